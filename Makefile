@@ -1,0 +1,41 @@
+# Every target does all the set-up that it needs: `make quickstart` and `make test` work on a fresh clone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test gates test-oldest bench clean
+
+help:
+	@echo "make quickstart   pictures of what each mask hides, in quickstart/"
+	@echo "make test         all tests, documentation examples, and the tests again with shape checks"
+	@echo "make gates        style, types and layers"
+	@echo "make test-oldest  the tests on the oldest supported torch and torchvision, in .venv-oldest"
+	@echo "make bench        benchmarks, as ratios beside a peer in one process"
+
+# Made anew when the dependencies change, and never used half made.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(PINS)
+	touch $@
+
+quickstart: $(VENV)/installed
+	$(BIN)/c2fmae view masks --out quickstart/masks.png
+	$(BIN)/c2fmae view schedule --out quickstart/schedule.png
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+	@echo "The same tests with every shape and type checked at each call:"
+	$(BIN)/python -m pytest tests --jaxtyping-packages=c2fmae,beartype.beartype -m "not compile and not once"
+
+gates: $(VENV)/installed
+	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files --show-diff-on-failure
+
+test-oldest:
+	$(MAKE) VENV=.venv-oldest PINS='torch==2.11.* torchvision==0.26.*' test
+
+bench: $(VENV)/installed
+	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit; done
+
+clean:
+	rm -rf .venv .venv-oldest quickstart build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

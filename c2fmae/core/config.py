@@ -1,0 +1,157 @@
+"""Configs: frozen, strict, read from YAML and changed by dotted `key=value`.
+
+A config class sits beside what it builds. Reading one reports *all* its mistakes at once, each with its
+dotted path and, for a misspelt key or choice, the nearest that exists.
+"""
+
+import types
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from c2fmae.core.errors import UserError, did_you_mean
+
+
+class Config(BaseModel):
+    """Base of every config: no field can be changed, no unknown key gets in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None) -> Self:
+        """Build from plain values with `a.b=value` overrides on top; every problem is in the one error."""
+        tree, problems = _assign(dict(values), overrides)
+        try:
+            config = cls.model_validate(tree)
+        except ValidationError as error:
+            problems += [_explain(cls, details) for details in error.errors()]
+        else:
+            if not problems:
+                return config
+        heading = source or cls.__name__
+        if len(problems) == 1:
+            raise UserError(f"{heading}: {problems[0]}")
+        raise UserError("\n".join([f"{heading}: {len(problems)} problems", *(f"  {line}" for line in problems)]))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a YAML file."""
+        return cls.read(read_yaml(path), overrides, source=str(path))
+
+    def override(self, overrides: Iterable[str]) -> Self:
+        """Return a copy with `a.b=value` changes, checked like a config that is read."""
+        return self.read(self.model_dump(), overrides, source="--set")
+
+    def to_yaml(self) -> str:
+        """Return the full config as YAML; reading it back gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; a key written twice is an error, since one of the two would be lost."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        values = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader too
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {place}{error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {_kind(values)}")
+    return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key!r} is set twice", problem_mark=key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _assign(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    problems = []
+    for override in overrides:
+        path, is_assignment, text = override.partition("=")
+        keys = [key.strip() for key in path.split(".")]
+        if not is_assignment or not all(keys):
+            problems.append(f"{override!r}: expected key=value")
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        node = tree
+        for depth, key in enumerate(keys[:-1], start=1):
+            child = node.get(key, {})
+            if not isinstance(child, dict):
+                problems.append(f"{path}: {'.'.join(keys[:depth])} is {_kind(child)} and has no settings of its own")
+                break
+            node[key] = child = dict(child)  # the caller's mapping stays as it was
+            node = child
+        else:
+            node[keys[-1]] = value
+    return tree, problems
+
+
+def _explain(cls: type[Config], details: ErrorDetails) -> str:
+    path = ".".join(map(str, details["loc"]))
+    match details["type"]:
+        case "extra_forbidden":
+            known = _fields(cls, details["loc"][:-1])
+            hint = did_you_mean(str(details["loc"][-1]), known) or f"Known: {', '.join(known)}"
+            text = f"no such setting. {hint}"
+        case "missing":
+            text = "is required"
+        case "literal_error":
+            choices = details["ctx"]["expected"]
+            hint = did_you_mean(str(details["input"]), [choice.strip("'") for choice in _split_choices(choices)])
+            text = f"expected {choices}, got {details['input']!r}{'. ' + hint if hint else ''}"
+        case "value_error":
+            text = str(details["ctx"]["error"])
+        case _:
+            text = f"{details['msg'][:1].lower()}{details['msg'][1:]}, got {details['input']!r}"
+    return f"{path}: {text}" if path else text
+
+
+def _split_choices(expected: str) -> list[str]:
+    return expected.replace(" or ", ", ").split(", ")
+
+
+def _fields(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the settings that exist at a dotted path."""
+    for key in path:
+        if isinstance(key, str) and key in cls.model_fields:
+            inner = [kind for kind in _unwrap(cls.model_fields[key].annotation) if issubclass(kind, BaseModel)]
+            if not inner:
+                return []
+            cls = inner[0]
+    return list(cls.model_fields)
+
+
+def _unwrap(annotation: Any) -> list[type]:
+    """Return the classes inside `X | None`, `tuple[X, ...]`, `dict[str, X]` and the like."""
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
+        return [kind for inner in get_args(annotation) for kind in _unwrap(inner)]
+    return [annotation] if isinstance(annotation, type) else []
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}.get(
+        type(value), type(value).__name__
+    )

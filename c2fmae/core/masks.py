@@ -1,0 +1,84 @@
+"""The record of what is hidden in a batch, in all granularities."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+
+_FORMAT = "c2fmae-masks-1"
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What is hidden in each granularity of each image, and the list of what is not.
+
+    Every image shows the same number of patches in all, so `visible_idx` is a plain rectangle although
+    the granularities' shares of it differ from image to image.
+    """
+
+    granularities: tuple[str, ...]
+    is_masked: Bool[Tensor, "batch granularity patch"]
+    """True where the encoder does not see the patch."""
+    visible_idx: Int[Tensor, "batch visible"]
+    """Places of the visible patches in the image's granularity × patch tokens, ascending."""
+
+    @classmethod
+    def of(
+        cls, is_masked: Bool[Tensor, "batch granularity patch"], granularities: Sequence[str], *, num_visible: int
+    ) -> "Masks":
+        """Index a mask whose every image shows exactly `num_visible` patches."""
+        is_visible = ~is_masked.flatten(1)
+        if is_masked.device.type == "cpu" and (counts := is_visible.sum(dim=1)).ne(num_visible).any():
+            raise ValueError(
+                f"every image must show {num_visible} patches, but they show {sorted(set(counts.tolist()))}"
+            )
+        # Scatter each visible place to its rank; the hidden ones share a last slot that is cut off. No host read.
+        rank = (is_visible.cumsum(dim=1) - 1).masked_fill(~is_visible, num_visible)
+        places = torch.arange(is_visible.shape[1], device=is_masked.device).expand_as(rank)
+        slots = rank.new_zeros(len(rank), num_visible + 1).scatter_(1, rank, places)
+        return cls(tuple(granularities), is_masked, slots[:, :num_visible].contiguous())
+
+    @property
+    def num_masked(self) -> Int[Tensor, "batch granularity"]:
+        """How many patches each granularity hides."""
+        return self.is_masked.sum(dim=2)
+
+    @property
+    def flat_visible_idx(self) -> Int[Tensor, " visible_in_batch"]:
+        """The visible places of the whole batch in one list, counted through all images' tokens."""
+        tokens_per_image = self.is_masked[0].numel()
+        offset = torch.arange(len(self.visible_idx), device=self.visible_idx.device).unsqueeze(1) * tokens_per_image
+        return (self.visible_idx + offset).flatten()
+
+    def to(self, device: str | torch.device) -> "Masks":
+        """Return the masks on a device."""
+        return Masks(self.granularities, self.is_masked.to(device), self.visible_idx.to(device))
+
+    def save(self, path: str | Path) -> None:
+        """Write the masks to a safetensors file, to be replayed later."""
+        from safetensors.torch import save_file
+
+        tensors = {"is_masked": self.is_masked.cpu(), "visible_idx": self.visible_idx.cpu()}
+        metadata = {"format": _FORMAT, "granularities": json.dumps(self.granularities)}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Masks":
+        """Read masks that `save` wrote."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise UserError(f"{path}: not a file of masks (its format is {metadata.get('format')!r})")
+                granularities = tuple(json.loads(metadata["granularities"]))
+                return cls(granularities, file.get_tensor("is_masked"), file.get_tensor("visible_idx"))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read as masks: {error}") from error

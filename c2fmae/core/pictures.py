@@ -1,0 +1,243 @@
+"""Small figures with nothing but Pillow and NumPy: arrays and images in, a picture out."""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from io import BytesIO
+from itertools import pairwise
+from math import ceil, floor, inf, log10
+from pathlib import Path
+from unicodedata import normalize
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import IGNORE
+
+Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]
+
+PAPER, INK, MUTED, RULE, UNLABELLED = (255, 255, 255), (31, 36, 45), (105, 112, 124), (226, 229, 234), (217, 219, 222)
+SERIES = ((43, 104, 176), (217, 122, 38), (52, 143, 104), (181, 65, 100), (121, 92, 168), (64, 152, 174))
+MARGIN, GAP = 24, 10
+
+_SPELT = dict(zip("αβγ−–—×→≤≥", ["alpha", "beta", "gamma", "-", "-", "-", "x", "->", "<=", ">="], strict=True))
+
+
+def colour_classes(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Colour a class map [H, W] calmly: 0 is slate, low ids lie furthest apart, unlabelled pixels are hatched."""
+    return _colour(ids, _palette((58, 67, 82), (0.48, 0.05), (0.84, 0.15)))
+
+
+def colour_instances(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Colour an instance map [H, W] vividly on a near-black background (0); unlabelled pixels are hatched."""
+    return _colour(ids, _palette((22, 25, 31), (0.52, 0.11), (0.88, 0.22)))
+
+
+def hide_patches(
+    image: NDArray[np.uint8], is_masked: NDArray[np.bool_], *, shade: Colour = (104, 110, 120), cover: float = 0.85
+) -> NDArray[np.uint8]:
+    """Cover the patches [rows, columns] that are True: `cover` 1 shows nothing of them, 0 only outlines them."""
+    row, column = (np.arange(n) * cells // n for n, cells in zip(image.shape[:2], is_masked.shape, strict=True))
+    is_edge = (np.diff(row, prepend=-1) > 0)[:, None] | (np.diff(column, prepend=-1) > 0)
+    covered = image + cover * (np.array(shade, np.float64) - image)
+    covered += 0.12 * is_edge[..., None] * (255 - covered)
+    return np.where(is_masked[row[:, None], column][..., None], covered.round().astype(np.uint8), image)
+
+
+def sheet(
+    rows: Sequence[Sequence[NDArray[np.uint8]]],
+    *,
+    column_titles: Sequence[str],
+    row_titles: Sequence[str] = (),
+    title: str = "",
+    subtitle: str = "",
+    footer: str = "",
+) -> Image.Image:
+    """Lay out tiles [H, W, 3] of one size; a row may end early, and texts wrap rather than touch."""
+    shapes = {tile.shape for row in rows for tile in row}
+    if len(shapes) != 1:
+        raise ValueError(f"a sheet takes tiles of one size, not {sorted(shapes) or 'none'}")
+    tile_height, tile_width, _ = shapes.pop()
+    heads = [_Text(text, 13, tile_width) for text in column_titles]
+    sides = [_Text(text, 13, 160) for text in row_titles]
+    across = max([tile_width, *(text.width for text in heads)]) + GAP
+    down = max([tile_height, *(text.height for text in sides)]) + GAP
+    left = MARGIN + max([0, *(text.width + GAP for text in sides)])
+    width = max(left + across * max(map(len, [*rows, heads])) - GAP + MARGIN, 360)
+    header, lead, foot = (_Text(t, size, width - 2 * MARGIN) for t, size in ((title, 20), (subtitle, 13), (footer, 12)))
+    top = MARGIN + header.height + lead.height + (GAP if title or subtitle else 0)
+    top += max([0, *(text.height + 5 for text in heads)])
+    bottom = top + down * len(rows) - GAP
+    page = Image.new("RGB", (width, bottom + (GAP + foot.height if footer else 0) + MARGIN), PAPER)
+    pen = ImageDraw.Draw(page)
+    header.draw(pen, MARGIN, MARGIN, INK)
+    lead.draw(pen, MARGIN, MARGIN + header.height, MUTED)
+    foot.draw(pen, MARGIN, bottom + GAP, MUTED)
+    indent = (across - GAP - tile_width) // 2
+    for j, text in enumerate(heads):
+        text.draw(pen, left + across * j + indent + tile_width // 2, top - 5 - text.height, INK, "m")
+    for i, text in enumerate(sides):
+        text.draw(pen, left - GAP, top + down * i + (tile_height - text.height) // 2, INK, "r")
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            x, y = left + across * j + indent, top + down * i
+            pen.rectangle((x - 1, y - 1, x + tile_width, y + tile_height), outline=RULE)
+            page.paste(Image.fromarray(tile), (x, y))
+    return page
+
+
+def line_chart(
+    series: Mapping[str, Sequence[float]],
+    x: Sequence[float],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    y_range: tuple[float, float],
+    width: int = 640,
+    height: int = 360,
+    dashed: Collection[str] = (),
+) -> Image.Image:
+    """Draw curves named at their ends, cut off at `y_range`, without NaN; one that runs along another is dashed too."""
+    page = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(page)
+    names, header = {name: _Text(name, 13) for name in series}, _Text(title, 16, width - 2 * MARGIN)
+    label = _Text(y_label, 12)
+    (x0, x1), (y0, y1) = (min(x), max(x) if max(x) > min(x) else min(x) + 1), y_range
+    x_ticks, y_ticks = ({at: _Text(f"{at:g}", 12) for at in _ticks(*ends)} for ends in ((x0, x1), y_range))
+    left = MARGIN + 8 + max(text.width for text in y_ticks.values())
+    right = width - MARGIN - 42 - max(text.width for text in names.values())
+    top, bottom = MARGIN + header.height + label.height + 12, height - MARGIN - 42
+    per_x, per_y = (right - left) / (x1 - x0), (bottom - top) / (y1 - y0)
+    header.draw(pen, MARGIN, MARGIN, INK)
+    label.draw(pen, MARGIN, MARGIN + header.height, MUTED)
+    _Text(x_label, 12).draw(pen, (left + right) // 2, bottom + 26, MUTED, "m")
+    for tick, text in y_ticks.items():
+        row = round(bottom - (tick - y0) * per_y)
+        pen.line((left, row, right, row), fill=RULE)
+        text.draw(pen, left - 8, row - text.height // 2, MUTED, "r")
+    for tick, text in x_ticks.items():
+        column = round(left + (tick - x0) * per_x)
+        pen.line((column, top, column, bottom), fill=RULE)
+        text.draw(pen, column, bottom + 7, MUTED, "m")
+
+    across = left + (np.array(x) - x0) * per_x
+    curves = {name: across + 1j * (bottom - (np.array(values) - y0) * per_y) for name, values in series.items()}
+    curves = {name: curve[np.isfinite(curve)] for name, curve in curves.items()}
+    seen, dash = set[object](), dict[str, float]()
+    for name, curve in curves.items():
+        steps = set(pairwise(curve.round(1).tolist()))
+        is_solid = name not in dashed and seen.isdisjoint(steps)
+        dash[name] = inf if is_solid else 9 / 2 ** sum(length < inf for length in dash.values())
+        seen |= steps
+    colours = {name: SERIES[i % len(SERIES)] for i, name in enumerate(curves)}
+    for name in sorted(filter(lambda name: len(curves[name]), curves), key=lambda name: -dash[name]):
+        _stroke(page, curves[name], (left - 3, top - 3, right + 4, bottom + 4), colours[name], dash[name])
+    ends, y = {name: max(curve[-1].imag if len(curve) else bottom, top) for name, curve in curves.items()}, -inf
+    for below, name in zip(range(len(ends))[::-1], sorted(ends, key=lambda name: ends[name]), strict=True):
+        y = min(max(ends[name], y + 19), bottom - 19 * below)
+        swatch = np.array([right + 12, right + 34]) + 1j * y
+        _stroke(page, swatch, (right, 0, width, height), colours[name], dash[name])
+        names[name].draw(pen, right + 42, round(y) - names[name].height // 2, colours[name])
+    return page
+
+
+def stack(images: Sequence[Image.Image], *, columns: int = 1, gap: int = 16) -> Image.Image:
+    """Put pictures of any sizes on one page, row by row, each at the upper left of its cell."""
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    widths = [max(image.width for image in images[j::columns]) + gap for j in range(len(rows[0]))]
+    heights = [max(image.height for image in row) + gap for row in rows]
+    page = Image.new("RGB", (sum(widths) - gap, sum(heights) - gap), PAPER)
+    for i, image in enumerate(images):
+        page.paste(image, (sum(widths[: i % columns]), sum(heights[: i // columns])))
+    return page
+
+
+def save_png(image: Image.Image, path: str | Path) -> Path:
+    """Write a picture whole or not at all, making its folders; the same picture gives the same bytes."""
+    path, encoded = Path(path), BytesIO()
+    image.save(encoded, format="PNG", optimize=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(encoded.getvalue())
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
+    return path
+
+
+@cache
+def _palette(zero: Colour, low: tuple[float, float], high: tuple[float, float]) -> NDArray[np.uint8]:
+    """Return 256 colours, the last for unlabelled, each as far (in Oklab) as can be from all before it.
+
+    `low` and `high` bound their (lightness, chroma).
+    """
+    rgb = np.concatenate([[UNLABELLED, zero], 15 * np.indices((18, 18, 18)).reshape(3, -1).T])
+    lms = (rgb / 255) ** 2.2 @ np.array([[0.412, 0.212, 0.088], [0.536, 0.681, 0.282], [0.051, 0.107, 0.630]])
+    lab = np.cbrt(lms) @ np.array([[0.210, 1.978, 0.026], [0.794, -2.429, 0.783], [-0.004, 0.451, -0.809]])
+    measures = np.stack([lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])], axis=1)
+    is_usable = ((measures > low) & (measures < high)).all(axis=1)
+    distance, chosen = np.linalg.norm(lab - lab[0], axis=1), [0, 1]
+    while len(chosen) <= IGNORE:
+        from_last = np.linalg.norm(lab - lab[chosen[-1]], axis=1)
+        distance = np.minimum(distance, from_last)
+        chosen.append(int(np.where(is_usable & (from_last > 0.15), distance, -inf).argmax()))
+    return np.roll(rgb[chosen].astype(np.uint8), -1, axis=0)
+
+
+def _colour(ids: NDArray[np.integer], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    is_hatched = (ids == IGNORE) & (np.indices(ids.shape).sum(axis=0) % 8 < 2)
+    return np.asarray(palette[ids] - np.uint8(24) * is_hatched[..., None])
+
+
+class _Text:
+    """Text broken into lines, which knows its size before it is drawn."""
+
+    def __init__(self, text: str, size: int, width: float = inf) -> None:
+        self.font, self.size, self.pitch = ImageFont.load_default(size=size), size, round(1.35 * size)
+        missing = bytes(self.font.getmask("\ue123"))  # looks like every character that the font lacks
+        for c in {c for c in text if c.isprintable() and bytes(self.font.getmask(c)) == missing}:
+            text = text.replace(c, _SPELT.get(c) or normalize("NFKD", c).encode("ascii", "ignore").decode() or "?")
+        self.lines: list[str] = []
+        for paragraph in text.split("\n") if text else []:
+            self.lines.append("")
+            for word in paragraph.split(" "):
+                longer = f"{self.lines[-1]} {word}".lstrip()
+                if self.lines[-1] and self.font.getlength(longer) > width:
+                    self.lines.append(word)
+                else:
+                    self.lines[-1] = longer
+        self.width = ceil(max(map(self.font.getlength, self.lines), default=0))
+        self.height = self.pitch * len(self.lines)
+
+    def draw(self, pen: ImageDraw.ImageDraw, x: int, y: int, colour: Colour, align: str = "l") -> None:
+        for i, line in enumerate(self.lines):
+            pen.text((x, y + i * self.pitch + self.size), line, fill=colour, font=self.font, anchor=f"{align}s")
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return three to nine round numbers in a range."""
+    rough = (high - low) / 5
+    power = 10.0 ** floor(log10(rough))
+    step = power * min((1, 2, 2.5, 5, 10), key=lambda m: abs(log10(m * power / rough)))
+    return [round(i * step, 12) + 0.0 for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+
+
+def _stroke(page: Image.Image, points: NDArray[np.complex128], box: Box, colour: Colour, dash: float) -> None:
+    """Draw a smooth line through x + iy in dashes of so many pixels (inf: solid), cut off at a box of the page."""
+    smooth = 8
+    mask = Image.new("L", ((box[2] - box[0]) * smooth, (box[3] - box[1]) * smooth))
+    points = (points + 0.5 + 0.5j - complex(*box[:2])) * smooth
+    along = np.cumsum([0, *np.abs(np.diff(points))]) / smooth
+    for start in np.arange(0, along[-1], 14) if dash < inf else [0]:
+        end = min(start + dash, along[-1])
+        piece = np.interp([start, *along[(along > start) & (along < end)], end], along, points).tolist()
+        ImageDraw.Draw(mask).line([(p.real, p.imag) for p in piece], fill=255, width=18, joint="curve")
+    page.paste(colour, box, mask.reduce(smooth))

@@ -1,0 +1,1 @@
+"""What joins a masking policy, a model and its losses into one training step. Nothing here yet."""

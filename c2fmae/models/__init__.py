@@ -1,0 +1,1 @@
+"""Patches and positions, embeddings, encoder, decoders, targets and losses. Nothing here yet."""

@@ -1,0 +1,136 @@
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, ValidationError, field_validator
+
+from c2fmae.core.config import Config, read_yaml
+from c2fmae.core.errors import UserError, unknown_name
+
+
+class Optimiser(Config):
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Run(Config):
+    steps: Annotated[int, Field(ge=1)]
+    precision: Literal["fp32", "bf16"] = "bf16"
+    optimiser: Optimiser = Optimiser()
+    warm_up: Optimiser | None = None
+    decoder: str = "cascaded"
+
+    @field_validator("decoder")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ("cascaded", "parallel"):
+            raise unknown_name("decoder", name, ["cascaded", "parallel"])
+        return name
+
+
+def problems(values: dict[str, object], *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        Run.read(values, overrides, source="run.yaml")
+    return str(caught.value)
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest() -> None:
+    assert (
+        problems({"steps": 5, "optimiser": {"rl": 1}}) == "run.yaml: optimiser.rl: no such setting. Did you mean 'lr'?"
+    )
+    assert problems({"stesp": 5, "steps": 1}) == "run.yaml: stesp: no such setting. Did you mean 'steps'?"
+    assert problems({"steps": 5, "warm_up": {"bates": [0, 0]}}) == (
+        "run.yaml: warm_up.bates: no such setting. Did you mean 'betas'?"
+    )
+
+
+def test_a_key_like_no_other_is_answered_with_all_there_are() -> None:
+    assert (
+        problems({"steps": 5, "optimiser": {"zzz": 1}}) == "run.yaml: optimiser.zzz: no such setting. Known: lr, betas"
+    )
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    text = problems(
+        {"precision": "bf61", "optimiser": {"lr": -1}, "decoder": "cascade", "sede": 0}, "optimiser.betas=[0.9]", "oops"
+    )
+    assert text == "\n".join(
+        [
+            "run.yaml: 7 problems",
+            "  'oops': expected key=value",
+            "  steps: is required",
+            "  precision: expected 'fp32' or 'bf16', got 'bf61'. Did you mean 'bf16'?",
+            "  optimiser.lr: input should be greater than 0, got -1",
+            "  optimiser.betas.1: is required",
+            "  decoder: no decoder named 'cascade'. Did you mean 'cascaded'? Known: cascaded, parallel",
+            "  sede: no such setting. Known: steps, precision, optimiser, warm_up, decoder",
+        ]
+    )
+
+
+def test_overrides_change_single_settings_at_any_depth() -> None:
+    config = Run.read({"steps": 5}, ["optimiser.lr=1e-4", "warm_up.betas=[0, 0.5]", "precision=fp32"])
+    assert config == Run(steps=5, optimiser=Optimiser(lr=1e-4), warm_up=Optimiser(betas=(0, 0.5)), precision="fp32")
+
+
+def test_an_override_below_a_number_is_refused() -> None:
+    assert (
+        problems({"steps": 5}, "steps.lr=3") == "run.yaml: steps.lr: steps is a number and has no settings of its own"
+    )
+
+
+def test_what_is_read_is_not_written_to() -> None:
+    values = {"steps": 5, "optimiser": {"lr": 1.0}}
+    Run.read(values, ["optimiser.lr=2", "steps=6"])
+    assert values == {"steps": 5, "optimiser": {"lr": 1.0}}
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Run(steps=5).steps = 6  # type: ignore[misc]
+
+
+def test_a_config_survives_yaml(tmp_path: Path) -> None:
+    config = Run(steps=5, optimiser=Optimiser(lr=3e-5), warm_up=Optimiser())
+    path = tmp_path / "run.yaml"
+    path.write_text(config.to_yaml())
+    assert Run.from_yaml(path) == config
+    assert Run.from_yaml(path, ["steps=7"]).steps == 7
+    assert config.override(["optimiser.lr=1"]).optimiser == Optimiser(lr=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: [1, 2\nc: 3\n", "{path}: line 3, column 2: expected ',' or ']', but got ':'"),
+        ("a: 1\nb: 2\na: 3\n", "{path}: line 3, column 1: 'a' is set twice"),
+        ("a:\n  b: 1\n  b: 2\n", "{path}: line 3, column 3: 'b' is set twice"),
+        ("- a\n- b\n", "{path}: expected `key: value` lines, found a list"),
+        ("just words\n", "{path}: expected `key: value` lines, found text"),
+        ("a: !!python/object/apply:os.getcwd []\n", None),
+    ],
+)
+def test_bad_yaml_is_refused_with_its_place(tmp_path: Path, text: str, message: str | None) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_yaml(path)
+    if message is None:
+        assert "could not determine a constructor for the tag" in str(caught.value)
+    else:
+        assert str(caught.value) == message.format(path=path)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.yaml"
+    with pytest.raises(UserError) as caught:
+        read_yaml(missing)
+    assert str(caught.value) == f"{missing}: cannot be read: No such file or directory"
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(UserError, match="binary.yaml: cannot be read: "):
+        read_yaml(tmp_path / "binary.yaml")
+
+
+def test_an_empty_file_has_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert read_yaml(tmp_path / "empty.yaml") == {}

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, Scene, SceneBatch
+
+
+def scene(key: str, size: int = 4, label: int | None = None) -> Scene:
+    photo = torch.zeros(3, size, size, dtype=torch.uint8)
+    return Scene(key, {"rgb": photo, "semantic": photo[0]}, label)
+
+
+def test_scenes_are_stacked_in_order() -> None:
+    batch = SceneBatch.stack([scene("a", label=3), scene("b")])
+    assert len(batch) == 2
+    assert batch.keys == ("a", "b")
+    assert batch.labels == (3, None)
+    assert {name: tuple(tensor.shape) for name, tensor in batch.maps.items()} == {
+        "rgb": (2, 3, 4, 4),
+        "semantic": (2, 4, 4),
+    }
+    assert batch.to("cpu").keys == batch.keys
+
+
+def test_a_scene_of_another_size_is_named() -> None:
+    with pytest.raises(UserError) as caught:
+        SceneBatch.stack([Scene("a", {"rgb": torch.zeros(3, 4, 4)}), Scene("b", {"rgb": torch.zeros(3, 5, 4)})])
+    assert str(caught.value) == "b: rgb is (3, 5, 4), but (3, 4, 4) in a"
+
+
+def test_a_scene_that_lacks_a_map_is_named() -> None:
+    with pytest.raises(UserError) as caught:
+        SceneBatch.stack([scene("a"), Scene("b", {"rgb": scene("b").maps["rgb"]})])
+    assert str(caught.value) == "b: semantic is None, but (4, 4) in a"
+
+
+@pytest.mark.parametrize("name", list(GRANULARITIES))
+def test_every_granularity_goes_by_its_name_and_ids_are_never_mixed(name: str) -> None:
+    spec = GRANULARITIES.get(name)
+    assert spec.name == name
+    if spec.kind == "ids":
+        assert spec.resize == "nearest"
+        assert spec.ignore == 255
+        assert spec.suffix.endswith(".png")
+
+
+def test_the_papers_granularities_are_there() -> None:
+    assert set(COARSE_TO_FINE) <= set(GRANULARITIES)
