@@ -1,0 +1,47 @@
+"""Pure functions that decide which patches a masked autoencoder hides, and the policies that name them.
+
+Noise and generators are arguments, inputs are never written to, the images of a batch never influence each other,
+and nothing but torch and jaxtyping is needed.
+
+>>> import torch
+>>> from c2fmae.masking import patch_regions, semantic_mask
+>>> semantic_map = torch.zeros(1, 224, 224, dtype=torch.uint8)
+>>> semantic_map[:, :, 112:] = 17
+>>> regions = patch_regions(semantic_map, 16)
+>>> noise = torch.rand(1, 196, generator=torch.Generator().manual_seed(0))
+>>> is_masked = semantic_mask(regions, noise, torch.tensor([147]))
+>>> [is_masked[regions == region].sum().item() for region in (0, 17)]
+[74, 73]
+"""
+
+from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
+from c2fmae.masking.curricula import CURRICULA
+from c2fmae.masking.guided import instance_mask, semantic_mask
+from c2fmae.masking.policies import POLICIES, MaskNoise, PatchMaps, Policy
+from c2fmae.masking.regions import patch_regions
+from c2fmae.masking.report import Quota, explain
+from c2fmae.masking.rounding import apportion, quotas, sample_shares
+from c2fmae.masking.scenes import mask_scenes
+from c2fmae.masking.select import random_mask, top_k_mask
+
+__all__ = [
+    "CURRICULA",
+    "POLICIES",
+    "MaskNoise",
+    "PatchMaps",
+    "Policy",
+    "Quota",
+    "apportion",
+    "blend_scores",
+    "explain",
+    "instance_mask",
+    "mask_scenes",
+    "patch_regions",
+    "quota_mask",
+    "quotas",
+    "random_mask",
+    "sample_mask",
+    "sample_shares",
+    "semantic_mask",
+    "top_k_mask",
+]

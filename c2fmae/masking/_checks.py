@@ -1,0 +1,81 @@
+"""What the masking functions refuse, and when.
+
+Shapes, dtypes and Python numbers are looked at on every call. Tensor values are looked at only in eager mode
+on a CPU: anywhere else it would stop the device or break the graph, and budgets are clamped instead.
+"""
+
+import torch
+from torch import Tensor
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Tell whether looking at the tensor's values costs nothing here."""
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu"
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape."""
+    if tensor.shape != expected:
+        raise ValueError(f"{name}: expected shape {list(expected)}, got {list(tensor.shape)}")
+
+
+def check_rows(name: str, tensor: Tensor) -> tuple[int, int]:
+    """Refuse what is not [batch, patch]; return both lengths."""
+    if tensor.ndim != 2:
+        raise ValueError(f"{name}: expected [batch, patch], got shape {list(tensor.shape)}")
+    return tensor.shape[0], tensor.shape[1]
+
+
+def check_ids(name: str, tensor: Tensor) -> None:
+    """Refuse what is not of an integer dtype."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name}: expected an integer dtype, got {tensor.dtype}")
+
+
+def check_noise(noise: Tensor, rows: tuple[int, int]) -> None:
+    """Refuse noise of another shape than the patches', or that is not real."""
+    check_shape("noise", noise, rows)
+    if not noise.is_floating_point():
+        raise ValueError(f"noise: expected a floating-point dtype, got {noise.dtype}")
+
+
+def check_mask(name: str, mask: Tensor, rows: tuple[int, int]) -> None:
+    """Refuse what is not a boolean for every patch."""
+    check_shape(name, mask, rows)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name}: expected a boolean mask, got {mask.dtype}")
+
+
+def checked_budget(num_masked: Tensor, rows: tuple[int, int]) -> Tensor:
+    """Return the budget as an int64 column in [0, patches]."""
+    batch, patches = rows
+    check_shape("num_masked", num_masked, (batch,))
+    check_ids("num_masked", num_masked)
+    if can_read(num_masked) and batch:
+        if (low := int(num_masked.min())) < 0:
+            raise ValueError(f"num_masked: a budget cannot be negative, got {low}")
+        if (high := int(num_masked.max())) > patches:
+            raise ValueError(f"num_masked: {high} patches cannot be hidden of {patches}")
+    return num_masked.long().clamp(0, patches).unsqueeze(1)
+
+
+def checked_share(name: str, share: float | Tensor, like: Tensor) -> Tensor:
+    """Return a share in [0, 1], given once or for each image, as a float64 column."""
+    if isinstance(share, Tensor):
+        check_shape(name, share, (len(like),))
+        if can_read(share) and bool(((share < 0) | (share > 1) | share.isnan()).any()):
+            raise ValueError(f"{name}: expected shares in [0, 1], got {share.tolist()}")
+        return share.to(like.device, torch.float64).unsqueeze(1)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name}: expected a share in [0, 1], got {share}")
+    return torch.full((len(like), 1), share, dtype=torch.float64, device=like.device)
+
+
+def checked_coefficients(alpha: float | Tensor, beta: float | Tensor, like: Tensor) -> Tensor:
+    """Return (α, β, 1 - α - β) for each image, in float64."""
+    first, second = checked_share("alpha", alpha, like), checked_share("beta", beta, like)
+    rest = 1 - first - second
+    # 0.7 + 0.3 may miss 1 by a rounding, and float32 coefficients by more
+    if can_read(rest) and bool((rest < -1e-6).any()):
+        raise ValueError(f"alpha + beta: expected at most 1, got {1 - float(rest.min()):g}")
+    return torch.cat([first, second, rest.clamp(min=0)], dim=1)

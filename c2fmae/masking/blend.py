@@ -1,0 +1,82 @@
+"""Three ways to make one mask of three (Eq. 10-11 and two that are truly smooth).
+
+The three masks hide equally many patches of a row. Coefficients are numbers, or one for each image.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from c2fmae.masking._checks import can_read, check_mask, check_noise, check_rows, check_shape, checked_coefficients
+from c2fmae.masking.rounding import apportion
+from c2fmae.masking.select import falling, grouped_order, hide_first
+
+Mask = Bool[Tensor, "batch patch"]
+Coefficient = float | Float[Tensor, " batch"]
+
+
+def blend_scores(
+    semantic: Mask, instance: Mask, random: Mask, alpha: Coefficient, beta: Coefficient
+) -> Float32[Tensor, "batch patch"]:
+    """Return the score map α · semantic + β · instance + (1 - α - β) · random (Eq. 10).
+
+    Its `top_k_mask` is a hard switch: wherever one coefficient exceeds ½, it is exactly that mask.
+    """
+    _check_masks(semantic, instance, random)
+    coefficients = checked_coefficients(alpha, beta, semantic)
+    # Summed in float64, so that equal sums of coefficients are equal scores in float32. That would lose a tiny
+    # excess over ½, which decides.
+    coefficients = torch.where(coefficients > 0.5, coefficients.clamp(min=0.5 + 1e-6), coefficients)
+    first, second, rest = coefficients.split(1, dim=1)
+    scores: Tensor = first * semantic + second * instance + rest * random
+    return scores.float()
+
+
+def sample_mask(
+    semantic: Mask, instance: Mask, random: Mask, alpha: Coefficient, beta: Coefficient, u: Float[Tensor, " batch"]
+) -> Mask:
+    """Give each image one of the three masks, drawn with probabilities α, β, 1 - α - β by its uniform `u` in [0, 1)."""
+    _check_masks(semantic, instance, random)
+    check_shape("u", u, (len(semantic),))
+    borders = checked_coefficients(alpha, beta, semantic).cumsum(dim=1)
+    is_semantic, is_guided = (u.unsqueeze(1) < borders[:, :2]).split(1, dim=1)
+    return torch.where(is_semantic, semantic, torch.where(is_guided, instance, random))
+
+
+def quota_mask(
+    semantic: Mask,
+    instance: Mask,
+    random: Mask,
+    alpha: Coefficient,
+    beta: Coefficient,
+    noise: Float[Tensor, "batch patch"],
+) -> Mask:
+    """Hide α of the patches as the semantic mask does, β as the instance mask, the rest as the random one.
+
+    Each share is drawn by noise from its own mask, from patches that no share before it took. As every mask hides
+    as many patches as are wanted in all, each always has enough left.
+    """
+    _check_masks(semantic, instance, random)
+    check_noise(noise, (len(semantic), semantic.shape[1]))
+    num_masked = random.sum(dim=1)
+    if can_read(random) and not all(torch.equal(mask.sum(dim=1), num_masked) for mask in (semantic, instance)):
+        raise ValueError("semantic, instance, random: expected masks that hide equally many patches of a row")
+    shares = apportion(checked_coefficients(alpha, beta, semantic), num_masked, num_masked.unsqueeze(1).expand(-1, 3))
+    place = falling(noise).long()
+    is_taken = torch.zeros_like(semantic)
+    for mask, share in zip((semantic, instance, random), shares.split(1, dim=1), strict=True):
+        is_left = mask & ~is_taken
+        is_taken = is_taken | hide_first(grouped_order(~is_left, place), share)
+        place = _scrambled(place)  # in the same order, what a mask has left would come last in the next one's draw
+    return is_taken
+
+
+def _scrambled(place: Tensor) -> Tensor:
+    """Return another order of the same patches: multiplying by an odd number permutes the 32-bit integers."""
+    return ((place * 0x2545F491) & 0xFFFFFFFF) - (1 << 31)
+
+
+def _check_masks(semantic: Tensor, instance: Tensor, random: Tensor) -> None:
+    rows = check_rows("semantic", semantic)
+    for name, mask in (("semantic", semantic), ("instance", instance), ("random", random)):
+        check_mask(name, mask, rows)

@@ -1,0 +1,80 @@
+"""Masking as a recipe writes it. Kept apart, since `c2fmae.masking` itself does without pydantic."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from c2fmae.core.config import Config
+from c2fmae.core.errors import UserError, did_you_mean
+from c2fmae.masking.curricula import CURRICULA
+from c2fmae.masking.policies import POLICIES, Blend, Policy
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_options(what: str, target: Callable[..., object], options: dict[str, Any]) -> None:
+    known = [name for name, p in inspect.signature(target).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"Known: {', '.join(known) or 'none'}"
+            raise UserError(f"{what} has no option {name!r}. {hint}")
+
+
+class CurriculumConfig(Config):
+    """Which mask leads at which point of training."""
+
+    name: str = "triangle"
+    options: dict[str, Any] = Field({})
+    """What the curriculum takes besides progress: `order`, `knots`, `alpha` and `beta`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            self.build()(0.5)
+        except TypeError as error:  # an option of the wrong kind, found out only by using it
+            raise UserError(f"curriculum {self.name!r}: {error}") from error
+        return self
+
+    def build(self) -> Callable[[float], tuple[float, float]]:
+        """Return progress → (α, β)."""
+        curriculum = CURRICULA.get(self.name)
+        _check_options(f"curriculum {self.name!r}", curriculum, self.options)
+        return partial(curriculum, **self.options)
+
+
+class MaskingConfig(Config):
+    """What is hidden, and how that changes in training."""
+
+    policy: str = "progressive"
+    curriculum: CurriculumConfig = CurriculumConfig()
+    blend: Blend = "topk"
+    object_share: Share = 0.75
+    """Share of the hidden patches that instance-guided masking puts on objects."""
+    weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Weights of the classes in semantic-guided masking; all equal unless given."""
+    options: dict[str, Any] = Field({})
+    """What a policy from outside takes besides the settings above."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            self.build()
+        except TypeError as error:
+            raise UserError(f"mask {self.policy!r}: {error}") from error
+        return self
+
+    def build(self) -> Policy:
+        """Return the policy with those of the settings that it has."""
+        policy = POLICIES.get(self.policy)
+        shared = {
+            "curriculum": self.curriculum.build(),
+            "blend": self.blend,
+            "object_share": self.object_share,
+            "weights": self.weights,
+        }
+        _check_options(f"mask {self.policy!r}", policy, self.options)
+        wanted = inspect.signature(policy).parameters
+        return policy(**{name: value for name, value in shared.items() if name in wanted} | self.options)

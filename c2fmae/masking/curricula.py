@@ -1,0 +1,90 @@
+"""Curricula: which mask leads at which point of training.
+
+A curriculum maps progress in [0, 1] to (α, β), the coefficients of the semantic and the instance mask; the random
+mask has the rest. Its options have defaults, so that `CURRICULA.get(name)(progress)` always answers.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from c2fmae.core.registry import Registry
+
+Phase = Literal["semantic", "instance", "random"]
+Order = tuple[Phase, Phase, Phase]
+Knot = tuple[float, float, float]
+"""(progress, α, β)"""
+
+TOP_DOWN: Order = ("semantic", "instance", "random")
+
+CURRICULA: Registry[Callable[[float], tuple[float, float]]] = Registry("curriculum")
+
+
+@CURRICULA.register("triangle")
+def triangle(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]:
+    """Straight slopes: the first phase fades out by half-time, the second peaks there, the third grows from it.
+
+    >>> [triangle(t) for t in (0, 0.25, 0.5, 1)]
+    [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (0.0, 0.0)]
+    """
+    _check_progress(progress)
+    first, last = max(0.0, 1 - 2.0 * progress), max(0.0, 2.0 * progress - 1)
+    return _in_order(order, first, last)
+
+
+@CURRICULA.register("cosine")
+def cosine(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]:
+    """Like triangle with rounded slopes: each phase lingers at its peak."""
+    _check_progress(progress)
+    lead = math.cos(math.pi * progress) ** 2
+    return _in_order(order, lead if progress < 0.5 else 0.0, lead if progress > 0.5 else 0.0)
+
+
+THIRDS: tuple[Knot, ...] = ((0.3, 1.0, 0.0), (0.4, 0.0, 1.0), (0.6, 0.0, 1.0), (0.7, 0.0, 0.0))
+
+
+@CURRICULA.register("piecewise")
+def piecewise(progress: float, *, knots: tuple[Knot, ...] = THIRDS) -> tuple[float, float]:
+    """Straight lines between knots (progress, α, β); flat before the first and after the last.
+
+    >>> piecewise(0.25, knots=((0.0, 0.0, 1.0), (0.5, 0.5, 0.0)))
+    (0.25, 0.5)
+    """
+    _check_progress(progress)
+    times = [time for time, _, _ in knots]
+    if not knots or times != sorted(set(times)):
+        raise ValueError(f"knots: expected rising progress, got {times}")
+    for time, alpha, beta in knots:
+        if not (alpha >= 0 and beta >= 0 and alpha + beta <= 1 + 1e-9):
+            raise ValueError(
+                f"knots: α = {alpha}, β = {beta} at {time}: expected at least 0 each and at most 1 together"
+            )
+    after = sum(time <= progress for time in times)
+    if after in (0, len(knots)):
+        _, alpha, beta = knots[min(after, len(knots) - 1)]
+        return alpha, beta
+    (start, *a), (end, *b) = knots[after - 1 : after + 1]
+    step = (progress - start) / (end - start)
+    alpha, beta = (low + step * (high - low) for low, high in zip(a, b, strict=True))
+    return alpha, beta
+
+
+@CURRICULA.register("constant")
+def constant(progress: float, *, alpha: float = 1 / 3, beta: float = 1 / 3) -> tuple[float, float]:
+    """The same coefficients from start to end; a third each unless given."""
+    _check_progress(progress)
+    if not (alpha >= 0 and beta >= 0 and alpha + beta <= 1 + 1e-9):
+        raise ValueError(f"alpha + beta: expected at least 0 each and at most 1 together, got {alpha} and {beta}")
+    return alpha, beta
+
+
+def _in_order(order: Order, first: float, last: float) -> tuple[float, float]:
+    if sorted(order) != sorted(get_args(Phase)):
+        raise ValueError(f"order: expected semantic, instance and random in any order, got {', '.join(order)}")
+    share = dict(zip(order, (first, 1 - first - last, last), strict=True))
+    return share["semantic"], share["instance"]
+
+
+def _check_progress(progress: float) -> None:
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress: expected a number in [0, 1], got {progress}")

@@ -1,0 +1,96 @@
+"""The two masks that look at what is in the image."""
+
+import torch
+from jaxtyping import Bool, Float, Integer, Real
+from torch import Tensor
+
+from c2fmae.masking._checks import can_read, check_ids, check_noise, check_rows, checked_budget, checked_share
+from c2fmae.masking.rounding import apportion, apportion_evenly
+from c2fmae.masking.select import falling, grouped_order, sort_runs
+
+
+def semantic_mask(
+    regions: Integer[Tensor, "batch patch"],
+    noise: Float[Tensor, "batch patch"],
+    num_masked: Integer[Tensor, " batch"],
+    *,
+    weights: Real[Tensor, " class"] | None = None,
+    ignore: int = 255,
+) -> Bool[Tensor, "batch patch"]:
+    """Hide the same fraction of every region (Eq. 5-6), uniformly inside each.
+
+    `weights` by class id hide more of some: a region's quota is proportional to weight × size, at most its size;
+    a weight of 0 keeps a class visible while the others have patches left. The ignore region has weight 1.
+
+    >>> regions = torch.tensor([[7, 7, 7, 7, 2, 2]])
+    >>> semantic_mask(regions, torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]]), torch.tensor([3]))
+    tensor([[False, False,  True,  True, False,  True]])
+    """
+    rows = check_rows("regions", regions)
+    check_ids("regions", regions)
+    check_noise(noise, rows)
+    budget = checked_budget(num_masked, rows)
+    runs = sort_runs(regions, noise)
+    if weights is None:
+        return runs.hide(apportion_evenly(runs.size, budget))
+    weighted = runs.size * weights_of(runs.group, weights, ignore)
+    return runs.hide(apportion(weighted, budget.squeeze(1), runs.size))
+
+
+def weights_of(
+    regions: Integer[Tensor, "batch patch"], weights: Real[Tensor, " class"], ignore: int
+) -> Real[Tensor, "batch patch"]:
+    """Return every patch's class weight; that of the ignore region is 1."""
+    if weights.ndim != 1:
+        raise ValueError(f"weights: expected one number per class, got shape {list(weights.shape)}")
+    is_ignored = regions == ignore
+    if can_read(regions) and bool((((regions < 0) | (regions >= len(weights))) & ~is_ignored).any()):
+        raise ValueError(f"regions: ids go beyond the {len(weights)} classes that weights are given for")
+    exact = weights.to(regions.device, torch.float64 if weights.is_floating_point() else torch.int64)
+    return exact[regions.long().clamp(0, len(weights) - 1)].masked_fill(is_ignored, 1)
+
+
+def instance_mask(
+    instances: Integer[Tensor, "batch patch"],
+    noise: Float[Tensor, "batch patch"],
+    num_masked: Integer[Tensor, " batch"],
+    *,
+    object_share: float | Float[Tensor, " batch"],
+    ignore: int = 255,
+) -> Bool[Tensor, "batch patch"]:
+    """Let `object_share` of what is hidden fall on objects, the rest on background (Eq. 7-8), uniformly inside each.
+
+    Ids 0 and `ignore` are background. What one side cannot hold goes to the other, so an image without objects is
+    masked uniformly.
+
+    >>> instances = torch.tensor([[0, 0, 0, 0, 1, 2]])
+    >>> instance_mask(instances, torch.arange(6.0).unsqueeze(0), torch.tensor([3]), object_share=1.0)
+    tensor([[False, False, False,  True,  True,  True]])
+    """
+    rows = check_rows("instances", instances)
+    check_ids("instances", instances)
+    check_noise(noise, rows)
+    budget = checked_budget(num_masked, rows)
+    side = side_of(instances, ignore)
+    weights, total, capacity = sides(side, object_share, budget)
+    on_objects, on_background = apportion(weights, total, capacity).split(1, dim=1)
+    place, border = torch.arange(side.shape[1], device=side.device), capacity[:, :1]
+    is_masked = (place < on_objects) | ((place >= border) & (place < border + on_background))
+    return torch.zeros_like(is_masked).scatter(1, grouped_order(side, falling(noise)), is_masked)
+
+
+def side_of(instances: Integer[Tensor, "batch patch"], ignore: int) -> Integer[Tensor, "batch patch"]:
+    """Return 0 for patches of objects and 1 for background."""
+    return ((instances == 0) | (instances == ignore)).long()
+
+
+def sides(
+    side: Integer[Tensor, "batch patch"],
+    object_share: float | Float[Tensor, " batch"],
+    budget: Integer[Tensor, "batch 1"],
+) -> tuple[Float[Tensor, "batch 2"], Integer[Tensor, " batch"], Integer[Tensor, "batch 2"]]:
+    """Return what `apportion` divides between objects and background: weights, total and capacity."""
+    share = checked_share("object_share", object_share, side)
+    background = side.sum(dim=1, keepdim=True)
+    capacity = torch.cat([side.shape[1] - background, background], dim=1)
+    return torch.cat([share, 1 - share], dim=1), budget.squeeze(1), capacity

@@ -1,0 +1,187 @@
+"""Policies: masks with a name and their options, as recipes and plug-ins see them.
+
+A policy is a frozen dataclass of plain options with two methods: `hide` draws a mask from noise that it is given,
+`odds` says how likely it is to hide each patch. An outside package adds one by registering it in `POLICIES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Float64, Integer
+from torch import Tensor
+
+from c2fmae.core.registry import Registry
+from c2fmae.masking._checks import checked_budget, checked_coefficients
+from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
+from c2fmae.masking.curricula import triangle
+from c2fmae.masking.guided import instance_mask, semantic_mask, side_of, sides, weights_of
+from c2fmae.masking.rounding import quotas
+from c2fmae.masking.select import random_mask, sort_runs, top_k_mask
+
+Blend = Literal["topk", "sample", "quota"]
+
+
+class PatchMaps(NamedTuple):
+    """What is in each patch."""
+
+    regions: Integer[Tensor, "batch patch"]
+    """Its semantic class."""
+    instances: Integer[Tensor, "batch patch"]
+    """Its object, 0 for background."""
+    ignore: int = 255
+    """The id of patches that nobody labelled, in both."""
+
+
+class MaskNoise(NamedTuple):
+    """Uniform noise in [0, 1): each of the three masks and each tie-break has its own."""
+
+    semantic: Float[Tensor, "batch patch"]
+    instance: Float[Tensor, "batch patch"]
+    random: Float[Tensor, "batch patch"]
+    tie: Float[Tensor, "batch patch"]
+    image: Float[Tensor, " batch"]
+
+
+class Policy(Protocol):
+    """Decides which patches are hidden; rows are images, or granularities of images."""
+
+    def hide(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float
+    ) -> Bool[Tensor, "batch patch"]:
+        """Hide exactly `num_masked` patches of every row."""
+        ...
+
+    def odds(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
+    ) -> Float64[Tensor, "batch patch"]:
+        """Return the share of draws in which each patch is to be hidden, before rounding."""
+        ...
+
+
+POLICIES: Registry[Callable[..., Policy]] = Registry("mask")
+
+
+@POLICIES.register("semantic")
+@dataclass(frozen=True, kw_only=True)
+class Semantic:
+    """Hide the same fraction of every semantic region, or more of some classes."""
+
+    weights: tuple[float, ...] | None = None
+    """By class id; none gives all classes weight 1."""
+
+    def hide(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
+    ) -> Bool[Tensor, "batch patch"]:
+        """See `semantic_mask`."""
+        weights = self._weights(patches)
+        return semantic_mask(patches.regions, noise.semantic, num_masked, weights=weights, ignore=patches.ignore)
+
+    def odds(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
+    ) -> Float64[Tensor, "batch patch"]:
+        """Return each region's quota over its size."""
+        runs = sort_runs(patches.regions, torch.zeros_like(patches.regions, dtype=torch.float32))
+        weighted, weights = runs.size, self._weights(patches)
+        if weights is not None:
+            weighted = weighted * weights_of(runs.group, weights, patches.ignore)
+        odds = (quotas(weighted, num_masked, runs.size) / runs.size.clamp(min=1)).gather(1, runs.start)
+        return torch.zeros_like(odds).scatter(1, runs.order, odds)
+
+    def _weights(self, patches: PatchMaps) -> Tensor | None:
+        return None if self.weights is None else torch.tensor(self.weights, device=patches.regions.device)
+
+
+@POLICIES.register("instance")
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """Let most of what is hidden fall on objects."""
+
+    object_share: float = 0.75
+
+    def hide(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
+    ) -> Bool[Tensor, "batch patch"]:
+        """See `instance_mask`."""
+        return instance_mask(
+            patches.instances, noise.instance, num_masked, object_share=self.object_share, ignore=patches.ignore
+        )
+
+    def odds(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
+    ) -> Float64[Tensor, "batch patch"]:
+        """Return each side's quota over its size."""
+        side = side_of(patches.instances, patches.ignore)
+        budget = checked_budget(num_masked, (side.shape[0], side.shape[1]))
+        weights, total, capacity = sides(side, self.object_share, budget)
+        return (quotas(weights, total, capacity) / capacity.clamp(min=1)).gather(1, side)
+
+
+@POLICIES.register("random")
+@dataclass(frozen=True, kw_only=True)
+class Random:
+    """Hide patches uniformly."""
+
+    def hide(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
+    ) -> Bool[Tensor, "batch patch"]:
+        """See `random_mask`."""
+        return random_mask(noise.random, num_masked)
+
+    def odds(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
+    ) -> Float64[Tensor, "batch patch"]:
+        """Return the hidden share of the row."""
+        patch_count = patches.regions.shape[1]
+        return (num_masked.double() / patch_count).unsqueeze(1).expand(-1, patch_count)
+
+
+@POLICIES.register("progressive")
+@dataclass(frozen=True, kw_only=True)
+class Progressive:
+    """Move from one mask to the next with the progress of training (Eq. 10-11)."""
+
+    curriculum: Callable[[float], tuple[float, float]] = triangle
+    blend: Blend = "topk"
+    object_share: float = 0.75
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.blend not in ("topk", "sample", "quota"):
+            raise ValueError(f"blend: expected 'topk', 'sample' or 'quota', got {self.blend!r}")
+
+    @property
+    def pure(self) -> tuple[Policy, Policy, Policy]:
+        """The three policies that are blended."""
+        return Semantic(weights=self.weights), Instance(object_share=self.object_share), Random()
+
+    def hide(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float
+    ) -> Bool[Tensor, "batch patch"]:
+        """Blend the three masks; those that cannot matter are not made."""
+        alpha, beta = self.curriculum(progress)
+        coefficients = (alpha, beta, 1 - alpha - beta)
+        # One above ½ decides every top-k alone, and one of 1 every blend (docs/masking.md has the proof).
+        decisive = 0.5 if self.blend == "topk" else 1 - 1e-9
+        for policy, coefficient in zip(self.pure, coefficients, strict=True):
+            if coefficient > decisive:
+                return policy.hide(patches, num_masked, noise, progress=progress)
+        semantic, instance, random = (
+            policy.hide(patches, num_masked, noise, progress=progress) for policy in self.pure
+        )
+        if self.blend == "topk":
+            return top_k_mask(blend_scores(semantic, instance, random, alpha, beta), num_masked, noise.tie)
+        if self.blend == "sample":
+            return sample_mask(semantic, instance, random, alpha, beta, noise.image)
+        return quota_mask(semantic, instance, random, alpha, beta, noise.tie)
+
+    def odds(
+        self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
+    ) -> Float64[Tensor, "batch patch"]:
+        """Return the average of the three with α, β, 1 - α - β; for `topk` with a coefficient above ½, that mask's."""
+        coefficients = checked_coefficients(*self.curriculum(progress), patches.regions)
+        if self.blend == "topk":
+            coefficients = torch.where((coefficients > 0.5).any(dim=1, keepdim=True), coefficients > 0.5, coefficients)
+        odds = torch.stack([policy.odds(patches, num_masked, progress=progress) for policy in self.pure], dim=1)
+        return (odds * coefficients.unsqueeze(2)).sum(dim=1)

@@ -1,0 +1,103 @@
+"""From maps to patches: the majority id of every patch."""
+
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+
+from c2fmae.masking._checks import can_read, check_ids
+
+# Comparing every pixel of a patch with every other costs their square, but is one simple operation on all
+# patches at once: it wins up to about this many pixels.
+_MOST_PIXELS_COMPARED = 64
+# Pixels looked at together: bounds the memory (at most about 40 bytes a pixel) and keeps it in the caches.
+_PIXELS_AT_ONCE = 1 << 20
+
+
+def patch_regions(
+    labels: Integer[Tensor, "batch height width"], patch: int | tuple[int, int], *, ignore: int = 255
+) -> Integer[Tensor, "batch patch"]:
+    """Return the majority id of every patch, in the dtype of the map; ties go to the lower id.
+
+    `patch` is counted in map pixels: 16 on a full-size map, 4 at label stride 4. A patch is `ignore` only
+    where it holds nothing else.
+
+    >>> labels = torch.tensor([[[3, 3, 255, 255], [7, 7, 255, 9]]])
+    >>> patch_regions(labels, 2)
+    tensor([[3, 9]])
+    """
+    check_ids("labels", labels)
+    if labels.ndim != 3:
+        raise ValueError(f"labels: expected [batch, height, width], got shape {list(labels.shape)}")
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    batch, height, width = labels.shape
+    if rows < 1 or columns < 1 or height % rows or width % columns:
+        raise ValueError(f"patch: {rows}×{columns} does not divide a map of {height}×{width}")
+    cells = _narrowed(labels).reshape(batch, height // rows, rows, width // columns, columns)
+    if rows * columns <= _MOST_PIXELS_COMPARED:
+        vote = _by_comparing
+    else:
+        vote = _by_counting if cells.dtype == torch.uint8 else _by_sorting
+    images_at_once = max(1, _PIXELS_AT_ONCE // (height * width))
+    regions = torch.cat([vote(some, ignore) for some in cells.split(images_at_once)])
+    return regions.view(batch, -1).to(labels.dtype)
+
+
+def _narrowed(labels: Tensor) -> Tensor:
+    """Return the ids in one byte where a look at them shows that they fit, and costs nothing."""
+    if labels.dtype == torch.uint16:  # which torch can store, and hardly more
+        labels = labels.int()
+    if labels.dtype != torch.uint8 and labels.numel() and can_read(labels):
+        low, high = labels.aminmax()
+        if low >= 0 and high < 256:
+            return labels.byte()
+    return labels
+
+
+def _lowest_of_most(ids: Tensor, votes: Tensor, dim: int) -> Tensor:
+    """Return the lowest id among those with the most votes."""
+    is_most = votes == votes.amax(dim, keepdim=True)
+    return torch.where(is_most, ids, torch.iinfo(ids.dtype).max).amin(dim)
+
+
+def _by_comparing(cells: Tensor, ignore: int) -> Tensor:
+    """Each pixel's votes are the pixels of its patch with the same id: best for small patches."""
+    batch, grid_rows, rows, grid_columns, columns = cells.shape
+    pixels = rows * columns
+    ids = cells.permute(2, 4, 0, 1, 3).reshape(pixels, -1)
+    ring = torch.cat([ids, ids])  # so that comparing with the pixel `step` further on is a plain slice
+    votes = torch.ones_like(ids, dtype=torch.uint8)
+    for step in range(1, pixels // 2 + 1):
+        same = (ids == ring[step : step + pixels]).view(torch.uint8)
+        votes += same
+        if 2 * step < pixels:  # the same pairs seen from their other end
+            votes[step:] += same[:-step]
+            votes[:step] += same[-step:]
+    votes.masked_fill_(ids == ignore, 0)
+    return _lowest_of_most(ids, votes, 0).view(batch, grid_rows, grid_columns)
+
+
+def _by_counting(cells: Tensor, ignore: int) -> Tensor:
+    """A histogram of 256 bins for every patch."""
+    batch, grid_rows, rows, grid_columns, columns = cells.shape
+    # Two votes a pixel, so that ignore, held to one in all, beats only ids that are not there.
+    dtype = torch.int16 if 2 * rows * columns < torch.iinfo(torch.int16).max else torch.int32
+    votes = torch.zeros(batch, grid_rows, grid_columns, 256, dtype=dtype, device=cells.device)
+    two = votes.new_full((), 2).expand(batch, grid_rows, grid_columns, columns)
+    for row in range(rows):  # one row of every patch at a time: the int64 index of all would be 8 × the map
+        votes.scatter_add_(3, cells[:, :, row].long(), two)
+    if 0 <= ignore < 256:
+        votes[..., ignore].clamp_(max=1)
+    ids = torch.arange(256, dtype=torch.uint8, device=cells.device)
+    return _lowest_of_most(ids, votes, 3)
+
+
+def _by_sorting(cells: Tensor, ignore: int) -> Tensor:
+    """Ids of any size, sorted: a pixel's votes are its place in the run of its id, so a run's last has them all."""
+    batch, grid_rows, rows, grid_columns, columns = cells.shape
+    pixels = rows * columns
+    ids = cells.permute(0, 1, 3, 2, 4).reshape(-1, pixels).sort(dim=1).values
+    place = torch.arange(1, pixels + 1, dtype=torch.int32, device=cells.device)
+    is_first = torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+    before = (place - 1).where(is_first, 0).cummax(dim=1).values
+    votes = (place - before).masked_fill(ids == ignore, 0)
+    return _lowest_of_most(ids, votes, 1).view(batch, grid_rows, grid_columns)

@@ -1,0 +1,165 @@
+"""The one rounding rule of the project, and the shares it is most often asked to round."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Integer, Real
+from torch import Tensor
+
+from c2fmae.masking._checks import can_read, check_ids, check_shape
+
+_TIED = 1e-9
+"""Real remainders this near to each other count as equal."""
+_TINY = torch.finfo(torch.float64).tiny
+
+
+def apportion(
+    weights: Real[Tensor, "batch bin"],
+    total: Integer[Tensor, " batch"],
+    capacity: Integer[Tensor, "batch bin"],
+) -> Int[Tensor, "batch bin"]:
+    """Divide integer totals over bins in proportion to weights, by largest remainder, none above its capacity.
+
+    The shares of a row add up to the total, or to all capacity where that is less, and each is within one of its
+    quota min(capacity, λ · weight), λ being the level at which the quotas fit the total. Ties go to the lower
+    bin. Bins of weight 0 get, in proportion to their capacity, only what the others cannot hold. Integer weights
+    are exact (as long as weight × total and weight × capacity stay below 2^52).
+
+    >>> apportion(torch.tensor([[3, 2, 1]]), torch.tensor([10]), torch.tensor([[4, 9, 9]]))
+    tensor([[4, 4, 2]])
+    """
+    total, level = _level(weights, total, capacity)
+    capacity = capacity.long()
+    product, divisor = level.weights * level.total, level.weight
+    if product.is_floating_point():
+        quota = product / divisor
+        share = quota.floor().long().minimum(capacity)
+        order = _by_remainder(torch.where(share < capacity, quota - share, -1.0))
+        share = torch.where(level.is_full, capacity, share)
+        return _with_rest(share, total - share.sum(dim=1, keepdim=True), order)
+    share = torch.where(level.is_full, capacity, product // divisor)
+    return _with_rest(share, total - share.sum(dim=1, keepdim=True), _by_exact_remainder(product, divisor))
+
+
+def apportion_evenly(size: Int[Tensor, "batch bin"], total: Int[Tensor, "batch 1"]) -> Int[Tensor, "batch bin"]:
+    """Divide totals over bins in proportion to their capacity: `apportion` without a look at what is full."""
+    product, divisor = size * total, size.sum(dim=1, keepdim=True).clamp(min=1)
+    share = product // divisor
+    return _with_rest(share, total - share.sum(dim=1, keepdim=True), _by_exact_remainder(product, divisor))
+
+
+def quotas(
+    weights: Real[Tensor, "batch bin"],
+    total: Integer[Tensor, " batch"],
+    capacity: Integer[Tensor, "batch bin"],
+) -> Float64[Tensor, "batch bin"]:
+    """Return what `apportion` rounds.
+
+    >>> quotas(torch.tensor([[3, 2, 1]]), torch.tensor([10]), torch.tensor([[4, 9, 9]]))
+    tensor([[4., 4., 2.]], dtype=torch.float64)
+    """
+    _, level = _level(weights, total, capacity)
+    return torch.where(level.is_full, capacity.double(), level.weights.double() * level.total / level.weight)
+
+
+def sample_shares(
+    batch: int, concentration: Float[Tensor, " granularity"], *, generator: torch.Generator
+) -> Float64[Tensor, "batch granularity"]:
+    """Draw each image's shares from a Dirichlet law: equal and high concentrations give even shares."""
+    if concentration.ndim != 1:
+        raise ValueError(f"concentration: expected one number per granularity, got shape {list(concentration.shape)}")
+    if can_read(concentration) and not bool((concentration > 0).all()):
+        raise ValueError(f"concentration: expected numbers above 0, got {concentration.tolist()}")
+    rates = concentration.to(generator.device, torch.float64).expand(batch, -1)
+    # Tiny concentrations can underflow to 0 in every granularity at once.
+    gamma = torch._standard_gamma(rates, generator=generator).clamp(min=_TINY)
+    return gamma / gamma.sum(dim=1, keepdim=True)
+
+
+def _scaled(weights: Tensor) -> Tensor:
+    """Return weights of at most 1, so that neither sums overflow nor products underflow."""
+    return weights / weights.amax(dim=1, keepdim=True).clamp(min=_TINY)
+
+
+class _Level(NamedTuple):
+    """How far a total fills the bins."""
+
+    is_full: Bool[Tensor, "batch bin"]
+    """Bins at their capacity."""
+    weights: Real[Tensor, "batch bin"]
+    """Weights of the bins that share the rest; 0 elsewhere."""
+    total: Int[Tensor, "batch 1"]
+    """The rest."""
+    weight: Real[Tensor, "batch 1"]
+    """The sum of their weights, never 0."""
+
+
+def _level(weights: Tensor, total: Tensor, capacity: Tensor) -> tuple[Tensor, _Level]:
+    """Return the totals that fit, as a column, and how far they fill the bins."""
+    _check(weights, total, capacity)
+    capacity = capacity.long()
+    weights = _scaled(weights.double()) if weights.is_floating_point() else weights.long()
+    total = total.long().clamp(min=0).unsqueeze(1).minimum(capacity.sum(dim=1, keepdim=True))
+
+    is_weighted = weights > 0
+    held = capacity.where(is_weighted, 0).sum(dim=1, keepdim=True)
+    spills = total > held  # then the weighted bins are full and the others share what is over
+    weights = torch.where(spills, capacity.where(~is_weighted, 0).to(weights.dtype), weights)
+    is_full = (spills & is_weighted) | _is_under_water(weights, torch.where(spills, total - held, total), capacity)
+    weights = weights.where(~is_full, 0)
+    rest = total - capacity.where(is_full, 0).sum(dim=1, keepdim=True)
+    weight = weights.sum(dim=1, keepdim=True)
+    return total, _Level(is_full, weights, rest, weight.where(weight > 0, 1))
+
+
+def _is_under_water(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
+    """Tell which bins are full at the level where min(capacity, level · weight) adds up to the total.
+
+    In order of capacity / weight, the level at which a bin is full fills all bins before it too; so a bin is full
+    if that much fits into the total. Cross-multiplied, this is exact in integers.
+    """
+    is_weighted = weights > 0
+    ratio = torch.where(is_weighted, capacity.double() / weights.where(is_weighted, 1), torch.inf)
+    order = ratio.argsort(dim=1)
+    weight = weights.gather(1, order)
+    held = capacity.where(is_weighted, 0).gather(1, order)
+    held_before = held.cumsum(dim=1) - held
+    weight_from_here = weight.flip(1).cumsum(dim=1).flip(1)
+    is_full = (weight > 0) & (held * weight_from_here <= (total - held_before) * weight)
+    return torch.zeros_like(is_full).scatter(1, order, is_full)
+
+
+def _with_rest(share: Tensor, rest: Tensor, order: Tensor) -> Tensor:
+    """Give one more to the first `rest` bins of an order."""
+    is_next = torch.arange(order.shape[1], device=order.device) < rest
+    return share.scatter_add(1, order, is_next.long())
+
+
+def _by_exact_remainder(product: Tensor, divisor: Tensor) -> Tensor:
+    return (product % divisor).argsort(dim=1, descending=True, stable=True)
+
+
+def _by_remainder(remainder: Tensor) -> Tensor:
+    """Order bins by remainder, highest first; those within a hair of each other by index."""
+    remainder, order = remainder.sort(dim=1, descending=True, stable=True)
+    is_lower = (remainder[:, :-1] - remainder[:, 1:]) > _TIED
+    step = torch.nn.functional.pad(is_lower.cumsum(dim=1), (1, 0))
+    return order.gather(1, (step * order.shape[1] + order).argsort(dim=1))
+
+
+def _check(weights: Tensor, total: Tensor, capacity: Tensor) -> None:
+    if weights.ndim != 2 or weights.dtype == torch.bool or weights.is_complex():
+        raise ValueError(f"weights: expected numbers [batch, bin], got {weights.dtype} {list(weights.shape)}")
+    if not weights.shape[1]:
+        raise ValueError("weights: expected at least one bin")
+    check_shape("total", total, (len(weights),))
+    check_shape("capacity", capacity, tuple(weights.shape))
+    check_ids("total", total)
+    check_ids("capacity", capacity)
+    if can_read(weights) and weights.numel():
+        if not bool((weights >= 0).all() & weights.isfinite().all()):
+            raise ValueError("weights: expected finite numbers of at least 0")
+        if int(total.min()) < 0:
+            raise ValueError(f"total: expected at least 0, got {int(total.min())}")
+        if int(capacity.min()) < 0:
+            raise ValueError(f"capacity: expected at least 0, got {int(capacity.min())}")

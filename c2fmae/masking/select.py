@@ -1,0 +1,95 @@
+"""Selection by noise: which patches go first, in all rows at once."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Integer
+from torch import Tensor
+
+from c2fmae.masking._checks import check_noise, check_rows, checked_budget
+
+
+def random_mask(
+    noise: Float[Tensor, "batch patch"], num_masked: Integer[Tensor, " batch"]
+) -> Bool[Tensor, "batch patch"]:
+    """Hide exactly `num_masked` patches a row: those of highest noise, among equals the lower index.
+
+    >>> random_mask(torch.tensor([[0.3, 0.9, 0.1, 0.5]]), torch.tensor([2]))
+    tensor([[False,  True, False,  True]])
+    """
+    rows = check_rows("noise", noise)
+    check_noise(noise, rows)
+    budget = checked_budget(num_masked, rows)
+    return hide_first(falling(noise).argsort(dim=1, stable=True), budget)
+
+
+def top_k_mask(
+    scores: Float[Tensor, "batch patch"], num_masked: Integer[Tensor, " batch"], noise: Float[Tensor, "batch patch"]
+) -> Bool[Tensor, "batch patch"]:
+    """Hide the `num_masked` patches of highest score (Eq. 11), equal scores by noise, equal noise by index."""
+    rows = check_rows("scores", scores)
+    check_noise(noise, rows)
+    budget = checked_budget(num_masked, rows)
+    return hide_first(grouped_order(falling(scores), falling(noise)), budget)
+
+
+class Runs(NamedTuple):
+    """Patches of each row sorted by group, and inside a group by falling noise: every group is a run."""
+
+    order: Int[Tensor, "batch patch"]
+    """The patch at each place."""
+    group: Int[Tensor, "batch patch"]
+    """Its group."""
+    start: Int[Tensor, "batch patch"]
+    """The place where its group's run starts."""
+    size: Int[Tensor, "batch patch"]
+    """At the first place of a run, its length; 0 elsewhere."""
+
+    def hide(self, quota: Int[Tensor, "batch patch"]) -> Bool[Tensor, "batch patch"]:
+        """Hide the first patches of each run, as many as the quota at its first place says."""
+        places = torch.arange(self.order.shape[1], device=self.order.device)
+        is_masked = places - self.start < quota.gather(1, self.start)
+        return torch.zeros_like(is_masked).scatter(1, self.order, is_masked)
+
+
+def sort_runs(group: Integer[Tensor, "batch patch"], noise: Float[Tensor, "batch patch"]) -> Runs:
+    """Sort the patches of each row by group and falling noise."""
+    key, order = _grouped_key(group, falling(noise)).sort(dim=1, stable=True)
+    group = key >> 32
+    is_first = torch.nn.functional.pad(group[:, 1:] != group[:, :-1], (1, 0), value=True)
+    start = torch.arange(group.shape[1], device=group.device).where(is_first, 0).cummax(dim=1).values
+    size = torch.zeros_like(start).scatter_add(1, start, torch.ones_like(start))
+    return Runs(order, group, start, size)
+
+
+def grouped_order(
+    group: Integer[Tensor, "batch patch"], place: Integer[Tensor, "batch patch"]
+) -> Int[Tensor, "batch patch"]:
+    """Order patches by group, inside a group by place, then by index; both are 32-bit numbers, so one sort does."""
+    return _grouped_key(group, place).argsort(dim=1, stable=True)
+
+
+def _grouped_key(group: Tensor, place: Tensor) -> Tensor:
+    # Adding 2^31 makes the low half unsigned, so that the high half is the group again.
+    return (group.long() << 32) + place + (1 << 31)
+
+
+def hide_first(order: Int[Tensor, "batch patch"], budget: Int[Tensor, "batch 1"]) -> Bool[Tensor, "batch patch"]:
+    """Hide the first patches of an order."""
+    is_masked = torch.arange(order.shape[1], device=order.device) < budget
+    return torch.zeros_like(is_masked).scatter(1, order, is_masked)
+
+
+def falling(values: Float[Tensor, "batch patch"]) -> Int[Tensor, "batch patch"]:
+    """Return 32-bit integers that rise as the values fall and are equal where these are.
+
+    A float's bits, read as an integer, rise with its size, and fall if it is negative. Float64 does not fit and is
+    replaced by its rank in the row.
+    """
+    if values.dtype == torch.float64:
+        ordered, order = values.sort(dim=1)
+        rank = torch.nn.functional.pad((ordered[:, 1:] != ordered[:, :-1]).cumsum(dim=1), (1, 0))
+        return ~torch.zeros_like(rank).scatter(1, order, rank).int()
+    bits = values.float().view(torch.int32)
+    sign = bits >> 31  # -1 if negative; subtracting it makes -0.0 equal to 0.0
+    return ~((bits ^ (sign & 0x7FFFFFFF)) - sign)

@@ -1,0 +1,104 @@
+"""Every primitive compiles into one graph and gives the same answer: bit for bit, nothing is approximate.
+
+Most are traced and run without code generation, which is where graph breaks and host reads show; one chain goes
+through the whole compiler. The run with shape checks leaves these out: it looks at every tensor's type.
+"""
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fmae.masking import (
+    MaskNoise,
+    PatchMaps,
+    apportion,
+    blend_scores,
+    instance_mask,
+    patch_regions,
+    quota_mask,
+    quotas,
+    random_mask,
+    sample_mask,
+    semantic_mask,
+    top_k_mask,
+)
+from c2fmae.masking.policies import Progressive
+
+pytestmark = pytest.mark.compile
+
+G = torch.Generator().manual_seed(0)
+IDS = torch.randint(0, 5, (4, 35), generator=G)
+NOISE = torch.rand(6, 4, 35, generator=G)
+BUDGET = torch.tensor([0, 35, 17, 30])
+MASKS = tuple(random_mask(noise, BUDGET) for noise in NOISE[:3])
+LABELS = torch.randint(0, 9, (4, 32, 48), dtype=torch.uint8, generator=G)
+WEIGHTS = torch.rand(4, 6, generator=G)
+CAPACITY = torch.randint(0, 9, (4, 6), generator=G)
+MAPS = PatchMaps(IDS, IDS)
+EVERY_NOISE = MaskNoise(NOISE[0], NOISE[1], NOISE[2], NOISE[3], NOISE[4, :, 0])
+
+CASES: dict[str, tuple[Callable[..., Tensor], tuple[object, ...]]] = {
+    "patch_regions, compared": (lambda labels: patch_regions(labels, 4), (LABELS,)),
+    "patch_regions, counted": (lambda labels: patch_regions(labels, 16), (LABELS,)),
+    "patch_regions, sorted": (lambda labels: patch_regions(labels, 16), (LABELS.long() * 1000,)),
+    "apportion, real": (apportion, (WEIGHTS, BUDGET, CAPACITY)),
+    "apportion, integer": (apportion, ((WEIGHTS * 9).long(), BUDGET, CAPACITY)),
+    "quotas": (quotas, (WEIGHTS, BUDGET, CAPACITY)),
+    "random_mask": (random_mask, (NOISE[0], BUDGET)),
+    "random_mask, float64": (random_mask, (NOISE[0].double(), BUDGET)),
+    "top_k_mask": (top_k_mask, ((NOISE[0] * 3).round() - 1, BUDGET, NOISE[1])),
+    "semantic_mask": (semantic_mask, (IDS, NOISE[0], BUDGET)),
+    "semantic_mask, weighted": (
+        lambda ids, noise, budget, weights: semantic_mask(ids, noise, budget, weights=weights),
+        (IDS, NOISE[0], BUDGET, torch.tensor([0.0, 1.0, 2.0, 0.5, 1.0])),
+    ),
+    "instance_mask": (lambda *row: instance_mask(*row, object_share=0.75), (IDS, NOISE[0], BUDGET)),
+    "instance_mask, per image": (
+        lambda *row: instance_mask(*row[:3], object_share=row[3]),
+        (IDS, NOISE[0], BUDGET, NOISE[4, :, 0]),
+    ),
+    "blend_scores": (blend_scores, (*MASKS, 0.4, 0.3)),
+    "sample_mask": (sample_mask, (*MASKS, 0.4, 0.3, NOISE[4, :, 0])),
+    "quota_mask": (quota_mask, (*MASKS, 0.4, 0.3, NOISE[3])),
+    **{
+        f"progressive, {blend} at {progress}": (
+            lambda *row, blend=blend, progress=progress: Progressive(blend=blend).hide(
+                PatchMaps(*row[:2]), row[2], MaskNoise(*row[3:]), progress=progress
+            ),
+            (IDS, IDS, BUDGET, *EVERY_NOISE),
+        )
+        for blend in ("topk", "sample", "quota")
+        for progress in (0.25, 0.4)
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_one_graph_gives_the_same_answer(name: str) -> None:
+    function, arguments = CASES[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments), function(*arguments))
+
+
+def test_budgets_out_of_range_are_clamped_where_values_cannot_be_read() -> None:
+    compiled = torch.compile(random_mask, fullgraph=True, backend="aot_eager")
+    assert compiled(NOISE[0], torch.tensor([-3, 99, 0, 35])).sum(dim=1).tolist() == [0, 35, 0, 35]
+
+
+def guided_then_blended(labels: Tensor, noise: Tensor, budget: Tensor) -> Tensor:
+    semantic = semantic_mask(patch_regions(labels, 8), noise[0], budget)
+    random = random_mask(noise[1], budget)
+    return top_k_mask(blend_scores(semantic, semantic, random, 0.2, 0.3), budget, noise[2])
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs the package g++, which torch.compile generates code for")
+def test_generated_code_gives_the_same_answer_ties_and_signed_zeros_included() -> None:
+    noise = (NOISE[:3, :, :24] * 4).round() / 4 - 0.5
+    noise[:, ::2] *= noise[:, ::2].ne(0).float() * 2 - 1  # -0.0 in every other row
+    arguments = (LABELS, noise, torch.tensor([0, 24, 11, 20]))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(guided_then_blended, fullgraph=True)(*arguments), guided_then_blended(*arguments))

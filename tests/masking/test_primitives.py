@@ -1,0 +1,233 @@
+"""The laws that the pure masks keep, one by one."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from c2fmae.masking import instance_mask, quotas, random_mask, semantic_mask, top_k_mask
+from tests.masking import naive
+from tests.masking.strategies import Row, as_sets, rows
+
+CLASS_WEIGHTS = [0, 2, 1, *[1] * 16, 5]
+SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def half_on_objects(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
+    return instance_mask(ids, noise, num_masked, object_share=0.5)
+
+
+def weighted(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
+    return semantic_mask(ids, noise, num_masked, weights=torch.tensor(CLASS_WEIGHTS + [1] * 236))
+
+
+def unguided(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
+    return random_mask(noise, num_masked)
+
+
+def by_id(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
+    return top_k_mask(ids.float(), num_masked, noise)
+
+
+Masking = Callable[[Tensor, Tensor, Tensor], Tensor]
+EACH = pytest.mark.parametrize("mask", [semantic_mask, weighted, half_on_objects, unguided, by_id])
+
+
+@EACH
+@given(row=rows())
+def test_exactly_the_budget_is_hidden(mask: Masking, row: Row) -> None:
+    is_masked = mask(*row)
+    assert is_masked.dtype == torch.bool
+    assert torch.equal(is_masked.sum(dim=1), row.num_masked)
+
+
+@EACH
+@given(row=rows())
+def test_rows_do_not_influence_each_other(mask: Masking, row: Row) -> None:
+    alone = [mask(*(tensor[i : i + 1] for tensor in row)) for i in range(len(row.ids))]
+    assert torch.equal(mask(*row), torch.cat(alone))
+
+
+@EACH
+@given(row=rows(distinct_noise=True), seed=st.integers(0, 2**32))
+def test_moving_the_patches_moves_the_mask(mask: Masking, row: Row, seed: int) -> None:
+    shuffle = torch.randperm(row.ids.shape[1], generator=torch.Generator().manual_seed(seed))
+    moved = mask(row.ids[:, shuffle], row.noise[:, shuffle], row.num_masked)
+    assert torch.equal(moved, mask(*row)[:, shuffle])
+
+
+@EACH
+@given(row=rows())
+def test_inputs_are_left_alone_and_the_answer_repeats(mask: Masking, row: Row) -> None:
+    before = [tensor.clone() for tensor in row]
+    state = torch.get_rng_state()
+    assert torch.equal(mask(*row), mask(*row))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(old, new) for old, new in zip(before, row, strict=True))
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_float_will_do_for_noise(mask: Masking, dtype: torch.dtype) -> None:
+    ids = torch.tensor([[0, 0, 1, 1, 1, 255, 2, 2]])
+    noise = torch.tensor([[0.5, -0.25, 0.0, -0.0, 0.0, 1.0, -1.0, 0.25]])  # exact in all of them
+    expected = mask(ids, noise, torch.tensor([4]))
+    assert torch.equal(mask(ids, noise.to(dtype), torch.tensor([4])), expected)
+
+
+@given(rows())
+def test_random_mask_hides_the_highest_noise(row: Row) -> None:
+    expected = [
+        naive.hide_highest(range(len(noise)), noise, count)
+        for noise, count in zip(row.noise.tolist(), row.num_masked.tolist(), strict=True)
+    ]
+    assert as_sets(random_mask(row.noise, row.num_masked)) == expected
+
+
+@given(rows(), st.integers(0, 2**32))
+def test_top_k_hides_the_highest_scores_ties_by_noise(row: Row, seed: int) -> None:
+    levels = torch.randint(-2, 3, row.noise.shape, generator=torch.Generator().manual_seed(seed)) / 2
+    for scores in (levels, levels.double()):
+        expected = [naive.top_k_mask(s.tolist(), n.tolist(), int(k)) for s, n, k in zip(scores, *row[1:], strict=True)]
+        assert as_sets(top_k_mask(scores, row.num_masked, row.noise)) == expected
+
+
+@given(rows(), st.sampled_from([None, CLASS_WEIGHTS]), st.sampled_from([255, 19, 0]))
+def test_semantic_mask_equals_the_naive_loop(row: Row, weights: list[int] | None, ignore: int) -> None:
+    ids = torch.where(row.ids == 255, ignore, row.ids)
+    is_masked = semantic_mask(
+        ids, row.noise, row.num_masked, weights=None if weights is None else torch.tensor(weights), ignore=ignore
+    )
+    expected = [
+        naive.semantic_mask(i.tolist(), n.tolist(), int(k), weights, ignore)
+        for i, n, k in zip(ids, row.noise, row.num_masked, strict=True)
+    ]
+    assert as_sets(is_masked) == expected
+
+
+@given(rows())
+def test_real_class_weights_equal_the_integers_they_stand_for(row: Row) -> None:
+    weights = torch.tensor(CLASS_WEIGHTS)
+    ids = torch.where(row.ids == 255, 0, row.ids)
+    # A common factor drops out, except that the ignore region keeps weight 1: there is none here.
+    thirds = semantic_mask(ids, row.noise, row.num_masked, weights=weights.double() / 3)
+    assert torch.equal(thirds, semantic_mask(ids, row.noise, row.num_masked, weights=weights))
+
+
+@given(rows(), st.sampled_from([None, CLASS_WEIGHTS]))
+def test_every_region_gets_its_quota_within_one(row: Row, weights: list[int] | None) -> None:
+    is_masked = semantic_mask(*row, weights=None if weights is None else torch.tensor(weights))
+    for ids, hidden, budget in zip(row.ids, is_masked, row.num_masked, strict=True):
+        regions = ids.unique()
+        sizes = torch.stack([(ids == region).sum() for region in regions])
+        class_weights = torch.tensor([1 if weights is None or r == 255 else weights[r] for r in regions.tolist()])
+        asked = quotas((class_weights * sizes)[None], budget[None], sizes[None])[0]
+        got = torch.stack([hidden[ids == region].sum() for region in regions])
+        assert ((got - asked).abs() < 1).all()
+
+
+def test_a_class_of_weight_zero_stays_visible_while_others_can_be_hidden() -> None:
+    ids, noise = torch.tensor([[0] * 6 + [1] * 4]), torch.rand(1, 10, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([0.0, 1.0])
+    assert semantic_mask(ids, noise, torch.tensor([4]), weights=weights)[0].tolist() == [False] * 6 + [True] * 4
+    assert semantic_mask(ids, noise, torch.tensor([7]), weights=weights)[0, :6].sum() == 3
+
+
+@given(rows(ids=(0, 1, 2, 255)), st.sampled_from(SHARES))
+def test_instance_mask_equals_the_naive_loop(row: Row, object_share: float) -> None:
+    is_masked = instance_mask(*row, object_share=object_share)
+    expected = [
+        naive.instance_mask(i.tolist(), n.tolist(), int(k), Fraction(object_share), 255)
+        for i, n, k in zip(*row, strict=True)
+    ]
+    assert as_sets(is_masked) == expected
+
+
+@pytest.mark.parametrize("lonely", [0, 255, 3])
+def test_an_image_of_one_side_is_masked_uniformly(lonely: int) -> None:
+    noise = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
+    budget = torch.tensor([0, 13, 20])
+    is_masked = instance_mask(torch.full((3, 20), lonely), noise, budget, object_share=0.75)
+    assert torch.equal(is_masked, random_mask(noise, budget))
+
+
+def test_each_image_may_have_its_own_object_share() -> None:
+    ids = torch.tensor([[0] * 10 + [1] * 10]).expand(3, -1)
+    noise = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
+    is_masked = instance_mask(ids, noise, torch.full((3,), 8), object_share=torch.tensor([0.0, 0.5, 1.0]))
+    assert is_masked[:, 10:].sum(dim=1).tolist() == [0, 4, 8]
+
+
+def test_the_choice_inside_a_region_is_uniform() -> None:
+    draws = 20_000
+    ids = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 255, 255]).expand(draws, -1)
+    noise = torch.rand(draws, 12, generator=torch.Generator().manual_seed(5))
+    budget = torch.full((draws,), 6)
+    for is_masked, asked in (
+        (semantic_mask(ids, noise, budget), [0.5] * 12),
+        (instance_mask(ids, noise, budget, object_share=0.5), [3 / 8] * 6 + [3 / 4] * 4 + [3 / 8] * 2),
+        (random_mask(noise, budget), [0.5] * 12),
+    ):
+        # Five standard errors of a coin that is thrown `draws` times.
+        rates = is_masked.float().mean(dim=0)
+        torch.testing.assert_close(rates, torch.tensor(asked), atol=5 * 0.5 / draws**0.5, rtol=0)
+
+
+def test_two_patches_of_a_region_are_hidden_together_as_often_as_any_two() -> None:
+    draws = 20_000
+    ids = torch.tensor([4] * 6 + [9] * 6).expand(draws, -1)
+    noise = torch.rand(draws, 12, generator=torch.Generator().manual_seed(6))
+    is_masked = semantic_mask(ids, noise, torch.full((draws,), 6))[:, :6].double()
+    together = is_masked.T @ is_masked / draws  # 3 of 6 without replacement: a pair in 1/2 · 2/5
+    expected = torch.full((6, 6), 0.2, dtype=torch.float64).fill_diagonal_(0.5)
+    torch.testing.assert_close(together, expected, atol=5 * 0.5 / draws**0.5, rtol=0)
+
+
+GOOD = {"ids": torch.zeros(2, 6, dtype=torch.long), "noise": torch.rand(2, 6), "num_masked": torch.tensor([1, 6])}
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_masked": torch.tensor([1, 7])}, "num_masked: 7 patches cannot be hidden of 6"),
+        ({"num_masked": torch.tensor([-1, 6])}, "num_masked: a budget cannot be negative, got -1"),
+    ],
+)
+def test_impossible_budgets_are_refused(mask: Masking, changed: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        mask(*(GOOD | changed).values())
+
+
+@EACH
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_masked": torch.tensor([1, 2, 3])},
+        {"num_masked": torch.tensor([1.0, 2.0])},
+        {"num_masked": torch.tensor(3)},
+        {"noise": torch.rand(2, 6, 1)},
+        {"noise": torch.zeros(2, 6, dtype=torch.long)},
+    ],
+)
+def test_wrong_shapes_and_dtypes_are_refused(mask: Masking, changed: dict[str, Tensor]) -> None:
+    # With shape checks on, jaxtyping refuses first, with a TypeError.
+    with pytest.raises((ValueError, TypeError), match=r"num_masked|noise|parameter"):
+        mask(*(GOOD | changed).values())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_an_object_share_outside_zero_to_one_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"^object_share: expected a share in \[0, 1\], got"):
+        instance_mask(*GOOD.values(), object_share=share)
+    with pytest.raises(ValueError, match=r"^object_share: expected shares in \[0, 1\], got"):
+        instance_mask(*GOOD.values(), object_share=torch.tensor([0.5, share]))
+
+
+def test_an_id_without_a_class_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="^regions: ids go beyond the 3 classes that weights are given for$"):
+        semantic_mask(torch.tensor([[0, 3]]), torch.rand(1, 2), torch.tensor([1]), weights=torch.ones(3))
