@@ -1,0 +1,51 @@
+"""The command `c2fmae`: it turns words into configs and calls, and mistakes into one clear message.
+
+torch and everything else that is slow to import is imported inside the command that needs it, so that `--help`
+answers at once.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+from c2fmae_cli.doctor import doctor
+from c2fmae_cli.plugins import plugins
+from c2fmae_cli.view import view
+
+from c2fmae import __version__
+from c2fmae.core.errors import UserError
+
+app = typer.Typer(
+    name="c2fmae",
+    help="Coarse-to-fine masked autoencoders: pre-train a ViT on images and on what is in them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(view, name="view")
+app.command()(plugins)
+app.command()(doctor)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"c2fmae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that come before a command."""
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends with its message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
