@@ -1,0 +1,139 @@
+"""Masking against the usual ways: `python -m benchmarks.bench_masking`.
+
+The baseline is MultiMAE's: Dirichlet, round, per modality rand, argsort, gather, then all tokens shuffled by two
+argsorts and a gather. It hides at random and repairs no budget. Dirichlet, budgets, noise and ids are timed on both
+sides.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.timing import alternate, peak_memory, report
+from c2fmae.core.masks import Masks
+from c2fmae.core.scene import COARSE_TO_FINE
+from c2fmae.masking import apportion, mask_scenes, patch_regions, sample_shares, semantic_mask
+from c2fmae.masking.curricula import constant
+from c2fmae.masking.policies import Blend, Progressive
+
+BATCH, PATCHES, VISIBLE = 256, 196, 98
+
+
+def voc_like_maps(size: int, seed: int = 0) -> Tensor:
+    """Maps like voc-seg's: a background, a few smooth blobs of 21 classes, a void border between them."""
+    generator = torch.Generator().manual_seed(seed)
+    fields = F.interpolate(torch.rand(BATCH, 4, 5, 5, generator=generator), size=(size, size), mode="bicubic")
+    top, winner = fields.topk(2, dim=1)
+    classes = torch.randint(1, 21, (BATCH, 4), generator=generator)
+    classes[:, :2] = 0  # about half is background
+    labels = classes.gather(1, winner[:, 0].flatten(1)).view(BATCH, size, size)
+    is_border = (top[:, 0] - top[:, 1] < 0.02) & (labels != classes.gather(1, winner[:, 1].flatten(1)).view_as(labels))
+    return labels.masked_fill(is_border, 255).to(torch.uint8)
+
+
+def multimae_way() -> tuple[Tensor, Tensor, Tensor]:
+    shares = torch.distributions.Dirichlet(torch.ones(3)).sample((BATCH,))
+    budgets = (shares * VISIBLE).round().long()
+    parts = []
+    for granularity in range(3):
+        order = torch.rand(BATCH, PATCHES).argsort(dim=1)
+        rank = torch.arange(PATCHES).unsqueeze(0).expand(BATCH, -1).gather(1, order)
+        parts.append(torch.where(rank < budgets[:, granularity].unsqueeze(1), 0, 1))
+    mask = torch.cat(parts, dim=1)
+    shuffle = (mask + torch.rand(mask.shape)).argsort(dim=1)
+    restore = shuffle.argsort(dim=1)
+    mask = torch.ones_like(mask)
+    mask[:, :VISIBLE] = 0
+    return mask.gather(1, restore), restore, shuffle[:, :VISIBLE]
+
+
+def budgets(generator: torch.Generator) -> Tensor:
+    capacity = torch.full((BATCH, 3), PATCHES)
+    shares = sample_shares(BATCH, torch.ones(3), generator=generator)
+    return PATCHES - apportion(shares, torch.full((BATCH,), VISIBLE), capacity)
+
+
+def semantic_loop(regions: Tensor, generator: torch.Generator) -> Tensor:
+    """The research way: image by image, class by class."""
+    is_masked = torch.zeros(BATCH, 3, PATCHES, dtype=torch.bool)
+    for image, row in enumerate(budgets(generator).tolist()):
+        for granularity, num_masked in enumerate(row):
+            members = [(regions[image] == c).nonzero().flatten() for c in regions[image].unique()]
+            asked = [num_masked * len(member) / PATCHES for member in members]
+            shares = [int(a) for a in asked]
+            by_remainder = sorted(range(len(asked)), key=lambda k: shares[k] - asked[k])
+            for k in by_remainder[: num_masked - sum(shares)]:
+                shares[k] += 1
+            for member, share in zip(members, shares, strict=True):
+                chosen = member[torch.randperm(len(member), generator=generator)[:share]]
+                is_masked[image, granularity, chosen] = True
+    return is_masked
+
+
+def semantic_three(regions: Tensor, generator: torch.Generator) -> Masks:
+    num_masked = budgets(generator)
+    masks = [
+        semantic_mask(regions, torch.rand(BATCH, PATCHES, generator=generator), num_masked[:, granularity])
+        for granularity in range(3)
+    ]
+    return Masks.of(torch.stack(masks, dim=1), COARSE_TO_FINE, num_visible=VISIBLE)
+
+
+def majority_by_mode(labels: Tensor, patch: int) -> Tensor:
+    """torch.mode per patch: knows no ignore rule."""
+    cells = labels.view(BATCH, labels.shape[1] // patch, patch, -1, patch).transpose(2, 3)
+    return cells.reshape(BATCH, -1, patch * patch).mode(dim=2).values
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, 3 × {PATCHES} tokens")
+    maps = {size: voc_like_maps(size) for size in (224, 56)}
+    regions = patch_regions(maps[56], 4)
+    instances = torch.where(regions == 255, 0, regions)
+    generator = torch.Generator().manual_seed(0)
+
+    def scenes(progress: float, blend: Blend = "topk", mixed: bool = False) -> Callable[[], Masks]:
+        curriculum = functools.partial(constant, alpha=0.4, beta=0.3)
+        policy = Progressive(blend=blend, curriculum=curriculum) if mixed else Progressive(blend=blend)
+        return lambda: mask_scenes(
+            policy, regions, instances, num_visible=VISIBLE, progress=progress, generator=generator
+        )
+
+    variants: dict[str, Callable[[], object]] = {
+        "MultiMAE's way": multimae_way,
+        "semantic_mask × 3": lambda: semantic_three(regions, generator),
+        "mask_scenes semantic": scenes(0.1),
+        "mask_scenes instance": scenes(0.5),
+        "mask_scenes random": scenes(0.9),
+        "mask_scenes ¼, ½ and ½": scenes(0.25),
+        "mask_scenes topk .4 .3 .3": scenes(0.5, mixed=True),
+        "mask_scenes sample .4 .3 .3": scenes(0.5, "sample", mixed=True),
+        "mask_scenes quota .4 .3 .3": scenes(0.5, "quota", mixed=True),
+    }
+    report("Masks of a batch, ids included", alternate(variants, rounds=25), peer="MultiMAE's way", samples=BATCH)
+    loop: dict[str, Callable[[], object]] = {
+        "Python loop": lambda: semantic_loop(regions, generator),
+        "semantic_mask × 3": lambda: semantic_three(regions, generator),
+    }
+    report("The same region masks by a loop", alternate(loop, rounds=7), peer="Python loop", samples=BATCH)
+
+    majority: dict[str, Callable[[], object]] = {"torch.mode, 224²": lambda: majority_by_mode(maps[224], 16)}
+    for size, patch in ((224, 16), (56, 4)):
+        for dtype in (torch.uint8, torch.int64):
+            labels = maps[size].to(dtype)
+            name = f"{size}² {str(dtype).removeprefix('torch.')}"
+            majority[f"patch_regions, {name}"] = functools.partial(patch_regions, labels, patch)
+    majority["torch.mode, 56²"] = lambda: majority_by_mode(maps[56], 4)
+    report("Majority id per patch", alternate(majority, rounds=11), peer="torch.mode, 224²", samples=BATCH)
+
+    print("\nPeak memory of one call, MiB")
+    for name, function in {**variants, **majority}.items():
+        print(f"{name:34s}{peak_memory(function) / 2**20:10.1f}")
+
+
+if __name__ == "__main__":
+    main()
