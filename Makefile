@@ -26,7 +26,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 	@echo "The same tests with every shape and type checked at each call:"
-	$(BIN)/python -m pytest tests --jaxtyping-packages=c2fmae,beartype.beartype -m "not compile and not once"
+	$(BIN)/python -m pytest tests --jaxtyping-packages=c2fmae,shape_checks.checked -m "not compile and not once"
 
 gates: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files --show-diff-on-failure

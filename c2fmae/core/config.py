@@ -7,13 +7,15 @@ dotted path and, for a misspelt key or choice, the nearest that exists.
 import types
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from c2fmae.core.errors import UserError, did_you_mean
+
+C = TypeVar("C", bound="Config")  # not Self: beartype, in the run with shape checks, does not know it
 
 
 class Config(BaseModel):
@@ -22,7 +24,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @classmethod
-    def read(cls, values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None) -> Self:
+    def read(cls: type[C], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None) -> C:
         """Build from plain values with `a.b=value` overrides on top; every problem is in the one error."""
         tree, problems = _assign(dict(values), overrides)
         try:
@@ -38,11 +40,11 @@ class Config(BaseModel):
         raise UserError("\n".join([f"{heading}: {len(problems)} problems", *(f"  {line}" for line in problems)]))
 
     @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def from_yaml(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
         """Read a YAML file."""
         return cls.read(read_yaml(path), overrides, source=str(path))
 
-    def override(self, overrides: Iterable[str]) -> Self:
+    def override(self: C, overrides: Iterable[str]) -> C:
         """Return a copy with `a.b=value` changes, checked like a config that is read."""
         return self.read(self.model_dump(), overrides, source="--set")
 

@@ -66,7 +66,7 @@ def quota_mask(
     is_taken = torch.zeros_like(semantic)
     for mask, share in zip((semantic, instance, random), shares.split(1, dim=1), strict=True):
         is_left = mask & ~is_taken
-        is_taken = is_taken | hide_first(grouped_order(~is_left, place), share)
+        is_taken = is_taken | hide_first(grouped_order((~is_left).long(), place), share)
         place = _scrambled(place)  # in the same order, what a mask has left would come last in the next one's draw
     return is_taken
 

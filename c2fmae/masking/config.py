@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -31,7 +31,7 @@ class CurriculumConfig(Config):
     """What the curriculum takes besides progress: `order`, `knots`, `alpha` and `beta`."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "CurriculumConfig":
         try:
             self.build()(0.5)
         except TypeError as error:  # an option of the wrong kind, found out only by using it
@@ -59,7 +59,7 @@ class MaskingConfig(Config):
     """What a policy from outside takes besides the settings above."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "MaskingConfig":
         try:
             self.build()
         except TypeError as error:

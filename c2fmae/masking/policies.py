@@ -6,7 +6,7 @@ A policy is a frozen dataclass of plain options with two methods: `hide` draws a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Integer
@@ -44,6 +44,7 @@ class MaskNoise(NamedTuple):
     image: Float[Tensor, " batch"]
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Decides which patches are hidden; rows are images, or granularities of images."""
 

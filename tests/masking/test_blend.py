@@ -39,7 +39,7 @@ def cases(draw: st.DrawFn) -> Case:
     budgets = st.one_of(st.just(0), st.just(patches), st.integers(0, patches))
     num_masked = torch.tensor([draw(budgets) for _ in range(batch)])
     noise = torch.rand(4, batch, patches, generator=generator)
-    masks = three(torch.stack([random_mask(mask_noise, num_masked) for mask_noise in noise[:3]]))
+    masks = three(noise[:3].argsort(dim=2).argsort(dim=2) < num_masked.unsqueeze(1))
     return Case(masks, num_masked, noise[3], torch.rand(batch, generator=generator))
 
 

@@ -1,6 +1,6 @@
 """What each mask hides of a few scenes, and what the blend of the three hides as training goes on."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class PatchedScenes(Config):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "PatchedScenes":
         if self.size % self.patch:
             raise UserError(f"patch: {self.patch} does not divide the size, {self.size}")
         return self
