@@ -22,16 +22,26 @@ from c2fmae.masking.policies import Blend, Progressive
 BATCH, PATCHES, VISIBLE = 256, 196, 98
 
 
-def voc_like_maps(size: int, seed: int = 0) -> Tensor:
-    """Maps like voc-seg's: a background, a few smooth blobs of 21 classes, a void border between them."""
+def maps(size: int, *, blobs: int, background: int, seed: int = 0) -> Tensor:
+    """Smooth blobs of 132 classes with a void border, the first few of them background."""
     generator = torch.Generator().manual_seed(seed)
-    fields = F.interpolate(torch.rand(BATCH, 4, 5, 5, generator=generator), size=(size, size), mode="bicubic")
+    fields = F.interpolate(torch.rand(BATCH, blobs, 5, 5, generator=generator), size=(size, size), mode="bicubic")
     top, winner = fields.topk(2, dim=1)
-    classes = torch.randint(1, 21, (BATCH, 4), generator=generator)
-    classes[:, :2] = 0  # about half is background
+    classes = torch.randint(1, 133, (BATCH, blobs), generator=generator)
+    classes[:, :background] = 0
     labels = classes.gather(1, winner[:, 0].flatten(1)).view(BATCH, size, size)
     is_border = (top[:, 0] - top[:, 1] < 0.02) & (labels != classes.gather(1, winner[:, 1].flatten(1)).view_as(labels))
     return labels.masked_fill(is_border, 255).to(torch.uint8)
+
+
+def voc_like_maps(size: int) -> Tensor:
+    """About half background and two objects, as in voc-seg."""
+    return maps(size, blobs=4, background=2)
+
+
+def coco_like_maps(size: int) -> Tensor:
+    """About twelve classes an image, as in panoptic maps."""
+    return maps(size, blobs=14, background=0)
 
 
 def multimae_way() -> tuple[Tensor, Tensor, Tensor]:
@@ -91,8 +101,8 @@ def majority_by_mode(labels: Tensor, patch: int) -> Tensor:
 def main() -> None:
     torch.set_num_threads(2)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, 3 × {PATCHES} tokens")
-    maps = {size: voc_like_maps(size) for size in (224, 56)}
-    regions = patch_regions(maps[56], 4)
+    full, quarter = voc_like_maps(224), voc_like_maps(56)
+    regions = patch_regions(quarter, 4)
     instances = torch.where(regions == 255, 0, regions)
     generator = torch.Generator().manual_seed(0)
 
@@ -115,19 +125,21 @@ def main() -> None:
         "mask_scenes quota .4 .3 .3": scenes(0.5, "quota", mixed=True),
     }
     report("Masks of a batch, ids included", alternate(variants, rounds=25), peer="MultiMAE's way", samples=BATCH)
-    loop: dict[str, Callable[[], object]] = {
-        "Python loop": lambda: semantic_loop(regions, generator),
-        "semantic_mask × 3": lambda: semantic_three(regions, generator),
-    }
-    report("The same region masks by a loop", alternate(loop, rounds=7), peer="Python loop", samples=BATCH)
+    for kind, some in (("voc-like", regions), ("coco-like", patch_regions(coco_like_maps(56), 4))):
+        classes = sum(len(row.unique()) for row in some) / BATCH
+        loop: dict[str, Callable[[], object]] = {
+            "Python loop": functools.partial(semantic_loop, some, generator),
+            "semantic_mask × 3": functools.partial(semantic_three, some, generator),
+        }
+        title = f"The same region masks by a loop, {kind} maps ({classes:.1f} classes an image)"
+        report(title, alternate(loop, rounds=9), peer="Python loop", samples=BATCH)
 
-    majority: dict[str, Callable[[], object]] = {"torch.mode, 224²": lambda: majority_by_mode(maps[224], 16)}
-    for size, patch in ((224, 16), (56, 4)):
+    majority: dict[str, Callable[[], object]] = {"torch.mode, 224²": lambda: majority_by_mode(full, 16)}
+    for labels, patch in ((full, 16), (quarter, 4)):
         for dtype in (torch.uint8, torch.int64):
-            labels = maps[size].to(dtype)
-            name = f"{size}² {str(dtype).removeprefix('torch.')}"
-            majority[f"patch_regions, {name}"] = functools.partial(patch_regions, labels, patch)
-    majority["torch.mode, 56²"] = lambda: majority_by_mode(maps[56], 4)
+            name = f"{labels.shape[1]}² {str(dtype).removeprefix('torch.')}"
+            majority[f"patch_regions, {name}"] = functools.partial(patch_regions, labels.to(dtype), patch)
+    majority["torch.mode, 56²"] = lambda: majority_by_mode(quarter, 4)
     report("Majority id per patch", alternate(majority, rounds=11), peer="torch.mode, 224²", samples=BATCH)
 
     print("\nPeak memory of one call, MiB")

@@ -38,11 +38,9 @@ class Masks:
             raise ValueError(
                 f"every image must show {num_visible} patches, but they show {sorted(set(counts.tolist()))}"
             )
-        # Scatter each visible place to its rank; the hidden ones share a last slot that is cut off. No host read.
-        rank = (is_visible.cumsum(dim=1) - 1).masked_fill(~is_visible, num_visible)
-        places = torch.arange(is_visible.shape[1], device=is_masked.device).expand_as(rank)
-        slots = rank.new_zeros(len(rank), num_visible + 1).scatter_(1, rank, places)
-        return cls(tuple(granularities), is_masked, slots[:, :num_visible].contiguous())
+        # As many as are known to be there: no host read, and nothing ragged in a compiled graph.
+        places = is_visible.nonzero_static(size=len(is_visible) * num_visible)[:, 1]
+        return cls(tuple(granularities), is_masked, places.view(len(is_visible), num_visible))
 
     @property
     def num_masked(self) -> Int[Tensor, "batch granularity"]:

@@ -52,9 +52,10 @@ def checked_budget(num_masked: Tensor, rows: tuple[int, int]) -> Tensor:
     check_shape("num_masked", num_masked, (batch,))
     check_ids("num_masked", num_masked)
     if can_read(num_masked) and batch:
-        if (low := int(num_masked.min())) < 0:
+        low, high = (int(bound) for bound in num_masked.aminmax())
+        if low < 0:
             raise ValueError(f"num_masked: a budget cannot be negative, got {low}")
-        if (high := int(num_masked.max())) > patches:
+        if high > patches:
             raise ValueError(f"num_masked: {high} patches cannot be hidden of {patches}")
     return num_masked.long().clamp(0, patches).unsqueeze(1)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from c2fmae.masking._checks import can_read, check_ids, check_noise, check_rows, checked_budget, checked_share
 from c2fmae.masking.rounding import apportion, apportion_evenly
-from c2fmae.masking.select import falling, grouped_order, sort_runs
+from c2fmae.masking.select import falling, grouped_order, scattered, sort_runs
 
 
 def semantic_mask(
@@ -32,7 +32,7 @@ def semantic_mask(
     budget = checked_budget(num_masked, rows)
     runs = sort_runs(regions, noise)
     if weights is None:
-        return runs.hide(apportion_evenly(runs.size, budget))
+        return runs.hide(apportion_evenly(runs.size, budget, rows[1]))
     weighted = runs.size * weights_of(runs.group, weights, ignore)
     return runs.hide(apportion(weighted, budget.squeeze(1), runs.size))
 
@@ -76,7 +76,7 @@ def instance_mask(
     on_objects, on_background = apportion(weights, total, capacity).split(1, dim=1)
     place, border = torch.arange(side.shape[1], device=side.device), capacity[:, :1]
     is_masked = (place < on_objects) | ((place >= border) & (place < border + on_background))
-    return torch.zeros_like(is_masked).scatter(1, grouped_order(side, falling(noise)), is_masked)
+    return scattered(is_masked, grouped_order(side, falling(noise)))
 
 
 def side_of(instances: Integer[Tensor, "batch patch"], ignore: int) -> Integer[Tensor, "batch patch"]:

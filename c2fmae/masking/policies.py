@@ -168,9 +168,12 @@ class Progressive:
         for policy, coefficient in zip(self.pure, coefficients, strict=True):
             if coefficient > decisive:
                 return policy.hide(patches, num_masked, noise, progress=progress)
-        semantic, instance, random = (
-            policy.hide(patches, num_masked, noise, progress=progress) for policy in self.pure
-        )
+        masks = [
+            policy.hide(patches, num_masked, noise, progress=progress) if coefficient > 0 else None
+            for policy, coefficient in zip(self.pure, coefficients, strict=True)
+        ]
+        stand_in = next(mask for mask in masks if mask is not None)  # no blend takes anything at a coefficient of 0
+        semantic, instance, random = (stand_in if mask is None else mask for mask in masks)
         if self.blend == "topk":
             return top_k_mask(blend_scores(semantic, instance, random, alpha, beta), num_masked, noise.tie)
         if self.blend == "sample":

@@ -34,18 +34,23 @@ def apportion(
     if product.is_floating_point():
         quota = product / divisor
         share = quota.floor().long().minimum(capacity)
-        order = _by_remainder(torch.where(share < capacity, quota - share, -1.0))
-        share = torch.where(level.is_full, capacity, share)
-        return _with_rest(share, total - share.sum(dim=1, keepdim=True), order)
-    share = torch.where(level.is_full, capacity, product // divisor)
-    return _with_rest(share, total - share.sum(dim=1, keepdim=True), _by_exact_remainder(product, divisor))
+        remainder = _ranked(torch.where(share < capacity, quota - share, -1.0))
+    else:
+        share = product // divisor
+        remainder = product.sub_(share * divisor)
+    return _with_rest(torch.where(level.is_full, capacity, share), total, remainder)
 
 
-def apportion_evenly(size: Int[Tensor, "batch bin"], total: Int[Tensor, "batch 1"]) -> Int[Tensor, "batch bin"]:
-    """Divide totals over bins in proportion to their capacity: `apportion` without a look at what is full."""
-    product, divisor = size * total, size.sum(dim=1, keepdim=True).clamp(min=1)
-    share = product // divisor
-    return _with_rest(share, total - share.sum(dim=1, keepdim=True), _by_exact_remainder(product, divisor))
+def apportion_evenly(
+    size: Int[Tensor, "batch bin"], total: Int[Tensor, "batch 1"], patches: int
+) -> Int[Tensor, "batch bin"]:
+    """Divide totals over bins in proportion to their capacity: `apportion` without a look at what is full.
+
+    `patches` is all capacity of a row.
+    """
+    product = size * total
+    share = product // patches
+    return _with_rest(share, total, product.sub_(share * patches))
 
 
 def quotas(
@@ -129,22 +134,19 @@ def _is_under_water(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
     return torch.zeros_like(is_full).scatter(1, order, is_full)
 
 
-def _with_rest(share: Tensor, rest: Tensor, order: Tensor) -> Tensor:
-    """Give one more to the first `rest` bins of an order."""
-    is_next = torch.arange(order.shape[1], device=order.device) < rest
-    return share.scatter_add(1, order, is_next.long())
+def _with_rest(share: Tensor, total: Tensor, remainder: Tensor) -> Tensor:
+    """Give what is missing to a total to the bins of highest remainder, one each; changes `share` in place."""
+    rest = total - share.sum(dim=1, keepdim=True)
+    order = remainder.argsort(dim=1, descending=True, stable=True)
+    return share.scatter_add_(1, order, (torch.arange(order.shape[1], device=order.device) < rest).long())
 
 
-def _by_exact_remainder(product: Tensor, divisor: Tensor) -> Tensor:
-    return (product % divisor).argsort(dim=1, descending=True, stable=True)
-
-
-def _by_remainder(remainder: Tensor) -> Tensor:
-    """Order bins by remainder, highest first; those within a hair of each other by index."""
-    remainder, order = remainder.sort(dim=1, descending=True, stable=True)
-    is_lower = (remainder[:, :-1] - remainder[:, 1:]) > _TIED
-    step = torch.nn.functional.pad(is_lower.cumsum(dim=1), (1, 0))
-    return order.gather(1, (step * order.shape[1] + order).argsort(dim=1))
+def _ranked(remainder: Tensor) -> Tensor:
+    """Replace real remainders by integers of the same order, equal where they differ by a hair."""
+    remainder, order = remainder.sort(dim=1)
+    is_higher = (remainder[:, 1:] - remainder[:, :-1]) > _TIED
+    rank = torch.nn.functional.pad(is_higher.cumsum(dim=1), (1, 0))
+    return torch.empty_like(rank).scatter_(1, order, rank)
 
 
 def _check(weights: Tensor, total: Tensor, capacity: Tensor) -> None:

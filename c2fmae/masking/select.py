@@ -47,9 +47,8 @@ class Runs(NamedTuple):
 
     def hide(self, quota: Int[Tensor, "batch patch"]) -> Bool[Tensor, "batch patch"]:
         """Hide the first patches of each run, as many as the quota at its first place says."""
-        places = torch.arange(self.order.shape[1], device=self.order.device)
-        is_masked = places - self.start < quota.gather(1, self.start)
-        return torch.zeros_like(is_masked).scatter(1, self.order, is_masked)
+        end = quota.gather(1, self.start).add_(self.start)
+        return scattered(torch.arange(end.shape[1], device=end.device) < end, self.order)
 
 
 def sort_runs(group: Integer[Tensor, "batch patch"], noise: Float[Tensor, "batch patch"]) -> Runs:
@@ -57,8 +56,9 @@ def sort_runs(group: Integer[Tensor, "batch patch"], noise: Float[Tensor, "batch
     key, order = _grouped_key(group, falling(noise)).sort(dim=1, stable=True)
     group = key >> 32
     is_first = torch.nn.functional.pad(group[:, 1:] != group[:, :-1], (1, 0), value=True)
-    start = torch.arange(group.shape[1], device=group.device).where(is_first, 0).cummax(dim=1).values
-    size = torch.zeros_like(start).scatter_add(1, start, torch.ones_like(start))
+    count = torch.arange(1, group.shape[1] + 1, dtype=torch.int32, device=group.device)
+    start = (is_first * count).cummax(dim=1).indices  # where the last run up to here has started
+    size = torch.zeros_like(start).scatter_add_(1, start, start.new_ones(()).expand_as(start))
     return Runs(order, group, start, size)
 
 
@@ -71,13 +71,17 @@ def grouped_order(
 
 def _grouped_key(group: Tensor, place: Tensor) -> Tensor:
     # Adding 2^31 makes the low half unsigned, so that the high half is the group again.
-    return (group.long() << 32) + place + (1 << 31)
+    return torch.add(place, group.long(), alpha=1 << 32).add_(1 << 31)
 
 
 def hide_first(order: Int[Tensor, "batch patch"], budget: Int[Tensor, "batch 1"]) -> Bool[Tensor, "batch patch"]:
     """Hide the first patches of an order."""
-    is_masked = torch.arange(order.shape[1], device=order.device) < budget
-    return torch.zeros_like(is_masked).scatter(1, order, is_masked)
+    return scattered(torch.arange(order.shape[1], device=order.device) < budget, order)
+
+
+def scattered(is_masked: Tensor, order: Tensor) -> Tensor:
+    """Bring what is known by place in an order back to the patches, every one of which is in it."""
+    return torch.empty_like(is_masked).scatter_(1, order, is_masked)
 
 
 def falling(values: Float[Tensor, "batch patch"]) -> Int[Tensor, "batch patch"]:
@@ -92,4 +96,4 @@ def falling(values: Float[Tensor, "batch patch"]) -> Int[Tensor, "batch patch"]:
         return ~torch.zeros_like(rank).scatter(1, order, rank).int()
     bits = values.float().view(torch.int32)
     sign = bits >> 31  # -1 if negative; subtracting it makes -0.0 equal to 0.0
-    return ~((bits ^ (sign & 0x7FFFFFFF)) - sign)
+    return (sign & 0x7FFFFFFF).bitwise_xor_(bits).sub_(sign).bitwise_not_()
