@@ -17,6 +17,7 @@ and nothing but torch and jaxtyping is needed.
 from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
 from c2fmae.masking.curricula import CURRICULA
 from c2fmae.masking.guided import instance_mask, semantic_mask
+from c2fmae.masking.objects import select_instances
 from c2fmae.masking.policies import POLICIES, MaskNoise, PatchMaps, Policy
 from c2fmae.masking.regions import patch_regions
 from c2fmae.masking.report import Quota, explain
@@ -42,6 +43,7 @@ __all__ = [
     "random_mask",
     "sample_mask",
     "sample_shares",
+    "select_instances",
     "semantic_mask",
     "top_k_mask",
 ]

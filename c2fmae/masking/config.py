@@ -53,6 +53,8 @@ class MaskingConfig(Config):
     blend: Blend = "topk"
     object_share: Share = 0.75
     """Share of the hidden patches that instance-guided masking puts on objects."""
+    max_objects: Annotated[int, Field(ge=0)] | None = None
+    """Only the largest and most central objects count in instance-guided masking; all unless given."""
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Weights of the classes in semantic-guided masking; all equal unless given."""
     options: dict[str, Any] = Field({})
@@ -73,6 +75,7 @@ class MaskingConfig(Config):
             "curriculum": self.curriculum.build(),
             "blend": self.blend,
             "object_share": self.object_share,
+            "max_objects": self.max_objects,
             "weights": self.weights,
         }
         _check_options(f"mask {self.policy!r}", policy, self.options)

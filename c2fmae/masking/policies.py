@@ -17,6 +17,7 @@ from c2fmae.masking._checks import checked_budget, checked_coefficients
 from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
 from c2fmae.masking.curricula import triangle
 from c2fmae.masking.guided import instance_mask, semantic_mask, side_of, sides, weights_of
+from c2fmae.masking.objects import select_instances
 from c2fmae.masking.rounding import quotas
 from c2fmae.masking.select import random_mask, sort_runs, top_k_mask
 
@@ -32,6 +33,8 @@ class PatchMaps(NamedTuple):
     """Its object, 0 for background."""
     ignore: int = 255
     """The id of patches that nobody labelled, in both."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of patches; a square unless given."""
 
 
 class MaskNoise(NamedTuple):
@@ -100,23 +103,34 @@ class Instance:
     """Let most of what is hidden fall on objects."""
 
     object_share: float = 0.75
+    max_objects: int | None = None
+    """Only so many objects count as such, the largest and most central ones; all unless given."""
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
     ) -> Bool[Tensor, "batch patch"]:
         """See `instance_mask`."""
         return instance_mask(
-            patches.instances, noise.instance, num_masked, object_share=self.object_share, ignore=patches.ignore
+            self._objects(patches),
+            noise.instance,
+            num_masked,
+            object_share=self.object_share,
+            ignore=patches.ignore,
         )
 
     def odds(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
         """Return each side's quota over its size."""
-        side = side_of(patches.instances, patches.ignore)
+        side = side_of(self._objects(patches), patches.ignore)
         budget = checked_budget(num_masked, (side.shape[0], side.shape[1]))
         weights, total, capacity = sides(side, self.object_share, budget)
         return (quotas(weights, total, capacity) / capacity.clamp(min=1)).gather(1, side)
+
+    def _objects(self, patches: PatchMaps) -> Integer[Tensor, "batch patch"]:
+        if self.max_objects is None:
+            return patches.instances
+        return select_instances(patches.instances, self.max_objects, grid=patches.grid, ignore=patches.ignore)
 
 
 @POLICIES.register("random")
@@ -146,6 +160,7 @@ class Progressive:
     curriculum: Callable[[float], tuple[float, float]] = triangle
     blend: Blend = "topk"
     object_share: float = 0.75
+    max_objects: int | None = None
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -155,7 +170,8 @@ class Progressive:
     @property
     def pure(self) -> tuple[Policy, Policy, Policy]:
         """The three policies that are blended."""
-        return Semantic(weights=self.weights), Instance(object_share=self.object_share), Random()
+        instance = Instance(object_share=self.object_share, max_objects=self.max_objects)
+        return Semantic(weights=self.weights), instance, Random()
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float

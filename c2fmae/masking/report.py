@@ -34,13 +34,14 @@ def explain(
     *,
     progress: float,
     ignore: int = 255,
+    grid: tuple[int, int] | None = None,
 ) -> list[Quota]:
     """List asked and realised quotas by semantic class and by objects and background.
 
     A blend asks for the average of its three masks, which holds over many draws and not for each.
     """
     batch, count, patches = masks.is_masked.shape
-    maps = PatchMaps(per_granularity(regions, count), per_granularity(instances, count), ignore)
+    maps = PatchMaps(per_granularity(regions, count), per_granularity(instances, count), ignore, grid)
     odds = policy.odds(maps, masks.num_masked.flatten(), progress=progress).view(batch, count, patches)
     side = side_of(instances, ignore)
     quotas = []

@@ -25,12 +25,14 @@ def mask_scenes(
     granularities: Sequence[str] = COARSE_TO_FINE,
     concentration: Sequence[float] | None = None,
     ignore: int = 255,
+    grid: tuple[int, int] | None = None,
     rows: tuple[int, int] | None = None,
 ) -> Masks:
     """Hide patches of every granularity so that each image shows `num_visible` in all.
 
     How many each granularity shows is drawn per image from a Dirichlet law (`concentration`, 1 each unless given).
-    A policy may be named to have it with its default options. `rows = (first, total)` says that these are images
+    A policy may be named to have it with its default options. `grid` is rows and columns of patches, for policies that
+    ask where a patch is; a square unless given. `rows = (first, total)` says that these are images
     first, first + 1, … of a global batch of `total`: every rank and micro-batch then gets its rows of one draw.
 
     >>> patches = torch.zeros(2, 196, dtype=torch.long)
@@ -63,7 +65,7 @@ def mask_scenes(
     num_masked = patches - apportion(mine.shares, capacity.new_full((batch,), num_visible), capacity)
     semantic, instance, random, tie = mine.noise.flatten(0, 1).unbind(1)
     is_masked = policy.hide(
-        PatchMaps(per_granularity(regions, count), per_granularity(instances, count), ignore),
+        PatchMaps(per_granularity(regions, count), per_granularity(instances, count), ignore, grid),
         num_masked.flatten(),
         MaskNoise(semantic, instance, random, tie, mine.image.repeat_interleave(count)),
         progress=progress,

@@ -22,6 +22,7 @@ from c2fmae.masking import (
     quotas,
     random_mask,
     sample_mask,
+    select_instances,
     semantic_mask,
     top_k_mask,
 )
@@ -60,6 +61,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[object, ...]]] = {
         lambda *row: instance_mask(*row[:3], object_share=row[3]),
         (IDS, NOISE[0], BUDGET, NOISE[4, :, 0]),
     ),
+    "select_instances": (lambda ids: select_instances(ids, 2, grid=(5, 7)), (IDS,)),
     "blend_scores": (blend_scores, (*MASKS, 0.4, 0.3)),
     "sample_mask": (sample_mask, (*MASKS, 0.4, 0.3, NOISE[4, :, 0])),
     "quota_mask": (quota_mask, (*MASKS, 0.4, 0.3, NOISE[3])),

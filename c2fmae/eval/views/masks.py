@@ -76,7 +76,7 @@ def draw_masks(config: MasksView) -> Image.Image:
     batch = config.load()
     pure: list[Policy] = [
         Semantic(weights=config.masking.weights),
-        Instance(object_share=config.masking.object_share),
+        Instance(object_share=config.masking.object_share, max_objects=config.masking.max_objects),
         Random(),
     ]
     policy = config.masking.build()

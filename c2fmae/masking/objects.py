@@ -1,0 +1,54 @@
+"""Which objects count as such."""
+
+import math
+
+import torch
+from jaxtyping import Int, Integer
+from torch import Tensor
+
+from c2fmae.masking._checks import check_ids, check_rows
+from c2fmae.masking.select import scattered, sort_runs
+
+
+def select_instances(
+    instances: Integer[Tensor, "batch patch"],
+    max_objects: int,
+    *,
+    grid: tuple[int, int] | None = None,
+    ignore: int = 255,
+) -> Integer[Tensor, "batch patch"]:
+    """Keep the `max_objects` largest and most central objects of every image; the others become background.
+
+    A patch counts 1 in the centre and ½ in a corner; an object, the sum of its patches. Equal ones go by the lower id.
+    `grid` is rows and columns, a square unless given.
+
+    >>> select_instances(torch.tensor([[1, 1, 0, 0, 2, 0, 3, 3, 3]]), 2)
+    tensor([[1, 1, 0, 0, 0, 0, 3, 3, 3]])
+    """
+    batch, patches = check_rows("instances", instances)
+    check_ids("instances", instances)
+    if max_objects < 0:
+        raise ValueError(f"max_objects: expected at least 0, got {max_objects}")
+    runs = sort_runs(instances, torch.zeros(batch, patches, device=instances.device))
+    centrality = _centrality(grid or _square(patches), instances.device).expand_as(runs.order).gather(1, runs.order)
+    weight = torch.zeros_like(runs.start).scatter_add_(1, runs.start, centrality)
+    weight = weight.masked_fill((runs.group == 0) | (runs.group == ignore), 0)
+    heaviest = weight.argsort(dim=1, descending=True, stable=True)
+    is_among = torch.arange(patches, device=instances.device).expand_as(heaviest) < max_objects
+    is_kept = scattered(is_among, heaviest) & (weight > 0)
+    is_kept = scattered(is_kept.gather(1, runs.start), runs.order)
+    return instances.where(is_kept | (instances == ignore), 0)
+
+
+def _centrality(grid: tuple[int, int], device: torch.device) -> Int[Tensor, " patch"]:
+    """Return the weight of every patch, in thousandths: integers, so that sums do not depend on their order."""
+    rows, columns = (torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in grid)
+    distance = (rows.square().unsqueeze(1) + columns.square()).sqrt() / math.sqrt(2)
+    return (1000 * (1 - distance / 2)).round().long().flatten()
+
+
+def _square(patches: int) -> tuple[int, int]:
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ValueError(f"grid: {patches} patches are no square, so say how many rows and columns they are")
+    return side, side
