@@ -67,7 +67,7 @@ def _by_comparing(cells: Tensor, ignore: int) -> Tensor:
     ring = torch.cat([ids, ids])  # so that comparing with the pixel `step` further on is a plain slice
     votes = torch.ones_like(ids, dtype=torch.uint8)
     for step in range(1, pixels // 2 + 1):
-        same = (ids == ring[step : step + pixels]).view(torch.uint8)
+        same = (ids == ring[step : step + pixels]).byte()
         votes += same
         if 2 * step < pixels:  # the same pairs seen from their other end
             votes[step:] += same[:-step]

@@ -98,6 +98,7 @@ def guided_then_blended(labels: Tensor, noise: Tensor, budget: Tensor) -> Tensor
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs the package g++, which torch.compile generates code for")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch 2.11's own, on first use
 def test_generated_code_gives_the_same_answer_ties_and_signed_zeros_included() -> None:
     noise = (NOISE[:3, :, :24] * 4).round() / 4 - 0.5
     noise[:, ::2] *= noise[:, ::2].ne(0).float() * 2 - 1  # -0.0 in every other row
