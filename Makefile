@@ -14,10 +14,11 @@ help:
 
 # Made anew when the dependencies change, and never used half made.
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(PINS)
-	touch $@
+	@echo "Setting up $(VENV). The first time this downloads torch, a few GB, and takes some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --upgrade "pip>=23"
+	@$(BIN)/python -m pip install -qq --editable '.[dev]' $(PINS)
+	@touch $@
 
 quickstart: $(VENV)/installed
 	$(BIN)/c2fmae view masks --out quickstart/masks.png

@@ -14,6 +14,7 @@ from c2fmae_cli.view import view
 
 from c2fmae import __version__
 from c2fmae.core.errors import UserError
+from c2fmae.core.log import show_log
 
 app = typer.Typer(
     name="c2fmae",
@@ -35,11 +36,12 @@ def _print_version(is_wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - acts through its callback
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options that come before a command."""
+    show_log()
 
 
 def main() -> None:

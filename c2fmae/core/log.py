@@ -1,20 +1,19 @@
-"""What the library says while it works: plain lines on stderr, so that stdout stays for results."""
+"""What the library says while it works.
+
+Modules log with `logging.getLogger(__name__)`. A program that imports us decides for itself what it shows; the command
+shows plain lines on stderr, so that stdout stays for results.
+"""
 
 import logging
 import sys
 
 
-def get_logger(name: str) -> logging.Logger:
-    """Return the logger of a module: `get_logger(__name__)`."""
-    return logging.getLogger(name)
-
-
 def show_log(level: str = "INFO") -> None:
-    """Show the project's log on stderr; the command calls this, a program that imports us decides for itself."""
-    root = logging.getLogger("c2fmae")
-    root.setLevel(level)
-    if not root.handlers:
+    """Show the project's log on stderr; calling it again changes the level."""
+    log = logging.getLogger("c2fmae")
+    log.setLevel(level)
+    if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-        root.addHandler(handler)
-        root.propagate = False
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False

@@ -140,6 +140,17 @@ def test_at_the_peaks_the_curriculum_is_the_pure_mask(blend: Blend, progress: fl
     assert torch.equal(blended.is_masked, masks_of(pure).is_masked)
 
 
+def test_sample_gives_all_granularities_of_an_image_the_same_mask() -> None:
+    sampled = masks_of(Progressive(blend="sample"), progress=0.4)
+    semantic, instance = masks_of("semantic", progress=0.4), masks_of("instance", progress=0.4)
+    drawn = set()
+    for image, is_masked in enumerate(sampled.is_masked):
+        pure = [mask for mask in (semantic, instance) if torch.equal(is_masked, mask.is_masked[image])]
+        assert len(pure) == 1
+        drawn.add(id(pure[0]))
+    assert len(drawn) == 2  # and not all images the same
+
+
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_leaving_out_masks_that_cannot_matter_changes_nothing(alpha: float, rest: float) -> None:
     """The policy skips what a coefficient above ½ decides; the primitives do not."""

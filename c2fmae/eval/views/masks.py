@@ -1,5 +1,6 @@
 """What each mask hides of a few scenes, and what the blend of the three hides as training goes on."""
 
+import logging
 from typing import Annotated
 
 import numpy as np
@@ -20,6 +21,8 @@ from c2fmae.masking import mask_scenes, patch_regions
 from c2fmae.masking.config import MaskingConfig, Share
 from c2fmae.masking.policies import Instance, Policy, Random, Semantic
 
+log = logging.getLogger(__name__)
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -32,6 +35,8 @@ class PatchedScenes(Config):
     size: Count = 224
     patch: Count = 16
     seed: int = 0
+    hidden: Share = 0.75
+    """Share of the patches that is hidden."""
 
     @model_validator(mode="after")
     def _check(self) -> "PatchedScenes":
@@ -41,6 +46,7 @@ class PatchedScenes(Config):
 
     def load(self) -> SceneBatch:
         """Return the first scenes."""
+        log.info("reading %d scenes from %s", self.scenes, self.data)
         source = open_scenes(self.data, size=self.size, seed=self.seed)
         if len(source) < self.scenes:
             raise UserError(f"scenes: {self.data} has {len(source)}, fewer than {self.scenes}")
@@ -60,12 +66,15 @@ class PatchedScenes(Config):
         """How many patches a scene has."""
         return (self.size // self.patch) ** 2
 
+    @property
+    def num_visible(self) -> int:
+        """How many of them are not hidden."""
+        return self.num_patches - round(self.hidden * self.num_patches)
+
 
 class MasksView(PatchedScenes):
     """Settings of `c2fmae view masks`."""
 
-    hidden: Share = 0.75
-    """Share of the patches that is hidden."""
     progress: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points of training at which the blend is shown."""
     masking: MaskingConfig = MaskingConfig()
@@ -113,7 +122,7 @@ def _hidden(config: MasksView, batch: SceneBatch, policy: Policy, progress: floa
     masks = mask_scenes(
         policy,
         *config.regions(batch),
-        num_visible=config.num_patches - round(config.hidden * config.num_patches),
+        num_visible=config.num_visible,
         progress=progress,
         generator=config.generator(),
         granularities=("rgb",),

@@ -3,21 +3,21 @@
 from typing import get_args
 
 import torch
+from jaxtyping import Bool, Integer
 from PIL import Image
+from torch import Tensor
 
 from c2fmae.core.pictures import line_chart, stack
 from c2fmae.eval.views.masks import Count, PatchedScenes
 from c2fmae.masking import mask_scenes
 from c2fmae.masking.config import CurriculumConfig, Share
-from c2fmae.masking.policies import Blend, Instance, Policy, Progressive, Random, Semantic
+from c2fmae.masking.policies import Blend, Policy, Progressive
 
 
 class ScheduleView(PatchedScenes):
     """Settings of `c2fmae view schedule`."""
 
-    scenes: Count = 32
-    hidden: Share = 0.75
-    """Share of the patches that is hidden."""
+    scenes: Count = 64
     object_share: Share = 0.75
     points: Count = 101
     """Points of training that are drawn."""
@@ -43,9 +43,10 @@ def draw_schedule(config: ScheduleView) -> Image.Image:
             y_range=(0, 1),
         )
     ]
+    regions, instances = config.regions(config.load())
     charts += [
         line_chart(
-            overlap(config, blend, times),
+            overlap(config, blend, times, regions, instances),
             times,
             title=f"Blend {blend}: how much of each mask is hidden",
             x_label=f"progress of training · chance is {config.hidden:.2f}, the share that is hidden",
@@ -57,31 +58,31 @@ def draw_schedule(config: ScheduleView) -> Image.Image:
     return stack(charts, columns=2)
 
 
-def overlap(config: ScheduleView, blend: Blend, times: list[float]) -> dict[str, list[float]]:
+def overlap(
+    config: ScheduleView,
+    blend: Blend,
+    times: list[float],
+    regions: Integer[Tensor, "batch patch"],
+    instances: Integer[Tensor, "batch patch"],
+) -> dict[str, list[float]]:
     """Return, for each pure mask, the share of its hidden patches that the blend hides too."""
-    regions, instances = config.regions(config.load())
 
-    def hidden(policy: Policy, progress: float) -> torch.Tensor:
+    def hidden(policy: Policy, progress: float) -> Bool[Tensor, "batch patch"]:
         # One granularity and one seed: the blend is made of exactly the pure masks that it is compared with.
         return mask_scenes(
             policy,
             regions,
             instances,
-            num_visible=config.num_patches - round(config.hidden * config.num_patches),
+            num_visible=config.num_visible,
             progress=progress,
             generator=config.generator(),
             granularities=("rgb",),
-        ).is_masked
+        ).is_masked[:, 0]
 
     policy = Progressive(curriculum=config.curriculum.build(), blend=blend, object_share=config.object_share)
     blended = torch.stack([hidden(policy, time) for time in times])
-    pure: dict[str, Policy] = {
-        "semantic": Semantic(),
-        "instance": Instance(object_share=config.object_share),
-        "random": Random(),
+    semantic, instance, random = (hidden(pure, 0.0) for pure in policy.pure)
+    return {
+        name: ((blended & pure).flatten(1).sum(dim=1) / pure.sum().clamp(min=1)).tolist()
+        for name, pure in {"semantic": semantic, "instance": instance, "random": random}.items()
     }
-    shares = {}
-    for name, mask in pure.items():
-        alone = hidden(mask, 0.0)
-        shares[name] = ((blended & alone).flatten(1).sum(dim=1) / alone.sum().clamp(min=1)).tolist()
-    return shares

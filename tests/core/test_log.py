@@ -1,0 +1,29 @@
+import logging
+import subprocess
+import sys
+
+SCRIPT = """
+import logging
+from c2fmae.core.log import show_log
+logging.getLogger("c2fmae.somewhere").warning("before")
+show_log()
+show_log()
+logging.getLogger("c2fmae.somewhere").info("after")
+logging.getLogger("c2fmae.somewhere").debug("detail")
+show_log("DEBUG")
+logging.getLogger("c2fmae.somewhere").debug("more detail")
+print("a result")
+"""
+
+
+def test_the_log_goes_to_stderr_once_it_is_shown_and_every_line_once() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stdout == "a result\n"
+    assert done.stderr == "before\nafter\nmore detail\n"  # Python itself shows warnings that nobody handles
+
+
+def test_importing_the_library_changes_no_logging() -> None:
+    import c2fmae.eval.views.masks  # noqa: F401
+
+    assert not logging.getLogger("c2fmae").handlers
+    assert logging.getLogger("c2fmae").propagate
