@@ -4,6 +4,7 @@ torch and everything else that is slow to import is imported inside the command 
 answers at once.
 """
 
+import io
 import sys
 from typing import Annotated
 
@@ -46,6 +47,9 @@ def options(
 
 def main() -> None:
     """Run the command; a user's mistake ends with its message and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without α is no reason to fail
     try:
         app()
     except UserError as error:

@@ -19,10 +19,11 @@ def masks(data: Data = "generated", out: Out = Path("masks.png"), set_: Set = No
     Settings for --set: scenes, size, patch, seed, hidden, progress, masking.policy, masking.curriculum.name,
     masking.blend, masking.object_share, …
     """
-    from c2fmae.core.pictures import save_png
+    from c2fmae.core.pictures import check_png, save_png
     from c2fmae.eval.views.masks import MasksView, draw_masks
 
     config = MasksView.read({"data": data}, set_ or [], source="view masks")
+    check_png(out)
     print(f"wrote {save_png(draw_masks(config), out)}")
     print("next: c2fmae view schedule, which shows when each of the masks leads")
 
@@ -31,12 +32,13 @@ def masks(data: Data = "generated", out: Out = Path("masks.png"), set_: Set = No
 def schedule(data: Data = "generated", out: Out = Path("schedule.png"), set_: Set = None) -> None:
     """Draw a curriculum's coefficients, and what the three blends make of them.
 
-    Settings for --set: curriculum.name, curriculum.options.order, hidden, points, object_share, scenes, size, patch,
-    seed.
+    Settings for --set: scenes, size, patch, seed, hidden, points, masking.curriculum.name,
+    masking.curriculum.options.order, masking.object_share, …
     """
-    from c2fmae.core.pictures import save_png
+    from c2fmae.core.pictures import check_png, save_png
     from c2fmae.eval.views.schedule import ScheduleView, draw_schedule
 
     config = ScheduleView.read({"data": data}, set_ or [], source="view schedule")
+    check_png(out)
     print(f"wrote {save_png(draw_schedule(config), out)}")
     print("next: c2fmae view masks, which shows the masks on scenes")

@@ -30,7 +30,7 @@ class Config(BaseModel):
         try:
             config = cls.model_validate(tree)
         except ValidationError as error:
-            problems += [_explain(cls, details) for details in error.errors()]
+            problems += [describe_problem(cls, details) for details in error.errors()]
         else:
             if not problems:
                 return config
@@ -111,8 +111,9 @@ def _assign(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, A
     return tree, problems
 
 
-def _explain(cls: type[Config], details: ErrorDetails) -> str:
-    path = ".".join(map(str, details["loc"]))
+def describe_problem(cls: type[Config], details: ErrorDetails, place: tuple[int | str, ...] = ()) -> str:
+    """Put one of pydantic's errors into a sentence that starts with the dotted path."""
+    path = ".".join(map(str, (*place, *details["loc"])))
     match details["type"]:
         case "extra_forbidden":
             known = _fields(cls, details["loc"][:-1])
@@ -126,6 +127,12 @@ def _explain(cls: type[Config], details: ErrorDetails) -> str:
             text = f"expected {choices}, got {details['input']!r}{'. ' + hint if hint else ''}"
         case "value_error":
             text = str(details["ctx"]["error"])
+        case "string_too_short":
+            text = "expected a name, got nothing"
+        case "tuple_type" | "list_type":
+            text = f"expected a list, got {details['input']!r}"
+        case "model_type" | "dict_type" | "mapping_type":
+            text = f"expected settings of its own (key: value), got {details['input']!r}"
         case _:
             text = f"{details['msg'][:1].lower()}{details['msg'][1:]}, got {details['input']!r}"
     return f"{path}: {text}" if path else text

@@ -50,7 +50,7 @@ class Masks:
     @property
     def flat_visible_idx(self) -> Int[Tensor, " visible_in_batch"]:
         """The visible places of the whole batch in one list, counted through all images' tokens."""
-        tokens_per_image = self.is_masked[0].numel()
+        tokens_per_image = self.is_masked.shape[1:].numel()
         offset = torch.arange(len(self.visible_idx), device=self.visible_idx.device).unsqueeze(1) * tokens_per_image
         return (self.visible_idx + offset).flatten()
 
@@ -60,11 +60,15 @@ class Masks:
 
     def save(self, path: str | Path) -> None:
         """Write the masks to a safetensors file, to be replayed later."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors = {"is_masked": self.is_masked.cpu(), "visible_idx": self.visible_idx.cpu()}
         metadata = {"format": _FORMAT, "granularities": json.dumps(self.granularities)}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: the masks cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Masks":
@@ -77,6 +81,12 @@ class Masks:
                 if metadata.get("format") != _FORMAT:
                     raise UserError(f"{path}: not a file of masks (its format is {metadata.get('format')!r})")
                 granularities = tuple(json.loads(metadata["granularities"]))
-                return cls(granularities, file.get_tensor("is_masked"), file.get_tensor("visible_idx"))
-        except (OSError, SafetensorError) as error:
+                is_masked, visible_idx = file.get_tensor("is_masked"), file.get_tensor("visible_idx")
+                again = cls.of(is_masked, granularities, num_visible=visible_idx.shape[1])
+                if len(granularities) != is_masked.shape[1] or not torch.equal(again.visible_idx, visible_idx):
+                    raise ValueError("what is hidden and what is visible do not agree")
+                return again
+        except UserError:
+            raise
+        except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: cannot be read as masks: {error}") from error

@@ -157,9 +157,19 @@ def stack(images: Sequence[Image.Image], *, columns: int = 1, gap: int = 16) -> 
     return page
 
 
+def check_png(path: str | Path) -> Path:
+    """Refuse a place that no picture can be written to, before the work of drawing it; what is there stays there."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"cannot write the picture {str(path)!r}: give a name that ends in .png")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write the picture {path}: something that is not a file is there")
+    return path
+
+
 def save_png(image: Image.Image, path: str | Path) -> Path:
     """Write a picture whole or not at all, making its folders; the same picture gives the same bytes."""
-    path, encoded = Path(path), BytesIO()
+    path, encoded = check_png(path), BytesIO()
     image.save(encoded, format="PNG", optimize=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

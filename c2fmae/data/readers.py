@@ -109,7 +109,7 @@ class _Info:
             stride = int(told.get("label_stride", 1))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}: cannot be understood ({error!r}). Expected an object whose `classes` is a list of"
+                f"{path}: cannot be understood. Expected an object whose `classes` is a list of"
                 ' {"name": …} and whose `ignore` is an id'
             ) from error
         if stride != 1:

@@ -32,11 +32,25 @@ def check_ids(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: expected an integer dtype, got {tensor.dtype}")
 
 
+def check_groups(name: str, tensor: Tensor) -> None:
+    """Refuse ids that are no integers, or, where a look costs nothing, that do not fit 32 bits."""
+    check_ids(name, tensor)
+    if tensor.dtype == torch.int64 and tensor.numel() and can_read(tensor):
+        low, high = tensor.aminmax()
+        if low < -(1 << 31) or high >= 1 << 31:
+            raise ValueError(f"{name}: expected ids of 32 bits, got {int(low)} to {int(high)}")
+
+
+def check_real(name: str, tensor: Tensor) -> None:
+    """Refuse what is not of a floating-point dtype."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
+
+
 def check_noise(noise: Tensor, rows: tuple[int, int]) -> None:
     """Refuse noise of another shape than the patches', or that is not real."""
     check_shape("noise", noise, rows)
-    if not noise.is_floating_point():
-        raise ValueError(f"noise: expected a floating-point dtype, got {noise.dtype}")
+    check_real("noise", noise)
 
 
 def check_mask(name: str, mask: Tensor, rows: tuple[int, int]) -> None:
@@ -51,25 +65,28 @@ def checked_budget(num_masked: Tensor, rows: tuple[int, int]) -> Tensor:
     batch, patches = rows
     check_shape("num_masked", num_masked, (batch,))
     check_ids("num_masked", num_masked)
+    num_masked = num_masked.long()
     if can_read(num_masked) and batch:
         low, high = (int(bound) for bound in num_masked.aminmax())
         if low < 0:
             raise ValueError(f"num_masked: a budget cannot be negative, got {low}")
         if high > patches:
             raise ValueError(f"num_masked: {high} patches cannot be hidden of {patches}")
-    return num_masked.long().clamp(0, patches).unsqueeze(1)
+    return num_masked.clamp(0, patches).unsqueeze(1)
 
 
 def checked_share(name: str, share: float | Tensor, like: Tensor) -> Tensor:
     """Return a share in [0, 1], given once or for each image, as a float64 column."""
     if isinstance(share, Tensor):
         check_shape(name, share, (len(like),))
+        check_real(name, share)
         if can_read(share) and bool(((share < 0) | (share > 1) | share.isnan()).any()):
             raise ValueError(f"{name}: expected shares in [0, 1], got {share.tolist()}")
         return share.to(like.device, torch.float64).unsqueeze(1)
     if not 0 <= share <= 1:
         raise ValueError(f"{name}: expected a share in [0, 1], got {share}")
-    return torch.full((len(like), 1), share, dtype=torch.float64, device=like.device)
+    # Added, not filled in: torch.compile bakes a fill value into its graph, and makes a new one for every value.
+    return torch.zeros(len(like), 1, dtype=torch.float64, device=like.device) + share
 
 
 def checked_coefficients(alpha: float | Tensor, beta: float | Tensor, like: Tensor) -> Tensor:

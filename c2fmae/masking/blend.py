@@ -7,7 +7,15 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from c2fmae.masking._checks import can_read, check_mask, check_noise, check_rows, check_shape, checked_coefficients
+from c2fmae.masking._checks import (
+    can_read,
+    check_mask,
+    check_noise,
+    check_real,
+    check_rows,
+    check_shape,
+    checked_coefficients,
+)
 from c2fmae.masking.rounding import apportion
 from c2fmae.masking.select import falling, grouped_order, hide_first
 
@@ -38,6 +46,7 @@ def sample_mask(
     """Give each image one of the three masks, drawn with probabilities α, β, 1 - α - β by its uniform `u` in [0, 1)."""
     _check_masks(semantic, instance, random)
     check_shape("u", u, (len(semantic),))
+    check_real("u", u)
     borders = checked_coefficients(alpha, beta, semantic).cumsum(dim=1)
     is_semantic, is_guided = (u.unsqueeze(1) < borders[:, :2]).split(1, dim=1)
     return torch.where(is_semantic, semantic, torch.where(is_guided, instance, random))

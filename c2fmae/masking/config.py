@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, describe_problem
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.masking.curricula import CURRICULA
 from c2fmae.masking.policies import POLICIES, Blend, Policy
@@ -15,12 +15,22 @@ from c2fmae.masking.policies import POLICIES, Blend, Policy
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _check_options(what: str, target: Callable[..., object], options: dict[str, Any]) -> None:
-    known = [name for name, p in inspect.signature(target).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for name in options:
+def _checked_options(what: str, target: Callable[..., object], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options in the types of the target's keyword arguments; all that is wrong is in one error."""
+    known = {name: p.annotation for name, p in inspect.signature(target).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    checked, problems = {}, []
+    for name, value in options.items():
         if name not in known:
             hint = did_you_mean(name, known) or f"Known: {', '.join(known) or 'none'}"
-            raise UserError(f"{what} has no option {name!r}. {hint}")
+            problems.append(f"{what} has no option {name!r}. {hint}")
+            continue
+        try:
+            checked[name] = TypeAdapter(known[name]).validate_python(value)
+        except ValidationError as error:
+            problems += [describe_problem(Config, details, ("options", name)) for details in error.errors()]
+    if problems:
+        raise UserError("; ".join(problems))
+    return checked
 
 
 class CurriculumConfig(Config):
@@ -32,17 +42,13 @@ class CurriculumConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "CurriculumConfig":
-        try:
-            self.build()(0.5)
-        except TypeError as error:  # an option of the wrong kind, found out only by using it
-            raise UserError(f"curriculum {self.name!r}: {error}") from error
+        self.build()(0.5)
         return self
 
     def build(self) -> Callable[[float], tuple[float, float]]:
         """Return progress → (α, β)."""
         curriculum = CURRICULA.get(self.name)
-        _check_options(f"curriculum {self.name!r}", curriculum, self.options)
-        return partial(curriculum, **self.options)
+        return partial(curriculum, **_checked_options(f"curriculum {self.name!r}", curriculum, self.options))
 
 
 class MaskingConfig(Config):
@@ -62,22 +68,22 @@ class MaskingConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "MaskingConfig":
-        try:
-            self.build()
-        except TypeError as error:
-            raise UserError(f"mask {self.policy!r}: {error}") from error
+        self.build()
         return self
 
     def build(self) -> Policy:
         """Return the policy with those of the settings that it has."""
         policy = POLICIES.get(self.policy)
-        shared = {
+        settings = {
             "curriculum": self.curriculum.build(),
             "blend": self.blend,
             "object_share": self.object_share,
             "max_objects": self.max_objects,
             "weights": self.weights,
         }
-        _check_options(f"mask {self.policy!r}", policy, self.options)
+        options = _checked_options(f"mask {self.policy!r}", policy, self.options)
         wanted = inspect.signature(policy).parameters
-        return policy(**{name: value for name, value in shared.items() if name in wanted} | self.options)
+        for name in settings.keys() - wanted.keys():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise UserError(f"mask {self.policy!r} does not look at {name}; leave it out")
+        return policy(**{name: value for name, value in settings.items() if name in wanted} | options)

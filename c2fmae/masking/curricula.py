@@ -55,10 +55,7 @@ def piecewise(progress: float, *, knots: tuple[Knot, ...] = THIRDS) -> tuple[flo
     if not knots or times != sorted(set(times)):
         raise ValueError(f"knots: expected rising progress, got {times}")
     for time, alpha, beta in knots:
-        if not (alpha >= 0 and beta >= 0 and alpha + beta <= 1 + 1e-9):
-            raise ValueError(
-                f"knots: α = {alpha}, β = {beta} at {time}: expected at least 0 each and at most 1 together"
-            )
+        _check_coefficients(f"knot at {time}", alpha, beta)
     after = sum(time <= progress for time in times)
     if after in (0, len(knots)):
         _, alpha, beta = knots[min(after, len(knots) - 1)]
@@ -73,8 +70,7 @@ def piecewise(progress: float, *, knots: tuple[Knot, ...] = THIRDS) -> tuple[flo
 def constant(progress: float, *, alpha: float = 1 / 3, beta: float = 1 / 3) -> tuple[float, float]:
     """The same coefficients from start to end; a third each unless given."""
     _check_progress(progress)
-    if not (alpha >= 0 and beta >= 0 and alpha + beta <= 1 + 1e-9):
-        raise ValueError(f"alpha + beta: expected at least 0 each and at most 1 together, got {alpha} and {beta}")
+    _check_coefficients("constant", alpha, beta)
     return alpha, beta
 
 
@@ -83,6 +79,11 @@ def _in_order(order: Order, first: float, last: float) -> tuple[float, float]:
         raise ValueError(f"order: expected semantic, instance and random in any order, got {', '.join(order)}")
     share = dict(zip(order, (first, 1 - first - last, last), strict=True))
     return share["semantic"], share["instance"]
+
+
+def _check_coefficients(where: str, alpha: float, beta: float) -> None:
+    if not (alpha >= 0 and beta >= 0 and alpha + beta <= 1 + 1e-9):
+        raise ValueError(f"{where}: expected α and β of at least 0, together at most 1, got {alpha} and {beta}")
 
 
 def _check_progress(progress: float) -> None:

@@ -4,7 +4,15 @@ import torch
 from jaxtyping import Bool, Float, Integer, Real
 from torch import Tensor
 
-from c2fmae.masking._checks import can_read, check_ids, check_noise, check_rows, checked_budget, checked_share
+from c2fmae.masking._checks import (
+    can_read,
+    check_groups,
+    check_ids,
+    check_noise,
+    check_rows,
+    checked_budget,
+    checked_share,
+)
 from c2fmae.masking.rounding import apportion, apportion_evenly
 from c2fmae.masking.select import falling, grouped_order, scattered, sort_runs
 
@@ -27,7 +35,7 @@ def semantic_mask(
     tensor([[False, False,  True,  True, False,  True]])
     """
     rows = check_rows("regions", regions)
-    check_ids("regions", regions)
+    check_groups("regions", regions)
     check_noise(noise, rows)
     budget = checked_budget(num_masked, rows)
     runs = sort_runs(regions, noise)
@@ -41,8 +49,8 @@ def weights_of(
     regions: Integer[Tensor, "batch patch"], weights: Real[Tensor, " class"], ignore: int
 ) -> Real[Tensor, "batch patch"]:
     """Return every patch's class weight; that of the ignore region is 1."""
-    if weights.ndim != 1:
-        raise ValueError(f"weights: expected one number per class, got shape {list(weights.shape)}")
+    if weights.ndim != 1 or not len(weights) or weights.dtype == torch.bool:
+        raise ValueError(f"weights: expected one number per class, got {weights.dtype} {list(weights.shape)}")
     is_ignored = regions == ignore
     if can_read(regions) and bool((((regions < 0) | (regions >= len(weights))) & ~is_ignored).any()):
         raise ValueError(f"regions: ids go beyond the {len(weights)} classes that weights are given for")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from c2fmae.masking._checks import check_ids, check_rows
+from c2fmae.masking._checks import check_groups, check_rows
 from c2fmae.masking.select import scattered, sort_runs
 
 
@@ -26,7 +26,7 @@ def select_instances(
     tensor([[1, 1, 0, 0, 0, 0, 3, 3, 3]])
     """
     batch, patches = check_rows("instances", instances)
-    check_ids("instances", instances)
+    check_groups("instances", instances)
     if max_objects < 0:
         raise ValueError(f"max_objects: expected at least 0, got {max_objects}")
     runs = sort_runs(instances, torch.zeros(batch, patches, device=instances.device))

@@ -75,6 +75,10 @@ class Semantic:
     weights: tuple[float, ...] | None = None
     """By class id; none gives all classes weight 1."""
 
+    def __post_init__(self) -> None:
+        if self.weights is not None and not all(weight >= 0 for weight in self.weights):
+            raise ValueError(f"weights: expected numbers of at least 0, got {self.weights}")
+
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
     ) -> Bool[Tensor, "batch patch"]:
@@ -94,7 +98,9 @@ class Semantic:
         return torch.zeros_like(odds).scatter(1, runs.order, odds)
 
     def _weights(self, patches: PatchMaps) -> Tensor | None:
-        return None if self.weights is None else torch.tensor(self.weights, device=patches.regions.device)
+        if self.weights is None:
+            return None
+        return torch.tensor(self.weights).to(patches.regions.device, non_blocking=True)
 
 
 @POLICIES.register("instance")
@@ -105,6 +111,12 @@ class Instance:
     object_share: float = 0.75
     max_objects: int | None = None
     """Only so many objects count as such, the largest and most central ones; all unless given."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.object_share <= 1:
+            raise ValueError(f"object_share: expected a share in [0, 1], got {self.object_share}")
+        if self.max_objects is not None and self.max_objects < 0:
+            raise ValueError(f"max_objects: expected at least 0, got {self.max_objects}")
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
@@ -166,6 +178,7 @@ class Progressive:
     def __post_init__(self) -> None:
         if self.blend not in ("topk", "sample", "quota"):
             raise ValueError(f"blend: expected 'topk', 'sample' or 'quota', got {self.blend!r}")
+        _ = self.pure  # which check the other options
 
     @property
     def pure(self) -> tuple[Policy, Policy, Policy]:

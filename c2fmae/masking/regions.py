@@ -28,9 +28,9 @@ def patch_regions(
     check_ids("labels", labels)
     if labels.ndim != 3:
         raise ValueError(f"labels: expected [batch, height, width], got shape {list(labels.shape)}")
-    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    rows, columns = patch if isinstance(patch, tuple) else (patch, patch)
     batch, height, width = labels.shape
-    if rows < 1 or columns < 1 or height % rows or width % columns:
+    if rows < 1 or columns < 1 or not height * width or height % rows or width % columns:
         raise ValueError(f"patch: {rows}×{columns} does not divide a map of {height}×{width}")
     cells = _narrowed(labels).reshape(batch, height // rows, rows, width // columns, columns)
     if rows * columns <= _MOST_PIXELS_COMPARED:
@@ -39,7 +39,7 @@ def patch_regions(
         vote = _by_counting if cells.dtype == torch.uint8 else _by_sorting
     images_at_once = max(1, _PIXELS_AT_ONCE // (height * width))
     regions = torch.cat([vote(some, ignore) for some in cells.split(images_at_once)])
-    return regions.view(batch, -1).to(labels.dtype)
+    return regions.flatten(1).to(labels.dtype)
 
 
 def _narrowed(labels: Tensor) -> Tensor:

@@ -73,9 +73,9 @@ def sample_shares(
     """Draw each image's shares from a Dirichlet law: equal and high concentrations give even shares."""
     if concentration.ndim != 1:
         raise ValueError(f"concentration: expected one number per granularity, got shape {list(concentration.shape)}")
-    if can_read(concentration) and not bool((concentration > 0).all()):
-        raise ValueError(f"concentration: expected numbers above 0, got {concentration.tolist()}")
-    rates = concentration.to(generator.device, torch.float64).expand(batch, -1)
+    if can_read(concentration) and not bool(((concentration > 0) & concentration.isfinite()).all()):
+        raise ValueError(f"concentration: expected finite numbers above 0, got {concentration.tolist()}")
+    rates = concentration.to(generator.device, torch.float64, non_blocking=True).expand(batch, -1)
     # Tiny concentrations can underflow to 0 in every granularity at once.
     gamma = torch._standard_gamma(rates, generator=generator).clamp(min=_TINY)
     return gamma / gamma.sum(dim=1, keepdim=True)

@@ -47,6 +47,8 @@ def mask_scenes(
     check_shape("instances", instances, (batch, patches))
     check_ids("instances", instances)
     count = len(granularities)
+    if isinstance(granularities, str) or not count or len(set(granularities)) < count:
+        raise ValueError(f"granularities: expected different names, got {granularities!r}")
     if not 0 <= num_visible <= count * patches:
         raise ValueError(f"num_visible: {num_visible} patches cannot be visible of {count} × {patches}")
     if not 0 <= progress <= 1:
@@ -55,7 +57,7 @@ def mask_scenes(
     if not 0 <= first <= first + batch <= total:
         raise ValueError(f"rows: {batch} images from {first} on do not lie in a batch of {total}")
 
-    concentration = concentration or [1.0] * count
+    concentration = [1.0] * count if concentration is None else concentration
     if len(concentration) != count:
         raise ValueError(f"concentration: expected one number for each of {', '.join(granularities)}")
     draw = draw_noise(total, patches, torch.tensor(concentration, dtype=torch.float64), generator)

@@ -1,5 +1,6 @@
 """The command as its user meets it: in processes of its own."""
 
+import os
 import subprocess
 import sys
 import time
@@ -43,7 +44,7 @@ def test_masks_are_drawn_and_the_file_is_named(tmp_path: Path) -> None:
 
 
 def test_schedules_are_drawn(tmp_path: Path) -> None:
-    settings = ["scenes=2", "size=64", "points=5", "curriculum.name=cosine"]
+    settings = ["scenes=2", "size=64", "points=5", "masking.curriculum.name=cosine"]
     done = run("view", "schedule", *(word for s in settings for word in ("--set", s)), cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.splitlines()[0] == "wrote schedule.png"
@@ -69,7 +70,7 @@ def test_schedules_are_drawn(tmp_path: Path) -> None:
         ),
         (
             ["--set", "masking.curriculum.options.order=3"],
-            "error: view masks: masking.curriculum: curriculum 'triangle': 'int' object is not iterable\n",
+            "error: view masks: masking.curriculum: options.order: expected a list, got 3\n",
         ),
         (
             ["--set", "masking.curriculum.options.odrer=3"],
@@ -84,6 +85,36 @@ def test_a_mistake_is_one_message_and_exit_code_2(words: list[str], message: str
     assert done.stderr == message
     assert done.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "cannot write the picture '.': give a name that ends in .png"),
+        ("masks.jpg", "cannot write the picture 'masks.jpg': give a name that ends in .png"),
+        ("folder.png", "cannot write the picture folder.png: something that is not a file is there"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    out: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    done = run("view", "masks", "--out", out, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
+def test_too_few_class_weights_are_refused_with_the_class_that_has_none(tmp_path: Path) -> None:
+    done = run("view", "masks", "--set", "masking.weights=[1, 1]", "--set", "size=64", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: masking.weights: there are 2, but generated has a class " in done.stderr
+
+
+def test_a_terminal_without_greek_is_no_reason_to_fail() -> None:
+    command = [sys.executable, "-m", "c2fmae_cli", "plugins"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "knots (progress, ?, ?)" in done.stdout
 
 
 def test_an_unknown_command_is_answered_with_exit_code_2() -> None:

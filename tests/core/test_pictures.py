@@ -214,7 +214,7 @@ def test_a_folder_in_the_way_of_a_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(UserError) as caught:
         save_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
-    assert str(caught.value) == f"cannot write the picture {tmp_path / 'a.png'}: Is a directory"
+    assert str(caught.value) == f"cannot write the picture {tmp_path / 'a.png'}: something that is not a file is there"
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

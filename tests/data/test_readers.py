@@ -415,7 +415,7 @@ def test_a_dataset_json_that_cannot_be_understood_is_refused(tmp_path: Path, tex
     (tmp_path / "dataset.json").write_text(text)
     shard = write_tar(tmp_path / "s.tar", sample("a")[0])
     expected = 'Expected an object whose `classes` is a list of {"name": …} and whose `ignore` is an id'
-    message = rf"^{re.escape(str(tmp_path))}/dataset\.json: cannot be understood \(.*\)\. {re.escape(expected)}$"
+    message = rf"^{re.escape(str(tmp_path))}/dataset\.json: cannot be understood\. {re.escape(expected)}$"
     with pytest.raises(UserError, match=message):
         ShardScenes(shard)
 

@@ -71,6 +71,11 @@ def test_remainders_that_differ_by_rounding_alone_are_tied() -> None:
     assert apportion(weights, torch.tensor([1]), torch.full((1, 3), 5)).tolist() == [[1, 0, 0]]
 
 
+def test_remainders_that_differ_by_more_than_rounding_are_not_tied() -> None:
+    weights = torch.tensor([[1.0, 1.0 + 1e-7]], dtype=torch.float64)
+    assert apportion(weights, torch.tensor([1]), torch.full((1, 2), 5)).tolist() == [[0, 1]]
+
+
 def test_bins_of_weight_zero_get_only_what_the_others_cannot_hold() -> None:
     capacity = torch.tensor([[4, 6, 2]])
     assert apportion(torch.tensor([[0, 0, 1]]), torch.tensor([2]), capacity).tolist() == [[0, 0, 2]]
@@ -114,7 +119,7 @@ def test_tiny_concentrations_still_give_shares() -> None:
 
 
 def test_a_concentration_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="^concentration: expected numbers above 0, got"):
+    with pytest.raises(ValueError, match="^concentration: expected finite numbers above 0, got"):
         sample_shares(2, torch.tensor([1.0, 0.0]), generator=torch.Generator())
 
 

@@ -122,6 +122,20 @@ def test_quota_hides_only_what_one_of_the_three_hides(case: Case, alpha: float, 
     assert not (is_masked & ~(case.masks.semantic | case.masks.instance | case.masks.random)).any()
 
 
+def test_what_quota_takes_from_one_mask_is_hidden_by_the_others_as_often_as_by_chance() -> None:
+    """Half from each of two masks that hide f of the patches: the overlap is ½ + ½ · f / (2 - f) with the first.
+
+    The second half is drawn from what the instance mask has left, f / (2 - f) of which the semantic mask hides too.
+    In one order of noise for both halves it would be far less.
+    """
+    noise = torch.rand(4, 400, 196, generator=torch.Generator().manual_seed(0))
+    budget = torch.full((400,), 147)
+    semantic, instance, random = (random_mask(mask_noise, budget) for mask_noise in noise[:3])
+    is_masked = quota_mask(semantic, instance, random, 0.5, 0.5, noise[3])
+    overlaps = [float((is_masked & mask).sum() / is_masked.sum()) for mask in (semantic, instance, random)]
+    assert overlaps == [pytest.approx(overlap, abs=0.005) for overlap in (0.5 + 0.5 * 0.6, 0.5 + 0.5 * 0.75, 0.75)]
+
+
 def test_sample_draws_each_mask_as_often_as_its_coefficient_says() -> None:
     draws = 30_000
     masks = three(torch.eye(3, dtype=torch.bool).unsqueeze(1).expand(-1, draws, -1))

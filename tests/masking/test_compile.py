@@ -86,6 +86,35 @@ def test_one_graph_gives_the_same_answer(name: str) -> None:
     assert torch.equal(compiled(*arguments), function(*arguments))
 
 
+@pytest.mark.parametrize("name", ["blend_scores", "sample_mask", "quota_mask", "instance_mask"])
+def test_coefficients_that_change_from_step_to_step_make_no_new_graphs(name: str) -> None:
+    semantic, instance, random = MASKS
+
+    def call(share: float) -> Tensor:
+        match name:
+            case "blend_scores":
+                return blend_scores(semantic, instance, random, share, 1 - share)
+            case "sample_mask":
+                return sample_mask(semantic, instance, random, share, 1 - share, NOISE[4, :, 0])
+            case "quota_mask":
+                return quota_mask(semantic, instance, random, share, 1 - share, NOISE[3])
+            case _:
+                return instance_mask(IDS, NOISE[0], BUDGET, object_share=share)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for step in range(1, 20):  # more than the compiler's limit of graphs
+        assert torch.equal(compiled(step / 20), call(step / 20))
+
+
+def test_batches_of_any_size_make_no_new_graphs() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(semantic_mask, fullgraph=True, backend="aot_eager")
+    for batch in range(2, 20):
+        row = (IDS[:1].expand(batch, -1), NOISE[0, :1].expand(batch, -1), BUDGET[2:3].expand(batch))
+        assert torch.equal(compiled(*row), semantic_mask(*row))
+
+
 def test_budgets_out_of_range_are_clamped_where_values_cannot_be_read() -> None:
     compiled = torch.compile(random_mask, fullgraph=True, backend="aot_eager")
     assert compiled(NOISE[0], torch.tensor([-3, 99, 0, 35])).sum(dim=1).tolist() == [0, 35, 0, 35]

@@ -68,7 +68,7 @@ def test_piecewise_passes_through_its_knots_and_is_flat_outside() -> None:
     [
         ((), r"knots: expected rising progress, got \[\]"),
         (((0.5, 1.0, 0.0), (0.5, 0.0, 1.0)), r"knots: expected rising progress, got \[0.5, 0.5\]"),
-        (((0.5, 0.7, 0.7),), "knots: α = 0.7, β = 0.7 at 0.5: expected at least 0 each and at most 1 together"),
+        (((0.5, 0.7, 0.7),), "knot at 0.5: expected α and β of at least 0, together at most 1, got 0.7 and 0.7"),
     ],
 )
 def test_knots_that_make_no_sense_are_refused(knots: tuple[tuple[float, float, float], ...], message: str) -> None:
@@ -78,5 +78,7 @@ def test_knots_that_make_no_sense_are_refused(knots: tuple[tuple[float, float, f
 
 def test_constant_stays_where_it_is_put() -> None:
     assert {constant(t, alpha=0.2, beta=0.5) for t in TIMES} == {(0.2, 0.5)}
-    with pytest.raises(ValueError, match=r"^alpha \+ beta: expected at least 0 each and at most 1 together"):
+    with pytest.raises(
+        ValueError, match="^constant: expected α and β of at least 0, together at most 1, got 0.8 and 0.5$"
+    ):
         constant(0.0, alpha=0.8, beta=0.5)

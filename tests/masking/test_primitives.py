@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from c2fmae.masking import instance_mask, quotas, random_mask, semantic_mask, top_k_mask
+from c2fmae.masking import instance_mask, quotas, random_mask, select_instances, semantic_mask, top_k_mask
 from tests.masking import naive
 from tests.masking.strategies import Row, as_sets, rows
 
@@ -226,6 +226,19 @@ def test_an_object_share_outside_zero_to_one_is_refused(share: float) -> None:
         instance_mask(*GOOD.values(), object_share=share)
     with pytest.raises(ValueError, match=r"^object_share: expected shares in \[0, 1\], got"):
         instance_mask(*GOOD.values(), object_share=torch.tensor([0.5, share]))
+
+
+@pytest.mark.parametrize("mask", [semantic_mask, lambda *row: select_instances(row[0], 1, grid=(2, 3))])
+def test_ids_that_do_not_fit_32_bits_are_refused(mask: Masking) -> None:
+    ids = torch.tensor([[0, 2**40, 1, 1, 1, 1]])
+    with pytest.raises(ValueError, match="expected ids of 32 bits, got 0 to 1099511627776$"):
+        mask(ids, torch.rand(1, 6), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("weights", [torch.ones(0), torch.ones(3, dtype=torch.bool), torch.ones(2, 3)])
+def test_class_weights_that_are_none_are_refused(weights: Tensor) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"weights: expected one number per class|parameter"):
+        semantic_mask(torch.tensor([[0, 1]]), torch.rand(1, 2), torch.tensor([1]), weights=weights)
 
 
 def test_an_id_without_a_class_weight_is_refused() -> None:

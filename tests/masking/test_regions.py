@@ -56,6 +56,12 @@ def test_large_batches_are_cut_into_chunks_without_a_trace() -> None:
     assert torch.equal(whole.int(), patch_regions(labels.int() + 300, 16, ignore=999) - 300)
 
 
+@pytest.mark.parametrize("patch", [4, 16])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_no_images_have_no_regions(patch: int, dtype: torch.dtype) -> None:
+    assert patch_regions(torch.zeros(0, 32, 48, dtype=dtype), patch).shape == (0, 32 * 48 // patch**2)
+
+
 def test_a_patch_that_does_not_divide_the_map_is_refused() -> None:
     with pytest.raises(ValueError, match="^patch: 16×16 does not divide a map of 30×32$"):
         patch_regions(torch.zeros(1, 30, 32, dtype=torch.uint8), 16)

@@ -1,6 +1,9 @@
 """Whole batches: budgets, ids, ranks, replay and explanations, for every policy there is."""
 
+import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
-from c2fmae.masking import POLICIES, explain, mask_scenes
+from c2fmae.masking import POLICIES, explain, mask_scenes, random_mask
 from c2fmae.masking.curricula import constant
-from c2fmae.masking.policies import Blend, MaskNoise, PatchMaps, Policy, Progressive, Semantic
+from c2fmae.masking.policies import Blend, Instance, MaskNoise, PatchMaps, Policy, Progressive, Random, Semantic
 from c2fmae.masking.scenes import per_granularity
 
 EACH = pytest.mark.parametrize("name", list(POLICIES))
@@ -123,6 +126,16 @@ def test_a_file_that_holds_no_masks_is_refused(tmp_path: Path) -> None:
         Masks.load(path)
     from safetensors.torch import save_file
 
+    masks = masks_of("random")
+    wrong = {"is_masked": masks.is_masked, "visible_idx": masks.visible_idx.flip(1).contiguous()}
+    save_file(wrong, path, {"format": "c2fmae-masks-1", "granularities": '["semantic", "instance", "rgb"]'})
+    with pytest.raises(UserError, match=r"cannot be read as masks: what is hidden and what is visible do not agree$"):
+        Masks.load(path)
+    save_file(wrong, path, {"format": "c2fmae-masks-1"})
+    with pytest.raises(UserError, match=r"masks.safetensors: cannot be read as masks: 'granularities'$"):
+        Masks.load(path)
+    with pytest.raises(UserError, match=r"the masks cannot be written: "):
+        masks.save(tmp_path / "missing" / "masks.safetensors")
     save_file({"is_masked": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"masks.safetensors: not a file of masks \(its format is None\)$"):
         Masks.load(path)
@@ -138,6 +151,37 @@ def test_concentration_moves_what_is_visible_towards_a_granularity() -> None:
 def test_at_the_peaks_the_curriculum_is_the_pure_mask(blend: Blend, progress: float, pure: str) -> None:
     blended = masks_of(Progressive(blend=blend), progress=progress)
     assert torch.equal(blended.is_masked, masks_of(pure).is_masked)
+
+
+def test_quota_breaks_ties_with_noise_of_its_own() -> None:
+    """If it used a mask's noise, what it takes from another mask would follow that one, and the overlap would be 1."""
+    patches = torch.zeros(300, 196, dtype=torch.long)
+    noise = noise_of(torch.rand(5, 300, 196, generator=torch.Generator().manual_seed(0)))
+    budget = torch.full((300,), 147)
+    curriculum = partial(constant, alpha=0.5, beta=0.0)
+    is_masked = Progressive(blend="quota", curriculum=curriculum).hide(
+        PatchMaps(patches, patches), budget, noise, progress=0.5
+    )
+    random = random_mask(noise.random, budget)
+    assert float((is_masked & random).sum() / random.sum()) == pytest.approx(0.5 + 0.5 * 0.75, abs=0.01)
+
+
+def test_the_progressive_policy_hands_its_options_to_the_masks_it_is_made_of() -> None:
+    policy = Progressive(object_share=0.9, max_objects=2, weights=(1.0, 2.0))
+    assert policy.pure == (Semantic(weights=(1.0, 2.0)), Instance(object_share=0.9, max_objects=2), Random())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"object_share": 2.0}, "object_share: expected a share in [0, 1], got 2.0"),
+        ({"max_objects": -3}, "max_objects: expected at least 0, got -3"),
+        ({"weights": (-1.0,)}, "weights: expected numbers of at least 0, got (-1.0,)"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_where_they_are_given(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Progressive(**options)
 
 
 def test_sample_gives_all_granularities_of_an_image_the_same_mask() -> None:
@@ -212,6 +256,13 @@ def test_the_semantic_policy_gets_what_it_asks_within_one() -> None:
             assert abs(quota.asked - quota.hidden) < 1
 
 
+def test_a_batch_of_no_images_shows_nothing() -> None:
+    none = torch.zeros(0, 9, dtype=torch.long)
+    masks = mask_scenes("progressive", none, none, num_visible=9, progress=0.25, generator=torch.Generator())
+    assert masks.visible_idx.shape == (0, 9)
+    assert masks.flat_visible_idx.shape == (0,)
+
+
 def test_per_granularity_repeats_each_image() -> None:
     assert per_granularity(torch.tensor([[1, 2], [3, 4]]), 2).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
 
@@ -223,6 +274,9 @@ def test_per_granularity_repeats_each_image() -> None:
         ({"num_visible": -1}, "num_visible: -1 patches cannot be visible of 3 × 35"),
         ({"progress": 1.5}, r"progress: expected a number in \[0, 1\], got 1.5"),
         ({"rows": (4, 8)}, "rows: 8 images from 4 on do not lie in a batch of 8"),
+        ({"granularities": ("rgb", "rgb")}, r"granularities: expected different names, got \('rgb', 'rgb'\)"),
+        ({"granularities": ()}, r"granularities: expected different names, got \(\)"),
+        ({"concentration": ()}, "concentration: expected one number for each of semantic, instance, rgb"),
         ({"concentration": (1.0, 1.0)}, "concentration: expected one number for each of semantic, instance, rgb"),
     ],
 )

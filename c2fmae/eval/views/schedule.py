@@ -3,30 +3,34 @@
 from typing import get_args
 
 import torch
-from jaxtyping import Bool, Integer
+from jaxtyping import Integer
 from PIL import Image
+from pydantic import model_validator
 from torch import Tensor
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.pictures import line_chart, stack
-from c2fmae.eval.views.masks import Count, PatchedScenes
-from c2fmae.masking import mask_scenes
-from c2fmae.masking.config import CurriculumConfig, Share
-from c2fmae.masking.policies import Blend, Policy, Progressive
+from c2fmae.eval.views.scenes import Count, ScenesView
+from c2fmae.masking.policies import Blend, Progressive
 
 
-class ScheduleView(PatchedScenes):
-    """Settings of `c2fmae view schedule`."""
+class ScheduleView(ScenesView):
+    """Settings of `c2fmae view schedule`, which draws every blend, whatever `masking.blend` is."""
 
     scenes: Count = 64
-    object_share: Share = 0.75
     points: Count = 101
     """Points of training that are drawn."""
-    curriculum: CurriculumConfig = CurriculumConfig()
+
+    @model_validator(mode="after")
+    def _check_policy(self) -> "ScheduleView":
+        if self.masking.policy != "progressive":
+            raise UserError(f"masking.policy: {self.masking.policy!r} has no schedule; only 'progressive' has")
+        return self
 
 
 def draw_schedule(config: ScheduleView) -> Image.Image:
     """Draw α, β and the rest over training, and for each blend how much of each pure mask it hides."""
-    curriculum = config.curriculum.build()
+    curriculum = config.masking.curriculum.build()
     times = [point / max(1, config.points - 1) for point in range(config.points)]
     coefficients = [curriculum(time) for time in times]
     charts = [
@@ -37,7 +41,7 @@ def draw_schedule(config: ScheduleView) -> Image.Image:
                 "random, 1−α−β": [1 - alpha - beta for alpha, beta in coefficients],
             },
             times,
-            title=f"Curriculum {config.curriculum.name}: the coefficients",
+            title=f"Curriculum {config.masking.curriculum.name}: the coefficients",
             x_label="progress of training",
             y_label="coefficient",
             y_range=(0, 1),
@@ -51,7 +55,7 @@ def draw_schedule(config: ScheduleView) -> Image.Image:
             title=f"Blend {blend}: how much of each mask is hidden",
             x_label=f"progress of training · chance is {config.hidden:.2f}, the share that is hidden",
             y_label="overlap",
-            y_range=(0.5, 1),
+            y_range=(0.5 if config.hidden > 0.6 else 0, 1),
         )
         for blend in get_args(Blend)
     ]
@@ -66,23 +70,11 @@ def overlap(
     instances: Integer[Tensor, "batch patch"],
 ) -> dict[str, list[float]]:
     """Return, for each pure mask, the share of its hidden patches that the blend hides too."""
-
-    def hidden(policy: Policy, progress: float) -> Bool[Tensor, "batch patch"]:
-        # One granularity and one seed: the blend is made of exactly the pure masks that it is compared with.
-        return mask_scenes(
-            policy,
-            regions,
-            instances,
-            num_visible=config.num_visible,
-            progress=progress,
-            generator=config.generator(),
-            granularities=("rgb",),
-        ).is_masked[:, 0]
-
-    policy = Progressive(curriculum=config.curriculum.build(), blend=blend, object_share=config.object_share)
-    blended = torch.stack([hidden(policy, time) for time in times])
-    semantic, instance, random = (hidden(pure, 0.0) for pure in policy.pure)
-    return {
-        name: ((blended & pure).flatten(1).sum(dim=1) / pure.sum().clamp(min=1)).tolist()
-        for name, pure in {"semantic": semantic, "instance": instance, "random": random}.items()
-    }
+    policy = config.masking.model_copy(update={"blend": blend}).build()
+    assert isinstance(policy, Progressive)
+    blended = torch.stack([config.hide(policy, regions, instances, time) for time in times])
+    shares = {}
+    for name, pure in zip(("semantic", "instance", "random"), policy.pure, strict=True):
+        alone = config.hide(pure, regions, instances, 0.0)
+        shares[name] = ((blended & alone).flatten(1).sum(dim=1) / alone.sum().clamp(min=1)).tolist()
+    return shares

@@ -1,0 +1,83 @@
+"""The scenes that a picture of masks is drawn from, and one way to hide their patches."""
+
+import logging
+from typing import Annotated
+
+import torch
+from jaxtyping import Bool, Integer
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from c2fmae.core.config import Config
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.seeding import seed_of
+from c2fmae.data import open_scenes, resize_and_crop
+from c2fmae.masking import Policy, mask_scenes, patch_regions
+from c2fmae.masking.config import MaskingConfig, Share
+
+log = logging.getLogger(__name__)
+
+Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class ScenesView(Config):
+    """Which scenes are looked at, how they are cut, and how their patches are hidden."""
+
+    data: Annotated[str, Field(min_length=1)] = "generated"
+    """A shard, a folder of scenes or shards, or `generated`."""
+    scenes: Count = 4
+    size: Side = 224
+    patch: Side = 16
+    seed: int = 0
+    hidden: Share = 0.75
+    """Share of the patches that is hidden."""
+    masking: MaskingConfig = MaskingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScenesView":
+        if self.size % self.patch:
+            raise UserError(f"patch: {self.patch} does not divide the size, {self.size}")
+        return self
+
+    def load(self) -> SceneBatch:
+        """Return the first scenes."""
+        log.info("reading %d scenes from %s", self.scenes, self.data)
+        source = open_scenes(self.data, size=self.size, seed=self.seed)
+        if len(source) < self.scenes:
+            raise UserError(f"scenes: {self.data} has {len(source)}, fewer than {self.scenes}")
+        batch = SceneBatch.stack([resize_and_crop(source[index], self.size) for index in range(self.scenes)])
+        semantic, weights = batch.maps["semantic"], self.masking.weights
+        highest = int(semantic.masked_fill(semantic == IGNORE, 0).max())
+        if weights is not None and highest >= len(weights):
+            raise UserError(f"masking.weights: there are {len(weights)}, but {self.data} has a class {highest}")
+        return batch
+
+    def regions(self, batch: SceneBatch) -> tuple[Integer[Tensor, "batch patch"], Integer[Tensor, "batch patch"]]:
+        """Return the semantic class and the object of every patch."""
+        semantic, instance = (patch_regions(batch.maps[name], self.patch) for name in ("semantic", "instance"))
+        return semantic, instance
+
+    @property
+    def num_patches(self) -> int:
+        """How many patches a scene has."""
+        return (self.size // self.patch) ** 2
+
+    def hide(
+        self,
+        policy: Policy,
+        regions: Integer[Tensor, "batch patch"],
+        instances: Integer[Tensor, "batch patch"],
+        progress: float,
+    ) -> Bool[Tensor, "batch patch"]:
+        """Hide patches, always by the same draw: a blend is then made of exactly the pure masks shown beside it."""
+        return mask_scenes(
+            policy,
+            regions,
+            instances,
+            num_visible=self.num_patches - round(self.hidden * self.num_patches),
+            progress=progress,
+            generator=torch.Generator().manual_seed(seed_of(self.seed, "masks", 0)),
+            granularities=("rgb",),
+        ).is_masked[:, 0]
