@@ -9,8 +9,8 @@ from c2fmae.masking._checks import can_read, check_ids
 # Comparing every pixel of a patch with every other costs their square, but is one simple operation on all
 # patches at once: it wins up to about this many pixels.
 _MOST_PIXELS_COMPARED = 64
-# Pixels looked at together: bounds the memory (at most about 40 bytes a pixel) and keeps it in the caches.
-_PIXELS_AT_ONCE = 1 << 20
+# Pixels looked at together: bounds the memory, about 20 bytes a pixel. Few stay in a CPU's caches, many fill a GPU.
+_PIXELS_AT_ONCE_ON_CPU, _PIXELS_AT_ONCE = 1 << 20, 1 << 22
 
 
 def patch_regions(
@@ -37,7 +37,8 @@ def patch_regions(
         vote = _by_comparing
     else:
         vote = _by_counting if cells.dtype == torch.uint8 else _by_sorting
-    images_at_once = max(1, _PIXELS_AT_ONCE // (height * width))
+    pixels_at_once = _PIXELS_AT_ONCE_ON_CPU if labels.device.type == "cpu" else _PIXELS_AT_ONCE
+    images_at_once = max(1, pixels_at_once // (height * width))
     regions = torch.cat([vote(some, ignore) for some in cells.split(images_at_once)])
     return regions.flatten(1).to(labels.dtype)
 
@@ -80,7 +81,9 @@ def _by_counting(cells: Tensor, ignore: int) -> Tensor:
     """A histogram of 256 bins for every patch."""
     batch, grid_rows, rows, grid_columns, columns = cells.shape
     # Two votes a pixel, so that ignore, held to one in all, beats only ids that are not there.
-    dtype = torch.int16 if 2 * rows * columns < torch.iinfo(torch.int16).max else torch.int32
+    # Short integers are faster to sweep on a CPU, and far slower to add to elsewhere.
+    is_short = cells.device.type == "cpu" and 2 * rows * columns < torch.iinfo(torch.int16).max
+    dtype = torch.int16 if is_short else torch.int32
     votes = torch.zeros(batch, grid_rows, grid_columns, 256, dtype=dtype, device=cells.device)
     two = votes.new_full((), 2).expand(batch, grid_rows, grid_columns, columns)
     for row in range(rows):  # one row of every patch at a time: the int64 index of all would be 8 × the map
