@@ -159,7 +159,8 @@ def _check(weights: Tensor, total: Tensor, capacity: Tensor) -> None:
     check_ids("total", total)
     check_ids("capacity", capacity)
     if can_read(weights) and weights.numel():
-        if not bool((weights >= 0).all() & weights.isfinite().all()):
+        low, high = (float(bound) for bound in weights.aminmax())  # of which not-a-number is neither
+        if not (low >= 0 and high < torch.inf):
             raise ValueError("weights: expected finite numbers of at least 0")
         if int(total.min()) < 0:
             raise ValueError(f"total: expected at least 0, got {int(total.min())}")
