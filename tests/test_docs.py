@@ -20,13 +20,13 @@ def test_no_page_has_a_gap(page: Path) -> None:
     assert not re.search(r"@@|TODO|TBD|XXX", page.read_text())
 
 
-def test_commands_in_the_documentation_exist() -> None:
-    from c2fmae_cli import app
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_are_named_exist(page: Path) -> None:
     from typer.main import get_command
 
-    commands = get_command(app)
-    for page in PAGES:
-        for words in re.findall(r"c2fmae ([a-z]+(?: [a-z]+)?)\b", " ".join(re.findall(r"`([^`]+)`", page.read_text()))):
-            first, _, second = words.partition(" ")
-            group = commands.commands[first]  # type: ignore[attr-defined]
-            assert not hasattr(group, "commands") or second in group.commands
+    from c2fmae_cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for first, second in re.findall(r"(?:^|`)c2fmae ([a-z]+)(?: ([a-z]+))?", page.read_text(), re.MULTILINE):
+        assert first in commands
+        assert not hasattr(commands[first], "commands") or second in commands[first].commands
