@@ -22,9 +22,8 @@ def test_no_page_has_a_gap(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_that_are_named_exist(page: Path) -> None:
-    from typer.main import get_command
-
     from c2fmae_cli import app
+    from typer.main import get_command
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     for first, second in re.findall(r"(?:^|`)c2fmae ([a-z]+)(?: ([a-z]+))?", page.read_text(), re.MULTILINE):
