@@ -23,6 +23,9 @@ from c2fmae.masking.select import random_mask, sort_runs, top_k_mask
 
 Blend = Literal["topk", "sample", "quota"]
 
+_ROUNDING = 1e-9
+"""1 - α - β may miss 0 by a rounding."""
+
 
 class PatchMaps(NamedTuple):
     """What is in each patch."""
@@ -100,7 +103,7 @@ class Semantic:
     def _weights(self, patches: PatchMaps) -> Tensor | None:
         if self.weights is None:
             return None
-        return torch.tensor(self.weights).to(patches.regions.device, non_blocking=True)
+        return torch.tensor(self.weights, dtype=torch.float64).to(patches.regions.device, non_blocking=True)
 
 
 @POLICIES.register("instance")
@@ -193,12 +196,12 @@ class Progressive:
         alpha, beta = self.curriculum(progress)
         coefficients = (alpha, beta, 1 - alpha - beta)
         # One above ½ decides every top-k alone, and one of 1 every blend (docs/masking.md has the proof).
-        decisive = 0.5 if self.blend == "topk" else 1 - 1e-9
+        decisive = 0.5 if self.blend == "topk" else 1 - _ROUNDING
         for policy, coefficient in zip(self.pure, coefficients, strict=True):
             if coefficient > decisive:
                 return policy.hide(patches, num_masked, noise, progress=progress)
         masks = [
-            policy.hide(patches, num_masked, noise, progress=progress) if coefficient > 0 else None
+            policy.hide(patches, num_masked, noise, progress=progress) if coefficient > _ROUNDING else None
             for policy, coefficient in zip(self.pure, coefficients, strict=True)
         ]
         stand_in = next(mask for mask in masks if mask is not None)  # no blend takes anything at a coefficient of 0
