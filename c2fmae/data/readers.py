@@ -82,9 +82,14 @@ class _File:
 
     def read(self) -> bytes:
         """Return its bytes; it is opened each time, so that worker processes share no position."""
-        with self.path.open("rb") as stream:
-            stream.seek(self.offset)
-            return stream.read(self.size)
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self.offset)
+                return stream.read(self.size)
+        except OSError as error:
+            raise UserError(
+                f"{self.name}: cannot be read: {error.strerror}. Restore it, or remove the sample"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -220,9 +225,11 @@ def _pictures(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _members(path: Path) -> dict[PurePosixPath, _File]:
     """Return the plain files of a tar, once it is sure that the tar is whole and its names are harmless."""
-    if not path.is_file():
-        raise UserError(f"{path}: this shard does not exist. Check the path")
-    with path.open("rb") as stream:
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: this shard cannot be opened: {error.strerror}. Check the path") from error
+    with stream:
         if stream.read(2) == b"\x1f\x8b":
             raise UserError(f"{path}: compressed with gzip, so no sample can be read by itself. Unpack it with gunzip")
         stream.seek(0)

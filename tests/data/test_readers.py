@@ -252,8 +252,30 @@ def test_sources_that_are_nothing_we_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s.zip").touch()
     refuses(lambda: open_scenes(tmp_path / "s.zip", size=48), f"{tmp_path}/s.zip: is not a tar shard. {advice}")
     missing = tmp_path / "none.tar"
-    refuses(lambda: open_scenes(missing, size=48), f"{missing}: this shard does not exist. Check the path")
+    refuses(
+        lambda: open_scenes(missing, size=48),
+        f"{missing}: this shard cannot be opened: No such file or directory. Check the path",
+    )
     refuses(lambda: FolderScenes(tmp_path / "no"), f"{tmp_path}/no: this folder does not exist. Check the path")
+
+
+def test_a_folder_that_is_called_like_a_shard_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").mkdir()
+    refuses(
+        lambda: ShardScenes(tmp_path / "a.tar"),
+        f"{tmp_path}/a.tar: this shard cannot be opened: Is a directory. Check the path",
+    )
+
+
+def test_a_shard_or_file_that_goes_away_is_named(tmp_path: Path) -> None:
+    files, _ = sample("a")
+    shard, tree = write_tar(tmp_path / "a.tar", files), write_tree(tmp_path / "tree", tree_of(files))
+    scenes, others = ShardScenes(shard), FolderScenes(tree)
+    shard.unlink()
+    (tree / "semantic" / "a.png").unlink()
+    gone = "cannot be read: No such file or directory. Restore it, or remove the sample"
+    refuses(lambda: scenes[0], f"{shard}: a.semantic.png: {gone}")
+    refuses(lambda: others[0], f"{tree}/semantic/a.png: {gone}")
 
 
 def test_an_empty_folder_and_an_empty_shard_are_refused(tmp_path: Path) -> None:
