@@ -63,7 +63,7 @@ class Policy(Protocol):
     def odds(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
     ) -> Float64[Tensor, "batch patch"]:
-        """Return the share of draws in which each patch is to be hidden, before rounding."""
+        """Return the share of draws that are to hide each patch, before rounding; a row adds up to its budget."""
         ...
 
 
@@ -215,7 +215,10 @@ class Progressive:
     def odds(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
     ) -> Float64[Tensor, "batch patch"]:
-        """Return the average of the three with α, β, 1 - α - β; for `topk` with a coefficient above ½, that mask's."""
+        """Return the average of the three with α, β, 1 - α - β; for `topk` with a coefficient above ½, that mask's.
+
+        `quota` strays from it by a few per cent, since what one share takes is not there for the next.
+        """
         coefficients = checked_coefficients(*self.curriculum(progress), patches.regions)
         if self.blend == "topk":
             coefficients = torch.where((coefficients > 0.5).any(dim=1, keepdim=True), coefficients > 0.5, coefficients)

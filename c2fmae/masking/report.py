@@ -38,7 +38,7 @@ def explain(
 ) -> list[Quota]:
     """List asked and realised quotas by semantic class and by objects and background.
 
-    A blend asks for the average of its three masks, which holds over many draws and not for each.
+    A blend asks for the average of its three masks, which holds over many draws (for `quota`, nearly) and not for each.
     """
     batch, count, patches = masks.is_masked.shape
     maps = PatchMaps(per_granularity(regions, count), per_granularity(instances, count), ignore, grid)

@@ -218,19 +218,20 @@ def test_leaving_out_masks_that_cannot_matter_changes_nothing(alpha: float, rest
 @pytest.mark.parametrize("progress", [0.0, 0.4, 0.6, 0.9])
 def test_odds_are_the_share_of_draws_that_hide_a_patch(name: str, progress: float) -> None:
     policies = [Progressive(blend=blend) for blend in BLENDS] if name == "progressive" else [POLICIES.get(name)()]
-    regions, instances = patches(batch=1, count=12)
-    draws = 20_000
+    regions, instances = patches(batch=1, count=196)
+    draws = 2_000
     maps = PatchMaps(regions.expand(draws, -1), instances.expand(draws, -1))
-    generator = torch.Generator().manual_seed(1)
-    noise = noise_of(torch.rand(5, draws, 12, generator=generator))
-    budget = torch.full((draws,), 7)
+    noise = noise_of(torch.rand(5, draws, 196, generator=torch.Generator().manual_seed(1)))
+    budget = torch.full((draws,), 80)
+    groups = [regions[0] == region for region in regions.unique()] + [instances[0] == 0, instances[0] > 0]
     for policy in policies:
         odds = policy.odds(maps, budget, progress=progress)
         torch.testing.assert_close(odds.sum(dim=1), budget.double())
-        # Rounding moves a group of m patches by less than one of them, and so its patches' odds by less than 1 / m.
         hidden = policy.hide(maps, budget, noise, progress=progress).double().mean(dim=0)
-        for group in (regions[0] == region for region in regions.unique()):
-            assert abs(float(hidden[group].sum() - odds[0, group].sum())) < 1.02
+        # Rounding moves less than a patch a region; quota strays further, as it takes no patch twice.
+        slack = 4 if getattr(policy, "blend", "") == "quota" else 2
+        for group in groups:
+            assert float(hidden[group].sum()) == pytest.approx(float(odds[0, group].sum()), abs=slack)
 
 
 @EACH
