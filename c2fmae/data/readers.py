@@ -172,8 +172,7 @@ class FolderScenes(_StoredScenes):
                 files[key][name] = _File(str(path), path)
         if not files:
             raise UserError(f"{root}: no scenes. Expected shards (*.tar), or pictures in rgb, semantic and instance")
-        for key in files:
-            _check_parts(root, key, files[key], "{name}/{key}.{extension}")
+        _check_parts(root, files, "{name}/{key}.{extension}")
         folders = {key: str(PurePosixPath(key).parent) for key in files}
         labels = tuple(sorted(set(folders.values()) - {"."}))
         label_of = {folder: label for label, folder in enumerate(labels)}
@@ -193,8 +192,7 @@ class ShardScenes(_StoredScenes):
                 files.setdefault(str(name.with_name(stem)), {})[_PARTS[suffix]] = file
         if not files:
             raise UserError(f"{path}: no scenes. Expected KEY.jpg, KEY.semantic.png and KEY.instance.png")
-        for key in files:
-            _check_parts(path, key, files[key], "{key}.{suffix}")
+        _check_parts(path, files, "{key}.{suffix}")
         info = _Info.of(path.parent)
         samples = [_Sample(key, parts, _label(parts.get("cls"))) for key, parts in files.items()]
         super().__init__(samples, info, info.labels)
@@ -261,11 +259,15 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
         raise UserError(f"{path}: member '{name}' is a link or a special file. Pack plain files")
 
 
-def _check_parts(where: Path, key: str, files: Mapping[str, _File], pattern: str) -> None:
+def _check_parts(where: Path, files: Mapping[str, Mapping[str, _File]], pattern: str) -> None:
+    """Refuse a sample without one of its maps; where no sample has it, say that instead of naming the first."""
     for suffix, name in _PARTS.items():
-        if name in COARSE_TO_FINE and name not in files:
-            missing = pattern.format(name=name, key=key, suffix=suffix, extension=suffix.rpartition(".")[2])
-            raise UserError(f"{where}: sample {key!r} lacks {missing}. Add it, or remove the sample")
+        lacking = [key for key, parts in files.items() if name in COARSE_TO_FINE and name not in parts]
+        if lacking and len(lacking) == len(files):
+            raise UserError(f"{where}: no sample has a part {name!r}. A scene needs rgb, semantic and instance")
+        if lacking:
+            missing = pattern.format(name=name, key=lacking[0], suffix=suffix, extension=suffix.rpartition(".")[2])
+            raise UserError(f"{where}: sample {lacking[0]!r} lacks {missing}. Add it, or remove the sample")
 
 
 def _label(file: _File | None) -> int | None:

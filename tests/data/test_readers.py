@@ -292,6 +292,13 @@ def test_a_sample_of_a_shard_that_lacks_a_part_is_refused(tmp_path: Path, member
     refuses(lambda: ShardScenes(shard), f"{shard}: sample 'a' lacks {member}. Add it, or remove the sample")
 
 
+def test_photos_without_any_maps_are_refused_as_such(tmp_path: Path) -> None:
+    photos = {name: data for key in "ab" for name, data in sample(key)[0].items() if name.endswith(".jpg")}
+    shard = write_tar(tmp_path / "s.tar", photos)
+    message = f"{shard}: no sample has a part 'semantic'. A scene needs rgb, semantic and instance"
+    refuses(lambda: ShardScenes(shard), message)
+
+
 @pytest.mark.parametrize("name", ["rgb/a.jpg", "semantic/a.png", "instance/a.png"])
 def test_a_sample_of_a_tree_that_lacks_a_part_is_refused(tmp_path: Path, name: str) -> None:
     files = {k: v for k, v in tree_of(sample("a")[0]).items() if not k.startswith(name.partition("/")[0])}
