@@ -100,7 +100,8 @@ def _assign(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, A
             value = text
         node = tree
         for depth, key in enumerate(keys[:-1], start=1):
-            child = node.get(key, {})
+            child = node.get(key)
+            child = {} if child is None else child  # settings that may be left out are null until one is given
             if not isinstance(child, dict):
                 problems.append(f"{path}: {'.'.join(keys[:depth])} is {_kind(child)} and has no settings of its own")
                 break

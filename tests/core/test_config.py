@@ -73,6 +73,12 @@ def test_overrides_change_single_settings_at_any_depth() -> None:
     assert config == Run(steps=5, optimiser=Optimiser(lr=1e-4), warm_up=Optimiser(betas=(0, 0.5)), precision="fp32")
 
 
+def test_an_override_below_settings_that_are_null_makes_them() -> None:
+    config = Run(steps=5)
+    assert config.override(["warm_up.lr=0.5"]).warm_up == Optimiser(lr=0.5)
+    assert Run.read({"steps": 5, "warm_up": None}, ["warm_up.lr=0.5"]).warm_up == Optimiser(lr=0.5)
+
+
 def test_an_override_below_a_number_is_refused() -> None:
     assert (
         problems({"steps": 5}, "steps.lr=3") == "run.yaml: steps.lr: steps is a number and has no settings of its own"

@@ -115,9 +115,21 @@ def test_batches_of_any_size_make_no_new_graphs() -> None:
         assert torch.equal(compiled(*row), semantic_mask(*row))
 
 
-def test_budgets_out_of_range_are_clamped_where_values_cannot_be_read() -> None:
-    compiled = torch.compile(random_mask, fullgraph=True, backend="aot_eager")
-    assert compiled(NOISE[0], torch.tensor([-3, 99, 0, 35])).sum(dim=1).tolist() == [0, 35, 0, 35]
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda ids, noise, budget: random_mask(noise, budget),
+        lambda ids, noise, budget: top_k_mask(noise, budget, noise),
+        semantic_mask,
+        lambda ids, noise, budget: semantic_mask(ids, noise, budget, weights=torch.arange(5.0)),
+        lambda ids, noise, budget: instance_mask(ids, noise, budget, object_share=0.75),
+    ],
+    ids=["random", "topk", "semantic", "weighted", "instance"],
+)
+def test_budgets_out_of_range_are_clamped_where_values_cannot_be_read(mask: Callable[..., Tensor]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(mask, fullgraph=True, backend="aot_eager")
+    assert compiled(IDS, NOISE[0], torch.tensor([-3, 99, 0, 35])).sum(dim=1).tolist() == [0, 35, 0, 35]
 
 
 def guided_then_blended(labels: Tensor, noise: Tensor, budget: Tensor) -> Tensor:
