@@ -1,7 +1,7 @@
 """Small figures with nothing but Pillow and NumPy: arrays and images in, a picture out."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
@@ -146,6 +146,43 @@ def line_chart(
     return page
 
 
+def bar_chart(
+    bars: Mapping[str, float], *, title: str, show: Callable[[float], str] = "{:g}".format, width: int = 440
+) -> Image.Image:
+    """Draw a bar from zero for each name (a long one is cut), downwards as given, with its value behind it."""
+    row, header = 20, _Text(title, 16, width - 2 * MARGIN)
+    names = [_cut_short(name, 12, 0.4 * width) for name in bars]
+    values = [_Text(text, 12) for text in map(show, bars.values())]
+    left = MARGIN + 8 + max((text.width for text in names), default=0)
+    room = width - MARGIN - 8 - max((text.width for text in values), default=0) - left
+    top = MARGIN + header.height + GAP
+    page = Image.new("RGB", (width, top + row * len(bars) + MARGIN), PAPER)
+    pen = ImageDraw.Draw(page)
+    header.draw(pen, MARGIN, MARGIN, INK)
+    per_unit = max(room, 1) / max([*bars.values(), 1e-12])
+    for i, (name, value, length) in enumerate(zip(names, values, bars.values(), strict=True)):
+        y = top + row * i
+        end = left + round(length * per_unit)
+        name.draw(pen, left - 8, y + (row - name.height) // 2, INK, "r")
+        pen.rectangle((left, y + 3, max(end - 1, left), y + row - 4), fill=SERIES[0] if length else RULE)
+        value.draw(pen, end + 8, y + (row - value.height) // 2, MUTED)
+    return page
+
+
+def legend(entries: Mapping[str, Colour], height: int, width: int) -> NDArray[np.uint8]:
+    """Return a tile that tells what colours mean, in the order given; its last line says how many found no room."""
+    row = 18
+    fitting = len(entries) if len(entries) * row <= height else max(height // row - 1, 0)
+    page = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(page)
+    for i, (name, colour) in enumerate(list(entries.items())[:fitting]):
+        pen.rectangle((2, i * row + 3, 13, i * row + 14), fill=colour, outline=RULE)
+        _cut_short(name, 12, width - 20).draw(pen, 20, i * row, INK)
+    if fitting < len(entries):
+        _Text(f"and {len(entries) - fitting} more", 12).draw(pen, 20, fitting * row, MUTED)
+    return np.asarray(page)
+
+
 def stack(images: Sequence[Image.Image], *, columns: int = 1, gap: int = 16) -> Image.Image:
     """Put pictures of any sizes on one page, row by row, each at the upper left of its cell."""
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
@@ -230,6 +267,15 @@ class _Text:
     def draw(self, pen: ImageDraw.ImageDraw, x: int, y: int, colour: Colour, align: str = "l") -> None:
         for i, line in enumerate(self.lines):
             pen.text((x, y + i * self.pitch + self.size), line, fill=colour, font=self.font, anchor=f"{align}s")
+
+
+def _cut_short(text: str, size: int, width: float) -> _Text:
+    """Return text of one line, without its end where it is too wide."""
+    whole = _Text(text, size)
+    while whole.width > width and text:
+        text = text[:-1]
+        whole = _Text(f"{text.rstrip()}…", size)
+    return whole
 
 
 def _ticks(low: float, high: float) -> list[float]:

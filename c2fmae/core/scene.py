@@ -61,11 +61,13 @@ RGB = GRANULARITIES.register("rgb", "Pixel level: the photo.")(
 
 @dataclass(frozen=True)
 class Scene:
-    """One image in all its granularities: photos [channels, H, W] and id maps [h, w], aligned."""
+    """One image in all its granularities: photos [channels, H, W] and id maps [⌈H/s⌉, ⌈W/s⌉], aligned."""
 
     key: str
     maps: Mapping[str, Tensor]
     label: int | None = None
+    label_stride: int = 1
+    """s: cell (i, j) of an id map is the pixel at (s·i + s//2, s·j + s//2), held to the photo."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ class SceneBatch:
         """Return the batch on a device; labels stay where they are."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.maps.items()}
         return SceneBatch(self.keys, moved, self.labels)
+
+    def pin_memory(self) -> "SceneBatch":
+        """Return the batch in memory from which a GPU fetches by itself."""
+        return SceneBatch(self.keys, {name: tensor.pin_memory() for name, tensor in self.maps.items()}, self.labels)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -8,7 +8,17 @@ from PIL import Image
 
 from c2fmae.core import pictures
 from c2fmae.core.errors import UserError
-from c2fmae.core.pictures import colour_classes, colour_instances, hide_patches, line_chart, save_png, sheet, stack
+from c2fmae.core.pictures import (
+    bar_chart,
+    colour_classes,
+    colour_instances,
+    hide_patches,
+    legend,
+    line_chart,
+    save_png,
+    sheet,
+    stack,
+)
 
 COLOURINGS = pytest.mark.parametrize("colour", [colour_classes, colour_instances])
 
@@ -170,6 +180,34 @@ def test_a_chart_takes_a_single_point() -> None:
 )
 def test_ticks_are_round_numbers(low: float, high: float, ticks: list[float]) -> None:
     assert pictures._ticks(low, high) == ticks
+
+
+def test_bars_are_as_long_as_their_values_are_large() -> None:
+    page = np.asarray(bar_chart({"one": 1, "none": 0, "four": 4}, title="t"))
+    rows = [has(page[24 + 22 + 10 + 20 * i :][:20], pictures.SERIES[0]).any(axis=0).sum() for i in range(3)]
+    assert rows[1] == 0
+    assert rows[2] > 200
+    assert abs(rows[2] - 4 * rows[0]) <= 4
+
+
+def test_nothing_is_written_over_the_margin_of_bars() -> None:
+    bars = {"a name that is fairly long": 1e6, "": 3, "koala, koala bear, kangaroo bear, native bear " * 3: 1e6}
+    page = bar_chart(bars, title="title " * 20, show="{:.3f}".format)
+    assert has(np.asarray(page), pictures.SERIES[0]).sum() > 2 * 14 * 100
+    assert (np.asarray(page)[:, : pictures.MARGIN - 2] == 255).all()
+    assert (np.asarray(page)[:, page.width - pictures.MARGIN + 2 :] == 255).all()
+
+
+def test_a_chart_of_no_bars_is_its_title() -> None:
+    assert bar_chart({}, title="none").height < 100
+
+
+def test_a_legend_shows_as_many_colours_as_find_room_and_counts_the_others() -> None:
+    colours = {f"class {i}": (i, 0, 200) for i in range(9)}
+    for height, shown in ((9 * 18, 9), (9 * 18 - 1, 7), (3 * 18, 2), (10, 0)):
+        tile = legend(colours, height, 120)
+        assert tile.shape == (height, 120, 3)
+        assert [has(tile, colour).sum() >= 100 for colour in colours.values()] == [i < shown for i in range(9)]
 
 
 def test_a_stack_shows_each_picture_whole_and_no_two_overlap() -> None:
