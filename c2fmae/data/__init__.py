@@ -1,21 +1,33 @@
-"""Where scenes come from and how they change size: generated ones, folder trees, tar shards.
+"""Scenes: found, decoded, cut, batched, checked, packed, made and imported.
 
->>> from c2fmae.data import GeneratedScenes, resize_and_crop
->>> scene = resize_and_crop(GeneratedScenes(size=96)[7], 64)
->>> {name: tuple(tensor.shape) for name, tensor in scene.maps.items()}
-{'semantic': (64, 64), 'instance': (64, 64), 'rgb': (3, 64, 64)}
+>>> from c2fmae.data import CentralView, open_scenes
+>>> scene = open_scenes("generated", size=96)[7]
+>>> sample = CentralView(size=(64, 64), label_stride=4)(scene)
+>>> {name: tuple(tensor.shape) for name, tensor in sample.maps.items()}
+{'semantic': (16, 16), 'instance': (16, 16), 'rgb': (3, 64, 64)}
 """
 
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.readers import ChainedScenes, FolderScenes, Scenes, ShardScenes, open_scenes
-from c2fmae.data.transforms import resize_and_crop
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.loader import BatchStream, Loader
+from c2fmae.data.sampler import Position, Sampler
+from c2fmae.data.scenes import Scenes
+from c2fmae.data.sources import DATASETS, inspect_scenes, open_scenes
+from c2fmae.data.transforms import CentralView, RandomView, Transform, standardise
 
 __all__ = [
-    "ChainedScenes",
-    "FolderScenes",
+    "DATASETS",
+    "BatchStream",
+    "CentralView",
+    "DatasetInfo",
     "GeneratedScenes",
+    "Loader",
+    "Position",
+    "RandomView",
+    "Sampler",
     "Scenes",
-    "ShardScenes",
+    "Transform",
+    "inspect_scenes",
     "open_scenes",
-    "resize_and_crop",
+    "standardise",
 ]

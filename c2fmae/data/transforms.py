@@ -1,47 +1,117 @@
-"""Changes of size that keep the photo and the maps of a scene aligned."""
+"""From a scene as it is stored to a sample as a model takes it: one cut for the photo and all its maps."""
 
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import GRANULARITIES, Scene
+from c2fmae.core.scene import Scene
+from c2fmae.data.canonical import Overflow, canonical_instances
+from c2fmae.data.geometry import Box, central_box, cut, photo_size
+
+TRIES = 10
 
 
-def resize_and_crop(scene: Scene, size: int) -> Scene:
-    """Bring the shorter side to `size` and keep the central square, of every map alike.
+@runtime_checkable
+class Transform(Protocol):
+    """Makes a sample of a scene; all that is random about it comes from `rng`."""
 
-    Photos are antialiased; ids are taken from the nearest pixel, never mixed. A square of that size stays as it is.
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        """Make it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """What every sample looks like."""
+
+    size: tuple[int, int]
+    """Height and width of the photo, in pixels."""
+    label_stride: int = 1
+    """Cells of the id maps are this many pixels wide."""
+    max_instances: int = 32
+    """Instance ids are 0 … `max_instances` - 1."""
+    overflow: Overflow = "ignore"
+    """What objects beyond that become."""
+
+    def __post_init__(self) -> None:
+        if self.size[0] % self.label_stride or self.size[1] % self.label_stride:
+            size = f"{self.size[0]}×{self.size[1]}"
+            raise UserError(f"label_stride: {self.label_stride} does not divide the size, {size}")
+
+    def _take(self, scene: Scene, box: Box, *, is_flipped: bool = False) -> Scene:
+        sample = cut(scene, box, self.size, label_stride=self.label_stride, is_flipped=is_flipped)
+        if "instance" not in sample.maps:
+            return sample
+        instances = canonical_instances(sample.maps["instance"], self.max_instances, self.overflow)
+        return Scene(sample.key, {**sample.maps, "instance": instances}, sample.label, sample.label_stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomView(_Target):
+    """For training: a random crop brought to the size, mirrored half the time."""
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Share of the photo's area that a crop covers."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width by height of a crop, before it is brought to the size."""
+    flip: float = 0.5
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        """Draw a crop and take it."""
+        noise = rng.random(4 * TRIES + 1)
+        box = random_box(*photo_size(scene), noise[1:].reshape(TRIES, 4), scale=self.scale, ratio=self.ratio)
+        return self._take(scene, box, is_flipped=bool(noise[0] < self.flip))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralView(_Target):
+    """For evaluation: the central part, `crop` of its largest extent, brought to the size."""
+
+    crop: float = 1.0
+    """224 of 256 pixels, the custom on ImageNet, is 0.875."""
+
+    def __call__(self, scene: Scene, rng: np.random.Generator | None = None) -> Scene:
+        """Take the centre; nothing is random about it."""
+        del rng
+        aspect = self.size[1] / self.size[0]
+        return self._take(scene, central_box(*photo_size(scene), aspect, self.crop))
+
+
+def random_box(
+    height: int,
+    width: int,
+    noise: Float64[np.ndarray, "tries 4"],
+    *,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Return the first box of a random area and shape that fits; where none of the tries does, the central one.
+
+    Noise, uniform in [0, 1): area, shape, and the place across and down.
     """
-    shapes = {name: tuple(tensor.shape[-2:]) for name, tensor in scene.maps.items()}
-    if len(set(shapes.values())) > 1:
-        sizes = ", ".join(f"{name} {height}×{width}" for name, (height, width) in shapes.items())
-        raise UserError(f"{scene.key}: maps of one scene must have one size, got {sizes}")
-    resize = {"antialias": _antialias, "nearest": _nearest}
-    maps = {name: resize[GRANULARITIES.get(name).resize](tensor, size) for name, tensor in scene.maps.items()}
-    return Scene(scene.key, maps, scene.label)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * noise[:, 0])
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    shape = np.exp(log_low + (log_high - log_low) * noise[:, 1])
+    rows, columns = np.rint(np.sqrt(area / shape)).astype(int), np.rint(np.sqrt(area * shape)).astype(int)
+    fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
+    if not fits.any():
+        aspect = min(max(width / height, ratio[0]), ratio[1])
+        return central_box(height, width, aspect)
+    first = int(fits.argmax())
+    h, w, (across, down) = int(rows[first]), int(columns[first]), noise[first, 2:]
+    return Box(int(down * (height - h + 1)), int(across * (width - w + 1)), h, w)
 
 
-def _antialias(photo: UInt8[Tensor, "channels height width"], size: int) -> UInt8[Tensor, "channels size size"]:
-    height, width = _resized(photo, size)
-    resized = F.interpolate(photo[None].float(), (height, width), mode="bicubic", antialias=True)[0]
-    top, left = (height - size) // 2, (width - size) // 2
-    square = resized[:, top : top + size, left : left + size]
-    return square.round().clamp(0, 255).to(torch.uint8)
-
-
-def _nearest(ids: Shaped[Tensor, "height width"], size: int) -> Shaped[Tensor, "size size"]:
-    rows, columns = (_sources(*lengths, size) for lengths in zip(ids.shape, _resized(ids, size), strict=True))
-    return ids[rows[:, None], columns]
-
-
-def _sources(length: int, resized: int, size: int) -> Int[Tensor, " size"]:
-    """The pixels whose cells hold the centres of the `size` central ones of `resized`: (i + ½) · length / resized."""
-    return (2 * (torch.arange(size) + (resized - size) // 2) + 1) * length // (2 * resized)
-
-
-def _resized(tensor: Tensor, size: int) -> tuple[int, int]:
-    height, width = tensor.shape[-2:]
-    shorter = min(height, width)
-    return round(height * size / shorter), round(width * size / shorter)
+def standardise(
+    photos: UInt8[Tensor, "batch channels height width"],
+    mean: Float[Tensor, " channels"],
+    std: Float[Tensor, " channels"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Turn bytes into (value / 255 - mean) / std; done on the device, to which a quarter of the bytes travels."""
+    scale, shift = 1 / (255 * std), -mean / std
+    return torch.addcmul(shift.view(-1, 1, 1), photos, scale.view(-1, 1, 1))

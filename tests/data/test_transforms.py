@@ -1,107 +1,125 @@
-import re
+import math
 
-import pytest
+import numpy as np
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from hypothesis.extra.numpy import arrays
 
-from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
-from c2fmae.data import resize_and_crop
+from c2fmae.data.transforms import CentralView, RandomView, random_box, standardise
+from tests.data.stores import refuses
 
-sides = st.integers(1, 60)
-sizes = st.integers(1, 40)
-
-
-def noise_scene(height: int, width: int) -> Scene:
-    generator = torch.Generator().manual_seed(height * 100 + width)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-
-    maps = {"semantic": noise(height, width), "instance": noise(height, width), "rgb": noise(3, height, width)}
-    return Scene("key", maps, label=4)
+units = arrays(np.float64, (10, 4), elements=st.floats(0, 1, exclude_max=True))
 
 
-@given(sides, sides, sizes)
-def test_every_scene_becomes_a_square_of_that_size_and_keeps_its_name(height: int, width: int, size: int) -> None:
-    result = resize_and_crop(noise_scene(height, width), size)
-    shapes = {name: tuple(tensor.shape) for name, tensor in result.maps.items()}
-    assert shapes == {"semantic": (size, size), "instance": (size, size), "rgb": (3, size, size)}
-    assert all(tensor.dtype == torch.uint8 for tensor in result.maps.values())
-    assert (result.key, result.label) == ("key", 4)
+def scene(height: int = 60, width: int = 80) -> Scene:
+    """A photo that is bright where its object is, in an object map and a class map that say the same."""
+    instance = torch.zeros(height, width, dtype=torch.uint8)
+    instance[height // 4 : height // 2, width // 3 : width // 2] = 9
+    instance[-height // 4 :, : width // 2] = 5
+    semantic = (instance == 9).to(torch.uint8) + 2 * (instance == 5).to(torch.uint8)
+    rgb = torch.stack([127 * (semantic == 1), 127 * (semantic == 2), 60 * semantic]).to(torch.uint8)
+    return Scene("key", {"semantic": semantic, "instance": instance, "rgb": rgb}, 3)
 
 
-@given(sides, sides, sizes)
-def test_no_id_comes_out_that_did_not_go_in(height: int, width: int, size: int) -> None:
-    scene = noise_scene(height, width)
-    result = resize_and_crop(scene, size)
-    for name in ("semantic", "instance"):
-        assert set(result.maps[name].unique().tolist()) <= set(scene.maps[name].unique().tolist())
+@given(st.integers(1, 400), st.integers(1, 400), units)
+def test_a_random_box_lies_in_the_photo(height: int, width: int, noise: np.ndarray) -> None:
+    box = random_box(height, width, noise)
+    assert 0 <= box.top <= box.top + box.height <= height
+    assert 0 <= box.left <= box.left + box.width <= width
+    assert box.height > 0
+    assert box.width > 0
 
 
-@given(sides, sides, sizes)
-def test_an_id_is_that_of_the_pixel_around_the_centre_of_its_cell(height: int, width: int, size: int) -> None:
-    places = torch.arange(height * width).view(height, width)
-    found = resize_and_crop(Scene("key", {"semantic": places}), size).maps["semantic"]
-    for source, length in ((found[:, 0] // width, height), (found[0] % width, width)):
-        resized = round(length * size / min(height, width))
-        centres = (torch.arange(size) + (resized - size) // 2 + 0.5).double() * length / resized
-        assert ((source + 0.5) - centres).abs().max() <= 0.5 + 1e-9
+@given(st.integers(200, 400), st.integers(200, 400), units)
+def test_its_area_and_shape_are_those_that_were_drawn(height: int, width: int, noise: np.ndarray) -> None:
+    noise[0, :2] = [0.3, noise[0, 1]]  # small enough for any shape to fit
+    box = random_box(height, width, noise)
+    assert math.isclose(box.height * box.width, 0.44 * height * width, rel_tol=0.02)
+    shape = (3 / 4) ** (1 - 2 * noise[0, 1])
+    assert math.isclose(box.width / box.height, shape, rel_tol=0.02)
 
 
-@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 5))
-def test_ids_agree_with_nearest_exact_of_torch(height: int, width: int, times: int) -> None:
-    scene = noise_scene(height, width)
-    size = min(height, width) * times
-    resized = F.interpolate(scene.maps["semantic"][None, None], scale_factor=times, mode="nearest-exact")[0, 0]
-    top, left = (height * times - size) // 2, (width * times - size) // 2
-    assert torch.equal(resize_and_crop(scene, size).maps["semantic"], resized[top : top + size, left : left + size])
+def test_boxes_are_spread_as_those_of_torchvision() -> None:
+    from torchvision.transforms import RandomResizedCrop
+
+    rng, photo = np.random.default_rng(0), torch.zeros(3, 90, 120)
+    ours = np.array(
+        [[(b := random_box(90, 120, rng.random((10, 4)))).top, b.left, b.height, b.width] for _ in range(4000)]
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = np.array([RandomResizedCrop.get_params(photo, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
+    for column in range(4):
+        for share in (10, 25, 50, 75, 90):
+            gap = np.percentile(ours[:, column], share) - np.percentile(theirs[:, column], share)
+            assert abs(gap) <= 3
 
 
-@given(st.integers(1, 40))
-def test_a_square_of_that_size_stays_as_it_is(size: int) -> None:
-    scene = noise_scene(size, size)
-    result = resize_and_crop(scene, size)
-    assert all(torch.equal(result.maps[name], scene.maps[name]) for name in scene.maps)
+def test_where_no_try_fits_the_central_box_is_taken() -> None:
+    box = random_box(10, 300, np.full((10, 4), 0.99))
+    assert (box.top, box.height, box.width) == (0, 10, 13)
+    assert box.left == (300 - 13) // 2
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(90, 60, 40), (61, 100, 37), (48, 48, 20), (50, 73, 120)])
-def test_photo_and_maps_stay_aligned(height: int, width: int, size: int) -> None:
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    rows, columns = (2 * rows).to(torch.uint8), (2 * columns).to(torch.uint8)
-    scene = Scene("key", {"semantic": rows, "instance": columns, "rgb": torch.stack([rows, columns, rows])})
-    maps = {name: tensor.int() for name, tensor in resize_and_crop(scene, size).maps.items()}
-    inner = slice(3, -3)  # at the rim the photo's filter sees only one side
-    for channel, ids in enumerate((maps["semantic"], maps["instance"])):
-        assert (maps["rgb"][channel] - ids)[inner, inner].abs().max() <= 2  # one pixel of the original
+@given(st.integers(0, 2**32))
+def test_a_random_view_is_a_function_of_its_noise_and_stays_aligned(seed: int) -> None:
+    view = RandomView(size=(32, 48), label_stride=4, max_instances=8)
+    first, second = (view(scene(), np.random.default_rng(seed)) for _ in range(2))
+    assert all(torch.equal(first.maps[name], second.maps[name]) for name in first.maps)
+    assert {name: tuple(tensor.shape) for name, tensor in first.maps.items()} == {
+        "semantic": (8, 12),
+        "instance": (8, 12),
+        "rgb": (3, 32, 48),
+    }
+    assert (first.key, first.label, first.label_stride) == ("key", 3, 4)
+    assert torch.equal(first.maps["semantic"] > 0, first.maps["instance"] > 0)
+    means = torch.nn.functional.avg_pool2d(first.maps["rgb"][None].float(), 4)[0]
+    for channel, kind in ((0, 1), (1, 2)):
+        assert (means[channel][first.maps["semantic"] == kind] > 40).all()
 
 
-def test_shrinking_a_photo_averages_what_is_too_fine_to_show() -> None:
-    checks = ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255).to(torch.uint8)
-    photo = resize_and_crop(Scene("key", {"rgb": checks.expand(3, 64, 64)}), 16).maps["rgb"]
-    assert (photo.int() - 128).abs().max() <= 12
+def test_instance_ids_are_canonical_after_the_cut() -> None:
+    whole = CentralView(size=(60, 60))(scene(60, 60)).maps["instance"]
+    assert (whole == 1).sum() > (whole == 2).sum() > 0
+    assert set(whole.unique().tolist()) == {0, 1, 2}
+    one = CentralView(size=(60, 60), max_instances=2)(scene(60, 60)).maps["instance"]
+    assert set(one.unique().tolist()) == {0, 1, 255}
+    calm = CentralView(size=(60, 60), max_instances=2, overflow="background")(scene(60, 60)).maps["instance"]
+    assert set(calm.unique().tolist()) == {0, 1}
 
 
-def test_bicubic_overshoot_is_held_to_what_a_pixel_can_be() -> None:
-    edge = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    edge[:, :, 8:] = 255
-    photo = resize_and_crop(Scene("key", {"rgb": edge}), 64).maps["rgb"]
-    assert (photo.int().diff(dim=2) >= -1).all()  # 256 taken for 0 would be a fall
+def test_half_of_the_views_are_mirrored_or_as_many_as_one_says() -> None:
+    gradient = Scene("key", {"rgb": torch.arange(80, dtype=torch.uint8).expand(3, 60, 80)})
+
+    def mirrored(flip: float) -> int:
+        view = RandomView(size=(16, 16), flip=flip)
+        photos = (view(gradient, np.random.default_rng(seed)).maps["rgb"] for seed in range(200))
+        return sum(int(photo[0, 0, 0] > photo[0, 0, -1]) for photo in photos)
+
+    assert (mirrored(0.0), mirrored(1.0)) == (0, 200)
+    assert 70 < mirrored(0.5) < 130
 
 
-def test_the_scene_given_is_not_written_to() -> None:
-    scene = noise_scene(20, 30)
-    before = {name: tensor.clone() for name, tensor in scene.maps.items()}
-    for tensor in resize_and_crop(scene, 20).maps.values():
-        tensor.zero_()
-    assert all(torch.equal(scene.maps[name], before[name]) for name in before)
+def test_a_central_view_is_the_middle_of_the_photo() -> None:
+    photo = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    photo[:, :, 10:50] = 200
+    assert (CentralView(size=(40, 40))(Scene("key", {"rgb": photo})).maps["rgb"] == 200).all()
+    assert (CentralView(size=(40, 40), crop=0.5)(scene()).maps["rgb"]).shape == (3, 40, 40)
 
 
-def test_maps_of_different_sizes_are_refused_by_name() -> None:
-    maps = {"semantic": torch.zeros(4, 6, dtype=torch.uint8), "rgb": torch.zeros(3, 4, 5, dtype=torch.uint8)}
-    message = "key: maps of one scene must have one size, got semantic 4×6, rgb 4×5"
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        resize_and_crop(Scene("key", maps), 4)
+def test_a_photo_alone_can_be_viewed() -> None:
+    photo = Scene("key", {"rgb": scene().maps["rgb"]})
+    assert list(RandomView(size=(16, 16), label_stride=4)(photo, np.random.default_rng(0)).maps) == ["rgb"]
+
+
+def test_a_label_stride_that_does_not_divide_the_size_is_refused() -> None:
+    refuses(lambda: RandomView(size=(30, 32), label_stride=4), "label_stride: 4 does not divide the size, 30×32")
+
+
+def test_standardised_photos_have_the_mean_and_spread_that_were_told() -> None:
+    photos = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.1, 0.2, 0.3])
+    expected = (photos / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    assert torch.allclose(standardise(photos, mean, std), expected, atol=1e-5)

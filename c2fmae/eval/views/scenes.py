@@ -1,7 +1,7 @@
 """The scenes that a picture of masks is drawn from, and one way to hide their patches."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Integer
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
 from c2fmae.core.seeding import seed_of
-from c2fmae.data import open_scenes, resize_and_crop
+from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking import Policy, mask_scenes, patch_regions
 from c2fmae.masking.config import MaskingConfig, Share
 
@@ -44,10 +44,12 @@ class ScenesView(Config):
     def load(self) -> SceneBatch:
         """Return the first scenes."""
         log.info("reading %d scenes from %s", self.scenes, self.data)
-        source = open_scenes(self.data, size=self.size, seed=self.seed)
+        options: dict[str, Any] = {"size": self.size, "seed": self.seed} if self.data == "generated" else {}
+        source = open_scenes(self.data, granularities=COARSE_TO_FINE, **options)
         if len(source) < self.scenes:
             raise UserError(f"scenes: {self.data} has {len(source)}, fewer than {self.scenes}")
-        batch = SceneBatch.stack([resize_and_crop(source[index], self.size) for index in range(self.scenes)])
+        view = CentralView(size=(self.size, self.size), max_instances=IGNORE)
+        batch = SceneBatch.stack([view(source[index]) for index in range(self.scenes)])
         semantic, weights = batch.maps["semantic"], self.masking.weights
         highest = int(semantic.masked_fill(semantic == IGNORE, 0).max())
         if weights is not None and highest >= len(weights):

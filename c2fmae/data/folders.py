@@ -1,0 +1,119 @@
+"""A folder tree of pictures: one folder for each granularity, or a flat one of photos."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import GRANULARITIES
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.key_list import KeyList
+from c2fmae.data.problems import Problem
+from c2fmae.data.stored import PHOTO_SUFFIXES, StoredScenes, in_order, lacks_all
+
+_SUFFIXES = tuple(f".{suffix}" for suffix in PHOTO_SUFFIXES)
+
+
+class FolderScenes(StoredScenes):
+    """A folder for each granularity, with the same names in all of them."""
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        info: DatasetInfo,
+        keys: KeyList,
+        labels: Int64[np.ndarray, " samples"],
+        suffixes: Mapping[str, KeyList],
+    ) -> None:
+        super().__init__(info, keys, labels)
+        self._folders, self._suffixes = folders, suffixes
+
+    def where(self, index: int, name: str) -> str:
+        """Return the path."""
+        return f"{self._folders[name]}/{self.keys[index]}{self._suffixes[name][index]}"
+
+    def record(self, index: int) -> dict[str, bytes]:
+        """Read the files."""
+        return {name: _read(self.where(index, name)) for name in self.info.granularities}
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as stream:  # noqa: PTH123 - a Path for every file read costs as much as the read
+            return stream.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}. Restore it, or remove the sample") from error
+
+
+def open_tree(
+    root: Path, granularities: Sequence[str] | None, folders: Mapping[str, str]
+) -> tuple[FolderScenes | None, tuple[Problem, ...]]:
+    """Open the samples of a tree that are whole, and list what is wrong with the others."""
+    for name in folders:
+        GRANULARITIES.get(name)
+    told = DatasetInfo.beside(root)
+    places = {name: root / folders.get(name, name) for name in GRANULARITIES}
+    there = {name: place for name, place in places.items() if place.is_dir()}
+    for name in folders:
+        if name not in there:
+            raise UserError(f"{places[name]}: this folder, named for {name}, does not exist. Check the name")
+    if not there:
+        there = {"rgb": root}  # a flat folder, or one folder a class
+    if granularities is None:
+        granularities = told.granularities if told else tuple(there)
+    granularities = in_order(granularities)
+    problems: list[Problem] = []
+    found = {name: _pictures(there[name], problems) if name in there else {} for name in granularities}
+    if not any(found.values()):
+        text = f"{root}: no scenes. Expected shards (*.tar), or pictures in {', '.join(granularities)}"
+        return None, (*problems, Problem(None, text))
+    spoilt = {problem.key for problem in problems}
+    everywhere = set[str].union(*map(set, found.values())) - spoilt
+    for name in granularities:
+        if not found[name]:
+            return None, (*problems, lacks_all(str(root), name, granularities))
+        problems += [
+            Problem(key, f"{root}: sample {key!r} lacks {folders.get(name, name)}/{key}. Add it, or remove the sample")
+            for key in sorted(everywhere - found[name].keys())
+        ]
+    whole = sorted(everywhere.intersection(*found.values()))
+    names = sorted({os.path.dirname(key) for key in whole} - {""})  # noqa: PTH120 - a key is no path of this machine
+    label_of = {name: label for label, name in enumerate(names)}
+    labels = np.array([label_of.get(os.path.dirname(key), -1) for key in whole], np.int64)  # noqa: PTH120
+    info = told or DatasetInfo()
+    update: dict[str, object] = {"granularities": granularities}
+    if names and not info.labels:
+        update["labels"] = DatasetInfo.read({"labels": [{"name": name} for name in names]}).labels
+    suffixes = {name: KeyList.of(found[name][key] for key in whole) for name in granularities}
+    used = {name: there[name] for name in granularities}
+    return FolderScenes(used, info.model_copy(update=update), KeyList.of(whole), labels, suffixes), tuple(problems)
+
+
+def _pictures(folder: Path, problems: list[Problem]) -> dict[str, str]:
+    """Return the suffix of every picture in a folder, by its name without that."""
+    pictures: dict[str, str] = {}
+    for place, folders, files in os.walk(folder):
+        prefix = os.path.relpath(place, folder)
+        prefix = "" if prefix == "." else f"{Path(prefix).as_posix()}/"
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        problems += [
+            Problem(None, f"{place}/{name}: a folder where a picture should be. Rename or remove it")
+            for name in folders
+            if name.lower().endswith(_SUFFIXES)
+        ]
+        for name in sorted(files):
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million of them
+            if suffix.lower() not in _SUFFIXES or name.startswith("."):
+                continue
+            key = prefix + stem
+            if "\n" in key:
+                problems.append(Problem(None, f"{place}/{name!r}: a name of two lines. Rename it"))
+            elif key in pictures:
+                text = f"{place}/{name}: sample {key!r} has another picture, {stem}{pictures[key]}. Remove one"
+                problems.append(Problem(key, text))
+            else:
+                pictures[key] = suffix
+    return pictures

@@ -1,0 +1,60 @@
+"""A million names in two arrays."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Integer, UInt8
+from torch import Tensor
+
+_NEWLINE = 10
+
+
+class KeyList(Sequence[str]):
+    """An immutable list of names that worker processes share.
+
+    A list of a million Python strings would be copied into every worker, page by page, as their reference counts
+    change; these are two tensors, which go to spawned processes through shared memory and to forked ones for free.
+
+    >>> keys = KeyList.of(["cat", "dog", "cow"])
+    >>> keys[1], len(keys), list(keys.take(np.array([2, 0])))
+    ('dog', 3, ['cow', 'cat'])
+    """
+
+    def __init__(self, lines: bytes) -> None:
+        """Take names of which each ends with a newline."""
+        self._text: UInt8[Tensor, " bytes"] = torch.frombuffer(bytearray(lines or b" "), dtype=torch.uint8)
+        self._ends: Int64[Tensor, " keys"] = torch.from_numpy(np.flatnonzero(self._text.numpy() == _NEWLINE))
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "KeyList":
+        """Take names without newlines."""
+        return cls("".join(f"{name}\n" for name in names).encode())
+
+    @property
+    def lines(self) -> bytes:
+        """All names, each with a newline behind it."""
+        return self._text.numpy().tobytes() if len(self) else b""
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "KeyList": ...
+    def __getitem__(self, index: int | slice) -> "str | KeyList":
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        ends = self._ends.numpy()
+        start = ends[index - 1] + 1 if index else 0
+        return self._text.numpy()[start : ends[index]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.lines.decode().split("\n")[:-1])
+
+    def take(self, rows: Integer[np.ndarray, " rows"]) -> "KeyList":
+        """Return the names at those places."""
+        names = list(self)
+        return KeyList.of(names[row] for row in rows)

@@ -1,0 +1,175 @@
+"""Batches, made ahead of time by worker processes."""
+
+import logging
+import signal
+import sys
+import time
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import Scene, SceneBatch
+from c2fmae.core.seeding import seed_of
+from c2fmae.data.sampler import Position, Sampler
+from c2fmae.data.scenes import Scenes
+from c2fmae.data.transforms import Transform
+
+log = logging.getLogger(__name__)
+
+_TRIES = 16  # samples in a row that may be broken
+
+Coordinates = tuple[int, int, int]
+"""Epoch, index, repetition: with the seed, all that a sample depends on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """Turns scenes into batches of samples, the same for any number of workers and ranks.
+
+    A sample is a function of (seed, epoch, index, repetition). A broken one is replaced by the next index that is
+    whole, which is a function of these too, or ends the run.
+    """
+
+    scenes: Scenes
+    transform: Transform
+    sampler: Sampler
+    workers: int = 0
+    """Processes; 0 makes every batch when it is asked for."""
+    prefetch: int = 2
+    """Batches that each worker is ahead."""
+    on_broken: Literal["skip", "error"] = "skip"
+    max_broken: float = 0.01
+    """Share of the samples that may be skipped; above it the run stops."""
+    pin: bool = False
+    """Put batches where a GPU can fetch them by itself."""
+    start: Literal["fork", "spawn", "forkserver"] | None = None
+    """How workers come into being; by default as Python does it here."""
+
+    def batches(self, epochs: int, position: Position = Position()) -> "BatchStream":  # noqa: B008 - frozen
+        """Return the batches from a position to the end of the last epoch."""
+        return BatchStream(self, epochs, position)
+
+
+class BatchStream(Iterator[SceneBatch]):
+    """Batches one after the other, with what is to be known about their making."""
+
+    def __init__(self, loader: Loader, epochs: int, position: Position) -> None:
+        self.position = position
+        """After the batch that was handed out last."""
+        self.seconds_waited = 0.0
+        """Time that whoever asks for batches had to wait for them."""
+        self.skipped: set[str] = set()
+        """What was wrong with the samples that were replaced."""
+        self._loader = loader
+        sampler = loader.sampler
+        coordinates = (
+            [(epoch, index, copy) for index, copy in draws.tolist()]
+            for epoch, draws in sampler.batches(position, epochs)
+        )
+        self._batches: Iterator[tuple[SceneBatch, list[str]] | UserError] | None
+        is_parallel = loader.workers > 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked
+            self._batches = iter(
+                DataLoader(
+                    _Samples(loader.scenes, loader.transform, sampler.seed, loader.on_broken == "skip"),
+                    batch_sampler=coordinates,
+                    num_workers=loader.workers,
+                    prefetch_factor=loader.prefetch if is_parallel else None,
+                    multiprocessing_context=loader.start if is_parallel else None,
+                    collate_fn=_as_it_is,
+                    worker_init_fn=_leave_ctrl_c_to_the_parent,
+                    pin_memory=loader.pin,
+                )
+            )
+
+    def __iter__(self) -> "BatchStream":
+        return self
+
+    def __next__(self) -> SceneBatch:
+        if self._batches is None:
+            raise StopIteration
+        started = time.perf_counter()
+        try:
+            made = next(self._batches)
+        except BaseException:  # Ctrl-C and the end alike
+            self.close()
+            raise
+        self.seconds_waited += time.perf_counter() - started
+        if isinstance(made, UserError):
+            self.close()
+            raise made
+        batch, broken = made
+        self._count(broken)
+        self.position = self._loader.sampler.after(self.position)
+        return batch
+
+    def close(self) -> None:
+        """End the workers."""
+        self._batches = None  # its destructor ends them
+
+    def _count(self, broken: Sequence[str]) -> None:
+        for text in broken:
+            if text not in self.skipped:
+                log.warning("skipped: %s", text)
+                self.skipped.add(text)
+        total, share = self._loader.sampler.num_samples, self._loader.max_broken
+        if len(self.skipped) > share * total:
+            self.close()
+            raise UserError(
+                f"{len(self.skipped)} of {total} samples are broken, more than the {share:.2%} that may be skipped;"
+                f" the last: {next(reversed(broken))}\nList them all with `c2fmae data check`"
+            )
+
+
+@dataclass(frozen=True)
+class _Samples(Dataset[object]):
+    """What a worker holds: it makes a whole batch for the coordinates of its samples."""
+
+    scenes: Scenes
+    transform: Transform
+    seed: int
+    is_skipping: bool
+
+    def __getitems__(self, coordinates: Sequence[Coordinates]) -> tuple[SceneBatch, list[str]] | UserError:
+        broken: list[str] = []
+        try:
+            return SceneBatch.stack([self._sample(*place, broken) for place in coordinates]), broken
+        except UserError as error:  # raised in a worker, it would come out with a traceback for a message
+            return error
+
+    def _sample(self, epoch: int, index: int, copy: int, broken: list[str]) -> Scene:
+        for place in range(index, index + _TRIES):
+            try:
+                scene = self.scenes[place % len(self.scenes)]
+            except UserError as error:
+                if not self.is_skipping:
+                    raise
+                broken.append(str(error))
+            else:
+                rng = np.random.default_rng(seed_of(self.seed, "view", epoch, index, copy))
+                return self.transform(scene, rng)
+        raise UserError(f"{_TRIES} samples in a row are broken, the last: {broken[-1]}")
+
+
+def _as_it_is(made: object) -> object:
+    return made
+
+
+def _leave_ctrl_c_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _say_nothing_of_broken_lines
+
+
+def _say_nothing_of_broken_lines(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """The thread that hands tensors over finds its line cut when the parent ends; that is no news."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)

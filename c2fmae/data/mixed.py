@@ -1,0 +1,88 @@
+"""Sources made of sources: some scenes of one, or those of several one after the other."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import Scene
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.key_list import KeyList
+from c2fmae.data.scenes import Scenes
+
+
+class SelectedScenes:
+    """Some scenes of a source, or some of their granularities."""
+
+    def __init__(
+        self,
+        scenes: Scenes,
+        rows: Int64[np.ndarray, " rows"] | None = None,
+        granularities: tuple[str, ...] | None = None,
+    ) -> None:
+        self._scenes = scenes
+        rows = np.arange(len(scenes)) if rows is None else rows
+        self._rows: Int64[Tensor, " rows"] = torch.from_numpy(rows)
+        self.info = scenes.info.model_copy(update={"granularities": granularities or scenes.info.granularities})
+        self.keys = KeyList.of(np.array(scenes.keys, dtype=object)[rows])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Scene:
+        scene = self._scenes[int(self._rows[index])]
+        maps = {name: scene.maps[name] for name in self.info.granularities}
+        return Scene(scene.key, maps, scene.label, scene.label_stride)
+
+    def photo(self, index: int) -> bytes | None:
+        """Return the photo as it is stored."""
+        return self._scenes.photo(int(self._rows[index]))
+
+
+class MixedScenes:
+    """Scenes of several sources with one label space, one source after the other."""
+
+    def __init__(self, parts: Sequence[Scenes]) -> None:
+        self._parts = tuple(parts)
+        self.info: DatasetInfo = parts[0].info
+        for other in parts[1:]:
+            _check_same(self.info, other.info)
+        self.keys = KeyList.of(key for part in parts for key in part.keys)
+        if len(set(self.keys)) != len(self.keys):
+            again = Counter(self.keys).most_common(1)[0][0]
+            raise UserError(f"sample {again!r} is in two of the sources that are to be mixed. Keep it in one")
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def _find(self, index: int) -> tuple[Scenes, int]:
+        if index not in range(len(self)):
+            raise IndexError(f"scene {index} of {len(self)}")
+        place = int(self._ends.searchsorted(index, side="right"))
+        return self._parts[place], index - int(self._ends[place - 1] if place else 0)
+
+    def __getitem__(self, index: int) -> Scene:
+        part, row = self._find(index)
+        return part[row]
+
+    def photo(self, index: int) -> bytes | None:
+        """Return the photo as it is stored."""
+        part, row = self._find(index)
+        return part.photo(row)
+
+
+def _check_same(first: DatasetInfo, second: DatasetInfo) -> None:
+    names = [repr(info.name) for info in (first, second)]
+    for key in ("classes", "labels", "granularities", "channels"):
+        ours, theirs = getattr(first, key), getattr(second, key)
+        if ours != theirs:
+            raise UserError(
+                f"{names[0]} and {names[1]} cannot be mixed: their {key} differ"
+                f" ({len(ours) if isinstance(ours, tuple) else ours} and"
+                f" {len(theirs) if isinstance(theirs, tuple) else theirs}). Bring them to one label space first"
+            )

@@ -1,0 +1,76 @@
+"""Shards from elsewhere (s3://, gs://, https://, …): copied into a local cache once, then read like any others.
+
+Random access needs a sample to be one read away, and training reads every shard every epoch: a copy is both.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from c2fmae.core.errors import UserError
+from c2fmae.data.info import FILE_NAME
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Return where copies are kept: `C2FMAE_CACHE`, or the user's cache folder."""
+    chosen = os.environ.get("C2FMAE_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "c2fmae"
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source is a URL."""
+    return "://" in source
+
+
+def fetch_shards(url: str) -> list[Path]:
+    """Copy the shards of a URL (one, a pattern, or a folder of them) and their `dataset.json`; return the copies.
+
+    A copy is made anew when what is there has changed, and is there whole or not at all.
+    """
+    import fsspec
+
+    try:
+        remote, path = fsspec.core.url_to_fs(url)
+        if any(c in path for c in "*?["):
+            found = remote.glob(path)
+        else:
+            found = [path] if path.endswith(".tar") else remote.glob(f"{path.rstrip('/')}/*.tar")
+        shards = sorted(name for name in found if name.endswith(".tar"))
+        if not shards:
+            raise UserError(f"{url}: no shards there. Give the URL of a .tar, of a folder of them, or a pattern")
+        parent = PurePosixPath(shards[0]).parent
+        name = hashlib.blake2b(f"{remote.unstrip_protocol(str(parent))}".encode(), digest_size=8).hexdigest()
+        folder = cache_folder() / f"{parent.name}-{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        info = str(parent / FILE_NAME)
+        if remote.exists(info):
+            _copy(remote, info, folder)
+        return [_copy(remote, shard, folder) for shard in shards]
+    except UserError:
+        raise
+    except ImportError as error:  # the package that speaks the protocol
+        raise UserError(f"{url}: {error}") from error
+    except Exception as error:  # every file system has errors of its own
+        raise UserError(f"{url}: cannot be copied: {error}. Check the URL and your rights") from error
+
+
+def _copy(remote: Any, path: str, folder: Path) -> Path:
+    target = folder / PurePosixPath(path).name
+    version = folder / f".{target.name}.version"
+    wanted = f"{remote.size(path)} {remote.ukey(path)}"
+    if target.exists() and version.exists() and version.read_text() == wanted:
+        return target
+    log.info("copying %s to %s", remote.unstrip_protocol(path), folder)
+    unfinished = folder / f".{target.name}.{os.getpid()}"
+    version.unlink(missing_ok=True)
+    try:
+        remote.get_file(path, str(unfinished))
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    version.write_text(wanted)
+    return target

@@ -1,0 +1,76 @@
+"""Which samples make up which batch: a function of (seed, epoch, batch), never of history, ranks or workers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.seeding import seed_of
+
+Draws = Int64[np.ndarray, "rows 2"]
+"""Index of a sample, and which of its repetitions in this epoch it is."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come: all that there is to remember for an exact resume."""
+
+    epoch: int = 0
+    batches_done: int = 0
+    """In this epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Global batches of one order a epoch, of which each rank takes its rows.
+
+    Shuffled, an epoch ends with the last whole batch: what is left over differs from epoch to epoch. In order, for
+    evaluation, its last batch is what is left.
+    """
+
+    num_samples: int
+    batch_size: int
+    """Of all ranks together."""
+    seed: int = 0
+    shuffle: bool = True
+    repeats: int = 1
+    """Views of a sample in a batch, each different (repeated augmentation); an epoch is as long with it as without."""
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            raise UserError(f"batch_size: {self.batch_size} cannot be divided among {self.world_size} processes")
+        if self.batch_size % self.repeats:
+            raise UserError(f"repeats: {self.repeats} does not divide the batch size, {self.batch_size}")
+        if self.shuffle and self.num_samples < self.batch_size:
+            raise UserError(f"batch_size: {self.batch_size} is more than the {self.num_samples} samples that there are")
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return self.num_samples // self.batch_size if self.shuffle else -(-self.num_samples // self.batch_size)
+
+    def epoch(self, epoch: int) -> Draws:
+        """Return all draws of an epoch, of all ranks."""
+        if not self.shuffle:
+            order = np.arange(self.num_samples)
+        else:
+            order = np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(self.num_samples)
+        places = np.arange(self.num_samples)
+        return np.stack([order[places // self.repeats], places % self.repeats], axis=1)
+
+    def batches(self, start: Position, epochs: int) -> Iterator[tuple[int, Draws]]:
+        """Yield (epoch, this rank's draws) from a position on to the end of the last epoch."""
+        for epoch in range(start.epoch, epochs):
+            draws = self.epoch(epoch)
+            for batch in range(start.batches_done if epoch == start.epoch else 0, len(self)):
+                rows = draws[batch * self.batch_size : (batch + 1) * self.batch_size]
+                yield epoch, np.array_split(rows, self.world_size)[self.rank]
+
+    def after(self, position: Position) -> Position:
+        """Return the position one batch on."""
+        if position.batches_done + 1 < len(self):
+            return replace(position, batches_done=position.batches_done + 1)
+        return Position(position.epoch + 1)

@@ -1,0 +1,122 @@
+"""From what a user types to scenes: a folder, a shard, several of them, or a name such as `generated`."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from c2fmae.core.errors import UserError, did_you_mean
+from c2fmae.core.registry import Registry
+from c2fmae.core.scene import GRANULARITIES
+from c2fmae.data.folders import open_tree
+from c2fmae.data.generated import GeneratedScenes
+from c2fmae.data.mixed import MixedScenes, SelectedScenes
+from c2fmae.data.problems import Problem, refuse
+from c2fmae.data.remote import fetch_shards, is_remote
+from c2fmae.data.scenes import Scenes
+from c2fmae.data.shards import open_shards
+
+log = logging.getLogger(__name__)
+
+Source = str | Path | Sequence[str | Path]
+
+DATASETS: Registry[Callable[..., Scenes]] = Registry("dataset")
+DATASETS.register("generated")(GeneratedScenes)
+
+
+def open_scenes(
+    source: Source,
+    *,
+    granularities: Sequence[str] | None = None,
+    keys: Collection[str] | None = None,
+    folders: Mapping[str, str] | None = None,
+    **options: object,
+) -> Scenes:
+    """Open scenes, all problems that can be seen without decoding refused.
+
+    A source is a folder tree, a flat folder of photos, a `.tar`, a folder of shards of one set, a pattern such as
+    `voc/train-*.tar`, a URL of shards, a registered name, or a list of these, whose label spaces must agree.
+
+    `granularities`: those that are needed; by default all that the data has.
+    `keys`: use these samples alone, and let the problems of others be.
+    `folders`: names of a tree's folders, where they are not those of the granularities.
+    `options`: for a registered name; `generated` takes size, length, seed, …
+    """
+    scenes, problems = inspect_scenes(source, granularities=granularities, folders=folders, **options)
+    if keys is None:
+        refuse(problems)
+    elif scenes is not None:
+        places = {key: place for place, key in enumerate(scenes.keys)}
+        missing = sorted(set(keys) - places.keys())
+        if missing:
+            raise UserError(
+                f"{_name(source)}: {len(missing)} of the {len(set(keys))} chosen keys are not there whole, the first is"
+                f" {missing[0]!r}. {did_you_mean(missing[0], places)}".rstrip()
+            )
+        scenes = SelectedScenes(scenes, np.array(sorted(places[key] for key in set(keys)), np.int64))
+    if scenes is None or not len(scenes):
+        raise UserError(f"{_name(source)}: no scenes in it")
+    return scenes
+
+
+def inspect_scenes(
+    source: Source,
+    *,
+    granularities: Sequence[str] | None = None,
+    folders: Mapping[str, str] | None = None,
+    **options: object,
+) -> tuple[Scenes | None, tuple[Problem, ...]]:
+    """Open what is whole of a source, and list what is not."""
+    for name in granularities or ():
+        GRANULARITIES.get(name)
+    if not isinstance(source, str | Path):
+        opened = [inspect_scenes(one, granularities=granularities, folders=folders) for one in source]
+        parts = [scenes for scenes, _ in opened if scenes is not None]
+        return MixedScenes(parts) if parts else None, tuple(problem for _, problems in opened for problem in problems)
+    if str(source) in DATASETS and not Path(source).exists():
+        scenes = DATASETS.get(str(source))(**options)
+        return (SelectedScenes(scenes, granularities=tuple(granularities)) if granularities else scenes), ()
+    found = _locate(source)
+    if isinstance(found, Path):
+        return open_tree(found, granularities, folders or {})
+    return open_shards(found, granularities)
+
+
+def _locate(source: str | Path) -> Path | list[Path]:
+    """Return the root of a folder tree, or shards."""
+    if is_remote(str(source)):
+        return _one_set(str(source), fetch_shards(str(source)))
+    path = Path(source)
+    if path.is_dir():
+        return _one_set(path, sorted(path.glob("*.tar"))) or path
+    if path.exists():
+        if ".tar" not in path.suffixes:
+            raise UserError(f"{path}: is not a tar shard. {_expected()}")
+        return [path]
+    shards = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else []
+    if not shards:
+        raise UserError(f"{path}: does not exist. {did_you_mean(str(source), DATASETS) or _expected()}")
+    for shard in shards:
+        if shard.suffix != ".tar":
+            raise UserError(f"{path}: matches {shard.name}, which is not a tar shard. {_expected()}")
+    return shards
+
+
+def _one_set(folder: str | Path, shards: list[Path]) -> list[Path]:
+    """Refuse shards of several sets: train and val lie side by side often, and are mixed on purpose never."""
+    sets = Counter(re.sub(r"[-_]?\d*$", "", shard.stem) for shard in shards)
+    if len(sets) > 1:
+        found = ", ".join(f"{name} ({count})" for name, count in sets.items())
+        raise UserError(f"{folder}: shards of several sets: {found}. Name one, as in {folder}/{next(iter(sets))}*.tar")
+    return shards
+
+
+def _expected() -> str:
+    return f"Give a folder, a .tar shard, a pattern of shards, or a name: {', '.join(DATASETS)}"
+
+
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else ", ".join(map(str, source))

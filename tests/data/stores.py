@@ -1,0 +1,87 @@
+"""Data sets made for a test: samples as files, in a tar or in a folder tree."""
+
+import io
+import re
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c2fmae.core.errors import UserError
+
+Files = dict[str, bytes]
+
+DATASET = {
+    "format": 1,
+    "classes": [{"name": "sky", "is_thing": False}, {"name": "cat"}],
+    "labels": [{"name": "a"}, None],
+}
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(pixels))
+
+
+def ids(*rows: list[int], dtype: type = np.uint8) -> np.ndarray:
+    return np.array(rows, dtype)
+
+
+def sample(key: str, seed: int = 0, shape: tuple[int, int] = (5, 7)) -> tuple[Files, dict[str, np.ndarray]]:
+    """A sample of a shard by member, and its arrays; its photo is PNG data, which is read by content."""
+    rng = np.random.default_rng(seed)
+    maps = {
+        "rgb": rng.integers(256, size=(*shape, 3), dtype=np.uint8),
+        "semantic": rng.choice(np.array([0, 1, 255], np.uint8), size=shape),
+        "instance": rng.choice(np.array([0, 1, 2, 254, 255], np.uint8), size=shape),
+    }
+    suffixes = {"rgb": "jpg", "semantic": "semantic.png", "instance": "instance.png"}
+    return {f"{key}.{suffixes[name]}": png(array) for name, array in maps.items()}, maps
+
+
+def samples(keys: str) -> Files:
+    """Samples of one letter each, all different."""
+    files: Files = {}
+    for seed, key in enumerate(keys):
+        files |= sample(key, seed)[0]
+    return files
+
+
+def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_tree(root: Path, files: Mapping[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def tree_of(files: Files) -> Files:
+    """The same sample as files of a folder tree."""
+    found: Files = {}
+    for member, data in files.items():
+        key, _, suffix = member.partition(".")
+        folder = "rgb" if suffix == "jpg" else suffix.partition(".")[0]
+        found[f"{folder}/{key}.png"] = data
+    return found
+
+
+def refuses(action: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        action()

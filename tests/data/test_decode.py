@@ -1,0 +1,220 @@
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from c2fmae.core.errors import UserError
+from c2fmae.data.decode import MAX_PIXELS, decode_ids, decode_photo
+from tests.data.stores import encoded, png
+
+places = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8)
+shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+def smooth(height: int = 40, width: int = 60, channels: int = 3) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / (7 + c)) * np.cos(y / (5 + c)) for c in range(channels)]
+    return (127 + 120 * np.stack(waves, axis=2)).astype(np.uint8)
+
+
+def as_pillow(data: bytes) -> np.ndarray:
+    import io
+
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_of(width: int, height: int, bits: int, colours: int, lines: bytes, *, pieces: int = 1) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
+    packed = zlib.compress(lines)
+    step = -(-len(packed) // pieces)
+    data = b"".join(chunk(b"IDAT", packed[i : i + step]) for i in range(0, len(packed), step))
+    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+
+
+WHOLE = {
+    "jpeg": encoded(Image.fromarray(smooth()), "JPEG"),
+    "png photo": encoded(Image.fromarray(smooth())),
+    "map": png(smooth(channels=1)[..., 0] // 16),
+    "plain map": png_of(60, 40, 8, 0, (b"\0" + bytes(range(60))) * 40, pieces=2),
+    "wide map": png((smooth(channels=1)[..., 0]).astype(np.uint16) * 250),
+}
+
+
+# Photos
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 60, "subsampling": 0}, {"progressive": True}])
+def test_a_jpeg_is_decoded_as_by_pillow(options: dict[str, object]) -> None:
+    data = encoded(Image.fromarray(smooth()), "JPEG", **options)
+    photo = decode_photo(data, "a.jpg")
+    assert photo.dtype == torch.uint8
+    assert np.array_equal(photo.permute(1, 2, 0).numpy(), as_pillow(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_photo_is_turned_upright_before_anything_else(form: str, orientation: int) -> None:
+    upright = np.zeros((16, 24, 3), np.uint8)
+    upright[:8, :16] = 200
+    turns: list[Callable[[np.ndarray], np.ndarray]] = [
+        lambda a: a,
+        lambda a: a[:, ::-1],
+        lambda a: a[::-1, ::-1],
+        lambda a: a[::-1],
+        lambda a: a.transpose(1, 0, 2),
+        lambda a: np.rot90(a),
+        lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        lambda a: np.rot90(a, -1),
+    ]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(turns[orientation - 1](upright)))
+    photo = decode_photo(encoded(stored, form, exif=exif), "a.jpg").permute(1, 2, 0).numpy()
+    assert photo.shape == upright.shape
+    assert abs(photo.astype(int) - upright).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("CMYK", "TIFF")],
+)
+def test_photos_of_other_colour_modes_become_rgb(mode: str, form: str) -> None:
+    grey = Image.new("RGB", (24, 16), (90, 90, 90)).convert(mode, palette=Image.Palette.ADAPTIVE)
+    photo = decode_photo(encoded(grey, form), "a.jpg")
+    assert photo.shape == (3, 16, 24)
+    assert (photo.int() - 90).abs().max() <= 2
+
+
+def test_sixteen_bits_of_grey_are_scaled_not_cut_off() -> None:
+    levels = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    assert decode_photo(png(levels), "a.png")[0].tolist() == [[0, 0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_photo_has_the_channels_that_the_data_set_says(channels: int) -> None:
+    for data in (WHOLE["jpeg"], WHOLE["png photo"]):
+        assert decode_photo(data, "a", channels).shape == (channels, 40, 60)
+    with pytest.raises(UserError, match=r"^a: photos are read with 1, 3 or 4 channels, not 2\. Correct dataset\.json$"):
+        decode_photo(WHOLE["jpeg"], "a", 2)
+
+
+def test_a_jpeg_whose_data_is_damaged_is_refused_though_other_readers_take_it() -> None:
+    data = bytearray(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "JPEG"))
+    data[len(data) // 2 : len(data) // 2 + 2] = b"\xa5\x5a"
+    as_pillow(bytes(data))
+    with pytest.raises(UserError, match=r"^a\.jpg: not readable as a picture \(Corrupt JPEG data"):
+        decode_photo(bytes(data), "a.jpg")
+
+
+def test_a_bomb_is_refused_before_it_goes_off() -> None:
+    side = 2**15
+    bombs = [
+        png_of(side, side, 8, 0, bytes(1000)),
+        png_of(side, side, 8, 2, bytes(1000)),
+        WHOLE["jpeg"].replace(b"\x00\x28\x00\x3c", struct.pack(">HH", side, side)),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for bomb in bombs:
+            with pytest.raises(UserError, match=rf"32768×32768 pixels, more than {MAX_PIXELS}|exceeds limit of"):
+                decode_photo(bomb, "bomb")
+        with pytest.raises(UserError, match=r"^bomb: .*32768×32768 pixels"):
+            decode_ids(bombs[0], "bomb")
+    small = png_of(4, 4, 8, 0, bytes(100_000_000))  # a header that lies
+    with pytest.raises(UserError, match=r"its size is not what its header says"):
+        decode_ids(small, "bomb")
+
+
+# Maps
+
+
+@given(arrays(np.uint8, shapes))
+def test_byte_maps_come_back_as_stored(ids: np.ndarray) -> None:
+    assert np.array_equal(decode_ids(png(ids), "a"), ids)
+    lines = b"".join(b"\0" + row.tobytes() for row in ids)
+    found = decode_ids(png_of(ids.shape[1], ids.shape[0], 8, 0, lines, pieces=3), "a")
+    assert np.array_equal(found, ids)
+    assert found.flags.writeable
+
+
+@given(arrays(np.uint16, shapes))
+def test_wide_maps_come_back_as_stored(ids: np.ndarray) -> None:
+    assert np.array_equal(decode_ids(png(ids), "a"), ids)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in ids)
+    found = decode_ids(png_of(ids.shape[1], ids.shape[0], 16, 0, lines), "a")
+    assert found.dtype == np.uint16
+    assert np.array_equal(found, ids)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_maps_are_read_as_indices_not_colours(bits: int) -> None:
+    indexed = Image.frombytes("P", (7, 5), bytes([0, 1, 0, 0, 1, 1, 0]) * 5)
+    indexed.putpalette([200, 10, 10, 3, 120, 9])
+    assert decode_ids(encoded(indexed, bits=bits), "a")[2].tolist() == [0, 1, 0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.new("L", (7, 5)), "JPEG"),
+        encoded(Image.new("RGB", (7, 5))),
+        encoded(Image.new("LA", (7, 5))),
+        encoded(Image.new("1", (7, 5))),
+        png_of(7, 5, 4, 0, (b"\0" + b"\x12" * 4) * 5),
+        b"",
+    ],
+    ids=["jpeg", "colour", "transparency", "1 bit", "4 bits", "nothing"],
+)
+def test_maps_whose_ids_would_not_come_out_as_stored_are_refused(data: bytes) -> None:
+    message = "a.png: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        decode_ids(data, "a.png")
+
+
+# Fuzz
+
+
+def survives(data: bytes) -> None:
+    """Either is a picture or is refused by name; nothing else happens."""
+    for decode in (decode_photo, decode_ids):
+        with suppress(UserError):
+            decode(data, "file")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("tenth", range(10))
+def test_a_file_cut_at_any_tenth_is_refused(name: str, tenth: int) -> None:
+    data = WHOLE[name][: len(WHOLE[name]) * tenth // 10]
+    decode = decode_photo if name in ("jpeg", "png photo") else decode_ids
+    with pytest.raises(UserError, match="^file: "):
+        decode(data, "file")
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_do_no_harm(data: bytes) -> None:
+    survives(data)
+    for start in (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", WHOLE["jpeg"][:300], WHOLE["map"][:41]):
+        survives(start + data)
+
+
+@given(st.sampled_from(sorted(WHOLE)), places)
+def test_changed_bytes_do_no_harm(name: str, changes: list[tuple[float, int]]) -> None:
+    data = bytearray(WHOLE[name])
+    for place, value in changes:
+        data[int(place * (len(data) - 1))] = value
+    survives(bytes(data))

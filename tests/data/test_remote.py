@@ -1,0 +1,65 @@
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from c2fmae.data.sources import open_scenes
+from tests.data.stores import DATASET, refuses, samples, write_tar
+
+
+@pytest.fixture(autouse=True)
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
+    """A file system in memory with two shards of a set and one of another, and a cache of the test's own."""
+    monkeypatch.setenv("C2FMAE_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    for name, keys in {"train-0": "ab", "train-1": "cd", "val-0": "e"}.items():
+        memory.pipe(f"/bucket/voc/{name}.tar", write_tar(tmp_path / "s.tar", samples(keys)).read_bytes())
+    memory.pipe("/bucket/voc/dataset.json", json.dumps(DATASET).encode())
+    yield memory
+    memory.rm("/bucket", recursive=True)
+
+
+def test_remote_shards_are_read_like_local_ones() -> None:
+    scenes = open_scenes("memory://bucket/voc/train-*.tar")
+    assert [scenes[index].key for index in range(4)] == list("abcd")
+    assert scenes.info.class_names == ("sky", "cat")
+    assert len(open_scenes("memory://bucket/voc/val-0.tar")) == 1
+
+
+def test_they_are_copied_once_and_again_when_they_have_changed(
+    tmp_path: Path, remote: fsspec.AbstractFileSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "c2fmae.data.remote"):
+        open_scenes("memory://bucket/voc/val-0.tar")
+        assert len(caplog.messages) == 2
+        open_scenes("memory://bucket/voc/val-0.tar")
+        assert len(caplog.messages) == 2
+        remote.pipe("/bucket/voc/val-0.tar", write_tar(tmp_path / "t.tar", samples("xyz")).read_bytes())
+        assert list(open_scenes("memory://bucket/voc/val-0.tar").keys) == list("xyz")
+
+
+def test_a_copy_that_breaks_off_leaves_nothing_that_looks_whole(
+    tmp_path: Path, remote: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: str, target: str) -> None:
+        Path(target).write_bytes(remote.cat(path)[:700])
+        raise OSError("the line went dead")
+
+    with monkeypatch.context() as context:
+        context.setattr(type(remote), "get_file", lambda _, path, target: half(path, target))
+        url = "memory://bucket/voc/val-0.tar"
+        refuses(lambda: open_scenes(url), f"{url}: cannot be copied: the line went dead. Check the URL and your rights")
+    assert not list((tmp_path / "cache").rglob("*.tar*"))
+    assert len(open_scenes(url)) == 1
+
+
+def test_what_is_not_there_is_told() -> None:
+    advice = "Give the URL of a .tar, of a folder of them, or a pattern"
+    refuses(lambda: open_scenes("memory://bucket/none"), f"memory://bucket/none: no shards there. {advice}")
+    with pytest.raises(ValueError, match=r"^nope://x/a\.tar: (?s:.*)"):
+        open_scenes("nope://x/a.tar")
+    with pytest.raises(ValueError, match=r"shards of several sets: train \(2\), val \(1\)"):
+        open_scenes("memory://bucket/voc")

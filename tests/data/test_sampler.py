@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from c2fmae.data.sampler import Position, Sampler
+from tests.data.stores import refuses
+
+
+@st.composite
+def samplers(draw: st.DrawFn) -> Sampler:
+    """Any sampler of one process."""
+    repeats, groups = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    batch = repeats * groups
+    return Sampler(
+        num_samples=draw(st.integers(batch, 60)), batch_size=batch, seed=draw(st.integers(0, 99)), repeats=repeats
+    )
+
+
+@given(samplers(), st.integers(0, 5))
+def test_an_epoch_has_as_many_draws_as_there_are_samples_and_none_twice(sampler: Sampler, epoch: int) -> None:
+    draws = sampler.epoch(epoch)
+    assert len({tuple(draw) for draw in draws.tolist()}) == len(draws) == sampler.num_samples
+    counts = np.bincount(draws[:, 0], minlength=sampler.num_samples)
+    assert counts.max() == sampler.repeats
+    assert (counts > 0).sum() == -(-sampler.num_samples // sampler.repeats)
+    assert np.array_equal(draws, sampler.epoch(epoch))
+
+
+@given(samplers())
+def test_the_repetitions_of_a_sample_are_in_one_batch(sampler: Sampler) -> None:
+    for _, draws in sampler.batches(Position(), 2):
+        indices, copies = draws.T.tolist()
+        assert sorted(zip(indices, copies, strict=True)) == [
+            (index, copy) for index in sorted(set(indices)) for copy in range(sampler.repeats)
+        ]
+
+
+@given(samplers(), st.data())
+def test_a_run_goes_on_from_any_position_as_if_it_had_not_stopped(sampler: Sampler, data: st.DataObject) -> None:
+    whole = list(sampler.batches(Position(), 3))
+    assert len(whole) == 3 * len(sampler)
+    done = data.draw(st.integers(0, len(whole)))
+    position = Position()
+    for _ in range(done):
+        position = sampler.after(position)
+    rest = list(sampler.batches(position, 3))
+    assert [epoch for epoch, _ in rest] == [epoch for epoch, _ in whole[done:]]
+    assert all(np.array_equal(ours, theirs) for (_, ours), (_, theirs) in zip(rest, whole[done:], strict=True))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_global_batches_are_the_same_for_every_number_of_ranks(world_size: int, shuffle: bool) -> None:
+    def batches(rank: int, world_size: int) -> list[np.ndarray]:
+        sampler = Sampler(num_samples=43, batch_size=8, seed=1, shuffle=shuffle, rank=rank, world_size=world_size)
+        return [draws for _, draws in sampler.batches(Position(1, 2), 3)]
+
+    alone = batches(0, 1)
+    together = zip(*(batches(rank, world_size) for rank in range(world_size)), strict=True)
+    for batch, parts in zip(alone, together, strict=True):
+        assert np.array_equal(batch, np.concatenate(parts))
+        if shuffle:
+            assert {len(part) for part in parts} == {8 // world_size}
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {
+        tuple(Sampler(num_samples=50, batch_size=5, seed=seed).epoch(epoch)[:, 0].tolist())
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+def test_in_order_every_sample_comes_once_and_the_last_batch_is_what_is_left() -> None:
+    sampler = Sampler(num_samples=10, batch_size=4, shuffle=False)
+    assert [draws[:, 0].tolist() for _, draws in sampler.batches(Position(), 1)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_batches_that_cannot_be_made_are_refused() -> None:
+    refuses(
+        lambda: Sampler(num_samples=9, batch_size=6, world_size=4), "batch_size: 6 cannot be divided among 4 processes"
+    )
+    refuses(lambda: Sampler(num_samples=9, batch_size=16), "batch_size: 16 is more than the 9 samples that there are")
+    refuses(lambda: Sampler(num_samples=9, batch_size=8, repeats=3), "repeats: 3 does not divide the batch size, 8")
