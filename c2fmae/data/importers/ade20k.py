@@ -1,0 +1,67 @@
+"""ADE20K as its challenges have it (ADEChallengeData2016).
+
+ROOT/images/{split}/*.jpg · ROOT/annotations/{split}/*.png: 0 is "other", 1 to 150 the classes ·
+ROOT/annotations_instance/{split}/*.png, released by itself: red is a class 1 to 100, green the object's number.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import COARSE_TO_FINE, IGNORE
+from c2fmae.data.decode import decode_ids
+from c2fmae.data.importers.common import (
+    IdMap,
+    ImportedScenes,
+    check_folder,
+    check_size,
+    check_split,
+    decode_colours,
+    instance_ids,
+    read_file,
+)
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.label_spaces import ADE20K
+from c2fmae.data.remap import id_table, remap
+
+_IS_THING = np.array([bool(entry.is_thing) for entry in ADE20K.classes])
+
+
+class Ade20k(ImportedScenes):
+    """ADE20K; without the folder `annotations_instance`, scenes have no instance map.
+
+    With it, what is in no object though nobody labelled it, or though its class is one of things, has instance 255.
+    """
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        root = Path(root)
+        splits = [path.name for path in (root / "images").glob("*") if path.is_dir()]
+        check_split(root, split, splits, "images/training")
+        self._classes, self._objects = (root / folder / split for folder in ("annotations", "annotations_instance"))
+        check_folder(self._classes, "Unpack ADEChallengeData2016.zip again")
+        self._has_objects = self._objects.is_dir()
+        granularities = COARSE_TO_FINE if self._has_objects else ("semantic", "rgb")
+        info = DatasetInfo(name=ADE20K.name, classes=ADE20K.classes, granularities=granularities)
+        photos = root / "images" / split
+        super().__init__(info, photos, sorted(path.name for path in photos.glob("*.jpg")), photos)
+
+    def _maps(self, index: int) -> Mapping[str, IdMap]:
+        path = self._classes / f"{self.keys[index]}.png"
+        table = id_table(len(ADE20K.classes), reduce_zero_label=True)
+        semantic = IdMap(str(path), remap(decode_ids(read_file(path), str(path)), table, str(path)))
+        return {"semantic": semantic} | ({"instance": self._instance(index, semantic)} if self._has_objects else {})
+
+    def _instance(self, index: int, semantic: IdMap) -> IdMap:
+        path = self._objects / f"{self.keys[index]}.png"
+        red, green, _ = decode_colours(path)
+        if red.max(initial=0) > _IS_THING.sum():
+            raise UserError(
+                f"{path}: class {red.max()} in red, but the instance challenge has {_IS_THING.sum()}. Use its files"
+            )
+        instance = IdMap(str(path), instance_ids(green))
+        check_size(instance, semantic.ids.shape, semantic.where)
+        is_countable = np.append(_IS_THING, [True] * (IGNORE + 1 - len(_IS_THING)))  # and what nobody labelled
+        instance.ids[is_countable[semantic.ids] & (green == 0)] = IGNORE
+        return instance

@@ -1,0 +1,45 @@
+"""PASCAL VOC: palette PNGs with a border of 255 around every object.
+
+ROOT/ImageSets/Segmentation/{split}.txt · JPEGImages/*.jpg · SegmentationClass/*.png · SegmentationObject/*.png
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from c2fmae.core.errors import UserError
+from c2fmae.data.decode import decode_ids
+from c2fmae.data.importers.common import IdMap, ImportedScenes, check_folder, check_split, read_file
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.label_spaces import VOC
+from c2fmae.data.remap import id_table, remap
+
+_LISTS = "ImageSets/Segmentation"
+
+
+class Voc(ImportedScenes):
+    """The segmentation part of PASCAL VOC; `root` is the year's folder, or the one that VOCdevkit/VOC2012 is in."""
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        root = Path(root)
+        if (root / "VOCdevkit/VOC2012").is_dir():
+            root = root / "VOCdevkit/VOC2012"
+        check_split(root, split, [path.stem for path in (root / _LISTS).glob("*.txt")], f"{_LISTS}/*.txt")
+        self._root = root
+        for name in ("SegmentationClass", "SegmentationObject"):
+            check_folder(root / name)
+        listed = root / _LISTS / f"{split}.txt"
+        try:
+            keys = read_file(listed).decode().split()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{listed}: not a text file. Restore it from the official release") from error
+        info = DatasetInfo(name="voc", classes=VOC.classes)
+        super().__init__(info, root / "JPEGImages", [f"{key}.jpg" for key in keys], listed)
+
+    def _maps(self, index: int) -> Mapping[str, IdMap]:
+        classes, objects = (
+            self._root / folder / f"{self.keys[index]}.png" for folder in ("SegmentationClass", "SegmentationObject")
+        )
+        semantic = remap(decode_ids(read_file(classes), str(classes)), id_table(len(VOC.classes)), str(classes))
+        # Objects' numbers, background and border are in the file as they are in memory.
+        instance = decode_ids(read_file(objects), str(objects))
+        return {"semantic": IdMap(str(classes), semantic), "instance": IdMap(str(objects), instance)}

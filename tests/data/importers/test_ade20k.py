@@ -1,0 +1,166 @@
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from c2fmae.core.errors import UserError
+from c2fmae.data.importers import Ade20k
+from c2fmae.data.importers.common import instance_ids
+from c2fmae.data.label_spaces import ADE20K
+from c2fmae.data.scenes import Scenes
+
+# In the file 0 is "other", 1 the wall, 8 a bed, 150 a flag; bed and flag are things.
+CLASSES = np.array([[0, 1, 1, 8], [0, 150, 150, 8], [1, 150, 8, 8]], np.uint8)
+# One flag is object 255, and so is nothing else; the bed below right is no object; one object is of no class.
+OBJECTS = np.array([[0, 0, 0, 2], [7, 255, 3, 2], [0, 255, 0, 2]], np.uint8)
+KINDS = np.array([[0, 0, 0, 1], [9, 100, 100, 1], [0, 100, 0, 1]], np.uint8)
+PHOTO = np.random.default_rng(0).integers(256, size=(3, 4, 3), dtype=np.uint8)
+
+
+def refuses(action: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        action()
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """As PNG data under any name: photos are read by content, and this one without loss."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, "PNG")
+
+
+def ade20k(root: Path, *keys: str, classes: np.ndarray = CLASSES) -> Path:
+    for key in keys:
+        write_picture(root / f"images/validation/{key}.jpg", PHOTO)
+        write_picture(root / f"annotations/validation/{key}.png", classes)
+    return root
+
+
+def add_objects(root: Path, key: str, kinds: np.ndarray = KINDS, objects: np.ndarray = OBJECTS) -> None:
+    """Red tells the kind, green the object; blue tells nothing."""
+    picture = np.stack([kinds, objects, np.full_like(kinds, 77)], axis=-1)
+    write_picture(root / f"annotations_instance/validation/{key}.png", picture)
+
+
+def test_other_is_not_labelled_and_classes_count_from_0(tmp_path: Path) -> None:
+    scenes = Ade20k(ade20k(tmp_path, "ADE_val_00000001"), "validation")
+    scene = scenes[0]
+    assert scene.maps["semantic"].tolist() == [[255, 0, 0, 7], [255, 149, 149, 7], [0, 149, 7, 7]]
+    assert scene.maps["semantic"].dtype == torch.uint8
+    assert torch.equal(scene.maps["rgb"], torch.from_numpy(PHOTO).permute(2, 0, 1))
+    assert (scene.key, scene.label, scene.label_stride) == ("ADE_val_00000001", None, 1)
+    assert scenes.photo(0) == (tmp_path / "images/validation/ADE_val_00000001.jpg").read_bytes()
+
+
+def test_without_files_of_objects_there_is_no_instance_map(tmp_path: Path) -> None:
+    scenes = Ade20k(ade20k(tmp_path, "b", "a"), "validation")
+    assert isinstance(scenes, Scenes)
+    assert scenes.keys == ("a", "b")
+    assert list(scenes[0].maps) == ["semantic", "rgb"]
+    assert scenes.info.granularities == ("semantic", "rgb")
+    assert scenes.info.classes == ADE20K.classes
+
+
+def test_green_is_the_object_and_what_should_be_in_one_is_not_labelled(tmp_path: Path) -> None:
+    add_objects(ade20k(tmp_path, "a"), "a")
+    scenes = Ade20k(tmp_path, "validation")
+    assert scenes.info.granularities == ("semantic", "instance", "rgb")
+    scene = scenes[0]
+    assert list(scene.maps) == ["semantic", "instance", "rgb"]
+    assert scene.maps["instance"].tolist() == [[255, 0, 0, 2], [7, 65535, 3, 2], [0, 65535, 255, 2]]
+    assert scene.maps["instance"].dtype == torch.int32
+
+
+def test_up_to_254_objects_have_8_bits(tmp_path: Path) -> None:
+    add_objects(ade20k(tmp_path, "a"), "a", objects=np.minimum(OBJECTS, 254))
+    assert Ade20k(tmp_path, "validation")[0].maps["instance"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("numbers", "ids", "dtype"),
+    [
+        ([], [], np.uint8),
+        ([0, 1, 254], [0, 1, 254], np.uint8),
+        ([255, 1], [65535, 1], np.int32),
+        ([256, 0], [256, 0], np.int32),
+    ],
+)
+def test_no_object_has_the_id_of_what_nobody_labelled(numbers: list[int], ids: list[int], dtype: type) -> None:
+    made = instance_ids(np.array(numbers, np.int64))
+    assert made.tolist() == ids
+    assert made.dtype == dtype
+
+
+def test_scenes_go_to_worker_processes(tmp_path: Path) -> None:
+    add_objects(ade20k(tmp_path, "a"), "a")
+    scenes = Ade20k(tmp_path, "validation")
+    copy = pickle.loads(pickle.dumps(scenes))
+    assert all(torch.equal(copy[0].maps[name], ids) for name, ids in scenes[0].maps.items())
+
+
+def test_folders_and_splits_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    refuses(lambda: Ade20k(missing, "training"), f"{missing}: this folder does not exist. Check the path")
+    refuses(
+        lambda: Ade20k(tmp_path, "training"),
+        f"{tmp_path}: no images/training in it. Give the folder of the official release",
+    )
+    for split in ("training", "validation"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+    refuses(
+        lambda: Ade20k(tmp_path, "train"),
+        f"{tmp_path}: no split named 'train'. Did you mean 'training'? Known: training, validation",
+    )
+    refuses(
+        lambda: Ade20k(tmp_path, "training"),
+        f"{tmp_path}/annotations/training: this folder does not exist. Unpack ADEChallengeData2016.zip again",
+    )
+    (tmp_path / "annotations/training").mkdir(parents=True)
+    refuses(lambda: Ade20k(tmp_path, "training"), f"{tmp_path}/images/training: no scenes. Check that it is complete")
+
+
+def test_a_map_that_is_gone_is_named(tmp_path: Path) -> None:
+    add_objects(ade20k(tmp_path, "a"), "a")
+    for name in ("annotations_instance/validation/a.png", "annotations/validation/a.png"):
+        (tmp_path / name).unlink()
+        refuses(
+            lambda name=name: Ade20k(tmp_path, "validation")[0],  # type: ignore[misc]
+            f"{tmp_path}/{name}: cannot be read: No such file or directory. Restore it, or remove the sample",
+        )
+
+
+def test_a_class_that_ade20k_does_not_have_is_refused(tmp_path: Path) -> None:
+    root = ade20k(tmp_path, "a", classes=np.where(CLASSES == 150, 151, CLASSES).astype(np.uint8))
+    refuses(
+        lambda: Ade20k(root, "validation")[0],
+        f"{root}/annotations/validation/a.png: id 151 on 3 pixels is outside the 150 classes of the label space."
+        " Add the class to dataset.json, or map the id to its `ignore`",
+    )
+
+
+def test_maps_of_another_size_are_refused(tmp_path: Path) -> None:
+    root = ade20k(tmp_path, "a", classes=CLASSES[:2])
+    classes = f"{root}/annotations/validation/a.png"
+    remedy = "Replace the one that is not of the official release"
+    refuses(
+        lambda: Ade20k(root, "validation")[0],
+        f"{classes}: 4×2 pixels, but {root}/images/validation/a.jpg has 4×3. {remedy}",
+    )
+    add_objects(root, "a")
+    refuses(
+        lambda: Ade20k(root, "validation")[0],
+        f"{root}/annotations_instance/validation/a.png: 4×3 pixels, but {classes} has 4×2. {remedy}",
+    )
+
+
+def test_objects_of_another_release_are_refused(tmp_path: Path) -> None:
+    add_objects(ade20k(tmp_path, "a"), "a", kinds=np.where(KINDS == 100, 101, KINDS).astype(np.uint8))
+    refuses(
+        lambda: Ade20k(tmp_path, "validation")[0],
+        f"{tmp_path}/annotations_instance/validation/a.png: class 101 in red, but the instance challenge has 100."
+        " Use its files",
+    )
