@@ -9,6 +9,7 @@ import sys
 from typing import Annotated
 
 import typer
+from c2fmae_cli.data import data
 from c2fmae_cli.doctor import doctor
 from c2fmae_cli.plugins import plugins
 from c2fmae_cli.view import view
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data, name="data")
 app.add_typer(view, name="view")
 app.command()(plugins)
 app.command()(doctor)

@@ -1,0 +1,150 @@
+"""One core reading samples for training, beside the usual way: Pillow, three loose files, floats.
+
+Photos of 500×375 pixels (noise as smooth as photos are: about the bytes of ImageNet's) with two label PNGs of that
+size, made here. Also: shard records without decoding, and opening a thousand shards.
+"""
+
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as tv
+
+from benchmarks.timing import alternate, report
+from c2fmae.core.scene import Scene
+from c2fmae.core.seeding import seed_of
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.pack import PackConfig, pack
+from c2fmae.data.scenes import Scenes
+from c2fmae.data.sources import open_scenes
+from c2fmae.data.stored import StoredScenes
+from c2fmae.data.transforms import RandomView
+from c2fmae.data.writer import TAR_END, tar_member
+
+PHOTOS, ROUNDS, SIZE, CELLS = 48, 9, 224, 56
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def noise(rng: np.random.Generator, height: int, width: int, power: float) -> UInt8[np.ndarray, "height width"]:
+    """Noise whose strength falls with its frequency, as it does in photos."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)) + 1 / 500
+    spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**power
+    values = np.fft.irfft2(spectrum, s=(height, width))
+    low, high = np.percentile(values, [1, 99])
+    return np.asarray(255 * ((values - low) / (high - low)).clip(0, 1), np.uint8)
+
+
+def write_tree(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("rgb", "semantic", "instance"):
+        (root / name).mkdir(parents=True)
+    sizes = []
+    for number in range(PHOTOS):
+        light, *tints = (noise(rng, 375, 500, power) for power in (1.38, 2.5, 2.5, 2.5))
+        photo = np.stack([light // 2 + tint // 2 for tint in tints], axis=2)
+        Image.fromarray(photo).save(root / f"rgb/{number:04d}.jpg", quality=90)
+        sizes.append((root / f"rgb/{number:04d}.jpg").stat().st_size)
+        for name, steps in (("semantic", 8), ("instance", 6)):
+            ids = noise(rng, 375, 500, 4.0) // np.uint8(256 / steps)
+            Image.fromarray(ids).save(root / f"{name}/{number:04d}.png")
+    info = DatasetInfo.read({"classes": [{"name": f"class {i}"} for i in range(30)]})
+    (root / "dataset.json").write_text(info.to_json(), encoding="utf-8")
+    print(f"{PHOTOS} photos of {np.mean(sizes) / 1e3:.0f} kB on average")
+
+
+def usual(root: Path, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As MultiMAE's loader: everything to 224 by Pillow, labels on to 56, the photo to normalised floats."""
+    photo = Image.open(root / f"rgb/{number:04d}.jpg").convert("RGB")
+    top, left, height, width = RandomResizedCrop.get_params(photo, [0.2, 1.0], [3 / 4, 4 / 3])
+    is_flipped = random.random() < 0.5
+    box = (left, top, left + width, top + height)
+    pixels = photo.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    maps = []
+    for name in ("semantic", "instance"):
+        ids = Image.open(root / f"{name}/{number:04d}.png").crop(box).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+        ids = ids.resize((CELLS, CELLS), Image.Resampling.NEAREST)
+        maps.append(torch.from_numpy(np.array(tv.hflip(ids) if is_flipped else ids)).long())
+    values = tv.to_dtype(tv.pil_to_tensor(tv.hflip(pixels) if is_flipped else pixels), torch.float32, scale=True)
+    return tv.normalize(values, MEAN, STD), maps[0], maps[1]
+
+
+def sample_all(scenes: Scenes, view: RandomView) -> list[Scene]:
+    return [view(scenes[i], np.random.default_rng(seed_of(0, "view", 0, i, 0))) for i in range(len(scenes))]
+
+
+def bench_samples(folder: Path) -> None:
+    tree = folder / "tree"
+    write_tree(tree)
+    loose = open_scenes(tree)
+    sources: dict[str, Scenes] = {"ours, the same loose files": loose}
+    for name, config in {
+        "shards, full-size maps": PackConfig(label_stride=1),
+        "shards, maps at stride 4": PackConfig(label_stride=4),
+        "… photos at short side 256": PackConfig(label_stride=4, short_side=256),
+    }.items():
+        place = folder / f"pack{len(sources)}"
+        pack(loose, place, config)
+        sources[name] = open_scenes(place)
+    view = RandomView(size=(SIZE, SIZE), label_stride=4)
+    variants: dict[str, Callable[[], object]] = {"Pillow, loose files": lambda: [usual(tree, i) for i in range(PHOTOS)]}
+    variants |= {name: partial(sample_all, scenes, view) for name, scenes in sources.items()}
+    seconds = alternate(variants, rounds=ROUNDS)
+    report("samples to 224", seconds, peer="Pillow, loose files", samples=PHOTOS)
+
+
+def write_shards(folder: Path, shards: int, samples: int, num_bytes: int) -> None:
+    """Shards of samples that nobody decodes: a photo and two maps of so many bytes together."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    sizes = {"jpg": num_bytes * 8 // 10, "semantic.png": num_bytes // 10, "instance.png": num_bytes // 10}
+    for shard in range(shards):
+        with (folder / f"s-{shard:06d}.tar").open("wb") as stream:
+            for sample in range(samples):
+                key = f"{shard:06d}_{sample:06d}"
+                stream.writelines(tar_member(f"{key}.{part}", rng.bytes(size)) for part, size in sizes.items())
+            stream.write(TAR_END)
+
+
+def bench_records(folder: Path) -> None:
+    """Samples without decoding, at random, all of them in the page cache; and opening a thousand shards."""
+    for shards, samples, num_bytes in ((4, 2000, 9_800), (4, 2000, 60_000), (1000, 32, 9_800)):
+        place = folder / f"records-{shards}-{num_bytes}"
+        write_shards(place, shards, samples, num_bytes)
+        started = time.perf_counter()
+        open_scenes(place)
+        first, opening, reading = time.perf_counter() - started, [], []
+        for turn in range(ROUNDS):
+            started = time.perf_counter()
+            scenes = open_scenes(place)
+            opening.append(time.perf_counter() - started)
+            assert isinstance(scenes, StoredScenes)
+            order = np.random.default_rng(turn).integers(0, len(scenes), 20_000).tolist()
+            started = time.perf_counter()
+            for index in order:
+                scenes.record(index)
+            reading.append(len(order) / (time.perf_counter() - started))
+        print(
+            f"{shards:5d} shards of {samples:5,d} samples of {num_bytes / 1e3:4.1f} kB: indexed in {first:.2f} s, then"
+            f" opened in {np.median(opening):.3f} s; at random {np.median(reading):8,.0f} records/s,"
+            f" at best {max(reading):8,.0f}"
+        )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_samples(Path(folder))
+        print()
+        bench_records(Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Work divided over processes; one that fails, dies or is interrupted ends all the others at once."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from c2fmae.core.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def run_in_processes(
+    work: Callable[[Task], Iterable[Result]], tasks: Sequence[Task], workers: int
+) -> Generator[Result, None, None]:
+    """Yield what `work` yields for each task, in whatever order it comes; one worker works in this very process.
+
+    Close it (`contextlib.closing`) to be sure that the processes have ended, whatever happens in the loop over it.
+    Processes are spawned, since a fork copies the locks of torch's threads; so `work` and the tasks must pickle.
+    """
+    if min(workers, len(tasks)) <= 1:
+        for task in tasks:
+            yield from work(task)
+        return
+    context, waiting = get_context("spawn"), list(reversed(tasks))
+    processes, lines = [], list[Connection]()
+    try:
+        with _deaf_children():
+            for _ in range(min(workers, len(tasks))):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+                process.start()
+                theirs.close()  # so that a dead process is an end of file on our side
+                ours.send(waiting.pop())
+                processes.append(process)
+                lines.append(ours)
+        while lines:
+            for line in wait(lines):
+                assert isinstance(line, Connection)
+                match _next_message(line):
+                    case "ready", _ if waiting:
+                        line.send(waiting.pop())
+                    case "ready", _:
+                        lines.remove(line)
+                        line.close()
+                    case "result", result:
+                        yield result
+                    case _, error:
+                        raise error
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+
+def _next_message(line: Connection) -> tuple[str, Any]:
+    try:
+        message: tuple[str, Any] = line.recv()
+    except (EOFError, ConnectionError) as error:
+        raise UserError(
+            "a worker process died, most likely because memory ran out. Run again with fewer workers"
+        ) from error
+    return message
+
+
+def _serve(work: Callable[[Any], Iterable[Any]], line: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if torch := sys.modules.get("torch"):  # by what `work` is made of
+        torch.set_num_threads(1)  # there are as many processes as cores
+    while True:
+        try:
+            task = line.recv()
+        except EOFError:
+            return
+        try:
+            for result in work(task):
+                line.send(("result", result))
+            line.send(("ready", None))
+        except UserError as error:
+            line.send(("error", error))
+        except Exception:  # its own type may not pickle
+            line.send(("error", RuntimeError(f"in a worker process:\n{traceback.format_exc()}")))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started meanwhile do not hear Ctrl-C, not even while they import; their parent does, and ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

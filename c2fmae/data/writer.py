@@ -1,0 +1,148 @@
+"""The bytes of a pack: id maps as PNG, photos as JPEG, samples as members of a tar in WebDataset layout.
+
+The same scene gives the same bytes: no time, no user, no name of a machine gets in.
+"""
+
+import io
+import os
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import GRANULARITIES, IGNORE
+
+UNFINISHED = ".part"
+"""How names of files end that are being written."""
+
+TAR_END = bytes(2 * tarfile.BLOCKSIZE)
+
+_HIGHEST = 65535  # of 16 bits
+_LONGEST_PLAIN = 60  # bytes of a key that fit a header's 100 with any suffix behind them
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+
+
+def encode_ids(ids: Integer[np.ndarray, "height width"]) -> bytes:
+    """Encode ids as they are in memory as a grey PNG of 8 bits, or of 16 where one of them is above 255.
+
+    At 16 bits "not labelled" is 65535, so 255 and 65535 change places. Every line has filter 0: such a map is read
+    without undoing filters, and ids, which are no gradients, compress no better with one.
+    """
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high > _HIGHEST:
+        raise UserError(
+            f"id {low if low < 0 else high} does not fit into the 16 bits of a PNG. Number the objects of a map from 1"
+        )
+    if high <= IGNORE:
+        stored = ids.astype(np.uint8)
+    else:
+        stored = np.where(ids == IGNORE, _HIGHEST, np.where(ids == _HIGHEST, IGNORE, ids)).astype(">u2")
+    height, width = stored.shape
+    lines = np.zeros((height, 1 + width * stored.itemsize), np.uint8)
+    lines[:, 1:] = np.ascontiguousarray(stored).view(np.uint8)
+    header = struct.pack(">IIBBBBB", width, height, 8 * stored.itemsize, 0, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(lines.tobytes(), 9), b"IEND": b""}
+    return _PNG + b"".join(_chunk(kind, data) for kind, data in chunks.items())
+
+
+def encode_photo(photo: UInt8[Tensor, "channels height width"]) -> bytes:
+    """Encode a photo of 1 or 3 channels as JPEG of quality 95 whose colours have the full resolution."""
+    if len(photo) not in (1, 3):
+        raise UserError(f"a photo of {len(photo)} channels cannot be stored as JPEG. Leave its size as it is")
+    pixels, stream = photo.permute(1, 2, 0).numpy(), io.BytesIO()
+    image = Image.fromarray(pixels if len(photo) == 3 else pixels[..., 0])
+    image.save(stream, "JPEG", quality=95, subsampling=0)
+    return stream.getvalue()
+
+
+def is_storable(photo: bytes) -> bool:
+    """Whether an encoded photo can go into a pack as it is: it is JPEG or PNG."""
+    return photo.startswith((_JPEG, _PNG))
+
+
+def sample_members(
+    key: str, photo: bytes, maps: Mapping[str, Integer[np.ndarray, "_ _"]], label: int | None
+) -> Iterator[tuple[str, bytes]]:
+    """Name and encode the members of a sample: the photo, the maps in the order given, the label."""
+    yield f"{key}.{'png' if photo.startswith(_PNG) else 'jpg'}", photo
+    for name, ids in maps.items():
+        yield f"{key}.{GRANULARITIES.get(name).suffix}", encode_ids(ids)
+    if label is not None:
+        yield f"{key}.cls", str(label).encode()
+
+
+def tar_member(name: str, data: bytes) -> bytes:
+    """Return one member of a tar: header, data, and zeros up to the next block."""
+    member = tarfile.TarInfo(name)  # time, user and group are 0 in it, the mode is 0644
+    member.size = len(data)
+    try:
+        header = member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+    except ValueError as error:  # also what is no text at all, which a file system may well hold
+        raise UserError(f"sample {name!r}: a tar cannot hold this name ({error}). Rename it") from error
+    return header + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def member_keys(keys: Sequence[str]) -> list[str]:
+    """Return the keys under which samples are packed: what follows a dot would be taken for a suffix, so `.` is `_`.
+
+    >>> member_keys(["cats/img.001", "v1.0/b"])
+    ['cats/img_001', 'v1.0/b']
+    """
+    found: dict[str, str] = {}
+    for key in keys:
+        new = _member_key(key)
+        if new in found:
+            raise UserError(f"samples {found[new]!r} and {key!r} would both be packed as {new!r}. Rename one")
+        found[new] = key
+    return list(found)
+
+
+def _member_key(key: str) -> str:
+    path = PurePosixPath(key)
+    if not path.name or path.is_absolute() or ".." in path.parts:
+        raise UserError(f"sample {key!r}: points out of a shard. Rename it")
+    new = str(path.with_name(path.name.replace(".", "_")))
+    if len(new.encode(errors="replace")) > _LONGEST_PLAIN or not new.isprintable():
+        tar_member(f"{new}.instance.png", b"")  # said before hours of work, not after
+    return new
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that is there whole or not at all, even after a power cut; it is named only once it is on the disk.
+
+    The process is part of the temporary name: a straggler of a killed run then cannot rename what is half written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        with unfinished.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}. Mend that and run this again; what is finished"
+            " stays"
+        ) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

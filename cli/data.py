@@ -1,0 +1,304 @@
+"""`c2fmae data …`: look at data, check it, and bring it into the form that training reads."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from c2fmae.data.check import CheckReport
+    from c2fmae.data.scenes import Scenes
+
+data = typer.Typer(help="Make, import, check, look at and pack data sets.", no_args_is_help=True)
+import_ = typer.Typer(help="Pack a well-known data set from its official layout.", no_args_is_help=True)
+data.add_typer(import_, name="import")
+
+Source = Annotated[
+    str, typer.Argument(help="A folder, a shard, a pattern of shards such as 'voc/train-*.tar', or `generated`.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write: new, empty, or begun before.")]
+Granularities = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,…", help="What to read, as in rgb for photos alone; by default all there is."),
+]
+Keys = Annotated[Path | None, typer.Option(help="Take these samples alone: a key a line, as --fix-list writes them.")]
+Stride = Annotated[int | None, typer.Option(help="Pixels a side for each cell of the maps (default 4; 1 keeps all).")]
+Side = Annotated[int | None, typer.Option(help="Bring photos down to this shorter side, and the maps with them.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each core, if there is work.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="shard_size=… or name=…; repeatable.")
+]
+
+_SCENES_WORTH_A_PROCESS = 2000  # starting one takes a few seconds: it imports torch
+_SECONDS_BETWEEN_LINES = 5
+
+
+@data.command()
+def check(
+    source: Source,
+    fix_list: Annotated[Path | None, typer.Option(help="Write the keys of all good samples to this file.")] = None,
+    granularities: Granularities = None,
+    workers: Workers = None,
+) -> None:
+    """Decode everything, list all that is wrong, count the classes; ends with 1 if anything is wrong."""
+    from c2fmae.core.errors import UserError
+    from c2fmae.data.check import class_table
+    from c2fmae.data.stats import describe_stats
+    from c2fmae.data.writer import whole_file
+
+    if fix_list is not None and not fix_list.parent.is_dir():
+        raise UserError(f"{fix_list}: its folder does not exist. Make it, or give another place")
+    report = _check(source, granularities, workers)
+    for problem in report.problems:
+        print(f"problem: {problem.text}")
+    if report.class_pixels.any():
+        print(class_table(report))
+    print(describe_stats(report))
+    if report.unseen:
+        print(f"note: no map has {len(report.unseen)} of the classes: {', '.join(report.unseen)}")
+    print(f"{len(report.problems)} problems, {len(report.good)} good samples")
+    if fix_list is not None:
+        with whole_file(fix_list) as stream:
+            stream.write("".join(f"{key}\n" for key in report.good).encode())
+        print(f"wrote {fix_list}")
+    if not report.problems:
+        print(f"next: c2fmae data preview {quote(source)}")
+        return
+    if fix_list is not None:
+        print(
+            f"next: c2fmae data pack {quote(source)} OUT --keys {quote(str(fix_list))}, which leaves out what is wrong"
+        )
+    else:
+        print(
+            f"next: c2fmae data check {quote(source)} --fix-list good.txt, which keeps the good samples' keys for pack"
+        )
+    raise typer.Exit(1)
+
+
+@data.command()
+def stats(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("stats.png"),
+    granularities: Granularities = None,
+    workers: Workers = None,
+) -> None:
+    """Count classes, objects, labels and sizes; draw them, and print them as text."""
+    from c2fmae.core.pictures import check_png, save_png
+    from c2fmae.data.check import class_table
+    from c2fmae.data.stats import describe_stats, draw_stats
+
+    check_png(out)
+    report = _check(source, granularities, workers)
+    if report.class_pixels.any():
+        print(class_table(report))
+    print(describe_stats(report))
+    print(f"wrote {save_png(draw_stats(report), out)}")
+    if report.problems:
+        print(f"{len(report.problems)} problems; next: c2fmae data check {quote(source)}, which lists them")
+    else:
+        print(f"next: c2fmae data preview {quote(source)}")
+
+
+@data.command()
+def preview(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("preview.png"),
+    scenes: Annotated[int, typer.Option(min=1, help="How many, spread evenly over the source.")] = 8,
+    granularities: Granularities = None,
+) -> None:
+    """Draw a few scenes: photo, semantic map, instance map, label and classes."""
+    from c2fmae.core.pictures import check_png, save_png
+    from c2fmae.data.preview import draw_preview
+
+    check_png(out)
+    opened = _open(source, granularities, None)
+    print(f"wrote {save_png(draw_preview(opened, scenes, title=opened.info.name or source), out)}")
+    print(f"next: c2fmae data stats {quote(source)}")
+
+
+@data.command()
+def pack(
+    source: Source,
+    out: Folder,
+    label_stride: Stride = None,
+    short_side: Side = None,
+    keys: Keys = None,
+    granularities: Granularities = None,
+    workers: Workers = None,
+    set_: Set = None,
+) -> None:
+    """Write scenes as tar shards for training; run it again to finish what was interrupted.
+
+    Photos keep their very bytes unless --short-side changes their size; KEY.json and other extras are left out.
+    """
+    _pack(_open(source, granularities, keys), out, label_stride, short_side, workers, set_)
+
+
+@data.command()
+def generate(
+    out: Folder,
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 1000,
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 224,
+    difficulty: Annotated[str, typer.Option(help="easy, medium or hard.")] = "medium",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
+    label_stride: Stride = None,
+    workers: Workers = None,
+    set_: Set = None,
+) -> None:
+    """Make scenes of textured stuff and overlapping things with exact maps, and pack them."""
+    from c2fmae.data.sources import open_scenes
+
+    scenes = open_scenes("generated", size=size, length=count, seed=seed, difficulty=difficulty)
+    _pack(scenes, out, label_stride, None, workers, set_)
+
+
+def _importer(name: str, what: str, example: str, load: Callable[[Path, str], "Scenes"]) -> None:
+    """Make the command of one data set; all take the same words."""
+
+    def command(
+        root: Annotated[Path, typer.Argument(help="The folder that the official archives were unpacked into.")],
+        out: Folder,
+        split: Annotated[str, typer.Option(help=f"{example}, …")] = example,
+        label_stride: Stride = None,
+        short_side: Side = None,
+        workers: Workers = None,
+        set_: Set = None,
+    ) -> None:
+        _pack(load(root, split), out, label_stride, short_side, workers, set_)
+
+    import_.command(name, help=what)(command)
+
+
+def _coco_panoptic(root: Path, split: str) -> "Scenes":
+    from c2fmae.data.importers.coco import CocoPanoptic
+
+    return CocoPanoptic(root, split)
+
+
+def _coco_instances(root: Path, split: str) -> "Scenes":
+    from c2fmae.data.importers.coco import CocoInstances
+
+    return CocoInstances(root, split)
+
+
+def _voc(root: Path, split: str) -> "Scenes":
+    from c2fmae.data.importers.voc import Voc
+
+    return Voc(root, split)
+
+
+def _ade20k(root: Path, split: str) -> "Scenes":
+    from c2fmae.data.importers.ade20k import Ade20k
+
+    return Ade20k(root, split)
+
+
+_importer("coco-panoptic", "COCO with its panoptic maps: 80 things and 53 kinds of stuff.", "train2017", _coco_panoptic)
+_importer("coco-instances", "COCO with its objects alone.", "train2017", _coco_instances)
+_importer("voc", "PASCAL VOC 2012, the images that are segmented.", "train", _voc)
+_importer("ade20k", "ADE20K, 150 classes.", "training", _ade20k)
+
+
+def _open(source: str, granularities: str | None, keys: Path | None) -> "Scenes":
+    from c2fmae.core.errors import UserError
+    from c2fmae.data.sources import open_scenes
+
+    chosen = None
+    if keys is not None:
+        try:
+            chosen = keys.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{keys}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return open_scenes(source, granularities=_names(granularities), keys=chosen)
+
+
+def _check(source: str, granularities: str | None, workers: int | None) -> "CheckReport":
+    from c2fmae.data.check import check
+    from c2fmae.data.sources import inspect_scenes
+
+    scenes, problems = inspect_scenes(source, granularities=_names(granularities))
+    total = len(scenes) if scenes is not None else 0
+    with _progress("checking", total) as advance:
+        return check(scenes, problems, workers=_worth(workers, total), progress=advance)
+
+
+def _pack(
+    scenes: "Scenes",
+    out: Path,
+    label_stride: int | None,
+    short_side: int | None,
+    workers: int | None,
+    overrides: list[str] | None,
+) -> None:
+    from c2fmae.data.pack import PackConfig, pack
+
+    given = {"label_stride": label_stride, "short_side": short_side}
+    values = {key: value for key, value in given.items() if value is not None}
+    config = PackConfig.read(values, overrides or [], source="data pack")
+    with _progress("packing", len(scenes)) as advance:
+        report = pack(scenes, out, config, workers=_worth(workers, len(scenes)), progress=advance)
+    kept = f", {report.num_kept} of them finished before" if report.num_kept else ""
+    print(
+        f"wrote {out}: {report.num_scenes} scenes in {report.num_shards} shards{kept}, {report.num_bytes / 1e6:.1f} MB"
+    )
+    print(f"next: c2fmae data preview {quote(str(out))}")
+
+
+def _names(granularities: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in granularities.split(",")) if granularities is not None else None
+
+
+def _worth(workers: int | None, num_scenes: int) -> int:
+    """How many processes: those asked for, else no more than pay for their start."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers or min(cores, 1 + num_scenes // _SCENES_WORTH_A_PROCESS)
+
+
+@contextmanager
+def _progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far it is: a bar on a terminal, a line every few seconds elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    if sys.stderr.isatty():
+
+        class Speed(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed or 0:.0f} scenes/s")
+
+        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(verb, total=total)
+            yield lambda done: bar.advance(task, done)
+        return
+
+    done = at_start = 0
+    start = said = 0.0
+
+    def say(more: int) -> None:
+        nonlocal done, at_start, start, said
+        done, now = done + more, time.monotonic()
+        if not start:  # the first to come: what it took is the start of the processes
+            start = said = now
+            at_start = done
+        elif now - said >= _SECONDS_BETWEEN_LINES:
+            said, speed = now, (done - at_start) / (now - start)
+            left = (total - done) / speed
+            print(f"{verb}: {done} of {total} scenes, {speed:.0f}/s, {left:.0f} s left", file=sys.stderr)
+
+    yield say

@@ -1,0 +1,99 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from c2fmae.core.pictures import MARGIN, colour_classes, colour_instances
+from c2fmae.core.scene import Scene
+from c2fmae.data import preview
+from c2fmae.data.geometry import stored_cells
+from c2fmae.data.info import ClassInfo, DatasetInfo, LabelInfo
+from c2fmae.data.preview import draw_preview
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Scenes of 256 × 192 pixels; the photo of the i-th is grey i, a cat is in its upper left quarter."""
+
+    length: int = 10
+    stride: int = 1
+    granularities: tuple[str, ...] = ("semantic", "instance", "rgb")
+    object_id: int = 3
+
+    @property
+    def info(self) -> DatasetInfo:
+        classes, labels = (ClassInfo(name="sky"), ClassInfo(name="cat")), (LabelInfo(name="indoors"),)
+        return DatasetInfo(classes=classes, labels=labels, label_stride=self.stride, granularities=self.granularities)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return [str(i) for i in range(self.length)]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def photo(self, index: int) -> None:
+        return None
+
+    def __getitem__(self, index: int) -> Scene:
+        semantic = torch.zeros(192, 256, dtype=torch.int32)
+        semantic[:96, :128] = 1
+        maps = {
+            "semantic": stored_cells(semantic, self.stride),
+            "instance": stored_cells(semantic * self.object_id, self.stride),
+            "rgb": torch.full((3, 192, 256), index, dtype=torch.uint8),
+        }
+        return Scene(str(index), {name: maps[name] for name in self.granularities}, index % 3, self.stride)
+
+
+def tiles(scenes: Plain, count: int = 1) -> np.ndarray:
+    """The tiles of a sheet [rows, columns, 192, 256, 3]."""
+    page = np.asarray(draw_preview(scenes, count, title="title"))
+    columns = len(scenes.granularities) + ("semantic" in scenes.granularities)
+    right = page.shape[1] - MARGIN - np.arange(columns)[::-1] * (256 + 10)
+    below = page.shape[0] - MARGIN - np.arange(count)[::-1] * (192 + 10)
+    return np.stack([[page[y - 192 : y, x - 256 : x] for x in right] for y in below])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_maps_at_any_stride_are_shown_at_the_size_of_the_photo(stride: int) -> None:
+    ((photo, semantic, instance, classes),) = tiles(Plain(stride=stride))
+    expected = np.zeros((192, 256), int)
+    expected[:96, :128] = 1
+    assert (photo == 5).all()
+    np.testing.assert_array_equal(semantic, colour_classes(expected))
+    np.testing.assert_array_equal(instance, colour_instances(3 * expected))
+    for i in (0, 1):  # the swatch of each class shown
+        assert (classes == colour_classes(np.array([[i]]))[0, 0]).all(axis=-1).sum() >= 100
+    assert not (classes == colour_classes(np.array([[2]]))[0, 0]).all(axis=-1).any()
+
+
+def test_scenes_are_spread_evenly_over_the_source() -> None:
+    assert tiles(Plain(length=12), 4)[:, 0, 0, 0, 0].tolist() == [1, 4, 7, 10]
+    assert tiles(Plain(length=5), 5)[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_more_scenes_than_there_are_is_all_of_them() -> None:
+    assert draw_preview(Plain(length=2), 9, title="").tobytes() == draw_preview(Plain(length=2), 2, title="").tobytes()
+
+
+def test_photos_alone_make_a_sheet_of_one_column() -> None:
+    page = np.asarray(draw_preview(Plain(granularities=("rgb",)), 1, title=""))
+    assert (page == 5).all(axis=-1).sum() == 192 * 256
+    assert page.shape[1] < 2 * 256
+
+
+def test_objects_with_high_ids_are_coloured_as_objects_and_not_as_unlabelled() -> None:
+    ids = np.array([[0, 1, 254, 255, 256, 509, 65535]])
+    folded = preview._below_256(ids)
+    assert folded[0, :4].tolist() == [0, 1, 254, 255]
+    assert ((folded[0, 4:] > 0) & (folded[0, 4:] < 255)).all()
+    assert draw_preview(Plain(object_id=300), 1, title="").height > 192
+
+
+def test_the_label_is_named_where_the_data_names_it() -> None:
+    info = Plain().info
+    titles = [preview._row_title(Scene("k", {}, label), info) for label in (None, 0, 2)]
+    assert titles == ["k", "k\nindoors", "k\nlabel 2"]
