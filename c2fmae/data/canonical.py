@@ -25,19 +25,27 @@ def canonical_instances(
             [  1,   1,   1],
             [255, 255, 255]], dtype=torch.uint8)
     """
-    flat = ids.numpy().ravel()
-    if flat.dtype != np.uint8:  # ids of any size: number them as they come, so that tables are short
-        values, flat = np.unique(flat, return_inverse=True)
-    else:
-        values = np.arange(256)
-    areas = np.bincount(flat, minlength=len(values))
-    first = np.empty(len(values), np.int64)
-    first[flat[::-1]] = np.arange(len(flat))[::-1]  # of equal places the last assignment stays: the first cell
-    is_object = (areas > 0) & (values != 0) & (values != IGNORE)
-    present = np.flatnonzero(is_object)
-    ranked = present[np.lexsort((first[present], -areas[present]))]
-    table = np.where(values == IGNORE, IGNORE, 0).astype(np.uint8)
-    table[ranked] = IGNORE if overflow == "ignore" else 0
-    kept = ranked[: max_ids - 1]
-    table[kept] = np.arange(1, len(kept) + 1)
-    return torch.from_numpy(table[flat].reshape(ids.shape))
+    rest = IGNORE if overflow == "ignore" else 0
+    cells = ids.numpy()
+    data = (cells if cells.dtype == np.uint8 else _narrowed(cells, rest)).tobytes()
+    areas = np.bincount(np.frombuffer(data, np.uint8), minlength=256).tolist()
+    objects = [id_ for id_, area in enumerate(areas) if area and id_ not in (0, IGNORE)]
+    objects.sort(key=lambda id_: (-areas[id_], data.index(id_)))
+    table = bytearray(256)
+    table[IGNORE] = IGNORE
+    for rank, id_ in enumerate(objects, start=1):
+        table[id_] = rank if rank < max_ids else rest
+    # Bytes know how to look all of theirs up in a table, three times as fast as an array does.
+    return torch.frombuffer(bytearray(data.translate(table)), dtype=torch.uint8).view(ids.shape)
+
+
+def _narrowed(cells: Integer[np.ndarray, "height width"], rest: int) -> UInt8[np.ndarray, "height width"]:
+    """Number the 254 largest of any number of objects, which is as many as can be told apart."""
+    values, firsts, places, areas = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
+    is_object = (values != 0) & (values != IGNORE)
+    ranked = np.lexsort((firsts, -areas, ~is_object))[: IGNORE - 1]
+    table = np.full(len(values), rest, np.uint8)
+    table[ranked] = np.arange(1, len(ranked) + 1)
+    table[values == 0], table[values == IGNORE] = 0, IGNORE
+    narrow: UInt8[np.ndarray, "height width"] = table[places.reshape(cells.shape)]
+    return narrow

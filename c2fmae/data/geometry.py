@@ -56,7 +56,8 @@ def cut_photo(
     part = photo[None, :, box.top : box.top + box.height, box.left : box.left + box.width]
     if size == (box.height, box.width):
         return part[0].clone(memory_format=torch.contiguous_format)
-    return F.interpolate(part, size, mode="bicubic", antialias=True)[0].contiguous()
+    pixels = part.contiguous(memory_format=torch.channels_last)  # without it interpolation copies it, and slowly
+    return F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].contiguous()
 
 
 def cut_ids(

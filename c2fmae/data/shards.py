@@ -1,6 +1,7 @@
 """Tar shards in WebDataset layout, any sample of them one read away."""
 
 import os
+import resource
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from c2fmae.data.problems import Problem
 from c2fmae.data.stored import StoredScenes, in_order, lacks_all, suffixes_of
 from c2fmae.data.tar_index import ShardIndex, open_index, stamp_of
 
-_MAX_OPEN = 128  # a process may hold 1024 files, and needs some for other things
+_MAX_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # a process needs files for other things too
 
 
 class ShardScenes(StoredScenes):

@@ -94,17 +94,13 @@ def random_box(
 
     Noise, uniform in [0, 1): area, shape, and the place across and down.
     """
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * noise[:, 0])
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    shape = np.exp(log_low + (log_high - log_low) * noise[:, 1])
-    rows, columns = np.rint(np.sqrt(area / shape)).astype(int), np.rint(np.sqrt(area * shape)).astype(int)
-    fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
-    if not fits.any():
-        aspect = min(max(width / height, ratio[0]), ratio[1])
-        return central_box(height, width, aspect)
-    first = int(fits.argmax())
-    h, w, (across, down) = int(rows[first]), int(columns[first]), noise[first, 2:]
-    return Box(int(down * (height - h + 1)), int(across * (width - w + 1)), h, w)
+    for size, shape, across, down in noise.tolist():
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * size)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** shape
+        rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < rows <= height and 0 < columns <= width:
+            return Box(int(down * (height - rows + 1)), int(across * (width - columns + 1)), rows, columns)
+    return central_box(height, width, min(max(width / height, ratio[0]), ratio[1]))
 
 
 def standardise(
