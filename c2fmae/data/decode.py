@@ -101,9 +101,9 @@ def _pillow_ids(data: bytes) -> Integer[np.ndarray, "height width"]:
 
 
 def _plain_png(data: bytes) -> Integer[np.ndarray, "height width"] | None:
-    """Decode a PNG whose lines are not filtered, as `pack` writes them: four times as fast as a general decoder.
+    """Decode a PNG whose lines are not filtered, as `pack` writes them, in two thirds of Pillow's time.
 
-    None is the answer to any other.
+    None is the answer to any other, mostly after a look at the first lines.
     """
     width, height, bits, _, _, _, is_interlaced = struct.unpack(">IIBBBBB", data[16:29])
     _check_pixels(width, height)
@@ -117,10 +117,14 @@ def _plain_png(data: bytes) -> Integer[np.ndarray, "height width"] | None:
         at += 12 + size
     line = 1 + width * bits // 8
     inflate = zlib.decompressobj()
-    lines = inflate.decompress(b"".join(pieces), height * line + 1)  # and no more, were it a bomb
+    first = inflate.decompress(b"".join(pieces), 8 * line)
+    if first[::line].strip(b"\0"):  # a line starts with the number of its filter
+        return None
+    at_most = max(height - 8, 0) * line + 1  # one more would be too many: it may be a bomb
+    lines = first + inflate.decompress(inflate.unconsumed_tail, at_most)
     if len(lines) != height * line or not inflate.eof:
         raise ValueError("its size is not what its header says")
-    if lines[::line].strip(b"\0"):  # a line starts with the number of its filter
+    if lines[::line].strip(b"\0"):
         return None
     values = np.frombuffer(lines, np.uint8).reshape(height, line)[:, 1:].copy()
     return values if bits == 8 else values.view(">u2").astype(np.uint16)

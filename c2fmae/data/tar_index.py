@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tarfile
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -71,7 +72,7 @@ def _load(path: Path, stamp: tuple[int, int]) -> ShardIndex | None:
         data = path.read_bytes()
         line, _, rest = data.partition(b"\n")
         head: dict[str, Any] = json.loads(line)
-        if head["format"] != _FORMAT or tuple(head["stamp"]) != stamp:
+        if head["format"] != _FORMAT or tuple(head["stamp"]) != stamp or head["crc"] != zlib.crc32(rest):
             return None
         parts, count = tuple(head["parts"]), head["samples"]
         numbers = np.frombuffer(rest, np.int64, count * (2 * len(parts) + 1))
@@ -86,9 +87,10 @@ def _load(path: Path, stamp: tuple[int, int]) -> ShardIndex | None:
 
 
 def _save(index: ShardIndex, path: Path) -> None:
-    head = {"format": _FORMAT, "stamp": index.stamp, "parts": index.parts, "samples": len(index.keys)}
-    arrays = (array.tobytes() for array in (index.offsets, index.sizes, index.labels))
-    data = json.dumps(head).encode() + b"\n" + b"".join(arrays) + index.keys.lines
+    rest = b"".join(array.tobytes() for array in (index.offsets, index.sizes, index.labels)) + index.keys.lines
+    head = {"format": _FORMAT, "stamp": index.stamp, "crc": zlib.crc32(rest)}
+    head |= {"parts": index.parts, "samples": len(index.keys)}
+    data = json.dumps(head).encode() + b"\n" + rest
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(data)

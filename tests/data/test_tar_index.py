@@ -1,11 +1,15 @@
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from c2fmae.data.sources import open_scenes
+from c2fmae.core.errors import UserError
+from c2fmae.data.sources import inspect_scenes, open_scenes
 from c2fmae.data.tar_index import open_index, scan_shard
 from tests.data.stores import sample, samples, write_tar
 
@@ -86,3 +90,62 @@ def test_a_photo_may_be_stored_under_any_of_its_suffixes(tmp_path: Path) -> None
     files["a.png"] = files.pop("a.jpg")
     scenes = open_scenes(write_tar(tmp_path / "s.tar", files | sample("b")[0]))
     assert scenes[0].maps["rgb"].permute(1, 2, 0).tolist() == maps["rgb"].tolist()
+
+
+WHOLE = samples("abc") | {"a.cls": b"1", "dir/d.jpg": b"not a picture"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_tar(tmp_path_factory.mktemp("whole") / "s.tar", WHOLE).read_bytes()
+
+
+def survives(folder: Path, data: bytes) -> None:
+    """Either opens or is refused; scenes that are there are whole or refused by name."""
+    shard = folder / "s.tar"
+    shard.write_bytes(data)
+    index_of(shard).unlink(missing_ok=True)
+    with suppress(UserError):
+        scenes, problems = inspect_scenes(shard, granularities=("rgb",))
+        assert scenes is not None or problems
+        for index in range(len(scenes or ())):
+            assert scenes is not None
+            with suppress(UserError):
+                scenes[index]
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_a_shard_cut_at_any_tenth_is_read_up_to_there_or_refused(tmp_path: Path, whole: bytes, tenth: int) -> None:
+    content = len(whole.rstrip(b"\0"))
+    survives(tmp_path, whole[: content * tenth // 10])
+    assert inspect_scenes(tmp_path / "s.tar", granularities=("rgb",))[1]
+
+
+@given(data=st.binary(max_size=2000))
+def test_random_bytes_do_no_harm(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    survives(tmp_path_factory.mktemp("fuzz"), data)
+
+
+@given(changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=20))
+def test_changed_bytes_do_no_harm(
+    tmp_path_factory: pytest.TempPathFactory, whole: bytes, changes: list[tuple[float, int]]
+) -> None:
+    data = bytearray(whole)
+    for place, value in changes:
+        data[int(place * (len(data) - 1))] = value
+    survives(tmp_path_factory.mktemp("fuzz"), bytes(data))
+
+
+@given(changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_changed_bytes_of_an_index_do_no_harm(
+    tmp_path_factory: pytest.TempPathFactory, whole: bytes, changes: list[tuple[float, int]]
+) -> None:
+    shard = tmp_path_factory.mktemp("fuzz") / "s.tar"
+    shard.write_bytes(whole)
+    open_index(shard)
+    data = bytearray(index_of(shard).read_bytes())
+    for place, value in changes:
+        data[int(place * (len(data) - 1))] = value
+    index_of(shard).write_bytes(data)
+    scenes = open_scenes(shard, granularities=("rgb",), keys=["a"])  # made anew, whatever was changed
+    assert scenes[0].maps["rgb"].tolist() == sample("a", 0)[1]["rgb"].transpose(2, 0, 1).tolist()
