@@ -95,7 +95,11 @@ def open_tree(
 def _pictures(folder: Path, problems: list[Problem]) -> dict[str, str]:
     """Return the suffix of every picture in a folder, by its name without that."""
     pictures: dict[str, str] = {}
-    for place, folders, files in os.walk(folder):
+
+    def cannot_list(error: OSError) -> None:  # by itself os.walk would pass over what it may not read
+        problems.append(Problem(None, f"{error.filename}: cannot be listed: {error.strerror}. Check its rights"))
+
+    for place, folders, files in os.walk(folder, onerror=cannot_list, followlinks=True):
         prefix = os.path.relpath(place, folder)
         prefix = "" if prefix == "." else f"{Path(prefix).as_posix()}/"
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from c2fmae.core.errors import UserError
@@ -46,8 +47,8 @@ class Loader:
     on_broken: Literal["skip", "error"] = "skip"
     max_broken: float = 0.01
     """Share of the samples that may be skipped; above it the run stops."""
-    pin: bool = False
-    """Put batches where a GPU can fetch them by itself."""
+    pin: bool = True
+    """Where there is a GPU, put batches where it can fetch them by itself."""
     start: Literal["fork", "spawn", "forkserver"] | None = None
     """How workers come into being; by default as Python does it here."""
 
@@ -85,7 +86,7 @@ class BatchStream(Iterator[SceneBatch]):
                     multiprocessing_context=loader.start if is_parallel else None,
                     collate_fn=_as_it_is,
                     worker_init_fn=_leave_ctrl_c_to_the_parent,
-                    pin_memory=loader.pin,
+                    pin_memory=loader.pin and torch.cuda.is_available(),
                 )
             )
 

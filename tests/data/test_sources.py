@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import pickle
 import re
 import tarfile
@@ -299,6 +300,28 @@ def test_several_problems_are_counted_and_listed(tmp_path: Path) -> None:
 def test_two_pictures_for_one_part_are_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path, tree_of(samples("ab")) | {"rgb/a.jpg": b""})
     refuses(lambda: open_scenes(root), f"{root}/rgb/a.png: sample 'a' has another picture, a.jpg. Remove one")
+
+
+def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path, tree_of(sample("dog/a")[0]) | tree_of(sample("cat/b")[0]))
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("rgb/cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=rf"^{root}/rgb/cat: cannot be listed: Permission denied. Check its rights"):
+        open_scenes(root)
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", tree_of(samples("ab")))
+    for name in ("rgb", "semantic", "instance"):
+        (tmp_path / "linked" / name).mkdir(parents=True)
+        (tmp_path / "linked" / name / "dog").symlink_to(tree / name)
+    assert list(open_scenes(tmp_path / "linked").keys) == ["dog/a", "dog/b"]
 
 
 def test_a_folder_where_a_picture_should_be_is_told(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from c2fmae.core.scene import Scene
+from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.transforms import CentralView, RandomView, random_box, standardise
 from tests.data.stores import refuses
 
@@ -78,6 +80,35 @@ def test_a_random_view_is_a_function_of_its_noise_and_stays_aligned(seed: int) -
     means = torch.nn.functional.avg_pool2d(first.maps["rgb"][None].float(), 4)[0]
     for channel, kind in ((0, 1), (1, 2)):
         assert (means[channel][first.maps["semantic"] == kind] > 40).all()
+
+
+def recoloured(scene: Scene) -> Scene:
+    """The same maps, but a photo that is made of the ids: red the classes, green the objects."""
+    semantic, instance = scene.maps["semantic"], scene.maps["instance"]
+    rgb = torch.stack([10 * semantic, 15 * instance, 0 * semantic])
+    return Scene(scene.key, {**scene.maps, "rgb": rgb}, scene.label)
+
+
+@pytest.mark.parametrize("label_stride", [1, 2, 4])
+@pytest.mark.parametrize("view", [RandomView, CentralView], ids=lambda view: view.__name__)
+@pytest.mark.parametrize("index", range(8))
+def test_a_photo_of_its_own_ids_stays_one(view: type[RandomView | CentralView], index: int, label_stride: int) -> None:
+    scene = recoloured(GeneratedScenes(size=96, difficulty="easy")[index])
+    sample = view(size=(64, 80), label_stride=label_stride)(scene, np.random.default_rng(index))
+    cells = torch.nn.functional.avg_pool2d(sample.maps["rgb"][None].float(), label_stride)[0]
+    semantic, instance = sample.maps["semantic"], sample.maps["instance"]
+    # Away from borders, where the photo mixes what ids do not.
+    both, reach = semantic + 32.0 * instance, {1: 3, 2: 2, 4: 1}[label_stride]
+    padded = torch.nn.functional.pad(both[None, None], [reach] * 4, mode="replicate")
+    around = padded.unfold(2, 2 * reach + 1, 1).unfold(3, 2 * reach + 1, 1)
+    is_inner = (around == both[..., None, None]).all(dim=-1).all(dim=-1)[0, 0]
+    assert is_inner.float().mean() > 0.1
+    is_own = (cells[0] - 10 * semantic)[is_inner].abs() < 5  # nearer to its own class than to any other
+    assert is_own.float().mean() > 0.98  # a stem may be thinner than what a map can show
+    # Objects are numbered anew by the cut, but each is still of one colour.
+    objects = [cells[1][is_inner & (instance == rank)] for rank in range(1, int(instance.max()) + 1)]
+    off = torch.cat([colours - colours.median() for colours in objects if len(colours)] or [torch.zeros(1)])
+    assert (off.abs() < 7).float().mean() > 0.9
 
 
 def test_instance_ids_are_canonical_after_the_cut() -> None:
