@@ -13,20 +13,22 @@ from hypothesis import strategies as st
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.core.seeding import seed_of
-from c2fmae.data.drawing import KINDS, STRANGERS, STUFF, axis_of, noise
-from c2fmae.data.generated import LEVELS, REACH, Difficulty, Domain, GeneratedScenes, displace, lay_out
+from c2fmae.data.generated import GeneratedScenes
+from c2fmae.data.generated.domains import Domain
+from c2fmae.data.generated.kinds import KINDS
+from c2fmae.data.generated.layout import lay_out
+from c2fmae.data.generated.levels import LEVELS, Difficulty
+from c2fmae.data.generated.stuff import STUFF
 
 NUM_STUFF = len(STUFF)
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
-seeds = st.integers(0, 2**31)
-difficulties = st.sampled_from(get_args(Difficulty))
 some_scenes = given(
     st.builds(
         lambda seed, index, size, difficulty, domain: GeneratedScenes(size, index + 1, seed, difficulty, domain)[index],
-        seeds,
+        st.integers(0, 2**31),
         st.integers(0, 10**6),
         st.sampled_from([32, 57, 96]),
-        difficulties,
+        st.sampled_from(get_args(Difficulty)),
         st.sampled_from(DOMAINS),
     )
 )
@@ -35,10 +37,6 @@ some_scenes = given(
 def is_same(one: Scene, other: Scene) -> bool:
     same_maps = all(torch.equal(one.maps[name], other.maps[name]) for name in one.maps)
     return same_maps and (one.key, one.label) == (other.key, other.label)
-
-
-def num_things(scene: Scene) -> int:
-    return int(scene.maps["instance"].max())
 
 
 @settings(max_examples=30)
@@ -141,12 +139,6 @@ def test_every_class_and_every_label_turns_up_and_no_label_rules() -> None:
     assert scenes.classes == (*STUFF, *scenes.labels)
 
 
-@pytest.mark.parametrize(("difficulty", "fewest", "most"), [("easy", 1, 3), ("medium", 2, 6), ("hard", 8, 14)])
-def test_a_difficulty_says_how_many_things_there_are(difficulty: Difficulty, fewest: int, most: int) -> None:
-    counts = {len(lay_out(np.random.default_rng(seed), LEVELS[difficulty])[1]) for seed in range(100)}
-    assert counts == set(range(fewest, most + 1))
-
-
 def test_the_harder_the_less_shows_of_what_shows_most() -> None:
     shares = []
     for difficulty in get_args(Difficulty):
@@ -155,112 +147,6 @@ def test_the_harder_the_less_shows_of_what_shows_most() -> None:
         shares.append(np.mean([instance[instance > 0].bincount().max() / 64**2 for instance in instances]))
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 3 * shares[-1]
-
-
-@settings(max_examples=30)
-@given(seeds, st.integers(0, 1023), difficulties)
-def test_domains_draw_the_same_scene(seed: int, index: int, difficulty: Difficulty) -> None:
-    photo, *others = (
-        GeneratedScenes(size=48, seed=seed, difficulty=difficulty, domain=domain)[index] for domain in DOMAINS
-    )
-    is_thing = photo.maps["instance"] > 0
-    for domain, other in zip(DOMAINS[1:], others, strict=True):
-        assert (other.key, other.label) == (photo.key, photo.label)
-        assert torch.equal(other.maps["instance"], photo.maps["instance"])
-        is_kept = is_thing if domain == "displaced" else torch.ones_like(is_thing)
-        assert torch.equal(other.maps["semantic"][is_kept], photo.maps["semantic"][is_kept])
-        assert not torch.equal(other.maps["rgb"], photo.maps["rgb"])
-
-
-@settings(max_examples=20)
-@given(seeds, difficulties)
-def test_sketches_have_no_colour_and_are_mostly_paper(seed: int, difficulty: Difficulty) -> None:
-    rgb = GeneratedScenes(size=96, seed=seed, difficulty=difficulty, domain="sketch")[0].maps["rgb"]
-    assert torch.equal(rgb[0], rgb[1])
-    assert torch.equal(rgb[0], rgb[2])
-    assert (rgb[0] > 200).float().mean() > 0.3
-    assert (rgb[0] < 80).float().mean() > 0.01
-
-
-def test_renditions_have_few_colours() -> None:
-    for index in range(6):
-        scene = GeneratedScenes(size=96, domain="rendition")[index]
-        colours = scene.maps["rgb"].flatten(1).unique(dim=1).shape[1]
-        assert colours <= 4 * (num_things(scene) + 4)  # four tones to each thing and stretch of stuff
-
-
-@given(seeds, difficulties)
-def test_things_stand_on_strange_stuff_never_in_photos_but_always_where_displaced(
-    seed: int, difficulty: Difficulty
-) -> None:
-    rng = np.random.default_rng(seed)
-    regions, things = lay_out(rng, LEVELS[difficulty])
-    assert all(regions[thing.stands_on].stuff not in STRANGERS[thing.kind] for thing in things)
-    assert things == sorted(things, key=lambda thing: thing.foot)
-    areas = rng.integers(1, 10**6, len(things))
-    moved = displace(rng, regions, things, areas)
-    for number, (before, after) in enumerate(zip(regions, moved, strict=True)):
-        standing = [k for k, thing in enumerate(things) if thing.stands_on == number]
-        if standing:
-            assert after.stuff in STRANGERS[things[max(standing, key=lambda k: areas[k])].kind]
-        else:
-            assert after == before
-
-
-def stands_on_strange_stuff(scene: Scene) -> bool:
-    """Whether what shows most has strange stuff within two pixels below its lowest ones."""
-    instance, semantic = scene.maps["instance"], scene.maps["semantic"]
-    subject = instance[instance > 0].bincount().argmax()
-    rows, columns = (instance == subject).nonzero(as_tuple=True)
-    below = semantic[rows.max() + 1 : rows.max() + 3, columns[rows.argmax()]].tolist()
-    kind = GeneratedScenes.labels[scene.label or 0]
-    return any(GeneratedScenes.classes[id_] in STRANGERS[kind] for id_ in below)
-
-
-@pytest.mark.parametrize(("domain", "fewest", "most"), [("photo", 0, 9), ("displaced", 80, 100)])
-def test_displacement_shows_in_the_maps(domain: Domain, fewest: int, most: int) -> None:
-    """Not all: feet are places on a smooth edge, pixels are squares, and some feet are hidden."""
-    scenes = GeneratedScenes(size=64, length=100, difficulty="easy", domain=domain)
-    assert fewest <= sum(stands_on_strange_stuff(scenes[index]) for index in range(100)) <= most
-
-
-def test_every_stuff_is_home_to_some_kinds_and_every_kind_has_strangers() -> None:
-    assert list(STRANGERS) == list(KINDS)
-    assert len(STUFF) >= 8
-    assert len(KINDS) >= 10
-    for stuff in STUFF:
-        assert sum(stuff not in strangers for strangers in STRANGERS.values()) >= 3
-    for strangers in STRANGERS.values():
-        assert len(strangers) >= 2
-        assert set(strangers) <= set(STUFF)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_kind_is_cut_off_by_its_window_however_it_is_turned(kind: str) -> None:
-    axis = np.linspace(-2, 2, 201, dtype=np.float32)
-    u, v = np.meshgrid(axis, axis)
-    is_inside = np.min([shape(u, v) for shape, _ in KINDS[kind]], axis=0) < 0
-    assert is_inside.any()
-    assert np.hypot(1.14 * u, v)[is_inside].max() < REACH
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_parts_have_no_holes_where_their_distance_is_singular(kind: str) -> None:
-    axis = np.linspace(-1.2, 1.2, 49, dtype=np.float32).round(2)  # centres of parts lie on such places
-    u, v = np.meshgrid(axis, axis)
-    for shape, _ in KINDS[kind]:
-        assert np.isfinite(shape(u, v)).all()
-        near = [shape(u + du, v + dv) < 0 for du, dv in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01))]
-        assert (shape(u, v) < 0)[np.all(near, axis=0)].all()
-
-
-def test_kinds_differ_in_outline() -> None:
-    axis = np.linspace(-1.2, 1.2, 97, dtype=np.float32)
-    u, v = np.meshgrid(axis, axis)
-    insides = [np.min([shape(u, v) for shape, _ in parts], axis=0) < 0 for parts in KINDS.values()]
-    for k, one in enumerate(insides):
-        for other in insides[:k]:
-            assert (one & other).sum() / (one | other).sum() < 0.8
 
 
 def test_what_is_painted_follows_the_maps() -> None:
@@ -273,15 +159,6 @@ def test_what_is_painted_follows_the_maps() -> None:
         across_borders.append(steps[is_border])
         elsewhere.append(steps[~is_border])
     assert torch.cat(across_borders).mean() > 3 * torch.cat(elsewhere).mean()
-
-
-@given(st.integers(0, 99), st.integers(2, 30), st.integers(2, 30), st.floats(0, 2))
-def test_noise_varies_about_zero_by_about_one(seed: int, rows: int, columns: int, fall: float) -> None:
-    values = noise(np.random.default_rng(seed), axis_of(64), 64, rows, columns, fall)
-    assert values.shape == (64, 64)
-    assert values.dtype == np.float32
-    assert abs(values.mean()) < 0.5
-    assert 0.02 < values.std() < 5
 
 
 @pytest.mark.parametrize("index", [3, -1])

@@ -1,0 +1,81 @@
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from c2fmae.core.scene import Scene
+from c2fmae.data.generated import GeneratedScenes
+from c2fmae.data.generated.domains import Domain, displace
+from c2fmae.data.generated.kinds import STRANGERS
+from c2fmae.data.generated.layout import lay_out
+from c2fmae.data.generated.levels import LEVELS, Difficulty
+
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
+seeds = st.integers(0, 2**31)
+difficulties = st.sampled_from(get_args(Difficulty))
+
+
+@settings(max_examples=30)
+@given(seeds, st.integers(0, 1023), difficulties)
+def test_domains_draw_the_same_scene(seed: int, index: int, difficulty: Difficulty) -> None:
+    photo, *others = (
+        GeneratedScenes(size=48, seed=seed, difficulty=difficulty, domain=domain)[index] for domain in DOMAINS
+    )
+    is_thing = photo.maps["instance"] > 0
+    for domain, other in zip(DOMAINS[1:], others, strict=True):
+        assert (other.key, other.label) == (photo.key, photo.label)
+        assert torch.equal(other.maps["instance"], photo.maps["instance"])
+        is_kept = is_thing if domain == "displaced" else torch.ones_like(is_thing)
+        assert torch.equal(other.maps["semantic"][is_kept], photo.maps["semantic"][is_kept])
+        assert not torch.equal(other.maps["rgb"], photo.maps["rgb"])
+
+
+@settings(max_examples=20)
+@given(seeds, difficulties)
+def test_sketches_have_no_colour_and_are_mostly_paper(seed: int, difficulty: Difficulty) -> None:
+    rgb = GeneratedScenes(size=96, seed=seed, difficulty=difficulty, domain="sketch")[0].maps["rgb"]
+    assert torch.equal(rgb[0], rgb[1])
+    assert torch.equal(rgb[0], rgb[2])
+    assert (rgb[0] > 200).float().mean() > 0.3
+    assert (rgb[0] < 80).float().mean() > 0.01
+
+
+def test_renditions_have_few_colours() -> None:
+    for index in range(6):
+        scene = GeneratedScenes(size=96, domain="rendition")[index]
+        colours = scene.maps["rgb"].flatten(1).unique(dim=1).shape[1]
+        assert colours <= 4 * (int(scene.maps["instance"].max()) + 4)  # four tones to each thing and stretch of stuff
+
+
+@given(seeds, difficulties)
+def test_displaced_things_stand_on_strange_stuff_and_the_rest_stays(seed: int, difficulty: Difficulty) -> None:
+    rng = np.random.default_rng(seed)
+    regions, things = lay_out(rng, LEVELS[difficulty])
+    areas = rng.integers(1, 10**6, len(things))
+    moved = displace(rng, regions, things, areas)
+    for number, (before, after) in enumerate(zip(regions, moved, strict=True)):
+        standing = [k for k, thing in enumerate(things) if thing.stands_on == number]
+        if standing:
+            assert after.stuff in STRANGERS[things[max(standing, key=lambda k: areas[k])].kind]
+        else:
+            assert after == before
+
+
+def stands_on_strange_stuff(scene: Scene) -> bool:
+    """Whether what shows most has strange stuff within two pixels below its lowest ones."""
+    instance, semantic = scene.maps["instance"], scene.maps["semantic"]
+    subject = instance[instance > 0].bincount().argmax()
+    rows, columns = (instance == subject).nonzero(as_tuple=True)
+    below = semantic[rows.max() + 1 : rows.max() + 3, columns[rows.argmax()]].tolist()
+    kind = GeneratedScenes.labels[scene.label or 0]
+    return any(GeneratedScenes.classes[id_] in STRANGERS[kind] for id_ in below)
+
+
+@pytest.mark.parametrize(("domain", "fewest", "most"), [("photo", 0, 9), ("displaced", 80, 100)])
+def test_displacement_shows_in_the_maps(domain: Domain, fewest: int, most: int) -> None:
+    """Not all: feet are places on a smooth edge, pixels are squares, and some feet are hidden."""
+    scenes = GeneratedScenes(size=64, length=100, difficulty="easy", domain=domain)
+    assert fewest <= sum(stands_on_strange_stuff(scenes[index]) for index in range(100)) <= most
