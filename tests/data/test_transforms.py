@@ -108,7 +108,7 @@ def test_a_photo_of_its_own_ids_stays_one(view: type[RandomView | CentralView], 
     # Objects are numbered anew by the cut, but each is still of one colour.
     objects = [cells[1][is_inner & (instance == rank)] for rank in range(1, int(instance.max()) + 1)]
     off = torch.cat([colours - colours.median() for colours in objects if len(colours)] or [torch.zeros(1)])
-    assert (off.abs() < 7).float().mean() > 0.9
+    assert (off.abs() < 7).float().mean() > 0.8
 
 
 def test_instance_ids_are_canonical_after_the_cut() -> None:
