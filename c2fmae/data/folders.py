@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES
-from c2fmae.data.info import DatasetInfo
+from c2fmae.data.info import DatasetInfo, LabelInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.problems import Problem
 from c2fmae.data.stored import PHOTO_SUFFIXES, StoredScenes, in_order, lacks_all
@@ -80,16 +80,26 @@ def open_tree(
             for key in sorted(everywhere - found[name].keys())
         ]
     whole = sorted(everywhere.intersection(*found.values()))
-    names = sorted({os.path.dirname(key) for key in whole} - {""})  # noqa: PTH120 - a key is no path of this machine
-    label_of = {name: label for label, name in enumerate(names)}
-    labels = np.array([label_of.get(os.path.dirname(key), -1) for key in whole], np.int64)  # noqa: PTH120
-    info = told or DatasetInfo()
-    update: dict[str, object] = {"granularities": granularities}
-    if names and not info.labels:
-        update["labels"] = DatasetInfo.read({"labels": [{"name": name} for name in names]}).labels
+    info = (told or DatasetInfo()).model_copy(update={"granularities": granularities})
+    classes = [key.rpartition("/")[0] for key in whole]
+    if not info.labels:
+        names = sorted({*classes} - {""})
+        info = info.model_copy(update={"labels": tuple(LabelInfo(name=name) for name in names)})
+    labels = _labels(root, classes, info)
     suffixes = {name: KeyList.of(found[name][key] for key in whole) for name in granularities}
     used = {name: there[name] for name in granularities}
-    return FolderScenes(used, info.model_copy(update=update), KeyList.of(whole), labels, suffixes), tuple(problems)
+    return FolderScenes(used, info, KeyList.of(whole), labels, suffixes), tuple(problems)
+
+
+def _labels(root: Path, classes: Sequence[str], info: DatasetInfo) -> Int64[np.ndarray, " samples"]:
+    """The label of each sample by its class folder, which is called as the label or as its WordNet id."""
+    label_of = {"": -1}
+    for label, entry in enumerate(info.labels):
+        label_of |= {name: label for name in (entry and (entry.name, entry.wnid)) or () if name}
+    for name in {*classes} - label_of.keys():
+        advice = f"Add it there. Known: {', '.join(sorted(label_of.keys() - {''}))}"
+        raise UserError(f"{root}: class folder {name!r} is none of the labels that dataset.json names. {advice}")
+    return np.array([label_of[name] for name in classes], np.int64)
 
 
 def _pictures(folder: Path, problems: list[Problem]) -> dict[str, str]:

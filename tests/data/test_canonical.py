@@ -49,3 +49,4 @@ def test_up_to_254_objects_keep_numbers_of_their_own(count: int) -> None:
     found = canonical_instances(ids.view(1, -1), 255)
     assert found[0, :254].tolist() == list(range(1, 255))
     assert (found[0, 254:] == 255).all()
+    assert (canonical_instances(ids.view(1, -1), 255, "background")[0, 254:] == 0).all()

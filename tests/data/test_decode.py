@@ -135,6 +135,11 @@ def test_a_bomb_is_refused_before_it_goes_off() -> None:
                 decode_photo(bomb, "bomb")
         with pytest.raises(UserError, match=r"^bomb: .*32768×32768 pixels"):
             decode_ids(bombs[0], "bomb")
+        for large in (png_of(2**14, 2**13 + 1, 8, 0, b""), png_of(2**14, 2**13 + 1, 8, 2, b"")):
+            with pytest.raises(UserError, match=rf"16384×8193 pixels, more than {MAX_PIXELS}"):
+                decode_photo(large, "bomb")
+        with pytest.raises(UserError, match=rf"16384×8193 pixels, more than {MAX_PIXELS}"):
+            decode_ids(png_of(2**14, 2**13 + 1, 8, 0, b""), "bomb")
     small = png_of(4, 4, 8, 0, bytes(100_000_000))  # a header that lies
     with pytest.raises(UserError, match=r"its size is not what its header says"):
         decode_ids(small, "bomb")
@@ -159,6 +164,23 @@ def test_wide_maps_come_back_as_stored(ids: np.ndarray) -> None:
     found = decode_ids(png_of(ids.shape[1], ids.shape[0], 16, 0, lines), "a")
     assert found.dtype == np.uint16
     assert np.array_equal(found, ids)
+
+
+def test_a_map_whose_checksum_is_cut_off_is_refused() -> None:
+    lines = (b"\0" + bytes(range(60))) * 40
+    data = png_of(60, 40, 8, 0, lines)
+    packed = zlib.compress(lines)
+    cut = data.replace(chunk(b"IDAT", packed), chunk(b"IDAT", packed[:-4]))
+    assert len(cut) == len(data) - 4
+    with pytest.raises(UserError, match="its size is not what its header says"):
+        decode_ids(cut, "a")
+
+
+def test_an_interlaced_map_comes_back_as_stored() -> None:
+    passes = zlib.compress(bytes([0, 11]) + bytes([0, 12]) + bytes([0, 21, 22]))  # the 1st, 6th and 7th of Adam7
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 0, 0, 0, 1))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", passes) + chunk(b"IEND", b"")
+    assert decode_ids(data, "a").tolist() == [[11, 12], [21, 22]]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

@@ -147,8 +147,8 @@ def test_more_objects_than_a_byte_can_number_stay_apart(tmp_path: Path) -> None:
 def test_what_is_not_of_the_format_is_passed_over(tmp_path: Path) -> None:
     others = {"README.md": b"hello", ".DS_Store": b"", "._a.jpg": b"junk", "a.caption.txt": b"a cat"}
     assert len(open_scenes(write_tar(tmp_path / "s.tar", sample("a")[0] | others))) == 1
-    tree = write_tree(tmp_path / "tree", tree_of(sample("a")[0]) | {"rgb/Thumbs.db": b"", "rgb/._a.png": b""})
-    assert len(open_scenes(tree)) == 1
+    others = {"rgb/Thumbs.db": b"", "rgb/._a.png": b"", "rgb/.hidden/a.png": b""}
+    assert len(open_scenes(write_tree(tmp_path / "tree", tree_of(sample("a")[0]) | others))) == 1
 
 
 def test_names_from_the_current_folder_and_long_ones_do_no_harm(tmp_path: Path) -> None:
@@ -199,12 +199,18 @@ def test_the_chosen_keys_alone_are_read_and_the_problems_of_others_do_not_matter
     refuses(lambda: open_scenes(shard, keys=["a", "b"]), message)
 
 
-def test_more_shards_than_a_process_may_hold_open_are_read(tmp_path: Path) -> None:
-    for number in range(140):
+def test_more_shards_than_a_process_may_hold_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c2fmae.data.shards._MAX_OPEN", 8)
+    files = Path("/proc/self/fd")
+    before = len(list(files.iterdir()))
+    for number in range(40):
         write_tar(tmp_path / f"s-{number:03d}.tar", {f"{number:03d}.jpg": png(ids([number]))})
     scenes = open_scenes(tmp_path)
-    for index in [*range(140), 0, 139]:
+    for index in [*range(40), 0, 39]:
         assert int(scenes[index].maps["rgb"][0, 0, 0]) == index
+    assert len(list(files.iterdir())) <= before + 8
+    del scenes
+    assert len(list(files.iterdir())) == before
 
 
 @pytest.mark.parametrize("index", [1, -1])
@@ -300,6 +306,32 @@ def test_several_problems_are_counted_and_listed(tmp_path: Path) -> None:
 def test_two_pictures_for_one_part_are_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path, tree_of(samples("ab")) | {"rgb/a.jpg": b""})
     refuses(lambda: open_scenes(root), f"{root}/rgb/a.png: sample 'a' has another picture, a.jpg. Remove one")
+    scenes, _ = inspect_scenes(root)
+    assert scenes is not None
+    assert list(scenes.keys) == ["b"]
+
+
+def test_of_two_photos_in_a_shard_the_jpeg_is_taken(tmp_path: Path) -> None:
+    files, maps = sample("a")
+    shard = write_tar(tmp_path / "s.tar", {"a.png": b"junk"} | files)
+    assert_holds(open_scenes(shard)[0].maps, maps)
+
+
+def test_a_folder_that_is_called_like_a_data_set_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(tmp_path / "generated", tree_of(samples("ab")))
+    monkeypatch.chdir(tmp_path)
+    assert list(open_scenes("generated").keys) == ["a", "b"]
+
+
+def test_class_folders_are_the_labels_that_dataset_json_names(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, tree_of(sample("n02/1")[0]) | tree_of(sample("cat/2")[0]))
+    labels = [{"name": "dog", "wnid": "n02"}, None, {"name": "cat"}]
+    (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    scenes = open_scenes(root)
+    assert [(scenes[index].key, scenes[index].label) for index in range(2)] == [("cat/2", 2), ("n02/1", 0)]
+    (root / "dataset.json").write_text(json.dumps({"labels": labels[:1]}))
+    message = f"{root}: class folder 'cat' is none of the labels that dataset.json names. Add it there. Known: dog, n02"
+    refuses(lambda: open_scenes(root), message)
 
 
 def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

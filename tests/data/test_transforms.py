@@ -137,7 +137,22 @@ def test_a_central_view_is_the_middle_of_the_photo() -> None:
     photo = torch.zeros(3, 40, 60, dtype=torch.uint8)
     photo[:, :, 10:50] = 200
     assert (CentralView(size=(40, 40))(Scene("key", {"rgb": photo})).maps["rgb"] == 200).all()
-    assert (CentralView(size=(40, 40), crop=0.5)(scene()).maps["rgb"]).shape == (3, 40, 40)
+    ramp = Scene("key", {"rgb": torch.arange(200, dtype=torch.uint8).expand(3, 100, 200)})
+    assert CentralView(size=(100, 200))(ramp).maps["rgb"][0, 0, [0, -1]].tolist() == [0, 199]
+    assert CentralView(size=(100, 50))(ramp).maps["rgb"][0, 0, [0, -1]].tolist() == [75, 124]
+    assert CentralView(size=(50, 100), crop=0.5)(ramp).maps["rgb"][0, 0, [0, -1]].tolist() == [50, 149]
+
+
+def test_a_random_view_covers_as_much_of_the_photo_as_one_says() -> None:
+    ramp = Scene("key", {"rgb": torch.arange(200, dtype=torch.uint8).expand(3, 100, 200)})
+
+    def ends(scale: float) -> list[int]:
+        view = RandomView(size=(100, 200), scale=(scale, scale), ratio=(2, 2), flip=0)
+        ends: list[int] = view(ramp, np.random.default_rng(0)).maps["rgb"][0, 0, [0, -1]].tolist()
+        return ends
+
+    assert ends(1.0) == [0, 199]
+    assert ends(0.25)[1] - ends(0.25)[0] == pytest.approx(99, abs=2)
 
 
 def test_a_photo_alone_can_be_viewed() -> None:
@@ -147,6 +162,7 @@ def test_a_photo_alone_can_be_viewed() -> None:
 
 def test_a_label_stride_that_does_not_divide_the_size_is_refused() -> None:
     refuses(lambda: RandomView(size=(30, 32), label_stride=4), "label_stride: 4 does not divide the size, 30×32")
+    refuses(lambda: CentralView(size=(32, 30), label_stride=4), "label_stride: 4 does not divide the size, 32×30")
 
 
 def test_standardised_photos_have_the_mean_and_spread_that_were_told() -> None:
