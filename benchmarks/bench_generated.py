@@ -13,7 +13,8 @@ import time
 
 import torch
 
-from c2fmae.data.generated import LEVELS, GeneratedScenes
+from c2fmae.data.generated import GeneratedScenes
+from c2fmae.data.generated.levels import LEVELS
 
 SCENES, ROUNDS = 64, 9
 

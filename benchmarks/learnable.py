@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2fmae.data.generated import LEVELS, Difficulty, Domain, GeneratedScenes
+from c2fmae.data.generated import GeneratedScenes
+from c2fmae.data.generated.domains import Domain
+from c2fmae.data.generated.levels import LEVELS, Difficulty
 
 SIZE, TRAIN, TEST, BATCH = 64, 5000, 1000, 50
 LABELS = len(GeneratedScenes.labels)

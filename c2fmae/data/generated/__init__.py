@@ -1,0 +1,106 @@
+"""Generated scenes: textured stuff, overlapping things and exact maps, drawn from (seed, index) alone.
+
+With them the whole path from pre-training to evaluation runs on a bare machine. What they are made of, from the back:
+`stuff` lies on the `ground`; `kinds` of things stand on it in a `layout`, and `levels` say how wild; a `raster` holds
+what shows at each pixel; `paint` makes it a photo, and `domains` other pictures of the same scene.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, get_args
+
+import numpy as np
+import torch
+
+from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.scene import Scene
+from c2fmae.core.seeding import seed_of
+from c2fmae.data.generated.arrays import Rng, unit
+from c2fmae.data.generated.domains import REDRAW, Domain, displace
+from c2fmae.data.generated.kinds import KINDS
+from c2fmae.data.generated.layout import lay_out
+from c2fmae.data.generated.levels import LEVELS, Difficulty
+from c2fmae.data.generated.paint import paint_photo
+from c2fmae.data.generated.palettes import GARISH, PALETTE
+from c2fmae.data.generated.raster import rasterise
+from c2fmae.data.generated.stuff import STUFF
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.key_list import KeyList
+
+__all__ = ["GeneratedScenes"]
+
+_SMALLEST = 32  # pixels; below it a small object may fall between the pixel centres
+
+
+@dataclass(frozen=True)
+class GeneratedScenes:
+    """Scenes of stuff that lies in bands and of things on it; `label` is the kind of the thing that shows most.
+
+    The same (seed, index) is the same scene at every size, and in whatever order scenes are asked for.
+    """
+
+    size: int = 224
+    length: int = 1024
+    seed: int = 0
+    difficulty: Difficulty = "medium"
+    """From one to three large things to a clutter of small ones, turned and hidden behind each other."""
+    domain: Domain = "photo"
+    """How the same scenes are drawn; `displaced` also lays under things what they never stand on in a photo."""
+    classes: ClassVar[tuple[str, ...]] = (*STUFF, *KINDS)
+    """Names by semantic id: stuff, then kinds of things."""
+    labels: ClassVar[tuple[str, ...]] = tuple(KINDS)
+    """Names by `label`."""
+
+    def __post_init__(self) -> None:
+        if self.size < _SMALLEST:
+            raise UserError(f"size: generated scenes need at least {_SMALLEST} pixels, got {self.size}")
+        if self.difficulty not in LEVELS:
+            raise unknown_name("difficulty", self.difficulty, LEVELS)
+        if self.domain not in get_args(Domain):
+            raise unknown_name("domain", self.domain, get_args(Domain))
+
+    @cached_property
+    def info(self) -> DatasetInfo:
+        """What the ids mean."""
+        classes = [{"name": name, "is_thing": name in KINDS} for name in self.classes]
+        labels = [{"name": name} for name in self.labels]
+        name = f"generated, {self.difficulty}" + (f", {self.domain}" if self.domain != "photo" else "")
+        return DatasetInfo.read({"name": name, "classes": classes, "labels": labels})
+
+    @cached_property
+    def keys(self) -> KeyList:
+        """Scenes are called by their index."""
+        return KeyList.of(f"{index:08d}" for index in range(self.length))
+
+    def photo(self, index: int) -> None:
+        """Say that no photo is stored."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Scene:
+        if index not in range(self.length):
+            raise IndexError(f"scene {index} of {self.length}")
+        level = LEVELS[self.difficulty]
+        regions, things = lay_out(self._rng("scene", index), level)
+        raster, palette = rasterise(regions, things, self.size), PALETTE
+        if self.domain == "displaced":
+            regions, palette = displace(self._rng("displaced", index), regions, things, raster.areas), GARISH
+        rng = self._rng("paint", index)
+        rgb = paint_photo(rng, regions, raster, level.contrast, palette)
+        if self.domain in REDRAW:
+            rgb = REDRAW[self.domain](rng, rgb, raster.ids)
+
+        stuff_ids = np.array([self.classes.index(region.stuff) for region in regions], np.uint8)
+        kind_ids = np.array([0, *(self.classes.index(thing.kind) for thing in things)], np.uint8)
+        new_ids = np.cumsum([False, *(raster.areas > 0)]).astype(np.uint8)  # hidden things leave no gap
+        maps = {
+            "semantic": np.where(raster.thing_map, kind_ids[raster.thing_map], stuff_ids[raster.region_map]),
+            "instance": new_ids[raster.thing_map],
+            "rgb": (255 * unit(rgb) + 0.5).astype(np.uint8, order="C"),
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in maps.items()}
+        return Scene(f"{index:08d}", tensors, self.labels.index(things[raster.areas.argmax()].kind))
+
+    def _rng(self, stream: str, index: int) -> Rng:
+        return np.random.default_rng(seed_of(self.seed, stream, index))
