@@ -212,7 +212,8 @@ def _open(source: str, granularities: str | None, keys: Path | None) -> "Scenes"
     chosen = None
     if keys is not None:
         try:
-            chosen = keys.read_text(encoding="utf-8").splitlines()
+            # Not splitlines: a name may hold what Unicode takes for a line's end.
+            chosen = [key for key in keys.read_text(encoding="utf-8-sig").split("\n") if key]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{keys}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return open_scenes(source, granularities=_names(granularities), keys=chosen)

@@ -67,7 +67,7 @@ class Scene:
     maps: Mapping[str, Tensor]
     label: int | None = None
     label_stride: int = 1
-    """s: cell (i, j) of an id map is the pixel at (s·i + s//2, s·j + s//2), held to the photo."""
+    """Id maps have a cell for so many pixels each way: the id in its middle."""
 
 
 @dataclass(frozen=True)

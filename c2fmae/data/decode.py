@@ -1,7 +1,7 @@
 """Bytes of files to pixels and ids, by the fastest way that is exact; what is broken is named, never guessed.
 
-JPEGs go through libjpeg-turbo in its strict mode: entropy data that other readers gloss over, leaving half a photo
-grey, is an error here. Everything unusual (CMYK, 16 bits, PNG photos, …) goes through Pillow.
+JPEGs go through libjpeg-turbo in its strict mode: damaged data that other readers gloss over, leaving half a photo
+grey, is an error here (but in CMYK). Everything unusual (CMYK, 16 bits, PNG photos, …) goes through Pillow.
 """
 
 import io
@@ -25,6 +25,19 @@ T = TypeVar("T")
 MAX_PIXELS = 2**27
 """A picture with more would take gigabytes to decode: a bomb, or nothing to train on."""
 
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # not those whose readers start other programs
+Image.init()  # or it would know some of them only after it has met a file of another
+_ORIENTATION = 0x0112
+# How the rows and columns of a photo lie, by its EXIF orientation.
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY, _PALETTE = 0, 3
@@ -66,19 +79,27 @@ def _check_pixels(width: int, height: int) -> None:
 def _jpeg(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     _check_pixels(width, height)
-    if colours in ("CMYK", "YCCK") or b"Exif\0\0" in data[:65536]:
+    if colours in ("CMYK", "YCCK"):
         return _pillow(data, channels)
-    pixels: UInt8[np.ndarray, "height width channels"] = simplejpeg.decode_jpeg(
-        data, "RGB" if channels == 3 else "GRAY"
-    )
-    return pixels
+    pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
+    turn = _TURNS.get(_orientation(data)) if b"Exif\0\0" in data[:65536] else None
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _orientation(data: bytes) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return int(Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1))
+        except Exception:  # a photo with broken EXIF data is no broken photo
+            return 1
 
 
 def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is our own
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
             raise ValueError("its format is not known") from error
     _check_pixels(*image.size)

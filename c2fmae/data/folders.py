@@ -1,5 +1,6 @@
 """A folder tree of pictures: one folder for each granularity, or a flat one of photos."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.scene import GRANULARITIES
 from c2fmae.data.info import DatasetInfo, LabelInfo
-from c2fmae.data.key_list import KeyList
+from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem
 from c2fmae.data.stored import PHOTO_SUFFIXES, StoredScenes, in_order, lacks_all
+
+log = logging.getLogger(__name__)
 
 _SUFFIXES = tuple(f".{suffix}" for suffix in PHOTO_SUFFIXES)
 
@@ -62,8 +65,10 @@ def open_tree(
             raise UserError(f"{places[name]}: this folder, named for {name}, does not exist. Check the name")
     if not there:
         there = {"rgb": root}  # a flat folder, or one folder a class
+        log.info("%s: no folder rgb, semantic or instance in it: all pictures below it are taken for photos", root)
     if granularities is None:
-        granularities = told.granularities if told else tuple(there)
+        is_told = told is not None and "granularities" in told.model_fields_set
+        granularities = told.granularities if told and is_told else tuple(there)
     granularities = in_order(granularities)
     problems: list[Problem] = []
     found = {name: _pictures(there[name], problems) if name in there else {} for name in granularities}
@@ -83,23 +88,25 @@ def open_tree(
     info = (told or DatasetInfo()).model_copy(update={"granularities": granularities})
     classes = [key.rpartition("/")[0] for key in whole]
     if not info.labels:
-        names = sorted({*classes} - {""})
+        names = sorted({key.rpartition("/")[0] for key in everywhere} - {""})
         info = info.model_copy(update={"labels": tuple(LabelInfo(name=name) for name in names)})
-    labels = _labels(root, classes, info)
+    labels = _labels(root, classes, info, problems)
     suffixes = {name: KeyList.of(found[name][key] for key in whole) for name in granularities}
     used = {name: there[name] for name in granularities}
     return FolderScenes(used, info, KeyList.of(whole), labels, suffixes), tuple(problems)
 
 
-def _labels(root: Path, classes: Sequence[str], info: DatasetInfo) -> Int64[np.ndarray, " samples"]:
+def _labels(
+    root: Path, classes: Sequence[str], info: DatasetInfo, problems: list[Problem]
+) -> Int64[np.ndarray, " samples"]:
     """The label of each sample by its class folder, which is called as the label or as its WordNet id."""
     label_of = {"": -1}
     for label, entry in enumerate(info.labels):
         label_of |= {name: label for name in (entry and (entry.name, entry.wnid)) or () if name}
-    for name in {*classes} - label_of.keys():
-        advice = f"Add it there. Known: {', '.join(sorted(label_of.keys() - {''}))}"
-        raise UserError(f"{root}: class folder {name!r} is none of the labels that dataset.json names. {advice}")
-    return np.array([label_of[name] for name in classes], np.int64)
+    for name in sorted({*classes} - label_of.keys()):
+        text = f"{root}: class folder {name!r} is none of the labels that dataset.json names."
+        problems.append(Problem(None, f"{text} {did_you_mean(name, label_of) or 'Add it there'}"))
+    return np.array([label_of.get(name, -1) for name in classes], np.int64)
 
 
 def _pictures(folder: Path, problems: list[Problem]) -> dict[str, str]:
@@ -123,8 +130,8 @@ def _pictures(folder: Path, problems: list[Problem]) -> dict[str, str]:
             if suffix.lower() not in _SUFFIXES or name.startswith("."):
                 continue
             key = prefix + stem
-            if "\n" in key:
-                problems.append(Problem(None, f"{place}/{name!r}: a name of two lines. Rename it"))
+            if "\n" in key or not is_utf8(key):
+                problems.append(Problem(None, f"{place}: {name!r} is no plain UTF-8 name. Rename it"))
             elif key in pictures:
                 text = f"{place}/{name}: sample {key!r} has another picture, {stem}{pictures[key]}. Remove one"
                 problems.append(Problem(key, text))

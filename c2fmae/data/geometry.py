@@ -1,6 +1,6 @@
 """Cuts and changes of size that keep the photo and the maps of a scene aligned. Pure, exact in integers.
 
-Photos are resized bicubically and antialiased, as Pillow does it. Ids are never mixed: a cell of the target takes the
+Photos are resized bicubically and antialiased, as Pillow does it (within 50 dB on photos; noise differs more). Ids are never mixed: a cell of the target takes the
 id at its centre, from the nearest that is stored.
 """
 

@@ -3,7 +3,7 @@
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -59,7 +59,7 @@ class DatasetInfo(Config):
     """The semantic id of what nobody labelled; 65535 means the same in 16-bit maps."""
     label_stride: Annotated[int, Field(ge=1, le=64)] = 1
     """Cell (i, j) of a map is the pixel at (s·i + s//2, s·j + s//2), held to the photo."""
-    channels: Annotated[int, Field(ge=1)] = 3
+    channels: Literal[1, 3, 4] = 3
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 

@@ -11,6 +11,11 @@ from torch import Tensor
 _NEWLINE = 10
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name is text: file systems and tars hold any bytes."""
+    return name.isascii() or not any("\ud800" <= c <= "\udfff" for c in name)
+
+
 class KeyList(Sequence[str]):
     """An immutable list of names that worker processes share.
 

@@ -25,8 +25,11 @@ log = logging.getLogger(__name__)
 
 _TRIES = 16  # samples in a row that may be broken
 
-Coordinates = tuple[int, int, int]
-"""Epoch, index, repetition: with the seed, all that a sample depends on."""
+Request = tuple[Position, list[tuple[int, int]]]
+"""Where a batch stands, and (index, repetition) of its samples: with the seed, all that they depend on."""
+
+Made = tuple[Position, SceneBatch, list[str]] | UserError
+"""A batch, and what was wrong with samples that it should have had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,15 @@ class Loader:
     start: Literal["fork", "spawn", "forkserver"] | None = None
     """How workers come into being; by default as Python does it here."""
 
+    def __post_init__(self) -> None:
+        if self.sampler.num_samples != len(self.scenes):
+            raise UserError(f"sampler: made for {self.sampler.num_samples} samples, but there are {len(self.scenes)}")
+        if self.on_broken not in ("skip", "error"):
+            raise UserError(f"on_broken: expected 'skip' or 'error', got {self.on_broken!r}")
+        for name, least in (("workers", 0), ("prefetch", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+
     def batches(self, epochs: int, position: Position = Position()) -> "BatchStream":  # noqa: B008 - frozen
         """Return the batches from a position to the end of the last epoch."""
         return BatchStream(self, epochs, position)
@@ -69,18 +81,15 @@ class BatchStream(Iterator[SceneBatch]):
         """What was wrong with the samples that were replaced."""
         self._loader = loader
         sampler = loader.sampler
-        coordinates = (
-            [(epoch, index, copy) for index, copy in draws.tolist()]
-            for epoch, draws in sampler.batches(position, epochs)
-        )
-        self._batches: Iterator[tuple[SceneBatch, list[str]] | UserError] | None
+        requests = ([(at, draws.tolist())] for at, draws in sampler.batches(position, epochs))
+        self._batches: Iterator[Made] | None
         is_parallel = loader.workers > 0
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked
             self._batches = iter(
                 DataLoader(
                     _Samples(loader.scenes, loader.transform, sampler.seed, loader.on_broken == "skip"),
-                    batch_sampler=coordinates,
+                    batch_sampler=requests,
                     num_workers=loader.workers,
                     prefetch_factor=loader.prefetch if is_parallel else None,
                     multiprocessing_context=loader.start if is_parallel else None,
@@ -99,21 +108,28 @@ class BatchStream(Iterator[SceneBatch]):
         started = time.perf_counter()
         try:
             made = next(self._batches)
-        except BaseException:  # Ctrl-C and the end alike
+        except BaseException as error:  # Ctrl-C and the end alike
             self.close()
+            if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+                advice = "Run again with fewer workers"
+                raise UserError(f"a worker process died, most likely because memory ran out. {advice}") from error
             raise
         self.seconds_waited += time.perf_counter() - started
         if isinstance(made, UserError):
             self.close()
             raise made
-        batch, broken = made
+        at, batch, broken = made
         self._count(broken)
-        self.position = self._loader.sampler.after(self.position)
+        self.position = self._loader.sampler.after(at)
         return batch
 
     def close(self) -> None:
         """End the workers."""
-        self._batches = None  # its destructor ends them
+        batches, self._batches = self._batches, None
+        # By itself it ends them when nothing refers to it any more, which a traceback may do for long.
+        end = getattr(batches, "_shutdown_workers", None)
+        if end is not None:
+            end()
 
     def _count(self, broken: Sequence[str]) -> None:
         for text in broken:
@@ -138,10 +154,11 @@ class _Samples(Dataset[object]):
     seed: int
     is_skipping: bool
 
-    def __getitems__(self, coordinates: Sequence[Coordinates]) -> tuple[SceneBatch, list[str]] | UserError:
-        broken: list[str] = []
+    def __getitems__(self, requests: Sequence[Request]) -> Made:
+        (at, draws), broken = requests[0], list[str]()
         try:
-            return SceneBatch.stack([self._sample(*place, broken) for place in coordinates]), broken
+            scenes = [self._sample(at.epoch, index, copy, broken) for index, copy in draws]
+            return at, SceneBatch.stack(scenes), broken
         except UserError as error:  # raised in a worker, it would come out with a traceback for a message
             return error
 

@@ -12,7 +12,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
-from c2fmae.data.scenes import Scenes
+from c2fmae.data.scenes import Scenes, check_index
 
 
 class SelectedScenes:
@@ -34,6 +34,7 @@ class SelectedScenes:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Scene:
+        check_index(index, len(self))
         scene = self._scenes[int(self._rows[index])]
         maps = {name: scene.maps[name] for name in self.info.granularities}
         return Scene(scene.key, maps, scene.label, scene.label_stride)
@@ -61,8 +62,7 @@ class MixedScenes:
         return len(self.keys)
 
     def _find(self, index: int) -> tuple[Scenes, int]:
-        if index not in range(len(self)):
-            raise IndexError(f"scene {index} of {len(self)}")
+        check_index(index, len(self))
         place = int(self._ends.searchsorted(index, side="right"))
         return self._parts[place], index - int(self._ends[place - 1] if place else 0)
 
@@ -78,7 +78,7 @@ class MixedScenes:
 
 def _check_same(first: DatasetInfo, second: DatasetInfo) -> None:
     names = [repr(info.name) for info in (first, second)]
-    for key in ("classes", "labels", "granularities", "channels"):
+    for key in ("classes", "labels", "granularities", "channels", "mean", "std"):
         ours, theirs = getattr(first, key), getattr(second, key)
         if ours != theirs:
             raise UserError(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
+from c2fmae.core.locks import locked
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE, Scene
 from c2fmae.data.geometry import photo_size, resize, stored_cells
 from c2fmae.data.info import FILE_NAME, PLAN_NAME, DatasetInfo
@@ -80,27 +81,30 @@ def pack(
     _check_settings(scenes.info, config)
     names = member_keys(scenes.keys)
     order = np.array(sorted(range(len(names)), key=names.__getitem__))
-    _begin(out, _plan(scenes, config, names, int(order[0])))
-    job = _ShardWriter(scenes, out, config, KeyList.of(names), order)
-    shards = range(-(-len(names) // config.shard_size))
-    missing = [shard for shard in shards if not job.path(shard).exists()]
-    progress(len(names) - sum(len(job.indices(shard)) for shard in missing))
-    try:
-        with closing(run_in_processes(job, missing, workers)) as results:
-            for done in results:
-                progress(done)
-    finally:
-        _remove_unfinished(out)
-    info = scenes.info.model_copy(
-        update={
-            "ignore": IGNORE,  # whatever it was in the files of the source
-            "label_stride": config.label_stride if _has_maps(scenes.info) else 1,
-        }
-    )
-    with whole_file(out / FILE_NAME) as stream:
-        stream.write(info.to_json().encode())
-    num_bytes = sum(job.path(shard).stat().st_size for shard in shards)
-    return PackReport(len(names), len(shards), len(shards) - len(missing), num_bytes)
+    plan = _plan(scenes, config, names, int(order[0]))
+    _make_folder(out)
+    with locked(out, or_say=f"{out}: another process is packing into it. Wait for it, or give another folder"):
+        _begin(out, plan)
+        job = _ShardWriter(scenes, out, config, KeyList.of(names), order)
+        shards = range(-(-len(names) // config.shard_size))
+        missing = [shard for shard in shards if not job.path(shard).exists()]
+        progress(len(names) - sum(len(job.indices(shard)) for shard in missing))
+        try:
+            with closing(run_in_processes(job, missing, workers)) as results:
+                for done in results:
+                    progress(done)
+        finally:
+            _remove_unfinished(out)
+        info = scenes.info.model_copy(
+            update={
+                "ignore": IGNORE,  # whatever it was in the files of the source
+                "label_stride": config.label_stride if _has_maps(scenes.info) else 1,
+            }
+        )
+        with whole_file(out / FILE_NAME) as stream:
+            stream.write(info.to_json().encode())
+        num_bytes = sum(job.path(shard).stat().st_size for shard in shards)
+        return PackReport(len(names), len(shards), len(shards) - len(missing), num_bytes)
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,11 @@ def _shrunk(scene: Scene, short_side: int | None) -> Scene:
     shorter = min(height, width)
     if short_side is None or shorter <= short_side:
         return scene
+    if scene.label_stride != 1 and set(scene.maps) != {"rgb"}:  # one of a mixture, say
+        raise UserError(
+            f"sample {scene.key!r}: its maps are stored at label_stride {scene.label_stride}, so it cannot be resized"
+            " exactly. Leave short_side out, or pack the full-size maps that they were made from"
+        )
     return resize(scene, *(max(round(side * short_side / shorter), 1) for side in (height, width)))
 
 
@@ -224,15 +233,21 @@ def _digest(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"{out}: a file, not a folder. Give a folder that is new or empty") from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot be used: {error.strerror}. Give another folder") from error
+
+
 def _begin(out: Path, plan: dict[str, Any]) -> None:
     """Make the folder ours: by the plan in it, or by writing one where nothing is."""
     path = out / PLAN_NAME
     try:
-        out.mkdir(parents=True, exist_ok=True)
         begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         strangers = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(UNFINISHED))
-    except FileExistsError as error:
-        raise UserError(f"{out}: a file, not a folder. Give a folder that is new or empty") from error
     except OSError as error:
         raise UserError(f"{out}: cannot be used: {error.strerror}. Give another folder") from error
     except ValueError as error:

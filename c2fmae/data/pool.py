@@ -66,7 +66,8 @@ def _next_message(line: Connection) -> tuple[str, Any]:
         message: tuple[str, Any] = line.recv()
     except (EOFError, ConnectionError) as error:
         raise UserError(
-            "a worker process died, most likely because memory ran out. Run again with fewer workers"
+            "a worker process died: memory ran out, or a script starts them outside of `if __name__ == '__main__':`."
+            " Run again with fewer workers"
         ) from error
     return message
 

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from c2fmae.core.errors import UserError
-from c2fmae.data.info import FILE_NAME
+from c2fmae.core.locks import locked
+from c2fmae.data.info import FILE_NAME, PLAN_NAME
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +44,18 @@ def fetch_shards(url: str) -> list[Path]:
         if not shards:
             raise UserError(f"{url}: no shards there. Give the URL of a .tar, of a folder of them, or a pattern")
         parent = PurePosixPath(shards[0]).parent
+        if any(PurePosixPath(shard).parent != parent for shard in shards):
+            raise UserError(f"{url}: shards of several folders. Give each folder as a source of its own, in a list")
         name = hashlib.blake2b(f"{remote.unstrip_protocol(str(parent))}".encode(), digest_size=8).hexdigest()
         folder = cache_folder() / f"{parent.name}-{name}"
         folder.mkdir(parents=True, exist_ok=True)
-        info = str(parent / FILE_NAME)
-        if remote.exists(info):
-            _copy(remote, info, folder)
-        return [_copy(remote, shard, folder) for shard in shards]
+        with locked(folder):  # all processes of a training run come here at once
+            for name in (FILE_NAME, PLAN_NAME):
+                if remote.exists(str(parent / name)):
+                    _copy(remote, str(parent / name), folder)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+            return [_copy(remote, shard, folder) for shard in shards]
     except UserError:
         raise
     except ImportError as error:  # the package that speaks the protocol

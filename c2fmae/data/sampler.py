@@ -41,6 +41,13 @@ class Sampler:
     world_size: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("batch_size", "repeats", "world_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.rank not in range(self.world_size):
+            raise UserError(f"rank: expected 0 to {self.world_size - 1}, got {self.rank}")
+        if self.repeats > 1 and not self.shuffle:
+            raise UserError("repeats: in order, for evaluation, every sample comes once")
         if self.batch_size % self.world_size:
             raise UserError(f"batch_size: {self.batch_size} cannot be divided among {self.world_size} processes")
         if self.batch_size % self.repeats:
@@ -61,13 +68,23 @@ class Sampler:
         places = np.arange(self.num_samples)
         return np.stack([order[places // self.repeats], places % self.repeats], axis=1)
 
-    def batches(self, start: Position, epochs: int) -> Iterator[tuple[int, Draws]]:
-        """Yield (epoch, this rank's draws) from a position on to the end of the last epoch."""
+    def batches(self, start: Position, epochs: int) -> Iterator[tuple[Position, Draws]]:
+        """Yield (position, this rank's draws) from a position on to the end of the last epoch.
+
+        In order, the last batch may have no rows for some ranks, which then have a batch less.
+        """
+        if not 0 <= start.batches_done <= len(self):
+            raise UserError(
+                f"position: {start.batches_done} batches of epoch {start.epoch} are said to be done, of {len(self)}."
+                " Resume with the data and the batch size of before"
+            )
         for epoch in range(start.epoch, epochs):
             draws = self.epoch(epoch)
             for batch in range(start.batches_done if epoch == start.epoch else 0, len(self)):
                 rows = draws[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield epoch, np.array_split(rows, self.world_size)[self.rank]
+                part = np.array_split(rows, self.world_size)[self.rank]
+                if len(part):
+                    yield Position(epoch, batch), part
 
     def after(self, position: Position) -> Position:
         """Return the position one batch on."""

@@ -25,3 +25,9 @@ class Scenes(Protocol):
 
     def photo(self, index: int) -> bytes | None:
         """Return the photo encoded, as it is stored, of which packing keeps the very bytes; None where it is not."""
+
+
+def check_index(index: int, length: int) -> None:
+    """Refuse what no scene has, negative numbers too: iteration ends by this error."""
+    if index not in range(length):
+        raise IndexError(f"scene {index} of {length}")

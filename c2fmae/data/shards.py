@@ -35,7 +35,7 @@ class ShardScenes(StoredScenes):
         self._ends = list(accumulate(len(index.keys) for index in indices))
         places = [np.stack([_places(index, name) for name in info.granularities], axis=1) for index in indices]
         self._places: Int64[Tensor, "samples granularities 2"] = torch.from_numpy(np.concatenate(places))
-        self._open: dict[int, int] = {}
+        self._open: dict[int, _OpenFile] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}  # a spawned process opens its own
@@ -47,10 +47,10 @@ class ShardScenes(StoredScenes):
     def record(self, index: int) -> dict[str, bytes]:
         """Read the members where they lie; `pread` moves no position, so processes may share the file."""
         shard = bisect_right(self._ends, index)
-        descriptor = self._open.get(shard) or self._open_shard(shard)
+        opened = self._open.get(shard) or self._open_shard(shard)  # held until it is read, whatever is closed meanwhile
         places = self._places.numpy()[index].tolist()
         try:
-            parts = [os.pread(descriptor, size, offset) for offset, size in places]
+            parts = [os.pread(opened.descriptor, size, offset) for offset, size in places]
         except OSError as error:
             raise UserError(f"{self._shards[shard]}: cannot be read: {error.strerror}. Restore the shard") from error
         for part, (_, size) in zip(parts, places, strict=True):
@@ -59,22 +59,28 @@ class ShardScenes(StoredScenes):
                 raise UserError(f"{where}: the shard was cut short while it was open. Restore it")
         return dict(zip(self.info.granularities, parts, strict=True))
 
-    def _open_shard(self, shard: int) -> int:
+    def _open_shard(self, shard: int) -> "_OpenFile":
         while len(self._open) >= _MAX_OPEN:
-            os.close(self._open.pop(next(iter(self._open))))
+            self._open.pop(next(iter(self._open)), None)
         try:
-            descriptor = os.open(self._shards[shard], os.O_RDONLY)
+            opened = _OpenFile(self._shards[shard])
         except OSError as error:
             raise UserError(f"{self._shards[shard]}: cannot be opened: {error.strerror}. Restore it") from error
-        if stamp_of(descriptor) != self._stamps[shard]:
-            os.close(descriptor)
+        if stamp_of(opened.descriptor) != self._stamps[shard]:
             raise UserError(f"{self._shards[shard]}: changed since it was opened. Open the data again")
-        self._open[shard] = descriptor
-        return descriptor
+        self._open[shard] = opened
+        return opened
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody reads through it any more, be it another thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
+        if "descriptor" in self.__dict__:
+            os.close(self.descriptor)
 
 
 def _places(index: ShardIndex, name: str) -> Int64[np.ndarray, "samples 2"]:
@@ -112,7 +118,9 @@ def open_shards(
     indices = [_samples_of(open_index(shard)) for shard in shards]
     parts = {part for index in indices for part in index.parts}
     if granularities is None:
-        granularities = told.granularities if told else [name for name in GRANULARITIES if parts & {*suffixes_of(name)}]
+        is_told = told is not None and "granularities" in told.model_fields_set
+        found = [name for name in GRANULARITIES if parts & {*suffixes_of(name)}]
+        granularities = told.granularities if told and is_told else found
     granularities = in_order(granularities)
     problems = [problem for index in indices for problem in index.problems]
     where = str(shards[0]) if len(shards) == 1 else f"{shards[0].parent}/*.tar"

@@ -1,6 +1,6 @@
 """From what a user types to scenes: a folder, a shard, several of them, or a name such as `generated`."""
 
-import logging
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,8 +18,9 @@ from c2fmae.data.problems import Problem, refuse
 from c2fmae.data.remote import fetch_shards, is_remote
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.shards import open_shards
+from c2fmae.data.tar_index import INDEX_SUFFIX
 
-log = logging.getLogger(__name__)
+_FEW = 10_000  # names among which to look for the nearest: among a million it takes most of a minute
 
 Source = str | Path | Sequence[str | Path]
 
@@ -46,15 +47,15 @@ def open_scenes(
     `options`: for a registered name; `generated` takes size, length, seed, …
     """
     scenes, problems = inspect_scenes(source, granularities=granularities, folders=folders, **options)
-    if keys is None:
+    if keys is None or scenes is None:
         refuse(problems)
-    elif scenes is not None:
+    else:
         places = {key: place for place, key in enumerate(scenes.keys)}
         missing = sorted(set(keys) - places.keys())
         if missing:
             raise UserError(
                 f"{_name(source)}: {len(missing)} of the {len(set(keys))} chosen keys are not there whole, the first is"
-                f" {missing[0]!r}. {did_you_mean(missing[0], places)}".rstrip()
+                f" {missing[0]!r}. {did_you_mean(missing[0], places) if len(places) <= _FEW else ''}".rstrip()
             )
         scenes = SelectedScenes(scenes, np.array(sorted(places[key] for key in set(keys)), np.int64))
     if scenes is None or not len(scenes):
@@ -72,12 +73,15 @@ def inspect_scenes(
     """Open what is whole of a source, and list what is not."""
     for name in granularities or ():
         GRANULARITIES.get(name)
+    is_name = isinstance(source, str) and source in DATASETS and not Path(source).exists()
+    if options and not is_name:
+        raise UserError(f"{_name(source)}: takes no setting {next(iter(options))!r}, as a registered data set may")
     if not isinstance(source, str | Path):
         opened = [inspect_scenes(one, granularities=granularities, folders=folders) for one in source]
         parts = [scenes for scenes, _ in opened if scenes is not None]
         return MixedScenes(parts) if parts else None, tuple(problem for _, problems in opened for problem in problems)
-    if str(source) in DATASETS and not Path(source).exists():
-        scenes = DATASETS.get(str(source))(**options)
+    if is_name:
+        scenes = _make(str(source), options)
         return (SelectedScenes(scenes, granularities=tuple(granularities)) if granularities else scenes), ()
     found = _locate(source)
     if isinstance(found, Path):
@@ -85,10 +89,20 @@ def inspect_scenes(
     return open_shards(found, granularities)
 
 
+def _make(name: str, options: Mapping[str, object]) -> Scenes:
+    make = DATASETS.get(name)
+    known = inspect.signature(make).parameters
+    for option in options:
+        if option not in known:
+            raise UserError(f"{name}: no setting {option!r}. {did_you_mean(option, known)}".rstrip())
+    return make(**options)
+
+
 def _locate(source: str | Path) -> Path | list[Path]:
     """Return the root of a folder tree, or shards."""
     if is_remote(str(source)):
-        return _one_set(str(source), fetch_shards(str(source)))
+        shards = fetch_shards(str(source))
+        return shards if _is_pattern(str(source)) else _one_set(str(source), shards)
     path = Path(source)
     if path.is_dir():
         return _one_set(path, sorted(path.glob("*.tar"))) or path
@@ -96,7 +110,8 @@ def _locate(source: str | Path) -> Path | list[Path]:
         if ".tar" not in path.suffixes:
             raise UserError(f"{path}: is not a tar shard. {_expected()}")
         return [path]
-    shards = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else []
+    found = sorted(path.parent.glob(path.name)) if _is_pattern(path.name) else []
+    shards = [shard for shard in found if not shard.name.endswith(INDEX_SUFFIX)]  # those we made ourselves
     if not shards:
         raise UserError(f"{path}: does not exist. {did_you_mean(str(source), DATASETS) or _expected()}")
     for shard in shards:
@@ -112,6 +127,10 @@ def _one_set(folder: str | Path, shards: list[Path]) -> list[Path]:
         found = ", ".join(f"{name} ({count})" for name, count in sets.items())
         raise UserError(f"{folder}: shards of several sets: {found}. Name one, as in {folder}/{next(iter(sets))}*.tar")
     return shards
+
+
+def _is_pattern(name: str) -> bool:
+    return any(c in name for c in "*?[")
 
 
 def _expected() -> str:

@@ -22,6 +22,7 @@ from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.problems import Problem
 from c2fmae.data.remap import fits, id_table, remap
+from c2fmae.data.scenes import check_index
 
 PHOTO_SUFFIXES = ("jpg", "jpeg", "png")
 _WIDE_IGNORE = 65535
@@ -34,10 +35,11 @@ class StoredScenes(ABC):
         self.info, self.keys = info, keys
         self.labels: Int64[Tensor, " samples"] = torch.from_numpy(labels)
         """By sample; -1 where there is none."""
-        self._tables = {
-            bits: id_table(len(info.classes), ignore=_WIDE_IGNORE if bits == 16 else info.ignore, bits=bits)
-            for bits in (8, 16)
-        }
+        self._tables = {bits: id_table(len(info.classes), ignore=info.ignore, bits=bits) for bits in (8, 16)}
+        if info.ignore == IGNORE:
+            self._tables[16] = id_table(
+                len(info.classes), ignore=_WIDE_IGNORE, bits=16
+            )  # where 255 is an id like others
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -55,8 +57,7 @@ class StoredScenes(ABC):
         return self.record(index)["rgb"]
 
     def __getitem__(self, index: int) -> Scene:
-        if index not in range(len(self)):
-            raise IndexError(f"scene {index} of {len(self)}")
+        check_index(index, len(self))
         maps = {name: self._decode(data, name, index) for name, data in self.record(index).items()}
         self._check_sizes(index, maps)
         return Scene(self.keys[index], maps, self._label(index), self.info.label_stride)
@@ -90,7 +91,8 @@ class StoredScenes(ABC):
         label = int(self.labels[index])
         if self.info.labels and label >= len(self.info.labels):
             known = f"dataset.json names {len(self.info.labels)} labels"
-            raise UserError(f"{self.keys[index]}: its label is {label}, but {known}. Add the missing names")
+            where = self.where(index, self.info.granularities[0])
+            raise UserError(f"{where}: its label is {label}, but {known}. Add the missing names")
         return None if label < 0 else label
 
 

@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from c2fmae.core.errors import UserError
-from c2fmae.data.key_list import KeyList
+from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem
 
 log = logging.getLogger(__name__)
 
+INDEX_SUFFIX = ".index"
 _FORMAT = "c2fmae-index-1"
 _BLOCK = 512  # bytes: a tar is made of blocks, and ends with two of zeros
 _NO_LABEL, _BAD_LABEL = -1, -2
@@ -57,7 +58,7 @@ def open_index(shard: Path) -> ShardIndex:
         stamp = stamp_of(shard)
     except OSError as error:
         raise UserError(f"{shard}: this shard cannot be opened: {error.strerror}. Check the path") from error
-    path = shard.with_name(f"{shard.name}.index")
+    path = shard.with_name(f"{shard.name}{INDEX_SUFFIX}")
     index = _load(path, stamp)
     if index is None:
         log.info("indexing %s", shard)
@@ -112,8 +113,11 @@ def scan_shard(shard: Path) -> ShardIndex:
             for name, offset, size in _members(shard, stream, stamp[0], problems):
                 stem, _, suffix = name.name.partition(".")
                 key = str(name.with_name(stem)) if stem else ""
-                if not suffix or not stem or "\n" in key:
+                if not suffix or not stem:
                     continue  # README, .hidden and the like
+                if not is_utf8(key) or "\n" in key:
+                    problems.append(Problem(None, f"{shard}: member {str(name)!r} has no plain UTF-8 name. Rename it"))
+                    continue
                 if suffix in found.setdefault(key, {}):
                     problems.append(Problem(key, f"{shard}: member '{name}' is there twice. Pack every sample once"))
                     continue
@@ -152,14 +156,14 @@ def _members(shard: Path, stream: BinaryIO, size: int, problems: list[Problem]) 
             for member in tar:
                 name = PurePosixPath(member.name)
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK * member.isreg()
-                if end > size:
+                if end > size and not member.issparse():
                     text = f"{shard}: cut short inside '{name}'. Copy or pack it again"
                     problems.append(Problem(_key_of(name), text))
                     return members
                 if name.is_absolute() or ".." in name.parts:
                     text = f"{shard}: member '{name}' points out of the shard. Pack it with relative names"
                     problems.append(Problem(_key_of(name), text))
-                elif member.isreg():
+                elif member.isreg() and not member.issparse():
                     members.append((name, member.offset_data, member.size))
                 elif not member.isdir():
                     text = f"{shard}: member '{name}' is a link or a special file. Pack plain files"
@@ -181,4 +185,4 @@ def _key_of(name: PurePosixPath) -> str | None:
 
 def _read_label(stream: BinaryIO, offset: int, size: int) -> int:
     text = os.pread(stream.fileno(), min(size, 20), offset).strip()
-    return int(text) if text.isdigit() else _BAD_LABEL
+    return int(text) if text.isdigit() and len(text) < 10 and size <= 20 else _BAD_LABEL

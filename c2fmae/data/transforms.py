@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,12 @@ class _Target:
     """What objects beyond that become."""
 
     def __post_init__(self) -> None:
+        sides: object = self.size  # whatever a caller without a type checker gives
+        is_size = isinstance(sides, tuple) and len(sides) == 2 and all(type(n) is int and n > 0 for n in sides)
+        _require(is_size, "size", "height and width in whole pixels", self.size)
+        _require(self.label_stride >= 1, "label_stride", "at least 1", self.label_stride)
+        _require(1 <= self.max_instances <= 255, "max_instances", "1 to 255", self.max_instances)
+        _require(self.overflow in get_args(Overflow), "overflow", "'ignore' or 'background'", self.overflow)
         if self.size[0] % self.label_stride or self.size[1] % self.label_stride:
             size = f"{self.size[0]}×{self.size[1]}"
             raise UserError(f"label_stride: {self.label_stride} does not divide the size, {size}")
@@ -61,6 +67,12 @@ class RandomView(_Target):
     """Width by height of a crop, before it is brought to the size."""
     flip: float = 0.5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two rising shares in (0, 1]", self.scale)
+        _require(0 < self.ratio[0] <= self.ratio[1], "ratio", "two rising numbers above 0", self.ratio)
+        _require(0 <= self.flip <= 1, "flip", "a probability", self.flip)
+
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         """Draw a crop and take it."""
         noise = rng.random(4 * TRIES + 1)
@@ -75,11 +87,20 @@ class CentralView(_Target):
     crop: float = 1.0
     """224 of 256 pixels, the custom on ImageNet, is 0.875."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 < self.crop <= 1, "crop", "a share in (0, 1]", self.crop)
+
     def __call__(self, scene: Scene, rng: np.random.Generator | None = None) -> Scene:
         """Take the centre; nothing is random about it."""
         del rng
         aspect = self.size[1] / self.size[0]
         return self._take(scene, central_box(*photo_size(scene), aspect, self.crop))
+
+
+def _require(is_right: bool, setting: str, expected: str, got: object) -> None:
+    if not is_right:
+        raise UserError(f"{setting}: expected {expected}, got {got!r}")
 
 
 def random_box(

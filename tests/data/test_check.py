@@ -129,14 +129,14 @@ def test_a_shard_that_is_cut_short_and_leads_out_of_itself_is_reported_with_its_
         f"{shard}: member '/root.cls' points out of the shard. Pack it with relative names",
         f"{shard}: cut short inside 'later.instance.png'. Copy or pack it again",
         f"{shard}: odd.cls is not a whole number from 0 on. Write the class's index",
-        "unknown: its label is 2, but dataset.json names 2 labels. Add the missing names",
+        f"{shard}: unknown.semantic.png: its label is 2, but dataset.json names 2 labels. Add the missing names",
     ]
     assert report.good == ("good",)
 
 
 def test_counts_are_those_of_the_scenes_that_can_be_read(tmp_path: Path) -> None:
     tree = write_tree(
-        tmp_path / "t", {"x/a": sample(0), "x/b": sample(1), "y/c": sample(2, instance=0), "y/d": [b""] * 3}
+        tmp_path / "t", {"a/a": sample(0), "a/b": sample(1), "b/c": sample(2, instance=0), "b/d": [b""] * 3}
     )
     report = checked(tree)
     object_, last = 10 * 15, 30

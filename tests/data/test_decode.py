@@ -117,8 +117,21 @@ def test_a_jpeg_whose_data_is_damaged_is_refused_though_other_readers_take_it() 
     data = bytearray(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "JPEG"))
     data[len(data) // 2 : len(data) // 2 + 2] = b"\xa5\x5a"
     as_pillow(bytes(data))
-    with pytest.raises(UserError, match=r"^a\.jpg: not readable as a picture \(Corrupt JPEG data"):
-        decode_photo(bytes(data), "a.jpg")
+    exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    for damaged in (bytes(data), bytes(data[:2] + exif + data[2:])):
+        with pytest.raises(UserError, match=r"^a\.jpg: not readable as a picture \(Corrupt JPEG data"):
+            decode_photo(damaged, "a.jpg")
+
+
+def test_broken_exif_data_is_no_broken_photo() -> None:
+    whole = WHOLE["jpeg"]
+    photo = decode_photo(whole[:2] + b"\xff\xe1\x00\x10Exif\0\0junkjunk" + whole[2:], "a.jpg")
+    assert np.array_equal(photo.permute(1, 2, 0).numpy(), as_pillow(whole))
+
+
+def test_files_that_other_programs_would_have_to_draw_are_refused() -> None:
+    with pytest.raises(UserError, match=r"its format is not known"):
+        decode_photo(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "a.jpg")
 
 
 def test_a_bomb_is_refused_before_it_goes_off() -> None:

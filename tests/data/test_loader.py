@@ -76,6 +76,40 @@ def test_a_stream_knows_its_position_and_another_goes_on_from_there(tmp_path: Pa
     assert list(stream) == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_order_every_sample_comes_once_for_any_number_of_ranks(tmp_path: Path, workers: int) -> None:
+    scenes = open_scenes(shard(tmp_path))
+    keys: list[str] = []
+    for rank in range(4):
+        sampler = Sampler(num_samples=10, batch_size=8, shuffle=False, rank=rank, world_size=4)
+        loader = Loader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler, workers=workers)
+        keys += [key for batch in loader.batches(1) for key in batch.keys]
+    assert sorted(keys) == list("abcdefghij")
+
+
+def test_a_loader_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    source = shard(tmp_path)
+    scenes, view = open_scenes(source), RandomView(size=(8, 8))
+    message = "sampler: made for 18 samples, but there are 10"
+    refuses(lambda: Loader(scenes=scenes, transform=view, sampler=Sampler(num_samples=18, batch_size=2)), message)
+    refuses(lambda: loader(source, workers=-1), "workers: expected at least 0, got -1")
+    refuses(lambda: loader(source, prefetch=0), "prefetch: expected at least 1, got 0")
+    with pytest.raises((UserError, TypeError)):  # the run with shape checks finds it first
+        loader(source, on_broken="raise")
+
+
+def test_workers_end_even_while_the_error_that_ended_them_is_kept(tmp_path: Path) -> None:
+    stream = loader(shard(tmp_path, broken="c"), workers=2, on_broken="error").batches(1)
+    kept = None
+    try:
+        list(stream)
+    except UserError as error:
+        kept = error
+    assert kept is not None
+    assert kept.__traceback__ is not None
+    assert not torch.multiprocessing.active_children()
+
+
 def test_a_sample_is_seen_differently_in_every_epoch_and_repetition(tmp_path: Path) -> None:
     source = shard(tmp_path, "ab")
     scenes = open_scenes(source)

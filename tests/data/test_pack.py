@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.locks import locked
 from c2fmae.core.scene import Scene
 from c2fmae.data.decode import decode_ids, decode_photo
 from c2fmae.data.info import ClassInfo, DatasetInfo, LabelInfo
+from c2fmae.data.mixed import MixedScenes
 from c2fmae.data.pack import PackConfig, PackReport, pack
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.writer import encode_ids, encode_photo
@@ -184,6 +186,19 @@ def test_photos_alone_can_be_packed(tmp_path: Path) -> None:
     assert list(members(tmp_path / "out")) == ["a.jpg", "a.cls", "b.jpg", "c/a_1.jpg", "c/a_1.cls"]
     packed = open_scenes(tmp_path / "out")
     assert (packed.info.granularities, packed.info.label_stride) == (("rgb",), 1)
+
+
+def test_two_packs_into_one_folder_do_not_meet(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match=f"^{tmp_path}: another process is packing into it"):
+        pack(Few(), tmp_path, PackConfig())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_thinned_source_in_a_mixture_is_not_resized(tmp_path: Path) -> None:
+    pack(Few(), tmp_path / "thin", PackConfig(label_stride=4))
+    mixture = MixedScenes([Few(keys=("x", "y", "z")), open_scenes(tmp_path / "thin")])
+    with pytest.raises(UserError, match=r"^sample 'a': its maps are stored at label_stride 4, so it cannot be resized"):
+        pack(mixture, tmp_path / "out", PackConfig(label_stride=4, short_side=16))
 
 
 def test_a_pack_of_a_pack_at_its_stride_is_the_same(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_once_it_is_closed_no_process_is_left() -> None:
 @pytest.mark.parametrize(
     ("work", "task", "kind", "message"),
     [
-        (os._exit, 1, UserError, "a worker process died, most likely because memory ran out. Run again with fewer"),
+        (os._exit, 1, UserError, "a worker process died: memory ran out, or a script starts them"),
         (read_yaml, Path("none.yaml"), UserError, "none.yaml: cannot be read: No such file or directory"),
         (iter, 5, RuntimeError, "in a worker process:\nTraceback .*TypeError: 'int' object is not iterable"),
     ],

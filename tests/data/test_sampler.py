@@ -49,19 +49,17 @@ def test_a_run_goes_on_from_any_position_as_if_it_had_not_stopped(sampler: Sampl
     assert all(np.array_equal(ours, theirs) for (_, ours), (_, theirs) in zip(rest, whole[done:], strict=True))
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_global_batches_are_the_same_for_every_number_of_ranks(world_size: int, shuffle: bool) -> None:
+def test_global_batches_are_the_same_for_every_number_of_ranks(world_size: int) -> None:
     def batches(rank: int, world_size: int) -> list[np.ndarray]:
-        sampler = Sampler(num_samples=43, batch_size=8, seed=1, shuffle=shuffle, rank=rank, world_size=world_size)
+        sampler = Sampler(num_samples=43, batch_size=8, seed=1, rank=rank, world_size=world_size)
         return [draws for _, draws in sampler.batches(Position(1, 2), 3)]
 
     alone = batches(0, 1)
     together = zip(*(batches(rank, world_size) for rank in range(world_size)), strict=True)
     for batch, parts in zip(alone, together, strict=True):
         assert np.array_equal(batch, np.concatenate(parts))
-        if shuffle:
-            assert {len(part) for part in parts} == {8 // world_size}
+        assert {len(part) for part in parts} == {8 // world_size}
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
@@ -78,7 +76,21 @@ def test_in_order_every_sample_comes_once_and_the_last_batch_is_what_is_left() -
     assert [draws[:, 0].tolist() for _, draws in sampler.batches(Position(), 1)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def test_a_position_that_is_not_there_is_refused() -> None:
+    sampler = Sampler(num_samples=10, batch_size=4)
+    advice = "Resume with the data and the batch size of before"
+    message = f"position: 3 batches of epoch 1 are said to be done, of 2. {advice}"
+    refuses(lambda: next(sampler.batches(Position(1, 3), 5)), message)
+    at_the_end = [place for place, _ in sampler.batches(Position(0, 2), 2)]
+    assert at_the_end == [Position(1, 0), Position(1, 1)]
+
+
 def test_batches_that_cannot_be_made_are_refused() -> None:
+    refuses(lambda: Sampler(num_samples=9, batch_size=0), "batch_size: expected at least 1, got 0")
+    refuses(lambda: Sampler(num_samples=9, batch_size=2, world_size=0), "world_size: expected at least 1, got 0")
+    refuses(lambda: Sampler(num_samples=9, batch_size=2, rank=1), "rank: expected 0 to 0, got 1")
+    message = "repeats: in order, for evaluation, every sample comes once"
+    refuses(lambda: Sampler(num_samples=9, batch_size=2, repeats=2, shuffle=False), message)
     refuses(
         lambda: Sampler(num_samples=9, batch_size=6, world_size=4), "batch_size: 6 cannot be divided among 4 processes"
     )

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.transforms import CentralView, RandomView, random_box, standardise
@@ -163,6 +164,28 @@ def test_a_photo_alone_can_be_viewed() -> None:
 def test_a_label_stride_that_does_not_divide_the_size_is_refused() -> None:
     refuses(lambda: RandomView(size=(30, 32), label_stride=4), "label_stride: 4 does not divide the size, 30×32")
     refuses(lambda: CentralView(size=(32, 30), label_stride=4), "label_stride: 4 does not divide the size, 32×30")
+
+
+@pytest.mark.parametrize(
+    ("view", "settings", "message"),
+    [
+        (RandomView, {"size": 224}, "size: expected height and width in whole pixels, got 224"),
+        (RandomView, {"size": (0, 8)}, "size: expected height and width in whole pixels, got (0, 8)"),
+        (RandomView, {"scale": (0.5, 2)}, "scale: expected two rising shares in (0, 1], got (0.5, 2)"),
+        (RandomView, {"ratio": (0, 1)}, "ratio: expected two rising numbers above 0, got (0, 1)"),
+        (RandomView, {"flip": 2}, "flip: expected a probability, got 2"),
+        (RandomView, {"label_stride": 0}, "label_stride: expected at least 1, got 0"),
+        (CentralView, {"crop": 1.5}, "crop: expected a share in (0, 1], got 1.5"),
+        (CentralView, {"max_instances": 0}, "max_instances: expected 1 to 255, got 0"),
+        (CentralView, {"overflow": "drop"}, "overflow: expected 'ignore' or 'background', got 'drop'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    view: type[RandomView | CentralView], settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises((UserError, TypeError)) as refusal:  # the run with shape checks finds wrong types first
+        view(**{"size": (8, 8), **settings})  # type: ignore[arg-type]
+    assert str(refusal.value) == message or type(refusal.value).__name__ == "TypeCheckError"
 
 
 def test_standardised_photos_have_the_mean_and_spread_that_were_told() -> None:

@@ -26,6 +26,7 @@ from c2fmae.data.generated.raster import rasterise
 from c2fmae.data.generated.stuff import STUFF
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
+from c2fmae.data.scenes import check_index
 
 __all__ = ["GeneratedScenes"]
 
@@ -79,8 +80,7 @@ class GeneratedScenes:
         return self.length
 
     def __getitem__(self, index: int) -> Scene:
-        if index not in range(self.length):
-            raise IndexError(f"scene {index} of {self.length}")
+        check_index(index, self.length)
         level = LEVELS[self.difficulty]
         regions, things = lay_out(self._rng("scene", index), level)
         raster, palette = rasterise(regions, things, self.size), PALETTE

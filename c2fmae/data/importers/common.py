@@ -15,6 +15,7 @@ from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data.decode import decode_photo
 from c2fmae.data.info import DatasetInfo
+from c2fmae.data.scenes import check_index
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class ImportedScenes(ABC):
 
     def photo(self, index: int) -> bytes:
         """Return the photo as it is stored."""
-        if index not in range(len(self)):
-            raise IndexError(f"scene {index} of {len(self)}")
+        check_index(index, len(self))
         return read_file(self._path(index))
 
     @abstractmethod

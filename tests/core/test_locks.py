@@ -1,0 +1,33 @@
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.locks import locked
+
+
+def test_one_waits_for_the_other(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    def work(name: str) -> None:
+        with locked(tmp_path):
+            events.append(f"{name} in")
+            time.sleep(0.05)
+            events.append(f"{name} out")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [event[2:] for event in events] == ["in", "out"] * 3
+    assert all(events[i][0] == events[i + 1][0] for i in (0, 2, 4))
+
+
+def test_or_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match="^busy$"), locked(tmp_path, or_say="busy"):
+        pass
+    with locked(tmp_path, or_say="busy"):
+        pass
