@@ -1,7 +1,7 @@
 """Cuts and changes of size that keep the photo and the maps of a scene aligned. Pure, exact in integers.
 
-Photos are resized bicubically and antialiased, as Pillow does it (within 50 dB on photos; noise differs more). Ids are never mixed: a cell of the target takes the
-id at its centre, from the nearest that is stored.
+Photos are resized bicubically and antialiased, as Pillow does it (to 50 dB and more; noise differs most). Ids are never
+mixed: a cell of the target takes the id at its centre, from the nearest that is stored.
 """
 
 from dataclasses import dataclass
