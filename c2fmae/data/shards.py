@@ -60,8 +60,8 @@ class ShardScenes(StoredScenes):
         return dict(zip(self.info.granularities, parts, strict=True))
 
     def _open_shard(self, shard: int) -> "_OpenFile":
-        while len(self._open) >= _MAX_OPEN:
-            self._open.pop(next(iter(self._open)), None)
+        for oldest in list(self._open)[: max(len(self._open) + 1 - _MAX_OPEN, 0)]:
+            self._open.pop(oldest, None)
         try:
             opened = _OpenFile(self._shards[shard])
         except OSError as error:

@@ -121,7 +121,7 @@ def _locate(source: str | Path) -> Path | list[Path]:
 
 
 def _one_set(folder: str | Path, shards: list[Path]) -> list[Path]:
-    """Refuse shards of several sets: train and val lie side by side often, and are mixed on purpose never."""
+    """Refuse shards of several sets: train and val often lie side by side, and hardly ever are to be mixed."""
     sets = Counter(re.sub(r"[-_]?\d*$", "", shard.stem) for shard in shards)
     if len(sets) > 1:
         found = ", ".join(f"{name} ({count})" for name, count in sets.items())

@@ -36,10 +36,8 @@ class StoredScenes(ABC):
         self.labels: Int64[Tensor, " samples"] = torch.from_numpy(labels)
         """By sample; -1 where there is none."""
         self._tables = {bits: id_table(len(info.classes), ignore=info.ignore, bits=bits) for bits in (8, 16)}
-        if info.ignore == IGNORE:
-            self._tables[16] = id_table(
-                len(info.classes), ignore=_WIDE_IGNORE, bits=16
-            )  # where 255 is an id like others
+        if info.ignore == IGNORE:  # 16 bits say 65535 for it, and have 255 for an id like others
+            self._tables[16] = id_table(len(info.classes), ignore=_WIDE_IGNORE, bits=16)
 
     def __len__(self) -> int:
         return len(self.keys)
