@@ -13,6 +13,7 @@ from c2fmae.data.scenes import Scenes
 Tile = UInt8[np.ndarray, "height width 3"]
 Ids = Integer[np.ndarray, "rows columns"]
 
+_LONGEST = 40  # characters of a key: its end tells more than its beginning
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
 _TITLES = {"rgb": "photo", "semantic": "semantic map", "instance": "instance map"}
 
@@ -88,7 +89,8 @@ def _classes(ids: Ids, info: DatasetInfo) -> dict[str, Colour]:
 
 
 def _row_title(scene: Scene, info: DatasetInfo) -> str:
+    key = scene.key if len(scene.key) <= _LONGEST else f"... {scene.key[4 - _LONGEST :]}"
     if scene.label is None:
-        return scene.key
+        return key
     named = scene.label < len(info.labels)
-    return f"{scene.key}\n{info.label_names[scene.label] if named else f'label {scene.label}'}"
+    return f"{key}\n{info.label_names[scene.label] if named else f'label {scene.label}'}"

@@ -91,6 +91,9 @@ class StoredScenes(ABC):
             known = f"dataset.json names {len(self.info.labels)} labels"
             where = self.where(index, self.info.granularities[0])
             raise UserError(f"{where}: its label is {label}, but {known}. Add the missing names")
+        if label >= 0 and self.info.labels and self.info.labels[label] is None:
+            where = self.where(index, self.info.granularities[0])
+            raise UserError(f"{where}: its label is {label}, which dataset.json leaves out (null). Name it there")
         return None if label < 0 else label
 
 

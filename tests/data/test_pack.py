@@ -26,7 +26,9 @@ from c2fmae.data.sources import open_scenes
 from c2fmae.data.writer import encode_ids, encode_photo
 
 INFO = DatasetInfo(
-    name="few", classes=(ClassInfo(name="sky"), ClassInfo(name="cat")), labels=(LabelInfo(name="a"), None)
+    name="few",
+    classes=(ClassInfo(name="sky"), ClassInfo(name="cat")),
+    labels=(LabelInfo(name="a"), LabelInfo(name="b"), None),
 )
 HINT = (
     "\nTo pack the others: `c2fmae data check SOURCE --fix-list good.txt` lists all that is broken, then add"

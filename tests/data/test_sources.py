@@ -74,8 +74,8 @@ def test_class_folders_are_labels(tmp_path: Path) -> None:
 
 def test_cls_members_are_labels_and_dataset_json_names_them(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(DATASET))
-    shard = open_scenes(write_tar(tmp_path / "s.tar", sample("a")[0] | {"a.cls": b"1\n"}))
-    assert shard[0].label == 1
+    shard = open_scenes(write_tar(tmp_path / "s.tar", sample("a")[0] | {"a.cls": b"0\n"}))
+    assert shard[0].label == 0
     assert shard.info.class_names == ("sky", "cat")
     assert shard.info.label_names == ("a", "")
 
@@ -85,6 +85,8 @@ def test_a_label_beyond_those_that_are_named_is_refused(tmp_path: Path) -> None:
     shard = open_scenes(write_tar(tmp_path / "s.tar", sample("a")[0] | {"a.cls": b"2"}))
     where = f"{tmp_path}/s.tar: a.semantic.png"
     refuses(lambda: shard[0], f"{where}: its label is 2, but dataset.json names 2 labels. Add the missing names")
+    shard = open_scenes(write_tar(tmp_path / "s.tar", sample("a")[0] | {"a.cls": b"1"}))
+    refuses(lambda: shard[0], f"{where}: its label is 1, which dataset.json leaves out (null). Name it there")
 
 
 def test_photos_without_maps_are_read_where_only_photos_are_needed(tmp_path: Path) -> None:
