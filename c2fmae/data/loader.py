@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 _TRIES = 16  # samples in a row that may be broken
 
-Request = tuple[Position, list[tuple[int, int]]]
-"""Where a batch stands, and (index, repetition) of its samples: with the seed, all that they depend on."""
+Request = tuple[Position, list[list[int]]]
+"""Where a batch stands, and [index, repetition] of its samples: with the seed, all that they depend on."""
 
 Made = tuple[Position, SceneBatch, list[str]] | UserError
 """A batch, and what was wrong with samples that it should have had."""
