@@ -82,6 +82,12 @@ def tree_of(files: Files) -> Files:
     return found
 
 
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """As PNG data under any name: photos are read by content, and this one without loss."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, "PNG")
+
+
 def refuses(action: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         action()

@@ -1,18 +1,15 @@
 import pickle
-import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from c2fmae.core.errors import UserError
 from c2fmae.data.importers import Ade20k
 from c2fmae.data.importers.common import instance_ids
 from c2fmae.data.label_spaces import ADE20K
 from c2fmae.data.scenes import Scenes
+from tests.data.stores import refuses, write_picture
 
 # In the file 0 is "other", 1 the wall, 8 a bed, 150 a flag; bed and flag are things.
 CLASSES = np.array([[0, 1, 1, 8], [0, 150, 150, 8], [1, 150, 8, 8]], np.uint8)
@@ -20,17 +17,6 @@ CLASSES = np.array([[0, 1, 1, 8], [0, 150, 150, 8], [1, 150, 8, 8]], np.uint8)
 OBJECTS = np.array([[0, 0, 0, 2], [7, 255, 3, 2], [0, 255, 0, 2]], np.uint8)
 KINDS = np.array([[0, 0, 0, 1], [9, 100, 100, 1], [0, 100, 0, 1]], np.uint8)
 PHOTO = np.random.default_rng(0).integers(256, size=(3, 4, 3), dtype=np.uint8)
-
-
-def refuses(action: Callable[[], object], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        action()
-
-
-def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """As PNG data under any name: photos are read by content, and this one without loss."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, "PNG")
 
 
 def ade20k(root: Path, *keys: str, classes: np.ndarray = CLASSES) -> Path:

@@ -1,7 +1,6 @@
 import json
 import pickle
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.importers import CocoInstances, CocoPanoptic
@@ -19,22 +17,12 @@ from c2fmae.data.importers.coco import panoptic_maps
 from c2fmae.data.importers.coco_rle import pack_outline, paint
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.data.scenes import Scenes
+from tests.data.stores import refuses, write_picture
 
 BLACK = np.zeros((4, 6, 3), np.uint8)
 CATEGORIES = [{"id": entry.coco_id, "name": entry.name} for entry in COCO_PANOPTIC.classes]
 THINGS = CATEGORIES[:80]
 PERSON, TOOTHBRUSH, SNOW, RUG = 1, 90, 159, 200  # COCO's ids; here they are 0, 79, 105 and 132
-
-
-def refuses(action: Callable[[], object], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        action()
-
-
-def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """As PNG data under any name: photos are read by content, and this one without loss."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, "PNG")
 
 
 def write_json(path: Path, told: object) -> Path:

@@ -1,6 +1,4 @@
 import pickle
-import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,26 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from c2fmae.core.errors import UserError
 from c2fmae.data.importers import Voc
 from c2fmae.data.label_spaces import VOC
 from c2fmae.data.scenes import Scenes
+from tests.data.stores import refuses, write_picture
 
 # A cat (8) and a person (15), each inside a border, before the background.
 CLASSES = np.array([[255, 255, 255, 0, 0], [255, 8, 255, 255, 0], [255, 255, 15, 255, 0]], np.uint8)
 OBJECTS = np.array([[255, 255, 255, 0, 0], [255, 1, 255, 255, 0], [255, 255, 2, 255, 0]], np.uint8)
 PHOTO = np.random.default_rng(0).integers(256, size=(3, 5, 3), dtype=np.uint8)
-
-
-def refuses(action: Callable[[], object], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        action()
-
-
-def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """As PNG data under any name: photos are read by content, and this one without loss."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, "PNG")
 
 
 def write_palette(path: Path, ids: np.ndarray) -> None:
