@@ -32,6 +32,23 @@ def test_sources_of_different_label_spaces_are_not(tmp_path: Path) -> None:
     refuses(lambda: open_scenes(places), message)
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"labels": [{"name": "a"}]}, "their labels differ (2 and 1)"),
+        ({"channels": 1}, "their channels differ (3 and 1)"),
+        ({"granularities": ["semantic", "rgb"]}, "their granularities differ (3 and 2)"),
+        ({"mean": [0.5, 0.5, 0.5]}, "their mean differ (None and 3)"),
+    ],
+)
+def test_nor_are_those_that_differ_otherwise(tmp_path: Path, other: dict[str, object], message: str) -> None:
+    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", {**DATASET, "name": "other", **other})]
+    refuses(
+        lambda: open_scenes(places),
+        f"'' and 'other' cannot be mixed: {message}. Bring them to one label space first",
+    )
+
+
 def test_a_key_in_two_sources_is_refused(tmp_path: Path) -> None:
     places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "bc")]
     refuses(lambda: open_scenes(places), "sample 'b' is in two of the sources that are to be mixed. Keep it in one")

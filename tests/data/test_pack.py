@@ -183,6 +183,24 @@ def test_scenes_without_files_get_jpegs(tmp_path: Path) -> None:
     assert members(tmp_path / "out")["a.jpg"] == encode_photo(Decoded()[2].maps["rgb"])
 
 
+def test_photos_that_a_shard_cannot_hold_are_encoded_anew(tmp_path: Path) -> None:
+    class Bitmaps(Few):
+        def photo(self, index: int) -> bytes:
+            stream = io.BytesIO()
+            Image.fromarray(self[index].maps["rgb"].permute(1, 2, 0).numpy()).save(stream, "BMP")
+            return stream.getvalue()
+
+    pack(Bitmaps(), tmp_path / "out", PackConfig())
+    assert members(tmp_path / "out")["a.jpg"] == encode_photo(Few()[2].maps["rgb"])
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.scenes-000000.tar.1.part").write_bytes(b"half")
+    pack(Few(), tmp_path / "out", PackConfig())
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_photos_alone_can_be_packed(tmp_path: Path) -> None:
     pack(Few(granularities=("rgb",)), tmp_path / "out", PackConfig())
     assert list(members(tmp_path / "out")) == ["a.jpg", "a.cls", "b.jpg", "c/a_1.jpg", "c/a_1.cls"]

@@ -46,6 +46,13 @@ def test_an_id_outside_is_named_with_its_file_and_count(bits: int, outside: int)
     refuses(lambda: remap(ids, id_table(21), "a.png"), message)
 
 
+def test_an_id_just_behind_a_short_table_is_outside_too() -> None:
+    table = np.array([255, 0, -1, 1])
+    assert remap(np.array([[0, 1, 3]], np.uint8), table, "a").tolist() == [[255, 0, 1]]
+    with pytest.raises(ValueError, match=r"^a: id 4 on 1 pixels is outside the 2 classes"):
+        remap(np.array([[0, 1, 4]], np.uint8), table, "a")
+
+
 def test_of_several_ids_outside_the_most_frequent_is_named() -> None:
     ids = np.array([[5, 6, 6], [7, 0, 1]], np.uint8)
     advice = "Add the class to dataset.json, or map the id to its `ignore`"

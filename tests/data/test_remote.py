@@ -56,6 +56,12 @@ def test_a_copy_that_breaks_off_leaves_nothing_that_looks_whole(
     assert len(open_scenes(url)) == 1
 
 
+def test_what_is_gone_from_there_is_gone_here(remote: fsspec.AbstractFileSystem) -> None:
+    assert open_scenes("memory://bucket/voc/val-0.tar").info.class_names == ("sky", "cat")
+    remote.rm("/bucket/voc/dataset.json")
+    assert open_scenes("memory://bucket/voc/val-0.tar").info.class_names == ()
+
+
 def test_what_is_not_there_is_told() -> None:
     advice = "Give the URL of a .tar, of a folder of them, or a pattern"
     refuses(lambda: open_scenes("memory://bucket/none"), f"memory://bucket/none: no shards there. {advice}")
