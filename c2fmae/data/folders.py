@@ -40,10 +40,11 @@ class FolderScenes(StoredScenes):
 
     def record(self, index: int) -> dict[str, bytes]:
         """Read the files."""
-        return {name: _read(self.where(index, name)) for name in self.info.granularities}
+        return {name: read_file(self.where(index, name)) for name in self.info.granularities}
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str | Path) -> bytes:
+    """Return the bytes of a file; it is opened each time, so that worker processes share no position."""
     try:
         with open(path, "rb") as stream:  # noqa: PTH123 - a Path for every file read costs as much as the read
             return stream.read()

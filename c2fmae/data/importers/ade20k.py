@@ -12,6 +12,7 @@ import numpy as np
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import COARSE_TO_FINE, IGNORE
 from c2fmae.data.decode import decode_ids
+from c2fmae.data.folders import read_file
 from c2fmae.data.importers.common import (
     IdMap,
     ImportedScenes,
@@ -20,7 +21,6 @@ from c2fmae.data.importers.common import (
     check_split,
     decode_colours,
     instance_ids,
-    read_file,
 )
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import ADE20K

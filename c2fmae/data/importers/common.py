@@ -14,6 +14,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data.decode import decode_photo
+from c2fmae.data.folders import read_file
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import check_index
 
@@ -76,14 +77,6 @@ def instance_ids(numbers: Integer[np.ndarray, "..."]) -> Integer[np.ndarray, "..
 def decode_colours(path: Path) -> Int32[np.ndarray, "3 height width"]:
     """Read a PNG whose red, green and blue are numbers."""
     return decode_photo(read_file(path), str(path)).numpy().astype(np.int32)
-
-
-def read_file(path: Path) -> bytes:
-    """Return the bytes of a file; it is opened each time, so that worker processes share no position."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}. Restore it, or remove the sample") from error
 
 
 def check_size(source: IdMap, shape: Sequence[int], other: str) -> None:

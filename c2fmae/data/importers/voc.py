@@ -8,7 +8,8 @@ from pathlib import Path
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.decode import decode_ids
-from c2fmae.data.importers.common import IdMap, ImportedScenes, check_folder, check_split, read_file
+from c2fmae.data.folders import read_file
+from c2fmae.data.importers.common import IdMap, ImportedScenes, check_folder, check_split
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import VOC
 from c2fmae.data.remap import id_table, remap
