@@ -1,7 +1,7 @@
 """The record of what is hidden in a batch, in all granularities."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, unknown_name
 
 _FORMAT = "c2fmae-masks-1"
 
@@ -41,6 +41,18 @@ class Masks:
         # As many as are known to be there: no host read, and nothing ragged in a compiled graph.
         places = is_visible.nonzero_static(size=len(is_visible) * num_visible)[:, 1]
         return cls(tuple(granularities), is_masked, places.view(len(is_visible), num_visible))
+
+    @classmethod
+    def showing(cls, shown: Collection[str], granularities: Sequence[str], *, batch: int, num_patches: int) -> "Masks":
+        """Show every patch of some granularities and no other, in all images alike.
+
+        >>> Masks.showing({"rgb"}, ("semantic", "rgb"), batch=1, num_patches=2).visible_idx.tolist()
+        [[2, 3]]
+        """
+        if unknown := sorted(set(shown) - set(granularities)):
+            raise unknown_name("granularity", unknown[0], granularities)
+        is_masked = torch.tensor([name not in shown for name in granularities]).unsqueeze(1).expand(-1, num_patches)
+        return cls.of(is_masked.repeat(batch, 1, 1), granularities, num_visible=int((~is_masked).sum()))
 
     @property
     def num_masked(self) -> Int[Tensor, "batch granularity"]:

@@ -6,7 +6,7 @@ A policy is a frozen dataclass of plain options with two methods: `hide` draws a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Integer
@@ -52,7 +52,10 @@ class MaskNoise(NamedTuple):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides which patches are hidden; rows are images, or granularities of images."""
+    """Decides which patches are hidden; rows are images, or granularities of images.
+
+    One that needs less than both maps may say so in `guides`.
+    """
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float
@@ -75,6 +78,7 @@ POLICIES: Registry[Callable[..., Policy]] = Registry("mask")
 class Semantic:
     """Hide the same fraction of every semantic region, or more of some classes."""
 
+    guides: ClassVar = ("semantic",)
     weights: tuple[float, ...] | None = None
     """By class id; none gives all classes weight 1."""
 
@@ -111,6 +115,7 @@ class Semantic:
 class Instance:
     """Let most of what is hidden fall on objects."""
 
+    guides: ClassVar = ("instance",)
     object_share: float = 0.75
     max_objects: int | None = None
     """Only so many objects count as such, the largest and most central ones; all unless given."""
@@ -152,6 +157,8 @@ class Instance:
 @dataclass(frozen=True, kw_only=True)
 class Random:
     """Hide patches uniformly."""
+
+    guides: ClassVar = ()
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0

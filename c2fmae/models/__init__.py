@@ -1,1 +1,28 @@
-"""Patches and positions, embeddings, encoder, decoders, targets and losses. Nothing here yet."""
+"""Patches and positions, embeddings, encoder, decoders, targets and losses: the parts of every method."""
+
+from c2fmae.models.autoencoder import Head, MultiGranularAutoencoder
+from c2fmae.models.decoders import DECODERS, DecoderPlan
+from c2fmae.models.embeddings import Embeddings, IdEmbedding, ImageEmbedding
+from c2fmae.models.encoder import Encoder, create_vit
+from c2fmae.models.patches import gather_patches, label_stride, patchify, unpatchify
+from c2fmae.models.positions import sincos_positions
+from c2fmae.models.targets import TARGETS, Target
+
+__all__ = [
+    "DECODERS",
+    "TARGETS",
+    "DecoderPlan",
+    "Embeddings",
+    "Encoder",
+    "Head",
+    "IdEmbedding",
+    "ImageEmbedding",
+    "MultiGranularAutoencoder",
+    "Target",
+    "create_vit",
+    "gather_patches",
+    "label_stride",
+    "patchify",
+    "sincos_positions",
+    "unpatchify",
+]

@@ -1,0 +1,64 @@
+"""From a method's config to its model, what its heads learn, and its masks."""
+
+import torch
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import GRANULARITIES
+from c2fmae.core.seeding import seed_of
+from c2fmae.methods.config import MethodConfig
+from c2fmae.methods.masked import MaskedAutoencoding, Objective
+from c2fmae.models.autoencoder import Head, MultiGranularAutoencoder
+from c2fmae.models.decoders import DECODERS, DecoderPlan
+from c2fmae.models.embeddings import Embeddings, IdEmbedding, ImageEmbedding
+from c2fmae.models.encoder import Encoder, create_vit
+from c2fmae.models.initialise import initialise
+from c2fmae.models.patches import label_stride
+from c2fmae.models.targets import TARGETS
+
+
+def build_method(config: MethodConfig, *, seed: int = 0) -> MaskedAutoencoding:
+    """Build a method; the same config and seed give the same weights."""
+    vit = create_vit(
+        config.encoder.name,
+        image_size=config.image_size,
+        channels=config.channels_of("rgb"),
+        drop_path=config.encoder.drop_path,
+    )
+    patch = vit.patch_embed.patch_size[0]
+    for side in config.image_size:
+        if side % patch:
+            raise UserError(
+                f"image_size: {side} is not divisible into patches of {patch}, as {config.encoder.name} has"
+            )
+    config.visible_of(config.image_size[0] // patch * (config.image_size[1] // patch))
+    encoder = Encoder(vit, has_norm=config.encoder.has_norm, checkpoint=config.encoder.checkpoint)
+
+    def embedding(name: str) -> ImageEmbedding | IdEmbedding:
+        if GRANULARITIES.get(name).kind == "ids":
+            return IdEmbedding(config.channels_of(name), encoder.dim, patch=patch)
+        return ImageEmbedding(vit.patch_embed)
+
+    heads = config.heads()
+    settings = config.decoder.model_dump(exclude={"name", "order", "stage_per"})
+    plan = DecoderPlan(
+        width=encoder.dim,
+        granularities=config.granularities,
+        stages={head.stage: head.granularity for head in heads},
+        **settings,
+    )
+    objectives = {}
+    for head in heads:
+        spec = GRANULARITIES.get(head.granularity)
+        cells = patch // label_stride(patch) if spec.kind == "ids" else patch
+        target = TARGETS.get(head.target)(channels=config.channels_of(head.granularity), patch=cells)
+        objectives[head.name] = Objective(head.granularity, target, config.weights.get(head.name, 1.0))
+    model = MultiGranularAutoencoder(
+        Embeddings({name: embedding(name) for name in config.granularities}),
+        encoder,
+        DECODERS.get(config.decoder.name)(plan),
+        {head.name: Head(head.stage, config.decoder.dim, objectives[head.name].target.size) for head in heads},
+    )
+    if next(model.parameters()).device.type != "meta":
+        generator = torch.Generator().manual_seed(seed_of(seed, "weights"))
+        initialise(model, generator, split_qkv=config.initialisation == "split")
+    return MaskedAutoencoding(config, model, objectives, config.masking.build(), patch)

@@ -1,0 +1,128 @@
+"""A method as a recipe writes it: what is seen, hidden, predicted and compared."""
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from c2fmae.core.config import Config
+from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE
+from c2fmae.masking.config import MaskingConfig
+from c2fmae.models.config import DecoderConfig, EncoderConfig
+from c2fmae.models.losses import Average
+from c2fmae.models.targets import TARGET_OF_KIND, TARGETS
+
+Count = Annotated[int, Field(ge=1)]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class HeadPlan(NamedTuple):
+    """One prediction: its name is that of its granularity, longer for a second target."""
+
+    name: str
+    stage: str
+    granularity: str
+    target: str
+
+
+class MethodConfig(Config):
+    """One way to pre-train a ViT by what it cannot see."""
+
+    name: Annotated[str, Field(min_length=1)] = "c2fmae"
+    granularities: Annotated[tuple[str, ...], Field(min_length=1)] = COARSE_TO_FINE
+    """What the encoder sees and the decoder predicts, coarse to fine."""
+    image_size: tuple[Count, Count] = (224, 224)
+    """Height and width in training; the model takes any that its patch divides."""
+    channels: dict[str, Count] = Field({})
+    """Channels of photos, classes of id maps, where they are not those of the granularity: 3 for rgb, 133, 32."""
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    targets: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field({})
+    """What is predicted of a granularity, where it is not `pixels` of photos and `labels` of id maps."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field({})
+    """Of the losses that do not count once, by granularity; that of a second target is `rgb_normalized_pixels`."""
+    average: Average = "samples"
+    """A loss is the mean of the images' means over what is hidden, or the mean over all hidden cells alike."""
+    masking: MaskingConfig = MaskingConfig()
+    num_visible: Annotated[int, Field(ge=0)] | None = None
+    """Patches of an image that the encoder sees; a sixth of all, or a quarter of a lone granularity's, unless given."""
+    concentration: dict[str, Annotated[float, Field(gt=0)]] = Field({})
+    """Of the Dirichlet law by which the visible patches fall to the granularities, where it is not 1."""
+    initialisation: Literal["split", "fused"] = "split"
+    """Whether queries, keys and values are three matrices to Xavier's law (MultiMAE) or one (MAE)."""
+    mean: tuple[float, ...] | None = None
+    """Of photos in [0, 1], by channel; ImageNet's for three channels and otherwise 0.5, unless given."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """As `mean`; 0.25 where that is 0.5."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MethodConfig":
+        names = self.granularities
+        for name in names:
+            GRANULARITIES.get(name)
+        _check_different("granularities", names)
+        for setting in ("channels", "targets", "concentration"):
+            for name in getattr(self, setting):
+                if name not in names:
+                    raise UserError(f"{setting}: {unknown_name('granularity', name, names)}")
+        for name, targets in self.targets.items():
+            for target in targets:
+                TARGETS.get(target)
+            _check_different(f"targets.{name}", targets)
+        for name in self.weights:
+            if name not in (known := [head.name for head in self.heads()]):
+                raise UserError(f"weights: {unknown_name('loss', name, known)}")
+        order = self.decoder.order or names
+        _check_different("decoder.order", order)
+        if set(order) != set(names):
+            raise UserError(f"decoder.order: expected {', '.join(names)} in any order, got {', '.join(order)}")
+        for name in names:
+            if GRANULARITIES.get(name).kind == "ids" and self.channels_of(name) > IGNORE:
+                raise UserError(
+                    f"channels.{name}: at most {IGNORE} ids can be told apart, got {self.channels_of(name)}"
+                )
+        for setting in ("mean", "std"):
+            values = getattr(self, setting)
+            if values is not None and len(values) != self.channels_of("rgb"):
+                expected = f"{self.channels_of('rgb')} numbers, one a channel of rgb"
+                raise UserError(f"{setting}: expected {expected}, got {len(values)}")
+        return self
+
+    def channels_of(self, granularity: str) -> int:
+        """Return the channels of photos, the classes of id maps."""
+        return self.channels.get(granularity, GRANULARITIES.get(granularity).channels)
+
+    def heads(self) -> list[HeadPlan]:
+        """Return all predictions, in the order of the stages."""
+        plans = []
+        for granularity in self.decoder.order or self.granularities:
+            kind = GRANULARITIES.get(granularity).kind
+            for number, target in enumerate(self.targets.get(granularity, (TARGET_OF_KIND[kind],))):
+                name = granularity if number == 0 else f"{granularity}_{target}"
+                stage = name if self.decoder.stage_per == "target" else granularity
+                plans.append(HeadPlan(name, stage, granularity, target))
+        return plans
+
+    def visible_of(self, num_patches: int) -> int:
+        """Return how many patches of an image are visible, given the patches of one granularity."""
+        total = len(self.granularities) * num_patches
+        if self.num_visible is None:
+            return round(total / (6 if len(self.granularities) > 1 else 4))
+        if self.num_visible > total:
+            count = f"{len(self.granularities)} × {num_patches}"
+            raise UserError(f"num_visible: {self.num_visible} patches cannot be visible of {count}")
+        return self.num_visible
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the mean and standard deviation by which photos are standardised."""
+        channels = self.channels_of("rgb")
+        is_rgb = channels == len(IMAGENET_MEAN)
+        mean = self.mean or (IMAGENET_MEAN if is_rgb else (0.5,) * channels)
+        return mean, self.std or (IMAGENET_STD if is_rgb else (0.25,) * channels)
+
+
+def _check_different(setting: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{setting}: {name!r} is there twice")

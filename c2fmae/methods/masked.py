@@ -1,0 +1,209 @@
+"""One step of masked autoencoding: scenes and noise in, a loss out; and predictions for whatever is visible."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.masks import Masks
+from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
+from c2fmae.data.transforms import standardise
+from c2fmae.masking import Policy, mask_scenes, patch_regions
+from c2fmae.methods.config import MethodConfig
+from c2fmae.models.losses import hidden_count, hidden_error
+from c2fmae.models.patches import grid_of, label_stride, unpatchify
+from c2fmae.models.targets import Target
+
+Maps = Mapping[str, Shaped[Tensor, "batch *map"]]
+Counts = Mapping[str, Int[Tensor, ""]]
+
+
+class StepLoss(NamedTuple):
+    """The loss of a step, and what it is made of."""
+
+    total: Float[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]]
+    """By head, without weights or graph."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What one head learns."""
+
+    granularity: str
+    target: Target
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class MaskedAutoencoding:
+    """A model, what its heads learn, and what is hidden from it.
+
+    `dataclasses.replace(method, model=…)` takes the same steps with a compiled or distributed model.
+    """
+
+    config: MethodConfig
+    model: nn.Module
+    objectives: Mapping[str, Objective]
+    policy: Policy
+    patch: int
+
+    def loss(self, scenes: SceneBatch, *, progress: float, generator: torch.Generator) -> StepLoss:
+        """Hide patches by this noise, predict them, and return how wrong that is."""
+        maps = self.prepare(scenes)
+        masks = self.hide(scenes, progress=progress, generator=generator)
+        return self.compare(self.model(maps, masks), maps, masks)
+
+    def predict(self, scenes: SceneBatch, masks: Masks) -> SceneBatch:
+        """Return photos and maps as the heads complete them; what was visible is pasted in.
+
+        `Masks.showing` and `Masks.of` make the masks: all, none, some granularities, these patches. A target that is
+        relative to its patch, as `normalized_pixels`, borrows the mean and deviation of the true one.
+        """
+        maps = self.prepare(scenes)
+        with torch.no_grad():
+            predictions = self.model(maps, masks)
+        pictures = {}
+        for name, objective in self.objectives.items():
+            true = maps[objective.granularity]
+            picture = objective.target.picture(predictions[name], true)
+            is_masked = masks.is_masked[:, masks.granularities.index(objective.granularity)]
+            picture = _where_masked(is_masked, picture, true)
+            pictures[name] = self._to_bytes(picture) if objective.granularity == "rgb" else picture
+        return SceneBatch(scenes.keys, pictures, scenes.labels)
+
+    def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]:
+        """Return the maps as the model takes them: photos standardised, ids at the label stride; all checked."""
+        maps = {}
+        for name in self.config.granularities:
+            if name not in scenes.maps:
+                raise UserError(f"the scenes lack {name}; they have {', '.join(scenes.maps) or 'no maps'}")
+            spec, given = GRANULARITIES.get(name), scenes.maps[name]
+            if spec.kind == "ids":
+                self._check_ids(name, scenes)
+                maps[name] = given
+            else:
+                self._check_photos(name, given)
+                mean, std = (values.to(given.device, non_blocking=True) for values in self._normalisation())
+                maps[name] = standardise(given, mean, std)
+        return maps
+
+    def hide(
+        self,
+        scenes: SceneBatch,
+        *,
+        progress: float,
+        generator: torch.Generator,
+        rows: tuple[int, int] | None = None,
+    ) -> Masks:
+        """Draw what is hidden; `rows = (first, total)` are the scenes' places in a global batch."""
+        config = self.config
+        grid = self._grid(scenes)
+        guides = {name: self._patches(scenes, name, grid) for name in ("semantic", "instance")}
+        return mask_scenes(
+            self.policy,
+            guides["semantic"],
+            guides["instance"],
+            num_visible=config.visible_of(grid[0] * grid[1]),
+            progress=progress,
+            generator=generator,
+            granularities=config.granularities,
+            concentration=[config.concentration.get(name, 1.0) for name in config.granularities],
+            grid=grid,
+            rows=rows,
+        )
+
+    def counts(self, maps: Maps, masks: Masks) -> dict[str, Tensor]:
+        """Return what each loss is the mean over: to be added up over processes and micro-batches."""
+        return {
+            name: hidden_count(objective.target.valid(maps[objective.granularity]), is_masked, self.config.average)
+            for name, objective, is_masked in self._hidden(masks)
+        }
+
+    def compare(
+        self, predictions: Mapping[str, Tensor], maps: Maps, masks: Masks, counts: Counts | None = None
+    ) -> StepLoss:
+        """Return the loss of predictions.
+
+        Given the `counts` of a larger batch, of which this is a part, the parts' losses add up to that of the whole.
+        """
+        counts = self.counts(maps, masks) if counts is None else counts
+        total, parts = predictions[next(iter(predictions))].new_zeros((), dtype=torch.float32), {}
+        for name, objective, is_masked in self._hidden(masks):
+            true = maps[objective.granularity]
+            error = objective.target.error(predictions[name], true)
+            part = hidden_error(error, objective.target.valid(true), is_masked, self.config.average)
+            part = part / counts[name].clamp(min=1)
+            parts[name] = part.detach()
+            total = total + objective.weight * part
+        return StepLoss(total, parts)
+
+    def _hidden(self, masks: Masks) -> list[tuple[str, Objective, Tensor]]:
+        places = {name: masks.is_masked[:, index] for index, name in enumerate(masks.granularities)}
+        return [(name, objective, places[objective.granularity]) for name, objective in self.objectives.items()]
+
+    def _grid(self, scenes: SceneBatch) -> tuple[int, int]:
+        name = self.config.granularities[-1]
+        stride = label_stride(self.patch) if GRANULARITIES.get(name).kind == "ids" else 1
+        return grid_of(name, scenes.maps[name], self.patch // stride)
+
+    def _patches(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
+        """Return which region of a guiding map each patch lies in; where nothing is guided, one region."""
+        if name in getattr(self.policy, "guides", ("semantic", "instance")):
+            if name not in scenes.maps:
+                policy = self.config.masking.policy
+                raise UserError(
+                    f"masking.policy {policy!r} goes by the {name} map, which the scenes lack. Take 'random'"
+                )
+            return patch_regions(scenes.maps[name], scenes.maps[name].shape[1] // grid[0])
+        device = scenes.maps[self.config.granularities[-1]].device
+        return torch.zeros(len(scenes), grid[0] * grid[1], dtype=torch.uint8, device=device)
+
+    def _check_photos(self, name: str, photos: Tensor) -> None:
+        channels = self.config.channels_of(name)
+        if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1] != channels:
+            kind = f"{str(photos.dtype).removeprefix('torch.')} {tuple(photos.shape)}"
+            raise UserError(f"{name}: expected photos as bytes, [batch, {channels}, height, width], got {kind}")
+
+    def _check_ids(self, name: str, scenes: SceneBatch) -> None:
+        ids, stride = scenes.maps[name], label_stride(self.patch)
+        if "rgb" in self.config.granularities and "rgb" in scenes.maps:
+            expected = tuple(side // stride for side in scenes.maps["rgb"].shape[2:])
+            if tuple(ids.shape[1:]) != expected:
+                raise UserError(
+                    f"{name}: expected {expected[0]}×{expected[1]} cells, one for {stride}×{stride} pixels, "
+                    f"got {ids.shape[1]}×{ids.shape[2]}. Cut the scenes with label_stride={stride}"
+                )
+        num_classes = self.config.channels_of(name)
+        if ids.device.type == "cpu":  # elsewhere it would wait for the device
+            is_unknown = (ids >= num_classes) & (ids != IGNORE)
+            if is_unknown.any():
+                image = int(is_unknown.flatten(1).any(dim=1).nonzero()[0])
+                largest = int(ids[image][is_unknown[image]].max())
+                raise UserError(
+                    f"{scenes.keys[image]}: {name} has the id {largest}, but the model knows {num_classes} "
+                    f"(0 to {num_classes - 1}, and {IGNORE} for what nobody labelled). Set channels.{name}"
+                )
+
+    def _to_bytes(self, photos: Float[Tensor, "batch channels height width"]) -> Tensor:
+        mean, std = (t.to(photos.device).view(-1, 1, 1) for t in self._normalisation())
+        return ((photos * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        mean, std = self.config.normalisation()
+        return torch.tensor(mean), torch.tensor(std)
+
+
+def _where_masked(
+    is_masked: Tensor, picture: Shaped[Tensor, "batch *map"], true: Shaped[Tensor, "batch *map"]
+) -> Shaped[Tensor, "batch *map"]:
+    """Return the picture in hidden patches and the truth elsewhere."""
+    height, width = true.shape[-2:]
+    num_patches = is_masked.shape[1]
+    patch = round((height * width / num_patches) ** 0.5)
+    hidden = unpatchify(is_masked.unsqueeze(2).expand(-1, -1, patch**2), (height // patch, width // patch))
+    return torch.where(hidden if true.ndim == 3 else hidden.unsqueeze(1), picture, true)

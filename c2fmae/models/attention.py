@@ -1,0 +1,80 @@
+"""Attention, fused on a GPU and explicit elsewhere, and the blocks of the decoders."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+M = TypeVar("M", bound="AttentionByDevice")
+
+
+class AttentionByDevice(nn.Module):
+    """A module whose attention suits the device that it lies on.
+
+    On a CPU the fused kernel's backward is slower than matmul, softmax, matmul: by a quarter of a bfloat16 step.
+    """
+
+    def _apply(self: M, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> M:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._choose_attention()
+        return self
+
+    def _choose_attention(self) -> None:
+        """To be called at the end of `__init__` too; `.to(device)` comes through `_apply`."""
+        is_fused = next(self.parameters()).is_cuda
+        for module in self.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = is_fused  # type: ignore[assignment]  # a plain bool, not a buffer
+
+
+class CrossAttention(nn.Module):
+    """Queries look at a context."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.fused_attn = False
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, queries: Float[Tensor, "batch query dim"], context: Float[Tensor, "batch key dim"]
+    ) -> Float[Tensor, "batch query dim"]:
+        """Return what each query makes of the context."""
+        q = self.q(queries).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused_attn:
+            seen = F.scaled_dot_product_attention(q, k, v)
+        else:
+            seen = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
+        return self.proj(seen.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention and MLP; `query_residual` is off in MultiMAE, where a query only asks."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *, query_residual: bool = True) -> None:
+        super().__init__()
+        self.query_residual = query_residual
+        self.norm_query, self.norm_context, self.norm = LayerNorm(dim), LayerNorm(dim), LayerNorm(dim)
+        self.attn = CrossAttention(dim, num_heads)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(
+        self, queries: Float[Tensor, "batch query dim"], context: Float[Tensor, "batch key dim"]
+    ) -> Float[Tensor, "batch query dim"]:
+        """Return the queries, informed by the context."""
+        seen = self.attn(self.norm_query(queries), self.norm_context(context))
+        x = queries + seen if self.query_residual else seen
+        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
+
+
+def self_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> Block:
+    """Return timm's pre-norm block as MAE sets it."""
+    return Block(dim, num_heads, mlp_ratio, qkv_bias=True)

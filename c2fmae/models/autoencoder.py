@@ -1,0 +1,57 @@
+"""The model: what embeds, encodes, decodes and predicts, put together."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from c2fmae.core.masks import Masks
+from c2fmae.models.embeddings import Embeddings
+from c2fmae.models.encoder import Encoder
+
+
+class Head(nn.Linear):
+    """Turns one stage's features into predictions."""
+
+    def __init__(self, stage: str, dim: int, size: int) -> None:
+        super().__init__(dim, size)
+        self.stage = stage
+
+
+class MultiGranularAutoencoder(nn.Module):
+    """One encoder for the visible patches of all granularities, a decoder, and a head for every prediction.
+
+    Scenes and masks in, predictions out: it draws nothing, has no modes and knows no loss.
+    """
+
+    def __init__(self, embeddings: Embeddings, encoder: Encoder, decoder: nn.Module, heads: Mapping[str, Head]) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.encoder = encoder
+        self.decoder = decoder
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(
+        self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
+    ) -> dict[str, Float[Tensor, "batch patch value"]]:
+        """Return what each head predicts of every patch: standardised photos and id maps in, values of patches out."""
+        if masks.granularities != tuple(self.embeddings):
+            ours = ", ".join(self.embeddings)
+            raise ValueError(f"masks: expected those of {ours}, got those of {', '.join(masks.granularities)}")
+        latent, grid = self._latent(maps, masks)
+        features = self.decoder(latent, masks, grid)
+        return {name: head(features[head.stage]) for name, head in self.heads.items()}
+
+    def encode(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent dim"]:
+        """Return what timm's `forward_features` would of photos alone; nothing is hidden."""
+        rows, columns = self.embeddings.grid({"rgb": images})
+        shown = Masks.showing(["rgb"], ["rgb"], batch=len(images), num_patches=rows * columns)
+        return self._latent({"rgb": images}, shown.to(images.device))[0]
+
+    def _latent(
+        self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
+    ) -> tuple[Float[Tensor, "batch latent dim"], tuple[int, int]]:
+        grid = self.embeddings.grid({name: maps[name] for name in masks.granularities if name in maps})
+        tokens = self.embeddings(maps, masks)
+        where = self.encoder.positions(grid, tokens.device)
+        return self.encoder(tokens + where[masks.visible_idx % len(where)]), grid

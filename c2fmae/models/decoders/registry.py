@@ -1,0 +1,98 @@
+"""Names of decoders, and the parts that each is made of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from timm.layers.norm import LayerNorm
+from torch import nn
+
+from c2fmae.core.registry import Registry
+from c2fmae.models.attention import CrossBlock, self_block
+from c2fmae.models.decoders.state import Entry
+from c2fmae.models.decoders.wirings import Carry, Cascaded, Context, Joint, Parallel, SelfAttention, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderPlan:
+    """All that a decoder is made from."""
+
+    width: int
+    """Of the encoder."""
+    granularities: tuple[str, ...]
+    """Of the model: their order is that of the tokens."""
+    stages: Mapping[str, str]
+    """The granularity that each stage predicts, in the order of the cascade."""
+    dim: int = 256
+    num_heads: int = 8
+    depth: int = 2
+    mlp_ratio: float = 4.0
+    context: Context = "all"
+    carry: Carry = "last"
+    query_residual: bool = True
+    entry: Literal["shared", "own"] = "shared"
+    has_norm: bool = False
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def enter(self) -> Entry:
+        """Make one way in."""
+        return Entry(self.width, self.dim, len(self.granularities))
+
+    def entries(self) -> list[Entry]:
+        """Make the ways in: one, or one a stage."""
+        return [self.enter() for _ in (range(1) if self.entry == "shared" else self.stages)]
+
+    def self_block(self) -> nn.Module:
+        """Make a self-attention block."""
+        return self_block(self.dim, self.num_heads, self.mlp_ratio)
+
+    def cross_block(self) -> nn.Module:
+        """Make a cross-attention block."""
+        return CrossBlock(self.dim, self.num_heads, self.mlp_ratio, query_residual=self.query_residual)
+
+    def make_stages(self, first: Callable[[], nn.Module]) -> dict[str, Stage]:
+        """Make every stage: a first block, then `depth` self-attention blocks."""
+        return {
+            name: Stage(self.index(granularity), first(), *(self.self_block() for _ in range(self.depth)))
+            for name, granularity in self.stages.items()
+        }
+
+    def index(self, granularity: str) -> int:
+        """Return a granularity's place in the tokens."""
+        return self.granularities.index(granularity)
+
+
+DECODERS: Registry[Callable[[DecoderPlan], nn.Module]] = Registry("decoder")
+
+
+@DECODERS.register("cascaded", "Each stage reads the one before it, in any order: C2FMAE's, coarse to fine.")
+def cascaded(plan: DecoderPlan) -> Cascaded:
+    """Make a cascade in the order of the stages."""
+    stages = plan.make_stages(plan.cross_block)
+    return Cascaded(plan.entries(), stages, context=plan.context, carry=plan.carry)
+
+
+@DECODERS.register("reversed", "The cascade from its last stage to its first: fine to coarse.")
+def backwards(plan: DecoderPlan) -> Cascaded:
+    """Make a cascade in the opposite order."""
+    return cascaded(replace(plan, stages=dict(reversed(list(plan.stages.items())))))
+
+
+@DECODERS.register("parallel", "No stage reads another: MultiMAE's.")
+def parallel(plan: DecoderPlan) -> Parallel:
+    """Make stages that share a context and nothing else."""
+    return Parallel(plan.entries(), plan.make_stages(plan.cross_block), context=plan.context)
+
+
+@DECODERS.register("self_attention", "Each stage reads its own granularity alone: no cross-attention.")
+def self_attention(plan: DecoderPlan) -> SelfAttention:
+    """Make stages of equal depth without a context."""
+    return SelfAttention(plan.entries(), plan.make_stages(plan.self_block))
+
+
+@DECODERS.register("joint", "All tokens read each other in the same blocks: MAE's.")
+def joint(plan: DecoderPlan) -> Joint:
+    """Make one stack of blocks for all tokens."""
+    norm = LayerNorm(plan.dim) if plan.has_norm else nn.Identity()
+    stages = {name: plan.index(granularity) for name, granularity in plan.stages.items()}
+    return Joint(plan.enter(), [plan.self_block() for _ in range(plan.depth)], norm, stages)

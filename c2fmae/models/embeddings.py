@@ -1,0 +1,94 @@
+"""From patches to tokens. What the encoder is not to see is not projected, nor even copied."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Integer, Shaped
+from timm.layers.patch_embed import PatchEmbed
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.masks import Masks
+from c2fmae.core.scene import IGNORE
+from c2fmae.models.patches import gather_patches, grid_of, label_stride
+
+
+class ImageEmbedding(nn.Module):
+    """Photos and other continuous maps: timm's patch embedding, so that what is trained is what is exported."""
+
+    def __init__(self, patch_embed: PatchEmbed) -> None:
+        super().__init__()
+        self.patch = patch_embed.patch_size[0]
+        self.proj = patch_embed.proj
+        self.norm = patch_embed.norm
+
+    def forward(
+        self, maps: Float[Tensor, "batch channels height width"], places: Int[Tensor, " place"]
+    ) -> Float[Tensor, "place dim"]:
+        """Project the patches at these places, counted through the batch."""
+        pixels = gather_patches(maps, self.patch, places).flatten(1)
+        return self.norm(F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias))  # type: ignore[no-any-return]
+
+
+class IdEmbedding(nn.Module):
+    """Id maps: an embedding of every cell's class, then a projection of the patch's cells."""
+
+    def __init__(self, num_classes: int, dim: int, *, patch: int, class_dim: int = 64) -> None:
+        super().__init__()
+        self.patch = patch // label_stride(patch)
+        self.num_classes = num_classes
+        self.classes = nn.Embedding(num_classes + 1, class_dim)  # the last row is for cells that nobody labelled
+        self.proj = nn.Linear(class_dim * self.patch**2, dim)
+
+    def forward(
+        self, maps: Integer[Tensor, "batch height width"], places: Int[Tensor, " place"]
+    ) -> Float[Tensor, "place dim"]:
+        """Project the patches at these places, counted through the batch."""
+        ids = gather_patches(maps, self.patch, places).flatten(1).int()
+        cells = self.classes(torch.where(ids == IGNORE, self.num_classes, ids))
+        return self.proj(cells.flatten(1))  # type: ignore[no-any-return]
+
+
+class Embeddings(nn.ModuleDict):
+    """The embeddings of a model's granularities, in their order."""
+
+    def grid(self, maps: Mapping[str, Shaped[Tensor, "batch *map"]]) -> tuple[int, int]:
+        """Return the rows and columns of patches, on which all maps must agree."""
+        grids = {name: grid_of(name, each, cast(int, self[name].patch)) for name, each in maps.items()}
+        first, grid = next(iter(grids.items()))
+        for name, other in grids.items():
+            if other != grid:
+                raise UserError(f"{name} has {other[0]}×{other[1]} patches, but {first} {grid[0]}×{grid[1]}")
+        return grid
+
+    def forward(
+        self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
+    ) -> Float[Tensor, "batch visible dim"]:
+        """Return a token for every visible patch, in the order of `masks.visible_idx`; positions are not in it."""
+        batch, num_visible = masks.visible_idx.shape
+        num_patches = masks.is_masked.shape[2]
+        granularity = (masks.visible_idx // num_patches).flatten()
+        image = torch.arange(batch, device=granularity.device).repeat_interleave(num_visible)
+        places = image * num_patches + (masks.visible_idx % num_patches).flatten()
+        places = F.pad(places, (0, 1))  # where `_members` points beyond the list
+        tokens = None
+        for index, name in enumerate(masks.granularities):
+            members = _members(granularity == index)
+            some = self[name](maps[name], places[members])
+            tokens = some.new_zeros(len(places), some.shape[1]) if tokens is None else tokens
+            tokens = tokens.index_copy(0, members, some)
+        assert tokens is not None
+        return tokens[:-1].view(batch, num_visible, -1)  # type: ignore[no-any-return]
+
+
+def _members(is_member: Bool[Tensor, " slot"]) -> Int[Tensor, " member"]:
+    """Return which slots are members: just these in eager mode on a CPU, where their number costs nothing to know.
+
+    Elsewhere the list has a fixed length, so that nothing waits for the device and nothing is ragged in a
+    compiled graph; what is too long of it points one beyond the last slot.
+    """
+    if is_member.device.type == "cpu" and not torch.compiler.is_compiling():
+        return is_member.nonzero()[:, 0]
+    return is_member.nonzero_static(size=len(is_member), fill_value=len(is_member))[:, 0]

@@ -1,0 +1,90 @@
+"""The encoder: any plain ViT of timm by name, its blocks run over our tokens."""
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import checkpoint_seq
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError, did_you_mean
+from c2fmae.models.attention import AttentionByDevice
+from c2fmae.models.positions import sincos_positions
+
+
+class Encoder(AttentionByDevice):
+    """A timm ViT's tokens, blocks and norm, under timm's names.
+
+    Its patch embedding is the rgb granularity's. Positions are sines and cosines, for any grid, or with
+    `keep_positions` the ViT's own table, resized to other grids; what that says of global token and registers is added
+    to these.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        *,
+        has_norm: bool = True,
+        keep_positions: bool = False,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim: int = vit.embed_dim
+        self.num_prefix: int = vit.num_prefix_tokens
+        self.checkpoint = checkpoint
+        self.cls_token, self.reg_token = vit.cls_token, vit.reg_token
+        self.norm_pre, self.blocks = vit.norm_pre, vit.blocks
+        self.norm = vit.norm if has_norm else nn.Identity()
+        self.pos_grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.register_buffer("pos_embed", None)
+        if keep_positions:
+            self._keep_positions(vit)
+        self._choose_attention()
+
+    def _keep_positions(self, vit: VisionTransformer) -> None:
+        if vit.pos_embed is None:
+            self.pos_embed = torch.zeros(1, vit.patch_embed.num_patches, self.dim)
+            return
+        table = vit.pos_embed.detach()
+        if not vit.no_embed_class:
+            if self.cls_token is not None:
+                self.cls_token = nn.Parameter(self.cls_token.detach() + table[:, :1])
+            if self.reg_token is not None:
+                self.reg_token = nn.Parameter(
+                    self.reg_token.detach() + table[:, self.num_prefix - vit.num_reg_tokens : self.num_prefix]
+                )
+            table = table[:, self.num_prefix :]
+        self.pos_embed = table.clone()
+
+    def positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patch dim"]:
+        """Return the positions of a grid's patches."""
+        if self.pos_embed is None:
+            return sincos_positions(grid, self.dim, device=device)
+        table = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.pos_grid), num_prefix_tokens=0)
+        return table.squeeze(0)  # type: ignore[no-any-return]
+
+    def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
+        """Run the blocks over tokens that have their positions; the global token and registers come first."""
+        prefix = [t.expand(len(tokens), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        x = self.norm_pre(torch.cat([*prefix, tokens], dim=1))
+        x = checkpoint_seq(self.blocks, x) if self.checkpoint and self.training else self.blocks(x)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+def create_vit(name: str, *, image_size: Sequence[int], channels: int = 3, drop_path: float = 0.0) -> VisionTransformer:
+    """Return a plain ViT of timm with random weights and no head; what is not one is an error."""
+    if not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models("*vit*"))
+        raise UserError(f"timm has no encoder named {name!r}. {hint or 'timm.list_models() names all'}")
+    vit = timm.create_model(
+        name, img_size=tuple(image_size), in_chans=channels, num_classes=0, drop_path_rate=drop_path
+    )
+    if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
+        raise UserError(
+            f"encoder {name!r} is a {type(vit).__name__}, which is not a plain ViT. Take vit_base_patch16_224"
+        )
+    return vit

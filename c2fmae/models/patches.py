@@ -1,0 +1,60 @@
+"""Between maps and their patches: all of them, or only those asked for."""
+
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+
+
+def label_stride(patch: int) -> int:
+    """Return how many pixels wide the cells of an id map are: the largest of 4, 2 and 1 that divides the patch.
+
+    >>> [label_stride(patch) for patch in (16, 14, 8, 7)]
+    [4, 2, 4, 1]
+    """
+    return next(stride for stride in (4, 2, 1) if patch % stride == 0)
+
+
+def grid_of(name: str, maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> tuple[int, int]:
+    """Return the rows and columns of patches; maps that they do not divide are an error."""
+    height, width = maps.shape[-2:]
+    if height % patch or width % patch or not height * width:
+        raise UserError(f"{name}: {height}×{width} is not divisible into patches of {patch}×{patch}")
+    return height // patch, width // patch
+
+
+def patchify(maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> Shaped[Tensor, "batch patch values"]:
+    """Cut photos [B, C, H, W] or id maps [B, H, W] into patches, whose values run over rows, columns, channels.
+
+    >>> patchify(torch.arange(16).view(1, 4, 4), 2)[0].tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    """
+    return _tiles(maps, patch).permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2)
+
+
+def unpatchify(
+    patches: Shaped[Tensor, "batch patch values"], grid: tuple[int, int], channels: int | None = None
+) -> Shaped[Tensor, "batch *channels height width"]:
+    """Undo `patchify`: photos of so many channels, or id maps where none are given."""
+    rows, columns = grid
+    side = round((patches.shape[2] / (channels or 1)) ** 0.5)
+    tiles = patches.unflatten(2, (side, side, channels or 1)).unflatten(1, (rows, columns))
+    maps = tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    return maps if channels else maps.squeeze(1)  # type: ignore[no-any-return]
+
+
+def gather_patches(
+    maps: Shaped[Tensor, "batch *channels height width"], patch: int, places: Int[Tensor, " place"]
+) -> Shaped[Tensor, "place channels {patch} {patch}"]:
+    """Copy the patches at these places, counted through the whole batch, and no others; id maps have one channel."""
+    tiles = _tiles(maps, patch)
+    rows, columns = tiles.shape[1:3]
+    image, place = places // (rows * columns), places % (rows * columns)
+    return tiles[image, place // columns, place % columns]
+
+
+def _tiles(maps: Tensor, patch: int) -> Tensor:
+    """View maps as [batch, row, column, channel, y, x]."""
+    batch, height, width = maps.shape[0], *maps.shape[-2:]
+    tiles = maps.reshape(batch, -1, height // patch, patch, width // patch, patch)
+    return tiles.permute(0, 2, 4, 1, 3, 5)

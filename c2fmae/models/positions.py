@@ -1,0 +1,28 @@
+"""Where a patch is, as numbers that are added to its token."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def sincos_positions(
+    grid: tuple[int, int], dim: int, *, device: torch.device | str | None = None
+) -> Float[Tensor, "patch {dim}"]:
+    """Return fixed positions in MAE's layout: sines and cosines of the column, then of the row.
+
+    >>> sincos_positions((1, 2), 4).tolist()
+    [[0.0, 1.0, 0.0, 1.0], [0.8414709568023682, 0.5403022766113281, 0.0, 1.0]]
+    """
+    if dim % 4:
+        raise ValueError(f"positions need a width divisible by 4, got {dim}")
+    quarter = torch.arange(dim // 4, dtype=torch.float64, device=device)
+    frequency = 10_000 ** (-quarter / (dim // 4))
+
+    def along(cells: int) -> Tensor:
+        angle = torch.arange(cells, dtype=torch.float64, device=device).unsqueeze(1) * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+    rows, columns = grid
+    column = along(columns).unsqueeze(0).expand(rows, -1, -1)
+    row = along(rows).unsqueeze(1).expand(-1, columns, -1)
+    return torch.cat([column, row], dim=2).flatten(0, 1)
