@@ -26,6 +26,7 @@ def grid_of(name: str, maps: Shaped[Tensor, "batch *channels height width"], pat
 def patchify(maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> Shaped[Tensor, "batch patch values"]:
     """Cut photos [B, C, H, W] or id maps [B, H, W] into patches, whose values run over rows, columns, channels.
 
+    >>> import torch
     >>> patchify(torch.arange(16).view(1, 4, 4), 2)[0].tolist()
     [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     """
