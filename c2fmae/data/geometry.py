@@ -26,26 +26,32 @@ class Box:
 
 
 def photo_size(scene: Scene) -> tuple[int, int]:
-    """Return height and width in pixels; without a photo, those of a map at full size."""
+    """Return height and width in pixels; with nothing but id maps, of these at full size."""
     for name, tensor in scene.maps.items():
-        if GRANULARITIES.get(name).kind == "image":
+        if GRANULARITIES.get(name).kind != "ids":
             return tensor.shape[-2], tensor.shape[-1]
     tensor = next(iter(scene.maps.values()))
     return tensor.shape[-2] * scene.label_stride, tensor.shape[-1] * scene.label_stride
 
 
 def cut(scene: Scene, box: Box, size: tuple[int, int], *, label_stride: int = 1, is_flipped: bool = False) -> Scene:
-    """Cut a box out of all maps and bring it to `size`, id maps to 1 / `label_stride` of that; then mirror them."""
+    """Cut a box out of all maps and bring it to `size`, id maps to 1 / `label_stride` of that; then mirror them.
+
+    Continuous maps are not interpolated: between a near and a far thing nothing lies at half the distance.
+    """
     if size[0] % label_stride or size[1] % label_stride:
         raise ValueError(f"label stride {label_stride} does not divide the size {size[0]}×{size[1]}")
     cells = (size[0] // label_stride, size[1] // label_stride)
     maps = {}
     for name, tensor in scene.maps.items():
-        if GRANULARITIES.get(name).resize == "antialias":
+        spec = GRANULARITIES.get(name)
+        if spec.resize == "antialias":
             resized = cut_photo(tensor, box, size)
             maps[name] = resized.flip(-1) if is_flipped else resized
-        else:
+        elif spec.kind == "ids":
             maps[name] = cut_ids(tensor, box, cells, stride=scene.label_stride, is_flipped=is_flipped)
+        else:
+            maps[name] = cut_ids(tensor, box, size, is_flipped=is_flipped)
     return Scene(scene.key, maps, scene.label, label_stride)
 
 

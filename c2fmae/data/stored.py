@@ -65,6 +65,8 @@ class StoredScenes(ABC):
         if GRANULARITIES.get(name).kind == "image":
             return decode_photo(data, where, self.info.channels)
         ids = decode_ids(data, where)
+        if GRANULARITIES.get(name).kind == "continuous":
+            return torch.from_numpy(ids.astype(np.int32))
         if name == "semantic":
             if ids.dtype == np.uint8 and self.info.ignore == IGNORE and fits(ids, len(self.info.classes)):
                 return torch.from_numpy(ids)
@@ -75,10 +77,12 @@ class StoredScenes(ABC):
         photos = [tensor for name, tensor in maps.items() if GRANULARITIES.get(name).kind == "image"]
         if not photos:
             return
-        (height, width), s = photos[0].shape[-2:], self.info.label_stride
-        expected = (-(-height // s), -(-width // s))
+        height, width = photos[0].shape[-2:]
         for name, ids in maps.items():
-            if GRANULARITIES.get(name).kind != "image" and tuple(ids.shape) != expected:
+            kind = GRANULARITIES.get(name).kind
+            s = self.info.label_stride if kind == "ids" else 1
+            expected = (-(-height // s), -(-width // s))
+            if kind != "image" and tuple(ids.shape) != expected:
                 at = f" at label_stride {s}" if s > 1 else ""
                 raise UserError(
                     f"{self.where(index, name)}: {ids.shape[1]}×{ids.shape[0]} cells, but a photo of {width}×{height}"

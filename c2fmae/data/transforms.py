@@ -6,7 +6,7 @@ from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64, Shaped, UInt8
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
@@ -132,3 +132,17 @@ def standardise(
     """Turn bytes into (value / 255 - mean) / std; done on the device, to which a quarter of the bytes travels."""
     scale, shift = 1 / (255 * std), -mean / std
     return torch.addcmul(shift.view(-1, 1, 1), photos, scale.view(-1, 1, 1))
+
+
+def middle_statistics(
+    maps: Shaped[Tensor, "batch height width"],
+) -> tuple[Float[Tensor, "batch 1 1"], Float[Tensor, "batch 1 1"]]:
+    """Return each image's mean and standard deviation without the lowest and the highest tenth of its values.
+
+    So MultiMAE standardises depth, whose unit is anybody's and whose extremes are mostly wrong.
+    """
+    values = maps.flatten(1).float()
+    tenth = values.shape[1] // 10
+    middle = values.sort(dim=1).values[:, tenth : values.shape[1] - tenth]
+    variance, mean = torch.var_mean(middle, dim=1, keepdim=True)
+    return mean.unsqueeze(2), (variance + 1e-6).sqrt().unsqueeze(2)

@@ -1,6 +1,7 @@
 """From a method's config to its model, what its heads learn, and its masks."""
 
 import torch
+from timm.layers.patch_embed import PatchEmbed
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES
@@ -36,7 +37,9 @@ def build_method(config: MethodConfig, *, seed: int = 0) -> MaskedAutoencoding:
     def embedding(name: str) -> ImageEmbedding | IdEmbedding:
         if GRANULARITIES.get(name).kind == "ids":
             return IdEmbedding(config.channels_of(name), encoder.dim, patch=patch)
-        return ImageEmbedding(vit.patch_embed)
+        if name == "rgb":
+            return ImageEmbedding(vit.patch_embed)
+        return ImageEmbedding(PatchEmbed(None, patch, config.channels_of(name), encoder.dim))
 
     heads = config.heads()
     settings = config.decoder.model_dump(exclude={"name", "order", "stage_per"})

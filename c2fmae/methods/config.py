@@ -114,12 +114,11 @@ class MethodConfig(Config):
             raise UserError(f"num_visible: {self.num_visible} patches cannot be visible of {count}")
         return self.num_visible
 
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def normalisation(self, granularity: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and standard deviation by which photos are standardised."""
-        channels = self.channels_of("rgb")
-        is_rgb = channels == len(IMAGENET_MEAN)
-        mean = self.mean or (IMAGENET_MEAN if is_rgb else (0.5,) * channels)
-        return mean, self.std or (IMAGENET_STD if is_rgb else (0.25,) * channels)
+        channels, is_rgb = self.channels_of(granularity), granularity == "rgb"
+        usual = (IMAGENET_MEAN, IMAGENET_STD) if is_rgb and channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+        return (is_rgb and self.mean) or usual[0], (is_rgb and self.std) or usual[1]
 
 
 def _check_different(setting: str, names: tuple[str, ...]) -> None:

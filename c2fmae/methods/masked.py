@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
-from c2fmae.data.transforms import standardise
+from c2fmae.data.transforms import middle_statistics, standardise
 from c2fmae.masking import Policy, mask_scenes, patch_regions
 from c2fmae.methods.config import MethodConfig
 from c2fmae.models.losses import hidden_count, hidden_error
@@ -65,15 +65,16 @@ class MaskedAutoencoding:
         relative to its patch, as `normalized_pixels`, borrows the mean and deviation of the true one.
         """
         maps = self.prepare(scenes)
+        was_training = self.model.training
+        self.model.eval()  # drop path is for training
         with torch.no_grad():
             predictions = self.model(maps, masks)
+        self.model.train(was_training)
         pictures = {}
-        for name, objective in self.objectives.items():
-            true = maps[objective.granularity]
-            picture = objective.target.picture(predictions[name], true)
-            is_masked = masks.is_masked[:, masks.granularities.index(objective.granularity)]
-            picture = _where_masked(is_masked, picture, true)
-            pictures[name] = self._to_bytes(picture) if objective.granularity == "rgb" else picture
+        for name, objective, is_masked in self._hidden(masks):
+            given = scenes.maps[objective.granularity]
+            picture = objective.target.picture(predictions[name], maps[objective.granularity])
+            pictures[name] = _where_masked(is_masked, self._restore(objective.granularity, picture, given), given)
         return SceneBatch(scenes.keys, pictures, scenes.labels)
 
     def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]:
@@ -82,15 +83,32 @@ class MaskedAutoencoding:
         for name in self.config.granularities:
             if name not in scenes.maps:
                 raise UserError(f"the scenes lack {name}; they have {', '.join(scenes.maps) or 'no maps'}")
-            spec, given = GRANULARITIES.get(name), scenes.maps[name]
-            if spec.kind == "ids":
+            kind, given = GRANULARITIES.get(name).kind, scenes.maps[name]
+            if kind == "ids":
                 self._check_ids(name, scenes)
                 maps[name] = given
-            else:
+            elif kind == "image":
                 self._check_photos(name, given)
-                mean, std = (values.to(given.device, non_blocking=True) for values in self._normalisation())
-                maps[name] = standardise(given, mean, std)
+                maps[name] = standardise(given, *self._normalisation(name, given.device))
+            else:
+                mean, deviation = middle_statistics(given)
+                maps[name] = ((given - mean) / deviation).unsqueeze(1)
         return maps
+
+    def _restore(self, name: str, picture: Tensor, given: Tensor) -> Tensor:
+        """Undo what `prepare` did to a map."""
+        kind = GRANULARITIES.get(name).kind
+        if kind == "image":
+            mean, std = (values.view(-1, 1, 1) for values in self._normalisation(name, given.device))
+            return ((picture * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        if kind == "continuous":
+            mean, deviation = middle_statistics(given)
+            return picture.squeeze(1) * deviation + mean
+        return picture
+
+    def _normalisation(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(values).to(device, non_blocking=True) for values in self.config.normalisation(name))
+        return mean, std
 
     def hide(
         self,
@@ -188,14 +206,6 @@ class MaskedAutoencoding:
                     f"{scenes.keys[image]}: {name} has the id {largest}, but the model knows {num_classes} "
                     f"(0 to {num_classes - 1}, and {IGNORE} for what nobody labelled). Set channels.{name}"
                 )
-
-    def _to_bytes(self, photos: Float[Tensor, "batch channels height width"]) -> Tensor:
-        mean, std = (t.to(photos.device).view(-1, 1, 1) for t in self._normalisation())
-        return ((photos * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-    def _normalisation(self) -> tuple[Tensor, Tensor]:
-        mean, std = self.config.normalisation()
-        return torch.tensor(mean), torch.tensor(std)
 
 
 def _where_masked(

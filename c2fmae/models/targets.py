@@ -48,7 +48,7 @@ class Target(Protocol):
 
 TARGETS: Registry[Callable[..., Target]] = Registry("target")
 
-TARGET_OF_KIND = {"image": "pixels", "ids": "labels"}
+TARGET_OF_KIND = {"image": "pixels", "ids": "labels", "continuous": "absolute"}
 """What is predicted of a granularity unless a config says otherwise."""
 
 
@@ -99,6 +99,16 @@ class NormalizedPixels(Pixels):
         """Return a photo, each patch with the mean and deviation of the true one."""
         mean, deviation = _statistics(patchify(maps, self.patch).float())
         return super().picture(predictions.float() * deviation + mean, maps)
+
+
+@TARGETS.register("absolute")
+@dataclass(frozen=True, kw_only=True)
+class Absolute(Pixels):
+    """Standardised values of a continuous map; mean absolute error."""
+
+    def error(self, predictions: Predictions, maps: Maps) -> Float[Tensor, "batch patch"]:
+        """Return each patch's mean absolute error."""
+        return F.l1_loss(predictions.float(), self.wanted(maps), reduction="none").mean(dim=2)
 
 
 @TARGETS.register("labels")

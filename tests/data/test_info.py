@@ -31,7 +31,7 @@ def test_classes_and_labels_have_names() -> None:
         ('{"classes": ["cat"]}', "classes.0: expected settings of its own (key: value), got 'cat'"),
         ('{"classes": [{"nme": "cat"}]}', "classes.0.name: is required"),
         ('{"lable_stride": 4}', "lable_stride: no such setting. Did you mean 'label_stride'?"),
-        ('{"granularities": ["x"]}', "no granularity named 'x'. Known: instance, rgb, semantic"),
+        ('{"granularities": ["x"]}', "no granularity named 'x'. Known: depth, instance, rgb, semantic"),
         ('{"mean": [0.5]}', "mean: expected 3 numbers, one a channel, got 1"),
         ('{"format": 2}', "format: input should be less than or equal to 1, got 2"),
     ],

@@ -358,7 +358,7 @@ def test_a_granularity_that_no_sample_has_is_told_once(tmp_path: Path) -> None:
     refuses(lambda: open_scenes(tree, granularities=needed), message)
     refuses(
         lambda: open_scenes(tree, granularities=("rbg",)),
-        "no granularity named 'rbg'. Did you mean 'rgb'? Known: instance, rgb, semantic",
+        "no granularity named 'rbg'. Did you mean 'rgb'? Known: depth, instance, rgb, semantic",
     )
 
 

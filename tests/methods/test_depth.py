@@ -1,0 +1,66 @@
+"""Depth as a fourth granularity: nothing in models or methods knows its name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import c2fmae
+from c2fmae.core.masks import Masks
+from c2fmae.core.scene import SceneBatch
+from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
+
+ORDER = ("semantic", "depth", "rgb")
+
+
+@pytest.fixture(scope="module")
+def batch() -> SceneBatch:
+    generator = torch.Generator().manual_seed(0)
+    rgb = torch.randint(0, 256, (2, 3, 32, 48), generator=generator, dtype=torch.uint8)
+    depth = torch.randint(0, 9999, (2, 32, 48), generator=generator, dtype=torch.int32)
+    semantic = torch.randint(0, 20, (2, 8, 12), generator=generator, dtype=torch.uint8)
+    return SceneBatch(("a", "b"), {"rgb": rgb, "depth": depth, "semantic": semantic})
+
+
+def method(name: str) -> MaskedAutoencoding:
+    settings = ["granularities=[semantic, depth, rgb]", "encoder.name=test_vit", "masking.policy=random"]
+    return build_method(METHODS.get(name)().override([*settings, "decoder.dim=32", "decoder.num_heads=4"]))
+
+
+@pytest.mark.parametrize("name", ["c2fmae", "multimae"])
+def test_a_step_with_depth_trains_every_parameter(name: str, batch: SceneBatch) -> None:
+    ours = method(name)
+    loss = ours.loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0))
+    loss.total.backward()
+    assert loss.parts["depth"] > 0
+    for parameter in ours.model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+
+
+def test_depth_is_predicted_in_its_own_unit_and_what_is_shown_stays(batch: SceneBatch) -> None:
+    ours = method("c2fmae")
+    shown = Masks.showing({"depth"}, ORDER, batch=2, num_patches=6)
+    assert torch.equal(ours.predict(batch, shown).maps["depth"], batch.maps["depth"].float())
+    hidden = Masks.showing({"rgb"}, ORDER, batch=2, num_patches=6)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            ours.model.get_parameter(f"heads.depth.{name}").zero_()  # predicts 0, which is the mean of the middle
+    predicted = ours.predict(batch, hidden).maps["depth"]
+    assert predicted.shape == (2, 32, 48)
+    torch.testing.assert_close(
+        predicted.mean(dim=(1, 2)), batch.maps["depth"].float().mean(dim=(1, 2)), rtol=0.05, atol=0
+    )
+
+
+def test_the_loss_does_not_depend_on_the_unit_of_depth(batch: SceneBatch) -> None:
+    ours = method("c2fmae")
+    in_feet = SceneBatch(batch.keys, {**batch.maps, "depth": batch.maps["depth"] * 3 + 5})
+    losses = [ours.loss(each, progress=0.0, generator=torch.Generator().manual_seed(0)) for each in (batch, in_feet)]
+    torch.testing.assert_close(losses[0].total, losses[1].total)
+
+
+def test_nothing_but_its_own_file_knows_of_depth() -> None:
+    root = Path(c2fmae.__file__).parent
+    knows = [path.name for path in root.rglob("*.py") if '"depth"' in path.read_text(encoding="utf-8")]
+    assert knows == ["depth.py"]
