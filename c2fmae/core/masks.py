@@ -43,7 +43,15 @@ class Masks:
         return cls(tuple(granularities), is_masked, places.view(len(is_visible), num_visible))
 
     @classmethod
-    def showing(cls, shown: Collection[str], granularities: Sequence[str], *, batch: int, num_patches: int) -> "Masks":
+    def showing(
+        cls,
+        shown: Collection[str],
+        granularities: Sequence[str],
+        *,
+        batch: int,
+        num_patches: int,
+        device: torch.device | None = None,
+    ) -> "Masks":
         """Show every patch of some granularities and no other, in all images alike.
 
         >>> Masks.showing({"rgb"}, ("semantic", "rgb"), batch=1, num_patches=2).visible_idx.tolist()
@@ -51,8 +59,11 @@ class Masks:
         """
         if unknown := sorted(set(shown) - set(granularities)):
             raise unknown_name("granularity", unknown[0], granularities)
-        is_masked = torch.tensor([name not in shown for name in granularities]).unsqueeze(1).expand(-1, num_patches)
-        return cls.of(is_masked.repeat(batch, 1, 1), granularities, num_visible=int((~is_masked).sum()))
+        is_shown = [name in shown for name in granularities]
+        is_masked = ~torch.tensor(is_shown, device=device).view(1, -1, 1).expand(batch, -1, num_patches)
+        places = torch.arange(len(is_shown) * num_patches, device=device).view(-1, num_patches)
+        visible = places[[index for index, is_there in enumerate(is_shown) if is_there]].flatten()
+        return cls(tuple(granularities), is_masked, visible.expand(batch, -1))
 
     @property
     def num_masked(self) -> Int[Tensor, "batch granularity"]:

@@ -45,8 +45,8 @@ class MultiGranularAutoencoder(nn.Module):
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent dim"]:
         """Return what timm's `forward_features` would of photos alone; nothing is hidden."""
         rows, columns = self.embeddings.grid({"rgb": images})
-        shown = Masks.showing(["rgb"], ["rgb"], batch=len(images), num_patches=rows * columns)
-        return self._latent({"rgb": images}, shown.to(images.device))[0]
+        shown = Masks.showing(["rgb"], ["rgb"], batch=len(images), num_patches=rows * columns, device=images.device)
+        return self._latent({"rgb": images}, shown)[0]
 
     def _latent(
         self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
