@@ -62,21 +62,26 @@ class MethodConfig(Config):
         for name in names:
             GRANULARITIES.get(name)
         _check_different("granularities", names)
+        # Of a granularity that is left out, settings may stay: leaving it out is then one change.
         for setting in ("channels", "targets", "concentration"):
             for name in getattr(self, setting):
-                if name not in names:
-                    raise UserError(f"{setting}: {unknown_name('granularity', name, names)}")
+                if name not in GRANULARITIES:
+                    raise UserError(f"{setting}: {unknown_name('granularity', name, GRANULARITIES)}")
         for name, targets in self.targets.items():
             for target in targets:
-                TARGETS.get(target)
+                _check_target(name, target)
             _check_different(f"targets.{name}", targets)
+        losses = {head.name for head in self.heads()}
         for name in self.weights:
-            if name not in (known := [head.name for head in self.heads()]):
-                raise UserError(f"weights: {unknown_name('loss', name, known)}")
+            if name not in losses and name not in GRANULARITIES:
+                raise UserError(f"weights: {unknown_name('loss', name, losses)}")
         order = self.decoder.order or names
         _check_different("decoder.order", order)
-        if set(order) != set(names):
-            raise UserError(f"decoder.order: expected {', '.join(names)} in any order, got {', '.join(order)}")
+        for name in order:
+            if name not in names:
+                raise UserError(f"decoder.order: {unknown_name('stage', name, names)}")
+        if missing := [name for name in names if name not in order]:
+            raise UserError(f"decoder.order: leaves out {', '.join(missing)}")
         for name in names:
             if GRANULARITIES.get(name).kind == "ids" and self.channels_of(name) > IGNORE:
                 raise UserError(
@@ -119,6 +124,12 @@ class MethodConfig(Config):
         channels, is_rgb = self.channels_of(granularity), granularity == "rgb"
         usual = (IMAGENET_MEAN, IMAGENET_STD) if is_rgb and channels == 3 else ((0.5,) * channels, (0.25,) * channels)
         return (is_rgb and self.mean) or usual[0], (is_rgb and self.std) or usual[1]
+
+
+def _check_target(granularity: str, name: str) -> None:
+    kind, kinds = GRANULARITIES.get(granularity).kind, getattr(TARGETS.get(name), "kinds", None)
+    if kinds is not None and kind not in kinds:
+        raise UserError(f"targets.{granularity}: {name!r} is for maps of kind {' or '.join(kinds)}, not {kind}")
 
 
 def _check_different(setting: str, names: tuple[str, ...]) -> None:

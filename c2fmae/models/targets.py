@@ -6,7 +6,7 @@ map). An outside package adds one by registering it in `TARGETS`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ _EPS = 1e-6
 
 @runtime_checkable
 class Target(Protocol):
-    """One thing to predict of every patch."""
+    """One thing to predict of every patch. It may say in `kinds` of which kinds of maps."""
 
     @property
     def size(self) -> int:
@@ -57,6 +57,7 @@ TARGET_OF_KIND = {"image": "pixels", "ids": "labels", "continuous": "absolute"}
 class Pixels:
     """Standardised pixels; mean squared error."""
 
+    kinds: ClassVar = ("image", "continuous")
     channels: int
     patch: int
 
@@ -116,6 +117,7 @@ class Absolute(Pixels):
 class Labels:
     """The class of every cell of an id map; cross-entropy, unlabelled cells left out."""
 
+    kinds: ClassVar = ("ids",)
     channels: int
     patch: int
 
