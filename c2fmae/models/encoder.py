@@ -80,11 +80,17 @@ def create_vit(name: str, *, image_size: Sequence[int], channels: int = 3, drop_
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models("*vit*"))
         raise UserError(f"timm has no encoder named {name!r}. {hint or 'timm.list_models() names all'}")
-    vit = timm.create_model(
-        name, img_size=tuple(image_size), in_chans=channels, num_classes=0, drop_path_rate=drop_path
-    )
-    if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
-        raise UserError(
-            f"encoder {name!r} is a {type(vit).__name__}, which is not a plain ViT. Take vit_base_patch16_224"
+    try:
+        vit = timm.create_model(
+            name,
+            img_size=tuple(image_size),
+            in_chans=channels,
+            num_classes=0,
+            drop_path_rate=drop_path,
+            fc_norm=False,  # a ViT that norms after pooling would have no norm here
         )
+    except TypeError:  # it does not know these settings
+        vit = None
+    if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
+        raise UserError(f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224")
     return vit
