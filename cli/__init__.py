@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 from c2fmae_cli.data import data
+from c2fmae_cli.describe import describe
 from c2fmae_cli.doctor import doctor
 from c2fmae_cli.plugins import plugins
+from c2fmae_cli.recipes import recipes
 from c2fmae_cli.view import view
 
 from c2fmae import __version__
@@ -27,6 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(view, name="view")
+app.add_typer(recipes, name="recipes")
+app.command()(describe)
 app.command()(plugins)
 app.command()(doctor)
 

@@ -2,14 +2,15 @@
 
 
 def plugins() -> None:
-    """List every plug-in: masks, curricula, granularities, … those of other packages included."""
-    # Registries exist once the wings that hold them are imported.
-    import c2fmae.core.scene
-    import c2fmae.data
-    import c2fmae.masking  # noqa: F401
+    """List every plug-in: masks, decoders, methods, recipes, … those of other packages included."""
+    # Registries exist once the wings that hold them are imported: methods bring masking, models and data.
+    import c2fmae.methods
+    import c2fmae.recipes  # noqa: F401
     from c2fmae.core.registry import registries
 
     for registry in registries():
         print(registry.kind)
-        for name in registry:
-            print(f"  {name:14s} {registry.describe(name)}")
+        names = list(registry)
+        width = max(14, *map(len, names))
+        for name in names:
+            print(f"  {name:{width}s} {registry.describe(name)}")

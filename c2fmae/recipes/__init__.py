@@ -1,1 +1,17 @@
-"""Named experiments: functions that return a full config. Nothing here yet."""
+"""Named experiments: each is a function that returns a full config.
+
+Names and what is said of them are plain data, so that a list of them needs neither torch nor timm. A recipe imports
+these when it is called.
+
+>>> from c2fmae.recipes import RECIPES
+>>> recipe = RECIPES.get("c2fmae-b")()
+>>> recipe.method.encoder.name, recipe.method.decoder.name
+('vit_base_patch16_224', 'cascaded')
+>>> recipe.override(["method.decoder.name=parallel"]).deviations[-1]
+'changed: method.decoder.name=parallel'
+"""
+
+from c2fmae.recipes import ablations, sizes, small  # noqa: F401 - each registers its recipes
+from c2fmae.recipes.registry import RECIPES, Recipe
+
+__all__ = ["RECIPES", "Recipe"]

@@ -10,6 +10,8 @@ import pytest
 import c2fmae.core.scene
 import c2fmae.data
 import c2fmae.masking
+import c2fmae.methods
+import c2fmae.recipes
 from c2fmae.core.errors import UserError
 from c2fmae.core.registry import Registry, registries
 

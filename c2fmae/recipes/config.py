@@ -1,0 +1,48 @@
+"""A recipe as YAML holds it, and where it is read from: a name or a file."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
+
+from c2fmae.core.config import Config
+from c2fmae.methods import MethodConfig
+from c2fmae.recipes.registry import RECIPES
+
+R = TypeVar("R", bound="RecipeConfig")
+
+
+class RecipeConfig(Config):
+    """A named experiment, with what is known of it and what is not."""
+
+    name: Annotated[str, Field(min_length=1)]
+    title: str
+    source: str
+    """The paper, table or code that it is from."""
+    reported: tuple[str, ...] = ()
+    """What papers report of it, never a figure of this project's."""
+    deviations: tuple[str, ...] = ()
+    """Where it departs from its source, or reads what its source leaves open; most name the setting to change."""
+    unmeasured: tuple[str, ...] = ()
+    """What this project has not measured."""
+    method: MethodConfig
+
+    @classmethod
+    def read(cls: type[R], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None) -> R:
+        """Read as every config is; changes are noted among the deviations, since what is reported is not of them."""
+        overrides = list(overrides)
+        recipe = super().read(values, overrides, source=source)
+        notes = [f"changed: {override}" for override in overrides]
+        return recipe.model_copy(update={"deviations": (*recipe.deviations, *notes)})
+
+
+def is_file(source: str) -> bool:
+    """Return whether that is the name of a YAML file rather than of a recipe."""
+    return source.endswith((".yaml", ".yml"))
+
+
+def read_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
+    """Return the recipe of that name, or of that YAML file, with `a.b=value` changes."""
+    if is_file(source):
+        return RecipeConfig.from_yaml(source, overrides)
+    return RECIPES.get(source)().override(overrides)

@@ -1,0 +1,120 @@
+"""C2FMAE, MAE and MultiMAE at five sizes. ViT-B is the paper's; the others differ from it in the encoder alone."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from c2fmae.recipes.registry import Recipe, register
+
+PAPER = (
+    'the C2FMAE paper, "From Semantics to Pixels: Coarse-to-Fine Masked Autoencoders for Hierarchical Visual '
+    'Understanding"'
+)
+
+REPRODUCED_NOTHING = "pre-training on ImageNet-1K and all that follows: no figure that is reported has been reproduced"
+
+SIZES = {
+    "ti": ("ViT-Ti", "vit_tiny_patch16_224"),
+    "s": ("ViT-S", "vit_small_patch16_224"),
+    "b": ("ViT-B", "vit_base_patch16_224"),
+    "l": ("ViT-L", "vit_large_patch16_224"),
+    "h": ("ViT-H/14", "vit_huge_patch14_224"),
+}
+
+_OTHER_SIZE = "the paper has no results at this size; the decoder stays that of ViT-B"
+_HUGE = "patches of 14 pixels: N = 256 a granularity, T = {visible} of {total} visible"
+_HUGE_MAPS = "; cells of id maps are 2 pixels wide, 7×7 a patch"
+
+
+class _Family(NamedTuple):
+    method: str
+    title: str
+    source: str
+    reported: tuple[str, ...]
+    deviations: Mapping[str, str]
+    own_sizes: tuple[str, ...]
+    """Sizes that the source has."""
+    huge: str
+    """What patches of 14 pixels change."""
+
+
+FAMILIES = (
+    _Family(
+        method="c2fmae",
+        title="C2FMAE with {size}: three granularities, a cascaded decoder, a curriculum of masks.",
+        source=f"{PAPER}, sections III and IV-A",
+        reported=(
+            "Table I: 83.7 % top-1 on ImageNet-1K, fine-tuned after 400 epochs; 84.2 % after 1600; "
+            "84.4 % after 1600 with all granularities as input",
+            "Table II: 50.1 box AP and 44.1 mask AP on COCO with Mask R-CNN, after 1600 epochs",
+            "Table III: 49.1 mIoU on ADE20K with UperNet, after 1600 epochs",
+            "Table IV: 35.2 % on IN-A, 50.6 % on IN-R, 37.4 % on IN-S, mCE 48.8 on IN-C, score 43.6",
+        ),
+        deviations={
+            "masking.curriculum": "straight slopes; the text gives the order of the phases, but not the curves "
+            "of Figure 3",
+            "masking.blend": "the patches of highest score, as Eq. 11 says, which is a hard switch wherever one "
+            "coefficient exceeds a half; sample and quota are smooth",
+            "masking.object_share": "0.75; the paper says only that objects get the larger part",
+            "masking.max_objects": "all objects count; the paper takes all or some, and gives no rule",
+            "channels.instance": "32 ids, background included, the largest object first; the paper gives neither "
+            "their number nor their order",
+            "decoder.context": "a stage reads all tokens, hidden ones too, as Eq. 2 says; `visible` is MultiMAE's "
+            "way, and which of the two teaches more at this size has not been measured",
+            "decoder.carry": "a stage reads the one before it alone, as Eq. 2 says",
+            "decoder.query_residual": "on; the paper does not say, and MultiMAE has none",
+            "encoder.has_norm": "no norm between encoder and decoder, as in MultiMAE; the paper does not say",
+            "targets": "standardised pixels alone, since Eq. 12 has three terms; MAE's are normalised by patch",
+            "average": "each image's mean over what is hidden, then the images' mean, as in MultiMAE; the paper does "
+            "not say",
+        },
+        own_sizes=("b",),
+        huge=_HUGE.format(visible=128, total=768) + _HUGE_MAPS,
+    ),
+    _Family(
+        method="mae",
+        title="MAE with {size}: photos alone, random masks, a joint decoder.",
+        source='MAE (He et al., 2022), "Masked Autoencoders Are Scalable Vision Learners", and its official code',
+        reported=(
+            "the C2FMAE paper, Table I: 82.9 % top-1 on ImageNet-1K, fine-tuned after 400 epochs (its authors' run); "
+            "83.6 % after 1600",
+            "the C2FMAE paper, Tables II and III: 48.3 box AP and 42.5 mask AP on COCO, 48.1 mIoU on ADE20K, "
+            "after 1600 epochs",
+            "the C2FMAE paper, Table IV: 35.9 % on IN-A, 48.3 % on IN-R, 34.5 % on IN-S, mCE 51.7 on IN-C, score 41.8",
+        ),
+        deviations={},
+        own_sizes=("b", "l", "h"),
+        huge=_HUGE.format(visible=64, total=256),
+    ),
+    _Family(
+        method="multimae",
+        title="MultiMAE with {size}: three granularities, a decoder for each, random masks.",
+        source=f'MultiMAE (Bachmann et al., 2022) over the granularities of {PAPER}: Table V, "+ Our Dataset (R+I+S)"',
+        reported=("the C2FMAE paper, Table V: 83.0 % top-1 on ImageNet-1K, fine-tuned after 400 epochs",),
+        deviations={
+            "granularities": "semantic, instance and rgb; MultiMAE's own are rgb, depth and semantic, as in the "
+            "recipe table5-multimae",
+        },
+        own_sizes=("b",),
+        huge=_HUGE.format(visible=128, total=768) + _HUGE_MAPS,
+    ),
+)
+
+
+def _recipe(family: _Family, size: str) -> Recipe:
+    vit, encoder = SIZES[size]
+    notes = [_OTHER_SIZE] if size not in family.own_sizes else []
+    notes += [family.huge] if size == "h" else []
+    is_base = size == "b"
+    return Recipe(
+        name=f"{family.method}-{size}",
+        title=family.title.format(size=vit),
+        method=family.method,
+        changes=() if is_base else (f"encoder.name={encoder}",),
+        source=family.source,
+        reported=family.reported if is_base else (),
+        deviations={**({"encoder.name": "; ".join(notes)} if notes else {}), **family.deviations},
+        unmeasured=(REPRODUCED_NOTHING if is_base else "training, and every accuracy after it",),
+    )
+
+
+BY_NAME = {recipe.name: register(recipe) for recipe in (_recipe(family, size) for family in FAMILIES for size in SIZES)}

@@ -1,0 +1,28 @@
+"""Recipes for a laptop and generated scenes. They run in no time and are from no paper."""
+
+from c2fmae.recipes.registry import Recipe, register
+
+register(
+    Recipe(
+        name="c2fmae-debug",
+        title="C2FMAE in miniature: generated scenes of 64 pixels, a step in a fraction of a second on a CPU.",
+        method="c2fmae",
+        changes=(
+            "encoder.name=test_vit",
+            "image_size=[64, 64]",
+            "channels.semantic=23",
+            "decoder.dim=64",
+            "decoder.num_heads=4",
+            "decoder.context=visible",
+            "concentration={semantic: 0.3, instance: 0.3, rgb: 6}",
+        ),
+        source="none; it is for tests and first tries",
+        deviations={
+            "channels.semantic": "the classes of generated scenes",
+            "decoder.context": "what the encoder saw and the stage before, instead of all tokens: in a first look at "
+            "small models all tokens hardly taught them to tell classes by photos",
+            "concentration": "most of what is visible is of photos, since nothing else will be there downstream",
+        },
+        unmeasured=("what it learns",),
+    )
+)

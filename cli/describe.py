@@ -1,0 +1,22 @@
+"""`c2fmae describe`: what a recipe's model is made of."""
+
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
+
+
+def describe(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file of one.")],
+    set_: Set = None,
+) -> None:
+    """Print a recipe's architecture: what reads what, shapes, parameters and operations of each part."""
+    from c2fmae.eval.describe import describe as describe_method
+    from c2fmae.recipes.config import read_recipe
+
+    config = read_recipe(recipe, set_ or [])
+    print(f"{config.name}  {config.title}\n")
+    print(describe_method(config.method))
+    print(f"\nnext: c2fmae recipes show {quote(recipe)}, which has every setting")

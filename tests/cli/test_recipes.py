@@ -1,0 +1,175 @@
+"""`c2fmae recipes` as its user meets it: in processes of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from c2fmae.recipes import RECIPES
+from c2fmae.recipes.config import RecipeConfig
+
+pytestmark = pytest.mark.once
+
+NAMES = list(RECIPES)  # before any example of the documentation adds its own
+
+
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "c2fmae_cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+
+
+# Several calls of `recipes show` in one process, since most of the time of each is the import of torch.
+SCRIPT = """
+import shlex, sys
+import c2fmae_cli
+for line in sys.stdin:
+    sys.argv = ["c2fmae", "recipes", "show", *shlex.split(line)]
+    try:
+        c2fmae_cli.main()
+    except SystemExit as end:
+        print("->", end.code or 0, flush=True)
+"""
+
+
+def show(*lines: str, cwd: Path) -> tuple[list[tuple[int, str]], str]:
+    """Return exit code and output of each call, and what went to stderr."""
+    command = [sys.executable, "-c", SCRIPT]
+    given = "".join(f"{line}\n" for line in lines)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, cwd=cwd, timeout=120)
+    results, said = [], ""
+    for line in done.stdout.splitlines(keepends=True):
+        if line.startswith("-> "):
+            results.append((int(line.removeprefix("-> ")), said))
+            said = ""
+        else:
+            said += line
+    return results, done.stderr
+
+
+def test_all_recipes_are_listed_by_family_in_a_line_each() -> None:
+    done = run("recipes")
+    assert (done.returncode, done.stderr) == (0, "")
+    *lines, last = done.stdout.splitlines()
+    families = [line for line in lines if not line.startswith(" ")]
+    assert families == ["c2fmae", "mae", "multimae", "table5", *(f"table6{part}" for part in "abcdef")]
+    column = lines[1].index("C2FMAE with")
+    entries = [line for line in lines if line.startswith(" ")]
+    assert [line[:column].strip() for line in entries] == NAMES
+    assert [line[column:] for line in entries] == [RECIPES.describe(name) for name in NAMES]
+    assert max(map(len, entries)) <= 120
+    assert last == "next: c2fmae recipes show c2fmae-b"
+
+
+def test_the_list_comes_without_torch() -> None:
+    script = (
+        "import sys, c2fmae_cli\n"
+        "sys.argv = ['c2fmae', 'recipes']\n"
+        "try: c2fmae_cli.main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "  mae-b               MAE with ViT-B" in done.stdout
+
+
+def test_what_is_shown_is_a_file_that_is_read_back_and_mistakes_are_one_message(tmp_path: Path) -> None:
+    recipe = RECIPES.get("table6d-parallel")()
+    (tmp_path / "mine.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    changes = "--set method.num_visible=147 --set 'method.decoder.order=[rgb, instance, semantic]'"
+    ((code, shown), (_, again), (_, changed), *refused), errors = show(
+        "table6d-parallel",
+        "mine.yaml",
+        f"c2fmae-b {changes}",
+        "table6d-paralel",
+        "c2fmae-b --set method.decodr.name=parallel --set metod.num_visible=1",
+        "c2fmae-b --set method.decoder.name=paralel",
+        "mine.yaml --set method.nmae=x",
+        "none.yaml",
+        cwd=tmp_path,
+    )
+    assert code == 0
+    assert shown == recipe.to_yaml() + (
+        "# next: c2fmae recipes show table6d-parallel > mine.yaml; change it; c2fmae describe mine.yaml\n"
+    )
+    assert shown.startswith("name: table6d-parallel\ntitle: 'Table VI d: ")
+    (tmp_path / "saved.yaml").write_text(shown, encoding="utf-8")
+    assert RecipeConfig.from_yaml(tmp_path / "saved.yaml") == recipe
+    assert again == recipe.to_yaml() + "# next: c2fmae describe mine.yaml\n"
+    assert (
+        "- 'changed: method.num_visible=147'\n- 'changed: method.decoder.order=[rgb, instance, semantic]'\n" in changed
+    )
+    assert "  num_visible: 147\n" in changed
+    assert f"\n# next: c2fmae recipes show c2fmae-b {changes} > mine.yaml; " in changed
+    assert refused == [(2, "")] * 5
+    assert errors.splitlines() == [
+        f"error: no recipe named 'table6d-paralel'. Did you mean 'table6d-parallel'? Known: {', '.join(NAMES)}",
+        "error: --set: 2 problems",
+        "  method.decodr: no such setting. Did you mean 'decoder'?",
+        "  metod: no such setting. Did you mean 'method'?",
+        "error: --set: method.decoder: no decoder named 'paralel'. Did you mean 'parallel'? "
+        "Known: cascaded, joint, parallel, reversed, self_attention",
+        "error: mine.yaml: method.nmae: no such setting. Did you mean 'name'?",
+        "error: none.yaml: cannot be read: No such file or directory",
+    ]
+
+
+def test_an_unknown_word_behind_recipes_is_answered_with_exit_code_2() -> None:
+    done = run("recipes", "shwo")
+    assert done.returncode == 2
+    assert "shwo" in done.stderr
+
+
+PACKAGE = '''
+"""A recipe as another package would write it."""
+
+from c2fmae.methods import METHODS
+from c2fmae.recipes import RECIPES
+from c2fmae.recipes.config import RecipeConfig
+
+
+@RECIPES.register("narrow-b")
+def narrow_b() -> RecipeConfig:
+    """C2FMAE with a decoder half as wide."""
+    method = METHODS.get("c2fmae")().override(["decoder.dim=128"])
+    return RecipeConfig(name="narrow-b", title="C2FMAE with a decoder half as wide.", source="me", method=method)
+'''
+
+
+def test_a_recipe_of_another_package_is_listed_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "narrow.py").write_text(PACKAGE)
+    info = tmp_path / "narrow-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: narrow\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[c2fmae.plugins]\nnarrow = narrow\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    listed = run("recipes").stdout.splitlines()
+    assert listed[listed.index("narrow") + 1].split(maxsplit=1) == ["narrow-b", "C2FMAE with a decoder half as wide."]
+    ((code, shown),), errors = show("narrow-b", cwd=tmp_path)
+    assert (code, errors) == (0, "")
+    assert "    dim: 128\n" in shown
+
+
+def test_plugins_lists_decoders_targets_methods_and_recipes_in_straight_columns() -> None:
+    done = run("plugins")
+    assert (done.returncode, done.stderr) == (0, "")
+    kinds = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert {"decoder", "target", "method", "recipe", "mask", "curriculum", "granularity", "dataset"} <= set(kinds)
+    recipes = done.stdout.partition("\nrecipe\n")[2].splitlines()[: len(NAMES)]
+    column = recipes[0].index(RECIPES.describe("c2fmae-b"))
+    assert [line[column:] for line in recipes] == [RECIPES.describe(name) for name in NAMES]
+
+
+def test_describe_prints_the_architecture_of_a_recipe_and_of_a_changed_one() -> None:
+    done = run("describe", "c2fmae-debug", "--set", "method.decoder.name=parallel")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("c2fmae-debug  C2FMAE in miniature")
+    assert any(line.startswith("decoder     parallel ") for line in lines)
+    assert lines[-1] == "next: c2fmae recipes show c2fmae-debug, which has every setting"
+
+
+def test_describe_suggests_the_recipe_that_was_meant() -> None:
+    done = run("describe", "c2fmae-bb")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no recipe named 'c2fmae-bb'. Did you mean 'c2fmae-b'?")

@@ -1,0 +1,350 @@
+"""Every recipe is built, without memory for its weights, and compared with what its source says of it."""
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import SceneBatch
+from c2fmae.data import CentralView, open_scenes
+from c2fmae.masking.policies import Progressive
+from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
+from c2fmae.models import Head, MultiGranularAutoencoder
+from c2fmae.models.decoders import Cascaded, Joint, Parallel, SelfAttention, Stage
+from c2fmae.recipes import RECIPES
+from c2fmae.recipes.ablations import ABLATIONS, Ablation
+from c2fmae.recipes.config import RecipeConfig, read_recipe
+from c2fmae.recipes.registry import Recipe
+
+# Encoder: width×depth/patch, and whether a norm ends it. Patches: visible/all. Decoder: kind, what its stages read,
+# width×blocks of a stage. Stages: `>` where one reads the one before it. Heads: predicted values of a patch, and the
+# weight of the loss. Hidden: the masks in the order of training.
+TABLE = """
+recipe              encoder          patches  decoder                 stages   heads                  hidden
+c2fmae-ti           192×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+c2fmae-s            384×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+c2fmae-b            768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+c2fmae-l            1024×24/16       98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+c2fmae-h            1280×32/14       128/768  Cascaded/all/256×3      S>I>R    S6517,I1568,R588       SG>IG>RD
+mae-ti              192×12/16+norm   49/196   Joint/512×8             R        R768                   RD
+mae-s               384×12/16+norm   49/196   Joint/512×8             R        R768                   RD
+mae-b               768×12/16+norm   49/196   Joint/512×8             R        R768                   RD
+mae-l               1024×24/16+norm  49/196   Joint/512×8             R        R768                   RD
+mae-h               1280×32/14+norm  64/256   Joint/512×8             R        R588                   RD
+multimae-ti         192×12/16        98/588   Parallel/visible/256×3  S|I|R|N  S2128,I512,R768,N768   RD
+multimae-s          384×12/16        98/588   Parallel/visible/256×3  S|I|R|N  S2128,I512,R768,N768   RD
+multimae-b          768×12/16        98/588   Parallel/visible/256×3  S|I|R|N  S2128,I512,R768,N768   RD
+multimae-l          1024×24/16       98/588   Parallel/visible/256×3  S|I|R|N  S2128,I512,R768,N768   RD
+multimae-h          1280×32/14       128/768  Parallel/visible/256×3  S|I|R|N  S6517,I1568,R588,N588  RD
+table5-multimae     768×12/16        98/588   Parallel/visible/256×3  S|D|R|N  S2128,D256,R768,N768   RD
+table5-own-labels   768×12/16        98/588   Parallel/visible/256×3  S|I|R|N  S2128,I512,R768,N768   RD
+table5-cascade      768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        RD
+table5-curriculum   768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+table6a-98          768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+table6a-147         768×12/16        147/588  Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+table6a-196         768×12/16        196/588  Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+table6b-rd          768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        RD
+table6b-ig          768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        IG
+table6b-sg          768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG
+table6c-ig-sg-rd    768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        IG>SG>RD
+table6c-rd-ig-sg    768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        RD>IG>SG
+table6c-sg-ig-rd    768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+table6d-parallel    768×12/16        98/588   Parallel/all/256×3      S|I|R    S2128,I512,R768        SG>IG>RD
+table6d-no-ca       768×12/16        98/588   SelfAttention/256×3     S|I|R    S2128,I512,R768        SG>IG>RD
+table6d-r-i-s       768×12/16        98/588   Cascaded/all/256×3      R>I>S    S2128,I512,R768        SG>IG>RD
+table6d-s-i-r       768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+table6e-r           768×12/16        49/196   Cascaded/all/256×3      R        R768                   RD
+table6e-r-s         768×12/16        65/392   Cascaded/all/256×3      S>R      S2128,R768             RD
+table6e-r-i         768×12/16        65/392   Cascaded/all/256×3      I>R      I512,R768              RD
+table6e-r-i-s       768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        RD
+table6e-curriculum  768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+table6f-111         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768        SG>IG>RD
+table6f-112         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768×2      SG>IG>RD
+table6f-121         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512×2,R768      SG>IG>RD
+table6f-211         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128×2,I512,R768      SG>IG>RD
+c2fmae-debug        64×6/16          8/48     Cascaded/visible/64×3   S>I>R    S368,I512,R768         SG>IG>RD
+"""
+
+SHORT = {"semantic": "S", "instance": "I", "depth": "D", "rgb": "R", "rgb_normalized_pixels": "N"}
+MASKS = {"semantic": "SG", "instance": "IG", "random": "RD"}
+ROWS = {line.split()[0]: " ".join(line.split()) for line in TABLE.strip().splitlines()[1:]}
+NAMES = list(RECIPES)  # before any example of the documentation adds its own
+ABLATION_ROWS = [row for rows in ABLATIONS.values() for row in rows]
+
+
+def described(recipe: RecipeConfig, method: MaskedAutoencoding) -> str:
+    """Return a row of the table, read off what was built."""
+    config, model = recipe.method, method.model
+    assert isinstance(model, MultiGranularAutoencoder)
+    encoder, decoder = model.encoder, model.decoder
+    num_patches = config.image_size[0] // method.patch * (config.image_size[1] // method.patch)
+    kind = [type(decoder).__name__]
+    stages: Iterable[str]
+    if isinstance(decoder, Joint):
+        stages, depth = decoder.granularities, len(decoder.blocks)
+    else:
+        assert isinstance(decoder, Cascaded | Parallel | SelfAttention)
+        (depth,) = {1 + len(stage.rest) for stage in decoder.stages.values() if isinstance(stage, Stage)}
+        stages = decoder.places
+        kind += [] if isinstance(decoder, SelfAttention) else [decoder.context]
+    size = f"{encoder.dim}×{len(list(encoder.blocks.children()))}/{method.patch}"
+    heads = {name: head for name, head in model.heads.items() if isinstance(head, Head)}
+    (dim,) = {head.in_features for head in heads.values()}
+    weights = {name: f"×{objective.weight:g}".removesuffix("×1") for name, objective in method.objectives.items()}
+    cells = [
+        recipe.name,
+        size + "+norm" * isinstance(encoder.norm, torch.nn.LayerNorm),
+        f"{config.visible_of(num_patches)}/{len(config.granularities) * num_patches}",
+        "/".join([*kind, f"{dim}×{depth}"]),
+        (">" if isinstance(decoder, Cascaded) else "|").join(SHORT[stage] for stage in stages),
+        ",".join(f"{SHORT[name]}{head.out_features}{weights[name]}" for name, head in heads.items()),
+        ">".join(hidden(method)),
+    ]
+    return " ".join(cells)
+
+
+def hidden(method: MaskedAutoencoding) -> list[str]:
+    """Return the masks that lead at the start, in the middle and at the end."""
+    policy = method.policy
+    if not isinstance(policy, Progressive):
+        return [MASKS[type(policy).__name__.lower()]]
+    leading = []
+    for progress in (0.0, 0.5, 1.0):
+        alpha, beta = policy.curriculum(progress)
+        leading.append(max(zip((alpha, beta, 1 - alpha - beta), MASKS.values(), strict=True))[1])
+    return leading
+
+
+def leaves(tree: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yield every setting with its dotted path."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}.{key}")
+    else:
+        yield path, tree
+
+
+def settings(name: str) -> dict[str, object]:
+    return dict(leaves(RECIPES.get(name)().method.model_dump(), "method"))
+
+
+def differing(one: dict[str, object], other: dict[str, object]) -> set[str]:
+    """Return the settings that differ; an empty group, such as `weights`, is none beside its first entry."""
+    paths = {path for path in one.keys() | other.keys() if one.get(path, "-") != other.get(path, "-")}
+    return {path for path in paths if not any(longer.startswith(f"{path}.") for longer in paths)}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow where cores are shared, and a small model needs none."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    assert set(NAMES) == set(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_recipe_builds_what_its_source_says(name: str) -> None:
+    recipe = RECIPES.get(name)()
+    with torch.device("meta"):
+        method = build_method(recipe.method)
+    assert described(recipe, method) == ROWS[name]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_recipe_says_what_it_is_and_survives_yaml(name: str, tmp_path: Path) -> None:
+    recipe = RECIPES.get(name)()
+    assert (recipe.name, recipe.title) == (name, RECIPES.describe(name))
+    assert recipe.source
+    assert recipe.unmeasured
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert read_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS, ids=[row.name for row in ABLATION_ROWS])
+def test_an_ablation_is_another_recipe_with_one_setting_replaced(row: Ablation) -> None:
+    expected = {f"method.{row.change.partition('=')[0]}"} if row.change else set()
+    assert differing(settings(row.base), settings(row.name)) == expected
+    overridden = RECIPES.get(row.base)().override([f"method.{row.change}"] if row.change else [])
+    recipe = RECIPES.get(row.name)()
+    assert overridden.method == recipe.method
+    assert {f"method.{setting}: {text}" for setting, text in row.notes.items()} <= set(recipe.deviations)
+
+
+def test_the_documentation_has_every_row() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("| `table") and line.count("|") == 5]
+    rows = [tuple(cell.strip(" `") for cell in line.split("|")[1:-1]) for line in lines]
+    assert rows == [(row.name, row.base, row.change, f"{row.top1}") for row in ABLATION_ROWS]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", [row.name for row in ABLATION_ROWS])
+def test_an_ablation_takes_a_step_in_miniature(name: str) -> None:
+    few = ["method.num_visible=9"] if settings(name)["method.num_visible"] else []
+    small = ["method.encoder.name=test_vit", "method.image_size=[32, 48]", "method.decoder.dim=32", *few]
+    method = build_method(read_recipe(name, small).method)
+    noise = torch.Generator().manual_seed(0)
+    maps = {
+        "rgb": torch.randint(256, (2, 3, 32, 48), generator=noise, dtype=torch.uint8),
+        "depth": torch.randint(1000, (2, 32, 48), generator=noise, dtype=torch.int32),
+        "semantic": torch.randint(133, (2, 8, 12), generator=noise, dtype=torch.uint8),
+        "instance": torch.randint(32, (2, 8, 12), generator=noise, dtype=torch.uint8),
+    }
+    loss = method.loss(SceneBatch(("a", "b"), maps), progress=0.5, generator=noise)
+    loss.total.backward()
+    assert set(loss.parts) == set(method.objectives)
+    assert all(value > 0 for value in loss.parts.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.model.parameters())
+
+
+@pytest.mark.parametrize("size", ["ti", "s", "l", "h"])
+@pytest.mark.parametrize("family", ["c2fmae", "mae", "multimae"])
+def test_sizes_differ_in_the_encoder_alone(family: str, size: str) -> None:
+    assert differing(settings(f"{family}-b"), settings(f"{family}-{size}")) == {"method.encoder.name"}
+
+
+def test_the_step_from_multimae_to_the_cascade_is_the_decoder_and_the_fourth_loss() -> None:
+    assert differing(settings("table5-own-labels"), settings("table5-cascade")) == {
+        "method.name",
+        "method.decoder.name",
+        "method.decoder.context",
+        "method.decoder.query_residual",
+        "method.decoder.entry",
+        "method.decoder.stage_per",
+        "method.targets.rgb",
+    }
+    (note,) = [text for text in RECIPES.get("table5-cascade")().deviations if text.startswith("method.decoder:")]
+    assert "two from the row above, table5-own-labels: decoder, and targets" in note
+
+
+def test_the_figures_are_those_of_the_papers_tables_and_are_not_called_ours() -> None:
+    assert {table: [row.top1 for row in rows] for table, rows in ABLATIONS.items()} == {
+        "V": [82.7, 83.0, 83.3, 83.7],
+        "VI a": [83.7, 83.7, 83.5],
+        "VI b": [83.3, 83.5, 83.4],
+        "VI c": [83.5, 83.5, 83.7],
+        "VI d": [83.3, 83.2, 83.5, 83.7],
+        "VI e": [82.9, 83.2, 83.1, 83.3, 83.7],
+        "VI f": [83.7, 83.7, 83.4, 83.5],
+    }
+    for table, rows in ABLATIONS.items():
+        for row in rows:
+            recipe = RECIPES.get(row.name)()
+            assert recipe.reported == (
+                f"Table {table}: {row.top1} % top-1 on ImageNet-1K, fine-tuned after 400 epochs",
+            )
+            assert recipe.unmeasured[0].endswith("no figure that is reported has been reproduced")
+
+
+LOOKED_AT = {
+    "progressive": {"curriculum", "blend", "object_share", "max_objects"},
+    "instance": {"object_share", "max_objects"},
+    "semantic": set(),
+    "random": set(),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_deviations_are_about_settings_that_exist_and_that_the_recipe_looks_at(name: str) -> None:
+    recipe = RECIPES.get(name)()
+    tree = recipe.model_dump()
+    about = [deviation.partition(":")[0] for deviation in recipe.deviations]
+    assert len(about) == len(set(about))
+    for setting in about:
+        if setting.startswith("method.channels."):
+            assert setting.rpartition(".")[2] in recipe.method.granularities
+            continue
+        node = tree
+        for key in setting.split("."):
+            node = node[key]
+        if setting.startswith("method.masking."):
+            assert setting.rpartition(".")[2] in LOOKED_AT[recipe.method.masking.policy]
+        if setting == "method.decoder.carry":
+            assert recipe.method.decoder.name in ("cascaded", "reversed")
+            assert len(recipe.method.granularities) > 1
+        if setting in ("method.decoder.context", "method.decoder.query_residual"):
+            assert recipe.method.decoder.name in ("cascaded", "reversed", "parallel")
+
+
+def test_a_change_is_noted_since_what_is_reported_is_not_of_it() -> None:
+    recipe = RECIPES.get("c2fmae-b")()
+    changes = ["method.decoder.name=parallel", "method.num_visible=147"]
+    changed = recipe.override(changes)
+    assert changed.deviations == (*recipe.deviations, *(f"changed: {change}" for change in changes))
+    assert (changed.method.decoder.name, changed.method.num_visible) == ("parallel", 147)
+    assert recipe.override([]) == recipe
+
+
+def test_a_recipe_is_read_by_name_or_from_a_file_with_changes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text(read_recipe("mae-s", ["method.num_visible=30"]).to_yaml(), encoding="utf-8")
+    recipe = read_recipe(str(path), ["method.num_visible=40"])
+    assert recipe.method.num_visible == 40
+    assert recipe.deviations[-2:] == ("changed: method.num_visible=30", "changed: method.num_visible=40")
+
+
+def test_a_recipe_as_data_returns_its_config_when_called() -> None:
+    recipe = Recipe(name="mine", title="For a test.", method="mae", changes=("num_visible=20",), source="me")
+    assert recipe().method == METHODS.get("mae")().override(["num_visible=20"])
+    assert (recipe().deviations, recipe().reported, recipe().unmeasured) == ((), (), ())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_debug_recipe_fits_generated_scenes_learns_and_takes_a_fraction_of_a_second_a_step() -> None:
+    method = build_method(RECIPES.get("c2fmae-debug")().method)
+    scenes, view = open_scenes("generated", size=64, length=8), CentralView(size=(64, 64), label_stride=4)
+    assert len(scenes.info.classes) == method.config.channels_of("semantic")
+    batch = SceneBatch.stack([view(scenes[index]) for index in range(8)])
+    optimiser = torch.optim.AdamW(method.model.parameters(), lr=2e-3)
+    losses, seconds = [], []
+    for _ in range(20):
+        start = time.perf_counter()
+        loss = method.loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0)).total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - start)
+    assert losses[-1] < 0.8 * losses[0]
+    assert min(seconds) < 0.5
+
+
+def problem(source: str, *changes: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read_recipe(source, changes)
+    return str(caught.value)
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
+    known = ", ".join(RECIPES)
+    assert problem("c2fmae-bb") == f"no recipe named 'c2fmae-bb'. Did you mean 'c2fmae-b'? Known: {known}"
+
+
+def test_all_misspelt_settings_are_named_at_once() -> None:
+    assert problem("c2fmae-b", "method.decodr.name=x", "method.decoder.context=seen") == (
+        "--set: 2 problems\n"
+        "  method.decoder.context: expected 'all' or 'visible', got 'seen'\n"
+        "  method.decodr: no such setting. Did you mean 'decoder'?"
+    )
+
+
+def test_a_setting_that_does_not_fit_the_others_is_refused() -> None:
+    assert problem("table6b-rd", "method.masking.blend=quota") == (
+        "--set: method.masking: mask 'random' does not look at blend; leave it out"
+    )
+
+
+def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ntitel: x\nsource: me\nmethod: {}\n")
+    assert problem(str(path)) == (
+        f"{path}: 2 problems\n  title: is required\n  titel: no such setting. Did you mean 'title'?"
+    )
