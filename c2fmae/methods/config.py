@@ -71,10 +71,6 @@ class MethodConfig(Config):
             for target in targets:
                 _check_target(name, target)
             _check_different(f"targets.{name}", targets)
-        losses = {head.name for head in self.heads()}
-        for name in self.weights:
-            if name not in losses and name not in GRANULARITIES:
-                raise UserError(f"weights: {unknown_name('loss', name, losses)}")
         order = self.decoder.order or names
         _check_different("decoder.order", order)
         for name in order:
@@ -82,6 +78,10 @@ class MethodConfig(Config):
                 raise UserError(f"decoder.order: {unknown_name('stage', name, names)}")
         if missing := [name for name in names if name not in order]:
             raise UserError(f"decoder.order: leaves out {', '.join(missing)}")
+        losses = {head.name for head in self.heads()}
+        for name in self.weights:
+            if name not in losses and name not in GRANULARITIES:
+                raise UserError(f"weights: {unknown_name('loss', name, losses)}")
         for name in names:
             if GRANULARITIES.get(name).kind == "ids" and self.channels_of(name) > IGNORE:
                 raise UserError(

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
+from c2fmae.core.scene import GRANULARITIES, SceneBatch
 from c2fmae.data.transforms import middle_statistics, standardise
 from c2fmae.masking import Policy, mask_scenes, patch_regions
+from c2fmae.methods.checks import check_ids, check_photos, map_of
 from c2fmae.methods.config import MethodConfig
 from c2fmae.models.losses import hidden_count, hidden_error
 from c2fmae.models.patches import grid_of, label_stride, unpatchify
@@ -65,11 +66,14 @@ class MaskedAutoencoding:
         relative to its patch, as `normalized_pixels`, borrows the mean and deviation of the true one.
         """
         maps = self.prepare(scenes)
-        was_training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # drop path is for training
-        with torch.no_grad():
-            predictions = self.model(maps, masks)
-        self.model.train(was_training)
+        try:
+            with torch.no_grad():
+                predictions = self.model(maps, masks)
+        finally:
+            for module, is_training in modes:
+                module.training = is_training
         pictures = {}
         for name, objective, is_masked in self._hidden(masks):
             given = scenes.maps[objective.granularity]
@@ -81,14 +85,12 @@ class MaskedAutoencoding:
         """Return the maps as the model takes them: photos standardised, ids at the label stride; all checked."""
         maps = {}
         for name in self.config.granularities:
-            if name not in scenes.maps:
-                raise UserError(f"the scenes lack {name}; they have {', '.join(scenes.maps) or 'no maps'}")
-            kind, given = GRANULARITIES.get(name).kind, scenes.maps[name]
+            kind, given = GRANULARITIES.get(name).kind, map_of(scenes, name)
             if kind == "ids":
-                self._check_ids(name, scenes)
+                check_ids(name, scenes, self.config.channels_of(name), patch=self.patch)
                 maps[name] = given
             elif kind == "image":
-                self._check_photos(name, given)
+                check_photos(name, given, self.config.channels_of(name))
                 maps[name] = standardise(given, *self._normalisation(name, given.device))
             else:
                 mean, deviation = middle_statistics(given)
@@ -167,7 +169,7 @@ class MaskedAutoencoding:
     def _grid(self, scenes: SceneBatch) -> tuple[int, int]:
         name = self.config.granularities[-1]
         stride = label_stride(self.patch) if GRANULARITIES.get(name).kind == "ids" else 1
-        return grid_of(name, scenes.maps[name], self.patch // stride)
+        return grid_of(name, map_of(scenes, name), self.patch // stride)
 
     def _patches(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
         """Return which region of a guiding map each patch lies in; where nothing is guided, one region."""
@@ -180,32 +182,6 @@ class MaskedAutoencoding:
             return patch_regions(scenes.maps[name], scenes.maps[name].shape[1] // grid[0])
         device = scenes.maps[self.config.granularities[-1]].device
         return torch.zeros(len(scenes), grid[0] * grid[1], dtype=torch.uint8, device=device)
-
-    def _check_photos(self, name: str, photos: Tensor) -> None:
-        channels = self.config.channels_of(name)
-        if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1] != channels:
-            kind = f"{str(photos.dtype).removeprefix('torch.')} {tuple(photos.shape)}"
-            raise UserError(f"{name}: expected photos as bytes, [batch, {channels}, height, width], got {kind}")
-
-    def _check_ids(self, name: str, scenes: SceneBatch) -> None:
-        ids, stride = scenes.maps[name], label_stride(self.patch)
-        if "rgb" in self.config.granularities and "rgb" in scenes.maps:
-            expected = tuple(side // stride for side in scenes.maps["rgb"].shape[2:])
-            if tuple(ids.shape[1:]) != expected:
-                raise UserError(
-                    f"{name}: expected {expected[0]}×{expected[1]} cells, one for {stride}×{stride} pixels, "
-                    f"got {ids.shape[1]}×{ids.shape[2]}. Cut the scenes with label_stride={stride}"
-                )
-        num_classes = self.config.channels_of(name)
-        if ids.device.type == "cpu":  # elsewhere it would wait for the device
-            is_unknown = (ids >= num_classes) & (ids != IGNORE)
-            if is_unknown.any():
-                image = int(is_unknown.flatten(1).any(dim=1).nonzero()[0])
-                largest = int(ids[image][is_unknown[image]].max())
-                raise UserError(
-                    f"{scenes.keys[image]}: {name} has the id {largest}, but the model knows {num_classes} "
-                    f"(0 to {num_classes - 1}, and {IGNORE} for what nobody labelled). Set channels.{name}"
-                )
 
 
 def _where_masked(

@@ -51,7 +51,11 @@ class MultiGranularAutoencoder(nn.Module):
     def _latent(
         self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
     ) -> tuple[Float[Tensor, "batch latent dim"], tuple[int, int]]:
-        grid = self.embeddings.grid({name: maps[name] for name in masks.granularities if name in maps})
+        grid = self.embeddings.grid({name: maps[name] for name in masks.granularities})
+        batch, num_patches = len(next(iter(maps.values()))), grid[0] * grid[1]
+        if (len(masks.is_masked), masks.is_masked.shape[2]) != (batch, num_patches):
+            got = f"{len(masks.is_masked)} × {masks.is_masked.shape[2]}"
+            raise ValueError(f"masks: expected those of {batch} × {num_patches} patches, got {got}")
         tokens = self.embeddings(maps, masks)
         where = self.encoder.positions(grid, tokens.device)
         return self.encoder(tokens + where[masks.visible_idx % len(where)]), grid

@@ -80,7 +80,7 @@ class Embeddings(nn.ModuleDict):
             tokens = some.new_zeros(len(places), some.shape[1]) if tokens is None else tokens
             tokens = tokens.index_copy(0, members, some)
         assert tokens is not None
-        return tokens[:-1].view(batch, num_visible, -1)  # type: ignore[no-any-return]
+        return tokens[:-1].view(batch, num_visible, tokens.shape[1])  # type: ignore[no-any-return]
 
 
 def _members(is_member: Bool[Tensor, " slot"]) -> Int[Tensor, " member"]:

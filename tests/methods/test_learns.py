@@ -1,0 +1,53 @@
+"""Every method can learn: eight scenes by heart, from what is visible of them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.data import CentralView, open_scenes
+from c2fmae.methods import METHODS, build_method
+
+NUM_SCENES = 8
+
+
+def generated(side: int) -> SceneBatch:
+    source, view = (
+        open_scenes("generated", size=side, length=NUM_SCENES),
+        CentralView(size=(side, side), label_stride=4),
+    )
+    return SceneBatch.stack([view(source[index]) for index in range(NUM_SCENES)])
+
+
+@pytest.mark.parametrize(("name", "side", "steps"), [("c2fmae", 64, 180), ("mae", 32, 120), ("multimae", 32, 150)])
+def test_eight_scenes_are_learnt_by_heart(name: str, side: int, steps: int) -> None:
+    small = ["encoder.name=test_vit", "decoder.dim=64", "decoder.num_heads=4", "decoder.depth=1"]
+    method = build_method(METHODS.get(name)().override([*small, f"image_size=[{side}, {side}]"]))
+    scenes = generated(side)
+    maps = method.prepare(scenes)
+    masks = method.hide(scenes, progress=0.4, generator=torch.Generator().manual_seed(0))
+    optimiser = torch.optim.AdamW(method.model.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min((step + 1) / 20, 1 - step / steps))
+    history: list[dict[str, Tensor]] = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = method.compare(method.model(maps, masks), maps, masks)
+        loss.total.backward()
+        optimiser.step()
+        schedule.step()
+        history.append(loss.parts)
+
+    assert list(history[0]) == list(method.objectives)
+    for head, first in history[0].items():
+        assert history[-1][head] <= 0.1 * first
+
+    # They are told apart: what is said of one scene is wrong of the next.
+    with torch.no_grad():
+        predictions = {head: each.roll(1, 0) for head, each in method.model(maps, masks).items()}
+    for head, wrong in method.compare(predictions, maps, masks).parts.items():
+        assert wrong > 5 * history[-1][head]
+
+    found = method.predict(scenes, masks)
+    for head in found.maps.keys() & {"semantic", "instance"}:
+        labelled = scenes.maps[head] != IGNORE
+        assert (found.maps[head] == scenes.maps[head])[labelled].float().mean() > 0.95

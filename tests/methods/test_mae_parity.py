@@ -1,0 +1,146 @@
+"""Our MAE is transformers' ViTMAE, which holds the official weights: the same numbers from the same weights."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from c2fmae.core.masks import Masks
+from c2fmae.masking import random_mask
+from c2fmae.methods import METHODS, MaskedAutoencoding
+from tests.methods.positions import position_table
+from tests.methods.scenes import noise_scenes, rough, tiny
+
+if TYPE_CHECKING:
+    from transformers import ViTMAEForPreTraining
+
+PATCH, BATCH = 16, 3
+
+SINGLE = {
+    "vit.embeddings.cls_token": "encoder.cls_token",
+    "decoder.mask_token": "decoder.entry.mask_token",
+}
+MODULES = {
+    "vit.embeddings.patch_embeddings.projection": "embeddings.rgb.proj",
+    "vit.layernorm": "encoder.norm",
+    "decoder.decoder_embed": "decoder.entry.project",
+    "decoder.decoder_norm": "decoder.norm",
+    "decoder.decoder_pred": "heads.rgb",
+}
+BLOCKS = {"vit.layers": "encoder.blocks", "decoder.decoder_layers": "decoder.blocks"}
+IN_BLOCK = {
+    "attention.o_proj": "attn.proj",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def as_ours(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights, or gradients, under our names, which are timm's: queries, keys and values share a matrix."""
+    ours = {new: theirs[old].view(-1) if "mask" in old else theirs[old] for old, new in SINGLE.items()}
+    modules = dict(MODULES)
+    for old, new in BLOCKS.items():
+        for index in {name.removeprefix(f"{old}.").partition(".")[0] for name in theirs if name.startswith(old)}:
+            modules |= {f"{old}.{index}.{inner}": f"{new}.{index}.{renamed}" for inner, renamed in IN_BLOCK.items()}
+            for kind in ("weight", "bias"):
+                parts = [theirs[f"{old}.{index}.attention.{letter}_proj.{kind}"] for letter in "qkv"]
+                ours[f"{new}.{index}.attn.qkv.{kind}"] = torch.cat(parts)
+    return ours | {
+        f"{new}.{kind}": theirs[f"{old}.{kind}"] for old, new in modules.items() for kind in ("weight", "bias")
+    }
+
+
+def vit_mae(size: tuple[int, int], *, is_normalized: bool) -> "ViTMAEForPreTraining":
+    """transformers' model of the size of ours, every weight of it moved to where nothing is zero or one."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    with torch.random.fork_rng():
+        model = ViTMAEForPreTraining(
+            ViTMAEConfig(
+                hidden_size=64,
+                num_hidden_layers=6,
+                num_attention_heads=2,
+                intermediate_size=192,
+                image_size=64,
+                patch_size=PATCH,
+                decoder_hidden_size=32,
+                decoder_num_hidden_layers=2,
+                decoder_num_attention_heads=4,
+                decoder_intermediate_size=128,
+                layer_norm_eps=1e-6,
+                norm_pix_loss=is_normalized,
+            )
+        )
+    rough(model)
+    grid = (size[0] // PATCH, size[1] // PATCH)  # it makes tables for squares alone, and forgets to fill the first
+    model.vit.embeddings.image_size = size
+    tables = [F.pad(position_table(grid, dim), (0, 0, 1, 0)).unsqueeze(0) for dim in (64, 32)]
+    model.vit.embeddings.position_embeddings = nn.Parameter(tables[0], requires_grad=False)
+    model.decoder.decoder_pos_embed = nn.Parameter(tables[1], requires_grad=False)
+    return model
+
+
+def both(
+    size: tuple[int, int], *, is_normalized: bool = True
+) -> tuple[MaskedAutoencoding, "ViTMAEForPreTraining", dict[str, Tensor], Tensor, Masks]:
+    """The two models with the same weights, photos, the noise that hides patches, and what it hides."""
+    target = "normalized_pixels" if is_normalized else "pixels"
+    method = tiny("mae", f"targets.rgb=[{target}]", "decoder.depth=2", size=size)
+    theirs = vit_mae(size, is_normalized=is_normalized)
+    method.model.load_state_dict(as_ours(theirs.state_dict()))
+    num_patches = size[0] * size[1] // PATCH**2
+    noise = torch.rand(BATCH, num_patches, generator=torch.Generator().manual_seed(1))
+    num_visible = method.config.visible_of(num_patches)
+    hidden = random_mask(noise, torch.full((BATCH,), num_patches - num_visible))
+    masks = Masks.of(hidden.unsqueeze(1), ["rgb"], num_visible=num_visible)
+    scenes = noise_scenes(BATCH, size)
+    upper = scenes.maps["rgb"][:, :, : size[0] // 2]  # nearly grey: what is added to a variance matters there
+    upper.remainder_(2).add_(torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1))
+    return method, theirs, method.prepare(scenes), noise, masks
+
+
+@pytest.mark.parametrize("is_normalized", [True, False], ids=["normalized_pixels", "pixels"])
+def test_predictions_loss_and_every_gradient_are_those_of_transformers(is_normalized: bool) -> None:
+    method, theirs, maps, noise, masks = both((64, 64), is_normalized=is_normalized)
+    expected = theirs(pixel_values=maps["rgb"], noise=noise)
+    expected.loss.backward()
+    predictions = method.model(maps, masks)
+    loss = method.compare(predictions, maps, masks)
+    loss.total.backward()
+
+    assert masks.visible_idx.shape == (BATCH, 4)
+    assert torch.equal(masks.is_masked[:, 0], expected.mask.bool())
+    torch.testing.assert_close(predictions["rgb"], expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss.total, expected.loss, atol=1e-5, rtol=1e-5)
+    wanted = as_ours({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    found = {name: p.grad for name, p in method.model.named_parameters()}
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_predictions_for_a_wide_photo_are_those_of_transformers() -> None:
+    method, theirs, maps, noise, masks = both((64, 96))
+    encoded = theirs.vit(maps["rgb"], noise=noise)
+    expected = theirs.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
+    assert torch.equal(masks.is_masked[:, 0], encoded.mask.bool())
+    torch.testing.assert_close(method.model(maps, masks)["rgb"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_defaults_are_those_of_vit_base() -> None:
+    from transformers import ViTMAEConfig
+
+    ours, theirs = METHODS.get("mae")(), ViTMAEConfig()
+    decoder = ours.decoder
+    assert (decoder.dim, decoder.depth, decoder.num_heads) == (
+        theirs.decoder_hidden_size,
+        theirs.decoder_num_hidden_layers,
+        theirs.decoder_num_attention_heads,
+    )
+    assert decoder.dim * decoder.mlp_ratio == theirs.decoder_intermediate_size
+    assert ours.visible_of(196) == int(196 * (1 - theirs.mask_ratio))

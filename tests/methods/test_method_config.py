@@ -1,0 +1,278 @@
+"""A method as a recipe writes it: what it says by default, and what it refuses, in whole sentences."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import yaml
+
+from c2fmae.core.scene import COARSE_TO_FINE, SceneBatch
+from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from tests.data.stores import refuses
+from tests.methods.scenes import TINY, children, gradients, noise_scenes, tiny, tiny_config
+
+KNOWN = "Known: depth, instance, rgb, semantic"
+
+
+def step(method: MaskedAutoencoding, scenes: SceneBatch) -> None:
+    method.loss(scenes, progress=0.3, generator=torch.Generator().manual_seed(0))
+
+
+def replaced(**maps: torch.Tensor) -> SceneBatch:
+    scenes = noise_scenes()
+    return SceneBatch(scenes.keys, {**scenes.maps, **maps})
+
+
+def without(*names: str) -> SceneBatch:
+    scenes = noise_scenes()
+    return SceneBatch(scenes.keys, {name: each for name, each in scenes.maps.items() if name not in names})
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_builds_at_full_size_and_says_what_it_is(name: str) -> None:
+    config = METHODS.get(name)()
+    assert config.name == name
+    assert METHODS.describe(name).startswith(
+        f"{ {'c2fmae': 'C2FMAE', 'mae': 'MAE', 'multimae': 'MultiMAE'}.get(name, name) }:"
+    )
+    with torch.device("meta"):
+        method = build_method(config)
+    assert list(method.objectives) == [head.name for head in config.heads()]
+    assert children(method, "heads") == list(method.objectives)
+    assert method.patch == 16
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_config_survives_yaml(name: str) -> None:
+    changes = ["channels={rgb: 4}", "mean=[0.1, 0.2, 0.3, 0.4]", "decoder.order=[rgb]", "weights={rgb: 0.5}"]
+    changes += ["num_visible=7", "concentration={rgb: 6}", "image_size=[96, 64]"]
+    changed = tiny_config(name, *changes, granularities=["rgb"])
+    for config in (METHODS.get(name)(), changed):
+        assert MethodConfig.read(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_the_same_config_and_seed_give_the_same_weights() -> None:
+    first, again, other = (build_method(tiny_config(), seed=seed).model.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("granularities", "expected"),
+    [(COARSE_TO_FINE, 98), (("semantic", "rgb"), 65), (("instance", "rgb"), 65), (("rgb",), 49), (("semantic",), 49)],
+)
+def test_a_sixth_is_visible_or_a_quarter_of_a_lone_granularity(granularities: tuple[str, ...], expected: int) -> None:
+    assert MethodConfig(granularities=granularities).visible_of(196) == expected
+
+
+def test_budgets_are_rounded_to_the_nearest() -> None:
+    config = MethodConfig(granularities=("semantic", "rgb"))
+    assert [config.visible_of(num_patches) for num_patches in (7, 8, 9)] == [2, 3, 3]
+
+
+@pytest.mark.parametrize("num_visible", [0, 1, 17, 48])
+def test_a_recipe_may_name_the_budget(num_visible: int) -> None:
+    method = tiny("c2fmae", f"num_visible={num_visible}", size=(64, 64))
+    masks = method.hide(noise_scenes(size=(64, 64)), progress=0.3, generator=torch.Generator().manual_seed(0))
+    assert masks.visible_idx.shape == (2, num_visible)
+    assert ((~masks.is_masked).sum(dim=(1, 2)) == num_visible).all()
+
+
+def test_concentration_favours_a_granularity() -> None:
+    settings = ["concentration={semantic: 0.001, instance: 0.001, rgb: 1000}", "num_visible=16"]
+    method = tiny("c2fmae", *settings, size=(64, 64))
+    masks = method.hide(noise_scenes(size=(64, 64)), progress=0.3, generator=torch.Generator().manual_seed(0))
+    assert masks.num_masked.tolist() == [[16, 16, 0], [16, 16, 0]]
+
+
+def test_weights_start_by_the_law_that_the_config_names() -> None:
+    for initialisation, matrices in [("split", 3), ("fused", 1)]:
+        weights = tiny("mae", f"initialisation={initialisation}").model.state_dict()["encoder.blocks.0.attn.qkv.weight"]
+        bound = (6 / (64 + 3 * 64 / matrices)) ** 0.5
+        assert 0.99 * bound < weights.abs().max() <= bound
+    assert METHODS.get("mae")().initialisation == "fused"
+
+
+def test_drop_path_and_norm_of_the_encoder_matter() -> None:
+    totals = set()
+    for settings in ([], ["encoder.drop_path=0.9"], ["encoder.has_norm=true"]):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            loss = tiny("c2fmae", *settings).loss(noise_scenes(), progress=0.3, generator=torch.Generator())
+        totals.add(loss.total.item())
+    assert len(totals) == 3
+
+
+def test_checkpointed_blocks_run_twice_and_give_the_same_gradients() -> None:
+    found, calls = [], []
+    for is_on in ("false", "true"):
+        runs: list[int] = []
+        method = tiny("c2fmae", f"encoder.checkpoint={is_on}")
+        method.model.get_submodule("encoder.blocks.0").register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        method.loss(noise_scenes(), progress=0.3, generator=torch.Generator()).total.backward()
+        found.append(list(gradients(method)))
+        calls.append(len(runs))
+    assert calls == [1, 2]
+    for (name, plain), (_, again) in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain, msg=name)
+
+
+def test_stages_follow_the_order_and_tokens_do_not() -> None:
+    method = tiny("c2fmae", "decoder.order=[rgb, semantic, instance]")
+    assert list(method.objectives) == children(method, "decoder.stages") == ["rgb", "semantic", "instance"]
+    assert children(method, "embeddings") == list(COARSE_TO_FINE)
+
+
+def test_a_second_target_has_a_longer_name_and_a_stage_of_its_own_if_asked() -> None:
+    settings = ["targets.rgb=[normalized_pixels, pixels]"]
+    shared = [head[:2] for head in tiny_config("c2fmae", *settings).heads()]
+    assert shared == [("semantic", "semantic"), ("instance", "instance"), ("rgb", "rgb"), ("rgb_pixels", "rgb")]
+    own = tiny_config("c2fmae", *settings, "decoder.stage_per=target").heads()
+    assert own[-1][:2] == ("rgb_pixels", "rgb_pixels")
+
+
+def test_photos_are_standardised_as_the_config_says() -> None:
+    scenes = noise_scenes()
+    photos = scenes.maps["rgb"] / 255
+
+    def standard(*settings: str) -> torch.Tensor:
+        return tiny("mae", *settings).prepare(scenes)["rgb"]
+
+    def by(mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+        return (photos - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+
+    torch.testing.assert_close(standard(), by((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), atol=1e-5, rtol=1e-5)
+    mine = standard("mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]")
+    torch.testing.assert_close(mine, by((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), atol=1e-5, rtol=1e-5)
+    assert tiny_config("mae", "channels.rgb=2").normalisation("rgb") == ((0.5, 0.5), (0.25, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("granularities=[semantics]", f"no granularity named 'semantics'. Did you mean 'semantic'? {KNOWN}"),
+        ("granularities=[rgb, semantic, rgb]", "granularities: 'rgb' is there twice"),
+        ("channels.rbg=3", f"channels: no granularity named 'rbg'. Did you mean 'rgb'? {KNOWN}"),
+        ("targets.rbg=[pixels]", f"targets: no granularity named 'rbg'. Did you mean 'rgb'? {KNOWN}"),
+        ("concentration.rbg=2", f"concentration: no granularity named 'rbg'. Did you mean 'rgb'? {KNOWN}"),
+        (
+            "targets.rgb=[pixel]",
+            "no target named 'pixel'. Did you mean 'pixels'? Known: absolute, labels, normalized_pixels, pixels",
+        ),
+        ("targets.rgb=[pixels, pixels]", "targets.rgb: 'pixels' is there twice"),
+        ("targets.semantic=[pixels]", "targets.semantic: 'pixels' is for maps of kind image or continuous, not ids"),
+        ("targets.rgb=[labels]", "targets.rgb: 'labels' is for maps of kind ids, not image"),
+        ("weights.rbg=1", "weights: no loss named 'rbg'. Did you mean 'rgb'? Known: instance, rgb, semantic"),
+        ("weights.rgb_pixels=1", "weights: no loss named 'rgb_pixels'. Known: instance, rgb, semantic"),
+        ("weights.rgb=-1", "weights.rgb: input should be greater than or equal to 0, got -1"),
+        ("concentration.rgb=0", "concentration.rgb: input should be greater than 0, got 0"),
+        ("decoder.order=[rgb, rgb, semantic]", "decoder.order: 'rgb' is there twice"),
+        ("decoder.order=[semantic, rgb]", "decoder.order: leaves out instance"),
+        (
+            "decoder.order=[semantic, instanse, rgb]",
+            "decoder.order: no stage named 'instanse'. Did you mean 'instance'? Known: instance, rgb, semantic",
+        ),
+        ("channels.semantic=256", "channels.semantic: at most 255 ids can be told apart, got 256"),
+        ("mean=[0.5]", "mean: expected 3 numbers, one a channel of rgb, got 1"),
+        ("std=[0.5, 0.5, 0.5, 0.5]", "std: expected 3 numbers, one a channel of rgb, got 4"),
+        ("std=[0.5, 0.5, 0]", "std.2: input should be greater than 0, got 0"),
+        ("decoder.num_heads=7", "decoder: num_heads: 7 do not divide the width, 256"),
+        (
+            "decoder.name=cascade",
+            "decoder: no decoder named 'cascade'. Did you mean 'cascaded'? "
+            "Known: cascaded, joint, parallel, reversed, self_attention",
+        ),
+        ("num_visible=-1", "num_visible: input should be greater than or equal to 0, got -1"),
+        ("average=sample", "average: expected 'samples' or 'cells', got 'sample'. Did you mean 'samples'?"),
+        ("decoder.context=hidden", "decoder.context: expected 'all' or 'visible', got 'hidden'"),
+        ("nmae=x", "nmae: no such setting. Did you mean 'name'?"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(override: str, message: str) -> None:
+    refuses(lambda: METHODS.get("c2fmae")().override([override]), f"--set: {message}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["image_size=[64, 72]"], "image_size: 72 is not divisible into patches of 16, as test_vit has"),
+        (["image_size=[60, 64]"], "image_size: 60 is not divisible into patches of 16, as test_vit has"),
+        (["image_size=[64, 64]", "num_visible=49"], "num_visible: 49 patches cannot be visible of 3 × 16"),
+        (
+            ["encoder.name=vit_tiny_patch16_22"],
+            "timm has no encoder named 'vit_tiny_patch16_22'. Did you mean 'vit_tiny_patch16_224'?",
+        ),
+    ],
+)
+def test_models_that_cannot_be_are_refused(overrides: list[str], message: str) -> None:
+    refuses(lambda: build_method(METHODS.get("c2fmae")().override([*TINY, *overrides])), message)
+
+
+def odd(name: str, *values: int) -> SceneBatch:
+    """Some cells of the second scene's map have these ids."""
+    ids = noise_scenes().maps[name].clone()
+    ids[1, 2, : len(values)] = torch.tensor(values, dtype=torch.uint8)
+    return replaced(**{name: ids})
+
+
+@pytest.mark.parametrize(
+    ("scenes", "message"),
+    [
+        (lambda: noise_scenes(size=(40, 32)), "rgb: 40×32 is not divisible into patches of 16×16"),
+        (lambda: noise_scenes(size=(32, 36)), "rgb: 32×36 is not divisible into patches of 16×16"),
+        (
+            lambda: odd("semantic", 6),
+            "scene-1: semantic has the id 6, but the model knows 6 (0 to 5, and 255 for what nobody labelled). "
+            "Set channels.semantic",
+        ),
+        (
+            lambda: odd("instance", 7, 254, 5),
+            "scene-1: instance has the id 254, but the model knows 5 (0 to 4, and 255 for what nobody labelled). "
+            "Set channels.instance",
+        ),
+        (
+            lambda: replaced(rgb=noise_scenes().maps["rgb"].float()),
+            "rgb: expected photos as bytes, [batch, 3, height, width], got float32 (2, 3, 32, 32)",
+        ),
+        (
+            lambda: noise_scenes(channels=4),
+            "rgb: expected photos as bytes, [batch, 3, height, width], got uint8 (2, 4, 32, 32)",
+        ),
+        (
+            lambda: replaced(rgb=noise_scenes().maps["rgb"][:, 0]),
+            "rgb: expected photos as bytes, [batch, 3, height, width], got uint8 (2, 32, 32)",
+        ),
+        (
+            lambda: noise_scenes(stride=1),
+            "semantic: expected 8×8 cells, one for 4×4 pixels, got 32×32. Cut the scenes with label_stride=4",
+        ),
+        (
+            lambda: replaced(instance=noise_scenes(stride=2).maps["instance"]),
+            "instance: expected 8×8 cells, one for 4×4 pixels, got 16×16. Cut the scenes with label_stride=4",
+        ),
+        (lambda: without("instance"), "the scenes lack instance; they have semantic, rgb"),
+        (lambda: without(*COARSE_TO_FINE), "the scenes lack semantic; they have no maps"),
+    ],
+)
+def test_scenes_that_do_not_fit_are_refused(scenes: Callable[[], SceneBatch], message: str) -> None:
+    refuses(lambda: step(tiny(), scenes()), message)
+
+
+@pytest.mark.parametrize("policy", ["semantic", "instance", "progressive"])
+def test_a_guided_policy_needs_its_map_even_where_the_model_does_not(policy: str) -> None:
+    method = tiny("c2fmae", f"masking.policy={policy}", granularities=["rgb"])
+    step(method, noise_scenes())
+    lacking = "instance" if policy == "instance" else "semantic"
+    message = f"masking.policy {policy!r} goes by the {lacking} map, which the scenes lack. Take 'random'"
+    refuses(lambda: step(method, without(lacking)), message)
+
+
+def test_a_policy_needs_no_map_that_it_does_not_go_by() -> None:
+    step(tiny("mae"), without("semantic", "instance"))
+    step(tiny("c2fmae", "masking.policy=semantic", granularities=["rgb"]), without("instance"))
+
+
+def test_full_size_maps_are_refused_by_a_model_of_maps_alone() -> None:
+    method = tiny("c2fmae", granularities=["semantic", "instance"])
+    message = "semantic: expected 8×8 cells, one for 4×4 pixels, got 32×32. Cut the scenes with label_stride=4"
+    refuses(lambda: step(method, noise_scenes(stride=1)), message)

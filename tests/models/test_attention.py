@@ -1,0 +1,145 @@
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from c2fmae.models import DECODERS, Encoder
+from c2fmae.models.attention import AttentionByDevice, CrossAttention, CrossBlock, self_block
+from tests.models.parts import decoder_of, fill, latent_of, masks_of, noise_of, tiny_vit
+
+HEADS = 2
+
+
+def choices(module: nn.Module) -> list[bool]:
+    """Whether each attention in a module is fused."""
+    return [bool(each.fused_attn) for each in module.modules() if hasattr(each, "fused_attn")]
+
+
+def set_fused(module: nn.Module, is_fused: bool) -> None:
+    for each in module.modules():
+        if hasattr(each, "fused_attn"):
+            each.fused_attn = is_fused  # type: ignore[assignment]  # a plain bool
+
+
+def all_parts() -> dict[str, AttentionByDevice]:
+    parts: dict[str, nn.Module] = {name: decoder_of(name) for name in DECODERS}
+    parts["encoder"] = Encoder(tiny_vit())
+    assert all(isinstance(part, AttentionByDevice) for part in parts.values())
+    return parts  # type: ignore[return-value]  # as asserted
+
+
+@pytest.mark.parametrize("name", ["encoder", *DECODERS])
+def test_attention_is_explicit_on_a_cpu_wherever_a_part_has_been(name: str) -> None:
+    part = all_parts()[name]
+    assert choices(part)
+    assert not any(choices(part))
+    for move in (part.double, part.bfloat16, lambda: part.to("meta"), lambda: part.to_empty(device="cpu")):
+        set_fused(part, True)
+        move()
+        assert not any(choices(part))
+    assert not any(choices(copy.deepcopy(part)))
+
+
+@pytest.mark.parametrize("name", ["encoder", *DECODERS])
+def test_attention_is_fused_where_the_weights_lie_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = all_parts()[name]
+    monkeypatch.setattr(part, "parameters", lambda: iter([SimpleNamespace(is_cuda=True)]))
+    nn.ModuleList([part]).float()  # reached through what it is a part of
+    assert all(choices(part))
+
+
+def test_an_encoder_gives_the_same_with_fused_attention() -> None:
+    encoder, tokens = Encoder(tiny_vit()).eval(), noise_of(2, 5, 64)
+    explicit = encoder(tokens)
+    set_fused(encoder, True)
+    torch.testing.assert_close(encoder(tokens), explicit, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(DECODERS))
+def test_a_decoder_gives_the_same_with_fused_attention(name: str) -> None:
+    decoder, masks = decoder_of(name), masks_of()
+    explicit = decoder(latent_of(masks), masks, (2, 3))
+    set_fused(decoder, True)
+    for stage, features in decoder(latent_of(masks), masks, (2, 3)).items():
+        torch.testing.assert_close(features, explicit[stage], rtol=1e-5, atol=1e-5)
+
+
+def one_at_a_time(attention: CrossAttention, queries: Tensor, context: Tensor) -> Tensor:
+    """Image by image, head by head, query by query."""
+    dim = queries.shape[2]
+    width = dim // HEADS
+    answers = torch.zeros_like(queries)
+    for image in range(len(queries)):
+        for head in range(HEADS):
+            part = slice(head * width, (head + 1) * width)
+            keys = context[image] @ attention.kv.weight[:dim][part].T + attention.kv.bias[:dim][part]
+            values = context[image] @ attention.kv.weight[dim:][part].T + attention.kv.bias[dim:][part]
+            for place in range(queries.shape[1]):
+                query = attention.q.weight[part] @ queries[image, place] + attention.q.bias[part]
+                likeness = torch.tensor([float(query @ key) / width**0.5 for key in keys])
+                answers[image, place, part] = likeness.softmax(dim=0) @ values
+    return answers @ attention.proj.weight.T + attention.proj.bias
+
+
+@given(st.integers(1, 4), st.integers(1, 7), st.booleans())
+def test_a_query_gets_the_values_of_the_keys_that_are_like_it(num_queries: int, num_keys: int, is_fused: bool) -> None:
+    attention = fill(CrossAttention(8, HEADS), std=0.7)
+    attention.fused_attn = is_fused
+    queries, context = noise_of(2, num_queries, 8), noise_of(2, num_keys, 8, seed=1)
+    with torch.no_grad():
+        expected = one_at_a_time(attention, queries, context)
+        torch.testing.assert_close(attention(queries, context), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_the_order_of_a_context_does_not_matter(is_fused: bool) -> None:
+    attention = fill(CrossAttention(8, HEADS))
+    attention.fused_attn = is_fused
+    queries, context = noise_of(2, 3, 8), noise_of(2, 6, 8, seed=1)
+    torch.testing.assert_close(attention(queries, context.flip(1)), attention(queries, context), rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_adds_to_its_queries_what_it_sees_and_then_what_it_thinks() -> None:
+    block = fill(CrossBlock(8, HEADS, 2.0))
+    queries, context = noise_of(2, 3, 8), noise_of(2, 6, 8, seed=1)
+    seen = queries + block.attn(block.norm_query(queries), block.norm_context(context))
+    assert torch.equal(block(queries, context), seen + block.mlp(block.norm(seen)))
+
+
+def test_a_query_without_residual_only_asks() -> None:
+    """What its norm takes from it, its level and scale, leaves no trace."""
+    queries, context = noise_of(2, 3, 8), noise_of(2, 6, 8, seed=1)
+    louder = 3 * queries + 5
+    asking, adding = (fill(CrossBlock(8, HEADS, query_residual=on)) for on in (False, True))
+    torch.testing.assert_close(asking(louder, context), asking(queries, context), rtol=1e-4, atol=1e-4)
+    assert (adding(louder, context) - adding(queries, context)).abs().mean() > 1
+    with torch.no_grad():
+        for block in (asking, adding):
+            block.attn.proj.weight.zero_()  # sees nothing, so that only the residual tells queries apart
+        assert float(asking(queries, context).flatten(0, 1).std(dim=0).max()) < 1e-6
+        assert float(adding(queries, context).flatten(0, 1).std(dim=0).min()) > 0.1
+
+
+def test_a_block_of_self_attention_is_that_of_mae() -> None:
+    """Norms first, biases everywhere, no norm of queries and keys."""
+    block = fill(self_block(8, HEADS, 2.0))
+    x = noise_of(2, 3, 8)
+    expected = nn.TransformerEncoderLayer(
+        8, HEADS, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6
+    )
+    state = block.state_dict()
+    theirs = {
+        "self_attn.in_proj_weight": "attn.qkv.weight",
+        "self_attn.in_proj_bias": "attn.qkv.bias",
+        "self_attn.out_proj.weight": "attn.proj.weight",
+        "self_attn.out_proj.bias": "attn.proj.bias",
+        **{f"linear{n}.{kind}": f"mlp.fc{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")},
+        **{f"norm{n}.{kind}": f"norm{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")},
+    }
+    assert set(theirs.values()) == state.keys()
+    expected.load_state_dict({ours: state[name] for ours, name in theirs.items()})
+    torch.testing.assert_close(block(x), expected.train()(x), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,211 @@
+import copy
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.models import (
+    Embeddings,
+    Encoder,
+    IdEmbedding,
+    ImageEmbedding,
+    MultiGranularAutoencoder,
+    create_vit,
+    sincos_positions,
+)
+from tests.models.parts import fill, maps_of, masks_of, noise_of, tiny_vit, vit_of
+
+
+class Model(NamedTuple):
+    name: str
+    size: tuple[int, int] = (32, 48)
+    depth: int = 2
+    registers: int | None = None
+    """Where it is not as many as the name says."""
+
+
+MODELS = {
+    "global token": Model("vit_tiny_patch16_224", (64, 64)),
+    "patches of 14": Model("vit_huge_patch14_224", (28, 42), 1),
+    "registers without position": Model("vit_medium_patch16_reg4_gap_256"),
+    "registers with positions": Model("test_vit2"),
+    "registers and global token with positions": Model("test_vit", registers=3),
+    "global token without position": Model("deit3_small_patch16_224"),
+    "global token without position, registers": Model("vit_small_patch14_reg4_dinov2", (28, 42)),
+    "no global token": Model("vit_base_patch16_siglip_224", depth=1),
+    "a norm before the blocks": Model("vit_base_patch16_clip_224", depth=1),
+    "blocks of its own kind": Model("vit_base_patch16_rpn_224", depth=1),
+    "a norm of patches": Model("aimv2_large_patch14_224", (28, 42), 1),
+}
+
+
+def made(model: Model, **options: Any) -> VisionTransformer:
+    """A plain ViT of timm whose tokens, positions and layer scales all matter."""
+    if model.registers is not None:
+        options["reg_tokens"] = model.registers
+    return fill(vit_of(model.name, img_size=model.size, depth=model.depth, **options), std=0.05).eval()
+
+
+def wrap(vit: VisionTransformer, **options: bool) -> MultiGranularAutoencoder:
+    encoder = Encoder(vit, **options)
+    return MultiGranularAutoencoder(
+        Embeddings({"rgb": ImageEmbedding(vit.patch_embed)}), encoder, nn.Identity(), {}
+    ).eval()
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_encoding_photos_is_what_timm_does(model: Model) -> None:
+    vit, photos = made(model), noise_of(2, 3, *model.size)
+    with torch.no_grad():
+        expected = vit.forward_features(photos)
+        found = wrap(vit, keep_positions=True).encode(photos)
+        assert_same(found, expected)
+        assert_same(vit.forward_features(photos), expected)  # what we took from it is still its own
+
+
+@pytest.mark.parametrize("name", ["test_vit2", "deit3_small_patch16_224", "vit_base_patch16_siglip_224"])
+def test_positions_of_other_grids_are_resized_as_timm_does(name: str) -> None:
+    vit, photos = made(Model(name, (64, 64), 1), dynamic_img_size=True), noise_of(2, 3, 48, 80)
+    with torch.no_grad():
+        assert_same(wrap(vit, keep_positions=True).encode(photos), vit.forward_features(photos))
+
+
+def test_without_a_table_positions_are_sines_and_cosines_of_any_grid() -> None:
+    vit = tiny_vit(img_size=(32, 48))
+    ours = wrap(copy.deepcopy(vit))
+    assert vit.pos_embed is not None
+    with torch.no_grad():
+        vit.pos_embed[0, :1] = 0
+        vit.pos_embed[0, 1:] = sincos_positions((2, 3), 64)
+        photos = noise_of(2, 3, 32, 48)
+        assert_same(ours.encode(photos), vit.eval().forward_features(photos))
+    assert torch.equal(ours.encoder.positions((5, 2), torch.device("cpu")), sincos_positions((5, 2), 64))
+
+
+def test_without_its_norm_an_encoder_ends_with_the_blocks() -> None:
+    vit, photos = tiny_vit(), noise_of(2, 3, 32, 48)
+    with torch.no_grad():
+        without = wrap(vit, has_norm=False).encode(photos)
+        assert_same(vit.norm(without), wrap(vit).encode(photos))
+    assert not [name for name, _ in Encoder(vit, has_norm=False).named_parameters() if name.startswith("norm.")]
+
+
+def test_an_encoder_shares_the_weights_of_its_vit() -> None:
+    vit = tiny_vit()
+    encoder = Encoder(vit)
+    theirs = dict(vit.named_parameters())
+    assert all(parameter is theirs[name] for name, parameter in encoder.named_parameters())
+    assert theirs.keys() - dict(encoder.named_parameters()).keys() == {
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+    }
+
+
+def test_a_kept_table_is_saved_and_not_trained() -> None:
+    encoder = Encoder(tiny_vit(), keep_positions=True)
+    assert "pos_embed" in encoder.state_dict()
+    assert "pos_embed" not in dict(encoder.named_parameters())
+    assert "pos_embed" not in Encoder(tiny_vit()).state_dict()
+
+
+def test_photos_go_through_a_model_of_more_granularities_as_through_timm() -> None:
+    vit, photos = tiny_vit(), noise_of(2, 3, 32, 48)
+    embeddings = Embeddings(
+        {"semantic": IdEmbedding(5, 64, patch=16), "rgb": ImageEmbedding(vit.patch_embed), "instance": nn.Identity()}
+    )
+    ours = MultiGranularAutoencoder(embeddings, Encoder(vit, keep_positions=True), nn.Identity(), {}).eval()
+    with torch.no_grad():
+        assert_same(ours.encode(photos), vit.eval().forward_features(photos))
+
+
+def test_a_model_refuses_the_masks_of_other_granularities() -> None:
+    model = wrap(tiny_vit())
+    with pytest.raises(ValueError, match=r"^masks: expected those of rgb, got those of semantic, rgb$"):
+        model(maps_of(("semantic", "rgb")), masks_of(("semantic", "rgb")))
+
+
+def test_recomputed_blocks_have_the_same_gradients() -> None:
+    tokens = noise_of(2, 5, 64)
+    gradients, runs = [], []
+    for checkpoint in (False, True):
+        vit = tiny_vit()
+        encoder = Encoder(vit, checkpoint=checkpoint).train()
+        calls: list[object] = []
+        vit.blocks[0].register_forward_pre_hook(lambda *call, calls=calls: calls.append(call))
+        inputs = tokens.clone().requires_grad_()
+        (encoder(inputs) * noise_of(2, 6, 64, seed=1)).sum().backward()
+        gradients.append([inputs.grad, *(parameter.grad for parameter in encoder.parameters())])
+        runs.append(len(calls))
+    assert runs == [1, 2]
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert kept is not None
+        assert recomputed is not None
+        torch.testing.assert_close(recomputed, kept, rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_is_recomputed_in_evaluation() -> None:
+    vit = tiny_vit()
+    calls: list[object] = []
+    vit.blocks[0].register_forward_pre_hook(lambda *call: calls.append(call))
+    Encoder(vit, checkpoint=True).eval()(noise_of(2, 5, 64)).sum().backward()
+    assert len(calls) == 1
+
+
+def test_drop_path_acts_in_training_alone() -> None:
+    vit, plain = tiny_vit(drop_path_rate=0.5), tiny_vit()
+    tokens = noise_of(8, 5, 64)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = Encoder(plain).eval()(tokens)
+        assert torch.equal(Encoder(plain).train()(tokens), expected)
+        assert torch.equal(Encoder(vit).eval()(tokens), expected)
+        encoder = Encoder(vit).train()
+        assert not torch.equal(encoder(tokens), encoder(tokens))
+
+
+def test_a_vit_is_made_for_a_size_channels_and_drop_path() -> None:
+    vit = create_vit("test_vit", image_size=(32, 64), channels=5, drop_path=0.5)
+    assert vit.patch_embed.grid_size == (2, 4)
+    assert vit.patch_embed.proj.weight.shape[1] == 5
+    assert isinstance(vit.head, nn.Identity)
+    blocks: list[Any] = list(vit.blocks)
+    assert [block.drop_path1.drop_prob for block in blocks[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_wee_patch16_reg1_gap_256"])
+def test_a_vit_norms_its_tokens_also_where_timm_would_norm_what_is_pooled(name: str) -> None:
+    vit = create_vit(name, image_size=(32, 32))
+    assert isinstance(vit.norm, nn.LayerNorm)
+    assert isinstance(vit.fc_norm, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("vit_bse_patch16_224", "Did you mean 'vit_base_patch16_224'?"),
+        ("qqqq", "timm.list_models() names all"),
+    ],
+)
+def test_an_unknown_encoder_is_refused_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        create_vit(name, image_size=(32, 32))
+    assert str(caught.value) == f"timm has no encoder named {name!r}. {hint}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224", "resnet18", "convnext_atto"],
+)
+def test_what_is_not_a_plain_vit_is_refused(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        create_vit(name, image_size=(32, 32))
+    assert str(caught.value) == f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224"
