@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -29,6 +29,18 @@ def report(title: str, seconds: Mapping[str, list[float]], *, peer: str, samples
             f"{name:34s}{median * 1e3:10.2f}{minimum * 1e3:9.2f}{samples / median:11,.0f}"
             f"{paired:9.2f}{min(seconds[peer]) / minimum:11.2f}"
         )
+
+
+def report_cost(title: str, seconds: Mapping[str, list[float]], *, peers: Sequence[str], samples: int) -> None:
+    """Print medians, minima and how many times each peer's time a variant takes: paired by round, and of minima."""
+    heads = "".join(f"{'× ' + peer:>24s}" for peer in peers)
+    print(f"\n{title}\n{'':30s}{'median ms':>10s}{'min ms':>9s}{'samples/s':>11s}{heads}", flush=True)
+    for name, times in seconds.items():
+        line = f"{name:30s}{statistics.median(times) * 1e3:10.1f}{min(times) * 1e3:9.1f}{samples / min(times):11.2f}"
+        for peer in peers:
+            paired = statistics.median(ours / theirs for ours, theirs in zip(times, seconds[peer], strict=True))
+            line += f"{paired:16.3f}{min(times) / min(seconds[peer]):8.3f}"
+        print(line, flush=True)
 
 
 def peak_memory(function: Callable[[], object]) -> int:

@@ -48,8 +48,6 @@ class DecoderConfig(Config):
     """Whether a second target of a granularity gets a head on the same stage, or a stage of its own (MultiMAE)."""
     has_norm: bool = False
     """Whether a `joint` decoder norms its features before the heads (MAE)."""
-    options: dict[str, object] = Field({})
-    """What a decoder from outside takes besides the settings above."""
 
     @model_validator(mode="after")
     def _check(self) -> "DecoderConfig":

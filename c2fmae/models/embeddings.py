@@ -72,13 +72,13 @@ class Embeddings(nn.ModuleDict):
         granularity = (masks.visible_idx // num_patches).flatten()
         image = torch.arange(batch, device=granularity.device).repeat_interleave(num_visible)
         places = image * num_patches + (masks.visible_idx % num_patches).flatten()
-        places = F.pad(places, (0, 1))  # where `_members` points beyond the list
+        places = F.pad(places, (0, 1), value=batch * num_patches)  # blank, where `_members` points beyond the list
         tokens = None
         for index, name in enumerate(masks.granularities):
             members = _members(granularity == index)
             some = self[name](maps[name], places[members])
             tokens = some.new_zeros(len(places), some.shape[1]) if tokens is None else tokens
-            tokens = tokens.index_copy(0, members, some)
+            tokens = tokens.index_copy(0, members, some.to(tokens.dtype))
         assert tokens is not None
         return tokens[:-1].view(batch, num_visible, tokens.shape[1])  # type: ignore[no-any-return]
 

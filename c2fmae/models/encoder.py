@@ -76,7 +76,7 @@ class Encoder(AttentionByDevice):
 
 
 def create_vit(name: str, *, image_size: Sequence[int], channels: int = 3, drop_path: float = 0.0) -> VisionTransformer:
-    """Return a plain ViT of timm with random weights and no head; what is not one is an error."""
+    """Return a plain ViT of timm without a head, its weights still to be drawn; what is not one is an error."""
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models("*vit*"))
         raise UserError(f"timm has no encoder named {name!r}. {hint or 'timm.list_models() names all'}")
@@ -88,8 +88,9 @@ def create_vit(name: str, *, image_size: Sequence[int], channels: int = 3, drop_
             num_classes=0,
             drop_path_rate=drop_path,
             fc_norm=False,  # a ViT that norms after pooling would have no norm here
+            weight_init="skip",  # timm's own draw takes seconds
         )
-    except TypeError:  # it does not know these settings
+    except (TypeError, AssertionError):  # it does not know these settings, or they do not suit it
         vit = None
     if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
         raise UserError(f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224")

@@ -47,15 +47,19 @@ def unpatchify(
 def gather_patches(
     maps: Shaped[Tensor, "batch *channels height width"], patch: int, places: Int[Tensor, " place"]
 ) -> Shaped[Tensor, "place channels {patch} {patch}"]:
-    """Copy the patches at these places, counted through the whole batch, and no others; id maps have one channel."""
+    """Copy the patches at these places, counted through the whole batch, and no others; id maps have one channel.
+
+    A place beyond the last patch is blank.
+    """
     tiles = _tiles(maps, patch)
     rows, columns = tiles.shape[1:3]
-    image, place = places // (rows * columns), places % (rows * columns)
-    return tiles[image, place // columns, place % columns]
+    is_beyond = (places >= len(tiles) * rows * columns).view(-1, 1, 1, 1)
+    image, place = places // (rows * columns) % len(tiles), places % (rows * columns)
+    return tiles[image, place // columns, place % columns].masked_fill(is_beyond, 0)  # type: ignore[no-any-return]
 
 
 def _tiles(maps: Tensor, patch: int) -> Tensor:
     """View maps as [batch, row, column, channel, y, x]."""
-    batch, height, width = maps.shape[0], *maps.shape[-2:]
-    tiles = maps.reshape(batch, -1, height // patch, patch, width // patch, patch)
+    batch, *channels, height, width = maps.shape
+    tiles = maps.reshape(batch, *(channels or [1]), height // patch, patch, width // patch, patch)
     return tiles.permute(0, 2, 4, 1, 3, 5)

@@ -133,7 +133,7 @@ class Labels:
     def error(self, predictions: Predictions, maps: Maps) -> Float[Tensor, "batch patch"]:
         """Return each patch's cross-entropy, summed over its cells."""
         wanted = patchify(maps, self.patch).long()
-        logits = predictions.float().view(-1, self.channels)
+        logits = predictions.float().reshape(-1, self.channels)
         error = F.cross_entropy(logits, wanted.flatten(), ignore_index=IGNORE, reduction="none")
         return error.view_as(wanted).sum(dim=2)
 

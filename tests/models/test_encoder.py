@@ -16,7 +16,7 @@ from c2fmae.models import (
     create_vit,
     sincos_positions,
 )
-from tests.models.parts import fill, maps_of, masks_of, noise_of, tiny_vit, vit_of
+from tests.models.parts import fill, noise_of, tiny_vit, vit_of
 
 
 class Model(NamedTuple):
@@ -125,12 +125,6 @@ def test_photos_go_through_a_model_of_more_granularities_as_through_timm() -> No
     ours = MultiGranularAutoencoder(embeddings, Encoder(vit, keep_positions=True), nn.Identity(), {}).eval()
     with torch.no_grad():
         assert_same(ours.encode(photos), vit.eval().forward_features(photos))
-
-
-def test_a_model_refuses_the_masks_of_other_granularities() -> None:
-    model = wrap(tiny_vit())
-    with pytest.raises(ValueError, match=r"^masks: expected those of rgb, got those of semantic, rgb$"):
-        model(maps_of(("semantic", "rgb")), masks_of(("semantic", "rgb")))
 
 
 def test_recomputed_blocks_have_the_same_gradients() -> None:

@@ -78,7 +78,6 @@ def test_the_paper_is_what_one_gets_without_saying_anything() -> None:
         "entry": "shared",
         "stage_per": "granularity",
         "has_norm": False,
-        "options": {},
     }
     assert EncoderConfig().model_dump() == {
         "name": "vit_base_patch16_224",

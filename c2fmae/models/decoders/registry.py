@@ -1,7 +1,7 @@
 """Names of decoders, and the parts that each is made of."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from timm.layers.norm import LayerNorm
@@ -32,7 +32,6 @@ class DecoderPlan:
     query_residual: bool = True
     entry: Literal["shared", "own"] = "shared"
     has_norm: bool = False
-    options: Mapping[str, object] = field(default_factory=dict)
 
     def enter(self) -> Entry:
         """Make one way in."""

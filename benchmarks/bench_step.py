@@ -1,0 +1,362 @@
+"""What a step of pre-training costs, against the usual ways: `python -m benchmarks.bench_step`.
+
+ViT-B/16 at 224 px, forward, backward and AdamW, from bytes to new weights: masks and normalisation are timed on all
+sides. Every section has a process of its own, in which variants take turns; with a GPU there is one more.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.multimae_way import MultiMaeWay
+from benchmarks.timing import alternate, peak_memory, report_cost
+from c2fmae.core.masks import Masks
+from c2fmae.core.scene import SceneBatch
+from c2fmae.data import CentralView, open_scenes
+from c2fmae.data.transforms import standardise
+from c2fmae.eval.cost import cost_of
+from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods.config import IMAGENET_MEAN, IMAGENET_STD
+
+BATCH, SIZE, PROGRESS = 8, 224, 0.5
+BASELINE, DENSE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"
+OURS = {
+    "c2fmae": ("c2fmae", ()),
+    "c2fmae, context=visible": ("c2fmae", ("decoder.context=visible",)),
+    "parallel, context=all": ("c2fmae", ("decoder.name=parallel",)),
+    "mae": ("mae", ()),
+}
+INDEXING = {f"aten::{name}" for name in ("index", "index_copy", "index_select", "gather", "scatter", "scatter_add")}
+
+
+class Loss(Protocol):
+    model: nn.Module
+
+    def loss(self, scenes: SceneBatch) -> Tensor: ...
+
+
+class Staged(Loss, Protocol):
+    """A loss whose stages can be told apart."""
+
+    def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]: ...
+    def hide(self, scenes: SceneBatch) -> Any: ...
+    def compare(self, predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], masks: Any) -> Tensor: ...
+
+
+class Ours:
+    def __init__(self, config: MethodConfig, *, is_compiled: bool = False) -> None:
+        method = build_method(config)
+        self.model = method.model
+        compiled = cast(nn.Module, torch.compile(method.model, fullgraph=True)) if is_compiled else method.model
+        self.method: MaskedAutoencoding = dataclasses.replace(method, model=compiled)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]:
+        return self.method.prepare(scenes)
+
+    def hide(self, scenes: SceneBatch) -> Masks:
+        return self.method.hide(scenes, progress=PROGRESS, generator=self.generator)
+
+    def compare(self, predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], masks: Masks) -> Tensor:
+        return self.method.compare(predictions, maps, masks).total
+
+    def loss(self, scenes: SceneBatch) -> Tensor:
+        return self.method.loss(scenes, progress=PROGRESS, generator=self.generator).total
+
+
+class ViTMae:
+    def __init__(self) -> None:
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+        config = ViTMAEConfig(norm_pix_loss=True, attn_implementation="eager")  # type: ignore[call-arg]
+        self.model: nn.Module = ViTMAEForPreTraining(config)
+        self.mean, self.std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+
+    def loss(self, scenes: SceneBatch) -> Tensor:
+        photos = standardise(scenes.maps["rgb"], self.mean, self.std)
+        return self.model(pixel_values=photos).loss  # type: ignore[no-any-return]
+
+
+@dataclass
+class Trained:
+    """A loss and the optimiser that together make a step."""
+
+    way: Loss
+    is_bf16: bool = True
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.way.model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+
+    def autocast(self, scenes: SceneBatch) -> torch.autocast:
+        return torch.autocast(scenes.maps["rgb"].device.type, torch.bfloat16, enabled=self.is_bf16)
+
+    def step(self, scenes: SceneBatch) -> None:
+        with self.autocast(scenes):
+            total = self.way.loss(scenes)
+        total.backward()
+        self.update()
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def scenes_of(batch: int, size: int = SIZE) -> SceneBatch:
+    """Generated scenes; a large batch has each of the first 32 many times."""
+    source = open_scenes("generated", size=size, length=min(batch, 32))
+    view = CentralView(size=(size, size), label_stride=4)
+    scenes = [view(source[index]) for index in range(len(source))]
+    return SceneBatch.stack([scenes[index % len(scenes)] for index in range(batch)])
+
+
+def ours(name: str, *, is_compiled: bool = False) -> Ours:
+    method, overrides = OURS[name]
+    return Ours(METHODS.get(method)().override(list(overrides)), is_compiled=is_compiled)
+
+
+WAYS: dict[str, Callable[[], Loss]] = {
+    **{name: functools.partial(ours, name) for name in OURS},
+    BASELINE: MultiMaeWay,
+    DENSE: functools.partial(MultiMaeWay, is_dense=True),
+    VITMAE: ViTMae,
+}
+
+
+def against_peers(
+    title: str, ways: Mapping[str, Callable[[], Loss]], peers: Sequence[str], rounds: int, *, is_bf16: bool
+) -> None:
+    scenes = scenes_of(BATCH)
+    trained = {name: Trained(make(), is_bf16) for name, make in ways.items()}
+    steps = {name: functools.partial(each.step, scenes) for name, each in trained.items()}
+    report_cost(title, alternate(steps, rounds=rounds), peers=peers, samples=BATCH)
+
+
+def fp32(rounds: int) -> None:
+    against_peers("A step in float32", WAYS, (BASELINE, VITMAE), rounds, is_bf16=False)
+
+
+def bf16(rounds: int) -> None:
+    against_peers("A step in bfloat16", WAYS, (BASELINE, VITMAE), rounds, is_bf16=True)
+
+
+def compiled(rounds: int) -> None:
+    ways: dict[str, Callable[[], Loss]] = {
+        f"{name}, compiled": functools.partial(ours, name, is_compiled=True)
+        for name in ("c2fmae", "c2fmae, context=visible")
+    }
+    ways[f"{BASELINE}, compiled"] = functools.partial(MultiMaeWay, is_compiled=True)
+    ways |= {name: WAYS[name] for name in ("c2fmae", BASELINE)}
+    peers = (f"{BASELINE}, compiled", BASELINE)
+    against_peers("A step in bfloat16, models compiled", ways, peers, rounds, is_bf16=True)
+
+
+def memory(rounds: int) -> None:  # noqa: ARG001 - memory does not vary
+    """What a step holds besides weights and the optimiser's moments, which are three times the parameters."""
+    scenes = scenes_of(BATCH)
+    print(f"\nPeak memory of a step, MiB\n{'':30s}{'weights, moments':>18s}{'float32':>12s}{'bfloat16':>12s}")
+    for name, make in WAYS.items():
+        way = make()
+        state = 3 * sum(p.numel() * p.element_size() for p in way.model.parameters())
+        peaks = [peak_memory(functools.partial(Trained(way, is_bf16).step, scenes)) for is_bf16 in (False, True)]
+        print(f"{name:30s}{state / 2**20:18.0f}{peaks[0] / 2**20:12.0f}{peaks[1] / 2**20:12.0f}", flush=True)
+
+
+def scaling(rounds: int) -> None:
+    """More visible tokens, larger batches, larger photos: one model takes them all."""
+    way, scenes = ours("c2fmae"), {(n, SIZE): scenes_of(n) for n in (4, 8, 16, 32)} | {(8, 384): scenes_of(8, 384)}
+    trained, method = Trained(way), way.method
+
+    def step(batch: int, size: int, num_visible: int | None) -> None:
+        config = method.config.model_copy(update={"num_visible": num_visible})
+        way.method = dataclasses.replace(method, config=config)
+        trained.step(scenes[batch, size])
+
+    cases = [(8, SIZE, None), (8, SIZE, 147), (8, SIZE, 196), (4, SIZE, None), (16, SIZE, None), (32, SIZE, None)]
+    cases.append((8, 384, None))
+    seconds = alternate({str(case): functools.partial(step, *case) for case in cases}, rounds=rounds)
+    print("\nA step of c2fmae in bfloat16")
+    print(f"{'batch':>5s}{'size':>6s}{'visible':>9s}{'median ms':>11s}{'min ms':>9s}{'ms/image':>10s}")
+    for (batch, size, num_visible), times in zip(cases, seconds.values(), strict=True):
+        visible = num_visible or method.config.visible_of((size // 16) ** 2)
+        median, minimum = statistics.median(times) * 1e3, min(times) * 1e3
+        print(f"{batch:5d}{size:6d}{visible:9d}{median:11.0f}{minimum:9.0f}{minimum / batch:10.1f}")
+
+
+class Clock:
+    """Adds up the time between marks, on a GPU by events, for which nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_cuda = device.type == "cuda"
+        self.marks = [("", self._now())]
+
+    def _now(self) -> Any:
+        if not self.is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self, name: str) -> None:
+        """Name what ends here."""
+        self.marks.append((name, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        if self.is_cuda:
+            torch.cuda.synchronize()
+        total: dict[str, float] = defaultdict(float)
+        for (_, start), (name, end) in zip(self.marks, self.marks[1:], strict=False):
+            total[name] += start.elapsed_time(end) / 1e3 if self.is_cuda else end - start
+        return dict(total)
+
+
+def step_by_part(trained: Trained, scenes: SceneBatch) -> dict[str, float]:
+    """Take a step and return the seconds of each part."""
+    way, model = cast(Staged, trained.way), trained.way.model
+    clock = Clock(scenes.maps["rgb"].device)
+
+    def enter_encoder(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        clock.mark("embeddings")
+        inputs[0].register_hook(lambda _: clock.mark("backward: encoder"))
+
+    def leave_encoder(_: nn.Module, __: tuple[Tensor], latent: Tensor) -> None:
+        clock.mark("encoder")
+        latent.register_hook(lambda _: clock.mark("backward: losses, heads, decoder"))
+
+    encoder = model.get_submodule("encoder")
+    hooks = [encoder.register_forward_pre_hook(enter_encoder), encoder.register_forward_hook(leave_encoder)]
+    for name, module in model.named_modules():
+        if name.startswith("heads.") or name.endswith(".head"):
+            hooks.append(module.register_forward_pre_hook(lambda *_: clock.mark("decoder")))
+            hooks.append(module.register_forward_hook(lambda *_: clock.mark("heads")))
+    with trained.autocast(scenes):
+        maps = way.prepare(scenes)
+        clock.mark("prepare")
+        masks = way.hide(scenes)
+        clock.mark("masks")
+        predictions = model(maps, masks)
+        clock.mark("decoder")
+        total = way.compare(predictions, maps, masks)
+        clock.mark("losses")
+    total.backward()
+    clock.mark("backward: embeddings")
+    trained.update()
+    clock.mark("optimiser")
+    for hook in hooks:
+        hook.remove()
+    return clock.seconds()
+
+
+def seconds_indexing(trained: Trained, scenes: SceneBatch) -> float:
+    """Seconds that gathers and scatters take, forward and backward, once masks are made."""
+    way = cast(Staged, trained.way)
+    with trained.autocast(scenes):
+        maps, masks = way.prepare(scenes), way.hide(scenes)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            way.compare(trained.way.model(maps, masks), maps, masks).backward()
+    trained.optimizer.zero_grad(set_to_none=True)
+    return sum(float(event.self_cpu_time_total) for event in profile.key_averages() if event.key in INDEXING) / 1e6
+
+
+def report_parts(trained: Mapping[str, Trained], scenes: SceneBatch, *, rounds: int) -> None:
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in trained}
+    for turn in range(rounds + 2):
+        for name, each in trained.items():
+            parts = step_by_part(each, scenes)
+            if turn >= 2:
+                seconds[name].append(parts)
+    print("\nWhere a step in bfloat16 goes, median ms and share\n" + " " * 34 + "".join(f"{n:>26s}" for n in trained))
+    medians = {
+        name: {part: statistics.median(turn[part] for turn in turns) for part in turns[0]}
+        for name, turns in seconds.items()
+    }
+    for part in next(iter(medians.values())):
+        cells = (f"{some[part] * 1e3:18.1f}{some[part] / sum(some.values()):8.1%}" for some in medians.values())
+        print(f"{part:34s}" + "".join(cells))
+    if scenes.maps["rgb"].device.type == "cpu":
+        for name, each in trained.items():
+            indexing = min(seconds_indexing(each, scenes) for _ in range(rounds))
+            masks = min(turn["masks"] for turn in seconds[name])
+            step = min(sum(turn.values()) for turn in seconds[name])
+            share = f"{(masks + indexing) / step:.2%} of the step"
+            print(f"{name}: at least {masks * 1e3:.1f} ms masks, {indexing * 1e3:.1f} ms gather and scatter: {share}")
+
+
+def parts(rounds: int) -> None:
+    trained = {name: Trained(WAYS[name]()) for name in ("c2fmae", "c2fmae, context=visible", "mae", BASELINE)}
+    report_parts(trained, scenes_of(BATCH), rounds=rounds)
+
+
+def gpu(rounds: int) -> None:
+    """Images a second, and the share of what matrix products reach, of batches that double until memory is full."""
+
+    def seconds(function: Callable[[], object]) -> float:
+        def wait() -> None:
+            function()
+            torch.cuda.synchronize()
+
+        return statistics.median(alternate({"": wait}, rounds=rounds)[""])
+
+    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
+    peak = 2 * 8192**3 / seconds(lambda: a @ b)
+    print(f"\n{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in bfloat16 products of 8192")
+    for name, is_compiled in itertools.product(OURS, (False, True)):
+        way, batch = ours(name, is_compiled=is_compiled), 64
+        way.model.cuda()
+        trained, flops = Trained(way), 3 * cost_of(way.method.config).flops
+        try:
+            while True:
+                scenes = scenes_of(batch).to("cuda")
+                speed = batch / seconds(functools.partial(trained.step, scenes))
+                row = f"{name + (', compiled' if is_compiled else ''):36s}{batch:6d}{speed:9.0f} images/s"
+                print(f"{row}{speed * flops / peak:7.1%} of the peak", flush=True)
+                if batch == 256 and not is_compiled:
+                    report_parts({name: trained}, scenes, rounds=rounds)
+                batch *= 2
+        except torch.cuda.OutOfMemoryError:
+            print(f"{batch:42d} do not fit")
+        del way, trained
+        torch.cuda.empty_cache()
+
+
+SECTIONS: dict[str, Callable[[int], None]] = {
+    "fp32": fp32,
+    "bf16": bf16,
+    "compiled": compiled,
+    "parts": parts,
+    "memory": memory,
+    "scaling": scaling,
+    "gpu": gpu,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=SECTIONS)
+    parser.add_argument("--rounds", type=int, default=7)
+    flags = parser.parse_args()
+    if flags.only is None:
+        for name in SECTIONS:
+            if name != "gpu" or torch.cuda.is_available():
+                command = [sys.executable, "-m", "benchmarks.bench_step", "--only", name]
+                subprocess.run([*command, "--rounds", str(flags.rounds)], check=True)
+        return
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    SECTIONS[flags.only](flags.rounds)
+
+
+if __name__ == "__main__":
+    main()
