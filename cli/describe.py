@@ -17,6 +17,7 @@ def describe(
     from c2fmae.recipes.config import read_recipe
 
     config = read_recipe(recipe, set_ or [])
-    print(f"{config.name}  {config.title}\n")
-    print(describe_method(config.method))
-    print(f"\nnext: c2fmae recipes show {quote(recipe)}, which has every setting")
+    table = describe_method(config.method)
+    print(f"{config.name}  {config.title}\n\n{table}\n")
+    words = [recipe, *(word for change in set_ or [] for word in ("--set", change))]
+    print(f"next: c2fmae recipes show {' '.join(map(quote, words))}  # every setting")

@@ -21,7 +21,7 @@ C = TypeVar("C", bound="Config")  # not Self: beartype, in the run with shape ch
 class Config(BaseModel):
     """Base of every config: no field can be changed, no unknown key gets in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls: type[C], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None) -> C:

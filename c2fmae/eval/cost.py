@@ -94,10 +94,11 @@ def cost_of(config: MethodConfig, *, count: Count = by_torch) -> Cost:
     # Only on a CPU does a granularity embed its own patches and no others: elsewhere its list has a fixed length.
     embeddings = model.embeddings.to_empty(device="cpu")
     flops["embeddings"] = count(embeddings, maps, masks)[""]
-    stages = getattr(model.decoder, "stages", {})
+    stages = getattr(model.decoder, "stages", None)  # a decoder from outside may have none, or others
+    stages = stages if isinstance(stages, nn.ModuleDict) else {}
     return Cost(
         {name: Part(flops[name], _size(part)) for name, part in model.named_children()},
-        {name: Part(flops[f"decoder.stages.{name}"], _size(stage)) for name, stage in stages.items()},
+        {name: Part(flops.get(f"decoder.stages.{name}", 0), _size(stage)) for name, stage in stages.items()},
     )
 
 

@@ -51,7 +51,7 @@ def describe(config: MethodConfig) -> str:
             ),
             _Row("decoder", _wiring(config), f"{num_tokens} × {config.decoder.dim}", cost.parts["decoder"]),
             *_stages(config, cost, num_patches),
-            _Row("heads", "hidden patches count", "", cost.parts["heads"]),
+            _Row("heads", "the losses count hidden patches alone", "", cost.parts["heads"]),
             *(_head(method, name, num_patches) for name in method.objectives),
             _Row("total", "forward, one image", "", Part(cost.flops, cost.parameters)),
         ]
@@ -72,7 +72,7 @@ def _input(method: MaskedAutoencoding, name: str, num_patches: int) -> _Row:
 
 def _wiring(config: MethodConfig) -> str:
     decoder = config.decoder
-    order = " → ".join(dict.fromkeys(head.granularity for head in config.heads()))
+    order = " → ".join(dict.fromkeys(head.stage for head in config.heads()))
     match decoder.name:
         case "cascaded":
             return f"cascaded, {order}"

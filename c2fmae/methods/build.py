@@ -18,7 +18,13 @@ from c2fmae.models.targets import TARGETS
 
 
 def build_method(config: MethodConfig, *, seed: int = 0) -> MaskedAutoencoding:
-    """Build a method; the same config and seed give the same weights."""
+    """Build a method; the same config and seed give the same weights, and the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "parts"))  # for parts from outside that draw weights where they are made
+        return _build(config, seed)
+
+
+def _build(config: MethodConfig, seed: int) -> MaskedAutoencoding:
     vit = create_vit(
         config.encoder.name,
         image_size=config.image_size,

@@ -7,6 +7,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.models.patches import label_stride
 
+_ID_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def map_of(scenes: SceneBatch, name: str) -> Tensor:
     """Return a map that the scenes must have."""
@@ -15,16 +17,43 @@ def map_of(scenes: SceneBatch, name: str) -> Tensor:
     return scenes.maps[name]
 
 
+def check_guide(name: str, guide: Tensor, batch: int, grid: tuple[int, int]) -> None:
+    """Refuse a map by which nothing can be hidden: one whose cells do not fall into the patches."""
+    cells = tuple(guide.shape[1:])
+    if guide.ndim == 3 and len(guide) == batch:
+        side = cells[0] // grid[0]
+        if side > 0 and cells == (grid[0] * side, grid[1] * side):
+            return
+    raise UserError(
+        f"{name}: masks are guided by it, but {' × '.join(map(str, guide.shape))} does not fall into the "
+        f"{batch} × {grid[0]} × {grid[1]} patches of the batch. Cut all maps of a scene together"
+    )
+
+
 def check_photos(name: str, photos: Tensor, channels: int) -> None:
     """Refuse what are no bytes of so many channels."""
     if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1] != channels:
-        kind = f"{str(photos.dtype).removeprefix('torch.')} {tuple(photos.shape)}"
-        raise UserError(f"{name}: expected photos as bytes, [batch, {channels}, height, width], got {kind}")
+        expected = f"photos as bytes, [batch, {channels}, height, width]"
+        raise UserError(f"{name}: expected {expected}, got {_kind(photos)}")
+
+
+def check_continuous(name: str, scenes: SceneBatch) -> None:
+    """Refuse what is no map of one finite value a pixel."""
+    values = scenes.maps[name]
+    if values.ndim != 3 or values.dtype.is_complex:
+        raise UserError(f"{name}: expected one number a pixel, [batch, height, width], got {_kind(values)}")
+    if values.is_floating_point() and values.device.type == "cpu":
+        is_broken = ~values.isfinite().flatten(1).all(dim=1)
+        if is_broken.any():
+            key = scenes.keys[int(is_broken.nonzero()[0])]
+            raise UserError(f"{key}: {name} has values that are not finite. Fill them in, or leave the scene out")
 
 
 def check_ids(name: str, scenes: SceneBatch, num_classes: int, *, patch: int) -> None:
     """Refuse maps that do not lie at the label stride of their photos, and ids that the model does not know."""
     ids, stride = scenes.maps[name], label_stride(patch)
+    if ids.dtype not in _ID_TYPES or ids.ndim != 3:
+        raise UserError(f"{name}: expected ids as whole numbers, [batch, rows, columns], got {_kind(ids)}")
     if "rgb" in scenes.maps:
         expected = tuple(side // stride for side in scenes.maps["rgb"].shape[-2:])
         if tuple(ids.shape[1:]) != expected:
@@ -34,11 +63,15 @@ def check_ids(name: str, scenes: SceneBatch, num_classes: int, *, patch: int) ->
             )
     if ids.device.type != "cpu":
         return  # to look at values would wait for the device
-    is_unknown = (ids >= num_classes) & (ids != IGNORE)
+    is_unknown = (ids < 0) | (ids >= num_classes) & (ids != IGNORE)
     if is_unknown.any():
         image = int(is_unknown.flatten(1).any(dim=1).nonzero()[0])
-        largest = int(ids[image][is_unknown[image]].max())
+        worst = int(ids[image][is_unknown[image]].max())
         raise UserError(
-            f"{scenes.keys[image]}: {name} has the id {largest}, but the model knows {num_classes} "
+            f"{scenes.keys[image]}: {name} has the id {worst}, but the model knows {num_classes} "
             f"(0 to {num_classes - 1}, and {IGNORE} for what nobody labelled). Set channels.{name}"
         )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -13,6 +13,7 @@ from c2fmae.models.losses import Average
 from c2fmae.models.targets import TARGET_OF_KIND, TARGETS
 
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=4096)]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -32,7 +33,7 @@ class MethodConfig(Config):
     name: Annotated[str, Field(min_length=1)] = "c2fmae"
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = COARSE_TO_FINE
     """What the encoder sees and the decoder predicts, coarse to fine."""
-    image_size: tuple[Count, Count] = (224, 224)
+    image_size: tuple[Side, Side] = (224, 224)
     """Height and width in training; the model takes any that its patch divides."""
     channels: dict[str, Count] = Field({})
     """Channels of photos, classes of id maps, where they are not those of the granularity: 3 for rgb, 133, 32."""
@@ -83,10 +84,11 @@ class MethodConfig(Config):
             if name not in losses and name not in GRANULARITIES:
                 raise UserError(f"weights: {unknown_name('loss', name, losses)}")
         for name in names:
-            if GRANULARITIES.get(name).kind == "ids" and self.channels_of(name) > IGNORE:
-                raise UserError(
-                    f"channels.{name}: at most {IGNORE} ids can be told apart, got {self.channels_of(name)}"
-                )
+            kind, channels = GRANULARITIES.get(name).kind, self.channels_of(name)
+            if kind == "ids" and channels > IGNORE:
+                raise UserError(f"channels.{name}: at most {IGNORE} ids can be told apart, got {channels}")
+            if kind == "continuous" and channels != 1:
+                raise UserError(f"channels.{name}: a continuous map has 1 channel, got {channels}")
         for setting in ("mean", "std"):
             values = getattr(self, setting)
             if values is not None and len(values) != self.channels_of("rgb"):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import GRANULARITIES, SceneBatch
+from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
 from c2fmae.data.transforms import middle_statistics, standardise
 from c2fmae.masking import Policy, mask_scenes, patch_regions
-from c2fmae.methods.checks import check_ids, check_photos, map_of
+from c2fmae.methods.checks import check_continuous, check_guide, check_ids, check_photos, map_of
 from c2fmae.methods.config import MethodConfig
 from c2fmae.models.losses import hidden_count, hidden_error
 from c2fmae.models.patches import grid_of, label_stride, unpatchify
@@ -62,9 +62,13 @@ class MaskedAutoencoding:
     def predict(self, scenes: SceneBatch, masks: Masks) -> SceneBatch:
         """Return photos and maps as the heads complete them; what was visible is pasted in.
 
-        `Masks.showing` and `Masks.of` make the masks: all, none, some granularities, these patches. A target that is
-        relative to its patch, as `normalized_pixels`, borrows the mean and deviation of the true one.
+        `Masks.showing` and `Masks.of` make the masks: all, none, some granularities, these patches. A granularity of
+        which nothing is visible may be missing from the scenes: a photo alone will do.
+
+        A target that is relative to the true patch or map, as `normalized_pixels`, borrows mean and deviation from it;
+        where that is missing, there is no picture of it.
         """
+        present, scenes = set(scenes.maps), self._with_blanks(scenes, masks)
         maps = self.prepare(scenes)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # drop path is for training
@@ -76,6 +80,8 @@ class MaskedAutoencoding:
                 module.training = is_training
         pictures = {}
         for name, objective, is_masked in self._hidden(masks):
+            if getattr(objective.target, "is_relative", False) and objective.granularity not in present:
+                continue
             given = scenes.maps[objective.granularity]
             picture = objective.target.picture(predictions[name], maps[objective.granularity])
             pictures[name] = _where_masked(is_masked, self._restore(objective.granularity, picture, given), given)
@@ -93,9 +99,27 @@ class MaskedAutoencoding:
                 check_photos(name, given, self.config.channels_of(name))
                 maps[name] = standardise(given, *self._normalisation(name, given.device))
             else:
+                check_continuous(name, scenes)
                 mean, deviation = middle_statistics(given)
                 maps[name] = ((given - mean) / deviation).unsqueeze(1)
         return maps
+
+    def _with_blanks(self, scenes: SceneBatch, masks: Masks) -> SceneBatch:
+        """Stand in for missing maps that are wholly hidden, of which only the size matters."""
+        names = self.config.granularities
+        if not (absent := [name for name in names if name not in scenes.maps]):
+            return scenes
+        (rows, columns), maps = self._grid(scenes), dict(scenes.maps)
+        device = next(iter(maps.values())).device
+        for name in absent:
+            if not masks.is_masked[:, names.index(name)].all():
+                raise UserError(f"the scenes lack {name}, of which the masks show patches")
+            kind = GRANULARITIES.get(name).kind
+            side = self.patch // (label_stride(self.patch) if kind == "ids" else 1)
+            channels = [self.config.channels_of(name)] if kind == "image" else []
+            size, value = (len(scenes), *channels, rows * side, columns * side), IGNORE if kind == "ids" else 0
+            maps[name] = torch.full(size, value, dtype=torch.uint8, device=device)
+        return SceneBatch(scenes.keys, maps, scenes.labels)
 
     def _restore(self, name: str, picture: Tensor, given: Tensor) -> Tensor:
         """Undo what `prepare` did to a map."""
@@ -167,7 +191,8 @@ class MaskedAutoencoding:
         return [(name, objective, places[objective.granularity]) for name, objective in self.objectives.items()]
 
     def _grid(self, scenes: SceneBatch) -> tuple[int, int]:
-        name = self.config.granularities[-1]
+        names = self.config.granularities
+        name = next((name for name in reversed(names) if name in scenes.maps), names[-1])
         stride = label_stride(self.patch) if GRANULARITIES.get(name).kind == "ids" else 1
         return grid_of(name, map_of(scenes, name), self.patch // stride)
 
@@ -179,8 +204,9 @@ class MaskedAutoencoding:
                 raise UserError(
                     f"masking.policy {policy!r} goes by the {name} map, which the scenes lack. Take 'random'"
                 )
+            check_guide(name, scenes.maps[name], len(scenes), grid)
             return patch_regions(scenes.maps[name], scenes.maps[name].shape[1] // grid[0])
-        device = scenes.maps[self.config.granularities[-1]].device
+        device = next(iter(scenes.maps.values())).device
         return torch.zeros(len(scenes), grid[0] * grid[1], dtype=torch.uint8, device=device)
 
 

@@ -43,7 +43,9 @@ class MultiGranularAutoencoder(nn.Module):
         return {name: head(features[head.stage]) for name, head in self.heads.items()}
 
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent dim"]:
-        """Return what timm's `forward_features` would of photos alone; nothing is hidden."""
+        """Return what the ViT's `forward_features` would of photos alone, all visible; without norm if it has none."""
+        if "rgb" not in self.embeddings:
+            raise ValueError(f"this model has not seen photos: its granularities are {', '.join(self.embeddings)}")
         rows, columns = self.embeddings.grid({"rgb": images})
         shown = Masks.showing(["rgb"], ["rgb"], batch=len(images), num_patches=rows * columns, device=images.device)
         return self._latent({"rgb": images}, shown)[0]

@@ -26,7 +26,7 @@ class EncoderConfig(Config):
 
 
 class DecoderConfig(Config):
-    """How the predictions are wired."""
+    """How the predictions are wired. What a wiring has no use for is left aside: exchanging it is one change."""
 
     name: str = "cascaded"
     order: tuple[str, ...] | None = None

@@ -78,7 +78,7 @@ class Encoder(AttentionByDevice):
 def create_vit(name: str, *, image_size: Sequence[int], channels: int = 3, drop_path: float = 0.0) -> VisionTransformer:
     """Return a plain ViT of timm without a head, its weights still to be drawn; what is not one is an error."""
     if not timm.is_model(name):
-        hint = did_you_mean(name, timm.list_models("*vit*"))
+        hint = did_you_mean(name, timm.list_models("vit_*"))
         raise UserError(f"timm has no encoder named {name!r}. {hint or 'timm.list_models() names all'}")
     try:
         vit = timm.create_model(

@@ -55,7 +55,7 @@ def gather_patches(
     rows, columns = tiles.shape[1:3]
     is_beyond = (places >= len(tiles) * rows * columns).view(-1, 1, 1, 1)
     image, place = places // (rows * columns) % len(tiles), places % (rows * columns)
-    return tiles[image, place // columns, place % columns].masked_fill(is_beyond, 0)  # type: ignore[no-any-return]
+    return tiles[image, place // columns, place % columns].masked_fill(is_beyond, 0)
 
 
 def _tiles(maps: Tensor, patch: int) -> Tensor:

@@ -26,7 +26,10 @@ _EPS = 1e-6
 
 @runtime_checkable
 class Target(Protocol):
-    """One thing to predict of every patch. It may say in `kinds` of which kinds of maps."""
+    """One thing to predict of every patch.
+
+    It may say in `kinds` of which kinds of maps, and in `is_relative` that its pictures need the true map.
+    """
 
     @property
     def size(self) -> int:
@@ -90,6 +93,8 @@ class Pixels:
 class NormalizedPixels(Pixels):
     """Pixels less their patch's mean, over its standard deviation; mean squared error."""
 
+    is_relative: ClassVar = True
+
     def wanted(self, maps: Maps) -> Float[Tensor, "batch patch value"]:
         """Return the patches without their own mean and variance."""
         pixels = patchify(maps, self.patch).float()
@@ -106,6 +111,8 @@ class NormalizedPixels(Pixels):
 @dataclass(frozen=True, kw_only=True)
 class Absolute(Pixels):
     """Standardised values of a continuous map; mean absolute error."""
+
+    is_relative: ClassVar = True
 
     def error(self, predictions: Predictions, maps: Maps) -> Float[Tensor, "batch patch"]:
         """Return each patch's mean absolute error."""

@@ -166,7 +166,8 @@ def test_describe_prints_the_architecture_of_a_recipe_and_of_a_changed_one() -> 
     lines = done.stdout.splitlines()
     assert lines[0].startswith("c2fmae-debug  C2FMAE in miniature")
     assert any(line.startswith("decoder     parallel ") for line in lines)
-    assert lines[-1] == "next: c2fmae recipes show c2fmae-debug, which has every setting"
+    again = "c2fmae recipes show c2fmae-debug --set method.decoder.name=parallel"
+    assert lines[-1] == f"next: {again}  # every setting"
 
 
 def test_describe_suggests_the_recipe_that_was_meant() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import c2fmae
+from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
@@ -64,3 +65,22 @@ def test_nothing_but_its_own_file_knows_of_depth() -> None:
     root = Path(c2fmae.__file__).parent
     knows = [path.name for path in root.rglob("*.py") if '"depth"' in path.read_text(encoding="utf-8")]
     assert knows == ["depth.py"]
+
+
+def test_depth_that_cannot_be_is_refused(batch: SceneBatch) -> None:
+    ours = method("c2fmae")
+    broken = batch.maps["depth"].float()
+    broken[1, 3, 4] = float("nan")
+    for depth, message in [
+        (broken, "b: depth has values that are not finite. Fill them in, or leave the scene out"),
+        (
+            broken.unsqueeze(1),
+            "depth: expected one number a pixel, [batch, height, width], got float32 (2, 1, 32, 48)",
+        ),
+    ]:
+        with pytest.raises(UserError) as caught:
+            ours.prepare(SceneBatch(batch.keys, {**batch.maps, "depth": depth}))
+        assert str(caught.value) == message
+    with pytest.raises(UserError) as caught:
+        METHODS.get("c2fmae")().override(["granularities=[depth, rgb]", "channels.depth=3"])
+    assert str(caught.value) == "--set: channels.depth: a continuous map has 1 channel, got 3"

@@ -5,9 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import yaml
+from torch import nn
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.scene import COARSE_TO_FINE, SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.models import DECODERS, DecoderPlan, MultiGranularAutoencoder
 from tests.data.stores import refuses
 from tests.methods.scenes import TINY, children, gradients, noise_scenes, tiny, tiny_config
 
@@ -90,7 +93,34 @@ def test_weights_start_by_the_law_that_the_config_names() -> None:
         weights = tiny("mae", f"initialisation={initialisation}").model.state_dict()["encoder.blocks.0.attn.qkv.weight"]
         bound = (6 / (64 + 3 * 64 / matrices)) ** 0.5
         assert 0.99 * bound < weights.abs().max() <= bound
-    assert METHODS.get("mae")().initialisation == "fused"
+    assert {name: METHODS.get(name)().initialisation for name in METHODS} == {
+        "c2fmae": "split",
+        "mae": "fused",
+        "multimae": "split",
+    }
+
+
+def test_building_neither_reads_nor_moves_the_global_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Drawn(nn.Module):
+        def __init__(self, plan: DecoderPlan) -> None:
+            super().__init__()
+            self.inner = joint(plan)
+            self.scale = nn.Parameter(torch.rand(3))  # as a part from outside may do
+
+        def forward(self, *inputs: object) -> object:
+            return self.inner(*inputs)
+
+    joint = DECODERS.get("joint")
+    monkeypatch.setitem(DECODERS._entries, "joint", Drawn)
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        method = tiny("mae")
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(method.model.state_dict())
+    assert found[0]["decoder.scale"].ne(0).any()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_drop_path_and_norm_of_the_encoder_matter() -> None:
@@ -250,6 +280,19 @@ def odd(name: str, *values: int) -> SceneBatch:
             lambda: replaced(instance=noise_scenes(stride=2).maps["instance"]),
             "instance: expected 8×8 cells, one for 4×4 pixels, got 16×16. Cut the scenes with label_stride=4",
         ),
+        (
+            lambda: replaced(semantic=noise_scenes().maps["semantic"].to(torch.int64) - 300),
+            "scene-0: semantic has the id -45, but the model knows 6 (0 to 5, and 255 for what nobody labelled). "
+            "Set channels.semantic",
+        ),
+        (
+            lambda: replaced(semantic=noise_scenes().maps["semantic"].float()),
+            "semantic: expected ids as whole numbers, [batch, rows, columns], got float32 (2, 8, 8)",
+        ),
+        (
+            lambda: replaced(instance=noise_scenes().maps["instance"].unsqueeze(1)),
+            "instance: expected ids as whole numbers, [batch, rows, columns], got uint8 (2, 1, 8, 8)",
+        ),
         (lambda: without("instance"), "the scenes lack instance; they have semantic, rgb"),
         (lambda: without(*COARSE_TO_FINE), "the scenes lack semantic; they have no maps"),
     ],
@@ -276,3 +319,30 @@ def test_full_size_maps_are_refused_by_a_model_of_maps_alone() -> None:
     method = tiny("c2fmae", granularities=["semantic", "instance"])
     message = "semantic: expected 8×8 cells, one for 4×4 pixels, got 32×32. Cut the scenes with label_stride=4"
     refuses(lambda: step(method, noise_scenes(stride=1)), message)
+
+
+@pytest.mark.parametrize(
+    ("cells", "batch", "shape"),
+    [((9, 8), 2, "2 × 9 × 8"), ((1, 1), 2, "2 × 1 × 1"), ((8, 16), 2, "2 × 8 × 16"), ((8, 8), 3, "3 × 8 × 8")],
+)
+def test_a_map_that_guides_and_is_not_of_the_model_must_fit_too(cells: tuple[int, int], batch: int, shape: str) -> None:
+    method = tiny("mae", "masking.policy=semantic")
+    scenes = replaced(semantic=torch.zeros(batch, *cells, dtype=torch.uint8))
+    refuses(
+        lambda: method.loss(scenes, progress=0.0, generator=torch.Generator()),
+        f"semantic: masks are guided by it, but {shape} does not fall into the 2 × 2 × 2 patches of the batch. "
+        "Cut all maps of a scene together",
+    )
+
+
+@pytest.mark.parametrize("setting", ["weights.rgb=.inf", "mean=[.nan, 0, 0]", "decoder.mlp_ratio=.inf"])
+def test_what_is_not_finite_is_refused(setting: str) -> None:
+    with pytest.raises(UserError, match=r"input should be a finite number, got (inf|nan)$"):
+        METHODS.get("c2fmae")().override([setting])
+
+
+def test_a_model_that_knows_no_photos_says_so() -> None:
+    model = tiny("c2fmae", granularities=["semantic"]).model
+    assert isinstance(model, MultiGranularAutoencoder)
+    with pytest.raises(ValueError, match=r"^this model has not seen photos: its granularities are semantic$"):
+        model.encode(torch.zeros(1, 3, 32, 32))

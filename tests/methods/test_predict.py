@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
@@ -246,3 +247,29 @@ def test_a_prediction_that_fails_leaves_the_model_in_training() -> None:
     with pytest.raises(ValueError, match="^no$"):
         failing.predict(scenes, drawn(method, scenes))
     assert failing.model.training
+
+
+def test_a_photo_alone_is_enough_where_nothing_else_is_shown() -> None:
+    method, scenes = tiny("c2fmae", "targets.rgb=[pixels, normalized_pixels]"), noise_scenes()
+    masks = Masks.showing({"rgb"}, COARSE_TO_FINE, batch=2, num_patches=4)
+    whole = method.predict(scenes, masks)
+    alone = method.predict(SceneBatch(scenes.keys, {"rgb": scenes.maps["rgb"]}), masks)
+    assert set(alone.maps) == set(whole.maps)
+    assert all(torch.equal(alone.maps[name], whole.maps[name]) for name in whole.maps)
+
+
+def test_maps_alone_are_enough_too_but_for_pictures_that_need_the_true_photo() -> None:
+    method, scenes = tiny("c2fmae", "targets.rgb=[pixels, normalized_pixels]"), noise_scenes(size=(32, 48))
+    masks = Masks.showing({"semantic"}, COARSE_TO_FINE, batch=2, num_patches=6)
+    whole = method.predict(scenes, masks)
+    alone = method.predict(SceneBatch(scenes.keys, {"semantic": scenes.maps["semantic"]}), masks)
+    assert set(alone.maps) == {"semantic", "instance", "rgb"}
+    assert all(torch.equal(alone.maps[name], whole.maps[name]) for name in alone.maps)
+
+
+def test_what_is_to_be_shown_must_be_there() -> None:
+    method, scenes = tiny(), noise_scenes()
+    masks = Masks.showing({"rgb"}, COARSE_TO_FINE, batch=2, num_patches=4)
+    with pytest.raises(UserError) as caught:
+        method.predict(SceneBatch(scenes.keys, {"semantic": scenes.maps["semantic"]}), masks)
+    assert str(caught.value) == "the scenes lack rgb, of which the masks show patches"

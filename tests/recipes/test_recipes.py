@@ -300,6 +300,7 @@ def test_a_recipe_as_data_returns_its_config_when_called() -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_the_debug_recipe_fits_generated_scenes_learns_and_takes_a_fraction_of_a_second_a_step() -> None:
     method = build_method(RECIPES.get("c2fmae-debug")().method)
+    assert method.config.concentration == {"semantic": 0.3, "instance": 0.3, "rgb": 6}
     scenes, view = open_scenes("generated", size=64, length=8), CentralView(size=(64, 64), label_stride=4)
     assert len(scenes.info.classes) == method.config.channels_of("semantic")
     batch = SceneBatch.stack([view(scenes[index]) for index in range(8)])
