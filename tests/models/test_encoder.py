@@ -2,6 +2,7 @@ import copy
 from typing import Any, NamedTuple
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -69,6 +70,16 @@ def test_encoding_photos_is_what_timm_does(model: Model) -> None:
         found = wrap(vit, keep_positions=True).encode(photos)
         assert_same(found, expected)
         assert_same(vit.forward_features(photos), expected)  # what we took from it is still its own
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_224"])
+def test_whole_vits_agree_to_a_hundred_thousandth(name: str) -> None:
+    torch.manual_seed(0)
+    vit, photos = timm.create_model(name, num_classes=0).eval(), noise_of(1, 3, 224, 224)
+    assert isinstance(vit, VisionTransformer)
+    with torch.no_grad():
+        expected = vit.forward_features(photos)
+        torch.testing.assert_close(wrap(vit, keep_positions=True).encode(photos), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["test_vit2", "deit3_small_patch16_224", "vit_base_patch16_siglip_224"])
