@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
-from c2fmae.data.transforms import middle_statistics, standardise
+from c2fmae.core.scene import SceneBatch
 from c2fmae.masking import Policy, mask_scenes, patch_regions
-from c2fmae.methods.checks import check_continuous, check_guide, check_ids, check_photos, map_of
+from c2fmae.methods.checks import check_guide
 from c2fmae.methods.config import MethodConfig
+from c2fmae.methods.maps import paste, patch_grid, prepare, restore, with_blanks
 from c2fmae.models.losses import hidden_count, hidden_error
-from c2fmae.models.patches import grid_of, label_stride, unpatchify
 from c2fmae.models.targets import Target
 
 Maps = Mapping[str, Shaped[Tensor, "batch *map"]]
@@ -68,7 +67,7 @@ class MaskedAutoencoding:
         A target that is relative to the true patch or map, as `normalized_pixels`, borrows mean and deviation from it;
         where that is missing, there is no picture of it.
         """
-        present, scenes = set(scenes.maps), self._with_blanks(scenes, masks)
+        present, scenes = set(scenes.maps), with_blanks(self.config, self.patch, scenes, masks)
         maps = self.prepare(scenes)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # drop path is for training
@@ -84,57 +83,13 @@ class MaskedAutoencoding:
                 continue
             given = scenes.maps[objective.granularity]
             picture = objective.target.picture(predictions[name], maps[objective.granularity])
-            pictures[name] = _where_masked(is_masked, self._restore(objective.granularity, picture, given), given)
+            picture = restore(self.config, objective.granularity, picture, given)
+            pictures[name] = paste(picture, given, is_masked)
         return SceneBatch(scenes.keys, pictures, scenes.labels)
 
     def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]:
         """Return the maps as the model takes them: photos standardised, ids at the label stride; all checked."""
-        maps = {}
-        for name in self.config.granularities:
-            kind, given = GRANULARITIES.get(name).kind, map_of(scenes, name)
-            if kind == "ids":
-                check_ids(name, scenes, self.config.channels_of(name), patch=self.patch)
-                maps[name] = given
-            elif kind == "image":
-                check_photos(name, given, self.config.channels_of(name))
-                maps[name] = standardise(given, *self._normalisation(name, given.device))
-            else:
-                check_continuous(name, scenes)
-                mean, deviation = middle_statistics(given)
-                maps[name] = ((given - mean) / deviation).unsqueeze(1)
-        return maps
-
-    def _with_blanks(self, scenes: SceneBatch, masks: Masks) -> SceneBatch:
-        """Stand in for missing maps that are wholly hidden, of which only the size matters."""
-        names = self.config.granularities
-        if not (absent := [name for name in names if name not in scenes.maps]):
-            return scenes
-        (rows, columns), maps = self._grid(scenes), dict(scenes.maps)
-        device = next(iter(maps.values())).device
-        for name in absent:
-            if not masks.is_masked[:, names.index(name)].all():
-                raise UserError(f"the scenes lack {name}, of which the masks show patches")
-            kind = GRANULARITIES.get(name).kind
-            side = self.patch // (label_stride(self.patch) if kind == "ids" else 1)
-            channels = [self.config.channels_of(name)] if kind == "image" else []
-            size, value = (len(scenes), *channels, rows * side, columns * side), IGNORE if kind == "ids" else 0
-            maps[name] = torch.full(size, value, dtype=torch.uint8, device=device)
-        return SceneBatch(scenes.keys, maps, scenes.labels)
-
-    def _restore(self, name: str, picture: Tensor, given: Tensor) -> Tensor:
-        """Undo what `prepare` did to a map."""
-        kind = GRANULARITIES.get(name).kind
-        if kind == "image":
-            mean, std = (values.view(-1, 1, 1) for values in self._normalisation(name, given.device))
-            return ((picture * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        if kind == "continuous":
-            mean, deviation = middle_statistics(given)
-            return picture.squeeze(1) * deviation + mean
-        return picture
-
-    def _normalisation(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(values).to(device, non_blocking=True) for values in self.config.normalisation(name))
-        return mean, std
+        return prepare(self.config, self.patch, scenes)
 
     def hide(
         self,
@@ -146,7 +101,7 @@ class MaskedAutoencoding:
     ) -> Masks:
         """Draw what is hidden; `rows = (first, total)` are the scenes' places in a global batch."""
         config = self.config
-        grid = self._grid(scenes)
+        grid = patch_grid(config, self.patch, scenes)
         guides = {name: self._patches(scenes, name, grid) for name in ("semantic", "instance")}
         return mask_scenes(
             self.policy,
@@ -190,12 +145,6 @@ class MaskedAutoencoding:
         places = {name: masks.is_masked[:, index] for index, name in enumerate(masks.granularities)}
         return [(name, objective, places[objective.granularity]) for name, objective in self.objectives.items()]
 
-    def _grid(self, scenes: SceneBatch) -> tuple[int, int]:
-        names = self.config.granularities
-        name = next((name for name in reversed(names) if name in scenes.maps), names[-1])
-        stride = label_stride(self.patch) if GRANULARITIES.get(name).kind == "ids" else 1
-        return grid_of(name, map_of(scenes, name), self.patch // stride)
-
     def _patches(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
         """Return which region of a guiding map each patch lies in; where nothing is guided, one region."""
         if name in getattr(self.policy, "guides", ("semantic", "instance")):
@@ -208,14 +157,3 @@ class MaskedAutoencoding:
             return patch_regions(scenes.maps[name], scenes.maps[name].shape[1] // grid[0])
         device = next(iter(scenes.maps.values())).device
         return torch.zeros(len(scenes), grid[0] * grid[1], dtype=torch.uint8, device=device)
-
-
-def _where_masked(
-    is_masked: Tensor, picture: Shaped[Tensor, "batch *map"], true: Shaped[Tensor, "batch *map"]
-) -> Shaped[Tensor, "batch *map"]:
-    """Return the picture in hidden patches and the truth elsewhere."""
-    height, width = true.shape[-2:]
-    num_patches = is_masked.shape[1]
-    patch = round((height * width / num_patches) ** 0.5)
-    hidden = unpatchify(is_masked.unsqueeze(2).expand(-1, -1, patch**2), (height // patch, width // patch))
-    return torch.where(hidden if true.ndim == 3 else hidden.unsqueeze(1), picture, true)
