@@ -68,7 +68,8 @@ def by_torch(module: nn.Module, maps: Mapping[str, Tensor], masks: Masks) -> dic
 def by_fvcore(module: nn.Module, maps: Mapping[str, Tensor], masks: Masks) -> dict[str, int]:
     """Count what fvcore finds in a trace: with fused attention, which it does not know, and without norms."""
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", FutureWarning)  # torch has deprecated what fvcore's import and traces call
+        for deprecated in (FutureWarning, DeprecationWarning):  # as torch calls what fvcore's import and traces use
+            warnings.simplefilter("ignore", deprecated)
         from fvcore.nn import FlopCountAnalysis  # type: ignore[import-untyped]
 
         analysis = FlopCountAnalysis(_OfTensors(module, tuple(maps), masks), tuple(maps.values()))
