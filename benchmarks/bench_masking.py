@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.multimae_way import multimae_masks
 from benchmarks.timing import alternate, peak_memory, report
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import COARSE_TO_FINE
@@ -43,22 +44,6 @@ def voc_like_maps(size: int) -> Tensor:
 def coco_like_maps(size: int) -> Tensor:
     """About twelve classes an image, as in panoptic maps."""
     return maps(size, blobs=14, background=0)
-
-
-def multimae_way() -> tuple[Tensor, Tensor, Tensor]:
-    shares = torch.distributions.Dirichlet(torch.ones(3)).sample((BATCH,))
-    budgets = (shares * VISIBLE).round().long()
-    parts = []
-    for granularity in range(3):
-        order = torch.rand(BATCH, PATCHES).argsort(dim=1)
-        rank = torch.arange(PATCHES).unsqueeze(0).expand(BATCH, -1).gather(1, order)
-        parts.append(torch.where(rank < budgets[:, granularity].unsqueeze(1), 0, 1))
-    mask = torch.cat(parts, dim=1)
-    shuffle = (mask + torch.rand(mask.shape)).argsort(dim=1)
-    restore = shuffle.argsort(dim=1)
-    mask = torch.ones_like(mask)
-    mask[:, :VISIBLE] = 0
-    return mask.gather(1, restore), restore, shuffle[:, :VISIBLE]
 
 
 def budgets(generator: torch.Generator) -> Tensor:
@@ -113,7 +98,7 @@ def main() -> None:
         )
 
     variants: dict[str, Callable[[], object]] = {
-        "MultiMAE's way": multimae_way,
+        "MultiMAE's way": lambda: multimae_masks(BATCH, PATCHES, VISIBLE),
         "semantic_mask × 3": lambda: semantic_three(regions, generator),
         "mask_scenes semantic": scenes(0.1),
         "mask_scenes instance": scenes(0.5),
