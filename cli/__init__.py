@@ -13,6 +13,7 @@ from c2fmae_cli.data import data
 from c2fmae_cli.describe import describe
 from c2fmae_cli.doctor import doctor
 from c2fmae_cli.plugins import plugins
+from c2fmae_cli.pretrain import pretrain
 from c2fmae_cli.recipes import recipes
 from c2fmae_cli.view import view
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(pretrain)
 app.add_typer(data, name="data")
 app.add_typer(view, name="view")
 app.add_typer(recipes, name="recipes")

@@ -77,6 +77,10 @@ class Masks:
         offset = torch.arange(len(self.visible_idx), device=self.visible_idx.device).unsqueeze(1) * tokens_per_image
         return (self.visible_idx + offset).flatten()
 
+    def rows(self, first: int, last: int) -> "Masks":
+        """Return the masks of the images from `first` up to, but without, `last`."""
+        return Masks(self.granularities, self.is_masked[first:last], self.visible_idx[first:last])
+
     def to(self, device: str | torch.device) -> "Masks":
         """Return the masks on a device."""
         return Masks(self.granularities, self.is_masked.to(device), self.visible_idx.to(device))

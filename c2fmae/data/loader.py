@@ -94,7 +94,7 @@ class BatchStream(Iterator[SceneBatch]):
                     prefetch_factor=loader.prefetch if is_parallel else None,
                     multiprocessing_context=loader.start if is_parallel else None,
                     collate_fn=_as_it_is,
-                    worker_init_fn=_leave_ctrl_c_to_the_parent,
+                    worker_init_fn=_leave_signals_to_the_parent,
                     pin_memory=loader.pin and torch.cuda.is_available(),
                 )
             )
@@ -180,8 +180,10 @@ def _as_it_is(made: object) -> object:
     return made
 
 
-def _leave_ctrl_c_to_the_parent(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Schedulers and terminals send to whole groups of processes; a run that is to save needs its next batch."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _say_nothing_of_broken_lines
 
 

@@ -30,6 +30,7 @@ def _build(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         image_size=config.image_size,
         channels=config.channels_of("rgb"),
         drop_path=config.encoder.drop_path,
+        **config.encoder.shape(),
     )
     patch = vit.patch_embed.patch_size[0]
     for side in config.image_size:
@@ -38,7 +39,12 @@ def _build(config: MethodConfig, seed: int) -> MaskedAutoencoding:
                 f"image_size: {side} is not divisible into patches of {patch}, as {config.encoder.name} has"
             )
     config.visible_of(config.image_size[0] // patch * (config.image_size[1] // patch))
-    encoder = Encoder(vit, has_norm=config.encoder.has_norm, checkpoint=config.encoder.checkpoint)
+    encoder = Encoder(
+        vit,
+        has_norm=config.encoder.has_norm,
+        keep_positions=config.encoder.keep_positions,
+        checkpoint=config.encoder.checkpoint,
+    )
 
     def embedding(name: str) -> ImageEmbedding | IdEmbedding:
         if GRANULARITIES.get(name).kind == "ids":

@@ -18,11 +18,29 @@ class EncoderConfig(Config):
 
     name: Annotated[str, Field(min_length=1)] = "vit_base_patch16_224"
     """A plain ViT of timm; its weights are drawn anew."""
+    patch_size: Count | None = None
+    """Pixels of a patch's side, where they are not those of the named ViT; so the next three, for small images."""
+    dim: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
+    depth: Count | None = None
+    num_heads: Count | None = None
     drop_path: Share = 0.0
     has_norm: bool = False
     """Whether the latents are normed before the decoder: not in MultiMAE, but in MAE."""
+    keep_positions: bool = False
+    """Use the positions that come with a timm ViT's weights; otherwise they are sines and cosines."""
     checkpoint: bool = False
     """Compute blocks a second time in the backward pass instead of keeping what they made: less memory, slower."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EncoderConfig":
+        if self.dim and self.num_heads and self.dim % self.num_heads:
+            raise UserError(f"num_heads: {self.num_heads} do not divide the width, {self.dim}")
+        return self
+
+    def shape(self) -> dict[str, int]:
+        """Return what differs from the named ViT, in timm's words."""
+        words = {"patch_size": self.patch_size, "embed_dim": self.dim, "depth": self.depth, "num_heads": self.num_heads}
+        return {word: number for word, number in words.items() if number is not None}
 
 
 class DecoderConfig(Config):

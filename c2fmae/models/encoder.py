@@ -1,6 +1,7 @@
 """The encoder: any plain ViT of timm by name, its blocks run over our tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -75,8 +76,13 @@ class Encoder(AttentionByDevice):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-def create_vit(name: str, *, image_size: Sequence[int], channels: int = 3, drop_path: float = 0.0) -> VisionTransformer:
-    """Return a plain ViT of timm without a head, its weights still to be drawn; what is not one is an error."""
+def create_vit(
+    name: str, *, image_size: Sequence[int], channels: int = 3, drop_path: float = 0.0, **shape: Any
+) -> VisionTransformer:
+    """Return a plain ViT of timm without a head, its weights still to be drawn; what is not one is an error.
+
+    `shape` is what differs from the named ViT: timm's patch_size, embed_dim, depth, num_heads.
+    """
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models("vit_*"))
         raise UserError(f"timm has no encoder named {name!r}. {hint or 'timm.list_models() names all'}")
@@ -89,8 +95,11 @@ def create_vit(name: str, *, image_size: Sequence[int], channels: int = 3, drop_
             drop_path_rate=drop_path,
             fc_norm=False,  # a ViT that norms after pooling would have no norm here
             weight_init="skip",  # timm's own draw takes seconds
+            **shape,
         )
-    except (TypeError, AssertionError):  # it does not know these settings, or they do not suit it
+    except (TypeError, AssertionError) as error:  # it does not know these settings, or they do not suit it
+        if shape and type(timm.create_model(name, num_classes=0, weight_init="skip")) is VisionTransformer:
+            raise UserError(f"encoder {name!r} cannot be made with {shape}: {error}") from error
         vit = None
     if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
         raise UserError(f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224")

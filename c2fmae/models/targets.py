@@ -41,7 +41,7 @@ class Target(Protocol):
         ...
 
     def error(self, predictions: Predictions, maps: Maps) -> Float[Tensor, "batch patch"]:
-        """Return the error of each patch, summed over what `valid` counts, in float32."""
+        """Return the error of each patch, summed over what `valid` counts, in float32 or wider."""
         ...
 
     def picture(self, predictions: Predictions, maps: Maps) -> Maps:
@@ -76,11 +76,11 @@ class Pixels:
 
     def wanted(self, maps: Maps) -> Float[Tensor, "batch patch value"]:
         """Return what the predictions are compared with."""
-        return patchify(maps, self.patch).float()
+        return _wide(patchify(maps, self.patch))
 
     def error(self, predictions: Predictions, maps: Maps) -> Float[Tensor, "batch patch"]:
         """Return each patch's mean squared error."""
-        return F.mse_loss(predictions.float(), self.wanted(maps), reduction="none").mean(dim=2)
+        return F.mse_loss(_wide(predictions), self.wanted(maps), reduction="none").mean(dim=2)
 
     def picture(self, predictions: Predictions, maps: Maps) -> Maps:
         """Return the pixels as a photo."""
@@ -97,7 +97,7 @@ class NormalizedPixels(Pixels):
 
     def wanted(self, maps: Maps) -> Float[Tensor, "batch patch value"]:
         """Return the patches without their own mean and variance."""
-        pixels = patchify(maps, self.patch).float()
+        pixels = _wide(patchify(maps, self.patch))
         mean, deviation = _statistics(pixels)
         return (pixels - mean) / deviation
 
@@ -116,7 +116,7 @@ class Absolute(Pixels):
 
     def error(self, predictions: Predictions, maps: Maps) -> Float[Tensor, "batch patch"]:
         """Return each patch's mean absolute error."""
-        return F.l1_loss(predictions.float(), self.wanted(maps), reduction="none").mean(dim=2)
+        return F.l1_loss(_wide(predictions), self.wanted(maps), reduction="none").mean(dim=2)
 
 
 @TARGETS.register("labels")
@@ -140,7 +140,7 @@ class Labels:
     def error(self, predictions: Predictions, maps: Maps) -> Float[Tensor, "batch patch"]:
         """Return each patch's cross-entropy, summed over its cells."""
         wanted = patchify(maps, self.patch).long()
-        logits = predictions.float().reshape(-1, self.channels)
+        logits = _wide(predictions).reshape(-1, self.channels)
         error = F.cross_entropy(logits, wanted.flatten(), ignore_index=IGNORE, reduction="none")
         return error.view_as(wanted).sum(dim=2)
 
@@ -154,3 +154,8 @@ def _statistics(pixels: Float[Tensor, "batch patch value"]) -> tuple[Tensor, Ten
     """Return each patch's mean and standard deviation: the unbiased variance, as in MAE."""
     variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
     return mean, (variance + _EPS).sqrt()
+
+
+def _wide(values: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return values in float32, or as they are if that is wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

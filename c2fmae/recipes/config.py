@@ -1,19 +1,20 @@
 """A recipe as YAML holds it, and where it is read from: a name or a file."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
 from c2fmae.core.config import Config
-from c2fmae.methods import MethodConfig
+from c2fmae.pretrain import PretrainConfig
 from c2fmae.recipes.registry import RECIPES
 
 R = TypeVar("R", bound="RecipeConfig")
 
 
-class RecipeConfig(Config):
-    """A named experiment, with what is known of it and what is not."""
+class Told(Config):
+    """What is known of an experiment, and what is not."""
 
     name: Annotated[str, Field(min_length=1)]
     title: str
@@ -25,7 +26,10 @@ class RecipeConfig(Config):
     """Where it departs from its source, or reads what its source leaves open; most name the setting to change."""
     unmeasured: tuple[str, ...] = ()
     """What this project has not measured."""
-    method: MethodConfig
+
+
+class RecipeConfig(PretrainConfig, Told):  # in this order YAML begins with what is told
+    """A named experiment."""
 
     @classmethod
     def read(cls: type[R], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None) -> R:
@@ -42,7 +46,9 @@ def is_file(source: str) -> bool:
 
 
 def read_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
-    """Return the recipe of that name, or of that YAML file, with `a.b=value` changes."""
+    """Return the recipe of that name, of that YAML file, or of that run's folder, with `a.b=value` changes."""
     if is_file(source):
         return RecipeConfig.from_yaml(source, overrides)
+    if (config := Path(source) / "config.yaml").is_file():
+        return RecipeConfig.from_yaml(config, overrides)
     return RECIPES.get(source)().override(overrides)

@@ -9,6 +9,8 @@ from c2fmae.core.registry import Registry
 if TYPE_CHECKING:
     import c2fmae.recipes.config
 
+_BESIDE_METHOD = ("data", "training", "saving", "watching")
+
 RECIPES: Registry[Callable[[], "c2fmae.recipes.config.RecipeConfig"]] = Registry("recipe")
 
 
@@ -22,25 +24,33 @@ class Recipe:
     """The name of the method that it starts from."""
     changes: tuple[str, ...] = ()
     """Settings of the method, `a.b=value`."""
+    run: tuple[str, ...] = ()
+    """Settings beside the method's: `training.lr=1e-3`, `data.train=generated`."""
     source: str
     reported: tuple[str, ...] = ()
     deviations: Mapping[str, str] = field(default_factory=dict)
-    """By the setting of the method that each is about."""
+    """By the setting that each is about, the method's without `method.`."""
     unmeasured: tuple[str, ...] = ()
 
     def __call__(self) -> "c2fmae.recipes.config.RecipeConfig":
         """Return the full config; only now are torch and timm imported."""
         from c2fmae.methods import METHODS
+        from c2fmae.pretrain import PretrainConfig
         from c2fmae.recipes.config import RecipeConfig
 
+        method = METHODS.get(self.method)().override(self.changes)
+        settings = PretrainConfig(method=method).override(self.run)
         return RecipeConfig(
             name=self.name,
             title=self.title,
             source=self.source,
             reported=self.reported,
-            deviations=tuple(f"method.{setting}: {text}" for setting, text in self.deviations.items()),
+            deviations=tuple(
+                f"{setting if setting.partition('.')[0] in _BESIDE_METHOD else f'method.{setting}'}: {text}"
+                for setting, text in self.deviations.items()
+            ),
             unmeasured=self.unmeasured,
-            method=METHODS.get(self.method)().override(self.changes),
+            **dict(settings),
         )
 
 

@@ -10,7 +10,6 @@ register(
         changes=(
             "encoder.name=test_vit",
             "image_size=[64, 64]",
-            "channels.semantic=23",
             "decoder.dim=64",
             "decoder.num_heads=4",
             "decoder.context=visible",
@@ -18,11 +17,25 @@ register(
         ),
         source="none; it is for tests and first tries",
         deviations={
-            "channels.semantic": "the classes of generated scenes",
             "decoder.context": "what the encoder saw and the stage before, instead of all tokens: in a first look at "
             "small models all tokens hardly taught them to tell classes by photos",
             "concentration": "most of what is visible is of photos, since nothing else will be there downstream",
         },
+        run=(
+            "data.train=generated",
+            "data.options={size: 64, length: 64, difficulty: easy}",
+            "data.held_out=generated",
+            "data.held_out_options={size: 64, length: 16, difficulty: easy, seed: 1}",
+            "data.workers=0",
+            "training.epochs=null",
+            "training.steps=20",
+            "training.warmup_epochs=null",
+            "training.warmup_steps=2",
+            "training.batch_size=8",
+            "training.base_lr=null",
+            "training.lr=1e-3",
+            "training.clip=1.0",
+        ),
         unmeasured=("what it learns",),
     )
 )

@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from pathlib import Path
@@ -24,6 +25,29 @@ def test_one_waits_for_the_other(tmp_path: Path) -> None:
         thread.join()
     assert [event[2:] for event in events] == ["in", "out"] * 3
     assert all(events[i][0] == events[i + 1][0] for i in (0, 2, 4))
+
+
+@pytest.mark.once
+def test_a_fork_that_outlives_its_parent_does_not_hold_what_that_held(tmp_path: Path) -> None:
+    there, here = os.pipe()
+    with locked(tmp_path, or_say="busy"):
+        child = os.fork()
+        if child == 0:
+            os.write(here, b"!")
+            time.sleep(60)
+            os._exit(0)
+        os.read(there, 1)
+    try:
+        with locked(tmp_path, or_say="busy"):
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+def test_what_goes_wrong_inside_is_not_taken_for_a_lock(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError), locked(tmp_path, or_say="busy"):
+        raise BlockingIOError
 
 
 def test_or_is_refused(tmp_path: Path) -> None:

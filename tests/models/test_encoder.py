@@ -186,6 +186,16 @@ def test_a_vit_is_made_for_a_size_channels_and_drop_path() -> None:
     assert [block.drop_path1.drop_prob for block in blocks[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
+def test_a_vit_is_made_smaller_than_its_name_says() -> None:
+    vit = create_vit("vit_tiny_patch16_224", image_size=(32, 32), patch_size=8, embed_dim=64, depth=2, num_heads=4)
+    assert (vit.patch_embed.grid_size, vit.embed_dim, len(vit.blocks)) == ((4, 4), 64, 2)
+    with pytest.raises(UserError) as caught:
+        create_vit("vit_tiny_patch16_224", image_size=(32, 32), embed_dim=64, num_heads=3)
+    shape = "{'embed_dim': 64, 'num_heads': 3}"
+    expected = f"encoder 'vit_tiny_patch16_224' cannot be made with {shape}: dim should be divisible by num_heads"
+    assert str(caught.value) == expected
+
+
 @pytest.mark.parametrize("name", ["test_vit", "vit_wee_patch16_reg1_gap_256"])
 def test_a_vit_norms_its_tokens_also_where_timm_would_norm_what_is_pooled(name: str) -> None:
     vit = create_vit(name, image_size=(32, 32))

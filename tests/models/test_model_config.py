@@ -81,8 +81,13 @@ def test_the_paper_is_what_one_gets_without_saying_anything() -> None:
     }
     assert EncoderConfig().model_dump() == {
         "name": "vit_base_patch16_224",
+        "patch_size": None,
+        "dim": None,
+        "depth": None,
+        "num_heads": None,
         "drop_path": 0.0,
         "has_norm": False,
+        "keep_positions": False,
         "checkpoint": False,
     }
 

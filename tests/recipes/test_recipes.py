@@ -14,6 +14,7 @@ from c2fmae.masking.policies import Progressive
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.models import Head, MultiGranularAutoencoder
 from c2fmae.models.decoders import Cascaded, Joint, Parallel, SelfAttention, Stage
+from c2fmae.pretrain import fitted
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.ablations import ABLATIONS, Ablation
 from c2fmae.recipes.config import RecipeConfig, read_recipe
@@ -65,7 +66,7 @@ table6f-111         768×12/16        98/588   Cascaded/all/256×3      S>I>R   
 table6f-112         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768×2      SG>IG>RD
 table6f-121         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512×2,R768      SG>IG>RD
 table6f-211         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128×2,I512,R768      SG>IG>RD
-c2fmae-debug        64×6/16          8/48     Cascaded/visible/64×3   S>I>R    S368,I512,R768         SG>IG>RD
+c2fmae-debug        64×6/16          8/48     Cascaded/visible/64×3   S>I>R    S2128,I512,R768        SG>IG>RD
 """
 
 SHORT = {"semantic": "S", "instance": "I", "depth": "D", "rgb": "R", "rgb_normalized_pixels": "N"}
@@ -299,9 +300,9 @@ def test_a_recipe_as_data_returns_its_config_when_called() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_debug_recipe_fits_generated_scenes_learns_and_takes_a_fraction_of_a_second_a_step() -> None:
-    method = build_method(RECIPES.get("c2fmae-debug")().method)
-    assert method.config.concentration == {"semantic": 0.3, "instance": 0.3, "rgb": 6}
     scenes, view = open_scenes("generated", size=64, length=8), CentralView(size=(64, 64), label_stride=4)
+    method = build_method(fitted(RECIPES.get("c2fmae-debug")().method, scenes.info))
+    assert method.config.concentration == {"semantic": 0.3, "instance": 0.3, "rgb": 6}
     assert len(scenes.info.classes) == method.config.channels_of("semantic")
     batch = SceneBatch.stack([view(scenes[index]) for index in range(8)])
     optimiser = torch.optim.AdamW(method.model.parameters(), lr=2e-3)

@@ -1,0 +1,122 @@
+"""What a run ran on: enough to say why a second one came out otherwise."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_VARIABLES = (
+    "ATEN_",
+    "CUBLAS_",
+    "CUDNN_",
+    "DNNL_",
+    "KMP_",
+    "MKL_",
+    "NVIDIA_TF32",
+    "OMP_",
+    "ONEDNN_",
+    "PYTORCH_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+)
+"""How the names of variables begin that change what is computed, or how."""
+
+_EXACT = {
+    ("torch", "version"): "torch",
+    ("torch", "build"): "torch's build",
+    ("torch", "threads"): "threads",
+    ("world_size",): "processes",
+    ("compile",): "compile",
+    ("timm",): "timm",
+    ("cpu",): "CPU",
+    ("gpus",): "GPUs",
+}
+"""What must be the same for a resumed run to end in the same bits."""
+
+
+def environment(**facts: Any) -> dict[str, Any]:
+    """Describe versions, machine and settings; `facts` are what only the run knows, as `world_size` and `compile`."""
+    return {
+        "c2fmae": version("c2fmae"),
+        "revision": _revision(Path(__file__).parents[2]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": {
+            "version": torch.__version__,
+            "build": f"{torch.version.git_version}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",
+            "is_debug": torch.version.debug,
+            "threads": torch.get_num_threads(),
+            "threads_between_operators": torch.get_num_interop_threads(),
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        },
+        **{package: version(package) for package in ("timm", "torchvision", "numpy")},
+        "cpu": f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}",
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)},
+        **facts,
+    }
+
+
+def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say what is not as it was, of all that an exact resume depends on.
+
+    >>> environment_changes({"timm": "1.0.20", "world_size": 2}, {"timm": "1.0.31", "world_size": 2})
+    ['timm 1.0.20 → 1.0.31']
+    """
+    changes = {}
+    for place, name in _EXACT.items():
+        before, after = _at(old, place), _at(new, place)
+        if before != after and not (name == "torch's build" and "torch" in changes):
+            changes[name] = f"{name} {_say(before)} → {_say(after)}"
+    return list(changes.values())
+
+
+def _at(tree: Any, place: tuple[str, ...]) -> Any:
+    for key in place:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _say(value: Any) -> str:
+    match value:
+        case None:
+            return "unknown"
+        case bool():
+            return "on" if value else "off"
+        case list():
+            return ", ".join(map(str, value)) or "none"
+        case _:
+            return str(value)
+
+
+def _revision(root: Path) -> str | None:
+    """Return the commit of a checkout, and whether files differ from it; None for an installed package."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}{', changed' if _git(root, 'status', '--porcelain', '--untracked-files=no') else ''}"
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,96 @@
+"""AdamW, and which parameters it treats how."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, trunk: str = ""
+) -> list[dict[str, Any]]:
+    """Group parameters by weight decay and share of the learning rate; each group has a name and its parameters' names.
+
+    Matrices of linear maps and convolutions decay; biases, norms, tokens and embeddings do not. With `layer_decay`,
+    the parameters under the prefix `trunk` learn slower the deeper they lie: block i of L by layer_decay^(L - i), what
+    comes before the blocks by layer_decay^(L + 1). What comes after them, or is outside the trunk, learns at full rate.
+    """
+    decaying = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.weight.ndim > 1
+    }
+    depth = 1 + max((int(found[1]) for name in _names(model, trunk) if (found := _BLOCK.search(name))), default=-1)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = id(parameter) in decaying
+        layer = _layer(name, depth) if layer_decay != 1.0 and name.startswith(trunk) else depth + 1
+        title = f"layer {layer}, " if layer_decay != 1.0 else ""
+        title += "decayed" if decays else "not decayed"
+        group = groups.setdefault(
+            title,
+            {
+                "name": title,
+                "lr_scale": layer_decay ** (depth + 1 - layer),
+                "weight_decay": weight_decay if decays else 0.0,
+                "names": [],
+                "params": [],
+            },
+        )
+        group["names"].append(name)
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float = 1e-8) -> torch.optim.AdamW:
+    """Return a fused AdamW; its learning rate is set before each step by `set_rate`."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return all that the optimiser remembers, by parameter: `blocks.0.norm1.weight/exp_avg`."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in _parameters(optimiser)
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def restore_moments(optimiser: torch.optim.Optimizer, kept: dict[str, Tensor]) -> None:
+    """Make the optimiser remember what `moments` returned."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in kept.items():
+        name, _, what = key.rpartition("/")
+        by_name.setdefault(name, {})[what] = value
+    for name, parameter in _parameters(optimiser):
+        if name in by_name:
+            optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in by_name[name].items()}
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:
+    for group in optimiser.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
+
+
+def _names(model: nn.Module, trunk: str) -> Iterable[str]:
+    return (name for name, _ in model.named_parameters() if name.startswith(trunk))
+
+
+def _layer(name: str, depth: int) -> int:
+    """Return 0 before the blocks, i + 1 in block i, and one more than the last after them."""
+    if found := _BLOCK.search(name):
+        return int(found[1]) + 1
+    is_before = any(word in name for word in ("embed", "token", "norm_pre"))
+    return 0 if is_before else depth + 1

@@ -1,0 +1,110 @@
+"""How a run begins in its folder, or goes on from where it was."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from c2fmae.core.config import Config, read_yaml
+from c2fmae.core.environment import environment_changes
+from c2fmae.core.errors import UserError
+from c2fmae.core.loop import Training
+from c2fmae.core.run_folder import RunFolder, cut_rows, differences
+from c2fmae.core.world import World
+
+log = logging.getLogger(__name__)
+
+
+def begin(
+    training: Training,
+    run: RunFolder,
+    world: World,
+    config: Config,
+    facts: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    resume: bool,
+    accept_changes: bool,
+    without_effect: Sequence[str],
+) -> None:
+    """Note a new run's config and environment, or bring the training to the newest whole checkpoint.
+
+    A config that differs is refused unless that is accepted; settings that begin with one of `without_effect` may.
+    `facts` are what checkpoints say of the data, `now` is the environment.
+    """
+    if not world.share(run.is_begun):
+        if world.is_first:
+            run.write_text("environment.json", _json(now))
+            run.write_text("config.yaml", config.to_yaml())  # last: with it the run has begun
+            run.write_state("running", step=0)
+        return
+    if not resume:
+        raise UserError(f"{run.path}: there is a run already. Go on with it by --resume, or give another --out")
+    changes = [
+        change
+        for change in differences(read_yaml(run.config_path), config.model_dump(mode="json"))
+        if not change.startswith(tuple(without_effect))
+    ]
+    if changes and not accept_changes:
+        raise UserError(
+            "\n".join(
+                [f"{run.path}: its config differs from the one given. Give --accept-changes to go on with these:"]
+                + [f"  {change}" for change in changes]
+            )
+        )
+    checkpoint = newest_of(run, world)
+    if checkpoint is not None:
+        _check_classes(run, checkpoint.facts, facts)
+        training.restore(checkpoint.tensors, step=checkpoint.step)
+    if world.is_first:
+        _note_resume(run, training.step, config, now, changes)
+        for path in (run.metrics, run.timing):
+            cut_rows(path, after_step=training.step)
+
+
+def newest_of(run: RunFolder, world: World) -> Checkpoint | None:
+    """Return the newest whole checkpoint, the same in all processes; say which were passed over."""
+    found, refused = newest_checkpoint(run.checkpoints) if world.is_first else (None, [])
+    for text in refused:
+        log.warning("%s", text)
+    if refused and found is None:
+        raise UserError(f"{run.checkpoints}: no checkpoint is whole. Restore one, or begin anew in another --out")
+    name = world.share(f"step-{found.step:08d}" if found else None)
+    if name and not world.is_first:
+        return load_checkpoint(run.checkpoints / name)
+    return found
+
+
+def _check_classes(run: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    was, found = before.get("classes"), now.get("classes")
+    if was != found:
+        raise UserError(
+            f"{run.path}: was trained on {len(was or [])} classes ({_few(was)}), but the data has {len(found or [])} "
+            f"({_few(found)}). Resume with the data of before"
+        )
+
+
+def _few(names: Sequence[str] | None) -> str:
+    return ", ".join([*(names or ["no names"])[:3], *(["…"] if names and len(names) > 3 else [])])
+
+
+def _note_resume(run: RunFolder, step: int, config: Config, now: Mapping[str, Any], changes: Sequence[str]) -> None:
+    try:
+        before = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    moved = environment_changes(before, now)
+    log.info("resuming at step %d", step)
+    for change in (*changes, *moved):
+        log.info("  changed: %s", change)
+    if moved:
+        log.info("  so what follows sees the same data and masks, but its bits may differ")
+    resumed = [*before.get("resumed", []), {"step": step, "changes": [*changes, *moved]}]
+    run.write_text("environment.json", _json({**before, "resumed": resumed}))
+    run.write_text("config.yaml", config.to_yaml())
+    run.write_state("running", step=step)
+
+
+def _json(tree: Mapping[str, Any]) -> str:
+    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"

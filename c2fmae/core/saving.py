@@ -1,0 +1,75 @@
+"""When a training is saved, and what of it."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter
+from c2fmae.core.config import Config
+from c2fmae.core.errors import UserError
+from c2fmae.core.loop import Training
+from c2fmae.core.world import World
+
+log = logging.getLogger(__name__)
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class SavingConfig(Config):
+    """When a run is saved, and what is kept of it. A resumed run is the same whatever is set here."""
+
+    steps: Count | None = None
+    """Save after so many steps …"""
+    minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    """… and after so many minutes, whichever is sooner; always at the end."""
+    keep_last: Count = 2
+    keep_every: Count | None = None
+    """Keep for good what is saved at multiples of so many steps."""
+
+
+class Saver:
+    """Saves a training off its path; all processes call it, the first one writes.
+
+    `facts` are what a reader of the checkpoint alone should know: the config, the classes of the data.
+    """
+
+    def __init__(self, folder: Path, config: SavingConfig, world: World, facts: Mapping[str, Any]) -> None:
+        self._config, self._facts = config, dict(facts)
+        self._writer = None
+        if world.is_first:
+            self._writer = CheckpointWriter(folder, keep_last=config.keep_last, keep_every=config.keep_every)
+        self._saved_step, self._saved_at = -1, time.monotonic()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._writer:
+                self._writer.wait()  # before the folder is given to others
+        except UserError as problem:
+            if error is None:
+                raise
+            log.warning("%s", problem)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the first process's clock says that it is time."""
+        minutes = self._config.minutes
+        return bool(self._writer and minutes) and time.monotonic() - self._saved_at > 60 * (minutes or 0)
+
+    def save(self, training: Training) -> None:
+        """Save, unless that is done already or the last steps were bad: what is good stays the newest."""
+        if training.step == self._saved_step or training.bad_steps:
+            return
+        tensors = training.tensors()
+        if self._writer:
+            self._writer.save(Checkpoint(training.step, tensors, self._facts))
+        self._saved_step, self._saved_at = training.step, time.monotonic()

@@ -1,0 +1,129 @@
+"""Tensors in a safetensors file, written from where they lie and read to where they stay, checksummed on the way.
+
+The library's writer first copies all of them into one string of bytes and holds the interpreter while it does; both
+would be felt by the training that goes on meanwhile. Its readers read these files.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_PIECE = 1 << 20  # bytes that are still in the processor's cache when they go from checksum to file, or back
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a file and return its SHA-256: twice as quick as BLAKE2 where the processor has instructions for it."""
+    header: dict[str, Any] = dict.fromkeys(["__metadata__", *tensors])
+    header["__metadata__"] = {"format": "pt"}
+    in_file = sorted(tensors, key=lambda name: -tensors[name].itemsize)  # every number at a multiple of its size
+    end = 0
+    for name in in_file:
+        tensor, begin = tensors[name], end
+        end += tensor.numel() * tensor.itemsize
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    checksum = hashlib.sha256()
+    with path.open("wb") as file:
+        for data in [memoryview(len(text).to_bytes(8, "little")), memoryview(text)]:
+            _write(file, data, checksum)
+        for name in in_file:
+            _write(file, _bytes_of(tensors[name].detach().contiguous()), checksum)
+    return checksum.hexdigest()
+
+
+def read_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
+    """Read a file; one with another checksum, or whose header does not fit its data, is refused."""
+    found, lie = hashlib.sha256(), ""
+    read: dict[str, Tensor] = {}
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        length = int.from_bytes(_read(file, 8, found), "little")
+        try:
+            header = _read(file, min(length, size), found)
+            for name, dtype, shape in _layout(header, size - 8 - length):
+                read[name] = torch.empty(shape, dtype=dtype)
+                _read_into(file, _bytes_of(read[name]), found)
+            read = {name: read[name] for name in json.loads(header) if name in read}
+        except OSError:
+            raise
+        except Exception as error:  # whatever a header can be wrong in
+            lie = str(error)
+        while _read(file, _PIECE, found):
+            pass
+    if found.hexdigest() != checksum:
+        raise UserError(f"{path}: is damaged: its checksum is not the one that was noted when it was written")
+    if lie:
+        raise UserError(f"{path}: its header does not describe what is in it: {lie}")
+    return read
+
+
+def _layout(header: bytes, size: int) -> Iterator[tuple[str, torch.dtype, list[int]]]:
+    """Go through a header's tensors in the order of their data, which must fill the file without hole or overlap."""
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, after = entry["data_offsets"]
+        dtype, shape = _DTYPES.get(entry["dtype"]), entry["shape"]
+        if dtype is None:
+            raise ValueError(f"{name} is of an unknown kind, {entry['dtype']}")
+        if begin != end or after > size or after - begin != prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise ValueError(f"{name} of shape {shape} cannot lie at bytes {begin} to {after} of {size}")
+        end = after
+        yield name, dtype, shape
+    if end != size:
+        raise ValueError(f"nothing is said about the last {size - end} bytes")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return the memory of a tensor that lies in one piece."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _write(file: BinaryIO, data: memoryview, checksum: Any) -> None:
+    for start in range(0, len(data), _PIECE):
+        piece = data[start : start + _PIECE]
+        checksum.update(piece)
+        file.write(piece)
+
+
+def _read(file: Any, size: int, checksum: Any) -> bytes:
+    data = file.read(size)
+    checksum.update(data)
+    return bytes(data)
+
+
+def _read_into(file: Any, data: memoryview, checksum: Any) -> None:
+    while data:
+        count = file.readinto(data[:_PIECE])
+        if not count:
+            raise ValueError("it ends too early")
+        checksum.update(data[:count])
+        data = data[count:]

@@ -1,0 +1,166 @@
+"""Where else a run's metrics and pictures go: TensorBoard and W&B, each an extra.
+
+What a run needs is in its own files, so nothing is ever read back from here, and a tracker that fails ends no training.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol, runtime_checkable
+from uuid import uuid4
+
+from c2fmae.core.errors import UserError
+
+TrackerName = Literal["tensorboard", "wandb"]
+
+_EXTRAS: dict[TrackerName, str] = {"tensorboard": "tb", "wandb": "wandb"}
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Takes what a run has to show."""
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Take a row of metrics; what is no number in it is left out."""
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Take a picture file."""
+
+    def close(self) -> None:
+        """Write what is still held back."""
+
+
+def open_trackers(
+    names: Sequence[TrackerName], folder: Path, *, name: str, config: Mapping[str, Any], since_step: int
+) -> list[Tracker]:
+    """Open trackers for a run that has made `since_step` steps; what they hold of later ones is superseded."""
+    return [_Forgiving(tracker, _OPEN[tracker](folder, name, config, since_step)) for tracker in names]
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return what can be drawn as a curve.
+
+    >>> numbers({"step": 3, "loss": 2.1, "loss/rgb": None, "skipped": "the loss is not finite"})
+    {'loss': 2.1}
+    """
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if key != "step" and isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+class _Forgiving:
+    """A tracker that is given up, with a warning, once it fails."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self.name, self.tracker = name, tracker
+        self.has_failed = False
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        self._try(self.tracker.log, step, values)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self._try(self.tracker.picture, step, name, path)
+
+    def close(self) -> None:
+        self._try(self.tracker.close)
+
+    def _try(self, act: Callable[..., None], *words: Any) -> None:
+        if self.has_failed:
+            return
+        try:
+            act(*words)
+        except Exception as error:
+            self.has_failed = True
+            logging.getLogger(__name__).warning(
+                "%s failed and gets no more of this run: %s: %s", self.name, type(error).__name__, error
+            )
+
+
+class _TensorBoard:
+    """Event files in the run's folder `tensorboard`."""
+
+    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], since_step: int) -> None:
+        _require("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=since_step + 1, flush_secs=30)
+        if since_step == 0:
+            import yaml
+
+            text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+            self.writer.add_text(name, f"```yaml\n{text}```", since_step)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        for key, value in numbers(values).items():
+            self.writer.add_scalar(key, value, step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _WandB:
+    """A run at W&B, offline unless its user is logged in or WANDB_MODE says otherwise; a resume goes on with it.
+
+    Steps are an axis of their own: W&B's step never goes back, and a run that was killed does.
+    """
+
+    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        wandb = self.wandb = _require("wandb")
+        kept = folder / "wandb-id"
+        if not kept.exists() or not kept.read_text(encoding="utf-8"):
+            kept.write_text(uuid4().hex[:12], encoding="utf-8")
+        mode = None
+        if "WANDB_MODE" not in os.environ:
+            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+        self.run = wandb.init(
+            project="c2fmae",
+            name=name,
+            id=kept.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+            mode=mode,
+            settings=wandb.Settings(console="off"),  # what is on the terminal is a bar, drawn again and again
+        )
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        self.run.log({"step": step, **numbers(values)})
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self.run.log({"step": step, name: self.wandb.Image(str(path))})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+_OPEN: dict[TrackerName, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": lambda folder, name, config, _: _WandB(folder, name, config),
+}
+
+
+def _require(name: TrackerName) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        extra = _EXTRAS[name]
+        raise UserError(
+            f"saving.trackers: {name!r} needs the extra `{extra}`: pip install 'c2fmae[{extra}]'"
+        ) from error

@@ -1,0 +1,169 @@
+"""The processes of one run: the only file that knows `torch.distributed`.
+
+The same command runs alone, under `torchrun` and under `srun`: who else is there is read from the environment.
+"""
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from c2fmae.core.errors import UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_FAILED = "failed"  # the key under which a process leaves its last words for the others
+_PATIENCE = timedelta(minutes=30)  # for a process that is slow to read its first batch
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process of how many this is, and where it computes."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - is immutable
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Add a tensor up over the processes, in place, and return it."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model whose backward averages gradients over the processes."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's value in all of them."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)  # between processes of one run; never from a file
+        return values[0]
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Return a context in which gradients stay in this process, but for the last micro-batch's."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def alone(device: Device = "auto") -> World:
+    """Return the world of a single process."""
+    return World(device=_device(device, 0))
+
+
+@contextmanager
+def join_world(device: Device = "auto") -> Iterator[World]:
+    """Meet the other processes of the run, if there are any, and leave them in order.
+
+    A process that fails tells the others, which then end too, within seconds, wherever they wait.
+    """
+    place = read_place(os.environ)
+    if place is None:
+        yield alone(device)
+        return
+    os.environ |= place
+    rank, size, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    where = _device(device, local)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=_PATIENCE)
+    store = dist.distributed_c10d._get_default_store()
+    is_over = threading.Event()
+    watch = threading.Thread(target=_end_with_the_others, args=(store, rank, is_over), daemon=True)
+    watch.start()
+    try:
+        yield World(rank, size, where)
+        is_over.set()
+        dist.barrier()  # nobody takes the store away from those who still work
+        dist.destroy_process_group()
+    except BaseException as error:
+        is_over.set()
+        if not isinstance(error, SystemExit):
+            store.set(_FAILED, f"{rank}:{type(error).__name__}: {error}")
+        raise
+
+
+def read_place(environ: Mapping[str, str]) -> dict[str, str] | None:
+    """Return what torch needs to know to meet the others, by torchrun's variables or srun's; None where alone.
+
+    >>> slurm = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123"}
+    >>> read_place(slurm | {"SLURM_STEP_NODELIST": "gpu[07-08,11]"})["MASTER_ADDR"]
+    'gpu07'
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in environ]
+        if missing:
+            raise UserError(f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}. Start with torchrun, or unset")
+        return {name: environ[name] for name in names} if int(environ["WORLD_SIZE"]) > 1 else None
+    if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:  # set by srun alone, not in a batch script
+        return None
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": environ.get("MASTER_PORT") or str(20000 + int(environ["SLURM_JOB_ID"]) % 20000),
+    }
+
+
+def first_host(nodes: str) -> str:
+    """Return the first of SLURM's list of nodes.
+
+    >>> [first_host(nodes) for nodes in ("login", "gpu-3,gpu-5", "n[012-015,020]-ib", "a1,b[2-3]")]
+    ['login', 'gpu-3', 'n012-ib', 'a1']
+    """
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0] if first else nodes)
+
+
+def _device(wanted: Device, local_rank: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"device: process {local_rank} of this machine finds {count} GPUs. Start one process a GPU, or set cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _end_with_the_others(store: Any, rank: int, is_over: threading.Event) -> None:
+    """Look for the last words of a process that failed; whoever waits for it in a collective cannot look."""
+    while not is_over.wait(1.0):
+        try:
+            if not store.check([_FAILED]):
+                continue
+            who, _, why = store.get(_FAILED).decode().partition(":")
+        except Exception:  # the process that keeps the store is gone
+            who, why = "0", "it is gone"
+        if int(who) != rank and not is_over.wait(2.0):  # by itself it may fail more readably
+            print(f"process {rank}: ends, since process {who} failed: {why}", file=sys.stderr, flush=True)
+            os._exit(1)

@@ -1,0 +1,86 @@
+"""Data as a recipe writes it: which scenes, how they are cut, and by how many hands."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from c2fmae.core.config import Config
+from c2fmae.core.errors import UserError
+from c2fmae.data.canonical import Overflow
+from c2fmae.data.loader import Loader
+from c2fmae.data.sampler import Sampler
+from c2fmae.data.scenes import Scenes
+from c2fmae.data.sources import open_scenes
+from c2fmae.data.transforms import CentralView, RandomView
+
+Name = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class DataConfig(Config):
+    """What is learned from, and what is held out to see how well."""
+
+    train: Name | tuple[Name, ...] | None = None
+    """A folder, shards, a pattern of shards, a registered name such as `generated`, or a list of these."""
+    options: dict[str, Any] = Field({})
+    """Of a registered name: `generated` takes size, length, seed, difficulty."""
+    held_out: Name | tuple[Name, ...] | None = None
+    """Scenes that are not learned from, on which the same losses are taken."""
+    held_out_options: dict[str, Any] = Field({})
+    held_out_samples: Annotated[int, Field(ge=1)] = 1024
+    """At most so many of them, evenly spread; they are kept in memory."""
+    scale: tuple[Share, Share] = (0.2, 1.0)
+    """Share of the photo's area that a crop covers."""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Width by height of a crop."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    overflow: Overflow = "ignore"
+    """What objects become of which the model has no id left."""
+    repeats: Annotated[int, Field(ge=1)] = 1
+    """Views of a scene in a batch."""
+    workers: Annotated[int, Field(ge=0)] = 8
+    """Processes that make batches, for each process that trains; 0 makes them in between steps."""
+    prefetch: Annotated[int, Field(ge=1)] = 2
+    on_broken: Literal["skip", "error"] = "skip"
+    max_broken: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the samples that may be skipped, over all processes."""
+
+    def open_training(self, granularities: tuple[str, ...]) -> Scenes:
+        """Return the scenes to learn from."""
+        if self.train is None:
+            raise UserError("data.train: no data is given. Say which with --data, or take --data generated")
+        return _open("data.train", self.train, granularities, self.options)
+
+    def open_held_out(self, granularities: tuple[str, ...]) -> Scenes | None:
+        """Return the scenes that are held out, if there are any."""
+        if self.held_out is None:
+            return None
+        return _open("data.held_out", self.held_out, granularities, self.held_out_options)
+
+    def training_loader(self, scenes: Scenes, sampler: Sampler, **target: Any) -> Loader:
+        """Return what makes random views of the scenes; `target` is the size, label stride and so on of a view."""
+        view = RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **target)
+        return Loader(
+            scenes=scenes,
+            transform=view,
+            sampler=sampler,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            on_broken=self.on_broken,
+            max_broken=self.max_broken,
+        )
+
+    def held_out_view(self, **target: Any) -> CentralView:
+        """Return what cuts held-out scenes."""
+        return CentralView(overflow=self.overflow, **target)
+
+
+def _open(
+    setting: str, source: str | tuple[str, ...], granularities: tuple[str, ...], options: Mapping[str, Any]
+) -> Scenes:
+    try:
+        return open_scenes(source, granularities=granularities, **options)
+    except UserError as error:
+        raise UserError(f"{setting}: {error}") from error

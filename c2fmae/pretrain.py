@@ -1,0 +1,327 @@
+"""Pre-training, one run from top to bottom.
+
+>>> from c2fmae.recipes.config import read_recipe
+>>> print(plan_of(read_recipe("c2fmae-b").training, num_samples=1_281_167, processes=64))
+250000 steps (400 epochs of 625), 25000 of warm-up; batch 2048 = 64 processes × 32; learning rate up to 0.0008
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
+from c2fmae.core.config import Config
+from c2fmae.core.environment import environment
+from c2fmae.core.errors import UserError
+from c2fmae.core.loop import Loop, Report, Training
+from c2fmae.core.pictures import save_png
+from c2fmae.core.resuming import begin
+from c2fmae.core.run_folder import RunFolder, check_room, open_run, read_rows
+from c2fmae.core.saving import Saver, SavingConfig
+from c2fmae.core.signals import Stop, catching_signals
+from c2fmae.core.training import Plan, TrainingConfig, plan_of
+from c2fmae.core.watching import Watch, WatchingConfig, is_due
+from c2fmae.core.world import World, join_world
+from c2fmae.data import BatchStream, DatasetInfo, Position, Sampler, Scenes
+from c2fmae.data.config import DataConfig
+from c2fmae.eval.held_out import HeldOut
+from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_like_training, take_scenes
+from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods.start import start_from
+from c2fmae.methods.task import PretrainingTask
+from c2fmae.models.patches import label_stride
+
+log = logging.getLogger(__name__)
+
+WITHOUT_EFFECT = (
+    *("saving.", "watching.", "data.workers:", "data.prefetch:"),
+    *("name:", "title:", "source:", "reported:", "deviations:", "unmeasured:"),
+)
+"""Settings that may differ in a run that goes on: it learns the same whatever they are."""
+
+
+class PretrainConfig(Config):
+    """Everything that decides what a run learns, and how it is kept and shown."""
+
+    method: MethodConfig
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig(epochs=400, base_lr=1e-4, warmup_epochs=40)
+    saving: SavingConfig = SavingConfig()
+    watching: WatchingConfig = WatchingConfig()
+    init: str | None = None
+    """Weights to start from, unless drawn: `timm:NAME@FILE`, `timm:NAME` (downloaded), a run or a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config, and what becomes of it with this data and these processes."""
+
+    config: PretrainConfig
+    scenes: Scenes
+    held_out: HeldOut | None
+    plan: Plan
+    method: MaskedAutoencoding
+    world: World
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and the exit code that says so."""
+
+    status: Literal["finished", "saved-on-signal"]
+    step: int
+    code: int = 0
+
+
+def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_changes: bool = False) -> Outcome:
+    """Run a config in a folder, or go on with the run that is there."""
+    with catching_signals() as stop, join_world(config.training.device) as world, folder_of(out, world) as run:
+        it = set_up(config, world, is_new=not world.share(run.is_begun))
+        training = Training.start(it.method.model, it.config.training)
+        begin(
+            training,
+            run,
+            world,
+            it.config,
+            facts_of(it),
+            environment(world_size=world.size, compile=it.config.training.compile),
+            resume=resume,
+            accept_changes=accept_changes,
+            without_effect=WITHOUT_EFFECT,
+        )
+        if world.is_first:
+            log.info("%s", it.plan)
+        check_room(run.path, needed=room_for(it, training))
+        try:
+            outcome = train(it, training, run, stop)
+        except BaseException as error:
+            if world.is_first:
+                run.write_state("failed", step=training.step, why=f"{type(error).__name__}: {error}")
+            raise
+        if world.is_first:
+            run.write_state(outcome.status, step=outcome.step)
+        return outcome
+
+
+def set_up(config: PretrainConfig, world: World, *, is_new: bool = True) -> Experiment:
+    """Open the data, fit the config to it, and build the model with its weights as they are before the first step."""
+    names = maps_needed(config.method)
+    scenes, held_out = config.data.open_training(names), config.data.open_held_out(names)
+    config = config.model_copy(update={"method": fitted(config.method, scenes.info)})
+    plan = plan_of(config.training, num_samples=len(scenes), processes=world.size)
+    method = build_method(config.method, seed=config.training.seed)
+    if config.init and is_new:
+        log.info("%s", start_from(method, config.init))
+    method.model.to(world.device)
+    if config.training.compile:
+        method.model.compile()
+    looked_at = None
+    if held_out is not None:
+        fitted(config.method, held_out.info)
+        view = config.data.held_out_view(**cut_of(method))
+        looked_at = HeldOut(held_out, view, config.data.held_out_samples, world)
+    return Experiment(config, scenes, looked_at, plan, method, world)
+
+
+def train(it: Experiment, training: Training, run: RunFolder, stop: Stop) -> Outcome:
+    """Take steps to the end of the plan, or until somebody says stop."""
+    config, plan, world = it.config, it.plan, it.world
+    loop = Loop(PretrainingTask(it.method, config.training.seed), config.training, plan, world)
+    with ExitStack() as stack:
+        batches = stack.enter_context(closing(batches_from(it, training.step)))
+        saver = stack.enter_context(Saver(run.checkpoints, config.saving, world, facts_of(it)))
+        settings = config.model_dump(mode="json")
+        watch = stack.enter_context(
+            Watch(run, config.watching, plan, done=training.step, settings=settings, is_quiet=not world.is_first)
+        )
+
+        def ask() -> dict[str, int]:
+            return {"stop": bool(stop), "save": saver.is_late, "broken": len(batches.skipped)}
+
+        if training.step:
+            look(it, training, run, watch, is_again=True)  # a run may end between a step and the look that is due
+        for report in loop.steps(training, watch.timed(batches), ask):
+            watch.after(report)
+            refuse_broken(it, report.answers["broken"])
+            if report.trouble is not None:
+                note_trouble(it, training, run, report)
+            is_asked = report.answers["stop"] or report.answers["save"]
+            if is_asked or is_due(training.step, config.saving.steps or plan.steps, plan.steps):
+                watch.sync()
+                saver.save(training)
+            if report.answers["stop"]:
+                return Outcome("saved-on-signal", training.step, stop.code)
+            look(it, training, run, watch)
+    return Outcome("finished", training.step)
+
+
+def look(it: Experiment, training: Training, run: RunFolder, watch: Watch, *, is_again: bool = False) -> None:
+    """Take held-out losses and draw reconstructions, where they are due; `is_again` where they may be there."""
+    step, total, every = training.step, it.plan.steps, it.config.watching
+    if it.held_out and is_due(step, every.held_out_every or it.plan.steps_per_epoch, total):
+        rows = read_rows(run.metrics) if is_again and it.world.is_first else []
+        if not it.world.share(any("held_out/loss" in row for row in rows if row["step"] == step)):
+            watch.note(step, it.held_out.losses(it.method, it.config.training))
+    if it.world.is_first and every.pictures and is_due(step, every.pictures_every or max(total // 10, 1), total):
+        path = run.pictures / f"step-{step:08d}.png"
+        scenes = take_scenes(it.method, it.held_out.scenes if it.held_out else it.scenes, every.pictures)
+        masks = masks_like_training(it.method, scenes)
+        names = it.scenes.info.class_names
+        save_png(draw_reconstruction(it.method, scenes, masks, model=f"step {step}", class_names=names), path)
+        watch.picture(step, "reconstructions", path)
+
+
+def note_trouble(it: Experiment, training: Training, run: RunFolder, report: Report) -> None:
+    """Write down what was in a step that was skipped; too many in a row end the run."""
+    name = f"trouble/step-{report.step:08d}-process-{it.world.rank}.json"
+    trouble = {"step": report.step, "grad_norm": str(report.values["grad_norm"]), "parts": report.trouble}
+    run.write_text(name, json.dumps(trouble, indent=2) + "\n")
+    if training.bad_steps >= it.config.training.max_bad_steps:
+        last = checkpoints_in(run.checkpoints)
+        kept = f"The last checkpoint, {last[-1].name}, is from before" if last else "There is no checkpoint yet"
+        raise NotFiniteError(
+            f"{training.bad_steps} steps in a row had a loss or gradient that is not finite, the last is step "
+            f"{report.step}. {kept}. {run.path / name} has the samples and losses; try a lower learning rate, "
+            "training.clip=1, or training.precision=fp32"
+        )
+
+
+class NotFiniteError(RuntimeError):
+    """A run that learns nothing any more."""
+
+
+def refuse_broken(it: Experiment, count: int) -> None:
+    """End the run where more samples are broken, over all processes, than may be skipped."""
+    share = it.config.data.max_broken
+    if count > share * len(it.scenes):
+        raise UserError(
+            f"{count} of {len(it.scenes)} samples are broken, more than the {share:.2%} that may be skipped "
+            "(data.max_broken). List them with `c2fmae data check`"
+        )
+
+
+def maps_needed(config: MethodConfig) -> tuple[str, ...]:
+    """Return the granularities that the data has to have: those of the model, and those that guide the masks."""
+    guides = getattr(config.masking.build(), "guides", ("semantic", "instance"))
+    return tuple(dict.fromkeys((*config.granularities, *guides)))
+
+
+def fitted(config: MethodConfig, info: DatasetInfo) -> MethodConfig:
+    """Return a method with the classes, channels and normalisation of the data, where it does not name its own."""
+    found = {"semantic": len(info.classes), "rgb": info.channels}
+    for name in found.keys() & set(config.granularities):
+        if found[name] and config.channels.get(name, found[name]) != found[name]:
+            what = "classes" if name == "semantic" else "channels"
+            raise UserError(
+                f"method.channels.{name}: is {config.channels[name]}, but the data {info.name!r} has {found[name]} "
+                f"{what}. Set it to that, or leave it out"
+            )
+    channels = {name: found[name] for name in config.granularities if found.get(name)} | config.channels
+    statistics = {key: getattr(config, key) or getattr(info, key) for key in ("mean", "std")}
+    return MethodConfig.read({**config.model_dump(), "channels": channels, **statistics}, source="method")
+
+
+def batches_from(it: Experiment, step: int) -> BatchStream:
+    """Return the batches from a step on: where they are in the data is a function of the step."""
+    plan, world = it.plan, it.world
+    sampler = Sampler(
+        num_samples=len(it.scenes),
+        batch_size=plan.batch_size,
+        seed=it.config.training.seed,
+        repeats=it.config.data.repeats,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    loader = it.config.data.training_loader(it.scenes, sampler, **cut_of(it.method))
+    epochs = -(-plan.steps // plan.steps_per_epoch)
+    return loader.batches(epochs, Position(*divmod(step, plan.steps_per_epoch)))
+
+
+def cut_of(method: MaskedAutoencoding) -> dict[str, Any]:
+    """Return how scenes are cut for a method."""
+    return {
+        "size": method.config.image_size,
+        "label_stride": label_stride(method.patch),
+        "max_instances": method.config.channels_of("instance"),
+    }
+
+
+def facts_of(it: Experiment) -> dict[str, Any]:
+    """Return what a checkpoint says of itself beside its tensors."""
+    mean, std = it.method.config.normalisation("rgb")
+    return {
+        "config": it.config.model_dump(mode="json"),
+        "classes": list(it.scenes.info.class_names),
+        "labels": list(it.scenes.info.label_names),
+        "normalisation": {"mean": list(mean), "std": list(std)},
+        "steps_per_epoch": it.plan.steps_per_epoch,
+    }
+
+
+@contextmanager
+def folder_of(out: Path, world: World) -> Iterator[RunFolder]:
+    """Open a run's folder: the first process has it to itself, for all."""
+    with open_run(out) if world.is_first else nullcontext(RunFolder(out)) as run:
+        world.wait()
+        yield run
+
+
+def room_for(it: Experiment, training: Training) -> int:
+    """Return the bytes that a run's checkpoints will take: weights, two moments and the average, one more than kept."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in training.model.parameters())
+    saving, copies = it.config.saving, 3 + (training.average is not None)
+    kept = (it.plan.steps - training.step) // saving.keep_every if saving.keep_every else 0
+    return weights * copies * (saving.keep_last + 1 + kept)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """What a run, or one of its checkpoints, holds."""
+
+    config: PretrainConfig
+    method: MaskedAutoencoding
+    step: int
+    class_names: tuple[str, ...]
+
+
+def load_run(path: Path, *, step: int | None = None) -> LoadedRun:
+    """Return the model of a run at its newest whole checkpoint, at a step, or of a checkpoint's own folder."""
+    checkpoint = find_checkpoint(path, step)
+    config = PretrainConfig.read(
+        {key: value for key, value in checkpoint.facts["config"].items() if key in PretrainConfig.model_fields},
+        source=str(path),
+    )
+    method = build_method(config.method, seed=config.training.seed)
+    weights = {
+        name.removeprefix("model/"): tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model/")
+    }
+    method.model.load_state_dict(weights)
+    return LoadedRun(config, method, checkpoint.step, tuple(checkpoint.facts["classes"]))
+
+
+def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
+    """Return the checkpoint that a path means; what is none is refused with what is there instead."""
+    if path.is_file():
+        raise UserError(
+            f"{path} has no decoder weights, so nothing can be reconstructed from it: it holds an encoder alone. "
+            "Take the run folder it came from"
+        )
+    if not (path / "config.yaml").exists():
+        return load_checkpoint(path)
+    folder = RunFolder(path).checkpoints
+    if step is not None:
+        return load_checkpoint(folder / f"step-{step:08d}")
+    found, refused = newest_checkpoint(folder)
+    if found is None:
+        raise UserError("\n".join([f"{path}: has no whole checkpoint yet", *refused]))
+    return found
+
+
+def held_out_scenes(config: PretrainConfig) -> Scenes:
+    """Return the scenes that a run was held to, or those that it learned from where it had none."""
+    names = maps_needed(config.method)
+    return config.data.open_held_out(names) or config.data.open_training(names)

@@ -1,0 +1,76 @@
+"""`c2fmae pretrain`: train a recipe, alone or under torchrun, and go on with it after whatever ended it."""
+
+import json
+import os
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, a YAML file, or a run's folder.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="What to learn from: a folder, shards, or `generated`; several are mixed."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE unless given.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, or begin it if there is none.")
+    ] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although the config is not that of before.")
+    ] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Start from timm:NAME@FILE, timm:NAME, a run or a checkpoint."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take a few steps, and tell what the run would take. Nothing is written.")
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Pre-train a recipe. The same command works alone, under `torchrun` and under `srun`.
+
+    SIGTERM and SIGUSR1 save and end with 75; Ctrl-C saves, a second one leaves at once. `--resume` goes on from the
+    newest whole checkpoint, and ends in the same bits.
+    """
+    from c2fmae.pretrain import pretrain as run
+    from c2fmae.recipes.config import read_recipe
+
+    overrides = list(set_ or [])
+    if data:
+        # The held-out scenes of the recipe are of its own data; others are given by --set data.held_out=…
+        overrides = [f"data.train=[{', '.join(map(quote_yaml, data))}]", "data.held_out=null", "data.options={}",
+                     "data.held_out_options={}", *overrides]  # fmt: skip
+    if init:
+        overrides.insert(0, f"init={quote_yaml(init)}")
+        overrides += ["method.encoder.keep_positions=true"] * init.startswith("timm:")
+    config = read_recipe(recipe, overrides)
+    is_run = (Path(recipe) / "config.yaml").is_file()
+    folder = out or (Path(recipe) if is_run else Path("runs") / config.name)
+    if dry_run:
+        from c2fmae.measure import measure
+
+        print(measure(config, folder))
+        print("next: the same command without --dry-run")
+        return
+    outcome = run(config, folder, resume=resume, accept_changes=accept_changes)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{outcome.status} at step {outcome.step}: {folder}")
+        is_over = outcome.status == "finished"
+        print(f"next: c2fmae {f'view reconstruct {quote(str(folder))}' if is_over else again(folder)}")
+    raise typer.Exit(outcome.code)
+
+
+def again(folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"pretrain {quote(str(folder))} --resume"
+
+
+def quote_yaml(text: str) -> str:
+    """Return a text as YAML takes it in a list."""
+    return json.dumps(text)

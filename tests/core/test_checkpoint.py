@@ -1,0 +1,674 @@
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from c2fmae.core import checkpoint as module
+from c2fmae.core.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    checkpoints_in,
+    load_checkpoint,
+    newest_checkpoint,
+    prune,
+    save_checkpoint,
+)
+from c2fmae.core.errors import UserError
+from c2fmae.core.tensor_file import write_tensors
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint64,
+    torch.uint32,
+    torch.uint16,
+    torch.uint8,
+    torch.bool,
+]
+TENSORS = {"model/weight": torch.arange(6.0).view(2, 3), "ema/flag": torch.tensor(True)}
+OR_ELSE = " Restore it, or use another checkpoint"
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    dtype, shape = draw(st.sampled_from(DTYPES)), draw(st.lists(st.integers(0, 4), max_size=3))
+    size = prod(shape) * dtype.itemsize
+    data = torch.tensor([*draw(st.binary(min_size=size, max_size=size))], dtype=torch.uint8)
+    tensor = (data % 2 if dtype == torch.bool else data).view(dtype).view(shape)
+    is_turned: bool = draw(st.booleans())
+    return tensor.transpose(0, -1) if shape and is_turned else tensor
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype
+        and one[name].shape == other[name].shape
+        and one[name].flatten().view(torch.uint8).tolist() == other[name].flatten().view(torch.uint8).tolist()
+        for name in one
+    )
+
+
+def saved(folder: Path, step: int = 50) -> Path:
+    return save_checkpoint(folder, Checkpoint(step, TENSORS, {"seed": 1, "keys": ["a", "ä"]}))
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [int(path.name[-8:]) for path in checkpoints_in(folder)]
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    return str(caught.value)
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+@given(
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=9).map("m/{}".format), tensors()),
+    st.integers(0, 10**9),
+    st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()),
+)
+def test_what_is_saved_comes_back_and_other_readers_see_the_same(
+    tmp_path_factory: pytest.TempPathFactory, stored: dict[str, Tensor], step: int, facts: dict[str, Any]
+) -> None:
+    path = save_checkpoint(tmp_path_factory.mktemp("checkpoints"), Checkpoint(step, stored, facts))
+    again = load_checkpoint(path)
+    assert (again.step, again.facts, list(again.tensors)) == (step, facts, list(stored))
+    assert same(again.tensors, stored)
+    assert same(load_file(path / "tensors.safetensors"), stored)
+    shutil.rmtree(path.parent)
+
+
+def test_a_parameter_and_a_slice_of_another_tensor_are_saved_by_value(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    path = save_checkpoint(tmp_path, Checkpoint(1, {"whole": weight, "row": weight[1]}, {}))
+    assert same(load_checkpoint(path).tensors, {"whole": torch.ones(2, 2), "row": torch.ones(2)})
+
+
+def test_the_folder_is_named_by_its_step_and_holds_two_files(tmp_path: Path) -> None:
+    path = saved(tmp_path / "run" / "checkpoints")
+    assert path == tmp_path / "run" / "checkpoints" / "step-00000050"
+    assert sorted(file.name for file in path.iterdir()) == ["checkpoint.json", "tensors.safetensors"]
+    assert list(path.parent.iterdir()) == [path]
+    assert (load_checkpoint(path.rename(tmp_path / "best")).step, steps_in(path.parent)) == (50, [])
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
+    one, other = saved(tmp_path / "a"), saved(tmp_path / "b")
+    for name in ("checkpoint.json", "tensors.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_checkpoint_of_the_first_format_stays_readable(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000007"
+    path.mkdir()
+    (path / "checkpoint.json").write_text(
+        """{
+  "format": 1,
+  "step": 7,
+  "facts": {
+    "seed": 3
+  },
+  "tensors": {
+    "bytes": 112,
+    "sha256": "4c49d1d617669856d7e4fea0d263a6df51c0926579101b0d27ff98b0a1d6e7bb"
+  },
+  "sha256": "415fcbd50dbaf3f700d687f8299d4e0285a225a5d5ca7ade8c447029cca7fe94"
+}
+"""
+    )
+    header = b'{"__metadata__":{"format":"pt"},"model/weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    data = b"\x00\x00\x80\x3f\x00\x00\x00\xc0"
+    (path / "tensors.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    old = load_checkpoint(path)
+    assert (old.step, old.facts) == (7, {"seed": 3})
+    assert same(old.tensors, {"model/weight": torch.tensor([1.0, -2.0])})
+
+
+def test_an_older_format_is_brought_up_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {**facts, "epoch": 0.5}, {name.replace("model/", "net/"): tensor for name, tensor in tensors.items()}
+
+    def third(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {**facts, "epoch": facts["epoch"] * 2}, tensors
+
+    path = saved(tmp_path)
+    monkeypatch.setattr(module, "FORMAT", 3)
+    monkeypatch.setattr(module, "MIGRATIONS", {1: second, 2: third})
+    old = load_checkpoint(path)
+    assert old.facts == {"seed": 1, "keys": ["a", "ä"], "epoch": 1.0}
+    assert same(old.tensors, {"net/weight": TENSORS["model/weight"], "ema/flag": TENSORS["ema/flag"]})
+    assert load_checkpoint(saved(tmp_path, 60)).facts == {"seed": 1, "keys": ["a", "ä"]}
+    monkeypatch.setattr(module, "MIGRATIONS", {2: third})
+    assert refusal(path) == f"{path}/checkpoint.json: has format 1, which this c2fmae does not know.{OR_ELSE}"
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FORMAT", 2)
+    path = saved(tmp_path)
+    monkeypatch.undo()
+    assert refusal(path) == (
+        f"{path}: was made by a newer c2fmae: it has format 2, and this one reads 1 and older. Install the newer one"
+    )
+
+
+def test_a_flip_of_any_bit_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    load_checkpoint(path)
+    for file in path.iterdir():
+        for place in range(file.stat().st_size):
+            flip(file, place, bit=place % 8)
+            assert refusal(path).startswith(str(path)), (file, place)
+            flip(file, place, bit=place % 8)
+    load_checkpoint(path)
+
+
+def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    for file in path.iterdir():
+        data = file.read_bytes()
+        for length in reversed(range(len(data))):
+            os.truncate(file, length)
+            assert refusal(path).startswith(str(file)), (file, length)
+        file.write_bytes(data)
+    load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "tensors.safetensors"])
+def test_a_missing_part_is_named(name: str, tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    (path / name).unlink()
+    assert refusal(path) == f"{path}/{name}: is missing.{OR_ELSE}"
+    assert refusal(tmp_path / "none") == f"{tmp_path}/none: is missing.{OR_ELSE}"
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    tensors, document = path / "tensors.safetensors", path / "checkpoint.json"
+    data, text = tensors.read_bytes(), document.read_text()
+    tensors.write_bytes(data[:-1])
+    size = len(data)
+    assert refusal(path) == f"{tensors}: is damaged: it has {size - 1} bytes, and {size} were written.{OR_ELSE}"
+    tensors.write_bytes(data)
+    flip(tensors, size - 1)
+    wrong = "is damaged: its checksum is not the one that was noted when it was written"
+    assert refusal(path) == f"{tensors}: {wrong}.{OR_ELSE}"
+    tensors.write_bytes(data)
+    document.write_text(text.replace('"seed": 1', '"seed": 2'))
+    assert refusal(path) == f"{document}: {wrong}.{OR_ELSE}"
+    document.write_text(text[:1])
+    why = "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+    assert refusal(path) == f"{document}: is damaged: it is not JSON ({why}).{OR_ELSE}"
+    document.write_text("[" * 100_000)
+    assert refusal(path).startswith(f"{document}: is damaged: it is not JSON (maximum recursion depth exceeded")
+    document.write_text('{"format": "pt"}')
+    assert refusal(path) == f"{document}: is not about a checkpoint of c2fmae.{OR_ELSE}"
+    document.unlink()
+    document.mkdir()
+    assert refusal(path) == f"{document}: cannot be read: Is a directory.{OR_ELSE}"
+    assert refusal(tensors) == (
+        f"{tensors}: is not a checkpoint: that is a folder with checkpoint.json and tensors.safetensors.{OR_ELSE}"
+    )
+
+
+def test_a_folder_that_tells_another_step_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, 40).rename(tmp_path / "step-00000050")
+    assert refusal(path) == f"{path}/checkpoint.json: is of step 40, but its folder is step-00000050.{OR_ELSE}"
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        ({"a": {**ENTRY, "shape": [3]}}, "a of shape [3] cannot lie at bytes 0 to 8 of 8"),
+        ({"a": {**ENTRY, "data_offsets": [0, 16], "shape": [4]}}, "a of shape [4] cannot lie at bytes 0 to 16 of 8"),
+        ({"a": {**ENTRY, "data_offsets": [4, 8], "shape": [1]}}, "a of shape [1] cannot lie at bytes 4 to 8 of 8"),
+        ({"a": ENTRY, "b": ENTRY}, "b of shape [2] cannot lie at bytes 0 to 8 of 8"),
+        ({"a": {**ENTRY, "shape": [-1, -2]}}, "a of shape [-1, -2] cannot lie at bytes 0 to 8 of 8"),
+        ({"a": {**ENTRY, "dtype": "F7"}}, "a is of an unknown kind, F7"),
+        ({"a": {**ENTRY, "data_offsets": [0, 4], "shape": [1]}}, "nothing is said about the last 4 bytes"),
+        ({}, "nothing is said about the last 8 bytes"),
+        ({"a": {}}, "'data_offsets'"),
+    ],
+)
+def test_a_header_that_lies_is_refused_however_well_it_is_signed(
+    entries: dict[str, Any], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lie(path: Path, tensors: Mapping[str, Tensor]) -> str:
+        import hashlib
+
+        header = json.dumps(entries).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(module, "write_tensors", lie)
+    path = saved(tmp_path)
+    says = "its header does not describe what is in it"
+    assert refusal(path) == f"{path}/tensors.safetensors: {says}: {why}.{OR_ELSE}"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff" * 7 + b"\x7f{}", b"[" * 4096, bytes(8), b"a" * 4096])
+def test_a_signed_file_of_anything_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    def anything(path: Path, tensors: Mapping[str, Tensor]) -> str:
+        path.write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+
+    monkeypatch.setattr(module, "write_tensors", anything)
+    path = saved(tmp_path)
+    says = "its header does not describe what is in it"
+    assert refusal(path).startswith(f"{path}/tensors.safetensors: {says}: ")
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.marker,))
+
+
+def test_a_pickle_is_refused_and_never_read(tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", saved(tmp_path)
+    ways: list[Callable[[Path], object]] = [
+        lambda file: torch.save(Bomb(marker), file),
+        lambda file: torch.save(Bomb(marker), file, _use_new_zipfile_serialization=False),
+        *(lambda file, p=p: file.write_bytes(pickle.dumps(Bomb(marker), protocol=p)) for p in range(2, 6)),
+    ]
+    for place in (path / "tensors.safetensors", path / "checkpoint.json", path):
+        for way in ways:
+            if place.is_dir():
+                shutil.rmtree(place)
+            way(place)
+            says = "is a pickle, which can run code when it is read; refused. Use another checkpoint"
+            assert refusal(path) == f"{place}: {says}"
+            assert not newest_checkpoint(tmp_path)[0]
+        if place.name == "tensors.safetensors":
+            write_tensors(place, TENSORS)
+    path.write_bytes(pickle.dumps(Bomb(marker), protocol=0))
+    assert "is not a checkpoint" in refusal(path)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Bomb(marker)))  # it would have
+    assert marker.exists()
+
+
+def test_the_newest_whole_one_is_found_and_each_refused_has_its_sentence(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "none") == (None, [])
+    paths = [saved(tmp_path, step) for step in (30, 9, 200_000_000, 40)]
+    assert checkpoints_in(tmp_path) == [paths[1], paths[0], paths[3], paths[2]]
+    flip(paths[2] / "tensors.safetensors", 100)
+    (paths[3] / "tensors.safetensors").unlink()
+    expected = [refusal(paths[2]), refusal(paths[3])]
+    newest, refused = newest_checkpoint(tmp_path)
+    assert newest
+    assert (newest.step, refused) == (30, expected)
+
+
+def test_leftovers_of_killed_saves_are_no_checkpoints_and_make_room_for_the_next(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    for leftover in (".step-00000060.tmp", ".step-00000050.replaced", ".step-00000030.removed", ".step-00000050.tmp"):
+        shutil.copytree(path, tmp_path / leftover)
+    assert checkpoints_in(tmp_path) == [path]
+    saved(tmp_path)
+    saved(tmp_path, 60)
+    assert steps_in(tmp_path) == [50, 60]
+    prune(tmp_path, keep_last=2, keep_every=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000050", "step-00000060"]
+
+
+def test_one_that_was_set_aside_counts_until_its_heir_is_there(tmp_path: Path) -> None:
+    aside = saved(tmp_path).rename(tmp_path / ".step-00000050.replaced")
+    shutil.copytree(aside, tmp_path / ".step-00000050.tmp")
+    assert checkpoints_in(tmp_path) == [aside]
+    prune(tmp_path, keep_last=1, keep_every=None)
+    newest, refused = newest_checkpoint(tmp_path)
+    assert newest
+    assert (newest.step, refused, list(tmp_path.iterdir())) == (50, [], [aside])
+    assert load_checkpoint(tmp_path / "step-00000050").step == 50
+    heir = saved(tmp_path)
+    assert list(tmp_path.iterdir()) == [heir]
+
+
+def test_one_of_the_same_step_gives_way_only_to_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_checkpoint(tmp_path, Checkpoint(50, {}, {"path": tmp_path}))
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_checkpoint(path).facts["seed"] == 1
+    save_checkpoint(tmp_path, Checkpoint(50, {}, {"seed": 2}))
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_checkpoint(path).facts["seed"] == 2
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    for step in range(12):
+        saved(folder, step)
+    return folder
+
+
+@given(st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)), st.integers(0, 4), st.none() | st.integers(1, 5))
+def test_prune_keeps_the_last_few_every_so_many_and_the_newest_whole_one(
+    shelf: Path, steps: set[int], damaged: set[int], keep_last: int, keep_every: int | None
+) -> None:
+    folder = shelf.with_name("pruned")
+    folder.mkdir()
+    try:
+        for step in steps:
+            path = shutil.copytree(shelf / f"step-{step:08d}", folder / f"step-{step:08d}")
+            if step in damaged:
+                flip(path / "tensors.safetensors", 130)
+        shutil.copytree(shelf / "step-00000003", folder / ".step-00000003.tmp")
+        prune(folder, keep_last=keep_last, keep_every=keep_every)
+        expected = set(sorted(steps)[::-1][:keep_last]) | set(sorted(steps - damaged)[-1:])
+        expected |= {step for step in steps if keep_every and step % keep_every == 0}
+        assert sorted(path.name for path in folder.iterdir()) == [f"step-{step:08d}" for step in sorted(expected)]
+        before = sorted(folder.iterdir())
+        prune(folder, keep_last=keep_last, keep_every=keep_every)
+        assert sorted(folder.iterdir()) == before
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_one_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    paths = [saved(tmp_path, step) for step in (1, 2)]
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UserError) as caught:
+        prune(tmp_path, keep_last=1, keep_every=None)
+    assert str(caught.value) == f"{paths[0]}: cannot be removed: Permission denied. Check its rights"
+
+
+def test_a_full_disk_leaves_the_last_one_whole_and_gets_its_room_back(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = Checkpoint(50, {"model/weight": torch.zeros(1 << 20)}, {})
+
+    def failure() -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+        try:
+            with pytest.raises(UserError) as caught:
+                save_checkpoint(tmp_path, big)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return str(caught.value)
+
+    start = f"{tmp_path}: the checkpoint of step 50 could not be written: File too large."
+    assert failure() == f"{start} There is no earlier one. Free some room and run again"
+    assert list(tmp_path.iterdir()) == []
+    path = saved(tmp_path, 40)
+    says = "The last one, of step 40, is whole. Free some room and run again with --resume"
+    assert failure() == f"{start} {says}"
+    assert list(tmp_path.iterdir()) == [path]
+    load_checkpoint(path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no disk can be mounted here: {error}")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.once
+def test_a_disk_that_is_really_full_and_one_that_is_read_only(small_disk: Path) -> None:
+    folder = small_disk / "checkpoints"
+    writer = CheckpointWriter(folder, keep_last=3, keep_every=None)
+    writer.save(Checkpoint(40, {"model/weight": torch.ones(1 << 17)}, {}))
+    writer.wait()
+    writer.save(Checkpoint(50, {"model/weight": torch.ones(1 << 19)}, {}))
+    with pytest.raises(UserError) as caught:
+        writer.wait()
+    assert str(caught.value) == (
+        f"{folder}: the checkpoint of step 50 could not be written: No space left on device. The last one, of step 40,"
+        " is whole. Free some room and run again with --resume"
+    )
+    assert [path.name for path in folder.iterdir()] == ["step-00000040"]
+    writer.save(Checkpoint(50, {"model/weight": torch.ones(1 << 17)}, {}))
+    writer.wait()
+    assert steps_in(folder) == [40, 50]
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    writer.save(Checkpoint(60, TENSORS, {}))
+    with pytest.raises(UserError) as caught:
+        writer.wait()
+    assert str(caught.value) == (
+        f"{folder}: the checkpoint of step 60 could not be written: Read-only file system. The last one, of step 50,"
+        " is whole. Mend that and run again with --resume"
+    )
+
+
+class Gate:
+    """Holds saves back until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened, self.running, self.most = threading.Event(), 0, 0
+        save = module.save_checkpoint
+
+        def held(folder: Path, checkpoint: Checkpoint) -> Path:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            assert self.opened.wait(20)
+            path = save(folder, checkpoint)
+            self.running -= 1
+            return path
+
+        monkeypatch.setattr(module, "save_checkpoint", held)
+
+
+def test_the_writer_returns_before_the_file_is_there_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
+    weight, facts = torch.ones(3), {"epoch": [1]}
+    writer.save(Checkpoint(1, {"weight": weight}, facts))
+    assert list(tmp_path.iterdir()) == []
+    weight += 1
+    facts["epoch"].append(2)
+    gate.opened.set()
+    writer.wait()
+    assert same(load_checkpoint(tmp_path / "step-00000001").tensors, {"weight": torch.ones(3)})
+    assert load_checkpoint(tmp_path / "step-00000001").facts == {"epoch": [1]}
+    writer.wait()
+
+
+def test_saves_wait_for_each_other_and_share_their_buffers_without_mixing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=9, keep_every=None)
+    gate.opened.set()
+    states = [
+        {"a": torch.tensor(1.0), "b": torch.ones(2, 3)},
+        {"b": torch.full((2, 3), 2.0).T.contiguous().T, "a": torch.tensor(2.0)},
+        {"b": torch.full((2, 3), 3.0, dtype=torch.bfloat16)},
+        {"a": torch.full((4,), 4.0), "b": torch.nn.Parameter(torch.full((3, 2), 4.0))},
+    ]
+    for step, state in enumerate(states):
+        writer.save(Checkpoint(step, state, {}))
+    writer.wait()
+    for step, state in enumerate(states):
+        assert same(load_checkpoint(tmp_path / f"step-{step:08d}").tensors, state)
+    assert gate.most == 1
+
+
+def test_an_interrupted_wait_leaves_the_save_and_its_buffers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
+    writer.save(Checkpoint(1, {"weight": torch.ones(3)}, {}))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            writer.wait()
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
+    threading.Timer(0.1, gate.opened.set).start()
+    writer.save(Checkpoint(2, {"weight": torch.zeros(3)}, {}))
+    writer.wait()
+    assert [load_checkpoint(path).tensors["weight"].sum().item() for path in checkpoints_in(tmp_path)] == [3, 0]
+
+
+def test_the_thread_ends_with_its_save(tmp_path: Path) -> None:
+    threads, writer = threading.active_count(), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
+    writer.save(Checkpoint(1, TENSORS, {}))
+    writer.wait()
+    end = time.monotonic() + 10
+    while threading.active_count() > threads:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.once
+def test_a_program_that_ends_has_written_its_last_save(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter\n"
+        "writer = CheckpointWriter(Path(sys.argv[1]), keep_last=1, keep_every=None)\n"
+        "writer.save(Checkpoint(1, {'weight': torch.ones(1 << 20)}, {}))\n"
+        "raise SystemExit(3)"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
+    assert (process.returncode, steps_in(tmp_path)) == (3, [1])
+
+
+def test_the_writer_prunes(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, keep_last=2, keep_every=4)
+    for step in range(1, 10):
+        writer.save(Checkpoint(step, TENSORS, {}))
+    writer.wait()
+    assert steps_in(tmp_path) == [4, 8, 9]
+
+
+def test_what_the_writer_met_is_raised_once_and_it_can_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "file"
+    folder.touch()
+    writer = CheckpointWriter(folder, keep_last=2, keep_every=None)
+    for complain in (writer.wait, lambda: writer.save(Checkpoint(2, TENSORS, {}))):
+        writer.save(Checkpoint(1, TENSORS, {}))
+        with pytest.raises(UserError) as caught:
+            complain()
+        says = "the checkpoint of step 1 could not be written: File exists. There is no earlier one."
+        assert str(caught.value) == f"{folder}: {says} Mend that and run again"
+    folder.unlink()
+    writer.save(Checkpoint(3, TENSORS, {}))
+    writer.wait()
+    assert steps_in(folder) == [3]
+
+
+# Saves without end under the eyes of a parent that kills it at any moment, and looks at what it finds.
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from c2fmae.core.checkpoint import Checkpoint, newest_checkpoint, prune, save_checkpoint
+
+torch.set_num_threads(1)
+folder, log, kills = Path(sys.argv[1]), Path(sys.argv[1] + ".log"), int(sys.argv[2])
+
+def save_without_end(life: int, step: int) -> None:
+    note = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    while os.getppid() == parent:
+        for name, save in enumerate((True, True, False)):  # every step is saved twice: the second takes its place
+            if save:
+                mark = f"{step} {life} {name}"
+                os.write(note, f"begun {mark}\\n".encode())
+                tensors = {"weight": torch.full((1 << 18,), float(step)), "mark": torch.tensor(name)}
+                save_checkpoint(folder, Checkpoint(step, tensors, {"mark": mark}))
+                os.write(note, f"done {mark}\\n".encode())
+            else:
+                prune(folder, keep_last=2, keep_every=None)
+        step += 1
+
+parent, step, inside, last = os.getpid(), 1, 0, None
+for life in range(kills):
+    child = os.fork()
+    if not child:
+        save_without_end(life, step)
+        os._exit(1)
+    chance, start = random.Random(life), time.monotonic()
+    events = chance.randint(1, 8)  # begun, done, begun, …: at least so many, and some moment more
+    while (log.read_text() if log.exists() else "").count("\\n") < events:
+        assert time.monotonic() < start + 60
+        time.sleep(0.0005)
+    time.sleep(chance.uniform(0, 0.01))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    lines = log.read_text().splitlines()
+    log.unlink()
+    begun = [line.removeprefix("begun ") for line in lines if line.startswith("begun")]
+    done = [line.removeprefix("done ") for line in lines if line.startswith("done")]
+    last = (done or [last])[-1]
+    newest, refused = newest_checkpoint(folder)
+    found = newest.facts["mark"] if newest else None
+    assert not refused, refused
+    assert found in (last, *begun[-1:]), (found, last, lines[-4:])
+    if newest:
+        assert newest.tensors["weight"].eq(newest.step).all()
+        step = newest.step
+    last, inside = found, inside + (begun[-1:] != done[-1:])
+print(step, inside)
+"""
+
+
+@pytest.mark.once
+def test_whatever_moment_it_is_killed_the_newest_is_the_last_one_or_the_one_being_written(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLS, str(tmp_path / "checkpoints"), "20"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, said
+    step, inside = map(int, said.split())
+    assert step > 5, "hardly anything was saved between the kills"
+    assert inside >= 5, "hardly any kill came in the middle of a save"

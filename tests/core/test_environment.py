@@ -1,0 +1,108 @@
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fmae.core import environment as module
+from c2fmae.core.environment import environment, environment_changes
+
+
+def test_the_environment_goes_through_json_and_has_the_facts_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setenv("MY_PASSWORD", "secret")
+    found = environment(world_size=2, compile=False)
+    assert json.loads(json.dumps(found)) == found
+    assert list(found) == [
+        *("c2fmae", "revision", "python", "platform", "torch", "timm", "torchvision", "numpy"),
+        *("cpu", "gpus", "variables", "world_size", "compile"),
+    ]
+    assert found["torch"]["version"] == torch.__version__
+    assert found["torch"]["threads"] == torch.get_num_threads()
+    assert (found["world_size"], found["compile"]) == (2, False)
+    assert found["variables"].items() >= {"OMP_NUM_THREADS": "1", "NVIDIA_TF32_OVERRIDE": "0"}.items()
+    assert "secret" not in json.dumps(found)
+    assert environment_changes(found, environment(world_size=2, compile=False)) == []
+
+
+def test_what_an_exact_resume_depends_on_is_said_when_it_changes() -> None:
+    old = {
+        "torch": {"version": "2.11.0", "build": "abc, CUDA None, cuDNN None", "threads": 2},
+        "timm": "1.0.20",
+        "cpu": "One, AVX2",
+        "gpus": [],
+        "world_size": 2,
+        "compile": True,
+        "numpy": "2.0",
+    }
+    new = {
+        "torch": {"version": "2.15.0", "build": "def, CUDA None, cuDNN None", "threads": 1},
+        "timm": "1.0.31",
+        "cpu": "One, AVX512",
+        "gpus": ["H200", "H200"],
+        "world_size": 1,
+        "compile": False,
+        "numpy": "2.1",
+    }
+    assert environment_changes(old, new) == [
+        "torch 2.11.0 → 2.15.0",
+        "threads 2 → 1",
+        "processes 2 → 1",
+        "compile on → off",
+        "timm 1.0.20 → 1.0.31",
+        "CPU One, AVX2 → One, AVX512",
+        "GPUs none → H200, H200",
+    ]
+    assert environment_changes(new, new) == []
+
+
+def test_a_build_of_the_same_version_and_what_was_not_noted_are_said_too() -> None:
+    old = {"torch": {"version": "2.15.0", "build": "abc, CUDA None, cuDNN None"}}
+    new = {"torch": {"version": "2.15.0", "build": "abc, CUDA 13.2, cuDNN 92600"}, "timm": "1.0.31"}
+    assert environment_changes(old, new) == [
+        "torch's build abc, CUDA None, cuDNN None → abc, CUDA 13.2, cuDNN 92600",
+        "timm unknown → 1.0.31",
+    ]
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_the_revision_is_that_of_a_checkout_and_says_when_files_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    source = tmp_path / "c2fmae" / "core" / "environment.py"
+    monkeypatch.setattr(module, "__file__", str(source))
+    assert environment()["revision"] is None
+    git("init")
+    assert environment()["revision"] is None  # nothing is committed yet
+    source.parent.mkdir(parents=True)
+    source.write_text("one")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    assert environment()["revision"] == commit
+    (tmp_path / "notes").touch()
+    assert environment()["revision"] == commit
+    source.write_text("two")
+    assert environment()["revision"] == f"{commit}, changed"
+    monkeypatch.setenv("PATH", "")
+    assert environment()["revision"] is None
+
+
+def test_the_processor_has_a_name_without_linux_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Path, **options: object) -> str:
+        raise FileNotFoundError
+
+    assert environment()["cpu"]
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "riscv")
+    assert module._cpu() == "riscv"
