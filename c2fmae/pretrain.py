@@ -7,8 +7,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
 from c2fmae.core.config import Config
 from c2fmae.core.environment import environment
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.loop import Loop, Report, Training
 from c2fmae.core.pictures import save_png
 from c2fmae.core.resuming import begin
@@ -28,17 +28,18 @@ from c2fmae.core.watching import Watch, WatchingConfig, is_due
 from c2fmae.core.world import World, join_world
 from c2fmae.data import BatchStream, DatasetInfo, Position, Sampler, Scenes
 from c2fmae.data.config import DataConfig
+from c2fmae.data.loader import telling_of_dead_workers
 from c2fmae.eval.held_out import HeldOut
+from c2fmae.eval.report import Section, render, run_page
 from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_like_training, take_scenes
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.methods.start import start_from
 from c2fmae.methods.task import PretrainingTask
-from c2fmae.models.patches import label_stride
 
 log = logging.getLogger(__name__)
 
 WITHOUT_EFFECT = (
-    *("saving.", "watching.", "data.workers:", "data.prefetch:"),
+    *("saving.", "watching.", "data.workers:", "data.prefetch:", "data.keep:"),
     *("name:", "title:", "source:", "reported:", "deviations:", "unmeasured:"),
 )
 """Settings that may differ in a run that goes on: it learns the same whatever they are."""
@@ -82,6 +83,8 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
     with catching_signals() as stop, join_world(config.training.device) as world, folder_of(out, world) as run:
         it = set_up(config, world, is_new=not world.share(run.is_begun))
         training = Training.start(it.method.model, it.config.training)
+        if world.is_first:
+            check_room(run.path, needed=room_for(it, training) - room_taken(run))
         begin(
             training,
             run,
@@ -89,20 +92,24 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
             it.config,
             facts_of(it),
             environment(world_size=world.size, compile=it.config.training.compile),
+            last_step=it.plan.steps,
             resume=resume,
             accept_changes=accept_changes,
             without_effect=WITHOUT_EFFECT,
         )
+        if training.step >= it.plan.steps:
+            return Outcome("finished", training.step)
         if world.is_first:
             log.info("%s", it.plan)
-        check_room(run.path, needed=room_for(it, training))
         try:
             outcome = train(it, training, run, stop)
         except BaseException as error:
             if world.is_first:
-                run.write_state("failed", step=training.step, why=f"{type(error).__name__}: {error}")
+                with suppress(UserError):  # on a full disk: what came first is what is to be told
+                    run.write_state("failed", step=training.step, why=str(error) or type(error).__name__)
             raise
         if world.is_first:
+            write_page(run)
             run.write_state(outcome.status, step=outcome.step)
         return outcome
 
@@ -122,7 +129,7 @@ def set_up(config: PretrainConfig, world: World, *, is_new: bool = True) -> Expe
     looked_at = None
     if held_out is not None:
         fitted(config.method, held_out.info)
-        view = config.data.held_out_view(**cut_of(method))
+        view = config.data.held_out_view(**method.cut)
         looked_at = HeldOut(held_out, view, config.data.held_out_samples, world)
     return Experiment(config, scenes, looked_at, plan, method, world)
 
@@ -144,6 +151,7 @@ def train(it: Experiment, training: Training, run: RunFolder, stop: Stop) -> Out
 
         if training.step:
             look(it, training, run, watch, is_again=True)  # a run may end between a step and the look that is due
+        stack.enter_context(telling_of_dead_workers())
         for report in loop.steps(training, watch.timed(batches), ask):
             watch.after(report)
             refuse_broken(it, report.answers["broken"])
@@ -175,6 +183,18 @@ def look(it: Experiment, training: Training, run: RunFolder, watch: Watch, *, is
         watch.picture(step, "reconstructions", path)
 
 
+def write_page(run: RunFolder, extra: Sequence[Section] = ()) -> None:
+    """Write the page about a run."""
+    page = run_page(
+        read_rows(run.metrics),
+        run.config_path.read_text(encoding="utf-8"),
+        json.loads((run.path / "environment.json").read_text(encoding="utf-8")),
+        sorted(run.pictures.glob("step-*.png")),
+        extra,
+    )
+    run.write_text("report.html", render(page))
+
+
 def note_trouble(it: Experiment, training: Training, run: RunFolder, report: Report) -> None:
     """Write down what was in a step that was skipped; too many in a row end the run."""
     name = f"trouble/step-{report.step:08d}-process-{it.world.rank}.json"
@@ -183,15 +203,11 @@ def note_trouble(it: Experiment, training: Training, run: RunFolder, report: Rep
     if training.bad_steps >= it.config.training.max_bad_steps:
         last = checkpoints_in(run.checkpoints)
         kept = f"The last checkpoint, {last[-1].name}, is from before" if last else "There is no checkpoint yet"
-        raise NotFiniteError(
+        raise RunError(
             f"{training.bad_steps} steps in a row had a loss or gradient that is not finite, the last is step "
             f"{report.step}. {kept}. {run.path / name} has the samples and losses; try a lower learning rate, "
             "training.clip=1, or training.precision=fp32"
         )
-
-
-class NotFiniteError(RuntimeError):
-    """A run that learns nothing any more."""
 
 
 def refuse_broken(it: Experiment, count: int) -> None:
@@ -236,18 +252,9 @@ def batches_from(it: Experiment, step: int) -> BatchStream:
         rank=world.rank,
         world_size=world.size,
     )
-    loader = it.config.data.training_loader(it.scenes, sampler, **cut_of(it.method))
+    loader = it.config.data.training_loader(it.scenes, sampler, **it.method.cut)
     epochs = -(-plan.steps // plan.steps_per_epoch)
     return loader.batches(epochs, Position(*divmod(step, plan.steps_per_epoch)))
-
-
-def cut_of(method: MaskedAutoencoding) -> dict[str, Any]:
-    """Return how scenes are cut for a method."""
-    return {
-        "size": method.config.image_size,
-        "label_stride": label_stride(method.patch),
-        "max_instances": method.config.channels_of("instance"),
-    }
 
 
 def facts_of(it: Experiment) -> dict[str, Any]:
@@ -274,8 +281,13 @@ def room_for(it: Experiment, training: Training) -> int:
     """Return the bytes that a run's checkpoints will take: weights, two moments and the average, one more than kept."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in training.model.parameters())
     saving, copies = it.config.saving, 3 + (training.average is not None)
-    kept = (it.plan.steps - training.step) // saving.keep_every if saving.keep_every else 0
+    kept = it.plan.steps // saving.keep_every if saving.keep_every else 0
     return weights * copies * (saving.keep_last + 1 + kept)
+
+
+def room_taken(run: RunFolder) -> int:
+    """Return the bytes of the checkpoints that are there."""
+    return sum(file.stat().st_size for path in checkpoints_in(run.checkpoints) for file in path.iterdir())
 
 
 @dataclass(frozen=True)

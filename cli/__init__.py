@@ -14,11 +14,12 @@ from c2fmae_cli.describe import describe
 from c2fmae_cli.doctor import doctor
 from c2fmae_cli.plugins import plugins
 from c2fmae_cli.pretrain import pretrain
+from c2fmae_cli.quickstart import quickstart
 from c2fmae_cli.recipes import recipes
 from c2fmae_cli.view import view
 
 from c2fmae import __version__
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.log import show_log
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(quickstart)
 app.command()(pretrain)
 app.add_typer(data, name="data")
 app.add_typer(view, name="view")
@@ -63,3 +65,6 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

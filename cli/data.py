@@ -145,7 +145,7 @@ def generate(
     out: Folder,
     count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 1000,
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 224,
-    difficulty: Annotated[str, typer.Option(help="easy, medium or hard.")] = "medium",
+    difficulty: Annotated[str, typer.Option(help="plain, easy, medium or hard.")] = "medium",
     seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
     label_stride: Stride = None,
     workers: Workers = None,

@@ -1,7 +1,7 @@
 """`c2fmae view …`: pictures."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +9,10 @@ view = typer.Typer(help="Draw what the method does.", no_args_is_help=True)
 
 Data = Annotated[str, typer.Option(help="A shard, a folder of scenes or shards, or `generated`.")]
 Out = Annotated[Path, typer.Option(help="The PNG to write.")]
+Visible = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GRANULARITY:AMOUNT", help="What is seen: rgb:all, instance:40, semantic:25%; repeatable."),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
 
 
@@ -42,3 +46,44 @@ def schedule(data: Data = "generated", out: Out = Path("schedule.png"), set_: Se
     check_png(out)
     print(f"wrote {save_png(draw_schedule(config), out)}")
     print("next: c2fmae view masks, which shows the masks on scenes")
+
+
+@view.command()
+def reconstruct(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    data: Annotated[
+        str | None, typer.Option(help="A shard, a folder of scenes or shards, or `generated`; else what was held out.")
+    ] = None,
+    visible: Visible = None,
+    out: Out = Path("reconstruct.png"),
+    set_: Set = None,
+) -> None:
+    """Draw scenes, what a trained model sees of them, and what it makes of the rest.
+
+    Without --visible it sees as much as at the end of its training, and with it nothing of what is not named.
+
+    Settings for --set: scenes, seed, step.
+    """
+    from c2fmae.core.pictures import check_png, save_png
+    from c2fmae.data import open_scenes
+    from c2fmae.eval.views import reconstruct as drawing
+    from c2fmae.pretrain import held_out_scenes, load_run
+
+    config = drawing.ReconstructView.read({}, set_ or [], source="view reconstruct")
+    wanted = drawing.read_visible(visible or [])
+    check_png(out)
+    loaded = load_run(run, step=config.step)
+    method, names = loaded.method, loaded.class_names
+    options: dict[str, Any] = (
+        {"size": max(method.config.image_size), "seed": config.seed} if data == "generated" else {}
+    )
+    source = held_out_scenes(loaded.config) if data is None else open_scenes(data, **options)
+    scenes = drawing.take_scenes(method, source, config.scenes)
+    if wanted:
+        masks = drawing.masks_showing(method, scenes, wanted, seed=config.seed)
+    else:
+        masks = drawing.masks_like_training(method, scenes, seed=config.seed)
+    name = f"{run}, step {loaded.step}"
+    picture = drawing.draw_reconstruction(method, scenes, masks, model=name, class_names=names)
+    print(f"wrote {save_png(picture, out)}")
+    print(f"next: c2fmae view reconstruct {run} --visible rgb:{'25%' if wanted else 'all'}, to see what a photo tells")

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """What ended a run that is nobody's mistake at the keyboard: one clear message, no traceback, exit code 1."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "Did you mean 'x'?" for the nearest known name, or nothing where none is near.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from c2fmae.core.ema import average_of, follow
+from c2fmae.core.errors import UserError
 from c2fmae.core.optimiser import adamw, moments, parameter_groups, restore_moments, set_rate
 from c2fmae.core.seeding import seed_of
 from c2fmae.core.training import Plan, TrainingConfig
@@ -24,6 +25,7 @@ B = TypeVar("B", contravariant=True)
 P = TypeVar("P")
 
 
+@runtime_checkable
 class Losses(Protocol):
     """What a part of a batch adds to the loss."""
 
@@ -89,17 +91,18 @@ class Training:
         parts = {"model": self.model.state_dict(), "optimiser": moments(self.optimiser), "ema": self.average or {}}
         return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], *, step: int) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], *, step: int, bad_steps: int = 0) -> None:
         """Take up where `tensors` were taken."""
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}, "ema": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
+        _check_fit(self.model.state_dict(), parts["model"])
         self.model.load_state_dict(parts["model"])
         restore_moments(self.optimiser, parts["optimiser"])
-        for name, tensor in (self.average or {}).items():
-            tensor.copy_(parts["ema"][name])
-        self.step = step
+        for name, tensor in (self.average or {}).items():  # one that begins here begins at the weights
+            tensor.copy_(parts["ema"].get(name, parts["model"][name]))
+        self.step, self.bad_steps = step, bad_steps
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,17 @@ class Loop(Generic[B, P]):
             {"keys": list(self.task.keys(part)), **{name: float(value) for name, value in each.items()}}
             for part, each in zip(parts, errors, strict=True)
         ]
+
+
+def _check_fit(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (theirs, ours)]
+    differ = [name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]
+    if differ:
+        before, now = (each.get(differ[0], "none") for each in shapes)
+        raise UserError(
+            f"the checkpoint does not fit the config: {len(differ)} of {len(theirs)} tensors differ, as {differ[0]}: "
+            f"{before} → {now}. Such a change begins a new run: give another --out"
+        )
 
 
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:

@@ -37,6 +37,15 @@ def colour_instances(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     return _colour(ids, _palette((22, 25, 31), (0.52, 0.11), (0.88, 0.22)))
 
 
+def classes_in(ids: NDArray[np.integer], names: Sequence[str]) -> list[tuple[str, float, Colour]]:
+    """Return name, share and colour of the classes that occur, the largest first."""
+    values, counts = np.unique(ids, return_counts=True)
+    known, palette = {IGNORE: "not labelled"} | dict(enumerate(names)), colour_classes(np.arange(256)[None])[0].tolist()
+    order = np.argsort(-counts, kind="stable")
+    found = zip(values[order].tolist(), (counts[order] / ids.size).tolist(), strict=True)
+    return [(known.get(i, f"class {i}"), share, tuple(palette[i])) for i, share in found]
+
+
 def hide_patches(
     image: NDArray[np.uint8], is_masked: NDArray[np.bool_], *, shade: Colour = (104, 110, 120), cover: float = 0.85
 ) -> NDArray[np.uint8]:
@@ -108,7 +117,7 @@ def line_chart(
     names, header = {name: _Text(name, 13) for name in series}, _Text(title, 16, width - 2 * MARGIN)
     label = _Text(y_label, 12)
     (x0, x1), (y0, y1) = (min(x), max(x) if max(x) > min(x) else min(x) + 1), y_range
-    x_ticks, y_ticks = ({at: _Text(f"{at:g}", 12) for at in _ticks(*ends)} for ends in ((x0, x1), y_range))
+    x_ticks, y_ticks = ({at: _Text(f"{at:g}", 12) for at in ticks(*ends)} for ends in ((x0, x1), y_range))
     left = MARGIN + 8 + max(text.width for text in y_ticks.values())
     right = width - MARGIN - 42 - max(text.width for text in names.values())
     top, bottom = MARGIN + header.height + label.height + 12, height - MARGIN - 42
@@ -278,7 +287,7 @@ def _cut_short(text: str, size: int, width: float) -> _Text:
     return whole
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Return three to nine round numbers in a range."""
     rough = (high - low) / 5
     power = 10.0 ** floor(log10(rough))

@@ -24,6 +24,7 @@ def begin(
     facts: Mapping[str, Any],
     now: Mapping[str, Any],
     *,
+    last_step: int,
     resume: bool,
     accept_changes: bool,
     without_effect: Sequence[str],
@@ -56,8 +57,11 @@ def begin(
     checkpoint = newest_of(run, world)
     if checkpoint is not None:
         _check_classes(run, checkpoint.facts, facts)
-        training.restore(checkpoint.tensors, step=checkpoint.step)
-    if world.is_first:
+        try:
+            training.restore(checkpoint.tensors, step=checkpoint.step, bad_steps=checkpoint.facts.get("bad_steps", 0))
+        except UserError as error:
+            raise UserError(f"{run.path}: {error}") from error
+    if world.is_first and training.step < last_step:
         _note_resume(run, training.step, config, now, changes)
         for path in (run.metrics, run.timing):
             cut_rows(path, after_step=training.step)

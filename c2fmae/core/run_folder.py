@@ -64,6 +64,7 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
         try:
+            (self.path / name).parent.mkdir(exist_ok=True)
             write_whole(self.path / name, text.encode())
         except OSError as error:
             raise _could_not_write(self.path / name, error) from error

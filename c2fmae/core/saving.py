@@ -7,7 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
+from torch import nn
+from torch.nn.utils import get_total_norm
 
 from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter
 from c2fmae.core.config import Config
@@ -66,10 +69,16 @@ class Saver:
         return bool(self._writer and minutes) and time.monotonic() - self._saved_at > 60 * (minutes or 0)
 
     def save(self, training: Training) -> None:
-        """Save, unless that is done already or the last steps were bad: what is good stays the newest."""
-        if training.step == self._saved_step or training.bad_steps:
+        """Save, unless that is done already or the weights are spoilt: the newest checkpoint stays a good one."""
+        if training.step == self._saved_step or not is_finite(training.model):
             return
         tensors = training.tensors()
         if self._writer:
-            self._writer.save(Checkpoint(training.step, tensors, self._facts))
+            self._writer.save(Checkpoint(training.step, tensors, {**self._facts, "bad_steps": training.bad_steps}))
         self._saved_step, self._saved_at = training.step, time.monotonic()
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Return whether all weights are numbers."""
+    with torch.no_grad():
+        return bool(get_total_norm([*model.parameters()]).isfinite())

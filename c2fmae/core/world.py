@@ -7,8 +7,9 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -18,11 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import RunError, UserError
 
 Device = Literal["auto", "cpu", "cuda"]
 
 _FAILED = "failed"  # the key under which a process leaves its last words for the others
+_GLANCE = 1.0  # seconds between two looks for such words
 _PATIENCE = timedelta(minutes=30)  # for a process that is slow to read its first batch
 
 
@@ -50,7 +52,10 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        if self.size > 2 and self.device.type == "cpu":
+            wrapped.register_comm_hook(self.size, _average_in_order)
+        return wrapped
 
     def share(self, value: Any) -> Any:
         """Return the first process's value in all of them."""
@@ -64,6 +69,19 @@ class World:
         """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+
+def _average_in_order(size: int, bucket: Any) -> torch.futures.Future[Tensor]:
+    """Average gradients in the order of the processes.
+
+    A ring adds in another order when parameters come to lie elsewhere in their buckets, as they do after the first
+    step of every start: a resumed run would differ in its last bits from one that was never killed. Two numbers add up
+    to the same either way.
+    """
+    parts = [torch.empty_like(bucket.buffer()) for _ in range(size)]
+    gathering = dist.all_gather(parts, bucket.buffer(), async_op=True)
+    assert gathering is not None
+    return gathering.get_future().then(lambda _: sum(parts[1:], start=parts[0]) / size)
 
 
 def reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
@@ -100,13 +118,12 @@ def join_world(device: Device = "auto") -> Iterator[World]:
     watch.start()
     try:
         yield World(rank, size, where)
-        is_over.set()
         dist.barrier()  # nobody takes the store away from those who still work
+        is_over.set()
         dist.destroy_process_group()
     except BaseException as error:
         is_over.set()
-        if not isinstance(error, SystemExit):
-            store.set(_FAILED, f"{rank}:{type(error).__name__}: {error}")
+        _end_readably(error, store, rank)
         raise
 
 
@@ -155,15 +172,40 @@ def _device(wanted: Device, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _end_readably(error: BaseException, store: Any, rank: int) -> None:
+    """Tell the others why this process ends; or, where it lost one of them, say that instead of what torch says."""
+    is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "peer"))
+    if is_lost:
+        who, why = _last_words(store) or ("another one", "it said nothing, so it was killed, or its machine is gone")
+        raise RunError(f"process {rank} ends, since process {who} failed: {why}") from None
+    with suppress(Exception):  # whoever keeps the store may be gone too
+        store.set(_FAILED, f"{rank}:{type(error).__name__}: {error}")
+    if rank == 0:
+        time.sleep(2 * _GLANCE)  # it may be the one that keeps the store: let the others look
+
+
+def _last_words(store: Any) -> tuple[str, str] | None:
+    """Return who failed and why, as it said itself, within three glances."""
+    for _ in range(3):
+        try:
+            if store.check([_FAILED]):
+                who, _, why = store.get(_FAILED).decode().partition(":")
+                return who, why
+        except Exception:  # the process that keeps the store is gone
+            return None
+        time.sleep(_GLANCE)
+    return None
+
+
 def _end_with_the_others(store: Any, rank: int, is_over: threading.Event) -> None:
     """Look for the last words of a process that failed; whoever waits for it in a collective cannot look."""
-    while not is_over.wait(1.0):
+    while not is_over.wait(_GLANCE):
         try:
             if not store.check([_FAILED]):
                 continue
             who, _, why = store.get(_FAILED).decode().partition(":")
-        except Exception:  # the process that keeps the store is gone
+        except Exception:
             who, why = "0", "it is gone"
         if int(who) != rank and not is_over.wait(2.0):  # by itself it may fail more readably
-            print(f"process {rank}: ends, since process {who} failed: {why}", file=sys.stderr, flush=True)
+            print(f"process {rank} ends, since process {who} failed: {why}", file=sys.stderr, flush=True)
             os._exit(1)

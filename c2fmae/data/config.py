@@ -8,6 +8,7 @@ from pydantic import Field
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.data.canonical import Overflow
+from c2fmae.data.kept import KeptScenes
 from c2fmae.data.loader import Loader
 from c2fmae.data.sampler import Sampler
 from c2fmae.data.scenes import Scenes
@@ -40,6 +41,8 @@ class DataConfig(Config):
     """What objects become of which the model has no id left."""
     repeats: Annotated[int, Field(ge=1)] = 1
     """Views of a scene in a batch."""
+    keep: bool = False
+    """Keep scenes in memory from when they are first asked for: for small sets that are slow to draw or decode."""
     workers: Annotated[int, Field(ge=0)] = 8
     """Processes that make batches, for each process that trains; 0 makes them in between steps."""
     prefetch: Annotated[int, Field(ge=1)] = 2
@@ -51,7 +54,8 @@ class DataConfig(Config):
         """Return the scenes to learn from."""
         if self.train is None:
             raise UserError("data.train: no data is given. Say which with --data, or take --data generated")
-        return _open("data.train", self.train, granularities, self.options)
+        scenes = _open("data.train", self.train, granularities, self.options)
+        return KeptScenes(scenes) if self.keep else scenes
 
     def open_held_out(self, granularities: tuple[str, ...]) -> Scenes | None:
         """Return the scenes that are held out, if there are any."""

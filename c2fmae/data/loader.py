@@ -7,6 +7,7 @@ import time
 import types
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,18 @@ class Loader:
         return BatchStream(self, epochs, position)
 
 
+@contextmanager
+def telling_of_dead_workers() -> Iterator[None]:
+    """Say in a sentence that a worker died: torch raises that wherever the main thread happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        advice = "Run again with fewer workers"
+        raise UserError(f"a worker process died, most likely because memory ran out. {advice}") from error
+
+
 class BatchStream(Iterator[SceneBatch]):
     """Batches one after the other, with what is to be known about their making."""
 
@@ -107,12 +120,10 @@ class BatchStream(Iterator[SceneBatch]):
             raise StopIteration
         started = time.perf_counter()
         try:
-            made = next(self._batches)
-        except BaseException as error:  # Ctrl-C and the end alike
+            with telling_of_dead_workers():
+                made = next(self._batches)
+        except BaseException:  # Ctrl-C and the end alike
             self.close()
-            if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-                advice = "Run again with fewer workers"
-                raise UserError(f"a worker process died, most likely because memory ran out. {advice}") from error
             raise
         self.seconds_waited += time.perf_counter() - started
         if isinstance(made, UserError):

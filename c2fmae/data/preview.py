@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from c2fmae.core.pictures import PAPER, Colour, colour_classes, colour_instances, legend, sheet
+from c2fmae.core.pictures import PAPER, Colour, classes_in, colour_classes, colour_instances, legend, sheet
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data.geometry import photo_size
 from c2fmae.data.info import DatasetInfo
@@ -76,16 +76,10 @@ def _framed(tile: Tile, height: int, width: int) -> Tile:
 
 
 def _classes(ids: Ids, info: DatasetInfo) -> dict[str, Colour]:
-    values, counts = np.unique(ids, return_counts=True)
-    names = {IGNORE: "not labelled"} | dict(enumerate(info.class_names))
-    palette = colour_classes(np.arange(256)[None])[0]
-    entries: dict[str, Colour] = {}
-    for place in np.argsort(-counts, kind="stable").tolist():
-        i, share = int(values[place]), counts[place] / ids.size
-        text = f"{share:.1%}" if share >= 0.001 else "< 0.1%"
-        red, green, blue = palette[i].tolist()
-        entries[f"{names.get(i, f'class {i}')} {text}"] = (red, green, blue)
-    return entries
+    return {
+        f"{name} {f'{share:.1%}' if share >= 0.001 else '< 0.1%'}": colour
+        for name, share, colour in classes_in(ids, info.class_names)
+    }
 
 
 def _row_title(scene: Scene, info: DatasetInfo) -> str:

@@ -1,1 +1,1 @@
-"""What is done with a model or its data once it is there; so far only the pictures in `views`."""
+"""What a method costs, what it learned, and pictures of what it does: evaluations, and pages about them."""

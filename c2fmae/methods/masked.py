@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -16,6 +16,7 @@ from c2fmae.methods.checks import check_guide
 from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.maps import paste, patch_grid, prepare, restore, with_blanks
 from c2fmae.models.losses import hidden_count, hidden_error
+from c2fmae.models.patches import label_stride
 from c2fmae.models.targets import Target
 
 Maps = Mapping[str, Shaped[Tensor, "batch *map"]]
@@ -51,6 +52,15 @@ class MaskedAutoencoding:
     objectives: Mapping[str, Objective]
     policy: Policy
     patch: int
+
+    @property
+    def cut(self) -> dict[str, Any]:
+        """How scenes are to be cut: the settings of a `RandomView` or `CentralView`."""
+        return {
+            "size": self.config.image_size,
+            "label_stride": label_stride(self.patch),
+            "max_instances": self.config.channels_of("instance"),
+        }
 
     def loss(self, scenes: SceneBatch, *, progress: float, generator: torch.Generator) -> StepLoss:
         """Hide patches by this noise, predict them, and return how wrong that is."""

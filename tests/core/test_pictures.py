@@ -179,7 +179,7 @@ def test_a_chart_takes_a_single_point() -> None:
     ],
 )
 def test_ticks_are_round_numbers(low: float, high: float, ticks: list[float]) -> None:
-    assert pictures._ticks(low, high) == ticks
+    assert pictures.ticks(low, high) == ticks
 
 
 def test_bars_are_as_long_as_their_values_are_large() -> None:

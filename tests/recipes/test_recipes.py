@@ -66,6 +66,9 @@ table6f-111         768×12/16        98/588   Cascaded/all/256×3      S>I>R   
 table6f-112         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768×2      SG>IG>RD
 table6f-121         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512×2,R768      SG>IG>RD
 table6f-211         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128×2,I512,R768      SG>IG>RD
+c2fmae-tiny         128×4/8          16/48    Cascaded/visible/64×2   S>I>R    S532,I128,R192         SG>IG>RD
+mae-tiny            128×4/8+norm     4/16     Joint/64×2              R        R192                   RD
+multimae-tiny       128×4/8          16/48    Parallel/visible/64×2   S|I|R|N  S532,I128,R192,N192    RD
 c2fmae-debug        64×6/16          8/48     Cascaded/visible/64×3   S>I>R    S2128,I512,R768        SG>IG>RD
 """
 

@@ -44,7 +44,7 @@ class GeneratedScenes:
     length: int = 1024
     seed: int = 0
     difficulty: Difficulty = "medium"
-    """From one to three large things to a clutter of small ones, turned and hidden behind each other."""
+    """From one large thing, over one to three, to a clutter of small ones, turned and hidden behind each other."""
     domain: Domain = "photo"
     """How the same scenes are drawn; `displaced` also lays under things what they never stand on in a photo."""
     classes: ClassVar[tuple[str, ...]] = (*STUFF, *KINDS)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Difficulty = Literal["easy", "medium", "hard"]
+Difficulty = Literal["plain", "easy", "medium", "hard"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Level:
 
 
 LEVELS: dict[Difficulty, Level] = {
+    # One thing so large that a small model of small pictures learns its kind in minutes.
+    "plain": Level((0, 0), (0.30, 0.42), (0.12, 0.18), turn=0.35, tries=8, contrast=0.8),
     "easy": Level((0, 2), (0.22, 0.34), (0.10, 0.15), turn=0.15, tries=8, contrast=0.8),
     "medium": Level((1, 5), (0.18, 0.27), (0.08, 0.15), turn=0.35, tries=4, contrast=1.0),
     "hard": Level((7, 13), (0.13, 0.19), (0.06, 0.11), turn=math.pi, tries=1, contrast=1.4),

@@ -184,7 +184,7 @@ def test_scenes_too_small_to_show_things_are_refused() -> None:
 @pytest.mark.parametrize(
     ("option", "unknown", "message"),
     [
-        ("difficulty", "hart", "no difficulty named 'hart'. Did you mean 'hard'? Known: easy, hard, medium"),
+        ("difficulty", "hart", "no difficulty named 'hart'. Did you mean 'hard'? Known: easy, hard, medium, plain"),
         (
             "domain",
             "sketches",

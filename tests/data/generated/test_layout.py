@@ -10,7 +10,9 @@ from c2fmae.data.generated.layout import lay_out
 from c2fmae.data.generated.levels import LEVELS, Difficulty
 
 
-@pytest.mark.parametrize(("difficulty", "fewest", "most"), [("easy", 1, 3), ("medium", 2, 6), ("hard", 8, 14)])
+@pytest.mark.parametrize(
+    ("difficulty", "fewest", "most"), [("plain", 1, 1), ("easy", 1, 3), ("medium", 2, 6), ("hard", 8, 14)]
+)
 def test_a_difficulty_says_how_many_things_there_are(difficulty: Difficulty, fewest: int, most: int) -> None:
     counts = {len(lay_out(np.random.default_rng(seed), LEVELS[difficulty])[1]) for seed in range(100)}
     assert counts == set(range(fewest, most + 1))

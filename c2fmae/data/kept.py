@@ -1,0 +1,30 @@
+"""A source that remembers: what is slow to draw or to decode is made once."""
+
+from c2fmae.core.scene import Scene
+from c2fmae.data.scenes import Scenes
+
+
+class KeptScenes:
+    """Scenes kept in memory from when they are first asked for, so that later epochs only cut them.
+
+    Generated scenes of 32 pixels take 5 KiB each, those of 224 a quarter of a MiB: 10,000 take 50 MiB or 2.4 GiB.
+    Each worker process of a loader keeps its own.
+    """
+
+    def __init__(self, scenes: Scenes) -> None:
+        self._scenes = scenes
+        self._kept: dict[int, Scene] = {}
+        self.info = scenes.info
+        self.keys = scenes.keys
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        if index not in self._kept:
+            self._kept[index] = self._scenes[index]
+        return self._kept[index]
+
+    def photo(self, index: int) -> bytes | None:
+        """Return the photo as it is stored."""
+        return self._scenes.photo(index)

@@ -1,0 +1,26 @@
+"""What frozen features are good for: nearest neighbours, linear probes, and what they are to be compared with."""
+
+from c2fmae.eval.probes.baselines import colour_encoder, pixel_encoder
+from c2fmae.eval.probes.dense import DenseScores, score_patches
+from c2fmae.eval.probes.features import Features, concatenate, extract, mean_of, photo_encoder
+from c2fmae.eval.probes.linear import LinearProbe, fit_linear
+from c2fmae.eval.probes.neighbours import nearest_labels
+from c2fmae.eval.probes.scores import Scores, accuracy, probe
+
+__all__ = [
+    "DenseScores",
+    "Features",
+    "LinearProbe",
+    "Scores",
+    "accuracy",
+    "colour_encoder",
+    "concatenate",
+    "extract",
+    "fit_linear",
+    "mean_of",
+    "nearest_labels",
+    "photo_encoder",
+    "pixel_encoder",
+    "probe",
+    "score_patches",
+]

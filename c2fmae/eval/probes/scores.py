@@ -1,0 +1,42 @@
+"""All probes of one kind of features: a row of the table that compares them."""
+
+from typing import NamedTuple
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from c2fmae.core.scene import IGNORE
+from c2fmae.eval.probes.dense import DenseScores, score_patches
+from c2fmae.eval.probes.features import Features
+from c2fmae.eval.probes.linear import fit_linear
+from c2fmae.eval.probes.neighbours import nearest_labels
+
+
+class Scores(NamedTuple):
+    """Shares, from 0 to 1; None where the scenes lack what would be looked for."""
+
+    knn: float | None
+    linear: float | None
+    dense: DenseScores | None
+
+
+def accuracy(found: Int64[Tensor, " row"], truth: Int64[Tensor, " row"]) -> float:
+    """Return the share that is right."""
+    return (found == truth).double().mean().item()
+
+
+def probe(train: Features, test: Features, *, k: int = 20) -> Scores:
+    """Fit all probes to some scenes' features and score them on others'."""
+    knn = linear = None
+    if (train.labels >= 0).all() and (test.labels >= 0).all():
+        knn = accuracy(nearest_labels(train.pooled, train.labels, test.pooled, k=k), test.labels)
+        linear = accuracy(fit_linear(train.pooled, train.labels).predict(test.pooled), test.labels)
+    return Scores(knn, linear, _dense(train, test))
+
+
+def _dense(train: Features, test: Features) -> DenseScores | None:
+    is_known, is_asked = train.classes != IGNORE, test.classes != IGNORE
+    if not (is_known.any() and is_asked.any()):
+        return None
+    fitted = fit_linear(train.patches[is_known], train.classes[is_known])
+    return score_patches(fitted.predict(test.patches[is_asked]), test.classes[is_asked])

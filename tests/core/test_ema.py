@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+
+from c2fmae.core.ema import average_of, follow
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)).double()
+
+
+def move(each: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in each.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+def test_it_starts_as_a_copy_of_the_weights() -> None:
+    each = model()
+    average = average_of(each)
+    assert list(average) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    before = {name: tensor.clone() for name, tensor in average.items()}
+    move(each)
+    assert all(torch.equal(average[name], before[name]) for name in before)
+    assert not any(tensor.requires_grad for tensor in average.values())
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.9, 0.9999])
+def test_after_some_steps_it_is_what_its_definition_says(decay: float) -> None:
+    each = model()
+    average = average_of(each)
+    history = [average_of(each)]
+    for _ in range(6):
+        move(each)
+        follow(average, each, decay)
+        history.append(average_of(each))
+    for name, found in average.items():
+        # The first weights and each later ones, by how much of them is left: no recursion.
+        expected = decay**6 * history[0][name]
+        for age, weights in enumerate(reversed(history[1:])):
+            expected = expected + (1 - decay) * decay**age * weights[name]
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_a_decay_of_nothing_is_the_weights_themselves() -> None:
+    each = model()
+    average = average_of(each)
+    move(each)
+    follow(average, each, 0.0)
+    assert all(torch.equal(average[name], parameter) for name, parameter in each.named_parameters())
+
+
+def test_weights_are_left_alone() -> None:
+    each = model()
+    average = average_of(each)
+    move(each)
+    before = average_of(each)
+    follow(average, each, 0.5)
+    assert all(torch.equal(before[name], parameter) for name, parameter in each.named_parameters())
+
+
+def test_in_single_precision_a_decay_near_one_still_moves() -> None:
+    each = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(each.weight)
+    average = average_of(each)
+    nn.init.ones_(each.weight)
+    for _ in range(10_000):
+        follow(average, each, 0.9999)
+    assert average["weight"].item() == pytest.approx(1 - 0.9999**10_000, rel=1e-3)

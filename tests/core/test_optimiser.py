@@ -1,0 +1,181 @@
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+from torch import nn
+
+from c2fmae.core.optimiser import adamw, moments, parameter_groups, restore_moments, set_rate
+from tests.methods.scenes import tiny
+
+SMALL = ["encoder.depth=2", "encoder.num_heads=2", "encoder.dim=16", "decoder.dim=16", "decoder.num_heads=2"]
+
+BLOCK = """
+    norm1.weight 0, norm1.bias 0, attn.qkv.weight 1, attn.qkv.bias 0, attn.proj.weight 1, attn.proj.bias 0,
+    norm2.weight 0, norm2.bias 0, mlp.fc1.weight 1, mlp.fc1.bias 0, mlp.fc2.weight 1, mlp.fc2.bias 0
+"""
+CROSS = """
+    norm_query.weight 0, norm_query.bias 0, norm_context.weight 0, norm_context.bias 0, norm.weight 0, norm.bias 0,
+    attn.q.weight 1, attn.q.bias 0, attn.kv.weight 1, attn.kv.bias 0, attn.proj.weight 1, attn.proj.bias 0,
+    mlp.fc1.weight 1, mlp.fc1.bias 0, mlp.fc2.weight 1, mlp.fc2.bias 0
+"""
+GOLDEN = {
+    "embeddings.semantic.": "classes.weight 0, proj.weight 1, proj.bias 0",
+    "embeddings.instance.": "classes.weight 0, proj.weight 1, proj.bias 0",
+    "embeddings.rgb.": "proj.weight 1, proj.bias 0",
+    "encoder.": "cls_token 0",
+    "encoder.blocks.0.": BLOCK,
+    "encoder.blocks.1.": BLOCK,
+    "decoder.entries.0.": "mask_token 0, granularity 0, project.weight 1, project.bias 0",
+    "decoder.stages.semantic.first.": CROSS,
+    "decoder.stages.semantic.rest.0.": BLOCK,
+    "decoder.stages.instance.first.": CROSS,
+    "decoder.stages.instance.rest.0.": BLOCK,
+    "decoder.stages.rgb.first.": CROSS,
+    "decoder.stages.rgb.rest.0.": BLOCK,
+    "heads.semantic.": "weight 1, bias 0",
+    "heads.instance.": "weight 1, bias 0",
+    "heads.rgb.": "weight 1, bias 0",
+}
+"""Every parameter of a tiny model, and whether it decays."""
+
+SHARES = {"encoder.blocks.1.": 0.5, "encoder.blocks.0.": 0.25, "encoder.cls": 0.125}
+"""Of the learning rate with a layer decay of a half; everything else has all of it."""
+
+
+def golden() -> dict[str, bool]:
+    pairs = [(start, *entry.split()) for start, entries in GOLDEN.items() for entry in entries.split(",")]
+    return {start + name: decays == "1" for start, name, decays in pairs}
+
+
+def table(groups: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Weight decay and share of the rate by parameter."""
+    return {name: (group["weight_decay"], group["lr_scale"]) for group in groups for name in group["names"]}
+
+
+def test_which_parameters_decay() -> None:
+    model = tiny("c2fmae", *SMALL).model
+    groups = parameter_groups(model, weight_decay=0.05)
+    assert {group["name"] for group in groups} == {"decayed", "not decayed"}
+    assert table(groups) == {name: (0.05 if decays else 0.0, 1.0) for name, decays in golden().items()}
+
+
+def test_how_fast_parameters_learn_with_layer_decay() -> None:
+    model = tiny("c2fmae", *SMALL).model
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk="encoder.")
+    shares = {name: next((s for start, s in SHARES.items() if name.startswith(start)), 1.0) for name in golden()}
+    assert table(groups) == {name: (0.05 if decays else 0.0, shares[name]) for name, decays in golden().items()}
+    assert {group["name"] for group in groups} == {
+        *("layer 0, not decayed", "layer 1, decayed", "layer 1, not decayed", "layer 2, decayed"),
+        *("layer 2, not decayed", "layer 3, decayed", "layer 3, not decayed"),
+    }
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.65])
+def test_a_group_names_its_parameters_in_order_and_each_is_in_one(layer_decay: float) -> None:
+    model = tiny("c2fmae", *SMALL).model
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay, trunk="encoder.")
+    named = dict(model.named_parameters())
+    assert sorted(name for group in groups for name in group["names"]) == sorted(named)
+    for group in groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            assert parameter is named[name]
+
+
+def test_what_does_not_learn_is_in_no_group() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    assert list(table(parameter_groups(model, weight_decay=0.05))) == ["1.weight", "1.bias"]
+
+
+def test_rates_and_decays_are_timms_but_for_the_last_norm() -> None:
+    vit = timm.create_model("test_vit", num_classes=3, img_size=32, depth=3, reg_tokens=2, pre_norm=True)
+    assert isinstance(vit, VisionTransformer)
+    names = {id(parameter): name for name, parameter in vit.named_parameters()}
+    groups = param_groups_layer_decay(
+        vit, weight_decay=0.05, layer_decay=0.75, no_weight_decay_list=vit.no_weight_decay()
+    )
+    theirs = {names[id(p)]: (group["weight_decay"], group["lr_scale"]) for group in groups for p in group["params"]}
+    ours = table(parameter_groups(vit, weight_decay=0.05, layer_decay=0.75))
+    norm = ("norm.weight", "norm.bias")
+    assert {name: theirs.pop(name) for name in norm} == dict.fromkeys(norm, (0.0, 0.75))  # as the last block
+    assert {name: ours.pop(name) for name in norm} == dict.fromkeys(norm, (0.0, 1.0))  # as in MAE and BEiT
+    assert ours == theirs
+
+
+def test_the_rate_that_is_set_is_shared_out() -> None:
+    model = tiny("c2fmae", *SMALL).model
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk="encoder.")
+    optimiser = adamw(groups, betas=(0.9, 0.95))
+    for rate in (1e-3, 0.0, 2e-3):
+        set_rate(optimiser, rate)
+        assert {group["name"]: group["lr"] for group in optimiser.param_groups} == {
+            "layer 0, not decayed": rate / 8,
+            "layer 1, decayed": rate / 4,
+            "layer 1, not decayed": rate / 4,
+            "layer 2, decayed": rate / 2,
+            "layer 2, not decayed": rate / 2,
+            "layer 3, decayed": rate,
+            "layer 3, not decayed": rate,
+        }
+
+
+def linear() -> tuple[nn.Linear, torch.optim.AdamW]:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1).double()
+    return model, adamw(parameter_groups(model, weight_decay=0.1), betas=(0.9, 0.95))
+
+
+def learn(model: nn.Linear, optimiser: torch.optim.AdamW, step: int) -> None:
+    set_rate(optimiser, 0.01)
+    (model(torch.full((1, 2), 1.0 + step, dtype=torch.float64)) ** 2).sum().backward()
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def test_a_step_is_that_of_the_adamw_paper() -> None:
+    model, optimiser = linear()
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    first, second = ({name: torch.zeros_like(each) for name, each in weights.items()} for _ in range(2))
+    for step in range(4):
+        x = torch.full((1, 2), 1.0 + step, dtype=torch.float64)
+        error = x @ weights["weight"].T + weights["bias"]
+        for name, gradient in {"weight": 2 * error * x, "bias": 2 * error.flatten()}.items():
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.95 * second[name] + 0.05 * gradient**2
+            mean, square = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.95 ** (step + 1))
+            decay = 0.1 if name == "weight" else 0.0
+            weights[name] = weights[name] * (1 - 0.01 * decay) - 0.01 * mean / (square.sqrt() + 1e-8)
+        learn(model, optimiser, step)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-12, atol=1e-12)
+
+
+def test_moments_that_are_restored_go_on_as_they_would_have() -> None:
+    model, optimiser = linear()
+    assert moments(optimiser) == {}
+    learn(model, optimiser, 0)
+    kept = {name: tensor.clone() for name, tensor in moments(optimiser).items()}
+    assert sorted(kept) == [f"{name}/{key}" for name in ("bias", "weight") for key in ("exp_avg", "exp_avg_sq", "step")]
+    again, other = linear()
+    again.load_state_dict(model.state_dict())
+    restore_moments(other, kept)
+    for step in range(1, 3):
+        learn(model, optimiser, step)
+        learn(again, other, step)
+    assert torch.equal(model.weight, again.weight)
+    assert torch.equal(model.bias, again.bias)
+    found, expected = moments(other), moments(optimiser)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_moments_go_by_name_whatever_the_groups() -> None:
+    model, optimiser = linear()
+    learn(model, optimiser, 0)
+    other = adamw(parameter_groups(model, weight_decay=0.0, layer_decay=0.5), betas=(0.9, 0.95))
+    restore_moments(other, moments(optimiser))
+    assert moments(other).keys() == moments(optimiser).keys()
+    assert torch.equal(moments(other)["weight/exp_avg"], moments(optimiser)["weight/exp_avg"])

@@ -1,0 +1,320 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.data import CentralView, DatasetInfo, GeneratedScenes, open_scenes
+from c2fmae.eval.probes import (
+    DenseScores,
+    Features,
+    accuracy,
+    colour_encoder,
+    concatenate,
+    extract,
+    fit_linear,
+    nearest_labels,
+    photo_encoder,
+    pixel_encoder,
+    probe,
+    score_patches,
+)
+from tests.methods.scenes import tiny
+
+VIEW = CentralView(size=(32, 32), label_stride=4)
+
+
+class Drawn:
+    """Scenes from tensors."""
+
+    info = DatasetInfo()
+    keys: Sequence[str]
+
+    def __init__(self, scenes: list[Scene]) -> None:
+        self._scenes = scenes
+        self.keys = [scene.key for scene in scenes]
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        return self._scenes[index]
+
+    def photo(self, index: int) -> None:
+        return None
+
+
+def clouds(
+    rows: int, *, spread: float = 1.0, labels: int = 4, dim: int = 6, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training rows with labels, then as many test rows: clouds about the same centres."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(labels, dim, generator=generator)
+    truth = torch.randint(labels, (2 * rows,), generator=generator)
+    points = centres[truth] + spread * torch.randn(2 * rows, dim, generator=generator)
+    return points[:rows], truth[:rows], points[rows:], truth[rows:]
+
+
+def directions(*degrees: float) -> Tensor:
+    radians = torch.tensor(degrees).deg2rad()
+    return torch.stack([radians.cos(), radians.sin()], dim=1)
+
+
+def features_of(pooled: Tensor, labels: Tensor) -> Features:
+    return Features(pooled, pooled[:, None], labels, labels[:, None])
+
+
+# --- nearest neighbours
+
+
+def test_a_neighbour_votes_by_its_cosine_and_not_by_its_length() -> None:
+    train, labels = 7 * directions(0, 40, 50), torch.tensor([0, 1, 1])
+    near = directions(5)  # cosines 0.996, 0.819 and 0.707
+    assert nearest_labels(train, labels, near, k=1).tolist() == [0]
+    # At temperature 1 two that are further off outvote one that is near, at 0.1 they do not: by hand
+    for temperature in (1.0, 0.1):
+        votes = [math.exp(math.cos(math.radians(angle)) / temperature) for angle in (5, 35, 45)]
+        expected = int(votes[1] + votes[2] > votes[0])
+        assert nearest_labels(train, labels, near, k=3, temperature=temperature).tolist() == [expected]
+        assert expected == (temperature == 1.0)
+
+
+def test_equal_votes_go_to_the_lower_label() -> None:
+    train = directions(30, -30)
+    for labels in ([2, 1], [1, 2]):
+        assert nearest_labels(train, torch.tensor(labels), directions(0), k=2).tolist() == [1]
+
+
+def test_those_as_near_as_the_kth_vote_too_in_whatever_order_they_come() -> None:
+    train, labels = directions(0, 0, 0, 90), torch.tensor([2, 1, 1, 0])
+    for order in ([0, 1, 2, 3], [1, 2, 0, 3], [3, 2, 1, 0]):
+        assert nearest_labels(train[order], labels[order], directions(0), k=1).tolist() == [1]
+
+
+def test_neighbours_do_not_depend_on_how_many_rows_are_looked_at_at_once() -> None:
+    train, labels, test, _ = clouds(300)
+    found = [nearest_labels(train, labels, test, rows_at_once=rows).tolist() for rows in (1, 7, 300, 1000)]
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+def test_neighbours_are_those_of_scikit_learn() -> None:
+    neighbours = pytest.importorskip("sklearn.neighbors")
+    train, labels, test, _ = clouds(400, spread=1.5)
+    theirs = neighbours.KNeighborsClassifier(
+        20, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07)
+    )
+    theirs.fit(train.numpy(), labels.numpy())
+    assert nearest_labels(train, labels, test).tolist() == theirs.predict(test.numpy()).tolist()
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_as_many_neighbours_as_there_are_not_are_refused(k: int) -> None:
+    with pytest.raises(UserError) as caught:
+        nearest_labels(directions(1, 2, 3, 4), torch.zeros(4, dtype=torch.long), directions(1), k=k)
+    expected = f"k: expected 1 to 4 neighbours, as many as there are training scenes, got {k}"
+    assert str(caught.value) == expected
+
+
+# --- linear probes
+
+
+def test_a_linear_probe_ends_where_its_gradient_is_nothing() -> None:
+    train, labels, _, _ = clouds(200)
+    fitted = fit_linear(train, labels, weight_decays=[0.01])
+    rows = (train - train.mean(0)) / train.std(0, correction=0)
+    shares = (rows @ fitted.weight.T + fitted.bias).softmax(1)
+    errors = shares - nn.functional.one_hot(labels).float()
+    assert (errors.T @ rows / 200 + 0.01 * fitted.weight).abs().max() < 1e-4
+    assert errors.mean(0).abs().max() < 1e-4
+    assert torch.equal(fitted.predict(train), (rows @ fitted.weight.T + fitted.bias).argmax(1))
+
+
+@pytest.mark.parametrize("weight_decay", [0.1, 0.001])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_a_linear_probe_is_that_of_scikit_learn(weight_decay: float, scale: float) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    train, labels, test, truth = clouds(1000, spread=2.0, labels=10, dim=40)
+    train, test = scale * train + 3, scale * test + 3
+    fitted = fit_linear(train, labels, weight_decays=[weight_decay])
+    ours = accuracy(fitted.predict(test), truth)
+
+    mean, std = train.mean(0), train.std(0, correction=0)
+    theirs = linear_model.LogisticRegression(C=1 / (weight_decay * len(train)), max_iter=1000, tol=1e-6)
+    theirs.fit(((train - mean) / std).double().numpy(), labels.numpy())
+    expected = theirs.score(((test - mean) / std).double().numpy(), truth.numpy())
+    assert 0.3 < expected < 0.95
+    assert abs(ours - expected) <= 0.003
+    assert torch.from_numpy(theirs.coef_).sub(fitted.weight).abs().max() < 0.02 * fitted.weight.abs().max()
+
+
+def test_of_several_weight_decays_the_one_is_taken_that_does_best_on_rows_held_out() -> None:
+    rows, labels, _, _ = clouds(100, spread=3.0, dim=30, seed=1)
+    decays = [3.0, 0.3, 0.0001]
+    is_held_out = torch.arange(100) % 5 == 4
+    fits = [fit_linear(rows[~is_held_out], labels[~is_held_out], weight_decays=[decay]) for decay in decays]
+    shares = [accuracy(fit.predict(rows[is_held_out]), labels[is_held_out]) for fit in fits]
+    assert shares[1] > max(shares[0], shares[2])
+    taken = fit_linear(rows, labels, weight_decays=decays)
+    assert taken.weight_decay == 0.3
+    assert torch.equal(taken.weight, fit_linear(rows, labels, weight_decays=[0.3]).weight)  # to all rows, from nothing
+
+
+def test_a_feature_that_never_changes_is_left_alone() -> None:
+    train, labels, test, _ = clouds(200)
+    constant = torch.full((200, 1), 0.1)  # whose deviation is not quite 0 when it is computed
+    fitted = fit_linear(torch.cat([train, constant, 0 * constant], dim=1), labels)
+    assert fitted.weight[:, -2:].abs().max() < 1e-4
+    without = fit_linear(train, labels)
+    found = fitted.predict(torch.cat([test, constant, 0 * constant], dim=1))
+    assert (found == without.predict(test)).float().mean() > 0.99
+
+
+def test_too_few_rows_for_a_linear_probe_are_refused() -> None:
+    with pytest.raises(UserError, match="^a linear probe needs at least 5 training rows, got 4$"):
+        fit_linear(directions(1, 2, 3, 4), torch.zeros(4, dtype=torch.long))
+
+
+def test_fitting_leaves_the_generator_and_the_mode_of_gradients_alone() -> None:
+    train, labels, _, _ = clouds(100)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        one = fit_linear(train, labels)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not one.weight.requires_grad
+    assert torch.equal(one.weight, fit_linear(train, labels).weight)
+
+
+# --- patches
+
+
+def test_patches_are_scored_by_hand() -> None:
+    found, truth = torch.tensor([0, 0, 1, 1, 5, 2]), torch.tensor([0, 1, 1, 1, 2, 2])
+    # 0: 1 of 2; 1: 2 of 3; 2: 1 of 2; 5: said once and never there, 0 of 1; 3 and 4 are not there
+    miou, share = score_patches(found, truth)
+    assert miou == pytest.approx((1 / 2 + 2 / 3 + 1 / 2 + 0) / 4)
+    assert share == pytest.approx(4 / 6)
+
+
+def test_patches_that_nobody_labelled_are_left_out() -> None:
+    tokens = torch.eye(3)[torch.tensor([[0, 1, 2, 0]])].repeat(20, 1, 1)
+    classes = torch.tensor([[3, 7, 0, IGNORE]]).repeat(20, 1)
+    known = Features(tokens.mean(1), tokens, torch.full((20,), -1), classes)
+    assert probe(known, known) == (None, None, DenseScores(1.0, 1.0))
+    wrong = Features(tokens.mean(1), tokens, torch.full((20,), -1), torch.tensor([[3, 7, 7, IGNORE]]).repeat(20, 1))
+    assert probe(known, wrong).dense == pytest.approx(((1 + 1 / 2 + 0) / 3, 2 / 3))
+    unlabelled = Features(tokens.mean(1), tokens, torch.full((20,), -1), torch.full((20, 4), IGNORE))
+    assert probe(known, unlabelled).dense is None
+
+
+# --- all of them
+
+
+def test_what_can_be_told_is_told_and_labels_at_random_are_a_matter_of_chance() -> None:
+    train, labels, test, truth = clouds(600, spread=0.3)
+    good = probe(features_of(train, labels), features_of(test, truth))
+    assert good.knn is not None
+    assert good.linear is not None
+    assert good.dense is not None
+    assert min(good.knn, good.linear, good.dense.accuracy, good.dense.miou) > 0.9
+
+    train, labels, test, truth = clouds(600, spread=3.0)
+    permuted = labels[torch.randperm(600, generator=torch.Generator().manual_seed(5))]
+    chance = probe(features_of(train, permuted), features_of(test, truth))
+    assert chance.knn == pytest.approx(0.25, abs=0.05)
+    assert chance.linear == pytest.approx(0.25, abs=0.05)
+
+
+def test_scenes_without_labels_have_only_a_dense_score() -> None:
+    train, labels, test, truth = clouds(100)
+    scores = probe(features_of(train, labels), Features(test, test[:, None], -torch.ones_like(truth), truth[:, None]))
+    assert (scores.knn, scores.linear) == (None, None)
+    assert scores.dense is not None
+
+
+# --- features
+
+
+def test_what_is_extracted_lines_up_with_labels_and_with_the_classes_of_patches() -> None:
+    semantic = torch.zeros(32, 32, dtype=torch.uint8)
+    semantic[:16, 16:] = 4
+    semantic[16:, :16] = IGNORE
+    semantic[17, 1] = 9  # in a cell's corner, where no cell's middle is
+    photo = torch.arange(3 * 32 * 32).view(3, 32, 32).remainder(256).byte()
+    scenes = Drawn(
+        [
+            Scene("a", {"semantic": semantic, "rgb": photo}, label=3),
+            Scene("b", {"semantic": semantic.T.contiguous(), "rgb": 255 - photo}),
+        ]
+    )
+    found = extract(pixel_encoder(16, [0.0] * 3, [1.0] * 3), scenes, VIEW, pool=concatenate)
+    assert found.labels.tolist() == [3, -1]
+    assert found.classes.tolist() == [[0, 4, IGNORE, 0], [0, IGNORE, 4, 0]]
+    # Patches run over rows, then columns; their values over rows, columns and channels
+    expected = torch.stack([photo, 255 - photo]).float().div(255)[:, :, :16, 16:].permute(0, 2, 3, 1).flatten(1)
+    assert torch.allclose(found.patches[:, 1], expected)
+    assert torch.equal(found.pooled, found.patches.flatten(1))
+
+
+def test_scenes_without_a_semantic_map_have_no_classes() -> None:
+    photos = open_scenes("generated", granularities=("rgb",), size=32, length=3)
+    found = extract(colour_encoder(8), photos, VIEW)
+    assert found.classes.shape == (3, 16)
+    assert (found.classes == IGNORE).all()
+
+
+def test_colours_are_counted_in_64_boxes() -> None:
+    photos = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
+    photos[0, :, :, 4:] = torch.tensor([255, 64, 130]).view(3, 1, 1)
+    photos[0, 0, 0, 0] = 63
+    photos[0, 0, 0, 1] = 64
+    shares = colour_encoder(4)(photos)
+    assert shares.shape == (1, 2, 64)
+    assert shares[0, 0, [0, 16]].tolist() == [15 / 16, 1 / 16]
+    assert shares[0, 1, 3 * 16 + 1 * 4 + 2] == 1
+    assert shares.sum() == 2
+
+
+def test_what_is_extracted_does_not_depend_on_the_size_of_batches() -> None:
+    encode, scenes = (
+        photo_encoder(tiny("c2fmae", "encoder.drop_path=0.5", "channels.semantic=23")),
+        GeneratedScenes(32, 7),
+    )
+    whole = extract(encode, scenes, VIEW)
+    assert whole.pooled.shape == (7, 64)
+    assert whole.patches.shape == (7, 4, 64)
+    for size in (1, 3, 7):
+        parts = extract(encode, scenes, VIEW, batch_size=size)
+        assert torch.allclose(parts.pooled, whole.pooled, atol=1e-5)
+        assert torch.equal(parts.labels, whole.labels)
+        assert torch.equal(parts.classes, whole.classes)
+
+
+def test_photos_are_encoded_in_evaluation_mode_without_the_global_token_and_the_mode_stays_as_it_was() -> None:
+    method = tiny("c2fmae", "encoder.drop_path=0.9")
+    method.model.train()
+    method.model.get_submodule("heads").eval()
+    encode = photo_encoder(method)
+    photos = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = encode(photos), encode(photos)
+    assert torch.equal(one, other)
+    assert method.model.training
+    assert not method.model.get_submodule("heads").training
+
+    method.model.eval()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in method.config.normalisation("rgb"))
+    with torch.no_grad():
+        expected = method.model.encode((photos / 255 - mean) / std)  # type: ignore[operator]
+    assert expected.shape[1] == 5  # a global token and four patches
+    assert torch.allclose(one, expected[:, 1:], atol=1e-5)
+
+
+def test_nothing_that_is_extracted_has_a_graph() -> None:
+    found = extract(photo_encoder(tiny()), GeneratedScenes(32, 2), VIEW)
+    assert not found.patches.requires_grad
+    assert not found.pooled.requires_grad
