@@ -198,7 +198,11 @@ def write_page(run: RunFolder, extra: Sequence[Section] = ()) -> None:
 def note_trouble(it: Experiment, training: Training, run: RunFolder, report: Report) -> None:
     """Write down what was in a step that was skipped; too many in a row end the run."""
     name = f"trouble/step-{report.step:08d}-process-{it.world.rank}.json"
-    trouble = {"step": report.step, "grad_norm": str(report.values["grad_norm"]), "parts": report.trouble}
+    parts = [
+        {key: str(value) if isinstance(value, float) else value for key, value in part.items()}  # JSON has no NaN
+        for part in report.trouble or []
+    ]
+    trouble = {"step": report.step, "grad_norm": str(report.values["grad_norm"]), "parts": parts}
     run.write_text(name, json.dumps(trouble, indent=2) + "\n")
     if training.bad_steps >= it.config.training.max_bad_steps:
         last = checkpoints_in(run.checkpoints)

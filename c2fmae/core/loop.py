@@ -205,8 +205,9 @@ def _check_fit(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None
     differ = [name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]
     if differ:
         before, now = (each.get(differ[0], "none") for each in shapes)
+        count = f"{len(differ)} of {len(shapes[0] | shapes[1])}"
         raise UserError(
-            f"the checkpoint does not fit the config: {len(differ)} of {len(theirs)} tensors differ, as {differ[0]}: "
+            f"the checkpoint does not fit the config: {count} tensors differ, as {differ[0]}: "
             f"{before} → {now}. Such a change begins a new run: give another --out"
         )
 

@@ -61,7 +61,9 @@ def begin(
             training.restore(checkpoint.tensors, step=checkpoint.step, bad_steps=checkpoint.facts.get("bad_steps", 0))
         except UserError as error:
             raise UserError(f"{run.path}: {error}") from error
-    if world.is_first and training.step < last_step:
+    if training.step >= last_step:
+        log.log(logging.INFO if world.is_first else logging.DEBUG, "%s: all %d steps are done", run.path, last_step)
+    elif world.is_first:
         _note_resume(run, training.step, config, now, changes)
         for path in (run.metrics, run.timing):
             cut_rows(path, after_step=training.step)

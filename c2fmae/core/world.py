@@ -71,7 +71,10 @@ class World:
             dist.barrier()
 
 
-def _average_in_order(size: int, bucket: Any) -> torch.futures.Future[Tensor]:
+def _average_in_order(
+    size: int,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # DDP insists on this annotation
+) -> torch.futures.Future[Tensor]:
     """Average gradients in the order of the processes.
 
     A ring adds in another order when parameters come to lie elsewhere in their buckets, as they do after the first
@@ -176,8 +179,9 @@ def _end_readably(error: BaseException, store: Any, rank: int) -> None:
     """Tell the others why this process ends; or, where it lost one of them, say that instead of what torch says."""
     is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "peer"))
     if is_lost:
-        who, why = _last_words(store) or ("another one", "it said nothing, so it was killed, or its machine is gone")
-        raise RunError(f"process {rank} ends, since process {who} failed: {why}") from None
+        words = _last_words(store)
+        why = f"process {words[0]} failed: {words[1]}" if words else "another was killed, or its machine is gone"
+        raise RunError(f"process {rank} ends, since {why}") from None
     with suppress(Exception):  # whoever keeps the store may be gone too
         store.set(_FAILED, f"{rank}:{type(error).__name__}: {error}")
     if rank == 0:
@@ -206,6 +210,6 @@ def _end_with_the_others(store: Any, rank: int, is_over: threading.Event) -> Non
             who, _, why = store.get(_FAILED).decode().partition(":")
         except Exception:
             who, why = "0", "it is gone"
-        if int(who) != rank and not is_over.wait(2.0):  # by itself it may fail more readably
+        if int(who) != rank and not is_over.wait(_GLANCE / 2):  # by itself it may fail more readably
             print(f"process {rank} ends, since process {who} failed: {why}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -16,6 +16,7 @@ from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import CentralView, RandomView
 
 Name = Annotated[str, Field(min_length=1)]
+Source = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -23,11 +24,11 @@ Positive = Annotated[float, Field(gt=0)]
 class DataConfig(Config):
     """What is learned from, and what is held out to see how well."""
 
-    train: Name | tuple[Name, ...] | None = None
+    train: Source | None = None
     """A folder, shards, a pattern of shards, a registered name such as `generated`, or a list of these."""
     options: dict[str, Any] = Field({})
     """Of a registered name: `generated` takes size, length, seed, difficulty."""
-    held_out: Name | tuple[Name, ...] | None = None
+    held_out: Source | None = None
     """Scenes that are not learned from, on which the same losses are taken."""
     held_out_options: dict[str, Any] = Field({})
     held_out_samples: Annotated[int, Field(ge=1)] = 1024
@@ -85,6 +86,9 @@ def _open(
     setting: str, source: str | tuple[str, ...], granularities: tuple[str, ...], options: Mapping[str, Any]
 ) -> Scenes:
     try:
+        for name in ("source", "granularities", "keys", "folders"):
+            if name in options:
+                raise UserError(f"takes no setting {name!r}")
         return open_scenes(source, granularities=granularities, **options)
     except UserError as error:
         raise UserError(f"{setting}: {error}") from error

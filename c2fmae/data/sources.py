@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from c2fmae.core.config import Config, describe_problem
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.registry import Registry
 from c2fmae.core.scene import GRANULARITIES
@@ -91,11 +93,16 @@ def inspect_scenes(
 
 def _make(name: str, options: Mapping[str, object]) -> Scenes:
     make = DATASETS.get(name)
-    known = inspect.signature(make).parameters
-    for option in options:
+    known, checked = inspect.signature(make).parameters, {}
+    for option, value in options.items():
         if option not in known:
             raise UserError(f"{name}: no setting {option!r}. {did_you_mean(option, known)}".rstrip())
-    return make(**options)
+        kind = known[option].annotation
+        try:
+            checked[option] = value if kind is inspect.Parameter.empty else TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"{name}: {describe_problem(Config, error.errors()[0], (option,))}") from error
+    return make(**checked)
 
 
 def _locate(source: str | Path) -> Path | list[Path]:
