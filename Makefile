@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help quickstart test gates test-oldest bench clean
 
 help:
-	@echo "make quickstart   pictures of scenes and of what each mask hides, in quickstart/"
+	@echo "make quickstart   pre-train on generated scenes, probe, and make a page of it, in quickstart/: minutes on a CPU"
 	@echo "make test         all tests, documentation examples, and the tests again with shape checks"
 	@echo "make gates        style, types and layers"
 	@echo "make test-oldest  the tests on the oldest supported torch and torchvision, in .venv-oldest"
@@ -21,9 +21,7 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 quickstart: $(VENV)/installed
-	$(BIN)/c2fmae data preview generated --out quickstart/scenes.png
-	$(BIN)/c2fmae view masks --out quickstart/masks.png
-	$(BIN)/c2fmae view schedule --out quickstart/schedule.png
+	$(BIN)/c2fmae quickstart
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto

@@ -1,8 +1,9 @@
 """What do three small recipes learn in the same time? `python -m benchmarks.learning OUT --voc DIR --photos PACK`.
 
-Each recipe is pre-trained on generated scenes, and on Pascal VOC where that is given, for as many steps as take the same
-time on one quiet core, from three seeds; an encoder that was not trained stands beside them. Frozen features of photos
-of 32 pixels are then probed: on new generated scenes, patches of VOC's validation images, and photos of other classes.
+Each recipe is pre-trained on generated scenes, and on Pascal VOC where that is given, for as many steps as take the
+same time on one quiet core, from three seeds; an encoder that was not trained stands beside them. Frozen features of
+photos of 32 pixels are then probed: on new generated scenes, patches of VOC's validation images, and photos of other
+classes.
 Interrupted, it goes on where it was.
 """
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,8 +84,9 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
     with catching_signals() as stop, join_world(config.training.device) as world, folder_of(out, world) as run:
         it = set_up(config, world, is_new=not world.share(run.is_begun))
         training = Training.start(it.method.model, it.config.training)
+        is_finished = world.share(is_finished_at(run, it.plan.steps))
         if world.is_first:
-            check_room(run.path, needed=room_for(it, training) - room_taken(run))
+            check_room(run.path, needed=0 if is_finished else room_for(it, training) - room_taken(run))
         begin(
             training,
             run,
@@ -92,12 +94,12 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
             it.config,
             facts_of(it),
             environment(world_size=world.size, compile=it.config.training.compile),
-            last_step=it.plan.steps,
+            is_finished=is_finished,
             resume=resume,
             accept_changes=accept_changes,
             without_effect=WITHOUT_EFFECT,
         )
-        if training.step >= it.plan.steps:
+        if is_finished:
             return Outcome("finished", training.step)
         if world.is_first:
             log.info("%s", it.plan)
@@ -183,6 +185,12 @@ def look(it: Experiment, training: Training, run: RunFolder, watch: Watch, *, is
         watch.picture(step, "reconstructions", path)
 
 
+def is_finished_at(run: RunFolder, steps: int) -> bool:
+    """Return whether a run says that it is done with so many steps, pictures and all."""
+    state = run.read_state() or {}
+    return bool(state.get("status") == "finished" and state.get("step", 0) >= steps)
+
+
 def write_page(run: RunFolder, extra: Sequence[Section] = ()) -> None:
     """Write the page about a run."""
     page = run_page(
@@ -199,14 +207,15 @@ def note_trouble(it: Experiment, training: Training, run: RunFolder, report: Rep
     """Write down what was in a step that was skipped; too many in a row end the run."""
     name = f"trouble/step-{report.step:08d}-process-{it.world.rank}.json"
     parts = [
-        {key: str(value) if isinstance(value, float) else value for key, value in part.items()}  # JSON has no NaN
+        {key: value if not isinstance(value, float) or isfinite(value) else None for key, value in part.items()}
         for part in report.trouble or []
     ]
-    trouble = {"step": report.step, "grad_norm": str(report.values["grad_norm"]), "parts": parts}
+    norm = report.values["grad_norm"]
+    trouble = {"step": report.step, "grad_norm": norm if isfinite(norm) else None, "parts": parts}
     run.write_text(name, json.dumps(trouble, indent=2) + "\n")
     if training.bad_steps >= it.config.training.max_bad_steps:
         last = checkpoints_in(run.checkpoints)
-        kept = f"The last checkpoint, {last[-1].name}, is from before" if last else "There is no checkpoint yet"
+        kept = f"The last checkpoint, {last[-1].name}, is good" if last else "There is no checkpoint yet"
         raise RunError(
             f"{training.bad_steps} steps in a row had a loss or gradient that is not finite, the last is step "
             f"{report.step}. {kept}. {run.path / name} has the samples and losses; try a lower learning rate, "

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 def doctor(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="The folder of a run, to look into.")] = None,
     compare: Annotated[Path | None, typer.Option(metavar="OTHER", help="Another run, to compare it with.")] = None,
+    replay: Annotated[
+        int | None, typer.Option(metavar="STEP", help="A step to look into, as a skipped one.")
+    ] = None,
 ) -> None:
     """Report versions, devices and missing extras; or how a run stands, what a resume would do, how two differ.
+
+    With --replay, take a step's batch once more, and name the samples with the largest losses.
 
     Ends with 1 if something that is required is not there, or something in the run is damaged.
     """
@@ -31,10 +36,21 @@ def doctor(
         raise UserError("--compare: compares two runs, and there is one. Say: c2fmae doctor RUN --compare OTHER")
     if run is None:
         _examine_installation()
+    elif replay is not None:
+        _replay(run, replay)
     elif compare is None:
         _examine_run(run)
     else:
         _compare_runs(run, compare)
+
+
+def _replay(run: Path, step: int) -> None:
+    from c2fmae.recipes.config import read_recipe
+    from c2fmae.replay import replay
+
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: is no run's folder: it has no config.yaml")
+    print(replay(read_recipe(str(run)), run, step))
 
 
 def _examine_installation() -> None:

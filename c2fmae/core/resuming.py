@@ -24,7 +24,7 @@ def begin(
     facts: Mapping[str, Any],
     now: Mapping[str, Any],
     *,
-    last_step: int,
+    is_finished: bool,
     resume: bool,
     accept_changes: bool,
     without_effect: Sequence[str],
@@ -61,8 +61,8 @@ def begin(
             training.restore(checkpoint.tensors, step=checkpoint.step, bad_steps=checkpoint.facts.get("bad_steps", 0))
         except UserError as error:
             raise UserError(f"{run.path}: {error}") from error
-    if training.step >= last_step:
-        log.log(logging.INFO if world.is_first else logging.DEBUG, "%s: all %d steps are done", run.path, last_step)
+    if is_finished and world.is_first:
+        log.info("%s: all %d steps are done", run.path, training.step)
     elif world.is_first:
         _note_resume(run, training.step, config, now, changes)
         for path in (run.metrics, run.timing):

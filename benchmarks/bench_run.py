@@ -1,0 +1,174 @@
+"""What does a run cost beside its steps? `python -m benchmarks.bench_run [overhead stall resume wait]`.
+
+`overhead`: a step of the training loop with all that is written down of it, beside the same arithmetic in a bare loop.
+`stall`: what saves cost the steps around them. `resume`: a process from its start to its first step. `wait`: how a
+busy neighbour changes small steps, with OpenMP's threads spinning and sleeping.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.timing import alternate, report_cost
+from c2fmae.core.loop import Loop, Report, Training, autocast
+from c2fmae.core.optimiser import set_rate
+from c2fmae.core.run_folder import RunFolder
+from c2fmae.core.saving import Saver, SavingConfig
+from c2fmae.core.scene import SceneBatch
+from c2fmae.core.seeding import seed_of
+from c2fmae.core.watching import Watch
+from c2fmae.core.world import World
+from c2fmae.methods.task import PretrainingTask
+from c2fmae.pretrain import Experiment, batches_from, facts_of, set_up
+from c2fmae.recipes.config import read_recipe
+
+GENERATED = [
+    "data.train=generated",
+    "data.options={size: 224, length: 64, difficulty: easy}",
+    "training.batch_size=8",
+    "training.epochs=null",
+    "training.steps=100000",
+    "training.warmup_epochs=null",
+    "training.clip=1",
+    "data.workers=0",
+]
+
+
+def experiment(recipe: str, *changes: str) -> tuple[Experiment, list[SceneBatch]]:
+    """Set a run up, and take a few of its batches: making them is not what is measured."""
+    it = set_up(read_recipe(recipe, [*GENERATED, *changes]), World())
+    stream = batches_from(it, 0)
+    return it, [next(stream) for _ in range(4)]
+
+
+def bare_step(it: Experiment, training: Training, batches: list[SceneBatch]) -> Callable[[], object]:
+    """Return a step as one would write it by hand: no counts over processes, no reports, no rows."""
+    choose, number = cycle(batches), iter(range(10**9))
+
+    def step() -> object:
+        scenes, index = next(choose), next(number)
+        generator = torch.Generator().manual_seed(seed_of(0, "masks", index))
+        with autocast(it.config.training, it.world.device):
+            loss = it.method.loss(scenes, progress=it.plan.progress(index), generator=generator).total
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
+        set_rate(training.optimiser, it.plan.lr(index))
+        training.optimiser.step()
+        training.optimiser.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def loop_step(it: Experiment, training: Training, batches: list[SceneBatch], watch: Watch) -> Callable[[], Report]:
+    """Return a step of the training loop, and all that a run does after it."""
+    loop = Loop(PretrainingTask(it.method, 0), it.config.training, it.plan, it.world)
+    reports = loop.steps(training, watch.timed(cycle(batches)), lambda: {"stop": 0, "save": 0, "broken": 0})
+
+    def step() -> Report:
+        report = next(reports)
+        watch.after(report)
+        return report
+
+    return step
+
+
+def overhead(rounds: int = 15) -> None:
+    variants: dict[str, Callable[[], object]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("bare", "loop"):
+            it, batches = experiment("c2fmae-s")
+            training = Training.start(it.method.model, it.config.training)
+            watch = Watch(RunFolder(Path(folder)), it.config.watching, it.plan, done=0, settings={}, is_quiet=False)
+            variants[name] = (
+                bare_step(it, training, batches) if name == "bare" else loop_step(it, training, batches, watch)
+            )
+        times = alternate(variants, rounds=rounds)
+    report_cost("A step of c2fmae-s, batch 8", times, peers=["bare"], samples=8)
+
+
+def stall(every: int = 50) -> None:
+    it, batches = experiment("c2fmae-b")
+    training = Training.start(it.method.model, it.config.training)
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        watch = Watch(RunFolder(Path(folder)), it.config.watching, it.plan, done=0, settings={}, is_quiet=False)
+        step = loop_step(it, training, batches, watch)
+        with Saver(Path(folder) / "checkpoints", SavingConfig(), it.world, facts_of(it)) as saver:
+            timed = [seconds_of(step) for _ in range(8)][2:]
+            usual = median(timed)
+            for number in ("first", "second", "third"):
+                blocked = seconds_of(lambda: saver.save(training))
+                during = [seconds_of(step) for _ in range(4)]
+                lost = blocked + sum(max(each - usual, 0) for each in during)
+                print(
+                    f"{number} save: a step {usual:.2f} s; blocked {blocked:.2f} s; the 4 steps after it "
+                    f"{', '.join(f'{each:.2f}' for each in during)} s; {lost / (every * usual):.1%} of {every} steps",
+                    flush=True,
+                )
+
+
+def resume() -> None:
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        run = Path(folder) / "run"
+        words = [word for change in [*GENERATED, "watching.pictures=0"] for word in ("--set", change)]
+        command = [sys.executable, "-m", "c2fmae_cli", "pretrain", "c2fmae-b", "--out", str(run), "--resume", *words]
+        for number in range(3):
+            metrics, done = run / "metrics.jsonl", number * 2
+            started = time.perf_counter()
+            process = subprocess.Popen([*command, "--set", "saving.steps=2"], stderr=subprocess.DEVNULL)
+            try:
+                while not metrics.exists() or metrics.read_bytes().count(b"\n") <= done:
+                    time.sleep(0.05)
+                seconds = time.perf_counter() - started
+                while not (run / f"checkpoints/step-{done + 2:08d}").exists():
+                    time.sleep(0.05)
+            finally:
+                process.kill()
+                process.wait()
+            print(f"{'resumed' if number else 'begun'} at step {done}: {seconds:.1f} s to its first step", flush=True)
+
+
+def wait(steps: int = 40) -> None:
+    code = (
+        "import torch, time; from benchmarks.bench_run import *; it, b = experiment('c2fmae-tiny', "
+        "'data.options={size: 32, length: 256, difficulty: plain}', 'data.held_out=null', 'training.batch_size=64'); "
+        "t = Training.start(it.method.model, it.config.training); s = bare_step(it, t, b); [s() for _ in range(5)]; "
+        f"print(min(seconds_of(s) for _ in range({steps})), median([seconds_of(s) for _ in range({steps})]))"
+    )
+    for neighbours in (0, 2):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
+        try:
+            for policy in ("active", "passive"):
+                out = subprocess.run(
+                    [sys.executable, "-c", code],
+                    env={**os.environ, "OMP_WAIT_POLICY": policy},
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                ).stdout.split()
+                best, usual = (round(1e3 * float(seconds)) for seconds in out)
+                print(f"{neighbours} neighbours, threads {policy}: {best} ms at best, {usual} usually", flush=True)
+        finally:
+            for process in busy:
+                process.kill()
+
+
+def seconds_of(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sections = {"overhead": overhead, "stall": stall, "resume": resume, "wait": wait}
+    for name, section in sections.items():
+        if name in (sys.argv[1:] or ["overhead", "stall", "resume"]):
+            section()

@@ -1,0 +1,88 @@
+"""The quickstart in miniature: the same path, a few steps."""
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from c2fmae.eval.probes import Scores
+from c2fmae.eval.probes.dense import DenseScores
+from c2fmae.pretrain import Outcome
+from c2fmae.quickstart import as_lines, probe_table, quickstart
+from c2fmae.recipes.config import read_recipe
+
+SHORT = [
+    "training.steps=4",
+    "training.warmup_steps=1",
+    "training.batch_size=8",
+    "data.options={size: 32, difficulty: plain, length: 16}",
+    "data.held_out_options={size: 32, difficulty: plain, length: 8, seed: 1}",
+    "watching.pictures=2",
+    "watching.held_out_every=2",
+    "watching.pictures_every=2",
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quickstart") / "run"
+    assert quickstart(read_recipe("c2fmae-tiny", SHORT), out, learn_from=48, try_on=16) == Outcome("finished", 4)
+    return out / "report.html"
+
+
+def test_its_page_compares_trained_untrained_pixels_and_colours(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in ("trained", "untrained, as it was before the first step", "raw pixels", "colour histogram"):
+        assert f"{name}</" in text
+    for column in ("k-NN, %", "linear, %", "patches, mIoU %"):
+        assert column in text
+    assert "48 scenes with labels, tried on 16 more" in text
+    assert "learned from maps and pixels" in text
+
+
+def test_every_picture_on_it_is_whole(page: Path) -> None:
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page.read_text(encoding="utf-8"))
+    assert len(pictures) == 3  # from the photo alone, and the first and the last of the training
+    for picture in pictures:
+        Image.open(BytesIO(base64.b64decode(picture))).load()
+
+
+def test_run_again_it_trains_no_more_and_makes_the_page_anew(page: Path) -> None:
+    metrics, text = page.parent / "metrics.jsonl", page.read_text(encoding="utf-8")
+    before = metrics.read_bytes()
+    page.unlink()
+    quickstart(read_recipe("c2fmae-tiny", SHORT), page.parent, learn_from=48, try_on=16)
+    assert metrics.read_bytes() == before
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_scores_become_lines_to_read() -> None:
+    scores = {"trained": Scores(0.5, 0.755, DenseScores(0.4, 0.9)), "colours": Scores(None, None, None)}
+    assert as_lines(probe_table(scores, 10, 5)) == [
+        "frozen features of  k-NN, %  linear, %  patches, mIoU %",
+        "trained             50.0     75.5       40.0",
+        "colours             –        –          –",
+    ]
+
+
+@pytest.mark.once
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_shows_its_pictures(page: Path, tmp_path: Path) -> None:
+    shot = tmp_path / "page.png"
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,3000"]
+    subprocess.run(
+        [*command, f"--user-data-dir={tmp_path}", f"--screenshot={shot}", page.as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    colours = Image.open(shot).convert("RGB").getcolors(maxcolors=3_000_000)
+    assert colours is not None
+    assert len(colours) > 500  # text alone has a few dozen

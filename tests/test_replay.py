@@ -1,0 +1,81 @@
+"""A step of a run, taken once more."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.run_folder import RunFolder, read_rows
+from c2fmae.core.world import World
+from c2fmae.methods.task import PretrainingTask
+from c2fmae.pretrain import batches_from, pretrain, set_up
+from c2fmae.recipes.config import RecipeConfig, read_recipe
+from c2fmae.replay import look_through, replay
+
+CONFIG = read_recipe(
+    "c2fmae-debug",
+    [
+        "training.steps=3",
+        "training.warmup_steps=1",
+        "training.precision=fp32",
+        "data.options={size: 64, length: 16, difficulty: easy}",
+        "data.held_out=null",
+        "watching.pictures=0",
+        "saving.steps=1",
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("replay") / "run"
+    pretrain(CONFIG, out)
+    return out
+
+
+def test_a_step_replayed_has_the_losses_that_it_had(run: Path) -> None:
+    row = next(row for row in read_rows(RunFolder(run).metrics) if row["step"] == 3)
+    lines = replay(read_recipe(str(run)), run, 3).splitlines()
+    assert lines[0] == "step 3: 8 samples, with the weights after step 2"
+    expected = ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in ("semantic", "instance", "rgb"))
+    assert lines[1] == f"losses: {expected}"
+    assert len(lines) == 2 + 5 + 1
+    assert lines[-1].startswith("everything is finite here")
+
+
+def test_weights_that_are_not_the_steps_own_are_said_to_be_others(run: Path) -> None:
+    assert replay(read_recipe(str(run)), run, 1).splitlines()[0] == "step 1: 8 samples, with the weights after step 0"
+    (run / "checkpoints/step-00000002").rename(run / "set-aside")
+    try:
+        assert replay(read_recipe(str(run)), run, 3).splitlines()[1] == "  (the run's own were later ones)"
+    finally:
+        (run / "set-aside").rename(run / "checkpoints/step-00000002")
+
+
+def test_the_first_module_that_is_not_finite_is_named_and_so_is_the_sample() -> None:
+    it = set_up(CONFIG, World())
+    (part,) = PretrainingTask(it.method, 0).split(
+        next(batches_from(it, 0)), parts=1, step=0, progress=0.0, world=it.world
+    )
+    with torch.no_grad():
+        it.method.model.get_submodule("heads.instance").weight.fill_(torch.nan)  # type: ignore[operator]
+    losses, culprits = look_through(it, [part])
+    assert culprits == ["heads.instance"]
+    assert losses["instance"].isnan().all()
+    assert losses["rgb"].isfinite().all()
+    assert losses["rgb"].shape == (8,)
+
+
+def test_a_step_that_the_run_does_not_have_is_refused(run: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        replay(read_recipe(str(run)), run, 4)
+    assert str(caught.value) == "--replay 4: the run has steps 1 to 3"
+
+
+def test_a_runs_own_config_is_a_recipe(run: Path) -> None:
+    config = read_recipe(str(run))
+    assert isinstance(config, RecipeConfig)
+    assert config.method.channels == {"semantic": 23, "rgb": 3}  # as the data has them
+    assert json.loads((run / "state.json").read_text())["status"] == "finished"
