@@ -23,10 +23,11 @@ from c2fmae.core.pictures import save_png
 from c2fmae.core.resuming import begin
 from c2fmae.core.run_folder import RunFolder, check_room, open_run, read_rows
 from c2fmae.core.saving import Saver, SavingConfig
+from c2fmae.core.sharding import whole
 from c2fmae.core.signals import Stop, catching_signals
 from c2fmae.core.training import Plan, TrainingConfig, plan_of
 from c2fmae.core.watching import Watch, WatchingConfig, is_due
-from c2fmae.core.world import World, join_world
+from c2fmae.core.world import World, is_lost, join_world
 from c2fmae.data import BatchStream, DatasetInfo, Position, Sampler, Scenes
 from c2fmae.data.config import DataConfig
 from c2fmae.data.loader import telling_of_dead_workers
@@ -84,22 +85,23 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
     with catching_signals() as stop, join_world(config.training.device) as world, folder_of(out, world) as run:
         it = set_up(config, world, is_new=not world.share(run.is_begun))
         training = Training.start(it.method.model, it.config.training)
-        is_finished = world.share(is_finished_at(run, it.plan.steps))
-        if world.is_first:
-            check_room(run.path, needed=0 if is_finished else room_for(it, training) - room_taken(run))
-        begin(
+        is_over = world.share((run.read_state() or {}).get("status") == "finished")
+        if world.is_first and not is_over:
+            check_room(run.path, needed=room_for(it, training) - room_taken(run))
+        is_over = begin(
             training,
             run,
             world,
             it.config,
             facts_of(it),
             environment(world_size=world.size, compile=it.config.training.compile),
-            is_finished=is_finished,
+            last_step=it.plan.steps,
+            is_over=is_over,
             resume=resume,
             accept_changes=accept_changes,
             without_effect=WITHOUT_EFFECT,
         )
-        if is_finished:
+        if is_over:
             return Outcome("finished", training.step)
         if world.is_first:
             log.info("%s", it.plan)
@@ -108,7 +110,8 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
         except BaseException as error:
             if world.is_first:
                 with suppress(UserError):  # on a full disk: what came first is what is to be told
-                    run.write_state("failed", step=training.step, why=str(error) or type(error).__name__)
+                    why = "another process is gone" if is_lost(error) else str(error) or type(error).__name__
+                    run.write_state("failed", step=training.step, why=why)
             raise
         if world.is_first:
             write_page(run)
@@ -125,6 +128,8 @@ def set_up(config: PretrainConfig, world: World, *, is_new: bool = True) -> Expe
     method = build_method(config.method, seed=config.training.seed)
     if config.init and is_new:
         log.info("%s", start_from(method, config.init))
+    if config.training.sharded:
+        world.shard(method.model)
     method.model.to(world.device)
     if config.training.compile:
         method.model.compile()
@@ -175,20 +180,22 @@ def look(it: Experiment, training: Training, run: RunFolder, watch: Watch, *, is
     if it.held_out and is_due(step, every.held_out_every or it.plan.steps_per_epoch, total):
         rows = read_rows(run.metrics) if is_again and it.world.is_first else []
         if not it.world.share(any("held_out/loss" in row for row in rows if row["step"] == step)):
-            watch.note(step, it.held_out.losses(it.method, it.config.training))
-    if it.world.is_first and every.pictures and is_due(step, every.pictures_every or max(total // 10, 1), total):
-        path = run.pictures / f"step-{step:08d}.png"
-        scenes = take_scenes(it.method, it.held_out.scenes if it.held_out else it.scenes, every.pictures)
-        masks = masks_like_training(it.method, scenes)
-        names = it.scenes.info.class_names
-        save_png(draw_reconstruction(it.method, scenes, masks, model=f"step {step}", class_names=names), path)
-        watch.picture(step, "reconstructions", path)
+            with whole(it.method.model):
+                watch.note(step, it.held_out.losses(it.method, it.config.training))
+    if every.pictures and is_due(step, every.pictures_every or max(total // 10, 1), total):
+        with whole(it.method.model):  # by all processes, to be used by one
+            if it.world.is_first:
+                draw(it, run, watch, step)
 
 
-def is_finished_at(run: RunFolder, steps: int) -> bool:
-    """Return whether a run says that it is done with so many steps, pictures and all."""
-    state = run.read_state() or {}
-    return bool(state.get("status") == "finished" and state.get("step", 0) >= steps)
+def draw(it: Experiment, run: RunFolder, watch: Watch, step: int) -> None:
+    """Draw reconstructions of a few scenes."""
+    path = run.pictures / f"step-{step:08d}.png"
+    scenes = take_scenes(it.method, it.held_out.scenes if it.held_out else it.scenes, it.config.watching.pictures)
+    masks = masks_like_training(it.method, scenes)
+    names = it.scenes.info.class_names
+    save_png(draw_reconstruction(it.method, scenes, masks, model=f"step {step}", class_names=names), path)
+    watch.picture(step, "reconstructions", path)
 
 
 def write_page(run: RunFolder, extra: Sequence[Section] = ()) -> None:

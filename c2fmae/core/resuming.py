@@ -24,27 +24,29 @@ def begin(
     facts: Mapping[str, Any],
     now: Mapping[str, Any],
     *,
-    is_finished: bool,
+    last_step: int,
+    is_over: bool,
     resume: bool,
     accept_changes: bool,
     without_effect: Sequence[str],
-) -> None:
+) -> bool:
     """Note a new run's config and environment, or bring the training to the newest whole checkpoint.
 
     A config that differs is refused unless that is accepted; settings that begin with one of `without_effect` may.
-    `facts` are what checkpoints say of the data, `now` is the environment.
+    `facts` are what checkpoints say of the data, `now` is the environment. Returns whether nothing is left to do: the
+    run says that it `is_over`, and the last step's checkpoint is whole.
     """
     if not world.share(run.is_begun):
         if world.is_first:
             run.write_text("environment.json", _json(now))
             run.write_text("config.yaml", config.to_yaml())  # last: with it the run has begun
             run.write_state("running", step=0)
-        return
+        return False
     if not resume:
         raise UserError(f"{run.path}: there is a run already. Go on with it by --resume, or give another --out")
     changes = [
         change
-        for change in differences(read_yaml(run.config_path), config.model_dump(mode="json"))
+        for change in differences(_as_read_today(run, config), config.model_dump(mode="json"))
         if not change.startswith(tuple(without_effect))
     ]
     if changes and not accept_changes:
@@ -61,12 +63,14 @@ def begin(
             training.restore(checkpoint.tensors, step=checkpoint.step, bad_steps=checkpoint.facts.get("bad_steps", 0))
         except UserError as error:
             raise UserError(f"{run.path}: {error}") from error
-    if is_finished and world.is_first:
-        log.info("%s: all %d steps are done", run.path, training.step)
+    is_over = is_over and training.step >= last_step
+    if is_over and world.is_first:
+        log.info("%s: all %d steps are done", run.path, last_step)
     elif world.is_first:
         _note_resume(run, training.step, config, now, changes)
         for path in (run.metrics, run.timing):
             cut_rows(path, after_step=training.step)
+    return is_over
 
 
 def newest_of(run: RunFolder, world: World) -> Checkpoint | None:
@@ -80,6 +84,12 @@ def newest_of(run: RunFolder, world: World) -> Checkpoint | None:
     if name and not world.is_first:
         return load_checkpoint(run.checkpoints / name)
     return found
+
+
+def _as_read_today(run: RunFolder, config: Config) -> dict[str, Any]:
+    """Return the config of a run with the defaults of settings that came later."""
+    values = read_yaml(run.config_path)
+    return type(config).read(values, source=str(run.config_path)).model_dump(mode="json")
 
 
 def _check_classes(run: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -71,12 +71,15 @@ class Loader:
 
 
 @contextmanager
-def telling_of_dead_workers() -> Iterator[None]:
-    """Say in a sentence that a worker died: torch raises that wherever the main thread happens to be."""
+def telling_of_dead_workers(*errors: type[Exception]) -> Iterator[None]:
+    """Say in a sentence that a worker died: torch raises that wherever the main thread happens to be.
+
+    `errors` are what else can only come of it, where batches are fetched from workers.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, *errors) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         advice = "Run again with fewer workers"
         raise UserError(f"a worker process died, most likely because memory ran out. {advice}") from error
@@ -97,6 +100,7 @@ class BatchStream(Iterator[SceneBatch]):
         requests = ([(at, draws.tolist())] for at, draws in sampler.batches(position, epochs))
         self._batches: Iterator[Made] | None
         is_parallel = loader.workers > 0
+        self._lost: tuple[type[Exception], ...] = (ConnectionError, EOFError, FileNotFoundError) if is_parallel else ()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked
             self._batches = iter(
@@ -120,7 +124,7 @@ class BatchStream(Iterator[SceneBatch]):
             raise StopIteration
         started = time.perf_counter()
         try:
-            with telling_of_dead_workers():
+            with telling_of_dead_workers(*self._lost):
                 made = next(self._batches)
         except BaseException:  # Ctrl-C and the end alike
             self.close()

@@ -132,7 +132,8 @@ def _one_set(folder: str | Path, shards: list[Path]) -> list[Path]:
     sets = Counter(re.sub(r"[-_]?\d*$", "", shard.stem) for shard in shards)
     if len(sets) > 1:
         found = ", ".join(f"{name} ({count})" for name, count in sets.items())
-        raise UserError(f"{folder}: shards of several sets: {found}. Name one, as in {folder}/{next(iter(sets))}*.tar")
+        example = next((name for name in sets if "train" in name), next(iter(sets)))
+        raise UserError(f"{folder}: shards of several sets: {found}. Name one, as in {folder}/{example}*.tar")
     return shards
 
 
