@@ -76,9 +76,10 @@ def telling_of_dead_workers(*errors: type[Exception]) -> Iterator[None]:
 
     `errors` are what else can only come of it, where batches are fetched from workers.
     """
+    kinds: tuple[type[Exception], ...] = (RuntimeError, *errors)
     try:
         yield
-    except (RuntimeError, *errors) as error:
+    except kinds as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         advice = "Run again with fewer workers"

@@ -1,0 +1,146 @@
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.training import Plan, TrainingConfig, plan_of
+
+
+def config(**settings: Any) -> TrainingConfig:
+    return TrainingConfig(**{"steps": 10, "lr": 1e-3, "batch_size": 8} | settings)
+
+
+def plan(num_samples: int = 100, processes: int = 1, **settings: Any) -> Plan:
+    return plan_of(config(**settings), num_samples=num_samples, processes=processes)
+
+
+@given(st.integers(1, 8), st.integers(1, 96), st.none() | st.integers(1, 120))
+def test_a_batch_falls_into_equal_parts_that_are_small_enough(processes: int, each: int, micro: int | None) -> None:
+    batch = processes * each
+    found = plan(num_samples=batch, processes=processes, batch_size=batch, micro_batch=micro)
+    assert (found.batch_size, found.each) == (batch, each)
+    assert found.each % found.micro_batches == 0
+    assert found.each // found.micro_batches <= (micro or each)
+    fewer = [parts for parts in range(1, found.micro_batches) if each % parts == 0]
+    assert all(each // parts > (micro or each) for parts in fewer)  # and not in more parts than need be
+
+
+@given(st.integers(1, 8), st.integers(1, 512), st.floats(1e-5, 1.0))
+def test_the_peak_for_a_batch_of_256_grows_with_the_batch(processes: int, each: int, base: float) -> None:
+    batch = processes * each
+    found = plan(num_samples=batch, processes=processes, batch_size=batch, lr=None, base_lr=base)
+    assert found.peak == pytest.approx(base * batch / 256)
+    assert plan(num_samples=batch, processes=processes, batch_size=batch, lr=base).peak == base
+
+
+@given(st.integers(1, 500), st.integers(1, 40), st.floats(0.1, 20), st.floats(0, 20))
+def test_lengths_in_epochs_are_those_in_steps(samples: int, batch: int, epochs: float, warmup: float) -> None:
+    assume(batch <= samples)
+    each = samples // batch
+    assume(1 <= round(epochs * each) >= round(warmup * each))
+    found = plan(samples, batch_size=batch, steps=None, epochs=epochs, warmup_epochs=warmup)
+    assert (found.steps_per_epoch, found.steps, found.warmup) == (each, round(epochs * each), round(warmup * each))
+    in_steps = plan(samples, batch_size=batch, steps=found.steps, warmup_steps=found.warmup)
+    assert in_steps == found
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+@pytest.mark.parametrize("warmup", [0, 3, 10])
+def test_rate_and_progress_are_functions_of_the_step(warmup: int, final: float) -> None:
+    found = plan(warmup_steps=warmup, final_lr=final)
+    if warmup:
+        assert [found.lr(step) for step in range(warmup)] == pytest.approx(
+            [1e-3 * (step + 1) / warmup for step in range(warmup)]
+        )
+    if warmup < 10:
+        assert found.lr(warmup) == 1e-3
+        assert found.lr(10) == pytest.approx(1e-3 * final)
+    assert [found.progress(step) for step in range(10)] == [step / 10 for step in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "expected"),
+    [
+        (
+            {},
+            {"num_samples": 7},
+            "training.batch_size: 8 is more than the 7 samples that there are",
+        ),
+        (
+            {},
+            {"num_samples": 100, "processes": 3},
+            "training.batch_size: 8 cannot be divided among 3 processes",
+        ),
+        (
+            {"steps": None, "epochs": 0.01},
+            {"num_samples": 100},
+            "training.epochs: 0.01 of 12 steps each are no step at all",
+        ),
+        (
+            {"warmup_steps": 11},
+            {"num_samples": 100},
+            "training: 11 steps of warm-up are more than the run has, 10",
+        ),
+        (
+            {"warmup_epochs": 1.0},
+            {"num_samples": 100},
+            "training: 12 steps of warm-up are more than the run has, 10",
+        ),
+    ],
+)
+def test_what_does_not_come_out_even_is_refused(settings: dict[str, Any], where: dict[str, int], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(**where, **settings)
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"lr": 1e-3}, "expected either epochs or steps; set the other to null"),
+        ({"lr": 1e-3, "steps": 1, "epochs": 1.0}, "expected either epochs or steps; set the other to null"),
+        ({"steps": 1}, "expected either base_lr or lr; set the other to null"),
+        ({"steps": 1, "lr": 1.0, "base_lr": 1.0}, "expected either base_lr or lr; set the other to null"),
+        (
+            {"steps": 1, "lr": 1.0, "warmup_steps": 1, "warmup_epochs": 1.0},
+            "expected either warmup_epochs or warmup_steps; set the other to null",
+        ),
+        ({"steps": 0, "lr": 1.0}, "steps: input should be greater than or equal to 1, got 0"),
+        ({"steps": 1, "lr": 1.0, "ema": 1}, "ema: input should be less than 1, got 1"),
+        ({"steps": 1, "lr": 1.0, "clip": 0}, "clip: input should be greater than 0, got 0"),
+        ({"steps": 1, "lr": 1.0, "layer_decay": 0}, "layer_decay: input should be greater than 0, got 0"),
+        ({"steps": 1, "lr": 1.0, "final_lr": 1.5}, "final_lr: input should be less than or equal to 1, got 1.5"),
+        (
+            {"steps": 1, "lr": 1.0, "precision": "fp16"},
+            "precision: expected 'bf16' or 'fp32', got 'fp16'. Did you mean 'bf16'?",
+        ),
+    ],
+)
+def test_settings_that_make_no_training_are_refused(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        TrainingConfig.read(settings, source="training")
+    assert str(caught.value) == f"training: {expected}"
+
+
+def test_a_plan_says_what_it_came_to() -> None:
+    small = plan(num_samples=100)
+    assert str(small) == (
+        "10 steps (0.8333 epochs of 12), 0 of warm-up; batch 8 = 1 process × 8; learning rate up to 0.001"
+    )
+    large = plan(
+        num_samples=10_000,
+        processes=4,
+        batch_size=512,
+        micro_batch=32,
+        steps=None,
+        epochs=100,
+        lr=None,
+        base_lr=1e-4,
+        warmup_epochs=5,
+    )
+    assert str(large) == (
+        "1900 steps (100 epochs of 19), 95 of warm-up; batch 512 = 4 processes × 128 in 4 parts; "
+        "learning rate up to 0.0002"
+    )
