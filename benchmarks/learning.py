@@ -19,8 +19,9 @@ from c2fmae.core.run_folder import RunFolder, read_rows
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.mixed import SelectedScenes
 from c2fmae.eval.probes import extract, photo_encoder, probe
+from c2fmae.loading import load_run
 from c2fmae.methods import MaskedAutoencoding, build_method
-from c2fmae.pretrain import load_run, pretrain
+from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import read_recipe
 
 STEPS = {"c2fmae": 900, "multimae": 775, "mae": 2234}

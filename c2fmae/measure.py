@@ -53,11 +53,11 @@ def describe(it: Experiment, training: Training, steps: list[float], waits: list
         f"GiB that are free in {there}",
     ]
     if wait > 0.1:
-        lines.append(
-            f"data is what it waits for: try more than data.workers={it.config.data.workers}, or pack the data"
-        )
+        workers = it.config.data.workers
+        lines.append(f"it waits for data: try more workers than data.workers={workers}; packed data is the quickest")
     if plan.steps_per_epoch < 50:
-        lines.append(f"an epoch has only {plan.steps_per_epoch} steps: on so little data a smaller batch learns more")
+        count = f"{plan.steps_per_epoch} step{'s' * (plan.steps_per_epoch > 1)}"
+        lines.append(f"an epoch has only {count}: on so little data a smaller batch learns more")
     return "\n".join(lines)
 
 

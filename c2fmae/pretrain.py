@@ -14,37 +14,32 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
+from c2fmae.core.checkpoint import checkpoints_in
 from c2fmae.core.config import Config
-from c2fmae.core.environment import environment
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.loop import Loop, Report, Training
 from c2fmae.core.pictures import save_png
 from c2fmae.core.resuming import begin
-from c2fmae.core.run_folder import RunFolder, check_room, open_run, read_rows
+from c2fmae.core.run_folder import RunFolder, open_run, read_rows
 from c2fmae.core.saving import Saver, SavingConfig
 from c2fmae.core.sharding import whole
 from c2fmae.core.signals import Stop, catching_signals
+from c2fmae.core.trackers import require
 from c2fmae.core.training import Plan, TrainingConfig, plan_of
 from c2fmae.core.watching import Watch, WatchingConfig, is_due
 from c2fmae.core.world import World, is_lost, join_world
-from c2fmae.data import BatchStream, DatasetInfo, Position, Sampler, Scenes
+from c2fmae.data import BatchStream, Position, Sampler, Scenes
 from c2fmae.data.config import DataConfig
 from c2fmae.data.loader import telling_of_dead_workers
 from c2fmae.eval.held_out import HeldOut
 from c2fmae.eval.report import Section, render, run_page
 from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_like_training, take_scenes
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods.fit import fitted, maps_needed
 from c2fmae.methods.start import start_from
 from c2fmae.methods.task import PretrainingTask
 
 log = logging.getLogger(__name__)
-
-WITHOUT_EFFECT = (
-    *("saving.", "watching.", "data.workers:", "data.prefetch:", "data.keep:"),
-    *("name:", "title:", "source:", "reported:", "deviations:", "unmeasured:"),
-)
-"""Settings that may differ in a run that goes on: it learns the same whatever they are."""
 
 
 class PretrainConfig(Config):
@@ -85,21 +80,19 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
     with catching_signals() as stop, join_world(config.training.device) as world, folder_of(out, world) as run:
         it = set_up(config, world, is_new=not world.share(run.is_begun))
         training = Training.start(it.method.model, it.config.training)
-        is_over = world.share((run.read_state() or {}).get("status") == "finished")
-        if world.is_first and not is_over:
-            check_room(run.path, needed=room_for(it, training) - room_taken(run))
+        for name in it.config.watching.trackers if world.is_first else ():
+            require(name)
         is_over = begin(
             training,
             run,
             world,
             it.config,
             facts_of(it),
-            environment(world_size=world.size, compile=it.config.training.compile),
-            last_step=it.plan.steps,
-            is_over=is_over,
+            steps=it.plan.steps,
+            room=room_for(it, training),
+            compiled=it.config.training.compile,
             resume=resume,
             accept_changes=accept_changes,
-            without_effect=WITHOUT_EFFECT,
         )
         if is_over:
             return Outcome("finished", training.step)
@@ -240,27 +233,6 @@ def refuse_broken(it: Experiment, count: int) -> None:
         )
 
 
-def maps_needed(config: MethodConfig) -> tuple[str, ...]:
-    """Return the granularities that the data has to have: those of the model, and those that guide the masks."""
-    guides = getattr(config.masking.build(), "guides", ("semantic", "instance"))
-    return tuple(dict.fromkeys((*config.granularities, *guides)))
-
-
-def fitted(config: MethodConfig, info: DatasetInfo) -> MethodConfig:
-    """Return a method with the classes, channels and normalisation of the data, where it does not name its own."""
-    found = {"semantic": len(info.classes), "rgb": info.channels}
-    for name in found.keys() & set(config.granularities):
-        if found[name] and config.channels.get(name, found[name]) != found[name]:
-            what = "classes" if name == "semantic" else "channels"
-            raise UserError(
-                f"method.channels.{name}: is {config.channels[name]}, but the data {info.name!r} has {found[name]} "
-                f"{what}. Set it to that, or leave it out"
-            )
-    channels = {name: found[name] for name in config.granularities if found.get(name)} | config.channels
-    statistics = {key: getattr(config, key) or getattr(info, key) for key in ("mean", "std")}
-    return MethodConfig.read({**config.model_dump(), "channels": channels, **statistics}, source="method")
-
-
 def batches_from(it: Experiment, step: int) -> BatchStream:
     """Return the batches from a step on: where they are in the data is a function of the step."""
     plan, world = it.plan, it.world
@@ -303,57 +275,3 @@ def room_for(it: Experiment, training: Training) -> int:
     saving, copies = it.config.saving, 3 + (training.average is not None)
     kept = it.plan.steps // saving.keep_every if saving.keep_every else 0
     return weights * copies * (saving.keep_last + 1 + kept)
-
-
-def room_taken(run: RunFolder) -> int:
-    """Return the bytes of the checkpoints that are there."""
-    return sum(file.stat().st_size for path in checkpoints_in(run.checkpoints) for file in path.iterdir())
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """What a run, or one of its checkpoints, holds."""
-
-    config: PretrainConfig
-    method: MaskedAutoencoding
-    step: int
-    class_names: tuple[str, ...]
-
-
-def load_run(path: Path, *, step: int | None = None) -> LoadedRun:
-    """Return the model of a run at its newest whole checkpoint, at a step, or of a checkpoint's own folder."""
-    checkpoint = find_checkpoint(path, step)
-    config = PretrainConfig.read(
-        {key: value for key, value in checkpoint.facts["config"].items() if key in PretrainConfig.model_fields},
-        source=str(path),
-    )
-    method = build_method(config.method, seed=config.training.seed)
-    weights = {
-        name.removeprefix("model/"): tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model/")
-    }
-    method.model.load_state_dict(weights)
-    return LoadedRun(config, method, checkpoint.step, tuple(checkpoint.facts["classes"]))
-
-
-def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
-    """Return the checkpoint that a path means; what is none is refused with what is there instead."""
-    if path.is_file():
-        raise UserError(
-            f"{path} has no decoder weights, so nothing can be reconstructed from it: it holds an encoder alone. "
-            "Take the run folder it came from"
-        )
-    if not (path / "config.yaml").exists():
-        return load_checkpoint(path)
-    folder = RunFolder(path).checkpoints
-    if step is not None:
-        return load_checkpoint(folder / f"step-{step:08d}")
-    found, refused = newest_checkpoint(folder)
-    if found is None:
-        raise UserError("\n".join([f"{path}: has no whole checkpoint yet", *refused]))
-    return found
-
-
-def held_out_scenes(config: PretrainConfig) -> Scenes:
-    """Return the scenes that a run was held to, or those that it learned from where it had none."""
-    names = maps_needed(config.method)
-    return config.data.open_held_out(names) or config.data.open_training(names)

@@ -20,8 +20,9 @@ from c2fmae.eval.probes import (
 from c2fmae.eval.probes.features import Encode
 from c2fmae.eval.report import Picture, Table, Text
 from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_showing, take_scenes
+from c2fmae.loading import LoadedRun, load_run
 from c2fmae.methods import build_method
-from c2fmae.pretrain import LoadedRun, Outcome, PretrainConfig, load_run, pretrain, write_page
+from c2fmae.pretrain import Outcome, PretrainConfig, pretrain, write_page
 
 log = logging.getLogger(__name__)
 

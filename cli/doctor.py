@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 def doctor(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="The folder of a run, to look into.")] = None,
     compare: Annotated[Path | None, typer.Option(metavar="OTHER", help="Another run, to compare it with.")] = None,
-    replay: Annotated[
-        int | None, typer.Option(metavar="STEP", help="A step to look into, as a skipped one.")
-    ] = None,
+    replay: Annotated[int | None, typer.Option(metavar="STEP", help="A step to look into, as a skipped one.")] = None,
 ) -> None:
     """Report versions, devices and missing extras; or how a run stands, what a resume would do, how two differ.
 

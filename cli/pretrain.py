@@ -49,6 +49,8 @@ def pretrain(
     if init:
         overrides.insert(0, f"init={quote_yaml(init)}")
         overrides += ["method.encoder.keep_positions=true"] * init.startswith("timm:")
+    if data and read_recipe(recipe).data.keep:  # what is kept is small and drawn; others' photos are neither
+        overrides[:0] = ["data.keep=false", "data.workers=2"]
     config = read_recipe(recipe, overrides)
     is_run = (Path(recipe) / "config.yaml").is_file()
     folder = out or (Path(recipe) if is_run else Path("runs") / config.name)

@@ -12,12 +12,13 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from c2fmae.core.ema import average_of, follow
 from c2fmae.core.errors import UserError
 from c2fmae.core.optimiser import adamw, moments, parameter_groups, restore_moments, set_rate
 from c2fmae.core.seeding import seed_of
+from c2fmae.core.sharding import gather, norm_of, part_like
 from c2fmae.core.training import Plan, TrainingConfig
 from c2fmae.core.world import World, reducing
 
@@ -87,9 +88,9 @@ class Training:
         return cls(model, adamw(groups, betas=config.betas), average)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything by name: `model/…`, `optimiser/…`, `ema/…`."""
+        """Return everything by name: `model/…`, `optimiser/…`, `ema/…`; what is sharded, whole in the first process."""
         parts = {"model": self.model.state_dict(), "optimiser": moments(self.optimiser), "ema": self.average or {}}
-        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return gather({f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()})
 
     def restore(self, tensors: Mapping[str, Tensor], *, step: int, bad_steps: int = 0) -> None:
         """Take up where `tensors` were taken."""
@@ -97,11 +98,12 @@ class Training:
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
-        _check_fit(self.model.state_dict(), parts["model"])
-        self.model.load_state_dict(parts["model"])
+        ours = self.model.state_dict()
+        _check_fit(ours, parts["model"])
+        self.model.load_state_dict({name: part_like(tensor, ours[name]) for name, tensor in parts["model"].items()})
         restore_moments(self.optimiser, parts["optimiser"])
         for name, tensor in (self.average or {}).items():  # one that begins here begins at the weights
-            tensor.copy_(parts["ema"].get(name, parts["model"][name]))
+            tensor.copy_(part_like(parts["ema"].get(name, parts["model"][name]), tensor))
         self.step, self.bad_steps = step, bad_steps
 
 
@@ -155,7 +157,7 @@ class Loop(Generic[B, P]):
                     losses = task.losses(model, part, totals)
                 (losses.total * self.world.size).backward()  # gradients are averaged over the processes
             errors.append({"loss": losses.total.detach(), **{f"loss/{k}": v for k, v in losses.parts.items()}})
-        norm = get_total_norm([p.grad for p in training.model.parameters() if p.grad is not None])
+        norm = norm_of(p.grad for p in training.model.parameters() if p.grad is not None)
 
         sums = torch.stack([torch.stack(list(each.values())) for each in errors]).double().sum(dim=0)
         found = torch.cat([self.world.add(sums), norm.double().view(1), answers]).tolist()  # the one wait for a GPU

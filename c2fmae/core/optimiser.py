@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from c2fmae.core.sharding import part_like
+
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
@@ -76,7 +78,10 @@ def restore_moments(optimiser: torch.optim.Optimizer, kept: dict[str, Tensor]) -
         by_name.setdefault(name, {})[what] = value
     for name, parameter in _parameters(optimiser):
         if name in by_name:
-            optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in by_name[name].items()}
+            optimiser.state[parameter] = {
+                key: (part_like(value, parameter) if value.shape == parameter.shape else value).to(parameter.device)
+                for key, value in by_name[name].items()
+            }
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:

@@ -5,15 +5,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
 from c2fmae.core.config import Config, read_yaml
-from c2fmae.core.environment import environment_changes
+from c2fmae.core.environment import environment, environment_changes
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import Training
-from c2fmae.core.run_folder import RunFolder, cut_rows, differences
+from c2fmae.core.run_folder import RunFolder, check_room, cut_rows, differences
 from c2fmae.core.world import World
 
 log = logging.getLogger(__name__)
+
+WITHOUT_EFFECT = (
+    *("saving.", "watching.", "data.workers:", "data.prefetch:", "data.keep:"),
+    *("name:", "title:", "source:", "reported:", "deviations:", "unmeasured:"),
+)
+"""How settings begin that may differ in a run that goes on: it learns the same whatever they are."""
 
 
 def begin(
@@ -22,20 +28,24 @@ def begin(
     world: World,
     config: Config,
     facts: Mapping[str, Any],
-    now: Mapping[str, Any],
     *,
-    last_step: int,
-    is_over: bool,
+    steps: int,
+    room: int,
+    compiled: bool,
     resume: bool,
     accept_changes: bool,
-    without_effect: Sequence[str],
 ) -> bool:
     """Note a new run's config and environment, or bring the training to the newest whole checkpoint.
 
-    A config that differs is refused unless that is accepted; settings that begin with one of `without_effect` may.
-    `facts` are what checkpoints say of the data, `now` is the environment. Returns whether nothing is left to do: the
-    run says that it `is_over`, and the last step's checkpoint is whole.
+    A config that differs is refused unless that is accepted. `facts` are what checkpoints say of the data, `room` the
+    bytes that all of them will take. Returns whether nothing is left to do: the run says that it is finished, and the
+    checkpoint of its last step is whole.
     """
+    is_over: bool = world.share((run.read_state() or {}).get("status") == "finished")
+    if world.is_first and not is_over:
+        taken = sum(file.stat().st_size for path in checkpoints_in(run.checkpoints) for file in path.iterdir())
+        check_room(run.path, needed=room - taken)
+    now = environment(world_size=world.size, compile=compiled)
     if not world.share(run.is_begun):
         if world.is_first:
             run.write_text("environment.json", _json(now))
@@ -47,7 +57,7 @@ def begin(
     changes = [
         change
         for change in differences(_as_read_today(run, config), config.model_dump(mode="json"))
-        if not change.startswith(tuple(without_effect))
+        if not change.startswith(WITHOUT_EFFECT)
     ]
     if changes and not accept_changes:
         raise UserError(
@@ -63,9 +73,9 @@ def begin(
             training.restore(checkpoint.tensors, step=checkpoint.step, bad_steps=checkpoint.facts.get("bad_steps", 0))
         except UserError as error:
             raise UserError(f"{run.path}: {error}") from error
-    is_over = is_over and training.step >= last_step
+    is_over = is_over and training.step >= steps
     if is_over and world.is_first:
-        log.info("%s: all %d steps are done", run.path, last_step)
+        log.info("%s: all %d steps are done", run.path, steps)
     elif world.is_first:
         _note_resume(run, training.step, config, now, changes)
         for path in (run.metrics, run.timing):

@@ -7,15 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.utils import get_total_norm
 
-from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter
+from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter, prune
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import Training
+from c2fmae.core.sharding import norm_of
 from c2fmae.core.world import World
 
 log = logging.getLogger(__name__)
@@ -42,13 +41,15 @@ class Saver:
     """
 
     def __init__(self, folder: Path, config: SavingConfig, world: World, facts: Mapping[str, Any]) -> None:
-        self._config, self._facts = config, dict(facts)
+        self._folder, self._config, self._facts = folder, config, dict(facts)
         self._writer = None
         if world.is_first:
             self._writer = CheckpointWriter(folder, keep_last=config.keep_last, keep_every=config.keep_every)
         self._saved_step, self._saved_at = -1, time.monotonic()
 
     def __enter__(self) -> "Saver":
+        if self._writer:  # a run that was killed may have left what its next save would have removed
+            prune(self._folder, keep_last=self._config.keep_last, keep_every=self._config.keep_every)
         return self
 
     def __exit__(
@@ -80,5 +81,4 @@ class Saver:
 
 def is_finite(model: nn.Module) -> bool:
     """Return whether all weights are numbers."""
-    with torch.no_grad():
-        return bool(get_total_norm([*model.parameters()]).isfinite())
+    return bool(norm_of(model.parameters()).isfinite())

@@ -86,7 +86,7 @@ class _TensorBoard:
     """Event files in the run's folder `tensorboard`."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], since_step: int) -> None:
-        _require("tensorboard")
+        require("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=since_step + 1, flush_secs=30)
@@ -118,7 +118,7 @@ class _WandB:
     """
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        wandb = self.wandb = _require("wandb")
+        wandb = self.wandb = require("wandb")
         kept = folder / "wandb-id"
         if not kept.exists() or not kept.read_text(encoding="utf-8"):
             kept.write_text(uuid4().hex[:12], encoding="utf-8")
@@ -154,7 +154,8 @@ _OPEN: dict[TrackerName, Callable[[Path, str, Mapping[str, Any], int], Tracker]]
 }
 
 
-def _require(name: TrackerName) -> ModuleType:
+def require(name: TrackerName) -> ModuleType:
+    """Return a tracker's package, or say how to get it."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -162,5 +163,5 @@ def _require(name: TrackerName) -> ModuleType:
             raise
         extra = _EXTRAS[name]
         raise UserError(
-            f"saving.trackers: {name!r} needs the extra `{extra}`: pip install 'c2fmae[{extra}]'"
+            f"watching.trackers: {name!r} needs the extra `{extra}`: pip install 'c2fmae[{extra}]'"
         ) from error

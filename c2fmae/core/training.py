@@ -46,6 +46,9 @@ class TrainingConfig(Config):
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     """Compile the model: a minute or more before the first step, faster steps."""
+    sharded: bool = False
+    """Shard weights, gradients and moments over the processes (FSDP2) instead of copying them: for models that one GPU
+    cannot hold."""
     max_bad_steps: Count = 10
     """Steps in a row whose loss or gradient is not finite; they are skipped, and with so many the run ends."""
     seed: int = 0
@@ -58,6 +61,8 @@ class TrainingConfig(Config):
                 raise UserError(f"expected either {one} or {other}; set the other to null")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             raise UserError("expected either warmup_epochs or warmup_steps; set the other to null")
+        if self.sharded and self.compile:
+            raise UserError("sharded and compile do not go together; set one of them to false")
         return self
 
 

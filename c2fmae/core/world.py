@@ -1,4 +1,4 @@
-"""The processes of one run: the only file that knows `torch.distributed`.
+"""The processes of one run: with `sharding`, all that knows `torch.distributed`.
 
 The same command runs alone, under `torchrun` and under `srun`: who else is there is read from the environment.
 """
@@ -17,9 +17,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.sharding import shard
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -47,9 +49,14 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def shard(self, model: nn.Module) -> None:
+        """Share a model's weights out over the processes, in place; to be done before there is an optimiser."""
+        if self.size > 1:
+            shard(model, self.device, self.size)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model whose backward averages gradients over the processes."""
-        if self.size == 1:
+        if self.size == 1 or isinstance(model, FSDPModule):
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
@@ -91,6 +98,8 @@ def reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]
     """Return a context in which gradients stay in this process, but for the last micro-batch's."""
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
     return nullcontext()
 
 
@@ -177,8 +186,7 @@ def _device(wanted: Device, local_rank: int) -> torch.device:
 
 def _end_readably(error: BaseException, store: Any, rank: int) -> None:
     """Tell the others why this process ends; or, where it lost one of them, say that instead of what torch says."""
-    is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "peer"))
-    if is_lost:
+    if is_lost(error):
         words = _last_words(store)
         why = f"process {words[0]} failed: {words[1]}" if words else "another was killed, or its machine is gone"
         raise RunError(f"process {rank} ends, since {why}") from None
@@ -186,6 +194,12 @@ def _end_readably(error: BaseException, store: Any, rank: int) -> None:
         store.set(_FAILED, f"{rank}:{type(error).__name__}: {error}")
     if rank == 0:
         time.sleep(2 * _GLANCE)  # it may be the one that keeps the store: let the others look
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether an error is torch's way of saying that another process is gone."""
+    is_torch = isinstance(error, RuntimeError) and not isinstance(error, RunError)
+    return is_torch and any(word in str(error) for word in ("gloo", "NCCL", "peer"))
 
 
 def _last_words(store: Any) -> tuple[str, str] | None:

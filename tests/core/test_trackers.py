@@ -188,8 +188,8 @@ def test_wandb_is_offline_unless_its_user_is_logged_in_or_says_otherwise(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tensorboard", "saving.trackers: 'tensorboard' needs the extra `tb`: pip install 'c2fmae[tb]'"),
-        ("wandb", "saving.trackers: 'wandb' needs the extra `wandb`: pip install 'c2fmae[wandb]'"),
+        ("tensorboard", "watching.trackers: 'tensorboard' needs the extra `tb`: pip install 'c2fmae[tb]'"),
+        ("wandb", "watching.trackers: 'wandb' needs the extra `wandb`: pip install 'c2fmae[wandb]'"),
     ],
 )
 def test_a_missing_package_is_refused_with_the_extra_to_install(

@@ -248,8 +248,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         asked.append((path, step))
         return SimpleNamespace(config=None, method=method, step=step or 7, class_names=("sky",))
 
-    monkeypatch.setattr("c2fmae.pretrain.load_run", load_run)
-    monkeypatch.setattr("c2fmae.pretrain.held_out_scenes", lambda _: open_scenes("generated", size=48, length=9))
+    monkeypatch.setattr("c2fmae.loading.load_run", load_run)
+    monkeypatch.setattr("c2fmae.loading.held_out_scenes", lambda _: open_scenes("generated", size=48, length=9))
     return asked
 
 

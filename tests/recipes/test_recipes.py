@@ -12,9 +12,9 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking.policies import Progressive
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
+from c2fmae.methods.fit import fitted
 from c2fmae.models import Head, MultiGranularAutoencoder
 from c2fmae.models.decoders import Cascaded, Joint, Parallel, SelfAttention, Stage
-from c2fmae.pretrain import fitted
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.ablations import ABLATIONS, Ablation
 from c2fmae.recipes.config import RecipeConfig, read_recipe

@@ -1,0 +1,61 @@
+"""What a run or one of its checkpoints holds, for those who come after it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from c2fmae.core.errors import UserError
+from c2fmae.core.run_folder import RunFolder
+from c2fmae.data import Scenes
+from c2fmae.methods import MaskedAutoencoding, build_method
+from c2fmae.methods.fit import maps_needed
+from c2fmae.pretrain import PretrainConfig
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """What a run, or one of its checkpoints, holds."""
+
+    config: PretrainConfig
+    method: MaskedAutoencoding
+    step: int
+    class_names: tuple[str, ...]
+
+
+def load_run(path: Path, *, step: int | None = None) -> LoadedRun:
+    """Return the model of a run at its newest whole checkpoint, at a step, or of a checkpoint's own folder."""
+    checkpoint = find_checkpoint(path, step)
+    config = PretrainConfig.read(
+        {key: value for key, value in checkpoint.facts["config"].items() if key in PretrainConfig.model_fields},
+        source=str(path),
+    )
+    method = build_method(config.method, seed=config.training.seed)
+    weights = {
+        name.removeprefix("model/"): tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model/")
+    }
+    method.model.load_state_dict(weights)
+    return LoadedRun(config, method, checkpoint.step, tuple(checkpoint.facts["classes"]))
+
+
+def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
+    """Return the checkpoint that a path means; what is none is refused with what is there instead."""
+    if path.is_file():
+        raise UserError(
+            f"{path} has no decoder weights, so nothing can be reconstructed from it: it holds an encoder alone. "
+            "Take the run folder it came from"
+        )
+    if not (path / "config.yaml").exists():
+        return load_checkpoint(path)
+    folder = RunFolder(path).checkpoints
+    if step is not None:
+        return load_checkpoint(folder / f"step-{step:08d}")
+    found, refused = newest_checkpoint(folder)
+    if found is None:
+        raise UserError("\n".join([f"{path}: has no whole checkpoint yet", *refused]))
+    return found
+
+
+def held_out_scenes(config: PretrainConfig) -> Scenes:
+    """Return the scenes that a run was held to, or those that it learned from where it had none."""
+    names = maps_needed(config.method)
+    return config.data.open_held_out(names) or config.data.open_training(names)

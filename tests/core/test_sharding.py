@@ -1,0 +1,175 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint
+from c2fmae.core.errors import UserError
+from c2fmae.core.sharding import gather, norm_of, own_part, part_like, whole
+from c2fmae.core.training import TrainingConfig
+from c2fmae.core.world import World
+from tests.core import sharding_processes
+from tests.core.loop_processes import ALONE, STEPS
+from tests.core.sharding_processes import KEPT, RUNS, SINGLE, WIDE, WORLD, Each, look
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    spawn(sharding_processes.run, args=(folder,), nprocs=WORLD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    ours, theirs = load_checkpoint(one), load_checkpoint(other)
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert [name for name, tensor in ours.tensors.items() if not tensor.equal(theirs.tensors[name])] == []
+
+
+def end_of(folder: Path) -> Path:
+    return folder / f"step-{STEPS:08d}"
+
+
+def alone(name: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
+    case, settings = RUNS[name]
+    reports, tensors = case.run(ALONE, **settings)
+    return [vars(report) for report in reports], {step: tensors[step - 1] for step in KEPT}
+
+
+def losses(report: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in report["values"].items() if name.startswith(("loss", "grad_norm"))}
+
+
+@pytest.mark.once
+def test_in_double_precision_parts_copies_and_one_process_come_to_the_same(found: list[dict[str, Any]]) -> None:
+    reports, tensors = found[0]["runs"]["wide sharded"]
+    for others in (found[0]["runs"]["wide copied"], alone("wide")):
+        for mine, theirs in zip(reports, others[0], strict=True):
+            assert mine["values"] == pytest.approx(theirs["values"], rel=1e-9, abs=1e-9)
+        for step in KEPT:
+            assert_close(tensors[step], others[1][step], 1e-9)
+
+
+@pytest.mark.once
+def test_in_single_precision_losses_and_gradients_do(found: list[dict[str, Any]]) -> None:
+    reports, tensors = found[0]["runs"]["single sharded"]
+    for others in (found[0]["runs"]["single copied"], alone("single")):
+        for mine, theirs in zip(reports, others[0], strict=True):
+            assert losses(mine) == pytest.approx(losses(theirs), rel=1e-5, abs=1e-5)
+        for key, tensor in others[1][1].items():
+            if key.endswith("/exp_avg"):  # a tenth of the gradient
+                torch.testing.assert_close(10 * tensors[1][key], 10 * tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.once
+def test_in_half_precision_the_first_step_is_the_same_to_the_bit(found: list[dict[str, Any]]) -> None:
+    (mine, tensors), (theirs, others) = (found[0]["runs"][f"half {way}"] for way in ("sharded", "copied"))
+    assert losses(mine[0])["loss"] == losses(theirs[0])["loss"]
+    moments = [key for key in tensors[1] if key.endswith("/exp_avg")]
+    assert_close({key: tensors[1][key] for key in moments}, {key: others[1][key] for key in moments}, 1e-6)
+    assert all(tensor.dtype == torch.float32 for tensor in tensors[1].values())
+    assert losses(mine[-1]) == pytest.approx(losses(theirs[-1]), rel=1e-2)
+
+
+@pytest.mark.once
+def test_processes_agree_and_the_first_has_the_tensors(found: list[dict[str, Any]]) -> None:
+    for name in RUNS:
+        (reports, tensors), (others, nothing) = (each["runs"][f"{name} sharded"] for each in found)
+        for mine, theirs in zip(reports, others, strict=True):
+            assert repr(mine["values"]) == repr(theirs["values"])
+            assert mine["answers"] == theirs["answers"] == {"said": 3}
+        assert nothing == {step: {} for step in KEPT}
+        assert all(type(tensor) is Tensor for step in KEPT for tensor in tensors[step].values())
+
+
+@pytest.mark.once
+def test_a_step_that_is_not_finite_is_skipped_by_all(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        (mine, _), (theirs, _) = (each["runs"][f"poisoned {way}"] for way in ("sharded", "copied"))
+        assert [report["trouble"] is None for report in mine] == [True, True, False, True, True]
+        trouble, expected = mine[2]["trouble"], theirs[2]["trouble"]
+        assert [one["keys"] for one in trouble] == [one["keys"] for one in expected]
+        assert trouble[0]["loss"] == pytest.approx(expected[0]["loss"], nan_ok=True)
+    tensors, others = (found[0]["runs"][f"poisoned {way}"][1] for way in ("sharded", "copied"))
+    assert_close(tensors[STEPS], others[STEPS], 1e-9)
+
+
+@pytest.mark.once
+def test_checkpoints_go_from_copies_to_parts_and_back_and_to_one_process(folder: Path) -> None:
+    paths = checkpoints_in(folder / "handed on")
+    assert [load_checkpoint(path).step for path in paths] == [4, STEPS]
+    expected = WIDE.run(ALONE)[1]
+    for path, step in zip(paths, (4, STEPS), strict=True):
+        assert_close(load_checkpoint(path).tensors, expected[step - 1], 1e-9)
+    once = Each.of(WIDE, ALONE).resume(paths[0]).go_to(STEPS)
+    assert_close(once.training.tensors(), expected[-1], 1e-9)
+
+
+@pytest.mark.once
+def test_a_training_that_is_taken_up_again_ends_the_same_to_the_bit(folder: Path) -> None:
+    assert_same(end_of(folder / "whole"), end_of(folder / "stopped"))
+
+
+@pytest.mark.once
+def test_a_block_at_a_time_is_together(found: list[dict[str, Any]]) -> None:
+    decoders = [f"decoder.stages.{name}.rest.0" for name in ("semantic", "instance", "rgb")]
+    assert found[0]["units"] == ["", "encoder.blocks.0", *decoders]
+
+
+@pytest.mark.once
+def test_each_process_holds_its_part_of_weights_moments_and_average(found: list[dict[str, Any]]) -> None:
+    each = SINGLE.build()
+    weights = sum(parameter.numel() * 4 for parameter in each.model.parameters())
+    for step in (0, 1):  # without a stop, and after one
+        for kind, copies in {"weights": 1, "moments": 2, "average": 1}.items():
+            parts = [one["bytes"][step][kind] for one in found]
+            assert copies * weights <= sum(parts) <= 1.02 * copies * weights  # rows of no process fill up blocks
+            assert all(0.45 < part / (copies * weights) < 0.55 for part in parts)
+
+
+@pytest.mark.once
+def test_one_process_may_look_alone_and_nothing_changes(folder: Path, found: list[dict[str, Any]]) -> None:
+    assert_same(end_of(folder / "whole"), end_of(folder / "looked"))
+    assert [len(each["pictures"]) for each in found] == [1 + 3 + 5, 0]
+    first, *_, last = found[0]["pictures"]
+    assert torch.equal(first, look(SINGLE.build()))
+    assert not torch.equal(first, last)
+
+
+@pytest.mark.once
+def test_weights_that_are_spoilt_in_one_process_are_saved_by_none(folder: Path, found: list[dict[str, Any]]) -> None:
+    assert [each["is finite"] for each in found] == [(True, False)] * 2
+    assert not (folder / "spoilt").exists()
+
+
+def test_plain_tensors_and_models_pass_as_they_are() -> None:
+    tensor, model = torch.tensor([3.0, 4.0]), nn.Linear(2, 2)
+    assert own_part(tensor) is tensor
+    assert part_like(tensor, tensor) is tensor
+    assert gather({"a": tensor})["a"] is tensor
+    assert norm_of([tensor, torch.tensor([12.0])]).item() == 13
+    before = [*model.parameters()]
+    World().shard(model)
+    with whole(model):
+        assert all(one is other for one, other in zip(before, model.parameters(), strict=True))
+
+
+def test_parts_are_not_compiled() -> None:
+    with pytest.raises(UserError) as caught:
+        TrainingConfig.read({"steps": 1, "lr": 1.0, "sharded": True, "compile": True}, source="training")
+    assert str(caught.value) == "training: sharded and compile do not go together; set one of them to false"

@@ -1,0 +1,120 @@
+"""Weights to start from: of timm, of a run, of neither."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.errors import UserError
+from c2fmae.methods import MaskedAutoencoding
+from c2fmae.methods.start import start_from
+from tests.methods.scenes import rough, tiny
+
+
+@pytest.fixture(scope="module")
+def vit() -> nn.Module:
+    vit = timm.create_model("test_vit", num_classes=7, img_size=32)
+    rough(vit)
+    return vit
+
+
+def written(vit: nn.Module, path: Path, **changes: torch.Tensor) -> str:
+    save_file({**vit.state_dict(), **changes}, path)
+    return f"timm:test_vit@{path}"
+
+
+def refused(method: MaskedAutoencoding, source: str) -> str:
+    before = {name: tensor.clone() for name, tensor in method.model.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        start_from(method, source)
+    for name, tensor in method.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    return str(caught.value)
+
+
+def test_a_timm_vits_features_are_ours_from_the_first_step(vit: nn.Module, tmp_path: Path) -> None:
+    method = tiny("mae", "encoder.keep_positions=true")  # with a norm, as timm's features have
+    said = start_from(method, written(vit, tmp_path / "vit.safetensors"))
+    assert said.startswith("78 of 97 tensors are from timm:test_vit@")
+    assert said.endswith("; drawn anew: decoder.blocks, decoder.entry, decoder.norm, heads.rgb")
+    photos = torch.randn(2, 3, 32, 32)
+    method.model.eval()
+    with torch.no_grad():
+        ours = method.model.encode(photos)  # type: ignore[operator]
+        theirs = vit.eval().forward_features(photos)  # type: ignore[operator]
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_its_positions_are_brought_to_another_grid(vit: nn.Module, tmp_path: Path) -> None:
+    method = tiny("mae", "encoder.keep_positions=true", size=(64, 64))
+    start_from(method, written(vit, tmp_path / "vit.safetensors"))
+    table = method.model.get_submodule("encoder").pos_embed
+    assert isinstance(table, torch.Tensor)
+    assert table.shape == (1, 16, 64)
+    assert table.std() > 0.05  # not zeros, not ones
+
+
+def test_what_a_file_lacks_is_not_left_to_chance(vit: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "vit.safetensors"
+    save_file({k: v for k, v in vit.state_dict().items() if not k.startswith("blocks.3.")}, path)
+    message = refused(tiny("mae"), f"timm:test_vit@{path}")
+    assert message.startswith(f"init: timm:test_vit@{path} cannot be loaded: {path} lacks ")
+    assert message.endswith(" of its tensors, the first is blocks.3.norm1.weight")
+
+
+def test_another_vit_than_the_encoder_is_refused(vit: nn.Module, tmp_path: Path) -> None:
+    source = written(vit, tmp_path / "vit.safetensors").replace("test_vit@", "vit_tiny_patch16_224@")
+    assert refused(tiny("mae"), source) == (
+        f"init: {source} is a vit_tiny_patch16_224, but the encoder is a test_vit. "
+        "Set method.encoder.name=vit_tiny_patch16_224"
+    )
+
+
+def test_files_that_are_none_are_sentences(tmp_path: Path) -> None:
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    for name in ("junk.safetensors", "none.safetensors"):
+        source = f"timm:test_vit@{tmp_path / name}"
+        message = refused(tiny("mae"), source)
+        assert message.startswith(f"init: {source} cannot be loaded: ")
+        assert "\n" not in message
+    assert refused(tiny("mae"), str(tmp_path / "nowhere")) == (
+        f"init: {tmp_path / 'nowhere'} does not exist. Give a run, a checkpoint, timm:NAME or timm:NAME@FILE"
+    )
+
+
+def saved(method: MaskedAutoencoding, folder: Path) -> Path:
+    rough(method.model)
+    tensors = {f"model/{name}": tensor for name, tensor in method.model.state_dict().items()}
+    return save_checkpoint(folder, Checkpoint(5, tensors, {}))
+
+
+def test_a_checkpoint_gives_all_that_fits(tmp_path: Path) -> None:
+    donor, method = tiny(), tiny()
+    said = start_from(method, str(saved(donor, tmp_path)))
+    ours, theirs = method.model.state_dict(), donor.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert said == f"{len(ours)} of {len(ours)} tensors are from {tmp_path / 'step-00000005'}; drawn anew: none"
+
+
+def test_a_head_for_other_classes_is_drawn_anew(tmp_path: Path) -> None:
+    donor, method = tiny(), tiny("c2fmae", "channels.semantic=9")
+    said = start_from(method, str(saved(donor, tmp_path)))
+    assert said.endswith("; drawn anew: embeddings.semantic, heads.semantic")
+    weight, theirs = (each.model.state_dict()["heads.rgb.weight"] for each in (method, donor))
+    assert torch.equal(weight, theirs)
+
+
+def test_an_encoder_of_another_width_does_not_fit(tmp_path: Path) -> None:
+    path = saved(tiny(), tmp_path)
+    message = refused(tiny("c2fmae", "encoder.dim=32", "encoder.num_heads=2"), str(path))
+    assert message.startswith(f"init: {path} does not fit the encoder 'test_vit': ")
+    assert message.endswith(" of its tensors are missing or of another shape, the first is encoder.cls_token")
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert refused(tiny(), str(tmp_path)) == f"init: {tmp_path} has no whole checkpoint"

@@ -1,0 +1,208 @@
+"""Runs as processes of their own, started in no time: forked from one that has imported everything.
+
+What is forked is the command with its words; it ends as the command does, with its exit code and its message.
+"""
+
+import atexit
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 60.0  # seconds; machines that test are busy
+
+
+@dataclass(frozen=True)
+class Run:
+    """The processes of one run."""
+
+    launcher: "Launcher"
+    out: Path
+    pids: tuple[int, ...]
+    logs: tuple[Path, ...]
+
+    def codes(self) -> list[int | None]:
+        """Return exit codes, minus the signal's number for those who were killed; None while a process is there."""
+        return [self.launcher.poll(pid) for pid in self.pids]
+
+    def wait(self, patience: float = PATIENCE) -> list[int]:
+        """Wait for the end and return exit codes."""
+        until(lambda: None not in self.codes(), self, patience)
+        return [code for code in self.codes() if code is not None]
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until a step has been noted."""
+        until(lambda: last_step(self.out) >= step, self, is_over=False)
+
+    def send(self, number: int, rank: int | None = None) -> None:
+        """Send a signal to one process, or to all of them and theirs at once, as schedulers and terminals do."""
+        with suppress(ProcessLookupError):
+            if rank is None:
+                os.killpg(self.pids[0], number)
+            else:
+                os.kill(self.pids[rank], number)
+
+    def said(self, rank: int = 0) -> str:
+        """Return what a process said, on both streams."""
+        return self.logs[rank].read_text(encoding="utf-8")
+
+
+class Launcher:
+    """Starts runs, and leaves none behind."""
+
+    def __init__(self, place: Path) -> None:
+        self._place, self._count = place, 0
+        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+        )
+        self._codes: dict[int, int | None] = {}
+        self._groups: list[int] = []
+
+    def __enter__(self) -> "Launcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for group in self._groups:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        self._server.communicate(timeout=PATIENCE)
+
+    def start(
+        self, *words: str, out: Path, processes: int = 1, before: str = "", environ: Mapping[str, str] | None = None
+    ) -> Run:
+        """Start `c2fmae pretrain` with words; `before` is what a process does before that."""
+        pids, logs = list[int](), list[Path]()
+        port = free_port()
+        for rank in range(processes):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            self._count += 1
+            logs.append(self._place / f"{self._count}.log")
+            request = {
+                "words": ["pretrain", *words, "--out", str(out)],
+                "environ": dict(environ or {}) | (place if processes > 1 else {}),
+                "log": str(logs[-1]),
+                "group": pids[0] if pids else 0,
+                "before": before,
+            }
+            pids.append(self._ask(request))
+            self._codes[pids[-1]] = None
+        self._groups.append(pids[0])
+        return Run(self, out, tuple(pids), tuple(logs))
+
+    def poll(self, pid: int) -> int | None:
+        """Return the exit code of a process that has ended."""
+        if self._codes[pid] is None:
+            self._codes[pid] = self._ask({"poll": pid})
+        return self._codes[pid]
+
+    def _ask(self, request: Mapping[str, Any]) -> Any:
+        assert self._server.stdin
+        assert self._server.stdout
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+
+def until(is_so: Callable[[], bool], run: Run, patience: float = PATIENCE, *, is_over: bool = True) -> None:
+    """Wait for something, not for ever; a run that ends before is no use waiting for, unless `is_over`."""
+    end = time.monotonic() + patience
+    while not is_so():
+        if not is_over and None not in run.codes() and not is_so():
+            raise AssertionError(f"ended with {run.codes()}:\n{run.said()}")
+        if time.monotonic() > end:
+            raise AssertionError(f"still there after {patience} s:\n{run.said()}")
+        time.sleep(0.002)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics that are there by now."""
+    try:
+        text = (out / "metrics.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def last_step(out: Path) -> int:
+    """Return the step that was noted last."""
+    return max((row["step"] for row in rows(out)), default=0)
+
+
+def settings(*texts: str) -> list[str]:
+    """Return the words that change settings."""
+    return [word for text in texts for word in ("--set", text)]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def serve() -> dict[str, Any]:
+    """Answer requests; return only in a new process, with the request that it was made for."""
+    for line in iter(sys.stdin.readline, ""):
+        request: dict[str, Any] = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+            continue
+        pid = os.fork()
+        if not pid:
+            return request
+        with suppress(PermissionError):
+            os.setpgid(pid, request["group"] or pid)
+        print(pid, flush=True)
+    raise SystemExit
+
+
+def become(request: Mapping[str, Any]) -> None:
+    """Make this process what was asked for."""
+    os.setpgid(0, request["group"])
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream, descriptor in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
+        os.dup2(stream, descriptor)
+    os.environ |= request["environ"]
+    sys.argv = ["c2fmae", *request["words"]]
+    exec(compile(request["before"], "before", "exec"), {})
+
+
+def run_command() -> int:
+    """Run the command and return its exit code, as Python would."""
+    try:
+        import_module("c2fmae_cli").main()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    for name in ("c2fmae.measure", "c2fmae.recipes", "timm", "torch.distributed"):
+        import_module(name)
+    become(serve())
+    code = run_command()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)  # to take a forked interpreter down piece by piece takes seconds

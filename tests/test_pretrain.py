@@ -1,0 +1,507 @@
+"""Runs as their users meet them: in processes of their own, told to stop, out of room, with data gone bad."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from c2fmae.core.checkpoint import load_checkpoint
+from c2fmae.core.run_folder import RunFolder
+from c2fmae.data.generated import GeneratedScenes
+from tests.runs import Launcher, free_port, last_step, rows, settings, until
+
+pytestmark = pytest.mark.once
+
+WORDS = (
+    "c2fmae-debug",
+    *settings(
+        "training.steps=8",
+        "training.precision=fp32",
+        "method.encoder.depth=2",
+        "method.decoder.depth=1",
+        "saving.steps=4",
+        "watching.pictures=0",
+        "data.held_out_samples=4",
+    ),
+)
+LONGER = settings("training.steps=1000")  # than anybody waits
+MEANWHILE = """
+import os
+from c2fmae.methods.task import PretrainingTask
+
+split = PretrainingTask.split
+
+def do(self, batch, *, parts, step, progress, world):
+    made = split(self, batch, parts=parts, step=step, progress=progress, world=world)
+    if {when}:
+        {what}
+    return made
+
+PretrainingTask.split = do
+"""
+
+
+SLOW = """
+import time
+from c2fmae.methods.task import PretrainingTask
+
+counts = PretrainingTask.counts
+PretrainingTask.counts = lambda self, part: (time.sleep(0.3), counts(self, part))[1]
+"""
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    with Launcher(tmp_path_factory.mktemp("logs")) as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="module")
+def whole(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    run = launcher.start(*WORDS, out=tmp_path_factory.mktemp("runs") / "whole")
+    assert run.wait() == [0], run.said()
+    return run.out
+
+
+def poison(when: str) -> str:
+    """Return what makes a photo not finite."""
+    return MEANWHILE.format(when=when, what='made[-1].maps["rgb"][0] = float("nan")')
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def state_of(out: Path) -> dict[str, object]:
+    state = RunFolder(out).read_state() or {}
+    return {key: value for key, value in state.items() if key != "time"}
+
+
+def steps_of(out: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in sorted((out / "checkpoints").glob("step-*"))]
+
+
+def assert_ends_as(whole: Path, out: Path) -> None:
+    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    expected, found = (load_checkpoint(path / "checkpoints" / "step-00000008").tensors for path in (whole, out))
+    assert [name for name in expected.keys() | found if not expected[name].equal(found[name])] == []
+    assert state_of(out) == {"status": "finished", "step": 8}
+
+
+def write_folder(root: Path, *, count: int = 32, classes: Sequence[str] = GeneratedScenes.classes) -> None:
+    """Write generated scenes as pictures, as if somebody had labelled them."""
+    scenes = GeneratedScenes(size=64, length=count, difficulty="easy")
+    for index, key in enumerate(scenes.keys):
+        for name, ids in scenes[index].maps.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray((ids.permute(1, 2, 0) if name == "rgb" else ids).numpy()).save(root / name / f"{key}.png")
+    info = {"name": root.name, "classes": [{"name": name} for name in classes]}
+    (root / "dataset.json").write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_no_byte_of_the_metrics(launcher: Launcher, whole: Path, tmp_path: Path, workers: int) -> None:
+    run = launcher.start(*WORDS, *settings(f"data.workers={workers}"), out=tmp_path / "run")
+    assert run.wait() == [0], run.said()
+    assert_ends_as(whole, tmp_path / "run")
+
+
+def test_a_run_told_to_end_again_and_again_saves_each_time_and_ends_in_the_same_bytes(
+    launcher: Launcher, whole: Path, tmp_path: Path
+) -> None:
+    words, out = (*WORDS, *settings("saving.steps=null", "data.workers=2")), tmp_path / "run"
+    for step, number, code in ((2, signal.SIGTERM, 75), (4, signal.SIGUSR1, 75), (7, signal.SIGINT, 130)):
+        tell = MEANWHILE.format(when=f"step + 2 == {step}", what=f"os.killpg(0, {number})")  # its workers too
+        run = launcher.start(*words, "--resume", out=out, before=tell)
+        assert run.wait() == [code], run.said()
+        assert state_of(out) == {"status": "saved-on-signal", "step": step}
+        assert steps_of(out)[-1] == step
+        assert run.said().splitlines()[-2:] == [
+            f"saved-on-signal at step {step}: {out}",
+            f"next: c2fmae pretrain {out} --resume",
+        ]
+    run = launcher.start(*words, "--resume", out=out)
+    assert run.wait() == [0], run.said()
+    assert_ends_as(whole, out)
+
+
+def test_two_ctrl_c_leave_at_once(launcher: Launcher, tmp_path: Path) -> None:
+    out, twice = tmp_path / "run", "for _ in range(2): os.kill(os.getpid(), 2)"
+    run = launcher.start(*WORDS, out=out, before=MEANWHILE.format(when="step == 2", what=twice))
+    assert run.wait() == [130], run.said()
+    assert steps_of(out) == []
+    assert state_of(out) == {"status": "failed", "step": 2, "why": "KeyboardInterrupt"}
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_other_processes_and_the_same_data_and_masks(
+    launcher: Launcher, whole: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    out = tmp_path / "run"
+    tell = MEANWHILE.format(when=f"step == 1 and world.rank == {before - 1}", what="os.kill(os.getpid(), 15)")
+    run = launcher.start(*WORDS, out=out, processes=before, before=tell)
+    assert run.wait() == [75] * before, run.said()  # one hears it, all end
+    assert steps_of(out) == [3]
+    run = launcher.start(*WORDS, "--resume", out=out, processes=after)
+    assert run.wait() == [0] * after, run.said()
+    assert run.said().splitlines()[:3] == [
+        "resuming at step 3",
+        f"  changed: processes {before} → {after}",
+        "  so what follows sees the same data and masks, but its bits may differ",
+    ]
+    expected, found = rows(whole), rows(out)
+    assert [row.keys() for row in found] == [row.keys() for row in expected]
+    for one, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_under_torchrun_a_run_saves_when_it_is_told_to_end_and_is_over_when_a_process_dies(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    out, folder = tmp_path / "run", Path(sys.executable).parent
+    command = [str(folder / "torchrun"), "--nproc-per-node=2", "--no-python", f"--master-port={free_port()}"]
+    command += [str(folder / "c2fmae"), "pretrain", *WORDS, *LONGER, "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        torchrun = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    children = list[int]()
+    try:
+        end = time.monotonic() + 60
+        while last_step(out) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        tasks = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children")
+        children = [int(child) for child in tasks.read_text().split()]
+        os.kill(torchrun.pid if number == signal.SIGTERM else children[1], number)
+        torchrun.wait(timeout=60)
+        said = (tmp_path / "log").read_text()
+        if number == signal.SIGTERM:
+            assert state_of(out) == {"status": "saved-on-signal", "step": last_step(out)}, said
+            assert steps_of(out)[-1] == last_step(out)
+        else:
+            assert "exitcode  : -9" in said
+            assert "c2fmae/pretrain.py" not in said  # the only traceback is torchrun's own
+    finally:
+        for process in (torchrun.pid, *children):
+            with suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
+        torchrun.wait()
+
+
+def test_a_loss_that_is_not_finite_once_is_skipped_and_told(launcher: Launcher, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = launcher.start(*WORDS, out=out, before=poison("step == 3"))
+    assert run.wait() == [0], run.said()
+    assert "step 4 was skipped: its loss or gradient is not finite\n" in run.said()
+    bad = {row["step"]: row for row in rows(out) if "skipped" in row}
+    assert list(bad) == [4]
+    assert bad[4]["skipped"] == "not finite"
+    assert [bad[4][name] for name in ("loss", "loss/rgb", "grad_norm")] == [None] * 3
+    trouble = json.loads((out / "trouble/step-00000004-process-0.json").read_text())
+    assert trouble["step"] == 4
+    assert len(trouble["parts"]) == 1
+    assert len(trouble["parts"][0]["keys"]) == 8
+    assert {"loss", "loss/semantic", "loss/instance", "loss/rgb"} < trouble["parts"][0].keys()
+    assert steps_of(out) == [4, 8]
+
+
+def test_a_loss_that_is_not_finite_in_the_last_step_does_not_cost_the_last_checkpoint(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    run = launcher.start(*WORDS, out=tmp_path / "run", before=poison("step == 7"))
+    assert run.wait() == [0], run.said()
+    assert steps_of(tmp_path / "run") == [4, 8]
+
+
+def test_a_loss_that_is_not_finite_on_one_process_skips_the_step_of_all(launcher: Launcher, tmp_path: Path) -> None:
+    out, nan = tmp_path / "run", poison("step == 3 and world.rank == 1")
+    run = launcher.start(*WORDS, *settings("training.micro_batch=2"), out=out, processes=2, before=nan)
+    assert run.wait() == [0, 0], run.said()
+    assert [row["step"] for row in rows(out) if "skipped" in row] == [4]
+    parts = [json.loads((out / f"trouble/step-00000004-process-{k}.json").read_text())["parts"] for k in range(2)]
+    is_finite = [[part["loss"] is not None for part in process] for process in parts]
+    assert is_finite == [[True, True], [True, False]]  # so the sample to look for is one of two
+    assert steps_of(out) == [4, 8]
+
+
+def test_a_loss_that_is_never_finite_again_ends_the_run_and_leaves_a_good_checkpoint(
+    launcher: Launcher, whole: Path, tmp_path: Path
+) -> None:
+    out, words = tmp_path / "run", (*WORDS, *settings("training.max_bad_steps=3"))
+    run = launcher.start(*words, out=out, processes=2, before=poison("step > 4 and world.rank == 1"))
+    assert run.wait() == [1, 1]
+    for rank in range(2):
+        assert run.said(rank).splitlines()[-1] == (
+            "error: 3 steps in a row had a loss or gradient that is not finite, the last is step 8. The last "
+            f"checkpoint, step-00000004, is good. {out}/trouble/step-00000008-process-{rank}.json has the "
+            "samples and losses; try a lower learning rate, training.clip=1, or training.precision=fp32"
+        )
+        assert "Traceback" not in run.said(rank)
+    assert state_of(out)["status"] == "failed"
+    run = launcher.start(*words, "--resume", out=out)
+    assert run.wait() == [0], run.said()
+    assert rows(out) == [pytest.approx(row, rel=1e-4) for row in rows(whole)]
+
+
+def test_a_run_is_not_begun_twice_and_one_that_is_finished_is_left_as_it_is(
+    launcher: Launcher, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    before = files_of(out)
+    run = launcher.start(*WORDS, out=out)
+    assert run.wait() == [2]
+    assert run.said() == f"error: {out}: there is a run already. Go on with it by --resume, or give another --out\n"
+    run = launcher.start(*WORDS, "--resume", out=out)
+    assert run.wait() == [0]
+    assert run.said().startswith(f"{out}: all 8 steps are done\nfinished at step 8: {out}\n")
+    assert files_of(out) == before
+
+
+def test_two_runs_do_not_share_a_folder(launcher: Launcher, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = launcher.start(*WORDS, *LONGER, *settings("data.workers=2"), out=out)
+    first.wait_for_step(1)
+    second = launcher.start(*WORDS, *LONGER, "--resume", out=out, processes=2)
+    assert second.wait() == [2, 1]
+    assert second.said() == f"error: {out} is in use by another run. Wait for it, or give another --out\n"
+    assert "Traceback" not in second.said(1)
+    first.send(signal.SIGKILL, 0)  # its workers live for a while, and hold nothing
+    assert first.wait() == [-signal.SIGKILL]
+    before = last_step(out)
+    third = launcher.start(*WORDS, *LONGER, "--resume", out=out)
+    third.wait_for_step(before + 1)
+    third.send(signal.SIGTERM)
+    assert third.wait() == [75], third.said()
+
+
+def test_a_changed_config_is_shown_and_refused_unless_it_is_accepted(
+    launcher: Launcher, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    free = settings("data.workers=1", "saving.steps=3", "watching.log_every=1")
+    changed = (*WORDS, *free, *settings("training.lr=2e-3", "training.ema=0.5", "training.steps=10"), "--resume")
+    run = launcher.start(*changed, out=out)
+    assert run.wait() == [2]
+    assert run.said() == (
+        f"error: {out}: its config differs from the one given. Give --accept-changes to go on with these:\n"
+        "  training.steps: 8 → 10\n"
+        "  training.lr: 0.001 → 0.002\n"
+        "  training.ema: null → 0.5\n"
+    )
+    assert files_of(out) == files_of(whole)
+    run = launcher.start(*changed, "--accept-changes", out=out)
+    assert run.wait() == [0], run.said()
+    assert run.said().splitlines()[:4] == [
+        "resuming at step 8",
+        "  changed: training.steps: 8 → 10",
+        "  changed: training.lr: 0.001 → 0.002",
+        "  changed: training.ema: null → 0.5",
+    ]
+    assert steps_of(out) == [9, 10]
+    resumed = json.loads((out / "environment.json").read_text())["resumed"]
+    assert [(each["step"], len(each["changes"])) for each in resumed] == [(8, 3)]
+
+
+def test_a_model_of_another_shape_is_refused_also_where_changes_are_accepted(
+    launcher: Launcher, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    run = launcher.start(*WORDS, *settings("method.channels.instance=17"), "--resume", "--accept-changes", out=out)
+    assert run.wait() == [2]
+    assert run.said() == (
+        f"error: {out}: the checkpoint does not fit the config: 3 of 127 tensors differ, as "
+        "embeddings.instance.classes.weight: (33, 64) → (18, 64). Such a change begins a new run: give another --out\n"
+    )
+    assert files_of(out) == files_of(whole)
+
+
+def test_data_of_other_classes_is_refused(launcher: Launcher, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    names = GeneratedScenes.classes
+    for name, classes in (("kept", names), ("renamed", [f"c{k}" for k in range(len(names))]), ("fewer", names[:-1])):
+        write_folder(tmp_path / name, classes=classes)
+    words = (*WORDS, *settings("method.channels.semantic=23"))
+    run = launcher.start(*words, "--data", str(tmp_path / "fewer"), out=out)
+    assert run.wait() == [2]
+    assert run.said() == (
+        "error: method.channels.semantic: is 23, but the data 'fewer' has 22 classes. Set it to that, or leave it out\n"
+    )
+    run = launcher.start(*WORDS, *settings("training.steps=2"), "--data", str(tmp_path / "kept"), out=out)
+    assert run.wait() == [0], run.said()
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    for name, found in (("renamed", "23 (c0, c1, c2, …)"), ("fewer", "22 (sky, forest, rock, …)")):
+        (tmp_path / name).rename(tmp_path / "kept")  # nothing in the config tells them apart
+        words = (*WORDS, *settings("training.steps=3"), "--data", str(tmp_path / "kept"))
+        run = launcher.start(*words, "--resume", "--accept-changes", out=out)
+        assert run.wait() == [2]
+        assert run.said() == (
+            f"error: {out}: was trained on 23 classes (sky, forest, rock, …), but the data has {found}. "
+            "Resume with the data of before\n"
+        )
+        (tmp_path / "kept").rename(tmp_path / name)
+
+
+def test_checkpoints_that_are_damaged_are_passed_over_by_name(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "it went off",)
+
+    out = tmp_path / "run"
+    words = (*WORDS, *settings("saving.steps=1", "saving.keep_last=8"))
+    assert launcher.start(*words, out=out).wait() == [0]
+    folders = [out / "checkpoints" / f"step-{step:08d}" for step in range(1, 9)]
+    files = [folder / "tensors.safetensors" for folder in folders]
+    flipped = bytearray(files[7].read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    files[7].write_bytes(flipped)
+    whole_size = files[6].stat().st_size
+    os.truncate(files[6], whole_size - 1)
+    files[5].write_bytes(pickle.dumps(Bomb()))
+    (folders[4] / "checkpoint.json").write_text('{"model": "vit"}\n')
+    files[3].unlink()
+    run = launcher.start(*words, "--resume", out=out)
+    assert run.wait() == [0], run.said()
+    again = "Restore it, or use another checkpoint"
+    assert run.said().splitlines()[:6] == [
+        f"{files[7]}: is damaged: its checksum is not the one that was noted when it was written. {again}",
+        f"{files[6]}: is damaged: it has {whole_size - 1} bytes, and {whole_size} were written. {again}",
+        f"{files[5]}: is a pickle, which can run code when it is read; refused. Use another checkpoint",
+        f"{folders[4]}/checkpoint.json: is not about a checkpoint of c2fmae. {again}",
+        f"{files[3]}: is missing. {again}",
+        "resuming at step 3",
+    ]
+    assert not (tmp_path / "it went off").exists()
+    assert_ends_as(whole, out)
+    for file in files:
+        file.unlink(missing_ok=True)
+    run = launcher.start(*words, "--resume", out=out)
+    assert run.wait() == [2]
+    assert run.said().splitlines()[-1] == (
+        f"error: {out}/checkpoints: no checkpoint is whole. Restore one, or begin anew in another --out"
+    )
+
+
+def test_too_many_broken_samples_over_all_processes_end_the_run(launcher: Launcher, tmp_path: Path) -> None:
+    write_folder(tmp_path / "data")
+    for key in range(0, 18, 3):
+        os.truncate(tmp_path / f"data/rgb/{key:08d}.png", 200)
+    words = (*WORDS, "--data", str(tmp_path / "data"), *settings("data.workers=1"))
+    run = launcher.start(*words, *settings("data.max_broken=0.1"), out=tmp_path / "run", processes=2)
+    assert run.wait() == [2, 2], run.said()
+    for rank in range(2):  # neither has as many by itself
+        assert run.said(rank).splitlines()[-1] == (
+            "error: 4 of 32 samples are broken, more than the 10.00% that may be skipped (data.max_broken). "
+            "List them with `c2fmae data check`"
+        )
+    assert state_of(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_data_worker_that_dies_ends_the_run_with_a_sentence(
+    launcher: Launcher, tmp_path: Path, processes: int
+) -> None:
+    words = (*WORDS, *LONGER, *settings("data.workers=2"))
+    run = launcher.start(*words, out=tmp_path / "run", processes=processes)
+    run.wait_for_step(2)
+    last = run.pids[-1]
+    worker = Path(f"/proc/{last}/task/{last}/children").read_text().split()[0]
+    os.kill(int(worker), signal.SIGKILL)
+    assert run.wait() == ([2] if processes == 1 else [1, 2])
+    why = "a worker process died, most likely because memory ran out. Run again with fewer workers"
+    assert run.said(processes - 1).splitlines()[-1] == f"error: {why}"
+    if processes == 2:
+        assert run.said().splitlines()[-1] == f"error: process 0 ends, since process 1 failed: UserError: {why}"
+    assert "Traceback" not in run.said()
+
+
+def small_disk(folder: Path, size: str) -> None:
+    try:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no disk can be mounted here: {error}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    small_disk(tmp_path, request.param)
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("disk", ["10m"], indirect=True)
+def test_a_disk_without_room_is_refused_before_the_first_step(launcher: Launcher, whole: Path, disk: Path) -> None:
+    out = disk / "run"
+    tensors = load_checkpoint(whole / "checkpoints/step-00000008").tensors
+    needed = 3 * 3 * sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("model/"))
+    free = shutil.disk_usage(disk).free
+    why = (
+        f"{out}: {needed / 1e6:.1f} MB are needed for checkpoints, {free / 1e6:.1f} MB are free. "
+        "Free some room, give another --out, or lower saving.keep_last"
+    )
+    run = launcher.start(*WORDS, out=out)
+    assert run.wait() == [2]
+    assert run.said() == f"error: {why}\n"
+    run = launcher.start(*WORDS, out=out, processes=2)
+    assert run.wait() == [2, 1]
+    assert run.said() == f"error: {why}\n"
+    assert run.said(1) == f"process 1 ends, since process 0 failed: UserError: {why}\n"
+    subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+    run = launcher.start(*WORDS, out=out)  # nothing of the first try is in its way
+    assert run.wait() == [0], run.said()
+    assert_ends_as(whole, out)
+
+
+@pytest.mark.parametrize("disk", ["24m"], indirect=True)
+@pytest.mark.parametrize("left", [1 << 20, 0])
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(
+    launcher: Launcher, whole: Path, disk: Path, left: int
+) -> None:
+    out, ballast = disk / "run", disk / "ballast"
+    run = launcher.start(*WORDS, out=out, before=SLOW)
+    run.wait_for_step(5)
+    until(lambda: steps_of(out) == [4], run)
+    with ballast.open("wb") as file, suppress(OSError):
+        file.write(bytes(max(shutil.disk_usage(disk).free - left, 0)))
+        file.flush()
+    assert run.wait() == [2]
+    last = run.said().splitlines()[-1]
+    if left:
+        assert last == (
+            f"error: {out}/checkpoints: the checkpoint of step 8 could not be written: No space left on device. "
+            "The last one, of step 4, is whole. Free some room and run again with --resume"
+        )
+    else:  # whichever file it was that met the end of the disk
+        assert last.startswith(f"error: {out}/")
+        assert "No space left on device" in last
+    assert steps_of(out) == [4]
+    ballast.unlink()
+    run = launcher.start(*WORDS, "--resume", out=out)
+    assert run.wait() == [0], run.said()
+    assert_ends_as(whole, out)
+
+
+@pytest.mark.parametrize("disk", ["40m"], indirect=True)
+def test_a_disk_that_cannot_be_written_to_is_refused(launcher: Launcher, whole: Path, disk: Path) -> None:
+    shutil.copytree(whole, disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    for out in (disk / "run", disk / "new"):
+        run = launcher.start(*WORDS, "--resume", out=out)
+        assert run.wait() == [2]
+        assert run.said() == f"error: {out}: cannot be used: Read-only file system. Give another --out\n"
