@@ -236,10 +236,12 @@ def _compare_runs(one: Path, other: Path) -> None:
     from c2fmae.core.config import read_yaml
     from c2fmae.core.curves import compare
     from c2fmae.core.environment import environment_changes
+    from c2fmae.core.resuming import WITHOUT_EFFECT
     from c2fmae.core.run_folder import differences
 
     runs = [_open(one), _open(other)]
-    settings = differences(*(read_yaml(run.config_path) for run in runs))
+    configs = [read_yaml(run.config_path) for run in runs]
+    settings = [change for change in differences(*configs) if not change.startswith(WITHOUT_EFFECT)]
     result = compare(*(_rows(run) for run in runs))
     for run, steps in zip(runs, result.steps, strict=True):
         _print("run", f"{run.path}: {steps:,} steps")

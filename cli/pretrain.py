@@ -4,9 +4,12 @@ import json
 import os
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from c2fmae.recipes.config import RecipeConfig
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
 
@@ -43,14 +46,10 @@ def pretrain(
 
     overrides = list(set_ or [])
     if data:
-        # The held-out scenes of the recipe are of its own data; others are given by --set data.held_out=…
-        overrides = [f"data.train=[{', '.join(map(quote_yaml, data))}]", "data.held_out=null", "data.options={}",
-                     "data.held_out_options={}", *overrides]  # fmt: skip
+        overrides = [*settings_for(data, read_recipe(recipe)), *overrides]
     if init:
         overrides.insert(0, f"init={quote_yaml(init)}")
         overrides += ["method.encoder.keep_positions=true"] * init.startswith("timm:")
-    if data and read_recipe(recipe).data.keep:  # what is kept is small and drawn; others' photos are neither
-        overrides[:0] = ["data.keep=false", "data.workers=2"]
     config = read_recipe(recipe, overrides)
     is_run = (Path(recipe) / "config.yaml").is_file()
     folder = out or (Path(recipe) if is_run else Path("runs") / config.name)
@@ -71,6 +70,18 @@ def pretrain(
 def again(folder: Path) -> str:
     """Return the command that goes on with a run."""
     return f"pretrain {quote(str(folder))} --resume"
+
+
+def settings_for(data: list[str], recipe: "RecipeConfig") -> list[str]:
+    """Return what `--data` changes: what a recipe says of its own scenes does not hold of others."""
+    if data == ["generated"]:
+        side = max(recipe.method.image_size)
+        is_own = recipe.data.train == "generated"
+        return [] if is_own else ["data.train=generated", f"data.options={{size: {side}, length: 16384}}"]
+    settings = [f"data.train=[{', '.join(map(quote_yaml, data))}]", "data.options={}"]
+    settings += ["data.held_out=null", "data.held_out_options={}"]
+    # What is kept in memory is small and drawn; others' photos are neither.
+    return settings + ["data.keep=false", "data.workers=2"] * recipe.data.keep
 
 
 def quote_yaml(text: str) -> str:

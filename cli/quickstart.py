@@ -24,4 +24,4 @@ def quickstart(
         raise typer.Exit(outcome.code)
     print(f"open {out / 'report.html'}: curves, pictures, and how its features compare")
     print(f"next: c2fmae view reconstruct {out} --visible rgb:50%")
-    print("      c2fmae pretrain c2fmae-tiny --data YOUR_SCENES")
+    print("      c2fmae pretrain c2fmae-tiny --data SCENES, photos with maps; or mae-tiny, photos alone")

@@ -77,6 +77,7 @@ def _fit_each(
             max_iter=max_iterations,
             tolerance_grad=1e-5,
             tolerance_change=1e-9,
+            history_size=10,
             line_search_fn="strong_wolfe",
         )
 
