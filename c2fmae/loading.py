@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import RunFolder
@@ -22,18 +24,24 @@ class LoadedRun:
     class_names: tuple[str, ...]
 
 
-def load_run(path: Path, *, step: int | None = None) -> LoadedRun:
-    """Return the model of a run at its newest whole checkpoint, at a step, or of a checkpoint's own folder."""
+def load_run(path: Path, *, step: int | None = None, average: bool = False) -> LoadedRun:
+    """Return the model of a run at its newest whole checkpoint, at a step, or of a checkpoint's own folder.
+
+    With `average`, its weights are those that `training.ema` averaged.
+    """
     checkpoint = find_checkpoint(path, step)
     config = PretrainConfig.read(
         {key: value for key, value in checkpoint.facts["config"].items() if key in PretrainConfig.model_fields},
         source=str(path),
     )
     method = build_method(config.method, seed=config.training.seed)
-    weights = {
-        name.removeprefix("model/"): tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model/")
-    }
-    method.model.load_state_dict(weights)
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}}
+    for name, tensor in checkpoint.tensors.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = tensor
+    if average and not parts["ema"]:
+        raise UserError(f"{path}: holds no average of weights: it was trained without training.ema")
+    method.model.load_state_dict({**parts["model"], **(parts["ema"] if average else {})})
     return LoadedRun(config, method, checkpoint.step, tuple(checkpoint.facts["classes"]))
 
 

@@ -77,8 +77,8 @@ class Outcome:
 
 def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_changes: bool = False) -> Outcome:
     """Run a config in a folder, or go on with the run that is there."""
-    with catching_signals() as stop, join_world(config.training.device) as world, folder_of(out, world) as run:
-        it = set_up(config, world, is_new=not world.share(run.is_begun))
+    with join_world(config.training.device) as world, folder_of(out, world) as run:
+        it = set_up(config, world, is_new=not world.share(bool(checkpoints_in(run.checkpoints))))
         training = Training.start(it.method.model, it.config.training)
         for name in it.config.watching.trackers if world.is_first else ():
             require(name)
@@ -99,7 +99,8 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
         if world.is_first:
             log.info("%s", it.plan)
         try:
-            outcome = train(it, training, run, stop)
+            with catching_signals() as stop:
+                outcome = train(it, training, run, stop)
         except BaseException as error:
             if world.is_first:
                 with suppress(UserError):  # on a full disk: what came first is what is to be told
@@ -107,8 +108,11 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
                     run.write_state("failed", step=training.step, why=why)
             raise
         if world.is_first:
-            write_page(run)
             run.write_state(outcome.status, step=outcome.step)
+            try:
+                write_page(run)
+            except Exception as error:  # the page is a view of the run, not the run
+                log.warning("%s: could not be written: %s", run.report, error)
         return outcome
 
 
@@ -120,7 +124,7 @@ def set_up(config: PretrainConfig, world: World, *, is_new: bool = True) -> Expe
     plan = plan_of(config.training, num_samples=len(scenes), processes=world.size)
     method = build_method(config.method, seed=config.training.seed)
     if config.init and is_new:
-        log.info("%s", start_from(method, config.init))
+        log.log(logging.INFO if world.is_first else logging.DEBUG, "%s", start_from(method, config.init))
     if config.training.sharded:
         world.shard(method.model)
     method.model.to(world.device)
@@ -158,7 +162,7 @@ def train(it: Experiment, training: Training, run: RunFolder, stop: Stop) -> Out
             if report.trouble is not None:
                 note_trouble(it, training, run, report)
             is_asked = report.answers["stop"] or report.answers["save"]
-            if is_asked or is_due(training.step, config.saving.steps or plan.steps, plan.steps):
+            if is_asked or config.saving.is_due(training.step, plan.steps):
                 watch.sync()
                 saver.save(training)
             if report.answers["stop"]:
@@ -200,7 +204,7 @@ def write_page(run: RunFolder, extra: Sequence[Section] = ()) -> None:
         sorted(run.pictures.glob("step-*.png")),
         extra,
     )
-    run.write_text("report.html", render(page))
+    run.write_text(run.report.name, render(page))
 
 
 def note_trouble(it: Experiment, training: Training, run: RunFolder, report: Report) -> None:
@@ -244,7 +248,7 @@ def batches_from(it: Experiment, step: int) -> BatchStream:
         rank=world.rank,
         world_size=world.size,
     )
-    loader = it.config.data.training_loader(it.scenes, sampler, **it.method.cut)
+    loader = it.config.data.training_loader(it.scenes, sampler, pin=world.device.type == "cuda", **it.method.cut)
     epochs = -(-plan.steps // plan.steps_per_epoch)
     return loader.batches(epochs, Position(*divmod(step, plan.steps_per_epoch)))
 
@@ -257,7 +261,7 @@ def facts_of(it: Experiment) -> dict[str, Any]:
         "classes": list(it.scenes.info.class_names),
         "labels": list(it.scenes.info.label_names),
         "normalisation": {"mean": list(mean), "std": list(std)},
-        "steps_per_epoch": it.plan.steps_per_epoch,
+        "samples": len(it.scenes),
     }
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.pictures import save_png
 from c2fmae.core.run_folder import RunFolder
 from c2fmae.data import CentralView, Scenes, open_scenes
@@ -41,6 +42,8 @@ images and on what is in them is for. No photo that is probed here was in the tr
 
 def quickstart(config: PretrainConfig, out: Path, *, learn_from: int = LEARN_FROM, try_on: int = TRY_ON) -> Outcome:
     """Pre-train, or go on with it, then probe what was learned, draw it and write the page."""
+    if config.data.train != "generated":
+        raise UserError("quickstart: is for generated scenes. For others take: c2fmae pretrain c2fmae-tiny --data …")
     outcome = pretrain(config, out, resume=True)
     if outcome.status != "finished":
         return outcome
@@ -113,7 +116,7 @@ def _fresh(run: LoadedRun, length: int, number: int) -> Scenes:
     """Return scenes like those that were learned from, drawn from a seed of their own."""
     data = run.config.data
     seed = 1000 * (1 + int(data.options.get("seed", 0))) + number
-    return open_scenes(data.train or "generated", **{**data.options, "length": length, "seed": seed})
+    return open_scenes("generated", **{**data.options, "length": length, "seed": seed})
 
 
 def _percent(share: float | None) -> str:

@@ -1,14 +1,14 @@
 """A step of a run once more, to see what was in it: its samples, its masks, its losses."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint
+from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint, step_of
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import autocast
 from c2fmae.core.run_folder import RunFolder
@@ -29,13 +29,7 @@ def replay(config: PretrainConfig, path: Path, step: int) -> str:
     it = set_up(config, alone(config.training.device))
     if not 1 <= step <= it.plan.steps:
         raise UserError(f"--replay {step}: the run has steps 1 to {it.plan.steps}")
-    found = [each for each in checkpoints_in(RunFolder(path).checkpoints) if int(each.name[5:]) < step]
-    weights_of = 0
-    if found:
-        checkpoint = load_checkpoint(found[-1])
-        tensors = checkpoint.tensors.items()
-        it.method.model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors if k.startswith("model/")})
-        weights_of = checkpoint.step
+    weights_of = load_weights_before(it, RunFolder(path), step)
     with closing(batches_from(it, step - 1)) as batches:
         batch = next(batches)
     progress = it.plan.progress(step - 1)
@@ -54,6 +48,19 @@ def replay(config: PretrainConfig, path: Path, step: int) -> str:
     if all(map(isfinite, totals.values())):
         lines.append("everything is finite here: what was not may lie in the gradients, or in weights of later steps")
     return "\n".join(lines)
+
+
+def load_weights_before(it: Experiment, run: RunFolder, step: int) -> int:
+    """Load the newest whole checkpoint from before a step, if there is one, and return its step."""
+    for path in reversed(checkpoints_in(run.checkpoints)):
+        if (step_of(path) or 0) < step:
+            with suppress(UserError):  # a damaged one; `doctor` says so
+                checkpoint = load_checkpoint(path)
+                tensors = checkpoint.tensors.items()
+                weights = {name.removeprefix("model/"): each for name, each in tensors if name.startswith("model/")}
+                it.method.model.load_state_dict(weights)
+                return checkpoint.step
+    return 0
 
 
 def look_through(it: Experiment, parts: list[Part]) -> tuple[dict[str, Tensor], list[str]]:

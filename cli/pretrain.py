@@ -49,22 +49,28 @@ def pretrain(
         overrides = [*settings_for(data, read_recipe(recipe)), *overrides]
     if init:
         overrides.insert(0, f"init={quote_yaml(init)}")
-        overrides += ["method.encoder.keep_positions=true"] * init.startswith("timm:")
+        overrides[:0] = ["method.encoder.keep_positions=true"] * init.startswith("timm:")
     config = read_recipe(recipe, overrides)
     is_run = (Path(recipe) / "config.yaml").is_file()
     folder = out or (Path(recipe) if is_run else Path("runs") / config.name)
     if dry_run:
         from c2fmae.measure import measure
 
-        print(measure(config, folder))
-        print("next: the same command without --dry-run")
+        found = measure(config, folder)
+        if is_first():
+            print(f"{found}\nnext: the same command without --dry-run")
         return
     outcome = run(config, folder, resume=resume, accept_changes=accept_changes)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"{outcome.status} at step {outcome.step}: {folder}")
         is_over = outcome.status == "finished"
         print(f"next: c2fmae {f'view reconstruct {quote(str(folder))}' if is_over else again(folder)}")
     raise typer.Exit(outcome.code)
+
+
+def is_first() -> bool:
+    """Return whether this is the process that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def again(folder: Path) -> str:

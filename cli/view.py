@@ -62,7 +62,7 @@ def reconstruct(
 
     Without --visible it sees as much as at the end of its training, and with it nothing of what is not named.
 
-    Settings for --set: scenes, seed, step.
+    Settings for --set: scenes, seed, step, average (of the weights, as training.ema keeps it).
     """
     from c2fmae.core.pictures import check_png, save_png
     from c2fmae.data import open_scenes
@@ -72,7 +72,7 @@ def reconstruct(
     config = drawing.ReconstructView.read({}, set_ or [], source="view reconstruct")
     wanted = drawing.read_visible(visible or [])
     check_png(out)
-    loaded = load_run(run, step=config.step)
+    loaded = load_run(run, step=config.step, average=config.average)
     method, names = loaded.method, loaded.class_names
     options: dict[str, Any] = (
         {"size": max(method.config.image_size), "seed": config.seed} if data == "generated" else {}

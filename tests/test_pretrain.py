@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from c2fmae.core.checkpoint import load_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from c2fmae.core.run_folder import RunFolder
 from c2fmae.data.generated import GeneratedScenes
 from tests.runs import Launcher, free_port, last_step, rows, settings, until
@@ -505,3 +505,65 @@ def test_a_disk_that_cannot_be_written_to_is_refused(launcher: Launcher, whole: 
         run = launcher.start(*WORDS, "--resume", out=out)
         assert run.wait() == [2]
         assert run.said() == f"error: {out}: cannot be used: Read-only file system. Give another --out\n"
+
+
+def test_weights_to_start_from_survive_a_kill_before_the_first_checkpoint(
+    launcher: Launcher, whole: Path, tmp_path: Path
+) -> None:
+    words = (*WORDS, *settings(f"init={whole}"))
+    never = launcher.start(*words, out=tmp_path / "never")
+    assert never.wait() == [0], never.said()
+    run = launcher.start(*words, out=tmp_path / "killed", before=SLOW)
+    run.wait_for_step(2)
+    run.send(signal.SIGKILL)
+    run.wait()
+    assert steps_of(run.out) == []
+    again = launcher.start(*words, "--resume", out=run.out)
+    assert again.wait() == [0], again.said()
+    assert_ends_as(never.out, run.out)
+
+
+def test_checkpoints_of_every_so_many_steps_are_saved_and_kept(launcher: Launcher, tmp_path: Path) -> None:
+    words = settings("saving.steps=null", "saving.keep_every=3", "saving.keep_last=1")
+    run = launcher.start(*WORDS, *words, out=tmp_path / "run")
+    assert run.wait() == [0], run.said()
+    assert steps_of(run.out) == [3, 6, 8]
+
+
+def test_data_that_grew_is_shown_as_a_change(launcher: Launcher, tmp_path: Path) -> None:
+    run = launcher.start(*WORDS, out=tmp_path / "run")
+    assert run.wait() == [0], run.said()
+    checkpoint = load_checkpoint(run.out / "checkpoints" / "step-00000008")
+    shutil.rmtree(run.out / "checkpoints")
+    facts = {**checkpoint.facts, "samples": 50}
+    save_checkpoint(run.out / "checkpoints", Checkpoint(8, checkpoint.tensors, facts))
+    again = launcher.start(*WORDS, "--resume", out=run.out)
+    assert again.wait() == [2]
+    assert "\n  samples of the data: 50 → 64" in again.said()
+
+
+def test_a_file_with_a_checkpoints_name_is_passed_over(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "checkpoints" / "step-00000099").touch()
+    again = launcher.start(*WORDS, "--resume", out=out)
+    assert again.wait() == [0], again.said()
+    assert "step-00000099: is not a checkpoint" in again.said()
+
+
+def test_checkpoints_without_a_config_are_not_gone_on_with(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints", out / "checkpoints")
+    run = launcher.start(*WORDS, "--resume", out=out)
+    assert run.wait() == [2]
+    assert f"{out}: has checkpoints, but no config.yaml that tells of what. Give another --out" in run.said()
+
+
+def test_a_page_that_cannot_be_written_does_not_spoil_a_run(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
+    run = launcher.start(*WORDS, out=tmp_path / "run", before=SLOW)
+    run.wait_for_step(1)
+    (run.out / "pictures").mkdir()
+    (run.out / "pictures" / "step-00000001.png").touch()
+    assert run.wait() == [0], run.said()
+    assert state_of(run.out) == {"status": "finished", "step": 8}
+    assert "report.html: could not be written: " in run.said()

@@ -89,7 +89,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, oldest first; what a killed save left is none."""
     by_step: dict[int, Path] = {}
     for path in sorted(folder.glob("*")):  # one set aside comes first, and counts only until its heir is there
-        if (step := _step(path)) is not None:
+        if (step := step_of(path)) is not None:
             by_step[step] = path
     return [by_step[step] for step in sorted(by_step)]
 
@@ -155,7 +155,8 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _step(path: Path) -> int | None:
+def step_of(path: Path) -> int | None:
+    """Return the step that a path's name says it is of."""
     match = _NAME.fullmatch(path.name)
     return int(match[1] or match[2]) if match else None
 
@@ -209,7 +210,7 @@ def _read_document(path: Path) -> Facts:
         raise _refused(file, "is damaged: its checksum is not the one that was noted when it was written")
     if min([*MIGRATIONS, FORMAT]) > document["format"]:
         raise _refused(file, f"has format {document['format']}, which this c2fmae does not know")
-    if _step(path) not in (None, document["step"]):
+    if step_of(path) not in (None, document["step"]):
         raise _refused(file, f"is of step {document['step']}, but its folder is {path.name}")
     return document
 
@@ -254,7 +255,7 @@ def _prune(folder: Path, keep_last: int, keep_every: int | None, known_whole: Pa
         for leftover in [path for path in folder.glob(".step-*") if path not in paths]:
             _remove(leftover)
         last = paths[max(0, len(paths) - keep_last) :]
-        doomed = [p for p in paths if p not in last and not (keep_every and (_step(p) or 0) % keep_every == 0)]
+        doomed = [p for p in paths if p not in last and not (keep_every and (step_of(p) or 0) % keep_every == 0)]
         newest_whole = known_whole or next(filter(_is_whole, reversed(paths if doomed else [])), None)
         for path in doomed:
             if path != newest_whole:
@@ -279,6 +280,6 @@ def _could_not_write(folder: Path, step: int, error: OSError) -> UserError:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return UserError(
         f"{folder}: the checkpoint of step {step} could not be written: {error.strerror}."
-        f" {f'The last one, of step {_step(last)}, is whole' if last else 'There is no earlier one'}."
+        f" {f'The last one, of step {step_of(last)}, is whole' if last else 'There is no earlier one'}."
         f" {'Free some room' if is_full else 'Mend that'} and run again{' with --resume' if last else ''}"
     )

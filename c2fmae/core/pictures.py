@@ -1,8 +1,6 @@
 """Small figures with nothing but Pillow and NumPy: arrays and images in, a picture out."""
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from itertools import pairwise
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import write_whole
 from c2fmae.core.scene import IGNORE
 
 Colour = tuple[int, int, int]
@@ -217,14 +216,10 @@ def save_png(image: Image.Image, path: str | Path) -> Path:
     """Write a picture whole or not at all, making its folders; the same picture gives the same bytes."""
     path, encoded = check_png(path), BytesIO()
     image.save(encoded, format="PNG", optimize=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(encoded.getvalue())
-        unfinished.replace(path)
+        write_whole(path, encoded.getvalue())
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
     return path
 

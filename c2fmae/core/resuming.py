@@ -43,10 +43,13 @@ def begin(
     """
     is_over: bool = world.share((run.read_state() or {}).get("status") == "finished")
     if world.is_first and not is_over:
-        taken = sum(file.stat().st_size for path in checkpoints_in(run.checkpoints) for file in path.iterdir())
+        files = (file for path in checkpoints_in(run.checkpoints) for file in path.rglob("*") if file.is_file())
+        taken = sum(file.stat().st_size for file in files)
         check_room(run.path, needed=room - taken)
     now = environment(world_size=world.size, compile=compiled)
     if not world.share(run.is_begun):
+        if checkpoints_in(run.checkpoints):
+            raise UserError(f"{run.path}: has checkpoints, but no config.yaml that tells of what. Give another --out")
         if world.is_first:
             run.write_text("environment.json", _json(now))
             run.write_text("config.yaml", config.to_yaml())  # last: with it the run has begun
@@ -59,6 +62,11 @@ def begin(
         for change in differences(_as_read_today(run, config), config.model_dump(mode="json"))
         if not change.startswith(WITHOUT_EFFECT)
     ]
+    checkpoint = newest_of(run, world)
+    if checkpoint is not None:
+        _check_classes(run, checkpoint.facts, facts)
+        if (before := checkpoint.facts.get("samples")) != facts["samples"]:
+            changes.append(f"samples of the data: {before} → {facts['samples']}")
     if changes and not accept_changes:
         raise UserError(
             "\n".join(
@@ -66,9 +74,7 @@ def begin(
                 + [f"  {change}" for change in changes]
             )
         )
-    checkpoint = newest_of(run, world)
     if checkpoint is not None:
-        _check_classes(run, checkpoint.facts, facts)
         try:
             training.restore(checkpoint.tensors, step=checkpoint.step, bad_steps=checkpoint.facts.get("bad_steps", 0))
         except UserError as error:

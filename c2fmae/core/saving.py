@@ -31,7 +31,11 @@ class SavingConfig(Config):
     """… and after so many minutes, whichever is sooner; always at the end."""
     keep_last: Count = 2
     keep_every: Count | None = None
-    """Keep for good what is saved at multiples of so many steps."""
+    """Save at multiples of so many steps too, and keep these for good."""
+
+    def is_due(self, step: int, last_step: int) -> bool:
+        """Return whether a run is saved after this step, whatever the clock says."""
+        return step == last_step or any(every and step % every == 0 for every in (self.steps, self.keep_every))
 
 
 class Saver:

@@ -38,7 +38,16 @@ def open_trackers(
     names: Sequence[TrackerName], folder: Path, *, name: str, config: Mapping[str, Any], since_step: int
 ) -> list[Tracker]:
     """Open trackers for a run that has made `since_step` steps; what they hold of later ones is superseded."""
-    return [_Forgiving(tracker, _OPEN[tracker](folder, name, config, since_step)) for tracker in names]
+    opened: list[Tracker] = []
+    for tracker in names:
+        try:
+            opened.append(_Forgiving(tracker, _OPEN[tracker](folder, name, config, since_step)))
+        except (UserError, ImportError):  # it is not installed, or not whole, which can be mended
+            raise
+        except Exception as error:
+            text = "%s cannot be opened and gets nothing of this run: %s: %s"
+            logging.getLogger(__name__).warning(text, tracker, type(error).__name__, error)
+    return opened
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -149,9 +149,8 @@ class Watch(AbstractContextManager["Watch"]):
 
 def peak_memory() -> int:
     """Return the most bytes that this process has held: of the GPU, if it has one."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    of_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    return of_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def is_due(step: int, every: int, total: int) -> bool:

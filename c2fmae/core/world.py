@@ -26,6 +26,7 @@ from c2fmae.core.sharding import shard
 Device = Literal["auto", "cpu", "cuda"]
 
 _FAILED = "failed"  # the key under which a process leaves its last words for the others
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset", "Broken pipe", "remote process exited")
 _GLANCE = 1.0  # seconds between two looks for such words
 _PATIENCE = timedelta(minutes=30)  # for a process that is slow to read its first batch
 
@@ -199,7 +200,7 @@ def _end_readably(error: BaseException, store: Any, rank: int) -> None:
 def is_lost(error: BaseException) -> bool:
     """Return whether an error is torch's way of saying that another process is gone."""
     is_torch = isinstance(error, RuntimeError) and not isinstance(error, RunError)
-    return is_torch and any(word in str(error) for word in ("gloo", "NCCL", "peer"))
+    return is_torch and any(word in str(error) for word in _LOST)
 
 
 def _last_words(store: Any) -> tuple[str, str] | None:

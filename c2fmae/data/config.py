@@ -64,7 +64,7 @@ class DataConfig(Config):
             return None
         return _open("data.held_out", self.held_out, granularities, self.held_out_options)
 
-    def training_loader(self, scenes: Scenes, sampler: Sampler, **target: Any) -> Loader:
+    def training_loader(self, scenes: Scenes, sampler: Sampler, *, pin: bool = False, **target: Any) -> Loader:
         """Return what makes random views of the scenes; `target` is the size, label stride and so on of a view."""
         view = RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **target)
         return Loader(
@@ -75,6 +75,7 @@ class DataConfig(Config):
             prefetch=self.prefetch,
             on_broken=self.on_broken,
             max_broken=self.max_broken,
+            pin=pin,
         )
 
     def held_out_view(self, **target: Any) -> CentralView:

@@ -6,6 +6,7 @@ import sys
 import time
 import types
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from c2fmae.data.transforms import Transform
 log = logging.getLogger(__name__)
 
 _TRIES = 16  # samples in a row that may be broken
+_GRACE = 60  # seconds that a worker goes on after it was told to end: the parent may need a batch to save
 
 Request = tuple[Position, list[list[int]]]
 """Where a batch stands, and [index, repetition] of its samples: with the seed, all that they depend on."""
@@ -117,6 +119,9 @@ class BatchStream(Iterator[SceneBatch]):
                 )
             )
 
+        # Called when nothing refers to this any more, at the end of the program, or by `close`, whichever is first.
+        self._ending = weakref.finalize(self, _end_workers, self._batches)
+
     def __iter__(self) -> "BatchStream":
         return self
 
@@ -141,11 +146,8 @@ class BatchStream(Iterator[SceneBatch]):
 
     def close(self) -> None:
         """End the workers."""
-        batches, self._batches = self._batches, None
-        # By itself it ends them when nothing refers to it any more, which a traceback may do for long.
-        end = getattr(batches, "_shutdown_workers", None)
-        if end is not None:
-            end()
+        self._batches = None
+        self._ending()
 
     def _count(self, broken: Sequence[str]) -> None:
         for text in broken:
@@ -179,17 +181,28 @@ class _Samples(Dataset[object]):
             return error
 
     def _sample(self, epoch: int, index: int, copy: int, broken: list[str]) -> Scene:
-        for place in range(index, index + _TRIES):
-            try:
-                scene = self.scenes[place % len(self.scenes)]
-            except UserError as error:
-                if not self.is_skipping:
-                    raise
-                broken.append(str(error))
-            else:
-                rng = np.random.default_rng(seed_of(self.seed, "view", epoch, index, copy))
-                return self.transform(scene, rng)
-        raise UserError(f"{_TRIES} samples in a row are broken, the last: {broken[-1]}")
+        scene = first_whole(self.scenes, index, broken) if self.is_skipping else self.scenes[index]
+        return self.transform(scene, np.random.default_rng(seed_of(self.seed, "view", epoch, index, copy)))
+
+
+def _end_workers(batches: object) -> None:
+    workers = list(getattr(batches, "_workers", []))
+    end = getattr(batches, "_shutdown_workers", None)
+    if end is not None:
+        end()
+    for worker in workers:
+        if worker.is_alive():  # it is stuck, and takes its time to end when it is asked to
+            worker.kill()
+
+
+def first_whole(scenes: Scenes, index: int, broken: list[str]) -> Scene:
+    """Return the scene of that index, or the next that is whole; what is wrong with others joins `broken`."""
+    for place in range(index, index + _TRIES):
+        try:
+            return scenes[place % len(scenes)]
+        except UserError as error:
+            broken.append(str(error))
+    raise UserError(f"{_TRIES} samples in a row are broken, the last: {broken[-1]}")
 
 
 def _as_it_is(made: object) -> object:
@@ -198,8 +211,9 @@ def _as_it_is(made: object) -> object:
 
 def _leave_signals_to_the_parent(_: int) -> None:
     """Schedulers and terminals send to whole groups of processes; a run that is to save needs its next batch."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
     sys.excepthook = _say_nothing_of_broken_lines
 
 

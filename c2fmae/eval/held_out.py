@@ -13,6 +13,7 @@ from c2fmae.core.seeding import seed_of
 from c2fmae.core.training import TrainingConfig
 from c2fmae.core.world import World
 from c2fmae.data import Scenes, Transform
+from c2fmae.data.loader import first_whole
 from c2fmae.methods import MaskedAutoencoding
 
 PROGRESS = 1.0
@@ -38,7 +39,7 @@ class HeldOut:
         parts = dict(enumerate(places[first : first + BATCH] for first in range(0, len(places), BATCH)))
         rng = np.random.default_rng(0)
         return {
-            number: SceneBatch.stack([self.view(self.scenes[int(place)], rng) for place in part])
+            number: SceneBatch.stack([self.view(first_whole(self.scenes, int(place), []), rng) for place in part])
             for number, part in parts.items()
             if number % self.world.size == self.world.rank
         }

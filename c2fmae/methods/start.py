@@ -44,6 +44,8 @@ def _of_timm(method: MaskedAutoencoding, source: str) -> dict[str, Tensor]:
         raise UserError(
             f"init: {source} is a {name}, but the encoder is a {config.encoder.name}. Set method.encoder.name={name}"
         )
+    if not config.encoder.keep_positions:
+        raise UserError(f"init: {source} comes with its own positions. Set method.encoder.keep_positions=true")
     vit = create_vit(name, image_size=config.image_size, channels=config.channels_of("rgb"), **config.encoder.shape())
     try:
         if file:

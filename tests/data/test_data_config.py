@@ -13,7 +13,7 @@ from c2fmae.data.kept import KeptScenes
 from tests.data.stores import refuses, samples, write_tar
 
 ALL = ("semantic", "instance", "rgb")
-TARGET = {"size": (8, 8), "label_stride": 4, "max_instances": 3}
+TARGET: dict[str, Any] = {"size": (8, 8), "label_stride": 4, "max_instances": 3}
 
 
 def config(**settings: Any) -> DataConfig:
@@ -110,10 +110,10 @@ def test_views_and_loader_have_its_settings() -> None:
         max_broken=0.5,
     )
     loader = each.training_loader(scenes, sampler, **TARGET)
-    view = RandomView(scale=(0.5, 0.75), ratio=(0.5, 2.0), flip=0.25, overflow="background", **TARGET)  # type: ignore[arg-type]
+    view = RandomView(scale=(0.5, 0.75), ratio=(0.5, 2.0), flip=0.25, overflow="background", **TARGET)
     assert (loader.scenes, loader.sampler, loader.transform) == (scenes, sampler, view)
     assert (loader.workers, loader.prefetch, loader.on_broken, loader.max_broken) == (3, 5, "error", 0.5)
-    assert each.held_out_view(**TARGET) == CentralView(overflow="background", **TARGET)  # type: ignore[arg-type]
+    assert each.held_out_view(**TARGET) == CentralView(overflow="background", **TARGET)
 
 
 def test_a_view_is_cut_as_it_says() -> None:

@@ -244,7 +244,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     asked: list[object] = []
     method = tiny("c2fmae", "channels.semantic=23", "channels.instance=32")
 
-    def load_run(path: Path, *, step: int | None = None) -> SimpleNamespace:
+    def load_run(path: Path, *, step: int | None = None, average: bool = False) -> SimpleNamespace:
         asked.append((path, step))
         return SimpleNamespace(config=None, method=method, step=step or 7, class_names=("sky",))
 

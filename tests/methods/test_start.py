@@ -14,6 +14,8 @@ from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.start import start_from
 from tests.methods.scenes import rough, tiny
 
+KEEP = "encoder.keep_positions=true"
+
 
 @pytest.fixture(scope="module")
 def vit() -> nn.Module:
@@ -37,7 +39,7 @@ def refused(method: MaskedAutoencoding, source: str) -> str:
 
 
 def test_a_timm_vits_features_are_ours_from_the_first_step(vit: nn.Module, tmp_path: Path) -> None:
-    method = tiny("mae", "encoder.keep_positions=true")  # with a norm, as timm's features have
+    method = tiny("mae", KEEP)  # with a norm, as timm's features have
     said = start_from(method, written(vit, tmp_path / "vit.safetensors"))
     assert said.startswith("78 of 97 tensors are from timm:test_vit@")
     assert said.endswith("; drawn anew: decoder.blocks, decoder.entry, decoder.norm, heads.rgb")
@@ -50,7 +52,7 @@ def test_a_timm_vits_features_are_ours_from_the_first_step(vit: nn.Module, tmp_p
 
 
 def test_its_positions_are_brought_to_another_grid(vit: nn.Module, tmp_path: Path) -> None:
-    method = tiny("mae", "encoder.keep_positions=true", size=(64, 64))
+    method = tiny("mae", KEEP, size=(64, 64))
     start_from(method, written(vit, tmp_path / "vit.safetensors"))
     table = method.model.get_submodule("encoder").pos_embed
     assert isinstance(table, torch.Tensor)
@@ -61,7 +63,7 @@ def test_its_positions_are_brought_to_another_grid(vit: nn.Module, tmp_path: Pat
 def test_what_a_file_lacks_is_not_left_to_chance(vit: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "vit.safetensors"
     save_file({k: v for k, v in vit.state_dict().items() if not k.startswith("blocks.3.")}, path)
-    message = refused(tiny("mae"), f"timm:test_vit@{path}")
+    message = refused(tiny("mae", KEEP), f"timm:test_vit@{path}")
     assert message.startswith(f"init: timm:test_vit@{path} cannot be loaded: {path} lacks ")
     assert message.endswith(" of its tensors, the first is blocks.3.norm1.weight")
 
@@ -78,7 +80,7 @@ def test_files_that_are_none_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     for name in ("junk.safetensors", "none.safetensors"):
         source = f"timm:test_vit@{tmp_path / name}"
-        message = refused(tiny("mae"), source)
+        message = refused(tiny("mae", KEEP), source)
         assert message.startswith(f"init: {source} cannot be loaded: ")
         assert "\n" not in message
     assert refused(tiny("mae"), str(tmp_path / "nowhere")) == (
@@ -118,3 +120,9 @@ def test_an_encoder_of_another_width_does_not_fit(tmp_path: Path) -> None:
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     assert refused(tiny(), str(tmp_path)) == f"init: {tmp_path} has no whole checkpoint"
+
+
+def test_a_vit_that_brings_positions_is_not_given_others(vit: nn.Module, tmp_path: Path) -> None:
+    source = written(vit, tmp_path / "vit.safetensors")
+    message = f"init: {source} comes with its own positions. Set method.encoder.keep_positions=true"
+    assert refused(tiny("mae"), source) == message

@@ -28,6 +28,7 @@ from c2fmae.core.pictures import (
 from c2fmae.core.scene import GRANULARITIES, SceneBatch
 from c2fmae.core.seeding import seed_of
 from c2fmae.data import CentralView, Scenes
+from c2fmae.data.loader import first_whole
 from c2fmae.eval.views.scenes import Count
 from c2fmae.masking import random_mask
 from c2fmae.methods import MaskedAutoencoding
@@ -51,13 +52,16 @@ class ReconstructView(Config):
     """Of the draw of what is visible."""
     step: Annotated[int, Field(ge=0)] | None = None
     """Whose checkpoint is taken; the newest unless given."""
+    average: bool = False
+    """Take the average of the weights that `training.ema` kept."""
 
 
 def take_scenes(method: MaskedAutoencoding, scenes: Scenes, count: int) -> SceneBatch:
     """Return at most so many scenes, spread evenly over a source and cut as the method takes them."""
     view = CentralView(**method.cut)
     count = min(count, len(scenes))
-    return SceneBatch.stack([view(scenes[(2 * i + 1) * len(scenes) // (2 * count)]) for i in range(count)])
+    places = [(2 * i + 1) * len(scenes) // (2 * count) for i in range(count)]
+    return SceneBatch.stack([view(first_whole(scenes, place, [])) for place in places])
 
 
 def masks_like_training(method: MaskedAutoencoding, scenes: SceneBatch, *, seed: int = 0) -> Masks:
