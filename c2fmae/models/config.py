@@ -39,7 +39,7 @@ class EncoderConfig(Config):
 
     def shape(self) -> dict[str, int]:
         """Return what differs from the named ViT, in timm's words."""
-        words = {"patch_size": self.patch_size, "embed_dim": self.dim, "depth": self.depth, "num_heads": self.num_heads}
+        words = dict(patch_size=self.patch_size, embed_dim=self.dim, depth=self.depth, num_heads=self.num_heads)  # noqa: C408 - timm's arguments
         return {word: number for word, number in words.items() if number is not None}
 
 
