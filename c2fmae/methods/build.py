@@ -14,6 +14,7 @@ from c2fmae.models.embeddings import Embeddings, IdEmbedding, ImageEmbedding
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
 from c2fmae.models.patches import label_stride
+from c2fmae.models.positions import sincos_positions
 from c2fmae.models.targets import TARGETS
 
 
@@ -45,6 +46,10 @@ def _build(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         keep_positions=config.encoder.keep_positions,
         checkpoint=config.encoder.checkpoint,
     )
+    if encoder.pos_embed is not None:  # until weights are loaded: those of a ViT without any are not drawn
+        encoder.pos_embed = sincos_positions(
+            encoder.pos_grid, encoder.dim, device=next(vit.parameters()).device
+        ).unsqueeze(0)
 
     def embedding(name: str) -> ImageEmbedding | IdEmbedding:
         if GRANULARITIES.get(name).kind == "ids":

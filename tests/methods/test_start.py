@@ -126,3 +126,11 @@ def test_a_vit_that_brings_positions_is_not_given_others(vit: nn.Module, tmp_pat
     source = written(vit, tmp_path / "vit.safetensors")
     message = f"init: {source} comes with its own positions. Set method.encoder.keep_positions=true"
     assert refused(tiny("mae"), source) == message
+
+
+def test_positions_that_are_kept_start_as_sines_and_cosines_until_weights_are_loaded() -> None:
+    given, computed = (tiny("mae", f"encoder.keep_positions={keep}").model for keep in ("true", "false"))
+    given.load_state_dict({**given.state_dict(), **computed.state_dict()})
+    photos = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(given.encode(photos), computed.encode(photos))  # type: ignore[operator]
