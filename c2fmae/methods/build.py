@@ -47,9 +47,8 @@ def _build(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         checkpoint=config.encoder.checkpoint,
     )
     if encoder.pos_embed is not None:  # until weights are loaded: those of a ViT without any are not drawn
-        encoder.pos_embed = sincos_positions(
-            encoder.pos_grid, encoder.dim, device=next(vit.parameters()).device
-        ).unsqueeze(0)
+        device = next(vit.parameters()).device
+        encoder.pos_embed = sincos_positions(encoder.pos_grid, encoder.dim, device=device).unsqueeze(0)
 
     def embedding(name: str) -> ImageEmbedding | IdEmbedding:
         if GRANULARITIES.get(name).kind == "ids":
