@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import RunFolder
@@ -35,13 +33,10 @@ def load_run(path: Path, *, step: int | None = None, average: bool = False) -> L
         source=str(path),
     )
     method = build_method(config.method, seed=config.training.seed)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}}
-    for name, tensor in checkpoint.tensors.items():
-        part, _, rest = name.partition("/")
-        parts.setdefault(part, {})[rest] = tensor
-    if average and not parts["ema"]:
+    averaged = checkpoint.part("ema") if average else {}
+    if average and not averaged:
         raise UserError(f"{path}: holds no average of weights: it was trained without training.ema")
-    method.model.load_state_dict({**parts["model"], **(parts["ema"] if average else {})})
+    method.model.load_state_dict({**checkpoint.part("model"), **averaged})
     return LoadedRun(config, method, checkpoint.step, tuple(checkpoint.facts["classes"]))
 
 

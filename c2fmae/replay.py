@@ -56,9 +56,7 @@ def load_weights_before(it: Experiment, run: RunFolder, step: int) -> int:
         if (step_of(path) or 0) < step:
             with suppress(UserError):  # a damaged one; `doctor` says so
                 checkpoint = load_checkpoint(path)
-                tensors = checkpoint.tensors.items()
-                weights = {name.removeprefix("model/"): each for name, each in tensors if name.startswith("model/")}
-                it.method.model.load_state_dict(weights)
+                it.method.model.load_state_dict(checkpoint.part("model"))
                 return checkpoint.step
     return 0
 

@@ -45,6 +45,10 @@ class Checkpoint:
     facts: Mapping[str, Any]
     """What is not a tensor; goes through JSON."""
 
+    def part(self, name: str) -> Tensors:
+        """Return the tensors of one part, `model`, `optimiser` or `ema`, by the names that they have there."""
+        return {key.removeprefix(f"{name}/"): each for key, each in self.tensors.items() if key.startswith(f"{name}/")}
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint beside the others; one of the same step gives way when the new one is whole."""

@@ -75,4 +75,4 @@ def _of_run(path: Path) -> dict[str, Tensor]:
             raise UserError("\n".join([f"init: {path} has no whole checkpoint", *refused]))
     else:
         found = load_checkpoint(path)
-    return {name.removeprefix("model/"): each for name, each in found.tensors.items() if name.startswith("model/")}
+    return found.part("model")
