@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from benchmarks.multimae_way import MultiMaeWay
 from benchmarks.timing import alternate, peak_memory, report_cost
 from c2fmae.core.masks import Masks
+from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
-from c2fmae.data.transforms import standardise
 from c2fmae.eval.cost import cost_of
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.methods.config import IMAGENET_MEAN, IMAGENET_STD
+from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5
 BASELINE, DENSE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import RunFolder
+from c2fmae.core.run_folder import find_checkpoint
 from c2fmae.data import Scenes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.fit import maps_needed
@@ -27,6 +26,11 @@ def load_run(path: Path, *, step: int | None = None, average: bool = False) -> L
 
     With `average`, its weights are those that `training.ema` averaged.
     """
+    if path.is_file():
+        raise UserError(
+            f"{path} has no decoder weights, so nothing can be reconstructed from it: it holds an encoder alone. "
+            "Take the run folder it came from"
+        )
     checkpoint = find_checkpoint(path, step)
     config = PretrainConfig.read(
         {key: value for key, value in checkpoint.facts["config"].items() if key in PretrainConfig.model_fields},
@@ -38,24 +42,6 @@ def load_run(path: Path, *, step: int | None = None, average: bool = False) -> L
         raise UserError(f"{path}: holds no average of weights: it was trained without training.ema")
     method.model.load_state_dict({**checkpoint.part("model"), **averaged})
     return LoadedRun(config, method, checkpoint.step, tuple(checkpoint.facts["classes"]))
-
-
-def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
-    """Return the checkpoint that a path means; what is none is refused with what is there instead."""
-    if path.is_file():
-        raise UserError(
-            f"{path} has no decoder weights, so nothing can be reconstructed from it: it holds an encoder alone. "
-            "Take the run folder it came from"
-        )
-    if not (path / "config.yaml").exists():
-        return load_checkpoint(path)
-    folder = RunFolder(path).checkpoints
-    if step is not None:
-        return load_checkpoint(folder / f"step-{step:08d}")
-    found, refused = newest_checkpoint(folder)
-    if found is None:
-        raise UserError("\n".join([f"{path}: has no whole checkpoint yet", *refused]))
-    return found
 
 
 def held_out_scenes(config: PretrainConfig) -> Scenes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_whole
 from c2fmae.core.locks import locked
@@ -104,6 +105,19 @@ def open_run(path: Path) -> Iterator[RunFolder]:
         except OSError as error:
             raise UserError(f"{path}: cannot be used: {error.strerror}. Give another --out") from error
         yield RunFolder(path)
+
+
+def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
+    """Return the checkpoint that a path means: a run's newest whole one, that of a step, or the path's own."""
+    if not (path / "config.yaml").exists():
+        return load_checkpoint(path)
+    folder = RunFolder(path).checkpoints
+    if step is not None:
+        return load_checkpoint(folder / f"step-{step:08d}")
+    found, refused = newest_checkpoint(folder)
+    if found is None:
+        raise UserError("\n".join([f"{path}: has no whole checkpoint yet", *refused]))
+    return found
 
 
 class Rows:

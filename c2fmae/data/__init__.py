@@ -7,6 +7,7 @@
 {'semantic': (16, 16), 'instance': (16, 16), 'rgb': (3, 64, 64)}
 """
 
+from c2fmae.core.pixels import standardise
 from c2fmae.data import depth  # noqa: F401 - registers itself
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.info import DatasetInfo
@@ -14,7 +15,7 @@ from c2fmae.data.loader import BatchStream, Loader
 from c2fmae.data.sampler import Position, Sampler
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import DATASETS, inspect_scenes, open_scenes
-from c2fmae.data.transforms import CentralView, RandomView, Transform, standardise
+from c2fmae.data.transforms import CentralView, RandomView, Transform
 
 __all__ = [
     "DATASETS",

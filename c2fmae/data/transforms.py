@@ -6,7 +6,7 @@ from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Shaped, UInt8
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
@@ -122,16 +122,6 @@ def random_box(
         if 0 < rows <= height and 0 < columns <= width:
             return Box(int(down * (height - rows + 1)), int(across * (width - columns + 1)), rows, columns)
     return central_box(height, width, min(max(width / height, ratio[0]), ratio[1]))
-
-
-def standardise(
-    photos: UInt8[Tensor, "batch channels height width"],
-    mean: Float[Tensor, " channels"],
-    std: Float[Tensor, " channels"],
-) -> Float[Tensor, "batch channels height width"]:
-    """Turn bytes into (value / 255 - mean) / std; done on the device, to which a quarter of the bytes travels."""
-    scale, shift = 1 / (255 * std), -mean / std
-    return torch.addcmul(shift.view(-1, 1, 1), photos, scale.view(-1, 1, 1))
 
 
 def middle_statistics(

@@ -1,7 +1,6 @@
 """From a method's config to its model, what its heads learn, and its masks."""
 
 import torch
-from timm.layers.patch_embed import PatchEmbed
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES
@@ -10,7 +9,7 @@ from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked import MaskedAutoencoding, Objective
 from c2fmae.models.autoencoder import Head, MultiGranularAutoencoder
 from c2fmae.models.decoders import DECODERS, DecoderPlan
-from c2fmae.models.embeddings import Embeddings, IdEmbedding, ImageEmbedding
+from c2fmae.models.embeddings import embeddings_of
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
 from c2fmae.models.patches import label_stride
@@ -50,13 +49,6 @@ def _build(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         device = next(vit.parameters()).device
         encoder.pos_embed = sincos_positions(encoder.pos_grid, encoder.dim, device=device).unsqueeze(0)
 
-    def embedding(name: str) -> ImageEmbedding | IdEmbedding:
-        if GRANULARITIES.get(name).kind == "ids":
-            return IdEmbedding(config.channels_of(name), encoder.dim, patch=patch)
-        if name == "rgb":
-            return ImageEmbedding(vit.patch_embed)
-        return ImageEmbedding(PatchEmbed(None, patch, config.channels_of(name), encoder.dim))
-
     heads = config.heads()
     settings = config.decoder.model_dump(exclude={"name", "order", "stage_per"})
     plan = DecoderPlan(
@@ -72,7 +64,7 @@ def _build(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         target = TARGETS.get(head.target)(channels=config.channels_of(head.granularity), patch=cells)
         objectives[head.name] = Objective(head.granularity, target, config.weights.get(head.name, 1.0))
     model = MultiGranularAutoencoder(
-        Embeddings({name: embedding(name) for name in config.granularities}),
+        embeddings_of(vit, {name: config.channels_of(name) for name in config.granularities}),
         encoder,
         DECODERS.get(config.decoder.name)(plan),
         {head.name: Head(head.stage, config.decoder.dim, objectives[head.name].target.size) for head in heads},

@@ -8,14 +8,12 @@ from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.masking.config import MaskingConfig
-from c2fmae.models.config import DecoderConfig, EncoderConfig
+from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, DecoderConfig, EncoderConfig
 from c2fmae.models.losses import Average
 from c2fmae.models.targets import TARGET_OF_KIND, TARGETS
 
 Count = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class HeadPlan(NamedTuple):

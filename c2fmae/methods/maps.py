@@ -6,8 +6,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
+from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
-from c2fmae.data.transforms import middle_statistics, standardise
+from c2fmae.data.transforms import middle_statistics
 from c2fmae.methods.checks import check_continuous, check_ids, check_photos, map_of
 from c2fmae.methods.config import MethodConfig
 from c2fmae.models.patches import grid_of, label_stride, unpatchify

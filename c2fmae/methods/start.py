@@ -8,9 +8,8 @@ from timm.models import load_checkpoint as load_into
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
-from c2fmae.core.checkpoint import load_checkpoint, newest_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import RunFolder
+from c2fmae.core.run_folder import find_checkpoint
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.embeddings import ImageEmbedding
 from c2fmae.models.encoder import Encoder, create_vit
@@ -69,10 +68,7 @@ def _of_timm(method: MaskedAutoencoding, source: str) -> dict[str, Tensor]:
 def _of_run(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise UserError(f"init: {path} does not exist. Give a run, a checkpoint, timm:NAME or timm:NAME@FILE")
-    if (path / "config.yaml").exists():
-        found, refused = newest_checkpoint(RunFolder(path).checkpoints)
-        if found is None:
-            raise UserError("\n".join([f"init: {path} has no whole checkpoint", *refused]))
-    else:
-        found = load_checkpoint(path)
-    return found.part("model")
+    try:
+        return find_checkpoint(path).part("model")
+    except UserError as error:
+        raise UserError(f"init: {error}") from error

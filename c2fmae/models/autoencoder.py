@@ -38,7 +38,7 @@ class MultiGranularAutoencoder(nn.Module):
         if masks.granularities != tuple(self.embeddings):
             ours = ", ".join(self.embeddings)
             raise ValueError(f"masks: expected those of {ours}, got those of {', '.join(masks.granularities)}")
-        latent, grid = self._latent(maps, masks)
+        latent, grid = encode_visible(self.embeddings, self.encoder, maps, masks)
         features = self.decoder(latent, masks, grid)
         return {name: head(features[head.stage]) for name, head in self.heads.items()}
 
@@ -48,16 +48,26 @@ class MultiGranularAutoencoder(nn.Module):
             raise ValueError(f"this model has not seen photos: its granularities are {', '.join(self.embeddings)}")
         rows, columns = self.embeddings.grid({"rgb": images})
         shown = Masks.showing(["rgb"], ["rgb"], batch=len(images), num_patches=rows * columns, device=images.device)
-        return self._latent({"rgb": images}, shown)[0]
+        return encode_visible(self.embeddings, self.encoder, {"rgb": images}, shown)[0]
 
-    def _latent(
-        self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
-    ) -> tuple[Float[Tensor, "batch latent dim"], tuple[int, int]]:
-        grid = self.embeddings.grid({name: maps[name] for name in masks.granularities})
-        batch, num_patches = len(next(iter(maps.values()))), grid[0] * grid[1]
-        if (len(masks.is_masked), masks.is_masked.shape[2]) != (batch, num_patches):
-            got = f"{len(masks.is_masked)} × {masks.is_masked.shape[2]}"
-            raise ValueError(f"masks: expected those of {batch} × {num_patches} patches, got {got}")
-        tokens = self.embeddings(maps, masks)
-        where = self.encoder.positions(grid, tokens.device)
-        return self.encoder(tokens + where[masks.visible_idx % len(where)]), grid
+
+def encode_visible(
+    embeddings: Embeddings, encoder: Encoder, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
+) -> tuple[Float[Tensor, "batch latent dim"], tuple[int, int]]:
+    """Return the encoder's latents of what is visible, and the grid of patches."""
+    tokens, grid = embed_visible(embeddings, encoder, maps, masks)
+    return encoder(tokens), grid
+
+
+def embed_visible(
+    embeddings: Embeddings, encoder: Encoder, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
+) -> tuple[Float[Tensor, "batch visible dim"], tuple[int, int]]:
+    """Return tokens with their positions, as the encoder's blocks take them, and the grid of patches."""
+    grid = embeddings.grid({name: maps[name] for name in masks.granularities})
+    batch, num_patches = len(next(iter(maps.values()))), grid[0] * grid[1]
+    if (len(masks.is_masked), masks.is_masked.shape[2]) != (batch, num_patches):
+        got = f"{len(masks.is_masked)} × {masks.is_masked.shape[2]}"
+        raise ValueError(f"masks: expected those of {batch} × {num_patches} patches, got {got}")
+    tokens = embeddings(maps, masks)
+    where = encoder.positions(grid, tokens.device)
+    return tokens + where[masks.visible_idx % len(where)], grid

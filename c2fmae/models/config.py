@@ -1,6 +1,6 @@
 """Encoder and decoder as a recipe writes them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,8 @@ from c2fmae.models.decoders.wirings import Carry, Context
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EncoderConfig(Config):
@@ -37,7 +39,7 @@ class EncoderConfig(Config):
             raise UserError(f"num_heads: {self.num_heads} do not divide the width, {self.dim}")
         return self
 
-    def shape(self) -> dict[str, int]:
+    def shape(self) -> dict[str, Any]:
         """Return what differs from the named ViT, in timm's words."""
         words = dict(patch_size=self.patch_size, embed_dim=self.dim, depth=self.depth, num_heads=self.num_heads)  # noqa: C408 - timm's arguments
         return {word: number for word, number in words.items() if number is not None}

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.scene import GRANULARITIES, IGNORE
 from c2fmae.models.patches import gather_patches, grid_of, label_stride
 
 
@@ -81,6 +82,20 @@ class Embeddings(nn.ModuleDict):
             tokens = tokens.index_copy(0, members, some.to(tokens.dtype))
         assert tokens is not None
         return tokens[:-1].view(batch, num_visible, tokens.shape[1])  # type: ignore[no-any-return]
+
+
+def embeddings_of(vit: VisionTransformer, channels: Mapping[str, int]) -> Embeddings:
+    """Make an embedding for each granularity, of so many channels or classes; that of photos is the ViT's own."""
+    patch = vit.patch_embed.patch_size[0]
+
+    def embedding(name: str) -> ImageEmbedding | IdEmbedding:
+        if GRANULARITIES.get(name).kind == "ids":
+            return IdEmbedding(channels[name], vit.embed_dim, patch=patch)
+        if name == "rgb":
+            return ImageEmbedding(vit.patch_embed)
+        return ImageEmbedding(PatchEmbed(None, patch, channels[name], vit.embed_dim))
+
+    return Embeddings({name: embedding(name) for name in channels})
 
 
 def _members(is_member: Bool[Tensor, " slot"]) -> Int[Tensor, " member"]:

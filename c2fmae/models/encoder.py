@@ -70,30 +70,53 @@ class Encoder(AttentionByDevice):
 
     def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
         """Run the blocks over tokens that have their positions; the global token and registers come first."""
-        prefix = [t.expand(len(tokens), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
-        x = self.norm_pre(torch.cat([*prefix, tokens], dim=1))
+        x = self._begin(tokens)
         x = checkpoint_seq(self.blocks, x) if self.checkpoint and self.training else self.blocks(x)
         return self.norm(x)  # type: ignore[no-any-return]
 
+    def layers(
+        self, tokens: Float[Tensor, "batch token dim"], depths: Sequence[int]
+    ) -> list[Float[Tensor, "batch latent dim"]]:
+        """Return what these blocks make of the tokens, counted from 1; the last block's is normed, as in `forward`."""
+        if wrong := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
+            raise UserError(f"depth: there are blocks 1 to {len(self.blocks)}, got {wrong[0]}")
+        x, found = self._begin(tokens), {}
+        for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
+            x = block(x)
+            found[depth] = self.norm(x) if depth == len(self.blocks) else x
+        return [found[depth] for depth in depths]
+
+    def _begin(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
+        prefix = [t.expand(len(tokens), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        return self.norm_pre(torch.cat([*prefix, tokens], dim=1))  # type: ignore[no-any-return]
+
 
 def create_vit(
-    name: str, *, image_size: Sequence[int], channels: int = 3, drop_path: float = 0.0, **shape: Any
+    name: str,
+    *,
+    image_size: Sequence[int] | None,
+    channels: int = 3,
+    drop_path: float = 0.0,
+    fc_norm: bool | None = False,
+    **shape: Any,
 ) -> VisionTransformer:
     """Return a plain ViT of timm without a head, its weights still to be drawn; what is not one is an error.
 
-    `shape` is what differs from the named ViT: timm's patch_size, embed_dim, depth, num_heads.
+    `shape` is what differs from the named ViT: timm's patch_size, embed_dim, depth, num_heads. Its norm comes before
+    pooling; with `fc_norm=True` behind it, and with None where timm has it. Without an image size, timm's.
     """
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models("vit_*"))
         raise UserError(f"timm has no encoder named {name!r}. {hint or 'timm.list_models() names all'}")
+    size: dict[str, Any] = {"img_size": tuple(image_size)} if image_size else {}
     try:
         vit = timm.create_model(
             name,
-            img_size=tuple(image_size),
+            **size,
             in_chans=channels,
             num_classes=0,
             drop_path_rate=drop_path,
-            fc_norm=False,  # a ViT that norms after pooling would have no norm here
+            fc_norm=fc_norm,  # a ViT that norms after pooling would have no norm here
             weight_init="skip",  # timm's own draw takes seconds
             **shape,
         )

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import Scene
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.transforms import CentralView, RandomView, random_box, standardise
+from c2fmae.data.transforms import CentralView, RandomView, random_box
 from tests.data.stores import refuses
 
 units = arrays(np.float64, (10, 4), elements=st.floats(0, 1, exclude_max=True))

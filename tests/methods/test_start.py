@@ -119,7 +119,7 @@ def test_an_encoder_of_another_width_does_not_fit(tmp_path: Path) -> None:
 
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    assert refused(tiny(), str(tmp_path)) == f"init: {tmp_path} has no whole checkpoint"
+    assert refused(tiny(), str(tmp_path)) == f"init: {tmp_path}: has no whole checkpoint yet"
 
 
 def test_a_vit_that_brings_positions_is_not_given_others(vit: nn.Module, tmp_path: Path) -> None:

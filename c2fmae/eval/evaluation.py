@@ -1,0 +1,57 @@
+"""The one shape of every evaluation: a frozen config in, metrics out, with a protocol in words.
+
+An evaluation is a config class under a name in `EVALUATIONS`; another package adds one by registering it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from c2fmae.core.config import Config
+from c2fmae.core.registry import Registry
+from c2fmae.core.world import World
+from c2fmae.models.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number, and how sure it is."""
+
+    name: str
+    value: float
+    count: int
+    """How many images, or whatever the protocol says, it is over."""
+    interval: tuple[float, float] | None = None
+    """In which the number would lie, 95 times of 100, if others like these had been drawn."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, where, and by whom."""
+
+    name: str
+    """The source as it was given."""
+    backbone: Backbone
+    cache: Path
+    """A folder for what takes long to compute and may be used again; processes of a run share it."""
+    world: World = field(default_factory=World)
+
+
+class Evaluation(Config):
+    """A protocol and its settings; what it computes does not depend on the number of processes."""
+
+    def run(self, subject: Subject) -> Iterator[Metric]:
+        """Compute the metrics; in each process the same."""
+        raise NotImplementedError
+
+    def protocol(self, subject: Subject) -> str:
+        """Say in a few sentences what is done, so that a number can stand beside another's."""
+        raise NotImplementedError
+
+    def inputs(self, subject: Subject) -> dict[str, str]:
+        """Name what the result depends on besides settings and weights, such as data: what tells whether it is new."""
+        del subject
+        return {}
+
+
+EVALUATIONS: Registry[type[Evaluation]] = Registry("evaluation")
