@@ -33,6 +33,7 @@ from c2fmae.data.config import DataConfig
 from c2fmae.data.loader import telling_of_dead_workers
 from c2fmae.eval.held_out import HeldOut
 from c2fmae.eval.report import Section, render, run_page
+from c2fmae.eval.running import sections_of
 from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_like_training, take_scenes
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.methods.fit import fitted, maps_needed
@@ -202,7 +203,7 @@ def write_page(run: RunFolder, extra: Sequence[Section] = ()) -> None:
         run.config_path.read_text(encoding="utf-8"),
         json.loads((run.path / "environment.json").read_text(encoding="utf-8")),
         sorted(run.pictures.glob("step-*.png")),
-        extra,
+        [*extra, *sections_of(run.path)],
     )
     run.write_text(run.report.name, render(page))
 

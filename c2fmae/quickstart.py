@@ -19,7 +19,7 @@ from c2fmae.eval.probes import (
     probe,
 )
 from c2fmae.eval.probes.features import Encode
-from c2fmae.eval.report import Picture, Table, Text
+from c2fmae.eval.report import Picture, Table, Text, as_lines
 from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_showing, take_scenes
 from c2fmae.loading import LoadedRun, load_run
 from c2fmae.methods import build_method
@@ -93,13 +93,6 @@ def probe_table(scores: Mapping[str, Scores], learn_from: int, try_on: int) -> T
     note = f"{learn_from} scenes with labels, tried on {try_on} more; 20 nearest neighbours, logistic regression."
     columns = ("frozen features of", "k-NN, %", "linear, %", "patches, mIoU %")
     return Table("Features of photos alone, frozen", columns, rows, note)
-
-
-def as_lines(table: Table) -> list[str]:
-    """Return a table as lines of plain text."""
-    rows = [tuple(map(str, row)) for row in (table.columns, *table.rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def draw_from_photo(run: LoadedRun, out: Path) -> Path:

@@ -169,14 +169,14 @@ def cut_rows(path: Path, *, after_step: int) -> None:
             raise _could_not_write(path, error) from error
 
 
-def check_room(path: Path, *, needed: int) -> None:
+def check_room(path: Path, *, needed: int, what: str = "checkpoints", or_do: str = "lower saving.keep_last") -> None:
     """Refuse a place whose disk cannot take so many bytes."""
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
-            f"{path}: {_size(needed)} are needed for checkpoints, {_size(free)} are free. Free some room, give another"
-            " --out, or lower saving.keep_last"
+            f"{path}: {_size(needed)} are needed for {what}, {_size(free)} are free. Free some room, give another"
+            f" --out, or {or_do}"
         )
 
 

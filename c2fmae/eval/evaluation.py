@@ -6,8 +6,10 @@ An evaluation is a config class under a name in `EVALUATIONS`; another package a
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from c2fmae.core.config import Config
+from c2fmae.core.errors import UserError
 from c2fmae.core.registry import Registry
 from c2fmae.core.world import World
 from c2fmae.models.backbones import Backbone
@@ -39,6 +41,13 @@ class Subject:
 
 class Evaluation(Config):
     """A protocol and its settings; what it computes does not depend on the number of processes."""
+
+    @classmethod
+    def places(cls, data: str | None, test: str | None) -> dict[str, Any]:
+        """Return the settings that the command's --data and --test mean."""
+        if test is not None or (data is not None and "data" not in cls.model_fields):
+            raise UserError(f"this evaluation takes no {'--test' if test is not None else '--data'}")
+        return {} if data is None else {"data": data}
 
     def run(self, subject: Subject) -> Iterator[Metric]:
         """Compute the metrics; in each process the same."""

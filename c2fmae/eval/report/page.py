@@ -144,6 +144,13 @@ def render(page: Page) -> str:
 """
 
 
+def as_lines(table: Table) -> list[str]:
+    """Return a table as lines of plain text."""
+    rows = [tuple(map(str, row)) for row in (table.columns, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _paragraph(text: str) -> str:
     if text.startswith("    "):
         return f"<pre>{escape(dedent(text))}</pre>"

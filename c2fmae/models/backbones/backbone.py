@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
+from c2fmae.core.seeding import seed_of
 from c2fmae.models.autoencoder import embed_visible
 from c2fmae.models.backbones.report import LoadReport
 from c2fmae.models.backbones.spec import BackboneSpec, Pool
 from c2fmae.models.embeddings import Embeddings, embeddings_of
 from c2fmae.models.encoder import Encoder, create_vit
+from c2fmae.models.initialise import initialise
 
 Maps = Mapping[str, Shaped[Tensor, "batch *map"]] | Float[Tensor, "batch channels height width"]
 """Standardised photos and id maps by granularity, or photos alone."""
@@ -140,3 +142,13 @@ def wrap(vit: VisionTransformer, spec: BackboneSpec) -> Backbone:
     patch = {"patch_size": vit.patch_embed.patch_size[0]}  # whether or not it is that of the name
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=patch)})
     return Backbone(spec, embeddings_of(vit, spec.channels), encoder, vit.fc_norm).eval()
+
+
+def untrained(backbone: Backbone, seed: int = 0) -> Backbone:
+    """Return the same ViT with weights drawn anew, and sines and cosines for positions: what to compare it with."""
+    encoder = backbone.spec.encoder.model_copy(update={"keep_positions": False})
+    spec = backbone.spec.model_copy(update={"encoder": encoder})
+    fresh = wrap(vit_of(spec), spec)
+    initialise(fresh, torch.Generator().manual_seed(seed_of(seed, "weights")))
+    fresh.report = LoadReport(source="weights drawn anew", loaded=())
+    return fresh

@@ -1,0 +1,142 @@
+"""One evaluation of one source: its numbers, the protocol beside them, and where they are kept."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from c2fmae.core.environment import environment
+from c2fmae.core.errors import UserError
+from c2fmae.core.files import write_whole
+from c2fmae.eval.evaluation import Evaluation, Metric, Subject
+from c2fmae.eval.extraction import weights_digest
+from c2fmae.eval.report import Details, Page, Section, Table, Text, render
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+RESULTS, PAGE = "results.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found."""
+
+    evaluation: str
+    source: str
+    protocol: str
+    metrics: tuple[Metric, ...]
+    folder: Path
+    is_new: bool
+    """Whether it was computed now, and not found as it was computed before."""
+
+
+def evaluate(name: str, config: Evaluation, subject: Subject, folder: Path, *, again: bool = False) -> Result:
+    """Run an evaluation, or return what it found before with the same settings, weights and data; write it down."""
+    identity = {
+        "format": FORMAT,
+        "evaluation": name,
+        "config": config.model_dump(mode="json"),
+        "weights": weights_digest(subject.backbone),
+        **config.inputs(subject),
+    }
+    known = None if again or not subject.world.is_first else _read(folder / RESULTS, identity)
+    known = subject.world.share(known)
+    protocol = config.protocol(subject)
+    if known is not None:
+        return Result(name, subject.name, protocol, known, folder, is_new=False)
+    started = time.perf_counter()
+    metrics = tuple(config.run(subject))
+    result = Result(name, subject.name, protocol, metrics, folder, is_new=True)
+    if subject.world.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        document = {
+            **identity,
+            "source": subject.name,
+            "protocol": protocol,
+            "metrics": [asdict(metric) for metric in metrics],
+            "load_report": str(subject.backbone.report),
+            "seconds": round(time.perf_counter() - started, 1),
+            "environment": environment(world_size=subject.world.size),
+        }
+        _write(folder / RESULTS, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        _write(folder / PAGE, render(page_of([result], document)))
+    return result
+
+
+def table_of(results: Sequence[Result]) -> Table:
+    """Return the metrics of one evaluation of several sources, side by side."""
+    names = dict.fromkeys(metric.name for result in results for metric in result.metrics)
+    found = [{metric.name: metric for metric in result.metrics} for result in results]
+    rows = [(name, *(_said(each.get(name)) for each in found)) for name in names]
+    return Table(results[0].evaluation, ("", *(result.source for result in results)), rows)
+
+
+def sections_of(folder: Path) -> list[Section]:
+    """Return what evaluations of a run found, for its page: those that lie in its folder."""
+    sections: list[Section] = []
+    for path in sorted(folder.glob(f"evaluations/*/{RESULTS}")):
+        try:
+            document = json.loads(path.read_bytes())
+            metrics = tuple(_metric(each) for each in document["metrics"])
+            result = Result(
+                document["evaluation"], document["source"], document["protocol"], metrics, path.parent, False
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("%s: is no result of an evaluation; left out of the page", path)
+            continue
+        sections += [Text(result.protocol, title=f"Evaluation: {path.parent.name}"), table_of([result])]
+    return sections
+
+
+def page_of(results: Sequence[Result], document: dict[str, Any]) -> Page:
+    """Return the page about an evaluation."""
+    return Page(
+        f"{results[0].evaluation} of {results[0].source}",
+        "Numbers, and the protocol by which they were taken.",
+        [
+            table_of(results),
+            Text(results[0].protocol, title="Protocol"),
+            Details("What was loaded", document["load_report"]),
+            Details("All settings", json.dumps(document["config"], indent=2, ensure_ascii=False)),
+            Details("Environment", json.dumps(document["environment"], indent=2, ensure_ascii=False)),
+        ],
+    )
+
+
+def _said(metric: Metric | None) -> str:
+    """Write a number with its interval and what it is over.
+
+    >>> _said(Metric("top-1", 58.0, 1024, (54.9, 61.0)))
+    '58.00 (54.90-61.00)'
+    """
+    if metric is None:
+        return "–"
+    value = f"{metric.value:.2f}" if abs(metric.value) < 1e6 else f"{metric.value:.4g}"
+    return f"{value} ({metric.interval[0]:.2f}-{metric.interval[1]:.2f})" if metric.interval else value
+
+
+def _read(path: Path, identity: dict[str, Any]) -> tuple[Metric, ...] | None:
+    """Return the metrics of a file that is about just this; None where there is none, or it is about another."""
+    try:
+        document = json.loads(path.read_bytes())
+        if any(document.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
+            return None
+        return tuple(_metric(each) for each in document["metrics"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _metric(values: dict[str, Any]) -> Metric:
+    interval = values["interval"]
+    return Metric(values["name"], values["value"], values["count"], tuple(interval) if interval else None)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}. Give another --out") from error

@@ -1,0 +1,100 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from c2fmae.core.errors import UserError
+from c2fmae.eval import running
+from c2fmae.eval.evaluation import Evaluation, Metric, Subject
+from c2fmae.eval.report import as_lines
+from c2fmae.eval.running import evaluate, sections_of, table_of
+from tests.eval.backbones import subject, tiny_backbone
+
+RUNS: list[str] = []
+
+
+class Ask(Evaluation):
+    """One number."""
+
+    number: float = 5
+
+    def run(self, subject: Subject) -> Iterator[Metric]:
+        RUNS.append(subject.name)
+        yield Metric("answer", self.number, 10, (self.number - 1, self.number + 1))
+
+    def protocol(self, subject: Subject) -> str:
+        return f"It asks {subject.name}, once."
+
+    def inputs(self, subject: Subject) -> dict[str, str]:
+        return {"data": "these"}
+
+
+@pytest.fixture(autouse=True)
+def _none_has_run() -> None:
+    RUNS.clear()
+
+
+def test_a_result_is_written_with_its_protocol_and_all_that_it_depends_on(tmp_path: Path) -> None:
+    result = evaluate("ask", Ask(), subject(tiny_backbone(), tmp_path), tmp_path / "ask")
+    assert result.is_new
+    found = json.loads((tmp_path / "ask" / "results.json").read_text(encoding="utf-8"))
+    assert found["protocol"] == "It asks tiny, once."
+    assert found["metrics"] == [{"name": "answer", "value": 5.0, "count": 10, "interval": [4.0, 6.0]}]
+    assert found["config"] == {"number": 5.0}
+    assert found["data"] == "these"
+    assert len(found["weights"]) == 64
+    assert "torch" in found["environment"]
+    page = (tmp_path / "ask" / "report.html").read_text(encoding="utf-8")
+    assert "It asks tiny, once." in page
+    assert "5.00 (4.00-6.00)" in page
+
+
+def test_what_was_found_is_not_computed_again_unless_something_else_is_asked(tmp_path: Path) -> None:
+    who, place = subject(tiny_backbone(), tmp_path), tmp_path / "ask"
+    first = evaluate("ask", Ask(), who, place)
+    again = evaluate("ask", Ask(), who, place)
+    assert (again.metrics, again.is_new, len(RUNS)) == (first.metrics, False, 1)
+    assert evaluate("ask", Ask(number=6), who, place).is_new
+    assert evaluate("ask", Ask(number=6), subject(tiny_backbone(seed=1), tmp_path), place).is_new
+    assert evaluate("ask", Ask(number=6), who, place, again=True).is_new
+    assert len(RUNS) == 4
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"metrics": []}', "null"])
+def test_a_file_that_is_no_result_is_computed_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ask").mkdir()
+    (tmp_path / "ask" / "results.json").write_text(text, encoding="utf-8")
+    assert evaluate("ask", Ask(), subject(tiny_backbone(), tmp_path), tmp_path / "ask").is_new
+
+
+def test_sources_stand_side_by_side(tmp_path: Path) -> None:
+    results = [
+        evaluate("ask", Ask(number=n), subject(tiny_backbone(), tmp_path, name), tmp_path / name)
+        for name, n in (("one", 1), ("two", 2))
+    ]
+    assert as_lines(table_of(results)) == [
+        "        one               two",
+        "answer  1.00 (0.00-2.00)  2.00 (1.00-3.00)",
+    ]
+
+
+def test_a_runs_page_has_what_lies_in_its_folder(tmp_path: Path) -> None:
+    evaluate("ask", Ask(), subject(tiny_backbone(), tmp_path), tmp_path / "evaluations" / "ask-these")
+    (tmp_path / "evaluations" / "broken").mkdir()
+    (tmp_path / "evaluations" / "broken" / "results.json").write_text("[]", encoding="utf-8")
+    html = "".join(section.html() for section in sections_of(tmp_path))
+    assert "Evaluation: ask-these" in html
+    assert "It asks tiny, once." in html
+    assert sections_of(tmp_path / "nowhere") == []
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(running, "write_whole", full)
+    with pytest.raises(UserError) as caught:
+        evaluate("ask", Ask(), subject(tiny_backbone(), tmp_path), tmp_path / "ask")
+    place = tmp_path / "ask" / "results.json"
+    assert str(caught.value) == f"{place}: cannot be written: No space left on device. Give another --out"
