@@ -1,28 +1,31 @@
-"""Weights to start from: a timm ViT's, or those of an earlier run."""
+"""Weights to start from: an earlier run's, or those of anything that `load_backbone` reads."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
-import timm
-from timm.models import load_checkpoint as load_into
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import find_checkpoint
 from c2fmae.methods.masked import MaskedAutoencoding
-from c2fmae.models.embeddings import ImageEmbedding
-from c2fmae.models.encoder import Encoder, create_vit
+from c2fmae.models.backbones import Backbone, load_backbone
+from c2fmae.models.encoder import Encoder
 
 TIMM = "timm:"
 
 
 def start_from(method: MaskedAutoencoding, source: str) -> str:
-    """Load a source into a method's model: `timm:NAME`, `timm:NAME@FILE`, a run or a checkpoint; say what was loaded.
+    """Load a source into a method's model: a run, a checkpoint, or whatever `load_backbone` takes; say what was loaded.
 
     The encoder has to be there whole. Of a run, whatever else has the same name and shape is taken too.
     """
-    weights = _of_timm(method, source) if source.startswith(TIMM) else _of_run(Path(source))
+    path = Path(source)
+    is_run = (path / "config.yaml").exists() or (path / "checkpoint.json").exists()
+    try:
+        weights = find_checkpoint(path).part("model") if is_run else _of_backbone(method, source)
+    except UserError as error:
+        raise UserError(f"init: {error}") from error
     ours = method.model.state_dict()
     taken = {name: tensor for name, tensor in weights.items() if name in ours and tensor.shape == ours[name].shape}
     lacking = [name for name in ours if name.startswith("encoder.") and name not in taken]
@@ -36,39 +39,32 @@ def start_from(method: MaskedAutoencoding, source: str) -> str:
     return f"{len(taken)} of {len(ours)} tensors are from {source}; drawn anew: {', '.join(left) or 'none'}"
 
 
-def _of_timm(method: MaskedAutoencoding, source: str) -> dict[str, Tensor]:
-    name, _, file = source.removeprefix(TIMM).partition("@")
-    config = method.config
-    if name != config.encoder.name:
+def _of_backbone(method: MaskedAutoencoding, source: str) -> Mapping[str, Tensor]:
+    config, encoder = method.config, cast(Encoder, method.model.encoder)
+    name = source.removeprefix(TIMM).partition("@")[0]
+    if source.startswith(TIMM) and name != config.encoder.name:
         raise UserError(
-            f"init: {source} is a {name}, but the encoder is a {config.encoder.name}. Set method.encoder.name={name}"
+            f"{source} is a {name}, but the encoder is a {config.encoder.name}. Set method.encoder.name={name}"
         )
-    if not config.encoder.keep_positions:
-        raise UserError(f"init: {source} comes with its own positions. Set method.encoder.keep_positions=true")
-    vit = create_vit(name, image_size=config.image_size, channels=config.channels_of("rgb"), **config.encoder.shape())
-    try:
-        if file:
-            # Tensors alone: timm unpickles nothing else. The filter brings positions to our grid.
-            missing = load_into(vit, file, strict=False, filter_fn=checkpoint_filter_fn).missing_keys
-            if missing:
-                raise ValueError(f"{file} lacks {len(missing)} of its tensors, the first is {missing[0]}")
-        else:
-            donor = timm.create_model(name, pretrained=True, num_classes=0, img_size=config.image_size)
-            vit.load_state_dict(donor.state_dict(), strict=False)
-    except Exception as error:  # a download, a file and its contents can fail in a hundred ways
-        raise UserError(f"init: {source} cannot be loaded: {' '.join(str(error).split())}") from error
-    encoder = Encoder(vit, has_norm=config.encoder.has_norm, keep_positions=config.encoder.keep_positions)
-    parts: dict[str, Mapping[str, Tensor]] = {
-        "encoder": encoder.state_dict(),
-        "embeddings.rgb": ImageEmbedding(vit.patch_embed).state_dict(),
-    }
-    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    backbone = load_backbone(source, image_size=config.image_size)
+    if backbone.spec.encoder.keep_positions and not config.encoder.keep_positions:
+        raise UserError(f"{source} comes with its own positions. Set method.encoder.keep_positions=true")
+    heads, ours = _heads_of(backbone.encoder), _heads_of(encoder)
+    if heads != ours:
+        raise UserError(
+            f"{source} has {heads} attention heads, but the encoder {ours}. Set method.encoder.num_heads={heads}"
+        )
+    tensors = backbone.state_dict()
+    if config.encoder.keep_positions and not backbone.spec.encoder.keep_positions:
+        tensors["encoder.pos_embed"] = encoder.pos_embed  # sines and cosines, as the source's
+    return {name: tensor for name, tensor in tensors.items() if not _is_new(backbone, name)}
 
 
-def _of_run(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise UserError(f"init: {path} does not exist. Give a run, a checkpoint, timm:NAME or timm:NAME@FILE")
-    try:
-        return find_checkpoint(path).part("model")
-    except UserError as error:
-        raise UserError(f"init: {error}") from error
+def _heads_of(encoder: Encoder) -> int:
+    block: Any = encoder.blocks[0]
+    return int(block.attn.num_heads)
+
+
+def _is_new(backbone: Backbone, name: str) -> bool:
+    """Return whether a backbone has a tensor because all have it: a norm that its source has not."""
+    return name.startswith("encoder.norm.") and not backbone.spec.encoder.has_norm

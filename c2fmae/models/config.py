@@ -21,10 +21,14 @@ class EncoderConfig(Config):
     name: Annotated[str, Field(min_length=1)] = "vit_base_patch16_224"
     """A plain ViT of timm; its weights are drawn anew."""
     patch_size: Count | None = None
-    """Pixels of a patch's side, where they are not those of the named ViT; so the next three, for small images."""
+    """Pixels of a patch's side, where they are not those of the named ViT; so the next five, for others' weights."""
     dim: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
     depth: Count | None = None
     num_heads: Count | None = None
+    mlp_ratio: Annotated[float, Field(gt=0)] | None = None
+    """The width within its MLPs, as a multiple of its own."""
+    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    """What its norms add to variances: 1e-6 in timm, MAE and MultiMAE, 1e-12 in Hugging Face's ViTs."""
     drop_path: Share = 0.0
     has_norm: bool = False
     """Whether the latents are normed before the decoder: not in MultiMAE, but in MAE."""
@@ -40,8 +44,9 @@ class EncoderConfig(Config):
         return self
 
     def shape(self) -> dict[str, Any]:
-        """Return what differs from the named ViT, in timm's words."""
-        words = dict(patch_size=self.patch_size, embed_dim=self.dim, depth=self.depth, num_heads=self.num_heads)  # noqa: C408 - timm's arguments
+        """Return what differs from the named ViT, in the words of `create_vit`."""
+        words: dict[str, Any] = {"patch_size": self.patch_size, "embed_dim": self.dim, "depth": self.depth}
+        words |= {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "norm_eps": self.norm_eps}
         return {word: number for word, number in words.items() if number is not None}
 
 

@@ -1,11 +1,13 @@
 """The encoder: any plain ViT of timm by name, its blocks run over our tokens."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import checkpoint_seq
@@ -98,17 +100,20 @@ def create_vit(
     channels: int = 3,
     drop_path: float = 0.0,
     fc_norm: bool | None = False,
+    norm_eps: float | None = None,
     **shape: Any,
 ) -> VisionTransformer:
     """Return a plain ViT of timm without a head, its weights still to be drawn; what is not one is an error.
 
-    `shape` is what differs from the named ViT: timm's patch_size, embed_dim, depth, num_heads. Its norm comes before
-    pooling; with `fc_norm=True` behind it, and with None where timm has it. Without an image size, timm's.
+    `shape` is what differs from the named ViT: timm's patch_size, embed_dim, depth, num_heads, mlp_ratio. Its norm
+    comes before pooling; with `fc_norm=True` behind it, and with None where timm has it. Without an image size, timm's.
     """
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models("vit_*"))
         raise UserError(f"timm has no encoder named {name!r}. {hint or 'timm.list_models() names all'}")
     size: dict[str, Any] = {"img_size": tuple(image_size)} if image_size else {}
+    if norm_eps:
+        size["norm_layer"] = partial(LayerNorm, eps=norm_eps)
     try:
         vit = timm.create_model(
             name,

@@ -64,8 +64,7 @@ def test_what_a_file_lacks_is_not_left_to_chance(vit: nn.Module, tmp_path: Path)
     path = tmp_path / "vit.safetensors"
     save_file({k: v for k, v in vit.state_dict().items() if not k.startswith("blocks.3.")}, path)
     message = refused(tiny("mae", KEEP), f"timm:test_vit@{path}")
-    assert message.startswith(f"init: timm:test_vit@{path} cannot be loaded: {path} lacks ")
-    assert message.endswith(" of its tensors, the first is blocks.3.norm1.weight")
+    assert message.startswith(f"init: timm:test_vit@{path}: lacks 12 tensors: blocks.3.norm1.weight, ")
 
 
 def test_another_vit_than_the_encoder_is_refused(vit: nn.Module, tmp_path: Path) -> None:
@@ -79,13 +78,11 @@ def test_another_vit_than_the_encoder_is_refused(vit: nn.Module, tmp_path: Path)
 def test_files_that_are_none_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     for name in ("junk.safetensors", "none.safetensors"):
-        source = f"timm:test_vit@{tmp_path / name}"
-        message = refused(tiny("mae", KEEP), source)
-        assert message.startswith(f"init: {source} cannot be loaded: ")
+        message = refused(tiny("mae", KEEP), f"timm:test_vit@{tmp_path / name}")
+        assert message.startswith(f"init: {tmp_path / name}: ")
         assert "\n" not in message
-    assert refused(tiny("mae"), str(tmp_path / "nowhere")) == (
-        f"init: {tmp_path / 'nowhere'} does not exist. Give a run, a checkpoint, timm:NAME or timm:NAME@FILE"
-    )
+    message = refused(tiny("mae"), str(tmp_path / "nowhere"))
+    assert message.startswith(f"init: {tmp_path / 'nowhere'}: does not exist. Give a run's folder, a checkpoint, ")
 
 
 def saved(method: MaskedAutoencoding, folder: Path) -> Path:

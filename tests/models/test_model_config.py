@@ -85,6 +85,8 @@ def test_the_paper_is_what_one_gets_without_saying_anything() -> None:
         "dim": None,
         "depth": None,
         "num_heads": None,
+        "mlp_ratio": None,
+        "norm_eps": None,
         "drop_path": 0.0,
         "has_norm": False,
         "keep_positions": False,

@@ -15,8 +15,10 @@ from c2fmae.models.backbones.report import LoadReport, check_names
 from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.positions import sincos_positions
 
-_HEADS = ("head.", "head_dist.", "attn_pool.")
+_HEADS = ("head.", "head_dist.", "attn_pool.", "decoder_", "mask_token")
 _SAME = 1e-4  # between tables of positions that were computed in other precisions
+
+Grid = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +28,28 @@ class Found:
     source: str
     spec: BackboneSpec
     tensors: Mapping[str, Tensor]
+    table_size: tuple[int, int] | None = None
+    """Height and width of the photos that a table of positions is for, where they are not the spec's."""
     left: Mapping[str, int] = field(default_factory=dict)
     """Tensors that a backbone has no use for, counted by part."""
+    resized: Mapping[str, str] = field(default_factory=dict)
+    """What came out of reading it in another size."""
     notes: Sequence[str] = ()
 
 
 def from_timm_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone:
-    """Make a backbone of a plain ViT's tensors under timm's names; those of heads are left aside."""
-    tensors, left = dict(found.tensors), dict(found.left)
+    """Make a backbone of a plain ViT's tensors under timm's names; those of heads and decoders are left aside."""
+    tensors, left, notes = dict(found.tensors), dict(found.left), list(found.notes)
     for name in [name for name in tensors if name.startswith(_HEADS)]:
         left[name.partition(".")[0]] = left.get(name.partition(".")[0], 0) + 1
         del tensors[name]
     spec = found.spec
     vit = vit_of(spec)
-    resized = _fit_positions(vit, tensors, found.source)
-    loaded, missing, unexpected = _load(vit, tensors, found.source, allow_missing)
-    if _are_sincos(vit):
+    resized, are_computed = _fit_table(vit, tensors, found)
+    if are_computed:
         spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"keep_positions": False})})
+        notes.append("its positions are sines and cosines: they are computed, for any size of photos")
+    loaded, missing, unexpected = _load(vit, tensors, found.source, allow_missing)
     backbone = wrap(vit, spec)
     backbone.report = LoadReport(
         source=found.source,
@@ -50,21 +57,27 @@ def from_timm_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone
         missing=missing,
         unexpected=unexpected,
         left=left,
-        resized=resized,
-        notes=found.notes,
+        resized={**found.resized, **resized},
+        notes=notes,
     )
     return backbone
 
 
 def from_our_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone:
     """Make a backbone of tensors under our names, `embeddings.…`, `encoder.…`; without a norm it gets a new one."""
-    backbone, tensors, notes = wrap(vit_of(found.spec), found.spec), dict(found.tensors), list(found.notes)
+    vit = vit_of(found.spec)
+    backbone, tensors, notes = wrap(vit, found.spec), dict(found.tensors), list(found.notes)
     if not found.spec.encoder.has_norm and not found.spec.has_fc_norm and "encoder.norm.weight" not in tensors:
         norm = {f"encoder.norm.{name}": each for name, each in backbone.encoder.norm.state_dict().items()}
         tensors |= norm
         notes.append("its training had no norm behind the last block: it carries a new one, of scale 1 and shift 0")
     else:
         norm = {}
+    resized = dict(found.resized)
+    if found.table_size and "encoder.pos_embed" in tensors:
+        old = (found.table_size[0] // backbone.patch, found.table_size[1] // backbone.patch)
+        tensors["encoder.pos_embed"], how = resize(tensors["encoder.pos_embed"], old, vit.patch_embed.grid_size)
+        resized |= {"encoder.pos_embed": how} if how else {}
     loaded, missing, unexpected = _load(backbone, tensors, found.source, allow_missing)
     backbone.report = LoadReport(
         source=found.source,
@@ -72,9 +85,26 @@ def from_our_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone:
         missing=missing,
         unexpected=unexpected,
         left=found.left,
+        resized=resized,
         notes=notes,
     )
     return backbone
+
+
+def resize(table: Tensor, old: Grid, new: Grid, num_prefix: int = 0) -> tuple[Tensor, str]:
+    """Return a table of positions for another grid, and in words what was done to it."""
+    if old == new:
+        return table, ""
+    fitted = resample_abs_pos_embed(table.float(), new_size=list(new), old_size=list(old), num_prefix_tokens=num_prefix)
+    return fitted, f"{old[0]}×{old[1]} → {new[0]}×{new[1]}, bicubic, antialiased, in float32"
+
+
+def are_sincos(places: Tensor, grid: Grid) -> bool:
+    """Return whether a grid's positions [patch, dim] are those that are computed here anyway, for any grid."""
+    if places.shape[1] % 4 or not places.is_floating_point():
+        return False
+    same = max(_SAME, torch.finfo(places.dtype).eps)
+    return bool(((places.float() - sincos_positions(grid, places.shape[1])).abs() < same).all())
 
 
 def _load(
@@ -82,6 +112,8 @@ def _load(
 ) -> tuple[list[str], list[str], list[str]]:
     ours = model.state_dict()
     for name, tensor in tensors.items():
+        if name in ours and not tensor.is_floating_point():
+            raise UserError(f"{source}: {name} is of {tensor.dtype}: quantised weights are not read")
         if name in ours and tensor.shape != ours[name].shape:
             raise UserError(
                 f"{source}: {name} is {tuple(tensor.shape)}, but the model's is {tuple(ours[name].shape)}. "
@@ -95,30 +127,26 @@ def _load(
     return loaded, missing, unexpected
 
 
-def _fit_positions(vit: VisionTransformer, tensors: dict[str, Tensor], source: str) -> dict[str, str]:
-    """Bring a table of positions to the model's grid."""
-    table, ours = tensors.get("pos_embed"), vit.pos_embed
-    if table is None or ours is None or table.shape == ours.shape or table.ndim != 3:
-        return {}
+def _fit_table(vit: VisionTransformer, tensors: dict[str, Tensor], found: Found) -> tuple[dict[str, str], bool]:
+    """Bring a table of positions to the model's grid; say how, and whether it is one that is computed here anyway."""
+    table, ours, grid = tensors.get("pos_embed"), vit.pos_embed, vit.patch_embed.grid_size
+    if table is None or ours is None or table.ndim != 3 or table.shape[2] != ours.shape[2]:
+        return {}, False
     prefix = ours.shape[1] - vit.patch_embed.num_patches
-    side = math.isqrt(max(table.shape[1] - prefix, 0))
-    if side**2 + prefix != table.shape[1] or not side:
+    count = table.shape[1] - prefix
+    side, patch = math.isqrt(max(count, 0)), vit.patch_embed.patch_size[0]
+    old = (side, side) if side**2 == count else grid
+    if found.table_size:
+        old = (found.table_size[0] // patch, found.table_size[1] // patch)
+    if old[0] * old[1] != count or not count:
         raise UserError(
-            f"{source}: pos_embed has {table.shape[1]} places, which are no square of patches. "
+            f"{found.source}: pos_embed has {table.shape[1]} places, which are no square of patches. "
             "Say the photos' height and width with image_size"
         )
-    grid = vit.patch_embed.grid_size
-    tensors["pos_embed"] = resample_abs_pos_embed(
-        table, new_size=list(grid), old_size=[side, side], num_prefix_tokens=prefix
-    )
-    return {"pos_embed": f"{side}×{side} → {grid[0]}×{grid[1]}, bicubic, antialiased, in float32"}
-
-
-def _are_sincos(vit: VisionTransformer) -> bool:
-    """Return whether a ViT's positions are those that are computed here anyway, for any grid."""
-    if vit.pos_embed is None or vit.embed_dim % 4:
-        return False
-    table = vit.pos_embed.detach()[0]
-    prefix = len(table) - vit.patch_embed.num_patches
-    computed = sincos_positions(vit.patch_embed.grid_size, vit.embed_dim)
-    return bool((table[:prefix].abs() < _SAME).all() and ((table[prefix:] - computed).abs() < _SAME).all())
+    before, places = table[0, :prefix], table[0, prefix:]
+    if are_sincos(places, old) and bool((before.abs() < _SAME).all()):
+        computed = sincos_positions(grid, vit.embed_dim)
+        tensors["pos_embed"] = torch.cat([computed.new_zeros(prefix, vit.embed_dim), computed]).unsqueeze(0)
+        return {}, True
+    tensors["pos_embed"], how = resize(table, old, grid, prefix)
+    return {"pos_embed": how} if how else {}, False

@@ -1,14 +1,22 @@
 """Any source to a backbone."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
-from c2fmae.models.backbones.assemble import from_our_names, from_timm_names
+from c2fmae.core.weight_file import open_weights
+from c2fmae.models.backbones.assemble import Found, from_our_names, from_timm_names
 from c2fmae.models.backbones.backbone import Backbone
+from c2fmae.models.backbones.of_hugging_face import read_config, read_hugging_face
+from c2fmae.models.backbones.of_mae import read_mae
+from c2fmae.models.backbones.of_multimae import MARK as MULTIMAE
+from c2fmae.models.backbones.of_multimae import read_multimae
 from c2fmae.models.backbones.of_run import read_run
 from c2fmae.models.backbones.of_timm import TIMM, read_timm
+
+Make = Callable[[Found, Sequence[str]], Backbone]
 
 log = logging.getLogger(__name__)
 
@@ -24,23 +32,49 @@ def load_backbone(
     allow_missing: Sequence[str] = (),
     step: int | None = None,
     average: bool = False,
+    image_size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
 ) -> Backbone:
     """Return the ViT of a source, in evaluation mode, with a report of what became of every tensor.
 
     `allow_missing` names, by pattern, tensors that may be missing or have no place; `step` and `average` choose a
-    run's checkpoint and its averaged weights. Nothing is ever unpickled that could run code.
+    run's checkpoint and its averaged weights. `image_size`, height and width, is for what size of photos its positions
+    are brought; `num_heads` is what bare files do not say. Nothing is ever unpickled that could run code.
     """
-    backbone = _read(str(source), allow_missing, step, average)
+    make, found = _read(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
+    backbone = make(found, allow_missing)
     log.info("%s", backbone.report)
     return backbone
 
 
-def _read(source: str, allow_missing: Sequence[str], step: int | None, average: bool) -> Backbone:
+def _read(
+    source: str, *, step: int | None, average: bool, image_size: tuple[int, int] | None, num_heads: int | None
+) -> tuple[Make, Found]:
     if source.startswith(TIMM):
-        return from_timm_names(read_timm(source), allow_missing)
+        return from_timm_names, read_timm(source, image_size=image_size)
     path = Path(source)
     if not path.exists():
         raise UserError(f"{source}: does not exist. Give {SOURCES}")
     if (path / "config.yaml").exists() or (path / "checkpoint.json").exists():
-        return from_our_names(read_run(path, step=step, average=average), allow_missing)
-    raise UserError(f"{source}: is none of these: {SOURCES}")
+        return from_our_names, _at(image_size, read_run(path, step=step, average=average))
+    if (path / "config.json").exists():
+        config = read_config(path)
+        if str(config.get("format")).startswith("c2fmae-"):
+            from c2fmae.models.backbones.of_export import read_export
+
+            return from_our_names, _at(image_size, read_export(path))
+        return from_timm_names, _at(image_size, read_hugging_face(path, config))
+    if path.is_dir():
+        raise UserError(f"{source}: is a folder, but none of these: {SOURCES}")
+    weights = open_weights(path)
+    if any(name.startswith(MULTIMAE) for name in weights.tensors):
+        return from_our_names, _at(image_size, read_multimae(source, weights, num_heads=num_heads))
+    return from_timm_names, read_mae(source, weights, image_size=image_size, num_heads=num_heads)
+
+
+def _at(image_size: tuple[int, int] | None, found: Found) -> Found:
+    """Return what was found, to be made for photos of this size."""
+    if image_size is None:
+        return found
+    spec = found.spec.model_copy(update={"image_size": image_size})
+    return replace(found, spec=spec, table_size=found.table_size or found.spec.image_size)

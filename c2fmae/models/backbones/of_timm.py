@@ -1,12 +1,14 @@
 """A plain ViT of timm by name, with weights from a file or as timm fetches them."""
 
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.weight_file import read_weights
+from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found
 from c2fmae.models.backbones.spec import BackboneSpec, Pool
 from c2fmae.models.config import EncoderConfig
@@ -17,14 +19,18 @@ TIMM = "timm:"
 _POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean"}
 
 
-def read_timm(source: str) -> Found:
+def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> Found:
     """Return the weights of `timm:NAME@FILE`, or of `timm:NAME`, which timm fetches."""
     name, _, file = source.removeprefix(TIMM).partition("@")
-    vit = create_vit(name, image_size=None, fc_norm=None)
-    spec = spec_of(vit, name)
+    vit = create_vit(name, image_size=image_size, fc_norm=None)
+    spec, notes = spec_of(vit, name), []
+    if vit.global_pool not in _POOLS:
+        notes.append(f"timm pools it by {vit.global_pool!r}, which has weights of its own: here by the {spec.pool}")
     if file:
-        tensors = checkpoint_filter_fn(read_weights(file), vit)  # from the names of other codebases
-        return Found(source=source, spec=spec, tensors=tensors)
+        weights = open_weights(file)
+        tensors, resized = _in_timms_words(file, weights.tensors, vit)
+        spec = _with_its_norm(spec, tensors)
+        return Found(source=source, spec=spec, tensors=tensors, resized=resized, notes=[*weights.notes, *notes])
     try:
         donor = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # a download can fail in a hundred ways
@@ -32,13 +38,13 @@ def read_timm(source: str) -> Found:
             f"{source}: cannot be fetched: {' '.join(str(error).split())}. With a file of its weights at hand, "
             f"give timm:{name}@FILE"
         ) from error
-    return Found(source=source, spec=spec, tensors=donor.state_dict())
+    return Found(source=source, spec=spec, tensors=donor.state_dict(), notes=notes)
 
 
 def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
     """Return the spec of a ViT as timm makes it by that name."""
     config: Any = vit.pretrained_cfg
-    pool = _POOLS.get(vit.global_pool, get_args(Pool)[0])
+    pool = _POOLS.get(vit.global_pool, "mean")
     return BackboneSpec(
         encoder=EncoderConfig(name=name, has_norm=True, keep_positions=True),
         image_size=vit.patch_embed.img_size,
@@ -48,3 +54,33 @@ def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
         pool=pool if vit.num_prefix_tokens else "mean",
         has_fc_norm=type(vit.fc_norm).__name__ != "Identity",
     )
+
+
+def _in_timms_words(
+    file: str, tensors: Mapping[str, Tensor], vit: VisionTransformer
+) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """Return tensors under timm's names, and what timm changed in size where they had others'."""
+    kernel = tensors.get("patch_embed.proj.weight")
+    is_dinov2 = "mask_token" in tensors and "decoder_embed.weight" not in tensors
+    is_native = kernel is not None and kernel.ndim == 4 and "blocks.0.gamma_1" not in tensors and not is_dinov2
+    if is_native and "blocks.0.norm1.weight" in tensors:
+        return tensors, {}
+    try:
+        renamed = checkpoint_filter_fn(dict(tensors), vit, adapt_layer_scale=True)
+    except Exception as error:  # of another codebase than timm knows
+        raise UserError(f"{file}: cannot be brought to timm's names: {' '.join(str(error).split())}") from error
+    before = next(
+        (each for name, each in tensors.items() if "pos" in name and each.shape[-1:] == (vit.embed_dim,)), None
+    )
+    after = renamed.get("pos_embed")
+    if before is None or after is None or before.numel() == after.numel():
+        return renamed, {}
+    return renamed, {"pos_embed": f"{before.numel() // vit.embed_dim} → {after.shape[1]} places, by timm"}
+
+
+def _with_its_norm(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> BackboneSpec:
+    """Return the spec with its norm where the file has it: fine-tuning may have moved it behind the pooling."""
+    behind = "fc_norm.weight" in tensors
+    if behind == spec.has_fc_norm or behind == ("norm.weight" in tensors):
+        return spec
+    return spec.model_copy(update={"has_fc_norm": behind, "pool": "mean" if behind else spec.pool})
