@@ -1,0 +1,116 @@
+"""A folder as timm's hub has it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from c2fmae.core.pixels import standardise
+from c2fmae.core.tensor_file import write_tensors
+from c2fmae.exports.target import Comparison, Target, another_size, at, compare
+from c2fmae.exports.trial import features, trial_photos
+from c2fmae.exports.vit import model_args, timm_vit
+from c2fmae.models.backbones import Backbone
+
+_FILE, _CONFIG = "model.safetensors", "config.json"
+_RESIZES = (
+    "timm resizes the table of positions, and c2fmae computes them anew for every size. For features like these there, "
+    "export with --image-size"
+)
+
+
+def timm_target(backbone: Backbone) -> Target:
+    """Return the way to timm: the file is loaded by itself and as a folder, and at another size."""
+    args = model_args(backbone)
+    name = backbone.spec.encoder.name
+
+    def usage(folder: str) -> str:
+        return "\n".join(
+            [
+                "import timm",
+                f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()',
+                f"features = model(photos)  # [batch, {backbone.dim}]; model.forward_features gives all tokens",
+            ]
+        )
+
+    def write(folder: Path) -> None:
+        write_tensors(folder / _FILE, timm_vit(backbone).state_dict())
+        text = json.dumps(_config(backbone, args), indent=2) + "\n"
+        (folder / _CONFIG).write_text(text, encoding="utf-8")
+
+    def compare_with_timm(folder: Path) -> Sequence[Comparison]:
+        size, patch = backbone.spec.image_size, backbone.patch
+        said = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["model_args"]  # what others will be told
+        alone = timm.create_model(name, num_classes=0, checkpoint_path=str(folder / _FILE), **said)
+        whole = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        other = another_size(size, patch)
+        resized = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=other)
+        norm = resolve_data_config(model=whole)  # type: ignore[no-untyped-call]
+        is_computed = backbone.encoder.pos_embed is None
+        return [
+            _compare(backbone, alone, norm, size, f"{at(size)}, the file loaded by itself"),
+            _compare(backbone, whole, norm, size, f"{at(size)}, the folder loaded"),
+            _compare(backbone, resized, norm, other, at(other), why=_RESIZES if is_computed else ""),
+        ]
+
+    return Target(
+        backbone=backbone,
+        tool=f"timm {timm.__version__}",
+        weights=_FILE,
+        library="timm",
+        write=write,
+        compare=compare_with_timm,
+        usage=usage,
+        notes=[f"By itself, the file is of `timm.create_model({name!r}, num_classes=0, checkpoint_path=…, **{args})`."],
+    )
+
+
+def _config(backbone: Backbone, args: dict[str, Any]) -> dict[str, Any]:
+    spec = backbone.spec
+    channels = spec.channels["rgb"]
+    return {
+        "architecture": spec.encoder.name,
+        "num_classes": 0,
+        "num_features": backbone.dim,
+        "global_pool": args["global_pool"],
+        "model_args": args,
+        "pretrained_cfg": {
+            "tag": "c2fmae",
+            "custom_load": False,
+            "input_size": [channels, *spec.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "num_classes": 0,
+            "pool_size": None,
+            # What timm turns into other channels, which it can do with three.
+            "first_conv": "patch_embed.proj" if channels == 3 else None,
+            "classifier": "head",
+        },
+    }
+
+
+def _compare(
+    backbone: Backbone, model: nn.Module, norm: dict[str, Any], size: tuple[int, int], of: str, *, why: str = ""
+) -> Comparison:
+    photos = trial_photos(size, backbone.spec.channels["rgb"])
+    given = standardise(photos, torch.tensor(norm["mean"]), torch.tensor(norm["std"]))
+    found = timm_features(model, given)
+    return compare(of, found, features(backbone, backbone.standardise(photos)), is_told=bool(why), why=why)
+
+
+def timm_features(model: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what timm's model says of photos: tokens and pooled features."""
+    assert isinstance(model, VisionTransformer)
+    with torch.inference_mode():
+        tokens = model.eval().forward_features(photos)
+        return tokens, model.forward_head(tokens, pre_logits=True)

@@ -1,0 +1,173 @@
+"""What is known of where weights are from: for the card beside an export, which says no more than that."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.run_folder import find_checkpoint, read_rows
+from c2fmae.models.backbones.of_timm import TIMM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """One number of an evaluation that was made of the run."""
+
+    evaluation: str
+    source: str
+    metric: str
+    value: str
+    count: str
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where weights are from. Places on the disk are not in it: a card travels."""
+
+    name: str
+    title: str = ""
+    facts: Mapping[str, str]
+    """What is known, in words, by what it is about."""
+    deviations: Sequence[str] = ()
+    losses: Mapping[str, float] | None = None
+    """The last that were taken on what was held out; None where there are none."""
+    losses_at: int = 0
+    is_average: bool = False
+    """Whether the weights are an average, and the losses not of it."""
+    evaluations: Sequence[Evaluated] = ()
+    unknown: Sequence[str] = ()
+
+
+def origin_of(source: str, *, step: int | None = None, average: bool = False) -> Origin:
+    """Return what a source says of itself: much, if it is a run; nothing but its name, if it is a file of others."""
+    path = Path(source)
+    if not source.startswith(TIMM) and ((path / "config.yaml").exists() or (path / "checkpoint.json").exists()):
+        return _of_run(path, step, average)
+    name = source.removeprefix(TIMM).partition("@")[0] if source.startswith(TIMM) else path.resolve().name
+    return Origin(
+        name=name,
+        facts={"Source": f"{_file_name(source)}, which holds weights and does not tell how they were trained"},
+        unknown=["data", "steps", "settings of the training"],
+    )
+
+
+def _of_run(path: Path, step: int | None, average: bool) -> Origin:
+    checkpoint = find_checkpoint(path, step)
+    config, run = checkpoint.facts.get("config"), _run_of(path)
+    said, told = _Said(config), config if isinstance(config, Mapping) else {}
+    samples, steps = checkpoint.facts.get("samples"), said("training.steps")
+    at = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
+    facts = {
+        "Data": ", ".join(_file_name(each) for each in said("data.train").split(", ")),
+        "Samples": f"{samples:,}" if isinstance(samples, int) else "",
+        "Weights": f"the average of the weights at {at}" if average else at,
+        "Length": said.listed("training", "epochs", "batch_size"),
+        "Optimisation": said.listed("training", "lr", "base_lr", "weight_decay", "precision", "seed"),
+        "Recipe's source": said("source"),
+        "Method": said("method.name"),
+        "Granularities, coarse to fine": said("method.granularities"),
+        "Masking": said.listed("method.masking", "policy", "curriculum.name", "blend", "object_share"),
+        "Visible patches": said("method.num_visible"),
+        "Decoder": said.listed("method.decoder", "name", "dim", "depth", "num_heads", "context"),
+        "Started from": _file_name(said("init")),
+        "Made with": _versions(run),
+    }
+    losses_at, losses = _held_out(run, checkpoint.step)
+    return Origin(
+        name=said("name") or said("method.name") or path.resolve().name,
+        title=said("title"),
+        facts={about: text for about, text in facts.items() if text},
+        deviations=[str(each) for each in told.get("deviations") or ()],
+        losses=losses,
+        losses_at=losses_at,
+        is_average=average,
+        evaluations=_evaluations(run),
+        unknown=[about.lower() for about in ("Data", "Samples", "Masking", "Optimisation") if not facts[about]],
+    )
+
+
+class _Said:
+    """What a tree of settings says at a dotted path, in words; what it does not say is empty."""
+
+    def __init__(self, tree: Any) -> None:
+        self._tree = tree
+
+    def __call__(self, path: str) -> str:
+        value = self._tree
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, list | tuple):
+            return ", ".join(map(str, value))
+        return "" if value is None else f"{value:,}" if type(value) is int else str(value)
+
+    def listed(self, path: str, *keys: str) -> str:
+        """Return those settings of a part that are set, with their names."""
+        pairs = {key.replace("_", " "): self(f"{path}.{key}") for key in keys}
+        return ", ".join(f"{name.removesuffix('.name')} {value}" for name, value in pairs.items() if value)
+
+
+def _file_name(source: str) -> str:
+    """Return a source without the folders above it, which are nobody else's business."""
+    scheme, at, file = source.partition("@")
+    return f"{scheme}{at}{Path(file).name}" if at else Path(source).name
+
+
+def _run_of(path: Path) -> Path | None:
+    """Return the run's folder that a source is, or lies in."""
+    folders = (path, path.resolve().parent.parent)
+    return next((folder for folder in folders if (folder / "config.yaml").exists()), None)
+
+
+def _held_out(run: Path | None, step: int) -> tuple[int, dict[str, float] | None]:
+    file = run / "metrics.jsonl" if run else None
+    if not file or not file.exists():
+        return 0, None
+    for row in reversed(read_rows(file)):
+        losses = {key.removeprefix("held_out/"): row[key] for key in row if key.startswith("held_out/")}
+        if losses and isinstance(row.get("step"), int) and row["step"] <= step:
+            return row["step"], {name: value for name, value in losses.items() if isinstance(value, float)}
+    return 0, None
+
+
+def _versions(run: Path | None) -> str:
+    try:
+        said = _Said(json.loads((run / "environment.json").read_bytes())) if run else _Said(None)
+    except (OSError, ValueError):
+        return ""
+    known = {"c2fmae": said("c2fmae"), "PyTorch": said("torch.version"), "timm": said("timm")}
+    return ", ".join(f"{name} {version}" for name, version in known.items() if version)
+
+
+def _evaluations(run: Path | None) -> list[Evaluated]:
+    """Return all results that lie in a run's folder; one that cannot be read is an error, since it would be missed."""
+    files = sorted(run.glob("evaluations/*/results.json")) if run else []
+    return [row for file in files for row in _results(file)]
+
+
+def _results(file: Path) -> list[Evaluated]:
+    try:
+        found = json.loads(file.read_bytes())
+        return [
+            Evaluated(
+                evaluation=str(found["evaluation"]),
+                source=_file_name(str(found.get("source", ""))),
+                metric=str(metric["name"]),
+                value=_with_interval(float(metric["value"]), metric.get("interval")),
+                count=f"{int(metric['count']):,}",
+                protocol=" ".join(str(found.get("protocol", "")).split()),
+            )
+            for metric in found["metrics"]
+        ]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{file}: is not an evaluation's result: {error}. Repeat the evaluation, or remove it"
+        ) from error
+
+
+def _with_interval(value: float, interval: Any) -> str:
+    return f"{value:.4g}" + (f" ({float(interval[0]):.4g} to {float(interval[1]):.4g})" if interval else "")

@@ -1,0 +1,92 @@
+"""What an export is: files, and the other tool that reads them back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from c2fmae.core.errors import RunError
+from c2fmae.models.backbones import Backbone
+
+LIMIT = 1e-4
+_USUAL = 10.0
+"""Features up to this size are held to the limit, larger ones to as much of what they are: float32 knows no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far the other tool is from us."""
+
+    of: str
+    """What was compared, of photos of which size."""
+    difference: float
+    """The largest, in absolute numbers."""
+    limit: float | None
+    """None where the other tool does something else on purpose, so that the difference is only told."""
+    why: str = ""
+    """What it does there."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the difference is no larger than it may be; nothing is smaller than what is no number."""
+        return self.limit is None or self.difference <= self.limit
+
+    def __str__(self) -> str:
+        held = f"allowed: {self.limit:.0e}" if self.limit is not None else f"only told: {self.why}"
+        return f"{self.of}: {self.difference:.1e} ({held})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A way out: how files are written, and read back by whoever they are for."""
+
+    backbone: Backbone
+    """What goes out; of an autoencoder, its encoder."""
+    tool: str
+    """Name and version of what reads the files back."""
+    weights: str
+    """The file that holds the weights."""
+    library: str
+    """As model hubs name it."""
+    write: Callable[[Path], None]
+    """Write the files into an empty folder."""
+    compare: Callable[[Path], Sequence[Comparison]]
+    """Read them back with the tool and compare what it says with what we say."""
+    usage: Callable[[str], str]
+    """The lines of Python that load a folder of this name."""
+    notes: Sequence[str] = ()
+    """What whoever loads it has to know."""
+
+
+def compare(
+    of: str, found: Sequence[Tensor], expected: Sequence[Tensor], *, is_told: bool = False, why: str = ""
+) -> Comparison:
+    """Return the largest difference between tensors that ought to be the same."""
+    difference, largest = 0.0, 0.0
+    for theirs, ours in zip(found, expected, strict=True):
+        if theirs.shape != ours.shape:
+            raise RunError(f"{of}: what was loaded back is {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+        difference = max(difference, float((theirs - ours).abs().max().nan_to_num(nan=torch.inf)))
+        largest = max(largest, float(ours.abs().max()))
+    limit = None if is_told else LIMIT * max(1.0, largest / _USUAL)
+    return Comparison(of=of, difference=difference, limit=limit, why=why)
+
+
+def at(size: tuple[int, int]) -> str:
+    """Return what is compared of most exports.
+
+    >>> at((32, 48))
+    'tokens and pooled features of photos of 32×48'
+    """
+    return f"tokens and pooled features of photos of {size[0]}×{size[1]}"
+
+
+def another_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return a size that is neither this nor square.
+
+    >>> another_size((32, 32), 8), another_size((32, 40), 8)
+    ((32, 40), (40, 48))
+    """
+    return (size[0] if size[0] == size[1] else size[0] + patch, size[1] + patch)

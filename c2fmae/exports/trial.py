@@ -1,0 +1,51 @@
+"""Photos and maps that are the same whenever something is compared: what an export says of them is what it is."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from c2fmae.core.scene import GRANULARITIES
+from c2fmae.models.backbones import Backbone
+from c2fmae.models.backbones.backbone import Maps
+from c2fmae.models.patches import label_stride
+
+BATCH = 2
+_CELL = 8  # pixels from one colour to the next
+
+
+def trial_photos(
+    size: tuple[int, int], channels: int, batch: int = BATCH
+) -> UInt8[Tensor, "batch channels height width"]:
+    """Return photos of soft colours with grain: like photos they have large parts and small ones."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.rand(batch, channels, size[0] // _CELL + 2, size[1] // _CELL + 2, generator=generator)
+    grain = torch.randn(batch, channels, *size, generator=generator)
+    soft = F.interpolate(colours, size, mode="bilinear", align_corners=False)
+    return (255 * soft + 12 * grain).clamp(0, 255).to(torch.uint8)
+
+
+def trial_maps(backbone: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Return a map of this size for each granularity of a backbone, as it takes them."""
+    maps: dict[str, Tensor] = {}
+    for name, channels in backbone.spec.channels.items():
+        if name == "rgb":
+            maps[name] = backbone.standardise(trial_photos(size, channels))
+        elif GRANULARITIES.get(name).kind == "ids":
+            maps[name] = _trial_ids(size, channels, label_stride(backbone.patch))
+        else:
+            maps[name] = trial_photos(size, channels).float() / 255
+    return maps
+
+
+def features(backbone: Backbone, maps: Maps) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch dim"]]:
+    """Return tokens, and what they are as one vector."""
+    with torch.inference_mode():
+        tokens = backbone.tokens(maps)
+        return tokens, backbone.pool(tokens)
+
+
+def _trial_ids(size: tuple[int, int], classes: int, stride: int) -> UInt8[Tensor, "batch rows columns"]:
+    generator = torch.Generator().manual_seed(classes)
+    cells = (BATCH, size[0] // stride, size[1] // stride)
+    return torch.randint(classes, cells, generator=generator).to(torch.uint8)

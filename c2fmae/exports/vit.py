@@ -1,0 +1,70 @@
+"""The ViT of a backbone as timm makes it: what timm is given, and what others are made from."""
+
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+from c2fmae.models.backbones import Backbone
+from c2fmae.models.backbones.backbone import vit_of
+from c2fmae.models.embeddings import Embeddings
+
+_POOLS = {"cls": "token", "mean": "avg"}
+
+
+def rgb_alone(backbone: Backbone) -> Backbone:
+    """Return the backbone without what it has learned of other granularities; its weights are shared."""
+    spec, report = backbone.spec, backbone.report
+    if "rgb" not in spec.channels:
+        raise UserError(
+            f"{report.source}: has not learned from photos: it takes {', '.join(spec.channels)}. "
+            "Take: c2fmae export safetensors"
+        )
+    spec = spec.model_copy(update={"channels": {"rgb": spec.channels["rgb"]}, "class_names": ()})
+    alone = Backbone(spec, Embeddings({"rgb": backbone.embeddings["rgb"]}), backbone.encoder, backbone.fc_norm).eval()
+    alone.report = report
+    return alone
+
+
+def model_args(backbone: Backbone) -> dict[str, Any]:
+    """Return what timm has to be told besides the architecture's name; all of it goes into JSON."""
+    spec = backbone.spec
+    args: dict[str, Any] = {
+        "img_size": list(spec.image_size),
+        "in_chans": spec.channels["rgb"],
+        "global_pool": _POOLS[spec.pool],
+        "fc_norm": spec.has_fc_norm,
+        **spec.encoder.shape(),
+    }
+    with torch.device("meta"):  # its shape alone
+        named = vit_of(spec)
+    return args | ({"pool_include_prefix": False} if named.pool_include_prefix else {})
+
+
+def timm_vit(backbone: Backbone) -> VisionTransformer:
+    """Return a ViT of timm's that has the weights that see photos, in evaluation mode."""
+    args = model_args(backbone)
+    vit = timm.create_model(backbone.spec.encoder.name, num_classes=0, weight_init="skip", **args)
+    assert isinstance(vit, VisionTransformer)
+    vit.load_state_dict(_tensors(backbone, vit))
+    return vit.eval()
+
+
+def _tensors(backbone: Backbone, vit: VisionTransformer) -> dict[str, Tensor]:
+    parts = {"encoder.": "", "embeddings.rgb.": "patch_embed.", "fc_norm.": "fc_norm."}
+    tensors = {
+        theirs + name.removeprefix(ours): tensor
+        for name, tensor in backbone.state_dict().items()
+        for ours, theirs in parts.items()
+        if name.startswith(ours)
+    }
+    tensors.pop("pos_embed", None)
+    if vit.pos_embed is not None:
+        table = backbone.encoder.positions(vit.patch_embed.grid_size, torch.device("cpu")).unsqueeze(0)
+        # What a table says of global token and registers is in these already.
+        blank = table.new_zeros(1, vit.pos_embed.shape[1] - table.shape[1], table.shape[2])
+        tensors["pos_embed"] = torch.cat([blank, table], dim=1)
+    return tensors

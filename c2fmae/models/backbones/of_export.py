@@ -1,0 +1,95 @@
+"""A folder that `c2fmae export safetensors` wrote: tensors under our names, and a config that says what they are."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from c2fmae import __version__
+from c2fmae.core.config import Config
+from c2fmae.core.errors import UserError
+from c2fmae.core.weight_file import read_weights
+from c2fmae.models.backbones.assemble import Found
+from c2fmae.models.backbones.backbone import vit_of, wrap
+from c2fmae.models.backbones.spec import BackboneSpec
+
+BACKBONE, AUTOENCODER = "c2fmae-backbone", "c2fmae-autoencoder"
+VERSION = 1
+"""Of the config. Whoever changes it reads the old one too."""
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+_MOST = 1 << 20  # bytes of a config
+_PARTS = ("embeddings", "encoder", "fc_norm")
+_COMPUTED = 1 << 24  # numbers that a model may have and its file not: positions that are computed
+
+
+class ExportConfig(Config):
+    """What an exported folder is."""
+
+    format: Literal["c2fmae-backbone", "c2fmae-autoencoder"] = "c2fmae-backbone"
+    version: int = VERSION
+    made_by: str = f"c2fmae {__version__}"
+    spec: BackboneSpec
+    method: dict[str, Any] | None = None
+    """Of an autoencoder: what it is trained by, from which it is built again."""
+
+
+def read_export(path: Path) -> Found:
+    """Return what an exported folder holds of the encoder."""
+    config, tensors = read_folder(path)
+    ours = {name: each for name, each in tensors.items() if name.partition(".")[0] in _PARTS}
+    check_size(path, lambda: wrap(vit_of(config.spec), config.spec), config.spec.encoder.depth, ours)
+    left = Counter(name.partition(".")[0] for name in tensors if name not in ours)
+    notes = [f"exported by {config.made_by}"]
+    if not config.spec.encoder.has_norm and not config.spec.has_fc_norm and "encoder.norm.weight" in ours:
+        notes.append("its training had no norm behind the last block: it carries one of scale 1 and shift 0")
+    return Found(source=str(path), spec=config.spec, tensors=ours, left=left, notes=notes)
+
+
+def read_folder(path: Path) -> tuple[ExportConfig, dict[str, Tensor]]:
+    """Return the config of an exported folder, and its tensors."""
+    file = path / CONFIG
+    values = _read_json(file)
+    if values.get("format") not in (BACKBONE, AUTOENCODER):
+        raise UserError(f"{file}: is not of an export of c2fmae: its format is {str(values.get('format'))[:40]!r}")
+    version = values.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(
+            f"{file}: was made by a newer c2fmae: it has version {version}, and this one reads {VERSION}. "
+            "Install the newer one"
+        )
+    if version != VERSION:
+        raise UserError(f"{file}: version: expected {VERSION}, got {str(version)[:40]!r}. Export it again")
+    return ExportConfig.read(values, source=str(file)), read_weights(path / WEIGHTS)
+
+
+def check_size(path: Path, make: Callable[[], nn.Module], depth: int | None, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a config that asks for much more than its file holds, before anything of it takes memory."""
+    held = sum(each.numel() for each in tensors.values())
+    if (depth or 0) <= len(tensors):
+        with torch.device("meta"):  # shapes alone
+            asked = sum(each.numel() for each in make().parameters())
+        if asked <= held + _COMPUTED:
+            return
+        what = f"a model of {asked:,} numbers, and {WEIGHTS} holds {held:,}"
+    else:
+        what = f"{depth:,} blocks, and {WEIGHTS} holds {len(tensors):,} tensors"
+    raise UserError(f"{path / CONFIG}: asks for {what}. It is not of these weights")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        if (size := file.stat().st_size) > _MOST:
+            raise UserError(f"{file}: is no config: it has {size:,} bytes")
+        values = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected an object with format, version and spec")
+    return values

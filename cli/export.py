@@ -1,0 +1,105 @@
+"""`c2fmae export …`: weights for other programs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+export = typer.Typer(
+    help="Take a ViT along: to timm, transformers, safetensors, ONNX, torch.export; each is loaded back and compared.",
+    no_args_is_help=True,
+)
+
+Source = Annotated[str, typer.Argument(help="A run, a checkpoint, timm:NAME@FILE, or whatever else holds a ViT.")]
+Out = Annotated[Path, typer.Argument(help="The folder to write; nothing may be in it.")]
+Step = Annotated[int | None, typer.Option(help="Of a run: the checkpoint of this step instead of the newest.")]
+Average = Annotated[bool, typer.Option("--average", help="Of a run: the weights that training.ema averaged.")]
+AllowMissing = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="A tensor, or pattern, that may be missing; repeatable.")
+]
+Size = Annotated[
+    tuple[int, int] | None,
+    typer.Option("--image-size", metavar="HEIGHT WIDTH", help="Of photos, where it is not what it learned from."),
+]
+Part = Annotated[
+    str, typer.Option(help="encoder: with all its granularities; rgb: photos alone; autoencoder: of a run, all of it.")
+]
+
+
+@export.command()
+def timm(
+    source: Source,
+    out: Out,
+    step: Step = None,
+    average: Average = False,
+    allow_missing: AllowMissing = None,
+    image_size: Size = None,
+) -> None:
+    """Write what `timm.create_model("local-dir:OUT", pretrained=True)` loads."""
+    _export("timm", source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+
+
+@export.command()
+def hf(
+    source: Source,
+    out: Out,
+    step: Step = None,
+    average: Average = False,
+    allow_missing: AllowMissing = None,
+    image_size: Size = None,
+) -> None:
+    """Write what `transformers.ViTModel.from_pretrained("OUT")` loads."""
+    _export("hf", source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+
+
+@export.command()
+def safetensors(
+    source: Source,
+    out: Out,
+    part: Part = "encoder",
+    step: Step = None,
+    average: Average = False,
+    allow_missing: AllowMissing = None,
+) -> None:
+    """Write tensors under our names, with a config from which they become a model again."""
+    _export("safetensors", source, out, part=part, step=step, average=average, allow_missing=allow_missing)
+
+
+@export.command()
+def onnx(
+    source: Source,
+    out: Out,
+    step: Step = None,
+    average: Average = False,
+    allow_missing: AllowMissing = None,
+    image_size: Size = None,
+) -> None:
+    """Write what ONNX Runtime runs: photos in, tokens and pooled features out."""
+    _export("onnx", source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+
+
+@export.command("torch-export")
+def torch_export(
+    source: Source,
+    out: Out,
+    step: Step = None,
+    average: Average = False,
+    allow_missing: AllowMissing = None,
+    image_size: Size = None,
+) -> None:
+    """Write what `torch.export.load` loads: photos in, tokens and pooled features out."""
+    _export("torch-export", source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+
+
+def _export(kind: str, source: str, out: Path, *, allow_missing: list[str] | None, **options: Any) -> None:
+    from c2fmae.exports import export as write
+
+    done = write(kind, source, out, allow_missing=tuple(allow_missing or ()), **options)
+    print(f"read back by {done.target.tool}:")
+    for comparison in done.comparisons:
+        print(f"  {comparison}")
+    print(f"largest difference: {done.difference:.1e}")
+    print(
+        f"wrote {out}: {done.target.weights} (SHA-256 {done.sha256[:12]}…) and a card, README.md, to read and complete"
+    )
+    print(f"next, in Python:\n\n{done.target.usage(str(out))}")
