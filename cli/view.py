@@ -1,6 +1,7 @@
 """`c2fmae view …`: pictures."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,12 @@ Out = Annotated[Path, typer.Option(help="The PNG to write.")]
 Visible = Annotated[
     list[str] | None,
     typer.Option(metavar="GRANULARITY:AMOUNT", help="What is seen: rgb:all, instance:40, semantic:25%; repeatable."),
+]
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE…", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, an official file."
+    ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
 
@@ -87,3 +94,22 @@ def reconstruct(
     picture = drawing.draw_reconstruction(method, scenes, masks, model=name, class_names=names)
     print(f"wrote {save_png(picture, out)}")
     print(f"next: c2fmae view reconstruct {run} --visible rgb:{'25%' if wanted else 'all'}, to see what a photo tells")
+
+
+@view.command()
+def attention(sources: Sources, data: Data = "generated", out: Out = Path("attention.png"), set_: Set = None) -> None:
+    """Draw where backbones look in the same photos, and how much of it falls on objects, against chance.
+
+    Settings for --set: scenes, size (of all photos, as in [224, 224]), layer, seed.
+    """
+    from c2fmae.core.pictures import check_png, save_png
+    from c2fmae.eval.views.attention import AttentionView, draw_attention
+    from c2fmae.models.backbones import load_backbone
+
+    config = AttentionView.read({"data": data}, set_ or [], source="view attention")
+    check_png(out)
+    picture = draw_attention(config, [(source, load_backbone(source)) for source in sources])
+    print(f"wrote {save_png(picture, out)}")
+    print(
+        f"next: c2fmae eval attention {' '.join(map(quote, sources))} --data {quote(data)}, for numbers of many photos"
+    )
