@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from benchmarks.timing import alternate, report
+from benchmarks.timing import report
 from c2fmae.core.scene import Scene
 from c2fmae.core.seeding import seed_of
 from c2fmae.data.info import DatasetInfo
@@ -28,6 +28,7 @@ from c2fmae.data.sources import open_scenes
 from c2fmae.data.stored import StoredScenes
 from c2fmae.data.transforms import RandomView
 from c2fmae.data.writer import TAR_END, tar_member
+from c2fmae.eval.cost.timing import alternate
 
 PHOTOS, ROUNDS, SIZE, CELLS = 48, 9, 224, 56
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

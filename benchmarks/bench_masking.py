@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.multimae_way import multimae_masks
-from benchmarks.timing import alternate, peak_memory, report
+from benchmarks.timing import report
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import COARSE_TO_FINE
+from c2fmae.eval.cost.memory import peak_bytes
+from c2fmae.eval.cost.timing import alternate
 from c2fmae.masking import apportion, mask_scenes, patch_regions, sample_shares, semantic_mask
 from c2fmae.masking.curricula import constant
 from c2fmae.masking.policies import Blend, Progressive
@@ -128,7 +130,7 @@ def main() -> None:
 
     print("\nPeak memory of one call, MiB")
     for name, function in {**variants, **majority}.items():
-        print(f"{name:34s}{peak_memory(function) / 2**20:10.1f}")
+        print(f"{name:34s}{peak_bytes(function) / 2**20:10.1f}")
 
 
 if __name__ == "__main__":

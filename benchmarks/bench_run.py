@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.timing import alternate, report_cost
+from benchmarks.timing import report_cost
 from c2fmae.core.loop import Loop, Report, Training, autocast
 from c2fmae.core.optimiser import set_rate
 from c2fmae.core.run_folder import RunFolder
@@ -26,6 +26,7 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import seed_of
 from c2fmae.core.watching import Watch
 from c2fmae.core.world import World
+from c2fmae.eval.cost.timing import alternate
 from c2fmae.methods.task import PretrainingTask
 from c2fmae.pretrain import Experiment, batches_from, facts_of, set_up
 from c2fmae.recipes.config import read_recipe

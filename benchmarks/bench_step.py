@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.multimae_way import MultiMaeWay
-from benchmarks.timing import alternate, peak_memory, report_cost
+from benchmarks.timing import report_cost
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.eval.cost import cost_of
+from c2fmae.eval.cost.memory import peak_bytes
+from c2fmae.eval.cost.timing import alternate
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -170,7 +172,7 @@ def memory(rounds: int) -> None:  # noqa: ARG001 - memory does not vary
     for name, make in WAYS.items():
         way = make()
         state = 3 * sum(p.numel() * p.element_size() for p in way.model.parameters())
-        peaks = [peak_memory(functools.partial(Trained(way, is_bf16).step, scenes)) for is_bf16 in (False, True)]
+        peaks = [peak_bytes(functools.partial(Trained(way, is_bf16).step, scenes)) for is_bf16 in (False, True)]
         print(f"{name:30s}{state / 2**20:18.0f}{peaks[0] / 2**20:12.0f}{peaks[1] / 2**20:12.0f}", flush=True)
 
 

@@ -1,22 +1,7 @@
-"""Fair timings on a noisy machine: variants take turns in one process, and ratios are taken inside a round."""
+"""Tables of timings that `c2fmae.eval.cost.timing` took."""
 
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-
-import torch
-
-
-def alternate(variants: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
-    """Time every variant once a round, after two rounds of warm-up; return seconds by variant."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds + 2):
-        for name, function in variants.items():
-            start = time.perf_counter()
-            function()
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+from collections.abc import Mapping, Sequence
 
 
 def report(title: str, seconds: Mapping[str, list[float]], *, peer: str, samples: int) -> None:
@@ -41,19 +26,3 @@ def report_cost(title: str, seconds: Mapping[str, list[float]], *, peers: Sequen
             paired = statistics.median(ours / theirs for ours, theirs in zip(times, seconds[peer], strict=True))
             line += f"{paired:16.3f}{min(times) / min(seconds[peer]):8.3f}"
         print(line, flush=True)
-
-
-def peak_memory(function: Callable[[], object]) -> int:
-    """Return the most bytes that the call held at once in tensors of its own."""
-    function()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        result = function()
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
-    held = peak = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    del result
-    return peak

@@ -1,0 +1,133 @@
+"""What an epoch of pre-training costs relative to MAE's: by operations, and by the time of real steps.
+
+An epoch sees as many images whatever the method, so that the ratio of epochs is that of images.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from c2fmae.core.loop import Loop, Training
+from c2fmae.core.scene import GRANULARITIES, SceneBatch
+from c2fmae.core.training import TrainingConfig, plan_of
+from c2fmae.core.world import World
+from c2fmae.eval.cost.count import Cost
+from c2fmae.eval.cost.evaluation import Precision
+from c2fmae.eval.cost.pretraining import cost_of
+from c2fmae.eval.cost.timing import WARM_UP, Clock, alternate, to_the_end
+from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods.task import PretrainingTask
+from c2fmae.models import label_stride
+
+
+@dataclass(frozen=True)
+class EpochCost:
+    """A method's cost beside that of MAE with the same encoder and photos."""
+
+    method: MethodConfig
+    mae: MethodConfig
+    cost: Cost
+    mae_cost: Cost
+    seconds: tuple[float, ...]
+    """Of a step, by round."""
+    mae_seconds: tuple[float, ...]
+
+    @property
+    def by_flops(self) -> float:
+        """The ratio of a forward pass's operations; a backward pass has twice as many on both sides."""
+        return self.cost.flops / self.mae_cost.flops
+
+    @property
+    def by_time(self) -> float:
+        """The median over rounds of the ratio of a step's times."""
+        return median(ours / theirs for ours, theirs in zip(self.seconds, self.mae_seconds, strict=True))
+
+    @property
+    def by_minima(self) -> float:
+        """The ratio of the quickest steps, which other work on the machine disturbs least."""
+        return min(self.seconds) / min(self.mae_seconds)
+
+
+def mae_like(config: MethodConfig) -> MethodConfig:
+    """Return MAE with a method's encoder, photos and their normalisation; decoder, masks and norm are MAE's."""
+    mae = METHODS.get("mae")()
+    changes = {
+        "image_size": config.image_size,
+        "channels": {"rgb": config.channels_of("rgb")},
+        "encoder": config.encoder.model_copy(update={"has_norm": mae.encoder.has_norm}),
+        "mean": config.mean,
+        "std": config.std,
+    }
+    return mae.model_copy(update=changes)
+
+
+def relative_to_mae(
+    methods: Mapping[str, MethodConfig],
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 8,
+    rounds: int = 9,
+    precision: Precision = "bf16",
+    clock: Clock = time.perf_counter,
+) -> dict[str, EpochCost]:
+    """Return what each method's epoch costs; its steps and MAE's take turns, on noise, without reading any data.
+
+    Steps are those of a run: masks, forward, backward, AdamW. The methods come one after the other, so that no more
+    than two are in memory.
+    """
+    device = device or torch.device("cpu")
+    found = {}
+    with torch.random.fork_rng(devices=[]):  # steps seed the global generator
+        for name, method in methods.items():
+            pair = {"method": method, "mae": mae_like(method)}
+            steps = {key: _steps(config, device, batch_size, rounds, precision) for key, config in pair.items()}
+            seconds = alternate(steps, rounds=rounds, clock=clock)
+            found[name] = EpochCost(
+                method=method,
+                mae=pair["mae"],
+                cost=cost_of(method),
+                mae_cost=cost_of(pair["mae"]),
+                seconds=tuple(seconds["method"]),
+                mae_seconds=tuple(seconds["mae"]),
+            )
+            del steps
+    return found
+
+
+def _steps(
+    config: MethodConfig, device: torch.device, batch_size: int, rounds: int, precision: Precision
+) -> Callable[[], None]:
+    """Return what takes the next step of a run that is as long as it is timed, so that all of a curriculum is seen."""
+    method = build_method(config)
+    method.model.to(device)
+    training = TrainingConfig(steps=rounds + WARM_UP, batch_size=batch_size, lr=1e-4, precision=precision)
+    plan = plan_of(training, num_samples=batch_size, processes=1)
+    loop = Loop(PretrainingTask(method, training.seed), training, plan, World(device=device))
+    steps = loop.steps(Training.start(method.model, training), repeat(_noise_scenes(method, batch_size).to(device)))
+    return to_the_end(partial(next, steps), device)
+
+
+def _noise_scenes(method: MaskedAutoencoding, batch: int) -> SceneBatch:
+    """Return scenes of noise, whose id maps have regions of 4 × 4 patches; maps that masks go by are always there."""
+    config, patch = method.config, method.patch
+    height, width = config.image_size
+    generator, maps = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    for name in dict.fromkeys([*config.granularities, "semantic", "instance"]):
+        channels = config.channels_of(name)
+        if GRANULARITIES.get(name).kind == "ids":
+            regions = (batch, 1, -(-height // (4 * patch)), -(-width // (4 * patch)))
+            ids = torch.randint(channels, regions, generator=generator, dtype=torch.uint8)
+            scale = 4 * patch // label_stride(patch)
+            cells = F.interpolate(ids, scale_factor=scale, mode="nearest").squeeze(1)
+            maps[name] = cells[:, : height // label_stride(patch), : width // label_stride(patch)]
+        else:
+            shape = [channels] if GRANULARITIES.get(name).kind == "image" else []
+            maps[name] = torch.randint(256, (batch, *shape, height, width), generator=generator, dtype=torch.uint8)
+    return SceneBatch(tuple(f"noise {index}" for index in range(batch)), maps)

@@ -1,0 +1,53 @@
+"""Fair timings on a noisy machine: variants take turns in one process, and ratios are taken inside a round."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+
+K = TypeVar("K")
+Clock = Callable[[], float]
+
+WARM_UP = 2
+"""Rounds that are not timed."""
+
+
+def alternate(
+    variants: Mapping[K, Callable[[], object]], *, rounds: int, clock: Clock = time.perf_counter
+) -> dict[K, list[float]]:
+    """Time every variant once a round, after two rounds of warm-up; return seconds by variant."""
+    seconds: dict[K, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds + WARM_UP):
+        for name, function in variants.items():
+            start = clock()
+            function()
+            if turn >= WARM_UP:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def to_the_end(function: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """Return the function as one that ends when the device has done its work."""
+
+    def wait() -> None:
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return wait
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return where the median would lie 95 times of 100, by the values' order alone; fewer than 6 do not tell.
+
+    >>> median_interval([3, 1, 4, 1.5, 9, 2.6])
+    (1, 9)
+    >>> median_interval([3, 1, 4, 1.5, 9])
+    """
+    count, tail, outside = len(values), 0, -1  # `outside` values on either side lie beyond the interval
+    while 2 * (tail := tail + math.comb(count, outside + 1)) <= 0.05 * 2**count:
+        outside += 1
+    ordered = sorted(values)
+    return (ordered[outside], ordered[count - 1 - outside]) if outside >= 0 else None
