@@ -1,6 +1,6 @@
 """Files of weights from anywhere, read without ever running what is in them.
 
-A file is judged by its first bytes, not by its name. Of what `torch.save` wrote, only tensors, plain values and the
+A file is judged by its first bytes. Of what `torch.save` wrote, only tensors, plain values and the
 options of a command line (`argparse.Namespace`, which MAE and MultiMAE keep beside their weights) are taken.
 """
 
@@ -136,6 +136,8 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _load_torch(path: Path, *, mmap: bool) -> Any:
+    if path.suffix == ".safetensors":  # torch would believe the name, and so would others
+        raise UserError(f"{path}: is what torch.save writes, in spite of its name. Name it .pth")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

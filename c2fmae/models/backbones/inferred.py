@@ -24,8 +24,7 @@ _BASE = {"patch_size": 16, "dim": 768, "depth": 12, "num_heads": 12}
 
 def depth_of(names: Iterable[str], prefix: str) -> int:
     """Return how many blocks there are under a prefix."""
-    numbers = {name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)}
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    return len({name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)})
 
 
 def encoder_of(
@@ -38,7 +37,7 @@ def encoder_of(
     sizes = {"patch_size": patch, "dim": width, "depth": depth, "num_heads": num_heads}
     base = sizes | {"patch_size": usual} if (width, depth, num_heads) in _NAMED else _BASE
     changed = {key: size for key, size in sizes.items() if size != base[key]}
-    ratio = {} if hidden == 4 * width else {"mlp_ratio": _ratio(hidden, width)}
+    ratio = {} if hidden == 4 * width else {"mlp_ratio": ratio_of(hidden, width)}
     eps = {} if norm_eps is None else {"norm_eps": norm_eps}
     values = {"name": name, **changed, **ratio, **eps, "has_norm": True, "keep_positions": True}
     return EncoderConfig.read(values, source=source)
@@ -77,6 +76,7 @@ def statistics(channels: int) -> dict[str, tuple[float, ...]]:
     return {"mean": mean, "std": std}
 
 
-def _ratio(hidden: int, width: int) -> float:
+def ratio_of(hidden: int, width: int) -> float:
+    """Return by what a width is multiplied to give that of an MLP, which is cut to a whole number."""
     ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width  # it is cut to a whole number
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width

@@ -13,7 +13,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found
-from c2fmae.models.backbones.inferred import encoder_of, patch_of, statistics
+from c2fmae.models.backbones.inferred import depth_of, encoder_of, patch_of, statistics
 from c2fmae.models.backbones.spec import BackboneSpec
 
 _REFUSED = {
@@ -72,11 +72,16 @@ def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> Found:
         if name not in tensors:
             raise UserError(f"{folder}: lacks {name}, in timm's words, which a ViT has")
     width, channels, patch = patch_of(str(folder), "its projection of patches", tensors["patch_embed.proj.weight"])
-    size = _pair(folder, config, "image_size")
+    size, depth = _pair(folder, config, "image_size"), depth_of(tensors, "blocks.")
+    places = 1 + (size[0] // patch) * (size[1] // patch)
+    held = {"blocks": depth, "positions": tensors["pos_embed"].shape[1]}
+    for what, asked in {"blocks": _number(folder, config, "num_hidden_layers"), "positions": places}.items():
+        if asked != held[what]:
+            raise UserError(f"{folder}: config.json asks for {asked} {what}, but the weights have {held[what]}")
     encoder = encoder_of(
         str(folder),
         width=width,
-        depth=_number(folder, config, "num_hidden_layers"),
+        depth=depth,
         patch=patch,
         hidden=len(tensors["blocks.0.mlp.fc1.weight"]),
         num_heads=_number(folder, config, "num_attention_heads"),

@@ -1,0 +1,336 @@
+"""Files of weights: what is read of them, and what is refused before it can do anything."""
+
+import argparse
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.weight_file import open_weights, read_weights
+
+WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, -2.0])}
+
+
+def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor] = WEIGHTS) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_weights(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(str(path), "FILE").replace(str(path.parent), "FOLDER")
+
+
+def as_safetensors(content: Any, path: Path) -> None:
+    save_file(content, path)
+
+
+def as_zip(content: Any, path: Path) -> None:
+    torch.save(content, path)
+
+
+def as_legacy(content: Any, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+KINDS = [as_safetensors, as_zip, as_legacy]
+Write = Callable[[Any, Path], None]
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_weights_come_back_whatever_the_file_is_called(write: Write, tmp_path: Path) -> None:
+    for name in ("weights.bin", "weights.pth", "weights"):
+        write(WEIGHTS, tmp_path / name)
+        assert equal(read_weights(tmp_path / name))
+        assert equal(read_weights(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("write", KINDS[1:])
+def test_a_pickle_that_calls_itself_safetensors_is_refused(write: Write, tmp_path: Path) -> None:
+    write(WEIGHTS, tmp_path / "f.safetensors")
+    assert refused(tmp_path / "f.safetensors") == (
+        "FILE: is what torch.save writes, in spite of its name. Name it .pth"
+    )
+
+
+@pytest.mark.parametrize("write", KINDS[1:])
+def test_a_training_checkpoint_gives_its_weights_and_its_options(write: Write, tmp_path: Path) -> None:
+    optimiser = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
+    args = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.75, output_dir="/somewhere")
+    write({"model": WEIGHTS, "optimizer": optimiser, "epoch": 7, "scaler": {}, "args": args}, tmp_path / "f.pth")
+    found = open_weights(tmp_path / "f.pth")
+    assert equal(found.tensors)
+    assert found.args == {"norm_pix_loss": True, "mask_ratio": 0.75, "output_dir": "/somewhere"}
+    assert found.notes == ("taken from its 'model'; it also holds args, epoch, optimizer, scaler",)
+
+
+def test_plain_weights_are_taken_where_there_are_averaged_ones_too(tmp_path: Path) -> None:
+    averaged = {name: each + 1 for name, each in WEIGHTS.items()}
+    torch.save({"model_ema": averaged, "model": WEIGHTS}, tmp_path / "both.pth")
+    found = open_weights(tmp_path / "both.pth")
+    assert equal(found.tensors)
+    assert found.notes == ("taken from its 'model'; it also holds model_ema",)
+    torch.save({"model_ema": averaged, "epoch": 1}, tmp_path / "averaged.pth")
+    assert equal(read_weights(tmp_path / "averaged.pth"), averaged)
+
+
+@given(
+    prefixes=st.lists(st.sampled_from(["_orig_mod.", "module.", "model."]), max_size=4),
+    containers=st.lists(st.sampled_from(["model", "state_dict", "module", "model_state_dict"]), max_size=3),
+)
+def test_containers_and_prefixes_are_taken_off_in_any_nesting(
+    prefixes: list[str], containers: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content: Any = {"".join(prefixes) + name: each for name, each in WEIGHTS.items()}
+    for container in containers:
+        content = {container: content}
+    path = tmp_path_factory.mktemp("nested") / "file.pth"
+    torch.save(content, path)
+    assert equal(read_weights(path))
+
+
+def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path) -> None:
+    weights = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    save_file(weights, tmp_path / "f.safetensors")
+    assert read_weights(tmp_path / "f.safetensors").keys() == weights.keys()
+
+
+def test_what_is_no_tensor_among_weights_is_passed_over(tmp_path: Path) -> None:
+    torch.save({**WEIGHTS, "epoch": 3, "name": "vit"}, tmp_path / "f.pth")
+    assert equal(read_weights(tmp_path / "f.pth"))
+
+
+class Bomb:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.place),)
+
+
+@pytest.mark.parametrize("write", KINDS[1:])
+def test_a_pickle_that_runs_code_is_refused_and_runs_none(write: Write, tmp_path: Path) -> None:
+    trace = tmp_path / "it ran"
+    write({"model": WEIGHTS, "args": Bomb(trace)}, tmp_path / "bomb.pth")
+    message = refused(tmp_path / "bomb.pth")
+    assert message == (
+        "FILE: would run code when it is read: it asks for posix.mkdir; refused. If you trust it, load it "
+        "by yourself and save its tensors alone with safetensors.torch.save_file"
+    )
+    assert not trace.exists()
+    with (tmp_path / "plain.pkl").open("wb") as file:
+        pickle.dump(Bomb(trace), file)
+    refused(tmp_path / "plain.pkl")
+    assert not trace.exists()
+
+
+def repacked(path: Path, **changes: Any) -> Path:
+    """A file of torch.save with its archive written anew, some parts of it changed."""
+    torch.save({"model": {"a": torch.zeros(1 << 16)}}, path.with_suffix(".whole"))
+    with (
+        zipfile.ZipFile(path.with_suffix(".whole")) as old,
+        zipfile.ZipFile(path, "w", changes.get("compression", zipfile.ZIP_STORED)) as new,
+    ):
+        for entry in old.infolist():
+            if entry.filename.endswith(changes.get("without", "?")):
+                continue
+            new.writestr(entry.filename, changes.get("change", lambda _, data: data)(entry.filename, old.read(entry)))
+        for name, data in changes.get("extra", {}).items():
+            new.writestr(name, data)
+    return path
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    assert equal(read_weights(repacked(tmp_path / "same.pth")), {"a": torch.zeros(1 << 16)})
+    bomb = repacked(tmp_path / "bomb.pth", compression=zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 1 << 14
+    assert refused(bomb) == "FILE: is compressed, as torch.save never does: it could fill the memory; refused"
+
+
+def test_an_archive_whose_parts_overlap_is_refused(tmp_path: Path) -> None:
+    path = repacked(tmp_path / "f.pth", extra={"again": b"x"})
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02")  # the last entry of the list: of the part called again
+    data[place + 20 : place + 28] = struct.pack("<II", 1 << 20, 1 << 20)
+    path.write_bytes(data)
+    assert refused(path) == "FILE: says that it holds more than fits in it; refused"
+
+
+def test_a_tensor_that_claims_more_than_its_file_has_is_refused(tmp_path: Path) -> None:
+    def larger(name: str, data: bytes) -> bytes:
+        return data.replace(struct.pack("<i", 1 << 16), struct.pack("<i", 1 << 28)) if name.endswith(".pkl") else data
+
+    assert refused(repacked(tmp_path / "f.pth", change=larger)).startswith("FILE: is no file of weights, or a damaged")
+    torch.save({"a": torch.zeros(1).expand(1 << 40)}, tmp_path / "repeated.pth")
+    assert refused(tmp_path / "repeated.pth") == (
+        "FILE: a is no plain tensor whose numbers are all in the file; refused"
+    )
+
+
+def test_archives_of_other_kinds_are_named(tmp_path: Path) -> None:
+    message = "FILE: is a TorchScript program, not weights. Save its state_dict() where you trust it"
+    assert refused(repacked(tmp_path / "script.pt", extra={"x/constants.pkl": b""})) == message
+    assert refused(repacked(tmp_path / "other.zip", without="data.pkl")) == (
+        "FILE: is a zip archive, but none of torch.save"
+    )
+
+
+def header(path: Path, entries: Mapping[str, Any] | str, data: bytes = bytes(8)) -> Path:
+    text = entries if isinstance(entries, str) else json.dumps(entries)
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + data)
+    return path
+
+
+def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+LIES = {
+    "overlap": {"a": entry(0, 8, [2]), "b": entry(4, 8, [1])},
+    "hole": {"a": entry(4, 8, [1])},
+    "beyond": {"a": entry(0, 16, [4])},
+    "rest": {"a": entry(0, 4, [1])},
+    "shape": {"a": entry(0, 8, [3])},
+    "negative": {"a": entry(0, 8, [-2])},
+    "backwards": {"a": entry(8, 0, [2])},
+    "huge": {"a": entry(0, 8, [1 << 62, 1 << 62])},
+    "kind": {"a": entry(0, 8, [2], "F33")},
+    "entry": {"a": 5},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_header_is_refused(lie: str, tmp_path: Path) -> None:
+    message = refused(header(tmp_path / "f.safetensors", LIES[lie]))
+    assert message.startswith("FILE: its header does not describe what is in it: ")
+
+
+def test_a_header_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    one = json.dumps(entry(0, 8, [2]))
+    assert refused(header(path, f'{{"a":{one},"a":{one}}}')) == (
+        "FILE: its header says a twice. One of the two would be lost"
+    )
+    assert refused(header(path, '{"a": ')).startswith("FILE: its header is not JSON: ")
+    assert refused(header(path, '{"a":' * 100_000)).startswith("FILE: its header is not JSON: ")
+    path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    assert refused(path) == (
+        "FILE: is damaged or cut short: its header of 1152921504606846976 bytes does not fit in it"
+    )
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_a_file_cut_anywhere_is_refused(write: Write, tmp_path: Path) -> None:
+    write(WEIGHTS, tmp_path / "whole")
+    data = (tmp_path / "whole").read_bytes()
+    for length in (0, 1, 7, 9, len(data) // 3, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut").write_bytes(data[:length])
+        assert refused(tmp_path / "cut").startswith("FILE: ")
+
+
+OTHERS = {
+    b"": "is empty",
+    b"\x00\x01\x02junk": "holds no weights: it is neither safetensors nor what torch.save writes",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n": (
+        "is a pointer of Git LFS, not the file itself. Fetch that with `git lfs pull`"
+    ),
+    b"\n <!DOCTYPE html><html>": "is a page of HTML or XML, not weights: a download went wrong. Fetch it again",
+    b'{"model_type": "vit"}': "is JSON, not weights. Give the folder that it lies in, or the file of weights",
+}
+
+
+@pytest.mark.parametrize("content", OTHERS)
+def test_what_is_no_file_of_weights_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "f.pth").write_bytes(content)
+    assert refused(tmp_path / "f.pth") == f"FILE: {OTHERS[content]}"
+
+
+def test_what_is_not_there_or_empty_is_a_sentence(tmp_path: Path) -> None:
+    assert refused(tmp_path / "none.pth") == "FILE: cannot be read: No such file or directory"
+    (tmp_path / "folder").mkdir()
+    assert refused(tmp_path / "folder") == (
+        "FILE: is a folder without weights: none of model.safetensors, pytorch_model.bin, "
+        "model.safetensors.index.json, pytorch_model.bin.index.json is in it"
+    )
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    assert refused(tmp_path / "list.pth") == "FILE: holds no weights by name, but one list"
+    torch.save({"epoch": 3}, tmp_path / "bare.pth")
+    assert refused(tmp_path / "bare.pth") == "FILE: holds no tensors, but epoch"
+
+
+def sharded(folder: Path, places: Mapping[str, str]) -> Path:
+    folder.mkdir()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    for part in {Path(place).name for place in places.values()}:
+        save_file({name: WEIGHTS[name] for name, place in places.items() if Path(place).name == part}, folder / part)
+    return folder
+
+
+def test_the_parts_of_a_folder_are_read_as_one(tmp_path: Path) -> None:
+    assert equal(read_weights(sharded(tmp_path / "f", {"a.weight": "1.safetensors", "a.bias": "2.safetensors"})))
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    assert equal(read_weights(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["../secret.safetensors", "{}/secret.safetensors", "f/../../secret.safetensors"])
+def test_a_part_outside_the_folder_is_refused(place: str, tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "secret.safetensors")
+    place = place.format(tmp_path)
+    folder = sharded(tmp_path / "f", dict.fromkeys(WEIGHTS, place))
+    index = folder / "model.safetensors.index.json"
+    with pytest.raises(UserError) as caught:
+        read_weights(folder)
+    assert str(caught.value) == f"{index}: {place!r} lies outside the folder; refused. Put all files into one folder"
+
+
+def test_a_part_that_is_a_link_out_of_the_folder_is_refused_but_not_in_the_hubs_cache(tmp_path: Path) -> None:
+    for name in ("plain/f", "models--a--b/snapshots/f"):
+        folder = tmp_path / name
+        folder.parent.mkdir(parents=True)
+        sharded(folder, dict.fromkeys(WEIGHTS, "1.safetensors"))
+        blob = folder.parent.parent / "blobs" / "0123"
+        blob.parent.mkdir()
+        (folder / "1.safetensors").rename(blob)
+        (folder / "1.safetensors").symlink_to(blob)
+    assert "lies outside the folder; refused" in refused(tmp_path / "plain/f")
+    assert equal(read_weights(tmp_path / "models--a--b/snapshots/f"))
+
+
+def test_an_index_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "f", dict.fromkeys(WEIGHTS, "1.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"c": "1.safetensors"}}))
+    assert refused(folder) == "FILE/1.safetensors: lacks c, which model.safetensors.index.json says is in it"
+    for content in ("[]", "{", '{"weight_map": [1]}', '{"weight_map": {"a": 5}}'):
+        index.write_text(content)
+        assert refused(folder) == (
+            "FILE/model.safetensors.index.json: is no index of weights: expected a weight_map, names to files"
+        )
+
+
+@given(data=st.binary(max_size=200))
+def test_whatever_bytes_there_are_the_answer_is_a_sentence(
+    data: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    whole = save(WEIGHTS)
+    path = tmp_path_factory.mktemp("bytes") / "f"
+    for content in (data, whole[:8] + data + whole[8 + len(data) :], b"PK\x03\x04" + data, b"\x80\x02" + data):
+        path.write_bytes(content)
+        try:
+            read_weights(path)
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - most, but not all, are refused
