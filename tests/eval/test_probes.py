@@ -1,7 +1,5 @@
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,12 +15,12 @@ from c2fmae.eval.probes import (
     concatenate,
     extract,
     fit_linear,
-    nearest_labels,
     photo_encoder,
     pixel_encoder,
     probe,
     score_patches,
 )
+from tests.eval.probes.clouds import clouds, directions
 from tests.methods.scenes import tiny
 
 VIEW = CentralView(size=(32, 32), label_stride=4)
@@ -48,75 +46,8 @@ class Drawn:
         return None
 
 
-def clouds(
-    rows: int, *, spread: float = 1.0, labels: int = 4, dim: int = 6, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training rows with labels, then as many test rows: clouds about the same centres."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(labels, dim, generator=generator)
-    truth = torch.randint(labels, (2 * rows,), generator=generator)
-    points = centres[truth] + spread * torch.randn(2 * rows, dim, generator=generator)
-    return points[:rows], truth[:rows], points[rows:], truth[rows:]
-
-
-def directions(*degrees: float) -> Tensor:
-    radians = torch.tensor(degrees).deg2rad()
-    return torch.stack([radians.cos(), radians.sin()], dim=1)
-
-
 def features_of(pooled: Tensor, labels: Tensor) -> Features:
     return Features(pooled, pooled[:, None], labels, labels[:, None])
-
-
-# --- nearest neighbours
-
-
-def test_a_neighbour_votes_by_its_cosine_and_not_by_its_length() -> None:
-    train, labels = 7 * directions(0, 40, 50), torch.tensor([0, 1, 1])
-    near = directions(5)  # cosines 0.996, 0.819 and 0.707
-    assert nearest_labels(train, labels, near, k=1).tolist() == [0]
-    # At temperature 1 two that are further off outvote one that is near, at 0.1 they do not: by hand
-    for temperature in (1.0, 0.1):
-        votes = [math.exp(math.cos(math.radians(angle)) / temperature) for angle in (5, 35, 45)]
-        expected = int(votes[1] + votes[2] > votes[0])
-        assert nearest_labels(train, labels, near, k=3, temperature=temperature).tolist() == [expected]
-        assert expected == (temperature == 1.0)
-
-
-def test_equal_votes_go_to_the_lower_label() -> None:
-    train = directions(30, -30)
-    for labels in ([2, 1], [1, 2]):
-        assert nearest_labels(train, torch.tensor(labels), directions(0), k=2).tolist() == [1]
-
-
-def test_those_as_near_as_the_kth_vote_too_in_whatever_order_they_come() -> None:
-    train, labels = directions(0, 0, 0, 90), torch.tensor([2, 1, 1, 0])
-    for order in ([0, 1, 2, 3], [1, 2, 0, 3], [3, 2, 1, 0]):
-        assert nearest_labels(train[order], labels[order], directions(0), k=1).tolist() == [1]
-
-
-def test_neighbours_do_not_depend_on_how_many_rows_are_looked_at_at_once() -> None:
-    train, labels, test, _ = clouds(300)
-    found = [nearest_labels(train, labels, test, rows_at_once=rows).tolist() for rows in (1, 7, 300, 1000)]
-    assert found[0] == found[1] == found[2] == found[3]
-
-
-def test_neighbours_are_those_of_scikit_learn() -> None:
-    neighbours = pytest.importorskip("sklearn.neighbors")
-    train, labels, test, _ = clouds(400, spread=1.5)
-    theirs = neighbours.KNeighborsClassifier(
-        20, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07)
-    )
-    theirs.fit(train.numpy(), labels.numpy())
-    assert nearest_labels(train, labels, test).tolist() == theirs.predict(test.numpy()).tolist()
-
-
-@pytest.mark.parametrize("k", [0, 5])
-def test_as_many_neighbours_as_there_are_not_are_refused(k: int) -> None:
-    with pytest.raises(UserError) as caught:
-        nearest_labels(directions(1, 2, 3, 4), torch.zeros(4, dtype=torch.long), directions(1), k=k)
-    expected = f"k: expected 1 to 4 neighbours, as many as there are training scenes, got {k}"
-    assert str(caught.value) == expected
 
 
 # --- linear probes

@@ -4,13 +4,15 @@ from c2fmae.eval.probes.baselines import colour_encoder, pixel_encoder
 from c2fmae.eval.probes.dense import DenseScores, score_patches
 from c2fmae.eval.probes.features import Features, concatenate, extract, mean_of, photo_encoder
 from c2fmae.eval.probes.linear import LinearProbe, fit_linear
-from c2fmae.eval.probes.neighbours import nearest_labels
+from c2fmae.eval.probes.neighbours import QUERIES_AT_ONCE, Neighbours, nearest, vote
 from c2fmae.eval.probes.scores import Scores, accuracy, probe
 
 __all__ = [
+    "QUERIES_AT_ONCE",
     "DenseScores",
     "Features",
     "LinearProbe",
+    "Neighbours",
     "Scores",
     "accuracy",
     "colour_encoder",
@@ -18,9 +20,10 @@ __all__ = [
     "extract",
     "fit_linear",
     "mean_of",
-    "nearest_labels",
+    "nearest",
     "photo_encoder",
     "pixel_encoder",
     "probe",
     "score_patches",
+    "vote",
 ]

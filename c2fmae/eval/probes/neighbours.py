@@ -1,34 +1,126 @@
 """k nearest neighbours: what a photo shows is what the photos show whose features point the same way."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
 
+QUERIES_AT_ONCE = 1024
+"""Queries are compared in blocks of so many: what shares them out between processes does it by whole blocks."""
+_KEYS_AT_ONCE = 16384  # with the queries a buffer of 64 MiB
+_GROUP = 64
 
-def nearest_labels(
-    train: Float[Tensor, "train dim"],
-    labels: Int64[Tensor, " train"],
-    test: Float[Tensor, "test dim"],
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    rows_at_once: int = 256,
-) -> Int64[Tensor, " test"]:
-    """Return for each test row the label that its nearest training rows vote for, each by exp(cosine / temperature).
 
-    Those as near as the k-th vote too, and equal votes go to the lower label: the order of rows does not matter.
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest keys of each query, the nearest first; of equally near ones that with the lower index."""
+
+    similarity: Float32[Tensor, "query k"]
+    """Cosines."""
+    index: Int64[Tensor, "query k"]
+
+
+def nearest(
+    keys: Float[Tensor, "key dim"] | Sequence[Float[Tensor, "block dim"]], queries: Float[Tensor, "query dim"], k: int
+) -> Neighbours:
+    """Return the k keys that each query has the highest cosines with, exactly.
+
+    Keys may come in blocks, such as files mapped into memory. Each is read once, piece by piece, and never held whole.
     """
-    if k not in range(1, len(train) + 1):
-        raise UserError(f"k: expected 1 to {len(train)} neighbours, as many as there are training scenes, got {k}")
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    ballots = F.one_hot(labels).to(train.dtype)
-    found = []
-    for rows in test.split(rows_at_once):
-        similarity = rows @ train.T
-        kth = similarity.topk(k, dim=1).values[:, -1:]
-        votes = ((similarity - 1) / temperature).exp().where(similarity >= kth, 0)
-        found.append((votes @ ballots).argmax(dim=1))
-    return torch.cat(found)
+    blocks = [keys] if isinstance(keys, Tensor) else keys
+    num_keys = sum(map(len, blocks))
+    if k not in range(1, num_keys + 1):
+        raise UserError(f"k: expected 1 to {num_keys} neighbours, as many as there are training scenes, got {k}")
+    queries = _unit_rows(queries)
+    best = queries.new_full((len(queries), k), -torch.inf)
+    index = torch.zeros_like(best, dtype=torch.int64)
+    buffer = queries.new_empty(min(QUERIES_AT_ONCE, len(queries)) * _KEYS_AT_ONCE)
+    first = 0
+    for piece in (piece for block in blocks for piece in block.split(_KEYS_AT_ONCE)):
+        units = F.pad(_unit_rows(piece.to(queries.device)), (0, 0, 0, -len(piece) % _GROUP))  # whole groups
+        for rows in (slice(start, start + QUERIES_AT_ONCE) for start in range(0, len(queries), QUERIES_AT_ONCE)):
+            block = queries[rows]
+            similarity = buffer[: len(block) * len(units)].view(len(block), len(units))
+            torch.mm(block, units.T, out=similarity)
+            similarity[:, len(piece) :] = -torch.inf
+            _admit(similarity, first, best[rows], index[rows])
+        first += len(piece)
+    return Neighbours(best, index)
+
+
+def _unit_rows(rows: Tensor) -> Tensor:
+    """Return rows of length 1 in full precision, or of zeros where they were."""
+    rows = rows.float()
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if not length.isfinite().all():
+        raise UserError("features: expected finite numbers, found infinite ones or some that are not numbers")
+    return rows / length.clamp(min=1e-12)
+
+
+def _admit(similarity: Tensor, first: int, best: Tensor, index: Tensor) -> None:
+    """Replace, among the best so far, those that keys from index `first` on are nearer than.
+
+    Few keys get in once the best are good, so most are dismissed by one look at the highest of their group.
+    """
+    k = best.shape[1]
+    groups = similarity.unflatten(1, (-1, _GROUP))
+    peaks = groups.amax(dim=2)
+    # Who comes later loses a tie: only what lies above the k-th so far gets in
+    bar = torch.nextafter(best[:, -1:], best.new_tensor(torch.inf))
+    is_open = peaks >= bar
+    if is_open.sum() > len(peaks) * k and k <= peaks.shape[1]:
+        # k groups have a key as near as the k-th of their peaks: nothing below it is among the best
+        bar = bar.maximum(peaks.topk(k, dim=1).values[:, -1:])
+        is_open = peaks >= bar
+    row, group = is_open.nonzero(as_tuple=True)
+    members = groups[row, group]
+    member, column = (members >= bar[row]).nonzero(as_tuple=True)
+    row, key = row[member], first + _GROUP * group[member] + column  # by row, then by key
+    if len(row) == 0:
+        return
+    count = row.bincount(minlength=len(peaks))
+    place = k + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    width = k + int(count.max())
+    nearness, keys = best.new_full((len(peaks), width), -torch.inf), index.new_zeros(len(peaks), width)
+    nearness[:, :k], keys[:, :k] = best, index
+    nearness[row, place], keys[row, place] = members[member, column], key
+    changed = count.nonzero().squeeze(1)
+    order = nearness[changed].sort(dim=1, descending=True, stable=True)
+    best[changed] = order.values[:, :k]
+    index[changed] = keys[changed].gather(1, order.indices[:, :k])
+
+
+def vote(
+    neighbours: Neighbours,
+    labels: Int64[Tensor, " key"],
+    ks: Sequence[int],
+    *,
+    num_labels: int,
+    temperature: float | None,
+) -> dict[int, Int64[Tensor, " query"]]:
+    """Return, for each k, the label that a query's k nearest keys vote for: by exp(cosine / temperature), or by number.
+
+    Without a temperature each counts one. Equal votes go to the lower label.
+    """
+    most = neighbours.index.shape[1]
+    if not ks or min(ks) < 1 or max(ks) > most:
+        raise UserError(f"k: expected numbers of neighbours from 1 to {most}, got {', '.join(map(str, ks))}")
+    found: dict[int, list[Tensor]] = {k: [] for k in ks}
+    blocks = (field.split(QUERIES_AT_ONCE) for field in (neighbours.similarity, neighbours.index))
+    for near, keys in zip(*blocks, strict=True):
+        # In units of the nearest one's vote, which no temperature makes too small to count
+        weight = torch.ones_like(near, dtype=torch.float64)
+        if temperature is not None:
+            weight = ((near.double() - near[:, :1]) / temperature).exp()
+        ballots = weight.new_zeros(len(near), num_labels)
+        counted = 0
+        for k in sorted(found):
+            ballots.scatter_add_(1, labels[keys[:, counted:k]], weight[:, counted:k])
+            found[k].append(ballots.argmax(dim=1))
+            counted = k
+    return {k: torch.cat(parts) for k, parts in found.items()}

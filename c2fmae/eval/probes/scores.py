@@ -9,7 +9,7 @@ from c2fmae.core.scene import IGNORE
 from c2fmae.eval.probes.dense import DenseScores, score_patches
 from c2fmae.eval.probes.features import Features
 from c2fmae.eval.probes.linear import fit_linear
-from c2fmae.eval.probes.neighbours import nearest_labels
+from c2fmae.eval.probes.neighbours import nearest, vote
 
 
 class Scores(NamedTuple):
@@ -18,6 +18,10 @@ class Scores(NamedTuple):
     knn: float | None
     linear: float | None
     dense: DenseScores | None
+
+
+TEMPERATURE = 0.07
+"""Of the votes of neighbours: one that is 0.07 nearer counts e times as much."""
 
 
 def accuracy(found: Int64[Tensor, " row"], truth: Int64[Tensor, " row"]) -> float:
@@ -29,7 +33,9 @@ def probe(train: Features, test: Features, *, k: int = 20) -> Scores:
     """Fit all probes to some scenes' features and score them on others'."""
     knn = linear = None
     if (train.labels >= 0).all() and (test.labels >= 0).all():
-        knn = accuracy(nearest_labels(train.pooled, train.labels, test.pooled, k=k), test.labels)
+        neighbours = nearest(train.pooled, test.pooled, k)
+        votes = vote(neighbours, train.labels, [k], num_labels=int(train.labels.max()) + 1, temperature=TEMPERATURE)
+        knn = accuracy(votes[k], test.labels)
         linear = accuracy(fit_linear(train.pooled, train.labels).predict(test.pooled), test.labels)
     return Scores(knn, linear, _dense(train, test))
 
