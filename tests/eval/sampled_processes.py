@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from c2fmae.core.world import World
 from c2fmae.eval.attention import AttentionDrift
 from c2fmae.eval.evaluation import Metric, Subject
+from c2fmae.eval.representation import Representation
 from c2fmae.eval.sampled import SampledEvaluation
 from c2fmae.models.backbones import Backbone, BackboneSpec
 from c2fmae.models.backbones.backbone import wrap
@@ -32,6 +33,7 @@ def evaluations() -> Iterator[SampledEvaluation]:
     """Three batches each: one process has two of them."""
     settings: dict[str, Any] = {"images": 7, "batch_size": 3}
     yield AttentionDrift(**settings)
+    yield Representation(**settings)
 
 
 def found(world: World) -> list[Metric]:
