@@ -12,6 +12,8 @@ import typer
 from c2fmae_cli.data import data
 from c2fmae_cli.describe import describe
 from c2fmae_cli.doctor import doctor
+from c2fmae_cli.eval import eval_
+from c2fmae_cli.export import export
 from c2fmae_cli.plugins import plugins
 from c2fmae_cli.pretrain import pretrain
 from c2fmae_cli.quickstart import quickstart
@@ -31,6 +33,8 @@ app = typer.Typer(
 )
 app.command()(quickstart)
 app.command()(pretrain)
+app.add_typer(eval_, name="eval")
+app.add_typer(export, name="export")
 app.add_typer(data, name="data")
 app.add_typer(view, name="view")
 app.add_typer(recipes, name="recipes")

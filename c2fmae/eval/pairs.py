@@ -28,9 +28,10 @@ class PairConfig(Config):
     """Scenes whose truth the probe is given: a folder, shards, a pattern of shards, or `generated`."""
     test: Source | None = None
     """Scenes on which it is tried."""
-    train_options: dict[str, Any] = Field({})
-    """Of `generated`: size, length, seed, difficulty."""
+    options: dict[str, Any] = Field({})
+    """Of both sets, where they are `generated`: size, length, seed, difficulty, domain."""
     test_options: dict[str, Any] = Field({})
+    """Of the test set, where it differs."""
     image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Height and width; those that the backbone learned from, unless given."""
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -45,7 +46,9 @@ class PairConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "PairConfig":
-        if self.train is not None and (self.train, self.train_options) == (self.test, self.test_options):
+        has_own_seed = self.train == "generated" and "seed" not in self.options
+        is_other = has_own_seed or not self.test_options.items() <= self.options.items()
+        if self.train is not None and self.train == self.test and not is_other:
             raise UserError(
                 "test: is the training set. What a probe has been given the truth of says nothing about features; "
                 "give other scenes"

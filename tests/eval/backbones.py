@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from c2fmae.core.scene import Scene
@@ -64,3 +65,14 @@ def coloured(count: int, *, labels: int = 3, size: int = 16, seed: int = 0, nois
         }
         scenes.append(Scene(f"{seed}-{index:04d}", maps, label))
     return scenes
+
+
+def stored(root: Path, scenes: Sequence[Scene]) -> str:
+    """Write scenes as a folder tree, by label, and return where."""
+    for scene in scenes:
+        for name, each in scene.maps.items():
+            place = root / name / (f"class-{scene.label}" if scene.label is not None else "")
+            place.mkdir(parents=True, exist_ok=True)
+            array = each.permute(1, 2, 0).numpy() if each.ndim == 3 else each.numpy()
+            Image.fromarray(array).save(place / f"{scene.key}.png")
+    return str(root)

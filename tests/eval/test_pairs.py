@@ -49,7 +49,10 @@ def test_a_folder_of_one_set_is_told_what_it_lacks(tmp_path: Path) -> None:
 def test_probing_on_the_training_set_is_refused() -> None:
     with pytest.raises(UserError, match="is the training set. What a probe has been given the truth of says nothing"):
         PairConfig.read({"train": "somewhere", "test": "somewhere"})
-    PairConfig.read({"train": "generated", "test": "generated", "test_options": {"seed": 1}})
+    PairConfig.read({"train": "generated", "test": "generated"})
+    PairConfig.read({"train": "generated", "test": "generated", "options": {"seed": 1}, "test_options": {"seed": 2}})
+    with pytest.raises(UserError, match="is the training set"):
+        PairConfig.read({"train": "generated", "test": "generated", "options": {"seed": 1}})
 
 
 def test_command_words_are_settings(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""`c2fmae eval …`: what backbones are good for, each number with its protocol."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from c2fmae_cli.pretrain import is_first
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE…", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, an official file."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Scenes: a folder of a training and a test set (or with --test the training set), or `generated`."
+    ),
+]
+Test = Annotated[str | None, typer.Option(help="The test set, where --data does not hold it.")]
+Out = Annotated[Path | None, typer.Option(help="Where results go; RUN/evaluations/… or evaluations/… unless given.")]
+Untrained = Annotated[bool, typer.Option("--untrained", help="Evaluate the first source's ViT with new weights, too.")]
+Again = Annotated[bool, typer.Option("--again", help="Compute anew what was computed before.")]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-missing", metavar="NAME", help="Tensors that may be missing, by name or pattern; repeatable."
+    ),
+]
+Step = Annotated[int | None, typer.Option(help="Take a run's checkpoint of this step.")]
+Average = Annotated[bool, typer.Option("--average", help="Take a run's averaged weights.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
+
+HELP = {
+    "knn": "Ask the nearest neighbours of frozen features which class a photo is of.",
+    "linear": "Ask a linear classifier of frozen features which class a photo is of.",
+    "attentive": "Ask a classifier that attends to frozen tokens which class a photo is of.",
+    "dense": "Ask a linear classifier of frozen patches which class every place shows: mIoU.",
+    "cost": "Count parameters, operations and activations, and measure the speed.",
+    "attention": "Measure how much of the attention falls on objects, layer by layer.",
+    "representation": "Measure how far attention reaches, what it depends on, and the rank of features.",
+}
+
+
+class _Evaluations(typer.core.TyperGroup):
+    """The evaluations that we know by heart, so that --help answers at once; others, of plug-ins, when asked for."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, that of a registered evaluation too."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            from c2fmae.eval.registered import EVALUATIONS
+
+            summary = EVALUATIONS.describe(cmd_name)  # an unknown name is answered with the nearest
+            command = typer.main.get_command(_app_of({cmd_name: summary}))
+        return command
+
+
+eval_ = typer.Typer(cls=_Evaluations, help="Measure what a backbone is good for.", no_args_is_help=True)
+
+
+def _command(name: str) -> Callable[..., None]:
+    def run(
+        sources: Sources,
+        data: Data = None,
+        test: Test = None,
+        out: Out = None,
+        untrained: Untrained = False,
+        again: Again = False,
+        allow_missing: Missing = None,
+        step: Step = None,
+        average: Average = False,
+        set_: Set = None,
+    ) -> None:
+        loading = {"allow_missing": tuple(allow_missing or ()), "step": step, "average": average}
+        _evaluate(name, sources, data, test, out, untrained, again, loading, list(set_ or []))
+
+    return run
+
+
+def _app_of(commands: dict[str, str]) -> typer.Typer:
+    app = typer.Typer()
+    for name, summary in commands.items():
+        app.command(name, help=summary)(_command(name))
+    return app
+
+
+for _name, _summary in HELP.items():
+    eval_.command(_name, help=_summary)(_command(_name))
+
+
+def _evaluate(
+    name: str,
+    sources: list[str],
+    data: str | None,
+    test: str | None,
+    out: Path | None,
+    is_untrained_too: bool,
+    again: bool,
+    loading: dict[str, Any],
+    overrides: list[str],
+) -> None:
+    from c2fmae.core.world import join_world
+    from c2fmae.eval.evaluation import Subject
+    from c2fmae.eval.registered import EVALUATIONS
+    from c2fmae.eval.report.page import as_lines
+    from c2fmae.eval.running import evaluate, table_of
+    from c2fmae.models.backbones import load_backbone, untrained
+
+    kind = EVALUATIONS.get(name)
+    config = kind.read(kind.places(data, test), overrides, source=f"eval {name}")
+    with join_world() as world:
+        results = []
+        for source in sources:
+            backbone = load_backbone(source, **loading)
+            home = _home(source, out if out is None or len(sources) == 1 else out / _slug(source))
+            folder = home / _slug(name, data or "")
+            subjects = [(Subject(source, backbone, home / "features", world), folder)]
+            if is_untrained_too and source == sources[0]:
+                fresh = Subject(f"untrained {source}", untrained(backbone), home / "features", world)
+                subjects.append((fresh, folder.with_name(f"{folder.name}-untrained")))
+            results += [evaluate(name, config, subject, place, again=again) for subject, place in subjects]
+    if not is_first():
+        return
+    print("\n".join(as_lines(table_of(results))))
+    print(f"protocol: {results[0].protocol}")
+    for result in results:
+        print(f"{'wrote' if result.is_new else 'was there already, computed before:'} {result.folder / 'results.json'}")
+    _tell_runs(sources)
+    print(f"next: open {results[0].folder / 'report.html'}, or c2fmae view attention {' '.join(map(quote, sources))}")
+
+
+def _home(source: str, out: Path | None) -> Path:
+    """Return where results about a source go: a run's lie in its folder."""
+    if out is not None:
+        return out
+    is_run = (Path(source) / "config.yaml").is_file()
+    return Path(source) / "evaluations" if is_run else Path("evaluations") / _slug(source)
+
+
+def _slug(*words: str) -> str:
+    """Return words as a name for a folder."""
+    parts = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(word).name if "/" in word else word).strip("-.") for word in words]
+    return "-".join(part for part in parts if part)
+
+
+def _tell_runs(sources: list[str]) -> None:
+    """Write the pages of runs anew, with what was found."""
+    from c2fmae.core.run_folder import RunFolder
+    from c2fmae.pretrain import write_page
+
+    for source in sources:
+        if (Path(source) / "metrics.jsonl").is_file():
+            write_page(RunFolder(Path(source)))
+            print(f"wrote {Path(source) / 'report.html'}, the run's page, with these numbers")
