@@ -113,3 +113,21 @@ def attention(sources: Sources, data: Data = "generated", out: Out = Path("atten
     print(
         f"next: c2fmae eval attention {' '.join(map(quote, sources))} --data {quote(data)}, for numbers of many photos"
     )
+
+
+@view.command()
+def pca(sources: Sources, data: Data = "generated", out: Out = Path("pca.png"), set_: Set = None) -> None:
+    """Draw what backbones tell apart in the same photos: three principal components of their patches as colours.
+
+    Settings for --set: scenes, size (of all photos, as in [224, 224]), layer, seed.
+    """
+    from c2fmae.core.pictures import check_png, save_png
+    from c2fmae.eval.views.pca import PcaView, draw_pca
+    from c2fmae.models.backbones import load_backbone
+
+    config = PcaView.read({"data": data}, set_ or [], source="view pca")
+    check_png(out)
+    picture = draw_pca(config, [(source, load_backbone(source)) for source in sources])
+    print(f"wrote {save_png(picture, out)}")
+    words = " ".join([*map(quote, sources), "--data", quote(data)])
+    print(f"next: c2fmae eval representation {words}, for the rank of these features")
