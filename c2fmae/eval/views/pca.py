@@ -70,7 +70,8 @@ def as_colours(values: Float64[Tensor, "row component"]) -> Float64[Tensor, "row
     """Return values between 0 and 1, but for the lowest and the highest hundredth of each component."""
     low, high = torch.quantile(values, torch.tensor(_ENDS, dtype=values.dtype), dim=0)
     spread: Tensor = high - low
-    return (values - low).div(spread.clamp(min=1e-12)).clamp(0, 1)
+    shades: Tensor = (values - low) / spread.clamp(min=1e-12)
+    return shades.clamp(0, 1)
 
 
 def magnify(colours: Float64[np.ndarray, "rows columns 3"], size: tuple[int, int]) -> Tile:
