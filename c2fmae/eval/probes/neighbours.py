@@ -26,7 +26,7 @@ class Neighbours:
 
 
 def nearest(
-    keys: Float[Tensor, "key dim"] | Sequence[Float[Tensor, "block dim"]], queries: Float[Tensor, "query dim"], k: int
+    keys: Float[Tensor, "key dim"] | Sequence[Float[Tensor, "_ dim"]], queries: Float[Tensor, "query dim"], k: int
 ) -> Neighbours:
     """Return the k keys that each query has the highest cosines with, exactly.
 

@@ -1,0 +1,44 @@
+"""In which order rows are learned from, and which of them are only tried on."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from c2fmae.core.seeding import seed_of
+
+_HELD_OUT = 5  # one of five
+
+
+def num_batches(num_rows: int, batch_size: int) -> int:
+    """Return how many batches an epoch has."""
+    return math.ceil(num_rows / batch_size)
+
+
+def shuffled(
+    rows: Int64[Tensor, " row"], *, epochs: int, batch_size: int, seed: int
+) -> Iterator[Int64[Tensor, " part"]]:
+    """Return all batches of all epochs: each epoch has every row once, in batches as equal as can be.
+
+    >>> [batch.tolist() for batch in shuffled(torch.tensor([3, 5, 8]), epochs=2, batch_size=2, seed=0)]
+    [[5, 8], [3], [3, 5], [8]]
+    """
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(seed_of(seed, "probe batches", epoch))
+        order = torch.randperm(len(rows), generator=generator)
+        yield from rows[order].tensor_split(num_batches(len(rows), batch_size))
+
+
+def hold_out(
+    rows: Int64[Tensor, " row"], *, seed: int, rows_per_photo: int = 1
+) -> tuple[Int64[Tensor, " rest"], Int64[Tensor, " held_out"]]:
+    """Return rows to learn from, and those of every fifth photo, drawn at random, to choose by; both in order.
+
+    Row r is of photo r // rows_per_photo: what shows the same photo stays together.
+    """
+    photos, place = (rows // rows_per_photo).unique(return_inverse=True)
+    generator = torch.Generator().manual_seed(seed_of(seed, "held out"))
+    is_held_out = (torch.randperm(len(photos), generator=generator) < len(photos) // _HELD_OUT)[place]
+    return rows[~is_held_out], rows[is_held_out]
