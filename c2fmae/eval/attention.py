@@ -85,16 +85,16 @@ class AttentionDrift(SampledEvaluation):
 
         shape = (1 + len(depths),)
         values = self.measure(subject, measure, shape=shape, granularities=("rgb", "instance"))
-        has_instances = values[:, 0] > 0  # NaN is not
-        chance, *shares = values[has_instances].unbind(dim=1)
+        is_known = (values[:, 0] > 0) & values.isfinite().all(dim=1)  # it may look at unlabelled patches alone
+        chance, *shares = values[is_known].unbind(dim=1)
         count = len(chance)
         if not count:
             raise UserError(f"attention: none of {len(values)} images of {self.data} has an instance. Take other data")
         yield mean_of("chance", 100 * chance)
+        yield Metric("images left out", len(values) - count, len(values))
         for depth, share in zip(depths, shares, strict=True):
             yield mean_of(f"layer {depth}/share", 100 * share)
             yield ratio_of(f"layer {depth}/ratio", share, chance)
-        yield Metric("images left out", len(values) - count, len(values))
 
     def protocol(self, subject: Subject) -> str:
         """Say what share, chance and ratio are."""

@@ -162,6 +162,14 @@ def test_layers_come_as_asked_and_the_model_is_as_before() -> None:
     assert not any(module._forward_pre_hooks for module in backbone.modules())
 
 
+def test_it_is_the_global_token_that_looks_at_patches_alone() -> None:
+    backbone = backbone_of(keen_vit(reg_tokens=2))
+    expected = [layer[:, :, 0].mean(dim=1) for layer in attention_of(backbone, PHOTOS, [1, 2], keys=slice(3, None))]
+    found = photo_attention(backbone, PHOTOS, [1, 2])
+    assert found.shape == (2, 2, 6)
+    torch.testing.assert_close(found, torch.stack(expected, dim=1))
+
+
 def test_without_a_global_token_the_mean_patch_looks() -> None:
     backbone = backbone_of(keen_vit(class_token=False, global_pool="avg", reg_tokens=2))
     (whole,) = attention_of(backbone, PHOTOS, [1], keys=slice(2, None))
@@ -243,6 +251,16 @@ def test_images_without_an_instance_or_a_label_are_left_out_and_counted(monkeypa
     for name in alone.keys() - {"images left out"}:
         assert found[name].count == 3
         assert found[name].value == pytest.approx(alone[name].value, rel=1e-6)
+
+
+def test_an_image_of_which_only_the_unlabelled_is_looked_at_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_red = torch.zeros(2, 2, 3, dtype=torch.bool)
+    is_red[:, 0, 0] = True
+    instances = np.ones((2, 32, 48), np.uint8)
+    instances[0, :16, :16] = IGNORE
+    found = metrics(red_scenes(is_red, instances), backbone_of(looking_at_red(80.0, tiny_vit())), monkeypatch)
+    assert found["images left out"].value == 1
+    assert found["layer 1/share"].value == 100
 
 
 def test_fewer_images_are_spread_over_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
