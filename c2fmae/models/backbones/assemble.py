@@ -45,6 +45,7 @@ def from_timm_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone
         del tensors[name]
     spec = found.spec
     vit = vit_of(spec)
+    del vit.attn_pool  # a head too
     resized, are_computed = _fit_table(vit, tensors, found)
     if are_computed:
         spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"keep_positions": False})})

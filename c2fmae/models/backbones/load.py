@@ -9,6 +9,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found, from_our_names, from_timm_names
 from c2fmae.models.backbones.backbone import Backbone
+from c2fmae.models.backbones.of_export import read_export
 from c2fmae.models.backbones.of_hugging_face import read_config, read_hugging_face
 from c2fmae.models.backbones.of_mae import read_mae
 from c2fmae.models.backbones.of_multimae import MARK as MULTIMAE
@@ -60,8 +61,6 @@ def _read(
     if (path / "config.json").exists():
         config = read_config(path)
         if str(config.get("format")).startswith("c2fmae-"):
-            from c2fmae.models.backbones.of_export import read_export
-
             return from_our_names, _at(image_size, read_export(path))
         return from_timm_names, _at(image_size, read_hugging_face(path, config))
     if path.is_dir():

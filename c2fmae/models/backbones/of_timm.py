@@ -23,9 +23,8 @@ def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> Found:
     """Return the weights of `timm:NAME@FILE`, or of `timm:NAME`, which timm fetches."""
     name, _, file = source.removeprefix(TIMM).partition("@")
     vit = create_vit(name, image_size=image_size, fc_norm=None)
-    spec, notes = spec_of(vit, name), []
-    if vit.global_pool not in _POOLS:
-        notes.append(f"timm pools it by {vit.global_pool!r}, which has weights of its own: here by the {spec.pool}")
+    spec = spec_of(vit, name)
+    notes = [] if pools_alike(vit) else [f"timm pools it in another way ({vit.global_pool}), here it is by {spec.pool}"]
     if file:
         weights = open_weights(file)
         tensors, resized = _in_timms_words(file, weights.tensors, vit)
@@ -54,6 +53,11 @@ def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
         pool=pool if vit.num_prefix_tokens else "mean",
         has_fc_norm=type(vit.fc_norm).__name__ != "Identity",
     )
+
+
+def pools_alike(vit: VisionTransformer) -> bool:
+    """Return whether timm pools by the global token or by the mean of patches, as a backbone does."""
+    return vit.global_pool == "token" or (vit.global_pool == "avg" and not vit.pool_include_prefix)
 
 
 def _in_timms_words(

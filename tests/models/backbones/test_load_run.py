@@ -1,0 +1,71 @@
+"""Runs and checkpoints as backbones: the encoder that was trained, and nothing that is in their files is ever run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.errors import UserError
+from c2fmae.methods import MaskedAutoencoding
+from c2fmae.models.backbones import load_backbone
+from tests.methods.scenes import noise_scenes, rough, tiny
+
+
+def saved(run: Path, name: str = "c2fmae", *overrides: str, config: str = "") -> MaskedAutoencoding:
+    method = tiny(name, *overrides)
+    rough(method.model)
+    tensors = {f"model/{key}": each for key, each in method.model.state_dict().items()}
+    tensors |= {f"ema/{key}": each + 1 for key, each in method.model.named_parameters()}
+    mean, std = method.config.normalisation("rgb")
+    facts = {"config": {"method": method.config.model_dump(mode="json")}, "classes": ["sky", "sea"]}
+    facts["normalisation"] = {"mean": list(mean), "std": list(std)}
+    for step in (5, 10):
+        save_checkpoint(run / "checkpoints", Checkpoint(step, tensors, facts))
+    (run / "config.yaml").write_text(config)
+    return method
+
+
+def test_a_run_and_its_checkpoints_give_the_encoder_that_was_trained(tmp_path: Path) -> None:
+    method = saved(tmp_path)
+    photos = method.prepare(noise_scenes())["rgb"]
+    sources = (tmp_path, tmp_path / "checkpoints" / "step-00000005")
+    for source in sources:
+        backbone = load_backbone(source)
+        with torch.no_grad():
+            expected = backbone.encoder.norm(method.model.encode(photos))  # type: ignore[operator]
+            torch.testing.assert_close(backbone.tokens(photos), expected)
+        assert set(backbone.report.left) == {"decoder", "heads"}
+        assert backbone.spec.class_names == ("sky", "sea")
+    assert load_backbone(tmp_path).report.notes[0] == "step 10"
+    assert load_backbone(tmp_path, step=5).report.notes[0] == "step 5"
+
+
+def test_the_averaged_weights_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
+    saved(tmp_path)
+    plain, averaged = load_backbone(tmp_path), load_backbone(tmp_path, average=True)
+    difference = averaged.state_dict()["encoder.cls_token"] - plain.state_dict()["encoder.cls_token"]
+    assert torch.allclose(difference, torch.ones(1))
+    assert averaged.report.notes[0] == "step 10, the average of the weights"
+
+
+def test_kept_positions_are_brought_to_other_photos(tmp_path: Path) -> None:
+    saved(tmp_path, "mae", "encoder.keep_positions=true")
+    assert load_backbone(tmp_path, image_size=(64, 96)).report.resized == {
+        "encoder.pos_embed": "2×2 → 4×6, bicubic, antialiased, in float32"
+    }
+
+
+def test_a_runs_config_with_tags_that_run_code_runs_none(tmp_path: Path) -> None:
+    trace = tmp_path / "it ran"
+    saved(tmp_path, config=f"!!python/object/apply:os.mkdir ['{trace}']\n")
+    load_backbone(tmp_path)
+    assert not trace.exists()
+
+
+def test_a_pickle_in_a_checkpoints_place_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    place = tmp_path / "checkpoints" / "step-00000010"
+    torch.save({"a": torch.ones(1)}, place / "tensors.safetensors")
+    with pytest.raises(UserError, match="is a pickle, which can run code when it is read; refused"):
+        load_backbone(place)

@@ -1,0 +1,162 @@
+"""timm's plain ViTs: all of them at once, by name, and files of other sizes, names and codebases."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import load_checkpoint
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.models.backbones import load_backbone
+from c2fmae.models.backbones.assemble import Found, from_timm_names
+from c2fmae.models.backbones.of_timm import pools_alike, read_timm, spec_of
+from c2fmae.models.encoder import create_vit
+from tests.methods.scenes import rough
+
+NAMES = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
+PLAIN = [name for name in NAMES if "distilled" not in name]
+
+
+SMALL: dict[str, Any] = {"embed_dim": 96, "depth": 1, "num_heads": 2}
+
+
+def small(name: str) -> VisionTransformer:
+    """A ViT of that name for photos of 2×3 patches, one narrow block deep: what sets it apart is still there."""
+    with torch.device("meta"):
+        patch = create_vit(name, image_size=None, fc_norm=None, **SMALL).patch_embed.patch_size[0]
+    vit = create_vit(name, image_size=(2 * patch, 3 * patch), fc_norm=None, **SMALL).eval()
+    vit.init_weights()
+    rough(vit)
+    return vit
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_plain_vit_gives_the_features_of_timm(name: str) -> None:
+    vit = small(name)
+    spec = spec_of(vit, name)
+    shape = {"dim": 96, "depth": 1, "num_heads": 2}
+    spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=shape)})
+    backbone = from_timm_names(Found(source=name, spec=spec, tensors=vit.state_dict()))
+    photos = torch.randn(2, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = vit.forward_features(photos)
+        ours = backbone.tokens(photos)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        if pools_alike(vit):
+            pooled = vit.forward_head(theirs, pre_logits=True)
+            torch.testing.assert_close(backbone.pooled(photos), pooled, atol=1e-5, rtol=1e-5)
+    assert not backbone.report.missing
+    assert not backbone.report.unexpected
+    assert set(backbone.report.left) <= {"attn_pool"}
+
+
+OTHERS = (
+    "deit_tiny_distilled_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "resnet10t",
+    "convnext_atto",
+    "vit_tiny_r_s16_p8_224",
+    "vit_relpos_small_patch16_224",
+    "beit_base_patch16_224",
+    "eva02_tiny_patch14_224",
+    "cait_xxs24_224",
+    "xcit_nano_12_p16_224",
+    "mixer_s32_224",
+    "pit_ti_224",
+    "hiera_tiny_224",
+    "samvit_base_patch16",
+    "naflexvit_base_patch16_gap",
+)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_are_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_timm(f"timm:{name}@nowhere.pth")
+    assert str(caught.value) == f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224"
+
+
+def photos(height: int = 64, width: int = 64) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def donor(size: int | tuple[int, int] = 160, **options: Any) -> VisionTransformer:
+    vit = timm.create_model("test_vit", img_size=size, num_classes=7, **options).eval()
+    assert isinstance(vit, VisionTransformer)
+    rough(vit)
+    return vit
+
+
+def written(vit: nn.Module, path: Path) -> str:
+    save_file(vit.state_dict(), path)
+    return f"timm:test_vit@{path}"
+
+
+def test_a_file_gives_timms_features_and_its_head_is_left_aside(tmp_path: Path) -> None:
+    vit = donor()
+    backbone = load_backbone(written(vit, tmp_path / "vit.safetensors"))
+    with torch.no_grad():
+        theirs = vit.forward_features(photos(160, 160))
+        torch.testing.assert_close(backbone.tokens(photos(160, 160)), theirs, atol=1e-5, rtol=1e-5)
+    assert backbone.report.left == {"head": 2}
+    assert (backbone.spec.mean, backbone.spec.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert not backbone.report.resized
+
+
+def test_a_file_of_other_photos_is_resized_as_timm_does_and_that_is_told(tmp_path: Path) -> None:
+    source = written(donor(224), tmp_path / "vit.safetensors")
+    backbone = load_backbone(source)
+    theirs = donor()
+    load_checkpoint(theirs, str(tmp_path / "vit.safetensors"), filter_fn=checkpoint_filter_fn)
+    with torch.no_grad():
+        expected = theirs.forward_features(photos(160, 160))
+        torch.testing.assert_close(backbone.tokens(photos(160, 160)), expected, atol=1e-5, rtol=1e-5)
+    assert backbone.report.resized == {"pos_embed": "14×14 → 10×10, bicubic, antialiased, in float32"}
+    assert "resized: pos_embed 14×14 → 10×10" in str(backbone.report)
+
+
+def test_a_file_that_was_finetuned_with_its_norm_behind_the_pooling_keeps_it_there(tmp_path: Path) -> None:
+    vit = donor(global_pool="avg", fc_norm=True)
+    backbone = load_backbone(written(vit, tmp_path / "vit.safetensors"))
+    with torch.no_grad():
+        theirs = vit.forward_head(vit.forward_features(photos(160, 160)), pre_logits=True)
+        torch.testing.assert_close(backbone.pooled(photos(160, 160)), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_another_patch_or_depth_than_the_named_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"patch_embed.proj.weight is \(64, 3, 8, 8\), but the model's is"):
+        load_backbone(written(donor(patch_size=8), tmp_path / "vit.safetensors"))
+    with pytest.raises(UserError, match=r": has, without a place for it, 12 tensors: blocks.6.attn.proj.bias, "):
+        load_backbone(written(donor(depth=7), tmp_path / "vit.safetensors"))
+    with pytest.raises(UserError, match=r": lacks 12 tensors: blocks.5.norm1.weight, "):
+        load_backbone(written(donor(depth=5), tmp_path / "vit.safetensors"))
+
+
+def test_dropped_layer_scales_are_no_small_thing(tmp_path: Path) -> None:
+    vit = donor(init_values=0.1)
+    with pytest.raises(UserError, match=r": has, without a place for it, 12 tensors: blocks.0.ls1.gamma, "):
+        load_backbone(written(vit, tmp_path / "vit.safetensors"))
+
+
+def test_names_of_other_codebases_are_those_that_timm_knows(tmp_path: Path) -> None:
+    vit = donor(init_values=0.1)
+    old = {
+        name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): each
+        for name, each in vit.state_dict().items()
+    }
+    save_file(old, tmp_path / "vit.safetensors")
+    found = read_timm(f"timm:test_vit2@{tmp_path / 'vit.safetensors'}")
+    assert "blocks.0.ls1.gamma" in found.tensors
+
+
+def test_a_name_that_timm_does_not_know_gets_a_hint() -> None:
+    with pytest.raises(
+        UserError, match=r"^timm has no encoder named 'vit_bse_patch16_224'. Did you mean 'vit_base_pat"
+    ):
+        load_backbone("timm:vit_bse_patch16_224")
