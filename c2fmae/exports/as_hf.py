@@ -83,7 +83,7 @@ def hf_target(backbone: Backbone) -> Target:
                 found = model(**given, interpolate_pos_encoding=is_other).last_hidden_state
             expected = features(backbone, backbone.standardise(photos))[0]
             of = f"tokens of photos of {size[0]}×{size[1]}, by model and processor"
-            comparisons.append(compare(of, [found], [expected], is_told=is_other, why=_RESIZES if is_other else ""))
+            comparisons.append(compare(of, [found], [expected], why=_RESIZES if is_other else ""))
         return comparisons
 
     notes = ["transformers' own pooling layer is not part of it: it was never trained."]

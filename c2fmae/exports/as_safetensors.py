@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
@@ -27,6 +27,7 @@ from c2fmae.models.backbones.of_export import (
     read_export,
     read_folder,
 )
+from c2fmae.models.encoder import create_vit
 
 
 def safetensors_target(backbone: Backbone) -> Target:
@@ -122,7 +123,7 @@ def read_autoencoder(path: str | Path) -> MaskedAutoencoding:
 def _build(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MaskedAutoencoding:
     config = MethodConfig.read({**values}, source=f"{path / CONFIG}: method")
     depth = max(config.encoder.depth or 0, config.decoder.depth)
-    check_size(path, lambda: build_method(config).model, depth, tensors)
+    check_size(path, lambda: _modules(config), depth, tensors)
     method = build_method(config)
     try:
         method.model.load_state_dict(tensors)
@@ -131,6 +132,13 @@ def _build(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor])
         raise UserError(f"{path / WEIGHTS}: does not fit its {CONFIG}: {first}. Export it again") from error
     method.model.eval()
     return method
+
+
+def _modules(config: MethodConfig) -> list[nn.Module]:
+    """Return all that comes into being with a method: the ViT too, with positions that do not stay."""
+    channels = config.channels_of("rgb")
+    vit = create_vit(config.encoder.name, image_size=config.image_size, channels=channels, **config.encoder.shape())
+    return [vit, build_method(config).model]
 
 
 def _write(folder: Path, config: ExportConfig, tensors: Mapping[str, Tensor]) -> None:

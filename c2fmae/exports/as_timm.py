@@ -1,7 +1,7 @@
 """A folder as timm's hub has it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from c2fmae.exports.vit import model_args, timm_vit
 from c2fmae.models.backbones import Backbone
 
 _FILE, _CONFIG = "model.safetensors", "config.json"
+_SKIP: dict[str, Any] = {"weight_init": "skip"}  # timm's own draw takes seconds, and all of it is loaded over
 _RESIZES = (
     "timm resizes the table of positions, and c2fmae computes them anew for every size. For features like these there, "
     "export with --image-size"
@@ -40,24 +41,22 @@ def timm_target(backbone: Backbone) -> Target:
         )
 
     def write(folder: Path) -> None:
-        write_tensors(folder / _FILE, timm_vit(backbone).state_dict())
-        text = json.dumps(_config(backbone, args), indent=2) + "\n"
+        vit = timm_vit(backbone)
+        write_tensors(folder / _FILE, vit.state_dict())
+        text = json.dumps(_config(backbone, vit, args), indent=2) + "\n"
         (folder / _CONFIG).write_text(text, encoding="utf-8")
 
     def compare_with_timm(folder: Path) -> Sequence[Comparison]:
         size, patch = backbone.spec.image_size, backbone.patch
         said = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["model_args"]  # what others will be told
-        alone = timm.create_model(name, num_classes=0, checkpoint_path=str(folder / _FILE), **said)
-        whole = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        alone = timm.create_model(name, num_classes=0, checkpoint_path=str(folder / _FILE), **_SKIP, **said)
+        whole = timm.create_model(f"local-dir:{folder}", pretrained=True, **_SKIP)
         other = another_size(size, patch)
-        resized = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=other)
+        resized = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=other, **_SKIP)
         norm = resolve_data_config(model=whole)  # type: ignore[no-untyped-call]
-        is_computed = backbone.encoder.pos_embed is None
-        return [
-            _compare(backbone, alone, norm, size, f"{at(size)}, the file loaded by itself"),
-            _compare(backbone, whole, norm, size, f"{at(size)}, the folder loaded"),
-            _compare(backbone, resized, norm, other, at(other), why=_RESIZES if is_computed else ""),
-        ]
+        why = "" if backbone.spec.encoder.keep_positions else _RESIZES
+        same = {f"{at(size)}, the file loaded by itself": alone, f"{at(size)}, the folder loaded": whole}
+        return [*_compare(backbone, same, norm, size), *_compare(backbone, {at(other): resized}, norm, other, why)]
 
     return Target(
         backbone=backbone,
@@ -71,7 +70,7 @@ def timm_target(backbone: Backbone) -> Target:
     )
 
 
-def _config(backbone: Backbone, args: dict[str, Any]) -> dict[str, Any]:
+def _config(backbone: Backbone, vit: VisionTransformer, args: dict[str, Any]) -> dict[str, Any]:
     spec = backbone.spec
     channels = spec.channels["rgb"]
     return {
@@ -84,7 +83,7 @@ def _config(backbone: Backbone, args: dict[str, Any]) -> dict[str, Any]:
             "tag": "c2fmae",
             "custom_load": False,
             "input_size": [channels, *spec.image_size],
-            "fixed_input_size": True,
+            "fixed_input_size": not vit.dynamic_img_size,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
@@ -100,12 +99,12 @@ def _config(backbone: Backbone, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(
-    backbone: Backbone, model: nn.Module, norm: dict[str, Any], size: tuple[int, int], of: str, *, why: str = ""
-) -> Comparison:
+    backbone: Backbone, models: Mapping[str, nn.Module], norm: dict[str, Any], size: tuple[int, int], why: str = ""
+) -> list[Comparison]:
     photos = trial_photos(size, backbone.spec.channels["rgb"])
     given = standardise(photos, torch.tensor(norm["mean"]), torch.tensor(norm["std"]))
-    found = timm_features(model, given)
-    return compare(of, found, features(backbone, backbone.standardise(photos)), is_told=bool(why), why=why)
+    expected = features(backbone, backbone.standardise(photos))
+    return [compare(of, timm_features(model, given), expected, why=why) for of, model in models.items()]
 
 
 def timm_features(model: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:

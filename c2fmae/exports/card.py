@@ -97,7 +97,7 @@ def _model(backbone: Backbone) -> str:
         f"{backbone.dim}, {backbone.depth} blocks, {count:,} parameters with what embeds "
         f"{', '.join(backbone.granularities)}. Tokens that come before those of patches: {backbone.num_prefix}. "
         f"Positions are "
-        f"{'a table' if backbone.encoder.pos_embed is not None else 'sines and cosines, computed for any size'}."
+        f"{'a table' if spec.encoder.keep_positions else 'sines and cosines, computed for any size'}."
     )
     return "\n".join([text, "", *(f"- {_line(note)}" for note in backbone.report.notes)]).rstrip()
 

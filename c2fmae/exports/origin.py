@@ -1,6 +1,7 @@
 """What is known of where weights are from: for the card beside an export, which says no more than that."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import find_checkpoint, read_rows
 from c2fmae.models.backbones.of_timm import TIMM
+
+_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # of a place on the disk, in a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def _of_run(path: Path, step: int | None, average: bool) -> Origin:
         name=said("name") or said("method.name") or path.resolve().name,
         title=said("title"),
         facts={about: text for about, text in facts.items() if text},
-        deviations=[str(each) for each in told.get("deviations") or ()],
+        deviations=[_FOLDERS.sub("", str(each)) for each in told.get("deviations") or ()],
         losses=losses,
         losses_at=losses_at,
         is_average=average,

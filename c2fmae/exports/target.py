@@ -60,17 +60,17 @@ class Target:
     """What whoever loads it has to know."""
 
 
-def compare(
-    of: str, found: Sequence[Tensor], expected: Sequence[Tensor], *, is_told: bool = False, why: str = ""
-) -> Comparison:
+def compare(of: str, found: Sequence[Tensor], expected: Sequence[Tensor], *, why: str = "") -> Comparison:
     """Return the largest difference between tensors that ought to be the same."""
     difference, largest = 0.0, 0.0
     for theirs, ours in zip(found, expected, strict=True):
         if theirs.shape != ours.shape:
             raise RunError(f"{of}: what was loaded back is {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+        if not ours.isfinite().all():
+            raise RunError(f"{of}: are not all finite before anything is exported. The weights are broken")
         difference = max(difference, float((theirs - ours).abs().max().nan_to_num(nan=torch.inf)))
         largest = max(largest, float(ours.abs().max()))
-    limit = None if is_told else LIMIT * max(1.0, largest / _USUAL)
+    limit = None if why else LIMIT * max(1.0, largest / _USUAL)
     return Comparison(of=of, difference=difference, limit=limit, why=why)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ def read_export(path: Path) -> Found:
     """Return what an exported folder holds of the encoder."""
     config, tensors = read_folder(path)
     ours = {name: each for name, each in tensors.items() if name.partition(".")[0] in _PARTS}
-    check_size(path, lambda: wrap(vit_of(config.spec), config.spec), config.spec.encoder.depth, ours)
+    check_size(path, lambda: _modules(config.spec), config.spec.encoder.depth, ours)
     left = Counter(name.partition(".")[0] for name in tensors if name not in ours)
     notes = [f"exported by {config.made_by}"]
     if not config.spec.encoder.has_norm and not config.spec.has_fc_norm and "encoder.norm.weight" in ours:
@@ -67,12 +67,14 @@ def read_folder(path: Path) -> tuple[ExportConfig, dict[str, Tensor]]:
     return ExportConfig.read(values, source=str(file)), read_weights(path / WEIGHTS)
 
 
-def check_size(path: Path, make: Callable[[], nn.Module], depth: int | None, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a config that asks for much more than its file holds, before anything of it takes memory."""
+def check_size(
+    path: Path, make: Callable[[], Sequence[nn.Module]], depth: int | None, tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse a config whose modules are much more than its file holds, before anything of it takes memory."""
     held = sum(each.numel() for each in tensors.values())
     if (depth or 0) <= len(tensors):
         with torch.device("meta"):  # shapes alone
-            asked = sum(each.numel() for each in make().parameters())
+            asked = sum(each.numel() for each in nn.ModuleList(make()).parameters())
         if asked <= held + _COMPUTED:
             return
         what = f"a model of {asked:,} numbers, and {WEIGHTS} holds {held:,}"
@@ -81,13 +83,23 @@ def check_size(path: Path, make: Callable[[], nn.Module], depth: int | None, ten
     raise UserError(f"{path / CONFIG}: asks for {what}. It is not of these weights")
 
 
+def _modules(spec: BackboneSpec) -> list[nn.Module]:
+    """Return all that comes into being with a backbone: the ViT too, with positions that may not stay."""
+    vit = vit_of(spec)
+    return [vit, wrap(vit, spec)]
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        if (size := file.stat().st_size) > _MOST:
-            raise UserError(f"{file}: is no config: it has {size:,} bytes")
-        values = json.loads(file.read_bytes())
+        size, text = file.stat().st_size, b""
+        if size <= _MOST:
+            text = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    if size > _MOST:
+        raise UserError(f"{file}: is no config: it has {size:,} bytes")
+    try:
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: is not JSON: {error}") from error
     if not isinstance(values, dict):

@@ -1,0 +1,113 @@
+"""The card beside an export: what is known is in it, and what is not is said not to be."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from c2fmae.core.checkpoint import load_checkpoint
+from c2fmae.core.errors import UserError
+from c2fmae.core.run_folder import Rows, RunFolder
+from c2fmae.exports import export
+from c2fmae.exports.as_timm import timm_target
+from c2fmae.exports.export import write
+from c2fmae.exports.origin import origin_of
+from tests.exports.sources import backbone_of, saved
+
+RESULT = {
+    "evaluation": "knn",
+    "source": "/home/somebody/runs/tiny",
+    "protocol": "k-NN of 10 on\nfrozen | features.",
+    "metrics": [{"name": "accuracy", "value": 0.51234, "count": 1000, "interval": [0.48, 0.54]}],
+}
+
+
+def measured(run: Path) -> Path:
+    with Rows(RunFolder(run).metrics) as rows:
+        rows.write({"step": 10, "held_out/loss": 3.0, "held_out/rgb": 0.75})
+        rows.write({"step": 20, "held_out/loss": 2.0, "held_out/rgb": 0.5})
+        rows.write({"step": 20, "loss": 1.0})
+        rows.write({"step": 30, "held_out/loss": 1.0, "held_out/rgb": 0.25})  # after the checkpoint
+    (run / "evaluations" / "knn-1").mkdir(parents=True)
+    (run / "evaluations" / "knn-1" / "results.json").write_text(json.dumps(RESULT))
+    (run / "environment.json").write_text(json.dumps({"c2fmae": "0.1.0", "torch": {"version": "2.14"}}))
+    return run
+
+
+def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
+    run = measured(saved(tmp_path / "run", overrides=["data.train=/home/somebody/data/voc-{000..012}.tar"]))
+    done = export("timm", run, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "timm"
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert card.data.license is None
+    for line in (
+        "# c2fmae-debug",
+        "| Data | voc-{000..012}.tar |",
+        "| Samples | 1,234 |",
+        "| Weights | step 20 of 20 |",
+        "| Granularities, coarse to fine | semantic, instance, rgb |",
+        "| Masking | policy progressive, curriculum triangle, blend topk, object share 0.75 |",
+        "| Made with | c2fmae 0.1.0, PyTorch 2.14 |",
+        "- changed: data.train=voc-{000..012}.tar",
+        "| loss | 2 |",
+        "| rgb | 0.5 |",
+        "| knn | tiny | accuracy | 0.5123 (0.48 to 0.54) | 1,000 |",
+        "- knn: k-NN of 10 on frozen \\| features.",
+        "- its training had no norm behind the last block: it carries a new one, of scale 1 and shift 0",
+        f"SHA-256 of `model.safetensors`: `{done.sha256}`",
+    ):
+        assert line in card.text.splitlines(), line
+    assert "mean (0.485, 0.456, 0.406)" in card.text
+    assert f"| {done.difference:.1e} |" in card.text
+    assert 'timm.create_model("local-dir:out", pretrained=True)' in card.text
+    assert "Not known" not in card.text
+    assert "/home/somebody" not in card.text
+    assert str(tmp_path) not in card.text
+
+
+def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
+    backbone = backbone_of(keep_positions=True)
+    write(timm_target(backbone), origin_of(f"timm:test_vit@{tmp_path / 'weights.safetensors'}"), tmp_path / "out")
+    text = ModelCard.load(tmp_path / "out" / "README.md").text
+    assert "Not known here: data, steps, settings of the training." in text
+    assert "| Source | timm:test_vit@weights.safetensors, which holds weights and does not tell how" in text
+    assert "Losses on scenes that were held out: none were found." in text
+    assert "none were found beside it, so nothing is said of how good they are." in text
+    assert "no norm behind" not in text
+    assert str(tmp_path) not in text
+
+
+def test_a_checkpoint_by_itself_knows_its_run_and_one_taken_away_does_not(tmp_path: Path) -> None:
+    run = measured(saved(tmp_path / "run"))
+    checkpoint = run / "checkpoints" / "step-00000020"
+    assert origin_of(str(checkpoint)) == origin_of(str(run))
+    assert origin_of(str(run)).losses == {"loss": 2.0, "rgb": 0.5}
+    alone = checkpoint.rename(tmp_path / "step-00000020")
+    assert load_checkpoint(alone).step == 20
+    origin = origin_of(str(alone))
+    assert (origin.name, origin.losses, origin.evaluations) == ("c2fmae-debug", None, [])
+
+
+def test_an_average_is_called_one_and_the_losses_are_not_of_it(tmp_path: Path) -> None:
+    run = measured(saved(tmp_path / "run"))
+    origin = origin_of(str(run), average=True)
+    assert origin.facts["Weights"] == "the average of the weights at step 20 of 20"
+    write(timm_target(backbone_of()), origin, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "They are of the weights as they were trained, not of their average, which this is." in text
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"evaluation": "knn"}', '{"evaluation": "knn", "metrics": [{"name": "x"}]}']
+)
+def test_a_result_that_cannot_be_read_is_named(content: str, tmp_path: Path) -> None:
+    run = measured(saved(tmp_path / "run"))
+    file = run / "evaluations" / "knn-1" / "results.json"
+    file.write_text(content)
+    with pytest.raises(
+        UserError, match="is not an evaluation's result: .* Repeat the evaluation, or remove it"
+    ) as caught:
+        origin_of(str(run))
+    assert str(caught.value).startswith(f"{file}: ")

@@ -1,0 +1,57 @@
+"""What was exported is loaded where this project is not: by the lines of its card, in a process that has no c2fmae."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from c2fmae.exports.as_hf import hf_target
+from c2fmae.exports.as_timm import timm_target
+from c2fmae.exports.export import write
+from tests.exports.sources import NOWHERE, backbone_of, is_same, noise_bytes
+
+WITHOUT_US = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("c2fmae", "c2fmae_cli"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+try:
+    import c2fmae
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("c2fmae is there")
+from safetensors.torch import load_file, save_file
+photos, found = load_file("photos.safetensors")["photos"], {}
+"""
+
+
+@pytest.mark.once
+def test_the_lines_of_a_card_load_it_in_a_process_without_us(tmp_path: Path) -> None:
+    backbone = backbone_of(size=(32, 48), keep_positions=True)
+    photos = backbone.standardise(noise_bytes((32, 48)))
+    save_file({"photos": photos}, tmp_path / "photos.safetensors")
+    lines = [WITHOUT_US]
+    for target in (timm_target(backbone), hf_target(backbone)):
+        write(target, NOWHERE, tmp_path / target.library)
+        card = (tmp_path / target.library / "README.md").read_text(encoding="utf-8")
+        block = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+        assert block
+        lines += [block[1], f"found[{target.library!r}] = features.detach().clone()"]
+    (tmp_path / "elsewhere.py").write_text("\n".join([*lines, 'save_file(found, "found.safetensors")']))
+    done = subprocess.run(
+        [sys.executable, "-I", "elsewhere.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = load_file(tmp_path / "found.safetensors")
+    assert found.keys() == {"timm", "transformers"}
+    expected = backbone.pooled(photos).detach()
+    assert is_same(found["timm"], expected)
+    assert is_same(found["transformers"], expected)

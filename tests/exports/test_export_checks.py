@@ -1,0 +1,193 @@
+"""An export is there whole and checked, or not at all; and what it replaces is nothing."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.tensor_file import write_tensors
+from c2fmae.exports import as_hf, as_safetensors, as_timm, export
+from c2fmae.exports.export import write
+from c2fmae.exports.target import Comparison, compare
+from c2fmae.exports.trial import trial_maps, trial_photos
+from c2fmae.models.backbones import load_backbone
+from tests.exports.sources import NOWHERE, backbone_of, saved
+from tests.methods.scenes import tiny
+
+
+def mixed_up(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """A shift of all alike would not do: the next norm takes it away."""
+    return {**tensors, name: tensors[name].flatten().roll(1).view_as(tensors[name])}
+
+
+def broken_writer(name: str) -> Any:
+    return lambda path, tensors: write_tensors(path, mixed_up(tensors, name))
+
+
+@pytest.mark.parametrize(
+    "name", ["pos_embed", "cls_token", "patch_embed.proj.bias", "blocks.1.mlp.fc2.bias", "norm.weight"]
+)
+def test_a_broken_weight_for_timm_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(as_timm, "write_tensors", broken_writer(name))
+    with pytest.raises(RunError, match="is not written: timm .* does not give the same of it"):
+        write(as_timm.timm_target(backbone_of()), NOWHERE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_normalisation_for_timm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config_of = as_timm._config
+
+    def wrong(*args: Any) -> dict[str, Any]:
+        config = config_of(*args)
+        config["pretrained_cfg"]["std"][1] = 0.3
+        return config
+
+    monkeypatch.setattr(as_timm, "_config", wrong)
+    with pytest.raises(RunError, match="does not give the same of it"):
+        write(as_timm.timm_target(backbone_of()), NOWHERE, tmp_path / "out")
+
+
+def test_a_broken_weight_for_transformers_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = as_hf.hub_names
+    layer = "encoder.layer.1.attention.attention.key.weight"
+    monkeypatch.setattr(as_hf, "hub_names", lambda vit: mixed_up(names(vit), layer))
+    with pytest.raises(RunError, match="is not written: transformers .* does not give the same of it"):
+        write(as_hf.hf_target(backbone_of()), NOWHERE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["encoder.pos_embed", "embeddings.rgb.proj.weight"])
+def test_a_broken_weight_under_our_names_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(as_safetensors, "write_tensors", broken_writer(name))
+    with pytest.raises(RunError, match="is not written: safetensors .* does not give the same of it"):
+        write(as_safetensors.safetensors_target(backbone_of(keep_positions=True)), NOWHERE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["decoder.entries.0.project.weight", "heads.semantic.bias", "embeddings.instance.classes.weight"]
+)
+def test_a_broken_weight_of_an_autoencoder_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved(tmp_path / "run")
+    assert name in tiny().model.state_dict()
+    monkeypatch.setattr(as_safetensors, "write_tensors", broken_writer(name))
+    with pytest.raises(RunError, match="predictions of semantic, instance, rgb of 32×32"):
+        export("safetensors", run, tmp_path / "out", part="autoencoder")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_has_the_exports_name_until_it_is_checked(tmp_path: Path) -> None:
+    out, seen = tmp_path / "out", list[bool]()
+    target = as_timm.timm_target(backbone_of())
+
+    def watched(folder: Path) -> Sequence[Comparison]:
+        seen.append(out.exists() or folder.name.startswith("out"))
+        return target.compare(folder)
+
+    write(dataclasses.replace(target, compare=watched), NOWHERE, out)
+    assert seen == [False]
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".out.unfinished"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    (left / "of an older version").touch()
+    write(as_timm.timm_target(backbone_of()), NOWHERE, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / "of an older version").exists()
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
+    target = as_timm.timm_target(backbone_of())
+
+    def interrupted(folder: Path) -> Sequence[Comparison]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(dataclasses.replace(target, compare=interrupted), NOWHERE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_never_replaced(tmp_path: Path) -> None:
+    source = saved(tmp_path / "run")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for place in (out, out / "notes.txt"):
+        with pytest.raises(UserError) as caught:
+            export("timm", source, place)
+        message = f"{place}: is there already, and an export replaces nothing. Give another folder, or remove it"
+        assert str(caught.value) == message
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    (out / "notes.txt").unlink()
+    export("timm", source, out)
+    assert (out / "model.safetensors").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        write(as_timm.timm_target(backbone_of()), NOWHERE, tmp_path / "file" / "out")
+    assert str(caught.value).startswith(f"{tmp_path / 'file'}: cannot be written: ")
+
+
+def test_unknown_words_are_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no export named 'tim'. Did you mean 'timm'?"):
+        export("tim", tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="no part named 'encodr'. Did you mean 'encoder'?"):
+        export("safetensors", tmp_path, tmp_path / "out", part="encodr")
+
+
+def test_an_autoencoder_of_what_has_no_decoder_is_refused(tmp_path: Path) -> None:
+    write(as_safetensors.safetensors_target(backbone_of()), NOWHERE, tmp_path / "encoder")
+    with pytest.raises(UserError) as caught:
+        export("safetensors", tmp_path / "encoder", tmp_path / "out", part="autoencoder")
+    message = f"{tmp_path / 'encoder'}: has no decoder: --part autoencoder is for a run or one of its checkpoints"
+    assert str(caught.value) == message
+
+
+def test_weights_that_are_no_numbers_are_refused_before_they_leave(tmp_path: Path) -> None:
+    backbone = backbone_of()
+    with torch.no_grad():
+        backbone.embeddings["rgb"].get_parameter("proj.bias")[0] = torch.nan
+    with pytest.raises(RunError, match="are not all finite before anything is exported. The weights are broken"):
+        write(as_timm.timm_target(backbone), NOWHERE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_are_held_to_the_limit_and_large_ones_to_what_float32_knows_of_them() -> None:
+    one = torch.tensor([1.0, -5.0])
+    assert compare("x", [one], [one]).limit == 1e-4
+    assert compare("x", [one + 0.9e-4], [one]).is_held
+    assert not compare("x", [one - 1.1e-4], [one]).is_held
+    assert not compare("x", [one * torch.nan], [one]).is_held
+    assert compare("x", [100 * one], [100 * one]).limit == pytest.approx(5e-3)
+    told = compare("x", [one + 1], [one], why="on purpose")
+    assert told.is_held
+    assert str(told) == "x: 1.0e+00 (only told: on purpose)"
+    with pytest.raises(RunError, match=r"x: what was loaded back is \(1,\) instead of \(2,\)"):
+        compare("x", [one[:1]], [one])
+
+
+def test_what_is_compared_is_always_the_same_and_has_something_in_it(tmp_path: Path) -> None:
+    assert torch.equal(trial_photos((24, 40), 4), trial_photos((24, 40), 4))
+    photos = trial_photos((64, 64), 3).float()
+    assert photos.std() > 20
+    assert not torch.equal(photos[0], photos[1])
+    backbone = load_backbone(saved(tmp_path / "run"))
+    maps = trial_maps(backbone, (32, 48))
+    assert {name: tuple(each.shape) for name, each in maps.items()} == {
+        "semantic": (2, 8, 12),
+        "instance": (2, 8, 12),
+        "rgb": (2, 3, 32, 48),
+    }
+    assert maps["semantic"].max() == 5
+    assert backbone.tokens(maps).shape == (2, 1 + 3 * 6, 64)

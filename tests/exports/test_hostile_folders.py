@@ -1,0 +1,177 @@
+"""Exported folders from anywhere: whatever their config says, one sentence names the file and what is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from c2fmae.core.errors import UserError
+from c2fmae.exports import export, read_autoencoder
+from c2fmae.models.backbones import load_backbone
+from c2fmae.models.backbones.of_export import read_export
+from tests.exports.sources import saved
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("hostile")
+    export("safetensors", saved(place / "run"), place / "out", part="autoencoder")
+    return place / "out"
+
+
+def changed(exported: Path, place: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The folder again, its config changed."""
+    place.mkdir()
+    config = json.loads((exported / "config.json").read_text())
+    change(config)
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "model.safetensors").hardlink_to(exported / "model.safetensors")
+    return place
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another format": (
+        lambda c: c.update(format="c2fmae-masks-1"),
+        "config.json: is not of an export of c2fmae: its format is 'c2fmae-masks-1'",
+    ),
+    "a newer version": (
+        lambda c: c.update(version=2),
+        "config.json: was made by a newer c2fmae: it has version 2, and this one reads 1. Install the newer one",
+    ),
+    "a version that is none": (
+        lambda c: c.update(version="one"),
+        "config.json: version: expected 1, got 'one'. Export it again",
+    ),
+    "an unknown key": (
+        lambda c: c.update(speck=1),
+        "config.json: speck: no such setting. Did you mean 'spec'?",
+    ),
+    "a missing spec": (lambda c: c.pop("spec"), "config.json: spec: is required"),
+    "a spec of another kind": (
+        lambda c: c.update(spec=[1]),
+        "config.json: spec: expected settings of its own (key: value), got [1]",
+    ),
+    "an unknown granularity": (
+        lambda c: c["spec"].update(channels={"smell": 3}),
+        "config.json: spec: no granularity named 'smell'. Known: ",
+    ),
+    "a size of another kind": (
+        lambda c: c["spec"].update(image_size=[32, "wide"]),
+        "config.json: spec.image_size.1: input should be a valid integer, unable to parse string as an integer, "
+        "got 'wide'",
+    ),
+    "a folder for an encoder": (
+        lambda c: c["spec"]["encoder"].update(name="local-dir:/etc"),
+        "timm has no encoder named 'local-dir:/etc'. timm.list_models() names all",
+    ),
+    "blocks without end": (
+        lambda c: c["spec"]["encoder"].update(depth=10**9),
+        "config.json: asks for 1,000,000,000 blocks, and model.safetensors holds 81 tensors. It is not of these "
+        "weights",
+    ),
+    "a width without end": (
+        lambda c: c["spec"]["encoder"].update(dim=4 * 10**6, num_heads=4),
+        "It is not of these weights",
+    ),
+    "photos without end": (
+        lambda c: c["spec"].update(image_size=[16 * 10**6, 16 * 10**6]),
+        "It is not of these weights",
+    ),
+    "classes without end": (
+        lambda c: c["spec"]["channels"].update(semantic=10**12),
+        "It is not of these weights",
+    ),
+    "another ViT": (
+        lambda c: c["spec"]["encoder"].update(name="vit_base_patch16_224"),
+        "It is not of these weights",
+    ),
+    "other classes": (
+        lambda c: c["spec"]["channels"].update(semantic=7),
+        "embeddings.semantic.classes.weight is (7, 64), but the model's is (8, 64). It is of another model",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_config_that_lies_is_refused_in_one_sentence(kind: str, exported: Path, tmp_path: Path) -> None:
+    change, message = CHANGES[kind]
+    folder = changed(exported, tmp_path / "out", change)
+    with pytest.raises(UserError) as caught:
+        load_backbone(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "config.json: is not JSON: "),
+        ("[1, 2]", "config.json: expected an object with format, version and spec"),
+        ("[" * 100_000, "config.json: is not JSON: "),
+        ('{"a": ' + "9" * 10_000 + "}", "config.json: is not JSON: "),
+        (" " * 2_000_000, "config.json: is no config: it has 2,000,000 bytes"),
+    ],
+)
+def test_a_config_that_is_none_is_refused_in_one_sentence(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_export(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / message}")
+
+
+def test_a_folder_without_its_files_is_refused(tmp_path: Path, exported: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path / 'config.json'}: cannot be read: No such file"):
+        read_export(tmp_path)
+    (tmp_path / "config.json").write_bytes((exported / "config.json").read_bytes())
+    with pytest.raises(UserError, match=f"{tmp_path / 'model.safetensors'}: cannot be read: "):
+        read_export(tmp_path)
+
+
+METHODS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "an unknown setting": (
+        lambda m: m["decoder"].update(dept=1),
+        "config.json: method: decoder.dept: no such setting. Did you mean 'depth'?",
+    ),
+    "a decoder without end": (lambda m: m["decoder"].update(depth=10**9), "It is not of these weights"),
+    "a wide decoder": (lambda m: m["decoder"].update(dim=2**20), "It is not of these weights"),
+    "another decoder": (
+        lambda m: m["decoder"].update(name="joint"),
+        "model.safetensors: does not fit its config.json: Error(s) in loading state_dict",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_method_that_lies_is_refused_in_one_sentence(kind: str, exported: Path, tmp_path: Path) -> None:
+    change, message = METHODS[kind]
+    folder = changed(exported, tmp_path / "out", lambda config: change(config["method"]))
+    with pytest.raises(UserError) as caught:
+        read_autoencoder(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_alone_is_no_autoencoder(exported: Path, tmp_path: Path) -> None:
+    def encoder_alone(config: dict[str, Any]) -> None:
+        config.update(format="c2fmae-backbone", method=None)
+
+    folder = changed(exported, tmp_path / "out", encoder_alone)
+    with pytest.raises(UserError) as caught:
+        read_autoencoder(folder)
+    assert str(caught.value) == f"{folder}: holds an encoder alone. Export with --part autoencoder"
+
+
+def test_weights_that_lack_a_tensor_are_refused(exported: Path, tmp_path: Path) -> None:
+    tensors = load_file(exported / "model.safetensors")
+    del tensors["encoder.blocks.0.attn.qkv.bias"]
+    (tmp_path / "config.json").write_bytes((exported / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="lacks 1 tensors: encoder.blocks.0.attn.qkv.bias"):
+        load_backbone(tmp_path)
+    backbone = load_backbone(tmp_path, allow_missing=["encoder.blocks.0.attn.qkv.*"])
+    assert backbone.report.missing == ["encoder.blocks.0.attn.qkv.bias"]
+    assert torch.isfinite(backbone.tokens(torch.zeros(1, 3, 32, 32))).all()
