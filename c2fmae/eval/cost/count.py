@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from c2fmae.core.masks import Masks
 
 
+@runtime_checkable
 class Count(Protocol):
     """Runs a module over maps, and masks if it takes any."""
 
