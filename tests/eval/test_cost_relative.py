@@ -91,6 +91,12 @@ def test_a_table_puts_the_papers_figure_beside_ours_and_says_what_differs() -> N
     ]
 
 
+def test_the_papers_figure_stands_beside_its_own_encoder_and_photos_alone() -> None:
+    heads, row, *_ = epoch_table({"tiny": epoch(tiny_config(), 1.0, 2.0, 4.0)}, "a CPU").splitlines()
+    assert heads.endswith("  paper")
+    assert row.endswith("1.00         1.00")
+
+
 def test_variants_take_turns_and_warm_up() -> None:
     turns = list[str]()
     variants = {name: lambda name=name: turns.append(name) for name in "ab"}
