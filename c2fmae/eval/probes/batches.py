@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import seed_of
 
 _HELD_OUT = 5  # one of five
@@ -39,6 +40,10 @@ def hold_out(
     Row r is of photo r // rows_per_photo: what shows the same photo stays together.
     """
     photos, place = (rows // rows_per_photo).unique(return_inverse=True)
+    if len(photos) < _HELD_OUT:
+        raise UserError(
+            f"a probe needs at least {_HELD_OUT} training photos, one of them to choose settings by, got {len(photos)}"
+        )
     generator = torch.Generator().manual_seed(seed_of(seed, "held out"))
     is_held_out = (torch.randperm(len(photos), generator=generator) < len(photos) // _HELD_OUT)[place]
     return rows[~is_held_out], rows[is_held_out]

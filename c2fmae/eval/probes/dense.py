@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from c2fmae.eval.probes.confusion import confusion, mean_iou, share_right
+
 
 class DenseScores(NamedTuple):
     """How well patches were told apart."""
@@ -22,9 +24,5 @@ def score_patches(found: Int64[Tensor, " patch"], truth: Int64[Tensor, " patch"]
     DenseScores(miou=0.5833333333333333, accuracy=0.75)
     """
     num_classes = int(torch.cat([found, truth]).max()) + 1
-    both = torch.bincount(truth * num_classes + found, minlength=num_classes**2).view(num_classes, num_classes)
-    right = both.diagonal()
-    union = both.sum(0) + both.sum(1) - right
-    is_there = union > 0
-    miou = (right[is_there].double() / union[is_there]).mean()
-    return DenseScores(miou.item(), right.sum().item() / len(truth))
+    (counts,) = confusion(found[None], truth[None], num_classes, ignore=-1)
+    return DenseScores(mean_iou(counts).item(), share_right(counts).item())

@@ -107,7 +107,7 @@ def choose_head(
         )
 
     shares = tuple(
-        share_right(probe, features[setting.column], targets, held_out)
+        share_found(probe, features[setting.column], targets, held_out)
         for probe, setting in zip(fit(settings, rows), settings, strict=True)
     )
     best = settings[shares.index(max(shares))]
@@ -115,7 +115,7 @@ def choose_head(
     return Chosen(probe, best, shares)
 
 
-def share_right(
+def share_found(
     probe: LinearProbe, features: Float[Tensor, "row dim"], targets: Targets, rows: Int64[Tensor, " tried"]
 ) -> float:
     """Return which share of `rows` a probe gets right: of what they hold, where that is several classes."""

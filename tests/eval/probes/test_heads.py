@@ -11,7 +11,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
 from c2fmae.eval.probes import HeadSetting, LinearProbe, accuracy, choose_head, fit_heads, hold_out
 from c2fmae.eval.probes.batches import num_batches, shuffled
-from c2fmae.eval.probes.heads import mean_and_deviation, share_right
+from c2fmae.eval.probes.heads import mean_and_deviation, share_found
 from tests.eval.probes.clouds import clouds
 
 SWEEP = [
@@ -193,8 +193,8 @@ def test_rows_that_hold_several_classes_are_right_by_the_share_of_the_one_that_i
     probe = LinearProbe(torch.zeros(2), torch.ones(2), torch.eye(2), torch.zeros(2), 0.0)
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     targets = torch.tensor([[30.0, 10.0], [0.0, 5.0], [0.0, 0.0]])
-    assert share_right(probe, features, targets, torch.arange(3)) == pytest.approx((0.75 + 1) / 2)
-    assert share_right(probe, features, torch.tensor([0, 0, 1]), torch.tensor([0, 1])) == 0.5
+    assert share_found(probe, features, targets, torch.arange(3)) == pytest.approx((0.75 + 1) / 2)
+    assert share_found(probe, features, torch.tensor([0, 0, 1]), torch.tensor([0, 1])) == 0.5
 
 
 def test_labels_at_random_are_a_matter_of_chance() -> None:
@@ -225,7 +225,7 @@ def test_an_epoch_has_every_row_once_in_batches_that_differ_by_one_row_at_most(
         assert max(sizes) - min(sizes) <= 1
 
 
-@given(st.sets(st.integers(0, 300), min_size=1), st.integers(1, 7), st.integers(0, 3))
+@given(st.sets(st.integers(0, 300), min_size=35), st.integers(1, 7), st.integers(0, 3))
 def test_a_fifth_of_the_photos_is_held_out_with_all_their_rows(chosen: set[int], per_photo: int, seed: int) -> None:
     rows = torch.tensor(sorted(chosen))
     rest, held_out = hold_out(rows, seed=seed, rows_per_photo=per_photo)
@@ -259,3 +259,9 @@ def test_a_feature_that_never_changes_stays_at_nothing() -> None:
 def test_rows_of_which_none_says_anything_are_refused() -> None:
     with pytest.raises(UserError, match="^a linear probe needs training rows with labels, got none$"):
         fit(torch.ones(3, 2), torch.zeros(3, 4), SWEEP)
+
+
+def test_photos_too_few_to_choose_settings_by_are_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        hold_out(torch.arange(8), seed=0, rows_per_photo=2)
+    assert str(caught.value) == "a probe needs at least 5 training photos, one of them to choose settings by, got 4"
