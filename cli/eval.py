@@ -127,7 +127,8 @@ def _evaluate(
             results += [evaluate(name, config, subject, place, again=again) for subject, place in subjects]
     if not is_first():
         return
-    print("\n".join(as_lines(table_of(results))))
+    table = table_of(results)
+    print("\n".join([*as_lines(table), *([table.note] if table.note else [])]))
     print(f"protocol: {results[0].protocol}")
     for result in results:
         print(f"{'wrote' if result.is_new else 'was there already, computed before:'} {result.folder / 'results.json'}")

@@ -25,6 +25,8 @@ class Metric:
     """How many images, or whatever the protocol says, it is over."""
     interval: tuple[float, float] | None = None
     """In which the number would lie, 95 times of 100, if others like these had been drawn."""
+    note: str = ""
+    """What was chosen on the way to it."""
 
 
 @dataclass(frozen=True)

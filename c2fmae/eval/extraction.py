@@ -59,6 +59,9 @@ class Wanted:
     patches: tuple[int, ...] = ()
     """Blocks behind which every patch's feature is kept, with the semantic map."""
 
+    def __str__(self) -> str:
+        return ", ".join([*map(str, self.columns), *(f"patches of layer {depth}" for depth in self.patches)])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hands:

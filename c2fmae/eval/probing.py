@@ -42,21 +42,22 @@ class ProbeConfig(PairConfig, Evaluation):
 
     layers: tuple[Count, ...] | None = None
     """Blocks behind which features are taken, counted from 1; the last, unless given."""
-    pools: Annotated[tuple[Pool, ...], Field(min_length=1)] | None = None
-    """How a photo's tokens become one vector; as the backbone does it, unless given."""
     seed: int = 0
     batch_size: Count = 64
     """Photos encoded at once."""
     workers: Annotated[int, Field(ge=0)] = 2
     precision: Precision = "fp32"
 
-    def columns(self, backbone: Backbone) -> tuple[Column, ...]:
-        """Return the kinds of features that are asked for."""
-        layers, pools = self.layers or (backbone.depth,), self.pools or (backbone.spec.pool,)
-        for layer in layers:
+    def layers_of(self, backbone: Backbone) -> tuple[int, ...]:
+        """Return the blocks that are asked for."""
+        for layer in self.layers or ():
             if layer > backbone.depth:
                 raise UserError(f"layers: the backbone has {backbone.depth}, got {layer}")
-        return tuple(Column(layer, pool) for layer in layers for pool in pools)
+        return self.layers or (backbone.depth,)
+
+    def wanted(self, backbone: Backbone) -> Wanted:
+        """Return what is to be known of every scene."""
+        raise NotImplementedError
 
     def needs(self) -> tuple[str, ...]:
         """Return the granularities that scenes have to have."""
@@ -72,9 +73,9 @@ class ProbeConfig(PairConfig, Evaluation):
         """Name the two sets."""
         return dict(zip(("train", "test"), (each.identity for each in self.open(subject.backbone)), strict=True))
 
-    def features(self, subject: Subject, wanted: Wanted) -> Pair:
+    def features(self, subject: Subject) -> Pair:
         """Return features of both sets; that the one is the other is refused, and known when the photos are."""
-        opened, view = self.open(subject.backbone), self.view(subject.backbone)
+        opened, view, wanted = self.open(subject.backbone), self.view(subject.backbone), self.wanted(subject.backbone)
         hands = Hands(batch_size=self.batch_size, workers=self.workers, precision=self.precision)
         train, test = (
             extract(subject, each.scenes, view, wanted, identity=each.identity, hands=hands) for each in opened
@@ -95,23 +96,33 @@ class ProbeConfig(PairConfig, Evaluation):
         train = _named(self.train, self.options)
         test = _named(self.test, {**self.options, **self.test_options})
         return (
-            f"Frozen features of photos alone ({', '.join(map(str, self.columns(subject.backbone)))}; the last layer "
-            f"normed), in evaluation mode, {self.precision}; {crop} at {height}×{width}. Truth from {train}, tried on "
-            f"{test}."
+            f"Frozen features of photos alone ({self.wanted(subject.backbone)}; the last layer normed), in evaluation "
+            f"mode, {self.precision}; {crop} at {height}×{width}. Truth from {train}, tried on {test}."
         )
 
 
 class LabelledConfig(ProbeConfig):
     """A probe that asks for the label of a photo."""
 
+    pools: Annotated[tuple[Pool, ...], Field(min_length=1)] | None = None
+    """How a photo's tokens become one vector; as the backbone does it, unless given."""
     fractions: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0,)
     """Shares of each class's labels that the probe is given."""
     seeds: Count = 1
     """How often, each time others; a share of 1 is taken once."""
 
+    def columns(self, backbone: Backbone) -> tuple[Column, ...]:
+        """Return the kinds of features that are asked for."""
+        pools = self.pools or (backbone.spec.pool,)
+        return tuple(Column(layer, pool) for layer in self.layers_of(backbone) for pool in pools)
+
+    def wanted(self, backbone: Backbone) -> Wanted:
+        """Return what is to be known of every scene."""
+        return Wanted(columns=self.columns(backbone))
+
     def labelled(self, subject: Subject) -> Pair:
         """Return features of both sets, all of whose scenes have labels."""
-        pair = self.features(subject, Wanted(columns=self.columns(subject.backbone)))
+        pair = self.features(subject)
         for part, table, opened in zip(("train", "test"), (pair.train, pair.test), pair.opened, strict=True):
             if missing := int((table.labels < 0).sum()):
                 raise UserError(f"{part}: {missing} of {len(table.labels)} scenes of {opened.name} have no label")

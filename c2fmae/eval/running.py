@@ -72,7 +72,13 @@ def table_of(results: Sequence[Result]) -> Table:
     names = dict.fromkeys(metric.name for result in results for metric in result.metrics)
     found = [{metric.name: metric for metric in result.metrics} for result in results]
     rows = [(name, *(_said(each.get(name)) for each in found)) for name in names]
-    return Table(results[0].evaluation, ("", *(result.source for result in results)), rows)
+    notes = [
+        f"{result.source}, {metric.name}: {metric.note}."
+        for result in results
+        for metric in result.metrics
+        if metric.note
+    ]
+    return Table(results[0].evaluation, ("", *(result.source for result in results)), rows, " ".join(notes))
 
 
 def sections_of(folder: Path) -> list[Section]:
@@ -132,7 +138,8 @@ def _read(path: Path, identity: dict[str, Any]) -> tuple[Metric, ...] | None:
 
 def _metric(values: dict[str, Any]) -> Metric:
     interval = values["interval"]
-    return Metric(values["name"], values["value"], values["count"], tuple(interval) if interval else None)
+    note = values.get("note", "")
+    return Metric(values["name"], values["value"], values["count"], tuple(interval) if interval else None, note)
 
 
 def _write(path: Path, text: str) -> None:

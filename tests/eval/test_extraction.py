@@ -82,6 +82,7 @@ def test_processes_make_whole_chunks_each_and_share_them(tmp_path: Path) -> None
         def wait(self) -> None: ...
 
     (tmp_path / "both" / alone.chunks[0].parent.name).mkdir(parents=True)
+    both = alone
     for rank in (1, 0):  # one after the other: neither waits for the other here
         who = Subject("tiny", backbone, tmp_path / "both", Rank(rank, 2))
         scenes.asked = 0
