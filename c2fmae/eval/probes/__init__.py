@@ -1,5 +1,6 @@
 """What frozen features are good for: nearest neighbours, linear probes, and what they are to be compared with."""
 
+from c2fmae.eval.probes.attentive import AttentiveProbe, AttentiveSetting, fit_attentive
 from c2fmae.eval.probes.baselines import colour_encoder, pixel_encoder
 from c2fmae.eval.probes.batches import hold_out
 from c2fmae.eval.probes.bootstrap import percentile_interval, poisson_weights, replicate_sums
@@ -15,6 +16,8 @@ from c2fmae.eval.probes.scores import Scores, accuracy, probe
 
 __all__ = [
     "QUERIES_AT_ONCE",
+    "AttentiveProbe",
+    "AttentiveSetting",
     "Chosen",
     "DenseScores",
     "Features",
@@ -28,6 +31,7 @@ __all__ = [
     "concatenate",
     "confusion",
     "extract",
+    "fit_attentive",
     "fit_heads",
     "fit_lars",
     "fit_linear",
