@@ -14,6 +14,7 @@ from c2fmae_cli.describe import describe
 from c2fmae_cli.doctor import doctor
 from c2fmae_cli.eval import eval_
 from c2fmae_cli.export import export
+from c2fmae_cli.import_ import import_
 from c2fmae_cli.plugins import plugins
 from c2fmae_cli.pretrain import pretrain
 from c2fmae_cli.quickstart import quickstart
@@ -35,6 +36,7 @@ app.command()(quickstart)
 app.command()(pretrain)
 app.add_typer(eval_, name="eval")
 app.add_typer(export, name="export")
+app.add_typer(import_, name="import")
 app.add_typer(data, name="data")
 app.add_typer(view, name="view")
 app.add_typer(recipes, name="recipes")

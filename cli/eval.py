@@ -41,7 +41,6 @@ HELP = {
     "linear": "Ask a linear classifier of frozen features which class a photo is of.",
     "attentive": "Ask a classifier that attends to frozen tokens which class a photo is of.",
     "dense": "Ask a linear classifier of frozen patches which class every place shows: mIoU.",
-    "cost": "Count parameters, operations and activations, and measure the speed.",
     "attention": "Measure how much of the attention falls on objects, layer by layer.",
     "representation": "Measure how far attention reaches, what it depends on, and the rank of features.",
 }
@@ -94,6 +93,47 @@ for _name, _summary in HELP.items():
     eval_.command(_name, help=_summary)(_command(_name))
 
 
+@eval_.command()
+def cost(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE…", help="Runs, recipes, or any other backbone.")],
+    allow_missing: Missing = None,
+    set_: Set = None,
+) -> None:
+    """Count parameters, operations and activations, measure the speed, and price an epoch of pre-training by MAE's.
+
+    The price is that of runs and recipes. Settings for --set: image_size, batch_size, rounds, precisions.
+    """
+    from c2fmae.core.config import read_yaml
+    from c2fmae.core.world import alone
+    from c2fmae.eval.cost import CostEvaluation, backbone_table, compare_backbones, epoch_table, relative_to_mae
+    from c2fmae.eval.cost.evaluation import machine
+    from c2fmae.eval.evaluation import Subject
+    from c2fmae.methods import MethodConfig
+    from c2fmae.models.backbones import load_backbone, untrained
+    from c2fmae.recipes import RECIPES
+
+    config, world = CostEvaluation.read({}, set_ or [], source="eval cost"), alone()
+    backbones, methods = {}, {}
+    for source in sources:
+        run = Path(source) / "config.yaml"
+        if not Path(source).exists() and source in RECIPES:
+            methods[source] = RECIPES.get(source)().method
+            backbones[source] = untrained(methods[source].backbone())
+        else:
+            backbones[source] = load_backbone(source, allow_missing=tuple(allow_missing or ()))
+            if run.is_file():
+                methods[source] = MethodConfig.read(read_yaml(run)["method"], source=str(run))
+    print(backbone_table(compare_backbones(backbones, config, world)))
+    first = next(iter(backbones))
+    print(f"protocol: {config.protocol(Subject(first, backbones[first], Path(), world))}")
+    if methods:
+        print("\nan epoch of pre-training, beside MAE's with the same encoder and photos:")
+        where = f"{machine(world.device)}, bf16, {config.batch_size} images a step"
+        costs = relative_to_mae(methods, device=world.device, batch_size=config.batch_size, rounds=config.rounds)
+        print(epoch_table(costs, where))
+    print(f"next: c2fmae describe {next(iter(methods), 'c2fmae-b')}, which shows where a method's operations go")
+
+
 def _evaluate(
     name: str,
     sources: list[str],
@@ -122,7 +162,7 @@ def _evaluate(
             folder = home / _slug(name, data or "")
             subjects = [(Subject(source, backbone, home / "features", world), folder)]
             if is_untrained_too and source == sources[0]:
-                fresh = Subject(f"untrained {source}", untrained(backbone), home / "features", world)
+                fresh = Subject(f"untrained {source}", untrained(backbone.spec), home / "features", world)
                 subjects.append((fresh, folder.with_name(f"{folder.name}-untrained")))
             results += [evaluate(name, config, subject, place, again=again) for subject, place in subjects]
     if not is_first():

@@ -8,6 +8,7 @@ from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.masking.config import MaskingConfig
+from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, DecoderConfig, EncoderConfig
 from c2fmae.models.losses import Average
 from c2fmae.models.targets import TARGET_OF_KIND, TARGETS
@@ -97,6 +98,12 @@ class MethodConfig(Config):
     def channels_of(self, granularity: str) -> int:
         """Return the channels of photos, the classes of id maps."""
         return self.channels.get(granularity, GRANULARITIES.get(granularity).channels)
+
+    def backbone(self) -> BackboneSpec:
+        """Return what is kept of the model when it is trained."""
+        mean, std = self.normalisation("rgb")
+        channels = {name: self.channels_of(name) for name in self.granularities}
+        return BackboneSpec(encoder=self.encoder, image_size=self.image_size, channels=channels, mean=mean, std=std)
 
     def heads(self) -> list[HeadPlan]:
         """Return all predictions, in the order of the stages."""

@@ -12,7 +12,6 @@ from c2fmae.core.scene import Scene
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.evaluation import Subject
 from c2fmae.models.backbones import Backbone, BackboneSpec, untrained
-from c2fmae.models.backbones.backbone import vit_of, wrap
 from c2fmae.models.config import EncoderConfig
 from tests.methods.scenes import rough
 
@@ -21,7 +20,7 @@ SPEC = BackboneSpec(encoder=EncoderConfig(name="test_vit", patch_size=8, depth=3
 
 def tiny_backbone(spec: BackboneSpec = SPEC, seed: int = 0) -> Backbone:
     """A ViT of three blocks with random weights, whose norms matter too."""
-    backbone = untrained(wrap(vit_of(spec), spec), seed)
+    backbone = untrained(spec, seed)
     rough(backbone, seed)
     return backbone.eval()
 

@@ -144,10 +144,9 @@ def wrap(vit: VisionTransformer, spec: BackboneSpec) -> Backbone:
     return Backbone(spec, embeddings_of(vit, spec.channels), encoder, vit.fc_norm).eval()
 
 
-def untrained(backbone: Backbone, seed: int = 0) -> Backbone:
-    """Return the same ViT with weights drawn anew, and sines and cosines for positions: what to compare it with."""
-    encoder = backbone.spec.encoder.model_copy(update={"keep_positions": False})
-    spec = backbone.spec.model_copy(update={"encoder": encoder})
+def untrained(spec: BackboneSpec, seed: int = 0) -> Backbone:
+    """Return a ViT with weights drawn anew, and sines and cosines for positions: what to compare others with."""
+    spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"keep_positions": False})})
     fresh = wrap(vit_of(spec), spec)
     initialise(fresh, torch.Generator().manual_seed(seed_of(seed, "weights")))
     fresh.report = LoadReport(source="weights drawn anew", loaded=())
