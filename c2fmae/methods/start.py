@@ -46,11 +46,11 @@ def _of_backbone(method: MaskedAutoencoding, source: str) -> Mapping[str, Tensor
         raise UserError(
             f"{source} is a {name}, but the encoder is a {config.encoder.name}. Set method.encoder.name={name}"
         )
-    backbone = load_backbone(source, image_size=config.image_size)
+    ours = _heads_of(encoder)
+    backbone = load_backbone(source, image_size=config.image_size, num_heads=ours)
     if backbone.spec.encoder.keep_positions and not config.encoder.keep_positions:
         raise UserError(f"{source} comes with its own positions. Set method.encoder.keep_positions=true")
-    heads, ours = _heads_of(backbone.encoder), _heads_of(encoder)
-    if heads != ours:
+    if (heads := _heads_of(backbone.encoder)) != ours:
         raise UserError(
             f"{source} has {heads} attention heads, but the encoder {ours}. Set method.encoder.num_heads={heads}"
         )

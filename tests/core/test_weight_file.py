@@ -199,7 +199,7 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-LIES = {
+LIES: dict[str, dict[str, Any]] = {
     "overlap": {"a": entry(0, 8, [2]), "b": entry(4, 8, [1])},
     "hole": {"a": entry(4, 8, [1])},
     "beyond": {"a": entry(0, 16, [4])},

@@ -1,6 +1,7 @@
 """Weights to start from: of timm, of a run, of neither."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.start import start_from
 from tests.methods.scenes import rough, tiny
+from tests.models.backbones.official import mae_tokens, mae_weights, multimae_tokens, multimae_weights, waves
 
 KEEP = "encoder.keep_positions=true"
 
@@ -83,6 +85,50 @@ def test_files_that_are_none_are_sentences(tmp_path: Path) -> None:
         assert "\n" not in message
     message = refused(tiny("mae"), str(tmp_path / "nowhere"))
     assert message.startswith(f"init: {tmp_path / 'nowhere'}: does not exist. Give a run's folder, a checkpoint, ")
+
+
+def test_an_official_mae_gives_its_features_from_the_first_step(tmp_path: Path) -> None:
+    weights = mae_weights(width=64, depth=6, ratio=3, side=32)
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    method = tiny("mae", size=(32, 64))  # its heads are the config's, since the file does not say how many it has
+    said = start_from(method, str(tmp_path / "mae.pth"))
+    assert said.endswith("; drawn anew: decoder.blocks, decoder.entry, decoder.norm, heads.rgb")
+    photos = torch.randn(2, 3, 32, 64)
+    table = torch.cat([torch.zeros(1, 64), waves((2, 4), 64, "column")]).unsqueeze(0)
+    with torch.no_grad():
+        ours = method.model.encode(photos)  # type: ignore[operator]
+    torch.testing.assert_close(ours, mae_tokens(weights, photos, 2, table), atol=1e-5, rtol=1e-5)
+
+
+def test_an_official_multimae_gives_its_features_from_the_first_step(tmp_path: Path) -> None:
+    weights = multimae_weights(width=64, depth=6, grid=(2, 2), tasks=("rgb", "semseg"))
+    torch.save({"model": weights}, tmp_path / "multimae.pth")
+    source = str(tmp_path / "multimae.pth")
+    setting = "encoder.mlp_ratio=4"
+    assert refused(tiny("c2fmae", setting), source) == (
+        f"init: {source} comes with its own positions. Set method.encoder.keep_positions=true"
+    )
+    method = tiny("c2fmae", setting, KEEP)
+    said = start_from(method, source)
+    assert "embeddings.instance" in said
+    assert "embeddings.semantic" not in said
+    photos = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        ours = method.model.encode(photos)  # type: ignore[operator]
+    theirs = multimae_tokens(weights, {"rgb": photos}, 2)
+    torch.testing.assert_close(ours, torch.cat([theirs[:, -1:], theirs[:, :-1]], 1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_source_that_says_it_has_other_heads_is_refused(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 192, "image_size": 32}
+    ViTModel(ViTConfig(**sizes, num_attention_heads=4)).save_pretrained(tmp_path)
+    assert refused(tiny("mae", KEEP), str(tmp_path)) == (
+        f"init: {tmp_path} has 4 attention heads, but the encoder 2. Set method.encoder.num_heads=4"
+    )
+    said = start_from(tiny("mae", KEEP, "encoder.num_heads=4"), str(tmp_path))
+    assert said.startswith(f"78 of 97 tensors are from {tmp_path}; ")
 
 
 def saved(method: MaskedAutoencoding, folder: Path) -> Path:

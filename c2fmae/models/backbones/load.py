@@ -40,7 +40,7 @@ def load_backbone(
 
     `allow_missing` names, by pattern, tensors that may be missing or have no place; `step` and `average` choose a
     run's checkpoint and its averaged weights. `image_size`, height and width, is for what size of photos its positions
-    are brought; `num_heads` is what bare files do not say. Nothing is ever unpickled that could run code.
+    are brought; `num_heads` is asked for bare files alone, which do not say it. Nothing is ever unpickled that could run code.
     """
     make, found = _read(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
     backbone = make(found, allow_missing)
