@@ -1,5 +1,6 @@
 """The computation itself, for programs without timm, or without PyTorch: torch.export's and ONNX's graphs."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def program_target(backbone: Backbone) -> Target:
         return "\n".join(
             [
                 "import torch",
-                f'model = torch.export.load("{folder}/{_PROGRAM}").module()',
+                f"model = torch.export.load({json.dumps(f'{folder}/{_PROGRAM}')}).module()",
                 "tokens, pooled = model(photos)",
             ]
         )
@@ -73,7 +74,7 @@ def onnx_target(backbone: Backbone) -> Target:
         return "\n".join(
             [
                 "import onnxruntime",
-                f'session = onnxruntime.InferenceSession("{folder}/{_ONNX}")',
+                f"session = onnxruntime.InferenceSession({json.dumps(f'{folder}/{_ONNX}')})",
                 'tokens, pooled = session.run(None, {"photos": photos})  # a NumPy array, float32',
             ]
         )

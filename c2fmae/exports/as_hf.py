@@ -1,5 +1,6 @@
 """A folder that transformers' ViTModel takes, for those ViTs that it can express."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ def hf_target(backbone: Backbone) -> Target:
         return "\n".join(
             [
                 "from transformers import ViTModel  # ViTImageProcessor of the same folder standardises photos",
-                f'model = ViTModel.from_pretrained("{folder}", add_pooling_layer=False).eval()',
+                f"model = ViTModel.from_pretrained({json.dumps(folder)}, add_pooling_layer=False).eval()",
                 f"features = model(photos).last_hidden_state{vector}  # [batch, {backbone.dim}]",
             ]
         )

@@ -39,7 +39,7 @@ def safetensors_target(backbone: Backbone) -> Target:
         return "\n".join(
             [
                 "from c2fmae.models.backbones import load_backbone",
-                f'backbone = load_backbone("{folder}")  # takes {taken}',
+                f"backbone = load_backbone({json.dumps(folder)})  # takes {taken}",
                 f"features = backbone.pooled({given})  # [batch, {backbone.dim}]; backbone.tokens gives all tokens",
             ]
         )
@@ -77,7 +77,7 @@ def autoencoder_target(method: MaskedAutoencoding, backbone: Backbone) -> Target
         return "\n".join(
             [
                 "from c2fmae.exports import read_autoencoder",
-                f'method = read_autoencoder("{folder}")  # takes {taken}; load_backbone takes its encoder',
+                f"method = read_autoencoder({json.dumps(folder)})  # takes {taken}; load_backbone takes its encoder",
                 "completed = method.predict(scenes, masks)",
             ]
         )

@@ -20,6 +20,7 @@ from c2fmae.models.backbones import Backbone
 
 _FILE, _CONFIG = "model.safetensors", "config.json"
 _SKIP: dict[str, Any] = {"weight_init": "skip"}  # timm's own draw takes seconds, and all of it is loaded over
+_EPS = 1e-6
 _RESIZES = (
     "timm resizes the table of positions, and c2fmae computes them anew for every size. For features like these there, "
     "export with --image-size"
@@ -35,7 +36,7 @@ def timm_target(backbone: Backbone) -> Target:
         return "\n".join(
             [
                 "import timm",
-                f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()',
+                f"model = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True).eval()",
                 f"features = model(photos)  # [batch, {backbone.dim}]; model.forward_features gives all tokens",
             ]
         )
@@ -66,8 +67,19 @@ def timm_target(backbone: Backbone) -> Target:
         write=write,
         compare=compare_with_timm,
         usage=usage,
-        notes=[f"By itself, the file is of `timm.create_model({name!r}, num_classes=0, checkpoint_path=…, **{args})`."],
+        notes=[
+            f"By itself, the file is of `timm.create_model({name!r}, num_classes=0, checkpoint_path=…, **{args})`.",
+            *_other_eps(backbone),
+        ],
     )
+
+
+def _other_eps(backbone: Backbone) -> list[str]:
+    """Say where timm's norms are not quite those of the training: whether that matters, the comparison tells."""
+    ours = backbone.spec.encoder.norm_eps
+    if ours in (None, _EPS):
+        return []
+    return [f"Its norms add {ours:g} to variances, and timm's {_EPS:g}: the difference is among those below."]
 
 
 def _config(backbone: Backbone, vit: VisionTransformer, args: dict[str, Any]) -> dict[str, Any]:

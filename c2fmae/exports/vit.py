@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -11,6 +10,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import vit_of
 from c2fmae.models.embeddings import Embeddings
+from c2fmae.models.encoder import create_vit
 
 _POOLS = {"cls": "token", "mean": "avg"}
 
@@ -32,25 +32,33 @@ def rgb_alone(backbone: Backbone) -> Backbone:
 def model_args(backbone: Backbone) -> dict[str, Any]:
     """Return what timm has to be told besides the architecture's name; all of it goes into JSON."""
     spec = backbone.spec
-    args: dict[str, Any] = {
-        "img_size": list(spec.image_size),
-        "in_chans": spec.channels["rgb"],
-        "global_pool": _POOLS[spec.pool],
-        "fc_norm": spec.has_fc_norm,
-        **spec.encoder.shape(),
-    }
-    with torch.device("meta"):  # its shape alone
-        named = vit_of(spec)
-    return args | ({"pool_include_prefix": False} if named.pool_include_prefix else {})
+    args = {"img_size": list(spec.image_size), "in_chans": spec.channels["rgb"], "fc_norm": spec.has_fc_norm}
+    args |= {**_pooling(backbone), **spec.encoder.shape()}
+    args.pop("norm_eps", None)  # which timm takes as a function alone
+    return args
 
 
 def timm_vit(backbone: Backbone) -> VisionTransformer:
     """Return a ViT of timm's that has the weights that see photos, in evaluation mode."""
-    args = model_args(backbone)
-    vit = timm.create_model(backbone.spec.encoder.name, num_classes=0, weight_init="skip", **args)
-    assert isinstance(vit, VisionTransformer)
+    spec = backbone.spec
+    vit = create_vit(
+        spec.encoder.name,
+        image_size=spec.image_size,
+        channels=spec.channels["rgb"],
+        fc_norm=spec.has_fc_norm,
+        **spec.encoder.shape(),
+        **_pooling(backbone),
+    )
     vit.load_state_dict(_tensors(backbone, vit))
     return vit.eval()
+
+
+def _pooling(backbone: Backbone) -> dict[str, Any]:
+    with torch.device("meta"):  # its settings alone
+        named = vit_of(backbone.spec)
+    return {"global_pool": _POOLS[backbone.spec.pool]} | (
+        {"pool_include_prefix": False} if named.pool_include_prefix else {}
+    )
 
 
 def _tensors(backbone: Backbone, vit: VisionTransformer) -> dict[str, Tensor]:

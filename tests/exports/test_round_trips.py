@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.scene import IGNORE
 from c2fmae.exports import export, read_autoencoder
 from c2fmae.exports.as_hf import hf_target
@@ -18,6 +19,8 @@ from c2fmae.exports.as_safetensors import safetensors_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write
 from c2fmae.models.backbones import Backbone, load_backbone
+from c2fmae.models.backbones.assemble import from_timm_names
+from c2fmae.models.backbones.of_export import read_timm_folder
 from tests.exports.sources import NOWHERE, backbone_of, is_same, noise_bytes, saved
 from tests.methods.scenes import noise_scenes, tiny
 
@@ -237,3 +240,58 @@ def test_a_backbone_that_has_not_seen_photos_goes_out_as_safetensors_alone(tmp_p
     assert not (tmp_path / "out").exists()
     export("safetensors", run, tmp_path / "out")
     assert load_backbone(tmp_path / "out").granularities == ("semantic", "instance")
+
+
+def test_norms_of_other_eps_travel_or_are_told_of(tmp_path: Path) -> None:
+    from transformers import ViTConfig
+
+    backbone = backbone_of(keep_positions=True, norm_eps=1e-12, mlp_ratio=2)
+    write(hf_target(backbone), NOWHERE, tmp_path / "hf")
+    config = ViTConfig.from_pretrained(tmp_path / "hf")
+    assert (config.layer_norm_eps, config.intermediate_size) == (1e-12, 128)
+    write(safetensors_target(backbone), NOWHERE, tmp_path / "ours")
+    assert load_backbone(tmp_path / "ours").spec == backbone.spec
+    write(timm_target(backbone), NOWHERE, tmp_path / "timm")
+    told = "Its norms add 1e-12 to variances, and timm's 1e-06: the difference is among those below."
+    assert told in (tmp_path / "timm" / "README.md").read_text(encoding="utf-8")
+    assert "Its norms" not in "".join(timm_target(backbone_of(norm_eps=1e-6)).notes)
+    far = backbone_of(norm_eps=0.1)
+    with pytest.raises(RunError, match="does not give the same of it"):
+        write(timm_target(far), NOWHERE, tmp_path / "far")
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_folder_of_timms_comes_back(kind: str, tmp_path: Path) -> None:
+    backbone = BACKBONES[kind]()
+    write(timm_target(backbone), NOWHERE, tmp_path / "out")
+    again = from_timm_names(read_timm_folder(tmp_path / "out"))
+    photos = noise_bytes((backbone.patch * 3, backbone.patch), backbone.spec.channels["rgb"])
+    for one, other in zip(said(again, photos), said(backbone, photos), strict=True):
+        assert is_same(one, other)
+    assert again.spec.image_size == backbone.spec.image_size
+    assert again.spec.pool == backbone.spec.pool
+    assert again.spec.encoder.keep_positions == backbone.spec.encoder.keep_positions
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model_args": {"checkpoint_path": "/etc/passwd"}},
+            "config.json: model_args.checkpoint_path: no such setting.",
+        ),
+        ({"model_args": {"depth": 10**9}}, "config.json: asks for 1,000,000,000 blocks, and model.safetensors holds"),
+        ({"model_args": {"img_size": [10**8, 10**8]}}, "It is not of these weights"),
+        ({"architecture": ["vit"]}, "config.json: architecture: input should be a valid string, got ['vit']"),
+        ({"architecture": "hf-hub:some/body"}, "timm has no encoder named 'hf-hub:some/body'."),
+        ({"pretrained_cfg": {"mean": "grey"}}, "config.json: mean: expected a list, got 'grey'"),
+    ],
+)
+def test_a_folder_of_timms_that_lies_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write(timm_target(backbone_of()), NOWHERE, tmp_path / "out")
+    file = tmp_path / "out" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError) as caught:
+        from_timm_names(read_timm_folder(tmp_path / "out"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
