@@ -82,8 +82,8 @@ class SampledEvaluation(Evaluation):
 def mean_of(name: str, values: Float64[Tensor, " image"]) -> Metric:
     """Return the mean of what was measured of images, with a normal interval; a single image has none.
 
-    >>> mean_of("share", torch.tensor([0.5, 0.5], dtype=torch.float64))
-    Metric(name='share', value=0.5, count=2, interval=(0.5, 0.5))
+    >>> mean_of("share", torch.tensor([0.5, 0.5], dtype=torch.float64)).interval
+    (0.5, 0.5)
     """
     return _metric(name, values.mean().item(), values)
 
@@ -92,8 +92,8 @@ def ratio_of(name: str, values: Float64[Tensor, " image"], others: Float64[Tenso
     """Return the ratio of two means over the same images, with the normal interval of its first-order error.
 
     >>> values = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    >>> ratio_of("ratio", 2 * values, values)
-    Metric(name='ratio', value=2.0, count=2, interval=(2.0, 2.0))
+    >>> ratio_of("ratio", 2 * values, values).interval
+    (2.0, 2.0)
     """
     ratio = (values.mean() / others.mean()).item()
     return _metric(name, ratio, (values - ratio * others) / others.mean())
