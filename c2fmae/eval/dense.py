@@ -12,7 +12,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE
 from c2fmae.core.seeding import seed_of
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
-from c2fmae.eval.extraction import CHUNK, Extracted, Wanted
+from c2fmae.eval.extraction import Extracted, Wanted
 from c2fmae.eval.pairs import Opened
 from c2fmae.eval.probes.batches import hold_out
 from c2fmae.eval.probes.bootstrap import REPLICATES, percentile_interval, poisson_weights, replicate_sums
@@ -36,7 +36,7 @@ class DenseConfig(SweepConfig, ProbeConfig):
 
     def wanted(self, backbone: Backbone) -> Wanted:
         """Return what is to be known of every scene."""
-        return Wanted(patches=self.layers_of(backbone))
+        return Wanted(patches=self.layers_of(backbone), has_maps=True)
 
     def needs(self) -> tuple[str, ...]:
         """Return the granularities that scenes have to have."""
@@ -118,15 +118,16 @@ class DenseConfig(SweepConfig, ProbeConfig):
         world, layer = subject.world, chosen.setting.column.removeprefix("layer ")
         size = (num_classes, num_classes)
         total, replicates = torch.zeros(size, dtype=torch.int64), torch.zeros(REPLICATES, *size, dtype=torch.float64)
-        blocks = zip(test.blocks(f"patches {layer}"), test.blocks("semantic"), strict=True)
+        begin, blocks = 0, zip(test.blocks(f"patches {layer}"), test.blocks("semantic"), strict=True)
         for number, (patches, ids) in enumerate(blocks):
+            begin += len(ids)
             if number % world.size != world.rank:
                 continue
             for first in range(0, len(ids), _AT_ONCE):
                 truth = ids[first : first + _AT_ONCE]
                 found = classify(chosen.probe, patches[first : first + _AT_ONCE], (ids.shape[1], ids.shape[2]))
                 counts = confusion(found, truth, num_classes)
-                photos = number * CHUNK + first + torch.arange(len(truth))
+                photos = begin - len(ids) + first + torch.arange(len(truth))
                 total += counts.sum(dim=0)
                 replicates += replicate_sums(counts, poisson_weights(photos, seed=self.seed))
         return world.add(total.to(world.device)).cpu(), world.add(replicates.to(world.device)).cpu()

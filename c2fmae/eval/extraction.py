@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -57,7 +58,9 @@ class Wanted:
 
     columns: tuple[Column, ...] = ()
     patches: tuple[int, ...] = ()
-    """Blocks behind which every patch's feature is kept, with the semantic map."""
+    """Blocks behind which every patch's feature is kept."""
+    has_maps: bool = False
+    """Whether the semantic maps are kept too."""
 
     def __str__(self) -> str:
         return ", ".join([*map(str, self.columns), *(f"patches of layer {depth}" for depth in self.patches)])
@@ -88,6 +91,18 @@ class Extracted:
         """Return a column's features, [scene, dim]."""
         return torch.cat([*self.blocks(column)])
 
+    def rows(self, name: object, rows: Int64[Tensor, " row"]) -> Tensor:
+        """Return some rows of a tensor, read from where they lie: all of it need not fit in memory."""
+        found = []
+        for row in rows.tolist():
+            part, file = row % CHUNK, self._files[row // CHUNK]
+            found.append(file.get_slice(str(name))[part : part + 1])
+        return torch.cat(found)
+
+    @cached_property
+    def _files(self) -> list[Any]:
+        return [safe_open(path, framework="pt") for path in self.chunks]
+
     @cached_property
     def labels(self) -> Tensor:
         """Return the scenes' labels; -1 for those without."""
@@ -111,6 +126,7 @@ def extract(
         "view": [*view.size, view.crop, view.label_stride],
         "columns": [str(column) for column in wanted.columns],
         "patches": wanted.patches,
+        "maps": wanted.has_maps,
         "precision": hands.precision,
     }
     text = json.dumps(what)
@@ -170,7 +186,7 @@ def _make(
         return
     backbone, device = subject.backbone.to(subject.world.device).eval(), subject.world.device
     loader = DataLoader(
-        _Batches(scenes, view, [each for _, each in rows], bool(wanted.patches)),
+        _Batches(scenes, view, [each for _, each in rows], wanted.has_maps),
         batch_size=None,
         num_workers=min(hands.workers, len(rows)),
         pin_memory=device.type == "cuda",

@@ -28,7 +28,7 @@ def extracted(who: Subject, scenes: Drawn, wanted: Wanted = Wanted(columns=COLUM
 
 def test_features_are_the_backbones_own_in_the_order_of_the_scenes(tmp_path: Path) -> None:
     backbone, scenes = tiny_backbone(), coloured(23)
-    found = extracted(subject(backbone, tmp_path), Drawn(scenes), Wanted(columns=COLUMNS, patches=(2,)))
+    found = extracted(subject(backbone, tmp_path), Drawn(scenes), Wanted(columns=COLUMNS, patches=(2,), has_maps=True))
     photos = backbone.standardise(torch.stack([scene.maps["rgb"] for scene in scenes]))
     with torch.no_grad():
         first, second, last = backbone.layers(photos, [1, 2, 3])
@@ -37,6 +37,8 @@ def test_features_are_the_backbones_own_in_the_order_of_the_scenes(tmp_path: Pat
     assert torch.allclose(found.column(COLUMNS[1]), pooled, atol=1e-5)
     assert torch.allclose(found.column(COLUMNS[2]), first[:, 1:].mean(dim=1), atol=1e-5)
     assert torch.allclose(torch.cat([*found.blocks("patches 2")]), second[:, 1:], atol=1e-5)
+    some = torch.tensor([22, 3, 14, 3])
+    assert torch.equal(found.rows("patches 2", some), torch.cat([*found.blocks("patches 2")])[some])
     assert found.labels.tolist() == [scene.label for scene in scenes]
     assert [block.shape for block in found.blocks("semantic")] == [(10, 4, 4), (10, 4, 4), (3, 4, 4)]
 

@@ -2,12 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
 from c2fmae.core.scene import Scene
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.eval.extraction import Column
 from c2fmae.eval.linear import LinearConfig
+from c2fmae.eval.probes.lars import fit_lars
 from tests.eval.backbones import coloured, stored, subject, tiny_backbone
 
 SETTINGS = {"workers": 0, "batch_size": 64}
@@ -82,3 +84,15 @@ def test_fewer_labels_are_drawn_anew_for_each_seed(sets: dict[str, str], tmp_pat
             for more in ("", ", standard deviation of 2 seeds")
         ),
     }
+
+
+def test_maes_own_protocol_is_a_variant(sets: dict[str, str], tmp_path: Path) -> None:
+    config, who = LinearConfig(**sets, **SETTINGS, variant="mae"), subject(tiny_backbone(), tmp_path)
+    metrics, pair = found(config, who), config.labelled(who)
+    column = Column(3, "mean")
+    rows = torch.arange(160)
+    probe = fit_lars(pair.train.column(column), pair.train.labels, rows=rows, num_labels=8, seed=0)
+    share = (probe.predict(pair.test.column(column)) == pair.test.labels).double().mean().item()
+    assert metrics["top-1"].value == pytest.approx(100 * share)
+    assert metrics["top-1"].note == "layer 3, mean"
+    assert "LARS with momentum 0.9" in config.protocol(who)
