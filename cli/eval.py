@@ -173,7 +173,7 @@ def _evaluate(
     for result in results:
         print(f"{'wrote' if result.is_new else 'was there already, computed before:'} {result.folder / 'results.json'}")
     _tell_runs(sources)
-    print(f"next: open {results[0].folder / 'report.html'}, or c2fmae view attention {' '.join(map(quote, sources))}")
+    print(f"next: open {results[0].folder / 'report.html'}, or c2fmae view pca {' '.join(map(quote, sources))}")
 
 
 def _home(source: str, out: Path | None) -> Path:

@@ -186,7 +186,7 @@ def _check_inside(folder: Path, index: Path, parts: Iterable[str]) -> None:
     if roots[0].parent.name == "snapshots":
         roots.append(roots[0].parent.parent / "blobs")
     for part in parts:
-        if Path(part).name != part or (folder / part).resolve().parent not in roots:
+        if (folder / part).resolve().parent not in roots:
             raise UserError(f"{index}: {part!r} lies outside the folder; refused. Put all files into one folder")
 
 

@@ -109,7 +109,7 @@ class Extracted:
         return torch.cat([*self.blocks("labels")])
 
     @cached_property
-    def photos(self) -> "np.ndarray[Any, Any]":
+    def photos(self) -> np.ndarray:
         """Return a digest of each photo."""
         digests = torch.cat([*self.blocks("photos")]).numpy()
         return digests.view(f"V{digests.shape[1]}")[:, 0]

@@ -40,7 +40,7 @@ def test_a_result_is_written_with_its_protocol_and_all_that_it_depends_on(tmp_pa
     assert result.is_new
     found = json.loads((tmp_path / "ask" / "results.json").read_text(encoding="utf-8"))
     assert found["protocol"] == "It asks tiny, once."
-    assert found["metrics"] == [{"name": "answer", "value": 5.0, "count": 10, "interval": [4.0, 6.0]}]
+    assert found["metrics"] == [{"name": "answer", "value": 5.0, "count": 10, "interval": [4.0, 6.0], "note": ""}]
     assert found["config"] == {"number": 5.0}
     assert found["data"] == "these"
     assert len(found["weights"]) == 64
