@@ -25,8 +25,8 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 def mae(source: Source, out: Out, channels: Channels = None, num_heads: Heads = None, set_: Set = None) -> None:
     """Import an official file of MAE, or the folder of a Hugging Face ViTMAE, with its decoder where it has one.
 
-    Official files rarely say what they predict: --set method.targets.rgb=[pixels] where that is not each patch
-    normalised by itself.
+    Official files rarely say what they predict: pixels normalised by patch, unless method.targets.rgb is set to other
+    targets.
     """
     from c2fmae.importing import import_mae
 
