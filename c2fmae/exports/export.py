@@ -4,11 +4,12 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fmae.core.errors import RunError, UserError, unknown_name
 from c2fmae.core.files import sync
+from c2fmae.eval.extraction import weights_digest
 from c2fmae.exports.as_graph import onnx_target, program_target
 from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_safetensors import autoencoder_target, safetensors_target
@@ -72,7 +73,10 @@ def export(
         target = _whole(source, backbone, step, average)
     else:
         target = KINDS[kind](backbone if kind == "safetensors" and part == "encoder" else rgb_alone(backbone))
-    return write(target, origin_of(str(source), step=step, average=average), out)
+    origin, weights = origin_of(str(source), step=step, average=average), weights_digest(backbone)
+    # Numbers of other weights may lie beside them: of other steps, or of the same ViT untrained.
+    own = [each for each in origin.evaluations if each.weights == weights]
+    return write(target, replace(origin, evaluations=own), out)
 
 
 def write(target: Target, origin: Origin, out: Path) -> Exported:

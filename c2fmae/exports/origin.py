@@ -23,6 +23,8 @@ class Evaluated:
     metric: str
     value: str
     count: str
+    weights: str
+    """A digest of what it is about."""
     protocol: str
 
 
@@ -160,6 +162,7 @@ def _results(file: Path) -> list[Evaluated]:
                 metric=str(metric["name"]),
                 value=_with_interval(float(metric["value"]), metric.get("interval")),
                 count=f"{int(metric['count']):,}",
+                weights=str(found["weights"]),
                 protocol=" ".join(str(found.get("protocol", "")).split()),
             )
             for metric in found["metrics"]

@@ -126,9 +126,16 @@ def create_vit(
             **shape,
         )
     except (TypeError, AssertionError) as error:  # it does not know these settings, or they do not suit it
-        if shape and type(timm.create_model(name, num_classes=0, weight_init="skip")) is VisionTransformer:
+        if shape and _is_plain(name):
             raise UserError(f"encoder {name!r} cannot be made with {shape}: {error}") from error
         vit = None
     if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
         raise UserError(f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224")
     return vit
+
+
+def _is_plain(name: str) -> bool:
+    try:
+        return type(timm.create_model(name, num_classes=0, weight_init="skip")) is VisionTransformer
+    except (TypeError, AssertionError):
+        return False

@@ -9,10 +9,12 @@ from huggingface_hub import ModelCard
 from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import Rows, RunFolder
+from c2fmae.eval.extraction import weights_digest
 from c2fmae.exports import export
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write
 from c2fmae.exports.origin import origin_of
+from c2fmae.models.backbones import load_backbone
 from tests.exports.sources import backbone_of, saved
 
 RESULT = {
@@ -29,8 +31,10 @@ def measured(run: Path) -> Path:
         rows.write({"step": 20, "held_out/loss": 2.0, "held_out/rgb": 0.5})
         rows.write({"step": 20, "loss": 1.0})
         rows.write({"step": 30, "held_out/loss": 1.0, "held_out/rgb": 0.25})  # after the checkpoint
-    (run / "evaluations" / "knn-1").mkdir(parents=True)
-    (run / "evaluations" / "knn-1" / "results.json").write_text(json.dumps(RESULT))
+    for name, weights in (("knn-1", weights_digest(load_backbone(run))), ("knn-1-untrained", "those of another")):
+        (run / "evaluations" / name).mkdir(parents=True)
+        result = RESULT | {"weights": weights, "source": f"/home/somebody/runs/{name}"}
+        (run / "evaluations" / name / "results.json").write_text(json.dumps(result))
     (run / "environment.json").write_text(json.dumps({"c2fmae": "0.1.0", "torch": {"version": "2.14"}}))
     return run
 
@@ -53,7 +57,7 @@ def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
         "- changed: data.train=voc-{000..012}.tar",
         "| loss | 2 |",
         "| rgb | 0.5 |",
-        "| knn | tiny | accuracy | 0.5123 (0.48 to 0.54) | 1,000 |",
+        "| knn | knn-1 | accuracy | 0.5123 (0.48 to 0.54) | 1,000 |",
         "- knn: k-NN of 10 on frozen \\| features.",
         "- its training had no norm behind the last block: it carries a new one, of scale 1 and shift 0",
         f"SHA-256 of `model.safetensors`: `{done.sha256}`",
@@ -62,6 +66,7 @@ def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
     assert "mean (0.485, 0.456, 0.406)" in card.text
     assert f"| {done.difference:.1e} |" in card.text
     assert 'timm.create_model("local-dir:out", pretrained=True)' in card.text
+    assert "knn-1-untrained" not in card.text  # those are numbers of other weights
     assert "Not known" not in card.text
     assert "/home/somebody" not in card.text
     assert str(tmp_path) not in card.text

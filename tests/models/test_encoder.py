@@ -221,6 +221,8 @@ def test_an_unknown_encoder_is_refused_with_the_nearest(name: str, hint: str) ->
     ["eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224", "resnet18", "convnext_atto"],
 )
 def test_what_is_not_a_plain_vit_is_refused(name: str) -> None:
-    with pytest.raises(UserError) as caught:
-        create_vit(name, image_size=(32, 32))
-    assert str(caught.value) == f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224"
+    shapes: list[dict[str, Any]] = [{}, {"depth": 2}]  # a shape that others do not know
+    for shape in shapes:
+        with pytest.raises(UserError) as caught:
+            create_vit(name, image_size=(32, 32), **shape)
+        assert str(caught.value) == f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224"

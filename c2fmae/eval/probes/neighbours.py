@@ -36,13 +36,13 @@ def nearest(
     num_keys = sum(map(len, blocks))
     if k not in range(1, num_keys + 1):
         raise UserError(f"k: expected 1 to {num_keys} neighbours, as many as there are training scenes, got {k}")
-    queries = _unit_rows(queries)
+    queries = unit_rows(queries)
     best = queries.new_full((len(queries), k), -torch.inf)
     index = torch.zeros_like(best, dtype=torch.int64)
     buffer = queries.new_empty(min(QUERIES_AT_ONCE, len(queries)) * _KEYS_AT_ONCE)
     first = 0
     for piece in (piece for block in blocks for piece in block.split(_KEYS_AT_ONCE)):
-        units = F.pad(_unit_rows(piece.to(queries.device)), (0, 0, 0, -len(piece) % _GROUP))  # whole groups
+        units = F.pad(unit_rows(piece.to(queries.device)), (0, 0, 0, -len(piece) % _GROUP))  # whole groups
         for rows in (slice(start, start + QUERIES_AT_ONCE) for start in range(0, len(queries), QUERIES_AT_ONCE)):
             block = queries[rows]
             similarity = buffer[: len(block) * len(units)].view(len(block), len(units))
@@ -53,7 +53,7 @@ def nearest(
     return Neighbours(best, index)
 
 
-def _unit_rows(rows: Tensor) -> Tensor:
+def unit_rows(rows: Tensor) -> Tensor:
     """Return rows of length 1 in full precision, or of zeros where they were."""
     rows = rows.float()
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
