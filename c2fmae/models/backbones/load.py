@@ -16,6 +16,7 @@ from c2fmae.models.backbones.of_multimae import MARK as MULTIMAE
 from c2fmae.models.backbones.of_multimae import read_multimae
 from c2fmae.models.backbones.of_run import read_run
 from c2fmae.models.backbones.of_timm import TIMM, read_timm
+from c2fmae.models.backbones.of_timm_folder import read_timm_folder
 
 Make = Callable[[Found, Sequence[str]], Backbone]
 
@@ -40,7 +41,8 @@ def load_backbone(
 
     `allow_missing` names, by pattern, tensors that may be missing or have no place; `step` and `average` choose a
     run's checkpoint and its averaged weights. `image_size`, height and width, is for what size of photos its positions
-    are brought; `num_heads` is asked for bare files alone, which do not say it. Nothing is ever unpickled that could run code.
+    are brought; `num_heads` is for bare files alone, which do not say it. Nothing is ever unpickled that could run
+    code.
     """
     make, found = _read(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
     backbone = make(found, allow_missing)
@@ -62,6 +64,8 @@ def _read(
         config = read_config(path)
         if str(config.get("format")).startswith("c2fmae-"):
             return from_our_names, _at(image_size, read_export(path))
+        if "architecture" in config:
+            return from_timm_names, _at(image_size, read_timm_folder(path, config))
         return from_timm_names, _at(image_size, read_hugging_face(path, config))
     if path.is_dir():
         raise UserError(f"{source}: is a folder, but none of these: {SOURCES}")

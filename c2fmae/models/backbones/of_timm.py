@@ -28,7 +28,7 @@ def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> Found:
     if file:
         weights = open_weights(file)
         tensors, resized = _in_timms_words(file, weights.tensors, vit)
-        spec = _with_its_norm(spec, tensors)
+        spec = with_its_norm(spec, tensors)
         return Found(source=source, spec=spec, tensors=tensors, resized=resized, notes=[*weights.notes, *notes])
     try:
         donor = timm.create_model(name, pretrained=True, num_classes=0)
@@ -82,7 +82,7 @@ def _in_timms_words(
     return renamed, {"pos_embed": f"{before.numel() // vit.embed_dim} → {after.shape[1]} places, by timm"}
 
 
-def _with_its_norm(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> BackboneSpec:
+def with_its_norm(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> BackboneSpec:
     """Return the spec with its norm where the file has it: fine-tuning may have moved it behind the pooling."""
     behind = "fc_norm.weight" in tensors
     if behind == spec.has_fc_norm or behind == ("norm.weight" in tensors):

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import load_checkpoint
+from timm.models import load_checkpoint, save_for_hf
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -160,3 +160,28 @@ def test_a_name_that_timm_does_not_know_gets_a_hint() -> None:
         UserError, match=r"^timm has no encoder named 'vit_bse_patch16_224'. Did you mean 'vit_base_pat"
     ):
         load_backbone("timm:vit_bse_patch16_224")
+
+
+def test_a_folder_as_timm_saves_it_is_read(tmp_path: Path) -> None:
+    args: dict[str, Any] = {"img_size": (64, 96), "depth": 2, "global_pool": "avg", "fc_norm": True, "in_chans": 4}
+    vit = timm.create_model("test_vit", num_classes=7, **args).eval()
+    assert isinstance(vit, VisionTransformer)
+    rough(vit)
+    save_for_hf(vit, str(tmp_path), model_args=args)
+    backbone = load_backbone(tmp_path)
+    seen = torch.randn(2, 4, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        tokens = vit.forward_features(seen)
+        torch.testing.assert_close(backbone.tokens(seen), tokens, atol=1e-5, rtol=1e-5)
+        pooled = vit.forward_head(tokens, pre_logits=True)
+        torch.testing.assert_close(backbone.pooled(seen), pooled, atol=1e-5, rtol=1e-5)
+    assert backbone.report.left == {"head": 2}
+
+
+def test_a_folder_of_timms_that_lies_or_asks_for_more_is_refused(tmp_path: Path) -> None:
+    save_for_hf(donor(), str(tmp_path), model_args={"qk_norm": True})
+    with pytest.raises(UserError, match=r"config\.json: sets qk_norm, which is not read$"):
+        load_backbone(tmp_path)
+    save_for_hf(donor(), str(tmp_path), model_args={"depth": 10**9})
+    with pytest.raises(UserError, match=r"config\.json: asks for 1,000,000,000 blocks, and model\.safetensors holds "):
+        load_backbone(tmp_path)
