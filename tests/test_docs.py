@@ -26,7 +26,7 @@ def test_commands_that_are_named_exist(page: Path) -> None:
     from typer.main import get_command
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    for first, second in re.findall(r"(?:^|`)c2fmae ([a-z]+)(?: ([a-z]+))?", page.read_text(), re.MULTILINE):
+    for first, second in re.findall(r"(?:^|`)c2fmae ([a-z]+)(?: ([a-z-]+))?", page.read_text(), re.MULTILINE):
         assert first in commands
         group = commands[first]
         answers_alone = not hasattr(group, "commands") or (not second and group.invoke_without_command)

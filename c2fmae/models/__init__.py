@@ -1,6 +1,7 @@
-"""Patches and positions, embeddings, encoder, decoders, targets and losses: the parts of every method."""
+"""Patches and positions, embeddings, encoder, decoders, targets and losses; and backbones, from anywhere."""
 
 from c2fmae.models.autoencoder import Head, MultiGranularAutoencoder
+from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.decoders import DECODERS, DecoderPlan
 from c2fmae.models.embeddings import Embeddings, IdEmbedding, ImageEmbedding
 from c2fmae.models.encoder import Encoder, create_vit
@@ -11,6 +12,7 @@ from c2fmae.models.targets import TARGETS, Target
 __all__ = [
     "DECODERS",
     "TARGETS",
+    "Backbone",
     "DecoderPlan",
     "Embeddings",
     "Encoder",
@@ -22,6 +24,7 @@ __all__ = [
     "create_vit",
     "gather_patches",
     "label_stride",
+    "load_backbone",
     "patchify",
     "sincos_positions",
     "unpatchify",
