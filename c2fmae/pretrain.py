@@ -52,7 +52,7 @@ class PretrainConfig(Config):
     saving: SavingConfig = SavingConfig()
     watching: WatchingConfig = WatchingConfig()
     init: str | None = None
-    """Weights to start from, unless drawn: `timm:NAME@FILE`, `timm:NAME` (downloaded), a run or a checkpoint."""
+    """Weights to start from, unless drawn: a run, or whatever else `load_backbone` takes."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def pretrain(
     ] = False,
     init: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Start from timm:NAME@FILE, timm:NAME, a run or a checkpoint."),
+        typer.Option(metavar="SOURCE", help="Start from a run, timm:NAME@FILE, or anything that holds a ViT."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take a few steps, and tell what the run would take. Nothing is written.")

@@ -1,5 +1,6 @@
 """Patches and positions, embeddings, encoder, decoders, targets and losses; and backbones, from anywhere."""
 
+from c2fmae.core import depth  # noqa: F401 - registers itself
 from c2fmae.models.autoencoder import Head, MultiGranularAutoencoder
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.decoders import DECODERS, DecoderPlan

@@ -45,8 +45,14 @@ class EncoderConfig(Config):
 
     def shape(self) -> dict[str, Any]:
         """Return what differs from the named ViT, in the words of `create_vit`."""
-        words: dict[str, Any] = {"patch_size": self.patch_size, "embed_dim": self.dim, "depth": self.depth}
-        words |= {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "norm_eps": self.norm_eps}
+        words = dict(  # noqa: C408 - arguments of a function
+            patch_size=self.patch_size,
+            embed_dim=self.dim,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            norm_eps=self.norm_eps,
+        )
         return {word: number for word, number in words.items() if number is not None}
 
 
