@@ -42,7 +42,9 @@ def nearest(
     buffer = queries.new_empty(min(QUERIES_AT_ONCE, len(queries)) * _KEYS_AT_ONCE)
     first = 0
     for piece in (piece for block in blocks for piece in block.split(_KEYS_AT_ONCE)):
-        units = F.pad(unit_rows(piece.to(queries.device)), (0, 0, 0, -len(piece) % _GROUP))  # whole groups
+        units = unit_rows(piece.to(queries.device))
+        if short := -len(piece) % _GROUP:
+            units = F.pad(units, (0, 0, 0, short))  # to whole groups
         for rows in (slice(start, start + QUERIES_AT_ONCE) for start in range(0, len(queries), QUERIES_AT_ONCE)):
             block = queries[rows]
             similarity = buffer[: len(block) * len(units)].view(len(block), len(units))
