@@ -15,6 +15,7 @@ from c2fmae.eval.probes import (
     concatenate,
     extract,
     fit_linear,
+    hold_out,
     photo_encoder,
     pixel_encoder,
     probe,
@@ -85,13 +86,19 @@ def test_a_linear_probe_is_that_of_scikit_learn(weight_decay: float, scale: floa
 def test_of_several_weight_decays_the_one_is_taken_that_does_best_on_rows_held_out() -> None:
     rows, labels, _, _ = clouds(100, spread=3.0, dim=30, seed=1)
     decays = [3.0, 0.3, 0.0001]
-    is_held_out = torch.arange(100) % 5 == 4
-    fits = [fit_linear(rows[~is_held_out], labels[~is_held_out], weight_decays=[decay]) for decay in decays]
-    shares = [accuracy(fit.predict(rows[is_held_out]), labels[is_held_out]) for fit in fits]
+    rest, held_out = hold_out(torch.arange(100), seed=0)
+    fits = [fit_linear(rows[rest], labels[rest], weight_decays=[decay]) for decay in decays]
+    shares = [accuracy(fit.predict(rows[held_out]), labels[held_out]) for fit in fits]
     assert shares[1] > max(shares[0], shares[2])
     taken = fit_linear(rows, labels, weight_decays=decays)
     assert taken.weight_decay == 0.3
     assert torch.equal(taken.weight, fit_linear(rows, labels, weight_decays=[0.3]).weight)  # to all rows, from nothing
+
+
+def test_a_weight_decay_is_chosen_by_all_labels_though_they_take_turns() -> None:
+    labels = torch.arange(200) % 5  # every fifth row shows the same
+    rows = 2 * nn.functional.one_hot(labels, 5) + torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    assert fit_linear(rows, labels, weight_decays=[100.0, 0.01]).weight_decay == 0.01
 
 
 def test_a_feature_that_never_changes_is_left_alone() -> None:

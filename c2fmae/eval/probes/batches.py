@@ -10,7 +10,8 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import seed_of
 
-_HELD_OUT = 5  # one of five
+FEWEST = 5
+"""Of so many photos one is held out; with fewer there is none."""
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:
@@ -35,15 +36,16 @@ def shuffled(
 def hold_out(
     rows: Int64[Tensor, " row"], *, seed: int, rows_per_photo: int = 1
 ) -> tuple[Int64[Tensor, " rest"], Int64[Tensor, " held_out"]]:
-    """Return rows to learn from, and those of every fifth photo, drawn at random, to choose by; both in order.
+    """Return rows to learn from, and those of a fifth of the photos to choose settings by; both in order.
 
-    Row r is of photo r // rows_per_photo: what shows the same photo stays together.
+    Row r is of photo r // rows_per_photo: what shows the same photo stays together. The fifth is drawn at random, since
+    every fifth photo of a set that goes through its labels in turn may show the same thing.
     """
     photos, place = (rows // rows_per_photo).unique(return_inverse=True)
-    if len(photos) < _HELD_OUT:
+    if len(photos) < FEWEST:
         raise UserError(
-            f"a probe needs at least {_HELD_OUT} training photos, one of them to choose settings by, got {len(photos)}"
+            f"a probe needs at least {FEWEST} training photos, one of them to choose settings by, got {len(photos)}"
         )
     generator = torch.Generator().manual_seed(seed_of(seed, "held out"))
-    is_held_out = (torch.randperm(len(photos), generator=generator) < len(photos) // _HELD_OUT)[place]
+    is_held_out = (torch.randperm(len(photos), generator=generator) < len(photos) // FEWEST)[place]
     return rows[~is_held_out], rows[is_held_out]

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.eval.probes.batches import FEWEST, hold_out
 
 WEIGHT_DECAYS = (1.0, 0.1, 0.01, 0.001)
 """From where hardly more than the means of classes counts to where few thousand rows are fitted as they are."""
-_HELD_OUT = 5  # every fifth row
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ def fit_linear(
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     max_iterations: int = 200,
 ) -> LinearProbe:
-    """Fit a probe; of several weight decays, with the one that does best on each fifth row after a fit to the others.
+    """Fit a probe; of several weight decays, with the one that does best on a fifth of the rows, fitted to the rest.
 
     What is minimised is the mean cross-entropy and weight_decay / 2 of the squared weights, but not biases:
-    scikit-learn's with C = 1 / (weight_decay × rows). Nothing about it is random.
+    scikit-learn's with C = 1 / (weight_decay × rows). Which rows are that fifth is the same each time.
     """
-    if len(features) < _HELD_OUT:
-        raise UserError(f"a linear probe needs at least {_HELD_OUT} training rows, got {len(features)}")
+    if len(features) < FEWEST:
+        raise UserError(f"a linear probe needs at least {FEWEST} training rows, got {len(features)}")
     decay = weight_decays[0]
     if len(weight_decays) > 1:
-        is_held_out = torch.arange(len(features)) % _HELD_OUT == _HELD_OUT - 1
-        held_out, truth = features[is_held_out], labels[is_held_out]
-        probes = _fit_each(features[~is_held_out], labels[~is_held_out], weight_decays, max_iterations)
-        shares = [(probe.predict(held_out) == truth).double().mean().item() for probe in probes]
+        rest, held_out = hold_out(torch.arange(len(features)), seed=0)
+        probes = _fit_each(features[rest], labels[rest], weight_decays, max_iterations)
+        rows, truth = features[held_out], labels[held_out]
+        shares = [(probe.predict(rows) == truth).double().mean().item() for probe in probes]
         decay = weight_decays[shares.index(max(shares))]
     (probe,) = _fit_each(features, labels, [decay], max_iterations)
     return probe
