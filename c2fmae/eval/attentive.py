@@ -1,7 +1,6 @@
 """`eval attentive`: what learned queries, looking at all of a photo's frozen patches, can name of it."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated
 
 import torch
@@ -73,9 +72,8 @@ class AttentiveConfig(LabelledConfig):
             batch_size=self.head_batch_size,
             seed=self.seed,
         )
-        probe = fit_attentive(
-            partial(pair.train.rows, name), pair.train.labels, setting, rows=rows, num_labels=pair.num_labels
-        )
+        train, test = pair.train.reader(name), pair.test.reader(name)
+        probe = fit_attentive(train, pair.train.labels, setting, rows=rows, num_labels=pair.num_labels)
         places = torch.arange(len(pair.test.labels)).split(_ROWS_AT_ONCE)
-        found = torch.cat([probe.predict(pair.test.rows(name, some)) for some in places])
+        found = torch.cat([probe.predict(test(some)) for some in places])
         return (found == pair.test.labels).double().mean().item()

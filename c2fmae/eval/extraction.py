@@ -8,11 +8,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ CHUNK = 1024
 Precision = Literal["fp32", "bf16"]
 
 _FORMAT = 1
+_IN_MEMORY = 4 << 30  # bytes of features that are read at once rather than row by row
 
 
 class Column(NamedTuple):
@@ -91,17 +92,17 @@ class Extracted:
         """Return a column's features, [scene, dim]."""
         return torch.cat([*self.blocks(column)])
 
-    def rows(self, name: object, rows: Int64[Tensor, " row"]) -> Tensor:
-        """Return some rows of a tensor, read from where they lie: all of it need not fit in memory."""
-        found = []
-        for row in rows.tolist():
-            part, file = row % CHUNK, self._files[row // CHUNK]
-            found.append(file.get_slice(str(name))[part : part + 1])
-        return torch.cat(found)
+    def reader(self, name: object) -> Callable[[Int64[Tensor, " row"]], Tensor]:
+        """Return what reads rows of a tensor: from memory where all of it fits there, else from where they lie."""
+        if sum(path.stat().st_size for path in self.chunks) <= _IN_MEMORY:
+            return torch.cat([*self.blocks(name)]).__getitem__
+        files = [safe_open(path, framework="pt") for path in self.chunks]
 
-    @cached_property
-    def _files(self) -> list[Any]:
-        return [safe_open(path, framework="pt") for path in self.chunks]
+        def read(rows: Int64[Tensor, " row"]) -> Tensor:
+            places = (divmod(row, CHUNK) for row in rows.tolist())
+            return torch.cat([files[chunk].get_slice(str(name))[place : place + 1] for chunk, place in places])
+
+        return read
 
     @cached_property
     def labels(self) -> Tensor:

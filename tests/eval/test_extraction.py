@@ -26,7 +26,9 @@ def extracted(who: Subject, scenes: Drawn, wanted: Wanted = Wanted(columns=COLUM
     return extract(who, scenes, VIEW, wanted, identity=identity_of(scenes, "drawn"), hands=hands)
 
 
-def test_features_are_the_backbones_own_in_the_order_of_the_scenes(tmp_path: Path) -> None:
+def test_features_are_the_backbones_own_in_the_order_of_the_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone, scenes = tiny_backbone(), coloured(23)
     found = extracted(subject(backbone, tmp_path), Drawn(scenes), Wanted(columns=COLUMNS, patches=(2,), has_maps=True))
     photos = backbone.standardise(torch.stack([scene.maps["rgb"] for scene in scenes]))
@@ -38,7 +40,10 @@ def test_features_are_the_backbones_own_in_the_order_of_the_scenes(tmp_path: Pat
     assert torch.allclose(found.column(COLUMNS[2]), first[:, 1:].mean(dim=1), atol=1e-5)
     assert torch.allclose(torch.cat([*found.blocks("patches 2")]), second[:, 1:], atol=1e-5)
     some = torch.tensor([22, 3, 14, 3])
-    assert torch.equal(found.rows("patches 2", some), torch.cat([*found.blocks("patches 2")])[some])
+    expected = torch.cat([*found.blocks("patches 2")])[some]
+    assert torch.equal(found.reader("patches 2")(some), expected)
+    monkeypatch.setattr(extraction, "_IN_MEMORY", 0)
+    assert torch.equal(found.reader("patches 2")(some), expected)
     assert found.labels.tolist() == [scene.label for scene in scenes]
     assert [block.shape for block in found.blocks("semantic")] == [(10, 4, 4), (10, 4, 4), (3, 4, 4)]
 
