@@ -23,7 +23,11 @@ _AT_MOST = torch.tensor([math.exp(-1) / math.factorial(n) for n in range(18)], d
 def poisson_weights(
     photos: Int64[Tensor, " photo"], *, seed: int, replicates: int = REPLICATES
 ) -> Float64[Tensor, "photo replicate"]:
-    """Return how often each photo, by its index in the whole set, counts in each replicate."""
+    """Return how often each photo, by its index in the whole set, counts in each replicate.
+
+    >>> poisson_weights(torch.tensor([0, 7]), seed=0, replicates=8).int().tolist()
+    [[0, 2, 0, 0, 2, 1, 0, 1], [2, 1, 3, 0, 1, 1, 2, 3]]
+    """
     key = np.uint64(seed_of(seed, "bootstrap"))
     stream = _mixed(key + _GOLDEN * photos.cpu().numpy().astype(np.uint64))
     bits = _mixed(stream[:, None] + _GOLDEN * np.arange(1, replicates + 1, dtype=np.uint64))
