@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_whole
 from c2fmae.core.progress import Progress
 from c2fmae.core.run_folder import check_room
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes
 from c2fmae.data.loader import telling_of_dead_workers
 from c2fmae.eval.evaluation import Subject
+from c2fmae.eval.keeping import keep
 from c2fmae.models.backbones import Backbone, Pool
 
 log = logging.getLogger(__name__)
@@ -136,12 +136,11 @@ def extract(
     paths = tuple(folder / f"chunk-{number:05d}.safetensors" for number in range(len(starts)))
     world = subject.world
     if world.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
         missing = sum(not path.exists() for path in paths)
         if missing:
             needed = min(missing * CHUNK, len(scenes)) * _bytes_of_scene(subject.backbone, view, wanted)
             check_room(folder, needed=needed, what="features", or_do="take fewer layers")
-        write_whole(folder / "what.json", text.encode())
+        keep(folder / "what.json", text.encode())
     world.wait()
     mine = [number for number, path in enumerate(paths) if number % world.size == world.rank and not path.exists()]
     _make(subject, scenes, view, wanted, hands, {number: paths[number] for number in mine})
@@ -208,7 +207,7 @@ def _make(
                 made.append(_features(backbone, photos.to(device, non_blocking=True), wanted) | facts)
             if step == len(rows) or rows[step][0] != number:
                 whole = {name: torch.cat([each[name] for each in made]) for name in made[0]}
-                write_whole(paths[number], save(whole))
+                keep(paths[number], save(whole))
                 made = []
             now = time.perf_counter()
             progress.step(step, {}, seconds=now - clock, waited=waited / (now - clock))

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.environment import environment
-from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_whole
 from c2fmae.eval.evaluation import Evaluation, Metric, Subject
 from c2fmae.eval.extraction import weights_digest
+from c2fmae.eval.keeping import keep
 from c2fmae.eval.report import Details, Page, Section, Table, Text, render
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,6 @@ def evaluate(name: str, config: Evaluation, subject: Subject, folder: Path, *, a
     metrics = tuple(config.run(subject))
     result = Result(name, subject.name, protocol, metrics, folder, is_new=True)
     if subject.world.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
         document = {
             **identity,
             "source": subject.name,
@@ -62,8 +60,8 @@ def evaluate(name: str, config: Evaluation, subject: Subject, folder: Path, *, a
             "seconds": round(time.perf_counter() - started, 1),
             "environment": environment(world_size=subject.world.size),
         }
-        _write(folder / RESULTS, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        _write(folder / PAGE, render(page_of([result], document)))
+        keep(folder / RESULTS, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+        keep(folder / PAGE, render(page_of(result, document)).encode())
     return result
 
 
@@ -98,14 +96,14 @@ def sections_of(folder: Path) -> list[Section]:
     return sections
 
 
-def page_of(results: Sequence[Result], document: dict[str, Any]) -> Page:
+def page_of(result: Result, document: dict[str, Any]) -> Page:
     """Return the page about an evaluation."""
     return Page(
-        f"{results[0].evaluation} of {results[0].source}",
+        f"{result.evaluation} of {result.source}",
         "Numbers, and the protocol by which they were taken.",
         [
-            table_of(results),
-            Text(results[0].protocol, title="Protocol"),
+            table_of([result]),
+            Text(result.protocol, title="Protocol"),
             Details("What was loaded", document["load_report"]),
             Details("All settings", json.dumps(document["config"], indent=2, ensure_ascii=False)),
             Details("Environment", json.dumps(document["environment"], indent=2, ensure_ascii=False)),
@@ -140,10 +138,3 @@ def _metric(values: dict[str, Any]) -> Metric:
     interval = values["interval"]
     note = values.get("note", "")
     return Metric(values["name"], values["value"], values["count"], tuple(interval) if interval else None, note)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}. Give another --out") from error

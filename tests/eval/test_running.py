@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval import running
+from c2fmae.eval import keeping
 from c2fmae.eval.evaluation import Evaluation, Metric, Subject
 from c2fmae.eval.report import as_lines
 from c2fmae.eval.running import evaluate, sections_of, table_of
@@ -93,7 +93,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(running, "write_whole", full)
+    monkeypatch.setattr(keeping, "write_whole", full)
     with pytest.raises(UserError) as caught:
         evaluate("ask", Ask(), subject(tiny_backbone(), tmp_path), tmp_path / "ask")
     place = tmp_path / "ask" / "results.json"
