@@ -81,12 +81,19 @@ class Backbone(nn.Module):
         """Return the tokens behind these blocks, counted from 1; only the last block's are normed."""
         return self.encoder.layers(self._embedded(maps)[0], depths)
 
-    def pool(self, tokens: Float[Tensor, "batch token dim"], how: Pool | None = None) -> Float[Tensor, "batch dim"]:
-        """Return one vector for all tokens: the mean of the patches', or the global token."""
+    def pool(
+        self, tokens: Float[Tensor, "batch token dim"], how: Pool | None = None, *, depth: int | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """Return one vector for all tokens: the mean of the patches', or the global token.
+
+        `depth` is the block that they are behind, the last unless given. A norm behind the pooling is for the last
+        block's alone, by which it was learned.
+        """
         how = how or self.spec.pool
-        if how == "cls" and not self.num_prefix:
+        if how == "cls" and self.encoder.cls_token is None:  # what comes first is a register, if anything
             raise UserError("this backbone has no global token. Pool by the mean")
-        return self.fc_norm(tokens[:, 0] if how == "cls" else tokens[:, self.num_prefix :].mean(dim=1))  # type: ignore[no-any-return]
+        vector = tokens[:, 0] if how == "cls" else tokens[:, self.num_prefix :].mean(dim=1)
+        return self.fc_norm(vector) if depth in (None, self.depth) else vector  # type: ignore[no-any-return]
 
     def pooled(self, maps: Maps, how: Pool | None = None) -> Float[Tensor, "batch dim"]:
         """Return one vector an image."""

@@ -50,7 +50,7 @@ def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
         channels={"rgb": vit.patch_embed.proj.in_channels},
         mean=config["mean"],
         std=config["std"],
-        pool=pool if vit.num_prefix_tokens else "mean",
+        pool=pool if vit.cls_token is not None else "mean",
         has_fc_norm=type(vit.fc_norm).__name__ != "Identity",
     )
 

@@ -1,0 +1,33 @@
+"""Tokens to one vector: by timm's rules behind the last block, and without what was learned there behind others."""
+
+import pytest
+import torch
+
+from c2fmae.core.errors import UserError
+from c2fmae.models.backbones.of_timm import spec_of
+from c2fmae.models.encoder import create_vit
+from tests.exports.sources import backbone_of, noise_bytes
+
+
+def test_a_norm_behind_the_pooling_is_for_the_last_block_alone() -> None:
+    backbone = backbone_of(has_fc_norm=True)
+    first, last = backbone.layers(backbone.standardise(noise_bytes((32, 32))), (1, 2))
+    mean = last[:, backbone.num_prefix :].mean(dim=1)
+    assert torch.equal(backbone.pool(last), backbone.fc_norm(mean))
+    assert torch.equal(backbone.pool(last, depth=2), backbone.pool(last))
+    assert not torch.equal(backbone.pool(last), mean)
+    assert torch.equal(backbone.pool(first, depth=1), first[:, backbone.num_prefix :].mean(dim=1))
+    assert torch.equal(backbone.pool(first, "cls", depth=1), first[:, 0])
+
+
+def test_a_register_is_no_global_token() -> None:
+    backbone = backbone_of("test_vit2")
+    assert backbone.num_prefix == 1
+    tokens = backbone.tokens(backbone.standardise(noise_bytes((32, 32))))
+    assert torch.equal(backbone.pool(tokens), tokens[:, 1:].mean(dim=1))
+    with pytest.raises(UserError) as caught:
+        backbone.pool(tokens, "cls")
+    assert str(caught.value) == "this backbone has no global token. Pool by the mean"
+    vit = create_vit("test_vit2", image_size=None, fc_norm=None)
+    vit.global_pool = "token"
+    assert spec_of(vit, "test_vit2").pool == "mean"
