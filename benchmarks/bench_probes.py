@@ -110,7 +110,7 @@ def heads(rounds: int) -> None:
         report_cost(title, timed(variants, rounds), peers=["one"], samples=rows * epochs)
 
     model = timm.create_model("vit_small_patch16_224", num_classes=0).eval()
-    photos, targets = torch.randn(384, 3, 224, 224), torch.arange(384) % 100
+    photos, targets = torch.randn(192, 3, 224, 224), torch.arange(192) % 100
 
     def extract() -> Tensor:
         with torch.no_grad():
@@ -127,8 +127,8 @@ def heads(rounds: int) -> None:
         "fit of 20": lambda: fit(features, targets, SWEEP, 100, 100),
         "scikit-learn's one": lambda: LogisticRegression(max_iter=1000).fit(features.numpy(), targets.numpy()),
     }
-    title = "ViT-S of 384 photos, then heads for 100 labels, 100 epochs: < 2 × asked"
-    report_cost(title, timed(variants, rounds), peers=["extraction and one"], samples=384)
+    title = "ViT-S of 192 photos, then heads for 100 labels, 100 epochs: < 2 × asked"
+    report_cost(title, timed(variants, rounds), peers=["extraction and one"], samples=192)
 
 
 def fit(features: Tensor, targets: Tensor, settings: list[HeadSetting], labels: int, epochs: int) -> None:
