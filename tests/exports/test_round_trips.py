@@ -19,8 +19,6 @@ from c2fmae.exports.as_safetensors import safetensors_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write
 from c2fmae.models.backbones import Backbone, load_backbone
-from c2fmae.models.backbones.assemble import from_timm_names
-from c2fmae.models.backbones.of_export import read_timm_folder
 from tests.exports.sources import NOWHERE, backbone_of, is_same, noise_bytes, saved
 from tests.methods.scenes import noise_scenes, tiny
 
@@ -264,7 +262,7 @@ def test_norms_of_other_eps_travel_or_are_told_of(tmp_path: Path) -> None:
 def test_a_folder_of_timms_comes_back(kind: str, tmp_path: Path) -> None:
     backbone = BACKBONES[kind]()
     write(timm_target(backbone), NOWHERE, tmp_path / "out")
-    again = from_timm_names(read_timm_folder(tmp_path / "out"))
+    again = load_backbone(tmp_path / "out")
     photos = noise_bytes((backbone.patch * 3, backbone.patch), backbone.spec.channels["rgb"])
     for one, other in zip(said(again, photos), said(backbone, photos), strict=True):
         assert is_same(one, other)
@@ -284,7 +282,11 @@ def test_a_folder_of_timms_comes_back(kind: str, tmp_path: Path) -> None:
         ({"model_args": {"img_size": [10**8, 10**8]}}, "It is not of these weights"),
         ({"architecture": ["vit"]}, "config.json: architecture: input should be a valid string, got ['vit']"),
         ({"architecture": "hf-hub:some/body"}, "timm has no encoder named 'hf-hub:some/body'."),
-        ({"pretrained_cfg": {"mean": "grey"}}, "config.json: mean: expected a list, got 'grey'"),
+        ({"pretrained_cfg": {"input_size": 3}}, "config.json: pretrained_cfg.input_size: expected a list, got 3"),
+        ({"model_args": {"global_pool": "max"}}, "model_args.global_pool: expected 'token' or 'avg', got 'max'"),
+        ({"model_args": {"pool_include_prefix": True}}, "model_args.pool_include_prefix: expected False, got True"),
+        ({"model_args": {"img_size": [32, 32], "depth": 2, "fc_norm": True}}, "fc_norm.weight"),
+        ({"pretrained_cfg": {"mean": "grey"}}, "config.json: pretrained_cfg.mean: expected a list, got 'grey'"),
     ],
 )
 def test_a_folder_of_timms_that_lies_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -292,6 +294,6 @@ def test_a_folder_of_timms_that_lies_is_refused(change: dict[str, Any], message:
     file = tmp_path / "out" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError) as caught:
-        from_timm_names(read_timm_folder(tmp_path / "out"))
+        load_backbone(tmp_path / "out")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

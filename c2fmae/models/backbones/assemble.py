@@ -10,12 +10,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.seeding import seed_of
 from c2fmae.models.backbones.backbone import Backbone, vit_of, wrap
 from c2fmae.models.backbones.report import LoadReport, check_names
 from c2fmae.models.backbones.spec import BackboneSpec
+from c2fmae.models.initialise import initialise
 from c2fmae.models.positions import sincos_positions
 
 _HEADS = ("head.", "head_dist.", "attn_pool.", "decoder_", "mask_token")
+_POSITION_STD = 0.02  # of tables that are drawn anew, as timm draws them
 _SAME = 1e-4  # between tables of positions that were computed in other precisions
 
 Grid = tuple[int, int]
@@ -124,8 +127,19 @@ def _load(
     missing = [name for name in ours if name not in tensors]
     unexpected = [name for name in tensors if name not in ours]
     missing, unexpected = check_names(source, missing, unexpected, allow_missing)
+    if missing:
+        _draw_anew(model, missing)
     model.load_state_dict({**ours, **{name: tensors[name].to(ours[name].dtype) for name in loaded}})
     return loaded, missing, unexpected
+
+
+def _draw_anew(model: torch.nn.Module, missing: Sequence[str]) -> None:
+    """Draw all that a model has, always alike, tables of positions too if they are missing: timm leaves them empty."""
+    generator = torch.Generator().manual_seed(seed_of(0, "weights"))
+    initialise(model, generator)
+    for name in missing:
+        if name.endswith("pos_embed"):
+            model.state_dict()[name].normal_(0, _POSITION_STD, generator=generator)
 
 
 def _fit_table(vit: VisionTransformer, tensors: dict[str, Tensor], found: Found) -> tuple[dict[str, str], bool]:

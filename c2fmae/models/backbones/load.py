@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from c2fmae.core.errors import UserError
 from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found, from_our_names, from_timm_names
-from c2fmae.models.backbones.backbone import Backbone
+from c2fmae.models.backbones.backbone import Backbone, vit_of
 from c2fmae.models.backbones.of_export import read_export
 from c2fmae.models.backbones.of_hugging_face import read_config, read_hugging_face
 from c2fmae.models.backbones.of_mae import read_mae
@@ -40,11 +42,15 @@ def load_backbone(
     """Return the ViT of a source, in evaluation mode, with a report of what became of every tensor.
 
     `allow_missing` names, by pattern, tensors that may be missing or have no place; `step` and `average` choose a
-    run's checkpoint and its averaged weights. `image_size`, height and width, is for what size of photos its positions
+    run's checkpoint and its averaged weights. `image_size` is the height and width of photos to which its positions
     are brought; `num_heads` is for bare files alone, which do not say it. Nothing is ever unpickled that could run
     code.
     """
+    if image_size is not None and min(image_size) < 1:
+        size = f"{image_size[0]}×{image_size[1]}"
+        raise UserError(f"{source}: no photos are of {size}. Give their height and width with image_size")
     make, found = _read(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
+    _check_size(image_size, found)
     backbone = make(found, allow_missing)
     log.info("%s", backbone.report)
     return backbone
@@ -73,6 +79,18 @@ def _read(
     if any(name.startswith(MULTIMAE) for name in weights.tensors):
         return from_our_names, _at(image_size, read_multimae(source, weights, num_heads=num_heads))
     return from_timm_names, read_mae(source, weights, image_size=image_size, num_heads=num_heads)
+
+
+def _check_size(image_size: tuple[int, int] | None, found: Found) -> None:
+    if image_size is None:
+        return
+    with torch.device("meta"):
+        patch = vit_of(found.spec.model_copy(update={"image_size": None})).patch_embed.patch_size[0]
+    if any(side < patch or side % patch for side in image_size):
+        raise UserError(
+            f"{found.source}: no photos of {image_size[0]}×{image_size[1]} are made of its patches of {patch}×{patch}. "
+            f"Give an image_size of multiples of {patch}"
+        )
 
 
 def _at(image_size: tuple[int, int] | None, found: Found) -> Found:

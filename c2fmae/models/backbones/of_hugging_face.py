@@ -1,6 +1,5 @@
 """Folders of Hugging Face's ViT and ViTMAE, read without their library."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found
+from c2fmae.models.backbones.config_file import read_json
 from c2fmae.models.backbones.inferred import depth_of, encoder_of, patch_of, statistics
 from c2fmae.models.backbones.spec import BackboneSpec
 
@@ -48,14 +48,7 @@ _WORDS = (
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return a folder's config.json."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: is no config: expected an object")
-    return config
+    return read_json(folder / "config.json")
 
 
 def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> Found:
@@ -123,9 +116,9 @@ def _renamed(theirs: Mapping[str, Tensor], *, keeps_decoder: bool) -> tuple[dict
 def _statistics(folder: Path, *, is_mae: bool, channels: int) -> tuple[dict[str, Any], list[str]]:
     """Return mean and deviation of photos, and a note where nobody says them."""
     try:
-        said = json.loads((folder / "preprocessor_config.json").read_bytes())
+        said = read_json(folder / "preprocessor_config.json")
         return {"mean": said["image_mean"], "std": said["image_std"]}, []
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         pass
     if is_mae or channels != 3:
         return statistics(channels), ["it does not say how photos are standardised: as in MAE"]

@@ -24,7 +24,7 @@ def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> Found:
     name, _, file = source.removeprefix(TIMM).partition("@")
     vit = create_vit(name, image_size=image_size, fc_norm=None)
     spec = spec_of(vit, name)
-    notes = [] if pools_alike(vit) else [f"timm pools it in another way ({vit.global_pool}), here it is by {spec.pool}"]
+    notes = other_pooling(vit, spec)
     if file:
         weights = open_weights(file)
         tensors, resized = _in_timms_words(file, weights.tensors, vit)
@@ -58,6 +58,14 @@ def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
 def pools_alike(vit: VisionTransformer) -> bool:
     """Return whether timm pools by the global token or by the mean of patches, as a backbone does."""
     return vit.global_pool == "token" or (vit.global_pool == "avg" and not vit.pool_include_prefix)
+
+
+def other_pooling(vit: VisionTransformer, spec: BackboneSpec) -> list[str]:
+    """Return a note where timm pools in a way that a backbone does not."""
+    if pools_alike(vit):
+        return []
+    way = "all tokens' mean" if vit.global_pool == "avg" else vit.global_pool
+    return [f"timm pools it in another way ({way}), here it is by {spec.pool}"]
 
 
 def _in_timms_words(

@@ -7,9 +7,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.backbones.assemble import are_sincos, resize
 from c2fmae.models.positions import sincos_positions
@@ -54,6 +56,26 @@ def test_a_table_is_brought_to_photos_of_any_size_as_timm_does(
     grid = weights["pos_embed"][:, 1:].transpose(1, 2).reshape(1, WIDTH, old, old)
     byhand = F.interpolate(grid, size=new, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
     torch.testing.assert_close(table_of(backbone), byhand)
+
+
+@pytest.mark.parametrize("size", [(0, 32), (-16, 16), (33, 32), (32, 8)])
+def test_a_size_that_is_not_of_whole_patches_is_refused(size: tuple[int, int], tmp_path: Path) -> None:
+    learned(64, 16, tmp_path / "f.safetensors")
+    vit = timm.create_model("test_vit", num_classes=0)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    save_for_hf(vit, str(tmp_path / "folder"))
+    whole = tmp_path / "f.safetensors", f"timm:test_vit@{tmp_path / 'vit.safetensors'}", tmp_path / "folder"
+    for source in whole:
+        with pytest.raises(UserError) as caught:
+            load_backbone(source, image_size=size)
+        if min(size) < 1:
+            message = f"{source}: no photos are of {size[0]}×{size[1]}. Give their height and width with image_size"
+        else:
+            message = (
+                f"{source}: no photos of {size[0]}×{size[1]} are made of its patches of 16×16. "
+                "Give an image_size of multiples of 16"
+            )
+        assert str(caught.value) == message
 
 
 def test_a_table_of_the_right_size_is_not_touched(tmp_path: Path) -> None:

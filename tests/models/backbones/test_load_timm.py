@@ -1,5 +1,6 @@
 """timm's plain ViTs: all of them at once, by name, and files of other sizes, names and codebases."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ def test_another_patch_or_depth_than_the_named_is_refused(tmp_path: Path) -> Non
         load_backbone(written(donor(depth=5), tmp_path / "vit.safetensors"))
 
 
+def test_what_may_be_missing_is_drawn_alike_each_time(tmp_path: Path) -> None:
+    vit = donor()
+    absent = ["pos_embed", "cls_token", "blocks.2.attn.qkv.weight", "blocks.2.norm1.weight"]
+    save_file({name: each for name, each in vit.state_dict().items() if name not in absent}, tmp_path / "vit.st")
+    one, other = (
+        load_backbone(f"timm:test_vit@{tmp_path / 'vit.st'}", allow_missing=absent).state_dict() for _ in range(2)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(each, other[name]) for name, each in one.items())
+    assert 0.01 < one["encoder.pos_embed"].std() < 0.03
+    assert 0.01 < one["encoder.blocks.2.attn.qkv.weight"].std() < 0.3
+    assert torch.equal(one["encoder.blocks.2.attn.proj.weight"], vit.state_dict()["blocks.2.attn.proj.weight"])
+
+
 def test_dropped_layer_scales_are_no_small_thing(tmp_path: Path) -> None:
     vit = donor(init_values=0.1)
     with pytest.raises(UserError, match=r": has, without a place for it, 12 tensors: blocks.0.ls1.gamma, "):
@@ -180,8 +195,24 @@ def test_a_folder_as_timm_saves_it_is_read(tmp_path: Path) -> None:
 
 def test_a_folder_of_timms_that_lies_or_asks_for_more_is_refused(tmp_path: Path) -> None:
     save_for_hf(donor(), str(tmp_path), model_args={"qk_norm": True})
-    with pytest.raises(UserError, match=r"config\.json: sets qk_norm, which is not read$"):
+    with pytest.raises(UserError, match=r"config\.json: model_args\.qk_norm: no such setting\. Did you mean 'fc_norm'"):
         load_backbone(tmp_path)
     save_for_hf(donor(), str(tmp_path), model_args={"depth": 10**9})
     with pytest.raises(UserError, match=r"config\.json: asks for 1,000,000,000 blocks, and model\.safetensors holds "):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "said", "way"), [("test_vit", "max", "max"), ("test_vit3", None, "map")])
+def test_a_folder_of_timms_that_pools_otherwise_says_so(name: str, said: str, way: str, tmp_path: Path) -> None:
+    save_for_hf(timm.create_model(name, num_classes=0), str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "global_pool": said, "model_args": None}))
+    assert load_backbone(tmp_path).report.notes == [f"timm pools it in another way ({way}), here it is by mean"]
+
+
+def test_an_older_folder_of_timms_says_all_at_once(tmp_path: Path) -> None:
+    save_for_hf(donor(64), str(tmp_path))
+    said = {"architecture": "test_vit", "input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "std": None}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    spec = load_backbone(tmp_path).spec
+    assert (spec.mean, spec.std, spec.image_size) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5), (64, 64))
