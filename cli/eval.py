@@ -1,14 +1,17 @@
 """`c2fmae eval …`: what backbones are good for, each number with its protocol."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 from c2fmae_cli.pretrain import is_first
+
+if TYPE_CHECKING:
+    from c2fmae.eval.running import Result
 
 Sources = Annotated[
     list[str],
@@ -96,6 +99,7 @@ for _name, _summary in HELP.items():
 @eval_.command()
 def cost(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE…", help="Runs, recipes, or any other backbone.")],
+    out: Out = None,
     allow_missing: Missing = None,
     set_: Set = None,
 ) -> None:
@@ -108,6 +112,7 @@ def cost(
     from c2fmae.eval.cost import CostEvaluation, backbone_table, compare_backbones, epoch_table, relative_to_mae
     from c2fmae.eval.cost.evaluation import machine
     from c2fmae.eval.evaluation import Subject
+    from c2fmae.eval.running import evaluate, place_of
     from c2fmae.methods import MethodConfig
     from c2fmae.models.backbones import load_backbone, untrained
     from c2fmae.recipes import RECIPES
@@ -116,21 +121,29 @@ def cost(
     backbones, methods = {}, {}
     for source in sources:
         run = Path(source) / "config.yaml"
-        if not Path(source).exists() and source in RECIPES:
-            methods[source] = RECIPES.get(source)().method
+        if _is_name(source):
+            methods[source] = RECIPES.get(source)().method  # an unknown one is answered with the nearest
             backbones[source] = untrained(methods[source].backbone())
         else:
             backbones[source] = load_backbone(source, allow_missing=tuple(allow_missing or ()))
             if run.is_file():
                 methods[source] = MethodConfig.read(read_yaml(run)["method"], source=str(run))
-    print(backbone_table(compare_backbones(backbones, config, world)))
-    first = next(iter(backbones))
-    print(f"protocol: {config.protocol(Subject(first, backbones[first], Path(), world))}")
+    found = compare_backbones(backbones, config, world)
+    print(backbone_table(found))
+    results = []
+    for source, backbone in backbones.items():
+        home = _home(source, out if out is None or len(backbones) == 1 else out / _slug(source))
+        subject = Subject(source, backbone, home / "features", world)
+        place = place_of(home, "cost", "cost", config, subject)
+        results.append(evaluate("cost", config, subject, place, found=found[source]))
+    _tell_protocols(results)
     if methods:
         print("\nan epoch of pre-training, beside MAE's with the same encoder and photos:")
         where = f"{machine(world.device)}, bf16, {config.batch_size} images a step"
         costs = relative_to_mae(methods, device=world.device, batch_size=config.batch_size, rounds=config.rounds)
         print(epoch_table(costs, where))
+    for result in results:
+        print(f"wrote {result.folder / 'results.json'}")
     print(f"next: c2fmae describe {next(iter(methods), 'c2fmae-b')}, which shows where a method's operations go")
 
 
@@ -145,35 +158,58 @@ def _evaluate(
     loading: dict[str, Any],
     overrides: list[str],
 ) -> None:
+    from datetime import timedelta
+
     from c2fmae.core.world import join_world
     from c2fmae.eval.evaluation import Subject
     from c2fmae.eval.registered import EVALUATIONS
     from c2fmae.eval.report.page import as_lines
-    from c2fmae.eval.running import evaluate, table_of
+    from c2fmae.eval.running import evaluate, place_of, table_of
     from c2fmae.models.backbones import load_backbone, untrained
 
     kind = EVALUATIONS.get(name)
     config = kind.read(kind.places(data, test), overrides, source=f"eval {name}")
-    with join_world() as world:
+    with join_world(patience=timedelta(days=7)) as world:  # the first process fits while the others wait
         results = []
         for source in sources:
             backbone = load_backbone(source, **loading)
             home = _home(source, out if out is None or len(sources) == 1 else out / _slug(source))
-            folder = home / _slug(name, data or "")
-            subjects = [(Subject(source, backbone, home / "features", world), folder)]
+            subjects = {_slug(name, data or ""): Subject(source, backbone, home / "features", world)}
             if is_untrained_too and source == sources[0]:
                 fresh = Subject(f"untrained {source}", untrained(backbone.spec), home / "features", world)
-                subjects.append((fresh, folder.with_name(f"{folder.name}-untrained")))
-            results += [evaluate(name, config, subject, place, again=again) for subject, place in subjects]
+                subjects[_slug(name, data or "", "untrained")] = fresh
+            for label, subject in subjects.items():
+                place = place_of(home, label, name, config, subject)
+                try:
+                    results.append(evaluate(name, config, subject, place, again=again))
+                except KeyboardInterrupt:
+                    if world.is_first:
+                        print(f"stopped. What was computed is kept in {subject.cache}; run again to go on", flush=True)
+                    raise
     if not is_first():
         return
     table = table_of(results)
     print("\n".join([*as_lines(table), *([table.note] if table.note else [])]))
-    print(f"protocol: {results[0].protocol}")
+    _tell_protocols(results)
     for result in results:
         print(f"{'wrote' if result.is_new else 'was there already, computed before:'} {result.folder / 'results.json'}")
-    _tell_runs(sources)
+    if out is None:
+        _tell_runs(sources)
     print(f"next: open {results[0].folder / 'report.html'}, or c2fmae view pca {' '.join(map(quote, sources))}")
+
+
+def _tell_protocols(results: "Sequence[Result]") -> None:
+    """Print every protocol, with the sources that it is of where there are several."""
+    protocols = dict.fromkeys(result.protocol for result in results)
+    for protocol in protocols:
+        of = [result.source for result in results if result.protocol == protocol]
+        whose = f" of {', '.join(of)}" if len(protocols) > 1 else ""
+        print(f"protocol{whose}: {protocol}")
+
+
+def _is_name(source: str) -> bool:
+    """Return whether a source can only be meant as a recipe's name."""
+    return not Path(source).exists() and not any(sign in source for sign in "/:@.")
 
 
 def _home(source: str, out: Path | None) -> Path:

@@ -16,7 +16,7 @@ def sync(path: Path) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Put bytes in the place of what is there; an error leaves that as it was."""
-    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may be writing the same
     try:
         unfinished.write_bytes(data)
         sync(unfinished)

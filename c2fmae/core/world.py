@@ -28,7 +28,8 @@ Device = Literal["auto", "cpu", "cuda"]
 _FAILED = "failed"  # the key under which a process leaves its last words for the others
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset", "Broken pipe", "remote process exited")
 _GLANCE = 1.0  # seconds between two looks for such words
-_PATIENCE = timedelta(minutes=30)  # for a process that is slow to read its first batch
+PATIENCE = timedelta(minutes=30)
+"""For a process that is slow to read its first batch. One that is gone is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def alone(device: Device = "auto") -> World:
 
 
 @contextmanager
-def join_world(device: Device = "auto") -> Iterator[World]:
+def join_world(device: Device = "auto", *, patience: timedelta = PATIENCE) -> Iterator[World]:
     """Meet the other processes of the run, if there are any, and leave them in order.
 
     A process that fails tells the others, which then end too, within seconds, wherever they wait.
@@ -124,7 +125,7 @@ def join_world(device: Device = "auto") -> Iterator[World]:
     where = _device(device, local)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=patience)
     store = dist.distributed_c10d._get_default_store()
     is_over = threading.Event()
     watch = threading.Thread(target=_end_with_the_others, args=(store, rank, is_over), daemon=True)

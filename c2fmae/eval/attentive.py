@@ -5,14 +5,14 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Int64
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from c2fmae.core.errors import UserError
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.eval.extraction import Wanted
-from c2fmae.eval.probes.attentive import AttentiveSetting, fit_attentive
-from c2fmae.eval.probes.intervals import wilson
-from c2fmae.eval.probing import Count, LabelledConfig, Pair, at, spread
+from c2fmae.eval.probes.attentive import AttentiveSetting, Read, fit_attentive
+from c2fmae.eval.probing import Count, LabelledConfig, Pair, at, told_shares
 from c2fmae.models.backbones import Backbone
 
 _ROWS_AT_ONCE = 256
@@ -28,12 +28,18 @@ class AttentiveConfig(LabelledConfig):
     lr: Annotated[float, Field(gt=0)] = 0.001
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     epochs: Count = 30
-    head_batch_size: Count = 256
-    """Photos of a step of the probe."""
+    head_batch_size: Annotated[int, Field(ge=4)] = 256
+    """Photos of a step of the probe, at most; its batch norm needs several."""
+
+    @model_validator(mode="after")
+    def _check_features(self) -> "AttentiveConfig":
+        if self.pools or len(self.layers or ()) > 1:
+            raise UserError("pools, layers: attentive probes pool by themselves, patches of one layer. Name one layer")
+        return self
 
     def wanted(self, backbone: Backbone) -> Wanted:
         """Return what is to be known of every scene."""
-        return Wanted(patches=self.layers_of(backbone)[:1])
+        return Wanted(patches=self.layers_of(backbone), precision=self.precision)
 
     def protocol(self, subject: Subject) -> str:
         """Say what is done."""
@@ -41,27 +47,20 @@ class AttentiveConfig(LabelledConfig):
             f"{self.told(subject)} Efficient probing: {self.num_queries} learned queries attend to the patches, which "
             "are their own keys; each reads its group of a linear map of them, and a linear classifier, behind batch "
             f"norm without scale and shift, names the label. AdamW, learning rate {self.lr:g} after a tenth of the "
-            f"steps, then a cosine, weight decay {self.weight_decay:g}, {self.epochs} epochs in batches of "
-            f"{self.head_batch_size}; nothing is chosen. Accuracy over all test photos, in percent, with Wilson's 95 % "
-            "interval."
+            f"steps, then a cosine, weight decay {self.weight_decay:g}, {self.epochs} epochs in batches of at most "
+            f"{self.head_batch_size}; nothing is chosen. {self.told_scores()}"
         )
 
     def run(self, subject: Subject) -> Iterator[Metric]:
         """Fit in one process for all, and try."""
-        pair, name = self.labelled(subject), f"patches {self.layers_of(subject.backbone)[0]}"
-        count = len(pair.test.labels)
-        yield Metric("test photos that are in the training set, too, %", 100 * pair.overlap, count)
+        pair, name, world = self.labelled(subject), f"patches {self.layers_of(subject.backbone)[0]}", subject.world
+        yield pair.told_overlap()
+        readers = (pair.train.reader(name), pair.test.reader(name)) if world.is_first else None
         for fraction, draws in self.drawn(pair.train.labels):
-            shares = []
-            for rows in draws:
-                share = self._share(pair, name, rows) if subject.world.is_first else 0.0
-                shares.append(float(subject.world.share(share)))
-            if len(shares) == 1:
-                yield Metric(f"top-1{at(fraction)}", 100 * shares[0], count, wilson(shares[0], count, scale=100))
-            else:
-                yield from spread(f"top-1{at(fraction)}", [100 * share for share in shares], count)
+            shares = [world.share(self._share(pair, *readers, rows) if readers else None) for rows in draws]
+            yield from told_shares(f"top-1{at(fraction)}", shares, pair.count)
 
-    def _share(self, pair: Pair, name: str, rows: Int64[Tensor, " row"]) -> float:
+    def _share(self, pair: Pair, train: Read, test: Read, rows: Int64[Tensor, " row"]) -> float:
         """Return which share of the test photos a probe of these training photos gets right."""
         setting = AttentiveSetting(
             num_queries=self.num_queries,
@@ -72,8 +71,7 @@ class AttentiveConfig(LabelledConfig):
             batch_size=self.head_batch_size,
             seed=self.seed,
         )
-        train, test = pair.train.reader(name), pair.test.reader(name)
         probe = fit_attentive(train, pair.train.labels, setting, rows=rows, num_labels=pair.num_labels)
-        places = torch.arange(len(pair.test.labels)).split(_ROWS_AT_ONCE)
+        places = torch.arange(pair.count).split(_ROWS_AT_ONCE)
         found = torch.cat([probe.predict(test(some)) for some in places])
         return (found == pair.test.labels).double().mean().item()

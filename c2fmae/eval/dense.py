@@ -1,7 +1,7 @@
 """`eval dense`: how well a linear classifier of frozen patches says which class every place of a photo shows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE
 from c2fmae.core.seeding import seed_of
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
-from c2fmae.eval.extraction import Extracted, Wanted
-from c2fmae.eval.pairs import Opened
+from c2fmae.eval.extracted import Extracted
+from c2fmae.eval.extraction import Wanted
+from c2fmae.eval.pairs import Opened, same_names
 from c2fmae.eval.probes.batches import hold_out
 from c2fmae.eval.probes.bootstrap import REPLICATES, percentile_interval, poisson_weights, replicate_sums
 from c2fmae.eval.probes.confusion import confusion, ious, mean_iou, share_right
@@ -36,11 +37,16 @@ class DenseConfig(SweepConfig, ProbeConfig):
 
     def wanted(self, backbone: Backbone) -> Wanted:
         """Return what is to be known of every scene."""
-        return Wanted(patches=self.layers_of(backbone), has_maps=True)
+        return Wanted(patches=self.layers_of(backbone), has_maps=True, precision=self.precision)
 
     def needs(self) -> tuple[str, ...]:
         """Return the granularities that scenes have to have."""
         return ("rgb", "semantic")
+
+    def check(self, opened: tuple[Opened, Opened]) -> None:
+        """Refuse classes that are not the same, or have no names."""
+        if not same_names(opened, "class_names"):
+            raise UserError(f"train: {opened[0].name} does not name its classes. Give it a dataset.json")
 
     def protocol(self, subject: Subject) -> str:
         """Say what is done."""
@@ -58,9 +64,9 @@ class DenseConfig(SweepConfig, ProbeConfig):
 
     def run(self, subject: Subject) -> Iterator[Metric]:
         """Fit all settings at once, in one process for all, and count what the best finds."""
-        pair, names = self.features(subject), pair_classes(self.open(subject.backbone))
-        count = len(pair.test.labels)
-        yield Metric("test photos that are in the training set, too, %", 100 * pair.overlap, count)
+        pair, names = self.features(subject), self.open(subject)[0].scenes.info.class_names
+        count = pair.count
+        yield pair.told_overlap()
         best = self._choose(pair, subject.backbone, len(names)) if subject.world.is_first else None
         chosen: Chosen = subject.world.share(best)
         total, replicates = self._count(subject, pair.test, chosen, len(names))
@@ -93,23 +99,21 @@ class DenseConfig(SweepConfig, ProbeConfig):
         self, train: Extracted, backbone: Backbone, num_classes: int
     ) -> tuple[dict[str, Tensor], Float[Tensor, "row label"], Int[Tensor, " row"]]:
         """Return features of patches by layer, how much of each class they hold, and which photo they are of."""
-        counts, photos, kept, first = [], [], [], 0
-        for ids in train.blocks("semantic"):
-            block = class_counts(ids, backbone.patch // label_stride(backbone.patch), num_classes)
-            share = self.max_patches / (len(train.labels) * block.shape[1])
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "patches", first))
-            is_kept = (torch.rand(block.shape[:2], generator=generator) < share) & (block.sum(dim=2) > 0)
-            counts.append(block[is_kept])
-            photos.append(first + is_kept.nonzero()[:, 0])
-            kept.append(is_kept)
-            first += len(block)
-        features = {
-            f"layer {depth}": torch.cat(
-                [block[is_kept] for block, is_kept in zip(train.blocks(f"patches {depth}"), kept, strict=True)]
-            )
-            for depth in self.layers_of(backbone)
-        }
-        return features, torch.cat(counts), torch.cat(photos)
+        side, numbers = backbone.patch // label_stride(backbone.patch), range(len(train.chunks))
+        is_labelled = torch.cat([(patchify(train.block("semantic", n), side) != IGNORE).any(dim=2) for n in numbers])
+        each, rows = is_labelled.shape[1], is_labelled.flatten().nonzero()[:, 0]
+        if len(rows) > self.max_patches:
+            noise = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed_of(self.seed, "patches")))
+            rows = rows[noise.argsort()[: self.max_patches].sort().values]
+        chunk = train.length * each
+
+        def gathered(make: Callable[[int], Tensor]) -> Tensor:
+            return torch.cat([make(n).flatten(0, 1)[rows[rows // chunk == n] - n * chunk] for n in numbers])
+
+        counts = gathered(lambda n: class_counts(train.block("semantic", n), side, num_classes))
+        names = {f"layer {depth}": f"patches {depth}" for depth in self.layers_of(backbone)}
+        features = {name: gathered(lambda n, of=of: train.block(of, n)) for name, of in names.items()}  # type: ignore[misc]
+        return features, counts, rows // each
 
     def _count(
         self, subject: Subject, test: Extracted, chosen: Chosen, num_classes: int
@@ -118,16 +122,13 @@ class DenseConfig(SweepConfig, ProbeConfig):
         world, layer = subject.world, chosen.setting.column.removeprefix("layer ")
         size = (num_classes, num_classes)
         total, replicates = torch.zeros(size, dtype=torch.int64), torch.zeros(REPLICATES, *size, dtype=torch.float64)
-        begin, blocks = 0, zip(test.blocks(f"patches {layer}"), test.blocks("semantic"), strict=True)
-        for number, (patches, ids) in enumerate(blocks):
-            begin += len(ids)
-            if number % world.size != world.rank:
-                continue
+        for number in range(world.rank, len(test.chunks), world.size):
+            patches, ids = test.block(f"patches {layer}", number), test.block("semantic", number)
             for first in range(0, len(ids), _AT_ONCE):
                 truth = ids[first : first + _AT_ONCE]
                 found = classify(chosen.probe, patches[first : first + _AT_ONCE], (ids.shape[1], ids.shape[2]))
                 counts = confusion(found, truth, num_classes)
-                photos = begin - len(ids) + first + torch.arange(len(truth))
+                photos = number * test.length + first + torch.arange(len(truth))
                 total += counts.sum(dim=0)
                 replicates += replicate_sums(counts, poisson_weights(photos, seed=self.seed))
         return world.add(total.to(world.device)).cpu(), world.add(replicates.to(world.device)).cpu()
@@ -155,14 +156,3 @@ def class_counts(
     is_labelled = cells != IGNORE
     counts = torch.zeros(*cells.shape[:2], num_classes)
     return counts.scatter_add(2, cells.where(is_labelled, 0), is_labelled.float())
-
-
-def pair_classes(opened: tuple[Opened, Opened]) -> tuple[str, ...]:
-    """Return the names of the classes, on which both sets must agree."""
-    train, test = (each.scenes.info.class_names for each in opened)
-    if not train or train != test:
-        raise UserError(
-            f"test: {opened[1].name} has {len(test)} classes, which are not the {len(train)} of {opened[0].name}. "
-            "Map both to the same names"
-        )
-    return train

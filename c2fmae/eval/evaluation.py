@@ -5,6 +5,7 @@ An evaluation is a config class under a name in `EVALUATIONS`; another package a
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.core.registry import Registry
 from c2fmae.core.world import World
+from c2fmae.eval.digests import weights_digest
 from c2fmae.models.backbones import Backbone
 
 
@@ -39,6 +41,13 @@ class Subject:
     cache: Path
     """A folder for what takes long to compute and may be used again; processes of a run share it."""
     world: World = field(default_factory=World)
+    memory: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What was found out once, as which data a config means."""
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this backbone from others."""
+        return weights_digest(self.backbone)
 
 
 class Evaluation(Config):

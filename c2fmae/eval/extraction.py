@@ -6,18 +6,14 @@ same for any number of them, and no photo counts twice.
 
 import hashlib
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -29,18 +25,17 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes
 from c2fmae.data.loader import telling_of_dead_workers
 from c2fmae.eval.evaluation import Subject
+from c2fmae.eval.extracted import Extracted
 from c2fmae.eval.keeping import keep
 from c2fmae.models.backbones import Backbone, Pool
 
-log = logging.getLogger(__name__)
-
 CHUNK = 1024
-"""Scenes of a file."""
+"""Scenes of a file, where they are small."""
 
 Precision = Literal["fp32", "bf16"]
 
-_FORMAT = 1
-_IN_MEMORY = 4 << 30  # bytes of features that are read at once rather than row by row
+_FORMAT = 2
+_CHUNK_BYTES = 1 << 28  # of a file: some of it is in memory three times
 
 
 class Column(NamedTuple):
@@ -62,6 +57,7 @@ class Wanted:
     """Blocks behind which every patch's feature is kept."""
     has_maps: bool = False
     """Whether the semantic maps are kept too."""
+    precision: Precision = "fp32"
 
     def __str__(self) -> str:
         return ", ".join([*map(str, self.columns), *(f"patches of layer {depth}" for depth in self.patches)])
@@ -73,98 +69,41 @@ class Hands:
 
     batch_size: int = 64
     workers: int = 2
-    precision: Precision = "fp32"
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """Features of scenes, in their order, as they lie on the disk."""
-
-    chunks: tuple[Path, ...]
-
-    def blocks(self, name: object) -> Iterator[Tensor]:
-        """Return a tensor chunk by chunk: that of a column, `patches 12`, `semantic`."""
-        for path in self.chunks:
-            with safe_open(path, framework="pt") as file:
-                yield file.get_tensor(str(name))
-
-    def column(self, column: Column) -> Tensor:
-        """Return a column's features, [scene, dim]."""
-        return torch.cat([*self.blocks(column)])
-
-    def reader(self, name: object) -> Callable[[Int64[Tensor, " row"]], Tensor]:
-        """Return what reads rows of a tensor: from memory where all of it fits there, else from where they lie."""
-        if sum(path.stat().st_size for path in self.chunks) <= _IN_MEMORY:
-            return torch.cat([*self.blocks(name)]).__getitem__
-        files = [safe_open(path, framework="pt") for path in self.chunks]
-
-        def read(rows: Int64[Tensor, " row"]) -> Tensor:
-            places = (divmod(row, CHUNK) for row in rows.tolist())
-            return torch.cat([files[chunk].get_slice(str(name))[place : place + 1] for chunk, place in places])
-
-        return read
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Return the scenes' labels; -1 for those without."""
-        return torch.cat([*self.blocks("labels")])
-
-    @cached_property
-    def photos(self) -> np.ndarray:
-        """Return a digest of each photo."""
-        digests = torch.cat([*self.blocks("photos")]).numpy()
-        return digests.view(f"V{digests.shape[1]}")[:, 0]
 
 
 def extract(
     subject: Subject, scenes: Scenes, view: CentralView, wanted: Wanted, *, identity: str, hands: Hands = Hands()
 ) -> Extracted:
     """Return the features of all scenes' photos; `identity` tells these scenes from others of the same keys."""
+    each = _bytes_of_scene(subject.backbone, view, wanted)
+    length = max(1, min(CHUNK, _CHUNK_BYTES // each))
     what = {
         "format": _FORMAT,
-        "weights": weights_digest(subject.backbone),
+        "weights": subject.digest,
         "scenes": identity,
         "view": [*view.size, view.crop, view.label_stride],
         "columns": [str(column) for column in wanted.columns],
         "patches": wanted.patches,
         "maps": wanted.has_maps,
-        "precision": hands.precision,
+        "precision": wanted.precision,
+        "chunk": length,
     }
     text = json.dumps(what)
     folder = subject.cache / hashlib.sha256(text.encode()).hexdigest()[:16]
-    starts = range(0, len(scenes), CHUNK)
+    starts = range(0, len(scenes), length)
     paths = tuple(folder / f"chunk-{number:05d}.safetensors" for number in range(len(starts)))
     world = subject.world
     if world.is_first:
-        missing = sum(not path.exists() for path in paths)
+        missing = min(length * sum(not path.exists() for path in paths), len(scenes))
         if missing:
-            needed = min(missing * CHUNK, len(scenes)) * _bytes_of_scene(subject.backbone, view, wanted)
-            check_room(folder, needed=needed, what="features", or_do="take fewer layers")
+            check_room(folder, needed=missing * each, what="features", or_do="take fewer layers")
         keep(folder / "what.json", text.encode())
     world.wait()
     mine = [number for number, path in enumerate(paths) if number % world.size == world.rank and not path.exists()]
-    _make(subject, scenes, view, wanted, hands, {number: paths[number] for number in mine})
+    rows = {number: range(starts[number], min(starts[number] + length, len(scenes))) for number in mine}
+    _make(subject, scenes, view, wanted, hands, {paths[number]: each for number, each in rows.items()})
     world.wait()
-    return Extracted(paths)
-
-
-def identity_of(scenes: Scenes, source: str) -> str:
-    """Return a digest of what tells scenes from others: where they are from, their keys, some of their photos."""
-    digest = hashlib.sha256(source.encode())
-    for key in scenes.keys:
-        digest.update(key.encode() + b"\n")
-    for index in np.linspace(0, len(scenes), min(64, len(scenes)), endpoint=False).astype(int).tolist():
-        digest.update(scenes.photo(index) or b"-")
-    return digest.hexdigest()
-
-
-def weights_digest(backbone: Backbone) -> str:
-    """Return a digest of a backbone: what it is, and its weights."""
-    digest = hashlib.sha256(backbone.spec.model_dump_json().encode())
-    for name, tensor in sorted(backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return Extracted(paths, length)
 
 
 @torch.inference_mode()
@@ -174,21 +113,21 @@ def _make(
     view: CentralView,
     wanted: Wanted,
     hands: Hands,
-    paths: Mapping[int, Path],
+    chunks: Mapping[Path, range],
 ) -> None:
     """Make some chunks."""
-    rows = [
-        (number, range(first, min(first + hands.batch_size, (number + 1) * CHUNK, len(scenes))))
-        for number in paths
-        for first in range(number * CHUNK, min((number + 1) * CHUNK, len(scenes)), hands.batch_size)
+    batches = [
+        (path, rows[first : first + hands.batch_size])
+        for path, rows in chunks.items()
+        for first in range(0, len(rows), hands.batch_size)
     ]
-    if not rows:
+    if not batches:
         return
     backbone, device = subject.backbone.to(subject.world.device).eval(), subject.world.device
     loader = DataLoader(
-        _Batches(scenes, view, [each for _, each in rows], wanted.has_maps),
+        _Batches(scenes, view, [rows for _, rows in batches], wanted.has_maps),
         batch_size=None,
-        num_workers=min(hands.workers, len(rows)),
+        num_workers=min(hands.workers, len(batches)),
         pin_memory=device.type == "cuda",
         collate_fn=_as_it_is,
     )
@@ -196,18 +135,19 @@ def _make(
     clock = time.perf_counter()
     with (
         telling_of_dead_workers(),
-        Progress(total=len(rows), samples_per_step=hands.batch_size, is_quiet=not subject.world.is_first) as progress,
+        Progress(
+            total=len(batches), samples_per_step=hands.batch_size, is_quiet=not subject.world.is_first
+        ) as progress,
     ):
-        for step, (batch, (number, _)) in enumerate(zip(loader, rows, strict=True), start=1):
+        for step, (batch, (path, rows)) in enumerate(zip(loader, batches, strict=True), start=1):
             if isinstance(batch, UserError):
                 raise batch
             photos, facts = batch
             waited = time.perf_counter() - clock
-            with torch.autocast(device.type, torch.bfloat16, enabled=hands.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=wanted.precision == "bf16"):
                 made.append(_features(backbone, photos.to(device, non_blocking=True), wanted) | facts)
-            if step == len(rows) or rows[step][0] != number:
-                whole = {name: torch.cat([each[name] for each in made]) for name in made[0]}
-                keep(paths[number], save(whole))
+            if rows[-1] == chunks[path][-1]:
+                keep(path, save({name: torch.cat([each[name] for each in made]) for name in made[0]}))
                 made = []
             now = time.perf_counter()
             progress.step(step, {}, seconds=now - clock, waited=waited / (now - clock))
@@ -217,7 +157,7 @@ def _make(
 def _features(backbone: Backbone, photos: Tensor, wanted: Wanted) -> dict[str, Tensor]:
     depths = sorted({column.depth for column in wanted.columns} | set(wanted.patches))
     tokens = dict(zip(depths, backbone.layers(backbone.standardise(photos), depths), strict=True))
-    found = {str(column): backbone.pool(tokens[column.depth], column.pool) for column in wanted.columns}
+    found = {str(each): backbone.pool(tokens[each.depth], each.pool, depth=each.depth) for each in wanted.columns}
     found |= {f"patches {depth}": tokens[depth][:, backbone.num_prefix :] for depth in wanted.patches}
     return {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
 
@@ -242,12 +182,13 @@ class _Batches(Dataset[object]):
     def __getitem__(self, number: int) -> Made:
         try:
             scenes = [self.scenes[row] for row in self.rows[number]]
+            stored = [self.scenes.photo(row) for row in self.rows[number]]
             batch = SceneBatch.stack([self.view(scene) for scene in scenes])
         except UserError as error:  # raised in a worker, it would come out with a traceback for a message
             return error
         photos = [
-            hashlib.blake2b(self.scenes.photo(row) or scene.maps["rgb"].numpy().tobytes(), digest_size=16).digest()
-            for row, scene in zip(self.rows[number], scenes, strict=True)
+            hashlib.blake2b(photo or scene.maps["rgb"].numpy().tobytes(), digest_size=16).digest()
+            for photo, scene in zip(stored, scenes, strict=True)
         ]
         facts = {
             "labels": torch.tensor([-1 if label is None else label for label in batch.labels]),

@@ -5,16 +5,17 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
+from pydantic import model_validator
 from torch import Tensor
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import seed_of
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.eval.probes.batches import hold_out
 from c2fmae.eval.probes.heads import choose_head
-from c2fmae.eval.probes.intervals import wilson
 from c2fmae.eval.probes.lars import BASE_RATE, fit_lars
 from c2fmae.eval.probes.linear import LinearProbe
-from c2fmae.eval.probing import LabelledConfig, Pair, at, spread
+from c2fmae.eval.probing import LabelledConfig, Pair, at, told_shares
 from c2fmae.eval.sweep import SweepConfig, told
 
 _ROWS_AT_ONCE = 8192
@@ -35,45 +36,46 @@ class LinearConfig(SweepConfig, LabelledConfig):
     variant: Literal["sweep", "mae"] = "sweep"
     """`mae` is the protocol of MAE: one setting, batch norm, LARS, 90 epochs; for hundreds of thousands of photos."""
 
+    @model_validator(mode="after")
+    def _check_variant(self) -> "LinearConfig":
+        if self.variant == "mae":
+            if idle := sorted(self.model_fields_set & SweepConfig.model_fields.keys()):
+                raise UserError(f"{', '.join(idle)}: MAE's protocol says what they are. Leave them out")
+            if len(self.layers or ()) > 1 or len(self.pools or ()) > 1:
+                raise UserError("variant: MAE's protocol takes one layer and one pooling; nothing is chosen in it")
+        return self
+
     def protocol(self, subject: Subject) -> str:
         """Say what is done."""
-        scores = "Accuracy over all test photos, in percent, with Wilson's 95 % interval."
         if self.variant == "mae":
             return (
                 f"{self.told(subject)} MAE's linear probe: batch norm without scale and shift, LARS with momentum 0.9, "
-                f"rate {BASE_RATE:g} × batch/256, 10 of 90 epochs of warm-up, a cosine, no weight decay, batches of "
-                f"16,384; unlike MAE's, without augmentation. {scores}"
+                f"rate {BASE_RATE:g} × batch/256, 10 of 90 epochs of warm-up, a cosine, no weight decay, batches of at "
+                f"most 16,384; unlike MAE's, without augmentation. {self.told_scores()}"
             )
-        number = len(self.lrs) * len(self.weight_decays) * len(self.columns(subject.backbone))
+        number = len(self.sweep([str(column) for column in self.columns(subject.backbone)]))
         return (
             f"{self.told(subject)} A linear classifier of standardised features, {self.told_of_fit()}. "
             f"Of {number} settings (learning rate × weight decay × features, fitted in one pass) the best on a fifth "
             "of the training photos is fitted again to all of them; the test photos have no part in the choice. "
-            f"{scores}"
+            f"{self.told_scores()}"
         )
 
     def run(self, subject: Subject) -> Iterator[Metric]:
         """Fit all settings at once, in one process for all, and try the best."""
-        pair = self.labelled(subject)
-        count, truth = len(pair.test.labels), pair.test.labels
-        yield Metric("test photos that are in the training set, too, %", 100 * pair.overlap, count)
+        pair, world = self.labelled(subject), subject.world
+        yield pair.told_overlap()
         columns = {str(column): column for column in self.columns(subject.backbone)}
-        features = {name: pair.train.column(column) for name, column in columns.items()}
-        tests = {name: pair.test.column(column) for name, column in columns.items()}
+        features = {name: pair.train.whole(column) for name, column in columns.items()} if world.is_first else {}
         for fraction, draws in self.drawn(pair.train.labels):
             found, notes = [], []
             for rows in draws:
-                fit = self._fit(features, pair, rows) if subject.world.is_first else None
-                fitted: Fit = subject.world.share(fit)
-                found.append(_shares(fitted.probe, tests[fitted.column], truth))
-                notes.append(fitted.told)
+                fit: Fit = world.share(self._fit(features, pair, rows) if world.is_first else None)
+                found.append(_shares(fit.probe, pair.test.whole(columns[fit.column]), pair.test.labels))
+                notes.append(fit.told)
             for name in found[0]:
-                shares, name = [each[name] for each in found], f"{name}{at(fraction)}"
-                if len(shares) == 1:
-                    note = notes[0] if name.startswith("top-1") else ""
-                    yield Metric(name, 100 * shares[0], count, wilson(shares[0], count, scale=100), note)
-                else:
-                    yield from spread(name, [100 * share for share in shares], count)
+                note = notes[0] if name == "top-1" else ""
+                yield from told_shares(f"{name}{at(fraction)}", [each[name] for each in found], pair.count, note)
 
     def _fit(self, features: Mapping[str, Tensor], pair: Pair, rows: Int64[Tensor, " row"]) -> Fit:
         labels, column = pair.train.labels, next(iter(features))

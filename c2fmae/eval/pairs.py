@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from c2fmae.core.config import Config
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.config import Source
-from c2fmae.eval.extraction import identity_of
+from c2fmae.eval.digests import scenes_digest
 from c2fmae.models import label_stride
 from c2fmae.models.backbones import Backbone
 
@@ -55,9 +55,13 @@ class PairConfig(Config):
             )
         return self
 
+    def size(self, backbone: Backbone) -> tuple[int, int]:
+        """Return the height and width of photos."""
+        return self.image_size or backbone.spec.image_size
+
     def view(self, backbone: Backbone) -> CentralView:
         """Return how scenes are cut for a backbone."""
-        size = self.image_size or backbone.spec.image_size
+        size = self.size(backbone)
         for side in size:
             if side % backbone.patch:
                 raise UserError(f"image_size: {side} is not divisible into patches of {backbone.patch}")
@@ -80,7 +84,7 @@ def open_set(
     setting: Literal["train", "test"],
     source: Source | None,
     options: Mapping[str, Any],
-    backbone: Backbone,
+    size: tuple[int, int],
     needs: tuple[str, ...],
 ) -> Opened:
     """Open one of the two sets."""
@@ -88,14 +92,27 @@ def open_set(
         raise UserError(f"{setting}: no data is given. Give --data, a folder of {_TRAIN[0]} and {_TEST[0]} sets")
     if source == "generated":
         length, seed = _GENERATED[setting]
-        options = {"size": max(backbone.spec.image_size), "length": length, "seed": seed, **options}
+        options = {"size": max(size), "length": length, "seed": seed, **options}
     try:
         scenes = open_scenes(source, granularities=needs, **options)
     except UserError as error:
         raise UserError(f"{setting}: {error}") from error
     name = source if isinstance(source, str) else ", ".join(source)
     told = "".join(f", {key} {value}" for key, value in options.items())
-    return Opened(scenes, f"{name}{told}", identity_of(scenes, f"{name}{sorted(options.items())}"))
+    return Opened(scenes, f"{name}{told}", scenes_digest(scenes, f"{name}{sorted(options.items())}"))
+
+
+def same_names(opened: tuple[Opened, Opened], what: Literal["label_names", "class_names"]) -> tuple[str, ...]:
+    """Return the names of labels, or of maps' classes, on which both sets must agree: numbers alone mean nothing."""
+    train, test = (getattr(each.scenes.info, what) for each in opened)
+    if train != test:
+        kind = "labels" if what == "label_names" else "classes"
+        odd = next(iter([*(name for name in test if name not in train), *(n for n in train if n not in test)]), "order")
+        raise UserError(
+            f"test: {opened[1].name} has other {kind} than {opened[0].name}: {len(test)} and {len(train)}, and they "
+            f"differ in {odd!r}. Give both the same names in their dataset.json"
+        )
+    return tuple(train)
 
 
 def find_pair(data: str) -> dict[str, str]:
@@ -104,7 +121,10 @@ def find_pair(data: str) -> dict[str, str]:
         return {"train": data, "test": data}
     root = Path(data)
     if not root.is_dir():
-        raise UserError(f"{data}: is not a folder of a training and a test set. Name them with --data and --test")
+        hint = did_you_mean(data, ["generated"])
+        raise UserError(
+            f"{data}: is not a folder of a training and a test set. {hint or 'Name them with --data and --test'}"
+        )
     return {part: _find(root, part, names) for part, names in (("train", _TRAIN), ("test", _TEST))}
 
 

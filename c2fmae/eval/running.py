@@ -1,5 +1,6 @@
 """One evaluation of one source: its numbers, the protocol beside them, and where they are kept."""
 
+import hashlib
 import json
 import logging
 import time
@@ -10,7 +11,6 @@ from typing import Any
 
 from c2fmae.core.environment import environment
 from c2fmae.eval.evaluation import Evaluation, Metric, Subject
-from c2fmae.eval.extraction import weights_digest
 from c2fmae.eval.keeping import keep
 from c2fmae.eval.report import Details, Page, Section, Table, Text, render
 
@@ -33,28 +33,32 @@ class Result:
     """Whether it was computed now, and not found as it was computed before."""
 
 
-def evaluate(name: str, config: Evaluation, subject: Subject, folder: Path, *, again: bool = False) -> Result:
-    """Run an evaluation, or return what it found before with the same settings, weights and data; write it down."""
-    identity = {
-        "format": FORMAT,
-        "evaluation": name,
-        "config": config.model_dump(mode="json"),
-        "weights": weights_digest(subject.backbone),
-        **config.inputs(subject),
-    }
-    known = None if again or not subject.world.is_first else _read(folder / RESULTS, identity)
+def evaluate(
+    name: str,
+    config: Evaluation,
+    subject: Subject,
+    folder: Path,
+    *,
+    again: bool = False,
+    found: Sequence[Metric] | None = None,
+) -> Result:
+    """Run an evaluation, or return what it found before with the same settings, weights and data; write it down.
+
+    Metrics that were taken already, as times in turn with other sources, are given as `found`.
+    """
+    identity = identity_of(name, config, subject)
+    known = None if again or found is not None or not subject.world.is_first else _read(folder / RESULTS, identity)
     known = subject.world.share(known)
-    protocol = config.protocol(subject)
+    protocol = str(identity["protocol"])
     if known is not None:
         return Result(name, subject.name, protocol, known, folder, is_new=False)
     started = time.perf_counter()
-    metrics = tuple(config.run(subject))
+    metrics = tuple(config.run(subject) if found is None else found)
     result = Result(name, subject.name, protocol, metrics, folder, is_new=True)
     if subject.world.is_first:
         document = {
             **identity,
             "source": subject.name,
-            "protocol": protocol,
             "metrics": [asdict(metric) for metric in metrics],
             "load_report": str(subject.backbone.report),
             "seconds": round(time.perf_counter() - started, 1),
@@ -63,6 +67,24 @@ def evaluate(name: str, config: Evaluation, subject: Subject, folder: Path, *, a
         keep(folder / RESULTS, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
         keep(folder / PAGE, render(page_of(result, document)).encode())
     return result
+
+
+def identity_of(name: str, config: Evaluation, subject: Subject) -> dict[str, Any]:
+    """Return all that a result depends on; who does the work is not among it."""
+    return {
+        "format": FORMAT,
+        "evaluation": name,
+        "config": config.model_dump(mode="json", exclude={"workers"}),
+        "weights": subject.digest,
+        "protocol": config.protocol(subject),
+        **config.inputs(subject),
+    }
+
+
+def place_of(home: Path, label: str, name: str, config: Evaluation, subject: Subject) -> Path:
+    """Return the folder of a result: other settings, weights or data have another."""
+    identity = json.dumps(identity_of(name, config, subject))
+    return home / f"{label}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
 
 
 def table_of(results: Sequence[Result]) -> Table:

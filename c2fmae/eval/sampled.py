@@ -12,9 +12,8 @@ from torch import Tensor
 from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.config import Source
-from c2fmae.data.loader import first_whole
+from c2fmae.eval.digests import scenes_digest
 from c2fmae.eval.evaluation import Evaluation, Metric, Subject
-from c2fmae.eval.extraction import identity_of
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -36,7 +35,7 @@ class SampledEvaluation(Evaluation):
 
     def inputs(self, subject: Subject) -> dict[str, str]:
         """Name the scenes."""
-        return {"data": identity_of(self._open(subject), str(self.data))}
+        return {"data": scenes_digest(self._open(subject), f"{self.data}{sorted(self.options.items())}")}
 
     def size(self, subject: Subject) -> tuple[int, int]:
         """Return the photos' height and width."""
@@ -67,7 +66,7 @@ class SampledEvaluation(Evaluation):
         for number, first in enumerate(range(0, len(places), self.batch_size)):
             if number % world.size == world.rank:
                 rows = slice(first, first + self.batch_size)
-                batch = SceneBatch.stack([view(first_whole(scenes, place, [])) for place in places[rows]])
+                batch = SceneBatch.stack([view(scenes[place]) for place in places[rows]])
                 with torch.no_grad():
                     values[rows] = measure(batch.to(world.device)).double()
         return world.add(values).cpu()

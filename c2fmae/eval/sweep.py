@@ -36,8 +36,8 @@ class SweepConfig(Config):
         """Say how a probe is fitted."""
         length = f"{self.epochs} epochs" if self.epochs else f"{_STEPS:,} steps or {_EPOCHS} epochs, whichever is more,"
         return (
-            f"fitted with cross-entropy by gradient descent with momentum 0.9 for {length} in batches of "
-            f"{self.head_batch_size}, on a cosine"
+            f"fitted with cross-entropy by gradient descent with momentum 0.9 for about {length} in batches of at "
+            f"most {self.head_batch_size}, on a cosine"
         )
 
     def sweep(self, columns: list[str]) -> list[HeadSetting]:

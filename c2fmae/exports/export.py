@@ -9,7 +9,7 @@ from pathlib import Path
 
 from c2fmae.core.errors import RunError, UserError, unknown_name
 from c2fmae.core.files import sync
-from c2fmae.eval.extraction import weights_digest
+from c2fmae.eval.digests import weights_digest
 from c2fmae.exports.as_graph import onnx_target, program_target
 from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_safetensors import autoencoder_target, safetensors_target
@@ -52,7 +52,7 @@ def export(
     source: str | Path,
     out: Path,
     *,
-    part: str = "encoder",
+    part: str | None = None,
     step: int | None = None,
     average: bool = False,
     allow_missing: Sequence[str] = (),
@@ -60,16 +60,19 @@ def export(
 ) -> Exported:
     """Export what `load_backbone` takes; `out` is there afterwards whole and checked, or not at all.
 
-    `part` is for safetensors: the encoder with all its granularities, `rgb` alone, or a run's whole `autoencoder`;
-    all others take rgb alone. The remaining settings are those of `load_backbone`.
+    `part` is for safetensors alone: the `encoder` with all its granularities, as it is unless given, `rgb` alone, or a
+    run's whole `autoencoder`; all others take rgb alone. The remaining settings are those of `load_backbone`.
     """
     if kind not in KINDS:
         raise unknown_name("export", kind, KINDS)
+    if part is not None and kind != "safetensors":
+        raise UserError(f"export {kind}: takes what sees photos, and no part. Leave part away, or export safetensors")
+    part = part or "encoder"
     if part not in PARTS:
         raise unknown_name("part", part, PARTS)
     check_out(out)
     backbone = load_backbone(source, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
-    if kind == "safetensors" and part == "autoencoder":
+    if part == "autoencoder":
         target = _whole(source, backbone, step, average)
     else:
         target = KINDS[kind](backbone if kind == "safetensors" and part == "encoder" else rgb_alone(backbone))

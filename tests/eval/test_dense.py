@@ -6,8 +6,10 @@ import torch.nn.functional as F
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.eval import dense, extraction
 from c2fmae.eval.dense import DenseConfig, class_counts, classify
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
+from c2fmae.eval.probes.heads import Chosen, HeadSetting, choose_head
 from c2fmae.eval.probes.linear import LinearProbe
 from tests.eval.backbones import coloured, described, stored, subject, tiny_backbone
 
@@ -64,17 +66,49 @@ def test_maps_that_mean_nothing_are_found_by_chance(sets: dict[str, str], tmp_pa
     assert abs(metrics["cells right"].value - 100 / 3) < 6
 
 
-def test_layers_compete_and_patches_may_be_fewer(sets: dict[str, str], tmp_path: Path) -> None:
-    config = DenseConfig(**sets, **SETTINGS, layers=(1, 2), max_patches=40)
-    metrics = found(config, subject(tiny_backbone(), tmp_path))
-    assert metrics["mIoU"].note.startswith(("layer 1,", "layer 2,"))
-    assert "Up to 40 training patches" in config.protocol(subject(tiny_backbone(), tmp_path))
+def test_layers_compete_and_the_one_that_is_chosen_is_tried(
+    sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = subject(tiny_backbone(), tmp_path)
+    alone = found(DenseConfig(**sets, **SETTINGS, layers=(2,)), who)
+
+    def choose(features: object, targets: object, settings: list[HeadSetting], **given: object) -> Chosen:
+        only = [setting for setting in settings if setting.column == "layer 2"]
+        assert len(only) < len(settings)
+        return choose_head(features, targets, only, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dense, "choose_head", choose)
+    assert found(DenseConfig(**sets, **SETTINGS, layers=(1, 2)), who) == alone
+    assert alone["mIoU"].note.startswith("layer 2,")
+
+
+def test_patches_are_no_more_than_asked_and_no_photo_is_on_both_sides(
+    sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "CHUNK", 8)
+    asked: list[dict[str, torch.Tensor]] = []
+
+    def choose(features: object, targets: object, settings: object, **given: torch.Tensor) -> Chosen:
+        asked.append(given)
+        return choose_head(features, targets, settings, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dense, "choose_head", choose)
+    config, who = DenseConfig(**sets, **SETTINGS, max_patches=40), subject(tiny_backbone(), tmp_path)
+    pair = config.features(who)
+    features, counts, photos = config._training_rows(pair.train, who.backbone, 3)
+    assert len(photos) == len(counts) == len(features["layer 3"]) == 40
+    assert photos.max() >= 16  # of the last chunk
+    whole = pair.train.whole("patches 3")
+    for row in range(40):  # each is a patch of the photo that it is said to be of
+        assert (whole[photos[row]] == features["layer 3"][row]).all(dim=1).any()
+    config._choose(pair, who.backbone, 3)
+    assert not set(photos[asked[0]["rows"]].tolist()) & set(photos[asked[0]["held_out"]].tolist())
 
 
 def test_sets_of_other_classes_are_refused(sets: dict[str, str], tmp_path: Path) -> None:
     other = described(stored(tmp_path / "t", halves(6, seed=4)), ("sky", "sea", "mud"))
     config = DenseConfig(train=sets["train"], test=other, **SETTINGS)
-    with pytest.raises(UserError, match=r"has 3 classes, which are not the 3 of .*/train. Map both to the same names$"):
+    with pytest.raises(UserError, match=r"has other classes than .*/train: 3 and 3, and they differ in 'sea'"):
         found(config, subject(tiny_backbone(), tmp_path))
 
 
@@ -104,3 +138,9 @@ def test_scores_are_brought_to_cells_before_the_best_is_taken() -> None:
     scores = torch.einsum("bpd,cd->bcp", patches, probe.weight).view(2, 3, 2, 3)
     expected = F.interpolate(scores, size=(8, 12), mode="bilinear").argmax(dim=1)
     assert torch.equal(classify(probe, patches, (8, 12)), expected)
+
+
+def test_classes_without_names_are_refused(tmp_path: Path) -> None:
+    train, test = (stored(tmp_path / name, coloured(6, seed=seed)) for seed, name in enumerate("ab"))
+    with pytest.raises(UserError, match=r"^train: .*/a does not name its classes. Give it a dataset.json$"):
+        found(DenseConfig(train=train, test=test, **SETTINGS), subject(tiny_backbone(), tmp_path))

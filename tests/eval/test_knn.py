@@ -9,6 +9,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.eval.extraction import Column
 from c2fmae.eval.knn import KnnConfig
+from c2fmae.eval.probes.intervals import wilson
 from tests.eval.backbones import coloured, stored, subject, tiny_backbone
 
 SETTINGS = {"workers": 0, "batch_size": 16, "ks": (1, 3, 10)}
@@ -43,22 +44,32 @@ def test_its_figures_are_scikit_learns_on_the_same_features(sets: dict[str, str]
             ("weighted", lambda distance: np.exp((1 - distance) / config.temperature)),
         ):
             theirs = KNeighborsClassifier(k, weights=weights, metric="cosine")
-            theirs.fit(features.train.column(column).double(), features.train.labels)
-            score = theirs.score(features.test.column(column).double(), features.test.labels)
+            theirs.fit(features.train.whole(column).double(), features.train.labels)
+            score = theirs.score(features.test.whole(column).double(), features.test.labels)
             metric = metrics[f"top-1, {way} votes, k = {k}"]
             assert metric.value == pytest.approx(100 * score, abs=1e-9)
             assert metric.count == 40
             assert metric.interval is not None
-            assert metric.interval[0] < metric.value < metric.interval[1] or score in (0, 1)
+            assert metric.interval == wilson(score, 40, scale=100)
 
 
 def test_labels_that_mean_nothing_are_found_by_chance(tmp_path: Path) -> None:
-    given = np.random.default_rng(0).permutation(np.arange(200) % 4)
-    test = [Scene(s.key, s.maps, int(n)) for s, n in zip(coloured(200, labels=4, seed=1), given, strict=True)]
-    metrics = found(
-        KnnConfig(**pair(tmp_path, coloured(60, labels=4), test), **SETTINGS), subject(tiny_backbone(), tmp_path)
-    )
-    assert abs(metrics["top-1, plain votes, k = 10"].value - 25) < 10
+    shuffled = np.random.default_rng(0).permutation(np.arange(200) % 4)
+    train = [Scene(s.key, s.maps, int(n)) for s, n in zip(coloured(200, labels=4), shuffled, strict=True)]
+    shuffled = np.random.default_rng(1).permutation(np.arange(200) % 4)
+    test = [Scene(s.key, s.maps, int(n)) for s, n in zip(coloured(200, labels=4, seed=1), shuffled, strict=True)]
+    metrics = found(KnnConfig(**pair(tmp_path, train, test), **SETTINGS), subject(tiny_backbone(), tmp_path))
+    assert abs(metrics["top-1, plain votes, k = 10"].value - 25) < 9.2  # three deviations of 200 guesses
+
+
+def test_fewer_labels_are_those_of_the_rows_drawn(sets: dict[str, str], tmp_path: Path) -> None:
+    config, who = KnnConfig(**sets, **SETTINGS, fractions=(0.5,)), subject(tiny_backbone(), tmp_path)
+    both, column = config.labelled(who), Column(3, "mean")
+    ((_, (rows,)),) = config.drawn(both.train.labels)
+    theirs = KNeighborsClassifier(3, metric="cosine")
+    theirs.fit(both.train.whole(column)[rows].double(), both.train.labels[rows])
+    score = theirs.score(both.test.whole(column).double(), both.test.labels)
+    assert found(config, who)["top-1, plain votes, k = 3 at 50 % of the labels"].value == pytest.approx(100 * score)
 
 
 def test_layers_poolings_and_shares_of_the_labels_are_figures_of_their_own(
@@ -84,9 +95,13 @@ def test_photos_in_both_sets_are_counted_and_mostly_the_same_are_refused(tmp_pat
 
 def test_scenes_without_labels_are_refused(tmp_path: Path) -> None:
     train = [Scene(s.key, s.maps) for s in coloured(6)]
-    config = KnnConfig(**pair(tmp_path, train, coloured(6, seed=1)), **SETTINGS)
-    with pytest.raises(UserError, match=rf"^train: 6 of 6 scenes of {tmp_path}/train have no label$"):
+    test = [Scene(s.key, s.maps) for s in coloured(6, seed=1)]
+    config = KnnConfig(**pair(tmp_path, train, test), **SETTINGS)
+    with pytest.raises(UserError) as caught:
         found(config, subject(tiny_backbone(), tmp_path))
+    assert str(caught.value) == (
+        f"train: {tmp_path}/train has no labels. Take a labelled set; for maps there is eval dense"
+    )
 
 
 def test_more_neighbours_than_there_are_is_refused_and_fewer_are_left_out(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_its_share_is_scikit_learns_on_the_same_features(sets: dict[str, str], t
         subject(tiny_backbone(), tmp_path),
     )
     metrics, pair = found(config, who), config.labelled(who)
-    features, tests = (each.column(Column(3, "mean")).numpy() for each in (pair.train, pair.test))
+    features, tests = (each.whole(Column(3, "mean")).numpy() for each in (pair.train, pair.test))
     mean, std = features.mean(0), features.std(0)
     theirs = LogisticRegression(C=1 / (0.01 * len(features)), max_iter=2000)
     theirs.fit((features - mean) / std, pair.train.labels)
@@ -48,7 +48,9 @@ def test_its_share_is_scikit_learns_on_the_same_features(sets: dict[str, str], t
 
 
 def test_it_says_what_it_chose(sets: dict[str, str], tmp_path: Path) -> None:
-    config = LinearConfig(**sets, **SETTINGS, layers=(1, 3), pools=("mean", "cls"), lrs=(0.1,), weight_decays=(0.01,))
+    config = LinearConfig(
+        **sets, **SETTINGS, layers=(1, 3), pools=("mean", "cls"), lrs=(0.1,), weight_decays=(0.01,), epochs=3
+    )
     metrics = found(config, subject(tiny_backbone(), tmp_path))
     assert metrics["top-1"].note.startswith("layer ")
     assert metrics["top-1"].note.endswith(", learning rate 0.1, weight decay 0.01")
@@ -91,8 +93,8 @@ def test_maes_own_protocol_is_a_variant(sets: dict[str, str], tmp_path: Path) ->
     metrics, pair = found(config, who), config.labelled(who)
     column = Column(3, "mean")
     rows = torch.arange(160)
-    probe = fit_lars(pair.train.column(column), pair.train.labels, rows=rows, num_labels=8, seed=0)
-    share = (probe.predict(pair.test.column(column)) == pair.test.labels).double().mean().item()
+    probe = fit_lars(pair.train.whole(column), pair.train.labels, rows=rows, num_labels=8, seed=0)
+    share = (probe.predict(pair.test.whole(column)) == pair.test.labels).double().mean().item()
     assert metrics["top-1"].value == pytest.approx(100 * share)
     assert metrics["top-1"].note == "layer 3, mean"
     assert "LARS with momentum 0.9" in config.protocol(who)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.eval.pairs import PairConfig, find_pair, open_set
-from tests.eval.backbones import SPEC, tiny_backbone
+from tests.eval.backbones import tiny_backbone
 
 
 def photos(root: Path, *names: str) -> Path:
@@ -64,9 +64,8 @@ def test_command_words_are_settings(tmp_path: Path) -> None:
 
 
 def test_generated_sets_differ_and_are_of_the_backbones_size() -> None:
-    backbone = tiny_backbone(SPEC.model_copy(update={"image_size": (32, 40)}))
-    train = open_set("train", "generated", {"length": 3}, backbone, ("rgb",))
-    test = open_set("test", "generated", {"length": 3}, backbone, ("rgb",))
+    train = open_set("train", "generated", {"length": 3}, (32, 40), ("rgb",))
+    test = open_set("test", "generated", {"length": 3}, (32, 40), ("rgb",))
     assert train.scenes[0].maps["rgb"].shape == (3, 40, 40)
     assert train.identity != test.identity
     assert str(train) == "generated, size 40, length 3, seed 1001 (3)"
@@ -74,9 +73,9 @@ def test_generated_sets_differ_and_are_of_the_backbones_size() -> None:
 
 def test_a_set_that_is_not_there_is_named_by_its_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^test: no data is given. Give --data, a folder of train and val sets$"):
-        open_set("test", None, {}, tiny_backbone(), ("rgb",))
+        open_set("test", None, {}, (16, 16), ("rgb",))
     with pytest.raises(UserError, match=rf"^train: {tmp_path}/none: does not exist"):
-        open_set("train", str(tmp_path / "none"), {}, tiny_backbone(), ("rgb",))
+        open_set("train", str(tmp_path / "none"), {}, (16, 16), ("rgb",))
 
 
 def test_a_size_that_the_patch_does_not_divide_is_refused() -> None:

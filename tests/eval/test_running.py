@@ -1,14 +1,15 @@
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval import keeping
+from c2fmae.eval import keeping, running
 from c2fmae.eval.evaluation import Evaluation, Metric, Subject
 from c2fmae.eval.report import as_lines
-from c2fmae.eval.running import evaluate, sections_of, table_of
+from c2fmae.eval.running import evaluate, place_of, sections_of, table_of
 from tests.eval.backbones import subject, tiny_backbone
 
 RUNS: list[str] = []
@@ -98,3 +99,31 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch:
         evaluate("ask", Ask(), subject(tiny_backbone(), tmp_path), tmp_path / "ask")
     place = tmp_path / "ask" / "results.json"
     assert str(caught.value) == f"{place}: cannot be written: No space left on device. Give another --out"
+
+
+def test_another_evaluation_format_or_protocol_is_computed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = subject(tiny_backbone(), tmp_path)
+    evaluate("ask", Ask(), who, tmp_path / "a")
+    assert evaluate("other", Ask(), who, tmp_path / "a").is_new
+    monkeypatch.setattr(Ask, "protocol", lambda *_: "It asks otherwise.")
+    assert evaluate("other", Ask(), who, tmp_path / "a").is_new
+    monkeypatch.setattr(running, "FORMAT", 2)
+    assert evaluate("other", Ask(), who, tmp_path / "a").is_new
+
+
+def test_other_settings_and_weights_have_other_places(tmp_path: Path) -> None:
+    who, other = subject(tiny_backbone(), tmp_path), subject(tiny_backbone(seed=1), tmp_path)
+    asked = (("ask", Ask(), who), ("ask", Ask(number=6), who), ("ask", Ask(), other), ("other", Ask(), who))
+    places = {place_of(tmp_path, "label", *each) for each in asked}
+    assert len(places) == 4
+    assert all(re.fullmatch("label-[0-9a-f]{6}", place.name) for place in places)
+
+
+def test_metrics_that_are_there_already_are_only_written(tmp_path: Path) -> None:
+    result = evaluate(
+        "ask", Ask(), subject(tiny_backbone(), tmp_path), tmp_path / "a", found=[Metric("answer", 1.0, 2)]
+    )
+    assert (RUNS, result.metrics) == ([], (Metric("answer", 1.0, 2),))
+    assert (tmp_path / "a" / "results.json").exists()
