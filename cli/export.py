@@ -1,5 +1,6 @@
 """`c2fmae export …`: weights for other programs."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,34 +27,30 @@ Part = Annotated[
 ]
 
 
-@export.command()
-def timm(
-    source: Source,
-    out: Out,
-    step: Step = None,
-    average: Average = False,
-    allow_missing: AllowMissing = None,
-    image_size: Size = None,
-) -> None:
-    """Write what `timm.create_model("local-dir:OUT", pretrained=True)` loads."""
-    _export("timm", source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+HELP = {
+    "timm": 'Write what `timm.create_model("local-dir:OUT", pretrained=True)` loads.',
+    "hf": 'Write what `transformers.ViTModel.from_pretrained("OUT")` loads.',
+    "safetensors": "Write tensors under our names, with a config from which they become a model again.",
+    "onnx": "Write what ONNX Runtime runs: photos in, tokens and pooled features out.",
+    "torch-export": "Write what `torch.export.load` loads: photos in, tokens and pooled features out.",
+}
 
 
-@export.command()
-def hf(
-    source: Source,
-    out: Out,
-    step: Step = None,
-    average: Average = False,
-    allow_missing: AllowMissing = None,
-    image_size: Size = None,
-) -> None:
-    """Write what `transformers.ViTModel.from_pretrained("OUT")` loads."""
-    _export("hf", source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+def _of_photos(kind: str) -> Callable[..., None]:
+    def run(
+        source: Source,
+        out: Out,
+        step: Step = None,
+        average: Average = False,
+        allow_missing: AllowMissing = None,
+        image_size: Size = None,
+    ) -> None:
+        _export(kind, source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+
+    return run
 
 
-@export.command()
-def safetensors(
+def _safetensors(
     source: Source,
     out: Out,
     part: Part = "encoder",
@@ -61,34 +58,11 @@ def safetensors(
     average: Average = False,
     allow_missing: AllowMissing = None,
 ) -> None:
-    """Write tensors under our names, with a config from which they become a model again."""
     _export("safetensors", source, out, part=part, step=step, average=average, allow_missing=allow_missing)
 
 
-@export.command()
-def onnx(
-    source: Source,
-    out: Out,
-    step: Step = None,
-    average: Average = False,
-    allow_missing: AllowMissing = None,
-    image_size: Size = None,
-) -> None:
-    """Write what ONNX Runtime runs: photos in, tokens and pooled features out."""
-    _export("onnx", source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
-
-
-@export.command("torch-export")
-def torch_export(
-    source: Source,
-    out: Out,
-    step: Step = None,
-    average: Average = False,
-    allow_missing: AllowMissing = None,
-    image_size: Size = None,
-) -> None:
-    """Write what `torch.export.load` loads: photos in, tokens and pooled features out."""
-    _export("torch-export", source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+for _kind, _summary in HELP.items():
+    export.command(_kind, help=_summary)(_safetensors if _kind == "safetensors" else _of_photos(_kind))
 
 
 def _export(kind: str, source: str, out: Path, *, allow_missing: list[str] | None, **options: Any) -> None:

@@ -1,12 +1,14 @@
 """`c2fmae export …`: what it says and asks; tests/exports has what it writes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from c2fmae_cli.export import export
+from c2fmae_cli.export import HELP, export
 from typer.testing import CliRunner
 
+from c2fmae import exports
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import load_backbone
 from c2fmae.pretrain import pretrain
@@ -72,3 +74,22 @@ def test_a_source_that_is_not_there_is_a_users_mistake(tmp_path: Path) -> None:
 def test_help_names_all_that_things_go_to() -> None:
     text = said("--help")
     assert all(kind in text for kind in ("timm", "hf", "safetensors", "onnx", "torch-export"))
+    assert tuple(HELP) == tuple(exports.KINDS)
+
+
+@pytest.mark.parametrize("kind", exports.KINDS)
+def test_each_kind_says_and_asks_what_is_its_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[str, dict[str, Any]]]()
+
+    def write(kind: str, source: str, out: Path, **options: Any) -> None:
+        asked.append((kind, options))
+        raise UserError("enough")
+
+    monkeypatch.setattr(exports, "export", write)
+    text = said(kind, "--help")
+    assert HELP[kind].split()[1] in text
+    assert ("--part" in text, "--image-size" in text) == (kind == "safetensors", kind != "safetensors")
+    with pytest.raises(UserError, match="enough"):
+        said(kind, "in", "out", "--allow-missing", "a.*")
+    own = {"part": "encoder"} if kind == "safetensors" else {"image_size": None}
+    assert asked == [(kind, {"step": None, "average": False, "allow_missing": ("a.*",), **own})]

@@ -146,6 +146,14 @@ def test_unknown_words_are_answered_with_the_nearest(tmp_path: Path) -> None:
         export("safetensors", tmp_path, tmp_path / "out", part="encodr")
 
 
+@pytest.mark.parametrize("part", ["autoencoder", "rgb"])
+def test_a_part_is_for_safetensors_alone(part: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        export("timm", tmp_path, tmp_path / "out", part=part)
+    message = "export timm: takes what sees photos, and no part. Leave part away, or export safetensors"
+    assert str(caught.value) == message
+
+
 def test_an_autoencoder_of_what_has_no_decoder_is_refused(tmp_path: Path) -> None:
     write(as_safetensors.safetensors_target(backbone_of()), NOWHERE, tmp_path / "encoder")
     with pytest.raises(UserError) as caught:

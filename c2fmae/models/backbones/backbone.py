@@ -93,7 +93,7 @@ class Backbone(nn.Module):
         if how == "cls" and self.encoder.cls_token is None:  # what comes first is a register, if anything
             raise UserError("this backbone has no global token. Pool by the mean")
         vector = tokens[:, 0] if how == "cls" else tokens[:, self.num_prefix :].mean(dim=1)
-        return self.fc_norm(vector) if depth in (None, self.depth) else vector  # type: ignore[no-any-return]
+        return self.fc_norm(vector) if depth in (None, self.depth) else vector
 
     def pooled(self, maps: Maps, how: Pool | None = None) -> Float[Tensor, "batch dim"]:
         """Return one vector an image."""

@@ -67,7 +67,7 @@ def read_timm_folder(folder: Path, config: Mapping[str, Any]) -> Found:
     read = TimmFolder.read(_known(config), source=source)
     args = read.model_args
     told = {"global_pool": args.global_pool or read.global_pool, "pool_include_prefix": args.pool_include_prefix}
-    pooling = {word: each for word, each in told.items() if each is not None}
+    pooling: dict[str, Any] = {word: each for word, each in told.items() if each is not None}
     with torch.device("meta"):  # its settings alone
         named = create_vit(read.architecture, image_size=None, fc_norm=args.fc_norm, **pooling)
     weights, spec = open_weights(folder), _spec_of(named, read, source)
