@@ -94,10 +94,10 @@ def extract(
     paths = tuple(folder / f"chunk-{number:05d}.safetensors" for number in range(len(starts)))
     world = subject.world
     if world.is_first:
+        keep(folder / "what.json", text.encode())
         missing = min(length * sum(not path.exists() for path in paths), len(scenes))
         if missing:
             check_room(folder, needed=missing * each, what="features", or_do="take fewer layers")
-        keep(folder / "what.json", text.encode())
     world.wait()
     mine = [number for number, path in enumerate(paths) if number % world.size == world.rank and not path.exists()]
     rows = {number: range(starts[number], min(starts[number] + length, len(scenes))) for number in mine}
