@@ -6,7 +6,7 @@ drawn anew.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,7 +102,7 @@ def _write(it: Import, out: Path, recipe: P, overrides: Iterable[str], channels:
     """Write the folder: the checkpoint, then the config that begins from it."""
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out}: is there already. Give another folder")
-    log.info("%s", it.backbone.report)
+    log.info("%s", replace(it.backbone.report, left={}))  # decoders are what a backbone, not an import, leaves aside
     tensors, settings, notes = _tensors_of(it), _settings_of(it), [*it.notes, *it.decoders.notes]
     if channels is not None and channels != it.backbone.spec.channels.get("rgb"):
         notes.append(_change_channels(it, tensors, settings, channels))

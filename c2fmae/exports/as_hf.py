@@ -1,6 +1,7 @@
 """A folder that transformers' ViTModel takes, for those ViTs that it can express."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from c2fmae.exports.target import Comparison, Target, another_size, compare
 from c2fmae.exports.trial import features, trial_photos
 from c2fmae.exports.vit import timm_vit
 from c2fmae.models.backbones import Backbone
+from c2fmae.models.backbones.of_hugging_face import POOL
 
 _BICUBIC = 3  # as Pillow counts
 _RESIZES = "transformers resizes positions in its own way. For features like c2fmae's there, export with --image-size"
@@ -55,6 +57,7 @@ def hf_target(backbone: Backbone) -> Target:
             patch_size=backbone.patch,
             num_channels=spec.channels["rgb"],
             qkv_bias=first.attn.qkv.bias is not None,
+            **{POOL: spec.pool},  # transformers keeps it, and has no word for it
         )
         processor = transformers.ViTImageProcessor(
             size={"height": height, "width": width},
@@ -68,6 +71,8 @@ def hf_target(backbone: Backbone) -> Target:
                 None, config=config, state_dict=hub_names(vit), add_pooling_layer=False
             )
             model.save_pretrained(folder)
+            for file in folder.glob("*.safetensors"):  # it lets nobody else read them
+                file.chmod(0o666 & ~_umask())
             processor.save_pretrained(folder)
 
     def compare_with_transformers(folder: Path) -> Sequence[Comparison]:
@@ -186,3 +191,9 @@ def _quiet(transformers: Any) -> Iterator[None]:
     finally:
         if was_shown:
             logging.enable_progress_bar()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

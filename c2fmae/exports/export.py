@@ -90,7 +90,7 @@ def write(target: Target, origin: Origin, out: Path) -> Exported:
         if wrong := [each for each in comparisons if not each.is_held]:
             raise RunError(
                 f"{out}: is not written: {target.tool} does not give the same of it. "
-                + "; ".join(str(each) for each in wrong)
+                + "; ".join([*map(str, wrong), *target.notes])
             )
         with (folder / target.weights).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

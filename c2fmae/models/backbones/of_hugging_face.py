@@ -45,6 +45,9 @@ _WORDS = (
 )
 """Its names, those of older versions too, in the words of timm, and of MAE for the decoder."""
 
+POOL = "c2fmae_pool"
+"""Where our exports say how a photo's tokens become one vector, for which transformers has no word."""
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return a folder's config.json."""
@@ -86,7 +89,7 @@ def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> Found:
             "encoder": encoder,
             "image_size": size,
             "channels": {"rgb": channels},
-            "pool": "mean" if kind == "vit_mae" else "cls",
+            "pool": config.get(POOL, "mean" if kind == "vit_mae" else "cls"),
             **values,
         },
         source=str(folder),

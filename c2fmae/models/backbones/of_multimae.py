@@ -22,6 +22,8 @@ def read_multimae(source: str, weights: WeightFile, *, num_heads: int | None = N
     """Return what a file of MultiMAE holds of its encoder and of what goes into it."""
     theirs, notes = weights.tensors, list(weights.notes)
     tasks = _tasks_in(source, theirs)
+    if not tasks:
+        raise UserError(f"{source}: has no input adapters of MultiMAE. If it is MAE's, take: c2fmae import mae")
     patch, channels = 0, dict[str, int]()
     tensors: dict[str, Tensor] = {}
     for task in tasks:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import c2fmae.data  # noqa: F401 - registers depth
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE
+from c2fmae.core.weight_file import WeightFile
 from c2fmae.models.backbones import Backbone, load_backbone
+from c2fmae.models.backbones.of_multimae import read_multimae
 from tests.models.backbones.official import multimae_tokens, multimae_weights
 
 OURS = {"rgb": "rgb", "depth": "depth", "semseg": "semantic"}
@@ -131,3 +132,10 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 def test_other_multimaes_are_refused_with_the_reason(case: str, tmp_path: Path) -> None:
     make, message = REFUSED[case]
     assert refused(make(), tmp_path) == message
+
+
+def test_a_file_of_others_is_sent_to_where_it_belongs() -> None:
+    file = WeightFile(tensors={"cls_token": torch.zeros(1, 1, 8)}, args={})
+    with pytest.raises(UserError) as caught:
+        read_multimae("file.pth", file)
+    assert str(caught.value) == ("file.pth: has no input adapters of MultiMAE. If it is MAE's, take: c2fmae import mae")
