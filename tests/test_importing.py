@@ -185,7 +185,8 @@ def test_an_encoder_alone_gets_a_new_decoder(tmp_path: Path) -> None:
 
 
 def test_a_finetuned_file_leaves_its_norm_aside(tmp_path: Path) -> None:
-    _, notes = imported(tmp_path, mae_weights(fine_tuned=True))
+    small = ("method.decoder.dim=32", "method.decoder.depth=1", "method.decoder.num_heads=2")
+    _, notes = imported(tmp_path, mae_weights(fine_tuned=True), *small)
     assert "encoder.norm" in notes[-2]
     assert notes[-1] == "left aside: fc_norm.bias, fc_norm.weight"
 

@@ -1,4 +1,5 @@
 from dataclasses import FrozenInstanceError
+from functools import cache
 
 import pytest
 import torch
@@ -6,16 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2fmae.core.masks import Masks
-from c2fmae.eval.cost import by_fvcore, by_torch, cost_of
+from c2fmae.eval.cost import Cost, by_fvcore, by_torch, cost_of
 from c2fmae.methods import METHODS, MethodConfig, build_method
 
-TINY = ("encoder.name=test_vit", "image_size=[64, 96]")
+TINY = ("encoder.name=test_vit", "encoder.depth=2", "decoder.depth=1", "image_size=[64, 96]")
 VITS = {"test_vit": (64, 6, 192), "vit_base_patch16_224": (768, 12, 3072)}
-"""Width, depth and width inside the MLP."""
+"""Width, depth unless the config has another, and width inside the MLP."""
 
 
 def config_of(method: str, *overrides: str) -> MethodConfig:
     return METHODS.get(method)().override(list(overrides))
+
+
+@cache
+def cost_by_torch(method: str, *overrides: str) -> Cost:
+    return cost_of(config_of(method, *overrides))
 
 
 def self_block(tokens: int, dim: int, inside: int) -> int:
@@ -29,6 +35,7 @@ def cross_block(queries: int, keys: int, dim: int) -> int:
 def arithmetic(config: MethodConfig) -> dict[str, int]:
     """Parts, from sizes alone: patches of 16, a global token, MLPs of four times the decoder's width."""
     width, depth, inside = VITS[config.encoder.name]
+    depth = config.encoder.depth or depth
     decoder, granularities = config.decoder, config.granularities
     patches = config.image_size[0] // 16 * (config.image_size[1] // 16)
     visible = config.visible_of(patches)
@@ -65,23 +72,22 @@ CONFIGS = [
     ("multimae", TINY),
     ("c2fmae", (*TINY, "decoder.context=visible")),
     ("c2fmae", (*TINY, "decoder.name=parallel", "num_visible=19")),
-    ("c2fmae", (*TINY, "decoder.name=self_attention", "decoder.entry=own", "decoder.depth=1")),
-    ("c2fmae", ()),
-    ("multimae", ()),
+    ("c2fmae", (*TINY, "decoder.name=self_attention", "decoder.entry=own", "decoder.depth=2")),
 ]
+WHOLE, WIDE = ([(method, depth) for method in ("c2fmae", "multimae")] for depth in ((), ("encoder.depth=2",)))
+"""Of full size, and so but for the encoder's depth: a trace of each of many blocks that are alike takes long."""
 
 
-@pytest.mark.parametrize(("method", "overrides"), CONFIGS)
+@pytest.mark.parametrize(("method", "overrides"), [*CONFIGS, *WHOLE])
 def test_torch_counts_what_arithmetic_says(method: str, overrides: tuple[str, ...]) -> None:
-    config = config_of(method, *overrides)
-    assert {name: part.flops for name, part in cost_of(config).parts.items()} == arithmetic(config)
+    cost = cost_by_torch(method, *overrides)
+    assert {name: part.flops for name, part in cost.parts.items()} == arithmetic(config_of(method, *overrides))
 
 
 @pytest.mark.compile  # a trace, in which sizes are tensors: shape checks cannot read them
-@pytest.mark.parametrize(("method", "overrides"), CONFIGS)
+@pytest.mark.parametrize(("method", "overrides"), [*CONFIGS, *WIDE])
 def test_fvcore_counts_what_torch_does(method: str, overrides: tuple[str, ...]) -> None:
-    config = config_of(method, *overrides)
-    assert cost_of(config, count=by_fvcore) == cost_of(config)
+    assert cost_of(config_of(method, *overrides), count=by_fvcore) == cost_by_torch(method, *overrides)
 
 
 def test_mae_costs_what_is_said_of_it() -> None:
@@ -95,7 +101,7 @@ def test_mae_costs_what_is_said_of_it() -> None:
 
 def test_stages_are_what_the_entry_leaves_of_the_decoder() -> None:
     config = config_of("multimae", *TINY)
-    cost, decoder = cost_of(config), build_method(config).model.get_submodule("decoder")
+    cost, decoder = cost_by_torch("multimae", *TINY), build_method(config).model.get_submodule("decoder")
     assert list(cost.stages) == ["semantic", "instance", "rgb", "rgb_normalized_pixels"]
     entries = sum(parameter.numel() for parameter in decoder.get_submodule("entries").parameters())
     assert cost.parts["decoder"].parameters == entries + sum(stage.parameters for stage in cost.stages.values())
@@ -105,7 +111,7 @@ def test_stages_are_what_the_entry_leaves_of_the_decoder() -> None:
 
 def test_parameters_are_those_of_the_built_model() -> None:
     config = config_of("c2fmae", *TINY)
-    assert cost_of(config).parameters == sum(p.numel() for p in build_method(config).model.parameters())
+    assert cost_by_torch("c2fmae", *TINY).parameters == sum(p.numel() for p in build_method(config).model.parameters())
 
 
 def test_visible_patches_fall_to_granularities_as_they_do_on_average() -> None:
@@ -115,8 +121,8 @@ def test_visible_patches_fall_to_granularities_as_they_do_on_average() -> None:
 
 
 def test_drop_path_and_checkpoints_cost_nothing_more() -> None:
-    config = config_of("c2fmae", *TINY)
-    assert cost_of(config.override(["encoder.drop_path=0.5", "encoder.checkpoint=true"])) == cost_of(config)
+    config = config_of("c2fmae", *TINY, "encoder.drop_path=0.5", "encoder.checkpoint=true")
+    assert cost_of(config) == cost_by_torch("c2fmae", *TINY)
 
 
 class Fused(nn.Module):

@@ -1,10 +1,11 @@
 from itertools import count
 from statistics import median
 
+import pytest
 import torch
 
 from c2fmae.core.scene import GRANULARITIES
-from c2fmae.eval.cost import EpochCost, cost_of, epoch_table, relative_to_mae
+from c2fmae.eval.cost import EpochCost, cost_of, epoch_table, relative, relative_to_mae
 from c2fmae.eval.cost.relative import _noise_scenes, mae_like
 from c2fmae.eval.cost.timing import alternate, median_interval
 from c2fmae.methods import METHODS, MethodConfig, build_method
@@ -42,16 +43,25 @@ def epoch(method: MethodConfig, *seconds: float) -> EpochCost:
 
 
 def test_ratios_are_those_of_operations_of_paired_steps_and_of_the_quickest() -> None:
-    each = epoch(method := tiny_config(), 1.5, 2.6, 8.0)
-    assert each.by_flops == cost_of(method).flops / cost_of(mae_like(method)).flops
+    each = epoch(method := tiny_config("c2fmae", "encoder.depth=2"), 1.5, 2.6, 8.0)
+    assert each.by_flops == each.cost.flops / each.mae_cost.flops
     assert each.by_time == median([1.5, 1.3, 2.0]) == 1.5
     assert each.by_minima == 1.5
     assert epoch(mae_like(method), 1.0, 2.0, 4.0).by_flops == 1
 
 
+@pytest.fixture
+def small_mae(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An MAE beside a method whose decoder is small too: steps of its own take long."""
+    small = ["decoder.dim=32", "decoder.num_heads=4", "decoder.depth=1"]
+    monkeypatch.setattr(relative, "mae_like", lambda config: mae_like(config).override(small))
+
+
+@pytest.mark.usefixtures("small_mae")
 def test_steps_of_a_method_and_of_its_mae_take_turns_and_are_timed_by_the_clock() -> None:
     state = torch.get_rng_state()
-    each = relative_to_mae({"it": tiny_config()}, batch_size=2, rounds=2, precision="fp32", clock=Ticks())["it"]
+    method = tiny_config("c2fmae", "encoder.depth=2")
+    each = relative_to_mae({"it": method}, batch_size=2, rounds=2, precision="fp32", clock=Ticks())["it"]
     # Four steps of warm-up, before each of which it looks once; then it looks before a step and after it.
     assert [step for pair in zip(each.seconds, each.mae_seconds, strict=True) for step in pair] == [5, 7, 9, 11]
     assert each.cost == cost_of(each.method)
@@ -59,8 +69,10 @@ def test_steps_of_a_method_and_of_its_mae_take_turns_and_are_timed_by_the_clock(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.usefixtures("small_mae")
 def test_other_methods_have_a_price_too() -> None:
-    each = relative_to_mae({"it": tiny_config("multimae")}, batch_size=2, rounds=1)["it"]
+    method = tiny_config("multimae", "encoder.depth=2")
+    each = relative_to_mae({"it": method}, batch_size=2, rounds=1)["it"]
     assert min(*each.seconds, *each.mae_seconds) > 0
 
 
