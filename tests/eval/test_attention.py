@@ -1,4 +1,5 @@
 import math
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
@@ -285,7 +286,8 @@ def test_intervals_cover_what_more_images_say_about_as_often_as_they_promise() -
 
 @pytest.mark.once
 def test_two_processes_say_what_one_does_to_the_last_bit(tmp_path: Path) -> None:
-    spawn(sampled_processes.run, args=(tmp_path,), nprocs=sampled_processes.WORLD)
+    multiprocessing.set_forkserver_preload([sampled_processes.__name__])  # both begin with what one process imported
+    start_processes(sampled_processes.run, args=(tmp_path,), nprocs=sampled_processes.WORLD, start_method="forkserver")
     alone = sampled_processes.found(World())
     assert len(alone) > 3
     for rank in range(sampled_processes.WORLD):

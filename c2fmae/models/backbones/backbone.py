@@ -111,11 +111,22 @@ class Backbone(nn.Module):
         layers = self.encoder.layers(embedded, depths)
         return [x[:, first : first + size].transpose(1, 2).unflatten(2, grid) for x in layers]
 
+    def _check_photos(self, photos: Tensor) -> None:
+        channels = self.spec.channels["rgb"]
+        if photos.ndim != 4 or photos.shape[1] != channels or not photos.is_floating_point():
+            what = f"{str(photos.dtype).removeprefix('torch.')} {tuple(photos.shape)}"
+            raise UserError(
+                f"photos: expected numbers as `standardise` makes them of bytes, [batch, {channels}, height, width], "
+                f"got {what}"
+            )
+
     def _embedded(self, maps: Maps) -> tuple[Tensor, tuple[str, ...], tuple[int, int]]:
         maps = maps if isinstance(maps, Mapping) else {"rgb": maps}
         for name in maps:
             if name not in self.embeddings:
                 raise unknown_name("granularity of this backbone", name, self.granularities)
+        if "rgb" in maps:
+            self._check_photos(maps["rgb"])
         names = tuple(name for name in self.granularities if name in maps)
         if not names:
             raise UserError(f"no maps are given. This backbone takes {', '.join(self.granularities)}")

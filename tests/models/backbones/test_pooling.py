@@ -31,3 +31,19 @@ def test_a_register_is_no_global_token() -> None:
     vit = create_vit("test_vit2", image_size=None, fc_norm=None)
     vit.global_pool = "token"
     assert spec_of(vit, "test_vit2").pool == "mean"
+
+
+@pytest.mark.parametrize(
+    ("photos", "got"),
+    [
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "uint8 (2, 3, 32, 32)"),
+        (torch.zeros(2, 4, 32, 32), "float32 (2, 4, 32, 32)"),
+        (torch.zeros(3, 32, 32), "float32 (3, 32, 32)"),
+    ],
+)
+def test_photos_that_it_cannot_take_are_refused_in_words(photos: torch.Tensor, got: str) -> None:
+    backbone = backbone_of()
+    with pytest.raises(UserError) as caught:
+        backbone.tokens({"rgb": photos})
+    expected = "expected numbers as `standardise` makes them of bytes, [batch, 3, height, width]"
+    assert str(caught.value) == f"photos: {expected}, got {got}"
