@@ -92,7 +92,7 @@ class Representation(SampledEvaluation):
         def measure(scenes: SceneBatch) -> Tensor:
             photos, layers = backbone.standardise(scenes.maps["rgb"]), []
             attentions = attention_of(backbone, photos, depths, queries=patches, keys=patches)
-            for attention, tokens in zip(attentions, backbone.layers(photos, depths), strict=True):
+            for depth, attention, tokens in zip(depths, attentions, backbone.layers(photos, depths), strict=True):
                 shares = spectrum(tokens[:, patches])
                 numbers = [
                     attention_distance(attention, grid),
@@ -100,7 +100,8 @@ class Representation(SampledEvaluation):
                     effective_rank(shares),
                     shares[:, 0],
                 ]
-                layers.append(torch.cat([torch.stack(numbers, dim=1), backbone.pool(tokens).double()], dim=1))
+                pooled = backbone.pool(tokens, depth=depth).double()
+                layers.append(torch.cat([torch.stack(numbers, dim=1), pooled], dim=1))
             return torch.stack(layers, dim=1)
 
         found = self.measure(subject, measure, shape=(backbone.depth, 4 + backbone.dim))
