@@ -7,13 +7,16 @@ dotted path and, for a misspelt key or choice, the nearest that exists.
 import types
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from c2fmae.core.errors import UserError, did_you_mean
+
+Count = Annotated[int, Field(ge=1)]
+"""A whole number of things, at least one."""
 
 C = TypeVar("C", bound="Config")  # not Self: beartype, in the run with shape checks, does not know it
 

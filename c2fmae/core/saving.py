@@ -11,15 +11,13 @@ from pydantic import Field
 from torch import nn
 
 from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter, prune
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import Training
 from c2fmae.core.sharding import norm_of
 from c2fmae.core.world import World
 
 log = logging.getLogger(__name__)
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class SavingConfig(Config):

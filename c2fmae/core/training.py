@@ -5,12 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
 from c2fmae.core.world import Device
 
-Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 from pydantic import Field
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.files import sync
 from c2fmae.core.loop import Report
 from c2fmae.core.progress import Progress
@@ -20,7 +20,6 @@ from c2fmae.core.trackers import Tracker, TrackerName, open_trackers
 from c2fmae.core.training import Plan
 
 B = TypeVar("B")
-Count = Annotated[int, Field(ge=1)]
 
 
 class WatchingConfig(Config):

@@ -8,11 +8,12 @@ from jaxtyping import Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from c2fmae.core.config import Count
 from c2fmae.core.errors import UserError
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.eval.extraction import Wanted
 from c2fmae.eval.probes.attentive import AttentiveSetting, Read, fit_attentive
-from c2fmae.eval.probing import Count, LabelledConfig, Pair, at, told_shares
+from c2fmae.eval.probing import LabelledConfig, Pair, at, told_shares
 from c2fmae.models.backbones import Backbone
 
 _ROWS_AT_ONCE = 256

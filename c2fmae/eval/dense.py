@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from c2fmae.core.config import Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE
 from c2fmae.core.seeding import seed_of
@@ -20,7 +21,7 @@ from c2fmae.eval.probes.bootstrap import REPLICATES, percentile_interval, poisso
 from c2fmae.eval.probes.confusion import confusion, ious, mean_iou, share_right
 from c2fmae.eval.probes.heads import Chosen, choose_head
 from c2fmae.eval.probes.linear import LinearProbe
-from c2fmae.eval.probing import Count, Pair, ProbeConfig
+from c2fmae.eval.probing import Pair, ProbeConfig
 from c2fmae.eval.sweep import SweepConfig, told
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.patches import label_stride, patchify

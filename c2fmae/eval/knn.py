@@ -7,11 +7,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from c2fmae.core.config import Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.world import World
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.eval.probes.neighbours import QUERIES_AT_ONCE, nearest, vote
-from c2fmae.eval.probing import Count, LabelledConfig, Pair, at, told_shares
+from c2fmae.eval.probing import LabelledConfig, Pair, at, told_shares
 
 
 @EVALUATIONS.register("knn")

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
+from c2fmae.core.config import Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import seed_of
 from c2fmae.eval.evaluation import Evaluation, Metric, Subject
@@ -19,7 +20,6 @@ from c2fmae.eval.pairs import Opened, PairConfig, open_set, same_names
 from c2fmae.eval.probes.intervals import wilson
 from c2fmae.models.backbones import Backbone, Pool
 
-Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 _MOSTLY = 0.5

@@ -1,7 +1,7 @@
 """Evaluations that look at some photos of a source, image by image."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,15 +9,13 @@ from jaxtyping import Float64
 from pydantic import Field
 from torch import Tensor
 
+from c2fmae.core.config import Count
 from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.config import Source
 from c2fmae.eval.digests import scenes_digest
 from c2fmae.eval.evaluation import Evaluation, Metric, Subject
-
-Count = Annotated[int, Field(ge=1)]
-
-NORMAL = 1.96  # deviations from the mean within which 95 % of a normal distribution lie
+from c2fmae.eval.probes.intervals import NORMAL_95
 
 
 class SampledEvaluation(Evaluation):
@@ -101,5 +99,5 @@ def ratio_of(name: str, values: Float64[Tensor, " image"], others: Float64[Tenso
 def _metric(name: str, value: float, errors: Tensor) -> Metric:
     if len(errors) < 2:
         return Metric(name, value, len(errors))
-    reach = NORMAL * (errors.std() / len(errors) ** 0.5).item()
+    reach = NORMAL_95 * (errors.std() / len(errors) ** 0.5).item()
     return Metric(name, value, len(errors), (value - reach, value + reach))

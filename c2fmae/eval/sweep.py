@@ -5,11 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.eval.probes.batches import num_batches
 from c2fmae.eval.probes.heads import Chosen, HeadSetting
 
-Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
 

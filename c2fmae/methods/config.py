@@ -4,7 +4,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.masking.config import MaskingConfig
@@ -13,7 +13,6 @@ from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, DecoderConfig, Enc
 from c2fmae.models.losses import Average
 from c2fmae.models.targets import TARGET_OF_KIND, TARGETS
 
-Count = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from c2fmae.core.config import Count
 from c2fmae.core.environment import environment
 from c2fmae.core.world import World
 from c2fmae.eval.cost.backbone import backbone_cost, photo_size
@@ -17,7 +18,6 @@ from c2fmae.eval.cost.timing import WARM_UP, alternate, median_interval, to_the_
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, Metric, Subject
 from c2fmae.models.backbones import Backbone
 
-Count = Annotated[int, Field(ge=1)]
 Precision = Literal["fp32", "bf16"]
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-_NORMAL_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
+NORMAL_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
 def wilson(share: float, count: int, *, scale: float = 1.0) -> tuple[float, float]:
@@ -13,8 +13,8 @@ def wilson(share: float, count: int, *, scale: float = 1.0) -> tuple[float, floa
     >>> wilson(1, 100, scale=100)[1]
     100.0
     """
-    extra = _NORMAL_95**2 / count
+    extra = NORMAL_95**2 / count
     middle = share + extra / 2
-    half = _NORMAL_95 * math.sqrt(share * (1 - share) / count + extra / (4 * count))
+    half = NORMAL_95 * math.sqrt(share * (1 - share) / count + extra / (4 * count))
     low, high = (middle - half) / (1 + extra), (middle + half) / (1 + extra)
     return scale * max(low, 0.0), scale * min(high, 1.0)

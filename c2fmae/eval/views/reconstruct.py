@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from torch import Tensor
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.masks import Masks
 from c2fmae.core.pictures import (
@@ -29,7 +29,6 @@ from c2fmae.core.scene import GRANULARITIES, SceneBatch
 from c2fmae.core.seeding import seed_of
 from c2fmae.data import CentralView, Scenes
 from c2fmae.data.loader import first_whole
-from c2fmae.eval.views.scenes import Count
 from c2fmae.masking import random_mask
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.config import HeadPlan

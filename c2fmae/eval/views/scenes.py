@@ -8,7 +8,7 @@ from jaxtyping import Bool, Integer
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
 from c2fmae.core.seeding import seed_of
@@ -18,7 +18,6 @@ from c2fmae.masking.config import MaskingConfig, Share
 
 log = logging.getLogger(__name__)
 
-Count = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 
 

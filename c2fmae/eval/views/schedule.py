@@ -8,9 +8,10 @@ from PIL import Image
 from pydantic import model_validator
 from torch import Tensor
 
+from c2fmae.core.config import Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.pictures import line_chart, stack
-from c2fmae.eval.views.scenes import Count, ScenesView
+from c2fmae.eval.views.scenes import ScenesView
 from c2fmae.masking.policies import Blend, Progressive
 
 

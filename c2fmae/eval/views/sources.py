@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import UInt8
 from pydantic import Field
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene, SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.data.loader import first_whole
-from c2fmae.eval.views.scenes import Count, Side
+from c2fmae.eval.views.scenes import Side
 from c2fmae.models.backbones import Backbone
 
 Tile = UInt8[np.ndarray, "height width 3"]

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found
 from c2fmae.models.backbones.backbone import vit_of
 from c2fmae.models.backbones.of_export import CONFIG, check_size
 from c2fmae.models.backbones.of_timm import other_pooling, spec_of, with_its_norm
-from c2fmae.models.backbones.spec import BackboneSpec, Count
+from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.encoder import create_vit
 
 _SHAPE = {

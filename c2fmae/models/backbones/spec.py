@@ -4,12 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 
-Count = Annotated[int, Field(ge=1)]
 Pool = Literal["mean", "cls"]
 
 
