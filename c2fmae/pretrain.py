@@ -203,7 +203,8 @@ def write_page(run: RunFolder, extra: Sequence[Section] = ()) -> None:
         run.config_path.read_text(encoding="utf-8"),
         json.loads((run.path / "environment.json").read_text(encoding="utf-8")),
         sorted(run.pictures.glob("step-*.png")),
-        [*extra, *sections_of(run.path)],
+        extra,
+        sections_of(run.path),
     )
     run.write_text(run.report.name, render(page))
 

@@ -102,19 +102,21 @@ def table_of(results: Sequence[Result]) -> Table:
 
 
 def sections_of(folder: Path) -> list[Section]:
-    """Return what evaluations of a run found, for its page: those that lie in its folder."""
-    sections: list[Section] = []
+    """Return what evaluations of a run found, for its page: those by one protocol together."""
+    together: dict[tuple[str, str], list[Result]] = {}
     for path in sorted(folder.glob(f"evaluations/*/{RESULTS}")):
         try:
             document = json.loads(path.read_bytes())
             metrics = tuple(_metric(each) for each in document["metrics"])
-            result = Result(
-                document["evaluation"], document["source"], document["protocol"], metrics, path.parent, False
-            )
+            name, source, protocol = (document[key] for key in ("evaluation", "source", "protocol"))
+            result = Result(name, source, protocol, metrics, path.parent, is_new=False)
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("%s: is no result of an evaluation; left out of the page", path)
             continue
-        sections += [Text(result.protocol, title=f"Evaluation: {path.parent.name}"), table_of([result])]
+        together.setdefault((result.evaluation, result.protocol), []).append(result)
+    sections: list[Section] = []
+    for (name, protocol), results in together.items():
+        sections += [Text(protocol, title=f"Evaluation: {name}"), table_of(results)]
     return sections
 
 

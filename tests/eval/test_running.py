@@ -82,11 +82,12 @@ def test_sources_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_a_runs_page_has_what_lies_in_its_folder(tmp_path: Path) -> None:
     evaluate("ask", Ask(), subject(tiny_backbone(), tmp_path), tmp_path / "evaluations" / "ask-these")
+    evaluate("ask", Ask(), subject(tiny_backbone(seed=1), tmp_path), tmp_path / "evaluations" / "ask-other")
     (tmp_path / "evaluations" / "broken").mkdir()
     (tmp_path / "evaluations" / "broken" / "results.json").write_text("[]", encoding="utf-8")
     html = "".join(section.html() for section in sections_of(tmp_path))
-    assert "Evaluation: ask-these" in html
-    assert "It asks tiny, once." in html
+    assert html.count("Evaluation: ask") == html.count("It asks tiny, once.") == 1  # by one protocol: one table
+    assert html.count('<th scope="col">tiny</th>') == 2
     assert sections_of(tmp_path / "nowhere") == []
 
 

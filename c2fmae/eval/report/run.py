@@ -46,6 +46,7 @@ def run_page(
     environment: Mapping[str, Any],
     pictures: Sequence[Path],
     extra: Sequence[Section] = (),
+    evaluations: Sequence[Section] = (),
 ) -> Page:
     """Return the page about what lies in a run's folder; `extra`, what was found with it, comes before the rest.
 
@@ -57,6 +58,7 @@ def run_page(
         sections.append(Text(_RECONSTRUCTIONS, title="What it makes of hidden patches"))
         sections += [Picture(path, _caption(path)) for path in dict.fromkeys([pictures[0], pictures[-1]])]
     sections += [Text(_LOSSES + _skipped(rows), title="Losses"), *_losses(rows)]
+    sections += evaluations
     if schedule := _schedule(rows):
         sections += [Text("", title="Schedule"), *schedule]
     what = {name: _at(config, place) for name, place in _FACTS.items()}
