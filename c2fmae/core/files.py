@@ -14,9 +14,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put bytes in the place of what is there; an error leaves that as it was."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may be writing the same
+def write_whole(path: Path, data: bytes, *, mark: str = "") -> None:
+    """Put bytes in the place of what is there; an error leaves that as it was.
+
+    Until then they lie under a name with a mark, which is for places where several write the same at once.
+    """
+    unfinished = path.with_name(f".{path.name}{mark}.tmp")
     try:
         unfinished.write_bytes(data)
         sync(unfinished)

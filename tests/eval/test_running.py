@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_runs_page_has_what_lies_in_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(keeping, "write_whole", full)
@@ -128,3 +129,17 @@ def test_metrics_that_are_there_already_are_only_written(tmp_path: Path) -> None
     )
     assert (RUNS, result.metrics) == ([], (Metric("answer", 1.0, 2),))
     assert (tmp_path / "a" / "results.json").exists()
+
+
+def test_two_commands_may_keep_the_same_file_at_once(tmp_path: Path) -> None:
+    def write(rounds: int) -> None:
+        for _ in range(rounds):
+            keeping.keep(tmp_path / "features" / "chunk", b"the same")
+
+    processes = [get_context("fork").Process(target=write, args=(60,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["chunk"]
