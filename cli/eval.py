@@ -48,6 +48,19 @@ HELP = {
     "representation": "Measure how far attention reaches, what it depends on, and the rank of features.",
 }
 
+_PAIR = "options, test_options, image_size, crop, layers, precision, batch_size, workers, seed"
+_SWEEP = "lrs, weight_decays, epochs, head_batch_size"
+_SAMPLED = "options, images, image_size, batch_size"
+SETTINGS = {
+    "knn": f"ks, temperature, fractions, seeds, pools, {_PAIR}",
+    "linear": f"variant, {_SWEEP}, fractions, seeds, pools, {_PAIR}",
+    "attentive": f"num_queries, narrowing, lr, weight_decay, epochs, head_batch_size, fractions, seeds, {_PAIR}",
+    "dense": f"{_SWEEP}, max_patches, {_PAIR}",
+    "attention": _SAMPLED,
+    "representation": _SAMPLED,
+}
+"""What --set reaches."""
+
 
 class _Evaluations(typer.core.TyperGroup):
     """The evaluations that we know by heart, so that --help answers at once; others, of plug-ins, when asked for."""
@@ -93,7 +106,7 @@ def _app_of(commands: dict[str, str]) -> typer.Typer:
 
 
 for _name, _summary in HELP.items():
-    eval_.command(_name, help=_summary)(_command(_name))
+    eval_.command(_name, help=f"{_summary}\n\nSettings for --set: {SETTINGS[_name]}.")(_command(_name))
 
 
 @eval_.command()

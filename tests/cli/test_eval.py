@@ -1,0 +1,69 @@
+"""`c2fmae eval …` as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from c2fmae_cli import app
+from c2fmae_cli.eval import HELP, SETTINGS
+from typer.testing import CliRunner, Result
+
+from c2fmae.core.errors import UserError
+from c2fmae.eval.registered import EVALUATIONS
+from tests.exports.sources import saved
+
+SMALL = ["--set", "options={size: 32, length: 12}", "--set", "workers=0"]
+
+
+def said(*words: str) -> str:
+    result: Result = CliRunner().invoke(app, ["eval", *words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def test_what_help_lists_is_registered_and_so_is_every_setting() -> None:
+    assert {*HELP, "cost"} == set(EVALUATIONS)
+    for name, settings in SETTINGS.items():
+        assert set(settings.split(", ")) <= EVALUATIONS.get(name).model_fields.keys()
+
+
+def test_it_ends_with_numbers_a_protocol_and_where_they_are(run: Path) -> None:
+    words = ("knn", str(run), "--data", "generated", "--untrained", "--set", "ks=[1, 3]", *SMALL)
+    text = said(*words)
+    assert "top-1, plain votes, k = 3" in text
+    assert f"untrained {run}" in text
+    assert "protocol: Frozen features of photos alone (layer " in text
+    places = [line.removeprefix("wrote ") for line in text.splitlines() if line.endswith("results.json")]
+    assert [json.loads(Path(place).read_text())["source"] for place in places] == [str(run), f"untrained {run}"]
+    assert all(Path(place).is_relative_to(run / "evaluations") for place in places)
+    again = said(*words)
+    assert again.count("was there already, computed before") == 2
+
+
+def test_results_go_where_they_are_told_each_source_apart(run: Path, tmp_path: Path) -> None:
+    checkpoint = next((run / "checkpoints").iterdir())
+    words = ("knn", str(run), str(checkpoint), "--data", "generated", "--out", str(tmp_path / "out"), "--set", "ks=[1]")
+    text = said(*words, *SMALL)
+    assert len(list((tmp_path / "out").glob("*/knn-generated-*/results.json"))) == 2
+    assert "the run's page" not in text
+
+
+def test_a_misspelt_evaluation_setting_or_set_is_answered_with_the_nearest(run: Path) -> None:
+    for words, message in (
+        (("lineer", str(run)), "no evaluation named 'lineer'. Did you mean 'linear'?"),
+        (("knn", str(run), "--data", "generated", "--set", "kss=[1]"), "kss: no such setting. Did you mean 'ks'?"),
+        (("knn", str(run), "--data", "genrated"), "Did you mean 'generated'?"),
+        (("knn", str(run)), "train: no data is given. Give --data"),
+        (("cost", "c2fmae-tinyy"), "no recipe named 'c2fmae-tinyy'. Did you mean 'c2fmae-tiny'?"),
+        (("attention", str(run), "--test", "there"), "this evaluation takes no --test"),
+    ):
+        with pytest.raises(UserError) as caught:
+            said(*words)
+        assert message in str(caught.value)
