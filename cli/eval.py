@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE…", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, an official file."
+        metavar="SOURCE", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, an official file."
     ),
 ]
 Data = Annotated[
@@ -111,7 +111,7 @@ for _name, _summary in HELP.items():
 
 @eval_.command()
 def cost(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE…", help="Runs, recipes, or any other backbone.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Runs, recipes, or any other backbone.")],
     out: Out = None,
     allow_missing: Missing = None,
     set_: Set = None,
