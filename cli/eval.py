@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 Sources = Annotated[
     list[str],
-    typer.Argument(
-        metavar="SOURCE", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, an official file."
-    ),
+    typer.Argument(metavar="SOURCE", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, an official file."),
 ]
 Data = Annotated[
     str | None,
