@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE
 
 FILE_NAME = "dataset.json"
@@ -30,16 +31,6 @@ class ClassInfo(Config):
     """Things can be counted (a car), stuff cannot (the sky)."""
     coco_id: int | None = None
     """COCO's own category id, which has holes."""
-
-
-class LabelInfo(Config):
-    """One class that a whole image can be of."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: Name
-    wnid: str | None = None
-    """WordNet id, the name of the class's folder in ImageNet."""
 
 
 class DatasetInfo(Config):

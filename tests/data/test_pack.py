@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
 from c2fmae.core.locks import locked
 from c2fmae.core.scene import Scene
 from c2fmae.data.decode import decode_ids, decode_photo
-from c2fmae.data.info import ClassInfo, DatasetInfo, LabelInfo
+from c2fmae.data.info import ClassInfo, DatasetInfo
 from c2fmae.data.mixed import MixedScenes
 from c2fmae.data.pack import PackConfig, PackReport, pack
 from c2fmae.data.sources import open_scenes
