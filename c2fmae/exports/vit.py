@@ -7,9 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.models.backbones import Backbone
+from c2fmae.models.backbones import Backbone, restricted
 from c2fmae.models.backbones.backbone import vit_of
-from c2fmae.models.embeddings import Embeddings
 from c2fmae.models.encoder import create_vit
 
 _POOLS = {"cls": "token", "mean": "avg"}
@@ -23,10 +22,7 @@ def rgb_alone(backbone: Backbone) -> Backbone:
             f"{report.source}: has not learned from photos: it takes {', '.join(spec.channels)}. "
             "Take: c2fmae export safetensors"
         )
-    spec = spec.model_copy(update={"channels": {"rgb": spec.channels["rgb"]}, "class_names": ()})
-    alone = Backbone(spec, Embeddings({"rgb": backbone.embeddings["rgb"]}), backbone.encoder, backbone.fc_norm).eval()
-    alone.report = report
-    return alone
+    return restricted(backbone, ("rgb",))
 
 
 def model_args(backbone: Backbone) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One interface for every downstream task: what a ViT says of photos, and of maps where it has learned from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -160,6 +160,21 @@ def wrap(vit: VisionTransformer, spec: BackboneSpec) -> Backbone:
     patch = {"patch_size": vit.patch_embed.patch_size[0]}  # whether or not it is that of the name
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=patch)})
     return Backbone(spec, embeddings_of(vit, spec.channels), encoder, vit.fc_norm).eval()
+
+
+def restricted(backbone: Backbone, names: Collection[str]) -> Backbone:
+    """Return the backbone without what it has learned of other granularities than these; its weights are shared."""
+    for name in names:
+        if name not in backbone.embeddings:
+            raise unknown_name("granularity of this backbone", name, backbone.granularities)
+    kept = [name for name in backbone.granularities if name in names]
+    class_names = backbone.spec.class_names if "semantic" in kept else ()
+    channels = {name: backbone.spec.channels[name] for name in kept}
+    spec = backbone.spec.model_copy(update={"channels": channels, "class_names": class_names})
+    embeddings = Embeddings({name: backbone.embeddings[name] for name in kept})
+    alone = Backbone(spec, embeddings, backbone.encoder, backbone.fc_norm).train(backbone.training)
+    alone.report = backbone.report
+    return alone
 
 
 def untrained(spec: BackboneSpec, seed: int = 0) -> Backbone:

@@ -1,0 +1,7 @@
+"""Classifiers: a backbone with a head, made anew for fine-tuning or loaded from anywhere."""
+
+from c2fmae.models.classifiers.build import classifier_of, classifier_on
+from c2fmae.models.classifiers.classifier import Classifier
+from c2fmae.models.classifiers.spec import ClassifierSpec
+
+__all__ = ["Classifier", "ClassifierSpec", "classifier_of", "classifier_on"]

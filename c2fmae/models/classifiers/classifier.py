@@ -1,0 +1,31 @@
+"""A backbone with a head: of photos, and of maps where it has learned from them, the logits of its labels."""
+
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from c2fmae.models.backbones import Backbone, LoadReport
+from c2fmae.models.backbones.backbone import Maps
+from c2fmae.models.classifiers.spec import ClassifierSpec
+
+
+class Classifier(nn.Module):
+    """A linear head on the one vector that a backbone makes of an image. It never hides anything."""
+
+    def __init__(self, spec: ClassifierSpec, backbone: Backbone, head: nn.Linear) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        self.head = head
+        self.report = LoadReport(source="made anew", loaded=())
+        """Where its weights are from."""
+
+    @property
+    def num_labels(self) -> int:
+        """How many logits it gives."""
+        return self.head.out_features
+
+    def forward(self, maps: Maps) -> Float[Tensor, "batch label"]:
+        """Return a logit for each label, of any of its granularities' maps."""
+        return cast(Tensor, self.head(self.backbone.pool(self.backbone.tokens(maps))))
