@@ -27,8 +27,7 @@ from c2fmae.core.seeding import seed_of
 from c2fmae.core.watching import Watch
 from c2fmae.core.world import World
 from c2fmae.eval.cost.timing import alternate
-from c2fmae.methods.task import PretrainingTask
-from c2fmae.pretrain import Experiment, batches_from, facts_of, set_up
+from c2fmae.pretrain import Pretraining, set_up
 from c2fmae.recipes.config import read_recipe
 
 GENERATED = [
@@ -43,14 +42,14 @@ GENERATED = [
 ]
 
 
-def experiment(recipe: str, *changes: str) -> tuple[Experiment, list[SceneBatch]]:
+def experiment(recipe: str, *changes: str) -> tuple[Pretraining, list[SceneBatch]]:
     """Set a run up, and take a few of its batches: making them is not what is measured."""
     it = set_up(read_recipe(recipe, [*GENERATED, *changes]), World())
-    stream = batches_from(it, 0)
-    return it, [next(stream) for _ in range(4)]
+    with it.batches(0) as stream:
+        return it, [next(stream) for _ in range(4)]
 
 
-def bare_step(it: Experiment, training: Training, batches: list[SceneBatch]) -> Callable[[], object]:
+def bare_step(it: Pretraining, training: Training, batches: list[SceneBatch]) -> Callable[[], object]:
     """Return a step as one would write it by hand: no counts over processes, no reports, no rows."""
     choose, number = cycle(batches), iter(range(10**9))
 
@@ -69,9 +68,9 @@ def bare_step(it: Experiment, training: Training, batches: list[SceneBatch]) -> 
     return step
 
 
-def loop_step(it: Experiment, training: Training, batches: list[SceneBatch], watch: Watch) -> Callable[[], Report]:
+def loop_step(it: Pretraining, training: Training, batches: list[SceneBatch], watch: Watch) -> Callable[[], Report]:
     """Return a step of the training loop, and all that a run does after it."""
-    loop = Loop(PretrainingTask(it.method, 0), it.config.training, it.plan, it.world)
+    loop = Loop(it.task, it.config.training, it.plan, it.world)
     reports = loop.steps(training, watch.timed(cycle(batches)), lambda: {"stop": 0, "save": 0, "broken": 0})
 
     def step() -> Report:
@@ -102,7 +101,7 @@ def stall(every: int = 50) -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         watch = Watch(RunFolder(Path(folder)), it.config.watching, it.plan, done=0, settings={}, is_quiet=False)
         step = loop_step(it, training, batches, watch)
-        with Saver(Path(folder) / "checkpoints", SavingConfig(), it.world, facts_of(it)) as saver:
+        with Saver(Path(folder) / "checkpoints", SavingConfig(), it.world, it.facts()) as saver:
             timed = [seconds_of(step) for _ in range(8)][2:]
             usual = median(timed)
             for number in ("first", "second", "third"):

@@ -2,17 +2,14 @@
 
 import logging
 import shutil
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from c2fmae.core.experiment import Experiment, room_for
 from c2fmae.core.loop import Loop, Training
 from c2fmae.core.watching import peak_memory
-from c2fmae.core.world import join_world
-from c2fmae.methods.task import PretrainingTask
-from c2fmae.pretrain import Experiment, PretrainConfig, batches_from, room_for, set_up
 
 WARM_UP, MEASURED = 2, 5
 """Steps: the first ones compile, allocate and wait for workers to start."""
@@ -20,21 +17,19 @@ WARM_UP, MEASURED = 2, 5
 log = logging.getLogger(__name__)
 
 
-def measure(config: PretrainConfig, out: Path) -> str:
+def measure(it: Experiment, out: Path) -> str:
     """Take a few steps of a run as it would be here and now, and say what all of it would take."""
-    with join_world(config.training.device) as world:
-        it = set_up(config, world)
-        training = Training.start(it.method.model, it.config.training)
-        loop = Loop(PretrainingTask(it.method, config.training.seed), it.config.training, it.plan, world)
-        steps, waits = [], []
-        with closing(batches_from(it, 0)) as batches:
-            before, waited = perf_counter(), 0.0
-            for _ in islice(loop.steps(training, batches), WARM_UP + MEASURED):
-                now = perf_counter()
-                steps.append(now - before)
-                waits.append(batches.seconds_waited - waited)
-                before, waited = now, batches.seconds_waited
-        return describe(it, training, steps[WARM_UP:] or steps, waits[WARM_UP:] or waits, out)
+    training = Training.start(it.model, it.settings.training)
+    loop = Loop(it.task, it.settings.training, it.plan, it.world)
+    steps, waits = [], []
+    with it.batches(0) as batches:
+        before, waited = perf_counter(), 0.0
+        for _ in islice(loop.steps(training, batches), WARM_UP + MEASURED):
+            now = perf_counter()
+            steps.append(now - before)
+            waits.append(batches.seconds_waited - waited)
+            before, waited = now, batches.seconds_waited
+    return describe(it, training, steps[WARM_UP:] or steps, waits[WARM_UP:] or waits, out)
 
 
 def describe(it: Experiment, training: Training, steps: list[float], waits: list[float], out: Path) -> str:
@@ -53,8 +48,7 @@ def describe(it: Experiment, training: Training, steps: list[float], waits: list
         f"GiB that are free in {there}",
     ]
     if wait > 0.1:
-        workers = it.config.data.workers
-        lines.append(f"it waits for data: try more workers than data.workers={workers}; packed data is the quickest")
+        lines.append("it waits for data: try more data.workers; packed data is the quickest")
     if plan.steps_per_epoch < 50:
         count = f"{plan.steps_per_epoch} step{'s' * (plan.steps_per_epoch > 1)}"
         lines.append(f"an epoch has only {count}: on so little data a smaller batch learns more")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.experiment import Outcome
 from c2fmae.core.pictures import save_png
 from c2fmae.core.run_folder import RunFolder
 from c2fmae.data import CentralView, Scenes, open_scenes
@@ -23,7 +24,7 @@ from c2fmae.eval.report import Picture, Table, Text, as_lines
 from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_showing, take_scenes
 from c2fmae.loading import LoadedRun, load_run
 from c2fmae.methods import build_method
-from c2fmae.pretrain import Outcome, PretrainConfig, pretrain, write_page
+from c2fmae.pretrain import PretrainConfig, pretrain, write_page
 
 log = logging.getLogger(__name__)
 

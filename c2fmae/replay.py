@@ -1,7 +1,7 @@
 """A step of a run once more, to see what was in it: its samples, its masks, its losses."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from c2fmae.core.loop import autocast
 from c2fmae.core.run_folder import RunFolder
 from c2fmae.core.world import alone
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.task import Part, PretrainingTask
-from c2fmae.pretrain import Experiment, PretrainConfig, batches_from, set_up
+from c2fmae.methods.task import Part
+from c2fmae.pretrain import PretrainConfig, Pretraining, set_up
 
 SHOWN = 5
 """Samples that are named: those with the largest losses."""
@@ -30,11 +30,10 @@ def replay(config: PretrainConfig, path: Path, step: int) -> str:
     if not 1 <= step <= it.plan.steps:
         raise UserError(f"--replay {step}: the run has steps 1 to {it.plan.steps}")
     weights_of = load_weights_before(it, RunFolder(path), step)
-    with closing(batches_from(it, step - 1)) as batches:
+    with it.batches(step - 1) as batches:
         batch = next(batches)
     progress = it.plan.progress(step - 1)
-    task = PretrainingTask(it.method, config.training.seed)
-    parts = task.split(batch, parts=it.plan.micro_batches, step=step - 1, progress=progress, world=it.world)
+    parts = it.task.split(batch, parts=it.plan.micro_batches, step=step - 1, progress=progress, world=it.world)
     lines = [f"step {step}: {len(batch)} samples, with the weights after step {weights_of}"]
     lines += ["  (the run's own were later ones)"] * (weights_of < step - 1)
     losses, culprits = look_through(it, parts)
@@ -50,7 +49,7 @@ def replay(config: PretrainConfig, path: Path, step: int) -> str:
     return "\n".join(lines)
 
 
-def load_weights_before(it: Experiment, run: RunFolder, step: int) -> int:
+def load_weights_before(it: Pretraining, run: RunFolder, step: int) -> int:
     """Load the newest whole checkpoint from before a step, if there is one, and return its step."""
     for path in reversed(checkpoints_in(run.checkpoints)):
         if (step_of(path) or 0) < step:
@@ -61,7 +60,7 @@ def load_weights_before(it: Experiment, run: RunFolder, step: int) -> int:
     return 0
 
 
-def look_through(it: Experiment, parts: list[Part]) -> tuple[dict[str, Tensor], list[str]]:
+def look_through(it: Pretraining, parts: list[Part]) -> tuple[dict[str, Tensor], list[str]]:
     """Return each sample's losses, and the modules whose outputs were the first that are not finite."""
     found: list[dict[str, Tensor]] = []
     with torch.no_grad(), first_not_finite(it.method.model) as culprits, autocast(it.config.training, it.world.device):

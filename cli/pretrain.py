@@ -54,9 +54,12 @@ def pretrain(
     is_run = (Path(recipe) / "config.yaml").is_file()
     folder = out or (Path(recipe) if is_run else Path("runs") / config.name)
     if dry_run:
+        from c2fmae.core.world import join_world
         from c2fmae.measure import measure
+        from c2fmae.pretrain import set_up
 
-        found = measure(config, folder)
+        with join_world(config.training.device) as world:
+            found = measure(set_up(config, world), folder)
         if is_first():
             print(f"{found}\nnext: the same command without --dry-run")
         return

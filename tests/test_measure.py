@@ -14,7 +14,7 @@ CONFIG = read_recipe("c2fmae-debug", ["data.options={size: 64, length: 16, diffi
 
 def test_it_says_length_time_memory_and_disk_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    lines = measure(CONFIG, out).splitlines()
+    lines = measure(set_up(CONFIG, World()), out).splitlines()
     assert lines[0].startswith("20 steps (10 epochs of 2), 2 of warm-up; batch 8 = 1 process × 8; ")
     assert lines[1].startswith("a step takes ")
     assert lines[2].startswith("the whole run takes about ")
@@ -31,6 +31,6 @@ def test_its_sums_are_those_of_the_steps_that_were_taken(tmp_path: Path) -> None
     assert isinstance(it.plan, Plan)
     assert lines[1] == "a step takes 2 s (1 to 3), 4 samples/s, 25% of it waiting for data"
     assert lines[2] == "the whole run takes about 40 seconds, without held-out losses and pictures"
-    assert lines[5] == "it waits for data: try more workers than data.workers=0; packed data is the quickest"
+    assert lines[5] == "it waits for data: try more data.workers; packed data is the quickest"
     weights = sum(parameter.numel() for parameter in it.method.model.parameters())
     assert lines[4].startswith(f"checkpoints take {weights * 4 * 3 * 3 / 2**30:.2g} GiB of the ")

@@ -9,8 +9,7 @@ import torch
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import RunFolder, read_rows
 from c2fmae.core.world import World
-from c2fmae.methods.task import PretrainingTask
-from c2fmae.pretrain import batches_from, pretrain, set_up
+from c2fmae.pretrain import pretrain, set_up
 from c2fmae.recipes.config import RecipeConfig, read_recipe
 from c2fmae.replay import look_through, replay
 
@@ -56,9 +55,8 @@ def test_weights_that_are_not_the_steps_own_are_said_to_be_others(run: Path) -> 
 
 def test_the_first_module_that_is_not_finite_is_named_and_so_is_the_sample() -> None:
     it = set_up(CONFIG, World())
-    (part,) = PretrainingTask(it.method, 0).split(
-        next(batches_from(it, 0)), parts=1, step=0, progress=0.0, world=it.world
-    )
+    with it.batches(0) as batches:
+        (part,) = it.task.split(next(batches), parts=1, step=0, progress=0.0, world=it.world)
     with torch.no_grad():
         it.method.model.get_submodule("heads.instance").weight.fill_(torch.nan)  # type: ignore[operator]
     losses, culprits = look_through(it, [part])

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from c2fmae.core.ema import average_of, follow
 from c2fmae.core.errors import UserError
-from c2fmae.core.optimiser import adamw, moments, parameter_groups, restore_moments, set_rate
+from c2fmae.core.optimiser import TRUNK, adamw, moments, parameter_groups, restore_moments, set_rate
 from c2fmae.core.seeding import seed_of
 from c2fmae.core.sharding import gather, norm_of, part_like
 from c2fmae.core.training import Plan, TrainingConfig
@@ -81,9 +81,7 @@ class Training:
     @classmethod
     def start(cls, model: nn.Module, config: TrainingConfig) -> "Training":
         """Return a training that has not begun."""
-        groups = parameter_groups(
-            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay, trunk="encoder."
-        )
+        groups = parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay, trunk=TRUNK)
         average = average_of(model) if config.ema is not None else None
         return cls(model, adamw(groups, betas=config.betas), average)
 

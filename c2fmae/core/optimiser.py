@@ -9,17 +9,21 @@ from torch import Tensor, nn
 
 from c2fmae.core.sharding import part_like
 
+TRUNK = ("embeddings.", "encoder.", "backbone.")
+"""Where models keep their ViT, with what embeds for it."""
+
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, trunk: str = ""
+    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, trunk: tuple[str, ...] = ("",)
 ) -> list[dict[str, Any]]:
     """Group parameters by weight decay and share of the learning rate; each group has a name and its parameters' names.
 
     Matrices of linear maps and convolutions decay; biases, norms, tokens and embeddings do not. With `layer_decay`,
-    the parameters under the prefix `trunk` learn slower the deeper they lie: block i of L by layer_decay^(L - i), what
-    comes before the blocks by layer_decay^(L + 1). What comes after them, or is outside the trunk, learns at full rate.
+    the parameters under the prefixes `trunk` learn slower the deeper they lie: block i of L by layer_decay^(L - i),
+    what comes before the blocks, embeddings and tokens, by layer_decay^(L + 1). What comes after them, or is outside
+    the trunk, learns at full rate.
     """
     decaying = {
         id(module.weight)
@@ -89,7 +93,7 @@ def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Para
         yield from zip(group["names"], group["params"], strict=True)
 
 
-def _names(model: nn.Module, trunk: str) -> Iterable[str]:
+def _names(model: nn.Module, trunk: tuple[str, ...]) -> Iterable[str]:
     return (name for name, _ in model.named_parameters() if name.startswith(trunk))
 
 

@@ -7,10 +7,11 @@ from pydantic import Field
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
+from c2fmae.core.training import Plan
 from c2fmae.data.canonical import Overflow
 from c2fmae.data.kept import KeptScenes
-from c2fmae.data.loader import Loader
-from c2fmae.data.sampler import Sampler
+from c2fmae.data.loader import BatchStream, Loader
+from c2fmae.data.sampler import Position, Sampler
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import CentralView, RandomView
@@ -77,6 +78,30 @@ class DataConfig(Config):
             max_broken=self.max_broken,
             pin=pin,
         )
+
+    def training_batches(
+        self, scenes: Scenes, plan: Plan, step: int, *, seed: int, rank: int, pin: bool, **target: Any
+    ) -> BatchStream:
+        """Return a process's batches from a step of a plan on: where they are in the data is a function of the step."""
+        sampler = Sampler(
+            num_samples=len(scenes),
+            batch_size=plan.batch_size,
+            seed=seed,
+            repeats=self.repeats,
+            rank=rank,
+            world_size=plan.batch_size // plan.each,
+        )
+        epochs = -(-plan.steps // plan.steps_per_epoch)
+        loader = self.training_loader(scenes, sampler, pin=pin, **target)
+        return loader.batches(epochs, Position(*divmod(step, plan.steps_per_epoch)))
+
+    def refuse_broken(self, count: int, total: int) -> None:
+        """End a run where more samples are broken, over all processes, than may be skipped."""
+        if count > self.max_broken * total:
+            raise UserError(
+                f"{count} of {total} samples are broken, more than the {self.max_broken:.2%} that may be skipped "
+                "(data.max_broken). List them with `c2fmae data check`"
+            )
 
     def held_out_view(self, **target: Any) -> CentralView:
         """Return what cuts held-out scenes."""

@@ -9,7 +9,7 @@ from torch.multiprocessing.spawn import spawn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import Loop, Report, Training, autocast
-from c2fmae.core.optimiser import parameter_groups
+from c2fmae.core.optimiser import TRUNK, parameter_groups
 from c2fmae.core.seeding import seed_of
 from c2fmae.core.training import TrainingConfig, plan_of
 from c2fmae.core.world import World
@@ -151,7 +151,7 @@ def test_steps_are_what_a_loop_written_out_by_hand_takes(method: str, average: s
     reports, tensors = case.run(layer_decay=0.5)
     built = case.build()
     model = built.model
-    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk="encoder.")
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK)
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
     slow = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for step, batch in enumerate(batches()):

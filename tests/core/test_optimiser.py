@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
-from c2fmae.core.optimiser import adamw, moments, parameter_groups, restore_moments, set_rate
+from c2fmae.core.optimiser import TRUNK, adamw, moments, parameter_groups, restore_moments, set_rate
 from tests.methods.scenes import tiny
 
 SMALL = ["encoder.depth=2", "encoder.num_heads=2", "encoder.dim=16", "decoder.dim=16", "decoder.num_heads=2"]
@@ -41,7 +41,7 @@ GOLDEN = {
 }
 """Every parameter of a tiny model, and whether it decays."""
 
-SHARES = {"encoder.blocks.1.": 0.5, "encoder.blocks.0.": 0.25, "encoder.cls": 0.125}
+SHARES = {"encoder.blocks.1.": 0.5, "encoder.blocks.0.": 0.25, "encoder.cls": 0.125, "embeddings.": 0.125}
 """Of the learning rate with a layer decay of a half; everything else has all of it."""
 
 
@@ -64,11 +64,11 @@ def test_which_parameters_decay() -> None:
 
 def test_how_fast_parameters_learn_with_layer_decay() -> None:
     model = tiny("c2fmae", *SMALL).model
-    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk="encoder.")
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK)
     shares = {name: next((s for start, s in SHARES.items() if name.startswith(start)), 1.0) for name in golden()}
     assert table(groups) == {name: (0.05 if decays else 0.0, shares[name]) for name, decays in golden().items()}
     assert {group["name"] for group in groups} == {
-        *("layer 0, not decayed", "layer 1, decayed", "layer 1, not decayed", "layer 2, decayed"),
+        *("layer 0, decayed", "layer 0, not decayed", "layer 1, decayed", "layer 1, not decayed", "layer 2, decayed"),
         *("layer 2, not decayed", "layer 3, decayed", "layer 3, not decayed"),
     }
 
@@ -76,7 +76,7 @@ def test_how_fast_parameters_learn_with_layer_decay() -> None:
 @pytest.mark.parametrize("layer_decay", [1.0, 0.65])
 def test_a_group_names_its_parameters_in_order_and_each_is_in_one(layer_decay: float) -> None:
     model = tiny("c2fmae", *SMALL).model
-    groups = parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay, trunk="encoder.")
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay, trunk=TRUNK)
     named = dict(model.named_parameters())
     assert sorted(name for group in groups for name in group["names"]) == sorted(named)
     for group in groups:
@@ -107,11 +107,12 @@ def test_rates_and_decays_are_timms_but_for_the_last_norm() -> None:
 
 def test_the_rate_that_is_set_is_shared_out() -> None:
     model = tiny("c2fmae", *SMALL).model
-    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk="encoder.")
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK)
     optimiser = adamw(groups, betas=(0.9, 0.95))
     for rate in (1e-3, 0.0, 2e-3):
         set_rate(optimiser, rate)
         assert {group["name"]: group["lr"] for group in optimiser.param_groups} == {
+            "layer 0, decayed": rate / 8,
             "layer 0, not decayed": rate / 8,
             "layer 1, decayed": rate / 4,
             "layer 1, not decayed": rate / 4,
