@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_whole
 from c2fmae.core.locks import locked
@@ -108,10 +108,14 @@ def open_run(path: Path) -> Iterator[RunFolder]:
 
 
 def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
-    """Return the checkpoint that a path means: a run's newest whole one, that of a step, or the path's own."""
-    if not (path / "config.yaml").exists():
+    """Return the checkpoint that a path means: its own; of a run or a folder of checkpoints, the newest whole one.
+
+    Of these, `step` chooses another.
+    """
+    is_run = (path / "config.yaml").exists()
+    if not is_run and not checkpoints_in(path):
         return load_checkpoint(path)
-    folder = RunFolder(path).checkpoints
+    folder = RunFolder(path).checkpoints if is_run else path
     if step is not None:
         return load_checkpoint(folder / f"step-{step:08d}")
     found, refused = newest_checkpoint(folder)

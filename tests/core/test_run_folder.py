@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_whole
-from c2fmae.core.run_folder import Rows, RunFolder, check_room, cut_rows, differences, open_run, read_rows
+from c2fmae.core.run_folder import (
+    Rows,
+    RunFolder,
+    check_room,
+    cut_rows,
+    differences,
+    find_checkpoint,
+    open_run,
+    read_rows,
+)
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 SETTINGS = st.recursive(
@@ -239,6 +250,27 @@ def test_room_is_looked_up_where_the_folder_will_be(tmp_path: Path) -> None:
     check_room(tmp_path / "not" / "yet" / "there", needed=1)
     with pytest.raises(UserError, match=r"^run: 1000000000.0 GB are needed"):
         check_room(Path("run"), needed=10**18)
+
+
+def test_a_run_a_folder_of_checkpoints_and_a_checkpoint_mean_a_checkpoint(tmp_path: Path) -> None:
+    for folder, steps in {"checkpoints": (5, 10), "best": (3, 7)}.items():
+        for step in steps:
+            save_checkpoint(tmp_path / folder, Checkpoint(step, {"model/a": torch.ones(1)}, {}))
+    (tmp_path / "config.yaml").touch()
+    assert [find_checkpoint(tmp_path, step).step for step in (None, 5)] == [10, 5]
+    assert [find_checkpoint(tmp_path / "best", step).step for step in (None, 3)] == [7, 3]
+    assert find_checkpoint(tmp_path / "best" / "step-00000003").step == 3
+    (tmp_path / "best" / "step-00000007" / "tensors.safetensors").write_bytes(b"torn")
+    assert find_checkpoint(tmp_path / "best").step == 3
+    with pytest.raises(UserError, match="step-00000005: is missing. Restore it, or use another checkpoint"):
+        find_checkpoint(tmp_path / "best", 5)
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError) as caught:
+        find_checkpoint(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: has no whole checkpoint yet"
 
 
 def test_differences_are_listed_by_path_in_the_order_of_their_appearance() -> None:

@@ -1,8 +1,10 @@
 """From tensors under timm's names, or ours, to a backbone that has them."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -17,7 +19,9 @@ from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.initialise import initialise
 from c2fmae.models.positions import sincos_positions
 
-_HEADS = ("head.", "head_dist.", "attn_pool.", "decoder_", "mask_token")
+HEAD = "head."
+"""Before the names of a classifier's head."""
+_HEADS = (HEAD, "head_dist.", "attn_pool.", "decoder_", "mask_token")
 _POSITION_STD = 0.02  # of tables that are drawn anew, as timm draws them
 _SAME = 1e-4  # between tables of positions that were computed in other precisions
 
@@ -38,14 +42,16 @@ class Found:
     resized: Mapping[str, str] = field(default_factory=dict)
     """What came out of reading it in another size."""
     notes: Sequence[str] = ()
+    classifier: Mapping[str, Any] = field(default_factory=dict)
+    """What it says of its classifier, whose head is among the tensors: `labels` and `crop`."""
+    pools_alike: bool = True
+    """Whether its head reads what a backbone makes of its tokens."""
 
 
 def from_timm_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone:
     """Make a backbone of a plain ViT's tensors under timm's names; those of heads and decoders are left aside."""
-    tensors, left, notes = dict(found.tensors), dict(found.left), list(found.notes)
-    for name in [name for name in tensors if name.startswith(_HEADS)]:
-        left[name.partition(".")[0]] = left.get(name.partition(".")[0], 0) + 1
-        del tensors[name]
+    tensors, left = _without(_HEADS, found)
+    notes = list(found.notes)
     spec = found.spec
     vit = vit_of(spec)
     del vit.attn_pool  # a head too
@@ -70,7 +76,8 @@ def from_timm_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone
 def from_our_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone:
     """Make a backbone of tensors under our names, `embeddings.…`, `encoder.…`; without a norm it gets a new one."""
     vit = vit_of(found.spec)
-    backbone, tensors, notes = wrap(vit, found.spec), dict(found.tensors), list(found.notes)
+    tensors, left = _without((HEAD,), found)
+    backbone, notes = wrap(vit, found.spec), list(found.notes)
     if not found.spec.encoder.has_norm and not found.spec.has_fc_norm and "encoder.norm.weight" not in tensors:
         norm = {f"encoder.norm.{name}": each for name, each in backbone.encoder.norm.state_dict().items()}
         tensors |= norm
@@ -88,7 +95,7 @@ def from_our_names(found: Found, allow_missing: Sequence[str] = ()) -> Backbone:
         loaded=[name for name in loaded if name not in norm],
         missing=missing,
         unexpected=unexpected,
-        left=found.left,
+        left=left,
         resized=resized,
         notes=notes,
     )
@@ -109,6 +116,13 @@ def are_sincos(places: Tensor, grid: Grid) -> bool:
         return False
     same = max(_SAME, torch.finfo(places.dtype).eps)
     return bool(((places.float() - sincos_positions(grid, places.shape[1])).abs() < same).all())
+
+
+def _without(prefixes: tuple[str, ...], found: Found) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Return the tensors without those that are left aside, and how many of each part are."""
+    aside = Counter(name.partition(".")[0] for name in found.tensors if name.startswith(prefixes))
+    tensors = {name: each for name, each in found.tensors.items() if not name.startswith(prefixes)}
+    return tensors, dict(Counter(found.left) + aside)
 
 
 def _load(

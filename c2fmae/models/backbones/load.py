@@ -16,7 +16,7 @@ from c2fmae.models.backbones.of_hugging_face import read_config, read_hugging_fa
 from c2fmae.models.backbones.of_mae import read_mae
 from c2fmae.models.backbones.of_multimae import MARK as MULTIMAE
 from c2fmae.models.backbones.of_multimae import read_multimae
-from c2fmae.models.backbones.of_run import read_run
+from c2fmae.models.backbones.of_run import is_run, read_run
 from c2fmae.models.backbones.of_timm import TIMM, read_timm
 from c2fmae.models.backbones.of_timm_folder import read_timm_folder
 
@@ -49,11 +49,19 @@ def load_backbone(
     if image_size is not None and min(image_size) < 1:
         size = f"{image_size[0]}×{image_size[1]}"
         raise UserError(f"{source}: no photos are of {size}. Give their height and width with image_size")
-    make, found = _read(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
-    _check_size(image_size, found)
+    make, found = read_source(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
     backbone = make(found, allow_missing)
     log.info("%s", backbone.report)
     return backbone
+
+
+def read_source(
+    source: str, *, step: int | None, average: bool, image_size: tuple[int, int] | None, num_heads: int | None
+) -> tuple[Make, Found]:
+    """Return what a source holds, and what makes a backbone of it."""
+    make, found = _read(source, step=step, average=average, image_size=image_size, num_heads=num_heads)
+    _check_size(image_size, found)
+    return make, found
 
 
 def _read(
@@ -64,7 +72,7 @@ def _read(
     path = Path(source)
     if not path.exists():
         raise UserError(f"{source}: does not exist. Give {SOURCES}")
-    if (path / "config.yaml").exists() or (path / "checkpoint.json").exists():
+    if is_run(path):
         return from_our_names, _at(image_size, read_run(path, step=step, average=average))
     if (path / "config.json").exists():
         config = read_config(path)

@@ -17,24 +17,26 @@ from c2fmae.models.backbones.backbone import vit_of, wrap
 from c2fmae.models.backbones.config_file import read_json
 from c2fmae.models.backbones.spec import BackboneSpec
 
-BACKBONE, AUTOENCODER = "c2fmae-backbone", "c2fmae-autoencoder"
+BACKBONE, AUTOENCODER, CLASSIFIER = "c2fmae-backbone", "c2fmae-autoencoder", "c2fmae-classifier"
 VERSION = 1
 """Of the config. Whoever changes it reads the old one too."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-_PARTS = ("embeddings", "encoder", "fc_norm")
+_PARTS = ("embeddings", "encoder", "fc_norm", "head")
 _COMPUTED = 1 << 24  # numbers that a model may have and its file not: positions that are computed
 
 
 class ExportConfig(Config):
     """What an exported folder is."""
 
-    format: Literal["c2fmae-backbone", "c2fmae-autoencoder"] = "c2fmae-backbone"
+    format: Literal["c2fmae-backbone", "c2fmae-autoencoder", "c2fmae-classifier"] = "c2fmae-backbone"
     version: int = VERSION
     made_by: str = f"c2fmae {__version__}"
     spec: BackboneSpec
     method: dict[str, Any] | None = None
     """Of an autoencoder: what it is trained by, from which it is built again."""
+    classifier: dict[str, Any] | None = None
+    """Of a classifier: its labels and crop."""
 
 
 def read_export(path: Path) -> Found:
@@ -46,14 +48,15 @@ def read_export(path: Path) -> Found:
     notes = [f"exported by {config.made_by}"]
     if not config.spec.encoder.has_norm and not config.spec.has_fc_norm and "encoder.norm.weight" in ours:
         notes.append("its training had no norm behind the last block: it carries one of scale 1 and shift 0")
-    return Found(source=str(path), spec=config.spec, tensors=ours, left=left, notes=notes)
+    classifier = config.classifier or {}
+    return Found(source=str(path), spec=config.spec, tensors=ours, left=left, notes=notes, classifier=classifier)
 
 
 def read_folder(path: Path) -> tuple[ExportConfig, dict[str, Tensor]]:
     """Return the config of an exported folder, and its tensors."""
     file = path / CONFIG
     values = read_json(file)
-    if values.get("format") not in (BACKBONE, AUTOENCODER):
+    if values.get("format") not in (BACKBONE, AUTOENCODER, CLASSIFIER):
         raise UserError(f"{file}: is not of an export of c2fmae: its format is {str(values.get('format'))[:40]!r}")
     version = values.get("version")
     if isinstance(version, int) and version > VERSION:

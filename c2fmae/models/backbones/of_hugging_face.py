@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
 from c2fmae.core.weight_file import open_weights
-from c2fmae.models.backbones.assemble import Found
+from c2fmae.models.backbones.assemble import HEAD, Found
 from c2fmae.models.backbones.config_file import read_json
 from c2fmae.models.backbones.inferred import depth_of, encoder_of, patch_of, statistics
 from c2fmae.models.backbones.spec import BackboneSpec
@@ -26,7 +27,7 @@ _REFUSED = {
     "resnet": "is a convolutional network",
 }
 
-_LEFT = ("pooler.", "classifier.", "lm_head.", "embeddings.mask_token", "decoder.")
+_LEFT = ("pooler.", "lm_head.", "embeddings.mask_token", "decoder.")
 
 _WORDS = (
     (r"^decoder\.decoder_(?:layers|encoder\.layer)\.", "decoder_blocks."),
@@ -36,6 +37,7 @@ _WORDS = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^(?:encoder\.layer|layers)\.", "blocks."),
     (r"^layernorm\.", "norm."),
+    (r"^classifier\.", HEAD),
     (r"\.attention\.(?:attention\.(query|key|value)|([qkv])_proj)\.", lambda m: f".attn.{(m[1] or m[2])[0]}."),
     (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.layernorm_before\.", ".norm1."),
@@ -45,8 +47,11 @@ _WORDS = (
 )
 """Its names, those of older versions too, in the words of timm, and of MAE for the decoder."""
 
-POOL = "c2fmae_pool"
-"""Where our exports say how a photo's tokens become one vector, for which transformers has no word."""
+POOL, CROP = "c2fmae_pool", "c2fmae_crop"
+"""Where our exports say how a photo's tokens become one vector, and how much of a photo a classifier is shown: for
+these transformers has no word."""
+NUMBERED = "LABEL_{}"
+"""What it calls a class that nobody named."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -89,14 +94,39 @@ def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> Found:
             "encoder": encoder,
             "image_size": size,
             "channels": {"rgb": channels},
-            "pool": config.get(POOL, "mean" if kind == "vit_mae" else "cls"),
+            "pool": _pool(config, tensors),
             **values,
         },
         source=str(folder),
     )
     return Found(
-        source=str(folder), spec=spec, tensors=tensors, table_size=size, left=left, notes=[*weights.notes, *notes]
+        source=str(folder),
+        spec=spec,
+        tensors=tensors,
+        table_size=size,
+        left=left,
+        notes=[*weights.notes, *notes],
+        classifier={"crop": config.get(CROP, 1.0), "labels": _labels(folder, config)},
     )
+
+
+def _pool(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    if f"{HEAD}weight" in tensors:  # its classifiers read the global token, whatever they began with was read by
+        return "cls"
+    return str(config.get(POOL, "mean" if config["model_type"] == "vit_mae" else "cls"))
+
+
+def _labels(folder: Path, config: Mapping[str, Any]) -> list[LabelInfo | None] | None:
+    """Return what the classes are called, by logit; what is only numbered has no name."""
+    told = config.get("id2label")
+    if told is None:
+        return None
+    try:
+        names = {int(index): str(name) for index, name in told.items()}
+        in_order = [names[index] for index in range(len(names))]
+    except (AttributeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'}: id2label: expected a name for each of 0, 1, 2, …") from error
+    return [None if name == NUMBERED.format(index) else LabelInfo(name=name) for index, name in enumerate(in_order)]
 
 
 def _renamed(theirs: Mapping[str, Tensor], *, keeps_decoder: bool) -> tuple[dict[str, Tensor], Counter[str]]:

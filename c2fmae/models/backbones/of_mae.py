@@ -76,4 +76,4 @@ def read_mae(
         },
         source=source,
     )
-    return Found(source=source, spec=spec, tensors=tensors, notes=[*weights.notes, *notes])
+    return Found(source=source, spec=spec, tensors=tensors, notes=[*weights.notes, *notes], classifier={"crop": 0.875})

@@ -1,15 +1,23 @@
-"""The encoder of a run, or of one of its checkpoints."""
+"""The encoder of a run, or of one of its checkpoints; of a fine-tuned one the head too."""
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from c2fmae.core.checkpoint import checkpoints_in
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import find_checkpoint
 from c2fmae.core.scene import GRANULARITIES
 from c2fmae.models.backbones.assemble import Found
 from c2fmae.models.backbones.spec import BackboneSpec
+
+_PARTS = ("embeddings", "encoder", "fc_norm", "head")
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a path is a run's folder, one of its folders of checkpoints, or a checkpoint."""
+    return (path / "config.yaml").exists() or (path / "checkpoint.json").exists() or bool(checkpoints_in(path))
 
 
 def read_run(path: Path, *, step: int | None = None, average: bool = False) -> Found:
@@ -23,13 +31,19 @@ def read_run(path: Path, *, step: int | None = None, average: bool = False) -> F
             raise UserError(f"{path}: holds no average of weights: it was trained without training.ema")
         tensors |= averaged
         notes = [f"{notes[0]}, the average of the weights"]
+    tensors = {name.removeprefix("backbone."): each for name, each in tensors.items()}  # of a classifier's
     parts = {name: name.split(".")[0] for name in tensors}
-    ours = {name: each for name, each in tensors.items() if parts[name] in ("embeddings", "encoder")}
+    ours = {name: each for name, each in tensors.items() if parts[name] in _PARTS}
     left = Counter(part for name, part in parts.items() if name not in ours)
-    return Found(source=str(path), spec=_spec_of(checkpoint.facts, path), tensors=ours, left=left, notes=notes)
+    spec, told = _spec_of(checkpoint.facts, path)
+    return Found(source=str(path), spec=spec, tensors=ours, left=left, notes=notes, classifier=told)
 
 
-def _spec_of(facts: Mapping[str, Any], path: Path) -> BackboneSpec:
+def _spec_of(facts: Mapping[str, Any], path: Path) -> tuple[BackboneSpec, Mapping[str, Any]]:
+    """Return what the encoder is, and of a fine-tuned run what its classes are."""
+    if classifier := facts.get("classifier"):
+        told = {word: each for word, each in classifier.items() if word != "backbone"}
+        return BackboneSpec.read(classifier["backbone"], source=str(path)), told
     try:
         method, normalisation = facts["config"]["method"], facts["normalisation"]
         channels = {
@@ -40,6 +54,5 @@ def _spec_of(facts: Mapping[str, Any], path: Path) -> BackboneSpec:
         raise UserError(
             f"{path}: does not say what its model is: {error} is missing. Take a run's checkpoint"
         ) from error
-    return BackboneSpec.read(
-        {**values, **normalisation, "channels": channels, "class_names": facts.get("classes", ())}, source=str(path)
-    )
+    values |= {**normalisation, "channels": channels, "class_names": facts.get("classes", ())}
+    return BackboneSpec.read(values, source=str(path)), {}

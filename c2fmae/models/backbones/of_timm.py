@@ -1,5 +1,6 @@
 """A plain ViT of timm by name, with weights from a file or as timm fetches them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
 from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found
 from c2fmae.models.backbones.spec import BackboneSpec, Pool
@@ -16,6 +18,7 @@ from c2fmae.models.encoder import create_vit
 
 TIMM = "timm:"
 
+_WNID = re.compile(r"n\d{8}")
 _POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean"}
 
 
@@ -23,21 +26,27 @@ def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> Found:
     """Return the weights of `timm:NAME@FILE`, or of `timm:NAME`, which timm fetches."""
     name, _, file = source.removeprefix(TIMM).partition("@")
     vit = create_vit(name, image_size=image_size, fc_norm=None)
+    config: Any = vit.pretrained_cfg
     spec = spec_of(vit, name)
     notes = other_pooling(vit, spec)
+    labels = labels_of(config.get("label_names"), config.get("label_descriptions"))
+    head: dict[str, Any] = {
+        "classifier": {"crop": config["crop_pct"], "labels": labels},
+        "pools_alike": pools_alike(vit),
+    }
     if file:
         weights = open_weights(file)
         tensors, resized = _in_timms_words(file, weights.tensors, vit)
         spec = with_its_norm(spec, tensors)
-        return Found(source=source, spec=spec, tensors=tensors, resized=resized, notes=[*weights.notes, *notes])
+        return Found(source=source, spec=spec, tensors=tensors, resized=resized, notes=[*weights.notes, *notes], **head)
     try:
-        donor = timm.create_model(name, pretrained=True, num_classes=0)
+        donor = timm.create_model(name, pretrained=True)
     except Exception as error:  # a download can fail in a hundred ways
         raise UserError(
             f"{source}: cannot be fetched: {' '.join(str(error).split())}. With a file of its weights at hand, "
             f"give timm:{name}@FILE"
         ) from error
-    return Found(source=source, spec=spec, tensors=donor.state_dict(), notes=notes)
+    return Found(source=source, spec=spec, tensors=donor.state_dict(), notes=notes, **head)
 
 
 def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
@@ -58,6 +67,27 @@ def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
 def pools_alike(vit: VisionTransformer) -> bool:
     """Return whether timm pools by the global token or by the mean of patches, as a backbone does."""
     return vit.global_pool == "token" or (vit.global_pool == "avg" and not vit.pool_include_prefix)
+
+
+def labels_of(
+    names: Sequence[str] | Mapping[Any, str] | None, descriptions: Mapping[str, str] | None
+) -> list[LabelInfo | None] | None:
+    """Return what timm's label names mean, by logit; ImageNet's are WordNet ids, and descriptions say what of.
+
+    >>> [label.wnid for label in labels_of(["n01440764", "cat"], {"n01440764": "tench"})]
+    ['n01440764', None]
+    """
+    if not names:
+        return None
+    by_index = (
+        {int(index): name for index, name in names.items()} if isinstance(names, Mapping) else dict(enumerate(names))
+    )
+    told = [by_index.get(index) for index in range(max(by_index) + 1)]
+    return [_label(name, (descriptions or {}).get(name, name)) if name else None for name in told]
+
+
+def _label(name: str, description: str) -> LabelInfo:
+    return LabelInfo(name=description, wnid=name if _WNID.fullmatch(name) else None)
 
 
 def other_pooling(vit: VisionTransformer, spec: BackboneSpec) -> list[str]:

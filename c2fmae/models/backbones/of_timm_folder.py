@@ -13,7 +13,7 @@ from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found
 from c2fmae.models.backbones.backbone import vit_of
 from c2fmae.models.backbones.of_export import CONFIG, check_size
-from c2fmae.models.backbones.of_timm import other_pooling, spec_of, with_its_norm
+from c2fmae.models.backbones.of_timm import labels_of, other_pooling, pools_alike, spec_of, with_its_norm
 from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.encoder import create_vit
 
@@ -49,6 +49,7 @@ class TimmData(Config):
     input_size: tuple[Count, Count, Count] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    crop_pct: Annotated[float, Field(gt=0)] | None = None
 
 
 class TimmFolder(Config):
@@ -59,6 +60,8 @@ class TimmFolder(Config):
     """Of the ViT that was saved; what model_args say of it counts more."""
     model_args: TimmArgs = TimmArgs()
     pretrained_cfg: TimmData = TimmData()
+    label_names: tuple[str, ...] | dict[Annotated[int, Field(ge=0)], str] | None = None
+    label_descriptions: dict[str, str] | None = None
 
 
 def read_timm_folder(folder: Path, config: Mapping[str, Any]) -> Found:
@@ -75,7 +78,16 @@ def read_timm_folder(folder: Path, config: Mapping[str, Any]) -> Found:
         spec = with_its_norm(spec, weights.tensors)
     check_size(folder, lambda: [vit_of(spec)], spec.encoder.depth, weights.tensors)
     notes = [*weights.notes, *other_pooling(named, spec)]
-    return Found(source=str(folder), spec=spec, tensors=weights.tensors, notes=notes)
+    usual: Any = named.pretrained_cfg
+    labels = labels_of(read.label_names, read.label_descriptions)
+    return Found(
+        source=str(folder),
+        spec=spec,
+        tensors=weights.tensors,
+        notes=notes,
+        classifier={"crop": read.pretrained_cfg.crop_pct or usual["crop_pct"], "labels": labels},
+        pools_alike=pools_alike(named),
+    )
 
 
 def _spec_of(named: VisionTransformer, read: TimmFolder, source: str) -> BackboneSpec:

@@ -54,7 +54,7 @@ def photos(height: int = 64, width: int = 64, channels: int = 3) -> Tensor:
 
 LEFT = {
     "ViTModel": {"pooler": 2},
-    "ViTForImageClassification": {"classifier": 2},
+    "ViTForImageClassification": {"head": 2},
     "ViTMAEModel": {},
     "ViTMAEForPreTraining": {
         "mask_token": 1, "decoder_pos_embed": 1, "decoder_embed": 2, "decoder_blocks": 12, "decoder_norm": 2,

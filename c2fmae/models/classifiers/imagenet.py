@@ -1,0 +1,35 @@
+"""The thousand classes of ImageNet, in the order in which everybody's logits have them."""
+
+from collections.abc import Sequence
+from functools import cache
+
+from timm.data.imagenet_info import ImageNetInfo
+
+from c2fmae.core.labels import LabelInfo
+
+_ALIKE = 0.95  # of the names; lists of them differ in a few words
+
+
+@cache
+def imagenet_labels() -> tuple[LabelInfo, ...]:
+    """Return ImageNet's classes, by logit, with their WordNet ids.
+
+    >>> imagenet_labels()[1].wnid, imagenet_labels()[1].name
+    ('n01443537', 'goldfish, Carassius auratus')
+    """
+    names = ImageNetInfo().label_descriptions(as_dict=True)
+    assert isinstance(names, dict)
+    return tuple(LabelInfo(name=name, wnid=wnid) for wnid, name in names.items())
+
+
+def are_imagenets(labels: Sequence[LabelInfo | None]) -> bool:
+    """Return whether labels are ImageNet's, in its order, whose ids nobody says: whether their first names are."""
+    known = imagenet_labels()
+    if len(labels) != len(known) or any(label and label.wnid for label in labels):
+        return False
+    pairs = zip(labels, known, strict=True)
+    return sum(bool(told) and _first(told) == _first(ours) for told, ours in pairs) >= _ALIKE * len(known)
+
+
+def _first(label: LabelInfo | None) -> str:
+    return label.name.partition(",")[0].strip().lower() if label else ""

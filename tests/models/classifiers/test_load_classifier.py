@@ -1,0 +1,262 @@
+"""Classifiers from anywhere: the logits of whoever they are from, and what their classes are."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
+from c2fmae.models.backbones import load_backbone
+from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
+from tests.exports.sources import backbone_of
+from tests.exports.sources import saved as pretrained
+from tests.methods.scenes import rough
+from tests.models.backbones.official import linear, mae_tokens, mae_weights, norm
+from tests.models.backbones.test_load_hugging_face import vit as transformers_vit
+from tests.models.classifiers.tuned import classifier_of_noise, fine_tuned
+
+
+def photos(height: int = 64, width: int = 64) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def same(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def logits(classifier: Classifier, seen: Tensor) -> Tensor:
+    with torch.no_grad():
+        return classifier(seen)  # type: ignore[no-any-return]
+
+
+def refused(source: str | Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_classifier(source, **options)
+    return str(caught.value).removeprefix(f"{source}: ")
+
+
+TIMMS: dict[str, dict[str, Any]] = {
+    "by the global token": {},
+    "by the mean, normed before": {"global_pool": "avg", "fc_norm": False},
+    "by the mean, normed behind": {"global_pool": "avg", "fc_norm": True},
+    "by the global token, normed behind": {"fc_norm": True},
+}
+
+
+def timms(name: str = "test_vit", classes: int = 7, **options: Any) -> VisionTransformer:
+    vit = timm.create_model(name, img_size=64, num_classes=classes, **options).eval()
+    assert isinstance(vit, VisionTransformer)
+    rough(vit)
+    return vit
+
+
+@pytest.mark.parametrize("kind", TIMMS)
+def test_a_folder_of_timms_gives_timms_logits(kind: str, tmp_path: Path) -> None:
+    vit = timms(**TIMMS[kind])
+    save_for_hf(vit, str(tmp_path), model_args={"img_size": 64, **TIMMS[kind]})
+    classifier = load_classifier(tmp_path)
+    with torch.no_grad():
+        same(logits(classifier, photos()), vit(photos()))
+    assert classifier.num_labels == 7
+    assert not classifier.training
+    assert classifier.report.notes == ["it does not say what its 7 classes are"]
+    assert classifier.spec.labels == (None,) * 7
+    assert classifier.spec.crop == 0.95  # as timm's test_vit has it
+    assert classifier.report.left == {}
+    assert {"head.weight", "head.bias"} < set(classifier.report.loaded)
+    assert load_backbone(tmp_path).report.left == {"head": 2}
+
+
+@pytest.mark.parametrize("kind", ["by the global token", "by the mean, normed behind"])
+def test_a_file_by_timms_name_gives_timms_logits(kind: str, tmp_path: Path) -> None:
+    vit = timm.create_model("test_vit", num_classes=1000, **TIMMS[kind]).eval()
+    rough(vit)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    classifier = load_classifier(f"timm:test_vit@{tmp_path / 'vit.safetensors'}")
+    with torch.no_grad():
+        same(logits(classifier, photos(160, 160)), vit(photos(160, 160)))
+    assert classifier.spec.labels == imagenet_labels()
+    assert classifier.report.notes == ["it does not say what its 1,000 classes are: they are taken for ImageNet's"]
+
+
+def test_what_timm_fetches_keeps_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit, create = timm.create_model("test_vit", num_classes=7).eval(), timm.create_model
+    rough(vit)
+    monkeypatch.setattr(
+        timm, "create_model", lambda *args, **options: vit if options.get("pretrained") else create(*args, **options)
+    )
+    with torch.no_grad():
+        same(logits(load_classifier("timm:test_vit"), photos(160, 160)), vit(photos(160, 160)))
+
+
+def test_timms_label_names_are_wordnets_where_they_look_so(tmp_path: Path) -> None:
+    told = {"label_names": ["n01440764", "cat", "n01443537"], "label_descriptions": {"n01440764": "tench"}}
+    save_for_hf(timms(classes=3), str(tmp_path), model_config=dict(told), model_args={"img_size": 64})
+    expected = (
+        LabelInfo(name="tench", wnid="n01440764"),
+        LabelInfo(name="cat"),
+        LabelInfo(name="n01443537", wnid="n01443537"),
+    )
+    assert load_classifier(tmp_path).spec.labels == expected
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["label_names"] = {"0": "n01440764", "2": "cat"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_classifier(tmp_path).spec.labels == (expected[0], None, expected[1])
+    config["label_names"] = ["cat", "dog"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert refused(tmp_path) == "names 2 labels, but its head has 3. It is of another model"
+
+
+def test_a_head_behind_another_pooling_is_refused(tmp_path: Path) -> None:
+    vit = timm.create_model("test_vit3", num_classes=7)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    assert refused(f"timm:test_vit3@{tmp_path / 'vit.safetensors'}") == (
+        "the head of test_vit3 reads tokens that are pooled in another way than by the global token or the mean of "
+        "patches: it is no classifier here"
+    )
+
+
+def mae_file(tmp_path: Path, classes: int, *, fine_tuned: bool) -> tuple[Path, dict[str, Tensor]]:
+    weights = mae_weights(decoder=None, fine_tuned=fine_tuned)
+    generator = torch.Generator().manual_seed(5)
+    weights["head.weight"] = torch.randn(classes, 128, generator=generator) * 0.1
+    weights["head.bias"] = torch.randn(classes, generator=generator)
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    return tmp_path / "mae.pth", weights
+
+
+@pytest.mark.parametrize("is_pooled", [True, False])
+def test_a_finetuned_file_of_mae_gives_the_logits_of_its_code(is_pooled: bool, tmp_path: Path) -> None:
+    file, weights = mae_file(tmp_path, 1000, fine_tuned=is_pooled)
+    classifier = load_classifier(file)
+    tokens = mae_tokens(weights, photos(), heads=2)
+    vector = norm(weights, "fc_norm", tokens[:, 1:].mean(dim=1)) if is_pooled else tokens[:, 0]
+    same(logits(classifier, photos()), linear(weights, "head", vector))
+    assert classifier.spec.labels == imagenet_labels()
+    assert "it does not say what its 1,000 classes are: they are taken for ImageNet's" in classifier.report.notes
+    assert classifier.spec.crop == 0.875
+    assert load_backbone(file).report.left == {"head": 2}
+
+
+def test_a_file_says_how_many_heads_only_if_it_is_asked(tmp_path: Path) -> None:
+    file, weights = mae_file(tmp_path, 10, fine_tuned=True)
+    vector = norm(weights, "fc_norm", mae_tokens(weights, photos(), heads=8)[:, 1:].mean(dim=1))
+    same(logits(load_classifier(file, num_heads=8), photos()), linear(weights, "head", vector))
+    assert load_classifier(file, image_size=(96, 32)).spec.backbone.image_size == (96, 32)
+
+
+@pytest.mark.parametrize("began_with", [None, "mean"])
+def test_a_folder_of_transformers_gives_its_logits(began_with: str | None, tmp_path: Path) -> None:
+    model = transformers_vit("ViTForImageClassification", id2label={0: "cat", 1: "LABEL_1", 2: "dog"})
+    model.config.c2fmae_pool = began_with  # as an export of ours says it, from which somebody fine-tuned
+    model.save_pretrained(tmp_path)
+    classifier = load_classifier(tmp_path)
+    with torch.no_grad():
+        same(logits(classifier, photos()), model(photos()).logits)
+    assert classifier.spec.labels == (LabelInfo(name="cat"), None, LabelInfo(name="dog"))
+    assert classifier.spec.crop == 1  # its processor cuts nothing away
+    assert load_backbone(tmp_path).report.left == {"head": 2}
+
+
+def test_names_of_imagenets_classes_are_known_without_their_ids(tmp_path: Path) -> None:
+    names = {index: label.name for index, label in enumerate(imagenet_labels())}
+    names[7] = "rooster"
+    transformers_vit("ViTForImageClassification", id2label=names).save_pretrained(tmp_path)
+    classifier = load_classifier(tmp_path)
+    assert classifier.spec.labels == imagenet_labels()
+    assert "its classes have the names of ImageNet's: they are taken for those" in classifier.report.notes
+    in_another_order = {index: names[999 - index] for index in names}
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": in_another_order}))
+    assert load_classifier(tmp_path).spec.labels[0] == LabelInfo(name=names[999])
+
+
+@pytest.mark.parametrize("told", [["cat"], {"0": "cat", "2": "dog"}, {"a": "cat"}])
+def test_names_that_leave_a_logit_out_are_refused(told: Any, tmp_path: Path) -> None:
+    transformers_vit("ViTForImageClassification", num_labels=3).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": told}))
+    with pytest.raises(UserError) as caught:
+        load_classifier(tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'config.json'}: id2label: expected a name for each of 0, 1, 2, …"
+
+
+def test_a_finetuned_run_gives_the_classifier_that_was_trained(tmp_path: Path) -> None:
+    trained = classifier_of_noise(backbone_of(keep_positions=True, size=(32, 48)))
+    run = fine_tuned(tmp_path / "run", trained)
+    again = load_classifier(run)
+    assert again.spec == trained.spec
+    assert again.report.notes[0] == "step 20"
+    assert not again.report.left
+    assert set(again.report.loaded) == {name.removeprefix("backbone.") for name in trained.state_dict()}
+    assert torch.equal(logits(again, photos(32, 48)), logits(trained, photos(32, 48)))
+    assert torch.equal(
+        logits(load_classifier(run / "checkpoints" / "step-00000020"), photos()), logits(again, photos())
+    )
+
+
+def test_the_best_of_a_run_is_a_source_and_so_is_its_average(tmp_path: Path) -> None:
+    run = fine_tuned(tmp_path / "run", classifier_of_noise())
+    last, best = load_classifier(run), load_classifier(run / "best")
+    assert best.report.notes[0] == "step 10"
+    assert torch.equal(best.head.bias, last.head.bias + 1)
+    averaged = load_classifier(run, average=True)
+    assert torch.equal(averaged.head.bias, last.head.bias + 0.125)
+    for name, each in averaged.backbone.named_parameters():
+        assert torch.equal(each, last.backbone.get_parameter(name) + 0.125)
+    assert load_classifier(run / "checkpoints", step=20).report.notes[0] == "step 20"
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_a_finetuned_run_is_a_backbone_too_whose_head_is_left_aside(pool: Any, tmp_path: Path) -> None:
+    trained = classifier_of_noise(pool=pool)
+    backbone = load_backbone(fine_tuned(tmp_path / "run", trained))
+    assert backbone.spec == trained.spec.backbone
+    assert backbone.report.left == {"head": 2}
+    assert not backbone.report.missing
+    with torch.no_grad():
+        assert torch.equal(backbone.tokens(photos()), trained.backbone.tokens(photos()))
+        assert torch.equal(backbone.pooled(photos()), trained.backbone.pooled(photos()))
+
+
+def test_a_source_without_a_head_is_to_be_finetuned_first(tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "run")
+    assert refused(run) == (
+        "is a ViT without a head (test_vit of semantic, instance, rgb): it tells no classes apart. "
+        f"Fine-tune it first: c2fmae eval finetune {run}"
+    )
+    torch.save({"model": mae_weights()}, tmp_path / "mae.pth")
+    assert refused(tmp_path / "mae.pth").startswith("is a ViT without a head (vit_base_patch16_224 of rgb): ")
+    assert refused(tmp_path / "nowhere").startswith("does not exist. Give a run's folder")
+
+
+def test_a_head_that_lacks_or_has_more_than_it_should_fails_unless_it_is_allowed(tmp_path: Path) -> None:
+    file, weights = mae_file(tmp_path, 10, fine_tuned=True)
+    del weights["head.bias"]
+    weights["head.scale"] = torch.ones(1)
+    torch.save({"model": weights}, file)
+    assert re.match(
+        "lacks 1 tensors: head.bias; it has, without a place for it, 1 tensors: head.scale. ", refused(file)
+    )
+    classifier = load_classifier(file, allow_missing=["head.*"])
+    assert classifier.head.bias.tolist() == [0] * 10
+    assert (classifier.report.missing, classifier.report.unexpected) == (["head.bias"], ["head.scale"])
+    weights["head.weight"] = torch.ones(10, 128, 1)
+    torch.save({"model": weights}, file)
+    assert refused(file) == "head.weight is (10, 128, 1) of torch.float32: no linear head"
+
+
+def test_imagenets_classes_are_a_thousand_in_the_order_of_their_ids() -> None:
+    wnids = [label.wnid or "" for label in imagenet_labels()]
+    assert len(set(wnids)) == 1000
+    assert wnids == sorted(wnids)
+    assert (wnids[0], wnids[999]) == ("n01440764", "n15075141")
