@@ -14,7 +14,7 @@ from c2fmae.data.loader import BatchStream, Loader
 from c2fmae.data.sampler import Position, Sampler
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import open_scenes
-from c2fmae.data.transforms import CentralView, RandomView
+from c2fmae.data.transforms import CentralView, RandomView, Transform
 
 Name = Annotated[str, Field(min_length=1)]
 Source = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -22,18 +22,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class DataConfig(Config):
-    """What is learned from, and what is held out to see how well."""
+class LoadingConfig(Config):
+    """How scenes are cut for training, and by how many hands."""
 
-    train: Source | None = None
-    """A folder, shards, a pattern of shards, a registered name such as `generated`, or a list of these."""
-    options: dict[str, Any] = Field({})
-    """Of a registered name: `generated` takes size, length, seed, difficulty."""
-    held_out: Source | None = None
-    """Scenes that are not learned from, on which the same losses are taken."""
-    held_out_options: dict[str, Any] = Field({})
-    held_out_samples: Annotated[int, Field(ge=1)] = 1024
-    """At most so many of them, evenly spread; they are kept in memory."""
     scale: tuple[Share, Share] = (0.2, 1.0)
     """Share of the photo's area that a crop covers."""
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
@@ -52,25 +43,15 @@ class DataConfig(Config):
     max_broken: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of the samples that may be skipped, over all processes."""
 
-    def open_training(self, granularities: tuple[str, ...]) -> Scenes:
-        """Return the scenes to learn from."""
-        if self.train is None:
-            raise UserError("data.train: no data is given. Say which with --data, or take --data generated")
-        scenes = _open("data.train", self.train, granularities, self.options)
-        return KeptScenes(scenes) if self.keep else scenes
-
-    def open_held_out(self, granularities: tuple[str, ...]) -> Scenes | None:
-        """Return the scenes that are held out, if there are any."""
-        if self.held_out is None:
-            return None
-        return _open("data.held_out", self.held_out, granularities, self.held_out_options)
+    def training_view(self, **target: Any) -> Transform:
+        """Return what makes random views of scenes; `target` is the size, label stride and so on of a view."""
+        return RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **target)
 
     def training_loader(self, scenes: Scenes, sampler: Sampler, *, pin: bool = False, **target: Any) -> Loader:
-        """Return what makes random views of the scenes; `target` is the size, label stride and so on of a view."""
-        view = RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **target)
+        """Return what makes random views of the scenes."""
         return Loader(
             scenes=scenes,
-            transform=view,
+            transform=self.training_view(**target),
             sampler=sampler,
             workers=self.workers,
             prefetch=self.prefetch,
@@ -102,6 +83,37 @@ class DataConfig(Config):
                 f"{count} of {total} samples are broken, more than the {self.max_broken:.2%} that may be skipped "
                 "(data.max_broken). List them with `c2fmae data check`"
             )
+
+
+class SourcesConfig(Config):
+    """Which scenes are learned from, and which are held out."""
+
+    train: Source | None = None
+    """A folder, shards, a pattern of shards, a registered name such as `generated`, or a list of these."""
+    options: dict[str, Any] = Field({})
+    """Of a registered name: `generated` takes size, length, seed, difficulty."""
+    held_out: Source | None = None
+    """Scenes that are not learned from, on which the same losses are taken."""
+    held_out_options: dict[str, Any] = Field({})
+    held_out_samples: Annotated[int, Field(ge=1)] = 1024
+    """At most so many of them, evenly spread; they are kept in memory."""
+
+
+class DataConfig(LoadingConfig, SourcesConfig):  # in this order YAML begins with the sources
+    """What is learned from, and what is held out to see how well."""
+
+    def open_training(self, granularities: tuple[str, ...]) -> Scenes:
+        """Return the scenes to learn from."""
+        if self.train is None:
+            raise UserError("data.train: no data is given. Say which with --data, or take --data generated")
+        scenes = _open("data.train", self.train, granularities, self.options)
+        return KeptScenes(scenes) if self.keep else scenes
+
+    def open_held_out(self, granularities: tuple[str, ...]) -> Scenes | None:
+        """Return the scenes that are held out, if there are any."""
+        if self.held_out is None:
+            return None
+        return _open("data.held_out", self.held_out, granularities, self.held_out_options)
 
     def held_out_view(self, **target: Any) -> CentralView:
         """Return what cuts held-out scenes."""

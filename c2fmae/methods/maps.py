@@ -1,5 +1,7 @@
 """From scenes to the maps that a model takes, and from predictions back to scenes; by the kinds of the maps."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
@@ -13,18 +15,32 @@ from c2fmae.methods.checks import check_continuous, check_ids, check_photos, map
 from c2fmae.methods.config import MethodConfig
 from c2fmae.models.patches import grid_of, label_stride, unpatchify
 
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
 
 def prepare(config: MethodConfig, patch: int, scenes: SceneBatch) -> dict[str, Tensor]:
-    """Return the maps as the model takes them: photos standardised, ids at the label stride; all checked."""
+    """Return the maps as the method's model takes them."""
+    channels = {name: config.channels_of(name) for name in config.granularities}
+    return prepare_maps(scenes, channels, patch, config.normalisation)
+
+
+def prepare_maps(
+    scenes: SceneBatch, channels: Mapping[str, int], patch: int, normalisation: Callable[[str], Normalisation]
+) -> dict[str, Tensor]:
+    """Return maps as a model takes them: photos standardised, ids at the label stride; all checked.
+
+    `channels` names the maps, with their classes and channels; `normalisation` gives those of a photo mean and
+    deviation.
+    """
     maps = {}
-    for name in config.granularities:
+    for name, count in channels.items():
         kind, given = GRANULARITIES.get(name).kind, map_of(scenes, name)
         if kind == "ids":
-            check_ids(name, scenes, config.channels_of(name), patch=patch)
+            check_ids(name, scenes, count, patch=patch)
             maps[name] = given
         elif kind == "image":
-            check_photos(name, given, config.channels_of(name))
-            maps[name] = standardise(given, *_normalisation(config, name, given.device))
+            check_photos(name, given, count)
+            maps[name] = standardise(given, *_on_device(normalisation(name), given.device))
         else:
             check_continuous(name, scenes)
             mean, deviation = middle_statistics(given)
@@ -36,7 +52,7 @@ def restore(config: MethodConfig, name: str, picture: Tensor, given: Tensor) -> 
     """Undo what `prepare` did to a map."""
     kind = GRANULARITIES.get(name).kind
     if kind == "image":
-        mean, std = (values.view(-1, 1, 1) for values in _normalisation(config, name, given.device))
+        mean, std = (values.view(-1, 1, 1) for values in _on_device(config.normalisation(name), given.device))
         return ((picture * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     if kind == "continuous":
         mean, deviation = middle_statistics(given)
@@ -80,6 +96,6 @@ def patch_grid(config: MethodConfig, patch: int, scenes: SceneBatch) -> tuple[in
     return grid_of(name, map_of(scenes, name), patch // stride)
 
 
-def _normalisation(config: MethodConfig, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values).to(device, non_blocking=True) for values in config.normalisation(name))
+def _on_device(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values).to(device, non_blocking=True) for values in normalisation)
     return mean, std
