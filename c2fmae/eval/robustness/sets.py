@@ -1,0 +1,116 @@
+"""Sets of photos of another kind than a classifier learned from: official layouts, self-made ones, anyone's own.
+
+    imagenet-a/CLASS/NAME.jpg, imagenet-r/…, sketch/…, val/…       as a folder, or in the official tar
+    CORRUPTION/SEVERITY/CLASS/NAME.JPEG                            as folders, official tars, or some in each
+    shards and folder trees with dataset.json, as all data here may be
+
+Classes are told by WordNet id, never by the order of folders.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from c2fmae.core.errors import UserError
+from c2fmae.data import DatasetInfo
+from c2fmae.eval.digests import scenes_digest
+from c2fmae.eval.robustness.cells import Cell, CellScenes, Labels, labels_of_folders
+from c2fmae.eval.robustness.classes import lacking_classes, refuse_other_classes
+from c2fmae.eval.robustness.grid import Spot, class_folders, find_spots, missing_cells
+from c2fmae.eval.robustness.known import CUSTOM, IMAGENET_C, OFFICIAL, PROTOCOLS, kind_named
+from c2fmae.eval.robustness.opening import open_labelled, used_labels
+from c2fmae.eval.robustness.places import is_shard
+
+
+@dataclass(frozen=True)
+class ShiftedSet:
+    """What a classifier is tried on."""
+
+    name: str
+    kind: str
+    cells: tuple[Cell, ...]
+    labels: Labels
+    """The set's own classes, to which the labels of its scenes refer."""
+    protocol_wnids: tuple[str, ...] | None
+    """The classes among which the protocol asks to choose, where they are a list of the set's own: ImageNet-A, -R."""
+    is_cut: bool
+    """Whether photos are cut to what the model sees already: then there is nothing to resize or crop."""
+    self_made: str | None
+    """By what and from what it was made, where it is no released set."""
+    notes: tuple[str, ...]
+    """What is missing or odd, a sentence each. What a cell lacks, it says itself: `Cell.note`."""
+    identity: str
+    """Changes when the set does."""
+
+
+def open_shifted(kind: str, source: str | Path, name: str | None = None) -> ShiftedSet:
+    """Return a set as it lies in a folder or a tar; what cannot be evaluated is refused, what is odd is noted."""
+    kind, path = kind_named(kind), Path(source)
+    if kind in (IMAGENET_C, CUSTOM) and path.exists() and not is_shard(path):
+        spots, odd = find_spots(path)
+        if spots:
+            return _grid(kind, path, name, spots, odd)
+    if kind == IMAGENET_C:
+        text = "not ImageNet-C's layout, CORRUPTION/SEVERITY/CLASS/NAME.JPEG or tars of it"
+        raise UserError(f"{source}: {text if path.exists() else 'does not exist'}. Give the folder that holds them")
+    scenes, labels = open_labelled(kind, source)
+    expected = OFFICIAL[kind].images if kind != CUSTOM else None
+    cell = Cell(None, None, scenes, expected)
+    return ShiftedSet(
+        name=name or _default_name(kind, path, scenes.info),
+        kind=kind,
+        cells=(cell,),
+        labels=labels,
+        protocol_wnids=OFFICIAL[kind].wnids() if kind in PROTOCOLS else None,
+        is_cut=False,
+        self_made=None,
+        notes=tuple(note for note in (lacking_classes(kind, used_labels(scenes, labels)), cell.note) if note),
+        identity=scenes_digest(scenes, kind),
+    )
+
+
+def _grid(kind: str, root: Path, name: str | None, spots: Sequence[Spot], odd: Sequence[str]) -> ShiftedSet:
+    """A set with a cell for each corruption and severity; their photos are not listed yet."""
+    info = (DatasetInfo.beside(root) if root.is_dir() else None) or DatasetInfo()
+    folders = class_folders(spots)
+    if not folders:
+        raise UserError(f"{root}: no class folders. Expected CORRUPTION/SEVERITY/CLASS/NAME.jpg")
+    labels: Labels = info.labels or labels_of_folders(folders)
+    made: dict[str, Any] | None = (info.model_extra or {}).get("corrupted")
+    refuse_other_classes(kind, labels, str(root))
+    lacking = lacking_classes(kind, labels)
+    expected = OFFICIAL[kind].images if kind != CUSTOM else None
+    cells = [Cell(at.corruption, at.severity, CellScenes(at.place, at.under, labels), expected) for at in spots]
+    stamps = [(at.corruption, at.severity, at.place.stamp(at.under)) for at in spots]
+    told = [kind, made, [entry and entry.model_dump() for entry in labels], stamps]
+    return ShiftedSet(
+        name=name or _default_name(kind, root, info),
+        kind=kind,
+        cells=tuple(cells),
+        labels=labels,
+        protocol_wnids=None,
+        is_cut=made.get("size") is not None if made else kind == IMAGENET_C,
+        self_made=describe_made(made) if made else None,
+        notes=(*missing_cells(spots), *odd, *([lacking] if lacking else [])),
+        identity=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+    )
+
+
+def describe_made(made: dict[str, Any]) -> str:
+    """Return a sentence that tells a self-made set from a released one.
+
+    >>> describe_made({"made_by": "c2fmae 1", "tool": "t 2", "source": "cats", "size": [224, 224], "quality": 85})
+    'self-made by c2fmae 1 with t 2 from cats at 224×224, JPEG quality 85: not the released ImageNet-C'
+    """
+    size = made.get("size")
+    at = f" at {size[1]}×{size[0]}" if size else " at the photos' own sizes"
+    by, tool, source = (made.get(key, "?") for key in ("made_by", "tool", "source"))
+    how = f"{at}, JPEG quality {made.get('quality', '?')}"
+    return f"self-made by {by} with {tool} from {source}{how}: not the released ImageNet-C"
+
+
+def _default_name(kind: str, path: Path, info: DatasetInfo) -> str:
+    return kind if kind != CUSTOM else info.name or path.name.removesuffix(".tar")
