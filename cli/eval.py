@@ -1,6 +1,5 @@
 """`c2fmae eval …`: what backbones are good for, each number with its protocol."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
@@ -8,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
+from c2fmae_cli.finetune import finetune
 from c2fmae_cli.pretrain import is_first
+from c2fmae_cli.results import home as home_of
+from c2fmae_cli.results import slug, tell_runs
+from c2fmae_cli.robustness import robustness
 
 if TYPE_CHECKING:
     from c2fmae.eval.running import Result
@@ -143,7 +146,7 @@ def cost(
     print(backbone_table(found))
     results = []
     for source, backbone in backbones.items():
-        home = _home(source, out if out is None or len(backbones) == 1 else out / _slug(source))
+        home = home_of(source, out if out is None or len(backbones) == 1 else out / slug(source))
         subject = Subject(source, backbone, home / "features", world)
         place = place_of(home, "cost", "cost", config, subject)
         results.append(evaluate("cost", config, subject, place, found=found[source]))
@@ -156,6 +159,10 @@ def cost(
     for result in results:
         print(f"wrote {result.folder / 'results.json'}")
     print(f"next: c2fmae describe {next(iter(methods), 'c2fmae-b')}, which shows where a method's operations go")
+
+
+eval_.command()(finetune)
+eval_.command()(robustness)
 
 
 def _evaluate(
@@ -184,11 +191,11 @@ def _evaluate(
         results = []
         for source in sources:
             backbone = load_backbone(source, **loading)
-            home = _home(source, out if out is None or len(sources) == 1 else out / _slug(source))
-            subjects = {_slug(name, data or ""): Subject(source, backbone, home / "features", world)}
+            home = home_of(source, out if out is None or len(sources) == 1 else out / slug(source))
+            subjects = {slug(name, data or ""): Subject(source, backbone, home / "features", world)}
             if is_untrained_too and source == sources[0]:
                 fresh = Subject(f"untrained {source}", untrained(backbone.spec), home / "features", world)
-                subjects[_slug(name, data or "", "untrained")] = fresh
+                subjects[slug(name, data or "", "untrained")] = fresh
             for label, subject in subjects.items():
                 place = place_of(home, label, name, config, subject)
                 try:
@@ -205,7 +212,7 @@ def _evaluate(
     for result in results:
         print(f"{'wrote' if result.is_new else 'was there already, computed before:'} {result.folder / 'results.json'}")
     if out is None:
-        _tell_runs(sources)
+        tell_runs(sources)
     print(f"next: open {results[0].folder / 'report.html'}, or c2fmae view pca {' '.join(map(quote, sources))}")
 
 
@@ -221,28 +228,3 @@ def _tell_protocols(results: "Sequence[Result]") -> None:
 def _is_name(source: str) -> bool:
     """Return whether a source can only be meant as a recipe's name."""
     return not Path(source).exists() and not any(sign in source for sign in "/:@.")
-
-
-def _home(source: str, out: Path | None) -> Path:
-    """Return where results about a source go: a run's lie in its folder."""
-    if out is not None:
-        return out
-    is_run = (Path(source) / "config.yaml").is_file()
-    return Path(source) / "evaluations" if is_run else Path("evaluations") / _slug(source)
-
-
-def _slug(*words: str) -> str:
-    """Return words as a name for a folder."""
-    parts = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(word).name if "/" in word else word).strip("-.") for word in words]
-    return "-".join(part for part in parts if part)
-
-
-def _tell_runs(sources: list[str]) -> None:
-    """Write the pages of runs anew, with what was found."""
-    from c2fmae.core.run_folder import RunFolder
-    from c2fmae.pretrain import write_page
-
-    for source in sources:
-        if (Path(source) / "metrics.jsonl").is_file():
-            write_page(RunFolder(Path(source)))
-            print(f"wrote {Path(source) / 'report.html'}, the run's page, with these numbers")

@@ -1,0 +1,212 @@
+"""A classifier as robustness takes it: whose classes are known, with its own way of looking at a photo."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
+from c2fmae.core.pixels import standardise
+from c2fmae.core.scene import Scene
+from c2fmae.core.weight_file import open_weights
+from c2fmae.data import CentralView
+from c2fmae.data.geometry import Box, cut_photo
+from c2fmae.models.backbones.of_hugging_face import read_config
+from c2fmae.models.backbones.of_timm import TIMM
+from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
+
+_LOCAL = "local-dir:"
+_WNID = re.compile(r"n\d{8}")
+
+
+@runtime_checkable
+class View(Protocol):
+    """What a classifier is shown of a photo; views that show the same are equal, and are made once for all."""
+
+    def __call__(self, photo: UInt8[Tensor, "3 height width"], /) -> UInt8[Tensor, "3 rows columns"]:
+        """Make it."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The central part, as fine-tuning's own test takes it."""
+
+    view: CentralView
+
+    def __call__(self, photo: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 rows columns"]:
+        """Take it."""
+        return self.view(Scene("", {"rgb": photo})).maps["rgb"]
+
+    def __str__(self) -> str:
+        height, width = self.view.size
+        return f"the largest centre of which {self.view.crop:g} is taken, brought to {height}×{width} bicubically"
+
+
+@dataclass(frozen=True)
+class AsItIs:
+    """The whole photo; only one that is of another size than the model's is brought to it."""
+
+    size: tuple[int, int]
+
+    def __call__(self, photo: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 rows columns"]:
+        """Take it."""
+        return cut_photo(photo, Box(0, 0, *photo.shape[1:]), self.size)
+
+    def __str__(self) -> str:
+        return (
+            f"photos as they are, without resizing or cropping; others than {self.size[0]}×{self.size[1]} bicubically"
+        )
+
+
+@dataclass(frozen=True)
+class TimmView:
+    """What timm shows a model of its own in evaluation."""
+
+    config: tuple[tuple[str, Any], ...]
+    """Of data, as timm resolves it."""
+
+    @cached_property
+    def _transform(self) -> Any:
+        from timm.data.transforms_factory import create_transform
+
+        return create_transform(**dict(self.config), is_training=False, use_prefetcher=True)  # bytes come out of it
+
+    def __call__(self, photo: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 rows columns"]:
+        """Take it."""
+        from PIL import Image
+
+        return self._transform(Image.fromarray(photo.permute(1, 2, 0).numpy()))  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        told = dict(self.config)
+        size = "×".join(map(str, told["input_size"][1:]))
+        return f"timm's own: {size}, crop {told['crop_pct']:g} ({told['crop_mode']}), {told['interpolation']}"
+
+
+class OfBytes(nn.Module):
+    """A model that takes photos as bytes."""
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, photos: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """Return logits."""
+        return self.model(standardise(photos, self.mean, self.std))  # type: ignore[no-any-return, arg-type]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A classifier among others."""
+
+    source: str
+    labels: tuple[LabelInfo | None, ...]
+    """By index of the logit."""
+    view: View
+    logits: nn.Module
+    """Of photos as bytes, on its device."""
+    size: tuple[int, int]
+    """Height and width of the photos that it takes."""
+    digest: str
+    """What tells its weights, its classes and its view from others'."""
+    report: str
+    """What was loaded."""
+
+
+def load_entrant(source: str, *, step: int | None = None, average: bool = False) -> Entrant:
+    """Return the classifier of a source: one of ours, or any of timm's, which looks at photos as timm shows them.
+
+    timm's are `timm:NAME`, `timm:NAME@FILE`, and folders as timm saves them; `step` and `average` choose a run's
+    checkpoint and its averaged weights.
+    """
+    if source.startswith(TIMM):
+        name, _, file = source.removeprefix(TIMM).partition("@")
+        return _of_timm(source, name, Path(file) if file else None)
+    folder = Path(source)
+    if (folder / "config.json").is_file() and not (folder / "config.yaml").exists() and _is_timms(folder):
+        return _of_timm(source, f"{_LOCAL}{folder}", folder)
+    return entrant_of(source, load_classifier(source, step=step, average=average))
+
+
+def entrant_of(source: str, classifier: Classifier) -> Entrant:
+    """Return a classifier of ours, which is shown photos as in its own test, without any maps."""
+    spec = classifier.spec
+    if "rgb" not in spec.backbone.channels:
+        raise UserError(f"{source}: takes no photos, and there is nothing else in these sets. Give one that does")
+    view = Centre(CentralView(size=spec.backbone.image_size, crop=spec.crop))
+    logits = OfBytes(classifier, spec.backbone.mean, spec.backbone.std).eval()
+    digest = _digest(classifier, spec.model_dump_json())
+    return Entrant(source, spec.labels, view, logits, spec.backbone.image_size, digest, str(classifier.report))
+
+
+def _of_timm(source: str, name: str, weights: Path | None) -> Entrant:
+    import timm
+    from timm.data.config import resolve_data_config
+
+    file = open_weights(weights) if weights is not None else None
+    # Weights that are at hand are read by us: nothing is unpickled that could run code.
+    overlay = {"state_dict": file.tensors, "source": "", "custom_load": False} if file else None
+    try:
+        model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    except Exception as error:  # timm's, torch's, and the network's
+        told = " ".join(str(error).split())
+        hint = "" if file else f". With a file of its weights at hand, give timm:{name}@FILE"
+        raise UserError(f"{source}: cannot be made by timm: {told}{hint}") from error
+    config = dict(model.pretrained_cfg)
+    data: dict[str, Any] = resolve_data_config(model=model)  # type: ignore[no-untyped-call]
+    labels = _labels_of(source, model.num_classes, config)
+    digest = _digest(model, f"{config.get('architecture')}{sorted(data.items())}{labels}")
+    notes = "".join(f"\n{note}" for note in file.notes) if file else ""
+    report = f"{source}: {config.get('architecture')}, all tensors loaded by timm{notes}"
+    logits = OfBytes(model, data["mean"], data["std"]).eval()
+    size = (data["input_size"][1], data["input_size"][2])
+    return Entrant(source, labels, TimmView(_hashable(data)), logits, size, digest, report)
+
+
+def _labels_of(source: str, num_classes: int, config: Mapping[str, Any]) -> tuple[LabelInfo, ...]:
+    """Return what timm says of a model's classes; ImageNet's, where it says nothing and there are a thousand."""
+    names: Any = config.get("label_names")
+    if isinstance(names, Mapping):
+        names = [names[key] for key in sorted(names, key=int)]
+    if names and len(names) == num_classes:
+        said: Mapping[str, str] = config.get("label_descriptions") or {}
+        return tuple(
+            LabelInfo(name=said.get(name, name), wnid=name if _WNID.fullmatch(name) else None) for name in names
+        )
+    if num_classes == 1000:
+        return imagenet_labels()
+    raise UserError(
+        f"{source}: does not say which its {num_classes} classes are. Give a folder as timm saves it, whose "
+        "config.json has label_names: WordNet ids, or names, by class"
+    )
+
+
+def _hashable(data: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, tuple(each) if isinstance(each, list) else each) for name, each in sorted(data.items()))
+
+
+def _is_timms(folder: Path) -> bool:
+    return "architecture" in read_config(folder)
+
+
+def _digest(model: nn.Module, what: str) -> str:
+    digest = hashlib.sha256(what.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,29 @@
+"""Where results about sources go, and the pages of runs that show them."""
+
+import re
+from pathlib import Path
+
+
+def home(source: str, out: Path | None) -> Path:
+    """Return where results about a source go: a run's lie in its folder."""
+    if out is not None:
+        return out
+    is_run = (Path(source) / "config.yaml").is_file()
+    return Path(source) / "evaluations" if is_run else Path("evaluations") / slug(source)
+
+
+def slug(*words: str) -> str:
+    """Return words as a name for a folder."""
+    parts = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(word).name if "/" in word else word).strip("-.") for word in words]
+    return "-".join(part for part in parts if part)
+
+
+def tell_runs(sources: list[str]) -> None:
+    """Write the pages of runs anew, with what was found."""
+    from c2fmae.core.run_folder import RunFolder
+    from c2fmae.pretrain import write_page
+
+    for source in sources:
+        if (Path(source) / "metrics.jsonl").is_file():
+            write_page(RunFolder(Path(source)))
+            print(f"wrote {Path(source) / 'report.html'}, the run's page, with these numbers")

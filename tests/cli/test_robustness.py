@@ -1,0 +1,155 @@
+"""`c2fmae eval robustness …` as it is typed."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from c2fmae_cli.eval import eval_
+from c2fmae_cli.robustness import SETTINGS
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from c2fmae.core.errors import UserError
+from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES
+from c2fmae.eval.robustness import predicting
+from c2fmae.eval.robustness.evaluation import RobustnessConfig
+
+NAMES = ("n01440764", "n01443537", "n01484850")
+SMALL = ("--set", "workers=0")
+
+
+def said(*words: str) -> str:
+    result: Result = CliRunner().invoke(eval_, words)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two small classifiers as timm saves them, whose classes are not in the order of the folders' names."""
+    root, places = tmp_path_factory.mktemp("models"), list[str]()
+    for name in ("one", "two"):
+        torch.manual_seed(len(places))
+        model = timm.create_model("test_vit", num_classes=3, img_size=32)
+        (root / name).mkdir()
+        save_file(model.state_dict(), root / name / "model.safetensors")
+        data = {"input_size": [3, 32, 32], "num_classes": 3, "classifier": "head"}
+        told = {
+            "architecture": "test_vit",
+            "num_classes": 3,
+            "model_args": {"img_size": 32},
+            "label_names": list(reversed(NAMES)),
+            "pretrained_cfg": data,
+        }
+        (root / name / "config.json").write_text(json.dumps(told))
+        places.append(str(root / name))
+    return places
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clean photos, photos by night, and a self-made set of all corruptions."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    places = ["clean", "night", *(f"made/{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES)]
+    for place in places:
+        for name in NAMES:
+            (root / place / name).mkdir(parents=True)
+            pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(root / place / name / f"{name}_0.png")
+    made = {"made_by": "c2fmae 1", "tool": "t 2", "source": "clean", "size": [32, 32], "quality": 85, "seed": 0}
+    labels = [{"name": name, "wnid": name} for name in NAMES]
+    told = {"format": 1, "name": "made", "granularities": ["rgb"], "labels": labels, "corrupted": made}
+    (root / "made" / "dataset.json").write_text(json.dumps(told))
+    return root
+
+
+def test_what_help_says_can_be_set_can_be() -> None:
+    assert set(SETTINGS.split(", ")) == RobustnessConfig.model_fields.keys()
+
+
+def test_several_models_come_out_in_one_table_with_protocol_and_places(
+    models: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("robustness", *models, "--imagenet-c", str(photos / "made"), "--clean", str(photos / "clean"))
+    words = (*words, "--custom", f"night={photos / 'night'}", "--set", f"reference={models[1]}", *SMALL)
+    text = said(*words)
+    lines = text.splitlines()
+    assert lines[0].split() == ["photos", *models]
+    for name in ("clean, own classes", "imagenet-c (self-made), mean error", "night, drop"):
+        assert any(line.startswith(name) for line in lines), name
+    assert "Self-made by c2fmae 1 with t 2 from clean at 32×32" in text
+    assert any(line.startswith("protocol: Classes are matched by WordNet id") for line in lines)
+    places = [Path(line.removeprefix("wrote ")) for line in lines if line.startswith("wrote ")]
+    assert [place.name for place in places] == ["results.json", "results.json", "robustness.json", "robustness.csv"]
+    assert [json.loads(place.read_text())["evaluation"] for place in places[:2]] == ["robustness"] * 2
+    rows = list(csv.DictReader(places[3].read_text().splitlines()))
+    assert len(rows) == 2 * (75 + 2)
+    assert {row["photos"] for row in rows} == {"3"}
+    together = json.loads(places[2].read_text())
+    assert list(together["models"]) == models
+    assert together["table_iv"]["C2FMAE"]["score"] == 43.6
+    page = (places[2].parent / "report.html").read_text()
+    for expected in ("gaussian_noise", "Beside Table IV", "reported by the paper", 'aria-label="Accuracy by set, %"'):
+        assert expected in page
+    assert lines[-1] == f"next: open {places[2].parent / 'report.html'}, which draws it"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(predicting._Batches, "__getitem__", refuse)
+    assert said(*words) == text
+
+
+def test_results_go_where_they_are_told(models: list[str], photos: Path, tmp_path: Path) -> None:
+    text = said(
+        "robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL
+    )
+    assert f"wrote {tmp_path / 'out' / 'robustness.json'}" in text
+    assert len(list((tmp_path / "out").glob("robustness-*/results.json"))) == 1
+    assert len(list((tmp_path / "out" / "predictions").iterdir())) == 1
+    assert "ANOTHER" in text.splitlines()[-1]
+
+
+def test_ctrl_c_says_what_is_kept(
+    models: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predicting._Batches, "__getitem__", stop)
+    words = ["robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL]
+    result = CliRunner().invoke(eval_, words)
+    assert result.exit_code != 0
+    kept = tmp_path / "out" / "predictions"
+    assert f"stopped. Cells that were answered whole are kept in {kept}; run again to go on" in result.stdout
+
+
+def test_what_is_wrong_in_words_is_said(models: list[str], photos: Path) -> None:
+    night = str(photos / "night")
+    for words, message in (
+        ((), "no set is given. Give one or more of --imagenet-a, -r, --sketch, --imagenet-c, --custom NAME=DIR"),
+        (("--custom", night), f"--custom {night}: expected NAME=DIR, as in --custom night=photos/night"),
+        (
+            ("--custom", f"night={night}", "--custom", f"night={night}"),
+            "--custom night: two sets are called 'night'. Give one of them another name",
+        ),
+        (
+            ("--clean", night, "--imagenet-val", night),
+            "--imagenet-val and --clean both name the photos without a shift. Give one of them",
+        ),
+        (
+            ("--custom", f"night={night}", "--set", "batchsize=3"),
+            "eval robustness: batchsize: no such setting. Did you mean 'batch_size'?",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            said("robustness", models[0], *words)
+        assert str(caught.value) == message

@@ -1,0 +1,250 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
+from c2fmae.core.world import World
+from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES
+from c2fmae.eval.evaluation import Metric
+from c2fmae.eval.probes.intervals import wilson
+from c2fmae.eval.robustness.cells import Cell
+from c2fmae.eval.robustness.entrants import Entrant
+from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_robustness
+from c2fmae.eval.robustness.known import imagenet_a_wnids, imagenet_r_wnids
+from c2fmae.eval.robustness.scores import ALEXNET
+from c2fmae.eval.robustness.sets import ShiftedSet
+from tests.eval.robustness.planted import THOUSAND, FolderOf, entrant, photo, scenes, shifted
+
+CONFIG = RobustnessConfig(batch_size=3, workers=0)
+COLUMN = {label.wnid: column for column, label in enumerate(THOUSAND)}
+A = [label for wnid in imagenet_a_wnids() for label in THOUSAND if label.wnid == wnid]
+OUTSIDE = next(column for column, label in enumerate(THOUSAND) if label.wnid not in imagenet_a_wnids())
+
+
+def found(
+    sets: Sequence[ShiftedSet],
+    folder: Path,
+    *,
+    models: Sequence[Entrant] | None = None,
+    clean: ShiftedSet | None = None,
+    config: RobustnessConfig = CONFIG,
+) -> list[Found]:
+    return evaluate_robustness(models or [entrant()], sets, clean, config, FolderOf(folder), World())
+
+
+def metrics(sets: Sequence[ShiftedSet], folder: Path, **more: Any) -> dict[str, Metric]:
+    (one,) = found(sets, folder, **more)
+    return {metric.name: metric for metric in one.metrics}
+
+
+def imagenet_a() -> ShiftedSet:
+    """Four photos of the last classes first: two right, one right among the 200 alone, one wrong."""
+    labels = list(reversed(A))
+    own = [COLUMN[label.wnid] for label in labels]
+    drawn = scenes(
+        [(0, photo(own[0])), (1, photo(own[1])), (2, photo(OUTSIDE, own[2])), (3, photo(own[9], own[3]))],
+    )
+    cell = Cell(None, None, drawn, 5)
+    return shifted([cell], labels, kind="imagenet-a", protocol_wnids=imagenet_a_wnids(), notes=("4 of 5 images",))
+
+
+def clean_photos(wrong: Sequence[int] = ()) -> ShiftedSet:
+    """Two photos of each class, in the order of the logits; some of them answered wrongly."""
+    photos = [
+        (column, photo((column + 1) % 1000 if n == 0 and column in wrong else column))
+        for column in range(1000)
+        for n in range(2)
+    ]
+    return shifted([Cell(None, None, scenes(photos, "clean"), None)], THOUSAND, kind="imagenet-val")
+
+
+def test_imagenet_a_is_answered_among_its_200_classes_and_among_all(tmp_path: Path) -> None:
+    numbers = metrics([imagenet_a()], tmp_path)
+    assert numbers["imagenet-a, subset-200"].value == 75
+    assert numbers["imagenet-a, all of the model's classes"].value == 50
+    assert numbers["imagenet-a, subset-200"].interval == wilson(0.75, 4, scale=100)
+    assert numbers["imagenet-a, subset-200"].note == "4 of 5 images"
+    assert "imagenet-a, drop" not in numbers
+
+
+def test_clean_photos_of_the_same_classes_are_asked_in_the_same_way(tmp_path: Path) -> None:
+    there = [COLUMN[label.wnid] for label in reversed(A)][:4]
+    elsewhere = [column for column in range(1000) if column not in there][:500]
+    numbers = metrics([imagenet_a()], tmp_path, clean=clean_photos([there[0], *elsewhere]))
+    neighbour_is_open = THOUSAND[there[0] + 1].wnid in imagenet_a_wnids()
+    clean = numbers["imagenet-a, clean on the same classes"]
+    # Where the neighbour's logit is not open, all open ones are 0, and the first of them is taken: wrong as well.
+    assert (clean.value, clean.count) == (87.5, 8), neighbour_is_open
+    assert numbers["imagenet-a, drop"].value == 12.5
+    assert numbers["imagenet-val, top-1"].value == 100 * (2000 - 501) / 2000
+
+
+def test_the_200_classes_of_a_and_r_are_not_the_same(tmp_path: Path) -> None:
+    only_r = next(wnid for wnid in imagenet_r_wnids() if wnid not in imagenet_a_wnids())
+    label = THOUSAND[COLUMN[only_r]]
+    drawn = scenes([(0, photo(OUTSIDE, COLUMN[only_r]))])
+    numbers = metrics(
+        [shifted([Cell(None, None, drawn, None)], [label], kind="imagenet-r", protocol_wnids=imagenet_r_wnids())],
+        tmp_path,
+    )
+    assert numbers["imagenet-r, subset-200"].count == 1
+
+
+def corrupted(
+    errors: dict[tuple[str, int], int],
+    *,
+    photos: int = 4,
+    labels: Sequence[LabelInfo | None] = THOUSAND,
+    **told: object,
+) -> ShiftedSet:
+    """In each cell so many of the photos are answered wrongly, the first ones."""
+    cells = []
+    for (name, severity), wrong in errors.items():
+        some = [(n, photo(n + 1 if n < wrong else n)) for n in range(photos)]
+        cells.append(Cell(name, severity, scenes(some), photos))
+    return shifted(cells, labels, kind="imagenet-c", is_cut=True, **told)  # type: ignore[arg-type]
+
+
+FULL = {(name, severity): (row + severity) % 5 for row, name in enumerate(CORRUPTIONS) for severity in SEVERITIES}
+
+
+def test_mce_of_imagenet_c_is_that_of_a_table_by_hand(tmp_path: Path) -> None:
+    numbers = metrics([corrupted(FULL)], tmp_path)
+    # For each corruption, 0, 1, 2, 3 and 4 of four photos are wrong at the five severities: 2.5 in all.
+    assert numbers["imagenet-c, mCE (AlexNet)"].value == pytest.approx(
+        100 * sum(2.5 / (5 * alexnet) for alexnet in ALEXNET.values()) / 15
+    )
+    assert numbers["imagenet-c, mean error"].value == pytest.approx(50)
+    assert numbers["imagenet-c, mean accuracy"].value == pytest.approx(50)
+    assert numbers["imagenet-c, mean error"].count == 300
+    per_photo = torch.tensor([[n < wrong for n in range(4)] for wrong in FULL.values()]).double().mean(dim=0)
+    reach = 100 * 1.959963984540054 * per_photo.std().item() / 2
+    assert numbers["imagenet-c, mean error"].interval == pytest.approx((50 - reach, 50 + reach))
+
+
+def test_extra_corruptions_are_told_apart_and_change_no_mean(tmp_path: Path) -> None:
+    extra = {("spatter", severity): 4 for severity in SEVERITIES}
+    numbers = metrics([corrupted(FULL | extra)], tmp_path)
+    without = metrics([corrupted(FULL)], tmp_path / "without")
+    assert numbers["imagenet-c, mCE (AlexNet)"].value == without["imagenet-c, mCE (AlexNet)"].value
+    assert numbers["imagenet-c, mean error"].value == pytest.approx(50)
+    assert numbers["imagenet-c, mean error of extras"].value == 100
+    assert numbers["imagenet-c, mean error of extras"].note == "of spatter"
+
+
+def test_with_a_cell_missing_there_is_no_mce_and_the_mean_says_so(tmp_path: Path) -> None:
+    some = {where: wrong for where, wrong in FULL.items() if where != ("fog", 3)}
+    numbers = metrics([corrupted(some, notes=("fog: severity 3 missing",))], tmp_path)
+    assert not [name for name in numbers if "mCE" in name]
+    mean = numbers["imagenet-c, mean error over 74 of 75 cells"]
+    assert mean.value == pytest.approx(100 * sum(some.values()) / (4 * 74))
+    assert mean.note == "not complete, so there is no mCE; fog: severity 3 missing"
+
+
+def test_a_self_made_set_has_no_mce_by_alexnet_but_by_a_reference(tmp_path: Path) -> None:
+    made = corrupted(FULL, labels=THOUSAND[:5], self_made="self-made by someone")
+    models = [entrant(THOUSAND[:5], source="one"), entrant(source="two", labels=THOUSAND)]
+    config = CONFIG.model_copy(update={"reference": "two"})
+    one, two = found([made], tmp_path, models=models, config=config, clean=clean_photos([0]))
+    names = [metric.name for metric in one.metrics]
+    assert "imagenet-c (self-made), mean error" in names
+    assert not [name for name in names if "AlexNet" in name]
+    values = {metric.name: metric.value for metric in two.metrics}
+    assert values["imagenet-c (self-made), mCE beside two"] == pytest.approx(100)
+    assert values["imagenet-c (self-made), relative mCE beside two"] == pytest.approx(100)
+    assert "Score" not in names
+
+
+def test_photos_of_another_size_than_the_models_are_resized_and_said_to_be(tmp_path: Path) -> None:
+    one, two = found([corrupted(FULL)], tmp_path, models=[entrant(source="one"), entrant(source="two", size=(20, 20))])
+    notes = [next(m.note for m in each.metrics if m.name == "imagenet-c, mean error") for each in (one, two)]
+    assert notes == ["", "resized: 300 photos were brought to 20×20"]
+
+
+def test_fewer_photos_than_a_set_has_are_said_beside_the_number(tmp_path: Path) -> None:
+    cell = Cell("fog", 1, scenes([(0, photo(0))]), 50_000)
+    numbers = metrics([shifted([cell], THOUSAND, kind="imagenet-c", is_cut=True)], tmp_path)
+    assert numbers["imagenet-c, mean error over 1 of 75 cells"].note == (
+        "not complete, so there is no mCE; 1 of 50,000 images in 1 cells"
+    )
+
+
+def test_photos_of_classes_that_a_model_lacks_are_left_out_and_counted(tmp_path: Path) -> None:
+    drawn = scenes([(n, photo(n)) for n in range(4)])
+    sketch = shifted([Cell(None, None, drawn, None)], THOUSAND[:4], kind="sketch")
+    few = entrant(THOUSAND[:3], source="few")
+    numbers = metrics([sketch], tmp_path, models=[few])
+    first = numbers["sketch, top-1"]
+    assert (first.value, first.count) == (100, 3)
+    assert first.note == (
+        f"a subset: the model lacks 1 of the 4 classes ({THOUSAND[3].name}), whose 1 photos are left out"
+    )
+
+
+def test_the_order_of_a_sets_classes_does_not_matter(tmp_path: Path) -> None:
+    labels = [THOUSAND[column] for column in (999, 3, 500)]
+    drawn = scenes([(0, photo(999)), (1, photo(3)), (2, photo(500))])
+    assert (
+        metrics([shifted([Cell(None, None, drawn, None)], labels, kind="sketch")], tmp_path)["sketch, top-1"].value
+        == 100
+    )
+
+
+def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:
+    drawn = scenes([(n, photo(n + 1)) for n in range(200)])
+    numbers = metrics([shifted([Cell(None, None, drawn, None)], THOUSAND, kind="sketch")], tmp_path)
+    assert numbers["sketch, top-1"].note == ("hardly above chance, 0.1 %: are classes, weights, mean and std right?")
+
+
+def test_a_set_of_ones_own_is_answered_among_its_classes_and_among_all(tmp_path: Path) -> None:
+    names = [LabelInfo(name=name) for name in ("cat", "dog", "owl")]
+    drawn = scenes([(0, photo(0)), (1, photo(2, 1))])  # the owl is more than half of the second
+    night = shifted([Cell(None, None, drawn, None)], names[:2], name="night")
+    numbers = metrics([night], tmp_path, models=[entrant(names)])
+    assert numbers["night, own classes"].value == 100
+    assert numbers["night, all of the model's classes"].value == 50
+
+
+def test_the_score_is_of_all_four_sets(tmp_path: Path) -> None:
+    r = shifted(
+        [Cell(None, None, scenes([(0, photo(COLUMN[imagenet_r_wnids()[0]]))]), None)],
+        [THOUSAND[COLUMN[imagenet_r_wnids()[0]]]],
+        kind="imagenet-r",
+        protocol_wnids=imagenet_r_wnids(),
+    )
+    sketch = shifted([Cell(None, None, scenes([(0, photo(0)), (1, photo(0))]), None)], THOUSAND, kind="sketch")
+    numbers = metrics([imagenet_a(), r, sketch, corrupted(FULL)], tmp_path)
+    mce = numbers["imagenet-c, mCE (AlexNet)"].value
+    assert numbers["Score"].value == pytest.approx((75 + 100 + 50 + 100 - mce) / 4)
+
+
+def test_calibration_error_is_of_the_confidence_among_open_classes(tmp_path: Path) -> None:
+    numbers = metrics([imagenet_a()], tmp_path)
+    assert numbers["imagenet-a, calibration error"].value == pytest.approx(25, abs=1e-3)  # sure of all, right in 75 %
+
+
+def test_a_reference_that_is_not_in_the_call_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        found([imagenet_a()], tmp_path, config=CONFIG.model_copy(update={"reference": "plantd"}))
+    assert "no model in this call for reference named 'plantd'. Did you mean 'planted'?" in str(caught.value)
+
+
+def test_a_set_without_a_photo_of_a_known_class_is_refused(tmp_path: Path) -> None:
+    drawn = scenes([(1, photo(1))])
+    sketch = shifted([Cell(None, None, drawn, None)], THOUSAND[:2], kind="sketch")
+    with pytest.raises(UserError) as caught:
+        found([sketch], tmp_path, models=[entrant(THOUSAND[:1])])
+    assert str(caught.value) == "sketch: has no photos of classes that planted knows. Give another set"
+
+
+def test_what_was_answered_is_not_asked_again_for_another_set_beside_it(tmp_path: Path) -> None:
+    one, two = imagenet_a(), corrupted(FULL)
+    found([one], tmp_path)
+    drawn = one.cells[0].scenes
+    drawn.asked = 0  # type: ignore[attr-defined]
+    found([one, two], tmp_path)
+    assert drawn.asked == 0  # type: ignore[attr-defined]
