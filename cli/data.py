@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from c2fmae.data.check import CheckReport
     from c2fmae.data.scenes import Scenes
 
-data = typer.Typer(help="Make, import, check, look at and pack data sets.", no_args_is_help=True)
+data = typer.Typer(help="Make, import, check, look at, pack and corrupt data sets.", no_args_is_help=True)
 import_ = typer.Typer(help="Pack a well-known data set from its official layout.", no_args_is_help=True)
 data.add_typer(import_, name="import")
 
@@ -45,6 +45,14 @@ def check(
     fix_list: Annotated[Path | None, typer.Option(help="Write the keys of all good samples to this file.")] = None,
     granularities: Granularities = None,
     workers: Workers = None,
+    as_: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="SET",
+            help="Tell instead what it lacks of imagenet-val, imagenet-a, imagenet-r, sketch or imagenet-c, or is odd.",
+        ),
+    ] = None,
 ) -> None:
     """Decode everything, list all that is wrong, count the classes; ends with 1 if anything is wrong."""
     from c2fmae.core.errors import UserError
@@ -52,6 +60,12 @@ def check(
     from c2fmae.data.stats import describe_stats
     from c2fmae.data.writer import whole_file
 
+    if as_ is not None:
+        if (fix_list, granularities, workers) != (None, None, None):
+            text = "looks at names, counts and a few photos, so no other option goes with it. Leave them out"
+            raise UserError(f"--as: {text}")
+        _check_as(source, as_)
+        return
     if fix_list is not None and not fix_list.parent.is_dir():
         raise UserError(f"{fix_list}: its folder does not exist. Make it, or give another place")
     report = _check(source, granularities, workers)
@@ -158,6 +172,64 @@ def generate(
     _pack(scenes, out, label_stride, None, workers, set_)
 
 
+@data.command()
+def corrupt(
+    source: Source,
+    out: Folder,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A corruption, or noise, blur, weather, digital, extra; repeatable."),
+    ] = None,
+    severity: Annotated[list[int] | None, typer.Option(min=1, max=5, help="By default all five; repeatable.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Cut photos to so many pixels a side first.")] = None,
+    quality: Annotated[int | None, typer.Option(help="Of the JPEGs (default 85, as ImageNet-C).")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same photos.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take so many, spread evenly over the source.")] = None,
+    keys: Keys = None,
+    workers: Workers = None,
+) -> None:
+    """Make a set like ImageNet-C of any photos; run it again to finish what was interrupted, or to add to it.
+
+    By default the 15 corruptions that mCE is made of; the four others come with --only extra.
+    """
+    from c2fmae.data.corrupting import CorruptConfig, corrupt_scenes, spread_scenes
+    from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES, chosen_corruptions
+
+    corruptions = chosen_corruptions(only) if only else CORRUPTIONS
+    severities = tuple(sorted(set(severity))) if severity else SEVERITIES
+    given = {"image_size": image_size, "quality": quality, "seed": seed}
+    config = CorruptConfig.read({k: value for k, value in given.items() if value is not None}, source="data corrupt")
+    scenes = _open(source, "rgb", keys)
+    scenes = spread_scenes(scenes, limit) if limit else scenes
+    total = len(scenes) * len(corruptions) * len(severities)
+    with _progress("corrupting", total, "photos") as advance:
+        report = corrupt_scenes(
+            scenes,
+            out,
+            config,
+            corruptions=corruptions,
+            severities=severities,
+            source=_source_name(source, scenes),
+            workers=_worth(workers, total),
+            progress=advance,
+        )
+    kept = f", {report.num_kept} more were there" if report.num_kept else ""
+    print(
+        f"wrote {out}: {report.num_photos} photos by {len(corruptions)} corruptions at {len(severities)} severities:"
+        f" {report.num_made} made, {report.num_bytes / 1e6:.1f} MB{kept}"
+    )
+    if report.unfinished:
+        names = sorted({corruption for corruption, _ in report.unfinished})
+        print(f"note: an earlier run did not finish {', '.join(names)}. Run it again to do that")
+    print(f"next: c2fmae data preview {quote(f'{out}/{corruptions[0]}/{severities[-1]}')}")
+
+
+def _source_name(source: str, scenes: "Scenes") -> str:
+    """What a report calls the scenes: by their data set's name, if it has one, and the last part of what was typed."""
+    last = Path(source).resolve().name
+    return f"{scenes.info.name} ({last})" if scenes.info.name and source != "generated" else scenes.info.name or last
+
+
 def _importer(name: str, what: str, example: str, load: Callable[[Path, str], "Scenes"]) -> None:
     """Make the command of one data set; all take the same words."""
 
@@ -229,6 +301,22 @@ def _check(source: str, granularities: str | None, workers: int | None) -> "Chec
         return check(scenes, problems, workers=_worth(workers, total), progress=advance)
 
 
+def _check_as(source: str, kind: str) -> None:
+    from c2fmae.eval.robustness.checking import check_as
+    from c2fmae.eval.robustness.known import CUSTOM, kind_named
+
+    checked = check_as(kind, source)
+    for sentence in checked.odd:
+        print(f"odd: {sentence}")
+    print(checked.summary)
+    print(f"{len(checked.odd)} odd things" if checked.odd else "nothing odd")
+    kind = kind_named(kind)
+    option = f"--custom NAME={quote(source)}" if kind == CUSTOM else f"--{kind} {quote(source)}"
+    print(f"next: {'mend that, or go on with it: ' if checked.odd else ''}c2fmae eval robustness MODEL {option}")
+    if checked.odd:
+        raise typer.Exit(1)
+
+
 def _pack(
     scenes: "Scenes",
     out: Path,
@@ -262,7 +350,7 @@ def _worth(workers: int | None, num_scenes: int) -> int:
 
 
 @contextmanager
-def _progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(verb: str, total: int, what: str = "scenes") -> Iterator[Callable[[int], None]]:
     """Show how far it is: a bar on a terminal, a line every few seconds elsewhere."""
     from rich.console import Console
     from rich.progress import (
@@ -280,7 +368,7 @@ def _progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
 
         class Speed(ProgressColumn):
             def render(self, task: Task) -> Text:
-                return Text(f"{task.speed or 0:.0f} scenes/s")
+                return Text(f"{task.speed or 0:.0f} {what}/s")
 
         columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -300,6 +388,6 @@ def _progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
         elif now - said >= _SECONDS_BETWEEN_LINES:
             said, speed = now, (done - at_start) / (now - start)
             left = (total - done) / speed
-            print(f"{verb}: {done} of {total} scenes, {speed:.0f}/s, {left:.0f} s left", file=sys.stderr)
+            print(f"{verb}: {done} of {total} {what}, {speed:.0f}/s, {left:.0f} s left", file=sys.stderr)
 
     yield say
