@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def test_a_place_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         "full": "holds 'thesis.tex' and no dataset.json of a corrupted set. Give a folder that is new or empty",
         "other": "holds 'dataset.json' and no dataset.json of a corrupted set. Give a folder that is new or empty",
     }.items():
-        refuses(lambda name=name: corrupt_scenes(Photos(), tmp_path / name, SETTINGS), f"{tmp_path / name}: {message}")
+        refuses(partial(corrupt_scenes, Photos(), tmp_path / name, SETTINGS), f"{tmp_path / name}: {message}")
     with locked(tmp_path):
         refuses(
             lambda: corrupt_scenes(Photos(), tmp_path, SETTINGS),
