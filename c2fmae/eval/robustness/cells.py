@@ -25,6 +25,8 @@ class Cell:
     """Of ImageNet-C they are found when they are first asked for: millions of files take minutes to list."""
     expected: int | None
     """How many photos the whole set has here, where that is known."""
+    identity: str = ""
+    """Changes when this cell does, and not with the others of its set."""
 
     @property
     def is_extra(self) -> bool:
@@ -34,12 +36,20 @@ class Cell:
     @property
     def note(self) -> str | None:
         """Say how the photos differ in number from what the whole set has, if they do; lists the files if need be."""
-        count = len(self.scenes)
-        if self.expected is None or count == self.expected:
-            return None
-        if count < self.expected:
-            return f"{count:,} of {self.expected:,} images: not the whole set"
-        return f"{count:,} images, more than the {self.expected:,} of the set"
+        return count_note(len(self.scenes), self.expected)
+
+
+def count_note(count: int, expected: int | None) -> str | None:
+    """Say how a number of photos differs from that of the whole set, if it does.
+
+    >>> count_note(7123, 7500)
+    '7,123 of 7,500 images: not the whole set'
+    """
+    if expected is None or count == expected:
+        return None
+    if count < expected:
+        return f"{count:,} of {expected:,} images: not the whole set"
+    return f"{count:,} images, more than the {expected:,} of the set"
 
 
 class CellScenes:

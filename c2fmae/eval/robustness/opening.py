@@ -10,15 +10,14 @@ from c2fmae.data.stored import StoredScenes
 from c2fmae.eval.robustness.cells import CellScenes, Labels, labels_of_folders
 from c2fmae.eval.robustness.classes import refuse_other_classes
 from c2fmae.eval.robustness.known import is_wnid
-from c2fmae.eval.robustness.places import below_wrapping, is_shard, place_at
+from c2fmae.eval.robustness.places import Place, below_wrapping, is_shard, place_at
 
 
 def open_labelled(kind: str, source: str | Path) -> tuple[Scenes, Labels]:
     """Return the photos of a set without corruptions, and its classes."""
-    path = Path(source)
-    root = path if not path.is_dir() else next(iter(_lone_tar(path)), path)
+    found = class_place(source)
     scenes: Scenes
-    if _is_ours(root):
+    if found is None:
         scenes = open_scenes(source, granularities=("rgb",))
         labels = tuple(
             entry and entry.model_copy(update={"wnid": entry.wnid or (entry.name if is_wnid(entry.name) else None)})
@@ -26,18 +25,27 @@ def open_labelled(kind: str, source: str | Path) -> tuple[Scenes, Labels]:
         )
         if not labels or (isinstance(scenes, StoredScenes) and bool((scenes.labels < 0).any())):
             raise UserError(f"{source}: photos without a label. Give labelled shards, or a folder for each class")
-    else:
-        place = place_at(root)
-        under = below_wrapping(place)
-        names = place.folders(under)
-        if not names:
-            raise UserError(_flat(kind, place.where(under)))
-        labels = labels_of_folders(names)
-        refuse_other_classes(kind, labels, place.where(under))
-        scenes = CellScenes(place, under, labels)
-        scenes.find()
-    refuse_other_classes(kind, used_labels(scenes, labels), str(source))
+        refuse_other_classes(kind, used_labels(scenes, labels), str(source))
+        return scenes, labels
+    place, under = found
+    names = place.folders(under)
+    if not names:
+        raise no_class_folders(kind, place.where(under))
+    labels = labels_of_folders(names)
+    refuse_other_classes(kind, labels, place.where(under))
+    scenes = CellScenes(place, under, labels)
+    scenes.find()
     return scenes, labels
+
+
+def class_place(source: str | Path) -> tuple[Place, str] | None:
+    """Return where class folders lie whose names are all that tells the classes; None for other sources of labels."""
+    path = Path(source)
+    root = next(iter(_lone_tar(path)), path) if path.is_dir() else path
+    if _is_ours(root):
+        return None
+    place = place_at(root)
+    return place, below_wrapping(place)
 
 
 def used_labels(scenes: Scenes, labels: Labels) -> Labels:
@@ -64,10 +72,11 @@ def _is_ours(root: Path) -> bool:
     return any(is_shard(tar) for tar in sorted(root.glob("*.tar")))
 
 
-def _flat(kind: str, where: str) -> str:
+def no_class_folders(kind: str, where: str) -> UserError:
+    """Return the error for photos whose classes nothing tells."""
     if kind == "imagenet-val":
-        return (
+        return UserError(
             f"{where}: photos without class folders, as the official archive of ImageNet's validation photos has them."
             " Sort them into a folder for each WordNet id, by the devkit's ground truth"
         )
-    return f"{where}: no class folders. Expected CLASS/NAME.jpg"
+    return UserError(f"{where}: no class folders. Expected CLASS/NAME.jpg")

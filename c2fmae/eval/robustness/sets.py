@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from c2fmae.core.errors import UserError
 from c2fmae.data import DatasetInfo
@@ -21,6 +20,7 @@ from c2fmae.eval.robustness.cells import Cell, CellScenes, Labels, labels_of_fol
 from c2fmae.eval.robustness.classes import lacking_classes, refuse_other_classes
 from c2fmae.eval.robustness.grid import Spot, class_folders, find_spots, missing_cells
 from c2fmae.eval.robustness.known import CUSTOM, IMAGENET_C, OFFICIAL, PROTOCOLS, kind_named
+from c2fmae.eval.robustness.making import making_of
 from c2fmae.eval.robustness.opening import open_labelled, used_labels
 from c2fmae.eval.robustness.places import is_shard
 
@@ -54,11 +54,11 @@ def open_shifted(kind: str, source: str | Path, name: str | None = None) -> Shif
         if spots:
             return _grid(kind, path, name, spots, odd)
     if kind == IMAGENET_C:
-        text = "not ImageNet-C's layout, CORRUPTION/SEVERITY/CLASS/NAME.JPEG or tars of it"
-        raise UserError(f"{source}: {text if path.exists() else 'does not exist'}. Give the folder that holds them")
+        raise not_a_grid(path)
     scenes, labels = open_labelled(kind, source)
     expected = OFFICIAL[kind].images if kind != CUSTOM else None
-    cell = Cell(None, None, scenes, expected)
+    identity = scenes_digest(scenes, kind)
+    cell = Cell(None, None, scenes, expected, identity)
     return ShiftedSet(
         name=name or _default_name(kind, path, scenes.info),
         kind=kind,
@@ -68,48 +68,53 @@ def open_shifted(kind: str, source: str | Path, name: str | None = None) -> Shif
         is_cut=False,
         self_made=None,
         notes=tuple(note for note in (lacking_classes(kind, used_labels(scenes, labels)), cell.note) if note),
-        identity=scenes_digest(scenes, kind),
+        identity=identity,
     )
+
+
+def not_a_grid(source: Path) -> UserError:
+    """Return the error for what has no cell of ImageNet-C in it."""
+    text = "not ImageNet-C's layout, CORRUPTION/SEVERITY/CLASS/NAME.JPEG or tars of it"
+    return UserError(f"{source}: {text if source.exists() else 'does not exist'}. Give the folder that holds them")
 
 
 def _grid(kind: str, root: Path, name: str | None, spots: Sequence[Spot], odd: Sequence[str]) -> ShiftedSet:
     """A set with a cell for each corruption and severity; their photos are not listed yet."""
-    info = (DatasetInfo.beside(root) if root.is_dir() else None) or DatasetInfo()
+    info, making = making_of(root)
     folders = class_folders(spots)
     if not folders:
         raise UserError(f"{root}: no class folders. Expected CORRUPTION/SEVERITY/CLASS/NAME.jpg")
     labels: Labels = info.labels or labels_of_folders(folders)
-    made: dict[str, Any] | None = (info.model_extra or {}).get("corrupted")
     refuse_other_classes(kind, labels, str(root))
-    lacking = lacking_classes(kind, labels)
     expected = OFFICIAL[kind].images if kind != CUSTOM else None
-    cells = [Cell(at.corruption, at.severity, CellScenes(at.place, at.under, labels), expected) for at in spots]
-    stamps = [(at.corruption, at.severity, at.place.stamp(at.under)) for at in spots]
-    told = [kind, made, [entry and entry.model_dump() for entry in labels], stamps]
+    made = making and making.model_dump(exclude={"unfinished"})
+    told = [kind, made, [entry and entry.model_dump() for entry in labels]]
+    cells = [
+        Cell(
+            at.corruption,
+            at.severity,
+            CellScenes(at.place, at.under, labels),
+            expected,
+            _digest([*told, at.corruption, at.severity, at.place.stamp(at.under)]),
+        )
+        for at in spots
+    ]
+    noted = (*missing_cells(spots), *odd, lacking_classes(kind, labels), making and making.note)
     return ShiftedSet(
         name=name or _default_name(kind, root, info),
         kind=kind,
         cells=tuple(cells),
         labels=labels,
         protocol_wnids=None,
-        is_cut=made.get("size") is not None if made else kind == IMAGENET_C,
-        self_made=describe_made(made) if made else None,
-        notes=(*missing_cells(spots), *odd, *([lacking] if lacking else [])),
-        identity=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+        is_cut=making.size is not None if making else kind == IMAGENET_C,
+        self_made=making.sentence if making else None,
+        notes=tuple(note for note in noted if note),
+        identity=_digest([cell.identity for cell in cells]),
     )
 
 
-def describe_made(made: dict[str, Any]) -> str:
-    """Return a sentence that tells a self-made set from a released one.
-
-    >>> describe_made({"made_by": "c2fmae 1", "tool": "t 2", "source": "cats", "size": [224, 224], "quality": 85})
-    'self-made by c2fmae 1 with t 2 from cats at 224×224, JPEG quality 85: not the released ImageNet-C'
-    """
-    size = made.get("size")
-    at = f" at {size[1]}×{size[0]}" if size else " at the photos' own sizes"
-    by, tool, source = (made.get(key, "?") for key in ("made_by", "tool", "source"))
-    how = f"{at}, JPEG quality {made.get('quality', '?')}"
-    return f"self-made by {by} with {tool} from {source}{how}: not the released ImageNet-C"
+def _digest(told: object) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _default_name(kind: str, path: Path, info: DatasetInfo) -> str:

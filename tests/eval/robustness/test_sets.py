@@ -306,11 +306,26 @@ def test_a_grid_of_anyones_own_classes_is_known_by_its_folders(tmp_path: Path) -
 def test_the_identity_of_a_set_changes_with_its_photos(tmp_path: Path) -> None:
     folder = as_folder(tmp_path / "v", class_files("", VAL))
     grid = as_folder(tmp_path / "c", grid_files(["fog"], VAL))
-    first = [open_shifted("imagenet-val", folder).identity, open_shifted("imagenet-c", grid).identity]
-    assert first == [open_shifted("imagenet-val", folder).identity, open_shifted("imagenet-c", grid).identity]
-    assert open_shifted("sketch", folder).identity != first[0]
+    first = [open_shifted("imagenet-val", folder), open_shifted("imagenet-c", grid)]
+    again = [open_shifted("imagenet-val", folder), open_shifted("imagenet-c", grid)]
+    assert [of.identity for of in first] == [of.identity for of in again]
+    assert open_shifted("sketch", folder).identity != first[0].identity
     (folder / VAL[0] / "more.jpg").write_bytes(photo("more"))
     (grid / "fog/5" / VAL[2] / "more.jpg").write_bytes(photo("more"))
-    second = [open_shifted("imagenet-val", folder).identity, open_shifted("imagenet-c", grid).identity]
-    assert first[0] != second[0]
-    assert first[1] != second[1]
+    assert open_shifted("imagenet-val", folder).identity != first[0].identity
+    changed = open_shifted("imagenet-c", grid)
+    assert changed.identity != first[1].identity
+    cells = zip(first[1].cells, changed.cells, strict=True)
+    assert [old.identity == new.identity for old, new in cells] == [True] * 4 + [False]
+
+
+def test_a_cell_keeps_its_identity_when_others_come_to_its_set(tmp_path: Path) -> None:
+    about = {"labels": [{"name": wnid} for wnid in VAL], "corrupted": corrupted(None) | {"unfinished": ["fog/1"]}}
+    files = grid_files(["fog"], VAL) | {"dataset.json": json.dumps(about).encode()}
+    before = open_shifted("custom", as_folder(tmp_path, files))
+    assert before.notes[-1] == "its making is not finished: fog/1"
+    about["corrupted"] = corrupted(None)
+    files = grid_files(["snow"], VAL) | {"dataset.json": json.dumps(about).encode()}
+    after = open_shifted("custom", as_folder(tmp_path, files))
+    assert [cell.identity for cell in after.cells if cell.corruption == "fog"] == [c.identity for c in before.cells]
+    assert len({cell.identity for cell in after.cells}) == 10
