@@ -23,16 +23,17 @@ Size = Annotated[
     typer.Option("--image-size", metavar="HEIGHT WIDTH", help="Of photos, where it is not what it learned from."),
 ]
 Part = Annotated[
-    str, typer.Option(help="encoder: with all its granularities; rgb: photos alone; autoencoder: of a run, all of it.")
+    str | None,
+    typer.Option(help="encoder: without a head; rgb: what sees photos alone; autoencoder: of a pre-training run, all."),
 ]
 
 
 HELP = {
     "timm": 'Write what `timm.create_model("local-dir:OUT", pretrained=True)` loads.',
-    "hf": 'Write what `transformers.ViTModel.from_pretrained("OUT")` loads.',
+    "hf": "Write what `transformers.ViTModel`, or of a classifier `ViTForImageClassification`, loads.",
     "safetensors": "Write tensors under our names, with a config from which they become a model again.",
-    "onnx": "Write what ONNX Runtime runs: photos in, tokens and pooled features out.",
-    "torch-export": "Write what `torch.export.load` loads: photos in, tokens and pooled features out.",
+    "onnx": "Write what ONNX Runtime runs: photos in, tokens, pooled features and a classifier's logits out.",
+    "torch-export": "Write what `torch.export.load` loads: photos in, the same out as of ONNX.",
 }
 
 
@@ -53,7 +54,7 @@ def _of_photos(kind: str) -> Callable[..., None]:
 def _safetensors(
     source: Source,
     out: Out,
-    part: Part = "encoder",
+    part: Part = None,
     step: Step = None,
     average: Average = False,
     allow_missing: AllowMissing = None,

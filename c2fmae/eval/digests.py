@@ -7,14 +7,15 @@ import torch
 
 from c2fmae.data import Scenes
 from c2fmae.models.backbones import Backbone
+from c2fmae.models.classifiers import Classifier
 
 _LOOKED_AT = 64
 
 
-def weights_digest(backbone: Backbone) -> str:
-    """Return a digest of a backbone: what it is, and its weights."""
-    digest = hashlib.sha256(backbone.spec.model_dump_json().encode())
-    for name, tensor in sorted(backbone.state_dict().items()):
+def weights_digest(model: Backbone | Classifier) -> str:
+    """Return a digest of a backbone or classifier: what it is, and its weights."""
+    digest = hashlib.sha256(model.spec.model_dump_json().encode())
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

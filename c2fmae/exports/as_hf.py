@@ -1,4 +1,4 @@
-"""A folder that transformers' ViTModel takes, for those ViTs that it can express."""
+"""A folder that transformers' ViTModel takes, or ViTForImageClassification, for those ViTs that they can express."""
 
 import json
 import os
@@ -8,33 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.exports.target import Comparison, Target, another_size, compare
+from c2fmae.exports.expressible import inexpressible
+from c2fmae.exports.target import Comparison, Model, Target, another_size, backbone_of, compare
 from c2fmae.exports.trial import features, trial_photos
 from c2fmae.exports.vit import timm_vit
-from c2fmae.models.backbones import Backbone
-from c2fmae.models.backbones.of_hugging_face import POOL
+from c2fmae.models.backbones.of_hugging_face import CROP, NUMBERED, POOL
+from c2fmae.models.classifiers import Classifier
 
 _BICUBIC = 3  # as Pillow counts
+_WHOLE = (
+    "transformers' image processor brings the whole photo to that size, whatever its sides are; what is said of its "
+    "centre above is not done there."
+)
 _RESIZES = "transformers resizes positions in its own way. For features like c2fmae's there, export with --image-size"
 
 
-def hf_target(backbone: Backbone) -> Target:
-    """Return the way to transformers; a ViT that its ViTModel cannot express is refused."""
+def hf_target(model: Model) -> Target:
+    """Return the way to transformers; a ViT that its models cannot express is refused."""
     transformers = _transformers()
-    vit = timm_vit(backbone)
+    vit, backbone, is_classifier = timm_vit(model), backbone_of(model), isinstance(model, Classifier)
+    kind = "ViTForImageClassification" if is_classifier else "ViTModel"
     if reason := inexpressible(vit):
         raise UserError(
-            f"{backbone.report.source}: transformers' ViTModel cannot express it: {reason}. Take: c2fmae export timm"
+            f"{backbone.report.source}: transformers' {kind} cannot express it: {reason}. Take: c2fmae export timm"
         )
     spec = backbone.spec
     is_square = spec.image_size[0] == spec.image_size[1]
+    theirs, options = getattr(transformers, kind), {} if is_classifier else {"add_pooling_layer": False}
 
     def usage(folder: str) -> str:
+        if isinstance(model, Classifier):
+            return "\n".join(
+                [
+                    f"from transformers import {kind}  # ViTImageProcessor of the same folder standardises photos",
+                    f"model = {kind}.from_pretrained({json.dumps(folder)}).eval()",
+                    f"logits = model(photos).logits  # [batch, {model.num_labels}]; model.config.id2label says of what",
+                ]
+            )
         vector = "[:, 0]" if spec.pool == "cls" else "[:, 1:].mean(dim=1)"
         return "\n".join(
             [
@@ -58,6 +72,7 @@ def hf_target(backbone: Backbone) -> Target:
             num_channels=spec.channels["rgb"],
             qkv_bias=first.attn.qkv.bias is not None,
             **{POOL: spec.pool},  # transformers keeps it, and has no word for it
+            **(_labels(model) if isinstance(model, Classifier) else {}),
         )
         processor = transformers.ViTImageProcessor(
             size={"height": height, "width": width},
@@ -67,17 +82,14 @@ def hf_target(backbone: Backbone) -> Target:
         )
         with _quiet(transformers):
             # Through the names of the hub's oldest ViTs, which every version reads.
-            model = transformers.ViTModel.from_pretrained(
-                None, config=config, state_dict=hub_names(vit), add_pooling_layer=False
-            )
-            model.save_pretrained(folder)
+            theirs.from_pretrained(None, config=config, state_dict=hub_names(vit), **options).save_pretrained(folder)
             for file in folder.glob("*.safetensors"):  # it lets nobody else read them
                 file.chmod(0o666 & ~_umask())
             processor.save_pretrained(folder)
 
     def compare_with_transformers(folder: Path) -> Sequence[Comparison]:
         with _quiet(transformers):
-            model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+            loaded = theirs.from_pretrained(folder, **options).eval()
             processor = transformers.ViTImageProcessor.from_pretrained(folder)
         sizes = [spec.image_size, *([another_size(spec.image_size, backbone.patch)] if is_square else [])]
         comparisons = []
@@ -85,20 +97,23 @@ def hf_target(backbone: Backbone) -> Target:
             is_other = size != spec.image_size
             photos = trial_photos(size, spec.channels["rgb"])
             given = processor(list(photos), do_resize=False, return_tensors="pt", input_data_format="channels_first")
+            inner = loaded.vit if is_classifier else loaded
             with torch.inference_mode():
-                found = model(**given, interpolate_pos_encoding=is_other).last_hidden_state
-            expected = features(backbone, backbone.standardise(photos))[0]
-            of = f"tokens of photos of {size[0]}×{size[1]}, by model and processor"
-            comparisons.append(compare(of, [found], [expected], why=_RESIZES if is_other else ""))
+                found = [inner(**given, interpolate_pos_encoding=is_other).last_hidden_state]
+                found += [loaded(**given, interpolate_pos_encoding=is_other).logits] if is_classifier else []
+            tokens, _, *logits = features(model, backbone.standardise(photos))
+            what = "tokens and logits" if is_classifier else "tokens"
+            of = f"{what} of photos of {size[0]}×{size[1]}, by model and processor"
+            comparisons.append(compare(of, found, [tokens, *logits], why=_RESIZES if is_other else ""))
         return comparisons
 
-    notes = ["transformers' own pooling layer is not part of it: it was never trained."]
+    notes = [_WHOLE if is_classifier else "transformers' own pooling layer is not part of it: it was never trained."]
     if not is_square:
         notes.append(
             f"It takes photos of {spec.image_size[0]}×{spec.image_size[1]} alone: transformers resizes squares."
         )
     return Target(
-        backbone=backbone,
+        model=model,
         tool=f"transformers {transformers.__version__}",
         weights="model.safetensors",
         library="transformers",
@@ -107,36 +122,6 @@ def hf_target(backbone: Backbone) -> Target:
         usage=usage,
         notes=notes,
     )
-
-
-def inexpressible(vit: VisionTransformer) -> str:
-    """Return what a ViT has that transformers' ViTModel has not, or nothing."""
-    names = list(vit.state_dict())
-    checks = {
-        "its norm comes behind the pooling": isinstance(vit.norm, nn.Identity),
-        "it has no global token": vit.cls_token is None,
-        "it has registers": vit.reg_token is not None,
-        "it has no positions": vit.pos_embed is None,
-        "it has a norm before its blocks": not isinstance(vit.norm_pre, nn.Identity),
-        "it has a norm behind its patch embedding": not isinstance(vit.patch_embed.norm, nn.Identity),
-        "its patch embedding has no bias": vit.patch_embed.proj.bias is None,
-        "it has layer scales": any(".ls1." in name or ".ls2." in name for name in names),
-        "it norms queries and keys": any(".q_norm." in name for name in names),
-        "it norms within attention or MLP": any(".attn.norm." in name or ".mlp.norm." in name for name in names),
-        "its blocks are not those of a plain ViT": not all(_is_plain(block) for block in vit.blocks),
-    }
-    if found := next((reason for reason, is_so in checks.items() if is_so), ""):
-        return found
-    blocks: list[Any] = list(vit.blocks)
-    norms: list[Any] = [vit.norm, *(norm for block in blocks for norm in (block.norm1, block.norm2))]
-    if any(not isinstance(norm, nn.LayerNorm) or norm.bias is None for norm in norms):
-        return f"its norms are not LayerNorm with scale and shift but {type(norms[0]).__name__}"
-    if len(eps := {norm.eps for norm in norms}) > 1:
-        return f"its norms add different eps, {', '.join(map(str, sorted(eps)))}"
-    if other := next((b.mlp.act for b in blocks if not _is_gelu(b.mlp.act)), None):
-        return f"its activation is not the exact GELU but {type(other).__name__}"
-    biases = [(b.attn.proj.bias, b.mlp.fc1.bias, b.mlp.fc2.bias) for b in blocks]
-    return "its projections have no biases" if any(bias is None for each in biases for bias in each) else ""
 
 
 def hub_names(vit: VisionTransformer) -> dict[str, Tensor]:
@@ -161,15 +146,21 @@ def hub_names(vit: VisionTransformer) -> dict[str, Tensor]:
                 tensors[f"{layer}.attention.attention.{name}.{kind}"] = part
     for place, module in modules.items():
         tensors |= {f"{place}.{kind}": tensor for kind, tensor in module.named_parameters()}
+    if vit.num_classes:
+        tensors = {f"vit.{name}": tensor for name, tensor in tensors.items()}
+        tensors |= {f"classifier.{kind}": tensor for kind, tensor in vit.head.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _is_plain(block: nn.Module) -> bool:
-    return type(block) is Block and type(block.attn).__name__ == "Attention" and type(block.mlp) is Mlp
-
-
-def _is_gelu(act: nn.Module) -> bool:
-    return isinstance(act, nn.GELU) and act.approximate == "none"
+def _labels(classifier: Classifier) -> dict[str, Any]:
+    """Return what the logits mean in transformers' words, which have no WordNet ids."""
+    told = enumerate(classifier.spec.labels)
+    names = {index: label.name if label else NUMBERED.format(index) for index, label in told}
+    return {
+        "id2label": names,
+        "label2id": {name: index for index, name in names.items()},
+        CROP: classifier.spec.crop,
+    }
 
 
 def _transformers() -> Any:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.tensor_file import write_tensors
-from c2fmae.exports.target import Comparison, Target, another_size, compare
+from c2fmae.exports.target import Comparison, Model, Target, another_size, at, backbone_of, compare
 from c2fmae.exports.trial import BATCH, features, trial_maps
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.models.backbones import Backbone
-from c2fmae.models.backbones.assemble import Found, from_our_names
+from c2fmae.models.backbones.assemble import HEAD, Found, from_our_names
 from c2fmae.models.backbones.of_export import (
     AUTOENCODER,
+    CLASSIFIER,
     CONFIG,
     WEIGHTS,
     ExportConfig,
@@ -27,15 +28,26 @@ from c2fmae.models.backbones.of_export import (
     read_export,
     read_folder,
 )
+from c2fmae.models.classifiers import Classifier
+from c2fmae.models.classifiers.load import classifier_from
 from c2fmae.models.encoder import create_vit
 
 
-def safetensors_target(backbone: Backbone) -> Target:
-    """Return the way to a folder that `load_backbone` takes, with all granularities that the backbone has."""
+def safetensors_target(model: Model) -> Target:
+    """Return the way to a folder that `load_backbone` takes, with all granularities, and `load_classifier`."""
+    backbone = backbone_of(model)
     taken = ", ".join(backbone.granularities)
+    given = "photos" if "rgb" in backbone.granularities else "maps"
 
     def usage(folder: str) -> str:
-        given = "photos" if "rgb" in backbone.granularities else "maps"
+        if isinstance(model, Classifier):
+            return "\n".join(
+                [
+                    "from c2fmae.models.classifiers import load_classifier",
+                    f"classifier = load_classifier({json.dumps(folder)})  # takes {taken}",
+                    f"logits = classifier({given})  # [batch, {model.num_labels}]; classifier.spec.labels says of what",
+                ]
+            )
         return "\n".join(
             [
                 "from c2fmae.models.backbones import load_backbone",
@@ -45,21 +57,28 @@ def safetensors_target(backbone: Backbone) -> Target:
         )
 
     def write(folder: Path) -> None:
-        _write(folder, ExportConfig(spec=backbone.spec), backbone.state_dict())
+        tensors, config = backbone.state_dict(), ExportConfig(spec=backbone.spec)
+        if isinstance(model, Classifier):
+            tensors |= {HEAD + name: each for name, each in model.head.state_dict().items()}
+            told = model.spec.model_dump(mode="json", exclude={"backbone"})
+            config = config.model_copy(update={"format": CLASSIFIER, "classifier": told})
+        _write(folder, config, tensors)
 
     def compare_with_file(folder: Path) -> Sequence[Comparison]:
         found = read_export(folder)
         tensors = load_file(folder / WEIGHTS)
-        again = from_our_names(Found(source=str(folder), spec=found.spec, tensors=tensors))
+        found = Found(source=str(folder), spec=found.spec, tensors=tensors, classifier=found.classifier)
+        is_classifier = isinstance(model, Classifier)
+        again = classifier_from(from_our_names, found) if is_classifier else from_our_names(found)
         comparisons = []
         for size in (backbone.spec.image_size, another_size(backbone.spec.image_size, backbone.patch)):
             maps = trial_maps(backbone, size)
-            of = f"tokens and pooled features of {taken} of {size[0]}×{size[1]}"
-            comparisons.append(compare(of, features(again, maps), features(backbone, maps)))
+            of = at(size, model).replace("photos", taken)
+            comparisons.append(compare(of, features(again, maps), features(model, maps)))
         return comparisons
 
     return Target(
-        backbone=backbone,
+        model=model,
         tool=f"safetensors {version('safetensors')}",
         weights=WEIGHTS,
         library="c2fmae",
@@ -98,7 +117,7 @@ def autoencoder_target(method: MaskedAutoencoding, backbone: Backbone) -> Target
         return [compare(of, [theirs[name] for name in ours], list(ours.values()))]
 
     return Target(
-        backbone=backbone,
+        model=backbone,
         tool=f"safetensors {version('safetensors')}",
         weights=WEIGHTS,
         library="c2fmae",

@@ -6,8 +6,9 @@ import yaml
 
 from c2fmae import __version__
 from c2fmae.exports.origin import Origin
-from c2fmae.exports.target import Comparison, Target
+from c2fmae.exports.target import Comparison, Model, Target, backbone_of
 from c2fmae.models.backbones import Backbone
+from c2fmae.models.classifiers import Classifier
 
 _LICENCE = "# license: not chosen. Whoever publishes these weights says here under which they are"
 _LICENCE_TEXT = """\
@@ -15,16 +16,18 @@ _LICENCE_TEXT = """\
 
 Not chosen by this export: whoever publishes these weights does, and adds it to the head of this card. What they were
 trained on may set limits."""
+_FEW = 5  # names of classes
 _POOLED = {"cls": "the global token", "mean": "the mean of the patches' tokens"}
 
 
 def card_of(target: Target, origin: Origin, comparisons: Sequence[Comparison], sha256: str, folder: str) -> str:
     """Return the card in Markdown, with the head that model hubs read."""
     backbone = target.backbone
+    task = "classification" if isinstance(target.model, Classifier) else "feature-extraction"
     head = yaml.safe_dump(
         {
             "library_name": target.library,
-            "pipeline_tag": "image-feature-extraction",
+            "pipeline_tag": f"image-{task}",
             "tags": ["c2fmae", "masked-autoencoder", "vision-transformer"],
         },
         sort_keys=False,
@@ -34,10 +37,10 @@ def card_of(target: Target, origin: Origin, comparisons: Sequence[Comparison], s
         f"# {_line(origin.name)}",
         origin.title and _line(origin.title),
         f"## Load it\n\n```python\n{target.usage(folder)}\n```",
-        "\n".join(f"- {note}" for note in [*_inputs(backbone), *target.notes]),
+        "\n".join(f"- {note}" for note in [*_inputs(backbone), *_classes(target.model), *target.notes]),
         _trained(origin),
         _numbers(origin),
-        _model(backbone),
+        _model(target.model),
         _checked(target, comparisons, sha256),
         _LICENCE_TEXT,
     ]
@@ -60,6 +63,19 @@ def _inputs(backbone: Backbone) -> list[str]:
     ]
 
 
+def _classes(model: Model) -> list[str]:
+    if not isinstance(model, Classifier):
+        return []
+    names = [_line(label.name) for label in model.spec.labels if label]
+    few = ", ".join(f"“{name}”" for name in names[:_FEW]) + (", …" if len(names) > _FEW else "")
+    unnamed = model.num_labels - len(names)
+    told = [*([few] if names else []), *([f"{unnamed:,} without a name"] if unnamed else [])]
+    return [
+        f"It tells {model.num_labels:,} classes apart: {'; '.join(told)}.",
+        f"Of a photo it was tested on {model.spec.crop:.4g} of the largest centre, brought to that size bicubically.",
+    ]
+
+
 def _trained(origin: Origin) -> str:
     rows = _table(("What", "Known"), origin.facts.items())
     unknown = f"\n\nNot known here: {', '.join(origin.unknown)}." if origin.unknown else ""
@@ -71,10 +87,13 @@ def _trained(origin: Origin) -> str:
 def _numbers(origin: Origin) -> str:
     parts = ["## Numbers"]
     if origin.losses:
-        rows = _table(("Held-out loss", "Value"), [(name, f"{value:.4g}") for name, value in origin.losses.items()])
-        parts.append(
-            f"Losses of pre-training on scenes that it did not learn from, at step {origin.losses_at:,}:\n\n{rows}"
+        what, of = (
+            ("score", "Scores of fine-tuning on photos")
+            if origin.is_tuned
+            else ("loss", "Losses of pre-training on scenes")
         )
+        rows = _table((f"Held-out {what}", "Value"), [(name, f"{value:.4g}") for name, value in origin.losses.items()])
+        parts.append(f"{of} that it did not learn from, at step {origin.losses_at:,}:\n\n{rows}")
         if origin.is_average:
             parts.append("They are of the weights as they were trained, not of their average, which this is.")
     else:
@@ -89,17 +108,19 @@ def _numbers(origin: Origin) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _model(backbone: Backbone) -> str:
+def _model(model: Model) -> str:
+    backbone = backbone_of(model)
     spec = backbone.spec
+    head = f" A linear head of {model.num_labels:,} logits comes behind." if isinstance(model, Classifier) else ""
     count = sum(each.numel() for each in backbone.parameters())
     text = (
         f"## What it is\n\nA plain ViT, timm's `{spec.encoder.name}`: patches of {backbone.patch}, width "
         f"{backbone.dim}, {backbone.depth} blocks, {count:,} parameters with what embeds "
         f"{', '.join(backbone.granularities)}. Tokens that come before those of patches: {backbone.num_prefix}. "
         f"Positions are "
-        f"{'a table' if spec.encoder.keep_positions else 'sines and cosines, computed for any size'}."
+        f"{'a table' if spec.encoder.keep_positions else 'sines and cosines, computed for any size'}.{head}"
     )
-    return "\n".join([text, "", *(f"- {_line(note)}" for note in backbone.report.notes)]).rstrip()
+    return "\n".join([text, "", *(f"- {_line(note)}" for note in model.report.notes)]).rstrip()
 
 
 def _checked(target: Target, comparisons: Sequence[Comparison], sha256: str) -> str:

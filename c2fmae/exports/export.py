@@ -16,12 +16,14 @@ from c2fmae.exports.as_safetensors import autoencoder_target, safetensors_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.card import card_of
 from c2fmae.exports.origin import Origin, origin_of
-from c2fmae.exports.target import Comparison, Target
+from c2fmae.exports.target import Comparison, Model, Target, backbone_of
 from c2fmae.exports.vit import rgb_alone
 from c2fmae.loading import load_run
-from c2fmae.models.backbones import Backbone, load_backbone
+from c2fmae.models.backbones import load_backbone
+from c2fmae.models.backbones.of_run import is_run
+from c2fmae.models.classifiers import Classifier, load_whole
 
-KINDS: dict[str, Callable[[Backbone], Target]] = {
+KINDS: dict[str, Callable[[Model], Target]] = {
     "timm": timm_target,
     "hf": hf_target,
     "safetensors": safetensors_target,
@@ -60,25 +62,27 @@ def export(
 ) -> Exported:
     """Export what `load_backbone` takes; `out` is there afterwards whole and checked, or not at all.
 
-    `part` is for safetensors alone: the `encoder` with all its granularities, as it is unless given, `rgb` alone, or a
-    run's whole `autoencoder`; all others take rgb alone. The remaining settings are those of `load_backbone`.
+    A source that says what its classes are, as a fine-tuned run does, goes out as a classifier. `part` is for
+    safetensors alone: the `encoder` with all its granularities and no head, what sees `rgb` alone, or a run's whole
+    `autoencoder`; all others take rgb alone. The remaining settings are those of `load_backbone`.
     """
     if kind not in KINDS:
         raise unknown_name("export", kind, KINDS)
     if part is not None and kind != "safetensors":
         raise UserError(f"export {kind}: takes what sees photos, and no part. Leave part away, or export safetensors")
-    part = part or "encoder"
-    if part not in PARTS:
+    if part is not None and part not in PARTS:
         raise unknown_name("part", part, PARTS)
     check_out(out)
-    backbone = load_backbone(source, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+    load = load_backbone if part == "encoder" else load_whole
+    model = load(source, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
     if part == "autoencoder":
-        target = _whole(source, backbone, step, average)
+        target = _autoencoder(source, model, step, average)
     else:
-        target = KINDS[kind](backbone if kind == "safetensors" and part == "encoder" else rgb_alone(backbone))
-    origin, weights = origin_of(str(source), step=step, average=average), weights_digest(backbone)
+        target = KINDS[kind](model if kind == "safetensors" and part != "rgb" else rgb_alone(model))
+    origin = origin_of(str(source), step=step, average=average)
     # Numbers of other weights may lie beside them: of other steps, or of the same ViT untrained.
-    own = [each for each in origin.evaluations if each.weights == weights]
+    weights = {weights_digest(each) for each in (model, backbone_of(model))}
+    own = [each for each in origin.evaluations if each.weights in weights]
     return write(target, replace(origin, evaluations=own), out)
 
 
@@ -107,11 +111,13 @@ def check_out(out: Path) -> None:
         raise UserError(f"{out}: is there already, and an export replaces nothing. Give another folder, or remove it")
 
 
-def _whole(source: str | Path, backbone: Backbone, step: int | None, average: bool) -> Target:
+def _autoencoder(source: str | Path, model: Model, step: int | None, average: bool) -> Target:
     path = Path(source)
-    if not (path / "config.yaml").exists() and not (path / "checkpoint.json").exists():
-        raise UserError(f"{source}: has no decoder: --part autoencoder is for a run or one of its checkpoints")
-    return autoencoder_target(load_run(path, step=step, average=average).method, backbone)
+    if isinstance(model, Classifier) or not is_run(path):
+        raise UserError(
+            f"{source}: has no decoder: --part autoencoder is for a pre-training run or one of its checkpoints"
+        )
+    return autoencoder_target(load_run(path, step=step, average=average).method, model)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import find_checkpoint, read_rows
+from c2fmae.models.backbones.of_run import is_run
 from c2fmae.models.backbones.of_timm import TIMM
 
 _FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # of a place on the disk, in a sentence
@@ -42,6 +43,8 @@ class Origin:
     losses_at: int = 0
     is_average: bool = False
     """Whether the weights are an average, and the losses not of it."""
+    is_tuned: bool = False
+    """Whether it was fine-tuned, and the losses are scores of classes."""
     evaluations: Sequence[Evaluated] = ()
     unknown: Sequence[str] = ()
 
@@ -49,7 +52,7 @@ class Origin:
 def origin_of(source: str, *, step: int | None = None, average: bool = False) -> Origin:
     """Return what a source says of itself: much, if it is a run; nothing but its name, if it is a file of others."""
     path = Path(source)
-    if not source.startswith(TIMM) and ((path / "config.yaml").exists() or (path / "checkpoint.json").exists()):
+    if not source.startswith(TIMM) and is_run(path):
         return _of_run(path, step, average)
     name = source.removeprefix(TIMM).partition("@")[0] if source.startswith(TIMM) else path.resolve().name
     return Origin(
@@ -62,6 +65,8 @@ def origin_of(source: str, *, step: int | None = None, average: bool = False) ->
 def _of_run(path: Path, step: int | None, average: bool) -> Origin:
     checkpoint = find_checkpoint(path, step)
     config, run = checkpoint.facts.get("config"), _run_of(path)
+    classifier = _Said(checkpoint.facts.get("classifier"))
+    is_tuned = "classifier" in checkpoint.facts
     said, told = _Said(config), config if isinstance(config, Mapping) else {}
     samples, steps = checkpoint.facts.get("samples"), said("training.steps")
     at = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
@@ -70,27 +75,32 @@ def _of_run(path: Path, step: int | None, average: bool) -> Origin:
         "Samples": f"{samples:,}" if isinstance(samples, int) else "",
         "Weights": f"the average of the weights at {at}" if average else at,
         "Length": said.listed("training", "epochs", "batch_size"),
-        "Optimisation": said.listed("training", "lr", "base_lr", "weight_decay", "precision", "seed"),
+        "Optimisation": said.listed(
+            "training", "lr", "base_lr", "weight_decay", "layer_decay", "smoothing", "precision", "seed"
+        ),
         "Recipe's source": said("source"),
         "Method": said("method.name"),
-        "Granularities, coarse to fine": said("method.granularities"),
+        "Granularities, coarse to fine": said("method.granularities") or classifier("backbone.channels"),
+        "Fine-tuned with": classifier.listed("backbone", "pool", "encoder.drop_path"),
         "Masking": said.listed("method.masking", "policy", "curriculum.name", "blend", "object_share"),
         "Visible patches": said("method.num_visible"),
         "Decoder": said.listed("method.decoder", "name", "dim", "depth", "num_heads", "context"),
         "Started from": _file_name(said("init")),
         "Made with": _versions(run),
     }
+    expected = ("Data", "Samples", *(() if is_tuned else ("Masking",)), "Optimisation")
     losses_at, losses = _held_out(run, checkpoint.step)
     return Origin(
-        name=said("name") or said("method.name") or path.resolve().name,
+        name=said("name") or said("method.name") or (run or path).resolve().name,
         title=said("title"),
         facts={about: text for about, text in facts.items() if text},
         deviations=[_FOLDERS.sub("", str(each)) for each in told.get("deviations") or ()],
         losses=losses,
         losses_at=losses_at,
         is_average=average,
+        is_tuned=is_tuned,
         evaluations=_evaluations(run),
-        unknown=[about.lower() for about in ("Data", "Samples", "Masking", "Optimisation") if not facts[about]],
+        unknown=[about.lower() for about in expected if not facts[about]],
     )
 
 
@@ -104,14 +114,16 @@ class _Said:
         value = self._tree
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple | Mapping):
             return ", ".join(map(str, value))
         return "" if value is None else f"{value:,}" if type(value) is int else str(value)
 
     def listed(self, path: str, *keys: str) -> str:
         """Return those settings of a part that are set, with their names."""
         pairs = {key.replace("_", " "): self(f"{path}.{key}") for key in keys}
-        return ", ".join(f"{name.removesuffix('.name')} {value}" for name, value in pairs.items() if value)
+        return ", ".join(
+            f"{name.removesuffix('.name').removeprefix('encoder.')} {value}" for name, value in pairs.items() if value
+        )
 
 
 def _file_name(source: str) -> str:
@@ -122,7 +134,7 @@ def _file_name(source: str) -> str:
 
 def _run_of(path: Path) -> Path | None:
     """Return the run's folder that a source is, or lies in."""
-    folders = (path, path.resolve().parent.parent)
+    folders = (path, path.resolve().parent, path.resolve().parent.parent)
     return next((folder for folder in folders if (folder / "config.yaml").exists()), None)
 
 

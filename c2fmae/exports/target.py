@@ -9,6 +9,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import RunError
 from c2fmae.models.backbones import Backbone
+from c2fmae.models.classifiers import Classifier
+
+Model = Backbone | Classifier
 
 LIMIT = 1e-4
 _USUAL = 10.0
@@ -22,7 +25,7 @@ class Comparison:
     of: str
     """What was compared, of photos of which size."""
     difference: float
-    """The largest, in absolute numbers."""
+    """The largest, in absolute numbers, of the tensor that comes nearest to its limit."""
     limit: float | None
     """None where the other tool does something else on purpose, so that the difference is only told."""
     why: str = ""
@@ -42,7 +45,7 @@ class Comparison:
 class Target:
     """A way out: how files are written, and read back by whoever they are for."""
 
-    backbone: Backbone
+    model: Model
     """What goes out; of an autoencoder, its encoder."""
     tool: str
     """Name and version of what reads the files back."""
@@ -59,28 +62,35 @@ class Target:
     notes: Sequence[str] = ()
     """What whoever loads it has to know."""
 
+    @property
+    def backbone(self) -> Backbone:
+        """What goes out without a head."""
+        return backbone_of(self.model)
+
+
+def backbone_of(model: Model) -> Backbone:
+    """Return a model without its head, if it has one."""
+    return model.backbone if isinstance(model, Classifier) else model
+
 
 def compare(of: str, found: Sequence[Tensor], expected: Sequence[Tensor], *, why: str = "") -> Comparison:
     """Return the largest difference between tensors that ought to be the same."""
-    difference, largest = 0.0, 0.0
+    held = []
     for theirs, ours in zip(found, expected, strict=True):
         if theirs.shape != ours.shape:
             raise RunError(f"{of}: what was loaded back is {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
         if not ours.isfinite().all():
             raise RunError(f"{of}: are not all finite before anything is exported. The weights are broken")
-        difference = max(difference, float((theirs - ours).abs().max().nan_to_num(nan=torch.inf)))
-        largest = max(largest, float(ours.abs().max()))
-    limit = None if why else LIMIT * max(1.0, largest / _USUAL)
-    return Comparison(of=of, difference=difference, limit=limit, why=why)
+        difference = float((theirs - ours).abs().max().nan_to_num(nan=torch.inf))
+        held.append((difference, LIMIT * max(1.0, float(ours.abs().max()) / _USUAL)))
+    difference, limit = max(held, key=lambda each: each[0] / each[1])
+    return Comparison(of=of, difference=difference, limit=None if why else limit, why=why)
 
 
-def at(size: tuple[int, int]) -> str:
-    """Return what is compared of most exports.
-
-    >>> at((32, 48))
-    'tokens and pooled features of photos of 32×48'
-    """
-    return f"tokens and pooled features of photos of {size[0]}×{size[1]}"
+def at(size: tuple[int, int], model: Model) -> str:
+    """Return what is compared of most exports."""
+    what = "tokens, pooled features and logits" if isinstance(model, Classifier) else "tokens and pooled features"
+    return f"{what} of photos of {size[0]}×{size[1]}"
 
 
 def another_size(size: tuple[int, int], patch: int) -> tuple[int, int]:

@@ -2,12 +2,14 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from c2fmae.core.scene import GRANULARITIES
+from c2fmae.exports.target import Model, backbone_of
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import Maps
+from c2fmae.models.classifiers import Classifier
 from c2fmae.models.patches import label_stride
 
 BATCH = 2
@@ -38,11 +40,13 @@ def trial_maps(backbone: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
     return maps
 
 
-def features(backbone: Backbone, maps: Maps) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch dim"]]:
-    """Return tokens, and what they are as one vector."""
+def features(model: Model, maps: Maps) -> tuple[Tensor, ...]:
+    """Return tokens, what they are as one vector, and of a classifier the logits."""
+    backbone = backbone_of(model)
     with torch.inference_mode():
         tokens = backbone.tokens(maps)
-        return tokens, backbone.pool(tokens)
+        vector = backbone.pool(tokens)
+        return (tokens, vector, model.head(vector)) if isinstance(model, Classifier) else (tokens, vector)
 
 
 def _trial_ids(size: tuple[int, int], classes: int, stride: int) -> UInt8[Tensor, "batch rows columns"]:

@@ -7,22 +7,30 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.exports.target import Model, backbone_of
 from c2fmae.models.backbones import Backbone, restricted
 from c2fmae.models.backbones.backbone import vit_of
+from c2fmae.models.classifiers import Classifier
 from c2fmae.models.encoder import create_vit
 
 _POOLS = {"cls": "token", "mean": "avg"}
 
 
-def rgb_alone(backbone: Backbone) -> Backbone:
-    """Return the backbone without what it has learned of other granularities; its weights are shared."""
-    spec, report = backbone.spec, backbone.report
-    if "rgb" not in spec.channels:
+def rgb_alone(model: Model) -> Model:
+    """Return the model without what it has learned of other granularities; its weights are shared."""
+    backbone = backbone_of(model)
+    if "rgb" not in backbone.granularities:
         raise UserError(
-            f"{report.source}: has not learned from photos: it takes {', '.join(spec.channels)}. "
+            f"{backbone.report.source}: has not learned from photos: it takes {', '.join(backbone.granularities)}. "
             "Take: c2fmae export safetensors"
         )
-    return restricted(backbone, ("rgb",))
+    alone = restricted(backbone, ("rgb",))
+    if not isinstance(model, Classifier):
+        return alone
+    spec = model.spec.model_copy(update={"backbone": alone.spec})
+    classifier = Classifier(spec, alone, model.head).train(model.training)
+    classifier.report = model.report
+    return classifier
 
 
 def model_args(backbone: Backbone) -> dict[str, Any]:
@@ -34,8 +42,9 @@ def model_args(backbone: Backbone) -> dict[str, Any]:
     return args
 
 
-def timm_vit(backbone: Backbone) -> VisionTransformer:
+def timm_vit(model: Model) -> VisionTransformer:
     """Return a ViT of timm's that has the weights that see photos, in evaluation mode."""
+    backbone = backbone_of(model)
     spec = backbone.spec
     vit = create_vit(
         spec.encoder.name,
@@ -45,7 +54,11 @@ def timm_vit(backbone: Backbone) -> VisionTransformer:
         **spec.encoder.shape(),
         **_pooling(backbone),
     )
-    vit.load_state_dict(_tensors(backbone, vit))
+    tensors = _tensors(backbone, vit)
+    if isinstance(model, Classifier):
+        vit.reset_classifier(model.num_labels)
+        tensors |= {f"head.{name}": each for name, each in model.head.state_dict().items()}
+    vit.load_state_dict(tensors)
     return vit.eval()
 
 

@@ -91,5 +91,5 @@ def test_each_kind_says_and_asks_what_is_its_own(kind: str, monkeypatch: pytest.
     assert ("--part" in text, "--image-size" in text) == (kind == "safetensors", kind != "safetensors")
     with pytest.raises(UserError, match="enough"):
         said(kind, "in", "out", "--allow-missing", "a.*")
-    own = {"part": "encoder"} if kind == "safetensors" else {"image_size": None}
+    own = {"part": None} if kind == "safetensors" else {"image_size": None}
     assert asked == [(kind, {"step": None, "average": False, "allow_missing": ("a.*",), **own})]

@@ -158,8 +158,8 @@ def test_an_autoencoder_of_what_has_no_decoder_is_refused(tmp_path: Path) -> Non
     write(as_safetensors.safetensors_target(backbone_of()), NOWHERE, tmp_path / "encoder")
     with pytest.raises(UserError) as caught:
         export("safetensors", tmp_path / "encoder", tmp_path / "out", part="autoencoder")
-    message = f"{tmp_path / 'encoder'}: has no decoder: --part autoencoder is for a run or one of its checkpoints"
-    assert str(caught.value) == message
+    message = "has no decoder: --part autoencoder is for a pre-training run or one of its checkpoints"
+    assert str(caught.value) == f"{tmp_path / 'encoder'}: {message}"
 
 
 def test_weights_that_are_no_numbers_are_refused_before_they_leave(tmp_path: Path) -> None:
@@ -178,6 +178,8 @@ def test_features_are_held_to_the_limit_and_large_ones_to_what_float32_knows_of_
     assert not compare("x", [one - 1.1e-4], [one]).is_held
     assert not compare("x", [one * torch.nan], [one]).is_held
     assert compare("x", [100 * one], [100 * one]).limit == pytest.approx(5e-3)
+    of_two = compare("x", [100 * one, one - 1.1e-4], [100 * one, one])
+    assert (of_two.is_held, of_two.limit) == (False, 1e-4)  # what is large excuses nothing that is small
     told = compare("x", [one + 1], [one], why="on purpose")
     assert told.is_held
     assert str(told) == "x: 1.0e+00 (only told: on purpose)"

@@ -46,9 +46,6 @@ def load_backbone(
     are brought; `num_heads` is for bare files alone, which do not say it. Nothing is ever unpickled that could run
     code.
     """
-    if image_size is not None and min(image_size) < 1:
-        size = f"{image_size[0]}×{image_size[1]}"
-        raise UserError(f"{source}: no photos are of {size}. Give their height and width with image_size")
     make, found = read_source(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
     backbone = make(found, allow_missing)
     log.info("%s", backbone.report)
@@ -59,6 +56,9 @@ def read_source(
     source: str, *, step: int | None, average: bool, image_size: tuple[int, int] | None, num_heads: int | None
 ) -> tuple[Make, Found]:
     """Return what a source holds, and what makes a backbone of it."""
+    if image_size is not None and min(image_size) < 1:
+        size = f"{image_size[0]}×{image_size[1]}"
+        raise UserError(f"{source}: no photos are of {size}. Give their height and width with image_size")
     make, found = _read(source, step=step, average=average, image_size=image_size, num_heads=num_heads)
     _check_size(image_size, found)
     return make, found

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
+from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import HEAD, Found
-from c2fmae.models.backbones.load import read_source
+from c2fmae.models.backbones.load import Make, read_source
 from c2fmae.models.backbones.report import check_names
 from c2fmae.models.classifiers.classifier import Classifier
 from c2fmae.models.classifiers.imagenet import are_imagenets, imagenet_labels
@@ -36,11 +37,35 @@ def load_classifier(
     A source is what `load_backbone` takes, and its settings are the same; it has to have a head.
     """
     make, found = read_source(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
-    weight = _weight(source, found)
+    classifier = classifier_from(make, found, allow_missing)
+    log.info("%s", classifier.report)
+    return classifier
+
+
+def load_whole(
+    source: str | Path,
+    *,
+    allow_missing: Sequence[str] = (),
+    step: int | None = None,
+    average: bool = False,
+    image_size: tuple[int, int] | None = None,
+) -> Backbone | Classifier:
+    """Return the classifier of a source that says itself what its classes are, and of any other its backbone."""
+    make, found = read_source(str(source), step=step, average=average, image_size=image_size, num_heads=None)
+    has_head = f"{HEAD}weight" in found.tensors and found.pools_alike
+    is_classifier = has_head and found.classifier.get("labels") is not None
+    model = classifier_from(make, found, allow_missing) if is_classifier else make(found, allow_missing)
+    log.info("%s", model.report)
+    return model
+
+
+def classifier_from(make: Make, found: Found, allow_missing: Sequence[str] = ()) -> Classifier:
+    """Make a classifier of what a source holds, by what makes its backbone."""
+    source, weight = found.source, _weight(found)
     backbone = make(found, allow_missing)
-    labels, notes = _labels(str(source), found, len(weight))
+    labels, notes = _labels(source, found, len(weight))
     told = {word: each for word, each in found.classifier.items() if word != "labels"}
-    spec = ClassifierSpec.read({"backbone": backbone.spec, "labels": labels, **told}, source=str(source))
+    spec = ClassifierSpec.read({"backbone": backbone.spec, "labels": labels, **told}, source=source)
     head = nn.Linear(weight.shape[1], len(weight))
     loaded, missing, unexpected = _load_head(head, found, allow_missing)
     classifier = Classifier(spec, backbone, head).eval()
@@ -53,13 +78,12 @@ def load_classifier(
         left={part: count for part, count in report.left.items() if part != HEAD.rstrip(".")},
         notes=[*report.notes, *notes],
     )
-    log.info("%s", classifier.report)
     return classifier
 
 
-def _weight(source: str | Path, found: Found) -> Tensor:
+def _weight(found: Found) -> Tensor:
     """Return the matrix of a source's head, which has to be one on what a backbone makes of its tokens."""
-    name, weight = found.spec.encoder.name, found.tensors.get(f"{HEAD}weight")
+    source, name, weight = found.source, found.spec.encoder.name, found.tensors.get(f"{HEAD}weight")
     if weight is None:
         raise UserError(
             f"{source}: is a ViT without a head ({name} of {', '.join(found.spec.channels)}): it tells no classes "

@@ -1,0 +1,261 @@
+"""Classifiers go out with their heads: whoever reads them back gives the same logits, and knows what they are of."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.labels import LabelInfo
+from c2fmae.core.run_folder import Rows, RunFolder
+from c2fmae.core.tensor_file import write_tensors
+from c2fmae.eval.digests import weights_digest
+from c2fmae.exports import as_safetensors, as_timm, export
+from c2fmae.exports.as_graph import onnx_target, program_target
+from c2fmae.exports.as_hf import hf_target
+from c2fmae.exports.as_safetensors import safetensors_target
+from c2fmae.exports.as_timm import timm_target
+from c2fmae.exports.export import write
+from c2fmae.exports.origin import origin_of
+from c2fmae.models.backbones import BackboneSpec, load_backbone
+from c2fmae.models.classifiers import Classifier, load_classifier
+from c2fmae.models.config import EncoderConfig
+from tests.eval.backbones import tiny_backbone
+from tests.exports.sources import NOWHERE, backbone_of, is_same, noise_bytes
+from tests.models.classifiers.tuned import classifier_of_noise, fine_tuned
+
+CLASSIFIERS: dict[str, Callable[[], Classifier]] = {
+    "by the mean": lambda: classifier_of_noise(),
+    "by the global token, kept positions": lambda: classifier_of_noise(backbone_of(keep_positions=True), "cls"),
+    "grey photos, H≠W": lambda: classifier_of_noise(backbone_of(channels=1, size=(48, 32))),
+    "registers, no global token": lambda: classifier_of_noise(backbone_of("test_vit2")),
+}
+
+
+def three() -> Classifier:
+    """A classifier of three granularities."""
+    encoder = EncoderConfig(name="test_vit", depth=2)
+    channels = {"semantic": 6, "instance": 5, "rgb": 3}
+    spec = BackboneSpec(encoder=encoder, image_size=(32, 32), channels=channels, class_names=("sky",))
+    return classifier_of_noise(tiny_backbone(spec), granularities=tuple(channels))
+
+
+def photos_for(classifier: Classifier, seed: int = 1) -> Tensor:
+    spec = classifier.spec.backbone
+    return classifier.backbone.standardise(noise_bytes(spec.image_size, spec.channels["rgb"], seed=seed))
+
+
+def logits(classifier: Classifier, given: Any = None) -> Tensor:
+    with torch.inference_mode():
+        return classifier(photos_for(classifier) if given is None else given)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_timm_gives_the_logits_of_an_exported_classifier(kind: str, tmp_path: Path) -> None:
+    classifier = CLASSIFIERS[kind]()
+    done = write(timm_target(classifier), NOWHERE, tmp_path / "out")
+    assert done.difference < 1e-4
+    assert all(str(each).startswith("tokens, pooled features and logits of photos") for each in done.comparisons)
+    vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, weight_init="skip").eval()
+    assert isinstance(vit, VisionTransformer)
+    assert vit.num_classes == 4
+    with torch.inference_mode():
+        assert is_same(vit(photos_for(classifier)), logits(classifier))
+    said: Any = vit.pretrained_cfg
+    assert said["crop_pct"] == 0.9
+    assert said["label_names"] == {"0": "n02121808", "2": "dog, hound", "3": "sea"}
+    assert said["label_descriptions"] == {"n02121808": "cat"}
+    again = load_classifier(tmp_path / "out")
+    assert again.spec.labels == classifier.spec.labels
+    assert again.spec.crop == 0.9
+    assert is_same(logits(again), logits(classifier))
+
+
+def test_names_of_all_classes_are_a_list_for_timm(tmp_path: Path) -> None:
+    labels = [LabelInfo(name="Katze"), LabelInfo(name="Möwe")]
+    write(timm_target(classifier_of_noise(labels=labels)), NOWHERE, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert config["label_names"] == ["Katze", "Möwe"]
+    assert load_classifier(tmp_path / "out").spec.labels == tuple(labels)
+
+
+def test_transformers_gives_the_logits_of_an_exported_classifier(tmp_path: Path) -> None:
+    from transformers import ViTForImageClassification
+
+    classifier = classifier_of_noise(pool="cls")
+    done = write(hf_target(classifier), NOWHERE, tmp_path / "out")
+    assert done.difference < 1e-4
+    assert str(done.comparisons[0]).startswith("tokens and logits of photos of 32×32")
+    model = ViTForImageClassification.from_pretrained(tmp_path / "out")
+    model.train(False)
+    with torch.inference_mode():
+        assert is_same(model(photos_for(classifier)).logits, logits(classifier))
+    assert model.config.id2label == {0: "cat", 1: "LABEL_1", 2: "dog, hound", 3: "sea"}
+    assert (model.config.label2id or {}).get("sea") == 3
+    again = load_classifier(tmp_path / "out")
+    assert [label and label.name for label in again.spec.labels] == ["cat", None, "dog, hound", "sea"]
+    assert again.spec.crop == 0.9
+    assert is_same(logits(again), logits(classifier))
+    assert 'ViTForImageClassification.from_pretrained("out")' in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_head_on_the_mean_is_refused_by_transformers_with_the_way() -> None:
+    with pytest.raises(UserError) as caught:
+        hf_target(classifier_of_noise(pool="mean"))
+    assert str(caught.value) == (
+        "made anew: transformers' ViTForImageClassification cannot express it: its head reads the mean of patches, and "
+        "theirs the global token. Take: c2fmae export timm"
+    )
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_an_exported_classifier_is_loaded_as_it_was(pool: Any, tmp_path: Path) -> None:
+    classifier = classifier_of_noise(pool=pool)
+    done = write(safetensors_target(classifier), NOWHERE, tmp_path / "out")
+    assert done.difference == 0
+    again = load_classifier(tmp_path / "out")
+    assert again.spec == classifier.spec
+    assert torch.equal(logits(again), logits(classifier))
+    backbone = load_backbone(tmp_path / "out")
+    assert backbone.spec == classifier.spec.backbone
+    assert backbone.report.left == {"head": 2}
+    one = export("safetensors", tmp_path / "out", tmp_path / "two")
+    assert one.sha256 == done.sha256
+    assert (tmp_path / "out" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()
+
+
+@pytest.mark.compile
+def test_a_program_gives_logits_beside_tokens(tmp_path: Path) -> None:
+    classifier = classifier_of_noise()
+    assert write(program_target(classifier), NOWHERE, tmp_path / "out").difference < 1e-4
+    model = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    with torch.inference_mode():
+        tokens, pooled, found = model(photos_for(classifier))
+        assert is_same(tokens, classifier.backbone.tokens(photos_for(classifier)))
+        assert is_same(pooled, classifier.backbone.pooled(photos_for(classifier)))
+        assert is_same(found, logits(classifier))
+    assert "gives `tokens`, `pooled` and `logits`." in (tmp_path / "out" / "README.md").read_text()
+    assert "tokens, pooled, logits = model(photos)" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.compile
+def test_onnx_runtime_gives_logits_beside_tokens(tmp_path: Path) -> None:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    classifier = classifier_of_noise(backbone_of(depth=1), pool="cls")
+    assert write(onnx_target(classifier), NOWHERE, tmp_path / "out").difference < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    assert [each.name for each in session.get_outputs()] == ["tokens", "pooled", "logits"]
+    found = session.run(["logits"], {"photos": photos_for(classifier).numpy()})[0]
+    assert is_same(torch.from_numpy(found), logits(classifier))
+
+
+def test_a_finetuned_run_goes_out_as_a_classifier_by_itself(tmp_path: Path) -> None:
+    trained = classifier_of_noise()
+    run = fine_tuned(tmp_path / "run", trained)
+    export("timm", run, tmp_path / "timm")
+    export("safetensors", run / "best", tmp_path / "best")
+    export("safetensors", run, tmp_path / "encoder", part="encoder")
+    with torch.inference_mode():
+        vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+        assert is_same(vit(photos_for(trained)), logits(trained))
+    assert is_same(logits(load_classifier(tmp_path / "best")), logits(trained) + 1)
+    with pytest.raises(UserError, match="is a ViT without a head"):
+        load_classifier(tmp_path / "encoder")
+    assert is_same(
+        load_backbone(tmp_path / "encoder").pooled(photos_for(trained)), trained.backbone.pooled(photos_for(trained))
+    )
+    with pytest.raises(UserError, match="run: has no decoder: --part autoencoder is for a pre-training run or one of"):
+        export("safetensors", run, tmp_path / "whole", part="autoencoder")
+
+
+def test_of_many_granularities_rgb_goes_to_timm_and_all_to_safetensors(tmp_path: Path) -> None:
+    trained = three()
+    run = fine_tuned(tmp_path / "run", trained)
+    export("timm", run, tmp_path / "timm")
+    export("safetensors", run, tmp_path / "rgb", part="rgb")
+    export("safetensors", run, tmp_path / "all")
+    vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    with torch.inference_mode():
+        assert is_same(vit(photos_for(trained)), logits(trained))
+    alone, whole = load_classifier(tmp_path / "rgb"), load_classifier(tmp_path / "all")
+    assert (alone.backbone.granularities, whole.spec) == (("rgb",), trained.spec)
+    assert torch.equal(logits(alone), logits(trained))
+    maps = {"semantic": torch.randint(6, (3, 8, 8)), "rgb": photos_for(trained)}
+    assert torch.equal(logits(whole, maps), logits(trained, maps))
+
+
+def test_a_broken_head_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, tensors: dict[str, Tensor]) -> None:
+        write_tensors(path, {**tensors, "head.bias": tensors["head.bias"].roll(1)})
+
+    for module in (as_timm, as_safetensors):
+        monkeypatch.setattr(module, "write_tensors", broken)
+    for target, tool in ((timm_target, "timm"), (safetensors_target, "safetensors")):
+        with pytest.raises(RunError, match=f"is not written: {tool} .* does not give the same of it"):
+            write(target(classifier_of_noise()), NOWHERE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def measured(run: Path) -> Path:
+    with Rows(RunFolder(run).metrics) as rows:
+        rows.write({"step": 10, "held_out/top1": 0.75})
+        rows.write({"step": 20, "held_out/top1": 0.625, "held_out/loss": 1.5})
+    of = {"classifier": weights_digest(load_classifier(run)), "backbone": weights_digest(load_backbone(run))}
+    for name, digest in {**of, "another": "those of another"}.items():
+        (run / "evaluations" / name).mkdir(parents=True)
+        metric = {"name": "accuracy", "value": 0.5, "count": 8, "interval": None}
+        result = {"evaluation": f"of the {name}", "source": str(run), "metrics": [metric], "weights": digest}
+        (run / "evaluations" / name / "results.json").write_text(json.dumps(result))
+    return run
+
+
+def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "data": {"train": "/home/somebody/data/cats-{000..012}.tar"},
+        "init": "/home/somebody/runs/pretrained",
+        "training": {"steps": 20, "epochs": 5, "batch_size": 32, "base_lr": 5e-4, "layer_decay": 0.65},
+    }
+    run = measured(fine_tuned(tmp_path / "run", three(), **config))
+    export("timm", run, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    for line in (
+        "# tuned",
+        "- It tells 4 classes apart: “cat”, “dog, hound”, “sea”; 1 without a name.",
+        "- Of a photo it was tested on 0.9 of the largest centre, brought to that size bicubically.",
+        "| Data | cats-{000..012}.tar |",
+        "| Samples | 640 |",
+        "| Weights | step 20 of 20 |",
+        "| Length | epochs 5, batch size 32 |",
+        "| Optimisation | base lr 0.0005, layer decay 0.65 |",
+        "| Granularities, coarse to fine | semantic, instance, rgb |",
+        "| Fine-tuned with | pool mean, drop path 0.1 |",
+        "| Started from | pretrained |",
+        "Scores of fine-tuning on photos that it did not learn from, at step 20:",
+        "| top1 | 0.625 |",
+        "| of the classifier | run | accuracy | 0.5 | 8 |",
+        "| of the backbone | run | accuracy | 0.5 | 8 |",
+    ):
+        assert line in card.text.splitlines(), line
+    assert "A linear head of 4 logits comes behind." in card.text
+    assert "of the another" not in card.text
+    assert "Not known" not in card.text
+    assert "/home/somebody" not in card.text
+    assert origin_of(str(run / "best")).losses == {"top1": 0.75}
+
+
+def test_of_many_classes_a_card_names_the_first(tmp_path: Path) -> None:
+    labels = [LabelInfo(name=f"kind {index}") for index in range(1200)]
+    write(timm_target(classifier_of_noise(labels=labels)), NOWHERE, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "- It tells 1,200 classes apart: “kind 0”, “kind 1”, “kind 2”, “kind 3”, “kind 4”, ….\n" in text
+    write(timm_target(classifier_of_noise(labels=[None, None])), NOWHERE, tmp_path / "none")
+    assert "- It tells 2 classes apart: 2 without a name.\n" in (tmp_path / "none" / "README.md").read_text()
