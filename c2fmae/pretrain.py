@@ -86,8 +86,9 @@ class Pretraining(Experiment):
         """Give the batches from a step on."""
         pin = self.world.device.type == "cuda"
         data, training = self.config.data, self.config.training
+        view = data.training_view(**self.method.cut)
         stream = data.training_batches(
-            self.scenes, self.plan, step, seed=training.seed, rank=self.world.rank, pin=pin, **self.method.cut
+            self.scenes, view, self.plan, step, seed=training.seed, rank=self.world.rank, pin=pin
         )
         with closing(stream), telling_of_dead_workers():
             yield stream

@@ -47,11 +47,11 @@ class LoadingConfig(Config):
         """Return what makes random views of scenes; `target` is the size, label stride and so on of a view."""
         return RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **target)
 
-    def training_loader(self, scenes: Scenes, sampler: Sampler, *, pin: bool = False, **target: Any) -> Loader:
-        """Return what makes random views of the scenes."""
+    def training_loader(self, scenes: Scenes, view: Transform, sampler: Sampler, *, pin: bool = False) -> Loader:
+        """Return what makes views of the scenes."""
         return Loader(
             scenes=scenes,
-            transform=self.training_view(**target),
+            transform=view,
             sampler=sampler,
             workers=self.workers,
             prefetch=self.prefetch,
@@ -61,7 +61,7 @@ class LoadingConfig(Config):
         )
 
     def training_batches(
-        self, scenes: Scenes, plan: Plan, step: int, *, seed: int, rank: int, pin: bool, **target: Any
+        self, scenes: Scenes, view: Transform, plan: Plan, step: int, *, seed: int, rank: int, pin: bool
     ) -> BatchStream:
         """Return a process's batches from a step of a plan on: where they are in the data is a function of the step."""
         sampler = Sampler(
@@ -73,7 +73,7 @@ class LoadingConfig(Config):
             world_size=plan.batch_size // plan.each,
         )
         epochs = -(-plan.steps // plan.steps_per_epoch)
-        loader = self.training_loader(scenes, sampler, pin=pin, **target)
+        loader = self.training_loader(scenes, view, sampler, pin=pin)
         return loader.batches(epochs, Position(*divmod(step, plan.steps_per_epoch)))
 
     def refuse_broken(self, count: int, total: int) -> None:

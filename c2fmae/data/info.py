@@ -46,6 +46,9 @@ class DatasetInfo(Config):
     """By semantic id; none where the data does not tell."""
     labels: tuple[LabelInfo | None, ...] = ()
     """By label; null for a label that the data leaves out."""
+    maps_know_labels: bool | None = None
+    """Whether whoever made the maps knew the photos' labels, as a detector does that is asked for them: a map may then
+    hold the answer. Null where nobody says."""
     ignore: Byte = IGNORE
     """The semantic id of what nobody labelled; 65535 means the same in 16-bit maps."""
     label_stride: Annotated[int, Field(ge=1, le=64)] = 1

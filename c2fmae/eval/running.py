@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,17 +56,17 @@ def evaluate(
     metrics = tuple(config.run(subject) if found is None else found)
     result = Result(name, subject.name, protocol, metrics, folder, is_new=True)
     if subject.world.is_first:
-        document = {
-            **identity,
-            "source": subject.name,
-            "metrics": [asdict(metric) for metric in metrics],
-            "load_report": str(subject.backbone.report),
-            "seconds": round(time.perf_counter() - started, 1),
-            "environment": environment(world_size=subject.world.size),
-        }
-        keep(folder / RESULTS, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
-        keep(folder / PAGE, render(page_of(result, document)).encode())
+        seconds = round(time.perf_counter() - started, 1)
+        facts = {"seconds": seconds, "environment": environment(world_size=subject.world.size)}
+        write_down(result, {**identity, "load_report": str(subject.backbone.report), **facts})
     return result
+
+
+def write_down(result: Result, facts: Mapping[str, Any]) -> None:
+    """Write a result and the page about it; `facts` are its identity, what was loaded, and the environment."""
+    document = {**facts, "source": result.source, "metrics": [asdict(metric) for metric in result.metrics]}
+    keep(result.folder / RESULTS, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    keep(result.folder / PAGE, render(page_of(result, document)).encode())
 
 
 def identity_of(name: str, config: Evaluation, subject: Subject) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def sections_of(folder: Path) -> list[Section]:
     return sections
 
 
-def page_of(result: Result, document: dict[str, Any]) -> Page:
+def page_of(result: Result, document: Mapping[str, Any]) -> Page:
     """Return the page about an evaluation."""
     return Page(
         f"{result.evaluation} of {result.source}",

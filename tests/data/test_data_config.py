@@ -109,7 +109,7 @@ def test_views_and_loader_have_its_settings() -> None:
         on_broken="error",
         max_broken=0.5,
     )
-    loader = each.training_loader(scenes, sampler, **TARGET)
+    loader = each.training_loader(scenes, each.training_view(**TARGET), sampler)
     view = RandomView(scale=(0.5, 0.75), ratio=(0.5, 2.0), flip=0.25, overflow="background", **TARGET)
     assert (loader.scenes, loader.sampler, loader.transform) == (scenes, sampler, view)
     assert (loader.workers, loader.prefetch, loader.on_broken, loader.max_broken) == (3, 5, "error", 0.5)

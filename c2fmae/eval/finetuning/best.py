@@ -1,0 +1,53 @@
+"""The weights that did best so far, beside a run's checkpoints."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, prune, save_checkpoint, step_of
+from c2fmae.core.loop import Training
+from c2fmae.core.world import World
+
+_SCORE = "score"
+
+
+@dataclass(frozen=True)
+class Best:
+    """A folder that holds one checkpoint of weights alone: that of the highest score."""
+
+    folder: Path
+    world: World
+
+    def begin(self, step: int) -> None:
+        """Forget what a run that was killed had found beyond the step that it goes on from: it will find it again."""
+        if self.world.is_first:
+            for path in checkpoints_in(self.folder):
+                if (step_of(path) or 0) > step:
+                    shutil.rmtree(path)
+
+    def offer(self, training: Training, score: float, facts: Mapping[str, Any]) -> None:
+        """Keep the weights if none had so high a score before; all processes call this."""
+        if not self.world.share(self.world.is_first and score > self.score):
+            return
+        tensors = {name: each for name, each in training.tensors().items() if not name.startswith("optimiser/")}
+        if self.world.is_first:
+            save_checkpoint(self.folder, Checkpoint(training.step, tensors, {**facts, _SCORE: score}))
+            prune(self.folder, keep_last=1, keep_every=None)
+
+    @property
+    def score(self) -> float:
+        """The highest score so far."""
+        found = self._found()
+        return float(found.facts[_SCORE]) if found else -inf
+
+    @property
+    def step(self) -> int | None:
+        """The step whose weights are kept."""
+        found = self._found()
+        return found.step if found else None
+
+    def _found(self) -> Checkpoint | None:
+        return newest_checkpoint(self.folder)[0]

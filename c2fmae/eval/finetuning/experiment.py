@@ -1,0 +1,262 @@
+"""Fine-tuning, one run from top to bottom."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from c2fmae.core.checkpoint import newest_checkpoint
+from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.experiment import Experiment, Outcome, conduct, folder_of, is_new
+from c2fmae.core.labels import LabelInfo
+from c2fmae.core.loop import Training
+from c2fmae.core.run_folder import RunFolder, read_rows
+from c2fmae.core.seeding import seed_of
+from c2fmae.core.sharding import whole
+from c2fmae.core.training import Plan, plan_of
+from c2fmae.core.watching import Watch, is_due
+from c2fmae.core.world import World
+from c2fmae.data import BatchStream, CentralView, Scenes
+from c2fmae.data.kept import KeptScenes
+from c2fmae.data.loader import telling_of_dead_workers
+from c2fmae.data.mixed import SelectedScenes
+from c2fmae.eval.finetuning.accuracy import Accuracy, Trial
+from c2fmae.eval.finetuning.best import Best
+from c2fmae.eval.finetuning.config import FinetuneConfig
+from c2fmae.eval.finetuning.inputs import target_of
+from c2fmae.eval.finetuning.result import (
+    leak_of,
+    metrics_of,
+    protocol_of,
+    write_classes,
+    write_page,
+    write_result,
+)
+from c2fmae.eval.finetuning.task import ClassificationTask
+from c2fmae.eval.pairs import Opened, open_set, same_names
+from c2fmae.eval.probing import some_of_each
+from c2fmae.models.backbones import Backbone, load_backbone, untrained
+from c2fmae.models.classifiers import Classifier, ClassifierSpec, classifier_of, classifier_on
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finetuning(Experiment):
+    """A config, and what becomes of it with this data and these processes."""
+
+    config: FinetuneConfig
+    scenes: Scenes
+    """Those to learn from."""
+    trial: Trial
+    plan: Plan
+    classifier: Classifier
+    size: tuple[int, int]
+    protocol: str
+    world: World
+
+    @property
+    def settings(self) -> FinetuneConfig:
+        """The config."""
+        return self.config
+
+    @property
+    def model(self) -> nn.Module:
+        """The classifier."""
+        return self.classifier
+
+    @cached_property
+    def task(self) -> ClassificationTask:
+        """Name what images show."""
+        it = self.config
+        return ClassificationTask(self.classifier, it.mixing, it.granularity_dropout, it.training.seed)
+
+    @contextmanager
+    def batches(self, step: int) -> Iterator[BatchStream]:
+        """Give the batches from a step on."""
+        pin, data = self.world.device.type == "cuda", self.config.data
+        backbone = self.classifier.backbone
+        view = data.augmented(backbone.spec.mean, backbone.spec.std, **target_of(backbone, self.size))
+        stream = data.training_batches(
+            self.scenes, view, self.plan, step, seed=self.config.training.seed, rank=self.world.rank, pin=pin
+        )
+        with closing(stream), telling_of_dead_workers():
+            yield stream
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint says of itself beside its tensors."""
+        spec, info = self.classifier.spec, self.scenes.info
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "classifier": spec.model_dump(mode="json"),
+            "classes": list(spec.backbone.class_names),
+            "labels": list(info.label_names),
+            "normalisation": {"mean": list(spec.backbone.mean), "std": list(spec.backbone.std)},
+            "samples": len(self.scenes),
+        }
+
+    def refuse_broken(self, count: int) -> None:
+        """End the run where more samples are broken than may be."""
+        self.config.data.refuse_broken(count, len(self.scenes))
+
+    def look(self, training: Training, run: RunFolder, watch: Watch, *, is_again: bool = False) -> None:
+        """Try the classifier where that is due, keep it if none was better, and at the end write down what it is."""
+        step, total = training.step, self.plan.steps
+        best = Best(run.path / "best", self.world)
+        if is_again:
+            best.begin(step)
+        if not is_due(step, self.config.watching.held_out_every or self.plan.steps_per_epoch, total):
+            return
+        names = self.config.data.granularities
+        with whole(self.classifier):
+            found = self.trial.of(self.classifier, names)
+            average = training.average
+            averaged = self.trial.of(self.classifier, names, average) if average is not None else None
+        rows = read_rows(run.metrics) if is_again and self.world.is_first else []
+        if not self.world.share(any("test/top-1" in row for row in rows if row["step"] == step)):
+            watch.note(step, _numbers("test", found) | (_numbers("average", averaged) if averaged else {}))
+        best.offer(training, max(found.top1, averaged.top1 if averaged else 0), self.facts())
+        if step == total:
+            self._conclude(run, found, averaged, best)
+
+    def _conclude(self, run: RunFolder, found: Accuracy, averaged: Accuracy | None, best: Best) -> None:
+        """Write down what the last weights are worth, class by class."""
+        with whole(self.classifier):
+            others = {names: self.trial.of(self.classifier, names) for names in self.config.data.test_with}
+        if self.world.is_first:
+            write_classes(run, found, self.classifier.spec.labels)
+            metrics = metrics_of(found, averaged, others, (best.step, best.score))
+            write_result(run, self.config, self.classifier, metrics, self.protocol, self.world)
+
+    def write_page(self, run: RunFolder) -> None:
+        """Write the page about the run."""
+        write_page(run)
+
+
+def finetune(
+    config: FinetuneConfig, out: Path, world: World, *, resume: bool = False, accept_changes: bool = False
+) -> Outcome:
+    """Fine-tune in a folder, or go on with the run that is there."""
+    with folder_of(out, world) as run:
+        it = set_up(config, world, run if not is_new(run, world) else None)
+        return conduct(it, run, resume=resume, accept_changes=accept_changes)
+
+
+def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -> Finetuning:
+    """Open the data and build the classifier: of its source, or as that of a run that is begun."""
+    data, seed = config.data, config.training.seed
+    begun = run and newest_checkpoint(run.checkpoints)[0]
+    spec = ClassifierSpec.read(begun.facts["classifier"], source=str(run.path)) if begun and run else None
+    backbone = _backbone(config) if spec is None else classifier_of(spec).backbone
+    size = data.size(backbone)
+    train, test = (_open(part, config, backbone, size) for part in ("train", "test"))
+    same_names((train, test), "label_names")
+    labels = _labels(train)
+    if spec is None:
+        generator = torch.Generator().manual_seed(seed_of(seed, "head"))
+        classifier = classifier_on(
+            backbone,
+            labels,
+            pool=config.pool,
+            granularities=data.granularities,
+            drop_path=config.drop_path,
+            crop=data.crop,
+            generator=generator,
+        )
+    else:
+        classifier = classifier_of(spec)
+    freeze(classifier, config.train_blocks)
+    scenes = _share(train.scenes, data.fraction, seed)
+    plan = plan_of(config.training, num_samples=len(scenes), processes=world.size)
+    if config.training.sharded:
+        world.shard(classifier)
+    classifier.to(world.device)
+    if config.training.compile:
+        classifier.compile()
+    view = CentralView(crop=data.crop, overflow=data.overflow, **target_of(classifier.backbone, size))
+    precision = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    trial = Trial(_kept(test.scenes, data.keep), view, world, data.test_batch_size, data.workers, precision)
+    names = {"train": f"{train.name} ({len(scenes):,})", "test": str(test)}
+    info = train.scenes.info
+    protocol = protocol_of(config, plan, size=size, info=info, **names)
+    if world.is_first and (leak := leak_of(data.granularities, info)):
+        log.warning("%s", leak)
+    return Finetuning(config, _kept(scenes, data.keep), trial, plan, classifier, size, protocol, world)
+
+
+def freeze(classifier: Classifier, train_blocks: int | None) -> None:
+    """Let the last so many blocks learn alone, with the norms behind them and the head; all, without a number."""
+    if train_blocks is None:
+        return
+    backbone = classifier.backbone
+    if train_blocks > backbone.depth:
+        raise UserError(f"train_blocks: the backbone has {backbone.depth} blocks, got {train_blocks}")
+    classifier.requires_grad_(False)
+    blocks = list(backbone.encoder.blocks)
+    for part in (*blocks[len(blocks) - train_blocks :], backbone.encoder.norm, backbone.fc_norm, classifier.head):
+        part.requires_grad_(True)
+
+
+def _backbone(config: FinetuneConfig) -> Backbone:
+    source = load_backbone(
+        config.source,
+        allow_missing=config.allow_missing,
+        step=config.step,
+        average=config.average,
+        image_size=config.data.image_size,
+    )
+    return untrained(source.spec, config.training.seed) if config.from_scratch else source
+
+
+def _open(part: Literal["train", "test"], config: FinetuneConfig, backbone: Backbone, size: tuple[int, int]) -> Opened:
+    data = config.data
+    for name in data.granularities:
+        if name not in backbone.granularities:
+            raise UserError(
+                f"data.granularities: {unknown_name('granularity of ' + config.source, name, backbone.granularities)}"
+            )
+    options = data.options if part == "train" else {**data.options, **data.test_options}
+    opened = open_set(part, getattr(data, part), options, size, data.granularities)
+    classes = opened.scenes.info.class_names
+    if "semantic" in data.granularities and classes != backbone.spec.class_names:
+        raise UserError(
+            f"{part}: the maps of {opened.name} have {len(classes)} classes, and they are not the "
+            f"{len(backbone.spec.class_names)} that {config.source} has learned. Bring the maps to these"
+        )
+    return opened
+
+
+def _labels(train: Opened) -> tuple[LabelInfo | None, ...]:
+    labels = train.scenes.info.labels
+    if not labels:
+        raise UserError(f"train: {train.name} has no names of labels. Name them in dataset.json, or take class folders")
+    return labels
+
+
+def _share(scenes: Scenes, fraction: float, seed: int) -> Scenes:
+    if fraction == 1:
+        return scenes
+    known = getattr(scenes, "labels", None)
+    labels = known if isinstance(known, torch.Tensor) else torch.tensor([_label(scenes, i) for i in range(len(scenes))])
+    rows = some_of_each(labels, fraction, seed_of(seed, "labels", 0))
+    return SelectedScenes(scenes, np.asarray(rows))
+
+
+def _label(scenes: Scenes, index: int) -> int:
+    label = scenes[index].label
+    return -1 if label is None else label
+
+
+def _kept(scenes: Scenes, keep: bool) -> Scenes:
+    return KeptScenes(scenes) if keep else scenes
+
+
+def _numbers(title: str, found: Accuracy) -> dict[str, float]:
+    return {f"{title}/top-1": 100 * found.top1, f"{title}/top-5": 100 * found.top5, f"{title}/loss": found.loss}
