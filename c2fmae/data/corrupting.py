@@ -100,13 +100,13 @@ def corrupt_scenes(
         _check_room(scenes, config, out, len(names) * len(cells) - num_kept)
         if missing:
             corrupted.say({*before, *cells})
-        progress(num_kept)
         job = _Corrupter(scenes, corrupted, config, KeyList.of(names), tuple(folders), cells)
         num_made = num_bytes = 0
         with closing(run_in_processes(job, missing, workers)) as results:
             for size in results:
+                # Those that were there are told with the first, so that the start of processes counts in no speed.
+                progress(1 if num_made else num_kept + 1)
                 num_made, num_bytes = num_made + 1, num_bytes + size
-                progress(1)
         left = tuple(where for where in before if where not in cells)
         corrupted.say(left)
         return CorruptReport(len(names), num_made, num_kept, num_bytes, left)
