@@ -1,5 +1,6 @@
 """The commands for data as their user meets them: in processes of their own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -114,15 +115,61 @@ def test_scenes_are_generated_and_packed(tmp_path: Path) -> None:
     assert not (tmp_path / "out2").exists()
 
 
+def test_photos_are_corrupted_added_to_and_looked_at(tmp_path: Path) -> None:
+    write_tree(tmp_path / "my tree", 5)
+    corrupt = "data corrupt 'my tree' spoilt --limit 3 --workers 1"
+    results, errors = run(
+        f"{corrupt} --only digital --severity 5 --severity 2",
+        f"{corrupt} --only contrast --only impulse_noise --severity 2",
+        "data preview spoilt/contrast/2",
+        f"{corrupt} --only contrats",
+        f"{corrupt} --quality 90 --seed 1",
+        f"{corrupt} --severity 6",
+        "data corrupt 'my tree' small --image-size 31",
+        "data corrupt generated generated --limit 2 --only fog --severity 1",
+        cwd=tmp_path,
+    )
+    first, second, preview, *refused, generated = results
+    assert first[0] == 0
+    assert first[1][0].startswith("wrote spoilt: 3 photos by 4 corruptions at 2 severities: 24 made, 0.")
+    assert first[1][1:] == ["next: c2fmae data preview spoilt/contrast/5"]
+    assert second[1][0].startswith("wrote spoilt: 3 photos by 2 corruptions at 1 severities: 3 made, 0.0 MB, 3 more")
+    assert preview[0] == 0
+    assert [path.name for path in sorted((tmp_path / "spoilt/impulse_noise/2").iterdir())] == [
+        "0.jpg",
+        "2.jpg",
+        "4.jpg",
+    ]
+    assert json.loads((tmp_path / "spoilt/dataset.json").read_text())["corrupted"]["source"] == "my tree"
+    assert [code for code, _ in refused] == [2, 2, 2, 2]
+    assert "error: no corruption named 'contrats'. Did you mean 'contrast'? Known: blur, brightness, " in errors
+    assert "error: spoilt/dataset.json: this set was begun with quality 85, now 90; seed 0, now 1. Corrupt" in errors
+    assert "image_size: input should be greater than or equal to 32, got 31" in errors
+    assert not (tmp_path / "small").exists()
+    assert generated[0] == 0
+    assert len(list((tmp_path / "generated/fog/1").glob("*/*.jpg"))) == 2
+
+
 def test_help_of_the_data_commands_comes_without_torch(tmp_path: Path) -> None:
     script = (
         "import sys, c2fmae_cli\n"
-        "for words in (['data'], ['data', 'pack'], ['data', 'import', 'voc']):\n"
+        "for words in (['data'], ['data', 'pack'], ['data', 'corrupt'], ['data', 'import', 'voc']):\n"
         "    sys.argv = ['c2fmae', *words, '--help']\n"
         "    try: c2fmae_cli.main()\n"
         "    except SystemExit: pass\n"
         "assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
-    for word in ("check", "pack", "preview", "stats", "generate", "import", "--label-stride", "--split"):
+    for word in (
+        "check",
+        "pack",
+        "preview",
+        "stats",
+        "generate",
+        "import",
+        "corrupt",
+        "--label-stride",
+        "--only",
+        "--split",
+    ):
         assert word in done.stdout
