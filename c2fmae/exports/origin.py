@@ -9,9 +9,11 @@ from typing import Any
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import find_checkpoint, read_rows
+from c2fmae.exports.said import Said, file_name, pretraining_facts, tuning_facts
 from c2fmae.models.backbones.of_run import is_run
 from c2fmae.models.backbones.of_timm import TIMM
 
+_HELD_OUT = "held_out/"
 _FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # of a place on the disk, in a sentence
 
 
@@ -57,7 +59,7 @@ def origin_of(source: str, *, step: int | None = None, average: bool = False) ->
     name = source.removeprefix(TIMM).partition("@")[0] if source.startswith(TIMM) else path.resolve().name
     return Origin(
         name=name,
-        facts={"Source": f"{_file_name(source)}, which holds weights and does not tell how they were trained"},
+        facts={"Source": f"{file_name(source)}, which holds weights and does not tell how they were trained"},
         unknown=["data", "steps", "settings of the training"],
     )
 
@@ -65,31 +67,22 @@ def origin_of(source: str, *, step: int | None = None, average: bool = False) ->
 def _of_run(path: Path, step: int | None, average: bool) -> Origin:
     checkpoint = find_checkpoint(path, step)
     config, run = checkpoint.facts.get("config"), _run_of(path)
-    classifier = _Said(checkpoint.facts.get("classifier"))
     is_tuned = "classifier" in checkpoint.facts
-    said, told = _Said(config), config if isinstance(config, Mapping) else {}
+    said, told = Said(config), config if isinstance(config, Mapping) else {}
     samples, steps = checkpoint.facts.get("samples"), said("training.steps")
     at = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
+    own = tuning_facts(said, Said(checkpoint.facts["classifier"])) if is_tuned else pretraining_facts(said)
     facts = {
-        "Data": ", ".join(_file_name(each) for each in said("data.train").split(", ")),
+        "Data": own.pop("Data"),
         "Samples": f"{samples:,}" if isinstance(samples, int) else "",
         "Weights": f"the average of the weights at {at}" if average else at,
-        "Length": said.listed("training", "epochs", "batch_size"),
-        "Optimisation": said.listed(
-            "training", "lr", "base_lr", "weight_decay", "layer_decay", "smoothing", "precision", "seed"
-        ),
-        "Recipe's source": said("source"),
-        "Method": said("method.name"),
-        "Granularities, coarse to fine": said("method.granularities") or classifier("backbone.channels"),
-        "Fine-tuned with": classifier.listed("backbone", "pool", "encoder.drop_path"),
-        "Masking": said.listed("method.masking", "policy", "curriculum.name", "blend", "object_share"),
-        "Visible patches": said("method.num_visible"),
-        "Decoder": said.listed("method.decoder", "name", "dim", "depth", "num_heads", "context"),
-        "Started from": _file_name(said("init")),
+        **own,
         "Made with": _versions(run),
     }
+    if "score" in checkpoint.facts:
+        facts["Weights"] += ", which did best on what it was tried on: that flatters them there"
     expected = ("Data", "Samples", *(() if is_tuned else ("Masking",)), "Optimisation")
-    losses_at, losses = _held_out(run, checkpoint.step)
+    losses_at, losses = _held_out(run, checkpoint.step, _tests(average) if is_tuned else _HELD_OUT)
     return Origin(
         name=said("name") or said("method.name") or (run or path).resolve().name,
         title=said("title"),
@@ -97,39 +90,11 @@ def _of_run(path: Path, step: int | None, average: bool) -> Origin:
         deviations=[_FOLDERS.sub("", str(each)) for each in told.get("deviations") or ()],
         losses=losses,
         losses_at=losses_at,
-        is_average=average,
+        is_average=average and not is_tuned,
         is_tuned=is_tuned,
         evaluations=_evaluations(run),
         unknown=[about.lower() for about in expected if not facts[about]],
     )
-
-
-class _Said:
-    """What a tree of settings says at a dotted path, in words; what it does not say is empty."""
-
-    def __init__(self, tree: Any) -> None:
-        self._tree = tree
-
-    def __call__(self, path: str) -> str:
-        value = self._tree
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, list | tuple | Mapping):
-            return ", ".join(map(str, value))
-        return "" if value is None else f"{value:,}" if type(value) is int else str(value)
-
-    def listed(self, path: str, *keys: str) -> str:
-        """Return those settings of a part that are set, with their names."""
-        pairs = {key.replace("_", " "): self(f"{path}.{key}") for key in keys}
-        return ", ".join(
-            f"{name.removesuffix('.name').removeprefix('encoder.')} {value}" for name, value in pairs.items() if value
-        )
-
-
-def _file_name(source: str) -> str:
-    """Return a source without the folders above it, which are nobody else's business."""
-    scheme, at, file = source.partition("@")
-    return f"{scheme}{at}{Path(file).name}" if at else Path(source).name
 
 
 def _run_of(path: Path) -> Path | None:
@@ -138,12 +103,17 @@ def _run_of(path: Path) -> Path | None:
     return next((folder for folder in folders if (folder / "config.yaml").exists()), None)
 
 
-def _held_out(run: Path | None, step: int) -> tuple[int, dict[str, float] | None]:
+def _tests(average: bool) -> str:
+    """Return what stands before the scores of a fine-tuning's weights, or of their average."""
+    return "average/" if average else "test/"
+
+
+def _held_out(run: Path | None, step: int, prefix: str) -> tuple[int, dict[str, float] | None]:
     file = run / "metrics.jsonl" if run else None
     if not file or not file.exists():
         return 0, None
     for row in reversed(read_rows(file)):
-        losses = {key.removeprefix("held_out/"): row[key] for key in row if key.startswith("held_out/")}
+        losses = {key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)}
         if losses and isinstance(row.get("step"), int) and row["step"] <= step:
             return row["step"], {name: value for name, value in losses.items() if isinstance(value, float)}
     return 0, None
@@ -151,7 +121,7 @@ def _held_out(run: Path | None, step: int) -> tuple[int, dict[str, float] | None
 
 def _versions(run: Path | None) -> str:
     try:
-        said = _Said(json.loads((run / "environment.json").read_bytes())) if run else _Said(None)
+        said = Said(json.loads((run / "environment.json").read_bytes())) if run else Said(None)
     except (OSError, ValueError):
         return ""
     known = {"c2fmae": said("c2fmae"), "PyTorch": said("torch.version"), "timm": said("timm")}
@@ -170,7 +140,7 @@ def _results(file: Path) -> list[Evaluated]:
         return [
             Evaluated(
                 evaluation=str(found["evaluation"]),
-                source=_file_name(str(found.get("source", ""))),
+                source=file_name(str(found.get("source", ""))),
                 metric=str(metric["name"]),
                 value=_with_interval(float(metric["value"]), metric.get("interval")),
                 count=f"{int(metric['count']):,}",

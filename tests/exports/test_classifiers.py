@@ -204,11 +204,11 @@ def test_a_broken_head_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def measured(run: Path) -> Path:
+def measured(run: Path, trained: Classifier) -> Path:
     with Rows(RunFolder(run).metrics) as rows:
-        rows.write({"step": 10, "held_out/top1": 0.75})
-        rows.write({"step": 20, "held_out/top1": 0.625, "held_out/loss": 1.5})
-    of = {"classifier": weights_digest(load_classifier(run)), "backbone": weights_digest(load_backbone(run))}
+        rows.write({"step": 10, "test/top-1": 75.0})
+        rows.write({"step": 20, "test/top-1": 62.5, "test/loss": 1.5, "average/top-1": 70.0})
+    of = {"classifier": weights_digest(trained), "backbone": weights_digest(trained.backbone)}
     for name, digest in {**of, "another": "those of another"}.items():
         (run / "evaluations" / name).mkdir(parents=True)
         metric = {"name": "accuracy", "value": 0.5, "count": 8, "interval": None}
@@ -220,10 +220,13 @@ def measured(run: Path) -> Path:
 def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "data": {"train": "/home/somebody/data/cats-{000..012}.tar"},
-        "init": "/home/somebody/runs/pretrained",
+        "source": "/home/somebody/runs/pretrained",
+        "drop_path": 0.1,
+        "mixing": {"mixup": 0.8, "smoothing": 0.1},
         "training": {"steps": 20, "epochs": 5, "batch_size": 32, "base_lr": 5e-4, "layer_decay": 0.65},
     }
-    run = measured(fine_tuned(tmp_path / "run", three(), **config))
+    trained = three()
+    run = measured(fine_tuned(tmp_path / "run", trained, **config), trained)
     export("timm", run, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.pipeline_tag == "image-classification"
@@ -237,10 +240,11 @@ def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path
         "| Length | epochs 5, batch size 32 |",
         "| Optimisation | base lr 0.0005, layer decay 0.65 |",
         "| Granularities, coarse to fine | semantic, instance, rgb |",
-        "| Fine-tuned with | pool mean, drop path 0.1 |",
-        "| Started from | pretrained |",
+        "| Fine-tuned from | pretrained |",
+        "| Regularisation | drop path 0.1 |",
+        "| Mixing | mixup 0.8, smoothing 0.1 |",
         "Scores of fine-tuning on photos that it did not learn from, at step 20:",
-        "| top1 | 0.625 |",
+        "| top-1 | 62.5 |",
         "| of the classifier | run | accuracy | 0.5 | 8 |",
         "| of the backbone | run | accuracy | 0.5 | 8 |",
     ):
@@ -249,7 +253,10 @@ def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path
     assert "of the another" not in card.text
     assert "Not known" not in card.text
     assert "/home/somebody" not in card.text
-    assert origin_of(str(run / "best")).losses == {"top1": 0.75}
+    best, average = origin_of(str(run / "best")), origin_of(str(run), average=True)
+    assert best.losses == {"top-1": 75}
+    assert best.facts["Weights"] == ("step 10 of 20, which did best on what it was tried on: that flatters them there")
+    assert (average.losses, average.is_average) == ({"top-1": 70}, False)
 
 
 def test_of_many_classes_a_card_names_the_first(tmp_path: Path) -> None:
