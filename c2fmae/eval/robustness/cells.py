@@ -8,6 +8,7 @@ from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data import DatasetInfo, Scenes
+from c2fmae.data.corrupted_set import class_folders
 from c2fmae.data.corruptions import EXTRA
 from c2fmae.eval.robustness.known import is_wnid
 from c2fmae.eval.robustness.places import Place
@@ -99,11 +100,16 @@ class CellScenes:
 def label_by_folder(labels: Labels) -> Mapping[str, int]:
     """Return the label of each name that a class folder may have: the class's name, or its WordNet id.
 
-    >>> label_by_folder((LabelInfo(name="tench", wnid="n01440764"), None, LabelInfo(name="cat")))
-    {'tench': 0, 'n01440764': 0, 'cat': 2}
+    Self-made sets have folders for names that no folder can have.
+
+    >>> label_by_folder((LabelInfo(name="tench", wnid="n01440764"), None, LabelInfo(name="cat/dog")))
+    {'tench': 0, 'n01440764': 0, 'cat/dog': 2, 'cat_dog': 2}
     """
-    named = [(label, entry) for label, entry in enumerate(labels) if entry]
-    return {name: label for label, entry in named for name in (entry.name, entry.wnid) if name}
+    found = dict[str, int]()
+    for label, (entry, folder) in enumerate(zip(labels, class_folders(labels), strict=True)):
+        if entry:
+            found |= {name: label for name in (entry.name, entry.wnid, folder) if name}
+    return found
 
 
 def labels_of_folders(names: Sequence[str]) -> Labels:

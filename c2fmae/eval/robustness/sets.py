@@ -16,7 +16,7 @@ from pathlib import Path
 from c2fmae.core.errors import UserError
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.digests import scenes_digest
-from c2fmae.eval.robustness.cells import Cell, CellScenes, Labels, labels_of_folders
+from c2fmae.eval.robustness.cells import Cell, CellScenes, Labels, label_by_folder, labels_of_folders
 from c2fmae.eval.robustness.classes import lacking_classes, refuse_other_classes
 from c2fmae.eval.robustness.grid import Spot, class_folders, find_spots, missing_cells
 from c2fmae.eval.robustness.known import CUSTOM, IMAGENET_C, OFFICIAL, PROTOCOLS, kind_named
@@ -85,7 +85,9 @@ def _grid(kind: str, root: Path, name: str | None, spots: Sequence[Spot], odd: S
     if not folders:
         raise UserError(f"{root}: no class folders. Expected CORRUPTION/SEVERITY/CLASS/NAME.jpg")
     labels: Labels = info.labels or labels_of_folders(folders)
-    refuse_other_classes(kind, labels, str(root))
+    label_of = label_by_folder(labels)
+    used = tuple(labels[label_of[folder]] for folder in folders if folder in label_of)
+    refuse_other_classes(kind, used, str(root))
     expected = OFFICIAL[kind].images if kind != CUSTOM else None
     made = making and making.model_dump(exclude={"unfinished"})
     told = [kind, made, [entry and entry.model_dump() for entry in labels]]
@@ -99,7 +101,7 @@ def _grid(kind: str, root: Path, name: str | None, spots: Sequence[Spot], odd: S
         )
         for at in spots
     ]
-    noted = (*missing_cells(spots), *odd, lacking_classes(kind, labels), making and making.note)
+    noted = (*missing_cells(spots), *odd, lacking_classes(kind, used), making and making.note)
     return ShiftedSet(
         name=name or _default_name(kind, root, info),
         kind=kind,

@@ -281,7 +281,7 @@ def corrupted(size: list[int] | None) -> dict[str, object]:
 @pytest.mark.parametrize(("size", "told"), [([64, 96], " at 96×64"), (None, " at the photos' own sizes")])
 @pytest.mark.parametrize("kind", ["custom", "imagenet-c"])
 def test_a_self_made_set_says_what_it_is(tmp_path: Path, kind: str, size: list[int] | None, told: str) -> None:
-    labels = [{"name": "fox", "wnid": VAL[2]}, {"name": "goldfish", "wnid": VAL[1]}]
+    labels = [{"name": "fox", "wnid": VAL[2]}, {"name": "goldfish", "wnid": VAL[1]}, {"name": "no photo of it"}]
     files = grid_files(["fog", "snow"], VAL[1:], severities=[1, 2])
     about = {"name": "pets-c", "labels": labels, "corrupted": corrupted(size)}
     root = as_folder(tmp_path, files | {"dataset.json": json.dumps(about).encode()})
@@ -292,7 +292,8 @@ def test_a_self_made_set_says_what_it_is(tmp_path: Path, kind: str, size: list[i
         " not the released ImageNet-C"
     )
     assert opened.name == ("pets-c" if kind == "custom" else "imagenet-c")
-    assert [entry and entry.name for entry in opened.labels] == ["fox", "goldfish"]
+    assert [entry and entry.name for entry in opened.labels] == ["fox", "goldfish", "no photo of it"]
+    assert opened.notes[3:] == (("2 of 1,000 classes: not the whole set",) if kind == "imagenet-c" else ())
     assert [wnid for _, wnid, _ in facts(opened.cells[0], opened)] == [VAL[1], VAL[2]]
     assert opened.cells[0].expected == (None if kind == "custom" else 50_000)
 
