@@ -20,10 +20,7 @@ from c2fmae.models.backbones.of_hugging_face import CROP, NUMBERED, POOL
 from c2fmae.models.classifiers import Classifier
 
 _BICUBIC = 3  # as Pillow counts
-_WHOLE = (
-    "transformers' image processor brings the whole photo to that size, whatever its sides are; what is said of its "
-    "centre above is not done there."
-)
+_WHOLE = "transformers' image processor brings the whole photo to that size, not its central part."
 _RESIZES = "transformers resizes positions in its own way. For features like c2fmae's there, export with --image-size"
 
 

@@ -72,7 +72,7 @@ def _classes(model: Model) -> list[str]:
     told = [*([few] if names else []), *([f"{unnamed:,} without a name"] if unnamed else [])]
     return [
         f"It tells {model.num_labels:,} classes apart: {'; '.join(told)}.",
-        f"Of a photo it was tested on {model.spec.crop:.4g} of the largest centre, brought to that size bicubically.",
+        f"It was tried on photos' central {100 * model.spec.crop:.4g} %, brought to that size bicubically.",
     ]
 
 

@@ -141,11 +141,11 @@ def _results(file: Path) -> list[Evaluated]:
             Evaluated(
                 evaluation=str(found["evaluation"]),
                 source=file_name(str(found.get("source", ""))),
-                metric=str(metric["name"]),
+                metric=str(metric["name"]) + (f" ({note})" if (note := metric.get("note")) else ""),
                 value=_with_interval(float(metric["value"]), metric.get("interval")),
                 count=f"{int(metric['count']):,}",
                 weights=str(found["weights"]),
-                protocol=" ".join(str(found.get("protocol", "")).split()),
+                protocol=_FOLDERS.sub("", " ".join(str(found.get("protocol", "")).split())),
             )
             for metric in found["metrics"]
         ]

@@ -211,8 +211,9 @@ def measured(run: Path, trained: Classifier) -> Path:
     of = {"classifier": weights_digest(trained), "backbone": weights_digest(trained.backbone)}
     for name, digest in {**of, "another": "those of another"}.items():
         (run / "evaluations" / name).mkdir(parents=True)
-        metric = {"name": "accuracy", "value": 0.5, "count": 8, "interval": None}
+        metric = {"name": "accuracy", "value": 0.5, "count": 8, "interval": None, "note": "of few"}
         result = {"evaluation": f"of the {name}", "source": str(run), "metrics": [metric], "weights": digest}
+        result["protocol"] = "Tried on /home/somebody/data/test.tar, 90 %."
         (run / "evaluations" / name / "results.json").write_text(json.dumps(result))
     return run
 
@@ -233,7 +234,7 @@ def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path
     for line in (
         "# tuned",
         "- It tells 4 classes apart: “cat”, “dog, hound”, “sea”; 1 without a name.",
-        "- Of a photo it was tested on 0.9 of the largest centre, brought to that size bicubically.",
+        "- It was tried on photos' central 90 %, brought to that size bicubically.",
         "| Data | cats-{000..012}.tar |",
         "| Samples | 640 |",
         "| Weights | step 20 of 20 |",
@@ -245,8 +246,9 @@ def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path
         "| Mixing | mixup 0.8, smoothing 0.1 |",
         "Scores of fine-tuning on photos that it did not learn from, at step 20:",
         "| top-1 | 62.5 |",
-        "| of the classifier | run | accuracy | 0.5 | 8 |",
-        "| of the backbone | run | accuracy | 0.5 | 8 |",
+        "| of the classifier | run | accuracy (of few) | 0.5 | 8 |",
+        "| of the backbone | run | accuracy (of few) | 0.5 | 8 |",
+        "- of the classifier: Tried on test.tar, 90 %.",
     ):
         assert line in card.text.splitlines(), line
     assert "A linear head of 4 logits comes behind." in card.text
