@@ -24,6 +24,7 @@ from c2fmae.exports.as_safetensors import safetensors_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write
 from c2fmae.exports.origin import origin_of
+from c2fmae.exports.vit import rgb_alone
 from c2fmae.models.backbones import BackboneSpec, load_backbone
 from c2fmae.models.classifiers import Classifier, load_classifier
 from c2fmae.models.config import EncoderConfig
@@ -182,6 +183,7 @@ def test_of_many_granularities_rgb_goes_to_timm_and_all_to_safetensors(tmp_path:
     export("timm", run, tmp_path / "timm")
     export("safetensors", run, tmp_path / "rgb", part="rgb")
     export("safetensors", run, tmp_path / "all")
+    assert rgb_alone(trained).spec.backbone.channels == {"rgb": 3}  # type: ignore[union-attr]
     vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     with torch.inference_mode():
         assert is_same(vit(photos_for(trained)), logits(trained))
