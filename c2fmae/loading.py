@@ -32,6 +32,8 @@ def load_run(path: Path, *, step: int | None = None, average: bool = False) -> L
             "Take the run folder it came from"
         )
     checkpoint = find_checkpoint(path, step)
+    if "classifier" in checkpoint.facts:
+        raise UserError(f"{path}: is a fine-tuned classifier and has no decoder. Take the run that it was made of")
     config = PretrainConfig.read(
         {key: value for key, value in checkpoint.facts["config"].items() if key in PretrainConfig.model_fields},
         source=str(path),

@@ -150,7 +150,7 @@ def _examine_run(path: Path) -> None:
     if is_held:
         print(f"next: c2fmae doctor {quote(str(path))}  # later: it is at work")
     elif is_finished:
-        print(f"next: c2fmae view reconstruct {quote(str(path))}")
+        print(f"next: c2fmae {'eval robustness' if _is_finetuned(path) else 'view reconstruct'} {quote(str(path))}")
     else:
         print(f"next: {_resume(run)}")
     if problems:
@@ -228,7 +228,8 @@ def _resume(run: "RunFolder") -> str:
     """Return the command that goes on with a run, in as many processes as it had."""
     processes = _environment(run).get("world_size", 1)
     command = f"torchrun --nproc-per-node {processes} -m c2fmae_cli" if processes > 1 else "c2fmae"
-    return f"{command} pretrain {quote(str(run.path))} --resume"
+    kind = "eval finetune" if _is_finetuned(run.path) else "pretrain"
+    return f"{command} {kind} {quote(str(run.path))} --resume"
 
 
 def _compare_runs(one: Path, other: Path) -> None:
@@ -289,3 +290,9 @@ def _span(first: int, last: int) -> str:
 def _list(steps: list[int]) -> str:
     shown = ", ".join(f"{step:,}" for step in steps[:10])
     return f"{shown} and {len(steps) - 10:,} more" if len(steps) > 10 else shown
+
+
+def _is_finetuned(path: Path) -> bool:
+    from c2fmae.eval.finetuning.config import is_finetuned
+
+    return is_finetuned(path)

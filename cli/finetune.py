@@ -64,38 +64,51 @@ def finetune(
 
     The run's folder is a classifier that `export` and `eval robustness` take. SIGTERM saves and ends with 75.
     """
+    from c2fmae.core.errors import UserError
     from c2fmae.core.world import join_world
     from c2fmae.eval.finetuning import finetune as run
     from c2fmae.eval.finetuning import set_up
+    from c2fmae.measure import measure
+
+    overrides = list(set_ or [])
+    if data is None and len(sources) == 1 and (begun := _begun(sources[0], overrides)) is not None:
+        if not resume:
+            raise UserError(f"{sources[0]}: is a fine-tuned run. Go on with it by --resume, or give --data")
+        runs = {Path(sources[0]): begun}
+    else:
+        words = _data_words(data, test) + ([f"data.granularities=[{granularities}]"] if granularities else [])
+        start: dict[str, Any] = {"step": step, "average": average, "allow_missing": tuple(allow_missing or ())}
+        configs = [_config(source, start, recipe, words + overrides) for source in sources]
+        if untrained:
+            configs.append(_config(sources[0], start, recipe, words + overrides, from_scratch=True))
+        runs = {_folder(config, data, out, is_alone=len(configs) == 1): config for config in configs}
+    with join_world(next(iter(runs.values())).training.device) as world:
+        for folder, config in runs.items():
+            if dry_run:
+                told = measure(set_up(config, world), folder)
+                _say(f"{folder}:\n{told}\nnext: the same command without --dry-run")
+                continue
+            outcome = run(config, folder, world, resume=resume, accept_changes=accept_changes)
+            _say(f"{outcome.status} at step {outcome.step}: {folder}")
+            if outcome.status != "finished":
+                _say("next: the same command with --resume")
+                raise typer.Exit(outcome.code)
+    if is_first() and not dry_run:
+        _tell(list(runs))
+
+
+def _say(text: str) -> None:
+    """Print something once, however many processes there are."""
+    if is_first():
+        print(text)
+
+
+def _tell(folders: list[Path]) -> None:
+    """Print what was found, side by side."""
     from c2fmae.eval.finetuning.result import read_result
     from c2fmae.eval.report.page import as_lines
     from c2fmae.eval.running import table_of
 
-    start: dict[str, Any] = {"step": step, "average": average, "allow_missing": tuple(allow_missing or ())}
-    words = [*_data_words(data, test), *([f"data.granularities=[{granularities}]"] if granularities else [])]
-    configs = [_config(source, start, recipe, [*words, *(set_ or [])]) for source in sources]
-    if untrained:
-        configs.append(_config(sources[0], start, recipe, [*words, *(set_ or [])], from_scratch=True))
-    folders = [_folder(config, data, out, is_alone=len(configs) == 1) for config in configs]
-    with join_world(configs[0].training.device) as world:
-        for config, folder in zip(configs, folders, strict=True):
-            if dry_run:
-                from c2fmae.measure import measure
-
-                print(f"{folder}:\n{measure(set_up(config, world), folder)}")
-                continue
-            outcome = run(config, folder, world, resume=resume, accept_changes=accept_changes)
-            if is_first():
-                print(f"{outcome.status} at step {outcome.step}: {folder}")
-            if outcome.status != "finished":
-                if is_first():
-                    print("next: the same command with --resume")
-                raise typer.Exit(outcome.code)
-    if not is_first():
-        return
-    if dry_run:
-        print("next: the same command without --dry-run")
-        return
     results = [read_result(folder) for folder in folders]
     table = table_of(results)
     print("\n".join([*as_lines(table), *([table.note] if table.note else [])]))
@@ -104,6 +117,15 @@ def finetune(
     for folder in folders:
         print(f"wrote {folder}: report.html, evaluations/finetune/classes.csv, and the classifier")
     print(f"next: c2fmae eval robustness {' '.join(quote(str(folder)) for folder in folders)} --custom NAME=FOLDER")
+
+
+def _begun(source: str, overrides: list[str]) -> "FinetuneConfig | None":
+    """Return the config of a fine-tuned run, if a source is one."""
+    from c2fmae.eval.finetuning import FinetuneConfig
+    from c2fmae.eval.finetuning.config import is_finetuned
+
+    path = Path(source)
+    return FinetuneConfig.from_yaml(path / "config.yaml", overrides) if is_finetuned(path) else None
 
 
 def _config(
@@ -117,8 +139,8 @@ def _config(
     if recipe is None:
         recipe = recipe_for(read_source(source, image_size=None, num_heads=None, **sought)[1].spec, epochs_of(source))
     chosen = FINETUNING.get(recipe)
-    if is_first() and not from_scratch:
-        print(f"recipe {recipe}, from {chosen.source}; another one by --recipe, a setting by --set")
+    if not from_scratch:
+        _say(f"recipe {recipe}, from {chosen.source}; another one by --recipe, a setting by --set")
     settings = [*chosen.settings, *(SCRATCH if from_scratch else ())]
     values = {"source": source, "from_scratch": from_scratch, **start}
     return FinetuneConfig.read(values, [*settings, *overrides], source="eval finetune")

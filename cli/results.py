@@ -20,10 +20,13 @@ def slug(*words: str) -> str:
 
 def tell_runs(sources: list[str]) -> None:
     """Write the pages of runs anew, with what was found."""
+    from c2fmae import pretrain
     from c2fmae.core.run_folder import RunFolder
-    from c2fmae.pretrain import write_page
+    from c2fmae.eval.finetuning import result
+    from c2fmae.eval.finetuning.config import is_finetuned
 
     for source in sources:
         if (Path(source) / "metrics.jsonl").is_file():
+            write_page = result.write_page if is_finetuned(Path(source)) else pretrain.write_page
             write_page(RunFolder(Path(source)))
             print(f"wrote {Path(source) / 'report.html'}, the run's page, with these numbers")

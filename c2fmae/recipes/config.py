@@ -7,6 +7,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from c2fmae.core.config import Config
+from c2fmae.core.errors import UserError
+from c2fmae.eval.finetuning.config import is_finetuned
 from c2fmae.pretrain import PretrainConfig
 from c2fmae.recipes.registry import RECIPES
 
@@ -49,6 +51,10 @@ def read_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     """Return the recipe of that name, of that YAML file, or of that run's folder, with `a.b=value` changes."""
     if is_file(source):
         return RecipeConfig.from_yaml(source, overrides)
+    if is_finetuned(Path(source)):
+        raise UserError(
+            f"{source}: is a fine-tuned run. Go on with it by: c2fmae eval finetune {source} --resume"
+        )
     if (config := Path(source) / "config.yaml").is_file():
         return RecipeConfig.from_yaml(config, overrides)
     return RECIPES.get(source)().override(overrides)

@@ -1,10 +1,11 @@
 """What decides a fine-tuning."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config, Count
+from c2fmae.core.config import Config, Count, read_yaml
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import ExperimentConfig
 from c2fmae.core.training import TrainingConfig
@@ -16,6 +17,12 @@ from c2fmae.eval.pairs import PairConfig
 from c2fmae.models.backbones import Pool
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def is_finetuned(run: Path) -> bool:
+    """Return whether a run's folder is that of a fine-tuning."""
+    path = run / "config.yaml"
+    return path.is_file() and "mixing" in read_yaml(path)
 
 
 class LabelledData(LoadingConfig, PairConfig):

@@ -1,0 +1,110 @@
+"""`c2fmae eval finetune`, word by word."""
+
+from pathlib import Path
+
+import pytest
+from c2fmae_cli.doctor import doctor
+from c2fmae_cli.eval import eval_
+from c2fmae_cli.results import tell_runs
+from typer.testing import CliRunner, Result
+
+from c2fmae.core.errors import UserError
+from c2fmae.loading import load_run
+from c2fmae.recipes.config import read_recipe
+from tests.eval.finetuning.parts import QUICK, store_sets, store_source
+
+SET = [word for setting in QUICK for word in ("--set", setting)]
+
+
+def said(*words: str) -> str:
+    result: Result = CliRunner().invoke(eval_, words)  # without the command, which would show the log from here on
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = store_sets(tmp_path_factory.mktemp("data"))
+    (root / "test").rename(root / "val")
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store_source(tmp_path_factory.mktemp("source"))
+
+
+def test_a_source_and_the_same_from_scratch_side_by_side(source: Path, data: Path, tmp_path: Path) -> None:
+    words = ("finetune", str(source), "--untrained", "--data", str(data), "--out", str(tmp_path / "runs"), *SET)
+    lines = said(*words).splitlines()
+    assert lines[0].startswith("recipe small, from nobody's: ")
+    own, scratch = tmp_path / "runs" / "step-00000001", tmp_path / "runs" / "step-00000001-scratch"
+    assert lines[1:3] == [f"finished at step 6: {own}", f"finished at step 6: {scratch}"]
+    assert lines[3].split() == [str(source), f"{source},", "from", "scratch"]
+    assert [line.split()[0] for line in lines[4:6]] == ["top-1", "loss"]
+    assert f"from {source}; batch 8, AdamW" in lines[8]
+    assert "from weights drawn anew; batch 8, AdamW" in lines[9]
+    assert "layer decay 0.75" in lines[8]
+    assert lines[-1] == f"next: c2fmae eval robustness {own} {scratch} --custom NAME=FOLDER"
+    with pytest.raises(UserError, match="there is a run already"):
+        said(*words)
+    assert said(*words, "--resume").splitlines()[3:] == lines[3:]
+    assert said("finetune", str(own), "--resume").splitlines()[0] == f"finished at step 6: {own}"
+
+
+def test_a_dry_run_writes_nothing(source: Path, data: Path, tmp_path: Path) -> None:
+    words = ("--data", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--recipe", "b-400")
+    lines = said("finetune", str(source), *words, *SET).splitlines()
+    assert lines[0].startswith("recipe b-400, from the C2FMAE paper, section IV-A; ")
+    assert lines[1:3] == [
+        f"{tmp_path / 'run'}:",
+        "6 steps (2 epochs of 3), 1 of warm-up; batch 8 = 1 process × 8; learning rate up to 0.001",
+    ]
+    assert lines[-1] == "next: the same command without --dry-run"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fine_tuned_run_among_the_other_commands(
+    source: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    said("finetune", str(source), "--data", str(data / "train"), "--test", str(data / "val"), "--out", str(run), *SET)
+    page = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    tell_runs([str(run)])
+    assert (run / "report.html").read_text() == page
+    assert "A fine-tuned classifier" in page
+    doctor(run)
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: c2fmae eval robustness {run}"
+    for read, message in (
+        (lambda: load_run(run), "is a fine-tuned classifier and has no decoder. Take the run that it was made of"),
+        (
+            lambda: read_recipe(str(run)),
+            f"is a fine-tuned run. Go on with it by: c2fmae eval finetune {run} --resume",
+        ),
+        (
+            lambda: said("finetune", str(run)),
+            "is a fine-tuned run. Go on with it by --resume, or give --data",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value) == f"{run}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "b400"], "no fine-tuning recipe named 'b400'. Did you mean 'b-400'? Known: "),
+        (["--set", "mixing.mixap=1"], "eval finetune: mixing.mixap: no such setting. Did you mean 'mixup'?"),
+        (["--granularities", "rgb,depth"], "data.granularities: no granularity of {source} named 'depth'. Known: rgb"),
+    ],
+)
+def test_misspelt_words_are_answered_with_the_nearest(
+    source: Path, data: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        said("finetune", str(source), "--data", str(data), "--out", str(tmp_path / "run"), *words)
+    assert str(caught.value).startswith(message.format(source=source))
