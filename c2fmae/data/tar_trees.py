@@ -39,7 +39,7 @@ class TarTree:
         return self._index.stamp
 
     def folders(self, under: str = "") -> tuple[str, ...]:
-        """Return the names of the folders right below one; those that hide, as `.git` does, are left out."""
+        """Return the names of the folders right below one, sorted; those that hide, as `.git` does, are left out."""
         rows, found = self._rows(under), list[str]()
         skip, row = len(_prefix(under)), rows.start
         while row < rows.stop:
@@ -47,7 +47,7 @@ class TarTree:
             if slash and not name.startswith("."):
                 found.append(name)
             row = self._after(f"{_prefix(under)}{name}", row, rows.stop) if slash else row + 1
-        return tuple(found)
+        return tuple(sorted(found))  # `a-b/` lies before `a/`, and `a` before `a-b`
 
     def files(self, under: str = "") -> list[str]:
         """Return the paths of all files below a folder, seen from there."""

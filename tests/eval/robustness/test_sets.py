@@ -129,6 +129,18 @@ def test_classes_that_are_not_the_sets_are_refused(tmp_path: Path, make: Make) -
     )
 
 
+def test_shards_of_other_classes_are_refused_by_those_that_photos_have(tmp_path: Path) -> None:
+    labels = [{"name": "another", "wnid": "n01440764"}, {"name": "flamingo", "wnid": A}]
+    shard = as_shard(tmp_path / "a.tar", [("x", photo("x"), 1)])
+    write_tree(tmp_path, {"dataset.json": json.dumps({"labels": labels}).encode()})
+    assert open_shifted("imagenet-a", shard).notes[0] == "1 of 200 classes: not the whole set"
+    refuses(
+        lambda: open_shifted("imagenet-r", shard),
+        f"{shard}: outside of ImageNet-R's 200 classes are 1 of its 1, {A} for one; all are among those of ImageNet-A."
+        " Check what is given as what",
+    )
+
+
 @pytest.mark.parametrize("make", [as_folder, as_tar])
 def test_the_flat_archive_of_validation_is_refused_with_what_to_do(tmp_path: Path, make: Make) -> None:
     source = make(tmp_path / "val.tar", {f"ILSVRC2012_val_0000000{i}.JPEG": photo(str(i)) for i in range(3)})
@@ -239,6 +251,37 @@ def test_folders_around_the_corruptions_are_looked_through(tmp_path: Path, wrapp
         opened = open_shifted("imagenet-c", source)
         assert cells_of(opened) == [("fog", 2)]
         assert [wnid for _, wnid, _ in facts(opened.cells[0], opened)] == list(VAL)
+
+
+def test_a_cell_that_lies_in_a_folder_and_in_a_tar_is_read_from_the_folder(tmp_path: Path) -> None:
+    files = grid_files(["fog"], VAL, severities=[1])
+    root = as_folder(tmp_path, files)
+    as_tar(root / "weather.tar", {path: photo(f"other {path}") for path in grid_files(["fog"], VAL)})
+    opened = open_shifted("imagenet-c", root)
+    assert len(opened.cells) == 5
+    assert [opened.cells[0].scenes.photo(row) for row in range(3)] == [files[f"fog/1/{wnid}/0.JPEG"] for wnid in VAL]
+    assert opened.cells[1].scenes.photo(0) == photo(f"other fog/2/{VAL[0]}/0.JPEG")
+
+
+def test_corruptions_may_lie_in_the_folders_of_their_groups(tmp_path: Path) -> None:
+    files = {f"weather/{path}": data for path, data in grid_files(["fog"], VAL, severities=[2]).items()}
+    files |= {f"noise/{path}": data for path, data in grid_files(["shot_noise"], VAL, severities=[1]).items()}
+    assert cells_of(open_shifted("imagenet-c", as_folder(tmp_path, files))) == [("shot_noise", 1), ("fog", 2)]
+
+
+def test_an_archive_that_lies_beside_what_was_unpacked_of_it_is_let_be(tmp_path: Path) -> None:
+    folder = as_folder(tmp_path, class_files("", VAL))
+    (folder / "val.tar").write_bytes(b"no tar at all")
+    assert len(open_shifted("imagenet-val", folder).cells[0].scenes) == 6
+
+
+def test_shards_are_not_taken_for_an_archive(tmp_path: Path) -> None:
+    for number in range(2):
+        as_shard(tmp_path / f"own-00{number}.tar", [(f"n/{number}", photo("a"), 0)])
+    write_tree(tmp_path, {"dataset.json": json.dumps({"labels": [{"name": "cat"}]}).encode()})
+    for source in (tmp_path, tmp_path / "own-000.tar", f"{tmp_path}/own-*.tar"):
+        assert open_shifted("custom", source).labels[0] is not None
+    assert not list(tmp_path.glob("*.tree.index"))
 
 
 def test_cells_that_lack_classes_keep_the_labels_of_the_whole_set(tmp_path: Path) -> None:
