@@ -23,9 +23,7 @@ def robustness(
     sketch: Annotated[str | None, typer.Option(metavar="DIR", help="ImageNet-Sketch: a folder, or the tar.")] = None,
     imagenet_c: Annotated[
         str | None,
-        typer.Option(
-            metavar="DIR", help="CORRUPTION/SEVERITY/CLASS/…, or tars of it; one made by `data corrupt`, too."
-        ),
+        typer.Option(metavar="DIR", help="CORRUPTION/SEVERITY/CLASS/…, or tars of it; of ImageNet's classes."),
     ] = None,
     imagenet_val: Annotated[
         str | None, typer.Option(metavar="DIR", help="ImageNet's validation photos, for clean accuracy and the drop.")
@@ -34,7 +32,10 @@ def robustness(
         str | None, typer.Option(metavar="DIR", help="The same, where the photos without a shift are your own.")
     ] = None,
     custom: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=DIR", help="A shifted set of your own; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR", help="A shifted set of your own, one made by `data corrupt`, too; repeatable."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where results go; RUN/evaluations/… and evaluations/… unless given.")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
@@ -16,7 +17,7 @@ from c2fmae.eval.robustness.entrants import Entrant
 from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_robustness
 from c2fmae.eval.robustness.known import imagenet_a_wnids, imagenet_r_wnids
 from c2fmae.eval.robustness.scores import ALEXNET
-from c2fmae.eval.robustness.sets import ShiftedSet
+from c2fmae.eval.robustness.sets import ShiftedSet, open_shifted
 from tests.eval.robustness.planted import THOUSAND, FolderOf, entrant, photo, scenes, shifted
 
 CONFIG = RobustnessConfig(batch_size=3, workers=0)
@@ -192,6 +193,20 @@ def test_the_order_of_a_sets_classes_does_not_matter(tmp_path: Path) -> None:
         metrics([shifted([Cell(None, None, drawn, None)], labels, kind="sketch")], tmp_path)["sketch, top-1"].value
         == 100
     )
+
+
+def test_official_folders_whose_order_is_not_that_of_the_logits_score_exactly(tmp_path: Path) -> None:
+    columns = {999: 999, 3: 3, 500: 501}  # one is answered wrongly; by place in the list, all would be
+    for place in ("sketch", "c/fog/2", "c/snow/5"):
+        for column, shown in columns.items():
+            folder = tmp_path / place / str(THOUSAND[column].wnid)
+            folder.mkdir(parents=True)
+            Image.fromarray(photo(shown).permute(1, 2, 0).numpy()).save(folder / "a.png")
+    sets = [open_shifted("sketch", tmp_path / "sketch"), open_shifted("imagenet-c", tmp_path / "c")]
+    numbers = metrics(sets, tmp_path / "kept")
+    assert numbers["sketch, top-1"].value == pytest.approx(200 / 3)
+    assert numbers["imagenet-c, mean error over 2 of 75 cells"].value == pytest.approx(100 / 3)
+    assert "3 of 50,889 images" in numbers["sketch, top-1"].note
 
 
 def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:
