@@ -10,6 +10,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.run_folder import find_checkpoint
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone, load_backbone
+from c2fmae.models.backbones.of_run import is_run
 from c2fmae.models.encoder import Encoder
 
 TIMM = "timm:"
@@ -20,10 +21,10 @@ def start_from(method: MaskedAutoencoding, source: str) -> str:
 
     The encoder has to be there whole. Of a run, whatever else has the same name and shape is taken too.
     """
-    path = Path(source)
-    is_run = (path / "config.yaml").exists() or (path / "checkpoint.json").exists()
     try:
-        weights = find_checkpoint(path).part("model") if is_run else _of_backbone(method, source)
+        checkpoint = find_checkpoint(Path(source)) if is_run(Path(source)) else None
+        is_autoencoder = checkpoint is not None and "classifier" not in checkpoint.facts
+        weights = checkpoint.part("model") if checkpoint and is_autoencoder else _of_backbone(method, source)
     except UserError as error:
         raise UserError(f"init: {error}") from error
     ours = method.model.state_dict()

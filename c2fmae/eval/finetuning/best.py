@@ -28,13 +28,20 @@ class Best:
                 if (step_of(path) or 0) > step:
                     shutil.rmtree(path)
 
-    def offer(self, training: Training, score: float, facts: Mapping[str, Any]) -> None:
-        """Keep the weights if none had so high a score before; all processes call this."""
-        if not self.world.share(self.world.is_first and score > self.score):
+    def offer(self, training: Training, scores: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+        """Keep the weights if none had so high a score before; all processes call this.
+
+        `scores` are those of the weights, `model`, and of their average, `ema`, if there is one: of the two, the
+        higher one's are kept.
+        """
+        part = max(scores, key=lambda name: scores[name])
+        if not self.world.share(self.world.is_first and scores[part] > self.score):
             return
-        tensors = {name: each for name, each in training.tensors().items() if not name.startswith("optimiser/")}
+        tensors = Checkpoint(training.step, training.tensors(), {}).part(part)
         if self.world.is_first:
-            save_checkpoint(self.folder, Checkpoint(training.step, tensors, {**facts, _SCORE: score}))
+            weights = {f"model/{name}": each for name, each in tensors.items()}
+            told = {**facts, _SCORE: scores[part], "averaged": part == "ema"}
+            save_checkpoint(self.folder, Checkpoint(training.step, weights, told))
             prune(self.folder, keep_last=1, keep_every=None)
 
     @property

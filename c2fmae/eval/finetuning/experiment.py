@@ -122,7 +122,8 @@ class Finetuning(Experiment):
         rows = read_rows(run.metrics) if is_again and self.world.is_first else []
         if not self.world.share(any("test/top-1" in row for row in rows if row["step"] == step)):
             watch.note(step, _numbers("test", found) | (_numbers("average", averaged) if averaged else {}))
-        best.offer(training, max(found.top1, averaged.top1 if averaged else 0), self.facts())
+        scores = {"model": found.top1} | ({"ema": averaged.top1} if averaged else {})
+        best.offer(training, scores, self.facts())
         if step == total:
             self._conclude(run, found, averaged, best)
 

@@ -18,10 +18,12 @@ from c2fmae.core.world import World
 from c2fmae.eval.finetuning import FinetuneConfig, finetune, set_up
 from c2fmae.eval.finetuning.experiment import Finetuning
 from c2fmae.eval.finetuning.result import read_result
+from c2fmae.methods.start import start_from
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import load_classifier
 from tests.eval.finetuning import finetune_processes
 from tests.eval.finetuning.parts import MAPS, config_of, store_sets, store_source
+from tests.methods.scenes import tiny
 
 PLAIN = ("mixing.mixup=0", "mixing.cutmix=0", "data.rand_augment=null", "data.erasing=0", "data.scale=[1, 1]")
 
@@ -91,7 +93,12 @@ def test_what_is_written_down_of_it(source: Path, data: Path, tmp_path: Path) ->
     first = next(row["step"] for row in tried if max(row["test/top-1"], row["average/top-1"]) == best)
     assert [path.name for path in checkpoints_in(tmp_path / "best")] == [f"step-{first:08d}"]
     kept = load_checkpoint(checkpoints_in(tmp_path / "best")[0])
-    assert {name.split("/")[0] for name in kept.tensors} == {"model", "ema"}
+    assert {name.split("/")[0] for name in kept.tensors} == {"model"}
+    row = next(row for row in tried if row["step"] == first)
+    assert kept.facts["averaged"] == (row["average/top-1"] > row["test/top-1"])
+    it = set_up(config_of(source, data), World())
+    it.classifier.load_state_dict(kept.part("model"))
+    assert 100 * it.trial.of(it.classifier, ("rgb",)).top1 == pytest.approx(best)
     with (tmp_path / "evaluations/finetune/classes.csv").open() as file:
         classes = list(csv.DictReader(file))
     assert [(row["label"], row["name"], row["images"]) for row in classes] == [
@@ -306,3 +313,12 @@ def test_the_noise_of_the_head_is_the_seeds(source: Path, data: Path) -> None:
     )
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
+
+
+def test_pre_training_may_begin_with_a_fine_tuned_vit(data: Path, with_maps: Path, tmp_path: Path) -> None:
+    finetune(config_of(with_maps, data, "pool=cls"), tmp_path, World())
+    method = tiny("mae", "image_size=[16, 16]", "encoder.patch_size=8", "encoder.depth=3")
+    said = start_from(method, str(tmp_path))
+    name = "encoder.blocks.2.mlp.fc1.weight"
+    assert torch.equal(method.model.state_dict()[name], tensors_of(tmp_path)[f"model/backbone.{name}"])
+    assert "tensors are from" in said
