@@ -253,6 +253,15 @@ def test_folders_around_the_corruptions_are_looked_through(tmp_path: Path, wrapp
         assert [wnid for _, wnid, _ in facts(opened.cells[0], opened)] == list(VAL)
 
 
+def test_a_grid_of_classes_that_imagenet_has_not_is_refused_as_imagenet_c(tmp_path: Path) -> None:
+    root = as_folder(tmp_path, grid_files(["fog"], (*VAL, "cat"), severities=[1]))
+    refuses(
+        lambda: open_shifted("imagenet-c", root),
+        f"{root}: 1 of its 4 classes unknown to ImageNet by WordNet id, 'cat' for one."
+        " Name class folders by it (n01440764), or give the set as custom",
+    )
+
+
 def test_a_cell_that_lies_in_a_folder_and_in_a_tar_is_read_from_the_folder(tmp_path: Path) -> None:
     files = grid_files(["fog"], VAL, severities=[1])
     root = as_folder(tmp_path, files)
