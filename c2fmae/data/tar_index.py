@@ -59,16 +59,17 @@ def open_index(shard: Path) -> ShardIndex:
     except OSError as error:
         raise UserError(f"{shard}: this shard cannot be opened: {error.strerror}. Check the path") from error
     path = shard.with_name(f"{shard.name}{INDEX_SUFFIX}")
-    index = _load(path, stamp)
+    index = load_index(path, stamp)
     if index is None:
         log.info("indexing %s", shard)
         index = scan_shard(shard)
         if not index.problems:
-            _save(index, path)
+            save_index(index, path)
     return index
 
 
-def _load(path: Path, stamp: tuple[int, int]) -> ShardIndex | None:
+def load_index(path: Path, stamp: tuple[int, int]) -> ShardIndex | None:
+    """Return the index that a file holds, if it is whole and of a tar with this stamp."""
     try:
         data = path.read_bytes()
         line, _, rest = data.partition(b"\n")
@@ -87,7 +88,8 @@ def _load(path: Path, stamp: tuple[int, int]) -> ShardIndex | None:
     return ShardIndex(stamp, keys, parts, offsets.reshape(shape), sizes.reshape(shape), labels)
 
 
-def _save(index: ShardIndex, path: Path) -> None:
+def save_index(index: ShardIndex, path: Path) -> None:
+    """Keep an index, if its folder can be written to."""
     rest = b"".join(array.tobytes() for array in (index.offsets, index.sizes, index.labels)) + index.keys.lines
     head = {"format": _FORMAT, "stamp": index.stamp, "crc": zlib.crc32(rest)}
     head |= {"parts": index.parts, "samples": len(index.keys)}
@@ -110,7 +112,7 @@ def scan_shard(shard: Path) -> ShardIndex:
     try:
         with shard.open("rb") as stream:
             stamp = stamp_of(stream.fileno())
-            for name, offset, size in _members(shard, stream, stamp[0], problems):
+            for name, offset, size in members_of(shard, stream, stamp[0], problems):
                 stem, _, suffix = name.name.partition(".")
                 key = str(name.with_name(stem)) if stem else ""
                 if not suffix or not stem:
@@ -141,7 +143,9 @@ def scan_shard(shard: Path) -> ShardIndex:
     return ShardIndex(stamp, KeyList.of(keys), parts, offsets, sizes, label_list, tuple(problems))
 
 
-def _members(shard: Path, stream: BinaryIO, size: int, problems: list[Problem]) -> list[tuple[PurePosixPath, int, int]]:
+def members_of(
+    shard: Path, stream: BinaryIO, size: int, problems: list[Problem]
+) -> list[tuple[PurePosixPath, int, int]]:
     """Return name, place and size of the plain files whose names are harmless and that lie in the shard whole."""
     if stream.read(2) == b"\x1f\x8b":
         unpack = f"gunzip {shard}" if shard.suffix == ".gz" else f"mv {shard} {shard}.gz && gunzip {shard}.gz"

@@ -18,7 +18,7 @@ from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem, refuse
 from c2fmae.data.shards import ShardScenes
 from c2fmae.data.stored import PHOTO_SUFFIXES
-from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, _load, _members, _save, stamp_of
+from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, load_index, members_of, save_index, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +109,12 @@ def open_tar_tree(tar: Path) -> TarTree:
     except OSError as error:
         raise UserError(f"{tar}: cannot be opened: {error.strerror}. Check the path") from error
     path = tar.with_name(f"{tar.name}{TREE_SUFFIX}")
-    index = _load(path, stamp)
+    index = load_index(path, stamp)
     if index is None:
         log.info("indexing %s: once, it is kept as %s", tar, path.name)
         index = _scan(tar)
         refuse(index.problems)
-        _save(index, path)
+        save_index(index, path)
     return TarTree(tar, index)
 
 
@@ -125,7 +125,7 @@ def _scan(tar: Path) -> ShardIndex:
     try:
         with tar.open("rb") as stream:
             stamp = stamp_of(stream.fileno())
-            for path, offset, size in _members(tar, stream, stamp[0], problems):
+            for path, offset, size in members_of(tar, stream, stamp[0], problems):
                 name = str(path)
                 if not is_utf8(name) or "\n" in name:
                     problems.append(Problem(None, f"{tar}: member {name!r} has no plain UTF-8 name. Pack it anew"))

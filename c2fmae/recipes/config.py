@@ -52,9 +52,7 @@ def read_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     if is_file(source):
         return RecipeConfig.from_yaml(source, overrides)
     if is_finetuned(Path(source)):
-        raise UserError(
-            f"{source}: is a fine-tuned run. Go on with it by: c2fmae eval finetune {source} --resume"
-        )
+        raise UserError(f"{source}: is a fine-tuned run. Go on with it by: c2fmae eval finetune {source} --resume")
     if (config := Path(source) / "config.yaml").is_file():
         return RecipeConfig.from_yaml(config, overrides)
     return RECIPES.get(source)().override(overrides)

@@ -129,7 +129,7 @@ class _Plan:
         """Note a question, and return where its answers will be."""
         way = f"{self._config.precision}{', probabilities' if self._config.keep_probabilities else ''}, {view!r}"
         where = (cell.corruption, cell.severity)
-        told = predictions.identity(entrant.digest, of.identity, where, columns, way)
+        told = predictions.identity(entrant.digest, cell.identity or of.identity, where, columns, way)
         name = "-".join(str(each) for each in (of.name, *where) if each is not None)
         path = predictions.place(self._folder_of(entrant), name, told)
         self._cells[id(cell)] = cell
