@@ -221,7 +221,8 @@ def corrupt(
     if report.unfinished:
         names = sorted({corruption for corruption, _ in report.unfinished})
         print(f"note: an earlier run did not finish {', '.join(names)}. Run it again to do that")
-    print(f"next: c2fmae data preview {quote(f'{out}/{corruptions[0]}/{severities[-1]}')}")
+    look = f"c2fmae data preview {quote(f'{out}/{corruptions[0]}/{severities[-1]}')}"
+    print(f"next: {look}, or c2fmae eval robustness MODEL --custom NAME={quote(str(out))}")
 
 
 def _source_name(source: str, scenes: "Scenes") -> str:

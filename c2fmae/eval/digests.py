@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import torch
+from torch import nn
 
 from c2fmae.data import Scenes
 from c2fmae.models.backbones import Backbone
@@ -14,7 +15,12 @@ _LOOKED_AT = 64
 
 def weights_digest(model: Backbone | Classifier) -> str:
     """Return a digest of a backbone or classifier: what it is, and its weights."""
-    digest = hashlib.sha256(model.spec.model_dump_json().encode())
+    return module_digest(model, model.spec.model_dump_json())
+
+
+def module_digest(model: nn.Module, what: str) -> str:
+    """Return a digest of any model of which `what` tells the rest."""
+    digest = hashlib.sha256(what.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

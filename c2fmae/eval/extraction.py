@@ -16,14 +16,12 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from c2fmae.core.errors import UserError
 from c2fmae.core.progress import Progress
 from c2fmae.core.run_folder import check_room
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes
-from c2fmae.data.loader import telling_of_dead_workers
+from c2fmae.eval.ahead import made_ahead
 from c2fmae.eval.evaluation import Subject
 from c2fmae.eval.extracted import Extracted
 from c2fmae.eval.keeping import keep
@@ -121,28 +119,14 @@ def _make(
         for path, rows in chunks.items()
         for first in range(0, len(rows), hands.batch_size)
     ]
-    if not batches:
-        return
     backbone, device = subject.backbone.to(subject.world.device).eval(), subject.world.device
-    loader = DataLoader(
-        _Batches(scenes, view, [rows for _, rows in batches], wanted.has_maps),
-        batch_size=None,
-        num_workers=min(hands.workers, len(batches)),
-        pin_memory=device.type == "cuda",
-        collate_fn=_as_it_is,
-    )
+    make = _Batches(scenes, view, [rows for _, rows in batches], wanted.has_maps)
+    loaded = made_ahead(make, len(batches), workers=hands.workers, pin=device.type == "cuda")
     made: list[dict[str, Tensor]] = []
+    is_quiet = not subject.world.is_first or not batches
     clock = time.perf_counter()
-    with (
-        telling_of_dead_workers(),
-        Progress(
-            total=len(batches), samples_per_step=hands.batch_size, is_quiet=not subject.world.is_first
-        ) as progress,
-    ):
-        for step, (batch, (path, rows)) in enumerate(zip(loader, batches, strict=True), start=1):
-            if isinstance(batch, UserError):
-                raise batch
-            photos, facts = batch
+    with Progress(total=len(batches), samples_per_step=hands.batch_size, is_quiet=is_quiet) as progress:
+        for step, ((photos, facts), (path, rows)) in enumerate(zip(loaded, batches, strict=True), start=1):
             waited = time.perf_counter() - clock
             with torch.autocast(device.type, torch.bfloat16, enabled=wanted.precision == "bf16"):
                 made.append(_features(backbone, photos.to(device, non_blocking=True), wanted) | facts)
@@ -162,13 +146,9 @@ def _features(backbone: Backbone, photos: Tensor, wanted: Wanted) -> dict[str, T
     return {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
 
 
-Made = tuple[Tensor, dict[str, Tensor]] | UserError
-"""A batch's photos, and what is noted of its scenes beside features."""
-
-
 @dataclass(frozen=True)
-class _Batches(Dataset[object]):
-    """Batches by number, for worker processes."""
+class _Batches:
+    """Batches by number: photos, and what is noted of its scenes beside features."""
 
     scenes: Scenes
     view: CentralView
@@ -176,16 +156,10 @@ class _Batches(Dataset[object]):
     has_maps: bool
     """Whether the semantic maps are noted."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> Made:
-        try:
-            scenes = [self.scenes[row] for row in self.rows[number]]
-            stored = [self.scenes.photo(row) for row in self.rows[number]]
-            batch = SceneBatch.stack([self.view(scene) for scene in scenes])
-        except UserError as error:  # raised in a worker, it would come out with a traceback for a message
-            return error
+    def __call__(self, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        scenes = [self.scenes[row] for row in self.rows[number]]
+        stored = [self.scenes.photo(row) for row in self.rows[number]]
+        batch = SceneBatch.stack([self.view(scene) for scene in scenes])
         photos = [
             hashlib.blake2b(photo or scene.maps["rgb"].numpy().tobytes(), digest_size=16).digest()
             for photo, scene in zip(stored, scenes, strict=True)
@@ -197,10 +171,6 @@ class _Batches(Dataset[object]):
         if self.has_maps:
             facts["semantic"] = batch.maps["semantic"]
         return batch.maps["rgb"], facts
-
-
-def _as_it_is(sample: object) -> object:
-    return sample
 
 
 def _bytes_of_scene(backbone: Backbone, view: CentralView, wanted: Wanted) -> int:

@@ -7,13 +7,11 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils.data import DataLoader, Dataset
 
-from c2fmae.core.errors import UserError
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.world import World
 from c2fmae.data import CentralView, Scenes
-from c2fmae.data.loader import telling_of_dead_workers
+from c2fmae.eval.ahead import made_ahead
 from c2fmae.eval.finetuning.inputs import inputs_of
 from c2fmae.eval.finetuning.task import labels_of
 from c2fmae.models.classifiers import Classifier
@@ -104,37 +102,17 @@ class Trial:
             range(first, min(first + self.batch_size, len(self.scenes)))
             for first in starts[self.world.rank :: self.world.size]
         ]
-        loader = DataLoader(
-            _Batches(self.scenes, self.view, mine),
-            batch_size=None,
-            num_workers=min(self.workers, len(mine)),
-            pin_memory=self.world.device.type == "cuda",
-            collate_fn=_as_it_is,
-        )
-        with telling_of_dead_workers():
-            for batch in loader:
-                if isinstance(batch, UserError):
-                    raise batch
-                yield batch
+        make = _Batches(self.scenes, self.view, mine)
+        return made_ahead(make, len(mine), workers=self.workers, pin=self.world.device.type == "cuda")
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset[object]):
-    """Batches by number, for worker processes."""
+class _Batches:
+    """Batches by number."""
 
     scenes: Scenes
     view: CentralView
     rows: Sequence[range]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> SceneBatch | UserError:
-        try:
-            return SceneBatch.stack([self.view(self.scenes[row]) for row in self.rows[number]])
-        except UserError as error:  # raised in a worker, it would come out with a traceback for a message
-            return error
-
-
-def _as_it_is(batch: object) -> object:
-    return batch
+    def __call__(self, number: int) -> SceneBatch:
+        return SceneBatch.stack([self.view(self.scenes[row]) for row in self.rows[number]])

@@ -1,6 +1,5 @@
 """A classifier as robustness takes it: whose classes are known, with its own way of looking at a photo."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.core.weight_file import open_weights
 from c2fmae.data import CentralView
 from c2fmae.data.geometry import Box, cut_photo
+from c2fmae.eval.digests import module_digest, weights_digest
 from c2fmae.models.backbones.of_hugging_face import read_config
 from c2fmae.models.backbones.of_timm import TIMM
 from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
@@ -150,7 +150,7 @@ def entrant_of(source: str, classifier: Classifier) -> Entrant:
         raise UserError(f"{source}: takes no photos, and there is nothing else in these sets. Give one that does")
     view = Centre(CentralView(size=spec.backbone.image_size, crop=spec.crop))
     logits = OfBytes(classifier, spec.backbone.mean, spec.backbone.std).eval()
-    digest = _digest(classifier, spec.model_dump_json())
+    digest = weights_digest(classifier)
     return Entrant(source, spec.labels, view, logits, spec.backbone.image_size, digest, str(classifier.report))
 
 
@@ -170,7 +170,7 @@ def _of_timm(source: str, name: str, weights: Path | None) -> Entrant:
     config = dict(model.pretrained_cfg)
     data: dict[str, Any] = resolve_data_config(model=model)  # type: ignore[no-untyped-call]
     labels = _labels_of(source, model.num_classes, config)
-    digest = _digest(model, f"{config.get('architecture')}{sorted(data.items())}{labels}")
+    digest = module_digest(model, f"{config.get('architecture')}{sorted(data.items())}{labels}")
     notes = "".join(f"\n{note}" for note in file.notes) if file else ""
     report = f"{source}: {config.get('architecture')}, all tensors loaded by timm{notes}"
     logits = OfBytes(model, data["mean"], data["std"]).eval()
@@ -202,11 +202,3 @@ def _hashable(data: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def _is_timms(folder: Path) -> bool:
     return "architecture" in read_config(folder)
-
-
-def _digest(model: nn.Module, what: str) -> str:
-    digest = hashlib.sha256(what.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

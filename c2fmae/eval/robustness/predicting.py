@@ -5,18 +5,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from c2fmae.core.errors import UserError
 from c2fmae.core.progress import Progress
 from c2fmae.core.world import World
 from c2fmae.data import Scenes
-from c2fmae.data.loader import telling_of_dead_workers
+from c2fmae.eval.ahead import made_ahead
 from c2fmae.eval.extraction import Hands, Precision
 from c2fmae.eval.robustness.entrants import AsItIs, Entrant, View
 from c2fmae.eval.robustness.predictions import answer, write
@@ -74,10 +71,7 @@ def predict(
         entrant.logits.to(world.device).eval()
     work = [(each, rows) for each, mine in zip(rounds, batches, strict=True) for rows in mine]
     quiet = not world.is_first
-    with (
-        telling_of_dead_workers(),
-        Progress(total=total, samples_per_step=hands.batch_size, is_quiet=quiet) as progress,
-    ):
+    with Progress(total=total, samples_per_step=hands.batch_size, is_quiet=quiet) as progress:
         seen = _watched(_loaded(work, hands, world.device), progress)
         for each, mine in zip(rounds, batches, strict=True):
             answers = [dict[str, Tensor]() for _ in each.questions]
@@ -152,19 +146,9 @@ def _added(
 
 
 def _loaded(work: Sequence[tuple[Round, range]], hands: Hands, device: torch.device) -> Iterator[_Seen]:
-    if not work:
-        return
-    loader = DataLoader(
-        _Batches([(each.scenes, rows, each.views) for each, rows in work]),
-        batch_size=None,
-        num_workers=min(hands.workers, len(work)),
-        pin_memory=device.type == "cuda",
-        collate_fn=_as_it_is,
-    )
-    for (each, _), made in zip(work, loader, strict=True):
-        if isinstance(made, UserError):
-            raise made
-        shown, labels, photos, is_resized = made
+    make = _Batches([(each.scenes, rows, each.views) for each, rows in work])
+    loaded = made_ahead(make, len(work), workers=hands.workers, pin=device.type == "cuda")
+    for (each, _), (shown, labels, photos, is_resized) in zip(work, loaded, strict=True):
         yield _Seen(
             {view: some.to(device, non_blocking=True) for view, some in zip(each.views, shown, strict=True)},
             labels.to(device),
@@ -185,20 +169,14 @@ def _watched(seen: Iterator[_Seen], progress: Progress) -> Iterator[_Seen]:
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset[object]):
-    """Batches by number, for worker processes."""
+class _Batches:
+    """Batches by number: each view of the photos, their labels, digests of their keys, and which were resized."""
 
     batches: Sequence[tuple[Scenes, range, tuple[View, ...]]]
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> Any:
+    def __call__(self, number: int) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
         scenes, rows, views = self.batches[number]
-        try:
-            found = [scenes[row] for row in rows]
-        except UserError as error:  # raised in a worker, it would come out with a traceback for a message
-            return error
+        found = [scenes[row] for row in rows]
         photos = [scene.maps["rgb"] for scene in found]
         labels = torch.tensor([-1 if scene.label is None else scene.label for scene in found])
         made = [torch.stack([view(photo) for photo in photos]) for view in views]
@@ -208,7 +186,3 @@ class _Batches(Dataset[object]):
         ]
         keys = b"".join(hashlib.blake2b(scene.key.encode(), digest_size=8).digest() for scene in found)
         return made, labels, torch.frombuffer(bytearray(keys), dtype=torch.int64), is_resized
-
-
-def _as_it_is(sample: object) -> object:
-    return sample

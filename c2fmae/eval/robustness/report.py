@@ -26,7 +26,7 @@ from c2fmae.eval.robustness.tables import (
     numbers_table,
     set_bars,
 )
-from c2fmae.eval.running import FORMAT, PAGE, RESULTS, Result, page_of
+from c2fmae.eval.running import FORMAT, PAGE, Result, write_down
 
 NAME = "robustness"
 JSON, CSV = f"{NAME}.json", f"{NAME}.csv"
@@ -68,18 +68,9 @@ def write_model(found: Found, sets: Mapping[str, str], config: RobustnessConfig,
     settings = config.model_dump(mode="json", exclude={"workers", "batch_size"})
     what = {"weights": found.entrant.digest, "config": settings, "sets": dict(sets), "protocol": protocol_of(found)}
     folder = home / f"{NAME}-{_short(what)}"
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "evaluation": NAME,
-        **what,
-        "source": found.entrant.source,
-        "metrics": [asdict(metric) for metric in found.metrics],
-        "load_report": found.entrant.report,
-        "environment": environment(),
-    }
-    result = Result(NAME, found.entrant.source, document["protocol"], found.metrics, folder, is_new=True)
-    keep(folder / RESULTS, _json(document))
-    keep(folder / PAGE, render(page_of(result, document)).encode())
+    result = Result(NAME, found.entrant.source, protocol_of(found), found.metrics, folder, is_new=True)
+    facts = {"load_report": found.entrant.report, "environment": environment()}
+    write_down(result, {"format": FORMAT, "evaluation": NAME, **what, **facts})
     return result
 
 
