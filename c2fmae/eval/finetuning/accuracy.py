@@ -84,7 +84,8 @@ class Trial:
             truth = torch.tensor(labels_of(batch), device=device)
             maps = inputs_of(classifier, batch.to(device), names)
             with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-                logits = functional_call(classifier, dict(weights or {}), (maps,)).float()
+                logits = functional_call(classifier, dict(weights), (maps,)) if weights else classifier(maps)
+            logits = logits.float()
             confusion += (truth * size + logits.argmax(dim=1)).bincount(minlength=size * size)
             in_five = (logits.topk(min(5, size), dim=1).indices == truth.unsqueeze(1)).sum()
             loss = torch.nn.functional.cross_entropy(logits, truth, reduction="sum")

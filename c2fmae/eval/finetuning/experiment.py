@@ -153,13 +153,16 @@ def finetune(
 def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -> Finetuning:
     """Open the data and build the classifier: of its source, or as that of a run that is begun."""
     data, seed = config.data, config.training.seed
-    begun = run and newest_checkpoint(run.checkpoints)[0]
-    spec = ClassifierSpec.read(begun.facts["classifier"], source=str(run.path)) if begun and run else None
+    spec = _begun(run, world) if run is not None else None
     backbone = _backbone(config) if spec is None else classifier_of(spec).backbone
     size = data.size(backbone)
     train, test = (_open(part, config, backbone, size) for part in ("train", "test"))
     same_names((train, test), "label_names")
     labels = _labels(train)
+    if spec is not None and spec.labels != labels:
+        raise UserError(
+            f"train: {train.name} has other labels than this run learned. Resume with the data of before"
+        )
     if spec is None:
         generator = torch.Generator().manual_seed(seed_of(seed, "head"))
         classifier = classifier_on(
@@ -190,6 +193,13 @@ def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -
     if world.is_first and (leak := leak_of(data.granularities, info)):
         log.warning("%s", leak)
     return Finetuning(config, _kept(scenes, data.keep), trial, plan, classifier, size, protocol, world)
+
+
+def _begun(run: RunFolder, world: World) -> ClassifierSpec | None:
+    """Return what the classifier of a run is, by its newest checkpoint."""
+    newest = newest_checkpoint(run.checkpoints)[0] if world.is_first else None
+    facts = world.share(newest.facts["classifier"] if newest else None)
+    return ClassifierSpec.read(facts, source=str(run.path)) if facts is not None else None
 
 
 def freeze(classifier: Classifier, train_blocks: int | None) -> None:

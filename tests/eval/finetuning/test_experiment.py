@@ -322,3 +322,17 @@ def test_pre_training_may_begin_with_a_fine_tuned_vit(data: Path, with_maps: Pat
     name = "encoder.blocks.2.mlp.fc1.weight"
     assert torch.equal(method.model.state_dict()[name], tensors_of(tmp_path)[f"model/backbone.{name}"])
     assert "tensors are from" in said
+
+
+def test_a_run_does_not_go_on_with_other_labels(source: Path, tmp_path: Path) -> None:
+    data = store_sets(tmp_path / "data")
+    config = config_of(source, data)
+    finetune(config, tmp_path / "run", World())
+    for part in ("train", "test"):
+        (data / part / "rgb" / "class-1").rename(data / part / "rgb" / "class-9")
+        (data / part / "semantic" / "class-1").rename(data / part / "semantic" / "class-9")
+    with pytest.raises(UserError) as caught:
+        finetune(config, tmp_path / "run", World(), resume=True)
+    assert str(caught.value) == (
+        f"train: {data / 'train'} has other labels than this run learned. Resume with the data of before"
+    )
