@@ -222,7 +222,8 @@ def corrupt(
         names = sorted({corruption for corruption, _ in report.unfinished})
         print(f"note: an earlier run did not finish {', '.join(names)}. Run it again to do that")
     look = f"c2fmae data preview {quote(f'{out}/{corruptions[0]}/{severities[-1]}')}"
-    print(f"next: {look}, or c2fmae eval robustness MODEL --custom NAME={quote(str(out))}")
+    has_labels = bool(scenes.info.labels)
+    print(f"next: {look}" + f", or c2fmae eval robustness MODEL --custom NAME={quote(str(out))}" * has_labels)
 
 
 def _source_name(source: str, scenes: "Scenes") -> str:

@@ -103,7 +103,9 @@ def plan_of(config: TrainingConfig, *, num_samples: int, processes: int) -> Plan
     """Derive length, micro-batches and learning rate; what does not come out even is refused."""
     batch = config.batch_size
     if batch > num_samples:
-        raise UserError(f"training.batch_size: {batch} is more than the {num_samples} samples that there are")
+        raise UserError(
+            f"training.batch_size: {batch} is more than the {num_samples} samples that there are. Set it lower"
+        )
     if batch % processes:
         raise UserError(f"training.batch_size: {batch} cannot be divided among {processes} processes")
     each = batch // processes
@@ -116,6 +118,7 @@ def plan_of(config: TrainingConfig, *, num_samples: int, processes: int) -> Plan
     if steps < 1:
         raise UserError(f"training.epochs: {config.epochs} of {per_epoch} steps each are no step at all")
     if warmup > steps:
-        raise UserError(f"training: {warmup} steps of warm-up are more than the run has, {steps}")
+        key = "warmup_steps" if config.warmup_steps else "warmup_epochs"
+        raise UserError(f"training.{key}: {warmup} steps of warm-up are more than the run has, {steps}. Set it lower")
     peak = config.lr if config.lr is not None else (config.base_lr or 0) * batch / 256
     return Plan(steps, warmup, per_epoch, batch, each, parts, peak, config.final_lr)

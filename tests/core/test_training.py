@@ -66,7 +66,7 @@ def test_rate_and_progress_are_functions_of_the_step(warmup: int, final: float) 
         (
             {},
             {"num_samples": 7},
-            "training.batch_size: 8 is more than the 7 samples that there are",
+            "training.batch_size: 8 is more than the 7 samples that there are. Set it lower",
         ),
         (
             {},
@@ -81,12 +81,12 @@ def test_rate_and_progress_are_functions_of_the_step(warmup: int, final: float) 
         (
             {"warmup_steps": 11},
             {"num_samples": 100},
-            "training: 11 steps of warm-up are more than the run has, 10",
+            "training.warmup_steps: 11 steps of warm-up are more than the run has, 10. Set it lower",
         ),
         (
             {"warmup_epochs": 1.0},
             {"num_samples": 100},
-            "training: 12 steps of warm-up are more than the run has, 10",
+            "training.warmup_epochs: 12 steps of warm-up are more than the run has, 10. Set it lower",
         ),
     ],
 )

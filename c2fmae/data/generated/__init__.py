@@ -66,7 +66,8 @@ class GeneratedScenes:
         classes = [{"name": name, "is_thing": name in KINDS} for name in self.classes]
         labels = [{"name": name} for name in self.labels]
         name = f"generated, {self.difficulty}" + (f", {self.domain}" if self.domain != "photo" else "")
-        return DatasetInfo.read({"name": name, "classes": classes, "labels": labels})
+        # Maps hold the very thing that a label names.
+        return DatasetInfo.read({"name": name, "classes": classes, "labels": labels, "maps_know_labels": True})
 
     @cached_property
     def keys(self) -> KeyList:

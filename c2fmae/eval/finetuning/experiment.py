@@ -160,9 +160,7 @@ def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -
     same_names((train, test), "label_names")
     labels = _labels(train)
     if spec is not None and spec.labels != labels:
-        raise UserError(
-            f"train: {train.name} has other labels than this run learned. Resume with the data of before"
-        )
+        raise UserError(f"train: {train.name} has other labels than this run learned. Resume with the data of before")
     if spec is None:
         generator = torch.Generator().manual_seed(seed_of(seed, "head"))
         classifier = classifier_on(

@@ -24,6 +24,8 @@ class Curves:
     y_label: str = ""
     log: bool = False
     """Whether equal ratios are equally high; what is not above 0 is a gap too."""
+    within: tuple[float, float] | None = None
+    """The lowest and highest y that is shown, where it is to be the same in several charts."""
 
     def html(self) -> str:
         """Return a figure; without a single number it says so."""
@@ -32,6 +34,7 @@ class Curves:
         if not known:
             return f'<figure><h3>{escape(self.title)}</h3><p class="note">No numbers yet.</p></figure>'
         (x0, x1), (y0, y1) = (_apart(min(values), max(values)) for values in zip(*known, strict=True))
+        y0, y1 = self.within or (y0, y1)
         per_x, per_y = (_RIGHT - _LEFT) / (x1 - x0), (_BOTTOM - _TOP) / (y1 - y0)
         drawn = [f'<text y="10">{escape(self.y_label)}</text>']
         for tick in self._ticks(y0, y1):

@@ -49,13 +49,14 @@ def corrupted_metrics(answers: Answers, name: str, reference: Answers | None = N
     count = sum(cells[where].num_photos for where in ours)
     metrics = []
     if is_imagenet_c(answers):
-        metrics += _mce(f"{name}, {MCE}", corruption_errors(errors), cells, _alexnet_weights())
+        said = remarks(answers, 1.0)  # an accuracy that none is suspicious of
+        metrics += _mce(f"{name}, {MCE}", corruption_errors(errors), cells, _alexnet_weights(), said)
     if ours:
         over = "" if len(ours) == NUM_CELLS else f" over {len(ours)} of {NUM_CELLS} cells"
         mean = sum(ours.values()) / len(ours)
         is_whole = not missing_cells(errors)
         said = remarks(answers, 1 - mean)
-        note = said if is_whole else f"not complete, so there is no mCE{'; ' * bool(said)}{said}"
+        note = "; ".join(filter(None, [_why_no_mce(answers) if is_whole else "not complete, so there is no mCE", said]))
         reach = _reach(cells, dict.fromkeys(ours, 1 / len(ours)))
         metrics.append(_percent(f"{name}, mean error{over}", mean, count, reach, note))
         metrics.append(_percent(f"{name}, mean accuracy{over}", 1 - mean, count, reach))
@@ -72,12 +73,25 @@ def corrupted_metrics(answers: Answers, name: str, reference: Answers | None = N
     return metrics + (_beside(answers, name, reference) if reference is not None else [])
 
 
-def _mce(name: str, found: dict[str, float], cells: dict[Where, Answered], weights: dict[Where, float]) -> list[Metric]:
+def _why_no_mce(answers: Answers) -> str:
+    """Say why a set given for ImageNet-C has no mCE by AlexNet, if it has none; of others nobody expects it."""
+    if answers.of.kind != "imagenet-c" or is_imagenet_c(answers):
+        return ""
+    if answers.of.self_made is not None:
+        return "no mCE by AlexNet, whose errors are of the photos that were released"
+    if answers.matched.missing:
+        return "no mCE by AlexNet, since the model lacks classes"
+    return f"no mCE by AlexNet, since the set has {len(answers.of.labels):,} of the 1,000 classes"
+
+
+def _mce(
+    name: str, found: dict[str, float], cells: dict[Where, Answered], weights: dict[Where, float], note: str
+) -> list[Metric]:
     value = mean_over_corruptions(found)
     if value is None:
         return []
     count = sum(cells[where].num_photos for where in weights)
-    return [_percent(name, value, count, _reach(cells, weights))]
+    return [_percent(name, value, count, _reach(cells, weights), note)]
 
 
 def _alexnet_weights() -> dict[Where, float]:

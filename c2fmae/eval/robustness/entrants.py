@@ -52,7 +52,8 @@ class Centre:
 
     def __str__(self) -> str:
         height, width = self.view.size
-        return f"the largest centre of which {self.view.crop:g} is taken, brought to {height}×{width} bicubically"
+        part = "the largest central part" if self.view.crop == 1 else f"the central {100 * self.view.crop:g} %"
+        return f"{part} of the photo, brought to {height}×{width} bicubically"
 
 
 @dataclass(frozen=True)

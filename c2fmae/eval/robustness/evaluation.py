@@ -11,12 +11,13 @@ from pydantic import Field
 from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.world import World
+from c2fmae.data import CentralView
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.extraction import Hands, Precision
 from c2fmae.eval.robustness import predictions
 from c2fmae.eval.robustness.cells import Cell
 from c2fmae.eval.robustness.corrupted import MCE, corrupted_metrics
-from c2fmae.eval.robustness.entrants import AsItIs, Entrant, View
+from c2fmae.eval.robustness.entrants import AsItIs, Centre, Entrant, View
 from c2fmae.eval.robustness.known import CUSTOM
 from c2fmae.eval.robustness.matching import Matched, match
 from c2fmae.eval.robustness.measuring import TOP_1, Answered, Answers, is_grid, plain_metrics
@@ -25,6 +26,8 @@ from c2fmae.eval.robustness.scores import paper_score
 from c2fmae.eval.robustness.sets import ShiftedSet
 
 SUBSET_200, OWN_CLASSES = "subset-200", "own classes"
+CUT = 0.875
+"""The part of a photo that ImageNet-C shows: 224 of 256 pixels."""
 OF_SCORE = (("imagenet-a", SUBSET_200), ("imagenet-r", SUBSET_200), ("sketch", TOP_1), ("imagenet-c", MCE))
 
 
@@ -113,7 +116,10 @@ def _found(entrant: Entrant, every: Sequence[Answers], reference: Sequence[Answe
     four = [value.get(f"{name}, {number}") for name, number in OF_SCORE]
     if None not in four:
         a, r, sketch, mce = (each for each in four if each is not None)
-        metrics.append(Metric("Score", paper_score(a, r, sketch, mce), 4, note="(A + R + Sketch + (100 - mCE)) / 4"))
+        note = "(A + R + Sketch + (100 - mCE)) / 4"
+        has_remarks = any(metric.note for metric in metrics if metric.name in {f"{n}, {p}" for n, p in OF_SCORE})
+        note += "; of sets with remarks of their own" if has_remarks else ""
+        metrics.append(Metric("Score", paper_score(a, r, sketch, mce), 4, note=note))
     return Found(entrant, tuple(metrics), tuple(every))
 
 
@@ -154,7 +160,7 @@ class _Paper:
         self.clean_path: tuple[Cell, Path] | None = None
         if clean is not None and clean is not of:
             self.clean_matched = _match(entrant, clean)
-            path = plan.ask(entrant, clean, clean.cells[0], entrant.view, self.columns)
+            path = plan.ask(entrant, clean, clean.cells[0], _clean_view(entrant, of), self.columns)
             self.clean_path = (clean.cells[0], path)
 
     def answers(self) -> Answers:
@@ -175,6 +181,11 @@ class _Paper:
         column_of = self.clean_matched.column_of
         column_of = torch.where(torch.isin(column_of, there), column_of, -1)
         return Answered.of(cell, predictions.read(path), column_of)
+
+
+def _clean_view(entrant: Entrant, of: ShiftedSet) -> View:
+    """Return how clean photos are cut beside a set's: as the model's own view does, or as ImageNet-C was made."""
+    return Centre(CentralView(size=entrant.size, crop=CUT)) if of.is_cut else entrant.view
 
 
 def _match(entrant: Entrant, of: ShiftedSet) -> Matched:

@@ -140,7 +140,7 @@ def remarks(answers: Answers, accuracy: float) -> str:
             f"resized: {answers.num_resized:,} photos were brought to {'×'.join(map(str, answers.entrant.size))}"
         )
     told += answers.of.notes
-    if accuracy < min(3 * answers.chance, 0.5):
+    if accuracy < (3 if len(answers.columns) >= _MANY else 1) * answers.chance:
         told.append(f"hardly above chance, {100 * answers.chance:.2g} %: are classes, weights, mean and std right?")
     return "; ".join(told)
 
@@ -161,6 +161,8 @@ def plain_metrics(answers: Answers, name: str, own: str) -> list[Metric]:
 
 
 TOP_1 = "top-1"
+
+_MANY = 10  # classes; of fewer, three times chance is no little
 
 
 def clean_metrics(answers: Answers, name: str, accuracy: float) -> list[Metric]:

@@ -54,8 +54,8 @@ def protocol_of(found: Found) -> str:
     ways = " ".join(set_protocol(answers) for answers in found.answers)
     return (
         "Classes are matched by WordNet id, or by name where neither side has any, never by their order. "
-        f"{ways} Clean photos are shown in the model's own view, with the same logits open; those of the same classes "
-        "count, and the drop is in points. "
+        f"{ways} Clean photos are shown in the model's own view, beside ImageNet-C cut as it is (the central 87.5 %), "
+        "with the same logits open; those of the same classes count, and the drop is in points. "
         "mCE is the mean over the 15 corruptions of the error's sum over severities by AlexNet's; mean error is "
         "divided by nothing. Calibration error: 15 bins of equal width, of the confidence among the open logits. "
         "Intervals are 95 %: Wilson's of accuracies; of means over cells a normal one over photos, each "

@@ -124,7 +124,7 @@ def clustered_reach(
 
     A cell is the numbers of its photos and which of them were answered wrongly. What is drawn by chance is a photo,
     with all that is made of it: its share in the sum's deviation is added up over the cells before it is squared. Of
-    fewer than two photos there is none.
+    fewer than two photos, or where all are answered alike, there is none.
     """
     count = max((int(photos.max()) + 1 for photos, _ in errors.values()), default=0)
     if count < 2:
@@ -133,4 +133,5 @@ def clustered_reach(
     for cell, (photos, is_wrong) in errors.items():
         wrong = is_wrong.double()
         shares.index_add_(0, photos, weights[cell] * (wrong - wrong.mean()) / len(wrong))
-    return NORMAL_95 * (shares.square().sum() * count / (count - 1)).sqrt().item()
+    reach = NORMAL_95 * (shares.square().sum() * count / (count - 1)).sqrt().item()
+    return reach or None

@@ -99,7 +99,7 @@ def corruption_charts(found: Sequence[Found], place: int) -> list[Curves]:
             if answers.clean is not None and answers.clean.num_photos:
                 errors[0] = answers.clean.error
             series[each.entrant.source] = [(float(x), 100 * errors.get(x, nan)) for x in sorted(errors)]
-        charts.append(Curves(name, series, x_label="severity", y_label="error, %"))
+        charts.append(Curves(name, series, x_label="severity", y_label="error, %", within=(0, 100)))
     return charts
 
 

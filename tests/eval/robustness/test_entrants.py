@@ -128,4 +128,4 @@ def test_one_of_ours_is_shown_the_centre_and_standardises_by_itself() -> None:
         logits = classifier({"rgb": classifier.backbone.standardise(expected[None])})
         assert torch.allclose(entrant.logits(expected[None]), logits, atol=1e-6)
     assert (entrant.labels, entrant.size) == (tuple(labels), (16, 16))
-    assert str(entrant.view) == "the largest centre of which 0.5 is taken, brought to 16×16 bicubically"
+    assert str(entrant.view) == "the central 50 % of the photo, brought to 16×16 bicubically"
