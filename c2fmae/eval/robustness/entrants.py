@@ -1,6 +1,5 @@
 """A classifier as robustness takes it: whose classes are known, with its own way of looking at a photo."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,12 @@ from c2fmae.core.weight_file import open_weights
 from c2fmae.data import CentralView
 from c2fmae.data.geometry import Box, cut_photo
 from c2fmae.eval.digests import module_digest, weights_digest
+from c2fmae.eval.robustness.known import is_wnid
 from c2fmae.models.backbones.of_hugging_face import read_config
 from c2fmae.models.backbones.of_timm import TIMM
 from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
 
 _LOCAL = "local-dir:"
-_WNID = re.compile(r"n\d{8}")
 
 
 @runtime_checkable
@@ -171,12 +170,25 @@ def _of_timm(source: str, name: str, weights: Path | None) -> Entrant:
     config = dict(model.pretrained_cfg)
     data: dict[str, Any] = resolve_data_config(model=model)  # type: ignore[no-untyped-call]
     labels = _labels_of(source, model.num_classes, config)
-    digest = module_digest(model, f"{config.get('architecture')}{sorted(data.items())}{labels}")
+    digest = module_digest(model, f"{config.get('architecture')}{sorted(data.items())}{labels}{_make_of(model)}")
     notes = "".join(f"\n{note}" for note in file.notes) if file else ""
     report = f"{source}: {config.get('architecture')}, all tensors loaded by timm{notes}"
     logits = OfBytes(model, data["mean"], data["std"]).eval()
     size = (data["input_size"][1], data["input_size"][2])
     return Entrant(source, labels, TimmView(_hashable(data)), logits, size, digest, report)
+
+
+def _make_of(model: nn.Module) -> str:
+    """Say of each module what no tensor tells, such as pooling, numbers of heads, strides: all its plain attributes."""
+    plain = (bool, int, float, str)
+    told = []
+    for name, module in model.named_modules():
+        for key, value in sorted(vars(module).items()):
+            is_plain = all(isinstance(each, plain) for each in (value if isinstance(value, tuple) else (value,)))
+            if is_plain and not key.startswith("_") and key != "training":
+                told.append(f"{name}.{key}={value!r}")
+        told.append(f"{name}: {type(module).__name__}")
+    return "\n".join(told)
 
 
 def _labels_of(source: str, num_classes: int, config: Mapping[str, Any]) -> tuple[LabelInfo, ...]:
@@ -186,9 +198,7 @@ def _labels_of(source: str, num_classes: int, config: Mapping[str, Any]) -> tupl
         names = [names[key] for key in sorted(names, key=int)]
     if names and len(names) == num_classes:
         said: Mapping[str, str] = config.get("label_descriptions") or {}
-        return tuple(
-            LabelInfo(name=said.get(name, name), wnid=name if _WNID.fullmatch(name) else None) for name in names
-        )
+        return tuple(LabelInfo(name=said.get(name, name), wnid=name if is_wnid(name) else None) for name in names)
     if num_classes == 1000:
         return imagenet_labels()
     raise UserError(

@@ -101,6 +101,32 @@ def test_weights_views_and_classes_tell_entrants_apart(tmp_path: Path) -> None:
     assert load_entrant(f"timm:test_vit@{tmp_path / 'other.safetensors'}").digest != same.digest
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [({}, {"global_pool": "avg", "fc_norm": False, "class_token": True}), ({}, {"num_heads": 4})],
+    ids=["pooling", "heads"],
+)
+def test_what_no_tensor_tells_of_a_model_tells_entrants_apart(
+    one: dict[str, object], other: dict[str, object], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=2)
+    torch.nn.init.normal_(model.get_submodule("head").weight)  # of zeros all logits would be alike
+    told = {"architecture": "test_vit", "num_classes": 2, "label_names": ["cat", "dog"], "pretrained_cfg": {}}
+    told["pretrained_cfg"] = {"input_size": [3, 160, 160], "num_classes": 2, "classifier": "head"}
+    entrants = []
+    for name, args in (("one", one), ("other", other), ("again", one)):
+        (tmp_path / name).mkdir()
+        save_file(model.state_dict(), tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(told | {"model_args": args}))
+        entrants.append(load_entrant(str(tmp_path / name)))
+    shown = entrants[0].view(photos()[0])[None]
+    with torch.no_grad():
+        logits = [each.logits(shown) for each in entrants]
+    assert [torch.equal(logits[0], each) for each in logits] == [True, False, True]
+    assert [entrants[0].digest == each.digest for each in entrants] == [True, False, True]
+
+
 def test_a_file_that_does_not_fit_is_refused_with_what_timm_says(tmp_path: Path) -> None:
     _, source = saved("test_convnext", tmp_path)
     with pytest.raises(UserError, match=r"^timm:test_vit@.*: cannot be made by timm: .*state_dict"):
