@@ -9,7 +9,6 @@ from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data import DatasetInfo, Scenes
 from c2fmae.data.corrupted_set import class_folders
-from c2fmae.data.corruptions import EXTRA
 from c2fmae.eval.robustness.known import is_wnid
 from c2fmae.eval.robustness.places import Place
 
@@ -27,17 +26,21 @@ class Cell:
     expected: int | None
     """How many photos the whole set has here, where that is known."""
     identity: str = ""
-    """Changes when this cell does, and not with the others of its set."""
-
-    @property
-    def is_extra(self) -> bool:
-        """Whether it is of the four corruptions that count in no mean."""
-        return self.corruption in EXTRA
+    """Changes when photos come to this cell or go, and not with the others of its set: see `ShiftedSet.identity`."""
 
     @property
     def note(self) -> str | None:
         """Say how the photos differ in number from what the whole set has, if they do; lists the files if need be."""
         return count_note(len(self.scenes), self.expected)
+
+
+def numbered(count: int, one: str, many: str) -> str:
+    """Say how many there are, in the singular of one.
+
+    >>> numbered(1, "class", "classes"), numbered(1000, "class", "classes")
+    ('1 class', '1,000 classes')
+    """
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def count_note(count: int, expected: int | None) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fmae.data.stored import StoredScenes
-from c2fmae.eval.robustness.cells import count_note
+from c2fmae.eval.robustness.cells import count_note, numbered
 from c2fmae.eval.robustness.classes import lacking_classes
 from c2fmae.eval.robustness.folder_check import contents_of, look_at, odd_files, odd_photos
 from c2fmae.eval.robustness.grid import find_spots, missing_cells
@@ -56,7 +56,8 @@ def _check_labelled(kind: str, source: str | Path) -> Checked:
     if per_class is not None and isinstance(scenes, StoredScenes):
         counts = Counter(Counter(scenes.labels.tolist()).values())
         others = sum(classes for count, classes in counts.items() if count != per_class)
-        odd.append(f"{others} classes with another number of photos than {per_class}" if others else None)
+        classes = numbered(others, "class", "classes")
+        odd.append(f"{classes} with another number of photos than {per_class}" if others else None)
     broken, looked_at = look_at(scenes, _LOOKED_AT)
     summary = _summary(kind, len(scenes), len(used), looked_at)
     return Checked((*(text for text in odd if text), *broken), summary)
@@ -80,15 +81,16 @@ def _check_grid(root: Path) -> Checked:
         classes.update(folders)
     sentences = [f"{_cells(where, len(spots))}: {sentence}" for sentence, where in cells_of.items()]
     told = [text for text in (making.sentence, making.note) if text] if making else []
-    summary = _summary(f"{IMAGENET_C}: {len(spots)} cells", total, len(classes), looked_at)
+    summary = _summary(f"{IMAGENET_C}: {numbered(len(spots), 'cell', 'cells')}", total, len(classes), looked_at)
     return Checked((*told, *missing_cells(spots), *strange, *sentences), summary)
 
 
 def _cells(names: list[str], count: int) -> str:
     if len(names) == count and count > 1:
         return "every cell"
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more cells"
+    return names[0] if len(names) == 1 else f"{names[0]} and {numbered(len(names) - 1, 'more cell', 'more cells')}"
 
 
 def _summary(what: str, photos: int, classes: int, looked_at: int) -> str:
-    return f"{what}, {photos:,} photos of {classes:,} classes, {looked_at:,} of them looked at"
+    of = f"{numbered(photos, 'photo', 'photos')} of {numbered(classes, 'class', 'classes')}"
+    return f"{what}, {of}, {looked_at:,} of them looked at"

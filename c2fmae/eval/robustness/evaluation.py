@@ -1,6 +1,6 @@
 """Classifiers on shifted sets: which questions that takes, and the numbers that come of the answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -82,6 +82,11 @@ def evaluate_robustness(
     """
     if config.reference is not None and config.reference not in [entrant.source for entrant in entrants]:
         raise unknown_name("model in this call for reference", config.reference, [e.source for e in entrants])
+    if clean is not None and is_grid(clean):
+        raise UserError(
+            f"{clean.name}: holds corruptions, so it cannot be the set without a shift. Give the photos that they were "
+            "made of"
+        )
     plan = _Plan(config, folder_of)
     every = [*([clean] if clean is not None else []), *sets]
     papers = {(id(entrant), id(of)): _Paper(plan, entrant, of, clean) for entrant in entrants for of in every}
@@ -190,8 +195,3 @@ def _clean_view(entrant: Entrant, of: ShiftedSet) -> View:
 
 def _match(entrant: Entrant, of: ShiftedSet) -> Matched:
     return match(of.labels, of.protocol_wnids, entrant.labels, set_name=of.name, model_name=entrant.source)
-
-
-def by_source(found: Sequence[Found]) -> Mapping[str, Found]:
-    """Return what was found by model."""
-    return {each.entrant.source: each for each in found}

@@ -10,7 +10,7 @@ import numpy as np
 from c2fmae.core.errors import UserError
 from c2fmae.data import Scenes
 from c2fmae.data.stored import PHOTO_SUFFIXES
-from c2fmae.eval.robustness.cells import count_note, labels_of_folders
+from c2fmae.eval.robustness.cells import count_note, labels_of_folders, numbered
 from c2fmae.eval.robustness.classes import other_classes
 from c2fmae.eval.robustness.known import OFFICIAL
 from c2fmae.eval.robustness.places import Place
@@ -66,13 +66,20 @@ def odd_files(kind: str, folders: Sequence[str], found: Contents) -> list[str]:
     sentences = [
         other_classes(kind, labels_of_folders(folders)),
         _listed(f"{len(missing)} of {len(wnids):,} class folders missing", missing),
-        _listed(f"{len(empty)} class folders without photos", empty),
-        _listed(f"{len(other)} classes with another number of photos than {per_class}", other),
+        _listed(f"{numbered(len(empty), 'class folder', 'class folders')} without photos", empty),
+        _listed(f"{numbered(len(other), 'class', 'classes')} with another number of photos than {per_class}", other),
         count_note(found.photos.total(), official.images if official else None),
-        _listed(f"{len(found.nested)} folders inside class folders", sorted(found.nested)),
-        _listed(f"{len(found.stray)} photos in no class folder", found.stray),
-        _listed(f"{len(found.others)} files that are no photos", found.others),
-        _listed(f"{len(found.junk)} files that macOS left, which are passed over", found.junk),
+        _listed(f"{numbered(len(found.nested), 'folder', 'folders')} inside class folders", sorted(found.nested)),
+        _listed(f"{numbered(len(found.stray), 'photo', 'photos')} in no class folder", found.stray),
+        _listed(numbered(len(found.others), "file that is no photo", "files that are no photos"), found.others),
+        _listed(
+            numbered(
+                len(found.junk),
+                "file that macOS left, which is passed over",
+                "files that macOS left, which are passed over",
+            ),
+            found.junk,
+        ),
     ]
     return [sentence for sentence in sentences if sentence]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.probes.intervals import wilson
-from c2fmae.eval.robustness.cells import Cell
+from c2fmae.eval.robustness.cells import Cell, numbered
 from c2fmae.eval.robustness.entrants import Entrant
 from c2fmae.eval.robustness.matching import Matched
 from c2fmae.eval.robustness.predictions import Predictions
@@ -125,20 +125,19 @@ def remarks(answers: Answers, accuracy: float) -> str:
     expected = [cell.cell.expected for cell in answers.cells]
     whole = None if None in expected else sum(each or 0 for each in expected)
     if is_grid(answers.of) and whole not in (None, photos + left_out):  # of other sets their own notes say it
-        told.append(f"{counted(photos + left_out, whole)} images in {len(expected)} cells")
+        told.append(f"{counted(photos + left_out, whole)} images in {numbered(len(expected), 'cell', 'cells')}")
     if answers.matched.missing:
         missing = answers.matched.missing
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         told.append(
             f"a subset: the model lacks {len(missing)} of the {answers.matched.num_asked} classes ({named}), whose "
-            f"{left_out:,} photos are left out"
+            f"{numbered(left_out, 'photo is', 'photos are')} left out"
         )
     elif left_out:
-        told.append(f"{left_out:,} photos without a class are left out")
+        told.append(f"{numbered(left_out, 'photo without a class is', 'photos without a class are')} left out")
     if answers.num_resized:
-        told.append(
-            f"resized: {answers.num_resized:,} photos were brought to {'×'.join(map(str, answers.entrant.size))}"
-        )
+        resized = numbered(answers.num_resized, "photo was", "photos were")
+        told.append(f"resized: {resized} brought to {'×'.join(map(str, answers.entrant.size))}")
     told += answers.of.notes
     if accuracy < (3 if len(answers.columns) >= _MANY else 1) * answers.chance:
         told.append(f"hardly above chance, {100 * answers.chance:.2g} %: are classes, weights, mean and std right?")

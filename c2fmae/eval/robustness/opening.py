@@ -10,7 +10,7 @@ from c2fmae.data.stored import StoredScenes
 from c2fmae.eval.robustness.cells import CellScenes, Labels, labels_of_folders
 from c2fmae.eval.robustness.classes import refuse_other_classes
 from c2fmae.eval.robustness.known import is_wnid
-from c2fmae.eval.robustness.places import Place, below_wrapping, is_shard, place_at
+from c2fmae.eval.robustness.places import Place, below_wrapping, is_passed_over, is_shard, place_at
 
 
 def open_labelled(kind: str, source: str | Path) -> tuple[Scenes, Labels]:
@@ -58,8 +58,8 @@ def used_labels(scenes: Scenes, labels: Labels) -> Labels:
 def _lone_tar(folder: Path) -> Sequence[Path]:
     """The tar of a folder that holds an archive and nothing else to open."""
     tars = [*folder.glob("*.tar")]
-    is_archive = len(tars) == 1 and not is_shard(tars[0]) and not any(each.is_dir() for each in folder.iterdir())
-    return tars if is_archive else ()
+    has_folders = any(each.is_dir() and not is_passed_over(each.name) for each in folder.iterdir())
+    return tars if len(tars) == 1 and not is_shard(tars[0]) and not has_folders else ()
 
 
 def _is_ours(root: Path) -> bool:

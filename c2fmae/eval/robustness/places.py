@@ -25,7 +25,7 @@ class Place(Protocol):
         """Return what messages call a folder of it."""
 
     def folders(self, under: str = "") -> tuple[str, ...]:
-        """Return the names of the folders right below one, sorted, those that hide left out."""
+        """Return the names of the folders right below one, sorted, those that `is_passed_over` left out."""
 
     def files(self, under: str = "") -> list[str]:
         """Return the paths of all files below a folder, seen from there, sorted."""
@@ -51,7 +51,7 @@ class FolderPlace:
         """Ask the file system."""
         try:
             with os.scandir(self.root / under) as entries:
-                return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+                return tuple(sorted(e.name for e in entries if e.is_dir() and not is_passed_over(e.name)))
         except OSError as error:
             raise UserError(f"{self.where(under)}: cannot be listed: {error.strerror}. Check the path") from error
 
@@ -90,7 +90,7 @@ class TarPlace:
 
     def folders(self, under: str = "") -> tuple[str, ...]:
         """Ask the tar's index."""
-        return self.tree.folders(under)
+        return tuple(name for name in self.tree.folders(under) if not is_passed_over(name))
 
     def files(self, under: str = "") -> list[str]:
         """Ask the tar's index."""
@@ -103,6 +103,15 @@ class TarPlace:
     def stamp(self, under: str = "") -> str:
         """Return size and time of change of the tar."""
         return f"{under} {self.tree.stamp}"
+
+
+def is_passed_over(name: str) -> bool:
+    """Return whether a folder is no class's: it hides, or macOS packed it beside what was asked for.
+
+    >>> is_passed_over(".git"), is_passed_over("__MACOSX"), is_passed_over("cat")
+    (True, True, False)
+    """
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def place_at(path: Path) -> Place:

@@ -43,7 +43,10 @@ class ShiftedSet:
     notes: tuple[str, ...]
     """What is missing or odd, a sentence each. What a cell lacks, it says itself: `Cell.note`."""
     identity: str
-    """Changes when the set does."""
+    """Changes when photos come to the set or go, seen by the times of folders or tars, or by keys and some photos.
+
+    Photos of a folder that were replaced in place, under the same names, may leave it as it was.
+    """
 
 
 def open_shifted(kind: str, source: str | Path, name: str | None = None) -> ShiftedSet:

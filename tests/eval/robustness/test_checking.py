@@ -71,9 +71,9 @@ def test_each_fault_of_a_set_is_named(tmp_path: Path, make: Make) -> None:
         " give the set as custom",
         f"1 of 3 class folders missing: {VAL[2]}",
         f"2 classes with another number of photos than 2: cat (1), {VAL[0]} (3)",
-        f"1 folders inside class folders: {VAL[1]}/more",
-        "1 photos in no class folder: stray.png",
-        f"1 files that are no photos: {VAL[0]}/notes.txt",
+        f"1 folder inside class folders: {VAL[1]}/more",
+        "1 photo in no class folder: stray.png",
+        f"1 file that is no photo: {VAL[0]}/notes.txt",
         f"2 files that macOS left, which are passed over: .DS_Store, {VAL[1]}/._0.JPEG",
         f"1 of 8 photos looked at cannot be read. {at}: not readable as a picture (its format is not known)."
         " Replace it, or remove the sample",
@@ -85,7 +85,7 @@ def test_counts_of_a_set_and_empty_folders_are_told(tmp_path: Path) -> None:
     root = as_folder(tmp_path, class_files("", VAL[:2]))
     (root / VAL[2]).mkdir()
     assert check_as("sketch", root).odd == (
-        f"1 class folders without photos: {VAL[2]}",
+        f"1 class folder without photos: {VAL[2]}",
         "4 of 6 images: not the whole set",
     )
 
@@ -130,6 +130,21 @@ def test_a_fault_of_many_cells_is_told_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_one_of_a_thing_is_told_in_the_singular(tmp_path: Path) -> None:
+    files = {f"val/{VAL[0]}/0.JPEG": photo("a"), "val/.DS_Store": b""}
+    checked = check_as("val", as_folder(tmp_path / "val", files))
+    assert checked.summary == "imagenet-val, 1 photo of 1 class, 1 of them looked at"
+    assert checked.odd[1] == f"1 class with another number of photos than 2: {VAL[0]} (1)"
+    assert checked.odd[-1] == "1 file that macOS left, which is passed over: .DS_Store"
+    grid = grid_files(["fog"], VAL[:1], severities=[1])
+    summary = check_as("c", as_folder(tmp_path / "one", grid)).summary
+    assert summary == "imagenet-c: 1 cell, 1 photo of 1 class, 1 of them looked at"
+    grid = grid_files(["fog"], VAL[:1], severities=[1, 2]) | grid_files(["fog"], VAL, severities=[3], per_class=2)
+    odd = check_as("c", as_folder(tmp_path / "two", grid)).odd
+    assert f"fog/1 and 1 more cell: 2 of 3 class folders missing: {VAL[1]}, {VAL[2]}" in odd
+
+
+@pytest.mark.usefixtures("small")
 def test_a_self_made_grid_is_told_and_its_own_size_is_right(tmp_path: Path) -> None:
     made = {"made_by": "c2fmae 1", "tool": "t 2", "source": "pets", "size": [32, 40], "quality": 85}
     files = {path: photo(path) for path in grid_files(CORRUPTIONS, VAL, per_class=2)}
@@ -151,7 +166,7 @@ def test_shards_are_checked_by_their_labels(tmp_path: Path) -> None:
     assert check_as("imagenet-val", tmp_path / "part").odd == (
         "2 of 3 classes: not the whole set",
         "3 of 6 images: not the whole set",
-        "1 classes with another number of photos than 2",
+        "1 class with another number of photos than 2",
     )
 
 

@@ -170,8 +170,18 @@ def test_fewer_photos_than_a_set_has_are_said_beside_the_number(tmp_path: Path) 
     cell = Cell("fog", 1, scenes([(0, photo(0))]), 50_000)
     numbers = metrics([shifted([cell], THOUSAND, kind="imagenet-c", is_cut=True)], tmp_path)
     assert numbers["imagenet-c, mean error over 1 of 75 cells"].note == (
-        "not complete, so there is no mCE; 1 of 50,000 images in 1 cells"
+        "not complete, so there is no mCE; 1 of 50,000 images in 1 cell"
     )
+
+
+def test_one_photo_is_told_in_the_singular(tmp_path: Path) -> None:
+    cell = Cell("fog", 1, scenes([(0, photo(0, size=20))]), None)
+    numbers = metrics([shifted([cell], THOUSAND, kind="imagenet-c", is_cut=True)], tmp_path)
+    assert "resized: 1 photo was brought to 10×10" in numbers["imagenet-c, mean error over 1 of 75 cells"].note
+    drawn = scenes([(0, photo(0)), (3, photo(3))])
+    night = shifted([Cell(None, None, drawn, None)], [*THOUSAND[:3], None], name="night")
+    note = metrics([night], tmp_path)["night, own classes"].note
+    assert note == "1 photo without a class is left out"
 
 
 def test_photos_of_classes_that_a_model_lacks_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -182,7 +192,7 @@ def test_photos_of_classes_that_a_model_lacks_are_left_out_and_counted(tmp_path:
     first = numbers["sketch, top-1"]
     assert (first.value, first.count) == (100, 3)
     assert first.note == (
-        f"a subset: the model lacks 1 of the 4 classes ({THOUSAND[3].name}), whose 1 photos are left out"
+        f"a subset: the model lacks 1 of the 4 classes ({THOUSAND[3].name}), whose 1 photo is left out"
     )
 
 
@@ -246,6 +256,14 @@ def test_a_reference_that_is_not_in_the_call_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         found([imagenet_a()], tmp_path, config=CONFIG.model_copy(update={"reference": "plantd"}))
     assert "no model in this call for reference named 'plantd'. Did you mean 'planted'?" in str(caught.value)
+
+
+def test_a_set_of_corruptions_is_refused_as_the_clean_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        found([imagenet_a()], tmp_path, clean=corrupted(FULL))
+    assert str(caught.value) == (
+        "imagenet-c: holds corruptions, so it cannot be the set without a shift. Give the photos that they were made of"
+    )
 
 
 def test_a_set_without_a_photo_of_a_known_class_is_refused(tmp_path: Path) -> None:

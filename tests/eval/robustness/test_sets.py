@@ -180,6 +180,24 @@ def test_sources_that_are_no_set_are_refused(tmp_path: Path) -> None:
     )
 
 
+def test_folders_that_are_no_classes_are_passed_over(tmp_path: Path) -> None:
+    whole = class_files("", VAL)
+    folder, grid = as_folder(tmp_path / "v", whole), as_folder(tmp_path / "c", grid_files(["fog"], VAL))
+    as_tar(tmp_path / "downloaded/val.tar", whole | {"__MACOSX/n01440764/._0.JPEG": b""})
+    wrapped = as_folder(tmp_path / "w", {f"val/{path}": data for path, data in whole.items()})
+    for place in (folder, grid, grid / "fog", grid / "fog/1", tmp_path / "downloaded", wrapped):
+        for name in ("__MACOSX", ".thumbs"):
+            (place / name).mkdir()
+    for source in (folder, tmp_path / "downloaded", wrapped):
+        for kind in ("imagenet-val", "custom"):
+            opened = open_shifted(kind, source)
+            assert [entry and entry.name for entry in opened.labels] == [*VAL]
+            assert len(opened.cells[0].scenes) == 6
+    opened = open_shifted("imagenet-c", grid)
+    assert [entry and entry.wnid for entry in opened.labels] == [*VAL]
+    assert not any("__MACOSX" in note or ".thumbs" in note for note in opened.notes)
+
+
 def test_a_shard_without_labels_is_refused(tmp_path: Path) -> None:
     shard = as_shard(tmp_path / "s.tar", [("a", photo("a"), 0)])
     refuses(
@@ -233,7 +251,6 @@ def test_what_imagenet_c_lacks_is_named_and_its_extra_corruptions_stand_apart(tm
     five = range(1, 6)
     expected = [("snow", 1), ("snow", 3), *(("fog", s) for s in five), *(("saturate", s) for s in five)]
     assert cells_of(opened) == expected
-    assert [cell.is_extra for cell in opened.cells] == [False] * 7 + [True] * 5
     lacking = [name for name in CORRUPTIONS if name not in ("fog", "snow")]
     assert opened.notes == (
         f"13 of the 15 corruptions missing: {', '.join(lacking)}",
