@@ -66,10 +66,9 @@ def robustness(
     unshifted = _clean(imagenet_val, clean)
     _check(asked, has_clean=unshifted is not None)
     sources = list(dict.fromkeys(models))
-    several = len(sources) > 1
 
     def home_of(source: str) -> Path:
-        return home(source, out if out is None or not several else out / slug(source))
+        return home(source, None if out is None else out / slug(source))
 
     def folder_of(entrant: Entrant) -> Path:
         return home_of(entrant.source) / "predictions"
@@ -89,7 +88,7 @@ def robustness(
         return
     identities = {each.name: each.identity for each in [*([reference] if reference is not None else []), *sets]}
     results = [write_model(each, identities, config, home_of(each.entrant.source)) for each in found]
-    folder = out if out is not None else default_folder(found, identities)
+    folder = out if out is not None else default_folder(found, identities, config)
     write_all(found, identities, config, folder)
     print("\n".join([*as_lines(numbers_table(found)), *notes(found)]))
     for protocol in dict.fromkeys(map(protocol_of, found)):
@@ -100,7 +99,9 @@ def robustness(
         print(f"wrote {path}")
     if out is None:
         tell_runs(sources)
-    more = "" if several else f", or c2fmae eval robustness {quote(sources[0])} ANOTHER … for both in one table"
+    more = (
+        "" if len(sources) > 1 else f", or c2fmae eval robustness {quote(sources[0])} ANOTHER … for both in one table"
+    )
     print(f"next: open {folder / 'report.html'}, which draws it{more}")
 
 

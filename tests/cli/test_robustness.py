@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,8 +16,9 @@ from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES
-from c2fmae.eval.robustness import predicting
+from c2fmae.eval.robustness import evaluation, predicting
 from c2fmae.eval.robustness.evaluation import RobustnessConfig
+from c2fmae.eval.robustness.predicting import Round
 
 NAMES = ("n01440764", "n01443537", "n01484850")
 SMALL = ("--set", "workers=0")
@@ -113,9 +115,46 @@ def test_results_go_where_they_are_told(models: list[str], photos: Path, tmp_pat
         "robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL
     )
     assert f"wrote {tmp_path / 'out' / 'robustness.json'}" in text
-    assert len(list((tmp_path / "out").glob("robustness-*/results.json"))) == 1
-    assert len(list((tmp_path / "out" / "predictions").iterdir())) == 1
+    assert len(list((tmp_path / "out" / "one").glob("robustness-*/results.json"))) == 1
+    assert len(list((tmp_path / "out" / "one" / "predictions").iterdir())) == 1
     assert "ANOTHER" in text.splitlines()[-1]
+
+
+def test_a_model_beside_the_first_does_not_have_it_asked_anew(
+    models: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--custom", f"night={photos / 'night'}", "--out", str(tmp_path), *SMALL)
+    said("robustness", models[0], *words)
+    asked = list[str]()
+
+    def noted(rounds: list[Round], *rest: Any, **more: Any) -> None:
+        asked.extend(question.entrant.source for each in rounds for question in each.questions)
+        predicting.predict(rounds, *rest, **more)
+
+    monkeypatch.setattr(evaluation, "predict", noted)
+    said("robustness", *models, *words)
+    assert asked == models[1:]
+    said("robustness", models[0], *words, "--again")
+    assert asked == [models[1], models[0]]
+
+
+def test_results_of_other_settings_lie_beside_each_other(
+    models: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("robustness", models[0], "--custom", f"night={photos / 'night'}", *SMALL)
+    for more in ((), ("--set", "precision=bf16"), ("--set", "batch_size=2")):
+        said(*words, *more)
+    kept = [json.loads(path.read_text()) for path in tmp_path.glob("evaluations/robustness-*/robustness.json")]
+    assert sorted(each["config"]["precision"] for each in kept) == ["bf16", "fp32"]
+
+
+def test_a_set_of_corruptions_is_refused_as_clean(models: list[str], photos: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        said("robustness", models[0], "--custom", f"night={photos / 'night'}", "--clean", str(photos / "made"))
+    assert str(caught.value) == (
+        "clean: holds corruptions, so it cannot be the set without a shift. Give the photos that they were made of"
+    )
 
 
 def test_ctrl_c_says_what_is_kept(
@@ -128,7 +167,7 @@ def test_ctrl_c_says_what_is_kept(
     words = ["robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL]
     result = CliRunner().invoke(eval_, words)
     assert result.exit_code != 0
-    kept = tmp_path / "out" / "predictions"
+    kept = tmp_path / "out" / "one" / "predictions"
     assert f"stopped. Cells that were answered whole are kept in {kept}; run again to go on" in result.stdout
 
 

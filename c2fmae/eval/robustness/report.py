@@ -65,8 +65,12 @@ def protocol_of(found: Found) -> str:
 
 def write_model(found: Found, sets: Mapping[str, str], config: RobustnessConfig, home: Path) -> Result:
     """Write down what was found for one model, where its page will find it; `sets` are identities by name."""
-    settings = config.model_dump(mode="json", exclude={"workers", "batch_size"})
-    what = {"weights": found.entrant.digest, "config": settings, "sets": dict(sets), "protocol": protocol_of(found)}
+    what = {
+        "weights": found.entrant.digest,
+        "config": _settings(config),
+        "sets": dict(sets),
+        "protocol": protocol_of(found),
+    }
     folder = home / f"{NAME}-{_short(what)}"
     result = Result(NAME, found.entrant.source, protocol_of(found), found.metrics, folder, is_new=True)
     facts = {"load_report": found.entrant.report, "environment": environment()}
@@ -93,9 +97,15 @@ def write_all(found: Sequence[Found], sets: Mapping[str, str], config: Robustnes
     keep(folder / PAGE, render(_page(found, document)).encode())
 
 
-def default_folder(found: Sequence[Found], sets: Mapping[str, str]) -> Path:
-    """Return where results of several models go together: other models or sets have another folder."""
-    return Path("evaluations") / f"{NAME}-{_short([sorted(each.entrant.digest for each in found), dict(sets)])}"
+def default_folder(found: Sequence[Found], sets: Mapping[str, str], config: RobustnessConfig) -> Path:
+    """Return where results of several models go together: other models, sets or settings have another folder."""
+    what = [sorted(each.entrant.digest for each in found), dict(sets), _settings(config)]
+    return Path("evaluations") / f"{NAME}-{_short(what)}"
+
+
+def _settings(config: RobustnessConfig) -> dict[str, Any]:
+    """Return what numbers may depend on."""
+    return config.model_dump(mode="json", exclude={"workers", "batch_size"})
 
 
 def _page(found: Sequence[Found], document: Mapping[str, Any]) -> Page:
