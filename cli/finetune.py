@@ -74,6 +74,15 @@ def finetune(
     if data is None and len(sources) == 1 and (begun := _begun(sources[0], overrides)) is not None:
         if not resume:
             raise UserError(f"{sources[0]}: is a fine-tuned run. Go on with it by --resume, or give --data")
+        unused: dict[str, object] = {
+            "--test": test,
+            "--recipe": recipe,
+            "--granularities": granularities,
+            "--untrained": untrained,
+        }
+        unused |= {"--out": out, "--step": step, "--average": average, "--allow-missing": allow_missing}
+        if given := [name for name, value in unused.items() if value]:
+            raise UserError(f"{sources[0]}: goes on by its own config, without {given[0]}. Change it by --set")
         runs = {Path(sources[0]): begun}
     else:
         words = _data_words(data, test) + ([f"data.granularities=[{granularities}]"] if granularities else [])
@@ -81,7 +90,13 @@ def finetune(
         configs = [_config(source, start, recipe, words + overrides) for source in sources]
         if untrained:
             configs.append(_config(sources[0], start, recipe, words + overrides, from_scratch=True))
-        runs = {_folder(config, data, out, is_alone=len(configs) == 1): config for config in configs}
+        runs = {}
+        for config in configs:
+            folder = _folder(config, data, out, is_alone=len(configs) == 1)
+            if folder in runs:
+                raise UserError(f"{config.init}: would go into {folder}, as another source. Fine-tune them one by one")
+            runs[folder] = config
+    code: int | None = None
     with join_world(next(iter(runs.values())).training.device) as world:
         for folder, config in runs.items():
             if dry_run:
@@ -91,8 +106,11 @@ def finetune(
             outcome = run(config, folder, world, resume=resume, accept_changes=accept_changes)
             _say(f"{outcome.status} at step {outcome.step}: {folder}")
             if outcome.status != "finished":
-                _say("next: the same command with --resume")
-                raise typer.Exit(outcome.code)
+                code = outcome.code
+                break
+    if code is not None:  # out here: whoever leaves the others by an exception ends them
+        _say("next: the same command with --resume")
+        raise typer.Exit(code)
     if is_first() and not dry_run:
         _tell(list(runs))
 
@@ -142,7 +160,7 @@ def _config(
     if not from_scratch:
         _say(f"recipe {recipe}, from {chosen.source}; another one by --recipe, a setting by --set")
     settings = [*chosen.settings, *(SCRATCH if from_scratch else ())]
-    values = {"source": source, "from_scratch": from_scratch, **start}
+    values = {"init": source, "from_scratch": from_scratch, **start}
     return FinetuneConfig.read(values, [*settings, *overrides], source="eval finetune")
 
 
@@ -155,7 +173,7 @@ def _data_words(data: str | None, test: str | None) -> list[str]:
 
 def _folder(config: "FinetuneConfig", data: str | None, out: Path | None, *, is_alone: bool) -> Path:
     """Return the folder of a run."""
-    name = slug(config.source, *(["scratch"] if config.from_scratch else []))
+    name = slug(config.init, *(["scratch"] if config.from_scratch else []))
     if out is not None:
         return out if is_alone else out / name
     return Path("runs") / slug(name, "finetuned", data or "")

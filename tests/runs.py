@@ -84,9 +84,15 @@ class Launcher:
         self._server.communicate(timeout=PATIENCE)
 
     def start(
-        self, *words: str, out: Path, processes: int = 1, before: str = "", environ: Mapping[str, str] | None = None
+        self,
+        *words: str,
+        out: Path,
+        command: tuple[str, ...] = ("pretrain",),
+        processes: int = 1,
+        before: str = "",
+        environ: Mapping[str, str] | None = None,
     ) -> Run:
-        """Start `c2fmae pretrain` with words; `before` is what a process does before that."""
+        """Start a command, `c2fmae pretrain` unless given, with words; `before` is what a process does before that."""
         pids, logs = list[int](), list[Path]()
         port = free_port()
         for rank in range(processes):
@@ -95,7 +101,7 @@ class Launcher:
             self._count += 1
             logs.append(self._place / f"{self._count}.log")
             request = {
-                "words": ["pretrain", *words, "--out", str(out)],
+                "words": [*command, *words, "--out", str(out)],
                 "environ": dict(environ or {}) | (place if processes > 1 else {}),
                 "log": str(logs[-1]),
                 "group": pids[0] if pids else 0,

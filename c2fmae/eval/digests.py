@@ -1,10 +1,11 @@
 """What tells weights from other weights, and scenes from other scenes."""
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from c2fmae.data import Scenes
 from c2fmae.models.backbones import Backbone
@@ -20,10 +21,15 @@ def weights_digest(model: Backbone | Classifier) -> str:
 
 def module_digest(model: nn.Module, what: str) -> str:
     """Return a digest of any model of which `what` tells the rest."""
+    return tensors_digest(model.state_dict(), what)
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], what: str) -> str:
+    """Return a digest of tensors by name, of which `what` tells the rest."""
     digest = hashlib.sha256(what.encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

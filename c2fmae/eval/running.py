@@ -106,10 +106,7 @@ def sections_of(folder: Path) -> list[Section]:
     together: dict[tuple[str, str], list[Result]] = {}
     for path in sorted(folder.glob(f"evaluations/*/{RESULTS}")):
         try:
-            document = json.loads(path.read_bytes())
-            metrics = tuple(_metric(each) for each in document["metrics"])
-            name, source, protocol = (document[key] for key in ("evaluation", "source", "protocol"))
-            result = Result(name, source, protocol, metrics, path.parent, is_new=False)
+            result = result_of(path.parent)
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("%s: is no result of an evaluation; left out of the page", path)
             continue
@@ -118,6 +115,14 @@ def sections_of(folder: Path) -> list[Section]:
     for (name, protocol), results in together.items():
         sections += [Text(protocol, title=f"Evaluation: {name}"), table_of(results)]
     return sections
+
+
+def result_of(folder: Path) -> Result:
+    """Return what was written down in a folder."""
+    document = json.loads((folder / RESULTS).read_bytes())
+    metrics = tuple(_metric(each) for each in document["metrics"])
+    name, source, protocol = (document[key] for key in ("evaluation", "source", "protocol"))
+    return Result(name, source, protocol, metrics, folder, is_new=False)
 
 
 def page_of(result: Result, document: Mapping[str, Any]) -> Page:

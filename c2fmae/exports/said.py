@@ -51,7 +51,7 @@ def tuning_facts(said: Said, classifier: Said) -> dict[str, str]:
     scratch = " with weights drawn anew" if said("from_scratch") == "True" else ""
     return {
         **_training(said, "lr", "base_lr", "weight_decay", "layer_decay"),
-        "Fine-tuned from": f"{file_name(said('source'))}{scratch}",
+        "Fine-tuned from": f"{file_name(said('init'))}{scratch}",
         "Granularities, coarse to fine": classifier("backbone.channels"),
         "Trained alone": said.listed("", "train_blocks"),
         "Regularisation": said.listed("", "drop_path", "granularity_dropout"),

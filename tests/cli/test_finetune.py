@@ -88,10 +88,23 @@ def test_a_fine_tuned_run_among_the_other_commands(
             lambda: said("finetune", str(run)),
             "is a fine-tuned run. Go on with it by --resume, or give --data",
         ),
+        (
+            lambda: said("finetune", str(run), "--resume", "--recipe", "small"),
+            "goes on by its own config, without --recipe. Change it by --set",
+        ),
     ):
         with pytest.raises(UserError) as caught:
             read()
         assert str(caught.value) == f"{run}: {message}"
+
+
+def test_sources_that_would_share_a_folder_are_refused(data: Path, tmp_path: Path) -> None:
+    sources = [str(store_source(tmp_path / name)) for name in ("a", "b")]
+    with pytest.raises(UserError) as caught:
+        said("finetune", *sources, "--data", str(data), "--out", str(tmp_path / "runs"), *SET)
+    folder = tmp_path / "runs" / "step-00000001"
+    assert str(caught.value) == f"{sources[1]}: would go into {folder}, as another source. Fine-tune them one by one"
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

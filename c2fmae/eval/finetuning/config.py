@@ -53,8 +53,8 @@ class LabelledData(LoadingConfig, PairConfig):
 class Start(Config):
     """Which classifier begins to learn."""
 
-    source: Annotated[str, Field(min_length=1)]
-    """Whose ViT: a run, a checkpoint, or whatever else `load_backbone` takes."""
+    init: Annotated[str, Field(min_length=1)]
+    """Whose ViT it begins with: a run, a checkpoint, or whatever else `load_backbone` takes."""
     from_scratch: bool = False
     """Draw its weights anew: the row to compare others with."""
     step: Count | None = None

@@ -19,7 +19,7 @@ from c2fmae.core.labels import LabelInfo
 from c2fmae.core.loop import Training
 from c2fmae.core.run_folder import RunFolder, read_rows
 from c2fmae.core.seeding import seed_of
-from c2fmae.core.sharding import whole
+from c2fmae.core.sharding import gather, whole
 from c2fmae.core.training import Plan, plan_of
 from c2fmae.core.watching import Watch, is_due
 from c2fmae.core.world import World
@@ -27,6 +27,7 @@ from c2fmae.data import BatchStream, CentralView, Scenes
 from c2fmae.data.kept import KeptScenes
 from c2fmae.data.loader import telling_of_dead_workers
 from c2fmae.data.mixed import SelectedScenes
+from c2fmae.eval.digests import tensors_digest
 from c2fmae.eval.finetuning.accuracy import Accuracy, Trial
 from c2fmae.eval.finetuning.best import Best
 from c2fmae.eval.finetuning.config import FinetuneConfig
@@ -76,7 +77,9 @@ class Finetuning(Experiment):
     def task(self) -> ClassificationTask:
         """Name what images show."""
         it = self.config
-        return ClassificationTask(self.classifier, it.mixing, it.granularity_dropout, it.training.seed)
+        return ClassificationTask(
+            self.classifier, it.mixing, it.granularity_dropout, it.training.seed, views=it.data.repeats
+        )
 
     @contextmanager
     def batches(self, step: int) -> Iterator[BatchStream]:
@@ -129,12 +132,15 @@ class Finetuning(Experiment):
 
     def _conclude(self, run: RunFolder, found: Accuracy, averaged: Accuracy | None, best: Best) -> None:
         """Write down what the last weights are worth, class by class."""
+        backbone = self.classifier.backbone
+        tensors = gather(backbone.state_dict())  # by all processes: whole in the first
         with whole(self.classifier):
             others = {names: self.trial.of(self.classifier, names) for names in self.config.data.test_with}
         if self.world.is_first:
             write_classes(run, found, self.classifier.spec.labels)
             metrics = metrics_of(found, averaged, others, (best.step, best.score))
-            write_result(run, self.config, self.classifier, metrics, self.protocol, self.world)
+            digest = tensors_digest(tensors, backbone.spec.model_dump_json())
+            write_result(run, self.config, metrics, self.protocol, digest, str(self.classifier.report), self.world.size)
 
     def write_page(self, run: RunFolder) -> None:
         """Write the page about the run."""
@@ -154,6 +160,8 @@ def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -
     """Open the data and build the classifier: of its source, or as that of a run that is begun."""
     data, seed = config.data, config.training.seed
     spec = _begun(run, world) if run is not None else None
+    if spec is not None:
+        _check_same(config, spec)
     backbone = _backbone(config) if spec is None else classifier_of(spec).backbone
     size = data.size(backbone)
     train, test = (_open(part, config, backbone, size) for part in ("train", "test"))
@@ -193,6 +201,22 @@ def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -
     return Finetuning(config, _kept(scenes, data.keep), trial, plan, classifier, size, protocol, world)
 
 
+def _check_same(config: FinetuneConfig, spec: ClassifierSpec) -> None:
+    """Refuse settings that are not those of the classifier that has begun to learn."""
+    backbone, data = spec.backbone, config.data
+    begun = {
+        "pool": (backbone.pool, config.pool),
+        "drop_path": (backbone.encoder.drop_path, config.drop_path),
+        "data.crop": (spec.crop, data.crop),
+        "data.granularities": (set(backbone.channels), set(data.granularities)),
+        "data.image_size": (backbone.image_size, data.image_size or backbone.image_size),
+    }
+    for name, (before, now) in begun.items():
+        if before != now:
+            was, given = (", ".join(sorted(each)) if isinstance(each, set) else each for each in (before, now))
+            raise UserError(f"{name}: this run has begun with {was}, not {given}. Such a change needs another --out")
+
+
 def _begun(run: RunFolder, world: World) -> ClassifierSpec | None:
     """Return what the classifier of a run is, by its newest checkpoint."""
     newest = newest_checkpoint(run.checkpoints)[0] if world.is_first else None
@@ -215,7 +239,7 @@ def freeze(classifier: Classifier, train_blocks: int | None) -> None:
 
 def _backbone(config: FinetuneConfig) -> Backbone:
     source = load_backbone(
-        config.source,
+        config.init,
         allow_missing=config.allow_missing,
         step=config.step,
         average=config.average,
@@ -229,15 +253,17 @@ def _open(part: Literal["train", "test"], config: FinetuneConfig, backbone: Back
     for name in data.granularities:
         if name not in backbone.granularities:
             raise UserError(
-                f"data.granularities: {unknown_name('granularity of ' + config.source, name, backbone.granularities)}"
+                f"data.granularities: {unknown_name('granularity of ' + config.init, name, backbone.granularities)}"
             )
     options = data.options if part == "train" else {**data.options, **data.test_options}
     opened = open_set(part, getattr(data, part), options, size, data.granularities)
+    if isinstance(known := getattr(opened.scenes, "labels", None), torch.Tensor):  # without reading a photo
+        _check_labelled(opened.scenes, known)
     classes = opened.scenes.info.class_names
     if "semantic" in data.granularities and classes != backbone.spec.class_names:
         raise UserError(
             f"{part}: the maps of {opened.name} have {len(classes)} classes, and they are not the "
-            f"{len(backbone.spec.class_names)} that {config.source} has learned. Bring the maps to these"
+            f"{len(backbone.spec.class_names)} that {config.init} has learned. Bring the maps to these"
         )
     return opened
 
@@ -254,8 +280,14 @@ def _share(scenes: Scenes, fraction: float, seed: int) -> Scenes:
         return scenes
     known = getattr(scenes, "labels", None)
     labels = known if isinstance(known, torch.Tensor) else torch.tensor([_label(scenes, i) for i in range(len(scenes))])
+    _check_labelled(scenes, labels)
     rows = some_of_each(labels, fraction, seed_of(seed, "labels", 0))
     return SelectedScenes(scenes, np.asarray(rows))
+
+
+def _check_labelled(scenes: Scenes, labels: torch.Tensor) -> None:
+    if (lacking := (labels < 0).nonzero()).numel():
+        raise UserError(f"{scenes.keys[int(lacking[0])]}: has no label. Leave it out, or label it")
 
 
 def _label(scenes: Scenes, index: int) -> int:

@@ -63,21 +63,32 @@ def draw_mix(config: MixConfig, cells: tuple[int, int], rng: np.random.Generator
     return Mix(1 - area / (cells[0] * cells[1]), (low[0], high[0], low[1], high[1]))
 
 
-def neighbours(count: int) -> Int64[Tensor, " sample"]:
-    """Return who is mixed with whom: pairs; the last of an odd number is left to itself.
+def neighbours(count: int, views: int = 1) -> Int64[Tensor, " sample"]:
+    """Return who is mixed with whom: pairs, of other photos where `views` of one stand side by side.
+
+    What has nobody left is left to itself.
 
     >>> neighbours(5)
     tensor([1, 0, 3, 2, 4])
+    >>> neighbours(6, views=2)
+    tensor([2, 3, 0, 1, 4, 5])
     """
     rows = torch.arange(count)
-    return torch.where(rows ^ 1 < count, rows ^ 1, rows)
+    others = ((rows // views) ^ 1) * views + rows % views
+    return torch.where(others < count, others, rows)
 
 
-def mixed_map(name: str, values: Shaped[Tensor, "batch *map"], mix: Mix, cells: tuple[int, int]) -> Tensor:
-    """Return a granularity's maps mixed with their neighbours'; blended ids are those of whoever has more of it."""
+def mixed_map(
+    name: str,
+    values: Shaped[Tensor, "batch *map"],
+    mix: Mix,
+    cells: tuple[int, int],
+    whom: Int64[Tensor, " sample"],
+) -> Tensor:
+    """Return a granularity's maps mixed with others; blended ids are those of whoever has more of the image."""
     if mix == Mix():
         return values
-    others = values[neighbours(len(values))]
+    others = values[whom]
     if mix.box is None:
         if GRANULARITIES.get(name).kind == "ids":
             return values if mix.share >= 0.5 else others
@@ -91,9 +102,14 @@ def mixed_map(name: str, values: Shaped[Tensor, "batch *map"], mix: Mix, cells: 
 
 
 def soft_targets(
-    labels: Int64[Tensor, " sample"], num_labels: int, *, share: float, smoothing: float
+    labels: Int64[Tensor, " sample"],
+    num_labels: int,
+    *,
+    share: float,
+    smoothing: float,
+    whom: Int64[Tensor, " sample"],
 ) -> Float[Tensor, "sample label"]:
-    """Return what is to be predicted: an image's own label by its share, its neighbour's by the rest, smoothed."""
+    """Return what is to be predicted: an image's own label by its share, the other's by the rest, smoothed."""
     sharp = torch.nn.functional.one_hot(labels, num_labels).float()
     smooth = sharp * (1 - smoothing) + smoothing / num_labels
-    return smooth if share == 1 else torch.lerp(smooth[neighbours(len(labels))], smooth, share)
+    return smooth if share == 1 else torch.lerp(smooth[whom], smooth, share)

@@ -1,11 +1,9 @@
 """How to fine-tune a ViT of which size, pre-trained for how long: each recipe with its source."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from c2fmae.core.checkpoint import newest_checkpoint
+from c2fmae.core.config import read_yaml
 from c2fmae.core.registry import Registry
 from c2fmae.models.backbones import BackboneSpec
 from c2fmae.models.backbones.backbone import vit_of
@@ -115,10 +113,11 @@ def recipe_for(spec: BackboneSpec, epochs: float | None) -> str:
 
 def epochs_of(source: str) -> float | None:
     """Return for how many epochs a run was to be pre-trained; None where a source does not tell."""
-    path = Path(source)
-    if not (path / "config.yaml").exists():
+    for folder in (Path(source), Path(source).resolve().parent.parent):  # a run, or one of its checkpoints
+        if (folder / "config.yaml").is_file():
+            break
+    else:
         return None
-    checkpoint = newest_checkpoint(path / "checkpoints")[0]
-    training: Mapping[str, Any] = (checkpoint.facts.get("config") or {}).get("training", {}) if checkpoint else {}
-    epochs = training.get("epochs")
+    training = read_yaml(folder / "config.yaml").get("training")
+    epochs = training.get("epochs") if isinstance(training, dict) else None
     return float(epochs) if isinstance(epochs, int | float) else None

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
@@ -12,16 +11,13 @@ from c2fmae.core.environment import environment
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.run_folder import RunFolder, read_rows
 from c2fmae.core.training import Plan
-from c2fmae.core.world import World
 from c2fmae.data import DatasetInfo
-from c2fmae.eval.digests import weights_digest
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.finetuning.accuracy import Accuracy
 from c2fmae.eval.finetuning.config import FinetuneConfig
 from c2fmae.eval.probes.intervals import wilson
 from c2fmae.eval.report import Curves, Details, Facts, Page, Section, Table, Text, render
-from c2fmae.eval.running import FORMAT, RESULTS, Result, sections_of, write_down
-from c2fmae.models.classifiers import Classifier
+from c2fmae.eval.running import FORMAT, Result, result_of, sections_of, write_down
 
 NAME = "finetune"
 CLASSES = "classes.csv"
@@ -36,25 +32,25 @@ def folder_of_result(run: Path) -> Path:
 def write_result(
     run: RunFolder,
     config: FinetuneConfig,
-    classifier: Classifier,
     metrics: Sequence[Metric],
     protocol: str,
-    world: World,
-) -> Result:
-    """Write down what the last weights are worth."""
-    title = f"{config.source}, from scratch" if config.from_scratch else config.source
+    weights: str,
+    report: str,
+    processes: int,
+) -> None:
+    """Write down what the last weights are worth; `weights` is their digest, `report` tells what was loaded."""
+    title = f"{config.init}, from scratch" if config.from_scratch else config.init
     result = Result(NAME, title, protocol, tuple(metrics), folder_of_result(run.path), is_new=True)
     facts = {
         "format": FORMAT,
         "evaluation": NAME,
         "config": config.model_dump(mode="json"),
-        "weights": weights_digest(classifier.backbone),
+        "weights": weights,
         "protocol": protocol,
-        "load_report": str(classifier.report),
-        "environment": environment(world_size=world.size),
+        "load_report": report,
+        "environment": environment(world_size=processes),
     }
     write_down(result, facts)
-    return result
 
 
 def metrics_of(
@@ -89,11 +85,15 @@ def protocol_of(
     data, mixing, training = config.data, config.mixing, config.training
     parts = [
         f"Fine-tuned for {plan.steps / plan.steps_per_epoch:.4g} epochs of {train} at {size[0]}×{size[1]}",
-        f"from {'weights drawn anew' if config.from_scratch else config.source}",
+        f"from {_start_of(config)}",
         f"batch {plan.batch_size}, AdamW, rate up to {plan.peak:.3g}, {plan.warmup} steps of warm-up, a cosine",
         f"weight decay {training.weight_decay:g}, layer decay {training.layer_decay:g}, drop path {config.drop_path:g}",
         f"crops of {data.scale[0]:g} to {data.scale[1]:g} of a photo, {data.rand_augment or 'no RandAugment'}",
         f"erasing {data.erasing:g}, Mixup {mixing.mixup:g}, CutMix {mixing.cutmix:g}, smoothing {mixing.smoothing:g}",
+        *([f"images of {100 * mixing.chance:g} % of the steps mixed"] if mixing.chance != 1 else []),
+        *([f"{data.repeats} views of a photo in a batch"] if data.repeats != 1 else []),
+        *([f"gradients clipped to {training.clip:g}"] if training.clip else []),
+        *([f"weights averaged by {training.ema:g}"] if training.ema is not None else []),
         "pooled by the mean, with a norm behind it" if config.pool == "mean" else "pooled by the global token",
     ]
     if config.train_blocks is not None:
@@ -106,6 +106,13 @@ def protocol_of(
     text = f"{'; '.join(parts)}. It sees {names}. Tried on {test}, the central {100 * data.crop:g} %. "
     text += "Accuracy in percent over all test photos, with Wilson's 95 % interval; the last weights are what counts."
     return f"{text} {leak_of(data.granularities, info)}".strip()
+
+
+def _start_of(config: FinetuneConfig) -> str:
+    if config.from_scratch:
+        return "weights drawn anew"
+    step = f", step {config.step:,}" if config.step else ""
+    return f"{config.init}{step}{', averaged weights' * config.average}"
 
 
 def leak_of(granularities: Sequence[str], info: DatasetInfo) -> str:
@@ -173,7 +180,7 @@ def write_page(run: RunFolder) -> None:
         Details("Environment", (run.path / "environment.json").read_text(encoding="utf-8").strip()),
         Text(_NEXT, title="What to type next"),
     ]
-    start = "weights drawn anew" if config.from_scratch else f"the weights of {config.source}"
+    start = "weights drawn anew" if config.from_scratch else f"the weights of {config.init}"
     run.write_text(run.report.name, render(Page("A fine-tuned classifier", f"It began with {start}.", sections)))
 
 
@@ -206,16 +213,6 @@ def _class_sections(path: Path) -> list[Section]:
     return [Text("", title="Class by class"), table]
 
 
-def is_written(run: RunFolder) -> bool:
-    """Return whether the result is there."""
-    return (folder_of_result(run.path) / RESULTS).exists()
-
-
 def read_result(run: Path) -> Result:
     """Return what was written down."""
-    document = json.loads((folder_of_result(run) / RESULTS).read_bytes())
-    metrics = tuple(
-        Metric(m["name"], m["value"], m["count"], tuple(m["interval"]) if m["interval"] else None, m["note"])
-        for m in document["metrics"]
-    )
-    return Result(NAME, document["source"], document["protocol"], metrics, folder_of_result(run), is_new=False)
+    return result_of(folder_of_result(run))

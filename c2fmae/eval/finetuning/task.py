@@ -13,7 +13,7 @@ from c2fmae.core.scene import GRANULARITIES, SceneBatch
 from c2fmae.core.seeding import seed_of
 from c2fmae.core.world import World
 from c2fmae.eval.finetuning.inputs import inputs_of
-from c2fmae.eval.finetuning.mixing import MixConfig, draw_mix, mixed_map, soft_targets
+from c2fmae.eval.finetuning.mixing import MixConfig, draw_mix, mixed_map, neighbours, soft_targets
 from c2fmae.models.classifiers import Classifier
 
 
@@ -47,6 +47,8 @@ class ClassificationTask:
     granularity_dropout: float
     """How often each granularity is left out of a step; one always stays."""
     seed: int
+    views: int = 1
+    """Of each photo in a batch, side by side."""
 
     def split(self, batch: SceneBatch, *, parts: int, step: int, progress: float, world: World) -> list[Part]:
         """Mix images and labels, and cut them into parts."""
@@ -55,9 +57,12 @@ class ClassificationTask:
         maps = inputs_of(self.classifier, batch.to(world.device), self._shown(rng))
         cells = self._cells(maps)
         mix = draw_mix(self.mixing, cells, rng)
-        mixed = {name: mixed_map(name, values, mix, cells) for name, values in maps.items()}
         labels = torch.tensor(labels_of(batch), device=world.device)
-        targets = soft_targets(labels, self.classifier.num_labels, share=mix.share, smoothing=self.mixing.smoothing)
+        whom = neighbours(len(batch), self.views).to(world.device)
+        mixed = {name: mixed_map(name, values, mix, cells, whom) for name, values in maps.items()}
+        targets = soft_targets(
+            labels, self.classifier.num_labels, share=mix.share, smoothing=self.mixing.smoothing, whom=whom
+        )
         each = len(batch) // parts
         return [
             Part(

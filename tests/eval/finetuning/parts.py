@@ -93,4 +93,4 @@ def store_source(root: Path, spec: BackboneSpec = PHOTOS) -> Path:
 def config_of(source: Path, data: Path, *settings: str) -> FinetuneConfig:
     """A fine-tuning of six steps, but for these settings."""
     words = [f"data.train={data / 'train'}", f"data.test={data / 'test'}", *QUICK, *settings]
-    return FinetuneConfig.read({"source": str(source)}, words)
+    return FinetuneConfig.read({"init": str(source)}, words)

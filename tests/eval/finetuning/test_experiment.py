@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -303,7 +304,7 @@ def test_maps_of_other_classes_are_refused(with_maps: Path, tmp_path: Path) -> N
 )
 def test_settings_that_do_not_go_together_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        FinetuneConfig.read({"source": "b"}, words, source="a")
+        FinetuneConfig.read({"init": "b"}, words, source="a")
     assert str(caught.value) == message
 
 
@@ -336,3 +337,70 @@ def test_a_run_does_not_go_on_with_other_labels(source: Path, tmp_path: Path) ->
     assert str(caught.value) == (
         f"train: {data / 'train'} has other labels than this run learned. Resume with the data of before"
     )
+
+
+def test_a_run_does_not_go_on_from_another_source(source: Path, data: Path, tmp_path: Path) -> None:
+    finetune(config_of(source, data), tmp_path / "run", World())
+    other = store_source(tmp_path / "other")
+    with pytest.raises(UserError, match=r"its config differs from the one given.*\n  init: "):
+        finetune(config_of(other, data), tmp_path / "run", World(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pool=cls", "pool: this run has begun with mean, not cls"),
+        ("drop_path=0.3", "drop_path: this run has begun with 0.0, not 0.3"),
+        ("data.crop=0.5", "data.crop: this run has begun with 1.0, not 0.5"),
+        ("data.granularities=[semantic, rgb]", "data.granularities: this run has begun with rgb, not rgb, semantic"),
+        ("data.image_size=[32, 32]", "data.image_size: this run has begun with (16, 16), not (32, 32)"),
+    ],
+)
+def test_what_a_classifier_has_begun_with_stays(
+    source: Path, data: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    finetune(config_of(source, data), tmp_path, World())
+    with pytest.raises(UserError) as caught:
+        finetune(config_of(source, data, setting), tmp_path, World(), resume=True, accept_changes=True)
+    assert str(caught.value) == f"{message}. Such a change needs another --out"
+
+
+@pytest.mark.parametrize("fraction", [1, 0.5])
+def test_a_photo_without_a_label_is_named_before_anything_is_trained(
+    source: Path, tmp_path: Path, fraction: float
+) -> None:
+    store_sets(tmp_path)
+    photo = next((tmp_path / "train/rgb/class-0").iterdir())
+    for name in ("rgb", "semantic"):
+        (tmp_path / "train" / name / "class-0" / photo.name).rename(tmp_path / "train" / name / photo.name)
+    with pytest.raises(UserError) as caught:
+        set_up(config_of(source, tmp_path, f"data.fraction={fraction}"), World())
+    assert str(caught.value) == f"{photo.stem}: has no label. Leave it out, or label it"
+
+
+def test_settings_reach_what_they_are_of(source: Path, data: Path) -> None:
+    words = ("drop_path=0.4", "data.crop=0.5", "data.image_size=[32, 24]", "data.repeats=2", "data.scale=[0.3, 0.4]")
+    it = set_up(config_of(source, data, *words, "training.precision=bf16", "data.erasing=0.7"), World())
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in it.classifier.backbone.encoder.blocks]
+    assert rates == pytest.approx([0, 0.2, 0.4])
+    assert it.classifier.spec.crop == 0.5
+    assert (it.trial.view.crop, it.trial.view.size) == (0.5, (32, 24))
+    assert it.trial.precision == torch.bfloat16
+    assert it.task.views == 2
+    with it.batches(0) as batches:
+        batch = next(batches)
+        view: Any = batches._loader.transform
+    assert batch.maps["rgb"].shape == (8, 3, 32, 24)
+    assert batch.keys[0] == batch.keys[1]
+    assert (view.erasing, view.view.scale, view.mean, view.std) == (0.7, (0.3, 0.4), MAPS.mean, MAPS.std)
+
+
+@pytest.mark.once
+def test_shared_weights_come_to_the_same_end(source: Path, data: Path, tmp_path: Path) -> None:
+    config = config_of(source, data, "training.sharded=true")
+    spawn(finetune_processes.run, args=(config.model_dump_json(), tmp_path), nprocs=2)
+    finetune(config_of(source, data), tmp_path / "one", World())
+    alone, shared = (read_result(tmp_path / name).metrics for name in ("one", "two"))
+    assert [metric.name for metric in shared] == [metric.name for metric in alone]
+    assert [metric.value for metric in shared] == pytest.approx([metric.value for metric in alone], rel=1e-3)
+    assert load_classifier(tmp_path / "two").num_labels == 3

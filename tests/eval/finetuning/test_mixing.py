@@ -26,28 +26,37 @@ def test_neighbours_are_pairs_that_stay_together_in_any_even_part(count: int) ->
     assert [int(n) for n in who] == [i ^ 1 if i ^ 1 < count else i for i in range(count)]
 
 
+@given(st.integers(0, 40), st.integers(1, 4))
+def test_views_of_one_photo_are_mixed_with_another_photo_s(count: int, views: int) -> None:
+    who, photo = neighbours(count, views), torch.arange(count) // views
+    assert who[who].tolist() == list(range(count))
+    paired = who != torch.arange(count)
+    assert (photo[who][paired] != photo[paired]).all()
+    assert int((~paired).sum()) <= 2 * views
+
+
 def test_blended_photos_are_so_much_of_one_and_the_rest_of_the_other() -> None:
     given_, mix = photos(), Mix(0.3)
     for row, other in enumerate([1, 0, 3, 2, 5, 4]):
         expected = 0.3 * given_[row] + 0.7 * given_[other]
-        torch.testing.assert_close(mixed_map("rgb", given_, mix, (8, 12))[row], expected)
+        torch.testing.assert_close(mixed_map("rgb", given_, mix, (8, 12), neighbours(6))[row], expected)
 
 
 def test_blended_ids_are_those_of_whoever_has_more_of_the_image() -> None:
     ids = torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(4, 2, 3)
-    assert mixed_map("semantic", ids, Mix(0.5), (2, 3))[:, 0, 0].tolist() == [0, 1, 2, 3]
-    assert mixed_map("semantic", ids, Mix(0.49), (2, 3))[:, 0, 0].tolist() == [1, 0, 3, 2]
+    assert mixed_map("semantic", ids, Mix(0.5), (2, 3), neighbours(4))[:, 0, 0].tolist() == [0, 1, 2, 3]
+    assert mixed_map("semantic", ids, Mix(0.49), (2, 3), neighbours(4))[:, 0, 0].tolist() == [1, 0, 3, 2]
 
 
 def test_a_box_is_the_neighbours_and_the_rest_ones_own_in_photo_and_maps_alike() -> None:
     ids = torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(4, 4, 6)
     rgb = ids.float().repeat_interleave(2, 1).repeat_interleave(2, 2).unsqueeze(1).expand(4, 3, 8, 12)
     mix = Mix(1 - 4 / 24, (1, 3, 2, 4))
-    cut = mixed_map("instance", ids, mix, (4, 6))
+    cut = mixed_map("instance", ids, mix, (4, 6), neighbours(4))
     expected = ids.clone()
     expected[:, 1:3, 2:4] = torch.tensor([1, 0, 3, 2], dtype=torch.uint8).view(4, 1, 1)
     assert torch.equal(cut, expected)
-    wide = mixed_map("rgb", rgb, mix, (4, 6))
+    wide = mixed_map("rgb", rgb, mix, (4, 6), neighbours(4))
     assert torch.equal(wide[:, 0, ::2, ::2], expected.float())
     assert (cut[0] == 1).double().mean().item() == pytest.approx(1 - mix.share)
 
@@ -56,7 +65,7 @@ def test_a_box_is_the_neighbours_and_the_rest_ones_own_in_photo_and_maps_alike()
 def test_nothing_that_is_given_is_written_to(mix: Mix) -> None:
     given_ = photos()
     kept = given_.clone()
-    mixed_map("rgb", given_, mix, (8, 12))
+    mixed_map("rgb", given_, mix, (8, 12), neighbours(6))
     assert torch.equal(given_, kept)
 
 
@@ -65,7 +74,7 @@ def test_nothing_that_is_given_is_written_to(mix: Mix) -> None:
 def test_targets_are_timms(share: float, smoothing: float) -> None:
     """timm mixes with the row's mirror image; rows are laid out so that this is the neighbour."""
     labels = torch.tensor([3, 0, 4, 1, 1, 2])
-    ours = soft_targets(labels, 5, share=share, smoothing=smoothing)
+    ours = soft_targets(labels, 5, share=share, smoothing=smoothing, whom=neighbours(6))
     mirrored = torch.tensor([3, 4, 1, 2, 1, 0])  # row i and row 5 - i are neighbours 2i and 2i + 1 above
     theirs = mixup_target(mirrored, num_classes=5, lam=share, smoothing=smoothing)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(ours, theirs[[0, 5, 1, 4, 2, 3]])

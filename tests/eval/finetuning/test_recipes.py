@@ -32,7 +32,7 @@ def spec_of(name: str, size: int = 224, **shape: int) -> BackboneSpec:
 
 
 def config_of(recipe: str, *more: str) -> FinetuneConfig:
-    return FinetuneConfig.read({"source": "a"}, [*FINETUNING.get(recipe).settings, *more])
+    return FinetuneConfig.read({"init": "a"}, [*FINETUNING.get(recipe).settings, *more])
 
 
 @pytest.mark.parametrize("recipe", GOLDEN)
@@ -99,9 +99,9 @@ def test_which_recipe_suits(spec: BackboneSpec, epochs: float | None, recipe: st
 
 
 def test_a_run_says_for_how_long_it_was_pretrained_and_other_sources_do_not(tmp_path: Path) -> None:
-    facts = {"config": {"training": {"epochs": 400}}}
-    save_checkpoint(tmp_path / "checkpoints", Checkpoint(1, {"model/a": torch.zeros(1)}, facts))
+    checkpoint = save_checkpoint(tmp_path / "checkpoints", Checkpoint(1, {"model/a": torch.zeros(1)}, {}))
     assert epochs_of(str(tmp_path)) is None  # a folder, and no run yet
-    (tmp_path / "config.yaml").write_text("")
-    assert epochs_of(str(tmp_path)) == 400
+    for text, epochs in (("", None), ("training: {steps: 5}", None), ("training: {epochs: 400}", 400)):
+        (tmp_path / "config.yaml").write_text(text)
+        assert (epochs_of(str(tmp_path)), epochs_of(str(checkpoint))) == (epochs, epochs)
     assert epochs_of("timm:vit_base_patch16_224") is None
