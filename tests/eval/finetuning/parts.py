@@ -1,5 +1,6 @@
 """Fine-tunings of milliseconds: tiny classifiers, scenes whose colour is their label."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,14 @@ QUICK = (
 )
 
 
-def classifier(
-    spec: BackboneSpec = PHOTOS, *, drop_path: float = 0.0, names: tuple[str, ...] | None = None
-) -> Classifier:
+def classifier(spec: BackboneSpec = PHOTOS, labels: Sequence[LabelInfo] = LABELS) -> Classifier:
     """A new one on a ViT with random weights; its head has something to say."""
     made = classifier_on(
         tiny_backbone(spec),
-        LABELS,
+        labels,
         pool="mean",
-        granularities=names or tuple(spec.channels),
-        drop_path=drop_path,
+        granularities=tuple(spec.channels),
+        drop_path=0.0,
         crop=1.0,
         generator=torch.Generator().manual_seed(0),
     )

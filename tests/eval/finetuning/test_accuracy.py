@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.core.world import World
 from c2fmae.data import CentralView, Scenes
@@ -43,6 +44,30 @@ def test_it_counts_what_a_loop_over_photos_counts(batch_size: int, workers: int)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([label or 0 for label in batch.labels]))
     assert found.loss == pytest.approx(expected.item(), rel=1e-5)
     assert not model.training
+
+
+def test_with_many_labels_the_first_five_count() -> None:
+    model = classifier(labels=[LabelInfo(name=str(index)) for index in range(9)])
+    found = trial(coloured(27, labels=9)).of(model, ("rgb",))
+    scenes = coloured(27, labels=9)
+    photos = torch.stack([scene.maps["rgb"] for scene in scenes])
+    with torch.no_grad():
+        ranks = model(model.backbone.standardise(photos)).argsort(dim=1, descending=True)[:, :5].tolist()
+    assert found.in_five == sum(scene.label in rank for scene, rank in zip(scenes, ranks, strict=True))
+    assert 0 < found.in_five < 27
+
+
+def test_maps_are_prepared_as_the_vit_knows_them() -> None:
+    spec = MAPS.model_copy(
+        update={"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "channels": {"instance": 9, "rgb": 3}}
+    )
+    model, batch = classifier(spec), batch_of(2)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (spec.mean, spec.std))
+    found = inputs_of(model, batch, ("rgb",))
+    assert list(found) == ["rgb"]
+    torch.testing.assert_close(found["rgb"], (batch.maps["rgb"].float() / 255 - mean) / std)
+    assert target_of(model.backbone, (16, 16)) == {"size": (16, 16), "label_stride": 4, "max_instances": 9}
+    assert target_of(classifier().backbone, (16, 16))["max_instances"] == 32
 
 
 def test_weights_that_are_given_stand_in_for_its_own_and_it_stays_as_it_was() -> None:

@@ -404,3 +404,19 @@ def test_shared_weights_come_to_the_same_end(source: Path, data: Path, tmp_path:
     assert [metric.name for metric in shared] == [metric.name for metric in alone]
     assert [metric.value for metric in shared] == pytest.approx([metric.value for metric in alone], rel=1e-3)
     assert load_classifier(tmp_path / "two").num_labels == 3
+
+
+def test_both_sets_must_have_the_same_labels(source: Path, tmp_path: Path) -> None:
+    store_sets(tmp_path)
+    for name in ("rgb", "semantic"):
+        (tmp_path / "test" / name / "class-2").rename(tmp_path / "test" / name / "class-3")
+    with pytest.raises(UserError, match=r"other labels than .* differ in 'class-3'"):
+        set_up(config_of(source, tmp_path), World())
+
+
+def test_generated_sets_have_options_of_their_own(source: Path) -> None:
+    words = ("data.train=generated", "data.test=generated", "data.options={size: 32, length: 8}")
+    it = set_up(config_of(source, Path(), *words, "data.test_options={length: 5}"), World())
+    assert (len(it.scenes), len(it.trial.scenes)) == (8, 5)
+    assert not torch.equal(it.scenes[0].maps["rgb"], it.trial.scenes[0].maps["rgb"])
+    assert "a map may hold the answer" not in it.protocol

@@ -75,6 +75,13 @@ def test_the_papers_recipes_are_what_the_paper_and_mae_say() -> None:
         assert (config.pool, config.drop_path, data.crop, data.granularities) == ("mean", 0.1, 0.875, ("rgb",))
 
 
+def test_from_scratch_is_as_mae_did_it() -> None:
+    training = config_of("b-scratch").training
+    assert (training.base_lr, training.weight_decay, training.layer_decay) == (1e-4, 0.3, 1)
+    assert (training.epochs, training.warmup_epochs, training.batch_size) == (300, 20, 4096)
+    assert (training.betas, training.ema) == ((0.9, 0.95), 0.9999)
+
+
 @pytest.mark.parametrize("recipe", [name for name in FINETUNING if name != "small"])
 def test_every_recipe_is_a_config_for_scratch_too(recipe: str) -> None:
     assert config_of(recipe, *SCRATCH).training.layer_decay == 1

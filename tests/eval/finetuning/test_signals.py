@@ -32,8 +32,8 @@ def test_two_processes_that_are_told_to_end_save_first_however_long_that_takes(
     launcher: Launcher, tmp_path: Path
 ) -> None:
     source, data = store_source(tmp_path / "source"), store_sets(tmp_path / "data")
-    words = (str(source), "--data", str(data / "train"), "--test", str(data / "test"))
-    words = (*words, *settings(*QUICK, "training.steps=2000", "watching.held_out_every=2000"))
+    sets = ["--data", str(data / "train"), "--test", str(data / "test")]
+    words = [str(source), *sets, *settings(*QUICK, "training.steps=2000", "watching.held_out_every=2000")]
     command = ("eval", "finetune")
     run = launcher.start(*words, out=tmp_path / "run", command=command, processes=2, before=SLOW_SAVE)
     run.wait_for_step(2)

@@ -111,7 +111,7 @@ def test_what_no_tensor_tells_of_a_model_tells_entrants_apart(
 ) -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=2)
-    torch.nn.init.normal_(model.get_submodule("head").weight)  # of zeros all logits would be alike
+    torch.nn.init.normal_(model.get_parameter("head.weight"))  # of zeros all logits would be alike
     told = {"architecture": "test_vit", "num_classes": 2, "label_names": ["cat", "dog"], "pretrained_cfg": {}}
     told["pretrained_cfg"] = {"input_size": [3, 160, 160], "num_classes": 2, "classifier": "head"}
     entrants = []

@@ -1,19 +1,23 @@
 from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.world import World
+from c2fmae.data import CentralView
 from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.probes.intervals import wilson
 from c2fmae.eval.robustness.cells import Cell
-from c2fmae.eval.robustness.entrants import Entrant
+from c2fmae.eval.robustness.entrants import Centre, Entrant
 from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_robustness
 from c2fmae.eval.robustness.known import imagenet_a_wnids, imagenet_r_wnids
 from c2fmae.eval.robustness.scores import ALEXNET
@@ -84,6 +88,14 @@ def test_clean_photos_of_the_same_classes_are_asked_in_the_same_way(tmp_path: Pa
     assert numbers["imagenet-val, top-1"].value == 100 * (2000 - 501) / 2000
 
 
+def test_clean_photos_are_asked_with_the_same_logits_open(tmp_path: Path) -> None:
+    there = COLUMN[A[-1].wnid]
+    clean = shifted([Cell(None, None, scenes([(there, photo(OUTSIDE, there))]), None)], THOUSAND, kind="imagenet-val")
+    numbers = metrics([imagenet_a()], tmp_path, clean=clean)
+    assert numbers["imagenet-a, clean on the same classes"].value == 100
+    assert numbers["imagenet-val, top-1"].value == 0
+
+
 def test_the_200_classes_of_a_and_r_are_not_the_same(tmp_path: Path) -> None:
     only_r = next(wnid for wnid in imagenet_r_wnids() if wnid not in imagenet_a_wnids())
     label = THOUSAND[COLUMN[only_r]]
@@ -122,9 +134,78 @@ def test_mce_of_imagenet_c_is_that_of_a_table_by_hand(tmp_path: Path) -> None:
     assert numbers["imagenet-c, mean error"].value == pytest.approx(50)
     assert numbers["imagenet-c, mean accuracy"].value == pytest.approx(50)
     assert numbers["imagenet-c, mean error"].count == 300
-    per_photo = torch.tensor([[n < wrong for n in range(4)] for wrong in FULL.values()]).double().mean(dim=0)
-    reach = 100 * 1.959963984540054 * per_photo.std().item() / 2
+    wrong = torch.tensor([[n < wrong for n in range(4)] for wrong in FULL.values()]).double()
+    reach = 100 * reach_of(wrong.mean(dim=0))
     assert numbers["imagenet-c, mean error"].interval == pytest.approx((50 - reach, 50 + reach))
+    alexnet = torch.tensor([ALEXNET[name] for name, _ in FULL]).double()[:, None]
+    mce, reach = numbers["imagenet-c, mCE (AlexNet)"], 100 * reach_of((wrong / alexnet).mean(dim=0))
+    assert mce.interval == pytest.approx((mce.value - reach, mce.value + reach))
+
+
+def reach_of(photos: Tensor) -> float:
+    """Half the 95 % interval of the mean of a number that each photo has."""
+    return 1.959963984540054 * photos.std().item() / len(photos) ** 0.5
+
+
+def test_a_grid_of_ones_own_is_answered_among_its_classes_and_so_is_its_interval(tmp_path: Path) -> None:
+    # The colour of a class that is not open hides that of photo 0, which is right, and of photo 2, which is not.
+    hard = scenes([(0, photo(500, 0)), (1, photo(1)), (2, photo(500, 3)), (3, photo(3))])
+    cells = [Cell("fog", 1, hard, None), Cell("fog", 2, scenes([(n, photo(n)) for n in range(4)]), None)]
+    numbers = metrics([shifted(cells, THOUSAND[:4], name="made", is_cut=True)], tmp_path)
+    over, reach = "over 2 of 75 cells", 100 * reach_of(torch.tensor([0, 0, 0.5, 0]).double())
+    assert numbers[f"made, mean error {over}"].value == pytest.approx(12.5)
+    assert numbers[f"made, mean error {over}"].interval == pytest.approx((12.5 - reach, 12.5 + reach))
+    assert numbers[f"made, mean accuracy {over}, all of the model's classes"].value == pytest.approx(75)
+
+
+def test_a_cell_without_a_photo_of_a_known_class_is_in_no_mean(tmp_path: Path) -> None:
+    cells = [Cell("fog", n, scenes([(n, photo(n)), (n, photo(0))]), None) for n in (1, 2)]
+    numbers = metrics([shifted(cells, THOUSAND[:3], kind="imagenet-c")], tmp_path, models=[entrant(THOUSAND[:2])])
+    assert numbers["imagenet-c, mean error over 1 of 75 cells"].value == 50
+    assert not [name for name, metric in numbers.items() if isnan(metric.value)]
+
+
+@pytest.mark.parametrize(
+    ("told", "known", "why"),
+    [
+        ({"self_made": "self-made by someone"}, THOUSAND, "whose errors are of the photos that were released"),
+        ({}, THOUSAND[:6], "since the model lacks classes"),
+        ({"labels": THOUSAND[:5]}, THOUSAND, "since the set has 5 of the 1,000 classes"),
+    ],
+    ids=["self-made", "model", "set"],
+)
+def test_what_is_not_what_alexnet_did_has_no_mce_by_it_and_says_why(
+    told: dict[str, Any], known: Sequence[LabelInfo], why: str, tmp_path: Path
+) -> None:
+    numbers = metrics([corrupted(FULL, **told)], tmp_path, models=[entrant(known)])
+    assert not [name for name in numbers if "AlexNet" in name]
+    (note,) = [metric.note for name, metric in numbers.items() if name.endswith("mean error")]
+    assert note.split("; ")[0] == f"no mCE by AlexNet, {why}"
+
+
+def test_of_a_set_that_nobody_takes_for_imagenet_c_no_mce_is_missed(tmp_path: Path) -> None:
+    of = replace(corrupted(FULL, labels=THOUSAND[:5]), kind="custom", name="made")
+    assert metrics([of], tmp_path)["made, mean error"].note == ""
+
+
+@pytest.mark.parametrize("crop", [0.5, 1.0])
+def test_clean_photos_are_cut_as_imagenet_c_was_beside_what_is_cut_and_else_as_the_model_sees(
+    crop: float, tmp_path: Path
+) -> None:
+    # Most of the central 7/8 is of class 3, most of the whole and all of the central half of class 5.
+    clean = photo(5, size=80)
+    clean[:, 5:75, 5:75] = photo(3, size=70)
+    clean[:, 18:62, 18:62] = photo(5, size=44)
+    size = (70, 70)
+    model = entrant(size=size, view=Centre(CentralView(size=size, crop=crop)))
+    val = shifted([Cell(None, None, scenes([(3, clean)]), None)], THOUSAND, kind="imagenet-val")
+    cell = Cell("fog", 1, scenes([(3, photo(3, size=70))]), None)
+    grid = shifted([cell], THOUSAND, kind="imagenet-c", is_cut=True)
+    sketch = shifted([Cell(None, None, scenes([(3, photo(3, size=70))]), None)], THOUSAND, kind="sketch")
+    numbers = metrics([grid, sketch], tmp_path, models=[model], clean=val)
+    assert numbers["imagenet-c, clean on the same classes"].value == 100
+    assert numbers["sketch, clean on the same classes"].value == 0
+    assert numbers["imagenet-val, top-1"].value == 0
 
 
 def test_extra_corruptions_are_told_apart_and_change_no_mean(tmp_path: Path) -> None:
@@ -158,6 +239,20 @@ def test_a_self_made_set_has_no_mce_by_alexnet_but_by_a_reference(tmp_path: Path
     assert values["imagenet-c (self-made), mCE beside two"] == pytest.approx(100)
     assert values["imagenet-c (self-made), relative mCE beside two"] == pytest.approx(100)
     assert "Score" not in names
+
+
+def test_relative_mce_takes_each_models_own_clean_error_off(tmp_path: Path) -> None:
+    swapped = [*THOUSAND[:3], THOUSAND[4], THOUSAND[3], *THOUSAND[5:]]
+    models = [entrant(source="one"), entrant(swapped, source="two")]
+    config = CONFIG.model_copy(update={"reference": "two"})
+    one, _ = found([corrupted(FULL)], tmp_path, models=models, config=config, clean=clean_photos([0]))
+    values = {metric.name: metric.value for metric in one.metrics}
+    # Of 4 photos with each corruption 0, 1, 2, 3, 4 are wrong; by the second 1, 2, 3, 4, and 3, as it takes 3 for 4.
+    ours, theirs = 10 / 4, 13 / 4
+    assert values["imagenet-c, mCE beside two"] == pytest.approx(100 * ours / theirs)
+    # Of 8 clean ones of the same classes 1 is wrong, and by the second the two of class 3 as well.
+    relative = (ours - 5 * 1 / 8) / (theirs - 5 * 3 / 8)
+    assert values["imagenet-c, relative mCE beside two"] == pytest.approx(100 * relative)
 
 
 def test_photos_of_another_size_than_the_models_are_resized_and_said_to_be(tmp_path: Path) -> None:
@@ -225,6 +320,19 @@ def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:
     assert numbers["sketch, top-1"].note == ("hardly above chance, 0.1 %: are classes, weights, mean and std right?")
 
 
+@pytest.mark.parametrize(
+    ("classes", "right", "is_warned_of"), [(9, 11, True), (9, 12, False), (10, 29, True), (10, 31, False)]
+)
+def test_what_is_hardly_above_chance_is_told_by_the_open_classes_and_depends_on_their_number(
+    classes: int, right: int, is_warned_of: bool, tmp_path: Path
+) -> None:
+    drawn = scenes([(n % classes, photo((n + (n >= right)) % classes)) for n in range(100)])
+    numbers = metrics([shifted([Cell(None, None, drawn, None)], THOUSAND[:classes], name="night")], tmp_path)
+    assert numbers["night, own classes"].value == pytest.approx(right)
+    warned = f"hardly above chance, {100 / classes:.2g} %: are classes, weights, mean and std right?"
+    assert numbers["night, own classes"].note == (warned if is_warned_of else "")
+
+
 def test_a_set_of_ones_own_is_answered_among_its_classes_and_among_all(tmp_path: Path) -> None:
     names = [LabelInfo(name=name) for name in ("cat", "dog", "owl")]
     drawn = scenes([(0, photo(0)), (1, photo(2, 1))])  # the owl is more than half of the second
@@ -245,6 +353,9 @@ def test_the_score_is_of_all_four_sets(tmp_path: Path) -> None:
     numbers = metrics([imagenet_a(), r, sketch, corrupted(FULL)], tmp_path)
     mce = numbers["imagenet-c, mCE (AlexNet)"].value
     assert numbers["Score"].value == pytest.approx((75 + 100 + 50 + 100 - mce) / 4)
+    assert numbers["Score"].note == "(A + R + Sketch + (100 - mCE)) / 4; of sets with remarks of their own"
+    numbers = metrics([replace(imagenet_a(), notes=()), r, sketch, corrupted(FULL)], tmp_path)
+    assert numbers["Score"].note == "(A + R + Sketch + (100 - mCE)) / 4"
 
 
 def test_calibration_error_is_of_the_confidence_among_open_classes(tmp_path: Path) -> None:
@@ -281,3 +392,20 @@ def test_what_was_answered_is_not_asked_again_for_another_set_beside_it(tmp_path
     drawn.asked = 0  # type: ignore[attr-defined]
     found([one, two], tmp_path)
     assert drawn.asked == 0  # type: ignore[attr-defined]
+
+
+def test_a_cell_that_comes_to_a_set_is_all_that_is_asked_of_it(tmp_path: Path) -> None:
+    drawn = [scenes([(0, photo(0))]) for _ in range(2)]
+    cells = [Cell("fog", n, each, None, identity=f"fog {n}") for n, each in enumerate(drawn, start=1)]
+    first = replace(shifted(cells[:1], THOUSAND, kind="imagenet-c"), identity="of one cell")
+    found([first], tmp_path)
+    found([replace(first, cells=tuple(cells), identity="of two cells")], tmp_path)
+    assert [each.asked for each in drawn] == [1, 1]
+
+
+def test_models_whose_answers_lie_in_one_folder_do_not_get_each_others(tmp_path: Path) -> None:
+    night = shifted([Cell(None, None, scenes([(0, photo(0)), (2, photo(2))]), None)], THOUSAND[:3], name="night")
+    models = [entrant(source="one"), entrant([THOUSAND[1], THOUSAND[0], *THOUSAND[2:]], source="two")]
+    for asked in (models, models[::-1]):
+        for each in evaluate_robustness(asked, [night], None, CONFIG, lambda _: tmp_path, World()):
+            assert each.metrics[0].value == {"one": 100, "two": 50}[each.entrant.source]

@@ -73,6 +73,10 @@ def test_nothing_in_common_is_refused(labels: list[LabelInfo | None], model: lis
     assert str(caught.value) == f"the model: has none of the classes of the set: {why}"
 
 
+def test_a_name_that_a_model_has_twice_does_not_matter_where_it_is_not_asked_for() -> None:
+    assert matched(names("dog"), names("crane", "dog", "crane")).columns == (1,)
+
+
 def test_a_name_that_a_model_has_twice_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         matched(names("crane"), names("crane", "dog", "crane"))

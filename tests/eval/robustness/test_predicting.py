@@ -1,15 +1,15 @@
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.core.world import World
-from c2fmae.eval.extraction import Hands
+from c2fmae.eval.extraction import Hands, Precision
 from c2fmae.eval.robustness import predictions
 from c2fmae.eval.robustness.entrants import AsItIs, Entrant
 from c2fmae.eval.robustness.predicting import Question, Round, predict, unanswered
@@ -140,6 +140,37 @@ def test_probabilities_are_kept_where_they_are_asked_for(tmp_path: Path) -> None
     logits = torch.zeros(1, 10)
     logits[0, 3], logits[0, 4] = 60, 40
     assert torch.equal(kept, logits.softmax(dim=1).half())
+
+
+def test_what_was_answered_is_asked_once_more_only_where_that_is_wanted(tmp_path: Path) -> None:
+    rounds = [Round(some_scenes(), (question(entrant(), tmp_path),))]
+    ask(rounds)
+    assert unanswered(rounds, World()) == []
+    assert unanswered(rounds, World(), again=True) == rounds
+
+
+def test_in_bf16_logits_are_those_of_rounded_weights_and_photos(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(300, 10)
+
+    class Straight(nn.Module):
+        def forward(self, photos: Tensor) -> Tensor:
+            return linear(photos.flatten(1).float() / 255)  # type: ignore[no-any-return]
+
+    of, photos = replace(entrant(THOUSAND[:10]), logits=Straight()), some_scenes()
+    seen = torch.stack([photos[n].maps["rgb"] for n in range(7)]).flatten(1).float() / 255
+    expected = {
+        "fp32": linear(seen),
+        "bf16": nn.functional.linear(seen.bfloat16(), linear.weight.bfloat16(), linear.bias.bfloat16()).float(),
+    }
+    asked = replace(question(of, tmp_path, range(10)), view=AsItIs((10, 10)))
+    found = dict[str, Tensor]()
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        predict([Round(photos, (asked,))], World(), HANDS, precision=precision)
+        found[precision] = predictions.read(asked.path).confidence
+        assert torch.allclose(found[precision], expected[precision].softmax(dim=1).amax(dim=1), atol=1e-6)
+    assert not torch.allclose(found["fp32"], found["bf16"], atol=1e-6)
 
 
 def test_a_broken_photo_is_an_error_that_names_it(tmp_path: Path) -> None:

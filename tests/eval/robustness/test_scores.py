@@ -23,6 +23,15 @@ def test_the_15_corruptions_of_alexnets_table_are_those_of_the_data() -> None:
     assert tuple(ALEXNET) == tuple(CORRUPTIONS)
 
 
+def test_alexnets_errors_are_those_of_the_paper() -> None:
+    assert ALEXNET == {
+        "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
+        "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
+        "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
+        "pixelate": 0.717840, "jpeg_compression": 0.606500,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("row", TABLE_IV.values(), ids=TABLE_IV)
 def test_the_papers_scores_come_out_to_the_printed_digit(row: PaperRow) -> None:
     assert f"{paper_score(row.a, row.r, row.sketch, row.mce):.1f}" == f"{row.score:.1f}"
@@ -70,6 +79,13 @@ def test_calibration_error_is_that_of_a_loop_over_bins() -> None:
             gap = confidences[inside].double().mean() - is_right[inside].double().mean()
             expected += inside.sum().item() / 500 * abs(gap.item())
     assert calibration_error(confidences, is_right) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("number", range(1, 16))
+def test_a_confidence_at_the_edge_of_a_bin_is_in_the_lower_one(number: int) -> None:
+    edge, inside = number / 15, (number - 0.5) / 15
+    found = calibration_error(torch.tensor([edge, inside], dtype=torch.double), torch.tensor([True, False]))
+    assert found == pytest.approx(abs(edge + inside - 1) / 2)  # of one bin; of two, it is (1 - edge + inside) / 2
 
 
 def test_the_reach_over_cells_of_the_same_photos_is_that_of_their_mean_errors() -> None:
