@@ -96,11 +96,11 @@ class _Seen:
     is_resized: dict[View, Bool[Tensor, " batch"]]
 
     def __post_init__(self) -> None:
-        self._logits = dict[int, Tensor]()
+        self._logits = dict[tuple[int, View], Tensor]()
 
     def answers(self, question: Question, precision: Precision, keep_probabilities: bool) -> dict[str, Tensor]:
-        """Return what is kept; an entrant looks once, whatever it is asked about the batch."""
-        who = id(question.entrant)
+        """Return what is kept; an entrant looks at a view once, whatever it is asked about the batch."""
+        who = (id(question.entrant), question.view)
         if who not in self._logits:
             photos = self.views[question.view]
             with torch.autocast(photos.device.type, torch.bfloat16, enabled=precision == "bf16"):

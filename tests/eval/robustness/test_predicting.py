@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.core.world import World
+from c2fmae.data import CentralView
 from c2fmae.eval.extraction import Hands, Precision
 from c2fmae.eval.robustness import predictions
-from c2fmae.eval.robustness.entrants import AsItIs, Entrant
+from c2fmae.eval.robustness.entrants import AsItIs, Centre, Entrant
 from c2fmae.eval.robustness.predicting import Question, Round, predict, unanswered
 from tests.eval.backbones import Drawn
 from tests.eval.robustness.planted import THOUSAND, ByColour, entrant, photo, scenes
@@ -75,6 +76,15 @@ def test_a_photo_is_decoded_once_for_all_models_and_each_distinct_view_made_once
     assert drawn.asked == 7
     assert (made.count("alike"), made.count("other")) == (7, 7)
     assert [_seen(each) for each in models] == [7, 7, 7]  # asked twice, the first looked once
+
+
+def test_a_model_that_is_asked_about_two_views_answers_by_each(tmp_path: Path) -> None:
+    edged = photo(5, size=20)
+    edged[:, 5:15, 5:15] = photo(3)
+    half, of = Centre(CentralView(size=(10, 10), crop=0.5)), entrant()
+    whole, centre = question(of, tmp_path), replace(question(of, tmp_path, cell="centre"), view=half)
+    ask([Round(scenes([(3, edged)]), (whole, centre))])
+    assert [predictions.read(each.path).predicted.tolist() for each in (whole, centre)] == [[5], [3]]
 
 
 def _seen(of: Entrant) -> int:
