@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isnan
+from math import isnan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def test_mce_of_imagenet_c_is_that_of_a_table_by_hand(tmp_path: Path) -> None:
 
 def reach_of(photos: Tensor) -> float:
     """Half the 95 % interval of the mean of a number that each photo has."""
-    return 1.959963984540054 * photos.std().item() / len(photos) ** 0.5
+    return 1.959963984540054 * photos.std().item() / sqrt(len(photos))
 
 
 def test_a_grid_of_ones_own_is_answered_among_its_classes_and_so_is_its_interval(tmp_path: Path) -> None:
