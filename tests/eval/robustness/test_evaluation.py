@@ -22,7 +22,7 @@ from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_
 from c2fmae.eval.robustness.known import imagenet_a_wnids, imagenet_r_wnids
 from c2fmae.eval.robustness.scores import ALEXNET
 from c2fmae.eval.robustness.sets import ShiftedSet, open_shifted
-from tests.eval.robustness.planted import THOUSAND, FolderOf, entrant, photo, scenes, shifted
+from tests.eval.robustness.planted import THOUSAND, ByColour, FolderOf, entrant, photo, scenes, shifted
 
 CONFIG = RobustnessConfig(batch_size=3, workers=0)
 COLUMN = {label.wnid: column for column, label in enumerate(THOUSAND)}
@@ -404,8 +404,12 @@ def test_a_cell_that_comes_to_a_set_is_all_that_is_asked_of_it(tmp_path: Path) -
 
 
 def test_models_whose_answers_lie_in_one_folder_do_not_get_each_others(tmp_path: Path) -> None:
-    night = shifted([Cell(None, None, scenes([(0, photo(0)), (2, photo(2))]), None)], THOUSAND[:3], name="night")
-    models = [entrant(source="one"), entrant([THOUSAND[1], THOUSAND[0], *THOUSAND[2:]], source="two")]
+    class Backwards(ByColour):
+        def forward(self, photos: Tensor) -> Tensor:
+            return super().forward(photos).flip(1)
+
+    night = shifted([Cell(None, None, scenes([(0, photo(0)), (1, photo(1))]), None)], THOUSAND[:3], name="night")
+    models = [entrant(THOUSAND[:3], source="one"), replace(entrant(THOUSAND[:3], source="two"), logits=Backwards(3))]
     for asked in (models, models[::-1]):
         for each in evaluate_robustness(asked, [night], None, CONFIG, lambda _: tmp_path, World()):
             assert each.metrics[0].value == {"one": 100, "two": 50}[each.entrant.source]
