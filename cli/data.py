@@ -304,6 +304,7 @@ def _check(source: str, granularities: str | None, workers: int | None) -> "Chec
 
 
 def _check_as(source: str, kind: str) -> None:
+    from c2fmae.eval.robustness.cells import numbered
     from c2fmae.eval.robustness.checking import check_as
     from c2fmae.eval.robustness.known import CUSTOM, kind_named
 
@@ -311,7 +312,7 @@ def _check_as(source: str, kind: str) -> None:
     for sentence in checked.odd:
         print(f"odd: {sentence}")
     print(checked.summary)
-    print(f"{len(checked.odd)} odd things" if checked.odd else "nothing odd")
+    print(numbered(len(checked.odd), "odd thing", "odd things") if checked.odd else "nothing odd")
     kind = kind_named(kind)
     option = f"--custom NAME={quote(source)}" if kind == CUSTOM else f"--{kind} {quote(source)}"
     print(f"next: {'mend that, or go on with it: ' if checked.odd else ''}c2fmae eval robustness MODEL {option}")

@@ -223,7 +223,7 @@ def measured(run: Path, trained: Classifier) -> Path:
 def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "data": {"train": "/home/somebody/data/cats-{000..012}.tar"},
-        "source": "/home/somebody/runs/pretrained",
+        "init": "/home/somebody/runs/pretrained",
         "drop_path": 0.1,
         "mixing": {"mixup": 0.8, "smoothing": 0.1},
         "training": {"steps": 20, "epochs": 5, "batch_size": 32, "base_lr": 5e-4, "layer_decay": 0.65},
