@@ -30,14 +30,24 @@ def take(augment: Augmented, scene: Scene = PHOTO, seed: int = 0) -> torch.Tenso
 
 def test_a_photo_is_changed_by_its_noise_alone_and_global_generators_stay_as_they_were() -> None:
     augment = augmented(erasing=0.5)
-    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]
     first = [take(augment, seed=seed) for seed in range(20)]
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
     random.seed(1)
     np.random.seed(1)
     assert all(torch.equal(take(augment, seed=seed), each) for seed, each in enumerate(first))
     assert len({each.numpy().tobytes() for each in first}) > 10
     assert all(each.dtype == torch.uint8 and each.shape == (3, 32, 32) for each in first)
+
+
+def test_what_was_drawn_by_a_seed_leaves_no_trace_in_global_generators() -> None:
+    """Python's is looked at here alone: in the run with shape checks, these draw from it at every call."""
+    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    with seeded_globals(3):
+        drawn = random.random(), np.random.rand()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]
+    with seeded_globals(3):
+        assert (random.random(), np.random.rand()) == drawn
 
 
 def test_it_is_timms_rand_augment() -> None:
