@@ -188,11 +188,13 @@ class _Samples(Dataset[object]):
 def _end_workers(batches: object) -> None:
     workers = list(getattr(batches, "_workers", []))
     end = getattr(batches, "_shutdown_workers", None)
-    if end is not None:
-        end()
-    for worker in workers:
-        if worker.is_alive():  # it is stuck, and takes its time to end when it is asked to
-            worker.kill()
+    try:
+        if end is not None:
+            end()
+    finally:  # torch tells of a dead worker wherever the main thread is, here too
+        for worker in workers:
+            if worker.is_alive():  # it is stuck, and takes its time to end when it is asked to
+                worker.kill()
 
 
 def first_whole(scenes: Scenes, index: int, broken: list[str]) -> Scene:
