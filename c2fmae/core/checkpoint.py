@@ -89,6 +89,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(document["step"], tensors, facts)
 
 
+def facts_of(path: Path) -> Facts:
+    """Return what a checkpoint says of itself; its tensors are not read, whole or not."""
+    return dict(_read_document(path)["facts"])
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, oldest first; what a killed save left is none."""
     by_step: dict[int, Path] = {}

@@ -1,5 +1,6 @@
 """The classes that a whole image can be of."""
 
+import re
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -15,3 +16,12 @@ class LabelInfo(Config):
     name: Annotated[str, Field(min_length=1)]
     wnid: str | None = None
     """WordNet id, the name of the class's folder in ImageNet."""
+
+
+def is_wnid(name: str) -> bool:
+    """Return whether a name has the form of a WordNet id.
+
+    >>> is_wnid("n01440764"), is_wnid("night")
+    (True, False)
+    """
+    return re.fullmatch(r"n\d{8}", name) is not None

@@ -21,9 +21,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import seed_of
-
-CROP = 224 / 256
-"""Share of the shorter side that ImageNet-C shows."""
+from c2fmae.data.augment import seeded_globals
+from c2fmae.data.corruptions import CROP
 
 _PACKAGE = "imagecorruptions-imaug"
 _SMALLEST = 32  # pixels a side that the package takes
@@ -94,14 +93,12 @@ def _tool() -> ModuleType:
 
 @contextlib.contextmanager
 def _undisturbed(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator, and leave it and OpenCV's threads as they were."""
+    """Seed global generators, and leave them and OpenCV's threads as they were."""
     cv2 = importlib.import_module("cv2")
-    state, threads = np.random.get_state(), cv2.getNumThreads()
+    threads = cv2.getNumThreads()
     try:
-        np.random.seed(seed)
         cv2.setNumThreads(1)  # there may be as many processes as cores
-        with contextlib.redirect_stdout(io.StringIO()), np.errstate(invalid="raise"):
+        with seeded_globals(seed), contextlib.redirect_stdout(io.StringIO()), np.errstate(invalid="raise"):
             yield
     finally:
-        np.random.set_state(state)
         cv2.setNumThreads(threads)

@@ -23,7 +23,6 @@ from c2fmae.core.locks import locked
 from c2fmae.core.run_folder import check_room
 from c2fmae.core.scene import Scene
 from c2fmae.data.corrupt_photo import (
-    CROP,
     as_colours,
     centre_of,
     corrupt_photo,
@@ -32,11 +31,12 @@ from c2fmae.data.corrupt_photo import (
     tool_name,
 )
 from c2fmae.data.corrupted_set import CorruptedSet, Where, class_folders, photo_names, write
-from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES
+from c2fmae.data.corruptions import CORRUPTIONS, CROP, SEVERITIES
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.mixed import SelectedScenes
 from c2fmae.data.pool import run_in_processes
 from c2fmae.data.scenes import Scenes
+from c2fmae.data.writer import make_folder
 
 _LOOKED_AT = 8  # photos whose size tells how much room is needed
 _BYTES_PER_PIXEL = 0.5  # 0.3 on average at 224 pixels, 0.45 at 64; 0.75 with noise
@@ -91,7 +91,7 @@ def corrupt_scenes(
     names, folders = photo_names(scenes.keys), class_folders(scenes.info.labels)
     made = _made_by(scenes, config, source or scenes.info.name)
     corrupted = CorruptedSet(out, scenes.info.name, scenes.info.labels, made)
-    _make_folder(out)
+    make_folder(out)
     with locked(out, or_say=f"{out}: another process is corrupting into it. Wait for it, or give another folder"):
         before = corrupted.unfinished()
         present = corrupted.present(cells)
@@ -195,12 +195,3 @@ def _check_room(scenes: Scenes, config: CorruptConfig, out: Path, num_files: int
     blocks = [-(-_BYTES_PER_PIXEL * photo.shape[1] * photo.shape[2] // _BLOCK) for photo in photos]
     needed = round(num_files * _BLOCK * sum(blocks) / count)
     check_room(out, needed=needed, what=f"{num_files} photos", or_do="take fewer with --limit, --only or --severity")
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f"{out}: a file, not a folder. Give a folder that is new or empty") from error
-    except OSError as error:
-        raise UserError(f"{out}: cannot be used: {error.strerror}. Give another folder") from error

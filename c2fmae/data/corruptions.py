@@ -24,6 +24,9 @@ EXTRA = GROUPS["extra"]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
+CROP = 224 / 256
+"""Share of the shorter side that ImageNet-C shows."""
+
 
 def chosen_corruptions(names: Collection[str]) -> tuple[str, ...]:
     """Return the corruptions that are meant by their own names or their groups', in the order of the benchmark."""

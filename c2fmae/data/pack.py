@@ -32,6 +32,7 @@ from c2fmae.data.writer import (
     UNFINISHED,
     encode_photo,
     is_storable,
+    make_folder,
     member_keys,
     sample_members,
     tar_member,
@@ -82,7 +83,7 @@ def pack(
     names = member_keys(scenes.keys)
     order = np.array(sorted(range(len(names)), key=names.__getitem__))
     plan = _plan(scenes, config, names, int(order[0]))
-    _make_folder(out)
+    make_folder(out)
     with locked(out, or_say=f"{out}: another process is packing into it. Wait for it, or give another folder"):
         _begin(out, plan)
         job = _ShardWriter(scenes, out, config, KeyList.of(names), order)
@@ -231,15 +232,6 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f"{out}: a file, not a folder. Give a folder that is new or empty") from error
-    except OSError as error:
-        raise UserError(f"{out}: cannot be used: {error.strerror}. Give another folder") from error
 
 
 def _begin(out: Path, plan: dict[str, Any]) -> None:

@@ -149,3 +149,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder to write to, unless it is there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"{out}: a file, not a folder. Give a folder that is new or empty") from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot be used: {error.strerror}. Give another folder") from error

@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, prune, save_checkpoint, step_of
+from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, facts_of, prune, save_checkpoint, step_of
 from c2fmae.core.loop import Training
 from c2fmae.core.world import World
 
@@ -47,14 +47,11 @@ class Best:
     @property
     def score(self) -> float:
         """The highest score so far."""
-        found = self._found()
-        return float(found.facts[_SCORE]) if found else -inf
+        newest = checkpoints_in(self.folder)
+        return float(facts_of(newest[-1])[_SCORE]) if newest else -inf
 
     @property
     def step(self) -> int | None:
         """The step whose weights are kept."""
-        found = self._found()
-        return found.step if found else None
-
-    def _found(self) -> Checkpoint | None:
-        return newest_checkpoint(self.folder)[0]
+        newest = checkpoints_in(self.folder)
+        return step_of(newest[-1]) if newest else None

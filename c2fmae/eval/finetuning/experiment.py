@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from c2fmae.core.checkpoint import newest_checkpoint
+from c2fmae.core.checkpoint import checkpoints_in, facts_of
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.experiment import Experiment, Outcome, conduct, folder_of, is_new
 from c2fmae.core.labels import LabelInfo
@@ -27,6 +27,7 @@ from c2fmae.data import BatchStream, CentralView, Scenes
 from c2fmae.data.kept import KeptScenes
 from c2fmae.data.loader import telling_of_dead_workers
 from c2fmae.data.mixed import SelectedScenes
+from c2fmae.data.stored import StoredScenes
 from c2fmae.eval.digests import tensors_digest
 from c2fmae.eval.finetuning.accuracy import Accuracy, Trial
 from c2fmae.eval.finetuning.best import Best
@@ -61,6 +62,8 @@ class Finetuning(Experiment):
     classifier: Classifier
     size: tuple[int, int]
     protocol: str
+    report: str
+    """What was loaded when it began."""
     world: World
 
     @property
@@ -103,6 +106,7 @@ class Finetuning(Experiment):
             "labels": list(info.label_names),
             "normalisation": {"mean": list(spec.backbone.mean), "std": list(spec.backbone.std)},
             "samples": len(self.scenes),
+            "load_report": self.report,
         }
 
     def refuse_broken(self, count: int) -> None:
@@ -125,6 +129,8 @@ class Finetuning(Experiment):
         rows = read_rows(run.metrics) if is_again and self.world.is_first else []
         if not self.world.share(any("test/top-1" in row for row in rows if row["step"] == step)):
             watch.note(step, _numbers("test", found) | (_numbers("average", averaged) if averaged else {}))
+            by_average = f", {100 * averaged.top1:.2f} % by averaged weights" if averaged else ""
+            watch.say(f"step {step:,}: {100 * found.top1:.2f} % of {found.count:,} test photos right{by_average}")
         scores = {"model": found.top1} | ({"ema": averaged.top1} if averaged else {})
         best.offer(training, scores, self.facts())
         if step == total:
@@ -140,7 +146,7 @@ class Finetuning(Experiment):
             write_classes(run, found, self.classifier.spec.labels)
             metrics = metrics_of(found, averaged, others, (best.step, best.score))
             digest = tensors_digest(tensors, backbone.spec.model_dump_json())
-            write_result(run, self.config, metrics, self.protocol, digest, str(self.classifier.report), self.world.size)
+            write_result(run, self.config, metrics, self.protocol, digest, self.report, self.world.size)
 
     def write_page(self, run: RunFolder) -> None:
         """Write the page about the run."""
@@ -159,7 +165,7 @@ def finetune(
 def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -> Finetuning:
     """Open the data and build the classifier: of its source, or as that of a run that is begun."""
     data, seed = config.data, config.training.seed
-    spec = _begun(run, world) if run is not None else None
+    spec, report = _begun(run, world) if run is not None else (None, "")
     if spec is not None:
         _check_same(config, spec)
     backbone = _backbone(config) if spec is None else classifier_of(spec).backbone
@@ -180,6 +186,7 @@ def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -
             crop=data.crop,
             generator=generator,
         )
+        report = str(classifier.report)
     else:
         classifier = classifier_of(spec)
     freeze(classifier, config.train_blocks)
@@ -198,7 +205,15 @@ def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -
     protocol = protocol_of(config, plan, size=size, info=info, **names)
     if world.is_first and (leak := leak_of(data.granularities, info)):
         log.warning("%s", leak)
-    return Finetuning(config, _kept(scenes, data.keep), trial, plan, classifier, size, protocol, world)
+    return Finetuning(config, _kept(scenes, data.keep), trial, plan, classifier, size, protocol, report, world)
+
+
+def _newest_facts(run: RunFolder) -> dict[str, Any]:
+    """Return the newest facts that can be read; which classifier it is, all checkpoints say alike."""
+    for path in reversed(checkpoints_in(run.checkpoints)):
+        with suppress(UserError):  # whoever resumes says what is wrong with it
+            return facts_of(path)
+    raise UserError(f"{run.checkpoints}: no checkpoint is whole. Restore one, or begin anew in another --out")
 
 
 def _check_same(config: FinetuneConfig, spec: ClassifierSpec) -> None:
@@ -217,11 +232,10 @@ def _check_same(config: FinetuneConfig, spec: ClassifierSpec) -> None:
             raise UserError(f"{name}: this run has begun with {was}, not {given}. Such a change needs another --out")
 
 
-def _begun(run: RunFolder, world: World) -> ClassifierSpec | None:
-    """Return what the classifier of a run is, by its newest checkpoint."""
-    newest = newest_checkpoint(run.checkpoints)[0] if world.is_first else None
-    facts = world.share(newest.facts["classifier"] if newest else None)
-    return ClassifierSpec.read(facts, source=str(run.path)) if facts is not None else None
+def _begun(run: RunFolder, world: World) -> tuple[ClassifierSpec, str]:
+    """Return what the classifier of a run is, and what was loaded when it began, by its newest checkpoint."""
+    facts = world.share(_newest_facts(run) if world.is_first else None)
+    return ClassifierSpec.read(facts["classifier"], source=str(run.path)), facts["load_report"]
 
 
 def freeze(classifier: Classifier, train_blocks: int | None) -> None:
@@ -257,7 +271,7 @@ def _open(part: Literal["train", "test"], config: FinetuneConfig, backbone: Back
             )
     options = data.options if part == "train" else {**data.options, **data.test_options}
     opened = open_set(part, getattr(data, part), options, size, data.granularities)
-    if isinstance(known := getattr(opened.scenes, "labels", None), torch.Tensor):  # without reading a photo
+    if (known := _known_labels(opened.scenes)) is not None:
         _check_labelled(opened.scenes, known)
     classes = opened.scenes.info.class_names
     if "semantic" in data.granularities and classes != backbone.spec.class_names:
@@ -278,11 +292,17 @@ def _labels(train: Opened) -> tuple[LabelInfo | None, ...]:
 def _share(scenes: Scenes, fraction: float, seed: int) -> Scenes:
     if fraction == 1:
         return scenes
-    known = getattr(scenes, "labels", None)
-    labels = known if isinstance(known, torch.Tensor) else torch.tensor([_label(scenes, i) for i in range(len(scenes))])
-    _check_labelled(scenes, labels)
+    labels = _known_labels(scenes)
+    if labels is None:  # of scenes that are drawn
+        labels = torch.tensor([_label(scenes, index) for index in range(len(scenes))])
+        _check_labelled(scenes, labels)
     rows = some_of_each(labels, fraction, seed_of(seed, "labels", 0))
     return SelectedScenes(scenes, np.asarray(rows))
+
+
+def _known_labels(scenes: Scenes) -> torch.Tensor | None:
+    """Return the labels that are known without reading a photo."""
+    return scenes.labels if isinstance(scenes, StoredScenes) else None
 
 
 def _check_labelled(scenes: Scenes, labels: torch.Tensor) -> None:

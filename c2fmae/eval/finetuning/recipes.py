@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from c2fmae.core.config import read_yaml
 from c2fmae.core.registry import Registry
 from c2fmae.models.backbones import BackboneSpec
@@ -99,8 +101,6 @@ SCRATCH = ("training.layer_decay=1",)
 
 def recipe_for(spec: BackboneSpec, epochs: float | None) -> str:
     """Return the name of the recipe that suits a ViT which was pre-trained for so many epochs; None is unknown."""
-    import torch
-
     with torch.device("meta"):
         dim = vit_of(spec).embed_dim
     if dim < 192 or min(spec.image_size) < 128:

@@ -55,7 +55,7 @@ class ClassificationTask:
         del progress
         rng = np.random.default_rng(seed_of(self.seed, "mix", step))
         maps = inputs_of(self.classifier, batch.to(world.device), self._shown(rng))
-        cells = self._cells(maps)
+        cells = _cells(maps)
         mix = draw_mix(self.mixing, cells, rng)
         labels = torch.tensor(labels_of(batch), device=world.device)
         whom = neighbours(len(batch), self.views).to(world.device)
@@ -102,11 +102,12 @@ class ClassificationTask:
         kept = tuple(name for name, u in zip(names, noise, strict=True) if u >= self.granularity_dropout)
         return kept or (names[int(noise.argmax())],)
 
-    def _cells(self, maps: Mapping[str, Tensor]) -> tuple[int, int]:
-        """Return in how many cells images are cut: pixels, or where there are id maps, theirs."""
-        ids = next((maps[name] for name in maps if GRANULARITIES.get(name).kind == "ids"), None)
-        shape = next(iter(maps.values())).shape if ids is None else ids.shape
-        return shape[-2], shape[-1]
+
+def _cells(maps: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return in how many cells images are cut: pixels, or where there are id maps, theirs."""
+    ids = next((values for name, values in maps.items() if GRANULARITIES.get(name).kind == "ids"), None)
+    shape = next(iter(maps.values())).shape if ids is None else ids.shape
+    return shape[-2], shape[-1]
 
 
 def labels_of(batch: SceneBatch) -> list[int]:

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from c2fmae.core.errors import UserError, did_you_mean
-from c2fmae.core.labels import LabelInfo
+from c2fmae.core.labels import LabelInfo, is_wnid
 from c2fmae.core.scene import Scene
 from c2fmae.data import DatasetInfo, Scenes
 from c2fmae.data.corrupted_set import class_folders
-from c2fmae.eval.robustness.known import is_wnid
 from c2fmae.eval.robustness.places import Place
 
 Labels = tuple[LabelInfo | None, ...]

@@ -18,9 +18,8 @@ from c2fmae.core.weight_file import open_weights
 from c2fmae.data import CentralView
 from c2fmae.data.geometry import Box, cut_photo
 from c2fmae.eval.digests import module_digest, weights_digest
-from c2fmae.eval.robustness.known import is_wnid
 from c2fmae.models.backbones.of_hugging_face import read_config
-from c2fmae.models.backbones.of_timm import TIMM
+from c2fmae.models.backbones.of_timm import TIMM, labels_of
 from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
 
 _LOCAL = "local-dir:"
@@ -191,15 +190,12 @@ def _make_of(model: nn.Module) -> str:
     return "\n".join(told)
 
 
-def _labels_of(source: str, num_classes: int, config: Mapping[str, Any]) -> tuple[LabelInfo, ...]:
+def _labels_of(source: str, num_classes: int, config: Mapping[str, Any]) -> tuple[LabelInfo | None, ...]:
     """Return what timm says of a model's classes; ImageNet's, where it says nothing and there are a thousand."""
-    names: Any = config.get("label_names")
-    if isinstance(names, Mapping):
-        names = [names[key] for key in sorted(names, key=int)]
-    if names and len(names) == num_classes:
-        said: Mapping[str, str] = config.get("label_descriptions") or {}
-        return tuple(LabelInfo(name=said.get(name, name), wnid=name if is_wnid(name) else None) for name in names)
-    if num_classes == 1000:
+    labels = labels_of(config.get("label_names"), config.get("label_descriptions"))
+    if labels and len(labels) == num_classes:
+        return tuple(labels)
+    if num_classes == len(imagenet_labels()):
         return imagenet_labels()
     raise UserError(
         f"{source}: does not say which its {num_classes} classes are. Give a folder as timm saves it, whose "

@@ -12,6 +12,7 @@ from c2fmae.core.config import Config, Count
 from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.world import World
 from c2fmae.data import CentralView
+from c2fmae.data.corruptions import CROP
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.extraction import Hands, Precision
 from c2fmae.eval.robustness import predictions
@@ -26,8 +27,6 @@ from c2fmae.eval.robustness.scores import paper_score
 from c2fmae.eval.robustness.sets import ShiftedSet
 
 SUBSET_200, OWN_CLASSES = "subset-200", "own classes"
-CUT = 0.875
-"""The part of a photo that ImageNet-C shows: 224 of 256 pixels."""
 OF_SCORE = (("imagenet-a", SUBSET_200), ("imagenet-r", SUBSET_200), ("sketch", TOP_1), ("imagenet-c", MCE))
 
 
@@ -190,7 +189,7 @@ class _Paper:
 
 def _clean_view(entrant: Entrant, of: ShiftedSet) -> View:
     """Return how clean photos are cut beside a set's: as the model's own view does, or as ImageNet-C was made."""
-    return Centre(CentralView(size=entrant.size, crop=CUT)) if of.is_cut else entrant.view
+    return Centre(CentralView(size=entrant.size, crop=CROP)) if of.is_cut else entrant.view
 
 
 def _match(entrant: Entrant, of: ShiftedSet) -> Matched:

@@ -1,6 +1,5 @@
 """The official sets: what they are called, which classes they have, and how many photos."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -70,15 +69,6 @@ def kind_named(name: str) -> str:
     if kind not in KINDS:
         raise unknown_name("kind of set", name, [*KINDS, *_SHORT])
     return kind
-
-
-def is_wnid(name: str) -> bool:
-    """Whether a name is written as the WordNet id of a noun is.
-
-    >>> is_wnid("n01440764"), is_wnid("cat")
-    (True, False)
-    """
-    return re.fullmatch(r"n\d{8}", name) is not None
 
 
 def looks_like(wnids: set[str]) -> str | None:

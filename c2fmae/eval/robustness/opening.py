@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import is_wnid
 from c2fmae.core.scene import GRANULARITIES
 from c2fmae.data import DatasetInfo, Scenes, open_scenes
 from c2fmae.data.stored import StoredScenes
 from c2fmae.eval.robustness.cells import CellScenes, Labels, labels_of_folders
 from c2fmae.eval.robustness.classes import refuse_other_classes
-from c2fmae.eval.robustness.known import is_wnid
 from c2fmae.eval.robustness.places import Place, below_wrapping, is_passed_over, is_shard, place_at
 
 

@@ -1,6 +1,5 @@
 """A plain ViT of timm by name, with weights from a file or as timm fetches them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.labels import LabelInfo
+from c2fmae.core.labels import LabelInfo, is_wnid
 from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found
 from c2fmae.models.backbones.spec import BackboneSpec, Pool
@@ -18,7 +17,6 @@ from c2fmae.models.encoder import create_vit
 
 TIMM = "timm:"
 
-_WNID = re.compile(r"n\d{8}")
 _POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean"}
 
 
@@ -87,7 +85,7 @@ def labels_of(
 
 
 def _label(name: str, description: str) -> LabelInfo:
-    return LabelInfo(name=description, wnid=name if _WNID.fullmatch(name) else None)
+    return LabelInfo(name=description, wnid=name if is_wnid(name) else None)
 
 
 def other_pooling(vit: VisionTransformer, spec: BackboneSpec) -> list[str]:

@@ -420,3 +420,30 @@ def test_generated_sets_have_options_of_their_own(source: Path) -> None:
     assert (len(it.scenes), len(it.trial.scenes)) == (8, 5)
     assert not torch.equal(it.scenes[0].maps["rgb"], it.trial.scenes[0].maps["rgb"])
     assert "a map may hold the answer" not in it.protocol
+
+
+def test_a_run_that_went_on_still_says_what_it_began_with(
+    source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(source, data, "saving.steps=2")
+    with monkeypatch.context() as patch:
+        interrupt(patch, lambda step: step == 5, "look")
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, tmp_path, World())
+    (tmp_path / "checkpoints/step-00000004/checkpoint.json").write_text("{")  # the one before it serves
+    finetune(config, tmp_path, World(), resume=True)
+    report = json.loads((tmp_path / "evaluations/finetune/results.json").read_text())["load_report"]
+    assert report == str(load_backbone(source).report)
+    last = read_rows(RunFolder(tmp_path).metrics)[-1]["test/top-1"]
+    assert f"step 6: {last:.2f} % of 18 test photos right" in capsys.readouterr().err
+
+
+def test_a_run_of_which_no_checkpoint_can_be_read_does_not_go_on(source: Path, data: Path, tmp_path: Path) -> None:
+    config = config_of(source, data)
+    finetune(config, tmp_path, World())
+    for path in (tmp_path / "checkpoints").glob("*/checkpoint.json"):
+        path.write_text("{")
+    with pytest.raises(UserError) as caught:
+        finetune(config, tmp_path, World(), resume=True)
+    told = f"{tmp_path / 'checkpoints'}: no checkpoint is whole. Restore one, or begin anew in another --out"
+    assert str(caught.value) == told
