@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from c2fmae.data.corrupt_photo import corrupt_photo, encode_corrupted, tool_name
-from c2fmae.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES
+from c2fmae.data.corruption.apply import corrupt_photo, encode_corrupted, tool_name
+from c2fmae.data.corruption.names import CORRUPTIONS, EXTRA, SEVERITIES
 from c2fmae.data.generated import GeneratedScenes
 
 PHOTOS, ROUNDS = 4, 5

@@ -19,17 +19,17 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from benchmarks.timing import report_cost
+from c2fmae.core.distributed import World
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.loop import Loop, Training, autocast
 from c2fmae.core.optimiser import TRUNK, adamw, parameter_groups, set_rate
-from c2fmae.core.run_folder import RunFolder
+from c2fmae.core.run_dir import RunFolder
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_of
 from c2fmae.core.watching import Watch, WatchingConfig
-from c2fmae.core.world import World
+from c2fmae.eval.classification.mixing import MixConfig
+from c2fmae.eval.classification.task import ClassificationTask
 from c2fmae.eval.cost.timing import alternate
-from c2fmae.eval.finetuning.mixing import MixConfig
-from c2fmae.eval.finetuning.task import ClassificationTask
 from c2fmae.models.backbones import BackboneSpec, untrained
 from c2fmae.models.classifiers import Classifier, classifier_on
 from c2fmae.models.config import EncoderConfig

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.timing import report, report_cost
 from c2fmae.eval.cost.timing import alternate
 from c2fmae.eval.probes import HeadSetting, fit_heads, nearest, vote
-from c2fmae.eval.probes.neighbours import QUERIES_AT_ONCE, unit_rows
+from c2fmae.eval.probes.nearest_neighbours import QUERIES_AT_ONCE, unit_rows
 
 DIM = 768
 SWEEP = [

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import report
-from c2fmae.core.world import World
+from c2fmae.core.distributed import World
+from c2fmae.data.suites.official import imagenet_wnids
+from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted
 from c2fmae.eval.cost.timing import alternate
-from c2fmae.eval.robustness.entrants import Entrant, load_entrant
 from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
-from c2fmae.eval.robustness.known import imagenet_wnids
-from c2fmae.eval.robustness.sets import ShiftedSet, open_shifted
+from c2fmae.eval.robustness.image_classifier import Entrant, load_entrant
 
 BATCH = 32
 Timed = Callable[[Mapping[str, Callable[[], object]]], dict[str, list[float]]]

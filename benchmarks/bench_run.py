@@ -18,14 +18,14 @@ from statistics import median
 import torch
 
 from benchmarks.timing import report_cost
+from c2fmae.core.distributed import World
 from c2fmae.core.loop import Loop, Report, Training, autocast
 from c2fmae.core.optimiser import set_rate
-from c2fmae.core.run_folder import RunFolder
+from c2fmae.core.run_dir import RunFolder
 from c2fmae.core.saving import Saver, SavingConfig
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import seed_of
 from c2fmae.core.watching import Watch
-from c2fmae.core.world import World
 from c2fmae.eval.cost.timing import alternate
 from c2fmae.pretrain import Pretraining, set_up
 from c2fmae.recipes.config import read_recipe

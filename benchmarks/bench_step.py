@@ -26,10 +26,10 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
-from c2fmae.eval.cost import cost_of
 from c2fmae.eval.cost.memory import peak_bytes
 from c2fmae.eval.cost.timing import alternate
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods.cost import cost_of
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5

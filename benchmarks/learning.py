@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from c2fmae.core.run_folder import RunFolder, read_rows
+from c2fmae.core.run_dir import RunFolder, read_rows
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.mixed import SelectedScenes
 from c2fmae.eval.probes import extract, photo_encoder, probe

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import RunFolder
+from c2fmae.core.run_dir import RunFolder
 from c2fmae.core.weight_file import open_weights
 from c2fmae.methods import METHODS, MethodConfig, build_method
 from c2fmae.models.backbones import Backbone

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import find_checkpoint
+from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.data import Scenes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.fit import maps_needed

@@ -17,25 +17,25 @@ from typing import Any
 from torch import nn
 
 from c2fmae.core.config import Config
+from c2fmae.core.distributed import World, join_world
 from c2fmae.core.experiment import Experiment, ExperimentConfig, Outcome, conduct, folder_of, is_new
 from c2fmae.core.loop import Training
-from c2fmae.core.pictures import save_png
-from c2fmae.core.run_folder import RunFolder, read_rows
+from c2fmae.core.run_dir import RunFolder, read_rows
 from c2fmae.core.sharding import whole
 from c2fmae.core.training import Plan, TrainingConfig, plan_of
 from c2fmae.core.watching import Watch, is_due
-from c2fmae.core.world import World, join_world
 from c2fmae.data import BatchStream, Scenes
 from c2fmae.data.config import DataConfig
 from c2fmae.data.loader import telling_of_dead_workers
-from c2fmae.eval.held_out import HeldOut
-from c2fmae.eval.report import Section, render, run_page
-from c2fmae.eval.running import sections_of
-from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_like_training, take_scenes
+from c2fmae.eval.results import sections_of
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.methods.fit import fitted, maps_needed
+from c2fmae.methods.held_out import HeldOut
 from c2fmae.methods.start import start_from
 from c2fmae.methods.task import PretrainingTask
+from c2fmae.report import Section, render, run_page
+from c2fmae.report.drawing import save_png
+from c2fmae.views.reconstruct import draw_reconstruction, masks_like_training, take_scenes
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import Outcome
-from c2fmae.core.pictures import save_png
-from c2fmae.core.run_folder import RunFolder
+from c2fmae.core.run_dir import RunFolder
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.eval.probes import (
     Scores,
@@ -20,11 +19,12 @@ from c2fmae.eval.probes import (
     probe,
 )
 from c2fmae.eval.probes.features import Encode
-from c2fmae.eval.report import Picture, Table, Text, as_lines
-from c2fmae.eval.views.reconstruct import draw_reconstruction, masks_showing, take_scenes
 from c2fmae.loading import LoadedRun, load_run
 from c2fmae.methods import build_method
 from c2fmae.pretrain import PretrainConfig, pretrain, write_page
+from c2fmae.report import Picture, Table, Text, as_lines
+from c2fmae.report.drawing import save_png
+from c2fmae.views.reconstruct import draw_reconstruction, masks_showing, take_scenes
 
 log = logging.getLogger(__name__)
 

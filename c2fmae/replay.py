@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint, step_of
+from c2fmae.core.distributed import alone
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import autocast
-from c2fmae.core.run_folder import RunFolder
-from c2fmae.core.world import alone
+from c2fmae.core.run_dir import RunFolder
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.task import Part
 from c2fmae.pretrain import PretrainConfig, Pretraining, set_up

@@ -103,9 +103,9 @@ def stats(
     workers: Workers = None,
 ) -> None:
     """Count classes, objects, labels and sizes; draw them, and print them as text."""
-    from c2fmae.core.pictures import check_png, save_png
     from c2fmae.data.check import class_table
     from c2fmae.data.stats import describe_stats, draw_stats
+    from c2fmae.report.drawing import check_png, save_png
 
     check_png(out)
     report = _check(source, granularities, workers)
@@ -127,8 +127,8 @@ def preview(
     granularities: Granularities = None,
 ) -> None:
     """Draw a few scenes: photo, semantic map, instance map, label and classes."""
-    from c2fmae.core.pictures import check_png, save_png
     from c2fmae.data.preview import draw_preview
+    from c2fmae.report.drawing import check_png, save_png
 
     check_png(out)
     opened = _open(source, granularities, None)
@@ -192,8 +192,8 @@ def corrupt(
 
     By default the 15 corruptions that mCE is made of; the four others come with --only extra.
     """
-    from c2fmae.data.corrupting import CorruptConfig, corrupt_scenes, spread_scenes
-    from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES, chosen_corruptions
+    from c2fmae.data.corruption.corrupt import CorruptConfig, corrupt_scenes, spread_scenes
+    from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES, chosen_corruptions
 
     corruptions = chosen_corruptions(only) if only else CORRUPTIONS
     severities = tuple(sorted(set(severity))) if severity else SEVERITIES
@@ -304,9 +304,9 @@ def _check(source: str, granularities: str | None, workers: int | None) -> "Chec
 
 
 def _check_as(source: str, kind: str) -> None:
-    from c2fmae.eval.robustness.cells import numbered
-    from c2fmae.eval.robustness.checking import check_as
-    from c2fmae.eval.robustness.known import CUSTOM, kind_named
+    from c2fmae.data.suites.cells import numbered
+    from c2fmae.data.suites.check import check_as
+    from c2fmae.data.suites.official import CUSTOM, kind_named
 
     checked = check_as(kind, source)
     for sentence in checked.odd:

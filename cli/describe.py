@@ -13,7 +13,7 @@ def describe(
     set_: Set = None,
 ) -> None:
     """Print a recipe's architecture: what reads what, shapes, parameters and operations of each part."""
-    from c2fmae.eval.describe import describe as describe_method
+    from c2fmae.methods.describe import describe as describe_method
     from c2fmae.recipes.config import read_recipe
 
     config = read_recipe(recipe, set_ or [])

@@ -16,7 +16,7 @@ from c2fmae.core.errors import UserError
 
 if TYPE_CHECKING:
     from c2fmae.core.curves import CurvePair
-    from c2fmae.core.run_folder import RunFolder
+    from c2fmae.core.run_dir import RunFolder
 
 
 def doctor(
@@ -158,7 +158,7 @@ def _examine_run(path: Path) -> None:
 
 
 def _open(path: Path) -> "RunFolder":
-    from c2fmae.core.run_folder import RunFolder
+    from c2fmae.core.run_dir import RunFolder
 
     run = RunFolder(path)
     if not run.is_begun:
@@ -177,7 +177,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _rows(run: "RunFolder") -> list[dict[str, Any]]:
-    from c2fmae.core.run_folder import read_rows
+    from c2fmae.core.run_dir import read_rows
 
     rows = read_rows(run.metrics) if run.metrics.exists() else []
     if not all(isinstance(row.get("step"), int) for row in rows):
@@ -237,8 +237,8 @@ def _compare_runs(one: Path, other: Path) -> None:
     from c2fmae.core.config import read_yaml
     from c2fmae.core.curves import compare
     from c2fmae.core.environment import environment_changes
-    from c2fmae.core.resuming import WITHOUT_EFFECT
-    from c2fmae.core.run_folder import differences
+    from c2fmae.core.resume import WITHOUT_EFFECT
+    from c2fmae.core.run_dir import differences
 
     runs = [_open(one), _open(other)]
     configs = [read_yaml(run.config_path) for run in runs]
@@ -293,6 +293,6 @@ def _list(steps: list[int]) -> str:
 
 
 def _is_finetuned(path: Path) -> bool:
-    from c2fmae.eval.finetuning.config import is_finetuned
+    from c2fmae.eval.classification.config import is_finetuned
 
     return is_finetuned(path)

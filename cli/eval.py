@@ -14,7 +14,7 @@ from c2fmae_cli.results import slug, tell_runs
 from c2fmae_cli.robustness import robustness
 
 if TYPE_CHECKING:
-    from c2fmae.eval.running import Result
+    from c2fmae.eval.results import Result
 
 Sources = Annotated[
     list[str],
@@ -122,11 +122,11 @@ def cost(
     The price is that of runs and recipes. Settings for --set: image_size, batch_size, rounds, precisions.
     """
     from c2fmae.core.config import read_yaml
-    from c2fmae.core.world import alone
+    from c2fmae.core.distributed import alone
     from c2fmae.eval.cost import CostEvaluation, backbone_table, compare_backbones, epoch_table, relative_to_mae
     from c2fmae.eval.cost.evaluation import machine
     from c2fmae.eval.evaluation import Subject
-    from c2fmae.eval.running import evaluate, place_of
+    from c2fmae.eval.results import evaluate, place_of
     from c2fmae.methods import MethodConfig
     from c2fmae.models.backbones import load_backbone, untrained
     from c2fmae.recipes import RECIPES
@@ -178,12 +178,12 @@ def _evaluate(
 ) -> None:
     from datetime import timedelta
 
-    from c2fmae.core.world import join_world
+    from c2fmae.core.distributed import join_world
     from c2fmae.eval.evaluation import Subject
     from c2fmae.eval.registered import EVALUATIONS
-    from c2fmae.eval.report.page import as_lines
-    from c2fmae.eval.running import evaluate, place_of, table_of
+    from c2fmae.eval.results import evaluate, place_of, table_of
     from c2fmae.models.backbones import load_backbone, untrained
+    from c2fmae.report.page import as_lines
 
     kind = EVALUATIONS.get(name)
     config = kind.read(kind.places(data, test), overrides, source=f"eval {name}")

@@ -9,7 +9,7 @@ from c2fmae_cli.pretrain import is_first, quote_yaml
 from c2fmae_cli.results import slug
 
 if TYPE_CHECKING:
-    from c2fmae.eval.finetuning import FinetuneConfig
+    from c2fmae.eval.classification import FinetuneConfig
 
 SETTINGS = "pool, drop_path, train_blocks, granularity_dropout, mixing.…, data.…, training.…, saving.…, watching.…"
 
@@ -64,10 +64,10 @@ def finetune(
 
     The run's folder is a classifier that `export` and `eval robustness` take. SIGTERM saves and ends with 75.
     """
+    from c2fmae.core.distributed import join_world
     from c2fmae.core.errors import UserError
-    from c2fmae.core.world import join_world
-    from c2fmae.eval.finetuning import finetune as run
-    from c2fmae.eval.finetuning import set_up
+    from c2fmae.eval.classification import finetune as run
+    from c2fmae.eval.classification import set_up
     from c2fmae.measure import measure
 
     overrides = list(set_ or [])
@@ -123,9 +123,9 @@ def _say(text: str) -> None:
 
 def _tell(folders: list[Path]) -> None:
     """Print what was found, side by side."""
-    from c2fmae.eval.finetuning.result import read_result
-    from c2fmae.eval.report.page import as_lines
-    from c2fmae.eval.running import table_of
+    from c2fmae.eval.classification.result import read_result
+    from c2fmae.eval.results import table_of
+    from c2fmae.report.page import as_lines
 
     results = [read_result(folder) for folder in folders]
     table = table_of(results)
@@ -139,8 +139,8 @@ def _tell(folders: list[Path]) -> None:
 
 def _begun(source: str, overrides: list[str]) -> "FinetuneConfig | None":
     """Return the config of a fine-tuned run, if a source is one."""
-    from c2fmae.eval.finetuning import FinetuneConfig
-    from c2fmae.eval.finetuning.config import is_finetuned
+    from c2fmae.eval.classification import FinetuneConfig
+    from c2fmae.eval.classification.config import is_finetuned
 
     path = Path(source)
     return FinetuneConfig.from_yaml(path / "config.yaml", overrides) if is_finetuned(path) else None
@@ -149,8 +149,8 @@ def _begun(source: str, overrides: list[str]) -> "FinetuneConfig | None":
 def _config(
     source: str, start: dict[str, Any], recipe: str | None, overrides: list[str], *, from_scratch: bool = False
 ) -> "FinetuneConfig":
-    from c2fmae.eval.finetuning import FinetuneConfig
-    from c2fmae.eval.finetuning.recipes import FINETUNING, SCRATCH, epochs_of, recipe_for
+    from c2fmae.eval.classification import FinetuneConfig
+    from c2fmae.eval.classification.recipes import FINETUNING, SCRATCH, epochs_of, recipe_for
     from c2fmae.models.backbones.load import read_source
 
     sought = {"step": start["step"], "average": start["average"]}
@@ -166,7 +166,7 @@ def _config(
 
 def _data_words(data: str | None, test: str | None) -> list[str]:
     """Return the settings that --data and --test mean."""
-    from c2fmae.eval.finetuning.config import LabelledData
+    from c2fmae.eval.classification.config import LabelledData
 
     return [f"data.{part}={quote_yaml(place)}" for part, place in LabelledData.places(data, test).items()]
 

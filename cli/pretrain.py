@@ -54,7 +54,7 @@ def pretrain(
     is_run = (Path(recipe) / "config.yaml").is_file()
     folder = out or (Path(recipe) if is_run else Path("runs") / config.name)
     if dry_run:
-        from c2fmae.core.world import join_world
+        from c2fmae.core.distributed import join_world
         from c2fmae.measure import measure
         from c2fmae.pretrain import set_up
 

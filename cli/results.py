@@ -21,9 +21,9 @@ def slug(*words: str) -> str:
 def tell_runs(sources: list[str]) -> None:
     """Write the pages of runs anew, with what was found."""
     from c2fmae import pretrain
-    from c2fmae.core.run_folder import RunFolder
-    from c2fmae.eval.finetuning import result
-    from c2fmae.eval.finetuning.config import is_finetuned
+    from c2fmae.core.run_dir import RunFolder
+    from c2fmae.eval.classification import result
+    from c2fmae.eval.classification.config import is_finetuned
 
     for source in sources:
         if (Path(source) / "metrics.jsonl").is_file():

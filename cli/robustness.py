@@ -49,13 +49,13 @@ def robustness(
     ] = None,
 ) -> None:
     """Try classifiers on shifted photos: ImageNet-A, -R, -Sketch and -C, or sets of your own; all in one table."""
-    from c2fmae.core.world import join_world
-    from c2fmae.eval.report.page import as_lines
-    from c2fmae.eval.robustness.entrants import Entrant, load_entrant
+    from c2fmae.core.distributed import join_world
+    from c2fmae.data.suites.shifted_set import open_shifted
     from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
+    from c2fmae.eval.robustness.image_classifier import Entrant, load_entrant
     from c2fmae.eval.robustness.report import CSV, JSON, default_folder, protocol_of, write_all, write_model
-    from c2fmae.eval.robustness.sets import open_shifted
     from c2fmae.eval.robustness.tables import notes, numbers_table
+    from c2fmae.report.page import as_lines
 
     config = RobustnessConfig.read({}, set_ or [], source="eval robustness")
     official = {"imagenet-a": imagenet_a, "imagenet-r": imagenet_r, "sketch": sketch, "imagenet-c": imagenet_c}

@@ -30,8 +30,8 @@ def masks(data: Data = "generated", out: Out = Path("masks.png"), set_: Set = No
     Settings for --set: scenes, size, patch, seed, hidden, progress, masking.policy, masking.curriculum.name,
     masking.blend, masking.object_share, …
     """
-    from c2fmae.core.pictures import check_png, save_png
-    from c2fmae.eval.views.masks import MasksView, draw_masks
+    from c2fmae.report.drawing import check_png, save_png
+    from c2fmae.views.masks import MasksView, draw_masks
 
     config = MasksView.read({"data": data}, set_ or [], source="view masks")
     check_png(out)
@@ -46,8 +46,8 @@ def schedule(data: Data = "generated", out: Out = Path("schedule.png"), set_: Se
     Settings for --set: scenes, size, patch, seed, hidden, points, masking.curriculum.name,
     masking.curriculum.options.order, masking.object_share, …
     """
-    from c2fmae.core.pictures import check_png, save_png
-    from c2fmae.eval.views.schedule import ScheduleView, draw_schedule
+    from c2fmae.report.drawing import check_png, save_png
+    from c2fmae.views.schedule import ScheduleView, draw_schedule
 
     config = ScheduleView.read({"data": data}, set_ or [], source="view schedule")
     check_png(out)
@@ -71,10 +71,10 @@ def reconstruct(
 
     Settings for --set: scenes, seed, step, average (of the weights, as training.ema keeps it).
     """
-    from c2fmae.core.pictures import check_png, save_png
     from c2fmae.data import open_scenes
-    from c2fmae.eval.views import reconstruct as drawing
     from c2fmae.loading import held_out_scenes, load_run
+    from c2fmae.report.drawing import check_png, save_png
+    from c2fmae.views import reconstruct as drawing
 
     config = drawing.ReconstructView.read({}, set_ or [], source="view reconstruct")
     wanted = drawing.read_visible(visible or [])
@@ -102,9 +102,9 @@ def attention(sources: Sources, data: Data = "generated", out: Out = Path("atten
 
     Settings for --set: scenes, size (of all photos, as in [224, 224]), layer, seed.
     """
-    from c2fmae.core.pictures import check_png, save_png
-    from c2fmae.eval.views.attention import AttentionView, draw_attention
     from c2fmae.models.backbones import load_backbone
+    from c2fmae.report.drawing import check_png, save_png
+    from c2fmae.views.attention import AttentionView, draw_attention
 
     config = AttentionView.read({"data": data}, set_ or [], source="view attention")
     check_png(out)
@@ -121,9 +121,9 @@ def pca(sources: Sources, data: Data = "generated", out: Out = Path("pca.png"), 
 
     Settings for --set: scenes, size (of all photos, as in [224, 224]), layer, seed.
     """
-    from c2fmae.core.pictures import check_png, save_png
-    from c2fmae.eval.views.pca import PcaView, draw_pca
     from c2fmae.models.backbones import load_backbone
+    from c2fmae.report.drawing import check_png, save_png
+    from c2fmae.views.pca import PcaView, draw_pca
 
     config = PcaView.read({"data": data}, set_ or [], source="view pca")
     check_png(out)

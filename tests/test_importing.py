@@ -12,7 +12,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
-from c2fmae.core.run_folder import find_checkpoint
+from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.scene import SceneBatch
 from c2fmae.importing import import_mae, import_multimae
 from c2fmae.loading import load_run

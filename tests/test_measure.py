@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from c2fmae.core.distributed import World
 from c2fmae.core.loop import Training
 from c2fmae.core.training import Plan
-from c2fmae.core.world import World
 from c2fmae.measure import describe, measure
 from c2fmae.pretrain import set_up
 from c2fmae.recipes.config import read_recipe

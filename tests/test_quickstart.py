@@ -13,10 +13,10 @@ from PIL import Image
 
 from c2fmae.core.experiment import Outcome
 from c2fmae.eval.probes import Scores
-from c2fmae.eval.probes.dense import DenseScores
-from c2fmae.eval.report import as_lines
+from c2fmae.eval.probes.patch_classifier import DenseScores
 from c2fmae.quickstart import probe_table, quickstart
 from c2fmae.recipes.config import read_recipe
+from c2fmae.report import as_lines
 
 SHORT = [
     "training.steps=4",

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import RunFolder, read_rows
-from c2fmae.core.world import World
+from c2fmae.core.run_dir import RunFolder, read_rows
 from c2fmae.pretrain import pretrain, set_up
 from c2fmae.recipes.config import RecipeConfig, read_recipe
 from c2fmae.replay import look_through, replay

@@ -48,7 +48,7 @@ def test_the_wheel_carries_the_licence_and_the_command(wheel: Path) -> None:
 
 def test_the_wheel_runs_without_the_tree(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    imports = "import c2fmae_cli, c2fmae.masking, c2fmae.eval.views.masks"
+    imports = "import c2fmae_cli, c2fmae.masking, c2fmae.views.masks"
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {imports}; print(c2fmae_cli.__file__)"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "c2fmae_cli" / "__init__.py")

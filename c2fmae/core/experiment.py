@@ -14,16 +14,16 @@ from torch import nn
 
 from c2fmae.core.checkpoint import checkpoints_in
 from c2fmae.core.config import Config
+from c2fmae.core.distributed import World, is_lost
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.loop import Loop, Report, Task, Training
-from c2fmae.core.resuming import begin
-from c2fmae.core.run_folder import RunFolder, open_run
+from c2fmae.core.resume import begin
+from c2fmae.core.run_dir import RunFolder, open_run
 from c2fmae.core.saving import Saver, SavingConfig
 from c2fmae.core.signals import Stop, catching_signals
 from c2fmae.core.trackers import require
 from c2fmae.core.training import Plan, TrainingConfig
 from c2fmae.core.watching import Watch, WatchingConfig
-from c2fmae.core.world import World, is_lost
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
+from c2fmae.core.distributed import World, reducing
 from c2fmae.core.ema import average_of, follow
 from c2fmae.core.errors import UserError
 from c2fmae.core.optimiser import TRUNK, adamw, moments, parameter_groups, restore_moments, set_rate
 from c2fmae.core.seeding import seed_of
 from c2fmae.core.sharding import gather, norm_of, part_like
 from c2fmae.core.training import Plan, TrainingConfig
-from c2fmae.core.world import World, reducing
 
 B = TypeVar("B", contravariant=True)
 P = TypeVar("P")

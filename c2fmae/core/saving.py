@@ -12,10 +12,10 @@ from torch import nn
 
 from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter, prune
 from c2fmae.core.config import Config, Count
+from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import Training
 from c2fmae.core.sharding import norm_of
-from c2fmae.core.world import World
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from c2fmae.core.config import Config, Count
+from c2fmae.core.distributed import Device
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
-from c2fmae.core.world import Device
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

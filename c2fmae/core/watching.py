@@ -14,7 +14,7 @@ from c2fmae.core.config import Config, Count
 from c2fmae.core.files import sync
 from c2fmae.core.loop import Report
 from c2fmae.core.progress import Progress
-from c2fmae.core.run_folder import Rows, RunFolder, read_rows
+from c2fmae.core.run_dir import Rows, RunFolder, read_rows
 from c2fmae.core.spikes import SpikeWatch
 from c2fmae.core.trackers import Tracker, TrackerName, open_trackers
 from c2fmae.core.training import Plan

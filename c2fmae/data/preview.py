@@ -4,11 +4,11 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from c2fmae.core.pictures import PAPER, Colour, classes_in, colour_classes, colour_instances, legend, sheet
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data.geometry import photo_size
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import Scenes
+from c2fmae.report.drawing import PAPER, Colour, classes_in, colour_classes, colour_instances, legend, sheet
 
 Tile = UInt8[np.ndarray, "height width 3"]
 Ids = Integer[np.ndarray, "rows columns"]

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from c2fmae.core.pictures import bar_chart, stack
 from c2fmae.core.scene import IGNORE
 from c2fmae.data.check import SHARE_EDGES, CheckReport
+from c2fmae.report.drawing import bar_chart, stack
 
 _OBJECT_EDGES = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50)
 _SIDE_EDGES = (0, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)  # pixels

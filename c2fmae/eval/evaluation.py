@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.config import Config
+from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.registry import Registry
-from c2fmae.core.world import World
 from c2fmae.eval.digests import weights_digest
 from c2fmae.models.backbones import Backbone
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import find_checkpoint, read_rows
+from c2fmae.core.run_dir import find_checkpoint, read_rows
 from c2fmae.exports.said import Said, file_name, pretraining_facts, tuning_facts
 from c2fmae.models.backbones.of_run import is_run
 from c2fmae.models.backbones.of_timm import TIMM

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import find_checkpoint
+from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.backbones.of_run import is_run

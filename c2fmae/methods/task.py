@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from c2fmae.core.distributed import World
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
 from c2fmae.core.seeding import seed_of
-from c2fmae.core.world import World
 from c2fmae.methods.masked import MaskedAutoencoding, StepLoss
 from c2fmae.models.patches import patchify
 

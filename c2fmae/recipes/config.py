@@ -8,7 +8,7 @@ from pydantic import Field
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
-from c2fmae.eval.finetuning.config import is_finetuned
+from c2fmae.eval.classification.config import is_finetuned
 from c2fmae.pretrain import PretrainConfig
 from c2fmae.recipes.registry import RECIPES
 

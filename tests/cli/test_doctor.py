@@ -14,7 +14,7 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.environment import environment
 from c2fmae.core.errors import UserError
 from c2fmae.core.locks import locked
-from c2fmae.core.run_folder import Rows, RunFolder
+from c2fmae.core.run_dir import Rows, RunFolder
 
 END = 120
 

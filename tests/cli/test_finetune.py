@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from c2fmae.core.errors import UserError
 from c2fmae.loading import load_run
 from c2fmae.recipes.config import read_recipe
-from tests.eval.finetuning.parts import QUICK, store_sets, store_source
+from tests.eval.classification.parts import QUICK, store_sets, store_source
 
 SET = [word for setting in QUICK for word in ("--set", setting)]
 

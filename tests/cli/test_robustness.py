@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
-from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES
-from c2fmae.eval.robustness import evaluation, predicting
+from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
+from c2fmae.eval.robustness import evaluation
+from c2fmae.eval.robustness import predict as predicting
 from c2fmae.eval.robustness.evaluation import RobustnessConfig
-from c2fmae.eval.robustness.predicting import Round
+from c2fmae.eval.robustness.predict import Round
 
 NAMES = ("n01440764", "n01443537", "n01484850")
 SMALL = ("--set", "workers=0")

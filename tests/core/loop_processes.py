@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from c2fmae.core.distributed import World, _average_in_order
 from c2fmae.core.loop import Loop, Report, Training
 from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_of
-from c2fmae.core.world import World, _average_in_order
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.task import Part, PretrainingTask
 from tests.methods.scenes import noise_scenes, part, rough, tiny

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from c2fmae.core.checkpoint import load_checkpoint
+from c2fmae.core.distributed import World
 from c2fmae.core.loop import Loop, Report, Training
 from c2fmae.core.saving import Saver, SavingConfig, is_finite
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.sharding import own_part, whole
-from c2fmae.core.world import World
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.task import Part
 from tests.core.loop_processes import SIZE, STEPS, Case, batches

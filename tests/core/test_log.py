@@ -23,7 +23,7 @@ def test_the_log_goes_to_stderr_once_it_is_shown_and_every_line_once() -> None:
 
 
 def test_importing_the_library_changes_no_logging() -> None:
-    import c2fmae.eval.views.masks  # noqa: F401
+    import c2fmae.views.masks  # noqa: F401
 
     assert not logging.getLogger("c2fmae").handlers
     assert logging.getLogger("c2fmae").propagate

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import Loop, Report, Training, autocast
 from c2fmae.core.optimiser import TRUNK, parameter_groups
 from c2fmae.core.seeding import seed_of
 from c2fmae.core.training import TrainingConfig, plan_of
-from c2fmae.core.world import World
 from tests.core import loop_processes
 from tests.core.loop_processes import (
     ALONE,

@@ -8,11 +8,11 @@ from torch import nn
 
 from c2fmae.core import saving
 from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint
+from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import Training
 from c2fmae.core.saving import Saver, SavingConfig
 from c2fmae.core.training import TrainingConfig
-from c2fmae.core.world import World
 
 ALONE = World()
 

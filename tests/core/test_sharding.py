@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint
+from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.sharding import gather, norm_of, own_part, part_like, whole
 from c2fmae.core.training import TrainingConfig
-from c2fmae.core.world import World
 from tests.core import sharding_processes
 from tests.core.loop_processes import ALONE, STEPS
 from tests.core.sharding_processes import KEPT, RUNS, SINGLE, WIDE, WORLD, Each, look

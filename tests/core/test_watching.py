@@ -9,7 +9,7 @@ import torch
 
 from c2fmae.core import watching
 from c2fmae.core.loop import Report
-from c2fmae.core.run_folder import Rows, RunFolder
+from c2fmae.core.run_dir import Rows, RunFolder
 from c2fmae.core.training import TrainingConfig, plan_of
 from c2fmae.core.watching import Watch, WatchingConfig, is_due, peak_memory
 

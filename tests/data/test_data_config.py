@@ -8,8 +8,8 @@ import torch
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data import CentralView, GeneratedScenes, RandomView, Sampler
+from c2fmae.data.cached import KeptScenes
 from c2fmae.data.config import DataConfig
-from c2fmae.data.kept import KeptScenes
 from tests.data.stores import refuses, samples, write_tar
 
 ALL = ("semantic", "instance", "rgb")

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.pictures import MARGIN, colour_classes, colour_instances
 from c2fmae.core.scene import Scene
 from c2fmae.data import preview
 from c2fmae.data.geometry import stored_cells
 from c2fmae.data.info import ClassInfo, DatasetInfo
 from c2fmae.data.preview import draw_preview
+from c2fmae.report.drawing import MARGIN, colour_classes, colour_instances
 
 
 @dataclass(frozen=True)

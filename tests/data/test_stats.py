@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.pictures import bar_chart
 from c2fmae.data import stats
 from c2fmae.data.check import SHARE_EDGES, CheckReport
 from c2fmae.data.info import ClassInfo, DatasetInfo
 from c2fmae.data.stats import describe_stats, draw_stats
+from c2fmae.report.drawing import bar_chart
 
 NO_CLASSES = np.zeros(256, np.int64)
 

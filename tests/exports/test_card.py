@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import Rows, RunFolder
+from c2fmae.core.run_dir import Rows, RunFolder
 from c2fmae.eval.digests import weights_digest
 from c2fmae.exports import export
 from c2fmae.exports.as_timm import timm_target

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.run_folder import Rows, RunFolder
+from c2fmae.core.run_dir import Rows, RunFolder
 from c2fmae.core.tensor_file import write_tensors
 from c2fmae.eval.digests import weights_digest
 from c2fmae.exports import as_safetensors, as_timm, export

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from c2fmae.core.distributed import World
 from c2fmae.core.loop import Task
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
 from c2fmae.core.seeding import seed_of
-from c2fmae.core.world import World
 from c2fmae.masking import CURRICULA
 from c2fmae.methods.task import Part, PretrainingTask
 from tests.methods.scenes import noise_scenes, part, tiny

@@ -3,7 +3,7 @@
 import torch
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.cost.count import Cost, Count, Part, by_torch, size_of
+from c2fmae.core.operation_count import Cost, Count, Part, by_torch, size_of
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import vit_of, wrap
 

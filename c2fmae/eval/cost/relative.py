@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2fmae.core.distributed import World
 from c2fmae.core.loop import Loop, Training
+from c2fmae.core.operation_count import Cost
 from c2fmae.core.scene import GRANULARITIES, SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_of
-from c2fmae.core.world import World
-from c2fmae.eval.cost.count import Cost
 from c2fmae.eval.cost.evaluation import Precision
-from c2fmae.eval.cost.pretraining import cost_of
 from c2fmae.eval.cost.timing import WARM_UP, Clock, alternate, to_the_end
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods.cost import cost_of
 from c2fmae.methods.task import PretrainingTask
 from c2fmae.models import label_stride
 

@@ -1,123 +1,78 @@
-"""Efficient probing: learned queries look at the tokens of a frozen encoder, and a linear classifier at what they saw.
+"""`eval attentive`: what learned queries, looking at all of a photo's frozen patches, can name of it."""
 
-That of "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency" (2026): tokens are their own
-keys, and each query reads its own group of the values' columns.
-"""
-
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from jaxtyping import Int64
+from pydantic import Field, model_validator
+from torch import Tensor
 
+from c2fmae.core.config import Count
 from c2fmae.core.errors import UserError
-from c2fmae.core.optimiser import adamw, set_rate
-from c2fmae.core.schedules import warmup_cosine
-from c2fmae.core.seeding import seed_of
-from c2fmae.eval.probes.batches import num_batches, shuffled
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
+from c2fmae.eval.probes.attentive_head import AttentiveSetting, Read, fit_attentive
+from c2fmae.eval.probes.extraction import Wanted
+from c2fmae.eval.probes.probe_config import LabelledConfig, Pair, at, told_shares
+from c2fmae.models.backbones import Backbone
 
-Read = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row token dim"]]
-"""From rows, by index, to their tokens: those of all rows need not fit in memory."""
-
-
-@dataclass(frozen=True)
-class AttentiveSetting:
-    """What an attentive probe is, and how it is fitted."""
-
-    num_queries: int = 32
-    narrowing: int = 1
-    """How many times narrower than tokens is what is classified."""
-    lr: float = 0.001
-    """AdamW's, after a tenth of the steps; then down a cosine to 0."""
-    weight_decay: float = 0.01
-    epochs: int = 30
-    batch_size: int = 256
-    seed: int = 0
+_ROWS_AT_ONCE = 256
 
 
-class AttentiveProbe(nn.Module):
-    """A classifier of tokens, by attention from learned queries."""
+@EVALUATIONS.register("attentive")
+class AttentiveConfig(LabelledConfig):
+    """Efficient probing: a classifier that attends to frozen patches."""
 
-    def __init__(
-        self, dim: int, num_labels: int, *, num_queries: int, narrowing: int, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        width = dim // narrowing
-        if dim % narrowing or width % num_queries:
-            raise UserError(
-                f"num_queries: expected a number that divides the width of what is classified, {dim} / {narrowing}, "
-                f"got {num_queries}"
-            )
-        self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim, generator=generator))
-        values = torch.randn(num_queries, dim, width // num_queries, generator=generator)
-        self.values = nn.Parameter(values / dim**0.5)
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
-        self.classify = nn.utils.skip_init(nn.Linear, width, num_labels)  # whose own draws are not the generator's
-        nn.init.trunc_normal_(self.classify.weight, std=0.01, generator=generator)
-        nn.init.zeros_(self.classify.bias)
+    num_queries: Count = 32
+    narrowing: Count = 1
+    """How many times narrower than a token is what is classified."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    epochs: Count = 30
+    head_batch_size: Annotated[int, Field(ge=4)] = 256
+    """Photos of a step of the probe, at most; its batch norm needs several."""
 
-    def attend(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch query token"]:
-        """Return how much each query looks at each token: 1 in all."""
-        nearness = self.queries @ tokens.mT / math.sqrt(tokens.shape[-1])
-        return nearness.softmax(dim=-1)
+    @model_validator(mode="after")
+    def _check_features(self) -> "AttentiveConfig":
+        if self.pools or len(self.layers or ()) > 1:
+            raise UserError("pools, layers: attentive probes pool by themselves, patches of one layer. Name one layer")
+        return self
 
-    def pool(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch width"]:
-        """Return what the queries see, side by side."""
-        # The mean of values is the value of the mean: one product with a matrix for each query, not for each token
-        means = (self.attend(tokens) @ tokens).transpose(0, 1)
-        return torch.bmm(means, self.values).transpose(0, 1).flatten(1)
+    def wanted(self, backbone: Backbone) -> Wanted:
+        """Return what is to be known of every scene."""
+        return Wanted(patches=self.layers_of(backbone), precision=self.precision)
 
-    def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch label"]:
-        """Return a score for each label."""
-        scores: Tensor = self.classify(self.norm(self.pool(tokens)))
-        return scores
+    def protocol(self, subject: Subject) -> str:
+        """Say what is done."""
+        return (
+            f"{self.told(subject)} Efficient probing: {self.num_queries} learned queries attend to the patches, which "
+            "are their own keys; each reads its group of a linear map of them, and a linear classifier, behind batch "
+            f"norm without scale and shift, names the label. AdamW, learning rate {self.lr:g} after a tenth of the "
+            f"steps, then a cosine, weight decay {self.weight_decay:g}, {self.epochs} epochs in batches of at most "
+            f"{self.head_batch_size}; nothing is chosen. {self.told_scores()}"
+        )
 
-    @torch.no_grad()
-    def predict(self, tokens: Float[Tensor, "batch token dim"]) -> Int64[Tensor, " batch"]:
-        """Return the label with the highest score, the lowest of several such."""
-        scores: Tensor = self(tokens.float())
-        return scores.argmax(dim=1)
+    def run(self, subject: Subject) -> Iterator[Metric]:
+        """Fit in one process for all, and try."""
+        pair, name, world = self.labelled(subject), f"patches {self.layers_of(subject.backbone)[0]}", subject.world
+        yield pair.told_overlap()
+        readers = (pair.train.reader(name), pair.test.reader(name)) if world.is_first else None
+        for fraction, draws in self.drawn(pair.train.labels):
+            shares = [world.share(self._share(pair, *readers, rows) if readers else None) for rows in draws]
+            yield from told_shares(f"top-1{at(fraction)}", shares, pair.count)
 
-
-@torch.enable_grad()
-def fit_attentive(
-    read: Read,
-    labels: Int64[Tensor, " row"],
-    setting: AttentiveSetting,
-    *,
-    rows: Int64[Tensor, " given"],
-    num_labels: int,
-) -> AttentiveProbe:
-    """Return a probe in evaluation mode that was fitted to `rows`, whose tokens are read batch by batch.
-
-    A tensor of all tokens reads as `tokens.__getitem__`.
-    """
-    if len(rows) < 2:
-        raise UserError(f"an attentive probe needs at least 2 training rows, got {len(rows)}")
-    generator = torch.Generator().manual_seed(seed_of(setting.seed, "probe weights"))
-    probe = AttentiveProbe(
-        read(rows[:1]).shape[-1],
-        num_labels,
-        num_queries=setting.num_queries,
-        narrowing=setting.narrowing,
-        generator=generator,
-    )
-    matrices = [probe.values, probe.classify.weight]
-    optimiser = adamw(
-        [
-            {"params": matrices, "weight_decay": setting.weight_decay, "lr_scale": 1.0},
-            {"params": [probe.queries, probe.classify.bias], "weight_decay": 0.0, "lr_scale": 1.0},
-        ],
-        betas=(0.9, 0.999),
-    )
-    total = setting.epochs * num_batches(len(rows), setting.batch_size)
-    batches = shuffled(rows, epochs=setting.epochs, batch_size=setting.batch_size, seed=setting.seed)
-    for step, batch in enumerate(batches):
-        set_rate(optimiser, setting.lr * warmup_cosine(step, total=total, warmup=total // 10))
-        optimiser.zero_grad()
-        F.cross_entropy(probe(read(batch).float()), labels[batch]).backward()
-        optimiser.step()
-    return probe.eval()
+    def _share(self, pair: Pair, train: Read, test: Read, rows: Int64[Tensor, " row"]) -> float:
+        """Return which share of the test photos a probe of these training photos gets right."""
+        setting = AttentiveSetting(
+            num_queries=self.num_queries,
+            narrowing=self.narrowing,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            epochs=self.epochs,
+            batch_size=self.head_batch_size,
+            seed=self.seed,
+        )
+        probe = fit_attentive(train, pair.train.labels, setting, rows=rows, num_labels=pair.num_labels)
+        places = torch.arange(pair.count).split(_ROWS_AT_ONCE)
+        found = torch.cat([probe.predict(test(some)) for some in places])
+        return (found == pair.test.labels).double().mean().item()

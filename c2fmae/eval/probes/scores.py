@@ -6,10 +6,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from c2fmae.core.scene import IGNORE
-from c2fmae.eval.probes.dense import DenseScores, score_patches
 from c2fmae.eval.probes.features import Features
-from c2fmae.eval.probes.linear import fit_linear
-from c2fmae.eval.probes.neighbours import nearest, vote
+from c2fmae.eval.probes.logistic_regression import fit_linear
+from c2fmae.eval.probes.nearest_neighbours import nearest, vote
+from c2fmae.eval.probes.patch_classifier import DenseScores, score_patches
 
 
 class Scores(NamedTuple):

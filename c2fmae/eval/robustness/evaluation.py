@@ -9,22 +9,22 @@ import torch
 from pydantic import Field
 
 from c2fmae.core.config import Config, Count
+from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError, unknown_name
-from c2fmae.core.world import World
 from c2fmae.data import CentralView
-from c2fmae.data.corruptions import CROP
+from c2fmae.data.corruption.names import CROP
+from c2fmae.data.suites.cells import Cell
+from c2fmae.data.suites.official import CUSTOM
+from c2fmae.data.suites.shifted_set import ShiftedSet
 from c2fmae.eval.evaluation import Metric
-from c2fmae.eval.extraction import Hands, Precision
+from c2fmae.eval.probes.extraction import Hands, Precision
 from c2fmae.eval.robustness import predictions
-from c2fmae.eval.robustness.cells import Cell
-from c2fmae.eval.robustness.corrupted import MCE, corrupted_metrics
-from c2fmae.eval.robustness.entrants import AsItIs, Centre, Entrant, View
-from c2fmae.eval.robustness.known import CUSTOM
-from c2fmae.eval.robustness.matching import Matched, match
-from c2fmae.eval.robustness.measuring import TOP_1, Answered, Answers, is_grid, plain_metrics
-from c2fmae.eval.robustness.predicting import Question, Round, predict, unanswered
+from c2fmae.eval.robustness.corruption_metrics import MCE, corrupted_metrics
+from c2fmae.eval.robustness.image_classifier import AsItIs, Centre, Entrant, View
+from c2fmae.eval.robustness.label_matching import Matched, match
+from c2fmae.eval.robustness.predict import Question, Round, predict, unanswered
 from c2fmae.eval.robustness.scores import paper_score
-from c2fmae.eval.robustness.sets import ShiftedSet
+from c2fmae.eval.robustness.set_metrics import TOP_1, Answered, Answers, is_grid, plain_metrics
 
 SUBSET_200, OWN_CLASSES = "subset-200", "own classes"
 OF_SCORE = (("imagenet-a", SUBSET_200), ("imagenet-r", SUBSET_200), ("sketch", TOP_1), ("imagenet-c", MCE))

@@ -9,12 +9,12 @@ from typing import Any
 
 from c2fmae.core.environment import environment
 from c2fmae.eval.keeping import keep
-from c2fmae.eval.report import Details, Page, Section, Text, render
-from c2fmae.eval.robustness.corrupted import errors_of, is_imagenet_c
+from c2fmae.eval.results import FORMAT, PAGE, Result, write_down
+from c2fmae.eval.robustness.corruption_metrics import errors_of, is_imagenet_c
 from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, own_number, shown_name
-from c2fmae.eval.robustness.matching import Matched
-from c2fmae.eval.robustness.measuring import TOP_1, Answers, is_grid
+from c2fmae.eval.robustness.label_matching import Matched
 from c2fmae.eval.robustness.scores import TABLE_IV, corruption_errors
+from c2fmae.eval.robustness.set_metrics import TOP_1, Answers, is_grid
 from c2fmae.eval.robustness.tables import (
     PAPER,
     as_csv,
@@ -26,7 +26,7 @@ from c2fmae.eval.robustness.tables import (
     numbers_table,
     set_bars,
 )
-from c2fmae.eval.running import FORMAT, PAGE, Result, write_down
+from c2fmae.report import Details, Page, Section, Text, render
 
 NAME = "robustness"
 JSON, CSV = f"{NAME}.json", f"{NAME}.csv"

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from c2fmae.data.corruptions import SEVERITIES
+from c2fmae.data.corruption.names import SEVERITIES
 from c2fmae.eval.probes.intervals import NORMAL_95
 
 ALEXNET = {

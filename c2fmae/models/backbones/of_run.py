@@ -7,7 +7,7 @@ from typing import Any
 
 from c2fmae.core.checkpoint import checkpoints_in
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_folder import find_checkpoint
+from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.scene import GRANULARITIES
 from c2fmae.models.backbones.assemble import Found
 from c2fmae.models.backbones.spec import BackboneSpec

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView
-from c2fmae.eval.robustness.cells import Cell
-from c2fmae.eval.robustness.entrants import Centre, Entrant, View
-from c2fmae.eval.robustness.sets import ShiftedSet
+from c2fmae.data.suites.cells import Cell
+from c2fmae.data.suites.shifted_set import ShiftedSet
+from c2fmae.eval.robustness.image_classifier import Centre, Entrant, View
 from c2fmae.models.classifiers import imagenet_labels
 from tests.eval.backbones import Drawn
 

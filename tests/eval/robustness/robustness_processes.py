@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from c2fmae.core.world import World
-from c2fmae.eval.robustness.cells import Cell
+from c2fmae.core.distributed import World
+from c2fmae.data.suites.cells import Cell
 from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_robustness
 from tests.eval.robustness.planted import THOUSAND, FolderOf, entrant, photo, scenes, shifted
 

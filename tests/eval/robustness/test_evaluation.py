@@ -9,19 +9,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.world import World
 from c2fmae.data import CentralView
-from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES
+from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
+from c2fmae.data.suites.cells import Cell
+from c2fmae.data.suites.official import imagenet_a_wnids, imagenet_r_wnids
+from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.probes.intervals import wilson
-from c2fmae.eval.robustness.cells import Cell
-from c2fmae.eval.robustness.entrants import Centre, Entrant
 from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_robustness
-from c2fmae.eval.robustness.known import imagenet_a_wnids, imagenet_r_wnids
+from c2fmae.eval.robustness.image_classifier import Centre, Entrant
 from c2fmae.eval.robustness.scores import ALEXNET
-from c2fmae.eval.robustness.sets import ShiftedSet, open_shifted
 from tests.eval.robustness.planted import THOUSAND, ByColour, FolderOf, entrant, photo, scenes, shifted
 
 CONFIG = RobustnessConfig(batch_size=3, workers=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.multiprocessing import start_processes  # type: ignore[attr-defined]
 
-from c2fmae.core.world import World
+from c2fmae.core.distributed import World
 from tests.eval.robustness import robustness_processes
 
 

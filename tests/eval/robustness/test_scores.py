@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from c2fmae.data.corruptions import CORRUPTIONS, SEVERITIES
+from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
 from c2fmae.eval.probes.intervals import NORMAL_95
 from c2fmae.eval.robustness.scores import (
     ALEXNET,

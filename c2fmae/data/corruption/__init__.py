@@ -1,0 +1,1 @@
+"""Corrupted image sets in the layout of ImageNet-C."""

@@ -1,0 +1,1 @@
+"""Official and self-made image sets for robustness: their layouts, classes and checks."""

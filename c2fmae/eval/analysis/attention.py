@@ -1,0 +1,143 @@
+"""What a ViT looks at: its blocks' attention, and how much of the global token's falls on objects.
+
+Masked image modelling is said to suffer from attention drift: attention that strays from objects. Here it is a number:
+the share that falls on pixels of instances, beside the share that would if all patches were looked at alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import cast
+
+import torch
+from jaxtyping import Float, Float64, Integer
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.eval.analysis.sampled import SampledEvaluation, mean_of, ratio_of
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
+from c2fmae.models.backbones import Backbone
+from c2fmae.models.backbones.backbone import Maps
+from c2fmae.models.patches import patchify
+
+ALL = slice(None)
+
+
+def attention_of(
+    backbone: Backbone, maps: Maps, depths: Sequence[int], *, queries: slice = ALL, keys: slice = ALL
+) -> Iterator[Float[Tensor, "batch head query key"]]:
+    """Yield how much these queries look at these keys, for one block after the other, counted from 1.
+
+    What a query gives to the keys adds up to 1: without the global token among them, it is what the patches have of it
+    relative to each other. Only one block's attention is in memory at a time.
+    """
+    inputs = _inputs(backbone, maps, depths)
+    for depth in depths:
+        yield _weights(cast(Attention, backbone.encoder.blocks[depth - 1].attn), inputs[depth], queries, keys)
+
+
+def photo_attention(
+    backbone: Backbone, photos: Float[Tensor, "batch channels height width"], depths: Sequence[int]
+) -> Float[Tensor, "batch layer patch"]:
+    """Return how much a photo's patches are looked at by the global token, in the mean over heads, adding up to 1.
+
+    A backbone without a global token is pooled by the mean of its patches, so the mean of what they look at is taken.
+    """
+    queries = slice(0, 1) if has_global_token(backbone) else slice(backbone.num_prefix, None)
+    layers = attention_of(backbone, photos, depths, queries=queries, keys=slice(backbone.num_prefix, None))
+    return torch.stack([layer.mean(dim=(1, 2)) for layer in layers], dim=1)
+
+
+def has_global_token(backbone: Backbone) -> bool:
+    """Return whether a backbone has a global token; registers are none."""
+    return backbone.encoder.cls_token is not None
+
+
+def share_on_instances(
+    attention: Float[Tensor, "batch layer patch"], instances: Integer[Tensor, "batch height width"], patch: int
+) -> tuple[Float64[Tensor, "batch layer"], Float64[Tensor, " batch"]]:
+    """Return the share of attention that falls on instances, and the share of pixels that they are: chance.
+
+    A patch's attention lies evenly on its pixels, and pixels that nobody labelled count neither way. So attention that
+    is the same everywhere has the share that is chance. Both are NaN where nothing is labelled.
+    """
+    cells = patchify(instances, patch)
+    is_labelled = (cells != IGNORE).double().sum(dim=2)
+    is_instance = ((cells != IGNORE) & (cells != 0)).double().sum(dim=2)
+    on_instances, on_labelled = (torch.einsum("blp,bp->bl", attention.double(), n) for n in (is_instance, is_labelled))
+    return on_instances / on_labelled, is_instance.sum(dim=1) / is_labelled.sum(dim=1)
+
+
+@EVALUATIONS.register("attention")
+class AttentionDrift(SampledEvaluation):
+    """How much of the global token's attention falls on instances, against chance, by layer."""
+
+    def run(self, subject: Subject) -> Iterator[Metric]:
+        """Return each layer's share and its ratio to chance, chance, and how many images had to be left out."""
+        backbone = subject.backbone
+        depths = range(1, backbone.depth + 1)
+
+        def measure(scenes: SceneBatch) -> Tensor:
+            attention = photo_attention(backbone, backbone.standardise(scenes.maps["rgb"]), depths)
+            shares, chance = share_on_instances(attention, scenes.maps["instance"], backbone.patch)
+            return torch.cat([chance[:, None], shares], dim=1)
+
+        shape = (1 + len(depths),)
+        values = self.measure(subject, measure, shape=shape, granularities=("rgb", "instance"))
+        is_known = (values[:, 0] > 0) & values.isfinite().all(dim=1)  # it may look at unlabelled patches alone
+        chance, *shares = values[is_known].unbind(dim=1)
+        count = len(chance)
+        if not count:
+            raise UserError(f"attention: none of {len(values)} images of {self.data} has an instance. Take other data")
+        yield mean_of("chance", 100 * chance)
+        yield Metric("images left out", len(values) - count, len(values))
+        for depth, share in zip(depths, shares, strict=True):
+            yield mean_of(f"layer {depth}/share", 100 * share)
+            yield ratio_of(f"layer {depth}/ratio", share, chance)
+
+    def protocol(self, subject: Subject) -> str:
+        """Say what share, chance and ratio are."""
+        height, width = self.size(subject)
+        token = (
+            "the global token" if has_global_token(subject.backbone) else "the mean patch (there is no global token)"
+        )
+        return (
+            f"Attention of {token} to the patches of a photo of {height}×{width}, without prefix tokens, in the mean "
+            "over heads, adding up to 100 %. share: the percentage that falls on pixels of instances, where a patch's "
+            "attention lies evenly on its pixels and unlabelled pixels are left out. chance: the percentage of "
+            "labelled pixels that are of instances. ratio: mean share by mean chance, 1 for attention that is the same "
+            "everywhere. Images without any instance or label are left out. Intervals: normal, over images."
+        )
+
+
+@torch.no_grad()
+def _inputs(backbone: Backbone, maps: Maps, depths: Sequence[int]) -> dict[int, Tensor]:
+    """Return what these blocks give their attention, normed as they do it."""
+    attentions = {}
+    for depth, block in enumerate(backbone.encoder.blocks, start=1):
+        attentions[depth] = getattr(block, "attn", block)
+        if type(attentions[depth]) is not Attention:
+            raise UserError(
+                f"block {depth} attends by {type(attentions[depth]).__name__}, whose maps are not computed here. "
+                "Take a plain ViT"
+            )
+    inputs: dict[int, Tensor] = {}
+    with ExitStack() as hooks:
+        for depth in set(depths) & attentions.keys():
+
+            def keep(_: nn.Module, given: tuple[Tensor, ...], depth: int = depth) -> None:
+                inputs[depth] = given[0]
+
+            hooks.enter_context(attentions[depth].register_forward_pre_hook(keep))
+        backbone.layers(maps, depths)
+    return inputs
+
+
+@torch.no_grad()
+def _weights(attention: Attention, given: Tensor, queries: slice, keys: slice) -> Tensor:
+    q, k, _ = attention.qkv(given).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attention.q_norm(q[:, :, queries]), attention.k_norm(k[:, :, keys])
+    wide = torch.promote_types(q.dtype, torch.float32)
+    logits: Tensor = q.to(wide) * attention.scale @ k.to(wide).transpose(2, 3)
+    return logits.softmax(dim=3)

@@ -1,0 +1,123 @@
+"""Efficient probing: learned queries look at the tokens of a frozen encoder, and a linear classifier at what they saw.
+
+That of "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency" (2026): tokens are their own
+keys, and each query reads its own group of the values' columns.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.optimiser import adamw, set_rate
+from c2fmae.core.schedules import warmup_cosine
+from c2fmae.core.seeding import seed_of
+from c2fmae.eval.probes.batches import num_batches, shuffled
+
+Read = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row token dim"]]
+"""From rows, by index, to their tokens: those of all rows need not fit in memory."""
+
+
+@dataclass(frozen=True)
+class AttentiveSetting:
+    """What an attentive probe is, and how it is fitted."""
+
+    num_queries: int = 32
+    narrowing: int = 1
+    """How many times narrower than tokens is what is classified."""
+    lr: float = 0.001
+    """AdamW's, after a tenth of the steps; then down a cosine to 0."""
+    weight_decay: float = 0.01
+    epochs: int = 30
+    batch_size: int = 256
+    seed: int = 0
+
+
+class AttentiveProbe(nn.Module):
+    """A classifier of tokens, by attention from learned queries."""
+
+    def __init__(
+        self, dim: int, num_labels: int, *, num_queries: int, narrowing: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        width = dim // narrowing
+        if dim % narrowing or width % num_queries:
+            raise UserError(
+                f"num_queries: expected a number that divides the width of what is classified, {dim} / {narrowing}, "
+                f"got {num_queries}"
+            )
+        self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim, generator=generator))
+        values = torch.randn(num_queries, dim, width // num_queries, generator=generator)
+        self.values = nn.Parameter(values / dim**0.5)
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.classify = nn.utils.skip_init(nn.Linear, width, num_labels)  # whose own draws are not the generator's
+        nn.init.trunc_normal_(self.classify.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.classify.bias)
+
+    def attend(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch query token"]:
+        """Return how much each query looks at each token: 1 in all."""
+        nearness = self.queries @ tokens.mT / math.sqrt(tokens.shape[-1])
+        return nearness.softmax(dim=-1)
+
+    def pool(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch width"]:
+        """Return what the queries see, side by side."""
+        # The mean of values is the value of the mean: one product with a matrix for each query, not for each token
+        means = (self.attend(tokens) @ tokens).transpose(0, 1)
+        return torch.bmm(means, self.values).transpose(0, 1).flatten(1)
+
+    def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch label"]:
+        """Return a score for each label."""
+        scores: Tensor = self.classify(self.norm(self.pool(tokens)))
+        return scores
+
+    @torch.no_grad()
+    def predict(self, tokens: Float[Tensor, "batch token dim"]) -> Int64[Tensor, " batch"]:
+        """Return the label with the highest score, the lowest of several such."""
+        scores: Tensor = self(tokens.float())
+        return scores.argmax(dim=1)
+
+
+@torch.enable_grad()
+def fit_attentive(
+    read: Read,
+    labels: Int64[Tensor, " row"],
+    setting: AttentiveSetting,
+    *,
+    rows: Int64[Tensor, " given"],
+    num_labels: int,
+) -> AttentiveProbe:
+    """Return a probe in evaluation mode that was fitted to `rows`, whose tokens are read batch by batch.
+
+    A tensor of all tokens reads as `tokens.__getitem__`.
+    """
+    if len(rows) < 2:
+        raise UserError(f"an attentive probe needs at least 2 training rows, got {len(rows)}")
+    generator = torch.Generator().manual_seed(seed_of(setting.seed, "probe weights"))
+    probe = AttentiveProbe(
+        read(rows[:1]).shape[-1],
+        num_labels,
+        num_queries=setting.num_queries,
+        narrowing=setting.narrowing,
+        generator=generator,
+    )
+    matrices = [probe.values, probe.classify.weight]
+    optimiser = adamw(
+        [
+            {"params": matrices, "weight_decay": setting.weight_decay, "lr_scale": 1.0},
+            {"params": [probe.queries, probe.classify.bias], "weight_decay": 0.0, "lr_scale": 1.0},
+        ],
+        betas=(0.9, 0.999),
+    )
+    total = setting.epochs * num_batches(len(rows), setting.batch_size)
+    batches = shuffled(rows, epochs=setting.epochs, batch_size=setting.batch_size, seed=setting.seed)
+    for step, batch in enumerate(batches):
+        set_rate(optimiser, setting.lr * warmup_cosine(step, total=total, warmup=total // 10))
+        optimiser.zero_grad()
+        F.cross_entropy(probe(read(batch).float()), labels[batch]).backward()
+        optimiser.step()
+    return probe.eval()

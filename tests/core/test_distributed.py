@@ -1,0 +1,243 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from c2fmae.core import distributed as world
+from c2fmae.core.distributed import World, alone, first_host, join_world, read_place, reducing
+from c2fmae.core.errors import RunError, UserError
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "29500"}
+SRUN = {
+    "SLURM_JOB_ID": "1234567",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+}
+
+
+def test_torchruns_place_is_read_as_it_is() -> None:
+    assert read_place(TORCHRUN | {"HOME": "/root", "OMP_NUM_THREADS": "1"}) == TORCHRUN
+    assert read_place(TORCHRUN | SRUN) == TORCHRUN  # torchrun under srun: torchrun knows more
+
+
+def test_sruns_place_is_put_into_torchs_words() -> None:
+    place = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "34567"}
+    assert read_place(SRUN) == place
+    assert read_place(SRUN | {"MASTER_ADDR": "head", "MASTER_PORT": "1"}) == place | {
+        "MASTER_ADDR": "head",
+        "MASTER_PORT": "1",
+    }
+
+
+@pytest.mark.parametrize("job", ["0", "7", "19999", "20000", "999999999"])
+def test_the_port_of_a_job_is_one_that_anybody_may_use(job: str) -> None:
+    place = read_place(SRUN | {"SLURM_JOB_ID": job})
+    assert place is not None
+    assert 20000 <= int(place["MASTER_PORT"]) < 40000
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"HOME": "/root"},
+        TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"},
+        {"RANK": "0"},
+        {"WORLD_SIZE": "4"},
+        SRUN | {"SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODELIST": "a"},
+    ],
+    ids=["nothing", "other things", "one process", "no size", "no rank", "a step of one task", "a batch script"],
+)
+def test_where_nobody_else_is(environ: dict[str, str]) -> None:
+    assert read_place(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"), [({"LOCAL_RANK"}, "LOCAL_RANK"), ({"MASTER_PORT", "MASTER_ADDR"}, "MASTER_ADDR, MASTER_PORT")]
+)
+def test_half_of_torchruns_variables_are_refused(missing: set[str], named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_place({name: value for name, value in TORCHRUN.items() if name not in missing})
+    assert str(caught.value) == f"RANK and WORLD_SIZE are set, but not {named}. Start with torchrun, or unset"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[07-08,11]", "gpu07"),
+        ("gpu[3,5-9],login", "gpu3"),
+        ("rack[1-2]-node[05-06]", "rack1-node05"),
+        ("a.b.c", "a.b.c"),
+    ],
+)
+def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_alone_nothing_is_shared() -> None:
+    each, tensor, value = alone("cpu"), torch.ones(2), object()
+    assert each == World(0, 1, torch.device("cpu"))
+    assert each.is_first
+    assert each.add(tensor) is tensor
+    assert tensor.tolist() == [1, 1]
+    assert each.share(value) is value
+    each.wait()
+    model = nn.Linear(1, 1)
+    assert each.wrap(model) is model
+    assert isinstance(reducing(model, is_last=False), nullcontext)
+    assert [World(rank, 2).is_first for rank in (0, 1)] == [True, False]
+
+
+def test_alone_one_joins_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*TORCHRUN, *SRUN):
+        monkeypatch.delenv(name, raising=False)
+    with join_world("cpu") as each:
+        assert each == World()
+    with pytest.raises(ValueError, match="^boom$"), join_world("cpu"):
+        raise ValueError("boom")
+
+
+def test_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def devices(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    devices(0)
+    assert world._device("auto", 5) == world._device("cpu", 5) == torch.device("cpu")
+    devices(2)
+    assert world._device("cpu", 1) == torch.device("cpu")
+    assert world._device("auto", 1) == world._device("cuda", 1) == torch.device("cuda", 1)
+    for wanted in ("auto", "cuda"):
+        assert refusal(wanted, 2) == (
+            "device: process 2 of this machine finds 2 GPUs. Start one process a GPU, or set cpu"
+        )
+    devices(0)
+    assert refusal("cuda", 0) == "device: process 0 of this machine finds 0 GPUs. Start one process a GPU, or set cpu"
+
+
+def refusal(wanted: Any, local_rank: int) -> str:
+    with pytest.raises(UserError) as caught:
+        world._device(wanted, local_rank)
+    return str(caught.value)
+
+
+FAILING = """
+import sys, time, torch
+from c2fmae.core.distributed import join_world
+failing, wait, ending = sys.argv[1:]
+with join_world("cpu") as world:
+    assert world.share([world.rank]) == [0]
+    assert world.add(torch.ones(1)).item() == 2
+    print("met", flush=True)
+    if str(world.rank) == failing:
+        raise SystemExit(3) if ending == "exit" else ValueError("boom")
+    if wait == "sum":
+        world.add(torch.ones(1))
+    time.sleep(60)
+"""
+
+
+def pair(stack: ExitStack, failing: int, wait: str, ending: str = "boom") -> list[subprocess.Popen[str]]:
+    """Two processes that meet; one fails, the other waits."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = []
+    for rank in range(2):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environ = os.environ | {name: str(value) for name, value in place.items()} | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", FAILING, str(failing), wait, ending]
+        process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        stack.callback(process.kill)
+        found.append(process)
+    return found
+
+
+@pytest.mark.once
+def test_a_process_that_fails_ends_the_others_within_seconds_and_they_say_why() -> None:
+    with ExitStack() as stack:
+        processes = [*pair(stack, failing=1, wait="sleep", ending="exit"), *pair(stack, failing=0, wait="sum")]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "met\n"
+        started = time.monotonic()
+        said = [process.communicate(timeout=15) for process in processes]
+        assert time.monotonic() - started < 15
+        assert [process.returncode for process in processes] == [1, 3, 1, 1]
+    assert [out for out, _ in said] == [""] * 4
+    asleep, left, failed, summing = (err for _, err in said)
+    assert asleep == "process 0 ends, since process 1 failed: SystemExit: 3\n"
+    assert left == ""
+    assert failed.endswith("ValueError: boom\n")
+    assert summing.endswith("process 1 ends, since process 0 failed: ValueError: boom\n")
+
+
+class Store:
+    """What processes tell each other; it may be gone."""
+
+    def __init__(self, *, is_gone: bool = False, **words: str) -> None:
+        self.words, self.is_gone = words, is_gone
+
+    def check(self, names: list[str]) -> bool:
+        self._look()
+        return all(name in self.words for name in names)
+
+    def get(self, name: str) -> bytes:
+        self._look()
+        return self.words[name].encode()
+
+    def set(self, name: str, value: str) -> None:
+        self._look()
+        self.words[name] = value
+
+    def _look(self) -> None:
+        if self.is_gone:
+            raise ConnectionError("broken pipe")
+
+
+LOST = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:9934")
+
+
+@pytest.fixture
+def at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "_GLANCE", 0.0)
+
+
+@pytest.mark.usefixtures("at_a_glance")
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("error", [ValueError("a: b"), RuntimeError("boom"), KeyboardInterrupt(), SystemExit(3)])
+def test_what_ends_a_process_is_told_to_the_others(error: BaseException, rank: int) -> None:
+    store = Store()
+    world._end_readably(error, store, rank)
+    assert store.words == {"failed": f"{rank}:{type(error).__name__}: {error}"}
+    world._end_readably(error, Store(is_gone=True), rank)
+
+
+@pytest.mark.usefixtures("at_a_glance")
+@pytest.mark.parametrize(
+    ("store", "expected"),
+    [
+        (Store(failed="3:UserError: a: b"), "process 1 ends, since process 3 failed: UserError: a: b"),
+        *[
+            (store, "process 1 ends, since another was killed, or its machine is gone")
+            for store in (Store(), Store(is_gone=True))
+        ],
+    ],
+    ids=["with words", "without", "gone"],
+)
+def test_a_process_that_loses_another_says_so_and_not_what_torch_says(store: Store, expected: str) -> None:
+    with pytest.raises(RunError) as caught:
+        world._end_readably(LOST, store, 1)
+    assert str(caught.value) == expected

@@ -1,0 +1,145 @@
+"""How often a classifier is right, against counting by hand."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fmae.core.distributed import World
+from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
+from c2fmae.core.scene import Scene
+from c2fmae.data import CentralView, Scenes
+from c2fmae.eval.classification.accuracy import Accuracy, Trial
+from c2fmae.eval.classification.inputs import inputs_of, target_of
+from c2fmae.eval.classification.result import metrics_of
+from c2fmae.models.backbones import BackboneSpec
+from c2fmae.models.config import EncoderConfig
+from tests.eval.backbones import Drawn, coloured
+from tests.eval.classification.parts import MAPS, batch_of, classifier
+
+
+def trial(scenes: Sequence[Scene], *, batch_size: int = 5, workers: int = 0, size: int = 16) -> Trial:
+    source: Scenes = Drawn(scenes)
+    view = CentralView(**target_of(classifier().backbone, (size, size)))
+    return Trial(source, view, World(), batch_size, workers, torch.float32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_counts_what_a_loop_over_photos_counts(batch_size: int, workers: int) -> None:
+    model = classifier()
+    found = trial(coloured(21), batch_size=batch_size, workers=workers).of(model, ("rgb",))
+    batch = batch_of(21)
+    with torch.no_grad():
+        logits = model(inputs_of(model, batch, ("rgb",)))
+    confusion = torch.zeros(3, 3, dtype=torch.long)
+    for truth, answer in zip(batch.labels, logits.argmax(dim=1).tolist(), strict=True):
+        confusion[truth or 0, answer] += 1
+    assert torch.equal(found.confusion, confusion)
+    assert found.count == 21
+    assert found.top1 == pytest.approx(confusion.trace().item() / 21)
+    assert found.top5 == 1  # of three
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([label or 0 for label in batch.labels]))
+    assert found.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert not model.training
+
+
+def test_with_many_labels_the_first_five_count() -> None:
+    model = classifier(labels=[LabelInfo(name=str(index)) for index in range(9)])
+    found = trial(coloured(27, labels=9)).of(model, ("rgb",))
+    scenes = coloured(27, labels=9)
+    photos = torch.stack([scene.maps["rgb"] for scene in scenes])
+    with torch.no_grad():
+        ranks = model(model.backbone.standardise(photos)).argsort(dim=1, descending=True)[:, :5].tolist()
+    assert found.in_five == sum(scene.label in rank for scene, rank in zip(scenes, ranks, strict=True))
+    assert 0 < found.in_five < 27
+
+
+def test_maps_are_prepared_as_the_vit_knows_them() -> None:
+    spec = MAPS.model_copy(
+        update={"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "channels": {"instance": 9, "rgb": 3}}
+    )
+    model, batch = classifier(spec), batch_of(2)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (spec.mean, spec.std))
+    found = inputs_of(model, batch, ("rgb",))
+    assert list(found) == ["rgb"]
+    torch.testing.assert_close(found["rgb"], (batch.maps["rgb"].float() / 255 - mean) / std)
+    assert target_of(model.backbone, (16, 16)) == {"size": (16, 16), "label_stride": 4, "max_instances": 9}
+    assert target_of(classifier().backbone, (16, 16))["max_instances"] == 32
+
+
+def test_weights_that_are_given_stand_in_for_its_own_and_it_stays_as_it_was() -> None:
+    model = classifier().train()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    other = {name: each.clone() for name, each in model.named_parameters()}
+    other["head.bias"] = torch.tensor([0.0, 1e6, 0.0])
+    found = trial(coloured(9)).of(model, ("rgb",), other)
+    assert found.confusion.sum(dim=0).tolist() == [0, 9, 0]
+    assert model.training
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+
+def test_three_granularities_of_a_photo_of_224_are_588_tokens() -> None:
+    """Table I's last row."""
+    spec = BackboneSpec(
+        encoder=EncoderConfig(name="test_vit"),
+        image_size=(224, 224),
+        channels={"semantic": 3, "instance": 32, "rgb": 3},
+        class_names=("one", "two", "three"),
+    )
+    model = classifier(spec)
+    scenes = [
+        Scene(scene.key, {**scene.maps, "instance": scene.maps["semantic"]}, scene.label)
+        for scene in coloured(2, size=224)
+    ]
+    view = CentralView(**target_of(model.backbone, (224, 224)))
+    tried = Trial(Drawn(scenes), view, World(), 2, 0, torch.float32)
+    for names, tokens in ((("semantic", "instance", "rgb"), 588), (("instance", "rgb"), 392), (("rgb",), 196)):
+        assert tried.of(model, names).tokens == tokens
+
+
+def test_a_map_that_is_not_asked_for_changes_nothing() -> None:
+    model, changed = classifier(MAPS), []
+    for scene in coloured(6):
+        maps: dict[str, Tensor] = {**scene.maps, "semantic": 2 - scene.maps["semantic"]}
+        changed.append(Scene(scene.key, maps, scene.label))
+    found = [trial(scenes).of(model, names) for scenes in (coloured(6), changed) for names in (("rgb",), ("semantic",))]
+    assert found[0].loss == found[2].loss
+    assert found[1].loss != found[3].loss
+
+
+def test_class_by_class() -> None:
+    confusion = torch.tensor([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 0, 0], [1, 0, 2, 4]])
+    found = Accuracy(confusion, in_five=15, loss=0.5, tokens=4)
+    assert (found.count, found.top1, found.top5) == (15, 9 / 15, 1.0)
+    assert found.of_each().tolist()[:2] == [0.75, 0.5]
+    assert found.of_each()[2].isnan()
+    assert found.mistaken_for() == [(1, 1), (2, 2), (0, 0), (2, 2)]
+
+
+def test_numbers_have_intervals_and_say_what_they_are_of() -> None:
+    found = Accuracy(torch.diag(torch.tensor([50, 50, 0, 0, 0, 0])), in_five=100, loss=0.5, tokens=4)
+    worse = Accuracy(torch.ones(6, 6, dtype=torch.long), in_five=30, loss=1.5, tokens=8)
+    metrics = {each.name: each for each in metrics_of(found, worse, {("rgb", "semantic"): worse}, (7, 0.5))}
+    assert list(metrics) == [
+        *("top-1", "top-5", "loss"),
+        *("top-1, averaged weights", "top-5, averaged weights", "loss, averaged weights"),
+        *("top-1, tried with rgb and semantic", "top-5, tried with rgb and semantic"),
+        *("loss, tried with rgb and semantic", "best top-1"),
+    ]
+    first = metrics["top-1"]
+    assert first.value == 100
+    assert first.interval == pytest.approx((96.3005, 100), abs=1e-3)
+    assert metrics["top-5, averaged weights"].value == pytest.approx(100 * 30 / 36)
+    assert metrics["best top-1"].value == 50
+    assert metrics["best top-1"].note == "step 7: chosen on the test photos themselves, so it flatters"
+
+
+def test_a_photo_without_a_label_ends_it_with_its_name() -> None:
+    scenes = coloured(3)
+    scenes[1] = Scene("nameless", scenes[1].maps)
+    with pytest.raises(UserError) as caught:
+        trial(scenes).of(classifier(), ("rgb",))
+    assert str(caught.value) == "nameless: has no label. Leave it out, or label it"

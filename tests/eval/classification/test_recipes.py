@@ -1,0 +1,114 @@
+"""Recipes of fine-tuning: which suits which ViT, and what each parameter then learns by."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.labels import LabelInfo
+from c2fmae.core.optimiser import TRUNK, parameter_groups
+from c2fmae.eval.classification import FinetuneConfig
+from c2fmae.eval.classification.recipes import FINETUNING, SCRATCH, epochs_of, recipe_for
+from c2fmae.models.backbones import BackboneSpec
+from c2fmae.models.classifiers import ClassifierSpec, classifier_of
+from c2fmae.models.config import EncoderConfig
+
+GOLDEN = {
+    # recipe: encoder, image size, drop path; shares of the rate of embeddings and tokens, block 0, the last block
+    "ti": ("vit_tiny_patch16_224", 224, 0.0, (0.0237572, 0.0316763, 0.75)),
+    "s": ("vit_small_patch16_224", 224, 0.1, (0.0237572, 0.0316763, 0.75)),
+    "b-400": ("vit_base_patch16_224", 224, 0.1, (0.0096889, 0.0138413, 0.7)),
+    "b-1600": ("vit_base_patch16_224", 224, 0.1, (0.0036972, 0.0056880, 0.65)),
+    "l": ("vit_large_patch16_224", 224, 0.2, (0.00075254, 0.0010034, 0.75)),
+    "h": ("vit_huge_patch14_224", 224, 0.3, (7.53393e-5, 1.004524e-4, 0.75)),
+}
+BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+DECAYED = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight", "rgb.proj.weight", "head.weight")
+
+
+def spec_of(name: str, size: int = 224, **shape: int) -> BackboneSpec:
+    return BackboneSpec(encoder=EncoderConfig(name=name, **shape), image_size=(size, size), has_fc_norm=True)
+
+
+def config_of(recipe: str, *more: str) -> FinetuneConfig:
+    return FinetuneConfig.read({"init": "a"}, [*FINETUNING.get(recipe).settings, *more])
+
+
+@pytest.mark.parametrize("recipe", GOLDEN)
+def test_how_fast_each_parameter_learns_and_whether_it_decays(recipe: str) -> None:
+    encoder, size, drop_path, shares = GOLDEN[recipe]
+    config = config_of(recipe)
+    with torch.device("meta"):
+        model = classifier_of(ClassifierSpec(backbone=spec_of(encoder, size), labels=(LabelInfo(name="a"),) * 10))
+    groups = parameter_groups(
+        model, weight_decay=config.training.weight_decay, layer_decay=config.training.layer_decay, trunk=TRUNK
+    )
+    found = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
+    depth, decay = model.backbone.depth, config.training.layer_decay
+    expected = {f"backbone.embeddings.rgb.proj.{each}": shares[0] for each in ("weight", "bias")}
+    expected["backbone.encoder.cls_token"] = shares[0]
+    for block in range(depth):
+        share = shares[1] * decay**-block
+        names = [f"backbone.encoder.blocks.{block}.{part}.{each}" for part in BLOCK for each in ("weight", "bias")]
+        expected |= dict.fromkeys(names, share)
+    expected |= dict.fromkeys(
+        (f"{part}.{each}" for part in ("backbone.fc_norm", "head") for each in ("weight", "bias")), 1.0
+    )
+    assert found.keys() == expected.keys()
+    for name, (share, weight_decay) in found.items():
+        assert share == pytest.approx(expected[name], rel=1e-4), name
+        assert weight_decay == (0.05 if name.endswith(DECAYED) else 0.0), name
+    assert found[f"backbone.encoder.blocks.{depth - 1}.mlp.fc2.weight"][0] == pytest.approx(shares[2])
+    assert config.drop_path == drop_path
+
+
+def test_the_papers_recipes_are_what_the_paper_and_mae_say() -> None:
+    for name, rate, decay in (("b-400", 1e-3, 0.7), ("b-1600", 5e-4, 0.65)):
+        config = config_of(name)
+        training, data, mixing = config.training, config.data, config.mixing
+        assert (training.base_lr, training.layer_decay, training.weight_decay) == (rate, decay, 0.05)
+        assert (training.epochs, training.warmup_epochs, training.batch_size) == (100, 5, 2048)
+        assert (training.betas, training.lr, training.clip, training.ema) == ((0.9, 0.999), None, None, None)
+        assert (mixing.mixup, mixing.cutmix, mixing.smoothing, mixing.chance) == (0.8, 1.0, 0.1, 1.0)
+        assert (data.rand_augment, data.erasing, data.scale) == ("rand-m9-mstd0.5-inc1", 0.25, (0.08, 1.0))
+        assert (config.pool, config.drop_path, data.crop, data.granularities) == ("mean", 0.1, 0.875, ("rgb",))
+
+
+def test_from_scratch_is_as_mae_did_it() -> None:
+    training = config_of("b-scratch").training
+    assert (training.base_lr, training.weight_decay, training.layer_decay) == (1e-4, 0.3, 1)
+    assert (training.epochs, training.warmup_epochs, training.batch_size) == (300, 20, 4096)
+    assert (training.betas, training.ema) == ((0.9, 0.95), 0.9999)
+
+
+@pytest.mark.parametrize("recipe", [name for name in FINETUNING if name != "small"])
+def test_every_recipe_is_a_config_for_scratch_too(recipe: str) -> None:
+    assert config_of(recipe, *SCRATCH).training.layer_decay == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "epochs", "recipe"),
+    [
+        (spec_of("vit_base_patch16_224"), 400.0, "b-400"),
+        (spec_of("vit_base_patch16_224"), 1600.0, "b-1600"),
+        (spec_of("vit_base_patch16_224"), None, "b-1600"),
+        (spec_of("vit_large_patch16_224"), 400.0, "l"),
+        (spec_of("vit_huge_patch14_224"), None, "h"),
+        (spec_of("vit_small_patch16_224"), 400.0, "s"),
+        (spec_of("vit_tiny_patch16_224"), None, "ti"),
+        (spec_of("vit_tiny_patch16_224", 32, patch_size=8, dim=128, depth=4, num_heads=4), None, "small"),
+        (spec_of("vit_base_patch16_224", 64, patch_size=8), None, "small"),
+    ],
+)
+def test_which_recipe_suits(spec: BackboneSpec, epochs: float | None, recipe: str) -> None:
+    assert recipe_for(spec, epochs) == recipe
+
+
+def test_a_run_says_for_how_long_it_was_pretrained_and_other_sources_do_not(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoints", Checkpoint(1, {"model/a": torch.zeros(1)}, {}))
+    assert epochs_of(str(tmp_path)) is None  # a folder, and no run yet
+    for text, epochs in (("", None), ("training: {steps: 5}", None), ("training: {epochs: 400}", 400)):
+        (tmp_path / "config.yaml").write_text(text)
+        assert (epochs_of(str(tmp_path)), epochs_of(str(checkpoint))) == (epochs, epochs)
+    assert epochs_of("timm:vit_base_patch16_224") is None

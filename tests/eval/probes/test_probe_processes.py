@@ -1,0 +1,27 @@
+"""Two processes share the work of a probe and find what one finds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.multiprocessing import spawn  # type: ignore[attr-defined]
+
+from c2fmae.core.distributed import World
+from c2fmae.core.scene import Scene
+from c2fmae.eval.probes import extraction, knn
+from tests.eval.backbones import coloured, described, stored
+from tests.eval.probes import probe_processes
+
+
+@pytest.mark.once
+def test_two_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, count, seed in (("train", 30, 0), ("test", 21, 1)):
+        scenes: list[Scene] = coloured(count, labels=3, noise=140, seed=seed)
+        described(stored(tmp_path / part, scenes), ("one", "two", "three"))
+    monkeypatch.setattr(extraction, "CHUNK", 8)
+    monkeypatch.setattr(knn, "QUERIES_AT_ONCE", 5)
+    alone = [vars(metric) for metric in probe_processes.found(World(), tmp_path, tmp_path / "alone")]
+    spawn(probe_processes.run, args=(tmp_path,), nprocs=probe_processes.WORLD)
+    for rank in range(probe_processes.WORLD):
+        assert torch.load(tmp_path / f"{rank}.pt") == alone
+    assert {metric["name"] for metric in alone} >= {"top-1", "top-1, plain votes, k = 3", "mIoU", "IoU, two"}

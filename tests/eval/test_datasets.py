@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from c2fmae.core.errors import UserError
+from c2fmae.eval.datasets import PairConfig, find_pair, open_set
+from tests.eval.backbones import tiny_backbone
+
+
+def photos(root: Path, *names: str) -> Path:
+    for name in names:
+        for label in ("a", "b"):
+            place = root / name / "rgb" / label
+            place.mkdir(parents=True)
+            Image.new("RGB", (16, 16), (len(name), 0, 0)).save(place / f"{name}-{label}.jpg")
+    return root
+
+
+def test_the_two_sets_are_found_by_their_names(tmp_path: Path) -> None:
+    root = photos(tmp_path, "train", "val")
+    assert find_pair(str(root)) == {"train": str(root / "train"), "test": str(root / "val")}
+    assert find_pair("generated") == {"train": "generated", "test": "generated"}
+
+
+def test_shards_are_found_too_and_val_comes_before_test(tmp_path: Path) -> None:
+    for name in ("train-000000.tar", "train-000001.tar", "test-000000.tar", "val.tar"):
+        (tmp_path / name).touch()
+    assert find_pair(str(tmp_path)) == {
+        "train": str(tmp_path / "train[-_0-9]*.tar"),
+        "test": str(tmp_path / "val.tar"),
+    }
+
+
+def test_a_folder_of_one_set_is_told_what_it_lacks(tmp_path: Path) -> None:
+    root = photos(tmp_path, "train")
+    with pytest.raises(UserError) as caught:
+        find_pair(str(root))
+    assert str(caught.value) == (
+        f"{root}: has no test set: no folder or shards named val or valid or validation or test. Name it with --test"
+    )
+    with pytest.raises(UserError) as caught:
+        find_pair(str(tmp_path / "nowhere"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'nowhere'}: is not a folder of a training and a test set. Name them with --data and --test"
+    )
+
+
+def test_probing_on_the_training_set_is_refused() -> None:
+    with pytest.raises(UserError, match="is the training set. What a probe has been given the truth of says nothing"):
+        PairConfig.read({"train": "somewhere", "test": "somewhere"})
+    PairConfig.read({"train": "generated", "test": "generated"})
+    PairConfig.read({"train": "generated", "test": "generated", "options": {"seed": 1}, "test_options": {"seed": 2}})
+    with pytest.raises(UserError, match="is the training set"):
+        PairConfig.read({"train": "generated", "test": "generated", "options": {"seed": 1}})
+
+
+def test_command_words_are_settings(tmp_path: Path) -> None:
+    root = str(photos(tmp_path, "train", "val"))
+    assert PairConfig.places(root, None) == {"train": f"{root}/train", "test": f"{root}/val"}
+    assert PairConfig.places("there", "here") == {"train": "there", "test": "here"}
+    assert PairConfig.places(None, None) == {}
+    assert PairConfig.places(None, "here") == {"test": "here"}
+
+
+def test_generated_sets_differ_and_are_of_the_backbones_size() -> None:
+    train = open_set("train", "generated", {"length": 3}, (32, 40), ("rgb",))
+    test = open_set("test", "generated", {"length": 3}, (32, 40), ("rgb",))
+    assert train.scenes[0].maps["rgb"].shape == (3, 40, 40)
+    assert train.identity != test.identity
+    assert str(train) == "generated, size 40, length 3, seed 1001 (3)"
+
+
+def test_a_set_that_is_not_there_is_named_by_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^test: no data is given. Give --data, a folder of train and val sets$"):
+        open_set("test", None, {}, (16, 16), ("rgb",))
+    with pytest.raises(UserError, match=rf"^train: {tmp_path}/none: does not exist"):
+        open_set("train", str(tmp_path / "none"), {}, (16, 16), ("rgb",))
+
+
+def test_a_size_that_the_patch_does_not_divide_is_refused() -> None:
+    config = PairConfig(image_size=(16, 20))
+    with pytest.raises(UserError, match=r"^image_size: 20 is not divisible into patches of 8$"):
+        config.view(tiny_backbone())
+    assert PairConfig().view(tiny_backbone()).size == (16, 16)
