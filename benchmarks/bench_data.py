@@ -18,16 +18,16 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from benchmarks.timing import report
+from benchmarks.tables import report
 from c2fmae.core.scene import Scene
 from c2fmae.core.seeding import seed_of
+from c2fmae.data.encode import TAR_END, tar_member
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.pack import PackConfig, pack
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.stored import StoredScenes
 from c2fmae.data.transforms import RandomView
-from c2fmae.data.writer import TAR_END, tar_member
 from c2fmae.eval.cost.timing import alternate
 
 PHOTOS, ROUNDS, SIZE, CELLS = 48, 9, 224, 56

@@ -18,7 +18,7 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
-from benchmarks.timing import report_cost
+from benchmarks.tables import report_cost
 from c2fmae.core.distributed import World
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.loop import Loop, Training, autocast

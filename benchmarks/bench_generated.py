@@ -14,7 +14,7 @@ import time
 import torch
 
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.generated.levels import LEVELS
+from c2fmae.data.generated.difficulty import LEVELS
 
 SCENES, ROUNDS = 64, 9
 

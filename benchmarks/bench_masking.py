@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.multimae_way import multimae_masks
-from benchmarks.timing import report
+from benchmarks.multimae_baseline import multimae_masks
+from benchmarks.tables import report
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import COARSE_TO_FINE
 from c2fmae.eval.cost.memory import peak_bytes

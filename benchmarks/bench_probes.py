@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 from torch import Tensor
 
-from benchmarks.timing import report, report_cost
+from benchmarks.tables import report, report_cost
 from c2fmae.eval.cost.timing import alternate
 from c2fmae.eval.probes import HeadSetting, fit_heads, nearest, vote
 from c2fmae.eval.probes.nearest_neighbours import QUERIES_AT_ONCE, unit_rows

@@ -22,7 +22,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.timing import report
+from benchmarks.tables import report
 from c2fmae.core.distributed import World
 from c2fmae.data.suites.official import imagenet_wnids
 from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted

@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.timing import report_cost
+from benchmarks.tables import report_cost
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import Loop, Report, Training, autocast
 from c2fmae.core.optimiser import set_rate

@@ -20,8 +20,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from benchmarks.multimae_way import MultiMaeWay
-from benchmarks.timing import report_cost
+from benchmarks.multimae_baseline import MultiMaeWay
+from benchmarks.tables import report_cost
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch

@@ -19,11 +19,11 @@ from c2fmae.core.weight_file import open_weights
 from c2fmae.methods import METHODS, MethodConfig, build_method
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import from_our_names, from_timm_names
+from c2fmae.models.backbones.hugging_face_reader import read_config, read_hugging_face
 from c2fmae.models.backbones.mae_decoder import FoundDecoders, mae_decoder
+from c2fmae.models.backbones.mae_reader import read_mae
 from c2fmae.models.backbones.multimae_decoders import multimae_decoders
-from c2fmae.models.backbones.of_hugging_face import read_config, read_hugging_face
-from c2fmae.models.backbones.of_mae import read_mae
-from c2fmae.models.backbones.of_multimae import read_multimae
+from c2fmae.models.backbones.multimae_reader import read_multimae
 from c2fmae.pretrain import PretrainConfig
 
 log = logging.getLogger(__name__)

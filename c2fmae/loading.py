@@ -7,7 +7,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.data import Scenes
 from c2fmae.methods import MaskedAutoencoding, build_method
-from c2fmae.methods.fit import maps_needed
+from c2fmae.methods.dataset_defaults import maps_needed
 from c2fmae.pretrain import PretrainConfig
 
 

@@ -29,13 +29,13 @@ from c2fmae.data.config import DataConfig
 from c2fmae.data.loader import telling_of_dead_workers
 from c2fmae.eval.results import sections_of
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.methods.fit import fitted, maps_needed
+from c2fmae.methods.dataset_defaults import fitted, maps_needed
 from c2fmae.methods.held_out import HeldOut
-from c2fmae.methods.start import start_from
+from c2fmae.methods.initial_weights import start_from
 from c2fmae.methods.task import PretrainingTask
 from c2fmae.report import Section, render, run_page
 from c2fmae.report.drawing import save_png
-from c2fmae.views.reconstruct import draw_reconstruction, masks_like_training, take_scenes
+from c2fmae.views.reconstruction import draw_reconstruction, masks_like_training, take_scenes
 
 log = logging.getLogger(__name__)
 

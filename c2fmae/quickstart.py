@@ -24,7 +24,7 @@ from c2fmae.methods import build_method
 from c2fmae.pretrain import PretrainConfig, pretrain, write_page
 from c2fmae.report import Picture, Table, Text, as_lines
 from c2fmae.report.drawing import save_png
-from c2fmae.views.reconstruct import draw_reconstruction, masks_showing, take_scenes
+from c2fmae.views.reconstruction import draw_reconstruction, masks_showing, take_scenes
 
 log = logging.getLogger(__name__)
 

@@ -57,8 +57,8 @@ def check(
     """Decode everything, list all that is wrong, count the classes; ends with 1 if anything is wrong."""
     from c2fmae.core.errors import UserError
     from c2fmae.data.check import class_table
+    from c2fmae.data.encode import whole_file
     from c2fmae.data.stats import describe_stats
-    from c2fmae.data.writer import whole_file
 
     if as_ is not None:
         if (fix_list, granularities, workers) != (None, None, None):
@@ -192,7 +192,7 @@ def corrupt(
 
     By default the 15 corruptions that mCE is made of; the four others come with --only extra.
     """
-    from c2fmae.data.corruption.corrupt import CorruptConfig, corrupt_scenes, spread_scenes
+    from c2fmae.data.corruption.make_set import CorruptConfig, corrupt_scenes, spread_scenes
     from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES, chosen_corruptions
 
     corruptions = chosen_corruptions(only) if only else CORRUPTIONS

@@ -15,7 +15,7 @@ import typer
 from c2fmae.core.errors import UserError
 
 if TYPE_CHECKING:
-    from c2fmae.core.curves import CurvePair
+    from c2fmae.core.metric_rows import CurvePair
     from c2fmae.core.run_dir import RunFolder
 
 
@@ -115,7 +115,7 @@ def _print_devices() -> None:
 
 def _examine_run(path: Path) -> None:
     """Report on a run without changing anything in it."""
-    from c2fmae.core.curves import row_problems, skipped_steps, step_rows
+    from c2fmae.core.metric_rows import row_problems, skipped_steps, step_rows
     from c2fmae.core.spikes import SpikeWatch
 
     run, is_held = _open(path), _is_held(path)
@@ -235,8 +235,8 @@ def _resume(run: "RunFolder") -> str:
 def _compare_runs(one: Path, other: Path) -> None:
     """Print how two runs differ in settings and metrics."""
     from c2fmae.core.config import read_yaml
-    from c2fmae.core.curves import compare
     from c2fmae.core.environment import environment_changes
+    from c2fmae.core.metric_rows import compare
     from c2fmae.core.resume import WITHOUT_EFFECT
     from c2fmae.core.run_dir import differences
 

@@ -9,8 +9,8 @@ import typer
 import typer.core
 from c2fmae_cli.finetune import finetune
 from c2fmae_cli.pretrain import is_first
-from c2fmae_cli.results import home as home_of
-from c2fmae_cli.results import slug, tell_runs
+from c2fmae_cli.result_paths import home as home_of
+from c2fmae_cli.result_paths import slug, tell_runs
 from c2fmae_cli.robustness import robustness
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class _Evaluations(typer.core.TyperGroup):
         """Return a command, that of a registered evaluation too."""
         command = super().get_command(ctx, cmd_name)
         if command is None:
-            from c2fmae.eval.registered import EVALUATIONS
+            from c2fmae.eval.builtin import EVALUATIONS
 
             summary = EVALUATIONS.describe(cmd_name)  # an unknown name is answered with the nearest
             command = typer.main.get_command(_app_of({cmd_name: summary}))
@@ -179,8 +179,8 @@ def _evaluate(
     from datetime import timedelta
 
     from c2fmae.core.distributed import join_world
+    from c2fmae.eval.builtin import EVALUATIONS
     from c2fmae.eval.evaluation import Subject
-    from c2fmae.eval.registered import EVALUATIONS
     from c2fmae.eval.results import evaluate, place_of, table_of
     from c2fmae.models.backbones import load_backbone, untrained
     from c2fmae.report.page import as_lines

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from c2fmae_cli.pretrain import is_first, quote_yaml
-from c2fmae_cli.results import slug
+from c2fmae_cli.result_paths import slug
 
 if TYPE_CHECKING:
     from c2fmae.eval.classification import FinetuneConfig

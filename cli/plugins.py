@@ -4,8 +4,8 @@
 def plugins() -> None:
     """List every plug-in: masks, decoders, methods, recipes, … those of other packages included."""
     # Registries exist once the wings that hold them are imported: methods bring masking, models and data.
+    import c2fmae.eval.builtin
     import c2fmae.eval.classification.recipes
-    import c2fmae.eval.registered
     import c2fmae.methods
     import c2fmae.recipes  # noqa: F401
     from c2fmae.core.registry import registries

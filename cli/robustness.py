@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from c2fmae_cli.pretrain import is_first
-from c2fmae_cli.results import home, slug, tell_runs
+from c2fmae_cli.result_paths import home, slug, tell_runs
 
 SETTINGS = "batch_size, workers, precision, keep_probabilities, reference"
 
@@ -53,7 +53,7 @@ def robustness(
     from c2fmae.data.suites.shifted_set import open_shifted
     from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
     from c2fmae.eval.robustness.image_classifier import Entrant, load_entrant
-    from c2fmae.eval.robustness.report import CSV, JSON, default_folder, protocol_of, write_all, write_model
+    from c2fmae.eval.robustness.result_files import CSV, JSON, default_folder, protocol_of, write_all, write_model
     from c2fmae.eval.robustness.tables import notes, numbers_table
     from c2fmae.report.page import as_lines
 

@@ -74,7 +74,7 @@ def reconstruct(
     from c2fmae.data import open_scenes
     from c2fmae.loading import held_out_scenes, load_run
     from c2fmae.report.drawing import check_png, save_png
-    from c2fmae.views import reconstruct as drawing
+    from c2fmae.views import reconstruction as drawing
 
     config = drawing.ReconstructView.read({}, set_ or [], source="view reconstruct")
     wanted = drawing.read_visible(visible or [])

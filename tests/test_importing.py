@@ -20,8 +20,8 @@ from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models.backbones import load_backbone
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import RecipeConfig, read_recipe
-from tests.methods.scenes import rough
-from tests.models.backbones.official import (
+from tests.methods.tiny_methods import rough
+from tests.models.backbones.official_mae import (
     hidden_mean,
     mae_predictions,
     mae_weights,

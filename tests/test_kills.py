@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint
-from tests.runs import Launcher, Run, last_step, settings, until
+from tests.run_launcher import Launcher, Run, last_step, settings, until
 
 pytestmark = pytest.mark.once
 

@@ -18,7 +18,7 @@ from PIL import Image
 from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from c2fmae.core.run_dir import RunFolder
 from c2fmae.data.generated import GeneratedScenes
-from tests.runs import Launcher, free_port, last_step, rows, settings, until
+from tests.run_launcher import Launcher, free_port, last_step, rows, settings, until
 
 pytestmark = pytest.mark.once
 

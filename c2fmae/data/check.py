@@ -19,8 +19,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data.geometry import photo_size
 from c2fmae.data.info import DatasetInfo
-from c2fmae.data.pool import run_in_processes
 from c2fmae.data.problems import Problem
+from c2fmae.data.process_pool import run_in_processes
 from c2fmae.data.scenes import Scenes
 
 SHARE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

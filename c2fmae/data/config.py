@@ -9,7 +9,7 @@ from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.core.training import Plan
 from c2fmae.data.cached import KeptScenes
-from c2fmae.data.canonical import Overflow
+from c2fmae.data.instance_order import Overflow
 from c2fmae.data.loader import BatchStream, Loader
 from c2fmae.data.sampler import Position, Sampler
 from c2fmae.data.scenes import Scenes

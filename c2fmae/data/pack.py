@@ -22,12 +22,7 @@ from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.core.locks import locked
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE, Scene
-from c2fmae.data.geometry import photo_size, resize, stored_cells
-from c2fmae.data.info import FILE_NAME, PLAN_NAME, DatasetInfo
-from c2fmae.data.key_list import KeyList
-from c2fmae.data.pool import run_in_processes
-from c2fmae.data.scenes import Scenes
-from c2fmae.data.writer import (
+from c2fmae.data.encode import (
     TAR_END,
     UNFINISHED,
     encode_photo,
@@ -38,6 +33,11 @@ from c2fmae.data.writer import (
     tar_member,
     whole_file,
 )
+from c2fmae.data.geometry import photo_size, resize, stored_cells
+from c2fmae.data.info import FILE_NAME, PLAN_NAME, DatasetInfo
+from c2fmae.data.key_list import KeyList
+from c2fmae.data.process_pool import run_in_processes
+from c2fmae.data.scenes import Scenes
 
 Progress = Callable[[int], None]
 """Told how many more scenes are done."""

@@ -13,9 +13,9 @@ from c2fmae.core.config import Config, describe_problem
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.registry import Registry
 from c2fmae.core.scene import GRANULARITIES
+from c2fmae.data.combine import MixedScenes, SelectedScenes
 from c2fmae.data.folders import open_tree
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.mixed import MixedScenes, SelectedScenes
 from c2fmae.data.problems import Problem, refuse
 from c2fmae.data.remote import fetch_shards, is_remote
 from c2fmae.data.scenes import Scenes

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
-from c2fmae.data.canonical import Overflow, canonical_instances
 from c2fmae.data.geometry import Box, central_box, cut, photo_size
+from c2fmae.data.instance_order import Overflow, canonical_instances
 
 TRIES = 10
 

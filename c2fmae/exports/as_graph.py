@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.exports.as_timm import timm_features
+from c2fmae.exports.example_inputs import features, trial_photos
 from c2fmae.exports.target import Comparison, Model, Target, at, backbone_of, compare
-from c2fmae.exports.trial import features, trial_photos
-from c2fmae.exports.vit import timm_vit
+from c2fmae.exports.timm_vit import timm_vit
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 

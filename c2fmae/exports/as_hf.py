@@ -12,11 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.exports.expressible import inexpressible
+from c2fmae.exports.example_inputs import features, trial_photos
+from c2fmae.exports.hf_support import inexpressible
 from c2fmae.exports.target import Comparison, Model, Target, another_size, backbone_of, compare
-from c2fmae.exports.trial import features, trial_photos
-from c2fmae.exports.vit import timm_vit
-from c2fmae.models.backbones.of_hugging_face import CROP, NUMBERED, POOL
+from c2fmae.exports.timm_vit import timm_vit
+from c2fmae.models.backbones.hugging_face_reader import CROP, NUMBERED, POOL
 from c2fmae.models.classifiers import Classifier
 
 _BICUBIC = 3  # as Pillow counts

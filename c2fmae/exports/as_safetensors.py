@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.tensor_file import write_tensors
+from c2fmae.exports.example_inputs import BATCH, features, trial_maps
 from c2fmae.exports.target import Comparison, Model, Target, another_size, at, backbone_of, compare
-from c2fmae.exports.trial import BATCH, features, trial_maps
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import HEAD, Found, from_our_names
-from c2fmae.models.backbones.of_export import (
+from c2fmae.models.backbones.export_reader import (
     AUTOENCODER,
     CLASSIFIER,
     CONFIG,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.pixels import standardise
 from c2fmae.core.tensor_file import write_tensors
+from c2fmae.exports.example_inputs import features, trial_photos
 from c2fmae.exports.target import Comparison, Model, Target, another_size, at, backbone_of, compare
-from c2fmae.exports.trial import features, trial_photos
-from c2fmae.exports.vit import model_args, timm_vit
+from c2fmae.exports.timm_vit import model_args, timm_vit
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import yaml
 
 from c2fmae import __version__
-from c2fmae.exports.origin import Origin
+from c2fmae.exports.provenance import Origin
 from c2fmae.exports.target import Comparison, Model, Target, backbone_of
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier

@@ -15,12 +15,12 @@ from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_safetensors import autoencoder_target, safetensors_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.card import card_of
-from c2fmae.exports.origin import Origin, origin_of
+from c2fmae.exports.provenance import Origin, origin_of
 from c2fmae.exports.target import Comparison, Model, Target, backbone_of
-from c2fmae.exports.vit import rgb_alone
+from c2fmae.exports.timm_vit import rgb_alone
 from c2fmae.loading import load_run
 from c2fmae.models.backbones import load_backbone
-from c2fmae.models.backbones.of_run import is_run
+from c2fmae.models.backbones.run_reader import is_run
 from c2fmae.models.classifiers import Classifier, load_whole
 
 KINDS: dict[str, Callable[[Model], Target]] = {

@@ -16,14 +16,14 @@ and nothing but torch and jaxtyping is needed.
 
 from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
 from c2fmae.masking.curricula import CURRICULA
+from c2fmae.masking.explanation import Quota, explain
 from c2fmae.masking.guided import instance_mask, semantic_mask
 from c2fmae.masking.objects import select_instances
 from c2fmae.masking.policies import POLICIES, MaskNoise, PatchMaps, Policy
 from c2fmae.masking.regions import patch_regions
-from c2fmae.masking.report import Quota, explain
 from c2fmae.masking.rounding import apportion, quotas, sample_shares
 from c2fmae.masking.scenes import mask_scenes
-from c2fmae.masking.select import random_mask, top_k_mask
+from c2fmae.masking.selection import random_mask, top_k_mask
 
 __all__ = [
     "CURRICULA",

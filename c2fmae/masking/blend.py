@@ -17,7 +17,7 @@ from c2fmae.masking._checks import (
     checked_coefficients,
 )
 from c2fmae.masking.rounding import apportion
-from c2fmae.masking.select import falling, grouped_order, hide_first
+from c2fmae.masking.selection import falling, grouped_order, hide_first
 
 Mask = Bool[Tensor, "batch patch"]
 Coefficient = float | Float[Tensor, " batch"]

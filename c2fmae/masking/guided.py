@@ -14,7 +14,7 @@ from c2fmae.masking._checks import (
     checked_share,
 )
 from c2fmae.masking.rounding import apportion, apportion_evenly
-from c2fmae.masking.select import falling, grouped_order, scattered, sort_runs
+from c2fmae.masking.selection import falling, grouped_order, scattered, sort_runs
 
 
 def semantic_mask(

@@ -7,7 +7,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from c2fmae.masking._checks import check_groups, check_rows
-from c2fmae.masking.select import scattered, sort_runs
+from c2fmae.masking.selection import scattered, sort_runs
 
 
 def select_instances(

@@ -19,7 +19,7 @@ from c2fmae.masking.curricula import triangle
 from c2fmae.masking.guided import instance_mask, semantic_mask, side_of, sides, weights_of
 from c2fmae.masking.objects import select_instances
 from c2fmae.masking.rounding import quotas
-from c2fmae.masking.select import random_mask, sort_runs, top_k_mask
+from c2fmae.masking.selection import random_mask, sort_runs, top_k_mask
 
 Blend = Literal["topk", "sample", "quota"]
 

@@ -12,9 +12,9 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.masking import Policy, mask_scenes, patch_regions
-from c2fmae.methods.checks import check_guide
 from c2fmae.methods.config import MethodConfig
-from c2fmae.methods.maps import paste, patch_grid, prepare, restore, with_blanks
+from c2fmae.methods.map_checks import check_guide
+from c2fmae.methods.model_inputs import paste, patch_grid, prepare, restore, with_blanks
 from c2fmae.models.losses import hidden_count, hidden_error
 from c2fmae.models.patches import label_stride
 from c2fmae.models.targets import Target

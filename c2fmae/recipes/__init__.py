@@ -11,7 +11,7 @@ these when it is called.
 'changed: method.decoder.name=parallel'
 """
 
-from c2fmae.recipes import ablations, sizes, small  # noqa: F401 - each registers its recipes
+from c2fmae.recipes import ablations, small, standard  # noqa: F401 - each registers its recipes
 from c2fmae.recipes.registry import RECIPES, Recipe
 
 __all__ = ["RECIPES", "Recipe"]

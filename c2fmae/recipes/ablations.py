@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from c2fmae.recipes.registry import Recipe, register
-from c2fmae.recipes.sizes import BY_NAME, PAPER, REPRODUCED_NOTHING
+from c2fmae.recipes.standard import BY_NAME, PAPER, REPRODUCED_NOTHING
 
 
 @dataclass(frozen=True)

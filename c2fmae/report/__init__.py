@@ -7,7 +7,7 @@
 
 from c2fmae.report.charts import Curves
 from c2fmae.report.page import Details, Facts, Page, Picture, Section, Table, Text, as_lines, render
-from c2fmae.report.run import run_page
+from c2fmae.report.pretrain_page import run_page
 
 __all__ = [
     "Curves",

@@ -13,7 +13,7 @@ from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.eval.analysis.attention import has_global_token, photo_attention, share_on_instances
 from c2fmae.models.backbones import Backbone
 from c2fmae.report.drawing import INK, MUTED, PAPER, colour_instances, sheet
-from c2fmae.views.sources import Named, SourcesView, Tile, cut_for, tile_size
+from c2fmae.views.backbone_figures import Named, SourcesView, Tile, cut_for, tile_size
 
 REACH = 3
 """Colours end where attention is 2³ times, or 1 / 2³ of, what it would be if all patches were looked at alike."""

@@ -5,7 +5,7 @@ from PIL import Image
 from c2fmae.masking.config import Share
 from c2fmae.masking.policies import Progressive
 from c2fmae.report.drawing import colour_classes, colour_instances, hide_patches, sheet
-from c2fmae.views.scenes import ScenesView
+from c2fmae.views.masked_scenes import ScenesView
 
 
 class MasksView(ScenesView):

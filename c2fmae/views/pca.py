@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2fmae.report.drawing import sheet
-from c2fmae.views.sources import Named, SourcesView, Tile, cut_for, tile_size
+from c2fmae.views.backbone_figures import Named, SourcesView, Tile, cut_for, tile_size
 
 COMPONENTS = 3
 _ENDS = (0.01, 0.99)  # shares of the patches between whose values colours run

@@ -12,7 +12,7 @@ from c2fmae.core.config import Count
 from c2fmae.core.errors import UserError
 from c2fmae.masking.policies import Blend, Progressive
 from c2fmae.report.drawing import line_chart, stack
-from c2fmae.views.scenes import ScenesView
+from c2fmae.views.masked_scenes import ScenesView
 
 
 class ScheduleView(ScenesView):

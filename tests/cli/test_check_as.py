@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_data import run
-from tests.data.suites.layouts import BOTH, as_folder, as_tar, class_files, grid_files
+from tests.data.suites.official_layouts import BOTH, as_folder, as_tar, class_files, grid_files
 
 pytestmark = pytest.mark.once
 

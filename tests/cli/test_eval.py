@@ -8,8 +8,8 @@ from c2fmae_cli.eval import HELP, SETTINGS, eval_
 from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.registered import EVALUATIONS
-from tests.exports.sources import saved
+from c2fmae.eval.builtin import EVALUATIONS
+from tests.exports.noise_sources import saved
 
 SMALL = ["--set", "options={size: 32, length: 12}", "--set", "workers=0"]
 

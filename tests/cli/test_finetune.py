@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from c2fmae_cli.doctor import doctor
 from c2fmae_cli.eval import eval_
-from c2fmae_cli.results import tell_runs
+from c2fmae_cli.result_paths import tell_runs
 from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
 from c2fmae.loading import load_run
 from c2fmae.recipes.config import read_recipe
-from tests.eval.classification.parts import QUICK, store_sets, store_source
+from tests.eval.classification.tiny_finetuning import QUICK, store_sets, store_source
 
 SET = [word for setting in QUICK for word in ("--set", setting)]
 

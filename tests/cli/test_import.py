@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from c2fmae.core.errors import UserError
 from c2fmae.recipes.config import RecipeConfig
-from tests.models.backbones.official import mae_weights, multimae_weights
+from tests.models.backbones.official_mae import mae_weights, multimae_weights
 
 
 def test_a_file_of_mae_becomes_a_folder_and_the_next_command_is_said(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
-from c2fmae.eval.robustness import evaluation
-from c2fmae.eval.robustness import predict as predicting
+from c2fmae.eval.robustness import evaluation, inference
 from c2fmae.eval.robustness.evaluation import RobustnessConfig
-from c2fmae.eval.robustness.predict import Round
+from c2fmae.eval.robustness.inference import Round
 
 NAMES = ("n01440764", "n01443537", "n01484850")
 SMALL = ("--set", "workers=0")
@@ -107,7 +106,7 @@ def test_several_models_come_out_in_one_table_with_protocol_and_places(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(predicting._Batches, "__call__", refuse)
+    monkeypatch.setattr(inference._Batches, "__call__", refuse)
     assert said(*words) == text
 
 
@@ -130,7 +129,7 @@ def test_a_model_beside_the_first_does_not_have_it_asked_anew(
 
     def noted(rounds: list[Round], *rest: Any, **more: Any) -> None:
         asked.extend(question.entrant.source for each in rounds for question in each.questions)
-        predicting.predict(rounds, *rest, **more)
+        inference.predict(rounds, *rest, **more)
 
     monkeypatch.setattr(evaluation, "predict", noted)
     said("robustness", *models, *words)
@@ -164,7 +163,7 @@ def test_ctrl_c_says_what_is_kept(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predicting._Batches, "__call__", stop)
+    monkeypatch.setattr(inference._Batches, "__call__", stop)
     words = ["robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL]
     result = CliRunner().invoke(eval_, words)
     assert result.exit_code != 0

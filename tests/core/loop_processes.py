@@ -18,7 +18,7 @@ from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_of
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.task import Part, PretrainingTask
-from tests.methods.scenes import noise_scenes, part, rough, tiny
+from tests.methods.tiny_methods import noise_scenes, part, rough, tiny
 
 Run = tuple[list[Report], list[dict[str, Tensor]]]
 """What is reported of each step, and all tensors after it."""

@@ -20,7 +20,7 @@ from c2fmae.core.sharding import own_part, whole
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.task import Part
 from tests.core.loop_processes import SIZE, STEPS, Case, batches
-from tests.methods.scenes import noise_scenes
+from tests.methods.tiny_methods import noise_scenes
 
 WORLD = 2
 KEPT = (1, STEPS)

@@ -8,7 +8,7 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from c2fmae.core.optimiser import TRUNK, adamw, moments, parameter_groups, restore_moments, set_rate
-from tests.methods.scenes import tiny
+from tests.methods.tiny_methods import tiny
 
 SMALL = ["encoder.depth=2", "encoder.num_heads=2", "encoder.dim=16", "decoder.dim=16", "decoder.num_heads=2"]
 

@@ -9,8 +9,8 @@ import pytest
 
 import c2fmae.core.scene
 import c2fmae.data
+import c2fmae.eval.builtin
 import c2fmae.eval.classification.recipes
-import c2fmae.eval.registered
 import c2fmae.masking
 import c2fmae.methods
 import c2fmae.recipes

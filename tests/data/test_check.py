@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from c2fmae.data.check import SHARE_EDGES, CheckReport, check, class_table
+from c2fmae.data.encode import TAR_END, encode_ids, tar_member
 from c2fmae.data.problems import Problem
 from c2fmae.data.sources import inspect_scenes, open_scenes
-from c2fmae.data.writer import TAR_END, encode_ids, tar_member
 
 DATASET = b'{"classes": [{"name": "sky"}, {"name": "cat"}, {"name": "dog"}], "labels": [{"name": "a"}, {"name": "b"}]}'
 HEIGHT, WIDTH = 20, 30

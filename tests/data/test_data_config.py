@@ -10,7 +10,7 @@ from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data import CentralView, GeneratedScenes, RandomView, Sampler
 from c2fmae.data.cached import KeptScenes
 from c2fmae.data.config import DataConfig
-from tests.data.stores import refuses, samples, write_tar
+from tests.data.dataset_files import refuses, samples, write_tar
 
 ALL = ("semantic", "instance", "rgb")
 TARGET: dict[str, Any] = {"size": (8, 8), "label_stride": 4, "max_instances": 3}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.decode import MAX_PIXELS, decode_ids, decode_photo
-from tests.data.stores import encoded, png
+from tests.data.dataset_files import encoded, png
 
 places = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8)
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))

@@ -12,7 +12,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.data import open_scenes
 from c2fmae.data.geometry import Box, cut
 from c2fmae.data.transforms import middle_statistics
-from tests.data.stores import png, refuses, sample, write_tar, write_tree
+from tests.data.dataset_files import png, refuses, sample, write_tar, write_tree
 
 
 def test_depth_is_read_as_it_is_stored_beside_maps_at_a_stride(tmp_path: Path) -> None:

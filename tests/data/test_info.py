@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from c2fmae.data.info import DatasetInfo
-from tests.data.stores import DATASET, refuses
+from tests.data.dataset_files import DATASET, refuses
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from c2fmae.data.loader import Loader
 from c2fmae.data.sampler import Position, Sampler
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import RandomView
-from tests.data.stores import Files, refuses, sample, write_tar
+from tests.data.dataset_files import Files, refuses, sample, write_tar
 
 Start = Literal["fork", "spawn"]
 

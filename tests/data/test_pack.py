@@ -19,12 +19,12 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.locks import locked
 from c2fmae.core.scene import Scene
+from c2fmae.data.combine import MixedScenes
 from c2fmae.data.decode import decode_ids, decode_photo
+from c2fmae.data.encode import encode_ids, encode_photo
 from c2fmae.data.info import ClassInfo, DatasetInfo
-from c2fmae.data.mixed import MixedScenes
 from c2fmae.data.pack import PackConfig, PackReport, pack
 from c2fmae.data.sources import open_scenes
-from c2fmae.data.writer import encode_ids, encode_photo
 
 INFO = DatasetInfo(
     name="few",

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from c2fmae.data.remap import fits, id_table, remap
-from tests.data.stores import refuses
+from tests.data.dataset_files import refuses
 
 maps = arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)))
 

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from c2fmae.data.sources import open_scenes
-from tests.data.stores import DATASET, refuses, samples, write_tar
+from tests.data.dataset_files import DATASET, refuses, samples, write_tar
 
 
 @pytest.fixture(autouse=True)

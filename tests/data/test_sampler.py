@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c2fmae.data.sampler import Position, Sampler
-from tests.data.stores import refuses
+from tests.data.dataset_files import refuses
 
 
 @st.composite

@@ -15,7 +15,7 @@ from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.sources import inspect_scenes, open_scenes
-from tests.data.stores import (
+from tests.data.dataset_files import (
     DATASET,
     Files,
     encoded,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from c2fmae.core.errors import UserError
 from c2fmae.data.sources import inspect_scenes, open_scenes
 from c2fmae.data.tar_index import open_index, scan_shard
-from tests.data.stores import sample, samples, write_tar
+from tests.data.dataset_files import sample, samples, write_tar
 
 
 def assert_same(first: object, second: object) -> None:

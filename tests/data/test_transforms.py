@@ -12,7 +12,7 @@ from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import Scene
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.transforms import CentralView, RandomView, random_box
-from tests.data.stores import refuses
+from tests.data.dataset_files import refuses
 
 units = arrays(np.float64, (10, 4), elements=st.floats(0, 1, exclude_max=True))
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.eval.datasets import PairConfig, find_pair, open_set
-from tests.eval.backbones import tiny_backbone
+from tests.eval.tiny_backbones import tiny_backbone
 
 
 def photos(root: Path, *names: str) -> Path:

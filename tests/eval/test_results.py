@@ -12,7 +12,7 @@ from c2fmae.eval import results as running
 from c2fmae.eval.evaluation import Evaluation, Metric, Subject
 from c2fmae.eval.results import evaluate, place_of, sections_of, table_of
 from c2fmae.report import as_lines
-from tests.eval.backbones import subject, tiny_backbone
+from tests.eval.tiny_backbones import subject, tiny_backbone
 
 RUNS: list[str] = []
 

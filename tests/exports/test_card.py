@@ -13,9 +13,9 @@ from c2fmae.eval.digests import weights_digest
 from c2fmae.exports import export
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write
-from c2fmae.exports.origin import origin_of
+from c2fmae.exports.provenance import origin_of
 from c2fmae.models.backbones import load_backbone
-from tests.exports.sources import backbone_of, saved
+from tests.exports.noise_sources import backbone_of, saved
 
 RESULT = {
     "evaluation": "knn",

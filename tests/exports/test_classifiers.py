@@ -23,14 +23,14 @@ from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_safetensors import safetensors_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write
-from c2fmae.exports.origin import origin_of
-from c2fmae.exports.vit import rgb_alone
+from c2fmae.exports.provenance import origin_of
+from c2fmae.exports.timm_vit import rgb_alone
 from c2fmae.models.backbones import BackboneSpec, load_backbone
 from c2fmae.models.classifiers import Classifier, load_classifier
 from c2fmae.models.config import EncoderConfig
-from tests.eval.backbones import tiny_backbone
-from tests.exports.sources import NOWHERE, backbone_of, is_same, noise_bytes
-from tests.models.classifiers.tuned import classifier_of_noise, fine_tuned
+from tests.eval.tiny_backbones import tiny_backbone
+from tests.exports.noise_sources import NOWHERE, backbone_of, is_same, noise_bytes
+from tests.models.classifiers.noise_classifiers import classifier_of_noise, fine_tuned
 
 CLASSIFIERS: dict[str, Callable[[], Classifier]] = {
     "by the mean": lambda: classifier_of_noise(),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write
-from tests.exports.sources import NOWHERE, backbone_of, is_same, noise_bytes
+from tests.exports.noise_sources import NOWHERE, backbone_of, is_same, noise_bytes
 
 WITHOUT_US = """
 import sys

@@ -12,12 +12,12 @@ from torch import Tensor
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.tensor_file import write_tensors
 from c2fmae.exports import as_hf, as_safetensors, as_timm, export
+from c2fmae.exports.example_inputs import trial_maps, trial_photos
 from c2fmae.exports.export import write
 from c2fmae.exports.target import Comparison, compare
-from c2fmae.exports.trial import trial_maps, trial_photos
 from c2fmae.models.backbones import load_backbone
-from tests.exports.sources import NOWHERE, backbone_of, saved
-from tests.methods.scenes import tiny
+from tests.exports.noise_sources import NOWHERE, backbone_of, saved
+from tests.methods.tiny_methods import tiny
 
 
 def mixed_up(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from c2fmae.core.errors import UserError
 from c2fmae.exports.as_graph import onnx_target, program_target
 from c2fmae.exports.export import write
-from tests.exports.sources import NOWHERE, backbone_of, is_same, noise_bytes
+from tests.exports.noise_sources import NOWHERE, backbone_of, is_same, noise_bytes
 
 pytestmark = pytest.mark.compile
 

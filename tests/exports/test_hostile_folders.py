@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from c2fmae.core.errors import UserError
 from c2fmae.exports import export, read_autoencoder
 from c2fmae.models.backbones import load_backbone
-from c2fmae.models.backbones.of_export import read_export
-from tests.exports.sources import saved
+from c2fmae.models.backbones.export_reader import read_export
+from tests.exports.noise_sources import saved
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from c2fmae.exports.as_safetensors import safetensors_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write
 from c2fmae.models.backbones import Backbone, load_backbone
-from tests.exports.sources import NOWHERE, backbone_of, is_same, noise_bytes, saved
-from tests.methods.scenes import noise_scenes, tiny
+from tests.exports.noise_sources import NOWHERE, backbone_of, is_same, noise_bytes, saved
+from tests.methods.tiny_methods import noise_scenes, tiny
 
 LIMIT = 1e-4
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2fmae.masking import instance_mask, quotas, random_mask, select_instances, semantic_mask, top_k_mask
-from tests.masking import naive
+from tests.masking import reference
 from tests.masking.strategies import Row, as_sets, rows
 
 CLASS_WEIGHTS = [0, 2, 1, *[1] * 16, 5]
@@ -82,7 +82,7 @@ def test_any_float_will_do_for_noise(mask: Masking, dtype: torch.dtype) -> None:
 @given(rows())
 def test_random_mask_hides_the_highest_noise(row: Row) -> None:
     expected = [
-        naive.hide_highest(range(len(noise)), noise, count)
+        reference.hide_highest(range(len(noise)), noise, count)
         for noise, count in zip(row.noise.tolist(), row.num_masked.tolist(), strict=True)
     ]
     assert as_sets(random_mask(row.noise, row.num_masked)) == expected
@@ -92,7 +92,9 @@ def test_random_mask_hides_the_highest_noise(row: Row) -> None:
 def test_top_k_hides_the_highest_scores_ties_by_noise(row: Row, seed: int) -> None:
     levels = torch.randint(-2, 3, row.noise.shape, generator=torch.Generator().manual_seed(seed)) / 2
     for scores in (levels, levels.double()):
-        expected = [naive.top_k_mask(s.tolist(), n.tolist(), int(k)) for s, n, k in zip(scores, *row[1:], strict=True)]
+        expected = [
+            reference.top_k_mask(s.tolist(), n.tolist(), int(k)) for s, n, k in zip(scores, *row[1:], strict=True)
+        ]
         assert as_sets(top_k_mask(scores, row.num_masked, row.noise)) == expected
 
 
@@ -103,7 +105,7 @@ def test_semantic_mask_equals_the_naive_loop(row: Row, weights: list[int] | None
         ids, row.noise, row.num_masked, weights=None if weights is None else torch.tensor(weights), ignore=ignore
     )
     expected = [
-        naive.semantic_mask(i.tolist(), n.tolist(), int(k), weights, ignore)
+        reference.semantic_mask(i.tolist(), n.tolist(), int(k), weights, ignore)
         for i, n, k in zip(ids, row.noise, row.num_masked, strict=True)
     ]
     assert as_sets(is_masked) == expected
@@ -141,7 +143,7 @@ def test_a_class_of_weight_zero_stays_visible_while_others_can_be_hidden() -> No
 def test_instance_mask_equals_the_naive_loop(row: Row, object_share: float) -> None:
     is_masked = instance_mask(*row, object_share=object_share)
     expected = [
-        naive.instance_mask(i.tolist(), n.tolist(), int(k), Fraction(object_share), 255)
+        reference.instance_mask(i.tolist(), n.tolist(), int(k), Fraction(object_share), 255)
         for i, n, k in zip(*row, strict=True)
     ]
     assert as_sets(is_masked) == expected

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2fmae.masking import patch_regions
-from tests.masking import naive
+from tests.masking import reference
 
 SHAPES = [(1, 1), (2, 2), (4, 4), (3, 5), (8, 8), (8, 9), (16, 16), (2, 40)]
 DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64]
@@ -34,14 +34,14 @@ def test_every_patch_has_its_majority_id(case: tuple[Tensor, tuple[int, int], in
     labels, patch, ignore = case
     regions = patch_regions(labels, patch, ignore=ignore)
     assert regions.dtype == labels.dtype
-    assert regions.tolist() == [[naive.patch_region(p, ignore) for p in image] for image in cut(labels, patch)]
+    assert regions.tolist() == [[reference.patch_region(p, ignore) for p in image] for image in cut(labels, patch)]
 
 
 @pytest.mark.parametrize("patch", [4, 16])
 def test_ids_beyond_a_byte_are_counted_as_they_are(patch: int) -> None:
     labels = torch.randint(0, 3, (3, 32, 48), generator=torch.Generator().manual_seed(0)) * 70_000 - 1
     regions = patch_regions(labels, patch, ignore=-1)
-    assert regions.tolist() == [[naive.patch_region(p, -1) for p in image] for image in cut(labels, (patch, patch))]
+    assert regions.tolist() == [[reference.patch_region(p, -1) for p in image] for image in cut(labels, (patch, patch))]
 
 
 def test_sixteen_bit_maps_are_understood() -> None:

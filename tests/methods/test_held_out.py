@@ -14,7 +14,7 @@ from c2fmae.core.training import TrainingConfig
 from c2fmae.data import CentralView, DatasetInfo
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.held_out import BATCH, HeldOut
-from tests.methods.scenes import CLASSES, noise_scenes, tiny
+from tests.methods.tiny_methods import CLASSES, noise_scenes, tiny
 
 SIZE = (16, 16)
 SMALL = ["encoder.dim=32", "encoder.depth=2", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.dim=16"]

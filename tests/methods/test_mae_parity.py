@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from c2fmae.core.masks import Masks
 from c2fmae.masking import random_mask
 from c2fmae.methods import METHODS, MaskedAutoencoding
-from tests.methods.positions import position_table
-from tests.methods.scenes import noise_scenes, rough, tiny
+from tests.methods.official_positions import position_table
+from tests.methods.tiny_methods import noise_scenes, rough, tiny
 
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining

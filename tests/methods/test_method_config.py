@@ -11,8 +11,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import COARSE_TO_FINE, SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.models import DECODERS, DecoderPlan, MultiGranularAutoencoder
-from tests.data.stores import refuses
-from tests.methods.scenes import TINY, children, gradients, noise_scenes, tiny, tiny_config
+from tests.data.dataset_files import refuses
+from tests.methods.tiny_methods import TINY, children, gradients, noise_scenes, tiny, tiny_config
 
 KNOWN = "Known: depth, instance, rgb, semantic"
 

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
-from tests.methods.positions import position_table
-from tests.methods.scenes import CLASSES, noise_scenes, rough, tiny
+from tests.methods.official_positions import position_table
+from tests.methods.tiny_methods import CLASSES, noise_scenes, rough, tiny
 
 SIZE, GRID, PATCH, CELLS = (64, 96), (4, 6), 16, 4
 NUM_PATCHES = GRID[0] * GRID[1]

@@ -14,7 +14,7 @@ from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
 from c2fmae.models import patchify
 from c2fmae.models.targets import Labels, NormalizedPixels, Pixels
-from tests.methods.scenes import noise_scenes, tiny
+from tests.methods.tiny_methods import noise_scenes, tiny
 
 SIZE = (32, 64)
 

@@ -15,8 +15,8 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
 from c2fmae.models import DECODERS, patchify
-from tests.methods import processes
-from tests.methods.scenes import gradients, noise_scenes, part, rows, tiny
+from tests.methods import ddp_processes
+from tests.methods.tiny_methods import gradients, noise_scenes, part, rows, tiny
 
 SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(COARSE_TO_FINE, count)]
 
@@ -197,12 +197,12 @@ def test_a_micro_batch_gets_its_rows_of_the_masks_of_the_whole() -> None:
 
 @pytest.mark.once
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    spawn(processes.run, args=(tmp_path,), nprocs=processes.WORLD)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes.WORLD)]
-    method = processes.method()
-    scenes = noise_scenes(processes.WORLD * processes.EACH)
+    spawn(ddp_processes.run, args=(tmp_path,), nprocs=ddp_processes.WORLD)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ddp_processes.WORLD)]
+    method = ddp_processes.method()
+    scenes = noise_scenes(ddp_processes.WORLD * ddp_processes.EACH)
     for step in range(2):
-        each = [processes.masks_of(method, step, rank).is_masked for rank in range(processes.WORLD)]
+        each = [ddp_processes.masks_of(method, step, rank).is_masked for rank in range(ddp_processes.WORLD)]
         masks = Masks.of(torch.cat(each), COARSE_TO_FINE, num_visible=4)
         if step == 0:
             assert torch.equal(masks.is_masked, method.hide(scenes, progress=0.4, generator=noise()).is_masked)
@@ -210,7 +210,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
         maps = method.prepare(scenes)
         method.compare(method.model(maps, masks), maps, masks).total.backward()
         for key, grad in gradients(method):
-            for rank in range(processes.WORLD):
+            for rank in range(ddp_processes.WORLD):
                 torch.testing.assert_close(found[rank][step][key], grad, atol=1e-6, rtol=1e-5)
 
 

@@ -11,7 +11,7 @@ from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
 from c2fmae.core.seeding import seed_of
 from c2fmae.masking import CURRICULA
 from c2fmae.methods.task import Part, PretrainingTask
-from tests.methods.scenes import noise_scenes, part, tiny
+from tests.methods.tiny_methods import noise_scenes, part, tiny
 
 SIZE, BATCH = (32, 32), 8
 SMALL = ["encoder.dim=32", "encoder.depth=1", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.dim=16"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from c2fmae.models import DECODERS, Encoder
 from c2fmae.models.attention import AttentionByDevice, CrossAttention, CrossBlock, self_block
-from tests.models.parts import decoder_of, fill, latent_of, masks_of, noise_of, tiny_vit
+from tests.models.tiny_models import decoder_of, fill, latent_of, masks_of, noise_of, tiny_vit
 
 HEADS = 2
 

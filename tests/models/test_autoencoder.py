@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.models import Head, MultiGranularAutoencoder, sincos_positions
-from tests.models.parts import THREE, autoencoder_of, fill, maps_of, masks_of
+from tests.models.tiny_models import THREE, autoencoder_of, fill, maps_of, masks_of
 
 GRID, N = (2, 3), 6
 

@@ -14,7 +14,7 @@ from c2fmae.core.masks import Masks
 from c2fmae.models import DECODERS, sincos_positions
 from c2fmae.models.decoders import Cascaded, Joint
 from c2fmae.models.decoders.state import Entry, State
-from tests.models.parts import (
+from tests.models.tiny_models import (
     THREE,
     autoencoder_of,
     decoder_of,

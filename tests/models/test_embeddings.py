@@ -13,7 +13,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.models import Embeddings, IdEmbedding, ImageEmbedding, label_stride
-from tests.models.parts import CLASSES, THREE, embeddings_of, maps_of, masks_of, seeds
+from tests.models.tiny_models import CLASSES, THREE, embeddings_of, maps_of, masks_of, seeds
 
 NAMES = [("rgb",), ("semantic",), ("semantic", "rgb"), ("rgb", "instance"), THREE]
 

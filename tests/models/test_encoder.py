@@ -17,7 +17,7 @@ from c2fmae.models import (
     create_vit,
     sincos_positions,
 )
-from tests.models.parts import fill, noise_of, tiny_vit, vit_of
+from tests.models.tiny_models import fill, noise_of, tiny_vit, vit_of
 
 
 class Model(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from c2fmae.models import DECODERS, Embeddings, Encoder, Head, IdEmbedding, ImageEmbedding, MultiGranularAutoencoder
 from c2fmae.models.attention import CrossAttention
 from c2fmae.models.initialise import initialise
-from tests.models.parts import CLASSES, THREE, plan_of, vit_of
+from tests.models.tiny_models import CLASSES, THREE, plan_of, vit_of
 
 SCALE = 0.37
 TOKENS = ("cls_token", "reg_token", "mask_token", "granularity", "classes.weight")

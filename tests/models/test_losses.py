@@ -11,7 +11,7 @@ from torch import Tensor
 
 from c2fmae.models import TARGETS, patchify
 from c2fmae.models.losses import Average, hidden_count, hidden_error
-from tests.models.parts import noise_of, seeds
+from tests.models.tiny_models import noise_of, seeds
 
 AVERAGES: tuple[Average, ...] = get_args(Average)
 EACH = pytest.mark.parametrize("average", AVERAGES)

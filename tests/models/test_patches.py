@@ -8,7 +8,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.patches import gather_patches, grid_of, label_stride, patchify, unpatchify
-from tests.models.parts import seeds
+from tests.models.tiny_models import seeds
 
 DTYPES = (torch.uint8, torch.int16, torch.int64, torch.bool, torch.bfloat16, torch.float32, torch.float64)
 

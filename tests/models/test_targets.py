@@ -11,7 +11,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES
 from c2fmae.models import TARGETS, Target, patchify
 from c2fmae.models.targets import TARGET_OF_KIND
-from tests.models.parts import noise_of, seeds
+from tests.models.tiny_models import noise_of, seeds
 
 GRID = (2, 3)
 EACH = pytest.mark.parametrize("name", list(TARGETS))

@@ -12,7 +12,7 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking.policies import Progressive
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
-from c2fmae.methods.fit import fitted
+from c2fmae.methods.dataset_defaults import fitted
 from c2fmae.models import Head, MultiGranularAutoencoder
 from c2fmae.models.decoders import Cascaded, Joint, Parallel, SelfAttention, Stage
 from c2fmae.recipes import RECIPES

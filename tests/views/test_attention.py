@@ -16,9 +16,9 @@ from c2fmae.models.backbones import Backbone
 from c2fmae.report.drawing import sheet
 from c2fmae.views import attention
 from c2fmae.views.attention import AttentionView, colours_at, draw_attention, look, outline, smooth
-from c2fmae.views.sources import TILE, cut_for, in_lines
+from c2fmae.views.backbone_figures import TILE, cut_for, in_lines
 from tests.eval.analysis.sampled_processes import backbone_of
-from tests.models.parts import fill, tiny_vit
+from tests.models.tiny_models import fill, tiny_vit
 
 SMALL = AttentionView(scenes=2)
 

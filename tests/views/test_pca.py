@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from c2fmae.models.backbones import Backbone
 from c2fmae.report.drawing import sheet
 from c2fmae.views import pca
+from c2fmae.views.backbone_figures import TILE
 from c2fmae.views.pca import PcaView, as_colours, draw_pca, magnify, principal_components
-from c2fmae.views.sources import TILE
 from tests.eval.analysis.sampled_processes import backbone_of
-from tests.models.parts import fill, noise_of, tiny_vit
+from tests.models.tiny_models import fill, noise_of, tiny_vit
 
 SMALL = PcaView(scenes=2, size=(32, 48))
 

@@ -16,14 +16,14 @@ from c2fmae.core.errors import UserError, unknown_name
 from c2fmae.core.scene import Scene
 from c2fmae.core.seeding import seed_of
 from c2fmae.data.generated.arrays import Rng, unit
+from c2fmae.data.generated.difficulty import LEVELS, Difficulty
 from c2fmae.data.generated.domains import REDRAW, Domain, displace
-from c2fmae.data.generated.kinds import KINDS
 from c2fmae.data.generated.layout import lay_out
-from c2fmae.data.generated.levels import LEVELS, Difficulty
 from c2fmae.data.generated.paint import paint_photo
 from c2fmae.data.generated.palettes import GARISH, PALETTE
 from c2fmae.data.generated.raster import rasterise
 from c2fmae.data.generated.stuff import STUFF
+from c2fmae.data.generated.things import KINDS
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.scenes import check_index

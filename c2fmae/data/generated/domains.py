@@ -8,11 +8,11 @@ import numpy as np
 
 from c2fmae.data.generated.arrays import Array, Ids, Picture, Rng, axis_of, unit
 from c2fmae.data.generated.ground import Region, one_of
-from c2fmae.data.generated.kinds import STRANGERS
 from c2fmae.data.generated.layout import Thing
-from c2fmae.data.generated.noise import noise
 from c2fmae.data.generated.palettes import DARK_INKS, PALE_INKS
 from c2fmae.data.generated.raster import Counts
+from c2fmae.data.generated.smooth_noise import noise
+from c2fmae.data.generated.things import STRANGERS
 
 Domain = Literal["photo", "sketch", "rendition", "displaced"]
 

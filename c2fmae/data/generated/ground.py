@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from c2fmae.data.generated.arrays import Array, Ids, Rng, axis_of
-from c2fmae.data.generated.noise import waves
+from c2fmae.data.generated.smooth_noise import waves
 from c2fmae.data.generated.stuff import STUFF
 
 Distance = Callable[[Array, Array], Array]

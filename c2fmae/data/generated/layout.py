@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from c2fmae.data.generated.arrays import Array, Rng
+from c2fmae.data.generated.difficulty import Level
 from c2fmae.data.generated.ground import Region, lay_ground, one_of, topmost
-from c2fmae.data.generated.kinds import KINDS, STRANGERS
-from c2fmae.data.generated.levels import Level
+from c2fmae.data.generated.things import KINDS, STRANGERS
 
 Place = tuple[float, float]
 

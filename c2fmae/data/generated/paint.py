@@ -6,10 +6,10 @@ import numpy as np
 
 from c2fmae.data.generated.arrays import Array, Picture, Rng, axis_of, mix, unit
 from c2fmae.data.generated.ground import Region
-from c2fmae.data.generated.kinds import Role
 from c2fmae.data.generated.palettes import DARK, LIGHT
 from c2fmae.data.generated.raster import Outline, Raster
 from c2fmae.data.generated.stuff import STUFF
+from c2fmae.data.generated.things import Role
 
 PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
     lambda u, _: np.full_like(u, -1),

@@ -10,8 +10,8 @@ from jaxtyping import Int
 
 from c2fmae.data.generated.arrays import Array, Ids, axis_of
 from c2fmae.data.generated.ground import Region, topmost
-from c2fmae.data.generated.kinds import KINDS, REACH, Role
 from c2fmae.data.generated.layout import Thing
+from c2fmae.data.generated.things import KINDS, REACH, Role
 
 Counts = Int[np.ndarray, " thing"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from c2fmae.data.generated.arrays import Array, Rng, axis_of, unit
-from c2fmae.data.generated.noise import noise
+from c2fmae.data.generated.smooth_noise import noise
 
 Colour = tuple[float, float, float]
 Texture = Callable[[Rng, Array, int], Array]

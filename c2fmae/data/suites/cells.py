@@ -8,7 +8,7 @@ from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.labels import LabelInfo, is_wnid
 from c2fmae.core.scene import Scene
 from c2fmae.data import DatasetInfo, Scenes
-from c2fmae.data.corruption.output import class_folders
+from c2fmae.data.corruption.set_dir import class_folders
 from c2fmae.data.suites.file_tree import Place
 
 Labels = tuple[LabelInfo | None, ...]

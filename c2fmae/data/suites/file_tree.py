@@ -12,7 +12,7 @@ from c2fmae.core.labels import is_wnid
 from c2fmae.data import Scenes
 from c2fmae.data.folders import open_tree
 from c2fmae.data.problems import refuse
-from c2fmae.data.tar_trees import TarTree, open_tar_tree
+from c2fmae.data.tar_tree import TarTree, open_tar_tree
 
 _LOOKED_AT = 16  # members; a shard's first samples are among them
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, SceneBatch
-from c2fmae.eval.analysis.sampled import SampledEvaluation, mean_of, ratio_of
+from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_of, ratio_of
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import Maps

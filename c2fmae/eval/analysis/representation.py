@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2fmae.core.scene import SceneBatch
 from c2fmae.eval.analysis.attention import attention_of
-from c2fmae.eval.analysis.sampled import SampledEvaluation, mean_of
+from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_of
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 
 Grid = tuple[int, int]

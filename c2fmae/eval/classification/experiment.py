@@ -25,11 +25,11 @@ from c2fmae.core.training import Plan, plan_of
 from c2fmae.core.watching import Watch, is_due
 from c2fmae.data import BatchStream, CentralView, Scenes
 from c2fmae.data.cached import KeptScenes
+from c2fmae.data.combine import SelectedScenes
 from c2fmae.data.loader import telling_of_dead_workers
-from c2fmae.data.mixed import SelectedScenes
 from c2fmae.data.stored import StoredScenes
 from c2fmae.eval.classification.accuracy import Accuracy, Trial
-from c2fmae.eval.classification.best import Best
+from c2fmae.eval.classification.best_checkpoint import Best
 from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.eval.classification.inputs import target_of
 from c2fmae.eval.classification.result import (

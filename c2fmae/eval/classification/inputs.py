@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from c2fmae.core.scene import GRANULARITIES, SceneBatch
-from c2fmae.methods.maps import prepare_maps
+from c2fmae.methods.model_inputs import prepare_maps
 from c2fmae.models import label_stride
 from c2fmae.models.backbones import Backbone, BackboneSpec
 from c2fmae.models.classifiers import Classifier

@@ -12,7 +12,7 @@ from torch import Tensor
 from c2fmae.core.config import Count
 from c2fmae.core.distributed import World
 from c2fmae.core.environment import environment
-from c2fmae.eval.cost.backbone import backbone_cost, photo_size
+from c2fmae.eval.cost.backbone_cost import backbone_cost, photo_size
 from c2fmae.eval.cost.memory import kept_bytes, peak_bytes
 from c2fmae.eval.cost.timing import WARM_UP, alternate, median_interval, to_the_end
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, Metric, Subject

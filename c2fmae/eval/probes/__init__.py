@@ -2,7 +2,7 @@
 
 from c2fmae.eval.probes.attentive_head import AttentiveProbe, AttentiveSetting, fit_attentive
 from c2fmae.eval.probes.baselines import colour_encoder, pixel_encoder
-from c2fmae.eval.probes.batches import hold_out
+from c2fmae.eval.probes.batching import hold_out
 from c2fmae.eval.probes.bootstrap import percentile_interval, poisson_weights, replicate_sums
 from c2fmae.eval.probes.confusion import confusion, ious, mean_iou, share_right
 from c2fmae.eval.probes.features import Features, concatenate, extract, mean_of, photo_encoder

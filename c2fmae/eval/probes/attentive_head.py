@@ -17,7 +17,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.optimiser import adamw, set_rate
 from c2fmae.core.schedules import warmup_cosine
 from c2fmae.core.seeding import seed_of
-from c2fmae.eval.probes.batches import num_batches, shuffled
+from c2fmae.eval.probes.batching import num_batches, shuffled
 
 Read = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row token dim"]]
 """From rows, by index, to their tokens: those of all rows need not fit in memory."""

@@ -14,7 +14,7 @@ from c2fmae.core.scene import IGNORE
 from c2fmae.core.seeding import seed_of
 from c2fmae.eval.datasets import Opened, same_names
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
-from c2fmae.eval.probes.batches import hold_out
+from c2fmae.eval.probes.batching import hold_out
 from c2fmae.eval.probes.bootstrap import REPLICATES, percentile_interval, poisson_weights, replicate_sums
 from c2fmae.eval.probes.confusion import confusion, ious, mean_iou, share_right
 from c2fmae.eval.probes.extraction import Wanted

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2fmae.core.schedules import warmup_cosine
 from c2fmae.core.seeding import seed_of
-from c2fmae.eval.probes.batches import num_batches, shuffled
+from c2fmae.eval.probes.batching import num_batches, shuffled
 from c2fmae.eval.probes.logistic_regression import LinearProbe
 
 BASE_RATE = 0.1

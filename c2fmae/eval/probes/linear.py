@@ -11,7 +11,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import seed_of
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
-from c2fmae.eval.probes.batches import hold_out
+from c2fmae.eval.probes.batching import hold_out
 from c2fmae.eval.probes.lars import BASE_RATE, fit_lars
 from c2fmae.eval.probes.linear_heads import choose_head
 from c2fmae.eval.probes.logistic_regression import LinearProbe

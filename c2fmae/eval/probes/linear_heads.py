@@ -14,7 +14,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
-from c2fmae.eval.probes.batches import num_batches, shuffled
+from c2fmae.eval.probes.batching import num_batches, shuffled
 from c2fmae.eval.probes.logistic_regression import LinearProbe
 
 Targets = Int64[Tensor, " row"] | Float[Tensor, "row label"]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.probes.batches import FEWEST, hold_out
+from c2fmae.eval.probes.batching import FEWEST, hold_out
 
 WEIGHT_DECAYS = (1.0, 0.1, 0.01, 0.001)
 """From where hardly more than the means of classes counts to where few thousand rows are fitted as they are."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from c2fmae.core.config import Config, Count
-from c2fmae.eval.probes.batches import num_batches
+from c2fmae.eval.probes.batching import num_batches
 from c2fmae.eval.probes.linear_heads import Chosen, HeadSetting
 
 Rate = Annotated[float, Field(gt=0)]

@@ -3,6 +3,7 @@
 from c2fmae.data.corruption.names import SEVERITIES
 from c2fmae.data.suites.official import imagenet_wnids
 from c2fmae.eval.evaluation import Metric
+from c2fmae.eval.robustness.accuracy_metrics import Answered, Answers, clean_metrics, photo_numbers, remarks
 from c2fmae.eval.robustness.scores import (
     ALEXNET,
     Where,
@@ -13,7 +14,6 @@ from c2fmae.eval.robustness.scores import (
     missing_cells,
     relative_corruption_errors,
 )
-from c2fmae.eval.robustness.set_metrics import Answered, Answers, clean_metrics, photo_numbers, remarks
 
 NUM_CELLS = len(ALEXNET) * len(SEVERITIES)
 MCE = "mCE (AlexNet)"

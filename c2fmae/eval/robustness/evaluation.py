@@ -18,13 +18,13 @@ from c2fmae.data.suites.official import CUSTOM
 from c2fmae.data.suites.shifted_set import ShiftedSet
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.probes.extraction import Hands, Precision
-from c2fmae.eval.robustness import predictions
+from c2fmae.eval.robustness import prediction_store
+from c2fmae.eval.robustness.accuracy_metrics import TOP_1, Answered, Answers, is_grid, plain_metrics
+from c2fmae.eval.robustness.class_matching import Matched, match
 from c2fmae.eval.robustness.corruption_metrics import MCE, corrupted_metrics
 from c2fmae.eval.robustness.image_classifier import AsItIs, Centre, Entrant, View
-from c2fmae.eval.robustness.label_matching import Matched, match
-from c2fmae.eval.robustness.predict import Question, Round, predict, unanswered
+from c2fmae.eval.robustness.inference import Question, Round, predict, unanswered
 from c2fmae.eval.robustness.scores import paper_score
-from c2fmae.eval.robustness.set_metrics import TOP_1, Answered, Answers, is_grid, plain_metrics
 
 SUBSET_200, OWN_CLASSES = "subset-200", "own classes"
 OF_SCORE = (("imagenet-a", SUBSET_200), ("imagenet-r", SUBSET_200), ("sketch", TOP_1), ("imagenet-c", MCE))
@@ -139,9 +139,9 @@ class _Plan:
         """Note a question, and return where its answers will be."""
         way = f"{self._config.precision}{', probabilities' if self._config.keep_probabilities else ''}, {view!r}"
         where = (cell.corruption, cell.severity)
-        told = predictions.identity(entrant.digest, cell.identity or of.identity, where, columns, way)
+        told = prediction_store.identity(entrant.digest, cell.identity or of.identity, where, columns, way)
         name = "-".join(str(each) for each in (of.name, *where) if each is not None)
-        path = predictions.place(self._folder_of(entrant), name, told)
+        path = prediction_store.place(self._folder_of(entrant), name, told)
         self._cells[id(cell)] = cell
         self._questions.setdefault(id(cell), {})[path] = Question(entrant, view, columns, path, told)
         return path
@@ -169,7 +169,9 @@ class _Paper:
 
     def answers(self) -> Answers:
         """Return what was answered."""
-        cells = tuple(Answered.of(cell, predictions.read(path), self.matched.column_of) for cell, path in self.paths)
+        cells = tuple(
+            Answered.of(cell, prediction_store.read(path), self.matched.column_of) for cell, path in self.paths
+        )
         if not any(cell.num_photos for cell in cells):
             raise UserError(
                 f"{self.of.name}: has no photos of classes that {self.entrant.source} knows. Give another set"
@@ -184,7 +186,7 @@ class _Paper:
         there = torch.cat([each.truth[each.counts] for each in cells]).unique()
         column_of = self.clean_matched.column_of
         column_of = torch.where(torch.isin(column_of, there), column_of, -1)
-        return Answered.of(cell, predictions.read(path), column_of)
+        return Answered.of(cell, prediction_store.read(path), column_of)
 
 
 def _clean_view(entrant: Entrant, of: ShiftedSet) -> View:

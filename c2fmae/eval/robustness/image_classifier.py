@@ -18,8 +18,8 @@ from c2fmae.core.weight_file import open_weights
 from c2fmae.data import CentralView
 from c2fmae.data.geometry import Box, cut_photo
 from c2fmae.eval.digests import module_digest, weights_digest
-from c2fmae.models.backbones.of_hugging_face import read_config
-from c2fmae.models.backbones.of_timm import TIMM, labels_of
+from c2fmae.models.backbones.hugging_face_reader import read_config
+from c2fmae.models.backbones.timm_reader import TIMM, labels_of
 from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
 
 _LOCAL = "local-dir:"

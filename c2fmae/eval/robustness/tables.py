@@ -8,10 +8,10 @@ from io import StringIO
 from math import nan
 
 from c2fmae.eval.evaluation import Metric
+from c2fmae.eval.robustness.accuracy_metrics import Answers, is_grid
 from c2fmae.eval.robustness.corruption_metrics import errors_of
 from c2fmae.eval.robustness.evaluation import OF_SCORE, Found, shown_name
 from c2fmae.eval.robustness.scores import ALEXNET, TABLE_IV
-from c2fmae.eval.robustness.set_metrics import Answers, is_grid
 from c2fmae.report import Curves, Table
 from c2fmae.report.drawing import SERIES
 

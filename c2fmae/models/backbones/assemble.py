@@ -14,7 +14,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import seed_of
 from c2fmae.models.backbones.backbone import Backbone, vit_of, wrap
-from c2fmae.models.backbones.report import LoadReport, check_names
+from c2fmae.models.backbones.load_report import LoadReport, check_names
 from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.initialise import initialise
 from c2fmae.models.positions import sincos_positions

@@ -13,7 +13,7 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.seeding import seed_of
 from c2fmae.models.autoencoder import embed_visible
-from c2fmae.models.backbones.report import LoadReport
+from c2fmae.models.backbones.load_report import LoadReport
 from c2fmae.models.backbones.spec import BackboneSpec, Pool
 from c2fmae.models.embeddings import Embeddings, embeddings_of
 from c2fmae.models.encoder import Encoder, create_vit

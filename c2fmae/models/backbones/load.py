@@ -11,14 +11,14 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.weight_file import open_weights
 from c2fmae.models.backbones.assemble import Found, from_our_names, from_timm_names
 from c2fmae.models.backbones.backbone import Backbone, vit_of
-from c2fmae.models.backbones.of_export import read_export
-from c2fmae.models.backbones.of_hugging_face import read_config, read_hugging_face
-from c2fmae.models.backbones.of_mae import read_mae
-from c2fmae.models.backbones.of_multimae import MARK as MULTIMAE
-from c2fmae.models.backbones.of_multimae import read_multimae
-from c2fmae.models.backbones.of_run import is_run, read_run
-from c2fmae.models.backbones.of_timm import TIMM, read_timm
-from c2fmae.models.backbones.of_timm_folder import read_timm_folder
+from c2fmae.models.backbones.export_reader import read_export
+from c2fmae.models.backbones.hugging_face_reader import read_config, read_hugging_face
+from c2fmae.models.backbones.mae_reader import read_mae
+from c2fmae.models.backbones.multimae_reader import MARK as MULTIMAE
+from c2fmae.models.backbones.multimae_reader import read_multimae
+from c2fmae.models.backbones.run_reader import is_run, read_run
+from c2fmae.models.backbones.timm_folder_reader import read_timm_folder
+from c2fmae.models.backbones.timm_reader import TIMM, read_timm
 
 Make = Callable[[Found, Sequence[str]], Backbone]
 

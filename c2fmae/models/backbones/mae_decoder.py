@@ -8,7 +8,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones.assemble import Found, are_sincos
-from c2fmae.models.backbones.inferred import depth_of, ratio_of
+from c2fmae.models.backbones.infer import depth_of, ratio_of
 
 _WORDS = {
     "decoder_embed.": "decoder.entry.project.",

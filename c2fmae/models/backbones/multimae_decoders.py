@@ -8,9 +8,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones.assemble import are_sincos
-from c2fmae.models.backbones.inferred import depth_of, ratio_of
+from c2fmae.models.backbones.infer import depth_of, ratio_of
 from c2fmae.models.backbones.mae_decoder import FoundDecoders, other_positions
-from c2fmae.models.backbones.of_multimae import GRANULARITIES
+from c2fmae.models.backbones.multimae_reader import GRANULARITIES
 
 _TARGETS = {
     "semantic": {"labels": "semseg"},

@@ -13,7 +13,7 @@ from c2fmae.core.labels import LabelInfo
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import HEAD, Found
 from c2fmae.models.backbones.load import Make, read_source
-from c2fmae.models.backbones.report import check_names
+from c2fmae.models.backbones.load_report import check_names
 from c2fmae.models.classifiers.classifier import Classifier
 from c2fmae.models.classifiers.imagenet import are_imagenets, imagenet_labels
 from c2fmae.models.classifiers.spec import ClassifierSpec

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from c2fmae.core.scene import Scene
 from c2fmae.data.generated import GeneratedScenes
+from c2fmae.data.generated.difficulty import LEVELS, Difficulty
 from c2fmae.data.generated.domains import Domain, displace
-from c2fmae.data.generated.kinds import STRANGERS
 from c2fmae.data.generated.layout import lay_out
-from c2fmae.data.generated.levels import LEVELS, Difficulty
+from c2fmae.data.generated.things import STRANGERS
 
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 seeds = st.integers(0, 2**31)

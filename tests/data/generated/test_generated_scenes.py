@@ -14,11 +14,11 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.core.seeding import seed_of
 from c2fmae.data.generated import GeneratedScenes
+from c2fmae.data.generated.difficulty import LEVELS, Difficulty
 from c2fmae.data.generated.domains import Domain
-from c2fmae.data.generated.kinds import KINDS
 from c2fmae.data.generated.layout import lay_out
-from c2fmae.data.generated.levels import LEVELS, Difficulty
 from c2fmae.data.generated.stuff import STUFF
+from c2fmae.data.generated.things import KINDS
 
 NUM_STUFF = len(STUFF)
 DOMAINS: tuple[Domain, ...] = get_args(Domain)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2fmae.data.generated.kinds import STRANGERS
+from c2fmae.data.generated.difficulty import LEVELS, Difficulty
 from c2fmae.data.generated.layout import lay_out
-from c2fmae.data.generated.levels import LEVELS, Difficulty
+from c2fmae.data.generated.things import STRANGERS
 
 
 @pytest.mark.parametrize(

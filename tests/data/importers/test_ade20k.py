@@ -9,7 +9,7 @@ from c2fmae.data.importers import Ade20k
 from c2fmae.data.importers.common import instance_ids
 from c2fmae.data.label_spaces import ADE20K
 from c2fmae.data.scenes import Scenes
-from tests.data.stores import refuses, write_picture
+from tests.data.dataset_files import refuses, write_picture
 
 # In the file 0 is "other", 1 the wall, 8 a bed, 150 a flag; bed and flag are things.
 CLASSES = np.array([[0, 1, 1, 8], [0, 150, 150, 8], [1, 150, 8, 8]], np.uint8)

@@ -17,7 +17,7 @@ from c2fmae.data.importers.coco import panoptic_maps
 from c2fmae.data.importers.coco_rle import pack_outline, paint
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.data.scenes import Scenes
-from tests.data.stores import refuses, write_picture
+from tests.data.dataset_files import refuses, write_picture
 
 BLACK = np.zeros((4, 6, 3), np.uint8)
 CATEGORIES = [{"id": entry.coco_id, "name": entry.name} for entry in COCO_PANOPTIC.classes]

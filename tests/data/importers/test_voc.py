@@ -9,7 +9,7 @@ from PIL import Image
 from c2fmae.data.importers import Voc
 from c2fmae.data.label_spaces import VOC
 from c2fmae.data.scenes import Scenes
-from tests.data.stores import refuses, write_picture
+from tests.data.dataset_files import refuses, write_picture
 
 # A cat (8) and a person (15), each inside a border, before the background.
 CLASSES = np.array([[255, 255, 255, 0, 0], [255, 8, 255, 255, 0], [255, 255, 15, 255, 0]], np.uint8)

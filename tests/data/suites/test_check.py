@@ -11,8 +11,8 @@ from c2fmae.data.corruption.names import CORRUPTIONS
 from c2fmae.data.suites.check import check_as
 from c2fmae.data.suites.folder_check import contents_of
 from c2fmae.data.suites.official import OFFICIAL, Official
-from tests.data.stores import refuses, write_tree
-from tests.data.suites.layouts import BOTH, A, R, as_folder, as_shard, as_tar, class_files, grid_files, photo
+from tests.data.dataset_files import refuses, write_tree
+from tests.data.suites.official_layouts import BOTH, A, R, as_folder, as_shard, as_tar, class_files, grid_files, photo
 
 Make = Callable[[Path, dict[str, bytes]], Path]
 VAL = ("n01440764", "n01443537", "n02119789")

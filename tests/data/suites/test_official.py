@@ -13,8 +13,8 @@ from c2fmae.data.suites.official import (
     kind_named,
     looks_like,
 )
-from tests.data.stores import refuses
-from tests.data.suites.layouts import BOTH, A, R
+from tests.data.dataset_files import refuses
+from tests.data.suites.official_layouts import BOTH, A, R
 
 
 def test_the_thousand_are_timms() -> None:

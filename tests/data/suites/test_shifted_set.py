@@ -11,8 +11,8 @@ from c2fmae.data.corruption.names import CORRUPTIONS, GROUPS
 from c2fmae.data.folders import open_tree
 from c2fmae.data.suites.cells import Cell
 from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted
-from tests.data.stores import refuses, write_tree
-from tests.data.suites.layouts import BOTH, A, R, as_folder, as_shard, as_tar, class_files, grid_files, photo
+from tests.data.dataset_files import refuses, write_tree
+from tests.data.suites.official_layouts import BOTH, A, R, as_folder, as_shard, as_tar, class_files, grid_files, photo
 
 Make = Callable[[Path, dict[str, bytes]], Path]
 

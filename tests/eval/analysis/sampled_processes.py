@@ -12,12 +12,12 @@ from timm.models.vision_transformer import VisionTransformer
 from c2fmae.core.distributed import World
 from c2fmae.eval.analysis.attention import AttentionDrift
 from c2fmae.eval.analysis.representation import Representation
-from c2fmae.eval.analysis.sampled import SampledEvaluation
+from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation
 from c2fmae.eval.evaluation import Metric, Subject
 from c2fmae.models.backbones import Backbone, BackboneSpec
 from c2fmae.models.backbones.backbone import wrap
 from c2fmae.models.config import EncoderConfig
-from tests.models.parts import tiny_vit
+from tests.models.tiny_models import tiny_vit
 
 WORLD = 2
 

@@ -19,13 +19,13 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data import DatasetInfo
-from c2fmae.eval.analysis import sampled
+from c2fmae.eval.analysis import sampled_evaluation
 from c2fmae.eval.analysis.attention import AttentionDrift, attention_of, photo_attention, share_on_instances
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.models.backbones import Backbone
 from tests.eval.analysis import sampled_processes
 from tests.eval.analysis.sampled_processes import backbone_of
-from tests.models.parts import fill, noise_of, tiny_vit
+from tests.models.tiny_models import fill, noise_of, tiny_vit
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -71,7 +71,7 @@ def noise(count: int, *, seed: int = 0) -> Scenes:
 def metrics(
     scenes: Scenes, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, **settings: object
 ) -> dict[str, Metric]:
-    monkeypatch.setattr(sampled, "open_scenes", lambda *args, **kwargs: scenes)
+    monkeypatch.setattr(sampled_evaluation, "open_scenes", lambda *args, **kwargs: scenes)
     evaluation = AttentionDrift.model_validate({"data": "at hand", **settings})
     return {metric.name: metric for metric in evaluation.run(Subject("tiny", backbone, Path("unused")))}
 
@@ -279,7 +279,7 @@ def test_intervals_cover_what_more_images_say_about_as_often_as_they_promise() -
     for _ in range(400):
         chance = torch.rand(60, generator=draw, dtype=torch.float64) + 0.1
         share = 1.5 * chance + torch.randn(60, generator=draw, dtype=torch.float64) * 0.2 * chance
-        low, high = sampled.ratio_of("ratio", share, chance).interval or (0, 0)
+        low, high = sampled_evaluation.ratio_of("ratio", share, chance).interval or (0, 0)
         hits += low <= 1.5 <= high
     assert 0.92 < hits / 400 < 0.98
 
@@ -323,6 +323,6 @@ def test_it_is_found_by_name_and_tells_data_from_other_data(monkeypatch: pytest.
     assert "a photo of 32×48" in evaluation.protocol(subject)
     inputs = []
     for scenes in (noise(3), noise(3, seed=1), noise(4)):
-        monkeypatch.setattr(sampled, "open_scenes", lambda *args, found=scenes, **kwargs: found)
+        monkeypatch.setattr(sampled_evaluation, "open_scenes", lambda *args, found=scenes, **kwargs: found)
         inputs.append(evaluation.inputs(subject))
     assert len({each["data"] for each in inputs}) == 3  # other photos of the same keys, and more of them

@@ -19,7 +19,7 @@ from c2fmae.eval.analysis.representation import (
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.models.backbones import Backbone
 from tests.eval.analysis.sampled_processes import backbone_of
-from tests.models.parts import fill, noise_of, tiny_vit
+from tests.models.tiny_models import fill, noise_of, tiny_vit
 
 GRID = (3, 4)
 

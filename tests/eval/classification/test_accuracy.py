@@ -16,8 +16,8 @@ from c2fmae.eval.classification.inputs import inputs_of, target_of
 from c2fmae.eval.classification.result import metrics_of
 from c2fmae.models.backbones import BackboneSpec
 from c2fmae.models.config import EncoderConfig
-from tests.eval.backbones import Drawn, coloured
-from tests.eval.classification.parts import MAPS, batch_of, classifier
+from tests.eval.classification.tiny_finetuning import MAPS, batch_of, classifier
+from tests.eval.tiny_backbones import Drawn, coloured
 
 
 def trial(scenes: Sequence[Scene], *, batch_size: int = 5, workers: int = 0, size: int = 16) -> Trial:

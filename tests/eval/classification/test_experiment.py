@@ -19,12 +19,12 @@ from c2fmae.core.run_dir import RunFolder, read_rows
 from c2fmae.eval.classification import FinetuneConfig, finetune, set_up
 from c2fmae.eval.classification.experiment import Finetuning
 from c2fmae.eval.classification.result import read_result
-from c2fmae.methods.start import start_from
+from c2fmae.methods.initial_weights import start_from
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import load_classifier
 from tests.eval.classification import finetune_processes
-from tests.eval.classification.parts import MAPS, config_of, store_sets, store_source
-from tests.methods.scenes import tiny
+from tests.eval.classification.tiny_finetuning import MAPS, config_of, store_sets, store_source
+from tests.methods.tiny_methods import tiny
 
 PLAIN = ("mixing.mixup=0", "mixing.cutmix=0", "data.rand_augment=null", "data.erasing=0", "data.scale=[1, 1]")
 

@@ -8,8 +8,8 @@ import pytest
 
 from c2fmae.core.checkpoint import checkpoints_in
 from c2fmae.core.run_dir import RunFolder
-from tests.eval.classification.parts import QUICK, store_sets, store_source
-from tests.runs import Launcher, settings
+from tests.eval.classification.tiny_finetuning import QUICK, store_sets, store_source
+from tests.run_launcher import Launcher, settings
 
 pytestmark = pytest.mark.once
 

@@ -13,7 +13,7 @@ from c2fmae.core.training import TrainingConfig, plan_of
 from c2fmae.eval.classification.inputs import inputs_of
 from c2fmae.eval.classification.mixing import MixConfig
 from c2fmae.eval.classification.task import ClassificationTask
-from tests.eval.classification.parts import MAPS, batch_of, classifier
+from tests.eval.classification.tiny_finetuning import MAPS, batch_of, classifier
 
 NO_MIX = MixConfig(mixup=0, cutmix=0, smoothing=0)
 

@@ -14,7 +14,7 @@ from c2fmae.eval.probes.attentive import AttentiveConfig
 from c2fmae.eval.probes.dense import DenseConfig
 from c2fmae.eval.probes.knn import KnnConfig
 from c2fmae.eval.probes.linear import LinearConfig
-from tests.eval.backbones import tiny_backbone
+from tests.eval.tiny_backbones import tiny_backbone
 
 WORLD = 2
 

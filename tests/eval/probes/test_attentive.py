@@ -5,7 +5,7 @@ import pytest
 from c2fmae.core.errors import UserError
 from c2fmae.eval.evaluation import EVALUATIONS
 from c2fmae.eval.probes.attentive import AttentiveConfig
-from tests.eval.backbones import coloured, stored, subject, tiny_backbone
+from tests.eval.tiny_backbones import coloured, stored, subject, tiny_backbone
 
 SETTINGS = {"workers": 0, "num_queries": 4}
 

@@ -11,7 +11,7 @@ from c2fmae.eval.probes import dense, extraction
 from c2fmae.eval.probes.dense import DenseConfig, class_counts, classify
 from c2fmae.eval.probes.linear_heads import Chosen, HeadSetting, choose_head
 from c2fmae.eval.probes.logistic_regression import LinearProbe
-from tests.eval.backbones import coloured, described, stored, subject, tiny_backbone
+from tests.eval.tiny_backbones import coloured, described, stored, subject, tiny_backbone
 
 SETTINGS = {"workers": 0, "epochs": 20}
 NAMES = ("sky", "ground", "mud")

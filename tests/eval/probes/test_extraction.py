@@ -13,7 +13,7 @@ from c2fmae.eval.probes import extraction
 from c2fmae.eval.probes import feature_store as extracted_file
 from c2fmae.eval.probes.extraction import Column, Hands, Wanted, extract
 from c2fmae.eval.probes.feature_store import Extracted
-from tests.eval.backbones import SPEC, Drawn, coloured, subject, tiny_backbone
+from tests.eval.tiny_backbones import SPEC, Drawn, coloured, subject, tiny_backbone
 
 VIEW = CentralView(size=(16, 16), label_stride=4)
 HANDS = Hands(batch_size=4, workers=0)

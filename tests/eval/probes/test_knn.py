@@ -10,7 +10,7 @@ from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.eval.probes.extraction import Column
 from c2fmae.eval.probes.intervals import wilson
 from c2fmae.eval.probes.knn import KnnConfig
-from tests.eval.backbones import coloured, stored, subject, tiny_backbone
+from tests.eval.tiny_backbones import coloured, stored, subject, tiny_backbone
 
 SETTINGS = {"workers": 0, "batch_size": 16, "ks": (1, 3, 10)}
 

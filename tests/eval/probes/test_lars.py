@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from c2fmae.eval.probes import LinearProbe, accuracy, fit_lars
-from c2fmae.eval.probes.batches import shuffled
+from c2fmae.eval.probes.batching import shuffled
 from c2fmae.eval.probes.lars import lars_step
-from tests.eval.probes.clouds import clouds
+from tests.eval.probes.blobs import clouds
 
 
 def fit(train: Tensor, labels: Tensor, *, seed: int = 0, epochs: int = 20, batch_size: int = 64) -> LinearProbe:

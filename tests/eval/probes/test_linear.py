@@ -10,7 +10,7 @@ from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
 from c2fmae.eval.probes.extraction import Column
 from c2fmae.eval.probes.lars import fit_lars
 from c2fmae.eval.probes.linear import LinearConfig
-from tests.eval.backbones import coloured, stored, subject, tiny_backbone
+from tests.eval.tiny_backbones import coloured, stored, subject, tiny_backbone
 
 SETTINGS = {"workers": 0, "batch_size": 64}
 

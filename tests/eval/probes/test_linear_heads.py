@@ -10,9 +10,9 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
 from c2fmae.eval.probes import HeadSetting, LinearProbe, accuracy, choose_head, fit_heads, hold_out
-from c2fmae.eval.probes.batches import num_batches, shuffled
+from c2fmae.eval.probes.batching import num_batches, shuffled
 from c2fmae.eval.probes.linear_heads import mean_and_deviation, share_found
-from tests.eval.probes.clouds import clouds
+from tests.eval.probes.blobs import clouds
 
 SWEEP = [
     HeadSetting("last", lr, decay) for lr, decay in itertools.product((0.03, 0.1, 0.3, 1.0, 3.0), (0, 1e-4, 1e-3, 1e-2))

@@ -11,7 +11,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.eval.probes import Neighbours, nearest, vote
 from c2fmae.eval.probes import nearest_neighbours as neighbours
-from tests.eval.probes.clouds import clouds, directions
+from tests.eval.probes.blobs import clouds, directions
 
 
 def signs(rows: int, *, seed: int, dim: int = 16) -> Tensor:

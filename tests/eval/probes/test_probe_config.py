@@ -16,7 +16,7 @@ from c2fmae.eval.probes.linear import LinearConfig
 from c2fmae.eval.probes.linear_heads import Chosen, HeadSetting, choose_head
 from c2fmae.eval.probes.probe_config import some_of_each, told_shares
 from c2fmae.eval.probes.sweep import SweepConfig
-from tests.eval.backbones import Drawn, coloured, stored, subject, tiny_backbone
+from tests.eval.tiny_backbones import Drawn, coloured, stored, subject, tiny_backbone
 
 
 def sets(root: Path, train: int = 30, test: int = 6) -> dict[str, str]:

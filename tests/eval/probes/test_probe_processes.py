@@ -9,8 +9,8 @@ from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 from c2fmae.core.distributed import World
 from c2fmae.core.scene import Scene
 from c2fmae.eval.probes import extraction, knn
-from tests.eval.backbones import coloured, described, stored
 from tests.eval.probes import probe_processes
+from tests.eval.tiny_backbones import coloured, described, stored
 
 
 @pytest.mark.once

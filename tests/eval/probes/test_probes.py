@@ -21,8 +21,8 @@ from c2fmae.eval.probes import (
     probe,
     score_patches,
 )
-from tests.eval.probes.clouds import clouds, directions
-from tests.methods.scenes import tiny
+from tests.eval.probes.blobs import clouds, directions
+from tests.methods.tiny_methods import tiny
 
 VIEW = CentralView(size=(32, 32), label_stride=4)
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from c2fmae.core.distributed import World
 from c2fmae.data.suites.cells import Cell
 from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_robustness
-from tests.eval.robustness.planted import THOUSAND, FolderOf, entrant, photo, scenes, shifted
+from tests.eval.robustness.colour_classifier import THOUSAND, FolderOf, entrant, photo, scenes, shifted
 
 WORLD = 2
 

@@ -22,7 +22,7 @@ from c2fmae.eval.probes.intervals import wilson
 from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_robustness
 from c2fmae.eval.robustness.image_classifier import Centre, Entrant
 from c2fmae.eval.robustness.scores import ALEXNET
-from tests.eval.robustness.planted import THOUSAND, ByColour, FolderOf, entrant, photo, scenes, shifted
+from tests.eval.robustness.colour_classifier import THOUSAND, ByColour, FolderOf, entrant, photo, scenes, shifted
 
 CONFIG = RobustnessConfig(batch_size=3, workers=0)
 COLUMN = {label.wnid: column for column, label in enumerate(THOUSAND)}

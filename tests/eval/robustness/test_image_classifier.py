@@ -19,7 +19,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView
 from c2fmae.eval.robustness.image_classifier import TimmView, entrant_of, load_entrant
 from c2fmae.models.classifiers import classifier_on, imagenet_labels
-from tests.eval.backbones import tiny_backbone
+from tests.eval.tiny_backbones import tiny_backbone
 
 ARCHITECTURES = ("test_vit", "test_convnext")
 

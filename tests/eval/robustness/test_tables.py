@@ -4,7 +4,7 @@ from c2fmae.core.distributed import World
 from c2fmae.data.suites.cells import Cell
 from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
 from c2fmae.eval.robustness.tables import corruption_charts
-from tests.eval.robustness.planted import THOUSAND, FolderOf, entrant, photo, scenes, shifted
+from tests.eval.robustness.colour_classifier import THOUSAND, FolderOf, entrant, photo, scenes, shifted
 
 
 def test_all_charts_of_corruptions_have_one_axis_of_errors_whatever_the_errors_are(tmp_path: Path) -> None:

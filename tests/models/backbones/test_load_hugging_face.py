@@ -11,7 +11,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import load_backbone
-from tests.methods.scenes import rough
+from tests.methods.tiny_methods import rough
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

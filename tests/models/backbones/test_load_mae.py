@@ -10,7 +10,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import Backbone, load_backbone
-from tests.models.backbones.official import mae_tokens, mae_weights, norm, waves
+from tests.models.backbones.official_mae import mae_tokens, mae_weights, norm, waves
 
 
 def loaded(weights: dict[str, Tensor], tmp_path: Path, **options: object) -> Backbone:

@@ -11,8 +11,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE
 from c2fmae.core.weight_file import WeightFile
 from c2fmae.models.backbones import Backbone, load_backbone
-from c2fmae.models.backbones.of_multimae import read_multimae
-from tests.models.backbones.official import multimae_tokens, multimae_weights
+from c2fmae.models.backbones.multimae_reader import read_multimae
+from tests.models.backbones.official_mae import multimae_tokens, multimae_weights
 
 OURS = {"rgb": "rgb", "depth": "depth", "semseg": "semantic"}
 

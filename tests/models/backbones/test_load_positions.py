@@ -15,7 +15,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.backbones.assemble import are_sincos, resize
 from c2fmae.models.positions import sincos_positions
-from tests.models.backbones.official import mae_weights
+from tests.models.backbones.official_mae import mae_weights
 
 WIDTH = 64
 

@@ -9,7 +9,7 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models.backbones import load_backbone
-from tests.methods.scenes import noise_scenes, rough, tiny
+from tests.methods.tiny_methods import noise_scenes, rough, tiny
 
 
 def saved(run: Path, name: str = "c2fmae", *overrides: str, config: str = "") -> MaskedAutoencoding:

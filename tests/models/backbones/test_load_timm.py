@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.backbones.assemble import Found, from_timm_names
-from c2fmae.models.backbones.of_timm import pools_alike, read_timm, spec_of
+from c2fmae.models.backbones.timm_reader import pools_alike, read_timm, spec_of
 from c2fmae.models.encoder import create_vit
-from tests.methods.scenes import rough
+from tests.methods.tiny_methods import rough
 
 NAMES = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
 PLAIN = [name for name in NAMES if "distilled" not in name]

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from c2fmae.core.errors import UserError
-from c2fmae.models.backbones.of_timm import spec_of
+from c2fmae.models.backbones.timm_reader import spec_of
 from c2fmae.models.encoder import create_vit
-from tests.exports.sources import backbone_of, noise_bytes
+from tests.exports.noise_sources import backbone_of, noise_bytes
 
 
 def test_a_norm_behind_the_pooling_is_for_the_last_block_alone() -> None:

@@ -12,8 +12,8 @@ from c2fmae.core.labels import LabelInfo
 from c2fmae.models.backbones import Backbone, BackboneSpec, Pool
 from c2fmae.models.classifiers import Classifier, ClassifierSpec, classifier_of, classifier_on
 from c2fmae.models.config import EncoderConfig
-from tests.eval.backbones import tiny_backbone
-from tests.exports.sources import backbone_of
+from tests.eval.tiny_backbones import tiny_backbone
+from tests.exports.noise_sources import backbone_of
 
 LABELS = [LabelInfo(name="cat", wnid="n02121808"), None, LabelInfo(name="dog")]
 CLASSES = {"semantic": 6, "instance": 5, "rgb": 3}

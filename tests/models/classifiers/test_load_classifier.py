@@ -17,12 +17,12 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
-from tests.exports.sources import backbone_of
-from tests.exports.sources import saved as pretrained
-from tests.methods.scenes import rough
-from tests.models.backbones.official import linear, mae_tokens, mae_weights, norm
+from tests.exports.noise_sources import backbone_of
+from tests.exports.noise_sources import saved as pretrained
+from tests.methods.tiny_methods import rough
+from tests.models.backbones.official_mae import linear, mae_tokens, mae_weights, norm
 from tests.models.backbones.test_load_hugging_face import vit as transformers_vit
-from tests.models.classifiers.tuned import classifier_of_noise, fine_tuned
+from tests.models.classifiers.noise_classifiers import classifier_of_noise, fine_tuned
 
 
 def photos(height: int = 64, width: int = 64) -> Tensor:

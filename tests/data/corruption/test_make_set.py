@@ -1,0 +1,373 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from c2fmae import __version__
+from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
+from c2fmae.core.locks import locked
+from c2fmae.core.scene import Scene
+from c2fmae.data.combine import SelectedScenes
+from c2fmae.data.corruption.apply import centre_of, corrupt_photo, corruption_seed, encode_corrupted, tool_name
+from c2fmae.data.corruption.make_set import CorruptConfig, CorruptReport, corrupt_scenes, spread_scenes
+from c2fmae.data.corruption.set_dir import class_folders, photo_names
+from c2fmae.data.generated import GeneratedScenes
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.sources import open_scenes
+from tests.data.dataset_files import refuses
+
+LABELS = (LabelInfo(name="house cat", wnid="n02121808"), None, LabelInfo(name="and/or"))
+QUICK: dict[str, Any] = {"corruptions": ("gaussian_noise", "contrast"), "severities": (1, 4)}
+CELLS = [(name, severity) for name in ("gaussian_noise", "contrast") for severity in (1, 4)]
+SETTINGS = CorruptConfig(quality=70, seed=3)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos in memory: their sizes, channels and labels are what is asked for."""
+
+    keys: Sequence[str] = ("x/b.1", "x/a", "c")
+    labels: Sequence[int | None] = (2, 0, 0)
+    names: tuple[LabelInfo | None, ...] = LABELS
+    shape: tuple[int, int, int] = (3, 34, 45)
+    broken: str = ""
+    seed: int = 0
+
+    @property
+    def info(self) -> DatasetInfo:
+        return DatasetInfo(name="few", granularities=("rgb",), labels=self.names)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Scene:
+        if self.keys[index] == self.broken:
+            raise UserError(f"{self.broken}.jpg: broken")
+        pixels = np.random.default_rng([self.seed, index]).integers(256, size=self.shape, dtype=np.uint8)
+        return Scene(self.keys[index], {"rgb": torch.from_numpy(pixels)}, self.labels[index])
+
+    def photo(self, index: int) -> bytes | None:
+        return None
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def made(out: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((out / "dataset.json").read_text())["corrupted"]
+    return told
+
+
+def test_a_set_has_the_layout_of_imagenet_c_and_says_how_it_was_made(tmp_path: Path) -> None:
+    report = corrupt_scenes(Photos(), tmp_path / "out", SETTINGS, source="mine", **QUICK)
+    found = files(tmp_path / "out")
+    photos = ["and_or/b.1.jpg", "n02121808/a.jpg", "n02121808/c.jpg"]
+    assert set(found) == {
+        *(f"{name}/{severity}/{photo}" for name, severity in CELLS for photo in photos),
+        "dataset.json",
+    }
+    size = sum(len(data) for name, data in found.items() if name != "dataset.json")
+    assert report == CorruptReport(num_photos=3, num_made=12, num_kept=0, num_bytes=size, unfinished=())
+    told = DatasetInfo.beside(tmp_path / "out")
+    assert told is not None
+    assert (told.name, told.granularities, told.labels) == ("few", ("rgb",), LABELS)
+    assert {key: value for key, value in made(tmp_path / "out").items() if key not in ("keys", "first photo")} == {
+        "made_by": f"c2fmae {__version__}",
+        "tool": tool_name(),
+        "source": "mine",
+        "samples": 3,
+        "size": None,
+        "crop": None,
+        "quality": 70,
+        "seed": 3,
+    }
+
+
+def test_each_photo_is_corrupted_by_its_own_seed_from_its_key(tmp_path: Path) -> None:
+    scenes = Photos()
+    corrupt_scenes(scenes, tmp_path, SETTINGS, **QUICK)
+    for index, place in enumerate(("and_or/b.1.jpg", "n02121808/a.jpg", "n02121808/c.jpg")):
+        for name, severity in CELLS:
+            seed = corruption_seed(3, scenes.keys[index], name, severity)
+            spoilt = corrupt_photo(scenes[index].maps["rgb"], name, severity, seed)
+            assert (tmp_path / name / str(severity) / place).read_bytes() == encode_corrupted(spoilt, 70)
+
+
+def test_photos_are_cut_before_they_are_corrupted(tmp_path: Path) -> None:
+    scenes = Photos(shape=(3, 20, 31))  # too small as they are
+    corrupt_scenes(scenes, tmp_path, CorruptConfig(image_size=40), **QUICK)
+    photo = centre_of(scenes[1].maps["rgb"], 40)
+    spoilt = corrupt_photo(photo, "contrast", 4, corruption_seed(0, "x/a", "contrast", 4))
+    assert (tmp_path / "contrast/4/n02121808/a.jpg").read_bytes() == encode_corrupted(spoilt, 85)
+    assert (made(tmp_path)["size"], made(tmp_path)["crop"]) == ([40, 40], 0.875)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_photos_and_those_with_transparency_come_out_in_colour(tmp_path: Path, channels: int) -> None:
+    corrupt_scenes(Photos(shape=(channels, 40, 33)), tmp_path, SETTINGS, **QUICK)
+    for path in tmp_path.rglob("*.jpg"):
+        with Image.open(path) as image:
+            assert (image.mode, image.size) == ("RGB", (33, 40))
+
+
+def test_a_cell_reads_back_with_the_right_labels(tmp_path: Path) -> None:
+    corrupt_scenes(Photos(), tmp_path, SETTINGS, **QUICK)
+    for name, severity in CELLS:
+        cell = open_scenes(tmp_path / name / str(severity))
+        labels = {key: cell.info.label_names[cell[i].label or 0] for i, key in enumerate(cell.keys)}
+        assert labels == {"and_or/b.1": "and_or", "n02121808/a": "n02121808", "n02121808/c": "n02121808"}
+
+
+def test_photos_without_labels_lie_in_no_class_folder_and_labels_without_names_go_by_number(tmp_path: Path) -> None:
+    corrupt_scenes(Photos(labels=(None, 7, None), names=()), tmp_path, SETTINGS, **QUICK)
+    cell = sorted(files(tmp_path / "contrast/1"))
+    assert cell == ["7/a.jpg", "b.1.jpg", "c.jpg"]
+
+
+def test_generated_scenes_are_corrupted_as_others(tmp_path: Path) -> None:
+    scenes = open_scenes("generated", granularities=("rgb",), size=32, length=3)
+    corrupt_scenes(scenes, tmp_path, SETTINGS, corruptions=("fog",), severities=(2,))
+    names = {scenes.info.label_names[scenes[i].label or 0] for i in range(3)}
+    assert {path.name for path in (tmp_path / "fog/2").iterdir()} == names
+    assert len(open_scenes(tmp_path / "fog/2")) == 3
+
+
+@pytest.mark.parametrize("other", [{"workers": 0}, {"corruptions": ("contrast",)}, {"severities": (4,)}])
+def test_bytes_depend_on_nothing_else_that_is_asked_for(tmp_path: Path, other: dict[str, Any]) -> None:
+    corrupt_scenes(Photos(), tmp_path / "all", SETTINGS, **QUICK)
+    corrupt_scenes(Photos(), tmp_path / "some", SETTINGS, **{**QUICK, **other})
+    every, some = files(tmp_path / "all"), files(tmp_path / "some")
+    assert some.items() <= every.items()
+    assert len(some) > 3
+
+
+def test_a_photo_is_the_same_whatever_others_there_are(tmp_path: Path) -> None:
+    corrupt_scenes(Photos(), tmp_path / "all", SETTINGS, **QUICK)
+    corrupt_scenes(SelectedScenes(Photos(), np.array([1])), tmp_path / "one", SETTINGS, **QUICK)
+    place = "gaussian_noise/4/n02121808/a.jpg"
+    assert (tmp_path / "one" / place).read_bytes() == (tmp_path / "all" / place).read_bytes()
+
+
+def test_running_it_again_makes_only_what_is_missing(tmp_path: Path) -> None:
+    corrupt_scenes(Photos(), tmp_path, SETTINGS, **QUICK)
+    before, kept = files(tmp_path), (tmp_path / "contrast/1/n02121808/c.jpg").stat()
+    for gone in ("contrast/4/n02121808/a.jpg", "gaussian_noise/1/n02121808/a.jpg", "contrast/1/and_or/b.1.jpg"):
+        (tmp_path / gone).unlink()
+    (tmp_path / "contrast/4/n02121808/.a.jpg.12.part").write_bytes(b"half")
+    (tmp_path / ".dataset.json.12.part").write_bytes(b"half")
+    seen = list[int]()
+    report = corrupt_scenes(Photos(), tmp_path, SETTINGS, progress=seen.append, **QUICK)
+    assert files(tmp_path) == before
+    assert (tmp_path / "contrast/1/n02121808/c.jpg").stat() == kept
+    assert (report.num_made, report.num_kept, seen) == (3, 9, [10, 1, 1])
+
+
+def test_a_finished_set_is_left_as_it_is_without_looking_at_a_photo(tmp_path: Path) -> None:
+    scenes = Photos()
+    corrupt_scenes(scenes, tmp_path, SETTINGS, **QUICK)
+    before = files(tmp_path)
+    report = corrupt_scenes(Photos(broken="c"), tmp_path, SETTINGS, **QUICK)
+    assert (report.num_made, report.num_kept) == (0, 12)
+    assert files(tmp_path) == before
+
+
+def test_what_is_not_finished_is_said_until_it_is(tmp_path: Path) -> None:
+    scenes = Photos(keys=[f"{i:02d}" for i in range(20)], labels=[0] * 20)
+    with pytest.raises(UserError):
+        corrupt_scenes(replace(scenes, broken="11"), tmp_path / "out", SETTINGS, **QUICK)
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 11 * 4
+    assert made(tmp_path / "out")["unfinished"] == [f"{name}/{severity}" for name, severity in CELLS]
+    report = corrupt_scenes(scenes, tmp_path / "out", SETTINGS, corruptions=("contrast", "fog"), severities=(4,))
+    assert made(tmp_path / "out")["unfinished"] == ["gaussian_noise/1", "gaussian_noise/4", "contrast/1"]
+    assert report.unfinished == (("gaussian_noise", 1), ("gaussian_noise", 4), ("contrast", 1))
+    corrupt_scenes(scenes, tmp_path / "out", SETTINGS, **QUICK)
+    assert "unfinished" not in made(tmp_path / "out")
+    corrupt_scenes(scenes, tmp_path / "whole", SETTINGS, corruptions=("fog",), severities=(4,))
+    corrupt_scenes(scenes, tmp_path / "whole", SETTINGS, **QUICK)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("scenes", "settings", "changes"),
+    [
+        (Photos(), {"image_size": 32}, r"size None, now \[32, 32\]; crop None, now 0.875"),
+        (Photos(), {"quality": 71, "seed": 4}, "quality 70, now 71; seed 3, now 4"),
+        (
+            Photos(keys=("a", "b"), labels=(0, 0)),
+            {},
+            "samples 3, now 2; keys '.{16}', now '.{16}'",
+        ),
+        (Photos(seed=1), {}, "first photo '.{16}', now '.{16}'"),
+        (Photos(names=(*LABELS, None)), {}, "other labels"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_and_what_differs_is_named(
+    tmp_path: Path, scenes: Photos, settings: dict[str, int], changes: str
+) -> None:
+    corrupt_scenes(Photos(), tmp_path, SETTINGS, **QUICK)
+    before = files(tmp_path)
+    message = (
+        f"^{tmp_path}/dataset.json: this set was begun with {changes}. Corrupt the same scenes with the same settings,"
+        " or give another folder$"
+    )
+    with pytest.raises(UserError, match=message):
+        corrupt_scenes(scenes, tmp_path, CorruptConfig.read({**SETTINGS.model_dump(), **settings}), **QUICK)
+    assert files(tmp_path) == before
+
+
+def test_who_began_a_set_stays_named_in_it(tmp_path: Path) -> None:
+    corrupt_scenes(Photos(), tmp_path, SETTINGS, corruptions=("fog",), severities=(1,))
+    text = (tmp_path / "dataset.json").read_text()
+    (tmp_path / "dataset.json").write_text(text.replace(f"c2fmae {__version__}", "c2fmae 0.0.1"))
+    corrupt_scenes(Photos(), tmp_path, SETTINGS, **QUICK)
+    assert made(tmp_path)["made_by"] == "c2fmae 0.0.1"
+
+
+def test_a_place_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/dataset.json").write_text(DatasetInfo(name="x").to_json())
+    for name, message in {
+        "file": "a file, not a folder. Give a folder that is new or empty",
+        "file/deeper": "cannot be used: Not a directory. Give another folder",
+        "full": "holds 'thesis.tex' and no dataset.json of a corrupted set. Give a folder that is new or empty",
+        "other": "holds 'dataset.json' and no dataset.json of a corrupted set. Give a folder that is new or empty",
+    }.items():
+        refuses(partial(corrupt_scenes, Photos(), tmp_path / name, SETTINGS), f"{tmp_path / name}: {message}")
+    with locked(tmp_path):
+        refuses(
+            lambda: corrupt_scenes(Photos(), tmp_path, SETTINGS),
+            f"{tmp_path}: another process is corrupting into it. Wait for it, or give another folder",
+        )
+
+
+@pytest.mark.parametrize(
+    ("scenes", "message"),
+    [
+        (Photos(keys=()), "there are no scenes to corrupt"),
+        (
+            Photos(broken="x/b.1"),
+            "x/b.1.jpg: broken\nTo corrupt the others: `c2fmae data check SOURCE --fix-list good.txt` lists all that is"
+            " broken, then add `--keys good.txt` here",
+        ),
+        (
+            Photos(shape=(3, 31, 50)),
+            "sample 'x/b.1': a photo of 50×31 pixels, but corruptions take at least 32 a side. Bring all photos to one"
+            " size, as with --image-size 32, or leave it out",
+        ),
+        (
+            Photos(keys=("a/b_c", "a_b/c", "d/c"), labels=(0, 0, 0)),
+            "samples 'a/b_c' and 'a_b/c' would both be written as a_b_c.jpg. Rename one",
+        ),
+        (
+            Photos(names=(LabelInfo(name="crane"), None, LabelInfo(name="crane"))),
+            "labels 0 and 2 would both have the folder 'crane'. Give them a wnid, or names that differ, in"
+            " dataset.json",
+        ),
+    ],
+)
+def test_what_cannot_be_corrupted_is_refused_in_one_sentence(tmp_path: Path, scenes: Photos, message: str) -> None:
+    refuses(lambda: corrupt_scenes(scenes, tmp_path, SETTINGS, **QUICK), message)
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_scenes_without_photos_are_refused(tmp_path: Path) -> None:
+    scenes = SelectedScenes(GeneratedScenes(32, 2), granularities=("semantic",))
+    refuses(lambda: corrupt_scenes(scenes, tmp_path, SETTINGS), "these scenes have no photos to corrupt. Add rgb")
+
+
+def test_a_disk_without_room_is_refused_before_the_first_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=12 * 4096 - 1)  # each of so small photos takes a block
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    refuses(
+        lambda: corrupt_scenes(Photos(), tmp_path / "out", SETTINGS, **QUICK),
+        f"{tmp_path}/out: 0.0 MB are needed for 12 photos, 0.0 MB are free. Free some room, give another --out, or take"
+        " fewer with --limit, --only or --severity",
+    )
+    assert not list((tmp_path / "out").iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=12 * 4096))
+    corrupt_scenes(Photos(), tmp_path / "out", SETTINGS, **QUICK)
+
+
+def test_a_disk_that_fills_up_is_one_clear_error_and_the_set_is_finished_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", os.fsync
+
+    def run_out(file: int) -> None:
+        if len(list(out.rglob("*.jpg"))) == 5:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", run_out)
+    with pytest.raises(
+        UserError, match="jpg: cannot be written: No space left on device. Mend that and run this again"
+    ):
+        corrupt_scenes(Photos(), out, SETTINGS, **QUICK)
+    monkeypatch.setattr(os, "fsync", real)
+    corrupt_scenes(Photos(), out, SETTINGS, **QUICK)
+    corrupt_scenes(Photos(), tmp_path / "whole", SETTINGS, **QUICK)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_names_are_fit_for_files() -> None:
+    assert photo_names(["a/.hidden", "b\\c", "v1.0"]) == ["_hidden", "b_c", "v1.0"]
+    assert photo_names(["a/1", "b/1", "c"]) == ["a_1", "b_1", "c"]
+    assert class_folders([LabelInfo(name="tench, Tinca tinca"), None, LabelInfo(name="..")]) == [
+        *("tench, Tinca tinca", "", "_."),
+    ]
+
+
+def test_a_few_scenes_are_spread_evenly_over_all() -> None:
+    scenes = GeneratedScenes(32, 10)
+    assert list(spread_scenes(scenes, 3).keys) == [scenes.keys[i] for i in (1, 5, 8)]
+    assert list(spread_scenes(scenes, 99).keys) == list(scenes.keys)
+
+
+SCRIPT = """
+import sys
+from c2fmae.data.corruption.make_set import CorruptConfig, corrupt_scenes
+from c2fmae.data.sources import open_scenes
+scenes = open_scenes("generated", granularities=("rgb",), size=64, length=12)
+kinds = ("impulse_noise", "defocus_blur", "frost", "elastic_transform", "spatter")
+say = lambda done: print(done, flush=True)
+corrupt_scenes(scenes, sys.argv[1], CorruptConfig(), corruptions=kinds, progress=say)
+"""
+
+
+@pytest.mark.once
+def test_a_set_whose_making_was_killed_is_finished_by_two_processes_to_the_bytes_of_none(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() not in ("1\n", ""):
+            pass
+        time.sleep(random.Random(0).uniform(0.05, 0.1))
+        process.send_signal(signal.SIGKILL)
+    assert len(made(out)["unfinished"]) == 25
+    assert 0 < len(list(out.rglob("*.jpg"))) < 12 * 25
+    scenes = open_scenes("generated", granularities=("rgb",), size=64, length=12)
+    kinds = ("impulse_noise", "defocus_blur", "frost", "elastic_transform", "spatter")
+    finish = corrupt_scenes(scenes, out, CorruptConfig(), corruptions=kinds, workers=2)
+    corrupt_scenes(scenes, tmp_path / "whole", CorruptConfig(), corruptions=kinds, workers=0)
+    assert finish.num_kept > 0
+    assert finish.num_kept + finish.num_made == 12 * 25
+    assert files(out) == files(tmp_path / "whole")

@@ -1,0 +1,71 @@
+"""Official layouts in small: generated photos under the paths that the archives have."""
+
+import io
+import tarfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from tests.data.dataset_files import encoded, write_tar, write_tree
+
+Files = dict[str, bytes]
+
+A, R = "n01558993", "n01443537"
+"""A class of ImageNet-A and not of -R, and the other way round."""
+BOTH = ("n01531178", "n01614925")
+"""Classes of both, in the order of their ids."""
+
+
+def photo(name: str, size: tuple[int, int] = (40, 32)) -> bytes:
+    """A JPEG of a colour that is the name's own."""
+    colour = tuple(zlib.crc32(name.encode()).to_bytes(4)[:3])
+    return encoded(Image.new("RGB", size, colour), "JPEG")
+
+
+def class_files(top: str, wnids: Iterable[str], per_class: int = 2, name: str = "{i}.JPEG") -> Files:
+    """Photos in a folder for each class."""
+    paths = [f"{top}{wnid}/{name.format(i=i)}" for wnid in wnids for i in range(per_class)]
+    return {path: photo(path) for path in paths}
+
+
+def grid_files(
+    corruptions: Iterable[str], wnids: Iterable[str], severities: Iterable[int] = range(1, 6), per_class: int = 1
+) -> Files:
+    """ImageNet-C's layout, its photos at 224."""
+    wnids, files = tuple(wnids), Files()
+    for corruption in corruptions:
+        for severity in severities:
+            paths = [f"{corruption}/{severity}/{wnid}/{i}.JPEG" for wnid in wnids for i in range(per_class)]
+            files |= {path: photo(path, (224, 224)) for path in paths}
+    return files
+
+
+def as_folder(root: Path, files: Files) -> Path:
+    return write_tree(root, files)
+
+
+def as_tar(path: Path, files: Files) -> Path:
+    """A tar as `tar cf` makes it: its folders are members, too, and nothing is in order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = sorted(files, key=lambda name: zlib.crc32(name.encode()))
+    folders = {str(parent) for name in names for parent in Path(name).parents} - {"."}
+    with tarfile.open(path, "w") as tar:
+        for folder in sorted(folders):
+            member = tarfile.TarInfo(folder)
+            member.type = tarfile.DIRTYPE
+            tar.addfile(member)
+        for name in names:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(files[name])
+            tar.addfile(member, io.BytesIO(files[name]))
+    return path
+
+
+def as_shard(path: Path, photos: Iterable[tuple[str, bytes, int]]) -> Path:
+    """A shard in this project's layout: key, photo and label of each sample."""
+    members = Files()
+    for key, data, label in photos:
+        members |= {f"{key}.jpg": data, f"{key}.cls": str(label).encode()}
+    return write_tar(path, members)

@@ -1,0 +1,68 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from c2fmae.data.sources import inspect_scenes, open_scenes
+from tests.data.dataset_files import DATASET, refuses, samples, write_tar
+
+
+def store(folder: Path, keys: str, info: dict[str, object] = DATASET) -> Path:
+    shard = write_tar(folder / "s.tar", samples(keys))
+    (folder / "dataset.json").write_text(json.dumps(info))
+    return shard
+
+
+def test_sources_with_one_label_space_are_mixed_one_after_the_other(tmp_path: Path) -> None:
+    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", {**DATASET, "name": "other"})]
+    scenes = pickle.loads(pickle.dumps(open_scenes(places)))
+    assert list(scenes.keys) == ["a", "b", "c", "d"]
+    assert [scenes[index].key for index in range(4)] == ["a", "b", "c", "d"]
+    assert scenes.info.class_names == ("sky", "cat")
+    assert scenes.photo(3) == samples("cd")["d.jpg"]
+    with pytest.raises(IndexError, match="^scene 4 of 4$"):
+        scenes[4]
+
+
+def test_sources_of_different_label_spaces_are_not(tmp_path: Path) -> None:
+    other = {**DATASET, "name": "other", "classes": [{"name": "sky"}]}
+    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", other)]
+    message = "'' and 'other' cannot be mixed: their classes differ (2 and 1). Bring them to one label space first"
+    refuses(lambda: open_scenes(places), message)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"labels": [{"name": "a"}]}, "their labels differ (2 and 1)"),
+        ({"channels": 1}, "their channels differ (3 and 1)"),
+        ({"granularities": ["semantic", "rgb"]}, "their granularities differ (3 and 2)"),
+        ({"mean": [0.5, 0.5, 0.5]}, "their mean differ (None and 3)"),
+    ],
+)
+def test_nor_are_those_that_differ_otherwise(tmp_path: Path, other: dict[str, object], message: str) -> None:
+    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", {**DATASET, "name": "other", **other})]
+    refuses(
+        lambda: open_scenes(places),
+        f"'' and 'other' cannot be mixed: {message}. Bring them to one label space first",
+    )
+
+
+def test_a_key_in_two_sources_is_refused(tmp_path: Path) -> None:
+    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "bc")]
+    refuses(lambda: open_scenes(places), "sample 'b' is in two of the sources that are to be mixed. Keep it in one")
+
+
+def test_problems_of_all_sources_are_listed(tmp_path: Path) -> None:
+    places = [store(tmp_path / "one", "ab"), write_tar(tmp_path / "two" / "s.tar", {"c.jpg": b"", "c.cls": b"x"})]
+    _, problems = inspect_scenes(places, granularities=("rgb",))
+    assert [problem.key for problem in problems] == ["c"]
+
+
+def test_some_granularities_of_some_scenes_can_be_chosen(tmp_path: Path) -> None:
+    scenes = open_scenes(store(tmp_path, "abcd"), keys=["d", "b"])
+    assert (scenes[1].key, len(scenes), scenes.photo(1)) == ("d", 2, samples("abcd")["d.jpg"])
+    alone = open_scenes("generated", granularities=("rgb",), size=48)
+    assert list(alone[0].maps) == ["rgb"]
+    assert alone.info.granularities == ("rgb",)

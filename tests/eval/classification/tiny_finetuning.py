@@ -1,0 +1,95 @@
+"""Fine-tunings of milliseconds: tiny classifiers, scenes whose colour is their label."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.labels import LabelInfo
+from c2fmae.core.scene import SceneBatch
+from c2fmae.eval.classification import FinetuneConfig
+from c2fmae.models.backbones import BackboneSpec
+from c2fmae.models.classifiers import Classifier, classifier_on
+from c2fmae.models.config import EncoderConfig
+from tests.eval.tiny_backbones import coloured, described, stored, tiny_backbone
+
+ENCODER = EncoderConfig(name="test_vit", patch_size=8, depth=3)
+PHOTOS = BackboneSpec(encoder=ENCODER, image_size=(16, 16))
+MAPS = BackboneSpec(
+    encoder=ENCODER, image_size=(16, 16), channels={"semantic": 3, "rgb": 3}, class_names=("one", "two", "three")
+)
+LABELS = tuple(LabelInfo(name=f"class-{index}") for index in range(3))
+
+QUICK = (
+    "training.epochs=null",
+    "training.steps=6",
+    "training.warmup_epochs=null",
+    "training.warmup_steps=1",
+    "training.batch_size=8",
+    "training.base_lr=null",
+    "training.lr=1e-3",
+    "training.layer_decay=0.75",
+    "training.precision=fp32",
+    "data.workers=0",
+    "data.crop=1",
+    "drop_path=0",
+    "watching.held_out_every=2",
+)
+
+
+def classifier(spec: BackboneSpec = PHOTOS, labels: Sequence[LabelInfo] = LABELS) -> Classifier:
+    """A new one on a ViT with random weights; its head has something to say."""
+    made = classifier_on(
+        tiny_backbone(spec),
+        labels,
+        pool="mean",
+        granularities=tuple(spec.channels),
+        drop_path=0.0,
+        crop=1.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    with torch.no_grad():
+        made.head.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    return made
+
+
+def batch_of(count: int, *, seed: int = 0) -> SceneBatch:
+    """Photos and maps, cut already."""
+    scenes = coloured(count, seed=seed)
+    maps = {name: torch.stack([scene.maps[name] for scene in scenes]) for name in ("rgb", "semantic")}
+    maps["semantic"] = maps["semantic"][:, ::4, ::4]
+    return SceneBatch(tuple(scene.key for scene in scenes), maps, tuple(scene.label for scene in scenes))
+
+
+def store_sets(root: Path, *, train: int = 24, test: int = 18) -> Path:
+    """Write a training and a test set of coloured photos with maps."""
+    for part, count, seed in (("train", train, 0), ("test", test, 1)):
+        described(stored(root / part, coloured(count, seed=seed)), ("one", "two", "three"))
+    return root
+
+
+def store_source(root: Path, spec: BackboneSpec = PHOTOS) -> Path:
+    """Write a checkpoint as a pre-training leaves it, of random weights."""
+    backbone = tiny_backbone(spec)
+    tensors = {f"model/{name}": each for name, each in backbone.state_dict().items() if not name.startswith("fc_norm")}
+    facts: dict[str, Any] = {
+        "config": {
+            "method": {
+                "granularities": list(spec.channels),
+                "channels": dict(spec.channels),
+                "encoder": ENCODER.model_copy(update={"has_norm": True}).model_dump(mode="json"),
+                "image_size": list(spec.image_size),
+            }
+        },
+        "normalisation": {"mean": list(spec.mean), "std": list(spec.std)},
+        "classes": list(spec.class_names),
+    }
+    return save_checkpoint(root, Checkpoint(1, tensors, facts))
+
+
+def config_of(source: Path, data: Path, *settings: str) -> FinetuneConfig:
+    """A fine-tuning of six steps, but for these settings."""
+    words = [f"data.train={data / 'train'}", f"data.test={data / 'test'}", *QUICK, *settings]
+    return FinetuneConfig.read({"init": str(source)}, words)

@@ -1,0 +1,59 @@
+"""Classifiers of noise, and runs that were never fine-tuned, whose weights nothing is equal by accident for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.labels import LabelInfo
+from c2fmae.models.backbones import Backbone, Pool
+from c2fmae.models.classifiers import Classifier, classifier_on
+from tests.exports.noise_sources import backbone_of
+from tests.methods.tiny_methods import rough
+
+LABELS = (LabelInfo(name="cat", wnid="n02121808"), None, LabelInfo(name="dog, hound"), LabelInfo(name="sea"))
+
+
+def classifier_of_noise(
+    backbone: Backbone | None = None,
+    pool: Pool = "mean",
+    *,
+    labels: Sequence[LabelInfo | None] = LABELS,
+    granularities: Sequence[str] = ("rgb",),
+    crop: float = 0.9,
+    seed: int = 0,
+) -> Classifier:
+    """A classifier whose head and norms say something too."""
+    classifier = classifier_on(
+        backbone or backbone_of(),
+        labels,
+        pool=pool,
+        granularities=granularities,
+        drop_path=0.1,
+        crop=crop,
+        generator=torch.Generator().manual_seed(0),
+    )
+    rough(classifier, seed)
+    return classifier
+
+
+def fine_tuned(run: Path, classifier: Classifier, **config: Any) -> Path:
+    """A run's folder as fine-tuning leaves it: its last checkpoint of step 20, and its best, of step 10."""
+    facts = {
+        "classifier": classifier.spec.model_dump(mode="json"),
+        "config": {"name": "tuned", **config},
+        "samples": 640,
+        "labels": [label.name if label else "" for label in classifier.spec.labels],
+        "classes": list(classifier.spec.backbone.class_names),
+        "normalisation": {"mean": classifier.spec.backbone.mean, "std": classifier.spec.backbone.std},
+    }
+    tensors = {f"model/{name}": each for name, each in classifier.state_dict().items()}
+    tensors |= {f"ema/{name}": each + 0.125 for name, each in classifier.named_parameters()}
+    save_checkpoint(run / "checkpoints", Checkpoint(20, tensors, facts))
+    tensors["model/head.bias"] = tensors["model/head.bias"] + 1
+    save_checkpoint(run / "best", Checkpoint(10, tensors, {**facts, "score": 0.75}))
+    (run / "config.yaml").write_text(yaml.safe_dump(facts["config"]), encoding="utf-8")
+    return run
