@@ -26,7 +26,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto
 	@echo "The same tests with every shape and type checked at each call:"
-	$(BIN)/python -m pytest -n auto tests --jaxtyping-packages=c2fmae,shape_checks.checked -m "not compile and not once and not slow"
+	$(BIN)/python -m pytest -n auto tests --jaxtyping-packages=c2fmae,shape_checks.typechecker -m "not compile and not once and not slow"
 
 gates: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files --show-diff-on-failure

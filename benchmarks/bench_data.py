@@ -18,23 +18,25 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from benchmarks.tables import report
+from benchmarks.tables import print_speeds
 from c2fmae.core.scene import Scene
-from c2fmae.core.seeding import seed_of
-from c2fmae.data.encode import TAR_END, tar_member
+from c2fmae.core.seeding import derive_seed
+from c2fmae.data.encode import TAR_END, encode_tar_member
 from c2fmae.data.info import DatasetInfo
-from c2fmae.data.pack import PackConfig, pack
+from c2fmae.data.pack import PackConfig, pack_scenes
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.stored import StoredScenes
 from c2fmae.data.transforms import RandomView
-from c2fmae.eval.cost.timing import alternate
+from c2fmae.eval.cost.timing import time_in_turn
 
-PHOTOS, ROUNDS, SIZE, CELLS = 48, 9, 224, 56
+NUM_IMAGES, NUM_ROUNDS, SIZE, CELLS = 48, 9, 224, 56
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def noise(rng: np.random.Generator, height: int, width: int, power: float) -> UInt8[np.ndarray, "height width"]:
+def draw_smooth_noise(
+    rng: np.random.Generator, height: int, width: int, power: float
+) -> UInt8[np.ndarray, "height width"]:
     """Noise whose strength falls with its frequency, as it does in photos."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)) + 1 / 500
     spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**power
@@ -48,37 +50,37 @@ def write_tree(root: Path) -> None:
     for name in ("rgb", "semantic", "instance"):
         (root / name).mkdir(parents=True)
     sizes = []
-    for number in range(PHOTOS):
-        light, *tints = (noise(rng, 375, 500, power) for power in (1.38, 2.5, 2.5, 2.5))
+    for number in range(NUM_IMAGES):
+        light, *tints = (draw_smooth_noise(rng, 375, 500, power) for power in (1.38, 2.5, 2.5, 2.5))
         photo = np.stack([light // 2 + tint // 2 for tint in tints], axis=2)
         Image.fromarray(photo).save(root / f"rgb/{number:04d}.jpg", quality=90)
         sizes.append((root / f"rgb/{number:04d}.jpg").stat().st_size)
         for name, steps in (("semantic", 8), ("instance", 6)):
-            ids = noise(rng, 375, 500, 4.0) // np.uint8(256 / steps)
+            ids = draw_smooth_noise(rng, 375, 500, 4.0) // np.uint8(256 / steps)
             Image.fromarray(ids).save(root / f"{name}/{number:04d}.png")
-    info = DatasetInfo.read({"classes": [{"name": f"class {i}"} for i in range(30)]})
+    info = DatasetInfo.from_dict({"classes": [{"name": f"class {i}"} for i in range(30)]})
     (root / "dataset.json").write_text(info.to_json(), encoding="utf-8")
-    print(f"{PHOTOS} photos of {np.mean(sizes) / 1e3:.0f} kB on average")
+    print(f"{NUM_IMAGES} photos of {np.mean(sizes) / 1e3:.0f} kB on average")
 
 
-def usual(root: Path, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def load_with_pillow(root: Path, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As MultiMAE's loader: everything to 224 by Pillow, labels on to 56, the photo to normalised floats."""
-    photo = Image.open(root / f"rgb/{number:04d}.jpg").convert("RGB")
+    photo = Image.open(root / f"rgb/{index:04d}.jpg").convert("RGB")
     top, left, height, width = RandomResizedCrop.get_params(photo, [0.2, 1.0], [3 / 4, 4 / 3])
     is_flipped = random.random() < 0.5
     box = (left, top, left + width, top + height)
     pixels = photo.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     maps = []
     for name in ("semantic", "instance"):
-        ids = Image.open(root / f"{name}/{number:04d}.png").crop(box).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+        ids = Image.open(root / f"{name}/{index:04d}.png").crop(box).resize((SIZE, SIZE), Image.Resampling.NEAREST)
         ids = ids.resize((CELLS, CELLS), Image.Resampling.NEAREST)
         maps.append(torch.from_numpy(np.array(tv.hflip(ids) if is_flipped else ids)).long())
     values = tv.to_dtype(tv.pil_to_tensor(tv.hflip(pixels) if is_flipped else pixels), torch.float32, scale=True)
     return tv.normalize(values, MEAN, STD), maps[0], maps[1]
 
 
-def sample_all(scenes: Scenes, view: RandomView) -> list[Scene]:
-    return [view(scenes[i], np.random.default_rng(seed_of(0, "view", 0, i, 0))) for i in range(len(scenes))]
+def view_all(scenes: Scenes, view: RandomView) -> list[Scene]:
+    return [view(scenes[i], np.random.default_rng(derive_seed(0, "view", 0, i, 0))) for i in range(len(scenes))]
 
 
 def bench_samples(folder: Path) -> None:
@@ -91,14 +93,16 @@ def bench_samples(folder: Path) -> None:
         "shards, maps at stride 4": PackConfig(label_stride=4),
         "… photos at short side 256": PackConfig(label_stride=4, short_side=256),
     }.items():
-        place = folder / f"pack{len(sources)}"
-        pack(loose, place, config)
-        sources[name] = open_scenes(place)
+        pack_dir = folder / f"pack{len(sources)}"
+        pack_scenes(loose, pack_dir, config)
+        sources[name] = open_scenes(pack_dir)
     view = RandomView(size=(SIZE, SIZE), label_stride=4)
-    variants: dict[str, Callable[[], object]] = {"Pillow, loose files": lambda: [usual(tree, i) for i in range(PHOTOS)]}
-    variants |= {name: partial(sample_all, scenes, view) for name, scenes in sources.items()}
-    seconds = alternate(variants, rounds=ROUNDS)
-    report("samples to 224", seconds, peer="Pillow, loose files", samples=PHOTOS)
+    variants: dict[str, Callable[[], object]] = {
+        "Pillow, loose files": lambda: [load_with_pillow(tree, i) for i in range(NUM_IMAGES)]
+    }
+    variants |= {name: partial(view_all, scenes, view) for name, scenes in sources.items()}
+    seconds = time_in_turn(variants, rounds=NUM_ROUNDS)
+    print_speeds("samples to 224", seconds, peer="Pillow, loose files", samples=NUM_IMAGES)
 
 
 def write_shards(folder: Path, shards: int, samples: int, num_bytes: int) -> None:
@@ -110,27 +114,27 @@ def write_shards(folder: Path, shards: int, samples: int, num_bytes: int) -> Non
         with (folder / f"s-{shard:06d}.tar").open("wb") as stream:
             for sample in range(samples):
                 key = f"{shard:06d}_{sample:06d}"
-                stream.writelines(tar_member(f"{key}.{part}", rng.bytes(size)) for part, size in sizes.items())
+                stream.writelines(encode_tar_member(f"{key}.{part}", rng.bytes(size)) for part, size in sizes.items())
             stream.write(TAR_END)
 
 
 def bench_records(folder: Path) -> None:
     """Samples without decoding, at random, all of them in the page cache; and opening a thousand shards."""
     for shards, samples, num_bytes in ((4, 2000, 9_800), (4, 2000, 60_000), (1000, 32, 9_800)):
-        place = folder / f"records-{shards}-{num_bytes}"
-        write_shards(place, shards, samples, num_bytes)
+        shard_dir = folder / f"records-{shards}-{num_bytes}"
+        write_shards(shard_dir, shards, samples, num_bytes)
         started = time.perf_counter()
-        open_scenes(place)
+        open_scenes(shard_dir)
         first, opening, reading = time.perf_counter() - started, [], []
-        for turn in range(ROUNDS):
+        for turn in range(NUM_ROUNDS):
             started = time.perf_counter()
-            scenes = open_scenes(place)
+            scenes = open_scenes(shard_dir)
             opening.append(time.perf_counter() - started)
             assert isinstance(scenes, StoredScenes)
             order = np.random.default_rng(turn).integers(0, len(scenes), 20_000).tolist()
             started = time.perf_counter()
             for index in order:
-                scenes.record(index)
+                scenes.read_map_bytes(index)
             reading.append(len(order) / (time.perf_counter() - started))
         print(
             f"{shards:5d} shards of {samples:5,d} samples of {num_bytes / 1e3:4.1f} kB: indexed in {first:.2f} s, then"

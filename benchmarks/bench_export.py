@@ -15,36 +15,38 @@ from pathlib import Path
 import timm
 from safetensors.torch import save_file
 
-from c2fmae.exports import KINDS, export
+from c2fmae.exports import EXPORT_KINDS, export
 
 NAME = "vit_base_patch16_224"
 LIMIT = 60.0  # seconds
 
 
-def measure(kind: str, source: str) -> None:
+def time_export(kind: str, source: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        done = export(kind, source, Path(folder) / "out")
+        exported = export(kind, source, Path(folder) / "out")
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     ratio = f", {seconds / LIMIT:.2f} of the limit" if kind == "timm" else ""
-    print(f"export {kind}: {seconds:.1f} s{ratio}; largest difference {done.difference:.1e}; peak {peak:.1f} GiB")
+    print(
+        f"export {kind}: {seconds:.1f} s{ratio}; largest difference {exported.max_difference:.1e}; peak {peak:.1f} GiB"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND")
     parser.add_argument("--source", help="what is exported instead of a ViT-B of timm; said by the command itself")
-    asked = parser.parse_args()
-    if asked.source:
-        measure(asked.kinds[0], asked.source)
+    arguments = parser.parse_args()
+    if arguments.source:
+        time_export(arguments.kinds[0], arguments.source)
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vit.safetensors"
         save_file(timm.create_model(NAME, num_classes=0).state_dict(), file)
-        for kind in asked.kinds or KINDS:
-            words = [sys.executable, "-m", "benchmarks.bench_export", kind, "--source", f"timm:{NAME}@{file}"]
-            subprocess.run(words, check=True)
+        for kind in arguments.kinds or EXPORT_KINDS:
+            command = [sys.executable, "-m", "benchmarks.bench_export", kind, "--source", f"timm:{NAME}@{file}"]
+            subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -18,30 +18,30 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
-from benchmarks.tables import report_cost
+from benchmarks.tables import print_costs
 from c2fmae.core.distributed import World
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.loop import Loop, Training, autocast
-from c2fmae.core.optimiser import TRUNK, adamw, parameter_groups, set_rate
-from c2fmae.core.run_dir import RunFolder
+from c2fmae.core.loop import TrainingLoop, TrainingState, autocast
+from c2fmae.core.optimiser import TRUNK_PREFIXES, build_adamw, build_parameter_groups, set_lr
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.training import TrainingConfig, plan_of
-from c2fmae.core.watching import Watch, WatchingConfig
-from c2fmae.eval.classification.mixing import MixConfig
+from c2fmae.core.training import TrainingConfig, plan_training
+from c2fmae.core.watching import RunLogger, WatchingConfig
+from c2fmae.eval.classification.mixing import MixingConfig
 from c2fmae.eval.classification.task import ClassificationTask
-from c2fmae.eval.cost.timing import alternate
-from c2fmae.models.backbones import BackboneSpec, untrained
-from c2fmae.models.classifiers import Classifier, classifier_on
+from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.models.backbones import BackboneSpec, create_untrained_backbone
+from c2fmae.models.classifiers import Classifier, classifier_from_backbone
 from c2fmae.models.config import EncoderConfig
 
 BATCH, CLASSES = 16, 1000
 CONFIG = TrainingConfig(steps=100_000, lr=1e-3, batch_size=BATCH, layer_decay=0.75, clip=1)
 
 
-def classifier() -> Classifier:
+def make_vit_s_classifier() -> Classifier:
     spec = BackboneSpec(encoder=EncoderConfig(name="vit_small_patch16_224"), image_size=(224, 224))
-    return classifier_on(
-        untrained(spec),
+    return classifier_from_backbone(
+        create_untrained_backbone(spec),
         [LabelInfo(name=str(index)) for index in range(CLASSES)],
         pool="mean",
         granularities=("rgb",),
@@ -51,17 +51,18 @@ def classifier() -> Classifier:
     )
 
 
-def batches() -> list[SceneBatch]:
+def make_random_batches() -> list[SceneBatch]:
     generator = torch.Generator().manual_seed(0)
     photos = torch.randint(256, (4, BATCH, 3, 224, 224), dtype=torch.uint8, generator=generator)
     keys, labels = tuple(map(str, range(BATCH))), tuple(range(BATCH))
     return [SceneBatch(keys, {"rgb": each}, labels) for each in photos]
 
 
-def by_hand(model: nn.Module, groups: list[dict[str, object]]) -> Callable[[], object]:
+def make_manual_step(model: nn.Module, groups: list[dict[str, object]]) -> Callable[[], object]:
     """Return a step without counts over processes, reports and rows."""
     mix = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=CLASSES)  # type: ignore[no-untyped-call]
-    optimiser, criterion, choose = adamw(groups, betas=(0.9, 0.999)), SoftTargetCrossEntropy(), cycle(batches())  # type: ignore[no-untyped-call]
+    optimiser, choose = build_adamw(groups, betas=(0.9, 0.999)), cycle(make_random_batches())
+    criterion = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     model.train()
 
@@ -73,7 +74,7 @@ def by_hand(model: nn.Module, groups: list[dict[str, object]]) -> Callable[[], o
             loss = criterion(model(photos).float(), targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        set_rate(optimiser, 1e-4)
+        set_lr(optimiser, 1e-4)
         optimiser.step()
         optimiser.zero_grad()
         return loss.item()
@@ -81,36 +82,38 @@ def by_hand(model: nn.Module, groups: list[dict[str, object]]) -> Callable[[], o
     return step
 
 
-def loop(folder: Path) -> Callable[[], object]:
+def make_finetune_loop_step(folder: Path) -> Callable[[], object]:
     """Return a step of the training loop, and all that a run does after it."""
-    model, plan = classifier(), plan_of(CONFIG, num_samples=BATCH, processes=1)
-    watch = Watch(RunFolder(folder), WatchingConfig(), plan, done=0, settings={}, is_quiet=False)
-    task = ClassificationTask(model, MixConfig(), 0.0, seed=0)
-    reports = Loop(task, CONFIG, plan, World()).steps(Training.start(model, CONFIG), watch.timed(cycle(batches())))
+    model, plan = make_vit_s_classifier(), plan_training(CONFIG, num_samples=BATCH, world_size=1)
+    watch = RunLogger(RunDir(folder), WatchingConfig(), plan, start_step=0, experiment_config={}, is_quiet=False)
+    task = ClassificationTask(model, MixingConfig(), 0.0, seed=0)
+    reports = TrainingLoop(task, CONFIG, plan, World()).run(
+        TrainingState.create(model, CONFIG), watch.time_batches(cycle(make_random_batches()))
+    )
 
     def step() -> object:
         report = next(reports)
-        watch.after(report)
+        watch.log_step(report)
         return report
 
     return step
 
 
 def main(rounds: int = 15) -> None:
-    ours = classifier()
-    groups = parameter_groups(ours, weight_decay=0.05, layer_decay=0.75, trunk=TRUNK)
+    ours = make_vit_s_classifier()
+    groups = build_parameter_groups(ours, weight_decay=0.05, layer_decay=0.75, trunk=TRUNK_PREFIXES)
     vit = timm.create_model(
         "vit_small_patch16_224", num_classes=CLASSES, global_pool="avg", fc_norm=True, drop_path_rate=0.1
     )
     theirs = param_groups_layer_decay(vit, weight_decay=0.05, layer_decay=0.75)
     with tempfile.TemporaryDirectory() as folder:
         variants = {
-            "by hand": by_hand(ours, groups),
-            "c2fmae": loop(Path(folder)),
-            "timm's ViT by hand": by_hand(vit, theirs),
+            "by hand": make_manual_step(ours, groups),
+            "c2fmae": make_finetune_loop_step(Path(folder)),
+            "timm's ViT by hand": make_manual_step(vit, theirs),
         }
-        times = alternate(variants, rounds=rounds, clock=time.process_time)  # neighbours do not count
-    report_cost(
+        times = time_in_turn(variants, rounds=rounds, clock=time.process_time)  # neighbours do not count
+    print_costs(
         f"A fine-tuning step of ViT-S, batch {BATCH}, bf16, processor time", times, peers=["by hand"], samples=BATCH
     )
 

@@ -14,12 +14,12 @@ import time
 import torch
 
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.generated.difficulty import LEVELS
+from c2fmae.data.generated.difficulty import DIFFICULTY_LEVELS
 
-SCENES, ROUNDS = 64, 9
+NUM_SCENES, NUM_ROUNDS = 64, 9
 
 
-def rate(scenes: GeneratedScenes) -> float:
+def scenes_per_second(scenes: GeneratedScenes) -> float:
     """Images per second."""
     start = time.thread_time()
     for index in range(len(scenes)):
@@ -30,13 +30,13 @@ def rate(scenes: GeneratedScenes) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     variants = [
-        GeneratedScenes(size, SCENES, difficulty=difficulty)
-        for difficulty, size in itertools.product(LEVELS, (64, 128, 224))
+        GeneratedScenes(size, NUM_SCENES, difficulty=difficulty)
+        for difficulty, size in itertools.product(DIFFICULTY_LEVELS, (64, 128, 224))
     ]
     for scenes in variants:
-        rate(scenes)
-    rounds = [[rate(scenes) for scenes in variants] for _ in range(ROUNDS)]
-    print(f"Images/s, of {ROUNDS} rounds over the same {SCENES} scenes\n{'':15s}{'median':>8s}{'best':>8s}")
+        scenes_per_second(scenes)
+    rounds = [[scenes_per_second(scenes) for scenes in variants] for _ in range(NUM_ROUNDS)]
+    print(f"Images/s, of {NUM_ROUNDS} rounds over the same {NUM_SCENES} scenes\n{'':15s}{'median':>8s}{'best':>8s}")
     for scenes, rates in zip(variants, zip(*rounds, strict=True), strict=True):
         print(f"{scenes.difficulty:8s}{scenes.size:4d} px{statistics.median(rates):8.0f}{max(rates):8.0f}")
 

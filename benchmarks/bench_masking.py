@@ -13,56 +13,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.multimae_baseline import multimae_masks
-from benchmarks.tables import report
+from benchmarks.tables import print_speeds
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import COARSE_TO_FINE
 from c2fmae.eval.cost.memory import peak_bytes
-from c2fmae.eval.cost.timing import alternate
+from c2fmae.eval.cost.timing import time_in_turn
 from c2fmae.masking import apportion, mask_scenes, patch_regions, sample_shares, semantic_mask
 from c2fmae.masking.curricula import constant
-from c2fmae.masking.policies import Blend, Progressive
-from c2fmae.masking.scenes import per_granularity
+from c2fmae.masking.policies import Blend, ProgressivePolicy
+from c2fmae.masking.scenes import repeat_per_granularity
 
-BATCH, PATCHES, VISIBLE = 256, 196, 98
+BATCH, NUM_PATCHES, NUM_VISIBLE = 256, 196, 98
 
 
-def maps(size: int, *, blobs: int, background: int, seed: int = 0) -> Tensor:
+def draw_blob_maps(size: int, *, num_blobs: int, num_background: int, seed: int = 0) -> Tensor:
     """Smooth blobs of 132 classes with a void border, the first few of them background."""
     generator = torch.Generator().manual_seed(seed)
-    fields = F.interpolate(torch.rand(BATCH, blobs, 5, 5, generator=generator), size=(size, size), mode="bicubic")
+    fields = F.interpolate(torch.rand(BATCH, num_blobs, 5, 5, generator=generator), size=(size, size), mode="bicubic")
     top, winner = fields.topk(2, dim=1)
-    classes = torch.randint(1, 133, (BATCH, blobs), generator=generator)
-    classes[:, :background] = 0
+    classes = torch.randint(1, 133, (BATCH, num_blobs), generator=generator)
+    classes[:, :num_background] = 0
     labels = classes.gather(1, winner[:, 0].flatten(1)).view(BATCH, size, size)
     is_border = (top[:, 0] - top[:, 1] < 0.02) & (labels != classes.gather(1, winner[:, 1].flatten(1)).view_as(labels))
     return labels.masked_fill(is_border, 255).to(torch.uint8)
 
 
-def voc_like_maps(size: int) -> Tensor:
+def draw_voc_like_maps(size: int) -> Tensor:
     """About half background and two objects, as in voc-seg."""
-    return maps(size, blobs=4, background=2)
+    return draw_blob_maps(size, num_blobs=4, num_background=2)
 
 
-def coco_like_maps(size: int) -> Tensor:
+def draw_coco_like_maps(size: int) -> Tensor:
     """About twelve classes an image, as in panoptic maps."""
-    return maps(size, blobs=14, background=0)
+    return draw_blob_maps(size, num_blobs=14, num_background=0)
 
 
-def budgets(generator: torch.Generator) -> Tensor:
-    capacity = torch.full((BATCH, 3), PATCHES)
+def sample_num_masked(generator: torch.Generator) -> Tensor:
+    capacity = torch.full((BATCH, 3), NUM_PATCHES)
     shares = sample_shares(BATCH, torch.ones(3), generator=generator)
-    return PATCHES - apportion(shares, torch.full((BATCH,), VISIBLE), capacity)
+    return NUM_PATCHES - apportion(shares, torch.full((BATCH,), NUM_VISIBLE), capacity)
 
 
-def semantic_loop(regions: Tensor, generator: torch.Generator) -> Tensor:
+def semantic_masks_by_loop(regions: Tensor, generator: torch.Generator) -> Tensor:
     """The research way: image by image, class by class."""
-    is_masked = torch.zeros(BATCH, 3, PATCHES, dtype=torch.bool)
-    for image, row in enumerate(budgets(generator).tolist()):
+    is_masked = torch.zeros(BATCH, 3, NUM_PATCHES, dtype=torch.bool)
+    for image, row in enumerate(sample_num_masked(generator).tolist()):
         for granularity, num_masked in enumerate(row):
             members = [(regions[image] == c).nonzero().flatten() for c in regions[image].unique()]
-            asked = [num_masked * len(member) / PATCHES for member in members]
-            shares = [int(a) for a in asked]
-            by_remainder = sorted(range(len(asked)), key=lambda k: shares[k] - asked[k])
+            quotas = [num_masked * len(member) / NUM_PATCHES for member in members]
+            shares = [int(a) for a in quotas]
+            by_remainder = sorted(range(len(quotas)), key=lambda k: shares[k] - quotas[k])
             for k in by_remainder[: num_masked - sum(shares)]:
                 shares[k] += 1
             for member, share in zip(members, shares, strict=True):
@@ -71,11 +71,11 @@ def semantic_loop(regions: Tensor, generator: torch.Generator) -> Tensor:
     return is_masked
 
 
-def semantic_three(regions: Tensor, generator: torch.Generator) -> Masks:
+def semantic_masks_batched(regions: Tensor, generator: torch.Generator) -> Masks:
     """All granularities in one call, as `mask_scenes` has them: rows are granularities of images."""
-    noise = torch.rand(3 * BATCH, PATCHES, generator=generator)
-    is_masked = semantic_mask(per_granularity(regions, 3), noise, budgets(generator).flatten())
-    return Masks.of(is_masked.view(BATCH, 3, PATCHES), COARSE_TO_FINE, num_visible=VISIBLE)
+    noise = torch.rand(3 * BATCH, NUM_PATCHES, generator=generator)
+    is_masked = semantic_mask(repeat_per_granularity(regions, 3), noise, sample_num_masked(generator).flatten())
+    return Masks.from_mask(is_masked.view(BATCH, 3, NUM_PATCHES), COARSE_TO_FINE, num_visible=NUM_VISIBLE)
 
 
 def majority_by_mode(labels: Tensor, patch: int) -> Tensor:
@@ -86,39 +86,41 @@ def majority_by_mode(labels: Tensor, patch: int) -> Tensor:
 
 def main() -> None:
     torch.set_num_threads(2)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, 3 × {PATCHES} tokens")
-    full, quarter = voc_like_maps(224), voc_like_maps(56)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, 3 × {NUM_PATCHES} tokens")
+    full, quarter = draw_voc_like_maps(224), draw_voc_like_maps(56)
     regions = patch_regions(quarter, 4)
     instances = torch.where(regions == 255, 0, regions)
     generator = torch.Generator().manual_seed(0)
 
-    def scenes(progress: float, blend: Blend = "topk", mixed: bool = False) -> Callable[[], Masks]:
+    def mask_call(progress: float, blend: Blend = "topk", is_mixed: bool = False) -> Callable[[], Masks]:
         curriculum = functools.partial(constant, alpha=0.4, beta=0.3)
-        policy = Progressive(blend=blend, curriculum=curriculum) if mixed else Progressive(blend=blend)
+        policy = ProgressivePolicy(blend=blend, curriculum=curriculum) if is_mixed else ProgressivePolicy(blend=blend)
         return lambda: mask_scenes(
-            policy, regions, instances, num_visible=VISIBLE, progress=progress, generator=generator
+            policy, regions, instances, num_visible=NUM_VISIBLE, progress=progress, generator=generator
         )
 
     variants: dict[str, Callable[[], object]] = {
-        "MultiMAE's way": lambda: multimae_masks(BATCH, PATCHES, VISIBLE),
-        "semantic_mask × 3": lambda: semantic_three(regions, generator),
-        "mask_scenes semantic": scenes(0.1),
-        "mask_scenes instance": scenes(0.5),
-        "mask_scenes random": scenes(0.9),
-        "mask_scenes ¼, ½ and ½": scenes(0.25),
-        "mask_scenes topk .4 .3 .3": scenes(0.5, mixed=True),
-        "mask_scenes sample .4 .3 .3": scenes(0.5, "sample", mixed=True),
-        "mask_scenes quota .4 .3 .3": scenes(0.5, "quota", mixed=True),
+        "MultiMAE's way": lambda: multimae_masks(BATCH, NUM_PATCHES, NUM_VISIBLE),
+        "semantic_mask × 3": lambda: semantic_masks_batched(regions, generator),
+        "mask_scenes semantic": mask_call(0.1),
+        "mask_scenes instance": mask_call(0.5),
+        "mask_scenes random": mask_call(0.9),
+        "mask_scenes ¼, ½ and ½": mask_call(0.25),
+        "mask_scenes topk .4 .3 .3": mask_call(0.5, is_mixed=True),
+        "mask_scenes sample .4 .3 .3": mask_call(0.5, "sample", is_mixed=True),
+        "mask_scenes quota .4 .3 .3": mask_call(0.5, "quota", is_mixed=True),
     }
-    report("Masks of a batch, ids included", alternate(variants, rounds=25), peer="MultiMAE's way", samples=BATCH)
-    for kind, some in (("voc-like", regions), ("coco-like", patch_regions(coco_like_maps(56), 4))):
+    print_speeds(
+        "Masks of a batch, ids included", time_in_turn(variants, rounds=25), peer="MultiMAE's way", samples=BATCH
+    )
+    for kind, some in (("voc-like", regions), ("coco-like", patch_regions(draw_coco_like_maps(56), 4))):
         classes = sum(len(row.unique()) for row in some) / BATCH
         loop: dict[str, Callable[[], object]] = {
-            "Python loop": functools.partial(semantic_loop, some, generator),
-            "semantic_mask × 3": functools.partial(semantic_three, some, generator),
+            "Python loop": functools.partial(semantic_masks_by_loop, some, generator),
+            "semantic_mask × 3": functools.partial(semantic_masks_batched, some, generator),
         }
         title = f"The same region masks by a loop, {kind} maps ({classes:.1f} classes an image)"
-        report(title, alternate(loop, rounds=9), peer="Python loop", samples=BATCH)
+        print_speeds(title, time_in_turn(loop, rounds=9), peer="Python loop", samples=BATCH)
 
     majority: dict[str, Callable[[], object]] = {"torch.mode, 224²": lambda: majority_by_mode(full, 16)}
     for labels, patch in ((full, 16), (quarter, 4)):
@@ -126,7 +128,7 @@ def main() -> None:
             name = f"{labels.shape[1]}² {str(dtype).removeprefix('torch.')}"
             majority[f"patch_regions, {name}"] = functools.partial(patch_regions, labels.to(dtype), patch)
     majority["torch.mode, 56²"] = lambda: majority_by_mode(quarter, 4)
-    report("Majority id per patch", alternate(majority, rounds=11), peer="torch.mode, 224²", samples=BATCH)
+    print_speeds("Majority id per patch", time_in_turn(majority, rounds=11), peer="torch.mode, 224²", samples=BATCH)
 
     print("\nPeak memory of one call, MiB")
     for name, function in {**variants, **majority}.items():

@@ -21,118 +21,122 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 from torch import Tensor
 
-from benchmarks.tables import report, report_cost
-from c2fmae.eval.cost.timing import alternate
-from c2fmae.eval.probes import HeadSetting, fit_heads, nearest, vote
-from c2fmae.eval.probes.nearest_neighbours import QUERIES_AT_ONCE, unit_rows
+from benchmarks.tables import print_costs, print_speeds
+from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.eval.probes import LinearHeadSetting, find_nearest, fit_linear_heads, vote_labels
+from c2fmae.eval.probes.nearest_neighbours import QUERIES_PER_BLOCK, normalise_rows
 
 DIM = 768
 SWEEP = [
-    HeadSetting("last", lr, decay) for lr, decay in itertools.product((0.01, 0.03, 0.1, 0.3, 1), (0, 1e-4, 1e-3, 1e-2))
+    LinearHeadSetting("last", lr, decay)
+    for lr, decay in itertools.product((0.01, 0.03, 0.1, 0.3, 1), (0, 1e-4, 1e-3, 1e-2))
 ]
 
 
-def draw(rows: int, dim: int, seed: int) -> Tensor:
+def draw_features(rows: int, dim: int, seed: int) -> Tensor:
     return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def product(keys: Tensor, queries: Tensor) -> None:
+def multiply_all(keys: Tensor, queries: Tensor) -> None:
     """All similarities, none of which is looked at."""
-    buffer = torch.empty(QUERIES_AT_ONCE, 16384)
+    buffer = torch.empty(QUERIES_PER_BLOCK, 16384)
     for some in keys.split(16384):
-        for rows in queries.split(QUERIES_AT_ONCE):
+        for rows in queries.split(QUERIES_PER_BLOCK):
             torch.mm(rows, some.T, out=buffer[: len(rows), : len(some)])
 
 
-def timed(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def time_variants(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    return alternate(variants, rounds=rounds, clock=clock)
+    return time_in_turn(variants, rounds=rounds, clock=clock)
 
 
-def neighbours(rounds: int, num_queries: int = 2048, num_keys: int = 262_144) -> None:
-    keys, queries = draw(num_keys, DIM, 0), draw(num_queries, DIM, 1)
+def bench_neighbours(rounds: int, num_queries: int = 2048, num_keys: int = 262_144) -> None:
+    keys, queries = draw_features(num_keys, DIM, 0), draw_features(num_queries, DIM, 1)
     variants: dict[str, Callable[[], object]] = {
-        "bare product": lambda: product(keys, queries),
-        **{f"nearest, k = {k}": functools.partial(nearest, keys, queries, k) for k in (20, 200)},
-        "keys made of length 1": lambda: [unit_rows(some) for some in keys.split(16384)],
+        "bare product": lambda: multiply_all(keys, queries),
+        **{f"nearest, k = {k}": functools.partial(find_nearest, keys, queries, k) for k in (20, 200)},
+        "keys made of length 1": lambda: [normalise_rows(some) for some in keys.split(16384)],
     }
-    seconds = timed(variants, rounds)
+    seconds = time_variants(variants, rounds)
     title = f"Nearest of {num_queries:,} queries among {num_keys:,} keys of {DIM}"
-    report(title, seconds, peer="bare product", samples=num_queries)
+    print_speeds(title, seconds, peer="bare product", samples=num_queries)
     rate = 2 * num_queries * num_keys * DIM / min(seconds["bare product"]) / 1e9
     print(
         f"the product at its best: {rate:.0f} GFLOP/s; asked is 0.85 of it for 50,000 queries, for which the keys are"
     )
     print("made of length 1 as often as for these, which is once", flush=True)
 
-    few, peers = queries, keys[:32768]
-    theirs = NearestNeighbors(n_neighbors=20, metric="cosine").fit(peers.numpy())
-    found, labels = nearest(peers, few, 200), torch.arange(len(peers)) % 1000
+    few_queries, peers = queries, keys[:32768]
+    sklearn_neighbours = NearestNeighbors(n_neighbors=20, metric="cosine").fit(peers.numpy())
+    found, labels = find_nearest(peers, few_queries, 200), torch.arange(len(peers)) % 1000
     ks = [1, 2, 5, 10, 20, 50, 100, 200]
-    beside: dict[str, Callable[[], object]] = {
-        "scikit-learn, brute": lambda: theirs.kneighbors(few.numpy()),
-        "nearest": lambda: nearest(peers, few, 20),
-        "vote, 8 numbers of neighbours": lambda: vote(found, labels, ks, num_labels=1000, temperature=0.07),
+    peer_variants: dict[str, Callable[[], object]] = {
+        "scikit-learn, brute": lambda: sklearn_neighbours.kneighbors(few_queries.numpy()),
+        "nearest": lambda: find_nearest(peers, few_queries, 20),
+        "vote, 8 numbers of neighbours": lambda: vote_labels(found, labels, ks, num_labels=1000, temperature=0.07),
     }
-    title = f"Nearest 20 of {len(few):,} queries among {len(peers):,} keys"
-    report(title, timed(beside, rounds), peer="scikit-learn, brute", samples=len(few))
+    title = f"Nearest 20 of {len(few_queries):,} queries among {len(peers):,} keys"
+    print_speeds(title, time_variants(peer_variants, rounds), peer="scikit-learn, brute", samples=len(few_queries))
 
 
-def memory(num_queries: int, num_keys: int, threads: int) -> None:
+def bench_neighbours_memory(num_queries: int, num_keys: int, threads: int) -> None:
     """What the process held at most, beside inputs and outputs; to be called in one of its own."""
     torch.set_num_threads(threads)
-    keys, queries = draw(num_keys, DIM, 0), draw(num_queries, DIM, 1)
-    product(keys[:16384], queries[:QUERIES_AT_ONCE])  # what the library itself sets up
-    before, start = _peak(), time.perf_counter()
-    found = nearest(keys, queries, 20)
+    keys, queries = draw_features(num_keys, DIM, 0), draw_features(num_queries, DIM, 1)
+    multiply_all(keys[:16384], queries[:QUERIES_PER_BLOCK])  # what the library itself sets up
+    before, start = _peak_rss(), time.perf_counter()
+    found = find_nearest(keys, queries, 20)
     seconds = time.perf_counter() - start
     outputs = sum(field.numel() * field.element_size() for field in (found.similarity, found.index))
     rate = 2 * num_queries * num_keys * DIM / seconds / 1e9
     print(f"{num_queries:,} queries, {num_keys:,} keys: {seconds:.1f} s, {rate:.0f} GFLOP/s; at most", end=" ")
-    print(f"{(_peak() - before - outputs) / 2**20:.0f} MiB beside inputs and outputs (≤ 2000 asked)", flush=True)
+    print(f"{(_peak_rss() - before - outputs) / 2**20:.0f} MiB beside inputs and outputs (≤ 2000 asked)", flush=True)
 
 
-def _peak() -> int:
+def _peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def heads(rounds: int) -> None:
+def bench_heads(rounds: int) -> None:
     """20 settings and one: alone, and with the extraction of what they are fitted to."""
     for rows, dim, labels, epochs in ((5000, 384, 100, 4), (2048, 768, 1000, 1)):
-        features, targets = draw(rows, dim, 0), torch.arange(rows) % labels
+        features, targets = draw_features(rows, dim, 0), torch.arange(rows) % labels
         settings = {"one": SWEEP[:1], "20": SWEEP}
         variants: dict[str, Callable[[], object]] = {
-            name: functools.partial(fit, features, targets, some, labels, epochs) for name, some in settings.items()
+            name: functools.partial(fit_head_settings, features, targets, some, labels, epochs)
+            for name, some in settings.items()
         }
-        twenty = [functools.partial(fit, features, targets, [each], labels, epochs) for each in SWEEP]
+        twenty = [functools.partial(fit_head_settings, features, targets, [each], labels, epochs) for each in SWEEP]
         variants["20, one after the other"] = lambda some=twenty: [each() for each in some]  # type: ignore[misc]
         title = f"Fit alone: {rows:,} rows of {dim}, {labels} labels, {epochs} epochs"
-        report_cost(title, timed(variants, rounds), peers=["one"], samples=rows * epochs)
+        print_costs(title, time_variants(variants, rounds), peers=["one"], samples=rows * epochs)
 
     model = timm.create_model("vit_small_patch16_224", num_classes=0).eval()
     photos, targets = torch.randn(192, 3, 224, 224), torch.arange(192) % 100
 
-    def extract() -> Tensor:
+    def extract_features() -> Tensor:
         with torch.no_grad():
             return torch.cat([model(some) for some in photos.split(64)])
 
-    def both(settings: list[HeadSetting]) -> None:
-        fit(extract(), targets, settings, 100, 100)
+    def extract_and_fit(settings: list[LinearHeadSetting]) -> None:
+        fit_head_settings(extract_features(), targets, settings, 100, 100)
 
-    features = extract()
+    features = extract_features()
     variants = {
-        "extraction and one": lambda: both(SWEEP[:1]),
-        "extraction and 20": lambda: both(SWEEP),
-        "extraction": extract,
-        "fit of 20": lambda: fit(features, targets, SWEEP, 100, 100),
+        "extraction and one": lambda: extract_and_fit(SWEEP[:1]),
+        "extraction and 20": lambda: extract_and_fit(SWEEP),
+        "extraction": extract_features,
+        "fit of 20": lambda: fit_head_settings(features, targets, SWEEP, 100, 100),
         "scikit-learn's one": lambda: LogisticRegression(max_iter=1000).fit(features.numpy(), targets.numpy()),
     }
     title = "ViT-S of 192 photos, then heads for 100 labels, 100 epochs: < 2 × asked"
-    report_cost(title, timed(variants, rounds), peers=["extraction and one"], samples=192)
+    print_costs(title, time_variants(variants, rounds), peers=["extraction and one"], samples=192)
 
 
-def fit(features: Tensor, targets: Tensor, settings: list[HeadSetting], labels: int, epochs: int) -> None:
-    fit_heads(
+def fit_head_settings(
+    features: Tensor, targets: Tensor, settings: list[LinearHeadSetting], labels: int, epochs: int
+) -> None:
+    fit_linear_heads(
         {"last": features},
         targets,
         settings,
@@ -150,18 +154,21 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
-    parts = asked.parts or ["memory", "neighbours", "heads"]
-    torch.set_num_threads(asked.threads)
-    print(f"torch {torch.__version__}, {asked.threads} threads; where others use the machine, trust minima", flush=True)
-    if "memory" in parts:
-        sizes = (50_000, 500_000) if asked.full else (4096, 65_536)
-        call = f"from benchmarks.bench_probes import memory; memory({sizes[0]}, {sizes[1]}, {asked.threads})"
-        subprocess.run([sys.executable, "-c", call], check=True)
-    if "neighbours" in parts:
-        neighbours(asked.rounds)
-    if "heads" in parts:
-        heads(asked.rounds)
+    arguments = parser.parse_args()
+    sections = arguments.parts or ["memory", "neighbours", "heads"]
+    torch.set_num_threads(arguments.threads)
+    print(
+        f"torch {torch.__version__}, {arguments.threads} threads; where others use the machine, trust minima",
+        flush=True,
+    )
+    if "memory" in sections:
+        sizes = (50_000, 500_000) if arguments.full else (4096, 65_536)
+        call = f"bench_neighbours_memory({sizes[0]}, {sizes[1]}, {arguments.threads})"
+        subprocess.run([sys.executable, "-c", f"from benchmarks.bench_probes import *; {call}"], check=True)
+    if "neighbours" in sections:
+        bench_neighbours(arguments.rounds)
+    if "heads" in sections:
+        bench_heads(arguments.rounds)
 
 
 if __name__ == "__main__":

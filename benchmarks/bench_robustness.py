@@ -22,19 +22,19 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.tables import report
+from benchmarks.tables import print_speeds
 from c2fmae.core.distributed import World
 from c2fmae.data.suites.official import imagenet_wnids
-from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted
-from c2fmae.eval.cost.timing import alternate
+from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted_set
+from c2fmae.eval.cost.timing import time_in_turn
 from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
-from c2fmae.eval.robustness.image_classifier import Entrant, load_entrant
+from c2fmae.eval.robustness.image_classifier import ImageClassifier, load_image_classifier
 
-BATCH = 32
-Timed = Callable[[Mapping[str, Callable[[], object]]], dict[str, list[float]]]
+BATCH_SIZE = 32
+TimeVariants = Callable[[Mapping[str, Callable[[], object]]], dict[str, list[float]]]
 
 
-def write_photos(folder: Path, count: int) -> None:
+def write_noise_images(folder: Path, count: int) -> None:
     """Smooth noise of 500×375, about as many bytes as a photo of ImageNet."""
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
@@ -45,14 +45,14 @@ def write_photos(folder: Path, count: int) -> None:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place / f"{number:05d}.jpg", quality=90)
 
 
-def saved(name: str, folder: Path) -> str:
+def save_timm_weights(name: str, folder: Path) -> str:
     """Random weights of a timm model, as a source."""
     path = folder / f"{name}.safetensors"
     save_file(timm.create_model(name).state_dict(), path)
     return f"timm:{name}@{path}"
 
 
-class Bare(Dataset[Tensor]):
+class PillowImages(Dataset[Tensor]):
     """Files by Pillow, shown as timm shows them."""
 
     def __init__(self, paths: Sequence[Path], transform: Any) -> None:
@@ -67,44 +67,50 @@ class Bare(Dataset[Tensor]):
 
 
 @torch.inference_mode()
-def bare_loop(data: Bare, model: nn.Module, workers: int) -> None:
-    for photos in DataLoader(data, batch_size=BATCH, num_workers=workers):
+def bare_loop(data: PillowImages, model: nn.Module, workers: int) -> None:
+    for photos in DataLoader(data, batch_size=BATCH_SIZE, num_workers=workers):
         model(photos).argmax(dim=1)
 
 
-def evaluated(entrants: Sequence[Entrant], of: ShiftedSet, workers: int) -> None:
-    config = RobustnessConfig(batch_size=BATCH, workers=workers)
+def run_robustness(classifiers: Sequence[ImageClassifier], shifted_set: ShiftedSet, workers: int) -> None:
+    config = RobustnessConfig(batch_size=BATCH_SIZE, workers=workers)
     with tempfile.TemporaryDirectory() as folder:
-        evaluate_robustness(entrants, [of], None, config, lambda each: Path(folder) / each.digest, World())
+        evaluate_robustness(classifiers, [shifted_set], None, config, lambda each: Path(folder) / each.digest, World())
 
 
-def one_by_one(entrants: Sequence[Entrant], of: ShiftedSet, workers: int) -> None:
-    for each in entrants:
-        evaluated([each], of, workers)
+def run_one_by_one(classifiers: Sequence[ImageClassifier], shifted_set: ShiftedSet, workers: int) -> None:
+    for each in classifiers:
+        run_robustness([each], shifted_set, workers)
 
 
-def loop(root: Path, of: ShiftedSet, workers: int, timed: Timed) -> None:
+def bench_loop(root: Path, shifted_set: ShiftedSet, workers: int, time_variants: TimeVariants) -> None:
     paths = sorted((root / "photos").glob("*/*.jpg"))
     for name in ("vit_tiny_patch16_224", "vit_small_patch16_224"):
         model = timm.create_model(name).eval()
         transform = create_transform(**resolve_data_config(model=model), is_training=False)  # type: ignore[no-untyped-call]
         variants: dict[str, Callable[[], object]] = {
-            "bare loop": partial(bare_loop, Bare(paths, transform), model, workers),
-            "eval robustness": partial(evaluated, [load_entrant(saved(name, root))], of, workers),
+            "bare loop": partial(bare_loop, PillowImages(paths, transform), model, workers),
+            "eval robustness": partial(
+                run_robustness, [load_image_classifier(save_timm_weights(name, root))], shifted_set, workers
+            ),
         }
-        report(f"{name}, {len(paths)} photos", timed(variants), peer="bare loop", samples=len(paths))
+        print_speeds(f"{name}, {len(paths)} photos", time_variants(variants), peer="bare loop", samples=len(paths))
 
 
-def several(root: Path, of: ShiftedSet, workers: int, timed: Timed) -> None:
-    entrants = [load_entrant(saved("test_resnet", root)) for _ in range(4)]  # each with random weights of its own
-    photos = len(of.cells[0].scenes)
+def bench_several(root: Path, shifted_set: ShiftedSet, workers: int, time_variants: TimeVariants) -> None:
+    classifiers = [
+        load_image_classifier(save_timm_weights("test_resnet", root)) for _ in range(4)
+    ]  # each with random weights of its own
+    photos = len(shifted_set.cells[0].scenes)
     variants: dict[str, Callable[[], object]] = {
-        "one model": partial(evaluated, entrants[:1], of, workers),
-        "four at once": partial(evaluated, entrants, of, workers),
-        "four one by one": partial(one_by_one, entrants, of, workers),
-        "photos alone": lambda: [entrants[0].view(of.cells[0].scenes[row].maps["rgb"]) for row in range(photos)],
+        "one model": partial(run_robustness, classifiers[:1], shifted_set, workers),
+        "four at once": partial(run_robustness, classifiers, shifted_set, workers),
+        "four one by one": partial(run_one_by_one, classifiers, shifted_set, workers),
+        "photos alone": lambda: [
+            classifiers[0].view(shifted_set.cells[0].scenes[row].maps["rgb"]) for row in range(photos)
+        ],
     }
-    report("Four small models", timed(variants), peer="four one by one", samples=photos)
+    print_speeds("Four small models", time_variants(variants), peer="four one by one", samples=photos)
 
 
 def main() -> None:
@@ -113,16 +119,20 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--workers", type=int, default=0)
-    asked = parser.parse_args()
-    clock = time.perf_counter if asked.workers or torch.get_num_threads() > 1 else time.process_time
+    arguments = parser.parse_args()
+    clock = time.perf_counter if arguments.workers or torch.get_num_threads() > 1 else time.process_time
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        write_photos(root / "photos", asked.photos)
-        of = open_shifted("sketch", root / "photos")
-        if "loop" in (asked.parts or ["loop"]):
-            loop(root, of, asked.workers, partial(alternate, rounds=asked.rounds, clock=clock))
-        if "several" in (asked.parts or ["several"]):
-            several(root, of, asked.workers, partial(alternate, rounds=asked.rounds, clock=clock))
+        write_noise_images(root / "photos", arguments.photos)
+        shifted_set = open_shifted_set("sketch", root / "photos")
+        if "loop" in (arguments.parts or ["loop"]):
+            bench_loop(
+                root, shifted_set, arguments.workers, partial(time_in_turn, rounds=arguments.rounds, clock=clock)
+            )
+        if "several" in (arguments.parts or ["several"]):
+            bench_several(
+                root, shifted_set, arguments.workers, partial(time_in_turn, rounds=arguments.rounds, clock=clock)
+            )
 
 
 if __name__ == "__main__":

@@ -17,20 +17,20 @@ from statistics import median
 
 import torch
 
-from benchmarks.tables import report_cost
+from benchmarks.tables import print_costs
 from c2fmae.core.distributed import World
-from c2fmae.core.loop import Loop, Report, Training, autocast
-from c2fmae.core.optimiser import set_rate
-from c2fmae.core.run_dir import RunFolder
+from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState, autocast
+from c2fmae.core.optimiser import set_lr
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.saving import Saver, SavingConfig
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.seeding import seed_of
-from c2fmae.core.watching import Watch
-from c2fmae.eval.cost.timing import alternate
-from c2fmae.pretrain import Pretraining, set_up
-from c2fmae.recipes.config import read_recipe
+from c2fmae.core.seeding import derive_seed
+from c2fmae.core.watching import RunLogger
+from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.pretrain import Pretraining, build_pretraining
+from c2fmae.recipes.config import load_recipe
 
-GENERATED = [
+GENERATED_OVERRIDES = [
     "data.train=generated",
     "data.options={size: 224, length: 64, difficulty: easy}",
     "training.batch_size=8",
@@ -42,25 +42,27 @@ GENERATED = [
 ]
 
 
-def experiment(recipe: str, *changes: str) -> tuple[Pretraining, list[SceneBatch]]:
+def make_experiment(recipe: str, *overrides: str) -> tuple[Pretraining, list[SceneBatch]]:
     """Set a run up, and take a few of its batches: making them is not what is measured."""
-    it = set_up(read_recipe(recipe, [*GENERATED, *changes]), World())
-    with it.batches(0) as stream:
-        return it, [next(stream) for _ in range(4)]
+    experiment = build_pretraining(load_recipe(recipe, [*GENERATED_OVERRIDES, *overrides]), World())
+    with experiment.open_batches(0) as stream:
+        return experiment, [next(stream) for _ in range(4)]
 
 
-def bare_step(it: Pretraining, training: Training, batches: list[SceneBatch]) -> Callable[[], object]:
+def make_bare_step(experiment: Pretraining, training: TrainingState, batches: list[SceneBatch]) -> Callable[[], object]:
     """Return a step as one would write it by hand: no counts over processes, no reports, no rows."""
     choose, number = cycle(batches), iter(range(10**9))
 
     def step() -> object:
         scenes, index = next(choose), next(number)
-        generator = torch.Generator().manual_seed(seed_of(0, "masks", index))
-        with autocast(it.config.training, it.world.device):
-            loss = it.method.loss(scenes, progress=it.plan.progress(index), generator=generator).total
+        generator = torch.Generator().manual_seed(derive_seed(0, "masks", index))
+        with autocast(experiment.config.training, experiment.world.device):
+            loss = experiment.method.compute_step_loss(
+                scenes, progress=experiment.plan.progress(index), generator=generator
+            ).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
-        set_rate(training.optimiser, it.plan.lr(index))
+        set_lr(training.optimiser, experiment.plan.lr(index))
         training.optimiser.step()
         training.optimiser.zero_grad()
         return loss.item()
@@ -68,45 +70,63 @@ def bare_step(it: Pretraining, training: Training, batches: list[SceneBatch]) ->
     return step
 
 
-def loop_step(it: Pretraining, training: Training, batches: list[SceneBatch], watch: Watch) -> Callable[[], Report]:
+def make_loop_step(
+    experiment: Pretraining, training: TrainingState, batches: list[SceneBatch], watch: RunLogger
+) -> Callable[[], StepReport]:
     """Return a step of the training loop, and all that a run does after it."""
-    loop = Loop(it.task, it.config.training, it.plan, it.world)
-    reports = loop.steps(training, watch.timed(cycle(batches)), lambda: {"stop": 0, "save": 0, "broken": 0})
+    loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, experiment.world)
+    reports = loop.run(training, watch.time_batches(cycle(batches)), lambda: {"stop": 0, "save": 0, "broken": 0})
 
-    def step() -> Report:
+    def step() -> StepReport:
         report = next(reports)
-        watch.after(report)
+        watch.log_step(report)
         return report
 
     return step
 
 
-def overhead(rounds: int = 15) -> None:
+def bench_overhead(rounds: int = 15) -> None:
     variants: dict[str, Callable[[], object]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("bare", "loop"):
-            it, batches = experiment("c2fmae-s")
-            training = Training.start(it.method.model, it.config.training)
-            watch = Watch(RunFolder(Path(folder)), it.config.watching, it.plan, done=0, settings={}, is_quiet=False)
-            variants[name] = (
-                bare_step(it, training, batches) if name == "bare" else loop_step(it, training, batches, watch)
+            experiment, batches = make_experiment("c2fmae-s")
+            training = TrainingState.create(experiment.method.model, experiment.config.training)
+            watch = RunLogger(
+                RunDir(Path(folder)),
+                experiment.config.watching,
+                experiment.plan,
+                start_step=0,
+                experiment_config={},
+                is_quiet=False,
             )
-        times = alternate(variants, rounds=rounds)
-    report_cost("A step of c2fmae-s, batch 8", times, peers=["bare"], samples=8)
+            variants[name] = (
+                make_bare_step(experiment, training, batches)
+                if name == "bare"
+                else make_loop_step(experiment, training, batches, watch)
+            )
+        times = time_in_turn(variants, rounds=rounds)
+    print_costs("A step of c2fmae-s, batch 8", times, peers=["bare"], samples=8)
 
 
-def stall(every: int = 50) -> None:
-    it, batches = experiment("c2fmae-b")
-    training = Training.start(it.method.model, it.config.training)
+def bench_stall(every: int = 50) -> None:
+    experiment, batches = make_experiment("c2fmae-b")
+    training = TrainingState.create(experiment.method.model, experiment.config.training)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        watch = Watch(RunFolder(Path(folder)), it.config.watching, it.plan, done=0, settings={}, is_quiet=False)
-        step = loop_step(it, training, batches, watch)
-        with Saver(Path(folder) / "checkpoints", SavingConfig(), it.world, it.facts()) as saver:
-            timed = [seconds_of(step) for _ in range(8)][2:]
+        watch = RunLogger(
+            RunDir(Path(folder)),
+            experiment.config.watching,
+            experiment.plan,
+            start_step=0,
+            experiment_config={},
+            is_quiet=False,
+        )
+        step = make_loop_step(experiment, training, batches, watch)
+        with Saver(Path(folder) / "checkpoints", SavingConfig(), experiment.world, experiment.metadata()) as saver:
+            timed = [time_call(step) for _ in range(8)][2:]
             usual = median(timed)
             for number in ("first", "second", "third"):
-                blocked = seconds_of(lambda: saver.save(training))
-                during = [seconds_of(step) for _ in range(4)]
+                blocked = time_call(lambda: saver.save(training))
+                during = [time_call(step) for _ in range(4)]
                 lost = blocked + sum(max(each - usual, 0) for each in during)
                 print(
                     f"{number} save: a step {usual:.2f} s; blocked {blocked:.2f} s; the 4 steps after it "
@@ -115,11 +135,21 @@ def stall(every: int = 50) -> None:
                 )
 
 
-def resume() -> None:
+def bench_resume() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         run = Path(folder) / "run"
-        words = [word for change in [*GENERATED, "watching.pictures=0"] for word in ("--set", change)]
-        command = [sys.executable, "-m", "c2fmae_cli", "pretrain", "c2fmae-b", "--out", str(run), "--resume", *words]
+        overrides = [word for change in [*GENERATED_OVERRIDES, "watching.pictures=0"] for word in ("--set", change)]
+        command = [
+            sys.executable,
+            "-m",
+            "c2fmae_cli",
+            "pretrain",
+            "c2fmae-b",
+            "--out",
+            str(run),
+            "--resume",
+            *overrides,
+        ]
         for number in range(3):
             metrics, done = run / "metrics.jsonl", number * 2
             started = time.perf_counter()
@@ -136,12 +166,13 @@ def resume() -> None:
             print(f"{'resumed' if number else 'begun'} at step {done}: {seconds:.1f} s to its first step", flush=True)
 
 
-def wait(steps: int = 40) -> None:
+def bench_wait(steps: int = 40) -> None:
     code = (
-        "import torch, time; from benchmarks.bench_run import *; it, b = experiment('c2fmae-tiny', "
+        "import torch, time; from benchmarks.bench_run import *; e, b = make_experiment('c2fmae-tiny', "
         "'data.options={size: 32, length: 256, difficulty: plain}', 'data.held_out=null', 'training.batch_size=64'); "
-        "t = Training.start(it.method.model, it.config.training); s = bare_step(it, t, b); [s() for _ in range(5)]; "
-        f"print(min(seconds_of(s) for _ in range({steps})), median([seconds_of(s) for _ in range({steps})]))"
+        "t = TrainingState.create(e.method.model, e.config.training); s = make_bare_step(e, t, b); "
+        "[s() for _ in range(5)]; "
+        f"print(min(time_call(s) for _ in range({steps})), median([time_call(s) for _ in range({steps})]))"
     )
     for neighbours in (0, 2):
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
@@ -161,14 +192,14 @@ def wait(steps: int = 40) -> None:
                 process.kill()
 
 
-def seconds_of(step: Callable[[], object]) -> float:
+def time_call(step: Callable[[], object]) -> float:
     started = time.perf_counter()
     step()
     return time.perf_counter() - started
 
 
 if __name__ == "__main__":
-    sections = {"overhead": overhead, "stall": stall, "resume": resume, "wait": wait}
+    sections = {"overhead": bench_overhead, "stall": bench_stall, "resume": bench_resume, "wait": bench_wait}
     for name, section in sections.items():
         if name in (sys.argv[1:] or ["overhead", "stall", "resume"]):
             section()

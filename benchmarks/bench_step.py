@@ -20,21 +20,21 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from benchmarks.multimae_baseline import MultiMaeWay
-from benchmarks.tables import report_cost
+from benchmarks.multimae_baseline import MultiMaeBaseline
+from benchmarks.tables import print_costs
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.eval.cost.memory import peak_bytes
-from c2fmae.eval.cost.timing import alternate
+from c2fmae.eval.cost.timing import time_in_turn
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.methods.cost import cost_of
+from c2fmae.methods.cost import compute_pretraining_cost
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5
-BASELINE, DENSE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"
-OURS = {
+BASELINE, DENSE_BASELINE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"
+METHOD_OVERRIDES = {
     "c2fmae": ("c2fmae", ()),
     "c2fmae, context=visible": ("c2fmae", ("decoder.context=visible",)),
     "parallel, context=all": ("c2fmae", ("decoder.name=parallel",)),
@@ -43,21 +43,21 @@ OURS = {
 INDEXING = {f"aten::{name}" for name in ("index", "index_copy", "index_select", "gather", "scatter", "scatter_add")}
 
 
-class Loss(Protocol):
+class TimedModel(Protocol):
     model: nn.Module
 
-    def loss(self, scenes: SceneBatch) -> Tensor: ...
+    def compute_step_loss(self, scenes: SceneBatch) -> Tensor: ...
 
 
-class Staged(Loss, Protocol):
+class StagedModel(TimedModel, Protocol):
     """A loss whose stages can be told apart."""
 
-    def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]: ...
-    def hide(self, scenes: SceneBatch) -> Any: ...
-    def compare(self, predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], masks: Any) -> Tensor: ...
+    def prepare_inputs(self, scenes: SceneBatch) -> dict[str, Tensor]: ...
+    def sample_masks(self, scenes: SceneBatch) -> Any: ...
+    def compute_loss(self, predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], masks: Any) -> Tensor: ...
 
 
-class Ours:
+class TimedMethod:
     def __init__(self, config: MethodConfig, *, is_compiled: bool = False) -> None:
         method = build_method(config)
         self.model = method.model
@@ -65,20 +65,20 @@ class Ours:
         self.method: MaskedAutoencoding = dataclasses.replace(method, model=compiled)
         self.generator = torch.Generator().manual_seed(0)
 
-    def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]:
-        return self.method.prepare(scenes)
+    def prepare_inputs(self, scenes: SceneBatch) -> dict[str, Tensor]:
+        return self.method.prepare_inputs(scenes)
 
-    def hide(self, scenes: SceneBatch) -> Masks:
-        return self.method.hide(scenes, progress=PROGRESS, generator=self.generator)
+    def sample_masks(self, scenes: SceneBatch) -> Masks:
+        return self.method.sample_masks(scenes, progress=PROGRESS, generator=self.generator)
 
-    def compare(self, predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], masks: Masks) -> Tensor:
-        return self.method.compare(predictions, maps, masks).total
+    def compute_loss(self, predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], masks: Masks) -> Tensor:
+        return self.method.compute_loss(predictions, maps, masks).total
 
-    def loss(self, scenes: SceneBatch) -> Tensor:
-        return self.method.loss(scenes, progress=PROGRESS, generator=self.generator).total
+    def compute_step_loss(self, scenes: SceneBatch) -> Tensor:
+        return self.method.compute_step_loss(scenes, progress=PROGRESS, generator=self.generator).total
 
 
-class ViTMae:
+class TransformersViTMAE:
     def __init__(self) -> None:
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -86,28 +86,28 @@ class ViTMae:
         self.model: nn.Module = ViTMAEForPreTraining(config)
         self.mean, self.std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
-    def loss(self, scenes: SceneBatch) -> Tensor:
+    def compute_step_loss(self, scenes: SceneBatch) -> Tensor:
         photos = standardise(scenes.maps["rgb"], self.mean, self.std)
         return self.model(pixel_values=photos).loss  # type: ignore[no-any-return]
 
 
 @dataclass
-class Trained:
+class TimedTrainer:
     """A loss and the optimiser that together make a step."""
 
-    way: Loss
+    timed_model: TimedModel
     is_bf16: bool = True
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.way.model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(self.timed_model.model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
 
     def autocast(self, scenes: SceneBatch) -> torch.autocast:
         return torch.autocast(scenes.maps["rgb"].device.type, torch.bfloat16, enabled=self.is_bf16)
 
     def step(self, scenes: SceneBatch) -> None:
         with self.autocast(scenes):
-            total = self.way.loss(scenes)
+            total = self.timed_model.compute_step_loss(scenes)
         total.backward()
         self.update()
 
@@ -116,7 +116,7 @@ class Trained:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def scenes_of(batch: int, size: int = SIZE) -> SceneBatch:
+def draw_scene_batch(batch: int, size: int = SIZE) -> SceneBatch:
     """Generated scenes; a large batch has each of the first 32 many times."""
     source = open_scenes("generated", size=size, length=min(batch, 32))
     view = CentralView(size=(size, size), label_stride=4)
@@ -124,62 +124,65 @@ def scenes_of(batch: int, size: int = SIZE) -> SceneBatch:
     return SceneBatch.stack([scenes[index % len(scenes)] for index in range(batch)])
 
 
-def ours(name: str, *, is_compiled: bool = False) -> Ours:
-    method, overrides = OURS[name]
-    return Ours(METHODS.get(method)().override(list(overrides)), is_compiled=is_compiled)
+def build_timed_method(name: str, *, is_compiled: bool = False) -> TimedMethod:
+    method, overrides = METHOD_OVERRIDES[name]
+    return TimedMethod(METHODS.get(method)().override(list(overrides)), is_compiled=is_compiled)
 
 
-WAYS: dict[str, Callable[[], Loss]] = {
-    **{name: functools.partial(ours, name) for name in OURS},
-    BASELINE: MultiMaeWay,
-    DENSE: functools.partial(MultiMaeWay, is_dense=True),
-    VITMAE: ViTMae,
+VARIANTS: dict[str, Callable[[], TimedModel]] = {
+    **{name: functools.partial(build_timed_method, name) for name in METHOD_OVERRIDES},
+    BASELINE: MultiMaeBaseline,
+    DENSE_BASELINE: functools.partial(MultiMaeBaseline, is_dense=True),
+    VITMAE: TransformersViTMAE,
 }
 
 
-def against_peers(
-    title: str, ways: Mapping[str, Callable[[], Loss]], peers: Sequence[str], rounds: int, *, is_bf16: bool
+def compare_with_peers(
+    title: str, variants: Mapping[str, Callable[[], TimedModel]], peers: Sequence[str], rounds: int, *, is_bf16: bool
 ) -> None:
-    scenes = scenes_of(BATCH)
-    trained = {name: Trained(make(), is_bf16) for name, make in ways.items()}
+    scenes = draw_scene_batch(BATCH)
+    trained = {name: TimedTrainer(make(), is_bf16) for name, make in variants.items()}
     steps = {name: functools.partial(each.step, scenes) for name, each in trained.items()}
-    report_cost(title, alternate(steps, rounds=rounds), peers=peers, samples=BATCH)
+    print_costs(title, time_in_turn(steps, rounds=rounds), peers=peers, samples=BATCH)
 
 
-def fp32(rounds: int) -> None:
-    against_peers("A step in float32", WAYS, (BASELINE, VITMAE), rounds, is_bf16=False)
+def bench_fp32(rounds: int) -> None:
+    compare_with_peers("A step in float32", VARIANTS, (BASELINE, VITMAE), rounds, is_bf16=False)
 
 
-def bf16(rounds: int) -> None:
-    against_peers("A step in bfloat16", WAYS, (BASELINE, VITMAE), rounds, is_bf16=True)
+def bench_bf16(rounds: int) -> None:
+    compare_with_peers("A step in bfloat16", VARIANTS, (BASELINE, VITMAE), rounds, is_bf16=True)
 
 
-def compiled(rounds: int) -> None:
-    ways: dict[str, Callable[[], Loss]] = {
-        f"{name}, compiled": functools.partial(ours, name, is_compiled=True)
+def bench_compiled(rounds: int) -> None:
+    ways: dict[str, Callable[[], TimedModel]] = {
+        f"{name}, compiled": functools.partial(build_timed_method, name, is_compiled=True)
         for name in ("c2fmae", "c2fmae, context=visible")
     }
-    ways[f"{BASELINE}, compiled"] = functools.partial(MultiMaeWay, is_compiled=True)
-    ways |= {name: WAYS[name] for name in ("c2fmae", BASELINE)}
+    ways[f"{BASELINE}, compiled"] = functools.partial(MultiMaeBaseline, is_compiled=True)
+    ways |= {name: VARIANTS[name] for name in ("c2fmae", BASELINE)}
     peers = (f"{BASELINE}, compiled", BASELINE)
-    against_peers("A step in bfloat16, models compiled", ways, peers, rounds, is_bf16=True)
+    compare_with_peers("A step in bfloat16, models compiled", ways, peers, rounds, is_bf16=True)
 
 
-def memory(rounds: int) -> None:  # noqa: ARG001 - memory does not vary
+def bench_step_memory(rounds: int) -> None:  # noqa: ARG001 - memory does not vary
     """What a step holds besides weights and the optimiser's moments, which are three times the parameters."""
-    scenes = scenes_of(BATCH)
+    scenes = draw_scene_batch(BATCH)
     print(f"\nPeak memory of a step, MiB\n{'':30s}{'weights, moments':>18s}{'float32':>12s}{'bfloat16':>12s}")
-    for name, make in WAYS.items():
+    for name, make in VARIANTS.items():
         way = make()
         state = 3 * sum(p.numel() * p.element_size() for p in way.model.parameters())
-        peaks = [peak_bytes(functools.partial(Trained(way, is_bf16).step, scenes)) for is_bf16 in (False, True)]
+        peaks = [peak_bytes(functools.partial(TimedTrainer(way, is_bf16).step, scenes)) for is_bf16 in (False, True)]
         print(f"{name:30s}{state / 2**20:18.0f}{peaks[0] / 2**20:12.0f}{peaks[1] / 2**20:12.0f}", flush=True)
 
 
-def scaling(rounds: int) -> None:
+def bench_scaling(rounds: int) -> None:
     """More visible tokens, larger batches, larger photos: one model takes them all."""
-    way, scenes = ours("c2fmae"), {(n, SIZE): scenes_of(n) for n in (4, 8, 16, 32)} | {(8, 384): scenes_of(8, 384)}
-    trained, method = Trained(way), way.method
+    way, scenes = (
+        build_timed_method("c2fmae"),
+        {(n, SIZE): draw_scene_batch(n) for n in (4, 8, 16, 32)} | {(8, 384): draw_scene_batch(8, 384)},
+    )
+    trained, method = TimedTrainer(way), way.method
 
     def step(batch: int, size: int, num_visible: int | None) -> None:
         config = method.config.model_copy(update={"num_visible": num_visible})
@@ -188,16 +191,16 @@ def scaling(rounds: int) -> None:
 
     cases = [(8, SIZE, None), (8, SIZE, 147), (8, SIZE, 196), (4, SIZE, None), (16, SIZE, None), (32, SIZE, None)]
     cases.append((8, 384, None))
-    seconds = alternate({str(case): functools.partial(step, *case) for case in cases}, rounds=rounds)
+    seconds = time_in_turn({str(case): functools.partial(step, *case) for case in cases}, rounds=rounds)
     print("\nA step of c2fmae in bfloat16")
     print(f"{'batch':>5s}{'size':>6s}{'visible':>9s}{'median ms':>11s}{'min ms':>9s}{'ms/image':>10s}")
     for (batch, size, num_visible), times in zip(cases, seconds.values(), strict=True):
-        visible = num_visible or method.config.visible_of((size // 16) ** 2)
+        visible = num_visible or method.config.resolve_num_visible((size // 16) ** 2)
         median, minimum = statistics.median(times) * 1e3, min(times) * 1e3
         print(f"{batch:5d}{size:6d}{visible:9d}{median:11.0f}{minimum:9.0f}{minimum / batch:10.1f}")
 
 
-class Clock:
+class SectionTimer:
     """Adds up the time between marks, on a GPU by events, for which nothing waits."""
 
     def __init__(self, device: torch.device) -> None:
@@ -224,10 +227,10 @@ class Clock:
         return dict(total)
 
 
-def step_by_part(trained: Trained, scenes: SceneBatch) -> dict[str, float]:
+def time_step_sections(trained: TimedTrainer, scenes: SceneBatch) -> dict[str, float]:
     """Take a step and return the seconds of each part."""
-    way, model = cast(Staged, trained.way), trained.way.model
-    clock = Clock(scenes.maps["rgb"].device)
+    staged_model, model = cast(StagedModel, trained.timed_model), trained.timed_model.model
+    clock = SectionTimer(scenes.maps["rgb"].device)
 
     def enter_encoder(_: nn.Module, inputs: tuple[Tensor]) -> None:
         clock.mark("embeddings")
@@ -244,13 +247,13 @@ def step_by_part(trained: Trained, scenes: SceneBatch) -> dict[str, float]:
             hooks.append(module.register_forward_pre_hook(lambda *_: clock.mark("decoder")))
             hooks.append(module.register_forward_hook(lambda *_: clock.mark("heads")))
     with trained.autocast(scenes):
-        maps = way.prepare(scenes)
+        maps = staged_model.prepare_inputs(scenes)
         clock.mark("prepare")
-        masks = way.hide(scenes)
+        masks = staged_model.sample_masks(scenes)
         clock.mark("masks")
         predictions = model(maps, masks)
         clock.mark("decoder")
-        total = way.compare(predictions, maps, masks)
+        total = staged_model.compute_loss(predictions, maps, masks)
         clock.mark("losses")
     total.backward()
     clock.mark("backward: embeddings")
@@ -261,22 +264,22 @@ def step_by_part(trained: Trained, scenes: SceneBatch) -> dict[str, float]:
     return clock.seconds()
 
 
-def seconds_indexing(trained: Trained, scenes: SceneBatch) -> float:
+def time_indexing(trained: TimedTrainer, scenes: SceneBatch) -> float:
     """Seconds that gathers and scatters take, forward and backward, once masks are made."""
-    way = cast(Staged, trained.way)
+    way = cast(StagedModel, trained.timed_model)
     with trained.autocast(scenes):
-        maps, masks = way.prepare(scenes), way.hide(scenes)
+        maps, masks = way.prepare_inputs(scenes), way.sample_masks(scenes)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            way.compare(trained.way.model(maps, masks), maps, masks).backward()
+            way.compute_loss(trained.timed_model.model(maps, masks), maps, masks).backward()
     trained.optimizer.zero_grad(set_to_none=True)
     return sum(float(event.self_cpu_time_total) for event in profile.key_averages() if event.key in INDEXING) / 1e6
 
 
-def report_parts(trained: Mapping[str, Trained], scenes: SceneBatch, *, rounds: int) -> None:
+def print_step_sections(trained: Mapping[str, TimedTrainer], scenes: SceneBatch, *, rounds: int) -> None:
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in trained}
     for turn in range(rounds + 2):
         for name, each in trained.items():
-            parts = step_by_part(each, scenes)
+            parts = time_step_sections(each, scenes)
             if turn >= 2:
                 seconds[name].append(parts)
     print("\nWhere a step in bfloat16 goes, median ms and share\n" + " " * 34 + "".join(f"{n:>26s}" for n in trained))
@@ -289,19 +292,19 @@ def report_parts(trained: Mapping[str, Trained], scenes: SceneBatch, *, rounds: 
         print(f"{part:34s}" + "".join(cells))
     if scenes.maps["rgb"].device.type == "cpu":
         for name, each in trained.items():
-            indexing = min(seconds_indexing(each, scenes) for _ in range(rounds))
+            indexing = min(time_indexing(each, scenes) for _ in range(rounds))
             masks = min(turn["masks"] for turn in seconds[name])
             step = min(sum(turn.values()) for turn in seconds[name])
             share = f"{(masks + indexing) / step:.2%} of the step"
             print(f"{name}: at least {masks * 1e3:.1f} ms masks, {indexing * 1e3:.1f} ms gather and scatter: {share}")
 
 
-def parts(rounds: int) -> None:
-    trained = {name: Trained(WAYS[name]()) for name in ("c2fmae", "c2fmae, context=visible", "mae", BASELINE)}
-    report_parts(trained, scenes_of(BATCH), rounds=rounds)
+def bench_sections(rounds: int) -> None:
+    trained = {name: TimedTrainer(VARIANTS[name]()) for name in ("c2fmae", "c2fmae, context=visible", "mae", BASELINE)}
+    print_step_sections(trained, draw_scene_batch(BATCH), rounds=rounds)
 
 
-def gpu(rounds: int) -> None:
+def bench_gpu(rounds: int) -> None:
     """Images a second, and the share of what matrix products reach, of batches that double until memory is full."""
 
     def seconds(function: Callable[[], object]) -> float:
@@ -309,23 +312,23 @@ def gpu(rounds: int) -> None:
             function()
             torch.cuda.synchronize()
 
-        return statistics.median(alternate({"": wait}, rounds=rounds)[""])
+        return statistics.median(time_in_turn({"": wait}, rounds=rounds)[""])
 
     a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
     peak = 2 * 8192**3 / seconds(lambda: a @ b)
     print(f"\n{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in bfloat16 products of 8192")
-    for name, is_compiled in itertools.product(OURS, (False, True)):
-        way, batch = ours(name, is_compiled=is_compiled), 64
+    for name, is_compiled in itertools.product(METHOD_OVERRIDES, (False, True)):
+        way, batch = build_timed_method(name, is_compiled=is_compiled), 64
         way.model.cuda()
-        trained, flops = Trained(way), 3 * cost_of(way.method.config).flops
+        trained, flops = TimedTrainer(way), 3 * compute_pretraining_cost(way.method.config).flops
         try:
             while True:
-                scenes = scenes_of(batch).to("cuda")
+                scenes = draw_scene_batch(batch).to("cuda")
                 speed = batch / seconds(functools.partial(trained.step, scenes))
                 row = f"{name + (', compiled' if is_compiled else ''):36s}{batch:6d}{speed:9.0f} images/s"
                 print(f"{row}{speed * flops / peak:7.1%} of the peak", flush=True)
                 if batch == 256 and not is_compiled:
-                    report_parts({name: trained}, scenes, rounds=rounds)
+                    print_step_sections({name: trained}, scenes, rounds=rounds)
                 batch *= 2
         except torch.cuda.OutOfMemoryError:
             print(f"{batch:42d} do not fit")
@@ -334,13 +337,13 @@ def gpu(rounds: int) -> None:
 
 
 SECTIONS: dict[str, Callable[[int], None]] = {
-    "fp32": fp32,
-    "bf16": bf16,
-    "compiled": compiled,
-    "parts": parts,
-    "memory": memory,
-    "scaling": scaling,
-    "gpu": gpu,
+    "fp32": bench_fp32,
+    "bf16": bench_bf16,
+    "compiled": bench_compiled,
+    "parts": bench_sections,
+    "memory": bench_step_memory,
+    "scaling": bench_scaling,
+    "gpu": bench_gpu,
 }
 
 
@@ -348,16 +351,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=SECTIONS)
     parser.add_argument("--rounds", type=int, default=7)
-    flags = parser.parse_args()
-    if flags.only is None:
+    arguments = parser.parse_args()
+    if arguments.only is None:
         for name in SECTIONS:
             if name != "gpu" or torch.cuda.is_available():
                 command = [sys.executable, "-m", "benchmarks.bench_step", "--only", name]
-                subprocess.run([*command, "--rounds", str(flags.rounds)], check=True)
+                subprocess.run([*command, "--rounds", str(arguments.rounds)], check=True)
         return
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    SECTIONS[flags.only](flags.rounds)
+    SECTIONS[arguments.only](arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.generated.difficulty import LEVELS, Difficulty
+from c2fmae.data.generated.difficulty import DIFFICULTY_LEVELS, Difficulty
 from c2fmae.data.generated.domains import Domain
 
-SIZE, TRAIN, TEST, BATCH = 64, 5000, 1000, 50
-LABELS = len(GeneratedScenes.labels)
+SIZE, NUM_TRAIN, NUM_TEST, BATCH = 64, 5000, 1000, 50
+NUM_LABELS = len(GeneratedScenes.labels)
 
 
 class SmallViT(nn.Module):
@@ -33,21 +33,23 @@ class SmallViT(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn((SIZE // 8) ** 2, dim))
         block = nn.TransformerEncoderLayer(dim, 4, 2 * dim, 0.0, "gelu", batch_first=True, norm_first=True)
         self.blocks = nn.TransformerEncoder(block, 3, enable_nested_tensor=False)
-        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, LABELS))
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, NUM_LABELS))
 
-    def forward(self, photos: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         if self.training and torch.rand(()) < 0.5:
-            photos = photos.flip(3)
-        tokens = self.stem((photos.float() - 128) / 64).flatten(2).transpose(1, 2) + self.positions
+            images = images.flip(3)
+        tokens = self.stem((images.float() - 128) / 64).flatten(2).transpose(1, 2) + self.positions
         logits: Tensor = self.head(self.blocks(tokens).mean(1))
         return logits
 
 
-def perceptron(width: int) -> nn.Module:
-    return nn.Sequential(nn.Dropout(0.2), nn.Linear(width, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, LABELS))
+def make_perceptron(width: int) -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.2), nn.Linear(width, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, NUM_LABELS))
 
 
-def scenes(seed: int, length: int, difficulty: Difficulty, domain: Domain = "photo") -> tuple[Tensor, Tensor]:
+def draw_labelled_images(
+    seed: int, length: int, difficulty: Difficulty, domain: Domain = "photo"
+) -> tuple[Tensor, Tensor]:
     """Photos [N, 3, size, size] and labels."""
     source = GeneratedScenes(SIZE, length, seed, difficulty, domain)
     drawn = [source[index] for index in range(length)]
@@ -55,20 +57,20 @@ def scenes(seed: int, length: int, difficulty: Difficulty, domain: Domain = "pho
     return torch.stack([scene.maps["rgb"] for scene in drawn]), torch.tensor(labels)
 
 
-def histograms(photos: Tensor, cells: int) -> Tensor:
+def colour_histograms(images: Tensor, cells: int) -> Tensor:
     """Roots of how often each of 4 × 4 × 4 colours occurs in each of `cells` × `cells` parts of the photo."""
-    red, green, blue = (photos // 64).long().unbind(1)
+    red, green, blue = (images // 64).long().unbind(1)
     place = torch.arange(SIZE) * cells // SIZE
-    cell = torch.arange(len(photos))[:, None, None] * cells**2 + place[:, None] * cells + place
-    counts = torch.bincount((64 * cell + 16 * red + 4 * green + blue).flatten(), minlength=len(photos) * cells**2 * 64)
-    return (counts.view(len(photos), -1) * (cells / SIZE) ** 2).sqrt()
+    cell = torch.arange(len(images))[:, None, None] * cells**2 + place[:, None] * cells + place
+    counts = torch.bincount((64 * cell + 16 * red + 4 * green + blue).flatten(), minlength=len(images) * cells**2 * 64)
+    return (counts.view(len(images), -1) * (cells / SIZE) ** 2).sqrt()
 
 
 def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int) -> nn.Module:
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, epochs * (TRAIN // BATCH))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, epochs * (NUM_TRAIN // BATCH))
     for _ in range(epochs):
-        for chosen in torch.randperm(TRAIN).split(BATCH):
+        for chosen in torch.randperm(NUM_TRAIN).split(BATCH):
             loss = F.cross_entropy(model(inputs[chosen]), labels[chosen], label_smoothing=0.1)
             optimiser.zero_grad()
             loss.backward()
@@ -78,34 +80,39 @@ def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int) -> nn.M
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    answers = torch.cat([model(part).argmax(1) for part in inputs.split(250)])
-    return (answers == labels).float().mean().item()
+def compute_accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    predictions = torch.cat([model(part).argmax(1) for part in inputs.split(250)])
+    return (predictions == labels).float().mean().item()
 
 
-def figures(difficulty: Difficulty) -> dict[str, float]:
+def measure_accuracies(difficulty: Difficulty) -> dict[str, float]:
     """Accuracy by what is tried."""
     torch.manual_seed(0)
-    (photos, labels), (others, answers) = scenes(0, TRAIN, difficulty), scenes(1, TEST, difficulty)
-    found = {"chance": answers.bincount().max().item() / TEST}
+    (photos, labels), (test_images, test_labels) = (
+        draw_labelled_images(0, NUM_TRAIN, difficulty),
+        draw_labelled_images(1, NUM_TEST, difficulty),
+    )
+    accuracies = {"chance": test_labels.bincount().max().item() / NUM_TEST}
     for name, cells in (("colours", 1), ("4 x 4", 4)):
-        model = train(perceptron(64 * cells**2), histograms(photos, cells), labels, epochs=24)
-        found[name] = accuracy(model, histograms(others, cells), answers)
+        model = train(make_perceptron(64 * cells**2), colour_histograms(photos, cells), labels, epochs=24)
+        accuracies[name] = compute_accuracy(model, colour_histograms(test_images, cells), test_labels)
     vit = train(SmallViT(), photos, labels, epochs=7)
-    found["ViT"] = accuracy(vit, others, answers)
+    accuracies["ViT"] = compute_accuracy(vit, test_images, test_labels)
     domains: tuple[Domain, ...] = ("sketch", "rendition", "displaced")
-    return found | {domain: accuracy(vit, *scenes(1, TEST, difficulty, domain)) for domain in domains}
+    return accuracies | {
+        domain: compute_accuracy(vit, *draw_labelled_images(1, NUM_TEST, difficulty, domain)) for domain in domains
+    }
 
 
 def main(difficulties: list[Difficulty]) -> None:
     torch.set_num_threads(1)
-    print(f"Accuracy, %: {LABELS} labels, {TRAIN} scenes of {SIZE} px to learn from, {TEST} others to try")
+    print(f"Accuracy, %: {NUM_LABELS} labels, {NUM_TRAIN} scenes of {SIZE} px to learn from, {NUM_TEST} others to try")
     for difficulty in difficulties:
         start = time.perf_counter()
-        found = figures(difficulty)
+        found = measure_accuracies(difficulty)
         line = ", ".join(f"{name} {100 * value:.1f}" for name, value in found.items())
         print(f"{difficulty}: {line} ({time.perf_counter() - start:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":
-    main([name for name in LEVELS if name in sys.argv[1:]] or ["easy", "medium"])
+    main([name for name in DIFFICULTY_LEVELS if name in sys.argv[1:]] or ["easy", "medium"])

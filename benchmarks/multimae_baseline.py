@@ -22,18 +22,18 @@ PATCH, CELLS, CLASS_DIM, DIM, DECODER_DIM, HEADS = 16, 4, 64, 768, 256, 8
 CLASSES = {"semantic": 133, "instance": 32}
 
 
-class Shuffle(NamedTuple):
+class ShuffledMask(NamedTuple):
     """What is hidden, as MultiMAE keeps it."""
 
     is_masked: Tensor
-    keep: Tensor
-    restore: Tensor
+    ids_keep: Tensor
+    ids_restore: Tensor
 
 
-def multimae_masks(batch: int, num_patches: int, num_visible: int, device: torch.device | None = None) -> Shuffle:
+def multimae_masks(batch: int, num_patches: int, num_visible: int, device: torch.device | None = None) -> ShuffledMask:
     """Hide at random: Dirichlet shares, rounded, an argsort for each map, and two of all tokens for the rest."""
-    shares = torch.distributions.Dirichlet(torch.ones(3, device=device)).sample((batch,))
-    budgets = (shares * num_visible).round().long()
+    fractions = torch.distributions.Dirichlet(torch.ones(3, device=device)).sample((batch,))
+    budgets = (fractions * num_visible).round().long()
     parts = []
     for granularity in range(3):
         order = torch.rand(batch, num_patches, device=device).argsort(dim=1)
@@ -44,7 +44,7 @@ def multimae_masks(batch: int, num_patches: int, num_visible: int, device: torch
     restore = shuffle.argsort(dim=1)
     mask = torch.ones_like(mask)
     mask[:, :num_visible] = 0
-    return Shuffle(mask.gather(1, restore), shuffle[:, :num_visible], restore)
+    return ShuffledMask(mask.gather(1, restore), shuffle[:, :num_visible], restore)
 
 
 class ImageAdapter(nn.Module):
@@ -53,8 +53,8 @@ class ImageAdapter(nn.Module):
         self.proj = nn.Conv2d(3, DIM, PATCH, PATCH)
         self.register_buffer("positions", positions)
 
-    def forward(self, photos: Tensor) -> Tensor:
-        return self.proj(photos).flatten(2).transpose(1, 2) + self.positions  # type: ignore[no-any-return]
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2) + self.positions  # type: ignore[no-any-return]
 
 
 class IdAdapter(nn.Module):
@@ -70,7 +70,7 @@ class IdAdapter(nn.Module):
         return self.proj(cells).flatten(2).transpose(1, 2) + self.positions  # type: ignore[no-any-return]
 
 
-class Adapters(nn.Module):
+class InputAdapters(nn.Module):
     """All patches to tokens, and the visible ones of them."""
 
     def __init__(self, num_patches: int) -> None:
@@ -80,12 +80,12 @@ class Adapters(nn.Module):
         ids = {name: IdAdapter(count, positions) for name, count in CLASSES.items()}
         self.adapters = nn.ModuleDict({**ids, "rgb": ImageAdapter(positions)})
 
-    def forward(self, maps: Mapping[str, Tensor], keep: Tensor) -> Tensor:
+    def forward(self, maps: Mapping[str, Tensor], ids_keep: Tensor) -> Tensor:
         tokens = torch.cat([adapter(maps[name]) for name, adapter in self.adapters.items()], dim=1)
-        return tokens.gather(1, keep.unsqueeze(2).expand(-1, -1, DIM))
+        return tokens.gather(1, ids_keep.unsqueeze(2).expand(-1, -1, DIM))
 
 
-class Encoder(nn.Module):
+class BaselineEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.global_token = nn.Parameter(torch.zeros(1, 1, DIM))
@@ -105,11 +105,11 @@ class CrossAttention(nn.Module):
         batch, count, dim = queries.shape
         q = self.q(queries).view(batch, count, HEADS, -1).transpose(1, 2)
         k, v = self.kv(context).view(batch, context.shape[1], 2, HEADS, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        seen = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
-        return self.proj(seen.transpose(1, 2).reshape(batch, count, dim))  # type: ignore[no-any-return]
+        attended = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
+        return self.proj(attended.transpose(1, 2).reshape(batch, count, dim))  # type: ignore[no-any-return]
 
 
-class Decoder(nn.Module):
+class BaselineDecoder(nn.Module):
     """One task: un-shuffle all tokens, let the task's own look at the visible ones, predict a dense map."""
 
     def __init__(self, task: int, channels: int, side: int, num_patches: int, *, is_dense: bool) -> None:
@@ -128,17 +128,17 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(DECODER_DIM, HEADS, qkv_bias=True) for _ in range(2)))
         self.head = nn.Linear(DECODER_DIM, channels * side**2)
 
-    def forward(self, latent: Tensor, shuffle: Shuffle) -> Tensor:
+    def forward(self, latent: Tensor, shuffle: ShuffledMask) -> Tensor:
         latent = self.project(latent)
         visible, last = latent[:, :-1], latent[:, -1:]
         batch, num_visible, dim = visible.shape
         masked = self.mask_token.to(visible.dtype).expand(batch, 3 * self.num_patches - num_visible, -1)
-        tokens = torch.cat([visible, masked], dim=1).gather(1, shuffle.restore.unsqueeze(2).expand(-1, -1, dim))
+        tokens = torch.cat([visible, masked], dim=1).gather(1, shuffle.ids_restore.unsqueeze(2).expand(-1, -1, dim))
         tokens = tokens + (self.positions + self.task_embeddings).flatten(0, 1)
         if self.is_dense:
             context = tokens
         else:
-            context = torch.cat([tokens.gather(1, shuffle.keep.unsqueeze(2).expand(-1, -1, dim)), last], dim=1)
+            context = torch.cat([tokens.gather(1, shuffle.ids_keep.unsqueeze(2).expand(-1, -1, dim)), last], dim=1)
         queries = tokens[:, self.task * self.num_patches : (self.task + 1) * self.num_patches]
         x = self.cross(self.norm_queries(queries), self.norm_context(context))
         x = self.blocks(x + self.mlp(self.norm(x)))
@@ -150,50 +150,53 @@ class Decoder(nn.Module):
 class MultiMaeModel(nn.Module):
     def __init__(self, num_patches: int, *, is_dense: bool) -> None:
         super().__init__()
-        self.embeddings, self.encoder = Adapters(num_patches), Encoder()
+        self.embeddings, self.encoder = InputAdapters(num_patches), BaselineEncoder()
         sizes = [(133, CELLS), (32, CELLS), (3, PATCH)]
         self.decoder = nn.ModuleList(
-            Decoder(task, channels, side, num_patches, is_dense=is_dense) for task, (channels, side) in enumerate(sizes)
+            BaselineDecoder(task, channels, side, num_patches, is_dense=is_dense)
+            for task, (channels, side) in enumerate(sizes)
         )
         for module in self.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False  # type: ignore[assignment]  # a plain bool, not a buffer
 
-    def forward(self, maps: Mapping[str, Tensor], shuffle: Shuffle) -> dict[str, Tensor]:
-        latent = self.encoder(self.embeddings(maps, shuffle.keep))
+    def forward(self, maps: Mapping[str, Tensor], shuffle: ShuffledMask) -> dict[str, Tensor]:
+        latent = self.encoder(self.embeddings(maps, shuffle.ids_keep))
         return {name: decoder(latent, shuffle) for name, decoder in zip(COARSE_TO_FINE, self.decoder, strict=True)}
 
 
-class MultiMaeWay:
+class MultiMaeBaseline:
     """The steps of `MaskedAutoencoding`, in MultiMAE's way."""
 
     def __init__(self, *, is_dense: bool = False, is_compiled: bool = False) -> None:
         self.num_patches, self.num_visible = 196, 98
         self.model: nn.Module = MultiMaeModel(self.num_patches, is_dense=is_dense)
-        self.run = cast(nn.Module, torch.compile(self.model)) if is_compiled else self.model
+        self.compiled_model = cast(nn.Module, torch.compile(self.model)) if is_compiled else self.model
 
-    def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]:
+    def prepare_inputs(self, scenes: SceneBatch) -> dict[str, Tensor]:
         photos = scenes.maps["rgb"]
         mean, std = (torch.tensor(values, device=photos.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return {"rgb": standardise(photos, mean, std), **{name: scenes.maps[name].long() for name in CLASSES}}
 
-    def hide(self, scenes: SceneBatch) -> Shuffle:
+    def sample_masks(self, scenes: SceneBatch) -> ShuffledMask:
         return multimae_masks(len(scenes), self.num_patches, self.num_visible, scenes.maps["rgb"].device)
 
-    def compare(self, predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], shuffle: Shuffle) -> Tensor:
+    def compute_loss(
+        self, predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], shuffle: ShuffledMask
+    ) -> Tensor:
         rows = round(self.num_patches**0.5)
         total = predictions["rgb"].new_zeros((), dtype=torch.float32)
         for name, is_masked in zip(COARSE_TO_FINE, shuffle.is_masked.float().chunk(3, dim=1), strict=True):
-            guess, true = predictions[name].float(), maps[name]
+            prediction, true = predictions[name].float(), maps[name]
             if name == "rgb":
-                error = F.mse_loss(guess, true, reduction="none").mean(dim=1)
+                error = F.mse_loss(prediction, true, reduction="none").mean(dim=1)
             else:
-                error = F.cross_entropy(guess, true, ignore_index=IGNORE, reduction="none")
+                error = F.cross_entropy(prediction, true, ignore_index=IGNORE, reduction="none")
             hidden = F.interpolate(is_masked.view(-1, 1, rows, rows), size=error.shape[1:], mode="nearest").squeeze(1)
-            each = (error * hidden).flatten(1).sum(dim=1) / hidden.flatten(1).sum(dim=1)
-            total = total + each.nanmean()
+            image_errors = (error * hidden).flatten(1).sum(dim=1) / hidden.flatten(1).sum(dim=1)
+            total = total + image_errors.nanmean()
         return total
 
-    def loss(self, scenes: SceneBatch) -> Tensor:
-        maps, shuffle = self.prepare(scenes), self.hide(scenes)
-        return self.compare(self.run(maps, shuffle), maps, shuffle)
+    def compute_step_loss(self, scenes: SceneBatch) -> Tensor:
+        maps, shuffle = self.prepare_inputs(scenes), self.sample_masks(scenes)
+        return self.compute_loss(self.compiled_model(maps, shuffle), maps, shuffle)

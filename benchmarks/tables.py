@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 
-def report(title: str, seconds: Mapping[str, list[float]], *, peer: str, samples: int) -> None:
+def print_speeds(title: str, seconds: Mapping[str, list[float]], *, peer: str, samples: int) -> None:
     """Print medians, minima and how many times the peer's speed each variant has."""
     print(f"\n{title}\n{'':34s}{'median ms':>10s}{'min ms':>9s}{'samples/s':>11s}{'x peer':>9s}{'of minima':>11s}")
     for name, times in seconds.items():
@@ -16,7 +16,7 @@ def report(title: str, seconds: Mapping[str, list[float]], *, peer: str, samples
         )
 
 
-def report_cost(title: str, seconds: Mapping[str, list[float]], *, peers: Sequence[str], samples: int) -> None:
+def print_costs(title: str, seconds: Mapping[str, list[float]], *, peers: Sequence[str], samples: int) -> None:
     """Print medians, minima and how many times each peer's time a variant takes: paired by round, and of minima."""
     heads = "".join(f"{'× ' + peer:>24s}" for peer in peers)
     print(f"\n{title}\n{'':30s}{'median ms':>10s}{'min ms':>9s}{'samples/s':>11s}{heads}", flush=True)

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from c2fmae.core.run_dir import RunFolder, read_rows
+from c2fmae.core.run_dir import RunDir, read_rows
 from c2fmae.data import CentralView, Scenes, open_scenes
-from c2fmae.data.combine import SelectedScenes
-from c2fmae.eval.probes import extract, photo_encoder, probe
+from c2fmae.data.combine import SubsetScenes
+from c2fmae.eval.probes import encode_scenes, make_image_encoder, run_probes
 from c2fmae.loading import load_run
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.pretrain import pretrain
-from c2fmae.recipes.config import read_recipe
+from c2fmae.recipes.config import load_recipe
 
 STEPS = {"c2fmae": 900, "multimae": 775, "mae": 2234}
 """In proportion to what their steps take on one core: 114, 133 and 46 ms (minima of 60 alternating rounds)."""
@@ -30,7 +30,7 @@ STEPS = {"c2fmae": 900, "multimae": 775, "mae": 2234}
 SEEDS = (0, 1, 2)
 
 
-def settings(method: str, data: str, seed: int, voc: str | None) -> list[str]:
+def run_overrides(method: str, data: str, seed: int, voc: str | None) -> list[str]:
     steps = [f"training.steps={STEPS[method]}", f"training.seed={seed}", "watching.pictures=0"]
     if data == "voc":
         return [*steps, f"data.train={voc}/train", "data.options={}", f"data.held_out={voc}/val",
@@ -38,13 +38,13 @@ def settings(method: str, data: str, seed: int, voc: str | None) -> list[str]:
     return [*steps, f"data.options={{size: 32, difficulty: plain, length: 8192, seed: {1000 + seed}}}"]
 
 
-def some(scenes: Scenes, count: int) -> Scenes:
+def select_evenly(scenes: Scenes, count: int) -> Scenes:
     """Some scenes of a source, evenly spread."""
     step = max(len(scenes) // count, 1)
-    return SelectedScenes(scenes, torch.arange(0, step * min(count, len(scenes)), step).numpy())
+    return SubsetScenes(scenes, torch.arange(0, step * min(count, len(scenes)), step).numpy())
 
 
-def targets(voc: str | None, photos: str | None) -> dict[str, tuple[Scenes, Scenes]]:
+def open_probe_sets(voc: str | None, images: str | None) -> dict[str, tuple[Scenes, Scenes]]:
     fresh: dict[str, Any] = {"size": 32, "difficulty": "plain"}
     found = {
         "generated": (
@@ -54,36 +54,36 @@ def targets(voc: str | None, photos: str | None) -> dict[str, tuple[Scenes, Scen
     }
     if voc:
         found["voc"] = (open_scenes(f"{voc}/train"), open_scenes(f"{voc}/val"))
-    if photos:
-        sets = [open_scenes(f"{photos}/{part}*.tar", granularities=("rgb",)) for part in ("train", "test")]
-        found["photos"] = (some(sets[0], 5000), some(sets[1], 2000))
+    if images:
+        sets = [open_scenes(f"{images}/{part}*.tar", granularities=("rgb",)) for part in ("train", "test")]
+        found["photos"] = (select_evenly(sets[0], 5000), select_evenly(sets[1], 2000))
     return found
 
 
-def scores(method: MaskedAutoencoding, on: dict[str, tuple[Scenes, Scenes]]) -> dict[str, float]:
+def probe_method(method: MaskedAutoencoding, probe_sets: dict[str, tuple[Scenes, Scenes]]) -> dict[str, float]:
     found: dict[str, float | None] = {}
-    for name, pair in on.items():
-        view, encode = CentralView(**method.cut), photo_encoder(method)
-        train, test = (extract(encode, scenes, view) for scenes in pair)
-        result = probe(train, test)
+    for name, pair in probe_sets.items():
+        view, encode = CentralView(**method.view_options), make_image_encoder(method)
+        train, test = (encode_scenes(encode, scenes, view) for scenes in pair)
+        result = run_probes(train, test)
         found |= {f"{name} k-NN": result.knn, f"{name} linear": result.linear}
         found[f"{name} mIoU"] = result.dense.miou if result.dense else None
     return {key: 100 * value for key, value in found.items() if value is not None}
 
 
-def rows(out: Path, voc: str | None, photos: str | None) -> Iterator[tuple[str, list[dict[str, float]]]]:
-    on = targets(voc, photos)
+def measure_recipes(out: Path, voc: str | None, images: str | None) -> Iterator[tuple[str, list[dict[str, float]]]]:
+    on = open_probe_sets(voc, images)
     for data in ("generated", *(["voc"] if voc else [])):
         for recipe in STEPS:
             found = []
             for seed in SEEDS:
                 folder = out / f"{recipe}-{data}-{seed}"
-                pretrain(read_recipe(f"{recipe}-tiny", settings(recipe, data, seed, voc)), folder, resume=True)
-                last = [row for row in read_rows(RunFolder(folder).metrics) if "held_out/loss" in row][-1]
+                pretrain(load_recipe(f"{recipe}-tiny", run_overrides(recipe, data, seed, voc)), folder, resume=True)
+                last = [row for row in read_rows(RunDir(folder).metrics) if "held_out/loss" in row][-1]
                 held_out = {key: value for key, value in last.items() if key.startswith("held_out/")}
-                found.append(scores(load_run(folder).method, on) | held_out)
+                found.append(probe_method(load_run(folder).method, on) | held_out)
             yield f"{recipe} on {data}", found
-    yield "untrained", [scores(build_method(read_recipe("c2fmae-tiny").method, seed=seed), on) for seed in SEEDS]
+    yield "untrained", [probe_method(build_method(load_recipe("c2fmae-tiny").method, seed=seed), on) for seed in SEEDS]
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--photos", help="a pack with train and test shards of labelled photos")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name, found in rows(arguments.out, arguments.voc, arguments.photos):
+    for name, found in measure_recipes(arguments.out, arguments.voc, arguments.photos):
         parts = []
         for key in found[0]:
             values = [each[key] for each in found]

@@ -14,33 +14,33 @@ from torch import Tensor
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_dir import RunFolder
-from c2fmae.core.weight_file import open_weights
+from c2fmae.core.run_dir import RunDir
+from c2fmae.core.weight_file import read_weight_file
 from c2fmae.methods import METHODS, MethodConfig, build_method
 from c2fmae.models.backbones import Backbone
-from c2fmae.models.backbones.assemble import from_our_names, from_timm_names
-from c2fmae.models.backbones.hugging_face_reader import read_config, read_hugging_face
-from c2fmae.models.backbones.mae_decoder import FoundDecoders, mae_decoder
+from c2fmae.models.backbones.assemble import backbone_from_c2fmae_names, backbone_from_timm_names
+from c2fmae.models.backbones.hugging_face_reader import read_hugging_face, read_hugging_face_config
+from c2fmae.models.backbones.mae_decoder import SourceDecoders, convert_mae_decoder
 from c2fmae.models.backbones.mae_reader import read_mae
-from c2fmae.models.backbones.multimae_decoders import multimae_decoders
+from c2fmae.models.backbones.multimae_decoders import convert_multimae_decoders
 from c2fmae.models.backbones.multimae_reader import read_multimae
 from c2fmae.pretrain import PretrainConfig
 
 log = logging.getLogger(__name__)
 
-_HIDDEN = 0.75  # of all patches, as in MAE's paper, which is a method's own quarter visible
-_NOT_SAID = "it does not say whether patches are normalised before they are predicted: they are, as in MAE's best"
+_MAE_MASK_RATIO = 0.75  # of all patches, as in MAE's paper, which is a method's own quarter visible
+_NORM_PIX_NOTE = "it does not say whether patches are normalised before they are predicted: they are, as in MAE's best"
 
 P = TypeVar("P", bound=PretrainConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Import:
+class ImportedModel:
     """What a source holds, in our words."""
 
     method: str
     backbone: Backbone
-    decoders: FoundDecoders
+    decoders: SourceDecoders
     settings: Mapping[str, Any]
     """Of the method, where they are not its own."""
     notes: Sequence[str] = ()
@@ -56,25 +56,27 @@ def import_mae(
     num_heads: int | None = None,
 ) -> list[str]:
     """Make a folder of an official file of MAE, or of a Hugging Face ViTMAE's; return what is to be known of it."""
-    said: Mapping[str, Any]  # of its training, by the same words in both
+    training_args: Mapping[str, Any]  # of its training, by the same words in both
     if source.is_dir():
-        said = read_config(source)
-        if said.get("model_type") == "vit":
+        training_args = read_hugging_face_config(source)
+        if training_args.get("model_type") == "vit":
             raise UserError(f"{source}: is a ViT, no ViTMAE. Begin with it by: c2fmae pretrain … --init {source}")
-        found = read_hugging_face(source, said)
+        contents = read_hugging_face(source, training_args)
     else:
-        weights = open_weights(source)
-        said, found = weights.args, read_mae(str(source), weights, num_heads=num_heads)
-    is_normalized, ratio = said.get("norm_pix_loss", True), said.get("mask_ratio", _HIDDEN)
-    notes = [] if "norm_pix_loss" in said else [f"{_NOT_SAID} (method.targets.rgb=[pixels] otherwise)"]
-    num_patches = found.tensors["pos_embed"].shape[1] - 1
+        weights = read_weight_file(source)
+        training_args, contents = weights.args, read_mae(str(source), weights, num_heads=num_heads)
+    is_normalized, ratio = training_args.get("norm_pix_loss", True), training_args.get("mask_ratio", _MAE_MASK_RATIO)
+    notes = [] if "norm_pix_loss" in training_args else [f"{_NORM_PIX_NOTE} (method.targets.rgb=[pixels] otherwise)"]
+    num_patches = contents.tensors["pos_embed"].shape[1] - 1
     settings = {
         "targets": {"rgb": ["normalized_pixels" if is_normalized else "pixels"]},
-        "num_visible": None if ratio == _HIDDEN else int(num_patches * (1 - ratio)),
+        "num_visible": None if ratio == _MAE_MASK_RATIO else int(num_patches * (1 - ratio)),
     }
-    decoder = mae_decoder(found, said.get("decoder_num_attention_heads"))
-    it = Import(method="mae", backbone=from_timm_names(found), decoders=decoder, settings=settings, notes=notes)
-    return _write(it, out, recipe, overrides, channels)
+    decoder = convert_mae_decoder(contents, training_args.get("decoder_num_attention_heads"))
+    imported = ImportedModel(
+        method="mae", backbone=backbone_from_timm_names(contents), decoders=decoder, settings=settings, notes=notes
+    )
+    return _write_run_dir(imported, out, recipe, overrides, channels)
 
 
 def import_multimae(
@@ -87,92 +89,112 @@ def import_multimae(
     num_heads: int | None = None,
 ) -> list[str]:
     """Make a folder of an official file of MultiMAE; return what is to be known of it."""
-    weights = open_weights(source)
-    found = read_multimae(str(source), weights, num_heads=num_heads)
-    it = Import(
+    weights = read_weight_file(source)
+    contents = read_multimae(str(source), weights, num_heads=num_heads)
+    imported = ImportedModel(
         method="multimae",
-        backbone=from_our_names(found),
-        decoders=multimae_decoders(str(source), weights.tensors, found.spec.channels),
+        backbone=backbone_from_c2fmae_names(contents),
+        decoders=convert_multimae_decoders(str(source), weights.tensors, contents.spec.channels),
         settings={"num_visible": weights.args.get("num_encoded_tokens")},
     )
-    return _write(it, out, recipe, overrides, channels)
+    return _write_run_dir(imported, out, recipe, overrides, channels)
 
 
-def _write(it: Import, out: Path, recipe: P, overrides: Iterable[str], channels: int | None) -> list[str]:
+def _write_run_dir(
+    imported: ImportedModel, out: Path, recipe: P, overrides: Iterable[str], channels: int | None
+) -> list[str]:
     """Write the folder: the checkpoint, then the config that begins from it."""
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out}: is there already. Give another folder")
-    log.info("%s", replace(it.backbone.report, left={}))  # decoders are what a backbone, not an import, leaves aside
-    tensors, settings, notes = _tensors_of(it), _settings_of(it), [*it.notes, *it.decoders.notes]
-    if channels is not None and channels != it.backbone.spec.channels.get("rgb"):
-        notes.append(_change_channels(it, tensors, settings, channels))
-    place = out.resolve() / "checkpoints" / "step-00000000"
-    method = MethodConfig.read(settings, source=it.backbone.report.source)
-    config = recipe.model_copy(update={"method": method, "init": str(place)}).override(overrides)
-    ours = build_method(config.method, seed=config.training.seed).model.state_dict()
-    taken = {name: each for name, each in tensors.items() if name in ours and each.shape == ours[name].shape}
-    notes.append(f"{len(taken)} of {len(ours)} tensors are from it; drawn anew: {_parts(ours.keys() - taken.keys())}")
-    if unused := tensors.keys() - taken.keys():
-        notes.append(f"left aside: {_parts(unused)}")
-    save_checkpoint(place.parent, _checkpoint(config, {**ours, **taken}))
-    RunFolder(out).write_text("config.yaml", config.to_yaml())
+    log.info(
+        "%s", replace(imported.backbone.load_report, unused={})
+    )  # decoders are what a backbone, not an import, leaves aside
+    tensors, settings, notes = (
+        _collect_tensors(imported),
+        _method_settings(imported),
+        [*imported.notes, *imported.decoders.notes],
+    )
+    if channels is not None and channels != imported.backbone.spec.channels.get("rgb"):
+        notes.append(_change_channels(imported, tensors, settings, channels))
+    checkpoint_dir = out.resolve() / "checkpoints" / "step-00000000"
+    method = MethodConfig.from_dict(settings, source=imported.backbone.load_report.source)
+    config = recipe.model_copy(update={"method": method, "init": str(checkpoint_dir)}).override(overrides)
+    initial_state = build_method(config.method, seed=config.training.seed).model.state_dict()
+    loaded_tensors = {
+        name: each
+        for name, each in tensors.items()
+        if name in initial_state and each.shape == initial_state[name].shape
+    }
+    notes.append(
+        f"{len(loaded_tensors)} of {len(initial_state)} tensors are from it; drawn anew: "
+        f"{_module_names(initial_state.keys() - loaded_tensors.keys())}"
+    )
+    if unused := tensors.keys() - loaded_tensors.keys():
+        notes.append(f"left aside: {_module_names(unused)}")
+    save_checkpoint(checkpoint_dir.parent, _build_checkpoint(config, {**initial_state, **loaded_tensors}))
+    RunDir(out).write_text("config.yaml", config.to_yaml())
     return notes
 
 
-def _tensors_of(it: Import) -> dict[str, Tensor]:
+def _collect_tensors(imported: ImportedModel) -> dict[str, Tensor]:
     """Return all tensors under our names, without a norm that every backbone has and this one's training had not."""
-    has_norm = it.backbone.spec.encoder.has_norm
-    encoder = it.backbone.state_dict()
-    kept = {name: each for name, each in encoder.items() if has_norm or not name.startswith("encoder.norm.")}
-    return {**kept, **it.decoders.tensors}
+    has_norm = imported.backbone.spec.encoder.has_norm
+    encoder = imported.backbone.state_dict()
+    encoder_tensors = {name: each for name, each in encoder.items() if has_norm or not name.startswith("encoder.norm.")}
+    return {**encoder_tensors, **imported.decoders.tensors}
 
 
-def _settings_of(it: Import) -> dict[str, Any]:
+def _method_settings(imported: ImportedModel) -> dict[str, Any]:
     """Return the method's settings with what the source says of itself in their place."""
-    method, spec = METHODS.get(it.method)(), it.backbone.spec
-    usual = method.model_dump()
+    method, spec = METHODS.get(imported.method)(), imported.backbone.spec
+    defaults = method.model_dump()
     return {
-        **usual,
+        **defaults,
         "granularities": list(spec.channels),
         "channels": dict(spec.channels),
         "image_size": spec.image_size,
         "encoder": {**spec.encoder.model_dump(), "has_norm": method.encoder.has_norm},
-        "decoder": {**usual["decoder"], **it.decoders.settings},
-        "targets": {**usual["targets"], **it.decoders.targets},
+        "decoder": {**defaults["decoder"], **imported.decoders.settings},
+        "targets": {**defaults["targets"], **imported.decoders.targets},
         "mean": spec.mean,
         "std": spec.std,
-        **it.settings,
+        **imported.settings,
     }
 
 
-def _change_channels(it: Import, tensors: dict[str, Tensor], settings: dict[str, Any], channels: int) -> str:
+def _change_channels(
+    imported: ImportedModel, tensors: dict[str, Tensor], settings: dict[str, Any], channels: int
+) -> str:
     """Make photos of so many channels of those that it knows, in place, and say how."""
-    had = it.backbone.spec.channels.get("rgb")
-    if had is None:
-        raise UserError(f"{it.backbone.report.source}: does not know photos, so that it has no channels to change")
+    old_channels = imported.backbone.spec.channels.get("rgb")
+    if old_channels is None:
+        raise UserError(
+            f"{imported.backbone.load_report.source}: does not know photos, so that it has no channels to change"
+        )
     mean = tensors["embeddings.rgb.proj.weight"].mean(dim=1, keepdim=True)
     # What is alike in all channels gives the same as before.
-    tensors["embeddings.rgb.proj.weight"] = (mean * had / channels).repeat(1, channels, 1, 1)
+    tensors["embeddings.rgb.proj.weight"] = (mean * old_channels / channels).repeat(1, channels, 1, 1)
     for name in [name for name in tensors if name.startswith("heads.rgb")]:
-        tensors[name] = tensors[name].unflatten(0, (-1, had)).mean(dim=1).repeat_interleave(channels, dim=0)
+        tensors[name] = tensors[name].unflatten(0, (-1, old_channels)).mean(dim=1).repeat_interleave(channels, dim=0)
     settings |= {"channels": {**settings["channels"], "rgb": channels}, "mean": None, "std": None}
     return (
-        f"photos of {channels} channels instead of {had}: each is seen and predicted as the mean of {had} was; by what "
+        f"photos of {channels} channels instead of {old_channels}: each is seen and predicted as the mean of "
+        f"{old_channels} was; by what "
         "they are standardised is left to the data"
     )
 
 
-def _checkpoint(config: PretrainConfig, weights: Mapping[str, Tensor]) -> Checkpoint:
-    mean, std = config.method.normalisation("rgb")
-    facts = {
+def _build_checkpoint(config: PretrainConfig, weights: Mapping[str, Tensor]) -> Checkpoint:
+    mean, std = config.method.mean_and_std("rgb")
+    metadata = {
         "config": config.model_dump(mode="json"),
         "classes": [],
         "labels": [],
         "normalisation": {"mean": list(mean), "std": list(std)},
         "samples": 0,
     }
-    return Checkpoint(0, {f"model/{name}": each.contiguous() for name, each in weights.items()}, facts)
+    return Checkpoint(0, {f"model/{name}": each.contiguous() for name, each in weights.items()}, metadata)
 
 
-def _parts(names: Iterable[str]) -> str:
+def _module_names(names: Iterable[str]) -> str:
     return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names})) or "none"

@@ -7,47 +7,52 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from c2fmae.core.experiment import Experiment, room_for
-from c2fmae.core.loop import Loop, Training
+from c2fmae.core.experiment import Experiment, checkpoint_bytes
+from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.watching import peak_memory
 
-WARM_UP, MEASURED = 2, 5
+WARMUP_STEPS, MEASURED_STEPS = 2, 5
 """Steps: the first ones compile, allocate and wait for workers to start."""
 
 log = logging.getLogger(__name__)
 
 
-def measure(it: Experiment, out: Path) -> str:
+def measure_run(experiment: Experiment, out: Path) -> str:
     """Take a few steps of a run as it would be here and now, and say what all of it would take."""
-    training = Training.start(it.model, it.settings.training)
-    loop = Loop(it.task, it.settings.training, it.plan, it.world)
+    training = TrainingState.create(experiment.model, experiment.config.training)
+    loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, experiment.world)
     steps, waits = [], []
-    with it.batches(0) as batches:
+    with experiment.open_batches(0) as batches:
         before, waited = perf_counter(), 0.0
-        for _ in islice(loop.steps(training, batches), WARM_UP + MEASURED):
+        for _ in islice(loop.run(training, batches), WARMUP_STEPS + MEASURED_STEPS):
             now = perf_counter()
             steps.append(now - before)
-            waits.append(batches.seconds_waited - waited)
-            before, waited = now, batches.seconds_waited
-    return describe(it, training, steps[WARM_UP:] or steps, waits[WARM_UP:] or waits, out)
+            waits.append(batches.wait_seconds - waited)
+            before, waited = now, batches.wait_seconds
+    return describe_measurement(experiment, training, steps[WARMUP_STEPS:] or steps, waits[WARMUP_STEPS:] or waits, out)
 
 
-def describe(it: Experiment, training: Training, steps: list[float], waits: list[float], out: Path) -> str:
+def describe_measurement(
+    experiment: Experiment, training: TrainingState, step_seconds: list[float], wait_seconds: list[float], out: Path
+) -> str:
     """Put measured steps into sentences."""
-    plan, each = it.plan, median(steps)
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    kind = "GPU memory" if it.world.device.type == "cuda" else "memory"
-    wait = sum(waits) / sum(steps)
+    plan, median_seconds = experiment.plan, median(step_seconds)
+    existing_dir = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    kind = "GPU memory" if experiment.world.device.type == "cuda" else "memory"
+    wait_fraction = sum(wait_seconds) / sum(step_seconds)
     lines = [
         str(plan),
-        f"a step takes {each:.3g} s ({min(steps):.3g} to {max(steps):.3g}), {plan.batch_size / each:.4g} samples/s, "
-        f"{wait:.0%} of it waiting for data",
-        f"the whole run takes about {_time(each * plan.steps)}, without held-out losses and pictures",
+        f"a step takes {median_seconds:.3g} s ({min(step_seconds):.3g} to {max(step_seconds):.3g}), "
+        f"{plan.batch_size / median_seconds:.4g} samples/s, "
+        f"{wait_fraction:.0%} of it waiting for data",
+        f"the whole run takes about {_format_duration(median_seconds * plan.steps)}, without held-out losses and "
+        "pictures",
         f"a process holds {peak_memory() / 2**30:.2g} GiB of {kind} at most",
-        f"checkpoints take {room_for(it, training) / 2**30:.2g} GiB of the {shutil.disk_usage(there).free / 2**30:.3g} "
-        f"GiB that are free in {there}",
+        f"checkpoints take {checkpoint_bytes(experiment, training) / 2**30:.2g} GiB of the "
+        f"{shutil.disk_usage(existing_dir).free / 2**30:.3g} "
+        f"GiB that are free in {existing_dir}",
     ]
-    if wait > 0.1:
+    if wait_fraction > 0.1:
         lines.append("it waits for data: try more data.workers; packed data is the quickest")
     if plan.steps_per_epoch < 50:
         count = f"{plan.steps_per_epoch} step{'s' * (plan.steps_per_epoch > 1)}"
@@ -55,10 +60,10 @@ def describe(it: Experiment, training: Training, steps: list[float], waits: list
     return "\n".join(lines)
 
 
-def _time(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     """Return a duration in the unit that suits it.
 
-    >>> [_time(seconds) for seconds in (50, 5000, 500_000)]
+    >>> [_format_duration(seconds) for seconds in (50, 5000, 500_000)]
     ['50 seconds', '1.4 hours', '5.8 days']
     """
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):

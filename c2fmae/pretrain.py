@@ -1,7 +1,7 @@
 """Pre-training, one run from top to bottom.
 
->>> from c2fmae.recipes.config import read_recipe
->>> print(plan_of(read_recipe("c2fmae-b").training, num_samples=1_281_167, processes=64))
+>>> from c2fmae.recipes.config import load_recipe
+>>> print(plan_training(load_recipe("c2fmae-b").training, num_samples=1_281_167, world_size=64))
 250000 steps (400 epochs of 625), 25000 of warm-up; batch 2048 = 64 processes × 32; learning rate up to 0.0008
 """
 
@@ -17,30 +17,30 @@ from typing import Any
 from torch import nn
 
 from c2fmae.core.config import Config
-from c2fmae.core.distributed import World, join_world
-from c2fmae.core.experiment import Experiment, ExperimentConfig, Outcome, conduct, folder_of, is_new
-from c2fmae.core.loop import Training
-from c2fmae.core.run_dir import RunFolder, read_rows
-from c2fmae.core.sharding import whole
-from c2fmae.core.training import Plan, TrainingConfig, plan_of
-from c2fmae.core.watching import Watch, is_due
+from c2fmae.core.distributed import World, init_distributed
+from c2fmae.core.experiment import Experiment, ExperimentConfig, RunOutcome, is_new_run, locked_run_dir, run_experiment
+from c2fmae.core.loop import TrainingState
+from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.sharding import unsharded
+from c2fmae.core.training import TrainingConfig, TrainingPlan, plan_training
+from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, Scenes
 from c2fmae.data.config import DataConfig
-from c2fmae.data.loader import telling_of_dead_workers
-from c2fmae.eval.results import sections_of
+from c2fmae.data.loader import explain_worker_death
+from c2fmae.eval.results import make_result_sections
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.methods.dataset_defaults import fitted, maps_needed
-from c2fmae.methods.held_out import HeldOut
-from c2fmae.methods.initial_weights import start_from
+from c2fmae.methods.dataset_defaults import fill_from_dataset, required_granularities
+from c2fmae.methods.held_out import HeldOutEvaluator
+from c2fmae.methods.initial_weights import load_initial_weights
 from c2fmae.methods.task import PretrainingTask
-from c2fmae.report import Section, render, run_page
+from c2fmae.report import Section, build_pretrain_page, render_page
 from c2fmae.report.drawing import save_png
-from c2fmae.views.reconstruction import draw_reconstruction, masks_like_training, take_scenes
+from c2fmae.views.reconstruction import draw_reconstruction, sample_training_masks, select_scenes
 
 log = logging.getLogger(__name__)
 
 
-class Lesson(Config):
+class PretrainInputs(Config):
     """What is learned, and from what."""
 
     method: MethodConfig
@@ -49,7 +49,7 @@ class Lesson(Config):
     """Weights to start from, unless drawn: a run, or whatever else `load_backbone` takes."""
 
 
-class PretrainConfig(ExperimentConfig, Lesson):  # in this order YAML begins with what is learned
+class PretrainConfig(ExperimentConfig, PretrainInputs):  # in this order YAML begins with what is learned
     """Everything that decides what a run learns, and how it is kept and shown."""
 
     training: TrainingConfig = TrainingConfig(epochs=400, base_lr=1e-4, warmup_epochs=40)
@@ -61,15 +61,10 @@ class Pretraining(Experiment):
 
     config: PretrainConfig
     scenes: Scenes
-    held_out: HeldOut | None
-    plan: Plan
+    held_out: HeldOutEvaluator | None
+    plan: TrainingPlan
     method: MaskedAutoencoding
     world: World
-
-    @property
-    def settings(self) -> PretrainConfig:
-        """The config, fitted to the data."""
-        return self.config
 
     @property
     def model(self) -> nn.Module:
@@ -82,20 +77,20 @@ class Pretraining(Experiment):
         return PretrainingTask(self.method, self.config.training.seed)
 
     @contextmanager
-    def batches(self, step: int) -> Iterator[BatchStream]:
+    def open_batches(self, step: int) -> Iterator[BatchStream]:
         """Give the batches from a step on."""
-        pin = self.world.device.type == "cuda"
+        pin_memory = self.world.device.type == "cuda"
         data, training = self.config.data, self.config.training
-        view = data.training_view(**self.method.cut)
-        stream = data.training_batches(
-            self.scenes, view, self.plan, step, seed=training.seed, rank=self.world.rank, pin=pin
+        view = data.build_training_view(**self.method.view_options)
+        stream = data.stream_training_batches(
+            self.scenes, view, self.plan, step, seed=training.seed, rank=self.world.rank, pin_memory=pin_memory
         )
-        with closing(stream), telling_of_dead_workers():
+        with closing(stream), explain_worker_death():
             yield stream
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint says of itself beside its tensors."""
-        mean, std = self.method.config.normalisation("rgb")
+        mean, std = self.method.config.mean_and_std("rgb")
         return {
             "config": self.config.model_dump(mode="json"),
             "classes": list(self.scenes.info.class_names),
@@ -104,75 +99,77 @@ class Pretraining(Experiment):
             "samples": len(self.scenes),
         }
 
-    def refuse_broken(self, count: int) -> None:
+    def check_broken(self, num_broken: int) -> None:
         """End the run where more samples are broken than may be."""
-        self.config.data.refuse_broken(count, len(self.scenes))
+        self.config.data.check_broken(num_broken, len(self.scenes))
 
-    def look(self, training: Training, run: RunFolder, watch: Watch, *, is_again: bool = False) -> None:
+    def evaluate(
+        self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
+    ) -> None:
         """Take held-out losses and draw reconstructions, where they are due."""
-        step, total, every = training.step, self.plan.steps, self.config.watching
-        if self.held_out and is_due(step, every.held_out_every or self.plan.steps_per_epoch, total):
-            rows = read_rows(run.metrics) if is_again and self.world.is_first else []
-            if not self.world.share(any("held_out/loss" in row for row in rows if row["step"] == step)):
-                with whole(self.model):
-                    watch.note(step, self.held_out.losses(self.method, self.config.training))
-        if every.pictures and is_due(step, every.pictures_every or max(total // 10, 1), total):
-            with whole(self.model):  # by all processes, to be used by one
-                if self.world.is_first:
-                    self.draw(run, watch, step)
+        step, total, watching = training.step, self.plan.steps, self.config.watching
+        if self.held_out and is_due(step, watching.held_out_every or self.plan.steps_per_epoch, total):
+            rows = read_rows(run_dir.metrics) if is_resuming and self.world.is_main else []
+            if not self.world.broadcast_object(any("held_out/loss" in row for row in rows if row["step"] == step)):
+                with unsharded(self.model):
+                    logger.log_metrics(step, self.held_out.compute_losses(self.method, self.config.training))
+        if watching.pictures and is_due(step, watching.pictures_every or max(total // 10, 1), total):
+            with unsharded(self.model):  # by all processes, to be used by one
+                if self.world.is_main:
+                    self.draw_reconstructions(run_dir, logger, step)
 
-    def draw(self, run: RunFolder, watch: Watch, step: int) -> None:
+    def draw_reconstructions(self, run_dir: RunDir, logger: RunLogger, step: int) -> None:
         """Draw reconstructions of a few scenes."""
-        path = run.pictures / f"step-{step:08d}.png"
+        path = run_dir.figures / f"step-{step:08d}.png"
         source = self.held_out.scenes if self.held_out else self.scenes
-        scenes = take_scenes(self.method, source, self.config.watching.pictures)
-        masks = masks_like_training(self.method, scenes)
+        scenes = select_scenes(self.method, source, self.config.watching.pictures)
+        masks = sample_training_masks(self.method, scenes)
         names = self.scenes.info.class_names
-        save_png(draw_reconstruction(self.method, scenes, masks, model=f"step {step}", class_names=names), path)
-        watch.picture(step, "reconstructions", path)
+        save_png(draw_reconstruction(self.method, scenes, masks, model_name=f"step {step}", class_names=names), path)
+        logger.log_figure(step, "reconstructions", path)
 
-    def write_page(self, run: RunFolder) -> None:
+    def write_report(self, run_dir: RunDir) -> None:
         """Write the page about the run."""
-        write_page(run)
+        write_pretraining_report(run_dir)
 
 
-def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_changes: bool = False) -> Outcome:
+def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_changes: bool = False) -> RunOutcome:
     """Run a config in a folder, or go on with the run that is there."""
-    with join_world(config.training.device) as world, folder_of(out, world) as run:
-        it = set_up(config, world, is_new=is_new(run, world))
-        return conduct(it, run, resume=resume, accept_changes=accept_changes)
+    with init_distributed(config.training.device) as world, locked_run_dir(out, world) as run_dir:
+        experiment = build_pretraining(config, world, is_new=is_new_run(run_dir, world))
+        return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
 
 
-def set_up(config: PretrainConfig, world: World, *, is_new: bool = True) -> Pretraining:
+def build_pretraining(config: PretrainConfig, world: World, *, is_new: bool = True) -> Pretraining:
     """Open the data, fit the config to it, and build the model with its weights as they are before the first step."""
-    names = maps_needed(config.method)
+    names = required_granularities(config.method)
     scenes, held_out = config.data.open_training(names), config.data.open_held_out(names)
-    config = config.model_copy(update={"method": fitted(config.method, scenes.info)})
-    plan = plan_of(config.training, num_samples=len(scenes), processes=world.size)
+    config = config.model_copy(update={"method": fill_from_dataset(config.method, scenes.info)})
+    plan = plan_training(config.training, num_samples=len(scenes), world_size=world.size)
     method = build_method(config.method, seed=config.training.seed)
     if config.init and is_new:
-        log.log(logging.INFO if world.is_first else logging.DEBUG, "%s", start_from(method, config.init))
+        log.log(logging.INFO if world.is_main else logging.DEBUG, "%s", load_initial_weights(method, config.init))
     if config.training.sharded:
-        world.shard(method.model)
+        world.shard_model(method.model)
     method.model.to(world.device)
     if config.training.compile:
         method.model.compile()
-    looked_at = None
+    held_out_losses = None
     if held_out is not None:
-        fitted(config.method, held_out.info)
-        view = config.data.held_out_view(**method.cut)
-        looked_at = HeldOut(held_out, view, config.data.held_out_samples, world)
-    return Pretraining(config, scenes, looked_at, plan, method, world)
+        fill_from_dataset(config.method, held_out.info)
+        view = config.data.build_held_out_view(**method.view_options)
+        held_out_losses = HeldOutEvaluator(held_out, view, config.data.held_out_samples, world)
+    return Pretraining(config, scenes, held_out_losses, plan, method, world)
 
 
-def write_page(run: RunFolder, extra: Sequence[Section] = ()) -> None:
+def write_pretraining_report(run_dir: RunDir, extra_sections: Sequence[Section] = ()) -> None:
     """Write the page about a run."""
-    page = run_page(
-        read_rows(run.metrics),
-        run.config_path.read_text(encoding="utf-8"),
-        json.loads((run.path / "environment.json").read_text(encoding="utf-8")),
-        sorted(run.pictures.glob("step-*.png")),
-        extra,
-        sections_of(run.path),
+    page = build_pretrain_page(
+        read_rows(run_dir.metrics),
+        run_dir.config_path.read_text(encoding="utf-8"),
+        json.loads((run_dir.path / "environment.json").read_text(encoding="utf-8")),
+        sorted(run_dir.figures.glob("step-*.png")),
+        extra_sections,
+        make_result_sections(run_dir.path),
     )
-    run.write_text(run.report.name, render(page))
+    run_dir.write_text(run_dir.report.name, render_page(page))

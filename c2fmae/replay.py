@@ -8,39 +8,50 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint, step_of
-from c2fmae.core.distributed import alone
+from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint, step_from_path
+from c2fmae.core.distributed import single_process
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import autocast
-from c2fmae.core.run_dir import RunFolder
+from c2fmae.core.run_dir import RunDir
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.task import Part
-from c2fmae.pretrain import PretrainConfig, Pretraining, set_up
+from c2fmae.methods.task import MicroBatch
+from c2fmae.pretrain import PretrainConfig, Pretraining, build_pretraining
 
-SHOWN = 5
+NUM_SAMPLES_SHOWN = 5
 """Samples that are named: those with the largest losses."""
 
 
-def replay(config: PretrainConfig, path: Path, step: int) -> str:
+def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
     """Take the batch of a step through the nearest earlier weights, and say which samples and modules stand out.
 
     Samples and masks are exactly those of the run, however many processes it had.
     """
-    it = set_up(config, alone(config.training.device))
-    if not 1 <= step <= it.plan.steps:
-        raise UserError(f"--replay {step}: the run has steps 1 to {it.plan.steps}")
-    weights_of = load_weights_before(it, RunFolder(path), step)
-    with it.batches(step - 1) as batches:
+    experiment = build_pretraining(config, single_process(config.training.device))
+    if not 1 <= step <= experiment.plan.steps:
+        raise UserError(f"--replay {step}: the run has steps 1 to {experiment.plan.steps}")
+    checkpoint_step = load_weights_before_step(experiment, RunDir(run_dir), step)
+    with experiment.open_batches(step - 1) as batches:
         batch = next(batches)
-    progress = it.plan.progress(step - 1)
-    parts = it.task.split(batch, parts=it.plan.micro_batches, step=step - 1, progress=progress, world=it.world)
-    lines = [f"step {step}: {len(batch)} samples, with the weights after step {weights_of}"]
-    lines += ["  (the run's own were later ones)"] * (weights_of < step - 1)
-    losses, culprits = look_through(it, parts)
+    progress = experiment.plan.progress(step - 1)
+    micro_batches = experiment.task.split(
+        batch,
+        num_micro_batches=experiment.plan.num_micro_batches,
+        step=step - 1,
+        progress=progress,
+        world=experiment.world,
+    )
+    lines = [f"step {step}: {len(batch)} samples, with the weights after step {checkpoint_step}"]
+    lines += ["  (the run's own were later ones)"] * (checkpoint_step < step - 1)
+    losses, non_finite_modules = compute_sample_losses(experiment, micro_batches)
     totals = {name: values.mean().item() for name, values in losses.items()}
     lines.append("losses: " + ", ".join(f"{name} {value:.4g}" for name, value in totals.items()))
-    lines += [f"not finite first: what {name} puts out" for name in culprits]
-    worst = torch.stack([*losses.values()]).sum(dim=0).nan_to_num(nan=torch.inf).argsort(descending=True)[:SHOWN]
+    lines += [f"not finite first: what {name} puts out" for name in non_finite_modules]
+    worst = (
+        torch.stack([*losses.values()])
+        .sum(dim=0)
+        .nan_to_num(nan=torch.inf)
+        .argsort(descending=True)[:NUM_SAMPLES_SHOWN]
+    )
     for row in worst.tolist():
         each = ", ".join(f"{name} {values[row].item():.4g}" for name, values in losses.items())
         lines.append(f"  {batch.keys[row]}: {each}")
@@ -49,46 +60,56 @@ def replay(config: PretrainConfig, path: Path, step: int) -> str:
     return "\n".join(lines)
 
 
-def load_weights_before(it: Pretraining, run: RunFolder, step: int) -> int:
+def load_weights_before_step(experiment: Pretraining, run_dir: RunDir, step: int) -> int:
     """Load the newest whole checkpoint from before a step, if there is one, and return its step."""
-    for path in reversed(checkpoints_in(run.checkpoints)):
-        if (step_of(path) or 0) < step:
+    for path in reversed(list_checkpoints(run_dir.checkpoints)):
+        if (step_from_path(path) or 0) < step:
             with suppress(UserError):  # a damaged one; `doctor` says so
                 checkpoint = load_checkpoint(path)
-                it.method.model.load_state_dict(checkpoint.part("model"))
+                experiment.method.model.load_state_dict(checkpoint.tensors_of("model"))
                 return checkpoint.step
     return 0
 
 
-def look_through(it: Pretraining, parts: list[Part]) -> tuple[dict[str, Tensor], list[str]]:
+def compute_sample_losses(
+    experiment: Pretraining, micro_batches: list[MicroBatch]
+) -> tuple[dict[str, Tensor], list[str]]:
     """Return each sample's losses, and the modules whose outputs were the first that are not finite."""
-    found: list[dict[str, Tensor]] = []
-    with torch.no_grad(), first_not_finite(it.method.model) as culprits, autocast(it.config.training, it.world.device):
-        for part in parts:
-            predictions = it.method.model(part.maps, part.masks)
-            found += [one_loss(it.method, part, predictions, row) for row in range(len(part.keys))]
-    return {name: torch.stack([each[name] for each in found]).cpu() for name in found[0]}, culprits[:1]
+    sample_losses: list[dict[str, Tensor]] = []
+    with (
+        torch.no_grad(),
+        collect_non_finite_modules(experiment.method.model) as culprits,
+        autocast(experiment.config.training, experiment.world.device),
+    ):
+        for part in micro_batches:
+            predictions = experiment.method.model(part.maps, part.masks)
+            sample_losses += [
+                compute_one_sample_losses(experiment.method, part, predictions, row) for row in range(len(part.keys))
+            ]
+    return {name: torch.stack([each[name] for each in sample_losses]).cpu() for name in sample_losses[0]}, culprits[:1]
 
 
-def one_loss(method: MaskedAutoencoding, part: Part, predictions: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+def compute_one_sample_losses(
+    method: MaskedAutoencoding, micro_batch: MicroBatch, predictions: dict[str, Tensor], row: int
+) -> dict[str, Tensor]:
     """Return the losses of one sample of a part."""
-    only = slice(row, row + 1)
-    maps = {name: tensor[only] for name, tensor in part.maps.items()}
-    predicted = {name: tensor[only] for name, tensor in predictions.items()}
-    return method.compare(predicted, maps, part.masks.rows(row, row + 1)).parts
+    rows = slice(row, row + 1)
+    maps = {name: tensor[rows] for name, tensor in micro_batch.maps.items()}
+    predicted = {name: tensor[rows] for name, tensor in predictions.items()}
+    return method.compute_loss(predicted, maps, micro_batch.masks.slice_images(row, row + 1)).terms
 
 
 @contextmanager
-def first_not_finite(model: nn.Module) -> Iterator[list[str]]:
+def collect_non_finite_modules(model: nn.Module) -> Iterator[list[str]]:
     """Collect the names of modules in the order in which their outputs are found not to be finite."""
     names: list[str] = []
 
-    def look(name: str, output: object) -> None:
+    def record_if_non_finite(name: str, output: object) -> None:
         if isinstance(output, Tensor) and not output.isfinite().all():
             names.append(name)
 
     hooks = [
-        module.register_forward_hook(lambda _module, _given, output, name=name: look(name, output))
+        module.register_forward_hook(lambda _module, _given, output, name=name: record_if_non_finite(name, output))
         for name, module in model.named_modules()
         if not any(module.children())
     ]

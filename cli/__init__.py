@@ -23,7 +23,7 @@ from c2fmae_cli.view import view
 
 from c2fmae import __version__
 from c2fmae.core.errors import RunError, UserError
-from c2fmae.core.log import show_log
+from c2fmae.core.log import configure_logging
 
 app = typer.Typer(
     name="c2fmae",
@@ -45,20 +45,20 @@ app.command()(plugins)
 app.command()(doctor)
 
 
-def _print_version(is_wanted: bool) -> None:
-    if is_wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         print(f"c2fmae {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def options(
+def global_options(
     version: Annotated[  # noqa: ARG001 - acts through its callback
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options that come before a command."""
-    show_log()
+    configure_logging()
 
 
 def main() -> None:

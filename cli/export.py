@@ -11,24 +11,28 @@ export = typer.Typer(
     no_args_is_help=True,
 )
 
-Source = Annotated[str, typer.Argument(help="A run, a checkpoint, timm:NAME@FILE, or whatever else holds a ViT.")]
-Out = Annotated[Path, typer.Argument(help="The folder to write; nothing may be in it.")]
-Step = Annotated[int | None, typer.Option(help="Of a run: the checkpoint of this step instead of the newest.")]
-Average = Annotated[bool, typer.Option("--average", help="Of a run: the weights that training.ema averaged.")]
-AllowMissing = Annotated[
+BackboneArgument = Annotated[
+    str, typer.Argument(help="A run, a checkpoint, timm:NAME@FILE, or whatever else holds a ViT.")
+]
+ExportDirArgument = Annotated[Path, typer.Argument(help="The folder to write; nothing may be in it.")]
+StepOption = Annotated[int | None, typer.Option(help="Of a run: the checkpoint of this step instead of the newest.")]
+EmaOption = Annotated[bool, typer.Option("--average", help="Of a run: the weights that training.ema averaged.")]
+AllowMissingOption = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="A tensor, or pattern, that may be missing; repeatable.")
 ]
-Size = Annotated[
+ImageSizeOption = Annotated[
     tuple[int, int] | None,
     typer.Option("--image-size", metavar="HEIGHT WIDTH", help="Of photos, where it is not what it learned from."),
 ]
-Part = Annotated[
+PartOption = Annotated[
     str | None,
-    typer.Option(help="encoder: without a head; rgb: what sees photos alone; autoencoder: of a pre-training run, all."),
+    typer.Option(
+        "--part", help="encoder: without a head; rgb: what sees photos alone; autoencoder: of a pre-training run, all."
+    ),
 ]
 
 
-HELP = {
+EXPORT_SUMMARIES = {
     "timm": 'Write what `timm.create_model("local-dir:OUT", pretrained=True)` loads.',
     "hf": "Write what `transformers.ViTModel`, or of a classifier `ViTForImageClassification`, loads.",
     "safetensors": "Write tensors under our names, with a config from which they become a model again.",
@@ -37,44 +41,45 @@ HELP = {
 }
 
 
-def _of_photos(kind: str) -> Callable[..., None]:
+def _make_image_export(kind: str) -> Callable[..., None]:
     def run(
-        source: Source,
-        out: Out,
-        step: Step = None,
-        average: Average = False,
-        allow_missing: AllowMissing = None,
-        image_size: Size = None,
+        source: BackboneArgument,
+        out: ExportDirArgument,
+        step: StepOption = None,
+        use_ema: EmaOption = False,
+        allow_missing: AllowMissingOption = None,
+        image_size: ImageSizeOption = None,
     ) -> None:
-        _export(kind, source, out, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+        _run_export(kind, source, out, step=step, average=use_ema, allow_missing=allow_missing, image_size=image_size)
 
     return run
 
 
-def _safetensors(
-    source: Source,
-    out: Out,
-    part: Part = None,
-    step: Step = None,
-    average: Average = False,
-    allow_missing: AllowMissing = None,
+def _export_safetensors(
+    source: BackboneArgument,
+    out: ExportDirArgument,
+    component: PartOption = None,
+    step: StepOption = None,
+    use_ema: EmaOption = False,
+    allow_missing: AllowMissingOption = None,
 ) -> None:
-    _export("safetensors", source, out, part=part, step=step, average=average, allow_missing=allow_missing)
+    _run_export("safetensors", source, out, part=component, step=step, average=use_ema, allow_missing=allow_missing)
 
 
-for _kind, _summary in HELP.items():
-    export.command(_kind, help=_summary)(_safetensors if _kind == "safetensors" else _of_photos(_kind))
+for _kind, _summary in EXPORT_SUMMARIES.items():
+    export.command(_kind, help=_summary)(_export_safetensors if _kind == "safetensors" else _make_image_export(_kind))
 
 
-def _export(kind: str, source: str, out: Path, *, allow_missing: list[str] | None, **options: Any) -> None:
+def _run_export(kind: str, source: str, out: Path, *, allow_missing: list[str] | None, **options: Any) -> None:
     from c2fmae.exports import export as write
 
-    done = write(kind, source, out, allow_missing=tuple(allow_missing or ()), **options)
-    print(f"read back by {done.target.tool}:")
-    for comparison in done.comparisons:
+    exported = write(kind, source, out, allow_missing=tuple(allow_missing or ()), **options)
+    print(f"read back by {exported.target.tool}:")
+    for comparison in exported.comparisons:
         print(f"  {comparison}")
-    print(f"largest difference: {done.difference:.1e}")
+    print(f"largest difference: {exported.max_difference:.1e}")
     print(
-        f"wrote {out}: {done.target.weights} (SHA-256 {done.sha256[:12]}…) and a card, README.md, to read and complete"
+        f"wrote {out}: {exported.target.weights_file} (SHA-256 {exported.sha256[:12]}…) and a card, README.md, to "
+        "read and complete"
     )
-    print(f"next, in Python:\n\n{done.target.usage(str(out))}")
+    print(f"next, in Python:\n\n{exported.target.usage(str(out))}")

@@ -5,13 +5,15 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from c2fmae_cli.pretrain import is_first, quote_yaml
-from c2fmae_cli.result_paths import slug
+from c2fmae_cli.pretrain import is_main_process, quote_yaml
+from c2fmae_cli.result_paths import slugify
 
 if TYPE_CHECKING:
     from c2fmae.eval.classification import FinetuneConfig
 
-SETTINGS = "pool, drop_path, train_blocks, granularity_dropout, mixing.…, data.…, training.…, saving.…, watching.…"
+FINETUNE_SET_KEYS = (
+    "pool, drop_path, train_blocks, granularity_dropout, mixing.…, data.…, training.…, saving.…, watching.…"
+)
 
 
 def finetune(
@@ -47,7 +49,7 @@ def finetune(
         bool, typer.Option("--accept-changes", help="Go on although the config is not that of before.")
     ] = False,
     step: Annotated[int | None, typer.Option(help="Take a run's checkpoint of this step.")] = None,
-    average: Annotated[bool, typer.Option("--average", help="Take a run's averaged weights.")] = False,
+    use_ema: Annotated[bool, typer.Option("--average", help="Take a run's averaged weights.")] = False,
     allow_missing: Annotated[
         list[str] | None,
         typer.Option("--allow-missing", metavar="NAME", help="A tensor, or pattern, that may be missing; repeatable."),
@@ -57,21 +59,25 @@ def finetune(
     ] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help=f"Change one setting; repeatable: {SETTINGS}."),
+        typer.Option("--set", metavar="KEY=VALUE", help=f"Change one setting; repeatable: {FINETUNE_SET_KEYS}."),
     ] = None,
 ) -> None:
     """Fine-tune ViTs to name what photos show, by the papers' recipes; alone, under `torchrun` and under `srun`.
 
     The run's folder is a classifier that `export` and `eval robustness` take. SIGTERM saves and ends with 75.
     """
-    from c2fmae.core.distributed import join_world
+    from c2fmae.core.distributed import init_distributed
     from c2fmae.core.errors import UserError
+    from c2fmae.eval.classification import build_finetuning
     from c2fmae.eval.classification import finetune as run
-    from c2fmae.eval.classification import set_up
-    from c2fmae.measure import measure
+    from c2fmae.measure import measure_run
 
     overrides = list(set_ or [])
-    if data is None and len(sources) == 1 and (begun := _begun(sources[0], overrides)) is not None:
+    if (
+        data is None
+        and len(sources) == 1
+        and (existing_config := _read_finetuned_config(sources[0], overrides)) is not None
+    ):
         if not resume:
             raise UserError(f"{sources[0]}: is a fine-tuned run. Go on with it by --resume, or give --data")
         unused: dict[str, object] = {
@@ -80,64 +86,70 @@ def finetune(
             "--granularities": granularities,
             "--untrained": untrained,
         }
-        unused |= {"--out": out, "--step": step, "--average": average, "--allow-missing": allow_missing}
+        unused |= {"--out": out, "--step": step, "--average": use_ema, "--allow-missing": allow_missing}
         if given := [name for name, value in unused.items() if value]:
             raise UserError(f"{sources[0]}: goes on by its own config, without {given[0]}. Change it by --set")
-        runs = {Path(sources[0]): begun}
+        runs = {Path(sources[0]): existing_config}
     else:
-        words = _data_words(data, test) + ([f"data.granularities=[{granularities}]"] if granularities else [])
-        start: dict[str, Any] = {"step": step, "average": average, "allow_missing": tuple(allow_missing or ())}
-        configs = [_config(source, start, recipe, words + overrides) for source in sources]
+        data_overrides = _labelled_data_overrides(data, test) + (
+            [f"data.granularities=[{granularities}]"] if granularities else []
+        )
+        load_options: dict[str, Any] = {"step": step, "average": use_ema, "allow_missing": tuple(allow_missing or ())}
+        configs = [
+            _make_finetune_config(source, load_options, recipe, data_overrides + overrides) for source in sources
+        ]
         if untrained:
-            configs.append(_config(sources[0], start, recipe, words + overrides, from_scratch=True))
+            configs.append(
+                _make_finetune_config(sources[0], load_options, recipe, data_overrides + overrides, from_scratch=True)
+            )
         runs = {}
         for config in configs:
-            folder = _folder(config, data, out, is_alone=len(configs) == 1)
-            if folder in runs:
-                raise UserError(f"{config.init}: would go into {folder}, as another source. Fine-tune them one by one")
-            runs[folder] = config
+            run_dir = _choose_run_dir(config, data, out, is_alone=len(configs) == 1)
+            if run_dir in runs:
+                raise UserError(f"{config.init}: would go into {run_dir}, as another source. Fine-tune them one by one")
+            runs[run_dir] = config
     code: int | None = None
-    with join_world(next(iter(runs.values())).training.device) as world:
-        for folder, config in runs.items():
+    with init_distributed(next(iter(runs.values())).training.device) as world:
+        for run_dir, config in runs.items():
             if dry_run:
-                told = measure(set_up(config, world), folder)
-                _say(f"{folder}:\n{told}\nnext: the same command without --dry-run")
+                estimate = measure_run(build_finetuning(config, world), run_dir)
+                _print_on_main(f"{run_dir}:\n{estimate}\nnext: the same command without --dry-run")
                 continue
-            outcome = run(config, folder, world, resume=resume, accept_changes=accept_changes)
-            _say(f"{outcome.status} at step {outcome.step}: {folder}")
+            outcome = run(config, run_dir, world, resume=resume, accept_changes=accept_changes)
+            _print_on_main(f"{outcome.status} at step {outcome.step}: {run_dir}")
             if outcome.status != "finished":
-                code = outcome.code
+                code = outcome.exit_code
                 break
     if code is not None:  # out here: whoever leaves the others by an exception ends them
-        _say("next: the same command with --resume")
+        _print_on_main("next: the same command with --resume")
         raise typer.Exit(code)
-    if is_first() and not dry_run:
-        _tell(list(runs))
+    if is_main_process() and not dry_run:
+        _print_results(list(runs))
 
 
-def _say(text: str) -> None:
+def _print_on_main(text: str) -> None:
     """Print something once, however many processes there are."""
-    if is_first():
+    if is_main_process():
         print(text)
 
 
-def _tell(folders: list[Path]) -> None:
+def _print_results(run_dirs: list[Path]) -> None:
     """Print what was found, side by side."""
-    from c2fmae.eval.classification.result import read_result
-    from c2fmae.eval.results import table_of
-    from c2fmae.report.page import as_lines
+    from c2fmae.eval.classification.result import read_finetune_result
+    from c2fmae.eval.results import make_metrics_table
+    from c2fmae.report.page import table_to_lines
 
-    results = [read_result(folder) for folder in folders]
-    table = table_of(results)
-    print("\n".join([*as_lines(table), *([table.note] if table.note else [])]))
+    results = [read_finetune_result(folder) for folder in run_dirs]
+    table = make_metrics_table(results)
+    print("\n".join([*table_to_lines(table), *([table.footnote] if table.footnote else [])]))
     for result in results:
         print(f"protocol of {result.source}: {result.protocol}")
-    for folder in folders:
+    for folder in run_dirs:
         print(f"wrote {folder}: report.html, evaluations/finetune/classes.csv, and the classifier")
-    print(f"next: c2fmae eval robustness {' '.join(quote(str(folder)) for folder in folders)} --custom NAME=FOLDER")
+    print(f"next: c2fmae eval robustness {' '.join(quote(str(folder)) for folder in run_dirs)} --custom NAME=FOLDER")
 
 
-def _begun(source: str, overrides: list[str]) -> "FinetuneConfig | None":
+def _read_finetuned_config(source: str, overrides: list[str]) -> "FinetuneConfig | None":
     """Return the config of a fine-tuned run, if a source is one."""
     from c2fmae.eval.classification import FinetuneConfig
     from c2fmae.eval.classification.config import is_finetuned
@@ -146,34 +158,44 @@ def _begun(source: str, overrides: list[str]) -> "FinetuneConfig | None":
     return FinetuneConfig.from_yaml(path / "config.yaml", overrides) if is_finetuned(path) else None
 
 
-def _config(
-    source: str, start: dict[str, Any], recipe: str | None, overrides: list[str], *, from_scratch: bool = False
+def _make_finetune_config(
+    source: str, load_options: dict[str, Any], recipe: str | None, overrides: list[str], *, from_scratch: bool = False
 ) -> "FinetuneConfig":
     from c2fmae.eval.classification import FinetuneConfig
-    from c2fmae.eval.classification.recipes import FINETUNING, SCRATCH, epochs_of, recipe_for
+    from c2fmae.eval.classification.recipes import (
+        FINETUNE_RECIPES,
+        FROM_SCRATCH_OVERRIDES,
+        choose_recipe,
+        read_pretrain_epochs,
+    )
     from c2fmae.models.backbones.load import read_source
 
-    sought = {"step": start["step"], "average": start["average"]}
+    source_options = {"step": load_options["step"], "average": load_options["average"]}
     if recipe is None:
-        recipe = recipe_for(read_source(source, image_size=None, num_heads=None, **sought)[1].spec, epochs_of(source))
-    chosen = FINETUNING.get(recipe)
+        recipe = choose_recipe(
+            read_source(source, image_size=None, num_heads=None, **source_options)[1].spec, read_pretrain_epochs(source)
+        )
+    recipe_entry = FINETUNE_RECIPES.get(recipe)
     if not from_scratch:
-        _say(f"recipe {recipe}, from {chosen.source}; another one by --recipe, a setting by --set")
-    settings = [*chosen.settings, *(SCRATCH if from_scratch else ())]
-    values = {"init": source, "from_scratch": from_scratch, **start}
-    return FinetuneConfig.read(values, [*settings, *overrides], source="eval finetune")
+        _print_on_main(f"recipe {recipe}, from {recipe_entry.reference}; another one by --recipe, a setting by --set")
+    settings = [*recipe_entry.overrides, *(FROM_SCRATCH_OVERRIDES if from_scratch else ())]
+    values = {"init": source, "from_scratch": from_scratch, **load_options}
+    return FinetuneConfig.from_dict(values, [*settings, *overrides], source="eval finetune")
 
 
-def _data_words(data: str | None, test: str | None) -> list[str]:
+def _labelled_data_overrides(data: str | None, test: str | None) -> list[str]:
     """Return the settings that --data and --test mean."""
-    from c2fmae.eval.classification.config import LabelledData
+    from c2fmae.eval.classification.config import ClassificationDataConfig
 
-    return [f"data.{part}={quote_yaml(place)}" for part, place in LabelledData.places(data, test).items()]
+    return [
+        f"data.{part}={quote_yaml(place)}"
+        for part, place in ClassificationDataConfig.resolve_data_options(data, test).items()
+    ]
 
 
-def _folder(config: "FinetuneConfig", data: str | None, out: Path | None, *, is_alone: bool) -> Path:
+def _choose_run_dir(config: "FinetuneConfig", data: str | None, out: Path | None, *, is_alone: bool) -> Path:
     """Return the folder of a run."""
-    name = slug(config.init, *(["scratch"] if config.from_scratch else []))
+    name = slugify(config.init, *(["scratch"] if config.from_scratch else []))
     if out is not None:
         return out if is_alone else out / name
-    return Path("runs") / slug(name, "finetuned", data or "")
+    return Path("runs") / slugify(name, "finetuned", data or "")

@@ -8,9 +8,9 @@ def plugins() -> None:
     import c2fmae.eval.classification.recipes
     import c2fmae.methods
     import c2fmae.recipes  # noqa: F401
-    from c2fmae.core.registry import registries
+    from c2fmae.core.registry import list_registries
 
-    for registry in registries():
+    for registry in list_registries():
         print(registry.kind)
         names = list(registry)
         width = max(14, *map(len, names))

@@ -11,7 +11,9 @@ import typer
 if TYPE_CHECKING:
     from c2fmae.recipes.config import RecipeConfig
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
+]
 
 
 def pretrain(
@@ -34,7 +36,7 @@ def pretrain(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take a few steps, and tell what the run would take. Nothing is written.")
     ] = False,
-    set_: Set = None,
+    set_: SetOption = None,
 ) -> None:
     """Pre-train a recipe. The same command works alone, under `torchrun` and under `srun`.
 
@@ -42,46 +44,46 @@ def pretrain(
     newest whole checkpoint, and ends in the same bits.
     """
     from c2fmae.pretrain import pretrain as run
-    from c2fmae.recipes.config import read_recipe
+    from c2fmae.recipes.config import load_recipe
 
     overrides = list(set_ or [])
     if data:
-        overrides = [*settings_for(data, read_recipe(recipe)), *overrides]
+        overrides = [*data_overrides(data, load_recipe(recipe)), *overrides]
     if init:
         overrides.insert(0, f"init={quote_yaml(init)}")
         overrides[:0] = ["method.encoder.keep_positions=true"] * init.startswith("timm:")
-    config = read_recipe(recipe, overrides)
+    config = load_recipe(recipe, overrides)
     is_run = (Path(recipe) / "config.yaml").is_file()
-    folder = out or (Path(recipe) if is_run else Path("runs") / config.name)
+    run_dir = out or (Path(recipe) if is_run else Path("runs") / config.name)
     if dry_run:
-        from c2fmae.core.distributed import join_world
-        from c2fmae.measure import measure
-        from c2fmae.pretrain import set_up
+        from c2fmae.core.distributed import init_distributed
+        from c2fmae.measure import measure_run
+        from c2fmae.pretrain import build_pretraining
 
-        with join_world(config.training.device) as world:
-            found = measure(set_up(config, world), folder)
-        if is_first():
-            print(f"{found}\nnext: the same command without --dry-run")
+        with init_distributed(config.training.device) as world:
+            estimate = measure_run(build_pretraining(config, world), run_dir)
+        if is_main_process():
+            print(f"{estimate}\nnext: the same command without --dry-run")
         return
-    outcome = run(config, folder, resume=resume, accept_changes=accept_changes)
-    if is_first():
-        print(f"{outcome.status} at step {outcome.step}: {folder}")
-        is_over = outcome.status == "finished"
-        print(f"next: c2fmae {f'view reconstruct {quote(str(folder))}' if is_over else again(folder)}")
-    raise typer.Exit(outcome.code)
+    outcome = run(config, run_dir, resume=resume, accept_changes=accept_changes)
+    if is_main_process():
+        print(f"{outcome.status} at step {outcome.step}: {run_dir}")
+        is_finished = outcome.status == "finished"
+        print(f"next: c2fmae {f'view reconstruct {quote(str(run_dir))}' if is_finished else resume_command(run_dir)}")
+    raise typer.Exit(outcome.exit_code)
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Return whether this is the process that speaks."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def again(folder: Path) -> str:
+def resume_command(run_dir: Path) -> str:
     """Return the command that goes on with a run."""
-    return f"pretrain {quote(str(folder))} --resume"
+    return f"pretrain {quote(str(run_dir))} --resume"
 
 
-def settings_for(data: list[str], recipe: "RecipeConfig") -> list[str]:
+def data_overrides(data: list[str], recipe: "RecipeConfig") -> list[str]:
     """Return what `--data` changes: what a recipe says of its own scenes does not hold of others."""
     if data == ["generated"]:
         side = max(recipe.method.image_size)

@@ -8,7 +8,9 @@ import typer
 
 recipes = typer.Typer(help="List the recipes, or show one in full.", invoke_without_command=True)
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
+]
 
 
 @recipes.callback()
@@ -30,17 +32,19 @@ def list_recipes(context: typer.Context) -> None:
 @recipes.command()
 def show(
     recipe: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, or a YAML file that was written by show.")],
-    set_: Set = None,
+    set_: SetOption = None,
 ) -> None:
     """Print a recipe as YAML: where it is from, what is reported, left open and unmeasured, and every setting.
 
     The output is a file that can be changed and read back.
     """
-    from c2fmae.recipes.config import is_file, read_recipe
+    from c2fmae.recipes.config import is_yaml_path, load_recipe
 
-    print(read_recipe(recipe, set_ or []).to_yaml(), end="")
-    words = " ".join(quote(word) for word in (recipe, *(word for change in set_ or [] for word in ("--set", change))))
-    if is_file(recipe):
-        print(f"# next: c2fmae describe {words}")
+    print(load_recipe(recipe, set_ or []).to_yaml(), end="")
+    arguments = " ".join(
+        quote(word) for word in (recipe, *(word for change in set_ or [] for word in ("--set", change)))
+    )
+    if is_yaml_path(recipe):
+        print(f"# next: c2fmae describe {arguments}")
     else:
-        print(f"# next: c2fmae recipes show {words} > mine.yaml; change it; c2fmae describe mine.yaml")
+        print(f"# next: c2fmae recipes show {arguments} > mine.yaml; change it; c2fmae describe mine.yaml")

@@ -5,12 +5,12 @@ from shlex import quote
 from typing import Annotated
 
 import typer
-from c2fmae_cli.pretrain import is_first
-from c2fmae_cli.result_paths import home, slug, tell_runs
+from c2fmae_cli.pretrain import is_main_process
+from c2fmae_cli.result_paths import results_dir, slugify, update_run_reports
 
-SETTINGS = "batch_size, workers, precision, keep_probabilities, reference"
+ROBUSTNESS_SET_KEYS = "batch_size, workers, precision, keep_probabilities, reference"
 
-Place = Annotated[str | None, typer.Option(metavar="DIR", help="A folder, or the official tar.")]
+OfficialSetOption = Annotated[str | None, typer.Option(metavar="DIR", help="A folder, or the official tar.")]
 
 
 def robustness(
@@ -18,8 +18,8 @@ def robustness(
         list[str],
         typer.Argument(metavar="MODEL", help="Fine-tuned runs, timm:NAME, timm:NAME@FILE, folders as timm saves them."),
     ],
-    imagenet_a: Place = None,
-    imagenet_r: Place = None,
+    imagenet_a: OfficialSetOption = None,
+    imagenet_r: OfficialSetOption = None,
     sketch: Annotated[str | None, typer.Option(metavar="DIR", help="ImageNet-Sketch: a folder, or the tar.")] = None,
     imagenet_c: Annotated[
         str | None,
@@ -40,72 +40,89 @@ def robustness(
     out: Annotated[
         Path | None, typer.Option(help="Where results go; RUN/evaluations/… and evaluations/… unless given.")
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Ask anew what was answered before.")] = False,
+    recompute: Annotated[bool, typer.Option("--again", help="Ask anew what was answered before.")] = False,
     step: Annotated[int | None, typer.Option(help="Take a run's checkpoint of this step.")] = None,
-    average: Annotated[bool, typer.Option("--average", help="Take a run's averaged weights.")] = False,
+    use_ema: Annotated[bool, typer.Option("--average", help="Take a run's averaged weights.")] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help=f"Change one setting; repeatable. {SETTINGS}."),
+        typer.Option("--set", metavar="KEY=VALUE", help=f"Change one setting; repeatable. {ROBUSTNESS_SET_KEYS}."),
     ] = None,
 ) -> None:
     """Try classifiers on shifted photos: ImageNet-A, -R, -Sketch and -C, or sets of your own; all in one table."""
-    from c2fmae.core.distributed import join_world
-    from c2fmae.data.suites.shifted_set import open_shifted
+    from c2fmae.core.distributed import init_distributed
+    from c2fmae.data.suites.shifted_set import open_shifted_set
     from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
-    from c2fmae.eval.robustness.image_classifier import Entrant, load_entrant
-    from c2fmae.eval.robustness.result_files import CSV, JSON, default_folder, protocol_of, write_all, write_model
-    from c2fmae.eval.robustness.tables import notes, numbers_table
-    from c2fmae.report.page import as_lines
+    from c2fmae.eval.robustness.image_classifier import ImageClassifier, load_image_classifier
+    from c2fmae.eval.robustness.result_files import (
+        CSV_FILE,
+        JSON_FILE,
+        default_output_dir,
+        describe_robustness_protocol,
+        write_comparison,
+        write_model_result,
+    )
+    from c2fmae.eval.robustness.tables import build_metrics_table, collect_metric_notes
+    from c2fmae.report.page import table_to_lines
 
-    config = RobustnessConfig.read({}, set_ or [], source="eval robustness")
+    config = RobustnessConfig.from_dict({}, set_ or [], source="eval robustness")
     official = {"imagenet-a": imagenet_a, "imagenet-r": imagenet_r, "sketch": sketch, "imagenet-c": imagenet_c}
-    asked: list[tuple[str, str, str | None]] = [
+    requested: list[tuple[str, str, str | None]] = [
         (kind, place, None) for kind, place in official.items() if place is not None
     ]
-    asked += [("custom", place, name) for name, place in map(_named, custom or [])]
-    unshifted = _clean(imagenet_val, clean)
-    _check(asked, has_clean=unshifted is not None)
+    requested += [("custom", place, name) for name, place in map(_parse_named_dir, custom or [])]
+    clean_set = _resolve_clean_set(imagenet_val, clean)
+    _check_requested_sets(requested, has_clean=clean_set is not None)
     sources = list(dict.fromkeys(models))
 
-    def home_of(source: str) -> Path:
-        return home(source, None if out is None else out / slug(source))
+    def model_results_dir(source: str) -> Path:
+        return results_dir(source, None if out is None else out / slugify(source))
 
-    def folder_of(entrant: Entrant) -> Path:
-        return home_of(entrant.source) / "predictions"
+    def predictions_dir(model: ImageClassifier) -> Path:
+        return model_results_dir(model.source) / "predictions"
 
-    with join_world() as world:
-        reference = None if unshifted is None else open_shifted(*unshifted)
-        sets = [open_shifted(*each) for each in asked]
-        entrants = [load_entrant(source, step=step, average=average) for source in sources]
+    with init_distributed() as world:
+        reference = None if clean_set is None else open_shifted_set(*clean_set)
+        sets = [open_shifted_set(*each) for each in requested]
+        classifiers = [load_image_classifier(source, step=step, average=use_ema) for source in sources]
         try:
-            found = evaluate_robustness(entrants, sets, reference, config, folder_of, world, again=again)
+            results_by_model = evaluate_robustness(
+                classifiers, sets, reference, config, predictions_dir, world, again=recompute
+            )
         except KeyboardInterrupt:
-            if world.is_first:
-                kept = ", ".join(str(folder_of(entrant)) for entrant in entrants)
-                print(f"stopped. Cells that were answered whole are kept in {kept}; run again to go on", flush=True)
+            if world.is_main:
+                prediction_dirs = ", ".join(str(predictions_dir(entrant)) for entrant in classifiers)
+                print(
+                    f"stopped. Cells that were answered whole are kept in {prediction_dirs}; run again to go on",
+                    flush=True,
+                )
             raise
-    if not is_first():
+    if not is_main_process():
         return
     identities = {each.name: each.identity for each in [*([reference] if reference is not None else []), *sets]}
-    results = [write_model(each, identities, config, home_of(each.entrant.source)) for each in found]
-    folder = out if out is not None else default_folder(found, identities, config)
-    write_all(found, identities, config, folder)
-    print("\n".join([*as_lines(numbers_table(found)), *notes(found)]))
-    for protocol in dict.fromkeys(map(protocol_of, found)):
-        of = [each.entrant.source for each in found if protocol_of(each) == protocol]
-        whose = "" if len(of) == len(found) else f" of {', '.join(of)}"
-        print(f"protocol{whose}: {protocol}")
-    for path in (*(result.folder / "results.json" for result in results), folder / JSON, folder / CSV):
+    results = [
+        write_model_result(each, identities, config, model_results_dir(each.classifier.source))
+        for each in results_by_model
+    ]
+    folder = out if out is not None else default_output_dir(results_by_model, identities, config)
+    write_comparison(results_by_model, identities, config, folder)
+    print("\n".join([*table_to_lines(build_metrics_table(results_by_model)), *collect_metric_notes(results_by_model)]))
+    for protocol in dict.fromkeys(map(describe_robustness_protocol, results_by_model)):
+        model_sources = [
+            each.classifier.source for each in results_by_model if describe_robustness_protocol(each) == protocol
+        ]
+        suffix = "" if len(model_sources) == len(results_by_model) else f" of {', '.join(model_sources)}"
+        print(f"protocol{suffix}: {protocol}")
+    for path in (*(result.result_dir / "results.json" for result in results), folder / JSON_FILE, folder / CSV_FILE):
         print(f"wrote {path}")
     if out is None:
-        tell_runs(sources)
-    more = (
+        update_run_reports(sources)
+    comparison_hint = (
         "" if len(sources) > 1 else f", or c2fmae eval robustness {quote(sources[0])} ANOTHER … for both in one table"
     )
-    print(f"next: open {folder / 'report.html'}, which draws it{more}")
+    print(f"next: open {folder / 'report.html'}, which draws it{comparison_hint}")
 
 
-def _named(text: str) -> tuple[str, str]:
+def _parse_named_dir(text: str) -> tuple[str, str]:
     from c2fmae.core.errors import UserError
 
     name, is_named, place = text.partition("=")
@@ -114,7 +131,7 @@ def _named(text: str) -> tuple[str, str]:
     return name, place
 
 
-def _clean(imagenet_val: str | None, clean: str | None) -> tuple[str, str, str | None] | None:
+def _resolve_clean_set(imagenet_val: str | None, clean: str | None) -> tuple[str, str, str | None] | None:
     from c2fmae.core.errors import UserError
 
     if imagenet_val is not None and clean is not None:
@@ -124,13 +141,13 @@ def _clean(imagenet_val: str | None, clean: str | None) -> tuple[str, str, str |
     return None if clean is None else ("custom", clean, "clean")
 
 
-def _check(asked: list[tuple[str, str, str | None]], *, has_clean: bool) -> None:
+def _check_requested_sets(requested: list[tuple[str, str, str | None]], *, has_clean: bool) -> None:
     from c2fmae.core.errors import UserError
 
-    if not asked and not has_clean:
+    if not requested and not has_clean:
         raise UserError(
             "no set is given. Give one or more of --imagenet-a, -r, --sketch, --imagenet-c, --custom NAME=DIR"
         )
-    names = [name or kind for kind, _, name in asked] + (["clean"] if has_clean else [])
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"--custom {twice}: two sets are called {twice!r}. Give one of them another name")
+    names = [name or kind for kind, _, name in requested] + (["clean"] if has_clean else [])
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--custom {duplicate}: two sets are called {duplicate!r}. Give one of them another name")

@@ -20,30 +20,30 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0  # seconds; machines that test are busy
+TIMEOUT = 60.0  # seconds; machines that test are busy
 
 
 @dataclass(frozen=True)
-class Run:
+class LaunchedRun:
     """The processes of one run."""
 
-    launcher: "Launcher"
+    launcher: "RunLauncher"
     out: Path
     pids: tuple[int, ...]
     logs: tuple[Path, ...]
 
-    def codes(self) -> list[int | None]:
+    def exit_codes(self) -> list[int | None]:
         """Return exit codes, minus the signal's number for those who were killed; None while a process is there."""
         return [self.launcher.poll(pid) for pid in self.pids]
 
-    def wait(self, patience: float = PATIENCE) -> list[int]:
+    def wait(self, timeout: float = TIMEOUT) -> list[int]:
         """Wait for the end and return exit codes."""
-        until(lambda: None not in self.codes(), self, patience)
-        return [code for code in self.codes() if code is not None]
+        wait_until(lambda: None not in self.exit_codes(), self, timeout)
+        return [code for code in self.exit_codes() if code is not None]
 
     def wait_for_step(self, step: int) -> None:
         """Wait until a step has been noted."""
-        until(lambda: last_step(self.out) >= step, self, is_over=False)
+        wait_until(lambda: read_last_step(self.out) >= step, self, may_have_ended=False)
 
     def send(self, number: int, rank: int | None = None) -> None:
         """Send a signal to one process, or to all of them and theirs at once, as schedulers and terminals do."""
@@ -53,16 +53,16 @@ class Run:
             else:
                 os.kill(self.pids[rank], number)
 
-    def said(self, rank: int = 0) -> str:
+    def output(self, rank: int = 0) -> str:
         """Return what a process said, on both streams."""
         return self.logs[rank].read_text(encoding="utf-8")
 
 
-class Launcher:
+class RunLauncher:
     """Starts runs, and leaves none behind."""
 
-    def __init__(self, place: Path) -> None:
-        self._place, self._count = place, 0
+    def __init__(self, log_dir: Path) -> None:
+        self._log_dir, self._count = log_dir, 0
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
         self._server = subprocess.Popen(
             [sys.executable, __file__],
@@ -74,51 +74,51 @@ class Launcher:
         self._codes: dict[int, int | None] = {}
         self._groups: list[int] = []
 
-    def __enter__(self) -> "Launcher":
+    def __enter__(self) -> "RunLauncher":
         return self
 
     def __exit__(self, *_: object) -> None:
         for group in self._groups:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
-        self._server.communicate(timeout=PATIENCE)
+        self._server.communicate(timeout=TIMEOUT)
 
     def start(
         self,
-        *words: str,
+        *args: str,
         out: Path,
         command: tuple[str, ...] = ("pretrain",),
-        processes: int = 1,
-        before: str = "",
-        environ: Mapping[str, str] | None = None,
-    ) -> Run:
-        """Start a command, `c2fmae pretrain` unless given, with words; `before` is what a process does before that."""
+        num_processes: int = 1,
+        setup_code: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> LaunchedRun:
+        """Start a command (`c2fmae pretrain` by default); `setup_code` runs in each process before it."""
         pids, logs = list[int](), list[Path]()
-        port = free_port()
-        for rank in range(processes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        port = find_free_port()
+        for rank in range(num_processes):
+            rank_env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+            rank_env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             self._count += 1
-            logs.append(self._place / f"{self._count}.log")
+            logs.append(self._log_dir / f"{self._count}.log")
             request = {
-                "words": [*command, *words, "--out", str(out)],
-                "environ": dict(environ or {}) | (place if processes > 1 else {}),
+                "words": [*command, *args, "--out", str(out)],
+                "environ": dict(env or {}) | (rank_env if num_processes > 1 else {}),
                 "log": str(logs[-1]),
                 "group": pids[0] if pids else 0,
-                "before": before,
+                "before": setup_code,
             }
-            pids.append(self._ask(request))
+            pids.append(self._request(request))
             self._codes[pids[-1]] = None
         self._groups.append(pids[0])
-        return Run(self, out, tuple(pids), tuple(logs))
+        return LaunchedRun(self, out, tuple(pids), tuple(logs))
 
     def poll(self, pid: int) -> int | None:
         """Return the exit code of a process that has ended."""
         if self._codes[pid] is None:
-            self._codes[pid] = self._ask({"poll": pid})
+            self._codes[pid] = self._request({"poll": pid})
         return self._codes[pid]
 
-    def _ask(self, request: Mapping[str, Any]) -> Any:
+    def _request(self, request: Mapping[str, Any]) -> Any:
         assert self._server.stdin
         assert self._server.stdout
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -126,18 +126,20 @@ class Launcher:
         return json.loads(self._server.stdout.readline())
 
 
-def until(is_so: Callable[[], bool], run: Run, patience: float = PATIENCE, *, is_over: bool = True) -> None:
-    """Wait for something, not for ever; a run that ends before is no use waiting for, unless `is_over`."""
-    end = time.monotonic() + patience
-    while not is_so():
-        if not is_over and None not in run.codes() and not is_so():
-            raise AssertionError(f"ended with {run.codes()}:\n{run.said()}")
+def wait_until(
+    condition: Callable[[], bool], run: LaunchedRun, timeout: float = TIMEOUT, *, may_have_ended: bool = True
+) -> None:
+    """Wait for something, not for ever; a run that ends before is no use waiting for, unless `may_have_ended`."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if not may_have_ended and None not in run.exit_codes() and not condition():
+            raise AssertionError(f"ended with {run.exit_codes()}:\n{run.output()}")
         if time.monotonic() > end:
-            raise AssertionError(f"still there after {patience} s:\n{run.said()}")
+            raise AssertionError(f"still there after {timeout} s:\n{run.output()}")
         time.sleep(0.002)
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
+def read_metric_rows(out: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics that are there by now."""
     try:
         text = (out / "metrics.jsonl").read_text(encoding="utf-8")
@@ -146,24 +148,24 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def last_step(out: Path) -> int:
+def read_last_step(out: Path) -> int:
     """Return the step that was noted last."""
-    return max((row["step"] for row in rows(out)), default=0)
+    return max((row["step"] for row in read_metric_rows(out)), default=0)
 
 
-def settings(*texts: str) -> list[str]:
+def set_args(*overrides: str) -> list[str]:
     """Return the words that change settings."""
-    return [word for text in texts for word in ("--set", text)]
+    return [word for text in overrides for word in ("--set", text)]
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Return a port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def serve() -> dict[str, Any]:
+def serve_forks() -> dict[str, Any]:
     """Answer requests; return only in a new process, with the request that it was made for."""
     for line in iter(sys.stdin.readline, ""):
         request: dict[str, Any] = json.loads(line)
@@ -180,7 +182,7 @@ def serve() -> dict[str, Any]:
     raise SystemExit
 
 
-def become(request: Mapping[str, Any]) -> None:
+def apply_request(request: Mapping[str, Any]) -> None:
     """Make this process what was asked for."""
     os.setpgid(0, request["group"])
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -206,7 +208,7 @@ def run_command() -> int:
 if __name__ == "__main__":
     for name in ("c2fmae.measure", "c2fmae.recipes", "timm", "torch.distributed"):
         import_module(name)
-    become(serve())
+    apply_request(serve_forks())
     code = run_command()
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

@@ -2,4 +2,4 @@
 
 from beartype import BeartypeConf, beartype
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))

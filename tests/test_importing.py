@@ -19,16 +19,16 @@ from c2fmae.loading import load_run
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models.backbones import load_backbone
 from c2fmae.pretrain import pretrain
-from c2fmae.recipes.config import RecipeConfig, read_recipe
-from tests.methods.tiny_methods import rough
+from c2fmae.recipes.config import RecipeConfig, load_recipe
+from tests.methods.tiny_methods import perturb_parameters
 from tests.models.backbones.official_mae import (
     hidden_mean,
     mae_predictions,
     mae_weights,
     multimae_predictions,
     multimae_weights,
-    standard_patches,
-    waves,
+    normalise_patches,
+    sincos_table,
 )
 
 BATCH, SIDE, NUM_PATCHES = 3, 64, 16
@@ -41,7 +41,7 @@ def imported(
     """The method that a folder holds, and what was said when it was made."""
     torch.save({"model": weights, **(extra or {})}, tmp_path / "file.pth")
     import_one = import_mae if method == "mae" else import_multimae
-    notes = import_one(tmp_path / "file.pth", tmp_path / "out", read_recipe(f"{method}-b"), overrides, **options)
+    notes = import_one(tmp_path / "file.pth", tmp_path / "out", load_recipe(f"{method}-b"), overrides, **options)
     return load_run(tmp_path / "out").method, notes
 
 
@@ -60,24 +60,24 @@ def masks_of(granularities: tuple[str, ...], num_visible: int) -> Masks:
     total = len(granularities) * NUM_PATCHES
     order = torch.rand(BATCH, total, generator=generator).argsort(dim=1)
     is_masked = (order >= num_visible).view(BATCH, -1, NUM_PATCHES)
-    return Masks.of(is_masked, granularities, num_visible=num_visible)
+    return Masks.from_mask(is_masked, granularities, num_visible=num_visible)
 
 
 @torch.no_grad()
 def losses_of(
     method: MaskedAutoencoding, masks: Masks, channels: int = 3
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    maps = method.prepare(scenes(channels))
+    maps = method.prepare_inputs(scenes(channels))
     method.model.train(False)
     predictions = method.model(maps, masks)
-    return method.compare(predictions, maps, masks).parts, predictions
+    return method.compute_loss(predictions, maps, masks).terms, predictions
 
 
 def test_an_official_mae_predicts_here_what_it_predicted_there(tmp_path: Path) -> None:
     weights = mae_weights()
     method, notes = imported(tmp_path, weights)
     masks = masks_of(("rgb",), 4)
-    expected = mae_predictions(weights, method.prepare(scenes())["rgb"], masks.is_masked[:, 0], 2, 2)
+    expected = mae_predictions(weights, method.prepare_inputs(scenes())["rgb"], masks.is_masked[:, 0], 2, 2)
     _, predictions = losses_of(method, masks)
     torch.testing.assert_close(predictions["rgb"], expected, atol=1e-5, rtol=1e-5)
     assert notes == [
@@ -87,14 +87,14 @@ def test_an_official_mae_predicts_here_what_it_predicted_there(tmp_path: Path) -
         "60 of 60 tensors are from it; drawn anew: none",
     ]
     assert method.config.targets == {"rgb": ("normalized_pixels",)}
-    assert method.config.visible_of(NUM_PATCHES) == 4
+    assert method.config.resolve_num_visible(NUM_PATCHES) == 4
 
 
 def test_a_checkpoint_says_what_it_predicts_and_how_much_it_hides(tmp_path: Path) -> None:
     args = argparse.Namespace(norm_pix_loss=False, mask_ratio=0.5)
     method, notes = imported(tmp_path, mae_weights(), extra={"args": args})
     assert method.config.targets == {"rgb": ("pixels",)}
-    assert method.config.visible_of(NUM_PATCHES) == 8
+    assert method.config.resolve_num_visible(NUM_PATCHES) == 8
     assert len(notes) == 2
 
 
@@ -112,16 +112,16 @@ def test_an_imported_vit_mae_gives_the_loss_of_transformers(is_normalized: bool,
             )
         )  # fmt: skip
     theirs.train(False)
-    rough(theirs)
+    perturb_parameters(theirs)
     for table in (theirs.vit.embeddings.position_embeddings, theirs.decoder.decoder_pos_embed):
         # Made anew, the library's are zeros; files that were converted have these.
-        table.data = F.pad(waves((4, 4), table.shape[2], "column"), (0, 0, 1, 0)).unsqueeze(0)
+        table.data = F.pad(sincos_table((4, 4), table.shape[2], "column"), (0, 0, 1, 0)).unsqueeze(0)
     theirs.save_pretrained(tmp_path / "folder")
-    import_mae(tmp_path / "folder", tmp_path / "out", read_recipe("mae-b"))
+    import_mae(tmp_path / "folder", tmp_path / "out", load_recipe("mae-b"))
     method = load_run(tmp_path / "out").method
     masks = masks_of(("rgb",), 4)
     with torch.no_grad():
-        photos = method.prepare(scenes())["rgb"]
+        photos = method.prepare_inputs(scenes())["rgb"]
         expected = theirs(photos, noise=masks.is_masked[:, 0] + torch.linspace(0, 0.5, NUM_PATCHES))
     assert torch.equal(expected.mask.bool(), masks.is_masked[:, 0])
     parts, predictions = losses_of(method, masks)
@@ -135,14 +135,14 @@ def test_an_official_multimae_gives_here_the_losses_that_it_gave_there(tmp_path:
     method, notes = imported(tmp_path, weights, method="multimae")
     assert method.config.granularities == ("semantic", "depth", "rgb")
     masks = masks_of(method.config.granularities, 8)
-    maps = method.prepare(scenes())
+    maps = method.prepare_inputs(scenes())
     theirs = dict(zip(TASKS, (maps[name] for name in method.config.granularities), strict=True))
     predicted = multimae_predictions(weights, theirs, masks.is_masked, 2, 2)
     errors = {
         "semantic": F.cross_entropy(predicted["semseg"], theirs["semseg"].long(), reduction="none"),
         "depth": (predicted["depth"] - theirs["depth"]).abs().mean(dim=1),
         "rgb": (predicted["rgb"] - theirs["rgb"]).square().mean(dim=1),
-        "rgb_normalized_pixels": (predicted["norm_rgb"] - standard_patches(theirs["rgb"])).square().mean(dim=1),
+        "rgb_normalized_pixels": (predicted["norm_rgb"] - normalise_patches(theirs["rgb"])).square().mean(dim=1),
     }
     parts, _ = losses_of(method, masks)
     assert parts.keys() == errors.keys()
@@ -186,7 +186,7 @@ def test_an_encoder_alone_gets_a_new_decoder(tmp_path: Path) -> None:
 
 def test_a_finetuned_file_leaves_its_norm_aside(tmp_path: Path) -> None:
     small = ("method.decoder.dim=32", "method.decoder.depth=1", "method.decoder.num_heads=2")
-    _, notes = imported(tmp_path, mae_weights(fine_tuned=True), *small)
+    _, notes = imported(tmp_path, mae_weights(is_finetuned=True), *small)
     assert "encoder.norm" in notes[-2]
     assert notes[-1] == "left aside: fc_norm.bias, fc_norm.weight"
 
@@ -225,14 +225,14 @@ GENERATED = (
 def test_a_run_goes_on_from_an_imported_folder(method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = mae_weights() if method == "mae" else multimae_weights(tasks=("rgb", "semseg"), classes=9)
     imported(tmp_path, weights, method=method)
-    recipe = read_recipe(str(tmp_path / "out" / "config.yaml"), [*GENERATED, "method.channels.semantic=9"])
+    recipe = load_recipe(str(tmp_path / "out" / "config.yaml"), [*GENERATED, "method.channels.semantic=9"])
     classes = len(recipe.data.open_training(("semantic",)).info.classes)
     recipe = recipe.override([f"method.channels.semantic={classes}"])
     with caplog.at_level("INFO", "c2fmae"):
         outcome = pretrain(recipe, tmp_path / "run")
     assert (outcome.status, outcome.step) == ("finished", 2)
     assert f"tensors are from {tmp_path / 'out' / 'checkpoints' / 'step-00000000'}; drawn anew: " in caplog.text
-    before, after = (find_checkpoint(tmp_path / name).part("model") for name in ("out", "run"))
+    before, after = (find_checkpoint(tmp_path / name).tensors_of("model") for name in ("out", "run"))
     for name in ("encoder.blocks.0.mlp.fc1.weight", "embeddings.rgb.proj.weight"):
         moved = (after[name] - before[name]).abs().max()
         assert 0 < moved < 0.01
@@ -245,8 +245,8 @@ def test_the_folder_is_a_run_of_no_steps_to_all_that_read_runs(tmp_path: Path) -
     assert recipe.init == str(tmp_path / "out" / "checkpoints" / "step-00000000")
     assert recipe.training.batch_size == 64
     checkpoint = find_checkpoint(tmp_path / "out")
-    assert (checkpoint.step, checkpoint.facts["normalisation"]["mean"]) == (0, [0.485, 0.456, 0.406])
-    assert RecipeConfig.read(checkpoint.facts["config"]) == recipe
+    assert (checkpoint.step, checkpoint.metadata["normalisation"]["mean"]) == (0, [0.485, 0.456, 0.406])
+    assert RecipeConfig.from_dict(checkpoint.metadata["config"]) == recipe
     torch.save(weights, tmp_path / "again.pth")
     photos = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -284,6 +284,6 @@ def test_a_vit_that_is_no_mae_is_sent_to_init(tmp_path: Path) -> None:
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(UserError) as caught:
-        import_mae(tmp_path / "vit", tmp_path / "out", read_recipe("mae-b"))
+        import_mae(tmp_path / "vit", tmp_path / "out", load_recipe("mae-b"))
     source = tmp_path / "vit"
     assert str(caught.value) == f"{source}: is a ViT, no ViTMAE. Begin with it by: c2fmae pretrain … --init {source}"

@@ -7,9 +7,9 @@ import torch
 
 from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.loading import held_out_scenes, load_run
+from c2fmae.loading import load_run, open_run_scenes
 from c2fmae.pretrain import pretrain
-from c2fmae.recipes.config import read_recipe
+from c2fmae.recipes.config import load_recipe
 
 SHORT = [
     "training.steps=2",
@@ -24,7 +24,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("loading") / "run"
-    pretrain(read_recipe("c2fmae-debug", [*SHORT, "training.ema=0.5"]), out)
+    pretrain(load_recipe("c2fmae-debug", [*SHORT, "training.ema=0.5"]), out)
     return out
 
 
@@ -34,18 +34,18 @@ def test_a_run_is_loaded_at_its_end_a_step_or_as_an_average(run: Path) -> None:
     assert [each.step for each in loaded] == [2, 1, 1]
     for each in loaded:
         weights = each.method.model.state_dict()
-        assert all(torch.equal(weights[name], tensor) for name, tensor in kept[each.step].part("model").items())
-    average = load_run(run, average=True).method.model.state_dict()
-    assert all(torch.equal(average[name], tensor) for name, tensor in kept[2].part("ema").items())
+        assert all(torch.equal(weights[name], tensor) for name, tensor in kept[each.step].tensors_of("model").items())
+    average = load_run(run, use_ema=True).method.model.state_dict()
+    assert all(torch.equal(average[name], tensor) for name, tensor in kept[2].tensors_of("ema").items())
     assert not torch.equal(average["heads.rgb.weight"], loaded[0].method.model.state_dict()["heads.rgb.weight"])
     assert loaded[0].class_names[0] == "sky"
-    assert len(held_out_scenes(loaded[0].config)) == 16
+    assert len(open_run_scenes(loaded[0].config)) == 16
 
 
 def test_a_run_without_an_average_says_so(tmp_path: Path) -> None:
-    pretrain(read_recipe("c2fmae-debug", SHORT), tmp_path / "run")
+    pretrain(load_recipe("c2fmae-debug", SHORT), tmp_path / "run")
     with pytest.raises(UserError) as caught:
-        load_run(tmp_path / "run", average=True)
+        load_run(tmp_path / "run", use_ema=True)
     message = f"{tmp_path / 'run'}: holds no average of weights: it was trained without training.ema"
     assert str(caught.value) == message
 

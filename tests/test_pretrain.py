@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from c2fmae.core.run_dir import RunFolder
+from c2fmae.core.run_dir import RunDir
 from c2fmae.data.generated import GeneratedScenes
-from tests.run_launcher import Launcher, free_port, last_step, rows, settings, until
+from tests.run_launcher import RunLauncher, find_free_port, read_last_step, read_metric_rows, set_args, wait_until
 
 pytestmark = pytest.mark.once
 
 WORDS = (
     "c2fmae-debug",
-    *settings(
+    *set_args(
         "training.steps=8",
         "training.precision=fp32",
         "method.encoder.depth=2",
@@ -34,7 +34,7 @@ WORDS = (
         "data.held_out_samples=4",
     ),
 )
-LONGER = settings("training.steps=1000")  # than anybody waits
+LONGER = set_args("training.steps=1000")  # than anybody waits
 MEANWHILE = """
 import os
 from c2fmae.methods.task import PretrainingTask
@@ -61,16 +61,16 @@ PretrainingTask.counts = lambda self, part: (time.sleep(0.3), counts(self, part)
 
 
 @pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    with Launcher(tmp_path_factory.mktemp("logs")) as launcher:
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunLauncher]:
+    with RunLauncher(tmp_path_factory.mktemp("logs")) as launcher:
         yield launcher
 
 
 @pytest.fixture(scope="module")
-def whole(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(launcher: RunLauncher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
     run = launcher.start(*WORDS, out=tmp_path_factory.mktemp("runs") / "whole")
-    assert run.wait() == [0], run.said()
+    assert run.wait() == [0], run.output()
     return run.out
 
 
@@ -84,7 +84,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 def state_of(out: Path) -> dict[str, object]:
-    state = RunFolder(out).read_state() or {}
+    state = RunDir(out).read_state() or {}
     return {key: value for key, value in state.items() if key != "time"}
 
 
@@ -111,56 +111,58 @@ def write_folder(root: Path, *, count: int = 32, classes: Sequence[str] = Genera
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_no_byte_of_the_metrics(launcher: Launcher, whole: Path, tmp_path: Path, workers: int) -> None:
-    run = launcher.start(*WORDS, *settings(f"data.workers={workers}"), out=tmp_path / "run")
-    assert run.wait() == [0], run.said()
+def test_workers_change_no_byte_of_the_metrics(
+    launcher: RunLauncher, whole: Path, tmp_path: Path, workers: int
+) -> None:
+    run = launcher.start(*WORDS, *set_args(f"data.workers={workers}"), out=tmp_path / "run")
+    assert run.wait() == [0], run.output()
     assert_ends_as(whole, tmp_path / "run")
 
 
 def test_a_run_told_to_end_again_and_again_saves_each_time_and_ends_in_the_same_bytes(
-    launcher: Launcher, whole: Path, tmp_path: Path
+    launcher: RunLauncher, whole: Path, tmp_path: Path
 ) -> None:
-    words, out = (*WORDS, *settings("saving.steps=null", "data.workers=2")), tmp_path / "run"
+    words, out = (*WORDS, *set_args("saving.steps=null", "data.workers=2")), tmp_path / "run"
     for step, number, code in ((2, signal.SIGTERM, 75), (4, signal.SIGUSR1, 75), (7, signal.SIGINT, 130)):
         tell = MEANWHILE.format(when=f"step + 2 == {step}", what=f"os.killpg(0, {number})")  # its workers too
-        run = launcher.start(*words, "--resume", out=out, before=tell)
-        assert run.wait() == [code], run.said()
+        run = launcher.start(*words, "--resume", out=out, setup_code=tell)
+        assert run.wait() == [code], run.output()
         assert state_of(out) == {"status": "saved-on-signal", "step": step}
         assert steps_of(out)[-1] == step
-        assert run.said().splitlines()[-2:] == [
+        assert run.output().splitlines()[-2:] == [
             f"saved-on-signal at step {step}: {out}",
             f"next: c2fmae pretrain {out} --resume",
         ]
     run = launcher.start(*words, "--resume", out=out)
-    assert run.wait() == [0], run.said()
+    assert run.wait() == [0], run.output()
     assert_ends_as(whole, out)
 
 
-def test_two_ctrl_c_leave_at_once(launcher: Launcher, tmp_path: Path) -> None:
+def test_two_ctrl_c_leave_at_once(launcher: RunLauncher, tmp_path: Path) -> None:
     out, twice = tmp_path / "run", "for _ in range(2): os.kill(os.getpid(), 2)"
-    run = launcher.start(*WORDS, out=out, before=MEANWHILE.format(when="step == 2", what=twice))
-    assert run.wait() == [130], run.said()
+    run = launcher.start(*WORDS, out=out, setup_code=MEANWHILE.format(when="step == 2", what=twice))
+    assert run.wait() == [130], run.output()
     assert steps_of(out) == []
     assert state_of(out) == {"status": "failed", "step": 2, "why": "KeyboardInterrupt"}
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_other_processes_and_the_same_data_and_masks(
-    launcher: Launcher, whole: Path, tmp_path: Path, before: int, after: int
+    launcher: RunLauncher, whole: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     out = tmp_path / "run"
     tell = MEANWHILE.format(when=f"step == 1 and world.rank == {before - 1}", what="os.kill(os.getpid(), 15)")
-    run = launcher.start(*WORDS, out=out, processes=before, before=tell)
-    assert run.wait() == [75] * before, run.said()  # one hears it, all end
+    run = launcher.start(*WORDS, out=out, num_processes=before, setup_code=tell)
+    assert run.wait() == [75] * before, run.output()  # one hears it, all end
     assert steps_of(out) == [3]
-    run = launcher.start(*WORDS, "--resume", out=out, processes=after)
-    assert run.wait() == [0] * after, run.said()
-    assert run.said().splitlines()[:3] == [
+    run = launcher.start(*WORDS, "--resume", out=out, num_processes=after)
+    assert run.wait() == [0] * after, run.output()
+    assert run.output().splitlines()[:3] == [
         "resuming at step 3",
         f"  changed: processes {before} → {after}",
         "  so what follows sees the same data and masks, but its bits may differ",
     ]
-    expected, found = rows(whole), rows(out)
+    expected, found = read_metric_rows(whole), read_metric_rows(out)
     assert [row.keys() for row in found] == [row.keys() for row in expected]
     for one, other in zip(expected, found, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
@@ -171,7 +173,7 @@ def test_under_torchrun_a_run_saves_when_it_is_told_to_end_and_is_over_when_a_pr
     tmp_path: Path, number: signal.Signals
 ) -> None:
     out, folder = tmp_path / "run", Path(sys.executable).parent
-    command = [str(folder / "torchrun"), "--nproc-per-node=2", "--no-python", f"--master-port={free_port()}"]
+    command = [str(folder / "torchrun"), "--nproc-per-node=2", "--no-python", f"--master-port={find_free_port()}"]
     command += [str(folder / "c2fmae"), "pretrain", *WORDS, *LONGER, "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
@@ -179,7 +181,7 @@ def test_under_torchrun_a_run_saves_when_it_is_told_to_end_and_is_over_when_a_pr
     children = list[int]()
     try:
         end = time.monotonic() + 60
-        while last_step(out) < 2 and time.monotonic() < end:
+        while read_last_step(out) < 2 and time.monotonic() < end:
             time.sleep(0.01)
         tasks = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children")
         children = [int(child) for child in tasks.read_text().split()]
@@ -187,8 +189,8 @@ def test_under_torchrun_a_run_saves_when_it_is_told_to_end_and_is_over_when_a_pr
         torchrun.wait(timeout=60)
         said = (tmp_path / "log").read_text()
         if number == signal.SIGTERM:
-            assert state_of(out) == {"status": "saved-on-signal", "step": last_step(out)}, said
-            assert steps_of(out)[-1] == last_step(out)
+            assert state_of(out) == {"status": "saved-on-signal", "step": read_last_step(out)}, said
+            assert steps_of(out)[-1] == read_last_step(out)
         else:
             assert "exitcode  : -9" in said
             assert "c2fmae/pretrain.py" not in said  # the only traceback is torchrun's own
@@ -199,12 +201,12 @@ def test_under_torchrun_a_run_saves_when_it_is_told_to_end_and_is_over_when_a_pr
         torchrun.wait()
 
 
-def test_a_loss_that_is_not_finite_once_is_skipped_and_told(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_once_is_skipped_and_told(launcher: RunLauncher, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = launcher.start(*WORDS, out=out, before=poison("step == 3"))
-    assert run.wait() == [0], run.said()
-    assert "step 4 was skipped: its loss or gradient is not finite\n" in run.said()
-    bad = {row["step"]: row for row in rows(out) if "skipped" in row}
+    run = launcher.start(*WORDS, out=out, setup_code=poison("step == 3"))
+    assert run.wait() == [0], run.output()
+    assert "step 4 was skipped: its loss or gradient is not finite\n" in run.output()
+    bad = {row["step"]: row for row in read_metric_rows(out) if "skipped" in row}
     assert list(bad) == [4]
     assert bad[4]["skipped"] == "not finite"
     assert [bad[4][name] for name in ("loss", "loss/rgb", "grad_norm")] == [None] * 3
@@ -217,18 +219,18 @@ def test_a_loss_that_is_not_finite_once_is_skipped_and_told(launcher: Launcher, 
 
 
 def test_a_loss_that_is_not_finite_in_the_last_step_does_not_cost_the_last_checkpoint(
-    launcher: Launcher, tmp_path: Path
+    launcher: RunLauncher, tmp_path: Path
 ) -> None:
-    run = launcher.start(*WORDS, out=tmp_path / "run", before=poison("step == 7"))
-    assert run.wait() == [0], run.said()
+    run = launcher.start(*WORDS, out=tmp_path / "run", setup_code=poison("step == 7"))
+    assert run.wait() == [0], run.output()
     assert steps_of(tmp_path / "run") == [4, 8]
 
 
-def test_a_loss_that_is_not_finite_on_one_process_skips_the_step_of_all(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_on_one_process_skips_the_step_of_all(launcher: RunLauncher, tmp_path: Path) -> None:
     out, nan = tmp_path / "run", poison("step == 3 and world.rank == 1")
-    run = launcher.start(*WORDS, *settings("training.micro_batch=2"), out=out, processes=2, before=nan)
-    assert run.wait() == [0, 0], run.said()
-    assert [row["step"] for row in rows(out) if "skipped" in row] == [4]
+    run = launcher.start(*WORDS, *set_args("training.micro_batch=2"), out=out, num_processes=2, setup_code=nan)
+    assert run.wait() == [0, 0], run.output()
+    assert [row["step"] for row in read_metric_rows(out) if "skipped" in row] == [4]
     parts = [json.loads((out / f"trouble/step-00000004-process-{k}.json").read_text())["parts"] for k in range(2)]
     is_finite = [[part["loss"] is not None for part in process] for process in parts]
     assert is_finite == [[True, True], [True, False]]  # so the sample to look for is one of two
@@ -236,66 +238,66 @@ def test_a_loss_that_is_not_finite_on_one_process_skips_the_step_of_all(launcher
 
 
 def test_a_loss_that_is_never_finite_again_ends_the_run_and_leaves_a_good_checkpoint(
-    launcher: Launcher, whole: Path, tmp_path: Path
+    launcher: RunLauncher, whole: Path, tmp_path: Path
 ) -> None:
-    out, words = tmp_path / "run", (*WORDS, *settings("training.max_bad_steps=3"))
-    run = launcher.start(*words, out=out, processes=2, before=poison("step > 4 and world.rank == 1"))
+    out, words = tmp_path / "run", (*WORDS, *set_args("training.max_bad_steps=3"))
+    run = launcher.start(*words, out=out, num_processes=2, setup_code=poison("step > 4 and world.rank == 1"))
     assert run.wait() == [1, 1]
     for rank in range(2):
-        assert run.said(rank).splitlines()[-1] == (
+        assert run.output(rank).splitlines()[-1] == (
             "error: 3 steps in a row had a loss or gradient that is not finite, the last is step 8. The last "
             f"checkpoint, step-00000004, is good. {out}/trouble/step-00000008-process-{rank}.json has the "
             "samples and losses; try a lower learning rate, training.clip=1, or training.precision=fp32"
         )
-        assert "Traceback" not in run.said(rank)
+        assert "Traceback" not in run.output(rank)
     assert state_of(out)["status"] == "failed"
     run = launcher.start(*words, "--resume", out=out)
-    assert run.wait() == [0], run.said()
-    assert rows(out) == [pytest.approx(row, rel=1e-4) for row in rows(whole)]
+    assert run.wait() == [0], run.output()
+    assert read_metric_rows(out) == [pytest.approx(row, rel=1e-4) for row in read_metric_rows(whole)]
 
 
 def test_a_run_is_not_begun_twice_and_one_that_is_finished_is_left_as_it_is(
-    launcher: Launcher, whole: Path, tmp_path: Path
+    launcher: RunLauncher, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     before = files_of(out)
     run = launcher.start(*WORDS, out=out)
     assert run.wait() == [2]
-    assert run.said() == f"error: {out}: there is a run already. Go on with it by --resume, or give another --out\n"
+    assert run.output() == f"error: {out}: there is a run already. Go on with it by --resume, or give another --out\n"
     run = launcher.start(*WORDS, "--resume", out=out)
     assert run.wait() == [0]
-    assert run.said().startswith(f"{out}: all 8 steps are done\nfinished at step 8: {out}\n")
+    assert run.output().startswith(f"{out}: all 8 steps are done\nfinished at step 8: {out}\n")
     assert files_of(out) == before
 
 
-def test_two_runs_do_not_share_a_folder(launcher: Launcher, tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_folder(launcher: RunLauncher, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    first = launcher.start(*WORDS, *LONGER, *settings("data.workers=2"), out=out)
+    first = launcher.start(*WORDS, *LONGER, *set_args("data.workers=2"), out=out)
     first.wait_for_step(1)
-    second = launcher.start(*WORDS, *LONGER, "--resume", out=out, processes=2)
+    second = launcher.start(*WORDS, *LONGER, "--resume", out=out, num_processes=2)
     assert second.wait() == [2, 1]
-    assert second.said() == f"error: {out} is in use by another run. Wait for it, or give another --out\n"
-    assert "Traceback" not in second.said(1)
+    assert second.output() == f"error: {out} is in use by another run. Wait for it, or give another --out\n"
+    assert "Traceback" not in second.output(1)
     first.send(signal.SIGKILL, 0)  # its workers live for a while, and hold nothing
     assert first.wait() == [-signal.SIGKILL]
-    before = last_step(out)
+    before = read_last_step(out)
     third = launcher.start(*WORDS, *LONGER, "--resume", out=out)
     third.wait_for_step(before + 1)
     third.send(signal.SIGTERM)
-    assert third.wait() == [75], third.said()
+    assert third.wait() == [75], third.output()
 
 
 def test_a_changed_config_is_shown_and_refused_unless_it_is_accepted(
-    launcher: Launcher, whole: Path, tmp_path: Path
+    launcher: RunLauncher, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    free = settings("data.workers=1", "saving.steps=3", "watching.log_every=1")
-    changed = (*WORDS, *free, *settings("training.lr=2e-3", "training.ema=0.5", "training.steps=10"), "--resume")
+    free = set_args("data.workers=1", "saving.steps=3", "watching.log_every=1")
+    changed = (*WORDS, *free, *set_args("training.lr=2e-3", "training.ema=0.5", "training.steps=10"), "--resume")
     run = launcher.start(*changed, out=out)
     assert run.wait() == [2]
-    assert run.said() == (
+    assert run.output() == (
         f"error: {out}: its config differs from the one given. Give --accept-changes to go on with these:\n"
         "  training.steps: 8 → 10\n"
         "  training.lr: 0.001 → 0.002\n"
@@ -303,8 +305,8 @@ def test_a_changed_config_is_shown_and_refused_unless_it_is_accepted(
     )
     assert files_of(out) == files_of(whole)
     run = launcher.start(*changed, "--accept-changes", out=out)
-    assert run.wait() == [0], run.said()
-    assert run.said().splitlines()[:4] == [
+    assert run.wait() == [0], run.output()
+    assert run.output().splitlines()[:4] == [
         "resuming at step 8",
         "  changed: training.steps: 8 → 10",
         "  changed: training.lr: 0.001 → 0.002",
@@ -316,52 +318,54 @@ def test_a_changed_config_is_shown_and_refused_unless_it_is_accepted(
 
 
 def test_a_model_of_another_shape_is_refused_also_where_changes_are_accepted(
-    launcher: Launcher, whole: Path, tmp_path: Path
+    launcher: RunLauncher, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    run = launcher.start(*WORDS, *settings("method.channels.instance=17"), "--resume", "--accept-changes", out=out)
+    run = launcher.start(*WORDS, *set_args("method.channels.instance=17"), "--resume", "--accept-changes", out=out)
     assert run.wait() == [2]
-    assert run.said() == (
+    assert run.output() == (
         f"error: {out}: the checkpoint does not fit the config: 3 of 127 tensors differ, as "
         "embeddings.instance.classes.weight: (33, 64) → (18, 64). Such a change begins a new run: give another --out\n"
     )
     assert files_of(out) == files_of(whole)
 
 
-def test_data_of_other_classes_is_refused(launcher: Launcher, tmp_path: Path) -> None:
+def test_data_of_other_classes_is_refused(launcher: RunLauncher, tmp_path: Path) -> None:
     out = tmp_path / "run"
     names = GeneratedScenes.classes
     for name, classes in (("kept", names), ("renamed", [f"c{k}" for k in range(len(names))]), ("fewer", names[:-1])):
         write_folder(tmp_path / name, classes=classes)
-    words = (*WORDS, *settings("method.channels.semantic=23"))
+    words = (*WORDS, *set_args("method.channels.semantic=23"))
     run = launcher.start(*words, "--data", str(tmp_path / "fewer"), out=out)
     assert run.wait() == [2]
-    assert run.said() == (
+    assert run.output() == (
         "error: method.channels.semantic: is 23, but the data 'fewer' has 22 classes. Set it to that, or leave it out\n"
     )
-    run = launcher.start(*WORDS, *settings("training.steps=2"), "--data", str(tmp_path / "kept"), out=out)
-    assert run.wait() == [0], run.said()
+    run = launcher.start(*WORDS, *set_args("training.steps=2"), "--data", str(tmp_path / "kept"), out=out)
+    assert run.wait() == [0], run.output()
     (tmp_path / "kept").rename(tmp_path / "moved")
     for name, found in (("renamed", "23 (c0, c1, c2, …)"), ("fewer", "22 (sky, forest, rock, …)")):
         (tmp_path / name).rename(tmp_path / "kept")  # nothing in the config tells them apart
-        words = (*WORDS, *settings("training.steps=3"), "--data", str(tmp_path / "kept"))
+        words = (*WORDS, *set_args("training.steps=3"), "--data", str(tmp_path / "kept"))
         run = launcher.start(*words, "--resume", "--accept-changes", out=out)
         assert run.wait() == [2]
-        assert run.said() == (
+        assert run.output() == (
             f"error: {out}: was trained on 23 classes (sky, forest, rock, …), but the data has {found}. "
             "Resume with the data of before\n"
         )
         (tmp_path / "kept").rename(tmp_path / name)
 
 
-def test_checkpoints_that_are_damaged_are_passed_over_by_name(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_are_damaged_are_passed_over_by_name(
+    launcher: RunLauncher, whole: Path, tmp_path: Path
+) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "it went off",)
 
     out = tmp_path / "run"
-    words = (*WORDS, *settings("saving.steps=1", "saving.keep_last=8"))
+    words = (*WORDS, *set_args("saving.steps=1", "saving.keep_last=8"))
     assert launcher.start(*words, out=out).wait() == [0]
     folders = [out / "checkpoints" / f"step-{step:08d}" for step in range(1, 9)]
     files = [folder / "tensors.safetensors" for folder in folders]
@@ -374,9 +378,9 @@ def test_checkpoints_that_are_damaged_are_passed_over_by_name(launcher: Launcher
     (folders[4] / "checkpoint.json").write_text('{"model": "vit"}\n')
     files[3].unlink()
     run = launcher.start(*words, "--resume", out=out)
-    assert run.wait() == [0], run.said()
+    assert run.wait() == [0], run.output()
     again = "Restore it, or use another checkpoint"
-    assert run.said().splitlines()[:6] == [
+    assert run.output().splitlines()[:6] == [
         f"{files[7]}: is damaged: its checksum is not the one that was noted when it was written. {again}",
         f"{files[6]}: is damaged: it has {whole_size - 1} bytes, and {whole_size} were written. {again}",
         f"{files[5]}: is a pickle, which can run code when it is read; refused. Use another checkpoint",
@@ -390,20 +394,20 @@ def test_checkpoints_that_are_damaged_are_passed_over_by_name(launcher: Launcher
         file.unlink(missing_ok=True)
     run = launcher.start(*words, "--resume", out=out)
     assert run.wait() == [2]
-    assert run.said().splitlines()[-1] == (
+    assert run.output().splitlines()[-1] == (
         f"error: {out}/checkpoints: no checkpoint is whole. Restore one, or begin anew in another --out"
     )
 
 
-def test_too_many_broken_samples_over_all_processes_end_the_run(launcher: Launcher, tmp_path: Path) -> None:
+def test_too_many_broken_samples_over_all_processes_end_the_run(launcher: RunLauncher, tmp_path: Path) -> None:
     write_folder(tmp_path / "data")
     for key in range(0, 18, 3):
         os.truncate(tmp_path / f"data/rgb/{key:08d}.png", 200)
-    words = (*WORDS, "--data", str(tmp_path / "data"), *settings("data.workers=1"))
-    run = launcher.start(*words, *settings("data.max_broken=0.1"), out=tmp_path / "run", processes=2)
-    assert run.wait() == [2, 2], run.said()
+    words = (*WORDS, "--data", str(tmp_path / "data"), *set_args("data.workers=1"))
+    run = launcher.start(*words, *set_args("data.max_broken=0.1"), out=tmp_path / "run", num_processes=2)
+    assert run.wait() == [2, 2], run.output()
     for rank in range(2):  # neither has as many by itself
-        assert run.said(rank).splitlines()[-1] == (
+        assert run.output(rank).splitlines()[-1] == (
             "error: 4 of 32 samples are broken, more than the 10.00% that may be skipped (data.max_broken). "
             "List them with `c2fmae data check`"
         )
@@ -412,20 +416,20 @@ def test_too_many_broken_samples_over_all_processes_end_the_run(launcher: Launch
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_data_worker_that_dies_ends_the_run_with_a_sentence(
-    launcher: Launcher, tmp_path: Path, processes: int
+    launcher: RunLauncher, tmp_path: Path, processes: int
 ) -> None:
-    words = (*WORDS, *LONGER, *settings("data.workers=2"))
-    run = launcher.start(*words, out=tmp_path / "run", processes=processes)
+    words = (*WORDS, *LONGER, *set_args("data.workers=2"))
+    run = launcher.start(*words, out=tmp_path / "run", num_processes=processes)
     run.wait_for_step(2)
     last = run.pids[-1]
     worker = Path(f"/proc/{last}/task/{last}/children").read_text().split()[0]
     os.kill(int(worker), signal.SIGKILL)
     assert run.wait() == ([2] if processes == 1 else [1, 2])
     why = "a worker process died, most likely because memory ran out. Run again with fewer workers"
-    assert run.said(processes - 1).splitlines()[-1] == f"error: {why}"
+    assert run.output(processes - 1).splitlines()[-1] == f"error: {why}"
     if processes == 2:
-        assert run.said().splitlines()[-1] == f"error: process 0 ends, since process 1 failed: UserError: {why}"
-    assert "Traceback" not in run.said()
+        assert run.output().splitlines()[-1] == f"error: process 0 ends, since process 1 failed: UserError: {why}"
+    assert "Traceback" not in run.output()
 
 
 def small_disk(folder: Path, size: str) -> None:
@@ -446,7 +450,7 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("disk", ["10m"], indirect=True)
-def test_a_disk_without_room_is_refused_before_the_first_step(launcher: Launcher, whole: Path, disk: Path) -> None:
+def test_a_disk_without_room_is_refused_before_the_first_step(launcher: RunLauncher, whole: Path, disk: Path) -> None:
     out = disk / "run"
     tensors = load_checkpoint(whole / "checkpoints/step-00000008").tensors
     needed = 3 * 3 * sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("model/"))
@@ -457,31 +461,31 @@ def test_a_disk_without_room_is_refused_before_the_first_step(launcher: Launcher
     )
     run = launcher.start(*WORDS, out=out)
     assert run.wait() == [2]
-    assert run.said() == f"error: {why}\n"
-    run = launcher.start(*WORDS, out=out, processes=2)
+    assert run.output() == f"error: {why}\n"
+    run = launcher.start(*WORDS, out=out, num_processes=2)
     assert run.wait() == [2, 1]
-    assert run.said() == f"error: {why}\n"
-    assert run.said(1) == f"process 1 ends, since process 0 failed: UserError: {why}\n"
+    assert run.output() == f"error: {why}\n"
+    assert run.output(1) == f"process 1 ends, since process 0 failed: UserError: {why}\n"
     subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
     run = launcher.start(*WORDS, out=out)  # nothing of the first try is in its way
-    assert run.wait() == [0], run.said()
+    assert run.wait() == [0], run.output()
     assert_ends_as(whole, out)
 
 
 @pytest.mark.parametrize("disk", ["24m"], indirect=True)
 @pytest.mark.parametrize("left", [1 << 20, 0])
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(
-    launcher: Launcher, whole: Path, disk: Path, left: int
+    launcher: RunLauncher, whole: Path, disk: Path, left: int
 ) -> None:
     out, ballast = disk / "run", disk / "ballast"
-    run = launcher.start(*WORDS, out=out, before=SLOW)
+    run = launcher.start(*WORDS, out=out, setup_code=SLOW)
     run.wait_for_step(5)
-    until(lambda: steps_of(out) == [4], run)
+    wait_until(lambda: steps_of(out) == [4], run)
     with ballast.open("wb") as file, suppress(OSError):
         file.write(bytes(max(shutil.disk_usage(disk).free - left, 0)))
         file.flush()
     assert run.wait() == [2]
-    last = run.said().splitlines()[-1]
+    last = run.output().splitlines()[-1]
     if left:
         assert last == (
             f"error: {out}/checkpoints: the checkpoint of step 8 could not be written: No space left on device. "
@@ -493,77 +497,77 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_the_run_goes_on_when
     assert steps_of(out) == [4]
     ballast.unlink()
     run = launcher.start(*WORDS, "--resume", out=out)
-    assert run.wait() == [0], run.said()
+    assert run.wait() == [0], run.output()
     assert_ends_as(whole, out)
 
 
 @pytest.mark.parametrize("disk", ["40m"], indirect=True)
-def test_a_disk_that_cannot_be_written_to_is_refused(launcher: Launcher, whole: Path, disk: Path) -> None:
+def test_a_disk_that_cannot_be_written_to_is_refused(launcher: RunLauncher, whole: Path, disk: Path) -> None:
     shutil.copytree(whole, disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for out in (disk / "run", disk / "new"):
         run = launcher.start(*WORDS, "--resume", out=out)
         assert run.wait() == [2]
-        assert run.said() == f"error: {out}: cannot be used: Read-only file system. Give another --out\n"
+        assert run.output() == f"error: {out}: cannot be used: Read-only file system. Give another --out\n"
 
 
 def test_weights_to_start_from_survive_a_kill_before_the_first_checkpoint(
-    launcher: Launcher, whole: Path, tmp_path: Path
+    launcher: RunLauncher, whole: Path, tmp_path: Path
 ) -> None:
-    words = (*WORDS, *settings(f"init={whole}"))
+    words = (*WORDS, *set_args(f"init={whole}"))
     never = launcher.start(*words, out=tmp_path / "never")
-    assert never.wait() == [0], never.said()
-    run = launcher.start(*words, out=tmp_path / "killed", before=SLOW)
+    assert never.wait() == [0], never.output()
+    run = launcher.start(*words, out=tmp_path / "killed", setup_code=SLOW)
     run.wait_for_step(2)
     run.send(signal.SIGKILL)
     run.wait()
     assert steps_of(run.out) == []
     again = launcher.start(*words, "--resume", out=run.out)
-    assert again.wait() == [0], again.said()
+    assert again.wait() == [0], again.output()
     assert_ends_as(never.out, run.out)
 
 
-def test_checkpoints_of_every_so_many_steps_are_saved_and_kept(launcher: Launcher, tmp_path: Path) -> None:
-    words = settings("saving.steps=null", "saving.keep_every=3", "saving.keep_last=1")
+def test_checkpoints_of_every_so_many_steps_are_saved_and_kept(launcher: RunLauncher, tmp_path: Path) -> None:
+    words = set_args("saving.steps=null", "saving.keep_every=3", "saving.keep_last=1")
     run = launcher.start(*WORDS, *words, out=tmp_path / "run")
-    assert run.wait() == [0], run.said()
+    assert run.wait() == [0], run.output()
     assert steps_of(run.out) == [3, 6, 8]
 
 
-def test_data_that_grew_is_shown_as_a_change(launcher: Launcher, tmp_path: Path) -> None:
+def test_data_that_grew_is_shown_as_a_change(launcher: RunLauncher, tmp_path: Path) -> None:
     run = launcher.start(*WORDS, out=tmp_path / "run")
-    assert run.wait() == [0], run.said()
+    assert run.wait() == [0], run.output()
     checkpoint = load_checkpoint(run.out / "checkpoints" / "step-00000008")
     shutil.rmtree(run.out / "checkpoints")
-    facts = {**checkpoint.facts, "samples": 50}
+    facts = {**checkpoint.metadata, "samples": 50}
     save_checkpoint(run.out / "checkpoints", Checkpoint(8, checkpoint.tensors, facts))
     again = launcher.start(*WORDS, "--resume", out=run.out)
     assert again.wait() == [2]
-    assert "\n  samples of the data: 50 → 64" in again.said()
+    assert "\n  samples of the data: 50 → 64" in again.output()
 
 
-def test_a_file_with_a_checkpoints_name_is_passed_over(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
+def test_a_file_with_a_checkpoints_name_is_passed_over(launcher: RunLauncher, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "checkpoints" / "step-00000099").touch()
     again = launcher.start(*WORDS, "--resume", out=out)
-    assert again.wait() == [0], again.said()
-    assert "step-00000099: is not a checkpoint" in again.said()
+    assert again.wait() == [0], again.output()
+    assert "step-00000099: is not a checkpoint" in again.output()
 
 
-def test_checkpoints_without_a_config_are_not_gone_on_with(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
+def test_checkpoints_without_a_config_are_not_gone_on_with(launcher: RunLauncher, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole / "checkpoints", out / "checkpoints")
     run = launcher.start(*WORDS, "--resume", out=out)
     assert run.wait() == [2]
-    assert f"{out}: has checkpoints, but no config.yaml that tells of what. Give another --out" in run.said()
+    assert f"{out}: has checkpoints, but no config.yaml that tells of what. Give another --out" in run.output()
 
 
-def test_a_page_that_cannot_be_written_does_not_spoil_a_run(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
-    run = launcher.start(*WORDS, out=tmp_path / "run", before=SLOW)
+def test_a_page_that_cannot_be_written_does_not_spoil_a_run(launcher: RunLauncher, whole: Path, tmp_path: Path) -> None:
+    run = launcher.start(*WORDS, out=tmp_path / "run", setup_code=SLOW)
     run.wait_for_step(1)
     (run.out / "pictures").mkdir()
     (run.out / "pictures" / "step-00000001.png").touch()
-    assert run.wait() == [0], run.said()
+    assert run.wait() == [0], run.output()
     assert state_of(run.out) == {"status": "finished", "step": 8}
-    assert "report.html: could not be written: " in run.said()
+    assert "report.html: could not be written: " in run.output()

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from c2fmae.core.experiment import Outcome
-from c2fmae.eval.probes import Scores
-from c2fmae.eval.probes.patch_classifier import DenseScores
-from c2fmae.quickstart import probe_table, quickstart
-from c2fmae.recipes.config import read_recipe
-from c2fmae.report import as_lines
+from c2fmae.core.experiment import RunOutcome
+from c2fmae.eval.probes import ProbeScores
+from c2fmae.eval.probes.patch_classifier import PatchScores
+from c2fmae.quickstart import build_probe_table, quickstart
+from c2fmae.recipes.config import load_recipe
+from c2fmae.report import table_to_lines
 
 SHORT = [
     "training.steps=4",
@@ -33,7 +33,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quickstart") / "run"
-    assert quickstart(read_recipe("c2fmae-tiny", SHORT), out, learn_from=48, try_on=16) == Outcome("finished", 4)
+    assert quickstart(load_recipe("c2fmae-tiny", SHORT), out, num_train=48, num_test=16) == RunOutcome("finished", 4)
     return out / "report.html"
 
 
@@ -58,14 +58,14 @@ def test_run_again_it_trains_no_more_and_makes_the_page_anew(page: Path) -> None
     metrics, text = page.parent / "metrics.jsonl", page.read_text(encoding="utf-8")
     before = metrics.read_bytes()
     page.unlink()
-    quickstart(read_recipe("c2fmae-tiny", SHORT), page.parent, learn_from=48, try_on=16)
+    quickstart(load_recipe("c2fmae-tiny", SHORT), page.parent, num_train=48, num_test=16)
     assert metrics.read_bytes() == before
     assert page.read_text(encoding="utf-8") == text
 
 
 def test_scores_become_lines_to_read() -> None:
-    scores = {"trained": Scores(0.5, 0.755, DenseScores(0.4, 0.9)), "colours": Scores(None, None, None)}
-    assert as_lines(probe_table(scores, 10, 5)) == [
+    scores = {"trained": ProbeScores(0.5, 0.755, PatchScores(0.4, 0.9)), "colours": ProbeScores(None, None, None)}
+    assert table_to_lines(build_probe_table(scores, 10, 5)) == [
         "frozen features of  k-NN, %  linear, %  patches, mIoU %",
         "trained             50.0     75.5       40.0",
         "colours             –        –          –",

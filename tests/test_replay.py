@@ -8,12 +8,12 @@ import torch
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_dir import RunFolder, read_rows
-from c2fmae.pretrain import pretrain, set_up
-from c2fmae.recipes.config import RecipeConfig, read_recipe
-from c2fmae.replay import look_through, replay
+from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.pretrain import build_pretraining, pretrain
+from c2fmae.recipes.config import RecipeConfig, load_recipe
+from c2fmae.replay import compute_sample_losses, replay_step
 
-CONFIG = read_recipe(
+CONFIG = load_recipe(
     "c2fmae-debug",
     [
         "training.steps=3",
@@ -35,8 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_step_replayed_has_the_losses_that_it_had(run: Path) -> None:
-    row = next(row for row in read_rows(RunFolder(run).metrics) if row["step"] == 3)
-    lines = replay(read_recipe(str(run)), run, 3).splitlines()
+    row = next(row for row in read_rows(RunDir(run).metrics) if row["step"] == 3)
+    lines = replay_step(load_recipe(str(run)), run, 3).splitlines()
     assert lines[0] == "step 3: 8 samples, with the weights after step 2"
     expected = ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in ("semantic", "instance", "rgb"))
     assert lines[1] == f"losses: {expected}"
@@ -45,21 +45,23 @@ def test_a_step_replayed_has_the_losses_that_it_had(run: Path) -> None:
 
 
 def test_weights_that_are_not_the_steps_own_are_said_to_be_others(run: Path) -> None:
-    assert replay(read_recipe(str(run)), run, 1).splitlines()[0] == "step 1: 8 samples, with the weights after step 0"
+    assert (
+        replay_step(load_recipe(str(run)), run, 1).splitlines()[0] == "step 1: 8 samples, with the weights after step 0"
+    )
     (run / "checkpoints/step-00000002").rename(run / "set-aside")
     try:
-        assert replay(read_recipe(str(run)), run, 3).splitlines()[1] == "  (the run's own were later ones)"
+        assert replay_step(load_recipe(str(run)), run, 3).splitlines()[1] == "  (the run's own were later ones)"
     finally:
         (run / "set-aside").rename(run / "checkpoints/step-00000002")
 
 
 def test_the_first_module_that_is_not_finite_is_named_and_so_is_the_sample() -> None:
-    it = set_up(CONFIG, World())
-    with it.batches(0) as batches:
-        (part,) = it.task.split(next(batches), parts=1, step=0, progress=0.0, world=it.world)
+    it = build_pretraining(CONFIG, World())
+    with it.open_batches(0) as batches:
+        (part,) = it.task.split(next(batches), num_micro_batches=1, step=0, progress=0.0, world=it.world)
     with torch.no_grad():
         it.method.model.get_submodule("heads.instance").weight.fill_(torch.nan)  # type: ignore[operator]
-    losses, culprits = look_through(it, [part])
+    losses, culprits = compute_sample_losses(it, [part])
     assert culprits == ["heads.instance"]
     assert losses["instance"].isnan().all()
     assert losses["rgb"].isfinite().all()
@@ -68,12 +70,12 @@ def test_the_first_module_that_is_not_finite_is_named_and_so_is_the_sample() -> 
 
 def test_a_step_that_the_run_does_not_have_is_refused(run: Path) -> None:
     with pytest.raises(UserError) as caught:
-        replay(read_recipe(str(run)), run, 4)
+        replay_step(load_recipe(str(run)), run, 4)
     assert str(caught.value) == "--replay 4: the run has steps 1 to 3"
 
 
 def test_a_runs_own_config_is_a_recipe(run: Path) -> None:
-    config = read_recipe(str(run))
+    config = load_recipe(str(run))
     assert isinstance(config, RecipeConfig)
     assert config.method.channels == {"semantic": 23, "rgb": 3}  # as the data has them
     assert json.loads((run / "state.json").read_text())["status"] == "finished"

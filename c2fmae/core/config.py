@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from c2fmae.core.errors import UserError, did_you_mean
 
-Count = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 """A whole number of things, at least one."""
 
 C = TypeVar("C", bound="Config")  # not Self: beartype, in the run with shape checks, does not know it
@@ -27,13 +27,15 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
-    def read(cls: type[C], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None) -> C:
+    def from_dict(
+        cls: type[C], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None
+    ) -> C:
         """Build from plain values with `a.b=value` overrides on top; every problem is in the one error."""
-        tree, problems = _assign(dict(values), overrides)
+        tree, problems = _apply_overrides(dict(values), overrides)
         try:
             config = cls.model_validate(tree)
         except ValidationError as error:
-            problems += [describe_problem(cls, details) for details in error.errors()]
+            problems += [describe_validation_error(cls, details) for details in error.errors()]
         else:
             if not problems:
                 return config
@@ -45,11 +47,11 @@ class Config(BaseModel):
     @classmethod
     def from_yaml(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
         """Read a YAML file."""
-        return cls.read(read_yaml(path), overrides, source=str(path))
+        return cls.from_dict(read_yaml(path), overrides, source=str(path))
 
     def override(self: C, overrides: Iterable[str]) -> C:
         """Return a copy with `a.b=value` changes, checked like a config that is read."""
-        return self.read(self.model_dump(), overrides, source="--set")
+        return self.from_dict(self.model_dump(), overrides, source="--set")
 
     def to_yaml(self) -> str:
         """Return the full config as YAML; reading it back gives an equal one."""
@@ -63,21 +65,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        values = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader too
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader too
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{path}: {place}{error.problem}") from error
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {position}{error.problem}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {_kind(values)}")
+        raise UserError(f"{path}: expected `key: value` lines, found {_describe_type(values)}")
     return values
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
@@ -89,7 +91,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _assign(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     problems = []
     for override in overrides:
         path, is_assignment, text = override.partition("=")
@@ -106,7 +108,9 @@ def _assign(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, A
             child = node.get(key)
             child = {} if child is None else child  # settings that may be left out are null until one is given
             if not isinstance(child, dict):
-                problems.append(f"{path}: {'.'.join(keys[:depth])} is {_kind(child)} and has no settings of its own")
+                problems.append(
+                    f"{path}: {'.'.join(keys[:depth])} is {_describe_type(child)} and has no settings of its own"
+                )
                 break
             node[key] = child = dict(child)  # the caller's mapping stays as it was
             node = child
@@ -115,12 +119,12 @@ def _assign(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, A
     return tree, problems
 
 
-def describe_problem(cls: type[Config], details: ErrorDetails, place: tuple[int | str, ...] = ()) -> str:
+def describe_validation_error(cls: type[Config], details: ErrorDetails, prefix: tuple[int | str, ...] = ()) -> str:
     """Put one of pydantic's errors into a sentence that starts with the dotted path."""
-    path = ".".join(map(str, (*place, *details["loc"])))
+    path = ".".join(map(str, (*prefix, *details["loc"])))
     match details["type"]:
         case "extra_forbidden":
-            known = _fields(cls, details["loc"][:-1])
+            known = _field_names(cls, details["loc"][:-1])
             hint = did_you_mean(str(details["loc"][-1]), known) or f"Known: {', '.join(known)}"
             text = f"no such setting. {hint}"
         case "missing":
@@ -146,11 +150,15 @@ def _split_choices(expected: str) -> list[str]:
     return expected.replace(" or ", ", ").split(", ")
 
 
-def _fields(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def _field_names(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Return the settings that exist at a dotted path."""
     for key in path:
         if isinstance(key, str) and key in cls.model_fields:
-            inner = [kind for kind in _unwrap(cls.model_fields[key].annotation) if issubclass(kind, BaseModel)]
+            inner = [
+                config_class
+                for config_class in _unwrap(cls.model_fields[key].annotation)
+                if issubclass(config_class, BaseModel)
+            ]
             if not inner:
                 return []
             cls = inner[0]
@@ -164,7 +172,7 @@ def _unwrap(annotation: Any) -> list[type]:
     return [annotation] if isinstance(annotation, type) else []
 
 
-def _kind(value: object) -> str:
+def _describe_type(value: object) -> str:
     return {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}.get(
         type(value), type(value).__name__
     )

@@ -21,14 +21,20 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from c2fmae.core.errors import RunError, UserError
-from c2fmae.core.sharding import shard
+from c2fmae.core.sharding import shard_model
 
-Device = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 
-_FAILED = "failed"  # the key under which a process leaves its last words for the others
-_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset", "Broken pipe", "remote process exited")
-_GLANCE = 1.0  # seconds between two looks for such words
-PATIENCE = timedelta(minutes=30)
+_FAILURE_KEY = "failed"  # the key under which a process leaves its last words for the others
+_LOST_PEER_MESSAGES = (
+    "gloo/transport",
+    "Connection closed by peer",
+    "Connection reset",
+    "Broken pipe",
+    "remote process exited",
+)
+_POLL_SECONDS = 1.0  # seconds between two looks for such words
+TIMEOUT = timedelta(minutes=30)
 """For a process that is slow to read its first batch. One that is gone is noticed at once."""
 
 
@@ -41,32 +47,32 @@ class World:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - is immutable
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def add(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """Add a tensor up over the processes, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def shard(self, model: nn.Module) -> None:
+    def shard_model(self, model: nn.Module) -> None:
         """Share a model's weights out over the processes, in place; to be done before there is an optimiser."""
         if self.size > 1:
-            shard(model, self.device, self.size)
+            shard_model(model, self.device, self.size)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """Return the model whose backward averages gradients over the processes."""
         if self.size == 1 or isinstance(model, FSDPModule):
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         if self.size > 2 and self.device.type == "cpu":
-            wrapped.register_comm_hook(self.size, _average_in_order)
+            wrapped.register_comm_hook(self.size, _average_in_rank_order)
         return wrapped
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Return the first process's value in all of them."""
         if self.size == 1:
             return value
@@ -74,14 +80,14 @@ class World:
         dist.broadcast_object_list(values)  # between processes of one run; never from a file
         return values[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
 
-def _average_in_order(
-    size: int,
+def _average_in_rank_order(
+    world_size: int,
     bucket: dist.GradBucket,  # type: ignore[name-defined]  # DDP insists on this annotation
 ) -> torch.futures.Future[Tensor]:
     """Average gradients in the order of the processes.
@@ -90,62 +96,62 @@ def _average_in_order(
     step of every start: a resumed run would differ in its last bits from one that was never killed. Two numbers add up
     to the same either way.
     """
-    parts = [torch.empty_like(bucket.buffer()) for _ in range(size)]
+    parts = [torch.empty_like(bucket.buffer()) for _ in range(world_size)]
     gathering = dist.all_gather(parts, bucket.buffer(), async_op=True)
     assert gathering is not None
-    return gathering.get_future().then(lambda _: sum(parts[1:], start=parts[0]) / size)
+    return gathering.get_future().then(lambda _: sum(parts[1:], start=parts[0]) / world_size)
 
 
-def reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+def gradient_sync(model: nn.Module, *, is_last_micro_batch: bool) -> AbstractContextManager[None]:
     """Return a context in which gradients stay in this process, but for the last micro-batch's."""
-    if isinstance(model, DistributedDataParallel) and not is_last:
+    if isinstance(model, DistributedDataParallel) and not is_last_micro_batch:
         return model.no_sync()
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(is_last)
+        model.set_requires_gradient_sync(is_last_micro_batch)
     return nullcontext()
 
 
-def alone(device: Device = "auto") -> World:
+def single_process(device: DeviceName = "auto") -> World:
     """Return the world of a single process."""
-    return World(device=_device(device, 0))
+    return World(device=_select_device(device, 0))
 
 
 @contextmanager
-def join_world(device: Device = "auto", *, patience: timedelta = PATIENCE) -> Iterator[World]:
+def init_distributed(device: DeviceName = "auto", *, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """Meet the other processes of the run, if there are any, and leave them in order.
 
     A process that fails tells the others, which then end too, within seconds, wherever they wait.
     """
-    place = read_place(os.environ)
-    if place is None:
-        yield alone(device)
+    launch_variables = read_launch_variables(os.environ)
+    if launch_variables is None:
+        yield single_process(device)
         return
-    os.environ |= place
-    rank, size, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    where = _device(device, local)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=patience)
+    os.environ |= launch_variables
+    rank, size, local = (int(launch_variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    torch_device = _select_device(device, local)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo", timeout=timeout)
     store = dist.distributed_c10d._get_default_store()
-    is_over = threading.Event()
-    watch = threading.Thread(target=_end_with_the_others, args=(store, rank, is_over), daemon=True)
-    watch.start()
+    is_done = threading.Event()
+    monitor = threading.Thread(target=_exit_on_peer_failure, args=(store, rank, is_done), daemon=True)
+    monitor.start()
     try:
-        yield World(rank, size, where)
+        yield World(rank, size, torch_device)
         dist.barrier()  # nobody takes the store away from those who still work
-        is_over.set()
+        is_done.set()
         dist.destroy_process_group()
     except BaseException as error:
-        is_over.set()
-        _end_readably(error, store, rank)
+        is_done.set()
+        _report_failure(error, store, rank)
         raise
 
 
-def read_place(environ: Mapping[str, str]) -> dict[str, str] | None:
+def read_launch_variables(environ: Mapping[str, str]) -> dict[str, str] | None:
     """Return what torch needs to know to meet the others, by torchrun's variables or srun's; None where alone.
 
     >>> slurm = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123"}
-    >>> read_place(slurm | {"SLURM_STEP_NODELIST": "gpu[07-08,11]"})["MASTER_ADDR"]
+    >>> read_launch_variables(slurm | {"SLURM_STEP_NODELIST": "gpu[07-08,11]"})["MASTER_ADDR"]
     'gpu07'
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
@@ -175,8 +181,8 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0] if first else nodes)
 
 
-def _device(wanted: Device, local_rank: int) -> torch.device:
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+def _select_device(device_name: DeviceName, local_rank: int) -> torch.device:
+    if device_name == "cpu" or (device_name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
@@ -186,46 +192,48 @@ def _device(wanted: Device, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _end_readably(error: BaseException, store: Any, rank: int) -> None:
+def _report_failure(error: BaseException, store: Any, rank: int) -> None:
     """Tell the others why this process ends; or, where it lost one of them, say that instead of what torch says."""
-    if is_lost(error):
-        words = _last_words(store)
-        why = f"process {words[0]} failed: {words[1]}" if words else "another was killed, or its machine is gone"
-        raise RunError(f"process {rank} ends, since {why}") from None
+    if is_lost_peer_error(error):
+        failure = _read_failure_reason(store)
+        reason = (
+            f"process {failure[0]} failed: {failure[1]}" if failure else "another was killed, or its machine is gone"
+        )
+        raise RunError(f"process {rank} ends, since {reason}") from None
     with suppress(Exception):  # whoever keeps the store may be gone too
-        store.set(_FAILED, f"{rank}:{type(error).__name__}: {error}")
+        store.set(_FAILURE_KEY, f"{rank}:{type(error).__name__}: {error}")
     if rank == 0:
-        time.sleep(2 * _GLANCE)  # it may be the one that keeps the store: let the others look
+        time.sleep(2 * _POLL_SECONDS)  # it may be the one that keeps the store: let the others look
 
 
-def is_lost(error: BaseException) -> bool:
+def is_lost_peer_error(error: BaseException) -> bool:
     """Return whether an error is torch's way of saying that another process is gone."""
     is_torch = isinstance(error, RuntimeError) and not isinstance(error, RunError)
-    return is_torch and any(word in str(error) for word in _LOST)
+    return is_torch and any(word in str(error) for word in _LOST_PEER_MESSAGES)
 
 
-def _last_words(store: Any) -> tuple[str, str] | None:
+def _read_failure_reason(store: Any) -> tuple[str, str] | None:
     """Return who failed and why, as it said itself, within three glances."""
     for _ in range(3):
         try:
-            if store.check([_FAILED]):
-                who, _, why = store.get(_FAILED).decode().partition(":")
-                return who, why
+            if store.check([_FAILURE_KEY]):
+                rank, _, reason = store.get(_FAILURE_KEY).decode().partition(":")
+                return rank, reason
         except Exception:  # the process that keeps the store is gone
             return None
-        time.sleep(_GLANCE)
+        time.sleep(_POLL_SECONDS)
     return None
 
 
-def _end_with_the_others(store: Any, rank: int, is_over: threading.Event) -> None:
+def _exit_on_peer_failure(store: Any, rank: int, is_done: threading.Event) -> None:
     """Look for the last words of a process that failed; whoever waits for it in a collective cannot look."""
-    while not is_over.wait(_GLANCE):
+    while not is_done.wait(_POLL_SECONDS):
         try:
-            if not store.check([_FAILED]):
+            if not store.check([_FAILURE_KEY]):
                 continue
-            who, _, why = store.get(_FAILED).decode().partition(":")
+            failed_rank, _, reason = store.get(_FAILURE_KEY).decode().partition(":")
         except Exception:
-            who, why = "0", "it is gone"
-        if int(who) != rank and not is_over.wait(_GLANCE / 2):  # by itself it may fail more readably
-            print(f"process {rank} ends, since process {who} failed: {why}", file=sys.stderr, flush=True)
+            failed_rank, reason = "0", "it is gone"
+        if int(failed_rank) != rank and not is_done.wait(_POLL_SECONDS / 2):  # by itself it may fail more readably
+            print(f"process {rank} ends, since process {failed_rank} failed: {reason}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -3,17 +3,20 @@
 import torch
 from torch import Tensor, nn
 
-from c2fmae.core.sharding import own_part
+from c2fmae.core.sharding import to_local_tensor
 
 
-def average_of(model: nn.Module) -> dict[str, Tensor]:
+def init_ema(model: nn.Module) -> dict[str, Tensor]:
     """Return the average before the first step: the weights as they are."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @torch.no_grad()
-def follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     """Move the average towards the weights: `decay` of it stays. 0 is the weights themselves, 1 never moves."""
     weights = dict(model.named_parameters())
-    slow, fast = [*map(own_part, average.values())], [own_part(weights[name]) for name in average]
-    torch._foreach_lerp_(slow, fast, 1 - decay)
+    ema_tensors, weight_tensors = (
+        [*map(to_local_tensor, ema.values())],
+        [to_local_tensor(weights[name]) for name in ema],
+    )
+    torch._foreach_lerp_(ema_tensors, weight_tensors, 1 - decay)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-_VARIABLES = (
+_VARIABLE_PREFIXES = (
     "ATEN_",
     "CUBLAS_",
     "CUDNN_",
@@ -26,7 +26,7 @@ _VARIABLES = (
 )
 """How the names of variables begin that change what is computed, or how."""
 
-_EXACT = {
+_EXACT_RESUME_KEYS = {
     ("torch", "version"): "torch",
     ("torch", "build"): "torch's build",
     ("torch", "threads"): "threads",
@@ -39,11 +39,11 @@ _EXACT = {
 """What must be the same for a resumed run to end in the same bits."""
 
 
-def environment(**facts: Any) -> dict[str, Any]:
-    """Describe versions, machine and settings; `facts` are what only the run knows, as `world_size` and `compile`."""
+def collect_environment(**extra: Any) -> dict[str, Any]:
+    """Describe versions, machine and settings; `extra` are what only the run knows, as `world_size` and `compile`."""
     return {
         "c2fmae": version("c2fmae"),
-        "revision": _revision(Path(__file__).parents[2]),
+        "revision": _git_revision(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": {
@@ -58,34 +58,34 @@ def environment(**facts: Any) -> dict[str, Any]:
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
         **{package: version(package) for package in ("timm", "torchvision", "numpy")},
-        "cpu": f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)},
-        **facts,
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLE_PREFIXES)},
+        **extra,
     }
 
 
-def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def describe_environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Say what is not as it was, of all that an exact resume depends on.
 
-    >>> environment_changes({"timm": "1.0.20", "world_size": 2}, {"timm": "1.0.31", "world_size": 2})
+    >>> describe_environment_changes({"timm": "1.0.20", "world_size": 2}, {"timm": "1.0.31", "world_size": 2})
     ['timm 1.0.20 → 1.0.31']
     """
     changes = {}
-    for place, name in _EXACT.items():
-        before, after = _at(old, place), _at(new, place)
+    for keys, name in _EXACT_RESUME_KEYS.items():
+        before, after = _get_nested(old, keys), _get_nested(new, keys)
         if before != after and not (name == "torch's build" and "torch" in changes):
-            changes[name] = f"{name} {_say(before)} → {_say(after)}"
+            changes[name] = f"{name} {_format_value(before)} → {_format_value(after)}"
     return list(changes.values())
 
 
-def _at(tree: Any, place: tuple[str, ...]) -> Any:
-    for key in place:
+def _get_nested(tree: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
-def _say(value: Any) -> str:
+def _format_value(value: Any) -> str:
     match value:
         case None:
             return "unknown"
@@ -97,23 +97,23 @@ def _say(value: Any) -> str:
             return str(value)
 
 
-def _revision(root: Path) -> str | None:
+def _git_revision(root: Path) -> str | None:
     """Return the commit of a checkout, and whether files differ from it; None for an installed package."""
     if not (root / ".git").exists():
         return None
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return f"{commit}{', changed' if _git(root, 'status', '--porcelain', '--untracked-files=no') else ''}"
+        commit = _run_git(root, "rev-parse", "HEAD")
+        return f"{commit}{', changed' if _run_git(root, 'status', '--porcelain', '--untracked-files=no') else ''}"
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _run_git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
 
-def _cpu() -> str:
+def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -25,8 +25,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {nearest[0]!r}?" if nearest else ""
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
+def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not there, with the nearest one and all that are."""
     known = sorted(known)
-    parts = [f"no {what} named {name!r}.", did_you_mean(name, known), f"Known: {', '.join(known) or 'none'}"]
+    parts = [f"no {kind} named {name!r}.", did_you_mean(name, known), f"Known: {', '.join(known) or 'none'}"]
     return UserError(" ".join(part for part in parts if part))

@@ -12,18 +12,18 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from c2fmae.core.checkpoint import checkpoints_in
+from c2fmae.core.checkpoint import list_checkpoints
 from c2fmae.core.config import Config
-from c2fmae.core.distributed import World, is_lost
+from c2fmae.core.distributed import World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
-from c2fmae.core.loop import Loop, Report, Task, Training
-from c2fmae.core.resume import begin
-from c2fmae.core.run_dir import RunFolder, open_run
+from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState
+from c2fmae.core.resume import start_or_resume
+from c2fmae.core.run_dir import RunDir, open_run_dir
 from c2fmae.core.saving import Saver, SavingConfig
-from c2fmae.core.signals import Stop, catching_signals
-from c2fmae.core.trackers import require
-from c2fmae.core.training import Plan, TrainingConfig
-from c2fmae.core.watching import Watch, WatchingConfig
+from c2fmae.core.signals import StopRequest, catch_signals
+from c2fmae.core.trackers import import_tracker
+from c2fmae.core.training import TrainingConfig, TrainingPlan
+from c2fmae.core.watching import RunLogger, WatchingConfig
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,12 @@ class ExperimentConfig(Config):
     watching: WatchingConfig = WatchingConfig()
 
 
-class Batches(Protocol):
+class BatchIterator(Protocol):
     """Batches one after the other."""
 
-    skipped: set[str]
+    skip_reasons: set[str]
     """What was wrong with samples that were replaced."""
-    seconds_waited: float
+    wait_seconds: float
     """Time that whoever asks for batches had to wait for them."""
 
     def __iter__(self) -> Iterator[Any]: ...
@@ -52,13 +52,10 @@ class Batches(Protocol):
 class Experiment(ABC):
     """What is trained, on what, and how it is looked at meanwhile."""
 
-    plan: Plan
+    config: ExperimentConfig
+    """Fitted to the data."""
+    plan: TrainingPlan
     world: World
-
-    @property
-    @abstractmethod
-    def settings(self) -> ExperimentConfig:
-        """The config, fitted to the data."""
 
     @property
     @abstractmethod
@@ -71,149 +68,160 @@ class Experiment(ABC):
         """How it learns."""
 
     @abstractmethod
-    def batches(self, step: int) -> AbstractContextManager[Batches]:
+    def open_batches(self, step: int) -> AbstractContextManager[BatchIterator]:
         """Give the batches from a step on: where they are in the data is a function of the step."""
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint says beside its tensors: `config`, `classes`, `samples` and more."""
 
     @abstractmethod
-    def refuse_broken(self, count: int) -> None:
+    def check_broken(self, num_broken: int) -> None:
         """End the run where so many samples, over all processes, are more than may be broken."""
 
     @abstractmethod
-    def look(self, training: Training, run: RunFolder, watch: Watch, *, is_again: bool = False) -> None:
-        """Measure and draw what is due after a step; `is_again` where that may have been done before."""
+    def evaluate(
+        self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
+    ) -> None:
+        """Measure and draw what is due after a step; `is_resuming` where that may have been done before."""
 
     @abstractmethod
-    def write_page(self, run: RunFolder) -> None:
+    def write_report(self, run_dir: RunDir) -> None:
         """Write the page about the run."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended, and the exit code that says so."""
 
     status: Literal["finished", "saved-on-signal"]
     step: int
-    code: int = 0
+    exit_code: int = 0
 
 
 @contextmanager
-def folder_of(out: Path, world: World) -> Iterator[RunFolder]:
+def locked_run_dir(path: Path, world: World) -> Iterator[RunDir]:
     """Open a run's folder: the first process has it to itself, for all."""
-    with open_run(out) if world.is_first else nullcontext(RunFolder(out)) as run:
-        world.wait()
+    with open_run_dir(path) if world.is_main else nullcontext(RunDir(path)) as run:
+        world.barrier()
         yield run
 
 
-def is_new(run: RunFolder, world: World) -> bool:
+def is_new_run(run_dir: RunDir, world: World) -> bool:
     """Return whether nothing has been learned in a folder yet; the same in all processes."""
-    return not world.share(bool(checkpoints_in(run.checkpoints)))
+    return not world.broadcast_object(bool(list_checkpoints(run_dir.checkpoints)))
 
 
-def conduct(it: Experiment, run: RunFolder, *, resume: bool = False, accept_changes: bool = False) -> Outcome:
+def run_experiment(
+    experiment: Experiment, run_dir: RunDir, *, resume: bool = False, accept_changes: bool = False
+) -> RunOutcome:
     """Take an experiment to its end in a folder, or go on with the one that is there."""
-    settings, world = it.settings, it.world
-    training = Training.start(it.model, settings.training)
-    for name in settings.watching.trackers if world.is_first else ():
-        require(name)
-    is_over = begin(
+    config, world = experiment.config, experiment.world
+    training = TrainingState.create(experiment.model, config.training)
+    for name in config.watching.trackers if world.is_main else ():
+        import_tracker(name)
+    is_finished = start_or_resume(
         training,
-        run,
+        run_dir,
         world,
-        settings,
-        it.facts(),
-        steps=it.plan.steps,
-        room=room_for(it, training),
-        compiled=settings.training.compile,
+        config,
+        experiment.metadata(),
+        total_steps=experiment.plan.steps,
+        checkpoint_bytes=checkpoint_bytes(experiment, training),
+        is_compiled=config.training.compile,
         resume=resume,
         accept_changes=accept_changes,
     )
-    if is_over:
-        return Outcome("finished", training.step)
-    if world.is_first:
-        log.info("%s", it.plan)
+    if is_finished:
+        return RunOutcome("finished", training.step)
+    if world.is_main:
+        log.info("%s", experiment.plan)
     try:
-        with catching_signals() as stop:
-            outcome = train(it, training, run, stop)
+        with catch_signals() as stop:
+            outcome = train(experiment, training, run_dir, stop)
     except BaseException as error:
-        if world.is_first:
+        if world.is_main:
             with suppress(UserError):  # on a full disk: what came first is what is to be told
-                why = "another process is gone" if is_lost(error) else str(error) or type(error).__name__
-                run.write_state("failed", step=training.step, why=why)
+                reason = "another process is gone" if is_lost_peer_error(error) else str(error) or type(error).__name__
+                run_dir.write_state("failed", step=training.step, why=reason)
         raise
-    if world.is_first:
-        run.write_state(outcome.status, step=outcome.step)
+    if world.is_main:
+        run_dir.write_state(outcome.status, step=outcome.step)
         try:
-            it.write_page(run)
+            experiment.write_report(run_dir)
         except Exception as error:  # the page is a view of the run, not the run
-            log.warning("%s: could not be written: %s", run.report, error)
+            log.warning("%s: could not be written: %s", run_dir.report, error)
     return outcome
 
 
-def train(it: Experiment, training: Training, run: RunFolder, stop: Stop) -> Outcome:
+def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop: StopRequest) -> RunOutcome:
     """Take steps to the end of the plan, or until somebody says stop."""
-    settings, plan, world = it.settings, it.plan, it.world
-    loop = Loop(it.task, settings.training, plan, world)
+    config, plan, world = experiment.config, experiment.plan, experiment.world
+    loop = TrainingLoop(experiment.task, config.training, plan, world)
     with ExitStack() as stack:
-        batches = stack.enter_context(it.batches(training.step))
-        saver = stack.enter_context(Saver(run.checkpoints, settings.saving, world, it.facts()))
-        watch = stack.enter_context(
-            Watch(
-                run,
-                settings.watching,
+        batches = stack.enter_context(experiment.open_batches(training.step))
+        saver = stack.enter_context(Saver(run_dir.checkpoints, config.saving, world, experiment.metadata()))
+        logger = stack.enter_context(
+            RunLogger(
+                run_dir,
+                config.watching,
                 plan,
-                done=training.step,
-                settings=settings.model_dump(mode="json"),
-                is_quiet=not world.is_first,
+                start_step=training.step,
+                experiment_config=config.model_dump(mode="json"),
+                is_quiet=not world.is_main,
             )
         )
 
-        def ask() -> dict[str, int]:
-            return {"stop": bool(stop), "save": saver.is_late, "broken": len(batches.skipped)}
+        def read_flags() -> dict[str, int]:
+            return {"stop": bool(stop), "save": saver.is_overdue, "broken": len(batches.skip_reasons)}
 
         if training.step:
-            it.look(training, run, watch, is_again=True)  # a run may end between a step and the look that is due
-        for report in loop.steps(training, watch.timed(batches), ask):
-            watch.after(report)
-            it.refuse_broken(report.answers["broken"])
-            if report.trouble is not None:
-                note_trouble(training, run, report, world, most=settings.training.max_bad_steps)
-            is_asked = report.answers["stop"] or report.answers["save"]
-            if is_asked or settings.saving.is_due(training.step, plan.steps):
-                watch.sync()
+            experiment.evaluate(
+                training, run_dir, logger, is_resuming=True
+            )  # a run may end between a step and the look that is due
+        for report in loop.run(training, logger.time_batches(batches), read_flags):
+            logger.log_step(report)
+            experiment.check_broken(report.flags["broken"])
+            if report.skip_details is not None:
+                record_skipped_step(training, run_dir, report, world, max_bad_steps=config.training.max_bad_steps)
+            is_requested = report.flags["stop"] or report.flags["save"]
+            if is_requested or config.saving.is_save_step(training.step, plan.steps):
+                logger.fsync_metrics()
                 saver.save(training)
-            if report.answers["stop"]:
-                return Outcome("saved-on-signal", training.step, stop.code)
-            it.look(training, run, watch)
-    return Outcome("finished", training.step)
+            if report.flags["stop"]:
+                return RunOutcome("saved-on-signal", training.step, stop.exit_code)
+            experiment.evaluate(training, run_dir, logger)
+    return RunOutcome("finished", training.step)
 
 
-def note_trouble(training: Training, run: RunFolder, report: Report, world: World, *, most: int) -> None:
+def record_skipped_step(
+    training: TrainingState, run_dir: RunDir, report: StepReport, world: World, *, max_bad_steps: int
+) -> None:
     """Write down what was in a step that was skipped; too many in a row end the run."""
     name = f"trouble/step-{report.step:08d}-process-{world.rank}.json"
     parts = [
         {key: value if not isinstance(value, float) or isfinite(value) else None for key, value in part.items()}
-        for part in report.trouble or []
+        for part in report.skip_details or []
     ]
     norm = report.values["grad_norm"]
-    trouble = {"step": report.step, "grad_norm": norm if isfinite(norm) else None, "parts": parts}
-    run.write_text(name, json.dumps(trouble, indent=2) + "\n")
-    if training.bad_steps >= most:
-        last = checkpoints_in(run.checkpoints)
-        kept = f"The last checkpoint, {last[-1].name}, is good" if last else "There is no checkpoint yet"
+    details = {"step": report.step, "grad_norm": norm if isfinite(norm) else None, "parts": parts}
+    run_dir.write_text(name, json.dumps(details, indent=2) + "\n")
+    if training.bad_steps >= max_bad_steps:
+        last = list_checkpoints(run_dir.checkpoints)
+        last_checkpoint_note = (
+            f"The last checkpoint, {last[-1].name}, is good" if last else "There is no checkpoint yet"
+        )
         raise RunError(
             f"{training.bad_steps} steps in a row had a loss or gradient that is not finite, the last is step "
-            f"{report.step}. {kept}. {run.path / name} has the samples and losses; try a lower learning rate, "
+            f"{report.step}. {last_checkpoint_note}. {run_dir.path / name} has the samples and losses; try a lower "
+            "learning rate, "
             "training.clip=1, or training.precision=fp32"
         )
 
 
-def room_for(it: Experiment, training: Training) -> int:
+def checkpoint_bytes(experiment: Experiment, training: TrainingState) -> int:
     """Return the bytes that a run's checkpoints will take: weights, two moments and the average, one more than kept."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in training.model.parameters())
-    saving, copies = it.settings.saving, 3 + (training.average is not None)
-    kept = it.plan.steps // saving.keep_every if saving.keep_every else 0
-    return weights * copies * (saving.keep_last + 1 + kept)
+    saving, copies = experiment.config.saving, 3 + (training.ema is not None)
+    num_kept_for_good = experiment.plan.steps // saving.keep_every if saving.keep_every else 0
+    return weights * copies * (saving.keep_last + 1 + num_kept_for_good)

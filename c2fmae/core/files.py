@@ -1,11 +1,13 @@
-"""Files that are there whole or not at all, whatever moment the power goes."""
+"""Files that are written completely or not at all, even when the power fails."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
+from c2fmae.core.errors import UserError
 
-def sync(path: Path) -> None:
+
+def fsync(path: Path) -> None:
     """Wait until the disk has what was written: a file's bytes, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -14,18 +16,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, data: bytes, *, mark: str = "") -> None:
-    """Put bytes in the place of what is there; an error leaves that as it was.
-
-    Until then they lie under a name with a mark, which is for places where several write the same at once.
-    """
-    unfinished = path.with_name(f".{path.name}{mark}.tmp")
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file in one step, and its parent directories: after an error the previous content is unchanged."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several processes may write the same path
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(data)
-        sync(unfinished)
+        fsync(unfinished)
         unfinished.replace(path)
-        sync(path.parent)
-    except BaseException:
+        fsync(path.parent)
+    except BaseException as error:
         with suppress(OSError):
             unfinished.unlink()
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{path}: cannot be written: {error.strerror}. Free space or fix its permissions, then run again"
+            ) from error
         raise

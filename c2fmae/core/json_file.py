@@ -6,18 +6,18 @@ from typing import Any
 
 from c2fmae.core.errors import UserError
 
-_MOST = 1 << 20  # bytes
+_MAX_BYTES = 1 << 20  # bytes
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """Return what a config's file says."""
     try:
         size, text = file.stat().st_size, b""
-        if size <= _MOST:
+        if size <= _MAX_BYTES:
             text = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    if size > _MOST:
+    if size > _MAX_BYTES:
         raise UserError(f"{file}: is no config: it has {size:,} bytes")
     try:
         values = json.loads(text)

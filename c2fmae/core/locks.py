@@ -8,30 +8,30 @@ from pathlib import Path
 
 from c2fmae.core.errors import UserError
 
-_held: set[int] = set()
+_locked_descriptors: set[int] = set()
 
 
 @contextmanager
-def locked(folder: Path, *, or_say: str | None = None) -> Iterator[None]:
+def lock_dir(folder: Path, *, busy_message: str | None = None) -> Iterator[None]:
     """Have a folder to oneself: others wait, or are refused with the sentence given; a process that dies lets it go."""
     descriptor = os.open(folder, os.O_RDONLY)
-    _held.add(descriptor)
+    _locked_descriptors.add(descriptor)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if or_say else 0))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy_message else 0))
         except BlockingIOError as error:
-            raise UserError(f"{or_say}") from error
+            raise UserError(f"{busy_message}") from error
         yield
     finally:
-        if descriptor in _held:
-            _held.remove(descriptor)
+        if descriptor in _locked_descriptors:
+            _locked_descriptors.remove(descriptor)
             os.close(descriptor)
 
 
-def _let_go() -> None:
+def _release_locks_in_child() -> None:
     """A forked worker that outlives its parent would hold what the parent held."""
-    while _held:
-        os.close(_held.pop())
+    while _locked_descriptors:
+        os.close(_locked_descriptors.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_locks_in_child)

@@ -8,7 +8,7 @@ import logging
 import sys
 
 
-def show_log(level: str = "INFO") -> None:
+def configure_logging(level: str = "INFO") -> None:
     """Show the project's log on stderr; calling it again changes the level."""
     log = logging.getLogger("c2fmae")
     log.setLevel(level)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.errors import UserError, unknown_name_error
 
 _FORMAT = "c2fmae-masks-1"
 
@@ -29,7 +29,7 @@ class Masks:
     """Places of the visible patches in the image's granularity × patch tokens, ascending."""
 
     @classmethod
-    def of(
+    def from_mask(
         cls, is_masked: Bool[Tensor, "batch granularity patch"], granularities: Sequence[str], *, num_visible: int
     ) -> "Masks":
         """Index a mask whose every image shows exactly `num_visible` patches."""
@@ -39,13 +39,13 @@ class Masks:
                 f"every image must show {num_visible} patches, but they show {sorted(set(counts.tolist()))}"
             )
         # As many as are known to be there: no host read, and nothing ragged in a compiled graph.
-        places = is_visible.nonzero_static(size=len(is_visible) * num_visible)[:, 1]
-        return cls(tuple(granularities), is_masked, places.view(len(is_visible), num_visible))
+        token_idx = is_visible.nonzero_static(size=len(is_visible) * num_visible)[:, 1]
+        return cls(tuple(granularities), is_masked, token_idx.view(len(is_visible), num_visible))
 
     @classmethod
-    def showing(
+    def from_visible_granularities(
         cls,
-        shown: Collection[str],
+        visible: Collection[str],
         granularities: Sequence[str],
         *,
         batch: int,
@@ -54,16 +54,16 @@ class Masks:
     ) -> "Masks":
         """Show every patch of some granularities and no other, in all images alike.
 
-        >>> Masks.showing({"rgb"}, ("semantic", "rgb"), batch=1, num_patches=2).visible_idx.tolist()
+        >>> Masks.from_visible_granularities({"rgb"}, ("semantic", "rgb"), batch=1, num_patches=2).visible_idx.tolist()
         [[2, 3]]
         """
-        if unknown := sorted(set(shown) - set(granularities)):
-            raise unknown_name("granularity", unknown[0], granularities)
-        is_shown = [name in shown for name in granularities]
+        if unknown := sorted(set(visible) - set(granularities)):
+            raise unknown_name_error("granularity", unknown[0], granularities)
+        is_shown = [name in visible for name in granularities]
         is_masked = ~torch.tensor(is_shown, device=device).view(1, -1, 1).expand(batch, -1, num_patches)
-        places = torch.arange(len(is_shown) * num_patches, device=device).view(-1, num_patches)
-        visible = places[[index for index, is_there in enumerate(is_shown) if is_there]].flatten()
-        return cls(tuple(granularities), is_masked, visible.expand(batch, -1))
+        token_idx = torch.arange(len(is_shown) * num_patches, device=device).view(-1, num_patches)
+        visible_idx = token_idx[[index for index, is_visible in enumerate(is_shown) if is_visible]].flatten()
+        return cls(tuple(granularities), is_masked, visible_idx.expand(batch, -1))
 
     @property
     def num_masked(self) -> Int[Tensor, "batch granularity"]:
@@ -77,9 +77,9 @@ class Masks:
         offset = torch.arange(len(self.visible_idx), device=self.visible_idx.device).unsqueeze(1) * tokens_per_image
         return (self.visible_idx + offset).flatten()
 
-    def rows(self, first: int, last: int) -> "Masks":
-        """Return the masks of the images from `first` up to, but without, `last`."""
-        return Masks(self.granularities, self.is_masked[first:last], self.visible_idx[first:last])
+    def slice_images(self, start: int, stop: int) -> "Masks":
+        """Return the masks of the images from `start` up to, but without, `stop`."""
+        return Masks(self.granularities, self.is_masked[start:stop], self.visible_idx[start:stop])
 
     def to(self, device: str | torch.device) -> "Masks":
         """Return the masks on a device."""
@@ -109,10 +109,10 @@ class Masks:
                     raise UserError(f"{path}: not a file of masks (its format is {metadata.get('format')!r})")
                 granularities = tuple(json.loads(metadata["granularities"]))
                 is_masked, visible_idx = file.get_tensor("is_masked"), file.get_tensor("visible_idx")
-                again = cls.of(is_masked, granularities, num_visible=visible_idx.shape[1])
-                if len(granularities) != is_masked.shape[1] or not torch.equal(again.visible_idx, visible_idx):
+                masks = cls.from_mask(is_masked, granularities, num_visible=visible_idx.shape[1])
+                if len(granularities) != is_masked.shape[1] or not torch.equal(masks.visible_idx, visible_idx):
                     raise ValueError("what is hidden and what is visible do not agree")
-                return again
+                return masks
         except UserError:
             raise
         except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:

@@ -11,27 +11,27 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.errors import UserError, unknown_name_error
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 _REGISTRIES: list["Registry[object]"] = []
-_WAITING: list[EntryPoint] | None = None  # plug-ins not imported yet; None before the first look
+_PENDING_PLUGINS: list[EntryPoint] | None = None  # plug-ins not imported yet; None before the first look
 
 
-def registries() -> list["Registry[object]"]:
+def list_registries() -> list["Registry[object]"]:
     """Return every registry of the modules imported so far, by kind."""
     return sorted(_REGISTRIES, key=lambda registry: registry.kind)
 
 
 def load_plugins() -> None:
     """Import what other packages offer under `c2fmae.plugins`, once a process."""
-    global _WAITING
-    if _WAITING is None:
-        _WAITING = list(entry_points(group="c2fmae.plugins"))
-    while _WAITING:
-        entry = _WAITING.pop(0)  # taken off first: a plug-in may look up a name while it is imported
+    global _PENDING_PLUGINS
+    if _PENDING_PLUGINS is None:
+        _PENDING_PLUGINS = list(entry_points(group="c2fmae.plugins"))
+    while _PENDING_PLUGINS:
+        entry = _PENDING_PLUGINS.pop(0)  # taken off first: a plug-in may look up a name while it is imported
         try:
             entry.load()
         except Exception as error:
@@ -62,9 +62,9 @@ class Registry(Generic[T]):
     def register(self, name: str, summary: str = "") -> Callable[[U], U]:
         """Register the decorated object; `summary`, or else its docstring's first line, describes it in lists."""
 
-        def add(entry: U) -> U:
+        def decorate(entry: U) -> U:
             if name in self._entries:
-                raise UserError(f"{self.kind} {name!r} is registered already, by {_home(self._entries[name])}")
+                raise UserError(f"{self.kind} {name!r} is registered already, by {_module_name(self._entries[name])}")
             line = (summary or getattr(entry, "__doc__", None) or "").strip().partition("\n")[0]
             if not line:
                 raise UserError(f"{self.kind} {name!r} needs a docstring: its first line is shown in lists")
@@ -72,14 +72,14 @@ class Registry(Generic[T]):
             self._summaries[name] = line
             return entry
 
-        return add
+        return decorate
 
     def get(self, name: str) -> T:
         """Return the entry of that name; an unknown name is an error that suggests the nearest."""
         if name not in self._entries:
             load_plugins()
         if name not in self._entries:
-            raise unknown_name(self.kind, name, self._entries)
+            raise unknown_name_error(self.kind, name, self._entries)
         return self._entries[name]
 
     def describe(self, name: str) -> str:
@@ -92,5 +92,5 @@ class Registry(Generic[T]):
         return iter(sorted(self._entries))
 
 
-def _home(entry: object) -> str:
+def _module_name(entry: object) -> str:
     return getattr(entry, "__module__", type(entry).__module__)

@@ -12,17 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_whole
-from c2fmae.core.locks import locked
+from c2fmae.core.files import write_atomic
+from c2fmae.core.locks import lock_dir
 
-Status = Literal["running", "saved-on-signal", "finished", "failed"]
-Value = float | int | str | bool | None
+RunStatus = Literal["running", "saved-on-signal", "finished", "failed"]
+JsonScalar = float | int | str | bool | None
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """The places in a run's folder."""
 
     path: Path
@@ -48,7 +48,7 @@ class RunFolder:
         return self.path / "timing.jsonl"
 
     @property
-    def pictures(self) -> Path:
+    def figures(self) -> Path:
         """The folder of reconstructions."""
         return self.path / "pictures"
 
@@ -58,21 +58,17 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
-    def is_begun(self) -> bool:
+    def is_started(self) -> bool:
         """Whether a run has been here."""
         return self.config_path.exists()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
-        try:
-            (self.path / name).parent.mkdir(exist_ok=True)
-            write_whole(self.path / name, text.encode())
-        except OSError as error:
-            raise _could_not_write(self.path / name, error) from error
+        write_atomic(self.path / name, text.encode())
 
-    def write_state(self, status: Status, **facts: Value) -> None:
+    def write_state(self, status: RunStatus, **details: JsonScalar) -> None:
         """Note how the run stands: the step it is at, why it failed."""
-        state = {"status": status, **facts, "time": round(time.time(), 3)}
+        state = {"status": status, **details, "time": round(time.time(), 3)}
         self.write_text("state.json", json.dumps(state, indent=2) + "\n")
 
     def read_state(self) -> dict[str, Any] | None:
@@ -92,19 +88,19 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(path: Path) -> Iterator[RunFolder]:
+def open_run_dir(path: Path) -> Iterator[RunDir]:
     """Make a run's folder, if need be, and have it to oneself."""
     with ExitStack() as stack:
         try:
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(
-                locked(path, or_say=f"{path} is in use by another run. Wait for it, or give another --out")
+                lock_dir(path, busy_message=f"{path} is in use by another run. Wait for it, or give another --out")
             )
             with tempfile.TemporaryFile(dir=path):  # can it be written to? Rights alone do not tell
                 pass
         except OSError as error:
             raise UserError(f"{path}: cannot be used: {error.strerror}. Give another --out") from error
-        yield RunFolder(path)
+        yield RunDir(path)
 
 
 def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
@@ -113,18 +109,18 @@ def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
     Of these, `step` chooses another.
     """
     is_run = (path / "config.yaml").exists()
-    if not is_run and not checkpoints_in(path):
+    if not is_run and not list_checkpoints(path):
         return load_checkpoint(path)
-    folder = RunFolder(path).checkpoints if is_run else path
+    folder = RunDir(path).checkpoints if is_run else path
     if step is not None:
         return load_checkpoint(folder / f"step-{step:08d}")
-    found, refused = newest_checkpoint(folder)
-    if found is None:
-        raise UserError("\n".join([f"{path}: has no whole checkpoint yet", *refused]))
-    return found
+    checkpoint, errors = load_newest_checkpoint(folder)
+    if checkpoint is None:
+        raise UserError("\n".join([f"{path}: has no whole checkpoint yet", *errors]))
+    return checkpoint
 
 
-class Rows:
+class RowWriter:
     """A file to which rows are added; each is with the operating system when `write` returns."""
 
     def __init__(self, path: Path) -> None:
@@ -132,23 +128,25 @@ class Rows:
         try:
             self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise _could_not_write(path, error) from error
+            raise _write_error(path, error) from error
 
-    def write(self, row: Mapping[str, Value]) -> None:
+    def write(self, row: Mapping[str, JsonScalar]) -> None:
         """Add a row, keys in their order; numbers that are not finite become null, which all readers know."""
-        plain = {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in row.items()}
-        line = memoryview(json.dumps(plain).encode() + b"\n")
+        json_row = {
+            key: None if isinstance(value, float) and not isfinite(value) else value for key, value in row.items()
+        }
+        line = memoryview(json.dumps(json_row).encode() + b"\n")
         try:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
-            raise _could_not_write(self._path, error) from error
+            raise _write_error(self._path, error) from error
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> "Rows":
+    def __enter__(self) -> "RowWriter":
         return self
 
     def __exit__(
@@ -159,60 +157,68 @@ class Rows:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file, without a last one whose writing was cut short."""
-    return [row for _, row in _lines(path)]
+    return [row for _, row in _read_lines(path)]
 
 
-def cut_rows(path: Path, *, after_step: int) -> None:
+def truncate_rows(path: Path, *, after_step: int) -> None:
     """Drop what was noted after a step, and a last row whose writing was cut short; other rows stay to the byte."""
     if path.exists():
-        kept = b"".join(line for line, row in _lines(path) if row.get("step", after_step) <= after_step)
-        try:
-            if len(kept) != path.stat().st_size:
-                write_whole(path, kept)
-        except OSError as error:
-            raise _could_not_write(path, error) from error
+        remaining = b"".join(line for line, row in _read_lines(path) if row.get("step", after_step) <= after_step)
+        if len(remaining) != path.stat().st_size:
+            write_atomic(path, remaining)
 
 
-def check_room(path: Path, *, needed: int, what: str = "checkpoints", or_do: str = "lower saving.keep_last") -> None:
+def check_disk_space(
+    path: Path, *, num_bytes: int, purpose: str = "checkpoints", alternative: str = "lower saving.keep_last"
+) -> None:
     """Refuse a place whose disk cannot take so many bytes."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
+    existing_dir = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing_dir).free
+    if num_bytes > free:
         raise UserError(
-            f"{path}: {_size(needed)} are needed for {what}, {_size(free)} are free. Free some room, give another"
-            f" --out, or {or_do}"
+            f"{path}: {_format_bytes(num_bytes)} are needed for {purpose}, {_format_bytes(free)} are free. Free some "
+            "room, give another"
+            f" --out, or {alternative}"
         )
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Say what changed between two trees of settings, a line for each, by dotted path.
 
-    >>> differences({"training": {"lr": 0.001, "steps": 10}}, {"training": {"lr": 0.002, "steps": 10}, "seed": 1})
-    ['training.lr: 0.001 → 0.002', 'seed: (not set) → 1']
+    >>> config_differences({"training": {"lr": 0.1, "steps": 10}}, {"training": {"lr": 0.2, "steps": 10}, "seed": 1})
+    ['training.lr: 0.1 → 0.2', 'seed: (not set) → 1']
     """
-    before, after = _flat(old), _flat(new)
-    changed = [key for key in before | after if key not in before or key not in after or before[key] != after[key]]
-    return [f"{key}: {_say(before, key)} → {_say(after, key)}" for key in changed]
+    old_values, new_values = _flatten(old), _flatten(new)
+    changed = [
+        key
+        for key in old_values | new_values
+        if key not in old_values or key not in new_values or old_values[key] != new_values[key]
+    ]
+    return [f"{key}: {_format_setting(old_values, key)} → {_format_setting(new_values, key)}" for key in changed]
 
 
-def _flat(tree: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{place}{key}.") if isinstance(value, Mapping) else {f"{place}{key}": _plain(value)}
+        flat |= (
+            _flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": _tuples_to_lists(value)}
+        )
     return flat
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _tuples_to_lists(value: Any) -> Any:
+    return [_tuples_to_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _say(flat: Mapping[str, Any], key: str) -> str:
+def _format_setting(flat: Mapping[str, Any], key: str) -> str:
     if key not in flat:
         return "(not set)"
     return flat[key] if isinstance(flat[key], str) else json.dumps(flat[key], ensure_ascii=False)
 
 
-def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Return the lines of a file with what they say."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -231,9 +237,9 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return rows
 
 
-def _size(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _could_not_write(path: Path, error: OSError) -> UserError:
+def _write_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written: {error.strerror}. Mend that and run again with --resume")

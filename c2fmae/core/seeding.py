@@ -7,12 +7,13 @@ What is random about a sample depends on (seed, stream, epoch, index), what is r
 import hashlib
 
 
-def seed_of(seed: int, stream: str, *coordinates: int) -> int:
+def derive_seed(seed: int, stream: str, *coordinates: int) -> int:
     """Return a 63-bit seed for a generator: torch's, NumPy's or Python's.
 
-    >>> seed_of(0, "masks", 7) == seed_of(0, "masks", 7)
+    >>> derive_seed(0, "masks", 7) == derive_seed(0, "masks", 7)
     True
-    >>> len({seed_of(0, "masks", 7), seed_of(0, "crops", 7), seed_of(0, "masks", 8), seed_of(1, "masks", 7)})
+    >>> streams = (0, "masks", 7), (0, "crops", 7), (0, "masks", 8), (1, "masks", 7)
+    >>> len({derive_seed(*stream) for stream in streams})
     4
     """
     name = "/".join([str(seed), stream, *map(str, coordinates)])

@@ -6,11 +6,11 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SAVED = 75
+EXIT_CODE_SAVED = 75
 """Exit code of a run that saved because it was told to end: "try again" (EX_TEMPFAIL), for schedulers."""
 
 
-class Stop:
+class StopRequest:
     """Whether somebody has asked the run to end, and how."""
 
     def __init__(self) -> None:
@@ -20,17 +20,17 @@ class Stop:
         return self.signal is not None
 
     @property
-    def code(self) -> int:
+    def exit_code(self) -> int:
         """The exit code that tells of it."""
-        return 130 if self.signal is signal.SIGINT else SAVED
+        return 130 if self.signal is signal.SIGINT else EXIT_CODE_SAVED
 
 
 @contextmanager
-def catching_signals() -> Iterator[Stop]:
+def catch_signals() -> Iterator[StopRequest]:
     """Note SIGTERM, SIGUSR1 and the first Ctrl-C; the second Ctrl-C ends at once."""
-    stop = Stop()
+    stop = StopRequest()
 
-    def note(number: int, frame: types.FrameType | None) -> None:
+    def handle_signal(number: int, frame: types.FrameType | None) -> None:
         del frame
         if number == signal.SIGINT and stop.signal is signal.SIGINT:
             raise KeyboardInterrupt
@@ -39,9 +39,11 @@ def catching_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only a main thread hears signals
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    previous_handlers = {
+        number: signal.signal(number, handle_signal) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    }
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

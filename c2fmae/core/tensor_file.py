@@ -16,7 +16,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 
-_NAMES = {
+_DTYPE_TO_NAME = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -33,65 +33,69 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_PIECE = 1 << 20  # bytes that are still in the processor's cache when they go from checksum to file, or back
+_NAME_TO_DTYPE = {name: dtype for dtype, name in _DTYPE_TO_NAME.items()}
+_CHUNK_SIZE = 1 << 20  # bytes that are still in the processor's cache when they go from checksum to file, or back
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a file and return its SHA-256: twice as quick as BLAKE2 where the processor has instructions for it."""
     header: dict[str, Any] = dict.fromkeys(["__metadata__", *tensors])
     header["__metadata__"] = {"format": "pt"}
-    in_file = sorted(tensors, key=lambda name: -tensors[name].itemsize)  # every number at a multiple of its size
+    file_order = sorted(tensors, key=lambda name: -tensors[name].itemsize)  # every number at a multiple of its size
     end = 0
-    for name in in_file:
+    for name in file_order:
         tensor, begin = tensors[name], end
         end += tensor.numel() * tensor.itemsize
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": _DTYPE_TO_NAME[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     checksum = hashlib.sha256()
     with path.open("wb") as file:
         for data in [memoryview(len(text).to_bytes(8, "little")), memoryview(text)]:
             _write(file, data, checksum)
-        for name in in_file:
-            _write(file, _bytes_of(tensors[name].detach().contiguous()), checksum)
+        for name in file_order:
+            _write(file, _as_bytes(tensors[name].detach().contiguous()), checksum)
     return checksum.hexdigest()
 
 
 def read_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
     """Read a file; one with another checksum, or whose header does not fit its data, is refused."""
-    found, lie = hashlib.sha256(), ""
-    read: dict[str, Tensor] = {}
+    digest, header_error = hashlib.sha256(), ""
+    tensors: dict[str, Tensor] = {}
     size = path.stat().st_size
     with path.open("rb", buffering=0) as file:
-        length = int.from_bytes(_read(file, 8, found), "little")
+        length = int.from_bytes(_read(file, 8, digest), "little")
         try:
-            header = _read(file, min(length, size), found)
-            for name, dtype, shape in _layout(header, size - 8 - length):
-                read[name] = torch.empty(shape, dtype=dtype)
-                _read_into(file, _bytes_of(read[name]), found)
-            read = {name: read[name] for name in json.loads(header) if name in read}
+            header = _read(file, min(length, size), digest)
+            for name, dtype, shape in _parse_header(header, size - 8 - length):
+                tensors[name] = torch.empty(shape, dtype=dtype)
+                _read_into(file, _as_bytes(tensors[name]), digest)
+            tensors = {name: tensors[name] for name in json.loads(header) if name in tensors}
         except OSError:
             raise
         except Exception as error:  # whatever a header can be wrong in
-            lie = str(error)
-        while _read(file, _PIECE, found):
+            header_error = str(error)
+        while _read(file, _CHUNK_SIZE, digest):
             pass
-    if found.hexdigest() != checksum:
+    if digest.hexdigest() != checksum:
         raise UserError(f"{path}: is damaged: its checksum is not the one that was noted when it was written")
-    if lie:
-        raise UserError(f"{path}: its header does not describe what is in it: {lie}")
-    return read
+    if header_error:
+        raise UserError(f"{path}: its header does not describe what is in it: {header_error}")
+    return tensors
 
 
-def _layout(header: bytes, size: int) -> Iterator[tuple[str, torch.dtype, list[int]]]:
+def _parse_header(header: bytes, size: int) -> Iterator[tuple[str, torch.dtype, list[int]]]:
     """Go through a header's tensors in the order of their data, which must fill the file without hole or overlap."""
     entries = json.loads(header)
     entries.pop("__metadata__", None)
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         begin, after = entry["data_offsets"]
-        dtype, shape = _DTYPES.get(entry["dtype"]), entry["shape"]
+        dtype, shape = _NAME_TO_DTYPE.get(entry["dtype"]), entry["shape"]
         if dtype is None:
             raise ValueError(f"{name} is of an unknown kind, {entry['dtype']}")
         if begin != end or after > size or after - begin != prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
@@ -102,14 +106,14 @@ def _layout(header: bytes, size: int) -> Iterator[tuple[str, torch.dtype, list[i
         raise ValueError(f"nothing is said about the last {size - end} bytes")
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _as_bytes(tensor: Tensor) -> memoryview:
     """Return the memory of a tensor that lies in one piece."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _write(file: BinaryIO, data: memoryview, checksum: Any) -> None:
-    for start in range(0, len(data), _PIECE):
-        piece = data[start : start + _PIECE]
+    for start in range(0, len(data), _CHUNK_SIZE):
+        piece = data[start : start + _CHUNK_SIZE]
         checksum.update(piece)
         file.write(piece)
 
@@ -122,7 +126,7 @@ def _read(file: Any, size: int, checksum: Any) -> bytes:
 
 def _read_into(file: Any, data: memoryview, checksum: Any) -> None:
     while data:
-        count = file.readinto(data[:_PIECE])
+        count = file.readinto(data[:_CHUNK_SIZE])
         if not count:
             raise ValueError("it ends too early")
         checksum.update(data[:count])

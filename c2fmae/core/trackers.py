@@ -27,7 +27,7 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Take a row of metrics; what is no number in it is left out."""
 
-    def picture(self, step: int, name: str, path: Path) -> None:
+    def log_figure(self, step: int, name: str, path: Path) -> None:
         """Take a picture file."""
 
     def close(self) -> None:
@@ -35,13 +35,13 @@ class Tracker(Protocol):
 
 
 def open_trackers(
-    names: Sequence[TrackerName], folder: Path, *, name: str, config: Mapping[str, Any], since_step: int
+    names: Sequence[TrackerName], run_dir: Path, *, name: str, config: Mapping[str, Any], start_step: int
 ) -> list[Tracker]:
-    """Open trackers for a run that has made `since_step` steps; what they hold of later ones is superseded."""
+    """Open trackers for a run that has made `start_step` steps; what they hold of later ones is superseded."""
     opened: list[Tracker] = []
     for tracker in names:
         try:
-            opened.append(_Forgiving(tracker, _OPEN[tracker](folder, name, config, since_step)))
+            opened.append(_FailSafeTracker(tracker, _OPENERS[tracker](run_dir, name, config, start_step)))
         except (UserError, ImportError):  # it is not installed, or not whole, which can be mended
             raise
         except Exception as error:
@@ -50,10 +50,10 @@ def open_trackers(
     return opened
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def select_scalars(values: Mapping[str, Any]) -> dict[str, float]:
     """Return what can be drawn as a curve.
 
-    >>> numbers({"step": 3, "loss": 2.1, "loss/rgb": None, "skipped": "the loss is not finite"})
+    >>> select_scalars({"step": 3, "loss": 2.1, "loss/rgb": None, "skipped": "the loss is not finite"})
     {'loss': 2.1}
     """
     return {
@@ -63,7 +63,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-class _Forgiving:
+class _FailSafeTracker:
     """A tracker that is given up, with a warning, once it fails."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
@@ -71,19 +71,19 @@ class _Forgiving:
         self.has_failed = False
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        self._try(self.tracker.log, step, values)
+        self._call(self.tracker.log, step, values)
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        self._try(self.tracker.picture, step, name, path)
+    def log_figure(self, step: int, name: str, path: Path) -> None:
+        self._call(self.tracker.log_figure, step, name, path)
 
     def close(self) -> None:
-        self._try(self.tracker.close)
+        self._call(self.tracker.close)
 
-    def _try(self, act: Callable[..., None], *words: Any) -> None:
+    def _call(self, method: Callable[..., None], *args: Any) -> None:
         if self.has_failed:
             return
         try:
-            act(*words)
+            method(*args)
         except Exception as error:
             self.has_failed = True
             logging.getLogger(__name__).warning(
@@ -94,22 +94,22 @@ class _Forgiving:
 class _TensorBoard:
     """Event files in the run's folder `tensorboard`."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], since_step: int) -> None:
-        require("tensorboard")
+    def __init__(self, run_dir: Path, name: str, config: Mapping[str, Any], start_step: int) -> None:
+        import_tracker("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=since_step + 1, flush_secs=30)
-        if since_step == 0:
+        self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1, flush_secs=30)
+        if start_step == 0:
             import yaml
 
             text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-            self.writer.add_text(name, f"```yaml\n{text}```", since_step)
+            self.writer.add_text(name, f"```yaml\n{text}```", start_step)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        for key, value in numbers(values).items():
+        for key, value in select_scalars(values).items():
             self.writer.add_scalar(key, value, step)
 
-    def picture(self, step: int, name: str, path: Path) -> None:
+    def log_figure(self, step: int, name: str, path: Path) -> None:
         import numpy as np
         from PIL import Image
 
@@ -126,20 +126,20 @@ class _WandB:
     Steps are an axis of their own: W&B's step never goes back, and a run that was killed does.
     """
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        wandb = self.wandb = require("wandb")
-        kept = folder / "wandb-id"
-        if not kept.exists() or not kept.read_text(encoding="utf-8"):
-            kept.write_text(uuid4().hex[:12], encoding="utf-8")
+    def __init__(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
+        wandb = self.wandb = import_tracker("wandb")
+        id_file = run_dir / "wandb-id"
+        if not id_file.exists() or not id_file.read_text(encoding="utf-8"):
+            id_file.write_text(uuid4().hex[:12], encoding="utf-8")
         mode = None
         if "WANDB_MODE" not in os.environ:
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
         self.run = wandb.init(
             project="c2fmae",
             name=name,
-            id=kept.read_text(encoding="utf-8"),
+            id=id_file.read_text(encoding="utf-8"),
             resume="allow",
-            dir=str(folder),
+            dir=str(run_dir),
             config=dict(config),
             mode=mode,
             settings=wandb.Settings(console="off"),  # what is on the terminal is a bar, drawn again and again
@@ -148,22 +148,22 @@ class _WandB:
         self.run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        self.run.log({"step": step, **numbers(values)})
+        self.run.log({"step": step, **select_scalars(values)})
 
-    def picture(self, step: int, name: str, path: Path) -> None:
+    def log_figure(self, step: int, name: str, path: Path) -> None:
         self.run.log({"step": step, name: self.wandb.Image(str(path))})
 
     def close(self) -> None:
         self.run.finish()
 
 
-_OPEN: dict[TrackerName, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
+_OPENERS: dict[TrackerName, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": lambda folder, name, config, _: _WandB(folder, name, config),
 }
 
 
-def require(name: TrackerName) -> ModuleType:
+def import_tracker(name: TrackerName) -> ModuleType:
     """Return a tracker's package, or say how to get it."""
     try:
         return import_module(name)

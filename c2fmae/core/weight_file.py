@@ -19,16 +19,16 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 
-_CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
+_CONTAINER_KEYS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
 """Under which names files keep their weights; plain ones come before averaged ones."""
 
 _PREFIXES = ("_orig_mod.", "module.", "model.")
 """What torch.compile, DistributedDataParallel and training frameworks put before every name."""
 
-_FOLDER = ("model.safetensors", "pytorch_model.bin")
-_INDEX = tuple(f"{name}.index.json" for name in _FOLDER)
-_HEADER = 100_000_000  # bytes: the library's own limit
-_FOREIGN = {
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEX_FILES = tuple(f"{name}.index.json" for name in _FOLDER_FILES)
+_MAX_HEADER_BYTES = 100_000_000  # bytes: the library's own limit
+_FOREIGN_FORMATS = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself. Fetch that with `git lfs pull`",
     b"<": "is a page of HTML or XML, not weights: a download went wrong. Fetch it again",
     b"{": "is JSON, not weights. Give the folder that it lies in, or the file of weights",
@@ -50,21 +50,21 @@ class WeightFile:
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a file, or of a folder as Hugging Face lays it out, by name."""
-    return open_weights(path).tensors
+    return read_weight_file(path).tensors
 
 
-def open_weights(path: str | Path) -> WeightFile:
+def read_weight_file(path: str | Path) -> WeightFile:
     """Return the tensors of a file or folder and what else is to be known of them."""
     path = Path(path)
     content = _read_folder(path) if path.is_dir() else _read_file(path)
     notes: list[str] = []
     args: dict[str, Any] = {}
-    while isinstance(content, Mapping) and (key := _container_in(content)):
-        args |= _options(content.get("args"))
+    while isinstance(content, Mapping) and (key := _find_container_key(content)):
+        args |= _training_args(content.get("args"))
         others = sorted(str(other) for other in content if other != key)
         notes += [f"taken from its {key!r}; it also holds {', '.join(others)}"] if others else []
         content = content[key]
-    return WeightFile(tensors=_tensors_of(path, content), args=args, notes=tuple(notes))
+    return WeightFile(tensors=_extract_tensors(path, content), args=args, notes=tuple(notes))
 
 
 def _read_file(path: Path) -> Any:
@@ -82,8 +82,12 @@ def _read_file(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if head.startswith(b"\x80"):
         return _load_torch(path, mmap=False)
-    why = "is empty" if not head else "holds no weights: it is neither safetensors nor what torch.save writes"
-    raise UserError(f"{path}: {next((say for begin, say in _FOREIGN.items() if head.lstrip().startswith(begin)), why)}")
+    problem = "is empty" if not head else "holds no weights: it is neither safetensors nor what torch.save writes"
+    for magic, message in _FOREIGN_FORMATS.items():
+        if head.lstrip().startswith(magic):
+            problem = message
+            break
+    raise UserError(f"{path}: {problem}")
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -92,29 +96,31 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # whatever a header can be wrong in
-        raise UserError(f"{path}: its header does not describe what is in it: {_line(error)}") from error
+        raise UserError(f"{path}: its header does not describe what is in it: {_one_line(error)}") from error
 
 
 def _check_header(path: Path, size: int) -> None:
     """Refuse a safetensors header that is cut short, too long, or names a tensor twice; the library sees the rest."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, _HEADER):
+        if length > min(size - 8, _MAX_HEADER_BYTES):
             raise UserError(f"{path}: is damaged or cut short: its header of {length} bytes does not fit in it")
         text = file.read(length)
-    twice: list[str] = []
+    duplicates: list[str] = []
 
-    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def collect_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
-        twice.extend(name for name in set(names) if names.count(name) > 1) if len(set(names)) < len(names) else None
+        duplicates.extend(name for name in set(names) if names.count(name) > 1) if len(set(names)) < len(
+            names
+        ) else None
         return dict(pairs)
 
     try:
-        json.loads(text, object_pairs_hook=note)
+        json.loads(text, object_pairs_hook=collect_duplicates)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its header is not JSON: {_line(error)}") from error
-    if twice:
-        raise UserError(f"{path}: its header says {twice[0]} twice. One of the two would be lost")
+        raise UserError(f"{path}: its header is not JSON: {_one_line(error)}") from error
+    if duplicates:
+        raise UserError(f"{path}: its header says {duplicates[0]} twice. One of the two would be lost")
 
 
 def _check_zip(path: Path, size: int) -> None:
@@ -123,7 +129,7 @@ def _check_zip(path: Path, size: int) -> None:
         with ZipFile(path) as archive:
             entries = archive.infolist()
     except (BadZipFile, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: is damaged or cut short: {_line(error)}") from error
+        raise UserError(f"{path}: is damaged or cut short: {_one_line(error)}") from error
     names = [Path(entry.filename).name for entry in entries]
     if any(each.compress_type != ZIP_STORED or each.file_size != each.compress_size for each in entries):
         raise UserError(f"{path}: is compressed, as torch.save never does: it could fill the memory; refused")
@@ -147,58 +153,60 @@ def _load_torch(path: Path, *, mmap: bool) -> Any:
                 f"{path}: would run code when it is read: it asks for {what[1]}; refused. If you trust it, load it "
                 "by yourself and save its tensors alone with safetensors.torch.save_file"
             ) from error
-        reason = _line(error).removeprefix("Weights only load failed. ").partition(". ")[0]
+        reason = _one_line(error).removeprefix("Weights only load failed. ").partition(". ")[0]
         raise UserError(f"{path}: is no file of weights, or a damaged one: {reason}") from error
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     """Read a folder of Hugging Face's: one file, or the parts that an index names."""
-    for name in _FOLDER:
+    for name in _FOLDER_FILES:
         if (folder / name).exists():
-            return open_weights(folder / name).tensors
-    for name in _INDEX:
+            return read_weight_file(folder / name).tensors
+    for name in _INDEX_FILES:
         if (folder / name).exists():
-            return _read_parts(folder, folder / name)
-    raise UserError(f"{folder}: is a folder without weights: none of {', '.join((*_FOLDER, *_INDEX))} is in it")
+            return _read_indexed_files(folder, folder / name)
+    raise UserError(
+        f"{folder}: is a folder without weights: none of {', '.join((*_FOLDER_FILES, *_INDEX_FILES))} is in it"
+    )
 
 
-def _read_parts(folder: Path, index: Path) -> dict[str, Tensor]:
+def _read_indexed_files(folder: Path, index: Path) -> dict[str, Tensor]:
     try:
         places = json.loads(index.read_bytes())["weight_map"]
         names = {part: [name for name, place in places.items() if place == part] for part in places.values()}
-        _check_inside(folder, index, names)
+        _check_inside_folder(folder, index, names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{index}: is no index of weights: expected a weight_map, names to files") from error
     tensors: dict[str, Tensor] = {}
-    for part, wanted in names.items():
-        held = _read_file(folder / part)
-        if lacking := [name for name in wanted if name not in held]:
-            raise UserError(f"{folder / part}: lacks {lacking[0]}, which {index.name} says is in it")
-        tensors |= {name: held[name] for name in wanted}
+    for part, expected_names in names.items():
+        loaded = _read_file(folder / part)
+        if missing := [name for name in expected_names if name not in loaded]:
+            raise UserError(f"{folder / part}: lacks {missing[0]}, which {index.name} says is in it")
+        tensors |= {name: loaded[name] for name in expected_names}
     return tensors
 
 
-def _check_inside(folder: Path, index: Path, parts: Iterable[str]) -> None:
+def _check_inside_folder(folder: Path, index: Path, file_names: Iterable[str]) -> None:
     """Refuse parts that lie elsewhere; in the hub's own cache they are links to its blobs."""
     roots = [folder.resolve()]
     if roots[0].parent.name == "snapshots":
         roots.append(roots[0].parent.parent / "blobs")
-    for part in parts:
+    for part in file_names:
         if (folder / part).resolve().parent not in roots:
             raise UserError(f"{index}: {part!r} lies outside the folder; refused. Put all files into one folder")
 
 
-def _container_in(content: Mapping[Any, Any]) -> str | None:
-    return next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
+def _find_container_key(content: Mapping[Any, Any]) -> str | None:
+    return next((key for key in _CONTAINER_KEYS if isinstance(content.get(key), Mapping)), None)
 
 
-def _options(args: object) -> dict[str, Any]:
+def _training_args(args: object) -> dict[str, Any]:
     return dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
 
 
-def _tensors_of(path: Path, content: object) -> dict[str, Tensor]:
+def _extract_tensors(path: Path, content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds no weights by name, but one {type(content).__name__}")
     tensors = {name: each.detach() for name, each in content.items() if isinstance(each, Tensor)}
@@ -213,5 +221,5 @@ def _tensors_of(path: Path, content: object) -> dict[str, Tensor]:
     return tensors
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -11,8 +11,8 @@ from c2fmae.core import depth  # noqa: F401 - registers itself
 from c2fmae.core.pixels import standardise
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.info import DatasetInfo
-from c2fmae.data.loader import BatchStream, Loader
-from c2fmae.data.sampler import Position, Sampler
+from c2fmae.data.loader import BatchStream, SceneLoader
+from c2fmae.data.sampler import DataPosition, Sampler
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import DATASETS, inspect_scenes, open_scenes
 from c2fmae.data.transforms import CentralView, RandomView, Transform
@@ -21,12 +21,12 @@ __all__ = [
     "DATASETS",
     "BatchStream",
     "CentralView",
+    "DataPosition",
     "DatasetInfo",
     "GeneratedScenes",
-    "Loader",
-    "Position",
     "RandomView",
     "Sampler",
+    "SceneLoader",
     "Scenes",
     "Transform",
     "inspect_scenes",

@@ -15,22 +15,25 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
-from c2fmae.data.transforms import TRIES, Transform
+from c2fmae.data.transforms import MAX_CROP_ATTEMPTS, Transform
 
-MOVING = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+GEOMETRIC_OPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 """What of RandAugment moves things about: a photo's maps would not follow."""
 
-_AREA, _ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # of what is erased: share of the photo, width by height; timm's
+_ERASE_AREA, _ERASE_ASPECT = (
+    (0.02, 1 / 3),
+    (0.3, 1 / 0.3),
+)  # of what is erased: share of the photo, width by height; timm's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmented:
+class AugmentedView:
     """A view whose photo is changed too; its maps, if it has any, stay as they are."""
 
     view: Transform
     rand_augment: str | None
     """In timm's words, as in `rand-m9-mstd0.5-inc1`."""
-    erasing: float
+    erase_prob: float
     """How often a part of the photo gives way to noise."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -41,37 +44,41 @@ class Augmented:
         sample = self.view(scene, rng)
         if "rgb" not in sample.maps:
             return sample
-        photo, has_maps = sample.maps["rgb"], len(sample.maps) > 1
+        image, has_maps = sample.maps["rgb"], len(sample.maps) > 1
         if self.rand_augment is not None:
-            photo = self._rand_augmented(photo, int(rng.integers(1 << 32)), keeps_places=has_maps)
-        if rng.random() < self.erasing:
-            photo = erased(photo, rng, mean=self.mean, std=self.std)
-        return Scene(sample.key, {**sample.maps, "rgb": photo}, sample.label, sample.label_stride)
+            image = self._apply_rand_augment(image, int(rng.integers(1 << 32)), photometric_only=has_maps)
+        if rng.random() < self.erase_prob:
+            image = random_erase(image, rng, mean=self.mean, std=self.std)
+        return Scene(sample.key, {**sample.maps, "rgb": image}, sample.label, sample.label_stride)
 
-    def _rand_augmented(self, photo: Tensor, seed: int, *, keeps_places: bool) -> Tensor:
-        if len(photo) != 3:
-            raise UserError(f"rand_augment: is for photos of 3 channels, and these have {len(photo)}. Set it to null")
-        change = self._still if keeps_places else self._free
-        with seeded_globals(seed):
-            changed = change(Image.fromarray(photo.permute(1, 2, 0).numpy()))
+    def _apply_rand_augment(self, image: Tensor, seed: int, *, photometric_only: bool) -> Tensor:
+        if len(image) != 3:
+            raise UserError(f"rand_augment: is for photos of 3 channels, and these have {len(image)}. Set it to null")
+        change = self._photometric_transform if photometric_only else self._any_transform
+        with seeded_global_rngs(seed):
+            changed = change(Image.fromarray(image.permute(1, 2, 0).numpy()))
         return torch.from_numpy(np.array(changed)).permute(2, 0, 1).contiguous()
 
     @cached_property
-    def _free(self) -> Callable[[Image.Image], Image.Image]:
-        return self._changes(None)
+    def _any_transform(self) -> Callable[[Image.Image], Image.Image]:
+        return self._build_rand_augment(None)
 
     @cached_property
-    def _still(self) -> Callable[[Image.Image], Image.Image]:
+    def _photometric_transform(self) -> Callable[[Image.Image], Image.Image]:
         from timm.data import auto_augment
 
-        ops = auto_augment._RAND_INCREASING_TRANSFORMS if "inc1" in self._words else auto_augment._RAND_TRANSFORMS
-        return self._changes([name for name in ops if name not in MOVING])
+        ops = (
+            auto_augment._RAND_INCREASING_TRANSFORMS
+            if "inc1" in self._rand_augment_tokens
+            else auto_augment._RAND_TRANSFORMS
+        )
+        return self._build_rand_augment([name for name in ops if name not in GEOMETRIC_OPS])
 
     @property
-    def _words(self) -> list[str]:
+    def _rand_augment_tokens(self) -> list[str]:
         return (self.rand_augment or "").split("-")
 
-    def _changes(self, ops: list[str] | None) -> Callable[[Image.Image], Image.Image]:
+    def _build_rand_augment(self, ops: list[str] | None) -> Callable[[Image.Image], Image.Image]:
         from timm.data.auto_augment import rand_augment_transform  # timm takes seconds to import
 
         try:
@@ -89,8 +96,8 @@ class Augmented:
         return change
 
 
-def erased(
-    photo: UInt8[Tensor, "channels height width"],
+def random_erase(
+    image: UInt8[Tensor, "channels height width"],
     rng: np.random.Generator,
     *,
     mean: Sequence[float],
@@ -100,24 +107,24 @@ def erased(
 
     timm draws the noise of standardised photos; this one is held to what a byte can say.
     """
-    height, width = photo.shape[-2:]
-    for size, shape, down, across in rng.random((TRIES, 4)).tolist():
-        area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * size)
-        aspect = _ASPECT[0] * (_ASPECT[1] / _ASPECT[0]) ** shape
+    height, width = image.shape[-2:]
+    for size, shape, down, across in rng.random((MAX_CROP_ATTEMPTS, 4)).tolist():
+        area = height * width * (_ERASE_AREA[0] + (_ERASE_AREA[1] - _ERASE_AREA[0]) * size)
+        aspect = _ERASE_ASPECT[0] * (_ERASE_ASPECT[1] / _ERASE_ASPECT[0]) ** shape
         rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < rows < height and 0 < columns < width:
             top, left = int(down * (height - rows + 1)), int(across * (width - columns + 1))
-            noise = rng.standard_normal((len(photo), rows, columns), np.float32)
+            noise = rng.standard_normal((len(image), rows, columns), np.float32)
             means, stds = (np.array(each, np.float32)[:, None, None] for each in (mean, std))
-            changed = photo.clone()
+            changed = image.clone()
             noise = (255 * (means + stds * noise)).round().clip(0, 255).astype(np.uint8)
             changed[:, top : top + rows, left : left + columns] = torch.from_numpy(noise)
             return changed
-    return photo
+    return image
 
 
 @contextmanager
-def seeded_globals(seed: int) -> Iterator[None]:
+def seeded_global_rngs(seed: int) -> Iterator[None]:
     """Let what draws from Python's and NumPy's global generators draw by a seed, and leave them as they were."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)

@@ -4,7 +4,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.data.scenes import Scenes
 
 
-class KeptScenes:
+class CachedScenes:
     """Scenes kept in memory from when they are first asked for, so that later epochs only cut them.
 
     Generated scenes of 32 pixels take 5 KiB each, those of 224 a quarter of a MiB: 10,000 take 50 MiB or 2.4 GiB.
@@ -13,7 +13,7 @@ class KeptScenes:
 
     def __init__(self, scenes: Scenes) -> None:
         self._scenes = scenes
-        self._kept: dict[int, Scene] = {}
+        self._cache: dict[int, Scene] = {}
         self.info = scenes.info
         self.keys = scenes.keys
 
@@ -21,10 +21,10 @@ class KeptScenes:
         return len(self._scenes)
 
     def __getitem__(self, index: int) -> Scene:
-        if index not in self._kept:
-            self._kept[index] = self._scenes[index]
-        return self._kept[index]
+        if index not in self._cache:
+            self._cache[index] = self._scenes[index]
+        return self._cache[index]
 
-    def photo(self, index: int) -> bytes | None:
+    def read_image_bytes(self, index: int) -> bytes | None:
         """Return the photo as it is stored."""
-        return self._scenes.photo(index)
+        return self._scenes.read_image_bytes(index)

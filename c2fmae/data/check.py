@@ -1,8 +1,8 @@
 """One pass over a whole data set: everything that is wrong with it, and what there is of each class.
 
 >>> from c2fmae.data.generated import GeneratedScenes
->>> report = check(GeneratedScenes(size=32, length=3))
->>> report.num_scenes, report.problems, report.good
+>>> report = check_dataset(GeneratedScenes(size=32, length=3))
+>>> report.num_scenes, report.problems, report.valid_keys
 (3, (), ('00000000', '00000001', '00000002'))
 """
 
@@ -17,16 +17,16 @@ from jaxtyping import Float, Int
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
-from c2fmae.data.geometry import photo_size
+from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.problems import Problem
 from c2fmae.data.process_pool import run_in_processes
 from c2fmae.data.scenes import Scenes
 
-SHARE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+AREA_FRACTION_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Sizes of objects are counted between these shares of the picture; of edges, the lower is in."""
 
-_CHUNK = 64
+_CHUNK_SIZE = 64
 """Scenes that a process is handed at once."""
 
 
@@ -36,7 +36,7 @@ class CheckReport:
 
     info: DatasetInfo
     problems: tuple[Problem, ...]
-    good: tuple[str, ...]
+    valid_keys: tuple[str, ...]
     """Keys of the scenes that nothing is wrong with, sorted; of those that share a photo, the first."""
     num_scenes: int
     """How many could be read."""
@@ -46,15 +46,15 @@ class CheckReport:
     """In how many images each id is."""
     object_counts: Mapping[int, int]
     """Images by how many objects they have."""
-    object_shares: Int[np.ndarray, " bins"]
-    """Objects by the share of the picture that they cover, between SHARE_EDGES."""
-    labels: Mapping[int, int]
+    object_area_counts: Int[np.ndarray, " bins"]
+    """Objects by the share of the picture that they cover, between AREA_FRACTION_EDGES."""
+    label_counts: Mapping[int, int]
     """Images by label."""
-    sizes: Mapping[tuple[int, int], int]
+    image_size_counts: Mapping[tuple[int, int], int]
     """Images by width and height."""
 
     @property
-    def unseen(self) -> tuple[str, ...]:
+    def absent_classes(self) -> tuple[str, ...]:
         """Names of classes that no map has."""
         return tuple(name for name, count in zip(self.info.class_names, self.class_images, strict=False) if not count)
 
@@ -64,7 +64,7 @@ class CheckReport:
         return sum(count * images for count, images in self.object_counts.items())
 
 
-def check(
+def check_dataset(
     scenes: Scenes | None,
     problems: Sequence[Problem] = (),
     *,
@@ -74,41 +74,47 @@ def check(
     """Decode every scene and report all that is wrong, after the problems of structure that are known already."""
     keys = scenes.keys if scenes is not None else ()
     broken, digests = dict[int, str](), dict[int, bytes | None]()
-    class_pixels, class_images, object_shares = (np.zeros(n, np.int64) for n in (256, 256, len(SHARE_EDGES) - 1))
+    class_pixels, class_images, object_shares = (
+        np.zeros(n, np.int64) for n in (256, 256, len(AREA_FRACTION_EDGES) - 1)
+    )
     object_counts, labels, sizes = Counter[int](), Counter[int](), Counter[tuple[int, int]]()
-    with closing(_look_at_all(scenes, workers)) as looks:
-        for index, seen in looks:
+    with closing(_check_all_scenes(scenes, workers)) as results:
+        for index, outcome in results:
             progress(1)
-            if isinstance(seen, str):
-                broken[index] = seen
+            if isinstance(outcome, str):
+                broken[index] = outcome
                 continue
-            digests[index] = seen.digest
-            class_pixels += seen.class_pixels
-            class_images += seen.class_pixels > 0
-            if seen.object_shares is not None:
-                object_counts[len(seen.object_shares)] += 1
-                object_shares += np.histogram(seen.object_shares, SHARE_EDGES)[0]
-            if seen.label is not None:
-                labels[seen.label] += 1
-            sizes[seen.size] += 1
+            digests[index] = outcome.digest
+            class_pixels += outcome.class_pixels
+            class_images += outcome.class_pixels > 0
+            if outcome.object_area_fractions is not None:
+                object_counts[len(outcome.object_area_fractions)] += 1
+                object_shares += np.histogram(outcome.object_area_fractions, AREA_FRACTION_EDGES)[0]
+            if outcome.label is not None:
+                labels[outcome.label] += 1
+            sizes[outcome.size] += 1
     # Results come in any order; what is told of them does not depend on it.
-    all_problems = (*problems, *(Problem(keys[i], broken[i]) for i in sorted(broken)), *_repeated(keys, digests))
-    spoilt = {problem.key for problem in all_problems}
+    all_problems = (
+        *problems,
+        *(Problem(keys[i], broken[i]) for i in sorted(broken)),
+        *_duplicate_problems(keys, digests),
+    )
+    problem_keys = {problem.key for problem in all_problems}
     return CheckReport(
         info=scenes.info if scenes is not None else DatasetInfo(),
         problems=all_problems,
-        good=tuple(sorted({keys[i] for i in digests} - spoilt)),
+        valid_keys=tuple(sorted({keys[i] for i in digests} - problem_keys)),
         num_scenes=len(digests),
         class_pixels=class_pixels,
         class_images=class_images,
         object_counts=dict(sorted(object_counts.items())),
-        object_shares=object_shares,
-        labels=dict(sorted(labels.items())),
-        sizes=dict(sorted(sizes.items())),
+        object_area_counts=object_shares,
+        label_counts=dict(sorted(labels.items())),
+        image_size_counts=dict(sorted(sizes.items())),
     )
 
 
-def class_table(report: CheckReport) -> str:
+def format_class_table(report: CheckReport) -> str:
     """Return a line for each class: id, name, share of the pixels, images; the last is what nobody labelled."""
     total = max(int(report.class_pixels.sum()), 1)
     ids = [*range(len(report.info.classes) or int(np.flatnonzero(report.class_pixels[:IGNORE]).max(initial=-1)) + 1)]
@@ -122,7 +128,7 @@ def class_table(report: CheckReport) -> str:
 
 
 @dataclass(frozen=True)
-class _Facts:
+class _SceneStats:
     """What is counted on one scene."""
 
     digest: bytes | None
@@ -130,50 +136,50 @@ class _Facts:
     size: tuple[int, int]
     label: int | None
     class_pixels: Int[np.ndarray, " ids"]
-    object_shares: Float[np.ndarray, " objects"] | None
+    object_area_fractions: Float[np.ndarray, " objects"] | None
     """None where there is no instance map."""
 
 
 @dataclass(frozen=True)
-class _Look:
+class _SceneChecker:
     """What a worker knows; given places it tells the facts of each scene, or what is wrong with it."""
 
     scenes: Scenes
 
-    def __call__(self, chunk: range) -> Iterator[tuple[int, _Facts | str]]:
+    def __call__(self, chunk: range) -> Iterator[tuple[int, _SceneStats | str]]:
         for index in chunk:
             try:
                 scene = self.scenes[index]
-                yield index, _facts(scene, self.photo(index, scene))
+                yield index, _scene_stats(scene, self._read_image_bytes(index, scene))
             except UserError as error:
                 yield index, str(error)
 
-    def photo(self, index: int, scene: Scene) -> bytes | None:
+    def _read_image_bytes(self, index: int, scene: Scene) -> bytes | None:
         if "rgb" not in scene.maps:
             return None
-        return self.scenes.photo(index) or scene.maps["rgb"].numpy().tobytes()
+        return self.scenes.read_image_bytes(index) or scene.maps["rgb"].numpy().tobytes()
 
 
-def _look_at_all(scenes: Scenes | None, workers: int) -> Generator[tuple[int, _Facts | str], None, None]:
+def _check_all_scenes(scenes: Scenes | None, workers: int) -> Generator[tuple[int, _SceneStats | str], None, None]:
     if scenes is not None:
-        chunks = [range(start, min(start + _CHUNK, len(scenes))) for start in range(0, len(scenes), _CHUNK)]
-        with closing(run_in_processes(_Look(scenes), chunks, workers)) as results:
+        chunks = [range(start, min(start + _CHUNK_SIZE, len(scenes))) for start in range(0, len(scenes), _CHUNK_SIZE)]
+        with closing(run_in_processes(_SceneChecker(scenes), chunks, workers)) as results:
             yield from results
 
 
-def _facts(scene: Scene, photo: bytes | None) -> _Facts:
-    height, width = photo_size(scene)
+def _scene_stats(scene: Scene, image_bytes: bytes | None) -> _SceneStats:
+    height, width = scene_size(scene)
     shares = None
     if "instance" in scene.maps:
         instance = scene.maps["instance"].numpy()
         ids, areas = np.unique(instance, return_counts=True)
         shares = areas[(ids != 0) & (ids != IGNORE)] / instance.size
     semantic = scene.maps["semantic"].numpy().ravel() if "semantic" in scene.maps else np.zeros(0, np.uint8)
-    digest = hashlib.blake2b(photo, digest_size=16).digest() if photo is not None else None
-    return _Facts(digest, (width, height), scene.label, np.bincount(semantic, minlength=256), shares)
+    digest = hashlib.blake2b(image_bytes, digest_size=16).digest() if image_bytes is not None else None
+    return _SceneStats(digest, (width, height), scene.label, np.bincount(semantic, minlength=256), shares)
 
 
-def _repeated(keys: Sequence[str], digests: Mapping[int, bytes | None]) -> Iterator[Problem]:
+def _duplicate_problems(keys: Sequence[str], digests: Mapping[int, bytes | None]) -> Iterator[Problem]:
     """Name every scene whose photo another has, too, but for the first by key."""
     first: dict[bytes, str] = {}
     for key, digest in sorted((keys[i], digest) for i, digest in digests.items() if digest is not None):

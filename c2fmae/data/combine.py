@@ -15,7 +15,7 @@ from c2fmae.data.key_list import KeyList
 from c2fmae.data.scenes import Scenes, check_index
 
 
-class SelectedScenes:
+class SubsetScenes:
     """Some scenes of a source, or some of their granularities."""
 
     def __init__(
@@ -28,7 +28,7 @@ class SelectedScenes:
         rows = np.arange(len(scenes)) if rows is None else rows
         self._rows: Int64[Tensor, " rows"] = torch.from_numpy(rows)
         self.info = scenes.info.model_copy(update={"granularities": granularities or scenes.info.granularities})
-        self.keys = KeyList.of(np.array(scenes.keys, dtype=object)[rows])
+        self.keys = KeyList.from_names(np.array(scenes.keys, dtype=object)[rows])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -39,44 +39,44 @@ class SelectedScenes:
         maps = {name: scene.maps[name] for name in self.info.granularities}
         return Scene(scene.key, maps, scene.label, scene.label_stride)
 
-    def photo(self, index: int) -> bytes | None:
+    def read_image_bytes(self, index: int) -> bytes | None:
         """Return the photo as it is stored."""
-        return self._scenes.photo(int(self._rows[index]))
+        return self._scenes.read_image_bytes(int(self._rows[index]))
 
 
-class MixedScenes:
+class ConcatScenes:
     """Scenes of several sources with one label space, one source after the other."""
 
-    def __init__(self, parts: Sequence[Scenes]) -> None:
-        self._parts = tuple(parts)
-        self.info: DatasetInfo = parts[0].info
-        for other in parts[1:]:
-            _check_same(self.info, other.info)
-        self.keys = KeyList.of(key for part in parts for key in part.keys)
+    def __init__(self, sources: Sequence[Scenes]) -> None:
+        self._sources = tuple(sources)
+        self.info: DatasetInfo = sources[0].info
+        for other in sources[1:]:
+            _check_compatible(self.info, other.info)
+        self.keys = KeyList.from_names(key for part in sources for key in part.keys)
         if len(set(self.keys)) != len(self.keys):
-            again = Counter(self.keys).most_common(1)[0][0]
-            raise UserError(f"sample {again!r} is in two of the sources that are to be mixed. Keep it in one")
-        self._ends = np.cumsum([len(part) for part in parts])
+            duplicate = Counter(self.keys).most_common(1)[0][0]
+            raise UserError(f"sample {duplicate!r} is in two of the sources that are to be mixed. Keep it in one")
+        self._ends = np.cumsum([len(part) for part in sources])
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def _find(self, index: int) -> tuple[Scenes, int]:
+    def _locate_scene(self, index: int) -> tuple[Scenes, int]:
         check_index(index, len(self))
         place = int(self._ends.searchsorted(index, side="right"))
-        return self._parts[place], index - int(self._ends[place - 1] if place else 0)
+        return self._sources[place], index - int(self._ends[place - 1] if place else 0)
 
     def __getitem__(self, index: int) -> Scene:
-        part, row = self._find(index)
+        part, row = self._locate_scene(index)
         return part[row]
 
-    def photo(self, index: int) -> bytes | None:
+    def read_image_bytes(self, index: int) -> bytes | None:
         """Return the photo as it is stored."""
-        part, row = self._find(index)
-        return part.photo(row)
+        part, row = self._locate_scene(index)
+        return part.read_image_bytes(row)
 
 
-def _check_same(first: DatasetInfo, second: DatasetInfo) -> None:
+def _check_compatible(first: DatasetInfo, second: DatasetInfo) -> None:
     names = [repr(info.name) for info in (first, second)]
     for key in ("classes", "labels", "granularities", "channels", "mean", "std"):
         ours, theirs = getattr(first, key), getattr(second, key)

@@ -7,30 +7,30 @@ from pydantic import Field
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
-from c2fmae.core.training import Plan
-from c2fmae.data.cached import KeptScenes
-from c2fmae.data.instance_order import Overflow
-from c2fmae.data.loader import BatchStream, Loader
-from c2fmae.data.sampler import Position, Sampler
+from c2fmae.core.training import TrainingPlan
+from c2fmae.data.cached import CachedScenes
+from c2fmae.data.instance_order import InstanceOverflow
+from c2fmae.data.loader import BatchStream, SceneLoader
+from c2fmae.data.sampler import DataPosition, Sampler
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import CentralView, RandomView, Transform
 
-Name = Annotated[str, Field(min_length=1)]
-Source = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
+DataSourceOption = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class LoadingConfig(Config):
     """How scenes are cut for training, and by how many hands."""
 
-    scale: tuple[Share, Share] = (0.2, 1.0)
+    scale: tuple[Fraction, Fraction] = (0.2, 1.0)
     """Share of the photo's area that a crop covers."""
-    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """Width by height of a crop."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    overflow: Overflow = "ignore"
+    overflow: InstanceOverflow = "ignore"
     """What objects become of which the model has no id left."""
     repeats: Annotated[int, Field(ge=1)] = 1
     """Views of a scene in a batch."""
@@ -43,13 +43,15 @@ class LoadingConfig(Config):
     max_broken: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of the samples that may be skipped, over all processes."""
 
-    def training_view(self, **target: Any) -> Transform:
-        """Return what makes random views of scenes; `target` is the size, label stride and so on of a view."""
-        return RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **target)
+    def build_training_view(self, **view_options: Any) -> Transform:
+        """Return what makes random views of scenes; `view_options` is the size, label stride and so on of a view."""
+        return RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **view_options)
 
-    def training_loader(self, scenes: Scenes, view: Transform, sampler: Sampler, *, pin: bool = False) -> Loader:
+    def build_loader(
+        self, scenes: Scenes, view: Transform, sampler: Sampler, *, pin_memory: bool = False
+    ) -> SceneLoader:
         """Return what makes views of the scenes."""
-        return Loader(
+        return SceneLoader(
             scenes=scenes,
             transform=view,
             sampler=sampler,
@@ -57,11 +59,11 @@ class LoadingConfig(Config):
             prefetch=self.prefetch,
             on_broken=self.on_broken,
             max_broken=self.max_broken,
-            pin=pin,
+            pin_memory=pin_memory,
         )
 
-    def training_batches(
-        self, scenes: Scenes, view: Transform, plan: Plan, step: int, *, seed: int, rank: int, pin: bool
+    def stream_training_batches(
+        self, scenes: Scenes, view: Transform, plan: TrainingPlan, step: int, *, seed: int, rank: int, pin_memory: bool
     ) -> BatchStream:
         """Return a process's batches from a step of a plan on: where they are in the data is a function of the step."""
         sampler = Sampler(
@@ -70,13 +72,13 @@ class LoadingConfig(Config):
             seed=seed,
             repeats=self.repeats,
             rank=rank,
-            world_size=plan.batch_size // plan.each,
+            world_size=plan.batch_size // plan.batch_size_per_rank,
         )
         epochs = -(-plan.steps // plan.steps_per_epoch)
-        loader = self.training_loader(scenes, view, sampler, pin=pin)
-        return loader.batches(epochs, Position(*divmod(step, plan.steps_per_epoch)))
+        loader = self.build_loader(scenes, view, sampler, pin_memory=pin_memory)
+        return loader.stream_batches(epochs, DataPosition(*divmod(step, plan.steps_per_epoch)))
 
-    def refuse_broken(self, count: int, total: int) -> None:
+    def check_broken(self, count: int, total: int) -> None:
         """End a run where more samples are broken, over all processes, than may be skipped."""
         if count > self.max_broken * total:
             raise UserError(
@@ -88,11 +90,11 @@ class LoadingConfig(Config):
 class SourcesConfig(Config):
     """Which scenes are learned from, and which are held out."""
 
-    train: Source | None = None
+    train: DataSourceOption | None = None
     """A folder, shards, a pattern of shards, a registered name such as `generated`, or a list of these."""
     options: dict[str, Any] = Field({})
     """Of a registered name: `generated` takes size, length, seed, difficulty."""
-    held_out: Source | None = None
+    held_out: DataSourceOption | None = None
     """Scenes that are not learned from, on which the same losses are taken."""
     held_out_options: dict[str, Any] = Field({})
     held_out_samples: Annotated[int, Field(ge=1)] = 1024
@@ -106,22 +108,22 @@ class DataConfig(LoadingConfig, SourcesConfig):  # in this order YAML begins wit
         """Return the scenes to learn from."""
         if self.train is None:
             raise UserError("data.train: no data is given. Say which with --data, or take --data generated")
-        scenes = _open("data.train", self.train, granularities, self.options)
-        return KeptScenes(scenes) if self.keep else scenes
+        scenes = _open_option("data.train", self.train, granularities, self.options)
+        return CachedScenes(scenes) if self.keep else scenes
 
     def open_held_out(self, granularities: tuple[str, ...]) -> Scenes | None:
         """Return the scenes that are held out, if there are any."""
         if self.held_out is None:
             return None
-        return _open("data.held_out", self.held_out, granularities, self.held_out_options)
+        return _open_option("data.held_out", self.held_out, granularities, self.held_out_options)
 
-    def held_out_view(self, **target: Any) -> CentralView:
+    def build_held_out_view(self, **view_options: Any) -> CentralView:
         """Return what cuts held-out scenes."""
-        return CentralView(overflow=self.overflow, **target)
+        return CentralView(overflow=self.overflow, **view_options)
 
 
-def _open(
-    setting: str, source: str | tuple[str, ...], granularities: tuple[str, ...], options: Mapping[str, Any]
+def _open_option(
+    option: str, source: str | tuple[str, ...], granularities: tuple[str, ...], options: Mapping[str, Any]
 ) -> Scenes:
     try:
         for name in ("source", "granularities", "keys", "folders"):
@@ -129,4 +131,4 @@ def _open(
                 raise UserError(f"takes no setting {name!r}")
         return open_scenes(source, granularities=granularities, **options)
     except UserError as error:
-        raise UserError(f"{setting}: {error}") from error
+        raise UserError(f"{option}: {error}") from error

@@ -27,9 +27,9 @@ MAX_PIXELS = 2**27
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # not those whose readers start other programs
 Image.init()  # or it would know some of them only after it has met a file of another
-_ORIENTATION = 0x0112
+_EXIF_ORIENTATION_TAG = 0x0112
 # How the rows and columns of a photo lie, by its EXIF orientation.
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+_EXIF_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
@@ -45,69 +45,69 @@ _GREY, _PALETTE = 0, 3
 _ID_LAYOUTS = {(8, _GREY), (16, _GREY), (1, _PALETTE), (2, _PALETTE), (4, _PALETTE), (8, _PALETTE)}
 
 
-def decode_photo(data: bytes, name: str, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
-    """Return the pixels of a photo, turned as its EXIF data says; `name` is what messages call the file."""
+def decode_image(data: bytes, location: str, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
+    """Return the pixels of a photo, turned as its EXIF data says; `location` is what messages call the file."""
     if channels not in _PILLOW_MODES:
-        raise UserError(f"{name}: photos are read with 1, 3 or 4 channels, not {channels}. Correct dataset.json")
+        raise UserError(f"{location}: photos are read with 1, 3 or 4 channels, not {channels}. Correct dataset.json")
     if data.startswith(_JPEG) and channels != 4:
-        pixels = _guarded(name, lambda: _jpeg(data, channels))
+        pixels = _decode_or_raise(location, lambda: _decode_jpeg(data, channels))
     else:
-        pixels = _guarded(name, lambda: _pillow(data, channels))
+        pixels = _decode_or_raise(location, lambda: _decode_with_pillow(data, channels))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def decode_ids(data: bytes, name: str) -> Integer[np.ndarray, "height width"]:
+def decode_ids(data: bytes, location: str) -> Integer[np.ndarray, "height width"]:
     """Return the values of a PNG of one channel (or of palette indices) as they are stored, 8 or 16 bits wide."""
     if not data.startswith(_PNG) or len(data) < 29 or tuple(data[24:26]) not in _ID_LAYOUTS:
-        raise UserError(f"{name}: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits")
-    ids = _guarded(name, lambda: _plain_png(data))
-    return _guarded(name, lambda: _pillow_ids(data)) if ids is None else ids
+        raise UserError(f"{location}: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits")
+    ids = _decode_or_raise(location, lambda: _decode_unfiltered_png(data))
+    return _decode_or_raise(location, lambda: _decode_ids_with_pillow(data)) if ids is None else ids
 
 
-def _guarded(name: str, decode: Callable[[], T]) -> T:
+def _decode_or_raise(location: str, decode: Callable[[], T]) -> T:
     try:
         return decode()
     except Exception as error:  # decoders answer broken pictures with errors of half a dozen kinds
-        raise UserError(f"{name}: not readable as a picture ({error}). Replace it, or remove the sample") from error
+        raise UserError(f"{location}: not readable as a picture ({error}). Replace it, or remove the sample") from error
 
 
-def _check_pixels(width: int, height: int) -> None:
+def _check_num_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width}×{height} pixels, more than {MAX_PIXELS}")
 
 
-def _jpeg(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+def _decode_jpeg(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    _check_pixels(width, height)
+    _check_num_pixels(width, height)
     if colours in ("CMYK", "YCCK"):
-        return _pillow(data, channels)
+        return _decode_with_pillow(data, channels)
     pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
-    turn = _TURNS.get(_orientation(data)) if b"Exif\0\0" in data[:65536] else None
+    turn = _EXIF_TRANSFORMS.get(_exif_orientation(data)) if b"Exif\0\0" in data[:65536] else None
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
-def _orientation(data: bytes) -> int:
+def _exif_orientation(data: bytes) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return int(Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1))
+            return int(Image.open(io.BytesIO(data)).getexif().get(_EXIF_ORIENTATION_TAG, 1))
         except Exception:  # a photo with broken EXIF data is no broken photo
             return 1
 
 
-def _open(data: bytes) -> Image.Image:
+def _open_image(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is our own
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
             raise ValueError("its format is not known") from error
-    _check_pixels(*image.size)
+    _check_num_pixels(*image.size)
     return image
 
 
-def _pillow(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    with _open(data) as stored:
+def _decode_with_pillow(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    with _open_image(data) as stored:
         image = ImageOps.exif_transpose(stored)
         if image.mode.startswith("I"):  # 16 bits of grey; Pillow would cut all above 255 off
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -115,19 +115,19 @@ def _pillow(data: bytes, channels: int) -> UInt8[np.ndarray, "height width chann
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def _pillow_ids(data: bytes) -> Integer[np.ndarray, "height width"]:
-    with _open(data) as image:
+def _decode_ids_with_pillow(data: bytes) -> Integer[np.ndarray, "height width"]:
+    with _open_image(data) as image:
         ids = np.array(image)
     return ids.astype(np.uint16 if data[24] == 16 else np.uint8, copy=False)
 
 
-def _plain_png(data: bytes) -> Integer[np.ndarray, "height width"] | None:
+def _decode_unfiltered_png(data: bytes) -> Integer[np.ndarray, "height width"] | None:
     """Decode a PNG whose lines are not filtered, as `pack` writes them, in two thirds of Pillow's time.
 
     None is the answer to any other, mostly after a look at the first lines.
     """
     width, height, bits, _, _, _, is_interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    _check_pixels(width, height)
+    _check_num_pixels(width, height)
     if is_interlaced or bits not in (8, 16):
         return None
     pieces, at = [], 33

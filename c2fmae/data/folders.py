@@ -14,11 +14,11 @@ from c2fmae.core.scene import GRANULARITIES
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem
-from c2fmae.data.stored import PHOTO_SUFFIXES, StoredScenes, in_order, lacks_all
+from c2fmae.data.stored import IMAGE_SUFFIXES, StoredScenes, missing_granularity_problem, sort_coarse_to_fine
 
 log = logging.getLogger(__name__)
 
-_SUFFIXES = tuple(f".{suffix}" for suffix in PHOTO_SUFFIXES)
+_DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 
 
 class FolderScenes(StoredScenes):
@@ -35,13 +35,13 @@ class FolderScenes(StoredScenes):
         super().__init__(info, keys, labels)
         self._folders, self._suffixes = folders, suffixes
 
-    def where(self, index: int, name: str) -> str:
+    def describe_location(self, index: int, name: str) -> str:
         """Return the path."""
         return f"{self._folders[name]}/{self.keys[index]}{self._suffixes[name][index]}"
 
-    def record(self, index: int) -> dict[str, bytes]:
+    def read_map_bytes(self, index: int) -> dict[str, bytes]:
         """Read the files."""
-        return {name: read_file(self.where(index, name)) for name in self.info.granularities}
+        return {name: read_file(self.describe_location(index, name)) for name in self.info.granularities}
 
 
 def read_file(path: str | Path) -> bytes:
@@ -53,52 +53,54 @@ def read_file(path: str | Path) -> bytes:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Restore it, or remove the sample") from error
 
 
-def open_tree(
+def open_folder_tree(
     root: Path, granularities: Sequence[str] | None, folders: Mapping[str, str]
 ) -> tuple[FolderScenes | None, tuple[Problem, ...]]:
     """Open the samples of a tree that are whole, and list what is wrong with the others."""
     for name in folders:
         GRANULARITIES.get(name)
-    told = DatasetInfo.beside(root)
-    places = {name: root / folders.get(name, name) for name in GRANULARITIES}
-    there = {name: place for name, place in places.items() if place.is_dir()}
+    info_on_disk = DatasetInfo.read_from_dir(root)
+    dirs = {name: root / folders.get(name, name) for name in GRANULARITIES}
+    existing_dirs = {name: place for name, place in dirs.items() if place.is_dir()}
     for name in folders:
-        if name not in there:
-            raise UserError(f"{places[name]}: this folder, named for {name}, does not exist. Check the name")
-    if not there:
-        there = {"rgb": root}  # a flat folder, or one folder a class
+        if name not in existing_dirs:
+            raise UserError(f"{dirs[name]}: this folder, named for {name}, does not exist. Check the name")
+    if not existing_dirs:
+        existing_dirs = {"rgb": root}  # a flat folder, or one folder a class
         log.info("%s: no folder rgb, semantic or instance in it: all pictures below it are taken for photos", root)
     if granularities is None:
-        is_told = told is not None and "granularities" in told.model_fields_set
-        granularities = told.granularities if told and is_told else tuple(there)
-    granularities = in_order(granularities)
+        is_declared = info_on_disk is not None and "granularities" in info_on_disk.model_fields_set
+        granularities = info_on_disk.granularities if info_on_disk and is_declared else tuple(existing_dirs)
+    granularities = sort_coarse_to_fine(granularities)
     problems: list[Problem] = []
-    found = {name: _pictures(there[name], problems) if name in there else {} for name in granularities}
-    if not any(found.values()):
+    suffixes_by_key = {
+        name: _find_images(existing_dirs[name], problems) if name in existing_dirs else {} for name in granularities
+    }
+    if not any(suffixes_by_key.values()):
         text = f"{root}: no scenes. Expected shards (*.tar), or pictures in {', '.join(granularities)}"
         return None, (*problems, Problem(None, text))
-    spoilt = {problem.key for problem in problems}
-    everywhere = set[str].union(*map(set, found.values())) - spoilt
+    problem_keys = {problem.key for problem in problems}
+    everywhere = set[str].union(*map(set, suffixes_by_key.values())) - problem_keys
     for name in granularities:
-        if not found[name]:
-            return None, (*problems, lacks_all(str(root), name, granularities))
+        if not suffixes_by_key[name]:
+            return None, (*problems, missing_granularity_problem(str(root), name, granularities))
         problems += [
             Problem(key, f"{root}: sample {key!r} lacks {folders.get(name, name)}/{key}. Add it, or remove the sample")
-            for key in sorted(everywhere - found[name].keys())
+            for key in sorted(everywhere - suffixes_by_key[name].keys())
         ]
-    whole = sorted(everywhere.intersection(*found.values()))
-    info = (told or DatasetInfo()).model_copy(update={"granularities": granularities})
-    classes = [key.rpartition("/")[0] for key in whole]
+    complete_keys = sorted(everywhere.intersection(*suffixes_by_key.values()))
+    info = (info_on_disk or DatasetInfo()).model_copy(update={"granularities": granularities})
+    classes = [key.rpartition("/")[0] for key in complete_keys]
     if not info.labels:
         names = sorted({key.rpartition("/")[0] for key in everywhere} - {""})
         info = info.model_copy(update={"labels": tuple(LabelInfo(name=name) for name in names)})
-    labels = _labels(root, classes, info, problems)
-    suffixes = {name: KeyList.of(found[name][key] for key in whole) for name in granularities}
-    used = {name: there[name] for name in granularities}
-    return FolderScenes(used, info, KeyList.of(whole), labels, suffixes), tuple(problems)
+    labels = _labels_from_dirs(root, classes, info, problems)
+    suffixes = {name: KeyList.from_names(suffixes_by_key[name][key] for key in complete_keys) for name in granularities}
+    used = {name: existing_dirs[name] for name in granularities}
+    return FolderScenes(used, info, KeyList.from_names(complete_keys), labels, suffixes), tuple(problems)
 
 
-def _labels(
+def _labels_from_dirs(
     root: Path, classes: Sequence[str], info: DatasetInfo, problems: list[Problem]
 ) -> Int64[np.ndarray, " samples"]:
     """The label of each sample by its class folder, which is called as the label or as its WordNet id."""
@@ -111,9 +113,9 @@ def _labels(
     return np.array([label_of.get(name, -1) for name in classes], np.int64)
 
 
-def _pictures(folder: Path, problems: list[Problem]) -> dict[str, str]:
+def _find_images(folder: Path, problems: list[Problem]) -> dict[str, str]:
     """Return the suffix of every picture in a folder, by its name without that."""
-    pictures: dict[str, str] = {}
+    suffix_by_key: dict[str, str] = {}
 
     def cannot_list(error: OSError) -> None:  # by itself os.walk would pass over what it may not read
         problems.append(Problem(None, f"{error.filename}: cannot be listed: {error.strerror}. Check its rights"))
@@ -125,18 +127,18 @@ def _pictures(folder: Path, problems: list[Problem]) -> dict[str, str]:
         problems += [
             Problem(None, f"{place}/{name}: a folder where a picture should be. Rename or remove it")
             for name in folders
-            if name.lower().endswith(_SUFFIXES)
+            if name.lower().endswith(_DOTTED_SUFFIXES)
         ]
         for name in sorted(files):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million of them
-            if suffix.lower() not in _SUFFIXES or name.startswith("."):
+            if suffix.lower() not in _DOTTED_SUFFIXES or name.startswith("."):
                 continue
             key = prefix + stem
             if "\n" in key or not is_utf8(key):
                 problems.append(Problem(None, f"{place}: {name!r} is no plain UTF-8 name. Rename it"))
-            elif key in pictures:
-                text = f"{place}/{name}: sample {key!r} has another picture, {stem}{pictures[key]}. Remove one"
+            elif key in suffix_by_key:
+                text = f"{place}/{name}: sample {key!r} has another picture, {stem}{suffix_by_key[key]}. Remove one"
                 problems.append(Problem(key, text))
             else:
-                pictures[key] = suffix
-    return pictures
+                suffix_by_key[key] = suffix
+    return suffix_by_key

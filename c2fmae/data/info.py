@@ -12,13 +12,13 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE
 
-FILE_NAME = "dataset.json"
-PLAN_NAME = "pack.json"
+DATASET_FILE = "dataset.json"
+PACK_PLAN_FILE = "pack.json"
 """What `pack` writes first; beside no `dataset.json`, which it writes last, it means that a pack is not finished."""
-FORMAT = 1
+DATASET_FORMAT = 1
 
-Name = Annotated[str, Field(min_length=1)]
-Byte = Annotated[int, Field(ge=0, le=255)]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
+UInt8Value = Annotated[int, Field(ge=0, le=255)]
 
 
 class ClassInfo(Config):
@@ -26,7 +26,7 @@ class ClassInfo(Config):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Name
+    name: NonEmptyStr
     is_thing: bool | None = None
     """Things can be counted (a car), stuff cannot (the sky)."""
     coco_id: int | None = None
@@ -38,7 +38,7 @@ class DatasetInfo(Config):
 
     model_config = ConfigDict(extra="allow")  # who made it, and from what, may be told too
 
-    format: Annotated[int, Field(ge=1, le=FORMAT)] = FORMAT
+    format: Annotated[int, Field(ge=1, le=DATASET_FORMAT)] = DATASET_FORMAT
     name: str = ""
     granularities: tuple[str, ...] = COARSE_TO_FINE
     """Those that every sample has."""
@@ -49,7 +49,7 @@ class DatasetInfo(Config):
     maps_know_labels: bool | None = None
     """Whether whoever made the maps knew the photos' labels, as a detector does that is asked for them: a map may then
     hold the answer. Null where nobody says."""
-    ignore: Byte = IGNORE
+    ignore: UInt8Value = IGNORE
     """The semantic id of what nobody labelled; 65535 means the same in 16-bit maps."""
     label_stride: Annotated[int, Field(ge=1, le=64)] = 1
     """Cell (i, j) of a map is the pixel at (s·i + s//2, s·j + s//2), held to the photo."""
@@ -58,7 +58,7 @@ class DatasetInfo(Config):
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> "DatasetInfo":
+    def _check_consistency(self) -> "DatasetInfo":
         for name in self.granularities:
             GRANULARITIES.get(name)
         if len(self.classes) > IGNORE:
@@ -84,23 +84,23 @@ class DatasetInfo(Config):
         return tuple(entry.name if entry else "" for entry in self.labels)
 
     @classmethod
-    def beside(cls, folder: Path) -> "DatasetInfo | None":
+    def read_from_dir(cls, folder: Path) -> "DatasetInfo | None":
         """Read the `dataset.json` of a folder, if it has one."""
-        path = folder / FILE_NAME
+        path = folder / DATASET_FILE
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise UserError(f"{path}: not JSON ({error}). Mend it, or remove it") from error
-        if not isinstance(told, dict):
+        if not isinstance(document, dict):
             raise UserError(f"{path}: expected an object with `classes`, `ignore`, `label_stride`, …")
-        return cls.read(told, source=str(path))
+        return cls.from_dict(document, source=str(path))
 
     def to_json(self) -> str:
         """Return the text of a `dataset.json`; the same info gives the same text."""
-        told = self.model_dump(mode="json", exclude_none=True)
-        told["labels"] = [entry and entry.model_dump(mode="json", exclude_none=True) for entry in self.labels]
-        return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+        document = self.model_dump(mode="json", exclude_none=True)
+        document["labels"] = [entry and entry.model_dump(mode="json", exclude_none=True) for entry in self.labels]
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -22,23 +22,23 @@ class KeyList(Sequence[str]):
     A list of a million Python strings would be copied into every worker, page by page, as their reference counts
     change; these are two tensors, which go to spawned processes through shared memory and to forked ones for free.
 
-    >>> keys = KeyList.of(["cat", "dog", "cow"])
-    >>> keys[1], len(keys), list(keys.take(np.array([2, 0])))
+    >>> keys = KeyList.from_names(["cat", "dog", "cow"])
+    >>> keys[1], len(keys), list(keys.select(np.array([2, 0])))
     ('dog', 3, ['cow', 'cat'])
     """
 
-    def __init__(self, lines: bytes) -> None:
+    def __init__(self, encoded: bytes) -> None:
         """Take names of which each ends with a newline."""
-        self._text: UInt8[Tensor, " bytes"] = torch.frombuffer(bytearray(lines or b" "), dtype=torch.uint8)
+        self._text: UInt8[Tensor, " bytes"] = torch.frombuffer(bytearray(encoded or b" "), dtype=torch.uint8)
         self._ends: Int64[Tensor, " keys"] = torch.from_numpy(np.flatnonzero(self._text.numpy() == _NEWLINE))
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> "KeyList":
+    def from_names(cls, names: Iterable[str]) -> "KeyList":
         """Take names without newlines."""
         return cls("".join(f"{name}\n" for name in names).encode())
 
     @property
-    def lines(self) -> bytes:
+    def encoded(self) -> bytes:
         """All names, each with a newline behind it."""
         return self._text.numpy().tobytes() if len(self) else b""
 
@@ -51,15 +51,15 @@ class KeyList(Sequence[str]):
     def __getitem__(self, index: slice) -> "KeyList": ...
     def __getitem__(self, index: int | slice) -> "str | KeyList":
         if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
+            return self.select(np.arange(len(self))[index])
         ends = self._ends.numpy()
         start = ends[index - 1] + 1 if index else 0
         return self._text.numpy()[start : ends[index]].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.lines.decode().split("\n")[:-1])
+        return iter(self.encoded.decode().split("\n")[:-1])
 
-    def take(self, rows: Integer[np.ndarray, " rows"]) -> "KeyList":
+    def select(self, rows: Integer[np.ndarray, " rows"]) -> "KeyList":
         """Return the names at those places."""
         names = list(self)
-        return KeyList.of(names[row] for row in rows)
+        return KeyList.from_names(names[row] for row in rows)

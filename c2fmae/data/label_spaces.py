@@ -10,7 +10,7 @@ import numpy as np
 
 from c2fmae.core.scene import IGNORE
 from c2fmae.data.info import ClassInfo
-from c2fmae.data.remap import Table
+from c2fmae.data.remap import IdTable
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class LabelSpace:
     name: str
     classes: tuple[ClassInfo, ...]
 
-    def coco_table(self) -> Table:
-        """The id here of every category id of COCO, for `remap`; -1 in its holes, and its 0 is "not labelled".
+    def coco_id_table(self) -> IdTable:
+        """The id here of every category id of COCO, for `remap_ids`; -1 in its holes, and its 0 is "not labelled".
 
-        >>> COCO_PANOPTIC.coco_table()[[0, 1, 12, 90, 92, 200]]
+        >>> COCO_PANOPTIC.coco_id_table()[[0, 1, 12, 90, 92, 200]]
         array([255,   0,  -1,  79,  80, 132])
         """
         coco_ids = [entry.coco_id for entry in self.classes if entry.coco_id is not None]
@@ -33,12 +33,12 @@ class LabelSpace:
         return table
 
 
-def _coco(text: str, *, is_thing: bool) -> tuple[ClassInfo, ...]:
+def _parse_coco_classes(text: str, *, is_thing: bool) -> tuple[ClassInfo, ...]:
     pairs = [entry.split(maxsplit=1) for entry in text.split(",")]
     return tuple(ClassInfo(name=name, is_thing=is_thing, coco_id=int(coco_id)) for coco_id, name in pairs)
 
 
-def _starred(text: str) -> tuple[ClassInfo, ...]:
+def _parse_starred_classes(text: str) -> tuple[ClassInfo, ...]:
     """Classes by name; those with a star are things."""
     names = [" ".join(name.split()) for name in text.split(",")]
     return tuple(ClassInfo(name=name.removesuffix("*"), is_thing=name.endswith("*")) for name in names)
@@ -46,7 +46,7 @@ def _starred(text: str) -> tuple[ClassInfo, ...]:
 
 COCO_PANOPTIC = LabelSpace(
     "coco-panoptic",
-    _coco(
+    _parse_coco_classes(
         """1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light,
         11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird, 17 cat, 18 dog, 19 horse, 20 sheep,
         21 cow, 22 elephant, 23 bear, 24 zebra, 25 giraffe, 27 backpack, 28 umbrella, 31 handbag, 32 tie,
@@ -59,7 +59,7 @@ COCO_PANOPTIC = LabelSpace(
         88 teddy bear, 89 hair drier, 90 toothbrush""",
         is_thing=True,
     )
-    + _coco(
+    + _parse_coco_classes(
         """92 banner, 93 blanket, 95 bridge, 100 cardboard, 107 counter, 109 curtain, 112 door-stuff,
         118 floor-wood, 119 flower, 122 fruit, 125 gravel, 128 house, 130 light, 133 mirror-stuff, 138 net,
         141 pillow, 144 platform, 145 playingfield, 147 railroad, 148 river, 149 road, 151 roof, 154 sand,
@@ -76,7 +76,7 @@ COCO_PANOPTIC = LabelSpace(
 
 VOC = LabelSpace(
     "voc",
-    _starred(
+    _parse_starred_classes(
         """background, aeroplane*, bicycle*, bird*, boat*, bottle*, bus*, car*, cat*, chair*, cow*, diningtable*,
         dog*, horse*, motorbike*, person*, pottedplant*, sheep*, sofa*, train*, tvmonitor*"""
     ),
@@ -85,7 +85,7 @@ VOC = LabelSpace(
 
 ADE20K = LabelSpace(
     "ade20k",
-    _starred(
+    _parse_starred_classes(
         """wall, building, sky, floor, tree, ceiling, road, bed*, windowpane*, grass, cabinet*, sidewalk, person*,
         earth, door*, table*, mountain, plant, curtain*, chair*, car*, water, painting*, sofa*, shelf*, house, sea,
         mirror*, rug, field, armchair*, seat*, fence*, desk*, rock, wardrobe*, lamp*, bathtub*, railing*, cushion*,

@@ -18,25 +18,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene, SceneBatch
-from c2fmae.core.seeding import seed_of
-from c2fmae.data.sampler import Position, Sampler
+from c2fmae.core.seeding import derive_seed
+from c2fmae.data.sampler import DataPosition, Sampler
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.transforms import Transform
 
 log = logging.getLogger(__name__)
 
-_TRIES = 16  # samples in a row that may be broken
-_GRACE = 60  # seconds that a worker goes on after it was told to end: the parent may need a batch to save
+_MAX_CONSECUTIVE_BROKEN = 16  # samples in a row that may be broken
+_SHUTDOWN_GRACE_SECONDS = (
+    60  # seconds that a worker goes on after it was told to end: the parent may need a batch to save
+)
 
-Request = tuple[Position, list[list[int]]]
+BatchRequest = tuple[DataPosition, list[list[int]]]
 """Where a batch stands, and [index, repetition] of its samples: with the seed, all that they depend on."""
 
-Made = tuple[Position, SceneBatch, list[str]] | UserError
+BatchResult = tuple[DataPosition, SceneBatch, list[str]] | UserError
 """A batch, and what was wrong with samples that it should have had."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loader:
+class SceneLoader:
     """Turns scenes into batches of samples, the same for any number of workers and ranks.
 
     A sample is a function of (seed, epoch, index, repetition). A broken one is replaced by the next index that is
@@ -53,9 +55,9 @@ class Loader:
     on_broken: Literal["skip", "error"] = "skip"
     max_broken: float = 0.01
     """Share of the samples that may be skipped; above it the run stops."""
-    pin: bool = True
+    pin_memory: bool = True
     """Where there is a GPU, put batches where it can fetch them by itself."""
-    start: Literal["fork", "spawn", "forkserver"] | None = None
+    start_method: Literal["fork", "spawn", "forkserver"] | None = None
     """How workers come into being; by default as Python does it here."""
 
     def __post_init__(self) -> None:
@@ -67,13 +69,13 @@ class Loader:
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
-    def batches(self, epochs: int, position: Position = Position()) -> "BatchStream":  # noqa: B008 - frozen
+    def stream_batches(self, epochs: int, position: DataPosition = DataPosition()) -> "BatchStream":  # noqa: B008 - frozen
         """Return the batches from a position to the end of the last epoch."""
         return BatchStream(self, epochs, position)
 
 
 @contextmanager
-def telling_of_dead_workers(*errors: type[Exception]) -> Iterator[None]:
+def explain_worker_death(*errors: type[Exception]) -> Iterator[None]:
     """Say in a sentence that a worker died: torch raises that wherever the main thread happens to be.
 
     `errors` are what else can only come of it, where batches are fetched from workers.
@@ -91,36 +93,40 @@ def telling_of_dead_workers(*errors: type[Exception]) -> Iterator[None]:
 class BatchStream(Iterator[SceneBatch]):
     """Batches one after the other, with what is to be known about their making."""
 
-    def __init__(self, loader: Loader, epochs: int, position: Position) -> None:
+    def __init__(self, loader: SceneLoader, epochs: int, position: DataPosition) -> None:
         self.position = position
         """After the batch that was handed out last."""
-        self.seconds_waited = 0.0
+        self.wait_seconds = 0.0
         """Time that whoever asks for batches had to wait for them."""
-        self.skipped: set[str] = set()
+        self.skip_reasons: set[str] = set()
         """What was wrong with the samples that were replaced."""
         self._loader = loader
         sampler = loader.sampler
-        requests = ([(at, draws.tolist())] for at, draws in sampler.batches(position, epochs))
-        self._batches: Iterator[Made] | None
+        requests = (
+            [(batch_position, draws.tolist())] for batch_position, draws in sampler.iterate_batches(position, epochs)
+        )
+        self._batches: Iterator[BatchResult] | None
         is_parallel = loader.workers > 0
-        self._lost: tuple[type[Exception], ...] = (ConnectionError, EOFError, FileNotFoundError) if is_parallel else ()
+        self._worker_death_errors: tuple[type[Exception], ...] = (
+            (ConnectionError, EOFError, FileNotFoundError) if is_parallel else ()
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked
             self._batches = iter(
                 DataLoader(
-                    _Samples(loader.scenes, loader.transform, sampler.seed, loader.on_broken == "skip"),
+                    _BatchDataset(loader.scenes, loader.transform, sampler.seed, loader.on_broken == "skip"),
                     batch_sampler=requests,
                     num_workers=loader.workers,
                     prefetch_factor=loader.prefetch if is_parallel else None,
-                    multiprocessing_context=loader.start if is_parallel else None,
-                    collate_fn=_as_it_is,
-                    worker_init_fn=_leave_signals_to_the_parent,
-                    pin_memory=loader.pin and torch.cuda.is_available(),
+                    multiprocessing_context=loader.start_method if is_parallel else None,
+                    collate_fn=_identity_collate,
+                    worker_init_fn=_ignore_signals_in_worker,
+                    pin_memory=loader.pin_memory and torch.cuda.is_available(),
                 )
             )
 
         # Called when nothing refers to this any more, at the end of the program, or by `close`, whichever is first.
-        self._ending = weakref.finalize(self, _end_workers, self._batches)
+        self._finalizer = weakref.finalize(self, _shut_down_workers, self._batches)
 
     def __iter__(self) -> "BatchStream":
         return self
@@ -130,62 +136,63 @@ class BatchStream(Iterator[SceneBatch]):
             raise StopIteration
         started = time.perf_counter()
         try:
-            with telling_of_dead_workers(*self._lost):
-                made = next(self._batches)
+            with explain_worker_death(*self._worker_death_errors):
+                result = next(self._batches)
         except BaseException:  # Ctrl-C and the end alike
             self.close()
             raise
-        self.seconds_waited += time.perf_counter() - started
-        if isinstance(made, UserError):
+        self.wait_seconds += time.perf_counter() - started
+        if isinstance(result, UserError):
             self.close()
-            raise made
-        at, batch, broken = made
-        self._count(broken)
-        self.position = self._loader.sampler.after(at)
+            raise result
+        batch_position, batch, broken = result
+        self._record_skipped(broken)
+        self.position = self._loader.sampler.next_position(batch_position)
         return batch
 
     def close(self) -> None:
         """End the workers."""
         self._batches = None
-        self._ending()
+        self._finalizer()
 
-    def _count(self, broken: Sequence[str]) -> None:
+    def _record_skipped(self, broken: Sequence[str]) -> None:
         for text in broken:
-            if text not in self.skipped:
+            if text not in self.skip_reasons:
                 log.warning("skipped: %s", text)
-                self.skipped.add(text)
+                self.skip_reasons.add(text)
         total, share = self._loader.sampler.num_samples, self._loader.max_broken
-        if len(self.skipped) > share * total:
+        if len(self.skip_reasons) > share * total:
             self.close()
             raise UserError(
-                f"{len(self.skipped)} of {total} samples are broken, more than the {share:.2%} that may be skipped;"
+                f"{len(self.skip_reasons)} of {total} samples are broken, more than the {share:.2%} that may be "
+                "skipped;"
                 f" the last: {next(reversed(broken))}\nList them all with `c2fmae data check`"
             )
 
 
 @dataclass(frozen=True)
-class _Samples(Dataset[object]):
+class _BatchDataset(Dataset[object]):
     """What a worker holds: it makes a whole batch for the coordinates of its samples."""
 
     scenes: Scenes
     transform: Transform
     seed: int
-    is_skipping: bool
+    skip_broken: bool
 
-    def __getitems__(self, requests: Sequence[Request]) -> Made:
-        (at, draws), broken = requests[0], list[str]()
+    def __getitems__(self, requests: Sequence[BatchRequest]) -> BatchResult:
+        (batch_position, draws), broken = requests[0], list[str]()
         try:
-            scenes = [self._sample(at.epoch, index, copy, broken) for index, copy in draws]
-            return at, SceneBatch.stack(scenes), broken
+            scenes = [self._make_sample(batch_position.epoch, index, copy, broken) for index, copy in draws]
+            return batch_position, SceneBatch.stack(scenes), broken
         except UserError as error:  # raised in a worker, it would come out with a traceback for a message
             return error
 
-    def _sample(self, epoch: int, index: int, copy: int, broken: list[str]) -> Scene:
-        scene = first_whole(self.scenes, index, broken) if self.is_skipping else self.scenes[index]
-        return self.transform(scene, np.random.default_rng(seed_of(self.seed, "view", epoch, index, copy)))
+    def _make_sample(self, epoch: int, index: int, repetition: int, broken: list[str]) -> Scene:
+        scene = load_first_readable(self.scenes, index, broken) if self.skip_broken else self.scenes[index]
+        return self.transform(scene, np.random.default_rng(derive_seed(self.seed, "view", epoch, index, repetition)))
 
 
-def _end_workers(batches: object) -> None:
+def _shut_down_workers(batches: object) -> None:
     workers = list(getattr(batches, "_workers", []))
     end = getattr(batches, "_shutdown_workers", None)
     try:
@@ -197,29 +204,29 @@ def _end_workers(batches: object) -> None:
                 worker.kill()
 
 
-def first_whole(scenes: Scenes, index: int, broken: list[str]) -> Scene:
+def load_first_readable(scenes: Scenes, index: int, broken: list[str]) -> Scene:
     """Return the scene of that index, or the next that is whole; what is wrong with others joins `broken`."""
-    for place in range(index, index + _TRIES):
+    for place in range(index, index + _MAX_CONSECUTIVE_BROKEN):
         try:
             return scenes[place % len(scenes)]
         except UserError as error:
             broken.append(str(error))
-    raise UserError(f"{_TRIES} samples in a row are broken, the last: {broken[-1]}")
+    raise UserError(f"{_MAX_CONSECUTIVE_BROKEN} samples in a row are broken, the last: {broken[-1]}")
 
 
-def _as_it_is(made: object) -> object:
+def _identity_collate(made: object) -> object:
     return made
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
+def _ignore_signals_in_worker(_: int) -> None:
     """Schedulers and terminals send to whole groups of processes; a run that is to save needs its next batch."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
-    sys.excepthook = _say_nothing_of_broken_lines
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SHUTDOWN_GRACE_SECONDS))
+    sys.excepthook = _silence_connection_errors
 
 
-def _say_nothing_of_broken_lines(
+def _silence_connection_errors(
     kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
 ) -> None:
     """The thread that hands tensors over finds its line cut when the parent ends; that is no news."""

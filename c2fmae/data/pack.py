@@ -20,26 +20,26 @@ from torch import Tensor
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
-from c2fmae.core.locks import locked
+from c2fmae.core.locks import lock_dir
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE, Scene
 from c2fmae.data.encode import (
+    PARTIAL_SUFFIX,
     TAR_END,
-    UNFINISHED,
-    encode_photo,
-    is_storable,
-    make_folder,
-    member_keys,
-    sample_members,
-    tar_member,
-    whole_file,
+    atomic_writer,
+    encode_image,
+    encode_sample,
+    encode_tar_member,
+    is_packable_image,
+    keys_to_member_keys,
+    make_output_dir,
 )
-from c2fmae.data.geometry import photo_size, resize, stored_cells
-from c2fmae.data.info import FILE_NAME, PLAN_NAME, DatasetInfo
+from c2fmae.data.geometry import resize_scene, scene_size, subsample_ids
+from c2fmae.data.info import DATASET_FILE, PACK_PLAN_FILE, DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.process_pool import run_in_processes
 from c2fmae.data.scenes import Scenes
 
-Progress = Callable[[int], None]
+ProgressCallback = Callable[[int], None]
 """Told how many more scenes are done."""
 
 
@@ -62,31 +62,31 @@ class PackReport:
 
     num_scenes: int
     num_shards: int
-    num_kept: int
+    num_existing_shards: int
     """Of the shards, those that an earlier run had finished."""
     num_bytes: int
 
 
-def pack(
+def pack_scenes(
     scenes: Scenes,
     out: str | Path,
     config: PackConfig,
     *,
     workers: int = 1,
-    progress: Progress = lambda _: None,
+    progress: ProgressCallback = lambda _: None,
 ) -> PackReport:
     """Write scenes to `out` by key; run it again to finish what was interrupted."""
     out = Path(out)
     if not len(scenes):
         raise UserError("there are no scenes to pack")
     _check_settings(scenes.info, config)
-    names = member_keys(scenes.keys)
+    names = keys_to_member_keys(scenes.keys)
     order = np.array(sorted(range(len(names)), key=names.__getitem__))
-    plan = _plan(scenes, config, names, int(order[0]))
-    make_folder(out)
-    with locked(out, or_say=f"{out}: another process is packing into it. Wait for it, or give another folder"):
-        _begin(out, plan)
-        job = _ShardWriter(scenes, out, config, KeyList.of(names), order)
+    plan = _pack_plan(scenes, config, names, int(order[0]))
+    make_output_dir(out)
+    with lock_dir(out, busy_message=f"{out}: another process is packing into it. Wait for it, or give another folder"):
+        _start_or_continue(out, plan)
+        job = _ShardWriter(scenes, out, config, KeyList.from_names(names), order)
         shards = range(-(-len(names) // config.shard_size))
         missing = [shard for shard in shards if not job.path(shard).exists()]
         progress(len(names) - sum(len(job.indices(shard)) for shard in missing))
@@ -102,7 +102,7 @@ def pack(
                 "label_stride": config.label_stride if _has_maps(scenes.info) else 1,
             }
         )
-        with whole_file(out / FILE_NAME) as stream:
+        with atomic_writer(out / DATASET_FILE) as stream:
             stream.write(info.to_json().encode())
         num_bytes = sum(job.path(shard).stat().st_size for shard in shards)
         return PackReport(len(names), len(shards), len(shards) - len(missing), num_bytes)
@@ -115,7 +115,7 @@ class _ShardWriter:
     scenes: Scenes
     out: Path
     config: PackConfig
-    names: KeyList
+    packed_keys: KeyList
     """Under which scenes are packed, by index."""
     order: Int[np.ndarray, " scenes"]
 
@@ -128,31 +128,33 @@ class _ShardWriter:
         return indices
 
     def __call__(self, shard: int) -> Iterator[int]:
-        with whole_file(self.path(shard)) as stream:
+        with atomic_writer(self.path(shard)) as stream:
             for index in self.indices(shard):
                 for name, data in self.members(index):
-                    stream.write(tar_member(name, data))
+                    stream.write(encode_tar_member(name, data))
                 yield 1
             stream.write(TAR_END)
 
     def members(self, index: int) -> list[tuple[str, bytes]]:
-        scene = _read(self.scenes, index)
-        resized = _shrunk(scene, self.config.short_side)
-        photo = self.scenes.photo(index) if resized is scene else None
+        scene = _read_scene(self.scenes, index)
+        resized = _shrink_scene(scene, self.config.short_side)
+        image_bytes = self.scenes.read_image_bytes(index) if resized is scene else None
         names = (*COARSE_TO_FINE, *sorted(set(scene.maps) - set(COARSE_TO_FINE)))
         try:
             maps = {
-                name: _thinned(resized.maps[name], resized.label_stride, self.config.label_stride).numpy()
+                name: _to_label_stride(resized.maps[name], resized.label_stride, self.config.label_stride).numpy()
                 for name in names
                 if name in scene.maps and name != "rgb"
             }
-            photo = photo if photo and is_storable(photo) else encode_photo(resized.maps["rgb"])
-            return list(sample_members(self.names[index], photo, maps, scene.label))
+            image_bytes = (
+                image_bytes if image_bytes and is_packable_image(image_bytes) else encode_image(resized.maps["rgb"])
+            )
+            return list(encode_sample(self.packed_keys[index], image_bytes, maps, scene.label))
         except UserError as error:
             raise UserError(f"sample {scene.key!r}: {error}") from error
 
 
-def _thinned(ids: Integer[Tensor, "height width"], stored: int, stride: int) -> Integer[Tensor, "rows columns"]:
+def _to_label_stride(ids: Integer[Tensor, "height width"], stored: int, stride: int) -> Integer[Tensor, "rows columns"]:
     """Keep the cells that are stored at a stride; what has been thinned out once cannot be exactly again."""
     if stored == stride:
         return ids
@@ -161,7 +163,7 @@ def _thinned(ids: Integer[Tensor, "height width"], stored: int, stride: int) -> 
             f"its maps are stored at label_stride {stored} and cannot be brought to {stride}. Pack with label_stride"
             f" {stored}, or pack the full-size maps that they were made from"
         )
-    return stored_cells(ids, stride)
+    return subsample_ids(ids, stride)
 
 
 def _check_settings(info: DatasetInfo, config: PackConfig) -> None:
@@ -184,7 +186,7 @@ def _check_settings(info: DatasetInfo, config: PackConfig) -> None:
         )
 
 
-def _read(scenes: Scenes, index: int) -> Scene:
+def _read_scene(scenes: Scenes, index: int) -> Scene:
     try:
         return scenes[index]
     except UserError as error:
@@ -194,9 +196,9 @@ def _read(scenes: Scenes, index: int) -> Scene:
         ) from error
 
 
-def _shrunk(scene: Scene, short_side: int | None) -> Scene:
+def _shrink_scene(scene: Scene, short_side: int | None) -> Scene:
     """Bring the shorter side down to that many pixels; the same scene comes back where nothing is to do."""
-    height, width = photo_size(scene)
+    height, width = scene_size(scene)
     shorter = min(height, width)
     if short_side is None or shorter <= short_side:
         return scene
@@ -205,24 +207,24 @@ def _shrunk(scene: Scene, short_side: int | None) -> Scene:
             f"sample {scene.key!r}: its maps are stored at label_stride {scene.label_stride}, so it cannot be resized"
             " exactly. Leave short_side out, or pack the full-size maps that they were made from"
         )
-    return resize(scene, *(max(round(side * short_side / shorter), 1) for side in (height, width)))
+    return resize_scene(scene, *(max(round(side * short_side / shorter), 1) for side in (height, width)))
 
 
 def _has_maps(info: DatasetInfo) -> bool:
     return set(info.granularities) != {"rgb"}
 
 
-def _plan(scenes: Scenes, config: PackConfig, names: Sequence[str], index: int) -> dict[str, Any]:
+def _pack_plan(scenes: Scenes, config: PackConfig, names: Sequence[str], index: int) -> dict[str, Any]:
     """Return what tells one pack from another: settings, keys, and a sample of what is behind the keys."""
-    first = _read(scenes, index)
+    first = _read_scene(scenes, index)
     # The photo as it is stored, where it is: decoders of several versions need not agree to the bit.
-    photo = scenes.photo(index) or first.maps["rgb"].numpy().tobytes()
+    image_bytes = scenes.read_image_bytes(index) or first.maps["rgb"].numpy().tobytes()
     maps = [first.maps[name].numpy().tobytes() for name in sorted(set(first.maps) - {"rgb"})]
     return {
         **config.model_dump(),
         "scenes": len(names),
         "keys": _digest("\n".join(sorted(names)).encode(errors="surrogateescape")),
-        "first scene": _digest(photo, *maps, str(first.label).encode()),
+        "first scene": _digest(image_bytes, *maps, str(first.label).encode()),
         "dataset": _digest(scenes.info.to_json().encode()),
     }
 
@@ -234,18 +236,18 @@ def _digest(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _begin(out: Path, plan: dict[str, Any]) -> None:
+def _start_or_continue(out: Path, plan: dict[str, Any]) -> None:
     """Make the folder ours: by the plan in it, or by writing one where nothing is."""
-    path = out / PLAN_NAME
+    path = out / PACK_PLAN_FILE
     try:
         begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        strangers = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(UNFINISHED))
+        unexpected = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(PARTIAL_SUFFIX))
     except OSError as error:
         raise UserError(f"{out}: cannot be used: {error.strerror}. Give another folder") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}). Remove {out}, and pack again") from error
-    if begun is None and strangers:
-        raise UserError(f"{out}: holds {strangers[0]!r} and no {PLAN_NAME}. Give a folder that is new or empty")
+    if begun is None and unexpected:
+        raise UserError(f"{out}: holds {unexpected[0]!r} and no {PACK_PLAN_FILE}. Give a folder that is new or empty")
     if begun not in (None, plan):
         known = begun if isinstance(begun, dict) else {}
         changes = [f"{key} {known.get(key)!r}, now {plan[key]!r}" for key in plan if known.get(key) != plan[key]]
@@ -255,10 +257,10 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
         )
     _remove_unfinished(out)
     if begun is None:
-        with whole_file(path) as stream:
+        with atomic_writer(path) as stream:
             stream.write((json.dumps(plan, indent=1) + "\n").encode())
 
 
 def _remove_unfinished(out: Path) -> None:
-    for path in out.glob(f".*{UNFINISHED}"):
+    for path in out.glob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)

@@ -7,47 +7,49 @@ from typing import Generic, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 from c2fmae.core.errors import UserError
-from c2fmae.data.loader import telling_of_dead_workers
+from c2fmae.data.loader import explain_worker_death
 
 T = TypeVar("T")
 
 
-def made_ahead(make: Callable[[int], T], count: int, *, workers: int, pin: bool) -> Iterator[T]:
-    """Yield `make(0)`, `make(1)` and so on, made by other processes; what is wrong with one is raised when it is due.
+def prefetch(make_item: Callable[[int], T], num_items: int, *, num_workers: int, pin_memory: bool) -> Iterator[T]:
+    """Yield `make_item(0)`, `make_item(1)` and so on, made by other processes.
 
-    >>> list(made_ahead(lambda number: number**2, 4, workers=0, pin=False))
+    What is wrong with one is raised when it is due.
+
+    >>> list(prefetch(lambda number: number**2, 4, num_workers=0, pin_memory=False))
     [0, 1, 4, 9]
     """
-    if not count:
+    if not num_items:
         return
     loader = DataLoader(
-        _Numbered(make, count),
+        _ItemDataset(make_item, num_items),
         batch_size=None,
-        num_workers=min(workers, count),
-        pin_memory=pin,
-        collate_fn=_as_it_is,
+        num_workers=min(num_workers, num_items),
+        pin_memory=pin_memory,
+        collate_fn=_identity,
     )
-    with telling_of_dead_workers():
-        for made in loader:
-            if isinstance(made, UserError):
-                raise made
-            yield made
+    with explain_worker_death():
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            yield item
 
 
 @dataclass(frozen=True)
-class _Numbered(Dataset[object], Generic[T]):
-    make: Callable[[int], T]
-    count: int
+class _ItemDataset(Dataset[object], Generic[T]):
+    make_item: Callable[[int], T]
+    num_items: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.num_items
 
-    def __getitem__(self, number: int) -> T | UserError:
+    def __getitem__(self, index: int) -> T | UserError:
         try:
-            return self.make(number)
+            return self.make_item(index)
         except UserError as error:  # raised in a worker, it would come out with a traceback for a message
             return error
 
 
-def _as_it_is(made: object) -> object:
-    return made
+def _identity(item: object) -> object:
+    return item

@@ -15,7 +15,7 @@ class Problem:
     text: str
 
 
-def refuse(problems: Sequence[Problem]) -> None:
+def raise_first_problem(problems: Sequence[Problem]) -> None:
     """Raise the first problem, if there is one, and say how to see the others."""
     if problems:
         count = len(problems) - 1

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from c2fmae.core.errors import UserError
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+TaskT = TypeVar("TaskT")
+ResultT = TypeVar("ResultT")
 
 
 def run_in_processes(
-    work: Callable[[Task], Iterable[Result]], tasks: Sequence[Task], workers: int
-) -> Generator[Result, None, None]:
+    work: Callable[[TaskT], Iterable[ResultT]], tasks: Sequence[TaskT], workers: int
+) -> Generator[ResultT, None, None]:
     """Yield what `work` yields for each task, in whatever order it comes; one worker works in this very process.
 
     Close it (`contextlib.closing`) to be sure that the processes have ended, whatever happens in the loop over it.
@@ -30,25 +30,25 @@ def run_in_processes(
             yield from work(task)
         return
     context, waiting = get_context("spawn"), list(reversed(tasks))
-    processes, lines = [], list[Connection]()
+    processes, connections = [], list[Connection]()
     try:
-        with _deaf_children():
+        with _sigint_ignored_in_children():
             for _ in range(min(workers, len(tasks))):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+                process = context.Process(target=_worker_main, args=(work, theirs), daemon=True)
                 process.start()
                 theirs.close()  # so that a dead process is an end of file on our side
                 ours.send(waiting.pop())
                 processes.append(process)
-                lines.append(ours)
-        while lines:
-            for line in wait(lines):
+                connections.append(ours)
+        while connections:
+            for line in wait(connections):
                 assert isinstance(line, Connection)
                 match _next_message(line):
                     case "ready", _ if waiting:
                         line.send(waiting.pop())
                     case "ready", _:
-                        lines.remove(line)
+                        connections.remove(line)
                         line.close()
                     case "result", result:
                         yield result
@@ -61,9 +61,9 @@ def run_in_processes(
             process.join()
 
 
-def _next_message(line: Connection) -> tuple[str, Any]:
+def _next_message(connection: Connection) -> tuple[str, Any]:
     try:
-        message: tuple[str, Any] = line.recv()
+        message: tuple[str, Any] = connection.recv()
     except (EOFError, ConnectionError) as error:
         raise UserError(
             "a worker process died: memory ran out, or a script starts them outside of `if __name__ == '__main__':`."
@@ -72,26 +72,26 @@ def _next_message(line: Connection) -> tuple[str, Any]:
     return message
 
 
-def _serve(work: Callable[[Any], Iterable[Any]], line: Connection) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _worker_main(work: Callable[[Any], Iterable[Any]], connection: Connection) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     if torch := sys.modules.get("torch"):  # by what `work` is made of
         torch.set_num_threads(1)  # there are as many processes as cores
     while True:
         try:
-            task = line.recv()
+            task = connection.recv()
         except EOFError:
             return
         try:
             for result in work(task):
-                line.send(("result", result))
-            line.send(("ready", None))
+                connection.send(("result", result))
+            connection.send(("ready", None))
         except UserError as error:
-            line.send(("error", error))
+            connection.send(("error", error))
         except Exception:  # its own type may not pickle
-            line.send(("error", RuntimeError(f"in a worker process:\n{traceback.format_exc()}")))
+            connection.send(("error", RuntimeError(f"in a worker process:\n{traceback.format_exc()}")))
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -99,13 +99,13 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
+def _sigint_ignored_in_children() -> Iterator[None]:
     """Processes started meanwhile do not hear Ctrl-C, not even while they import; their parent does, and ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)

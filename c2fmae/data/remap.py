@@ -6,21 +6,23 @@ from jaxtyping import Integer, UInt8
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE
 
-Table = Integer[np.ndarray, " values"]
+IdTable = Integer[np.ndarray, " values"]
 
 _OUTSIDE = -1
 
 
-def id_table(num_classes: int, *, ignore: int = IGNORE, reduce_zero_label: bool = False, bits: int = 8) -> Table:
+def build_id_table(
+    num_classes: int, *, ignore: int = IGNORE, reduce_zero_label: bool = False, bits: int = 8
+) -> IdTable:
     """The new id of every value that a file of so many bits may hold; -1 is outside the label space.
 
     Classes are 0 to `num_classes` - 1, or with `reduce_zero_label` 1 to `num_classes`, where 0 is "not labelled".
     `ignore` and the highest value of the bits are "not labelled" too; `num_classes` of 0 admits every id there is
     room for.
 
-    >>> id_table(2)[[0, 1, 2, 255]]
+    >>> build_id_table(2)[[0, 1, 2, 255]]
     array([  0,   1,  -1, 255])
-    >>> id_table(2, reduce_zero_label=True)[[0, 1, 2, 255]]
+    >>> build_id_table(2, reduce_zero_label=True)[[0, 1, 2, 255]]
     array([255,   0,   1, 255])
     """
     table = np.full(1 << bits, _OUTSIDE)
@@ -31,12 +33,14 @@ def id_table(num_classes: int, *, ignore: int = IGNORE, reduce_zero_label: bool 
     return table
 
 
-def fits(ids: UInt8[np.ndarray, "height width"], num_classes: int) -> bool:
-    """Whether ids are inside a label space, or 255, as they are: what `remap` would leave alone, six times as fast."""
+def is_within_label_space(ids: UInt8[np.ndarray, "height width"], num_classes: int) -> bool:
+    """Whether ids are in a label space, or 255, as they are: what `remap_ids` would leave alone, six times as fast."""
     return int((ids + np.uint8(1)).max(initial=0)) <= num_classes  # 255 + 1 wraps to 0
 
 
-def remap(ids: Integer[np.ndarray, "height width"], table: Table, where: str) -> UInt8[np.ndarray, "height width"]:
+def remap_ids(
+    ids: Integer[np.ndarray, "height width"], table: IdTable, location: str
+) -> UInt8[np.ndarray, "height width"]:
     """Look every id up; one that is outside is an error that names the file, the id and how many pixels have it."""
     is_listed = ids < len(table)
     new: np.ndarray = np.where(is_listed, table[np.where(is_listed, ids, 0)], _OUTSIDE)
@@ -47,7 +51,7 @@ def remap(ids: Integer[np.ndarray, "height width"], table: Table, where: str) ->
         others = f" (and {len(values) - 1} more ids)" if len(values) > 1 else ""
         space = int(table[table != IGNORE].max(initial=_OUTSIDE)) + 1
         raise UserError(
-            f"{where}: id {values[worst]} on {counts[worst]} pixels{others} is outside the {space} classes of the"
+            f"{location}: id {values[worst]} on {counts[worst]} pixels{others} is outside the {space} classes of the"
             " label space. Add the class to dataset.json, or map the id to its `ignore`"
         )
     return np.asarray(new, np.uint8)

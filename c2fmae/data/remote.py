@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.locks import locked
-from c2fmae.data.info import FILE_NAME, PLAN_NAME
+from c2fmae.core.locks import lock_dir
+from c2fmae.data.info import DATASET_FILE, PACK_PLAN_FILE
 
 log = logging.getLogger(__name__)
 
 
-def cache_folder() -> Path:
+def default_cache_dir() -> Path:
     """Return where copies are kept: `C2FMAE_CACHE`, or the user's cache folder."""
     chosen = os.environ.get("C2FMAE_CACHE")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "c2fmae"
@@ -27,7 +27,7 @@ def is_remote(source: str) -> bool:
     return "://" in source
 
 
-def fetch_shards(url: str) -> list[Path]:
+def download_shards(url: str) -> list[Path]:
     """Copy the shards of a URL (one, a pattern, or a folder of them) and their `dataset.json`; return the copies.
 
     A copy is made anew when what is there has changed, and is there whole or not at all.
@@ -47,15 +47,15 @@ def fetch_shards(url: str) -> list[Path]:
         if any(PurePosixPath(shard).parent != parent for shard in shards):
             raise UserError(f"{url}: shards of several folders. Give each folder as a source of its own, in a list")
         name = hashlib.blake2b(f"{remote.unstrip_protocol(str(parent))}".encode(), digest_size=8).hexdigest()
-        folder = cache_folder() / f"{parent.name}-{name}"
+        folder = default_cache_dir() / f"{parent.name}-{name}"
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):  # all processes of a training run come here at once
-            for name in (FILE_NAME, PLAN_NAME):
+        with lock_dir(folder):  # all processes of a training run come here at once
+            for name in (DATASET_FILE, PACK_PLAN_FILE):
                 if remote.exists(str(parent / name)):
-                    _copy(remote, str(parent / name), folder)
+                    _download_if_changed(remote, str(parent / name), folder)
                 else:
                     (folder / name).unlink(missing_ok=True)
-            return [_copy(remote, shard, folder) for shard in shards]
+            return [_download_if_changed(remote, shard, folder) for shard in shards]
     except UserError:
         raise
     except ImportError as error:  # the package that speaks the protocol
@@ -64,11 +64,11 @@ def fetch_shards(url: str) -> list[Path]:
         raise UserError(f"{url}: cannot be copied: {error}. Check the URL and your rights") from error
 
 
-def _copy(remote: Any, path: str, folder: Path) -> Path:
+def _download_if_changed(remote: Any, path: str, folder: Path) -> Path:
     target = folder / PurePosixPath(path).name
     version = folder / f".{target.name}.version"
-    wanted = f"{remote.size(path)} {remote.ukey(path)}"
-    if target.exists() and version.exists() and version.read_text() == wanted:
+    expected_version = f"{remote.size(path)} {remote.ukey(path)}"
+    if target.exists() and version.exists() and version.read_text() == expected_version:
         return target
     log.info("copying %s to %s", remote.unstrip_protocol(path), folder)
     unfinished = folder / f".{target.name}.{os.getpid()}"
@@ -78,5 +78,5 @@ def _copy(remote: Any, path: str, folder: Path) -> Path:
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
-    version.write_text(wanted)
+    version.write_text(expected_version)
     return target

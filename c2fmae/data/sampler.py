@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 
-Draws = Int64[np.ndarray, "rows 2"]
+SampleDraws = Int64[np.ndarray, "rows 2"]
 """Index of a sample, and which of its repetitions in this epoch it is."""
 
 
 @dataclass(frozen=True)
-class Position:
+class DataPosition:
     """How far a run has come: all that there is to remember for an exact resume."""
 
     epoch: int = 0
@@ -59,16 +59,16 @@ class Sampler:
         """Return the number of batches in an epoch."""
         return self.num_samples // self.batch_size if self.shuffle else -(-self.num_samples // self.batch_size)
 
-    def epoch(self, epoch: int) -> Draws:
+    def epoch_draws(self, epoch: int) -> SampleDraws:
         """Return all draws of an epoch, of all ranks."""
         if not self.shuffle:
             order = np.arange(self.num_samples)
         else:
-            order = np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(self.num_samples)
-        places = np.arange(self.num_samples)
-        return np.stack([order[places // self.repeats], places % self.repeats], axis=1)
+            order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_samples)
+        slots = np.arange(self.num_samples)
+        return np.stack([order[slots // self.repeats], slots % self.repeats], axis=1)
 
-    def batches(self, start: Position, epochs: int) -> Iterator[tuple[Position, Draws]]:
+    def iterate_batches(self, start: DataPosition, epochs: int) -> Iterator[tuple[DataPosition, SampleDraws]]:
         """Yield (position, this rank's draws) from a position on to the end of the last epoch.
 
         In order, the last batch may have no rows for some ranks, which then have a batch less.
@@ -79,15 +79,15 @@ class Sampler:
                 " Resume with the data and the batch size of before"
             )
         for epoch in range(start.epoch, epochs):
-            draws = self.epoch(epoch)
+            draws = self.epoch_draws(epoch)
             for batch in range(start.batches_done if epoch == start.epoch else 0, len(self)):
                 rows = draws[batch * self.batch_size : (batch + 1) * self.batch_size]
-                part = np.array_split(rows, self.world_size)[self.rank]
-                if len(part):
-                    yield Position(epoch, batch), part
+                rank_rows = np.array_split(rows, self.world_size)[self.rank]
+                if len(rank_rows):
+                    yield DataPosition(epoch, batch), rank_rows
 
-    def after(self, position: Position) -> Position:
+    def next_position(self, position: DataPosition) -> DataPosition:
         """Return the position one batch on."""
         if position.batches_done + 1 < len(self):
             return replace(position, batches_done=position.batches_done + 1)
-        return Position(position.epoch + 1)
+        return DataPosition(position.epoch + 1)

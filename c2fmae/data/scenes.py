@@ -23,7 +23,7 @@ class Scenes(Protocol):
 
     def __getitem__(self, index: int) -> Scene: ...
 
-    def photo(self, index: int) -> bytes | None:
+    def read_image_bytes(self, index: int) -> bytes | None:
         """Return the photo encoded, as it is stored, of which packing keeps the very bytes; None where it is not."""
 
 

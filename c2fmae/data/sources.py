@@ -9,29 +9,31 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from c2fmae.core.config import Config, describe_problem
+from c2fmae.core.config import Config, describe_validation_error
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.registry import Registry
 from c2fmae.core.scene import GRANULARITIES
-from c2fmae.data.combine import MixedScenes, SelectedScenes
-from c2fmae.data.folders import open_tree
+from c2fmae.data.combine import ConcatScenes, SubsetScenes
+from c2fmae.data.folders import open_folder_tree
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.problems import Problem, refuse
-from c2fmae.data.remote import fetch_shards, is_remote
+from c2fmae.data.problems import Problem, raise_first_problem
+from c2fmae.data.remote import download_shards, is_remote
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.shards import open_shards
 from c2fmae.data.tar_index import INDEX_SUFFIX
 
-_FEW = 10_000  # names among which to look for the nearest: among a million it takes most of a minute
+_MAX_NAMES_TO_SUGGEST_FROM = (
+    10_000  # names among which to look for the nearest: among a million it takes most of a minute
+)
 
-Source = str | Path | Sequence[str | Path]
+DataSource = str | Path | Sequence[str | Path]
 
 DATASETS: Registry[Callable[..., Scenes]] = Registry("dataset")
 DATASETS.register("generated")(GeneratedScenes)
 
 
 def open_scenes(
-    source: Source,
+    source: DataSource,
     *,
     granularities: Sequence[str] | None = None,
     keys: Collection[str] | None = None,
@@ -50,23 +52,24 @@ def open_scenes(
     """
     scenes, problems = inspect_scenes(source, granularities=granularities, folders=folders, **options)
     if keys is None or scenes is None:
-        refuse(problems)
+        raise_first_problem(problems)
     else:
-        places = {key: place for place, key in enumerate(scenes.keys)}
-        missing = sorted(set(keys) - places.keys())
+        row_by_key = {key: place for place, key in enumerate(scenes.keys)}
+        missing = sorted(set(keys) - row_by_key.keys())
         if missing:
+            hint = did_you_mean(missing[0], row_by_key) if len(row_by_key) <= _MAX_NAMES_TO_SUGGEST_FROM else ""
             raise UserError(
-                f"{_name(source)}: {len(missing)} of the {len(set(keys))} chosen keys are not there whole, the first is"
-                f" {missing[0]!r}. {did_you_mean(missing[0], places) if len(places) <= _FEW else ''}".rstrip()
+                f"{_format_source(source)}: {len(missing)} of the {len(set(keys))} chosen keys are not there whole, "
+                f"the first is {missing[0]!r}. {hint}".rstrip()
             )
-        scenes = SelectedScenes(scenes, np.array(sorted(places[key] for key in set(keys)), np.int64))
+        scenes = SubsetScenes(scenes, np.array(sorted(row_by_key[key] for key in set(keys)), np.int64))
     if scenes is None or not len(scenes):
-        raise UserError(f"{_name(source)}: no scenes in it")
+        raise UserError(f"{_format_source(source)}: no scenes in it")
     return scenes
 
 
 def inspect_scenes(
-    source: Source,
+    source: DataSource,
     *,
     granularities: Sequence[str] | None = None,
     folders: Mapping[str, str] | None = None,
@@ -77,21 +80,25 @@ def inspect_scenes(
         GRANULARITIES.get(name)
     is_name = isinstance(source, str) and source in DATASETS and not Path(source).exists()
     if options and not is_name:
-        raise UserError(f"{_name(source)}: takes no setting {next(iter(options))!r}, as a registered data set may")
+        raise UserError(
+            f"{_format_source(source)}: takes no setting {next(iter(options))!r}, as a registered data set may"
+        )
     if not isinstance(source, str | Path):
         opened = [inspect_scenes(one, granularities=granularities, folders=folders) for one in source]
-        parts = [scenes for scenes, _ in opened if scenes is not None]
-        return MixedScenes(parts) if parts else None, tuple(problem for _, problems in opened for problem in problems)
+        opened_sources = [scenes for scenes, _ in opened if scenes is not None]
+        return ConcatScenes(opened_sources) if opened_sources else None, tuple(
+            problem for _, problems in opened for problem in problems
+        )
     if is_name:
-        scenes = _make(str(source), options)
-        return (SelectedScenes(scenes, granularities=tuple(granularities)) if granularities else scenes), ()
-    found = _locate(source)
+        scenes = _build_registered(str(source), options)
+        return (SubsetScenes(scenes, granularities=tuple(granularities)) if granularities else scenes), ()
+    found = _resolve_source(source)
     if isinstance(found, Path):
-        return open_tree(found, granularities, folders or {})
+        return open_folder_tree(found, granularities, folders or {})
     return open_shards(found, granularities)
 
 
-def _make(name: str, options: Mapping[str, object]) -> Scenes:
+def _build_registered(name: str, options: Mapping[str, object]) -> Scenes:
     make = DATASETS.get(name)
     known, checked = inspect.signature(make).parameters, {}
     for option, value in options.items():
@@ -101,33 +108,33 @@ def _make(name: str, options: Mapping[str, object]) -> Scenes:
         try:
             checked[option] = value if kind is inspect.Parameter.empty else TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
-            raise UserError(f"{name}: {describe_problem(Config, error.errors()[0], (option,))}") from error
+            raise UserError(f"{name}: {describe_validation_error(Config, error.errors()[0], (option,))}") from error
     return make(**checked)
 
 
-def _locate(source: str | Path) -> Path | list[Path]:
+def _resolve_source(source: str | Path) -> Path | list[Path]:
     """Return the root of a folder tree, or shards."""
     if is_remote(str(source)):
-        shards = fetch_shards(str(source))
-        return shards if _is_pattern(str(source)) else _one_set(str(source), shards)
+        shards = download_shards(str(source))
+        return shards if _is_pattern(str(source)) else _check_single_set(str(source), shards)
     path = Path(source)
     if path.is_dir():
-        return _one_set(path, sorted(path.glob("*.tar"))) or path
+        return _check_single_set(path, sorted(path.glob("*.tar"))) or path
     if path.exists():
         if ".tar" not in path.suffixes:
-            raise UserError(f"{path}: is not a tar shard. {_expected()}")
+            raise UserError(f"{path}: is not a tar shard. {_expected_sources()}")
         return [path]
     found = sorted(path.parent.glob(path.name)) if _is_pattern(path.name) else []
     shards = [shard for shard in found if not shard.name.endswith(INDEX_SUFFIX)]  # those we made ourselves
     if not shards:
-        raise UserError(f"{path}: does not exist. {did_you_mean(str(source), DATASETS) or _expected()}")
+        raise UserError(f"{path}: does not exist. {did_you_mean(str(source), DATASETS) or _expected_sources()}")
     for shard in shards:
         if shard.suffix != ".tar":
-            raise UserError(f"{path}: matches {shard.name}, which is not a tar shard. {_expected()}")
+            raise UserError(f"{path}: matches {shard.name}, which is not a tar shard. {_expected_sources()}")
     return shards
 
 
-def _one_set(folder: str | Path, shards: list[Path]) -> list[Path]:
+def _check_single_set(folder: str | Path, shards: list[Path]) -> list[Path]:
     """Refuse shards of several sets: train and val often lie side by side, and hardly ever are to be mixed."""
     sets = Counter(re.sub(r"[-_]?\d*$", "", shard.stem) for shard in shards)
     if len(sets) > 1:
@@ -141,9 +148,9 @@ def _is_pattern(name: str) -> bool:
     return any(c in name for c in "*?[")
 
 
-def _expected() -> str:
+def _expected_sources() -> str:
     return f"Give a folder, a .tar shard, a pattern of shards, or a name: {', '.join(DATASETS)}"
 
 
-def _name(source: Source) -> str:
+def _format_source(source: DataSource) -> str:
     return str(source) if isinstance(source, str | Path) else ", ".join(map(str, source))

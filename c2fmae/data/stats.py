@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from c2fmae.core.scene import IGNORE
-from c2fmae.data.check import SHARE_EDGES, CheckReport
-from c2fmae.report.drawing import bar_chart, stack
+from c2fmae.data.check import AREA_FRACTION_EDGES, CheckReport
+from c2fmae.report.drawing import draw_bar_chart, stack_images
 
 _OBJECT_EDGES = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50)
 _SIDE_EDGES = (0, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)  # pixels
-_MOST_BARS = 40
+_MAX_BARS = 40
 
 
 def draw_stats(report: CheckReport) -> Image.Image:
@@ -21,32 +21,38 @@ def draw_stats(report: CheckReport) -> Image.Image:
     charts = []
     if total := int(report.class_pixels.sum()):
         names = dict(enumerate(report.info.class_names)) | {IGNORE: "(not labelled)"}
-        for counts, whole, unit in (
+        for counts, total_count, unit in (
             (report.class_pixels, total, "pixels"),
             (report.class_images, report.num_scenes, "images"),
         ):
-            shares = {names.get(i, f"class {i}"): counts[i] / whole for i in np.flatnonzero(counts).tolist()}
-            charts.append(bar_chart(_largest(shares), title=f"Share of the {unit} with a class", show="{:.1%}".format))
+            shares = {names.get(i, f"class {i}"): counts[i] / total_count for i in np.flatnonzero(counts).tolist()}
+            charts.append(
+                draw_bar_chart(
+                    _largest_bars(shares), title=f"Share of the {unit} with a class", format_value="{:.1%}".format
+                )
+            )
     if report.object_counts:
-        charts.append(bar_chart(_in_bins(report.object_counts, _OBJECT_EDGES), title="Images by number of objects"))
-        charts.append(bar_chart(_object_sizes(report), title="Objects by share of the picture"))
-    if report.labels:
-        charts.append(bar_chart(_largest(_labels(report)), title="Images by label"))
+        charts.append(
+            draw_bar_chart(_bin_counts(report.object_counts, _OBJECT_EDGES), title="Images by number of objects")
+        )
+        charts.append(draw_bar_chart(_object_size_bars(report), title="Objects by share of the picture"))
+    if report.label_counts:
+        charts.append(draw_bar_chart(_largest_bars(_label_bars(report)), title="Images by label"))
     sides = Counter[int]()
-    for size, images in report.sizes.items():
+    for size, images in report.image_size_counts.items():
         sides[min(size)] += images
-    charts.append(bar_chart(_in_bins(sides, _SIDE_EDGES), title="Photos by shorter side, in pixels"))
-    return stack(charts, columns=2)
+    charts.append(draw_bar_chart(_bin_counts(sides, _SIDE_EDGES), title="Photos by shorter side, in pixels"))
+    return stack_images(charts, columns=2)
 
 
 def describe_stats(report: CheckReport) -> str:
     """Return a line each for what is not a table of classes: scenes, photos, objects, labels."""
     lines = [f"scenes   {report.num_scenes}"]
-    if report.sizes:
-        (width, height), images = max(report.sizes.items(), key=lambda pair: pair[1])
-        shorter = sorted(min(size) for size in report.sizes)
+    if report.image_size_counts:
+        (width, height), images = max(report.image_size_counts.items(), key=lambda pair: pair[1])
+        shorter = sorted(min(size) for size in report.image_size_counts)
         lines.append(
-            f"photos   {len(report.sizes)} sizes, most often {width}×{height} ({images}),"
+            f"photos   {len(report.image_size_counts)} sizes, most often {width}×{height} ({images}),"
             f" shorter side {shorter[0]} to {shorter[-1]} pixels"
         )
     if report.object_counts:
@@ -55,34 +61,34 @@ def describe_stats(report: CheckReport) -> str:
             f"objects  {report.num_objects}; an image has {counts.mean():.1f} on average, half have at most"
             f" {np.median(counts):g}, none more than {counts.max()}"
         )
-    if report.labels:
+    if report.label_counts:
         known = f" of {len(report.info.labels)}" if report.info.labels else ""
-        fewest, most = min(report.labels.values()), max(report.labels.values())
-        lines.append(f"labels   {len(report.labels)}{known}, with {fewest} to {most} images each")
+        fewest, most = min(report.label_counts.values()), max(report.label_counts.values())
+        lines.append(f"labels   {len(report.label_counts)}{known}, with {fewest} to {most} images each")
     return "\n".join(lines)
 
 
-def _labels(report: CheckReport) -> dict[str, float]:
+def _label_bars(report: CheckReport) -> dict[str, float]:
     names = {label: name for label, name in enumerate(report.info.label_names) if name}
-    return {names.get(label, f"label {label}"): images for label, images in report.labels.items()}
+    return {names.get(label, f"label {label}"): images for label, images in report.label_counts.items()}
 
 
-def _largest(bars: Mapping[str, float]) -> dict[str, float]:
+def _largest_bars(bars: Mapping[str, float]) -> dict[str, float]:
     """Keep as many bars as can be looked at, the longest first, and say how many more there are."""
     ordered = dict(sorted(bars.items(), key=lambda bar: -bar[1]))
-    if len(ordered) <= _MOST_BARS:
+    if len(ordered) <= _MAX_BARS:
         return ordered
-    names = list(ordered)[: _MOST_BARS - 1]
+    names = list(ordered)[: _MAX_BARS - 1]
     others = list(ordered.values())[len(names) :]
     return {name: ordered[name] for name in names} | {f"{len(others)} others, each at most": others[0]}
 
 
-def _object_sizes(report: CheckReport) -> dict[str, float]:
-    texts = [f"{low:.3g} % to {high:.3g} %" for low, high in pairwise(100 * edge for edge in SHARE_EDGES)]
-    return dict(zip(texts, report.object_shares.tolist(), strict=True))
+def _object_size_bars(report: CheckReport) -> dict[str, float]:
+    texts = [f"{low:.3g} % to {high:.3g} %" for low, high in pairwise(100 * edge for edge in AREA_FRACTION_EDGES)]
+    return dict(zip(texts, report.object_area_counts.tolist(), strict=True))
 
 
-def _in_bins(counts: Mapping[int, int], edges: Sequence[int]) -> dict[str, float]:
+def _bin_counts(counts: Mapping[int, int], edges: Sequence[int]) -> dict[str, float]:
     """Sum counts of numbers between edges, of which the last is open above, from the first bin with any to the last."""
     bounds = [*pairwise(edges), (edges[-1], None)]
     bins = [

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE, Scene
-from c2fmae.data.decode import decode_ids, decode_photo
+from c2fmae.data.decode import decode_ids, decode_image
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.problems import Problem
-from c2fmae.data.remap import fits, id_table, remap
+from c2fmae.data.remap import build_id_table, is_within_label_space, remap_ids
 from c2fmae.data.scenes import check_index
 
-PHOTO_SUFFIXES = ("jpg", "jpeg", "png")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 _WIDE_IGNORE = 65535
 
 
@@ -35,49 +35,53 @@ class StoredScenes(ABC):
         self.info, self.keys = info, keys
         self.labels: Int64[Tensor, " samples"] = torch.from_numpy(labels)
         """By sample; -1 where there is none."""
-        self._tables = {bits: id_table(len(info.classes), ignore=info.ignore, bits=bits) for bits in (8, 16)}
+        self._id_tables = {bits: build_id_table(len(info.classes), ignore=info.ignore, bits=bits) for bits in (8, 16)}
         if info.ignore == IGNORE:  # 16 bits say 65535 for it, and have 255 for an id like others
-            self._tables[16] = id_table(len(info.classes), ignore=_WIDE_IGNORE, bits=16)
+            self._id_tables[16] = build_id_table(len(info.classes), ignore=_WIDE_IGNORE, bits=16)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @abstractmethod
-    def record(self, index: int) -> dict[str, bytes]:
+    def read_map_bytes(self, index: int) -> dict[str, bytes]:
         """Return the granularities of a sample as they are stored."""
 
     @abstractmethod
-    def where(self, index: int, name: str) -> str:
+    def describe_location(self, index: int, name: str) -> str:
         """Return what messages call one of them."""
 
-    def photo(self, index: int) -> bytes:
+    def read_image_bytes(self, index: int) -> bytes:
         """Return the photo as it is stored."""
-        return self.record(index)["rgb"]
+        return self.read_map_bytes(index)["rgb"]
 
     def __getitem__(self, index: int) -> Scene:
         check_index(index, len(self))
-        maps = {name: self._decode(data, name, index) for name, data in self.record(index).items()}
+        maps = {name: self._decode_map(data, name, index) for name, data in self.read_map_bytes(index).items()}
         self._check_sizes(index, maps)
-        return Scene(self.keys[index], maps, self._label(index), self.info.label_stride)
+        return Scene(self.keys[index], maps, self._get_label(index), self.info.label_stride)
 
-    def _decode(self, data: bytes, name: str, index: int) -> Tensor:
-        where = self.where(index, name)
+    def _decode_map(self, data: bytes, name: str, index: int) -> Tensor:
+        location = self.describe_location(index, name)
         if GRANULARITIES.get(name).kind == "image":
-            return decode_photo(data, where, self.info.channels)
-        ids = decode_ids(data, where)
+            return decode_image(data, location, self.info.channels)
+        ids = decode_ids(data, location)
         if GRANULARITIES.get(name).kind == "continuous":
             return torch.from_numpy(ids.astype(np.int32))
         if name == "semantic":
-            if ids.dtype == np.uint8 and self.info.ignore == IGNORE and fits(ids, len(self.info.classes)):
+            if (
+                ids.dtype == np.uint8
+                and self.info.ignore == IGNORE
+                and is_within_label_space(ids, len(self.info.classes))
+            ):
                 return torch.from_numpy(ids)
-            return torch.from_numpy(remap(ids, self._tables[8 * ids.itemsize], where))
-        return torch.from_numpy(open_ids(ids))
+            return torch.from_numpy(remap_ids(ids, self._id_tables[8 * ids.itemsize], location))
+        return torch.from_numpy(normalise_ignore_id(ids))
 
     def _check_sizes(self, index: int, maps: Mapping[str, Tensor]) -> None:
-        photos = [tensor for name, tensor in maps.items() if GRANULARITIES.get(name).kind == "image"]
-        if not photos:
+        images = [tensor for name, tensor in maps.items() if GRANULARITIES.get(name).kind == "image"]
+        if not images:
             return
-        height, width = photos[0].shape[-2:]
+        height, width = images[0].shape[-2:]
         for name, ids in maps.items():
             kind = GRANULARITIES.get(name).kind
             s = self.info.label_stride if kind == "ids" else 1
@@ -85,23 +89,24 @@ class StoredScenes(ABC):
             if kind != "image" and tuple(ids.shape) != expected:
                 at = f" at label_stride {s}" if s > 1 else ""
                 raise UserError(
-                    f"{self.where(index, name)}: {ids.shape[1]}×{ids.shape[0]} cells, but a photo of {width}×{height}"
+                    f"{self.describe_location(index, name)}: {ids.shape[1]}×{ids.shape[0]} cells, but a photo of "
+                    f"{width}×{height}"
                     f" pixels takes {expected[1]}×{expected[0]}{at}. Store both in one size"
                 )
 
-    def _label(self, index: int) -> int | None:
+    def _get_label(self, index: int) -> int | None:
         label = int(self.labels[index])
         if self.info.labels and label >= len(self.info.labels):
             known = f"dataset.json names {len(self.info.labels)} labels"
-            where = self.where(index, self.info.granularities[0])
-            raise UserError(f"{where}: its label is {label}, but {known}. Add the missing names")
+            location = self.describe_location(index, self.info.granularities[0])
+            raise UserError(f"{location}: its label is {label}, but {known}. Add the missing names")
         if label >= 0 and self.info.labels and self.info.labels[label] is None:
-            where = self.where(index, self.info.granularities[0])
-            raise UserError(f"{where}: its label is {label}, which dataset.json leaves out (null). Name it there")
+            location = self.describe_location(index, self.info.granularities[0])
+            raise UserError(f"{location}: its label is {label}, which dataset.json leaves out (null). Name it there")
         return None if label < 0 else label
 
 
-def open_ids(ids: Integer[np.ndarray, "height width"]) -> Integer[np.ndarray, "height width"]:
+def normalise_ignore_id(ids: Integer[np.ndarray, "height width"]) -> Integer[np.ndarray, "height width"]:
     """Bring ids without a label space into memory: 255 is what nobody labelled, whatever the file's bits.
 
     16-bit maps say 65535 for that. Their object 255, if there is one, takes the number that so becomes free.
@@ -117,17 +122,17 @@ def open_ids(ids: Integer[np.ndarray, "height width"]) -> Integer[np.ndarray, "h
     return wide
 
 
-def suffixes_of(name: str) -> tuple[str, ...]:
+def granularity_suffixes(name: str) -> tuple[str, ...]:
     """Return what may stand behind the key of a granularity in a shard."""
     spec = GRANULARITIES.get(name)
-    return PHOTO_SUFFIXES if spec.kind == "image" else (spec.suffix,)
+    return IMAGE_SUFFIXES if spec.kind == "image" else (spec.suffix,)
 
 
-def in_order(names: Collection[str]) -> tuple[str, ...]:
+def sort_coarse_to_fine(names: Collection[str]) -> tuple[str, ...]:
     """Sort granularities from coarse to fine, those that are not the paper's first."""
     return tuple(sorted(names, key=lambda name: (COARSE_TO_FINE.index(name) if name in COARSE_TO_FINE else -1, name)))
 
 
-def lacks_all(where: str, name: str, granularities: Sequence[str]) -> Problem:
+def missing_granularity_problem(location: str, name: str, granularities: Sequence[str]) -> Problem:
     """Say once that no sample at all has a granularity."""
-    return Problem(None, f"{where}: no sample has a part {name!r}. What is asked for: {', '.join(granularities)}")
+    return Problem(None, f"{location}: no sample has a part {name!r}. What is asked for: {', '.join(granularities)}")

@@ -33,10 +33,10 @@ _NO_LABEL, _BAD_LABEL = -1, -2
 class ShardIndex:
     """The samples of one shard, in its own order."""
 
-    stamp: tuple[int, int]
+    fingerprint: tuple[int, int]
     """Size and time of change of the shard that this is the index of."""
     keys: KeyList
-    parts: tuple[str, ...]
+    suffixes: tuple[str, ...]
     """Suffixes, as in `KEY.semantic.png`."""
     offsets: Int64[np.ndarray, "samples parts"]
     sizes: Int64[np.ndarray, "samples parts"]
@@ -46,16 +46,16 @@ class ShardIndex:
     problems: tuple[Problem, ...] = ()
 
 
-def stamp_of(file: Path | int) -> tuple[int, int]:
+def file_fingerprint(file: Path | int) -> tuple[int, int]:
     """Return what changes when a file does: its size and its time of change."""
     status = os.stat(file)  # noqa: PTH116 - or a descriptor
     return status.st_size, status.st_mtime_ns
 
 
-def open_index(shard: Path) -> ShardIndex:
+def load_or_build_index(shard: Path) -> ShardIndex:
     """Return the index beside a shard, made now if there is none that fits."""
     try:
-        stamp = stamp_of(shard)
+        stamp = file_fingerprint(shard)
     except OSError as error:
         raise UserError(f"{shard}: this shard cannot be opened: {error.strerror}. Check the path") from error
     path = shard.with_name(f"{shard.name}{INDEX_SUFFIX}")
@@ -68,31 +68,31 @@ def open_index(shard: Path) -> ShardIndex:
     return index
 
 
-def load_index(path: Path, stamp: tuple[int, int]) -> ShardIndex | None:
+def load_index(path: Path, fingerprint: tuple[int, int]) -> ShardIndex | None:
     """Return the index that a file holds, if it is whole and of a tar with this stamp."""
     try:
         data = path.read_bytes()
         line, _, rest = data.partition(b"\n")
         head: dict[str, Any] = json.loads(line)
-        if head["format"] != _FORMAT or tuple(head["stamp"]) != stamp or head["crc"] != zlib.crc32(rest):
+        if head["format"] != _FORMAT or tuple(head["stamp"]) != fingerprint or head["crc"] != zlib.crc32(rest):
             return None
-        parts, count = tuple(head["parts"]), head["samples"]
-        numbers = np.frombuffer(rest, np.int64, count * (2 * len(parts) + 1))
+        suffixes, count = tuple(head["parts"]), head["samples"]
+        numbers = np.frombuffer(rest, np.int64, count * (2 * len(suffixes) + 1))
         keys = KeyList(rest[numbers.nbytes :])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or not whole: it will be made anew
-    offsets, sizes, labels = np.split(numbers, np.cumsum([count * len(parts)] * 2))
-    shape = (count, len(parts))
+    offsets, sizes, labels = np.split(numbers, np.cumsum([count * len(suffixes)] * 2))
+    shape = (count, len(suffixes))
     if len(keys) != count:
         return None
-    return ShardIndex(stamp, keys, parts, offsets.reshape(shape), sizes.reshape(shape), labels)
+    return ShardIndex(fingerprint, keys, suffixes, offsets.reshape(shape), sizes.reshape(shape), labels)
 
 
 def save_index(index: ShardIndex, path: Path) -> None:
     """Keep an index, if its folder can be written to."""
-    rest = b"".join(array.tobytes() for array in (index.offsets, index.sizes, index.labels)) + index.keys.lines
-    head = {"format": _FORMAT, "stamp": index.stamp, "crc": zlib.crc32(rest)}
-    head |= {"parts": index.parts, "samples": len(index.keys)}
+    rest = b"".join(array.tobytes() for array in (index.offsets, index.sizes, index.labels)) + index.keys.encoded
+    head = {"format": _FORMAT, "stamp": index.fingerprint, "crc": zlib.crc32(rest)}
+    head |= {"parts": index.suffixes, "samples": len(index.keys)}
     data = json.dumps(head).encode() + b"\n" + rest
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -111,8 +111,8 @@ def scan_shard(shard: Path) -> ShardIndex:
     labels: dict[str, int] = {}
     try:
         with shard.open("rb") as stream:
-            stamp = stamp_of(stream.fileno())
-            for name, offset, size in members_of(shard, stream, stamp[0], problems):
+            stamp = file_fingerprint(stream.fileno())
+            for name, offset, size in list_tar_members(shard, stream, stamp[0], problems):
                 stem, _, suffix = name.name.partition(".")
                 key = str(name.with_name(stem)) if stem else ""
                 if not suffix or not stem:
@@ -133,17 +133,17 @@ def scan_shard(shard: Path) -> ShardIndex:
         for key, label in labels.items()
         if label == _BAD_LABEL
     ]
-    spoilt = {problem.key for problem in problems}
-    keys = [key for key in found if key not in spoilt]
-    parts = tuple(sorted({suffix for key in keys for suffix in found[key]}))
-    places = [[found[key].get(part, (0, -1)) for part in parts] for key in keys]
-    table = np.array(places, np.int64).reshape(len(keys), len(parts), 2)
+    problem_keys = {problem.key for problem in problems}
+    keys = [key for key in found if key not in problem_keys]
+    suffixes = tuple(sorted({suffix for key in keys for suffix in found[key]}))
+    byte_ranges = [[found[key].get(part, (0, -1)) for part in suffixes] for key in keys]
+    table = np.array(byte_ranges, np.int64).reshape(len(keys), len(suffixes), 2)
     label_list = np.array([labels.get(key, _NO_LABEL) for key in keys], np.int64)
     offsets, sizes = (np.ascontiguousarray(table[..., i]) for i in (0, 1))
-    return ShardIndex(stamp, KeyList.of(keys), parts, offsets, sizes, label_list, tuple(problems))
+    return ShardIndex(stamp, KeyList.from_names(keys), suffixes, offsets, sizes, label_list, tuple(problems))
 
 
-def members_of(
+def list_tar_members(
     shard: Path, stream: BinaryIO, size: int, problems: list[Problem]
 ) -> list[tuple[PurePosixPath, int, int]]:
     """Return name, place and size of the plain files whose names are harmless and that lie in the shard whole."""
@@ -162,16 +162,16 @@ def members_of(
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK * member.isreg()
                 if end > size and not member.issparse():
                     text = f"{shard}: cut short inside '{name}'. Copy or pack it again"
-                    problems.append(Problem(_key_of(name), text))
+                    problems.append(Problem(_member_to_key(name), text))
                     return members
                 if name.is_absolute() or ".." in name.parts:
                     text = f"{shard}: member '{name}' points out of the shard. Pack it with relative names"
-                    problems.append(Problem(_key_of(name), text))
+                    problems.append(Problem(_member_to_key(name), text))
                 elif member.isreg() and not member.issparse():
                     members.append((name, member.offset_data, member.size))
                 elif not member.isdir():
                     text = f"{shard}: member '{name}' is a link or a special file. Pack plain files"
-                    problems.append(Problem(_key_of(name), text))
+                    problems.append(Problem(_member_to_key(name), text))
     except (tarfile.TarError, ValueError, OverflowError) as error:
         problems.append(Problem(None, f"{shard}: not a whole tar ({error}). Copy or pack it again"))
         return members
@@ -182,7 +182,7 @@ def members_of(
     return members
 
 
-def _key_of(name: PurePosixPath) -> str | None:
+def _member_to_key(name: PurePosixPath) -> str | None:
     stem = name.name.partition(".")[0]
     return str(name.with_name(stem)) if stem else None
 

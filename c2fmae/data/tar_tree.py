@@ -15,16 +15,16 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
-from c2fmae.data.problems import Problem, refuse
+from c2fmae.data.problems import Problem, raise_first_problem
 from c2fmae.data.shards import ShardScenes
-from c2fmae.data.stored import PHOTO_SUFFIXES
-from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, load_index, members_of, save_index, stamp_of
+from c2fmae.data.stored import IMAGE_SUFFIXES
+from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, file_fingerprint, list_tar_members, load_index, save_index
 
 log = logging.getLogger(__name__)
 
 TREE_SUFFIX = f".tree{INDEX_SUFFIX}"
-_SUFFIXES = tuple(f".{suffix}" for suffix in PHOTO_SUFFIXES)
-_BEHIND_SLASH = chr(ord("/") + 1)
+_DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+_AFTER_SLASH = chr(ord("/") + 1)
 
 
 class TarTree:
@@ -34,98 +34,98 @@ class TarTree:
         self.tar, self._index = tar, index
 
     @property
-    def stamp(self) -> tuple[int, int]:
+    def fingerprint(self) -> tuple[int, int]:
         """What changes when the tar does."""
-        return self._index.stamp
+        return self._index.fingerprint
 
-    def folders(self, under: str = "") -> tuple[str, ...]:
+    def list_dirs(self, subdir: str = "") -> tuple[str, ...]:
         """Return the names of the folders right below one, sorted; those that hide, as `.git` does, are left out."""
-        rows, found = self._rows(under), list[str]()
-        skip, row = len(_prefix(under)), rows.start
+        rows, found = self._rows_below(subdir), list[str]()
+        skip, row = len(_with_slash(subdir)), rows.start
         while row < rows.stop:
             name, slash, _ = self._index.keys[row][skip:].partition("/")
             if slash and not name.startswith("."):
                 found.append(name)
-            row = self._after(f"{_prefix(under)}{name}", row, rows.stop) if slash else row + 1
+            row = self._first_row_after(f"{_with_slash(subdir)}{name}", row, rows.stop) if slash else row + 1
         return tuple(sorted(found))  # `a-b/` lies before `a/`, and `a` before `a-b`
 
-    def files(self, under: str = "") -> list[str]:
+    def list_files(self, subdir: str = "") -> list[str]:
         """Return the paths of all files below a folder, seen from there."""
-        rows, skip = self._rows(under), len(_prefix(under))
+        rows, skip = self._rows_below(subdir), len(_with_slash(subdir))
         return [name[skip:] for name in self._index.keys[rows.start : rows.stop]]
 
-    def scenes(self, under: str = "") -> "TarTreeScenes":
+    def open_images(self, subdir: str = "") -> "TarTreeScenes":
         """Return the photos below a folder of the tar; their labels are its folders, in the order of their names."""
-        rows, where = self._rows(under), f"{self.tar}: {under}" if under else str(self.tar)
-        photos, problems = dict[str, tuple[int, str]](), list[Problem]()
-        for row, name in zip(rows, self.files(under), strict=True):
+        rows, location = self._rows_below(subdir), f"{self.tar}: {subdir}" if subdir else str(self.tar)
+        images, problems = dict[str, tuple[int, str]](), list[Problem]()
+        for row, name in zip(rows, self.list_files(subdir), strict=True):
             key, suffix = os.path.splitext(name)  # noqa: PTH122 - a million of them
-            if suffix.lower() not in _SUFFIXES or any(part.startswith(".") for part in name.split("/")):
+            if suffix.lower() not in _DOTTED_SUFFIXES or any(part.startswith(".") for part in name.split("/")):
                 continue
-            if key in photos:
-                text = f"{where}: sample {key!r} has another picture, {key}{photos[key][1]}. Leave one out"
+            if key in images:
+                text = f"{location}: sample {key!r} has another picture, {key}{images[key][1]}. Leave one out"
                 problems.append(Problem(key, text))
-            photos.setdefault(key, (row, suffix))
-        if not photos:
-            raise UserError(f"{where}: no photos in it. Expected CLASS/NAME.jpg")
-        refuse(problems)
-        keys = sorted(photos)
+            images.setdefault(key, (row, suffix))
+        if not images:
+            raise UserError(f"{location}: no photos in it. Expected CLASS/NAME.jpg")
+        raise_first_problem(problems)
+        keys = sorted(images)
         classes = [key.rpartition("/")[0] for key in keys]
         label_of = {name: label for label, name in enumerate(sorted({*classes} - {""}))}
         labels = np.array([label_of.get(name, -1) for name in classes], np.int64)
-        at = np.array([photos[key][0] for key in keys], np.int64)
-        places = (self._index.offsets[at], self._index.sizes[at])
-        index = ShardIndex(self.stamp, KeyList.of(keys), PHOTO_SUFFIXES[:1], *places, labels)
+        rows_in_index = np.array([images[key][0] for key in keys], np.int64)
+        places = (self._index.offsets[rows_in_index], self._index.sizes[rows_in_index])
+        index = ShardIndex(self.fingerprint, KeyList.from_names(keys), IMAGE_SUFFIXES[:1], *places, labels)
         info = DatasetInfo(granularities=("rgb",), labels=tuple(LabelInfo(name=name) for name in label_of))
-        return TarTreeScenes(self.tar, index, info, under, KeyList.of(photos[key][1] for key in keys))
+        return TarTreeScenes(self.tar, index, info, subdir, KeyList.from_names(images[key][1] for key in keys))
 
-    def _rows(self, under: str) -> range:
+    def _rows_below(self, subdir: str) -> range:
         names = self._index.keys
-        if not under:
+        if not subdir:
             return range(len(names))
-        start = bisect_left(names, f"{under}/")
-        return range(start, self._after(under, start, len(names)))
+        start = bisect_left(names, f"{subdir}/")
+        return range(start, self._first_row_after(subdir, start, len(names)))
 
-    def _after(self, folder: str, start: int, stop: int) -> int:
-        return bisect_left(self._index.keys, folder + _BEHIND_SLASH, start, stop)
+    def _first_row_after(self, folder: str, start: int, stop: int) -> int:
+        return bisect_left(self._index.keys, folder + _AFTER_SLASH, start, stop)
 
 
 class TarTreeScenes(ShardScenes):
     """Photos of a tar by their paths without suffix, in the order of these."""
 
-    def __init__(self, tar: Path, index: ShardIndex, info: DatasetInfo, under: str, suffixes: KeyList) -> None:
+    def __init__(self, tar: Path, index: ShardIndex, info: DatasetInfo, subdir: str, suffixes: KeyList) -> None:
         super().__init__([tar], [index], info)
-        self._where, self._suffixes = f"{tar}: {_prefix(under)}", suffixes
+        self._location_prefix, self._suffixes = f"{tar}: {_with_slash(subdir)}", suffixes
 
-    def where(self, index: int, name: str) -> str:  # noqa: ARG002 - there is nothing but photos
+    def describe_location(self, index: int, name: str) -> str:  # noqa: ARG002 - there is nothing but photos
         """Return the tar and the path in it."""
-        return f"{self._where}{self.keys[index]}{self._suffixes[index]}"
+        return f"{self._location_prefix}{self.keys[index]}{self._suffixes[index]}"
 
 
 def open_tar_tree(tar: Path) -> TarTree:
     """Return the files of a tar, by the index beside it, which is made now if there is none that fits."""
     try:
-        stamp = stamp_of(tar)
+        stamp = file_fingerprint(tar)
     except OSError as error:
         raise UserError(f"{tar}: cannot be opened: {error.strerror}. Check the path") from error
     path = tar.with_name(f"{tar.name}{TREE_SUFFIX}")
     index = load_index(path, stamp)
     if index is None:
         log.info("indexing %s: once, it is kept as %s", tar, path.name)
-        index = _scan(tar)
-        refuse(index.problems)
+        index = _scan_tar(tar)
+        raise_first_problem(index.problems)
         save_index(index, path)
     return TarTree(tar, index)
 
 
-def _scan(tar: Path) -> ShardIndex:
+def _scan_tar(tar: Path) -> ShardIndex:
     """Read through a tar's headers."""
     problems: list[Problem] = []
     found: dict[str, tuple[int, int]] = {}
     try:
         with tar.open("rb") as stream:
-            stamp = stamp_of(stream.fileno())
-            for path, offset, size in members_of(tar, stream, stamp[0], problems):
+            stamp = file_fingerprint(stream.fileno())
+            for path, offset, size in list_tar_members(tar, stream, stamp[0], problems):
                 name = str(path)
                 if not is_utf8(name) or "\n" in name:
                     problems.append(Problem(None, f"{tar}: member {name!r} has no plain UTF-8 name. Pack it anew"))
@@ -135,11 +135,11 @@ def _scan(tar: Path) -> ShardIndex:
     except OSError as error:
         raise UserError(f"{tar}: cannot be read: {error.strerror}. Check its disk and rights") from error
     names = sorted(found) if not problems else []
-    places = np.array([found[name] for name in names], np.int64).reshape(-1, 2)
-    offsets, sizes = (np.ascontiguousarray(places[:, i : i + 1]) for i in (0, 1))
+    byte_ranges = np.array([found[name] for name in names], np.int64).reshape(-1, 2)
+    offsets, sizes = (np.ascontiguousarray(byte_ranges[:, i : i + 1]) for i in (0, 1))
     no_labels = np.full(len(names), -1, np.int64)
-    return ShardIndex(stamp, KeyList.of(names), ("file",), offsets, sizes, no_labels, tuple(problems))
+    return ShardIndex(stamp, KeyList.from_names(names), ("file",), offsets, sizes, no_labels, tuple(problems))
 
 
-def _prefix(folder: str) -> str:
+def _with_slash(folder: str) -> str:
     return f"{folder}/" if folder else ""

@@ -10,23 +10,23 @@ from pydantic import Field, model_validator
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.data import CentralView, Scenes, open_scenes
-from c2fmae.data.config import Source
-from c2fmae.data.digest import scenes_digest
+from c2fmae.data.config import DataSourceOption
+from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.models import label_stride
 from c2fmae.models.backbones import Backbone
 
-_TRAIN, _TEST = ("train",), ("val", "valid", "validation", "test")
+_TRAIN_NAMES, _TEST_NAMES = ("train",), ("val", "valid", "validation", "test")
 
-_GENERATED = {"train": (2048, 1001), "test": (1024, 1002)}
+_GENERATED_LENGTH_AND_SEED = {"train": (2048, 1001), "test": (1024, 1002)}
 """How many generated scenes, and from which seed, unless options say so."""
 
 
-class PairConfig(Config):
+class TrainTestConfig(Config):
     """Which two sets, and how their photos are cut."""
 
-    train: Source | None = None
+    train: DataSourceOption | None = None
     """Scenes whose truth the probe is given: a folder, shards, a pattern of shards, or `generated`."""
-    test: Source | None = None
+    test: DataSourceOption | None = None
     """Scenes on which it is tried."""
     options: dict[str, Any] = Field({})
     """Of both sets, where they are `generated`: size, length, seed, difficulty, domain."""
@@ -38,30 +38,30 @@ class PairConfig(Config):
     """How much of the photo's largest central part is taken; 224 of 256 pixels, the custom on ImageNet, is 0.875."""
 
     @classmethod
-    def places(cls, data: str | None, test: str | None) -> dict[str, Any]:
+    def resolve_data_options(cls, data: str | None, test: str | None) -> dict[str, Any]:
         """Return where the two sets are: both in `data`, or the one there and the other in `test`."""
         if data is None:
             return {} if test is None else {"test": test}
-        return find_pair(data) if test is None else {"train": data, "test": test}
+        return find_train_test(data) if test is None else {"train": data, "test": test}
 
     @model_validator(mode="after")
-    def _check(self) -> "PairConfig":
+    def _check(self) -> "TrainTestConfig":
         has_own_seed = self.train == "generated" and "seed" not in self.options
-        is_other = has_own_seed or not self.test_options.items() <= self.options.items()
-        if self.train is not None and self.train == self.test and not is_other:
+        is_different_set = has_own_seed or not self.test_options.items() <= self.options.items()
+        if self.train is not None and self.train == self.test and not is_different_set:
             raise UserError(
                 "test: is the training set. What a probe has been given the truth of says nothing about features; "
                 "give other scenes"
             )
         return self
 
-    def size(self, backbone: Backbone) -> tuple[int, int]:
+    def resolve_image_size(self, backbone: Backbone) -> tuple[int, int]:
         """Return the height and width of photos."""
         return self.image_size or backbone.spec.image_size
 
-    def view(self, backbone: Backbone) -> CentralView:
+    def make_view(self, backbone: Backbone) -> CentralView:
         """Return how scenes are cut for a backbone."""
-        size = self.size(backbone)
+        size = self.resolve_image_size(backbone)
         for side in size:
             if side % backbone.patch:
                 raise UserError(f"image_size: {side} is not divisible into patches of {backbone.patch}")
@@ -69,7 +69,7 @@ class PairConfig(Config):
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSet:
     """A set of scenes, and what tells it from others."""
 
     scenes: Scenes
@@ -81,54 +81,62 @@ class Opened:
 
 
 def open_set(
-    setting: Literal["train", "test"],
-    source: Source | None,
+    split: Literal["train", "test"],
+    source: DataSourceOption | None,
     options: Mapping[str, Any],
     size: tuple[int, int],
-    needs: tuple[str, ...],
-) -> Opened:
+    granularities: tuple[str, ...],
+) -> OpenedSet:
     """Open one of the two sets."""
     if source is None:
-        raise UserError(f"{setting}: no data is given. Give --data, a folder of {_TRAIN[0]} and {_TEST[0]} sets")
+        raise UserError(
+            f"{split}: no data is given. Give --data, a folder of {_TRAIN_NAMES[0]} and {_TEST_NAMES[0]} sets"
+        )
     if source == "generated":
-        length, seed = _GENERATED[setting]
+        length, seed = _GENERATED_LENGTH_AND_SEED[split]
         options = {"size": max(size), "length": length, "seed": seed, **options}
     try:
-        scenes = open_scenes(source, granularities=needs, **options)
+        scenes = open_scenes(source, granularities=granularities, **options)
     except UserError as error:
-        raise UserError(f"{setting}: {error}") from error
+        raise UserError(f"{split}: {error}") from error
     name = source if isinstance(source, str) else ", ".join(source)
-    told = "".join(f", {key} {value}" for key, value in options.items())
-    return Opened(scenes, f"{name}{told}", scenes_digest(scenes, f"{name}{sorted(options.items())}"))
+    described_options = "".join(f", {key} {value}" for key, value in options.items())
+    return OpenedSet(
+        scenes, f"{name}{described_options}", compute_scenes_digest(scenes, f"{name}{sorted(options.items())}")
+    )
 
 
-def same_names(opened: tuple[Opened, Opened], what: Literal["label_names", "class_names"]) -> tuple[str, ...]:
+def check_same_names(
+    sets: tuple[OpenedSet, OpenedSet], field: Literal["label_names", "class_names"]
+) -> tuple[str, ...]:
     """Return the names of labels, or of maps' classes, on which both sets must agree: numbers alone mean nothing."""
-    train, test = (getattr(each.scenes.info, what) for each in opened)
+    train, test = (getattr(each.scenes.info, field) for each in sets)
     if train != test:
-        kind = "labels" if what == "label_names" else "classes"
-        odd = next(iter([*(name for name in test if name not in train), *(n for n in train if n not in test)]), "order")
+        kind = "labels" if field == "label_names" else "classes"
+        first_difference = next(
+            iter([*(name for name in test if name not in train), *(n for n in train if n not in test)]), "order"
+        )
         raise UserError(
-            f"test: {opened[1].name} has other {kind} than {opened[0].name}: {len(test)} and {len(train)}, and they "
-            f"differ in {odd!r}. Give both the same names in their dataset.json"
+            f"test: {sets[1].name} has other {kind} than {sets[0].name}: {len(test)} and {len(train)}, and they "
+            f"differ in {first_difference!r}. Give both the same names in their dataset.json"
         )
     return tuple(train)
 
 
-def find_pair(data: str) -> dict[str, str]:
+def find_train_test(source: str) -> dict[str, str]:
     """Return where in a folder the training and the test set lie: shards `train-*.tar`, or folders of these names."""
-    if data == "generated":
-        return {"train": data, "test": data}
-    root = Path(data)
+    if source == "generated":
+        return {"train": source, "test": source}
+    root = Path(source)
     if not root.is_dir():
-        hint = did_you_mean(data, ["generated"])
+        hint = did_you_mean(source, ["generated"])
         raise UserError(
-            f"{data}: is not a folder of a training and a test set. {hint or 'Name them with --data and --test'}"
+            f"{source}: is not a folder of a training and a test set. {hint or 'Name them with --data and --test'}"
         )
-    return {part: _find(root, part, names) for part, names in (("train", _TRAIN), ("test", _TEST))}
+    return {split: _find_split(root, split, names) for split, names in (("train", _TRAIN_NAMES), ("test", _TEST_NAMES))}
 
 
-def _find(root: Path, part: str, names: tuple[str, ...]) -> str:
+def _find_split(root: Path, split: str, names: tuple[str, ...]) -> str:
     for name in names:
         if (root / name).is_dir():
             return str(root / name)
@@ -136,5 +144,5 @@ def _find(root: Path, part: str, names: tuple[str, ...]) -> str:
             return str(root / f"{name}[-_0-9]*.tar")
         if (root / f"{name}.tar").exists():
             return str(root / f"{name}.tar")
-    flag = {"train": "--data", "test": "--test"}[part]
-    raise UserError(f"{root}: has no {part} set: no folder or shards named {' or '.join(names)}. Name it with {flag}")
+    flag = {"train": "--data", "test": "--test"}[split]
+    raise UserError(f"{root}: has no {split} set: no folder or shards named {' or '.join(names)}. Name it with {flag}")

@@ -10,19 +10,19 @@ from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 
 
-def weights_digest(model: Backbone | Classifier) -> str:
+def compute_weights_digest(model: Backbone | Classifier) -> str:
     """Return a digest of a backbone or classifier: what it is, and its weights."""
-    return module_digest(model, model.spec.model_dump_json())
+    return compute_module_digest(model, model.spec.model_dump_json())
 
 
-def module_digest(model: nn.Module, what: str) -> str:
-    """Return a digest of any model of which `what` tells the rest."""
-    return tensors_digest(model.state_dict(), what)
+def compute_module_digest(model: nn.Module, description: str) -> str:
+    """Return a digest of any model of which `description` tells the rest."""
+    return compute_tensors_digest(model.state_dict(), description)
 
 
-def tensors_digest(tensors: Mapping[str, Tensor], what: str) -> str:
-    """Return a digest of tensors by name, of which `what` tells the rest."""
-    digest = hashlib.sha256(what.encode())
+def compute_tensors_digest(tensors: Mapping[str, Tensor], description: str) -> str:
+    """Return a digest of tensors by name, of which `description` tells the rest."""
+    digest = hashlib.sha256(description.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

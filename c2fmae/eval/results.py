@@ -9,89 +9,93 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from c2fmae.core.environment import environment
-from c2fmae.eval.evaluation import Evaluation, Metric, Subject
-from c2fmae.eval.keeping import keep
-from c2fmae.report import Details, Page, Section, Table, Text, render
+from c2fmae.core.environment import collect_environment
+from c2fmae.core.files import write_atomic
+from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
+from c2fmae.report import Details, Page, Section, Table, Text, render_page
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-RESULTS, PAGE = "results.json", "report.html"
+RESULT_FORMAT = 1
+RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
 
 
 @dataclass(frozen=True)
-class Result:
+class EvaluationResult:
     """What an evaluation found."""
 
     evaluation: str
     source: str
     protocol: str
     metrics: tuple[Metric, ...]
-    folder: Path
+    result_dir: Path
     is_new: bool
     """Whether it was computed now, and not found as it was computed before."""
 
 
-def evaluate(
+def run_evaluation(
     name: str,
     config: Evaluation,
-    subject: Subject,
-    folder: Path,
+    model: ModelUnderTest,
+    result_dir: Path,
     *,
     again: bool = False,
-    found: Sequence[Metric] | None = None,
-) -> Result:
+    measured: Sequence[Metric] | None = None,
+) -> EvaluationResult:
     """Run an evaluation, or return what it found before with the same settings, weights and data; write it down.
 
-    Metrics that were taken already, as times in turn with other sources, are given as `found`.
+    Metrics that were taken already, as times in turn with other sources, are given as `measured`.
     """
-    identity = identity_of(name, config, subject)
-    known = None if again or found is not None or not subject.world.is_first else _read(folder / RESULTS, identity)
-    known = subject.world.share(known)
+    identity = compute_identity(name, config, model)
+    cached = (
+        None
+        if again or measured is not None or not model.world.is_main
+        else _load_cached_metrics(result_dir / RESULTS_FILE, identity)
+    )
+    cached = model.world.broadcast_object(cached)
     protocol = str(identity["protocol"])
-    if known is not None:
-        return Result(name, subject.name, protocol, known, folder, is_new=False)
+    if cached is not None:
+        return EvaluationResult(name, model.name, protocol, cached, result_dir, is_new=False)
     started = time.perf_counter()
-    metrics = tuple(config.run(subject) if found is None else found)
-    result = Result(name, subject.name, protocol, metrics, folder, is_new=True)
-    if subject.world.is_first:
+    metrics = tuple(config.run(model) if measured is None else measured)
+    result = EvaluationResult(name, model.name, protocol, metrics, result_dir, is_new=True)
+    if model.world.is_main:
         seconds = round(time.perf_counter() - started, 1)
-        facts = {"seconds": seconds, "environment": environment(world_size=subject.world.size)}
-        write_down(result, {**identity, "load_report": str(subject.backbone.report), **facts})
+        metadata = {"seconds": seconds, "environment": collect_environment(world_size=model.world.size)}
+        save_result(result, {**identity, "load_report": str(model.backbone.load_report), **metadata})
     return result
 
 
-def write_down(result: Result, facts: Mapping[str, Any]) -> None:
-    """Write a result and the page about it; `facts` are its identity, what was loaded, and the environment."""
-    document = {**facts, "source": result.source, "metrics": [asdict(metric) for metric in result.metrics]}
-    keep(result.folder / RESULTS, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
-    keep(result.folder / PAGE, render(page_of(result, document)).encode())
+def save_result(result: EvaluationResult, metadata: Mapping[str, Any]) -> None:
+    """Write a result and the page about it; `metadata` are its identity, what was loaded, and the environment."""
+    document = {**metadata, "source": result.source, "metrics": [asdict(metric) for metric in result.metrics]}
+    write_atomic(result.result_dir / RESULTS_FILE, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(result.result_dir / PAGE_FILE, render_page(make_result_page(result, document)).encode())
 
 
-def identity_of(name: str, config: Evaluation, subject: Subject) -> dict[str, Any]:
+def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> dict[str, Any]:
     """Return all that a result depends on; who does the work is not among it."""
     return {
-        "format": FORMAT,
+        "format": RESULT_FORMAT,
         "evaluation": name,
         "config": config.model_dump(mode="json", exclude={"workers"}),
-        "weights": subject.digest,
-        "protocol": config.protocol(subject),
-        **config.inputs(subject),
+        "weights": model.digest,
+        "protocol": config.describe_protocol(model),
+        **config.identify_inputs(model),
     }
 
 
-def place_of(home: Path, label: str, name: str, config: Evaluation, subject: Subject) -> Path:
+def make_result_dir(parent: Path, label: str, name: str, config: Evaluation, model: ModelUnderTest) -> Path:
     """Return the folder of a result: other settings, weights or data have another."""
-    identity = json.dumps(identity_of(name, config, subject))
-    return home / f"{label}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
+    identity = json.dumps(compute_identity(name, config, model))
+    return parent / f"{label}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
 
 
-def table_of(results: Sequence[Result]) -> Table:
+def make_metrics_table(results: Sequence[EvaluationResult]) -> Table:
     """Return the metrics of one evaluation of several sources, side by side."""
     names = dict.fromkeys(metric.name for result in results for metric in result.metrics)
-    found = [{metric.name: metric for metric in result.metrics} for result in results]
-    rows = [(name, *(_said(each.get(name)) for each in found)) for name in names]
+    metrics_by_source = [{metric.name: metric for metric in result.metrics} for result in results]
+    rows = [(name, *(_format_metric(each.get(name)) for each in metrics_by_source)) for name in names]
     notes = [
         f"{result.source}, {metric.name}: {metric.note}."
         for result in results
@@ -101,37 +105,37 @@ def table_of(results: Sequence[Result]) -> Table:
     return Table(results[0].evaluation, ("", *(result.source for result in results)), rows, " ".join(notes))
 
 
-def sections_of(folder: Path) -> list[Section]:
+def make_result_sections(run_dir: Path) -> list[Section]:
     """Return what evaluations of a run found, for its page: those by one protocol together."""
-    together: dict[tuple[str, str], list[Result]] = {}
-    for path in sorted(folder.glob(f"evaluations/*/{RESULTS}")):
+    results_by_protocol: dict[tuple[str, str], list[EvaluationResult]] = {}
+    for path in sorted(run_dir.glob(f"evaluations/*/{RESULTS_FILE}")):
         try:
-            result = result_of(path.parent)
+            result = load_result(path.parent)
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("%s: is no result of an evaluation; left out of the page", path)
             continue
-        together.setdefault((result.evaluation, result.protocol), []).append(result)
+        results_by_protocol.setdefault((result.evaluation, result.protocol), []).append(result)
     sections: list[Section] = []
-    for (name, protocol), results in together.items():
-        sections += [Text(protocol, title=f"Evaluation: {name}"), table_of(results)]
+    for (name, protocol), results in results_by_protocol.items():
+        sections += [Text(protocol, title=f"Evaluation: {name}"), make_metrics_table(results)]
     return sections
 
 
-def result_of(folder: Path) -> Result:
+def load_result(result_dir: Path) -> EvaluationResult:
     """Return what was written down in a folder."""
-    document = json.loads((folder / RESULTS).read_bytes())
-    metrics = tuple(_metric(each) for each in document["metrics"])
+    document = json.loads((result_dir / RESULTS_FILE).read_bytes())
+    metrics = tuple(_metric_from_json(each) for each in document["metrics"])
     name, source, protocol = (document[key] for key in ("evaluation", "source", "protocol"))
-    return Result(name, source, protocol, metrics, folder, is_new=False)
+    return EvaluationResult(name, source, protocol, metrics, result_dir, is_new=False)
 
 
-def page_of(result: Result, document: Mapping[str, Any]) -> Page:
+def make_result_page(result: EvaluationResult, document: Mapping[str, Any]) -> Page:
     """Return the page about an evaluation."""
     return Page(
         f"{result.evaluation} of {result.source}",
         "Numbers, and the protocol by which they were taken.",
         [
-            table_of([result]),
+            make_metrics_table([result]),
             Text(result.protocol, title="Protocol"),
             Details("What was loaded", document["load_report"]),
             Details("All settings", json.dumps(document["config"], indent=2, ensure_ascii=False)),
@@ -140,10 +144,10 @@ def page_of(result: Result, document: Mapping[str, Any]) -> Page:
     )
 
 
-def _said(metric: Metric | None) -> str:
+def _format_metric(metric: Metric | None) -> str:
     """Write a number with its interval and what it is over.
 
-    >>> _said(Metric("top-1", 58.0, 1024, (54.9, 61.0)))
+    >>> _format_metric(Metric("top-1", 58.0, 1024, (54.9, 61.0)))
     '58.00 (54.90-61.00)'
     """
     if metric is None:
@@ -152,18 +156,18 @@ def _said(metric: Metric | None) -> str:
     return f"{value} ({metric.interval[0]:.2f}-{metric.interval[1]:.2f})" if metric.interval else value
 
 
-def _read(path: Path, identity: dict[str, Any]) -> tuple[Metric, ...] | None:
+def _load_cached_metrics(path: Path, identity: dict[str, Any]) -> tuple[Metric, ...] | None:
     """Return the metrics of a file that is about just this; None where there is none, or it is about another."""
     try:
         document = json.loads(path.read_bytes())
         if any(document.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
             return None
-        return tuple(_metric(each) for each in document["metrics"])
+        return tuple(_metric_from_json(each) for each in document["metrics"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _metric(values: dict[str, Any]) -> Metric:
+def _metric_from_json(values: dict[str, Any]) -> Metric:
     interval = values["interval"]
     note = values.get("note", "")
     return Metric(values["name"], values["value"], values["count"], tuple(interval) if interval else None, note)

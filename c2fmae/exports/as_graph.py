@@ -11,72 +11,79 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.exports.as_timm import timm_features
-from c2fmae.exports.example_inputs import features, trial_photos
-from c2fmae.exports.target import Comparison, Model, Target, at, backbone_of, compare
-from c2fmae.exports.timm_vit import timm_vit
+from c2fmae.exports.as_timm import compute_timm_outputs
+from c2fmae.exports.example_inputs import compute_outputs, example_images
+from c2fmae.exports.target import (
+    ExportableModel,
+    ExportComparison,
+    ExportTarget,
+    compare_tensors,
+    describe_comparison,
+    get_backbone,
+)
+from c2fmae.exports.timm_vit import to_timm_vit
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 
-_ONNX, _PROGRAM = "model.onnx", "model.pt2"
-_ONE_FILE = 1_900_000_000  # bytes; what ONNX is written in ends at two gigabytes
+_ONNX_FILE, _PROGRAM_FILE = "model.onnx", "model.pt2"
+_MAX_SINGLE_FILE_BYTES = 1_900_000_000  # bytes; what ONNX is written in ends at two gigabytes
 
 
-class AllItSays(nn.Module):
+class ViTOutputs(nn.Module):
     """A ViT that returns all it has to say of photos."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
         self.vit = vit
 
-    def forward(self, photos: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return tokens [batch, token, dim], pooled features [batch, dim], and with a head logits [batch, label]."""
-        return timm_features(self.vit, photos)
+        return compute_timm_outputs(self.vit, images)
 
 
-def program_target(model: Model) -> Target:
+def torch_export_target(model: ExportableModel) -> ExportTarget:
     """Return the way to `torch.export.load`."""
-    backbone = backbone_of(model)
+    backbone = get_backbone(model)
 
     def usage(folder: str) -> str:
         return "\n".join(
             [
                 "import torch",
-                f"model = torch.export.load({json.dumps(f'{folder}/{_PROGRAM}')}).module()",
-                f"{', '.join(_said(model))} = model(photos)",
+                f"model = torch.export.load({json.dumps(f'{folder}/{_PROGRAM_FILE}')}).module()",
+                f"{', '.join(_output_names(model))} = model(photos)",
             ]
         )
 
     def write(folder: Path) -> None:
-        torch.export.save(_program(model), folder / _PROGRAM)
+        torch.export.save(_export_program(model), folder / _PROGRAM_FILE)
 
-    def compare_with_program(folder: Path) -> Sequence[Comparison]:
-        module = torch.export.load(folder / _PROGRAM).module()
+    def compare_with_program(folder: Path) -> Sequence[ExportComparison]:
+        module = torch.export.load(folder / _PROGRAM_FILE).module()
         with torch.inference_mode():
-            return [_compare(model, batch, module(_given(backbone, batch))) for batch in (1, 3)]
+            return [_compare_outputs(model, batch, module(_example_input(backbone, batch))) for batch in (1, 3)]
 
-    return Target(
+    return ExportTarget(
         model=model,
         tool=f"torch {torch.__version__}",
-        weights=_PROGRAM,
+        weights_file=_PROGRAM_FILE,
         library="pytorch",
         write=write,
         compare=compare_with_program,
         usage=usage,
-        notes=[_takes(model)],
+        notes=[_describe_signature(model)],
     )
 
 
-def onnx_target(model: Model) -> Target:
+def onnx_target(model: ExportableModel) -> ExportTarget:
     """Return the way to ONNX Runtime."""
-    runtime, backbone, names = _onnx(), backbone_of(model), ", ".join(_said(model))
+    runtime, backbone, names = _import_onnx(), get_backbone(model), ", ".join(_output_names(model))
     size = sum(each.numel() * each.itemsize for each in model.state_dict().values())
 
     def usage(folder: str) -> str:
         return "\n".join(
             [
                 "import onnxruntime",
-                f"session = onnxruntime.InferenceSession({json.dumps(f'{folder}/{_ONNX}')})",
+                f"session = onnxruntime.InferenceSession({json.dumps(f'{folder}/{_ONNX_FILE}')})",
                 f'{names} = session.run(None, {{"photos": photos}})  # a NumPy array, float32',
             ]
         )
@@ -85,66 +92,68 @@ def onnx_target(model: Model) -> Target:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the exporter's own insides
             torch.onnx.export(
-                _program(model),
-                f=str(folder / _ONNX),
+                _export_program(model),
+                f=str(folder / _ONNX_FILE),
                 input_names=["photos"],
-                output_names=_said(model),
-                external_data=size > _ONE_FILE,
+                output_names=_output_names(model),
+                external_data=size > _MAX_SINGLE_FILE_BYTES,
                 verbose=False,
             )
 
-    def compare_with_runtime(folder: Path) -> Sequence[Comparison]:
-        session = runtime.InferenceSession(str(folder / _ONNX), providers=["CPUExecutionProvider"])
+    def compare_with_runtime(folder: Path) -> Sequence[ExportComparison]:
+        session = runtime.InferenceSession(str(folder / _ONNX_FILE), providers=["CPUExecutionProvider"])
         comparisons = []
         for batch in (1, 3):
-            found = session.run(_said(model), {"photos": _given(backbone, batch).numpy()})
-            comparisons.append(_compare(model, batch, [torch.from_numpy(each) for each in found]))
+            outputs = session.run(_output_names(model), {"photos": _example_input(backbone, batch).numpy()})
+            comparisons.append(_compare_outputs(model, batch, [torch.from_numpy(each) for each in outputs]))
         return comparisons
 
-    return Target(
+    return ExportTarget(
         model=model,
         tool=f"ONNX Runtime {runtime.__version__}",
-        weights=_ONNX,
+        weights_file=_ONNX_FILE,
         library="onnx",
         write=write,
         compare=compare_with_runtime,
         usage=usage,
-        notes=[_takes(model)],
+        notes=[_describe_signature(model)],
     )
 
 
-def _said(model: Model) -> list[str]:
+def _output_names(model: ExportableModel) -> list[str]:
     return ["tokens", "pooled", *(["logits"] if isinstance(model, Classifier) else [])]
 
 
-def _program(model: Model) -> Any:
+def _export_program(model: ExportableModel) -> Any:
     batch = torch.export.Dim("batch", min=1)
-    given = _given(backbone_of(model), 2)
+    example_input = _example_input(get_backbone(model), 2)
     with torch.no_grad():
-        return torch.export.export(AllItSays(timm_vit(model)).eval(), (given,), dynamic_shapes={"photos": {0: batch}})
+        return torch.export.export(
+            ViTOutputs(to_timm_vit(model)).eval(), (example_input,), dynamic_shapes={"photos": {0: batch}}
+        )
 
 
-def _given(backbone: Backbone, batch: int) -> Tensor:
-    return backbone.standardise(trial_photos(backbone.spec.image_size, backbone.spec.channels["rgb"], batch))
+def _example_input(backbone: Backbone, batch: int) -> Tensor:
+    return backbone.standardise(example_images(backbone.spec.image_size, backbone.spec.channels["rgb"], batch))
 
 
-def _compare(model: Model, batch: int, found: Sequence[Tensor]) -> Comparison:
-    backbone = backbone_of(model)
-    of = f"{at(backbone.spec.image_size, model)}, {batch} at once"
-    return compare(of, found, features(model, _given(backbone, batch)))
+def _compare_outputs(model: ExportableModel, batch: int, actual: Sequence[Tensor]) -> ExportComparison:
+    backbone = get_backbone(model)
+    description = f"{describe_comparison(backbone.spec.image_size, model)}, {batch} at once"
+    return compare_tensors(description, actual, compute_outputs(model, _example_input(backbone, batch)))
 
 
-def _takes(model: Model) -> str:
-    spec = backbone_of(model).spec
+def _describe_signature(model: ExportableModel) -> str:
+    spec = get_backbone(model).spec
     height, width = spec.image_size
-    *first, last = [f"`{name}`" for name in _said(model)]
+    *first, last = [f"`{name}`" for name in _output_names(model)]
     return (
         f"It takes `photos` [batch, {spec.channels['rgb']}, {height}, {width}], any number of them, "
         f"standardised as said above, and gives {', '.join(first)} and {last}."
     )
 
 
-def _onnx() -> Any:
+def _import_onnx() -> Any:
     try:
         import onnx  # noqa: F401 - the exporter needs it
         import onnxruntime  # type: ignore[import-untyped]

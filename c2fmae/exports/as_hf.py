@@ -12,30 +12,39 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.exports.example_inputs import features, trial_photos
-from c2fmae.exports.hf_support import inexpressible
-from c2fmae.exports.target import Comparison, Model, Target, another_size, backbone_of, compare
-from c2fmae.exports.timm_vit import timm_vit
-from c2fmae.models.backbones.hugging_face_reader import CROP, NUMBERED, POOL
+from c2fmae.exports.example_inputs import compute_outputs, example_images
+from c2fmae.exports.hf_support import hf_unsupported_reason
+from c2fmae.exports.target import (
+    ExportableModel,
+    ExportComparison,
+    ExportTarget,
+    compare_tensors,
+    different_size,
+    get_backbone,
+)
+from c2fmae.exports.timm_vit import to_timm_vit
+from c2fmae.models.backbones.hugging_face_reader import CROP_KEY, POOLING_KEY, UNNAMED_LABEL
 from c2fmae.models.classifiers import Classifier
 
 _BICUBIC = 3  # as Pillow counts
-_WHOLE = "transformers' image processor brings the whole photo to that size, not its central part."
-_RESIZES = "transformers resizes positions in its own way. For features like c2fmae's there, export with --image-size"
+_NO_CENTRE_CROP = "transformers' image processor brings the whole photo to that size, not its central part."
+_RESIZE_REASON = (
+    "transformers resizes positions in its own way. For features like c2fmae's there, export with --image-size"
+)
 
 
-def hf_target(model: Model) -> Target:
+def hf_target(model: ExportableModel) -> ExportTarget:
     """Return the way to transformers; a ViT that its models cannot express is refused."""
-    transformers = _transformers()
-    vit, backbone, is_classifier = timm_vit(model), backbone_of(model), isinstance(model, Classifier)
+    transformers = _import_transformers()
+    vit, backbone, is_classifier = to_timm_vit(model), get_backbone(model), isinstance(model, Classifier)
     kind = "ViTForImageClassification" if is_classifier else "ViTModel"
-    if reason := inexpressible(vit):
+    if reason := hf_unsupported_reason(vit):
         raise UserError(
-            f"{backbone.report.source}: transformers' {kind} cannot express it: {reason}. Take: c2fmae export timm"
+            f"{backbone.load_report.source}: transformers' {kind} cannot express it: {reason}. Take: c2fmae export timm"
         )
     spec = backbone.spec
     is_square = spec.image_size[0] == spec.image_size[1]
-    theirs, options = getattr(transformers, kind), {} if is_classifier else {"add_pooling_layer": False}
+    model_class, options = getattr(transformers, kind), {} if is_classifier else {"add_pooling_layer": False}
 
     def usage(folder: str) -> str:
         if isinstance(model, Classifier):
@@ -68,8 +77,8 @@ def hf_target(model: Model) -> Target:
             patch_size=backbone.patch,
             num_channels=spec.channels["rgb"],
             qkv_bias=first.attn.qkv.bias is not None,
-            **{POOL: spec.pool},  # transformers keeps it, and has no word for it
-            **(_labels(model) if isinstance(model, Classifier) else {}),
+            **{POOLING_KEY: spec.pool},  # transformers keeps it, and has no word for it
+            **(_label_config(model) if isinstance(model, Classifier) else {}),
         )
         processor = transformers.ViTImageProcessor(
             size={"height": height, "width": width},
@@ -77,42 +86,50 @@ def hf_target(model: Model) -> Target:
             image_std=list(spec.std),
             resample=_BICUBIC,
         )
-        with _quiet(transformers):
+        with _without_progress_bars(transformers):
             # Through the names of the hub's oldest ViTs, which every version reads.
-            theirs.from_pretrained(None, config=config, state_dict=hub_names(vit), **options).save_pretrained(folder)
+            model_class.from_pretrained(
+                None, config=config, state_dict=to_hub_state_dict(vit), **options
+            ).save_pretrained(folder)
             for file in folder.glob("*.safetensors"):  # it lets nobody else read them
-                file.chmod(0o666 & ~_umask())
+                file.chmod(0o666 & ~_get_umask())
             processor.save_pretrained(folder)
 
-    def compare_with_transformers(folder: Path) -> Sequence[Comparison]:
-        with _quiet(transformers):
-            loaded = theirs.from_pretrained(folder, **options).eval()
+    def compare_with_transformers(folder: Path) -> Sequence[ExportComparison]:
+        with _without_progress_bars(transformers):
+            loaded = model_class.from_pretrained(folder, **options).eval()
             processor = transformers.ViTImageProcessor.from_pretrained(folder)
-        sizes = [spec.image_size, *([another_size(spec.image_size, backbone.patch)] if is_square else [])]
+        sizes = [spec.image_size, *([different_size(spec.image_size, backbone.patch)] if is_square else [])]
         comparisons = []
         for size in sizes:
             is_other = size != spec.image_size
-            photos = trial_photos(size, spec.channels["rgb"])
-            given = processor(list(photos), do_resize=False, return_tensors="pt", input_data_format="channels_first")
+            images = example_images(size, spec.channels["rgb"])
+            processed = processor(
+                list(images), do_resize=False, return_tensors="pt", input_data_format="channels_first"
+            )
             inner = loaded.vit if is_classifier else loaded
             with torch.inference_mode():
-                found = [inner(**given, interpolate_pos_encoding=is_other).last_hidden_state]
-                found += [loaded(**given, interpolate_pos_encoding=is_other).logits] if is_classifier else []
-            tokens, _, *logits = features(model, backbone.standardise(photos))
+                outputs = [inner(**processed, interpolate_pos_encoding=is_other).last_hidden_state]
+                outputs += [loaded(**processed, interpolate_pos_encoding=is_other).logits] if is_classifier else []
+            tokens, _, *logits = compute_outputs(model, backbone.standardise(images))
             what = "tokens and logits" if is_classifier else "tokens"
-            of = f"{what} of photos of {size[0]}×{size[1]}, by model and processor"
-            comparisons.append(compare(of, found, [tokens, *logits], why=_RESIZES if is_other else ""))
+            description = f"{what} of photos of {size[0]}×{size[1]}, by model and processor"
+            comparisons.append(
+                compare_tensors(description, outputs, [tokens, *logits], reason=_RESIZE_REASON if is_other else "")
+            )
         return comparisons
 
-    notes = [_WHOLE if is_classifier else "transformers' own pooling layer is not part of it: it was never trained."]
+    notes = [
+        _NO_CENTRE_CROP if is_classifier else "transformers' own pooling layer is not part of it: it was never trained."
+    ]
     if not is_square:
         notes.append(
             f"It takes photos of {spec.image_size[0]}×{spec.image_size[1]} alone: transformers resizes squares."
         )
-    return Target(
+    return ExportTarget(
         model=model,
         tool=f"transformers {transformers.__version__}",
-        weights="model.safetensors",
+        weights_file="model.safetensors",
         library="transformers",
         write=write,
         compare=compare_with_transformers,
@@ -121,7 +138,7 @@ def hf_target(model: Model) -> Target:
     )
 
 
-def hub_names(vit: VisionTransformer) -> dict[str, Tensor]:
+def to_hub_state_dict(vit: VisionTransformer) -> dict[str, Tensor]:
     """Return a ViT's tensors under the names that ViTs have on the model hub since the first."""
     blocks: list[Any] = list(vit.blocks)
     modules: dict[str, Any] = {"embeddings.patch_embeddings.projection": vit.patch_embed.proj, "layernorm": vit.norm}
@@ -141,26 +158,26 @@ def hub_names(vit: VisionTransformer) -> dict[str, Tensor]:
         for kind, tensor in block.attn.qkv.named_parameters():
             for name, part in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                 tensors[f"{layer}.attention.attention.{name}.{kind}"] = part
-    for place, module in modules.items():
-        tensors |= {f"{place}.{kind}": tensor for kind, tensor in module.named_parameters()}
+    for prefix, module in modules.items():
+        tensors |= {f"{prefix}.{kind}": tensor for kind, tensor in module.named_parameters()}
     if vit.num_classes:
         tensors = {f"vit.{name}": tensor for name, tensor in tensors.items()}
         tensors |= {f"classifier.{kind}": tensor for kind, tensor in vit.head.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _labels(classifier: Classifier) -> dict[str, Any]:
+def _label_config(classifier: Classifier) -> dict[str, Any]:
     """Return what the logits mean in transformers' words, which have no WordNet ids."""
-    told = enumerate(classifier.spec.labels)
-    names = {index: label.name if label else NUMBERED.format(index) for index, label in told}
+    enumerated = enumerate(classifier.spec.labels)
+    names = {index: label.name if label else UNNAMED_LABEL.format(index) for index, label in enumerated}
     return {
         "id2label": names,
         "label2id": {name: index for index, name in names.items()},
-        CROP: classifier.spec.crop,
+        CROP_KEY: classifier.spec.crop,
     }
 
 
-def _transformers() -> Any:
+def _import_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
@@ -169,7 +186,7 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def _without_progress_bars(transformers: Any) -> Iterator[None]:
     """Keep its progress bars off the terminal: there is nothing to wait for."""
     logging = transformers.utils.logging
     was_shown = logging.is_progress_bar_enabled()
@@ -181,7 +198,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

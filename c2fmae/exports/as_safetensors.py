@@ -13,74 +13,92 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.tensor_file import write_tensors
-from c2fmae.exports.example_inputs import BATCH, features, trial_maps
-from c2fmae.exports.target import Comparison, Model, Target, another_size, at, backbone_of, compare
+from c2fmae.exports.example_inputs import EXAMPLE_BATCH_SIZE, compute_outputs, example_maps
+from c2fmae.exports.target import (
+    ExportableModel,
+    ExportComparison,
+    ExportTarget,
+    compare_tensors,
+    describe_comparison,
+    different_size,
+    get_backbone,
+)
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.models.backbones import Backbone
-from c2fmae.models.backbones.assemble import HEAD, Found, from_our_names
+from c2fmae.models.backbones.assemble import HEAD_PREFIX, SourceContents, backbone_from_c2fmae_names
 from c2fmae.models.backbones.export_reader import (
-    AUTOENCODER,
-    CLASSIFIER,
-    CONFIG,
-    WEIGHTS,
+    AUTOENCODER_FORMAT,
+    CLASSIFIER_FORMAT,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     ExportConfig,
-    check_size,
+    check_model_size,
     read_export,
-    read_folder,
+    read_export_folder,
 )
 from c2fmae.models.classifiers import Classifier
-from c2fmae.models.classifiers.load import classifier_from
+from c2fmae.models.classifiers.load import classifier_from_source
 from c2fmae.models.encoder import create_vit
 
 
-def safetensors_target(model: Model) -> Target:
+def safetensors_target(model: ExportableModel) -> ExportTarget:
     """Return the way to a folder that `load_backbone` takes, with all granularities, and `load_classifier`."""
-    backbone = backbone_of(model)
-    taken = ", ".join(backbone.granularities)
-    given = "photos" if "rgb" in backbone.granularities else "maps"
+    backbone = get_backbone(model)
+    granularities = ", ".join(backbone.granularities)
+    input_name = "photos" if "rgb" in backbone.granularities else "maps"
 
     def usage(folder: str) -> str:
         if isinstance(model, Classifier):
             return "\n".join(
                 [
                     "from c2fmae.models.classifiers import load_classifier",
-                    f"classifier = load_classifier({json.dumps(folder)})  # takes {taken}",
-                    f"logits = classifier({given})  # [batch, {model.num_labels}]; classifier.spec.labels says of what",
+                    f"classifier = load_classifier({json.dumps(folder)})  # takes {granularities}",
+                    f"logits = classifier({input_name})  # [batch, {model.num_labels}]; classifier.spec.labels says "
+                    "of what",
                 ]
             )
         return "\n".join(
             [
                 "from c2fmae.models.backbones import load_backbone",
-                f"backbone = load_backbone({json.dumps(folder)})  # takes {taken}",
-                f"features = backbone.pooled({given})  # [batch, {backbone.dim}]; backbone.tokens gives all tokens",
+                f"backbone = load_backbone({json.dumps(folder)})  # takes {granularities}",
+                f"features = backbone.pooled({input_name})  # [batch, {backbone.dim}]; backbone.tokens gives all "
+                "tokens",
             ]
         )
 
     def write(folder: Path) -> None:
         tensors, config = backbone.state_dict(), ExportConfig(spec=backbone.spec)
         if isinstance(model, Classifier):
-            tensors |= {HEAD + name: each for name, each in model.head.state_dict().items()}
-            told = model.spec.model_dump(mode="json", exclude={"backbone"})
-            config = config.model_copy(update={"format": CLASSIFIER, "classifier": told})
-        _write(folder, config, tensors)
+            tensors |= {HEAD_PREFIX + name: each for name, each in model.head.state_dict().items()}
+            classifier_info = model.spec.model_dump(mode="json", exclude={"backbone"})
+            config = config.model_copy(update={"format": CLASSIFIER_FORMAT, "classifier": classifier_info})
+        _write_folder(folder, config, tensors)
 
-    def compare_with_file(folder: Path) -> Sequence[Comparison]:
-        found = read_export(folder)
-        tensors = load_file(folder / WEIGHTS)
-        found = Found(source=str(folder), spec=found.spec, tensors=tensors, classifier=found.classifier)
+    def compare_with_file(folder: Path) -> Sequence[ExportComparison]:
+        contents = read_export(folder)
+        tensors = load_file(folder / WEIGHTS_FILE)
+        contents = SourceContents(
+            source=str(folder), spec=contents.spec, tensors=tensors, classifier_info=contents.classifier_info
+        )
         is_classifier = isinstance(model, Classifier)
-        again = classifier_from(from_our_names, found) if is_classifier else from_our_names(found)
+        reloaded = (
+            classifier_from_source(backbone_from_c2fmae_names, contents)
+            if is_classifier
+            else backbone_from_c2fmae_names(contents)
+        )
         comparisons = []
-        for size in (backbone.spec.image_size, another_size(backbone.spec.image_size, backbone.patch)):
-            maps = trial_maps(backbone, size)
-            of = at(size, model).replace("photos", taken)
-            comparisons.append(compare(of, features(again, maps), features(model, maps)))
+        for size in (backbone.spec.image_size, different_size(backbone.spec.image_size, backbone.patch)):
+            maps = example_maps(backbone, size)
+            description = describe_comparison(size, model).replace("photos", granularities)
+            comparisons.append(
+                compare_tensors(description, compute_outputs(reloaded, maps), compute_outputs(model, maps))
+            )
         return comparisons
 
-    return Target(
+    return ExportTarget(
         model=model,
         tool=f"safetensors {version('safetensors')}",
-        weights=WEIGHTS,
+        weights_file=WEIGHTS_FILE,
         library="c2fmae",
         write=write,
         compare=compare_with_file,
@@ -88,15 +106,16 @@ def safetensors_target(model: Model) -> Target:
     )
 
 
-def autoencoder_target(method: MaskedAutoencoding, backbone: Backbone) -> Target:
+def autoencoder_target(method: MaskedAutoencoding, backbone: Backbone) -> ExportTarget:
     """Return the way to a folder from which the whole autoencoder is built again; `backbone` is its encoder."""
-    taken = ", ".join(method.config.granularities)
+    granularities = ", ".join(method.config.granularities)
 
     def usage(folder: str) -> str:
         return "\n".join(
             [
                 "from c2fmae.exports import read_autoencoder",
-                f"method = read_autoencoder({json.dumps(folder)})  # takes {taken}; load_backbone takes its encoder",
+                f"method = read_autoencoder({json.dumps(folder)})  # takes {granularities}; load_backbone takes its "
+                "encoder",
                 "completed = method.predict(scenes, masks)",
             ]
         )
@@ -105,77 +124,90 @@ def autoencoder_target(method: MaskedAutoencoding, backbone: Backbone) -> Target
         config = ExportConfig(
             format="c2fmae-autoencoder", spec=backbone.spec, method=method.config.model_dump(mode="json")
         )
-        _write(folder, config, method.model.state_dict())
+        _write_folder(folder, config, method.model.state_dict())
 
-    def compare_with_file(folder: Path) -> Sequence[Comparison]:
-        again = _build(folder, cast(Mapping[str, Any], read_folder(folder)[0].method), load_file(folder / WEIGHTS))
+    def compare_with_file(folder: Path) -> Sequence[ExportComparison]:
+        reloaded = _build_method(
+            folder, cast(Mapping[str, Any], read_export_folder(folder)[0].method), load_file(folder / WEIGHTS_FILE)
+        )
         size = backbone.spec.image_size
-        maps = trial_maps(backbone, size)
-        masks = _trial_masks(method, size)
-        ours, theirs = _predictions(method, maps, masks), _predictions(again, maps, masks)
-        of = f"predictions of {', '.join(ours)} of {size[0]}×{size[1]}"
-        return [compare(of, [theirs[name] for name in ours], list(ours.values()))]
+        maps = example_maps(backbone, size)
+        masks = _example_masks(method, size)
+        expected_predictions, reloaded_predictions = (
+            _compute_predictions(method, maps, masks),
+            _compute_predictions(reloaded, maps, masks),
+        )
+        description = f"predictions of {', '.join(expected_predictions)} of {size[0]}×{size[1]}"
+        return [
+            compare_tensors(
+                description,
+                [reloaded_predictions[name] for name in expected_predictions],
+                list(expected_predictions.values()),
+            )
+        ]
 
-    return Target(
+    return ExportTarget(
         model=backbone,
         tool=f"safetensors {version('safetensors')}",
-        weights=WEIGHTS,
+        weights_file=WEIGHTS_FILE,
         library="c2fmae",
         write=write,
         compare=compare_with_file,
         usage=usage,
         notes=[
             f"With the encoder come its decoder ({method.config.decoder.name}) and heads for "
-            f"{', '.join(head.name for head in method.config.heads())}."
+            f"{', '.join(head.name for head in method.config.head_plans())}."
         ],
     )
 
 
 def read_autoencoder(path: str | Path) -> MaskedAutoencoding:
     """Build the autoencoder of an exported folder again, in evaluation mode."""
-    config, tensors = read_folder(Path(path))
-    if config.format != AUTOENCODER or config.method is None:
+    config, tensors = read_export_folder(Path(path))
+    if config.format != AUTOENCODER_FORMAT or config.method is None:
         raise UserError(f"{path}: holds an encoder alone. Export with --part autoencoder")
-    return _build(Path(path), config.method, tensors)
+    return _build_method(Path(path), config.method, tensors)
 
 
-def _build(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MaskedAutoencoding:
-    config = MethodConfig.read({**values}, source=f"{path / CONFIG}: method")
+def _build_method(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MaskedAutoencoding:
+    config = MethodConfig.from_dict({**values}, source=f"{path / CONFIG_FILE}: method")
     depth = max(config.encoder.depth or 0, config.decoder.depth)
-    check_size(path, lambda: _modules(config), depth, tensors)
+    check_model_size(path, lambda: _meta_modules(config), depth, tensors)
     method = build_method(config)
     try:
         method.model.load_state_dict(tensors)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
-        raise UserError(f"{path / WEIGHTS}: does not fit its {CONFIG}: {first}. Export it again") from error
+        raise UserError(f"{path / WEIGHTS_FILE}: does not fit its {CONFIG_FILE}: {first}. Export it again") from error
     method.model.eval()
     return method
 
 
-def _modules(config: MethodConfig) -> list[nn.Module]:
+def _meta_modules(config: MethodConfig) -> list[nn.Module]:
     """Return all that comes into being with a method: the ViT too, with positions that do not stay."""
-    channels = config.channels_of("rgb")
-    vit = create_vit(config.encoder.name, image_size=config.image_size, channels=channels, **config.encoder.shape())
+    channels = config.num_channels("rgb")
+    vit = create_vit(
+        config.encoder.name, image_size=config.image_size, channels=channels, **config.encoder.vit_kwargs()
+    )
     return [vit, build_method(config).model]
 
 
-def _write(folder: Path, config: ExportConfig, tensors: Mapping[str, Tensor]) -> None:
-    write_tensors(folder / WEIGHTS, tensors)
+def _write_folder(folder: Path, config: ExportConfig, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(folder / WEIGHTS_FILE, tensors)
     text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def _trial_masks(method: MaskedAutoencoding, size: tuple[int, int]) -> Masks:
-    num_patches = size[0] // method.patch * (size[1] // method.patch)
-    num_visible = method.config.visible_of(num_patches)
+def _example_masks(method: MaskedAutoencoding, size: tuple[int, int]) -> Masks:
+    num_patches = size[0] // method.patch_size * (size[1] // method.patch_size)
+    num_visible = method.config.resolve_num_visible(num_patches)
     total = len(method.config.granularities) * num_patches
-    order = torch.rand(BATCH, total, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
-    is_masked = (order >= num_visible).view(BATCH, -1, num_patches)
-    return Masks.of(is_masked, method.config.granularities, num_visible=num_visible)
+    order = torch.rand(EXAMPLE_BATCH_SIZE, total, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    is_masked = (order >= num_visible).view(EXAMPLE_BATCH_SIZE, -1, num_patches)
+    return Masks.from_mask(is_masked, method.config.granularities, num_visible=num_visible)
 
 
-def _predictions(method: MaskedAutoencoding, maps: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+def _compute_predictions(method: MaskedAutoencoding, maps: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
     with torch.inference_mode():
         predictions: dict[str, Tensor] = method.model.eval()(maps, masks)
     return predictions

@@ -14,27 +14,35 @@ from torch import Tensor, nn
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.pixels import standardise
 from c2fmae.core.tensor_file import write_tensors
-from c2fmae.exports.example_inputs import features, trial_photos
-from c2fmae.exports.target import Comparison, Model, Target, another_size, at, backbone_of, compare
-from c2fmae.exports.timm_vit import model_args, timm_vit
+from c2fmae.exports.example_inputs import compute_outputs, example_images
+from c2fmae.exports.target import (
+    ExportableModel,
+    ExportComparison,
+    ExportTarget,
+    compare_tensors,
+    describe_comparison,
+    different_size,
+    get_backbone,
+)
+from c2fmae.exports.timm_vit import timm_model_args, to_timm_vit
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 
-_FILE, _CONFIG = "model.safetensors", "config.json"
-_SKIP: dict[str, Any] = {"weight_init": "skip"}  # timm's own draw takes seconds, and all of it is loaded over
-_EPS = 1e-6
-_RESIZES = (
+_WEIGHTS_FILE, _CONFIG_FILE = "model.safetensors", "config.json"
+_SKIP_INIT: dict[str, Any] = {"weight_init": "skip"}  # timm's own draw takes seconds, and all of it is loaded over
+_TIMM_NORM_EPS = 1e-6
+_RESIZE_REASON = (
     "timm resizes the table of positions, and c2fmae computes them anew for every size. For features like these there, "
     "export with --image-size"
 )
 
 
-def timm_target(model: Model) -> Target:
+def timm_target(model: ExportableModel) -> ExportTarget:
     """Return the way to timm: the file is loaded by itself and as a folder, and at another size."""
-    backbone = backbone_of(model)
-    args, classes = model_args(backbone), model.num_labels if isinstance(model, Classifier) else 0
+    backbone = get_backbone(model)
+    args, classes = timm_model_args(backbone), model.num_labels if isinstance(model, Classifier) else 0
     name = backbone.spec.encoder.name
-    given = (
+    usage_line = (
         f"logits = model(photos)  # [batch, {classes}]"
         if classes
         else f"features = model(photos)  # [batch, {backbone.dim}]"
@@ -45,33 +53,43 @@ def timm_target(model: Model) -> Target:
             [
                 "import timm",
                 f"model = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True).eval()",
-                f"{given}; model.forward_features gives all tokens",
+                f"{usage_line}; model.forward_features gives all tokens",
             ]
         )
 
     def write(folder: Path) -> None:
-        vit = timm_vit(model)
-        write_tensors(folder / _FILE, vit.state_dict())
-        text = json.dumps(_config(model, vit, args), indent=2, ensure_ascii=False) + "\n"
-        (folder / _CONFIG).write_text(text, encoding="utf-8")
+        vit = to_timm_vit(model)
+        write_tensors(folder / _WEIGHTS_FILE, vit.state_dict())
+        text = json.dumps(_hub_config(model, vit, args), indent=2, ensure_ascii=False) + "\n"
+        (folder / _CONFIG_FILE).write_text(text, encoding="utf-8")
 
-    def compare_with_timm(folder: Path) -> Sequence[Comparison]:
+    def compare_with_timm(folder: Path) -> Sequence[ExportComparison]:
         size, patch = backbone.spec.image_size, backbone.patch
-        said = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["model_args"]  # what others will be told
-        alone = timm.create_model(name, num_classes=classes, checkpoint_path=str(folder / _FILE), **_SKIP, **said)
-        whole = timm.create_model(f"local-dir:{folder}", pretrained=True, **_SKIP)
-        other = another_size(size, patch)
-        resized = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=other, **_SKIP)
-        norm = resolve_data_config(model=whole)  # type: ignore[no-untyped-call]
-        why = "" if backbone.spec.encoder.keep_positions else _RESIZES
-        of = at(size, model)
-        same = {f"{of}, the file loaded by itself": alone, f"{of}, the folder loaded": whole}
-        return [*_compare(model, same, norm, size), *_compare(model, {at(other, model): resized}, norm, other, why)]
+        written_args = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))[
+            "model_args"
+        ]  # what others will be told
+        from_file = timm.create_model(
+            name, num_classes=classes, checkpoint_path=str(folder / _WEIGHTS_FILE), **_SKIP_INIT, **written_args
+        )
+        from_folder = timm.create_model(f"local-dir:{folder}", pretrained=True, **_SKIP_INIT)
+        other = different_size(size, patch)
+        resized = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=other, **_SKIP_INIT)
+        norm = resolve_data_config(model=from_folder)  # type: ignore[no-untyped-call]
+        why = "" if backbone.spec.encoder.keep_positions else _RESIZE_REASON
+        description = describe_comparison(size, model)
+        same = {
+            f"{description}, the file loaded by itself": from_file,
+            f"{description}, the folder loaded": from_folder,
+        }
+        return [
+            *_compare_models(model, same, norm, size),
+            *_compare_models(model, {describe_comparison(other, model): resized}, norm, other, why),
+        ]
 
-    return Target(
+    return ExportTarget(
         model=model,
         tool=f"timm {timm.__version__}",
-        weights=_FILE,
+        weights_file=_WEIGHTS_FILE,
         library="timm",
         write=write,
         compare=compare_with_timm,
@@ -79,21 +97,21 @@ def timm_target(model: Model) -> Target:
         notes=[
             f"By itself, the file is of `timm.create_model({name!r}, num_classes={classes}, checkpoint_path=…, "
             f"**{args})`.",
-            *_other_eps(backbone),
+            *_norm_eps_notes(backbone),
         ],
     )
 
 
-def _other_eps(backbone: Backbone) -> list[str]:
+def _norm_eps_notes(backbone: Backbone) -> list[str]:
     """Say where timm's norms are not quite those of the training: whether that matters, the comparison tells."""
     ours = backbone.spec.encoder.norm_eps
-    if ours in (None, _EPS):
+    if ours in (None, _TIMM_NORM_EPS):
         return []
-    return [f"Its norms add {ours:g} to variances, and timm's {_EPS:g}: the difference is among those below."]
+    return [f"Its norms add {ours:g} to variances, and timm's {_TIMM_NORM_EPS:g}: the difference is among those below."]
 
 
-def _config(model: Model, vit: VisionTransformer, args: dict[str, Any]) -> dict[str, Any]:
-    backbone = backbone_of(model)
+def _hub_config(model: ExportableModel, vit: VisionTransformer, args: dict[str, Any]) -> dict[str, Any]:
+    backbone = get_backbone(model)
     spec = backbone.spec
     channels = spec.channels["rgb"]
     return {
@@ -101,7 +119,7 @@ def _config(model: Model, vit: VisionTransformer, args: dict[str, Any]) -> dict[
         "num_classes": vit.num_classes,
         "num_features": backbone.dim,
         "global_pool": args["global_pool"],
-        **(_labels(model.spec.labels) if isinstance(model, Classifier) else {}),
+        **(_label_config(model.spec.labels) if isinstance(model, Classifier) else {}),
         "model_args": args,
         "pretrained_cfg": {
             "tag": "c2fmae",
@@ -122,7 +140,7 @@ def _config(model: Model, vit: VisionTransformer, args: dict[str, Any]) -> dict[
     }
 
 
-def _labels(labels: Sequence[LabelInfo | None]) -> dict[str, Any]:
+def _label_config(labels: Sequence[LabelInfo | None]) -> dict[str, Any]:
     """Return timm's words for labels: names by index, WordNet's ids where they are known, and what these mean."""
     known = {index: label for index, label in enumerate(labels) if label}
     names = {index: label.wnid or label.name for index, label in known.items()}
@@ -133,20 +151,27 @@ def _labels(labels: Sequence[LabelInfo | None]) -> dict[str, Any]:
     }
 
 
-def _compare(
-    model: Model, models: Mapping[str, nn.Module], norm: dict[str, Any], size: tuple[int, int], why: str = ""
-) -> list[Comparison]:
-    backbone = backbone_of(model)
-    photos = trial_photos(size, backbone.spec.channels["rgb"])
-    given = standardise(photos, torch.tensor(norm["mean"]), torch.tensor(norm["std"]))
-    expected = features(model, backbone.standardise(photos))
+def _compare_models(
+    model: ExportableModel,
+    models: Mapping[str, nn.Module],
+    norm: dict[str, Any],
+    size: tuple[int, int],
+    reason: str = "",
+) -> list[ExportComparison]:
+    backbone = get_backbone(model)
+    images = example_images(size, backbone.spec.channels["rgb"])
+    standardised = standardise(images, torch.tensor(norm["mean"]), torch.tensor(norm["std"]))
+    expected = compute_outputs(model, backbone.standardise(images))
     with torch.inference_mode():
-        return [compare(of, timm_features(each.eval(), given), expected, why=why) for of, each in models.items()]
+        return [
+            compare_tensors(of, compute_timm_outputs(each.eval(), standardised), expected, reason=reason)
+            for of, each in models.items()
+        ]
 
 
-def timm_features(vit: nn.Module, photos: Tensor) -> tuple[Tensor, ...]:
+def compute_timm_outputs(vit: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     """Return what timm's model says of photos: tokens, pooled features, and logits where it has a head."""
     assert isinstance(vit, VisionTransformer)
-    tokens = vit.forward_features(photos)
+    tokens = vit.forward_features(images)
     vector = vit.forward_head(tokens, pre_logits=True)
     return (tokens, vector, vit.head(vector)) if vit.num_classes else (tokens, vector)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 
-class Said:
+class ConfigText:
     """What a tree of settings says at a dotted path, in words; what it does not say is empty."""
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
 
-    def __call__(self, path: str) -> str:
+    def get(self, path: str) -> str:
         """Say what is at a path."""
         value = self._tree
         for key in path.split("."):
@@ -20,49 +20,49 @@ class Said:
             return ", ".join(map(str, value))
         return "" if value is None else f"{value:,}" if type(value) is int else str(value)
 
-    def listed(self, path: str, *keys: str) -> str:
+    def list_options(self, path: str, *keys: str) -> str:
         """Return those settings of a part that are set, with their names."""
-        pairs = {key.replace("_", " "): self(f"{path}.{key}".lstrip(".")) for key in keys}
+        pairs = {key.replace("_", " "): self.get(f"{path}.{key}".lstrip(".")) for key in keys}
         return ", ".join(f"{name.removesuffix('.name')} {value}" for name, value in pairs.items() if value)
 
 
-def file_name(source: str) -> str:
+def strip_folders(source: str) -> str:
     """Return a source without the folders above it, which are nobody else's business."""
-    scheme, at, file = source.partition("@")
-    return f"{scheme}{at}{Path(file).name}" if at else Path(source).name
+    scheme, separator, file = source.partition("@")
+    return f"{scheme}{separator}{Path(file).name}" if separator else Path(source).name
 
 
-def pretraining_facts(said: Said) -> dict[str, str]:
+def summarise_pretraining(config: ConfigText) -> dict[str, str]:
     """Return what the config of a pre-training says, by what it is about."""
     return {
-        **_training(said, "lr", "base_lr", "weight_decay"),
-        "Recipe's source": said("source"),
-        "Method": said("method.name"),
-        "Granularities, coarse to fine": said("method.granularities"),
-        "Masking": said.listed("method.masking", "policy", "curriculum.name", "blend", "object_share"),
-        "Visible patches": said("method.num_visible"),
-        "Decoder": said.listed("method.decoder", "name", "dim", "depth", "num_heads", "context"),
-        "Started from": file_name(said("init")),
+        **_summarise_training(config, "lr", "base_lr", "weight_decay"),
+        "Recipe's source": config.get("source"),
+        "Method": config.get("method.name"),
+        "Granularities, coarse to fine": config.get("method.granularities"),
+        "Masking": config.list_options("method.masking", "policy", "curriculum.name", "blend", "object_share"),
+        "Visible patches": config.get("method.num_visible"),
+        "Decoder": config.list_options("method.decoder", "name", "dim", "depth", "num_heads", "context"),
+        "Started from": strip_folders(config.get("init")),
     }
 
 
-def tuning_facts(said: Said, classifier: Said) -> dict[str, str]:
+def summarise_finetuning(config: ConfigText, classifier: ConfigText) -> dict[str, str]:
     """Return what the config of a fine-tuning says, by what it is about, and the spec of its classifier."""
-    scratch = " with weights drawn anew" if said("from_scratch") == "True" else ""
+    scratch = " with weights drawn anew" if config.get("from_scratch") == "True" else ""
     return {
-        **_training(said, "lr", "base_lr", "weight_decay", "layer_decay"),
-        "Fine-tuned from": f"{file_name(said('init'))}{scratch}",
-        "Granularities, coarse to fine": classifier("backbone.channels"),
-        "Trained alone": said.listed("", "train_blocks"),
-        "Regularisation": said.listed("", "drop_path", "granularity_dropout"),
-        "Mixing": said.listed("mixing", "mixup", "cutmix", "chance", "cutmix_chance", "smoothing"),
-        "Changes of photos": said.listed("data", "scale", "rand_augment", "erasing"),
+        **_summarise_training(config, "lr", "base_lr", "weight_decay", "layer_decay"),
+        "Fine-tuned from": f"{strip_folders(config.get('init'))}{scratch}",
+        "Granularities, coarse to fine": classifier.get("backbone.channels"),
+        "Trained alone": config.list_options("", "train_blocks"),
+        "Regularisation": config.list_options("", "drop_path", "granularity_dropout"),
+        "Mixing": config.list_options("mixing", "mixup", "cutmix", "chance", "cutmix_chance", "smoothing"),
+        "Changes of photos": config.list_options("data", "scale", "rand_augment", "erasing"),
     }
 
 
-def _training(said: Said, *rates: str) -> dict[str, str]:
+def _summarise_training(config: ConfigText, *rates: str) -> dict[str, str]:
     return {
-        "Data": ", ".join(file_name(each) for each in said("data.train").split(", ")),
-        "Length": said.listed("training", "epochs", "batch_size"),
-        "Optimisation": said.listed("training", *rates, "precision", "seed"),
+        "Data": ", ".join(strip_folders(each) for each in config.get("data.train").split(", ")),
+        "Length": config.list_options("training", "epochs", "batch_size"),
+        "Optimisation": config.list_options("training", *rates, "precision", "seed"),
     }

@@ -6,50 +6,50 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from c2fmae.core.scene import GRANULARITIES
-from c2fmae.exports.target import Model, backbone_of
+from c2fmae.exports.target import ExportableModel, get_backbone
 from c2fmae.models.backbones import Backbone
-from c2fmae.models.backbones.backbone import Maps
+from c2fmae.models.backbones.backbone import BackboneInput
 from c2fmae.models.classifiers import Classifier
 from c2fmae.models.patches import label_stride
 
-BATCH = 2
-_CELL = 8  # pixels from one colour to the next
+EXAMPLE_BATCH_SIZE = 2
+_CELL_PIXELS = 8  # pixels from one colour to the next
 
 
-def trial_photos(
-    size: tuple[int, int], channels: int, batch: int = BATCH
+def example_images(
+    size: tuple[int, int], channels: int, batch: int = EXAMPLE_BATCH_SIZE
 ) -> UInt8[Tensor, "batch channels height width"]:
     """Return photos of soft colours with grain: like photos they have large parts and small ones."""
     generator = torch.Generator().manual_seed(0)
-    colours = torch.rand(batch, channels, size[0] // _CELL + 2, size[1] // _CELL + 2, generator=generator)
+    colours = torch.rand(batch, channels, size[0] // _CELL_PIXELS + 2, size[1] // _CELL_PIXELS + 2, generator=generator)
     grain = torch.randn(batch, channels, *size, generator=generator)
     soft = F.interpolate(colours, size, mode="bilinear", align_corners=False)
     return (255 * soft + 12 * grain).clamp(0, 255).to(torch.uint8)
 
 
-def trial_maps(backbone: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
+def example_maps(backbone: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
     """Return a map of this size for each granularity of a backbone, as it takes them."""
     maps: dict[str, Tensor] = {}
     for name, channels in backbone.spec.channels.items():
         if name == "rgb":
-            maps[name] = backbone.standardise(trial_photos(size, channels))
+            maps[name] = backbone.standardise(example_images(size, channels))
         elif GRANULARITIES.get(name).kind == "ids":
-            maps[name] = _trial_ids(size, channels, label_stride(backbone.patch))
+            maps[name] = _example_ids(size, channels, label_stride(backbone.patch))
         else:
-            maps[name] = trial_photos(size, channels).float() / 255
+            maps[name] = example_images(size, channels).float() / 255
     return maps
 
 
-def features(model: Model, maps: Maps) -> tuple[Tensor, ...]:
+def compute_outputs(model: ExportableModel, maps: BackboneInput) -> tuple[Tensor, ...]:
     """Return tokens, what they are as one vector, and of a classifier the logits."""
-    backbone = backbone_of(model)
+    backbone = get_backbone(model)
     with torch.inference_mode():
         tokens = backbone.tokens(maps)
         vector = backbone.pool(tokens)
         return (tokens, vector, model.head(vector)) if isinstance(model, Classifier) else (tokens, vector)
 
 
-def _trial_ids(size: tuple[int, int], classes: int, stride: int) -> UInt8[Tensor, "batch rows columns"]:
+def _example_ids(size: tuple[int, int], classes: int, stride: int) -> UInt8[Tensor, "batch rows columns"]:
     generator = torch.Generator().manual_seed(classes)
-    cells = (BATCH, size[0] // stride, size[1] // stride)
+    cells = (EXAMPLE_BATCH_SIZE, size[0] // stride, size[1] // stride)
     return torch.randint(classes, cells, generator=generator).to(torch.uint8)

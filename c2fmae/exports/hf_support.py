@@ -7,7 +7,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 
-def inexpressible(vit: VisionTransformer) -> str:
+def hf_unsupported_reason(vit: VisionTransformer) -> str:
     """Return what a ViT has that transformers' ViTModel has not, or nothing."""
     names = list(vit.state_dict())
     checks = {
@@ -23,10 +23,10 @@ def inexpressible(vit: VisionTransformer) -> str:
         "it has layer scales": any(".ls1." in name or ".ls2." in name for name in names),
         "it norms queries and keys": any(".q_norm." in name for name in names),
         "it norms within attention or MLP": any(".attn.norm." in name or ".mlp.norm." in name for name in names),
-        "its blocks are not those of a plain ViT": not all(_is_plain(block) for block in vit.blocks),
+        "its blocks are not those of a plain ViT": not all(_is_plain_block(block) for block in vit.blocks),
     }
-    if found := next((reason for reason, is_so in checks.items() if is_so), ""):
-        return found
+    if unsupported := next((reason for reason, is_so in checks.items() if is_so), ""):
+        return unsupported
     blocks: list[Any] = list(vit.blocks)
     norms: list[Any] = [vit.norm, *(norm for block in blocks for norm in (block.norm1, block.norm2))]
     if any(not isinstance(norm, nn.LayerNorm) or norm.bias is None for norm in norms):
@@ -39,7 +39,7 @@ def inexpressible(vit: VisionTransformer) -> str:
     return "its projections have no biases" if any(bias is None for each in biases for bias in each) else ""
 
 
-def _is_plain(block: nn.Module) -> bool:
+def _is_plain_block(block: nn.Module) -> bool:
     return type(block) is Block and type(block.attn).__name__ == "Attention" and type(block.mlp) is Mlp
 
 

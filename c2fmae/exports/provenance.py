@@ -9,16 +9,16 @@ from typing import Any
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint, read_rows
-from c2fmae.exports.config_text import Said, file_name, pretraining_facts, tuning_facts
-from c2fmae.models.backbones.run_reader import is_run
-from c2fmae.models.backbones.timm_reader import TIMM
+from c2fmae.exports.config_text import ConfigText, strip_folders, summarise_finetuning, summarise_pretraining
+from c2fmae.models.backbones.run_reader import is_run_or_checkpoint
+from c2fmae.models.backbones.timm_reader import TIMM_PREFIX
 
-_HELD_OUT = "held_out/"
-_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # of a place on the disk, in a sentence
+_HELD_OUT_PREFIX = "held_out/"
+_ABSOLUTE_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # of a place on the disk, in a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
+class EvaluationRow:
     """One number of an evaluation that was made of the run."""
 
     evaluation: str
@@ -32,83 +32,89 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class WeightsProvenance:
     """Where weights are from. Places on the disk are not in it: a card travels."""
 
     name: str
     title: str = ""
-    facts: Mapping[str, str]
+    details: Mapping[str, str]
     """What is known, in words, by what it is about."""
     deviations: Sequence[str] = ()
-    losses: Mapping[str, float] | None = None
+    held_out_metrics: Mapping[str, float] | None = None
     """The last that were taken on what was held out; None where there are none."""
-    losses_at: int = 0
+    metrics_step: int = 0
     is_average: bool = False
     """Whether the weights are an average, and the losses not of it."""
-    is_tuned: bool = False
+    is_finetuned: bool = False
     """Whether it was fine-tuned, and the losses are scores of classes."""
-    evaluations: Sequence[Evaluated] = ()
-    unknown: Sequence[str] = ()
+    evaluations: Sequence[EvaluationRow] = ()
+    missing_details: Sequence[str] = ()
 
 
-def origin_of(source: str, *, step: int | None = None, average: bool = False) -> Origin:
+def read_provenance(source: str, *, step: int | None = None, average: bool = False) -> WeightsProvenance:
     """Return what a source says of itself: much, if it is a run; nothing but its name, if it is a file of others."""
     path = Path(source)
-    if not source.startswith(TIMM) and is_run(path):
-        return _of_run(path, step, average)
-    name = source.removeprefix(TIMM).partition("@")[0] if source.startswith(TIMM) else path.resolve().name
-    return Origin(
+    if not source.startswith(TIMM_PREFIX) and is_run_or_checkpoint(path):
+        return _read_run_provenance(path, step, average)
+    name = source.removeprefix(TIMM_PREFIX).partition("@")[0] if source.startswith(TIMM_PREFIX) else path.resolve().name
+    return WeightsProvenance(
         name=name,
-        facts={"Source": f"{file_name(source)}, which holds weights and does not tell how they were trained"},
-        unknown=["data", "steps", "settings of the training"],
+        details={"Source": f"{strip_folders(source)}, which holds weights and does not tell how they were trained"},
+        missing_details=["data", "steps", "settings of the training"],
     )
 
 
-def _of_run(path: Path, step: int | None, average: bool) -> Origin:
+def _read_run_provenance(path: Path, step: int | None, average: bool) -> WeightsProvenance:
     checkpoint = find_checkpoint(path, step)
-    config, run = checkpoint.facts.get("config"), _run_of(path)
-    is_tuned = "classifier" in checkpoint.facts
-    said, told = Said(config), config if isinstance(config, Mapping) else {}
-    samples, steps = checkpoint.facts.get("samples"), said("training.steps")
-    at = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
-    own = tuning_facts(said, Said(checkpoint.facts["classifier"])) if is_tuned else pretraining_facts(said)
+    config, run = checkpoint.metadata.get("config"), _find_run_dir(path)
+    is_tuned = "classifier" in checkpoint.metadata
+    config_text, config_mapping = ConfigText(config), config if isinstance(config, Mapping) else {}
+    samples, steps = checkpoint.metadata.get("samples"), config_text.get("training.steps")
+    step_text = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
+    summary = (
+        summarise_finetuning(config_text, ConfigText(checkpoint.metadata["classifier"]))
+        if is_tuned
+        else summarise_pretraining(config_text)
+    )
     facts = {
-        "Data": own.pop("Data"),
+        "Data": summary.pop("Data"),
         "Samples": f"{samples:,}" if isinstance(samples, int) else "",
-        "Weights": f"the average of the weights at {at}" if average else at,
-        **own,
-        "Made with": _versions(run),
+        "Weights": f"the average of the weights at {step_text}" if average else step_text,
+        **summary,
+        "Made with": _read_versions(run),
     }
-    if "score" in checkpoint.facts:
+    if "score" in checkpoint.metadata:
         facts["Weights"] += ", which did best on what it was tried on: that flatters them there"
     expected = ("Data", "Samples", *(() if is_tuned else ("Masking",)), "Optimisation")
-    losses_at, losses = _held_out(run, checkpoint.step, _tests(average) if is_tuned else _HELD_OUT)
-    return Origin(
-        name=said("name") or said("method.name") or (run or path).resolve().name,
-        title=said("title"),
-        facts={about: text for about, text in facts.items() if text},
-        deviations=[_FOLDERS.sub("", str(each)) for each in told.get("deviations") or ()],
-        losses=losses,
-        losses_at=losses_at,
+    losses_at, losses = _read_held_out_metrics(
+        run, checkpoint.step, _score_prefix(average) if is_tuned else _HELD_OUT_PREFIX
+    )
+    return WeightsProvenance(
+        name=config_text.get("name") or config_text.get("method.name") or (run or path).resolve().name,
+        title=config_text.get("title"),
+        details={about: text for about, text in facts.items() if text},
+        deviations=[_ABSOLUTE_FOLDERS.sub("", str(each)) for each in config_mapping.get("deviations") or ()],
+        held_out_metrics=losses,
+        metrics_step=losses_at,
         is_average=average and not is_tuned,
-        is_tuned=is_tuned,
-        evaluations=_evaluations(run),
-        unknown=[about.lower() for about in expected if not facts[about]],
+        is_finetuned=is_tuned,
+        evaluations=_read_evaluations(run),
+        missing_details=[about.lower() for about in expected if not facts[about]],
     )
 
 
-def _run_of(path: Path) -> Path | None:
+def _find_run_dir(path: Path) -> Path | None:
     """Return the run's folder that a source is, or lies in."""
     folders = (path, path.resolve().parent, path.resolve().parent.parent)
     return next((folder for folder in folders if (folder / "config.yaml").exists()), None)
 
 
-def _tests(average: bool) -> str:
+def _score_prefix(average: bool) -> str:
     """Return what stands before the scores of a fine-tuning's weights, or of their average."""
     return "average/" if average else "test/"
 
 
-def _held_out(run: Path | None, step: int, prefix: str) -> tuple[int, dict[str, float] | None]:
+def _read_held_out_metrics(run: Path | None, step: int, prefix: str) -> tuple[int, dict[str, float] | None]:
     file = run / "metrics.jsonl" if run else None
     if not file or not file.exists():
         return 0, None
@@ -119,35 +125,39 @@ def _held_out(run: Path | None, step: int, prefix: str) -> tuple[int, dict[str, 
     return 0, None
 
 
-def _versions(run: Path | None) -> str:
+def _read_versions(run: Path | None) -> str:
     try:
-        said = Said(json.loads((run / "environment.json").read_bytes())) if run else Said(None)
+        environment = ConfigText(json.loads((run / "environment.json").read_bytes())) if run else ConfigText(None)
     except (OSError, ValueError):
         return ""
-    known = {"c2fmae": said("c2fmae"), "PyTorch": said("torch.version"), "timm": said("timm")}
+    known = {
+        "c2fmae": environment.get("c2fmae"),
+        "PyTorch": environment.get("torch.version"),
+        "timm": environment.get("timm"),
+    }
     return ", ".join(f"{name} {version}" for name, version in known.items() if version)
 
 
-def _evaluations(run: Path | None) -> list[Evaluated]:
+def _read_evaluations(run: Path | None) -> list[EvaluationRow]:
     """Return all results that lie in a run's folder; one that cannot be read is an error, since it would be missed."""
     files = sorted(run.glob("evaluations/*/results.json")) if run else []
-    return [row for file in files for row in _results(file)]
+    return [row for file in files for row in _read_evaluation_rows(file)]
 
 
-def _results(file: Path) -> list[Evaluated]:
+def _read_evaluation_rows(file: Path) -> list[EvaluationRow]:
     try:
-        found = json.loads(file.read_bytes())
+        results = json.loads(file.read_bytes())
         return [
-            Evaluated(
-                evaluation=str(found["evaluation"]),
-                source=file_name(str(found.get("source", ""))),
+            EvaluationRow(
+                evaluation=str(results["evaluation"]),
+                source=strip_folders(str(results.get("source", ""))),
                 metric=str(metric["name"]) + (f" ({note})" if (note := metric.get("note")) else ""),
-                value=_with_interval(float(metric["value"]), metric.get("interval")),
+                value=_format_with_interval(float(metric["value"]), metric.get("interval")),
                 count=f"{int(metric['count']):,}",
-                weights=str(found["weights"]),
-                protocol=_FOLDERS.sub("", " ".join(str(found.get("protocol", "")).split())),
+                weights=str(results["weights"]),
+                protocol=_ABSOLUTE_FOLDERS.sub("", " ".join(str(results.get("protocol", "")).split())),
             )
-            for metric in found["metrics"]
+            for metric in results["metrics"]
         ]
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
@@ -157,5 +167,5 @@ def _results(file: Path) -> list[Evaluated]:
         ) from error
 
 
-def _with_interval(value: float, interval: Any) -> str:
+def _format_with_interval(value: float, interval: Any) -> str:
     return f"{value:.4g}" + (f" ({float(interval[0]):.4g} to {float(interval[1]):.4g})" if interval else "")

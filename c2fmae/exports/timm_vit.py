@@ -7,54 +7,55 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.exports.target import Model, backbone_of
-from c2fmae.models.backbones import Backbone, restricted
-from c2fmae.models.backbones.backbone import vit_of
+from c2fmae.exports.target import ExportableModel, get_backbone
+from c2fmae.models.backbones import Backbone, restrict_granularities
+from c2fmae.models.backbones.backbone import vit_from_spec
 from c2fmae.models.classifiers import Classifier
 from c2fmae.models.encoder import create_vit
 
-_POOLS = {"cls": "token", "mean": "avg"}
+_POOLING_TO_TIMM = {"cls": "token", "mean": "avg"}
 
 
-def rgb_alone(model: Model) -> Model:
+def restrict_to_rgb(model: ExportableModel) -> ExportableModel:
     """Return the model without what it has learned of other granularities; its weights are shared."""
-    backbone = backbone_of(model)
+    backbone = get_backbone(model)
     if "rgb" not in backbone.granularities:
         raise UserError(
-            f"{backbone.report.source}: has not learned from photos: it takes {', '.join(backbone.granularities)}. "
+            f"{backbone.load_report.source}: has not learned from photos: it takes "
+            f"{', '.join(backbone.granularities)}. "
             "Take: c2fmae export safetensors"
         )
-    alone = restricted(backbone, ("rgb",))
+    restricted_backbone = restrict_granularities(backbone, ("rgb",))
     if not isinstance(model, Classifier):
-        return alone
-    spec = model.spec.model_copy(update={"backbone": alone.spec})
-    classifier = Classifier(spec, alone, model.head).train(model.training)
-    classifier.report = model.report
+        return restricted_backbone
+    spec = model.spec.model_copy(update={"backbone": restricted_backbone.spec})
+    classifier = Classifier(spec, restricted_backbone, model.head).train(model.training)
+    classifier.load_report = model.load_report
     return classifier
 
 
-def model_args(backbone: Backbone) -> dict[str, Any]:
+def timm_model_args(backbone: Backbone) -> dict[str, Any]:
     """Return what timm has to be told besides the architecture's name; all of it goes into JSON."""
     spec = backbone.spec
     args = {"img_size": list(spec.image_size), "in_chans": spec.channels["rgb"], "fc_norm": spec.has_fc_norm}
-    args |= {**_pooling(backbone), **spec.encoder.shape()}
+    args |= {**_timm_pooling_args(backbone), **spec.encoder.vit_kwargs()}
     args.pop("norm_eps", None)  # which timm takes as a function alone
     return args
 
 
-def timm_vit(model: Model) -> VisionTransformer:
+def to_timm_vit(model: ExportableModel) -> VisionTransformer:
     """Return a ViT of timm's that has the weights that see photos, in evaluation mode."""
-    backbone = backbone_of(model)
+    backbone = get_backbone(model)
     spec = backbone.spec
     vit = create_vit(
         spec.encoder.name,
         image_size=spec.image_size,
         channels=spec.channels["rgb"],
         fc_norm=spec.has_fc_norm,
-        **spec.encoder.shape(),
-        **_pooling(backbone),
+        **spec.encoder.vit_kwargs(),
+        **_timm_pooling_args(backbone),
     )
-    tensors = _tensors(backbone, vit)
+    tensors = _timm_state_dict(backbone, vit)
     if isinstance(model, Classifier):
         vit.reset_classifier(model.num_labels)
         tensors |= {f"head.{name}": each for name, each in model.head.state_dict().items()}
@@ -62,20 +63,20 @@ def timm_vit(model: Model) -> VisionTransformer:
     return vit.eval()
 
 
-def _pooling(backbone: Backbone) -> dict[str, Any]:
+def _timm_pooling_args(backbone: Backbone) -> dict[str, Any]:
     with torch.device("meta"):  # its settings alone
-        named = vit_of(backbone.spec)
-    return {"global_pool": _POOLS[backbone.spec.pool]} | (
-        {"pool_include_prefix": False} if named.pool_include_prefix else {}
+        default_vit = vit_from_spec(backbone.spec)
+    return {"global_pool": _POOLING_TO_TIMM[backbone.spec.pool]} | (
+        {"pool_include_prefix": False} if default_vit.pool_include_prefix else {}
     )
 
 
-def _tensors(backbone: Backbone, vit: VisionTransformer) -> dict[str, Tensor]:
-    parts = {"encoder.": "", "embeddings.rgb.": "patch_embed.", "fc_norm.": "fc_norm."}
+def _timm_state_dict(backbone: Backbone, vit: VisionTransformer) -> dict[str, Tensor]:
+    prefixes = {"encoder.": "", "embeddings.rgb.": "patch_embed.", "fc_norm.": "fc_norm."}
     tensors = {
         theirs + name.removeprefix(ours): tensor
         for name, tensor in backbone.state_dict().items()
-        for ours, theirs in parts.items()
+        for ours, theirs in prefixes.items()
         if name.startswith(ours)
     }
     tensors.pop("pos_embed", None)

@@ -21,7 +21,7 @@ from c2fmae.masking.guided import instance_mask, semantic_mask
 from c2fmae.masking.objects import select_instances
 from c2fmae.masking.policies import POLICIES, MaskNoise, PatchMaps, Policy
 from c2fmae.masking.regions import patch_regions
-from c2fmae.masking.rounding import apportion, quotas, sample_shares
+from c2fmae.masking.rounding import apportion, compute_quotas, sample_shares
 from c2fmae.masking.scenes import mask_scenes
 from c2fmae.masking.selection import random_mask, top_k_mask
 
@@ -34,12 +34,12 @@ __all__ = [
     "Quota",
     "apportion",
     "blend_scores",
+    "compute_quotas",
     "explain",
     "instance_mask",
     "mask_scenes",
     "patch_regions",
     "quota_mask",
-    "quotas",
     "random_mask",
     "sample_mask",
     "sample_shares",

@@ -8,16 +8,16 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from c2fmae.masking._checks import (
-    can_read,
+    can_read_values,
+    check_batch_by_patch,
+    check_floating_point,
     check_mask,
     check_noise,
-    check_real,
-    check_rows,
     check_shape,
-    checked_coefficients,
+    validate_coefficients,
 )
 from c2fmae.masking.rounding import apportion
-from c2fmae.masking.selection import falling, grouped_order, hide_first
+from c2fmae.masking.selection import argsort_by_group, descending_key, hide_first
 
 Mask = Bool[Tensor, "batch patch"]
 Coefficient = float | Float[Tensor, " batch"]
@@ -31,7 +31,7 @@ def blend_scores(
     Its `top_k_mask` is a hard switch: wherever one coefficient exceeds ½, it is exactly that mask.
     """
     _check_masks(semantic, instance, random)
-    coefficients = checked_coefficients(alpha, beta, semantic)
+    coefficients = validate_coefficients(alpha, beta, semantic)
     # Summed in float64, so that equal sums of coefficients are equal scores in float32. That would lose a tiny
     # excess over ½, which decides.
     coefficients = torch.where(coefficients > 0.5, coefficients.clamp(min=0.5 + 1e-6), coefficients)
@@ -46,8 +46,8 @@ def sample_mask(
     """Give each image one of the three masks, drawn with probabilities α, β, 1 - α - β by its uniform `u` in [0, 1)."""
     _check_masks(semantic, instance, random)
     check_shape("u", u, (len(semantic),))
-    check_real("u", u)
-    borders = checked_coefficients(alpha, beta, semantic).cumsum(dim=1)
+    check_floating_point("u", u)
+    borders = validate_coefficients(alpha, beta, semantic).cumsum(dim=1)
     is_semantic, is_guided = (u.unsqueeze(1) < borders[:, :2]).split(1, dim=1)
     return torch.where(is_semantic, semantic, torch.where(is_guided, instance, random))
 
@@ -68,24 +68,26 @@ def quota_mask(
     _check_masks(semantic, instance, random)
     check_noise(noise, (len(semantic), semantic.shape[1]))
     num_masked = random.sum(dim=1)
-    if can_read(random) and not all(torch.equal(mask.sum(dim=1), num_masked) for mask in (semantic, instance)):
+    if can_read_values(random) and not all(torch.equal(mask.sum(dim=1), num_masked) for mask in (semantic, instance)):
         raise ValueError("semantic, instance, random: expected masks that hide equally many patches of a row")
-    shares = apportion(checked_coefficients(alpha, beta, semantic), num_masked, num_masked.unsqueeze(1).expand(-1, 3))
-    place = falling(noise).long()
-    is_taken = torch.zeros_like(semantic)
+    shares = apportion(validate_coefficients(alpha, beta, semantic), num_masked, num_masked.unsqueeze(1).expand(-1, 3))
+    sort_key = descending_key(noise).long()
+    is_masked = torch.zeros_like(semantic)
     for mask, share in zip((semantic, instance, random), shares.split(1, dim=1), strict=True):
-        is_left = mask & ~is_taken
-        is_taken = is_taken | hide_first(grouped_order((~is_left).long(), place), share)
-        place = _scrambled(place)  # in the same order, what a mask has left would come last in the next one's draw
-    return is_taken
+        is_available = mask & ~is_masked
+        is_masked = is_masked | hide_first(argsort_by_group((~is_available).long(), sort_key), share)
+        sort_key = _permute_keys(
+            sort_key
+        )  # in the same order, what a mask has left would come last in the next one's draw
+    return is_masked
 
 
-def _scrambled(place: Tensor) -> Tensor:
+def _permute_keys(sort_key: Tensor) -> Tensor:
     """Return another order of the same patches: multiplying by an odd number permutes the 32-bit integers."""
-    return ((place * 0x2545F491) & 0xFFFFFFFF) - (1 << 31)
+    return ((sort_key * 0x2545F491) & 0xFFFFFFFF) - (1 << 31)
 
 
 def _check_masks(semantic: Tensor, instance: Tensor, random: Tensor) -> None:
-    rows = check_rows("semantic", semantic)
+    rows = check_batch_by_patch("semantic", semantic)
     for name, mask in (("semantic", semantic), ("instance", instance), ("random", random)):
         check_mask(name, mask, rows)

@@ -7,27 +7,29 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from c2fmae.core.config import Config, describe_problem
+from c2fmae.core.config import Config, describe_validation_error
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.masking.curricula import CURRICULA
 from c2fmae.masking.policies import POLICIES, Blend, Policy
 
-Share = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
-def _checked_options(what: str, target: Callable[..., object], options: dict[str, Any]) -> dict[str, Any]:
+def validate_options(owner: str, factory: Callable[..., object], options: dict[str, Any]) -> dict[str, Any]:
     """Return the options in the types of the target's keyword arguments; all that is wrong is in one error."""
-    known = {name: p.annotation for name, p in inspect.signature(target).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    known = {
+        name: p.annotation for name, p in inspect.signature(factory).parameters.items() if p.kind is p.KEYWORD_ONLY
+    }
     checked, problems = {}, []
     for name, value in options.items():
         if name not in known:
             hint = did_you_mean(name, known) or f"Known: {', '.join(known) or 'none'}"
-            problems.append(f"{what} has no option {name!r}. {hint}")
+            problems.append(f"{owner} has no option {name!r}. {hint}")
             continue
         try:
             checked[name] = TypeAdapter(known[name]).validate_python(value)
         except ValidationError as error:
-            problems += [describe_problem(Config, details, ("options", name)) for details in error.errors()]
+            problems += [describe_validation_error(Config, details, ("options", name)) for details in error.errors()]
     if problems:
         raise UserError("; ".join(problems))
     return checked
@@ -48,7 +50,7 @@ class CurriculumConfig(Config):
     def build(self) -> Callable[[float], tuple[float, float]]:
         """Return progress → (α, β)."""
         curriculum = CURRICULA.get(self.name)
-        return partial(curriculum, **_checked_options(f"curriculum {self.name!r}", curriculum, self.options))
+        return partial(curriculum, **validate_options(f"curriculum {self.name!r}", curriculum, self.options))
 
 
 class MaskingConfig(Config):
@@ -57,7 +59,7 @@ class MaskingConfig(Config):
     policy: str = "progressive"
     curriculum: CurriculumConfig = CurriculumConfig()
     blend: Blend = "topk"
-    object_share: Share = 0.75
+    object_share: UnitInterval = 0.75
     """Share of the hidden patches that instance-guided masking puts on objects."""
     max_objects: Annotated[int, Field(ge=0)] | None = None
     """Only the largest and most central objects count in instance-guided masking; all unless given."""
@@ -74,16 +76,16 @@ class MaskingConfig(Config):
     def build(self) -> Policy:
         """Return the policy with those of the settings that it has."""
         policy = POLICIES.get(self.policy)
-        settings = {
+        common_options = {
             "curriculum": self.curriculum.build(),
             "blend": self.blend,
             "object_share": self.object_share,
             "max_objects": self.max_objects,
             "weights": self.weights,
         }
-        options = _checked_options(f"mask {self.policy!r}", policy, self.options)
-        wanted = inspect.signature(policy).parameters
-        for name in settings.keys() - wanted.keys():
+        options = validate_options(f"mask {self.policy!r}", policy, self.options)
+        accepted = inspect.signature(policy).parameters
+        for name in common_options.keys() - accepted.keys():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise UserError(f"mask {self.policy!r} does not look at {name}; leave it out")
-        return policy(**{name: value for name, value in settings.items() if name in wanted} | options)
+        return policy(**{name: value for name, value in common_options.items() if name in accepted} | options)

@@ -29,7 +29,7 @@ def triangle(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]
     """
     _check_progress(progress)
     first, last = max(0.0, 1 - 2.0 * progress), max(0.0, 2.0 * progress - 1)
-    return _in_order(order, first, last)
+    return _assign_coefficients(order, first, last)
 
 
 @CURRICULA.register("cosine")
@@ -37,14 +37,14 @@ def cosine(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]:
     """Like triangle with rounded slopes: each phase lingers at its peak."""
     _check_progress(progress)
     lead = math.cos(math.pi * progress) ** 2
-    return _in_order(order, lead if progress < 0.5 else 0.0, lead if progress > 0.5 else 0.0)
+    return _assign_coefficients(order, lead if progress < 0.5 else 0.0, lead if progress > 0.5 else 0.0)
 
 
-THIRDS: tuple[Knot, ...] = ((0.3, 1.0, 0.0), (0.4, 0.0, 1.0), (0.6, 0.0, 1.0), (0.7, 0.0, 0.0))
+DEFAULT_KNOTS: tuple[Knot, ...] = ((0.3, 1.0, 0.0), (0.4, 0.0, 1.0), (0.6, 0.0, 1.0), (0.7, 0.0, 0.0))
 
 
 @CURRICULA.register("piecewise")
-def piecewise(progress: float, *, knots: tuple[Knot, ...] = THIRDS) -> tuple[float, float]:
+def piecewise(progress: float, *, knots: tuple[Knot, ...] = DEFAULT_KNOTS) -> tuple[float, float]:
     """Straight lines between knots (progress, α, β); flat before the first and after the last.
 
     >>> piecewise(0.25, knots=((0.0, 0.0, 1.0), (0.5, 0.5, 0.0)))
@@ -74,11 +74,11 @@ def constant(progress: float, *, alpha: float = 1 / 3, beta: float = 1 / 3) -> t
     return alpha, beta
 
 
-def _in_order(order: Order, first: float, last: float) -> tuple[float, float]:
+def _assign_coefficients(order: Order, first: float, last: float) -> tuple[float, float]:
     if sorted(order) != sorted(get_args(Phase)):
         raise ValueError(f"order: expected semantic, instance and random in any order, got {', '.join(order)}")
-    share = dict(zip(order, (first, 1 - first - last, last), strict=True))
-    return share["semantic"], share["instance"]
+    coefficient = dict(zip(order, (first, 1 - first - last, last), strict=True))
+    return coefficient["semantic"], coefficient["instance"]
 
 
 def _check_coefficients(where: str, alpha: float, beta: float) -> None:

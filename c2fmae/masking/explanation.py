@@ -7,9 +7,9 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from c2fmae.core.masks import Masks
-from c2fmae.masking.guided import side_of
+from c2fmae.masking.guided import instances_to_sides
 from c2fmae.masking.policies import PatchMaps, Policy
-from c2fmae.masking.scenes import per_granularity
+from c2fmae.masking.scenes import repeat_per_granularity
 
 
 class Quota(NamedTuple):
@@ -19,10 +19,10 @@ class Quota(NamedTuple):
     granularity: str
     group: str
     """`class 7`, `ignore`, `objects` or `background`."""
-    patches: int
-    asked: float
+    num_patches: int
+    requested: float
     """How many of them the policy wants hidden, before rounding."""
-    hidden: int
+    num_hidden: int
     """How many of them are."""
 
 
@@ -41,9 +41,9 @@ def explain(
     A blend asks for the average of its three masks, which holds over many draws (for `quota`, nearly) and not for each.
     """
     batch, count, patches = masks.is_masked.shape
-    maps = PatchMaps(per_granularity(regions, count), per_granularity(instances, count), ignore, grid)
-    odds = policy.odds(maps, masks.num_masked.flatten(), progress=progress).view(batch, count, patches)
-    side = side_of(instances, ignore)
+    maps = PatchMaps(repeat_per_granularity(regions, count), repeat_per_granularity(instances, count), ignore, grid)
+    probabilities = policy.odds(maps, masks.num_masked.flatten(), progress=progress).view(batch, count, patches)
+    side = instances_to_sides(instances, ignore)
     quotas = []
     for image in range(batch):
         groups = {
@@ -51,8 +51,8 @@ def explain(
             for region in regions[image].unique().tolist()
         }
         groups |= {"objects": side[image] == 0, "background": side[image] == 1}
-        for place, granularity in enumerate(masks.granularities):
-            is_masked, asked = masks.is_masked[image, place], odds[image, place]
+        for index, granularity in enumerate(masks.granularities):
+            is_masked, asked = masks.is_masked[image, index], probabilities[image, index]
             quotas += [
                 Quota(
                     image,

@@ -5,16 +5,16 @@ from jaxtyping import Bool, Float, Integer, Real
 from torch import Tensor
 
 from c2fmae.masking._checks import (
-    can_read,
-    check_groups,
+    can_read_values,
+    check_batch_by_patch,
     check_ids,
+    check_int32_ids,
     check_noise,
-    check_rows,
-    checked_budget,
-    checked_share,
+    validate_budget,
+    validate_share,
 )
 from c2fmae.masking.rounding import apportion, apportion_evenly
-from c2fmae.masking.selection import falling, grouped_order, scattered, sort_runs
+from c2fmae.masking.selection import argsort_by_group, descending_key, scatter_to_patches, sort_by_group
 
 
 def semantic_mask(
@@ -34,25 +34,25 @@ def semantic_mask(
     >>> semantic_mask(regions, torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]]), torch.tensor([3]))
     tensor([[False, False,  True,  True, False,  True]])
     """
-    rows = check_rows("regions", regions)
-    check_groups("regions", regions)
+    rows = check_batch_by_patch("regions", regions)
+    check_int32_ids("regions", regions)
     check_noise(noise, rows)
-    budget = checked_budget(num_masked, rows)
-    runs = sort_runs(regions, noise)
+    budget = validate_budget(num_masked, rows)
+    runs = sort_by_group(regions, noise)
     if weights is None:
         return runs.hide(apportion_evenly(runs.size, budget, rows[1]))
-    weighted = runs.size * weights_of(runs.group, weights, ignore)
+    weighted = runs.size * gather_class_weights(runs.group, weights, ignore)
     return runs.hide(apportion(weighted, budget.squeeze(1), runs.size))
 
 
-def weights_of(
+def gather_class_weights(
     regions: Integer[Tensor, "batch patch"], weights: Real[Tensor, " class"], ignore: int
 ) -> Real[Tensor, "batch patch"]:
     """Return every patch's class weight; that of the ignore region is 1."""
     if weights.ndim != 1 or not len(weights) or weights.dtype == torch.bool:
         raise ValueError(f"weights: expected one number per class, got {weights.dtype} {list(weights.shape)}")
     is_ignored = regions == ignore
-    if can_read(regions) and bool((((regions < 0) | (regions >= len(weights))) & ~is_ignored).any()):
+    if can_read_values(regions) and bool((((regions < 0) | (regions >= len(weights))) & ~is_ignored).any()):
         raise ValueError(f"regions: ids go beyond the {len(weights)} classes that weights are given for")
     exact = weights.to(regions.device, torch.float64 if weights.is_floating_point() else torch.int64)
     return exact[regions.long().clamp(0, len(weights) - 1)].masked_fill(is_ignored, 1)
@@ -75,30 +75,32 @@ def instance_mask(
     >>> instance_mask(instances, torch.arange(6.0).unsqueeze(0), torch.tensor([3]), object_share=1.0)
     tensor([[False, False, False,  True,  True,  True]])
     """
-    rows = check_rows("instances", instances)
+    rows = check_batch_by_patch("instances", instances)
     check_ids("instances", instances)
     check_noise(noise, rows)
-    budget = checked_budget(num_masked, rows)
-    side = side_of(instances, ignore)
-    weights, total, capacity = sides(side, object_share, budget)
+    budget = validate_budget(num_masked, rows)
+    side = instances_to_sides(instances, ignore)
+    weights, total, capacity = build_side_bins(side, object_share, budget)
     on_objects, on_background = apportion(weights, total, capacity).split(1, dim=1)
-    place, border = torch.arange(side.shape[1], device=side.device), capacity[:, :1]
-    is_masked = (place < on_objects) | ((place >= border) & (place < border + on_background))
-    return scattered(is_masked, grouped_order(side, falling(noise)))
+    position, num_object_patches = torch.arange(side.shape[1], device=side.device), capacity[:, :1]
+    is_masked = (position < on_objects) | (
+        (position >= num_object_patches) & (position < num_object_patches + on_background)
+    )
+    return scatter_to_patches(is_masked, argsort_by_group(side, descending_key(noise)))
 
 
-def side_of(instances: Integer[Tensor, "batch patch"], ignore: int) -> Integer[Tensor, "batch patch"]:
+def instances_to_sides(instances: Integer[Tensor, "batch patch"], ignore: int) -> Integer[Tensor, "batch patch"]:
     """Return 0 for patches of objects and 1 for background."""
     return ((instances == 0) | (instances == ignore)).long()
 
 
-def sides(
+def build_side_bins(
     side: Integer[Tensor, "batch patch"],
     object_share: float | Float[Tensor, " batch"],
     budget: Integer[Tensor, "batch 1"],
 ) -> tuple[Float[Tensor, "batch 2"], Integer[Tensor, " batch"], Integer[Tensor, "batch 2"]]:
     """Return what `apportion` divides between objects and background: weights, total and capacity."""
-    share = checked_share("object_share", object_share, side)
+    share = validate_share("object_share", object_share, side)
     background = side.sum(dim=1, keepdim=True)
     capacity = torch.cat([side.shape[1] - background, background], dim=1)
     return torch.cat([share, 1 - share], dim=1), budget.squeeze(1), capacity

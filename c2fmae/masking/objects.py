@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from c2fmae.masking._checks import check_groups, check_rows
-from c2fmae.masking.selection import scattered, sort_runs
+from c2fmae.masking._checks import check_batch_by_patch, check_int32_ids
+from c2fmae.masking.selection import scatter_to_patches, sort_by_group
 
 
 def select_instances(
@@ -25,29 +25,31 @@ def select_instances(
     >>> select_instances(torch.tensor([[1, 1, 0, 0, 2, 0, 3, 3, 3]]), 2)
     tensor([[1, 1, 0, 0, 0, 0, 3, 3, 3]])
     """
-    batch, patches = check_rows("instances", instances)
-    check_groups("instances", instances)
+    batch, patches = check_batch_by_patch("instances", instances)
+    check_int32_ids("instances", instances)
     if max_objects < 0:
         raise ValueError(f"max_objects: expected at least 0, got {max_objects}")
-    runs = sort_runs(instances, torch.zeros(batch, patches, device=instances.device))
-    centrality = _centrality(grid or _square(patches), instances.device).expand_as(runs.order).gather(1, runs.order)
+    runs = sort_by_group(instances, torch.zeros(batch, patches, device=instances.device))
+    centrality = (
+        _patch_centrality(grid or _square_grid(patches), instances.device).expand_as(runs.order).gather(1, runs.order)
+    )
     weight = torch.zeros_like(runs.start).scatter_add_(1, runs.start, centrality)
     weight = weight.masked_fill((runs.group == 0) | (runs.group == ignore), 0)
     heaviest = weight.argsort(dim=1, descending=True, stable=True)
-    is_among = torch.arange(patches, device=instances.device).expand_as(heaviest) < max_objects
-    is_kept = scattered(is_among, heaviest) & (weight > 0)
-    is_kept = scattered(is_kept.gather(1, runs.start), runs.order)
-    return instances.where(is_kept | (instances == ignore), 0)
+    is_selected_run = torch.arange(patches, device=instances.device).expand_as(heaviest) < max_objects
+    is_selected = scatter_to_patches(is_selected_run, heaviest) & (weight > 0)
+    is_selected = scatter_to_patches(is_selected.gather(1, runs.start), runs.order)
+    return instances.where(is_selected | (instances == ignore), 0)
 
 
-def _centrality(grid: tuple[int, int], device: torch.device) -> Int[Tensor, " patch"]:
+def _patch_centrality(grid: tuple[int, int], device: torch.device) -> Int[Tensor, " patch"]:
     """Return the weight of every patch, in thousandths: integers, so that sums do not depend on their order."""
     rows, columns = (torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in grid)
     distance = (rows.square().unsqueeze(1) + columns.square()).sqrt() / math.sqrt(2)
     return (1000 * (1 - distance / 2)).round().long().flatten()
 
 
-def _square(patches: int) -> tuple[int, int]:
+def _square_grid(patches: int) -> tuple[int, int]:
     side = math.isqrt(patches)
     if side * side != patches:
         raise ValueError(f"grid: {patches} patches are no square, so say how many rows and columns they are")

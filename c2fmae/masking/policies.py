@@ -13,17 +13,23 @@ from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 
 from c2fmae.core.registry import Registry
-from c2fmae.masking._checks import checked_budget, checked_coefficients
+from c2fmae.masking._checks import validate_budget, validate_coefficients
 from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
 from c2fmae.masking.curricula import triangle
-from c2fmae.masking.guided import instance_mask, semantic_mask, side_of, sides, weights_of
+from c2fmae.masking.guided import (
+    build_side_bins,
+    gather_class_weights,
+    instance_mask,
+    instances_to_sides,
+    semantic_mask,
+)
 from c2fmae.masking.objects import select_instances
-from c2fmae.masking.rounding import quotas
-from c2fmae.masking.selection import random_mask, sort_runs, top_k_mask
+from c2fmae.masking.rounding import compute_quotas
+from c2fmae.masking.selection import random_mask, sort_by_group, top_k_mask
 
 Blend = Literal["topk", "sample", "quota"]
 
-_ROUNDING = 1e-9
+_ROUNDING_TOLERANCE = 1e-9
 """1 - α - β may miss 0 by a rounding."""
 
 
@@ -54,7 +60,7 @@ class MaskNoise(NamedTuple):
 class Policy(Protocol):
     """Decides which patches are hidden; rows are images, or granularities of images.
 
-    One that needs less than both maps may say so in `guides`.
+    One that needs less than both maps may say so in `required_maps`.
     """
 
     def hide(
@@ -75,10 +81,10 @@ POLICIES: Registry[Callable[..., Policy]] = Registry("mask")
 
 @POLICIES.register("semantic")
 @dataclass(frozen=True, kw_only=True)
-class Semantic:
+class SemanticPolicy:
     """Hide the same fraction of every semantic region, or more of some classes."""
 
-    guides: ClassVar = ("semantic",)
+    required_maps: ClassVar = ("semantic",)
     weights: tuple[float, ...] | None = None
     """By class id; none gives all classes weight 1."""
 
@@ -90,21 +96,21 @@ class Semantic:
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
     ) -> Bool[Tensor, "batch patch"]:
         """See `semantic_mask`."""
-        weights = self._weights(patches)
+        weights = self._weight_tensor(patches)
         return semantic_mask(patches.regions, noise.semantic, num_masked, weights=weights, ignore=patches.ignore)
 
     def odds(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
         """Return each region's quota over its size."""
-        runs = sort_runs(patches.regions, torch.zeros_like(patches.regions, dtype=torch.float32))
-        weighted, weights = runs.size, self._weights(patches)
+        runs = sort_by_group(patches.regions, torch.zeros_like(patches.regions, dtype=torch.float32))
+        weighted, weights = runs.size, self._weight_tensor(patches)
         if weights is not None:
-            weighted = weighted * weights_of(runs.group, weights, patches.ignore)
-        odds = (quotas(weighted, num_masked, runs.size) / runs.size.clamp(min=1)).gather(1, runs.start)
-        return torch.zeros_like(odds).scatter(1, runs.order, odds)
+            weighted = weighted * gather_class_weights(runs.group, weights, patches.ignore)
+        probabilities = (compute_quotas(weighted, num_masked, runs.size) / runs.size.clamp(min=1)).gather(1, runs.start)
+        return torch.zeros_like(probabilities).scatter(1, runs.order, probabilities)
 
-    def _weights(self, patches: PatchMaps) -> Tensor | None:
+    def _weight_tensor(self, patches: PatchMaps) -> Tensor | None:
         if self.weights is None:
             return None
         return torch.tensor(self.weights, dtype=torch.float64).to(patches.regions.device, non_blocking=True)
@@ -112,10 +118,10 @@ class Semantic:
 
 @POLICIES.register("instance")
 @dataclass(frozen=True, kw_only=True)
-class Instance:
+class InstancePolicy:
     """Let most of what is hidden fall on objects."""
 
-    guides: ClassVar = ("instance",)
+    required_maps: ClassVar = ("instance",)
     object_share: float = 0.75
     max_objects: int | None = None
     """Only so many objects count as such, the largest and most central ones; all unless given."""
@@ -131,7 +137,7 @@ class Instance:
     ) -> Bool[Tensor, "batch patch"]:
         """See `instance_mask`."""
         return instance_mask(
-            self._objects(patches),
+            self._select_objects(patches),
             noise.instance,
             num_masked,
             object_share=self.object_share,
@@ -142,12 +148,12 @@ class Instance:
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
         """Return each side's quota over its size."""
-        side = side_of(self._objects(patches), patches.ignore)
-        budget = checked_budget(num_masked, (side.shape[0], side.shape[1]))
-        weights, total, capacity = sides(side, self.object_share, budget)
-        return (quotas(weights, total, capacity) / capacity.clamp(min=1)).gather(1, side)
+        side = instances_to_sides(self._select_objects(patches), patches.ignore)
+        budget = validate_budget(num_masked, (side.shape[0], side.shape[1]))
+        weights, total, capacity = build_side_bins(side, self.object_share, budget)
+        return (compute_quotas(weights, total, capacity) / capacity.clamp(min=1)).gather(1, side)
 
-    def _objects(self, patches: PatchMaps) -> Integer[Tensor, "batch patch"]:
+    def _select_objects(self, patches: PatchMaps) -> Integer[Tensor, "batch patch"]:
         if self.max_objects is None:
             return patches.instances
         return select_instances(patches.instances, self.max_objects, grid=patches.grid, ignore=patches.ignore)
@@ -155,10 +161,10 @@ class Instance:
 
 @POLICIES.register("random")
 @dataclass(frozen=True, kw_only=True)
-class Random:
+class RandomPolicy:
     """Hide patches uniformly."""
 
-    guides: ClassVar = ()
+    required_maps: ClassVar = ()
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
@@ -176,7 +182,7 @@ class Random:
 
 @POLICIES.register("progressive")
 @dataclass(frozen=True, kw_only=True)
-class Progressive:
+class ProgressivePolicy:
     """Move from one mask to the next with the progress of training (Eq. 10-11)."""
 
     curriculum: Callable[[float], tuple[float, float]] = triangle
@@ -188,13 +194,13 @@ class Progressive:
     def __post_init__(self) -> None:
         if self.blend not in ("topk", "sample", "quota"):
             raise ValueError(f"blend: expected 'topk', 'sample' or 'quota', got {self.blend!r}")
-        _ = self.pure  # which check the other options
+        _ = self.base_policies  # which check the other options
 
     @property
-    def pure(self) -> tuple[Policy, Policy, Policy]:
+    def base_policies(self) -> tuple[Policy, Policy, Policy]:
         """The three policies that are blended."""
-        instance = Instance(object_share=self.object_share, max_objects=self.max_objects)
-        return Semantic(weights=self.weights), instance, Random()
+        instance = InstancePolicy(object_share=self.object_share, max_objects=self.max_objects)
+        return SemanticPolicy(weights=self.weights), instance, RandomPolicy()
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float
@@ -203,16 +209,16 @@ class Progressive:
         alpha, beta = self.curriculum(progress)
         coefficients = (alpha, beta, 1 - alpha - beta)
         # One above ½ decides every top-k alone, and one of 1 every blend (docs/masking.md has the proof).
-        decisive = 0.5 if self.blend == "topk" else 1 - _ROUNDING
-        for policy, coefficient in zip(self.pure, coefficients, strict=True):
-            if coefficient > decisive:
+        decisive_coefficient = 0.5 if self.blend == "topk" else 1 - _ROUNDING_TOLERANCE
+        for policy, coefficient in zip(self.base_policies, coefficients, strict=True):
+            if coefficient > decisive_coefficient:
                 return policy.hide(patches, num_masked, noise, progress=progress)
         masks = [
-            policy.hide(patches, num_masked, noise, progress=progress) if coefficient > _ROUNDING else None
-            for policy, coefficient in zip(self.pure, coefficients, strict=True)
+            policy.hide(patches, num_masked, noise, progress=progress) if coefficient > _ROUNDING_TOLERANCE else None
+            for policy, coefficient in zip(self.base_policies, coefficients, strict=True)
         ]
-        stand_in = next(mask for mask in masks if mask is not None)  # no blend takes anything at a coefficient of 0
-        semantic, instance, random = (stand_in if mask is None else mask for mask in masks)
+        placeholder = next(mask for mask in masks if mask is not None)  # no blend takes anything at a coefficient of 0
+        semantic, instance, random = (placeholder if mask is None else mask for mask in masks)
         if self.blend == "topk":
             return top_k_mask(blend_scores(semantic, instance, random, alpha, beta), num_masked, noise.tie)
         if self.blend == "sample":
@@ -226,8 +232,10 @@ class Progressive:
 
         `quota` strays from it by a few per cent, since what one share takes is not there for the next.
         """
-        coefficients = checked_coefficients(*self.curriculum(progress), patches.regions)
+        coefficients = validate_coefficients(*self.curriculum(progress), patches.regions)
         if self.blend == "topk":
             coefficients = torch.where((coefficients > 0.5).any(dim=1, keepdim=True), coefficients > 0.5, coefficients)
-        odds = torch.stack([policy.odds(patches, num_masked, progress=progress) for policy in self.pure], dim=1)
-        return (odds * coefficients.unsqueeze(2)).sum(dim=1)
+        probabilities = torch.stack(
+            [policy.odds(patches, num_masked, progress=progress) for policy in self.base_policies], dim=1
+        )
+        return (probabilities * coefficients.unsqueeze(2)).sum(dim=1)

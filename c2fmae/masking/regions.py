@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from c2fmae.masking._checks import can_read, check_ids
+from c2fmae.masking._checks import can_read_values, check_ids
 
 # Comparing every pixel of a patch with every other costs their square, but is one simple operation on all
 # patches at once: it wins up to about this many pixels.
-_MOST_PIXELS_COMPARED = 64
+_MAX_PIXELS_COMPARED = 64
 # Pixels looked at together: bounds the memory, about 20 bytes a pixel. Few stay in a CPU's caches, many fill a GPU.
-_PIXELS_AT_ONCE_ON_CPU, _PIXELS_AT_ONCE = 1 << 20, 1 << 22
+_PIXELS_PER_CHUNK_CPU, _PIXELS_PER_CHUNK = 1 << 20, 1 << 22
 
 
 def patch_regions(
@@ -32,35 +32,35 @@ def patch_regions(
     batch, height, width = labels.shape
     if rows < 1 or columns < 1 or not height * width or height % rows or width % columns:
         raise ValueError(f"patch: {rows}×{columns} does not divide a map of {height}×{width}")
-    cells = _narrowed(labels).reshape(batch, height // rows, rows, width // columns, columns)
-    if rows * columns <= _MOST_PIXELS_COMPARED:
-        vote = _by_comparing
+    cells = _narrow_ids(labels).reshape(batch, height // rows, rows, width // columns, columns)
+    if rows * columns <= _MAX_PIXELS_COMPARED:
+        find_majority = _majority_by_comparing
     else:
-        vote = _by_counting if cells.dtype == torch.uint8 else _by_sorting
-    pixels_at_once = _PIXELS_AT_ONCE_ON_CPU if labels.device.type == "cpu" else _PIXELS_AT_ONCE
+        find_majority = _majority_by_counting if cells.dtype == torch.uint8 else _majority_by_sorting
+    pixels_at_once = _PIXELS_PER_CHUNK_CPU if labels.device.type == "cpu" else _PIXELS_PER_CHUNK
     images_at_once = max(1, pixels_at_once // (height * width))
-    regions = torch.cat([vote(some, ignore) for some in cells.split(images_at_once)])
+    regions = torch.cat([find_majority(chunk, ignore) for chunk in cells.split(images_at_once)])
     return regions.flatten(1).to(labels.dtype)
 
 
-def _narrowed(labels: Tensor) -> Tensor:
+def _narrow_ids(labels: Tensor) -> Tensor:
     """Return the ids in one byte where a look at them shows that they fit, and costs nothing."""
     if labels.dtype == torch.uint16:  # which torch can store, and hardly more
         labels = labels.int()
-    if labels.dtype != torch.uint8 and labels.numel() and can_read(labels):
+    if labels.dtype != torch.uint8 and labels.numel() and can_read_values(labels):
         low, high = labels.aminmax()
         if low >= 0 and high < 256:
             return labels.byte()
     return labels
 
 
-def _lowest_of_most(ids: Tensor, votes: Tensor, dim: int) -> Tensor:
+def _lowest_majority_id(ids: Tensor, votes: Tensor, dim: int) -> Tensor:
     """Return the lowest id among those with the most votes."""
     is_most = votes == votes.amax(dim, keepdim=True)
     return torch.where(is_most, ids, torch.iinfo(ids.dtype).max).amin(dim)
 
 
-def _by_comparing(cells: Tensor, ignore: int) -> Tensor:
+def _majority_by_comparing(cells: Tensor, ignore: int) -> Tensor:
     """Each pixel's votes are the pixels of its patch with the same id: best for small patches."""
     batch, grid_rows, rows, grid_columns, columns = cells.shape
     pixels = rows * columns
@@ -74,10 +74,10 @@ def _by_comparing(cells: Tensor, ignore: int) -> Tensor:
             votes[step:] += same[:-step]
             votes[:step] += same[-step:]
     votes.masked_fill_(ids == ignore, 0)
-    return _lowest_of_most(ids, votes, 0).view(batch, grid_rows, grid_columns)
+    return _lowest_majority_id(ids, votes, 0).view(batch, grid_rows, grid_columns)
 
 
-def _by_counting(cells: Tensor, ignore: int) -> Tensor:
+def _majority_by_counting(cells: Tensor, ignore: int) -> Tensor:
     """A histogram of 256 bins for every patch."""
     batch, grid_rows, rows, grid_columns, columns = cells.shape
     # Two votes a pixel, so that ignore, held to one in all, beats only ids that are not there.
@@ -91,10 +91,10 @@ def _by_counting(cells: Tensor, ignore: int) -> Tensor:
     if 0 <= ignore < 256:
         votes[..., ignore].clamp_(max=1)
     ids = torch.arange(256, dtype=torch.uint8, device=cells.device)
-    return _lowest_of_most(ids, votes, 3)
+    return _lowest_majority_id(ids, votes, 3)
 
 
-def _by_sorting(cells: Tensor, ignore: int) -> Tensor:
+def _majority_by_sorting(cells: Tensor, ignore: int) -> Tensor:
     """Ids of any size, sorted: a pixel's votes are its place in the run of its id, so a run's last has them all."""
     batch, grid_rows, rows, grid_columns, columns = cells.shape
     pixels = rows * columns
@@ -103,4 +103,4 @@ def _by_sorting(cells: Tensor, ignore: int) -> Tensor:
     is_first = torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
     before = (place - 1).where(is_first, 0).cummax(dim=1).values
     votes = (place - before).masked_fill(ids == ignore, 0)
-    return _lowest_of_most(ids, votes, 1).view(batch, grid_rows, grid_columns)
+    return _lowest_majority_id(ids, votes, 1).view(batch, grid_rows, grid_columns)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Integer, Real
 from torch import Tensor
 
-from c2fmae.masking._checks import can_read, check_ids, check_shape
+from c2fmae.masking._checks import can_read_values, check_ids, check_shape
 
-_TIED = 1e-9
+_TIE_TOLERANCE = 1e-9
 """Real remainders this near to each other count as equal."""
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -28,17 +28,17 @@ def apportion(
     >>> apportion(torch.tensor([[3, 2, 1]]), torch.tensor([10]), torch.tensor([[4, 9, 9]]))
     tensor([[4, 4, 2]])
     """
-    total, level = _level(weights, total, capacity)
+    total, level = _find_level(weights, total, capacity)
     capacity = capacity.long()
-    product, divisor = level.weights * level.total, level.weight
+    product, divisor = level.weights * level.rest, level.total_weight
     if product.is_floating_point():
         quota = product / divisor
         share = quota.floor().long().minimum(capacity)
-        remainder = _ranked(torch.where(share < capacity, quota - share, -1.0))
+        remainder = _rank_remainders(torch.where(share < capacity, quota - share, -1.0))
     else:
         share = product // divisor
         remainder = product.sub_(share * divisor)
-    return _with_rest(torch.where(level.is_full, capacity, share), total, remainder)
+    return _add_remainder_(torch.where(level.is_full, capacity, share), total, remainder)
 
 
 def apportion_evenly(
@@ -50,21 +50,21 @@ def apportion_evenly(
     """
     product = size * total
     share = product // patches
-    return _with_rest(share, total, product.sub_(share * patches))
+    return _add_remainder_(share, total, product.sub_(share * patches))
 
 
-def quotas(
+def compute_quotas(
     weights: Real[Tensor, "batch bin"],
     total: Integer[Tensor, " batch"],
     capacity: Integer[Tensor, "batch bin"],
 ) -> Float64[Tensor, "batch bin"]:
     """Return what `apportion` rounds.
 
-    >>> quotas(torch.tensor([[3, 2, 1]]), torch.tensor([10]), torch.tensor([[4, 9, 9]]))
+    >>> compute_quotas(torch.tensor([[3, 2, 1]]), torch.tensor([10]), torch.tensor([[4, 9, 9]]))
     tensor([[4., 4., 2.]], dtype=torch.float64)
     """
-    _, level = _level(weights, total, capacity)
-    return torch.where(level.is_full, capacity.double(), level.weights.double() * level.total / level.weight)
+    _, level = _find_level(weights, total, capacity)
+    return torch.where(level.is_full, capacity.double(), level.weights.double() * level.rest / level.total_weight)
 
 
 def sample_shares(
@@ -73,7 +73,7 @@ def sample_shares(
     """Draw each image's shares from a Dirichlet law: equal and high concentrations give even shares."""
     if concentration.ndim != 1:
         raise ValueError(f"concentration: expected one number per granularity, got shape {list(concentration.shape)}")
-    if can_read(concentration) and not bool(((concentration > 0) & concentration.isfinite()).all()):
+    if can_read_values(concentration) and not bool(((concentration > 0) & concentration.isfinite()).all()):
         raise ValueError(f"concentration: expected finite numbers above 0, got {concentration.tolist()}")
     rates = concentration.to(generator.device, torch.float64, non_blocking=True).expand(batch, -1)
     # Tiny concentrations can underflow to 0 in every granularity at once.
@@ -81,7 +81,7 @@ def sample_shares(
     return gamma / gamma.sum(dim=1, keepdim=True)
 
 
-def _scaled(weights: Tensor) -> Tensor:
+def _scale_weights(weights: Tensor) -> Tensor:
     """Return weights of at most 1, so that neither sums overflow nor products underflow."""
     return weights / weights.amax(dim=1, keepdim=True).clamp(min=_TINY)
 
@@ -93,31 +93,31 @@ class _Level(NamedTuple):
     """Bins at their capacity."""
     weights: Real[Tensor, "batch bin"]
     """Weights of the bins that share the rest; 0 elsewhere."""
-    total: Int[Tensor, "batch 1"]
+    rest: Int[Tensor, "batch 1"]
     """The rest."""
-    weight: Real[Tensor, "batch 1"]
+    total_weight: Real[Tensor, "batch 1"]
     """The sum of their weights, never 0."""
 
 
-def _level(weights: Tensor, total: Tensor, capacity: Tensor) -> tuple[Tensor, _Level]:
+def _find_level(weights: Tensor, total: Tensor, capacity: Tensor) -> tuple[Tensor, _Level]:
     """Return the totals that fit, as a column, and how far they fill the bins."""
-    _check(weights, total, capacity)
+    _check_apportion_inputs(weights, total, capacity)
     capacity = capacity.long()
-    weights = _scaled(weights.double()) if weights.is_floating_point() else weights.long()
+    weights = _scale_weights(weights.double()) if weights.is_floating_point() else weights.long()
     total = total.long().clamp(min=0).unsqueeze(1).minimum(capacity.sum(dim=1, keepdim=True))
 
     is_weighted = weights > 0
     held = capacity.where(is_weighted, 0).sum(dim=1, keepdim=True)
     spills = total > held  # then the weighted bins are full and the others share what is over
     weights = torch.where(spills, capacity.where(~is_weighted, 0).to(weights.dtype), weights)
-    is_full = (spills & is_weighted) | _is_under_water(weights, torch.where(spills, total - held, total), capacity)
+    is_full = (spills & is_weighted) | _find_full_bins(weights, torch.where(spills, total - held, total), capacity)
     weights = weights.where(~is_full, 0)
     rest = total - capacity.where(is_full, 0).sum(dim=1, keepdim=True)
     weight = weights.sum(dim=1, keepdim=True)
     return total, _Level(is_full, weights, rest, weight.where(weight > 0, 1))
 
 
-def _is_under_water(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
+def _find_full_bins(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
     """Tell which bins are full at the level where min(capacity, level · weight) adds up to the total.
 
     In order of capacity / weight, the level at which a bin is full fills all bins before it too; so a bin is full
@@ -134,22 +134,22 @@ def _is_under_water(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
     return torch.zeros_like(is_full).scatter(1, order, is_full)
 
 
-def _with_rest(share: Tensor, total: Tensor, remainder: Tensor) -> Tensor:
+def _add_remainder_(share: Tensor, total: Tensor, remainder: Tensor) -> Tensor:
     """Give what is missing to a total to the bins of highest remainder, one each; changes `share` in place."""
     rest = total - share.sum(dim=1, keepdim=True)
     order = remainder.argsort(dim=1, descending=True, stable=True)
     return share.scatter_add_(1, order, (torch.arange(order.shape[1], device=order.device) < rest).long())
 
 
-def _ranked(remainder: Tensor) -> Tensor:
+def _rank_remainders(remainder: Tensor) -> Tensor:
     """Replace real remainders by integers of the same order, equal where they differ by a hair."""
     remainder, order = remainder.sort(dim=1)
-    is_higher = (remainder[:, 1:] - remainder[:, :-1]) > _TIED
+    is_higher = (remainder[:, 1:] - remainder[:, :-1]) > _TIE_TOLERANCE
     rank = torch.nn.functional.pad(is_higher.cumsum(dim=1), (1, 0))
     return torch.empty_like(rank).scatter_(1, order, rank)
 
 
-def _check(weights: Tensor, total: Tensor, capacity: Tensor) -> None:
+def _check_apportion_inputs(weights: Tensor, total: Tensor, capacity: Tensor) -> None:
     if weights.ndim != 2 or weights.dtype == torch.bool or weights.is_complex():
         raise ValueError(f"weights: expected numbers [batch, bin], got {weights.dtype} {list(weights.shape)}")
     if not weights.shape[1]:
@@ -158,7 +158,7 @@ def _check(weights: Tensor, total: Tensor, capacity: Tensor) -> None:
     check_shape("capacity", capacity, tuple(weights.shape))
     check_ids("total", total)
     check_ids("capacity", capacity)
-    if can_read(weights) and weights.numel():
+    if can_read_values(weights) and weights.numel():
         low, high = (float(bound) for bound in weights.aminmax())  # of which not-a-number is neither
         if not (low >= 0 and high < torch.inf):
             raise ValueError("weights: expected finite numbers of at least 0")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from c2fmae.masking._checks import check_noise, check_rows, checked_budget
+from c2fmae.masking._checks import check_batch_by_patch, check_noise, validate_budget
 
 
 def random_mask(
@@ -17,23 +17,23 @@ def random_mask(
     >>> random_mask(torch.tensor([[0.3, 0.9, 0.1, 0.5]]), torch.tensor([2]))
     tensor([[False,  True, False,  True]])
     """
-    rows = check_rows("noise", noise)
+    rows = check_batch_by_patch("noise", noise)
     check_noise(noise, rows)
-    budget = checked_budget(num_masked, rows)
-    return hide_first(falling(noise).argsort(dim=1, stable=True), budget)
+    budget = validate_budget(num_masked, rows)
+    return hide_first(descending_key(noise).argsort(dim=1, stable=True), budget)
 
 
 def top_k_mask(
     scores: Float[Tensor, "batch patch"], num_masked: Integer[Tensor, " batch"], noise: Float[Tensor, "batch patch"]
 ) -> Bool[Tensor, "batch patch"]:
     """Hide the `num_masked` patches of highest score (Eq. 11), equal scores by noise, equal noise by index."""
-    rows = check_rows("scores", scores)
+    rows = check_batch_by_patch("scores", scores)
     check_noise(noise, rows)
-    budget = checked_budget(num_masked, rows)
-    return hide_first(grouped_order(falling(scores), falling(noise)), budget)
+    budget = validate_budget(num_masked, rows)
+    return hide_first(argsort_by_group(descending_key(scores), descending_key(noise)), budget)
 
 
-class Runs(NamedTuple):
+class SortedGroups(NamedTuple):
     """Patches of each row sorted by group, and inside a group by falling noise: every group is a run."""
 
     order: Int[Tensor, "batch patch"]
@@ -48,43 +48,43 @@ class Runs(NamedTuple):
     def hide(self, quota: Int[Tensor, "batch patch"]) -> Bool[Tensor, "batch patch"]:
         """Hide the first patches of each run, as many as the quota at its first place says."""
         end = quota.gather(1, self.start).add_(self.start)
-        return scattered(torch.arange(end.shape[1], device=end.device) < end, self.order)
+        return scatter_to_patches(torch.arange(end.shape[1], device=end.device) < end, self.order)
 
 
-def sort_runs(group: Integer[Tensor, "batch patch"], noise: Float[Tensor, "batch patch"]) -> Runs:
+def sort_by_group(group: Integer[Tensor, "batch patch"], noise: Float[Tensor, "batch patch"]) -> SortedGroups:
     """Sort the patches of each row by group and falling noise."""
-    key, order = _grouped_key(group, falling(noise)).sort(dim=1, stable=True)
+    key, order = _group_sort_key(group, descending_key(noise)).sort(dim=1, stable=True)
     group = key >> 32
     is_first = torch.nn.functional.pad(group[:, 1:] != group[:, :-1], (1, 0), value=True)
     count = torch.arange(1, group.shape[1] + 1, dtype=torch.int32, device=group.device)
     start = (is_first * count).cummax(dim=1).indices  # where the last run up to here has started
     size = torch.zeros_like(start).scatter_add_(1, start, start.new_ones(()).expand_as(start))
-    return Runs(order, group, start, size)
+    return SortedGroups(order, group, start, size)
 
 
-def grouped_order(
-    group: Integer[Tensor, "batch patch"], place: Integer[Tensor, "batch patch"]
+def argsort_by_group(
+    group: Integer[Tensor, "batch patch"], sort_key: Integer[Tensor, "batch patch"]
 ) -> Int[Tensor, "batch patch"]:
     """Order patches by group, inside a group by place, then by index; both are 32-bit numbers, so one sort does."""
-    return _grouped_key(group, place).argsort(dim=1, stable=True)
+    return _group_sort_key(group, sort_key).argsort(dim=1, stable=True)
 
 
-def _grouped_key(group: Tensor, place: Tensor) -> Tensor:
+def _group_sort_key(group: Tensor, sort_key: Tensor) -> Tensor:
     # Adding 2^31 makes the low half unsigned, so that the high half is the group again.
-    return torch.add(place, group.long(), alpha=1 << 32).add_(1 << 31)
+    return torch.add(sort_key, group.long(), alpha=1 << 32).add_(1 << 31)
 
 
 def hide_first(order: Int[Tensor, "batch patch"], budget: Int[Tensor, "batch 1"]) -> Bool[Tensor, "batch patch"]:
     """Hide the first patches of an order."""
-    return scattered(torch.arange(order.shape[1], device=order.device) < budget, order)
+    return scatter_to_patches(torch.arange(order.shape[1], device=order.device) < budget, order)
 
 
-def scattered(is_masked: Tensor, order: Tensor) -> Tensor:
+def scatter_to_patches(is_masked: Tensor, order: Tensor) -> Tensor:
     """Bring what is known by place in an order back to the patches, every one of which is in it."""
     return torch.empty_like(is_masked).scatter_(1, order, is_masked)
 
 
-def falling(values: Float[Tensor, "batch patch"]) -> Int[Tensor, "batch patch"]:
+def descending_key(values: Float[Tensor, "batch patch"]) -> Int[Tensor, "batch patch"]:
     """Return 32-bit integers that rise as the values fall and are equal where these are.
 
     A float's bits, read as an integer, rise with its size, and fall if it is negative. Float64 does not fit and is

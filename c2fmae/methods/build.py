@@ -4,12 +4,12 @@ import torch
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked import MaskedAutoencoding, Objective
-from c2fmae.models.autoencoder import Head, MultiGranularAutoencoder
+from c2fmae.models.autoencoder import MultiGranularAutoencoder, PredictionHead
 from c2fmae.models.decoders import DECODERS, DecoderPlan
-from c2fmae.models.embeddings import embeddings_of
+from c2fmae.models.embeddings import create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
 from c2fmae.models.patches import label_stride
@@ -20,56 +20,59 @@ from c2fmae.models.targets import TARGETS
 def build_method(config: MethodConfig, *, seed: int = 0) -> MaskedAutoencoding:
     """Build a method; the same config and seed give the same weights, and the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "parts"))  # for parts from outside that draw weights where they are made
-        return _build(config, seed)
+        torch.manual_seed(derive_seed(seed, "parts"))  # for parts from outside that draw weights where they are made
+        return _build_seeded(config, seed)
 
 
-def _build(config: MethodConfig, seed: int) -> MaskedAutoencoding:
+def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
     vit = create_vit(
         config.encoder.name,
         image_size=config.image_size,
-        channels=config.channels_of("rgb"),
+        channels=config.num_channels("rgb"),
         drop_path=config.encoder.drop_path,
-        **config.encoder.shape(),
+        **config.encoder.vit_kwargs(),
     )
-    patch = vit.patch_embed.patch_size[0]
+    patch_size = vit.patch_embed.patch_size[0]
     for side in config.image_size:
-        if side % patch:
+        if side % patch_size:
             raise UserError(
-                f"image_size: {side} is not divisible into patches of {patch}, as {config.encoder.name} has"
+                f"image_size: {side} is not divisible into patches of {patch_size}, as {config.encoder.name} has"
             )
-    config.visible_of(config.image_size[0] // patch * (config.image_size[1] // patch))
+    config.resolve_num_visible(config.image_size[0] // patch_size * (config.image_size[1] // patch_size))
     encoder = Encoder(
         vit,
         has_norm=config.encoder.has_norm,
-        keep_positions=config.encoder.keep_positions,
-        checkpoint=config.encoder.checkpoint,
+        use_vit_positions=config.encoder.keep_positions,
+        grad_checkpointing=config.encoder.checkpoint,
     )
     if encoder.pos_embed is not None:  # until weights are loaded: those of a ViT without any are not drawn
         device = next(vit.parameters()).device
         encoder.pos_embed = sincos_positions(encoder.pos_grid, encoder.dim, device=device).unsqueeze(0)
 
-    heads = config.heads()
-    settings = config.decoder.model_dump(exclude={"name", "order", "stage_per"})
+    heads = config.head_plans()
+    decoder_options = config.decoder.model_dump(exclude={"name", "order", "stage_per"})
     plan = DecoderPlan(
-        width=encoder.dim,
+        encoder_dim=encoder.dim,
         granularities=config.granularities,
         stages={head.stage: head.granularity for head in heads},
-        **settings,
+        **decoder_options,
     )
     objectives = {}
     for head in heads:
         spec = GRANULARITIES.get(head.granularity)
-        cells = patch // label_stride(patch) if spec.kind == "ids" else patch
-        target = TARGETS.get(head.target)(channels=config.channels_of(head.granularity), patch=cells)
+        cells = patch_size // label_stride(patch_size) if spec.kind == "ids" else patch_size
+        target = TARGETS.get(head.target)(channels=config.num_channels(head.granularity), patch=cells)
         objectives[head.name] = Objective(head.granularity, target, config.weights.get(head.name, 1.0))
     model = MultiGranularAutoencoder(
-        embeddings_of(vit, {name: config.channels_of(name) for name in config.granularities}),
+        create_embeddings(vit, {name: config.num_channels(name) for name in config.granularities}),
         encoder,
         DECODERS.get(config.decoder.name)(plan),
-        {head.name: Head(head.stage, config.decoder.dim, objectives[head.name].target.size) for head in heads},
+        {
+            head.name: PredictionHead(head.stage, config.decoder.dim, objectives[head.name].target.size)
+            for head in heads
+        },
     )
     if next(model.parameters()).device.type != "meta":
-        generator = torch.Generator().manual_seed(seed_of(seed, "weights"))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
         initialise(model, generator, split_qkv=config.initialisation == "split")
-    return MaskedAutoencoding(config, model, objectives, config.masking.build(), patch)
+    return MaskedAutoencoding(config, model, objectives, config.masking.build(), patch_size)

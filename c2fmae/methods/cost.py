@@ -3,10 +3,10 @@
 A multiplication and the addition behind it are two operations. Matrix products are counted and nothing else, as is
 usual; a step, with its backward pass, takes about three times as many.
 
->>> from c2fmae.methods.cost import cost_of
+>>> from c2fmae.methods.cost import compute_pretraining_cost
 >>> from c2fmae.methods import METHODS
->>> cost = cost_of(METHODS.get("c2fmae")())
->>> {name: f"{part.flops / 1e9:.2f} GFLOP" for name, part in cost.parts.items()}
+>>> cost = compute_pretraining_cost(METHODS.get("c2fmae")())
+>>> {name: f"{part.flops / 1e9:.2f} GFLOP" for name, part in cost.part_costs.items()}
 {'embeddings': '0.14 GFLOP', 'encoder': '17.18 GFLOP', 'decoder': '3.71 GFLOP', 'heads': '0.34 GFLOP'}
 """
 
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from c2fmae.core.masks import Masks
-from c2fmae.core.operation_count import Cost, Count, Part, by_torch, size_of
+from c2fmae.core.operation_count import ForwardCost, OperationCounter, PartCost, count_parameters, count_with_torch
 from c2fmae.core.scene import GRANULARITIES
 from c2fmae.masking import apportion
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.models import MultiGranularAutoencoder, label_stride
 
 
-def cost_of(config: MethodConfig, *, count: Count = by_torch) -> Cost:
+def compute_pretraining_cost(config: MethodConfig, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
     """Return what a method costs in training at its image size; no weights are made and nothing is computed.
 
     The visible patches fall to the granularities as they do on average.
@@ -30,28 +30,31 @@ def cost_of(config: MethodConfig, *, count: Count = by_torch) -> Cost:
         method = build_method(config)
     model = method.model.eval()
     assert isinstance(model, MultiGranularAutoencoder)
-    maps, masks = _average_scene(method)
-    flops = dict(count(model, {name: each.to("meta") for name, each in maps.items()}, masks.to("meta")))
+    maps, masks = _make_mean_inputs(method)
+    flops = dict(counter(model, {name: each.to("meta") for name, each in maps.items()}, masks.to("meta")))
     flops["heads"] = sum(flops[f"heads.{name}"] for name in model.heads)
     # Only on a CPU does a granularity embed its own patches and no others: elsewhere its list has a fixed length.
     embeddings = model.embeddings.to_empty(device="cpu")
-    flops["embeddings"] = count(embeddings, maps, masks)[""]
+    flops["embeddings"] = counter(embeddings, maps, masks)[""]
     stages = getattr(model.decoder, "stages", None)  # a decoder from outside may have none, or others
     stages = stages if isinstance(stages, nn.ModuleDict) else {}
-    return Cost(
-        {name: Part(flops[name], size_of(part)) for name, part in model.named_children()},
-        {name: Part(flops.get(f"decoder.stages.{name}", 0), size_of(stage)) for name, stage in stages.items()},
+    return ForwardCost(
+        {name: PartCost(flops[name], count_parameters(part)) for name, part in model.named_children()},
+        {
+            name: PartCost(flops.get(f"decoder.stages.{name}", 0), count_parameters(stage))
+            for name, stage in stages.items()
+        },
     )
 
 
-def _average_scene(method: MaskedAutoencoding) -> tuple[dict[str, Tensor], Masks]:
+def _make_mean_inputs(method: MaskedAutoencoding) -> tuple[dict[str, Tensor], Masks]:
     """Return blank maps of one image, and masks whose budgets are the mean of those drawn."""
-    config, patch = method.config, method.patch
+    config, patch = method.config, method.patch_size
     height, width = config.image_size
     names, num_patches = config.granularities, height // patch * (width // patch)
-    num_visible = config.visible_of(num_patches)
-    shares = torch.tensor([[config.concentration.get(name, 1.0) for name in names]], dtype=torch.float64)
-    budgets = apportion(shares, torch.tensor([num_visible]), torch.full((1, len(names)), num_patches))
+    num_visible = config.resolve_num_visible(num_patches)
+    weights = torch.tensor([[config.concentration.get(name, 1.0) for name in names]], dtype=torch.float64)
+    budgets = apportion(weights, torch.tensor([num_visible]), torch.full((1, len(names)), num_patches))
     is_masked = torch.arange(num_patches) >= budgets.unsqueeze(2)
     maps = {}
     for name in names:
@@ -59,5 +62,5 @@ def _average_scene(method: MaskedAutoencoding) -> tuple[dict[str, Tensor], Masks
         if GRANULARITIES.get(name).kind == "ids":
             maps[name] = torch.zeros(1, height // stride, width // stride, dtype=torch.uint8)
         else:
-            maps[name] = torch.zeros(1, config.channels_of(name), height, width)
-    return maps, Masks.of(is_masked, names, num_visible=num_visible)
+            maps[name] = torch.zeros(1, config.num_channels(name), height, width)
+    return maps, Masks.from_mask(is_masked, names, num_visible=num_visible)

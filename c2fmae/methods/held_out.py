@@ -10,61 +10,68 @@ import torch
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import autocast
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 from c2fmae.core.training import TrainingConfig
 from c2fmae.data import Scenes, Transform
-from c2fmae.data.loader import first_whole
+from c2fmae.data.loader import load_first_readable
 from c2fmae.methods import MaskedAutoencoding
 
-PROGRESS = 1.0
+EVALUATION_PROGRESS = 1.0
 """What is hidden is what the method would hide at the end of training, so that one epoch compares with another."""
 
-BATCH = 32
+SCENES_PER_BATCH = 32
 """Scenes whose masks are drawn at once: the same for any number of processes, each of which takes whole batches."""
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutEvaluator:
     """Scenes to look at from time to time, spread evenly over those that are held out."""
 
     scenes: Scenes
     view: Transform
-    count: int
+    max_scenes: int
     world: World
 
     @cached_property
     def batches(self) -> Mapping[int, SceneBatch]:
         """This process's batches by number: cut once, since nothing about them is random."""
-        places = np.linspace(0, len(self.scenes), min(self.count, len(self.scenes)), endpoint=False).astype(int)
-        parts = dict(enumerate(places[first : first + BATCH] for first in range(0, len(places), BATCH)))
+        indices = np.linspace(0, len(self.scenes), min(self.max_scenes, len(self.scenes)), endpoint=False).astype(int)
+        index_batches = dict(
+            enumerate(indices[first : first + SCENES_PER_BATCH] for first in range(0, len(indices), SCENES_PER_BATCH))
+        )
         rng = np.random.default_rng(0)
         return {
-            number: SceneBatch.stack([self.view(first_whole(self.scenes, int(place), []), rng) for place in part])
-            for number, part in parts.items()
+            number: SceneBatch.stack(
+                [self.view(load_first_readable(self.scenes, int(index), []), rng) for index in batch_indices]
+            )
+            for number, batch_indices in index_batches.items()
             if number % self.world.size == self.world.rank
         }
 
-    def losses(self, method: MaskedAutoencoding, config: TrainingConfig) -> dict[str, float]:
+    def compute_losses(self, method: MaskedAutoencoding, config: TrainingConfig) -> dict[str, float]:
         """Return the losses over all of them, exactly as if they were one batch."""
         is_training = method.model.training
         method.model.eval()
         sums = torch.zeros(2, len(method.objectives), dtype=torch.float64, device=self.world.device)
         with torch.no_grad(), autocast(config, self.world.device):
-            for errors, counts in self._sums(method, config.seed):
+            for errors, counts in self._loss_sums(method, config.seed):
                 sums += torch.stack([errors, counts])
         method.model.train(is_training)
-        errors, counts = self.world.add(sums)
+        errors, counts = self.world.all_reduce(sums)
         means = dict(zip(method.objectives, (errors / counts.clamp(min=1)).tolist(), strict=True))
         total = sum(objective.weight * means[name] for name, objective in method.objectives.items())
         return {"held_out/loss": total, **{f"held_out/{name}": mean for name, mean in means.items()}}
 
-    def _sums(self, method: MaskedAutoencoding, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _loss_sums(self, method: MaskedAutoencoding, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ones = {name: torch.ones((), dtype=torch.long, device=self.world.device) for name in method.objectives}
         for number, batch in self.batches.items():
             scenes = batch.to(self.world.device)
-            generator = torch.Generator().manual_seed(seed_of(seed, "held-out", number))
-            masks = method.hide(scenes, progress=PROGRESS, generator=generator)
-            maps = method.prepare(scenes)
-            counts = method.counts(maps, masks)
-            parts = method.compare(method.model(maps, masks), maps, masks, ones).parts
-            yield torch.stack([*parts.values()]).double(), torch.stack([counts[name] for name in parts]).double()
+            generator = torch.Generator().manual_seed(derive_seed(seed, "held-out", number))
+            masks = method.sample_masks(scenes, progress=EVALUATION_PROGRESS, generator=generator)
+            maps = method.prepare_inputs(scenes)
+            counts = method.loss_counts(maps, masks)
+            error_sums = method.compute_loss(method.model(maps, masks), maps, masks, ones).terms
+            yield (
+                torch.stack([*error_sums.values()]).double(),
+                torch.stack([counts[name] for name in error_sums]).double(),
+            )

@@ -7,10 +7,10 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.models.patches import label_stride
 
-_ID_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def map_of(scenes: SceneBatch, name: str) -> Tensor:
+def require_map(scenes: SceneBatch, name: str) -> Tensor:
     """Return a map that the scenes must have."""
     if name not in scenes.maps:
         raise UserError(f"the scenes lack {name}; they have {', '.join(scenes.maps) or 'no maps'}")
@@ -30,18 +30,18 @@ def check_guide(name: str, guide: Tensor, batch: int, grid: tuple[int, int]) -> 
     )
 
 
-def check_photos(name: str, photos: Tensor, channels: int) -> None:
+def check_images(name: str, images: Tensor, channels: int) -> None:
     """Refuse what are no bytes of so many channels."""
-    if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1] != channels:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
         expected = f"photos as bytes, [batch, {channels}, height, width]"
-        raise UserError(f"{name}: expected {expected}, got {_kind(photos)}")
+        raise UserError(f"{name}: expected {expected}, got {_dtype_and_shape(images)}")
 
 
-def check_continuous(name: str, scenes: SceneBatch) -> None:
+def check_continuous_map(name: str, scenes: SceneBatch) -> None:
     """Refuse what is no map of one finite value a pixel."""
     values = scenes.maps[name]
     if values.ndim != 3 or values.dtype.is_complex:
-        raise UserError(f"{name}: expected one number a pixel, [batch, height, width], got {_kind(values)}")
+        raise UserError(f"{name}: expected one number a pixel, [batch, height, width], got {_dtype_and_shape(values)}")
     if values.is_floating_point() and values.device.type == "cpu":
         is_broken = ~values.isfinite().flatten(1).all(dim=1)
         if is_broken.any():
@@ -49,11 +49,11 @@ def check_continuous(name: str, scenes: SceneBatch) -> None:
             raise UserError(f"{key}: {name} has values that are not finite. Fill them in, or leave the scene out")
 
 
-def check_ids(name: str, scenes: SceneBatch, num_classes: int, *, patch: int) -> None:
+def check_id_map(name: str, scenes: SceneBatch, num_classes: int, *, patch_size: int) -> None:
     """Refuse maps that do not lie at the label stride of their photos, and ids that the model does not know."""
-    ids, stride = scenes.maps[name], label_stride(patch)
-    if ids.dtype not in _ID_TYPES or ids.ndim != 3:
-        raise UserError(f"{name}: expected ids as whole numbers, [batch, rows, columns], got {_kind(ids)}")
+    ids, stride = scenes.maps[name], label_stride(patch_size)
+    if ids.dtype not in _ID_DTYPES or ids.ndim != 3:
+        raise UserError(f"{name}: expected ids as whole numbers, [batch, rows, columns], got {_dtype_and_shape(ids)}")
     if "rgb" in scenes.maps:
         expected = tuple(side // stride for side in scenes.maps["rgb"].shape[-2:])
         if tuple(ids.shape[1:]) != expected:
@@ -66,12 +66,12 @@ def check_ids(name: str, scenes: SceneBatch, num_classes: int, *, patch: int) ->
     is_unknown = (ids < 0) | (ids >= num_classes) & (ids != IGNORE)
     if is_unknown.any():
         image = int(is_unknown.flatten(1).any(dim=1).nonzero()[0])
-        worst = int(ids[image][is_unknown[image]].max())
+        largest_id = int(ids[image][is_unknown[image]].max())
         raise UserError(
-            f"{scenes.keys[image]}: {name} has the id {worst}, but the model knows {num_classes} "
+            f"{scenes.keys[image]}: {name} has the id {largest_id}, but the model knows {num_classes} "
             f"(0 to {num_classes - 1}, and {IGNORE} for what nobody labelled). Set channels.{name}"
         )
 
 
-def _kind(tensor: Tensor) -> str:
+def _dtype_and_shape(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

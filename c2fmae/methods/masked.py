@@ -14,20 +14,26 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.masking import Policy, mask_scenes, patch_regions
 from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.map_checks import check_guide
-from c2fmae.methods.model_inputs import paste, patch_grid, prepare, restore, with_blanks
-from c2fmae.models.losses import hidden_count, hidden_error
+from c2fmae.methods.model_inputs import (
+    compute_patch_grid,
+    denormalise_map,
+    fill_missing_maps,
+    paste_visible,
+    prepare_inputs,
+)
+from c2fmae.models.losses import count_hidden, sum_hidden_error
 from c2fmae.models.patches import label_stride
-from c2fmae.models.targets import Target
+from c2fmae.models.targets import PredictionTarget
 
-Maps = Mapping[str, Shaped[Tensor, "batch *map"]]
-Counts = Mapping[str, Int[Tensor, ""]]
+InputMaps = Mapping[str, Shaped[Tensor, "batch *map"]]
+LossCounts = Mapping[str, Int[Tensor, ""]]
 
 
 class StepLoss(NamedTuple):
     """The loss of a step, and what it is made of."""
 
     total: Float[Tensor, ""]
-    parts: dict[str, Float[Tensor, ""]]
+    terms: dict[str, Float[Tensor, ""]]
     """By head, without weights or graph."""
 
 
@@ -36,7 +42,7 @@ class Objective:
     """What one head learns."""
 
     granularity: str
-    target: Target
+    target: PredictionTarget
     weight: float = 1.0
 
 
@@ -51,34 +57,34 @@ class MaskedAutoencoding:
     model: nn.Module
     objectives: Mapping[str, Objective]
     policy: Policy
-    patch: int
+    patch_size: int
 
     @property
-    def cut(self) -> dict[str, Any]:
+    def view_options(self) -> dict[str, Any]:
         """How scenes are to be cut: the settings of a `RandomView` or `CentralView`."""
         return {
             "size": self.config.image_size,
-            "label_stride": label_stride(self.patch),
-            "max_instances": self.config.channels_of("instance"),
+            "label_stride": label_stride(self.patch_size),
+            "max_instances": self.config.num_channels("instance"),
         }
 
-    def loss(self, scenes: SceneBatch, *, progress: float, generator: torch.Generator) -> StepLoss:
+    def compute_step_loss(self, scenes: SceneBatch, *, progress: float, generator: torch.Generator) -> StepLoss:
         """Hide patches by this noise, predict them, and return how wrong that is."""
-        maps = self.prepare(scenes)
-        masks = self.hide(scenes, progress=progress, generator=generator)
-        return self.compare(self.model(maps, masks), maps, masks)
+        maps = self.prepare_inputs(scenes)
+        masks = self.sample_masks(scenes, progress=progress, generator=generator)
+        return self.compute_loss(self.model(maps, masks), maps, masks)
 
     def predict(self, scenes: SceneBatch, masks: Masks) -> SceneBatch:
         """Return photos and maps as the heads complete them; what was visible is pasted in.
 
-        `Masks.showing` and `Masks.of` make the masks: all, none, some granularities, these patches. A granularity of
-        which nothing is visible may be missing from the scenes: a photo alone will do.
+        `Masks.from_visible_granularities` and `Masks.from_mask` make the masks: all, none, some granularities, these
+        patches. A granularity of which nothing is visible may be missing from the scenes: a photo alone will do.
 
         A target that is relative to the true patch or map, as `normalized_pixels`, borrows mean and deviation from it;
         where that is missing, there is no picture of it.
         """
-        present, scenes = set(scenes.maps), with_blanks(self.config, self.patch, scenes, masks)
-        maps = self.prepare(scenes)
+        present, scenes = set(scenes.maps), fill_missing_maps(self.config, self.patch_size, scenes, masks)
+        maps = self.prepare_inputs(scenes)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # drop path is for training
         try:
@@ -87,77 +93,84 @@ class MaskedAutoencoding:
         finally:
             for module, is_training in modes:
                 module.training = is_training
-        pictures = {}
-        for name, objective, is_masked in self._hidden(masks):
-            if getattr(objective.target, "is_relative", False) and objective.granularity not in present:
+        completed_maps = {}
+        for name, objective, is_masked in self._objectives_with_masks(masks):
+            if getattr(objective.target, "needs_true_map", False) and objective.granularity not in present:
                 continue
-            given = scenes.maps[objective.granularity]
-            picture = objective.target.picture(predictions[name], maps[objective.granularity])
-            picture = restore(self.config, objective.granularity, picture, given)
-            pictures[name] = paste(picture, given, is_masked)
-        return SceneBatch(scenes.keys, pictures, scenes.labels)
+            original = scenes.maps[objective.granularity]
+            prediction = objective.target.predictions_to_maps(predictions[name], maps[objective.granularity])
+            prediction = denormalise_map(self.config, objective.granularity, prediction, original)
+            completed_maps[name] = paste_visible(prediction, original, is_masked)
+        return SceneBatch(scenes.keys, completed_maps, scenes.labels)
 
-    def prepare(self, scenes: SceneBatch) -> dict[str, Tensor]:
+    def prepare_inputs(self, scenes: SceneBatch) -> dict[str, Tensor]:
         """Return the maps as the model takes them: photos standardised, ids at the label stride; all checked."""
-        return prepare(self.config, self.patch, scenes)
+        return prepare_inputs(self.config, self.patch_size, scenes)
 
-    def hide(
+    def sample_masks(
         self,
         scenes: SceneBatch,
         *,
         progress: float,
         generator: torch.Generator,
-        rows: tuple[int, int] | None = None,
+        global_rows: tuple[int, int] | None = None,
     ) -> Masks:
-        """Draw what is hidden; `rows = (first, total)` are the scenes' places in a global batch."""
+        """Draw what is hidden; `global_rows = (first, total)` are the scenes' places in a global batch."""
         config = self.config
-        grid = patch_grid(config, self.patch, scenes)
-        guides = {name: self._patches(scenes, name, grid) for name in ("semantic", "instance")}
+        grid = compute_patch_grid(config, self.patch_size, scenes)
+        guides = {name: self._guide_regions(scenes, name, grid) for name in ("semantic", "instance")}
         return mask_scenes(
             self.policy,
             guides["semantic"],
             guides["instance"],
-            num_visible=config.visible_of(grid[0] * grid[1]),
+            num_visible=config.resolve_num_visible(grid[0] * grid[1]),
             progress=progress,
             generator=generator,
             granularities=config.granularities,
             concentration=[config.concentration.get(name, 1.0) for name in config.granularities],
             grid=grid,
-            rows=rows,
+            global_batch=global_rows,
         )
 
-    def counts(self, maps: Maps, masks: Masks) -> dict[str, Tensor]:
+    def loss_counts(self, maps: InputMaps, masks: Masks) -> dict[str, Tensor]:
         """Return what each loss is the mean over: to be added up over processes and micro-batches."""
         return {
-            name: hidden_count(objective.target.valid(maps[objective.granularity]), is_masked, self.config.average)
-            for name, objective, is_masked in self._hidden(masks)
+            name: count_hidden(
+                objective.target.count_valid(maps[objective.granularity]), is_masked, self.config.average
+            )
+            for name, objective, is_masked in self._objectives_with_masks(masks)
         }
 
-    def compare(
-        self, predictions: Mapping[str, Tensor], maps: Maps, masks: Masks, counts: Counts | None = None
+    def compute_loss(
+        self, predictions: Mapping[str, Tensor], maps: InputMaps, masks: Masks, counts: LossCounts | None = None
     ) -> StepLoss:
         """Return the loss of predictions.
 
         Given the `counts` of a larger batch, of which this is a part, the parts' losses add up to that of the whole.
         """
-        counts = self.counts(maps, masks) if counts is None else counts
+        counts = self.loss_counts(maps, masks) if counts is None else counts
         total, parts = predictions[next(iter(predictions))].new_zeros((), dtype=torch.float32), {}
-        for name, objective, is_masked in self._hidden(masks):
-            true = maps[objective.granularity]
-            error = objective.target.error(predictions[name], true)
-            part = hidden_error(error, objective.target.valid(true), is_masked, self.config.average)
-            part = part / counts[name].clamp(min=1)
-            parts[name] = part.detach()
-            total = total + objective.weight * part
+        for name, objective, is_masked in self._objectives_with_masks(masks):
+            target_maps = maps[objective.granularity]
+            error = objective.target.error(predictions[name], target_maps)
+            component = sum_hidden_error(
+                error, objective.target.count_valid(target_maps), is_masked, self.config.average
+            )
+            component = component / counts[name].clamp(min=1)
+            parts[name] = component.detach()
+            total = total + objective.weight * component
         return StepLoss(total, parts)
 
-    def _hidden(self, masks: Masks) -> list[tuple[str, Objective, Tensor]]:
-        places = {name: masks.is_masked[:, index] for index, name in enumerate(masks.granularities)}
-        return [(name, objective, places[objective.granularity]) for name, objective in self.objectives.items()]
+    def _objectives_with_masks(self, masks: Masks) -> list[tuple[str, Objective, Tensor]]:
+        masks_by_granularity = {name: masks.is_masked[:, index] for index, name in enumerate(masks.granularities)}
+        return [
+            (name, objective, masks_by_granularity[objective.granularity])
+            for name, objective in self.objectives.items()
+        ]
 
-    def _patches(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
+    def _guide_regions(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
         """Return which region of a guiding map each patch lies in; where nothing is guided, one region."""
-        if name in getattr(self.policy, "guides", ("semantic", "instance")):
+        if name in getattr(self.policy, "required_maps", ("semantic", "instance")):
             if name not in scenes.maps:
                 policy = self.config.masking.policy
                 raise UserError(

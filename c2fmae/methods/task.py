@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from c2fmae.core.distributed import World
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 from c2fmae.methods.masked import MaskedAutoencoding, StepLoss
 from c2fmae.models.patches import patchify
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """A part of a batch, ready for the model."""
 
     keys: tuple[str, ...]
@@ -31,48 +31,54 @@ class PretrainingTask:
     method: MaskedAutoencoding
     seed: int
 
-    def split(self, batch: SceneBatch, *, parts: int, step: int, progress: float, world: World) -> list[Part]:
+    def split(
+        self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
+    ) -> list[MicroBatch]:
         """Hide patches, and cut maps and masks into parts.
 
         The noise is drawn on the CPU, so that a GPU sees the same masks.
         """
-        scenes, each = batch.to(world.device), len(batch) // parts
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "masks", step))
+        scenes, micro_batch_size = batch.to(world.device), len(batch) // num_micro_batches
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "masks", step))
         rows = (world.rank * len(batch), world.size * len(batch))
-        masks = self.method.hide(scenes, progress=progress, generator=generator, rows=rows)
-        maps = self.method.prepare(scenes)
+        masks = self.method.sample_masks(scenes, progress=progress, generator=generator, global_rows=rows)
+        maps = self.method.prepare_inputs(scenes)
         return [
-            Part(
-                batch.keys[first : first + each],
-                {name: tensor[first : first + each] for name, tensor in maps.items()},
-                masks.rows(first, first + each),
+            MicroBatch(
+                batch.keys[first : first + micro_batch_size],
+                {name: tensor[first : first + micro_batch_size] for name, tensor in maps.items()},
+                masks.slice_images(first, first + micro_batch_size),
             )
-            for first in range(0, len(batch), each)
+            for first in range(0, len(batch), micro_batch_size)
         ]
 
-    def counts(self, part: Part) -> dict[str, Tensor]:
+    def compute_counts(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """Return what each loss is a mean over; and of id maps, how many hidden cells there are, and are labelled."""
-        counts = self.method.counts(part.maps, part.masks)
-        for index, name in enumerate(part.masks.granularities):
+        counts = self.method.loss_counts(micro_batch.maps, micro_batch.masks)
+        for index, name in enumerate(micro_batch.masks.granularities):
             if GRANULARITIES.get(name).kind == "ids":
-                is_masked, ids = part.masks.is_masked[:, index], part.maps[name]
+                is_masked, ids = micro_batch.masks.is_masked[:, index], micro_batch.maps[name]
                 cells = ids[0].numel() // is_masked.shape[1]
                 labelled = patchify(ids.unsqueeze(1), math.isqrt(cells)) != IGNORE
                 counts[f"hidden/{name}"] = is_masked.sum() * cells
                 counts[f"valid/{name}"] = (labelled.sum(dim=2) * is_masked).sum()
         return counts
 
-    def summary(self, counts: Mapping[str, int], progress: float) -> dict[str, float]:
+    def summarise_counts(self, counts: Mapping[str, int], progress: float) -> dict[str, float]:
         """Return which share of the hidden cells somebody labelled, and how far the curriculum is."""
         names = [name.removeprefix("hidden/") for name in counts if name.startswith("hidden/")]
-        shares = {f"valid/{name}": counts[f"valid/{name}"] / max(counts[f"hidden/{name}"], 1) for name in names}
+        valid_fractions = {
+            f"valid/{name}": counts[f"valid/{name}"] / max(counts[f"hidden/{name}"], 1) for name in names
+        }
         curriculum = getattr(self.method.policy, "curriculum", None)
-        return shares | (dict(zip(("alpha", "beta"), curriculum(progress), strict=True)) if curriculum else {})
+        return valid_fractions | (dict(zip(("alpha", "beta"), curriculum(progress), strict=True)) if curriculum else {})
 
-    def losses(self, model: nn.Module, part: Part, counts: Mapping[str, Tensor]) -> StepLoss:
+    def compute_losses(self, model: nn.Module, micro_batch: MicroBatch, counts: Mapping[str, Tensor]) -> StepLoss:
         """Predict what is hidden; the parts' losses add up to that of the batch."""
-        return self.method.compare(model(part.maps, part.masks), part.maps, part.masks, counts)
+        return self.method.compute_loss(
+            model(micro_batch.maps, micro_batch.masks), micro_batch.maps, micro_batch.masks, counts
+        )
 
-    def keys(self, part: Part) -> Sequence[str]:
+    def sample_keys(self, micro_batch: MicroBatch) -> Sequence[str]:
         """Return the scenes' names."""
-        return part.keys
+        return micro_batch.keys

@@ -1,14 +1,14 @@
 """Patches and positions, embeddings, encoder, decoders, targets and losses; and backbones, from anywhere."""
 
 from c2fmae.core import depth  # noqa: F401 - registers itself
-from c2fmae.models.autoencoder import Head, MultiGranularAutoencoder
+from c2fmae.models.autoencoder import MultiGranularAutoencoder, PredictionHead
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.decoders import DECODERS, DecoderPlan
 from c2fmae.models.embeddings import Embeddings, IdEmbedding, ImageEmbedding
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.patches import gather_patches, label_stride, patchify, unpatchify
 from c2fmae.models.positions import sincos_positions
-from c2fmae.models.targets import TARGETS, Target
+from c2fmae.models.targets import TARGETS, PredictionTarget
 
 __all__ = [
     "DECODERS",
@@ -17,11 +17,11 @@ __all__ = [
     "DecoderPlan",
     "Embeddings",
     "Encoder",
-    "Head",
     "IdEmbedding",
     "ImageEmbedding",
     "MultiGranularAutoencoder",
-    "Target",
+    "PredictionHead",
+    "PredictionTarget",
     "create_vit",
     "gather_patches",
     "label_stride",

@@ -10,10 +10,10 @@ from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-M = TypeVar("M", bound="AttentionByDevice")
+M = TypeVar("M", bound="DeviceAwareAttention")
 
 
-class AttentionByDevice(nn.Module):
+class DeviceAwareAttention(nn.Module):
     """A module whose attention suits the device that it lies on.
 
     On a CPU the fused kernel's backward is slower than matmul, softmax, matmul: by a quarter of a bfloat16 step.
@@ -50,10 +50,10 @@ class CrossAttention(nn.Module):
         q = self.q(queries).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused_attn:
-            seen = F.scaled_dot_product_attention(q, k, v)
+            attended = F.scaled_dot_product_attention(q, k, v)
         else:
-            seen = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
-        return self.proj(seen.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+            attended = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
+        return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class CrossBlock(nn.Module):
@@ -70,11 +70,11 @@ class CrossBlock(nn.Module):
         self, queries: Float[Tensor, "batch query dim"], context: Float[Tensor, "batch key dim"]
     ) -> Float[Tensor, "batch query dim"]:
         """Return the queries, informed by the context."""
-        seen = self.attn(self.norm_query(queries), self.norm_context(context))
-        x = queries + seen if self.query_residual else seen
+        attended = self.attn(self.norm_query(queries), self.norm_context(context))
+        x = queries + attended if self.query_residual else attended
         return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
 
 
-def self_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> Block:
+def create_self_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> Block:
     """Return timm's pre-norm block as MAE sets it."""
     return Block(dim, num_heads, mlp_ratio, qkv_bias=True)

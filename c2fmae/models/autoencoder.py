@@ -10,7 +10,7 @@ from c2fmae.models.embeddings import Embeddings
 from c2fmae.models.encoder import Encoder
 
 
-class Head(nn.Linear):
+class PredictionHead(nn.Linear):
     """Turns one stage's features into predictions."""
 
     def __init__(self, stage: str, dim: int, size: int) -> None:
@@ -24,7 +24,9 @@ class MultiGranularAutoencoder(nn.Module):
     Scenes and masks in, predictions out: it draws nothing, has no modes and knows no loss.
     """
 
-    def __init__(self, embeddings: Embeddings, encoder: Encoder, decoder: nn.Module, heads: Mapping[str, Head]) -> None:
+    def __init__(
+        self, embeddings: Embeddings, encoder: Encoder, decoder: nn.Module, heads: Mapping[str, PredictionHead]
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.encoder = encoder
@@ -36,8 +38,8 @@ class MultiGranularAutoencoder(nn.Module):
     ) -> dict[str, Float[Tensor, "batch patch value"]]:
         """Return what each head predicts of every patch: standardised photos and id maps in, values of patches out."""
         if masks.granularities != tuple(self.embeddings):
-            ours = ", ".join(self.embeddings)
-            raise ValueError(f"masks: expected those of {ours}, got those of {', '.join(masks.granularities)}")
+            expected = ", ".join(self.embeddings)
+            raise ValueError(f"masks: expected those of {expected}, got those of {', '.join(masks.granularities)}")
         latent, grid = encode_visible(self.embeddings, self.encoder, maps, masks)
         features = self.decoder(latent, masks, grid)
         return {name: head(features[head.stage]) for name, head in self.heads.items()}
@@ -46,9 +48,11 @@ class MultiGranularAutoencoder(nn.Module):
         """Return what the ViT's `forward_features` would of photos alone, all visible; without norm if it has none."""
         if "rgb" not in self.embeddings:
             raise ValueError(f"this model has not seen photos: its granularities are {', '.join(self.embeddings)}")
-        rows, columns = self.embeddings.grid({"rgb": images})
-        shown = Masks.showing(["rgb"], ["rgb"], batch=len(images), num_patches=rows * columns, device=images.device)
-        return encode_visible(self.embeddings, self.encoder, {"rgb": images}, shown)[0]
+        rows, columns = self.embeddings.common_grid({"rgb": images})
+        masks = Masks.from_visible_granularities(
+            ["rgb"], ["rgb"], batch=len(images), num_patches=rows * columns, device=images.device
+        )
+        return encode_visible(self.embeddings, self.encoder, {"rgb": images}, masks)[0]
 
 
 def encode_visible(
@@ -63,11 +67,11 @@ def embed_visible(
     embeddings: Embeddings, encoder: Encoder, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
 ) -> tuple[Float[Tensor, "batch visible dim"], tuple[int, int]]:
     """Return tokens with their positions, as the encoder's blocks take them, and the grid of patches."""
-    grid = embeddings.grid({name: maps[name] for name in masks.granularities})
+    grid = embeddings.common_grid({name: maps[name] for name in masks.granularities})
     batch, num_patches = len(next(iter(maps.values()))), grid[0] * grid[1]
     if (len(masks.is_masked), masks.is_masked.shape[2]) != (batch, num_patches):
         got = f"{len(masks.is_masked)} × {masks.is_masked.shape[2]}"
         raise ValueError(f"masks: expected those of {batch} × {num_patches} patches, got {got}")
     tokens = embeddings(maps, masks)
-    where = encoder.positions(grid, tokens.device)
-    return tokens + where[masks.visible_idx % len(where)], grid
+    positions = encoder.positions(grid, tokens.device)
+    return tokens + positions[masks.visible_idx % len(positions)], grid

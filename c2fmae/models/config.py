@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config, Count
+from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
 from c2fmae.models.decoders import DECODERS
 from c2fmae.models.decoders.wirings import Carry, Context
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+DropRate = Annotated[float, Field(ge=0, lt=1)]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -19,16 +19,16 @@ class EncoderConfig(Config):
 
     name: Annotated[str, Field(min_length=1)] = "vit_base_patch16_224"
     """A plain ViT of timm; its weights are drawn anew."""
-    patch_size: Count | None = None
+    patch_size: PositiveInt | None = None
     """Pixels of a patch's side, where they are not those of the named ViT; so the next five, for others' weights."""
     dim: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
-    depth: Count | None = None
-    num_heads: Count | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
     mlp_ratio: Annotated[float, Field(gt=0)] | None = None
     """The width within its MLPs, as a multiple of its own."""
     norm_eps: Annotated[float, Field(gt=0)] | None = None
     """What its norms add to variances: 1e-6 in timm, MAE and MultiMAE, 1e-12 in Hugging Face's ViTs."""
-    drop_path: Share = 0.0
+    drop_path: DropRate = 0.0
     has_norm: bool = False
     """Whether the latents are normed before the decoder: not in MultiMAE, but in MAE."""
     keep_positions: bool = False
@@ -42,9 +42,9 @@ class EncoderConfig(Config):
             raise UserError(f"num_heads: {self.num_heads} do not divide the width, {self.dim}")
         return self
 
-    def shape(self) -> dict[str, Any]:
+    def vit_kwargs(self) -> dict[str, Any]:
         """Return what differs from the named ViT, in the words of `create_vit`."""
-        words = dict(  # noqa: C408 - arguments of a function
+        kwargs = dict(  # noqa: C408 - arguments of a function
             patch_size=self.patch_size,
             embed_dim=self.dim,
             depth=self.depth,
@@ -52,7 +52,7 @@ class EncoderConfig(Config):
             mlp_ratio=self.mlp_ratio,
             norm_eps=self.norm_eps,
         )
-        return {word: number for word, number in words.items() if number is not None}
+        return {word: number for word, number in kwargs.items() if number is not None}
 
 
 class DecoderConfig(Config):
@@ -62,7 +62,7 @@ class DecoderConfig(Config):
     order: tuple[str, ...] | None = None
     """The granularities in the order of their stages; coarse to fine, as the recipe lists them, unless given."""
     dim: Annotated[int, Field(ge=4, multiple_of=4)] = 256
-    num_heads: Count = 8
+    num_heads: PositiveInt = 8
     depth: Annotated[int, Field(ge=0)] = 2
     """Self-attention blocks of each stage behind its first block; in `joint`, all blocks."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import GRANULARITIES, IGNORE
-from c2fmae.models.patches import gather_patches, grid_of, label_stride
+from c2fmae.models.patches import compute_grid, gather_patches, label_stride
 
 
 class ImageEmbedding(nn.Module):
@@ -26,10 +26,10 @@ class ImageEmbedding(nn.Module):
         self.norm = patch_embed.norm
 
     def forward(
-        self, maps: Float[Tensor, "batch channels height width"], places: Int[Tensor, " place"]
+        self, maps: Float[Tensor, "batch channels height width"], patch_idx: Int[Tensor, " place"]
     ) -> Float[Tensor, "place dim"]:
         """Project the patches at these places, counted through the batch."""
-        pixels = gather_patches(maps, self.patch, places).flatten(1)
+        pixels = gather_patches(maps, self.patch, patch_idx).flatten(1)
         return self.norm(F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias))  # type: ignore[no-any-return]
 
 
@@ -44,10 +44,10 @@ class IdEmbedding(nn.Module):
         self.proj = nn.Linear(class_dim * self.patch**2, dim)
 
     def forward(
-        self, maps: Integer[Tensor, "batch height width"], places: Int[Tensor, " place"]
+        self, maps: Integer[Tensor, "batch height width"], patch_idx: Int[Tensor, " place"]
     ) -> Float[Tensor, "place dim"]:
         """Project the patches at these places, counted through the batch."""
-        ids = gather_patches(maps, self.patch, places).flatten(1).int()
+        ids = gather_patches(maps, self.patch, patch_idx).flatten(1).int()
         cells = self.classes(torch.where(ids == IGNORE, self.num_classes, ids))
         return self.proj(cells.flatten(1))  # type: ignore[no-any-return]
 
@@ -55,13 +55,13 @@ class IdEmbedding(nn.Module):
 class Embeddings(nn.ModuleDict):
     """The embeddings of a model's granularities, in their order."""
 
-    def grid(self, maps: Mapping[str, Shaped[Tensor, "batch *map"]]) -> tuple[int, int]:
+    def common_grid(self, maps: Mapping[str, Shaped[Tensor, "batch *map"]]) -> tuple[int, int]:
         """Return the rows and columns of patches, on which all maps must agree."""
-        grids = {name: grid_of(name, each, cast(int, self[name].patch)) for name, each in maps.items()}
+        grids = {name: compute_grid(name, each, cast(int, self[name].patch)) for name, each in maps.items()}
         first, grid = next(iter(grids.items()))
-        for name, other in grids.items():
-            if other != grid:
-                raise UserError(f"{name} has {other[0]}×{other[1]} patches, but {first} {grid[0]}×{grid[1]}")
+        for name, found_grid in grids.items():
+            if found_grid != grid:
+                raise UserError(f"{name} has {found_grid[0]}×{found_grid[1]} patches, but {first} {grid[0]}×{grid[1]}")
         return grid
 
     def forward(
@@ -72,19 +72,21 @@ class Embeddings(nn.ModuleDict):
         num_patches = masks.is_masked.shape[2]
         granularity = (masks.visible_idx // num_patches).flatten()
         image = torch.arange(batch, device=granularity.device).repeat_interleave(num_visible)
-        places = image * num_patches + (masks.visible_idx % num_patches).flatten()
-        places = F.pad(places, (0, 1), value=batch * num_patches)  # blank, where `_members` points beyond the list
+        patch_idx = image * num_patches + (masks.visible_idx % num_patches).flatten()
+        patch_idx = F.pad(
+            patch_idx, (0, 1), value=batch * num_patches
+        )  # blank, where `_member_indices` points beyond the list
         tokens = None
         for index, name in enumerate(masks.granularities):
-            members = _members(granularity == index)
-            some = self[name](maps[name], places[members])
-            tokens = some.new_zeros(len(places), some.shape[1]) if tokens is None else tokens
-            tokens = tokens.index_copy(0, members, some.to(tokens.dtype))
+            members = _member_indices(granularity == index)
+            projected = self[name](maps[name], patch_idx[members])
+            tokens = projected.new_zeros(len(patch_idx), projected.shape[1]) if tokens is None else tokens
+            tokens = tokens.index_copy(0, members, projected.to(tokens.dtype))
         assert tokens is not None
         return tokens[:-1].view(batch, num_visible, tokens.shape[1])  # type: ignore[no-any-return]
 
 
-def embeddings_of(vit: VisionTransformer, channels: Mapping[str, int]) -> Embeddings:
+def create_embeddings(vit: VisionTransformer, channels: Mapping[str, int]) -> Embeddings:
     """Make an embedding for each granularity, of so many channels or classes; that of photos is the ViT's own."""
     patch = vit.patch_embed.patch_size[0]
 
@@ -98,7 +100,7 @@ def embeddings_of(vit: VisionTransformer, channels: Mapping[str, int]) -> Embedd
     return Embeddings({name: embedding(name) for name in channels})
 
 
-def _members(is_member: Bool[Tensor, " slot"]) -> Int[Tensor, " member"]:
+def _member_indices(is_member: Bool[Tensor, " slot"]) -> Int[Tensor, " member"]:
     """Return which slots are members: just these in eager mode on a CPU, where their number costs nothing to know.
 
     Elsewhere the list has a fixed length, so that nothing waits for the device and nothing is ragged in a

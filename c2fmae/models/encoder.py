@@ -15,16 +15,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError, did_you_mean
-from c2fmae.models.attention import AttentionByDevice
+from c2fmae.models.attention import DeviceAwareAttention
 from c2fmae.models.positions import sincos_positions
 
 
-class Encoder(AttentionByDevice):
+class Encoder(DeviceAwareAttention):
     """A timm ViT's tokens, blocks and norm, under timm's names.
 
     Its patch embedding is the rgb granularity's. Positions are sines and cosines, for any grid, or with
-    `keep_positions` the ViT's own table, resized to other grids; what that says of global token and registers is added
-    to these.
+    `use_vit_positions` the ViT's own table, resized to other grids; what that says of global token and registers is
+    added to these.
     """
 
     def __init__(
@@ -32,23 +32,23 @@ class Encoder(AttentionByDevice):
         vit: VisionTransformer,
         *,
         has_norm: bool = True,
-        keep_positions: bool = False,
-        checkpoint: bool = False,
+        use_vit_positions: bool = False,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.dim: int = vit.embed_dim
-        self.num_prefix: int = vit.num_prefix_tokens
-        self.checkpoint = checkpoint
+        self.num_prefix_tokens: int = vit.num_prefix_tokens
+        self.grad_checkpointing = grad_checkpointing
         self.cls_token, self.reg_token = vit.cls_token, vit.reg_token
         self.norm_pre, self.blocks = vit.norm_pre, vit.blocks
         self.norm = vit.norm if has_norm else nn.Identity()
         self.pos_grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
         self.register_buffer("pos_embed", None)
-        if keep_positions:
-            self._keep_positions(vit)
+        if use_vit_positions:
+            self._adopt_vit_positions(vit)
         self._choose_attention()
 
-    def _keep_positions(self, vit: VisionTransformer) -> None:
+    def _adopt_vit_positions(self, vit: VisionTransformer) -> None:
         if vit.pos_embed is None:
             self.pos_embed = torch.zeros(1, vit.patch_embed.num_patches, self.dim)
             return
@@ -58,9 +58,10 @@ class Encoder(AttentionByDevice):
                 self.cls_token = nn.Parameter(self.cls_token.detach() + table[:, :1])
             if self.reg_token is not None:
                 self.reg_token = nn.Parameter(
-                    self.reg_token.detach() + table[:, self.num_prefix - vit.num_reg_tokens : self.num_prefix]
+                    self.reg_token.detach()
+                    + table[:, self.num_prefix_tokens - vit.num_reg_tokens : self.num_prefix_tokens]
                 )
-            table = table[:, self.num_prefix :]
+            table = table[:, self.num_prefix_tokens :]
         self.pos_embed = table.clone()
 
     def positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patch dim"]:
@@ -72,23 +73,23 @@ class Encoder(AttentionByDevice):
 
     def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
         """Run the blocks over tokens that have their positions; the global token and registers come first."""
-        x = self._begin(tokens)
-        x = checkpoint_seq(self.blocks, x) if self.checkpoint and self.training else self.blocks(x)
+        x = self._prepend_prefix(tokens)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing and self.training else self.blocks(x)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def layers(
+    def get_intermediate_layers(
         self, tokens: Float[Tensor, "batch token dim"], depths: Sequence[int]
     ) -> list[Float[Tensor, "batch latent dim"]]:
         """Return what these blocks make of the tokens, counted from 1; the last block's is normed, as in `forward`."""
         if wrong := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
             raise UserError(f"depth: there are blocks 1 to {len(self.blocks)}, got {wrong[0]}")
-        x, found = self._begin(tokens), {}
+        x, outputs = self._prepend_prefix(tokens), {}
         for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
             x = block(x)
-            found[depth] = self.norm(x) if depth == len(self.blocks) else x
-        return [found[depth] for depth in depths]
+            outputs[depth] = self.norm(x) if depth == len(self.blocks) else x
+        return [outputs[depth] for depth in depths]
 
-    def _begin(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
+    def _prepend_prefix(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
         prefix = [t.expand(len(tokens), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         return self.norm_pre(torch.cat([*prefix, tokens], dim=1))  # type: ignore[no-any-return]
 

@@ -25,14 +25,14 @@ def initialise(model: nn.Module, generator: torch.Generator, *, split_qkv: bool 
                 module.weight.normal_(0, _TOKEN_STD, generator=generator)
             else:
                 for parameter_name, parameter in module.named_parameters(recurse=False):
-                    if parameter_name in _TOKENS:
+                    if parameter_name in _TOKEN_NAMES:
                         parameter.normal_(0, _TOKEN_STD, generator=generator)
 
 
-_TOKENS = ("cls_token", "reg_token", "mask_token", "granularity")
+_TOKEN_NAMES = ("cls_token", "reg_token", "mask_token", "granularity")
 
 
-def _xavier(weight: Tensor, matrices: int, generator: torch.Generator) -> None:
-    fan_out, fan_in = weight.shape[0] // matrices, weight[0].numel()
+def _xavier(weight: Tensor, num_matrices: int, generator: torch.Generator) -> None:
+    fan_out, fan_in = weight.shape[0] // num_matrices, weight[0].numel()
     bound = math.sqrt(6 / (fan_in + fan_out))
     weight.uniform_(-bound, bound, generator=generator)

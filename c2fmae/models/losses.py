@@ -10,22 +10,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Average = Literal["samples", "cells"]
+LossAveraging = Literal["samples", "cells"]
 
 
-def hidden_count(
-    valid: Int[Tensor, "batch patch"], is_masked: Bool[Tensor, "batch patch"], average: Average = "samples"
+def count_hidden(
+    valid: Int[Tensor, "batch patch"], is_masked: Bool[Tensor, "batch patch"], average: LossAveraging = "samples"
 ) -> Int[Tensor, ""]:
     """Count what the mean is over: images with anything hidden that can be wrong, or all such cells."""
     hidden = (valid * is_masked).sum(dim=1)
     return (hidden > 0).sum() if average == "samples" else hidden.sum()
 
 
-def hidden_error(
+def sum_hidden_error(
     error: Float[Tensor, "batch patch"],
     valid: Int[Tensor, "batch patch"],
     is_masked: Bool[Tensor, "batch patch"],
-    average: Average = "samples",
+    average: LossAveraging = "samples",
 ) -> Float[Tensor, ""]:
     """Add up the error of hidden patches: each image's mean, as in MAE and MultiMAE, or all cells alike.
 

@@ -15,7 +15,7 @@ def label_stride(patch: int) -> int:
     return next(stride for stride in (4, 2, 1) if patch % stride == 0)
 
 
-def grid_of(name: str, maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> tuple[int, int]:
+def compute_grid(name: str, maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> tuple[int, int]:
     """Return the rows and columns of patches; maps that they do not divide are an error."""
     height, width = maps.shape[-2:]
     if height % patch or width % patch or not height * width:
@@ -45,7 +45,7 @@ def unpatchify(
 
 
 def gather_patches(
-    maps: Shaped[Tensor, "batch *channels height width"], patch: int, places: Int[Tensor, " place"]
+    maps: Shaped[Tensor, "batch *channels height width"], patch: int, patch_idx: Int[Tensor, " place"]
 ) -> Shaped[Tensor, "place channels {patch} {patch}"]:
     """Copy the patches at these places, counted through the whole batch, and no others; id maps have one channel.
 
@@ -53,9 +53,9 @@ def gather_patches(
     """
     tiles = _tiles(maps, patch)
     rows, columns = tiles.shape[1:3]
-    is_beyond = (places >= len(tiles) * rows * columns).view(-1, 1, 1, 1)
-    image, place = places // (rows * columns) % len(tiles), places % (rows * columns)
-    return tiles[image, place // columns, place % columns].masked_fill(is_beyond, 0)
+    is_beyond = (patch_idx >= len(tiles) * rows * columns).view(-1, 1, 1, 1)
+    image, index = patch_idx // (rows * columns) % len(tiles), patch_idx % (rows * columns)
+    return tiles[image, index // columns, index % columns].masked_fill(is_beyond, 0)
 
 
 def _tiles(maps: Tensor, patch: int) -> Tensor:

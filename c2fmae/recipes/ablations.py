@@ -6,8 +6,8 @@ All rows are ViT-B, pre-trained for 400 epochs and fine-tuned on ImageNet-1K.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from c2fmae.recipes.registry import Recipe, register
-from c2fmae.recipes.standard import BY_NAME, PAPER, REPRODUCED_NOTHING
+from c2fmae.recipes.registry import Recipe, register_recipe
+from c2fmae.recipes.standard import NOT_REPRODUCED, PAPER_CITATION, STANDARD_RECIPES
 
 
 @dataclass(frozen=True)
@@ -15,19 +15,21 @@ class Ablation:
     """A row of a table."""
 
     name: str
-    what: str
-    base: str
-    change: str
+    description: str
+    base_recipe: str
+    override: str
     """The one setting of the method that differs from the base's; nothing where the row *is* the base."""
     top1: float
     """The paper's."""
-    notes: Mapping[str, str] = field(default_factory=dict)
+    deviations: Mapping[str, str] = field(default_factory=dict)
     """Deviations of this row's own."""
-    moot: tuple[str, ...] = ()
+    dropped_deviations: tuple[str, ...] = ()
     """Settings, or groups of them, whose deviations in the base mean nothing here."""
 
 
-_COUNT = {"num_visible": "the paper gives no count; as everywhere a sixth of all patches, a quarter of photos alone"}
+_NUM_VISIBLE_NOTE = {
+    "num_visible": "the paper gives no count; as everywhere a sixth of all patches, a quarter of photos alone"
+}
 
 ABLATIONS = {
     "V": (
@@ -43,7 +45,7 @@ ABLATIONS = {
                 "decoder": "one setting away from c2fmae-b, but two from the row above, table5-own-labels: decoder, "
                 "and targets, since MultiMAE has a fourth loss on normalised pixels, which Eq. 12 has not",
             },
-            moot=("masking",),
+            dropped_deviations=("masking",),
         ),
         Ablation("table5-curriculum", "a cascaded decoder, a curriculum of masks", "c2fmae-b", "", 83.7),
     ),
@@ -53,12 +55,17 @@ ABLATIONS = {
         Ablation("table6a-196", "196 visible tokens", "c2fmae-b", "num_visible=196", 83.5),
     ),
     "VI b": (
-        Ablation("table6b-rd", "random masks", "c2fmae-b", "masking.policy=random", 83.3, moot=("masking",)),
+        Ablation(
+            "table6b-rd", "random masks", "c2fmae-b", "masking.policy=random", 83.3, dropped_deviations=("masking",),
+        ),
         Ablation(
             "table6b-ig", "instance-guided masks", "c2fmae-b", "masking.policy=instance", 83.5,
-            moot=("masking.curriculum", "masking.blend"),
+            dropped_deviations=("masking.curriculum", "masking.blend"),
         ),
-        Ablation("table6b-sg", "semantic-guided masks", "c2fmae-b", "masking.policy=semantic", 83.4, moot=("masking",)),
+        Ablation(
+            "table6b-sg", "semantic-guided masks", "c2fmae-b", "masking.policy=semantic", 83.4,
+            dropped_deviations=("masking",),
+        ),
     ),
     "VI c": (
         Ablation(
@@ -78,7 +85,7 @@ ABLATIONS = {
                 "decoder.name": "the cascade without its carry, so that nothing else differs; MultiMAE's decoder, as "
                 "in multimae-b, reads visible tokens alone and has no query residual",
             },
-            moot=("decoder.carry",),
+            dropped_deviations=("decoder.carry",),
         ),
         Ablation(
             "table6d-no-ca", "no cross-attention", "c2fmae-b", "decoder.name=self_attention", 83.2,
@@ -86,7 +93,7 @@ ABLATIONS = {
                 "decoder.name": "a self-attention block takes the place of cross-attention, so stages keep their "
                 "depth and read nothing but their own granularity; the paper does not say what takes it",
             },
-            moot=("decoder",),
+            dropped_deviations=("decoder",),
         ),
         Ablation(
             "table6d-r-i-s", "from pixels to semantics", "c2fmae-b", "decoder.name=reversed", 83.5,
@@ -97,19 +104,19 @@ ABLATIONS = {
     "VI e": (
         Ablation(
             "table6e-r", "photos alone, random masks", "table6b-rd", "granularities=[rgb]", 82.9,
-            {**_COUNT, "decoder": "the cascade shortened to one stage, 256 wide; MAE's decoder is in mae-b"},
-            moot=("channels.instance", "decoder.carry"),
+            {**_NUM_VISIBLE_NOTE, "decoder": "the cascade shortened to one stage, 256 wide; MAE's decoder is in mae-b"},
+            dropped_deviations=("channels.instance", "decoder.carry"),
         ),
         Ablation(
             "table6e-r-s", "photos and semantic maps, random masks", "table6b-rd",
             "granularities=[semantic, rgb]", 83.2,
-            {**_COUNT, "decoder": "the cascade shortened to two stages"},
-            moot=("channels.instance",),
+            {**_NUM_VISIBLE_NOTE, "decoder": "the cascade shortened to two stages"},
+            dropped_deviations=("channels.instance",),
         ),
         Ablation(
             "table6e-r-i", "photos and instance maps, random masks", "table6b-rd",
             "granularities=[instance, rgb]", 83.1,
-            {**_COUNT, "decoder": "the cascade shortened to two stages"},
+            {**_NUM_VISIBLE_NOTE, "decoder": "the cascade shortened to two stages"},
         ),
         Ablation("table6e-r-i-s", "all granularities, random masks", "table6b-rd", "", 83.3),
         Ablation("table6e-curriculum", "all granularities, a curriculum of masks", "c2fmae-b", "", 83.7),
@@ -124,33 +131,33 @@ ABLATIONS = {
 """By the paper's table, in its order."""
 
 
-def _recipe(table: str, row: Ablation, base: Recipe) -> Recipe:
-    moot = tuple(f"{setting}." for setting in row.moot)
-    kept = {
+def _ablation_recipe(table: str, row: Ablation, base: Recipe) -> Recipe:
+    dropped_prefixes = tuple(f"{setting}." for setting in row.dropped_deviations)
+    base_deviations = {
         setting: text
         for setting, text in base.deviations.items()
-        if setting not in row.notes and not f"{setting}.".startswith(moot)
+        if setting not in row.deviations and not f"{setting}.".startswith(dropped_prefixes)
     }
-    changed = f" with method.{row.change}" if row.change else ", as it stands"
+    changed = f" with method.{row.override}" if row.override else ", as it stands"
     return replace(
         base,
         name=row.name,
-        title=f"Table {table}: {row.what}; {row.top1} % in the paper.",
-        changes=(*base.changes, row.change) if row.change else base.changes,
-        source=f"{PAPER}, Table {table}: {row.base}{changed}",
+        title=f"Table {table}: {row.description}; {row.top1} % in the paper.",
+        method_overrides=(*base.method_overrides, row.override) if row.override else base.method_overrides,
+        source=f"{PAPER_CITATION}, Table {table}: {row.base_recipe}{changed}",
         reported=(f"Table {table}: {row.top1} % top-1 on ImageNet-1K, fine-tuned after 400 epochs",),
-        deviations={**row.notes, **kept},
-        unmeasured=(REPRODUCED_NOTHING,),
+        deviations={**row.deviations, **base_deviations},
+        unmeasured=(NOT_REPRODUCED,),
     )
 
 
-def _recipes() -> Iterator[Recipe]:
-    known = dict(BY_NAME)
+def _ablation_recipes() -> Iterator[Recipe]:
+    known = dict(STANDARD_RECIPES)
     for table, rows in ABLATIONS.items():
         for row in rows:
-            known[row.name] = _recipe(table, row, known[row.base])
+            known[row.name] = _ablation_recipe(table, row, known[row.base_recipe])
             yield known[row.name]
 
 
-for _each in _recipes():
-    register(_each)
+for _ablation in _ablation_recipes():
+    register_recipe(_ablation)

@@ -15,7 +15,7 @@ from c2fmae.recipes.registry import RECIPES
 R = TypeVar("R", bound="RecipeConfig")
 
 
-class Told(Config):
+class Provenance(Config):
     """What is known of an experiment, and what is not."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -30,26 +30,28 @@ class Told(Config):
     """What this project has not measured."""
 
 
-class RecipeConfig(PretrainConfig, Told):  # in this order YAML begins with what is told
+class RecipeConfig(PretrainConfig, Provenance):  # in this order YAML begins with what is told
     """A named experiment."""
 
     @classmethod
-    def read(cls: type[R], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None) -> R:
+    def from_dict(
+        cls: type[R], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None
+    ) -> R:
         """Read as every config is; changes are noted among the deviations, since what is reported is not of them."""
         overrides = list(overrides)
-        recipe = super().read(values, overrides, source=source)
+        recipe = super().from_dict(values, overrides, source=source)
         notes = [f"changed: {override}" for override in overrides]
         return recipe.model_copy(update={"deviations": (*recipe.deviations, *notes)})
 
 
-def is_file(source: str) -> bool:
+def is_yaml_path(source: str) -> bool:
     """Return whether that is the name of a YAML file rather than of a recipe."""
     return source.endswith((".yaml", ".yml"))
 
 
-def read_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
+def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     """Return the recipe of that name, of that YAML file, or of that run's folder, with `a.b=value` changes."""
-    if is_file(source):
+    if is_yaml_path(source):
         return RecipeConfig.from_yaml(source, overrides)
     if is_finetuned(Path(source)):
         raise UserError(f"{source}: is a fine-tuned run. Go on with it by: c2fmae eval finetune {source} --resume")

@@ -9,7 +9,7 @@ from c2fmae.core.registry import Registry
 if TYPE_CHECKING:
     import c2fmae.recipes.config
 
-_BESIDE_METHOD = ("data", "training", "saving", "watching")
+_RUN_SECTIONS = ("data", "training", "saving", "watching")
 
 RECIPES: Registry[Callable[[], "c2fmae.recipes.config.RecipeConfig"]] = Registry("recipe")
 
@@ -22,9 +22,9 @@ class Recipe:
     title: str
     method: str
     """The name of the method that it starts from."""
-    changes: tuple[str, ...] = ()
+    method_overrides: tuple[str, ...] = ()
     """Settings of the method, `a.b=value`."""
-    run: tuple[str, ...] = ()
+    run_overrides: tuple[str, ...] = ()
     """Settings beside the method's: `training.lr=1e-3`, `data.train=generated`."""
     source: str
     reported: tuple[str, ...] = ()
@@ -38,22 +38,22 @@ class Recipe:
         from c2fmae.pretrain import PretrainConfig
         from c2fmae.recipes.config import RecipeConfig
 
-        method = METHODS.get(self.method)().override(self.changes)
-        settings = PretrainConfig(method=method).override(self.run)
+        method = METHODS.get(self.method)().override(self.method_overrides)
+        run_config = PretrainConfig(method=method).override(self.run_overrides)
         return RecipeConfig(
             name=self.name,
             title=self.title,
             source=self.source,
             reported=self.reported,
             deviations=tuple(
-                f"{setting if setting.partition('.')[0] in _BESIDE_METHOD else f'method.{setting}'}: {text}"
+                f"{setting if setting.partition('.')[0] in _RUN_SECTIONS else f'method.{setting}'}: {text}"
                 for setting, text in self.deviations.items()
             ),
             unmeasured=self.unmeasured,
-            **dict(settings),
+            **dict(run_config),
         )
 
 
-def register(recipe: Recipe) -> Recipe:
+def register_recipe(recipe: Recipe) -> Recipe:
     """Register a recipe under its name; its title is what lists show."""
     return RECIPES.register(recipe.name, recipe.title)(recipe)

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from c2fmae.recipes.registry import Recipe, register
+from c2fmae.recipes.registry import Recipe, register_recipe
 
-PAPER = (
+PAPER_CITATION = (
     'the C2FMAE paper, "From Semantics to Pixels: Coarse-to-Fine Masked Autoencoders for Hierarchical Visual '
     'Understanding"'
 )
 
-REPRODUCED_NOTHING = "pre-training on ImageNet-1K and all that follows: no figure that is reported has been reproduced"
+NOT_REPRODUCED = "pre-training on ImageNet-1K and all that follows: no figure that is reported has been reproduced"
 
-SIZES = {
+VIT_BY_SIZE = {
     "ti": ("ViT-Ti", "vit_tiny_patch16_224"),
     "s": ("ViT-S", "vit_small_patch16_224"),
     "b": ("ViT-B", "vit_base_patch16_224"),
@@ -20,30 +20,30 @@ SIZES = {
     "h": ("ViT-H/14", "vit_huge_patch14_224"),
 }
 
-_OTHER_SIZE = "the paper has no results at this size; the decoder stays that of ViT-B"
-_HUGE = "patches of 14 pixels: N = 256 a granularity, T = {visible} of {total} visible"
-_HUGE_MAPS = "; cells of id maps are 2 pixels wide, 7×7 a patch"
+_OTHER_SIZE_NOTE = "the paper has no results at this size; the decoder stays that of ViT-B"
+_HUGE_NOTE = "patches of 14 pixels: N = 256 a granularity, T = {visible} of {total} visible"
+_HUGE_MAPS_NOTE = "; cells of id maps are 2 pixels wide, 7×7 a patch"
 
 
-class _Family(NamedTuple):
+class _MethodFamily(NamedTuple):
     method: str
     title: str
     source: str
     reported: tuple[str, ...]
     deviations: Mapping[str, str]
-    own_sizes: tuple[str, ...]
+    source_sizes: tuple[str, ...]
     """Sizes that the source has."""
-    run: tuple[str, ...]
+    run_overrides: tuple[str, ...]
     """What of the training is not as in C2FMAE."""
-    huge: str
+    huge_note: str
     """What patches of 14 pixels change."""
 
 
 FAMILIES = (
-    _Family(
+    _MethodFamily(
         method="c2fmae",
         title="C2FMAE with {size}: three granularities, a cascaded decoder, a curriculum of masks.",
-        source=f"{PAPER}, sections III and IV-A",
+        source=f"{PAPER_CITATION}, sections III and IV-A",
         reported=(
             "Table I: 83.7 % top-1 on ImageNet-1K, fine-tuned after 400 epochs; 84.2 % after 1600; "
             "84.4 % after 1600 with all granularities as input",
@@ -71,11 +71,11 @@ FAMILIES = (
             "training.epochs": "400, as in the ablations and for the first figure of Table I; 1600 for the others",
             "training.base_lr": "1e-4 for 256 images, as in MultiMAE, whose recipe the paper says it follows",
         },
-        own_sizes=("b",),
-        run=(),
-        huge=_HUGE.format(visible=128, total=768) + _HUGE_MAPS,
+        source_sizes=("b",),
+        run_overrides=(),
+        huge_note=_HUGE_NOTE.format(visible=128, total=768) + _HUGE_MAPS_NOTE,
     ),
-    _Family(
+    _MethodFamily(
         method="mae",
         title="MAE with {size}: photos alone, random masks, a joint decoder.",
         source='MAE (He et al., 2022), "Masked Autoencoders Are Scalable Vision Learners", and its official code',
@@ -87,43 +87,49 @@ FAMILIES = (
             "the C2FMAE paper, Table IV: 35.9 % on IN-A, 48.3 % on IN-R, 34.5 % on IN-S, mCE 51.7 on IN-C, score 41.8",
         ),
         deviations={"training.epochs": "400, as in the C2FMAE paper's first comparison; MAE's own are 800 and 1600"},
-        own_sizes=("b", "l", "h"),
-        run=("training.base_lr=1.5e-4", "training.batch_size=4096"),
-        huge=_HUGE.format(visible=64, total=256),
+        source_sizes=("b", "l", "h"),
+        run_overrides=("training.base_lr=1.5e-4", "training.batch_size=4096"),
+        huge_note=_HUGE_NOTE.format(visible=64, total=256),
     ),
-    _Family(
+    _MethodFamily(
         method="multimae",
         title="MultiMAE with {size}: three granularities, a decoder for each, random masks.",
-        source=f'MultiMAE (Bachmann et al., 2022) over the granularities of {PAPER}: Table V, "+ Our Dataset (R+I+S)"',
+        source=(
+            f'MultiMAE (Bachmann et al., 2022) over the granularities of {PAPER_CITATION}: Table V, "+ Our '
+            'Dataset (R+I+S)"'
+        ),
         reported=("the C2FMAE paper, Table V: 83.0 % top-1 on ImageNet-1K, fine-tuned after 400 epochs",),
         deviations={
             "granularities": "semantic, instance and rgb; MultiMAE's own are rgb, depth and semantic, as in the "
             "recipe table5-multimae",
             "training.epochs": "400, as in Table V; MultiMAE's own are 1600",
         },
-        own_sizes=("b",),
-        run=(),
-        huge=_HUGE.format(visible=128, total=768) + _HUGE_MAPS,
+        source_sizes=("b",),
+        run_overrides=(),
+        huge_note=_HUGE_NOTE.format(visible=128, total=768) + _HUGE_MAPS_NOTE,
     ),
 )
 
 
-def _recipe(family: _Family, size: str) -> Recipe:
-    vit, encoder = SIZES[size]
-    notes = [_OTHER_SIZE] if size not in family.own_sizes else []
-    notes += [family.huge] if size == "h" else []
+def _standard_recipe(family: _MethodFamily, size: str) -> Recipe:
+    vit, encoder = VIT_BY_SIZE[size]
+    notes = [_OTHER_SIZE_NOTE] if size not in family.source_sizes else []
+    notes += [family.huge_note] if size == "h" else []
     is_base = size == "b"
     return Recipe(
         name=f"{family.method}-{size}",
         title=family.title.format(size=vit),
         method=family.method,
-        changes=() if is_base else (f"encoder.name={encoder}",),
+        method_overrides=() if is_base else (f"encoder.name={encoder}",),
         source=family.source,
         reported=family.reported if is_base else (),
         deviations={**({"encoder.name": "; ".join(notes)} if notes else {}), **family.deviations},
-        unmeasured=(REPRODUCED_NOTHING if is_base else "training, and every accuracy after it",),
-        run=family.run,
+        unmeasured=(NOT_REPRODUCED if is_base else "training, and every accuracy after it",),
+        run_overrides=family.run_overrides,
     )
 
 
-BY_NAME = {recipe.name: register(recipe) for recipe in (_recipe(family, size) for family in FAMILIES for size in SIZES)}
+STANDARD_RECIPES = {
+    recipe.name: register_recipe(recipe)
+    for recipe in (_standard_recipe(family, size) for family in FAMILIES for size in VIT_BY_SIZE)
+}

@@ -13,50 +13,58 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_whole
+from c2fmae.core.files import write_atomic
 from c2fmae.core.scene import IGNORE
 
 Colour = tuple[int, int, int]
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 
-PAPER, INK, MUTED, RULE, UNLABELLED = (255, 255, 255), (31, 36, 45), (105, 112, 124), (226, 229, 234), (217, 219, 222)
-SERIES = ((43, 104, 176), (217, 122, 38), (52, 143, 104), (181, 65, 100), (121, 92, 168), (64, 152, 174))
+BACKGROUND_COLOUR, TEXT_COLOUR, MUTED_COLOUR, GRID_COLOUR, UNLABELLED_COLOUR = (
+    (255, 255, 255),
+    (31, 36, 45),
+    (105, 112, 124),
+    (226, 229, 234),
+    (217, 219, 222),
+)
+SERIES_COLOURS = ((43, 104, 176), (217, 122, 38), (52, 143, 104), (181, 65, 100), (121, 92, 168), (64, 152, 174))
 MARGIN, GAP = 24, 10
 
-_SPELT = dict(zip("αβγ−–—×→≤≥", ["alpha", "beta", "gamma", "-", "-", "-", "x", "->", "<=", ">="], strict=True))
+_ASCII_SPELLINGS = dict(
+    zip("αβγ−–—×→≤≥", ["alpha", "beta", "gamma", "-", "-", "-", "x", "->", "<=", ">="], strict=True)
+)
 
 
 def colour_classes(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Colour a class map [H, W] calmly: 0 is slate, low ids lie furthest apart, unlabelled pixels are hatched."""
-    return _colour(ids, _palette((58, 67, 82), (0.48, 0.05), (0.84, 0.15)))
+    return _apply_palette(ids, _palette((58, 67, 82), (0.48, 0.05), (0.84, 0.15)))
 
 
 def colour_instances(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Colour an instance map [H, W] vividly on a near-black background (0); unlabelled pixels are hatched."""
-    return _colour(ids, _palette((22, 25, 31), (0.52, 0.11), (0.88, 0.22)))
+    return _apply_palette(ids, _palette((22, 25, 31), (0.52, 0.11), (0.88, 0.22)))
 
 
-def classes_in(ids: NDArray[np.integer], names: Sequence[str]) -> list[tuple[str, float, Colour]]:
+def list_class_fractions(ids: NDArray[np.integer], names: Sequence[str]) -> list[tuple[str, float, Colour]]:
     """Return name, share and colour of the classes that occur, the largest first."""
     values, counts = np.unique(ids, return_counts=True)
     known, palette = {IGNORE: "not labelled"} | dict(enumerate(names)), colour_classes(np.arange(256)[None])[0].tolist()
     order = np.argsort(-counts, kind="stable")
-    found = zip(values[order].tolist(), (counts[order] / ids.size).tolist(), strict=True)
-    return [(known.get(i, f"class {i}"), share, tuple(palette[i])) for i, share in found]
+    fractions = zip(values[order].tolist(), (counts[order] / ids.size).tolist(), strict=True)
+    return [(known.get(i, f"class {i}"), fraction, tuple(palette[i])) for i, fraction in fractions]
 
 
 def hide_patches(
-    image: NDArray[np.uint8], is_masked: NDArray[np.bool_], *, shade: Colour = (104, 110, 120), cover: float = 0.85
+    image: NDArray[np.uint8], is_masked: NDArray[np.bool_], *, colour: Colour = (104, 110, 120), opacity: float = 0.85
 ) -> NDArray[np.uint8]:
-    """Cover the patches [rows, columns] that are True: `cover` 1 shows nothing of them, 0 only outlines them."""
+    """Cover the patches [rows, columns] that are True: `opacity` 1 shows nothing of them, 0 only outlines them."""
     row, column = (np.arange(n) * cells // n for n, cells in zip(image.shape[:2], is_masked.shape, strict=True))
     is_edge = (np.diff(row, prepend=-1) > 0)[:, None] | (np.diff(column, prepend=-1) > 0)
-    covered = image + cover * (np.array(shade, np.float64) - image)
+    covered = image + opacity * (np.array(colour, np.float64) - image)
     covered += 0.12 * is_edge[..., None] * (255 - covered)
     return np.where(is_masked[row[:, None], column][..., None], covered.round().astype(np.uint8), image)
 
 
-def sheet(
+def draw_tile_sheet(
     rows: Sequence[Sequence[NDArray[np.uint8]]],
     *,
     column_titles: Sequence[str],
@@ -76,29 +84,31 @@ def sheet(
     down = max([tile_height, *(text.height for text in sides)]) + GAP
     left = MARGIN + max([0, *(text.width + GAP for text in sides)])
     width = max(left + across * max(map(len, [*rows, heads])) - GAP + MARGIN, 360)
-    header, lead, foot = (_Text(t, size, width - 2 * MARGIN) for t, size in ((title, 20), (subtitle, 13), (footer, 12)))
-    top = MARGIN + header.height + lead.height + (GAP if title or subtitle else 0)
+    header, subtitle_text, foot = (
+        _Text(t, size, width - 2 * MARGIN) for t, size in ((title, 20), (subtitle, 13), (footer, 12))
+    )
+    top = MARGIN + header.height + subtitle_text.height + (GAP if title or subtitle else 0)
     top += max([0, *(text.height + 5 for text in heads)])
     bottom = top + down * len(rows) - GAP
-    page = Image.new("RGB", (width, bottom + (GAP + foot.height if footer else 0) + MARGIN), PAPER)
-    pen = ImageDraw.Draw(page)
-    header.draw(pen, MARGIN, MARGIN, INK)
-    lead.draw(pen, MARGIN, MARGIN + header.height, MUTED)
-    foot.draw(pen, MARGIN, bottom + GAP, MUTED)
+    canvas = Image.new("RGB", (width, bottom + (GAP + foot.height if footer else 0) + MARGIN), BACKGROUND_COLOUR)
+    pen = ImageDraw.Draw(canvas)
+    header.draw(pen, MARGIN, MARGIN, TEXT_COLOUR)
+    subtitle_text.draw(pen, MARGIN, MARGIN + header.height, MUTED_COLOUR)
+    foot.draw(pen, MARGIN, bottom + GAP, MUTED_COLOUR)
     indent = (across - GAP - tile_width) // 2
     for j, text in enumerate(heads):
-        text.draw(pen, left + across * j + indent + tile_width // 2, top - 5 - text.height, INK, "m")
+        text.draw(pen, left + across * j + indent + tile_width // 2, top - 5 - text.height, TEXT_COLOUR, "m")
     for i, text in enumerate(sides):
-        text.draw(pen, left - GAP, top + down * i + (tile_height - text.height) // 2, INK, "r")
+        text.draw(pen, left - GAP, top + down * i + (tile_height - text.height) // 2, TEXT_COLOUR, "r")
     for i, row in enumerate(rows):
         for j, tile in enumerate(row):
             x, y = left + across * j + indent, top + down * i
-            pen.rectangle((x - 1, y - 1, x + tile_width, y + tile_height), outline=RULE)
-            page.paste(Image.fromarray(tile), (x, y))
-    return page
+            pen.rectangle((x - 1, y - 1, x + tile_width, y + tile_height), outline=GRID_COLOUR)
+            canvas.paste(Image.fromarray(tile), (x, y))
+    return canvas
 
 
-def line_chart(
+def draw_line_chart(
     series: Mapping[str, Sequence[float]],
     x: Sequence[float],
     *,
@@ -111,27 +121,27 @@ def line_chart(
     dashed: Collection[str] = (),
 ) -> Image.Image:
     """Draw curves named at their ends, cut off at `y_range`, without NaN; one that runs along another is dashed too."""
-    page = Image.new("RGB", (width, height), PAPER)
+    page = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
     pen = ImageDraw.Draw(page)
     names, header = {name: _Text(name, 13) for name in series}, _Text(title, 16, width - 2 * MARGIN)
     label = _Text(y_label, 12)
     (x0, x1), (y0, y1) = (min(x), max(x) if max(x) > min(x) else min(x) + 1), y_range
-    x_ticks, y_ticks = ({at: _Text(f"{at:g}", 12) for at in ticks(*ends)} for ends in ((x0, x1), y_range))
+    x_ticks, y_ticks = ({at: _Text(f"{at:g}", 12) for at in choose_ticks(*ends)} for ends in ((x0, x1), y_range))
     left = MARGIN + 8 + max(text.width for text in y_ticks.values())
     right = width - MARGIN - 42 - max(text.width for text in names.values())
     top, bottom = MARGIN + header.height + label.height + 12, height - MARGIN - 42
     per_x, per_y = (right - left) / (x1 - x0), (bottom - top) / (y1 - y0)
-    header.draw(pen, MARGIN, MARGIN, INK)
-    label.draw(pen, MARGIN, MARGIN + header.height, MUTED)
-    _Text(x_label, 12).draw(pen, (left + right) // 2, bottom + 26, MUTED, "m")
+    header.draw(pen, MARGIN, MARGIN, TEXT_COLOUR)
+    label.draw(pen, MARGIN, MARGIN + header.height, MUTED_COLOUR)
+    _Text(x_label, 12).draw(pen, (left + right) // 2, bottom + 26, MUTED_COLOUR, "m")
     for tick, text in y_ticks.items():
         row = round(bottom - (tick - y0) * per_y)
-        pen.line((left, row, right, row), fill=RULE)
-        text.draw(pen, left - 8, row - text.height // 2, MUTED, "r")
+        pen.line((left, row, right, row), fill=GRID_COLOUR)
+        text.draw(pen, left - 8, row - text.height // 2, MUTED_COLOUR, "r")
     for tick, text in x_ticks.items():
         column = round(left + (tick - x0) * per_x)
-        pen.line((column, top, column, bottom), fill=RULE)
-        text.draw(pen, column, bottom + 7, MUTED, "m")
+        pen.line((column, top, column, bottom), fill=GRID_COLOUR)
+        text.draw(pen, column, bottom + 7, MUTED_COLOUR, "m")
 
     across = left + (np.array(x) - x0) * per_x
     curves = {name: across + 1j * (bottom - (np.array(values) - y0) * per_y) for name, values in series.items()}
@@ -142,67 +152,67 @@ def line_chart(
         is_solid = name not in dashed and seen.isdisjoint(steps)
         dash[name] = inf if is_solid else 9 / 2 ** sum(length < inf for length in dash.values())
         seen |= steps
-    colours = {name: SERIES[i % len(SERIES)] for i, name in enumerate(curves)}
+    colours = {name: SERIES_COLOURS[i % len(SERIES_COLOURS)] for i, name in enumerate(curves)}
     for name in sorted(filter(lambda name: len(curves[name]), curves), key=lambda name: -dash[name]):
-        _stroke(page, curves[name], (left - 3, top - 3, right + 4, bottom + 4), colours[name], dash[name])
+        _draw_stroke(page, curves[name], (left - 3, top - 3, right + 4, bottom + 4), colours[name], dash[name])
     ends, y = {name: max(curve[-1].imag if len(curve) else bottom, top) for name, curve in curves.items()}, -inf
     for below, name in zip(range(len(ends))[::-1], sorted(ends, key=lambda name: ends[name]), strict=True):
         y = min(max(ends[name], y + 19), bottom - 19 * below)
         swatch = np.array([right + 12, right + 34]) + 1j * y
-        _stroke(page, swatch, (right, 0, width, height), colours[name], dash[name])
+        _draw_stroke(page, swatch, (right, 0, width, height), colours[name], dash[name])
         names[name].draw(pen, right + 42, round(y) - names[name].height // 2, colours[name])
     return page
 
 
-def bar_chart(
-    bars: Mapping[str, float], *, title: str, show: Callable[[float], str] = "{:g}".format, width: int = 440
+def draw_bar_chart(
+    bars: Mapping[str, float], *, title: str, format_value: Callable[[float], str] = "{:g}".format, width: int = 440
 ) -> Image.Image:
     """Draw a bar from zero for each name (a long one is cut), downwards as given, with its value behind it."""
     row, header = 20, _Text(title, 16, width - 2 * MARGIN)
-    names = [_cut_short(name, 12, 0.4 * width) for name in bars]
-    values = [_Text(text, 12) for text in map(show, bars.values())]
+    names = [_shorten_text(name, 12, 0.4 * width) for name in bars]
+    values = [_Text(text, 12) for text in map(format_value, bars.values())]
     left = MARGIN + 8 + max((text.width for text in names), default=0)
-    room = width - MARGIN - 8 - max((text.width for text in values), default=0) - left
+    available_width = width - MARGIN - 8 - max((text.width for text in values), default=0) - left
     top = MARGIN + header.height + GAP
-    page = Image.new("RGB", (width, top + row * len(bars) + MARGIN), PAPER)
+    page = Image.new("RGB", (width, top + row * len(bars) + MARGIN), BACKGROUND_COLOUR)
     pen = ImageDraw.Draw(page)
-    header.draw(pen, MARGIN, MARGIN, INK)
-    per_unit = max(room, 1) / max([*bars.values(), 1e-12])
+    header.draw(pen, MARGIN, MARGIN, TEXT_COLOUR)
+    per_unit = max(available_width, 1) / max([*bars.values(), 1e-12])
     for i, (name, value, length) in enumerate(zip(names, values, bars.values(), strict=True)):
         y = top + row * i
         end = left + round(length * per_unit)
-        name.draw(pen, left - 8, y + (row - name.height) // 2, INK, "r")
-        pen.rectangle((left, y + 3, max(end - 1, left), y + row - 4), fill=SERIES[0] if length else RULE)
-        value.draw(pen, end + 8, y + (row - value.height) // 2, MUTED)
+        name.draw(pen, left - 8, y + (row - name.height) // 2, TEXT_COLOUR, "r")
+        pen.rectangle((left, y + 3, max(end - 1, left), y + row - 4), fill=SERIES_COLOURS[0] if length else GRID_COLOUR)
+        value.draw(pen, end + 8, y + (row - value.height) // 2, MUTED_COLOUR)
     return page
 
 
-def legend(entries: Mapping[str, Colour], height: int, width: int) -> NDArray[np.uint8]:
+def draw_legend(entries: Mapping[str, Colour], height: int, width: int) -> NDArray[np.uint8]:
     """Return a tile that tells what colours mean, in the order given; its last line says how many found no room."""
     row = 18
     fitting = len(entries) if len(entries) * row <= height else max(height // row - 1, 0)
-    page = Image.new("RGB", (width, height), PAPER)
+    page = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
     pen = ImageDraw.Draw(page)
     for i, (name, colour) in enumerate(list(entries.items())[:fitting]):
-        pen.rectangle((2, i * row + 3, 13, i * row + 14), fill=colour, outline=RULE)
-        _cut_short(name, 12, width - 20).draw(pen, 20, i * row, INK)
+        pen.rectangle((2, i * row + 3, 13, i * row + 14), fill=colour, outline=GRID_COLOUR)
+        _shorten_text(name, 12, width - 20).draw(pen, 20, i * row, TEXT_COLOUR)
     if fitting < len(entries):
-        _Text(f"and {len(entries) - fitting} more", 12).draw(pen, 20, fitting * row, MUTED)
+        _Text(f"and {len(entries) - fitting} more", 12).draw(pen, 20, fitting * row, MUTED_COLOUR)
     return np.asarray(page)
 
 
-def stack(images: Sequence[Image.Image], *, columns: int = 1, gap: int = 16) -> Image.Image:
+def stack_images(images: Sequence[Image.Image], *, columns: int = 1, gap: int = 16) -> Image.Image:
     """Put pictures of any sizes on one page, row by row, each at the upper left of its cell."""
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     widths = [max(image.width for image in images[j::columns]) + gap for j in range(len(rows[0]))]
     heights = [max(image.height for image in row) + gap for row in rows]
-    page = Image.new("RGB", (sum(widths) - gap, sum(heights) - gap), PAPER)
+    page = Image.new("RGB", (sum(widths) - gap, sum(heights) - gap), BACKGROUND_COLOUR)
     for i, image in enumerate(images):
         page.paste(image, (sum(widths[: i % columns]), sum(heights[: i // columns])))
     return page
 
 
-def check_png(path: str | Path) -> Path:
+def check_png_path(path: str | Path) -> Path:
     """Refuse a place that no picture can be written to, before the work of drawing it; what is there stays there."""
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -214,23 +224,19 @@ def check_png(path: str | Path) -> Path:
 
 def save_png(image: Image.Image, path: str | Path) -> Path:
     """Write a picture whole or not at all, making its folders; the same picture gives the same bytes."""
-    path, encoded = check_png(path), BytesIO()
+    path, encoded = check_png_path(path), BytesIO()
     image.save(encoded, format="PNG", optimize=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, encoded.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
+    write_atomic(path, encoded.getvalue())
     return path
 
 
 @cache
-def _palette(zero: Colour, low: tuple[float, float], high: tuple[float, float]) -> NDArray[np.uint8]:
+def _palette(background: Colour, low: tuple[float, float], high: tuple[float, float]) -> NDArray[np.uint8]:
     """Return 256 colours, the last for unlabelled, each as far (in Oklab) as can be from all before it.
 
     `low` and `high` bound their (lightness, chroma).
     """
-    rgb = np.concatenate([[UNLABELLED, zero], 15 * np.indices((18, 18, 18)).reshape(3, -1).T])
+    rgb = np.concatenate([[UNLABELLED_COLOUR, background], 15 * np.indices((18, 18, 18)).reshape(3, -1).T])
     lms = (rgb / 255) ** 2.2 @ np.array([[0.412, 0.212, 0.088], [0.536, 0.681, 0.282], [0.051, 0.107, 0.630]])
     lab = np.cbrt(lms) @ np.array([[0.210, 1.978, 0.026], [0.794, -2.429, 0.783], [-0.004, 0.451, -0.809]])
     measures = np.stack([lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])], axis=1)
@@ -243,7 +249,7 @@ def _palette(zero: Colour, low: tuple[float, float], high: tuple[float, float]) 
     return np.roll(rgb[chosen].astype(np.uint8), -1, axis=0)
 
 
-def _colour(ids: NDArray[np.integer], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _apply_palette(ids: NDArray[np.integer], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
     is_hatched = (ids == IGNORE) & (np.indices(ids.shape).sum(axis=0) % 8 < 2)
     return np.asarray(palette[ids] - np.uint8(24) * is_hatched[..., None])
 
@@ -255,7 +261,9 @@ class _Text:
         self.font, self.size, self.pitch = ImageFont.load_default(size=size), size, round(1.35 * size)
         missing = bytes(self.font.getmask("\ue123"))  # looks like every character that the font lacks
         for c in {c for c in text if c.isprintable() and bytes(self.font.getmask(c)) == missing}:
-            text = text.replace(c, _SPELT.get(c) or normalize("NFKD", c).encode("ascii", "ignore").decode() or "?")
+            text = text.replace(
+                c, _ASCII_SPELLINGS.get(c) or normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
+            )
         self.lines: list[str] = []
         for paragraph in text.split("\n") if text else []:
             self.lines.append("")
@@ -273,16 +281,16 @@ class _Text:
             pen.text((x, y + i * self.pitch + self.size), line, fill=colour, font=self.font, anchor=f"{align}s")
 
 
-def _cut_short(text: str, size: int, width: float) -> _Text:
+def _shorten_text(text: str, size: int, width: float) -> _Text:
     """Return text of one line, without its end where it is too wide."""
-    whole = _Text(text, size)
-    while whole.width > width and text:
+    shortened = _Text(text, size)
+    while shortened.width > width and text:
         text = text[:-1]
-        whole = _Text(f"{text.rstrip()}…", size)
-    return whole
+        shortened = _Text(f"{text.rstrip()}…", size)
+    return shortened
 
 
-def ticks(low: float, high: float) -> list[float]:
+def choose_ticks(low: float, high: float) -> list[float]:
     """Return three to nine round numbers in a range."""
     rough = (high - low) / 5
     power = 10.0 ** floor(log10(rough))
@@ -290,7 +298,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 12) + 0.0 for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
 
 
-def _stroke(page: Image.Image, points: NDArray[np.complex128], box: Box, colour: Colour, dash: float) -> None:
+def _draw_stroke(page: Image.Image, points: NDArray[np.complex128], box: PixelBox, colour: Colour, dash: float) -> None:
     """Draw a smooth line through x + iy in dashes of so many pixels (inf: solid), cut off at a box of the page."""
     smooth = 8
     mask = Image.new("L", ((box[2] - box[0]) * smooth, (box[3] - box[1]) * smooth))

@@ -14,19 +14,21 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.report.charts import Curves
+from c2fmae.report.charts import LineChart
 from c2fmae.report.style import STYLE
 
-Cell = str | int | float | None
+TableCell = str | int | float | None
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser itself keeps to the one file
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser itself keeps to the one file
+)
 
 
 @runtime_checkable
 class Section(Protocol):
     """Anything that can write itself as HTML."""
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """Return HTML in which all that is not ours is escaped."""
         ...
 
@@ -38,19 +40,19 @@ class Text:
     text: str
     title: str = ""
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """Return a heading, if there is one, and paragraphs."""
         heading = [f"<h2>{escape(self.title)}</h2>"] if self.title else []
-        return "\n".join([*heading, *map(_paragraph, filter(str.strip, self.text.split("\n\n")))])
+        return "\n".join([*heading, *map(_paragraph_html, filter(str.strip, self.text.split("\n\n")))])
 
 
 @dataclass(frozen=True)
-class Facts:
+class KeyValues:
     """A few names and values, to be taken in at a glance."""
 
     items: Mapping[str, str]
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """Return a list of terms."""
         items = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in self.items.items())
         return f"<dl>{''.join(items)}</dl>"
@@ -62,34 +64,36 @@ class Table:
 
     caption: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    note: str = ""
+    rows: Sequence[Sequence[TableCell]]
+    footnote: str = ""
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """Return a table that scrolls by itself where it is too wide."""
         head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
-        columns = [_written(column) for column in zip(*self.rows, strict=True)]
+        columns = [_format_column(column) for column in zip(*self.rows, strict=True)]
         body = "".join(
             f'<tr><th scope="row">{name}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>'
             for name, *values in zip(*columns, strict=True)
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
-        return f'<figure><figcaption>{escape(self.caption)}</figcaption><div class="wide">{table}</div>{note}</figure>'
+        footnote = f'<p class="note">{escape(self.footnote)}</p>' if self.footnote else ""
+        return (
+            f'<figure><figcaption>{escape(self.caption)}</figcaption><div class="wide">{table}</div>{footnote}</figure>'
+        )
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """A PNG file, or an image in memory."""
 
-    source: Path | Image.Image
+    image: Path | Image.Image
     caption: str
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """Return the picture itself, in text."""
-        data, (width, height) = _png(self.source)
-        place, text = f"data:image/png;base64,{b64encode(data).decode()}", escape(self.caption)
-        image = f'<img alt="{text}" width="{width}" height="{height}" src="{place}">'
+        data, (width, height) = _read_png(self.image)
+        data_url, text = f"data:image/png;base64,{b64encode(data).decode()}", escape(self.caption)
+        image = f'<img alt="{text}" width="{width}" height="{height}" src="{data_url}">'
         return f'<figure><figcaption>{text}</figcaption><div class="wide">{image}</div></figure>'
 
 
@@ -100,7 +104,7 @@ class Details:
     title: str
     text: str
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """Return a part that unfolds."""
         return f"<details><summary>{escape(self.title)}</summary><pre>{escape(self.text)}</pre></details>"
 
@@ -110,21 +114,21 @@ class Page:
     """A title, what it is all about in a sentence or two, and the rest."""
 
     title: str
-    lead: str
+    summary: str
     sections: Sequence[Section]
 
 
-def render(page: Page) -> str:
+def render_page(page: Page) -> str:
     """Return a page as one file of HTML; charts that follow each other stand side by side."""
     body = []
-    for are_charts, sections in groupby(page.sections, key=lambda section: isinstance(section, Curves)):
-        parts = "\n".join(section.html() for section in sections)
-        body.append(f'<div class="charts">\n{parts}\n</div>' if are_charts else parts)
+    for are_charts, sections in groupby(page.sections, key=lambda section: isinstance(section, LineChart)):
+        section_html = "\n".join(section.to_html() for section in sections)
+        body.append(f'<div class="charts">\n{section_html}\n</div>' if are_charts else section_html)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
@@ -136,7 +140,7 @@ def render(page: Page) -> str:
 <body>
 <main>
 <h1>{escape(page.title)}</h1>
-<p class="lead">{escape(page.lead)}</p>
+<p class="lead">{escape(page.summary)}</p>
 {chr(10).join(body)}
 </main>
 </body>
@@ -144,40 +148,41 @@ def render(page: Page) -> str:
 """
 
 
-def as_lines(table: Table) -> list[str]:
+def table_to_lines(table: Table) -> list[str]:
     """Return a table as lines of plain text."""
     rows = [tuple(map(str, row)) for row in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _paragraph(text: str) -> str:
+def _paragraph_html(text: str) -> str:
     if text.startswith("    "):
         return f"<pre>{escape(dedent(text))}</pre>"
-    words = re.sub("`(.+?)`", r"<code>\1</code>", escape(text))
-    return f"<p>{words}</p>"
+    code_html = re.sub("`(.+?)`", r"<code>\1</code>", escape(text))
+    return f"<p>{code_html}</p>"
 
 
-def _written(column: Sequence[Cell]) -> list[str]:
+def _format_column(column: Sequence[TableCell]) -> list[str]:
     """Return the cells of a column, its numbers with as many digits behind the point as one of them needs."""
     texts = [f"{cell:.4g}" for cell in column if isinstance(cell, float)]
-    places = max((len(text.partition(".")[2]) for text in texts), default=0)
-    form = ".4g" if any("e" in text for text in texts) else f".{places}f"
+    num_decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+    number_format = ".4g" if any("e" in text for text in texts) else f".{num_decimals}f"
     return [
-        "–" if cell is None else f"{cell:{form}}" if isinstance(cell, float) else escape(str(cell)) for cell in column
+        "–" if cell is None else f"{cell:{number_format}}" if isinstance(cell, float) else escape(str(cell))
+        for cell in column
     ]
 
 
-def _png(source: Path | Image.Image) -> tuple[bytes, tuple[int, int]]:
+def _read_png(image: Path | Image.Image) -> tuple[bytes, tuple[int, int]]:
     """Return the bytes of a picture, and its width and height."""
-    if isinstance(source, Image.Image):
+    if isinstance(image, Image.Image):
         encoded = BytesIO()
-        source.save(encoded, format="PNG", optimize=True)
-        return encoded.getvalue(), source.size
+        image.save(encoded, format="PNG", optimize=True)
+        return encoded.getvalue(), image.size
     try:
-        data = source.read_bytes()
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-            return data, image.size
+        data = image.read_bytes()
+        with Image.open(BytesIO(data), formats=["PNG"]) as opened:
+            opened.load()
+            return data, opened.size
     except OSError as error:
-        raise UserError(f"{source}: cannot be read: {error.strerror or 'it is not a whole PNG'}") from error
+        raise UserError(f"{image}: cannot be read: {error.strerror or 'it is not a whole PNG'}") from error

@@ -1,13 +1,13 @@
 """How a page looks: on a desk and on a phone, by day and by night, and on paper."""
 
-from c2fmae.report.drawing import SERIES
+from c2fmae.report.drawing import SERIES_COLOURS
 
 
-def _series(colours: tuple[tuple[int, int, int], ...]) -> str:
+def _series_variables(colours: tuple[tuple[int, int, int], ...]) -> str:
     return " ".join(f"--s{number}: rgb{colour};" for number, colour in enumerate(colours))
 
 
-def _lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+def _lighten(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     red, green, blue = (round(255 - 0.66 * (255 - part)) for part in colour)
     return red, green, blue
 
@@ -15,11 +15,11 @@ def _lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 STYLE = (
     f"""
 :root {{ color-scheme: light dark; --paper: #fff; --ink: #1f242d; --muted: #69707c; --rule: #e2e5ea; --tint: #f6f7f9;
-  {_series(SERIES)} }}
+  {_series_variables(SERIES_COLOURS)} }}
 @media screen and (prefers-color-scheme: dark) {{ :root {{ --paper: #15181d; --ink: #e3e6eb; --muted: #98a0ad;
-  --rule: #2d323b; --tint: #1d2127; {_series(tuple(map(_lighter, SERIES)))} }} }}
+  --rule: #2d323b; --tint: #1d2127; {_series_variables(tuple(map(_lighten, SERIES_COLOURS)))} }} }}
 """
-    + "".join(f".s{number} {{ --colour: var(--s{number}); }}\n" for number in range(len(SERIES)))
+    + "".join(f".s{number} {{ --colour: var(--s{number}); }}\n" for number in range(len(SERIES_COLOURS)))
     + """\
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; background: var(--paper); color: var(--ink); }

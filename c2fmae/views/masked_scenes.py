@@ -8,39 +8,39 @@ from jaxtyping import Bool, Integer
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from c2fmae.core.config import Config, Count
+from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking import Policy, mask_scenes, patch_regions
-from c2fmae.masking.config import MaskingConfig, Share
+from c2fmae.masking.config import MaskingConfig, UnitInterval
 
 log = logging.getLogger(__name__)
 
-Side = Annotated[int, Field(ge=1, le=4096)]
+SideLength = Annotated[int, Field(ge=1, le=4096)]
 
 
-class ScenesView(Config):
+class MaskedScenesConfig(Config):
     """Which scenes are looked at, how they are cut, and how their patches are hidden."""
 
     data: Annotated[str, Field(min_length=1)] = "generated"
     """A shard, a folder of scenes or shards, or `generated`."""
-    scenes: Count = 4
-    size: Side = 224
-    patch: Side = 16
+    scenes: PositiveInt = 4
+    size: SideLength = 224
+    patch: SideLength = 16
     seed: int = 0
-    hidden: Share = 0.75
+    hidden: UnitInterval = 0.75
     """Share of the patches that is hidden."""
     masking: MaskingConfig = MaskingConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> "ScenesView":
+    def _check_patch_size(self) -> "MaskedScenesConfig":
         if self.size % self.patch:
             raise UserError(f"patch: {self.patch} does not divide the size, {self.size}")
         return self
 
-    def load(self) -> SceneBatch:
+    def load_scenes(self) -> SceneBatch:
         """Return the first scenes."""
         log.info("reading %d scenes from %s", self.scenes, self.data)
         options: dict[str, Any] = {"size": self.size, "seed": self.seed} if self.data == "generated" else {}
@@ -55,7 +55,9 @@ class ScenesView(Config):
             raise UserError(f"masking.weights: there are {len(weights)}, but {self.data} has a class {highest}")
         return batch
 
-    def regions(self, batch: SceneBatch) -> tuple[Integer[Tensor, "batch patch"], Integer[Tensor, "batch patch"]]:
+    def compute_regions(
+        self, batch: SceneBatch
+    ) -> tuple[Integer[Tensor, "batch patch"], Integer[Tensor, "batch patch"]]:
         """Return the semantic class and the object of every patch."""
         semantic, instance = (patch_regions(batch.maps[name], self.patch) for name in ("semantic", "instance"))
         return semantic, instance
@@ -65,7 +67,7 @@ class ScenesView(Config):
         """How many patches a scene has."""
         return (self.size // self.patch) ** 2
 
-    def hide(
+    def mask_patches(
         self,
         policy: Policy,
         regions: Integer[Tensor, "batch patch"],
@@ -79,6 +81,6 @@ class ScenesView(Config):
             instances,
             num_visible=self.num_patches - round(self.hidden * self.num_patches),
             progress=progress,
-            generator=torch.Generator().manual_seed(seed_of(self.seed, "masks", 0)),
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, "masks", 0)),
             granularities=("rgb",),
         ).is_masked[:, 0]

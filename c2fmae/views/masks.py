@@ -2,39 +2,41 @@
 
 from PIL import Image
 
-from c2fmae.masking.config import Share
-from c2fmae.masking.policies import Progressive
-from c2fmae.report.drawing import colour_classes, colour_instances, hide_patches, sheet
-from c2fmae.views.masked_scenes import ScenesView
+from c2fmae.masking.config import UnitInterval
+from c2fmae.masking.policies import ProgressivePolicy
+from c2fmae.report.drawing import colour_classes, colour_instances, draw_tile_sheet, hide_patches
+from c2fmae.views.masked_scenes import MaskedScenesConfig
 
 
-class MasksView(ScenesView):
+class MasksFigureConfig(MaskedScenesConfig):
     """Settings of `c2fmae view masks`."""
 
-    progress: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    progress: tuple[UnitInterval, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points of training at which the policy is shown."""
 
 
-def draw_masks(config: MasksView) -> Image.Image:
+def draw_masks(config: MasksFigureConfig) -> Image.Image:
     """Draw a row for each scene: photo, both maps, the three pure masks, the policy at points of training."""
-    batch = config.load()
-    regions, instances = config.regions(batch)
+    batch = config.load_scenes()
+    regions, instances = config.compute_regions(batch)
     masking, policy = config.masking, config.masking.build()
-    three = Progressive(object_share=masking.object_share, max_objects=masking.max_objects, weights=masking.weights)
-    masks = [config.hide(pure, regions, instances, 0.0) for pure in three.pure]
-    masks += [config.hide(policy, regions, instances, progress) for progress in config.progress]
+    progressive = ProgressivePolicy(
+        object_share=masking.object_share, max_objects=masking.max_objects, weights=masking.weights
+    )
+    masks = [config.mask_patches(pure, regions, instances, 0.0) for pure in progressive.base_policies]
+    masks += [config.mask_patches(policy, regions, instances, progress) for progress in config.progress]
     side = config.size // config.patch
     rows = []
-    for place in range(config.scenes):
-        photo = batch.maps["rgb"][place].permute(1, 2, 0).numpy()
+    for index in range(config.scenes):
+        image = batch.maps["rgb"][index].permute(1, 2, 0).numpy()
         maps = [
-            colour_classes(batch.maps["semantic"][place].numpy()),
-            colour_instances(batch.maps["instance"][place].numpy()),
+            colour_classes(batch.maps["semantic"][index].numpy()),
+            colour_instances(batch.maps["instance"][index].numpy()),
         ]
-        grids = [is_masked[place].unflatten(0, (side, side)).numpy() for is_masked in masks]
-        rows.append([photo, *maps, *(hide_patches(photo, grid) for grid in grids)])
+        grids = [is_masked[index].unflatten(0, (side, side)).numpy() for is_masked in masks]
+        rows.append([image, *maps, *(hide_patches(image, grid) for grid in grids)])
     name = f"{masking.policy}, {masking.blend}" if masking.policy == "progressive" else masking.policy
-    return sheet(
+    return draw_tile_sheet(
         rows,
         column_titles=[
             "photo",

@@ -8,51 +8,51 @@ from PIL import Image
 from pydantic import model_validator
 from torch import Tensor
 
-from c2fmae.core.config import Count
+from c2fmae.core.config import PositiveInt
 from c2fmae.core.errors import UserError
-from c2fmae.masking.policies import Blend, Progressive
-from c2fmae.report.drawing import line_chart, stack
-from c2fmae.views.masked_scenes import ScenesView
+from c2fmae.masking.policies import Blend, ProgressivePolicy
+from c2fmae.report.drawing import draw_line_chart, stack_images
+from c2fmae.views.masked_scenes import MaskedScenesConfig
 
 
-class ScheduleView(ScenesView):
+class ScheduleFigureConfig(MaskedScenesConfig):
     """Settings of `c2fmae view schedule`, which draws every blend, whatever `masking.blend` is."""
 
-    scenes: Count = 64
-    points: Count = 101
+    scenes: PositiveInt = 64
+    points: PositiveInt = 101
     """Points of training that are drawn."""
 
     @model_validator(mode="after")
-    def _check_policy(self) -> "ScheduleView":
+    def _check_policy(self) -> "ScheduleFigureConfig":
         if self.masking.policy != "progressive":
             raise UserError(f"masking.policy: {self.masking.policy!r} has no schedule; only 'progressive' has")
         return self
 
 
-def draw_schedule(config: ScheduleView) -> Image.Image:
+def draw_schedule(config: ScheduleFigureConfig) -> Image.Image:
     """Draw α, β and the rest over training, and for each blend how much of each pure mask it hides."""
     curriculum = config.masking.curriculum.build()
-    times = [point / max(1, config.points - 1) for point in range(config.points)]
-    coefficients = [curriculum(time) for time in times]
+    progress_values = [point / max(1, config.points - 1) for point in range(config.points)]
+    coefficients = [curriculum(time) for time in progress_values]
     charts = [
-        line_chart(
+        draw_line_chart(
             {
                 "semantic, α": [alpha for alpha, _ in coefficients],
                 "instance, β": [beta for _, beta in coefficients],
                 "random, 1−α−β": [1 - alpha - beta for alpha, beta in coefficients],
             },
-            times,
+            progress_values,
             title=f"Curriculum {config.masking.curriculum.name}: the coefficients",
             x_label="progress of training",
             y_label="coefficient",
             y_range=(0, 1),
         )
     ]
-    regions, instances = config.regions(config.load())
+    regions, instances = config.compute_regions(config.load_scenes())
     charts += [
-        line_chart(
-            overlap(config, blend, times, regions, instances),
-            times,
+        draw_line_chart(
+            compute_mask_overlap(config, blend, progress_values, regions, instances),
+            progress_values,
             title=f"Blend {blend}: how much of each mask is hidden",
             x_label=f"progress of training · chance is {config.hidden:.2f}, the share that is hidden",
             y_label="overlap",
@@ -60,22 +60,22 @@ def draw_schedule(config: ScheduleView) -> Image.Image:
         )
         for blend in get_args(Blend)
     ]
-    return stack(charts, columns=2)
+    return stack_images(charts, columns=2)
 
 
-def overlap(
-    config: ScheduleView,
+def compute_mask_overlap(
+    config: ScheduleFigureConfig,
     blend: Blend,
-    times: list[float],
+    progress_values: list[float],
     regions: Integer[Tensor, "batch patch"],
     instances: Integer[Tensor, "batch patch"],
 ) -> dict[str, list[float]]:
     """Return, for each pure mask, the share of its hidden patches that the blend hides too."""
     policy = config.masking.model_copy(update={"blend": blend}).build()
-    assert isinstance(policy, Progressive)
-    blended = torch.stack([config.hide(policy, regions, instances, time) for time in times])
+    assert isinstance(policy, ProgressivePolicy)
+    blended = torch.stack([config.mask_patches(policy, regions, instances, time) for time in progress_values])
     shares = {}
-    for name, pure in zip(("semantic", "instance", "random"), policy.pure, strict=True):
-        alone = config.hide(pure, regions, instances, 0.0)
-        shares[name] = ((blended & alone).flatten(1).sum(dim=1) / alone.sum().clamp(min=1)).tolist()
+    for name, pure_policy in zip(("semantic", "instance", "random"), policy.base_policies, strict=True):
+        pure_mask = config.mask_patches(pure_policy, regions, instances, 0.0)
+        shares[name] = ((blended & pure_mask).flatten(1).sum(dim=1) / pure_mask.sum().clamp(min=1)).tolist()
     return shares

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_data import run
-from tests.data.suites.official_layouts import BOTH, as_folder, as_tar, class_files, grid_files
+from tests.data.suites.official_layouts import IN_BOTH, class_files, grid_files, write_as_folder, write_as_tar
 
 pytestmark = pytest.mark.once
 
 
 def test_what_is_odd_is_listed_and_ends_with_1(tmp_path: Path) -> None:
-    as_tar(tmp_path / "r.tar", class_files("imagenet-r/", BOTH))
-    as_folder(tmp_path / "own", class_files("", ("cat", "dog")))
-    as_folder(tmp_path / "c", grid_files(["fog"], BOTH))
+    write_as_tar(tmp_path / "r.tar", class_files("imagenet-r/", IN_BOTH))
+    write_as_folder(tmp_path / "own", class_files("", ("cat", "dog")))
+    write_as_folder(tmp_path / "c", grid_files(["fog"], IN_BOTH))
     results, errors = run(
         "data check r.tar --as r",
         "data check own --as custom",

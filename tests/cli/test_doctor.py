@@ -11,10 +11,10 @@ import typer
 from c2fmae_cli.doctor import doctor
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
-from c2fmae.core.environment import environment
+from c2fmae.core.environment import collect_environment
 from c2fmae.core.errors import UserError
-from c2fmae.core.locks import locked
-from c2fmae.core.run_dir import Rows, RunFolder
+from c2fmae.core.locks import lock_dir
+from c2fmae.core.run_dir import RowWriter, RunDir
 
 END = 120
 
@@ -28,14 +28,14 @@ def make_run(
     changed: Mapping[int, Mapping[str, Any]] | None = None,
     lr: float = 0.001,
     **facts: Any,
-) -> RunFolder:
+) -> RunDir:
     """A run's folder as it lies there after some steps; `changed` gives steps other metrics."""
-    run = RunFolder(path)
+    run = RunDir(path)
     path.mkdir()
     run.write_text("config.yaml", f"name: tiny\ntraining:\n  lr: {lr}\n")
-    run.write_text("environment.json", json.dumps({**environment(world_size=1, compile=False), **facts}))
+    run.write_text("environment.json", json.dumps({**collect_environment(world_size=1, compile=False), **facts}))
     run.write_state(**(state or {"status": "running", "step": 0}))
-    with Rows(run.metrics) as rows:
+    with RowWriter(run.metrics) as rows:
         for step in range(1, end + 1):
             rows.write({"step": step, "lr": 0.1, "loss": 4.0, "loss/rgb": 2.0, **(changed or {}).get(step, {})})
     for step in saves:
@@ -43,7 +43,7 @@ def make_run(
     return run
 
 
-def damage(run: RunFolder, step: int) -> str:
+def damage(run: RunDir, step: int) -> str:
     """Flip a bit of a checkpoint; return what is said of it."""
     file = run.checkpoints / f"step-{step:08d}" / "tensors.safetensors"
     content = bytearray(file.read_bytes())
@@ -116,7 +116,7 @@ def test_a_finished_run_has_nothing_to_resume(here: Path, capsys: pytest.Capture
 def test_a_run_at_work_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(Path("run"))
     before = sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*"))
-    with locked(run.path):
+    with lock_dir(run.path):
         doctor(Path("run"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "state           at work, after step 120"
@@ -193,7 +193,7 @@ def test_another_environment_is_told_and_processes_stay_as_they_were(
 ) -> None:
     make_run(Path("a run"), timm="0.9", cpu="of old", world_size=4, compile=True)
     doctor(Path("a run"))
-    now = environment()
+    now = collect_environment()
     assert capsys.readouterr().out.splitlines()[-3:] == [
         f"                not as it was: timm 0.9 → {now['timm']}",
         f"                not as it was: CPU of old → {now['cpu']}",

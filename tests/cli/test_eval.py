@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from c2fmae_cli.eval import HELP, SETTINGS, eval_
+from c2fmae_cli.eval import EVALUATION_SUMMARIES, SET_KEYS, eval_
 from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
 from c2fmae.eval.builtin import EVALUATIONS
-from tests.exports.noise_sources import saved
+from tests.exports.noise_sources import write_noise_run
 
 SMALL = ["--set", "options={size: 32, length: 12}", "--set", "workers=0"]
 
@@ -24,13 +24,13 @@ def said(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("runs") / "tiny")
+    return write_noise_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 def test_what_help_lists_is_registered_and_so_is_every_setting() -> None:
     ours = {name for name in EVALUATIONS if EVALUATIONS.get(name).__module__.startswith("c2fmae.")}  # no plug-ins
-    assert {*HELP, "cost"} == ours
-    for name, settings in SETTINGS.items():
+    assert {*EVALUATION_SUMMARIES, "cost"} == ours
+    for name, settings in SET_KEYS.items():
         assert set(settings.split(", ")) <= EVALUATIONS.get(name).model_fields.keys()
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from c2fmae_cli.export import HELP, export
+from c2fmae_cli.export import EXPORT_SUMMARIES, export
 from typer.testing import CliRunner
 
 from c2fmae import exports
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import load_backbone
 from c2fmae.pretrain import pretrain
-from c2fmae.recipes.config import read_recipe
+from c2fmae.recipes.config import load_recipe
 
 SHORT = [
     "training.steps=2",
@@ -28,7 +28,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "run"
-    pretrain(read_recipe("c2fmae-debug", SHORT), out)
+    pretrain(load_recipe("c2fmae-debug", SHORT), out)
     return out
 
 
@@ -74,10 +74,10 @@ def test_a_source_that_is_not_there_is_a_users_mistake(tmp_path: Path) -> None:
 def test_help_names_all_that_things_go_to() -> None:
     text = said("--help")
     assert all(kind in text for kind in ("timm", "hf", "safetensors", "onnx", "torch-export"))
-    assert tuple(HELP) == tuple(exports.KINDS)
+    assert tuple(EXPORT_SUMMARIES) == tuple(exports.EXPORT_KINDS)
 
 
-@pytest.mark.parametrize("kind", exports.KINDS)
+@pytest.mark.parametrize("kind", exports.EXPORT_KINDS)
 def test_each_kind_says_and_asks_what_is_its_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[tuple[str, dict[str, Any]]]()
 
@@ -87,7 +87,7 @@ def test_each_kind_says_and_asks_what_is_its_own(kind: str, monkeypatch: pytest.
 
     monkeypatch.setattr(exports, "export", write)
     text = said(kind, "--help")
-    assert HELP[kind].split()[1] in text
+    assert EXPORT_SUMMARIES[kind].split()[1] in text
     assert ("--part" in text, "--image-size" in text) == (kind == "safetensors", kind != "safetensors")
     with pytest.raises(UserError, match="enough"):
         said(kind, "in", "out", "--allow-missing", "a.*")

@@ -5,15 +5,19 @@ from pathlib import Path
 import pytest
 from c2fmae_cli.doctor import doctor
 from c2fmae_cli.eval import eval_
-from c2fmae_cli.result_paths import tell_runs
+from c2fmae_cli.result_paths import update_run_reports
 from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
 from c2fmae.loading import load_run
-from c2fmae.recipes.config import read_recipe
-from tests.eval.classification.tiny_finetuning import QUICK, store_sets, store_source
+from c2fmae.recipes.config import load_recipe
+from tests.eval.classification.tiny_finetuning import (
+    QUICK_OVERRIDES,
+    write_pretrained_checkpoint,
+    write_train_test_sets,
+)
 
-SET = [word for setting in QUICK for word in ("--set", setting)]
+SET = [word for setting in QUICK_OVERRIDES for word in ("--set", setting)]
 
 
 def said(*words: str) -> str:
@@ -26,14 +30,14 @@ def said(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = store_sets(tmp_path_factory.mktemp("data"))
+    root = write_train_test_sets(tmp_path_factory.mktemp("data"))
     (root / "test").rename(root / "val")
     return root
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return store_source(tmp_path_factory.mktemp("source"))
+    return write_pretrained_checkpoint(tmp_path_factory.mktemp("source"))
 
 
 def test_a_source_and_the_same_from_scratch_side_by_side(source: Path, data: Path, tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_a_fine_tuned_run_among_the_other_commands(
     said("finetune", str(source), "--data", str(data / "train"), "--test", str(data / "val"), "--out", str(run), *SET)
     page = (run / "report.html").read_text()
     (run / "report.html").unlink()
-    tell_runs([str(run)])
+    update_run_reports([str(run)])
     assert (run / "report.html").read_text() == page
     assert "A fine-tuned classifier" in page
     doctor(run)
@@ -81,7 +85,7 @@ def test_a_fine_tuned_run_among_the_other_commands(
     for read, message in (
         (lambda: load_run(run), "is a fine-tuned classifier and has no decoder. Take the run that it was made of"),
         (
-            lambda: read_recipe(str(run)),
+            lambda: load_recipe(str(run)),
             f"is a fine-tuned run. Go on with it by: c2fmae eval finetune {run} --resume",
         ),
         (
@@ -99,7 +103,7 @@ def test_a_fine_tuned_run_among_the_other_commands(
 
 
 def test_sources_that_would_share_a_folder_are_refused(data: Path, tmp_path: Path) -> None:
-    sources = [str(store_source(tmp_path / name)) for name in ("a", "b")]
+    sources = [str(write_pretrained_checkpoint(tmp_path / name)) for name in ("a", "b")]
     with pytest.raises(UserError) as caught:
         said("finetune", *sources, "--data", str(data), "--out", str(tmp_path / "runs"), *SET)
     folder = tmp_path / "runs" / "step-00000001"

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from c2fmae_cli.eval import eval_
-from c2fmae_cli.robustness import SETTINGS
+from c2fmae_cli.robustness import ROBUSTNESS_SET_KEYS
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
@@ -18,7 +18,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
 from c2fmae.eval.robustness import evaluation, inference
 from c2fmae.eval.robustness.evaluation import RobustnessConfig
-from c2fmae.eval.robustness.inference import Round
+from c2fmae.eval.robustness.inference import CellRequests
 
 NAMES = ("n01440764", "n01443537", "n01484850")
 SMALL = ("--set", "workers=0")
@@ -73,7 +73,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_help_says_can_be_set_can_be() -> None:
-    assert set(SETTINGS.split(", ")) == RobustnessConfig.model_fields.keys()
+    assert set(ROBUSTNESS_SET_KEYS.split(", ")) == RobustnessConfig.model_fields.keys()
 
 
 def test_several_models_come_out_in_one_table_with_protocol_and_places(
@@ -106,7 +106,7 @@ def test_several_models_come_out_in_one_table_with_protocol_and_places(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(inference._Batches, "__call__", refuse)
+    monkeypatch.setattr(inference._ViewBatchMaker, "__call__", refuse)
     assert said(*words) == text
 
 
@@ -127,11 +127,11 @@ def test_a_model_beside_the_first_does_not_have_it_asked_anew(
     said("robustness", models[0], *words)
     asked = list[str]()
 
-    def noted(rounds: list[Round], *rest: Any, **more: Any) -> None:
-        asked.extend(question.entrant.source for each in rounds for question in each.questions)
-        inference.predict(rounds, *rest, **more)
+    def noted(rounds: list[CellRequests], *rest: Any, **more: Any) -> None:
+        asked.extend(question.classifier.source for each in rounds for question in each.requests)
+        inference.run_predictions(rounds, *rest, **more)
 
-    monkeypatch.setattr(evaluation, "predict", noted)
+    monkeypatch.setattr(evaluation, "run_predictions", noted)
     said("robustness", *models, *words)
     assert asked == models[1:]
     said("robustness", models[0], *words, "--again")
@@ -163,7 +163,7 @@ def test_ctrl_c_says_what_is_kept(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inference._Batches, "__call__", stop)
+    monkeypatch.setattr(inference._ViewBatchMaker, "__call__", stop)
     words = ["robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL]
     result = CliRunner().invoke(eval_, words)
     assert result.exit_code != 0

@@ -12,136 +12,153 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from c2fmae.core.distributed import World, _average_in_order
-from c2fmae.core.loop import Loop, Report, Training
+from c2fmae.core.distributed import World, _average_in_rank_order
+from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
 from c2fmae.core.scene import IGNORE, SceneBatch
-from c2fmae.core.training import TrainingConfig, plan_of
+from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.task import Part, PretrainingTask
-from tests.methods.tiny_methods import noise_scenes, part, rough, tiny
+from c2fmae.methods.task import MicroBatch, PretrainingTask
+from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters, slice_scenes
 
-Run = tuple[list[Report], list[dict[str, Tensor]]]
+StepHistory = tuple[list[StepReport], list[dict[str, Tensor]]]
 """What is reported of each step, and all tensors after it."""
 
-ALONE = World()
-WORLD, BATCH, SIZE, STEPS = 2, 8, (16, 16), 5
-SMALL = (
+SINGLE_PROCESS = World()
+WORLD_SIZE, BATCH_SIZE, SIZE, NUM_STEPS = 2, 8, (16, 16), 5
+SMALL_OVERRIDES = (
     *("encoder.dim=32", "encoder.depth=1", "encoder.num_heads=2", "encoder.patch_size=8"),
     *("decoder.dim=16", "decoder.num_heads=2", "num_visible=2"),
 )
 
 
 @dataclass(frozen=True)
-class Case:
+class LoopCase:
     """One way to take the steps of a method."""
 
     method: str = "c2fmae"
     average: str = "samples"
-    parts: int = 1
+    num_micro_batches: int = 1
     """Micro-batches of a process."""
-    is_wide: bool = True
+    is_float64: bool = True
     """In double precision."""
-    poison: tuple[int, int] | None = None
+    nan_at: tuple[int, int] | None = None
     """A step, and the scene of its batch whose photo is not a number."""
     overrides: tuple[str, ...] = ()
 
-    def build(self) -> MaskedAutoencoding:
+    def make_method(self) -> MaskedAutoencoding:
         """A model whose weights all matter."""
-        method = tiny(self.method, *SMALL, f"average={self.average}", *self.overrides, size=SIZE)
-        rough(method.model)
-        method.model.double() if self.is_wide else method.model.float()
+        method = build_tiny_method(self.method, *SMALL_OVERRIDES, f"average={self.average}", *self.overrides, size=SIZE)
+        perturb_parameters(method.model)
+        method.model.double() if self.is_float64 else method.model.float()
         return method
 
-    def training(self, method: MaskedAutoencoding, **settings: Any) -> Training:
+    def start_training(self, method: MaskedAutoencoding, **settings: Any) -> TrainingState:
         """What has not begun."""
-        return Training.start(method.model, config_of(**settings))
+        return TrainingState.create(method.model, make_training_config(**settings))
 
-    def loop(self, method: MaskedAutoencoding, world: World = ALONE, **settings: Any) -> Loop[SceneBatch, Part]:
+    def make_loop(
+        self, method: MaskedAutoencoding, world: World = SINGLE_PROCESS, **settings: Any
+    ) -> TrainingLoop[SceneBatch, MicroBatch]:
         """What takes the steps."""
-        config = config_of(micro_batch=BATCH // world.size // self.parts, **settings)
-        plan = plan_of(config, num_samples=2 * BATCH, processes=world.size)
-        assert plan.micro_batches == self.parts
-        return Loop(ProbedTask(method, config.seed, self.is_wide, self.poison), config, plan, world)
+        config = make_training_config(micro_batch=BATCH_SIZE // world.size // self.num_micro_batches, **settings)
+        plan = plan_training(config, num_samples=2 * BATCH_SIZE, world_size=world.size)
+        assert plan.num_micro_batches == self.num_micro_batches
+        return TrainingLoop(FaultyTask(method, config.seed, self.is_float64, self.nan_at), config, plan, world)
 
-    def run(self, world: World = ALONE, **settings: Any) -> Run:
+    def run_steps(self, world: World = SINGLE_PROCESS, **settings: Any) -> StepHistory:
         """Take all steps; what is reported of each, and all tensors after it."""
-        method = self.build()
-        training = self.training(method, **settings)
-        loop, reports, tensors = self.loop(method, world, **settings), list[Report](), list[dict[str, Tensor]]()
-        for report in loop.steps(training, batches(world), lambda: {"said": world.rank + 1}):
+        method = self.make_method()
+        training = self.start_training(method, **settings)
+        loop, reports, tensors = (
+            self.make_loop(method, world, **settings),
+            list[StepReport](),
+            list[dict[str, Tensor]](),
+        )
+        for report in loop.run(training, draw_batches(world), lambda: {"said": world.rank + 1}):
             reports.append(report)
-            tensors.append({name: tensor.clone() for name, tensor in training.tensors().items()})
+            tensors.append({name: tensor.clone() for name, tensor in training.gather_tensors().items()})
         return reports, tensors
 
 
-def config_of(**settings: Any) -> TrainingConfig:
+def make_training_config(**settings: Any) -> TrainingConfig:
     """Steps with everything on that may be."""
-    usual = {"steps": STEPS, "lr": 1e-3, "warmup_steps": 1, "final_lr": 0.1, "batch_size": BATCH, "precision": "fp32"}
-    return TrainingConfig(**usual | {"clip": 0.5, "ema": 0.9} | settings)
+    defaults = {
+        "steps": NUM_STEPS,
+        "lr": 1e-3,
+        "warmup_steps": 1,
+        "final_lr": 0.1,
+        "batch_size": BATCH_SIZE,
+        "precision": "fp32",
+    }
+    return TrainingConfig(**defaults | {"clip": 0.5, "ema": 0.9} | settings)
 
 
 @dataclass(frozen=True)
-class ProbedTask(PretrainingTask):
+class FaultyTask(PretrainingTask):
     """The usual task, in double precision perhaps, and with something that is not a number at one step."""
 
-    is_wide: bool = False
-    poison: tuple[int, int] | None = None
+    is_float64: bool = False
+    nan_at: tuple[int, int] | None = None
 
-    def split(self, batch: SceneBatch, *, parts: int, step: int, progress: float, world: World) -> list[Part]:
+    def split(
+        self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
+    ) -> list[MicroBatch]:
         """Cut as usual, then change the photos."""
-        found = super().split(batch, parts=parts, step=step, progress=progress, world=world)
-        if self.is_wide:
-            found = [
+        micro_batches = super().split(
+            batch, num_micro_batches=num_micro_batches, step=step, progress=progress, world=world
+        )
+        if self.is_float64:
+            micro_batches = [
                 replace(each, maps={k: v.double() if v.is_floating_point() else v for k, v in each.maps.items()})
-                for each in found
+                for each in micro_batches
             ]
-        if self.poison and step == self.poison[0]:
-            for each in found:
-                if f"scene-{self.poison[1]}" in each.keys:
-                    each.maps["rgb"][each.keys.index(f"scene-{self.poison[1]}")] = torch.nan
-        return found
+        if self.nan_at and step == self.nan_at[0]:
+            for each in micro_batches:
+                if f"scene-{self.nan_at[1]}" in each.keys:
+                    each.maps["rgb"][each.keys.index(f"scene-{self.nan_at[1]}")] = torch.nan
+        return micro_batches
 
 
-def batches(world: World = ALONE) -> Iterator[SceneBatch]:
+def draw_batches(world: World = SINGLE_PROCESS) -> Iterator[SceneBatch]:
     """A process's share of batches whose scenes differ in what is labelled: nothing, no object, some cells."""
-    each = BATCH // world.size
-    for step in range(STEPS):
-        scenes = noise_scenes(BATCH, SIZE, seed=step)
+    each = BATCH_SIZE // world.size
+    for step in range(NUM_STEPS):
+        scenes = draw_noise_scenes(BATCH_SIZE, SIZE, seed=step)
         scenes.maps["semantic"][0] = IGNORE
         scenes.maps["instance"][[1, 6]] = 0
         scenes.maps["instance"][[2, 3]] = IGNORE
         scenes.maps["semantic"][4, :2] = IGNORE
-        yield part(scenes, world.rank * each, (world.rank + 1) * each)
+        yield slice_scenes(scenes, world.rank * each, (world.rank + 1) * each)
 
 
 METHODS, AVERAGES = ("c2fmae", "mae", "multimae"), ("samples", "cells")
-SHARED = [
-    *(Case(average=average, parts=parts) for average, parts in itertools.product(AVERAGES, (1, 2))),
-    *(Case("mae", *each) for each in zip(AVERAGES, (1, 2), strict=True)),
-    *(Case("multimae", *each) for each in zip(AVERAGES, (2, 1), strict=True)),
-    Case(parts=2, is_wide=False),
+EQUAL_CASES = [
+    *(LoopCase(average=average, num_micro_batches=parts) for average, parts in itertools.product(AVERAGES, (1, 2))),
+    *(LoopCase("mae", *each) for each in zip(AVERAGES, (1, 2), strict=True)),
+    *(LoopCase("multimae", *each) for each in zip(AVERAGES, (2, 1), strict=True)),
+    LoopCase(num_micro_batches=2, is_float64=False),
 ]
-POISONED = Case(parts=2, poison=(2, 5))
-IN_ORDER = Case(parts=2)
+NAN_CASE = LoopCase(num_micro_batches=2, nan_at=(2, 5))
+ORDERED_CASE = LoopCase(num_micro_batches=2)
 
 
-class InOrder(World):
+class OrderedReductionWorld(World):
     """Two processes that average gradients as more than two do."""
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        wrapped = super().wrap(model)
+    def wrap_ddp(self, model: nn.Module) -> nn.Module:
+        wrapped = super().wrap_ddp(model)
         assert isinstance(wrapped, DistributedDataParallel)
-        wrapped.register_comm_hook(self.size, _average_in_order)
+        wrapped.register_comm_hook(self.size, _average_in_rank_order)
         return wrapped
 
 
-def run(rank: int, folder: Path) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     """Take the steps of every case as one of two processes."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)  # type: ignore[attr-defined]
+    store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=60)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timeout)
-    found = [case.run(World(rank, WORLD)) for case in (*SHARED, POISONED)]
-    found.append(IN_ORDER.run(InOrder(rank, WORLD)))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)
+    found = [case.run_steps(World(rank, WORLD_SIZE)) for case in (*EQUAL_CASES, NAN_CASE)]
+    found.append(ORDERED_CASE.run_steps(OrderedReductionWorld(rank, WORLD_SIZE)))
     torch.save([([vars(report) for report in reports], tensors) for reports, tensors in found], folder / f"{rank}.pt")
     dist.destroy_process_group()

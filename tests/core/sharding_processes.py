@@ -13,58 +13,58 @@ from torch.distributed.fsdp import FSDPModule
 
 from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.distributed import World
-from c2fmae.core.loop import Loop, Report, Training
-from c2fmae.core.saving import Saver, SavingConfig, is_finite
+from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
+from c2fmae.core.saving import Saver, SavingConfig, has_finite_weights
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.sharding import own_part, whole
+from c2fmae.core.sharding import to_local_tensor, unsharded
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.task import Part
-from tests.core.loop_processes import SIZE, STEPS, Case, batches
-from tests.methods.tiny_methods import noise_scenes
+from c2fmae.methods.task import MicroBatch
+from tests.core.loop_processes import NUM_STEPS, SIZE, LoopCase, draw_batches
+from tests.methods.tiny_methods import draw_noise_scenes
 
-WORLD = 2
-KEPT = (1, STEPS)
+WORLD_SIZE = 2
+RECORDED_STEPS = (1, NUM_STEPS)
 """Steps whose tensors are kept."""
 
-WIDE = Case(parts=2)
-SINGLE = Case("mae", parts=2, is_wide=False)
-POISONED = Case("mae", poison=(2, 5), overrides=("encoder.checkpoint=true",))
-RUNS: dict[str, tuple[Case, dict[str, Any]]] = {
-    "wide": (WIDE, {"layer_decay": 0.5}),
-    "single": (SINGLE, {}),
-    "half": (SINGLE, {"precision": "bf16"}),
-    "poisoned": (POISONED, {}),
+FLOAT64_CASE = LoopCase(num_micro_batches=2)
+FLOAT32_CASE = LoopCase("mae", num_micro_batches=2, is_float64=False)
+NAN_CASE = LoopCase("mae", nan_at=(2, 5), overrides=("encoder.checkpoint=true",))
+RUNS: dict[str, tuple[LoopCase, dict[str, Any]]] = {
+    "wide": (FLOAT64_CASE, {"layer_decay": 0.5}),
+    "single": (FLOAT32_CASE, {}),
+    "half": (FLOAT32_CASE, {"precision": "bf16"}),
+    "poisoned": (NAN_CASE, {}),
 }
 
 
 @dataclass(frozen=True)
-class Each:
+class ShardedRun:
     """A training of which a process has a part, or a copy."""
 
     method: MaskedAutoencoding
-    training: Training
-    loop: Loop[SceneBatch, Part]
+    training: TrainingState
+    loop: TrainingLoop[SceneBatch, MicroBatch]
 
     @classmethod
-    def of(cls, case: Case, world: World, *, is_sharded: bool = True, **settings: Any) -> "Each":
+    def create(cls, case: LoopCase, world: World, *, is_sharded: bool = True, **settings: Any) -> "ShardedRun":
         """What has not begun."""
-        method = case.build()
+        method = case.make_method()
         if is_sharded:
-            world.shard(method.model)
-        return cls(method, case.training(method, **settings), case.loop(method, world, **settings))
+            world.shard_model(method.model)
+        return cls(method, case.start_training(method, **settings), case.make_loop(method, world, **settings))
 
-    def steps(self, last: int = STEPS) -> Iterator[Report]:
+    def iter_steps(self, last: int = NUM_STEPS) -> Iterator[StepReport]:
         """Go on to a step."""
         world = self.loop.world
-        rest = list(batches(world))[self.training.step : last]
-        return self.loop.steps(self.training, rest, lambda: {"said": world.rank + 1})
+        rest = list(draw_batches(world))[self.training.step : last]
+        return self.loop.run(self.training, rest, lambda: {"said": world.rank + 1})
 
-    def go_to(self, step: int) -> "Each":
+    def train_to(self, step: int) -> "ShardedRun":
         """Go on to a step, and stop there."""
-        assert len(list(self.steps(step))) > 0
+        assert len(list(self.iter_steps(step))) > 0
         return self
 
-    def resume(self, path: Path) -> "Each":
+    def resume(self, path: Path) -> "ShardedRun":
         """Take up where a checkpoint was made."""
         found = load_checkpoint(path)
         self.training.restore(found.tensors, step=found.step)
@@ -77,98 +77,100 @@ class Each:
         dist.barrier()
         return folder / f"step-{self.training.step:08d}"
 
-    def bytes(self) -> dict[str, int]:
+    def memory_bytes(self) -> dict[str, int]:
         """Return what lies in this process, with all that is kept in memory for it."""
         state = self.training.optimiser.state
         parts = {
             "weights": [*self.method.model.parameters()],
             "moments": [each[key] for each in state.values() for key in ("exp_avg", "exp_avg_sq")],
-            "average": [*(self.training.average or {}).values()],
+            "average": [*(self.training.ema or {}).values()],
         }
         return {
-            name: sum(own_part(tensor).untyped_storage().nbytes() for tensor in tensors)
+            name: sum(to_local_tensor(tensor).untyped_storage().nbytes() for tensor in tensors)
             for name, tensors in parts.items()
         }
 
 
-def run_both_ways(world: World) -> dict[str, Any]:
+def run_sharded_and_replicated(world: World) -> dict[str, Any]:
     """Take the steps of every case, weights shared out and copied."""
     found: dict[str, Any] = {}
     for name, (case, settings) in RUNS.items():
         for way in ("sharded", "copied"):
-            each = Each.of(case, world, is_sharded=way == "sharded", **settings)
+            each = ShardedRun.create(case, world, is_sharded=way == "sharded", **settings)
             reports, tensors = list[dict[str, Any]](), dict[int, dict[str, Tensor]]()
-            for report in each.steps():
+            for report in each.iter_steps():
                 reports.append(vars(report))
-                if report.step in KEPT:
-                    tensors[report.step] = {name: tensor.clone() for name, tensor in each.training.tensors().items()}
+                if report.step in RECORDED_STEPS:
+                    tensors[report.step] = {
+                        name: tensor.clone() for name, tensor in each.training.gather_tensors().items()
+                    }
             found[f"{name} {way}"] = reports, tensors
     return found
 
 
-def hand_on(world: World, folder: Path) -> None:
+def alternate_sharding(world: World, folder: Path) -> None:
     """Take two steps with copies, two with parts, and one with copies again."""
-    copied = Each.of(WIDE, world, is_sharded=False).go_to(2).save(folder)
-    sharded = Each.of(WIDE, world).resume(copied).go_to(4).save(folder)
-    Each.of(WIDE, world, is_sharded=False).resume(sharded).go_to(STEPS).save(folder)
+    copied = ShardedRun.create(FLOAT64_CASE, world, is_sharded=False).train_to(2).save(folder)
+    sharded = ShardedRun.create(FLOAT64_CASE, world).resume(copied).train_to(4).save(folder)
+    ShardedRun.create(FLOAT64_CASE, world, is_sharded=False).resume(sharded).train_to(NUM_STEPS).save(folder)
 
 
-def stop_and_go_on(world: World, folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+def stop_and_resume(world: World, folder: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Stop after two steps and go on; what lies in this process, without a stop and after one."""
-    whole = Each.of(SINGLE, world).go_to(STEPS)
-    whole.save(folder / "whole")
-    stopped = Each.of(SINGLE, world).go_to(2).save(folder / "stopped")
-    resumed = Each.of(SINGLE, world).resume(stopped)
-    found = whole.bytes(), resumed.bytes()
-    resumed.go_to(STEPS).save(folder / "stopped")
+    uninterrupted = ShardedRun.create(FLOAT32_CASE, world).train_to(NUM_STEPS)
+    uninterrupted.save(folder / "whole")
+    stopped = ShardedRun.create(FLOAT32_CASE, world).train_to(2).save(folder / "stopped")
+    resumed = ShardedRun.create(FLOAT32_CASE, world).resume(stopped)
+    found = uninterrupted.memory_bytes(), resumed.memory_bytes()
+    resumed.train_to(NUM_STEPS).save(folder / "stopped")
     return found
 
 
-def look_on_the_way(world: World, folder: Path) -> list[Tensor]:
+def predict_during_training(world: World, folder: Path) -> list[Tensor]:
     """Let the first process predict before the first step and after every other, oftener and oftener."""
-    each, pictures = Each.of(SINGLE, world), []
-    for step in range(STEPS + 1):
+    each, pictures = ShardedRun.create(FLOAT32_CASE, world), []
+    for step in range(NUM_STEPS + 1):
         if step:
-            each.go_to(step)
+            each.train_to(step)
         if step % 2 == 0:
-            with whole(each.method.model):
-                pictures += [look(each.method) for _ in range(step + 1) if world.is_first]
+            with unsharded(each.method.model):
+                pictures += [predict_hidden(each.method) for _ in range(step + 1) if world.is_main]
     each.save(folder)
     return pictures
 
 
-def look(method: MaskedAutoencoding) -> Tensor:
+def predict_hidden(method: MaskedAutoencoding) -> Tensor:
     """Predict what is hidden of some photos."""
-    scenes = noise_scenes(2, SIZE, seed=9)
-    masks = method.hide(scenes, progress=1.0, generator=torch.Generator().manual_seed(0))
+    scenes = draw_noise_scenes(2, SIZE, seed=9)
+    masks = method.sample_masks(scenes, progress=1.0, generator=torch.Generator().manual_seed(0))
     return method.predict(scenes, masks).maps["rgb"]
 
 
-def spoil(world: World, folder: Path) -> tuple[bool, bool]:
+def check_finite_with_nan(world: World, folder: Path) -> tuple[bool, bool]:
     """Return whether weights are taken for numbers, before and after one of them, of the second process, is none."""
-    each = Each.of(SINGLE, world)
-    before = is_finite(each.method.model)
-    if not world.is_first:
-        own_part(next(each.method.model.parameters()).detach()).fill_(torch.nan)
+    each = ShardedRun.create(FLOAT32_CASE, world)
+    before = has_finite_weights(each.method.model)
+    if not world.is_main:
+        to_local_tensor(next(each.method.model.parameters()).detach()).fill_(torch.nan)
     each.save(folder)
-    return before, is_finite(each.method.model)
+    return before, has_finite_weights(each.method.model)
 
 
-def run(rank: int, folder: Path) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     """Do all that as one of two processes."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)  # type: ignore[attr-defined]
+    store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=60)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timeout)
-    world = World(rank, WORLD)
-    model = Each.of(WIDE, world).method.model
-    hand_on(world, folder / "handed on")
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)
+    world = World(rank, WORLD_SIZE)
+    model = ShardedRun.create(FLOAT64_CASE, world).method.model
+    alternate_sharding(world, folder / "handed on")
     found = {
         "units": [name for name, module in model.named_modules() if isinstance(module, FSDPModule)],
-        "runs": run_both_ways(world),
-        "bytes": stop_and_go_on(world, folder),
-        "pictures": look_on_the_way(world, folder / "looked"),
-        "is finite": spoil(world, folder / "spoilt"),
+        "runs": run_sharded_and_replicated(world),
+        "bytes": stop_and_resume(world, folder),
+        "pictures": predict_during_training(world, folder / "looked"),
+        "is finite": check_finite_with_nan(world, folder / "spoilt"),
     }
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()

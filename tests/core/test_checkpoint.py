@@ -24,10 +24,10 @@ from c2fmae.core import checkpoint as module
 from c2fmae.core.checkpoint import (
     Checkpoint,
     CheckpointWriter,
-    checkpoints_in,
+    list_checkpoints,
     load_checkpoint,
-    newest_checkpoint,
-    prune,
+    load_newest_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
 )
 from c2fmae.core.errors import UserError
@@ -78,7 +78,7 @@ def saved(folder: Path, step: int = 50) -> Path:
 
 
 def steps_in(folder: Path) -> list[int]:
-    return [int(path.name[-8:]) for path in checkpoints_in(folder)]
+    return [int(path.name[-8:]) for path in list_checkpoints(folder)]
 
 
 def refusal(path: Path) -> str:
@@ -105,7 +105,7 @@ def test_what_is_saved_comes_back_and_other_readers_see_the_same(
 ) -> None:
     path = save_checkpoint(tmp_path_factory.mktemp("checkpoints"), Checkpoint(step, stored, facts))
     again = load_checkpoint(path)
-    assert (again.step, again.facts, list(again.tensors)) == (step, facts, list(stored))
+    assert (again.step, again.metadata, list(again.tensors)) == (step, facts, list(stored))
     assert same(again.tensors, stored)
     assert same(load_file(path / "tensors.safetensors"), stored)
     shutil.rmtree(path.parent)
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_the_first_format_stays_readable(tmp_path: Path) -> None
     data = b"\x00\x00\x80\x3f\x00\x00\x00\xc0"
     (path / "tensors.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
     old = load_checkpoint(path)
-    assert (old.step, old.facts) == (7, {"seed": 3})
+    assert (old.step, old.metadata) == (7, {"seed": 3})
     assert same(old.tensors, {"model/weight": torch.tensor([1.0, -2.0])})
 
 
@@ -165,18 +165,18 @@ def test_an_older_format_is_brought_up_step_by_step(tmp_path: Path, monkeypatch:
         return {**facts, "epoch": facts["epoch"] * 2}, tensors
 
     path = saved(tmp_path)
-    monkeypatch.setattr(module, "FORMAT", 3)
+    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
     monkeypatch.setattr(module, "MIGRATIONS", {1: second, 2: third})
     old = load_checkpoint(path)
-    assert old.facts == {"seed": 1, "keys": ["a", "ä"], "epoch": 1.0}
+    assert old.metadata == {"seed": 1, "keys": ["a", "ä"], "epoch": 1.0}
     assert same(old.tensors, {"net/weight": TENSORS["model/weight"], "ema/flag": TENSORS["ema/flag"]})
-    assert load_checkpoint(saved(tmp_path, 60)).facts == {"seed": 1, "keys": ["a", "ä"]}
+    assert load_checkpoint(saved(tmp_path, 60)).metadata == {"seed": 1, "keys": ["a", "ä"]}
     monkeypatch.setattr(module, "MIGRATIONS", {2: third})
     assert refusal(path) == f"{path}/checkpoint.json: has format 1, which this c2fmae does not know.{OR_ELSE}"
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(module, "FORMAT_VERSION", 2)
     path = saved(tmp_path)
     monkeypatch.undo()
     assert refusal(path) == (
@@ -317,7 +317,7 @@ def test_a_pickle_is_refused_and_never_read(tmp_path: Path) -> None:
             way(place)
             says = "is a pickle, which can run code when it is read; refused. Use another checkpoint"
             assert refusal(path) == f"{place}: {says}"
-            assert not newest_checkpoint(tmp_path)[0]
+            assert not load_newest_checkpoint(tmp_path)[0]
         if place.name == "tensors.safetensors":
             write_tensors(place, TENSORS)
     path.write_bytes(pickle.dumps(Bomb(marker), protocol=0))
@@ -328,13 +328,13 @@ def test_a_pickle_is_refused_and_never_read(tmp_path: Path) -> None:
 
 
 def test_the_newest_whole_one_is_found_and_each_refused_has_its_sentence(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "none") == (None, [])
+    assert load_newest_checkpoint(tmp_path / "none") == (None, [])
     paths = [saved(tmp_path, step) for step in (30, 9, 200_000_000, 40)]
-    assert checkpoints_in(tmp_path) == [paths[1], paths[0], paths[3], paths[2]]
+    assert list_checkpoints(tmp_path) == [paths[1], paths[0], paths[3], paths[2]]
     flip(paths[2] / "tensors.safetensors", 100)
     (paths[3] / "tensors.safetensors").unlink()
     expected = [refusal(paths[2]), refusal(paths[3])]
-    newest, refused = newest_checkpoint(tmp_path)
+    newest, refused = load_newest_checkpoint(tmp_path)
     assert newest
     assert (newest.step, refused) == (30, expected)
 
@@ -343,20 +343,20 @@ def test_leftovers_of_killed_saves_are_no_checkpoints_and_make_room_for_the_next
     path = saved(tmp_path)
     for leftover in (".step-00000060.tmp", ".step-00000050.replaced", ".step-00000030.removed", ".step-00000050.tmp"):
         shutil.copytree(path, tmp_path / leftover)
-    assert checkpoints_in(tmp_path) == [path]
+    assert list_checkpoints(tmp_path) == [path]
     saved(tmp_path)
     saved(tmp_path, 60)
     assert steps_in(tmp_path) == [50, 60]
-    prune(tmp_path, keep_last=2, keep_every=None)
+    prune_checkpoints(tmp_path, keep_last=2, keep_every=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000050", "step-00000060"]
 
 
 def test_one_that_was_set_aside_counts_until_its_heir_is_there(tmp_path: Path) -> None:
     aside = saved(tmp_path).rename(tmp_path / ".step-00000050.replaced")
     shutil.copytree(aside, tmp_path / ".step-00000050.tmp")
-    assert checkpoints_in(tmp_path) == [aside]
-    prune(tmp_path, keep_last=1, keep_every=None)
-    newest, refused = newest_checkpoint(tmp_path)
+    assert list_checkpoints(tmp_path) == [aside]
+    prune_checkpoints(tmp_path, keep_last=1, keep_every=None)
+    newest, refused = load_newest_checkpoint(tmp_path)
     assert newest
     assert (newest.step, refused, list(tmp_path.iterdir())) == (50, [], [aside])
     assert load_checkpoint(tmp_path / "step-00000050").step == 50
@@ -369,10 +369,10 @@ def test_one_of_the_same_step_gives_way_only_to_a_whole_one(tmp_path: Path, monk
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path, Checkpoint(50, {}, {"path": tmp_path}))
     assert list(tmp_path.iterdir()) == [path]
-    assert load_checkpoint(path).facts["seed"] == 1
+    assert load_checkpoint(path).metadata["seed"] == 1
     save_checkpoint(tmp_path, Checkpoint(50, {}, {"seed": 2}))
     assert list(tmp_path.iterdir()) == [path]
-    assert load_checkpoint(path).facts["seed"] == 2
+    assert load_checkpoint(path).metadata["seed"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -395,12 +395,12 @@ def test_prune_keeps_the_last_few_every_so_many_and_the_newest_whole_one(
             if step in damaged:
                 flip(path / "tensors.safetensors", 130)
         shutil.copytree(shelf / "step-00000003", folder / ".step-00000003.tmp")
-        prune(folder, keep_last=keep_last, keep_every=keep_every)
+        prune_checkpoints(folder, keep_last=keep_last, keep_every=keep_every)
         expected = set(sorted(steps)[::-1][:keep_last]) | set(sorted(steps - damaged)[-1:])
         expected |= {step for step in steps if keep_every and step % keep_every == 0}
         assert sorted(path.name for path in folder.iterdir()) == [f"step-{step:08d}" for step in sorted(expected)]
         before = sorted(folder.iterdir())
-        prune(folder, keep_last=keep_last, keep_every=keep_every)
+        prune_checkpoints(folder, keep_last=keep_last, keep_every=keep_every)
         assert sorted(folder.iterdir()) == before
     finally:
         shutil.rmtree(folder)
@@ -413,7 +413,7 @@ def test_one_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest
     paths = [saved(tmp_path, step) for step in (1, 2)]
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(UserError) as caught:
-        prune(tmp_path, keep_last=1, keep_every=None)
+        prune_checkpoints(tmp_path, keep_last=1, keep_every=None)
     assert str(caught.value) == f"{paths[0]}: cannot be removed: Permission denied. Check its rights"
 
 
@@ -510,7 +510,7 @@ def test_the_writer_returns_before_the_file_is_there_and_training_goes_on(
     gate.opened.set()
     writer.wait()
     assert same(load_checkpoint(tmp_path / "step-00000001").tensors, {"weight": torch.ones(3)})
-    assert load_checkpoint(tmp_path / "step-00000001").facts == {"epoch": [1]}
+    assert load_checkpoint(tmp_path / "step-00000001").metadata == {"epoch": [1]}
     writer.wait()
 
 
@@ -550,7 +550,7 @@ def test_an_interrupted_wait_leaves_the_save_and_its_buffers_alone(
     threading.Timer(0.1, gate.opened.set).start()
     writer.save(Checkpoint(2, {"weight": torch.zeros(3)}, {}))
     writer.wait()
-    assert [load_checkpoint(path).tensors["weight"].sum().item() for path in checkpoints_in(tmp_path)] == [3, 0]
+    assert [load_checkpoint(path).tensors["weight"].sum().item() for path in list_checkpoints(tmp_path)] == [3, 0]
 
 
 def test_the_thread_ends_with_its_save(tmp_path: Path) -> None:
@@ -604,7 +604,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from c2fmae.core.checkpoint import Checkpoint, newest_checkpoint, prune, save_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, load_newest_checkpoint, prune_checkpoints, save_checkpoint
 
 torch.set_num_threads(1)
 folder, log, kills = Path(sys.argv[1]), Path(sys.argv[1] + ".log"), int(sys.argv[2])
@@ -620,7 +620,7 @@ def save_without_end(life: int, step: int) -> None:
                 save_checkpoint(folder, Checkpoint(step, tensors, {"mark": mark}))
                 os.write(note, f"done {mark}\\n".encode())
             else:
-                prune(folder, keep_last=2, keep_every=None)
+                prune_checkpoints(folder, keep_last=2, keep_every=None)
         step += 1
 
 parent, step, inside, last = os.getpid(), 1, 0, None
@@ -642,7 +642,7 @@ for life in range(kills):
     begun = [line.removeprefix("begun ") for line in lines if line.startswith("begun")]
     done = [line.removeprefix("done ") for line in lines if line.startswith("done")]
     last = (done or [last])[-1]
-    newest, refused = newest_checkpoint(folder)
+    newest, refused = load_newest_checkpoint(folder)
     found = newest.facts["mark"] if newest else None
     assert not refused, refused
     assert found in (last, *begun[-1:]), (found, last, lines[-4:])

@@ -5,7 +5,7 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 
 from c2fmae.core.config import Config, read_yaml
-from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.errors import UserError, unknown_name_error
 
 
 class Optimiser(Config):
@@ -24,13 +24,13 @@ class Run(Config):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in ("cascaded", "parallel"):
-            raise unknown_name("decoder", name, ["cascaded", "parallel"])
+            raise unknown_name_error("decoder", name, ["cascaded", "parallel"])
         return name
 
 
 def problems(values: dict[str, object], *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        Run.read(values, overrides, source="run.yaml")
+        Run.from_dict(values, overrides, source="run.yaml")
     return str(caught.value)
 
 
@@ -69,14 +69,14 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_overrides_change_single_settings_at_any_depth() -> None:
-    config = Run.read({"steps": 5}, ["optimiser.lr=1e-4", "warm_up.betas=[0, 0.5]", "precision=fp32"])
+    config = Run.from_dict({"steps": 5}, ["optimiser.lr=1e-4", "warm_up.betas=[0, 0.5]", "precision=fp32"])
     assert config == Run(steps=5, optimiser=Optimiser(lr=1e-4), warm_up=Optimiser(betas=(0, 0.5)), precision="fp32")
 
 
 def test_an_override_below_settings_that_are_null_makes_them() -> None:
     config = Run(steps=5)
     assert config.override(["warm_up.lr=0.5"]).warm_up == Optimiser(lr=0.5)
-    assert Run.read({"steps": 5, "warm_up": None}, ["warm_up.lr=0.5"]).warm_up == Optimiser(lr=0.5)
+    assert Run.from_dict({"steps": 5, "warm_up": None}, ["warm_up.lr=0.5"]).warm_up == Optimiser(lr=0.5)
 
 
 def test_an_override_below_a_number_is_refused() -> None:
@@ -87,7 +87,7 @@ def test_an_override_below_a_number_is_refused() -> None:
 
 def test_what_is_read_is_not_written_to() -> None:
     values = {"steps": 5, "optimiser": {"lr": 1.0}}
-    Run.read(values, ["optimiser.lr=2", "steps=6"])
+    Run.from_dict(values, ["optimiser.lr=2", "steps=6"])
     assert values == {"steps": 5, "optimiser": {"lr": 1.0}}
 
 

@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from c2fmae.core import distributed as world
-from c2fmae.core.distributed import World, alone, first_host, join_world, read_place, reducing
+from c2fmae.core.distributed import (
+    World,
+    first_host,
+    gradient_sync,
+    init_distributed,
+    read_launch_variables,
+    single_process,
+)
 from c2fmae.core.errors import RunError, UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "29500"}
@@ -25,14 +32,14 @@ SRUN = {
 
 
 def test_torchruns_place_is_read_as_it_is() -> None:
-    assert read_place(TORCHRUN | {"HOME": "/root", "OMP_NUM_THREADS": "1"}) == TORCHRUN
-    assert read_place(TORCHRUN | SRUN) == TORCHRUN  # torchrun under srun: torchrun knows more
+    assert read_launch_variables(TORCHRUN | {"HOME": "/root", "OMP_NUM_THREADS": "1"}) == TORCHRUN
+    assert read_launch_variables(TORCHRUN | SRUN) == TORCHRUN  # torchrun under srun: torchrun knows more
 
 
 def test_sruns_place_is_put_into_torchs_words() -> None:
     place = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "34567"}
-    assert read_place(SRUN) == place
-    assert read_place(SRUN | {"MASTER_ADDR": "head", "MASTER_PORT": "1"}) == place | {
+    assert read_launch_variables(SRUN) == place
+    assert read_launch_variables(SRUN | {"MASTER_ADDR": "head", "MASTER_PORT": "1"}) == place | {
         "MASTER_ADDR": "head",
         "MASTER_PORT": "1",
     }
@@ -40,7 +47,7 @@ def test_sruns_place_is_put_into_torchs_words() -> None:
 
 @pytest.mark.parametrize("job", ["0", "7", "19999", "20000", "999999999"])
 def test_the_port_of_a_job_is_one_that_anybody_may_use(job: str) -> None:
-    place = read_place(SRUN | {"SLURM_JOB_ID": job})
+    place = read_launch_variables(SRUN | {"SLURM_JOB_ID": job})
     assert place is not None
     assert 20000 <= int(place["MASTER_PORT"]) < 40000
 
@@ -59,7 +66,7 @@ def test_the_port_of_a_job_is_one_that_anybody_may_use(job: str) -> None:
     ids=["nothing", "other things", "one process", "no size", "no rank", "a step of one task", "a batch script"],
 )
 def test_where_nobody_else_is(environ: dict[str, str]) -> None:
-    assert read_place(environ) is None
+    assert read_launch_variables(environ) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,7 @@ def test_where_nobody_else_is(environ: dict[str, str]) -> None:
 )
 def test_half_of_torchruns_variables_are_refused(missing: set[str], named: str) -> None:
     with pytest.raises(UserError) as caught:
-        read_place({name: value for name, value in TORCHRUN.items() if name not in missing})
+        read_launch_variables({name: value for name, value in TORCHRUN.items() if name not in missing})
     assert str(caught.value) == f"RANK and WORLD_SIZE are set, but not {named}. Start with torchrun, or unset"
 
 
@@ -87,25 +94,25 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
 
 
 def test_alone_nothing_is_shared() -> None:
-    each, tensor, value = alone("cpu"), torch.ones(2), object()
+    each, tensor, value = single_process("cpu"), torch.ones(2), object()
     assert each == World(0, 1, torch.device("cpu"))
-    assert each.is_first
-    assert each.add(tensor) is tensor
+    assert each.is_main
+    assert each.all_reduce(tensor) is tensor
     assert tensor.tolist() == [1, 1]
-    assert each.share(value) is value
-    each.wait()
+    assert each.broadcast_object(value) is value
+    each.barrier()
     model = nn.Linear(1, 1)
-    assert each.wrap(model) is model
-    assert isinstance(reducing(model, is_last=False), nullcontext)
-    assert [World(rank, 2).is_first for rank in (0, 1)] == [True, False]
+    assert each.wrap_ddp(model) is model
+    assert isinstance(gradient_sync(model, is_last_micro_batch=False), nullcontext)
+    assert [World(rank, 2).is_main for rank in (0, 1)] == [True, False]
 
 
 def test_alone_one_joins_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*TORCHRUN, *SRUN):
         monkeypatch.delenv(name, raising=False)
-    with join_world("cpu") as each:
+    with init_distributed("cpu") as each:
         assert each == World()
-    with pytest.raises(ValueError, match="^boom$"), join_world("cpu"):
+    with pytest.raises(ValueError, match="^boom$"), init_distributed("cpu"):
         raise ValueError("boom")
 
 
@@ -115,10 +122,10 @@ def test_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
     devices(0)
-    assert world._device("auto", 5) == world._device("cpu", 5) == torch.device("cpu")
+    assert world._select_device("auto", 5) == world._select_device("cpu", 5) == torch.device("cpu")
     devices(2)
-    assert world._device("cpu", 1) == torch.device("cpu")
-    assert world._device("auto", 1) == world._device("cuda", 1) == torch.device("cuda", 1)
+    assert world._select_device("cpu", 1) == torch.device("cpu")
+    assert world._select_device("auto", 1) == world._select_device("cuda", 1) == torch.device("cuda", 1)
     for wanted in ("auto", "cuda"):
         assert refusal(wanted, 2) == (
             "device: process 2 of this machine finds 2 GPUs. Start one process a GPU, or set cpu"
@@ -129,22 +136,22 @@ def test_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(wanted: Any, local_rank: int) -> str:
     with pytest.raises(UserError) as caught:
-        world._device(wanted, local_rank)
+        world._select_device(wanted, local_rank)
     return str(caught.value)
 
 
 FAILING = """
 import sys, time, torch
-from c2fmae.core.distributed import join_world
+from c2fmae.core.distributed import init_distributed
 failing, wait, ending = sys.argv[1:]
-with join_world("cpu") as world:
-    assert world.share([world.rank]) == [0]
-    assert world.add(torch.ones(1)).item() == 2
+with init_distributed("cpu") as world:
+    assert world.broadcast_object([world.rank]) == [0]
+    assert world.all_reduce(torch.ones(1)).item() == 2
     print("met", flush=True)
     if str(world.rank) == failing:
         raise SystemExit(3) if ending == "exit" else ValueError("boom")
     if wait == "sum":
-        world.add(torch.ones(1))
+        world.all_reduce(torch.ones(1))
     time.sleep(60)
 """
 
@@ -212,7 +219,7 @@ LOST = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer 
 
 @pytest.fixture
 def at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "_GLANCE", 0.0)
+    monkeypatch.setattr(world, "_POLL_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("at_a_glance")
@@ -220,9 +227,9 @@ def at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("error", [ValueError("a: b"), RuntimeError("boom"), KeyboardInterrupt(), SystemExit(3)])
 def test_what_ends_a_process_is_told_to_the_others(error: BaseException, rank: int) -> None:
     store = Store()
-    world._end_readably(error, store, rank)
+    world._report_failure(error, store, rank)
     assert store.words == {"failed": f"{rank}:{type(error).__name__}: {error}"}
-    world._end_readably(error, Store(is_gone=True), rank)
+    world._report_failure(error, Store(is_gone=True), rank)
 
 
 @pytest.mark.usefixtures("at_a_glance")
@@ -239,5 +246,5 @@ def test_what_ends_a_process_is_told_to_the_others(error: BaseException, rank: i
 )
 def test_a_process_that_loses_another_says_so_and_not_what_torch_says(store: Store, expected: str) -> None:
     with pytest.raises(RunError) as caught:
-        world._end_readably(LOST, store, 1)
+        world._report_failure(LOST, store, 1)
     assert str(caught.value) == expected

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from c2fmae.core.ema import average_of, follow
+from c2fmae.core.ema import init_ema, update_ema
 
 
 def model() -> nn.Module:
@@ -18,7 +18,7 @@ def move(each: nn.Module) -> None:
 
 def test_it_starts_as_a_copy_of_the_weights() -> None:
     each = model()
-    average = average_of(each)
+    average = init_ema(each)
     assert list(average) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     before = {name: tensor.clone() for name, tensor in average.items()}
     move(each)
@@ -29,12 +29,12 @@ def test_it_starts_as_a_copy_of_the_weights() -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.9, 0.9999])
 def test_after_some_steps_it_is_what_its_definition_says(decay: float) -> None:
     each = model()
-    average = average_of(each)
-    history = [average_of(each)]
+    average = init_ema(each)
+    history = [init_ema(each)]
     for _ in range(6):
         move(each)
-        follow(average, each, decay)
-        history.append(average_of(each))
+        update_ema(average, each, decay)
+        history.append(init_ema(each))
     for name, found in average.items():
         # The first weights and each later ones, by how much of them is left: no recursion.
         expected = decay**6 * history[0][name]
@@ -45,26 +45,26 @@ def test_after_some_steps_it_is_what_its_definition_says(decay: float) -> None:
 
 def test_a_decay_of_nothing_is_the_weights_themselves() -> None:
     each = model()
-    average = average_of(each)
+    average = init_ema(each)
     move(each)
-    follow(average, each, 0.0)
+    update_ema(average, each, 0.0)
     assert all(torch.equal(average[name], parameter) for name, parameter in each.named_parameters())
 
 
 def test_weights_are_left_alone() -> None:
     each = model()
-    average = average_of(each)
+    average = init_ema(each)
     move(each)
-    before = average_of(each)
-    follow(average, each, 0.5)
+    before = init_ema(each)
+    update_ema(average, each, 0.5)
     assert all(torch.equal(before[name], parameter) for name, parameter in each.named_parameters())
 
 
 def test_in_single_precision_a_decay_near_one_still_moves() -> None:
     each = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(each.weight)
-    average = average_of(each)
+    average = init_ema(each)
     nn.init.ones_(each.weight)
     for _ in range(10_000):
-        follow(average, each, 0.9999)
+        update_ema(average, each, 0.9999)
     assert average["weight"].item() == pytest.approx(1 - 0.9999**10_000, rel=1e-3)

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from c2fmae.core import environment as module
-from c2fmae.core.environment import environment, environment_changes
+from c2fmae.core.environment import collect_environment, describe_environment_changes
 
 
 def test_the_environment_goes_through_json_and_has_the_facts_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     monkeypatch.setenv("MY_PASSWORD", "secret")
-    found = environment(world_size=2, compile=False)
+    found = collect_environment(world_size=2, compile=False)
     assert json.loads(json.dumps(found)) == found
     assert list(found) == [
         *("c2fmae", "revision", "python", "platform", "torch", "timm", "torchvision", "numpy"),
@@ -25,7 +25,7 @@ def test_the_environment_goes_through_json_and_has_the_facts_of_the_run(monkeypa
     assert (found["world_size"], found["compile"]) == (2, False)
     assert found["variables"].items() >= {"OMP_NUM_THREADS": "1", "NVIDIA_TF32_OVERRIDE": "0"}.items()
     assert "secret" not in json.dumps(found)
-    assert environment_changes(found, environment(world_size=2, compile=False)) == []
+    assert describe_environment_changes(found, collect_environment(world_size=2, compile=False)) == []
 
 
 def test_what_an_exact_resume_depends_on_is_said_when_it_changes() -> None:
@@ -47,7 +47,7 @@ def test_what_an_exact_resume_depends_on_is_said_when_it_changes() -> None:
         "compile": False,
         "numpy": "2.1",
     }
-    assert environment_changes(old, new) == [
+    assert describe_environment_changes(old, new) == [
         "torch 2.11.0 → 2.15.0",
         "threads 2 → 1",
         "processes 2 → 1",
@@ -56,13 +56,13 @@ def test_what_an_exact_resume_depends_on_is_said_when_it_changes() -> None:
         "CPU One, AVX2 → One, AVX512",
         "GPUs none → H200, H200",
     ]
-    assert environment_changes(new, new) == []
+    assert describe_environment_changes(new, new) == []
 
 
 def test_a_build_of_the_same_version_and_what_was_not_noted_are_said_too() -> None:
     old = {"torch": {"version": "2.15.0", "build": "abc, CUDA None, cuDNN None"}}
     new = {"torch": {"version": "2.15.0", "build": "abc, CUDA 13.2, cuDNN 92600"}, "timm": "1.0.31"}
-    assert environment_changes(old, new) == [
+    assert describe_environment_changes(old, new) == [
         "torch's build abc, CUDA None, cuDNN None → abc, CUDA 13.2, cuDNN 92600",
         "timm unknown → 1.0.31",
     ]
@@ -80,29 +80,29 @@ def test_the_revision_is_that_of_a_checkout_and_says_when_files_differ(
 
     source = tmp_path / "c2fmae" / "core" / "environment.py"
     monkeypatch.setattr(module, "__file__", str(source))
-    assert environment()["revision"] is None
+    assert collect_environment()["revision"] is None
     git("init")
-    assert environment()["revision"] is None  # nothing is committed yet
+    assert collect_environment()["revision"] is None  # nothing is committed yet
     source.parent.mkdir(parents=True)
     source.write_text("one")
     git("add", ".")
     git("commit", "-m", "first")
     commit = git("rev-parse", "HEAD")
-    assert environment()["revision"] == commit
+    assert collect_environment()["revision"] == commit
     (tmp_path / "notes").touch()
-    assert environment()["revision"] == commit
+    assert collect_environment()["revision"] == commit
     source.write_text("two")
-    assert environment()["revision"] == f"{commit}, changed"
+    assert collect_environment()["revision"] == f"{commit}, changed"
     monkeypatch.setenv("PATH", "")
-    assert environment()["revision"] is None
+    assert collect_environment()["revision"] is None
 
 
 def test_the_processor_has_a_name_without_linux_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(self: Path, **options: object) -> str:
         raise FileNotFoundError
 
-    assert environment()["cpu"]
+    assert collect_environment()["cpu"]
     monkeypatch.setattr(Path, "read_text", missing)
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "riscv")
-    assert module._cpu() == "riscv"
+    assert module._cpu_name() == "riscv"

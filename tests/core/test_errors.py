@@ -1,6 +1,6 @@
 import pytest
 
-from c2fmae.core.errors import UserError, did_you_mean, unknown_name
+from c2fmae.core.errors import UserError, did_you_mean, unknown_name_error
 
 
 def test_the_nearest_name_is_suggested() -> None:
@@ -20,6 +20,6 @@ def test_nothing_is_suggested_where_nothing_is_near() -> None:
     ],
 )
 def test_an_unknown_name_is_answered_with_all_that_are_known(name: str, known: list[str], message: str) -> None:
-    error = unknown_name("curve", name, known)
+    error = unknown_name_error("curve", name, known)
     assert isinstance(error, UserError)
     assert str(error) == message

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.locks import locked
+from c2fmae.core.locks import lock_dir
 
 
 def test_one_waits_for_the_other(tmp_path: Path) -> None:
     events: list[str] = []
 
     def work(name: str) -> None:
-        with locked(tmp_path):
+        with lock_dir(tmp_path):
             events.append(f"{name} in")
             time.sleep(0.05)
             events.append(f"{name} out")
@@ -30,7 +30,7 @@ def test_one_waits_for_the_other(tmp_path: Path) -> None:
 @pytest.mark.once
 def test_a_fork_that_outlives_its_parent_does_not_hold_what_that_held(tmp_path: Path) -> None:
     there, here = os.pipe()
-    with locked(tmp_path, or_say="busy"):
+    with lock_dir(tmp_path, busy_message="busy"):
         child = os.fork()
         if child == 0:
             os.write(here, b"!")
@@ -38,7 +38,7 @@ def test_a_fork_that_outlives_its_parent_does_not_hold_what_that_held(tmp_path: 
             os._exit(0)
         os.read(there, 1)
     try:
-        with locked(tmp_path, or_say="busy"):
+        with lock_dir(tmp_path, busy_message="busy"):
             pass
     finally:
         os.kill(child, 9)
@@ -46,12 +46,12 @@ def test_a_fork_that_outlives_its_parent_does_not_hold_what_that_held(tmp_path: 
 
 
 def test_what_goes_wrong_inside_is_not_taken_for_a_lock(tmp_path: Path) -> None:
-    with pytest.raises(BlockingIOError), locked(tmp_path, or_say="busy"):
+    with pytest.raises(BlockingIOError), lock_dir(tmp_path, busy_message="busy"):
         raise BlockingIOError
 
 
 def test_or_is_refused(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(UserError, match="^busy$"), locked(tmp_path, or_say="busy"):
+    with lock_dir(tmp_path), pytest.raises(UserError, match="^busy$"), lock_dir(tmp_path, busy_message="busy"):
         pass
-    with locked(tmp_path, or_say="busy"):
+    with lock_dir(tmp_path, busy_message="busy"):
         pass

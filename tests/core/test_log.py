@@ -4,13 +4,13 @@ import sys
 
 SCRIPT = """
 import logging
-from c2fmae.core.log import show_log
+from c2fmae.core.log import configure_logging
 logging.getLogger("c2fmae.somewhere").warning("before")
-show_log()
-show_log()
+configure_logging()
+configure_logging()
 logging.getLogger("c2fmae.somewhere").info("after")
 logging.getLogger("c2fmae.somewhere").debug("detail")
-show_log("DEBUG")
+configure_logging("DEBUG")
 logging.getLogger("c2fmae.somewhere").debug("more detail")
 print("a result")
 """

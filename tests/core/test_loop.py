@@ -9,38 +9,38 @@ from torch.multiprocessing.spawn import spawn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.loop import Loop, Report, Training, autocast
-from c2fmae.core.optimiser import TRUNK, parameter_groups
-from c2fmae.core.seeding import seed_of
-from c2fmae.core.training import TrainingConfig, plan_of
+from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState, autocast
+from c2fmae.core.optimiser import TRUNK_PREFIXES, build_parameter_groups
+from c2fmae.core.seeding import derive_seed
+from c2fmae.core.training import TrainingConfig, plan_training
 from tests.core import loop_processes
 from tests.core.loop_processes import (
-    ALONE,
     AVERAGES,
-    BATCH,
-    IN_ORDER,
+    BATCH_SIZE,
+    EQUAL_CASES,
     METHODS,
-    SHARED,
-    STEPS,
-    Case,
-    Run,
-    batches,
-    config_of,
+    NUM_STEPS,
+    ORDERED_CASE,
+    SINGLE_PROCESS,
+    LoopCase,
+    StepHistory,
+    draw_batches,
+    make_training_config,
 )
 
 Tensors = Mapping[str, Tensor]
 
 
-def whole(case: Case) -> Run:
+def whole(case: LoopCase) -> StepHistory:
     """The same steps, each of one big batch."""
-    return dataclasses.replace(case, parts=1).run()
+    return dataclasses.replace(case, num_micro_batches=1).run_steps()
 
 
-def assert_close(found: Run, expected: Run, tolerance: float) -> None:
+def assert_close(found: StepHistory, expected: StepHistory, tolerance: float) -> None:
     """All that is reported of all steps, and all tensors after each."""
     for (mine, theirs), (ours, others) in zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True):
         assert mine.step == ours.step
-        assert mine.trouble is None
+        assert mine.skip_details is None
         assert list(mine.values) == list(ours.values)
         assert mine.values == pytest.approx(ours.values, rel=tolerance, abs=tolerance)
         assert theirs.keys() == others.keys()
@@ -56,33 +56,33 @@ def same(found: Tensors, expected: Tensors) -> bool:
 class Found:
     """What each of two processes found."""
 
-    shared: dict[Case, list[Run]]
-    poisoned: list[Run]
-    in_order: list[Run]
+    shared: dict[LoopCase, list[StepHistory]]
+    poisoned: list[StepHistory]
+    in_order: list[StepHistory]
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("processes")
-    spawn(loop_processes.run, args=(folder,), nprocs=loop_processes.WORLD)
-    both = [torch.load(folder / f"{rank}.pt") for rank in range(loop_processes.WORLD)]
+    spawn(loop_processes.run_rank, args=(folder,), nprocs=loop_processes.WORLD_SIZE)
+    both = [torch.load(folder / f"{rank}.pt") for rank in range(loop_processes.WORLD_SIZE)]
     runs = [
-        [([Report(**report) for report in reports], tensors) for reports, tensors in each]
+        [([StepReport(**report) for report in reports], tensors) for reports, tensors in each]
         for each in zip(*both, strict=True)
     ]
-    return Found(dict(zip(SHARED, runs[:-2], strict=True)), *runs[-2:])
+    return Found(dict(zip(EQUAL_CASES, runs[:-2], strict=True)), *runs[-2:])
 
 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("method", METHODS)
 def test_micro_batches_come_to_the_one_big_batch(method: str, average: str) -> None:
-    case = Case(method, average, parts=4)
-    assert_close(case.run(), whole(case), 1e-9)
+    case = LoopCase(method, average, num_micro_batches=4)
+    assert_close(case.run_steps(), whole(case), 1e-9)
 
 
 @pytest.mark.once
 def test_processes_come_to_the_one_big_batch(processes: Found) -> None:
-    for case in [case for case in SHARED if case.is_wide]:
+    for case in [case for case in EQUAL_CASES if case.is_float64]:
         expected = whole(case)
         for found in processes.shared[case]:
             assert_close(found, expected, 1e-9)
@@ -90,18 +90,18 @@ def test_processes_come_to_the_one_big_batch(processes: Found) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_micro_batches_in_single_precision(method: str) -> None:
-    case = Case(method, parts=4, is_wide=False)
-    assert_nearly(case.run(), whole(case))
+    case = LoopCase(method, num_micro_batches=4, is_float64=False)
+    assert_nearly(case.run_steps(), whole(case))
 
 
 @pytest.mark.once
 def test_processes_in_single_precision(processes: Found) -> None:
-    for case in [case for case in SHARED if not case.is_wide]:
+    for case in [case for case in EQUAL_CASES if not case.is_float64]:
         for found in processes.shared[case]:
             assert_nearly(found, whole(case))
 
 
-def assert_nearly(found: Run, expected: Run) -> None:
+def assert_nearly(found: StepHistory, expected: StepHistory) -> None:
     """The losses of all steps, and the gradients of the first: after it, a tenth of them is the first moment."""
     for mine, ours in zip(found[0], expected[0], strict=True):
         losses = {name: value for name, value in ours.values.items() if name.startswith(("loss", "grad_norm"))}
@@ -116,14 +116,14 @@ def test_processes_agree_to_the_bit(processes: Found) -> None:
     for (first, firsts), (second, seconds) in (*processes.shared.values(), processes.poisoned, processes.in_order):
         for one, other in zip(first, second, strict=True):
             assert repr(one.values) == repr(other.values)
-            assert one.answers == other.answers == {"said": 3}
+            assert one.flags == other.flags == {"said": 3}
         assert all(same(one, other) for one, other in zip(firsts, seconds, strict=True))
 
 
 @pytest.mark.once
 def test_processes_may_add_in_their_order(processes: Found) -> None:
     reports, tensors = processes.in_order[0]
-    usual, others = processes.shared[IN_ORDER][0]
+    usual, others = processes.shared[ORDERED_CASE][0]
     assert reports == usual
     assert all(same(*each) for each in zip(tensors, others, strict=True))
 
@@ -131,10 +131,10 @@ def test_processes_may_add_in_their_order(processes: Found) -> None:
 @pytest.mark.once
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(processes: Found) -> None:
     for rank, (reports, tensors) in enumerate(processes.poisoned):
-        assert [report.trouble is None for report in reports] == [True, True, False, True, True]
+        assert [report.skip_details is None for report in reports] == [True, True, False, True, True]
         assert same(tensors[2], tensors[1])
         assert not same(tensors[3], tensors[2])
-        trouble = reports[2].trouble
+        trouble = reports[2].skip_details
         assert trouble is not None
         keys = [[f"scene-{4 * rank + 2 * index + place}" for place in (0, 1)] for index in (0, 1)]
         assert [each["keys"] for each in trouble] == keys
@@ -147,21 +147,22 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(processes: 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_are_what_a_loop_written_out_by_hand_takes(method: str, average: str) -> None:
-    case, config = Case(method, average), config_of(layer_decay=0.5)
-    reports, tensors = case.run(layer_decay=0.5)
-    built = case.build()
+    case, config = LoopCase(method, average), make_training_config(layer_decay=0.5)
+    reports, tensors = case.run_steps(layer_decay=0.5)
+    built = case.make_method()
     model = built.model
-    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK)
+    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK_PREFIXES)
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
     slow = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for step, batch in enumerate(batches()):
+    for step, batch in enumerate(draw_batches()):
         rate = reports[step].values["lr"]
         maps = {
-            name: each.double() if each.is_floating_point() else each for name, each in built.prepare(batch).items()
+            name: each.double() if each.is_floating_point() else each
+            for name, each in built.prepare_inputs(batch).items()
         }
-        noise = torch.Generator().manual_seed(seed_of(config.seed, "masks", step))
-        masks = built.hide(batch, progress=step / STEPS, generator=noise)
-        loss = built.compare(model(maps, masks), maps, masks)
+        noise = torch.Generator().manual_seed(derive_seed(config.seed, "masks", step))
+        masks = built.sample_masks(batch, progress=step / NUM_STEPS, generator=noise)
+        loss = built.compute_loss(model(maps, masks), maps, masks)
         optimiser.zero_grad()
         loss.total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -170,7 +171,7 @@ def test_steps_are_what_a_loop_written_out_by_hand_takes(method: str, average: s
         optimiser.step()
         for name, parameter in model.named_parameters():
             slow[name] = 0.9 * slow[name] + 0.1 * parameter.detach()
-        expected = {"loss": loss.total, "grad_norm": norm, **{f"loss/{k}": v for k, v in loss.parts.items()}}
+        expected = {"loss": loss.total, "grad_norm": norm, **{f"loss/{k}": v for k, v in loss.terms.items()}}
         found = {name: reports[step].values[name] for name in expected}
         assert found == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-11)
         for name, parameter in model.named_parameters():
@@ -179,48 +180,48 @@ def test_steps_are_what_a_loop_written_out_by_hand_takes(method: str, average: s
 
 
 def test_every_step_has_its_place_and_its_rate() -> None:
-    reports, _ = Case("mae").run(warmup_steps=2)
+    reports, _ = LoopCase("mae").run_steps(warmup_steps=2)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5]
     assert [report.values["progress"] for report in reports] == [0.0, 0.2, 0.4, 0.6, 0.8]
     assert [report.values["epoch"] for report in reports] == [0.5, 1.0, 1.5, 2.0, 2.5]
     rates = [5e-4, 1e-3, 1e-3, 1e-4 + 9e-4 * 0.75, 1e-4 + 9e-4 * 0.25]
     assert [report.values["lr"] for report in reports] == pytest.approx(rates)
-    assert all(report.answers == {"said": 1} for report in reports)
+    assert all(report.flags == {"said": 1} for report in reports)
 
 
 def test_a_training_that_is_taken_up_again_ends_the_same_to_the_bit() -> None:
-    case = Case(parts=2, is_wide=False)
-    reports, tensors = case.run()
-    for step in range(STEPS + 1):
-        method = case.build()
-        training = case.training(method)
+    case = LoopCase(num_micro_batches=2, is_float64=False)
+    reports, tensors = case.run_steps()
+    for step in range(NUM_STEPS + 1):
+        method = case.make_method()
+        training = case.start_training(method)
         if step:
             training.restore(tensors[step - 1], step=step)
-        rest = list(case.loop(method).steps(training, list(batches())[step:]))
+        rest = list(case.make_loop(method).run(training, list(draw_batches())[step:]))
         assert [report.values for report in rest] == [report.values for report in reports[step:]]
-        assert same(training.tensors(), tensors[-1])
+        assert same(training.gather_tensors(), tensors[-1])
 
 
 def test_a_training_goes_on_counting_bad_steps() -> None:
-    case = Case("mae", is_wide=False, poison=(2, 5))
-    _, tensors = case.run()
-    method = case.build()
-    training = case.training(method)
+    case = LoopCase("mae", is_float64=False, nan_at=(2, 5))
+    _, tensors = case.run_steps()
+    method = case.make_method()
+    training = case.start_training(method)
     training.restore(tensors[1], step=2, bad_steps=4)
     assert training.bad_steps == 4
-    steps = case.loop(method).steps(training, list(batches())[2:])
+    steps = case.make_loop(method).run(training, list(draw_batches())[2:])
     assert [(report.step, training.bad_steps) for report in steps] == [(3, 5), (4, 0), (5, 0)]
 
 
 def test_an_average_may_begin_or_end_in_a_training_that_goes_on() -> None:
-    without, average = (Training.start(nn.Linear(2, 2), config_of(ema=ema)) for ema in (None, 0.9))
-    average.restore(without.tensors(), step=1)
-    assert average.average is not None
-    assert average.average.keys() == {"weight", "bias"}
+    without, average = (TrainingState.create(nn.Linear(2, 2), make_training_config(ema=ema)) for ema in (None, 0.9))
+    average.restore(without.gather_tensors(), step=1)
+    assert average.ema is not None
+    assert average.ema.keys() == {"weight", "bias"}
     for name, weights in without.model.named_parameters():
-        assert torch.equal(average.average[name], weights)
-    without.restore(average.tensors(), step=1)
-    assert without.average is None
+        assert torch.equal(average.ema[name], weights)
+    without.restore(average.gather_tensors(), step=1)
+    assert without.ema is None
 
 
 @pytest.mark.parametrize(
@@ -231,70 +232,70 @@ def test_an_average_may_begin_or_end_in_a_training_that_goes_on() -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(other: nn.Module, found: str) -> None:
-    training = Training.start(nn.Linear(2, 3), config_of())
-    before = {name: tensor.clone() for name, tensor in training.tensors().items()}
+    training = TrainingState.create(nn.Linear(2, 3), make_training_config())
+    before = {name: tensor.clone() for name, tensor in training.gather_tensors().items()}
     with pytest.raises(UserError) as caught:
-        training.restore(Training.start(other, config_of()).tensors(), step=1)
+        training.restore(TrainingState.create(other, make_training_config()).gather_tensors(), step=1)
     expected = f"the checkpoint does not fit the config: {found}. Such a change begins a new run: give another --out"
     assert str(caught.value) == expected
     assert training.step == 0
-    assert same(training.tensors(), before)
+    assert same(training.gather_tensors(), before)
 
 
 def test_no_more_batches_are_asked_for_than_there_are_steps() -> None:
-    case = Case("mae")
-    method = case.build()
-    training, loop = case.training(method), case.loop(method)
+    case = LoopCase("mae")
+    method = case.make_method()
+    training, loop = case.start_training(method), case.make_loop(method)
     training.step = 3
-    stream = iter(list(batches()))
-    assert [report.step for report in loop.steps(training, stream)] == [4, 5]
+    stream = iter(list(draw_batches()))
+    assert [report.step for report in loop.run(training, stream)] == [4, 5]
     assert len(list(stream)) == 3
-    stream = iter(list(batches()))
-    assert list(loop.steps(training, stream)) == []
+    stream = iter(list(draw_batches()))
+    assert list(loop.run(training, stream)) == []
     assert len(list(stream)) == 5
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step(parts: int) -> None:
-    case = Case(parts=parts, is_wide=False, poison=(2, 5))
-    reports, tensors = case.run()
+    case = LoopCase(num_micro_batches=parts, is_float64=False, nan_at=(2, 5))
+    reports, tensors = case.run_steps()
     assert [report.step for report in reports] == [1, 2, 3, 4, 5]
     assert same(tensors[2], tensors[1])
     assert reports[2].values["loss"] != reports[2].values["loss"]
     assert (
         reports[2].values["valid/instance"]
-        == dataclasses.replace(case, poison=None).run()[0][2].values["valid/instance"]
+        == dataclasses.replace(case, nan_at=None).run_steps()[0][2].values["valid/instance"]
     )
-    trouble = reports[2].trouble
+    trouble = reports[2].skip_details
     assert trouble is not None
-    assert [name for each in trouble for name in each["keys"]] == [f"scene-{index}" for index in range(BATCH)]
+    assert [name for each in trouble for name in each["keys"]] == [f"scene-{index}" for index in range(BATCH_SIZE)]
     assert list(trouble[0]) == ["keys", "loss", "loss/semantic", "loss/instance", "loss/rgb"]
     assert [each["loss"] == each["loss"] for each in trouble] == [True] * (parts - 1) + [False]
 
-    method = case.build()
-    training = case.training(method)
+    method = case.make_method()
+    training = case.start_training(method)
     training.restore(tensors[1], step=3)
-    stepped = next(case.loop(method).steps(training, list(batches())[3:], lambda: {"said": 1}))
+    stepped = next(case.make_loop(method).run(training, list(draw_batches())[3:], lambda: {"said": 1}))
     assert stepped == reports[3]
-    assert same(training.tensors(), tensors[3])
+    assert same(training.gather_tensors(), tensors[3])
 
 
 def test_bad_steps_are_counted_in_a_row() -> None:
-    case = Case("mae", is_wide=False, poison=(2, 5))
-    method = case.build()
-    training = case.training(method)
-    assert [training.bad_steps for _ in case.loop(method).steps(training, batches())] == [0, 0, 1, 0, 0]
+    case = LoopCase("mae", is_float64=False, nan_at=(2, 5))
+    method = case.make_method()
+    training = case.start_training(method)
+    assert [training.bad_steps for _ in case.make_loop(method).run(training, draw_batches())] == [0, 0, 1, 0, 0]
 
 
 def test_of_weights_that_are_not_numbers_no_step_is_taken() -> None:
-    case = Case("mae", is_wide=False)
-    method = case.build()
+    case = LoopCase("mae", is_float64=False)
+    method = case.make_method()
     with torch.no_grad():
         next(method.model.parameters()).view(-1)[0] = torch.nan
-    training = case.training(method)
-    before = {name: tensor.clone() for name, tensor in training.tensors().items()}
-    assert [training.bad_steps for _ in case.loop(method).steps(training, batches())] == [1, 2, 3, 4, 5]
-    after = training.tensors()
+    training = case.start_training(method)
+    before = {name: tensor.clone() for name, tensor in training.gather_tensors().items()}
+    assert [training.bad_steps for _ in case.make_loop(method).run(training, draw_batches())] == [1, 2, 3, 4, 5]
+    after = training.gather_tensors()
     assert after.keys() == before.keys()  # no moments have come into being
     assert all(torch.equal(after[name].nan_to_num(7.0), before[name].nan_to_num(7.0)) for name in before)
 
@@ -302,51 +303,53 @@ def test_of_weights_that_are_not_numbers_no_step_is_taken() -> None:
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 def test_blocks_that_are_computed_twice_make_the_same_steps_to_the_bit(drop_path: float) -> None:
     usual = ("encoder.depth=2", f"encoder.drop_path={drop_path}")
-    reports, tensors = Case(overrides=usual, is_wide=False, parts=2).run()
-    again, others = Case(overrides=(*usual, "encoder.checkpoint=true"), is_wide=False, parts=2).run()
+    reports, tensors = LoopCase(overrides=usual, is_float64=False, num_micro_batches=2).run_steps()
+    again, others = LoopCase(
+        overrides=(*usual, "encoder.checkpoint=true"), is_float64=False, num_micro_batches=2
+    ).run_steps()
     assert again == reports
     assert all(same(*each) for each in zip(others, tensors, strict=True))
 
 
 @pytest.mark.compile
 def test_a_compiled_model_takes_the_same_step() -> None:
-    case = Case("mae")
-    reports, tensors = case.run(steps=1, warmup_steps=0)
-    method = case.build()
+    case = LoopCase("mae")
+    reports, tensors = case.run_steps(steps=1, warmup_steps=0)
+    method = case.make_method()
     method.model.compile(backend="aot_eager")
-    training = case.training(method, steps=1, warmup_steps=0)
-    (report,) = case.loop(method, steps=1, warmup_steps=0).steps(training, batches())
-    assert_close(([report], [training.tensors()]), (reports, tensors), 1e-9)
+    training = case.start_training(method, steps=1, warmup_steps=0)
+    (report,) = case.make_loop(method, steps=1, warmup_steps=0).run(training, draw_batches())
+    assert_close(([report], [training.gather_tensors()]), (reports, tensors), 1e-9)
 
 
 def test_drop_path_is_drawn_by_the_step_whatever_was_drawn_before() -> None:
-    case = Case(overrides=("encoder.depth=2", "encoder.drop_path=0.5"), is_wide=False)
+    case = LoopCase(overrides=("encoder.depth=2", "encoder.drop_path=0.5"), is_float64=False)
     runs = []
     for seed in (1, 2):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            runs.append(case.run())
+            runs.append(case.run_steps())
     assert runs[0][0] == runs[1][0]
     assert all(same(*each) for each in zip(runs[0][1], runs[1][1], strict=True))
-    without = Case(overrides=("encoder.depth=2",), is_wide=False).run()
+    without = LoopCase(overrides=("encoder.depth=2",), is_float64=False).run_steps()
     assert runs[0][0][0].values["loss"] != without[0][0].values["loss"]
 
 
 def test_half_precision_is_for_the_forward_pass_alone() -> None:
-    case = Case(is_wide=False)
-    reports, tensors = case.run(precision="bf16")
-    usual, _ = case.run()
+    case = LoopCase(is_float64=False)
+    reports, tensors = case.run_steps(precision="bf16")
+    usual, _ = case.run_steps()
     assert {tensor.dtype for tensor in tensors[-1].values()} == {torch.float32}
     assert reports[0].values["loss"] != usual[0].values["loss"]
     assert reports[0].values["loss"] == pytest.approx(usual[0].values["loss"], rel=0.02)
     for precision, is_half in (("bf16", True), ("fp32", False)):
-        with autocast(config_of(precision=precision), torch.device("cpu")):
+        with autocast(make_training_config(precision=precision), torch.device("cpu")):
             assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == (torch.bfloat16 if is_half else torch.float32)
 
 
 class OneLoss(NamedTuple):
     total: Tensor
-    parts: dict[str, Tensor]
+    terms: dict[str, Tensor]
 
 
 class Roots:
@@ -356,65 +359,69 @@ class Roots:
         self.draws: list[float] = []
         self.modes: list[bool] = []
 
-    def split(self, batch: Tensor, *, parts: int, step: int, progress: float, world: World) -> Sequence[Tensor]:
+    def split(
+        self, batch: Tensor, *, num_micro_batches: int, step: int, progress: float, world: World
+    ) -> Sequence[Tensor]:
         self.draws.append(torch.rand(()).item())
-        return batch.chunk(parts)
+        return batch.chunk(num_micro_batches)
 
-    def counts(self, part: Tensor) -> Mapping[str, Tensor]:
-        return {"all": torch.tensor(len(part))}
+    def compute_counts(self, micro_batch: Tensor) -> Mapping[str, Tensor]:
+        return {"all": torch.tensor(len(micro_batch))}
 
-    def summary(self, counts: Mapping[str, int], progress: float) -> Mapping[str, float]:
+    def summarise_counts(self, counts: Mapping[str, int], progress: float) -> Mapping[str, float]:
         return {"found": counts["all"], "at": progress}
 
-    def losses(self, model: nn.Module, part: Tensor, counts: Mapping[str, Tensor]) -> OneLoss:
+    def compute_losses(self, model: nn.Module, micro_batch: Tensor, counts: Mapping[str, Tensor]) -> OneLoss:
         self.modes.append(model.training)
-        total = model(part).sqrt().sum() / counts["all"]
+        total = model(micro_batch).sqrt().sum() / counts["all"]
         return OneLoss(total, {"root": total.detach()})
 
-    def keys(self, part: Tensor) -> Sequence[str]:
-        return [f"{number:g}" for number in part.flatten().tolist()]
+    def sample_keys(self, micro_batch: Tensor) -> Sequence[str]:
+        return [f"{number:g}" for number in micro_batch.flatten().tolist()]
 
 
 class Lonely(World):
     """A process of several that hears nothing of the others."""
 
-    def add(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap_ddp(self, model: nn.Module) -> nn.Module:
         return model
 
 
-def roots(task: Roots, numbers: list[Tensor], world: World = ALONE, **settings: Any) -> tuple[Training, list[Report]]:
+def roots(
+    task: Roots, numbers: list[Tensor], world: World = SINGLE_PROCESS, **settings: Any
+) -> tuple[TrainingState, list[StepReport]]:
     config = TrainingConfig(steps=len(numbers), lr=0.1, batch_size=2 * world.size, precision="fp32", **settings)
     model = nn.Linear(1, 1, bias=False).eval()
     nn.init.ones_(model.weight)
-    training = Training.start(model, config)
-    loop = Loop(task, config, plan_of(config, num_samples=2 * world.size, processes=world.size), world)
-    return training, list(loop.steps(training, numbers))
+    training = TrainingState.create(model, config)
+    loop = TrainingLoop(task, config, plan_training(config, num_samples=2 * world.size, world_size=world.size), world)
+    return training, list(loop.run(training, numbers))
 
 
 def test_any_task_is_trained() -> None:
     task = Roots()
     training, (report,) = roots(task, [torch.tensor([[4.0], [16.0]])], micro_batch=1, weight_decay=0.0)
-    assert report == Report(
+    assert report == StepReport(
         step=1,
         values={"epoch": 1.0, "progress": 0.0, "lr": 0.1, "loss": 3.0, "loss/root": 3.0, "grad_norm": 1.5}
         | {"found": 2, "at": 0.0},
-        answers={},
-        trouble=None,
+        flags={},
+        skip_details=None,
     )
     assert task.modes == [True, True]
-    assert training.tensors()["model/weight"].item() == pytest.approx(0.9)
-    assert training.average is None
+    assert training.gather_tensors()["model/weight"].item() == pytest.approx(0.9)
+    assert training.ema is None
 
 
 def test_a_gradient_that_is_not_finite_is_enough_to_skip_a_step() -> None:
     training, reports = roots(Roots(), [torch.tensor([[4.0], [0.0]])] * 2, micro_batch=1)
     assert [report.values["loss"] for report in reports] == [1.0, 1.0]
     trouble = [{"keys": [key], "loss": loss, "loss/root": loss} for key, loss in (("4", 1.0), ("0", 0.0))]
-    assert [report.trouble for report in reports] == [trouble, trouble]
-    assert training.tensors()["model/weight"].item() == 1.0
+    assert [report.skip_details for report in reports] == [trouble, trouble]
+    assert training.gather_tensors()["model/weight"].item() == 1.0
     assert (training.step, training.bad_steps) == (2, 2)
 
 

@@ -11,15 +11,15 @@ NAMES = ("semantic", "instance", "rgb")
 
 @pytest.mark.parametrize("shown", [part for count in range(4) for part in combinations(NAMES, count)])
 def test_showing_granularities_is_the_mask_of_all_their_patches(shown: tuple[str, ...]) -> None:
-    masks = Masks.showing(shown, NAMES, batch=2, num_patches=4)
+    masks = Masks.from_visible_granularities(shown, NAMES, batch=2, num_patches=4)
     assert masks.granularities == NAMES
     for index, name in enumerate(NAMES):
         assert masks.is_masked[:, index].all() if name not in shown else not masks.is_masked[:, index].any()
-    again = Masks.of(masks.is_masked, NAMES, num_visible=4 * len(shown))
+    again = Masks.from_mask(masks.is_masked, NAMES, num_visible=4 * len(shown))
     assert torch.equal(again.visible_idx, masks.visible_idx)
 
 
 def test_a_granularity_that_is_not_there_cannot_be_shown() -> None:
     with pytest.raises(UserError) as caught:
-        Masks.showing({"rbg"}, NAMES, batch=1, num_patches=4)
+        Masks.from_visible_granularities({"rbg"}, NAMES, batch=1, num_patches=4)
     assert str(caught.value) == "no granularity named 'rbg'. Did you mean 'rgb'? Known: instance, rgb, semantic"

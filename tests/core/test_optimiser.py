@@ -7,8 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
-from c2fmae.core.optimiser import TRUNK, adamw, moments, parameter_groups, restore_moments, set_rate
-from tests.methods.tiny_methods import tiny
+from c2fmae.core.optimiser import TRUNK_PREFIXES, build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
+from tests.methods.tiny_methods import build_tiny_method
 
 SMALL = ["encoder.depth=2", "encoder.num_heads=2", "encoder.dim=16", "decoder.dim=16", "decoder.num_heads=2"]
 
@@ -56,15 +56,15 @@ def table(groups: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
 
 
 def test_which_parameters_decay() -> None:
-    model = tiny("c2fmae", *SMALL).model
-    groups = parameter_groups(model, weight_decay=0.05)
+    model = build_tiny_method("c2fmae", *SMALL).model
+    groups = build_parameter_groups(model, weight_decay=0.05)
     assert {group["name"] for group in groups} == {"decayed", "not decayed"}
     assert table(groups) == {name: (0.05 if decays else 0.0, 1.0) for name, decays in golden().items()}
 
 
 def test_how_fast_parameters_learn_with_layer_decay() -> None:
-    model = tiny("c2fmae", *SMALL).model
-    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK)
+    model = build_tiny_method("c2fmae", *SMALL).model
+    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK_PREFIXES)
     shares = {name: next((s for start, s in SHARES.items() if name.startswith(start)), 1.0) for name in golden()}
     assert table(groups) == {name: (0.05 if decays else 0.0, shares[name]) for name, decays in golden().items()}
     assert {group["name"] for group in groups} == {
@@ -75,8 +75,8 @@ def test_how_fast_parameters_learn_with_layer_decay() -> None:
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.65])
 def test_a_group_names_its_parameters_in_order_and_each_is_in_one(layer_decay: float) -> None:
-    model = tiny("c2fmae", *SMALL).model
-    groups = parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay, trunk=TRUNK)
+    model = build_tiny_method("c2fmae", *SMALL).model
+    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay, trunk=TRUNK_PREFIXES)
     named = dict(model.named_parameters())
     assert sorted(name for group in groups for name in group["names"]) == sorted(named)
     for group in groups:
@@ -87,7 +87,7 @@ def test_a_group_names_its_parameters_in_order_and_each_is_in_one(layer_decay: f
 def test_what_does_not_learn_is_in_no_group() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    assert list(table(parameter_groups(model, weight_decay=0.05))) == ["1.weight", "1.bias"]
+    assert list(table(build_parameter_groups(model, weight_decay=0.05))) == ["1.weight", "1.bias"]
 
 
 def test_rates_and_decays_are_timms_but_for_the_last_norm() -> None:
@@ -98,7 +98,7 @@ def test_rates_and_decays_are_timms_but_for_the_last_norm() -> None:
         vit, weight_decay=0.05, layer_decay=0.75, no_weight_decay_list=vit.no_weight_decay()
     )
     theirs = {names[id(p)]: (group["weight_decay"], group["lr_scale"]) for group in groups for p in group["params"]}
-    ours = table(parameter_groups(vit, weight_decay=0.05, layer_decay=0.75))
+    ours = table(build_parameter_groups(vit, weight_decay=0.05, layer_decay=0.75))
     norm = ("norm.weight", "norm.bias")
     assert {name: theirs.pop(name) for name in norm} == dict.fromkeys(norm, (0.0, 0.75))  # as the last block
     assert {name: ours.pop(name) for name in norm} == dict.fromkeys(norm, (0.0, 1.0))  # as in MAE and BEiT
@@ -106,11 +106,11 @@ def test_rates_and_decays_are_timms_but_for_the_last_norm() -> None:
 
 
 def test_the_rate_that_is_set_is_shared_out() -> None:
-    model = tiny("c2fmae", *SMALL).model
-    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK)
-    optimiser = adamw(groups, betas=(0.9, 0.95))
+    model = build_tiny_method("c2fmae", *SMALL).model
+    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK_PREFIXES)
+    optimiser = build_adamw(groups, betas=(0.9, 0.95))
     for rate in (1e-3, 0.0, 2e-3):
-        set_rate(optimiser, rate)
+        set_lr(optimiser, rate)
         assert {group["name"]: group["lr"] for group in optimiser.param_groups} == {
             "layer 0, decayed": rate / 8,
             "layer 0, not decayed": rate / 8,
@@ -126,11 +126,11 @@ def test_the_rate_that_is_set_is_shared_out() -> None:
 def linear() -> tuple[nn.Linear, torch.optim.AdamW]:
     torch.manual_seed(0)
     model = nn.Linear(2, 1).double()
-    return model, adamw(parameter_groups(model, weight_decay=0.1), betas=(0.9, 0.95))
+    return model, build_adamw(build_parameter_groups(model, weight_decay=0.1), betas=(0.9, 0.95))
 
 
 def learn(model: nn.Linear, optimiser: torch.optim.AdamW, step: int) -> None:
-    set_rate(optimiser, 0.01)
+    set_lr(optimiser, 0.01)
     (model(torch.full((1, 2), 1.0 + step, dtype=torch.float64)) ** 2).sum().backward()
     optimiser.step()
     optimiser.zero_grad()
@@ -156,19 +156,19 @@ def test_a_step_is_that_of_the_adamw_paper() -> None:
 
 def test_moments_that_are_restored_go_on_as_they_would_have() -> None:
     model, optimiser = linear()
-    assert moments(optimiser) == {}
+    assert get_moments(optimiser) == {}
     learn(model, optimiser, 0)
-    kept = {name: tensor.clone() for name, tensor in moments(optimiser).items()}
+    kept = {name: tensor.clone() for name, tensor in get_moments(optimiser).items()}
     assert sorted(kept) == [f"{name}/{key}" for name in ("bias", "weight") for key in ("exp_avg", "exp_avg_sq", "step")]
     again, other = linear()
     again.load_state_dict(model.state_dict())
-    restore_moments(other, kept)
+    load_moments(other, kept)
     for step in range(1, 3):
         learn(model, optimiser, step)
         learn(again, other, step)
     assert torch.equal(model.weight, again.weight)
     assert torch.equal(model.bias, again.bias)
-    found, expected = moments(other), moments(optimiser)
+    found, expected = get_moments(other), get_moments(optimiser)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -176,7 +176,7 @@ def test_moments_that_are_restored_go_on_as_they_would_have() -> None:
 def test_moments_go_by_name_whatever_the_groups() -> None:
     model, optimiser = linear()
     learn(model, optimiser, 0)
-    other = adamw(parameter_groups(model, weight_decay=0.0, layer_decay=0.5), betas=(0.9, 0.95))
-    restore_moments(other, moments(optimiser))
-    assert moments(other).keys() == moments(optimiser).keys()
-    assert torch.equal(moments(other)["weight/exp_avg"], moments(optimiser)["weight/exp_avg"])
+    other = build_adamw(build_parameter_groups(model, weight_decay=0.0, layer_decay=0.5), betas=(0.9, 0.95))
+    load_moments(other, get_moments(optimiser))
+    assert get_moments(other).keys() == get_moments(optimiser).keys()
+    assert torch.equal(get_moments(other)["weight/exp_avg"], get_moments(optimiser)["weight/exp_avg"])

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import c2fmae.core.progress
-from c2fmae.core.progress import Pace, Progress, describe_values, fit
+from c2fmae.core.progress import ProgressDisplay, SpeedMeter, describe_values, join_fitting
 
 ROW = {
     "step": 1,
@@ -61,15 +61,15 @@ def last_drawing(console: Console) -> list[str]:
     return written(console).rpartition("\x1b[2K")[2].replace("\x1b[?25h", "").splitlines()
 
 
-def train(progress: Progress, clock: Clock, steps: range, seconds: float = 1.0) -> None:
+def train(progress: ProgressDisplay, clock: Clock, steps: range, seconds: float = 1.0) -> None:
     for step in steps:
         clock.now += seconds
-        progress.step(step, ROW, seconds=seconds, waited=0.25)
+        progress.update(step, ROW, seconds=seconds, wait_fraction=0.25)
 
 
 def test_a_terminal_shows_a_bar_and_all_that_is_known(clock: Clock) -> None:
     console = terminal()
-    with Progress(total=4000, samples_per_step=64, console=console) as progress:
+    with ProgressDisplay(total_steps=4000, samples_per_step=64, console=console) as progress:
         train(progress, clock, range(1, 1001), seconds=0.5)
         assert last_drawing(console) == [
             "━━━━━━━━━━──────────────────────────────  step 1,000/4,000  128 samples/s  25:00 left  data 25%",
@@ -105,14 +105,14 @@ def test_a_terminal_shows_a_bar_and_all_that_is_known(clock: Clock) -> None:
 )
 def test_a_narrow_terminal_loses_the_least_important_first(clock: Clock, width: int, pace: str, values: str) -> None:
     console = terminal(width)
-    with Progress(total=4000, samples_per_step=64, console=console) as progress:
+    with ProgressDisplay(total_steps=4000, samples_per_step=64, console=console) as progress:
         train(progress, clock, range(1, 501))
     assert last_drawing(console) == [pace, values]
 
 
 def test_the_bar_is_drawn_four_times_a_second_at_most_and_by_no_thread(clock: Clock) -> None:
     console, threads = terminal(), threading.active_count()
-    with Progress(total=10_000, samples_per_step=64, console=console) as progress:
+    with ProgressDisplay(total_steps=10_000, samples_per_step=64, console=console) as progress:
         assert threading.active_count() == threads
         train(progress, clock, range(1, 1002), seconds=0.01)
     assert 38 <= written(console).count("samples/s") <= 41
@@ -120,7 +120,7 @@ def test_the_bar_is_drawn_four_times_a_second_at_most_and_by_no_thread(clock: Cl
 
 def test_a_terminal_keeps_its_cursor_even_if_the_process_is_killed() -> None:
     console = terminal()
-    with Progress(total=10, samples_per_step=1, console=console):
+    with ProgressDisplay(total_steps=10, samples_per_step=1, console=console):
         assert written(console).rfind("\x1b[?25h") > written(console).rfind("\x1b[?25l")
 
 
@@ -130,9 +130,9 @@ def test_lines_of_text_and_of_the_log_come_above_the_bar(clock: Clock, capsys: p
     before = (sys.stdout, sys.stderr)
     log.addHandler(handler)
     try:
-        with Progress(total=10, samples_per_step=1, console=console) as progress:
+        with ProgressDisplay(total_steps=10, samples_per_step=1, console=console) as progress:
             train(progress, clock, range(1, 3))
-            progress.say("saved [/red] 1")
+            progress.print_line("saved [/red] 1")
             log.warning("a warning")
             print("somebody's error", file=sys.stderr)
             print("a result")
@@ -151,9 +151,9 @@ def test_lines_of_text_and_of_the_log_come_above_the_bar(clock: Clock, capsys: p
 
 def test_without_a_terminal_there_are_plain_lines(clock: Clock) -> None:
     console = plain()
-    with Progress(total=40, samples_per_step=64, console=console) as progress:
+    with ProgressDisplay(total_steps=40, samples_per_step=64, console=console) as progress:
         train(progress, clock, range(1, 21))
-        progress.say("saved checkpoints/step-00000020")
+        progress.print_line("saved checkpoints/step-00000020")
         train(progress, clock, range(21, 41))
     values = "loss 2.000  semantic 0.750  instance 0.500  rgb 0.250  α 0.125 β 0.500  gradient 1,234"
     assert written(console).splitlines() == [
@@ -182,14 +182,14 @@ def steps_shown(console: Console) -> list[int]:
 )
 def test_lines_are_no_flood_and_no_silence(clock: Clock, seconds: float, every: int, shown: list[int]) -> None:
     console = plain()
-    with Progress(total=shown[-1], samples_per_step=1, every=every, console=console) as progress:
+    with ProgressDisplay(total_steps=shown[-1], samples_per_step=1, log_every=every, console=console) as progress:
         train(progress, clock, range(1, shown[-1] + 1), seconds=seconds)
     assert steps_shown(console) == shown
 
 
 def test_the_last_step_of_a_run_that_is_interrupted_is_shown_too(clock: Clock) -> None:
     console = plain()
-    with suppress(KeyboardInterrupt), Progress(total=100, samples_per_step=1, console=console) as progress:
+    with suppress(KeyboardInterrupt), ProgressDisplay(total_steps=100, samples_per_step=1, console=console) as progress:
         train(progress, clock, range(1, 6))
         raise KeyboardInterrupt
     assert steps_shown(console) == [1, 5]
@@ -197,7 +197,7 @@ def test_the_last_step_of_a_run_that_is_interrupted_is_shown_too(clock: Clock) -
 
 def test_a_resumed_run_counts_only_its_own_steps_towards_the_speed(clock: Clock) -> None:
     console = plain()
-    with Progress(total=1100, done=1000, samples_per_step=10, console=console) as progress:
+    with ProgressDisplay(total_steps=1100, start_step=1000, samples_per_step=10, console=console) as progress:
         train(progress, clock, range(1001, 1002), seconds=2.0)
         assert written(console).startswith("step 1,001/1,100  5.00 samples/s  3:18 left  data 25%")
         train(progress, clock, range(1002, 1101), seconds=2.0)
@@ -205,7 +205,7 @@ def test_a_resumed_run_counts_only_its_own_steps_towards_the_speed(clock: Clock)
 
 
 def pace_after(durations: list[float], between: float = 0.0) -> list[str]:
-    pace, now = Pace(64), 0.0
+    pace, now = SpeedMeter(64), 0.0
     for seconds in durations:
         now += seconds
         pace.add(seconds, 0.5, now)
@@ -251,23 +251,23 @@ def test_numbers_are_short_and_what_is_none_is_a_dash(value: float | None, shown
 
 
 def test_one_piece_always_stays() -> None:
-    assert fit([(1, "abc"), (0, "defg")], 1) == "defg"
-    assert fit([], 1) == ""
+    assert join_fitting([(1, "abc"), (0, "defg")], 1) == "defg"
+    assert join_fitting([], 1) == ""
 
 
 def test_quiet_progress_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     for console in (terminal(), plain()):
         before = sys.stderr
-        with Progress(total=3, samples_per_step=1, is_quiet=True, console=console) as progress:
+        with ProgressDisplay(total_steps=3, samples_per_step=1, is_quiet=True, console=console) as progress:
             assert sys.stderr is before
             train(progress, clock, range(1, 4))
-            progress.say("hello")
+            progress.print_line("hello")
         assert written(console) == ""
 
 
 def test_it_speaks_on_stderr_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(total=1, samples_per_step=1) as progress:
-        progress.step(1, {"loss": 1.0}, seconds=1.0, waited=0.0)
+    with ProgressDisplay(total_steps=1, samples_per_step=1) as progress:
+        progress.update(1, {"loss": 1.0}, seconds=1.0, wait_fraction=0.0)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "step 1/1  1.00 samples/s  in 0:01  data 0%  loss 1.000\n"
@@ -288,11 +288,11 @@ class Gone(StringIO):
 def test_a_terminal_that_is_gone_ends_no_training(clock: Clock, is_terminal: bool) -> None:
     file, before = Gone(), (sys.stdout, sys.stderr)
     console = Console(file=file, force_terminal=is_terminal)
-    with Progress(total=100, samples_per_step=1, console=console) as progress:
+    with ProgressDisplay(total_steps=100, samples_per_step=1, console=console) as progress:
         train(progress, clock, range(1, 20))
         file.is_gone = True
         train(progress, clock, range(20, 90))
-        progress.say("hello")
+        progress.print_line("hello")
     assert (sys.stdout, sys.stderr) == before
 
 
@@ -300,10 +300,10 @@ def test_a_terminal_that_is_gone_ends_no_training(clock: Clock, is_terminal: boo
 def test_a_step_costs_less_than_fifty_microseconds(make: Callable[[], Console]) -> None:
     costs = []
     for _ in range(3):
-        with Progress(total=10_000, samples_per_step=1, console=make()) as progress:
+        with ProgressDisplay(total_steps=10_000, samples_per_step=1, console=make()) as progress:
             start = time.perf_counter()
             for step in range(1, 2001):
-                progress.step(step, ROW, seconds=0.1, waited=0.1)
+                progress.update(step, ROW, seconds=0.1, wait_fraction=0.1)
             costs.append((time.perf_counter() - start) / 2000)
     assert min(costs) < 50e-6
 

@@ -15,9 +15,9 @@ import c2fmae.masking
 import c2fmae.methods
 import c2fmae.recipes
 from c2fmae.core.errors import UserError
-from c2fmae.core.registry import Registry, registries
+from c2fmae.core.registry import Registry, list_registries
 
-ENTRIES = [(registry, name) for registry in registries() for name in registry]
+ENTRIES = [(registry, name) for registry in list_registries() for name in registry]
 
 
 @pytest.mark.parametrize(("registry", "name"), ENTRIES, ids=[f"{r.kind} {n}" for r, n in ENTRIES])
@@ -105,7 +105,7 @@ import torch
 from c2fmae.masking import mask_scenes
 from c2fmae.masking.config import MaskingConfig
 patches = torch.zeros(2, 9, dtype=torch.long)
-policy = MaskingConfig.read({"policy": "stripes", "options": {"every": 3}}).build()
+policy = MaskingConfig.from_dict({"policy": "stripes", "options": {"every": 3}}).build()
 masks = mask_scenes(policy, patches, patches, num_visible=14, progress=0.0, generator=torch.Generator())
 print(policy, masks.num_masked.sum(dim=1).tolist())
 """

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_whole
+from c2fmae.core.files import write_atomic
 from c2fmae.core.run_dir import (
-    Rows,
-    RunFolder,
-    check_room,
-    cut_rows,
-    differences,
+    RowWriter,
+    RunDir,
+    check_disk_space,
+    config_differences,
     find_checkpoint,
-    open_run,
+    open_run_dir,
     read_rows,
+    truncate_rows,
 )
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -42,49 +42,49 @@ def lines(path: Path, *texts: str) -> Path:
 
 def test_a_run_has_its_folder_made_and_its_places_named(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "first"
-    with open_run(path) as run:
+    with open_run_dir(path) as run:
         assert list(path.iterdir()) == []
-        assert not run.is_begun
+        assert not run.is_started
         run.write_text("config.yaml", "seed: 1\n")
-        assert run.is_begun
+        assert run.is_started
         assert run.config_path.read_text() == "seed: 1\n"
-    places = [run.config_path, run.checkpoints, run.metrics, run.timing, run.pictures, run.report]
+    places = [run.config_path, run.checkpoints, run.metrics, run.timing, run.figures, run.report]
     names = ["config.yaml", "checkpoints", "metrics.jsonl", "timing.jsonl", "pictures", "report.html"]
     assert places == [path / name for name in names]
 
 
 def test_a_second_run_is_refused_until_the_first_is_over(tmp_path: Path) -> None:
-    with open_run(tmp_path), pytest.raises(UserError) as caught, open_run(tmp_path):
+    with open_run_dir(tmp_path), pytest.raises(UserError) as caught, open_run_dir(tmp_path):
         pass
     assert str(caught.value) == f"{tmp_path} is in use by another run. Wait for it, or give another --out"
-    with open_run(tmp_path):
+    with open_run_dir(tmp_path):
         pass
 
 
 @pytest.mark.once
 def test_a_killed_run_lets_its_folder_go(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from c2fmae.core.run_dir import open_run\n"
-        "with open_run(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from c2fmae.core.run_dir import open_run_dir\n"
+        "with open_run_dir(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         with process.stdout:
             assert process.stdout.readline() == "in\n"
-        with pytest.raises(UserError, match="is in use by another run"), open_run(tmp_path):
+        with pytest.raises(UserError, match="is in use by another run"), open_run_dir(tmp_path):
             pass
     finally:
         process.kill()
         process.wait()
-    with open_run(tmp_path):
+    with open_run_dir(tmp_path):
         pass
 
 
 def test_an_impossible_place_is_refused(tmp_path: Path) -> None:
     file = lines(tmp_path / "file", "")
     for path, why in [(file, "File exists"), (file / "run", "Not a directory"), (Path("/proc/run"), "No such file")]:
-        with pytest.raises(UserError) as caught, open_run(path):
+        with pytest.raises(UserError) as caught, open_run_dir(path):
             pass
         assert str(caught.value).startswith(f"{path}: cannot be used: {why}")
         assert str(caught.value).endswith(". Give another --out")
@@ -105,18 +105,18 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.once
 def test_a_read_only_place_is_refused(read_only_disk: Path) -> None:
     for path in (read_only_disk, read_only_disk / "run"):
-        with pytest.raises(UserError) as caught, open_run(path):
+        with pytest.raises(UserError) as caught, open_run_dir(path):
             pass
         assert str(caught.value) == f"{path}: cannot be used: Read-only file system. Give another --out"
 
 
 def test_an_error_of_the_run_itself_passes_through(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="somewhere"), open_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="somewhere"), open_run_dir(tmp_path):
         raise FileNotFoundError("somewhere")
 
 
 def test_the_state_is_noted_with_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     assert run.read_state() is None
     monkeypatch.setattr("time.time", lambda: 1234.5678)
     run.write_state("running", step=0)
@@ -132,7 +132,7 @@ def test_the_state_is_noted_with_its_time(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_damaged_state_is_named(text: str, why: str, tmp_path: Path) -> None:
     path = lines(tmp_path / "state.json", text)
     with pytest.raises(UserError) as caught:
-        RunFolder(tmp_path).read_state()
+        RunDir(tmp_path).read_state()
     assert str(caught.value) == f"{path}: cannot be read: {why}. Remove it"
 
 
@@ -141,34 +141,34 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         lines(self, "half")
         raise OSError(28, "No space left on device")
 
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     run.write_text("report.html", "old")
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError) as caught:
         run.write_text("report.html", "new")
-    says = "cannot be written: No space left on device. Mend that and run again with --resume"
+    says = "cannot be written: No space left on device. Free space or fix its permissions, then run again"
     assert str(caught.value) == f"{run.report}: {says}"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.html": "old"}
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_whole(path, b"one\r\n")
+    write_atomic(path, b"one\r\n")
     with path.open("rb") as old:
-        write_whole(path, b"two\n")
+        write_atomic(path, b"two\n")
         assert (old.read(), path.read_bytes()) == (b"one\r\n", b"two\n")
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_row_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with Rows(path) as rows:
+    with RowWriter(path) as rows:
         rows.write({"step": 1, "loss": 0.1 + 0.2, "lr": 1e-05, "skipped": "why", "b": None, "a": True})
         assert path.read_text() == (
             '{"step": 1, "loss": 0.30000000000000004, "lr": 1e-05, "skipped": "why", "b": null, "a": true}\n'
         )
         rows.write({"step": 2, "loss": nan, "high": inf, "low": -inf})
-    with Rows(path) as rows:
+    with RowWriter(path) as rows:
         rows.write({})
     assert path.read_text().splitlines()[1:] == ['{"step": 2, "loss": null, "high": null, "low": null}', "{}"]
 
@@ -177,7 +177,7 @@ def test_a_row_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:
 def test_rows_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, expected: list[dict[str, Any]]) -> None:
     path = tmp_path_factory.getbasetemp() / "rows.jsonl"
     path.unlink(missing_ok=True)
-    with Rows(path) as rows:
+    with RowWriter(path) as rows:
         for row in expected:
             rows.write(row)
     assert read_rows(path) == expected
@@ -186,11 +186,11 @@ def test_rows_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, e
 def test_rows_that_cannot_be_written_are_named() -> None:
     path = Path("/dev/full")
     says = "cannot be written: No space left on device. Mend that and run again with --resume"
-    with Rows(path) as rows, pytest.raises(UserError) as caught:
+    with RowWriter(path) as rows, pytest.raises(UserError) as caught:
         rows.write({"step": 1})
     assert str(caught.value) == f"{path}: {says}"
     with pytest.raises(UserError) as caught:
-        Rows(Path("/proc/none/metrics.jsonl"))
+        RowWriter(Path("/proc/none/metrics.jsonl"))
     assert str(caught.value) == (
         "/proc/none/metrics.jsonl: cannot be written: No such file or directory. Mend that and run again with --resume"
     )
@@ -205,22 +205,22 @@ def test_a_cut_drops_later_rows_and_a_torn_one_and_leaves_the_others_to_the_byte
     torn = '{"step": 0, "loss": 1.0}'[: data.draw(st.integers(0, 24))]
     lines(path, *rows, torn)
     assert read_rows(path) == [{"step": step, "loss": 1.0} for step in steps]
-    cut_rows(path, after_step=after)
+    truncate_rows(path, after_step=after)
     assert path.read_text() == "".join(row for row, step in zip(rows, steps, strict=True) if step <= after)
 
 
 def test_rows_without_a_step_stay_and_a_missing_file_is_fine(tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", '{"note": 1}\n', '{"step": 5}\n')
-    cut_rows(path, after_step=4)
+    truncate_rows(path, after_step=4)
     assert path.read_text() == '{"note": 1}\n'
-    cut_rows(tmp_path / "none.jsonl", after_step=4)
+    truncate_rows(tmp_path / "none.jsonl", after_step=4)
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("bad", ['{"step": \n', "[1]\n", "\n", '{"a": 1} {"b": 1}\n', "\0\0\0\n"])
 def test_a_line_that_is_no_row_is_named_by_number(bad: str, tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", '{"step": 1}\n', bad, '{"step": 2}\n')
-    for act in (read_rows, lambda path: cut_rows(path, after_step=9)):
+    for act in (read_rows, lambda path: truncate_rows(path, after_step=9)):
         with pytest.raises(UserError) as caught:
             act(path)
         assert str(caught.value) == f"{path}: line 2 is not a JSON object. Mend or remove it"
@@ -237,9 +237,9 @@ def test_rows_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_too_little_room_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 1_200_000_000))
     path = tmp_path / "run"
-    check_room(path, needed=1_200_000_000)
+    check_disk_space(path, num_bytes=1_200_000_000)
     with pytest.raises(UserError) as caught:
-        check_room(path, needed=3_400_000_000)
+        check_disk_space(path, num_bytes=3_400_000_000)
     assert str(caught.value) == (
         f"{path}: 3.4 GB are needed for checkpoints, 1.2 GB are free. Free some room, give another --out, or lower"
         " saving.keep_last"
@@ -247,9 +247,9 @@ def test_too_little_room_is_said_before_the_first_step(tmp_path: Path, monkeypat
 
 
 def test_room_is_looked_up_where_the_folder_will_be(tmp_path: Path) -> None:
-    check_room(tmp_path / "not" / "yet" / "there", needed=1)
+    check_disk_space(tmp_path / "not" / "yet" / "there", num_bytes=1)
     with pytest.raises(UserError, match=r"^run: 1000000000.0 GB are needed"):
-        check_room(Path("run"), needed=10**18)
+        check_disk_space(Path("run"), num_bytes=10**18)
 
 
 def test_a_run_a_folder_of_checkpoints_and_a_checkpoint_mean_a_checkpoint(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
 def test_differences_are_listed_by_path_in_the_order_of_their_appearance() -> None:
     old = {"method": "mae", "training": {"lr": 0.001, "steps": 10, "betas": (0.9, 0.95)}, "ema": None, "gone": {"a": 1}}
     new = {"seed": 1, "training": {"steps": 10, "lr": 0.002, "betas": [0.9, 0.95], "bf16": True}, "method": "c2fmae"}
-    assert differences(old, new) == [
+    assert config_differences(old, new) == [
         "method: mae → c2fmae",
         "training.lr: 0.001 → 0.002",
         "ema: null → (not set)",
@@ -284,15 +284,15 @@ def test_differences_are_listed_by_path_in_the_order_of_their_appearance() -> No
         "seed: (not set) → 1",
         "training.bf16: (not set) → true",
     ]
-    assert differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == ['a: [1, {"b": 2}] → [1, {"b": 3}]']
+    assert config_differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == ['a: [1, {"b": 2}] → [1, {"b": 3}]']
 
 
 @given(TREES, TREES)
 def test_equal_settings_have_no_differences_and_others_have_the_same_both_ways(
     one: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    assert differences(one, json.loads(json.dumps(one))) == []
-    there, back = differences(one, other), differences(other, one)
+    assert config_differences(one, json.loads(json.dumps(one))) == []
+    there, back = config_differences(one, other), config_differences(other, one)
     turned = [f"{key}: {after} → {before}" for key, before, after in map(parts, there)]
     assert sorted(turned) == sorted(back)
 

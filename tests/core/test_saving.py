@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from c2fmae.core import saving
-from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint
+from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.loop import Training
+from c2fmae.core.loop import TrainingState
 from c2fmae.core.saving import Saver, SavingConfig
 from c2fmae.core.training import TrainingConfig
 
@@ -33,8 +33,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def training(step: int = 0) -> Training:
-    found = Training.start(nn.Linear(2, 2), TrainingConfig(steps=9, lr=0.1, ema=0.9))
+def training(step: int = 0) -> TrainingState:
+    found = TrainingState.create(nn.Linear(2, 2), TrainingConfig(steps=9, lr=0.1, ema=0.9))
     found.step = step
     return found
 
@@ -44,7 +44,7 @@ def saver(folder: Path, world: World = ALONE, **settings: Any) -> Saver:
 
 
 def names(folder: Path) -> list[str]:
-    return [path.name for path in checkpoints_in(folder)]
+    return [path.name for path in list_checkpoints(folder)]
 
 
 def test_all_that_a_training_is_is_saved(tmp_path: Path) -> None:
@@ -52,9 +52,11 @@ def test_all_that_a_training_is_is_saved(tmp_path: Path) -> None:
     with saver(tmp_path) as saves:
         saves.save(each)
     found = load_checkpoint(tmp_path / "step-00000003")
-    assert (found.step, found.facts) == (3, {"classes": ["sky"], "bad_steps": 0})
-    assert found.tensors.keys() == each.tensors().keys() == {"model/weight", "model/bias", "ema/weight", "ema/bias"}
-    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in each.tensors().items())
+    assert (found.step, found.metadata) == (3, {"classes": ["sky"], "bad_steps": 0})
+    assert (
+        found.tensors.keys() == each.gather_tensors().keys() == {"model/weight", "model/bias", "ema/weight", "ema/bias"}
+    )
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in each.gather_tensors().items())
 
 
 def test_the_clock_says_when_it_is_late(tmp_path: Path, clock: Clock) -> None:
@@ -62,30 +64,30 @@ def test_the_clock_says_when_it_is_late(tmp_path: Path, clock: Clock) -> None:
     with saver(tmp_path, minutes=0.5) as saves:
         for now, is_late in ((1000, False), (1030, False), (1030.1, True), (1090, True)):
             clock.now = now
-            assert saves.is_late == is_late
+            assert saves.is_overdue == is_late
         saves.save(each)
         for now, is_late in ((1090, False), (1120, False), (1121, True)):
             clock.now = now
-            assert saves.is_late == is_late
+            assert saves.is_overdue == is_late
 
 
 def test_without_minutes_it_is_never_late(tmp_path: Path, clock: Clock) -> None:
     with saver(tmp_path, minutes=None) as saves:
         clock.now += 1e9
-        assert saves.is_late is False
+        assert saves.is_overdue is False
 
 
 def test_only_the_first_process_looks_at_its_clock_and_writes(tmp_path: Path, clock: Clock) -> None:
     with saver(tmp_path / "new", World(1, 2)) as saves:
         clock.now += 1e9
-        assert saves.is_late is False
+        assert saves.is_overdue is False
         saves.save(training(1))
     assert not (tmp_path / "new").exists()
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     each = training(4)
-    before = each.tensors()["model/weight"].clone()
+    before = each.gather_tensors()["model/weight"].clone()
     with saver(tmp_path) as saves:
         saves.save(each)
         with torch.no_grad():
@@ -94,7 +96,7 @@ def test_a_step_is_saved_once(tmp_path: Path) -> None:
         each.step = 5
         saves.save(each)
     assert names(tmp_path) == ["step-00000004", "step-00000005"]
-    found = [load_checkpoint(path).tensors["model/weight"] for path in checkpoints_in(tmp_path)]
+    found = [load_checkpoint(path).tensors["model/weight"] for path in list_checkpoints(tmp_path)]
     assert torch.equal(found[0], before)
     assert not found[1].any()
 
@@ -104,7 +106,7 @@ def test_what_was_skipped_last_is_saved_with_how_often(tmp_path: Path) -> None:
     each.bad_steps = 3
     with saver(tmp_path) as saves:
         saves.save(each)
-    assert load_checkpoint(tmp_path / "step-00000002").facts == {"classes": ["sky"], "bad_steps": 3}
+    assert load_checkpoint(tmp_path / "step-00000002").metadata == {"classes": ["sky"], "bad_steps": 3}
 
 
 @pytest.mark.parametrize("spoilt", [torch.nan, torch.inf, -torch.inf])
@@ -118,14 +120,14 @@ def test_weights_that_are_spoilt_are_not_saved(tmp_path: Path, clock: Clock, spo
             with torch.no_grad():
                 weight[1, 1] = value
             saves.save(each)
-            assert saves.is_late == is_late
+            assert saves.is_overdue == is_late
             each.step += 1
     assert names(tmp_path) == ["step-00000003"]
 
 
 def test_what_goes_on_is_not_what_is_saved(tmp_path: Path) -> None:
     each = training(1)
-    before = {name: tensor.clone() for name, tensor in each.tensors().items()}
+    before = {name: tensor.clone() for name, tensor in each.gather_tensors().items()}
     with saver(tmp_path) as saves:
         saves.save(each)
         with torch.no_grad():
@@ -179,5 +181,5 @@ def test_a_save_that_failed_does_not_hide_why_a_run_failed(tmp_path: Path, caplo
 )
 def test_settings_by_which_nothing_is_saved_are_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        SavingConfig.read(settings, source="saving")
+        SavingConfig.from_dict(settings, source="saving")
     assert str(caught.value) == f"saving: {expected}"

@@ -20,14 +20,14 @@ def closed_form(step: int, total: int, warmup: int, floor: float) -> float:
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (7, 0), (7, 1), (7, 6), (7, 7), (1000, 50)])
 def test_every_step_has_the_rate_of_the_closed_form(total: int, warmup: int, floor: float) -> None:
     for step in range(total):
-        found = warmup_cosine(step, total=total, warmup=warmup, floor=floor)
+        found = warmup_cosine(step, total_steps=total, warmup_steps=warmup, floor=floor)
         assert found == pytest.approx(closed_form(step, total, warmup, floor), abs=1e-12)
 
 
 @given(st.integers(1, 300), st.data(), SHARES)
 def test_it_rises_to_the_peak_and_falls_to_the_floor(total: int, data: st.DataObject, floor: float) -> None:
     warmup = data.draw(st.integers(0, total))
-    rates = [warmup_cosine(step, total=total, warmup=warmup, floor=floor) for step in range(total)]
+    rates = [warmup_cosine(step, total_steps=total, warmup_steps=warmup, floor=floor) for step in range(total)]
     up, down = rates[:warmup], rates[warmup:]
     assert up == sorted(up)
     assert down == sorted(down, reverse=True)
@@ -35,12 +35,19 @@ def test_it_rises_to_the_peak_and_falls_to_the_floor(total: int, data: st.DataOb
     assert all(0 < rate <= 1 for rate in up)
     assert all(floor - 1e-12 <= rate <= 1 for rate in down)
     if warmup < total:
-        assert warmup_cosine(total, total=total, warmup=warmup, floor=floor) == pytest.approx(floor, abs=1e-12)
+        assert warmup_cosine(total, total_steps=total, warmup_steps=warmup, floor=floor) == pytest.approx(
+            floor, abs=1e-12
+        )
 
 
 def test_without_a_warm_up_the_first_step_has_the_peak() -> None:
-    assert warmup_cosine(0, total=10, warmup=0) == 1.0
+    assert warmup_cosine(0, total_steps=10, warmup_steps=0) == 1.0
 
 
 def test_a_run_may_be_all_warm_up() -> None:
-    assert [warmup_cosine(step, total=4, warmup=4, floor=0.5) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [warmup_cosine(step, total_steps=4, warmup_steps=4, floor=0.5) for step in range(4)] == [
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+    ]

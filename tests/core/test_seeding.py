@@ -5,24 +5,24 @@ import sys
 import numpy as np
 import torch
 
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 
 
 def test_a_seed_depends_on_every_coordinate_and_on_nothing_else() -> None:
     coordinates = [
         (s, stream, e, i) for s in range(4) for stream in ("crop", "flip") for e in range(8) for i in range(8)
     ]
-    assert len({seed_of(*c) for c in coordinates}) == len(coordinates)
-    assert seed_of(1, "crop", 2, 3) == 8132046155821505338  # or no old run could be repeated
+    assert len({derive_seed(*c) for c in coordinates}) == len(coordinates)
+    assert derive_seed(1, "crop", 2, 3) == 8132046155821505338  # or no old run could be repeated
 
 
 def test_coordinates_do_not_run_into_each_other() -> None:
-    assert seed_of(1, "a", 12, 3) != seed_of(1, "a", 1, 23)
-    assert seed_of(1, "a", 0) != seed_of(1, "a")
+    assert derive_seed(1, "a", 12, 3) != derive_seed(1, "a", 1, 23)
+    assert derive_seed(1, "a", 0) != derive_seed(1, "a")
 
 
 def test_every_generator_takes_it() -> None:
-    seed = seed_of(0, "masks", 0)
+    seed = derive_seed(0, "masks", 0)
     assert 0 <= seed < 2**63
     torch.Generator().manual_seed(seed)
     np.random.default_rng(seed)

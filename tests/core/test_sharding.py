@@ -7,26 +7,34 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from c2fmae.core.checkpoint import checkpoints_in, load_checkpoint
+from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.sharding import gather, norm_of, own_part, part_like, whole
+from c2fmae.core.sharding import compute_total_norm, gather, shard_like, to_local_tensor, unsharded
 from c2fmae.core.training import TrainingConfig
 from tests.core import sharding_processes
-from tests.core.loop_processes import ALONE, STEPS
-from tests.core.sharding_processes import KEPT, RUNS, SINGLE, WIDE, WORLD, Each, look
+from tests.core.loop_processes import NUM_STEPS, SINGLE_PROCESS
+from tests.core.sharding_processes import (
+    FLOAT32_CASE,
+    FLOAT64_CASE,
+    RECORDED_STEPS,
+    RUNS,
+    WORLD_SIZE,
+    ShardedRun,
+    predict_hidden,
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    spawn(sharding_processes.run, args=(folder,), nprocs=WORLD)
+    spawn(sharding_processes.run_rank, args=(folder,), nprocs=WORLD_SIZE)
     return folder
 
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
 
 
 def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
@@ -42,13 +50,13 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def end_of(folder: Path) -> Path:
-    return folder / f"step-{STEPS:08d}"
+    return folder / f"step-{NUM_STEPS:08d}"
 
 
 def alone(name: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
     case, settings = RUNS[name]
-    reports, tensors = case.run(ALONE, **settings)
-    return [vars(report) for report in reports], {step: tensors[step - 1] for step in KEPT}
+    reports, tensors = case.run_steps(SINGLE_PROCESS, **settings)
+    return [vars(report) for report in reports], {step: tensors[step - 1] for step in RECORDED_STEPS}
 
 
 def losses(report: Mapping[str, Any]) -> dict[str, float]:
@@ -61,7 +69,7 @@ def test_in_double_precision_parts_copies_and_one_process_come_to_the_same(found
     for others in (found[0]["runs"]["wide copied"], alone("wide")):
         for mine, theirs in zip(reports, others[0], strict=True):
             assert mine["values"] == pytest.approx(theirs["values"], rel=1e-9, abs=1e-9)
-        for step in KEPT:
+        for step in RECORDED_STEPS:
             assert_close(tensors[step], others[1][step], 1e-9)
 
 
@@ -92,32 +100,32 @@ def test_processes_agree_and_the_first_has_the_tensors(found: list[dict[str, Any
         (reports, tensors), (others, nothing) = (each["runs"][f"{name} sharded"] for each in found)
         for mine, theirs in zip(reports, others, strict=True):
             assert repr(mine["values"]) == repr(theirs["values"])
-            assert mine["answers"] == theirs["answers"] == {"said": 3}
-        assert nothing == {step: {} for step in KEPT}
-        assert all(type(tensor) is Tensor for step in KEPT for tensor in tensors[step].values())
+            assert mine["flags"] == theirs["flags"] == {"said": 3}
+        assert nothing == {step: {} for step in RECORDED_STEPS}
+        assert all(type(tensor) is Tensor for step in RECORDED_STEPS for tensor in tensors[step].values())
 
 
 @pytest.mark.once
 def test_a_step_that_is_not_finite_is_skipped_by_all(found: list[dict[str, Any]]) -> None:
     for each in found:
         (mine, _), (theirs, _) = (each["runs"][f"poisoned {way}"] for way in ("sharded", "copied"))
-        assert [report["trouble"] is None for report in mine] == [True, True, False, True, True]
-        trouble, expected = mine[2]["trouble"], theirs[2]["trouble"]
+        assert [report["skip_details"] is None for report in mine] == [True, True, False, True, True]
+        trouble, expected = mine[2]["skip_details"], theirs[2]["skip_details"]
         assert [one["keys"] for one in trouble] == [one["keys"] for one in expected]
         assert trouble[0]["loss"] == pytest.approx(expected[0]["loss"], nan_ok=True)
     tensors, others = (found[0]["runs"][f"poisoned {way}"][1] for way in ("sharded", "copied"))
-    assert_close(tensors[STEPS], others[STEPS], 1e-9)
+    assert_close(tensors[NUM_STEPS], others[NUM_STEPS], 1e-9)
 
 
 @pytest.mark.once
 def test_checkpoints_go_from_copies_to_parts_and_back_and_to_one_process(folder: Path) -> None:
-    paths = checkpoints_in(folder / "handed on")
-    assert [load_checkpoint(path).step for path in paths] == [4, STEPS]
-    expected = WIDE.run(ALONE)[1]
-    for path, step in zip(paths, (4, STEPS), strict=True):
+    paths = list_checkpoints(folder / "handed on")
+    assert [load_checkpoint(path).step for path in paths] == [4, NUM_STEPS]
+    expected = FLOAT64_CASE.run_steps(SINGLE_PROCESS)[1]
+    for path, step in zip(paths, (4, NUM_STEPS), strict=True):
         assert_close(load_checkpoint(path).tensors, expected[step - 1], 1e-9)
-    once = Each.of(WIDE, ALONE).resume(paths[0]).go_to(STEPS)
-    assert_close(once.training.tensors(), expected[-1], 1e-9)
+    once = ShardedRun.create(FLOAT64_CASE, SINGLE_PROCESS).resume(paths[0]).train_to(NUM_STEPS)
+    assert_close(once.training.gather_tensors(), expected[-1], 1e-9)
 
 
 @pytest.mark.once
@@ -133,7 +141,7 @@ def test_a_block_at_a_time_is_together(found: list[dict[str, Any]]) -> None:
 
 @pytest.mark.once
 def test_each_process_holds_its_part_of_weights_moments_and_average(found: list[dict[str, Any]]) -> None:
-    each = SINGLE.build()
+    each = FLOAT32_CASE.make_method()
     weights = sum(parameter.numel() * 4 for parameter in each.model.parameters())
     for step in (0, 1):  # without a stop, and after one
         for kind, copies in {"weights": 1, "moments": 2, "average": 1}.items():
@@ -147,7 +155,7 @@ def test_one_process_may_look_alone_and_nothing_changes(folder: Path, found: lis
     assert_same(end_of(folder / "whole"), end_of(folder / "looked"))
     assert [len(each["pictures"]) for each in found] == [1 + 3 + 5, 0]
     first, *_, last = found[0]["pictures"]
-    assert torch.equal(first, look(SINGLE.build()))
+    assert torch.equal(first, predict_hidden(FLOAT32_CASE.make_method()))
     assert not torch.equal(first, last)
 
 
@@ -159,17 +167,17 @@ def test_weights_that_are_spoilt_in_one_process_are_saved_by_none(folder: Path, 
 
 def test_plain_tensors_and_models_pass_as_they_are() -> None:
     tensor, model = torch.tensor([3.0, 4.0]), nn.Linear(2, 2)
-    assert own_part(tensor) is tensor
-    assert part_like(tensor, tensor) is tensor
+    assert to_local_tensor(tensor) is tensor
+    assert shard_like(tensor, tensor) is tensor
     assert gather({"a": tensor})["a"] is tensor
-    assert norm_of([tensor, torch.tensor([12.0])]).item() == 13
+    assert compute_total_norm([tensor, torch.tensor([12.0])]).item() == 13
     before = [*model.parameters()]
-    World().shard(model)
-    with whole(model):
+    World().shard_model(model)
+    with unsharded(model):
         assert all(one is other for one, other in zip(before, model.parameters(), strict=True))
 
 
 def test_parts_are_not_compiled() -> None:
     with pytest.raises(UserError) as caught:
-        TrainingConfig.read({"steps": 1, "lr": 1.0, "sharded": True, "compile": True}, source="training")
+        TrainingConfig.from_dict({"steps": 1, "lr": 1.0, "sharded": True, "compile": True}, source="training")
     assert str(caught.value) == "training: sharded and compile do not go together; set one of them to false"

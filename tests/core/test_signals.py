@@ -3,42 +3,42 @@ import threading
 
 import pytest
 
-from c2fmae.core.signals import catching_signals
+from c2fmae.core.signals import catch_signals
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_signal_is_noted_and_says_with_which_code_to_end(number: signal.Signals, code: int) -> None:
-    with catching_signals() as stop:
+    with catch_signals() as stop:
         assert not stop
         signal.raise_signal(number)
         assert stop
-        assert (stop.signal, stop.code) == (number, code)
+        assert (stop.signal, stop.exit_code) == (number, code)
 
 
 def test_the_second_interrupt_ends_at_once() -> None:
-    with catching_signals() as stop:
+    with catch_signals() as stop:
         signal.raise_signal(signal.SIGINT)
-        assert stop.code == 130
+        assert stop.exit_code == 130
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
 def test_other_signals_may_come_twice() -> None:
-    with catching_signals() as stop:
+    with catch_signals() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.raise_signal(number)
-        assert stop.code == 130
+        assert stop.exit_code == 130
 
 
 def test_handlers_are_put_back_whatever_happens() -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
-    with catching_signals():
+    with catch_signals():
         during = [signal.getsignal(number) for number in NUMBERS]
         assert all(mine != theirs for mine, theirs in zip(during, before, strict=True))
     assert [signal.getsignal(number) for number in NUMBERS] == before
-    with pytest.raises(ValueError, match="^boom$"), catching_signals():
+    with pytest.raises(ValueError, match="^boom$"), catch_signals():
         raise ValueError("boom")
     assert [signal.getsignal(number) for number in NUMBERS] == before
 
@@ -47,7 +47,7 @@ def test_a_thread_that_hears_no_signals_is_let_be() -> None:
     before, found = [signal.getsignal(number) for number in NUMBERS], list[bool]()
 
     def work() -> None:
-        with catching_signals() as stop:
+        with catch_signals() as stop:
             found.append(bool(stop))
             found.append([signal.getsignal(number) for number in NUMBERS] == before)
 

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c2fmae.core.spikes import ENOUGH, WINDOW, SpikeWatch
+from c2fmae.core.spikes import MIN_LOSSES, WINDOW_SIZE, SpikeDetector
 
 
 def falling(steps: int, noise: str = "normal", seed: int = 0) -> list[float]:
@@ -21,8 +21,8 @@ def falling(steps: int, noise: str = "normal", seed: int = 0) -> list[float]:
 
 
 def warnings(losses: list[float]) -> list[str]:
-    watch = SpikeWatch()
-    said = [watch.see(step, loss) for step, loss in enumerate(losses, start=1)]
+    watch = SpikeDetector()
+    said = [watch.add_loss(step, loss) for step, loss in enumerate(losses, start=1)]
     return [sentence for sentence in said if sentence]
 
 
@@ -57,17 +57,17 @@ def test_a_spike_of_many_steps_is_told_of_once() -> None:
 
 
 def test_nothing_is_said_before_there_is_enough_to_compare_with() -> None:
-    assert warnings([2.0] * (ENOUGH - 1) + [9.0]) == []
-    assert len(warnings([2.0] * ENOUGH + [9.0])) == 1
+    assert warnings([2.0] * (MIN_LOSSES - 1) + [9.0]) == []
+    assert len(warnings([2.0] * MIN_LOSSES + [9.0])) == 1
 
 
 @pytest.mark.parametrize("none", [None, math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_passed_over(none: float | None) -> None:
-    watch = SpikeWatch()
+    watch = SpikeDetector()
     for step in range(50):
-        assert watch.see(step, 2.0) is None
-        assert watch.see(step, none) is None
-    assert watch.see(51, 9.0) is not None
+        assert watch.add_loss(step, 2.0) is None
+        assert watch.add_loss(step, none) is None
+    assert watch.add_loss(51, 9.0) is not None
 
 
 def test_losses_below_zero_have_spikes_too() -> None:
@@ -81,11 +81,11 @@ def test_a_resumed_run_that_saw_the_rows_of_before_warns_the_same(stop: int) -> 
     losses[499:520] = [20.0] * 21
     losses[700] = 15.0
     rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
-    whole = SpikeWatch().see_rows(rows)
+    whole = SpikeDetector().add_rows(rows)
     assert [sentence.split(":")[0] for sentence in whole] == ["step 500", "step 701"]
-    watch = SpikeWatch()
-    watch.see_rows(rows[:stop])
-    resumed = [watch.see(step, loss) for step, loss in enumerate(losses[stop:], start=stop + 1)]
+    watch = SpikeDetector()
+    watch.add_rows(rows[:stop])
+    resumed = [watch.add_loss(step, loss) for step, loss in enumerate(losses[stop:], start=stop + 1)]
     assert [sentence for sentence in resumed if sentence] == whole[1 if stop >= 500 else 0 :]
 
 
@@ -94,9 +94,9 @@ def test_steps_that_were_skipped_and_rows_that_are_no_steps_are_passed_over() ->
     rows[39] = {"step": 40, "loss": 90.0, "skipped": "not finite"}
     rows[49] = {"step": 50, "loss": 60.0}
     rows.insert(45, {"step": 45, "held_out/loss": 90.0})
-    assert SpikeWatch().see_rows(rows) == ["step 50: the loss is 60, far above its recent median of 2"]
+    assert SpikeDetector().add_rows(rows) == ["step 50: the loss is 60, far above its recent median of 2"]
 
 
 def test_only_the_last_losses_count() -> None:
-    losses = [5.0] * 1000 + [1.0] * WINDOW
+    losses = [5.0] * 1000 + [1.0] * WINDOW_SIZE
     assert len(warnings([*losses, 5.0])) == 1

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.trackers import Tracker, TrackerName, numbers, open_trackers
+from c2fmae.core.trackers import Tracker, TrackerName, open_trackers, select_scalars
 
 CONFIG = {"training": {"lr": 0.001, "betas": (0.9, 0.95)}}
 ROW = {"step": 3, "loss": 2.5, "loss/rgb": None, "grad_norm": float("nan"), "skipped": "not finite", "alpha": 1}
 
 
 def open_one(name: TrackerName, folder: Path, *, since_step: int = 0) -> Tracker:
-    [tracker] = open_trackers([name], folder, name="tiny", config=CONFIG, since_step=since_step)
+    [tracker] = open_trackers([name], folder, name="tiny", config=CONFIG, start_step=since_step)
     return tracker
 
 
@@ -27,7 +27,7 @@ def red_picture(folder: Path) -> Path:
 
 
 def test_only_finite_numbers_are_curves() -> None:
-    assert numbers(ROW) == {"loss": 2.5, "alpha": 1.0}
+    assert select_scalars(ROW) == {"loss": 2.5, "alpha": 1.0}
 
 
 needs_tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is an extra")
@@ -49,7 +49,7 @@ def test_tensorboard_shows_metrics_pictures_and_the_config(tmp_path: Path) -> No
     tracker = open_one("tensorboard", tmp_path)
     tracker.log(3, ROW)
     tracker.log(3, {"step": 3, "held_out/loss": 0.5})
-    tracker.picture(3, "reconstruction", red_picture(tmp_path))
+    tracker.log_figure(3, "reconstruction", red_picture(tmp_path))
     tracker.close()
     assert curve(tmp_path, "loss") == [(3, 2.5)]
     assert curve(tmp_path, "alpha") == [(3, 1.0)]
@@ -129,7 +129,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandB:
 def test_wandb_is_told_everything_with_steps_as_an_axis_of_their_own(tmp_path: Path, wandb: FakeWandB) -> None:
     tracker = open_one("wandb", tmp_path)
     tracker.log(3, ROW)
-    tracker.picture(3, "reconstruction", tmp_path / "red.png")
+    tracker.log_figure(3, "reconstruction", tmp_path / "red.png")
     tracker.close()
     [started] = wandb.started
     assert started == {

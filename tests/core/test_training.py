@@ -5,25 +5,25 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.training import Plan, TrainingConfig, plan_of
+from c2fmae.core.training import TrainingConfig, TrainingPlan, plan_training
 
 
 def config(**settings: Any) -> TrainingConfig:
     return TrainingConfig(**{"steps": 10, "lr": 1e-3, "batch_size": 8} | settings)
 
 
-def plan(num_samples: int = 100, processes: int = 1, **settings: Any) -> Plan:
-    return plan_of(config(**settings), num_samples=num_samples, processes=processes)
+def plan(num_samples: int = 100, processes: int = 1, **settings: Any) -> TrainingPlan:
+    return plan_training(config(**settings), num_samples=num_samples, world_size=processes)
 
 
 @given(st.integers(1, 8), st.integers(1, 96), st.none() | st.integers(1, 120))
 def test_a_batch_falls_into_equal_parts_that_are_small_enough(processes: int, each: int, micro: int | None) -> None:
     batch = processes * each
     found = plan(num_samples=batch, processes=processes, batch_size=batch, micro_batch=micro)
-    assert (found.batch_size, found.each) == (batch, each)
-    assert found.each % found.micro_batches == 0
-    assert found.each // found.micro_batches <= (micro or each)
-    fewer = [parts for parts in range(1, found.micro_batches) if each % parts == 0]
+    assert (found.batch_size, found.batch_size_per_rank) == (batch, each)
+    assert found.batch_size_per_rank % found.num_micro_batches == 0
+    assert found.batch_size_per_rank // found.num_micro_batches <= (micro or each)
+    fewer = [parts for parts in range(1, found.num_micro_batches) if each % parts == 0]
     assert all(each // parts > (micro or each) for parts in fewer)  # and not in more parts than need be
 
 
@@ -31,8 +31,8 @@ def test_a_batch_falls_into_equal_parts_that_are_small_enough(processes: int, ea
 def test_the_peak_for_a_batch_of_256_grows_with_the_batch(processes: int, each: int, base: float) -> None:
     batch = processes * each
     found = plan(num_samples=batch, processes=processes, batch_size=batch, lr=None, base_lr=base)
-    assert found.peak == pytest.approx(base * batch / 256)
-    assert plan(num_samples=batch, processes=processes, batch_size=batch, lr=base).peak == base
+    assert found.peak_lr == pytest.approx(base * batch / 256)
+    assert plan(num_samples=batch, processes=processes, batch_size=batch, lr=base).peak_lr == base
 
 
 @given(st.integers(1, 500), st.integers(1, 40), st.floats(0.1, 20), st.floats(0, 20))
@@ -41,8 +41,12 @@ def test_lengths_in_epochs_are_those_in_steps(samples: int, batch: int, epochs: 
     each = samples // batch
     assume(1 <= round(epochs * each) >= round(warmup * each))
     found = plan(samples, batch_size=batch, steps=None, epochs=epochs, warmup_epochs=warmup)
-    assert (found.steps_per_epoch, found.steps, found.warmup) == (each, round(epochs * each), round(warmup * each))
-    in_steps = plan(samples, batch_size=batch, steps=found.steps, warmup_steps=found.warmup)
+    assert (found.steps_per_epoch, found.steps, found.warmup_steps) == (
+        each,
+        round(epochs * each),
+        round(warmup * each),
+    )
+    in_steps = plan(samples, batch_size=batch, steps=found.steps, warmup_steps=found.warmup_steps)
     assert in_steps == found
 
 
@@ -120,7 +124,7 @@ def test_what_does_not_come_out_even_is_refused(settings: dict[str, Any], where:
 )
 def test_settings_that_make_no_training_are_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        TrainingConfig.read(settings, source="training")
+        TrainingConfig.from_dict(settings, source="training")
     assert str(caught.value) == f"training: {expected}"
 
 

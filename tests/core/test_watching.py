@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from c2fmae.core import watching
-from c2fmae.core.loop import Report
-from c2fmae.core.run_dir import Rows, RunFolder
-from c2fmae.core.training import TrainingConfig, plan_of
-from c2fmae.core.watching import Watch, WatchingConfig, is_due, peak_memory
+from c2fmae.core.loop import StepReport
+from c2fmae.core.run_dir import RowWriter, RunDir
+from c2fmae.core.training import TrainingConfig, plan_training
+from c2fmae.core.watching import RunLogger, WatchingConfig, is_due, peak_memory
 
-PLAN = plan_of(TrainingConfig(steps=7, lr=0.1, batch_size=4), num_samples=8, processes=1)
+PLAN = plan_training(TrainingConfig(steps=7, lr=0.1, batch_size=4), num_samples=8, world_size=1)
 
 
 class Clock:
@@ -33,8 +33,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-class Told:
-    """A tracker that writes down what it is told."""
+class RecordingTracker:
+    """A tracker that records its calls."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, Any]]] = []
@@ -44,28 +44,28 @@ class Told:
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.rows.append((step, values))
 
-    def picture(self, step: int, name: str, path: Path) -> None:
+    def log_figure(self, step: int, name: str, path: Path) -> None:
         self.pictures.append((step, name, path))
 
     def close(self) -> None:
         self.is_closed = True
 
 
-def watch(folder: Path, *, done: int = 0, is_quiet: bool = False, **settings: Any) -> Watch:
+def watch(folder: Path, *, done: int = 0, is_quiet: bool = False, **settings: Any) -> RunLogger:
     config = WatchingConfig(**{"log_every": 3} | settings)
-    return Watch(RunFolder(folder), config, PLAN, done=done, settings={"seed": 1}, is_quiet=is_quiet)
+    return RunLogger(RunDir(folder), config, PLAN, start_step=done, experiment_config={"seed": 1}, is_quiet=is_quiet)
 
 
-def report(step: int, loss: float = 2.0, **values: float) -> Report:
+def report(step: int, loss: float = 2.0, **values: float) -> StepReport:
     trouble = None if loss == loss else [{"keys": ["a"], "loss": loss}]
-    return Report(step, {"epoch": step / 2, "lr": 0.1, "loss": loss, **values}, {}, trouble)
+    return StepReport(step, {"epoch": step / 2, "lr": 0.1, "loss": loss, **values}, {}, trouble)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def steps(each: Watch, clock: Clock, *numbers: int) -> None:
+def steps(each: RunLogger, clock: Clock, *numbers: int) -> None:
     """Steps of 2 seconds, of which half a second is waiting."""
 
     def batches() -> Iterator[int]:
@@ -73,17 +73,17 @@ def steps(each: Watch, clock: Clock, *numbers: int) -> None:
             clock.now += 0.5
             yield number
 
-    for number in each.timed(batches()):
+    for number in each.time_batches(batches()):
         clock.now += 1.5
-        each.after(report(number))
+        each.log_step(report(number))
         clock.now += 10.0  # a checkpoint, say: no part of a step
 
 
 def test_every_step_has_a_row_in_the_order_of_its_values(tmp_path: Path) -> None:
     with watch(tmp_path) as each:
-        each.after(report(1, beta=0.5, alpha=0.25))
-        each.after(report(2, 1.5))
-        each.note(2, {"held_out/loss": 3.0})
+        each.log_step(report(1, beta=0.5, alpha=0.25))
+        each.log_step(report(2, 1.5))
+        each.log_metrics(2, {"held_out/loss": 3.0})
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"step": 1, "epoch": 0.5, "lr": 0.1, "loss": 2.0, "beta": 0.5, "alpha": 0.25}\n'
         '{"step": 2, "epoch": 1.0, "lr": 0.1, "loss": 1.5}\n'
@@ -93,7 +93,7 @@ def test_every_step_has_a_row_in_the_order_of_its_values(tmp_path: Path) -> None
 
 def test_a_skipped_step_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with watch(tmp_path) as each:
-        each.after(report(1, torch.nan))
+        each.log_step(report(1, torch.nan))
     row = {"step": 1, "epoch": 0.5, "lr": 0.1, "loss": None, "skipped": "not finite"}
     assert rows(tmp_path / "metrics.jsonl") == [row]
     assert "step 1 was skipped: its loss or gradient is not finite\n" in capsys.readouterr().err
@@ -102,17 +102,17 @@ def test_a_skipped_step_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_spike_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with watch(tmp_path) as each:
         for step in range(1, 31):
-            each.after(report(step, 2.0 + 0.01 * (step % 3)))
-        each.after(report(31, 9.0))
+            each.log_step(report(step, 2.0 + 0.01 * (step % 3)))
+        each.log_step(report(31, 9.0))
     assert "step 31: the loss is 9, far above its recent median of 2.01\n" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_knows_the_losses_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Rows(tmp_path / "metrics.jsonl") as before:
+    with RowWriter(tmp_path / "metrics.jsonl") as before:
         for step in range(1, 31):
             before.write({"step": step, "loss": 2.0 + 0.01 * (step % 3)})
     with watch(tmp_path, done=30) as each:
-        each.after(report(31, 9.0))
+        each.log_step(report(31, 9.0))
     assert "step 31: the loss is 9, far above its recent median of 2.01\n" in capsys.readouterr().err
     assert len(rows(tmp_path / "metrics.jsonl")) == 31
 
@@ -137,8 +137,8 @@ def test_a_run_that_goes_on_counts_its_own_steps(tmp_path: Path, clock: Clock) -
 
 def test_batches_are_handed_on_as_they_come(tmp_path: Path) -> None:
     with watch(tmp_path) as each:
-        assert list(each.timed([3, 1, 2])) == [3, 1, 2]
-        assert list(each.timed([])) == []
+        assert list(each.time_batches([3, 1, 2])) == [3, 1, 2]
+        assert list(each.time_batches([])) == []
 
 
 def test_other_processes_write_and_say_nothing(
@@ -147,10 +147,10 @@ def test_other_processes_write_and_say_nothing(
     monkeypatch.setattr(watching, "open_trackers", lambda *_, **__: pytest.fail("opened"))
     with watch(tmp_path, is_quiet=True, done=1, trackers=("tensorboard",)) as each:
         steps(each, clock, 2, 3)
-        each.after(report(4, torch.nan))
-        each.note(4, {"held_out/loss": 1.0})
-        each.picture(4, "scenes", tmp_path / "a.png")
-        each.say("hello")
+        each.log_step(report(4, torch.nan))
+        each.log_metrics(4, {"held_out/loss": 1.0})
+        each.log_figure(4, "scenes", tmp_path / "a.png")
+        each.print_line("hello")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
 
@@ -158,9 +158,9 @@ def test_other_processes_write_and_say_nothing(
 def test_trackers_see_what_is_logged_held_out_losses_and_pictures(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, opened = Told(), list[Any]()
+    told, opened = RecordingTracker(), list[Any]()
 
-    def open_trackers(*words: Any, **more: Any) -> list[Told]:
+    def open_trackers(*words: Any, **more: Any) -> list[RecordingTracker]:
         opened.append((words, more))
         return [told]
 
@@ -168,8 +168,8 @@ def test_trackers_see_what_is_logged_held_out_losses_and_pictures(
     (tmp_path / "metrics.jsonl").touch()
     with watch(tmp_path, done=1, trackers=("wandb",)) as each:
         steps(each, clock, *range(2, 8))
-        each.note(7, {"held_out/loss": 1.0})
-        each.picture(7, "scenes", tmp_path / "a.png")
+        each.log_metrics(7, {"held_out/loss": 1.0})
+        each.log_figure(7, "scenes", tmp_path / "a.png")
         assert not told.is_closed
     assert told.is_closed
     assert [(step, row["loss"]) for step, row in told.rows[:-1]] == [(3, 2.0), (6, 2.0), (7, 2.0)]

@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.weight_file import open_weights, read_weights
+from c2fmae.core.weight_file import read_weight_file, read_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, -2.0])}
 
@@ -72,7 +72,7 @@ def test_a_training_checkpoint_gives_its_weights_and_its_options(write: Write, t
     optimiser = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
     args = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.75, output_dir="/somewhere")
     write({"model": WEIGHTS, "optimizer": optimiser, "epoch": 7, "scaler": {}, "args": args}, tmp_path / "f.pth")
-    found = open_weights(tmp_path / "f.pth")
+    found = read_weight_file(tmp_path / "f.pth")
     assert equal(found.tensors)
     assert found.args == {"norm_pix_loss": True, "mask_ratio": 0.75, "output_dir": "/somewhere"}
     assert found.notes == ("taken from its 'model'; it also holds args, epoch, optimizer, scaler",)
@@ -81,7 +81,7 @@ def test_a_training_checkpoint_gives_its_weights_and_its_options(write: Write, t
 def test_plain_weights_are_taken_where_there_are_averaged_ones_too(tmp_path: Path) -> None:
     averaged = {name: each + 1 for name, each in WEIGHTS.items()}
     torch.save({"model_ema": averaged, "model": WEIGHTS}, tmp_path / "both.pth")
-    found = open_weights(tmp_path / "both.pth")
+    found = read_weight_file(tmp_path / "both.pth")
     assert equal(found.tensors)
     assert found.notes == ("taken from its 'model'; it also holds model_ema",)
     torch.save({"model_ema": averaged, "epoch": 1}, tmp_path / "averaged.pth")

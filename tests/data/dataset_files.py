@@ -21,21 +21,21 @@ DATASET = {
 }
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def encode_image(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     stream = io.BytesIO()
     image.save(stream, form, **options)
     return stream.getvalue()
 
 
-def png(pixels: np.ndarray) -> bytes:
-    return encoded(Image.fromarray(pixels))
+def encode_png(pixels: np.ndarray) -> bytes:
+    return encode_image(Image.fromarray(pixels))
 
 
-def ids(*rows: list[int], dtype: type = np.uint8) -> np.ndarray:
+def make_id_map(*rows: list[int], dtype: type = np.uint8) -> np.ndarray:
     return np.array(rows, dtype)
 
 
-def sample(key: str, seed: int = 0, shape: tuple[int, int] = (5, 7)) -> tuple[Files, dict[str, np.ndarray]]:
+def make_sample(key: str, seed: int = 0, shape: tuple[int, int] = (5, 7)) -> tuple[Files, dict[str, np.ndarray]]:
     """A sample of a shard by member, and its arrays; its photo is PNG data, which is read by content."""
     rng = np.random.default_rng(seed)
     maps = {
@@ -44,14 +44,14 @@ def sample(key: str, seed: int = 0, shape: tuple[int, int] = (5, 7)) -> tuple[Fi
         "instance": rng.choice(np.array([0, 1, 2, 254, 255], np.uint8), size=shape),
     }
     suffixes = {"rgb": "jpg", "semantic": "semantic.png", "instance": "instance.png"}
-    return {f"{key}.{suffixes[name]}": png(array) for name, array in maps.items()}, maps
+    return {f"{key}.{suffixes[name]}": encode_png(array) for name, array in maps.items()}, maps
 
 
-def samples(keys: str) -> Files:
+def make_samples(keys: str) -> Files:
     """Samples of one letter each, all different."""
     files: Files = {}
     for seed, key in enumerate(keys):
-        files |= sample(key, seed)[0]
+        files |= make_sample(key, seed)[0]
     return files
 
 
@@ -72,22 +72,22 @@ def write_tree(root: Path, files: Mapping[str, bytes]) -> Path:
     return root
 
 
-def tree_of(files: Files) -> Files:
+def to_tree_files(files: Files) -> Files:
     """The same sample as files of a folder tree."""
-    found: Files = {}
+    tree_files: Files = {}
     for member, data in files.items():
         key, _, suffix = member.partition(".")
         folder = "rgb" if suffix == "jpg" else suffix.partition(".")[0]
-        found[f"{folder}/{key}.png"] = data
-    return found
+        tree_files[f"{folder}/{key}.png"] = data
+    return tree_files
 
 
-def write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_png(path: Path, pixels: np.ndarray) -> None:
     """As PNG data under any name: photos are read by content, and this one without loss."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, "PNG")
 
 
-def refuses(action: Callable[[], object], message: str) -> None:
+def assert_user_error(action: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         action()

@@ -11,7 +11,7 @@ from timm.data.auto_augment import rand_augment_transform
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView
-from c2fmae.data.augment import MOVING, Augmented, erased, seeded_globals
+from c2fmae.data.augment import GEOMETRIC_OPS, AugmentedView, random_erase, seeded_global_rngs
 from c2fmae.data.generated import GeneratedScenes
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
@@ -20,11 +20,11 @@ PHOTO = Scene("a", {"rgb": SCENES[0].maps["rgb"]}, 1)
 VIEW = CentralView(size=(32, 32))
 
 
-def augmented(rand_augment: str | None = "rand-m9-mstd0.5-inc1", erasing: float = 0.0) -> Augmented:
-    return Augmented(view=VIEW, rand_augment=rand_augment, erasing=erasing, mean=MEAN, std=STD)
+def augmented(rand_augment: str | None = "rand-m9-mstd0.5-inc1", erasing: float = 0.0) -> AugmentedView:
+    return AugmentedView(view=VIEW, rand_augment=rand_augment, erase_prob=erasing, mean=MEAN, std=STD)
 
 
-def take(augment: Augmented, scene: Scene = PHOTO, seed: int = 0) -> torch.Tensor:
+def take(augment: AugmentedView, scene: Scene = PHOTO, seed: int = 0) -> torch.Tensor:
     return augment(scene, np.random.default_rng(seed)).maps["rgb"]
 
 
@@ -43,10 +43,10 @@ def test_a_photo_is_changed_by_its_noise_alone_and_global_generators_stay_as_the
 def test_what_was_drawn_by_a_seed_leaves_no_trace_in_global_generators() -> None:
     """Python's is looked at here alone: in the run with shape checks, these draw from it at every call."""
     before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    with seeded_globals(3):
+    with seeded_global_rngs(3):
         drawn = random.random(), np.random.rand()
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]
-    with seeded_globals(3):
+    with seeded_global_rngs(3):
         assert (random.random(), np.random.rand()) == drawn
 
 
@@ -60,7 +60,7 @@ def test_it_is_timms_rand_augment() -> None:
     theirs = rand_augment_transform("rand-m9-mstd0.5-inc1", dict(hparams))
     for seed in range(10):
         noise = int(np.random.default_rng(seed).integers(1 << 32))
-        with seeded_globals(noise):
+        with seeded_global_rngs(noise):
             expected = theirs(Image.fromarray(PHOTO.maps["rgb"].permute(1, 2, 0).numpy()))
         assert np.array_equal(np.asarray(expected), take(augmented(), seed=seed).permute(1, 2, 0).numpy())
 
@@ -81,15 +81,15 @@ def test_where_there_are_maps_nothing_is_moved() -> None:
         alone = augment(Scene("a", {"rgb": photo}, 0), np.random.default_rng(seed)).maps["rgb"][:, 5].float()
         moved += not (alone[:, :14] == alone[:, :1]).all() or not (alone[:, 18:] == alone[:, -1:]).all()
     assert moved > 10
-    assert {op.name for op in augment._still.ops}.isdisjoint(MOVING)  # type: ignore[attr-defined]
-    assert {op.name for op in augment._free.ops} >= set(MOVING)  # type: ignore[attr-defined]
+    assert {op.name for op in augment._photometric_transform.ops}.isdisjoint(GEOMETRIC_OPS)  # type: ignore[attr-defined]
+    assert {op.name for op in augment._any_transform.ops} >= set(GEOMETRIC_OPS)  # type: ignore[attr-defined]
 
 
 def test_an_erased_part_is_a_rectangle_of_noise_like_the_photos() -> None:
     grey = torch.full((3, 40, 30), 7, dtype=torch.uint8)
     areas, values = [], []
     for seed in range(300):
-        found = erased(grey, np.random.default_rng(seed), mean=MEAN, std=STD)
+        found = random_erase(grey, np.random.default_rng(seed), mean=MEAN, std=STD)
         changed = (found != 7).any(dim=0)
         rows, columns = changed.any(dim=1).nonzero(), changed.any(dim=0).nonzero()
         area = len(rows) * len(columns)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2fmae.data.check import SHARE_EDGES, CheckReport, check, class_table
-from c2fmae.data.encode import TAR_END, encode_ids, tar_member
+from c2fmae.data.check import AREA_FRACTION_EDGES, CheckReport, check_dataset, format_class_table
+from c2fmae.data.encode import TAR_END, encode_ids, encode_tar_member
 from c2fmae.data.problems import Problem
 from c2fmae.data.sources import inspect_scenes, open_scenes
 
@@ -52,7 +52,7 @@ def write_tree(root: Path, files: dict[str, list[bytes]]) -> Path:
 def write_shard(root: Path, files: dict[str, bytes], end: bytes = TAR_END) -> Path:
     root.mkdir(exist_ok=True)
     (root / "dataset.json").write_bytes(DATASET)
-    (root / "a.tar").write_bytes(b"".join(tar_member(name, data) for name, data in files.items()) + end)
+    (root / "a.tar").write_bytes(b"".join(encode_tar_member(name, data) for name, data in files.items()) + end)
     return root / "a.tar"
 
 
@@ -63,7 +63,7 @@ def members(key: str, parts: list[bytes], label: bytes = b"0") -> dict[str, byte
 
 
 def checked(source: Path, workers: int = 1) -> CheckReport:
-    return check(*inspect_scenes(source), workers=workers)
+    return check_dataset(*inspect_scenes(source), workers=workers)
 
 
 def faulty_tree(root: Path) -> Path:
@@ -106,15 +106,15 @@ def test_every_kind_of_fault_in_a_tree_is_listed_and_the_check_goes_on(tmp_path:
         "b/text": f"{root}/instance/b/text.png: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits",
     }
     assert len(report.problems) == 9
-    assert report.good == ("a/good", "a/late")
+    assert report.valid_keys == ("a/good", "a/late")
     assert report.num_scenes == 3
 
 
 def test_what_is_good_opens_once_the_others_are_left_out(tmp_path: Path) -> None:
     root = faulty_tree(tmp_path / "tree")
-    good = open_scenes(root, keys=checked(root).good)
-    again = check(good)
-    assert (again.problems, again.good) == ((), ("a/good", "a/late"))
+    good = open_scenes(root, keys=checked(root).valid_keys)
+    again = check_dataset(good)
+    assert (again.problems, again.valid_keys) == ((), ("a/good", "a/late"))
 
 
 def test_a_shard_that_is_cut_short_and_leads_out_of_itself_is_reported_with_its_members(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_shard_that_is_cut_short_and_leads_out_of_itself_is_reported_with_its_
         f"{shard}: odd.cls is not a whole number from 0 on. Write the class's index",
         f"{shard}: unknown.semantic.png: its label is 2, but dataset.json names 2 labels. Add the missing names",
     ]
-    assert report.good == ("good",)
+    assert report.valid_keys == ("good",)
 
 
 def test_counts_are_those_of_the_scenes_that_can_be_read(tmp_path: Path) -> None:
@@ -143,17 +143,19 @@ def test_counts_are_those_of_the_scenes_that_can_be_read(tmp_path: Path) -> None
     assert report.num_scenes == 3
     assert report.class_pixels[[0, 1, 2, 255]].tolist() == [3 * (600 - object_ - last), 3 * object_, 0, 3 * last]
     assert report.class_images[[0, 1, 2, 255]].tolist() == [3, 3, 0, 3]
-    assert report.unseen == ("dog",)
+    assert report.absent_classes == ("dog",)
     assert dict(report.object_counts) == {0: 1, 1: 2}
     assert report.num_objects == 2
-    assert report.object_shares.tolist() == [2 * (low <= 0.25 < high) for low, high in pairwise(SHARE_EDGES)]
-    assert dict(report.labels) == {0: 2, 1: 1}
-    assert dict(report.sizes) == {(30, 20): 3}
+    assert report.object_area_counts.tolist() == [
+        2 * (low <= 0.25 < high) for low, high in pairwise(AREA_FRACTION_EDGES)
+    ]
+    assert dict(report.label_counts) == {0: 2, 1: 1}
+    assert dict(report.image_size_counts) == {(30, 20): 3}
 
 
 def test_the_table_names_every_class_and_what_nobody_labelled(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": sample(0), "b": sample(1)})
-    assert class_table(checked(tree)).splitlines() == [
+    assert format_class_table(checked(tree)).splitlines() == [
         " id  class            pixels   images",
         "  0  sky              70.00%        2",
         "  1  cat              25.00%        2",
@@ -165,34 +167,34 @@ def test_the_table_names_every_class_and_what_nobody_labelled(tmp_path: Path) ->
 def test_a_table_without_names_ends_with_the_highest_id(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": sample(0, semantic=2)})
     (tree / "dataset.json").unlink()
-    assert [line.split()[0] for line in class_table(checked(tree)).splitlines()] == ["id", "0", "1", "2", "255"]
+    assert [line.split()[0] for line in format_class_table(checked(tree)).splitlines()] == ["id", "0", "1", "2", "255"]
 
 
 def test_photos_alone_can_be_checked(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": [jpeg(0)], "b": [jpeg(0)]})
     (tree / "dataset.json").unlink()
-    report = check(*inspect_scenes(tree / "rgb", granularities=("rgb",)))
+    report = check_dataset(*inspect_scenes(tree / "rgb", granularities=("rgb",)))
     assert report.problems == (Problem("b", "sample 'b' has the same photo as 'a'. Remove one of them"),)
-    assert (report.good, len(report.object_counts), int(report.class_pixels.sum())) == (("a",), 0, 0)
+    assert (report.valid_keys, len(report.object_counts), int(report.class_pixels.sum())) == (("a",), 0, 0)
 
 
 def test_maps_alone_can_be_checked(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": sample(0), "b": sample(0)})
-    report = check(*inspect_scenes(tree, granularities=("semantic", "instance")))
-    assert (report.problems, report.good, dict(report.sizes)) == ((), ("a", "b"), {(30, 20): 2})
+    report = check_dataset(*inspect_scenes(tree, granularities=("semantic", "instance")))
+    assert (report.problems, report.valid_keys, dict(report.image_size_counts)) == ((), ("a", "b"), {(30, 20): 2})
 
 
 def test_nothing_to_open_is_a_report_of_why() -> None:
     problem = Problem(None, "a.tar: not a whole tar")
-    report = check(None, [problem])
-    assert (report.problems, report.good, report.num_scenes) == ((problem,), (), 0)
+    report = check_dataset(None, [problem])
+    assert (report.problems, report.valid_keys, report.num_scenes) == ((problem,), (), 0)
 
 
 @pytest.mark.once
 def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {f"{i:03d}": sample(i, instance=i) for i in range(140)} | {"x": [b""] * 3})
     progress = list[int]()
-    alone, both = checked(tree), check(*inspect_scenes(tree), workers=2, progress=progress.append)
+    alone, both = checked(tree), check_dataset(*inspect_scenes(tree), workers=2, progress=progress.append)
     assert sum(progress) == 141
     for name, value in vars(alone).items():
         np.testing.assert_equal(vars(both)[name], value)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from c2fmae.data.sources import inspect_scenes, open_scenes
-from tests.data.dataset_files import DATASET, refuses, samples, write_tar
+from tests.data.dataset_files import DATASET, assert_user_error, make_samples, write_tar
 
 
 def store(folder: Path, keys: str, info: dict[str, object] = DATASET) -> Path:
-    shard = write_tar(folder / "s.tar", samples(keys))
+    shard = write_tar(folder / "s.tar", make_samples(keys))
     (folder / "dataset.json").write_text(json.dumps(info))
     return shard
 
@@ -20,7 +20,7 @@ def test_sources_with_one_label_space_are_mixed_one_after_the_other(tmp_path: Pa
     assert list(scenes.keys) == ["a", "b", "c", "d"]
     assert [scenes[index].key for index in range(4)] == ["a", "b", "c", "d"]
     assert scenes.info.class_names == ("sky", "cat")
-    assert scenes.photo(3) == samples("cd")["d.jpg"]
+    assert scenes.read_image_bytes(3) == make_samples("cd")["d.jpg"]
     with pytest.raises(IndexError, match="^scene 4 of 4$"):
         scenes[4]
 
@@ -29,7 +29,7 @@ def test_sources_of_different_label_spaces_are_not(tmp_path: Path) -> None:
     other = {**DATASET, "name": "other", "classes": [{"name": "sky"}]}
     places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", other)]
     message = "'' and 'other' cannot be mixed: their classes differ (2 and 1). Bring them to one label space first"
-    refuses(lambda: open_scenes(places), message)
+    assert_user_error(lambda: open_scenes(places), message)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_sources_of_different_label_spaces_are_not(tmp_path: Path) -> None:
 )
 def test_nor_are_those_that_differ_otherwise(tmp_path: Path, other: dict[str, object], message: str) -> None:
     places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", {**DATASET, "name": "other", **other})]
-    refuses(
+    assert_user_error(
         lambda: open_scenes(places),
         f"'' and 'other' cannot be mixed: {message}. Bring them to one label space first",
     )
@@ -51,7 +51,9 @@ def test_nor_are_those_that_differ_otherwise(tmp_path: Path, other: dict[str, ob
 
 def test_a_key_in_two_sources_is_refused(tmp_path: Path) -> None:
     places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "bc")]
-    refuses(lambda: open_scenes(places), "sample 'b' is in two of the sources that are to be mixed. Keep it in one")
+    assert_user_error(
+        lambda: open_scenes(places), "sample 'b' is in two of the sources that are to be mixed. Keep it in one"
+    )
 
 
 def test_problems_of_all_sources_are_listed(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_problems_of_all_sources_are_listed(tmp_path: Path) -> None:
 
 def test_some_granularities_of_some_scenes_can_be_chosen(tmp_path: Path) -> None:
     scenes = open_scenes(store(tmp_path, "abcd"), keys=["d", "b"])
-    assert (scenes[1].key, len(scenes), scenes.photo(1)) == ("d", 2, samples("abcd")["d.jpg"])
+    assert (scenes[1].key, len(scenes), scenes.read_image_bytes(1)) == ("d", 2, make_samples("abcd")["d.jpg"])
     alone = open_scenes("generated", granularities=("rgb",), size=48)
     assert list(alone[0].maps) == ["rgb"]
     assert alone.info.granularities == ("rgb",)

@@ -8,9 +8,9 @@ import torch
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data import CentralView, GeneratedScenes, RandomView, Sampler
-from c2fmae.data.cached import KeptScenes
+from c2fmae.data.cached import CachedScenes
 from c2fmae.data.config import DataConfig
-from tests.data.dataset_files import refuses, samples, write_tar
+from tests.data.dataset_files import assert_user_error, make_samples, write_tar
 
 ALL = ("semantic", "instance", "rgb")
 TARGET: dict[str, Any] = {"size": (8, 8), "label_stride": 4, "max_instances": 3}
@@ -22,7 +22,7 @@ def config(**settings: Any) -> DataConfig:
 
 def test_a_run_without_data_is_refused() -> None:
     expected = "data.train: no data is given. Say which with --data, or take --data generated"
-    refuses(lambda: config().open_training(ALL), expected)
+    assert_user_error(lambda: config().open_training(ALL), expected)
     assert config().open_held_out(ALL) is None
 
 
@@ -30,21 +30,21 @@ def test_data_that_is_not_there_is_refused_by_its_setting(tmp_path: Path) -> Non
     expected = (
         f"{tmp_path}/none.tar: does not exist. Give a folder, a .tar shard, a pattern of shards, or a name: generated"
     )
-    refuses(lambda: config(train=f"{tmp_path}/none.tar").open_training(ALL), f"data.train: {expected}")
-    refuses(lambda: config(held_out=f"{tmp_path}/none.tar").open_held_out(ALL), f"data.held_out: {expected}")
-    refuses(
+    assert_user_error(lambda: config(train=f"{tmp_path}/none.tar").open_training(ALL), f"data.train: {expected}")
+    assert_user_error(lambda: config(held_out=f"{tmp_path}/none.tar").open_held_out(ALL), f"data.held_out: {expected}")
+    assert_user_error(
         lambda: config(train="genrated").open_training(ALL),
         "data.train: genrated: does not exist. Did you mean 'generated'?",
     )
 
 
 def test_options_that_a_source_does_not_have_are_refused(tmp_path: Path) -> None:
-    refuses(
+    assert_user_error(
         lambda: config(train="generated", options={"sizes": 64}).open_training(ALL),
         "data.train: generated: no setting 'sizes'. Did you mean 'size'?",
     )
-    shard = write_tar(tmp_path / "s.tar", samples("ab"))
-    refuses(
+    shard = write_tar(tmp_path / "s.tar", make_samples("ab"))
+    assert_user_error(
         lambda: config(held_out=str(shard), held_out_options={"size": 64}).open_held_out(ALL),
         f"data.held_out: {shard}: takes no setting 'size', as a registered data set may",
     )
@@ -69,7 +69,7 @@ def test_options_that_a_source_does_not_have_are_refused(tmp_path: Path) -> None
 )
 def test_settings_that_make_no_data_are_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        DataConfig.read(settings, source="data")
+        DataConfig.from_dict(settings, source="data")
     assert str(caught.value) == f"data: {expected}"
 
 
@@ -85,15 +85,15 @@ def test_scenes_are_those_of_the_source_with_the_maps_that_are_needed() -> None:
 
 
 def test_several_sources_are_mixed(tmp_path: Path) -> None:
-    shards = [write_tar(tmp_path / f"{keys}.tar", samples(keys)) for keys in ("ab", "cde")]
+    shards = [write_tar(tmp_path / f"{keys}.tar", make_samples(keys)) for keys in ("ab", "cde")]
     scenes = config(train=tuple(map(str, shards))).open_training(ALL)
     assert list(scenes.keys) == ["a", "b", "c", "d", "e"]
 
 
 def test_scenes_are_kept_where_that_is_asked_for() -> None:
     options = {"size": 32, "length": 3}
-    assert isinstance(config(train="generated", options=options, keep=True).open_training(ALL), KeptScenes)
-    assert not isinstance(config(train="generated", options=options).open_training(ALL), KeptScenes)
+    assert isinstance(config(train="generated", options=options, keep=True).open_training(ALL), CachedScenes)
+    assert not isinstance(config(train="generated", options=options).open_training(ALL), CachedScenes)
 
 
 def test_views_and_loader_have_its_settings() -> None:
@@ -109,16 +109,18 @@ def test_views_and_loader_have_its_settings() -> None:
         on_broken="error",
         max_broken=0.5,
     )
-    loader = each.training_loader(scenes, each.training_view(**TARGET), sampler)
+    loader = each.build_loader(scenes, each.build_training_view(**TARGET), sampler)
     view = RandomView(scale=(0.5, 0.75), ratio=(0.5, 2.0), flip=0.25, overflow="background", **TARGET)
     assert (loader.scenes, loader.sampler, loader.transform) == (scenes, sampler, view)
     assert (loader.workers, loader.prefetch, loader.on_broken, loader.max_broken) == (3, 5, "error", 0.5)
-    assert each.held_out_view(**TARGET) == CentralView(overflow="background", **TARGET)
+    assert each.build_held_out_view(**TARGET) == CentralView(overflow="background", **TARGET)
 
 
 def test_a_view_is_cut_as_it_says() -> None:
     ids = torch.arange(64, dtype=torch.uint8).view(8, 8) // 8  # eight objects, one of them background
     scene = Scene("a", {"instance": ids, "rgb": torch.zeros(3, 8, 8, dtype=torch.uint8)})
     for overflow, rest in (("ignore", IGNORE), ("background", 0)):
-        cut = config(overflow=overflow).held_out_view(size=(8, 8), max_instances=3)(scene, np.random.default_rng(0))
+        cut = config(overflow=overflow).build_held_out_view(size=(8, 8), max_instances=3)(
+            scene, np.random.default_rng(0)
+        )
         assert cut.maps["instance"][:, 0].tolist() == [0, 1, 2, *[rest] * 5]

@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.data.decode import MAX_PIXELS, decode_ids, decode_photo
-from tests.data.dataset_files import encoded, png
+from c2fmae.data.decode import MAX_PIXELS, decode_ids, decode_image
+from tests.data.dataset_files import encode_image, encode_png
 
 places = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8)
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -47,11 +47,11 @@ def png_of(width: int, height: int, bits: int, colours: int, lines: bytes, *, pi
 
 
 WHOLE = {
-    "jpeg": encoded(Image.fromarray(smooth()), "JPEG"),
-    "png photo": encoded(Image.fromarray(smooth())),
-    "map": png(smooth(channels=1)[..., 0] // 16),
+    "jpeg": encode_image(Image.fromarray(smooth()), "JPEG"),
+    "png photo": encode_image(Image.fromarray(smooth())),
+    "map": encode_png(smooth(channels=1)[..., 0] // 16),
     "plain map": png_of(60, 40, 8, 0, (b"\0" + bytes(range(60))) * 40, pieces=2),
-    "wide map": png((smooth(channels=1)[..., 0]).astype(np.uint16) * 250),
+    "wide map": encode_png((smooth(channels=1)[..., 0]).astype(np.uint16) * 250),
 }
 
 
@@ -60,8 +60,8 @@ WHOLE = {
 
 @pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 60, "subsampling": 0}, {"progressive": True}])
 def test_a_jpeg_is_decoded_as_by_pillow(options: dict[str, object]) -> None:
-    data = encoded(Image.fromarray(smooth()), "JPEG", **options)
-    photo = decode_photo(data, "a.jpg")
+    data = encode_image(Image.fromarray(smooth()), "JPEG", **options)
+    photo = decode_image(data, "a.jpg")
     assert photo.dtype == torch.uint8
     assert np.array_equal(photo.permute(1, 2, 0).numpy(), as_pillow(data))
 
@@ -84,7 +84,7 @@ def test_a_photo_is_turned_upright_before_anything_else(form: str, orientation: 
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(turns[orientation - 1](upright)))
-    photo = decode_photo(encoded(stored, form, exif=exif), "a.jpg").permute(1, 2, 0).numpy()
+    photo = decode_image(encode_image(stored, form, exif=exif), "a.jpg").permute(1, 2, 0).numpy()
     assert photo.shape == upright.shape
     assert abs(photo.astype(int) - upright).max() <= 8
 
@@ -95,43 +95,45 @@ def test_a_photo_is_turned_upright_before_anything_else(form: str, orientation: 
 )
 def test_photos_of_other_colour_modes_become_rgb(mode: str, form: str) -> None:
     grey = Image.new("RGB", (24, 16), (90, 90, 90)).convert(mode, palette=Image.Palette.ADAPTIVE)
-    photo = decode_photo(encoded(grey, form), "a.jpg")
+    photo = decode_image(encode_image(grey, form), "a.jpg")
     assert photo.shape == (3, 16, 24)
     assert (photo.int() - 90).abs().max() <= 2
 
 
 def test_sixteen_bits_of_grey_are_scaled_not_cut_off() -> None:
     levels = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
-    assert decode_photo(png(levels), "a.png")[0].tolist() == [[0, 0, 1, 128, 255]]
+    assert decode_image(encode_png(levels), "a.png")[0].tolist() == [[0, 0, 1, 128, 255]]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_a_photo_has_the_channels_that_the_data_set_says(channels: int) -> None:
     for data in (WHOLE["jpeg"], WHOLE["png photo"]):
-        assert decode_photo(data, "a", channels).shape == (channels, 40, 60)
+        assert decode_image(data, "a", channels).shape == (channels, 40, 60)
     with pytest.raises(UserError, match=r"^a: photos are read with 1, 3 or 4 channels, not 2\. Correct dataset\.json$"):
-        decode_photo(WHOLE["jpeg"], "a", 2)
+        decode_image(WHOLE["jpeg"], "a", 2)
 
 
 def test_a_jpeg_whose_data_is_damaged_is_refused_though_other_readers_take_it() -> None:
-    data = bytearray(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "JPEG"))
+    data = bytearray(
+        encode_image(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")
+    )
     data[len(data) // 2 : len(data) // 2 + 2] = b"\xa5\x5a"
     as_pillow(bytes(data))
     exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     for damaged in (bytes(data), bytes(data[:2] + exif + data[2:])):
         with pytest.raises(UserError, match=r"^a\.jpg: not readable as a picture \(Corrupt JPEG data"):
-            decode_photo(damaged, "a.jpg")
+            decode_image(damaged, "a.jpg")
 
 
 def test_broken_exif_data_is_no_broken_photo() -> None:
     whole = WHOLE["jpeg"]
-    photo = decode_photo(whole[:2] + b"\xff\xe1\x00\x10Exif\0\0junkjunk" + whole[2:], "a.jpg")
+    photo = decode_image(whole[:2] + b"\xff\xe1\x00\x10Exif\0\0junkjunk" + whole[2:], "a.jpg")
     assert np.array_equal(photo.permute(1, 2, 0).numpy(), as_pillow(whole))
 
 
 def test_files_that_other_programs_would_have_to_draw_are_refused() -> None:
     with pytest.raises(UserError, match=r"its format is not known"):
-        decode_photo(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "a.jpg")
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "a.jpg")
 
 
 def test_a_bomb_is_refused_before_it_goes_off() -> None:
@@ -145,12 +147,12 @@ def test_a_bomb_is_refused_before_it_goes_off() -> None:
         warnings.simplefilter("error")
         for bomb in bombs:
             with pytest.raises(UserError, match=rf"32768×32768 pixels, more than {MAX_PIXELS}|exceeds limit of"):
-                decode_photo(bomb, "bomb")
+                decode_image(bomb, "bomb")
         with pytest.raises(UserError, match=r"^bomb: .*32768×32768 pixels"):
             decode_ids(bombs[0], "bomb")
         for large in (png_of(2**14, 2**13 + 1, 8, 0, b""), png_of(2**14, 2**13 + 1, 8, 2, b"")):
             with pytest.raises(UserError, match=rf"16384×8193 pixels, more than {MAX_PIXELS}"):
-                decode_photo(large, "bomb")
+                decode_image(large, "bomb")
         with pytest.raises(UserError, match=rf"16384×8193 pixels, more than {MAX_PIXELS}"):
             decode_ids(png_of(2**14, 2**13 + 1, 8, 0, b""), "bomb")
     small = png_of(4, 4, 8, 0, bytes(100_000_000))  # a header that lies
@@ -163,7 +165,7 @@ def test_a_bomb_is_refused_before_it_goes_off() -> None:
 
 @given(arrays(np.uint8, shapes))
 def test_byte_maps_come_back_as_stored(ids: np.ndarray) -> None:
-    assert np.array_equal(decode_ids(png(ids), "a"), ids)
+    assert np.array_equal(decode_ids(encode_png(ids), "a"), ids)
     lines = b"".join(b"\0" + row.tobytes() for row in ids)
     found = decode_ids(png_of(ids.shape[1], ids.shape[0], 8, 0, lines, pieces=3), "a")
     assert np.array_equal(found, ids)
@@ -172,7 +174,7 @@ def test_byte_maps_come_back_as_stored(ids: np.ndarray) -> None:
 
 @given(arrays(np.uint16, shapes))
 def test_wide_maps_come_back_as_stored(ids: np.ndarray) -> None:
-    assert np.array_equal(decode_ids(png(ids), "a"), ids)
+    assert np.array_equal(decode_ids(encode_png(ids), "a"), ids)
     lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in ids)
     found = decode_ids(png_of(ids.shape[1], ids.shape[0], 16, 0, lines), "a")
     assert found.dtype == np.uint16
@@ -200,16 +202,16 @@ def test_an_interlaced_map_comes_back_as_stored() -> None:
 def test_palette_maps_are_read_as_indices_not_colours(bits: int) -> None:
     indexed = Image.frombytes("P", (7, 5), bytes([0, 1, 0, 0, 1, 1, 0]) * 5)
     indexed.putpalette([200, 10, 10, 3, 120, 9])
-    assert decode_ids(encoded(indexed, bits=bits), "a")[2].tolist() == [0, 1, 0, 0, 1, 1, 0]
+    assert decode_ids(encode_image(indexed, bits=bits), "a")[2].tolist() == [0, 1, 0, 0, 1, 1, 0]
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        encoded(Image.new("L", (7, 5)), "JPEG"),
-        encoded(Image.new("RGB", (7, 5))),
-        encoded(Image.new("LA", (7, 5))),
-        encoded(Image.new("1", (7, 5))),
+        encode_image(Image.new("L", (7, 5)), "JPEG"),
+        encode_image(Image.new("RGB", (7, 5))),
+        encode_image(Image.new("LA", (7, 5))),
+        encode_image(Image.new("1", (7, 5))),
         png_of(7, 5, 4, 0, (b"\0" + b"\x12" * 4) * 5),
         b"",
     ],
@@ -226,7 +228,7 @@ def test_maps_whose_ids_would_not_come_out_as_stored_are_refused(data: bytes) ->
 
 def survives(data: bytes) -> None:
     """Either is a picture or is refused by name; nothing else happens."""
-    for decode in (decode_photo, decode_ids):
+    for decode in (decode_image, decode_ids):
         with suppress(UserError):
             decode(data, "file")
 
@@ -235,7 +237,7 @@ def survives(data: bytes) -> None:
 @pytest.mark.parametrize("tenth", range(10))
 def test_a_file_cut_at_any_tenth_is_refused(name: str, tenth: int) -> None:
     data = WHOLE[name][: len(WHOLE[name]) * tenth // 10]
-    decode = decode_photo if name in ("jpeg", "png photo") else decode_ids
+    decode = decode_image if name in ("jpeg", "png photo") else decode_ids
     with pytest.raises(UserError, match="^file: "):
         decode(data, "file")
 

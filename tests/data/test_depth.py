@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from c2fmae.core.scene import Scene
 from c2fmae.data import open_scenes
-from c2fmae.data.geometry import Box, cut
-from c2fmae.data.transforms import middle_statistics
-from tests.data.dataset_files import png, refuses, sample, write_tar, write_tree
+from c2fmae.data.geometry import CropBox, resized_crop
+from c2fmae.data.transforms import trimmed_mean_std
+from tests.data.dataset_files import assert_user_error, encode_png, make_sample, write_tar, write_tree
 
 
 def test_depth_is_read_as_it_is_stored_beside_maps_at_a_stride(tmp_path: Path) -> None:
     depth = np.arange(65501, 65536, dtype=np.uint16).reshape(5, 7)  # 255 and 65535 mean nothing special here
-    files, maps = sample("a")
-    wanted = {"rgb": files["a.jpg"], "depth": png(depth), "semantic": png(maps["semantic"][::2, ::2])}
+    files, maps = make_sample("a")
+    wanted = {"rgb": files["a.jpg"], "depth": encode_png(depth), "semantic": encode_png(maps["semantic"][::2, ::2])}
     tree = {f"{name}/a.png": data for name, data in wanted.items()} | {"dataset.json": b'{"label_stride": 2}'}
     scene = open_scenes(str(write_tree(tmp_path / "tree", tree)), granularities=("rgb", "depth", "semantic"))[0]
     assert scene.maps["depth"].dtype == torch.int32
@@ -28,11 +28,11 @@ def test_depth_is_read_as_it_is_stored_beside_maps_at_a_stride(tmp_path: Path) -
 
 
 def test_depth_of_another_size_than_the_photos_is_named(tmp_path: Path) -> None:
-    files, maps = sample("a")
-    tree = {"rgb/a.png": files["a.jpg"], "depth/a.png": png(maps["semantic"][::2, ::2])}
+    files, maps = make_sample("a")
+    tree = {"rgb/a.png": files["a.jpg"], "depth/a.png": encode_png(maps["semantic"][::2, ::2])}
     scenes = open_scenes(str(write_tree(tmp_path, tree)), granularities=("rgb", "depth"))
     where = tmp_path / "depth/a.png"
-    refuses(
+    assert_user_error(
         lambda: scenes[0],
         f"{where}: 4×3 cells, but a photo of 7×5 pixels takes 7×5. Store both in one size",
     )
@@ -42,32 +42,32 @@ def test_depth_of_another_size_than_the_photos_is_named(tmp_path: Path) -> None:
 def test_depth_is_cut_at_full_size_along_with_the_photo_and_is_not_interpolated(is_flipped: bool) -> None:
     numbers = torch.arange(64, dtype=torch.int32).view(8, 8)
     scene = Scene("a", {"rgb": numbers.to(torch.uint8).expand(3, -1, -1), "depth": numbers, "semantic": numbers})
-    same = cut(scene, Box(2, 1, 4, 4), (4, 4), label_stride=2, is_flipped=is_flipped)
+    same = resized_crop(scene, CropBox(2, 1, 4, 4), (4, 4), label_stride=2, is_flipped=is_flipped)
     assert torch.equal(same.maps["depth"], same.maps["rgb"][0].int())
     assert same.maps["semantic"].shape == (2, 2)
-    larger = cut(scene, Box(2, 1, 4, 4), (12, 12), is_flipped=is_flipped).maps["depth"]
+    larger = resized_crop(scene, CropBox(2, 1, 4, 4), (12, 12), is_flipped=is_flipped).maps["depth"]
     assert torch.equal(larger, same.maps["depth"].repeat_interleave(3, 0).repeat_interleave(3, 1))
 
 
 @given(st.floats(0.1, 100), st.floats(-100, 100))
 def test_the_statistics_do_not_depend_on_the_extremes_and_follow_the_unit(scale: float, shift: float) -> None:
     values = torch.rand(2, 10, 10, generator=torch.Generator().manual_seed(0)) + 1
-    mean, deviation = middle_statistics(values)
+    mean, deviation = trimmed_mean_std(values)
     extreme = values.clone()
     extreme[:, 0, 0] = 1e6  # one more at the far end, where at most a tenth is left out
-    assert (middle_statistics(extreme)[0] - mean).abs().max() < 0.02
-    moved = middle_statistics(scale * values + shift)
+    assert (trimmed_mean_std(extreme)[0] - mean).abs().max() < 0.02
+    moved = trimmed_mean_std(scale * values + shift)
     torch.testing.assert_close(moved[0], scale * mean + shift, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(moved[1], scale * deviation, rtol=2e-3, atol=2e-3)
 
 
 def test_the_statistics_are_those_of_the_middle_eight_tenths() -> None:
     values = torch.tensor([0, 3, 1, 2, 4, 5, 6, 7, 8, 900]).view(1, 2, 5)
-    mean, deviation = middle_statistics(values)
+    mean, deviation = trimmed_mean_std(values)
     assert mean.item() == 4.5
     assert deviation.item() == pytest.approx(6**0.5)  # of 1 … 8, unbiased
 
 
 def test_flat_depth_is_no_division_by_zero() -> None:
-    mean, deviation = middle_statistics(torch.full((1, 4, 4), 7))
+    mean, deviation = trimmed_mean_std(torch.full((1, 4, 4), 7))
     assert ((torch.full((1, 4, 4), 7) - mean) / deviation).abs().max() == 0

@@ -8,35 +8,47 @@ from PIL import Image
 from torch import Tensor
 
 from c2fmae.core.scene import Scene
-from c2fmae.data.geometry import Box, central_box, cut, cut_ids, cut_photo, resize, stored_cells
+from c2fmae.data.geometry import (
+    CropBox,
+    central_crop_box,
+    resize_scene,
+    resized_crop,
+    resized_crop_ids,
+    resized_crop_image,
+    subsample_ids,
+)
 
 sides = st.integers(1, 60)
 strides = st.sampled_from([1, 2, 3, 4, 8])
 
 
 @st.composite
-def boxes(draw: st.DrawFn) -> tuple[int, int, Box]:
+def boxes(draw: st.DrawFn) -> tuple[int, int, CropBox]:
     """A photo's height and width, and a box in it."""
     height, width = draw(sides), draw(sides)
     rows, columns = draw(st.integers(1, height)), draw(st.integers(1, width))
-    return height, width, Box(draw(st.integers(0, height - rows)), draw(st.integers(0, width - columns)), rows, columns)
+    return (
+        height,
+        width,
+        CropBox(draw(st.integers(0, height - rows)), draw(st.integers(0, width - columns)), rows, columns),
+    )
 
 
 def self_describing(height: int, width: int, stride: int = 1) -> Scene:
     """A scene whose photo and maps all say where in the photo they are."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     rows, columns = (3 * rows).to(torch.uint8), (3 * columns).to(torch.uint8)
-    maps = {"semantic": stored_cells(rows, stride), "instance": stored_cells(columns, stride)}
+    maps = {"semantic": subsample_ids(rows, stride), "instance": subsample_ids(columns, stride)}
     return Scene("key", {**maps, "rgb": torch.stack([rows, columns, rows])}, 4, stride)
 
 
 @given(boxes(), st.integers(1, 12), st.integers(1, 12), strides, st.booleans())
 def test_an_id_is_the_stored_one_nearest_to_the_centre_of_its_cell(
-    case: tuple[int, int, Box], rows: int, columns: int, stride: int, is_flipped: bool
+    case: tuple[int, int, CropBox], rows: int, columns: int, stride: int, is_flipped: bool
 ) -> None:
     height, width, box = case
     places = torch.arange(height * width).view(height, width)
-    found = cut_ids(stored_cells(places, stride), box, (rows, columns), stride=stride, is_flipped=is_flipped)
+    found = resized_crop_ids(subsample_ids(places, stride), box, (rows, columns), stride=stride, is_flipped=is_flipped)
     if is_flipped:
         found = found.flip(1)
     for chosen, start, length, cells, total in (
@@ -53,12 +65,12 @@ def test_an_id_is_the_stored_one_nearest_to_the_centre_of_its_cell(
 
 
 @given(boxes(), st.integers(1, 6))
-def test_at_full_size_ids_agree_with_nearest_exact_of_torch(case: tuple[int, int, Box], times: int) -> None:
+def test_at_full_size_ids_agree_with_nearest_exact_of_torch(case: tuple[int, int, CropBox], times: int) -> None:
     height, width, box = case
     ids = torch.randint(256, (height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
     part = ids[box.top : box.top + box.height, box.left : box.left + box.width]
     expected = F.interpolate(part[None, None], scale_factor=times, mode="nearest-exact")[0, 0]
-    assert torch.equal(cut_ids(ids, box, (box.height * times, box.width * times)), expected)
+    assert torch.equal(resized_crop_ids(ids, box, (box.height * times, box.width * times)), expected)
 
 
 @pytest.mark.parametrize("stride", [1, 4])
@@ -67,8 +79,8 @@ def test_at_full_size_ids_agree_with_nearest_exact_of_torch(case: tuple[int, int
 def test_photo_and_maps_stay_aligned(boxes: tuple[int, int, float, float], stride: int, is_flipped: bool) -> None:
     height, width, share, place = boxes
     rows, columns = round(height * share), round(width * share)
-    box = Box(round((height - rows) * place), round((width - columns) * place), rows, columns)
-    sample = cut(self_describing(height, width, stride), box, (32, 48), is_flipped=is_flipped)
+    box = CropBox(round((height - rows) * place), round((width - columns) * place), rows, columns)
+    sample = resized_crop(self_describing(height, width, stride), box, (32, 48), is_flipped=is_flipped)
     photo = sample.maps["rgb"].int()
     inner = slice(4, -4)  # at the rim the photo's filter sees only one side
     for channel, name in enumerate(("semantic", "instance")):
@@ -78,17 +90,17 @@ def test_photo_and_maps_stay_aligned(boxes: tuple[int, int, float, float], strid
 
 
 @given(boxes(), strides)
-def test_no_id_comes_out_that_did_not_go_in(case: tuple[int, int, Box], stride: int) -> None:
+def test_no_id_comes_out_that_did_not_go_in(case: tuple[int, int, CropBox], stride: int) -> None:
     height, width, box = case
     ids = torch.randint(256, (height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(width))
-    found = cut_ids(stored_cells(ids, stride), box, (8, 8), stride=stride)
+    found = resized_crop_ids(subsample_ids(ids, stride), box, (8, 8), stride=stride)
     assert set(found.unique().tolist()) <= set(ids.unique().tolist())
 
 
 @given(sides, sides, strides)
 def test_stored_cells_are_the_pixels_in_their_middle(height: int, width: int, stride: int) -> None:
     ids = torch.arange(height * width).view(height, width)
-    cells = stored_cells(ids, stride)
+    cells = subsample_ids(ids, stride)
     assert cells.shape == (-(-height // stride), -(-width // stride))
     for i, j in ((0, 0), (cells.shape[0] - 1, cells.shape[1] - 1)):
         y, x = min(stride * i + stride // 2, height - 1), min(stride * j + stride // 2, width - 1)
@@ -97,21 +109,21 @@ def test_stored_cells_are_the_pixels_in_their_middle(height: int, width: int, st
 
 def test_a_target_at_a_stride_is_the_middle_of_every_cell_of_the_target_at_full_size() -> None:
     scene = self_describing(64, 64)
-    at_4 = cut(scene, Box(0, 0, 64, 64), (64, 64), label_stride=4)
+    at_4 = resized_crop(scene, CropBox(0, 0, 64, 64), (64, 64), label_stride=4)
     assert at_4.label_stride == 4
     assert torch.equal(at_4.maps["semantic"], scene.maps["semantic"][2::4, 2::4])
 
 
 def test_a_label_stride_that_does_not_divide_the_size_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="^label stride 4 does not divide the size 30×32$"):
-        cut(self_describing(64, 64), Box(0, 0, 64, 64), (30, 32), label_stride=4)
+        resized_crop(self_describing(64, 64), CropBox(0, 0, 64, 64), (30, 32), label_stride=4)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 7])
 def test_any_number_of_channels_is_cut(channels: int) -> None:
     photo = torch.randint(256, (channels, 20, 30), dtype=torch.uint8)
-    assert cut_photo(photo, Box(2, 3, 10, 12), (16, 24)).shape == (channels, 16, 24)
-    assert torch.equal(cut_photo(photo, Box(2, 3, 10, 12), (10, 12)), photo[:, 2:12, 3:15])
+    assert resized_crop_image(photo, CropBox(2, 3, 10, 12), (16, 24)).shape == (channels, 16, 24)
+    assert torch.equal(resized_crop_image(photo, CropBox(2, 3, 10, 12), (10, 12)), photo[:, 2:12, 3:15])
 
 
 @pytest.mark.parametrize("size", [(37, 24), (90, 150)])
@@ -120,8 +132,8 @@ def test_photos_are_resized_as_by_pillow(size: tuple[int, int]) -> None:
     smooth = np.cumsum(np.cumsum(rng.standard_normal((75, 100, 3)), axis=0), axis=1)
     low, high = smooth.min(), smooth.max()
     pixels = (255 * (smooth - low) / (high - low)).astype(np.uint8)
-    box = Box(5, 8, 60, 80)
-    ours = cut_photo(torch.from_numpy(pixels).permute(2, 0, 1), box, size)
+    box = CropBox(5, 8, 60, 80)
+    ours = resized_crop_image(torch.from_numpy(pixels).permute(2, 0, 1), box, size)
     part = Image.fromarray(pixels).crop((box.left, box.top, box.left + box.width, box.top + box.height))
     theirs = np.asarray(part.resize(size[::-1], Image.Resampling.BICUBIC))
     error = (ours.permute(1, 2, 0).double() - torch.from_numpy(theirs.copy())).square().mean()
@@ -130,14 +142,14 @@ def test_photos_are_resized_as_by_pillow(size: tuple[int, int]) -> None:
 
 def test_shrinking_a_photo_averages_what_is_too_fine_to_show() -> None:
     checks = ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255).to(torch.uint8)
-    photo = cut_photo(checks.expand(3, 64, 64), Box(0, 0, 64, 64), (16, 16))
+    photo = resized_crop_image(checks.expand(3, 64, 64), CropBox(0, 0, 64, 64), (16, 16))
     assert (photo.int() - 128).abs().max() <= 12
 
 
 def test_bicubic_overshoot_is_held_to_what_a_pixel_can_be() -> None:
     edge = torch.zeros(3, 16, 16, dtype=torch.uint8)
     edge[:, :, 8:] = 255
-    photo = cut_photo(edge, Box(0, 0, 16, 16), (64, 64))
+    photo = resized_crop_image(edge, CropBox(0, 0, 16, 16), (64, 64))
     assert (photo.int().diff(dim=2) >= -1).all()  # 256 taken for 0 would be a fall
 
 
@@ -145,7 +157,7 @@ def test_bicubic_overshoot_is_held_to_what_a_pixel_can_be() -> None:
 def test_a_central_box_is_central_fits_and_is_as_large_as_can_be(
     height: int, width: int, aspect: float, share: float
 ) -> None:
-    box = central_box(height, width, aspect, share)
+    box = central_crop_box(height, width, aspect, share)
     assert 1 <= box.height <= height
     assert 1 <= box.width <= width
     assert abs(2 * box.top + box.height - height) <= 1
@@ -157,11 +169,11 @@ def test_a_central_box_is_central_fits_and_is_as_large_as_can_be(
 def test_a_scene_is_not_written_to() -> None:
     scene = self_describing(20, 30)
     before = {name: tensor.clone() for name, tensor in scene.maps.items()}
-    for tensor in resize(scene, 20, 30).maps.values():
+    for tensor in resize_scene(scene, 20, 30).maps.values():
         tensor.zero_()
     assert all(torch.equal(scene.maps[name], before[name]) for name in before)
 
 
 def test_a_scene_of_maps_alone_can_be_resized() -> None:
     maps: dict[str, Tensor] = {"semantic": torch.arange(6, dtype=torch.uint8).view(2, 3)}
-    assert resize(Scene("key", maps), 4, 6).maps["semantic"][::2, ::2].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert resize_scene(Scene("key", maps), 4, 6).maps["semantic"][::2, ::2].tolist() == [[0, 1, 2], [3, 4, 5]]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from c2fmae.data.instance_order import Overflow, canonical_instances
+from c2fmae.data.instance_order import InstanceOverflow, renumber_instances
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 bytes_maps = arrays(np.uint8, shapes, elements=st.sampled_from([0, 1, 2, 7, 100, 254, 255]))
@@ -22,8 +22,8 @@ def naive(ids: np.ndarray, max_ids: int, overflow: str) -> np.ndarray:
 
 
 @given(maps, st.integers(1, 5), st.sampled_from(["ignore", "background"]))
-def test_objects_are_numbered_as_a_loop_would(ids: np.ndarray, max_ids: int, overflow: Overflow) -> None:
-    found = canonical_instances(torch.from_numpy(ids), max_ids, overflow)
+def test_objects_are_numbered_as_a_loop_would(ids: np.ndarray, max_ids: int, overflow: InstanceOverflow) -> None:
+    found = renumber_instances(torch.from_numpy(ids), max_ids, overflow)
     assert found.dtype == torch.uint8
     assert found.tolist() == naive(ids, max_ids, overflow).tolist()
 
@@ -32,21 +32,21 @@ def test_objects_are_numbered_as_a_loop_would(ids: np.ndarray, max_ids: int, ove
 def test_the_numbers_that_objects_had_do_not_matter(ids: np.ndarray, order: list[int]) -> None:
     table = np.array([0, *order, 255], np.uint8)
     assert torch.equal(
-        canonical_instances(torch.from_numpy(ids), 32), canonical_instances(torch.from_numpy(table[ids]), 32)
+        renumber_instances(torch.from_numpy(ids), 32), renumber_instances(torch.from_numpy(table[ids]), 32)
     )
 
 
 @given(maps)
 def test_numbering_twice_is_numbering_once(ids: np.ndarray) -> None:
-    once = canonical_instances(torch.from_numpy(ids), 4)
-    assert torch.equal(canonical_instances(once, 4), once)
+    once = renumber_instances(torch.from_numpy(ids), 4)
+    assert torch.equal(renumber_instances(once, 4), once)
 
 
 @pytest.mark.parametrize("count", [254, 255, 300])
 def test_up_to_254_objects_keep_numbers_of_their_own(count: int) -> None:
     ids = torch.arange(1, count + 1, dtype=torch.int32)
     ids[254:] += 1  # 255 is no object
-    found = canonical_instances(ids.view(1, -1), 255)
+    found = renumber_instances(ids.view(1, -1), 255)
     assert found[0, :254].tolist() == list(range(1, 255))
     assert (found[0, 254:] == 255).all()
-    assert (canonical_instances(ids.view(1, -1), 255, "background")[0, 254:] == 0).all()
+    assert (renumber_instances(ids.view(1, -1), 255, "background")[0, 254:] == 0).all()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from c2fmae.data.label_spaces import ADE20K, COCO_PANOPTIC, VOC, LabelSpace
-from c2fmae.data.remap import remap
+from c2fmae.data.remap import remap_ids
 
 # Where the 100 classes of ADE20K's instance challenge are among the 150 of its parsing challenge, as published in
 # facebookresearch/Mask2Former:datasets/ade20k_instance_catid_mapping.txt; it counts from 1.
@@ -49,17 +49,17 @@ def test_ids_of_coco_rise_and_have_the_known_holes() -> None:
 
 
 def test_the_table_of_coco_turns_ids_with_holes_into_ids_without() -> None:
-    table = COCO_PANOPTIC.coco_table()
+    table = COCO_PANOPTIC.coco_id_table()
     assert table.shape == (201,)
     assert (table == -1).sum() == 200 - 133
     coco_ids = np.array([[entry.coco_id or 0 for entry in COCO_PANOPTIC.classes] + [0]])
-    assert remap(coco_ids, table, "x.png").tolist() == [[*range(133), 255]]
+    assert remap_ids(coco_ids, table, "x.png").tolist() == [[*range(133), 255]]
 
 
 def test_a_hole_among_the_ids_of_coco_is_an_error() -> None:
     message = "^x.png: id 12 on 2 pixels is outside the 133 classes of the label space."
     with pytest.raises(ValueError, match=message):
-        remap(np.array([[12, 12, 1]]), COCO_PANOPTIC.coco_table(), "x.png")
+        remap_ids(np.array([[12, 12, 1]]), COCO_PANOPTIC.coco_id_table(), "x.png")
 
 
 def test_classes_of_ade20k_are_in_the_official_order() -> None:

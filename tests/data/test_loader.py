@@ -15,11 +15,11 @@ import torch
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene, SceneBatch
-from c2fmae.data.loader import Loader
-from c2fmae.data.sampler import Position, Sampler
+from c2fmae.data.loader import SceneLoader
+from c2fmae.data.sampler import DataPosition, Sampler
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import RandomView
-from tests.data.dataset_files import Files, refuses, sample, write_tar
+from tests.data.dataset_files import Files, assert_user_error, make_sample, write_tar
 
 Start = Literal["fork", "spawn"]
 
@@ -28,16 +28,16 @@ def shard(folder: Path, keys: str = "abcdefghij", broken: str = "") -> Path:
     """A shard of one-letter samples; of some the photo is broken."""
     files: Files = {}
     for seed, key in enumerate(keys):
-        files |= sample(key, seed, (16, 20))[0]
+        files |= make_sample(key, seed, (16, 20))[0]
         if key in broken:
             files[f"{key}.jpg"] = b"junk"
     return write_tar(folder / "s.tar", files)
 
 
-def loader(source: Path, *, batch_size: int = 4, rank: int = 0, world_size: int = 1, **options: object) -> Loader:
+def loader(source: Path, *, batch_size: int = 4, rank: int = 0, world_size: int = 1, **options: object) -> SceneLoader:
     scenes = open_scenes(source)
     sampler = Sampler(num_samples=len(scenes), batch_size=batch_size, seed=3, rank=rank, world_size=world_size)
-    return Loader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler, **options)  # type: ignore[arg-type]
+    return SceneLoader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler, **options)  # type: ignore[arg-type]
 
 
 def content(batches: Sequence[SceneBatch]) -> list[tuple[object, ...]]:
@@ -47,16 +47,16 @@ def content(batches: Sequence[SceneBatch]) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize(("workers", "start"), [(1, "fork"), (4, "fork"), (1, "spawn"), (4, "spawn")])
 def test_samples_do_not_depend_on_workers_or_on_how_these_start(tmp_path: Path, workers: int, start: Start) -> None:
     source = shard(tmp_path)
-    alone = content(list(loader(source).batches(3)))
+    alone = content(list(loader(source).stream_batches(3)))
     assert len(alone) == 6
-    assert content(list(loader(source, workers=workers, start=start).batches(3))) == alone
+    assert content(list(loader(source, workers=workers, start_method=start).stream_batches(3))) == alone
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_samples_do_not_depend_on_the_number_of_ranks(tmp_path: Path, world_size: int) -> None:
     source = shard(tmp_path)
-    alone = list(loader(source).batches(2))
-    ranks = [list(loader(source, rank=rank, world_size=world_size).batches(2)) for rank in range(world_size)]
+    alone = list(loader(source).stream_batches(2))
+    ranks = [list(loader(source, rank=rank, world_size=world_size).stream_batches(2)) for rank in range(world_size)]
     for whole, parts in zip(alone, zip(*ranks, strict=True), strict=True):
         assert whole.keys == tuple(key for part in parts for key in part.keys)
         for name, tensor in whole.maps.items():
@@ -66,13 +66,13 @@ def test_samples_do_not_depend_on_the_number_of_ranks(tmp_path: Path, world_size
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_knows_its_position_and_another_goes_on_from_there(tmp_path: Path, workers: int) -> None:
     source = shard(tmp_path)
-    whole = content(list(loader(source).batches(3)))
-    stream = loader(source, workers=workers).batches(3)
+    whole = content(list(loader(source).stream_batches(3)))
+    stream = loader(source, workers=workers).stream_batches(3)
     for _ in range(3):
         next(stream)
-    assert stream.position == Position(1, 1)
+    assert stream.position == DataPosition(1, 1)
     stream.close()
-    assert content(list(loader(source, workers=workers).batches(3, stream.position))) == whole[3:]
+    assert content(list(loader(source, workers=workers).stream_batches(3, stream.position))) == whole[3:]
     assert list(stream) == []
 
 
@@ -82,8 +82,8 @@ def test_in_order_every_sample_comes_once_for_any_number_of_ranks(tmp_path: Path
     keys: list[str] = []
     for rank in range(4):
         sampler = Sampler(num_samples=10, batch_size=8, shuffle=False, rank=rank, world_size=4)
-        loader = Loader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler, workers=workers)
-        keys += [key for batch in loader.batches(1) for key in batch.keys]
+        loader = SceneLoader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler, workers=workers)
+        keys += [key for batch in loader.stream_batches(1) for key in batch.keys]
     assert sorted(keys) == list("abcdefghij")
 
 
@@ -91,15 +91,17 @@ def test_a_loader_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     source = shard(tmp_path)
     scenes, view = open_scenes(source), RandomView(size=(8, 8))
     message = "sampler: made for 18 samples, but there are 10"
-    refuses(lambda: Loader(scenes=scenes, transform=view, sampler=Sampler(num_samples=18, batch_size=2)), message)
-    refuses(lambda: loader(source, workers=-1), "workers: expected at least 0, got -1")
-    refuses(lambda: loader(source, prefetch=0), "prefetch: expected at least 1, got 0")
+    assert_user_error(
+        lambda: SceneLoader(scenes=scenes, transform=view, sampler=Sampler(num_samples=18, batch_size=2)), message
+    )
+    assert_user_error(lambda: loader(source, workers=-1), "workers: expected at least 0, got -1")
+    assert_user_error(lambda: loader(source, prefetch=0), "prefetch: expected at least 1, got 0")
     with pytest.raises((UserError, TypeError)):  # the run with shape checks finds it first
         loader(source, on_broken="raise")
 
 
 def test_workers_end_even_while_the_error_that_ended_them_is_kept(tmp_path: Path) -> None:
-    stream = loader(shard(tmp_path, broken="c"), workers=2, on_broken="error").batches(1)
+    stream = loader(shard(tmp_path, broken="c"), workers=2, on_broken="error").stream_batches(1)
     kept = None
     try:
         list(stream)
@@ -114,7 +116,7 @@ def test_a_sample_is_seen_differently_in_every_epoch_and_repetition(tmp_path: Pa
     source = shard(tmp_path, "ab")
     scenes = open_scenes(source)
     sampler = Sampler(num_samples=2, batch_size=2, repeats=2)
-    batches = list(Loader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler).batches(8))
+    batches = list(SceneLoader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler).stream_batches(8))
     views = {
         (key, str(photo.tolist()))
         for batch in batches
@@ -138,16 +140,16 @@ class Slow:
         time.sleep(0.01)
         return self.inner[index]
 
-    def photo(self, index: int) -> bytes | None:
-        return self.inner.photo(index)
+    def read_image_bytes(self, index: int) -> bytes | None:
+        return self.inner.read_image_bytes(index)
 
 
 def test_the_time_that_was_waited_is_told(tmp_path: Path) -> None:
     slow = Slow(shard(tmp_path))
     sampler = Sampler(num_samples=len(slow), batch_size=5)
-    stream = Loader(scenes=slow, transform=RandomView(size=(8, 8)), sampler=sampler).batches(1)
+    stream = SceneLoader(scenes=slow, transform=RandomView(size=(8, 8)), sampler=sampler).stream_batches(1)
     list(stream)
-    assert 0.1 <= stream.seconds_waited < 5
+    assert 0.1 <= stream.wait_seconds < 5
 
 
 # Broken samples
@@ -158,29 +160,29 @@ def test_a_broken_sample_is_replaced_told_once_and_counted(
     tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = shard(tmp_path, broken="c")
-    stream = loader(source, workers=workers, max_broken=0.1, batch_size=5).batches(4)
+    stream = loader(source, workers=workers, max_broken=0.1, batch_size=5).stream_batches(4)
     with caplog.at_level(logging.WARNING):
         batches = list(stream)
     assert {len(batch) for batch in batches} == {5}
     assert all("c" not in batch.keys for batch in batches)
     assert all(sorted(batches[i].keys + batches[i + 1].keys) == sorted("abddefghij") for i in (0, 2, 4, 6))
-    assert len(stream.skipped) == 1
-    (text,) = stream.skipped
+    assert len(stream.skip_reasons) == 1
+    (text,) = stream.skip_reasons
     assert text.startswith(f"{source}: c.jpg: not readable as a picture")
     assert [record.message for record in caplog.records] == [f"skipped: {text}"]
 
 
 def test_replacements_do_not_depend_on_workers(tmp_path: Path) -> None:
     source = shard(tmp_path, broken="cdj")
-    streams = [loader(source, workers=workers, max_broken=0.5).batches(2) for workers in (0, 3)]
+    streams = [loader(source, workers=workers, max_broken=0.5).stream_batches(2) for workers in (0, 3)]
     first, second = (content(list(stream)) for stream in streams)
     assert first == second
-    assert streams[0].skipped == streams[1].skipped
+    assert streams[0].skip_reasons == streams[1].skip_reasons
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_more_broken_samples_than_are_allowed_end_the_run(tmp_path: Path, workers: int) -> None:
-    stream = loader(shard(tmp_path, broken="bc"), workers=workers, max_broken=0.1).batches(9)
+    stream = loader(shard(tmp_path, broken="bc"), workers=workers, max_broken=0.1).stream_batches(9)
     message = (
         r"^2 of 10 samples are broken, more than the 10\.00% that may be skipped; the last: \S+: \w\.jpg: .*\n"
         r"List them all with `c2fmae data check`$"
@@ -192,14 +194,14 @@ def test_more_broken_samples_than_are_allowed_end_the_run(tmp_path: Path, worker
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_sample_ends_the_run_where_that_is_wished(tmp_path: Path, workers: int) -> None:
     source = shard(tmp_path, broken="c")
-    stream = loader(source, workers=workers, on_broken="error").batches(1)
+    stream = loader(source, workers=workers, on_broken="error").stream_batches(1)
     with pytest.raises(UserError, match=rf"^{source}: c\.jpg: not readable as a picture \([^\n]*$"):
         list(stream)
 
 
 def test_a_source_of_nothing_but_broken_samples_does_not_hang(tmp_path: Path) -> None:
     keys = "abcdefghijklmnopqrst"
-    stream = loader(shard(tmp_path, keys, broken=keys), max_broken=1.0).batches(1)
+    stream = loader(shard(tmp_path, keys, broken=keys), max_broken=1.0).stream_batches(1)
     with pytest.raises(UserError, match=r"^16 samples in a row are broken, the last: \S+: \w\.jpg: not readable"):
         next(stream)
 
@@ -215,8 +217,8 @@ def test_maps_that_only_some_samples_have_are_told(tmp_path: Path) -> None:
 
     uneven = Uneven(shard(tmp_path))
     sampler = Sampler(num_samples=10, batch_size=2, shuffle=False)
-    refuses(
-        lambda: list(Loader(scenes=uneven, transform=RandomView(size=(8, 8)), sampler=sampler).batches(1)),
+    assert_user_error(
+        lambda: list(SceneLoader(scenes=uneven, transform=RandomView(size=(8, 8)), sampler=sampler).stream_batches(1)),
         "b: semantic is None, but (8, 8) in a",
     )
 
@@ -226,7 +228,7 @@ def test_maps_that_only_some_samples_have_are_told(tmp_path: Path) -> None:
 
 PROGRAM = """
 import sys, time
-from c2fmae.data.loader import Loader
+from c2fmae.data.loader import SceneLoader
 from c2fmae.data.sampler import Sampler
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import RandomView
@@ -234,7 +236,8 @@ from c2fmae.data.transforms import RandomView
 if __name__ == "__main__":
     scenes = open_scenes(sys.argv[1])
     sampler = Sampler(num_samples=len(scenes), batch_size=2)
-    stream = Loader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler, workers=3).batches(10**9)
+    loader = SceneLoader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler, workers=3)
+    stream = loader.stream_batches(10**9)
     for number, _ in enumerate(stream):
         if number == 5:
             print("running", flush=True)
@@ -294,8 +297,8 @@ def test_workers_share_the_index(tmp_path: Path, start: Start) -> None:
     from c2fmae.data.key_list import KeyList
 
     scenes = Slow(shard(tmp_path))
-    scenes.keys = KeyList.of(f"{number:064d}" for number in range(200_000))  # 13 MB
+    scenes.keys = KeyList.from_names(f"{number:064d}" for number in range(200_000))  # 13 MB
     sampler = Sampler(num_samples=10, batch_size=2)
-    loader = Loader(scenes=scenes, transform=Memory(scenes), sampler=sampler, workers=2, start=start)
-    grown = [int(batch.maps["rgb"][:, 0, 0, 0].max()) for batch in loader.batches(1)]
+    loader = SceneLoader(scenes=scenes, transform=Memory(scenes), sampler=sampler, workers=2, start_method=start)
+    grown = [int(batch.maps["rgb"][:, 0, 0, 0].max()) for batch in loader.stream_batches(1)]
     assert max(grown) < 2_000_000

@@ -8,7 +8,7 @@ import torch
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data import preview
-from c2fmae.data.geometry import stored_cells
+from c2fmae.data.geometry import subsample_ids
 from c2fmae.data.info import ClassInfo, DatasetInfo
 from c2fmae.data.preview import draw_preview
 from c2fmae.report.drawing import MARGIN, colour_classes, colour_instances
@@ -35,15 +35,15 @@ class Plain:
     def __len__(self) -> int:
         return self.length
 
-    def photo(self, index: int) -> None:
+    def read_image_bytes(self, index: int) -> None:
         return None
 
     def __getitem__(self, index: int) -> Scene:
         semantic = torch.zeros(192, 256, dtype=torch.int32)
         semantic[:96, :128] = 1
         maps = {
-            "semantic": stored_cells(semantic, self.stride),
-            "instance": stored_cells(semantic * self.object_id, self.stride),
+            "semantic": subsample_ids(semantic, self.stride),
+            "instance": subsample_ids(semantic * self.object_id, self.stride),
             "rgb": torch.full((3, 192, 256), index, dtype=torch.uint8),
         }
         return Scene(str(index), {name: maps[name] for name in self.granularities}, index % 3, self.stride)
@@ -88,7 +88,7 @@ def test_photos_alone_make_a_sheet_of_one_column() -> None:
 
 def test_objects_with_high_ids_are_coloured_as_objects_and_not_as_unlabelled() -> None:
     ids = np.array([[0, 1, 254, 255, 256, 509, 65535]])
-    folded = preview._below_256(ids)
+    folded = preview._wrap_ids(ids)
     assert folded[0, :4].tolist() == [0, 1, 254, 255]
     assert ((folded[0, 4:] > 0) & (folded[0, 4:] < 255)).all()
     assert draw_preview(Plain(object_id=300), 1, title="").height > 192

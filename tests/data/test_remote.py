@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from c2fmae.data.sources import open_scenes
-from tests.data.dataset_files import DATASET, refuses, samples, write_tar
+from tests.data.dataset_files import DATASET, assert_user_error, make_samples, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.A
     monkeypatch.setenv("C2FMAE_CACHE", str(tmp_path / "cache"))
     memory = fsspec.filesystem("memory")
     for name, keys in {"train-0": "ab", "train-1": "cd", "val-0": "e"}.items():
-        memory.pipe(f"/bucket/voc/{name}.tar", write_tar(tmp_path / "s.tar", samples(keys)).read_bytes())
+        memory.pipe(f"/bucket/voc/{name}.tar", write_tar(tmp_path / "s.tar", make_samples(keys)).read_bytes())
     memory.pipe("/bucket/voc/dataset.json", json.dumps(DATASET).encode())
     yield memory
     memory.rm("/bucket", recursive=True)
@@ -37,7 +37,7 @@ def test_they_are_copied_once_and_again_when_they_have_changed(
         assert len(caplog.messages) == 2
         open_scenes("memory://bucket/voc/val-0.tar")
         assert len(caplog.messages) == 2
-        remote.pipe("/bucket/voc/val-0.tar", write_tar(tmp_path / "t.tar", samples("xyz")).read_bytes())
+        remote.pipe("/bucket/voc/val-0.tar", write_tar(tmp_path / "t.tar", make_samples("xyz")).read_bytes())
         assert list(open_scenes("memory://bucket/voc/val-0.tar").keys) == list("xyz")
 
 
@@ -51,7 +51,9 @@ def test_a_copy_that_breaks_off_leaves_nothing_that_looks_whole(
     with monkeypatch.context() as context:
         context.setattr(type(remote), "get_file", lambda _, path, target: half(path, target))
         url = "memory://bucket/voc/val-0.tar"
-        refuses(lambda: open_scenes(url), f"{url}: cannot be copied: the line went dead. Check the URL and your rights")
+        assert_user_error(
+            lambda: open_scenes(url), f"{url}: cannot be copied: the line went dead. Check the URL and your rights"
+        )
     assert not list((tmp_path / "cache").rglob("*.tar*"))
     assert len(open_scenes(url)) == 1
 
@@ -64,7 +66,7 @@ def test_what_is_gone_from_there_is_gone_here(remote: fsspec.AbstractFileSystem)
 
 def test_what_is_not_there_is_told() -> None:
     advice = "Give the URL of a .tar, of a folder of them, or a pattern"
-    refuses(lambda: open_scenes("memory://bucket/none"), f"memory://bucket/none: no shards there. {advice}")
+    assert_user_error(lambda: open_scenes("memory://bucket/none"), f"memory://bucket/none: no shards there. {advice}")
     with pytest.raises(ValueError, match=r"^nope://x/a\.tar: (?s:.*)"):
         open_scenes("nope://x/a.tar")
     with pytest.raises(ValueError, match=r"shards of several sets: train \(2\), val \(1\)"):

@@ -6,10 +6,10 @@ import pytest
 
 from c2fmae.core.labels import LabelInfo
 from c2fmae.data import stats
-from c2fmae.data.check import SHARE_EDGES, CheckReport
+from c2fmae.data.check import AREA_FRACTION_EDGES, CheckReport
 from c2fmae.data.info import ClassInfo, DatasetInfo
 from c2fmae.data.stats import describe_stats, draw_stats
-from c2fmae.report.drawing import bar_chart
+from c2fmae.report.drawing import draw_bar_chart
 
 NO_CLASSES = np.zeros(256, np.int64)
 
@@ -22,14 +22,14 @@ def report(**changes: Any) -> CheckReport:
             classes=tuple(ClassInfo(name=name) for name in ("sky", "cat", "dog")), labels=(LabelInfo(name="in"), None)
         ),
         problems=(),
-        good=("a", "b", "c", "d"),
+        valid_keys=("a", "b", "c", "d"),
         num_scenes=4,
         class_pixels=pixels,
         class_images=images,
         object_counts={0: 1, 2: 2, 60: 1},
-        object_shares=np.array([1, 2, 3, 4, 5, 6, 43]),
-        labels={0: 3, 1: 1},
-        sizes={(30, 20): 3, (500, 400): 1},
+        object_area_counts=np.array([1, 2, 3, 4, 5, 6, 43]),
+        label_counts={0: 3, 1: 1},
+        image_size_counts={(30, 20): 3, (500, 400): 1},
     )
     return replace(whole, **changes)
 
@@ -41,9 +41,9 @@ def charts(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
 
     def remember(bars: dict[str, float], *, title: str, **options: Any) -> Any:
         drawn[title] = bars
-        return bar_chart(bars, title=title, **options)
+        return draw_bar_chart(bars, title=title, **options)
 
-    monkeypatch.setattr("c2fmae.data.stats.bar_chart", remember)
+    monkeypatch.setattr("c2fmae.data.stats.draw_bar_chart", remember)
     return drawn
 
 
@@ -64,7 +64,7 @@ def test_every_count_is_drawn(charts: dict[str, dict[str, float]]) -> None:
             **{"320–383": 0, "384–447": 1},
         },
     }
-    assert len(sizes) + 2 == len(SHARE_EDGES)
+    assert len(sizes) + 2 == len(AREA_FRACTION_EDGES)
 
 
 def test_what_the_data_does_not_have_is_not_drawn(charts: dict[str, dict[str, float]]) -> None:
@@ -80,11 +80,11 @@ def test_a_data_set_in_which_nothing_can_be_read_still_makes_a_picture() -> None
 
 def test_of_very_many_bars_the_longest_are_shown_and_the_others_counted() -> None:
     many = {str(i): float(i) for i in range(1000)}
-    kept = stats._largest(many)
+    kept = stats._largest_bars(many)
     assert len(kept) == 40
     assert list(kept)[:2] == ["999", "998"]
     assert list(kept.items())[-1] == ("961 others, each at most", 960.0)
-    assert len(stats._largest(dict(list(many.items())[:40]))) == 40
+    assert len(stats._largest_bars(dict(list(many.items())[:40]))) == 40
 
 
 def test_numbers_are_told_in_words() -> None:

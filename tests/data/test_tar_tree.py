@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from c2fmae.data.folders import open_tree
+from c2fmae.data.folders import open_folder_tree
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.tar_index import ShardIndex
 from c2fmae.data.tar_tree import TarTree, open_tar_tree
-from tests.data.dataset_files import encoded, refuses, write_tar, write_tree
+from tests.data.dataset_files import assert_user_error, encode_image, write_tar, write_tree
 
-PHOTOS = [encoded(Image.new("RGB", (8, 6), (shade, 90, 10)), "JPEG") for shade in (0, 80, 160, 240)]
+PHOTOS = [encode_image(Image.new("RGB", (8, 6), (shade, 90, 10)), "JPEG") for shade in (0, 80, 160, 240)]
 DOTS = "0.000116_digital clock _ digital clock_0.865662"
 FILES = {
     "imagenet-a/README.txt": b"read me",
@@ -36,14 +36,19 @@ def facts(scenes: Scenes) -> list[tuple[str, str, bytes | None, list[int]]]:
         scene = scenes[row]
         assert scene.label is not None
         found.append(
-            (key, scenes.info.label_names[scene.label], scenes.photo(row), scene.maps["rgb"][:, 0, 0].tolist())
+            (
+                key,
+                scenes.info.label_names[scene.label],
+                scenes.read_image_bytes(row),
+                scene.maps["rgb"][:, 0, 0].tolist(),
+            )
         )
     return found
 
 
 def test_a_tar_is_read_as_the_folder_that_it_was_made_of(tmp_path: Path) -> None:
-    tree = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).scenes("imagenet-a")
-    folder, problems = open_tree(write_tree(tmp_path / "a", FILES) / "imagenet-a", ("rgb",), {"rgb": "."})
+    tree = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).open_images("imagenet-a")
+    folder, problems = open_folder_tree(write_tree(tmp_path / "a", FILES) / "imagenet-a", ("rgb",), {"rgb": "."})
     assert folder is not None
     assert not problems
     assert facts(tree) == facts(folder)
@@ -52,10 +57,10 @@ def test_a_tar_is_read_as_the_folder_that_it_was_made_of(tmp_path: Path) -> None
 
 
 def test_a_photo_of_a_tar_is_called_by_its_whole_path(tmp_path: Path) -> None:
-    scenes = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).scenes("imagenet-a")
-    assert scenes.where(3, "rgb") == f"{tmp_path}/a.tar: imagenet-a/n02/b.JPEG"
+    scenes = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).open_images("imagenet-a")
+    assert scenes.describe_location(3, "rgb") == f"{tmp_path}/a.tar: imagenet-a/n02/b.JPEG"
     write_tar(tmp_path / "b.tar", {"x/y.jpg": b"no photo"})
-    scenes = open_tar_tree(tmp_path / "b.tar").scenes()
+    scenes = open_tar_tree(tmp_path / "b.tar").open_images()
     with pytest.raises(ValueError, match=f"^{tmp_path}/b.tar: x/y.jpg: not readable as a picture"):
         scenes[0]
 
@@ -67,8 +72,8 @@ def test_folders_and_files_are_those_of_the_paths(names: set[str]) -> None:
     for under in {"", *(parent for path in paths for parent in _parents(path))}:
         prefix = f"{under}/" if under else ""
         below = sorted(path.removeprefix(prefix) for path in paths if path.startswith(prefix))
-        assert tree.files(under) == below
-        assert list(tree.folders(under)) == sorted({path.partition("/")[0] for path in below if "/" in path})
+        assert tree.list_files(under) == below
+        assert list(tree.list_dirs(under)) == sorted({path.partition("/")[0] for path in below if "/" in path})
 
 
 def _parents(path: str) -> list[str]:
@@ -78,7 +83,9 @@ def _parents(path: str) -> list[str]:
 
 def _tree_of(paths: list[str]) -> TarTree:
     places = np.zeros((len(paths), 1), np.int64)
-    return TarTree(Path("x.tar"), ShardIndex((0, 0), KeyList.of(paths), ("file",), places, places, places[:, 0]))
+    return TarTree(
+        Path("x.tar"), ShardIndex((0, 0), KeyList.from_names(paths), ("file",), places, places, places[:, 0])
+    )
 
 
 def test_the_index_is_made_once_and_kept_beside_the_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -88,14 +95,14 @@ def test_the_index_is_made_once_and_kept_beside_the_tar(tmp_path: Path, caplog: 
         again = open_tar_tree(tar)
     assert caplog.messages == [f"indexing {tar}: once, it is kept as a.tar.tree.index"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "a.tar.tree.index"]
-    assert first.files() == again.files() == sorted(FILES)
-    assert facts(first.scenes("imagenet-a")) == facts(again.scenes("imagenet-a"))
+    assert first.list_files() == again.list_files() == sorted(FILES)
+    assert facts(first.open_images("imagenet-a")) == facts(again.open_images("imagenet-a"))
     write_tar(tar, {"n01/other.jpg": PHOTOS[0]})
-    assert open_tar_tree(tar).files() == ["n01/other.jpg"]
+    assert open_tar_tree(tar).list_files() == ["n01/other.jpg"]
 
 
 def test_scenes_of_a_tar_go_to_another_process(tmp_path: Path) -> None:
-    scenes = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).scenes("imagenet-a")
+    scenes = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).open_images("imagenet-a")
     assert facts(pickle.loads(pickle.dumps(scenes))) == facts(scenes)
 
 
@@ -107,7 +114,9 @@ def test_what_is_no_whole_tar_is_refused_and_has_no_index(tmp_path: Path) -> Non
         open_tar_tree(cut)
     assert not cut.with_name("cut.tar.tree.index").exists()
     absent = tmp_path / "absent.tar"
-    refuses(lambda: open_tar_tree(absent), f"{absent}: cannot be opened: No such file or directory. Check the path")
+    assert_user_error(
+        lambda: open_tar_tree(absent), f"{absent}: cannot be opened: No such file or directory. Check the path"
+    )
 
 
 def test_names_that_are_there_twice_are_refused(tmp_path: Path) -> None:
@@ -117,14 +126,16 @@ def test_names_that_are_there_twice_are_refused(tmp_path: Path) -> None:
             member = tarfile.TarInfo("n01/a.jpg")
             member.size = len(data)
             stream.addfile(member, io.BytesIO(data))
-    refuses(lambda: open_tar_tree(tar), f"{tar}: member 'n01/a.jpg' is there twice. Copy or pack it again")
+    assert_user_error(lambda: open_tar_tree(tar), f"{tar}: member 'n01/a.jpg' is there twice. Copy or pack it again")
     write_tar(tar, {"n01/a.jpg": PHOTOS[0], "n01/a.png": PHOTOS[1]})
-    refuses(
-        lambda: open_tar_tree(tar).scenes(),
+    assert_user_error(
+        lambda: open_tar_tree(tar).open_images(),
         f"{tar}: sample 'n01/a' has another picture, n01/a.jpg. Leave one out",
     )
 
 
 def test_a_folder_of_a_tar_without_photos_is_refused(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", {"x/README": b"", "y/a.jpg": PHOTOS[0]})
-    refuses(lambda: open_tar_tree(tar).scenes("x"), f"{tar}: x: no photos in it. Expected CLASS/NAME.jpg")
+    assert_user_error(
+        lambda: open_tar_tree(tar).open_images("x"), f"{tar}: x: no photos in it. Expected CLASS/NAME.jpg"
+    )

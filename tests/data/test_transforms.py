@@ -11,8 +11,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import Scene
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.transforms import CentralView, RandomView, random_box
-from tests.data.dataset_files import refuses
+from c2fmae.data.transforms import CentralView, RandomView, random_crop_box
+from tests.data.dataset_files import assert_user_error
 
 units = arrays(np.float64, (10, 4), elements=st.floats(0, 1, exclude_max=True))
 
@@ -29,7 +29,7 @@ def scene(height: int = 60, width: int = 80) -> Scene:
 
 @given(st.integers(1, 400), st.integers(1, 400), units)
 def test_a_random_box_lies_in_the_photo(height: int, width: int, noise: np.ndarray) -> None:
-    box = random_box(height, width, noise)
+    box = random_crop_box(height, width, noise)
     assert 0 <= box.top <= box.top + box.height <= height
     assert 0 <= box.left <= box.left + box.width <= width
     assert box.height > 0
@@ -39,7 +39,7 @@ def test_a_random_box_lies_in_the_photo(height: int, width: int, noise: np.ndarr
 @given(st.integers(200, 400), st.integers(200, 400), units)
 def test_its_area_and_shape_are_those_that_were_drawn(height: int, width: int, noise: np.ndarray) -> None:
     noise[0, :2] = [0.2, noise[0, 1]]  # small enough for any shape to fit: √(0.36 · 200 · 400 · 4/3) < 200
-    box = random_box(height, width, noise)
+    box = random_crop_box(height, width, noise)
     assert math.isclose(box.height * box.width, 0.36 * height * width, rel_tol=0.02)
     shape = (3 / 4) ** (1 - 2 * noise[0, 1])
     assert math.isclose(box.width / box.height, shape, rel_tol=0.02)
@@ -50,7 +50,7 @@ def test_boxes_are_spread_as_those_of_torchvision() -> None:
 
     rng, photo = np.random.default_rng(0), torch.zeros(3, 90, 120)
     ours = np.array(
-        [[(b := random_box(90, 120, rng.random((10, 4)))).top, b.left, b.height, b.width] for _ in range(4000)]
+        [[(b := random_crop_box(90, 120, rng.random((10, 4)))).top, b.left, b.height, b.width] for _ in range(4000)]
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_boxes_are_spread_as_those_of_torchvision() -> None:
 
 
 def test_where_no_try_fits_the_central_box_is_taken() -> None:
-    box = random_box(10, 300, np.full((10, 4), 0.99))
+    box = random_crop_box(10, 300, np.full((10, 4), 0.99))
     assert (box.top, box.height, box.width) == (0, 10, 13)
     assert box.left == (300 - 13) // 2
 
@@ -163,8 +163,12 @@ def test_a_photo_alone_can_be_viewed() -> None:
 
 
 def test_a_label_stride_that_does_not_divide_the_size_is_refused() -> None:
-    refuses(lambda: RandomView(size=(30, 32), label_stride=4), "label_stride: 4 does not divide the size, 30×32")
-    refuses(lambda: CentralView(size=(32, 30), label_stride=4), "label_stride: 4 does not divide the size, 32×30")
+    assert_user_error(
+        lambda: RandomView(size=(30, 32), label_stride=4), "label_stride: 4 does not divide the size, 30×32"
+    )
+    assert_user_error(
+        lambda: CentralView(size=(32, 30), label_stride=4), "label_stride: 4 does not divide the size, 32×30"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.datasets import PairConfig, find_pair, open_set
+from c2fmae.eval.datasets import TrainTestConfig, find_train_test, open_set
 from tests.eval.tiny_backbones import tiny_backbone
 
 
@@ -19,14 +19,14 @@ def photos(root: Path, *names: str) -> Path:
 
 def test_the_two_sets_are_found_by_their_names(tmp_path: Path) -> None:
     root = photos(tmp_path, "train", "val")
-    assert find_pair(str(root)) == {"train": str(root / "train"), "test": str(root / "val")}
-    assert find_pair("generated") == {"train": "generated", "test": "generated"}
+    assert find_train_test(str(root)) == {"train": str(root / "train"), "test": str(root / "val")}
+    assert find_train_test("generated") == {"train": "generated", "test": "generated"}
 
 
 def test_shards_are_found_too_and_val_comes_before_test(tmp_path: Path) -> None:
     for name in ("train-000000.tar", "train-000001.tar", "test-000000.tar", "val.tar"):
         (tmp_path / name).touch()
-    assert find_pair(str(tmp_path)) == {
+    assert find_train_test(str(tmp_path)) == {
         "train": str(tmp_path / "train[-_0-9]*.tar"),
         "test": str(tmp_path / "val.tar"),
     }
@@ -35,12 +35,12 @@ def test_shards_are_found_too_and_val_comes_before_test(tmp_path: Path) -> None:
 def test_a_folder_of_one_set_is_told_what_it_lacks(tmp_path: Path) -> None:
     root = photos(tmp_path, "train")
     with pytest.raises(UserError) as caught:
-        find_pair(str(root))
+        find_train_test(str(root))
     assert str(caught.value) == (
         f"{root}: has no test set: no folder or shards named val or valid or validation or test. Name it with --test"
     )
     with pytest.raises(UserError) as caught:
-        find_pair(str(tmp_path / "nowhere"))
+        find_train_test(str(tmp_path / "nowhere"))
     assert str(caught.value) == (
         f"{tmp_path / 'nowhere'}: is not a folder of a training and a test set. Name them with --data and --test"
     )
@@ -48,19 +48,21 @@ def test_a_folder_of_one_set_is_told_what_it_lacks(tmp_path: Path) -> None:
 
 def test_probing_on_the_training_set_is_refused() -> None:
     with pytest.raises(UserError, match="is the training set. What a probe has been given the truth of says nothing"):
-        PairConfig.read({"train": "somewhere", "test": "somewhere"})
-    PairConfig.read({"train": "generated", "test": "generated"})
-    PairConfig.read({"train": "generated", "test": "generated", "options": {"seed": 1}, "test_options": {"seed": 2}})
+        TrainTestConfig.from_dict({"train": "somewhere", "test": "somewhere"})
+    TrainTestConfig.from_dict({"train": "generated", "test": "generated"})
+    TrainTestConfig.from_dict(
+        {"train": "generated", "test": "generated", "options": {"seed": 1}, "test_options": {"seed": 2}}
+    )
     with pytest.raises(UserError, match="is the training set"):
-        PairConfig.read({"train": "generated", "test": "generated", "options": {"seed": 1}})
+        TrainTestConfig.from_dict({"train": "generated", "test": "generated", "options": {"seed": 1}})
 
 
 def test_command_words_are_settings(tmp_path: Path) -> None:
     root = str(photos(tmp_path, "train", "val"))
-    assert PairConfig.places(root, None) == {"train": f"{root}/train", "test": f"{root}/val"}
-    assert PairConfig.places("there", "here") == {"train": "there", "test": "here"}
-    assert PairConfig.places(None, None) == {}
-    assert PairConfig.places(None, "here") == {"test": "here"}
+    assert TrainTestConfig.resolve_data_options(root, None) == {"train": f"{root}/train", "test": f"{root}/val"}
+    assert TrainTestConfig.resolve_data_options("there", "here") == {"train": "there", "test": "here"}
+    assert TrainTestConfig.resolve_data_options(None, None) == {}
+    assert TrainTestConfig.resolve_data_options(None, "here") == {"test": "here"}
 
 
 def test_generated_sets_differ_and_are_of_the_backbones_size() -> None:
@@ -79,7 +81,7 @@ def test_a_set_that_is_not_there_is_named_by_its_setting(tmp_path: Path) -> None
 
 
 def test_a_size_that_the_patch_does_not_divide_is_refused() -> None:
-    config = PairConfig(image_size=(16, 20))
+    config = TrainTestConfig(image_size=(16, 20))
     with pytest.raises(UserError, match=r"^image_size: 20 is not divisible into patches of 8$"):
-        config.view(tiny_backbone())
-    assert PairConfig().view(tiny_backbone()).size == (16, 16)
+        config.make_view(tiny_backbone())
+    assert TrainTestConfig().make_view(tiny_backbone()).size == (16, 16)

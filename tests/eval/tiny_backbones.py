@@ -10,48 +10,48 @@ from torch import Tensor
 
 from c2fmae.core.scene import Scene
 from c2fmae.data import DatasetInfo
-from c2fmae.eval.evaluation import Subject
-from c2fmae.models.backbones import Backbone, BackboneSpec, untrained
+from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.models.backbones import Backbone, BackboneSpec, create_untrained_backbone
 from c2fmae.models.config import EncoderConfig
-from tests.methods.tiny_methods import rough
+from tests.methods.tiny_methods import perturb_parameters
 
 SPEC = BackboneSpec(encoder=EncoderConfig(name="test_vit", patch_size=8, depth=3), image_size=(16, 16))
 
 
 def tiny_backbone(spec: BackboneSpec = SPEC, seed: int = 0) -> Backbone:
     """A ViT of three blocks with random weights, whose norms matter too."""
-    backbone = untrained(spec, seed)
-    rough(backbone, seed)
+    backbone = create_untrained_backbone(spec, seed)
+    perturb_parameters(backbone, seed)
     return backbone.eval()
 
 
-def subject(backbone: Backbone, cache: Path, name: str = "tiny") -> Subject:
+def make_tiny_model_under_test(backbone: Backbone, cache: Path, name: str = "tiny") -> ModelUnderTest:
     """What is evaluated, alone."""
-    return Subject(name, backbone, cache / "features")
+    return ModelUnderTest(name, backbone, cache / "features")
 
 
-class Drawn:
+class InMemoryScenes:
     """Scenes from tensors, with the bytes of their photos."""
 
     def __init__(self, scenes: Sequence[Scene], *, stride: int = 1) -> None:
         self._scenes = list(scenes)
         self.info = DatasetInfo(label_stride=stride)
         self.keys = [scene.key for scene in scenes]
-        self.asked = 0
+        self.num_reads = 0
 
     def __len__(self) -> int:
         return len(self._scenes)
 
     def __getitem__(self, index: int) -> Scene:
-        self.asked += 1
+        self.num_reads += 1
         return self._scenes[index]
 
-    def photo(self, index: int) -> bytes | None:
+    def read_image_bytes(self, index: int) -> bytes | None:
         """The bytes of a photo, as if stored."""
         return self._scenes[index].maps["rgb"].numpy().tobytes()
 
 
-def coloured(count: int, *, labels: int = 3, size: int = 16, seed: int = 0, noise: int = 40) -> list[Scene]:
+def draw_coloured_scenes(count: int, *, labels: int = 3, size: int = 16, seed: int = 0, noise: int = 40) -> list[Scene]:
     """Photos of one colour and noise; the label says which colour, and the semantic map too."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(256, (labels, 3), generator=torch.Generator().manual_seed(99))
@@ -67,7 +67,7 @@ def coloured(count: int, *, labels: int = 3, size: int = 16, seed: int = 0, nois
     return scenes
 
 
-def stored(root: Path, scenes: Sequence[Scene]) -> str:
+def write_scenes(root: Path, scenes: Sequence[Scene]) -> str:
     """Write scenes as a folder tree, by label, and return where."""
     for scene in scenes:
         for name, each in scene.maps.items():
@@ -78,7 +78,7 @@ def stored(root: Path, scenes: Sequence[Scene]) -> str:
     return str(root)
 
 
-def described(root: str, names: Sequence[str]) -> str:
+def write_dataset_json(root: str, names: Sequence[str]) -> str:
     """Say what the ids of a folder's semantic maps mean, and return the folder."""
     classes = [{"name": name, "is_thing": False} for name in names]
     granularities = ["rgb", "semantic"]

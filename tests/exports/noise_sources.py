@@ -7,19 +7,19 @@ from typing import Any
 import torch
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
-from c2fmae.exports.provenance import Origin
+from c2fmae.exports.provenance import WeightsProvenance
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone, BackboneSpec
-from c2fmae.models.backbones.backbone import vit_of, wrap
+from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
 from c2fmae.models.config import EncoderConfig
-from c2fmae.recipes.config import read_recipe
-from tests.methods.tiny_methods import rough, tiny
-from tests.models.tiny_models import fill
+from c2fmae.recipes.config import load_recipe
+from tests.methods.tiny_methods import build_tiny_method, perturb_parameters
+from tests.models.tiny_models import randomise_parameters
 
-NOWHERE = Origin(name="noise", facts={"Source": "drawn"}, unknown=["everything"])
+NOISE_ORIGIN = WeightsProvenance(name="noise", details={"Source": "drawn"}, missing_details=["everything"])
 
 
-def backbone_of(
+def make_noise_backbone(
     name: str = "test_vit",
     *,
     size: tuple[int, int] = (32, 32),
@@ -30,9 +30,9 @@ def backbone_of(
     **shape: Any,
 ) -> Backbone:
     """A ViT of noise that takes photos; two blocks deep unless told otherwise."""
-    spec = BackboneSpec.read(
+    spec = BackboneSpec.from_dict(
         {
-            "encoder": EncoderConfig.read(
+            "encoder": EncoderConfig.from_dict(
                 {"name": name, "has_norm": True, "keep_positions": keep_positions, "depth": 2, **shape}
             ),
             "image_size": size,
@@ -43,40 +43,40 @@ def backbone_of(
             "has_fc_norm": has_fc_norm,
         }
     )
-    vit = vit_of(spec)
-    fill(vit, std=0.1)
+    vit = vit_from_spec(spec)
+    randomise_parameters(vit, std=0.1)
     with torch.no_grad():
         for name, parameter in vit.named_parameters():
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1)
-    return wrap(vit, spec)
+    return wrap_vit(vit, spec)
 
 
-def noise_bytes(size: tuple[int, int], channels: int = 3, batch: int = 3, seed: int = 1) -> torch.Tensor:
+def draw_noise_images(size: tuple[int, int], channels: int = 3, batch: int = 3, seed: int = 1) -> torch.Tensor:
     """Photos that no export was checked on."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (batch, channels, *size), dtype=torch.uint8, generator=generator)
 
 
-def saved(path: Path, method: MaskedAutoencoding | None = None, *, overrides: Sequence[str] = ()) -> Path:
+def write_noise_run(path: Path, method: MaskedAutoencoding | None = None, *, overrides: Sequence[str] = ()) -> Path:
     """A run's folder with one checkpoint of a method, moved away from where it starts; nothing was measured."""
-    method = method or tiny()
-    rough(method.model)
-    recipe = read_recipe("c2fmae-debug", overrides).model_copy(update={"method": method.config})
-    mean, std = method.config.normalisation("rgb")
-    facts = {
+    method = method or build_tiny_method()
+    perturb_parameters(method.model)
+    recipe = load_recipe("c2fmae-debug", overrides).model_copy(update={"method": method.config})
+    mean, std = method.config.mean_and_std("rgb")
+    metadata = {
         "config": recipe.model_dump(mode="json"),
         "classes": ["sky", "forest"],
         "normalisation": {"mean": mean, "std": std},
         "samples": 1234,
     }
     tensors = {f"model/{name}": tensor for name, tensor in method.model.state_dict().items()}
-    save_checkpoint(path / "checkpoints", Checkpoint(20, tensors, facts))
+    save_checkpoint(path / "checkpoints", Checkpoint(20, tensors, metadata))
     (path / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     return path
 
 
-def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal to 1e-5, or to that share of the largest where that is above 1: some features nothing has normed."""
     assert one.shape == other.shape
     return bool((one - other).abs().max() < 1e-5 * other.abs().max().clamp(min=1))

@@ -8,14 +8,14 @@ from huggingface_hub import ModelCard
 
 from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_dir import Rows, RunFolder
-from c2fmae.eval.digests import weights_digest
+from c2fmae.core.run_dir import RowWriter, RunDir
+from c2fmae.eval.digests import compute_weights_digest
 from c2fmae.exports import export
 from c2fmae.exports.as_timm import timm_target
-from c2fmae.exports.export import write
-from c2fmae.exports.provenance import origin_of
+from c2fmae.exports.export import write_export
+from c2fmae.exports.provenance import read_provenance
 from c2fmae.models.backbones import load_backbone
-from tests.exports.noise_sources import backbone_of, saved
+from tests.exports.noise_sources import make_noise_backbone, write_noise_run
 
 RESULT = {
     "evaluation": "knn",
@@ -26,12 +26,15 @@ RESULT = {
 
 
 def measured(run: Path) -> Path:
-    with Rows(RunFolder(run).metrics) as rows:
+    with RowWriter(RunDir(run).metrics) as rows:
         rows.write({"step": 10, "held_out/loss": 3.0, "held_out/rgb": 0.75})
         rows.write({"step": 20, "held_out/loss": 2.0, "held_out/rgb": 0.5})
         rows.write({"step": 20, "loss": 1.0})
         rows.write({"step": 30, "held_out/loss": 1.0, "held_out/rgb": 0.25})  # after the checkpoint
-    for name, weights in (("knn-1", weights_digest(load_backbone(run))), ("knn-1-untrained", "those of another")):
+    for name, weights in (
+        ("knn-1", compute_weights_digest(load_backbone(run))),
+        ("knn-1-untrained", "those of another"),
+    ):
         (run / "evaluations" / name).mkdir(parents=True)
         result = RESULT | {"weights": weights, "source": f"/home/somebody/runs/{name}"}
         (run / "evaluations" / name / "results.json").write_text(json.dumps(result))
@@ -40,7 +43,7 @@ def measured(run: Path) -> Path:
 
 
 def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
-    run = measured(saved(tmp_path / "run", overrides=["data.train=/home/somebody/data/voc-{000..012}.tar"]))
+    run = measured(write_noise_run(tmp_path / "run", overrides=["data.train=/home/somebody/data/voc-{000..012}.tar"]))
     done = export("timm", run, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "timm"
@@ -64,7 +67,7 @@ def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
     ):
         assert line in card.text.splitlines(), line
     assert "mean (0.485, 0.456, 0.406)" in card.text
-    assert f"| {done.difference:.1e} |" in card.text
+    assert f"| {done.max_difference:.1e} |" in card.text
     assert 'timm.create_model("local-dir:out", pretrained=True)' in card.text
     assert "knn-1-untrained" not in card.text  # those are numbers of other weights
     assert "Not known" not in card.text
@@ -73,8 +76,10 @@ def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
-    backbone = backbone_of(keep_positions=True)
-    write(timm_target(backbone), origin_of(f"timm:test_vit@{tmp_path / 'weights.safetensors'}"), tmp_path / "out")
+    backbone = make_noise_backbone(keep_positions=True)
+    write_export(
+        timm_target(backbone), read_provenance(f"timm:test_vit@{tmp_path / 'weights.safetensors'}"), tmp_path / "out"
+    )
     text = ModelCard.load(tmp_path / "out" / "README.md").text
     assert "Not known here: data, steps, settings of the training." in text
     assert "| Source | timm:test_vit@weights.safetensors, which holds weights and does not tell how" in text
@@ -85,21 +90,21 @@ def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_by_itself_knows_its_run_and_one_taken_away_does_not(tmp_path: Path) -> None:
-    run = measured(saved(tmp_path / "run"))
+    run = measured(write_noise_run(tmp_path / "run"))
     checkpoint = run / "checkpoints" / "step-00000020"
-    assert origin_of(str(checkpoint)) == origin_of(str(run))
-    assert origin_of(str(run)).losses == {"loss": 2.0, "rgb": 0.5}
+    assert read_provenance(str(checkpoint)) == read_provenance(str(run))
+    assert read_provenance(str(run)).held_out_metrics == {"loss": 2.0, "rgb": 0.5}
     alone = checkpoint.rename(tmp_path / "step-00000020")
     assert load_checkpoint(alone).step == 20
-    origin = origin_of(str(alone))
-    assert (origin.name, origin.losses, origin.evaluations) == ("c2fmae-debug", None, [])
+    origin = read_provenance(str(alone))
+    assert (origin.name, origin.held_out_metrics, origin.evaluations) == ("c2fmae-debug", None, [])
 
 
 def test_an_average_is_called_one_and_the_losses_are_not_of_it(tmp_path: Path) -> None:
-    run = measured(saved(tmp_path / "run"))
-    origin = origin_of(str(run), average=True)
-    assert origin.facts["Weights"] == "the average of the weights at step 20 of 20"
-    write(timm_target(backbone_of()), origin, tmp_path / "out")
+    run = measured(write_noise_run(tmp_path / "run"))
+    origin = read_provenance(str(run), average=True)
+    assert origin.details["Weights"] == "the average of the weights at step 20 of 20"
+    write_export(timm_target(make_noise_backbone()), origin, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "They are of the weights as they were trained, not of their average, which this is." in text
 
@@ -108,11 +113,11 @@ def test_an_average_is_called_one_and_the_losses_are_not_of_it(tmp_path: Path) -
     "content", ["[]", "{", '{"evaluation": "knn"}', '{"evaluation": "knn", "metrics": [{"name": "x"}]}']
 )
 def test_a_result_that_cannot_be_read_is_named(content: str, tmp_path: Path) -> None:
-    run = measured(saved(tmp_path / "run"))
+    run = measured(write_noise_run(tmp_path / "run"))
     file = run / "evaluations" / "knn-1" / "results.json"
     file.write_text(content)
     with pytest.raises(
         UserError, match="is not an evaluation's result: .* Repeat the evaluation, or remove it"
     ) as caught:
-        origin_of(str(run))
+        read_provenance(str(run))
     assert str(caught.value).startswith(f"{file}: ")

@@ -14,29 +14,31 @@ from torch import Tensor
 
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.run_dir import Rows, RunFolder
+from c2fmae.core.run_dir import RowWriter, RunDir
 from c2fmae.core.tensor_file import write_tensors
-from c2fmae.eval.digests import weights_digest
+from c2fmae.eval.digests import compute_weights_digest
 from c2fmae.exports import as_safetensors, as_timm, export
-from c2fmae.exports.as_graph import onnx_target, program_target
+from c2fmae.exports.as_graph import onnx_target, torch_export_target
 from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_safetensors import safetensors_target
 from c2fmae.exports.as_timm import timm_target
-from c2fmae.exports.export import write
-from c2fmae.exports.provenance import origin_of
-from c2fmae.exports.timm_vit import rgb_alone
+from c2fmae.exports.export import write_export
+from c2fmae.exports.provenance import read_provenance
+from c2fmae.exports.timm_vit import restrict_to_rgb
 from c2fmae.models.backbones import BackboneSpec, load_backbone
 from c2fmae.models.classifiers import Classifier, load_classifier
 from c2fmae.models.config import EncoderConfig
 from tests.eval.tiny_backbones import tiny_backbone
-from tests.exports.noise_sources import NOWHERE, backbone_of, is_same, noise_bytes
-from tests.models.classifiers.noise_classifiers import classifier_of_noise, fine_tuned
+from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone
+from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
 
 CLASSIFIERS: dict[str, Callable[[], Classifier]] = {
-    "by the mean": lambda: classifier_of_noise(),
-    "by the global token, kept positions": lambda: classifier_of_noise(backbone_of(keep_positions=True), "cls"),
-    "grey photos, H≠W": lambda: classifier_of_noise(backbone_of(channels=1, size=(48, 32))),
-    "registers, no global token": lambda: classifier_of_noise(backbone_of("test_vit2")),
+    "by the mean": lambda: make_noise_classifier(),
+    "by the global token, kept positions": lambda: make_noise_classifier(
+        make_noise_backbone(keep_positions=True), "cls"
+    ),
+    "grey photos, H≠W": lambda: make_noise_classifier(make_noise_backbone(channels=1, size=(48, 32))),
+    "registers, no global token": lambda: make_noise_classifier(make_noise_backbone("test_vit2")),
 }
 
 
@@ -45,12 +47,12 @@ def three() -> Classifier:
     encoder = EncoderConfig(name="test_vit", depth=2)
     channels = {"semantic": 6, "instance": 5, "rgb": 3}
     spec = BackboneSpec(encoder=encoder, image_size=(32, 32), channels=channels, class_names=("sky",))
-    return classifier_of_noise(tiny_backbone(spec), granularities=tuple(channels))
+    return make_noise_classifier(tiny_backbone(spec), granularities=tuple(channels))
 
 
 def photos_for(classifier: Classifier, seed: int = 1) -> Tensor:
     spec = classifier.spec.backbone
-    return classifier.backbone.standardise(noise_bytes(spec.image_size, spec.channels["rgb"], seed=seed))
+    return classifier.backbone.standardise(draw_noise_images(spec.image_size, spec.channels["rgb"], seed=seed))
 
 
 def logits(classifier: Classifier, given: Any = None) -> Tensor:
@@ -61,14 +63,14 @@ def logits(classifier: Classifier, given: Any = None) -> Tensor:
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_timm_gives_the_logits_of_an_exported_classifier(kind: str, tmp_path: Path) -> None:
     classifier = CLASSIFIERS[kind]()
-    done = write(timm_target(classifier), NOWHERE, tmp_path / "out")
-    assert done.difference < 1e-4
+    done = write_export(timm_target(classifier), NOISE_ORIGIN, tmp_path / "out")
+    assert done.max_difference < 1e-4
     assert all(str(each).startswith("tokens, pooled features and logits of photos") for each in done.comparisons)
     vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, weight_init="skip").eval()
     assert isinstance(vit, VisionTransformer)
     assert vit.num_classes == 4
     with torch.inference_mode():
-        assert is_same(vit(photos_for(classifier)), logits(classifier))
+        assert is_close(vit(photos_for(classifier)), logits(classifier))
     said: Any = vit.pretrained_cfg
     assert said["crop_pct"] == 0.9
     assert said["label_names"] == {"0": "n02121808", "2": "dog, hound", "3": "sea"}
@@ -76,12 +78,12 @@ def test_timm_gives_the_logits_of_an_exported_classifier(kind: str, tmp_path: Pa
     again = load_classifier(tmp_path / "out")
     assert again.spec.labels == classifier.spec.labels
     assert again.spec.crop == 0.9
-    assert is_same(logits(again), logits(classifier))
+    assert is_close(logits(again), logits(classifier))
 
 
 def test_names_of_all_classes_are_a_list_for_timm(tmp_path: Path) -> None:
     labels = [LabelInfo(name="Katze"), LabelInfo(name="Möwe")]
-    write(timm_target(classifier_of_noise(labels=labels)), NOWHERE, tmp_path / "out")
+    write_export(timm_target(make_noise_classifier(labels=labels)), NOISE_ORIGIN, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["label_names"] == ["Katze", "Möwe"]
     assert load_classifier(tmp_path / "out").spec.labels == tuple(labels)
@@ -90,26 +92,26 @@ def test_names_of_all_classes_are_a_list_for_timm(tmp_path: Path) -> None:
 def test_transformers_gives_the_logits_of_an_exported_classifier(tmp_path: Path) -> None:
     from transformers import ViTForImageClassification
 
-    classifier = classifier_of_noise(pool="cls")
-    done = write(hf_target(classifier), NOWHERE, tmp_path / "out")
-    assert done.difference < 1e-4
+    classifier = make_noise_classifier(pool="cls")
+    done = write_export(hf_target(classifier), NOISE_ORIGIN, tmp_path / "out")
+    assert done.max_difference < 1e-4
     assert str(done.comparisons[0]).startswith("tokens and logits of photos of 32×32")
     model = ViTForImageClassification.from_pretrained(tmp_path / "out")
     model.train(False)
     with torch.inference_mode():
-        assert is_same(model(photos_for(classifier)).logits, logits(classifier))
+        assert is_close(model(photos_for(classifier)).logits, logits(classifier))
     assert model.config.id2label == {0: "cat", 1: "LABEL_1", 2: "dog, hound", 3: "sea"}
     assert (model.config.label2id or {}).get("sea") == 3
     again = load_classifier(tmp_path / "out")
     assert [label and label.name for label in again.spec.labels] == ["cat", None, "dog, hound", "sea"]
     assert again.spec.crop == 0.9
-    assert is_same(logits(again), logits(classifier))
+    assert is_close(logits(again), logits(classifier))
     assert 'ViTForImageClassification.from_pretrained("out")' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_head_on_the_mean_is_refused_by_transformers_with_the_way() -> None:
     with pytest.raises(UserError) as caught:
-        hf_target(classifier_of_noise(pool="mean"))
+        hf_target(make_noise_classifier(pool="mean"))
     assert str(caught.value) == (
         "made anew: transformers' ViTForImageClassification cannot express it: its head reads the mean of patches, and "
         "theirs the global token. Take: c2fmae export timm"
@@ -118,15 +120,15 @@ def test_a_head_on_the_mean_is_refused_by_transformers_with_the_way() -> None:
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_an_exported_classifier_is_loaded_as_it_was(pool: Any, tmp_path: Path) -> None:
-    classifier = classifier_of_noise(pool=pool)
-    done = write(safetensors_target(classifier), NOWHERE, tmp_path / "out")
-    assert done.difference == 0
+    classifier = make_noise_classifier(pool=pool)
+    done = write_export(safetensors_target(classifier), NOISE_ORIGIN, tmp_path / "out")
+    assert done.max_difference == 0
     again = load_classifier(tmp_path / "out")
     assert again.spec == classifier.spec
     assert torch.equal(logits(again), logits(classifier))
     backbone = load_backbone(tmp_path / "out")
     assert backbone.spec == classifier.spec.backbone
-    assert backbone.report.left == {"head": 2}
+    assert backbone.load_report.unused == {"head": 2}
     one = export("safetensors", tmp_path / "out", tmp_path / "two")
     assert one.sha256 == done.sha256
     assert (tmp_path / "out" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()
@@ -134,14 +136,14 @@ def test_an_exported_classifier_is_loaded_as_it_was(pool: Any, tmp_path: Path) -
 
 @pytest.mark.compile
 def test_a_program_gives_logits_beside_tokens(tmp_path: Path) -> None:
-    classifier = classifier_of_noise()
-    assert write(program_target(classifier), NOWHERE, tmp_path / "out").difference < 1e-4
+    classifier = make_noise_classifier()
+    assert write_export(torch_export_target(classifier), NOISE_ORIGIN, tmp_path / "out").max_difference < 1e-4
     model = torch.export.load(tmp_path / "out" / "model.pt2").module()
     with torch.inference_mode():
         tokens, pooled, found = model(photos_for(classifier))
-        assert is_same(tokens, classifier.backbone.tokens(photos_for(classifier)))
-        assert is_same(pooled, classifier.backbone.pooled(photos_for(classifier)))
-        assert is_same(found, logits(classifier))
+        assert is_close(tokens, classifier.backbone.tokens(photos_for(classifier)))
+        assert is_close(pooled, classifier.backbone.pooled(photos_for(classifier)))
+        assert is_close(found, logits(classifier))
     assert "gives `tokens`, `pooled` and `logits`." in (tmp_path / "out" / "README.md").read_text()
     assert "tokens, pooled, logits = model(photos)" in (tmp_path / "out" / "README.md").read_text()
 
@@ -150,27 +152,27 @@ def test_a_program_gives_logits_beside_tokens(tmp_path: Path) -> None:
 def test_onnx_runtime_gives_logits_beside_tokens(tmp_path: Path) -> None:
     import onnxruntime  # type: ignore[import-untyped]
 
-    classifier = classifier_of_noise(backbone_of(depth=1), pool="cls")
-    assert write(onnx_target(classifier), NOWHERE, tmp_path / "out").difference < 1e-4
+    classifier = make_noise_classifier(make_noise_backbone(depth=1), pool="cls")
+    assert write_export(onnx_target(classifier), NOISE_ORIGIN, tmp_path / "out").max_difference < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     assert [each.name for each in session.get_outputs()] == ["tokens", "pooled", "logits"]
     found = session.run(["logits"], {"photos": photos_for(classifier).numpy()})[0]
-    assert is_same(torch.from_numpy(found), logits(classifier))
+    assert is_close(torch.from_numpy(found), logits(classifier))
 
 
 def test_a_finetuned_run_goes_out_as_a_classifier_by_itself(tmp_path: Path) -> None:
-    trained = classifier_of_noise()
-    run = fine_tuned(tmp_path / "run", trained)
+    trained = make_noise_classifier()
+    run = write_finetuned_run(tmp_path / "run", trained)
     export("timm", run, tmp_path / "timm")
     export("safetensors", run / "best", tmp_path / "best")
     export("safetensors", run, tmp_path / "encoder", part="encoder")
     with torch.inference_mode():
         vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-        assert is_same(vit(photos_for(trained)), logits(trained))
-    assert is_same(logits(load_classifier(tmp_path / "best")), logits(trained) + 1)
+        assert is_close(vit(photos_for(trained)), logits(trained))
+    assert is_close(logits(load_classifier(tmp_path / "best")), logits(trained) + 1)
     with pytest.raises(UserError, match="is a ViT without a head"):
         load_classifier(tmp_path / "encoder")
-    assert is_same(
+    assert is_close(
         load_backbone(tmp_path / "encoder").pooled(photos_for(trained)), trained.backbone.pooled(photos_for(trained))
     )
     with pytest.raises(UserError, match="run: has no decoder: --part autoencoder is for a pre-training run or one of"):
@@ -179,14 +181,14 @@ def test_a_finetuned_run_goes_out_as_a_classifier_by_itself(tmp_path: Path) -> N
 
 def test_of_many_granularities_rgb_goes_to_timm_and_all_to_safetensors(tmp_path: Path) -> None:
     trained = three()
-    run = fine_tuned(tmp_path / "run", trained)
+    run = write_finetuned_run(tmp_path / "run", trained)
     export("timm", run, tmp_path / "timm")
     export("safetensors", run, tmp_path / "rgb", part="rgb")
     export("safetensors", run, tmp_path / "all")
-    assert rgb_alone(trained).spec.backbone.channels == {"rgb": 3}  # type: ignore[union-attr]
+    assert restrict_to_rgb(trained).spec.backbone.channels == {"rgb": 3}  # type: ignore[union-attr]
     vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     with torch.inference_mode():
-        assert is_same(vit(photos_for(trained)), logits(trained))
+        assert is_close(vit(photos_for(trained)), logits(trained))
     alone, whole = load_classifier(tmp_path / "rgb"), load_classifier(tmp_path / "all")
     assert (alone.backbone.granularities, whole.spec) == (("rgb",), trained.spec)
     assert torch.equal(logits(alone), logits(trained))
@@ -202,15 +204,15 @@ def test_a_broken_head_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(module, "write_tensors", broken)
     for target, tool in ((timm_target, "timm"), (safetensors_target, "safetensors")):
         with pytest.raises(RunError, match=f"is not written: {tool} .* does not give the same of it"):
-            write(target(classifier_of_noise()), NOWHERE, tmp_path / "out")
+            write_export(target(make_noise_classifier()), NOISE_ORIGIN, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def measured(run: Path, trained: Classifier) -> Path:
-    with Rows(RunFolder(run).metrics) as rows:
+    with RowWriter(RunDir(run).metrics) as rows:
         rows.write({"step": 10, "test/top-1": 75.0})
         rows.write({"step": 20, "test/top-1": 62.5, "test/loss": 1.5, "average/top-1": 70.0})
-    of = {"classifier": weights_digest(trained), "backbone": weights_digest(trained.backbone)}
+    of = {"classifier": compute_weights_digest(trained), "backbone": compute_weights_digest(trained.backbone)}
     for name, digest in {**of, "another": "those of another"}.items():
         (run / "evaluations" / name).mkdir(parents=True)
         metric = {"name": "accuracy", "value": 0.5, "count": 8, "interval": None, "note": "of few"}
@@ -229,7 +231,7 @@ def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path
         "training": {"steps": 20, "epochs": 5, "batch_size": 32, "base_lr": 5e-4, "layer_decay": 0.65},
     }
     trained = three()
-    run = measured(fine_tuned(tmp_path / "run", trained, **config), trained)
+    run = measured(write_finetuned_run(tmp_path / "run", trained, **config), trained)
     export("timm", run, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.pipeline_tag == "image-classification"
@@ -257,16 +259,18 @@ def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path
     assert "of the another" not in card.text
     assert "Not known" not in card.text
     assert "/home/somebody" not in card.text
-    best, average = origin_of(str(run / "best")), origin_of(str(run), average=True)
-    assert best.losses == {"top-1": 75}
-    assert best.facts["Weights"] == ("step 10 of 20, which did best on what it was tried on: that flatters them there")
-    assert (average.losses, average.is_average) == ({"top-1": 70}, False)
+    best, average = read_provenance(str(run / "best")), read_provenance(str(run), average=True)
+    assert best.held_out_metrics == {"top-1": 75}
+    assert best.details["Weights"] == (
+        "step 10 of 20, which did best on what it was tried on: that flatters them there"
+    )
+    assert (average.held_out_metrics, average.is_average) == ({"top-1": 70}, False)
 
 
 def test_of_many_classes_a_card_names_the_first(tmp_path: Path) -> None:
     labels = [LabelInfo(name=f"kind {index}") for index in range(1200)]
-    write(timm_target(classifier_of_noise(labels=labels)), NOWHERE, tmp_path / "out")
+    write_export(timm_target(make_noise_classifier(labels=labels)), NOISE_ORIGIN, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "- It tells 1,200 classes apart: “kind 0”, “kind 1”, “kind 2”, “kind 3”, “kind 4”, ….\n" in text
-    write(timm_target(classifier_of_noise(labels=[None, None])), NOWHERE, tmp_path / "none")
+    write_export(timm_target(make_noise_classifier(labels=[None, None])), NOISE_ORIGIN, tmp_path / "none")
     assert "- It tells 2 classes apart: 2 without a name.\n" in (tmp_path / "none" / "README.md").read_text()

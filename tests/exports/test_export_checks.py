@@ -12,12 +12,12 @@ from torch import Tensor
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.tensor_file import write_tensors
 from c2fmae.exports import as_hf, as_safetensors, as_timm, export
-from c2fmae.exports.example_inputs import trial_maps, trial_photos
-from c2fmae.exports.export import write
-from c2fmae.exports.target import Comparison, compare
+from c2fmae.exports.example_inputs import example_images, example_maps
+from c2fmae.exports.export import write_export
+from c2fmae.exports.target import ExportComparison, compare_tensors
 from c2fmae.models.backbones import load_backbone
-from tests.exports.noise_sources import NOWHERE, backbone_of, saved
-from tests.methods.tiny_methods import tiny
+from tests.exports.noise_sources import NOISE_ORIGIN, make_noise_backbone, write_noise_run
+from tests.methods.tiny_methods import build_tiny_method
 
 
 def mixed_up(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -35,29 +35,29 @@ def broken_writer(name: str) -> Any:
 def test_a_broken_weight_for_timm_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(as_timm, "write_tensors", broken_writer(name))
     with pytest.raises(RunError, match="is not written: timm .* does not give the same of it"):
-        write(as_timm.timm_target(backbone_of()), NOWHERE, tmp_path / "out")
+        write_export(as_timm.timm_target(make_noise_backbone()), NOISE_ORIGIN, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_normalisation_for_timm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config_of = as_timm._config
+    config_of = as_timm._hub_config
 
     def wrong(*args: Any) -> dict[str, Any]:
         config = config_of(*args)
         config["pretrained_cfg"]["std"][1] = 0.3
         return config
 
-    monkeypatch.setattr(as_timm, "_config", wrong)
+    monkeypatch.setattr(as_timm, "_hub_config", wrong)
     with pytest.raises(RunError, match="does not give the same of it"):
-        write(as_timm.timm_target(backbone_of()), NOWHERE, tmp_path / "out")
+        write_export(as_timm.timm_target(make_noise_backbone()), NOISE_ORIGIN, tmp_path / "out")
 
 
 def test_a_broken_weight_for_transformers_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = as_hf.hub_names
+    names = as_hf.to_hub_state_dict
     layer = "encoder.layer.1.attention.attention.key.weight"
-    monkeypatch.setattr(as_hf, "hub_names", lambda vit: mixed_up(names(vit), layer))
+    monkeypatch.setattr(as_hf, "to_hub_state_dict", lambda vit: mixed_up(names(vit), layer))
     with pytest.raises(RunError, match="is not written: transformers .* does not give the same of it"):
-        write(as_hf.hf_target(backbone_of()), NOWHERE, tmp_path / "out")
+        write_export(as_hf.hf_target(make_noise_backbone()), NOISE_ORIGIN, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,7 +65,9 @@ def test_a_broken_weight_for_transformers_is_found(tmp_path: Path, monkeypatch: 
 def test_a_broken_weight_under_our_names_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(as_safetensors, "write_tensors", broken_writer(name))
     with pytest.raises(RunError, match="is not written: safetensors .* does not give the same of it"):
-        write(as_safetensors.safetensors_target(backbone_of(keep_positions=True)), NOWHERE, tmp_path / "out")
+        write_export(
+            as_safetensors.safetensors_target(make_noise_backbone(keep_positions=True)), NOISE_ORIGIN, tmp_path / "out"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,8 +75,8 @@ def test_a_broken_weight_under_our_names_is_found(name: str, tmp_path: Path, mon
     "name", ["decoder.entries.0.project.weight", "heads.semantic.bias", "embeddings.instance.classes.weight"]
 )
 def test_a_broken_weight_of_an_autoencoder_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = saved(tmp_path / "run")
-    assert name in tiny().model.state_dict()
+    run = write_noise_run(tmp_path / "run")
+    assert name in build_tiny_method().model.state_dict()
     monkeypatch.setattr(as_safetensors, "write_tensors", broken_writer(name))
     with pytest.raises(RunError, match="predictions of semantic, instance, rgb of 32×32"):
         export("safetensors", run, tmp_path / "out", part="autoencoder")
@@ -83,13 +85,13 @@ def test_a_broken_weight_of_an_autoencoder_is_found(name: str, tmp_path: Path, m
 
 def test_nothing_has_the_exports_name_until_it_is_checked(tmp_path: Path) -> None:
     out, seen = tmp_path / "out", list[bool]()
-    target = as_timm.timm_target(backbone_of())
+    target = as_timm.timm_target(make_noise_backbone())
 
-    def watched(folder: Path) -> Sequence[Comparison]:
+    def watched(folder: Path) -> Sequence[ExportComparison]:
         seen.append(out.exists() or folder.name.startswith("out"))
         return target.compare(folder)
 
-    write(dataclasses.replace(target, compare=watched), NOWHERE, out)
+    write_export(dataclasses.replace(target, compare=watched), NOISE_ORIGIN, out)
     assert seen == [False]
     assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     assert list(tmp_path.iterdir()) == [out]
@@ -100,24 +102,24 @@ def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     (left / "of an older version").touch()
-    write(as_timm.timm_target(backbone_of()), NOWHERE, tmp_path / "out")
+    write_export(as_timm.timm_target(make_noise_backbone()), NOISE_ORIGIN, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not (tmp_path / "out" / "of an older version").exists()
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
-    target = as_timm.timm_target(backbone_of())
+    target = as_timm.timm_target(make_noise_backbone())
 
-    def interrupted(folder: Path) -> Sequence[Comparison]:
+    def interrupted(folder: Path) -> Sequence[ExportComparison]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(dataclasses.replace(target, compare=interrupted), NOWHERE, tmp_path / "out")
+        write_export(dataclasses.replace(target, compare=interrupted), NOISE_ORIGIN, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_there_is_never_replaced(tmp_path: Path) -> None:
-    source = saved(tmp_path / "run")
+    source = write_noise_run(tmp_path / "run")
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -135,7 +137,7 @@ def test_what_is_there_is_never_replaced(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as caught:
-        write(as_timm.timm_target(backbone_of()), NOWHERE, tmp_path / "file" / "out")
+        write_export(as_timm.timm_target(make_noise_backbone()), NOISE_ORIGIN, tmp_path / "file" / "out")
     assert str(caught.value).startswith(f"{tmp_path / 'file'}: cannot be written: ")
 
 
@@ -155,7 +157,7 @@ def test_a_part_is_for_safetensors_alone(part: str, tmp_path: Path) -> None:
 
 
 def test_an_autoencoder_of_what_has_no_decoder_is_refused(tmp_path: Path) -> None:
-    write(as_safetensors.safetensors_target(backbone_of()), NOWHERE, tmp_path / "encoder")
+    write_export(as_safetensors.safetensors_target(make_noise_backbone()), NOISE_ORIGIN, tmp_path / "encoder")
     with pytest.raises(UserError) as caught:
         export("safetensors", tmp_path / "encoder", tmp_path / "out", part="autoencoder")
     message = "has no decoder: --part autoencoder is for a pre-training run or one of its checkpoints"
@@ -163,37 +165,40 @@ def test_an_autoencoder_of_what_has_no_decoder_is_refused(tmp_path: Path) -> Non
 
 
 def test_weights_that_are_no_numbers_are_refused_before_they_leave(tmp_path: Path) -> None:
-    backbone = backbone_of()
+    backbone = make_noise_backbone()
     with torch.no_grad():
         backbone.embeddings["rgb"].get_parameter("proj.bias")[0] = torch.nan
     with pytest.raises(RunError, match="are not all finite before anything is exported. The weights are broken"):
-        write(as_timm.timm_target(backbone), NOWHERE, tmp_path / "out")
+        write_export(as_timm.timm_target(backbone), NOISE_ORIGIN, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_features_are_held_to_the_limit_and_large_ones_to_what_float32_knows_of_them() -> None:
     one = torch.tensor([1.0, -5.0])
-    assert compare("x", [one], [one]).limit == 1e-4
-    assert compare("x", [one + 0.9e-4], [one]).is_held
-    assert not compare("x", [one - 1.1e-4], [one]).is_held
-    assert not compare("x", [one * torch.nan], [one]).is_held
-    assert compare("x", [100 * one], [100 * one]).limit == pytest.approx(5e-3)
-    of_two = compare("x", [100 * one, one - 1.1e-4], [100 * one, one])
-    assert (of_two.is_held, of_two.limit) == (False, 1e-4)  # what is large excuses nothing that is small
-    told = compare("x", [one + 1], [one], why="on purpose")
-    assert told.is_held
+    assert compare_tensors("x", [one], [one]).tolerance == 1e-4
+    assert compare_tensors("x", [one + 0.9e-4], [one]).is_within_tolerance
+    assert not compare_tensors("x", [one - 1.1e-4], [one]).is_within_tolerance
+    assert not compare_tensors("x", [one * torch.nan], [one]).is_within_tolerance
+    assert compare_tensors("x", [100 * one], [100 * one]).tolerance == pytest.approx(5e-3)
+    of_two = compare_tensors("x", [100 * one, one - 1.1e-4], [100 * one, one])
+    assert (of_two.is_within_tolerance, of_two.tolerance) == (
+        False,
+        1e-4,
+    )  # what is large excuses nothing that is small
+    told = compare_tensors("x", [one + 1], [one], reason="on purpose")
+    assert told.is_within_tolerance
     assert str(told) == "x: 1.0e+00 (only told: on purpose)"
     with pytest.raises(RunError, match=r"x: what was loaded back is \(1,\) instead of \(2,\)"):
-        compare("x", [one[:1]], [one])
+        compare_tensors("x", [one[:1]], [one])
 
 
 def test_what_is_compared_is_always_the_same_and_has_something_in_it(tmp_path: Path) -> None:
-    assert torch.equal(trial_photos((24, 40), 4), trial_photos((24, 40), 4))
-    photos = trial_photos((64, 64), 3).float()
+    assert torch.equal(example_images((24, 40), 4), example_images((24, 40), 4))
+    photos = example_images((64, 64), 3).float()
     assert photos.std() > 20
     assert not torch.equal(photos[0], photos[1])
-    backbone = load_backbone(saved(tmp_path / "run"))
-    maps = trial_maps(backbone, (32, 48))
+    backbone = load_backbone(write_noise_run(tmp_path / "run"))
+    maps = example_maps(backbone, (32, 48))
     assert {name: tuple(each.shape) for name, each in maps.items()} == {
         "semantic": (2, 8, 12),
         "instance": (2, 8, 12),

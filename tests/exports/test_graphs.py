@@ -7,50 +7,50 @@ import pytest
 import torch
 
 from c2fmae.core.errors import UserError
-from c2fmae.exports.as_graph import onnx_target, program_target
-from c2fmae.exports.export import write
-from tests.exports.noise_sources import NOWHERE, backbone_of, is_same, noise_bytes
+from c2fmae.exports.as_graph import onnx_target, torch_export_target
+from c2fmae.exports.export import write_export
+from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone
 
 pytestmark = pytest.mark.compile
 
 
 def test_a_program_says_the_same_for_any_number_of_photos(tmp_path: Path) -> None:
-    backbone = backbone_of(size=(32, 48), channels=1, keep_positions=True, pool="cls")
-    done = write(program_target(backbone), NOWHERE, tmp_path / "out")
-    assert done.difference < 1e-5
+    backbone = make_noise_backbone(size=(32, 48), channels=1, keep_positions=True, pool="cls")
+    done = write_export(torch_export_target(backbone), NOISE_ORIGIN, tmp_path / "out")
+    assert done.max_difference < 1e-5
     model = torch.export.load(tmp_path / "out" / "model.pt2").module()
     for batch in (1, 5):
-        photos = backbone.standardise(noise_bytes((32, 48), channels=1, batch=batch))
+        photos = backbone.standardise(draw_noise_images((32, 48), channels=1, batch=batch))
         with torch.inference_mode():
             tokens, pooled = model(photos)
-            assert is_same(tokens, backbone.tokens(photos))
-            assert is_same(pooled, backbone.pooled(photos))
+            assert is_close(tokens, backbone.tokens(photos))
+            assert is_close(pooled, backbone.pooled(photos))
     assert "It takes `photos` [batch, 1, 32, 48], any number of them" in (tmp_path / "out" / "README.md").read_text()
-    other = backbone_of(size=(32, 48), channels=1, pool="cls")  # its positions are computed
-    assert [each.is_held for each in program_target(other).compare(tmp_path / "out")] == [False, False]
+    other = make_noise_backbone(size=(32, 48), channels=1, pool="cls")  # its positions are computed
+    assert [each.is_within_tolerance for each in torch_export_target(other).compare(tmp_path / "out")] == [False, False]
 
 
 def test_onnx_runtime_says_the_same_for_any_number_of_photos(tmp_path: Path) -> None:
     import onnxruntime  # type: ignore[import-untyped]
 
-    backbone = backbone_of(size=(48, 32), has_fc_norm=True, depth=1)
-    done = write(onnx_target(backbone), NOWHERE, tmp_path / "out")
-    assert done.difference < 1e-4
+    backbone = make_noise_backbone(size=(48, 32), has_fc_norm=True, depth=1)
+    done = write_export(onnx_target(backbone), NOISE_ORIGIN, tmp_path / "out")
+    assert done.max_difference < 1e-4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "README.md"}
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     for batch in (1, 5):
-        photos = backbone.standardise(noise_bytes((48, 32), batch=batch))
+        photos = backbone.standardise(draw_noise_images((48, 32), batch=batch))
         tokens, pooled = session.run(None, {"photos": photos.numpy()})
         with torch.inference_mode():
-            assert is_same(torch.from_numpy(tokens), backbone.tokens(photos))
-            assert is_same(torch.from_numpy(pooled), backbone.pooled(photos))
-    other = backbone_of(size=(48, 32), has_fc_norm=True, depth=1, keep_positions=True)
-    assert [each.is_held for each in onnx_target(other).compare(tmp_path / "out")] == [False, False]
+            assert is_close(torch.from_numpy(tokens), backbone.tokens(photos))
+            assert is_close(torch.from_numpy(pooled), backbone.pooled(photos))
+    other = make_noise_backbone(size=(48, 32), has_fc_norm=True, depth=1, keep_positions=True)
+    assert [each.is_within_tolerance for each in onnx_target(other).compare(tmp_path / "out")] == [False, False]
 
 
 def test_without_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError) as caught:
-        onnx_target(backbone_of())
+        onnx_target(make_noise_backbone())
     message = "export onnx needs onnx, onnxscript, onnxruntime. Install: pip install 'c2fmae[onnx]'"
     assert str(caught.value) == message

@@ -13,13 +13,13 @@ from c2fmae.core.errors import UserError
 from c2fmae.exports import export, read_autoencoder
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.backbones.export_reader import read_export
-from tests.exports.noise_sources import saved
+from tests.exports.noise_sources import write_noise_run
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("hostile")
-    export("safetensors", saved(place / "run"), place / "out", part="autoencoder")
+    export("safetensors", write_noise_run(place / "run"), place / "out", part="autoencoder")
     return place / "out"
 
 
@@ -173,7 +173,7 @@ def test_weights_that_lack_a_tensor_are_refused(exported: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="lacks 1 tensors: encoder.blocks.0.attn.qkv.weight"):
         load_backbone(tmp_path)
     backbone = load_backbone(tmp_path, allow_missing=["encoder.blocks.0.attn.qkv.*"])
-    assert backbone.report.missing == ["encoder.blocks.0.attn.qkv.weight"]
+    assert backbone.load_report.missing == ["encoder.blocks.0.attn.qkv.weight"]
     assert torch.isfinite(backbone.tokens(torch.zeros(1, 3, 32, 32))).all()
     again = load_backbone(tmp_path, allow_missing=["encoder.blocks.0.attn.qkv.*"]).state_dict()
     assert all(torch.equal(each, again[name]) for name, each in backbone.state_dict().items())

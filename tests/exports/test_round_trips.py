@@ -17,27 +17,29 @@ from c2fmae.exports import export, read_autoencoder
 from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_safetensors import safetensors_target
 from c2fmae.exports.as_timm import timm_target
-from c2fmae.exports.export import write
+from c2fmae.exports.export import write_export
 from c2fmae.models.backbones import Backbone, load_backbone
-from tests.exports.noise_sources import NOWHERE, backbone_of, is_same, noise_bytes, saved
-from tests.methods.tiny_methods import noise_scenes, tiny
+from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone, write_noise_run
+from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes
 
 LIMIT = 1e-4
 
 BACKBONES = {
-    "computed positions": lambda: backbone_of(),
-    "kept positions, H≠W": lambda: backbone_of(size=(32, 48), keep_positions=True),
-    "pooled by the global token": lambda: backbone_of(pool="cls", keep_positions=True),
-    "a norm behind the pooling": lambda: backbone_of(has_fc_norm=True),
-    "grey photos": lambda: backbone_of(channels=1, size=(48, 32)),
-    "four channels": lambda: backbone_of(channels=4, keep_positions=True),
-    "another patch, width and depth": lambda: backbone_of(
+    "computed positions": lambda: make_noise_backbone(),
+    "kept positions, H≠W": lambda: make_noise_backbone(size=(32, 48), keep_positions=True),
+    "pooled by the global token": lambda: make_noise_backbone(pool="cls", keep_positions=True),
+    "a norm behind the pooling": lambda: make_noise_backbone(has_fc_norm=True),
+    "grey photos": lambda: make_noise_backbone(channels=1, size=(48, 32)),
+    "four channels": lambda: make_noise_backbone(channels=4, keep_positions=True),
+    "another patch, width and depth": lambda: make_noise_backbone(
         "vit_tiny_patch16_224", patch_size=8, dim=32, depth=3, num_heads=4, size=(24, 40)
     ),
-    "registers, layer scale, no global token": lambda: backbone_of("test_vit2", has_fc_norm=True, keep_positions=True),
-    "attention pooling left aside": lambda: backbone_of("test_vit3", keep_positions=True),
-    "other norms": lambda: backbone_of("test_vit4"),
-    "positions of patches alone": lambda: backbone_of(
+    "registers, layer scale, no global token": lambda: make_noise_backbone(
+        "test_vit2", has_fc_norm=True, keep_positions=True
+    ),
+    "attention pooling left aside": lambda: make_noise_backbone("test_vit3", keep_positions=True),
+    "other norms": lambda: make_noise_backbone("test_vit4"),
+    "positions of patches alone": lambda: make_noise_backbone(
         "vit_small_patch14_reg4_dinov2", dim=32, num_heads=4, size=(28, 42), keep_positions=True
     ),
 }
@@ -60,11 +62,11 @@ def said(backbone: Backbone, photos: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_timm_says_the_same_of_an_exported_file_and_folder(kind: str, tmp_path: Path) -> None:
     backbone = BACKBONES[kind]()
-    done = write(timm_target(backbone), NOWHERE, tmp_path / "out")
-    assert done.difference < LIMIT
+    done = write_export(timm_target(backbone), NOISE_ORIGIN, tmp_path / "out")
+    assert done.max_difference < LIMIT
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_classes"] == 0
-    photos = noise_bytes(backbone.spec.image_size, backbone.spec.channels["rgb"])
+    photos = draw_noise_images(backbone.spec.image_size, backbone.spec.channels["rgb"])
     mean, std = (torch.tensor(config["pretrained_cfg"][key]).view(-1, 1, 1) for key in ("mean", "std"))
     given = (photos / 255 - mean) / std
     tokens, pooled = said(backbone, photos)
@@ -76,35 +78,35 @@ def test_timm_says_the_same_of_an_exported_file_and_folder(kind: str, tmp_path: 
     for vit in (alone, whole):
         assert isinstance(vit, VisionTransformer)
         with torch.inference_mode():
-            assert is_same(vit.eval().forward_features(given), tokens)
-            assert is_same(vit(given), pooled)
+            assert is_close(vit.eval().forward_features(given), tokens)
+            assert is_close(vit(given), pooled)
 
 
 def test_kept_positions_are_resized_by_timm_as_they_are_here(tmp_path: Path) -> None:
-    backbone = backbone_of(keep_positions=True, size=(32, 48))
-    done = write(timm_target(backbone), NOWHERE, tmp_path / "out")
-    assert [each.limit for each in done.comparisons] == [done.comparisons[0].limit] * 3
+    backbone = make_noise_backbone(keep_positions=True, size=(32, 48))
+    done = write_export(timm_target(backbone), NOISE_ORIGIN, tmp_path / "out")
+    assert [each.tolerance for each in done.comparisons] == [done.comparisons[0].tolerance] * 3
     vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, img_size=(64, 16))
-    photos = noise_bytes((64, 16))
+    photos = draw_noise_images((64, 16))
     with torch.inference_mode():
-        assert is_same(vit.eval()(backbone.standardise(photos)), said(backbone, photos)[1])
+        assert is_close(vit.eval()(backbone.standardise(photos)), said(backbone, photos)[1])
 
 
 def test_computed_positions_at_another_size_are_told_and_exported_for_it(tmp_path: Path) -> None:
-    run = saved(tmp_path / "run")
+    run = write_noise_run(tmp_path / "run")
     told = export("timm", run, tmp_path / "as-trained").comparisons[-1]
-    assert told.limit is None
+    assert told.tolerance is None
     assert "export with --image-size" in str(told)
     assert told.difference > 0.01
     export("timm", run, tmp_path / "for-it", image_size=(48, 32))
     vit = timm.create_model(f"local-dir:{tmp_path / 'for-it'}", pretrained=True).eval()
-    backbone, photos = load_backbone(run), noise_bytes((48, 32))
+    backbone, photos = load_backbone(run), draw_noise_images((48, 32))
     with torch.inference_mode():
-        assert is_same(vit(backbone.standardise(photos)), said(backbone, photos)[1])
+        assert is_close(vit(backbone.standardise(photos)), said(backbone, photos)[1])
 
 
 def test_an_exported_timm_folder_takes_a_new_head(tmp_path: Path) -> None:
-    write(timm_target(backbone_of(channels=4)), NOWHERE, tmp_path / "out")
+    write_export(timm_target(make_noise_backbone(channels=4)), NOISE_ORIGIN, tmp_path / "out")
     vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=7)
     assert vit(torch.zeros(1, 4, 32, 32)).shape == (1, 7)
     saved_weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -116,93 +118,98 @@ def test_transformers_says_the_same_of_an_exported_folder(kind: str, tmp_path: P
     from transformers import ViTImageProcessor, ViTModel
 
     backbone = BACKBONES[kind]()
-    done = write(hf_target(backbone), NOWHERE, tmp_path / "out")
-    assert done.difference < LIMIT
+    done = write_export(hf_target(backbone), NOISE_ORIGIN, tmp_path / "out")
+    assert done.max_difference < LIMIT
     model = ViTModel.from_pretrained(tmp_path / "out", add_pooling_layer=False)
     model.train(False)
     assert model.config.layer_norm_eps == 1e-6
     assert model.pooler is None
-    photos = noise_bytes(backbone.spec.image_size, backbone.spec.channels["rgb"])
+    photos = draw_noise_images(backbone.spec.image_size, backbone.spec.channels["rgb"])
     with torch.inference_mode():
         tokens = model(backbone.standardise(photos)).last_hidden_state
-    assert is_same(tokens, said(backbone, photos)[0])
+    assert is_close(tokens, said(backbone, photos)[0])
     processor = ViTImageProcessor.from_pretrained(tmp_path / "out")
     processed = processor(list(photos), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
-    assert is_same(processed, backbone.standardise(photos))
+    assert is_close(processed, backbone.standardise(photos))
     again = load_backbone(tmp_path / "out")
     assert again.spec.pool == backbone.spec.pool  # for which transformers has no word
-    assert is_same(said(again, photos)[1], said(backbone, photos)[1])
+    assert is_close(said(again, photos)[1], said(backbone, photos)[1])
     modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
     assert len(modes) == 1  # transformers would let nobody else read the weights
 
 
 def test_transformers_resizes_squares_and_is_told_of(tmp_path: Path) -> None:
-    comparisons = write(hf_target(backbone_of(keep_positions=True, size=(48, 48))), NOWHERE, tmp_path / "a").comparisons
-    assert [each.limit is None for each in comparisons] == [False, True]
-    comparisons = write(hf_target(backbone_of(size=(32, 48))), NOWHERE, tmp_path / "b").comparisons
-    assert [each.limit is None for each in comparisons] == [False]
+    comparisons = write_export(
+        hf_target(make_noise_backbone(keep_positions=True, size=(48, 48))), NOISE_ORIGIN, tmp_path / "a"
+    ).comparisons
+    assert [each.tolerance is None for each in comparisons] == [False, True]
+    comparisons = write_export(hf_target(make_noise_backbone(size=(32, 48))), NOISE_ORIGIN, tmp_path / "b").comparisons
+    assert [each.tolerance is None for each in comparisons] == [False]
     assert "It takes photos of 32×48 alone: transformers resizes squares." in (tmp_path / "b" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_an_exported_backbone_is_loaded_as_it_was(kind: str, tmp_path: Path) -> None:
     backbone = BACKBONES[kind]()
-    done = write(safetensors_target(backbone), NOWHERE, tmp_path / "out")
-    assert done.difference == 0
+    done = write_export(safetensors_target(backbone), NOISE_ORIGIN, tmp_path / "out")
+    assert done.max_difference == 0
     again = load_backbone(tmp_path / "out")
     assert again.spec == backbone.spec
-    photos = noise_bytes((backbone.patch * 3, backbone.patch), backbone.spec.channels["rgb"])
+    photos = draw_noise_images((backbone.patch * 3, backbone.patch), backbone.spec.channels["rgb"])
     for one, other in zip(said(again, photos), said(backbone, photos), strict=True):
         assert torch.equal(one, other)
 
 
 def test_all_granularities_of_a_run_travel(tmp_path: Path) -> None:
-    run = saved(tmp_path / "run", tiny(size=(32, 48)))
+    run = write_noise_run(tmp_path / "run", build_tiny_method(size=(32, 48)))
     backbone = load_backbone(run)
     export("safetensors", run, tmp_path / "out")
     again = load_backbone(tmp_path / "out")
     assert again.granularities == backbone.granularities == ("semantic", "instance", "rgb")
     assert again.spec == backbone.spec
     assert again.spec.class_names == ("sky", "forest")
-    scenes = noise_scenes(size=(48, 32))
+    scenes = draw_noise_scenes(size=(48, 32))
     maps = {**scenes.maps, "rgb": backbone.standardise(scenes.maps["rgb"])}
     assert (maps["semantic"] == IGNORE).any()
     with torch.inference_mode():
         assert torch.equal(again.tokens(maps), backbone.tokens(maps))
-    assert any("no norm behind the last block" in note for note in again.report.notes)
+    assert any("no norm behind the last block" in note for note in again.load_report.notes)
 
 
 def test_rgb_alone_of_a_run_travels(tmp_path: Path) -> None:
-    run = saved(tmp_path / "run")
+    run = write_noise_run(tmp_path / "run")
     export("safetensors", run, tmp_path / "out", part="rgb")
     assert not any("semantic" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
-    again, photos = load_backbone(tmp_path / "out"), noise_bytes((32, 32))
+    again, photos = load_backbone(tmp_path / "out"), draw_noise_images((32, 32))
     assert again.granularities == ("rgb",)
     assert torch.equal(said(again, photos)[0], said(load_backbone(run), photos)[0])
 
 
 def test_a_whole_autoencoder_travels_with_its_heads_and_its_encoder(tmp_path: Path) -> None:
-    method = tiny("multimae")
-    run = saved(tmp_path / "run", method)
+    method = build_tiny_method("multimae")
+    run = write_noise_run(tmp_path / "run", method)
     export("safetensors", run, tmp_path / "out", part="autoencoder")
     again = read_autoencoder(tmp_path / "out")
     assert again.config == method.config
     assert not again.model.training
-    scenes = noise_scenes()
-    maps, masks = method.prepare(scenes), method.hide(scenes, progress=0.5, generator=torch.Generator().manual_seed(0))
+    scenes = draw_noise_scenes()
+    maps, masks = (
+        method.prepare_inputs(scenes),
+        method.sample_masks(scenes, progress=0.5, generator=torch.Generator().manual_seed(0)),
+    )
     method.model.eval()
     with torch.inference_mode():
         ours, theirs = method.model(maps, masks), again.model(maps, masks)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    photos = noise_bytes((32, 32))
+    photos = draw_noise_images((32, 32))
     backbone = load_backbone(tmp_path / "out")
     assert torch.equal(said(backbone, photos)[0], said(load_backbone(run), photos)[0])
-    assert set(backbone.report.left) == {"decoder", "heads"}
+    assert set(backbone.load_report.unused) == {"decoder", "heads"}
 
 
 def test_an_export_of_an_export_is_the_same_file(tmp_path: Path) -> None:
-    run = saved(tmp_path / "run")
+    run = write_noise_run(tmp_path / "run")
     one = export("safetensors", run, tmp_path / "one")
     two = export("safetensors", tmp_path / "one", tmp_path / "two")
     assert one.sha256 == two.sha256
@@ -222,7 +229,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_transformers_cannot_express_is_refused_with_the_reason(kind: str) -> None:
     name, reason = REFUSED[kind]
-    backbone = backbone_of(name, dim=32, num_heads=4, size=(28, 28) if "14" in name else (32, 32))
+    backbone = make_noise_backbone(name, dim=32, num_heads=4, size=(28, 28) if "14" in name else (32, 32))
     with pytest.raises(UserError) as caught:
         hf_target(backbone)
     message = f"made anew: transformers' ViTModel cannot express it: {reason}. Take: c2fmae export timm"
@@ -231,11 +238,11 @@ def test_what_transformers_cannot_express_is_refused_with_the_reason(kind: str) 
 
 def test_a_norm_behind_the_pooling_is_refused_by_transformers() -> None:
     with pytest.raises(UserError, match="its norm comes behind the pooling"):
-        hf_target(backbone_of(has_fc_norm=True))
+        hf_target(make_noise_backbone(has_fc_norm=True))
 
 
 def test_a_backbone_that_has_not_seen_photos_goes_out_as_safetensors_alone(tmp_path: Path) -> None:
-    run = saved(tmp_path / "run", tiny(granularities=("semantic", "instance")))
+    run = write_noise_run(tmp_path / "run", build_tiny_method(granularities=("semantic", "instance")))
     with pytest.raises(UserError) as caught:
         export("timm", run, tmp_path / "out")
     message = f"{run}: has not learned from photos: it takes semantic, instance. Take: c2fmae export safetensors"
@@ -248,29 +255,29 @@ def test_a_backbone_that_has_not_seen_photos_goes_out_as_safetensors_alone(tmp_p
 def test_norms_of_other_eps_travel_or_are_told_of(tmp_path: Path) -> None:
     from transformers import ViTConfig
 
-    backbone = backbone_of(keep_positions=True, norm_eps=1e-12, mlp_ratio=2)
-    write(hf_target(backbone), NOWHERE, tmp_path / "hf")
+    backbone = make_noise_backbone(keep_positions=True, norm_eps=1e-12, mlp_ratio=2)
+    write_export(hf_target(backbone), NOISE_ORIGIN, tmp_path / "hf")
     config = ViTConfig.from_pretrained(tmp_path / "hf")
     assert (config.layer_norm_eps, config.intermediate_size) == (1e-12, 128)
-    write(safetensors_target(backbone), NOWHERE, tmp_path / "ours")
+    write_export(safetensors_target(backbone), NOISE_ORIGIN, tmp_path / "ours")
     assert load_backbone(tmp_path / "ours").spec == backbone.spec
-    write(timm_target(backbone), NOWHERE, tmp_path / "timm")
+    write_export(timm_target(backbone), NOISE_ORIGIN, tmp_path / "timm")
     told = "Its norms add 1e-12 to variances, and timm's 1e-06: the difference is among those below."
     assert told in (tmp_path / "timm" / "README.md").read_text(encoding="utf-8")
-    assert "Its norms" not in "".join(timm_target(backbone_of(norm_eps=1e-6)).notes)
-    far = backbone_of(norm_eps=0.1)
+    assert "Its norms" not in "".join(timm_target(make_noise_backbone(norm_eps=1e-6)).notes)
+    far = make_noise_backbone(norm_eps=0.1)
     with pytest.raises(RunError, match=r"does not give the same of it.*Its norms add 0.1 to variances"):
-        write(timm_target(far), NOWHERE, tmp_path / "far")
+        write_export(timm_target(far), NOISE_ORIGIN, tmp_path / "far")
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_a_folder_of_timms_comes_back(kind: str, tmp_path: Path) -> None:
     backbone = BACKBONES[kind]()
-    write(timm_target(backbone), NOWHERE, tmp_path / "out")
+    write_export(timm_target(backbone), NOISE_ORIGIN, tmp_path / "out")
     again = load_backbone(tmp_path / "out")
-    photos = noise_bytes((backbone.patch * 3, backbone.patch), backbone.spec.channels["rgb"])
+    photos = draw_noise_images((backbone.patch * 3, backbone.patch), backbone.spec.channels["rgb"])
     for one, other in zip(said(again, photos), said(backbone, photos), strict=True):
-        assert is_same(one, other)
+        assert is_close(one, other)
     assert again.spec.image_size == backbone.spec.image_size
     assert again.spec.pool == backbone.spec.pool
     assert again.spec.encoder.keep_positions == backbone.spec.encoder.keep_positions
@@ -295,7 +302,7 @@ def test_a_folder_of_timms_comes_back(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_of_timms_that_lies_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    write(timm_target(backbone_of()), NOWHERE, tmp_path / "out")
+    write_export(timm_target(make_noise_backbone()), NOISE_ORIGIN, tmp_path / "out")
     file = tmp_path / "out" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError) as caught:

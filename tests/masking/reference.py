@@ -45,9 +45,9 @@ def semantic_mask(
 ) -> set[int]:
     ids = sorted(set(regions))
     members = [[patch for patch, region in enumerate(regions) if region == c] for c in ids]
-    weight_of = [1 if weights is None or c == ignore else weights[c] for c in ids]
+    region_weights = [1 if weights is None or c == ignore else weights[c] for c in ids]
     shares = apportion(
-        [w * len(m) for w, m in zip(weight_of, members, strict=True)], num_masked, [len(m) for m in members]
+        [w * len(m) for w, m in zip(region_weights, members, strict=True)], num_masked, [len(m) for m in members]
     )
     return set().union(*(hide_highest(m, noise, share) for m, share in zip(members, shares, strict=True)))
 

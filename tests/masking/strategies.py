@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 
-class Row(NamedTuple):
+class MaskInputs(NamedTuple):
     """A batch of patches with noise and budgets."""
 
     ids: Tensor
@@ -16,7 +16,9 @@ class Row(NamedTuple):
 
 
 @st.composite
-def rows(draw: st.DrawFn, *, ids: tuple[int, ...] = (0, 1, 2, 7, 19, 255), distinct_noise: bool = False) -> Row:
+def mask_inputs(
+    draw: st.DrawFn, *, ids: tuple[int, ...] = (0, 1, 2, 7, 19, 255), distinct_noise: bool = False
+) -> MaskInputs:
     batch, patches = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 5, 12, 35, 196]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     present = draw(st.lists(st.sampled_from(ids), min_size=1, max_size=len(ids), unique=True))
@@ -25,9 +27,9 @@ def rows(draw: st.DrawFn, *, ids: tuple[int, ...] = (0, 1, 2, 7, 19, 255), disti
     if not distinct_noise and draw(st.booleans()):
         noise = (noise * 3).round() / 3 - draw(st.sampled_from([0.0, 0.5]))
     budgets = st.one_of(st.just(0), st.just(patches), st.integers(0, patches))
-    return Row(chosen, noise, torch.tensor([draw(budgets) for _ in range(batch)]))
+    return MaskInputs(chosen, noise, torch.tensor([draw(budgets) for _ in range(batch)]))
 
 
-def as_sets(is_masked: Tensor) -> list[set[int]]:
+def masked_sets(is_masked: Tensor) -> list[set[int]]:
     """The hidden patches of each row."""
     return [set(row.nonzero().flatten().tolist()) for row in is_masked]

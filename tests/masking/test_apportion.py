@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2fmae.masking import apportion, quotas, sample_shares
+from c2fmae.masking import apportion, compute_quotas, sample_shares
 from tests.masking import reference
 
 WEIGHT = st.sampled_from([0, 0, 1, 1, 2, 3, 5, 17, 196, 10**6])
@@ -34,7 +34,7 @@ def test_real_weights_give_the_same_on_any_scale(bins: tuple[list[int], list[int
 def test_real_shares_fit_their_quotas(weights: list[float], total: int, capacity: int) -> None:
     room = torch.full((1, len(weights)), capacity)
     share = apportion(torch.tensor([weights], dtype=torch.float64), torch.tensor([total]), room)
-    quota = quotas(torch.tensor([weights], dtype=torch.float64), torch.tensor([total]), room)
+    quota = compute_quotas(torch.tensor([weights], dtype=torch.float64), torch.tensor([total]), room)
     assert share.sum() == min(total, capacity * len(weights))
     assert ((share >= 0) & (share <= room)).all()
     assert ((share - quota).abs() < 1 + 1e-6).all()
@@ -43,7 +43,7 @@ def test_real_shares_fit_their_quotas(weights: list[float], total: int, capacity
 @given(BINS, st.integers(0, 120))
 def test_quotas_are_what_fractions_give(bins: tuple[list[int], list[int]], total: int) -> None:
     weights, capacity = bins
-    quota = quotas(torch.tensor([weights]), torch.tensor([total]), torch.tensor([capacity]))
+    quota = compute_quotas(torch.tensor([weights]), torch.tensor([total]), torch.tensor([capacity]))
     torch.testing.assert_close(
         quota[0], torch.tensor([float(q) for q in reference.quotas(weights, total, capacity)], dtype=torch.float64)
     )

@@ -16,17 +16,17 @@ from c2fmae.masking import (
     PatchMaps,
     apportion,
     blend_scores,
+    compute_quotas,
     instance_mask,
     patch_regions,
     quota_mask,
-    quotas,
     random_mask,
     sample_mask,
     select_instances,
     semantic_mask,
     top_k_mask,
 )
-from c2fmae.masking.policies import Progressive
+from c2fmae.masking.policies import ProgressivePolicy
 
 pytestmark = pytest.mark.compile
 
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[object, ...]]] = {
     "patch_regions, sorted": (lambda labels: patch_regions(labels, 16), (LABELS.long() * 1000,)),
     "apportion, real": (apportion, (WEIGHTS, BUDGET, CAPACITY)),
     "apportion, integer": (apportion, ((WEIGHTS * 9).long(), BUDGET, CAPACITY)),
-    "quotas": (quotas, (WEIGHTS, BUDGET, CAPACITY)),
+    "quotas": (compute_quotas, (WEIGHTS, BUDGET, CAPACITY)),
     "random_mask": (random_mask, (NOISE[0], BUDGET)),
     "random_mask, float64": (random_mask, (NOISE[0].double(), BUDGET)),
     "top_k_mask": (top_k_mask, ((NOISE[0] * 3).round() - 1, BUDGET, NOISE[1])),
@@ -67,7 +67,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[object, ...]]] = {
     "quota_mask": (quota_mask, (*MASKS, 0.4, 0.3, NOISE[3])),
     **{
         f"progressive, {blend} at {progress}": (
-            lambda *row, blend=blend, progress=progress: Progressive(blend=blend).hide(
+            lambda *row, blend=blend, progress=progress: ProgressivePolicy(blend=blend).hide(
                 PatchMaps(*row[:2]), row[2], MaskNoise(*row[3:]), progress=progress
             ),
             (IDS, IDS, BUDGET, *EVERY_NOISE),

@@ -5,25 +5,25 @@ import pytest
 from c2fmae.core.errors import UserError
 from c2fmae.masking.config import MaskingConfig
 from c2fmae.masking.curricula import cosine, piecewise, triangle
-from c2fmae.masking.policies import Instance, Progressive, Random, Semantic
+from c2fmae.masking.policies import InstancePolicy, ProgressivePolicy, RandomPolicy, SemanticPolicy
 
 
 def problem(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        MaskingConfig.read({}, overrides, source="run.yaml")
+        MaskingConfig.from_dict({}, overrides, source="run.yaml")
     return str(caught.value)
 
 
 def test_the_default_is_the_papers() -> None:
     policy = MaskingConfig().build()
-    assert isinstance(policy, Progressive)
-    assert policy.pure == (Semantic(), Instance(object_share=0.75), Random())
+    assert isinstance(policy, ProgressivePolicy)
+    assert policy.base_policies == (SemanticPolicy(), InstancePolicy(object_share=0.75), RandomPolicy())
     assert policy.blend == "topk"
     assert [policy.curriculum(t / 8) for t in range(9)] == [triangle(t / 8) for t in range(9)]
 
 
 def test_every_setting_reaches_the_policy() -> None:
-    policy = MaskingConfig.read(
+    policy = MaskingConfig.from_dict(
         {},
         [
             "blend=quota",
@@ -34,16 +34,20 @@ def test_every_setting_reaches_the_policy() -> None:
             "curriculum.options.order=[random, instance, semantic]",
         ],
     ).build()
-    assert isinstance(policy, Progressive)
+    assert isinstance(policy, ProgressivePolicy)
     assert (policy.blend, policy.object_share, policy.max_objects, policy.weights) == ("quota", 0.9, 2, (1.0, 0.5))
     backwards = partial(cosine, order=("random", "instance", "semantic"))
     assert [policy.curriculum(t / 8) for t in range(9)] == [backwards(t / 8) for t in range(9)]
 
 
 def test_a_pure_policy_takes_the_settings_that_it_has() -> None:
-    assert MaskingConfig.read({}, ["policy=instance", "object_share=0.6"]).build() == Instance(object_share=0.6)
-    assert MaskingConfig.read({}, ["policy=semantic", "weights=[1, 2]"]).build() == Semantic(weights=(1.0, 2.0))
-    assert MaskingConfig.read({}, ["policy=random"]).build() == Random()
+    assert MaskingConfig.from_dict({}, ["policy=instance", "object_share=0.6"]).build() == InstancePolicy(
+        object_share=0.6
+    )
+    assert MaskingConfig.from_dict({}, ["policy=semantic", "weights=[1, 2]"]).build() == SemanticPolicy(
+        weights=(1.0, 2.0)
+    )
+    assert MaskingConfig.from_dict({}, ["policy=random"]).build() == RandomPolicy()
 
 
 def test_a_setting_that_the_policy_does_not_look_at_is_refused() -> None:
@@ -53,7 +57,9 @@ def test_a_setting_that_the_policy_does_not_look_at_is_refused() -> None:
 
 
 def test_options_are_given_their_types() -> None:
-    config = MaskingConfig.read({}, ["curriculum.name=piecewise", "curriculum.options.knots=[[0, '1', 0], [1, 0, 1]]"])
+    config = MaskingConfig.from_dict(
+        {}, ["curriculum.name=piecewise", "curriculum.options.knots=[[0, '1', 0], [1, 0, 1]]"]
+    )
     assert config.curriculum.build()(0.25) == piecewise(0.25, knots=((0.0, 1.0, 0.0), (1.0, 0.0, 1.0)))
 
 
@@ -83,5 +89,5 @@ def test_mistakes_are_put_into_words(override: str, message: str) -> None:
 def test_a_config_survives_yaml() -> None:
     import yaml
 
-    config = MaskingConfig.read({}, ["policy=instance", "object_share=0.6"])
-    assert MaskingConfig.read(yaml.safe_load(config.to_yaml())) == config
+    config = MaskingConfig.from_dict({}, ["policy=instance", "object_share=0.6"])
+    assert MaskingConfig.from_dict(yaml.safe_load(config.to_yaml())) == config

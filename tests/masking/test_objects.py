@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c2fmae.masking import mask_scenes, select_instances
-from c2fmae.masking.policies import Instance, Progressive
+from c2fmae.masking.policies import InstancePolicy, ProgressivePolicy
 
 PICTURE = torch.tensor(
     [
@@ -58,9 +58,9 @@ def test_rows_do_not_influence_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", [Instance(max_objects=1, object_share=1.0), Progressive(max_objects=1, object_share=1.0)]
+    "policy", [InstancePolicy(max_objects=1, object_share=1.0), ProgressivePolicy(max_objects=1, object_share=1.0)]
 )
-def test_the_policy_hides_the_chosen_objects_first(policy: Instance | Progressive) -> None:
+def test_the_policy_hides_the_chosen_objects_first(policy: InstancePolicy | ProgressivePolicy) -> None:
     patches = PICTURE.flatten()[None]
     masks = mask_scenes(
         policy,

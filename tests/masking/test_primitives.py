@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from c2fmae.masking import instance_mask, quotas, random_mask, select_instances, semantic_mask, top_k_mask
+from c2fmae.masking import compute_quotas, instance_mask, random_mask, select_instances, semantic_mask, top_k_mask
 from tests.masking import reference
-from tests.masking.strategies import Row, as_sets, rows
+from tests.masking.strategies import MaskInputs, mask_inputs, masked_sets
 
 CLASS_WEIGHTS = [0, 2, 1, *[1] * 16, 5]
 SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -38,31 +38,31 @@ EACH = pytest.mark.parametrize("mask", [semantic_mask, weighted, half_on_objects
 
 
 @EACH
-@given(row=rows())
-def test_exactly_the_budget_is_hidden(mask: Masking, row: Row) -> None:
+@given(row=mask_inputs())
+def test_exactly_the_budget_is_hidden(mask: Masking, row: MaskInputs) -> None:
     is_masked = mask(*row)
     assert is_masked.dtype == torch.bool
     assert torch.equal(is_masked.sum(dim=1), row.num_masked)
 
 
 @EACH
-@given(row=rows())
-def test_rows_do_not_influence_each_other(mask: Masking, row: Row) -> None:
+@given(row=mask_inputs())
+def test_rows_do_not_influence_each_other(mask: Masking, row: MaskInputs) -> None:
     alone = [mask(*(tensor[i : i + 1] for tensor in row)) for i in range(len(row.ids))]
     assert torch.equal(mask(*row), torch.cat(alone))
 
 
 @EACH
-@given(row=rows(distinct_noise=True), seed=st.integers(0, 2**32))
-def test_moving_the_patches_moves_the_mask(mask: Masking, row: Row, seed: int) -> None:
+@given(row=mask_inputs(distinct_noise=True), seed=st.integers(0, 2**32))
+def test_moving_the_patches_moves_the_mask(mask: Masking, row: MaskInputs, seed: int) -> None:
     shuffle = torch.randperm(row.ids.shape[1], generator=torch.Generator().manual_seed(seed))
     moved = mask(row.ids[:, shuffle], row.noise[:, shuffle], row.num_masked)
     assert torch.equal(moved, mask(*row)[:, shuffle])
 
 
 @EACH
-@given(row=rows())
-def test_inputs_are_left_alone_and_the_answer_repeats(mask: Masking, row: Row) -> None:
+@given(row=mask_inputs())
+def test_inputs_are_left_alone_and_the_answer_repeats(mask: Masking, row: MaskInputs) -> None:
     before = [tensor.clone() for tensor in row]
     state = torch.get_rng_state()
     assert torch.equal(mask(*row), mask(*row))
@@ -79,27 +79,27 @@ def test_any_float_will_do_for_noise(mask: Masking, dtype: torch.dtype) -> None:
     assert torch.equal(mask(ids, noise.to(dtype), torch.tensor([4])), expected)
 
 
-@given(rows())
-def test_random_mask_hides_the_highest_noise(row: Row) -> None:
+@given(mask_inputs())
+def test_random_mask_hides_the_highest_noise(row: MaskInputs) -> None:
     expected = [
         reference.hide_highest(range(len(noise)), noise, count)
         for noise, count in zip(row.noise.tolist(), row.num_masked.tolist(), strict=True)
     ]
-    assert as_sets(random_mask(row.noise, row.num_masked)) == expected
+    assert masked_sets(random_mask(row.noise, row.num_masked)) == expected
 
 
-@given(rows(), st.integers(0, 2**32))
-def test_top_k_hides_the_highest_scores_ties_by_noise(row: Row, seed: int) -> None:
+@given(mask_inputs(), st.integers(0, 2**32))
+def test_top_k_hides_the_highest_scores_ties_by_noise(row: MaskInputs, seed: int) -> None:
     levels = torch.randint(-2, 3, row.noise.shape, generator=torch.Generator().manual_seed(seed)) / 2
     for scores in (levels, levels.double()):
         expected = [
             reference.top_k_mask(s.tolist(), n.tolist(), int(k)) for s, n, k in zip(scores, *row[1:], strict=True)
         ]
-        assert as_sets(top_k_mask(scores, row.num_masked, row.noise)) == expected
+        assert masked_sets(top_k_mask(scores, row.num_masked, row.noise)) == expected
 
 
-@given(rows(), st.sampled_from([None, CLASS_WEIGHTS]), st.sampled_from([255, 19, 0]))
-def test_semantic_mask_equals_the_naive_loop(row: Row, weights: list[int] | None, ignore: int) -> None:
+@given(mask_inputs(), st.sampled_from([None, CLASS_WEIGHTS]), st.sampled_from([255, 19, 0]))
+def test_semantic_mask_equals_the_naive_loop(row: MaskInputs, weights: list[int] | None, ignore: int) -> None:
     ids = torch.where(row.ids == 255, ignore, row.ids)
     is_masked = semantic_mask(
         ids, row.noise, row.num_masked, weights=None if weights is None else torch.tensor(weights), ignore=ignore
@@ -108,11 +108,11 @@ def test_semantic_mask_equals_the_naive_loop(row: Row, weights: list[int] | None
         reference.semantic_mask(i.tolist(), n.tolist(), int(k), weights, ignore)
         for i, n, k in zip(ids, row.noise, row.num_masked, strict=True)
     ]
-    assert as_sets(is_masked) == expected
+    assert masked_sets(is_masked) == expected
 
 
-@given(rows())
-def test_real_class_weights_equal_the_integers_they_stand_for(row: Row) -> None:
+@given(mask_inputs())
+def test_real_class_weights_equal_the_integers_they_stand_for(row: MaskInputs) -> None:
     weights = torch.tensor(CLASS_WEIGHTS)
     ids = torch.where(row.ids == 255, 0, row.ids)
     # A common factor drops out, except that the ignore region keeps weight 1: there is none here.
@@ -120,14 +120,14 @@ def test_real_class_weights_equal_the_integers_they_stand_for(row: Row) -> None:
     assert torch.equal(thirds, semantic_mask(ids, row.noise, row.num_masked, weights=weights))
 
 
-@given(rows(), st.sampled_from([None, CLASS_WEIGHTS]))
-def test_every_region_gets_its_quota_within_one(row: Row, weights: list[int] | None) -> None:
+@given(mask_inputs(), st.sampled_from([None, CLASS_WEIGHTS]))
+def test_every_region_gets_its_quota_within_one(row: MaskInputs, weights: list[int] | None) -> None:
     is_masked = semantic_mask(*row, weights=None if weights is None else torch.tensor(weights))
     for ids, hidden, budget in zip(row.ids, is_masked, row.num_masked, strict=True):
         regions = ids.unique()
         sizes = torch.stack([(ids == region).sum() for region in regions])
         class_weights = torch.tensor([1 if weights is None or r == 255 else weights[r] for r in regions.tolist()])
-        asked = quotas((class_weights * sizes)[None], budget[None], sizes[None])[0]
+        asked = compute_quotas((class_weights * sizes)[None], budget[None], sizes[None])[0]
         got = torch.stack([hidden[ids == region].sum() for region in regions])
         assert ((got - asked).abs() < 1).all()
 
@@ -139,14 +139,14 @@ def test_a_class_of_weight_zero_stays_visible_while_others_can_be_hidden() -> No
     assert semantic_mask(ids, noise, torch.tensor([7]), weights=weights)[0, :6].sum() == 3
 
 
-@given(rows(ids=(0, 1, 2, 255)), st.sampled_from(SHARES))
-def test_instance_mask_equals_the_naive_loop(row: Row, object_share: float) -> None:
+@given(mask_inputs(ids=(0, 1, 2, 255)), st.sampled_from(SHARES))
+def test_instance_mask_equals_the_naive_loop(row: MaskInputs, object_share: float) -> None:
     is_masked = instance_mask(*row, object_share=object_share)
     expected = [
         reference.instance_mask(i.tolist(), n.tolist(), int(k), Fraction(object_share), 255)
         for i, n, k in zip(*row, strict=True)
     ]
-    assert as_sets(is_masked) == expected
+    assert masked_sets(is_masked) == expected
 
 
 @pytest.mark.parametrize("lonely", [0, 255, 3])

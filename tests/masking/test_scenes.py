@@ -15,8 +15,17 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.masking import POLICIES, explain, mask_scenes, random_mask
 from c2fmae.masking.curricula import constant
-from c2fmae.masking.policies import Blend, Instance, MaskNoise, PatchMaps, Policy, Progressive, Random, Semantic
-from c2fmae.masking.scenes import per_granularity
+from c2fmae.masking.policies import (
+    Blend,
+    InstancePolicy,
+    MaskNoise,
+    PatchMaps,
+    Policy,
+    ProgressivePolicy,
+    RandomPolicy,
+    SemanticPolicy,
+)
+from c2fmae.masking.scenes import repeat_per_granularity
 
 EACH = pytest.mark.parametrize("name", list(POLICIES))
 BLENDS: tuple[Blend, ...] = ("topk", "sample", "quota")
@@ -93,7 +102,7 @@ def test_rows_of_a_global_batch_split_over_ranks_equal_the_whole(name: str, prog
             num_visible=20,
             progress=progress,
             generator=torch.Generator().manual_seed(0),
-            rows=(rank * local, 8),
+            global_batch=(rank * local, 8),
         )
         for rank in range(ranks)
     ]
@@ -149,7 +158,7 @@ def test_concentration_moves_what_is_visible_towards_a_granularity() -> None:
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize(("progress", "pure"), [(0.0, "semantic"), (0.5, "instance"), (1.0, "random")])
 def test_at_the_peaks_the_curriculum_is_the_pure_mask(blend: Blend, progress: float, pure: str) -> None:
-    blended = masks_of(Progressive(blend=blend), progress=progress)
+    blended = masks_of(ProgressivePolicy(blend=blend), progress=progress)
     assert torch.equal(blended.is_masked, masks_of(pure).is_masked)
 
 
@@ -159,7 +168,7 @@ def test_quota_breaks_ties_with_noise_of_its_own() -> None:
     noise = noise_of(torch.rand(5, 300, 196, generator=torch.Generator().manual_seed(0)))
     budget = torch.full((300,), 147)
     curriculum = partial(constant, alpha=0.5, beta=0.0)
-    is_masked = Progressive(blend="quota", curriculum=curriculum).hide(
+    is_masked = ProgressivePolicy(blend="quota", curriculum=curriculum).hide(
         PatchMaps(patches, patches), budget, noise, progress=0.5
     )
     random = random_mask(noise.random, budget)
@@ -167,8 +176,12 @@ def test_quota_breaks_ties_with_noise_of_its_own() -> None:
 
 
 def test_the_progressive_policy_hands_its_options_to_the_masks_it_is_made_of() -> None:
-    policy = Progressive(object_share=0.9, max_objects=2, weights=(1.0, 2.0))
-    assert policy.pure == (Semantic(weights=(1.0, 2.0)), Instance(object_share=0.9, max_objects=2), Random())
+    policy = ProgressivePolicy(object_share=0.9, max_objects=2, weights=(1.0, 2.0))
+    assert policy.base_policies == (
+        SemanticPolicy(weights=(1.0, 2.0)),
+        InstancePolicy(object_share=0.9, max_objects=2),
+        RandomPolicy(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,11 +194,11 @@ def test_the_progressive_policy_hands_its_options_to_the_masks_it_is_made_of() -
 )
 def test_options_that_make_no_sense_are_refused_where_they_are_given(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Progressive(**options)
+        ProgressivePolicy(**options)
 
 
 def test_sample_gives_all_granularities_of_an_image_the_same_mask() -> None:
-    sampled = masks_of(Progressive(blend="sample"), progress=0.4)
+    sampled = masks_of(ProgressivePolicy(blend="sample"), progress=0.4)
     semantic, instance = masks_of("semantic", progress=0.4), masks_of("instance", progress=0.4)
     drawn = set()
     for image, is_masked in enumerate(sampled.is_masked):
@@ -204,7 +217,7 @@ def test_leaving_out_masks_that_cannot_matter_changes_nothing(alpha: float, rest
     regions, instances = patches(batch=6)
     noise = noise_of(torch.rand(5, 6, 35, generator=torch.Generator().manual_seed(0)))
     budget = torch.tensor([0, 35, 7, 20, 30, 33])
-    policy = Progressive(curriculum=lambda progress: constant(progress, alpha=alpha, beta=beta))
+    policy = ProgressivePolicy(curriculum=lambda progress: constant(progress, alpha=alpha, beta=beta))
     masks = (
         semantic_mask(regions, noise.semantic, budget),
         instance_mask(instances, noise.instance, budget, object_share=0.75),
@@ -217,7 +230,7 @@ def test_leaving_out_masks_that_cannot_matter_changes_nothing(alpha: float, rest
 @EACH
 @pytest.mark.parametrize("progress", [0.0, 0.4, 0.6, 0.9])
 def test_odds_are_the_share_of_draws_that_hide_a_patch(name: str, progress: float) -> None:
-    policies = [Progressive(blend=blend) for blend in BLENDS] if name == "progressive" else [POLICIES.get(name)()]
+    policies = [ProgressivePolicy(blend=blend) for blend in BLENDS] if name == "progressive" else [POLICIES.get(name)()]
     regions, instances = patches(batch=1, count=196)
     draws = 2_000
     maps = PatchMaps(regions.expand(draws, -1), instances.expand(draws, -1))
@@ -244,17 +257,17 @@ def test_explanations_add_up_to_the_budget(name: str) -> None:
             mine = [q for q in quotas if (q.image, q.granularity) == (image, granularity)]
             sides = [q for q in mine if q.group in ("objects", "background")]
             for groups in (sides, [q for q in mine if q not in sides]):
-                assert sum(q.patches for q in groups) == 35
-                assert sum(q.hidden for q in groups) == masks.num_masked[image, place]
-                assert sum(q.asked for q in groups) == pytest.approx(float(masks.num_masked[image, place]))
+                assert sum(q.num_patches for q in groups) == 35
+                assert sum(q.num_hidden for q in groups) == masks.num_masked[image, place]
+                assert sum(q.requested for q in groups) == pytest.approx(float(masks.num_masked[image, place]))
 
 
 def test_the_semantic_policy_gets_what_it_asks_within_one() -> None:
     regions, instances = patches()
-    policy = Semantic(weights=(1.0, 2.0, 0.5, 0.0))
+    policy = SemanticPolicy(weights=(1.0, 2.0, 0.5, 0.0))
     for quota in explain(policy, masks_of(policy), regions, instances, progress=0.0):
         if quota.group not in ("objects", "background"):
-            assert abs(quota.asked - quota.hidden) < 1
+            assert abs(quota.requested - quota.num_hidden) < 1
 
 
 def test_a_batch_of_no_images_shows_nothing() -> None:
@@ -265,7 +278,7 @@ def test_a_batch_of_no_images_shows_nothing() -> None:
 
 
 def test_per_granularity_repeats_each_image() -> None:
-    assert per_granularity(torch.tensor([[1, 2], [3, 4]]), 2).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
+    assert repeat_per_granularity(torch.tensor([[1, 2], [3, 4]]), 2).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +287,7 @@ def test_per_granularity_repeats_each_image() -> None:
         ({"num_visible": 106}, "num_visible: 106 patches cannot be visible of 3 × 35"),
         ({"num_visible": -1}, "num_visible: -1 patches cannot be visible of 3 × 35"),
         ({"progress": 1.5}, r"progress: expected a number in \[0, 1\], got 1.5"),
-        ({"rows": (4, 8)}, "rows: 8 images from 4 on do not lie in a batch of 8"),
+        ({"global_batch": (4, 8)}, "rows: 8 images from 4 on do not lie in a batch of 8"),
         ({"granularities": ("rgb", "rgb")}, r"granularities: expected different names, got \('rgb', 'rgb'\)"),
         ({"granularities": ()}, r"granularities: expected different names, got \(\)"),
         ({"concentration": ()}, "concentration: expected one number for each of semantic, instance, rgb"),
@@ -299,11 +312,11 @@ def test_an_unknown_policy_is_refused_with_the_nearest() -> None:
 
 def test_an_unknown_blend_is_refused() -> None:
     with pytest.raises((ValueError, TypeError)):
-        Progressive(blend="softmax")  # type: ignore[arg-type]
+        ProgressivePolicy(blend="softmax")  # type: ignore[arg-type]
 
 
 def test_masks_with_unequal_visible_counts_are_refused() -> None:
     is_masked = torch.zeros(2, 1, 4, dtype=torch.bool)
     is_masked[0, 0, 0] = True
     with pytest.raises(ValueError, match=r"^every image must show 3 patches, but they show \[3, 4\]$"):
-        Masks.of(is_masked, ("rgb",), num_visible=3)
+        Masks.from_mask(is_masked, ("rgb",), num_visible=3)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 
-def position_table(grid: tuple[int, int], dim: int) -> Tensor:
+def official_sincos_table(grid: tuple[int, int], dim: int) -> Tensor:
     """It takes the columns for the rows, and weights have been trained with that since."""
     columns, rows = np.meshgrid(np.arange(grid[1], dtype=np.float64), np.arange(grid[0], dtype=np.float64))
     omega = 1 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4))

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2fmae.core.masks import Masks
-from c2fmae.core.operation_count import Cost, by_fvcore, by_torch
+from c2fmae.core.operation_count import ForwardCost, count_with_fvcore, count_with_torch
 from c2fmae.methods import METHODS, MethodConfig, build_method
-from c2fmae.methods.cost import cost_of
+from c2fmae.methods.cost import compute_pretraining_cost
 
 TINY = ("encoder.name=test_vit", "encoder.depth=2", "decoder.depth=1", "image_size=[64, 96]")
 VITS = {"test_vit": (64, 6, 192), "vit_base_patch16_224": (768, 12, 3072)}
@@ -21,8 +21,8 @@ def config_of(method: str, *overrides: str) -> MethodConfig:
 
 
 @cache
-def cost_by_torch(method: str, *overrides: str) -> Cost:
-    return cost_of(config_of(method, *overrides))
+def cost_by_torch(method: str, *overrides: str) -> ForwardCost:
+    return compute_pretraining_cost(config_of(method, *overrides))
 
 
 def self_block(tokens: int, dim: int, inside: int) -> int:
@@ -39,11 +39,11 @@ def arithmetic(config: MethodConfig) -> dict[str, int]:
     depth = config.encoder.depth or depth
     decoder, granularities = config.decoder, config.granularities
     patches = config.image_size[0] // 16 * (config.image_size[1] // 16)
-    visible = config.visible_of(patches)
+    visible = config.resolve_num_visible(patches)
     shown = [visible // len(granularities) + (n < visible % len(granularities)) for n in range(len(granularities))]
     inputs = {"rgb": 16 * 16 * 3, "semantic": 64 * 4 * 4, "instance": 64 * 4 * 4}
     outputs = {"rgb": 16 * 16 * 3, "semantic": 133 * 4 * 4, "instance": 32 * 4 * 4}
-    heads = config.heads()
+    heads = config.head_plans()
     enter = 2 * (visible + 1) * width * decoder.dim
     if decoder.name == "joint":
         tokens = 1 + len(granularities) * patches
@@ -82,32 +82,36 @@ WHOLE, WIDE = ([(method, depth) for method in ("c2fmae", "multimae")] for depth 
 @pytest.mark.parametrize(("method", "overrides"), [*CONFIGS, *WHOLE])
 def test_torch_counts_what_arithmetic_says(method: str, overrides: tuple[str, ...]) -> None:
     cost = cost_by_torch(method, *overrides)
-    assert {name: part.flops for name, part in cost.parts.items()} == arithmetic(config_of(method, *overrides))
+    assert {name: part.flops for name, part in cost.part_costs.items()} == arithmetic(config_of(method, *overrides))
 
 
 @pytest.mark.compile  # a trace, in which sizes are tensors: shape checks cannot read them
 @pytest.mark.parametrize(("method", "overrides"), [*CONFIGS, *WIDE])
 def test_fvcore_counts_what_torch_does(method: str, overrides: tuple[str, ...]) -> None:
-    assert cost_of(config_of(method, *overrides), count=by_fvcore) == cost_by_torch(method, *overrides)
+    assert compute_pretraining_cost(config_of(method, *overrides), counter=count_with_fvcore) == cost_by_torch(
+        method, *overrides
+    )
 
 
 def test_mae_costs_what_is_said_of_it() -> None:
-    cost = cost_of(config_of("mae"))
+    cost = compute_pretraining_cost(config_of("mae"))
     for_hidden_patches = 2 * 147 * 768 * 768  # which others project, and then drop
     assert (cost.flops + for_hidden_patches) / 1e9 == pytest.approx(19.56, abs=0.005)
     tables_of_positions = 197 * (768 + 512)  # which others count
     assert (cost.parameters + tables_of_positions) / 1e6 == pytest.approx(111.9, abs=0.05)
-    assert cost.stages == {}
+    assert cost.stage_costs == {}
 
 
 def test_stages_are_what_the_entry_leaves_of_the_decoder() -> None:
     config = config_of("multimae", *TINY)
     cost, decoder = cost_by_torch("multimae", *TINY), build_method(config).model.get_submodule("decoder")
-    assert list(cost.stages) == ["semantic", "instance", "rgb", "rgb_normalized_pixels"]
+    assert list(cost.stage_costs) == ["semantic", "instance", "rgb", "rgb_normalized_pixels"]
     entries = sum(parameter.numel() for parameter in decoder.get_submodule("entries").parameters())
-    assert cost.parts["decoder"].parameters == entries + sum(stage.parameters for stage in cost.stages.values())
-    enter = 4 * 2 * (config.visible_of(24) + 1) * 64 * 256
-    assert cost.parts["decoder"].flops == enter + sum(stage.flops for stage in cost.stages.values())
+    assert cost.part_costs["decoder"].parameters == entries + sum(
+        stage.parameters for stage in cost.stage_costs.values()
+    )
+    enter = 4 * 2 * (config.resolve_num_visible(24) + 1) * 64 * 256
+    assert cost.part_costs["decoder"].flops == enter + sum(stage.flops for stage in cost.stage_costs.values())
 
 
 def test_parameters_are_those_of_the_built_model() -> None:
@@ -118,12 +122,15 @@ def test_parameters_are_those_of_the_built_model() -> None:
 def test_visible_patches_fall_to_granularities_as_they_do_on_average() -> None:
     config = config_of("c2fmae", *TINY, "num_visible=24", 'concentration={"semantic": 1, "instance": 2, "rgb": 3}')
     id_patches, photo_patches = 4 + 8, 12
-    assert cost_of(config).parts["embeddings"].flops == 2 * (id_patches * 1024 + photo_patches * 768) * 64
+    assert (
+        compute_pretraining_cost(config).part_costs["embeddings"].flops
+        == 2 * (id_patches * 1024 + photo_patches * 768) * 64
+    )
 
 
 def test_drop_path_and_checkpoints_cost_nothing_more() -> None:
     config = config_of("c2fmae", *TINY, "encoder.drop_path=0.5", "encoder.checkpoint=true")
-    assert cost_of(config) == cost_by_torch("c2fmae", *TINY)
+    assert compute_pretraining_cost(config) == cost_by_torch("c2fmae", *TINY)
 
 
 class Fused(nn.Module):
@@ -134,12 +141,12 @@ class Fused(nn.Module):
 
 def test_fused_attention_is_counted_by_torch_and_by_fvcore() -> None:
     maps = {"rgb": torch.zeros(2, 3, 7, 8, device="meta")}
-    masks = Masks.showing({"rgb"}, ["rgb"], batch=2, num_patches=1)
+    masks = Masks.from_visible_granularities({"rgb"}, ["rgb"], batch=2, num_patches=1)
     products = 2 * 3 * 7 * 5 * (4 + 8)
-    assert by_torch(Fused(), maps, masks)[""] == by_fvcore(Fused(), maps, masks)[""] == 2 * products
+    assert count_with_torch(Fused(), maps, masks)[""] == count_with_fvcore(Fused(), maps, masks)[""] == 2 * products
 
 
 def test_a_cost_does_not_change() -> None:
-    cost = cost_of(config_of("mae", *TINY))
+    cost = compute_pretraining_cost(config_of("mae", *TINY))
     with pytest.raises(FrozenInstanceError):
-        cost.parts = {}  # type: ignore[misc]
+        cost.part_costs = {}  # type: ignore[misc]

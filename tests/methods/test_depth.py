@@ -31,9 +31,9 @@ def method(name: str) -> MaskedAutoencoding:
 @pytest.mark.parametrize("name", ["c2fmae", "multimae"])
 def test_a_step_with_depth_trains_every_parameter(name: str, batch: SceneBatch) -> None:
     ours = method(name)
-    loss = ours.loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0))
+    loss = ours.compute_step_loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0))
     loss.total.backward()
-    assert loss.parts["depth"] > 0
+    assert loss.terms["depth"] > 0
     for parameter in ours.model.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
@@ -41,9 +41,9 @@ def test_a_step_with_depth_trains_every_parameter(name: str, batch: SceneBatch) 
 
 def test_depth_is_predicted_in_its_own_unit_and_what_is_shown_stays(batch: SceneBatch) -> None:
     ours = method("c2fmae")
-    shown = Masks.showing({"depth"}, ORDER, batch=2, num_patches=6)
+    shown = Masks.from_visible_granularities({"depth"}, ORDER, batch=2, num_patches=6)
     assert torch.equal(ours.predict(batch, shown).maps["depth"], batch.maps["depth"].float())
-    hidden = Masks.showing({"rgb"}, ORDER, batch=2, num_patches=6)
+    hidden = Masks.from_visible_granularities({"rgb"}, ORDER, batch=2, num_patches=6)
     with torch.no_grad():
         for name in ("weight", "bias"):
             ours.model.get_parameter(f"heads.depth.{name}").zero_()  # predicts 0, which is the mean of the middle
@@ -57,7 +57,10 @@ def test_depth_is_predicted_in_its_own_unit_and_what_is_shown_stays(batch: Scene
 def test_the_loss_does_not_depend_on_the_unit_of_depth(batch: SceneBatch) -> None:
     ours = method("c2fmae")
     in_feet = SceneBatch(batch.keys, {**batch.maps, "depth": batch.maps["depth"] * 3 + 5})
-    losses = [ours.loss(each, progress=0.0, generator=torch.Generator().manual_seed(0)) for each in (batch, in_feet)]
+    losses = [
+        ours.compute_step_loss(each, progress=0.0, generator=torch.Generator().manual_seed(0))
+        for each in (batch, in_feet)
+    ]
     torch.testing.assert_close(losses[0].total, losses[1].total)
 
 
@@ -80,7 +83,7 @@ def test_depth_that_cannot_be_is_refused(batch: SceneBatch) -> None:
         ),
     ]:
         with pytest.raises(UserError) as caught:
-            ours.prepare(SceneBatch(batch.keys, {**batch.maps, "depth": depth}))
+            ours.prepare_inputs(SceneBatch(batch.keys, {**batch.maps, "depth": depth}))
         assert str(caught.value) == message
     with pytest.raises(UserError) as caught:
         METHODS.get("c2fmae")().override(["granularities=[depth, rgb]", "channels.depth=3"])

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from c2fmae.methods import METHODS
-from c2fmae.methods.describe import describe
+from c2fmae.methods.describe import describe_architecture
 from c2fmae.models import DECODERS
 
 CASCADE = """\
@@ -26,13 +26,17 @@ total       forward, one image                                                  
 def test_the_table_says_what_reads_what_and_what_it_costs() -> None:
     changes = ["granularities=[semantic, rgb]", "channels.semantic=23", "encoder.name=test_vit", "image_size=[64, 64]"]
     changes += ["decoder.dim=32", "decoder.num_heads=4", "masking.policy=random"]
-    assert describe(METHODS.get("c2fmae")().override(changes)) == CASCADE
+    assert describe_architecture(METHODS.get("c2fmae")().override(changes)) == CASCADE
 
 
 def what(*changes: str) -> dict[str, str]:
     """The second column by the first, of a small model; of a name that is there twice, the stage's."""
     small = ["encoder.name=test_vit", "image_size=[64, 64]", "decoder.dim=32", "decoder.num_heads=4"]
-    rows = describe(METHODS.get("c2fmae")().override([*small, *changes])).partition("\ndecoder")[2].splitlines()
+    rows = (
+        describe_architecture(METHODS.get("c2fmae")().override([*small, *changes]))
+        .partition("\ndecoder")[2]
+        .splitlines()
+    )
     cells = [re.split(r"  +", f"decoder{rows[0]}"), *(re.split(r"  +", row.strip()) for row in rows[1:4])]
     return {row[0]: row[1] for row in cells}
 
@@ -69,7 +73,7 @@ def test_the_order_of_the_stages_is_told(changes: list[str], wiring: str) -> Non
 @pytest.mark.parametrize("decoder", list(DECODERS))
 def test_every_method_with_every_decoder_has_a_table_whose_parts_add_up(method: str, decoder: str) -> None:
     changes = ["encoder.name=test_vit", "image_size=[64, 64]", "decoder.dim=32", "decoder.num_heads=4"]
-    table = describe(METHODS.get(method)().override([*changes, f"decoder.name={decoder}"]))
+    table = describe_architecture(METHODS.get(method)().override([*changes, f"decoder.name={decoder}"]))
     sizes = dict(re.findall(r"^(\w+) .*  ([\d.]+ [kMG])  +[\d.]+ [kMG]$", table, flags=re.MULTILINE))
     assert set(sizes) == {"embeddings", "encoder", "decoder", "heads", "total"}
     amount = {name: float(text[:-2]) * {"k": 1e3, "M": 1e6, "G": 1e9}[text[-1]] for name, text in sizes.items()}

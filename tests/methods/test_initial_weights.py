@@ -12,9 +12,9 @@ from torch import nn
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.initial_weights import start_from
-from tests.methods.tiny_methods import rough, tiny
-from tests.models.backbones.official_mae import mae_tokens, mae_weights, multimae_tokens, multimae_weights, waves
+from c2fmae.methods.initial_weights import load_initial_weights
+from tests.methods.tiny_methods import build_tiny_method, perturb_parameters
+from tests.models.backbones.official_mae import mae_tokens, mae_weights, multimae_tokens, multimae_weights, sincos_table
 
 KEEP = "encoder.keep_positions=true"
 
@@ -22,7 +22,7 @@ KEEP = "encoder.keep_positions=true"
 @pytest.fixture(scope="module")
 def vit() -> nn.Module:
     vit = timm.create_model("test_vit", num_classes=7, img_size=32)
-    rough(vit)
+    perturb_parameters(vit)
     return vit
 
 
@@ -34,15 +34,15 @@ def written(vit: nn.Module, path: Path, **changes: torch.Tensor) -> str:
 def refused(method: MaskedAutoencoding, source: str) -> str:
     before = {name: tensor.clone() for name, tensor in method.model.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        start_from(method, source)
+        load_initial_weights(method, source)
     for name, tensor in method.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     return str(caught.value)
 
 
 def test_a_timm_vits_features_are_ours_from_the_first_step(vit: nn.Module, tmp_path: Path) -> None:
-    method = tiny("mae", KEEP)  # with a norm, as timm's features have
-    said = start_from(method, written(vit, tmp_path / "vit.safetensors"))
+    method = build_tiny_method("mae", KEEP)  # with a norm, as timm's features have
+    said = load_initial_weights(method, written(vit, tmp_path / "vit.safetensors"))
     assert said.startswith("78 of 97 tensors are from timm:test_vit@")
     assert said.endswith("; drawn anew: decoder.blocks, decoder.entry, decoder.norm, heads.rgb")
     photos = torch.randn(2, 3, 32, 32)
@@ -54,8 +54,8 @@ def test_a_timm_vits_features_are_ours_from_the_first_step(vit: nn.Module, tmp_p
 
 
 def test_its_positions_are_brought_to_another_grid(vit: nn.Module, tmp_path: Path) -> None:
-    method = tiny("mae", KEEP, size=(64, 64))
-    start_from(method, written(vit, tmp_path / "vit.safetensors"))
+    method = build_tiny_method("mae", KEEP, size=(64, 64))
+    load_initial_weights(method, written(vit, tmp_path / "vit.safetensors"))
     table = method.model.get_submodule("encoder").pos_embed
     assert isinstance(table, torch.Tensor)
     assert table.shape == (1, 16, 64)
@@ -65,13 +65,13 @@ def test_its_positions_are_brought_to_another_grid(vit: nn.Module, tmp_path: Pat
 def test_what_a_file_lacks_is_not_left_to_chance(vit: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "vit.safetensors"
     save_file({k: v for k, v in vit.state_dict().items() if not k.startswith("blocks.3.")}, path)
-    message = refused(tiny("mae", KEEP), f"timm:test_vit@{path}")
+    message = refused(build_tiny_method("mae", KEEP), f"timm:test_vit@{path}")
     assert message.startswith(f"init: timm:test_vit@{path}: lacks 12 tensors: blocks.3.norm1.weight, ")
 
 
 def test_another_vit_than_the_encoder_is_refused(vit: nn.Module, tmp_path: Path) -> None:
     source = written(vit, tmp_path / "vit.safetensors").replace("test_vit@", "vit_tiny_patch16_224@")
-    assert refused(tiny("mae"), source) == (
+    assert refused(build_tiny_method("mae"), source) == (
         f"init: {source} is a vit_tiny_patch16_224, but the encoder is a test_vit. "
         "Set method.encoder.name=vit_tiny_patch16_224"
     )
@@ -80,21 +80,23 @@ def test_another_vit_than_the_encoder_is_refused(vit: nn.Module, tmp_path: Path)
 def test_files_that_are_none_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     for name in ("junk.safetensors", "none.safetensors"):
-        message = refused(tiny("mae", KEEP), f"timm:test_vit@{tmp_path / name}")
+        message = refused(build_tiny_method("mae", KEEP), f"timm:test_vit@{tmp_path / name}")
         assert message.startswith(f"init: {tmp_path / name}: ")
         assert "\n" not in message
-    message = refused(tiny("mae"), str(tmp_path / "nowhere"))
+    message = refused(build_tiny_method("mae"), str(tmp_path / "nowhere"))
     assert message.startswith(f"init: {tmp_path / 'nowhere'}: does not exist. Give a run's folder, a checkpoint, ")
 
 
 def test_an_official_mae_gives_its_features_from_the_first_step(tmp_path: Path) -> None:
     weights = mae_weights(width=64, depth=6, ratio=3, side=32)
     torch.save({"model": weights}, tmp_path / "mae.pth")
-    method = tiny("mae", size=(32, 64))  # its heads are the config's, since the file does not say how many it has
-    said = start_from(method, str(tmp_path / "mae.pth"))
+    method = build_tiny_method(
+        "mae", size=(32, 64)
+    )  # its heads are the config's, since the file does not say how many it has
+    said = load_initial_weights(method, str(tmp_path / "mae.pth"))
     assert said.endswith("; drawn anew: decoder.blocks, decoder.entry, decoder.norm, heads.rgb")
     photos = torch.randn(2, 3, 32, 64)
-    table = torch.cat([torch.zeros(1, 64), waves((2, 4), 64, "column")]).unsqueeze(0)
+    table = torch.cat([torch.zeros(1, 64), sincos_table((2, 4), 64, "column")]).unsqueeze(0)
     with torch.no_grad():
         ours = method.model.encode(photos)  # type: ignore[operator]
     torch.testing.assert_close(ours, mae_tokens(weights, photos, 2, table), atol=1e-5, rtol=1e-5)
@@ -105,11 +107,11 @@ def test_an_official_multimae_gives_its_features_from_the_first_step(tmp_path: P
     torch.save({"model": weights}, tmp_path / "multimae.pth")
     source = str(tmp_path / "multimae.pth")
     setting = "encoder.mlp_ratio=4"
-    assert refused(tiny("c2fmae", setting), source) == (
+    assert refused(build_tiny_method("c2fmae", setting), source) == (
         f"init: {source} comes with its own positions. Set method.encoder.keep_positions=true"
     )
-    method = tiny("c2fmae", setting, KEEP)
-    said = start_from(method, source)
+    method = build_tiny_method("c2fmae", setting, KEEP)
+    said = load_initial_weights(method, source)
     assert "embeddings.instance" in said
     assert "embeddings.semantic" not in said
     photos = torch.randn(2, 3, 32, 32)
@@ -124,55 +126,55 @@ def test_a_source_that_says_it_has_other_heads_is_refused(tmp_path: Path) -> Non
 
     sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 192, "image_size": 32}
     ViTModel(ViTConfig(**sizes, num_attention_heads=4)).save_pretrained(tmp_path)
-    assert refused(tiny("mae", KEEP), str(tmp_path)) == (
+    assert refused(build_tiny_method("mae", KEEP), str(tmp_path)) == (
         f"init: {tmp_path} has 4 attention heads, but the encoder 2. Set method.encoder.num_heads=4"
     )
-    said = start_from(tiny("mae", KEEP, "encoder.num_heads=4"), str(tmp_path))
+    said = load_initial_weights(build_tiny_method("mae", KEEP, "encoder.num_heads=4"), str(tmp_path))
     assert said.startswith(f"78 of 97 tensors are from {tmp_path}; ")
 
 
 def saved(method: MaskedAutoencoding, folder: Path) -> Path:
-    rough(method.model)
+    perturb_parameters(method.model)
     tensors = {f"model/{name}": tensor for name, tensor in method.model.state_dict().items()}
     return save_checkpoint(folder, Checkpoint(5, tensors, {}))
 
 
 def test_a_checkpoint_gives_all_that_fits(tmp_path: Path) -> None:
-    donor, method = tiny(), tiny()
-    said = start_from(method, str(saved(donor, tmp_path)))
+    donor, method = build_tiny_method(), build_tiny_method()
+    said = load_initial_weights(method, str(saved(donor, tmp_path)))
     ours, theirs = method.model.state_dict(), donor.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert said == f"{len(ours)} of {len(ours)} tensors are from {tmp_path / 'step-00000005'}; drawn anew: none"
 
 
 def test_a_head_for_other_classes_is_drawn_anew(tmp_path: Path) -> None:
-    donor, method = tiny(), tiny("c2fmae", "channels.semantic=9")
-    said = start_from(method, str(saved(donor, tmp_path)))
+    donor, method = build_tiny_method(), build_tiny_method("c2fmae", "channels.semantic=9")
+    said = load_initial_weights(method, str(saved(donor, tmp_path)))
     assert said.endswith("; drawn anew: embeddings.semantic, heads.semantic")
     weight, theirs = (each.model.state_dict()["heads.rgb.weight"] for each in (method, donor))
     assert torch.equal(weight, theirs)
 
 
 def test_an_encoder_of_another_width_does_not_fit(tmp_path: Path) -> None:
-    path = saved(tiny(), tmp_path)
-    message = refused(tiny("c2fmae", "encoder.dim=32", "encoder.num_heads=2"), str(path))
+    path = saved(build_tiny_method(), tmp_path)
+    message = refused(build_tiny_method("c2fmae", "encoder.dim=32", "encoder.num_heads=2"), str(path))
     assert message.startswith(f"init: {path} does not fit the encoder 'test_vit': ")
     assert message.endswith(" of its tensors are missing or of another shape, the first is encoder.cls_token")
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    assert refused(tiny(), str(tmp_path)) == f"init: {tmp_path}: has no whole checkpoint yet"
+    assert refused(build_tiny_method(), str(tmp_path)) == f"init: {tmp_path}: has no whole checkpoint yet"
 
 
 def test_a_vit_that_brings_positions_is_not_given_others(vit: nn.Module, tmp_path: Path) -> None:
     source = written(vit, tmp_path / "vit.safetensors")
     message = f"init: {source} comes with its own positions. Set method.encoder.keep_positions=true"
-    assert refused(tiny("mae"), source) == message
+    assert refused(build_tiny_method("mae"), source) == message
 
 
 def test_positions_that_are_kept_start_as_sines_and_cosines_until_weights_are_loaded() -> None:
-    given, computed = (tiny("mae", f"encoder.keep_positions={keep}").model for keep in ("true", "false"))
+    given, computed = (build_tiny_method("mae", f"encoder.keep_positions={keep}").model for keep in ("true", "false"))
     given.load_state_dict({**given.state_dict(), **computed.state_dict()})
     photos = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

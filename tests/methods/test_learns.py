@@ -24,18 +24,18 @@ def test_eight_scenes_are_learnt_by_heart(name: str, side: int, steps: int) -> N
     small = ["encoder.name=test_vit", "decoder.dim=64", "decoder.num_heads=4", "decoder.depth=1"]
     method = build_method(METHODS.get(name)().override([*small, f"image_size=[{side}, {side}]"]))
     scenes = generated(side)
-    maps = method.prepare(scenes)
-    masks = method.hide(scenes, progress=0.4, generator=torch.Generator().manual_seed(0))
+    maps = method.prepare_inputs(scenes)
+    masks = method.sample_masks(scenes, progress=0.4, generator=torch.Generator().manual_seed(0))
     optimiser = torch.optim.AdamW(method.model.parameters(), lr=3e-3, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min((step + 1) / 20, 1 - step / steps))
     history: list[dict[str, Tensor]] = []
     for _ in range(steps):
         optimiser.zero_grad()
-        loss = method.compare(method.model(maps, masks), maps, masks)
+        loss = method.compute_loss(method.model(maps, masks), maps, masks)
         loss.total.backward()
         optimiser.step()
         schedule.step()
-        history.append(loss.parts)
+        history.append(loss.terms)
 
     assert list(history[0]) == list(method.objectives)
     for head, first in history[0].items():
@@ -44,7 +44,7 @@ def test_eight_scenes_are_learnt_by_heart(name: str, side: int, steps: int) -> N
     # They are told apart: what is said of one scene is wrong of the next.
     with torch.no_grad():
         predictions = {head: each.roll(1, 0) for head, each in method.model(maps, masks).items()}
-    for head, wrong in method.compare(predictions, maps, masks).parts.items():
+    for head, wrong in method.compute_loss(predictions, maps, masks).terms.items():
         assert wrong > 5 * history[-1][head]
 
     found = method.predict(scenes, masks)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from c2fmae.core.masks import Masks
 from c2fmae.masking import random_mask
 from c2fmae.methods import METHODS, MaskedAutoencoding
-from tests.methods.official_positions import position_table
-from tests.methods.tiny_methods import noise_scenes, rough, tiny
+from tests.methods.official_positions import official_sincos_table
+from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters
 
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
@@ -76,10 +76,10 @@ def vit_mae(size: tuple[int, int], *, is_normalized: bool) -> "ViTMAEForPreTrain
                 norm_pix_loss=is_normalized,
             )
         )
-    rough(model)
+    perturb_parameters(model)
     grid = (size[0] // PATCH, size[1] // PATCH)  # it makes tables for squares alone, and forgets to fill the first
     model.vit.embeddings.image_size = size
-    tables = [F.pad(position_table(grid, dim), (0, 0, 1, 0)).unsqueeze(0) for dim in (64, 32)]
+    tables = [F.pad(official_sincos_table(grid, dim), (0, 0, 1, 0)).unsqueeze(0) for dim in (64, 32)]
     model.vit.embeddings.position_embeddings = nn.Parameter(tables[0], requires_grad=False)
     model.decoder.decoder_pos_embed = nn.Parameter(tables[1], requires_grad=False)
     return model
@@ -90,18 +90,18 @@ def both(
 ) -> tuple[MaskedAutoencoding, "ViTMAEForPreTraining", dict[str, Tensor], Tensor, Masks]:
     """The two models with the same weights, photos, the noise that hides patches, and what it hides."""
     target = "normalized_pixels" if is_normalized else "pixels"
-    method = tiny("mae", f"targets.rgb=[{target}]", "decoder.depth=2", size=size)
+    method = build_tiny_method("mae", f"targets.rgb=[{target}]", "decoder.depth=2", size=size)
     theirs = vit_mae(size, is_normalized=is_normalized)
     method.model.load_state_dict(as_ours(theirs.state_dict()))
     num_patches = size[0] * size[1] // PATCH**2
     noise = torch.rand(BATCH, num_patches, generator=torch.Generator().manual_seed(1))
-    num_visible = method.config.visible_of(num_patches)
+    num_visible = method.config.resolve_num_visible(num_patches)
     hidden = random_mask(noise, torch.full((BATCH,), num_patches - num_visible))
-    masks = Masks.of(hidden.unsqueeze(1), ["rgb"], num_visible=num_visible)
-    scenes = noise_scenes(BATCH, size)
+    masks = Masks.from_mask(hidden.unsqueeze(1), ["rgb"], num_visible=num_visible)
+    scenes = draw_noise_scenes(BATCH, size)
     upper = scenes.maps["rgb"][:, :, : size[0] // 2]  # nearly grey: what is added to a variance matters there
     upper.remainder_(2).add_(torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1))
-    return method, theirs, method.prepare(scenes), noise, masks
+    return method, theirs, method.prepare_inputs(scenes), noise, masks
 
 
 @pytest.mark.parametrize("is_normalized", [True, False], ids=["normalized_pixels", "pixels"])
@@ -110,7 +110,7 @@ def test_predictions_loss_and_every_gradient_are_those_of_transformers(is_normal
     expected = theirs(pixel_values=maps["rgb"], noise=noise)
     expected.loss.backward()
     predictions = method.model(maps, masks)
-    loss = method.compare(predictions, maps, masks)
+    loss = method.compute_loss(predictions, maps, masks)
     loss.total.backward()
 
     assert masks.visible_idx.shape == (BATCH, 4)
@@ -143,4 +143,4 @@ def test_the_defaults_are_those_of_vit_base() -> None:
         theirs.decoder_num_attention_heads,
     )
     assert decoder.dim * decoder.mlp_ratio == theirs.decoder_intermediate_size
-    assert ours.visible_of(196) == int(196 * (1 - theirs.mask_ratio))
+    assert ours.resolve_num_visible(196) == int(196 * (1 - theirs.mask_ratio))

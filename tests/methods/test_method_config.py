@@ -11,23 +11,30 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import COARSE_TO_FINE, SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.models import DECODERS, DecoderPlan, MultiGranularAutoencoder
-from tests.data.dataset_files import refuses
-from tests.methods.tiny_methods import TINY, children, gradients, noise_scenes, tiny, tiny_config
+from tests.data.dataset_files import assert_user_error
+from tests.methods.tiny_methods import (
+    TINY_METHOD_OVERRIDES,
+    build_tiny_method,
+    child_names,
+    draw_noise_scenes,
+    make_tiny_config,
+    named_gradients,
+)
 
 KNOWN = "Known: depth, instance, rgb, semantic"
 
 
 def step(method: MaskedAutoencoding, scenes: SceneBatch) -> None:
-    method.loss(scenes, progress=0.3, generator=torch.Generator().manual_seed(0))
+    method.compute_step_loss(scenes, progress=0.3, generator=torch.Generator().manual_seed(0))
 
 
 def replaced(**maps: torch.Tensor) -> SceneBatch:
-    scenes = noise_scenes()
+    scenes = draw_noise_scenes()
     return SceneBatch(scenes.keys, {**scenes.maps, **maps})
 
 
 def without(*names: str) -> SceneBatch:
-    scenes = noise_scenes()
+    scenes = draw_noise_scenes()
     return SceneBatch(scenes.keys, {name: each for name, each in scenes.maps.items() if name not in names})
 
 
@@ -40,22 +47,22 @@ def test_every_method_builds_at_full_size_and_says_what_it_is(name: str) -> None
     )
     with torch.device("meta"):
         method = build_method(config)
-    assert list(method.objectives) == [head.name for head in config.heads()]
-    assert children(method, "heads") == list(method.objectives)
-    assert method.patch == 16
+    assert list(method.objectives) == [head.name for head in config.head_plans()]
+    assert child_names(method, "heads") == list(method.objectives)
+    assert method.patch_size == 16
 
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_config_survives_yaml(name: str) -> None:
     changes = ["channels={rgb: 4}", "mean=[0.1, 0.2, 0.3, 0.4]", "decoder.order=[rgb]", "weights={rgb: 0.5}"]
     changes += ["num_visible=7", "concentration={rgb: 6}", "image_size=[96, 64]"]
-    changed = tiny_config(name, *changes, granularities=["rgb"])
+    changed = make_tiny_config(name, *changes, granularities=["rgb"])
     for config in (METHODS.get(name)(), changed):
-        assert MethodConfig.read(yaml.safe_load(config.to_yaml())) == config
+        assert MethodConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
 
 
 def test_the_same_config_and_seed_give_the_same_weights() -> None:
-    first, again, other = (build_method(tiny_config(), seed=seed).model.state_dict() for seed in (1, 1, 2))
+    first, again, other = (build_method(make_tiny_config(), seed=seed).model.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -65,32 +72,38 @@ def test_the_same_config_and_seed_give_the_same_weights() -> None:
     [(COARSE_TO_FINE, 98), (("semantic", "rgb"), 65), (("instance", "rgb"), 65), (("rgb",), 49), (("semantic",), 49)],
 )
 def test_a_sixth_is_visible_or_a_quarter_of_a_lone_granularity(granularities: tuple[str, ...], expected: int) -> None:
-    assert MethodConfig(granularities=granularities).visible_of(196) == expected
+    assert MethodConfig(granularities=granularities).resolve_num_visible(196) == expected
 
 
 def test_budgets_are_rounded_to_the_nearest() -> None:
     config = MethodConfig(granularities=("semantic", "rgb"))
-    assert [config.visible_of(num_patches) for num_patches in (7, 8, 9)] == [2, 3, 3]
+    assert [config.resolve_num_visible(num_patches) for num_patches in (7, 8, 9)] == [2, 3, 3]
 
 
 @pytest.mark.parametrize("num_visible", [0, 1, 17, 48])
 def test_a_recipe_may_name_the_budget(num_visible: int) -> None:
-    method = tiny("c2fmae", f"num_visible={num_visible}", size=(64, 64))
-    masks = method.hide(noise_scenes(size=(64, 64)), progress=0.3, generator=torch.Generator().manual_seed(0))
+    method = build_tiny_method("c2fmae", f"num_visible={num_visible}", size=(64, 64))
+    masks = method.sample_masks(
+        draw_noise_scenes(size=(64, 64)), progress=0.3, generator=torch.Generator().manual_seed(0)
+    )
     assert masks.visible_idx.shape == (2, num_visible)
     assert ((~masks.is_masked).sum(dim=(1, 2)) == num_visible).all()
 
 
 def test_concentration_favours_a_granularity() -> None:
     settings = ["concentration={semantic: 0.001, instance: 0.001, rgb: 1000}", "num_visible=16"]
-    method = tiny("c2fmae", *settings, size=(64, 64))
-    masks = method.hide(noise_scenes(size=(64, 64)), progress=0.3, generator=torch.Generator().manual_seed(0))
+    method = build_tiny_method("c2fmae", *settings, size=(64, 64))
+    masks = method.sample_masks(
+        draw_noise_scenes(size=(64, 64)), progress=0.3, generator=torch.Generator().manual_seed(0)
+    )
     assert masks.num_masked.tolist() == [[16, 16, 0], [16, 16, 0]]
 
 
 def test_weights_start_by_the_law_that_the_config_names() -> None:
     for initialisation, matrices in [("split", 3), ("fused", 1)]:
-        weights = tiny("mae", f"initialisation={initialisation}").model.state_dict()["encoder.blocks.0.attn.qkv.weight"]
+        weights = build_tiny_method("mae", f"initialisation={initialisation}").model.state_dict()[
+            "encoder.blocks.0.attn.qkv.weight"
+        ]
         bound = (6 / (64 + 3 * 64 / matrices)) ** 0.5
         assert 0.99 * bound < weights.abs().max() <= bound
     assert {name: METHODS.get(name)().initialisation for name in METHODS} == {
@@ -116,7 +129,7 @@ def test_building_neither_reads_nor_moves_the_global_generator(monkeypatch: pyte
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        method = tiny("mae")
+        method = build_tiny_method("mae")
         assert torch.equal(torch.get_rng_state(), before)
         found.append(method.model.state_dict())
     assert found[0]["decoder.scale"].ne(0).any()
@@ -128,7 +141,9 @@ def test_drop_path_and_norm_of_the_encoder_matter() -> None:
     for settings in ([], ["encoder.drop_path=0.9"], ["encoder.has_norm=true"]):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            loss = tiny("c2fmae", *settings).loss(noise_scenes(), progress=0.3, generator=torch.Generator())
+            loss = build_tiny_method("c2fmae", *settings).compute_step_loss(
+                draw_noise_scenes(), progress=0.3, generator=torch.Generator()
+            )
         totals.add(loss.total.item())
     assert len(totals) == 3
 
@@ -137,10 +152,10 @@ def test_checkpointed_blocks_run_twice_and_give_the_same_gradients() -> None:
     found, calls = [], []
     for is_on in ("false", "true"):
         runs: list[int] = []
-        method = tiny("c2fmae", f"encoder.checkpoint={is_on}")
+        method = build_tiny_method("c2fmae", f"encoder.checkpoint={is_on}")
         method.model.get_submodule("encoder.blocks.0").register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
-        method.loss(noise_scenes(), progress=0.3, generator=torch.Generator()).total.backward()
-        found.append(list(gradients(method)))
+        method.compute_step_loss(draw_noise_scenes(), progress=0.3, generator=torch.Generator()).total.backward()
+        found.append(list(named_gradients(method)))
         calls.append(len(runs))
     assert calls == [1, 2]
     for (name, plain), (_, again) in zip(*found, strict=True):
@@ -148,25 +163,25 @@ def test_checkpointed_blocks_run_twice_and_give_the_same_gradients() -> None:
 
 
 def test_stages_follow_the_order_and_tokens_do_not() -> None:
-    method = tiny("c2fmae", "decoder.order=[rgb, semantic, instance]")
-    assert list(method.objectives) == children(method, "decoder.stages") == ["rgb", "semantic", "instance"]
-    assert children(method, "embeddings") == list(COARSE_TO_FINE)
+    method = build_tiny_method("c2fmae", "decoder.order=[rgb, semantic, instance]")
+    assert list(method.objectives) == child_names(method, "decoder.stages") == ["rgb", "semantic", "instance"]
+    assert child_names(method, "embeddings") == list(COARSE_TO_FINE)
 
 
 def test_a_second_target_has_a_longer_name_and_a_stage_of_its_own_if_asked() -> None:
     settings = ["targets.rgb=[normalized_pixels, pixels]"]
-    shared = [head[:2] for head in tiny_config("c2fmae", *settings).heads()]
+    shared = [head[:2] for head in make_tiny_config("c2fmae", *settings).head_plans()]
     assert shared == [("semantic", "semantic"), ("instance", "instance"), ("rgb", "rgb"), ("rgb_pixels", "rgb")]
-    own = tiny_config("c2fmae", *settings, "decoder.stage_per=target").heads()
+    own = make_tiny_config("c2fmae", *settings, "decoder.stage_per=target").head_plans()
     assert own[-1][:2] == ("rgb_pixels", "rgb_pixels")
 
 
 def test_photos_are_standardised_as_the_config_says() -> None:
-    scenes = noise_scenes()
+    scenes = draw_noise_scenes()
     photos = scenes.maps["rgb"] / 255
 
     def standard(*settings: str) -> torch.Tensor:
-        return tiny("mae", *settings).prepare(scenes)["rgb"]
+        return build_tiny_method("mae", *settings).prepare_inputs(scenes)["rgb"]
 
     def by(mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
         return (photos - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
@@ -174,7 +189,7 @@ def test_photos_are_standardised_as_the_config_says() -> None:
     torch.testing.assert_close(standard(), by((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), atol=1e-5, rtol=1e-5)
     mine = standard("mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]")
     torch.testing.assert_close(mine, by((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), atol=1e-5, rtol=1e-5)
-    assert tiny_config("mae", "channels.rgb=2").normalisation("rgb") == ((0.5, 0.5), (0.25, 0.25))
+    assert make_tiny_config("mae", "channels.rgb=2").mean_and_std("rgb") == ((0.5, 0.5), (0.25, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +234,7 @@ def test_photos_are_standardised_as_the_config_says() -> None:
     ],
 )
 def test_settings_that_make_no_sense_are_refused(override: str, message: str) -> None:
-    refuses(lambda: METHODS.get("c2fmae")().override([override]), f"--set: {message}")
+    assert_user_error(lambda: METHODS.get("c2fmae")().override([override]), f"--set: {message}")
 
 
 @pytest.mark.parametrize(
@@ -235,12 +250,14 @@ def test_settings_that_make_no_sense_are_refused(override: str, message: str) ->
     ],
 )
 def test_models_that_cannot_be_are_refused(overrides: list[str], message: str) -> None:
-    refuses(lambda: build_method(METHODS.get("c2fmae")().override([*TINY, *overrides])), message)
+    assert_user_error(
+        lambda: build_method(METHODS.get("c2fmae")().override([*TINY_METHOD_OVERRIDES, *overrides])), message
+    )
 
 
 def odd(name: str, *values: int) -> SceneBatch:
     """Some cells of the second scene's map have these ids."""
-    ids = noise_scenes().maps[name].clone()
+    ids = draw_noise_scenes().maps[name].clone()
     ids[1, 2, : len(values)] = torch.tensor(values, dtype=torch.uint8)
     return replaced(**{name: ids})
 
@@ -248,8 +265,8 @@ def odd(name: str, *values: int) -> SceneBatch:
 @pytest.mark.parametrize(
     ("scenes", "message"),
     [
-        (lambda: noise_scenes(size=(40, 32)), "rgb: 40×32 is not divisible into patches of 16×16"),
-        (lambda: noise_scenes(size=(32, 36)), "rgb: 32×36 is not divisible into patches of 16×16"),
+        (lambda: draw_noise_scenes(size=(40, 32)), "rgb: 40×32 is not divisible into patches of 16×16"),
+        (lambda: draw_noise_scenes(size=(32, 36)), "rgb: 32×36 is not divisible into patches of 16×16"),
         (
             lambda: odd("semantic", 6),
             "scene-1: semantic has the id 6, but the model knows 6 (0 to 5, and 255 for what nobody labelled). "
@@ -261,36 +278,36 @@ def odd(name: str, *values: int) -> SceneBatch:
             "Set channels.instance",
         ),
         (
-            lambda: replaced(rgb=noise_scenes().maps["rgb"].float()),
+            lambda: replaced(rgb=draw_noise_scenes().maps["rgb"].float()),
             "rgb: expected photos as bytes, [batch, 3, height, width], got float32 (2, 3, 32, 32)",
         ),
         (
-            lambda: noise_scenes(channels=4),
+            lambda: draw_noise_scenes(channels=4),
             "rgb: expected photos as bytes, [batch, 3, height, width], got uint8 (2, 4, 32, 32)",
         ),
         (
-            lambda: replaced(rgb=noise_scenes().maps["rgb"][:, 0]),
+            lambda: replaced(rgb=draw_noise_scenes().maps["rgb"][:, 0]),
             "rgb: expected photos as bytes, [batch, 3, height, width], got uint8 (2, 32, 32)",
         ),
         (
-            lambda: noise_scenes(stride=1),
+            lambda: draw_noise_scenes(stride=1),
             "semantic: expected 8×8 cells, one for 4×4 pixels, got 32×32. Cut the scenes with label_stride=4",
         ),
         (
-            lambda: replaced(instance=noise_scenes(stride=2).maps["instance"]),
+            lambda: replaced(instance=draw_noise_scenes(stride=2).maps["instance"]),
             "instance: expected 8×8 cells, one for 4×4 pixels, got 16×16. Cut the scenes with label_stride=4",
         ),
         (
-            lambda: replaced(semantic=noise_scenes().maps["semantic"].to(torch.int64) - 300),
+            lambda: replaced(semantic=draw_noise_scenes().maps["semantic"].to(torch.int64) - 300),
             "scene-0: semantic has the id -45, but the model knows 6 (0 to 5, and 255 for what nobody labelled). "
             "Set channels.semantic",
         ),
         (
-            lambda: replaced(semantic=noise_scenes().maps["semantic"].float()),
+            lambda: replaced(semantic=draw_noise_scenes().maps["semantic"].float()),
             "semantic: expected ids as whole numbers, [batch, rows, columns], got float32 (2, 8, 8)",
         ),
         (
-            lambda: replaced(instance=noise_scenes().maps["instance"].unsqueeze(1)),
+            lambda: replaced(instance=draw_noise_scenes().maps["instance"].unsqueeze(1)),
             "instance: expected ids as whole numbers, [batch, rows, columns], got uint8 (2, 1, 8, 8)",
         ),
         (lambda: without("instance"), "the scenes lack instance; they have semantic, rgb"),
@@ -298,27 +315,27 @@ def odd(name: str, *values: int) -> SceneBatch:
     ],
 )
 def test_scenes_that_do_not_fit_are_refused(scenes: Callable[[], SceneBatch], message: str) -> None:
-    refuses(lambda: step(tiny(), scenes()), message)
+    assert_user_error(lambda: step(build_tiny_method(), scenes()), message)
 
 
 @pytest.mark.parametrize("policy", ["semantic", "instance", "progressive"])
 def test_a_guided_policy_needs_its_map_even_where_the_model_does_not(policy: str) -> None:
-    method = tiny("c2fmae", f"masking.policy={policy}", granularities=["rgb"])
-    step(method, noise_scenes())
+    method = build_tiny_method("c2fmae", f"masking.policy={policy}", granularities=["rgb"])
+    step(method, draw_noise_scenes())
     lacking = "instance" if policy == "instance" else "semantic"
     message = f"masking.policy {policy!r} goes by the {lacking} map, which the scenes lack. Take 'random'"
-    refuses(lambda: step(method, without(lacking)), message)
+    assert_user_error(lambda: step(method, without(lacking)), message)
 
 
 def test_a_policy_needs_no_map_that_it_does_not_go_by() -> None:
-    step(tiny("mae"), without("semantic", "instance"))
-    step(tiny("c2fmae", "masking.policy=semantic", granularities=["rgb"]), without("instance"))
+    step(build_tiny_method("mae"), without("semantic", "instance"))
+    step(build_tiny_method("c2fmae", "masking.policy=semantic", granularities=["rgb"]), without("instance"))
 
 
 def test_full_size_maps_are_refused_by_a_model_of_maps_alone() -> None:
-    method = tiny("c2fmae", granularities=["semantic", "instance"])
+    method = build_tiny_method("c2fmae", granularities=["semantic", "instance"])
     message = "semantic: expected 8×8 cells, one for 4×4 pixels, got 32×32. Cut the scenes with label_stride=4"
-    refuses(lambda: step(method, noise_scenes(stride=1)), message)
+    assert_user_error(lambda: step(method, draw_noise_scenes(stride=1)), message)
 
 
 @pytest.mark.parametrize(
@@ -326,10 +343,10 @@ def test_full_size_maps_are_refused_by_a_model_of_maps_alone() -> None:
     [((9, 8), 2, "2 × 9 × 8"), ((1, 1), 2, "2 × 1 × 1"), ((8, 16), 2, "2 × 8 × 16"), ((8, 8), 3, "3 × 8 × 8")],
 )
 def test_a_map_that_guides_and_is_not_of_the_model_must_fit_too(cells: tuple[int, int], batch: int, shape: str) -> None:
-    method = tiny("mae", "masking.policy=semantic")
+    method = build_tiny_method("mae", "masking.policy=semantic")
     scenes = replaced(semantic=torch.zeros(batch, *cells, dtype=torch.uint8))
-    refuses(
-        lambda: method.loss(scenes, progress=0.0, generator=torch.Generator()),
+    assert_user_error(
+        lambda: method.compute_step_loss(scenes, progress=0.0, generator=torch.Generator()),
         f"semantic: masks are guided by it, but {shape} does not fall into the 2 × 2 × 2 patches of the batch. "
         "Cut all maps of a scene together",
     )
@@ -342,7 +359,7 @@ def test_what_is_not_finite_is_refused(setting: str) -> None:
 
 
 def test_a_model_that_knows_no_photos_says_so() -> None:
-    model = tiny("c2fmae", granularities=["semantic"]).model
+    model = build_tiny_method("c2fmae", granularities=["semantic"]).model
     assert isinstance(model, MultiGranularAutoencoder)
     with pytest.raises(ValueError, match=r"^this model has not seen photos: its granularities are semantic$"):
         model.encode(torch.zeros(1, 3, 32, 32))

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
-from tests.methods.official_positions import position_table
-from tests.methods.tiny_methods import CLASSES, noise_scenes, rough, tiny
+from tests.methods.official_positions import official_sincos_table
+from tests.methods.tiny_methods import NUM_CLASSES, build_tiny_method, draw_noise_scenes, perturb_parameters
 
 SIZE, GRID, PATCH, CELLS = (64, 96), (4, 6), 16, 4
 NUM_PATCHES = GRID[0] * GRID[1]
@@ -59,7 +59,7 @@ def cross_attention(weights: Weights, queries: Tensor, context: Tensor, heads: i
 
 def reference(weights: Weights, maps: Mapping[str, Tensor], is_masked: Tensor, num_visible: int) -> dict[str, Tensor]:
     """Every head's prediction: photos [B, C, H, W], logits [B, classes, H/4, W/4]."""
-    tokens = torch.cat([project(weights, task, maps[task]) + position_table(GRID, 64) for task in TASKS], dim=1)
+    tokens = torch.cat([project(weights, task, maps[task]) + official_sincos_table(GRID, 64) for task in TASKS], dim=1)
     noise = torch.rand(tokens.shape[:2], generator=torch.Generator().manual_seed(5))
     shuffled = (is_masked.flatten(1) + noise).argsort(dim=1)
     kept, restore = shuffled[:, :num_visible], shuffled.argsort(dim=1)
@@ -77,7 +77,7 @@ def reference(weights: Weights, maps: Mapping[str, Tensor], is_masked: Tensor, n
         full = take(torch.cat([seen, unseen], dim=1), restore)
         full = (
             full
-            + position_table(GRID, 32).repeat(3, 1)
+            + official_sincos_table(GRID, 32).repeat(3, 1)
             + entry["granularity"].expand(-1, NUM_PATCHES, -1).flatten(0, 1)
         )
         place = TASKS.index(task) * NUM_PATCHES
@@ -133,26 +133,26 @@ def reference_losses(
 
 def scenes_and_masks() -> tuple[SceneBatch, Masks]:
     """Granularities that are wholly hidden and wholly visible, and a map that nobody labelled."""
-    scenes = noise_scenes(len(BUDGETS), SIZE)
+    scenes = draw_noise_scenes(len(BUDGETS), SIZE)
     scenes.maps["semantic"][2] = IGNORE
     generator = torch.Generator().manual_seed(3)
     is_masked = torch.ones(len(BUDGETS), 3, NUM_PATCHES, dtype=torch.bool)
     for image, budget in enumerate(BUDGETS):
         for granularity, num_visible in enumerate(budget):
             is_masked[image, granularity, torch.randperm(NUM_PATCHES, generator=generator)[:num_visible]] = False
-    return scenes, Masks.of(is_masked, TASKS, num_visible=24)
+    return scenes, Masks.from_mask(is_masked, TASKS, num_visible=24)
 
 
 @pytest.fixture(scope="module")
 def method() -> MaskedAutoencoding:
-    built = tiny("multimae", "decoder.depth=2", size=SIZE)
-    rough(built.model)
+    built = build_tiny_method("multimae", "decoder.depth=2", size=SIZE)
+    perturb_parameters(built.model)
     return built
 
 
 def test_predictions_losses_and_every_gradient_are_those_of_the_dense_form(method: MaskedAutoencoding) -> None:
     scenes, masks = scenes_and_masks()
-    maps = method.prepare(scenes)
+    maps = method.prepare_inputs(scenes)
     weights = {name: p.detach().clone().requires_grad_() for name, p in method.model.named_parameters()}
     expected = reference(weights, maps, masks.is_masked, 24)
     expected_losses = reference_losses(expected, maps, masks.is_masked)
@@ -160,13 +160,13 @@ def test_predictions_losses_and_every_gradient_are_those_of_the_dense_form(metho
     expected_total.backward()
 
     predictions = method.model(maps, masks)
-    loss = method.compare(predictions, maps, masks)
+    loss = method.compute_loss(predictions, maps, masks)
     loss.total.backward()
 
     for name, values in predictions.items():
-        found = picture(values, CELLS if name in CLASSES else PATCH)
+        found = picture(values, CELLS if name in NUM_CLASSES else PATCH)
         torch.testing.assert_close(found, expected[name], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(loss.parts[name], expected_losses[name].detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(loss.terms[name], expected_losses[name].detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss.total, expected_total, atol=1e-5, rtol=1e-5)
     for name, parameter in method.model.named_parameters():
         torch.testing.assert_close(parameter.grad, weights[name].grad, atol=1e-5, rtol=1e-5)
@@ -174,8 +174,8 @@ def test_predictions_losses_and_every_gradient_are_those_of_the_dense_form(metho
 
 def test_the_defaults_are_those_of_the_official_code() -> None:
     config = METHODS.get("multimae")()
-    assert [(head.name, head.stage) for head in config.heads()] == [(head, head) for head in HEADS]
+    assert [(head.name, head.stage) for head in config.head_plans()] == [(head, head) for head in HEADS]
     assert (config.decoder.dim, config.decoder.num_heads, config.decoder.depth) == (256, 8, 2)
-    assert config.visible_of(196) == 98
+    assert config.resolve_num_visible(196) == 98
     assert config.masking.policy == "random"
     assert not config.encoder.has_norm

@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from c2fmae.models import DECODERS, Encoder
-from c2fmae.models.attention import AttentionByDevice, CrossAttention, CrossBlock, self_block
-from tests.models.tiny_models import decoder_of, fill, latent_of, masks_of, noise_of, tiny_vit
+from c2fmae.models.attention import CrossAttention, CrossBlock, DeviceAwareAttention, create_self_block
+from tests.models.tiny_models import (
+    draw_latent,
+    draw_masks_at_random,
+    draw_normal,
+    make_decoder,
+    make_tiny_vit,
+    randomise_parameters,
+)
 
 HEADS = 2
 
@@ -25,10 +32,10 @@ def set_fused(module: nn.Module, is_fused: bool) -> None:
             each.fused_attn = is_fused  # type: ignore[assignment]  # a plain bool
 
 
-def all_parts() -> dict[str, AttentionByDevice]:
-    parts: dict[str, nn.Module] = {name: decoder_of(name) for name in DECODERS}
-    parts["encoder"] = Encoder(tiny_vit())
-    assert all(isinstance(part, AttentionByDevice) for part in parts.values())
+def all_parts() -> dict[str, DeviceAwareAttention]:
+    parts: dict[str, nn.Module] = {name: make_decoder(name) for name in DECODERS}
+    parts["encoder"] = Encoder(make_tiny_vit())
+    assert all(isinstance(part, DeviceAwareAttention) for part in parts.values())
     return parts  # type: ignore[return-value]  # as asserted
 
 
@@ -53,7 +60,7 @@ def test_attention_is_fused_where_the_weights_lie_on_a_gpu(name: str, monkeypatc
 
 
 def test_an_encoder_gives_the_same_with_fused_attention() -> None:
-    encoder, tokens = Encoder(tiny_vit()).eval(), noise_of(2, 5, 64)
+    encoder, tokens = Encoder(make_tiny_vit()).eval(), draw_normal(2, 5, 64)
     explicit = encoder(tokens)
     set_fused(encoder, True)
     torch.testing.assert_close(encoder(tokens), explicit, rtol=1e-5, atol=1e-5)
@@ -61,10 +68,10 @@ def test_an_encoder_gives_the_same_with_fused_attention() -> None:
 
 @pytest.mark.parametrize("name", list(DECODERS))
 def test_a_decoder_gives_the_same_with_fused_attention(name: str) -> None:
-    decoder, masks = decoder_of(name), masks_of()
-    explicit = decoder(latent_of(masks), masks, (2, 3))
+    decoder, masks = make_decoder(name), draw_masks_at_random()
+    explicit = decoder(draw_latent(masks), masks, (2, 3))
     set_fused(decoder, True)
-    for stage, features in decoder(latent_of(masks), masks, (2, 3)).items():
+    for stage, features in decoder(draw_latent(masks), masks, (2, 3)).items():
         torch.testing.assert_close(features, explicit[stage], rtol=1e-5, atol=1e-5)
 
 
@@ -87,9 +94,9 @@ def one_at_a_time(attention: CrossAttention, queries: Tensor, context: Tensor) -
 
 @given(st.integers(1, 4), st.integers(1, 7), st.booleans())
 def test_a_query_gets_the_values_of_the_keys_that_are_like_it(num_queries: int, num_keys: int, is_fused: bool) -> None:
-    attention = fill(CrossAttention(8, HEADS), std=0.7)
+    attention = randomise_parameters(CrossAttention(8, HEADS), std=0.7)
     attention.fused_attn = is_fused
-    queries, context = noise_of(2, num_queries, 8), noise_of(2, num_keys, 8, seed=1)
+    queries, context = draw_normal(2, num_queries, 8), draw_normal(2, num_keys, 8, seed=1)
     with torch.no_grad():
         expected = one_at_a_time(attention, queries, context)
         torch.testing.assert_close(attention(queries, context), expected, rtol=1e-4, atol=1e-5)
@@ -97,24 +104,24 @@ def test_a_query_gets_the_values_of_the_keys_that_are_like_it(num_queries: int, 
 
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_the_order_of_a_context_does_not_matter(is_fused: bool) -> None:
-    attention = fill(CrossAttention(8, HEADS))
+    attention = randomise_parameters(CrossAttention(8, HEADS))
     attention.fused_attn = is_fused
-    queries, context = noise_of(2, 3, 8), noise_of(2, 6, 8, seed=1)
+    queries, context = draw_normal(2, 3, 8), draw_normal(2, 6, 8, seed=1)
     torch.testing.assert_close(attention(queries, context.flip(1)), attention(queries, context), rtol=1e-5, atol=1e-6)
 
 
 def test_a_block_adds_to_its_queries_what_it_sees_and_then_what_it_thinks() -> None:
-    block = fill(CrossBlock(8, HEADS, 2.0))
-    queries, context = noise_of(2, 3, 8), noise_of(2, 6, 8, seed=1)
+    block = randomise_parameters(CrossBlock(8, HEADS, 2.0))
+    queries, context = draw_normal(2, 3, 8), draw_normal(2, 6, 8, seed=1)
     seen = queries + block.attn(block.norm_query(queries), block.norm_context(context))
     assert torch.equal(block(queries, context), seen + block.mlp(block.norm(seen)))
 
 
 def test_a_query_without_residual_only_asks() -> None:
     """What its norm takes from it, its level and scale, leaves no trace."""
-    queries, context = noise_of(2, 3, 8), noise_of(2, 6, 8, seed=1)
+    queries, context = draw_normal(2, 3, 8), draw_normal(2, 6, 8, seed=1)
     louder = 3 * queries + 5
-    asking, adding = (fill(CrossBlock(8, HEADS, query_residual=on)) for on in (False, True))
+    asking, adding = (randomise_parameters(CrossBlock(8, HEADS, query_residual=on)) for on in (False, True))
     torch.testing.assert_close(asking(louder, context), asking(queries, context), rtol=1e-4, atol=1e-4)
     assert (adding(louder, context) - adding(queries, context)).abs().mean() > 1
     with torch.no_grad():
@@ -126,8 +133,8 @@ def test_a_query_without_residual_only_asks() -> None:
 
 def test_a_block_of_self_attention_is_that_of_mae() -> None:
     """Norms first, biases everywhere, no norm of queries and keys."""
-    block = fill(self_block(8, HEADS, 2.0))
-    x = noise_of(2, 3, 8)
+    block = randomise_parameters(create_self_block(8, HEADS, 2.0))
+    x = draw_normal(2, 3, 8)
     expected = nn.TransformerEncoderLayer(
         8, HEADS, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6
     )

@@ -13,9 +13,16 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.models import Embeddings, IdEmbedding, ImageEmbedding, label_stride
-from tests.models.tiny_models import CLASSES, THREE, embeddings_of, maps_of, masks_of, seeds
+from tests.models.tiny_models import (
+    ALL_GRANULARITIES,
+    NUM_CLASSES,
+    draw_input_maps,
+    draw_masks_at_random,
+    make_embeddings,
+    seeds,
+)
 
-NAMES = [("rgb",), ("semantic",), ("semantic", "rgb"), ("rgb", "instance"), THREE]
+NAMES = [("rgb",), ("semantic",), ("semantic", "rgb"), ("rgb", "instance"), ALL_GRANULARITIES]
 
 
 @pytest.fixture(params=["as many as there are", "a fixed length"])
@@ -52,8 +59,8 @@ class Setting:
         num_visible = max(1, round(self.share * len(self.names) * num_patches))
         cells = self.patch // label_stride(self.patch)
         return Case(
-            embeddings_of(self.names, patch=self.patch, channels=self.channels, has_norm=self.has_norm),
-            maps_of(
+            make_embeddings(self.names, patch=self.patch, channels=self.channels, has_norm=self.has_norm),
+            draw_input_maps(
                 self.names,
                 batch=self.batch,
                 grid=self.grid,
@@ -62,7 +69,9 @@ class Setting:
                 channels=self.channels,
                 seed=self.seed,
             ),
-            masks_of(self.names, batch=self.batch, num_patches=num_patches, num_visible=num_visible, seed=self.seed),
+            draw_masks_at_random(
+                self.names, batch=self.batch, num_patches=num_patches, num_visible=num_visible, seed=self.seed
+            ),
         )
 
 
@@ -86,7 +95,7 @@ def project_everything(embedding: torch.nn.Module, maps: Tensor) -> Tensor:
         every: Tensor = embedding.norm(F.conv2d(maps, weight, bias, stride=embedding.patch).flatten(2).mT)
         return every
     assert isinstance(embedding, IdEmbedding)
-    rows = F.one_hot(torch.where(maps == 255, CLASSES, maps.long()), CLASSES + 1).float()
+    rows = F.one_hot(torch.where(maps == 255, NUM_CLASSES, maps.long()), NUM_CLASSES + 1).float()
     classes = (rows @ embedding.classes.weight).permute(0, 3, 1, 2)
     kernel = embedding.proj.weight.unflatten(1, (embedding.patch, embedding.patch, -1)).permute(0, 3, 1, 2)
     return F.conv2d(classes, kernel, embedding.proj.bias, stride=embedding.patch).flatten(2).mT
@@ -127,7 +136,7 @@ def test_a_list_of_fixed_length_gives_the_same_tokens(setting: Setting) -> None:
 
 
 def test_tokens_come_in_the_order_of_the_visible_list(way: str) -> None:
-    embeddings, maps, masks = embeddings_of(), maps_of(), masks_of(num_visible=9)
+    embeddings, maps, masks = make_embeddings(), draw_input_maps(), draw_masks_at_random(num_visible=9)
     order = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(image)) for image in range(2)])
     shuffled = replace(masks, visible_idx=masks.visible_idx.gather(1, order))
     expected = embeddings(maps, masks).gather(1, order.unsqueeze(2).expand(-1, -1, 8))
@@ -136,31 +145,35 @@ def test_tokens_come_in_the_order_of_the_visible_list(way: str) -> None:
 
 def test_the_masks_say_which_granularities_are_there() -> None:
     """So photos alone go through a model of three granularities."""
-    embeddings, maps = embeddings_of(), maps_of()
-    masks = Masks.showing(["rgb"], ["rgb"], batch=2, num_patches=6)
-    every = Masks.showing(["rgb"], THREE, batch=2, num_patches=6)
+    embeddings, maps = make_embeddings(), draw_input_maps()
+    masks = Masks.from_visible_granularities(["rgb"], ["rgb"], batch=2, num_patches=6)
+    every = Masks.from_visible_granularities(["rgb"], ALL_GRANULARITIES, batch=2, num_patches=6)
     assert torch.equal(embeddings({"rgb": maps["rgb"]}, masks), embeddings(maps, every))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_ids_of_any_type_are_the_same_ids(dtype: torch.dtype) -> None:
-    embeddings, maps, masks = embeddings_of(("semantic",)), maps_of(("semantic",)), masks_of(("semantic",))
+    embeddings, maps, masks = (
+        make_embeddings(("semantic",)),
+        draw_input_maps(("semantic",)),
+        draw_masks_at_random(("semantic",)),
+    )
     typed = {"semantic": maps["semantic"].to(dtype)}
     assert torch.equal(embeddings(typed, masks), embeddings(maps, masks))
 
 
 def test_cells_that_nobody_labelled_have_a_row_of_their_own(way: str) -> None:
-    embeddings = embeddings_of(("semantic",))
+    embeddings = make_embeddings(("semantic",))
     embedding = embeddings["semantic"]
     assert isinstance(embedding, IdEmbedding)
     maps = {"semantic": torch.full((1, 4, 4), 255, dtype=torch.uint8)}
-    masks = masks_of(("semantic",), batch=1, num_patches=1, num_visible=1)
+    masks = draw_masks_at_random(("semantic",), batch=1, num_patches=1, num_visible=1)
     token = embeddings(maps, masks)
-    expected = embedding.proj(embedding.classes.weight[CLASSES].repeat(16))
+    expected = embedding.proj(embedding.classes.weight[NUM_CLASSES].repeat(16))
     torch.testing.assert_close(token[0, 0], expected, rtol=0, atol=1e-6)
     token.sum().backward()
     assert embedding.classes.weight.grad is not None
-    assert embedding.classes.weight.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [CLASSES]
+    assert embedding.classes.weight.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [NUM_CLASSES]
 
 
 def poisoned(maps: Mapping[str, Tensor], masks: Masks, *, patch: int = 16) -> dict[str, Tensor]:
@@ -188,7 +201,7 @@ def learnt_from(
 
 
 def assert_hidden_patches_are_not_read(masks: Masks) -> None:
-    embeddings, maps = embeddings_of(), maps_of()
+    embeddings, maps = make_embeddings(), draw_input_maps()
     expected = learnt_from(embeddings, maps, masks)
     found = learnt_from(embeddings, poisoned(maps, masks), masks)
     assert all(tensor.isfinite().all() for tensor in found)
@@ -198,7 +211,7 @@ def assert_hidden_patches_are_not_read(masks: Masks) -> None:
 @settings(max_examples=25)
 @given(st.integers(1, 17), seeds)
 def test_hidden_patches_are_never_read(num_visible: int, seed: int) -> None:
-    masks = masks_of(num_visible=num_visible, seed=seed)
+    masks = draw_masks_at_random(num_visible=num_visible, seed=seed)
     if masks.num_masked.sum(dim=0).all():
         assert_hidden_patches_are_not_read(masks)
 
@@ -210,7 +223,7 @@ def test_hidden_patches_are_never_read_where_the_list_has_a_fixed_length(
     monkeypatch.setattr("c2fmae.models.embeddings.torch.compiler.is_compiling", lambda: True)
     is_masked = torch.ones(2, 3, 6, dtype=torch.bool)
     is_masked[:, :, slice(3) if first == "visible" else slice(3, 6)] = False
-    assert_hidden_patches_are_not_read(Masks.of(is_masked, THREE, num_visible=9))
+    assert_hidden_patches_are_not_read(Masks.from_mask(is_masked, ALL_GRANULARITIES, num_visible=9))
 
 
 @settings(max_examples=25)
@@ -225,24 +238,28 @@ def test_no_more_patches_are_projected_than_are_visible(num_visible: int, batch:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(F, "linear", counting)
-        embeddings_of()(maps_of(batch=batch), masks_of(batch=batch, num_visible=num_visible, seed=seed))
+        make_embeddings()(
+            draw_input_maps(batch=batch), draw_masks_at_random(batch=batch, num_visible=num_visible, seed=seed)
+        )
     assert len(projected) == 3
     assert sum(projected) == batch * num_visible
 
 
-@pytest.mark.parametrize("shown", [["rgb"], ["semantic", "instance"], THREE])
+@pytest.mark.parametrize("shown", [["rgb"], ["semantic", "instance"], ALL_GRANULARITIES])
 def test_every_parameter_has_a_gradient_whatever_is_visible(shown: list[str], way: str) -> None:
     """Or processes would wait for each other's forever."""
-    embeddings = embeddings_of()
-    embeddings(maps_of(), Masks.showing(shown, THREE, batch=2, num_patches=6)).sum().backward()
+    embeddings = make_embeddings()
+    embeddings(
+        draw_input_maps(), Masks.from_visible_granularities(shown, ALL_GRANULARITIES, batch=2, num_patches=6)
+    ).sum().backward()
     for name, parameter in embeddings.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.any()) == (name.split(".")[0] in shown), name
 
 
 def test_where_nothing_is_visible_there_are_no_tokens(way: str) -> None:
-    embeddings = embeddings_of()
-    tokens = embeddings(maps_of(), masks_of(num_visible=0))
+    embeddings = make_embeddings()
+    tokens = embeddings(draw_input_maps(), draw_masks_at_random(num_visible=0))
     assert tokens.shape == (2, 0, 8)
     tokens.sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in embeddings.parameters())
@@ -251,30 +268,30 @@ def test_where_nothing_is_visible_there_are_no_tokens(way: str) -> None:
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_tokens_survive_autocast(has_norm: bool, way: str) -> None:
     """A norm of the photos' patches stays in float32, what the other granularities project does not."""
-    embeddings, maps, masks = embeddings_of(has_norm=has_norm), maps_of(), masks_of(num_visible=9)
+    embeddings, maps, masks = make_embeddings(has_norm=has_norm), draw_input_maps(), draw_masks_at_random(num_visible=9)
     with torch.autocast("cpu", torch.bfloat16):
         tokens = embeddings(maps, masks)
     torch.testing.assert_close(tokens.float(), embeddings(maps, masks), rtol=0.05, atol=0.1)
 
 
 def test_all_maps_have_one_grid() -> None:
-    embeddings = embeddings_of()
-    assert embeddings.grid(maps_of(grid=(2, 3))) == (2, 3)
-    maps = {**maps_of(grid=(2, 3)), "instance": torch.zeros(2, 8, 16, dtype=torch.uint8)}
+    embeddings = make_embeddings()
+    assert embeddings.common_grid(draw_input_maps(grid=(2, 3))) == (2, 3)
+    maps = {**draw_input_maps(grid=(2, 3)), "instance": torch.zeros(2, 8, 16, dtype=torch.uint8)}
     with pytest.raises(UserError, match=f"^{re.escape('instance has 2×4 patches, but semantic 2×3')}$"):
-        embeddings.grid(maps)
-    maps = {**maps_of(grid=(2, 3)), "rgb": torch.zeros(2, 3, 32, 40)}
+        embeddings.common_grid(maps)
+    maps = {**draw_input_maps(grid=(2, 3)), "rgb": torch.zeros(2, 3, 32, 40)}
     with pytest.raises(UserError, match=f"^{re.escape('rgb: 32×40 is not divisible into patches of 16×16')}$"):
-        embeddings.grid(maps)
+        embeddings.common_grid(maps)
 
 
 @pytest.mark.compile
 def test_one_graph_gives_the_same_tokens_and_gradients() -> None:
-    embeddings, maps = embeddings_of(), maps_of()
+    embeddings, maps = make_embeddings(), draw_input_maps()
     torch._dynamo.reset()
     compiled = torch.compile(embeddings, fullgraph=True, backend="aot_eager")
     for seed in range(3):  # shares of the granularities that change make no new graphs
-        masks = masks_of(num_visible=7, seed=seed)
+        masks = draw_masks_at_random(num_visible=7, seed=seed)
         found, expected = learnt_from(embeddings, maps, masks, compiled), learnt_from(embeddings, maps, masks)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -17,7 +17,7 @@ from c2fmae.models import (
     create_vit,
     sincos_positions,
 )
-from tests.models.tiny_models import fill, noise_of, tiny_vit, vit_of
+from tests.models.tiny_models import create_timm_vit, draw_normal, make_tiny_vit, randomise_parameters
 
 
 class Model(NamedTuple):
@@ -47,7 +47,9 @@ def made(model: Model, **options: Any) -> VisionTransformer:
     """A plain ViT of timm whose tokens, positions and layer scales all matter."""
     if model.registers is not None:
         options["reg_tokens"] = model.registers
-    return fill(vit_of(model.name, img_size=model.size, depth=model.depth, **options), std=0.05).eval()
+    return randomise_parameters(
+        create_timm_vit(model.name, img_size=model.size, depth=model.depth, **options), std=0.05
+    ).eval()
 
 
 def wrap(vit: VisionTransformer, **options: bool) -> MultiGranularAutoencoder:
@@ -64,10 +66,10 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_encoding_photos_is_what_timm_does(model: Model) -> None:
-    vit, photos = made(model), noise_of(2, 3, *model.size)
+    vit, photos = made(model), draw_normal(2, 3, *model.size)
     with torch.no_grad():
         expected = vit.forward_features(photos)
-        found = wrap(vit, keep_positions=True).encode(photos)
+        found = wrap(vit, use_vit_positions=True).encode(photos)
         assert_same(found, expected)
         assert_same(vit.forward_features(photos), expected)  # what we took from it is still its own
 
@@ -75,34 +77,34 @@ def test_encoding_photos_is_what_timm_does(model: Model) -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_224"])
 def test_whole_vits_agree_to_a_hundred_thousandth(name: str) -> None:
     torch.manual_seed(0)
-    vit, photos = timm.create_model(name, num_classes=0).eval(), noise_of(1, 3, 224, 224)
+    vit, photos = timm.create_model(name, num_classes=0).eval(), draw_normal(1, 3, 224, 224)
     assert isinstance(vit, VisionTransformer)
     with torch.no_grad():
         expected = vit.forward_features(photos)
-        torch.testing.assert_close(wrap(vit, keep_positions=True).encode(photos), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(wrap(vit, use_vit_positions=True).encode(photos), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["test_vit2", "deit3_small_patch16_224", "vit_base_patch16_siglip_224"])
 def test_positions_of_other_grids_are_resized_as_timm_does(name: str) -> None:
-    vit, photos = made(Model(name, (64, 64), 1), dynamic_img_size=True), noise_of(2, 3, 48, 80)
+    vit, photos = made(Model(name, (64, 64), 1), dynamic_img_size=True), draw_normal(2, 3, 48, 80)
     with torch.no_grad():
-        assert_same(wrap(vit, keep_positions=True).encode(photos), vit.forward_features(photos))
+        assert_same(wrap(vit, use_vit_positions=True).encode(photos), vit.forward_features(photos))
 
 
 def test_without_a_table_positions_are_sines_and_cosines_of_any_grid() -> None:
-    vit = tiny_vit(img_size=(32, 48))
+    vit = make_tiny_vit(img_size=(32, 48))
     ours = wrap(copy.deepcopy(vit))
     assert vit.pos_embed is not None
     with torch.no_grad():
         vit.pos_embed[0, :1] = 0
         vit.pos_embed[0, 1:] = sincos_positions((2, 3), 64)
-        photos = noise_of(2, 3, 32, 48)
+        photos = draw_normal(2, 3, 32, 48)
         assert_same(ours.encode(photos), vit.eval().forward_features(photos))
     assert torch.equal(ours.encoder.positions((5, 2), torch.device("cpu")), sincos_positions((5, 2), 64))
 
 
 def test_without_its_norm_an_encoder_ends_with_the_blocks() -> None:
-    vit, photos = tiny_vit(), noise_of(2, 3, 32, 48)
+    vit, photos = make_tiny_vit(), draw_normal(2, 3, 32, 48)
     with torch.no_grad():
         without = wrap(vit, has_norm=False).encode(photos)
         assert_same(vit.norm(without), wrap(vit).encode(photos))
@@ -110,7 +112,7 @@ def test_without_its_norm_an_encoder_ends_with_the_blocks() -> None:
 
 
 def test_an_encoder_shares_the_weights_of_its_vit() -> None:
-    vit = tiny_vit()
+    vit = make_tiny_vit()
     encoder = Encoder(vit)
     theirs = dict(vit.named_parameters())
     assert all(parameter is theirs[name] for name, parameter in encoder.named_parameters())
@@ -122,32 +124,32 @@ def test_an_encoder_shares_the_weights_of_its_vit() -> None:
 
 
 def test_a_kept_table_is_saved_and_not_trained() -> None:
-    encoder = Encoder(tiny_vit(), keep_positions=True)
+    encoder = Encoder(make_tiny_vit(), use_vit_positions=True)
     assert "pos_embed" in encoder.state_dict()
     assert "pos_embed" not in dict(encoder.named_parameters())
-    assert "pos_embed" not in Encoder(tiny_vit()).state_dict()
+    assert "pos_embed" not in Encoder(make_tiny_vit()).state_dict()
 
 
 def test_photos_go_through_a_model_of_more_granularities_as_through_timm() -> None:
-    vit, photos = tiny_vit(), noise_of(2, 3, 32, 48)
+    vit, photos = make_tiny_vit(), draw_normal(2, 3, 32, 48)
     embeddings = Embeddings(
         {"semantic": IdEmbedding(5, 64, patch=16), "rgb": ImageEmbedding(vit.patch_embed), "instance": nn.Identity()}
     )
-    ours = MultiGranularAutoencoder(embeddings, Encoder(vit, keep_positions=True), nn.Identity(), {}).eval()
+    ours = MultiGranularAutoencoder(embeddings, Encoder(vit, use_vit_positions=True), nn.Identity(), {}).eval()
     with torch.no_grad():
         assert_same(ours.encode(photos), vit.eval().forward_features(photos))
 
 
 def test_recomputed_blocks_have_the_same_gradients() -> None:
-    tokens = noise_of(2, 5, 64)
+    tokens = draw_normal(2, 5, 64)
     gradients, runs = [], []
     for checkpoint in (False, True):
-        vit = tiny_vit()
-        encoder = Encoder(vit, checkpoint=checkpoint).train()
+        vit = make_tiny_vit()
+        encoder = Encoder(vit, grad_checkpointing=checkpoint).train()
         calls: list[object] = []
         vit.blocks[0].register_forward_pre_hook(lambda *call, calls=calls: calls.append(call))
         inputs = tokens.clone().requires_grad_()
-        (encoder(inputs) * noise_of(2, 6, 64, seed=1)).sum().backward()
+        (encoder(inputs) * draw_normal(2, 6, 64, seed=1)).sum().backward()
         gradients.append([inputs.grad, *(parameter.grad for parameter in encoder.parameters())])
         runs.append(len(calls))
     assert runs == [1, 2]
@@ -158,16 +160,16 @@ def test_recomputed_blocks_have_the_same_gradients() -> None:
 
 
 def test_nothing_is_recomputed_in_evaluation() -> None:
-    vit = tiny_vit()
+    vit = make_tiny_vit()
     calls: list[object] = []
     vit.blocks[0].register_forward_pre_hook(lambda *call: calls.append(call))
-    Encoder(vit, checkpoint=True).eval()(noise_of(2, 5, 64)).sum().backward()
+    Encoder(vit, grad_checkpointing=True).eval()(draw_normal(2, 5, 64)).sum().backward()
     assert len(calls) == 1
 
 
 def test_drop_path_acts_in_training_alone() -> None:
-    vit, plain = tiny_vit(drop_path_rate=0.5), tiny_vit()
-    tokens = noise_of(8, 5, 64)
+    vit, plain = make_tiny_vit(drop_path_rate=0.5), make_tiny_vit()
+    tokens = draw_normal(8, 5, 64)
     torch.manual_seed(0)
     with torch.no_grad():
         expected = Encoder(plain).eval()(tokens)

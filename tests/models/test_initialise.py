@@ -5,10 +5,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from c2fmae.models import DECODERS, Embeddings, Encoder, Head, IdEmbedding, ImageEmbedding, MultiGranularAutoencoder
+from c2fmae.models import (
+    DECODERS,
+    Embeddings,
+    Encoder,
+    IdEmbedding,
+    ImageEmbedding,
+    MultiGranularAutoencoder,
+    PredictionHead,
+)
 from c2fmae.models.attention import CrossAttention
 from c2fmae.models.initialise import initialise
-from tests.models.tiny_models import CLASSES, THREE, plan_of, vit_of
+from tests.models.tiny_models import ALL_GRANULARITIES, NUM_CLASSES, create_timm_vit, make_decoder_plan
 
 SCALE = 0.37
 TOKENS = ("cls_token", "reg_token", "mask_token", "granularity", "classes.weight")
@@ -17,14 +25,14 @@ TOKENS = ("cls_token", "reg_token", "mask_token", "granularity", "classes.weight
 def model_of(decoder: str = "cascaded", *, seed: int = 0) -> MultiGranularAutoencoder:
     """A model as its libraries make it, from the global noise of this seed; nothing of it is drawn by us yet."""
     torch.manual_seed(seed)
-    vit = vit_of("test_vit", img_size=(32, 48), depth=2, reg_tokens=2, init_values=SCALE)
+    vit = create_timm_vit("test_vit", img_size=(32, 48), depth=2, reg_tokens=2, init_values=SCALE)
     embeddings: dict[str, nn.Module] = {
-        "semantic": IdEmbedding(CLASSES, 64, patch=16),
-        "instance": IdEmbedding(CLASSES, 64, patch=16),
+        "semantic": IdEmbedding(NUM_CLASSES, 64, patch=16),
+        "instance": IdEmbedding(NUM_CLASSES, 64, patch=16),
         "rgb": ImageEmbedding(vit.patch_embed),
     }
-    plan = plan_of(dim=64, entry="own", has_norm=True)
-    heads = {name: Head(name, 64, 48) for name in THREE}
+    plan = make_decoder_plan(dim=64, entry="own", has_norm=True)
+    heads = {name: PredictionHead(name, 64, 48) for name in ALL_GRANULARITIES}
     return MultiGranularAutoencoder(Embeddings(embeddings), Encoder(vit), DECODERS.get(decoder)(plan), heads)
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2fmae.models import TARGETS, patchify
-from c2fmae.models.losses import Average, hidden_count, hidden_error
-from tests.models.tiny_models import noise_of, seeds
+from c2fmae.models.losses import LossAveraging, count_hidden, sum_hidden_error
+from tests.models.tiny_models import draw_normal, seeds
 
-AVERAGES: tuple[Average, ...] = get_args(Average)
+AVERAGES: tuple[LossAveraging, ...] = get_args(LossAveraging)
 EACH = pytest.mark.parametrize("average", AVERAGES)
 CLASSES, PATCH, N = 3, 2, 4
 TARGET: Any = TARGETS.get("labels")(channels=CLASSES, patch=PATCH)
@@ -45,18 +45,18 @@ cases = st.builds(
 )
 
 
-def sum_and_count(case: Case, average: Average) -> tuple[Tensor, Tensor]:
+def sum_and_count(case: Case, average: LossAveraging) -> tuple[Tensor, Tensor]:
     predictions, maps, is_masked = case
-    valid = TARGET.valid(maps)
-    error = hidden_error(TARGET.error(predictions, maps), valid, is_masked, average)
-    return error, hidden_count(valid, is_masked, average)
+    valid = TARGET.count_valid(maps)
+    error = sum_hidden_error(TARGET.error(predictions, maps), valid, is_masked, average)
+    return error, count_hidden(valid, is_masked, average)
 
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def cell_by_cell(case: Case, average: Average) -> tuple[float, int]:
+def cell_by_cell(case: Case, average: LossAveraging) -> tuple[float, int]:
     """The loss and what it is the mean over: Python numbers, one cell after the other."""
     wanted = patchify(case.maps, PATCH)
     images: list[list[float]] = []
@@ -78,7 +78,7 @@ def cell_by_cell(case: Case, average: Average) -> tuple[float, int]:
 
 @EACH
 @given(cases)
-def test_a_loss_is_what_its_cells_say_one_after_the_other(average: Average, case: Case) -> None:
+def test_a_loss_is_what_its_cells_say_one_after_the_other(average: LossAveraging, case: Case) -> None:
     expected, expected_count = cell_by_cell(case, average)
     error, count = sum_and_count(case, average)
     assert int(count) == expected_count
@@ -90,23 +90,23 @@ def test_images_weigh_alike_or_cells_do() -> None:
     error = torch.tensor([[1.0, 9.0], [2.0, 2.0]])
     valid = torch.tensor([[1, 3], [4, 4]])
     is_masked = torch.tensor([[True, False], [True, True]])
-    assert float(hidden_error(error, valid, is_masked, "samples")) == 1 / 1 + 4 / 8
-    assert int(hidden_count(valid, is_masked, "samples")) == 2
-    assert float(hidden_error(error, valid, is_masked, "cells")) == 1 + 4
-    assert int(hidden_count(valid, is_masked, "cells")) == 1 + 8
+    assert float(sum_hidden_error(error, valid, is_masked, "samples")) == 1 / 1 + 4 / 8
+    assert int(count_hidden(valid, is_masked, "samples")) == 2
+    assert float(sum_hidden_error(error, valid, is_masked, "cells")) == 1 + 4
+    assert int(count_hidden(valid, is_masked, "cells")) == 1 + 8
 
 
 def test_images_weigh_alike_unless_told_otherwise() -> None:
     case = case_of(3, unlabelled=0.2, hidden=0.5)
-    valid = TARGET.valid(case.maps)
-    assert hidden_count(valid, case.is_masked) == hidden_count(valid, case.is_masked, "samples")
+    valid = TARGET.count_valid(case.maps)
+    assert count_hidden(valid, case.is_masked) == count_hidden(valid, case.is_masked, "samples")
     error = TARGET.error(case.predictions, case.maps)
-    assert hidden_error(error, valid, case.is_masked) == hidden_error(error, valid, case.is_masked, "samples")
+    assert sum_hidden_error(error, valid, case.is_masked) == sum_hidden_error(error, valid, case.is_masked, "samples")
 
 
 @EACH
 @given(cases, st.lists(st.integers(0, 6), max_size=3))
-def test_parts_of_a_batch_add_up_to_the_loss_of_the_whole(average: Average, case: Case, cuts: list[int]) -> None:
+def test_parts_of_a_batch_add_up_to_the_loss_of_the_whole(average: LossAveraging, case: Case, cuts: list[int]) -> None:
     """Be the parts micro-batches or processes, and some of them empty of what can be wrong."""
     places = sorted({0, len(case.maps), *(cut for cut in cuts if cut < len(case.maps))})
     parts = [sum_and_count(Case(*(tensor[first:last] for tensor in case)), average) for first, last in pairwise(places)]
@@ -120,7 +120,7 @@ def test_parts_of_a_batch_add_up_to_the_loss_of_the_whole(average: Average, case
 @EACH
 @pytest.mark.parametrize(("unlabelled", "hidden"), [(0.0, 0.0), (1.0, 1.0), (1.0, 0.5), (1.0, 0.0)])
 def test_where_nothing_can_be_wrong_the_loss_is_zero_and_alive(
-    average: Average, unlabelled: float, hidden: float
+    average: LossAveraging, unlabelled: float, hidden: float
 ) -> None:
     case = case_of(3, unlabelled=unlabelled, hidden=hidden)
     case.predictions.mul_(1e4).requires_grad_()
@@ -135,7 +135,7 @@ def test_where_nothing_can_be_wrong_the_loss_is_zero_and_alive(
 
 @EACH
 @given(cases)
-def test_what_is_visible_or_unlabelled_teaches_nothing(average: Average, case: Case) -> None:
+def test_what_is_visible_or_unlabelled_teaches_nothing(average: LossAveraging, case: Case) -> None:
     predictions = case.predictions.clone().requires_grad_()
     error, _ = sum_and_count(case._replace(predictions=predictions), average)
     (gradient,) = torch.autograd.grad(error, predictions)
@@ -145,14 +145,14 @@ def test_what_is_visible_or_unlabelled_teaches_nothing(average: Average, case: C
 
 
 @EACH
-def test_what_is_visible_may_be_wrong_beyond_all_numbers(average: Average) -> None:
+def test_what_is_visible_may_be_wrong_beyond_all_numbers(average: LossAveraging) -> None:
     error = torch.tensor([[1.0, torch.inf], [torch.nan, 2.0]])
     is_masked = torch.tensor([[True, False], [False, True]])
-    assert float(hidden_error(error, torch.ones(2, 2, dtype=torch.int64), is_masked, average)) == 3.0
+    assert float(sum_hidden_error(error, torch.ones(2, 2, dtype=torch.int64), is_masked, average)) == 3.0
 
 
 @EACH
-def test_images_without_anything_hidden_do_not_thin_the_mean(average: Average) -> None:
+def test_images_without_anything_hidden_do_not_thin_the_mean(average: LossAveraging) -> None:
     case = case_of(4, unlabelled=0.0, hidden=1.0)
     case.is_masked[2:] = False
     error, count = sum_and_count(case, average)
@@ -162,7 +162,7 @@ def test_images_without_anything_hidden_do_not_thin_the_mean(average: Average) -
 
 
 @EACH
-def test_losses_are_float32_under_autocast(average: Average) -> None:
+def test_losses_are_float32_under_autocast(average: LossAveraging) -> None:
     case = case_of(3, unlabelled=0.2, hidden=0.7)
     expected, _ = sum_and_count(case._replace(predictions=case.predictions.bfloat16().float()), average)
     with torch.autocast("cpu", torch.bfloat16):
@@ -172,17 +172,17 @@ def test_losses_are_float32_under_autocast(average: Average) -> None:
 
 
 @EACH
-def test_no_images_have_no_loss(average: Average) -> None:
+def test_no_images_have_no_loss(average: LossAveraging) -> None:
     nothing = torch.zeros(0, N)
-    assert float(hidden_error(nothing, nothing.long(), nothing.bool(), average)) == 0
-    assert int(hidden_count(nothing.long(), nothing.bool(), average)) == 0
+    assert float(sum_hidden_error(nothing, nothing.long(), nothing.bool(), average)) == 0
+    assert int(count_hidden(nothing.long(), nothing.bool(), average)) == 0
 
 
 def test_photos_are_lost_patch_by_patch_in_both_ways_alike_where_all_hide_as_much() -> None:
     target: Any = TARGETS.get("pixels")(channels=3, patch=2)
-    photos, predictions = noise_of(3, 3, 4, 4), noise_of(3, N, 12, seed=1)
+    photos, predictions = draw_normal(3, 3, 4, 4), draw_normal(3, N, 12, seed=1)
     is_masked = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]], dtype=torch.bool)
-    valid, error = target.valid(photos), target.error(predictions, photos)
+    valid, error = target.count_valid(photos), target.error(predictions, photos)
     for average in AVERAGES:
-        loss = hidden_error(error, valid, is_masked, average) / hidden_count(valid, is_masked, average)
+        loss = sum_hidden_error(error, valid, is_masked, average) / count_hidden(valid, is_masked, average)
         torch.testing.assert_close(loss, error[is_masked].mean())

@@ -13,7 +13,7 @@ Kind = type[EncoderConfig] | type[DecoderConfig]
 
 def problem(kind: Kind, values: dict[str, Any]) -> str:
     with pytest.raises(UserError) as caught:
-        kind.read(values, source="model.yaml")
+        kind.from_dict(values, source="model.yaml")
     return str(caught.value).removeprefix("model.yaml: ")
 
 
@@ -102,7 +102,7 @@ def test_every_decoder_can_be_asked_for_by_name(name: str) -> None:
 def test_all_that_a_recipe_says_of_a_decoder_reaches_its_plan() -> None:
     """Its name, order and stages are what the plan is made for; the rest are the plan's own, with the same defaults."""
     settings = DecoderConfig().model_dump(exclude={"name", "order", "stage_per"})
-    planned = {field.name for field in fields(DecoderPlan)} - {"width", "granularities", "stages"}
+    planned = {field.name for field in fields(DecoderPlan)} - {"encoder_dim", "granularities", "stages"}
     assert settings.keys() == planned
-    plan = DecoderPlan(width=8, granularities=("rgb",), stages={"rgb": "rgb"})
+    plan = DecoderPlan(encoder_dim=8, granularities=("rgb",), stages={"rgb": "rgb"})
     assert {name: getattr(plan, name) for name in planned} == settings

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.models.patches import gather_patches, grid_of, label_stride, patchify, unpatchify
+from c2fmae.models.patches import compute_grid, gather_patches, label_stride, patchify, unpatchify
 from tests.models.tiny_models import seeds
 
 DTYPES = (torch.uint8, torch.int16, torch.int64, torch.bool, torch.bfloat16, torch.float32, torch.float64)
@@ -83,17 +83,17 @@ def test_gathered_patches_are_those_asked_for_in_the_order_asked(case: Case, dat
 def test_a_grid_is_what_the_patch_divides_the_map_into(height: int, width: int, patch: int, is_photo: bool) -> None:
     maps = torch.zeros(1, *([3] if is_photo else []), height, width)
     if height % patch == width % patch == 0:
-        assert grid_of("rgb", maps, patch) == (height // patch, width // patch)
+        assert compute_grid("rgb", maps, patch) == (height // patch, width // patch)
         return
     with pytest.raises(UserError) as caught:
-        grid_of("rgb", maps, patch)
+        compute_grid("rgb", maps, patch)
     assert str(caught.value) == f"rgb: {height}×{width} is not divisible into patches of {patch}×{patch}"
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 16), (16, 0)])
 def test_a_map_of_nothing_has_no_grid(height: int, width: int) -> None:
     with pytest.raises(UserError) as caught:
-        grid_of("semantic", torch.zeros(1, height, width), 4)
+        compute_grid("semantic", torch.zeros(1, height, width), 4)
     assert str(caught.value) == f"semantic: {height}×{width} is not divisible into patches of 4×4"
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES
-from c2fmae.models import TARGETS, Target, patchify
-from c2fmae.models.targets import TARGET_OF_KIND
-from tests.models.tiny_models import noise_of, seeds
+from c2fmae.models import TARGETS, PredictionTarget, patchify
+from c2fmae.models.targets import DEFAULT_TARGETS
+from tests.models.tiny_models import draw_normal, seeds
 
 GRID = (2, 3)
 EACH = pytest.mark.parametrize("name", list(TARGETS))
@@ -29,7 +29,7 @@ def maps_for(name: str, *, batch: int = 2, channels: int = 3, patch: int = 2, se
     """Maps of the kind that a target is for, of 2×3 patches; a quarter of an id map is unlabelled."""
     height, width = GRID[0] * patch, GRID[1] * patch
     if not is_of_ids(name):
-        return noise_of(batch, channels, height, width, seed=seed)
+        return draw_normal(batch, channels, height, width, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(channels, (batch, height, width), generator=generator)
     ids[torch.rand(ids.shape, generator=generator) < 0.25] = 255
@@ -39,7 +39,7 @@ def maps_for(name: str, *, batch: int = 2, channels: int = 3, patch: int = 2, se
 def perfect(name: str, target: Any, maps: Tensor) -> Tensor:
     """The predictions that are right."""
     if not is_of_ids(name):
-        wanted: Tensor = target.wanted(maps)
+        wanted: Tensor = target.true_values(maps)
         return wanted
     ids = patchify(maps, target.patch).long()
     return 100.0 * torch.nn.functional.one_hot(ids.clamp(max=target.channels - 1), target.channels).flatten(2)
@@ -51,14 +51,14 @@ def perfect(name: str, target: Any, maps: Tensor) -> Tensor:
 @EACH
 def test_a_target_keeps_what_all_targets_promise(name: str) -> None:
     target, maps = target_of(name), maps_for(name)
-    assert isinstance(target, Target)
+    assert isinstance(target, PredictionTarget)
     assert target.size == 3 * 2**2
-    valid = target.valid(maps)
-    error = target.error(noise_of(2, 6, 12), maps)
+    valid = target.count_valid(maps)
+    error = target.error(draw_normal(2, 6, 12), maps)
     assert (valid.shape, valid.dtype) == ((2, 6), torch.int64)
     assert (error.shape, error.dtype) == ((2, 6), torch.float32)
     assert (error[valid > 0] > 0).all()
-    picture = target.picture(noise_of(2, 6, 12), maps)
+    picture = target.predictions_to_maps(draw_normal(2, 6, 12), maps)
     assert (picture.shape, picture.dtype) == (maps.shape, maps.dtype)
 
 
@@ -71,7 +71,7 @@ def test_what_is_right_has_no_error_and_is_shown_as_it_is(name: str, seed: int, 
     maps = maps_for(name, channels=channels, patch=patch, seed=seed)
     right = perfect(name, target, maps)
     torch.testing.assert_close(target.error(right, maps), torch.zeros(2, 6), rtol=0, atol=1e-6)
-    shown = target.picture(right, maps)
+    shown = target.predictions_to_maps(right, maps)
     if is_of_ids(name):
         assert torch.equal(shown[maps != 255], maps[maps != 255])
     else:
@@ -82,13 +82,13 @@ def test_what_is_right_has_no_error_and_is_shown_as_it_is(name: str, seed: int, 
 @given(st.integers(0, 5), seeds)
 def test_a_patch_is_wrong_on_its_own_account(name: str, place: int, seed: int) -> None:
     target, maps = target_of(name), maps_for(name)
-    predictions = noise_of(2, 6, 12)
+    predictions = draw_normal(2, 6, 12)
     changed = predictions.clone()
-    changed[0, place] = noise_of(12, seed=seed)
+    changed[0, place] = draw_normal(12, seed=seed)
     before, after = target.error(predictions, maps), target.error(changed, maps)
     difference = (before != after).nonzero().tolist()
     assert difference in ([[0, place]], [])
-    before, after = target.picture(predictions, maps), target.picture(changed, maps)
+    before, after = target.predictions_to_maps(predictions, maps), target.predictions_to_maps(changed, maps)
     is_different = patchify(before != after, 2).any(dim=2).nonzero().tolist()
     assert is_different in ([[0, place]], [])
 
@@ -96,7 +96,7 @@ def test_a_patch_is_wrong_on_its_own_account(name: str, place: int, seed: int) -
 @EACH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_errors_are_float32_or_wider_whatever_is_predicted(name: str, dtype: torch.dtype) -> None:
-    target, maps, predictions = target_of(name), maps_for(name), noise_of(2, 6, 12).to(dtype)
+    target, maps, predictions = target_of(name), maps_for(name), draw_normal(2, 6, 12).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     expected = target.error(predictions.to(wide), maps)
     with torch.autocast("cpu", torch.bfloat16):
@@ -107,20 +107,20 @@ def test_errors_are_float32_or_wider_whatever_is_predicted(name: str, dtype: tor
 
 @EACH
 def test_predictions_may_lie_in_memory_in_any_order(name: str) -> None:
-    target, maps, predictions = target_of(name), maps_for(name), noise_of(2, 6, 12)
+    target, maps, predictions = target_of(name), maps_for(name), draw_normal(2, 6, 12)
     laid_out = predictions.mT.contiguous().mT
     torch.testing.assert_close(target.error(laid_out, maps), target.error(predictions, maps))
-    assert torch.equal(target.picture(laid_out, maps), target.picture(predictions, maps))
+    assert torch.equal(target.predictions_to_maps(laid_out, maps), target.predictions_to_maps(predictions, maps))
 
 
 @EACH
 def test_errors_have_gradients(name: str) -> None:
     target, maps = target_of(name), maps_for(name)
-    predictions = noise_of(2, 6, 12).requires_grad_()
+    predictions = draw_normal(2, 6, 12).requires_grad_()
     target.error(predictions, maps).sum().backward()
     assert predictions.grad is not None
     assert predictions.grad.isfinite().all()
-    assert predictions.grad[target.valid(maps) > 0].any()
+    assert predictions.grad[target.count_valid(maps) > 0].any()
 
 
 @EACH
@@ -132,7 +132,7 @@ def test_targets_are_equal_when_their_numbers_are(name: str) -> None:
 def test_every_granularity_has_a_target_of_its_kind() -> None:
     for name in GRANULARITIES:
         kind = GRANULARITIES.get(name).kind
-        assert kind in TARGETS.get(TARGET_OF_KIND[kind]).kinds  # type: ignore[attr-defined]  # a class, not any callable
+        assert kind in TARGETS.get(DEFAULT_TARGETS[kind]).kinds  # type: ignore[attr-defined]  # a class, not any callable
 
 
 def test_a_target_that_is_not_there_is_refused_with_the_nearest() -> None:
@@ -158,7 +158,7 @@ def test_normalized_pixels_have_the_unbiased_variance_of_their_patch() -> None:
     target = target_of("normalized_pixels", channels=1)
     deviation = math.sqrt(5 / 3 + 1e-6)  # (1.5² + 0.5² + 0.5² + 1.5²) / 3
     expected = torch.tensor([[[-1.5 / deviation, -0.5 / deviation, 0.5 / deviation, 1.5 / deviation], [0.0] * 4]])
-    torch.testing.assert_close(target.wanted(PHOTO), expected)
+    torch.testing.assert_close(target.true_values(PHOTO), expected)
     error = target.error(torch.zeros(1, 2, 4), PHOTO)
     torch.testing.assert_close(error, torch.tensor([[5 / 4 / (5 / 3 + 1e-6), 0.0]]))
 
@@ -166,18 +166,18 @@ def test_normalized_pixels_have_the_unbiased_variance_of_their_patch() -> None:
 def test_a_millionth_keeps_flat_patches_from_being_blown_up() -> None:
     """Their variance here is a millionth itself: 3 × 0.0005² + 0.0015², over 3."""
     photo = torch.tensor([[[[0.0, 0.0], [0.0, 0.002]]]])
-    wanted = target_of("normalized_pixels", channels=1).wanted(photo)
+    wanted = target_of("normalized_pixels", channels=1).true_values(photo)
     torch.testing.assert_close(wanted, torch.tensor([[[-0.5, -0.5, -0.5, 1.5]]]) * 1e-3 / math.sqrt(2e-6))
 
 
 def test_a_patch_is_normalized_over_all_its_channels_together() -> None:
     photo = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
-    wanted = target_of("normalized_pixels", channels=4, patch=1).wanted(photo)
+    wanted = target_of("normalized_pixels", channels=4, patch=1).true_values(photo)
     torch.testing.assert_close(wanted, torch.tensor([[[-1.5, -0.5, 0.5, 1.5]]]) / math.sqrt(5 / 3 + 1e-6))
 
 
 def test_a_normalized_prediction_is_shown_with_the_level_and_contrast_of_the_truth() -> None:
-    shown = target_of("normalized_pixels", channels=1).picture(torch.ones(1, 2, 4), PHOTO)
+    shown = target_of("normalized_pixels", channels=1).predictions_to_maps(torch.ones(1, 2, 4), PHOTO)
     expected = torch.tensor([2.5 + math.sqrt(5 / 3 + 1e-6)] * 2 + [3 + 1e-3] * 2)
     torch.testing.assert_close(shown, expected.expand(1, 1, 2, 4))
 
@@ -187,7 +187,7 @@ def test_labels_are_compared_by_cross_entropy_and_unlabelled_cells_left_out() ->
     ids = torch.tensor([[[0, 1, 255, 255], [1, 255, 255, 255]]], dtype=torch.uint8)
     predictions = torch.tensor([math.log(3), 0.0]).repeat(1, 2, 4)
     target = target_of("labels", channels=2)
-    assert target.valid(ids).tolist() == [[3, 0]]
+    assert target.count_valid(ids).tolist() == [[3, 0]]
     expected = math.log(4 / 3) + 2 * math.log(4)
     torch.testing.assert_close(target.error(predictions, ids), torch.tensor([[expected, 0.0]]))
 
@@ -199,7 +199,7 @@ def test_logits_of_a_patch_run_over_cells_and_then_classes() -> None:
     for patch, cells in enumerate([[0, 2, 1, 0], [2, 2, 1, 0]]):
         for cell, label in enumerate(cells):
             logits[0, patch, cell, label] = 1
-    assert torch.equal(target.picture(logits.flatten(2), ids), ids)
+    assert torch.equal(target.predictions_to_maps(logits.flatten(2), ids), ids)
 
 
 def test_the_largest_maps_have_255_classes() -> None:

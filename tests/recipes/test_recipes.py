@@ -10,14 +10,14 @@ import torch
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
-from c2fmae.masking.policies import Progressive
+from c2fmae.masking.policies import ProgressivePolicy
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
-from c2fmae.methods.dataset_defaults import fitted
-from c2fmae.models import Head, MultiGranularAutoencoder
-from c2fmae.models.decoders import Cascaded, Joint, Parallel, SelfAttention, Stage
+from c2fmae.methods.dataset_defaults import fill_from_dataset
+from c2fmae.models import MultiGranularAutoencoder, PredictionHead
+from c2fmae.models.decoders import CascadedDecoder, JointDecoder, ParallelDecoder, SelfAttentionDecoder, Stage
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.ablations import ABLATIONS, Ablation
-from c2fmae.recipes.config import RecipeConfig, read_recipe
+from c2fmae.recipes.config import RecipeConfig, load_recipe
 from c2fmae.recipes.registry import Recipe
 
 # Encoder: width×depth/patch, and whether a norm ends it. Patches: visible/all. Decoder: kind, what its stages read,
@@ -84,26 +84,26 @@ def described(recipe: RecipeConfig, method: MaskedAutoencoding) -> str:
     config, model = recipe.method, method.model
     assert isinstance(model, MultiGranularAutoencoder)
     encoder, decoder = model.encoder, model.decoder
-    num_patches = config.image_size[0] // method.patch * (config.image_size[1] // method.patch)
-    kind = [type(decoder).__name__]
+    num_patches = config.image_size[0] // method.patch_size * (config.image_size[1] // method.patch_size)
+    kind = [type(decoder).__name__.removesuffix("Decoder")]
     stages: Iterable[str]
-    if isinstance(decoder, Joint):
-        stages, depth = decoder.granularities, len(decoder.blocks)
+    if isinstance(decoder, JointDecoder):
+        stages, depth = decoder.granularity_indices, len(decoder.blocks)
     else:
-        assert isinstance(decoder, Cascaded | Parallel | SelfAttention)
+        assert isinstance(decoder, CascadedDecoder | ParallelDecoder | SelfAttentionDecoder)
         (depth,) = {1 + len(stage.rest) for stage in decoder.stages.values() if isinstance(stage, Stage)}
-        stages = decoder.places
-        kind += [] if isinstance(decoder, SelfAttention) else [decoder.context]
-    size = f"{encoder.dim}×{len(list(encoder.blocks.children()))}/{method.patch}"
-    heads = {name: head for name, head in model.heads.items() if isinstance(head, Head)}
+        stages = decoder.granularity_indices
+        kind += [] if isinstance(decoder, SelfAttentionDecoder) else [decoder.context]
+    size = f"{encoder.dim}×{len(list(encoder.blocks.children()))}/{method.patch_size}"
+    heads = {name: head for name, head in model.heads.items() if isinstance(head, PredictionHead)}
     (dim,) = {head.in_features for head in heads.values()}
     weights = {name: f"×{objective.weight:g}".removesuffix("×1") for name, objective in method.objectives.items()}
     cells = [
         recipe.name,
         size + "+norm" * isinstance(encoder.norm, torch.nn.LayerNorm),
-        f"{config.visible_of(num_patches)}/{len(config.granularities) * num_patches}",
+        f"{config.resolve_num_visible(num_patches)}/{len(config.granularities) * num_patches}",
         "/".join([*kind, f"{dim}×{depth}"]),
-        (">" if isinstance(decoder, Cascaded) else "|").join(SHORT[stage] for stage in stages),
+        (">" if isinstance(decoder, CascadedDecoder) else "|").join(SHORT[stage] for stage in stages),
         ",".join(f"{SHORT[name]}{head.out_features}{weights[name]}" for name, head in heads.items()),
         ">".join(hidden(method)),
     ]
@@ -113,8 +113,8 @@ def described(recipe: RecipeConfig, method: MaskedAutoencoding) -> str:
 def hidden(method: MaskedAutoencoding) -> list[str]:
     """Return the masks that lead at the start, in the middle and at the end."""
     policy = method.policy
-    if not isinstance(policy, Progressive):
-        return [MASKS[type(policy).__name__.lower()]]
+    if not isinstance(policy, ProgressivePolicy):
+        return [MASKS[type(policy).__name__.removesuffix("Policy").lower()]]
     leading = []
     for progress in (0.0, 0.5, 1.0):
         alpha, beta = policy.curriculum(progress)
@@ -169,24 +169,24 @@ def test_a_recipe_says_what_it_is_and_survives_yaml(name: str, tmp_path: Path) -
     assert recipe.source
     assert recipe.unmeasured
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    assert read_recipe(str(tmp_path / "recipe.yaml")) == recipe
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
 
 
 @pytest.mark.parametrize("row", ABLATION_ROWS, ids=[row.name for row in ABLATION_ROWS])
 def test_an_ablation_is_another_recipe_with_one_setting_replaced(row: Ablation) -> None:
-    expected = {f"method.{row.change.partition('=')[0]}"} if row.change else set()
-    assert differing(settings(row.base), settings(row.name)) == expected
-    overridden = RECIPES.get(row.base)().override([f"method.{row.change}"] if row.change else [])
+    expected = {f"method.{row.override.partition('=')[0]}"} if row.override else set()
+    assert differing(settings(row.base_recipe), settings(row.name)) == expected
+    overridden = RECIPES.get(row.base_recipe)().override([f"method.{row.override}"] if row.override else [])
     recipe = RECIPES.get(row.name)()
     assert overridden.method == recipe.method
-    assert {f"method.{setting}: {text}" for setting, text in row.notes.items()} <= set(recipe.deviations)
+    assert {f"method.{setting}: {text}" for setting, text in row.deviations.items()} <= set(recipe.deviations)
 
 
 def test_the_documentation_has_every_row() -> None:
     page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     lines = [line for line in page.splitlines() if line.startswith("| `table") and line.count("|") == 5]
     rows = [tuple(cell.strip(" `") for cell in line.split("|")[1:-1]) for line in lines]
-    assert rows == [(row.name, row.base, row.change, f"{row.top1}") for row in ABLATION_ROWS]
+    assert rows == [(row.name, row.base_recipe, row.override, f"{row.top1}") for row in ABLATION_ROWS]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -194,7 +194,7 @@ def test_the_documentation_has_every_row() -> None:
 def test_an_ablation_takes_a_step_in_miniature(name: str) -> None:
     few = ["method.num_visible=9"] if settings(name)["method.num_visible"] else []
     small = ["method.encoder.name=test_vit", "method.image_size=[32, 48]", "method.decoder.dim=32", *few]
-    method = build_method(read_recipe(name, small).method)
+    method = build_method(load_recipe(name, small).method)
     noise = torch.Generator().manual_seed(0)
     maps = {
         "rgb": torch.randint(256, (2, 3, 32, 48), generator=noise, dtype=torch.uint8),
@@ -202,10 +202,10 @@ def test_an_ablation_takes_a_step_in_miniature(name: str) -> None:
         "semantic": torch.randint(133, (2, 8, 12), generator=noise, dtype=torch.uint8),
         "instance": torch.randint(32, (2, 8, 12), generator=noise, dtype=torch.uint8),
     }
-    loss = method.loss(SceneBatch(("a", "b"), maps), progress=0.5, generator=noise)
+    loss = method.compute_step_loss(SceneBatch(("a", "b"), maps), progress=0.5, generator=noise)
     loss.total.backward()
-    assert set(loss.parts) == set(method.objectives)
-    assert all(value > 0 for value in loss.parts.values())
+    assert set(loss.terms) == set(method.objectives)
+    assert all(value > 0 for value in loss.terms.values())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.model.parameters())
 
 
@@ -289,14 +289,14 @@ def test_a_change_is_noted_since_what_is_reported_is_not_of_it() -> None:
 
 def test_a_recipe_is_read_by_name_or_from_a_file_with_changes(tmp_path: Path) -> None:
     path = tmp_path / "mine.yml"
-    path.write_text(read_recipe("mae-s", ["method.num_visible=30"]).to_yaml(), encoding="utf-8")
-    recipe = read_recipe(str(path), ["method.num_visible=40"])
+    path.write_text(load_recipe("mae-s", ["method.num_visible=30"]).to_yaml(), encoding="utf-8")
+    recipe = load_recipe(str(path), ["method.num_visible=40"])
     assert recipe.method.num_visible == 40
     assert recipe.deviations[-2:] == ("changed: method.num_visible=30", "changed: method.num_visible=40")
 
 
 def test_a_recipe_as_data_returns_its_config_when_called() -> None:
-    recipe = Recipe(name="mine", title="For a test.", method="mae", changes=("num_visible=20",), source="me")
+    recipe = Recipe(name="mine", title="For a test.", method="mae", method_overrides=("num_visible=20",), source="me")
     assert recipe().method == METHODS.get("mae")().override(["num_visible=20"])
     assert (recipe().deviations, recipe().reported, recipe().unmeasured) == ((), (), ())
 
@@ -304,15 +304,15 @@ def test_a_recipe_as_data_returns_its_config_when_called() -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_the_debug_recipe_fits_generated_scenes_learns_and_takes_a_fraction_of_a_second_a_step() -> None:
     scenes, view = open_scenes("generated", size=64, length=8), CentralView(size=(64, 64), label_stride=4)
-    method = build_method(fitted(RECIPES.get("c2fmae-debug")().method, scenes.info))
+    method = build_method(fill_from_dataset(RECIPES.get("c2fmae-debug")().method, scenes.info))
     assert method.config.concentration == {"semantic": 0.3, "instance": 0.3, "rgb": 6}
-    assert len(scenes.info.classes) == method.config.channels_of("semantic")
+    assert len(scenes.info.classes) == method.config.num_channels("semantic")
     batch = SceneBatch.stack([view(scenes[index]) for index in range(8)])
     optimiser = torch.optim.AdamW(method.model.parameters(), lr=2e-3)
     losses, seconds = [], []
     for _ in range(20):
         start = time.perf_counter()
-        loss = method.loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0)).total
+        loss = method.compute_step_loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0)).total
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -324,7 +324,7 @@ def test_the_debug_recipe_fits_generated_scenes_learns_and_takes_a_fraction_of_a
 
 def problem(source: str, *changes: str) -> str:
     with pytest.raises(UserError) as caught:
-        read_recipe(source, changes)
+        load_recipe(source, changes)
     return str(caught.value)
 
 

@@ -9,15 +9,15 @@ from PIL import Image
 from c2fmae.core.errors import UserError
 from c2fmae.report import drawing as pictures
 from c2fmae.report.drawing import (
-    bar_chart,
     colour_classes,
     colour_instances,
+    draw_bar_chart,
+    draw_legend,
+    draw_line_chart,
+    draw_tile_sheet,
     hide_patches,
-    legend,
-    line_chart,
     save_png,
-    sheet,
-    stack,
+    stack_images,
 )
 
 COLOURINGS = pytest.mark.parametrize("colour", [colour_classes, colour_instances])
@@ -30,7 +30,7 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 def chart(**changes: Any) -> NDArray[np.uint8]:
     given: dict[str, Any] = {"series": {"a": [0, 1]}, "x": [0, 1], "y_range": (0, 1)}
     texts = {"title": "", "x_label": "", "y_label": ""}
-    return np.asarray(line_chart(**(given | texts | changes)))
+    return np.asarray(draw_line_chart(**(given | texts | changes)))
 
 
 def has(picture: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -86,13 +86,15 @@ def test_hidden_patches_are_covered_and_visible_ones_untouched(
 
 def test_a_full_cover_shows_nothing_of_the_photo() -> None:
     everything = np.ones((4, 4), bool)
-    one, other = (hide_patches(noise(32, 32, seed), everything, cover=1) for seed in (0, 1))
+    one, other = (hide_patches(noise(32, 32, seed), everything, opacity=1) for seed in (0, 1))
     np.testing.assert_array_equal(one, other)
 
 
 def test_a_sheet_shows_each_tile_pixel_for_pixel_in_rows_and_columns() -> None:
     tiles = [[noise(20, 30, seed=3 * i + j) for j in range(3)] for i in range(2)]
-    page = np.asarray(sheet(tiles, column_titles=["α", "a wide title that\nwraps", "c"], row_titles=["one", "two"]))
+    page = np.asarray(
+        draw_tile_sheet(tiles, column_titles=["α", "a wide title that\nwraps", "c"], row_titles=["one", "two"])
+    )
     windows = np.lib.stride_tricks.sliding_window_view(page, (20, 30, 3))[:, :, 0]
     corners = np.array([[np.argwhere((windows == tile).all(axis=(2, 3, 4))) for tile in row] for row in tiles])
     assert corners.shape == (2, 3, 1, 2)
@@ -105,7 +107,7 @@ def test_a_sheet_shows_each_tile_pixel_for_pixel_in_rows_and_columns() -> None:
 
 def test_a_sheet_grows_with_its_rows_columns_and_texts() -> None:
     def size(rows: int, columns: int, **texts: str) -> tuple[int, int]:
-        return sheet([[noise(90, 200)] * columns] * rows, column_titles=[], **texts).size
+        return draw_tile_sheet([[noise(90, 200)] * columns] * rows, column_titles=[], **texts).size
 
     (width, height), (wider, _), (_, higher) = size(1, 2), size(1, 3), size(2, 2)
     assert wider - width == 200 + pictures.GAP
@@ -116,7 +118,9 @@ def test_a_sheet_grows_with_its_rows_columns_and_texts() -> None:
 
 def test_nothing_is_written_over_the_margin_of_a_sheet() -> None:
     texts = {"title": "A title " * 9, "subtitle": "αβγ − × · → " * 20, "footer": "gj " * 99}
-    page = sheet([[noise(40, 40)]], column_titles=["a head broader than its tile"], row_titles=["a row " * 9], **texts)
+    page = draw_tile_sheet(
+        [[noise(40, 40)]], column_titles=["a head broader than its tile"], row_titles=["a row " * 9], **texts
+    )
     assert (np.asarray(page.crop((0, 0, pictures.MARGIN - 2, page.height))) == 255).all()
     assert (np.asarray(page.crop((page.width - pictures.MARGIN + 2, 0, *page.size))) == 255).all()
     assert (np.asarray(page.crop((0, page.height - pictures.MARGIN + 2, *page.size))) == 255).all()
@@ -124,12 +128,12 @@ def test_nothing_is_written_over_the_margin_of_a_sheet() -> None:
 
 def test_a_sheet_refuses_tiles_of_several_sizes() -> None:
     with pytest.raises(ValueError, match=r"^a sheet takes tiles of one size, not \[\(8, 8, 3\), \(8, 9, 3\)\]$"):
-        sheet([[noise(8, 8), noise(8, 9)]], column_titles=[])
+        draw_tile_sheet([[noise(8, 8), noise(8, 9)]], column_titles=[])
 
 
 def test_what_the_font_lacks_is_spelt_out() -> None:
     def head(text: str) -> bytes:
-        return sheet([[noise(8, 8)]], column_titles=[text]).tobytes()
+        return draw_tile_sheet([[noise(8, 8)]], column_titles=[text]).tobytes()
 
     assert head("α − β × γ → 1") == head("alpha - beta x gamma -> 1")
     assert head("é² ≤ \u4e00") == head("e2 <= ?")
@@ -138,9 +142,9 @@ def test_what_the_font_lacks_is_spelt_out() -> None:
 
 def test_a_chart_draws_its_curves_inside_its_frame_even_where_they_leave_the_range() -> None:
     picture = chart(series={"a": [-9, 9, -9]}, x=[0, 1, 2])
-    rules = np.argwhere(has(picture, pictures.RULE))
+    rules = np.argwhere(has(picture, pictures.GRID_COLOUR))
     (top, left), (bottom, right) = rules.min(axis=0), rules.max(axis=0)
-    curve = np.argwhere(has(picture, pictures.SERIES[0]))
+    curve = np.argwhere(has(picture, pictures.SERIES_COLOURS[0]))
     curve = curve[curve[:, 1] < right + 8]
     assert len(curve) > 100
     assert (curve >= (top - 3, left - 3)).all()
@@ -149,13 +153,13 @@ def test_a_chart_draws_its_curves_inside_its_frame_even_where_they_leave_the_ran
 
 def test_equal_curves_all_remain_visible() -> None:
     picture = chart(series={"a": [0.2, 0.8], "b": [0.2, 0.8], "c": [0.2, 0.8]})
-    counts = [has(picture[:, :500], colour).sum() for colour in pictures.SERIES[:3]]
+    counts = [has(picture[:, :500], colour).sum() for colour in pictures.SERIES_COLOURS[:3]]
     assert min(counts) > 60
 
 
 def test_a_dashed_curve_has_gaps_and_one_drawn_plainly_has_none() -> None:
     def ink(**changes: Any) -> int:
-        return int(has(chart(series={"a": [0.5, 0.5]}, **changes), pictures.SERIES[0]).sum())
+        return int(has(chart(series={"a": [0.5, 0.5]}, **changes), pictures.SERIES_COLOURS[0]).sum())
 
     assert 0.5 < ink(dashed=["a"]) / ink() < 0.8
 
@@ -179,12 +183,12 @@ def test_a_chart_takes_a_single_point() -> None:
     ],
 )
 def test_ticks_are_round_numbers(low: float, high: float, ticks: list[float]) -> None:
-    assert pictures.ticks(low, high) == ticks
+    assert pictures.choose_ticks(low, high) == ticks
 
 
 def test_bars_are_as_long_as_their_values_are_large() -> None:
-    page = np.asarray(bar_chart({"one": 1, "none": 0, "four": 4}, title="t"))
-    rows = [has(page[24 + 22 + 10 + 20 * i :][:20], pictures.SERIES[0]).any(axis=0).sum() for i in range(3)]
+    page = np.asarray(draw_bar_chart({"one": 1, "none": 0, "four": 4}, title="t"))
+    rows = [has(page[24 + 22 + 10 + 20 * i :][:20], pictures.SERIES_COLOURS[0]).any(axis=0).sum() for i in range(3)]
     assert rows[1] == 0
     assert rows[2] > 200
     assert abs(rows[2] - 4 * rows[0]) <= 4
@@ -192,20 +196,20 @@ def test_bars_are_as_long_as_their_values_are_large() -> None:
 
 def test_nothing_is_written_over_the_margin_of_bars() -> None:
     bars = {"a name that is fairly long": 1e6, "": 3, "koala, koala bear, kangaroo bear, native bear " * 3: 1e6}
-    page = bar_chart(bars, title="title " * 20, show="{:.3f}".format)
-    assert has(np.asarray(page), pictures.SERIES[0]).sum() > 2 * 14 * 100
+    page = draw_bar_chart(bars, title="title " * 20, format_value="{:.3f}".format)
+    assert has(np.asarray(page), pictures.SERIES_COLOURS[0]).sum() > 2 * 14 * 100
     assert (np.asarray(page)[:, : pictures.MARGIN - 2] == 255).all()
     assert (np.asarray(page)[:, page.width - pictures.MARGIN + 2 :] == 255).all()
 
 
 def test_a_chart_of_no_bars_is_its_title() -> None:
-    assert bar_chart({}, title="none").height < 100
+    assert draw_bar_chart({}, title="none").height < 100
 
 
 def test_a_legend_shows_as_many_colours_as_find_room_and_counts_the_others() -> None:
     colours = {f"class {i}": (i, 0, 200) for i in range(9)}
     for height, shown in ((9 * 18, 9), (9 * 18 - 1, 7), (3 * 18, 2), (10, 0)):
-        tile = legend(colours, height, 120)
+        tile = draw_legend(colours, height, 120)
         assert tile.shape == (height, 120, 3)
         assert [has(tile, colour).sum() >= 100 for colour in colours.values()] == [i < shown for i in range(9)]
 
@@ -213,12 +217,12 @@ def test_a_legend_shows_as_many_colours_as_find_room_and_counts_the_others() -> 
 def test_a_stack_shows_each_picture_whole_and_no_two_overlap() -> None:
     sizes = [(30, 20), (50, 10), (8, 40)]
     images = [Image.new("RGB", size, colour) for size, colour in zip(sizes, ("red", "lime", "blue"), strict=True)]
-    page = stack(images, columns=2, gap=5)
+    page = stack_images(images, columns=2, gap=5)
     assert page.size == (30 + 5 + 50, 20 + 5 + 40)
     assert [page.crop(box).tobytes() for box in ((0, 0, 30, 20), (35, 0, 85, 10), (0, 25, 8, 65))] == [
         image.tobytes() for image in images
     ]
-    assert stack(images[:1], columns=3).size == (30, 20)
+    assert stack_images(images[:1], columns=3).size == (30, 20)
 
 
 def test_a_saved_picture_reads_back_and_the_same_picture_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -243,7 +247,10 @@ def test_a_picture_that_cannot_be_finished_leaves_the_old_one_and_nothing_else(
     monkeypatch.setattr(Path, "write_bytes", run_out)
     with pytest.raises(UserError) as caught:
         save_png(Image.new("RGB", (5, 5)), path)
-    assert str(caught.value) == f"cannot write the picture {path}: No space left on device"
+    assert (
+        str(caught.value)
+        == f"{path}: cannot be written: No space left on device. Free space or fix its permissions, then run again"
+    )
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -258,5 +265,5 @@ def test_a_folder_in_the_way_of_a_picture_is_named(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_should_be_is_an_error_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^cannot write the picture .*a\.png: (File exists|Not a directory)$"):
+    with pytest.raises(UserError, match=r"^.*a\.png: cannot be written: (File exists|Not a directory)\. Free space"):
         save_png(Image.new("RGB", (4, 4)), tmp_path / "file" / "a.png")

@@ -15,8 +15,19 @@ import pytest
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.report import Curves, Details, Facts, Page, Picture, Section, Table, Text, render, run_page
-from c2fmae.report.charts import thin
+from c2fmae.report import (
+    Details,
+    Figure,
+    KeyValues,
+    LineChart,
+    Page,
+    Section,
+    Table,
+    Text,
+    build_pretrain_page,
+    render_page,
+)
+from c2fmae.report.charts import downsample_points
 
 NASTY = '<script>alert("&")</script>'
 CONFIG = """\
@@ -73,7 +84,7 @@ class Parsed(HTMLParser):
 
 
 def parsed(*sections: Section) -> Parsed:
-    return Parsed(render(Page("A page", "All about it.", sections)))
+    return Parsed(render_page(Page("A page", "All about it.", sections)))
 
 
 def image(*size: int) -> Image.Image:
@@ -88,14 +99,14 @@ def stored(folder: Path, *names: str) -> Sequence[Path]:
 
 def lines(*points: tuple[float, float], **settings: Any) -> list[str]:
     """The paths of the one curve, without the rules: the line, and the dots."""
-    drawn = parsed(Curves("A curve", {"a": points}, **settings))
+    drawn = parsed(LineChart("A curve", {"a": points}, **settings))
     return [str(path["d"]) for path in drawn.all("path") if path.get("class") != "rule"]
 
 
 def test_a_run_s_page_tells_what_was_trained_how_it_went_and_what_to_type(tmp_path: Path) -> None:
     pictures = stored(tmp_path, "step-00000002.png", "step-00000003.png", "step-00000004.png")
     extra = [Table("Probes", ("", "k-NN"), [("trained", 35.0)])]
-    page = Parsed(render(run_page(ROWS, CONFIG, {"cpu": "a fast one"}, pictures, extra)))
+    page = Parsed(render_page(build_pretrain_page(ROWS, CONFIG, {"cpu": "a fast one"}, pictures, extra)))
     for words in (
         "first-try A first try.",
         "Steps 4 Loss 3 → 2.25 Held-out loss 2.75 → 2.75",
@@ -121,14 +132,14 @@ def test_a_run_s_page_tells_what_was_trained_how_it_went_and_what_to_type(tmp_pa
 
 
 def test_a_run_that_has_not_begun_has_a_page_too() -> None:
-    page = Parsed(render(run_page([], "method: {name: mae}", {}, [])))
+    page = Parsed(render_page(build_pretrain_page([], "method: {name: mae}", {}, [])))
     assert "mae How it was pre-trained, and what it makes of what it cannot see. Steps 0 Losses" in page.text
     assert "Total No numbers yet." in page.text
     assert page.all("img") == []
 
 
 def test_a_page_asks_nothing_of_the_network_and_runs_nothing(tmp_path: Path) -> None:
-    html = render(run_page(ROWS, CONFIG, {}, stored(tmp_path, "step-00000004.png")))
+    html = render_page(build_pretrain_page(ROWS, CONFIG, {}, stored(tmp_path, "step-00000004.png")))
     page = Parsed(html)
     for _, attributes in page.elements:
         for name in ("src", "href", "data", "action", "style"):
@@ -146,35 +157,35 @@ def test_a_page_asks_nothing_of_the_network_and_runs_nothing(tmp_path: Path) -> 
         Text(NASTY, title=NASTY),
         Text(f"    {NASTY}"),
         Text(f"`{NASTY}`"),
-        Facts({NASTY: NASTY}),
-        Table(NASTY, (NASTY,), [(NASTY,)], note=NASTY),
-        Curves(NASTY, {NASTY: [(0, 1)]}, x_label=NASTY, y_label=NASTY),
-        Picture(image(2, 2), NASTY),
+        KeyValues({NASTY: NASTY}),
+        Table(NASTY, (NASTY,), [(NASTY,)], footnote=NASTY),
+        LineChart(NASTY, {NASTY: [(0, 1)]}, x_label=NASTY, y_label=NASTY),
+        Figure(image(2, 2), NASTY),
         Details(NASTY, NASTY),
     ],
     ids=lambda section: type(section).__name__,
 )
 def test_what_is_not_ours_is_escaped(section: Section) -> None:
-    page = Parsed(render(Page(NASTY, NASTY, [section])))
+    page = Parsed(render_page(Page(NASTY, NASTY, [section])))
     assert page.all("script") == []
     assert page.text.count(NASTY) >= 3
 
 
 def test_paragraphs_code_and_words_of_code_are_told_apart() -> None:
-    html = Text("One `word`.\n\n    first\n      second\n\nTwo.", title="Words").html()
+    html = Text("One `word`.\n\n    first\n      second\n\nTwo.", title="Words").to_html()
     assert html == "<h2>Words</h2>\n<p>One <code>word</code>.</p>\n<pre>first\n  second</pre>\n<p>Two.</p>"
 
 
 def test_numbers_of_a_column_have_as_many_digits_as_one_of_them_needs() -> None:
     rows = [("a", 21.0, 1e-7, 3, "few"), ("b", 7.25, 0.5, None, "many")]
-    html = Table("Figures", ("", "share", "rate", "count", "word"), rows).html()
+    html = Table("Figures", ("", "share", "rate", "count", "word"), rows).to_html()
     cells = re.findall("<td>(.*?)</td>", html)
     assert cells == ["21.00", "1e-07", "3", "few", "7.25", "0.5", "–", "many"]
 
 
 def test_pictures_are_in_the_page_byte_for_byte_or_encoded(tmp_path: Path) -> None:
     (path,) = stored(tmp_path, "one.png")
-    first, second = parsed(Picture(path, "from a file"), Picture(image(7, 5), "from memory")).all("img")
+    first, second = parsed(Figure(path, "from a file"), Figure(image(7, 5), "from memory")).all("img")
     data = [base64.b64decode(str(each["src"]).removeprefix("data:image/png;base64,")) for each in (first, second)]
     assert data[0] == path.read_bytes()
     with Image.open(BytesIO(data[1])) as again:
@@ -190,13 +201,13 @@ def test_a_file_that_is_no_whole_picture_is_refused_by_name(tmp_path: Path, cont
     (path,) = stored(tmp_path, "one.png")
     path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError) as caught:
-        Picture(path, "").html()
+        Figure(path, "").to_html()
     assert str(caught.value) == f"{path}: cannot be read: it is not a whole PNG"
 
 
 def test_a_picture_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        Picture(tmp_path / "one.png", "").html()
+        Figure(tmp_path / "one.png", "").to_html()
     assert str(caught.value) == f"{tmp_path / 'one.png'}: cannot be read: No such file or directory"
 
 
@@ -220,7 +231,7 @@ def test_a_number_that_is_not_finite_is_a_gap(gap: float) -> None:
 
 
 def test_on_a_log_scale_equal_ratios_are_equally_high_and_zero_is_a_gap() -> None:
-    line, _ = lines((0, 1), (1, 10), (2, 100), (3, 0), log=True)
+    line, _ = lines((0, 1), (1, 10), (2, 100), (3, 0), is_log=True)
     first, second, third = (float(place.split()[1]) for place in line[1:].split("L"))
     assert first - second == pytest.approx(second - third, abs=0.11)
     assert first > second
@@ -230,20 +241,20 @@ def test_on_a_log_scale_equal_ratios_are_equally_high_and_zero_is_a_gap() -> Non
 @pytest.mark.parametrize("log", [False, True])
 def test_one_point_and_a_constant_are_drawn_too(y: float, log: bool) -> None:
     is_there = y > 0 or not log
-    assert [len(text) > 0 for text in lines((3, y), log=log)] == ([False, True] if is_there else [])
-    assert [len(text) > 0 for text in lines((3, y), (4, y), log=log)] == ([True, False] if is_there else [])
+    assert [len(text) > 0 for text in lines((3, y), is_log=log)] == ([False, True] if is_there else [])
+    assert [len(text) > 0 for text in lines((3, y), (4, y), is_log=log)] == ([True, False] if is_there else [])
 
 
 @pytest.mark.parametrize("points", [[], [(0, math.nan)]])
 def test_without_a_number_a_chart_says_so(points: list[tuple[float, float]]) -> None:
-    assert "Loss No numbers yet." in parsed(Curves("Loss", {"training": points})).text
+    assert "Loss No numbers yet." in parsed(LineChart("Loss", {"training": points})).text
 
 
 def test_long_curves_keep_their_extremes_and_their_gaps() -> None:
     points = [(step, math.sin(step / 900)) for step in range(100_000)]
     points[4321], points[5555] = (4321, 7.0), (5555, -7.0)
     points[30_000:31_000] = [(step, math.nan) for step in range(30_000, 31_000)]
-    kept = thin(points)
+    kept = downsample_points(points)
     assert len(kept) <= 500
     assert kept == sorted(kept)
     assert {(4321, 7.0), (5555, -7.0)} <= set(kept)
@@ -254,11 +265,11 @@ def test_long_curves_keep_their_extremes_and_their_gaps() -> None:
 
 def test_a_curve_of_few_points_stays_as_it_is() -> None:
     points = [(step, float(step % 3)) for step in range(500)]
-    assert thin(points) == points
+    assert downsample_points(points) == points
 
 
 def test_charts_that_follow_each_other_stand_side_by_side() -> None:
-    curves = Curves("A curve", {"a": [(0, 1), (1, 2)]})
+    curves = LineChart("A curve", {"a": [(0, 1), (1, 2)]})
     groups = [each for each in parsed(curves, curves, Text("And"), curves).all("div") if each["class"] == "charts"]
     assert len(groups) == 2
 
@@ -266,7 +277,9 @@ def test_charts_that_follow_each_other_stand_side_by_side() -> None:
 @pytest.mark.once
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_a_browser_shows_every_picture_and_fits_a_narrow_window(tmp_path: Path) -> None:
-    html = render(run_page(ROWS, CONFIG, {}, stored(tmp_path, "step-00000001.png", "step-00000004.png")))
+    html = render_page(
+        build_pretrain_page(ROWS, CONFIG, {}, stored(tmp_path, "step-00000001.png", "step-00000004.png"))
+    )
     probe = """<script>document.title = JSON.stringify({
         widths: [...document.images].map((image) => image.naturalWidth),
         lines: [...document.querySelectorAll("svg g path")].filter((path) => path.getTotalLength() > 50).length,

@@ -12,24 +12,24 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import COARSE_TO_FINE, SceneBatch
 from c2fmae.data import open_scenes
-from c2fmae.report.drawing import colour_classes, colour_instances, sheet
+from c2fmae.report.drawing import colour_classes, colour_instances, draw_tile_sheet
 from c2fmae.views import reconstruction
 from c2fmae.views.reconstruction import (
     draw_reconstruction,
-    masks_like_training,
-    masks_showing,
-    read_visible,
-    take_scenes,
-    visible_masks,
+    parse_visible,
+    sample_requested_masks,
+    sample_training_masks,
+    sample_visible_masks,
+    select_scenes,
 )
-from tests.methods.tiny_methods import noise_scenes, tiny
+from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes
 
 Drawn = dict[str, list[np.ndarray]]
 
 
 def visible(wanted: dict[str, str], *, seed: int = 0, batch: int = 3, num_patches: int = 196) -> Masks:
     draw = torch.Generator().manual_seed(seed)
-    return visible_masks(wanted, COARSE_TO_FINE, batch=batch, num_patches=num_patches, generator=draw)
+    return sample_visible_masks(wanted, COARSE_TO_FINE, batch_size=batch, num_patches=num_patches, generator=draw)
 
 
 class Sheet:
@@ -38,14 +38,14 @@ class Sheet:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.columns: Drawn = {}
         self.texts: dict[str, object] = {}
-        monkeypatch.setattr(reconstruction, "sheet", self.keep)
+        monkeypatch.setattr(reconstruction, "draw_tile_sheet", self.keep)
 
     def keep(self, rows: list[list[np.ndarray]], **texts: object) -> Image.Image:
         titles = texts["column_titles"]
         assert isinstance(titles, list)
         self.columns = dict(zip(titles, map(list, zip(*rows, strict=True)), strict=True))
         self.texts = texts
-        return sheet(rows, **texts)  # type: ignore[arg-type]
+        return draw_tile_sheet(rows, **texts)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -112,15 +112,15 @@ def test_what_cannot_be_visible_is_refused(wanted: dict[str, str], message: str)
 )
 def test_words_that_do_not_say_what_is_visible_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        read_visible(words)
+        parse_visible(words)
     assert str(caught.value) == message
 
 
 def test_each_granularity_has_its_truth_what_is_seen_and_what_is_predicted(page: Sheet) -> None:
-    method, scenes = tiny(), noise_scenes(2)
+    method, scenes = build_tiny_method(), draw_noise_scenes(2)
     masks = visible({"semantic": "1", "rgb": "all"}, batch=2, num_patches=4)
     predicted = method.predict(scenes, masks)
-    picture = draw_reconstruction(method, scenes, masks, model="runs/first, step 50", class_names=["sky", "sea"])
+    picture = draw_reconstruction(method, scenes, masks, model_name="runs/first, step 50", class_names=["sky", "sea"])
     assert list(page.columns) == [
         *("semantic map", "semantic map,\nwhat is seen", "semantic map,\npredicted"),
         *("instance map", "instance map,\nwhat is seen", "instance map,\npredicted"),
@@ -147,7 +147,7 @@ def test_each_granularity_has_its_truth_what_is_seen_and_what_is_predicted(page:
 
 
 def test_nothing_that_is_hidden_shines_through(page: Sheet) -> None:
-    method, scenes = tiny(), noise_scenes(1)
+    method, scenes = build_tiny_method(), draw_noise_scenes(1)
     masks = visible({"rgb": "3"}, batch=1, num_patches=4)
     draw_reconstruction(method, scenes, masks)
     seen = page.columns["photo,\nwhat is seen"][0]
@@ -161,15 +161,15 @@ def test_nothing_that_is_hidden_shines_through(page: Sheet) -> None:
 
 
 def test_tiles_that_are_large_enough_are_not_magnified(page: Sheet) -> None:
-    method, scenes = tiny(size=(128, 160)), noise_scenes(1, (128, 160))
-    draw_reconstruction(method, scenes, masks_like_training(method, scenes))
+    method, scenes = build_tiny_method(size=(128, 160)), draw_noise_scenes(1, (128, 160))
+    draw_reconstruction(method, scenes, sample_training_masks(method, scenes))
     assert {tile.shape for tiles in page.columns.values() for tile in tiles} == {(128, 160, 3)}
 
 
 def test_a_second_target_has_a_column_and_says_what_it_borrows(page: Sheet) -> None:
-    method = tiny("c2fmae", "targets.rgb=[pixels, normalized_pixels]")
-    scenes = noise_scenes(1)
-    draw_reconstruction(method, scenes, masks_like_training(method, scenes))
+    method = build_tiny_method("c2fmae", "targets.rgb=[pixels, normalized_pixels]")
+    scenes = draw_noise_scenes(1)
+    draw_reconstruction(method, scenes, sample_training_masks(method, scenes))
     assert "photo,\npredicted as normalized pixels" in page.columns
     assert page.texts["footer"] == (
         "Patches that were visible are pasted into the predictions.\n"
@@ -178,11 +178,11 @@ def test_a_second_target_has_a_column_and_says_what_it_borrows(page: Sheet) -> N
 
 
 def test_maps_that_the_scenes_lack_are_predicted_from_what_is_there(page: Sheet) -> None:
-    method, scenes = tiny(), noise_scenes(2)
+    method, scenes = build_tiny_method(), draw_noise_scenes(2)
     photos = SceneBatch(scenes.keys, {"rgb": scenes.maps["rgb"]})
-    draw_reconstruction(method, photos, masks_showing(method, photos, {"rgb": "50%"}))
+    draw_reconstruction(method, photos, sample_requested_masks(method, photos, {"rgb": "50%"}))
     alone = dict(page.columns)
-    draw_reconstruction(method, scenes, masks_showing(method, scenes, {"rgb": "50%"}))
+    draw_reconstruction(method, scenes, sample_requested_masks(method, scenes, {"rgb": "50%"}))
     for name in ("semantic map", "instance map"):
         assert not np.array_equal(alone[name][0], page.columns[name][0])
         assert np.array_equal(alone[name][0], alone[name][1])
@@ -191,10 +191,10 @@ def test_maps_that_the_scenes_lack_are_predicted_from_what_is_there(page: Sheet)
 
 
 def test_photos_alone_need_to_be_told_what_is_visible() -> None:
-    method, scenes = tiny(), noise_scenes(1)
+    method, scenes = build_tiny_method(), draw_noise_scenes(1)
     photos = SceneBatch(scenes.keys, {"rgb": scenes.maps["rgb"]})
     with pytest.raises(UserError) as caught:
-        masks_like_training(method, photos)
+        sample_training_masks(method, photos)
     assert str(caught.value) == (
         "the scenes lack semantic, instance: say what is visible of the others, as in --visible rgb:25%"
     )
@@ -203,7 +203,7 @@ def test_photos_alone_need_to_be_told_what_is_visible() -> None:
 def test_the_classes_that_occur_are_named_the_largest_first() -> None:
     ids = np.array([3, 3, 3, 0, 0, 255, 7, 3])
     palette = colour_classes(np.arange(256)[None])[0].tolist()
-    assert reconstruction._colours(ids, ["sky", "sea", "sand", "tree"]) == {
+    assert reconstruction._class_colours(ids, ["sky", "sea", "sand", "tree"]) == {
         "tree": tuple(palette[3]),
         "sky": tuple(palette[0]),
         "class 7": tuple(palette[7]),
@@ -214,25 +214,25 @@ def test_the_classes_that_occur_are_named_the_largest_first() -> None:
 def test_depth_is_grey_from_its_lowest_to_its_highest() -> None:
     depth = np.array([[2.0, 4.0], [6.0, 9.0]], np.float32)
     nearer = np.array([[2.0, 2.0], [6.0, 3.0]], np.float32)
-    assert reconstruction._coloured("depth", depth, nearer)[..., 0].tolist() == [[0, 127], [255, 255]]
+    assert reconstruction._colour_map("depth", depth, nearer)[..., 0].tolist() == [[0, 127], [255, 255]]
 
 
 def test_scenes_are_spread_over_the_source_and_fit_the_method() -> None:
-    method = tiny("c2fmae", "channels.semantic=23", size=(64, 64))
-    scenes = take_scenes(method, open_scenes("generated", size=64, length=10), 2)
+    method = build_tiny_method("c2fmae", "channels.semantic=23", size=(64, 64))
+    scenes = select_scenes(method, open_scenes("generated", size=64, length=10), 2)
     assert scenes.keys == ("00000002", "00000007")
     assert {name: tuple(maps.shape) for name, maps in scenes.maps.items()} == {
         "semantic": (2, 16, 16),
         "instance": (2, 16, 16),
         "rgb": (2, 3, 64, 64),
     }
-    assert len(take_scenes(method, open_scenes("generated", size=64, length=3), 6)) == 3
+    assert len(select_scenes(method, open_scenes("generated", size=64, length=3), 6)) == 3
 
 
 def test_the_model_is_left_in_training_where_it_was_and_the_picture_is_the_same_each_time() -> None:
-    method, scenes = tiny(), noise_scenes(1)
+    method, scenes = build_tiny_method(), draw_noise_scenes(1)
     method.model.train()
-    masks = masks_like_training(method, scenes)
+    masks = sample_training_masks(method, scenes)
     first, second = (draw_reconstruction(method, scenes, masks).tobytes() for _ in range(2))
     assert first == second
     assert method.model.training
@@ -242,14 +242,14 @@ def test_the_model_is_left_in_training_where_it_was_and_the_picture_is_the_same_
 def run(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """A run that is in memory; what of it is asked for."""
     asked: list[object] = []
-    method = tiny("c2fmae", "channels.semantic=23", "channels.instance=32")
+    method = build_tiny_method("c2fmae", "channels.semantic=23", "channels.instance=32")
 
-    def load_run(path: Path, *, step: int | None = None, average: bool = False) -> SimpleNamespace:
+    def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> SimpleNamespace:
         asked.append((path, step))
         return SimpleNamespace(config=None, method=method, step=step or 7, class_names=("sky",))
 
     monkeypatch.setattr("c2fmae.loading.load_run", load_run)
-    monkeypatch.setattr("c2fmae.loading.held_out_scenes", lambda _: open_scenes("generated", size=48, length=9))
+    monkeypatch.setattr("c2fmae.loading.open_run_scenes", lambda _: open_scenes("generated", size=48, length=9))
     return asked
 
 

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.views.masks import MasksView, draw_masks
-from c2fmae.views.schedule import ScheduleView, draw_schedule, overlap
+from c2fmae.views.masks import MasksFigureConfig, draw_masks
+from c2fmae.views.schedule import ScheduleFigureConfig, compute_mask_overlap, draw_schedule
 
 SMALL = {"scenes": 6, "size": 64, "patch": 8}
 
@@ -14,9 +14,9 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def overlaps(blend: str, **settings: object) -> dict[str, list[float]]:
-    config = ScheduleView.model_validate({**SMALL, **settings})
-    regions, instances = config.regions(config.load())
-    return overlap(config, blend, [0.0, 0.2, 0.5, 0.8, 1.0], regions, instances)  # type: ignore[arg-type]
+    config = ScheduleFigureConfig.model_validate({**SMALL, **settings})
+    regions, instances = config.compute_regions(config.load_scenes())
+    return compute_mask_overlap(config, blend, [0.0, 0.2, 0.5, 0.8, 1.0], regions, instances)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("blend", ["topk", "sample", "quota"])
@@ -34,7 +34,7 @@ def test_topk_switches_where_quota_mixes() -> None:
 
 
 def test_the_pictures_are_the_same_each_time_and_follow_the_settings() -> None:
-    config = MasksView.model_validate({**SMALL, "scenes": 2})
+    config = MasksFigureConfig.model_validate({**SMALL, "scenes": 2})
     first = pixels(draw_masks(config))
     assert np.array_equal(first, pixels(draw_masks(config)))
     other = pixels(draw_masks(config.override(["masking.object_share=0.1"])))
@@ -46,17 +46,17 @@ def test_the_pictures_are_the_same_each_time_and_follow_the_settings() -> None:
 
 
 def test_a_schedule_has_a_chart_for_the_curriculum_and_one_for_each_blend() -> None:
-    picture = draw_schedule(ScheduleView.model_validate({**SMALL, "points": 3, "hidden": 0.3}))
+    picture = draw_schedule(ScheduleFigureConfig.model_validate({**SMALL, "points": 3, "hidden": 0.3}))
     assert picture.width > 1200
     assert picture.height > 700
 
 
 def test_only_the_progressive_policy_has_a_schedule() -> None:
     with pytest.raises(UserError) as caught:
-        ScheduleView.read({"masking": {"policy": "random"}}, source="view schedule")
+        ScheduleFigureConfig.from_dict({"masking": {"policy": "random"}}, source="view schedule")
     assert str(caught.value) == "view schedule: masking.policy: 'random' has no schedule; only 'progressive' has"
 
 
 def test_more_scenes_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match="^scenes: generated has 1024, fewer than 2000$"):
-        MasksView.model_validate({"scenes": 2000, "size": 32}).load()
+        MasksFigureConfig.model_validate({"scenes": 2000, "size": 32}).load_scenes()

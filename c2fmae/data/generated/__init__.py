@@ -1,7 +1,7 @@
 """Generated scenes: textured stuff, overlapping things and exact maps, drawn from (seed, index) alone.
 
 With them the whole path from pre-training to evaluation runs on a bare machine. What they are made of, from the back:
-`stuff` lies on the `ground`; `kinds` of things stand on it in a `layout`, and `levels` say how wild; a `raster` holds
+`stuff` lies on the `ground`; `things` stand on it in a `layout`, and `difficulty` says how wild; a `raster` holds
 what shows at each pixel; `paint` makes it a photo, and `domains` other pictures of the same scene.
 """
 
@@ -12,25 +12,25 @@ from typing import ClassVar, get_args
 import numpy as np
 import torch
 
-from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.scene import Scene
-from c2fmae.core.seeding import seed_of
-from c2fmae.data.generated.arrays import Rng, unit
-from c2fmae.data.generated.difficulty import LEVELS, Difficulty
-from c2fmae.data.generated.domains import REDRAW, Domain, displace
-from c2fmae.data.generated.layout import lay_out
-from c2fmae.data.generated.paint import paint_photo
+from c2fmae.core.seeding import derive_seed
+from c2fmae.data.generated.arrays import Rng, clip_to_unit
+from c2fmae.data.generated.difficulty import DIFFICULTY_LEVELS, Difficulty
+from c2fmae.data.generated.domains import DOMAIN_RENDERERS, Domain, displace_ground
+from c2fmae.data.generated.layout import sample_layout
+from c2fmae.data.generated.paint import paint_image
 from c2fmae.data.generated.palettes import GARISH, PALETTE
-from c2fmae.data.generated.raster import rasterise
+from c2fmae.data.generated.raster import rasterise_layout
 from c2fmae.data.generated.stuff import STUFF
-from c2fmae.data.generated.things import KINDS
+from c2fmae.data.generated.things import THING_PARTS
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.scenes import check_index
 
 __all__ = ["GeneratedScenes"]
 
-_SMALLEST = 32  # pixels; below it a small object may fall between the pixel centres
+_MIN_SIZE = 32  # pixels; below it a small object may fall between the pixel centres
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,34 @@ class GeneratedScenes:
     """From one large thing, over one to three, to a clutter of small ones, turned and hidden behind each other."""
     domain: Domain = "photo"
     """How the same scenes are drawn; `displaced` also lays under things what they never stand on in a photo."""
-    classes: ClassVar[tuple[str, ...]] = (*STUFF, *KINDS)
+    classes: ClassVar[tuple[str, ...]] = (*STUFF, *THING_PARTS)
     """Names by semantic id: stuff, then kinds of things."""
-    labels: ClassVar[tuple[str, ...]] = tuple(KINDS)
+    labels: ClassVar[tuple[str, ...]] = tuple(THING_PARTS)
     """Names by `label`."""
 
     def __post_init__(self) -> None:
-        if self.size < _SMALLEST:
-            raise UserError(f"size: generated scenes need at least {_SMALLEST} pixels, got {self.size}")
-        if self.difficulty not in LEVELS:
-            raise unknown_name("difficulty", self.difficulty, LEVELS)
+        if self.size < _MIN_SIZE:
+            raise UserError(f"size: generated scenes need at least {_MIN_SIZE} pixels, got {self.size}")
+        if self.difficulty not in DIFFICULTY_LEVELS:
+            raise unknown_name_error("difficulty", self.difficulty, DIFFICULTY_LEVELS)
         if self.domain not in get_args(Domain):
-            raise unknown_name("domain", self.domain, get_args(Domain))
+            raise unknown_name_error("domain", self.domain, get_args(Domain))
 
     @cached_property
     def info(self) -> DatasetInfo:
         """What the ids mean."""
-        classes = [{"name": name, "is_thing": name in KINDS} for name in self.classes]
+        classes = [{"name": name, "is_thing": name in THING_PARTS} for name in self.classes]
         labels = [{"name": name} for name in self.labels]
         name = f"generated, {self.difficulty}" + (f", {self.domain}" if self.domain != "photo" else "")
         # Maps hold the very thing that a label names.
-        return DatasetInfo.read({"name": name, "classes": classes, "labels": labels, "maps_know_labels": True})
+        return DatasetInfo.from_dict({"name": name, "classes": classes, "labels": labels, "maps_know_labels": True})
 
     @cached_property
     def keys(self) -> KeyList:
         """Scenes are called by their index."""
-        return KeyList.of(f"{index:08d}" for index in range(self.length))
+        return KeyList.from_names(f"{index:08d}" for index in range(self.length))
 
-    def photo(self, index: int) -> None:
+    def read_image_bytes(self, index: int) -> None:
         """Say that no photo is stored."""
 
     def __len__(self) -> int:
@@ -82,26 +82,26 @@ class GeneratedScenes:
 
     def __getitem__(self, index: int) -> Scene:
         check_index(index, self.length)
-        level = LEVELS[self.difficulty]
-        regions, things = lay_out(self._rng("scene", index), level)
-        raster, palette = rasterise(regions, things, self.size), PALETTE
+        level = DIFFICULTY_LEVELS[self.difficulty]
+        regions, things = sample_layout(self._rng("scene", index), level)
+        raster, palette = rasterise_layout(regions, things, self.size), PALETTE
         if self.domain == "displaced":
-            regions, palette = displace(self._rng("displaced", index), regions, things, raster.areas), GARISH
+            regions, palette = displace_ground(self._rng("displaced", index), regions, things, raster.areas), GARISH
         rng = self._rng("paint", index)
-        rgb = paint_photo(rng, regions, raster, level.contrast, palette)
-        if self.domain in REDRAW:
-            rgb = REDRAW[self.domain](rng, rgb, raster.ids)
+        rgb = paint_image(rng, regions, raster, level.contrast, palette)
+        if self.domain in DOMAIN_RENDERERS:
+            rgb = DOMAIN_RENDERERS[self.domain](rng, rgb, raster.combined_ids)
 
         stuff_ids = np.array([self.classes.index(region.stuff) for region in regions], np.uint8)
-        kind_ids = np.array([0, *(self.classes.index(thing.kind) for thing in things)], np.uint8)
+        kind_ids = np.array([0, *(self.classes.index(thing.class_name) for thing in things)], np.uint8)
         new_ids = np.cumsum([False, *(raster.areas > 0)]).astype(np.uint8)  # hidden things leave no gap
         maps = {
             "semantic": np.where(raster.thing_map, kind_ids[raster.thing_map], stuff_ids[raster.region_map]),
             "instance": new_ids[raster.thing_map],
-            "rgb": (255 * unit(rgb) + 0.5).astype(np.uint8, order="C"),
+            "rgb": (255 * clip_to_unit(rgb) + 0.5).astype(np.uint8, order="C"),
         }
         tensors = {name: torch.from_numpy(array) for name, array in maps.items()}
-        return Scene(f"{index:08d}", tensors, self.labels.index(things[raster.areas.argmax()].kind))
+        return Scene(f"{index:08d}", tensors, self.labels.index(things[raster.areas.argmax()].class_name))
 
     def _rng(self, stream: str, index: int) -> Rng:
-        return np.random.default_rng(seed_of(self.seed, stream, index))
+        return np.random.default_rng(derive_seed(self.seed, stream, index))

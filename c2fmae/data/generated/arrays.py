@@ -6,26 +6,26 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
-Picture = Float32[np.ndarray, "3 height width"]
-Ids = UInt8[np.ndarray, "height width"]
+FloatArray = NDArray[np.floating]
+RgbArray = Float32[np.ndarray, "3 height width"]
+IdGrid = UInt8[np.ndarray, "height width"]
 Rng = np.random.Generator
 
 
 @functools.cache
-def axis_of(size: int) -> Array:
+def pixel_centres(size: int) -> FloatArray:
     """The pixel centres along a side of the unit square."""
     return (np.arange(size, dtype=np.float32) + 0.5) / size
 
 
-def unit(values: Array) -> Array:
+def clip_to_unit(values: FloatArray) -> FloatArray:
     """Hold values to [0, 1]."""
-    held: Array = np.maximum(values, 0)
+    held: FloatArray = np.maximum(values, 0)
     return np.minimum(held, 1, out=held)
 
 
-def mix(below: Array, above: Array, share: Array) -> None:
+def lerp_inplace(start: FloatArray, end: FloatArray, weight: FloatArray) -> None:
     """Let that share of what is above hide what is below, in place."""
-    step = above - below
-    step *= share
-    below += step
+    step = end - start
+    step *= weight
+    start += step

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from c2fmae.data.generated.arrays import Array, Picture, Rng, axis_of, mix, unit
-from c2fmae.data.generated.ground import Region
+from c2fmae.data.generated.arrays import FloatArray, RgbArray, Rng, clip_to_unit, lerp_inplace, pixel_centres
+from c2fmae.data.generated.ground import StuffRegion
 from c2fmae.data.generated.palettes import DARK, LIGHT
-from c2fmae.data.generated.raster import Outline, Raster
+from c2fmae.data.generated.raster import LayoutRaster, ThingRaster
 from c2fmae.data.generated.stuff import STUFF
-from c2fmae.data.generated.things import Role
+from c2fmae.data.generated.things import ColourRole
 
-PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
+BODY_PATTERNS: tuple[Callable[[FloatArray, FloatArray], FloatArray], ...] = (
     lambda u, _: np.full_like(u, -1),
     lambda u, _: np.sin(11 * u),
     lambda _, v: np.sin(9 * v),
@@ -21,20 +21,22 @@ PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
 )
 """Waves over a body, in units of its radius: it has its other tone where they are positive."""
 
-_HAZE = np.array(STUFF["sky"].high, np.float32)[:, None, None]
+_HAZE = np.array(STUFF["sky"].high_colour, np.float32)[:, None, None]
 
 
-def paint_photo(rng: Rng, regions: Sequence[Region], raster: Raster, contrast: float, palette: Array) -> Picture:
+def paint_image(
+    rng: Rng, regions: Sequence[StuffRegion], raster: LayoutRaster, contrast: float, palette: FloatArray
+) -> RgbArray:
     """Paint the regions and, over them, the things, all lit from the left and above; values may pass 1."""
-    rgb = _ground(rng, regions, raster, contrast)
-    for outline in raster.outlines:
+    rgb = _paint_ground(rng, regions, raster, contrast)
+    for outline in raster.thing_rasters:
         _cast_shadow(rgb, outline)
-        _add_thing(rng, rgb, outline, palette)
-    rgb *= rng.uniform(0.95, 1.05, (3, 1, 1)).astype(np.float32) * (1.05 - 0.12 * axis_of(rgb.shape[-1]))
+        _paint_thing(rng, rgb, outline, palette)
+    rgb *= rng.uniform(0.95, 1.05, (3, 1, 1)).astype(np.float32) * (1.05 - 0.12 * pixel_centres(rgb.shape[-1]))
     return rgb
 
 
-def _ground(rng: Rng, regions: Sequence[Region], raster: Raster, contrast: float) -> Picture:
+def _paint_ground(rng: Rng, regions: Sequence[StuffRegion], raster: LayoutRaster, contrast: float) -> RgbArray:
     """Paint each region in the rows where it shows."""
     size = len(raster.region_map)
     rgb = np.zeros((3, size, size), np.float32)
@@ -44,57 +46,59 @@ def _ground(rng: Rng, regions: Sequence[Region], raster: Raster, contrast: float
         if not len(shows):
             continue
         rows = slice(max(0, shows[0] - 1), shows[-1] + 2)  # with the neighbours that its edge is mixed into
-        nearness = unit((axis_of(size)[rows] - np.float32(region.top)) / (1 - region.top))
+        nearness = clip_to_unit((pixel_centres(size)[rows] - np.float32(region.top)) / (1 - region.top))
         if number:
             nearness *= 1.6 / (nearness + 0.6)  # what is further off looks smaller
-        colours = _texture(np.random.default_rng(seeds[number]), region.stuff, nearness, size, contrast)
+        colours = _paint_texture(np.random.default_rng(seeds[number]), region.stuff, nearness, size, contrast)
         if number:
-            mix(colours, _HAZE, 0.3 * unit(1 - 2.5 * nearness)[:, None])
+            lerp_inplace(colours, _HAZE, 0.3 * clip_to_unit(1 - 2.5 * nearness)[:, None])
         inside = -distance[rows]
-        colours *= 1 - 0.3 * unit(1 - 22 * inside)  # a soft shadow along the edge
-        mix(rgb[:, rows], colours, unit(0.5 + size * inside))
+        colours *= 1 - 0.3 * clip_to_unit(1 - 22 * inside)  # a soft shadow along the edge
+        lerp_inplace(rgb[:, rows], colours, clip_to_unit(0.5 + size * inside))
     return rgb
 
 
-def _texture(rng: Rng, name: str, nearness: Array, size: int, contrast: float) -> Picture:
+def _paint_texture(rng: Rng, name: str, nearness: FloatArray, size: int, contrast: float) -> RgbArray:
     stuff = STUFF[name]
-    tone = unit(0.5 + contrast * (stuff.texture(rng, nearness, size) - 0.5))
+    tone = clip_to_unit(0.5 + contrast * (stuff.texture(rng, nearness, size) - 0.5))
     tints = rng.uniform(0.93, 1.05, (2, 3))
-    low, high = (tints * (stuff.low, stuff.high)).astype(np.float32)[..., None, None]
-    colours: Picture = low + (high - low) * tone
+    low, high = (tints * (stuff.low_colour, stuff.high_colour)).astype(np.float32)[..., None, None]
+    colours: RgbArray = low + (high - low) * tone
     return colours
 
 
-def _cast_shadow(rgb: Picture, outline: Outline) -> None:
+def _cast_shadow(rgb: RgbArray, outline: ThingRaster) -> None:
     """Darken what lies to the lower right of a thing."""
-    offset, (height, width) = round(0.14 * outline.radius), outline.whole.shape
+    offset, (height, width) = round(0.14 * outline.radius), outline.outer_distance.shape
     below = rgb[:, outline.rows.start + offset :, outline.columns.start + offset :][:, :height, :width]
-    below *= 1 - 0.45 * unit(0.55 - 2.6 * outline.whole[: below.shape[1], : below.shape[2]])
+    below *= 1 - 0.45 * clip_to_unit(0.55 - 2.6 * outline.outer_distance[: below.shape[1], : below.shape[2]])
 
 
-def _add_thing(rng: Rng, rgb: Picture, outline: Outline, palette: Array) -> None:
-    radius, whole = np.float32(outline.radius), outline.whole
-    colours, tone = _dress(rng, palette)
-    pattern = PATTERNS[rng.integers(len(PATTERNS))](outline.u, outline.v)
+def _paint_thing(rng: Rng, rgb: RgbArray, outline: ThingRaster, palette: FloatArray) -> None:
+    radius, whole = np.float32(outline.radius), outline.outer_distance
+    colours, tone = _pick_colours(rng, palette)
+    pattern = BODY_PATTERNS[rng.integers(len(BODY_PATTERNS))](outline.u, outline.v)
     body = colours["body"]
-    thing = body + (tone - body) * unit(0.5 + pattern * (radius / 9))
+    thing = body + (tone - body) * clip_to_unit(0.5 + pattern * (radius / 9))
     crease = -whole  # how far it is to the nearest edge
-    for distance, role in outline.parts[1:]:
-        mix(thing, colours[role], unit(0.5 - radius * distance))
+    for distance, role in outline.part_distances[1:]:
+        lerp_inplace(thing, colours[role], clip_to_unit(0.5 - radius * distance))
         crease = np.minimum(crease, abs(distance))
-    height = 1 - unit(1 - 4 * crease) ** 2  # rounded edges
+    height = 1 - clip_to_unit(1 - 4 * crease) ** 2  # rounded edges
     rise = height[2:, 2:] - height[:-2, :-2]
     thing[:, 1:-1, 1:-1] *= 1 + np.clip(0.06 * radius * rise, -0.3, 0.35)
-    mix(rgb[:, outline.rows, outline.columns], thing, unit(0.5 - radius * whole))  # half a pixel on either side
+    lerp_inplace(
+        rgb[:, outline.rows, outline.columns], thing, clip_to_unit(0.5 - radius * whole)
+    )  # half a pixel on either side
 
 
-def _dress(rng: Rng, palette: Array) -> tuple[dict[Role, Array], Array]:
+def _pick_colours(rng: Rng, palette: FloatArray) -> tuple[dict[ColourRole, FloatArray], FloatArray]:
     """Pick a colour for each role, and the tone of the pattern on the body: all [3, 1, 1]."""
     tints = rng.uniform(0.92, 1.06, (3, 1)).astype(np.float32)
     body, second, other = (palette[rng.random(len(palette)).argsort()[:3]] * tints)[..., None, None]
     deep, pale = rng.uniform((0.15, 0.0), (0.75, 0.7)).astype(np.float32)
     dark, light = DARK[:, None, None], LIGHT[:, None, None]
-    colours: dict[Role, Array] = {
+    colours: dict[ColourRole, FloatArray] = {
         "body": body,
         "second": second,
         "dark": dark + deep * (second - dark),

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from c2fmae.data.generated.arrays import Array
+from c2fmae.data.generated.arrays import FloatArray
 
 
-def _colours(names: str) -> Array:
+def _colours(names: str) -> FloatArray:
     channels = np.frombuffer(bytes.fromhex(names), np.uint8).astype(np.float32) / 255
     return channels.reshape(-1, 3)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from c2fmae.data.generated.arrays import Array, Rng, axis_of, unit
-from c2fmae.data.generated.smooth_noise import noise
+from c2fmae.data.generated.arrays import FloatArray, Rng, clip_to_unit, pixel_centres
+from c2fmae.data.generated.smooth_noise import smooth_noise
 
-Colour = tuple[float, float, float]
-Texture = Callable[[Rng, Array, int], Array]
+RgbColour = tuple[float, float, float]
+TextureFn = Callable[[Rng, FloatArray, int], FloatArray]
 """Tones about 0.5 in a picture of that width, at rows `y`: 0 where the stuff begins, 1 where it is nearest."""
 
 
@@ -18,82 +18,82 @@ Texture = Callable[[Rng, Array, int], Array]
 class Stuff:
     """A texture between two colours, and how its upper edge runs: its height, and bends across the picture."""
 
-    texture: Texture
-    low: Colour
-    high: Colour
-    edge: float = 0.0
-    bends: int = 4
+    texture: TextureFn
+    low_colour: RgbColour
+    high_colour: RgbColour
+    edge_height: float = 0.0
+    num_bends: int = 4
     is_stepped: bool = False
 
 
-def _sky(rng: Rng, y: Array, size: int) -> Array:
-    clouds = unit(noise(rng, y, size, 14, 7, 1.6) - 0.15)
+def _sky(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    clouds = clip_to_unit(smooth_noise(rng, y, size, 14, 7, 1.6) - 0.15)
     return 0.75 * clouds + 0.55 * y[:, None]
 
 
-def _forest(rng: Rng, y: Array, size: int) -> Array:
-    return 0.42 + 0.22 * noise(rng, y, size, 40, 40, 0.4) + 0.14 * noise(rng, y, size, 6, 6, 1)
+def _forest(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    return 0.42 + 0.22 * smooth_noise(rng, y, size, 40, 40, 0.4) + 0.14 * smooth_noise(rng, y, size, 6, 6, 1)
 
 
-def _rock(rng: Rng, y: Array, size: int) -> Array:
-    clefts = unit(1 - 2.2 * abs(noise(rng, y, size, 20, 14, 0.9)))
-    return 0.68 + 0.12 * noise(rng, y, size, 40, 40, 0.4) - 0.45 * clefts
+def _rock(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    clefts = clip_to_unit(1 - 2.2 * abs(smooth_noise(rng, y, size, 20, 14, 0.9)))
+    return 0.68 + 0.12 * smooth_noise(rng, y, size, 40, 40, 0.4) - 0.45 * clefts
 
 
-def _brick(rng: Rng, y: Array, size: int) -> Array:
+def _brick(rng: Rng, y: FloatArray, size: int) -> FloatArray:
     courses = float(rng.uniform(11, 17))
-    course, place = _cells(y * courses), _cells(axis_of(size) * courses / 2)
-    shifted = _cells(axis_of(size) * courses / 2 + 0.5)
+    course, place = _split_cells(y * courses), _split_cells(pixel_centres(size) * courses / 2)
+    shifted = _split_cells(pixel_centres(size) * courses / 2 + 0.5)
     tones, is_odd = 0.3 + 0.45 * rng.random((18, 10), np.float32), course[0] % 2
     tone = np.stack([tones[:, place[0]], tones[:, shifted[0]]])[is_odd, course[0]]
     upright = np.stack([place[1], shifted[1]]) < 0.06
-    wall: Array = np.where(upright[is_odd] | (course[1] < 0.12)[:, None], np.float32(0.95), tone)
+    wall: FloatArray = np.where(upright[is_odd] | (course[1] < 0.12)[:, None], np.float32(0.95), tone)
     return wall
 
 
-def _wall(rng: Rng, y: Array, size: int) -> Array:
+def _wall(rng: Rng, y: FloatArray, size: int) -> FloatArray:
     count = rng.uniform(9, 16)
-    x = axis_of(size)
+    x = pixel_centres(size)
     broad = 0.16 * np.sign(np.sin(np.float32(2 * np.pi * count) * x))
     sprigs = np.outer(np.cos(np.float32(4 * np.pi * count) * y), np.cos(np.float32(2 * np.pi * count) * x))
-    paper: Array = 0.6 + broad + 0.25 * unit(2 * sprigs - 1)
+    paper: FloatArray = 0.6 + broad + 0.25 * clip_to_unit(2 * sprigs - 1)
     return paper
 
 
-def _wood(rng: Rng, y: Array, size: int) -> Array:
-    board, within = _cells(y * 7)
-    grain = noise(rng, y, size, 70, 5, 0.5)
+def _wood(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    board, within = _split_cells(y * 7)
+    grain = smooth_noise(rng, y, size, 70, 5, 0.5)
     tone = 0.5 + 0.22 * (rng.random(8, np.float32)[board] - 0.5) - np.float32(0.45) * (within < 0.07)
     return 0.12 * grain + tone[:, None]
 
 
-def _pavement(rng: Rng, y: Array, size: int) -> Array:
-    (row, down), (column, across) = _cells(y * 6), _cells(axis_of(size) * 6)
+def _pavement(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    (row, down), (column, across) = _split_cells(y * 6), _split_cells(pixel_centres(size) * 6)
     slabs = 0.5 + 0.3 * rng.random((7, 7), np.float32)
     joints = (down < 0.06)[:, None] | (across < 0.04)
-    laid: Array = slabs[row][:, column] - np.float32(0.3) * joints + 0.07 * noise(rng, y, size, 40, 60, 0)
+    laid: FloatArray = slabs[row][:, column] - np.float32(0.3) * joints + 0.07 * smooth_noise(rng, y, size, 40, 60, 0)
     return laid
 
 
-def _grass(rng: Rng, y: Array, size: int) -> Array:
-    return 0.45 + 0.17 * noise(rng, y, size, 16, 90, 0.2) + 0.17 * noise(rng, y, size, 5, 5, 1)
+def _grass(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    return 0.45 + 0.17 * smooth_noise(rng, y, size, 16, 90, 0.2) + 0.17 * smooth_noise(rng, y, size, 5, 5, 1)
 
 
-def _sand(rng: Rng, y: Array, size: int) -> Array:
-    ripples = np.sin(70 * y[:, None] + 2.2 * noise(rng, y, size, 5, 6, 1))
-    return 0.55 + 0.16 * ripples + 0.07 * noise(rng, y, size, 60, 60, 0)
+def _sand(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    ripples = np.sin(70 * y[:, None] + 2.2 * smooth_noise(rng, y, size, 5, 6, 1))
+    return 0.55 + 0.16 * ripples + 0.07 * smooth_noise(rng, y, size, 60, 60, 0)
 
 
-def _snow(rng: Rng, y: Array, size: int) -> Array:
-    return 0.72 + 0.2 * noise(rng, y, size, 9, 4, 1) + 0.05 * noise(rng, y, size, 60, 60, 0)
+def _snow(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    return 0.72 + 0.2 * smooth_noise(rng, y, size, 9, 4, 1) + 0.05 * smooth_noise(rng, y, size, 60, 60, 0)
 
 
-def _water(rng: Rng, y: Array, size: int) -> Array:
-    glints = unit(noise(rng, y, size, 44, 10, 0.3) - 0.5)
-    return 0.3 + 0.55 * glints + 0.14 * noise(rng, y, size, 8, 4, 1)
+def _water(rng: Rng, y: FloatArray, size: int) -> FloatArray:
+    glints = clip_to_unit(smooth_noise(rng, y, size, 44, 10, 0.3) - 0.5)
+    return 0.3 + 0.55 * glints + 0.14 * smooth_noise(rng, y, size, 8, 4, 1)
 
 
-def _cells(t: Array) -> tuple[NDArray[np.intp], Array]:
+def _split_cells(t: FloatArray) -> tuple[NDArray[np.intp], FloatArray]:
     """Which cell of unit length each place lies in, and how far into it."""
     cell = t.astype(np.intp)
     return cell, t - cell.astype(np.float32)

@@ -16,15 +16,15 @@ from c2fmae.data.folders import read_file
 from c2fmae.data.importers.common import (
     IdMap,
     ImportedScenes,
-    check_folder,
-    check_size,
-    check_split,
-    decode_colours,
-    instance_ids,
+    check_dir_exists,
+    check_same_size,
+    check_split_exists,
+    numbers_to_instance_ids,
+    read_colour_png,
 )
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import ADE20K
-from c2fmae.data.remap import id_table, remap
+from c2fmae.data.remap import build_id_table, remap_ids
 
 _IS_THING = np.array([bool(entry.is_thing) for entry in ADE20K.classes])
 
@@ -38,30 +38,32 @@ class Ade20k(ImportedScenes):
     def __init__(self, root: str | Path, split: str) -> None:
         root = Path(root)
         splits = [path.name for path in (root / "images").glob("*") if path.is_dir()]
-        check_split(root, split, splits, "images/training")
+        check_split_exists(root, split, splits, "images/training")
         self._classes, self._objects = (root / folder / split for folder in ("annotations", "annotations_instance"))
-        check_folder(self._classes, "Unpack ADEChallengeData2016.zip again")
+        check_dir_exists(self._classes, "Unpack ADEChallengeData2016.zip again")
         self._has_objects = self._objects.is_dir()
         granularities = COARSE_TO_FINE if self._has_objects else ("semantic", "rgb")
         info = DatasetInfo(name=ADE20K.name, classes=ADE20K.classes, granularities=granularities)
-        photos = root / "images" / split
-        super().__init__(info, photos, sorted(path.name for path in photos.glob("*.jpg")), photos)
+        images = root / "images" / split
+        super().__init__(info, images, sorted(path.name for path in images.glob("*.jpg")), images)
 
-    def _maps(self, index: int) -> Mapping[str, IdMap]:
+    def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:
         path = self._classes / f"{self.keys[index]}.png"
-        table = id_table(len(ADE20K.classes), reduce_zero_label=True)
-        semantic = IdMap(str(path), remap(decode_ids(read_file(path), str(path)), table, str(path)))
-        return {"semantic": semantic} | ({"instance": self._instance(index, semantic)} if self._has_objects else {})
+        table = build_id_table(len(ADE20K.classes), reduce_zero_label=True)
+        semantic = IdMap(str(path), remap_ids(decode_ids(read_file(path), str(path)), table, str(path)))
+        return {"semantic": semantic} | (
+            {"instance": self._load_instance_map(index, semantic)} if self._has_objects else {}
+        )
 
-    def _instance(self, index: int, semantic: IdMap) -> IdMap:
+    def _load_instance_map(self, index: int, semantic: IdMap) -> IdMap:
         path = self._objects / f"{self.keys[index]}.png"
-        red, green, _ = decode_colours(path)
+        red, green, _ = read_colour_png(path)
         if red.max(initial=0) > _IS_THING.sum():
             raise UserError(
                 f"{path}: class {red.max()} in red, but the instance challenge has {_IS_THING.sum()}. Use its files"
             )
-        instance = IdMap(str(path), instance_ids(green))
-        check_size(instance, semantic.ids.shape, semantic.where)
+        instance = IdMap(str(path), numbers_to_instance_ids(green))
+        check_same_size(instance, semantic.ids.shape, semantic.location)
         is_countable = np.append(_IS_THING, [True] * (IGNORE + 1 - len(_IS_THING)))  # and what nobody labelled
         instance.ids[is_countable[semantic.ids] & (green == 0)] = IGNORE
         return instance

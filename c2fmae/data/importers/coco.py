@@ -15,25 +15,25 @@ from jaxtyping import Bool, Int, Integer
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE
-from c2fmae.data.importers.coco_rle import pack_outline, paint
+from c2fmae.data.importers.coco_rle import outline_to_rle, paint_outlines
 from c2fmae.data.importers.common import (
     IdMap,
     ImportedScenes,
-    check_folder,
-    check_split,
-    decode_colours,
-    instance_ids,
+    check_dir_exists,
+    check_split_exists,
+    numbers_to_instance_ids,
+    read_colour_png,
 )
 from c2fmae.data.info import ClassInfo, DatasetInfo
 from c2fmae.data.label_spaces import COCO_PANOPTIC
-from c2fmae.data.remap import remap
+from c2fmae.data.remap import remap_ids
 
-Ids = Int[np.ndarray, " segments"]
-Flags = Bool[np.ndarray, " segments"]
-Pixels = Integer[np.ndarray, "height width"]
+SegmentIds = Int[np.ndarray, " segments"]
+SegmentFlags = Bool[np.ndarray, " segments"]
+SegmentMap = Integer[np.ndarray, "height width"]
 
 _THINGS = [entry for entry in COCO_PANOPTIC.classes if entry.is_thing]
-_TABLE = COCO_PANOPTIC.coco_table()
+_TABLE = COCO_PANOPTIC.coco_id_table()
 
 
 class CocoPanoptic(ImportedScenes):
@@ -45,33 +45,35 @@ class CocoPanoptic(ImportedScenes):
 
     def __init__(self, root: str | Path, split: str) -> None:
         annotations = Path(root) / "annotations"
-        path, told = _read(Path(root), "panoptic", split)
+        path, document = _read_annotations(Path(root), "panoptic", split)
         self._pngs = annotations / f"panoptic_{split}"
-        check_folder(self._pngs, f"Unpack panoptic_{split}.zip beside it")
-        _check_categories(path, told, COCO_PANOPTIC.classes)
-        images = _column(path, told, "images", "id", int)
-        names = _column(path, told, "images", "file_name", str)
-        positions = _positions(path, images, _column(path, told, "annotations", "image_id", int))
-        infos = _column(path, told, "annotations", "segments_info", list)
+        check_dir_exists(self._pngs, f"Unpack panoptic_{split}.zip beside it")
+        _check_categories(path, document, COCO_PANOPTIC.classes)
+        images = _read_column(path, document, "images", "id", int)
+        names = _read_column(path, document, "images", "file_name", str)
+        positions = _image_positions(path, images, _read_column(path, document, "annotations", "image_id", int))
+        infos = _read_column(path, document, "annotations", "segments_info", list)
         order = np.argsort(positions, kind="stable")
         segments = {"all segments_info": [segment for place in order for segment in infos[place]]}
-        self._ids = np.array(_column(path, segments, "all segments_info", "id", int), np.int64)
-        self._categories = np.array(_column(path, segments, "all segments_info", "category_id", int), np.int64)
-        self._is_crowd = np.array(_column(path, segments, "all segments_info", "iscrowd", int), bool)
+        self._ids = np.array(_read_column(path, segments, "all segments_info", "id", int), np.int64)
+        self._categories = np.array(_read_column(path, segments, "all segments_info", "category_id", int), np.int64)
+        self._is_crowd = np.array(_read_column(path, segments, "all segments_info", "iscrowd", int), bool)
         self._ends = np.cumsum([len(infos[place]) for place in order])
-        pngs = _column(path, told, "annotations", "file_name", str)
+        pngs = _read_column(path, document, "annotations", "file_name", str)
         self._png_names = tuple(pngs[place] for place in order)
         self._json = path
-        _check_known(path, "segments", self._categories, COCO_PANOPTIC.classes)
+        _check_category_ids(path, "segments", self._categories, COCO_PANOPTIC.classes)
         info = DatasetInfo(name=COCO_PANOPTIC.name, classes=COCO_PANOPTIC.classes)
         super().__init__(info, Path(root) / split, [names[position] for position in positions[order]], path)
 
-    def _maps(self, index: int) -> Mapping[str, IdMap]:
+    def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:
         path = self._pngs / self._png_names[index]
-        red, green, blue = decode_colours(path)
+        red, green, blue = read_colour_png(path)
         stored = red + 256 * green + 65536 * blue
-        columns = (column[_own(self._ends, index)] for column in (self._ids, self._categories, self._is_crowd))
-        return panoptic_maps(stored, *columns, png=str(path), listing=str(self._json))
+        columns = (
+            column[_segment_slice(self._ends, index)] for column in (self._ids, self._categories, self._is_crowd)
+        )
+        return decode_panoptic_maps(stored, *columns, png=str(path), listing=str(self._json))
 
 
 class CocoInstances(ImportedScenes):
@@ -82,43 +84,45 @@ class CocoInstances(ImportedScenes):
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
-        path, told = _read(Path(root), "instances", split)
-        _check_categories(path, told, _THINGS)
-        images = _column(path, told, "images", "id", int)
-        heights, widths = (_column(path, told, "images", side, int) for side in ("height", "width"))
+        path, document = _read_annotations(Path(root), "instances", split)
+        _check_categories(path, document, _THINGS)
+        images = _read_column(path, document, "images", "id", int)
+        heights, widths = (_read_column(path, document, "images", side, int) for side in ("height", "width"))
         self._sizes: tuple[tuple[int, int], ...] = tuple(zip(heights, widths, strict=True))
-        positions = _positions(path, images, _column(path, told, "annotations", "image_id", int))
+        positions = _image_positions(path, images, _read_column(path, document, "annotations", "image_id", int))
         order = np.argsort(positions, kind="stable")
-        annotation_ids = _column(path, told, "annotations", "id", int)
-        outlines = _column(path, told, "annotations", "segmentation", list, dict)
+        annotation_ids = _read_column(path, document, "annotations", "id", int)
+        outlines = _read_column(path, document, "annotations", "segmentation", list, dict)
         self._outlines = tuple(
-            pack_outline(outlines[place], self._sizes[positions[place]], f"{path}: annotation {annotation_ids[place]}")
+            outline_to_rle(
+                outlines[place], self._sizes[positions[place]], f"{path}: annotation {annotation_ids[place]}"
+            )
             for place in order
         )
-        self._categories = np.array(_column(path, told, "annotations", "category_id", int), np.int64)[order]
-        self._is_crowd = np.array(_column(path, told, "annotations", "iscrowd", int), bool)[order]
+        self._categories = np.array(_read_column(path, document, "annotations", "category_id", int), np.int64)[order]
+        self._is_crowd = np.array(_read_column(path, document, "annotations", "iscrowd", int), bool)[order]
         self._ends = np.cumsum(np.bincount(positions, minlength=len(images)))
         self._json = path
-        _check_known(path, "annotations", self._categories, _THINGS)
+        _check_category_ids(path, "annotations", self._categories, _THINGS)
         info = DatasetInfo(name="coco-instances", classes=COCO_PANOPTIC.classes)
-        super().__init__(info, Path(root) / split, _column(path, told, "images", "file_name", str), path)
+        super().__init__(info, Path(root) / split, _read_column(path, document, "images", "file_name", str), path)
 
-    def _maps(self, index: int) -> Mapping[str, IdMap]:
-        mine = _own(self._ends, index)
-        where = f"{self._json}: image {self._names[index]}"
-        owner = paint(self._outlines[mine], self._sizes[index])
-        return _maps(where, owner, self._categories[mine], self._is_crowd[mine], unowned=0)
+    def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:
+        segments = _segment_slice(self._ends, index)
+        location = f"{self._json}: image {self._names[index]}"
+        owner = paint_outlines(self._outlines[segments], self._sizes[index])
+        return _segments_to_maps(location, owner, self._categories[segments], self._is_crowd[segments], unowned=0)
 
 
-def panoptic_maps(
-    stored: Pixels, ids: Ids, categories: Ids, is_crowd: Flags, *, png: str, listing: str
+def decode_panoptic_maps(
+    stored: SegmentMap, ids: SegmentIds, categories: SegmentIds, is_crowd: SegmentFlags, *, png: str, listing: str
 ) -> dict[str, IdMap]:
     """Return the maps of one image whose pixels have the `ids` of segments; the files are for messages."""
     owner = _segment_owners(stored, ids, png, listing)
-    return _maps(png, owner, categories, is_crowd, unowned=IGNORE)
+    return _segments_to_maps(png, owner, categories, is_crowd, unowned=IGNORE)
 
 
-def _segment_owners(stored: Pixels, ids: Ids, png: str, listing: str) -> Pixels:
+def _segment_owners(stored: SegmentMap, ids: SegmentIds, png: str, listing: str) -> SegmentMap:
     """Return k at the pixels of the k-th of `ids`, counted from 1, and 0 where a file has 0, in one look-up."""
     order = np.argsort(ids, kind="stable")
     known = np.concatenate([[0], ids[order]])
@@ -139,41 +143,43 @@ def _segment_owners(stored: Pixels, ids: Ids, png: str, listing: str) -> Pixels:
             f"{png}: segment {known[1:][is_empty][0]} of {listing} has no pixels{others}."
             " Unpack both from the same release"
         )
-    owner: Pixels = np.concatenate([[0], order + 1])[place]
+    owner: SegmentMap = np.concatenate([[0], order + 1])[place]
     return owner
 
 
-def _maps(where: str, owner: Pixels, categories: Ids, is_crowd: Flags, *, unowned: int) -> dict[str, IdMap]:
+def _segments_to_maps(
+    location: str, owner: SegmentMap, categories: SegmentIds, is_crowd: SegmentFlags, *, unowned: int
+) -> dict[str, IdMap]:
     """Return both maps of segments; `unowned` is the instance id where `owner` is 0."""
-    semantic = remap(np.concatenate([[0], categories])[owner], _TABLE, where)
-    is_object = _is_among(categories, _THINGS) & ~is_crowd
-    ids = instance_ids(np.cumsum(is_object) * is_object)
+    semantic = remap_ids(np.concatenate([[0], categories])[owner], _TABLE, location)
+    is_object = _is_in_classes(categories, _THINGS) & ~is_crowd
+    ids = numbers_to_instance_ids(np.cumsum(is_object) * is_object)
     ids[is_crowd] = IGNORE
     instance = np.concatenate([np.array([unowned], ids.dtype), ids])[owner]
-    return {"semantic": IdMap(where, semantic), "instance": IdMap(where, instance)}
+    return {"semantic": IdMap(location, semantic), "instance": IdMap(location, instance)}
 
 
-def _read(root: Path, kind: str, split: str) -> tuple[Path, dict[str, Any]]:
+def _read_annotations(root: Path, kind: str, split: str) -> tuple[Path, dict[str, Any]]:
     known = [path.stem.removeprefix(f"{kind}_") for path in (root / "annotations").glob(f"{kind}_*.json")]
-    check_split(root, split, known, f"annotations/{kind}_*.json")
-    check_folder(root / split, f"Unpack {split}.zip there")
+    check_split_exists(root, split, known, f"annotations/{kind}_*.json")
+    check_dir_exists(root / split, f"Unpack {split}.zip there")
     path = root / "annotations" / f"{kind}_{split}.json"
     try:
-        told = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Restore it") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}). Unpack it again") from error
-    if not isinstance(told, dict):
+    if not isinstance(document, dict):
         raise UserError(f"{path}: expected an object with `images`, `annotations` and `categories`. Unpack it again")
-    return path, told
+    return path, document
 
 
-def _column(path: Path, told: Mapping[str, Any], table: str, key: str, *kinds: type) -> list[Any]:
+def _read_column(path: Path, document: Mapping[str, Any], table: str, key: str, *kinds: type) -> list[Any]:
     """Return one value of every entry of a list; what is not there, or of another kind, is named."""
-    if not isinstance(told.get(table), list):
+    if not isinstance(document.get(table), list):
         raise UserError(f"{path}: no list {table!r}. Use the file of the official release")
-    values = [entry.get(key) if isinstance(entry, dict) else None for entry in told[table]]
+    values = [entry.get(key) if isinstance(entry, dict) else None for entry in document[table]]
     for number, value in enumerate(values):
         if not isinstance(value, kinds):
             expected = " or ".join(kind.__name__ for kind in kinds)
@@ -181,10 +187,10 @@ def _column(path: Path, told: Mapping[str, Any], table: str, key: str, *kinds: t
     return values
 
 
-def _check_categories(path: Path, told: Mapping[str, Any], classes: Sequence[ClassInfo]) -> None:
+def _check_categories(path: Path, document: Mapping[str, Any], classes: Sequence[ClassInfo]) -> None:
     """Refuse a file whose ids mean something else than COCO's."""
     names = {entry.coco_id: entry.name for entry in classes}
-    ids, given = (_column(path, told, "categories", *column) for column in (("id", int), ("name", str)))
+    ids, given = (_read_column(path, document, "categories", *column) for column in (("id", int), ("name", str)))
     for coco_id, name in zip(ids, given, strict=True):
         if names.get(coco_id) != name:
             means = f"means {names[coco_id]!r} in COCO" if coco_id in names else "is not used in COCO"
@@ -194,8 +200,8 @@ def _check_categories(path: Path, told: Mapping[str, Any], classes: Sequence[Cla
             )
 
 
-def _check_known(path: Path, what: str, categories: Ids, classes: Sequence[ClassInfo]) -> None:
-    ids, counts = np.unique(categories[~_is_among(categories, classes)], return_counts=True)
+def _check_category_ids(path: Path, what: str, categories: SegmentIds, classes: Sequence[ClassInfo]) -> None:
+    ids, counts = np.unique(categories[~_is_in_classes(categories, classes)], return_counts=True)
     if len(ids):
         raise UserError(
             f"{path}: category {ids[0]} of {counts[0]} {what} is not one of the {len(classes)} that COCO has there."
@@ -203,16 +209,16 @@ def _check_known(path: Path, what: str, categories: Ids, classes: Sequence[Class
         )
 
 
-def _is_among(categories: Ids, classes: Sequence[ClassInfo]) -> Flags:
+def _is_in_classes(categories: SegmentIds, classes: Sequence[ClassInfo]) -> SegmentFlags:
     return np.isin(categories, np.array([entry.coco_id for entry in classes]))
 
 
-def _own(ends: Int[np.ndarray, " images"], index: int) -> slice:
+def _segment_slice(ends: Int[np.ndarray, " images"], index: int) -> slice:
     """Return where the segments of an image lie in the columns."""
     return slice(ends[index - 1] if index else 0, ends[index])
 
 
-def _positions(path: Path, images: Sequence[int], image_ids: Sequence[int]) -> Int[np.ndarray, " annotations"]:
+def _image_positions(path: Path, images: Sequence[int], image_ids: Sequence[int]) -> Int[np.ndarray, " annotations"]:
     """Return the place among `images` of the image of every annotation."""
     place_of = {image: place for place, image in enumerate(images)}
     if len(place_of) < len(images):

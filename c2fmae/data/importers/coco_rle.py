@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from c2fmae.core.errors import UserError
 
 
-def pack_outline(outline: list[Any] | dict[str, Any], size: tuple[int, int], where: str) -> bytes:
+def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], location: str) -> bytes:
     """Return the `segmentation` of an annotation as COCO's packed runs, a fifth of a polygon's length.
 
     `size` is the image's height and width.
@@ -28,29 +28,29 @@ def pack_outline(outline: list[Any] | dict[str, Any], size: tuple[int, int], whe
             packed = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
         else:
             packed = counts.encode()
-        runs = _unpack(packed)
+        runs = _decode_rle(packed)
         if runs.min(initial=0) < 0 or runs.sum() != height * width:
             raise ValueError(f"its runs make {runs.sum()} pixels, not {width}×{height}")
     except Exception as error:  # pycocotools answers with errors of half a dozen kinds
-        raise UserError(f"{where}: not an outline ({error}). Mend or remove it") from error
+        raise UserError(f"{location}: not an outline ({error}). Mend or remove it") from error
     return packed
 
 
-def paint(outlines: Sequence[bytes], size: tuple[int, int]) -> Int64[np.ndarray, "height width"]:
+def paint_outlines(outlines: Sequence[bytes], size: tuple[int, int]) -> Int64[np.ndarray, "height width"]:
     """Return k at the pixels of the k-th outline, counted from 1, and 0 elsewhere.
 
     Larger ones are painted first, of equal ones the earlier, so that small ones stay on top. One at a time is
     filled: many large outlines need no more memory than one.
     """
     height, width = size
-    runs = [_unpack(counts) for counts in outlines]
+    runs = [_decode_rle(counts) for counts in outlines]
     owner = np.zeros(height * width, np.int64)
     for k in np.argsort([-one[1::2].sum() for one in runs], kind="stable"):
         owner[np.repeat(np.arange(len(runs[k])) % 2 == 1, runs[k])] = k + 1  # outside, inside, outside, …
     return owner.reshape(width, height).T  # runs go down the columns
 
 
-def _unpack(counts: bytes) -> Int64[np.ndarray, " runs"]:
+def _decode_rle(counts: bytes) -> Int64[np.ndarray, " runs"]:
     """Undo COCO's packing: 5 bits a byte above 48, the lowest first, each run less the one two before it."""
     digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(digits & 32 == 0)

@@ -9,12 +9,12 @@ from pathlib import Path
 from c2fmae.core.errors import UserError
 from c2fmae.data.decode import decode_ids
 from c2fmae.data.folders import read_file
-from c2fmae.data.importers.common import IdMap, ImportedScenes, check_folder, check_split
+from c2fmae.data.importers.common import IdMap, ImportedScenes, check_dir_exists, check_split_exists
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import VOC
-from c2fmae.data.remap import id_table, remap
+from c2fmae.data.remap import build_id_table, remap_ids
 
-_LISTS = "ImageSets/Segmentation"
+_SPLIT_DIR = "ImageSets/Segmentation"
 
 
 class Voc(ImportedScenes):
@@ -24,11 +24,13 @@ class Voc(ImportedScenes):
         root = Path(root)
         if (root / "VOCdevkit/VOC2012").is_dir():
             root = root / "VOCdevkit/VOC2012"
-        check_split(root, split, [path.stem for path in (root / _LISTS).glob("*.txt")], f"{_LISTS}/*.txt")
+        check_split_exists(
+            root, split, [path.stem for path in (root / _SPLIT_DIR).glob("*.txt")], f"{_SPLIT_DIR}/*.txt"
+        )
         self._root = root
         for name in ("SegmentationClass", "SegmentationObject"):
-            check_folder(root / name)
-        listed = root / _LISTS / f"{split}.txt"
+            check_dir_exists(root / name)
+        listed = root / _SPLIT_DIR / f"{split}.txt"
         try:
             keys = read_file(listed).decode().split()
         except UnicodeDecodeError as error:
@@ -36,11 +38,13 @@ class Voc(ImportedScenes):
         info = DatasetInfo(name="voc", classes=VOC.classes)
         super().__init__(info, root / "JPEGImages", [f"{key}.jpg" for key in keys], listed)
 
-    def _maps(self, index: int) -> Mapping[str, IdMap]:
+    def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:
         classes, objects = (
             self._root / folder / f"{self.keys[index]}.png" for folder in ("SegmentationClass", "SegmentationObject")
         )
-        semantic = remap(decode_ids(read_file(classes), str(classes)), id_table(len(VOC.classes)), str(classes))
+        semantic = remap_ids(
+            decode_ids(read_file(classes), str(classes)), build_id_table(len(VOC.classes)), str(classes)
+        )
         # Objects' numbers, background and border are in the file as they are in memory.
         instance = decode_ids(read_file(objects), str(objects))
         return {"semantic": IdMap(str(classes), semantic), "instance": IdMap(str(objects), instance)}

@@ -1,20 +1,20 @@
 """Whether a set's classes are those of the official set that it is given as."""
 
 from c2fmae.core.errors import UserError
-from c2fmae.data.suites.cells import Labels
-from c2fmae.data.suites.official import CUSTOM, OFFICIAL, PROTOCOLS, imagenet_wnids, looks_like
+from c2fmae.data.suites.cells import SetLabels
+from c2fmae.data.suites.official import CUSTOM, OFFICIAL_SETS, SUBSET_SUITES, guess_suite, imagenet_wnids
 
 
-def refuse_other_classes(kind: str, labels: Labels, where: str) -> None:
+def check_classes(suite: str, labels: SetLabels, location: str) -> None:
     """Refuse classes that ImageNet has not, or that the set has not: their photos would all count as wrong."""
-    text = other_classes(kind, labels)
+    text = describe_unexpected_classes(suite, labels)
     if text is not None:
-        raise UserError(f"{where}: {text}")
+        raise UserError(f"{location}: {text}")
 
 
-def other_classes(kind: str, labels: Labels) -> str | None:
+def describe_unexpected_classes(suite: str, labels: SetLabels) -> str | None:
     """Say which classes are not a set's, and whose they are, if they are known."""
-    if kind == CUSTOM:
+    if suite == CUSTOM:
         return None
     entries = [entry for entry in labels if entry]
     unknown = [entry.name for entry in entries if entry.wnid not in imagenet_wnids()]
@@ -23,22 +23,26 @@ def other_classes(kind: str, labels: Labels) -> str | None:
             f"{len(unknown)} of its {len(entries)} classes unknown to ImageNet by WordNet id, {unknown[0]!r} for one."
             " Name class folders by it (n01440764), or give the set as custom"
         )
-    official, wnids = OFFICIAL[kind], {entry.wnid for entry in entries if entry.wnid}
+    official, wnids = OFFICIAL_SETS[suite], {entry.wnid for entry in entries if entry.wnid}
     outside = [entry.wnid for entry in entries if entry.wnid not in official.wnids()]
     if not outside:
         return None
-    like = looks_like(wnids)
-    whose = OFFICIAL[like].title if like in PROTOCOLS else "ImageNet's 1000, as validation and sketch have them"
+    like = guess_suite(wnids)
+    whose = (
+        OFFICIAL_SETS[like].display_name
+        if like in SUBSET_SUITES
+        else "ImageNet's 1000, as validation and sketch have them"
+    )
     return (
-        f"outside of {official.title}'s {len(official.wnids())} classes are {len(outside)} of its {len(wnids)},"
+        f"outside of {official.display_name}'s {len(official.wnids())} classes are {len(outside)} of its {len(wnids)},"
         f" {outside[0]} for one; all are among those of {whose}. Check what is given as what"
     )
 
 
-def lacking_classes(kind: str, labels: Labels) -> str | None:
+def describe_missing_classes(suite: str, labels: SetLabels) -> str | None:
     """Say how many of the official set's classes are there, if not all are."""
-    if kind == CUSTOM:
+    if suite == CUSTOM:
         return None
-    wnids = OFFICIAL[kind].wnids()
+    wnids = OFFICIAL_SETS[suite].wnids()
     count = len({entry.wnid for entry in labels if entry} & {*wnids})
     return f"{count:,} of {len(wnids):,} classes: not the whole set" if count < len(wnids) else None

@@ -5,35 +5,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fmae.core.errors import did_you_mean
-from c2fmae.data.corruption.names import CORRUPTIONS, EXTRA, GROUPS, SEVERITIES
-from c2fmae.data.suites.file_tree import FolderPlace, Place, is_shard, place_at
+from c2fmae.data.corruption.names import CORRUPTION_GROUPS, CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
+from c2fmae.data.suites.file_tree import DirFileTree, FileTree, is_shard, open_file_tree
 
-ALL = (*CORRUPTIONS, *EXTRA)
+ALL_CORRUPTIONS = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 
 
 @dataclass(frozen=True)
-class Spot:
+class CellLocation:
     """Where a cell lies."""
 
     corruption: str
     severity: int
-    place: Place
-    under: str
+    tree: FileTree
+    subdir: str
 
 
-def find_spots(source: Path) -> tuple[tuple[Spot, ...], tuple[str, ...]]:
+def find_cells(source: Path) -> tuple[tuple[CellLocation, ...], tuple[str, ...]]:
     """Return where each cell lies, in the order of the benchmark, and what there is besides; folders before tars."""
-    found, odd = dict[tuple[str, int], Spot](), list[str]()
-    for place in _places(source, found):
-        for spot in _below(place, "", odd):
-            found.setdefault((spot.corruption, spot.severity), spot)
-    ordered = sorted(found.values(), key=lambda spot: (ALL.index(spot.corruption), spot.severity))
-    return tuple(ordered), tuple(odd)
+    found, unexpected = dict[tuple[str, int], CellLocation](), list[str]()
+    for tree in _open_file_trees(source, found):
+        for cell_location in _find_cells_below(tree, "", unexpected):
+            found.setdefault((cell_location.corruption, cell_location.severity), cell_location)
+    ordered = sorted(found.values(), key=lambda spot: (ALL_CORRUPTIONS.index(spot.corruption), spot.severity))
+    return tuple(ordered), tuple(unexpected)
 
 
-def missing_cells(spots: Collection[Spot]) -> tuple[str, ...]:
+def describe_missing_cells(locations: Collection[CellLocation]) -> tuple[str, ...]:
     """Say which of the 15 corruptions, and which severities of those that are there, a set lacks."""
-    there = {name: {spot.severity for spot in spots if spot.corruption == name} for name in ALL}
+    there = {
+        name: {cell_location.severity for cell_location in locations if cell_location.corruption == name}
+        for name in ALL_CORRUPTIONS
+    }
     lacking = [name for name in CORRUPTIONS if not there[name]]
     notes = [f"{len(lacking)} of the {len(CORRUPTIONS)} corruptions missing: {', '.join(lacking)}"] if lacking else []
     for name, severities in there.items():
@@ -42,41 +45,47 @@ def missing_cells(spots: Collection[Spot]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _places(source: Path, found: Collection[tuple[str, int]]) -> Iterator[Place]:
+def _open_file_trees(source: Path, known_cells: Collection[tuple[str, int]]) -> Iterator[FileTree]:
     """A folder, and then the tars in it, but for official ones that were unpacked whole: their index takes minutes."""
     if not source.is_dir():
-        yield place_at(source)
+        yield open_file_tree(source)
         return
-    yield FolderPlace(source)
+    yield DirFileTree(source)
     for tar in sorted(source.glob("*.tar")):
-        cells = {(name, severity) for name in GROUPS.get(tar.stem, ()) for severity in SEVERITIES}
-        if not (cells and cells <= set(found)) and not is_shard(tar):
-            yield place_at(tar)
+        cells = {(name, severity) for name in CORRUPTION_GROUPS.get(tar.stem, ()) for severity in SEVERITIES}
+        if not (cells and cells <= set(known_cells)) and not is_shard(tar):
+            yield open_file_tree(tar)
 
 
-def _below(place: Place, under: str, odd: list[str]) -> Iterator[Spot]:
+def _find_cells_below(tree: FileTree, subdir: str, unexpected: list[str]) -> Iterator[CellLocation]:
     """The cells below a folder; those of a group's folder, or of the only one there is, count as well."""
-    names = place.folders(under)
-    is_layout = bool({*names} & {*ALL, *GROUPS}) or under != ""
+    names = tree.list_dirs(subdir)
+    is_layout = bool({*names} & {*ALL_CORRUPTIONS, *CORRUPTION_GROUPS}) or subdir != ""
     for name in names:
-        inner = f"{under}/{name}".lstrip("/")
-        if name in ALL:
-            yield from _severities(place, name, inner, odd)
-        elif (name in GROUPS or len(names) == 1) and under.count("/") < 1:
-            yield from _below(place, inner, odd)
+        inner = f"{subdir}/{name}".lstrip("/")
+        if name in ALL_CORRUPTIONS:
+            yield from _find_severities(tree, name, inner, unexpected)
+        elif (name in CORRUPTION_GROUPS or len(names) == 1) and subdir.count("/") < 1:
+            yield from _find_cells_below(tree, inner, unexpected)
         elif is_layout:
-            text = f"{place.where(inner)}: no corruption that ImageNet-C has. {did_you_mean(name, ALL)}"
-            odd.append(text.rstrip().removesuffix("."))
+            hint = did_you_mean(name, ALL_CORRUPTIONS)
+            text = f"{tree.describe_location(inner)}: no corruption that ImageNet-C has. {hint}"
+            unexpected.append(text.rstrip().removesuffix("."))
 
 
-def _severities(place: Place, corruption: str, under: str, odd: list[str]) -> Iterator[Spot]:
-    for name in place.folders(under):
+def _find_severities(tree: FileTree, corruption: str, subdir: str, unexpected: list[str]) -> Iterator[CellLocation]:
+    for name in tree.list_dirs(subdir):
         if name in map(str, SEVERITIES):
-            yield Spot(corruption, int(name), place, f"{under}/{name}")
+            yield CellLocation(corruption, int(name), tree, f"{subdir}/{name}")
         else:
-            odd.append(f"{place.where(f'{under}/{name}')}: no severity; those are {SEVERITIES[0]} to {SEVERITIES[-1]}")
+            unexpected.append(
+                f"{tree.describe_location(f'{subdir}/{name}')}: no severity; those are {SEVERITIES[0]} to "
+                f"{SEVERITIES[-1]}"
+            )
 
 
-def class_folders(spots: Sequence[Spot]) -> tuple[str, ...]:
+def list_class_dirs(locations: Sequence[CellLocation]) -> tuple[str, ...]:
     """Return the names of the class folders of all cells."""
-    return tuple(sorted({name for spot in spots for name in spot.place.folders(spot.under)}))
+    return tuple(
+        sorted({name for cell_location in locations for name in cell_location.tree.list_dirs(cell_location.subdir)})
+    )

@@ -15,37 +15,42 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, SceneBatch
-from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_of, ratio_of
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
+from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_metric, ratio_metric
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.models.backbones import Backbone
-from c2fmae.models.backbones.backbone import Maps
+from c2fmae.models.backbones.backbone import BackboneInput
 from c2fmae.models.patches import patchify
 
-ALL = slice(None)
+ALL_TOKENS = slice(None)
 
 
-def attention_of(
-    backbone: Backbone, maps: Maps, depths: Sequence[int], *, queries: slice = ALL, keys: slice = ALL
+def iterate_attention(
+    backbone: Backbone,
+    maps: BackboneInput,
+    depths: Sequence[int],
+    *,
+    queries: slice = ALL_TOKENS,
+    keys: slice = ALL_TOKENS,
 ) -> Iterator[Float[Tensor, "batch head query key"]]:
     """Yield how much these queries look at these keys, for one block after the other, counted from 1.
 
     What a query gives to the keys adds up to 1: without the global token among them, it is what the patches have of it
     relative to each other. Only one block's attention is in memory at a time.
     """
-    inputs = _inputs(backbone, maps, depths)
+    inputs = _attention_inputs(backbone, maps, depths)
     for depth in depths:
-        yield _weights(cast(Attention, backbone.encoder.blocks[depth - 1].attn), inputs[depth], queries, keys)
+        yield _attention_weights(cast(Attention, backbone.encoder.blocks[depth - 1].attn), inputs[depth], queries, keys)
 
 
-def photo_attention(
-    backbone: Backbone, photos: Float[Tensor, "batch channels height width"], depths: Sequence[int]
+def compute_image_attention(
+    backbone: Backbone, images: Float[Tensor, "batch channels height width"], depths: Sequence[int]
 ) -> Float[Tensor, "batch layer patch"]:
     """Return how much a photo's patches are looked at by the global token, in the mean over heads, adding up to 1.
 
     A backbone without a global token is pooled by the mean of its patches, so the mean of what they look at is taken.
     """
-    queries = slice(0, 1) if has_global_token(backbone) else slice(backbone.num_prefix, None)
-    layers = attention_of(backbone, photos, depths, queries=queries, keys=slice(backbone.num_prefix, None))
+    queries = slice(0, 1) if has_global_token(backbone) else slice(backbone.num_prefix_tokens, None)
+    layers = iterate_attention(backbone, images, depths, queries=queries, keys=slice(backbone.num_prefix_tokens, None))
     return torch.stack([layer.mean(dim=(1, 2)) for layer in layers], dim=1)
 
 
@@ -54,7 +59,7 @@ def has_global_token(backbone: Backbone) -> bool:
     return backbone.encoder.cls_token is not None
 
 
-def share_on_instances(
+def attention_fraction_on_instances(
     attention: Float[Tensor, "batch layer patch"], instances: Integer[Tensor, "batch height width"], patch: int
 ) -> tuple[Float64[Tensor, "batch layer"], Float64[Tensor, " batch"]]:
     """Return the share of attention that falls on instances, and the share of pixels that they are: chance.
@@ -70,38 +75,36 @@ def share_on_instances(
 
 
 @EVALUATIONS.register("attention")
-class AttentionDrift(SampledEvaluation):
+class AttentionEvaluation(SampledEvaluation):
     """How much of the global token's attention falls on instances, against chance, by layer."""
 
-    def run(self, subject: Subject) -> Iterator[Metric]:
+    def run(self, model: ModelUnderTest) -> Iterator[Metric]:
         """Return each layer's share and its ratio to chance, chance, and how many images had to be left out."""
-        backbone = subject.backbone
+        backbone = model.backbone
         depths = range(1, backbone.depth + 1)
 
         def measure(scenes: SceneBatch) -> Tensor:
-            attention = photo_attention(backbone, backbone.standardise(scenes.maps["rgb"]), depths)
-            shares, chance = share_on_instances(attention, scenes.maps["instance"], backbone.patch)
-            return torch.cat([chance[:, None], shares], dim=1)
+            attention = compute_image_attention(backbone, backbone.standardise(scenes.maps["rgb"]), depths)
+            fractions, chance = attention_fraction_on_instances(attention, scenes.maps["instance"], backbone.patch)
+            return torch.cat([chance[:, None], fractions], dim=1)
 
         shape = (1 + len(depths),)
-        values = self.measure(subject, measure, shape=shape, granularities=("rgb", "instance"))
+        values = self.measure_images(model, measure, shape=shape, granularities=("rgb", "instance"))
         is_known = (values[:, 0] > 0) & values.isfinite().all(dim=1)  # it may look at unlabelled patches alone
-        chance, *shares = values[is_known].unbind(dim=1)
+        chance, *fractions = values[is_known].unbind(dim=1)
         count = len(chance)
         if not count:
             raise UserError(f"attention: none of {len(values)} images of {self.data} has an instance. Take other data")
-        yield mean_of("chance", 100 * chance)
+        yield mean_metric("chance", 100 * chance)
         yield Metric("images left out", len(values) - count, len(values))
-        for depth, share in zip(depths, shares, strict=True):
-            yield mean_of(f"layer {depth}/share", 100 * share)
-            yield ratio_of(f"layer {depth}/ratio", share, chance)
+        for depth, share in zip(depths, fractions, strict=True):
+            yield mean_metric(f"layer {depth}/share", 100 * share)
+            yield ratio_metric(f"layer {depth}/ratio", share, chance)
 
-    def protocol(self, subject: Subject) -> str:
+    def describe_protocol(self, model: ModelUnderTest) -> str:
         """Say what share, chance and ratio are."""
-        height, width = self.size(subject)
-        token = (
-            "the global token" if has_global_token(subject.backbone) else "the mean patch (there is no global token)"
-        )
+        height, width = self.resolve_image_size(model)
+        token = "the global token" if has_global_token(model.backbone) else "the mean patch (there is no global token)"
         return (
             f"Attention of {token} to the patches of a photo of {height}×{width}, without prefix tokens, in the mean "
             "over heads, adding up to 100 %. share: the percentage that falls on pixels of instances, where a patch's "
@@ -112,7 +115,7 @@ class AttentionDrift(SampledEvaluation):
 
 
 @torch.no_grad()
-def _inputs(backbone: Backbone, maps: Maps, depths: Sequence[int]) -> dict[int, Tensor]:
+def _attention_inputs(backbone: Backbone, maps: BackboneInput, depths: Sequence[int]) -> dict[int, Tensor]:
     """Return what these blocks give their attention, normed as they do it."""
     attentions = {}
     for depth, block in enumerate(backbone.encoder.blocks, start=1):
@@ -126,18 +129,18 @@ def _inputs(backbone: Backbone, maps: Maps, depths: Sequence[int]) -> dict[int, 
     with ExitStack() as hooks:
         for depth in set(depths) & attentions.keys():
 
-            def keep(_: nn.Module, given: tuple[Tensor, ...], depth: int = depth) -> None:
+            def save_input(_: nn.Module, given: tuple[Tensor, ...], depth: int = depth) -> None:
                 inputs[depth] = given[0]
 
-            hooks.enter_context(attentions[depth].register_forward_pre_hook(keep))
-        backbone.layers(maps, depths)
+            hooks.enter_context(attentions[depth].register_forward_pre_hook(save_input))
+        backbone.get_intermediate_layers(maps, depths)
     return inputs
 
 
 @torch.no_grad()
-def _weights(attention: Attention, given: Tensor, queries: slice, keys: slice) -> Tensor:
-    q, k, _ = attention.qkv(given).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def _attention_weights(attention: Attention, tokens: Tensor, queries: slice, keys: slice) -> Tensor:
+    q, k, _ = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attention.q_norm(q[:, :, queries]), attention.k_norm(k[:, :, keys])
-    wide = torch.promote_types(q.dtype, torch.float32)
-    logits: Tensor = q.to(wide) * attention.scale @ k.to(wide).transpose(2, 3)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    logits: Tensor = q.to(dtype) * attention.scale @ k.to(dtype).transpose(2, 3)
     return logits.softmax(dim=3)

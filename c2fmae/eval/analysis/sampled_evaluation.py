@@ -9,44 +9,44 @@ from jaxtyping import Float64
 from pydantic import Field
 from torch import Tensor
 
-from c2fmae.core.config import Count
+from c2fmae.core.config import PositiveInt
 from c2fmae.core.scene import IGNORE, SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
-from c2fmae.data.config import Source
-from c2fmae.data.digest import scenes_digest
-from c2fmae.eval.evaluation import Evaluation, Metric, Subject
-from c2fmae.eval.probes.intervals import NORMAL_95
+from c2fmae.data.config import DataSourceOption
+from c2fmae.data.digest import compute_scenes_digest
+from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
+from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
 
 
 class SampledEvaluation(Evaluation):
     """Which photos are looked at, and how they are cut."""
 
-    data: Source = "generated"
+    data: DataSourceOption = "generated"
     """A folder, shards, a pattern of shards, or `generated`."""
     options: dict[str, Any] = Field({})
     """Of `generated`: size, length, seed, difficulty."""
-    images: Count = 256
+    images: PositiveInt = 256
     """At most so many, spread evenly over the data."""
-    image_size: tuple[Count, Count] | None = None
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width; those that the backbone learned from, unless given."""
-    batch_size: Count = 32
+    batch_size: PositiveInt = 32
 
-    def inputs(self, subject: Subject) -> dict[str, str]:
+    def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
         """Name the scenes."""
-        return {"data": scenes_digest(self._open(subject), f"{self.data}{sorted(self.options.items())}")}
+        return {"data": compute_scenes_digest(self._open_scenes(model), f"{self.data}{sorted(self.options.items())}")}
 
-    def size(self, subject: Subject) -> tuple[int, int]:
+    def resolve_image_size(self, model: ModelUnderTest) -> tuple[int, int]:
         """Return the photos' height and width."""
-        return self.image_size or subject.backbone.spec.image_size
+        return self.image_size or model.backbone.spec.image_size
 
-    def num_images(self, subject: Subject) -> int:
+    def count_images(self, model: ModelUnderTest) -> int:
         """Return how many photos are looked at."""
-        return min(self.images, len(self._open(subject)))
+        return min(self.images, len(self._open_scenes(model)))
 
-    def measure(
+    def measure_images(
         self,
-        subject: Subject,
-        measure: Callable[[SceneBatch], Tensor],
+        model: ModelUnderTest,
+        measure_batch: Callable[[SceneBatch], Tensor],
         *,
         shape: tuple[int, ...],
         granularities: tuple[str, ...] | None = ("rgb",),
@@ -56,48 +56,48 @@ class SampledEvaluation(Evaluation):
         Batches are the same for any number of processes, each of which takes whole ones and leaves the others' rows
         at zero: nothing is rounded where these are added up.
         """
-        scenes, world = self._open(subject, granularities), subject.world
-        view = CentralView(size=self.size(subject), max_instances=IGNORE)
-        places = np.linspace(0, len(scenes), min(self.images, len(scenes)), endpoint=False).astype(int).tolist()
-        values = torch.zeros(len(places), *shape, dtype=torch.float64, device=world.device)
-        subject.backbone.to(world.device).eval()
-        for number, first in enumerate(range(0, len(places), self.batch_size)):
+        scenes, world = self._open_scenes(model, granularities), model.world
+        view = CentralView(size=self.resolve_image_size(model), max_instances=IGNORE)
+        indices = np.linspace(0, len(scenes), min(self.images, len(scenes)), endpoint=False).astype(int).tolist()
+        values = torch.zeros(len(indices), *shape, dtype=torch.float64, device=world.device)
+        model.backbone.to(world.device).eval()
+        for number, first in enumerate(range(0, len(indices), self.batch_size)):
             if number % world.size == world.rank:
                 rows = slice(first, first + self.batch_size)
-                batch = SceneBatch.stack([view(scenes[place]) for place in places[rows]])
+                batch = SceneBatch.stack([view(scenes[place]) for place in indices[rows]])
                 with torch.no_grad():
-                    values[rows] = measure(batch.to(world.device)).double()
-        return world.add(values).cpu()
+                    values[rows] = measure_batch(batch.to(world.device)).double()
+        return world.all_reduce(values).cpu()
 
-    def _open(self, subject: Subject, granularities: tuple[str, ...] | None = None) -> Scenes:
+    def _open_scenes(self, model: ModelUnderTest, granularities: tuple[str, ...] | None = None) -> Scenes:
         options = dict(self.options)
         if self.data == "generated":
-            options = {"size": max(self.size(subject))} | options
+            options = {"size": max(self.resolve_image_size(model))} | options
         return open_scenes(self.data, granularities=granularities, **options)
 
 
-def mean_of(name: str, values: Float64[Tensor, " image"]) -> Metric:
+def mean_metric(name: str, values: Float64[Tensor, " image"]) -> Metric:
     """Return the mean of what was measured of images, with a normal interval; a single image has none.
 
-    >>> mean_of("share", torch.tensor([0.5, 0.5], dtype=torch.float64)).interval
+    >>> mean_metric("share", torch.tensor([0.5, 0.5], dtype=torch.float64)).interval
     (0.5, 0.5)
     """
-    return _metric(name, values.mean().item(), values)
+    return _metric_with_interval(name, values.mean().item(), values)
 
 
-def ratio_of(name: str, values: Float64[Tensor, " image"], others: Float64[Tensor, " image"]) -> Metric:
+def ratio_metric(name: str, values: Float64[Tensor, " image"], denominators: Float64[Tensor, " image"]) -> Metric:
     """Return the ratio of two means over the same images, with the normal interval of its first-order error.
 
     >>> values = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    >>> ratio_of("ratio", 2 * values, values).interval
+    >>> ratio_metric("ratio", 2 * values, values).interval
     (2.0, 2.0)
     """
-    ratio = (values.mean() / others.mean()).item()
-    return _metric(name, ratio, (values - ratio * others) / others.mean())
+    ratio = (values.mean() / denominators.mean()).item()
+    return _metric_with_interval(name, ratio, (values - ratio * denominators) / denominators.mean())
 
 
-def _metric(name: str, value: float, errors: Tensor) -> Metric:
+def _metric_with_interval(name: str, value: float, errors: Tensor) -> Metric:
     if len(errors) < 2:
         return Metric(name, value, len(errors))
-    reach = NORMAL_95 * (errors.std() / len(errors) ** 0.5).item()
-    return Metric(name, value, len(errors), (value - reach, value + reach))
+    half_width = NORMAL_QUANTILE_975 * (errors.std() / len(errors) ** 0.5).item()
+    return Metric(name, value, len(errors), (value - half_width, value + half_width))

@@ -7,51 +7,58 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from c2fmae.core.checkpoint import Checkpoint, checkpoints_in, facts_of, prune, save_checkpoint, step_of
+from c2fmae.core.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    prune_checkpoints,
+    read_metadata,
+    save_checkpoint,
+    step_from_path,
+)
 from c2fmae.core.distributed import World
-from c2fmae.core.loop import Training
+from c2fmae.core.loop import TrainingState
 
-_SCORE = "score"
+_SCORE_KEY = "score"
 
 
 @dataclass(frozen=True)
-class Best:
+class BestCheckpoint:
     """A folder that holds one checkpoint of weights alone: that of the highest score."""
 
-    folder: Path
+    checkpoint_dir: Path
     world: World
 
-    def begin(self, step: int) -> None:
+    def discard_after(self, step: int) -> None:
         """Forget what a run that was killed had found beyond the step that it goes on from: it will find it again."""
-        if self.world.is_first:
-            for path in checkpoints_in(self.folder):
-                if (step_of(path) or 0) > step:
+        if self.world.is_main:
+            for path in list_checkpoints(self.checkpoint_dir):
+                if (step_from_path(path) or 0) > step:
                     shutil.rmtree(path)
 
-    def offer(self, training: Training, scores: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+    def update(self, training: TrainingState, scores: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
         """Keep the weights if none had so high a score before; all processes call this.
 
         `scores` are those of the weights, `model`, and of their average, `ema`, if there is one: of the two, the
         higher one's are kept.
         """
-        part = max(scores, key=lambda name: scores[name])
-        if not self.world.share(self.world.is_first and scores[part] > self.score):
+        best_name = max(scores, key=lambda name: scores[name])
+        if not self.world.broadcast_object(self.world.is_main and scores[best_name] > self.score):
             return
-        tensors = Checkpoint(training.step, training.tensors(), {}).part(part)
-        if self.world.is_first:
+        tensors = Checkpoint(training.step, training.gather_tensors(), {}).tensors_of(best_name)
+        if self.world.is_main:
             weights = {f"model/{name}": each for name, each in tensors.items()}
-            told = {**facts, _SCORE: scores[part], "averaged": part == "ema"}
-            save_checkpoint(self.folder, Checkpoint(training.step, weights, told))
-            prune(self.folder, keep_last=1, keep_every=None)
+            best_metadata = {**metadata, _SCORE_KEY: scores[best_name], "averaged": best_name == "ema"}
+            save_checkpoint(self.checkpoint_dir, Checkpoint(training.step, weights, best_metadata))
+            prune_checkpoints(self.checkpoint_dir, keep_last=1, keep_every=None)
 
     @property
     def score(self) -> float:
         """The highest score so far."""
-        newest = checkpoints_in(self.folder)
-        return float(facts_of(newest[-1])[_SCORE]) if newest else -inf
+        checkpoints = list_checkpoints(self.checkpoint_dir)
+        return float(read_metadata(checkpoints[-1])[_SCORE_KEY]) if checkpoints else -inf
 
     @property
     def step(self) -> int | None:
         """The step whose weights are kept."""
-        newest = checkpoints_in(self.folder)
-        return step_of(newest[-1]) if newest else None
+        checkpoints = list_checkpoints(self.checkpoint_dir)
+        return step_from_path(checkpoints[-1]) if checkpoints else None

@@ -5,71 +5,73 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config, Count, read_yaml
+from c2fmae.core.config import Config, PositiveInt, read_yaml
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import ExperimentConfig
 from c2fmae.core.training import TrainingConfig
 from c2fmae.data import Transform
-from c2fmae.data.augment import Augmented
-from c2fmae.data.config import LoadingConfig, Share
-from c2fmae.eval.classification.mixing import MixConfig, Probability
-from c2fmae.eval.datasets import PairConfig
-from c2fmae.models.backbones import Pool
+from c2fmae.data.augment import AugmentedView
+from c2fmae.data.config import Fraction, LoadingConfig
+from c2fmae.eval.classification.mixing import MixingConfig, UnitInterval
+from c2fmae.eval.datasets import TrainTestConfig
+from c2fmae.models.backbones import Pooling
 
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
+GranularityNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-def is_finetuned(run: Path) -> bool:
+def is_finetuned(run_dir: Path) -> bool:
     """Return whether a run's folder is that of a fine-tuning."""
-    path = run / "config.yaml"
-    return path.is_file() and "mixing" in read_yaml(path)
+    config_path = run_dir / "config.yaml"
+    return config_path.is_file() and "mixing" in read_yaml(config_path)
 
 
-class LabelledData(LoadingConfig, PairConfig):
+class ClassificationDataConfig(LoadingConfig, TrainTestConfig):
     """Photos with labels, to learn from and to be tried on, and how they are changed in training."""
 
-    granularities: Names = ("rgb",)
+    granularities: GranularityNames = ("rgb",)
     """What is learned from: photos, or photos and maps."""
-    test_with: tuple[Names, ...] = ()
+    test_with: tuple[GranularityNames, ...] = ()
     """Of these, what else it is tried with at the end: `[[rgb], [semantic, rgb]]`."""
-    fraction: Share = 1.0
+    fraction: Fraction = 1.0
     """Share of the training labels that are used, of each class, rounded up."""
-    crop: Share = 0.875
+    crop: Fraction = 0.875
     """How much of a photo's largest central part is shown in tests; 0.875 is 224 of 256 pixels."""
-    scale: tuple[Share, Share] = (0.08, 1.0)
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Share of the photo's area that a crop in training covers."""
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     """timm's RandAugment in its words; where there are maps, without what moves things."""
-    erasing: Probability = 0.25
+    erasing: UnitInterval = 0.25
     """How often a part of a photo gives way to noise."""
-    test_batch_size: Count = 128
+    test_batch_size: PositiveInt = 128
 
-    def augmented(self, mean: tuple[float, ...], std: tuple[float, ...], **target: Any) -> Transform:
+    def build_augmented_view(self, mean: tuple[float, ...], std: tuple[float, ...], **view_options: Any) -> Transform:
         """Return what makes training samples of photos with this mean and deviation."""
-        view = self.training_view(**target)
-        return Augmented(view=view, rand_augment=self.rand_augment, erasing=self.erasing, mean=mean, std=std)
+        random_view = self.build_training_view(**view_options)
+        return AugmentedView(
+            view=random_view, rand_augment=self.rand_augment, erase_prob=self.erasing, mean=mean, std=std
+        )
 
 
-class Start(Config):
+class FinetuneInputs(Config):
     """Which classifier begins to learn."""
 
     init: Annotated[str, Field(min_length=1)]
     """Whose ViT it begins with: a run, a checkpoint, or whatever else `load_backbone` takes."""
     from_scratch: bool = False
     """Draw its weights anew: the row to compare others with."""
-    step: Count | None = None
+    step: PositiveInt | None = None
     average: bool = False
     allow_missing: tuple[str, ...] = ()
     """As `load_backbone` takes them."""
-    pool: Pool = "mean"
+    pool: Pooling = "mean"
     """How its tokens become one vector: their mean, with a norm of its own behind it (MAE), or the global token."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     train_blocks: Annotated[int, Field(ge=0)] | None = None
     """Train the last so many blocks alone, with the norms behind them and the head; all, unless given."""
     granularity_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """How often each granularity is left out of a step, so that it learns to do without."""
-    mixing: MixConfig = MixConfig()
-    data: LabelledData = LabelledData()
+    mixing: MixingConfig = MixingConfig()
+    data: ClassificationDataConfig = ClassificationDataConfig()
 
 
 class FinetuneTraining(TrainingConfig):
@@ -82,7 +84,7 @@ class FinetuneTraining(TrainingConfig):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
 
 
-class FinetuneConfig(ExperimentConfig, Start):  # in this order YAML begins with what learns
+class FinetuneConfig(ExperimentConfig, FinetuneInputs):  # in this order YAML begins with what learns
     """Everything that decides what a classifier learns, and how it is kept and shown."""
 
     training: FinetuneTraining = FinetuneTraining()

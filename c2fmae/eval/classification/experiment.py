@@ -12,40 +12,40 @@ import numpy as np
 import torch
 from torch import nn
 
-from c2fmae.core.checkpoint import checkpoints_in, facts_of
+from c2fmae.core.checkpoint import list_checkpoints, read_metadata
 from c2fmae.core.distributed import World
-from c2fmae.core.errors import UserError, unknown_name
-from c2fmae.core.experiment import Experiment, Outcome, conduct, folder_of, is_new
+from c2fmae.core.errors import UserError, unknown_name_error
+from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.loop import Training
-from c2fmae.core.run_dir import RunFolder, read_rows
-from c2fmae.core.seeding import seed_of
-from c2fmae.core.sharding import gather, whole
-from c2fmae.core.training import Plan, plan_of
-from c2fmae.core.watching import Watch, is_due
+from c2fmae.core.loop import TrainingState
+from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.seeding import derive_seed
+from c2fmae.core.sharding import gather, unsharded
+from c2fmae.core.training import TrainingPlan, plan_training
+from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, CentralView, Scenes
-from c2fmae.data.cached import KeptScenes
-from c2fmae.data.combine import SelectedScenes
-from c2fmae.data.loader import telling_of_dead_workers
+from c2fmae.data.cached import CachedScenes
+from c2fmae.data.combine import SubsetScenes
+from c2fmae.data.loader import explain_worker_death
 from c2fmae.data.stored import StoredScenes
-from c2fmae.eval.classification.accuracy import Accuracy, Trial
-from c2fmae.eval.classification.best_checkpoint import Best
+from c2fmae.eval.classification.accuracy import ClassificationScores, ClassifierEvaluator
+from c2fmae.eval.classification.best_checkpoint import BestCheckpoint
 from c2fmae.eval.classification.config import FinetuneConfig
-from c2fmae.eval.classification.inputs import target_of
+from c2fmae.eval.classification.inputs import build_view_options
 from c2fmae.eval.classification.result import (
-    leak_of,
-    metrics_of,
-    protocol_of,
-    write_classes,
-    write_page,
-    write_result,
+    build_finetune_metrics,
+    describe_finetune_protocol,
+    describe_label_leak,
+    write_finetune_report,
+    write_finetune_result,
+    write_per_class_csv,
 )
 from c2fmae.eval.classification.task import ClassificationTask
-from c2fmae.eval.datasets import Opened, open_set, same_names
-from c2fmae.eval.digests import tensors_digest
-from c2fmae.eval.probes.probe_config import some_of_each
-from c2fmae.models.backbones import Backbone, load_backbone, untrained
-from c2fmae.models.classifiers import Classifier, ClassifierSpec, classifier_of, classifier_on
+from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set
+from c2fmae.eval.digests import compute_tensors_digest
+from c2fmae.eval.probes.probe_config import draw_stratified_rows
+from c2fmae.models.backbones import Backbone, create_untrained_backbone, load_backbone
+from c2fmae.models.classifiers import Classifier, ClassifierSpec, classifier_from_backbone, classifier_from_spec
 
 log = logging.getLogger(__name__)
 
@@ -57,19 +57,14 @@ class Finetuning(Experiment):
     config: FinetuneConfig
     scenes: Scenes
     """Those to learn from."""
-    trial: Trial
-    plan: Plan
+    evaluator: ClassifierEvaluator
+    plan: TrainingPlan
     classifier: Classifier
-    size: tuple[int, int]
+    image_size: tuple[int, int]
     protocol: str
-    report: str
+    load_report: str
     """What was loaded when it began."""
     world: World
-
-    @property
-    def settings(self) -> FinetuneConfig:
-        """The config."""
-        return self.config
 
     @property
     def model(self) -> nn.Module:
@@ -79,24 +74,30 @@ class Finetuning(Experiment):
     @cached_property
     def task(self) -> ClassificationTask:
         """Name what images show."""
-        it = self.config
+        config = self.config
         return ClassificationTask(
-            self.classifier, it.mixing, it.granularity_dropout, it.training.seed, views=it.data.repeats
+            self.classifier,
+            config.mixing,
+            config.granularity_dropout,
+            config.training.seed,
+            num_views=config.data.repeats,
         )
 
     @contextmanager
-    def batches(self, step: int) -> Iterator[BatchStream]:
+    def open_batches(self, step: int) -> Iterator[BatchStream]:
         """Give the batches from a step on."""
         pin, data = self.world.device.type == "cuda", self.config.data
         backbone = self.classifier.backbone
-        view = data.augmented(backbone.spec.mean, backbone.spec.std, **target_of(backbone, self.size))
-        stream = data.training_batches(
-            self.scenes, view, self.plan, step, seed=self.config.training.seed, rank=self.world.rank, pin=pin
+        view = data.build_augmented_view(
+            backbone.spec.mean, backbone.spec.std, **build_view_options(backbone, self.image_size)
         )
-        with closing(stream), telling_of_dead_workers():
+        stream = data.stream_training_batches(
+            self.scenes, view, self.plan, step, seed=self.config.training.seed, rank=self.world.rank, pin_memory=pin
+        )
+        with closing(stream), explain_worker_death():
             yield stream
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint says of itself beside its tensors."""
         spec, info = self.classifier.spec, self.scenes.info
         return {
@@ -106,78 +107,98 @@ class Finetuning(Experiment):
             "labels": list(info.label_names),
             "normalisation": {"mean": list(spec.backbone.mean), "std": list(spec.backbone.std)},
             "samples": len(self.scenes),
-            "load_report": self.report,
+            "load_report": self.load_report,
         }
 
-    def refuse_broken(self, count: int) -> None:
+    def check_broken(self, num_broken: int) -> None:
         """End the run where more samples are broken than may be."""
-        self.config.data.refuse_broken(count, len(self.scenes))
+        self.config.data.check_broken(num_broken, len(self.scenes))
 
-    def look(self, training: Training, run: RunFolder, watch: Watch, *, is_again: bool = False) -> None:
+    def evaluate(
+        self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
+    ) -> None:
         """Try the classifier where that is due, keep it if none was better, and at the end write down what it is."""
         step, total = training.step, self.plan.steps
-        best = Best(run.path / "best", self.world)
-        if is_again:
-            best.begin(step)
+        best_checkpoint = BestCheckpoint(run_dir.path / "best", self.world)
+        if is_resuming:
+            best_checkpoint.discard_after(step)
         if not is_due(step, self.config.watching.held_out_every or self.plan.steps_per_epoch, total):
             return
         names = self.config.data.granularities
-        with whole(self.classifier):
-            found = self.trial.of(self.classifier, names)
-            average = training.average
-            averaged = self.trial.of(self.classifier, names, average) if average is not None else None
-        rows = read_rows(run.metrics) if is_again and self.world.is_first else []
-        if not self.world.share(any("test/top-1" in row for row in rows if row["step"] == step)):
-            watch.note(step, _numbers("test", found) | (_numbers("average", averaged) if averaged else {}))
-            by_average = f", {100 * averaged.top1:.2f} % by averaged weights" if averaged else ""
-            watch.say(f"step {step:,}: {100 * found.top1:.2f} % of {found.count:,} test photos right{by_average}")
-        scores = {"model": found.top1} | ({"ema": averaged.top1} if averaged else {})
-        best.offer(training, scores, self.facts())
+        with unsharded(self.classifier):
+            model_scores = self.evaluator.evaluate(self.classifier, names)
+            average = training.ema
+            ema_scores = self.evaluator.evaluate(self.classifier, names, average) if average is not None else None
+        rows = read_rows(run_dir.metrics) if is_resuming and self.world.is_main else []
+        if not self.world.broadcast_object(any("test/top-1" in row for row in rows if row["step"] == step)):
+            logger.log_metrics(
+                step,
+                _scores_to_row("test", model_scores) | (_scores_to_row("average", ema_scores) if ema_scores else {}),
+            )
+            ema_text = f", {100 * ema_scores.top1:.2f} % by averaged weights" if ema_scores else ""
+            logger.print_line(
+                f"step {step:,}: {100 * model_scores.top1:.2f} % of {model_scores.num_images:,} test photos "
+                f"right{ema_text}"
+            )
+        scores = {"model": model_scores.top1} | ({"ema": ema_scores.top1} if ema_scores else {})
+        best_checkpoint.update(training, scores, self.metadata())
         if step == total:
-            self._conclude(run, found, averaged, best)
+            self._write_final_result(run_dir, model_scores, ema_scores, best_checkpoint)
 
-    def _conclude(self, run: RunFolder, found: Accuracy, averaged: Accuracy | None, best: Best) -> None:
+    def _write_final_result(
+        self,
+        run_dir: RunDir,
+        scores: ClassificationScores,
+        ema_scores: ClassificationScores | None,
+        best_checkpoint: BestCheckpoint,
+    ) -> None:
         """Write down what the last weights are worth, class by class."""
         backbone = self.classifier.backbone
         tensors = gather(backbone.state_dict())  # by all processes: whole in the first
-        with whole(self.classifier):
-            others = {names: self.trial.of(self.classifier, names) for names in self.config.data.test_with}
-        if self.world.is_first:
-            write_classes(run, found, self.classifier.spec.labels)
-            metrics = metrics_of(found, averaged, others, (best.step, best.score))
-            digest = tensors_digest(tensors, backbone.spec.model_dump_json())
-            write_result(run, self.config, metrics, self.protocol, digest, self.report, self.world.size)
+        with unsharded(self.classifier):
+            scores_by_granularities = {
+                names: self.evaluator.evaluate(self.classifier, names) for names in self.config.data.test_with
+            }
+        if self.world.is_main:
+            write_per_class_csv(run_dir, scores, self.classifier.spec.labels)
+            metrics = build_finetune_metrics(
+                scores, ema_scores, scores_by_granularities, (best_checkpoint.step, best_checkpoint.score)
+            )
+            digest = compute_tensors_digest(tensors, backbone.spec.model_dump_json())
+            write_finetune_result(
+                run_dir, self.config, metrics, self.protocol, digest, self.load_report, self.world.size
+            )
 
-    def write_page(self, run: RunFolder) -> None:
+    def write_report(self, run_dir: RunDir) -> None:
         """Write the page about the run."""
-        write_page(run)
+        write_finetune_report(run_dir)
 
 
 def finetune(
-    config: FinetuneConfig, out: Path, world: World, *, resume: bool = False, accept_changes: bool = False
-) -> Outcome:
+    config: FinetuneConfig, output_dir: Path, world: World, *, resume: bool = False, accept_changes: bool = False
+) -> RunOutcome:
     """Fine-tune in a folder, or go on with the run that is there."""
-    with folder_of(out, world) as run:
-        it = set_up(config, world, run if not is_new(run, world) else None)
-        return conduct(it, run, resume=resume, accept_changes=accept_changes)
+    with locked_run_dir(output_dir, world) as run_dir:
+        experiment = build_finetuning(config, world, run_dir if not is_new_run(run_dir, world) else None)
+        return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
 
 
-def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -> Finetuning:
+def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | None = None) -> Finetuning:
     """Open the data and build the classifier: of its source, or as that of a run that is begun."""
     data, seed = config.data, config.training.seed
-    spec, report = _begun(run, world) if run is not None else (None, "")
+    spec, load_report = _read_saved_classifier(run_dir, world) if run_dir is not None else (None, "")
     if spec is not None:
-        _check_same(config, spec)
-    backbone = _backbone(config) if spec is None else classifier_of(spec).backbone
-    size = data.size(backbone)
-    train, test = (_open(part, config, backbone, size) for part in ("train", "test"))
-    same_names((train, test), "label_names")
-    labels = _labels(train)
+        _check_matches_run(config, spec)
+    backbone = _load_initial_backbone(config) if spec is None else classifier_from_spec(spec).backbone
+    image_size = data.resolve_image_size(backbone)
+    train, test = (_open_labelled_set(part, config, backbone, image_size) for part in ("train", "test"))
+    check_same_names((train, test), "label_names")
+    labels = _require_label_infos(train)
     if spec is not None and spec.labels != labels:
         raise UserError(f"train: {train.name} has other labels than this run learned. Resume with the data of before")
     if spec is None:
-        generator = torch.Generator().manual_seed(seed_of(seed, "head"))
-        classifier = classifier_on(
+        generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
+        classifier = classifier_from_backbone(
             backbone,
             labels,
             pool=config.pool,
@@ -186,59 +207,67 @@ def set_up(config: FinetuneConfig, world: World, run: RunFolder | None = None) -
             crop=data.crop,
             generator=generator,
         )
-        report = str(classifier.report)
+        load_report = str(classifier.load_report)
     else:
-        classifier = classifier_of(spec)
-    freeze(classifier, config.train_blocks)
-    scenes = _share(train.scenes, data.fraction, seed)
-    plan = plan_of(config.training, num_samples=len(scenes), processes=world.size)
+        classifier = classifier_from_spec(spec)
+    freeze_blocks(classifier, config.train_blocks)
+    scenes = _select_fraction(train.scenes, data.fraction, seed)
+    plan = plan_training(config.training, num_samples=len(scenes), world_size=world.size)
     if config.training.sharded:
-        world.shard(classifier)
+        world.shard_model(classifier)
     classifier.to(world.device)
     if config.training.compile:
         classifier.compile()
-    view = CentralView(crop=data.crop, overflow=data.overflow, **target_of(classifier.backbone, size))
+    view = CentralView(crop=data.crop, overflow=data.overflow, **build_view_options(classifier.backbone, image_size))
     precision = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    trial = Trial(_kept(test.scenes, data.keep), view, world, data.test_batch_size, data.workers, precision)
-    names = {"train": f"{train.name} ({len(scenes):,})", "test": str(test)}
+    evaluator = ClassifierEvaluator(
+        _cache_scenes(test.scenes, data.keep), view, world, data.test_batch_size, data.workers, precision
+    )
+    names = {"train_name": f"{train.name} ({len(scenes):,})", "test_name": str(test)}
     info = train.scenes.info
-    protocol = protocol_of(config, plan, size=size, info=info, **names)
-    if world.is_first and (leak := leak_of(data.granularities, info)):
-        log.warning("%s", leak)
-    return Finetuning(config, _kept(scenes, data.keep), trial, plan, classifier, size, protocol, report, world)
+    protocol = describe_finetune_protocol(config, plan, image_size=image_size, info=info, **names)
+    if world.is_main and (leak_warning := describe_label_leak(data.granularities, info)):
+        log.warning("%s", leak_warning)
+    return Finetuning(
+        config, _cache_scenes(scenes, data.keep), evaluator, plan, classifier, image_size, protocol, load_report, world
+    )
 
 
-def _newest_facts(run: RunFolder) -> dict[str, Any]:
+def _read_newest_metadata(run_dir: RunDir) -> dict[str, Any]:
     """Return the newest facts that can be read; which classifier it is, all checkpoints say alike."""
-    for path in reversed(checkpoints_in(run.checkpoints)):
+    for path in reversed(list_checkpoints(run_dir.checkpoints)):
         with suppress(UserError):  # whoever resumes says what is wrong with it
-            return facts_of(path)
-    raise UserError(f"{run.checkpoints}: no checkpoint is whole. Restore one, or begin anew in another --out")
+            return read_metadata(path)
+    raise UserError(f"{run_dir.checkpoints}: no checkpoint is whole. Restore one, or begin anew in another --out")
 
 
-def _check_same(config: FinetuneConfig, spec: ClassifierSpec) -> None:
+def _check_matches_run(config: FinetuneConfig, spec: ClassifierSpec) -> None:
     """Refuse settings that are not those of the classifier that has begun to learn."""
     backbone, data = spec.backbone, config.data
-    begun = {
+    expected = {
         "pool": (backbone.pool, config.pool),
         "drop_path": (backbone.encoder.drop_path, config.drop_path),
         "data.crop": (spec.crop, data.crop),
         "data.granularities": (set(backbone.channels), set(data.granularities)),
         "data.image_size": (backbone.image_size, data.image_size or backbone.image_size),
     }
-    for name, (before, now) in begun.items():
-        if before != now:
-            was, given = (", ".join(sorted(each)) if isinstance(each, set) else each for each in (before, now))
-            raise UserError(f"{name}: this run has begun with {was}, not {given}. Such a change needs another --out")
+    for name, (was_value, new_value) in expected.items():
+        if was_value != new_value:
+            was_text, new_text = (
+                ", ".join(sorted(each)) if isinstance(each, set) else each for each in (was_value, new_value)
+            )
+            raise UserError(
+                f"{name}: this run has begun with {was_text}, not {new_text}. Such a change needs another --out"
+            )
 
 
-def _begun(run: RunFolder, world: World) -> tuple[ClassifierSpec, str]:
+def _read_saved_classifier(run_dir: RunDir, world: World) -> tuple[ClassifierSpec, str]:
     """Return what the classifier of a run is, and what was loaded when it began, by its newest checkpoint."""
-    facts = world.share(_newest_facts(run) if world.is_first else None)
-    return ClassifierSpec.read(facts["classifier"], source=str(run.path)), facts["load_report"]
+    metadata = world.broadcast_object(_read_newest_metadata(run_dir) if world.is_main else None)
+    return ClassifierSpec.from_dict(metadata["classifier"], source=str(run_dir.path)), metadata["load_report"]
 
 
-def freeze(classifier: Classifier, train_blocks: int | None) -> None:
+def freeze_blocks(classifier: Classifier, train_blocks: int | None) -> None:
     """Let the last so many blocks learn alone, with the norms behind them and the head; all, without a number."""
     if train_blocks is None:
         return
@@ -247,11 +276,11 @@ def freeze(classifier: Classifier, train_blocks: int | None) -> None:
         raise UserError(f"train_blocks: the backbone has {backbone.depth} blocks, got {train_blocks}")
     classifier.requires_grad_(False)
     blocks = list(backbone.encoder.blocks)
-    for part in (*blocks[len(blocks) - train_blocks :], backbone.encoder.norm, backbone.fc_norm, classifier.head):
-        part.requires_grad_(True)
+    for module in (*blocks[len(blocks) - train_blocks :], backbone.encoder.norm, backbone.fc_norm, classifier.head):
+        module.requires_grad_(True)
 
 
-def _backbone(config: FinetuneConfig) -> Backbone:
+def _load_initial_backbone(config: FinetuneConfig) -> Backbone:
     source = load_backbone(
         config.init,
         allow_missing=config.allow_missing,
@@ -259,65 +288,68 @@ def _backbone(config: FinetuneConfig) -> Backbone:
         average=config.average,
         image_size=config.data.image_size,
     )
-    return untrained(source.spec, config.training.seed) if config.from_scratch else source
+    return create_untrained_backbone(source.spec, config.training.seed) if config.from_scratch else source
 
 
-def _open(part: Literal["train", "test"], config: FinetuneConfig, backbone: Backbone, size: tuple[int, int]) -> Opened:
+def _open_labelled_set(
+    split: Literal["train", "test"], config: FinetuneConfig, backbone: Backbone, image_size: tuple[int, int]
+) -> OpenedSet:
     data = config.data
     for name in data.granularities:
         if name not in backbone.granularities:
             raise UserError(
-                f"data.granularities: {unknown_name('granularity of ' + config.init, name, backbone.granularities)}"
+                "data.granularities: "
+                f"{unknown_name_error('granularity of ' + config.init, name, backbone.granularities)}"
             )
-    options = data.options if part == "train" else {**data.options, **data.test_options}
-    opened = open_set(part, getattr(data, part), options, size, data.granularities)
-    if (known := _known_labels(opened.scenes)) is not None:
-        _check_labelled(opened.scenes, known)
+    options = data.options if split == "train" else {**data.options, **data.test_options}
+    opened = open_set(split, getattr(data, split), options, image_size, data.granularities)
+    if (known_labels := _stored_labels(opened.scenes)) is not None:
+        _check_labelled(opened.scenes, known_labels)
     classes = opened.scenes.info.class_names
     if "semantic" in data.granularities and classes != backbone.spec.class_names:
         raise UserError(
-            f"{part}: the maps of {opened.name} have {len(classes)} classes, and they are not the "
+            f"{split}: the maps of {opened.name} have {len(classes)} classes, and they are not the "
             f"{len(backbone.spec.class_names)} that {config.init} has learned. Bring the maps to these"
         )
     return opened
 
 
-def _labels(train: Opened) -> tuple[LabelInfo | None, ...]:
+def _require_label_infos(train: OpenedSet) -> tuple[LabelInfo | None, ...]:
     labels = train.scenes.info.labels
     if not labels:
         raise UserError(f"train: {train.name} has no names of labels. Name them in dataset.json, or take class folders")
     return labels
 
 
-def _share(scenes: Scenes, fraction: float, seed: int) -> Scenes:
+def _select_fraction(scenes: Scenes, fraction: float, seed: int) -> Scenes:
     if fraction == 1:
         return scenes
-    labels = _known_labels(scenes)
+    labels = _stored_labels(scenes)
     if labels is None:  # of scenes that are drawn
-        labels = torch.tensor([_label(scenes, index) for index in range(len(scenes))])
+        labels = torch.tensor([_label_or_missing(scenes, index) for index in range(len(scenes))])
         _check_labelled(scenes, labels)
-    rows = some_of_each(labels, fraction, seed_of(seed, "labels", 0))
-    return SelectedScenes(scenes, np.asarray(rows))
+    rows = draw_stratified_rows(labels, fraction, derive_seed(seed, "labels", 0))
+    return SubsetScenes(scenes, np.asarray(rows))
 
 
-def _known_labels(scenes: Scenes) -> torch.Tensor | None:
+def _stored_labels(scenes: Scenes) -> torch.Tensor | None:
     """Return the labels that are known without reading a photo."""
     return scenes.labels if isinstance(scenes, StoredScenes) else None
 
 
 def _check_labelled(scenes: Scenes, labels: torch.Tensor) -> None:
-    if (lacking := (labels < 0).nonzero()).numel():
-        raise UserError(f"{scenes.keys[int(lacking[0])]}: has no label. Leave it out, or label it")
+    if (unlabelled := (labels < 0).nonzero()).numel():
+        raise UserError(f"{scenes.keys[int(unlabelled[0])]}: has no label. Leave it out, or label it")
 
 
-def _label(scenes: Scenes, index: int) -> int:
+def _label_or_missing(scenes: Scenes, index: int) -> int:
     label = scenes[index].label
     return -1 if label is None else label
 
 
-def _kept(scenes: Scenes, keep: bool) -> Scenes:
-    return KeptScenes(scenes) if keep else scenes
+def _cache_scenes(scenes: Scenes, is_enabled: bool) -> Scenes:
+    return CachedScenes(scenes) if is_enabled else scenes
 
 
-def _numbers(title: str, found: Accuracy) -> dict[str, float]:
-    return {f"{title}/top-1": 100 * found.top1, f"{title}/top-5": 100 * found.top5, f"{title}/loss": found.loss}
+def _scores_to_row(prefix: str, scores: ClassificationScores) -> dict[str, float]:
+    return {f"{prefix}/top-1": 100 * scores.top1, f"{prefix}/top-5": 100 * scores.top5, f"{prefix}/loss": scores.loss}

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES, SceneBatch
-from c2fmae.core.seeding import seed_of
-from c2fmae.eval.classification.inputs import inputs_of
-from c2fmae.eval.classification.mixing import MixConfig, draw_mix, mixed_map, neighbours, soft_targets
+from c2fmae.core.seeding import derive_seed
+from c2fmae.eval.classification.inputs import prepare_classifier_inputs
+from c2fmae.eval.classification.mixing import MixingConfig, mix_map, mix_targets, pair_samples, sample_mix_params
 from c2fmae.models.classifiers import Classifier
 
 
 @dataclass(frozen=True)
-class Part:
+class ClassificationMicroBatch:
     """A part of a batch, ready for the classifier."""
 
     keys: tuple[str, ...]
@@ -27,13 +27,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class ClassLoss:
+class ClassificationLoss:
     """What a part adds to the loss."""
 
     total: Tensor
 
     @property
-    def parts(self) -> dict[str, Tensor]:
+    def terms(self) -> dict[str, Tensor]:
         """There is but one."""
         return {}
 
@@ -43,74 +43,80 @@ class ClassificationTask:
     """Steps of fine-tuning; all that is drawn for a step depends on its number alone, and is the same everywhere."""
 
     classifier: Classifier
-    mixing: MixConfig
+    mixing: MixingConfig
     granularity_dropout: float
     """How often each granularity is left out of a step; one always stays."""
     seed: int
-    views: int = 1
+    num_views: int = 1
     """Of each photo in a batch, side by side."""
 
-    def split(self, batch: SceneBatch, *, parts: int, step: int, progress: float, world: World) -> list[Part]:
+    def split(
+        self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
+    ) -> list[ClassificationMicroBatch]:
         """Mix images and labels, and cut them into parts."""
         del progress
-        rng = np.random.default_rng(seed_of(self.seed, "mix", step))
-        maps = inputs_of(self.classifier, batch.to(world.device), self._shown(rng))
-        cells = _cells(maps)
-        mix = draw_mix(self.mixing, cells, rng)
-        labels = torch.tensor(labels_of(batch), device=world.device)
-        whom = neighbours(len(batch), self.views).to(world.device)
-        mixed = {name: mixed_map(name, values, mix, cells, whom) for name, values in maps.items()}
-        targets = soft_targets(
-            labels, self.classifier.num_labels, share=mix.share, smoothing=self.mixing.smoothing, whom=whom
+        rng = np.random.default_rng(derive_seed(self.seed, "mix", step))
+        maps = prepare_classifier_inputs(self.classifier, batch.to(world.device), self._sample_granularities(rng))
+        grid_size = _grid_size(maps)
+        mix_params = sample_mix_params(self.mixing, grid_size, rng)
+        labels = torch.tensor(require_labels(batch), device=world.device)
+        partners = pair_samples(len(batch), self.num_views).to(world.device)
+        mixed = {name: mix_map(name, values, mix_params, grid_size, partners) for name, values in maps.items()}
+        targets = mix_targets(
+            labels, self.classifier.num_labels, lam=mix_params.lam, smoothing=self.mixing.smoothing, partners=partners
         )
-        each = len(batch) // parts
+        micro_batch_size = len(batch) // num_micro_batches
         return [
-            Part(
-                batch.keys[first : first + each],
-                {name: values[first : first + each] for name, values in mixed.items()},
-                targets[first : first + each],
+            ClassificationMicroBatch(
+                batch.keys[first : first + micro_batch_size],
+                {name: values[first : first + micro_batch_size] for name, values in mixed.items()},
+                targets[first : first + micro_batch_size],
             )
-            for first in range(0, len(batch), each)
+            for first in range(0, len(batch), micro_batch_size)
         ]
 
-    def counts(self, part: Part) -> dict[str, Tensor]:
+    def compute_counts(self, micro_batch: ClassificationMicroBatch) -> dict[str, Tensor]:
         """Return what the loss is a mean over."""
-        return {"samples": torch.tensor(len(part.keys), device=part.targets.device)}
+        return {"samples": torch.tensor(len(micro_batch.keys), device=micro_batch.targets.device)}
 
-    def summary(self, counts: Mapping[str, int], progress: float) -> dict[str, float]:
+    def summarise_counts(self, counts: Mapping[str, int], progress: float) -> dict[str, float]:
         """Say nothing more of a step."""
         del counts, progress
         return {}
 
-    def losses(self, model: nn.Module, part: Part, counts: Mapping[str, Tensor]) -> ClassLoss:
+    def compute_losses(
+        self, model: nn.Module, micro_batch: ClassificationMicroBatch, counts: Mapping[str, Tensor]
+    ) -> ClassificationLoss:
         """Return the part's share of the cross-entropy; parameters of granularities left out have a gradient of 0."""
-        logits = model(part.maps)
-        error = -(part.targets * logits.float().log_softmax(dim=1)).sum() / counts["samples"]  # in fp32 on purpose
+        logits = model(micro_batch.maps)
+        loss = (
+            -(micro_batch.targets * logits.float().log_softmax(dim=1)).sum() / counts["samples"]
+        )  # in fp32 on purpose
         for name, embedding in self.classifier.backbone.embeddings.items():
-            if name not in part.maps:
-                error = error + sum(0.0 * each.sum() for each in embedding.parameters() if each.requires_grad)
-        return ClassLoss(error)
+            if name not in micro_batch.maps:
+                loss = loss + sum(0.0 * each.sum() for each in embedding.parameters() if each.requires_grad)
+        return ClassificationLoss(loss)
 
-    def keys(self, part: Part) -> Sequence[str]:
+    def sample_keys(self, micro_batch: ClassificationMicroBatch) -> Sequence[str]:
         """Return the samples' names."""
-        return part.keys
+        return micro_batch.keys
 
-    def _shown(self, rng: np.random.Generator) -> tuple[str, ...]:
+    def _sample_granularities(self, rng: np.random.Generator) -> tuple[str, ...]:
         """Draw which granularities a step sees."""
         names = self.classifier.backbone.granularities
         noise = rng.random(len(names))
-        kept = tuple(name for name, u in zip(names, noise, strict=True) if u >= self.granularity_dropout)
-        return kept or (names[int(noise.argmax())],)
+        visible = tuple(name for name, u in zip(names, noise, strict=True) if u >= self.granularity_dropout)
+        return visible or (names[int(noise.argmax())],)
 
 
-def _cells(maps: Mapping[str, Tensor]) -> tuple[int, int]:
+def _grid_size(maps: Mapping[str, Tensor]) -> tuple[int, int]:
     """Return in how many cells images are cut: pixels, or where there are id maps, theirs."""
     ids = next((values for name, values in maps.items() if GRANULARITIES.get(name).kind == "ids"), None)
     shape = next(iter(maps.values())).shape if ids is None else ids.shape
     return shape[-2], shape[-1]
 
 
-def labels_of(batch: SceneBatch) -> list[int]:
+def require_labels(batch: SceneBatch) -> list[int]:
     """Return the labels of a batch, all of which have one."""
     for key, label in zip(batch.keys, batch.labels, strict=True):
         if label is None:

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from c2fmae.core.distributed import World
-from c2fmae.core.loop import Loop, Training
-from c2fmae.core.operation_count import Cost
+from c2fmae.core.loop import TrainingLoop, TrainingState
+from c2fmae.core.operation_count import ForwardCost
 from c2fmae.core.scene import GRANULARITIES, SceneBatch
-from c2fmae.core.training import TrainingConfig, plan_of
+from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.eval.cost.evaluation import Precision
-from c2fmae.eval.cost.timing import WARM_UP, Clock, alternate, to_the_end
+from c2fmae.eval.cost.timing import WARMUP_ROUNDS, Clock, synchronised, time_in_turn
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.methods.cost import cost_of
+from c2fmae.methods.cost import compute_pretraining_cost
 from c2fmae.methods.task import PretrainingTask
 from c2fmae.models import label_stride
 
@@ -33,34 +33,34 @@ class EpochCost:
 
     method: MethodConfig
     mae: MethodConfig
-    cost: Cost
-    mae_cost: Cost
-    seconds: tuple[float, ...]
+    cost: ForwardCost
+    mae_cost: ForwardCost
+    step_seconds: tuple[float, ...]
     """Of a step, by round."""
-    mae_seconds: tuple[float, ...]
+    mae_step_seconds: tuple[float, ...]
 
     @property
-    def by_flops(self) -> float:
+    def flops_ratio(self) -> float:
         """The ratio of a forward pass's operations; a backward pass has twice as many on both sides."""
         return self.cost.flops / self.mae_cost.flops
 
     @property
-    def by_time(self) -> float:
+    def time_ratio(self) -> float:
         """The median over rounds of the ratio of a step's times."""
-        return median(ours / theirs for ours, theirs in zip(self.seconds, self.mae_seconds, strict=True))
+        return median(ours / theirs for ours, theirs in zip(self.step_seconds, self.mae_step_seconds, strict=True))
 
     @property
-    def by_minima(self) -> float:
+    def fastest_step_ratio(self) -> float:
         """The ratio of the quickest steps, which other work on the machine disturbs least."""
-        return min(self.seconds) / min(self.mae_seconds)
+        return min(self.step_seconds) / min(self.mae_step_seconds)
 
 
-def mae_like(config: MethodConfig) -> MethodConfig:
+def matching_mae_config(config: MethodConfig) -> MethodConfig:
     """Return MAE with a method's encoder, photos and their normalisation; decoder, masks and norm are MAE's."""
     mae = METHODS.get("mae")()
     changes = {
         "image_size": config.image_size,
-        "channels": {"rgb": config.channels_of("rgb")},
+        "channels": {"rgb": config.num_channels("rgb")},
         "encoder": config.encoder.model_copy(update={"has_norm": mae.encoder.has_norm}),
         "mean": config.mean,
         "std": config.std,
@@ -68,7 +68,7 @@ def mae_like(config: MethodConfig) -> MethodConfig:
     return mae.model_copy(update=changes)
 
 
-def relative_to_mae(
+def measure_epoch_costs(
     methods: Mapping[str, MethodConfig],
     *,
     device: torch.device | None = None,
@@ -83,51 +83,53 @@ def relative_to_mae(
     than two are in memory.
     """
     device = device or torch.device("cpu")
-    found = {}
+    costs = {}
     with torch.random.fork_rng(devices=[]):  # steps seed the global generator
         for name, method in methods.items():
-            pair = {"method": method, "mae": mae_like(method)}
-            steps = {key: _steps(config, device, batch_size, rounds, precision) for key, config in pair.items()}
-            seconds = alternate(steps, rounds=rounds, clock=clock)
-            found[name] = EpochCost(
+            configs = {"method": method, "mae": matching_mae_config(method)}
+            steps = {key: _make_step(config, device, batch_size, rounds, precision) for key, config in configs.items()}
+            seconds = time_in_turn(steps, rounds=rounds, clock=clock)
+            costs[name] = EpochCost(
                 method=method,
-                mae=pair["mae"],
-                cost=cost_of(method),
-                mae_cost=cost_of(pair["mae"]),
-                seconds=tuple(seconds["method"]),
-                mae_seconds=tuple(seconds["mae"]),
+                mae=configs["mae"],
+                cost=compute_pretraining_cost(method),
+                mae_cost=compute_pretraining_cost(configs["mae"]),
+                step_seconds=tuple(seconds["method"]),
+                mae_step_seconds=tuple(seconds["mae"]),
             )
             del steps
-    return found
+    return costs
 
 
-def _steps(
+def _make_step(
     config: MethodConfig, device: torch.device, batch_size: int, rounds: int, precision: Precision
 ) -> Callable[[], None]:
     """Return what takes the next step of a run that is as long as it is timed, so that all of a curriculum is seen."""
     method = build_method(config)
     method.model.to(device)
-    training = TrainingConfig(steps=rounds + WARM_UP, batch_size=batch_size, lr=1e-4, precision=precision)
-    plan = plan_of(training, num_samples=batch_size, processes=1)
-    loop = Loop(PretrainingTask(method, training.seed), training, plan, World(device=device))
-    steps = loop.steps(Training.start(method.model, training), repeat(_noise_scenes(method, batch_size).to(device)))
-    return to_the_end(partial(next, steps), device)
+    training = TrainingConfig(steps=rounds + WARMUP_ROUNDS, batch_size=batch_size, lr=1e-4, precision=precision)
+    plan = plan_training(training, num_samples=batch_size, world_size=1)
+    loop = TrainingLoop(PretrainingTask(method, training.seed), training, plan, World(device=device))
+    steps = loop.run(
+        TrainingState.create(method.model, training), repeat(_random_scenes(method, batch_size).to(device))
+    )
+    return synchronised(partial(next, steps), device)
 
 
-def _noise_scenes(method: MaskedAutoencoding, batch: int) -> SceneBatch:
+def _random_scenes(method: MaskedAutoencoding, batch_size: int) -> SceneBatch:
     """Return scenes of noise, whose id maps have regions of 4 × 4 patches; maps that masks go by are always there."""
-    config, patch = method.config, method.patch
+    config, patch = method.config, method.patch_size
     height, width = config.image_size
     generator, maps = torch.Generator().manual_seed(0), dict[str, Tensor]()
     for name in dict.fromkeys([*config.granularities, "semantic", "instance"]):
-        channels = config.channels_of(name)
+        channels = config.num_channels(name)
         if GRANULARITIES.get(name).kind == "ids":
-            regions = (batch, 1, -(-height // (4 * patch)), -(-width // (4 * patch)))
+            regions = (batch_size, 1, -(-height // (4 * patch)), -(-width // (4 * patch)))
             ids = torch.randint(channels, regions, generator=generator, dtype=torch.uint8)
             scale = 4 * patch // label_stride(patch)
             cells = F.interpolate(ids, scale_factor=scale, mode="nearest").squeeze(1)
             maps[name] = cells[:, : height // label_stride(patch), : width // label_stride(patch)]
         else:
             shape = [channels] if GRANULARITIES.get(name).kind == "image" else []
-            maps[name] = torch.randint(256, (batch, *shape, height, width), generator=generator, dtype=torch.uint8)
-    return SceneBatch(tuple(f"noise {index}" for index in range(batch)), maps)
+            maps[name] = torch.randint(256, (batch_size, *shape, height, width), generator=generator, dtype=torch.uint8)
+    return SceneBatch(tuple(f"noise {index}" for index in range(batch_size)), maps)

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor, nn
 
 
-def kept_bytes(model: nn.Module, call: Callable[[], object]) -> int:
+def saved_tensor_bytes(model: nn.Module, call: Callable[[], object]) -> int:
     """Return how many bytes a call keeps for its backward pass, besides the model's own parameters and tables.
 
     What several operations keep, or views of it, is counted once, and wholly where a part of it is kept.
     """
-    own = {_place(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}
+    model_addresses = {_storage_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(_place(tensor), tensor)  # held, so that nothing else comes to lie there
+    def save_tensor(tensor: Tensor) -> Tensor:
+        saved.setdefault(_storage_address(tensor), tensor)  # held, so that nothing else comes to lie there
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save_tensor, lambda tensor: tensor):
         call()
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in model_addresses)
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device | None = None) -> int:
@@ -38,14 +38,14 @@ def peak_bytes(call: Callable[[], object], device: torch.device | None = None) -
         result = call()
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
-    held = peak = 0
+    allocated = peak = 0
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
     del result
     return peak
 
 
-def _place(tensor: Tensor) -> int:
+def _storage_address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

@@ -10,33 +10,33 @@ import torch
 K = TypeVar("K")
 Clock = Callable[[], float]
 
-WARM_UP = 2
+WARMUP_ROUNDS = 2
 """Rounds that are not timed."""
 
 
-def alternate(
+def time_in_turn(
     variants: Mapping[K, Callable[[], object]], *, rounds: int, clock: Clock = time.perf_counter
 ) -> dict[K, list[float]]:
     """Time every variant once a round, after two rounds of warm-up; return seconds by variant."""
     seconds: dict[K, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds + WARM_UP):
+    for round_index in range(rounds + WARMUP_ROUNDS):
         for name, function in variants.items():
             start = clock()
             function()
-            if turn >= WARM_UP:
+            if round_index >= WARMUP_ROUNDS:
                 seconds[name].append(clock() - start)
     return seconds
 
 
-def to_the_end(function: Callable[[], object], device: torch.device) -> Callable[[], None]:
+def synchronised(function: Callable[[], object], device: torch.device) -> Callable[[], None]:
     """Return the function as one that ends when the device has done its work."""
 
-    def wait() -> None:
+    def run_and_wait() -> None:
         function()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return wait
+    return run_and_wait
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:

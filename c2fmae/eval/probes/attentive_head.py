@@ -14,21 +14,21 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.optimiser import adamw, set_rate
+from c2fmae.core.optimiser import build_adamw, set_lr
 from c2fmae.core.schedules import warmup_cosine
-from c2fmae.core.seeding import seed_of
-from c2fmae.eval.probes.batching import num_batches, shuffled
+from c2fmae.core.seeding import derive_seed
+from c2fmae.eval.probes.batching import num_batches, shuffled_batches
 
-Read = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row token dim"]]
+TokenReader = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row token dim"]]
 """From rows, by index, to their tokens: those of all rows need not fit in memory."""
 
 
 @dataclass(frozen=True)
-class AttentiveSetting:
+class AttentiveProbeSetting:
     """What an attentive probe is, and how it is fitted."""
 
     num_queries: int = 32
-    narrowing: int = 1
+    reduction_factor: int = 1
     """How many times narrower than tokens is what is classified."""
     lr: float = 0.001
     """AdamW's, after a tenth of the steps; then down a cosine to 0."""
@@ -42,27 +42,28 @@ class AttentiveProbe(nn.Module):
     """A classifier of tokens, by attention from learned queries."""
 
     def __init__(
-        self, dim: int, num_labels: int, *, num_queries: int, narrowing: int, generator: torch.Generator
+        self, dim: int, num_labels: int, *, num_queries: int, reduction_factor: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        width = dim // narrowing
-        if dim % narrowing or width % num_queries:
+        width = dim // reduction_factor
+        if dim % reduction_factor or width % num_queries:
             raise UserError(
-                f"num_queries: expected a number that divides the width of what is classified, {dim} / {narrowing}, "
+                f"num_queries: expected a number that divides the width of what is classified, {dim} / "
+                f"{reduction_factor}, "
                 f"got {num_queries}"
             )
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim, generator=generator))
         values = torch.randn(num_queries, dim, width // num_queries, generator=generator)
         self.values = nn.Parameter(values / dim**0.5)
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
-        self.classify = nn.utils.skip_init(nn.Linear, width, num_labels)  # whose own draws are not the generator's
-        nn.init.trunc_normal_(self.classify.weight, std=0.01, generator=generator)
-        nn.init.zeros_(self.classify.bias)
+        self.head = nn.utils.skip_init(nn.Linear, width, num_labels)  # whose own draws are not the generator's
+        nn.init.trunc_normal_(self.head.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.head.bias)
 
     def attend(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch query token"]:
         """Return how much each query looks at each token: 1 in all."""
-        nearness = self.queries @ tokens.mT / math.sqrt(tokens.shape[-1])
-        return nearness.softmax(dim=-1)
+        logits = self.queries @ tokens.mT / math.sqrt(tokens.shape[-1])
+        return logits.softmax(dim=-1)
 
     def pool(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch width"]:
         """Return what the queries see, side by side."""
@@ -72,7 +73,7 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch label"]:
         """Return a score for each label."""
-        scores: Tensor = self.classify(self.norm(self.pool(tokens)))
+        scores: Tensor = self.head(self.norm(self.pool(tokens)))
         return scores
 
     @torch.no_grad()
@@ -83,10 +84,10 @@ class AttentiveProbe(nn.Module):
 
 
 @torch.enable_grad()
-def fit_attentive(
-    read: Read,
+def fit_attentive_probe(
+    read_tokens: TokenReader,
     labels: Int64[Tensor, " row"],
-    setting: AttentiveSetting,
+    setting: AttentiveProbeSetting,
     *,
     rows: Int64[Tensor, " given"],
     num_labels: int,
@@ -97,27 +98,27 @@ def fit_attentive(
     """
     if len(rows) < 2:
         raise UserError(f"an attentive probe needs at least 2 training rows, got {len(rows)}")
-    generator = torch.Generator().manual_seed(seed_of(setting.seed, "probe weights"))
+    generator = torch.Generator().manual_seed(derive_seed(setting.seed, "probe weights"))
     probe = AttentiveProbe(
-        read(rows[:1]).shape[-1],
+        read_tokens(rows[:1]).shape[-1],
         num_labels,
         num_queries=setting.num_queries,
-        narrowing=setting.narrowing,
+        reduction_factor=setting.reduction_factor,
         generator=generator,
     )
-    matrices = [probe.values, probe.classify.weight]
-    optimiser = adamw(
+    matrices = [probe.values, probe.head.weight]
+    optimiser = build_adamw(
         [
             {"params": matrices, "weight_decay": setting.weight_decay, "lr_scale": 1.0},
-            {"params": [probe.queries, probe.classify.bias], "weight_decay": 0.0, "lr_scale": 1.0},
+            {"params": [probe.queries, probe.head.bias], "weight_decay": 0.0, "lr_scale": 1.0},
         ],
         betas=(0.9, 0.999),
     )
     total = setting.epochs * num_batches(len(rows), setting.batch_size)
-    batches = shuffled(rows, epochs=setting.epochs, batch_size=setting.batch_size, seed=setting.seed)
+    batches = shuffled_batches(rows, epochs=setting.epochs, batch_size=setting.batch_size, seed=setting.seed)
     for step, batch in enumerate(batches):
-        set_rate(optimiser, setting.lr * warmup_cosine(step, total=total, warmup=total // 10))
+        set_lr(optimiser, setting.lr * warmup_cosine(step, total_steps=total, warmup_steps=total // 10))
         optimiser.zero_grad()
-        F.cross_entropy(probe(read(batch).float()), labels[batch]).backward()
+        F.cross_entropy(probe(read_tokens(batch).float()), labels[batch]).backward()
         optimiser.step()
     return probe.eval()

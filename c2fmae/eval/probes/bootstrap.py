@@ -12,28 +12,28 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 
-REPLICATES = 200
-_Bits = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_AT_MOST = torch.tensor([math.exp(-1) / math.factorial(n) for n in range(18)], dtype=torch.float64).cumsum(0)
+NUM_REPLICATES = 200
+_UInt64Array = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_POISSON_CDF = torch.tensor([math.exp(-1) / math.factorial(n) for n in range(18)], dtype=torch.float64).cumsum(0)
 
 
 def poisson_weights(
-    photos: Int64[Tensor, " photo"], *, seed: int, replicates: int = REPLICATES
+    image_indices: Int64[Tensor, " photo"], *, seed: int, num_replicates: int = NUM_REPLICATES
 ) -> Float64[Tensor, "photo replicate"]:
     """Return how often each photo, by its index in the whole set, counts in each replicate.
 
-    >>> poisson_weights(torch.tensor([0, 7]), seed=0, replicates=8).int().tolist()
+    >>> poisson_weights(torch.tensor([0, 7]), seed=0, num_replicates=8).int().tolist()
     [[0, 2, 0, 0, 2, 1, 0, 1], [2, 1, 3, 0, 1, 1, 2, 3]]
     """
-    key = np.uint64(seed_of(seed, "bootstrap"))
-    stream = _mixed(key + _GOLDEN * photos.cpu().numpy().astype(np.uint64))
-    bits = _mixed(stream[:, None] + _GOLDEN * np.arange(1, replicates + 1, dtype=np.uint64))
+    key = np.uint64(derive_seed(seed, "bootstrap"))
+    stream = _mix_splitmix64(key + _GOLDEN_GAMMA * image_indices.cpu().numpy().astype(np.uint64))
+    bits = _mix_splitmix64(stream[:, None] + _GOLDEN_GAMMA * np.arange(1, num_replicates + 1, dtype=np.uint64))
     uniform = torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-    times: Tensor = torch.searchsorted(_AT_MOST, uniform, right=True)
-    return times.double().to(photos.device)
+    times: Tensor = torch.searchsorted(_POISSON_CDF, uniform, right=True)
+    return times.double().to(image_indices.device)
 
 
 def replicate_sums(
@@ -49,7 +49,7 @@ def percentile_interval(scores: Float64[Tensor, " replicate"]) -> tuple[float, f
     return low, high
 
 
-def _mixed(numbers: _Bits) -> _Bits:
+def _mix_splitmix64(numbers: _UInt64Array) -> _UInt64Array:
     """Return 64 bits that look independent, for numbers that need only differ: the finaliser of SplitMix64."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

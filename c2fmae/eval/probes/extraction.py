@@ -17,137 +17,154 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from c2fmae.core.progress import Progress
-from c2fmae.core.run_dir import check_room
+from c2fmae.core.files import write_atomic
+from c2fmae.core.progress import ProgressDisplay
+from c2fmae.core.run_dir import check_disk_space
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes
-from c2fmae.data.prefetch import made_ahead
-from c2fmae.eval.evaluation import Subject
-from c2fmae.eval.keeping import keep
-from c2fmae.eval.probes.feature_store import Extracted
-from c2fmae.models.backbones import Backbone, Pool
+from c2fmae.data.prefetch import prefetch
+from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.probes.feature_store import FeatureStore
+from c2fmae.models.backbones import Backbone, Pooling
 
-CHUNK = 1024
+MAX_SCENES_PER_CHUNK = 1024
 """Scenes of a file, where they are small."""
 
 Precision = Literal["fp32", "bf16"]
 
-_FORMAT = 2
-_CHUNK_BYTES = 1 << 28  # of a file: some of it is in memory three times
+_FEATURE_FORMAT = 2
+_MAX_BYTES_PER_CHUNK = 1 << 28  # of a file: some of it is in memory three times
 
 
-class Column(NamedTuple):
+class FeatureColumn(NamedTuple):
     """One kind of feature of a photo: behind which block, and pooled how."""
 
     depth: int
-    pool: Pool
+    pool: Pooling
 
     def __str__(self) -> str:
         return f"layer {self.depth}, {self.pool}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class FeatureSpec:
     """What is to be known of every scene."""
 
-    columns: tuple[Column, ...] = ()
-    patches: tuple[int, ...] = ()
+    columns: tuple[FeatureColumn, ...] = ()
+    patch_depths: tuple[int, ...] = ()
     """Blocks behind which every patch's feature is kept."""
     has_maps: bool = False
     """Whether the semantic maps are kept too."""
     precision: Precision = "fp32"
 
     def __str__(self) -> str:
-        return ", ".join([*map(str, self.columns), *(f"patches of layer {depth}" for depth in self.patches)])
+        return ", ".join([*map(str, self.columns), *(f"patches of layer {depth}" for depth in self.patch_depths)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hands:
+class BatchingConfig:
     """How the work is done, which changes nothing about the result but its last bits."""
 
     batch_size: int = 64
-    workers: int = 2
+    num_workers: int = 2
 
 
-def extract(
-    subject: Subject, scenes: Scenes, view: CentralView, wanted: Wanted, *, identity: str, hands: Hands = Hands()
-) -> Extracted:
+def extract_features(
+    model: ModelUnderTest,
+    scenes: Scenes,
+    view: CentralView,
+    spec: FeatureSpec,
+    *,
+    identity: str,
+    batching: BatchingConfig = BatchingConfig(),
+) -> FeatureStore:
     """Return the features of all scenes' photos; `identity` tells these scenes from others of the same keys."""
-    each = _bytes_of_scene(subject.backbone, view, wanted)
-    length = max(1, min(CHUNK, _CHUNK_BYTES // each))
-    what = {
-        "format": _FORMAT,
-        "weights": subject.digest,
+    bytes_per_scene = _bytes_per_scene(model.backbone, view, spec)
+    chunk_size = max(1, min(MAX_SCENES_PER_CHUNK, _MAX_BYTES_PER_CHUNK // bytes_per_scene))
+    identity_fields = {
+        "format": _FEATURE_FORMAT,
+        "weights": model.digest,
         "scenes": identity,
         "view": [*view.size, view.crop, view.label_stride],
-        "columns": [str(column) for column in wanted.columns],
-        "patches": wanted.patches,
-        "maps": wanted.has_maps,
-        "precision": wanted.precision,
-        "chunk": length,
+        "columns": [str(column) for column in spec.columns],
+        "patches": spec.patch_depths,
+        "maps": spec.has_maps,
+        "precision": spec.precision,
+        "chunk": chunk_size,
     }
-    text = json.dumps(what)
-    folder = subject.cache / hashlib.sha256(text.encode()).hexdigest()[:16]
-    starts = range(0, len(scenes), length)
-    paths = tuple(folder / f"chunk-{number:05d}.safetensors" for number in range(len(starts)))
-    world = subject.world
-    if world.is_first:
-        keep(folder / "what.json", text.encode())
-        missing = min(length * sum(not path.exists() for path in paths), len(scenes))
+    identity_json = json.dumps(identity_fields)
+    feature_dir = model.cache_dir / hashlib.sha256(identity_json.encode()).hexdigest()[:16]
+    starts = range(0, len(scenes), chunk_size)
+    paths = tuple(feature_dir / f"chunk-{number:05d}.safetensors" for number in range(len(starts)))
+    world = model.world
+    if world.is_main:
+        write_atomic(feature_dir / "what.json", identity_json.encode())
+        missing = min(chunk_size * sum(not path.exists() for path in paths), len(scenes))
         if missing:
-            check_room(folder, needed=missing * each, what="features", or_do="take fewer layers")
-    world.wait()
-    mine = [number for number, path in enumerate(paths) if number % world.size == world.rank and not path.exists()]
-    rows = {number: range(starts[number], min(starts[number] + length, len(scenes))) for number in mine}
-    _make(subject, scenes, view, wanted, hands, {paths[number]: each for number, each in rows.items()})
-    world.wait()
-    return Extracted(paths, length)
+            check_disk_space(
+                feature_dir, num_bytes=missing * bytes_per_scene, purpose="features", alternative="take fewer layers"
+            )
+    world.barrier()
+    rank_chunks = [
+        number for number, path in enumerate(paths) if number % world.size == world.rank and not path.exists()
+    ]
+    rows = {number: range(starts[number], min(starts[number] + chunk_size, len(scenes))) for number in rank_chunks}
+    _extract_chunks(
+        model,
+        scenes,
+        view,
+        spec,
+        batching,
+        {paths[number]: bytes_per_scene for number, bytes_per_scene in rows.items()},
+    )
+    world.barrier()
+    return FeatureStore(paths, chunk_size)
 
 
 @torch.inference_mode()
-def _make(
-    subject: Subject,
+def _extract_chunks(
+    model: ModelUnderTest,
     scenes: Scenes,
     view: CentralView,
-    wanted: Wanted,
-    hands: Hands,
-    chunks: Mapping[Path, range],
+    spec: FeatureSpec,
+    batching: BatchingConfig,
+    rows_by_path: Mapping[Path, range],
 ) -> None:
     """Make some chunks."""
     batches = [
-        (path, rows[first : first + hands.batch_size])
-        for path, rows in chunks.items()
-        for first in range(0, len(rows), hands.batch_size)
+        (path, rows[first : first + batching.batch_size])
+        for path, rows in rows_by_path.items()
+        for first in range(0, len(rows), batching.batch_size)
     ]
-    backbone, device = subject.backbone.to(subject.world.device).eval(), subject.world.device
-    make = _Batches(scenes, view, [rows for _, rows in batches], wanted.has_maps)
-    loaded = made_ahead(make, len(batches), workers=hands.workers, pin=device.type == "cuda")
-    made: list[dict[str, Tensor]] = []
-    is_quiet = not subject.world.is_first or not batches
+    backbone, device = model.backbone.to(model.world.device).eval(), model.world.device
+    make = _ImageBatches(scenes, view, [rows for _, rows in batches], spec.has_maps)
+    loaded = prefetch(make, len(batches), num_workers=batching.num_workers, pin_memory=device.type == "cuda")
+    outputs: list[dict[str, Tensor]] = []
+    is_quiet = not model.world.is_main or not batches
     clock = time.perf_counter()
-    with Progress(total=len(batches), samples_per_step=hands.batch_size, is_quiet=is_quiet) as progress:
-        for step, ((photos, facts), (path, rows)) in enumerate(zip(loaded, batches, strict=True), start=1):
-            waited = time.perf_counter() - clock
-            with torch.autocast(device.type, torch.bfloat16, enabled=wanted.precision == "bf16"):
-                made.append(_features(backbone, photos.to(device, non_blocking=True), wanted) | facts)
-            if rows[-1] == chunks[path][-1]:
-                keep(path, save({name: torch.cat([each[name] for each in made]) for name in made[0]}))
-                made = []
+    with ProgressDisplay(total_steps=len(batches), samples_per_step=batching.batch_size, is_quiet=is_quiet) as progress:
+        for step, ((photos, extras), (path, rows)) in enumerate(zip(loaded, batches, strict=True), start=1):
+            data_seconds = time.perf_counter() - clock
+            with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+                outputs.append(_compute_features(backbone, photos.to(device, non_blocking=True), spec) | extras)
+            if rows[-1] == rows_by_path[path][-1]:
+                write_atomic(path, save({name: torch.cat([each[name] for each in outputs]) for name in outputs[0]}))
+                outputs = []
             now = time.perf_counter()
-            progress.step(step, {}, seconds=now - clock, waited=waited / (now - clock))
+            progress.update(step, {}, seconds=now - clock, wait_fraction=data_seconds / (now - clock))
             clock = now
 
 
-def _features(backbone: Backbone, photos: Tensor, wanted: Wanted) -> dict[str, Tensor]:
-    depths = sorted({column.depth for column in wanted.columns} | set(wanted.patches))
-    tokens = dict(zip(depths, backbone.layers(backbone.standardise(photos), depths), strict=True))
-    found = {str(each): backbone.pool(tokens[each.depth], each.pool, depth=each.depth) for each in wanted.columns}
-    found |= {f"patches {depth}": tokens[depth][:, backbone.num_prefix :] for depth in wanted.patches}
-    return {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
+def _compute_features(backbone: Backbone, images: Tensor, spec: FeatureSpec) -> dict[str, Tensor]:
+    depths = sorted({column.depth for column in spec.columns} | set(spec.patch_depths))
+    tokens = dict(zip(depths, backbone.get_intermediate_layers(backbone.standardise(images), depths), strict=True))
+    features = {str(each): backbone.pool(tokens[each.depth], each.pool, depth=each.depth) for each in spec.columns}
+    features |= {f"patches {depth}": tokens[depth][:, backbone.num_prefix_tokens :] for depth in spec.patch_depths}
+    return {name: tensor.float().cpu().contiguous() for name, tensor in features.items()}
 
 
 @dataclass(frozen=True)
-class _Batches:
+class _ImageBatches:
     """Batches by number: photos, and what is noted of its scenes beside features."""
 
     scenes: Scenes
@@ -156,24 +173,24 @@ class _Batches:
     has_maps: bool
     """Whether the semantic maps are noted."""
 
-    def __call__(self, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        scenes = [self.scenes[row] for row in self.rows[number]]
-        stored = [self.scenes.photo(row) for row in self.rows[number]]
+    def __call__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        scenes = [self.scenes[row] for row in self.rows[index]]
+        encoded_images = [self.scenes.read_image_bytes(row) for row in self.rows[index]]
         batch = SceneBatch.stack([self.view(scene) for scene in scenes])
-        photos = [
+        digests = [
             hashlib.blake2b(photo or scene.maps["rgb"].numpy().tobytes(), digest_size=16).digest()
-            for photo, scene in zip(stored, scenes, strict=True)
+            for photo, scene in zip(encoded_images, scenes, strict=True)
         ]
-        facts = {
+        extras = {
             "labels": torch.tensor([-1 if label is None else label for label in batch.labels]),
-            "photos": torch.from_numpy(np.frombuffer(b"".join(photos), np.uint8).reshape(-1, 16).copy()),
+            "photos": torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16).copy()),
         }
         if self.has_maps:
-            facts["semantic"] = batch.maps["semantic"]
-        return batch.maps["rgb"], facts
+            extras["semantic"] = batch.maps["semantic"]
+        return batch.maps["rgb"], extras
 
 
-def _bytes_of_scene(backbone: Backbone, view: CentralView, wanted: Wanted) -> int:
+def _bytes_per_scene(backbone: Backbone, view: CentralView, spec: FeatureSpec) -> int:
     patches = (view.size[0] // backbone.patch) * (view.size[1] // backbone.patch)
-    vectors = len(wanted.columns) + len(wanted.patches) * patches
+    vectors = len(spec.columns) + len(spec.patch_depths) * patches
     return 4 * backbone.dim * vectors + view.size[0] * view.size[1] // view.label_stride**2 + 64

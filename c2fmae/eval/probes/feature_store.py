@@ -14,56 +14,59 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 
-_IN_MEMORY = 4 << 30  # bytes of features that are read at once rather than row by row
+_MAX_BYTES_IN_MEMORY = 4 << 30  # bytes of features that are read at once rather than row by row
 
 
 @dataclass(frozen=True)
-class Extracted:
+class FeatureStore:
     """Features of scenes, in their order."""
 
-    chunks: tuple[Path, ...]
-    length: int
+    chunk_paths: tuple[Path, ...]
+    chunk_size: int
     """Scenes of every file but the last."""
 
-    def block(self, name: object, number: int) -> Tensor:
+    def read_chunk(self, name: object, chunk_index: int) -> Tensor:
         """Return one file's part of a tensor: that of a column, `patches 12`, `semantic`, `labels`, `photos`."""
-        return self._open(number).get_tensor(str(name))  # type: ignore[no-any-return]
+        return self._open_chunk(chunk_index).get_tensor(str(name))  # type: ignore[no-any-return]
 
-    def whole(self, name: object) -> Tensor:
+    def read_tensor(self, name: object) -> Tensor:
         """Return all of a tensor, with room for it once."""
-        shapes = [self._open(number).get_slice(str(name)).get_shape() for number in range(len(self.chunks))]
-        first = self.block(name, 0)
-        whole = first.new_empty(sum(shape[0] for shape in shapes), *shapes[0][1:])
-        for number, shape in enumerate(shapes):
-            begin = number * self.length
-            whole[begin : begin + shape[0]] = self.block(name, number)
-        return whole
+        shapes = [
+            self._open_chunk(chunk_index).get_slice(str(name)).get_shape()
+            for chunk_index in range(len(self.chunk_paths))
+        ]
+        first = self.read_chunk(name, 0)
+        tensor = first.new_empty(sum(shape[0] for shape in shapes), *shapes[0][1:])
+        for chunk_index, shape in enumerate(shapes):
+            start = chunk_index * self.chunk_size
+            tensor[start : start + shape[0]] = self.read_chunk(name, chunk_index)
+        return tensor
 
-    def reader(self, name: object) -> Callable[[Int64[Tensor, " row"]], Tensor]:
+    def make_row_reader(self, name: object) -> Callable[[Int64[Tensor, " row"]], Tensor]:
         """Return what reads rows of a tensor: from memory where all of it fits there, else from where they lie."""
-        if sum(path.stat().st_size for path in self.chunks) <= _IN_MEMORY:
-            return self.whole(name).__getitem__
-        slices = [self._open(number).get_slice(str(name)) for number in range(len(self.chunks))]
+        if sum(path.stat().st_size for path in self.chunk_paths) <= _MAX_BYTES_IN_MEMORY:
+            return self.read_tensor(name).__getitem__
+        slices = [self._open_chunk(number).get_slice(str(name)) for number in range(len(self.chunk_paths))]
 
         def read(rows: Int64[Tensor, " row"]) -> Tensor:
-            places = (divmod(row, self.length) for row in rows.tolist())
-            return torch.cat([slices[chunk][place : place + 1] for chunk, place in places])
+            positions = (divmod(row, self.chunk_size) for row in rows.tolist())
+            return torch.cat([slices[chunk][place : place + 1] for chunk, place in positions])
 
         return read
 
     @cached_property
     def labels(self) -> Tensor:
         """Return the scenes' labels; -1 for those without."""
-        return self.whole("labels")
+        return self.read_tensor("labels")
 
     @cached_property
-    def photos(self) -> np.ndarray:
+    def image_digests(self) -> np.ndarray:
         """Return a digest of each photo."""
-        digests = self.whole("photos").numpy()
+        digests = self.read_tensor("photos").numpy()
         return digests.view(f"V{digests.shape[1]}")[:, 0]
 
-    def _open(self, number: int) -> Any:
-        path = self.chunks[number]
+    def _open_chunk(self, chunk_index: int) -> Any:
+        path = self.chunk_paths[chunk_index]
         try:
             return safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:

@@ -13,14 +13,14 @@ from c2fmae.data import CentralView, Scenes, standardise
 from c2fmae.masking import patch_regions
 from c2fmae.methods import MaskedAutoencoding
 
-Encode = Callable[[UInt8[Tensor, "batch channels height width"]], Float[Tensor, "batch patch dim"]]
+PatchEncoder = Callable[[UInt8[Tensor, "batch channels height width"]], Float[Tensor, "batch patch dim"]]
 """From photos as bytes to a vector for each of their patches, row by row."""
-Pool = Callable[[Float[Tensor, "batch patch dim"]], Float[Tensor, "batch pooled"]]
+PatchPooling = Callable[[Float[Tensor, "batch patch dim"]], Float[Tensor, "batch pooled"]]
 """From the patches' vectors to the photo's."""
 
 
 @dataclass(frozen=True)
-class Features:
+class PatchFeatures:
     """Of scenes: their photos' features, and the truth that probes look for in them."""
 
     pooled: Float[Tensor, "scene pooled"]
@@ -31,30 +31,30 @@ class Features:
     """The semantic id that most of a patch has; 255 where nobody labelled it, or there is no map."""
 
 
-def mean_of(patches: Float[Tensor, "batch patch dim"]) -> Float[Tensor, "batch dim"]:
+def pool_mean(patches: Float[Tensor, "batch patch dim"]) -> Float[Tensor, "batch dim"]:
     """Pool by the mean: where in the photo something is does not count."""
     return patches.mean(dim=1)
 
 
-def concatenate(patches: Float[Tensor, "batch patch dim"]) -> Float[Tensor, "batch pooled"]:
+def pool_concatenated(patches: Float[Tensor, "batch patch dim"]) -> Float[Tensor, "batch pooled"]:
     """Pool by keeping all, in order."""
     return patches.flatten(1)
 
 
-def photo_encoder(method: MaskedAutoencoding) -> Encode:
+def make_image_encoder(method: MaskedAutoencoding) -> PatchEncoder:
     """Return what a method's encoder says of photos, without its global token, in evaluation mode and full precision.
 
     A method that was only built, from another seed, is the untrained encoder to compare with.
     """
-    mean, std = (torch.tensor(values) for values in method.config.normalisation("rgb"))
-    prefix: int = method.model.get_submodule("encoder").num_prefix  # type: ignore[assignment]
+    mean, std = (torch.tensor(values) for values in method.config.mean_and_std("rgb"))
+    prefix: int = method.model.get_submodule("encoder").num_prefix_tokens  # type: ignore[assignment]
 
-    def encode(photos: Tensor) -> Tensor:
+    def encode(images: Tensor) -> Tensor:
         modes = [(module, module.training) for module in method.model.modules()]
         method.model.eval()  # drop path is for training
         try:
-            given = standardise(photos, mean.to(photos.device), std.to(photos.device))
-            tokens: Tensor = method.model.encode(given)  # type: ignore[operator]
+            images = standardise(images, mean.to(images.device), std.to(images.device))
+            tokens: Tensor = method.model.encode(images)  # type: ignore[operator]
         finally:
             for module, is_training in modes:
                 module.training = is_training
@@ -64,18 +64,20 @@ def photo_encoder(method: MaskedAutoencoding) -> Encode:
 
 
 @torch.no_grad()
-def extract(
-    encode: Encode, scenes: Scenes, view: CentralView, *, pool: Pool = mean_of, batch_size: int = 256
-) -> Features:
+def encode_scenes(
+    encode: PatchEncoder, scenes: Scenes, view: CentralView, *, pool: PatchPooling = pool_mean, batch_size: int = 256
+) -> PatchFeatures:
     """Encode the photos of all scenes, as `view` cuts them, and keep in memory what comes out."""
-    made = []
+    batches = []
     for first in range(0, len(scenes), batch_size):
         rows = range(first, min(first + batch_size, len(scenes)))
-        made.append(_encode_batch(encode, SceneBatch.stack([view(scenes[row]) for row in rows]), pool))
-    return Features(*(torch.cat(parts) for parts in zip(*made, strict=True)))
+        batches.append(_encode_batch(encode, SceneBatch.stack([view(scenes[row]) for row in rows]), pool))
+    return PatchFeatures(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
-def _encode_batch(encode: Encode, scenes: SceneBatch, pool: Pool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _encode_batch(
+    encode: PatchEncoder, scenes: SceneBatch, pool: PatchPooling
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return a batch's part of each of the features' fields."""
     photos = scenes.maps["rgb"]
     patches = encode(photos).float()

@@ -7,61 +7,73 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from c2fmae.core.config import Count
+from c2fmae.core.config import PositiveInt
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
-from c2fmae.eval.probes.nearest_neighbours import QUERIES_AT_ONCE, nearest, vote
-from c2fmae.eval.probes.probe_config import LabelledConfig, Pair, at, told_shares
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.probes.nearest_neighbours import QUERIES_PER_BLOCK, find_nearest, vote_labels
+from c2fmae.eval.probes.probe_config import (
+    LabelProbeConfig,
+    TrainTestFeatures,
+    label_fraction_suffix,
+    make_accuracy_metrics,
+)
 
 
 @EVALUATIONS.register("knn")
-class KnnConfig(LabelledConfig):
+class KnnEvaluation(LabelProbeConfig):
     """k nearest neighbours of frozen features: no training, no settings to search."""
 
-    ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5, 10, 20, 50)
+    ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10, 20, 50)
     """Numbers of neighbours; those above the number of training photos are left out."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Of the weighted vote: each neighbour counts exp(cosine / temperature)."""
 
-    def protocol(self, subject: Subject) -> str:
+    def describe_protocol(self, model: ModelUnderTest) -> str:
         """Say what is done."""
         return (
-            f"{self.told(subject)} k nearest neighbours by cosine, all photos whose label is given searched exactly; "
-            f"votes by exp(cosine / {self.temperature:g}), and plain ones. {self.told_scores()}"
+            f"{self.describe_setup(model)} k nearest neighbours by cosine, all photos whose label is given searched "
+            "exactly; "
+            f"votes by exp(cosine / {self.temperature:g}), and plain ones. {self.describe_scores()}"
         )
 
-    def run(self, subject: Subject) -> Iterator[Metric]:
+    def run(self, model: ModelUnderTest) -> Iterator[Metric]:
         """Search once for the most neighbours, then count votes for every k."""
-        pair, columns = self.labelled(subject), self.columns(subject.backbone)
-        yield pair.told_overlap()
+        sets, columns = self.extract_labelled_sets(model), self.feature_columns(model.backbone)
+        yield sets.overlap_metric()
         for column in columns:
-            keys, queries = pair.train.whole(column), pair.test.whole(column)
-            where = f", {column}" if len(columns) > 1 else ""
-            for fraction, draws in self.drawn(pair.train.labels):
-                found = [self._shares(subject.world, keys, queries, pair, rows) for rows in draws]
-                for name in found[0]:
-                    shares = [each[name] for each in found]
-                    yield from told_shares(f"{name}{where}{at(fraction)}", shares, pair.count)
+            keys, queries = sets.train.read_tensor(column), sets.test.read_tensor(column)
+            column_suffix = f", {column}" if len(columns) > 1 else ""
+            for fraction, subsets in self.draw_label_subsets(sets.train.labels):
+                accuracies = [self._test_accuracies(model.world, keys, queries, sets, rows) for rows in subsets]
+                for name in accuracies[0]:
+                    values = [values[name] for values in accuracies]
+                    yield from make_accuracy_metrics(
+                        f"{name}{column_suffix}{label_fraction_suffix(fraction)}", values, sets.num_test_images
+                    )
 
-    def _shares(self, world: World, keys: Tensor, queries: Tensor, pair: Pair, rows: Tensor) -> dict[str, float]:
+    def _test_accuracies(
+        self, world: World, keys: Tensor, queries: Tensor, sets: TrainTestFeatures, rows: Tensor
+    ) -> dict[str, float]:
         """Return which share of the test photos is right, for each way to vote."""
         ks = [k for k in self.ks if k <= len(rows)]
         if not ks:
             raise UserError(f"ks: there are {len(rows)} training photos, fewer than each of {list(self.ks)}")
         # Whole blocks, whoever's turn it is: so many processes find what one does
-        blocks = torch.arange(len(queries)).split(QUERIES_AT_ONCE)[world.rank :: world.size]
-        mine = torch.cat([*blocks, rows[:0]])
-        neighbours = nearest(keys if len(rows) == len(keys) else keys[rows], queries[mine].to(world.device), max(ks))
-        labels, truth = pair.train.labels[rows].to(world.device), pair.test.labels[mine].to(world.device)
-        ways = {"weighted votes": self.temperature, "plain votes": None}
-        right = torch.zeros(len(ways), len(ks), dtype=torch.int64, device=world.device)
-        for way, temperature in enumerate(ways.values()) if len(mine) else ():
-            found = vote(neighbours, labels, ks, num_labels=pair.num_labels, temperature=temperature)
-            right[way] = torch.stack([(found[k] == truth).sum() for k in ks])
-        right = world.add(right).cpu()
+        blocks = torch.arange(len(queries)).split(QUERIES_PER_BLOCK)[world.rank :: world.size]
+        rank_rows = torch.cat([*blocks, rows[:0]])
+        neighbours = find_nearest(
+            keys if len(rows) == len(keys) else keys[rows], queries[rank_rows].to(world.device), max(ks)
+        )
+        labels, truth = sets.train.labels[rows].to(world.device), sets.test.labels[rank_rows].to(world.device)
+        temperatures = {"weighted votes": self.temperature, "plain votes": None}
+        num_correct = torch.zeros(len(temperatures), len(ks), dtype=torch.int64, device=world.device)
+        for way, temperature in enumerate(temperatures.values()) if len(rank_rows) else ():
+            predicted = vote_labels(neighbours, labels, ks, num_labels=sets.num_labels, temperature=temperature)
+            num_correct[way] = torch.stack([(predicted[k] == truth).sum() for k in ks])
+        num_correct = world.all_reduce(num_correct).cpu()
         return {
-            f"top-1, {name}, k = {k}": right[way, place].item() / pair.count
-            for way, name in enumerate(ways)
-            for place, k in enumerate(ks)
+            f"top-1, {name}, k = {k}": num_correct[way, index].item() / sets.num_test_images
+            for way, name in enumerate(temperatures)
+            for index, k in enumerate(ks)
         }

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
-from c2fmae.eval.probes.batching import num_batches, shuffled
+from c2fmae.eval.probes.batching import num_batches, shuffled_batches
 from c2fmae.eval.probes.logistic_regression import LinearProbe
 
-Targets = Int64[Tensor, " row"] | Float[Tensor, "row label"]
+ClassTargets = Int64[Tensor, " row"] | Float[Tensor, "row label"]
 """Labels, or how much of each class there is in a row; rows that are all 0 say nothing and are left out."""
 
 _MOMENTUM = 0.9
-_ROWS_AT_ONCE = 8192
+_ROWS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True)
-class HeadSetting:
+class LinearHeadSetting:
     """How one of many linear probes is fitted."""
 
     column: str
@@ -37,19 +37,19 @@ class HeadSetting:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenHead:
     """The best of several settings, and the probe that was fitted with it."""
 
     probe: LinearProbe
-    setting: HeadSetting
-    shares: tuple[float, ...]
+    setting: LinearHeadSetting
+    validation_accuracies: tuple[float, ...]
     """Which share of the rows held out each setting got right; 0 where it diverged."""
 
 
-def fit_heads(
+def fit_linear_heads(
     features: Mapping[str, Float[Tensor, "row _"]],
-    targets: Targets,
-    settings: Sequence[HeadSetting],
+    targets: ClassTargets,
+    settings: Sequence[LinearHeadSetting],
     *,
     rows: Int64[Tensor, " given"],
     num_labels: int,
@@ -61,41 +61,43 @@ def fit_heads(
 
     Features are standardised by the mean and deviation of these rows; weights start at 0.
     """
-    rows = _telling(targets, rows)
+    rows = _labelled_rows(targets, rows)
     if len(rows) == 0:
         raise UserError("a linear probe needs training rows with labels, got none")
     columns = {
-        name: _Column(features[name], rows, [each for each in settings if each.column == name], num_labels, batch_size)
+        name: _ColumnHeads(
+            features[name], rows, [each for each in settings if each.column == name], num_labels, batch_size
+        )
         for name in dict.fromkeys(setting.column for setting in settings)
     }
     total = epochs * num_batches(len(rows), batch_size)
-    for step, batch in enumerate(shuffled(rows, epochs=epochs, batch_size=batch_size, seed=seed)):
-        shares = shares_of(targets[batch], num_labels)
+    for step, batch in enumerate(shuffled_batches(rows, epochs=epochs, batch_size=batch_size, seed=seed)):
+        fractions = class_fractions(targets[batch], num_labels)
         for column in columns.values():
-            column.descend(batch, shares, warmup_cosine(step, total=total, warmup=0))
+            column.take_step(batch, fractions, warmup_cosine(step, total_steps=total, warmup_steps=0))
     probes = {name: iter(column.probes()) for name, column in columns.items()}
     return [next(probes[setting.column]) for setting in settings]
 
 
-def choose_head(
+def choose_linear_head(
     features: Mapping[str, Float[Tensor, "row _"]],
-    targets: Targets,
-    settings: Sequence[HeadSetting],
+    targets: ClassTargets,
+    settings: Sequence[LinearHeadSetting],
     *,
     rows: Int64[Tensor, " given"],
-    held_out: Int64[Tensor, " held_out"],
+    validation_rows: Int64[Tensor, " held_out"],
     num_labels: int,
     epochs: int,
     batch_size: int,
     seed: int,
-) -> Chosen:
-    """Fit all settings to `rows`, take the one that does best on `held_out`, and fit it again to both.
+) -> ChosenHead:
+    """Fit all settings to `rows`, take the one that does best on `validation_rows`, and fit it again to both.
 
     Of several that do equally well, the first is taken. What a probe is tested on has no part in this.
     """
 
-    def fit(settings: Sequence[HeadSetting], rows: Tensor) -> list[LinearProbe]:
-        return fit_heads(
+    def fit(settings: Sequence[LinearHeadSetting], rows: Tensor) -> list[LinearProbe]:
+        return fit_linear_heads(
             features,
             targets,
             settings,
@@ -106,51 +108,53 @@ def choose_head(
             seed=seed,
         )
 
-    shares = tuple(
-        share_found(probe, features[setting.column], targets, held_out)
+    accuracies = tuple(
+        target_accuracy(probe, features[setting.column], targets, validation_rows)
         for probe, setting in zip(fit(settings, rows), settings, strict=True)
     )
-    best = settings[shares.index(max(shares))]
-    (probe,) = fit([best], torch.cat([rows, held_out]).sort().values)
-    return Chosen(probe, best, shares)
+    best = settings[accuracies.index(max(accuracies))]
+    (probe,) = fit([best], torch.cat([rows, validation_rows]).sort().values)
+    return ChosenHead(probe, best, accuracies)
 
 
-def share_found(
-    probe: LinearProbe, features: Float[Tensor, "row dim"], targets: Targets, rows: Int64[Tensor, " tried"]
+def target_accuracy(
+    probe: LinearProbe, features: Float[Tensor, "row dim"], targets: ClassTargets, rows: Int64[Tensor, " tried"]
 ) -> float:
     """Return which share of `rows` a probe gets right: of what they hold, where that is several classes."""
-    rows = _telling(targets, rows)
+    rows = _labelled_rows(targets, rows)
     if not probe.weight.isfinite().all():
         return 0.0
-    right = 0.0
-    for some in rows.split(_ROWS_AT_ONCE):
-        found = probe.predict(features[some].float())
-        right += shares_of(targets[some], len(probe.bias)).gather(1, found[:, None]).double().sum().item()
-    return right / len(rows)
+    correct = 0.0
+    for batch_rows in rows.split(_ROWS_PER_BATCH):
+        predicted = probe.predict(features[batch_rows].float())
+        correct += (
+            class_fractions(targets[batch_rows], len(probe.bias)).gather(1, predicted[:, None]).double().sum().item()
+        )
+    return correct / len(rows)
 
 
-def shares_of(targets: Targets, num_labels: int) -> Float[Tensor, "row label"]:
+def class_fractions(targets: ClassTargets, num_labels: int) -> Float[Tensor, "row label"]:
     """Return how much of each class a row holds, 1 in all."""
     if targets.ndim == 1:
         return F.one_hot(targets, num_labels).float()
     return targets.float() / targets.sum(dim=1, keepdim=True)
 
 
-def _telling(targets: Tensor, rows: Tensor) -> Tensor:
+def _labelled_rows(targets: Tensor, rows: Tensor) -> Tensor:
     """Return the rows that say something."""
     if targets.ndim == 1:
         return rows
-    return torch.cat([some[targets[some].sum(dim=1) > 0] for some in rows.split(_ROWS_AT_ONCE)])
+    return torch.cat([some[targets[some].sum(dim=1) > 0] for some in rows.split(_ROWS_PER_BATCH)])
 
 
-class _Column:
+class _ColumnHeads:
     """Probes of one kind of features, while they are fitted."""
 
     def __init__(
-        self, features: Tensor, rows: Tensor, settings: Sequence[HeadSetting], num_labels: int, batch_size: int
+        self, features: Tensor, rows: Tensor, settings: Sequence[LinearHeadSetting], num_labels: int, batch_size: int
     ) -> None:
         self.features, self.settings = features, settings
-        self.mean, self.std = mean_and_deviation(features, rows)
+        self.mean, self.std = mean_and_std(features, rows)
         size = (len(settings), num_labels)
         self.weight = torch.zeros(*size, features.shape[1])
         self.bias = torch.zeros(size)
@@ -159,19 +163,19 @@ class _Column:
         self.decay = torch.tensor([setting.weight_decay for setting in settings]).view(-1, 1, 1)
         self.buffers = torch.empty(2, batch_size, *size)  # new memory at each step takes longer than what is done in it
 
-    def descend(self, batch: Tensor, shares: Tensor, rate: float) -> None:
-        """Take a step of each setting's own length times `rate`."""
+    def take_step(self, batch: Tensor, targets: Tensor, lr_factor: float) -> None:
+        """Take a step of each setting's own length times `lr_factor`."""
         rows = (self.features[batch].float() - self.mean) / self.std
         logits, error = self.buffers[:, : len(batch)]
         torch.addmm(self.bias.flatten(), rows, self.weight.flatten(0, 1).T, out=logits.flatten(1))
         torch.softmax(logits, dim=2, out=error)
-        error.sub_(shares[:, None]).div_(len(batch))
+        error.sub_(targets[:, None]).div_(len(batch))
         to_weight, to_bias = self.velocity
         to_weight.flatten(0, 1).addmm_(error.flatten(1).T, rows, beta=_MOMENTUM)
         to_weight.addcmul_(self.weight, self.decay)
         to_bias.mul_(_MOMENTUM).add_(error.sum(dim=0))
-        self.weight.addcmul_(to_weight, -rate * self.lr[..., None])
-        self.bias.addcmul_(to_bias, -rate * self.lr)
+        self.weight.addcmul_(to_weight, -lr_factor * self.lr[..., None])
+        self.bias.addcmul_(to_bias, -lr_factor * self.lr)
 
     def probes(self) -> list[LinearProbe]:
         """Return them, in the order of their settings."""
@@ -181,18 +185,18 @@ class _Column:
         ]
 
 
-def mean_and_deviation(
+def mean_and_std(
     features: Float[Tensor, "row dim"], rows: Int64[Tensor, " given"]
 ) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
     """Return the mean and standard deviation of rows, read in parts; 1 for the deviation of what does not change."""
     count, mean, squares = 0, torch.zeros(features.shape[1]).double(), torch.zeros(features.shape[1]).double()
-    for some in rows.split(_ROWS_AT_ONCE):
-        part = features[some].double()
-        variance, middle = torch.var_mean(part, dim=0, correction=0)
+    for batch_rows in rows.split(_ROWS_PER_BATCH):
+        part = features[batch_rows].double()
+        variance, batch_mean = torch.var_mean(part, dim=0, correction=0)
         # Joined about the mean of both, since squares of what lies far from 0 would leave nothing of small differences
-        share = len(part) / (count + len(part))
-        squares += len(part) * (variance + (1 - share) * (middle - mean).square())
-        mean += share * (middle - mean)
+        fraction = len(part) / (count + len(part))
+        squares += len(part) * (variance + (1 - fraction) * (batch_mean - mean).square())
+        mean += fraction * (batch_mean - mean)
         count += len(part)
     std = (squares / count).sqrt()
     std = std.where(std > 1e-6 * mean.abs().clamp(min=1e-6), 1)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.probes.batching import FEWEST, hold_out
+from c2fmae.eval.probes.batching import VALIDATION_DIVISOR, split_training_validation
 
 WEIGHT_DECAYS = (1.0, 0.1, 0.01, 0.001)
 """From where hardly more than the means of classes counts to where few thousand rows are fitted as they are."""
@@ -35,34 +35,34 @@ class LinearProbe:
         return self.logits(features).argmax(dim=1)
 
 
-def fit_linear(
+def fit_logistic_regression(
     features: Float[Tensor, "row dim"],
     labels: Int64[Tensor, " row"],
     *,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
-    max_iterations: int = 200,
+    max_iter: int = 200,
 ) -> LinearProbe:
     """Fit a probe; of several weight decays, with the one that does best on a fifth of the rows, fitted to the rest.
 
     What is minimised is the mean cross-entropy and weight_decay / 2 of the squared weights, but not biases:
     scikit-learn's with C = 1 / (weight_decay × rows). Which rows are that fifth is the same each time.
     """
-    if len(features) < FEWEST:
-        raise UserError(f"a linear probe needs at least {FEWEST} training rows, got {len(features)}")
+    if len(features) < VALIDATION_DIVISOR:
+        raise UserError(f"a linear probe needs at least {VALIDATION_DIVISOR} training rows, got {len(features)}")
     decay = weight_decays[0]
     if len(weight_decays) > 1:
-        rest, held_out = hold_out(torch.arange(len(features)), seed=0)
-        probes = _fit_each(features[rest], labels[rest], weight_decays, max_iterations)
-        rows, truth = features[held_out], labels[held_out]
-        shares = [(probe.predict(rows) == truth).double().mean().item() for probe in probes]
-        decay = weight_decays[shares.index(max(shares))]
-    (probe,) = _fit_each(features, labels, [decay], max_iterations)
+        training_rows, validation_rows = split_training_validation(torch.arange(len(features)), seed=0)
+        probes = _fit_weight_decays(features[training_rows], labels[training_rows], weight_decays, max_iter)
+        rows, truth = features[validation_rows], labels[validation_rows]
+        accuracies = [(probe.predict(rows) == truth).double().mean().item() for probe in probes]
+        decay = weight_decays[accuracies.index(max(accuracies))]
+    (probe,) = _fit_weight_decays(features, labels, [decay], max_iter)
     return probe
 
 
 @torch.enable_grad()
-def _fit_each(
-    features: Tensor, labels: Tensor, weight_decays: Sequence[float], max_iterations: int
+def _fit_weight_decays(
+    features: Tensor, labels: Tensor, weight_decays: Sequence[float], max_iter: int
 ) -> list[LinearProbe]:
     """Fit with one weight decay after the other, each from where the last one ended."""
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
@@ -74,7 +74,7 @@ def _fit_each(
     for decay in weight_decays:
         optimiser = torch.optim.LBFGS(
             [weight, bias],
-            max_iter=max_iterations,
+            max_iter=max_iter,
             tolerance_grad=1e-5,
             tolerance_change=1e-9,
             history_size=10,

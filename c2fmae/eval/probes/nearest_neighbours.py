@@ -10,10 +10,10 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 
-QUERIES_AT_ONCE = 1024
+QUERIES_PER_BLOCK = 1024
 """Queries are compared in blocks of so many: what shares them out between processes does it by whole blocks."""
-_KEYS_AT_ONCE = 16384  # with the queries a buffer of 64 MiB
-_GROUP = 64
+_KEYS_PER_BLOCK = 16384  # with the queries a buffer of 64 MiB
+_KEYS_PER_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Neighbours:
     index: Int64[Tensor, "query k"]
 
 
-def nearest(
+def find_nearest(
     keys: Float[Tensor, "key dim"] | Sequence[Float[Tensor, "_ dim"]], queries: Float[Tensor, "query dim"], k: int
 ) -> Neighbours:
     """Return the k keys that each query has the highest cosines with, exactly.
@@ -36,26 +36,26 @@ def nearest(
     num_keys = sum(map(len, blocks))
     if k not in range(1, num_keys + 1):
         raise UserError(f"k: expected 1 to {num_keys} neighbours, as many as there are training scenes, got {k}")
-    queries = unit_rows(queries)
+    queries = normalise_rows(queries)
     best = queries.new_full((len(queries), k), -torch.inf)
     index = torch.zeros_like(best, dtype=torch.int64)
-    buffer = queries.new_empty(min(QUERIES_AT_ONCE, len(queries)) * _KEYS_AT_ONCE)
+    buffer = queries.new_empty(min(QUERIES_PER_BLOCK, len(queries)) * _KEYS_PER_BLOCK)
     first = 0
-    for piece in (piece for block in blocks for piece in block.split(_KEYS_AT_ONCE)):
-        units = unit_rows(piece.to(queries.device))
-        if short := -len(piece) % _GROUP:
-            units = F.pad(units, (0, 0, 0, short))  # to whole groups
-        for rows in (slice(start, start + QUERIES_AT_ONCE) for start in range(0, len(queries), QUERIES_AT_ONCE)):
+    for piece in (piece for block in blocks for piece in block.split(_KEYS_PER_BLOCK)):
+        units = normalise_rows(piece.to(queries.device))
+        if num_padding := -len(piece) % _KEYS_PER_GROUP:
+            units = F.pad(units, (0, 0, 0, num_padding))  # to whole groups
+        for rows in (slice(start, start + QUERIES_PER_BLOCK) for start in range(0, len(queries), QUERIES_PER_BLOCK)):
             block = queries[rows]
             similarity = buffer[: len(block) * len(units)].view(len(block), len(units))
             torch.mm(block, units.T, out=similarity)
             similarity[:, len(piece) :] = -torch.inf
-            _admit(similarity, first, best[rows], index[rows])
+            _merge_nearest(similarity, first, best[rows], index[rows])
         first += len(piece)
     return Neighbours(best, index)
 
 
-def unit_rows(rows: Tensor) -> Tensor:
+def normalise_rows(rows: Tensor) -> Tensor:
     """Return rows of length 1 in full precision, or of zeros where they were."""
     rows = rows.float()
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -64,40 +64,40 @@ def unit_rows(rows: Tensor) -> Tensor:
     return rows / length.clamp(min=1e-12)
 
 
-def _admit(similarity: Tensor, first: int, best: Tensor, index: Tensor) -> None:
-    """Replace, among the best so far, those that keys from index `first` on are nearer than.
+def _merge_nearest(similarity: Tensor, first_key: int, best: Tensor, index: Tensor) -> None:
+    """Replace, among the best so far, those that keys from index `first_key` on are nearer than.
 
     Few keys get in once the best are good, so most are dismissed by one look at the highest of their group.
     """
     k = best.shape[1]
-    groups = similarity.unflatten(1, (-1, _GROUP))
+    groups = similarity.unflatten(1, (-1, _KEYS_PER_GROUP))
     peaks = groups.amax(dim=2)
     # Who comes later loses a tie: only what lies above the k-th so far gets in
-    bar = torch.nextafter(best[:, -1:], best.new_tensor(torch.inf))
-    is_open = peaks >= bar
-    if is_open.sum() > len(peaks) * k and k <= peaks.shape[1]:
+    threshold = torch.nextafter(best[:, -1:], best.new_tensor(torch.inf))
+    has_candidate = peaks >= threshold
+    if has_candidate.sum() > len(peaks) * k and k <= peaks.shape[1]:
         # k groups have a key as near as the k-th of their peaks: nothing below it is among the best
-        bar = bar.maximum(peaks.topk(k, dim=1).values[:, -1:])
-        is_open = peaks >= bar
-    row, group = is_open.nonzero(as_tuple=True)
+        threshold = threshold.maximum(peaks.topk(k, dim=1).values[:, -1:])
+        has_candidate = peaks >= threshold
+    row, group = has_candidate.nonzero(as_tuple=True)
     members = groups[row, group]
-    member, column = (members >= bar[row]).nonzero(as_tuple=True)
-    row, key = row[member], first + _GROUP * group[member] + column  # by row, then by key
+    member, column = (members >= threshold[row]).nonzero(as_tuple=True)
+    row, key = row[member], first_key + _KEYS_PER_GROUP * group[member] + column  # by row, then by key
     if len(row) == 0:
         return
     count = row.bincount(minlength=len(peaks))
-    place = k + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    slot = k + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     width = k + int(count.max())
     nearness, keys = best.new_full((len(peaks), width), -torch.inf), index.new_zeros(len(peaks), width)
     nearness[:, :k], keys[:, :k] = best, index
-    nearness[row, place], keys[row, place] = members[member, column], key
+    nearness[row, slot], keys[row, slot] = members[member, column], key
     changed = count.nonzero().squeeze(1)
     order = nearness[changed].sort(dim=1, descending=True, stable=True)
     best[changed] = order.values[:, :k]
     index[changed] = keys[changed].gather(1, order.indices[:, :k])
 
 
-def vote(
+def vote_labels(
     neighbours: Neighbours,
     labels: Int64[Tensor, " key"],
     ks: Sequence[int],
@@ -109,20 +109,20 @@ def vote(
 
     Without a temperature each counts one. Equal votes go to the lower label.
     """
-    most = neighbours.index.shape[1]
-    if not ks or min(ks) < 1 or max(ks) > most:
-        raise UserError(f"k: expected numbers of neighbours from 1 to {most}, got {', '.join(map(str, ks))}")
-    found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    blocks = (field.split(QUERIES_AT_ONCE) for field in (neighbours.similarity, neighbours.index))
-    for near, keys in zip(*blocks, strict=True):
+    max_k = neighbours.index.shape[1]
+    if not ks or min(ks) < 1 or max(ks) > max_k:
+        raise UserError(f"k: expected numbers of neighbours from 1 to {max_k}, got {', '.join(map(str, ks))}")
+    predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
+    blocks = (field.split(QUERIES_PER_BLOCK) for field in (neighbours.similarity, neighbours.index))
+    for similarity, keys in zip(*blocks, strict=True):
         # In units of the nearest one's vote, which no temperature makes too small to count
-        weight = torch.ones_like(near, dtype=torch.float64)
+        weight = torch.ones_like(similarity, dtype=torch.float64)
         if temperature is not None:
-            weight = ((near.double() - near[:, :1]) / temperature).exp()
-        ballots = weight.new_zeros(len(near), num_labels)
+            weight = ((similarity.double() - similarity[:, :1]) / temperature).exp()
+        ballots = weight.new_zeros(len(similarity), num_labels)
         counted = 0
-        for k in sorted(found):
+        for k in sorted(predicted):
             ballots.scatter_add_(1, labels[keys[:, counted:k]], weight[:, counted:k])
-            found[k].append(ballots.argmax(dim=1))
+            predicted[k].append(ballots.argmax(dim=1))
             counted = k
-    return {k: torch.cat(parts) for k, parts in found.items()}
+    return {k: torch.cat(parts) for k, parts in predicted.items()}

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from c2fmae.eval.probes.confusion import confusion, mean_iou, share_right
+from c2fmae.eval.probes.confusion import confusion_matrices, mean_iou, overall_accuracy
 
 
-class DenseScores(NamedTuple):
+class PatchScores(NamedTuple):
     """How well patches were told apart."""
 
     miou: float
@@ -17,12 +17,12 @@ class DenseScores(NamedTuple):
     accuracy: float
 
 
-def score_patches(found: Int64[Tensor, " patch"], truth: Int64[Tensor, " patch"]) -> DenseScores:
+def score_patches(predicted: Int64[Tensor, " patch"], truth: Int64[Tensor, " patch"]) -> PatchScores:
     """Compare the classes of patches.
 
     >>> score_patches(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]))
-    DenseScores(miou=0.5833333333333333, accuracy=0.75)
+    PatchScores(miou=0.5833333333333333, accuracy=0.75)
     """
-    num_classes = int(torch.cat([found, truth]).max()) + 1
-    (counts,) = confusion(found[None], truth[None], num_classes, ignore=-1)
-    return DenseScores(mean_iou(counts).item(), share_right(counts).item())
+    num_classes = int(torch.cat([predicted, truth]).max()) + 1
+    (counts,) = confusion_matrices(predicted[None], truth[None], num_classes, ignore=-1)
+    return PatchScores(mean_iou(counts).item(), overall_accuracy(counts).item())

@@ -10,33 +10,33 @@ from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
-from c2fmae.core.config import Count
+from c2fmae.core.config import PositiveInt
 from c2fmae.core.errors import UserError
-from c2fmae.core.seeding import seed_of
-from c2fmae.eval.datasets import Opened, PairConfig, open_set, same_names
-from c2fmae.eval.evaluation import Evaluation, Metric, Subject
-from c2fmae.eval.probes.extraction import Column, Hands, Precision, Wanted, extract
-from c2fmae.eval.probes.feature_store import Extracted
-from c2fmae.eval.probes.intervals import wilson
-from c2fmae.models.backbones import Backbone, Pool
+from c2fmae.core.seeding import derive_seed
+from c2fmae.eval.datasets import OpenedSet, TrainTestConfig, check_same_names, open_set
+from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
+from c2fmae.eval.probes.extraction import BatchingConfig, FeatureColumn, FeatureSpec, Precision, extract_features
+from c2fmae.eval.probes.feature_store import FeatureStore
+from c2fmae.eval.probes.intervals import wilson_interval
+from c2fmae.models.backbones import Backbone, Pooling
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
-_MOSTLY = 0.5
+_MAX_OVERLAP = 0.5
 """Share of the test photos from which on being in the training set, too, is no accident."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class TrainTestFeatures:
     """Features of the two sets."""
 
-    train: Extracted
-    test: Extracted
+    train: FeatureStore
+    test: FeatureStore
     overlap: float
     """Share of the test photos that are among the training photos, byte for byte."""
 
     @property
-    def count(self) -> int:
+    def num_test_images(self) -> int:
         """How many photos are tried."""
         return len(self.test.labels)
 
@@ -45,163 +45,179 @@ class Pair:
         """How many labels there are."""
         return int(max(self.train.labels.max(), self.test.labels.max())) + 1
 
-    def told_overlap(self) -> Metric:
+    def overlap_metric(self) -> Metric:
         """Return the number that stands before all others."""
-        return Metric("test photos that are in the training set, too, %", 100 * self.overlap, self.count)
+        return Metric("test photos that are in the training set, too, %", 100 * self.overlap, self.num_test_images)
 
 
-class ProbeConfig(PairConfig, Evaluation):
+class ProbeConfig(TrainTestConfig, Evaluation):
     """A probe of frozen features, of photos alone."""
 
-    layers: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     """Blocks behind which features are taken, counted from 1; the last, unless given."""
     seed: int = 0
-    batch_size: Count = 64
+    batch_size: PositiveInt = 64
     """Photos encoded at once."""
     workers: Annotated[int, Field(ge=0)] = 2
     precision: Precision = "fp32"
 
-    def layers_of(self, backbone: Backbone) -> tuple[int, ...]:
+    def resolve_layers(self, backbone: Backbone) -> tuple[int, ...]:
         """Return the blocks that are asked for."""
         for layer in self.layers or ():
             if layer > backbone.depth:
                 raise UserError(f"layers: the backbone has {backbone.depth}, got {layer}")
         return self.layers or (backbone.depth,)
 
-    def wanted(self, backbone: Backbone) -> Wanted:
+    def feature_spec(self, backbone: Backbone) -> FeatureSpec:
         """Return what is to be known of every scene."""
         raise NotImplementedError
 
-    def needs(self) -> tuple[str, ...]:
+    def required_granularities(self) -> tuple[str, ...]:
         """Return the granularities that scenes have to have."""
         return ("rgb",)
 
-    def open(self, subject: Subject) -> tuple[Opened, Opened]:
+    def open_sets(self, model: ModelUnderTest) -> tuple[OpenedSet, OpenedSet]:
         """Return the two sets, once they are known to fit each other."""
         key = f"pair {self.model_dump_json()}"
-        if key not in subject.memory:
-            size = self.size(subject.backbone)
-            train = open_set("train", self.train, self.options, size, self.needs())
-            test = open_set("test", self.test, {**self.options, **self.test_options}, size, self.needs())
-            self.check((train, test))
-            subject.memory[key] = (train, test)
-        opened: tuple[Opened, Opened] = subject.memory[key]
+        if key not in model.memo:
+            size = self.resolve_image_size(model.backbone)
+            train = open_set("train", self.train, self.options, size, self.required_granularities())
+            test = open_set(
+                "test", self.test, {**self.options, **self.test_options}, size, self.required_granularities()
+            )
+            self.check_sets((train, test))
+            model.memo[key] = (train, test)
+        opened: tuple[OpenedSet, OpenedSet] = model.memo[key]
         return opened
 
-    def check(self, opened: tuple[Opened, Opened]) -> None:
+    def check_sets(self, sets: tuple[OpenedSet, OpenedSet]) -> None:
         """Refuse sets that do not fit each other, before hours are spent on them."""
 
-    def inputs(self, subject: Subject) -> dict[str, str]:
+    def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
         """Name the two sets."""
-        return dict(zip(("train", "test"), (each.identity for each in self.open(subject)), strict=True))
+        return dict(zip(("train", "test"), (each.identity for each in self.open_sets(model)), strict=True))
 
-    def features(self, subject: Subject) -> Pair:
+    def extract_sets(self, model: ModelUnderTest) -> TrainTestFeatures:
         """Return features of both sets; that the one is the other is refused, and known when the photos are."""
-        opened, view, wanted = self.open(subject), self.view(subject.backbone), self.wanted(subject.backbone)
-        hands = Hands(batch_size=self.batch_size, workers=self.workers)
+        opened, view, wanted = self.open_sets(model), self.make_view(model.backbone), self.feature_spec(model.backbone)
+        hands = BatchingConfig(batch_size=self.batch_size, num_workers=self.workers)
         train, test = (
-            extract(subject, each.scenes, view, wanted, identity=each.identity, hands=hands) for each in opened
+            extract_features(model, each.scenes, view, wanted, identity=each.identity, batching=hands)
+            for each in opened
         )
-        overlap = float(np.isin(test.photos, train.photos).mean())
-        if overlap > _MOSTLY:
+        overlap = float(np.isin(test.image_digests, train.image_digests).mean())
+        if overlap > _MAX_OVERLAP:
             raise UserError(
                 f"test: {overlap:.0%} of its photos are in the training set, too. What a probe has been given the "
                 f"truth of says nothing about features. Take another set than {opened[1].name}"
             )
-        return Pair(train, test, overlap)
+        return TrainTestFeatures(train, test, overlap)
 
-    def told(self, subject: Subject) -> str:
+    def describe_setup(self, model: ModelUnderTest) -> str:
         """Say what every probe does the same way."""
-        backbone, (train, test) = subject.backbone, self.open(subject)
-        height, width = self.size(backbone)
+        backbone, (train, test) = model.backbone, self.open_sets(model)
+        height, width = self.resolve_image_size(backbone)
         crop = f"the central {self.crop:g} of each photo" if self.crop < 1 else "the largest central part of each photo"
         norm = "normed behind the pooling of the last layer" if backbone.spec.has_fc_norm else "the last layer normed"
         return (
-            f"Frozen features of photos alone ({self.wanted(backbone)}; {norm}), in evaluation mode, "
+            f"Frozen features of photos alone ({self.feature_spec(backbone)}; {norm}), in evaluation mode, "
             f"{self.precision}; {crop} at {height}×{width}. Truth from {train}, tried on {test}."
         )
 
 
-class LabelledConfig(ProbeConfig):
+class LabelProbeConfig(ProbeConfig):
     """A probe that asks for the label of a photo."""
 
-    pools: Annotated[tuple[Pool, ...], Field(min_length=1)] | None = None
+    pools: Annotated[tuple[Pooling, ...], Field(min_length=1)] | None = None
     """How a photo's tokens become one vector; as the backbone does it, unless given."""
-    fractions: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0,)
+    fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1.0,)
     """Shares of each class's labels that the probe is given, rounded up."""
-    seeds: Count = 1
+    seeds: PositiveInt = 1
     """How often, each time others; a share of 1 is taken once."""
 
-    def columns(self, backbone: Backbone) -> tuple[Column, ...]:
+    def feature_columns(self, backbone: Backbone) -> tuple[FeatureColumn, ...]:
         """Return the kinds of features that are asked for."""
         pools = self.pools or (backbone.spec.pool,)
-        return tuple(Column(layer, pool) for layer in self.layers_of(backbone) for pool in pools)
+        return tuple(FeatureColumn(layer, pool) for layer in self.resolve_layers(backbone) for pool in pools)
 
-    def wanted(self, backbone: Backbone) -> Wanted:
+    def feature_spec(self, backbone: Backbone) -> FeatureSpec:
         """Return what is to be known of every scene."""
-        return Wanted(columns=self.columns(backbone), precision=self.precision)
+        return FeatureSpec(columns=self.feature_columns(backbone), precision=self.precision)
 
-    def check(self, opened: tuple[Opened, Opened]) -> None:
+    def check_sets(self, sets: tuple[OpenedSet, OpenedSet]) -> None:
         """Refuse labels that are not there, or not the same."""
-        same_names(opened, "label_names")
-        for part, each in zip(("train", "test"), opened, strict=True):
+        check_same_names(sets, "label_names")
+        for split, each in zip(("train", "test"), sets, strict=True):
             if each.scenes[0].label is None:
-                raise UserError(f"{part}: {each.name} has no labels. Take a labelled set; for maps there is eval dense")
-
-    def labelled(self, subject: Subject) -> Pair:
-        """Return features of both sets, all of whose scenes have labels."""
-        pair = self.features(subject)
-        for part, table, opened in zip(("train", "test"), (pair.train, pair.test), self.open(subject), strict=True):
-            if missing := int((table.labels < 0).sum()):
                 raise UserError(
-                    f"{part}: {missing} of {len(table.labels)} scenes of {opened.name} have no label. Leave them out"
+                    f"{split}: {each.name} has no labels. Take a labelled set; for maps there is eval dense"
                 )
-        return pair
 
-    def drawn(self, labels: Int64[Tensor, " scene"]) -> Iterator[tuple[float, list[Int64[Tensor, " row"]]]]:
+    def extract_labelled_sets(self, model: ModelUnderTest) -> TrainTestFeatures:
+        """Return features of both sets, all of whose scenes have labels."""
+        sets = self.extract_sets(model)
+        for split, features, opened in zip(
+            ("train", "test"), (sets.train, sets.test), self.open_sets(model), strict=True
+        ):
+            if missing := int((features.labels < 0).sum()):
+                raise UserError(
+                    f"{split}: {missing} of {len(features.labels)} scenes of {opened.name} have no label. Leave them "
+                    "out"
+                )
+        return sets
+
+    def draw_label_subsets(
+        self, labels: Int64[Tensor, " scene"]
+    ) -> Iterator[tuple[float, list[Int64[Tensor, " row"]]]]:
         """Return for each share of the labels the rows that are given, once for each seed."""
         for fraction in self.fractions:
-            times = 1 if fraction == 1 else self.seeds
-            yield fraction, [some_of_each(labels, fraction, seed_of(self.seed, "labels", n)) for n in range(times)]
+            num_draws = 1 if fraction == 1 else self.seeds
+            yield (
+                fraction,
+                [draw_stratified_rows(labels, fraction, derive_seed(self.seed, "labels", n)) for n in range(num_draws)],
+            )
 
-    def told_scores(self) -> str:
+    def describe_scores(self) -> str:
         """Say what the numbers are."""
-        few = "Shares of the labels are of each class, rounded up, each drawn by " if self.fractions != (1.0,) else ""
-        times = f"{self.seeds} seed{'s' * (self.seeds > 1)}. " if few else ""
+        fraction_sentence = (
+            "Shares of the labels are of each class, rounded up, each drawn by " if self.fractions != (1.0,) else ""
+        )
+        times = f"{self.seeds} seed{'s' * (self.seeds > 1)}. " if fraction_sentence else ""
         return (
-            f"{few}{times}Accuracy over all test photos, in percent; Wilson's 95 % interval where it was taken once, "
+            f"{fraction_sentence}{times}Accuracy over all test photos, in percent; Wilson's 95 % interval where it "
+            "was taken once, "
             "else the mean and the standard deviation over seeds."
         )
 
 
-def some_of_each(labels: Int64[Tensor, " scene"], fraction: float, seed: int) -> Int64[Tensor, " row"]:
+def draw_stratified_rows(labels: Int64[Tensor, " scene"], fraction: float, seed: int) -> Int64[Tensor, " row"]:
     """Return rows, in order, that hold a share of every label, rounded up.
 
-    >>> some_of_each(torch.tensor([0, 1, 0, 1, 0, 1, 1]), 0.5, seed=0).shape
+    >>> draw_stratified_rows(torch.tensor([0, 1, 0, 1, 0, 1, 1]), 0.5, seed=0).shape
     torch.Size([4])
     """
     noise = torch.rand(len(labels), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     order = (labels + noise).argsort()  # by label, then by noise
     counts = labels.bincount()
-    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    wanted = (fraction * counts.double() - 1e-9).ceil()  # 0.15 of 100 is 15, whatever 0.15 is in binary
-    return order[place < wanted[labels[order]]].sort().values
+    rank_in_label = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    num_rows = (fraction * counts.double() - 1e-9).ceil()  # 0.15 of 100 is 15, whatever 0.15 is in binary
+    return order[rank_in_label < num_rows[labels[order]]].sort().values
 
 
-def told_shares(name: str, shares: Sequence[float], count: int, note: str = "") -> Iterator[Metric]:
+def make_accuracy_metrics(name: str, accuracies: Sequence[float], count: int, note: str = "") -> Iterator[Metric]:
     """Return a share in percent: with its interval, or, taken several times, its mean and how far the times differ."""
-    if len(shares) == 1:
-        yield Metric(name, 100 * shares[0], count, wilson(shares[0], count, scale=100), note)
+    if len(accuracies) == 1:
+        yield Metric(name, 100 * accuracies[0], count, wilson_interval(accuracies[0], count, scale=100), note)
         return
-    percent = 100 * np.array(shares)
+    percent = 100 * np.array(accuracies)
     yield Metric(name, float(percent.mean()), count)
-    yield Metric(f"{name}, standard deviation of {len(shares)} seeds", float(percent.std(ddof=1)), len(shares))
+    yield Metric(f"{name}, standard deviation of {len(accuracies)} seeds", float(percent.std(ddof=1)), len(accuracies))
 
 
-def at(fraction: float) -> str:
+def label_fraction_suffix(fraction: float) -> str:
     """Say how much of the labels is given, where it is not all.
 
-    >>> at(0.01), at(1)
+    >>> label_fraction_suffix(0.01), label_fraction_suffix(1)
     (' at 1 % of the labels', '')
     """
     return "" if fraction == 1 else f" at {100 * fraction:g} % of the labels"

@@ -5,46 +5,50 @@ from typing import Annotated
 
 from pydantic import Field
 
-from c2fmae.core.config import Config, Count
+from c2fmae.core.config import Config, PositiveInt
 from c2fmae.eval.probes.batching import num_batches
-from c2fmae.eval.probes.linear_heads import Chosen, HeadSetting
+from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting
 
-Rate = Annotated[float, Field(gt=0)]
-Decay = Annotated[float, Field(ge=0)]
+LearningRate = Annotated[float, Field(gt=0)]
+WeightDecay = Annotated[float, Field(ge=0)]
 
-_STEPS, _EPOCHS = 3000, 10  # of a fit, at least
+_MIN_STEPS, _MIN_EPOCHS = 3000, 10  # of a fit, at least
 
 
 class SweepConfig(Config):
     """Which linear probes are fitted, all in one pass over the features."""
 
-    lrs: Annotated[tuple[Rate, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    lrs: Annotated[tuple[LearningRate, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Learning rates to choose from."""
-    weight_decays: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.0, 1e-4, 1e-3, 1e-2)
+    weight_decays: Annotated[tuple[WeightDecay, ...], Field(min_length=1)] = (0.0, 1e-4, 1e-3, 1e-2)
     """Weight decays to choose from."""
-    epochs: Count | None = None
+    epochs: PositiveInt | None = None
     """Unless given, as many as make 3,000 steps, and at least ten."""
-    head_batch_size: Count = 256
+    head_batch_size: PositiveInt = 256
     """Rows of a step of the probe."""
 
-    def epochs_of(self, num_rows: int) -> int:
+    def resolve_epochs(self, num_rows: int) -> int:
         """Return how often the probe sees so many rows."""
-        return self.epochs or max(_EPOCHS, ceil(_STEPS / num_batches(num_rows, self.head_batch_size)))
+        return self.epochs or max(_MIN_EPOCHS, ceil(_MIN_STEPS / num_batches(num_rows, self.head_batch_size)))
 
-    def told_of_fit(self) -> str:
+    def describe_fit(self) -> str:
         """Say how a probe is fitted."""
-        length = f"{self.epochs} epochs" if self.epochs else f"{_STEPS:,} steps or {_EPOCHS} epochs, whichever is more,"
+        length = (
+            f"{self.epochs} epochs"
+            if self.epochs
+            else f"{_MIN_STEPS:,} steps or {_MIN_EPOCHS} epochs, whichever is more,"
+        )
         return (
             f"fitted with cross-entropy by gradient descent with momentum 0.9 for about {length} in batches of at "
             f"most {self.head_batch_size}, on a cosine"
         )
 
-    def sweep(self, columns: list[str]) -> list[HeadSetting]:
+    def list_settings(self, columns: list[str]) -> list[LinearHeadSetting]:
         """Return every combination."""
-        return [HeadSetting(c, lr, decay) for c in columns for lr in self.lrs for decay in self.weight_decays]
+        return [LinearHeadSetting(c, lr, decay) for c in columns for lr in self.lrs for decay in self.weight_decays]
 
 
-def told(chosen: Chosen) -> str:
+def describe_chosen_head(chosen: ChosenHead) -> str:
     """Say which setting was chosen."""
     setting = chosen.setting
     return f"{setting.column}, learning rate {setting.lr:g}, weight decay {setting.weight_decay:g}"

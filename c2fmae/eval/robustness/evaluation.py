@@ -8,32 +8,38 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from c2fmae.core.config import Config, Count
+from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.distributed import World
-from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.data import CentralView
-from c2fmae.data.corruption.names import CROP
+from c2fmae.data.corruption.names import CENTRE_CROP_RATIO
 from c2fmae.data.suites.cells import Cell
 from c2fmae.data.suites.official import CUSTOM
 from c2fmae.data.suites.shifted_set import ShiftedSet
 from c2fmae.eval.evaluation import Metric
-from c2fmae.eval.probes.extraction import Hands, Precision
+from c2fmae.eval.probes.extraction import BatchingConfig, Precision
 from c2fmae.eval.robustness import prediction_store
-from c2fmae.eval.robustness.accuracy_metrics import TOP_1, Answered, Answers, is_grid, plain_metrics
-from c2fmae.eval.robustness.class_matching import Matched, match
-from c2fmae.eval.robustness.corruption_metrics import MCE, corrupted_metrics
-from c2fmae.eval.robustness.image_classifier import AsItIs, Centre, Entrant, View
-from c2fmae.eval.robustness.inference import Question, Round, predict, unanswered
-from c2fmae.eval.robustness.scores import paper_score
+from c2fmae.eval.robustness.accuracy_metrics import (
+    TOP_1,
+    CellPredictions,
+    SetPredictions,
+    compute_accuracy_metrics,
+    is_corruption_grid,
+)
+from c2fmae.eval.robustness.class_matching import ClassMatching, match_classes
+from c2fmae.eval.robustness.corruption_metrics import MCE, compute_corruption_metrics
+from c2fmae.eval.robustness.image_classifier import CentralImageView, ImageClassifier, ImageView, UncroppedImageView
+from c2fmae.eval.robustness.inference import CellRequests, PredictionRequest, run_predictions, select_pending
+from c2fmae.eval.robustness.scores import compute_paper_score
 
 SUBSET_200, OWN_CLASSES = "subset-200", "own classes"
-OF_SCORE = (("imagenet-a", SUBSET_200), ("imagenet-r", SUBSET_200), ("sketch", TOP_1), ("imagenet-c", MCE))
+SCORE_METRICS = (("imagenet-a", SUBSET_200), ("imagenet-r", SUBSET_200), ("sketch", TOP_1), ("imagenet-c", MCE))
 
 
 class RobustnessConfig(Config):
     """How it is done."""
 
-    batch_size: Count = 64
+    batch_size: PositiveInt = 64
     workers: Annotated[int, Field(ge=0)] = 2
     precision: Precision = "fp32"
     keep_probabilities: bool = False
@@ -43,156 +49,209 @@ class RobustnessConfig(Config):
 
 
 @dataclass(frozen=True)
-class Found:
+class RobustnessResult:
     """What came out for one model."""
 
-    entrant: Entrant
+    classifier: ImageClassifier
     metrics: tuple[Metric, ...]
-    answers: tuple[Answers, ...]
+    set_predictions: tuple[SetPredictions, ...]
     """By set, in their order."""
 
 
-def shown_name(of: ShiftedSet) -> str:
+def format_set_name(shifted_set: ShiftedSet) -> str:
     """Return what a set is called beside numbers: one that somebody made says so."""
-    return f"{of.name} (self-made)" if of.self_made is not None else of.name
+    return f"{shifted_set.name} (self-made)" if shifted_set.creation_sentence is not None else shifted_set.name
 
 
-def own_number(of: ShiftedSet) -> str:
+def choose_accuracy_name(shifted_set: ShiftedSet) -> str:
     """Return what the first number of a set without corruptions is called."""
-    if of.protocol_wnids is not None:
+    if shifted_set.protocol_wnids is not None:
         return SUBSET_200
-    return OWN_CLASSES if of.kind == CUSTOM else TOP_1
+    return OWN_CLASSES if shifted_set.suite == CUSTOM else TOP_1
 
 
 def evaluate_robustness(
-    entrants: Sequence[Entrant],
+    classifiers: Sequence[ImageClassifier],
     sets: Sequence[ShiftedSet],
-    clean: ShiftedSet | None,
+    clean_set: ShiftedSet | None,
     config: RobustnessConfig,
-    folder_of: Callable[[Entrant], Path],
+    get_predictions_dir: Callable[[ImageClassifier], Path],
     world: World,
     *,
     again: bool = False,
-) -> list[Found]:
+) -> list[RobustnessResult]:
     """Return the numbers of all classifiers on all sets, in the first process; elsewhere nothing.
 
-    `clean` is the set without any shift, by whose photos of the same classes a drop is told. Answers are kept in a
+    `clean_set` is the set without any shift, by whose photos of the same classes a drop is told. Answers are kept in a
     folder of each classifier's, cell by cell.
     """
-    if config.reference is not None and config.reference not in [entrant.source for entrant in entrants]:
-        raise unknown_name("model in this call for reference", config.reference, [e.source for e in entrants])
-    if clean is not None and is_grid(clean):
+    if config.reference is not None and config.reference not in [entrant.source for entrant in classifiers]:
+        raise unknown_name_error("model in this call for reference", config.reference, [e.source for e in classifiers])
+    if clean_set is not None and is_corruption_grid(clean_set):
         raise UserError(
-            f"{clean.name}: holds corruptions, so it cannot be the set without a shift. Give the photos that they were "
+            f"{clean_set.name}: holds corruptions, so it cannot be the set without a shift. Give the photos that "
+            "they were "
             "made of"
         )
-    plan = _Plan(config, folder_of)
-    every = [*([clean] if clean is not None else []), *sets]
-    papers = {(id(entrant), id(of)): _Paper(plan, entrant, of, clean) for entrant in entrants for of in every}
-    left = unanswered(plan.rounds(), world, again=again)
-    hands = Hands(batch_size=config.batch_size, workers=config.workers)
-    predict(left, world, hands, precision=config.precision, keep_probabilities=config.keep_probabilities)
-    world.wait()
-    if not world.is_first:
+    plan = _RequestPlan(config, get_predictions_dir)
+    all_sets = [*([clean_set] if clean_set is not None else []), *sets]
+    request_sets = {
+        (id(entrant), id(shifted_set)): _SetRequests(plan, entrant, shifted_set, clean_set)
+        for entrant in classifiers
+        for shifted_set in all_sets
+    }
+    pending = select_pending(plan.build_cell_requests(), world, again=again)
+    batching = BatchingConfig(batch_size=config.batch_size, num_workers=config.workers)
+    run_predictions(pending, world, batching, precision=config.precision, save_probabilities=config.keep_probabilities)
+    world.barrier()
+    if not world.is_main:
         return []
-    answers = {key: paper.answers() for key, paper in papers.items()}
-    by_source = {entrant.source: entrant for entrant in entrants}
+    set_predictions = {key: paper.read_set_predictions() for key, paper in request_sets.items()}
+    by_source = {entrant.source: entrant for entrant in classifiers}
     reference = by_source[config.reference] if config.reference is not None else None
     return [
-        _found(
+        _build_result(
             entrant,
-            [answers[id(entrant), id(of)] for of in every],
-            None if reference is None else [answers[id(reference), id(of)] for of in every],
+            [set_predictions[id(entrant), id(shifted_set)] for shifted_set in all_sets],
+            None
+            if reference is None
+            else [set_predictions[id(reference), id(shifted_set)] for shifted_set in all_sets],
         )
-        for entrant in entrants
+        for entrant in classifiers
     ]
 
 
-def _found(entrant: Entrant, every: Sequence[Answers], reference: Sequence[Answers] | None) -> Found:
+def _build_result(
+    classifier: ImageClassifier,
+    predictions_by_set: Sequence[SetPredictions],
+    reference_predictions: Sequence[SetPredictions] | None,
+) -> RobustnessResult:
     metrics: list[Metric] = []
-    for place, answers in enumerate(every):
-        name = shown_name(answers.of)
-        if is_grid(answers.of):
-            metrics += corrupted_metrics(answers, name, reference[place] if reference else None)
+    for set_index, set_predictions in enumerate(predictions_by_set):
+        name = format_set_name(set_predictions.shifted_set)
+        if is_corruption_grid(set_predictions.shifted_set):
+            metrics += compute_corruption_metrics(
+                set_predictions, name, reference_predictions[set_index] if reference_predictions else None
+            )
         else:
-            metrics += plain_metrics(answers, name, own_number(answers.of))
-    value = {metric.name: metric.value for metric in metrics}
-    four = [value.get(f"{name}, {number}") for name, number in OF_SCORE]
-    if None not in four:
-        a, r, sketch, mce = (each for each in four if each is not None)
+            metrics += compute_accuracy_metrics(
+                set_predictions, name, choose_accuracy_name(set_predictions.shifted_set)
+            )
+    value_by_name = {metric.name: metric.value for metric in metrics}
+    score_values = [value_by_name.get(f"{name}, {number}") for name, number in SCORE_METRICS]
+    if None not in score_values:
+        a, r, sketch, mce = (each for each in score_values if each is not None)
         note = "(A + R + Sketch + (100 - mCE)) / 4"
-        has_remarks = any(metric.note for metric in metrics if metric.name in {f"{n}, {p}" for n, p in OF_SCORE})
+        has_remarks = any(metric.note for metric in metrics if metric.name in {f"{n}, {p}" for n, p in SCORE_METRICS})
         note += "; of sets with remarks of their own" if has_remarks else ""
-        metrics.append(Metric("Score", paper_score(a, r, sketch, mce), 4, note=note))
-    return Found(entrant, tuple(metrics), tuple(every))
+        metrics.append(Metric("Score", compute_paper_score(a, r, sketch, mce), 4, note=note))
+    return RobustnessResult(classifier, tuple(metrics), tuple(predictions_by_set))
 
 
-class _Plan:
+class _RequestPlan:
     """The questions about each cell, each asked once whoever needs the answer."""
 
-    def __init__(self, config: RobustnessConfig, folder_of: Callable[[Entrant], Path]) -> None:
-        self._config, self._folder_of = config, folder_of
-        self._questions: dict[int, dict[Path, Question]] = {}
+    def __init__(self, config: RobustnessConfig, get_predictions_dir: Callable[[ImageClassifier], Path]) -> None:
+        self._config, self._get_predictions_dir = config, get_predictions_dir
+        self._requests: dict[int, dict[Path, PredictionRequest]] = {}
         self._cells = dict[int, Cell]()
 
-    def ask(self, entrant: Entrant, of: ShiftedSet, cell: Cell, view: View, columns: tuple[int, ...]) -> Path:
+    def add_request(
+        self,
+        classifier: ImageClassifier,
+        shifted_set: ShiftedSet,
+        cell: Cell,
+        view: ImageView,
+        columns: tuple[int, ...],
+    ) -> Path:
         """Note a question, and return where its answers will be."""
-        way = f"{self._config.precision}{', probabilities' if self._config.keep_probabilities else ''}, {view!r}"
-        where = (cell.corruption, cell.severity)
-        told = prediction_store.identity(entrant.digest, cell.identity or of.identity, where, columns, way)
-        name = "-".join(str(each) for each in (of.name, *where) if each is not None)
-        path = prediction_store.place(self._folder_of(entrant), name, told)
+        settings_text = (
+            f"{self._config.precision}{', probabilities' if self._config.keep_probabilities else ''}, {view!r}"
+        )
+        cell_key = (cell.corruption, cell.severity)
+        identity = prediction_store.compute_prediction_identity(
+            classifier.digest, cell.identity or shifted_set.identity, cell_key, columns, settings_text
+        )
+        name = "-".join(str(each) for each in (shifted_set.name, *cell_key) if each is not None)
+        path = prediction_store.prediction_path(self._get_predictions_dir(classifier), name, identity)
         self._cells[id(cell)] = cell
-        self._questions.setdefault(id(cell), {})[path] = Question(entrant, view, columns, path, told)
+        self._requests.setdefault(id(cell), {})[path] = PredictionRequest(classifier, view, columns, path, identity)
         return path
 
-    def rounds(self) -> list[Round]:
+    def build_cell_requests(self) -> list[CellRequests]:
         """Return all questions, cell by cell."""
-        return [Round(self._cells[cell].scenes, tuple(asked.values())) for cell, asked in self._questions.items()]
+        return [CellRequests(self._cells[cell].scenes, tuple(asked.values())) for cell, asked in self._requests.items()]
 
 
-class _Paper:
+class _SetRequests:
     """What one classifier is asked about one set, and on clean photos for the sake of it."""
 
-    def __init__(self, plan: _Plan, entrant: Entrant, of: ShiftedSet, clean: ShiftedSet | None) -> None:
-        self.entrant, self.of = entrant, of
-        self.matched = _match(entrant, of)
-        is_masked = own_number(of) != TOP_1
-        self.columns = self.matched.columns if is_masked else tuple(range(len(entrant.labels)))
-        view: View = AsItIs(entrant.size) if of.is_cut else entrant.view
-        self.paths = [(cell, plan.ask(entrant, of, cell, view, self.columns)) for cell in of.cells]
+    def __init__(
+        self, plan: _RequestPlan, classifier: ImageClassifier, shifted_set: ShiftedSet, clean_set: ShiftedSet | None
+    ) -> None:
+        self.classifier, self.shifted_set = classifier, shifted_set
+        self.class_matching = _match_set(classifier, shifted_set)
+        is_restricted = choose_accuracy_name(shifted_set) != TOP_1
+        self.columns = self.class_matching.columns if is_restricted else tuple(range(len(classifier.labels)))
+        view: ImageView = UncroppedImageView(classifier.image_size) if shifted_set.is_cropped else classifier.view
+        self.paths = [
+            (cell, plan.add_request(classifier, shifted_set, cell, view, self.columns)) for cell in shifted_set.cells
+        ]
         self.clean_path: tuple[Cell, Path] | None = None
-        if clean is not None and clean is not of:
-            self.clean_matched = _match(entrant, clean)
-            path = plan.ask(entrant, clean, clean.cells[0], _clean_view(entrant, of), self.columns)
-            self.clean_path = (clean.cells[0], path)
+        if clean_set is not None and clean_set is not shifted_set:
+            self.clean_matching = _match_set(classifier, clean_set)
+            path = plan.add_request(
+                classifier, clean_set, clean_set.cells[0], _clean_view(classifier, shifted_set), self.columns
+            )
+            self.clean_path = (clean_set.cells[0], path)
 
-    def answers(self) -> Answers:
+    def read_set_predictions(self) -> SetPredictions:
         """Return what was answered."""
         cells = tuple(
-            Answered.of(cell, prediction_store.read(path), self.matched.column_of) for cell, path in self.paths
-        )
-        if not any(cell.num_photos for cell in cells):
-            raise UserError(
-                f"{self.of.name}: has no photos of classes that {self.entrant.source} knows. Give another set"
+            CellPredictions.from_stored(
+                cell, prediction_store.read_predictions(path), self.class_matching.label_to_column
             )
-        return Answers(self.entrant, self.of, self.matched, self.columns, cells, self._clean(cells))
+            for cell, path in self.paths
+        )
+        if not any(cell.num_images for cell in cells):
+            raise UserError(
+                f"{self.shifted_set.name}: has no photos of classes that {self.classifier.source} knows. Give "
+                "another set"
+            )
+        return SetPredictions(
+            self.classifier,
+            self.shifted_set,
+            self.class_matching,
+            self.columns,
+            cells,
+            self._read_clean_predictions(cells),
+        )
 
-    def _clean(self, cells: Sequence[Answered]) -> Answered | None:
+    def _read_clean_predictions(self, cells: Sequence[CellPredictions]) -> CellPredictions | None:
         """Return the answers on clean photos of the classes that the set has photos of."""
         if self.clean_path is None:
             return None
         cell, path = self.clean_path
-        there = torch.cat([each.truth[each.counts] for each in cells]).unique()
-        column_of = self.clean_matched.column_of
-        column_of = torch.where(torch.isin(column_of, there), column_of, -1)
-        return Answered.of(cell, prediction_store.read(path), column_of)
+        present_columns = torch.cat([each.target_columns[each.is_counted] for each in cells]).unique()
+        label_to_column = self.clean_matching.label_to_column
+        label_to_column = torch.where(torch.isin(label_to_column, present_columns), label_to_column, -1)
+        return CellPredictions.from_stored(cell, prediction_store.read_predictions(path), label_to_column)
 
 
-def _clean_view(entrant: Entrant, of: ShiftedSet) -> View:
+def _clean_view(classifier: ImageClassifier, shifted_set: ShiftedSet) -> ImageView:
     """Return how clean photos are cut beside a set's: as the model's own view does, or as ImageNet-C was made."""
-    return Centre(CentralView(size=entrant.size, crop=CROP)) if of.is_cut else entrant.view
+    return (
+        CentralImageView(CentralView(size=classifier.image_size, crop=CENTRE_CROP_RATIO))
+        if shifted_set.is_cropped
+        else classifier.view
+    )
 
 
-def _match(entrant: Entrant, of: ShiftedSet) -> Matched:
-    return match(of.labels, of.protocol_wnids, entrant.labels, set_name=of.name, model_name=entrant.source)
+def _match_set(classifier: ImageClassifier, shifted_set: ShiftedSet) -> ClassMatching:
+    return match_classes(
+        shifted_set.labels,
+        shifted_set.protocol_wnids,
+        classifier.labels,
+        set_name=shifted_set.name,
+        model_name=classifier.source,
+    )

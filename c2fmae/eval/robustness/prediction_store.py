@@ -13,14 +13,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.keeping import keep
+from c2fmae.core.files import write_atomic
 
 _FORMAT = 1
-_KEPT = {"confidence": torch.float32, "probabilities": torch.float16, "is_resized": torch.uint8}
+_STORED_DTYPES = {"confidence": torch.float32, "probabilities": torch.float16, "is_resized": torch.uint8}
 
 
 @dataclass(frozen=True)
-class Predictions:
+class StoredPredictions:
     """Answers on the photos of a cell, in their order."""
 
     predicted: Int64[Tensor, " photo"]
@@ -31,47 +31,55 @@ class Predictions:
     """The probability of the first, of those that are open."""
     labels: Int64[Tensor, " photo"]
     """The set's labels; -1 where a photo has none."""
-    photos: Int64[Tensor, " photo"]
+    image_digests: Int64[Tensor, " photo"]
     """A digest of each photo's key, by which it is found again in other cells."""
     num_resized: int
     """Of photos that were to be taken as they are, how many had another size than the model's."""
 
 
-def answer(logits: Float[Tensor, "photo classes"], columns: Sequence[int]) -> dict[str, Tensor]:
+def summarise_logits(logits: Float[Tensor, "photo classes"], columns: Sequence[int]) -> dict[str, Tensor]:
     """Return what is kept of logits of which these columns are open; equal ones go to the first."""
     logits = logits.float()
-    open_ = torch.tensor(columns, device=logits.device)
-    some = logits[:, open_]
-    best = some.argmax(dim=1)
-    confidence = some.softmax(dim=1).gather(1, best[:, None])[:, 0]
-    return {"predicted": open_[best], "predicted_all": logits.argmax(dim=1), "confidence": confidence}
+    open_columns = torch.tensor(columns, device=logits.device)
+    open_logits = logits[:, open_columns]
+    top = open_logits.argmax(dim=1)
+    confidence = open_logits.softmax(dim=1).gather(1, top[:, None])[:, 0]
+    return {"predicted": open_columns[top], "predicted_all": logits.argmax(dim=1), "confidence": confidence}
 
 
-def identity(digest: str, set_identity: str, cell: Sequence[object], columns: Sequence[int], precision: str) -> str:
+def compute_prediction_identity(
+    classifier_digest: str, set_identity: str, cell_key: Sequence[object], columns: Sequence[int], settings_text: str
+) -> str:
     """Return what answers depend on: weights, photos, which classes are open, precision, and this version's way."""
-    return json.dumps([_FORMAT, digest, set_identity, list(cell), list(columns), precision])
+    return json.dumps([_FORMAT, classifier_digest, set_identity, list(cell_key), list(columns), settings_text])
 
 
-def place(folder: Path, name: str, told: str) -> Path:
+def prediction_path(predictions_dir: Path, name: str, identity: str) -> Path:
     """Return the file of a cell, whose name tells a person what is in it, by all that `identity` told."""
     readable = re.sub(r"[^A-Za-z0-9._]+", "-", name)
-    return folder / f"{readable}-{hashlib.sha256(told.encode()).hexdigest()[:12]}.safetensors"
+    return predictions_dir / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.safetensors"
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], told: str) -> None:
+def write_predictions(path: Path, tensors: Mapping[str, Tensor], identity: str) -> None:
     """Write a cell's answers; no number takes more bytes than it needs."""
-    small = {
-        name: each if name == "photos" else each.to(_KEPT.get(name, torch.int32)) for name, each in tensors.items()
+    narrowed = {
+        name: each if name == "photos" else each.to(_STORED_DTYPES.get(name, torch.int32))
+        for name, each in tensors.items()
     }
-    keep(path, save({name: each.contiguous() for name, each in small.items()}, {"identity": told}))
+    write_atomic(path, save({name: each.contiguous() for name, each in narrowed.items()}, {"identity": identity}))
 
 
-def read(path: Path) -> Predictions:
+def read_predictions(path: Path) -> StoredPredictions:
     """Read a cell's answers; a file that is damaged is named."""
     try:
-        found = load(path.read_bytes())
-        wide = {name: found[name].long() for name in ("predicted", "predicted_all", "labels", "photos")}
-        return Predictions(confidence=found["confidence"], num_resized=int(found["is_resized"].sum()), **wide)
+        tensors = load(path.read_bytes())
+        widened = {name: tensors[name].long() for name in ("predicted", "predicted_all", "labels")}
+        return StoredPredictions(
+            confidence=tensors["confidence"],
+            image_digests=tensors["photos"].long(),
+            num_resized=int(tensors["is_resized"].sum()),
+            **widened,
+        )
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Remove it: it is made again") from error
     except Exception as error:  # whatever can be wrong in a file

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from c2fmae.data.corruption.names import SEVERITIES
-from c2fmae.eval.probes.intervals import NORMAL_95
+from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
 
-ALEXNET = {
+ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
     "impulse_noise": 0.922640,
@@ -29,14 +29,14 @@ ALEXNET = {
 }
 """The 15 corruptions, and the error that AlexNet makes on each, its mean over severities (Hendrycks & Dietterich)."""
 
-BINS = 15
+NUM_CALIBRATION_BINS = 15
 """Of the confidence, for the calibration error."""
 
-Where = tuple[str, int]
+CellKey = tuple[str, int]
 """A corruption and its severity."""
 
 
-class PaperRow(NamedTuple):
+class PaperScores(NamedTuple):
     """What the paper reports of a ViT-B fine-tuned on ImageNet: Table IV."""
 
     a: float
@@ -47,78 +47,93 @@ class PaperRow(NamedTuple):
 
 
 TABLE_IV = {
-    "MAE": PaperRow(35.9, 48.3, 34.5, 51.7, 41.8),
-    "MFM": PaperRow(32.7, 48.6, 34.8, 47.5, 42.2),
-    "MultiMAE": PaperRow(33.2, 49.9, 37.2, 49.6, 42.7),
-    "C2FMAE": PaperRow(35.2, 50.6, 37.4, 48.8, 43.6),
+    "MAE": PaperScores(35.9, 48.3, 34.5, 51.7, 41.8),
+    "MFM": PaperScores(32.7, 48.6, 34.8, 47.5, 42.2),
+    "MultiMAE": PaperScores(33.2, 49.9, 37.2, 49.6, 42.7),
+    "C2FMAE": PaperScores(35.2, 50.6, 37.4, 48.8, 43.6),
 }
 
 
-def paper_score(a: float, r: float, sketch: float, mce: float) -> float:
+def compute_paper_score(a: float, r: float, sketch: float, mce: float) -> float:
     """Return the paper's one number for four, all in percent.
 
-    >>> f"{paper_score(35.2, 50.6, 37.4, 48.8):.1f}"
+    >>> f"{compute_paper_score(35.2, 50.6, 37.4, 48.8):.1f}"
     '43.6'
     """
     return (a + r + sketch + (100 - mce)) / 4
 
 
-def missing_cells(found: Iterable[Where]) -> tuple[Where, ...]:
+def find_missing_cells(cells: Iterable[CellKey]) -> tuple[CellKey, ...]:
     """Return which of the 75 cells of the 15 corruptions are not there.
 
-    >>> full = [(name, severity) for name in ALEXNET for severity in SEVERITIES]
-    >>> missing_cells(full[1:])
+    >>> full = [(name, severity) for name in ALEXNET_ERRORS for severity in SEVERITIES]
+    >>> find_missing_cells(full[1:])
     (('gaussian_noise', 1),)
     """
-    there = set(found)
-    return tuple((name, severity) for name in ALEXNET for severity in SEVERITIES if (name, severity) not in there)
+    present = set(cells)
+    return tuple(
+        (name, severity) for name in ALEXNET_ERRORS for severity in SEVERITIES if (name, severity) not in present
+    )
 
 
-def corruption_errors(errors: Mapping[Where, float], by: Mapping[Where, float] | None = None) -> dict[str, float]:
+def compute_corruption_errors(
+    errors: Mapping[CellKey, float], baseline: Mapping[CellKey, float] | None = None
+) -> dict[str, float]:
     """Return each of the 15 corruptions' error over AlexNet's, or over that of another model's errors.
 
     Both are summed over the severities before they are divided. One whose five severities are not all there has none.
     """
-    by = (
-        by
-        if by is not None
-        else {(name, severity): error for name, error in ALEXNET.items() for severity in SEVERITIES}
+    baseline = (
+        baseline
+        if baseline is not None
+        else {(name, severity): error for name, error in ALEXNET_ERRORS.items() for severity in SEVERITIES}
     )
-    found = {}
-    for name in ALEXNET:
+    errors_by_corruption = {}
+    for name in ALEXNET_ERRORS:
         cells = [(name, severity) for severity in SEVERITIES]
-        if all(cell in errors and cell in by for cell in cells) and (divisor := sum(by[cell] for cell in cells)):
-            found[name] = sum(errors[cell] for cell in cells) / divisor
-    return found
+        if all(cell in errors and cell in baseline for cell in cells) and (
+            baseline_sum := sum(baseline[cell] for cell in cells)
+        ):
+            errors_by_corruption[name] = sum(errors[cell] for cell in cells) / baseline_sum
+    return errors_by_corruption
 
 
-def relative_corruption_errors(
-    errors: Mapping[Where, float], clean: float, by: Mapping[Where, float], by_clean: float
+def compute_relative_corruption_errors(
+    errors: Mapping[CellKey, float], clean_error: float, baseline: Mapping[CellKey, float], baseline_clean_error: float
 ) -> dict[str, float]:
     """Return the same of what each corruption adds to the error on clean photos, of both models."""
-    return corruption_errors(
-        {cell: error - clean for cell, error in errors.items()}, {cell: error - by_clean for cell, error in by.items()}
+    return compute_corruption_errors(
+        {cell: error - clean_error for cell, error in errors.items()},
+        {cell: error - baseline_clean_error for cell, error in baseline.items()},
     )
 
 
-def mean_over_corruptions(found: Mapping[str, float]) -> float | None:
+def compute_mean_corruption_error(errors_by_corruption: Mapping[str, float]) -> float | None:
     """Return the mean over exactly the 15 corruptions, as mCE is; with one missing there is none."""
-    return sum(found[name] for name in ALEXNET) / len(ALEXNET) if ALEXNET.keys() <= found.keys() else None
+    return (
+        sum(errors_by_corruption[name] for name in ALEXNET_ERRORS) / len(ALEXNET_ERRORS)
+        if ALEXNET_ERRORS.keys() <= errors_by_corruption.keys()
+        else None
+    )
 
 
-def calibration_error(confidences: Float[Tensor, " photo"], is_right: Bool[Tensor, " photo"]) -> float:
+def compute_calibration_error(confidences: Float[Tensor, " photo"], is_correct: Bool[Tensor, " photo"]) -> float:
     """Return the expected calibration error: the mean distance of confidence and accuracy, in bins of equal width.
 
-    >>> calibration_error(torch.tensor([0.75, 0.75]), torch.tensor([True, False]))
+    >>> compute_calibration_error(torch.tensor([0.75, 0.75]), torch.tensor([True, False]))
     0.25
     """
-    bins = (confidences.double() * BINS).ceil().long().clamp(1, BINS) - 1  # a bin holds its upper end, as is the custom
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidences.double() - is_right.double())
-    return gaps.abs().sum().item() / len(confidences)
+    bins = (confidences.double() * NUM_CALIBRATION_BINS).ceil().long().clamp(
+        1, NUM_CALIBRATION_BINS
+    ) - 1  # a bin holds its upper end, as is the custom
+    bin_gaps = torch.zeros(NUM_CALIBRATION_BINS, dtype=torch.float64).index_add_(
+        0, bins, confidences.double() - is_correct.double()
+    )
+    return bin_gaps.abs().sum().item() / len(confidences)
 
 
-def clustered_reach(
-    errors: Mapping[Where, tuple[Int64[Tensor, " photo"], Bool[Tensor, " photo"]]], weights: Mapping[Where, float]
+def compute_clustered_half_width(
+    errors: Mapping[CellKey, tuple[Int64[Tensor, " photo"], Bool[Tensor, " photo"]]], weights: Mapping[CellKey, float]
 ) -> float | None:
     """Return half the 95 % interval of a weighted sum of cells' errors, whose photos are the same in many cells.
 
@@ -126,12 +141,12 @@ def clustered_reach(
     with all that is made of it: its share in the sum's deviation is added up over the cells before it is squared. Of
     fewer than two photos, or where all are answered alike, there is none.
     """
-    count = max((int(photos.max()) + 1 for photos, _ in errors.values()), default=0)
-    if count < 2:
+    num_images = max((int(image_ids.max()) + 1 for image_ids, _ in errors.values()), default=0)
+    if num_images < 2:
         return None
-    shares: Float64[Tensor, " photo"] = torch.zeros(count, dtype=torch.float64)
-    for cell, (photos, is_wrong) in errors.items():
+    image_terms: Float64[Tensor, " photo"] = torch.zeros(num_images, dtype=torch.float64)
+    for cell, (image_ids, is_wrong) in errors.items():
         wrong = is_wrong.double()
-        shares.index_add_(0, photos, weights[cell] * (wrong - wrong.mean()) / len(wrong))
-    reach = NORMAL_95 * (shares.square().sum() * count / (count - 1)).sqrt().item()
-    return reach or None
+        image_terms.index_add_(0, image_ids, weights[cell] * (wrong - wrong.mean()) / len(wrong))
+    half_width = NORMAL_QUANTILE_975 * (image_terms.square().sum() * num_images / (num_images - 1)).sqrt().item()
+    return half_width or None

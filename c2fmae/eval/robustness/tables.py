@@ -8,14 +8,14 @@ from io import StringIO
 from math import nan
 
 from c2fmae.eval.evaluation import Metric
-from c2fmae.eval.robustness.accuracy_metrics import Answers, is_grid
-from c2fmae.eval.robustness.corruption_metrics import errors_of
-from c2fmae.eval.robustness.evaluation import OF_SCORE, Found, shown_name
-from c2fmae.eval.robustness.scores import ALEXNET, TABLE_IV
-from c2fmae.report import Curves, Table
-from c2fmae.report.drawing import SERIES
+from c2fmae.eval.robustness.accuracy_metrics import SetPredictions, is_corruption_grid
+from c2fmae.eval.robustness.corruption_metrics import compute_cell_errors
+from c2fmae.eval.robustness.evaluation import SCORE_METRICS, RobustnessResult, format_set_name
+from c2fmae.eval.robustness.scores import ALEXNET_ERRORS, TABLE_IV
+from c2fmae.report import LineChart, Table
+from c2fmae.report.drawing import SERIES_COLOURS
 
-_COLUMNS = (
+_CSV_COLUMNS = (
     "model",
     "set",
     "kind",
@@ -29,47 +29,47 @@ _COLUMNS = (
     "errors",
     "errors_among_all_classes",
 )
-PAPER = "reported by the paper, ViT-B fine-tuned on ImageNet"
+PAPER_NOTE = "reported by the paper, ViT-B fine-tuned on ImageNet"
 
 
-def numbers_table(found: Sequence[Found]) -> Table:
+def build_metrics_table(results: Sequence[RobustnessResult]) -> Table:
     """Return all numbers, models side by side; what has to be known of one is below, or in its row where all share it.
 
     The second column says over how many photos they are, where that is the same for all.
     """
-    names = dict.fromkeys(metric.name for each in found for metric in each.metrics)
-    by_name = [{metric.name: metric for metric in each.metrics} for each in found]
+    names = dict.fromkeys(metric.name for each in results for metric in each.metrics)
+    by_name = [{metric.name: metric for metric in each.metrics} for each in results]
     rows = []
     for name in names:
         metrics = [each.get(name) for each in by_name]
         counts = {metric.count for metric in metrics if metric}
-        photos = f"{counts.pop():,}" if len(counts) == 1 and name != "Score" else ""
-        rows.append((name, photos, *map(_said, metrics)))
-    return Table("Robustness, in percent", ("", "photos", *(each.entrant.source for each in found)), rows)
+        count_text = f"{counts.pop():,}" if len(counts) == 1 and name != "Score" else ""
+        rows.append((name, count_text, *map(_format_metric, metrics)))
+    return Table("Robustness, in percent", ("", "photos", *(each.classifier.source for each in results)), rows)
 
 
-def notes(found: Sequence[Found]) -> list[str]:
+def collect_metric_notes(results: Sequence[RobustnessResult]) -> list[str]:
     """Return what has to be known beside the numbers, a line each: once where it holds of all models."""
-    lines: dict[tuple[str, str], list[str]] = {}
-    for each in found:
+    sources_by_note: dict[tuple[str, str], list[str]] = {}
+    for each in results:
         for metric in each.metrics:
             for note in filter(None, metric.note.split("; ")):
-                lines.setdefault((metric.name, note), []).append(each.entrant.source)
-    every = len(found)
+                sources_by_note.setdefault((metric.name, note), []).append(each.classifier.source)
+    num_models = len(results)
     return [
-        f"{name}: {note}" if len(who) == every else f"{name}, {', '.join(who)}: {note}"
-        for (name, note), who in lines.items()
+        f"{name}: {note}" if len(sources) == num_models else f"{name}, {', '.join(sources)}: {note}"
+        for (name, note), sources in sources_by_note.items()
     ]
 
 
-def four_table(found: Sequence[Found]) -> Table:
+def build_paper_table(results: Sequence[RobustnessResult]) -> Table:
     """Return the four sets and the Score, and the paper's rows below."""
     rows: list[tuple[str | float | None, ...]] = []
-    for each in found:
-        value = {metric.name: metric.value for metric in each.metrics}
-        four = (value.get(f"{name}, {number}") for name, number in OF_SCORE)
-        rows.append((each.entrant.source, *four, value.get("Score")))
-    rows += [(f"{name}, {PAPER}", *row) for name, row in TABLE_IV.items()]
+    for each in results:
+        value_by_name = {metric.name: metric.value for metric in each.metrics}
+        score_values = (value_by_name.get(f"{name}, {number}") for name, number in SCORE_METRICS)
+        rows.append((each.classifier.source, *score_values, value_by_name.get("Score")))
+    rows += [(f"{name}, {PAPER_NOTE}", *row) for name, row in TABLE_IV.items()]
     note = (
         "ImageNet-A and -R among their own 200 classes, Sketch among all 1000, mCE by AlexNet's errors (lower is "
         "better). Score = (A + R + Sketch + (100 - mCE)) / 4, where all four are there."
@@ -77,124 +77,140 @@ def four_table(found: Sequence[Found]) -> Table:
     return Table("Beside Table IV", ("", "IN-A", "IN-R", "IN-Sketch", "IN-C mCE", "Score"), rows, note)
 
 
-def corruption_table(found: Sequence[Found], place: int) -> Table:
+def build_corruption_table(results: Sequence[RobustnessResult], set_index: int) -> Table:
     """Return the error on each corruption of a set, its mean over the severities that are there."""
-    of = found[0].answers[place].of
-    errors = [errors_of(each.answers[place]) for each in found]
-    names = dict.fromkeys(cell.corruption for cell in of.cells if cell.corruption)
-    rows = [(name, *(_mean([e for (c, _), e in some.items() if c == name]) for some in errors)) for name in names]
-    columns = ("", *(each.entrant.source for each in found))
-    return Table(f"{shown_name(of)}: error by corruption, in percent", columns, rows)
+    shifted_set = results[0].set_predictions[set_index].shifted_set
+    errors = [compute_cell_errors(each.set_predictions[set_index]) for each in results]
+    names = dict.fromkeys(cell.corruption for cell in shifted_set.cells if cell.corruption)
+    rows = [
+        (name, *(_mean_percent([e for (c, _), e in some.items() if c == name]) for some in errors)) for name in names
+    ]
+    columns = ("", *(each.classifier.source for each in results))
+    return Table(f"{format_set_name(shifted_set)}: error by corruption, in percent", columns, rows)
 
 
-def corruption_charts(found: Sequence[Found], place: int) -> list[Curves]:
+def build_corruption_charts(results: Sequence[RobustnessResult], set_index: int) -> list[LineChart]:
     """Return the error by severity, a chart for each corruption; at 0 that on clean photos of the same classes."""
-    of = found[0].answers[place].of
+    shifted_set = results[0].set_predictions[set_index].shifted_set
     charts = []
-    for name in dict.fromkeys(cell.corruption for cell in of.cells if cell.corruption):
+    for name in dict.fromkeys(cell.corruption for cell in shifted_set.cells if cell.corruption):
         series = {}
-        for each in found:
-            answers = each.answers[place]
-            errors = {severity: error for (c, severity), error in errors_of(answers).items() if c == name}
-            if answers.clean is not None and answers.clean.num_photos:
-                errors[0] = answers.clean.error
-            series[each.entrant.source] = [(float(x), 100 * errors.get(x, nan)) for x in sorted(errors)]
-        charts.append(Curves(name, series, x_label="severity", y_label="error, %", within=(0, 100)))
+        for each in results:
+            set_predictions = each.set_predictions[set_index]
+            errors = {
+                severity: error for (c, severity), error in compute_cell_errors(set_predictions).items() if c == name
+            }
+            if set_predictions.clean is not None and set_predictions.clean.num_images:
+                errors[0] = set_predictions.clean.error
+            series[each.classifier.source] = [(float(x), 100 * errors.get(x, nan)) for x in sorted(errors)]
+        charts.append(LineChart(name, series, x_label="severity", y_label="error, %", y_range=(0, 100)))
     return charts
 
 
 @dataclass(frozen=True)
-class Bars:
+class BarChart:
     """The first number of each set for each model, as bars from 0 to 100."""
 
     title: str
     groups: Sequence[tuple[str, Sequence[float | None]]]
     """By set the models' numbers."""
-    names: Sequence[str]
+    model_names: Sequence[str]
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """Return a figure."""
         row, gap, left, right = 14, 12, 150, 410
-        drawn, y = [], 0
+        elements, y = [], 0
         for title, values in self.groups:
             middle = y + row * len(values) / 2 + 4
-            drawn.append(f'<text x="{left - 10}" y="{middle:.0f}" text-anchor="end">{escape(title)}</text>')
+            elements.append(f'<text x="{left - 10}" y="{middle:.0f}" text-anchor="end">{escape(title)}</text>')
             for number, value in enumerate(values):
                 if value is not None:
                     end = left + (right - left) * min(max(value, 0), 100) / 100
-                    fill = f"fill: var(--s{number % len(SERIES)})"
-                    drawn.append(
+                    fill = f"fill: var(--s{number % len(SERIES_COLOURS)})"
+                    elements.append(
                         f'<rect style="{fill}" x="{left}" y="{y + 1}" width="{end - left:.1f}" height="{row - 3}"/>'
                     )
-                    drawn.append(f'<text x="{end + 6:.1f}" y="{y + 11}">{value:.1f}</text>')
+                    elements.append(f'<text x="{end + 6:.1f}" y="{y + 11}">{value:.1f}</text>')
                 y += row
             y += gap
-        key = " ".join(
-            f'<span class="s{number % len(SERIES)}"><i></i>{escape(name)}</span>'
-            for number, name in enumerate(self.names)
+        legend_html = " ".join(
+            f'<span class="s{number % len(SERIES_COLOURS)}"><i></i>{escape(name)}</span>'
+            for number, name in enumerate(self.model_names)
         )
         return (
-            f'<figure style="max-width: 34rem"><h3>{escape(self.title)}</h3><p class="key">{key}</p>'
-            f'<svg viewBox="0 0 460 {y}" role="img" aria-label="{escape(self.title)}">{"".join(drawn)}</svg></figure>'
+            f'<figure style="max-width: 34rem"><h3>{escape(self.title)}</h3><p class="key">{legend_html}</p>'
+            f'<svg viewBox="0 0 460 {y}" role="img" '
+            f'aria-label="{escape(self.title)}">{"".join(elements)}</svg></figure>'
         )
 
 
-def set_bars(found: Sequence[Found]) -> Bars:
+def build_set_bar_chart(results: Sequence[RobustnessResult]) -> BarChart:
     """Return the accuracy on each set, by its own protocol."""
     groups = []
-    for place, answers in enumerate(found[0].answers):
-        groups.append((shown_name(answers.of), [_accuracy(each.answers[place]) for each in found]))
-    return Bars("Accuracy by set, %", groups, [each.entrant.source for each in found])
+    for set_index, set_predictions in enumerate(results[0].set_predictions):
+        groups.append(
+            (
+                format_set_name(set_predictions.shifted_set),
+                [_set_accuracy(each.set_predictions[set_index]) for each in results],
+            )
+        )
+    return BarChart("Accuracy by set, %", groups, [each.classifier.source for each in results])
 
 
-def as_csv(found: Sequence[Found]) -> str:
+def results_to_csv(results: Sequence[RobustnessResult]) -> str:
     """Return a row for each model, set and cell: counts, of which every number can be made again."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for each in found:
-        for answers in each.answers:
-            writer.writerows(_rows(answers))
+    writer.writerow(_CSV_COLUMNS)
+    for each in results:
+        for set_predictions in each.set_predictions:
+            writer.writerows(_cell_rows(set_predictions))
     return text.getvalue()
 
 
-def cell_facts(answers: Answers) -> list[dict[str, object]]:
+def build_cell_records(set_predictions: SetPredictions) -> list[dict[str, object]]:
     """Return the counts of each cell by name."""
-    return [dict(zip(_COLUMNS[4:], row[4:], strict=True)) for row in _rows(answers)]
+    return [dict(zip(_CSV_COLUMNS[4:], row[4:], strict=True)) for row in _cell_rows(set_predictions)]
 
 
-def _rows(answers: Answers) -> Iterator[tuple[object, ...]]:
-    of = answers.of
-    for cell in answers.cells:
+def _cell_rows(set_predictions: SetPredictions) -> Iterator[tuple[object, ...]]:
+    shifted_set = set_predictions.shifted_set
+    for cell in set_predictions.cells:
         yield (
-            answers.entrant.source,
-            of.name,
-            of.kind,
-            of.self_made is not None,
+            set_predictions.classifier.source,
+            shifted_set.name,
+            shifted_set.suite,
+            shifted_set.creation_sentence is not None,
             cell.cell.corruption,
             cell.cell.severity,
-            cell.num_photos,
-            cell.cell.expected,
-            cell.num_left_out,
-            cell.predictions.num_resized,
-            int((~cell.is_right).sum()),
-            int((~cell.is_right_of_all).sum()),
+            cell.num_images,
+            cell.cell.expected_images,
+            cell.num_excluded,
+            cell.stored.num_resized,
+            int((~cell.is_correct).sum()),
+            int((~cell.is_correct_among_all).sum()),
         )
 
 
-def _accuracy(answers: Answers) -> float | None:
-    if is_grid(answers.of):
-        mean = _mean([error for (corruption, _), error in errors_of(answers).items() if corruption in ALEXNET])
+def _set_accuracy(set_predictions: SetPredictions) -> float | None:
+    if is_corruption_grid(set_predictions.shifted_set):
+        mean = _mean_percent(
+            [
+                error
+                for (corruption, _), error in compute_cell_errors(set_predictions).items()
+                if corruption in ALEXNET_ERRORS
+            ]
+        )
     else:
-        mean = 100 * answers.cells[0].error
+        mean = 100 * set_predictions.cells[0].error
     return None if mean is None else 100 - mean
 
 
-def _mean(errors: Sequence[float]) -> float | None:
+def _mean_percent(errors: Sequence[float]) -> float | None:
     return 100 * sum(errors) / len(errors) if errors else None
 
 
-def _said(metric: Metric | None) -> str:
+def _format_metric(metric: Metric | None) -> str:
     if metric is None:
         return "–"
     span = f" ({metric.interval[0]:.2f}-{metric.interval[1]:.2f})" if metric.interval else ""

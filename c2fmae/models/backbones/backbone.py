@@ -8,18 +8,18 @@ from jaxtyping import Float, Shaped, UInt8
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from c2fmae.core.errors import UserError, unknown_name
+from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 from c2fmae.models.autoencoder import embed_visible
 from c2fmae.models.backbones.load_report import LoadReport
-from c2fmae.models.backbones.spec import BackboneSpec, Pool
-from c2fmae.models.embeddings import Embeddings, embeddings_of
+from c2fmae.models.backbones.spec import BackboneSpec, Pooling
+from c2fmae.models.embeddings import Embeddings, create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
 
-Maps = Mapping[str, Shaped[Tensor, "batch *map"]] | Float[Tensor, "batch channels height width"]
+BackboneInput = Mapping[str, Shaped[Tensor, "batch *map"]] | Float[Tensor, "batch channels height width"]
 """Standardised photos and id maps by granularity, or photos alone."""
 
 
@@ -36,7 +36,7 @@ class Backbone(nn.Module):
         self.embeddings = embeddings
         self.encoder = encoder
         self.fc_norm = fc_norm
-        self.report = LoadReport(source="made anew", loaded=())
+        self.load_report = LoadReport(source="made anew", loaded=())
         """Where its weights are from."""
 
     @property
@@ -60,84 +60,88 @@ class Backbone(nn.Module):
         return len(self.encoder.blocks)
 
     @property
-    def num_prefix(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """How many tokens come before those of patches: the global token and registers."""
-        return self.encoder.num_prefix
+        return self.encoder.num_prefix_tokens
 
-    def standardise(self, photos: UInt8[Tensor, "batch channels height width"]) -> Tensor:
+    def standardise(self, images: UInt8[Tensor, "batch channels height width"]) -> Tensor:
         """Return photos as the ViT knows them: (value / 255 - mean) / std."""
-        mean, std = (torch.tensor(each, device=photos.device) for each in (self.spec.mean, self.spec.std))
-        return standardise(photos, mean, std)
+        mean, std = (torch.tensor(each, device=images.device) for each in (self.spec.mean, self.spec.std))
+        return standardise(images, mean, std)
 
-    def forward(self, maps: Maps) -> Float[Tensor, "batch token dim"]:
+    def forward(self, maps: BackboneInput) -> Float[Tensor, "batch token dim"]:
         """Return `tokens`."""
         return self.tokens(maps)
 
-    def tokens(self, maps: Maps) -> Float[Tensor, "batch token dim"]:
+    def tokens(self, maps: BackboneInput) -> Float[Tensor, "batch token dim"]:
         """Return the last block's tokens, normed: global token and registers, then each granularity's patches."""
-        return self.encoder(self._embedded(maps)[0])  # type: ignore[no-any-return]
+        return self.encoder(self._embed(maps)[0])  # type: ignore[no-any-return]
 
-    def layers(self, maps: Maps, depths: Sequence[int]) -> list[Float[Tensor, "batch token dim"]]:
+    def get_intermediate_layers(
+        self, maps: BackboneInput, depths: Sequence[int]
+    ) -> list[Float[Tensor, "batch token dim"]]:
         """Return the tokens behind these blocks, counted from 1; only the last block's are normed."""
-        return self.encoder.layers(self._embedded(maps)[0], depths)
+        return self.encoder.get_intermediate_layers(self._embed(maps)[0], depths)
 
     def pool(
-        self, tokens: Float[Tensor, "batch token dim"], how: Pool | None = None, *, depth: int | None = None
+        self, tokens: Float[Tensor, "batch token dim"], pooling: Pooling | None = None, *, depth: int | None = None
     ) -> Float[Tensor, "batch dim"]:
         """Return one vector for all tokens: the mean of the patches', or the global token.
 
         `depth` is the block that they are behind, the last unless given. A norm behind the pooling is for the last
         block's alone, by which it was learned.
         """
-        how = how or self.spec.pool
-        if how == "cls" and self.encoder.cls_token is None:  # what comes first is a register, if anything
+        pooling = pooling or self.spec.pool
+        if pooling == "cls" and self.encoder.cls_token is None:  # what comes first is a register, if anything
             raise UserError("this backbone has no global token. Pool by the mean")
-        vector = tokens[:, 0] if how == "cls" else tokens[:, self.num_prefix :].mean(dim=1)
+        vector = tokens[:, 0] if pooling == "cls" else tokens[:, self.num_prefix_tokens :].mean(dim=1)
         return self.fc_norm(vector) if depth in (None, self.depth) else vector
 
-    def pooled(self, maps: Maps, how: Pool | None = None) -> Float[Tensor, "batch dim"]:
+    def pooled(self, maps: BackboneInput, pooling: Pooling | None = None) -> Float[Tensor, "batch dim"]:
         """Return one vector an image."""
-        return self.pool(self.tokens(maps), how)
+        return self.pool(self.tokens(maps), pooling)
 
     def feature_maps(
-        self, maps: Maps, depths: Sequence[int], granularity: str = "rgb"
+        self, maps: BackboneInput, depths: Sequence[int], granularity: str = "rgb"
     ) -> list[Float[Tensor, "batch dim rows columns"]]:
         """Return a granularity's patches behind these blocks, laid out as they lie in the image."""
-        embedded, names, grid = self._embedded(maps)
+        embedded, names, grid = self._embed(maps)
         if granularity not in names:
-            raise unknown_name("granularity among the maps", granularity, names)
+            raise unknown_name_error("granularity among the maps", granularity, names)
         size = grid[0] * grid[1]
-        first = self.num_prefix + names.index(granularity) * size
-        layers = self.encoder.layers(embedded, depths)
+        first = self.num_prefix_tokens + names.index(granularity) * size
+        layers = self.encoder.get_intermediate_layers(embedded, depths)
         return [x[:, first : first + size].transpose(1, 2).unflatten(2, grid) for x in layers]
 
-    def _check_photos(self, photos: Tensor) -> None:
+    def _check_images(self, images: Tensor) -> None:
         channels = self.spec.channels["rgb"]
-        if photos.ndim != 4 or photos.shape[1] != channels or not photos.is_floating_point():
-            what = f"{str(photos.dtype).removeprefix('torch.')} {tuple(photos.shape)}"
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+            what = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             raise UserError(
                 f"photos: expected numbers as `standardise` makes them of bytes, [batch, {channels}, height, width], "
                 f"got {what}"
             )
 
-    def _embedded(self, maps: Maps) -> tuple[Tensor, tuple[str, ...], tuple[int, int]]:
+    def _embed(self, maps: BackboneInput) -> tuple[Tensor, tuple[str, ...], tuple[int, int]]:
         maps = maps if isinstance(maps, Mapping) else {"rgb": maps}
         for name in maps:
             if name not in self.embeddings:
-                raise unknown_name("granularity of this backbone", name, self.granularities)
+                raise unknown_name_error("granularity of this backbone", name, self.granularities)
         if "rgb" in maps:
-            self._check_photos(maps["rgb"])
+            self._check_images(maps["rgb"])
         names = tuple(name for name in self.granularities if name in maps)
         if not names:
             raise UserError(f"no maps are given. This backbone takes {', '.join(self.granularities)}")
-        rows, columns = self.embeddings.grid({name: maps[name] for name in names})
+        rows, columns = self.embeddings.common_grid({name: maps[name] for name in names})
         first = maps[names[0]]
-        shown = Masks.showing(names, names, batch=len(first), num_patches=rows * columns, device=first.device)
-        tokens, grid = embed_visible(self.embeddings, self.encoder, maps, shown)
+        masks = Masks.from_visible_granularities(
+            names, names, batch=len(first), num_patches=rows * columns, device=first.device
+        )
+        tokens, grid = embed_visible(self.embeddings, self.encoder, maps, masks)
         return tokens, names, grid
 
 
-def vit_of(spec: BackboneSpec) -> VisionTransformer:
+def vit_from_spec(spec: BackboneSpec) -> VisionTransformer:
     """Return the timm ViT that a spec means, its weights not yet drawn."""
     return create_vit(
         spec.encoder.name,
@@ -145,42 +149,42 @@ def vit_of(spec: BackboneSpec) -> VisionTransformer:
         channels=spec.channels.get("rgb", 3),
         drop_path=spec.encoder.drop_path,
         fc_norm=spec.has_fc_norm,
-        **spec.encoder.shape(),
+        **spec.encoder.vit_kwargs(),
     )
 
 
-def wrap(vit: VisionTransformer, spec: BackboneSpec) -> Backbone:
+def wrap_vit(vit: VisionTransformer, spec: BackboneSpec) -> Backbone:
     """Make a ViT a backbone that shares its weights, in evaluation mode; what it lacks, as maps' embeddings, is new."""
     encoder = Encoder(
         vit,
         has_norm=True,  # whoever loads weights that have none says so
-        keep_positions=spec.encoder.keep_positions,
-        checkpoint=spec.encoder.checkpoint,
+        use_vit_positions=spec.encoder.keep_positions,
+        grad_checkpointing=spec.encoder.checkpoint,
     )
     patch = {"patch_size": vit.patch_embed.patch_size[0]}  # whether or not it is that of the name
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=patch)})
-    return Backbone(spec, embeddings_of(vit, spec.channels), encoder, vit.fc_norm).eval()
+    return Backbone(spec, create_embeddings(vit, spec.channels), encoder, vit.fc_norm).eval()
 
 
-def restricted(backbone: Backbone, names: Collection[str]) -> Backbone:
+def restrict_granularities(backbone: Backbone, names: Collection[str]) -> Backbone:
     """Return the backbone without what it has learned of other granularities than these; its weights are shared."""
     for name in names:
         if name not in backbone.embeddings:
-            raise unknown_name("granularity of this backbone", name, backbone.granularities)
+            raise unknown_name_error("granularity of this backbone", name, backbone.granularities)
     kept = [name for name in backbone.granularities if name in names]
     class_names = backbone.spec.class_names if "semantic" in kept else ()
     channels = {name: backbone.spec.channels[name] for name in kept}
     spec = backbone.spec.model_copy(update={"channels": channels, "class_names": class_names})
     embeddings = Embeddings({name: backbone.embeddings[name] for name in kept})
-    alone = Backbone(spec, embeddings, backbone.encoder, backbone.fc_norm).train(backbone.training)
-    alone.report = backbone.report
-    return alone
+    restricted_backbone = Backbone(spec, embeddings, backbone.encoder, backbone.fc_norm).train(backbone.training)
+    restricted_backbone.load_report = backbone.load_report
+    return restricted_backbone
 
 
-def untrained(spec: BackboneSpec, seed: int = 0) -> Backbone:
+def create_untrained_backbone(spec: BackboneSpec, seed: int = 0) -> Backbone:
     """Return a ViT with weights drawn anew, and sines and cosines for positions: what to compare others with."""
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"keep_positions": False})})
-    fresh = wrap(vit_of(spec), spec)
-    initialise(fresh, torch.Generator().manual_seed(seed_of(seed, "weights")))
-    fresh.report = LoadReport(source="weights drawn anew", loaded=())
+    fresh = wrap_vit(vit_from_spec(spec), spec)
+    initialise(fresh, torch.Generator().manual_seed(derive_seed(seed, "weights")))
+    fresh.load_report = LoadReport(source="weights drawn anew", loaded=())
     return fresh

@@ -8,23 +8,23 @@ from pathlib import Path
 import torch
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.weight_file import open_weights
-from c2fmae.models.backbones.assemble import Found, from_our_names, from_timm_names
-from c2fmae.models.backbones.backbone import Backbone, vit_of
+from c2fmae.core.weight_file import read_weight_file
+from c2fmae.models.backbones.assemble import SourceContents, backbone_from_c2fmae_names, backbone_from_timm_names
+from c2fmae.models.backbones.backbone import Backbone, vit_from_spec
 from c2fmae.models.backbones.export_reader import read_export
-from c2fmae.models.backbones.hugging_face_reader import read_config, read_hugging_face
+from c2fmae.models.backbones.hugging_face_reader import read_hugging_face, read_hugging_face_config
 from c2fmae.models.backbones.mae_reader import read_mae
-from c2fmae.models.backbones.multimae_reader import MARK as MULTIMAE
+from c2fmae.models.backbones.multimae_reader import INPUT_ADAPTER_PREFIX as MULTIMAE
 from c2fmae.models.backbones.multimae_reader import read_multimae
-from c2fmae.models.backbones.run_reader import is_run, read_run
+from c2fmae.models.backbones.run_reader import is_run_or_checkpoint, read_run
 from c2fmae.models.backbones.timm_folder_reader import read_timm_folder
-from c2fmae.models.backbones.timm_reader import TIMM, read_timm
+from c2fmae.models.backbones.timm_reader import TIMM_PREFIX, read_timm
 
-Make = Callable[[Found, Sequence[str]], Backbone]
+BackboneBuilder = Callable[[SourceContents, Sequence[str]], Backbone]
 
 log = logging.getLogger(__name__)
 
-SOURCES = (
+SUPPORTED_SOURCES = (
     "a run's folder, a checkpoint, timm:NAME, timm:NAME@FILE, an exported folder, a Hugging Face ViT's or ViTMAE's "
     "folder, or an official file of MAE or MultiMAE"
 )
@@ -46,64 +46,67 @@ def load_backbone(
     are brought; `num_heads` is for bare files alone, which do not say it. Nothing is ever unpickled that could run
     code.
     """
-    make, found = read_source(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
-    backbone = make(found, allow_missing)
-    log.info("%s", backbone.report)
+    build, contents = read_source(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
+    backbone = build(contents, allow_missing)
+    log.info("%s", backbone.load_report)
     return backbone
 
 
 def read_source(
     source: str, *, step: int | None, average: bool, image_size: tuple[int, int] | None, num_heads: int | None
-) -> tuple[Make, Found]:
+) -> tuple[BackboneBuilder, SourceContents]:
     """Return what a source holds, and what makes a backbone of it."""
     if image_size is not None and min(image_size) < 1:
         size = f"{image_size[0]}×{image_size[1]}"
         raise UserError(f"{source}: no photos are of {size}. Give their height and width with image_size")
-    make, found = _read(source, step=step, average=average, image_size=image_size, num_heads=num_heads)
-    _check_size(image_size, found)
-    return make, found
+    build, contents = _read_by_format(source, step=step, average=average, image_size=image_size, num_heads=num_heads)
+    _check_image_size(image_size, contents)
+    return build, contents
 
 
-def _read(
+def _read_by_format(
     source: str, *, step: int | None, average: bool, image_size: tuple[int, int] | None, num_heads: int | None
-) -> tuple[Make, Found]:
-    if source.startswith(TIMM):
-        return from_timm_names, read_timm(source, image_size=image_size)
+) -> tuple[BackboneBuilder, SourceContents]:
+    if source.startswith(TIMM_PREFIX):
+        return backbone_from_timm_names, read_timm(source, image_size=image_size)
     path = Path(source)
     if not path.exists():
-        raise UserError(f"{source}: does not exist. Give {SOURCES}")
-    if is_run(path):
-        return from_our_names, _at(image_size, read_run(path, step=step, average=average))
+        raise UserError(f"{source}: does not exist. Give {SUPPORTED_SOURCES}")
+    if is_run_or_checkpoint(path):
+        return backbone_from_c2fmae_names, _with_image_size(image_size, read_run(path, step=step, average=average))
     if (path / "config.json").exists():
-        config = read_config(path)
+        config = read_hugging_face_config(path)
         if str(config.get("format")).startswith("c2fmae-"):
-            return from_our_names, _at(image_size, read_export(path))
+            return backbone_from_c2fmae_names, _with_image_size(image_size, read_export(path))
         if "architecture" in config:
-            return from_timm_names, _at(image_size, read_timm_folder(path, config))
-        return from_timm_names, _at(image_size, read_hugging_face(path, config))
+            return backbone_from_timm_names, _with_image_size(image_size, read_timm_folder(path, config))
+        return backbone_from_timm_names, _with_image_size(image_size, read_hugging_face(path, config))
     if path.is_dir():
-        raise UserError(f"{source}: is a folder, but none of these: {SOURCES}")
-    weights = open_weights(path)
+        raise UserError(f"{source}: is a folder, but none of these: {SUPPORTED_SOURCES}")
+    weights = read_weight_file(path)
     if any(name.startswith(MULTIMAE) for name in weights.tensors):
-        return from_our_names, _at(image_size, read_multimae(source, weights, num_heads=num_heads))
-    return from_timm_names, read_mae(source, weights, image_size=image_size, num_heads=num_heads)
+        return backbone_from_c2fmae_names, _with_image_size(
+            image_size, read_multimae(source, weights, num_heads=num_heads)
+        )
+    return backbone_from_timm_names, read_mae(source, weights, image_size=image_size, num_heads=num_heads)
 
 
-def _check_size(image_size: tuple[int, int] | None, found: Found) -> None:
+def _check_image_size(image_size: tuple[int, int] | None, contents: SourceContents) -> None:
     if image_size is None:
         return
     with torch.device("meta"):
-        patch = vit_of(found.spec.model_copy(update={"image_size": None})).patch_embed.patch_size[0]
+        patch = vit_from_spec(contents.spec.model_copy(update={"image_size": None})).patch_embed.patch_size[0]
     if any(side < patch or side % patch for side in image_size):
         raise UserError(
-            f"{found.source}: no photos of {image_size[0]}×{image_size[1]} are made of its patches of {patch}×{patch}. "
+            f"{contents.source}: no photos of {image_size[0]}×{image_size[1]} are made of its patches of "
+            f"{patch}×{patch}. "
             f"Give an image_size of multiples of {patch}"
         )
 
 
-def _at(image_size: tuple[int, int] | None, found: Found) -> Found:
+def _with_image_size(image_size: tuple[int, int] | None, contents: SourceContents) -> SourceContents:
     """Return what was found, to be made for photos of this size."""
     if image_size is None:
-        return found
-    spec = found.spec.model_copy(update={"image_size": image_size})
-    return replace(found, spec=spec, table_size=found.table_size or found.spec.image_size)
+        return contents
+    spec = contents.spec.model_copy(update={"image_size": image_size})
+    return replace(contents, spec=spec, pos_embed_image_size=contents.pos_embed_image_size or contents.spec.image_size)

@@ -5,47 +5,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from c2fmae.core.checkpoint import checkpoints_in
+from c2fmae.core.checkpoint import list_checkpoints
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.scene import GRANULARITIES
-from c2fmae.models.backbones.assemble import Found
+from c2fmae.models.backbones.assemble import SourceContents
 from c2fmae.models.backbones.spec import BackboneSpec
 
-_PARTS = ("embeddings", "encoder", "fc_norm", "head")
+_BACKBONE_MODULES = ("embeddings", "encoder", "fc_norm", "head")
 
 
-def is_run(path: Path) -> bool:
+def is_run_or_checkpoint(path: Path) -> bool:
     """Return whether a path is a run's folder, one of its folders of checkpoints, or a checkpoint."""
-    return (path / "config.yaml").exists() or (path / "checkpoint.json").exists() or bool(checkpoints_in(path))
+    return (path / "config.yaml").exists() or (path / "checkpoint.json").exists() or bool(list_checkpoints(path))
 
 
-def read_run(path: Path, *, step: int | None = None, average: bool = False) -> Found:
+def read_run(path: Path, *, step: int | None = None, average: bool = False) -> SourceContents:
     """Return what a run's newest whole checkpoint, or that of a step, holds of the encoder."""
     checkpoint = find_checkpoint(path, step)
-    tensors = checkpoint.part("model")
+    tensors = checkpoint.tensors_of("model")
     notes = [f"step {checkpoint.step:,}"]
     if average:
-        averaged = checkpoint.part("ema")
+        averaged = checkpoint.tensors_of("ema")
         if not averaged:
             raise UserError(f"{path}: holds no average of weights: it was trained without training.ema")
         tensors |= averaged
         notes = [f"{notes[0]}, the average of the weights"]
     tensors = {name.removeprefix("backbone."): each for name, each in tensors.items()}  # of a classifier's
     parts = {name: name.split(".")[0] for name in tensors}
-    ours = {name: each for name, each in tensors.items() if parts[name] in _PARTS}
-    left = Counter(part for name, part in parts.items() if name not in ours)
-    spec, told = _spec_of(checkpoint.facts, path)
-    return Found(source=str(path), spec=spec, tensors=ours, left=left, notes=notes, classifier=told)
+    backbone_tensors = {name: each for name, each in tensors.items() if parts[name] in _BACKBONE_MODULES}
+    unused = Counter(part for name, part in parts.items() if name not in backbone_tensors)
+    spec, classifier_info = _read_spec(checkpoint.metadata, path)
+    return SourceContents(
+        source=str(path),
+        spec=spec,
+        tensors=backbone_tensors,
+        unused=unused,
+        notes=notes,
+        classifier_info=classifier_info,
+    )
 
 
-def _spec_of(facts: Mapping[str, Any], path: Path) -> tuple[BackboneSpec, Mapping[str, Any]]:
+def _read_spec(metadata: Mapping[str, Any], path: Path) -> tuple[BackboneSpec, Mapping[str, Any]]:
     """Return what the encoder is, and of a fine-tuned run what its classes are."""
-    if classifier := facts.get("classifier"):
-        told = {word: each for word, each in classifier.items() if word != "backbone"}
-        return BackboneSpec.read(classifier["backbone"], source=str(path)), told
+    if classifier := metadata.get("classifier"):
+        classifier_info = {word: each for word, each in classifier.items() if word != "backbone"}
+        return BackboneSpec.from_dict(classifier["backbone"], source=str(path)), classifier_info
     try:
-        method, normalisation = facts["config"]["method"], facts["normalisation"]
+        method, normalisation = metadata["config"]["method"], metadata["normalisation"]
         channels = {
             name: method["channels"].get(name, GRANULARITIES.get(name).channels) for name in method["granularities"]
         }
@@ -54,5 +61,5 @@ def _spec_of(facts: Mapping[str, Any], path: Path) -> tuple[BackboneSpec, Mappin
         raise UserError(
             f"{path}: does not say what its model is: {error} is missing. Take a run's checkpoint"
         ) from error
-    values |= {**normalisation, "channels": channels, "class_names": facts.get("classes", ())}
-    return BackboneSpec.read(values, source=str(path)), {}
+    values |= {**normalisation, "channels": channels, "class_names": metadata.get("classes", ())}
+    return BackboneSpec.from_dict(values, source=str(path)), {}

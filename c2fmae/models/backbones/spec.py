@@ -4,26 +4,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config, Count
+from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import GRANULARITIES
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 
-Pool = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls"]
 
 
 class BackboneSpec(Config):
     """All that a backbone is but its weights."""
 
     encoder: EncoderConfig
-    image_size: tuple[Count, Count]
+    image_size: tuple[PositiveInt, PositiveInt]
     """Height and width of the photos that it learned from; it takes any that its patch divides."""
-    channels: Annotated[dict[str, Count], Field(min_length=1)] = Field({"rgb": 3})
+    channels: Annotated[dict[str, PositiveInt], Field(min_length=1)] = Field({"rgb": 3})
     """What it takes, coarse to fine: channels of photos, classes of id maps."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """By which photos in [0, 1] are standardised, by channel."""
     std: tuple[Annotated[float, Field(gt=0)], ...] = IMAGENET_STD
-    pool: Pool = "mean"
+    pool: Pooling = "mean"
     """How a photo's tokens become one vector where nobody says otherwise: their mean, or the global token."""
     has_fc_norm: bool = False
     """Whether its norm comes behind the pooling."""

@@ -8,16 +8,22 @@ import torch
 from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 
-from c2fmae.core.config import Config, Count
-from c2fmae.core.weight_file import open_weights
-from c2fmae.models.backbones.assemble import Found
-from c2fmae.models.backbones.backbone import vit_of
-from c2fmae.models.backbones.export_reader import CONFIG, check_size
+from c2fmae.core.config import Config, PositiveInt
+from c2fmae.core.weight_file import read_weight_file
+from c2fmae.models.backbones.assemble import SourceContents
+from c2fmae.models.backbones.backbone import vit_from_spec
+from c2fmae.models.backbones.export_reader import CONFIG_FILE, check_model_size
 from c2fmae.models.backbones.spec import BackboneSpec
-from c2fmae.models.backbones.timm_reader import labels_of, other_pooling, pools_alike, spec_of, with_its_norm
+from c2fmae.models.backbones.timm_reader import (
+    has_supported_pooling,
+    match_norm_placement,
+    parse_timm_labels,
+    pooling_notes,
+    spec_from_vit,
+)
 from c2fmae.models.encoder import create_vit
 
-_SHAPE = {
+_TIMM_TO_ENCODER = {
     "patch_size": "patch_size",
     "embed_dim": "dim",
     "depth": "depth",
@@ -27,92 +33,95 @@ _SHAPE = {
 """timm's words and ours."""
 
 
-class TimmArgs(Config):
+class TimmModelArgs(Config):
     """What timm may be told of a plain ViT here besides its name."""
 
-    img_size: Count | tuple[Count, Count] | None = None
-    patch_size: Count | None = None
-    embed_dim: Count | None = None
-    depth: Count | None = None
-    num_heads: Count | None = None
+    img_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    patch_size: PositiveInt | None = None
+    embed_dim: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
     mlp_ratio: Annotated[float, Field(gt=0)] | None = None
-    in_chans: Count | None = None
+    in_chans: PositiveInt | None = None
     global_pool: Literal["token", "avg"] | None = None
     fc_norm: bool | None = None
     pool_include_prefix: Literal[False] | None = None
     num_classes: int | None = None
 
 
-class TimmData(Config):
+class TimmPretrainedConfig(Config):
     """What is read of what timm says of photos."""
 
-    input_size: tuple[Count, Count, Count] | None = None
+    input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: Annotated[float, Field(gt=0)] | None = None
 
 
-class TimmFolder(Config):
+class TimmFolderConfig(Config):
     """What is read of the config in a folder of timm's."""
 
     architecture: str
     global_pool: str | None = None
     """Of the ViT that was saved; what model_args say of it counts more."""
-    model_args: TimmArgs = TimmArgs()
-    pretrained_cfg: TimmData = TimmData()
+    model_args: TimmModelArgs = TimmModelArgs()
+    pretrained_cfg: TimmPretrainedConfig = TimmPretrainedConfig()
     label_names: tuple[str, ...] | dict[Annotated[int, Field(ge=0)], str] | None = None
     label_descriptions: dict[str, str] | None = None
 
 
-def read_timm_folder(folder: Path, config: Mapping[str, Any]) -> Found:
+def read_timm_folder(folder: Path, config: Mapping[str, Any]) -> SourceContents:
     """Return what a folder of timm's holds."""
-    source = str(folder / CONFIG)
-    read = TimmFolder.read(_known(config), source=source)
-    args = read.model_args
-    told = {"global_pool": args.global_pool or read.global_pool, "pool_include_prefix": args.pool_include_prefix}
-    pooling: dict[str, Any] = {word: each for word, each in told.items() if each is not None}
+    source = str(folder / CONFIG_FILE)
+    parsed = TimmFolderConfig.from_dict(_select_known_keys(config), source=source)
+    args = parsed.model_args
+    pooling_args = {
+        "global_pool": args.global_pool or parsed.global_pool,
+        "pool_include_prefix": args.pool_include_prefix,
+    }
+    pooling: dict[str, Any] = {word: each for word, each in pooling_args.items() if each is not None}
     with torch.device("meta"):  # its settings alone
-        named = create_vit(read.architecture, image_size=None, fc_norm=args.fc_norm, **pooling)
-    weights, spec = open_weights(folder), _spec_of(named, read, source)
+        default_vit = create_vit(parsed.architecture, image_size=None, fc_norm=args.fc_norm, **pooling)
+    weights, spec = read_weight_file(folder), _build_spec(default_vit, parsed, source)
     if args.fc_norm is None and args.global_pool is None:
-        spec = with_its_norm(spec, weights.tensors)
-    check_size(folder, lambda: [vit_of(spec)], spec.encoder.depth, weights.tensors)
-    notes = [*weights.notes, *other_pooling(named, spec)]
-    usual: Any = named.pretrained_cfg
-    labels = labels_of(read.label_names, read.label_descriptions)
-    return Found(
+        spec = match_norm_placement(spec, weights.tensors)
+    check_model_size(folder, lambda: [vit_from_spec(spec)], spec.encoder.depth, weights.tensors)
+    notes = [*weights.notes, *pooling_notes(default_vit, spec)]
+    default_config: Any = default_vit.pretrained_cfg
+    labels = parse_timm_labels(parsed.label_names, parsed.label_descriptions)
+    return SourceContents(
         source=str(folder),
         spec=spec,
         tensors=weights.tensors,
         notes=notes,
-        classifier={"crop": read.pretrained_cfg.crop_pct or usual["crop_pct"], "labels": labels},
-        pools_alike=pools_alike(named),
+        classifier_info={"crop": parsed.pretrained_cfg.crop_pct or default_config["crop_pct"], "labels": labels},
+        has_supported_pooling=has_supported_pooling(default_vit),
     )
 
 
-def _spec_of(named: VisionTransformer, read: TimmFolder, source: str) -> BackboneSpec:
-    args, data = read.model_args, read.pretrained_cfg
-    usual = spec_of(named, read.architecture)
-    channels, *size = data.input_size or (usual.channels["rgb"], *usual.image_size)
-    told = args.img_size or size
-    shape = {ours: each for theirs, ours in _SHAPE.items() if (each := getattr(args, theirs)) is not None}
-    return BackboneSpec.read(
+def _build_spec(default_vit: VisionTransformer, parsed: TimmFolderConfig, source: str) -> BackboneSpec:
+    args, data = parsed.model_args, parsed.pretrained_cfg
+    default_spec = spec_from_vit(default_vit, parsed.architecture)
+    channels, *size = data.input_size or (default_spec.channels["rgb"], *default_spec.image_size)
+    image_size = args.img_size or size
+    shape = {ours: each for theirs, ours in _TIMM_TO_ENCODER.items() if (each := getattr(args, theirs)) is not None}
+    return BackboneSpec.from_dict(
         {
-            **usual.model_dump(),
-            "encoder": {**usual.encoder.model_dump(), **shape},
-            "image_size": (told, told) if isinstance(told, int) else told,
+            **default_spec.model_dump(),
+            "encoder": {**default_spec.encoder.model_dump(), **shape},
+            "image_size": (image_size, image_size) if isinstance(image_size, int) else image_size,
             "channels": {"rgb": args.in_chans or channels},
-            "mean": data.mean or usual.mean,
-            "std": data.std or usual.std,
+            "mean": data.mean or default_spec.mean,
+            "std": data.std or default_spec.std,
         },
         source=source,
     )
 
 
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+def _select_known_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the words that are read; all of model_args are, as each of them makes another ViT."""
-    known = {word: config[word] for word in TimmFolder.model_fields if config.get(word) is not None}
+    known = {word: config[word] for word in TimmFolderConfig.model_fields if config.get(word) is not None}
     data = known.get("pretrained_cfg", config)  # timm's older folders have no parts
     if isinstance(data, Mapping):
-        known["pretrained_cfg"] = {word: data[word] for word in TimmData.model_fields if word in data}
+        known["pretrained_cfg"] = {word: data[word] for word in TimmPretrainedConfig.model_fields if word in data}
     return known

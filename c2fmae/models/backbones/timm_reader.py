@@ -9,48 +9,50 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo, is_wnid
-from c2fmae.core.weight_file import open_weights
-from c2fmae.models.backbones.assemble import Found
-from c2fmae.models.backbones.spec import BackboneSpec, Pool
+from c2fmae.core.weight_file import read_weight_file
+from c2fmae.models.backbones.assemble import SourceContents
+from c2fmae.models.backbones.spec import BackboneSpec, Pooling
 from c2fmae.models.config import EncoderConfig
 from c2fmae.models.encoder import create_vit
 
-TIMM = "timm:"
+TIMM_PREFIX = "timm:"
 
-_POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean"}
+_POOLING_FROM_TIMM: dict[str, Pooling] = {"token": "cls", "avg": "mean"}
 
 
-def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> Found:
+def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> SourceContents:
     """Return the weights of `timm:NAME@FILE`, or of `timm:NAME`, which timm fetches."""
-    name, _, file = source.removeprefix(TIMM).partition("@")
+    name, _, file = source.removeprefix(TIMM_PREFIX).partition("@")
     vit = create_vit(name, image_size=image_size, fc_norm=None)
     config: Any = vit.pretrained_cfg
-    spec = spec_of(vit, name)
-    notes = other_pooling(vit, spec)
-    labels = labels_of(config.get("label_names"), config.get("label_descriptions"))
+    spec = spec_from_vit(vit, name)
+    notes = pooling_notes(vit, spec)
+    labels = parse_timm_labels(config.get("label_names"), config.get("label_descriptions"))
     head: dict[str, Any] = {
-        "classifier": {"crop": config["crop_pct"], "labels": labels},
-        "pools_alike": pools_alike(vit),
+        "classifier_info": {"crop": config["crop_pct"], "labels": labels},
+        "has_supported_pooling": has_supported_pooling(vit),
     }
     if file:
-        weights = open_weights(file)
-        tensors, resized = _in_timms_words(file, weights.tensors, vit)
-        spec = with_its_norm(spec, tensors)
-        return Found(source=source, spec=spec, tensors=tensors, resized=resized, notes=[*weights.notes, *notes], **head)
+        weights = read_weight_file(file)
+        tensors, resized = _convert_to_timm_names(file, weights.tensors, vit)
+        spec = match_norm_placement(spec, tensors)
+        return SourceContents(
+            source=source, spec=spec, tensors=tensors, resized=resized, notes=[*weights.notes, *notes], **head
+        )
     try:
-        donor = timm.create_model(name, pretrained=True)
+        pretrained = timm.create_model(name, pretrained=True)
     except Exception as error:  # a download can fail in a hundred ways
         raise UserError(
             f"{source}: cannot be fetched: {' '.join(str(error).split())}. With a file of its weights at hand, "
             f"give timm:{name}@FILE"
         ) from error
-    return Found(source=source, spec=spec, tensors=donor.state_dict(), notes=notes, **head)
+    return SourceContents(source=source, spec=spec, tensors=pretrained.state_dict(), notes=notes, **head)
 
 
-def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
+def spec_from_vit(vit: VisionTransformer, name: str) -> BackboneSpec:
     """Return the spec of a ViT as timm makes it by that name."""
     config: Any = vit.pretrained_cfg
-    pool = _POOLS.get(vit.global_pool, "mean")
+    pool = _POOLING_FROM_TIMM.get(vit.global_pool, "mean")
     return BackboneSpec(
         encoder=EncoderConfig(name=name, has_norm=True, keep_positions=True),
         image_size=vit.patch_embed.img_size,
@@ -62,17 +64,17 @@ def spec_of(vit: VisionTransformer, name: str) -> BackboneSpec:
     )
 
 
-def pools_alike(vit: VisionTransformer) -> bool:
+def has_supported_pooling(vit: VisionTransformer) -> bool:
     """Return whether timm pools by the global token or by the mean of patches, as a backbone does."""
     return vit.global_pool == "token" or (vit.global_pool == "avg" and not vit.pool_include_prefix)
 
 
-def labels_of(
+def parse_timm_labels(
     names: Sequence[str] | Mapping[Any, str] | None, descriptions: Mapping[str, str] | None
 ) -> list[LabelInfo | None] | None:
     """Return what timm's label names mean, by logit; ImageNet's are WordNet ids, and descriptions say what of.
 
-    >>> [label.wnid for label in labels_of(["n01440764", "cat"], {"n01440764": "tench"})]
+    >>> [label.wnid for label in parse_timm_labels(["n01440764", "cat"], {"n01440764": "tench"})]
     ['n01440764', None]
     """
     if not names:
@@ -80,23 +82,23 @@ def labels_of(
     by_index = (
         {int(index): name for index, name in names.items()} if isinstance(names, Mapping) else dict(enumerate(names))
     )
-    told = [by_index.get(index) for index in range(max(by_index) + 1)]
-    return [_label(name, (descriptions or {}).get(name, name)) if name else None for name in told]
+    ordered_names = [by_index.get(index) for index in range(max(by_index) + 1)]
+    return [_label_info(name, (descriptions or {}).get(name, name)) if name else None for name in ordered_names]
 
 
-def _label(name: str, description: str) -> LabelInfo:
+def _label_info(name: str, description: str) -> LabelInfo:
     return LabelInfo(name=description, wnid=name if is_wnid(name) else None)
 
 
-def other_pooling(vit: VisionTransformer, spec: BackboneSpec) -> list[str]:
+def pooling_notes(vit: VisionTransformer, spec: BackboneSpec) -> list[str]:
     """Return a note where timm pools in a way that a backbone does not."""
-    if pools_alike(vit):
+    if has_supported_pooling(vit):
         return []
-    way = "all tokens' mean" if vit.global_pool == "avg" else vit.global_pool
-    return [f"timm pools it in another way ({way}), here it is by {spec.pool}"]
+    timm_pooling = "all tokens' mean" if vit.global_pool == "avg" else vit.global_pool
+    return [f"timm pools it in another way ({timm_pooling}), here it is by {spec.pool}"]
 
 
-def _in_timms_words(
+def _convert_to_timm_names(
     file: str, tensors: Mapping[str, Tensor], vit: VisionTransformer
 ) -> tuple[Mapping[str, Tensor], dict[str, str]]:
     """Return tensors under timm's names, and what timm changed in size where they had others'."""
@@ -109,18 +111,20 @@ def _in_timms_words(
         renamed = checkpoint_filter_fn(dict(tensors), vit, adapt_layer_scale=True)
     except Exception as error:  # of another codebase than timm knows
         raise UserError(f"{file}: cannot be brought to timm's names: {' '.join(str(error).split())}") from error
-    before = next(
+    old_positions = next(
         (each for name, each in tensors.items() if "pos" in name and each.shape[-1:] == (vit.embed_dim,)), None
     )
-    after = renamed.get("pos_embed")
-    if before is None or after is None or before.numel() == after.numel():
+    new_positions = renamed.get("pos_embed")
+    if old_positions is None or new_positions is None or old_positions.numel() == new_positions.numel():
         return renamed, {}
-    return renamed, {"pos_embed": f"{before.numel() // vit.embed_dim} → {after.shape[1]} places, by timm"}
+    return renamed, {
+        "pos_embed": f"{old_positions.numel() // vit.embed_dim} → {new_positions.shape[1]} places, by timm"
+    }
 
 
-def with_its_norm(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> BackboneSpec:
+def match_norm_placement(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> BackboneSpec:
     """Return the spec with its norm where the file has it: fine-tuning may have moved it behind the pooling."""
-    behind = "fc_norm.weight" in tensors
-    if behind == spec.has_fc_norm or behind == ("norm.weight" in tensors):
+    has_fc_norm = "fc_norm.weight" in tensors
+    if has_fc_norm == spec.has_fc_norm or has_fc_norm == ("norm.weight" in tensors):
         return spec
-    return spec.model_copy(update={"has_fc_norm": behind, "pool": "mean" if behind else spec.pool})
+    return spec.model_copy(update={"has_fc_norm": has_fc_norm, "pool": "mean" if has_fc_norm else spec.pool})

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from c2fmae.models.backbones import Backbone, LoadReport
-from c2fmae.models.backbones.backbone import Maps
+from c2fmae.models.backbones.backbone import BackboneInput
 from c2fmae.models.classifiers.spec import ClassifierSpec
 
 
@@ -18,7 +18,7 @@ class Classifier(nn.Module):
         self.spec = spec
         self.backbone = backbone
         self.head = head
-        self.report = LoadReport(source="made anew", loaded=())
+        self.load_report = LoadReport(source="made anew", loaded=())
         """Where its weights are from."""
 
     @property
@@ -26,6 +26,6 @@ class Classifier(nn.Module):
         """How many logits it gives."""
         return self.head.out_features
 
-    def forward(self, maps: Maps) -> Float[Tensor, "batch label"]:
+    def forward(self, maps: BackboneInput) -> Float[Tensor, "batch label"]:
         """Return a logit for each label, of any of its granularities' maps."""
         return cast(Tensor, self.head(self.backbone.pool(self.backbone.tokens(maps))))

@@ -7,7 +7,7 @@ from timm.data.imagenet_info import ImageNetInfo
 
 from c2fmae.core.labels import LabelInfo
 
-_ALIKE = 0.95  # of the names; lists of them differ in a few words
+_MIN_NAME_OVERLAP = 0.95  # of the names; lists of them differ in a few words
 
 
 @cache
@@ -22,14 +22,16 @@ def imagenet_labels() -> tuple[LabelInfo, ...]:
     return tuple(LabelInfo(name=name, wnid=wnid) for wnid, name in names.items())
 
 
-def are_imagenets(labels: Sequence[LabelInfo | None]) -> bool:
+def are_imagenet_labels(labels: Sequence[LabelInfo | None]) -> bool:
     """Return whether labels are ImageNet's, in its order, whose ids nobody says: whether their first names are."""
-    known = imagenet_labels()
-    if len(labels) != len(known) or any(label and label.wnid for label in labels):
+    imagenet = imagenet_labels()
+    if len(labels) != len(imagenet) or any(label and label.wnid for label in labels):
         return False
-    pairs = zip(labels, known, strict=True)
-    return sum(bool(told) and _first(told) == _first(ours) for told, ours in pairs) >= _ALIKE * len(known)
+    pairs = zip(labels, imagenet, strict=True)
+    return sum(
+        bool(told) and _first_name(told) == _first_name(ours) for told, ours in pairs
+    ) >= _MIN_NAME_OVERLAP * len(imagenet)
 
 
-def _first(label: LabelInfo | None) -> str:
+def _first_name(label: LabelInfo | None) -> str:
     return label.name.partition(",")[0].strip().lower() if label else ""

@@ -8,16 +8,24 @@ from timm.layers.norm import LayerNorm
 from torch import nn
 
 from c2fmae.core.registry import Registry
-from c2fmae.models.attention import CrossBlock, self_block
-from c2fmae.models.decoders.state import Entry
-from c2fmae.models.decoders.wirings import Carry, Cascaded, Context, Joint, Parallel, SelfAttention, Stage
+from c2fmae.models.attention import CrossBlock, create_self_block
+from c2fmae.models.decoders.state import DecoderEntry
+from c2fmae.models.decoders.wirings import (
+    Carry,
+    CascadedDecoder,
+    Context,
+    JointDecoder,
+    ParallelDecoder,
+    SelfAttentionDecoder,
+    Stage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderPlan:
     """All that a decoder is made from."""
 
-    width: int
+    encoder_dim: int
     """Of the encoder."""
     granularities: tuple[str, ...]
     """Of the model: their order is that of the tokens."""
@@ -33,30 +41,34 @@ class DecoderPlan:
     entry: Literal["shared", "own"] = "shared"
     has_norm: bool = False
 
-    def enter(self) -> Entry:
+    def create_entry(self) -> DecoderEntry:
         """Make one way in."""
-        return Entry(self.width, self.dim, len(self.granularities))
+        return DecoderEntry(self.encoder_dim, self.dim, len(self.granularities))
 
-    def entries(self) -> list[Entry]:
+    def create_entries(self) -> list[DecoderEntry]:
         """Make the ways in: one, or one a stage."""
-        return [self.enter() for _ in (range(1) if self.entry == "shared" else self.stages)]
+        return [self.create_entry() for _ in (range(1) if self.entry == "shared" else self.stages)]
 
-    def self_block(self) -> nn.Module:
+    def create_self_block(self) -> nn.Module:
         """Make a self-attention block."""
-        return self_block(self.dim, self.num_heads, self.mlp_ratio)
+        return create_self_block(self.dim, self.num_heads, self.mlp_ratio)
 
-    def cross_block(self) -> nn.Module:
+    def create_cross_block(self) -> nn.Module:
         """Make a cross-attention block."""
         return CrossBlock(self.dim, self.num_heads, self.mlp_ratio, query_residual=self.query_residual)
 
-    def make_stages(self, first: Callable[[], nn.Module]) -> dict[str, Stage]:
+    def create_stages(self, create_first: Callable[[], nn.Module]) -> dict[str, Stage]:
         """Make every stage: a first block, then `depth` self-attention blocks."""
         return {
-            name: Stage(self.index(granularity), first(), *(self.self_block() for _ in range(self.depth)))
+            name: Stage(
+                self.granularity_index(granularity),
+                create_first(),
+                *(self.create_self_block() for _ in range(self.depth)),
+            )
             for name, granularity in self.stages.items()
         }
 
-    def index(self, granularity: str) -> int:
+    def granularity_index(self, granularity: str) -> int:
         """Return a granularity's place in the tokens."""
         return self.granularities.index(granularity)
 
@@ -65,33 +77,33 @@ DECODERS: Registry[Callable[[DecoderPlan], nn.Module]] = Registry("decoder")
 
 
 @DECODERS.register("cascaded", "Each stage reads the one before it, in any order: C2FMAE's, coarse to fine.")
-def cascaded(plan: DecoderPlan) -> Cascaded:
+def create_cascaded(plan: DecoderPlan) -> CascadedDecoder:
     """Make a cascade in the order of the stages."""
-    stages = plan.make_stages(plan.cross_block)
-    return Cascaded(plan.entries(), stages, context=plan.context, carry=plan.carry)
+    stages = plan.create_stages(plan.create_cross_block)
+    return CascadedDecoder(plan.create_entries(), stages, context=plan.context, carry=plan.carry)
 
 
 @DECODERS.register("reversed", "The cascade from its last stage to its first: fine to coarse.")
-def backwards(plan: DecoderPlan) -> Cascaded:
+def create_reversed(plan: DecoderPlan) -> CascadedDecoder:
     """Make a cascade in the opposite order."""
-    return cascaded(replace(plan, stages=dict(reversed(list(plan.stages.items())))))
+    return create_cascaded(replace(plan, stages=dict(reversed(list(plan.stages.items())))))
 
 
 @DECODERS.register("parallel", "No stage reads another: MultiMAE's.")
-def parallel(plan: DecoderPlan) -> Parallel:
+def create_parallel(plan: DecoderPlan) -> ParallelDecoder:
     """Make stages that share a context and nothing else."""
-    return Parallel(plan.entries(), plan.make_stages(plan.cross_block), context=plan.context)
+    return ParallelDecoder(plan.create_entries(), plan.create_stages(plan.create_cross_block), context=plan.context)
 
 
 @DECODERS.register("self_attention", "Each stage reads its own granularity alone: no cross-attention.")
-def self_attention(plan: DecoderPlan) -> SelfAttention:
+def create_self_attention(plan: DecoderPlan) -> SelfAttentionDecoder:
     """Make stages of equal depth without a context."""
-    return SelfAttention(plan.entries(), plan.make_stages(plan.self_block))
+    return SelfAttentionDecoder(plan.create_entries(), plan.create_stages(plan.create_self_block))
 
 
 @DECODERS.register("joint", "All tokens read each other in the same blocks: MAE's.")
-def joint(plan: DecoderPlan) -> Joint:
+def create_joint(plan: DecoderPlan) -> JointDecoder:
     """Make one stack of blocks for all tokens."""
     norm = LayerNorm(plan.dim) if plan.has_norm else nn.Identity()
-    stages = {name: plan.index(granularity) for name, granularity in plan.stages.items()}
-    return Joint(plan.enter(), [plan.self_block() for _ in range(plan.depth)], norm, stages)
+    stages = {name: plan.granularity_index(granularity) for name, granularity in plan.stages.items()}
+    return JointDecoder(plan.create_entry(), [plan.create_self_block() for _ in range(plan.depth)], norm, stages)

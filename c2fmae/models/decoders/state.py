@@ -11,7 +11,7 @@ from c2fmae.core.masks import Masks
 from c2fmae.models.positions import sincos_positions
 
 
-class State(NamedTuple):
+class DecoderState(NamedTuple):
     """All tokens of a batch, granularity by granularity, and what precedes them."""
 
     prefix: Float[Tensor, "batch prefix dim"]
@@ -20,42 +20,44 @@ class State(NamedTuple):
     visible_idx: Int[Tensor, "batch visible"]
     num_patches: int
 
-    def of(self, granularity: int) -> Float[Tensor, "batch patch dim"]:
+    def tokens_of(self, granularity: int) -> Float[Tensor, "batch patch dim"]:
         """Return one granularity's tokens."""
         return self.tokens.narrow(1, granularity * self.num_patches, self.num_patches)
 
-    def visible(self) -> Float[Tensor, "batch visible dim"]:
+    def visible_tokens(self) -> Float[Tensor, "batch visible dim"]:
         """Return the tokens that the encoder saw."""
-        return self.tokens.gather(1, _index(self.visible_idx, self.tokens))
+        return self.tokens.gather(1, _gather_index(self.visible_idx, self.tokens))
 
-    def land(self, features: Float[Tensor, "batch patch dim"], granularity: int) -> Float[Tensor, "batch token dim"]:
+    def add_features(
+        self, features: Float[Tensor, "batch patch dim"], granularity: int
+    ) -> Float[Tensor, "batch token dim"]:
         """Return the tokens with a stage's features added at its granularity's places, and nowhere else."""
         before = granularity * self.num_patches
         after = self.tokens.shape[1] - before - self.num_patches
         return self.tokens + F.pad(features, (0, 0, before, after))
 
 
-class Entry(nn.Module):
+class DecoderEntry(nn.Module):
     """The way from the encoder into a decoder."""
 
-    def __init__(self, width: int, dim: int, num_granularities: int) -> None:
+    def __init__(self, encoder_dim: int, dim: int, num_granularities: int) -> None:
         super().__init__()
-        self.project = nn.Linear(width, dim)
+        self.project = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         # One granularity has nothing to be told from: its embedding would be a second bias.
         self.granularity = nn.Parameter(torch.zeros(num_granularities, 1, dim)) if num_granularities > 1 else None
 
-    def forward(self, latent: Float[Tensor, "batch latent width"], masks: Masks, grid: tuple[int, int]) -> State:
+    def forward(self, latent: Float[Tensor, "batch latent width"], masks: Masks, grid: tuple[int, int]) -> DecoderState:
         """Put the latents where they belong, mask tokens elsewhere, and say of each where and what it is."""
         x = self.project(latent).to(self.mask_token.dtype)
         prefix, visible = x.split([x.shape[1] - masks.visible_idx.shape[1], masks.visible_idx.shape[1]], dim=1)
         batch, granularities, num_patches = masks.is_masked.shape
         tokens = self.mask_token.expand(batch, granularities * num_patches, -1)
-        tokens = tokens.scatter(1, _index(masks.visible_idx, visible), visible)
-        where = sincos_positions(grid, x.shape[2], device=x.device)
-        where_and_what = where if self.granularity is None else (where + self.granularity).flatten(0, 1)
-        return State(prefix, tokens + where_and_what, masks.visible_idx, num_patches)
+        tokens = tokens.scatter(1, _gather_index(masks.visible_idx, visible), visible)
+        positions = sincos_positions(grid, x.shape[2], device=x.device)
+        offsets = positions if self.granularity is None else (positions + self.granularity).flatten(0, 1)
+        return DecoderState(prefix, tokens + offsets, masks.visible_idx, num_patches)
 
 
-def _index(visible_idx: Tensor, tokens: Tensor) -> Tensor:
+def _gather_index(visible_idx: Tensor, tokens: Tensor) -> Tensor:
     return visible_idx.unsqueeze(2).expand(-1, -1, tokens.shape[2])

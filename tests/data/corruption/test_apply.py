@@ -15,17 +15,17 @@ from torchvision import transforms
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.corruption.apply import (
-    as_colours,
-    centre_of,
-    corrupt_photo,
+    centre_crop,
+    corrupt_image,
     corruption_seed,
-    encode_corrupted,
-    tool_name,
+    corruption_tool_version,
+    encode_jpeg,
+    to_rgb,
 )
-from c2fmae.data.corruption.names import CORRUPTIONS, EXTRA, SEVERITIES
+from c2fmae.data.corruption.names import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from c2fmae.data.generated import GeneratedScenes
 
-ALL = (*CORRUPTIONS, *EXTRA)
+ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 # Their constants trade one thing for another from one severity to the next, so that pixels are not always further off:
 # glass blur shuffles further but less often, frost has less photo and more ice, severity 3 of saturation gives
 # colour where 1 and 2 take it, and 2 and 3 of snow differ in the size of the flakes.
@@ -57,7 +57,7 @@ def test_a_photo_is_what_the_tool_makes_of_it_when_it_is_seeded_by_hand(corrupti
         pixels = np.ascontiguousarray(photo.permute(1, 2, 0).numpy())
         expected = imagecorruptions.corrupt(pixels, severity=severity, corruption_name=corruption, **options)
         np.random.seed(1)  # whatever it is before
-        spoilt = corrupt_photo(photo, corruption, severity, seed)
+        spoilt = corrupt_image(photo, corruption, severity, seed)
         np.testing.assert_array_equal(spoilt.permute(1, 2, 0).numpy(), expected)
 
 
@@ -65,9 +65,9 @@ def test_a_photo_is_what_the_tool_makes_of_it_when_it_is_seeded_by_hand(corrupti
 def test_every_corruption_changes_colour_and_grey_photos_that_are_not_square_and_keeps_their_size(
     channels: int,
 ) -> None:
-    photo = as_colours(noise(channels, 33, 50))
+    photo = to_rgb(noise(channels, 33, 50))
     for corruption, severity in itertools.product(ALL, SEVERITIES):
-        spoilt = corrupt_photo(photo, corruption, severity, 3)
+        spoilt = corrupt_image(photo, corruption, severity, 3)
         assert spoilt.shape == (3, 33, 50)
         assert spoilt.dtype == torch.uint8
         is_grey_kept = channels == 1 and corruption == "saturate" and severity <= 3  # no colour to change
@@ -79,7 +79,7 @@ def test_photos_are_further_off_with_severity(corruption: str) -> None:
     means = []
     for severity in SEVERITIES:
         seeds = (corruption_seed(0, str(index), corruption, severity) for index in range(len(scenes())))
-        spoilt = [corrupt_photo(photo, corruption, severity, seed) for photo, seed in zip(scenes(), seeds, strict=True)]
+        spoilt = [corrupt_image(photo, corruption, severity, seed) for photo, seed in zip(scenes(), seeds, strict=True)]
         means.append(np.mean([distance(*pair) for pair in zip(spoilt, scenes(), strict=True)]))
     assert 1 < means[0] < means[4]
     assert means == sorted(means) or corruption in NOT_ALWAYS_FURTHER
@@ -97,7 +97,7 @@ def test_neither_numpys_generator_nor_opencvs_threads_nor_what_is_printed_tells_
         expected = np.random.random(3)
         np.random.seed(5)
         for corruption in ALL:
-            corrupt_photo(noise(3, 33, 50), corruption, 1, 0)
+            corrupt_image(noise(3, 33, 50), corruption, 1, 0)
         assert cv2.getNumThreads() == 2
     finally:
         cv2.setNumThreads(threads)
@@ -125,23 +125,23 @@ def test_a_seed_tells_all_coordinates_apart() -> None:
 )
 def test_another_seed_gives_another_photo(corruption: str) -> None:
     photo = scenes()[1]
-    assert not torch.equal(corrupt_photo(photo, corruption, 3, 1), corrupt_photo(photo, corruption, 3, 2))
+    assert not torch.equal(corrupt_image(photo, corruption, 3, 1), corrupt_image(photo, corruption, 3, 2))
 
 
 def test_a_photo_that_no_drop_fell_on_is_kept_where_the_tool_shows_black() -> None:
     photo = noise(3, 32, 32)
-    assert torch.equal(corrupt_photo(photo, "spatter", 1, 35), photo)
+    assert torch.equal(corrupt_image(photo, "spatter", 1, 35), photo)
 
 
 def test_a_photo_of_one_colour_is_corrupted_without_a_warning() -> None:
     for corruption, severity, shade in itertools.product(ALL, SEVERITIES, (0, 255)):
-        spoilt = corrupt_photo(torch.full((3, 32, 40), shade, dtype=torch.uint8), corruption, severity, 0)
+        spoilt = corrupt_image(torch.full((3, 32, 40), shade, dtype=torch.uint8), corruption, severity, 0)
         assert spoilt.shape == (3, 32, 40)
 
 
 def test_a_photo_that_is_too_small_is_refused() -> None:
     with pytest.raises(UserError) as caught:
-        corrupt_photo(noise(3, 40, 31), "fog", 1, 0)
+        corrupt_image(noise(3, 40, 31), "fog", 1, 0)
     assert str(caught.value) == (
         "a photo of 31×40 pixels, but corruptions take at least 32 a side. Bring all photos to one size, as with"
         " --image-size 32, or leave it out"
@@ -154,18 +154,18 @@ def test_the_centre_is_that_of_torchvisions_resize_and_crop(size: int, shorter: 
     photo = noise(3, *shape)
     image = Image.fromarray(photo.permute(1, 2, 0).numpy())
     official = transforms.Compose([transforms.Resize(shorter), transforms.CenterCrop(size)])
-    np.testing.assert_array_equal(centre_of(photo, size).permute(1, 2, 0).numpy(), np.asarray(official(image)))
+    np.testing.assert_array_equal(centre_crop(photo, size).permute(1, 2, 0).numpy(), np.asarray(official(image)))
 
 
 def test_photos_are_encoded_as_those_of_imagenet_c() -> None:
     photo, stream = noise(3, 40, 50), io.BytesIO()
     Image.fromarray(photo.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=85, optimize=True)
-    assert encode_corrupted(photo, 85) == stream.getvalue()
-    assert len(encode_corrupted(photo, 50)) < len(encode_corrupted(photo, 85))
+    assert encode_jpeg(photo, 85) == stream.getvalue()
+    assert len(encode_jpeg(photo, 50)) < len(encode_jpeg(photo, 85))
 
 
 def test_what_corrupts_is_named_with_its_version() -> None:
-    assert tool_name() == f"imagecorruptions-imaug {importlib.metadata.version('imagecorruptions-imaug')}"
+    assert corruption_tool_version() == f"imagecorruptions-imaug {importlib.metadata.version('imagecorruptions-imaug')}"
 
 
 @pytest.mark.parametrize("is_other_there", [False, True], ids=["no package", "the package with faults"])
@@ -179,5 +179,5 @@ def test_without_the_extra_one_sentence_names_it(is_other_there: bool, monkeypat
     else:
         monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     with pytest.raises(UserError) as caught:
-        tool_name()
+        corruption_tool_version()
     assert str(caught.value) == ("data corrupt needs imagecorruptions-imaug. Install it: pip install 'c2fmae[corrupt]'")

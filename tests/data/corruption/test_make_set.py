@@ -20,21 +20,27 @@ from PIL import Image
 from c2fmae import __version__
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.locks import locked
+from c2fmae.core.locks import lock_dir
 from c2fmae.core.scene import Scene
-from c2fmae.data.combine import SelectedScenes
-from c2fmae.data.corruption.apply import centre_of, corrupt_photo, corruption_seed, encode_corrupted, tool_name
-from c2fmae.data.corruption.make_set import CorruptConfig, CorruptReport, corrupt_scenes, spread_scenes
-from c2fmae.data.corruption.set_dir import class_folders, photo_names
+from c2fmae.data.combine import SubsetScenes
+from c2fmae.data.corruption.apply import (
+    centre_crop,
+    corrupt_image,
+    corruption_seed,
+    corruption_tool_version,
+    encode_jpeg,
+)
+from c2fmae.data.corruption.make_set import CorruptionConfig, CorruptionReport, corrupt_scenes, select_evenly
+from c2fmae.data.corruption.set_dir import class_dir_names, image_file_names
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.sources import open_scenes
-from tests.data.dataset_files import refuses
+from tests.data.dataset_files import assert_user_error
 
 LABELS = (LabelInfo(name="house cat", wnid="n02121808"), None, LabelInfo(name="and/or"))
 QUICK: dict[str, Any] = {"corruptions": ("gaussian_noise", "contrast"), "severities": (1, 4)}
 CELLS = [(name, severity) for name in ("gaussian_noise", "contrast") for severity in (1, 4)]
-SETTINGS = CorruptConfig(quality=70, seed=3)
+SETTINGS = CorruptionConfig(quality=70, seed=3)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Photos:
         pixels = np.random.default_rng([self.seed, index]).integers(256, size=self.shape, dtype=np.uint8)
         return Scene(self.keys[index], {"rgb": torch.from_numpy(pixels)}, self.labels[index])
 
-    def photo(self, index: int) -> bytes | None:
+    def read_image_bytes(self, index: int) -> bytes | None:
         return None
 
 
@@ -83,13 +89,13 @@ def test_a_set_has_the_layout_of_imagenet_c_and_says_how_it_was_made(tmp_path: P
         "dataset.json",
     }
     size = sum(len(data) for name, data in found.items() if name != "dataset.json")
-    assert report == CorruptReport(num_photos=3, num_made=12, num_kept=0, num_bytes=size, unfinished=())
-    told = DatasetInfo.beside(tmp_path / "out")
+    assert report == CorruptionReport(num_images=3, num_written=12, num_existing=0, num_bytes=size, unfinished=())
+    told = DatasetInfo.read_from_dir(tmp_path / "out")
     assert told is not None
     assert (told.name, told.granularities, told.labels) == ("few", ("rgb",), LABELS)
     assert {key: value for key, value in made(tmp_path / "out").items() if key not in ("keys", "first photo")} == {
         "made_by": f"c2fmae {__version__}",
-        "tool": tool_name(),
+        "tool": corruption_tool_version(),
         "source": "mine",
         "samples": 3,
         "size": None,
@@ -105,16 +111,16 @@ def test_each_photo_is_corrupted_by_its_own_seed_from_its_key(tmp_path: Path) ->
     for index, place in enumerate(("and_or/b.1.jpg", "n02121808/a.jpg", "n02121808/c.jpg")):
         for name, severity in CELLS:
             seed = corruption_seed(3, scenes.keys[index], name, severity)
-            spoilt = corrupt_photo(scenes[index].maps["rgb"], name, severity, seed)
-            assert (tmp_path / name / str(severity) / place).read_bytes() == encode_corrupted(spoilt, 70)
+            spoilt = corrupt_image(scenes[index].maps["rgb"], name, severity, seed)
+            assert (tmp_path / name / str(severity) / place).read_bytes() == encode_jpeg(spoilt, 70)
 
 
 def test_photos_are_cut_before_they_are_corrupted(tmp_path: Path) -> None:
     scenes = Photos(shape=(3, 20, 31))  # too small as they are
-    corrupt_scenes(scenes, tmp_path, CorruptConfig(image_size=40), **QUICK)
-    photo = centre_of(scenes[1].maps["rgb"], 40)
-    spoilt = corrupt_photo(photo, "contrast", 4, corruption_seed(0, "x/a", "contrast", 4))
-    assert (tmp_path / "contrast/4/n02121808/a.jpg").read_bytes() == encode_corrupted(spoilt, 85)
+    corrupt_scenes(scenes, tmp_path, CorruptionConfig(image_size=40), **QUICK)
+    photo = centre_crop(scenes[1].maps["rgb"], 40)
+    spoilt = corrupt_image(photo, "contrast", 4, corruption_seed(0, "x/a", "contrast", 4))
+    assert (tmp_path / "contrast/4/n02121808/a.jpg").read_bytes() == encode_jpeg(spoilt, 85)
     assert (made(tmp_path)["size"], made(tmp_path)["crop"]) == ([40, 40], 0.875)
 
 
@@ -159,7 +165,7 @@ def test_bytes_depend_on_nothing_else_that_is_asked_for(tmp_path: Path, other: d
 
 def test_a_photo_is_the_same_whatever_others_there_are(tmp_path: Path) -> None:
     corrupt_scenes(Photos(), tmp_path / "all", SETTINGS, **QUICK)
-    corrupt_scenes(SelectedScenes(Photos(), np.array([1])), tmp_path / "one", SETTINGS, **QUICK)
+    corrupt_scenes(SubsetScenes(Photos(), np.array([1])), tmp_path / "one", SETTINGS, **QUICK)
     place = "gaussian_noise/4/n02121808/a.jpg"
     assert (tmp_path / "one" / place).read_bytes() == (tmp_path / "all" / place).read_bytes()
 
@@ -175,7 +181,7 @@ def test_running_it_again_makes_only_what_is_missing(tmp_path: Path) -> None:
     report = corrupt_scenes(Photos(), tmp_path, SETTINGS, progress=seen.append, **QUICK)
     assert files(tmp_path) == before
     assert (tmp_path / "contrast/1/n02121808/c.jpg").stat() == kept
-    assert (report.num_made, report.num_kept, seen) == (3, 9, [10, 1, 1])
+    assert (report.num_written, report.num_existing, seen) == (3, 9, [10, 1, 1])
 
 
 def test_a_finished_set_is_left_as_it_is_without_looking_at_a_photo(tmp_path: Path) -> None:
@@ -183,7 +189,7 @@ def test_a_finished_set_is_left_as_it_is_without_looking_at_a_photo(tmp_path: Pa
     corrupt_scenes(scenes, tmp_path, SETTINGS, **QUICK)
     before = files(tmp_path)
     report = corrupt_scenes(Photos(broken="c"), tmp_path, SETTINGS, **QUICK)
-    assert (report.num_made, report.num_kept) == (0, 12)
+    assert (report.num_written, report.num_existing) == (0, 12)
     assert files(tmp_path) == before
 
 
@@ -227,7 +233,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_what_differs_is_named
         " or give another folder$"
     )
     with pytest.raises(UserError, match=message):
-        corrupt_scenes(scenes, tmp_path, CorruptConfig.read({**SETTINGS.model_dump(), **settings}), **QUICK)
+        corrupt_scenes(scenes, tmp_path, CorruptionConfig.from_dict({**SETTINGS.model_dump(), **settings}), **QUICK)
     assert files(tmp_path) == before
 
 
@@ -251,9 +257,9 @@ def test_a_place_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         "full": "holds 'thesis.tex' and no dataset.json of a corrupted set. Give a folder that is new or empty",
         "other": "holds 'dataset.json' and no dataset.json of a corrupted set. Give a folder that is new or empty",
     }.items():
-        refuses(partial(corrupt_scenes, Photos(), tmp_path / name, SETTINGS), f"{tmp_path / name}: {message}")
-    with locked(tmp_path):
-        refuses(
+        assert_user_error(partial(corrupt_scenes, Photos(), tmp_path / name, SETTINGS), f"{tmp_path / name}: {message}")
+    with lock_dir(tmp_path):
+        assert_user_error(
             lambda: corrupt_scenes(Photos(), tmp_path, SETTINGS),
             f"{tmp_path}: another process is corrupting into it. Wait for it, or give another folder",
         )
@@ -285,19 +291,21 @@ def test_a_place_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_corrupted_is_refused_in_one_sentence(tmp_path: Path, scenes: Photos, message: str) -> None:
-    refuses(lambda: corrupt_scenes(scenes, tmp_path, SETTINGS, **QUICK), message)
+    assert_user_error(lambda: corrupt_scenes(scenes, tmp_path, SETTINGS, **QUICK), message)
     assert not list(tmp_path.rglob("*.jpg"))
 
 
 def test_scenes_without_photos_are_refused(tmp_path: Path) -> None:
-    scenes = SelectedScenes(GeneratedScenes(32, 2), granularities=("semantic",))
-    refuses(lambda: corrupt_scenes(scenes, tmp_path, SETTINGS), "these scenes have no photos to corrupt. Add rgb")
+    scenes = SubsetScenes(GeneratedScenes(32, 2), granularities=("semantic",))
+    assert_user_error(
+        lambda: corrupt_scenes(scenes, tmp_path, SETTINGS), "these scenes have no photos to corrupt. Add rgb"
+    )
 
 
 def test_a_disk_without_room_is_refused_before_the_first_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=12 * 4096 - 1)  # each of so small photos takes a block
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    refuses(
+    assert_user_error(
         lambda: corrupt_scenes(Photos(), tmp_path / "out", SETTINGS, **QUICK),
         f"{tmp_path}/out: 0.0 MB are needed for 12 photos, 0.0 MB are free. Free some room, give another --out, or take"
         " fewer with --limit, --only or --severity",
@@ -329,17 +337,17 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_the_set_is_finished_later(
 
 
 def test_names_are_fit_for_files() -> None:
-    assert photo_names(["a/.hidden", "b\\c", "v1.0"]) == ["_hidden", "b_c", "v1.0"]
-    assert photo_names(["a/1", "b/1", "c"]) == ["a_1", "b_1", "c"]
-    assert class_folders([LabelInfo(name="tench, Tinca tinca"), None, LabelInfo(name="..")]) == [
+    assert image_file_names(["a/.hidden", "b\\c", "v1.0"]) == ["_hidden", "b_c", "v1.0"]
+    assert image_file_names(["a/1", "b/1", "c"]) == ["a_1", "b_1", "c"]
+    assert class_dir_names([LabelInfo(name="tench, Tinca tinca"), None, LabelInfo(name="..")]) == [
         *("tench, Tinca tinca", "", "_."),
     ]
 
 
 def test_a_few_scenes_are_spread_evenly_over_all() -> None:
     scenes = GeneratedScenes(32, 10)
-    assert list(spread_scenes(scenes, 3).keys) == [scenes.keys[i] for i in (1, 5, 8)]
-    assert list(spread_scenes(scenes, 99).keys) == list(scenes.keys)
+    assert list(select_evenly(scenes, 3).keys) == [scenes.keys[i] for i in (1, 5, 8)]
+    assert list(select_evenly(scenes, 99).keys) == list(scenes.keys)
 
 
 SCRIPT = """
@@ -366,8 +374,8 @@ def test_a_set_whose_making_was_killed_is_finished_by_two_processes_to_the_bytes
     assert 0 < len(list(out.rglob("*.jpg"))) < 12 * 25
     scenes = open_scenes("generated", granularities=("rgb",), size=64, length=12)
     kinds = ("impulse_noise", "defocus_blur", "frost", "elastic_transform", "spatter")
-    finish = corrupt_scenes(scenes, out, CorruptConfig(), corruptions=kinds, workers=2)
-    corrupt_scenes(scenes, tmp_path / "whole", CorruptConfig(), corruptions=kinds, workers=0)
-    assert finish.num_kept > 0
-    assert finish.num_kept + finish.num_made == 12 * 25
+    finish = corrupt_scenes(scenes, out, CorruptionConfig(), corruptions=kinds, workers=2)
+    corrupt_scenes(scenes, tmp_path / "whole", CorruptionConfig(), corruptions=kinds, workers=0)
+    assert finish.num_existing > 0
+    assert finish.num_existing + finish.num_written == 12 * 25
     assert files(out) == files(tmp_path / "whole")

@@ -1,24 +1,34 @@
 import pytest
 
 from c2fmae.core.errors import UserError
-from c2fmae.data.corruption.names import CORRUPTIONS, EXTRA, GROUPS, SEVERITIES, chosen_corruptions
+from c2fmae.data.corruption.names import (
+    CORRUPTION_GROUPS,
+    CORRUPTIONS,
+    EXTRA_CORRUPTIONS,
+    SEVERITIES,
+    select_corruptions,
+)
 
 
 def test_names_are_those_of_the_tool_in_its_order() -> None:
     imagecorruptions = pytest.importorskip("imagecorruptions")
     assert list(CORRUPTIONS) == imagecorruptions.get_corruption_names("common")
-    assert list(EXTRA) == imagecorruptions.get_corruption_names("validation")
+    assert list(EXTRA_CORRUPTIONS) == imagecorruptions.get_corruption_names("validation")
     for name in ("noise", "blur", "weather", "digital"):
-        assert list(GROUPS[name]) == imagecorruptions.get_corruption_names(name)
+        assert list(CORRUPTION_GROUPS[name]) == imagecorruptions.get_corruption_names(name)
     assert SEVERITIES == (1, 2, 3, 4, 5)
 
 
 def test_corruptions_are_chosen_by_name_or_group_in_the_order_of_the_benchmark() -> None:
-    assert chosen_corruptions(["extra", "snow", "noise", "snow"]) == (*GROUPS["noise"], "snow", *EXTRA)
-    assert chosen_corruptions([*GROUPS]) == (*CORRUPTIONS, *EXTRA)
-    assert chosen_corruptions([]) == ()
+    assert select_corruptions(["extra", "snow", "noise", "snow"]) == (
+        *CORRUPTION_GROUPS["noise"],
+        "snow",
+        *EXTRA_CORRUPTIONS,
+    )
+    assert select_corruptions([*CORRUPTION_GROUPS]) == (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
+    assert select_corruptions([]) == ()
 
 
 def test_a_misspelt_corruption_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"^no corruption named 'gausian_noise'. Did you mean 'gaussian_noise'\? Known"):
-        chosen_corruptions(["fog", "gausian_noise"])
+        select_corruptions(["fog", "gausian_noise"])

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from c2fmae.core.scene import Scene
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.generated.difficulty import LEVELS, Difficulty
-from c2fmae.data.generated.domains import Domain, displace
-from c2fmae.data.generated.layout import lay_out
-from c2fmae.data.generated.things import STRANGERS
+from c2fmae.data.generated.difficulty import DIFFICULTY_LEVELS, Difficulty
+from c2fmae.data.generated.domains import Domain, displace_ground
+from c2fmae.data.generated.layout import sample_layout
+from c2fmae.data.generated.things import IMPLAUSIBLE_STUFF
 
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 seeds = st.integers(0, 2**31)
@@ -53,13 +53,13 @@ def test_renditions_have_few_colours() -> None:
 @given(seeds, difficulties)
 def test_displaced_things_stand_on_strange_stuff_and_the_rest_stays(seed: int, difficulty: Difficulty) -> None:
     rng = np.random.default_rng(seed)
-    regions, things = lay_out(rng, LEVELS[difficulty])
+    regions, things = sample_layout(rng, DIFFICULTY_LEVELS[difficulty])
     areas = rng.integers(1, 10**6, len(things))
-    moved = displace(rng, regions, things, areas)
+    moved = displace_ground(rng, regions, things, areas)
     for number, (before, after) in enumerate(zip(regions, moved, strict=True)):
-        standing = [k for k, thing in enumerate(things) if thing.stands_on == number]
+        standing = [k for k, thing in enumerate(things) if thing.region_index == number]
         if standing:
-            assert after.stuff in STRANGERS[things[max(standing, key=lambda k: areas[k])].kind]
+            assert after.stuff in IMPLAUSIBLE_STUFF[things[max(standing, key=lambda k: areas[k])].class_name]
         else:
             assert after == before
 
@@ -71,7 +71,7 @@ def stands_on_strange_stuff(scene: Scene) -> bool:
     rows, columns = (instance == subject).nonzero(as_tuple=True)
     below = semantic[rows.max() + 1 : rows.max() + 3, columns[rows.argmax()]].tolist()
     kind = GeneratedScenes.labels[scene.label or 0]
-    return any(GeneratedScenes.classes[id_] in STRANGERS[kind] for id_ in below)
+    return any(GeneratedScenes.classes[id_] in IMPLAUSIBLE_STUFF[kind] for id_ in below)
 
 
 @pytest.mark.parametrize(("domain", "fewest", "most"), [("photo", 0, 9), ("displaced", 80, 100)])

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
-from c2fmae.core.seeding import seed_of
+from c2fmae.core.seeding import derive_seed
 from c2fmae.data.generated import GeneratedScenes
-from c2fmae.data.generated.difficulty import LEVELS, Difficulty
+from c2fmae.data.generated.difficulty import DIFFICULTY_LEVELS, Difficulty
 from c2fmae.data.generated.domains import Domain
-from c2fmae.data.generated.layout import lay_out
+from c2fmae.data.generated.layout import sample_layout
 from c2fmae.data.generated.stuff import STUFF
-from c2fmae.data.generated.things import KINDS
+from c2fmae.data.generated.things import THING_PARTS
 
 NUM_STUFF = len(STUFF)
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
@@ -67,7 +67,7 @@ def test_instance_ids_are_contiguous_from_one_and_each_is_of_one_kind(scenes: Ge
     assert 1 <= len(ids) <= 14
     for number in ids:
         (kind,) = scene.maps["semantic"][scene.maps["instance"] == number].unique().tolist()
-        assert NUM_STUFF <= kind < NUM_STUFF + len(KINDS)
+        assert NUM_STUFF <= kind < NUM_STUFF + len(THING_PARTS)
 
 
 def test_things_that_are_hidden_whole_leave_no_gap_in_the_ids() -> None:
@@ -76,8 +76,8 @@ def test_things_that_are_hidden_whole_leave_no_gap_in_the_ids() -> None:
         instance = GeneratedScenes(size=32, seed=seed, difficulty="hard")[0].maps["instance"]
         ids = instance.unique().tolist()
         assert ids == list(range(len(ids)))
-        rng = np.random.default_rng(seed_of(seed, "scene", 0))
-        num_hidden += len(lay_out(rng, LEVELS["hard"])[1]) - (len(ids) - 1)
+        rng = np.random.default_rng(derive_seed(seed, "scene", 0))
+        num_hidden += len(sample_layout(rng, DIFFICULTY_LEVELS["hard"])[1]) - (len(ids) - 1)
     assert num_hidden > 0
 
 

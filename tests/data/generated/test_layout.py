@@ -5,25 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2fmae.data.generated.difficulty import LEVELS, Difficulty
-from c2fmae.data.generated.layout import lay_out
-from c2fmae.data.generated.things import STRANGERS
+from c2fmae.data.generated.difficulty import DIFFICULTY_LEVELS, Difficulty
+from c2fmae.data.generated.layout import sample_layout
+from c2fmae.data.generated.things import IMPLAUSIBLE_STUFF
 
 
 @pytest.mark.parametrize(
     ("difficulty", "fewest", "most"), [("plain", 1, 1), ("easy", 1, 3), ("medium", 2, 6), ("hard", 8, 14)]
 )
 def test_a_difficulty_says_how_many_things_there_are(difficulty: Difficulty, fewest: int, most: int) -> None:
-    counts = {len(lay_out(np.random.default_rng(seed), LEVELS[difficulty])[1]) for seed in range(100)}
+    counts = {len(sample_layout(np.random.default_rng(seed), DIFFICULTY_LEVELS[difficulty])[1]) for seed in range(100)}
     assert counts == set(range(fewest, most + 1))
 
 
 @given(st.integers(0, 2**31), st.sampled_from(get_args(Difficulty)))
 def test_things_stand_from_back_to_front_and_never_on_strange_stuff(seed: int, difficulty: Difficulty) -> None:
-    regions, things = lay_out(np.random.default_rng(seed), LEVELS[difficulty])
-    assert things == sorted(things, key=lambda thing: thing.foot)
+    regions, things = sample_layout(np.random.default_rng(seed), DIFFICULTY_LEVELS[difficulty])
+    assert things == sorted(things, key=lambda thing: thing.position)
     for thing in things:
-        y, x = (np.array([place], np.float32) for place in thing.foot)
+        y, x = (np.array([place], np.float32) for place in thing.position)
         under = [number for number, region in enumerate(regions) if region.distance(y, x) < 0]
-        assert thing.stands_on == under[-1]
-        assert regions[thing.stands_on].stuff not in STRANGERS[thing.kind]
+        assert thing.region_index == under[-1]
+        assert regions[thing.region_index].stuff not in IMPLAUSIBLE_STUFF[thing.class_name]

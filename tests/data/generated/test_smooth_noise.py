@@ -2,13 +2,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2fmae.data.generated.arrays import axis_of
-from c2fmae.data.generated.smooth_noise import noise
+from c2fmae.data.generated.arrays import pixel_centres
+from c2fmae.data.generated.smooth_noise import smooth_noise
 
 
 @given(st.integers(0, 99), st.integers(2, 30), st.integers(2, 30), st.floats(0, 2))
 def test_noise_varies_about_zero_by_about_one(seed: int, rows: int, columns: int, fall: float) -> None:
-    values = noise(np.random.default_rng(seed), axis_of(64), 64, rows, columns, fall)
+    values = smooth_noise(np.random.default_rng(seed), pixel_centres(64), 64, rows, columns, fall)
     assert values.shape == (64, 64)
     assert values.dtype == np.float32
     assert abs(values.mean()) < 0.5

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from c2fmae.data.importers import Ade20k
-from c2fmae.data.importers.common import instance_ids
+from c2fmae.data.importers.common import numbers_to_instance_ids
 from c2fmae.data.label_spaces import ADE20K
 from c2fmae.data.scenes import Scenes
-from tests.data.dataset_files import refuses, write_picture
+from tests.data.dataset_files import assert_user_error, write_png
 
 # In the file 0 is "other", 1 the wall, 8 a bed, 150 a flag; bed and flag are things.
 CLASSES = np.array([[0, 1, 1, 8], [0, 150, 150, 8], [1, 150, 8, 8]], np.uint8)
@@ -21,15 +21,15 @@ PHOTO = np.random.default_rng(0).integers(256, size=(3, 4, 3), dtype=np.uint8)
 
 def ade20k(root: Path, *keys: str, classes: np.ndarray = CLASSES) -> Path:
     for key in keys:
-        write_picture(root / f"images/validation/{key}.jpg", PHOTO)
-        write_picture(root / f"annotations/validation/{key}.png", classes)
+        write_png(root / f"images/validation/{key}.jpg", PHOTO)
+        write_png(root / f"annotations/validation/{key}.png", classes)
     return root
 
 
 def add_objects(root: Path, key: str, kinds: np.ndarray = KINDS, objects: np.ndarray = OBJECTS) -> None:
     """Red tells the kind, green the object; blue tells nothing."""
     picture = np.stack([kinds, objects, np.full_like(kinds, 77)], axis=-1)
-    write_picture(root / f"annotations_instance/validation/{key}.png", picture)
+    write_png(root / f"annotations_instance/validation/{key}.png", picture)
 
 
 def test_other_is_not_labelled_and_classes_count_from_0(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_other_is_not_labelled_and_classes_count_from_0(tmp_path: Path) -> None:
     assert scene.maps["semantic"].dtype == torch.uint8
     assert torch.equal(scene.maps["rgb"], torch.from_numpy(PHOTO).permute(2, 0, 1))
     assert (scene.key, scene.label, scene.label_stride) == ("ADE_val_00000001", None, 1)
-    assert scenes.photo(0) == (tmp_path / "images/validation/ADE_val_00000001.jpg").read_bytes()
+    assert scenes.read_image_bytes(0) == (tmp_path / "images/validation/ADE_val_00000001.jpg").read_bytes()
 
 
 def test_without_files_of_objects_there_is_no_instance_map(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_up_to_254_objects_have_8_bits(tmp_path: Path) -> None:
     ],
 )
 def test_no_object_has_the_id_of_what_nobody_labelled(numbers: list[int], ids: list[int], dtype: type) -> None:
-    made = instance_ids(np.array(numbers, np.int64))
+    made = numbers_to_instance_ids(np.array(numbers, np.int64))
     assert made.tolist() == ids
     assert made.dtype == dtype
 
@@ -90,30 +90,32 @@ def test_scenes_go_to_worker_processes(tmp_path: Path) -> None:
 
 def test_folders_and_splits_that_are_not_there_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    refuses(lambda: Ade20k(missing, "training"), f"{missing}: this folder does not exist. Check the path")
-    refuses(
+    assert_user_error(lambda: Ade20k(missing, "training"), f"{missing}: this folder does not exist. Check the path")
+    assert_user_error(
         lambda: Ade20k(tmp_path, "training"),
         f"{tmp_path}: no images/training in it. Give the folder of the official release",
     )
     for split in ("training", "validation"):
         (tmp_path / "images" / split).mkdir(parents=True)
-    refuses(
+    assert_user_error(
         lambda: Ade20k(tmp_path, "train"),
         f"{tmp_path}: no split named 'train'. Did you mean 'training'? Known: training, validation",
     )
-    refuses(
+    assert_user_error(
         lambda: Ade20k(tmp_path, "training"),
         f"{tmp_path}/annotations/training: this folder does not exist. Unpack ADEChallengeData2016.zip again",
     )
     (tmp_path / "annotations/training").mkdir(parents=True)
-    refuses(lambda: Ade20k(tmp_path, "training"), f"{tmp_path}/images/training: no scenes. Check that it is complete")
+    assert_user_error(
+        lambda: Ade20k(tmp_path, "training"), f"{tmp_path}/images/training: no scenes. Check that it is complete"
+    )
 
 
 def test_a_map_that_is_gone_is_named(tmp_path: Path) -> None:
     add_objects(ade20k(tmp_path, "a"), "a")
     for name in ("annotations_instance/validation/a.png", "annotations/validation/a.png"):
         (tmp_path / name).unlink()
-        refuses(
+        assert_user_error(
             lambda name=name: Ade20k(tmp_path, "validation")[0],  # type: ignore[misc]
             f"{tmp_path}/{name}: cannot be read: No such file or directory. Restore it, or remove the sample",
         )
@@ -121,7 +123,7 @@ def test_a_map_that_is_gone_is_named(tmp_path: Path) -> None:
 
 def test_a_class_that_ade20k_does_not_have_is_refused(tmp_path: Path) -> None:
     root = ade20k(tmp_path, "a", classes=np.where(CLASSES == 150, 151, CLASSES).astype(np.uint8))
-    refuses(
+    assert_user_error(
         lambda: Ade20k(root, "validation")[0],
         f"{root}/annotations/validation/a.png: id 151 on 3 pixels is outside the 150 classes of the label space."
         " Add the class to dataset.json, or map the id to its `ignore`",
@@ -132,12 +134,12 @@ def test_maps_of_another_size_are_refused(tmp_path: Path) -> None:
     root = ade20k(tmp_path, "a", classes=CLASSES[:2])
     classes = f"{root}/annotations/validation/a.png"
     remedy = "Replace the one that is not of the official release"
-    refuses(
+    assert_user_error(
         lambda: Ade20k(root, "validation")[0],
         f"{classes}: 4×2 pixels, but {root}/images/validation/a.jpg has 4×3. {remedy}",
     )
     add_objects(root, "a")
-    refuses(
+    assert_user_error(
         lambda: Ade20k(root, "validation")[0],
         f"{root}/annotations_instance/validation/a.png: 4×3 pixels, but {classes} has 4×2. {remedy}",
     )
@@ -145,7 +147,7 @@ def test_maps_of_another_size_are_refused(tmp_path: Path) -> None:
 
 def test_objects_of_another_release_are_refused(tmp_path: Path) -> None:
     add_objects(ade20k(tmp_path, "a"), "a", kinds=np.where(KINDS == 100, 101, KINDS).astype(np.uint8))
-    refuses(
+    assert_user_error(
         lambda: Ade20k(tmp_path, "validation")[0],
         f"{tmp_path}/annotations_instance/validation/a.png: class 101 in red, but the instance challenge has 100."
         " Use its files",

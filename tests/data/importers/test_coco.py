@@ -13,11 +13,11 @@ from hypothesis.extra.numpy import arrays
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.importers import CocoInstances, CocoPanoptic
-from c2fmae.data.importers.coco import panoptic_maps
-from c2fmae.data.importers.coco_rle import pack_outline, paint
+from c2fmae.data.importers.coco import decode_panoptic_maps
+from c2fmae.data.importers.coco_rle import outline_to_rle, paint_outlines
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.data.scenes import Scenes
-from tests.data.dataset_files import refuses, write_picture
+from tests.data.dataset_files import assert_user_error, write_png
 
 BLACK = np.zeros((4, 6, 3), np.uint8)
 CATEGORIES = [{"id": entry.coco_id, "name": entry.name} for entry in COCO_PANOPTIC.classes]
@@ -41,9 +41,9 @@ def panoptic(
     """COCO's layout with images 1.jpg, 2.jpg, …; `told` replaces lists of the JSON."""
     images, annotations = [], []
     for number, (stored, segments) in enumerate(samples, start=1):
-        write_picture(root / f"val/{number}.jpg", photo)
+        write_png(root / f"val/{number}.jpg", photo)
         colours = np.stack([stored >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-        write_picture(root / f"annotations/panoptic_val/{number}.png", colours)
+        write_png(root / f"annotations/panoptic_val/{number}.png", colours)
         images.append({"id": 10 * number, "file_name": f"{number}.jpg"})
         annotations.append({"image_id": 10 * number, "file_name": f"{number}.png", "segments_info": segments})
     tables = {"images": images, "annotations": annotations, "categories": CATEGORIES} | told
@@ -56,7 +56,7 @@ def thing(number: int, outline: object, category: int = PERSON, crowd: int = 0, 
 
 
 def instances(root: Path, *annotations: dict[str, object], size: tuple[int, int] = (4, 6), **told: Any) -> Path:
-    write_picture(root / "val/a.jpg", np.zeros((*size, 3), np.uint8))
+    write_png(root / "val/a.jpg", np.zeros((*size, 3), np.uint8))
     images = [{"id": 7, "file_name": "a.jpg", "height": size[0], "width": size[1]}]
     tables = {"images": images, "annotations": list(annotations), "categories": THINGS} | told
     write_json(root / "annotations/instances_val.json", tables)
@@ -106,7 +106,7 @@ def test_a_panoptic_map_is_told_apart_into_classes_and_objects(tmp_path: Path) -
     assert torch.equal(scene.maps["rgb"], torch.from_numpy(photo).permute(2, 0, 1))
     assert all(ids.dtype == torch.uint8 for ids in scene.maps.values())
     assert (scene.key, scene.label, scene.label_stride) == ("1", None, 1)
-    assert scenes.photo(0) == (tmp_path / "val/1.jpg").read_bytes()
+    assert scenes.read_image_bytes(0) == (tmp_path / "val/1.jpg").read_bytes()
 
 
 def test_panoptic_scenes_say_what_their_ids_mean(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_panoptic_maps_are_those_of_a_loop_over_segments(data: st.DataObject) ->
         semantic[stored == number] = place
         instance[stored == number] = count if is_object else 255 if is_crowd else 0
     columns = (np.array(ids, np.int64), np.array(categories, np.int64), np.array(crowds, bool))
-    maps = panoptic_maps(stored, *columns, png="x.png", listing="x.json")
+    maps = decode_panoptic_maps(stored, *columns, png="x.png", listing="x.json")
     assert np.array_equal(maps["semantic"].ids, semantic)
     assert np.array_equal(maps["instance"].ids, instance)
 
@@ -221,7 +221,7 @@ def test_annotations_belong_to_their_image_in_whatever_order_they_come(tmp_path:
     ]
     root = instances(tmp_path, *annotations, images=images)
     for number in (1, 2, 3):
-        write_picture(root / f"val/{number}.jpg", BLACK)
+        write_png(root / f"val/{number}.jpg", BLACK)
     scenes = CocoInstances(root, "val")
     assert scenes.keys == ("3", "1", "2")
     maps = [scenes[index].maps for index in range(3)]
@@ -270,8 +270,8 @@ def test_packed_runs_are_taken_as_pycocotools_packs_them(shape: np.ndarray) -> N
 
     height, width = shape.shape
     packed = mask.encode(np.asfortranarray(shape, np.uint8))["counts"].decode()
-    outline = pack_outline({"counts": packed}, (height, width), "x")
-    assert np.array_equal(paint([outline], (height, width)) == 1, shape)
+    outline = outline_to_rle({"counts": packed}, (height, width), "x")
+    assert np.array_equal(paint_outlines([outline], (height, width)) == 1, shape)
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 2, *[st.integers(1, 4)] * 2), max_size=6))
@@ -279,8 +279,8 @@ def test_painting_is_that_of_a_loop_from_large_to_small(boxes: list[tuple[int, i
     owner = np.zeros((8, 8), int)
     for k, (left, top, width, height) in sorted(enumerate(boxes), key=lambda entry: -entry[1][2] * entry[1][3]):
         owner[top : top + height, left : left + width] = k + 1
-    outlines = [pack_outline(box(*one), (8, 8), "x") for one in boxes]
-    assert np.array_equal(paint(outlines, (8, 8)), owner)
+    outlines = [outline_to_rle(box(*one), (8, 8), "x") for one in boxes]
+    assert np.array_equal(paint_outlines(outlines, (8, 8)), owner)
 
 
 def test_three_hundred_overlapping_objects_stay_apart(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_scenes_go_to_worker_processes(tmp_path: Path, kind: type[CocoPanoptic |
 @pytest.mark.parametrize("index", [-1, 1])
 def test_an_index_outside_is_an_error(tmp_path: Path, index: int) -> None:
     scenes = CocoInstances(instances(tmp_path), "val")
-    for action in (scenes.__getitem__, scenes.photo):
+    for action in (scenes.__getitem__, scenes.read_image_bytes):
         with pytest.raises(IndexError, match=f"^scene {index} of 1$"):
             action(index)
 
@@ -321,7 +321,7 @@ def test_ids_that_no_segment_has_are_refused(tmp_path: Path) -> None:
     stored = np.full((4, 6), 1)
     stored[0] = [70_000, 70_000, 2, 1, 1, 1]
     root = panoptic(tmp_path, (stored, [segment(1, PERSON)]))
-    refuses(
+    assert_user_error(
         lambda: CocoPanoptic(root, "val")[0],
         f"{root}/annotations/panoptic_val/1.png: id 70000 on 2 pixels (and 1 more ids) is not in the `segments_info`"
         f" of {root}/annotations/panoptic_val.json. Unpack both from the same release",
@@ -332,7 +332,7 @@ def test_ids_that_no_segment_has_are_refused(tmp_path: Path) -> None:
 def test_segments_without_pixels_are_refused(tmp_path: Path, extra: list[int], others: str) -> None:
     segments = [segment(number, PERSON) for number in [*extra, 5]]
     root = panoptic(tmp_path, (np.full((4, 6), 5), segments))
-    refuses(
+    assert_user_error(
         lambda: CocoPanoptic(root, "val")[0],
         f"{root}/annotations/panoptic_val/1.png: segment {min(extra)} of {root}/annotations/panoptic_val.json has no"
         f" pixels{others}. Unpack both from the same release",
@@ -341,7 +341,7 @@ def test_segments_without_pixels_are_refused(tmp_path: Path, extra: list[int], o
 
 def test_a_photo_of_another_size_than_its_panoptic_map_is_refused(tmp_path: Path) -> None:
     root = panoptic(tmp_path, (np.full((5, 6), 1), [segment(1, PERSON)]))
-    refuses(
+    assert_user_error(
         lambda: CocoPanoptic(root, "val")[0],
         f"{root}/annotations/panoptic_val/1.png: 6×5 pixels, but {root}/val/1.jpg has 6×4."
         " Replace the one that is not of the official release",
@@ -350,8 +350,8 @@ def test_a_photo_of_another_size_than_its_panoptic_map_is_refused(tmp_path: Path
 
 def test_a_photo_of_another_size_than_the_list_says_is_refused(tmp_path: Path) -> None:
     root = instances(tmp_path)
-    write_picture(root / "val/a.jpg", np.zeros((6, 4, 3), np.uint8))
-    refuses(
+    write_png(root / "val/a.jpg", np.zeros((6, 4, 3), np.uint8))
+    assert_user_error(
         lambda: CocoInstances(root, "val")[0],
         f"{root}/annotations/instances_val.json: image a.jpg: 6×4 pixels, but {root}/val/a.jpg has 4×6."
         " Replace the one that is not of the official release",
@@ -361,7 +361,7 @@ def test_a_photo_of_another_size_than_the_list_says_is_refused(tmp_path: Path) -
 def test_a_photo_that_is_gone_is_named(tmp_path: Path) -> None:
     root = instances(tmp_path)
     (root / "val/a.jpg").unlink()
-    refuses(
+    assert_user_error(
         lambda: CocoInstances(root, "val")[0],
         f"{root}/val/a.jpg: cannot be read: No such file or directory. Restore it, or remove the sample",
     )
@@ -376,27 +376,27 @@ def test_a_broken_panoptic_map_is_named(tmp_path: Path) -> None:
 
 def test_folders_and_splits_that_are_not_there_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    refuses(lambda: CocoPanoptic(missing, "val"), f"{missing}: this folder does not exist. Check the path")
-    refuses(
+    assert_user_error(lambda: CocoPanoptic(missing, "val"), f"{missing}: this folder does not exist. Check the path")
+    assert_user_error(
         lambda: CocoPanoptic(tmp_path, "val"),
         f"{tmp_path}: no annotations/panoptic_*.json in it. Give the folder of the official release",
     )
     for split in ("train2017", "val2017"):
         write_json(tmp_path / f"annotations/panoptic_{split}.json", {})
-    refuses(
+    assert_user_error(
         lambda: CocoPanoptic(tmp_path, "val"),
         f"{tmp_path}: no split named 'val'. Did you mean 'val2017'? Known: train2017, val2017",
     )
-    refuses(
+    assert_user_error(
         lambda: CocoInstances(tmp_path, "val2017"),
         f"{tmp_path}: no annotations/instances_*.json in it. Give the folder of the official release",
     )
-    refuses(
+    assert_user_error(
         lambda: CocoPanoptic(tmp_path, "val2017"),
         f"{tmp_path}/val2017: this folder does not exist. Unpack val2017.zip there",
     )
     (tmp_path / "val2017").mkdir()
-    refuses(
+    assert_user_error(
         lambda: CocoPanoptic(tmp_path, "val2017"),
         f"{tmp_path}/annotations/panoptic_val2017: this folder does not exist. Unpack panoptic_val2017.zip beside it",
     )
@@ -416,7 +416,7 @@ def test_folders_and_splits_that_are_not_there_are_refused(tmp_path: Path) -> No
 def test_a_list_that_is_no_json_of_coco_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     path = instances(tmp_path) / "annotations/instances_val.json"
     path.write_text(text)
-    refuses(lambda: CocoInstances(tmp_path, "val"), f"{path}: {problem}")
+    assert_user_error(lambda: CocoInstances(tmp_path, "val"), f"{path}: {problem}")
 
 
 GOOD = thing(5, box(0, 0, 1, 1))
@@ -466,12 +466,12 @@ GOOD = thing(5, box(0, 0, 1, 1))
 )
 def test_lists_with_mistakes_are_refused(tmp_path: Path, told: dict[str, Any], problem: str) -> None:
     root = instances(tmp_path, **told)
-    refuses(lambda: CocoInstances(root, "val"), f"{root}/annotations/instances_val.json: {problem}")
+    assert_user_error(lambda: CocoInstances(root, "val"), f"{root}/annotations/instances_val.json: {problem}")
 
 
 def test_segments_of_an_unknown_category_are_refused(tmp_path: Path) -> None:
     root = panoptic(tmp_path, (np.full((4, 6), 1), [segment(1, 26)]))
-    refuses(
+    assert_user_error(
         lambda: CocoPanoptic(root, "val"),
         f"{root}/annotations/panoptic_val.json: category 26 of 1 segments is not one of the 133 that COCO has there."
         " Use the file of the official release",
@@ -481,7 +481,7 @@ def test_segments_of_an_unknown_category_are_refused(tmp_path: Path) -> None:
 def test_segments_with_mistakes_are_counted_over_all_images(tmp_path: Path) -> None:
     samples = [(np.full((4, 6), 1), [segment(1, PERSON)]), (np.full((4, 6), 1), [{"category_id": 1, "iscrowd": 0}])]
     root = panoptic(tmp_path, *samples)
-    refuses(
+    assert_user_error(
         lambda: CocoPanoptic(root, "val"),
         f"{root}/annotations/panoptic_val.json: all segments_info[1] has no 'id' of type int. Mend or remove it",
     )
@@ -503,7 +503,7 @@ def test_segments_with_mistakes_are_counted_over_all_images(tmp_path: Path) -> N
 )
 def test_outlines_that_are_none_are_refused(tmp_path: Path, outline: object, problem: str) -> None:
     root = instances(tmp_path, thing(5, outline))
-    refuses(
+    assert_user_error(
         lambda: CocoInstances(root, "val"),
         f"{root}/annotations/instances_val.json: annotation 5: not an outline ({problem}). Mend or remove it",
     )

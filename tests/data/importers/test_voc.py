@@ -9,7 +9,7 @@ from PIL import Image
 from c2fmae.data.importers import Voc
 from c2fmae.data.label_spaces import VOC
 from c2fmae.data.scenes import Scenes
-from tests.data.dataset_files import refuses, write_picture
+from tests.data.dataset_files import assert_user_error, write_png
 
 # A cat (8) and a person (15), each inside a border, before the background.
 CLASSES = np.array([[255, 255, 255, 0, 0], [255, 8, 255, 255, 0], [255, 255, 15, 255, 0]], np.uint8)
@@ -28,7 +28,7 @@ def voc(root: Path, *keys: str, classes: np.ndarray = CLASSES, objects: np.ndarr
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     (root / "ImageSets/Segmentation/val.txt").write_text("".join(f"{key}\n" for key in keys))
     for key in keys:
-        write_picture(root / f"JPEGImages/{key}.jpg", PHOTO)
+        write_png(root / f"JPEGImages/{key}.jpg", PHOTO)
         write_palette(root / f"SegmentationClass/{key}.png", classes)
         write_palette(root / f"SegmentationObject/{key}.png", objects)
     return root
@@ -43,7 +43,7 @@ def test_borders_are_not_labelled_in_both_maps(tmp_path: Path) -> None:
     assert torch.equal(scene.maps["rgb"], torch.from_numpy(PHOTO).permute(2, 0, 1))
     assert all(ids.dtype == torch.uint8 for ids in scene.maps.values())
     assert (scene.key, scene.label, scene.label_stride) == ("2007_000032", None, 1)
-    assert scenes.photo(0) == (tmp_path / "JPEGImages/2007_000032.jpg").read_bytes()
+    assert scenes.read_image_bytes(0) == (tmp_path / "JPEGImages/2007_000032.jpg").read_bytes()
 
 
 def test_scenes_come_in_the_order_of_the_split_and_say_what_their_ids_mean(tmp_path: Path) -> None:
@@ -68,16 +68,16 @@ def test_scenes_go_to_worker_processes(tmp_path: Path) -> None:
 
 def test_folders_and_splits_that_are_not_there_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    refuses(lambda: Voc(missing, "val"), f"{missing}: this folder does not exist. Check the path")
-    refuses(
+    assert_user_error(lambda: Voc(missing, "val"), f"{missing}: this folder does not exist. Check the path")
+    assert_user_error(
         lambda: Voc(tmp_path, "val"),
         f"{tmp_path}: no ImageSets/Segmentation/*.txt in it. Give the folder of the official release",
     )
     root = voc(tmp_path / "VOC2012", "a")
-    refuses(lambda: Voc(root, "vall"), f"{root}: no split named 'vall'. Did you mean 'val'? Known: val")
+    assert_user_error(lambda: Voc(root, "vall"), f"{root}: no split named 'vall'. Did you mean 'val'? Known: val")
     for name in ("SegmentationObject", "JPEGImages"):
         (root / name).rename(tmp_path / "aside")
-        refuses(lambda: Voc(root, "val"), f"{root}/{name}: this folder does not exist. Check the path")
+        assert_user_error(lambda: Voc(root, "val"), f"{root}/{name}: this folder does not exist. Check the path")
         (tmp_path / "aside").rename(root / name)
 
 
@@ -85,18 +85,18 @@ def test_lists_without_scenes_or_with_one_twice_are_refused(tmp_path: Path) -> N
     root = voc(tmp_path, "a")
     path = root / "ImageSets/Segmentation/val.txt"
     path.write_text("\n")
-    refuses(lambda: Voc(root, "val"), f"{path}: no scenes. Check that it is complete")
+    assert_user_error(lambda: Voc(root, "val"), f"{path}: no scenes. Check that it is complete")
     path.write_text("a\nb\na\n")
-    refuses(lambda: Voc(root, "val"), f"{path}: sample 'a' is there 2 times. Keep one of them")
+    assert_user_error(lambda: Voc(root, "val"), f"{path}: sample 'a' is there 2 times. Keep one of them")
     path.write_bytes(b"\xff\xfe")
-    refuses(lambda: Voc(root, "val"), f"{path}: not a text file. Restore it from the official release")
+    assert_user_error(lambda: Voc(root, "val"), f"{path}: not a text file. Restore it from the official release")
 
 
 @pytest.mark.parametrize("name", ["JPEGImages/a.jpg", "SegmentationClass/a.png", "SegmentationObject/a.png"])
 def test_a_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
     root = voc(tmp_path, "a")
     (root / name).unlink()
-    refuses(
+    assert_user_error(
         lambda: Voc(root, "val")[0],
         f"{root}/{name}: cannot be read: No such file or directory. Restore it, or remove the sample",
     )
@@ -104,7 +104,7 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
 
 def test_maps_of_another_size_than_the_photo_are_refused(tmp_path: Path) -> None:
     root = voc(tmp_path, "a", objects=OBJECTS[:2])
-    refuses(
+    assert_user_error(
         lambda: Voc(root, "val")[0],
         f"{root}/SegmentationObject/a.png: 5×2 pixels, but {root}/JPEGImages/a.jpg has 5×3."
         " Replace the one that is not of the official release",
@@ -113,7 +113,7 @@ def test_maps_of_another_size_than_the_photo_are_refused(tmp_path: Path) -> None
 
 def test_a_class_that_voc_does_not_have_is_refused(tmp_path: Path) -> None:
     root = voc(tmp_path, "a", classes=CLASSES + (CLASSES == 8) * np.uint8(13))
-    refuses(
+    assert_user_error(
         lambda: Voc(root, "val")[0],
         f"{root}/SegmentationClass/a.png: id 21 on 1 pixels is outside the 21 classes of the label space."
         " Add the class to dataset.json, or map the id to its `ignore`",
@@ -123,7 +123,7 @@ def test_a_class_that_voc_does_not_have_is_refused(tmp_path: Path) -> None:
 def test_maps_that_have_been_painted_in_colours_are_refused(tmp_path: Path) -> None:
     root = voc(tmp_path, "a")
     Image.open(root / "SegmentationClass/a.png").convert("RGB").save(root / "SegmentationClass/a.png")
-    refuses(
+    assert_user_error(
         lambda: Voc(root, "val")[0],
         f"{root}/SegmentationClass/a.png: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits",
     )

@@ -8,26 +8,26 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.data.dataset_files import encoded, write_tar, write_tree
+from tests.data.dataset_files import encode_image, write_tar, write_tree
 
 Files = dict[str, bytes]
 
-A, R = "n01558993", "n01443537"
+ONLY_IN_A, ONLY_IN_R = "n01558993", "n01443537"
 """A class of ImageNet-A and not of -R, and the other way round."""
-BOTH = ("n01531178", "n01614925")
+IN_BOTH = ("n01531178", "n01614925")
 """Classes of both, in the order of their ids."""
 
 
-def photo(name: str, size: tuple[int, int] = (40, 32)) -> bytes:
+def make_jpeg(name: str, size: tuple[int, int] = (40, 32)) -> bytes:
     """A JPEG of a colour that is the name's own."""
     colour = tuple(zlib.crc32(name.encode()).to_bytes(4)[:3])
-    return encoded(Image.new("RGB", size, colour), "JPEG")
+    return encode_image(Image.new("RGB", size, colour), "JPEG")
 
 
 def class_files(top: str, wnids: Iterable[str], per_class: int = 2, name: str = "{i}.JPEG") -> Files:
     """Photos in a folder for each class."""
     paths = [f"{top}{wnid}/{name.format(i=i)}" for wnid in wnids for i in range(per_class)]
-    return {path: photo(path) for path in paths}
+    return {path: make_jpeg(path) for path in paths}
 
 
 def grid_files(
@@ -38,15 +38,15 @@ def grid_files(
     for corruption in corruptions:
         for severity in severities:
             paths = [f"{corruption}/{severity}/{wnid}/{i}.JPEG" for wnid in wnids for i in range(per_class)]
-            files |= {path: photo(path, (224, 224)) for path in paths}
+            files |= {path: make_jpeg(path, (224, 224)) for path in paths}
     return files
 
 
-def as_folder(root: Path, files: Files) -> Path:
+def write_as_folder(root: Path, files: Files) -> Path:
     return write_tree(root, files)
 
 
-def as_tar(path: Path, files: Files) -> Path:
+def write_as_tar(path: Path, files: Files) -> Path:
     """A tar as `tar cf` makes it: its folders are members, too, and nothing is in order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = sorted(files, key=lambda name: zlib.crc32(name.encode()))
@@ -63,9 +63,9 @@ def as_tar(path: Path, files: Files) -> Path:
     return path
 
 
-def as_shard(path: Path, photos: Iterable[tuple[str, bytes, int]]) -> Path:
+def write_as_shard(path: Path, images: Iterable[tuple[str, bytes, int]]) -> Path:
     """A shard in this project's layout: key, photo and label of each sample."""
     members = Files()
-    for key, data, label in photos:
+    for key, data, label in images:
         members |= {f"{key}.jpg": data, f"{key}.cls": str(label).encode()}
     return write_tar(path, members)

@@ -8,11 +8,21 @@ from pathlib import Path
 import pytest
 
 from c2fmae.data.corruption.names import CORRUPTIONS
-from c2fmae.data.suites.check import check_as
-from c2fmae.data.suites.folder_check import contents_of
-from c2fmae.data.suites.official import OFFICIAL, Official
-from tests.data.dataset_files import refuses, write_tree
-from tests.data.suites.official_layouts import BOTH, A, R, as_folder, as_shard, as_tar, class_files, grid_files, photo
+from c2fmae.data.suites.check import check_suite
+from c2fmae.data.suites.folder_check import classify_files
+from c2fmae.data.suites.official import OFFICIAL_SETS, OfficialSet
+from tests.data.dataset_files import assert_user_error, write_tree
+from tests.data.suites.official_layouts import (
+    IN_BOTH,
+    ONLY_IN_A,
+    ONLY_IN_R,
+    class_files,
+    grid_files,
+    make_jpeg,
+    write_as_folder,
+    write_as_shard,
+    write_as_tar,
+)
 
 Make = Callable[[Path, dict[str, bytes]], Path]
 VAL = ("n01440764", "n01443537", "n02119789")
@@ -21,52 +31,61 @@ VAL = ("n01440764", "n01443537", "n02119789")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The official sets, but with three classes and two photos of each."""
-    for kind, wnids in {"imagenet-a": (A, *BOTH), "imagenet-r": (*BOTH, R)}.items():
-        monkeypatch.setitem(OFFICIAL, kind, Official(OFFICIAL[kind].title, partial(tuple[str, ...], wnids), 6))
+    for kind, wnids in {"imagenet-a": (ONLY_IN_A, *IN_BOTH), "imagenet-r": (*IN_BOTH, ONLY_IN_R)}.items():
+        monkeypatch.setitem(
+            OFFICIAL_SETS, kind, OfficialSet(OFFICIAL_SETS[kind].display_name, partial(tuple[str, ...], wnids), 6)
+        )
     for kind in ("imagenet-val", "sketch", "imagenet-c"):
-        per_class = OFFICIAL[kind].per_class and 2
-        monkeypatch.setitem(OFFICIAL, kind, Official(OFFICIAL[kind].title, lambda: VAL, 6, per_class))
+        per_class = OFFICIAL_SETS[kind].images_per_class and 2
+        monkeypatch.setitem(
+            OFFICIAL_SETS, kind, OfficialSet(OFFICIAL_SETS[kind].display_name, lambda: VAL, 6, per_class)
+        )
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("make", [as_folder, as_tar])
+@pytest.mark.parametrize("make", [write_as_folder, write_as_tar])
 @pytest.mark.parametrize(
     ("kind", "wnids"),
-    [("imagenet-a", (A, *BOTH)), ("imagenet-r", (*BOTH, R)), ("imagenet-val", VAL), ("sketch", VAL)],
+    [
+        ("imagenet-a", (ONLY_IN_A, *IN_BOTH)),
+        ("imagenet-r", (*IN_BOTH, ONLY_IN_R)),
+        ("imagenet-val", VAL),
+        ("sketch", VAL),
+    ],
 )
 def test_nothing_is_odd_about_a_whole_set(tmp_path: Path, make: Make, kind: str, wnids: tuple[str, ...]) -> None:
     files = class_files(f"{kind}/", wnids, name="0.1_a b_0.{i}.jpg") | {f"{kind}/README.txt": b""}
-    checked = check_as(kind, make(tmp_path / "set.tar", files))
-    assert checked.odd == ()
+    checked = check_suite(kind, make(tmp_path / "set.tar", files))
+    assert checked.findings == ()
     assert checked.summary == f"{kind}, 6 photos of 3 classes, 6 of them looked at"
 
 
 @pytest.mark.usefixtures("small")
 def test_nothing_is_odd_about_a_whole_grid(tmp_path: Path) -> None:
-    as_tar(tmp_path / "weather.tar", grid_files(CORRUPTIONS[7:], VAL, per_class=2))
-    checked = check_as("c", as_folder(tmp_path, grid_files(CORRUPTIONS[:7], VAL, per_class=2)))
-    assert checked.odd == ()
+    write_as_tar(tmp_path / "weather.tar", grid_files(CORRUPTIONS[7:], VAL, per_class=2))
+    checked = check_suite("c", write_as_folder(tmp_path, grid_files(CORRUPTIONS[:7], VAL, per_class=2)))
+    assert checked.findings == ()
     assert checked.summary == "imagenet-c: 75 cells, 450 photos of 3 classes, 450 of them looked at"
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("make", [as_folder, as_tar])
+@pytest.mark.parametrize("make", [write_as_folder, write_as_tar])
 def test_each_fault_of_a_set_is_named(tmp_path: Path, make: Make) -> None:
     files = class_files("val/", VAL[:2])
     files |= {
         f"val/{VAL[0]}/2.JPEG": b"no photo",
         f"val/{VAL[0]}/notes.txt": b"",
-        f"val/{VAL[1]}/more/3.JPEG": photo("nested"),
+        f"val/{VAL[1]}/more/3.JPEG": make_jpeg("nested"),
         f"val/{VAL[1]}/._0.JPEG": b"",
         "val/.DS_Store": b"",
-        "val/stray.png": photo("stray"),
-        "val/cat/0.JPEG": photo("cat"),
+        "val/stray.png": make_jpeg("stray"),
+        "val/cat/0.JPEG": make_jpeg("cat"),
     }
     root = make(tmp_path / "val.tar", files)
     where = f"{root}/val" if root.is_dir() else f"{root}: val"
     at = f"{root}/val/{VAL[0]}/2.JPEG" if root.is_dir() else f"{root}: val/{VAL[0]}/2.JPEG"
     assert where
-    assert check_as("val", root).odd == (
+    assert check_suite("val", root).findings == (
         "1 of its 3 classes unknown to ImageNet by WordNet id, 'cat' for one. Name class folders by it (n01440764), or"
         " give the set as custom",
         f"1 of 3 class folders missing: {VAL[2]}",
@@ -82,18 +101,18 @@ def test_each_fault_of_a_set_is_named(tmp_path: Path, make: Make) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_counts_of_a_set_and_empty_folders_are_told(tmp_path: Path) -> None:
-    root = as_folder(tmp_path, class_files("", VAL[:2]))
+    root = write_as_folder(tmp_path, class_files("", VAL[:2]))
     (root / VAL[2]).mkdir()
-    assert check_as("sketch", root).odd == (
+    assert check_suite("sketch", root).findings == (
         f"1 class folder without photos: {VAL[2]}",
         "4 of 6 images: not the whole set",
     )
 
 
 def test_a_set_that_is_another_is_told_apart_by_its_classes(tmp_path: Path) -> None:
-    odd = check_as("r", as_folder(tmp_path, class_files("", (A, *BOTH)))).odd
+    odd = check_suite("r", write_as_folder(tmp_path, class_files("", (ONLY_IN_A, *IN_BOTH)))).findings
     assert odd[0] == (
-        f"outside of ImageNet-R's 200 classes are 1 of its 3, {A} for one; all are among those of ImageNet-A."
+        f"outside of ImageNet-R's 200 classes are 1 of its 3, {ONLY_IN_A} for one; all are among those of ImageNet-A."
         " Check what is given as what"
     )
     assert odd[1] == "198 of 200 class folders missing: n01443537, n01484850, n01494475, n01498041, n01514859, …"
@@ -103,10 +122,10 @@ def test_a_set_that_is_another_is_told_apart_by_its_classes(tmp_path: Path) -> N
 @pytest.mark.usefixtures("small")
 def test_faults_of_a_grid_are_told_with_their_cells(tmp_path: Path) -> None:
     files = grid_files(CORRUPTIONS[1:], VAL, per_class=2)
-    files |= {f"fog/3/{VAL[0]}/0.JPEG": photo("large", (256, 224)), f"fog/4/{VAL[0]}/0.JPEG": b"broken"}
+    files |= {f"fog/3/{VAL[0]}/0.JPEG": make_jpeg("large", (256, 224)), f"fog/4/{VAL[0]}/0.JPEG": b"broken"}
     files = {path: data for path, data in files.items() if not path.startswith(("snow/2", f"snow/1/{VAL[1]}"))}
-    root = as_folder(tmp_path, files | {"fog/readme/x.txt": b""})
-    assert check_as("imagenet-c", root).odd == (
+    root = write_as_folder(tmp_path, files | {"fog/readme/x.txt": b""})
+    assert check_suite("imagenet-c", root).findings == (
         f"1 of the 15 corruptions missing: {CORRUPTIONS[0]}",
         "snow: severity 2 missing",
         f"{root}/fog/readme: no severity; those are 1 to 5",
@@ -122,34 +141,36 @@ def test_faults_of_a_grid_are_told_with_their_cells(tmp_path: Path) -> None:
 def test_a_fault_of_many_cells_is_told_once(tmp_path: Path) -> None:
     files = grid_files(CORRUPTIONS, VAL[:2], per_class=2)
     lacking = (f"1 of 3 class folders missing: {VAL[2]}", "4 of 6 images: not the whole set")
-    assert check_as("c", as_folder(tmp_path / "a", files)).odd == tuple(f"every cell: {text}" for text in lacking)
+    assert check_suite("c", write_as_folder(tmp_path / "a", files)).findings == tuple(
+        f"every cell: {text}" for text in lacking
+    )
     files |= grid_files(["fog"], VAL[2:], per_class=2)
-    assert check_as("c", as_folder(tmp_path / "b", files)).odd == tuple(
+    assert check_suite("c", write_as_folder(tmp_path / "b", files)).findings == tuple(
         f"gaussian_noise/1 and 69 more cells: {text}" for text in lacking
     )
 
 
 @pytest.mark.usefixtures("small")
 def test_one_of_a_thing_is_told_in_the_singular(tmp_path: Path) -> None:
-    files = {f"val/{VAL[0]}/0.JPEG": photo("a"), "val/.DS_Store": b""}
-    checked = check_as("val", as_folder(tmp_path / "val", files))
+    files = {f"val/{VAL[0]}/0.JPEG": make_jpeg("a"), "val/.DS_Store": b""}
+    checked = check_suite("val", write_as_folder(tmp_path / "val", files))
     assert checked.summary == "imagenet-val, 1 photo of 1 class, 1 of them looked at"
-    assert checked.odd[1] == f"1 class with another number of photos than 2: {VAL[0]} (1)"
-    assert checked.odd[-1] == "1 file that macOS left, which is passed over: .DS_Store"
+    assert checked.findings[1] == f"1 class with another number of photos than 2: {VAL[0]} (1)"
+    assert checked.findings[-1] == "1 file that macOS left, which is passed over: .DS_Store"
     grid = grid_files(["fog"], VAL[:1], severities=[1])
-    summary = check_as("c", as_folder(tmp_path / "one", grid)).summary
+    summary = check_suite("c", write_as_folder(tmp_path / "one", grid)).summary
     assert summary == "imagenet-c: 1 cell, 1 photo of 1 class, 1 of them looked at"
     grid = grid_files(["fog"], VAL[:1], severities=[1, 2]) | grid_files(["fog"], VAL, severities=[3], per_class=2)
-    odd = check_as("c", as_folder(tmp_path / "two", grid)).odd
+    odd = check_suite("c", write_as_folder(tmp_path / "two", grid)).findings
     assert f"fog/1 and 1 more cell: 2 of 3 class folders missing: {VAL[1]}, {VAL[2]}" in odd
 
 
 @pytest.mark.usefixtures("small")
 def test_a_self_made_grid_is_told_and_its_own_size_is_right(tmp_path: Path) -> None:
     made = {"made_by": "c2fmae 1", "tool": "t 2", "source": "pets", "size": [32, 40], "quality": 85}
-    files = {path: photo(path) for path in grid_files(CORRUPTIONS, VAL, per_class=2)}
+    files = {path: make_jpeg(path) for path in grid_files(CORRUPTIONS, VAL, per_class=2)}
     about = json.dumps({"corrupted": made | {"unfinished": ["fog/5"]}}).encode()
-    assert check_as("c", as_folder(tmp_path, files | {"dataset.json": about})).odd == (
+    assert check_suite("c", write_as_folder(tmp_path, files | {"dataset.json": about})).findings == (
         "self-made by c2fmae 1 with t 2 from pets at 40×32, JPEG quality 85: not the released ImageNet-C",
         "its making is not finished: fog/5",
     )
@@ -158,12 +179,12 @@ def test_a_self_made_grid_is_told_and_its_own_size_is_right(tmp_path: Path) -> N
 @pytest.mark.usefixtures("small")
 def test_shards_are_checked_by_their_labels(tmp_path: Path) -> None:
     labels = [{"name": wnid} for wnid in VAL]
-    whole = [(f"{label}-{i}", photo(f"{label}-{i}"), label) for label in range(3) for i in range(2)]
+    whole = [(f"{label}-{i}", make_jpeg(f"{label}-{i}"), label) for label in range(3) for i in range(2)]
     for name, photos in (("whole", whole), ("part", whole[:3])):
-        as_shard(tmp_path / name / "val.tar", photos)
+        write_as_shard(tmp_path / name / "val.tar", photos)
         write_tree(tmp_path / name, {"dataset.json": json.dumps({"labels": labels}).encode()})
-    assert check_as("imagenet-val", tmp_path / "whole").odd == ()
-    assert check_as("imagenet-val", tmp_path / "part").odd == (
+    assert check_suite("imagenet-val", tmp_path / "whole").findings == ()
+    assert check_suite("imagenet-val", tmp_path / "part").findings == (
         "2 of 3 classes: not the whole set",
         "3 of 6 images: not the whole set",
         "1 class with another number of photos than 2",
@@ -171,10 +192,10 @@ def test_shards_are_checked_by_their_labels(tmp_path: Path) -> None:
 
 
 def test_what_is_no_set_at_all_is_refused(tmp_path: Path) -> None:
-    flat = as_folder(tmp_path / "flat", {"a.jpg": photo("a")})
-    refuses(lambda: check_as("a", flat), f"{flat}: no class folders. Expected CLASS/NAME.jpg")
-    refuses(
-        lambda: check_as("c", flat),
+    flat = write_as_folder(tmp_path / "flat", {"a.jpg": make_jpeg("a")})
+    assert_user_error(lambda: check_suite("a", flat), f"{flat}: no class folders. Expected CLASS/NAME.jpg")
+    assert_user_error(
+        lambda: check_suite("c", flat),
         f"{flat}: not ImageNet-C's layout, CORRUPTION/SEVERITY/CLASS/NAME.JPEG or tars of it."
         " Give the folder that holds them",
     )
@@ -182,6 +203,6 @@ def test_what_is_no_set_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_files_are_sorted_by_what_they_are() -> None:
     hidden = ["c/.x.png", ".g/h.png", "c/.d/e.png"]
-    found = contents_of(["README", "a.JPG", "c/b.jpeg", "c/b.gif", "c/d/e.png", "__MACOSX/c/b.png", *hidden])
-    assert (found.photos, found.stray, found.nested) == ({"c": 1}, ["a.JPG"], {"c/d"})
-    assert (found.others, found.junk) == (["c/b.gif"], ["__MACOSX/c/b.png"])
+    found = classify_files(["README", "a.JPG", "c/b.jpeg", "c/b.gif", "c/d/e.png", "__MACOSX/c/b.png", *hidden])
+    assert (found.images, found.unclassified_images, found.nested_dirs) == ({"c": 1}, ["a.JPG"], {"c/d"})
+    assert (found.other_files, found.macos_files) == (["c/b.gif"], ["__MACOSX/c/b.png"])

@@ -5,16 +5,16 @@ import pytest
 import timm.data
 
 from c2fmae.data.suites.official import (
-    KINDS,
-    OFFICIAL,
+    OFFICIAL_SETS,
+    SUITE_NAMES,
+    guess_suite,
     imagenet_a_wnids,
     imagenet_r_wnids,
     imagenet_wnids,
-    kind_named,
-    looks_like,
+    resolve_suite,
 )
-from tests.data.dataset_files import refuses
-from tests.data.suites.official_layouts import BOTH, A, R
+from tests.data.dataset_files import assert_user_error
+from tests.data.suites.official_layouts import IN_BOTH, ONLY_IN_A, ONLY_IN_R
 
 
 def test_the_thousand_are_timms() -> None:
@@ -43,7 +43,7 @@ def test_the_lists_are_these_whatever_timm_is_installed(wnids: tuple[str, ...], 
 
 
 def test_the_official_counts() -> None:
-    assert {kind: (of.images, of.per_class, len(of.wnids())) for kind, of in OFFICIAL.items()} == {
+    assert {kind: (of.num_images, of.images_per_class, len(of.wnids())) for kind, of in OFFICIAL_SETS.items()} == {
         "imagenet-val": (50_000, 50, 1000),
         "imagenet-a": (7_500, None, 200),
         "imagenet-r": (30_000, None, 200),
@@ -53,18 +53,18 @@ def test_the_official_counts() -> None:
 
 
 def test_kinds_have_short_names_and_others_are_refused() -> None:
-    assert [kind_named(name) for name in ("val", "a", "r", "c", *KINDS)] == [
-        "imagenet-val", "imagenet-a", "imagenet-r", "imagenet-c", *KINDS,
+    assert [resolve_suite(name) for name in ("val", "a", "r", "c", *SUITE_NAMES)] == [
+        "imagenet-val", "imagenet-a", "imagenet-r", "imagenet-c", *SUITE_NAMES,
     ]  # fmt: skip
-    refuses(
-        lambda: kind_named("imagenet-x"),
+    assert_user_error(
+        lambda: resolve_suite("imagenet-x"),
         "no kind of set named 'imagenet-x'. Did you mean 'imagenet-r'? Known: a, c, custom, imagenet-a, imagenet-c,"
         " imagenet-r, imagenet-sketch, imagenet-val, r, sketch, val",
     )
 
 
 def test_a_set_looks_like_the_smallest_that_has_all_of_its_classes() -> None:
-    assert looks_like({A, *BOTH}) == "imagenet-a"
-    assert looks_like({R, *BOTH}) == "imagenet-r"
-    assert looks_like({A, R}) == "imagenet-val"
-    assert looks_like(set()) is None
+    assert guess_suite({ONLY_IN_A, *IN_BOTH}) == "imagenet-a"
+    assert guess_suite({ONLY_IN_R, *IN_BOTH}) == "imagenet-r"
+    assert guess_suite({ONLY_IN_A, ONLY_IN_R}) == "imagenet-val"
+    assert guess_suite(set()) is None

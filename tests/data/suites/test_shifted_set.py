@@ -7,12 +7,22 @@ from typing import Any
 
 import pytest
 
-from c2fmae.data.corruption.names import CORRUPTIONS, GROUPS
-from c2fmae.data.folders import open_tree
+from c2fmae.data.corruption.names import CORRUPTION_GROUPS, CORRUPTIONS
+from c2fmae.data.folders import open_folder_tree
 from c2fmae.data.suites.cells import Cell
-from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted
-from tests.data.dataset_files import refuses, write_tree
-from tests.data.suites.official_layouts import BOTH, A, R, as_folder, as_shard, as_tar, class_files, grid_files, photo
+from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted_set
+from tests.data.dataset_files import assert_user_error, write_tree
+from tests.data.suites.official_layouts import (
+    IN_BOTH,
+    ONLY_IN_A,
+    ONLY_IN_R,
+    class_files,
+    grid_files,
+    make_jpeg,
+    write_as_folder,
+    write_as_shard,
+    write_as_tar,
+)
 
 Make = Callable[[Path, dict[str, bytes]], Path]
 
@@ -28,14 +38,15 @@ def facts(cell: Cell, of: ShiftedSet) -> list[tuple[str, str | None, bytes | Non
         assert label is not None
         entry = of.labels[label]
         assert entry is not None
-        found.append((key, entry.wnid, cell.scenes.photo(row)))
+        found.append((key, entry.wnid, cell.scenes.read_image_bytes(row)))
     return found
 
 
 DOTS = "0.000116_digital clock _ digital clock_0.86{i}662.jpg"
 SETS = {
-    "imagenet-a": class_files("imagenet-a/", (A, *BOTH), name=DOTS) | {"imagenet-a/README.txt": b""},
-    "imagenet-r": class_files("imagenet-r/", (*BOTH, R), name="art_{i}.jpg") | {"imagenet-r/README.txt": b""},
+    "imagenet-a": class_files("imagenet-a/", (ONLY_IN_A, *IN_BOTH), name=DOTS) | {"imagenet-a/README.txt": b""},
+    "imagenet-r": class_files("imagenet-r/", (*IN_BOTH, ONLY_IN_R), name="art_{i}.jpg")
+    | {"imagenet-r/README.txt": b""},
     "sketch": class_files("sketch/", VAL, name="sketch_{i}.JPEG"),
     "imagenet-val": class_files("val/", VAL, name="ILSVRC2012_val_0000000{i}.JPEG"),
 }
@@ -45,9 +56,9 @@ SETS = {
 def test_a_tar_is_the_same_set_as_the_folder(tmp_path: Path, kind: str) -> None:
     files = SETS[kind]
     top = next(iter(files)).partition("/")[0]
-    inner, outer = (open_shifted(kind, as_folder(tmp_path / "folder", files) / part) for part in (top, ""))
-    tar = open_shifted(kind, as_tar(tmp_path / "any.tar", files))
-    lone = open_shifted(kind, as_tar(tmp_path / "downloaded/any.tar", files).parent)
+    inner, outer = (open_shifted_set(kind, write_as_folder(tmp_path / "folder", files) / part) for part in (top, ""))
+    tar = open_shifted_set(kind, write_as_tar(tmp_path / "any.tar", files))
+    lone = open_shifted_set(kind, write_as_tar(tmp_path / "downloaded/any.tar", files).parent)
     expected = sorted((path, data) for path, data in files.items() if not path.endswith(".txt"))
     for each in (inner, outer, tar, lone):
         (cell,) = each.cells
@@ -58,20 +69,20 @@ def test_a_tar_is_the_same_set_as_the_folder(tmp_path: Path, kind: str) -> None:
         assert all(key.startswith(f"{wnid}/") for key, wnid, _ in found)
         assert each.labels == inner.labels
         assert each.identity == inner.identity
-        assert each.notes == inner.notes
-        assert (each.kind, each.name, each.is_cut, each.self_made) == (kind, kind, False, None)
+        assert each.warnings == inner.warnings
+        assert (each.suite, each.name, each.is_cropped, each.creation_sentence) == (kind, kind, False, None)
 
 
 def test_labels_follow_the_wordnet_id_where_data_has_its_classes_in_another_order(tmp_path: Path) -> None:
     labels = [{"name": "fox", "wnid": VAL[2]}, None, {"name": "tench", "wnid": VAL[0]}, {"name": VAL[1]}]
-    photos = [(f"p{label}-{i}", photo(f"p{label}-{i}"), label) for label in (0, 2, 3) for i in range(2)]
-    shard = as_shard(tmp_path / "s/val-000.tar", photos)
+    photos = [(f"p{label}-{i}", make_jpeg(f"p{label}-{i}"), label) for label in (0, 2, 3) for i in range(2)]
+    shard = write_as_shard(tmp_path / "s/val-000.tar", photos)
     write_tree(tmp_path / "s", {"dataset.json": json.dumps({"labels": labels}).encode()})
     files = {path.replace(VAL[0], "tench"): data for path, data in class_files("", VAL).items()}
-    folder = as_folder(tmp_path / "f", files | {"dataset.json": json.dumps({"labels": labels}).encode()})
+    folder = write_as_folder(tmp_path / "f", files | {"dataset.json": json.dumps({"labels": labels}).encode()})
     wnids = {"fox": VAL[2], "tench": VAL[0], VAL[1]: VAL[1]}
     for source in (shard, shard.parent, folder, f"{shard.parent}/val-*.tar"):
-        opened = open_shifted("imagenet-val", source)
+        opened = open_shifted_set("imagenet-val", source)
         assert [entry and (entry.name, entry.wnid) for entry in opened.labels] == [
             ("fox", VAL[2]), None, ("tench", VAL[0]), (VAL[1], VAL[1]),
         ]  # fmt: skip
@@ -80,7 +91,7 @@ def test_labels_follow_the_wordnet_id_where_data_has_its_classes_in_another_orde
 
 
 def test_the_protocol_asks_for_the_classes_of_the_list_not_for_those_that_are_there(tmp_path: Path) -> None:
-    of = {kind: open_shifted(kind, as_folder(tmp_path / kind, files)) for kind, files in SETS.items()}
+    of = {kind: open_shifted_set(kind, write_as_folder(tmp_path / kind, files)) for kind, files in SETS.items()}
     a, r = of["imagenet-a"].protocol_wnids, of["imagenet-r"].protocol_wnids
     assert a is not None
     assert r is not None
@@ -90,62 +101,64 @@ def test_the_protocol_asks_for_the_classes_of_the_list_not_for_those_that_are_th
 
 
 def test_a_set_that_is_not_whole_is_opened_and_says_so(tmp_path: Path) -> None:
-    opened = open_shifted("a", as_folder(tmp_path, SETS["imagenet-a"]))
-    assert opened.notes == (
+    opened = open_shifted_set("a", write_as_folder(tmp_path, SETS["imagenet-a"]))
+    assert opened.warnings == (
         "3 of 200 classes: not the whole set",
         "6 of 7,500 images: not the whole set",
     )
-    assert opened.cells[0].expected == 7500
-    notes = [Cell(None, None, opened.cells[0].scenes, expected).note for expected in (None, 6, 5)]
+    assert opened.cells[0].expected_images == 7500
+    notes = [Cell(None, None, opened.cells[0].scenes, expected).count_sentence for expected in (None, 6, 5)]
     assert notes == [None, None, "6 images, more than the 5 of the set"]
 
 
-@pytest.mark.parametrize("make", [as_folder, as_tar])
+@pytest.mark.parametrize("make", [write_as_folder, write_as_tar])
 def test_classes_that_are_not_the_sets_are_refused(tmp_path: Path, make: Make) -> None:
-    a = make(tmp_path / "a.tar", class_files("a/", (A, *BOTH)))
+    a = make(tmp_path / "a.tar", class_files("a/", (ONLY_IN_A, *IN_BOTH)))
     inside = f"{a}/a" if a.is_dir() else f"{a}: a"
-    refuses(
-        lambda: open_shifted("imagenet-r", a),
-        f"{inside}: outside of ImageNet-R's 200 classes are 1 of its 3, {A} for one; all are among those of ImageNet-A."
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-r", a),
+        f"{inside}: outside of ImageNet-R's 200 classes are 1 of its 3, {ONLY_IN_A} for one; all are among those of "
+        "ImageNet-A."
         " Check what is given as what",
     )
-    val = make(tmp_path / "v.tar", class_files("", (A, *VAL)))
-    refuses(
-        lambda: open_shifted("imagenet-a", val),
+    val = make(tmp_path / "v.tar", class_files("", (ONLY_IN_A, *VAL)))
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-a", val),
         f"{val}: outside of ImageNet-A's 200 classes are 3 of its 4, {VAL[0]} for one; all are among those of"
         " ImageNet's 1000, as validation and sketch have them. Check what is given as what",
     )
     wrong = make(tmp_path / "w.tar", class_files("", (*VAL, "n00000001")))
-    refuses(
-        lambda: open_shifted("sketch", wrong),
+    assert_user_error(
+        lambda: open_shifted_set("sketch", wrong),
         f"{wrong}: 1 of its 4 classes unknown to ImageNet by WordNet id, 'n00000001' for one."
         " Name class folders by it (n01440764), or give the set as custom",
     )
     names = make(tmp_path / "n.tar", class_files("", ("cat", "dog")))
-    refuses(
-        lambda: open_shifted("imagenet-val", names),
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-val", names),
         f"{names}: 2 of its 2 classes unknown to ImageNet by WordNet id, 'cat' for one."
         " Name class folders by it (n01440764), or give the set as custom",
     )
 
 
 def test_shards_of_other_classes_are_refused_by_those_that_photos_have(tmp_path: Path) -> None:
-    labels = [{"name": "another", "wnid": "n01440764"}, {"name": "flamingo", "wnid": A}]
-    shard = as_shard(tmp_path / "a.tar", [("x", photo("x"), 1)])
+    labels = [{"name": "another", "wnid": "n01440764"}, {"name": "flamingo", "wnid": ONLY_IN_A}]
+    shard = write_as_shard(tmp_path / "a.tar", [("x", make_jpeg("x"), 1)])
     write_tree(tmp_path, {"dataset.json": json.dumps({"labels": labels}).encode()})
-    assert open_shifted("imagenet-a", shard).notes[0] == "1 of 200 classes: not the whole set"
-    refuses(
-        lambda: open_shifted("imagenet-r", shard),
-        f"{shard}: outside of ImageNet-R's 200 classes are 1 of its 1, {A} for one; all are among those of ImageNet-A."
+    assert open_shifted_set("imagenet-a", shard).warnings[0] == "1 of 200 classes: not the whole set"
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-r", shard),
+        f"{shard}: outside of ImageNet-R's 200 classes are 1 of its 1, {ONLY_IN_A} for one; all are among those of "
+        "ImageNet-A."
         " Check what is given as what",
     )
 
 
-@pytest.mark.parametrize("make", [as_folder, as_tar])
+@pytest.mark.parametrize("make", [write_as_folder, write_as_tar])
 def test_the_flat_archive_of_validation_is_refused_with_what_to_do(tmp_path: Path, make: Make) -> None:
-    source = make(tmp_path / "val.tar", {f"ILSVRC2012_val_0000000{i}.JPEG": photo(str(i)) for i in range(3)})
-    refuses(
-        lambda: open_shifted("imagenet-val", source),
+    source = make(tmp_path / "val.tar", {f"ILSVRC2012_val_0000000{i}.JPEG": make_jpeg(str(i)) for i in range(3)})
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-val", source),
         f"{source}: photos without class folders, as the official archive of ImageNet's validation photos has them."
         " Sort them into a folder for each WordNet id, by the devkit's ground truth",
     )
@@ -154,67 +167,67 @@ def test_the_flat_archive_of_validation_is_refused_with_what_to_do(tmp_path: Pat
 def test_sources_that_are_no_set_are_refused(tmp_path: Path) -> None:
     zipped = tmp_path / "sketch.zip"
     zipped.write_bytes(b"PK")
-    refuses(
-        lambda: open_shifted("sketch", zipped),
+    assert_user_error(
+        lambda: open_shifted_set("sketch", zipped),
         f"{zipped}: a zip, of which no photo can be read by itself. Unpack it: unzip {zipped}",
     )
-    refuses(
-        lambda: open_shifted("imagenet-c", tmp_path / "none"),
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-c", tmp_path / "none"),
         f"{tmp_path}/none: does not exist. Give the folder that holds them",
     )
-    val = as_folder(tmp_path / "val", class_files("", VAL))
-    refuses(
-        lambda: open_shifted("c", val),
+    val = write_as_folder(tmp_path / "val", class_files("", VAL))
+    assert_user_error(
+        lambda: open_shifted_set("c", val),
         f"{val}: not ImageNet-C's layout, CORRUPTION/SEVERITY/CLASS/NAME.JPEG or tars of it."
         " Give the folder that holds them",
     )
-    nested = as_folder(tmp_path / "nested", class_files(f"{VAL[0]}/", ["more"]) | class_files("", VAL))
-    refuses(
-        lambda: open_shifted("imagenet-val", nested),
+    nested = write_as_folder(tmp_path / "nested", class_files(f"{VAL[0]}/", ["more"]) | class_files("", VAL))
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-val", nested),
         f"{nested}: class folder '{VAL[0]}/more' is none of the set's classes. Did you mean '{VAL[0]}'?",
     )
-    stray = as_folder(tmp_path / "stray", class_files("", VAL) | {"stray.jpg": photo("s")})
-    refuses(
-        lambda: open_shifted("imagenet-val", stray),
+    stray = write_as_folder(tmp_path / "stray", class_files("", VAL) | {"stray.jpg": make_jpeg("s")})
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-val", stray),
         f"{stray}: 'stray' lies in no class folder, so its class is not known. Move or remove it",
     )
 
 
 def test_folders_that_are_no_classes_are_passed_over(tmp_path: Path) -> None:
     whole = class_files("", VAL)
-    folder, grid = as_folder(tmp_path / "v", whole), as_folder(tmp_path / "c", grid_files(["fog"], VAL))
-    as_tar(tmp_path / "downloaded/val.tar", whole | {"__MACOSX/n01440764/._0.JPEG": b""})
-    wrapped = as_folder(tmp_path / "w", {f"val/{path}": data for path, data in whole.items()})
+    folder, grid = write_as_folder(tmp_path / "v", whole), write_as_folder(tmp_path / "c", grid_files(["fog"], VAL))
+    write_as_tar(tmp_path / "downloaded/val.tar", whole | {"__MACOSX/n01440764/._0.JPEG": b""})
+    wrapped = write_as_folder(tmp_path / "w", {f"val/{path}": data for path, data in whole.items()})
     for place in (folder, grid, grid / "fog", grid / "fog/1", tmp_path / "downloaded", wrapped):
         for name in ("__MACOSX", ".thumbs"):
             (place / name).mkdir()
     for source in (folder, tmp_path / "downloaded", wrapped):
         for kind in ("imagenet-val", "custom"):
-            opened = open_shifted(kind, source)
+            opened = open_shifted_set(kind, source)
             assert [entry and entry.name for entry in opened.labels] == [*VAL]
             assert len(opened.cells[0].scenes) == 6
-    opened = open_shifted("imagenet-c", grid)
+    opened = open_shifted_set("imagenet-c", grid)
     assert [entry and entry.wnid for entry in opened.labels] == [*VAL]
-    assert not any("__MACOSX" in note or ".thumbs" in note for note in opened.notes)
+    assert not any("__MACOSX" in note or ".thumbs" in note for note in opened.warnings)
 
 
 def test_a_shard_without_labels_is_refused(tmp_path: Path) -> None:
-    shard = as_shard(tmp_path / "s.tar", [("a", photo("a"), 0)])
-    refuses(
-        lambda: open_shifted("custom", shard),
+    shard = write_as_shard(tmp_path / "s.tar", [("a", make_jpeg("a"), 0)])
+    assert_user_error(
+        lambda: open_shifted_set("custom", shard),
         f"{shard}: photos without a label. Give labelled shards, or a folder for each class",
     )
 
 
 def test_a_set_of_anyones_own_has_its_own_classes(tmp_path: Path) -> None:
-    folder = as_folder(tmp_path / "rainy", class_files("", ("cat", VAL[1], "dog")))
-    opened = open_shifted("custom", folder)
+    folder = write_as_folder(tmp_path / "rainy", class_files("", ("cat", VAL[1], "dog")))
+    opened = open_shifted_set("custom", folder)
     assert [entry and (entry.name, entry.wnid) for entry in opened.labels] == [
         ("cat", None), ("dog", None), (VAL[1], VAL[1]),
     ]  # fmt: skip
-    assert (opened.name, opened.protocol_wnids, opened.notes) == ("rainy", None, ())
-    assert open_shifted("custom", folder, "wet").name == "wet"
-    assert opened.cells[0].expected is None
+    assert (opened.name, opened.protocol_wnids, opened.warnings) == ("rainy", None, ())
+    assert open_shifted_set("custom", folder, "wet").name == "wet"
+    assert opened.cells[0].expected_images is None
 
 
 GRID = grid_files(CORRUPTIONS, VAL)
@@ -223,10 +236,14 @@ GRID = grid_files(CORRUPTIONS, VAL)
 def split_into_tars(root: Path, files: dict[str, bytes], groups: list[str]) -> Path:
     """The official tars of some groups, and folders of the others."""
     for group in groups:
-        part = {path: data for path, data in files.items() if path.split("/")[0] in GROUPS[group]}
-        as_tar(root / f"{group}.tar", part)
-    rest = {path: data for path, data in files.items() if not any(path.split("/")[0] in GROUPS[g] for g in groups)}
-    return as_folder(root, rest) if rest else root
+        part = {path: data for path, data in files.items() if path.split("/")[0] in CORRUPTION_GROUPS[group]}
+        write_as_tar(root / f"{group}.tar", part)
+    rest = {
+        path: data
+        for path, data in files.items()
+        if not any(path.split("/")[0] in CORRUPTION_GROUPS[g] for g in groups)
+    }
+    return write_as_folder(root, rest) if rest else root
 
 
 def cells_of(of: ShiftedSet) -> list[tuple[str | None, int | None]]:
@@ -235,24 +252,24 @@ def cells_of(of: ShiftedSet) -> list[tuple[str | None, int | None]]:
 
 @pytest.mark.parametrize("groups", [[], ["blur", "digital", "noise", "weather"], ["blur", "noise"]])
 def test_cells_are_found_in_folders_and_in_the_official_tars(tmp_path: Path, groups: list[str]) -> None:
-    opened = open_shifted("imagenet-c", split_into_tars(tmp_path, GRID, groups))
+    opened = open_shifted_set("imagenet-c", split_into_tars(tmp_path, GRID, groups))
     assert cells_of(opened) == [(name, severity) for name in CORRUPTIONS for severity in range(1, 6)]
-    assert opened.notes == ("3 of 1,000 classes: not the whole set",)
-    assert (opened.is_cut, opened.self_made, opened.protocol_wnids) == (True, None, None)
+    assert opened.warnings == ("3 of 1,000 classes: not the whole set",)
+    assert (opened.is_cropped, opened.creation_sentence, opened.protocol_wnids) == (True, None, None)
     for cell in (opened.cells[0], opened.cells[17], opened.cells[-1]):
         expected = [(f"{wnid}/0", wnid, GRID[f"{cell.corruption}/{cell.severity}/{wnid}/0.JPEG"]) for wnid in VAL]
         assert facts(cell, opened) == expected
-        assert (cell.expected, cell.note) == (50_000, "3 of 50,000 images: not the whole set")
+        assert (cell.expected_images, cell.count_sentence) == (50_000, "3 of 50,000 images: not the whole set")
 
 
 def test_what_imagenet_c_lacks_is_named_and_its_extra_corruptions_stand_apart(tmp_path: Path) -> None:
     files = grid_files(["fog", "saturate", "gausian_noise"], VAL) | grid_files(["snow"], VAL, severities=(1, 3, 6))
-    opened = open_shifted("imagenet-c", as_folder(tmp_path, files))
+    opened = open_shifted_set("imagenet-c", write_as_folder(tmp_path, files))
     five = range(1, 6)
     expected = [("snow", 1), ("snow", 3), *(("fog", s) for s in five), *(("saturate", s) for s in five)]
     assert cells_of(opened) == expected
     lacking = [name for name in CORRUPTIONS if name not in ("fog", "snow")]
-    assert opened.notes == (
+    assert opened.warnings == (
         f"13 of the 15 corruptions missing: {', '.join(lacking)}",
         "snow: severity 2, 4, 5 missing",
         f"{tmp_path}/gausian_noise: no corruption that ImageNet-C has. Did you mean 'gaussian_noise'?",
@@ -264,16 +281,16 @@ def test_what_imagenet_c_lacks_is_named_and_its_extra_corruptions_stand_apart(tm
 @pytest.mark.parametrize("wrapping", ["ImageNet-C/", "ImageNet-C/weather/", "weather/"])
 def test_folders_around_the_corruptions_are_looked_through(tmp_path: Path, wrapping: str) -> None:
     files = {f"{wrapping}{path}": data for path, data in grid_files(["fog"], VAL, severities=[2]).items()}
-    for source in (as_folder(tmp_path / "f", files), as_tar(tmp_path / "t.tar", files)):
-        opened = open_shifted("imagenet-c", source)
+    for source in (write_as_folder(tmp_path / "f", files), write_as_tar(tmp_path / "t.tar", files)):
+        opened = open_shifted_set("imagenet-c", source)
         assert cells_of(opened) == [("fog", 2)]
         assert [wnid for _, wnid, _ in facts(opened.cells[0], opened)] == list(VAL)
 
 
 def test_a_grid_of_classes_that_imagenet_has_not_is_refused_as_imagenet_c(tmp_path: Path) -> None:
-    root = as_folder(tmp_path, grid_files(["fog"], (*VAL, "cat"), severities=[1]))
-    refuses(
-        lambda: open_shifted("imagenet-c", root),
+    root = write_as_folder(tmp_path, grid_files(["fog"], (*VAL, "cat"), severities=[1]))
+    assert_user_error(
+        lambda: open_shifted_set("imagenet-c", root),
         f"{root}: 1 of its 4 classes unknown to ImageNet by WordNet id, 'cat' for one."
         " Name class folders by it (n01440764), or give the set as custom",
     )
@@ -281,38 +298,40 @@ def test_a_grid_of_classes_that_imagenet_has_not_is_refused_as_imagenet_c(tmp_pa
 
 def test_a_cell_that_lies_in_a_folder_and_in_a_tar_is_read_from_the_folder(tmp_path: Path) -> None:
     files = grid_files(["fog"], VAL, severities=[1])
-    root = as_folder(tmp_path, files)
-    as_tar(root / "weather.tar", {path: photo(f"other {path}") for path in grid_files(["fog"], VAL)})
-    opened = open_shifted("imagenet-c", root)
+    root = write_as_folder(tmp_path, files)
+    write_as_tar(root / "weather.tar", {path: make_jpeg(f"other {path}") for path in grid_files(["fog"], VAL)})
+    opened = open_shifted_set("imagenet-c", root)
     assert len(opened.cells) == 5
-    assert [opened.cells[0].scenes.photo(row) for row in range(3)] == [files[f"fog/1/{wnid}/0.JPEG"] for wnid in VAL]
-    assert opened.cells[1].scenes.photo(0) == photo(f"other fog/2/{VAL[0]}/0.JPEG")
+    assert [opened.cells[0].scenes.read_image_bytes(row) for row in range(3)] == [
+        files[f"fog/1/{wnid}/0.JPEG"] for wnid in VAL
+    ]
+    assert opened.cells[1].scenes.read_image_bytes(0) == make_jpeg(f"other fog/2/{VAL[0]}/0.JPEG")
 
 
 def test_corruptions_may_lie_in_the_folders_of_their_groups(tmp_path: Path) -> None:
     files = {f"weather/{path}": data for path, data in grid_files(["fog"], VAL, severities=[2]).items()}
     files |= {f"noise/{path}": data for path, data in grid_files(["shot_noise"], VAL, severities=[1]).items()}
-    assert cells_of(open_shifted("imagenet-c", as_folder(tmp_path, files))) == [("shot_noise", 1), ("fog", 2)]
+    assert cells_of(open_shifted_set("imagenet-c", write_as_folder(tmp_path, files))) == [("shot_noise", 1), ("fog", 2)]
 
 
 def test_an_archive_that_lies_beside_what_was_unpacked_of_it_is_let_be(tmp_path: Path) -> None:
-    folder = as_folder(tmp_path, class_files("", VAL))
+    folder = write_as_folder(tmp_path, class_files("", VAL))
     (folder / "val.tar").write_bytes(b"no tar at all")
-    assert len(open_shifted("imagenet-val", folder).cells[0].scenes) == 6
+    assert len(open_shifted_set("imagenet-val", folder).cells[0].scenes) == 6
 
 
 def test_shards_are_not_taken_for_an_archive(tmp_path: Path) -> None:
     for number in range(2):
-        as_shard(tmp_path / f"own-00{number}.tar", [(f"n/{number}", photo("a"), 0)])
+        write_as_shard(tmp_path / f"own-00{number}.tar", [(f"n/{number}", make_jpeg("a"), 0)])
     write_tree(tmp_path, {"dataset.json": json.dumps({"labels": [{"name": "cat"}]}).encode()})
     for source in (tmp_path, tmp_path / "own-000.tar", f"{tmp_path}/own-*.tar"):
-        assert open_shifted("custom", source).labels[0] is not None
+        assert open_shifted_set("custom", source).labels[0] is not None
     assert not list(tmp_path.glob("*.tree.index"))
 
 
 def test_cells_that_lack_classes_keep_the_labels_of_the_whole_set(tmp_path: Path) -> None:
     files = grid_files(["fog"], VAL, severities=[1]) | grid_files(["fog"], VAL[1:], severities=[2])
-    opened = open_shifted("imagenet-c", as_folder(tmp_path, files))
+    opened = open_shifted_set("imagenet-c", write_as_folder(tmp_path, files))
     assert [[wnid for _, wnid, _ in facts(cell, opened)] for cell in opened.cells] == [[*VAL], [*VAL[1:]]]
 
 
@@ -320,15 +339,15 @@ def test_cells_that_lack_classes_keep_the_labels_of_the_whole_set(tmp_path: Path
 def test_photos_of_a_grid_are_not_listed_before_they_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = as_folder(tmp_path, grid_files(["fog", "snow"], VAL))
+    root = write_as_folder(tmp_path, grid_files(["fog", "snow"], VAL))
     listed = list[str]()
 
     def counted(root: Path, *rest: Any) -> object:
         listed.append(str(root.relative_to(tmp_path)))
-        return open_tree(root, *rest)
+        return open_folder_tree(root, *rest)
 
-    monkeypatch.setattr("c2fmae.data.suites.file_tree.open_tree", counted)
-    opened = open_shifted("imagenet-c", root)
+    monkeypatch.setattr("c2fmae.data.suites.file_tree.open_folder_tree", counted)
+    opened = open_shifted_set("imagenet-c", root)
     assert listed == []
     cell = opened.cells[6]
     assert len(cell.scenes) == len(cell.scenes.keys) == 3
@@ -337,9 +356,9 @@ def test_photos_of_a_grid_are_not_listed_before_they_are_asked_for(
 
 
 def test_tars_that_were_unpacked_whole_are_let_be(tmp_path: Path) -> None:
-    as_folder(tmp_path, GRID)
+    write_as_folder(tmp_path, GRID)
     (tmp_path / "blur.tar").write_bytes(b"no tar at all")
-    assert len(open_shifted("imagenet-c", tmp_path).cells) == 75
+    assert len(open_shifted_set("imagenet-c", tmp_path).cells) == 75
 
 
 def corrupted(size: list[int] | None) -> dict[str, object]:
@@ -353,37 +372,37 @@ def test_a_self_made_set_says_what_it_is(tmp_path: Path, kind: str, size: list[i
     labels = [{"name": "fox", "wnid": VAL[2]}, {"name": "goldfish", "wnid": VAL[1]}, {"name": "no photo of it"}]
     files = grid_files(["fog", "snow"], VAL[1:], severities=[1, 2])
     about = {"name": "pets-c", "labels": labels, "corrupted": corrupted(size)}
-    root = as_folder(tmp_path, files | {"dataset.json": json.dumps(about).encode()})
-    opened = open_shifted(kind, root)
-    assert opened.is_cut is (size is not None)
-    assert opened.self_made == (
+    root = write_as_folder(tmp_path, files | {"dataset.json": json.dumps(about).encode()})
+    opened = open_shifted_set(kind, root)
+    assert opened.is_cropped is (size is not None)
+    assert opened.creation_sentence == (
         f"self-made by c2fmae 0.1.0 with imagecorruptions-imaug 1.1.5 from pets{told}, JPEG quality 85:"
         " not the released ImageNet-C"
     )
     assert opened.name == ("pets-c" if kind == "custom" else "imagenet-c")
     assert [entry and entry.name for entry in opened.labels] == ["fox", "goldfish", "no photo of it"]
-    assert opened.notes[3:] == (("2 of 1,000 classes: not the whole set",) if kind == "imagenet-c" else ())
+    assert opened.warnings[3:] == (("2 of 1,000 classes: not the whole set",) if kind == "imagenet-c" else ())
     assert [wnid for _, wnid, _ in facts(opened.cells[0], opened)] == [VAL[1], VAL[2]]
-    assert opened.cells[0].expected == (None if kind == "custom" else 50_000)
+    assert opened.cells[0].expected_images == (None if kind == "custom" else 50_000)
 
 
 def test_a_grid_of_anyones_own_classes_is_known_by_its_folders(tmp_path: Path) -> None:
-    opened = open_shifted("custom", as_folder(tmp_path, grid_files(["fog"], ["cat", "dog"], severities=[1])))
+    opened = open_shifted_set("custom", write_as_folder(tmp_path, grid_files(["fog"], ["cat", "dog"], severities=[1])))
     assert cells_of(opened) == [("fog", 1)]
-    assert (opened.is_cut, opened.self_made) == (False, None)
+    assert (opened.is_cropped, opened.creation_sentence) == (False, None)
 
 
 def test_the_identity_of_a_set_changes_with_its_photos(tmp_path: Path) -> None:
-    folder = as_folder(tmp_path / "v", class_files("", VAL))
-    grid = as_folder(tmp_path / "c", grid_files(["fog"], VAL))
-    first = [open_shifted("imagenet-val", folder), open_shifted("imagenet-c", grid)]
-    again = [open_shifted("imagenet-val", folder), open_shifted("imagenet-c", grid)]
+    folder = write_as_folder(tmp_path / "v", class_files("", VAL))
+    grid = write_as_folder(tmp_path / "c", grid_files(["fog"], VAL))
+    first = [open_shifted_set("imagenet-val", folder), open_shifted_set("imagenet-c", grid)]
+    again = [open_shifted_set("imagenet-val", folder), open_shifted_set("imagenet-c", grid)]
     assert [of.identity for of in first] == [of.identity for of in again]
-    assert open_shifted("sketch", folder).identity != first[0].identity
-    (folder / VAL[0] / "more.jpg").write_bytes(photo("more"))
-    (grid / "fog/5" / VAL[2] / "more.jpg").write_bytes(photo("more"))
-    assert open_shifted("imagenet-val", folder).identity != first[0].identity
-    changed = open_shifted("imagenet-c", grid)
+    assert open_shifted_set("sketch", folder).identity != first[0].identity
+    (folder / VAL[0] / "more.jpg").write_bytes(make_jpeg("more"))
+    (grid / "fog/5" / VAL[2] / "more.jpg").write_bytes(make_jpeg("more"))
+    assert open_shifted_set("imagenet-val", folder).identity != first[0].identity
+    changed = open_shifted_set("imagenet-c", grid)
     assert changed.identity != first[1].identity
     cells = zip(first[1].cells, changed.cells, strict=True)
     assert [old.identity == new.identity for old, new in cells] == [True] * 4 + [False]
@@ -392,10 +411,10 @@ def test_the_identity_of_a_set_changes_with_its_photos(tmp_path: Path) -> None:
 def test_a_cell_keeps_its_identity_when_others_come_to_its_set(tmp_path: Path) -> None:
     about = {"labels": [{"name": wnid} for wnid in VAL], "corrupted": corrupted(None) | {"unfinished": ["fog/1"]}}
     files = grid_files(["fog"], VAL) | {"dataset.json": json.dumps(about).encode()}
-    before = open_shifted("custom", as_folder(tmp_path, files))
-    assert before.notes[-1] == "its making is not finished: fog/1"
+    before = open_shifted_set("custom", write_as_folder(tmp_path, files))
+    assert before.warnings[-1] == "its making is not finished: fog/1"
     about["corrupted"] = corrupted(None)
     files = grid_files(["snow"], VAL) | {"dataset.json": json.dumps(about).encode()}
-    after = open_shifted("custom", as_folder(tmp_path, files))
+    after = open_shifted_set("custom", write_as_folder(tmp_path, files))
     assert [cell.identity for cell in after.cells if cell.corruption == "fog"] == [c.identity for c in before.cells]
     assert len({cell.identity for cell in after.cells}) == 10

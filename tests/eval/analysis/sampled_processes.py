@@ -10,42 +10,42 @@ import torch.distributed as dist
 from timm.models.vision_transformer import VisionTransformer
 
 from c2fmae.core.distributed import World
-from c2fmae.eval.analysis.attention import AttentionDrift
-from c2fmae.eval.analysis.representation import Representation
+from c2fmae.eval.analysis.attention import AttentionEvaluation
+from c2fmae.eval.analysis.representation import RepresentationEvaluation
 from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation
-from c2fmae.eval.evaluation import Metric, Subject
+from c2fmae.eval.evaluation import Metric, ModelUnderTest
 from c2fmae.models.backbones import Backbone, BackboneSpec
-from c2fmae.models.backbones.backbone import wrap
+from c2fmae.models.backbones.backbone import wrap_vit
 from c2fmae.models.config import EncoderConfig
-from tests.models.tiny_models import tiny_vit
+from tests.models.tiny_models import make_tiny_vit
 
-WORLD = 2
+WORLD_SIZE = 2
 
 
-def backbone_of(vit: VisionTransformer) -> Backbone:
+def backbone_from_vit(vit: VisionTransformer) -> Backbone:
     """A backbone of a ViT's own weights, which knows photos as numbers from -1 to 1."""
     encoder = EncoderConfig(name="test_vit", has_norm=True, keep_positions=True)
     half = (0.5, 0.5, 0.5)
-    return wrap(vit, BackboneSpec(encoder=encoder, image_size=vit.patch_embed.img_size, mean=half, std=half))
+    return wrap_vit(vit, BackboneSpec(encoder=encoder, image_size=vit.patch_embed.img_size, mean=half, std=half))
 
 
-def evaluations() -> Iterator[SampledEvaluation]:
+def make_sampled_evaluations() -> Iterator[SampledEvaluation]:
     """Three batches each: one process has two of them."""
     settings: dict[str, Any] = {"images": 7, "batch_size": 3}
-    yield AttentionDrift(**settings)
-    yield Representation(**settings)
+    yield AttentionEvaluation(**settings)
+    yield RepresentationEvaluation(**settings)
 
 
-def found(world: World) -> list[Metric]:
+def compute_sampled_metrics(world: World) -> list[Metric]:
     """The metrics of all of them."""
-    subject = Subject("tiny", backbone_of(tiny_vit(img_size=(32, 32))), Path("unused"), world)
-    return [metric for evaluation in evaluations() for metric in evaluation.run(subject)]
+    model = ModelUnderTest("tiny", backbone_from_vit(make_tiny_vit(img_size=(32, 32))), Path("unused"), world)
+    return [metric for evaluation in make_sampled_evaluations() for metric in evaluation.run(model)]
 
 
-def run(rank: int, folder: Path) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     """Evaluate as one of two processes."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
-    torch.save([vars(metric) for metric in found(World(rank, WORLD))], folder / f"{rank}.pt")
+    store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60))
+    torch.save([vars(metric) for metric in compute_sampled_metrics(World(rank, WORLD_SIZE))], folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -20,12 +20,17 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.analysis import sampled_evaluation
-from c2fmae.eval.analysis.attention import AttentionDrift, attention_of, photo_attention, share_on_instances
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
+from c2fmae.eval.analysis.attention import (
+    AttentionEvaluation,
+    attention_fraction_on_instances,
+    compute_image_attention,
+    iterate_attention,
+)
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.models.backbones import Backbone
 from tests.eval.analysis import sampled_processes
-from tests.eval.analysis.sampled_processes import backbone_of
-from tests.models.tiny_models import fill, noise_of, tiny_vit
+from tests.eval.analysis.sampled_processes import backbone_from_vit
+from tests.models.tiny_models import draw_normal, make_tiny_vit, randomise_parameters
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -34,7 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "layer scale and no bias": {"init_values": 0.5, "qkv_bias": False},
     "no global token": {"class_token": False, "global_pool": "avg"},
 }
-PHOTOS = noise_of(2, 3, 32, 48)
+PHOTOS = draw_normal(2, 3, 32, 48)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Scenes:
         maps = {"rgb": torch.tensor(self.photos[index]), "instance": torch.tensor(self.instances[index])}
         return Scene(self.keys[index], maps)
 
-    def photo(self, index: int) -> bytes | None:
+    def read_image_bytes(self, index: int) -> bytes | None:
         return None
 
 
@@ -72,13 +77,13 @@ def metrics(
     scenes: Scenes, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, **settings: object
 ) -> dict[str, Metric]:
     monkeypatch.setattr(sampled_evaluation, "open_scenes", lambda *args, **kwargs: scenes)
-    evaluation = AttentionDrift.model_validate({"data": "at hand", **settings})
-    return {metric.name: metric for metric in evaluation.run(Subject("tiny", backbone, Path("unused")))}
+    evaluation = AttentionEvaluation.model_validate({"data": "at hand", **settings})
+    return {metric.name: metric for metric in evaluation.run(ModelUnderTest("tiny", backbone, Path("unused")))}
 
 
 def keen_vit(**options: Any) -> VisionTransformer:
     """A ViT that does not look everywhere alike."""
-    return fill(tiny_vit(**options), std=0.3).eval()
+    return randomise_parameters(make_tiny_vit(**options), std=0.3).eval()
 
 
 def looking_at_red(strength: float, vit: VisionTransformer) -> VisionTransformer:
@@ -109,7 +114,7 @@ def test_every_block_looks_where_torchs_own_kernel_says_while_timm_runs(
     shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vit = keen_vit(**shape)
-    found = list(attention_of(backbone_of(vit), PHOTOS, [1, 2]))
+    found = list(iterate_attention(backbone_from_vit(vit), PHOTOS, [1, 2]))
     seen = list[Tensor]()
     real: Callable[..., Tensor] = F.scaled_dot_product_attention
 
@@ -140,23 +145,23 @@ def test_a_block_looks_where_torchs_module_of_attention_says() -> None:
         x = vit.blocks[0](vit.norm_pre(vit._pos_embed(vit.patch_embed(PHOTOS))))
         given = block.norm1(x)
         _, weights = theirs(given, given, given, average_attn_weights=False)
-    (found,) = attention_of(backbone_of(vit), PHOTOS, [2])
+    (found,) = iterate_attention(backbone_from_vit(vit), PHOTOS, [2])
     torch.testing.assert_close(found, weights, atol=1e-6, rtol=1e-5)
 
 
 def test_some_queries_at_some_keys_are_the_whole_renormalised() -> None:
-    backbone = backbone_of(keen_vit(reg_tokens=2))
-    (whole,) = attention_of(backbone, PHOTOS, [2])
-    (some,) = attention_of(backbone, PHOTOS, [2], queries=slice(0, 1), keys=slice(3, None))
+    backbone = backbone_from_vit(keen_vit(reg_tokens=2))
+    (whole,) = iterate_attention(backbone, PHOTOS, [2])
+    (some,) = iterate_attention(backbone, PHOTOS, [2], queries=slice(0, 1), keys=slice(3, None))
     expected = whole[:, :, :1, 3:]
     assert expected.sum(dim=3).mean() < 0.9
     torch.testing.assert_close(some, expected / expected.sum(dim=3, keepdim=True))
 
 
 def test_layers_come_as_asked_and_the_model_is_as_before() -> None:
-    backbone = backbone_of(tiny_vit())
+    backbone = backbone_from_vit(make_tiny_vit())
     before = backbone.tokens(PHOTOS)
-    second, first, again = attention_of(backbone, PHOTOS, [2, 1, 2])
+    second, first, again = iterate_attention(backbone, PHOTOS, [2, 1, 2])
     assert torch.equal(second, again)
     assert not torch.equal(first, second)
     assert torch.equal(backbone.tokens(PHOTOS), before)
@@ -164,24 +169,26 @@ def test_layers_come_as_asked_and_the_model_is_as_before() -> None:
 
 
 def test_it_is_the_global_token_that_looks_at_patches_alone() -> None:
-    backbone = backbone_of(keen_vit(reg_tokens=2))
-    expected = [layer[:, :, 0].mean(dim=1) for layer in attention_of(backbone, PHOTOS, [1, 2], keys=slice(3, None))]
-    found = photo_attention(backbone, PHOTOS, [1, 2])
+    backbone = backbone_from_vit(keen_vit(reg_tokens=2))
+    expected = [
+        layer[:, :, 0].mean(dim=1) for layer in iterate_attention(backbone, PHOTOS, [1, 2], keys=slice(3, None))
+    ]
+    found = compute_image_attention(backbone, PHOTOS, [1, 2])
     assert found.shape == (2, 2, 6)
     torch.testing.assert_close(found, torch.stack(expected, dim=1))
 
 
 def test_without_a_global_token_the_mean_patch_looks() -> None:
-    backbone = backbone_of(keen_vit(class_token=False, global_pool="avg", reg_tokens=2))
-    (whole,) = attention_of(backbone, PHOTOS, [1], keys=slice(2, None))
-    found = photo_attention(backbone, PHOTOS, [1])
+    backbone = backbone_from_vit(keen_vit(class_token=False, global_pool="avg", reg_tokens=2))
+    (whole,) = iterate_attention(backbone, PHOTOS, [1], keys=slice(2, None))
+    found = compute_image_attention(backbone, PHOTOS, [1])
     torch.testing.assert_close(found[:, 0], whole[:, :, 2:].mean(dim=(1, 2)))
-    subject = Subject("tiny", backbone, Path("unused"))
-    assert "the mean patch (there is no global token)" in AttentionDrift().protocol(subject)
+    subject = ModelUnderTest("tiny", backbone, Path("unused"))
+    assert "the mean patch (there is no global token)" in AttentionEvaluation().describe_protocol(subject)
 
 
 def test_double_precision_stays() -> None:
-    (found,) = attention_of(backbone_of(tiny_vit()).double(), PHOTOS.double(), [1])
+    (found,) = iterate_attention(backbone_from_vit(make_tiny_vit()).double(), PHOTOS.double(), [1])
     assert found.dtype == torch.float64
 
 
@@ -191,7 +198,7 @@ def test_a_share_is_what_a_loop_over_pixels_says(seed: int, patch: int) -> None:
     instances = rng.choice([0, 1, 7, IGNORE], (2, 8, 12)).astype(np.uint8)
     grid = (8 // patch, 12 // patch)
     attention = rng.dirichlet(np.ones(grid[0] * grid[1]), (2, 3))
-    shares, chance = share_on_instances(torch.tensor(attention), torch.tensor(instances), patch)
+    shares, chance = attention_fraction_on_instances(torch.tensor(attention), torch.tensor(instances), patch)
     for image in range(2):
         labelled = [(y, x) for y in range(8) for x in range(12) if instances[image, y, x] != IGNORE]
         objects = [(y, x) for y, x in labelled if instances[image, y, x]]
@@ -210,7 +217,7 @@ def test_planted_attention_gives_the_planted_number(monkeypatch: pytest.MonkeyPa
     instances[0, :16, :8] = 3  # half of the first red patch
     instances[1, 16:, 32:] = 1  # the red patch of the second scene
     instances[1, :16, :16] = 2  # and one that is not red
-    backbone = backbone_of(looking_at_red(1.5, tiny_vit()))
+    backbone = backbone_from_vit(looking_at_red(1.5, make_tiny_vit()))
     found = metrics(red_scenes(is_red, instances), backbone, monkeypatch)
     more = math.exp(2 * 1.5)  # red is 1 where everything else is -1
     first, second = (more / 2) / (2 * more + 4), (more + 1) / (more + 5)
@@ -223,7 +230,7 @@ def test_planted_attention_gives_the_planted_number(monkeypatch: pytest.MonkeyPa
 
 
 def test_attention_that_is_the_same_everywhere_is_at_chance_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = metrics(noise(9), backbone_of(looking_at_red(0.0, tiny_vit())), monkeypatch)
+    found = metrics(noise(9), backbone_from_vit(looking_at_red(0.0, make_tiny_vit())), monkeypatch)
     for depth in (1, 2):
         ratio = found[f"layer {depth}/ratio"]
         assert ratio.value == pytest.approx(1, abs=1e-12)
@@ -232,7 +239,7 @@ def test_attention_that_is_the_same_everywhere_is_at_chance_exactly(monkeypatch:
 
 
 def test_the_order_of_images_and_the_size_of_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes, backbone = noise(7), backbone_of(keen_vit())
+    scenes, backbone = noise(7), backbone_from_vit(keen_vit())
     order = np.random.default_rng(1).permutation(7)
     other = Scenes(scenes.photos[order], scenes.instances[order])
     usual = metrics(scenes, backbone, monkeypatch)
@@ -243,7 +250,7 @@ def test_the_order_of_images_and_the_size_of_batches_do_not_matter(monkeypatch: 
 
 
 def test_images_without_an_instance_or_a_label_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes, backbone = noise(6), backbone_of(tiny_vit())
+    scenes, backbone = noise(6), backbone_from_vit(make_tiny_vit())
     kept = Scenes(scenes.photos[[1, 2, 5]], scenes.instances[[1, 2, 5]])
     scenes.instances[0], scenes.instances[[3, 4]] = 0, IGNORE
     found, alone = metrics(scenes, backbone, monkeypatch), metrics(kept, backbone, monkeypatch)
@@ -259,13 +266,15 @@ def test_an_image_of_which_only_the_unlabelled_is_looked_at_is_left_out(monkeypa
     is_red[:, 0, 0] = True
     instances = np.ones((2, 32, 48), np.uint8)
     instances[0, :16, :16] = IGNORE
-    found = metrics(red_scenes(is_red, instances), backbone_of(looking_at_red(80.0, tiny_vit())), monkeypatch)
+    found = metrics(
+        red_scenes(is_red, instances), backbone_from_vit(looking_at_red(80.0, make_tiny_vit())), monkeypatch
+    )
     assert found["images left out"].value == 1
     assert found["layer 1/share"].value == 100
 
 
 def test_fewer_images_are_spread_over_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes, backbone = noise(9), backbone_of(tiny_vit())
+    scenes, backbone = noise(9), backbone_from_vit(make_tiny_vit())
     third = Scenes(scenes.photos[::3], scenes.instances[::3])
     some = metrics(scenes, backbone, monkeypatch, images=3)
     assert some == metrics(third, backbone, monkeypatch)
@@ -279,7 +288,7 @@ def test_intervals_cover_what_more_images_say_about_as_often_as_they_promise() -
     for _ in range(400):
         chance = torch.rand(60, generator=draw, dtype=torch.float64) + 0.1
         share = 1.5 * chance + torch.randn(60, generator=draw, dtype=torch.float64) * 0.2 * chance
-        low, high = sampled_evaluation.ratio_of("ratio", share, chance).interval or (0, 0)
+        low, high = sampled_evaluation.ratio_metric("ratio", share, chance).interval or (0, 0)
         hits += low <= 1.5 <= high
     assert 0.92 < hits / 400 < 0.98
 
@@ -287,10 +296,12 @@ def test_intervals_cover_what_more_images_say_about_as_often_as_they_promise() -
 @pytest.mark.once
 def test_two_processes_say_what_one_does_to_the_last_bit(tmp_path: Path) -> None:
     multiprocessing.set_forkserver_preload([sampled_processes.__name__])  # both begin with what one process imported
-    start_processes(sampled_processes.run, args=(tmp_path,), nprocs=sampled_processes.WORLD, start_method="forkserver")
-    alone = sampled_processes.found(World())
+    start_processes(
+        sampled_processes.run_rank, args=(tmp_path,), nprocs=sampled_processes.WORLD_SIZE, start_method="forkserver"
+    )
+    alone = sampled_processes.compute_sampled_metrics(World())
     assert len(alone) > 3
-    for rank in range(sampled_processes.WORLD):
+    for rank in range(sampled_processes.WORLD_SIZE):
         together = [Metric(**values) for values in torch.load(tmp_path / f"{rank}.pt")]
         assert together == alone
 
@@ -299,30 +310,30 @@ def test_data_without_any_instance_is_refused(monkeypatch: pytest.MonkeyPatch) -
     scenes = noise(2)
     scenes.instances[:] = 0
     with pytest.raises(UserError) as caught:
-        metrics(scenes, backbone_of(tiny_vit()), monkeypatch)
+        metrics(scenes, backbone_from_vit(make_tiny_vit()), monkeypatch)
     assert str(caught.value) == "attention: none of 2 images of at hand has an instance. Take other data"
 
 
 def test_attention_of_another_kind_is_refused() -> None:
-    backbone = backbone_of(tiny_vit(attn_layer="diff"))
+    backbone = backbone_from_vit(make_tiny_vit(attn_layer="diff"))
     with pytest.raises(UserError) as caught:
-        next(attention_of(backbone, PHOTOS, [1]))
+        next(iterate_attention(backbone, PHOTOS, [1]))
     assert str(caught.value) == ("block 1 attends by DiffAttention, whose maps are not computed here. Take a plain ViT")
 
 
 def test_blocks_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError) as caught:
-        next(attention_of(backbone_of(tiny_vit()), PHOTOS, [1, 3]))
+        next(iterate_attention(backbone_from_vit(make_tiny_vit()), PHOTOS, [1, 3]))
     assert str(caught.value) == "depth: there are blocks 1 to 2, got 3"
 
 
 def test_it_is_found_by_name_and_tells_data_from_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = Subject("tiny", backbone_of(tiny_vit()), Path("unused"))
+    subject = ModelUnderTest("tiny", backbone_from_vit(make_tiny_vit()), Path("unused"))
     evaluation = EVALUATIONS.get("attention")()
-    assert isinstance(evaluation, AttentionDrift)
-    assert "a photo of 32×48" in evaluation.protocol(subject)
+    assert isinstance(evaluation, AttentionEvaluation)
+    assert "a photo of 32×48" in evaluation.describe_protocol(subject)
     inputs = []
     for scenes in (noise(3), noise(3, seed=1), noise(4)):
         monkeypatch.setattr(sampled_evaluation, "open_scenes", lambda *args, found=scenes, **kwargs: found)
-        inputs.append(evaluation.inputs(subject))
+        inputs.append(evaluation.identify_inputs(subject))
     assert len({each["data"] for each in inputs}) == 3  # other photos of the same keys, and more of them

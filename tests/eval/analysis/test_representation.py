@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2fmae.eval.analysis.representation import (
-    Representation,
+    RepresentationEvaluation,
     attention_distance,
-    distances,
     effective_rank,
     mutual_information,
-    spectrum,
+    patch_distances,
+    variance_spectrum,
 )
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.models.backbones import Backbone
-from tests.eval.analysis.sampled_processes import backbone_of
-from tests.models.tiny_models import fill, noise_of, tiny_vit
+from tests.eval.analysis.sampled_processes import backbone_from_vit
+from tests.models.tiny_models import draw_normal, make_tiny_vit, randomise_parameters
 
 GRID = (3, 4)
 
@@ -29,16 +29,16 @@ def uniform(count: int = 12) -> Tensor:
 
 
 def noise_attention(seed: int = 0) -> Tensor:
-    return (3 * noise_of(2, 3, 12, 12, seed=seed)).softmax(dim=3)
+    return (3 * draw_normal(2, 3, 12, 12, seed=seed)).softmax(dim=3)
 
 
 def measured(backbone: Backbone, **settings: object) -> dict[str, Metric]:
-    evaluation = Representation.model_validate({"images": 6, "batch_size": 4, **settings})
-    return {metric.name: metric for metric in evaluation.run(Subject("tiny", backbone, Path("unused")))}
+    evaluation = RepresentationEvaluation.model_validate({"images": 6, "batch_size": 4, **settings})
+    return {metric.name: metric for metric in evaluation.run(ModelUnderTest("tiny", backbone, Path("unused")))}
 
 
 def test_distances_are_those_of_the_middles_of_patches() -> None:
-    found = distances(GRID)
+    found = patch_distances(GRID)
     for a in range(12):
         for b in range(12):
             assert found[a, b].item() == pytest.approx(math.dist(divmod(a, 4), divmod(b, 4)))
@@ -47,7 +47,7 @@ def test_distances_are_those_of_the_middles_of_patches() -> None:
 def test_who_looks_at_itself_looks_nowhere_far_and_who_looks_everywhere_the_mean_distance() -> None:
     itself = torch.eye(12).expand(2, 3, 12, 12)
     assert attention_distance(itself, GRID).tolist() == [0, 0]
-    expected = distances(GRID).mean().item()
+    expected = patch_distances(GRID).mean().item()
     assert attention_distance(uniform(), GRID).tolist() == pytest.approx([expected] * 2)
 
 
@@ -97,10 +97,10 @@ def test_features_that_differ_alike_in_some_directions_have_their_number_for_ran
     rank: int, shape: tuple[int, int]
 ) -> None:
     rows, dim = shape
-    basis = torch.linalg.qr(noise_of(rows, rank + 1, seed=1).double() + torch.eye(rows, rank + 1))[0]
+    basis = torch.linalg.qr(draw_normal(rows, rank + 1, seed=1).double() + torch.eye(rows, rank + 1))[0]
     basis = torch.linalg.qr(torch.cat([torch.ones(rows, 1), basis[:, :rank]], dim=1).double())[0][:, 1:]  # centred
-    directions = torch.linalg.qr(noise_of(dim, rank, seed=2).double())[0]
-    shares = spectrum(basis @ directions.T + 7)  # the mean is no direction
+    directions = torch.linalg.qr(draw_normal(dim, rank, seed=2).double())[0]
+    shares = variance_spectrum(basis @ directions.T + 7)  # the mean is no direction
     assert effective_rank(shares).item() == pytest.approx(rank, rel=1e-6)
     assert shares[:rank].tolist() == pytest.approx([1 / rank] * rank)
     assert not shares[rank:].any()
@@ -108,8 +108,8 @@ def test_features_that_differ_alike_in_some_directions_have_their_number_for_ran
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.integers(1, 9))
 def test_a_spectrum_is_that_of_the_singular_values_whatever_is_longer(seed: int, rows: int, dim: int) -> None:
-    features = noise_of(3, rows, dim, seed=seed)
-    shares = spectrum(features)
+    features = draw_normal(3, rows, dim, seed=seed)
+    shares = variance_spectrum(features)
     for found, image in zip(shares, features.double(), strict=True):
         singular = torch.linalg.svdvals(image - image.mean(dim=0))
         expected = singular.square() / singular.square().sum()
@@ -120,26 +120,26 @@ def test_a_spectrum_is_that_of_the_singular_values_whatever_is_longer(seed: int,
 
 def test_features_that_do_not_differ_have_no_rank() -> None:
     features = torch.full((2, 6, 4), 0.1)
-    assert effective_rank(spectrum(features)).tolist() == [0, 0]
-    assert not spectrum(features).any()
+    assert effective_rank(variance_spectrum(features)).tolist() == [0, 0]
+    assert not variance_spectrum(features).any()
 
 
 def test_scale_rotation_and_order_do_not_matter_to_a_rank() -> None:
-    features = noise_of(30, 6).double() * torch.tensor([9.0, 4, 2, 1, 0.5, 0.1])
-    rank = effective_rank(spectrum(features)).item()
-    turned = 1000 * features.flip(0) @ torch.linalg.qr(noise_of(6, 6).double())[0]
+    features = draw_normal(30, 6).double() * torch.tensor([9.0, 4, 2, 1, 0.5, 0.1])
+    rank = effective_rank(variance_spectrum(features)).item()
+    turned = 1000 * features.flip(0) @ torch.linalg.qr(draw_normal(6, 6).double())[0]
     assert 1 < rank < 6
-    assert effective_rank(spectrum(turned)).item() == pytest.approx(rank)
+    assert effective_rank(variance_spectrum(turned)).item() == pytest.approx(rank)
 
 
 def test_a_vit_that_looks_everywhere_alike_has_the_numbers_of_that() -> None:
-    vit = fill(tiny_vit())
+    vit = randomise_parameters(make_tiny_vit())
     with torch.no_grad():
         for name, parameter in vit.named_parameters():
             if "qkv" in name:
                 parameter.zero_()
-    found = measured(backbone_of(vit))
-    apart = distances((2, 3)).mean().item()
+    found = measured(backbone_from_vit(vit))
+    apart = patch_distances((2, 3)).mean().item()
     for depth in (1, 2):
         assert found[f"layer {depth}/distance in patches"].value == pytest.approx(apart, rel=1e-6)
         assert found[f"layer {depth}/distance in pixels"].value == pytest.approx(16 * apart, rel=1e-6)
@@ -148,23 +148,23 @@ def test_a_vit_that_looks_everywhere_alike_has_the_numbers_of_that() -> None:
 
 
 def test_ranks_are_of_what_the_backbone_says_of_the_photos() -> None:
-    backbone = backbone_of(fill(tiny_vit(), std=0.3))
-    evaluation, subject = Representation(images=6), Subject("tiny", backbone, Path("unused"))
+    backbone = backbone_from_vit(randomise_parameters(make_tiny_vit(), std=0.3))
+    evaluation, subject = RepresentationEvaluation(images=6), ModelUnderTest("tiny", backbone, Path("unused"))
     found = {metric.name: metric for metric in evaluation.run(subject)}
-    photos = evaluation.measure(subject, lambda scenes: scenes.maps["rgb"], shape=(3, 32, 48)).to(torch.uint8)
+    photos = evaluation.measure_images(subject, lambda scenes: scenes.maps["rgb"], shape=(3, 32, 48)).to(torch.uint8)
     tokens = backbone.tokens(backbone.standardise(photos))
-    ranks = effective_rank(spectrum(tokens[:, 1:]))
+    ranks = effective_rank(variance_spectrum(tokens[:, 1:]))
     assert found["layer 2/rank of patches"].value == pytest.approx(ranks.mean().item(), rel=1e-6)
-    pooled = spectrum(backbone.pool(tokens))
+    pooled = variance_spectrum(backbone.pool(tokens))
     assert found["layer 2/rank of photos"].value == pytest.approx(effective_rank(pooled).item(), rel=1e-5)
     assert found["layer 2/top share of photos"].value == pytest.approx(100 * pooled[0].item(), rel=1e-5)
     assert found["layer 2/top share of patches"].value == pytest.approx(
-        100 * spectrum(tokens[:, 1:])[:, 0].mean().item(), rel=1e-6
+        100 * variance_spectrum(tokens[:, 1:])[:, 0].mean().item(), rel=1e-6
     )
 
 
 def test_the_size_of_batches_does_not_matter_and_intervals_hold_their_values() -> None:
-    backbone = backbone_of(fill(tiny_vit(reg_tokens=2), std=0.3))
+    backbone = backbone_from_vit(randomise_parameters(make_tiny_vit(reg_tokens=2), std=0.3))
     usual, other = measured(backbone), measured(backbone, batch_size=1)
     for name, metric in usual.items():
         assert other[name].value == pytest.approx(metric.value, rel=1e-5)
@@ -176,7 +176,7 @@ def test_the_size_of_batches_does_not_matter_and_intervals_hold_their_values() -
 
 def test_it_is_found_by_name_and_says_what_it_does() -> None:
     evaluation = EVALUATIONS.get("representation")(images=9)  # type: ignore[call-arg]
-    text = evaluation.protocol(Subject("tiny", backbone_of(tiny_vit()), Path("unused")))
+    text = evaluation.describe_protocol(ModelUnderTest("tiny", backbone_from_vit(make_tiny_vit()), Path("unused")))
     assert "Photos of 32×48." in text
-    assert f"{np.mean(distances((2, 3)).numpy()):.2f} patches" in text
+    assert f"{np.mean(patch_distances((2, 3)).numpy()):.2f} patches" in text
     assert "the rank is 8 at most" in text

@@ -9,7 +9,7 @@ from c2fmae.core.distributed import World
 from c2fmae.eval.classification import FinetuneConfig, finetune
 
 
-def run(rank: int, config: str, folder: Path) -> None:
+def run_rank(rank: int, config: str, folder: Path) -> None:
     """Fine-tune as one of two processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)

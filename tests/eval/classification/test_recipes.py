@@ -7,11 +7,16 @@ import torch
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.optimiser import TRUNK, parameter_groups
+from c2fmae.core.optimiser import TRUNK_PREFIXES, build_parameter_groups
 from c2fmae.eval.classification import FinetuneConfig
-from c2fmae.eval.classification.recipes import FINETUNING, SCRATCH, epochs_of, recipe_for
+from c2fmae.eval.classification.recipes import (
+    FINETUNE_RECIPES,
+    FROM_SCRATCH_OVERRIDES,
+    choose_recipe,
+    read_pretrain_epochs,
+)
 from c2fmae.models.backbones import BackboneSpec
-from c2fmae.models.classifiers import ClassifierSpec, classifier_of
+from c2fmae.models.classifiers import ClassifierSpec, classifier_from_spec
 from c2fmae.models.config import EncoderConfig
 
 GOLDEN = {
@@ -32,7 +37,7 @@ def spec_of(name: str, size: int = 224, **shape: int) -> BackboneSpec:
 
 
 def config_of(recipe: str, *more: str) -> FinetuneConfig:
-    return FinetuneConfig.read({"init": "a"}, [*FINETUNING.get(recipe).settings, *more])
+    return FinetuneConfig.from_dict({"init": "a"}, [*FINETUNE_RECIPES.get(recipe).overrides, *more])
 
 
 @pytest.mark.parametrize("recipe", GOLDEN)
@@ -40,9 +45,11 @@ def test_how_fast_each_parameter_learns_and_whether_it_decays(recipe: str) -> No
     encoder, size, drop_path, shares = GOLDEN[recipe]
     config = config_of(recipe)
     with torch.device("meta"):
-        model = classifier_of(ClassifierSpec(backbone=spec_of(encoder, size), labels=(LabelInfo(name="a"),) * 10))
-    groups = parameter_groups(
-        model, weight_decay=config.training.weight_decay, layer_decay=config.training.layer_decay, trunk=TRUNK
+        model = classifier_from_spec(
+            ClassifierSpec(backbone=spec_of(encoder, size), labels=(LabelInfo(name="a"),) * 10)
+        )
+    groups = build_parameter_groups(
+        model, weight_decay=config.training.weight_decay, layer_decay=config.training.layer_decay, trunk=TRUNK_PREFIXES
     )
     found = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     depth, decay = model.backbone.depth, config.training.layer_decay
@@ -82,9 +89,9 @@ def test_from_scratch_is_as_mae_did_it() -> None:
     assert (training.betas, training.ema) == ((0.9, 0.95), 0.9999)
 
 
-@pytest.mark.parametrize("recipe", [name for name in FINETUNING if name != "small"])
+@pytest.mark.parametrize("recipe", [name for name in FINETUNE_RECIPES if name != "small"])
 def test_every_recipe_is_a_config_for_scratch_too(recipe: str) -> None:
-    assert config_of(recipe, *SCRATCH).training.layer_decay == 1
+    assert config_of(recipe, *FROM_SCRATCH_OVERRIDES).training.layer_decay == 1
 
 
 @pytest.mark.parametrize(
@@ -102,13 +109,13 @@ def test_every_recipe_is_a_config_for_scratch_too(recipe: str) -> None:
     ],
 )
 def test_which_recipe_suits(spec: BackboneSpec, epochs: float | None, recipe: str) -> None:
-    assert recipe_for(spec, epochs) == recipe
+    assert choose_recipe(spec, epochs) == recipe
 
 
 def test_a_run_says_for_how_long_it_was_pretrained_and_other_sources_do_not(tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoints", Checkpoint(1, {"model/a": torch.zeros(1)}, {}))
-    assert epochs_of(str(tmp_path)) is None  # a folder, and no run yet
+    assert read_pretrain_epochs(str(tmp_path)) is None  # a folder, and no run yet
     for text, epochs in (("", None), ("training: {steps: 5}", None), ("training: {epochs: 400}", 400)):
         (tmp_path / "config.yaml").write_text(text)
-        assert (epochs_of(str(tmp_path)), epochs_of(str(checkpoint))) == (epochs, epochs)
-    assert epochs_of("timm:vit_base_patch16_224") is None
+        assert (read_pretrain_epochs(str(tmp_path)), read_pretrain_epochs(str(checkpoint))) == (epochs, epochs)
+    assert read_pretrain_epochs("timm:vit_base_patch16_224") is None

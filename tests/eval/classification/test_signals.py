@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from c2fmae.core.checkpoint import checkpoints_in
-from c2fmae.core.run_dir import RunFolder
-from tests.eval.classification.tiny_finetuning import QUICK, store_sets, store_source
-from tests.run_launcher import Launcher, settings
+from c2fmae.core.checkpoint import list_checkpoints
+from c2fmae.core.run_dir import RunDir
+from tests.eval.classification.tiny_finetuning import (
+    QUICK_OVERRIDES,
+    write_pretrained_checkpoint,
+    write_train_test_sets,
+)
+from tests.run_launcher import RunLauncher, set_args
 
 pytestmark = pytest.mark.once
 
@@ -23,23 +27,23 @@ checkpoint._write = lambda *given: (time.sleep(4), write(*given))[1]
 
 
 @pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    with Launcher(tmp_path_factory.mktemp("logs")) as launcher:
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunLauncher]:
+    with RunLauncher(tmp_path_factory.mktemp("logs")) as launcher:
         yield launcher
 
 
 def test_two_processes_that_are_told_to_end_save_first_however_long_that_takes(
-    launcher: Launcher, tmp_path: Path
+    launcher: RunLauncher, tmp_path: Path
 ) -> None:
-    source, data = store_source(tmp_path / "source"), store_sets(tmp_path / "data")
+    source, data = write_pretrained_checkpoint(tmp_path / "source"), write_train_test_sets(tmp_path / "data")
     sets = ["--data", str(data / "train"), "--test", str(data / "test")]
-    words = [str(source), *sets, *settings(*QUICK, "training.steps=2000", "watching.held_out_every=2000")]
+    words = [str(source), *sets, *set_args(*QUICK_OVERRIDES, "training.steps=2000", "watching.held_out_every=2000")]
     command = ("eval", "finetune")
-    run = launcher.start(*words, out=tmp_path / "run", command=command, processes=2, before=SLOW_SAVE)
+    run = launcher.start(*words, out=tmp_path / "run", command=command, num_processes=2, setup_code=SLOW_SAVE)
     run.wait_for_step(2)
     run.send(signal.SIGTERM)
-    assert run.wait() == [75, 75], run.said() + run.said(1)
-    (checkpoint,) = checkpoints_in(tmp_path / "run" / "checkpoints")
-    state = RunFolder(tmp_path / "run").read_state() or {}
+    assert run.wait() == [75, 75], run.output() + run.output(1)
+    (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    state = RunDir(tmp_path / "run").read_state() or {}
     assert (state["status"], f"step-{state['step']:08d}") == ("saved-on-signal", checkpoint.name)
-    assert "next: the same command with --resume" in run.said()
+    assert "next: the same command with --resume" in run.output()

@@ -11,18 +11,18 @@ from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import SceneBatch
 from c2fmae.eval.classification import FinetuneConfig
 from c2fmae.models.backbones import BackboneSpec
-from c2fmae.models.classifiers import Classifier, classifier_on
+from c2fmae.models.classifiers import Classifier, classifier_from_backbone
 from c2fmae.models.config import EncoderConfig
-from tests.eval.tiny_backbones import coloured, described, stored, tiny_backbone
+from tests.eval.tiny_backbones import draw_coloured_scenes, tiny_backbone, write_dataset_json, write_scenes
 
 ENCODER = EncoderConfig(name="test_vit", patch_size=8, depth=3)
-PHOTOS = BackboneSpec(encoder=ENCODER, image_size=(16, 16))
-MAPS = BackboneSpec(
+RGB_SPEC = BackboneSpec(encoder=ENCODER, image_size=(16, 16))
+RGB_SEMANTIC_SPEC = BackboneSpec(
     encoder=ENCODER, image_size=(16, 16), channels={"semantic": 3, "rgb": 3}, class_names=("one", "two", "three")
 )
 LABELS = tuple(LabelInfo(name=f"class-{index}") for index in range(3))
 
-QUICK = (
+QUICK_OVERRIDES = (
     "training.epochs=null",
     "training.steps=6",
     "training.warmup_epochs=null",
@@ -39,9 +39,9 @@ QUICK = (
 )
 
 
-def classifier(spec: BackboneSpec = PHOTOS, labels: Sequence[LabelInfo] = LABELS) -> Classifier:
+def make_tiny_classifier(spec: BackboneSpec = RGB_SPEC, labels: Sequence[LabelInfo] = LABELS) -> Classifier:
     """A new one on a ViT with random weights; its head has something to say."""
-    made = classifier_on(
+    result = classifier_from_backbone(
         tiny_backbone(spec),
         labels,
         pool="mean",
@@ -51,30 +51,30 @@ def classifier(spec: BackboneSpec = PHOTOS, labels: Sequence[LabelInfo] = LABELS
         generator=torch.Generator().manual_seed(0),
     )
     with torch.no_grad():
-        made.head.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
-    return made
+        result.head.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    return result
 
 
-def batch_of(count: int, *, seed: int = 0) -> SceneBatch:
+def make_coloured_batch(count: int, *, seed: int = 0) -> SceneBatch:
     """Photos and maps, cut already."""
-    scenes = coloured(count, seed=seed)
+    scenes = draw_coloured_scenes(count, seed=seed)
     maps = {name: torch.stack([scene.maps[name] for scene in scenes]) for name in ("rgb", "semantic")}
     maps["semantic"] = maps["semantic"][:, ::4, ::4]
     return SceneBatch(tuple(scene.key for scene in scenes), maps, tuple(scene.label for scene in scenes))
 
 
-def store_sets(root: Path, *, train: int = 24, test: int = 18) -> Path:
+def write_train_test_sets(root: Path, *, train: int = 24, test: int = 18) -> Path:
     """Write a training and a test set of coloured photos with maps."""
     for part, count, seed in (("train", train, 0), ("test", test, 1)):
-        described(stored(root / part, coloured(count, seed=seed)), ("one", "two", "three"))
+        write_dataset_json(write_scenes(root / part, draw_coloured_scenes(count, seed=seed)), ("one", "two", "three"))
     return root
 
 
-def store_source(root: Path, spec: BackboneSpec = PHOTOS) -> Path:
+def write_pretrained_checkpoint(root: Path, spec: BackboneSpec = RGB_SPEC) -> Path:
     """Write a checkpoint as a pre-training leaves it, of random weights."""
     backbone = tiny_backbone(spec)
     tensors = {f"model/{name}": each for name, each in backbone.state_dict().items() if not name.startswith("fc_norm")}
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "config": {
             "method": {
                 "granularities": list(spec.channels),
@@ -86,10 +86,10 @@ def store_source(root: Path, spec: BackboneSpec = PHOTOS) -> Path:
         "normalisation": {"mean": list(spec.mean), "std": list(spec.std)},
         "classes": list(spec.class_names),
     }
-    return save_checkpoint(root, Checkpoint(1, tensors, facts))
+    return save_checkpoint(root, Checkpoint(1, tensors, metadata))
 
 
-def config_of(source: Path, data: Path, *settings: str) -> FinetuneConfig:
+def make_quick_config(source: Path, data: Path, *settings: str) -> FinetuneConfig:
     """A fine-tuning of six steps, but for these settings."""
-    words = [f"data.train={data / 'train'}", f"data.test={data / 'test'}", *QUICK, *settings]
-    return FinetuneConfig.read({"init": str(source)}, words)
+    overrides = [f"data.train={data / 'train'}", f"data.test={data / 'test'}", *QUICK_OVERRIDES, *settings]
+    return FinetuneConfig.from_dict({"init": str(source)}, overrides)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def clouds(
+def make_blobs(
     rows: int, *, spread: float = 1.0, labels: int = 4, dim: int = 6, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training rows with labels, then as many test rows: clouds about the same centres."""
@@ -15,7 +15,7 @@ def clouds(
     return points[:rows], truth[:rows], points[rows:], truth[rows:]
 
 
-def directions(*degrees: float) -> Tensor:
+def unit_vectors(*degrees: float) -> Tensor:
     """Unit vectors of the plane."""
     radians = torch.tensor(degrees).deg2rad()
     return torch.stack([radians.cos(), radians.sin()], dim=1)

@@ -8,39 +8,39 @@ import torch
 import torch.distributed as dist
 
 from c2fmae.core.distributed import World
-from c2fmae.eval.evaluation import Evaluation, Metric, Subject
+from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
 from c2fmae.eval.probes import extraction, knn
-from c2fmae.eval.probes.attentive import AttentiveConfig
-from c2fmae.eval.probes.dense import DenseConfig
-from c2fmae.eval.probes.knn import KnnConfig
-from c2fmae.eval.probes.linear import LinearConfig
+from c2fmae.eval.probes.attentive import AttentiveProbeEvaluation
+from c2fmae.eval.probes.dense import DenseProbeEvaluation
+from c2fmae.eval.probes.knn import KnnEvaluation
+from c2fmae.eval.probes.linear import LinearProbeEvaluation
 from tests.eval.tiny_backbones import tiny_backbone
 
-WORLD = 2
+WORLD_SIZE = 2
 
 
-def evaluations(folder: Path) -> Iterator[Evaluation]:
+def make_probe_evaluations(folder: Path) -> Iterator[Evaluation]:
     """All probes, of the same two sets."""
     sets = {"train": str(folder / "train"), "test": str(folder / "test")}
-    yield KnnConfig(**sets, workers=0, ks=(3,))
-    yield LinearConfig(**sets, workers=0, epochs=3)
-    yield AttentiveConfig(**sets, workers=0, epochs=2, num_queries=4)
-    yield DenseConfig(**sets, workers=0, epochs=2)
+    yield KnnEvaluation(**sets, workers=0, ks=(3,))
+    yield LinearProbeEvaluation(**sets, workers=0, epochs=3)
+    yield AttentiveProbeEvaluation(**sets, workers=0, epochs=2, num_queries=4)
+    yield DenseProbeEvaluation(**sets, workers=0, epochs=2)
 
 
-def found(world: World, folder: Path, cache: Path) -> list[Metric]:
+def compute_probe_metrics(world: World, folder: Path, cache: Path) -> list[Metric]:
     """The metrics of all of them, in chunks and blocks so small that each process has some, and not as many."""
-    extraction.CHUNK = 8
-    knn.QUERIES_AT_ONCE = 5  # type: ignore[attr-defined]
-    subject = Subject("tiny", tiny_backbone(), cache, world)
-    return [metric for evaluation in evaluations(folder) for metric in evaluation.run(subject)]
+    extraction.MAX_SCENES_PER_CHUNK = 8
+    knn.QUERIES_PER_BLOCK = 5  # type: ignore[attr-defined]
+    model = ModelUnderTest("tiny", tiny_backbone(), cache, world)
+    return [metric for evaluation in make_probe_evaluations(folder) for metric in evaluation.run(model)]
 
 
-def run(rank: int, folder: Path) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     """Evaluate as one of two processes."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
-    metrics = found(World(rank, WORLD), folder, folder / "both")
+    store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=120))
+    metrics = compute_probe_metrics(World(rank, WORLD_SIZE), folder, folder / "both")
     torch.save([vars(metric) for metric in metrics], folder / f"{rank}.pt")
     dist.destroy_process_group()

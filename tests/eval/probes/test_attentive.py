@@ -4,8 +4,8 @@ import pytest
 
 from c2fmae.core.errors import UserError
 from c2fmae.eval.evaluation import EVALUATIONS
-from c2fmae.eval.probes.attentive import AttentiveConfig
-from tests.eval.tiny_backbones import coloured, stored, subject, tiny_backbone
+from c2fmae.eval.probes.attentive import AttentiveProbeEvaluation
+from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
 SETTINGS = {"workers": 0, "num_queries": 4}
 
@@ -13,26 +13,32 @@ SETTINGS = {"workers": 0, "num_queries": 4}
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("sets")
-    kinds = {"train": coloured(120, labels=4, noise=120), "test": coloured(60, labels=4, noise=120, seed=1)}
-    return {part: stored(root / part, scenes) for part, scenes in kinds.items()}
+    kinds = {
+        "train": draw_coloured_scenes(120, labels=4, noise=120),
+        "test": draw_coloured_scenes(60, labels=4, noise=120, seed=1),
+    }
+    return {part: write_scenes(root / part, scenes) for part, scenes in kinds.items()}
 
 
 def test_it_names_what_can_be_seen(sets: dict[str, str], tmp_path: Path) -> None:
-    assert EVALUATIONS.get("attentive") is AttentiveConfig
-    config, who = AttentiveConfig(**sets, **SETTINGS, head_batch_size=32), subject(tiny_backbone(), tmp_path)
+    assert EVALUATIONS.get("attentive") is AttentiveProbeEvaluation
+    config, who = (
+        AttentiveProbeEvaluation(**sets, **SETTINGS, head_batch_size=32),
+        make_tiny_model_under_test(tiny_backbone(), tmp_path),
+    )
     metrics = {metric.name: metric for metric in config.run(who)}
     assert metrics["top-1"].value > 60  # by chance 25
     assert metrics["top-1"].interval is not None
-    assert "4 learned queries attend to the patches" in config.protocol(who)
+    assert "4 learned queries attend to the patches" in config.describe_protocol(who)
 
 
 def test_fewer_labels_are_drawn_anew_for_each_seed(sets: dict[str, str], tmp_path: Path) -> None:
-    config = AttentiveConfig(**sets, **SETTINGS, epochs=2, fractions=(0.5,), seeds=2)
-    names = [metric.name for metric in config.run(subject(tiny_backbone(), tmp_path))]
+    config = AttentiveProbeEvaluation(**sets, **SETTINGS, epochs=2, fractions=(0.5,), seeds=2)
+    names = [metric.name for metric in config.run(make_tiny_model_under_test(tiny_backbone(), tmp_path))]
     assert names[1:] == ["top-1 at 50 % of the labels", "top-1 at 50 % of the labels, standard deviation of 2 seeds"]
 
 
 def test_queries_that_do_not_divide_the_width_are_refused(sets: dict[str, str], tmp_path: Path) -> None:
-    config = AttentiveConfig(**sets, workers=0, num_queries=7)
+    config = AttentiveProbeEvaluation(**sets, workers=0, num_queries=7)
     with pytest.raises(UserError, match="num_queries: expected a number that divides the width"):
-        list(config.run(subject(tiny_backbone(), tmp_path)))
+        list(config.run(make_tiny_model_under_test(tiny_backbone(), tmp_path)))

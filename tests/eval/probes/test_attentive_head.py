@@ -7,14 +7,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.probes import AttentiveProbe, AttentiveSetting, accuracy, fit_attentive, fit_linear
+from c2fmae.eval.probes import (
+    AttentiveProbe,
+    AttentiveProbeSetting,
+    accuracy,
+    fit_attentive_probe,
+    fit_logistic_regression,
+)
 
-SMALL = AttentiveSetting(num_queries=4, lr=0.01, epochs=30, batch_size=50)
+SMALL = AttentiveProbeSetting(num_queries=4, lr=0.01, epochs=30, batch_size=50)
 
 
 def probe_of(dim: int, *, num_queries: int, narrowing: int = 1, labels: int = 3) -> AttentiveProbe:
     generator = torch.Generator().manual_seed(0)
-    return AttentiveProbe(dim, labels, num_queries=num_queries, narrowing=narrowing, generator=generator)
+    return AttentiveProbe(dim, labels, num_queries=num_queries, reduction_factor=narrowing, generator=generator)
 
 
 def tokens_of(rows: int, *, dim: int = 12, tokens: int = 9, seed: int = 1) -> Tensor:
@@ -62,9 +68,9 @@ def test_where_a_token_stands_does_not_count(order: list[int]) -> None:
 def test_one_token_that_tells_is_found_among_many_where_their_mean_hides_it() -> None:
     tokens, labels = one_token_that_tells(1000, seed=0)
     test, truth = one_token_that_tells(1000, seed=1)
-    fitted = fit_attentive(tokens.__getitem__, labels, SMALL, rows=torch.arange(1000), num_labels=3)
+    fitted = fit_attentive_probe(tokens.__getitem__, labels, SMALL, rows=torch.arange(1000), num_labels=3)
     assert accuracy(fitted.predict(test), truth) > 0.95
-    linear = fit_linear(tokens.mean(1), labels)
+    linear = fit_logistic_regression(tokens.mean(1), labels)
     assert accuracy(linear.predict(test.mean(1)), truth) < 0.75
 
 
@@ -77,7 +83,7 @@ def test_only_rows_that_are_given_are_read_a_batch_at_a_time() -> None:
         return tokens[rows].half()
 
     setting = dataclasses.replace(SMALL, batch_size=7, epochs=2)
-    fit_attentive(read, labels, setting, rows=given_rows, num_labels=3)
+    fit_attentive_probe(read, labels, setting, rows=given_rows, num_labels=3)
     assert max(map(len, asked)) == 7
     assert set(torch.cat(asked).tolist()) == set(given_rows.tolist())
     assert len(torch.cat(asked)) == 1 + 2 * len(given_rows)  # and one to see how wide they are
@@ -89,7 +95,7 @@ def test_fitting_is_a_function_of_the_seed_and_leaves_the_generator_and_the_mode
     setting = dataclasses.replace(SMALL, epochs=2)
     with torch.no_grad():
         one, same, other = (
-            fit_attentive(
+            fit_attentive_probe(
                 tokens.__getitem__, labels, dataclasses.replace(setting, seed=seed), rows=torch.arange(40), num_labels=3
             )
             for seed in (0, 0, 1)
@@ -97,7 +103,7 @@ def test_fitting_is_a_function_of_the_seed_and_leaves_the_generator_and_the_mode
     assert torch.equal(torch.get_rng_state(), before)
     assert not one.training
     assert torch.equal(one.queries, same.queries)
-    assert torch.equal(one.classify.weight, same.classify.weight)
+    assert torch.equal(one.head.weight, same.head.weight)
     assert not torch.equal(one.queries, other.queries)
     assert not one.predict(tokens).requires_grad
 
@@ -112,6 +118,6 @@ def test_queries_that_do_not_share_out_the_width_are_refused() -> None:
 
 def test_one_row_is_too_few() -> None:
     with pytest.raises(UserError, match="^an attentive probe needs at least 2 training rows, got 1$"):
-        fit_attentive(
+        fit_attentive_probe(
             tokens_of(1).__getitem__, torch.zeros(1, dtype=torch.long), SMALL, rows=torch.arange(1), num_labels=3
         )

@@ -6,12 +6,18 @@ import torch.nn.functional as F
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.eval.probes import dense, extraction
-from c2fmae.eval.probes.dense import DenseConfig, class_counts, classify
-from c2fmae.eval.probes.linear_heads import Chosen, HeadSetting, choose_head
+from c2fmae.eval.probes.dense import DenseProbeEvaluation, count_cell_classes, predict_cells
+from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting, choose_linear_head
 from c2fmae.eval.probes.logistic_regression import LinearProbe
-from tests.eval.tiny_backbones import coloured, described, stored, subject, tiny_backbone
+from tests.eval.tiny_backbones import (
+    draw_coloured_scenes,
+    make_tiny_model_under_test,
+    tiny_backbone,
+    write_dataset_json,
+    write_scenes,
+)
 
 SETTINGS = {"workers": 0, "epochs": 20}
 NAMES = ("sky", "ground", "mud")
@@ -19,7 +25,10 @@ NAMES = ("sky", "ground", "mud")
 
 def halves(count: int, *, seed: int, noise: int = 60) -> list[Scene]:
     """Photos of two colours side by side, with a map that says which; a strip is not labelled."""
-    ones, others = coloured(count, seed=seed, noise=noise), coloured(count, seed=seed + 50, noise=noise)
+    ones, others = (
+        draw_coloured_scenes(count, seed=seed, noise=noise),
+        draw_coloured_scenes(count, seed=seed + 50, noise=noise),
+    )
     scenes = []
     for index, one in enumerate(ones):
         other = others[(index + 1) % count]
@@ -33,19 +42,19 @@ def halves(count: int, *, seed: int, noise: int = 60) -> list[Scene]:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("sets")
     places = {"train": halves(24, seed=0), "test": halves(12, seed=1)}
-    return {part: described(stored(root / part, scenes), NAMES) for part, scenes in places.items()}
+    return {part: write_dataset_json(write_scenes(root / part, scenes), NAMES) for part, scenes in places.items()}
 
 
-def found(config: DenseConfig, who: Subject) -> dict[str, Metric]:
+def found(config: DenseProbeEvaluation, who: ModelUnderTest) -> dict[str, Metric]:
     return {metric.name: metric for metric in config.run(who)}
 
 
 def test_it_is_registered() -> None:
-    assert EVALUATIONS.get("dense") is DenseConfig
+    assert EVALUATIONS.get("dense") is DenseProbeEvaluation
 
 
 def test_what_can_be_seen_is_found(sets: dict[str, str], tmp_path: Path) -> None:
-    metrics = found(DenseConfig(**sets, **SETTINGS), subject(tiny_backbone(), tmp_path))
+    metrics = found(DenseProbeEvaluation(**sets, **SETTINGS), make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert metrics["mIoU"].value > 80
     assert metrics["mIoU"].count == 12
     assert metrics["mIoU"].interval is not None
@@ -61,71 +70,79 @@ def test_maps_that_mean_nothing_are_found_by_chance(sets: dict[str, str], tmp_pa
         Scene(s.key, {"rgb": s.maps["rgb"], "semantic": torch.randint(3, (16, 16), generator=generator).byte()})
         for s in halves(40, seed=3)
     ]
-    config = DenseConfig(train=sets["train"], test=described(stored(tmp_path / "t", test), NAMES), **SETTINGS)
-    metrics = found(config, subject(tiny_backbone(), tmp_path))
+    config = DenseProbeEvaluation(
+        train=sets["train"], test=write_dataset_json(write_scenes(tmp_path / "t", test), NAMES), **SETTINGS
+    )
+    metrics = found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert abs(metrics["cells right"].value - 100 / 3) < 6
 
 
 def test_layers_compete_and_the_one_that_is_chosen_is_tried(
     sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    who = subject(tiny_backbone(), tmp_path)
-    alone = found(DenseConfig(**sets, **SETTINGS, layers=(2,)), who)
+    who = make_tiny_model_under_test(tiny_backbone(), tmp_path)
+    alone = found(DenseProbeEvaluation(**sets, **SETTINGS, layers=(2,)), who)
 
-    def choose(features: object, targets: object, settings: list[HeadSetting], **given: object) -> Chosen:
+    def choose(features: object, targets: object, settings: list[LinearHeadSetting], **given: object) -> ChosenHead:
         only = [setting for setting in settings if setting.column == "layer 2"]
         assert len(only) < len(settings)
-        return choose_head(features, targets, only, **given)  # type: ignore[arg-type]
+        return choose_linear_head(features, targets, only, **given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(dense, "choose_head", choose)
-    assert found(DenseConfig(**sets, **SETTINGS, layers=(1, 2)), who) == alone
+    monkeypatch.setattr(dense, "choose_linear_head", choose)
+    assert found(DenseProbeEvaluation(**sets, **SETTINGS, layers=(1, 2)), who) == alone
     assert alone["mIoU"].note.startswith("layer 2,")
 
 
 def test_patches_are_no_more_than_asked_and_no_photo_is_on_both_sides(
     sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "CHUNK", 8)
+    monkeypatch.setattr(extraction, "MAX_SCENES_PER_CHUNK", 8)
     asked: list[dict[str, torch.Tensor]] = []
 
-    def choose(features: object, targets: object, settings: object, **given: torch.Tensor) -> Chosen:
+    def choose(features: object, targets: object, settings: object, **given: torch.Tensor) -> ChosenHead:
         asked.append(given)
-        return choose_head(features, targets, settings, **given)  # type: ignore[arg-type]
+        return choose_linear_head(features, targets, settings, **given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(dense, "choose_head", choose)
-    config, who = DenseConfig(**sets, **SETTINGS, max_patches=40), subject(tiny_backbone(), tmp_path)
-    pair = config.features(who)
-    features, counts, photos = config._training_rows(pair.train, who.backbone, 3)
+    monkeypatch.setattr(dense, "choose_linear_head", choose)
+    config, who = (
+        DenseProbeEvaluation(**sets, **SETTINGS, max_patches=40),
+        make_tiny_model_under_test(tiny_backbone(), tmp_path),
+    )
+    pair = config.extract_sets(who)
+    features, counts, photos = config._training_patches(pair.train, who.backbone, 3)
     assert len(photos) == len(counts) == len(features["layer 3"]) == 40
     assert photos.max() >= 16  # of the last chunk
-    whole = pair.train.whole("patches 3")
+    whole = pair.train.read_tensor("patches 3")
     for row in range(40):  # each is a patch of the photo that it is said to be of
         assert (whole[photos[row]] == features["layer 3"][row]).all(dim=1).any()
-    config._choose(pair, who.backbone, 3)
-    assert not set(photos[asked[0]["rows"]].tolist()) & set(photos[asked[0]["held_out"]].tolist())
+    config._choose_head(pair, who.backbone, 3)
+    assert not set(photos[asked[0]["rows"]].tolist()) & set(photos[asked[0]["validation_rows"]].tolist())
 
 
 def test_sets_of_other_classes_are_refused(sets: dict[str, str], tmp_path: Path) -> None:
-    other = described(stored(tmp_path / "t", halves(6, seed=4)), ("sky", "sea", "mud"))
-    config = DenseConfig(train=sets["train"], test=other, **SETTINGS)
+    other = write_dataset_json(write_scenes(tmp_path / "t", halves(6, seed=4)), ("sky", "sea", "mud"))
+    config = DenseProbeEvaluation(train=sets["train"], test=other, **SETTINGS)
     with pytest.raises(UserError, match=r"has other classes than .*/train: 3 and 3, and they differ in 'sea'"):
-        found(config, subject(tiny_backbone(), tmp_path))
+        found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
 
 
 def test_scenes_without_maps_are_refused(tmp_path: Path) -> None:
     train, test = (
-        stored(tmp_path / name, [Scene(s.key, {"rgb": s.maps["rgb"]}) for s in halves(4, seed=n)])
+        write_scenes(tmp_path / name, [Scene(s.key, {"rgb": s.maps["rgb"]}) for s in halves(4, seed=n)])
         for n, name in enumerate("ab")
     )
     with pytest.raises(UserError, match=r"^train: .*semantic"):
-        found(DenseConfig(train=train, test=test, **SETTINGS), subject(tiny_backbone(), tmp_path))
+        found(
+            DenseProbeEvaluation(train=train, test=test, **SETTINGS),
+            make_tiny_model_under_test(tiny_backbone(), tmp_path),
+        )
 
 
 def test_cells_of_a_patch_are_counted_by_class() -> None:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(5, (2, 6, 9), generator=generator)
     ids[torch.rand(ids.shape, generator=generator) < 0.2] = IGNORE
-    found = class_counts(ids, 3, 5)
+    found = count_cell_classes(ids, 3, 5)
     for photo, row, column in ((0, 0, 0), (1, 1, 2), (0, 1, 1)):
         cells = ids[photo, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3].flatten()
         assert found[photo, row * 3 + column].tolist() == [(cells == each).sum().item() for each in range(5)]
@@ -137,10 +154,13 @@ def test_scores_are_brought_to_cells_before_the_best_is_taken() -> None:
     patches = torch.randn(2, 6, 4, generator=generator)  # 2 rows, 3 columns
     scores = torch.einsum("bpd,cd->bcp", patches, probe.weight).view(2, 3, 2, 3)
     expected = F.interpolate(scores, size=(8, 12), mode="bilinear").argmax(dim=1)
-    assert torch.equal(classify(probe, patches, (8, 12)), expected)
+    assert torch.equal(predict_cells(probe, patches, (8, 12)), expected)
 
 
 def test_classes_without_names_are_refused(tmp_path: Path) -> None:
-    train, test = (stored(tmp_path / name, coloured(6, seed=seed)) for seed, name in enumerate("ab"))
+    train, test = (write_scenes(tmp_path / name, draw_coloured_scenes(6, seed=seed)) for seed, name in enumerate("ab"))
     with pytest.raises(UserError, match=r"^train: .*/a does not name its classes. Give it a dataset.json$"):
-        found(DenseConfig(train=train, test=test, **SETTINGS), subject(tiny_backbone(), tmp_path))
+        found(
+            DenseProbeEvaluation(train=train, test=test, **SETTINGS),
+            make_tiny_model_under_test(tiny_backbone(), tmp_path),
+        )

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2fmae.eval.probes.intervals import wilson
+from c2fmae.eval.probes.intervals import wilson_interval
 
 
 @given(st.integers(1, 100_000), st.floats(0, 1))
 def test_the_ends_of_the_interval_are_shares_that_the_found_one_lies_two_deviations_from(n: int, share: float) -> None:
-    low, high = wilson(share, n)
+    low, high = wilson_interval(share, n)
     assert 0 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1
     for end in (low, high):
@@ -19,4 +19,4 @@ def test_the_ends_of_the_interval_are_shares_that_the_found_one_lies_two_deviati
 
 
 def test_the_interval_of_a_percentage_is_in_percent() -> None:
-    assert wilson(0.3, 50, scale=100) == pytest.approx([100 * end for end in wilson(0.3, 50)])
+    assert wilson_interval(0.3, 50, scale=100) == pytest.approx([100 * end for end in wilson_interval(0.3, 50)])

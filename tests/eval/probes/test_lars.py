@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from c2fmae.eval.probes import LinearProbe, accuracy, fit_lars
-from c2fmae.eval.probes.batching import shuffled
+from c2fmae.eval.probes import LinearProbe, accuracy, fit_lars_probe
+from c2fmae.eval.probes.batching import shuffled_batches
 from c2fmae.eval.probes.lars import lars_step
-from tests.eval.probes.blobs import clouds
+from tests.eval.probes.blobs import make_blobs
 
 
 def fit(train: Tensor, labels: Tensor, *, seed: int = 0, epochs: int = 20, batch_size: int = 64) -> LinearProbe:
     rows = torch.arange(len(train))
-    return fit_lars(
+    return fit_lars_probe(
         train, labels, rows=rows, num_labels=4, epochs=epochs, warmup_epochs=2, batch_size=batch_size, seed=seed
     )
 
@@ -37,7 +37,7 @@ def test_where_there_is_nothing_to_be_in_proportion_to_the_step_is_taken_as_it_i
 
 
 def test_the_protocol_is_batch_norm_a_linear_layer_and_the_same_steps_by_hand() -> None:
-    train, labels, test, _ = clouds(150)
+    train, labels, test, _ = make_blobs(150)
     train, test = 30 * train + 5, 30 * test + 5
     fitted = fit(train, labels, epochs=5)
 
@@ -45,7 +45,7 @@ def test_the_protocol_is_batch_norm_a_linear_layer_and_the_same_steps_by_hand() 
     norm, linear = nn.BatchNorm1d(6, affine=False, eps=1e-6), nn.Linear(6, 4)
     linear.load_state_dict({"weight": start.weight, "bias": start.bias})
     velocity = {name: torch.zeros_like(value) for name, value in linear.named_parameters()}
-    for step, batch in enumerate(shuffled(torch.arange(150), epochs=5, batch_size=64, seed=0)):
+    for step, batch in enumerate(shuffled_batches(torch.arange(150), epochs=5, batch_size=64, seed=0)):
         rate = 0.1 * 50 / 256  # three batches of 50
         rate *= (step + 1) / 6 if step < 6 else 0.5 * (1 + math.cos(math.pi * (step - 6) / 9))
         linear.zero_grad()
@@ -62,7 +62,7 @@ def test_the_protocol_is_batch_norm_a_linear_layer_and_the_same_steps_by_hand() 
 
 
 def test_weights_start_small_at_random_and_biases_at_nothing() -> None:
-    train, labels, _, _ = clouds(150, dim=1000)
+    train, labels, _, _ = make_blobs(150, dim=1000)
     start = fit(train, labels, epochs=0)
     assert start.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert start.bias.tolist() == [0] * 4
@@ -70,7 +70,7 @@ def test_weights_start_small_at_random_and_biases_at_nothing() -> None:
 
 
 def test_what_can_be_told_is_learned_and_the_generator_stays_as_it_was() -> None:
-    train, labels, test, truth = clouds(1000, spread=0.5, dim=20)
+    train, labels, test, truth = make_blobs(1000, spread=0.5, dim=20)
     before = torch.get_rng_state()
     fitted = fit(train, labels, epochs=2000, batch_size=1000)
     assert torch.equal(torch.get_rng_state(), before)

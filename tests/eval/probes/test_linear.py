@@ -6,11 +6,11 @@ import torch
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
 from c2fmae.core.scene import Scene
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
-from c2fmae.eval.probes.extraction import Column
-from c2fmae.eval.probes.lars import fit_lars
-from c2fmae.eval.probes.linear import LinearConfig
-from tests.eval.tiny_backbones import coloured, stored, subject, tiny_backbone
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.probes.extraction import FeatureColumn
+from c2fmae.eval.probes.lars import fit_lars_probe
+from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
 SETTINGS = {"workers": 0, "batch_size": 64}
 
@@ -18,25 +18,28 @@ SETTINGS = {"workers": 0, "batch_size": 64}
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("sets")
-    kinds = {"train": coloured(160, labels=8, noise=160), "test": coloured(120, labels=8, noise=160, seed=1)}
-    return {part: stored(root / part, scenes) for part, scenes in kinds.items()}
+    kinds = {
+        "train": draw_coloured_scenes(160, labels=8, noise=160),
+        "test": draw_coloured_scenes(120, labels=8, noise=160, seed=1),
+    }
+    return {part: write_scenes(root / part, scenes) for part, scenes in kinds.items()}
 
 
-def found(config: LinearConfig, who: Subject) -> dict[str, Metric]:
+def found(config: LinearProbeEvaluation, who: ModelUnderTest) -> dict[str, Metric]:
     return {metric.name: metric for metric in config.run(who)}
 
 
 def test_it_is_registered() -> None:
-    assert EVALUATIONS.get("linear") is LinearConfig
+    assert EVALUATIONS.get("linear") is LinearProbeEvaluation
 
 
 def test_its_share_is_scikit_learns_on_the_same_features(sets: dict[str, str], tmp_path: Path) -> None:
     config, who = (
-        LinearConfig(**sets, **SETTINGS, lrs=(0.3,), weight_decays=(0.01,)),
-        subject(tiny_backbone(), tmp_path),
+        LinearProbeEvaluation(**sets, **SETTINGS, lrs=(0.3,), weight_decays=(0.01,)),
+        make_tiny_model_under_test(tiny_backbone(), tmp_path),
     )
-    metrics, pair = found(config, who), config.labelled(who)
-    features, tests = (each.whole(Column(3, "mean")).numpy() for each in (pair.train, pair.test))
+    metrics, pair = found(config, who), config.extract_labelled_sets(who)
+    features, tests = (each.read_tensor(FeatureColumn(3, "mean")).numpy() for each in (pair.train, pair.test))
     mean, std = features.mean(0), features.std(0)
     theirs = LogisticRegression(C=1 / (0.01 * len(features)), max_iter=2000)
     theirs.fit((features - mean) / std, pair.train.labels)
@@ -48,10 +51,10 @@ def test_its_share_is_scikit_learns_on_the_same_features(sets: dict[str, str], t
 
 
 def test_it_says_what_it_chose(sets: dict[str, str], tmp_path: Path) -> None:
-    config = LinearConfig(
+    config = LinearProbeEvaluation(
         **sets, **SETTINGS, layers=(1, 3), pools=("mean", "cls"), lrs=(0.1,), weight_decays=(0.01,), epochs=3
     )
-    metrics = found(config, subject(tiny_backbone(), tmp_path))
+    metrics = found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert metrics["top-1"].note.startswith("layer ")
     assert metrics["top-1"].note.endswith(", learning rate 0.1, weight decay 0.01")
     assert metrics["top-5"].note == ""
@@ -59,25 +62,30 @@ def test_it_says_what_it_chose(sets: dict[str, str], tmp_path: Path) -> None:
 
 def test_labels_that_mean_nothing_are_found_by_chance(sets: dict[str, str], tmp_path: Path) -> None:
     given = np.random.default_rng(0).permutation(np.arange(200) % 8)
-    test = [Scene(s.key, s.maps, int(n)) for s, n in zip(coloured(200, labels=8, seed=2), given, strict=True)]
-    config = LinearConfig(train=sets["train"], test=stored(tmp_path / "test", test), **SETTINGS, epochs=10)
-    assert abs(found(config, subject(tiny_backbone(), tmp_path))["top-1"].value - 12.5) < 8
+    test = [
+        Scene(s.key, s.maps, int(n)) for s, n in zip(draw_coloured_scenes(200, labels=8, seed=2), given, strict=True)
+    ]
+    config = LinearProbeEvaluation(
+        train=sets["train"], test=write_scenes(tmp_path / "test", test), **SETTINGS, epochs=10
+    )
+    assert abs(found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))["top-1"].value - 12.5) < 8
 
 
 def test_the_choice_does_not_look_at_the_test_photos(sets: dict[str, str], tmp_path: Path) -> None:
-    other = [Scene(s.key, s.maps, 7 - (s.label or 0)) for s in coloured(40, labels=8, seed=3)]
+    other = [Scene(s.key, s.maps, 7 - (s.label or 0)) for s in draw_coloured_scenes(40, labels=8, seed=3)]
     notes = [
-        found(LinearConfig(train=sets["train"], test=test, **SETTINGS, epochs=5), subject(tiny_backbone(), tmp_path))[
-            "top-1"
-        ].note
-        for test in (sets["test"], stored(tmp_path / "other", other))
+        found(
+            LinearProbeEvaluation(train=sets["train"], test=test, **SETTINGS, epochs=5),
+            make_tiny_model_under_test(tiny_backbone(), tmp_path),
+        )["top-1"].note
+        for test in (sets["test"], write_scenes(tmp_path / "other", other))
     ]
     assert notes[0] == notes[1]
 
 
 def test_fewer_labels_are_drawn_anew_for_each_seed(sets: dict[str, str], tmp_path: Path) -> None:
-    config = LinearConfig(**sets, **SETTINGS, epochs=5, fractions=(0.5,), seeds=2)
-    metrics = found(config, subject(tiny_backbone(), tmp_path))
+    config = LinearProbeEvaluation(**sets, **SETTINGS, epochs=5, fractions=(0.5,), seeds=2)
+    metrics = found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert set(metrics) == {
         "test photos that are in the training set, too, %",
         *(
@@ -89,12 +97,15 @@ def test_fewer_labels_are_drawn_anew_for_each_seed(sets: dict[str, str], tmp_pat
 
 
 def test_maes_own_protocol_is_a_variant(sets: dict[str, str], tmp_path: Path) -> None:
-    config, who = LinearConfig(**sets, **SETTINGS, variant="mae"), subject(tiny_backbone(), tmp_path)
-    metrics, pair = found(config, who), config.labelled(who)
-    column = Column(3, "mean")
+    config, who = (
+        LinearProbeEvaluation(**sets, **SETTINGS, variant="mae"),
+        make_tiny_model_under_test(tiny_backbone(), tmp_path),
+    )
+    metrics, pair = found(config, who), config.extract_labelled_sets(who)
+    column = FeatureColumn(3, "mean")
     rows = torch.arange(160)
-    probe = fit_lars(pair.train.whole(column), pair.train.labels, rows=rows, num_labels=8, seed=0)
-    share = (probe.predict(pair.test.whole(column)) == pair.test.labels).double().mean().item()
+    probe = fit_lars_probe(pair.train.read_tensor(column), pair.train.labels, rows=rows, num_labels=8, seed=0)
+    share = (probe.predict(pair.test.read_tensor(column)) == pair.test.labels).double().mean().item()
     assert metrics["top-1"].value == pytest.approx(100 * share)
     assert metrics["top-1"].note == "layer 3, mean"
-    assert "LARS with momentum 0.9" in config.protocol(who)
+    assert "LARS with momentum 0.9" in config.describe_protocol(who)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.probes import Neighbours, nearest, vote
+from c2fmae.eval.probes import Neighbours, find_nearest, vote_labels
 from c2fmae.eval.probes import nearest_neighbours as neighbours
-from tests.eval.probes.blobs import clouds, directions
+from tests.eval.probes.blobs import make_blobs, unit_vectors
 
 
 def signs(rows: int, *, seed: int, dim: int = 16) -> Tensor:
@@ -29,7 +29,9 @@ def by_sorting(keys: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def predicted(
     keys: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float | None = 0.07, num_labels: int = 4
 ) -> list[int]:
-    return vote(nearest(keys, queries, k), labels, [k], num_labels=num_labels, temperature=temperature)[k].tolist()
+    return vote_labels(find_nearest(keys, queries, k), labels, [k], num_labels=num_labels, temperature=temperature)[
+        k
+    ].tolist()
 
 
 def cut(keys: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -53,10 +55,10 @@ def test_the_nearest_are_the_first_after_sorting_however_the_work_is_cut(
     k = data.draw(st.integers(1, num_keys))
     keys, queries = signs(num_keys, seed=1), signs(num_queries, seed=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "_GROUP", group)
-        patch.setattr(neighbours, "_KEYS_AT_ONCE", piece * group)
-        patch.setattr(neighbours, "QUERIES_AT_ONCE", rows)
-        found = nearest(cut(keys, sizes), queries, k)
+        patch.setattr(neighbours, "_KEYS_PER_GROUP", group)
+        patch.setattr(neighbours, "_KEYS_PER_BLOCK", piece * group)
+        patch.setattr(neighbours, "QUERIES_PER_BLOCK", rows)
+        found = find_nearest(cut(keys, sizes), queries, k)
     similarity, index = by_sorting(keys, queries, k)
     assert torch.equal(found.similarity, similarity)
     assert torch.equal(found.index, index)
@@ -65,7 +67,7 @@ def test_the_nearest_are_the_first_after_sorting_however_the_work_is_cut(
 @given(st.permutations(range(40)), st.integers(1, 40))
 def test_another_order_of_keys_changes_only_which_of_the_equally_near_come_first(order: list[int], k: int) -> None:
     keys, queries = signs(40, seed=1), signs(9, seed=2)
-    before, after = nearest(keys, queries, k), nearest(keys[order], queries, k)
+    before, after = find_nearest(keys, queries, k), find_nearest(keys[order], queries, k)
     assert torch.equal(before.similarity, after.similarity)
     cosines = queries @ keys.T / 16
     is_nearer_than_last = cosines > before.similarity[:, -1:]
@@ -77,43 +79,43 @@ def test_another_order_of_keys_changes_only_which_of_the_equally_near_come_first
 
 
 def test_of_keys_that_are_all_alike_those_with_the_lowest_indices_are_taken() -> None:
-    keys = directions(10).repeat(40_000, 1)  # more than are looked at at once
-    found = nearest(keys, directions(10, 70), 5)
+    keys = unit_vectors(10).repeat(40_000, 1)  # more than are looked at at once
+    found = find_nearest(keys, unit_vectors(10, 70), 5)
     assert found.index.tolist() == [[0, 1, 2, 3, 4]] * 2
     assert found.similarity[1].tolist() == pytest.approx([0.5] * 5)
 
 
 def test_keys_that_get_nearer_and_nearer_are_all_looked_at() -> None:
-    keys = directions(*torch.linspace(90, 1, 3000).tolist())
-    found = nearest(list(keys.split(100)), directions(0), 4)
+    keys = unit_vectors(*torch.linspace(90, 1, 3000).tolist())
+    found = find_nearest(list(keys.split(100)), unit_vectors(0), 4)
     assert found.index.tolist() == [[2999, 2998, 2997, 2996]]
 
 
 def test_half_precision_keys_in_blocks_count_as_the_numbers_that_they_are() -> None:
-    keys, queries = clouds(300)[0].half(), clouds(300)[2]
-    assert torch.equal(nearest(keys, queries, 7).index, nearest(keys.float(), queries, 7).index)
+    keys, queries = make_blobs(300)[0].half(), make_blobs(300)[2]
+    assert torch.equal(find_nearest(keys, queries, 7).index, find_nearest(keys.float(), queries, 7).index)
 
 
 def test_rows_of_zeros_are_at_right_angles_to_all() -> None:
-    found = nearest(torch.cat([directions(180), torch.zeros(1, 2), directions(80)]), directions(0), 3)
+    found = find_nearest(torch.cat([unit_vectors(180), torch.zeros(1, 2), unit_vectors(80)]), unit_vectors(0), 3)
     assert found.index.tolist() == [[2, 1, 0]]
     assert found.similarity[0, 1] == 0
 
 
 def test_a_block_of_queries_finds_alone_what_it_finds_among_others() -> None:
-    keys, _, queries, _ = clouds(2500, dim=40)
-    whole = nearest(keys, queries, 20)
-    for start in range(0, 2500, neighbours.QUERIES_AT_ONCE):
-        rows = slice(start, start + neighbours.QUERIES_AT_ONCE)
-        alone = nearest(keys, queries[rows], 20)
+    keys, _, queries, _ = make_blobs(2500, dim=40)
+    whole = find_nearest(keys, queries, 20)
+    for start in range(0, 2500, neighbours.QUERIES_PER_BLOCK):
+        rows = slice(start, start + neighbours.QUERIES_PER_BLOCK)
+        alone = find_nearest(keys, queries[rows], 20)
         assert torch.equal(alone.similarity, whole.similarity[rows])
         assert torch.equal(alone.index, whole.index[rows])
 
 
 def test_what_is_given_stays_as_it_was() -> None:
-    keys, _, queries, _ = clouds(50)
+    keys, _, queries, _ = make_blobs(50)
     before = keys.clone(), queries.clone()
-    nearest(keys, queries, 3)
+    find_nearest(keys, queries, 3)
     assert torch.equal(keys, before[0])
     assert torch.equal(queries, before[1])
 
@@ -122,8 +124,8 @@ def test_what_is_given_stays_as_it_was() -> None:
 
 
 def test_a_neighbour_votes_by_its_cosine_and_not_by_its_length() -> None:
-    train, labels = 7 * directions(0, 40, 50), torch.tensor([0, 1, 1])
-    near = directions(5)  # cosines 0.996, 0.819 and 0.707
+    train, labels = 7 * unit_vectors(0, 40, 50), torch.tensor([0, 1, 1])
+    near = unit_vectors(5)  # cosines 0.996, 0.819 and 0.707
     assert predicted(train, labels, near, 1) == [0]
     # At temperature 1 two that are further off outvote one that is near, at 0.1 they do not: by hand
     for temperature in (1.0, 0.1):
@@ -137,20 +139,20 @@ def test_a_neighbour_votes_by_its_cosine_and_not_by_its_length() -> None:
 @pytest.mark.parametrize("temperature", [None, 0.07])
 def test_equal_votes_go_to_the_lower_label(temperature: float | None) -> None:
     for labels in ([2, 1], [1, 2]):
-        assert predicted(directions(30, -30), torch.tensor(labels), directions(0), 2, temperature) == [1]
+        assert predicted(unit_vectors(30, -30), torch.tensor(labels), unit_vectors(0), 2, temperature) == [1]
 
 
 def test_a_temperature_near_nothing_leaves_the_vote_to_the_nearest() -> None:
-    train, labels = directions(70, 75, 80), torch.tensor([3, 1, 1])  # each alone would vote by less than any number
-    assert predicted(train, labels, directions(0), 3, 1e-5) == [3]
+    train, labels = unit_vectors(70, 75, 80), torch.tensor([3, 1, 1])  # each alone would vote by less than any number
+    assert predicted(train, labels, unit_vectors(0), 3, 1e-5) == [3]
 
 
 @pytest.mark.parametrize("temperature", [None, 0.07, 1.0])
 def test_votes_are_those_of_scikit_learn(temperature: float | None) -> None:
     peer = pytest.importorskip("sklearn.neighbors")
-    train, labels, test, _ = clouds(400, spread=1.5)
+    train, labels, test, _ = make_blobs(400, spread=1.5)
     ks = [1, 2, 5, 20, 100, 400]
-    ours = vote(nearest(train, test, 400), labels, ks, num_labels=4, temperature=temperature)
+    ours = vote_labels(find_nearest(train, test, 400), labels, ks, num_labels=4, temperature=temperature)
     weights = "uniform" if temperature is None else lambda distances: np.exp((1 - distances) / temperature)
     for k in ks:
         theirs = peer.KNeighborsClassifier(k, metric="cosine", weights=weights).fit(train.numpy(), labels.numpy())
@@ -159,30 +161,30 @@ def test_votes_are_those_of_scikit_learn(temperature: float | None) -> None:
 
 def test_neighbours_and_cosines_are_those_of_scikit_learn() -> None:
     peer = pytest.importorskip("sklearn.neighbors")
-    train, _, test, _ = clouds(400, dim=40)
+    train, _, test, _ = make_blobs(400, dim=40)
     distances, index = (
         peer.NearestNeighbors(n_neighbors=30, metric="cosine").fit(train.numpy()).kneighbors(test.numpy())
     )
-    found = nearest(train, test, 30)
+    found = find_nearest(train, test, 30)
     assert np.allclose(1 - distances, found.similarity.numpy(), atol=1e-6)
     assert (index == found.index.numpy()).mean() > 0.99  # but for what rounding swaps
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.sampled_from([None, 0.07]))
 def test_a_sweep_over_k_gives_what_each_k_gives_alone(ks: list[int], temperature: float | None) -> None:
-    train, labels, test, _ = clouds(60, spread=2.0)
-    found = nearest(train, test, 60)
-    swept = vote(found, labels, ks, num_labels=4, temperature=temperature)
+    train, labels, test, _ = make_blobs(60, spread=2.0)
+    found = find_nearest(train, test, 60)
+    swept = vote_labels(found, labels, ks, num_labels=4, temperature=temperature)
     assert list(swept) == list(dict.fromkeys(ks))
     for k in ks:
-        alone = vote(nearest(train, test, k), labels, [k], num_labels=4, temperature=temperature)[k]
+        alone = vote_labels(find_nearest(train, test, k), labels, [k], num_labels=4, temperature=temperature)[k]
         assert torch.equal(swept[k], alone)
 
 
 def test_labels_at_random_are_a_matter_of_chance() -> None:
-    train, labels, test, truth = clouds(1000)
+    train, labels, test, truth = make_blobs(1000)
     permuted = labels[torch.randperm(1000, generator=torch.Generator().manual_seed(5))]
-    found = vote(nearest(train, test, 20), permuted, [1, 20], num_labels=4, temperature=0.07)
+    found = vote_labels(find_nearest(train, test, 20), permuted, [1, 20], num_labels=4, temperature=0.07)
     for votes in found.values():
         assert (votes == truth).double().mean().item() == pytest.approx(0.25, abs=0.05)
 
@@ -193,7 +195,7 @@ def test_labels_at_random_are_a_matter_of_chance() -> None:
 @pytest.mark.parametrize("k", [0, 5])
 def test_as_many_neighbours_as_there_are_not_are_refused(k: int) -> None:
     with pytest.raises(UserError) as caught:
-        nearest(list(directions(1, 2, 3, 4).split(3)), directions(1), k)
+        find_nearest(list(unit_vectors(1, 2, 3, 4).split(3)), unit_vectors(1), k)
     expected = f"k: expected 1 to 4 neighbours, as many as there are training scenes, got {k}"
     assert str(caught.value) == expected
 
@@ -202,10 +204,10 @@ def test_as_many_neighbours_as_there_are_not_are_refused(k: int) -> None:
 def test_votes_of_more_neighbours_than_were_found_are_refused(ks: list[int], said: str) -> None:
     found = Neighbours(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.long))
     with pytest.raises(UserError) as caught:
-        vote(found, torch.zeros(3, dtype=torch.long), ks, num_labels=1, temperature=None)
+        vote_labels(found, torch.zeros(3, dtype=torch.long), ks, num_labels=1, temperature=None)
     assert str(caught.value) == f"k: expected numbers of neighbours from 1 to 3, got {said}"
 
 
 def test_what_is_no_number_is_refused() -> None:
     with pytest.raises(UserError, match="^features: expected finite numbers, found infinite ones or some that are"):
-        nearest(torch.tensor([[1.0, torch.nan]]), directions(1), 1)
+        find_nearest(torch.tensor([[1.0, torch.nan]]), unit_vectors(1), 1)

@@ -7,62 +7,79 @@ import torch
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
-from c2fmae.data.digest import scenes_digest
+from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.eval.probes import linear
-from c2fmae.eval.probes.attentive import AttentiveConfig
-from c2fmae.eval.probes.intervals import wilson
-from c2fmae.eval.probes.knn import KnnConfig
-from c2fmae.eval.probes.linear import LinearConfig
-from c2fmae.eval.probes.linear_heads import Chosen, HeadSetting, choose_head
-from c2fmae.eval.probes.probe_config import some_of_each, told_shares
+from c2fmae.eval.probes.attentive import AttentiveProbeEvaluation
+from c2fmae.eval.probes.intervals import wilson_interval
+from c2fmae.eval.probes.knn import KnnEvaluation
+from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting, choose_linear_head
+from c2fmae.eval.probes.probe_config import draw_stratified_rows, make_accuracy_metrics
 from c2fmae.eval.probes.sweep import SweepConfig
-from tests.eval.tiny_backbones import Drawn, coloured, stored, subject, tiny_backbone
+from tests.eval.tiny_backbones import (
+    InMemoryScenes,
+    draw_coloured_scenes,
+    make_tiny_model_under_test,
+    tiny_backbone,
+    write_scenes,
+)
 
 
 def sets(root: Path, train: int = 30, test: int = 6) -> dict[str, str]:
-    return {part: stored(root / part, coloured(n, seed=n)) for part, n in (("train", train), ("test", test))}
+    return {
+        part: write_scenes(root / part, draw_coloured_scenes(n, seed=n))
+        for part, n in (("train", train), ("test", test))
+    }
 
 
 def test_each_seed_draws_other_labels_and_all_of_them_are_drawn_once() -> None:
     labels = torch.arange(40) % 2
-    drawn = dict(KnnConfig(fractions=(0.5, 1.0), seeds=3).drawn(labels))
+    drawn = dict(KnnEvaluation(fractions=(0.5, 1.0), seeds=3).draw_label_subsets(labels))
     assert len({tuple(rows.tolist()) for rows in drawn[0.5]}) == 3
     assert [rows.tolist() for rows in drawn[1.0]] == [list(range(40))]
 
 
 def test_a_share_is_rounded_up_exactly() -> None:
     for fraction, count, expected in ((0.15, 100, 15), (0.07, 100, 7), (0.01, 1300, 13), (0.01, 101, 2), (0.5, 3, 2)):
-        assert len(some_of_each(torch.zeros(count, dtype=torch.int64), fraction, seed=0)) == expected
+        assert len(draw_stratified_rows(torch.zeros(count, dtype=torch.int64), fraction, seed=0)) == expected
 
 
 def test_a_share_that_was_taken_several_times_has_a_mean_and_a_deviation() -> None:
-    mean, deviation = told_shares("top-1", [0.01, 0.02, 0.06], 10)
+    mean, deviation = make_accuracy_metrics("top-1", [0.01, 0.02, 0.06], 10)
     assert mean.value == pytest.approx(3)
     assert (mean.count, mean.interval) == (10, None)
     assert deviation.value == pytest.approx(7**0.5)
     assert deviation.count == 3
-    (once,) = told_shares("top-1", [0.5], 100, "so")
+    (once,) = make_accuracy_metrics("top-1", [0.5], 100, "so")
     assert (once.value, once.note) == (50, "so")
-    assert once.interval == wilson(0.5, 100, scale=100)
+    assert once.interval == wilson_interval(0.5, 100, scale=100)
 
 
 def test_options_of_the_test_set_are_its_own(tmp_path: Path) -> None:
     options = {"size": 32, "length": 3}
-    config = KnnConfig(train="generated", test="generated", options=options, test_options={"length": 2})
-    assert [len(each.scenes) for each in config.open(subject(tiny_backbone(), tmp_path))] == [3, 2]
+    config = KnnEvaluation(train="generated", test="generated", options=options, test_options={"length": 2})
+    assert [len(each.scenes) for each in config.open_sets(make_tiny_model_under_test(tiny_backbone(), tmp_path))] == [
+        3,
+        2,
+    ]
 
 
 def test_a_sweep_is_long_enough_for_few_rows_and_for_many() -> None:
-    assert SweepConfig().epochs_of(256) == 3000
-    assert SweepConfig().epochs_of(1_000_000) == 10
-    assert SweepConfig(epochs=3).epochs_of(256) == 3
+    assert SweepConfig().resolve_epochs(256) == 3000
+    assert SweepConfig().resolve_epochs(1_000_000) == 10
+    assert SweepConfig(epochs=3).resolve_epochs(256) == 3
 
 
 def test_sets_whose_labels_have_other_names_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
-    train, test = coloured(12, labels=3), [scene for scene in coloured(12, labels=3, seed=1) if scene.label != 0]
-    config = KnnConfig(train=stored(tmp_path / "train", train), test=stored(tmp_path / "test", test), workers=0)
+    train, test = (
+        draw_coloured_scenes(12, labels=3),
+        [scene for scene in draw_coloured_scenes(12, labels=3, seed=1) if scene.label != 0],
+    )
+    config = KnnEvaluation(
+        train=write_scenes(tmp_path / "train", train), test=write_scenes(tmp_path / "test", test), workers=0
+    )
     with pytest.raises(UserError) as caught:
-        list(config.run(subject(tiny_backbone(), tmp_path)))
+        list(config.run(make_tiny_model_under_test(tiny_backbone(), tmp_path)))
     assert str(caught.value) == (
         f"test: {tmp_path}/test has other labels than {tmp_path}/train: 2 and 3, and they differ in 'class-0'. "
         "Give both the same names in their dataset.json"
@@ -74,49 +91,53 @@ def test_one_scene_without_a_label_is_refused(tmp_path: Path) -> None:
     places = sets(tmp_path)
     Path(tmp_path, "train", "rgb", "alone.png").write_bytes(next(Path(places["train"]).rglob("*.png")).read_bytes())
     with pytest.raises(UserError, match=r"^train: "):
-        list(KnnConfig(**places, workers=0).run(subject(tiny_backbone(), tmp_path)))
+        list(KnnEvaluation(**places, workers=0).run(make_tiny_model_under_test(tiny_backbone(), tmp_path)))
 
 
 def test_a_result_depends_on_both_sets(tmp_path: Path) -> None:
-    places, who = sets(tmp_path), subject(tiny_backbone(), tmp_path)
-    other = stored(tmp_path / "other", coloured(6, seed=9))
-    one, two = (KnnConfig(train=places["train"], test=test).inputs(who) for test in (places["test"], other))
+    places, who = sets(tmp_path), make_tiny_model_under_test(tiny_backbone(), tmp_path)
+    other = write_scenes(tmp_path / "other", draw_coloured_scenes(6, seed=9))
+    one, two = (
+        KnnEvaluation(train=places["train"], test=test).identify_inputs(who) for test in (places["test"], other)
+    )
     assert one["train"] == two["train"]
     assert one["test"] != two["test"]
     assert all(one.values())
 
 
 def test_sets_are_told_apart_by_place_keys_photos_labels_and_maps() -> None:
-    scenes = coloured(3)
-    renamed = Drawn(scenes)
+    scenes = draw_coloured_scenes(3)
+    renamed = InMemoryScenes(scenes)
     renamed.keys = ["a", "b", "c"]
     relabelled = [Scene(s.key, s.maps, 2) for s in scenes]
     mapped = [Scene(s.key, {**s.maps, "semantic": s.maps["semantic"] + 1}, s.label) for s in scenes]
     brighter = [Scene(s.key, {**s.maps, "rgb": s.maps["rgb"] | 1}, s.label) for s in scenes]
-    found = {scenes_digest(Drawn(scenes), place) for place in ("here", "there")}
-    found |= {scenes_digest(each, "here") for each in (renamed, *map(Drawn, (relabelled, mapped, brighter)))}
+    found = {compute_scenes_digest(InMemoryScenes(scenes), place) for place in ("here", "there")}
+    found |= {
+        compute_scenes_digest(each, "here") for each in (renamed, *map(InMemoryScenes, (relabelled, mapped, brighter)))
+    }
     assert len(found) == 6
 
 
 def test_a_size_that_is_set_takes_the_place_of_the_backbones() -> None:
-    view = KnnConfig(image_size=(32, 24), crop=0.5).view(tiny_backbone())
+    view = KnnEvaluation(image_size=(32, 24), crop=0.5).make_view(tiny_backbone())
     assert (view.size, view.crop) == ((32, 24), 0.5)
 
 
 def test_settings_that_would_do_nothing_are_refused() -> None:
     for settings in ({"lrs": (0.1,)}, {"epochs": 3}, {"layers": (1, 2)}, {"pools": ("cls", "mean")}):
         with pytest.raises(UserError, match="MAE's protocol"):
-            LinearConfig.read({"variant": "mae", **settings})
+            LinearProbeEvaluation.from_dict({"variant": "mae", **settings})
     for pooled in ({"pools": ("cls",)}, {"layers": (1, 2)}):
         with pytest.raises(UserError, match="attentive probes pool by themselves"):
-            AttentiveConfig.read(pooled)
+            AttentiveProbeEvaluation.from_dict(pooled)
 
 
 def test_the_protocol_names_the_sets_as_they_are(tmp_path: Path) -> None:
-    config = KnnConfig(
+    config = KnnEvaluation(
         train="generated", test="generated", options={"length": 4, "size": 32}, fractions=(0.5,), seeds=2
     )
-    said = config.protocol(subject(tiny_backbone(), tmp_path))
+    said = config.describe_protocol(make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert "Truth from generated, size 32, length 4, seed 1001 (4), tried on generated, size 32, length 4" in said
     assert "Shares of the labels are of each class, rounded up, each drawn by 2 seeds." in said
 
@@ -124,18 +145,18 @@ def test_the_protocol_names_the_sets_as_they_are(tmp_path: Path) -> None:
 def test_settings_are_chosen_by_photos_that_are_not_fitted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
 
-    def choose(features: object, targets: object, settings: list[HeadSetting], **given: object) -> Chosen:
+    def choose(features: object, targets: object, settings: list[LinearHeadSetting], **given: object) -> ChosenHead:
         asked.append(given)
-        return choose_head(features, targets, settings, **given)  # type: ignore[arg-type]
+        return choose_linear_head(features, targets, settings, **given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(linear, "choose_head", choose)
-    config = LinearConfig(
+    monkeypatch.setattr(linear, "choose_linear_head", choose)
+    config = LinearProbeEvaluation(
         **sets(tmp_path), workers=0, lrs=(0.1,), weight_decays=(0.0,), fractions=(0.5,), epochs=2, head_batch_size=2000
     )
-    who = subject(tiny_backbone(), tmp_path)
+    who = make_tiny_model_under_test(tiny_backbone(), tmp_path)
     list(config.run(who))
-    ((_, (drawn,)),) = config.drawn(config.labelled(who).train.labels)
-    given, held_out = (set(asked[0][name].tolist()) for name in ("rows", "held_out"))  # type: ignore[attr-defined]
+    ((_, (drawn,)),) = config.draw_label_subsets(config.extract_labelled_sets(who).train.labels)
+    given, held_out = (set(asked[0][name].tolist()) for name in ("rows", "validation_rows"))  # type: ignore[attr-defined]
     assert not given & held_out
     assert given | held_out == set(drawn.tolist())
     assert len(held_out) == 3

@@ -10,18 +10,18 @@ from c2fmae.core.distributed import World
 from c2fmae.core.scene import Scene
 from c2fmae.eval.probes import extraction, knn
 from tests.eval.probes import probe_processes
-from tests.eval.tiny_backbones import coloured, described, stored
+from tests.eval.tiny_backbones import draw_coloured_scenes, write_dataset_json, write_scenes
 
 
 @pytest.mark.once
 def test_two_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, count, seed in (("train", 30, 0), ("test", 21, 1)):
-        scenes: list[Scene] = coloured(count, labels=3, noise=140, seed=seed)
-        described(stored(tmp_path / part, scenes), ("one", "two", "three"))
-    monkeypatch.setattr(extraction, "CHUNK", 8)
-    monkeypatch.setattr(knn, "QUERIES_AT_ONCE", 5)
-    alone = [vars(metric) for metric in probe_processes.found(World(), tmp_path, tmp_path / "alone")]
-    spawn(probe_processes.run, args=(tmp_path,), nprocs=probe_processes.WORLD)
-    for rank in range(probe_processes.WORLD):
+        scenes: list[Scene] = draw_coloured_scenes(count, labels=3, noise=140, seed=seed)
+        write_dataset_json(write_scenes(tmp_path / part, scenes), ("one", "two", "three"))
+    monkeypatch.setattr(extraction, "MAX_SCENES_PER_CHUNK", 8)
+    monkeypatch.setattr(knn, "QUERIES_PER_BLOCK", 5)
+    alone = [vars(metric) for metric in probe_processes.compute_probe_metrics(World(), tmp_path, tmp_path / "alone")]
+    spawn(probe_processes.run_rank, args=(tmp_path,), nprocs=probe_processes.WORLD_SIZE)
+    for rank in range(probe_processes.WORLD_SIZE):
         assert torch.load(tmp_path / f"{rank}.pt") == alone
     assert {metric["name"] for metric in alone} >= {"top-1", "top-1, plain votes, k = 3", "mIoU", "IoU, two"}

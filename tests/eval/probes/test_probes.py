@@ -8,21 +8,21 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import IGNORE, Scene
 from c2fmae.data import CentralView, DatasetInfo, GeneratedScenes, open_scenes
 from c2fmae.eval.probes import (
-    DenseScores,
-    Features,
+    PatchFeatures,
+    PatchScores,
     accuracy,
-    colour_encoder,
-    concatenate,
-    extract,
-    fit_linear,
-    hold_out,
-    photo_encoder,
-    pixel_encoder,
-    probe,
+    encode_scenes,
+    fit_logistic_regression,
+    make_colour_encoder,
+    make_image_encoder,
+    make_pixel_encoder,
+    pool_concatenated,
+    run_probes,
     score_patches,
+    split_training_validation,
 )
-from tests.eval.probes.blobs import clouds, directions
-from tests.methods.tiny_methods import tiny
+from tests.eval.probes.blobs import make_blobs, unit_vectors
+from tests.methods.tiny_methods import build_tiny_method
 
 VIEW = CentralView(size=(32, 32), label_stride=4)
 
@@ -43,20 +43,20 @@ class Drawn:
     def __getitem__(self, index: int) -> Scene:
         return self._scenes[index]
 
-    def photo(self, index: int) -> None:
+    def read_image_bytes(self, index: int) -> None:
         return None
 
 
-def features_of(pooled: Tensor, labels: Tensor) -> Features:
-    return Features(pooled, pooled[:, None], labels, labels[:, None])
+def features_of(pooled: Tensor, labels: Tensor) -> PatchFeatures:
+    return PatchFeatures(pooled, pooled[:, None], labels, labels[:, None])
 
 
 # --- linear probes
 
 
 def test_a_linear_probe_ends_where_its_gradient_is_nothing() -> None:
-    train, labels, _, _ = clouds(200)
-    fitted = fit_linear(train, labels, weight_decays=[0.01])
+    train, labels, _, _ = make_blobs(200)
+    fitted = fit_logistic_regression(train, labels, weight_decays=[0.01])
     rows = (train - train.mean(0)) / train.std(0, correction=0)
     shares = (rows @ fitted.weight.T + fitted.bias).softmax(1)
     errors = shares - nn.functional.one_hot(labels).float()
@@ -69,9 +69,9 @@ def test_a_linear_probe_ends_where_its_gradient_is_nothing() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_a_linear_probe_is_that_of_scikit_learn(weight_decay: float, scale: float) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
-    train, labels, test, truth = clouds(1000, spread=2.0, labels=10, dim=40)
+    train, labels, test, truth = make_blobs(1000, spread=2.0, labels=10, dim=40)
     train, test = scale * train + 3, scale * test + 3
-    fitted = fit_linear(train, labels, weight_decays=[weight_decay])
+    fitted = fit_logistic_regression(train, labels, weight_decays=[weight_decay])
     ours = accuracy(fitted.predict(test), truth)
 
     mean, std = train.mean(0), train.std(0, correction=0)
@@ -84,47 +84,49 @@ def test_a_linear_probe_is_that_of_scikit_learn(weight_decay: float, scale: floa
 
 
 def test_of_several_weight_decays_the_one_is_taken_that_does_best_on_rows_held_out() -> None:
-    rows, labels, _, _ = clouds(100, spread=3.0, dim=30, seed=1)
+    rows, labels, _, _ = make_blobs(100, spread=3.0, dim=30, seed=1)
     decays = [3.0, 0.3, 0.0001]
-    rest, held_out = hold_out(torch.arange(100), seed=0)
-    fits = [fit_linear(rows[rest], labels[rest], weight_decays=[decay]) for decay in decays]
+    rest, held_out = split_training_validation(torch.arange(100), seed=0)
+    fits = [fit_logistic_regression(rows[rest], labels[rest], weight_decays=[decay]) for decay in decays]
     shares = [accuracy(fit.predict(rows[held_out]), labels[held_out]) for fit in fits]
     assert shares[1] > max(shares[0], shares[2])
-    taken = fit_linear(rows, labels, weight_decays=decays)
+    taken = fit_logistic_regression(rows, labels, weight_decays=decays)
     assert taken.weight_decay == 0.3
-    assert torch.equal(taken.weight, fit_linear(rows, labels, weight_decays=[0.3]).weight)  # to all rows, from nothing
+    assert torch.equal(
+        taken.weight, fit_logistic_regression(rows, labels, weight_decays=[0.3]).weight
+    )  # to all rows, from nothing
 
 
 def test_a_weight_decay_is_chosen_by_all_labels_though_they_take_turns() -> None:
     labels = torch.arange(200) % 5  # every fifth row shows the same
     rows = 2 * nn.functional.one_hot(labels, 5) + torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-    assert fit_linear(rows, labels, weight_decays=[100.0, 0.01]).weight_decay == 0.01
+    assert fit_logistic_regression(rows, labels, weight_decays=[100.0, 0.01]).weight_decay == 0.01
 
 
 def test_a_feature_that_never_changes_is_left_alone() -> None:
-    train, labels, test, _ = clouds(200)
+    train, labels, test, _ = make_blobs(200)
     constant = torch.full((200, 1), 0.1)  # whose deviation is not quite 0 when it is computed
-    fitted = fit_linear(torch.cat([train, constant, 0 * constant], dim=1), labels)
+    fitted = fit_logistic_regression(torch.cat([train, constant, 0 * constant], dim=1), labels)
     assert fitted.weight[:, -2:].abs().max() < 1e-4
-    without = fit_linear(train, labels)
+    without = fit_logistic_regression(train, labels)
     found = fitted.predict(torch.cat([test, constant, 0 * constant], dim=1))
     assert (found == without.predict(test)).float().mean() > 0.99
 
 
 def test_too_few_rows_for_a_linear_probe_are_refused() -> None:
     with pytest.raises(UserError, match="^a linear probe needs at least 5 training rows, got 4$"):
-        fit_linear(directions(1, 2, 3, 4), torch.zeros(4, dtype=torch.long))
+        fit_logistic_regression(unit_vectors(1, 2, 3, 4), torch.zeros(4, dtype=torch.long))
 
 
 def test_fitting_leaves_the_generator_and_the_mode_of_gradients_alone() -> None:
-    train, labels, _, _ = clouds(100)
+    train, labels, _, _ = make_blobs(100)
     before = torch.get_rng_state()
     with torch.no_grad():
-        one = fit_linear(train, labels)
+        one = fit_logistic_regression(train, labels)
         assert not torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), before)
     assert not one.weight.requires_grad
-    assert torch.equal(one.weight, fit_linear(train, labels).weight)
+    assert torch.equal(one.weight, fit_logistic_regression(train, labels).weight)
 
 
 # --- patches
@@ -141,35 +143,39 @@ def test_patches_are_scored_by_hand() -> None:
 def test_patches_that_nobody_labelled_are_left_out() -> None:
     tokens = torch.eye(3)[torch.tensor([[0, 1, 2, 0]])].repeat(20, 1, 1)
     classes = torch.tensor([[3, 7, 0, IGNORE]]).repeat(20, 1)
-    known = Features(tokens.mean(1), tokens, torch.full((20,), -1), classes)
-    assert probe(known, known) == (None, None, DenseScores(1.0, 1.0))
-    wrong = Features(tokens.mean(1), tokens, torch.full((20,), -1), torch.tensor([[3, 7, 7, IGNORE]]).repeat(20, 1))
-    assert probe(known, wrong).dense == pytest.approx(((1 + 1 / 2 + 0) / 3, 2 / 3))
-    unlabelled = Features(tokens.mean(1), tokens, torch.full((20,), -1), torch.full((20, 4), IGNORE))
-    assert probe(known, unlabelled).dense is None
+    known = PatchFeatures(tokens.mean(1), tokens, torch.full((20,), -1), classes)
+    assert run_probes(known, known) == (None, None, PatchScores(1.0, 1.0))
+    wrong = PatchFeatures(
+        tokens.mean(1), tokens, torch.full((20,), -1), torch.tensor([[3, 7, 7, IGNORE]]).repeat(20, 1)
+    )
+    assert run_probes(known, wrong).dense == pytest.approx(((1 + 1 / 2 + 0) / 3, 2 / 3))
+    unlabelled = PatchFeatures(tokens.mean(1), tokens, torch.full((20,), -1), torch.full((20, 4), IGNORE))
+    assert run_probes(known, unlabelled).dense is None
 
 
 # --- all of them
 
 
 def test_what_can_be_told_is_told_and_labels_at_random_are_a_matter_of_chance() -> None:
-    train, labels, test, truth = clouds(600, spread=0.3)
-    good = probe(features_of(train, labels), features_of(test, truth))
+    train, labels, test, truth = make_blobs(600, spread=0.3)
+    good = run_probes(features_of(train, labels), features_of(test, truth))
     assert good.knn is not None
     assert good.linear is not None
     assert good.dense is not None
     assert min(good.knn, good.linear, good.dense.accuracy, good.dense.miou) > 0.9
 
-    train, labels, test, truth = clouds(600, spread=3.0)
+    train, labels, test, truth = make_blobs(600, spread=3.0)
     permuted = labels[torch.randperm(600, generator=torch.Generator().manual_seed(5))]
-    chance = probe(features_of(train, permuted), features_of(test, truth))
+    chance = run_probes(features_of(train, permuted), features_of(test, truth))
     assert chance.knn == pytest.approx(0.25, abs=0.05)
     assert chance.linear == pytest.approx(0.25, abs=0.05)
 
 
 def test_scenes_without_labels_have_only_a_dense_score() -> None:
-    train, labels, test, truth = clouds(100)
-    scores = probe(features_of(train, labels), Features(test, test[:, None], -torch.ones_like(truth), truth[:, None]))
+    train, labels, test, truth = make_blobs(100)
+    scores = run_probes(
+        features_of(train, labels), PatchFeatures(test, test[:, None], -torch.ones_like(truth), truth[:, None])
+    )
     assert (scores.knn, scores.linear) == (None, None)
     assert scores.dense is not None
 
@@ -189,7 +195,7 @@ def test_what_is_extracted_lines_up_with_labels_and_with_the_classes_of_patches(
             Scene("b", {"semantic": semantic.T.contiguous(), "rgb": 255 - photo}),
         ]
     )
-    found = extract(pixel_encoder(16, [0.0] * 3, [1.0] * 3), scenes, VIEW, pool=concatenate)
+    found = encode_scenes(make_pixel_encoder(16, [0.0] * 3, [1.0] * 3), scenes, VIEW, pool=pool_concatenated)
     assert found.labels.tolist() == [3, -1]
     assert found.classes.tolist() == [[0, 4, IGNORE, 0], [0, IGNORE, 4, 0]]
     # Patches run over rows, then columns; their values over rows, columns and channels
@@ -200,7 +206,7 @@ def test_what_is_extracted_lines_up_with_labels_and_with_the_classes_of_patches(
 
 def test_scenes_without_a_semantic_map_have_no_classes() -> None:
     photos = open_scenes("generated", granularities=("rgb",), size=32, length=3)
-    found = extract(colour_encoder(8), photos, VIEW)
+    found = encode_scenes(make_colour_encoder(8), photos, VIEW)
     assert found.classes.shape == (3, 16)
     assert (found.classes == IGNORE).all()
 
@@ -210,7 +216,7 @@ def test_colours_are_counted_in_64_boxes() -> None:
     photos[0, :, :, 4:] = torch.tensor([255, 64, 130]).view(3, 1, 1)
     photos[0, 0, 0, 0] = 63
     photos[0, 0, 0, 1] = 64
-    shares = colour_encoder(4)(photos)
+    shares = make_colour_encoder(4)(photos)
     assert shares.shape == (1, 2, 64)
     assert shares[0, 0, [0, 16]].tolist() == [15 / 16, 1 / 16]
     assert shares[0, 1, 3 * 16 + 1 * 4 + 2] == 1
@@ -219,24 +225,24 @@ def test_colours_are_counted_in_64_boxes() -> None:
 
 def test_what_is_extracted_does_not_depend_on_the_size_of_batches() -> None:
     encode, scenes = (
-        photo_encoder(tiny("c2fmae", "encoder.drop_path=0.5", "channels.semantic=23")),
+        make_image_encoder(build_tiny_method("c2fmae", "encoder.drop_path=0.5", "channels.semantic=23")),
         GeneratedScenes(32, 7),
     )
-    whole = extract(encode, scenes, VIEW)
+    whole = encode_scenes(encode, scenes, VIEW)
     assert whole.pooled.shape == (7, 64)
     assert whole.patches.shape == (7, 4, 64)
     for size in (1, 3, 7):
-        parts = extract(encode, scenes, VIEW, batch_size=size)
+        parts = encode_scenes(encode, scenes, VIEW, batch_size=size)
         assert torch.allclose(parts.pooled, whole.pooled, atol=1e-5)
         assert torch.equal(parts.labels, whole.labels)
         assert torch.equal(parts.classes, whole.classes)
 
 
 def test_photos_are_encoded_in_evaluation_mode_without_the_global_token_and_the_mode_stays_as_it_was() -> None:
-    method = tiny("c2fmae", "encoder.drop_path=0.9")
+    method = build_tiny_method("c2fmae", "encoder.drop_path=0.9")
     method.model.train()
     method.model.get_submodule("heads").eval()
-    encode = photo_encoder(method)
+    encode = make_image_encoder(method)
     photos = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         one, other = encode(photos), encode(photos)
@@ -245,7 +251,7 @@ def test_photos_are_encoded_in_evaluation_mode_without_the_global_token_and_the_
     assert not method.model.get_submodule("heads").training
 
     method.model.eval()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in method.config.normalisation("rgb"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in method.config.mean_and_std("rgb"))
     with torch.no_grad():
         expected = method.model.encode((photos / 255 - mean) / std)  # type: ignore[operator]
     assert expected.shape[1] == 5  # a global token and four patches
@@ -253,6 +259,6 @@ def test_photos_are_encoded_in_evaluation_mode_without_the_global_token_and_the_
 
 
 def test_nothing_that_is_extracted_has_a_graph() -> None:
-    found = extract(photo_encoder(tiny()), GeneratedScenes(32, 2), VIEW)
+    found = encode_scenes(make_image_encoder(build_tiny_method()), GeneratedScenes(32, 2), VIEW)
     assert not found.patches.requires_grad
     assert not found.pooled.requires_grad

@@ -8,32 +8,39 @@ import torch.distributed as dist
 
 from c2fmae.core.distributed import World
 from c2fmae.data.suites.cells import Cell
-from c2fmae.eval.robustness.evaluation import Found, RobustnessConfig, evaluate_robustness
-from tests.eval.robustness.colour_classifier import THOUSAND, FolderOf, entrant, photo, scenes, shifted
+from c2fmae.eval.robustness.evaluation import RobustnessConfig, RobustnessResult, evaluate_robustness
+from tests.eval.robustness.colour_classifier import (
+    IMAGENET_LABELS,
+    SourceDir,
+    make_class_image,
+    make_colour_classifier,
+    make_labelled_scenes,
+    make_shifted_set,
+)
 
-WORLD = 2
+WORLD_SIZE = 2
 
 
-def found(world: World, folder: Path) -> list[Found]:
+def compute_robustness(world: World, folder: Path) -> list[RobustnessResult]:
     """Batches of two of seven photos, and of one: the second process has none of the latter."""
     cells = [
-        Cell("fog", 1, scenes([(n, photo(n + n % 2)) for n in range(7)]), None),
-        Cell("fog", 2, scenes([(5, photo(5))]), None),
+        Cell("fog", 1, make_labelled_scenes([(n, make_class_image(n + n % 2)) for n in range(7)]), None),
+        Cell("fog", 2, make_labelled_scenes([(5, make_class_image(5))]), None),
     ]
     config = RobustnessConfig(batch_size=2, workers=1, keep_probabilities=True)
-    of = shifted(cells, THOUSAND, kind="imagenet-c", is_cut=True)
-    return evaluate_robustness([entrant()], [of], None, config, FolderOf(folder), world)
+    shifted_set = make_shifted_set(cells, IMAGENET_LABELS, kind="imagenet-c", is_cut=True)
+    return evaluate_robustness([make_colour_classifier()], [shifted_set], None, config, SourceDir(folder), world)
 
 
-def numbers(all_found: list[Found]) -> list[dict[str, object]]:
+def metric_values(results: list[RobustnessResult]) -> list[dict[str, object]]:
     """The metrics as values."""
-    return [vars(metric) for each in all_found for metric in each.metrics]
+    return [vars(metric) for each in results for metric in each.metrics]
 
 
-def run(rank: int, folder: Path) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     """Evaluate as one of two processes."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
-    torch.save(numbers(found(World(rank, WORLD), folder / "both")), folder / f"{rank}.pt")
+    store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60))
+    torch.save(metric_values(compute_robustness(World(rank, WORLD_SIZE), folder / "both")), folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -3,17 +3,17 @@ import pytest
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.data.suites.official import imagenet_a_wnids
-from c2fmae.eval.robustness.class_matching import Matched, match
-from tests.eval.robustness.colour_classifier import THOUSAND
+from c2fmae.eval.robustness.class_matching import ClassMatching, match_classes
+from tests.eval.robustness.colour_classifier import IMAGENET_LABELS
 
-TENCH, HEN = THOUSAND[0], THOUSAND[8]
+TENCH, HEN = IMAGENET_LABELS[0], IMAGENET_LABELS[8]
 NO_IDS = "classes have names but no WordNet ids. Give them some, as `wnid` in the labels of dataset.json"
 
 
 def matched(
     labels: list[LabelInfo | None], model: list[LabelInfo | None], wnids: tuple[str, ...] | None = None
-) -> Matched:
-    return match(labels, wnids, model, set_name="the set", model_name="the model")
+) -> ClassMatching:
+    return match_classes(labels, wnids, model, set_name="the set", model_name="the model")
 
 
 def names(*words: str) -> list[LabelInfo | None]:
@@ -21,34 +21,34 @@ def names(*words: str) -> list[LabelInfo | None]:
 
 
 def test_classes_are_found_by_wordnet_id_in_any_order() -> None:
-    found = matched([HEN, TENCH], list(THOUSAND))
-    assert found.column_of.tolist() == [8, 0]
+    found = matched([HEN, TENCH], list(IMAGENET_LABELS))
+    assert found.label_to_column.tolist() == [8, 0]
     assert found.columns == (0, 8)
-    assert found.missing == ()
+    assert found.missing_names == ()
 
 
 def test_a_folders_own_name_does_not_matter_where_there_is_a_wordnet_id() -> None:
     named = LabelInfo(name="a fish", wnid=TENCH.wnid)
-    assert matched([named], list(THOUSAND)).column_of.tolist() == [0]
+    assert matched([named], list(IMAGENET_LABELS)).label_to_column.tolist() == [0]
 
 
 def test_names_are_compared_exactly_where_neither_side_has_wordnet_ids() -> None:
-    assert matched(names("cat", "dog"), names("dog", "bird", "cat")).column_of.tolist() == [2, 0]
-    assert matched(names("cat", "Dog"), names("dog", "cat")).missing == ("Dog",)
+    assert matched(names("cat", "dog"), names("dog", "bird", "cat")).label_to_column.tolist() == [2, 0]
+    assert matched(names("cat", "Dog"), names("dog", "cat")).missing_names == ("Dog",)
 
 
 def test_a_list_of_classes_is_asked_for_whether_or_not_there_are_photos_of_them() -> None:
     wnids = imagenet_a_wnids()
-    of_set = [label for label in THOUSAND if label.wnid == wnids[3]]
-    found = matched([*of_set], list(THOUSAND), wnids)
-    assert len(found.columns) == found.num_asked == 200
-    assert found.column_of.tolist() == [THOUSAND.index(of_set[0])]
+    of_set = [label for label in IMAGENET_LABELS if label.wnid == wnids[3]]
+    found = matched([*of_set], list(IMAGENET_LABELS), wnids)
+    assert len(found.columns) == found.num_requested == 200
+    assert found.label_to_column.tolist() == [IMAGENET_LABELS.index(of_set[0])]
 
 
 def test_what_a_model_lacks_is_named_and_has_no_column() -> None:
     found = matched([TENCH, HEN, None], [None, HEN])
-    assert found.column_of.tolist() == [-1, 1, -1]
-    assert (found.columns, found.num_asked, found.missing) == ((1,), 2, (TENCH.name,))
+    assert found.label_to_column.tolist() == [-1, 1, -1]
+    assert (found.columns, found.num_requested, found.missing_names) == ((1,), 2, (TENCH.name,))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView
-from c2fmae.eval.robustness.image_classifier import TimmView, entrant_of, load_entrant
-from c2fmae.models.classifiers import classifier_on, imagenet_labels
+from c2fmae.eval.robustness.image_classifier import TimmImageView, load_image_classifier, wrap_classifier
+from c2fmae.models.classifiers import classifier_from_backbone, imagenet_labels
 from tests.eval.tiny_backbones import tiny_backbone
 
 ARCHITECTURES = ("test_vit", "test_convnext")
@@ -45,15 +45,15 @@ def saved(name: str, folder: Path) -> tuple[torch.nn.Module, str]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_are_those_of_timms_own_transform_and_model(name: str, tmp_path: Path) -> None:
     model, source = saved(name, tmp_path)
-    entrant = load_entrant(source)
+    entrant = load_image_classifier(source)
     transform = create_transform(**resolve_data_config(model=model), is_training=False)  # type: ignore[no-untyped-call]
     shown = torch.stack([transform(Image.fromarray(each.permute(1, 2, 0).numpy())) for each in photos()])
     with torch.no_grad():
         expected = model(shown)
-        found = entrant.logits(torch.stack([entrant.view(each) for each in photos()]))
+        found = entrant.model(torch.stack([entrant.view(each) for each in photos()]))
     assert torch.allclose(found, expected, atol=1e-5, rtol=1e-4)
     assert entrant.labels == imagenet_labels()
-    assert entrant.size == (160, 160)
+    assert entrant.image_size == (160, 160)
 
 
 def test_a_folder_as_timm_saves_it_tells_its_own_classes(tmp_path: Path) -> None:
@@ -68,22 +68,22 @@ def test_a_folder_as_timm_saves_it_tells_its_own_classes(tmp_path: Path) -> None
         "pretrained_cfg": {"input_size": [3, 160, 160], "crop_pct": 0.5, "num_classes": 3, "classifier": "head"},
     }
     (tmp_path / "config.json").write_text(json.dumps(told))
-    entrant = load_entrant(str(tmp_path))
+    entrant = load_image_classifier(str(tmp_path))
     assert entrant.labels == (
         LabelInfo(name="tench", wnid="n01440764"),
         LabelInfo(name="n01443537", wnid="n01443537"),
         LabelInfo(name="cat"),
     )
-    assert isinstance(entrant.view, TimmView)
-    assert dict(entrant.view.config)["crop_pct"] == 0.5
+    assert isinstance(entrant.view, TimmImageView)
+    assert dict(entrant.view.data_config)["crop_pct"] == 0.5
     shown = entrant.view(photos()[0])[None]
     with torch.no_grad():
         head = model(torch.zeros(1, 3, 160, 160)).shape
-        assert entrant.logits(shown).shape == head == (1, 3)
+        assert entrant.model(shown).shape == head == (1, 3)
     del told["label_names"]
     (tmp_path / "config.json").write_text(json.dumps(told))
     with pytest.raises(UserError) as caught:
-        load_entrant(str(tmp_path))
+        load_image_classifier(str(tmp_path))
     assert str(caught.value) == (
         f"{tmp_path}: does not say which its 3 classes are. Give a folder as timm saves it, whose config.json has "
         "label_names: WordNet ids, or names, by class"
@@ -92,13 +92,13 @@ def test_a_folder_as_timm_saves_it_tells_its_own_classes(tmp_path: Path) -> None
 
 def test_weights_views_and_classes_tell_entrants_apart(tmp_path: Path) -> None:
     model, source = saved("test_vit", tmp_path / "one")
-    same = load_entrant(source)
-    assert load_entrant(source).digest == same.digest
-    assert load_entrant(source).view == same.view
+    same = load_image_classifier(source)
+    assert load_image_classifier(source).digest == same.digest
+    assert load_image_classifier(source).view == same.view
     with torch.no_grad():
         next(model.parameters()).add_(1)
     save_file(model.state_dict(), tmp_path / "other.safetensors")
-    assert load_entrant(f"timm:test_vit@{tmp_path / 'other.safetensors'}").digest != same.digest
+    assert load_image_classifier(f"timm:test_vit@{tmp_path / 'other.safetensors'}").digest != same.digest
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_what_no_tensor_tells_of_a_model_tells_entrants_apart(
         (tmp_path / name).mkdir()
         save_file(model.state_dict(), tmp_path / name / "model.safetensors")
         (tmp_path / name / "config.json").write_text(json.dumps(told | {"model_args": args}))
-        entrants.append(load_entrant(str(tmp_path / name)))
+        entrants.append(load_image_classifier(str(tmp_path / name)))
     shown = entrants[0].view(photos()[0])[None]
     with torch.no_grad():
-        logits = [each.logits(shown) for each in entrants]
+        logits = [each.model(shown) for each in entrants]
     assert [torch.equal(logits[0], each) for each in logits] == [True, False, True]
     assert [entrants[0].digest == each.digest for each in entrants] == [True, False, True]
 
@@ -130,12 +130,12 @@ def test_what_no_tensor_tells_of_a_model_tells_entrants_apart(
 def test_a_file_that_does_not_fit_is_refused_with_what_timm_says(tmp_path: Path) -> None:
     _, source = saved("test_convnext", tmp_path)
     with pytest.raises(UserError, match=r"^timm:test_vit@.*: cannot be made by timm: .*state_dict"):
-        load_entrant(source.replace("test_convnext", "test_vit"))
+        load_image_classifier(source.replace("test_convnext", "test_vit"))
 
 
 def test_one_of_ours_is_shown_the_centre_and_standardises_by_itself() -> None:
     labels = [LabelInfo(name="cat"), LabelInfo(name="dog")]
-    classifier = classifier_on(
+    classifier = classifier_from_backbone(
         tiny_backbone(),
         labels,
         pool="mean",
@@ -145,13 +145,13 @@ def test_one_of_ours_is_shown_the_centre_and_standardises_by_itself() -> None:
         generator=torch.Generator().manual_seed(0),
     )
     torch.nn.init.normal_(classifier.head.weight)
-    entrant = entrant_of("ours", classifier)
+    entrant = wrap_classifier("ours", classifier)
     photo = photos()[0]
     view = CentralView(size=(16, 16), crop=0.5)
     expected = view(Scene("", {"rgb": photo})).maps["rgb"]
     assert torch.equal(entrant.view(photo), expected)
     with torch.no_grad():
         logits = classifier({"rgb": classifier.backbone.standardise(expected[None])})
-        assert torch.allclose(entrant.logits(expected[None]), logits, atol=1e-6)
-    assert (entrant.labels, entrant.size) == (tuple(labels), (16, 16))
+        assert torch.allclose(entrant.model(expected[None]), logits, atol=1e-6)
+    assert (entrant.labels, entrant.image_size) == (tuple(labels), (16, 16))
     assert str(entrant.view) == "the central 50 % of the photo, brought to 16×16 bicubically"

@@ -13,10 +13,13 @@ from tests.eval.robustness import robustness_processes
 
 @pytest.mark.once
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
-    alone = robustness_processes.numbers(robustness_processes.found(World(), tmp_path / "alone"))
+    alone = robustness_processes.metric_values(robustness_processes.compute_robustness(World(), tmp_path / "alone"))
     multiprocessing.set_forkserver_preload([robustness_processes.__name__])
     start_processes(
-        robustness_processes.run, args=(tmp_path,), nprocs=robustness_processes.WORLD, start_method="forkserver"
+        robustness_processes.run_rank,
+        args=(tmp_path,),
+        nprocs=robustness_processes.WORLD_SIZE,
+        start_method="forkserver",
     )
     assert torch.load(tmp_path / "0.pt") == alone != []
     assert torch.load(tmp_path / "1.pt") == []

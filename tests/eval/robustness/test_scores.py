@@ -2,29 +2,29 @@ import pytest
 import torch
 
 from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
-from c2fmae.eval.probes.intervals import NORMAL_95
+from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
 from c2fmae.eval.robustness.scores import (
-    ALEXNET,
+    ALEXNET_ERRORS,
     TABLE_IV,
-    PaperRow,
-    calibration_error,
-    clustered_reach,
-    corruption_errors,
-    mean_over_corruptions,
-    missing_cells,
-    paper_score,
-    relative_corruption_errors,
+    PaperScores,
+    compute_calibration_error,
+    compute_clustered_half_width,
+    compute_corruption_errors,
+    compute_mean_corruption_error,
+    compute_paper_score,
+    compute_relative_corruption_errors,
+    find_missing_cells,
 )
 
 CELLS = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
 
 
 def test_the_15_corruptions_of_alexnets_table_are_those_of_the_data() -> None:
-    assert tuple(ALEXNET) == tuple(CORRUPTIONS)
+    assert tuple(ALEXNET_ERRORS) == tuple(CORRUPTIONS)
 
 
 def test_alexnets_errors_are_those_of_the_paper() -> None:
-    assert ALEXNET == {
+    assert ALEXNET_ERRORS == {
         "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
         "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
         "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
@@ -33,39 +33,43 @@ def test_alexnets_errors_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("row", TABLE_IV.values(), ids=TABLE_IV)
-def test_the_papers_scores_come_out_to_the_printed_digit(row: PaperRow) -> None:
-    assert f"{paper_score(row.a, row.r, row.sketch, row.mce):.1f}" == f"{row.score:.1f}"
+def test_the_papers_scores_come_out_to_the_printed_digit(row: PaperScores) -> None:
+    assert f"{compute_paper_score(row.a, row.r, row.sketch, row.mce):.1f}" == f"{row.score:.1f}"
 
 
 def test_mce_is_what_a_table_by_hand_gives() -> None:
     errors = {(name, severity): 0.1 * severity for name, severity in CELLS}  # 0.1 + … + 0.5 = 1.5 for each corruption
-    expected = sum(1.5 / (5 * alexnet) for alexnet in ALEXNET.values()) / 15
-    found = corruption_errors(errors)
+    expected = sum(1.5 / (5 * alexnet) for alexnet in ALEXNET_ERRORS.values()) / 15
+    found = compute_corruption_errors(errors)
     assert found["gaussian_noise"] == pytest.approx(1.5 / (5 * 0.886428))
-    assert mean_over_corruptions(found) == pytest.approx(expected)
-    assert mean_over_corruptions(found) != pytest.approx(0.3)  # the mean error, often taken for it
+    assert compute_mean_corruption_error(found) == pytest.approx(expected)
+    assert compute_mean_corruption_error(found) != pytest.approx(0.3)  # the mean error, often taken for it
 
 
 def test_alexnet_itself_has_an_mce_of_one_and_so_has_a_reference() -> None:
-    alexnet = {(name, severity): ALEXNET[name] for name, severity in CELLS}
-    assert mean_over_corruptions(corruption_errors(alexnet)) == pytest.approx(1)
+    alexnet = {(name, severity): ALEXNET_ERRORS[name] for name, severity in CELLS}
+    assert compute_mean_corruption_error(compute_corruption_errors(alexnet)) == pytest.approx(1)
     other = {cell: 0.01 * number for number, cell in enumerate(CELLS, start=1)}
-    assert mean_over_corruptions(corruption_errors(other, other)) == pytest.approx(1)
-    assert mean_over_corruptions(relative_corruption_errors(other, 0.005, other, 0.005)) == pytest.approx(1)
+    assert compute_mean_corruption_error(compute_corruption_errors(other, other)) == pytest.approx(1)
+    assert compute_mean_corruption_error(
+        compute_relative_corruption_errors(other, 0.005, other, 0.005)
+    ) == pytest.approx(1)
 
 
 def test_relative_errors_are_what_corruption_adds() -> None:
     ours, theirs = (dict.fromkeys(CELLS, value) for value in (0.5, 0.8))
-    assert mean_over_corruptions(relative_corruption_errors(ours, 0.2, theirs, 0.4)) == pytest.approx(0.3 / 0.4)
+    assert compute_mean_corruption_error(compute_relative_corruption_errors(ours, 0.2, theirs, 0.4)) == pytest.approx(
+        0.3 / 0.4
+    )
 
 
 def test_with_a_cell_missing_there_is_no_mean_over_fewer() -> None:
     errors = dict.fromkeys(CELLS[1:], 0.5)
-    assert mean_over_corruptions(corruption_errors(errors)) is None
-    assert missing_cells(errors) == (CELLS[0],)
+    assert compute_mean_corruption_error(compute_corruption_errors(errors)) is None
+    assert find_missing_cells(errors) == (CELLS[0],)
     extra = {**dict.fromkeys(CELLS, 0.5), ("spatter", 1): 1.0}
-    assert mean_over_corruptions(corruption_errors(extra)) == mean_over_corruptions(
-        corruption_errors(dict.fromkeys(CELLS, 0.5))
+    assert compute_mean_corruption_error(compute_corruption_errors(extra)) == compute_mean_corruption_error(
+        compute_corruption_errors(dict.fromkeys(CELLS, 0.5))
     )
 
 
@@ -78,13 +82,13 @@ def test_calibration_error_is_that_of_a_loop_over_bins() -> None:
         if inside.any():
             gap = confidences[inside].double().mean() - is_right[inside].double().mean()
             expected += inside.sum().item() / 500 * abs(gap.item())
-    assert calibration_error(confidences, is_right) == pytest.approx(expected)
+    assert compute_calibration_error(confidences, is_right) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("number", range(1, 16))
 def test_a_confidence_at_the_edge_of_a_bin_is_in_the_lower_one(number: int) -> None:
     edge, inside = number / 15, (number - 0.5) / 15
-    found = calibration_error(torch.tensor([edge, inside], dtype=torch.double), torch.tensor([True, False]))
+    found = compute_calibration_error(torch.tensor([edge, inside], dtype=torch.double), torch.tensor([True, False]))
     assert found == pytest.approx(abs(edge + inside - 1) / 2)  # of one bin; of two, it is (1 - edge + inside) / 2
 
 
@@ -92,21 +96,21 @@ def test_the_reach_over_cells_of_the_same_photos_is_that_of_their_mean_errors() 
     wrong = torch.rand(3, 40, generator=torch.Generator().manual_seed(1)) < 0.4
     photos = torch.arange(40)
     cells = {(name, 1): (photos, each) for name, each in zip(CORRUPTIONS, wrong, strict=False)}
-    reach = clustered_reach(cells, dict.fromkeys(cells, 1 / 3))
-    expected = NORMAL_95 * (wrong.double().mean(dim=0).std() / 40**0.5).item()
+    reach = compute_clustered_half_width(cells, dict.fromkeys(cells, 1 / 3))
+    expected = NORMAL_QUANTILE_975 * (wrong.double().mean(dim=0).std() / 40**0.5).item()
     assert reach == pytest.approx(expected)
 
 
 def test_the_same_answers_in_many_cells_are_no_surer_than_in_one() -> None:
     wrong, photos = torch.rand(40, generator=torch.Generator().manual_seed(1)) < 0.4, torch.arange(40)
-    one = clustered_reach({("fog", 1): (photos, wrong)}, {("fog", 1): 1.0})
+    one = compute_clustered_half_width({("fog", 1): (photos, wrong)}, {("fog", 1): 1.0})
     same = {("fog", severity): (photos, wrong) for severity in SEVERITIES}
     apart = {cell: (photos + 40 * number, wrong) for number, cell in enumerate(same)}
     assert one is not None
-    assert clustered_reach(same, dict.fromkeys(same, 0.2)) == pytest.approx(one)
-    assert clustered_reach(apart, dict.fromkeys(same, 0.2)) == pytest.approx(one / 5**0.5, rel=0.02)
+    assert compute_clustered_half_width(same, dict.fromkeys(same, 0.2)) == pytest.approx(one)
+    assert compute_clustered_half_width(apart, dict.fromkeys(same, 0.2)) == pytest.approx(one / 5**0.5, rel=0.02)
 
 
 def test_a_single_photo_has_no_reach() -> None:
     cell = {("fog", 1): (torch.tensor([0]), torch.tensor([True]))}
-    assert clustered_reach(cell, {("fog", 1): 1.0}) is None
+    assert compute_clustered_half_width(cell, {("fog", 1): 1.0}) is None

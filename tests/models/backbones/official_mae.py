@@ -14,7 +14,7 @@ Weights = Mapping[str, Tensor]
 PATCH, CELLS, CLASS_DIM = 16, 4, 64
 
 
-class Draw:
+class WeightDrawer:
     """Weights under names, drawn one after another; norms are near one."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -45,12 +45,12 @@ class Draw:
         self.linear(f"{name}.mlp.fc2", int(dim * ratio), dim)
 
 
-def waves(grid: tuple[int, int], dim: int, first: str) -> Tensor:
-    """Sines and cosines of each patch's `first` axis, "row" or "column", then of the other: [patch, dim]."""
+def sincos_table(grid: tuple[int, int], dim: int, first_axis: str) -> Tensor:
+    """Sines and cosines of each patch's `first_axis` axis, "row" or "column", then of the other: [patch, dim]."""
     places = []
     for row in range(grid[0]):
         for column in range(grid[1]):
-            axes = (row, column) if first == "row" else (column, row)
+            axes = (row, column) if first_axis == "row" else (column, row)
             omega = [10_000 ** (-index / (dim // 4)) for index in range(dim // 4)]
             places.append(
                 [wave(axis * frequency) for axis in axes for wave in (math.sin, math.cos) for frequency in omega]
@@ -67,24 +67,24 @@ def mae_weights(
     patch: int = PATCH,
     ratio: float = 4,
     decoder: tuple[int, int] | None = (64, 2),
-    fine_tuned: bool = False,
+    is_finetuned: bool = False,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """A file of MAE; `decoder` is its width and depth."""
-    draw, grid = Draw(seed), (side // patch, side // patch)
+    draw, grid = WeightDrawer(seed), (side // patch, side // patch)
     draw.tensor("cls_token", 1, 1, width)
-    draw.weights["pos_embed"] = F.pad(waves(grid, width, "column"), (0, 0, 1, 0)).unsqueeze(0)
+    draw.weights["pos_embed"] = F.pad(sincos_table(grid, width, "column"), (0, 0, 1, 0)).unsqueeze(0)
     draw.conv("patch_embed.proj", channels, width, patch)
     for index in range(depth):
         draw.block(f"blocks.{index}", width, ratio)
-    draw.norm("fc_norm" if fine_tuned else "norm", width)
-    if fine_tuned:
+    draw.norm("fc_norm" if is_finetuned else "norm", width)
+    if is_finetuned:
         draw.linear("head", width, 10)
     elif decoder:
         dim, depth = decoder
         draw.tensor("mask_token", 1, 1, dim)
         draw.linear("decoder_embed", width, dim)
-        draw.weights["decoder_pos_embed"] = F.pad(waves(grid, dim, "column"), (0, 0, 1, 0)).unsqueeze(0)
+        draw.weights["decoder_pos_embed"] = F.pad(sincos_table(grid, dim, "column"), (0, 0, 1, 0)).unsqueeze(0)
         for index in range(depth):
             draw.block(f"decoder_blocks.{index}", dim)
         draw.norm("decoder_norm", dim)
@@ -101,15 +101,15 @@ def multimae_weights(
     classes: int = 6,
     has_unlabelled: bool = False,
     decoder: tuple[int, int] | None = (64, 2),
-    fine_tuned: bool = False,
+    is_finetuned: bool = False,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """A file of MultiMAE."""
-    draw = Draw(seed)
+    draw = WeightDrawer(seed)
     draw.tensor("global_tokens", 1, 1, width)
     for task in tasks:
         name = f"input_adapters.{task}"
-        draw.weights[f"{name}.pos_emb"] = laid_out(waves(grid, width, "row"), grid)
+        draw.weights[f"{name}.pos_emb"] = to_grid(sincos_table(grid, width, "row"), grid)
         if task == "semseg":
             draw.tensor(f"{name}.class_emb.weight", classes + has_unlabelled, CLASS_DIM)
             if has_unlabelled:
@@ -119,7 +119,7 @@ def multimae_weights(
             draw.conv(f"{name}.proj", 3 if task == "rgb" else 1, width, PATCH)
     for index in range(depth):
         draw.block(f"encoder.{index}", width)
-    if fine_tuned:
+    if is_finetuned:
         draw.norm("output_adapters.cls.norm", width)
         draw.linear("output_adapters.cls.head", width, 10)
     elif decoder:
@@ -130,11 +130,17 @@ def multimae_weights(
 
 
 def _output_adapter(
-    draw: Draw, task: str, values: int, tasks: Sequence[str], width: int, grid: tuple[int, int], size: tuple[int, int]
+    draw: WeightDrawer,
+    task: str,
+    values: int,
+    tasks: Sequence[str],
+    width: int,
+    grid: tuple[int, int],
+    size: tuple[int, int],
 ) -> None:
     name, (dim, depth) = f"output_adapters.{task}", size
     draw.tensor(f"{name}.mask_token", 1, 1, dim)
-    draw.weights[f"{name}.pos_emb"] = laid_out(waves(grid, dim, "row"), grid)
+    draw.weights[f"{name}.pos_emb"] = to_grid(sincos_table(grid, dim, "row"), grid)
     for each in tasks:
         draw.tensor(f"{name}.task_embeddings.{each}", 1, 1, dim)
     draw.linear(f"{name}.proj_context", width, dim)
@@ -150,9 +156,9 @@ def _output_adapter(
     draw.linear(f"{name}.out_proj", dim, values)
 
 
-def laid_out(places: Tensor, grid: tuple[int, int]) -> Tensor:
+def to_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """[patch, dim] as [1, dim, rows, columns]."""
-    return places.T.reshape(1, -1, *grid).contiguous()
+    return table.T.reshape(1, -1, *grid).contiguous()
 
 
 def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
@@ -186,8 +192,8 @@ def blocks(weights: Weights, prefix: str, x: Tensor, heads: int) -> Tensor:
     return x
 
 
-def take(x: Tensor, places: Tensor) -> Tensor:
-    return x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
+def gather_tokens(x: Tensor, ids_keep: Tensor) -> Tensor:
+    return x.gather(1, ids_keep.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 def conv(weights: Weights, name: str, maps: Tensor) -> Tensor:
@@ -196,39 +202,39 @@ def conv(weights: Weights, name: str, maps: Tensor) -> Tensor:
 
 
 def mae_tokens(
-    weights: Weights, photos: Tensor, heads: int, table: Tensor | None = None, kept: Tensor | None = None
+    weights: Weights, images: Tensor, heads: int, pos_embed: Tensor | None = None, ids_keep: Tensor | None = None
 ) -> Tensor:
     """The encoder's tokens, the global one first; normed unless fine-tuning moved the norm behind the pooling."""
-    table = weights["pos_embed"] if table is None else table
-    x = conv(weights, "patch_embed.proj", photos) + table[:, 1:]
-    x = x if kept is None else take(x, kept)
-    token = (weights["cls_token"] + table[:, :1]).expand(len(x), -1, -1)
+    pos_embed = weights["pos_embed"] if pos_embed is None else pos_embed
+    x = conv(weights, "patch_embed.proj", images) + pos_embed[:, 1:]
+    x = x if ids_keep is None else gather_tokens(x, ids_keep)
+    token = (weights["cls_token"] + pos_embed[:, :1]).expand(len(x), -1, -1)
     x = blocks(weights, "blocks", torch.cat([token, x], dim=1), heads)
     return norm(weights, "norm", x) if "norm.weight" in weights else x
 
 
-def mae_predictions(weights: Weights, photos: Tensor, is_masked: Tensor, heads: int, decoder_heads: int) -> Tensor:
+def mae_predictions(weights: Weights, images: Tensor, is_masked: Tensor, heads: int, decoder_heads: int) -> Tensor:
     """What MAE predicts of every patch [B, N, rows · columns · channels], seeing what is not masked."""
     order = is_masked.int().argsort(dim=1, stable=True)
-    kept, restore = order[:, : int((~is_masked[0]).sum())], order.argsort(dim=1)
-    x = linear(weights, "decoder_embed", mae_tokens(weights, photos, heads, kept=kept))
-    unseen = weights["mask_token"].expand(len(x), restore.shape[1] + 1 - x.shape[1], -1)
-    full = take(torch.cat([x[:, 1:], unseen], dim=1), restore)
+    ids_keep, ids_restore = order[:, : int((~is_masked[0]).sum())], order.argsort(dim=1)
+    x = linear(weights, "decoder_embed", mae_tokens(weights, images, heads, ids_keep=ids_keep))
+    mask_tokens = weights["mask_token"].expand(len(x), ids_restore.shape[1] + 1 - x.shape[1], -1)
+    full = gather_tokens(torch.cat([x[:, 1:], mask_tokens], dim=1), ids_restore)
     x = torch.cat([x[:, :1], full], dim=1) + weights["decoder_pos_embed"]
     x = norm(weights, "decoder_norm", blocks(weights, "decoder_blocks", x, decoder_heads))
     return linear(weights, "decoder_pred", x)[:, 1:]
 
 
-def multimae_tokens(weights: Weights, maps: Mapping[str, Tensor], heads: int, kept: Tensor | None = None) -> Tensor:
+def multimae_tokens(weights: Weights, maps: Mapping[str, Tensor], heads: int, ids_keep: Tensor | None = None) -> Tensor:
     """The encoder's tokens, the global one last: the tasks' one after another, in the order of the maps."""
     tokens = []
-    for task, given in maps.items():
+    for task, values in maps.items():
         name = f"input_adapters.{task}"
         if task == "semseg":
-            given = F.embedding(given.long(), weights[f"{name}.class_emb.weight"]).permute(0, 3, 1, 2)
-        tokens.append(conv(weights, f"{name}.proj", given) + weights[f"{name}.pos_emb"].flatten(2).transpose(1, 2))
+            values = F.embedding(values.long(), weights[f"{name}.class_emb.weight"]).permute(0, 3, 1, 2)
+        tokens.append(conv(weights, f"{name}.proj", values) + weights[f"{name}.pos_emb"].flatten(2).transpose(1, 2))
     x = torch.cat(tokens, dim=1)
-    x = x if kept is None else take(x, kept)
+    x = x if ids_keep is None else gather_tokens(x, ids_keep)
     token = weights["global_tokens"].expand(len(x), -1, -1)
     return blocks(weights, "encoder", torch.cat([x, token], dim=1), heads)
 
@@ -240,8 +246,8 @@ def multimae_predictions(
     tasks, num_patches = list(maps), is_masked.shape[2]
     side = math.isqrt(num_patches)
     order = is_masked.flatten(1).int().argsort(dim=1, stable=True)
-    kept, restore = order[:, : int((~is_masked[0]).sum())], order.argsort(dim=1)
-    x = multimae_tokens(weights, maps, heads, kept)
+    ids_keep, ids_restore = order[:, : int((~is_masked[0]).sum())], order.argsort(dim=1)
+    x = multimae_tokens(weights, maps, heads, ids_keep)
     predictions = {}
     for adapter in ("semseg", "depth", "rgb", "norm_rgb"):
         if f"output_adapters.{adapter}.out_proj.weight" not in weights:
@@ -249,13 +255,13 @@ def multimae_predictions(
         prefix = f"output_adapters.{adapter}."
         own = {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
         projected = linear(own, "proj_context", x)
-        unseen = own["mask_token"].expand(len(x), restore.shape[1] - kept.shape[1], -1)
-        full = take(torch.cat([projected[:, :-1], unseen], dim=1), restore)
+        mask_tokens = own["mask_token"].expand(len(x), ids_restore.shape[1] - ids_keep.shape[1], -1)
+        full = gather_tokens(torch.cat([projected[:, :-1], mask_tokens], dim=1), ids_restore)
         places = own["pos_emb"].flatten(2).transpose(1, 2)
         full = full + torch.cat([places + own[f"task_embeddings.{task}"] for task in tasks], dim=1)
         first = tasks.index(adapter.removeprefix("norm_")) * num_patches
         queries = norm(own, "query_norm", full[:, first : first + num_patches])
-        context = norm(own, "context_norm", torch.cat([take(full, kept), projected[:, -1:]], dim=1))
+        context = norm(own, "context_norm", torch.cat([gather_tokens(full, ids_keep), projected[:, -1:]], dim=1))
         keys, values = linear(own, "decoder.kv", context).chunk(2, dim=2)
         y = linear(own, "decoder.proj", attend(linear(own, "decoder.q", queries), keys, values, decoder_heads))
         y = y + linear(own, "mlp.fc2", F.gelu(linear(own, "mlp.fc1", norm(own, "out_norm", y))))
@@ -274,8 +280,8 @@ def hidden_mean(error: Tensor, is_masked: Tensor) -> Tensor:
     return ((error * is_hidden).flatten(1).sum(dim=1)[counts > 0] / counts[counts > 0]).mean()
 
 
-def standard_patches(photos: Tensor) -> Tensor:
+def normalise_patches(images: Tensor) -> Tensor:
     """Each patch less its mean, over its deviation."""
-    patches = F.unfold(photos, PATCH, stride=PATCH)
+    patches = F.unfold(images, PATCH, stride=PATCH)
     patches = (patches - patches.mean(dim=1, keepdim=True)) / (patches.var(dim=1, keepdim=True) + 1e-6).sqrt()
-    return F.fold(patches, photos.shape[2:], PATCH, stride=PATCH)
+    return F.fold(patches, images.shape[2:], PATCH, stride=PATCH)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import load_backbone
-from tests.methods.tiny_methods import rough
+from tests.methods.tiny_methods import perturb_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,7 @@ def vit(name: str = "ViTModel", **changes: Any) -> "PreTrainedModel":
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: PreTrainedModel = getattr(transformers, name)(config(**{**SIZES, **changes})).eval()
-        rough(model)
+        perturb_parameters(model)
     return model
 
 
@@ -71,7 +71,7 @@ def test_a_saved_folder_gives_the_features_of_transformers(name: str, tmp_path: 
     with torch.no_grad():
         found = backbone.tokens(photos())
     torch.testing.assert_close(found, features(model, photos()), atol=1e-5, rtol=1e-5)
-    assert backbone.report.left == LEFT[name]
+    assert backbone.load_report.unused == LEFT[name]
     assert backbone.spec.encoder.norm_eps == 1e-12
     assert backbone.spec.pool == ("mean" if "MAE" in name else "cls")
 
@@ -104,14 +104,14 @@ def test_how_photos_are_standardised_is_read_or_told(tmp_path: Path) -> None:
     vit().save_pretrained(tmp_path)
     backbone = load_backbone(tmp_path)
     assert backbone.spec.mean == backbone.spec.std == (0.5, 0.5, 0.5)
-    assert backbone.report.notes == [
+    assert backbone.load_report.notes == [
         "it does not say how photos are standardised: to -1 … 1, as Hugging Face's ViTs usually"
     ]
     said = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     backbone = load_backbone(tmp_path)
     assert (backbone.spec.mean, backbone.spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert not backbone.report.notes
+    assert not backbone.load_report.notes
 
 
 def test_transformers_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import Backbone, load_backbone
-from tests.models.backbones.official_mae import mae_tokens, mae_weights, norm, waves
+from tests.models.backbones.official_mae import mae_tokens, mae_weights, norm, sincos_table
 
 
 def loaded(weights: dict[str, Tensor], tmp_path: Path, **options: object) -> Backbone:
@@ -55,14 +55,14 @@ def test_a_pretrained_file_gives_the_features_of_maes_encoder(
 
 
 def test_a_finetuned_file_norms_behind_the_pooling_and_its_head_is_left_aside(tmp_path: Path) -> None:
-    weights = mae_weights(fine_tuned=True)
+    weights = mae_weights(is_finetuned=True)
     backbone = loaded(weights, tmp_path)
     with torch.no_grad():
         tokens = mae_tokens(weights, photos(), 2)
         same(backbone.tokens(photos()), tokens)
         same(backbone.pooled(photos()), norm(weights, "fc_norm", tokens[:, 1:].mean(dim=1)))
-    assert backbone.report.left == {"head": 2}
-    assert not backbone.report.missing
+    assert backbone.load_report.unused == {"head": 2}
+    assert not backbone.load_report.missing
 
 
 def test_a_classifier_by_the_global_token_pools_by_it(tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ def test_a_training_checkpoint_with_prefixes_is_read_and_reported(
     rounded = {name: each.half().float() for name, each in weights.items()}
     rounded["pos_embed"] = weights["pos_embed"]  # sines and cosines are computed in float32, whatever the file's type
     same(found, mae_tokens(rounded, photos(), 2))
-    report = backbone.report
-    assert report.left == {
+    report = backbone.load_report
+    assert report.unused == {
         "mask_token": 1, "decoder_embed": 2, "decoder_pos_embed": 1, "decoder_blocks": 24, "decoder_norm": 2,
         "decoder_pred": 2,
     }  # fmt: skip
-    assert len(report.loaded) == len(weights) - sum(report.left.values())
+    assert len(report.loaded) == len(weights) - sum(report.unused.values())
     assert str(report) in caplog.text
     assert str(report).splitlines()[2:] == [
         "  taken from its 'model'; it also holds args, epoch",
@@ -111,11 +111,11 @@ def test_how_many_heads_it_has_can_be_said(tmp_path: Path) -> None:
 def test_its_positions_are_computed_for_any_photos(tmp_path: Path) -> None:
     weights = mae_weights()
     seen = photos(96, 32)
-    table = torch.cat([torch.zeros(1, 128), waves((6, 2), 128, "column")]).unsqueeze(0)
+    table = torch.cat([torch.zeros(1, 128), sincos_table((6, 2), 128, "column")]).unsqueeze(0)
     for backbone in (loaded(weights, tmp_path), loaded(weights, tmp_path, image_size=(96, 32))):
         with torch.no_grad():
             same(backbone.tokens(seen), mae_tokens(weights, seen, 2, table))
-        assert not backbone.report.resized
+        assert not backbone.load_report.resized
 
 
 def test_a_learned_table_of_wide_photos_needs_their_size(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_what_the_model_has_no_place_for_fails_unless_it_is_allowed(tmp_path: Pa
         "pattern (--allow-missing NAME, allow_missing=[…])"
     )
     backbone = loaded(weights, tmp_path, allow_missing=["blocks.*.ls1.gamma"])
-    assert backbone.report.unexpected == ["blocks.0.ls1.gamma"]
+    assert backbone.load_report.unexpected == ["blocks.0.ls1.gamma"]
 
 
 def test_what_a_file_lacks_fails_unless_it_is_allowed(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_what_a_file_lacks_fails_unless_it_is_allowed(tmp_path: Path) -> None:
     del weights["blocks.1.mlp.fc2.bias"], weights["norm.weight"]
     assert refused(weights, tmp_path).startswith("lacks 2 tensors: blocks.1.mlp.fc2.bias, norm.weight. ")
     backbone = loaded(weights, tmp_path, allow_missing=["blocks.1.*", "norm.weight"])
-    assert backbone.report.missing == ["blocks.1.mlp.fc2.bias", "norm.weight"]
+    assert backbone.load_report.missing == ["blocks.1.mlp.fc2.bias", "norm.weight"]
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:

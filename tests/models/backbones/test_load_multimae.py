@@ -61,21 +61,21 @@ def test_a_pretrained_file_gives_the_features_of_multimaes_encoder(tasks: tuple[
 
 
 def test_decoders_and_heads_are_left_aside_and_a_new_norm_is_told(tmp_path: Path) -> None:
-    report = loaded(multimae_weights(), tmp_path).report
-    assert set(report.left) == {f"output_adapters.{name}" for name in ("rgb", "depth", "semseg", "norm_rgb")}
-    assert report.left["output_adapters.rgb"] == 49
+    report = loaded(multimae_weights(), tmp_path).load_report
+    assert set(report.unused) == {f"output_adapters.{name}" for name in ("rgb", "depth", "semseg", "norm_rgb")}
+    assert report.unused["output_adapters.rgb"] == 49
     assert report.notes == [
         "its semantic maps had no row for places that nobody labelled: they have one of zeros",
         "it does not say how many attention heads it has: 2, one for 64 of its width, 128 (num_heads)",
         "its training had no norm behind the last block: it carries a new one, of scale 1 and shift 0",
     ]
-    tuned = loaded(multimae_weights(fine_tuned=True, tasks=("rgb",)), tmp_path).report
-    assert tuned.left == {"output_adapters.cls": 4}
+    tuned = loaded(multimae_weights(is_finetuned=True, tasks=("rgb",)), tmp_path).load_report
+    assert tuned.unused == {"output_adapters.cls": 4}
 
 
 @pytest.mark.parametrize("has_unlabelled", [False, True])
 def test_a_place_that_nobody_labelled_is_a_row_of_zeros(has_unlabelled: bool, tmp_path: Path) -> None:
-    weights = multimae_weights(has_unlabelled=has_unlabelled, fine_tuned=True)
+    weights = multimae_weights(has_unlabelled=has_unlabelled, is_finetuned=True)
     backbone = loaded(weights, tmp_path)
     assert backbone.spec.channels["semantic"] == 6
     given = {"semseg": maps()["semseg"]}
@@ -93,7 +93,7 @@ def test_its_table_is_kept_and_resized_for_other_photos(tmp_path: Path) -> None:
     assert backbone.spec.encoder.keep_positions
     for size, resized in (((64, 64), {}), ((96, 32), {"encoder.pos_embed": "4×4 → 6×2"})):
         at_size = loaded(weights, tmp_path, image_size=size)
-        assert {name: how.partition(",")[0] for name, how in at_size.report.resized.items()} == resized
+        assert {name: how.partition(",")[0] for name, how in at_size.load_report.resized.items()} == resized
         given = maps(*size)
         torch.testing.assert_close(tokens(at_size, given), tokens(backbone, given), atol=1e-5, rtol=1e-5)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import Backbone, load_backbone
-from c2fmae.models.backbones.assemble import are_sincos, resize
+from c2fmae.models.backbones.assemble import is_sincos_table, resize_positions
 from c2fmae.models.positions import sincos_positions
 from tests.models.backbones.official_mae import mae_weights
 
@@ -43,7 +43,7 @@ def test_a_table_is_brought_to_photos_of_any_size_as_timm_does(
     weights = learned(size, patch, tmp_path / "f.safetensors")
     backbone = load_backbone(tmp_path / "f.safetensors", image_size=to)
     old, new = size // patch, (to[0] // patch, to[1] // patch)
-    assert backbone.report.resized == {
+    assert backbone.load_report.resized == {
         "pos_embed": f"{old}×{old} → {new[0]}×{new[1]}, bicubic, antialiased, in float32"
     }
     vit = timm.create_model(
@@ -83,9 +83,9 @@ def test_a_table_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
     for size in (None, (64, 64)):
         backbone = load_backbone(tmp_path / "f.safetensors", image_size=size)
         assert torch.equal(table_of(backbone), weights["pos_embed"][:, 1:])
-        assert not backbone.report.resized
+        assert not backbone.load_report.resized
     table = torch.randn(1, 6, 8, dtype=torch.float64)
-    assert resize(table, (2, 3), (2, 3))[0] is table
+    assert resize_positions(table, (2, 3), (2, 3))[0] is table
 
 
 def test_photos_of_other_sizes_see_the_table_that_was_loaded_resized_once(tmp_path: Path) -> None:
@@ -113,6 +113,6 @@ def test_sines_and_cosines_are_known_in_any_precision_and_nothing_else_is(
     dtype: torch.dtype, grid: tuple[int, int]
 ) -> None:
     table = sincos_positions(grid, 64)
-    assert are_sincos(table.to(dtype), grid)
-    assert not are_sincos((table + 0.02).to(dtype), grid)
-    assert grid == (1, 1) or not are_sincos(table.flip(0).to(dtype), grid)
+    assert is_sincos_table(table.to(dtype), grid)
+    assert not is_sincos_table((table + 0.02).to(dtype), grid)
+    assert grid == (1, 1) or not is_sincos_table(table.flip(0).to(dtype), grid)

@@ -9,15 +9,15 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models.backbones import load_backbone
-from tests.methods.tiny_methods import noise_scenes, rough, tiny
+from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters
 
 
 def saved(run: Path, name: str = "c2fmae", *overrides: str, config: str = "") -> MaskedAutoencoding:
-    method = tiny(name, *overrides)
-    rough(method.model)
+    method = build_tiny_method(name, *overrides)
+    perturb_parameters(method.model)
     tensors = {f"model/{key}": each for key, each in method.model.state_dict().items()}
     tensors |= {f"ema/{key}": each + 1 for key, each in method.model.named_parameters()}
-    mean, std = method.config.normalisation("rgb")
+    mean, std = method.config.mean_and_std("rgb")
     facts = {"config": {"method": method.config.model_dump(mode="json")}, "classes": ["sky", "sea"]}
     facts["normalisation"] = {"mean": list(mean), "std": list(std)}
     for step in (5, 10):
@@ -28,17 +28,17 @@ def saved(run: Path, name: str = "c2fmae", *overrides: str, config: str = "") ->
 
 def test_a_run_and_its_checkpoints_give_the_encoder_that_was_trained(tmp_path: Path) -> None:
     method = saved(tmp_path)
-    photos = method.prepare(noise_scenes())["rgb"]
+    photos = method.prepare_inputs(draw_noise_scenes())["rgb"]
     sources = (tmp_path, tmp_path / "checkpoints" / "step-00000005")
     for source in sources:
         backbone = load_backbone(source)
         with torch.no_grad():
             expected = backbone.encoder.norm(method.model.encode(photos))  # type: ignore[operator]
             torch.testing.assert_close(backbone.tokens(photos), expected)
-        assert set(backbone.report.left) == {"decoder", "heads"}
+        assert set(backbone.load_report.unused) == {"decoder", "heads"}
         assert backbone.spec.class_names == ("sky", "sea")
-    assert load_backbone(tmp_path).report.notes[0] == "step 10"
-    assert load_backbone(tmp_path, step=5).report.notes[0] == "step 5"
+    assert load_backbone(tmp_path).load_report.notes[0] == "step 10"
+    assert load_backbone(tmp_path, step=5).load_report.notes[0] == "step 5"
 
 
 def test_the_averaged_weights_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
@@ -46,12 +46,12 @@ def test_the_averaged_weights_are_taken_where_they_are_asked_for(tmp_path: Path)
     plain, averaged = load_backbone(tmp_path), load_backbone(tmp_path, average=True)
     difference = averaged.state_dict()["encoder.cls_token"] - plain.state_dict()["encoder.cls_token"]
     assert torch.allclose(difference, torch.ones(1))
-    assert averaged.report.notes[0] == "step 10, the average of the weights"
+    assert averaged.load_report.notes[0] == "step 10, the average of the weights"
 
 
 def test_kept_positions_are_brought_to_other_photos(tmp_path: Path) -> None:
     saved(tmp_path, "mae", "encoder.keep_positions=true")
-    assert load_backbone(tmp_path, image_size=(64, 96)).report.resized == {
+    assert load_backbone(tmp_path, image_size=(64, 96)).load_report.resized == {
         "encoder.pos_embed": "2×2 → 4×6, bicubic, antialiased, in float32"
     }
 

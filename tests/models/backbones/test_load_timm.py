@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import load_backbone
-from c2fmae.models.backbones.assemble import Found, from_timm_names
-from c2fmae.models.backbones.timm_reader import pools_alike, read_timm, spec_of
+from c2fmae.models.backbones.assemble import SourceContents, backbone_from_timm_names
+from c2fmae.models.backbones.timm_reader import has_supported_pooling, read_timm, spec_from_vit
 from c2fmae.models.encoder import create_vit
-from tests.methods.tiny_methods import rough
+from tests.methods.tiny_methods import perturb_parameters
 
 NAMES = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
 PLAIN = [name for name in NAMES if "distilled" not in name]
@@ -32,28 +32,28 @@ def small(name: str) -> VisionTransformer:
         patch = create_vit(name, image_size=None, fc_norm=None, **SMALL).patch_embed.patch_size[0]
     vit = create_vit(name, image_size=(2 * patch, 3 * patch), fc_norm=None, **SMALL).eval()
     vit.init_weights()
-    rough(vit)
+    perturb_parameters(vit)
     return vit
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_every_plain_vit_gives_the_features_of_timm(name: str) -> None:
     vit = small(name)
-    spec = spec_of(vit, name)
+    spec = spec_from_vit(vit, name)
     shape = {"dim": 96, "depth": 1, "num_heads": 2}
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=shape)})
-    backbone = from_timm_names(Found(source=name, spec=spec, tensors=vit.state_dict()))
+    backbone = backbone_from_timm_names(SourceContents(source=name, spec=spec, tensors=vit.state_dict()))
     photos = torch.randn(2, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs = vit.forward_features(photos)
         ours = backbone.tokens(photos)
         torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)  # some norm to large numbers
-        if pools_alike(vit):
+        if has_supported_pooling(vit):
             pooled = vit.forward_head(theirs, pre_logits=True)
             torch.testing.assert_close(backbone.pooled(photos), pooled, atol=5e-5, rtol=1e-5)
-    assert not backbone.report.missing
-    assert not backbone.report.unexpected
-    assert set(backbone.report.left) <= {"attn_pool"}
+    assert not backbone.load_report.missing
+    assert not backbone.load_report.unexpected
+    assert set(backbone.load_report.unused) <= {"attn_pool"}
 
 
 OTHERS = (
@@ -90,7 +90,7 @@ def photos(height: int = 64, width: int = 64) -> Tensor:
 def donor(size: int | tuple[int, int] = 160, **options: Any) -> VisionTransformer:
     vit = timm.create_model("test_vit", img_size=size, num_classes=7, **options).eval()
     assert isinstance(vit, VisionTransformer)
-    rough(vit)
+    perturb_parameters(vit)
     return vit
 
 
@@ -105,9 +105,9 @@ def test_a_file_gives_timms_features_and_its_head_is_left_aside(tmp_path: Path) 
     with torch.no_grad():
         theirs = vit.forward_features(photos(160, 160))
         torch.testing.assert_close(backbone.tokens(photos(160, 160)), theirs, atol=1e-5, rtol=1e-5)
-    assert backbone.report.left == {"head": 2}
+    assert backbone.load_report.unused == {"head": 2}
     assert (backbone.spec.mean, backbone.spec.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert not backbone.report.resized
+    assert not backbone.load_report.resized
 
 
 def test_a_file_of_other_photos_is_resized_as_timm_does_and_that_is_told(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_a_file_of_other_photos_is_resized_as_timm_does_and_that_is_told(tmp_pat
     with torch.no_grad():
         expected = theirs.forward_features(photos(160, 160))
         torch.testing.assert_close(backbone.tokens(photos(160, 160)), expected, atol=1e-5, rtol=1e-5)
-    assert backbone.report.resized == {"pos_embed": "14×14 → 10×10, bicubic, antialiased, in float32"}
-    assert "resized: pos_embed 14×14 → 10×10" in str(backbone.report)
+    assert backbone.load_report.resized == {"pos_embed": "14×14 → 10×10, bicubic, antialiased, in float32"}
+    assert "resized: pos_embed 14×14 → 10×10" in str(backbone.load_report)
 
 
 def test_a_file_that_was_finetuned_with_its_norm_behind_the_pooling_keeps_it_there(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_folder_as_timm_saves_it_is_read(tmp_path: Path) -> None:
     args: dict[str, Any] = {"img_size": (64, 96), "depth": 2, "global_pool": "avg", "fc_norm": True, "in_chans": 4}
     vit = timm.create_model("test_vit", num_classes=7, **args).eval()
     assert isinstance(vit, VisionTransformer)
-    rough(vit)
+    perturb_parameters(vit)
     save_for_hf(vit, str(tmp_path), model_args=args)
     backbone = load_backbone(tmp_path)
     seen = torch.randn(2, 4, 64, 96, generator=torch.Generator().manual_seed(1))
@@ -190,7 +190,7 @@ def test_a_folder_as_timm_saves_it_is_read(tmp_path: Path) -> None:
         torch.testing.assert_close(backbone.tokens(seen), tokens, atol=1e-5, rtol=1e-5)
         pooled = vit.forward_head(tokens, pre_logits=True)
         torch.testing.assert_close(backbone.pooled(seen), pooled, atol=1e-5, rtol=1e-5)
-    assert backbone.report.left == {"head": 2}
+    assert backbone.load_report.unused == {"head": 2}
 
 
 def test_a_folder_of_timms_that_lies_or_asks_for_more_is_refused(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_folder_of_timms_that_pools_otherwise_says_so(name: str, said: str, wa
     save_for_hf(timm.create_model(name, num_classes=0), str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "global_pool": said, "model_args": None}))
-    assert load_backbone(tmp_path).report.notes == [f"timm pools it in another way ({way}), here it is by mean"]
+    assert load_backbone(tmp_path).load_report.notes == [f"timm pools it in another way ({way}), here it is by mean"]
 
 
 def test_an_older_folder_of_timms_says_all_at_once(tmp_path: Path) -> None:

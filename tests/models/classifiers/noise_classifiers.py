@@ -9,17 +9,17 @@ import yaml
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.labels import LabelInfo
-from c2fmae.models.backbones import Backbone, Pool
-from c2fmae.models.classifiers import Classifier, classifier_on
-from tests.exports.noise_sources import backbone_of
-from tests.methods.tiny_methods import rough
+from c2fmae.models.backbones import Backbone, Pooling
+from c2fmae.models.classifiers import Classifier, classifier_from_backbone
+from tests.exports.noise_sources import make_noise_backbone
+from tests.methods.tiny_methods import perturb_parameters
 
 LABELS = (LabelInfo(name="cat", wnid="n02121808"), None, LabelInfo(name="dog, hound"), LabelInfo(name="sea"))
 
 
-def classifier_of_noise(
+def make_noise_classifier(
     backbone: Backbone | None = None,
-    pool: Pool = "mean",
+    pool: Pooling = "mean",
     *,
     labels: Sequence[LabelInfo | None] = LABELS,
     granularities: Sequence[str] = ("rgb",),
@@ -27,8 +27,8 @@ def classifier_of_noise(
     seed: int = 0,
 ) -> Classifier:
     """A classifier whose head and norms say something too."""
-    classifier = classifier_on(
-        backbone or backbone_of(),
+    classifier = classifier_from_backbone(
+        backbone or make_noise_backbone(),
         labels,
         pool=pool,
         granularities=granularities,
@@ -36,13 +36,13 @@ def classifier_of_noise(
         crop=crop,
         generator=torch.Generator().manual_seed(0),
     )
-    rough(classifier, seed)
+    perturb_parameters(classifier, seed)
     return classifier
 
 
-def fine_tuned(run: Path, classifier: Classifier, **config: Any) -> Path:
+def write_finetuned_run(run_dir: Path, classifier: Classifier, **config: Any) -> Path:
     """A run's folder as fine-tuning leaves it: its last checkpoint of step 20, and its best, of step 10."""
-    facts = {
+    metadata = {
         "classifier": classifier.spec.model_dump(mode="json"),
         "config": {"name": "tuned", **config},
         "samples": 640,
@@ -52,8 +52,8 @@ def fine_tuned(run: Path, classifier: Classifier, **config: Any) -> Path:
     }
     tensors = {f"model/{name}": each for name, each in classifier.state_dict().items()}
     tensors |= {f"ema/{name}": each + 0.125 for name, each in classifier.named_parameters()}
-    save_checkpoint(run / "checkpoints", Checkpoint(20, tensors, facts))
+    save_checkpoint(run_dir / "checkpoints", Checkpoint(20, tensors, metadata))
     tensors["model/head.bias"] = tensors["model/head.bias"] + 1
-    save_checkpoint(run / "best", Checkpoint(10, tensors, {**facts, "score": 0.75}))
-    (run / "config.yaml").write_text(yaml.safe_dump(facts["config"]), encoding="utf-8")
-    return run
+    save_checkpoint(run_dir / "best", Checkpoint(10, tensors, {**metadata, "score": 0.75}))
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(metadata["config"]), encoding="utf-8")
+    return run_dir

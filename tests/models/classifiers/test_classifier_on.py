@@ -9,11 +9,11 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
-from c2fmae.models.backbones import Backbone, BackboneSpec, Pool
-from c2fmae.models.classifiers import Classifier, ClassifierSpec, classifier_of, classifier_on
+from c2fmae.models.backbones import Backbone, BackboneSpec, Pooling
+from c2fmae.models.classifiers import Classifier, ClassifierSpec, classifier_from_backbone, classifier_from_spec
 from c2fmae.models.config import EncoderConfig
 from tests.eval.tiny_backbones import tiny_backbone
-from tests.exports.noise_sources import backbone_of
+from tests.exports.noise_sources import make_noise_backbone
 
 LABELS = [LabelInfo(name="cat", wnid="n02121808"), None, LabelInfo(name="dog")]
 CLASSES = {"semantic": 6, "instance": 5, "rgb": 3}
@@ -33,14 +33,14 @@ def three() -> Backbone:
 
 def on(
     backbone: Backbone,
-    pool: Pool = "mean",
+    pool: Pooling = "mean",
     *,
     granularities: tuple[str, ...] = ("rgb",),
     drop_path: float = 0.0,
     seed: int = 0,
 ) -> Classifier:
     """A classifier of three labels."""
-    return classifier_on(
+    return classifier_from_backbone(
         backbone,
         LABELS,
         pool=pool,
@@ -67,8 +67,8 @@ def is_copy(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("keep_positions", [False, True])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_weights_are_copied_and_nothing_of_the_backbone_is_changed(pool: Pool, keep_positions: bool) -> None:
-    backbone = backbone_of(keep_positions=keep_positions).train()
+def test_weights_are_copied_and_nothing_of_the_backbone_is_changed(pool: Pooling, keep_positions: bool) -> None:
+    backbone = make_noise_backbone(keep_positions=keep_positions).train()
     before = copy.deepcopy(backbone.state_dict())
     classifier = on(backbone, pool, drop_path=0.2)
     ours = classifier.backbone.state_dict()
@@ -85,7 +85,7 @@ def test_weights_are_copied_and_nothing_of_the_backbone_is_changed(pool: Pool, k
 
 
 def test_pooled_by_the_mean_the_norm_gives_way_to_a_new_one_behind_the_pooling() -> None:
-    backbone = backbone_of()
+    backbone = make_noise_backbone()
     classifier = on(backbone, "mean")
     fc_norm = classifier.backbone.fc_norm
     assert isinstance(fc_norm, torch.nn.LayerNorm)
@@ -102,7 +102,7 @@ def test_pooled_by_the_mean_the_norm_gives_way_to_a_new_one_behind_the_pooling()
 
 
 def test_pooled_by_the_global_token_the_norm_stays() -> None:
-    backbone = backbone_of()
+    backbone = make_noise_backbone()
     classifier = on(backbone, "cls")
     photos = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_pooled_by_the_global_token_the_norm_stays() -> None:
 
 
 def test_a_norm_that_was_learned_behind_the_pooling_is_kept() -> None:
-    backbone = backbone_of(has_fc_norm=True)
+    backbone = make_noise_backbone(has_fc_norm=True)
     classifier, photos = on(backbone, "mean"), torch.randn(2, 3, 32, 32)
     assert is_copy(dict(classifier.backbone.state_dict()), dict(backbone.state_dict()))
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_a_granularity_that_the_backbone_lacks_is_refused_with_those_it_has() ->
 
 def test_a_global_token_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError) as caught:
-        on(backbone_of("test_vit2"), "cls")
+        on(make_noise_backbone("test_vit2"), "cls")
     assert str(caught.value) == "made anew: has no global token. Pool by the mean"
 
 
@@ -152,7 +152,7 @@ def test_a_global_token_that_is_not_there_is_refused() -> None:
 def test_blocks_are_left_out_with_a_chance_that_rises_as_timm_has_it(depth: int) -> None:
     import timm
 
-    classifier = on(backbone_of(depth=depth), drop_path=0.3)
+    classifier = on(make_noise_backbone(depth=depth), drop_path=0.3)
     vit = timm.create_model("test_vit", depth=depth, drop_path_rate=0.3)
 
     def chances(blocks: object) -> list[float]:
@@ -166,9 +166,9 @@ def test_blocks_are_left_out_with_a_chance_that_rises_as_timm_has_it(depth: int)
 
 def test_the_head_is_drawn_from_the_generator_alone_and_says_next_to_nothing() -> None:
     torch.manual_seed(1)
-    one = on(backbone_of(), seed=5)
+    one = on(make_noise_backbone(), seed=5)
     torch.manual_seed(2)
-    same, other = on(backbone_of(), seed=5), on(backbone_of(), seed=6)
+    same, other = on(make_noise_backbone(), seed=5), on(make_noise_backbone(), seed=6)
     assert torch.equal(one.head.weight, same.head.weight)
     assert not torch.equal(one.head.weight, other.head.weight)
     assert one.head.bias.tolist() == [0, 0, 0]
@@ -176,7 +176,7 @@ def test_the_head_is_drawn_from_the_generator_alone_and_says_next_to_nothing() -
 
 
 def test_a_classifier_in_evaluation_draws_nothing_and_in_training_drops_blocks() -> None:
-    classifier, photos = on(backbone_of(depth=4), drop_path=0.9), torch.randn(8, 3, 32, 32)
+    classifier, photos = on(make_noise_backbone(depth=4), drop_path=0.9), torch.randn(8, 3, 32, 32)
     state = torch.get_rng_state()
     with torch.no_grad():
         assert torch.equal(classifier(photos), classifier(photos))
@@ -187,16 +187,16 @@ def test_a_classifier_in_evaluation_draws_nothing_and_in_training_drops_blocks()
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize("name", ["plain", "kept positions", "a learned norm behind", "three granularities"])
-def test_the_spec_goes_through_json_and_builds_the_same_module_again(name: str, pool: Pool) -> None:
+def test_the_spec_goes_through_json_and_builds_the_same_module_again(name: str, pool: Pooling) -> None:
     backbone = {
-        "plain": lambda: backbone_of(size=(32, 48)),
-        "kept positions": lambda: backbone_of(keep_positions=True, size=(48, 32)),
-        "a learned norm behind": lambda: backbone_of(has_fc_norm=True, keep_positions=True),
+        "plain": lambda: make_noise_backbone(size=(32, 48)),
+        "kept positions": lambda: make_noise_backbone(keep_positions=True, size=(48, 32)),
+        "a learned norm behind": lambda: make_noise_backbone(has_fc_norm=True, keep_positions=True),
         "three granularities": three,
     }[name]()
     classifier = on(backbone, pool, granularities=backbone.granularities, drop_path=0.1)
     dumped = json.loads(json.dumps(classifier.spec.model_dump(mode="json")))
-    again = classifier_of(ClassifierSpec.read(dumped))
+    again = classifier_from_spec(ClassifierSpec.from_dict(dumped))
     assert again.spec == classifier.spec
     assert again.backbone.spec == classifier.backbone.spec == classifier.spec.backbone
     again.load_state_dict(classifier.state_dict())
@@ -208,8 +208,8 @@ def test_the_spec_goes_through_json_and_builds_the_same_module_again(name: str, 
 
 
 def test_a_spec_needs_labels_and_a_crop_within_the_photo() -> None:
-    backbone = backbone_of().spec
+    backbone = make_noise_backbone().spec
     with pytest.raises(UserError, match="labels: tuple should have at least 1 item"):
-        ClassifierSpec.read({"backbone": backbone, "labels": []})
+        ClassifierSpec.from_dict({"backbone": backbone, "labels": []})
     with pytest.raises(UserError, match="crop: input should be less than or equal to 1, got 1.5"):
-        ClassifierSpec.read({"backbone": backbone, "labels": LABELS, "crop": 1.5})
+        ClassifierSpec.from_dict({"backbone": backbone, "labels": LABELS, "crop": 1.5})

@@ -17,12 +17,12 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
-from tests.exports.noise_sources import backbone_of
-from tests.exports.noise_sources import saved as pretrained
-from tests.methods.tiny_methods import rough
+from tests.exports.noise_sources import make_noise_backbone
+from tests.exports.noise_sources import write_noise_run as pretrained
+from tests.methods.tiny_methods import perturb_parameters
 from tests.models.backbones.official_mae import linear, mae_tokens, mae_weights, norm
 from tests.models.backbones.test_load_hugging_face import vit as transformers_vit
-from tests.models.classifiers.noise_classifiers import classifier_of_noise, fine_tuned
+from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
 
 
 def photos(height: int = 64, width: int = 64) -> Tensor:
@@ -55,7 +55,7 @@ TIMMS: dict[str, dict[str, Any]] = {
 def timms(name: str = "test_vit", classes: int = 7, **options: Any) -> VisionTransformer:
     vit = timm.create_model(name, img_size=64, num_classes=classes, **options).eval()
     assert isinstance(vit, VisionTransformer)
-    rough(vit)
+    perturb_parameters(vit)
     return vit
 
 
@@ -68,29 +68,29 @@ def test_a_folder_of_timms_gives_timms_logits(kind: str, tmp_path: Path) -> None
         same(logits(classifier, photos()), vit(photos()))
     assert classifier.num_labels == 7
     assert not classifier.training
-    assert classifier.report.notes == ["it does not say what its 7 classes are"]
+    assert classifier.load_report.notes == ["it does not say what its 7 classes are"]
     assert classifier.spec.labels == (None,) * 7
     assert classifier.spec.crop == 0.95  # as timm's test_vit has it
-    assert classifier.report.left == {}
-    assert {"head.weight", "head.bias"} < set(classifier.report.loaded)
-    assert load_backbone(tmp_path).report.left == {"head": 2}
+    assert classifier.load_report.unused == {}
+    assert {"head.weight", "head.bias"} < set(classifier.load_report.loaded)
+    assert load_backbone(tmp_path).load_report.unused == {"head": 2}
 
 
 @pytest.mark.parametrize("kind", ["by the global token", "by the mean, normed behind"])
 def test_a_file_by_timms_name_gives_timms_logits(kind: str, tmp_path: Path) -> None:
     vit = timm.create_model("test_vit", num_classes=1000, **TIMMS[kind]).eval()
-    rough(vit)
+    perturb_parameters(vit)
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
     classifier = load_classifier(f"timm:test_vit@{tmp_path / 'vit.safetensors'}")
     with torch.no_grad():
         same(logits(classifier, photos(160, 160)), vit(photos(160, 160)))
     assert classifier.spec.labels == imagenet_labels()
-    assert classifier.report.notes == ["it does not say what its 1,000 classes are: they are taken for ImageNet's"]
+    assert classifier.load_report.notes == ["it does not say what its 1,000 classes are: they are taken for ImageNet's"]
 
 
 def test_what_timm_fetches_keeps_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
     vit, create = timm.create_model("test_vit", num_classes=7).eval(), timm.create_model
-    rough(vit)
+    perturb_parameters(vit)
     monkeypatch.setattr(
         timm,
         "create_model",
@@ -128,7 +128,7 @@ def test_a_head_behind_another_pooling_is_refused(tmp_path: Path) -> None:
 
 
 def mae_file(tmp_path: Path, classes: int, *, fine_tuned: bool) -> tuple[Path, dict[str, Tensor]]:
-    weights = mae_weights(decoder=None, fine_tuned=fine_tuned)
+    weights = mae_weights(decoder=None, is_finetuned=fine_tuned)
     generator = torch.Generator().manual_seed(5)
     weights["head.weight"] = torch.randn(classes, 128, generator=generator) * 0.1
     weights["head.bias"] = torch.randn(classes, generator=generator)
@@ -144,9 +144,9 @@ def test_a_finetuned_file_of_mae_gives_the_logits_of_its_code(is_pooled: bool, t
     vector = norm(weights, "fc_norm", tokens[:, 1:].mean(dim=1)) if is_pooled else tokens[:, 0]
     same(logits(classifier, photos()), linear(weights, "head", vector))
     assert classifier.spec.labels == imagenet_labels()
-    assert "it does not say what its 1,000 classes are: they are taken for ImageNet's" in classifier.report.notes
+    assert "it does not say what its 1,000 classes are: they are taken for ImageNet's" in classifier.load_report.notes
     assert classifier.spec.crop == 0.875
-    assert load_backbone(file).report.left == {"head": 2}
+    assert load_backbone(file).load_report.unused == {"head": 2}
 
 
 def test_a_file_says_how_many_heads_only_if_it_is_asked(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_folder_of_transformers_gives_its_logits(began_with: str | None, tmp_p
         same(logits(classifier, photos()), model(photos()).logits)
     assert classifier.spec.labels == (LabelInfo(name="cat"), None, LabelInfo(name="dog"))
     assert classifier.spec.crop == 1  # its processor cuts nothing away
-    assert load_backbone(tmp_path).report.left == {"head": 2}
+    assert load_backbone(tmp_path).load_report.unused == {"head": 2}
 
 
 def test_names_of_imagenets_classes_are_known_without_their_ids(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_names_of_imagenets_classes_are_known_without_their_ids(tmp_path: Path) 
     transformers_vit("ViTForImageClassification", id2label=names).save_pretrained(tmp_path)
     classifier = load_classifier(tmp_path)
     assert classifier.spec.labels == imagenet_labels()
-    assert "its classes have the names of ImageNet's: they are taken for those" in classifier.report.notes
+    assert "its classes have the names of ImageNet's: they are taken for those" in classifier.load_report.notes
     in_another_order = {index: names[999 - index] for index in names}
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": in_another_order}))
@@ -193,13 +193,13 @@ def test_names_that_leave_a_logit_out_are_refused(told: Any, tmp_path: Path) -> 
 
 
 def test_a_finetuned_run_gives_the_classifier_that_was_trained(tmp_path: Path) -> None:
-    trained = classifier_of_noise(backbone_of(keep_positions=True, size=(32, 48)))
-    run = fine_tuned(tmp_path / "run", trained)
+    trained = make_noise_classifier(make_noise_backbone(keep_positions=True, size=(32, 48)))
+    run = write_finetuned_run(tmp_path / "run", trained)
     again = load_classifier(run)
     assert again.spec == trained.spec
-    assert again.report.notes[0] == "step 20"
-    assert not again.report.left
-    assert set(again.report.loaded) == {name.removeprefix("backbone.") for name in trained.state_dict()}
+    assert again.load_report.notes[0] == "step 20"
+    assert not again.load_report.unused
+    assert set(again.load_report.loaded) == {name.removeprefix("backbone.") for name in trained.state_dict()}
     assert torch.equal(logits(again, photos(32, 48)), logits(trained, photos(32, 48)))
     assert torch.equal(
         logits(load_classifier(run / "checkpoints" / "step-00000020"), photos()), logits(again, photos())
@@ -207,24 +207,24 @@ def test_a_finetuned_run_gives_the_classifier_that_was_trained(tmp_path: Path) -
 
 
 def test_the_best_of_a_run_is_a_source_and_so_is_its_average(tmp_path: Path) -> None:
-    run = fine_tuned(tmp_path / "run", classifier_of_noise())
+    run = write_finetuned_run(tmp_path / "run", make_noise_classifier())
     last, best = load_classifier(run), load_classifier(run / "best")
-    assert best.report.notes[0] == "step 10"
+    assert best.load_report.notes[0] == "step 10"
     assert torch.equal(best.head.bias, last.head.bias + 1)
     averaged = load_classifier(run, average=True)
     assert torch.equal(averaged.head.bias, last.head.bias + 0.125)
     for name, each in averaged.backbone.named_parameters():
         assert torch.equal(each, last.backbone.get_parameter(name) + 0.125)
-    assert load_classifier(run / "checkpoints", step=20).report.notes[0] == "step 20"
+    assert load_classifier(run / "checkpoints", step=20).load_report.notes[0] == "step 20"
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_a_finetuned_run_is_a_backbone_too_whose_head_is_left_aside(pool: Any, tmp_path: Path) -> None:
-    trained = classifier_of_noise(pool=pool)
-    backbone = load_backbone(fine_tuned(tmp_path / "run", trained))
+    trained = make_noise_classifier(pool=pool)
+    backbone = load_backbone(write_finetuned_run(tmp_path / "run", trained))
     assert backbone.spec == trained.spec.backbone
-    assert backbone.report.left == {"head": 2}
-    assert not backbone.report.missing
+    assert backbone.load_report.unused == {"head": 2}
+    assert not backbone.load_report.missing
     with torch.no_grad():
         assert torch.equal(backbone.tokens(photos()), trained.backbone.tokens(photos()))
         assert torch.equal(backbone.pooled(photos()), trained.backbone.pooled(photos()))
@@ -251,7 +251,7 @@ def test_a_head_that_lacks_or_has_more_than_it_should_fails_unless_it_is_allowed
     )
     classifier = load_classifier(file, allow_missing=["head.*"])
     assert classifier.head.bias.tolist() == [0] * 10
-    assert (classifier.report.missing, classifier.report.unexpected) == (["head.bias"], ["head.scale"])
+    assert (classifier.load_report.missing, classifier.load_report.unexpected) == (["head.bias"], ["head.scale"])
     weights["head.weight"] = torch.ones(10, 128, 1)
     torch.save({"model": weights}, file)
     assert refused(file) == "head.weight is (10, 128, 1) of torch.float32: no linear head"

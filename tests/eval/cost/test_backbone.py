@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.operation_count import by_fvcore
-from c2fmae.eval.cost import CostEvaluation, backbone_cost, backbone_table, compare_backbones
-from c2fmae.eval.cost.memory import kept_bytes, peak_bytes
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, Subject
+from c2fmae.core.operation_count import count_with_fvcore
+from c2fmae.eval.cost import CostEvaluation, compute_backbone_cost, format_backbone_costs, measure_backbones
+from c2fmae.eval.cost.memory import peak_bytes, saved_tensor_bytes
+from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.models.backbones import Backbone, BackboneSpec
-from c2fmae.models.backbones.backbone import vit_of, wrap
+from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
 from c2fmae.models.config import EncoderConfig
 
 VITS = {
@@ -30,7 +30,7 @@ def backbone_of(
     values = {"encoder": {"name": name, "has_norm": True, "depth": depth}, "image_size": (224, 224), **changes}
     spec = BackboneSpec.model_validate(values)
     with torch.device(device):
-        return wrap(vit_of(spec), spec)
+        return wrap_vit(vit_from_spec(spec), spec)
 
 
 def products(name: str, size: tuple[int, int], depth: int | None = None) -> int:
@@ -49,14 +49,14 @@ SIZES = [(224, 224), (512, 512), (96, 160)]
 @pytest.mark.parametrize(("size", "depth"), list(zip(SIZES, (None, 1, 3), strict=True)))
 @pytest.mark.parametrize("name", VITS)
 def test_operations_are_what_arithmetic_says(name: str, size: tuple[int, int], depth: int | None) -> None:
-    cost, dim = backbone_cost(backbone_of(name, depth=depth), size), VITS[name][0]
+    cost, dim = compute_backbone_cost(backbone_of(name, depth=depth), size), VITS[name][0]
     assert cost.flops == 2 * products(name, size, depth)
-    assert cost.parts["embeddings"].flops == 2 * (size[0] * size[1] * 3) * dim
+    assert cost.part_costs["embeddings"].flops == 2 * (size[0] * size[1] * 3) * dim
 
 
 def test_a_vit_b_takes_what_is_said_of_it() -> None:
     head = 768 * 1000  # which others count
-    assert (backbone_cost(backbone_of("vit_base_patch16_224")).flops / 2 + head) / 1e9 == pytest.approx(
+    assert (compute_backbone_cost(backbone_of("vit_base_patch16_224")).flops / 2 + head) / 1e9 == pytest.approx(
         17.564, abs=5e-4
     )
 
@@ -66,7 +66,7 @@ def test_a_vit_b_takes_what_is_said_of_it() -> None:
 @pytest.mark.parametrize("name", list(VITS)[1:])
 def test_fvcore_counts_what_torch_does(name: str, size: tuple[int, int]) -> None:
     backbone = backbone_of(name, depth=2)  # a trace of each of many blocks that are alike takes long
-    assert backbone_cost(backbone, size, count=by_fvcore) == backbone_cost(backbone, size)
+    assert compute_backbone_cost(backbone, size, counter=count_with_fvcore) == compute_backbone_cost(backbone, size)
 
 
 @pytest.mark.parametrize(("side", "depth"), [(224, 12), (512, 1)])
@@ -77,20 +77,20 @@ def test_fvcore_counts_as_much_of_timms_own_model_and_norms_besides(side: int, d
         from fvcore.nn import FlopCountAnalysis  # type: ignore[import-untyped]
 
         backbone = backbone_of(name, depth=depth, image_size=(side, side))
-        vit = vit_of(backbone.spec).eval()
+        vit = vit_from_spec(backbone.spec).eval()
         for module in vit.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False  # type: ignore[assignment]  # what is fused it would not count
         analysis = FlopCountAnalysis(vit, torch.zeros(1, 3, side, side)).unsupported_ops_warnings(False)
         theirs = 2 * analysis.tracer_warnings("none").total()
-    ours = backbone_cost(backbone).flops
+    ours = compute_backbone_cost(backbone).flops
     norms = 2 * 5 * (2 * depth + 1) * (1 + (side // 16) ** 2) * 192  # which we do not count
     assert theirs - norms == ours
 
 
 def test_parameters_are_those_of_the_backbone() -> None:
     backbone = backbone_of(channels={"semantic": 9, "rgb": 3}, has_fc_norm=True)
-    parts = backbone_cost(backbone).parts
+    parts = compute_backbone_cost(backbone).part_costs
     assert sum(part.parameters for part in parts.values()) == sum(p.numel() for p in backbone.parameters())
     classes = 10 * 64 + (64 * 4 * 4 + 1) * 64
     assert parts["embeddings"].parameters == classes + (3 * 16 * 16 + 1) * 64
@@ -99,7 +99,10 @@ def test_parameters_are_those_of_the_backbone() -> None:
 
 
 def test_embeddings_of_maps_have_nothing_to_do_with_photos_alone() -> None:
-    assert backbone_cost(backbone_of(channels={"semantic": 9, "rgb": 3})).flops == backbone_cost(backbone_of()).flops
+    assert (
+        compute_backbone_cost(backbone_of(channels={"semantic": 9, "rgb": 3})).flops
+        == compute_backbone_cost(backbone_of()).flops
+    )
 
 
 def test_a_cost_needs_no_weights() -> None:
@@ -107,24 +110,24 @@ def test_a_cost_needs_no_weights() -> None:
     for parameter in backbone.parameters():
         parameter.data.normal_()  # what nobody has drawn may be anything, NaN too
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    assert backbone_cost(backbone) == backbone_cost(backbone_of())
+    assert compute_backbone_cost(backbone) == compute_backbone_cost(backbone_of())
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
 
 
 def test_photos_are_of_the_size_that_the_backbone_learned_from_unless_told_otherwise() -> None:
     backbone = backbone_of(image_size=(64, 32))
-    assert backbone_cost(backbone).flops == 2 * products("test_vit", (64, 32))
+    assert compute_backbone_cost(backbone).flops == 2 * products("test_vit", (64, 32))
 
 
 def test_photos_that_patches_do_not_divide_are_refused() -> None:
     with pytest.raises(UserError, match="^image_size: 32×40 is not divisible into patches of 16×16$"):
-        backbone_cost(backbone_of(), (32, 40))
+        compute_backbone_cost(backbone_of(), (32, 40))
 
 
 def test_a_backbone_that_takes_no_photos_is_refused() -> None:
     message = "^what a photo costs cannot be said of a backbone that takes none, but semantic$"
     with pytest.raises(UserError, match=message):
-        backbone_cost(backbone_of(channels={"semantic": 9}))
+        compute_backbone_cost(backbone_of(channels={"semantic": 9}))
 
 
 def activations(size: tuple[int, int]) -> int:
@@ -144,22 +147,22 @@ def activations(size: tuple[int, int]) -> int:
 def test_activations_are_what_a_count_by_hand_says(size: tuple[int, int]) -> None:
     backbone = backbone_of(device="cpu")
     settings = QUICK.model_copy(update={"image_size": size})
-    metrics = {each.name: each.value for each in compare_backbones({"it": backbone}, settings)["it"]}
+    metrics = {each.name: each.value for each in measure_backbones({"it": backbone}, settings)["it"]}
     assert metrics["activation_bytes/fp32"] == activations(size)
 
 
 def test_what_is_kept_twice_counts_once_and_weights_do_not_count() -> None:
     layer, x = nn.Linear(4, 8, bias=False), torch.zeros(3, 4, requires_grad=True)
-    assert kept_bytes(layer, lambda: layer(x)) == 4 * 3 * 4
-    assert kept_bytes(layer, lambda: layer(x) + layer(x[:2]).sum()) == 4 * 3 * 4
-    assert kept_bytes(nn.Identity(), lambda: layer(x)) == 4 * (3 * 4 + 4 * 8)
-    assert kept_bytes(layer, lambda: layer(x).exp()) == 4 * (3 * 4 + 3 * 8)
+    assert saved_tensor_bytes(layer, lambda: layer(x)) == 4 * 3 * 4
+    assert saved_tensor_bytes(layer, lambda: layer(x) + layer(x[:2]).sum()) == 4 * 3 * 4
+    assert saved_tensor_bytes(nn.Identity(), lambda: layer(x)) == 4 * (3 * 4 + 4 * 8)
+    assert saved_tensor_bytes(layer, lambda: layer(x).exp()) == 4 * (3 * 4 + 3 * 8)
 
 
 def test_bytes_are_kept_even_where_gradients_are_off() -> None:
     layer, x = nn.Linear(4, 8, bias=False), torch.zeros(3, 4)
     with torch.no_grad():
-        assert kept_bytes(layer, lambda: layer(x)) == 4 * 3 * 4
+        assert saved_tensor_bytes(layer, lambda: layer(x)) == 4 * 3 * 4
 
 
 def test_a_peak_is_what_is_held_at_once() -> None:
@@ -174,10 +177,10 @@ def test_a_peak_is_what_is_held_at_once() -> None:
 
 
 def test_an_evaluation_yields_all_that_it_says(tmp_path: Path) -> None:
-    evaluation = EVALUATIONS.get("cost").read(
+    evaluation = EVALUATIONS.get("cost").from_dict(
         {"image_size": [32, 48], "batch_size": 2, "rounds": 6, "precisions": ["fp32", "bf16"]}
     )
-    subject = Subject("tiny", backbone_of(device="cpu"), tmp_path)
+    subject = ModelUnderTest("tiny", backbone_of(device="cpu"), tmp_path)
     metrics = {metric.name: metric for metric in evaluation.run(subject)}
     assert list(metrics) == [
         *("parameters", "parameters/embeddings", "parameters/encoder"),
@@ -191,10 +194,10 @@ def test_an_evaluation_yields_all_that_it_says(tmp_path: Path) -> None:
     assert speed.count == 12
     assert speed.interval is not None
     assert speed.interval[0] <= speed.value <= speed.interval[1]
-    protocol = evaluation.protocol(subject)
+    protocol = evaluation.describe_protocol(subject)
     assert protocol.startswith("Of a photo of 32×48. ")
     assert "median of 6 forward passes of 2 photos each" in protocol
-    assert evaluation.inputs(subject)["machine"] in protocol
+    assert evaluation.identify_inputs(subject)["machine"] in protocol
     assert "1 thread of" in protocol
 
 
@@ -202,16 +205,16 @@ def test_sources_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     from c2fmae.eval.cost import evaluation
 
     turns: list[tuple[int, str]] = []
-    true = evaluation._infer
+    true = evaluation._forward_without_grad
 
     def infer(backbone: Backbone, photos: torch.Tensor, precision: evaluation.Precision) -> torch.Tensor:
         if len(photos) == 2:
             turns.append((backbone.depth, precision))
         return true(backbone, photos, precision)
 
-    monkeypatch.setattr(evaluation, "_infer", infer)
+    monkeypatch.setattr(evaluation, "_forward_without_grad", infer)
     one, other = (backbone_of(device="cpu", encoder=EncoderConfig(name="test_vit", depth=n)) for n in (1, 2))
-    compare_backbones({"one": one, "other": other}, QUICK)
+    measure_backbones({"one": one, "other": other}, QUICK)
     assert turns == 3 * [(1, "fp32"), (2, "fp32")]
 
 
@@ -226,11 +229,11 @@ def test_a_table_has_a_row_for_every_source_and_compares_it_to_the_first() -> No
             Metric("images_per_second/fp32", 10 / scale, 18, interval),
         ]
 
-    assert backbone_table({"mine": metrics(1, (9, 12)), "theirs": metrics(2.5)}) == "\n".join(
+    assert format_backbone_costs({"mine": metrics(1, (9, 12)), "theirs": metrics(2.5)}) == "\n".join(
         [
             "source  parameters, M  encoder        GFLOP  activations, MB fp32           images/s fp32",
             "mine      20.00 ×1.00    19.00   4.00 ×1.00             8.0 ×1.00  10.0 [9.0, 12.0] ×1.00",
             "theirs    50.00 ×2.50    47.50  10.00 ×2.50            20.0 ×2.50               4.0 ×0.40",
         ]
     )
-    assert "×" not in backbone_table({"mine": metrics(1)})
+    assert "×" not in format_backbone_costs({"mine": metrics(1)})
