@@ -41,8 +41,8 @@ from c2fmae.methods.task import PretrainingTask
 
 split = PretrainingTask.split
 
-def do(self, batch, *, parts, step, progress, world):
-    made = split(self, batch, parts=parts, step=step, progress=progress, world=world)
+def do(self, batch, *, num_micro_batches, step, progress, world):
+    made = split(self, batch, num_micro_batches=num_micro_batches, step=step, progress=progress, world=world)
     if {when}:
         {what}
     return made
@@ -55,8 +55,8 @@ SLOW = """
 import time
 from c2fmae.methods.task import PretrainingTask
 
-counts = PretrainingTask.counts
-PretrainingTask.counts = lambda self, part: (time.sleep(0.3), counts(self, part))[1]
+counts = PretrainingTask.compute_counts
+PretrainingTask.compute_counts = lambda self, part: (time.sleep(0.3), counts(self, part))[1]
 """
 
 

@@ -16,9 +16,13 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file in one step, and its parent directories: after an error the previous content is unchanged."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several processes may write the same path
+def write_atomic(path: Path, data: bytes, *, is_shared: bool = False) -> None:
+    """Write a file in one step, and its parent directories: after an error the previous content is unchanged.
+
+    `is_shared` is for a path that several processes may write at once: each then has a temporary file of its own, which
+    a killed process leaves behind; otherwise the next write replaces it.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp" if is_shared else f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(data)

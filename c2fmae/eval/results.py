@@ -69,8 +69,14 @@ def run_evaluation(
 def save_result(result: EvaluationResult, metadata: Mapping[str, Any]) -> None:
     """Write a result and the page about it; `metadata` are its identity, what was loaded, and the environment."""
     document = {**metadata, "source": result.source, "metrics": [asdict(metric) for metric in result.metrics]}
-    write_atomic(result.result_dir / RESULTS_FILE, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
-    write_atomic(result.result_dir / PAGE_FILE, render_page(make_result_page(result, document)).encode())
+    write_atomic(
+        result.result_dir / RESULTS_FILE,
+        (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(),
+        is_shared=True,
+    )
+    write_atomic(
+        result.result_dir / PAGE_FILE, render_page(make_result_page(result, document)).encode(), is_shared=True
+    )
 
 
 def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _export_program(model: ExportableModel) -> Any:
     example_input = _example_input(get_backbone(model), 2)
     with torch.no_grad():
         return torch.export.export(
-            ViTOutputs(to_timm_vit(model)).eval(), (example_input,), dynamic_shapes={"photos": {0: batch}}
+            ViTOutputs(to_timm_vit(model)).eval(), (example_input,), dynamic_shapes={"images": {0: batch}}
         )
 
 

@@ -643,7 +643,7 @@ for life in range(kills):
     done = [line.removeprefix("done ") for line in lines if line.startswith("done")]
     last = (done or [last])[-1]
     newest, refused = load_newest_checkpoint(folder)
-    found = newest.facts["mark"] if newest else None
+    found = newest.metadata["mark"] if newest else None
     assert not refused, refused
     assert found in (last, *begun[-1:]), (found, last, lines[-4:])
     if newest:

@@ -175,7 +175,7 @@ def test_trackers_see_what_is_logged_held_out_losses_and_pictures(
     assert [(step, row["loss"]) for step, row in told.rows[:-1]] == [(3, 2.0), (6, 2.0), (7, 2.0)]
     assert told.rows[-1] == (7, {"held_out/loss": 1.0})
     assert told.pictures == [(7, "scenes", tmp_path / "a.png")]
-    since = {"name": tmp_path.name, "config": {"seed": 1}, "since_step": 1}
+    since = {"name": tmp_path.name, "config": {"seed": 1}, "start_step": 1}
     assert opened == [((("wandb",), tmp_path), since)]
 
 

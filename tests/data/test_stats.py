@@ -68,12 +68,12 @@ def test_every_count_is_drawn(charts: dict[str, dict[str, float]]) -> None:
 
 
 def test_what_the_data_does_not_have_is_not_drawn(charts: dict[str, dict[str, float]]) -> None:
-    draw_stats(report(class_pixels=NO_CLASSES, class_images=NO_CLASSES, object_counts={}, labels={}))
+    draw_stats(report(class_pixels=NO_CLASSES, class_images=NO_CLASSES, object_counts={}, label_counts={}))
     assert list(charts) == ["Photos by shorter side, in pixels"]
 
 
 def test_a_data_set_in_which_nothing_can_be_read_still_makes_a_picture() -> None:
-    nothing = report(num_scenes=0, class_pixels=NO_CLASSES, object_counts={}, labels={}, sizes={})
+    nothing = report(num_scenes=0, class_pixels=NO_CLASSES, object_counts={}, label_counts={}, image_size_counts={})
     assert draw_stats(nothing).width > 100
     assert describe_stats(nothing) == "scenes   0"
 

@@ -156,7 +156,7 @@ def test_metrics_that_are_there_already_are_only_written(tmp_path: Path) -> None
 def test_two_commands_may_keep_the_same_file_at_once(tmp_path: Path) -> None:
     def write(rounds: int) -> None:
         for _ in range(rounds):
-            files.write_atomic(tmp_path / "features" / "chunk", b"the same")
+            files.write_atomic(tmp_path / "features" / "chunk", b"the same", is_shared=True)
 
     processes = [get_context("fork").Process(target=write, args=(60,)) for _ in range(2)]
     for process in processes:

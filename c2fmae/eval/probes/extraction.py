@@ -98,7 +98,7 @@ def extract_features(
     paths = tuple(feature_dir / f"chunk-{number:05d}.safetensors" for number in range(len(starts)))
     world = model.world
     if world.is_main:
-        write_atomic(feature_dir / "what.json", identity_json.encode())
+        write_atomic(feature_dir / "what.json", identity_json.encode(), is_shared=True)
         missing = min(chunk_size * sum(not path.exists() for path in paths), len(scenes))
         if missing:
             check_disk_space(
@@ -148,7 +148,11 @@ def _extract_chunks(
             with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
                 outputs.append(_compute_features(backbone, photos.to(device, non_blocking=True), spec) | extras)
             if rows[-1] == rows_by_path[path][-1]:
-                write_atomic(path, save({name: torch.cat([each[name] for each in outputs]) for name in outputs[0]}))
+                write_atomic(
+                    path,
+                    save({name: torch.cat([each[name] for each in outputs]) for name in outputs[0]}),
+                    is_shared=True,
+                )
                 outputs = []
             now = time.perf_counter()
             progress.update(step, {}, seconds=now - clock, wait_fraction=data_seconds / (now - clock))

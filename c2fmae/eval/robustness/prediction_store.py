@@ -66,7 +66,9 @@ def write_predictions(path: Path, tensors: Mapping[str, Tensor], identity: str) 
         name: each if name == "photos" else each.to(_STORED_DTYPES.get(name, torch.int32))
         for name, each in tensors.items()
     }
-    write_atomic(path, save({name: each.contiguous() for name, each in narrowed.items()}, {"identity": identity}))
+    write_atomic(
+        path, save({name: each.contiguous() for name, each in narrowed.items()}, {"identity": identity}), is_shared=True
+    )
 
 
 def read_predictions(path: Path) -> StoredPredictions:

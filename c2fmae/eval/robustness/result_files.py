@@ -115,9 +115,11 @@ def write_comparison(
         "config": config.model_dump(mode="json"),
         "environment": collect_environment(),
     }
-    write_atomic(output_dir / JSON_FILE, _json_bytes(document))
-    write_atomic(output_dir / CSV_FILE, results_to_csv(results).encode())
-    write_atomic(output_dir / PAGE_FILE, render_page(_build_comparison_page(results, document)).encode())
+    write_atomic(output_dir / JSON_FILE, _json_bytes(document), is_shared=True)
+    write_atomic(output_dir / CSV_FILE, results_to_csv(results).encode(), is_shared=True)
+    write_atomic(
+        output_dir / PAGE_FILE, render_page(_build_comparison_page(results, document)).encode(), is_shared=True
+    )
 
 
 def default_output_dir(

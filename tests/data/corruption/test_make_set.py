@@ -352,12 +352,12 @@ def test_a_few_scenes_are_spread_evenly_over_all() -> None:
 
 SCRIPT = """
 import sys
-from c2fmae.data.corruption.make_set import CorruptConfig, corrupt_scenes
+from c2fmae.data.corruption.make_set import CorruptionConfig, corrupt_scenes
 from c2fmae.data.sources import open_scenes
 scenes = open_scenes("generated", granularities=("rgb",), size=64, length=12)
 kinds = ("impulse_noise", "defocus_blur", "frost", "elastic_transform", "spatter")
 say = lambda done: print(done, flush=True)
-corrupt_scenes(scenes, sys.argv[1], CorruptConfig(), corruptions=kinds, progress=say)
+corrupt_scenes(scenes, sys.argv[1], CorruptionConfig(), corruptions=kinds, progress=say)
 """
 
 

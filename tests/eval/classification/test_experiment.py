@@ -405,7 +405,7 @@ def test_settings_reach_what_they_are_of(source: Path, data: Path) -> None:
         view: Any = batches._loader.transform
     assert batch.maps["rgb"].shape == (8, 3, 32, 24)
     assert batch.keys[0] == batch.keys[1]
-    assert (view.erasing, view.view.scale, view.mean, view.std) == (
+    assert (view.erase_prob, view.view.scale, view.mean, view.std) == (
         0.7,
         (0.3, 0.4),
         RGB_SEMANTIC_SPEC.mean,

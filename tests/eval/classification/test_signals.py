@@ -21,8 +21,8 @@ SLOW_SAVE = """
 import time
 from c2fmae.core import checkpoint
 
-write = checkpoint._write
-checkpoint._write = lambda *given: (time.sleep(4), write(*given))[1]
+write = checkpoint._write_checkpoint
+checkpoint._write_checkpoint = lambda *given: (time.sleep(4), write(*given))[1]
 """
 
 
