@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.multimae_baseline import multimae_masks
 from benchmarks.tables import print_speeds
+from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import COARSE_TO_FINE
 from c2fmae.eval.cost.memory import peak_bytes
 from c2fmae.eval.cost.timing import time_in_turn
 from c2fmae.masking import apportion, mask_scenes, patch_regions, sample_shares, semantic_mask

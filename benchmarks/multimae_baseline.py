@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.pixels import standardise
-from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae.models.positions import sincos_positions
 

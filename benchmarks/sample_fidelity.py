@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from c2fmae.core.scene import GRANULARITIES, Scene
+from c2fmae.core.granularity import GRANULARITIES
+from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import resized_crop_ids, resized_crop_image, subsample_ids
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import random_crop_box

@@ -7,7 +7,6 @@
 {'semantic': (16, 16), 'instance': (16, 16), 'rgb': (3, 64, 64)}
 """
 
-from c2fmae.core import depth  # noqa: F401 - registers itself
 from c2fmae.core.pixels import standardise
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.info import DatasetInfo

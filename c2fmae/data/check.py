@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.problems import Problem

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import GRANULARITIES, IGNORE
+from c2fmae.core.granularity import GRANULARITIES, IGNORE
 
 PARTIAL_SUFFIX = ".part"
 """How names of files end that are being written."""

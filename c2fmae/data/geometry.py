@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
-from c2fmae.core.scene import GRANULARITIES, Scene
+from c2fmae.core.granularity import GRANULARITIES
+from c2fmae.core.scene import Scene
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE
 
 DATASET_FILE = "dataset.json"
 PACK_PLAN_FILE = "pack.json"

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 
 InstanceOverflow = Literal["ignore", "background"]
 

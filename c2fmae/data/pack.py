@@ -20,8 +20,9 @@ from torch import Tensor
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.core.locks import lock_dir
-from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE, Scene
+from c2fmae.core.scene import Scene
 from c2fmae.data.encode import (
     PARTIAL_SUFFIX,
     TAR_END,

@@ -4,7 +4,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import Scenes

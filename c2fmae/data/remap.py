@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 
 IdTable = Integer[np.ndarray, " values"]
 

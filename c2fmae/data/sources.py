@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from c2fmae.core.config import Config, describe_validation_error
 from c2fmae.core.errors import UserError, did_you_mean
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.registry import Registry
-from c2fmae.core.scene import GRANULARITIES
 from c2fmae.data.combine import ConcatScenes, SubsetScenes
 from c2fmae.data.folders import open_folder_tree
 from c2fmae.data.generated import GeneratedScenes

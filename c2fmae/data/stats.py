@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 from c2fmae.data.check import AREA_FRACTION_EDGES, CheckReport
 from c2fmae.report.drawing import draw_bar_chart, stack_images
 

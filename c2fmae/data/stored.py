@@ -16,7 +16,8 @@ from jaxtyping import Int64, Integer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE, Scene
+from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.data.decode import decode_ids, decode_image
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList

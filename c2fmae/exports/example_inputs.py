@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
-from c2fmae.core.scene import GRANULARITIES
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.exports.target import ExportableModel, get_backbone
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import BackboneInput

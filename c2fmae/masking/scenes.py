@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import COARSE_TO_FINE
 from c2fmae.masking._checks import check_batch_by_patch, check_ids, check_shape
 from c2fmae.masking.policies import POLICIES, MaskNoise, PatchMaps, Policy
 from c2fmae.masking.rounding import apportion, sample_shares

@@ -3,7 +3,7 @@
 import torch
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import GRANULARITIES
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.seeding import derive_seed
 from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked import MaskedAutoencoding, Objective

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError, unknown_name_error
-from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, IGNORE
+from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.masking.config import MaskingConfig
 from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, DecoderConfig, EncoderConfig

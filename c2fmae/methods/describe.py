@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.operation_count import ForwardCost, PartCost
-from c2fmae.core.scene import GRANULARITIES
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.methods.cost import compute_pretraining_cost
 from c2fmae.models import Encoder, label_stride

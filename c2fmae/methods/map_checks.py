@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import SceneBatch
 from c2fmae.models.patches import label_stride
 
 _ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -7,9 +7,10 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
-from c2fmae.core.scene import GRANULARITIES, IGNORE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.data.transforms import trimmed_mean_std
 from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.map_checks import check_continuous_map, check_id_map, check_images, require_map

@@ -1,6 +1,5 @@
 """Patches and positions, embeddings, encoder, decoders, targets and losses; and backbones, from anywhere."""
 
-from c2fmae.core import depth  # noqa: F401 - registers itself
 from c2fmae.models.autoencoder import MultiGranularAutoencoder, PredictionHead
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.decoders import DECODERS, DecoderPlan

@@ -11,8 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import GRANULARITIES, IGNORE
 from c2fmae.models.patches import compute_grid, gather_patches, label_stride
 
 

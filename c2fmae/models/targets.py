@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from c2fmae.core.granularity import IGNORE
 from c2fmae.core.registry import Registry
-from c2fmae.core.scene import IGNORE
 from c2fmae.models.patches import patchify, unpatchify
 
 MapTensor = Shaped[Tensor, "batch *channels height width"]

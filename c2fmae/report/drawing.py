@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, int, int, int]

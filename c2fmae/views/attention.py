@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Float64, Integer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.eval.analysis.attention import attention_fraction_on_instances, compute_image_attention, has_global_token
 from c2fmae.models.backbones import Backbone
 from c2fmae.report.drawing import BACKGROUND_COLOUR, MUTED_COLOUR, TEXT_COLOUR, colour_instances, draw_tile_sheet

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, Scene, SceneBatch
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene, SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.data.loader import load_first_readable
 from c2fmae.models.backbones import Backbone

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
+from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
+from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking import Policy, mask_scenes, patch_regions

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError, unknown_name_error
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import GRANULARITIES, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.data import CentralView, Scenes
 from c2fmae.data.loader import load_first_readable

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from c2fmae.core.distributed import World, _average_in_rank_order
+from c2fmae.core.granularity import IGNORE
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.task import MicroBatch, PretrainingTask

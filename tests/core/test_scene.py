@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import COARSE_TO_FINE, GRANULARITIES, Scene, SceneBatch
+from c2fmae.core.scene import Scene, SceneBatch
 
 
 def scene(key: str, size: int = 4, label: int | None = None) -> Scene:
@@ -32,17 +32,3 @@ def test_a_scene_that_lacks_a_map_is_named() -> None:
     with pytest.raises(UserError) as caught:
         SceneBatch.stack([scene("a"), Scene("b", {"rgb": scene("b").maps["rgb"]})])
     assert str(caught.value) == "b: semantic is None, but (4, 4) in a"
-
-
-@pytest.mark.parametrize("name", list(GRANULARITIES))
-def test_every_granularity_goes_by_its_name_and_ids_are_never_mixed(name: str) -> None:
-    spec = GRANULARITIES.get(name)
-    assert spec.name == name
-    if spec.kind == "ids":
-        assert spec.resize == "nearest"
-        assert spec.ignore == 255
-        assert spec.suffix.endswith(".png")
-
-
-def test_the_papers_granularities_are_there() -> None:
-    assert set(COARSE_TO_FINE) <= set(GRANULARITIES)

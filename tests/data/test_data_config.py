@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView, GeneratedScenes, RandomView, Sampler
 from c2fmae.data.cached import CachedScenes
 from c2fmae.data.config import DataConfig

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from c2fmae.core.errors import RunError, UserError
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 from c2fmae.exports import export, read_autoencoder
 from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_safetensors import safetensors_target

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import COARSE_TO_FINE
 from c2fmae.methods import MaskedAutoencoding
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
 

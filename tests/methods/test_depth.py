@@ -64,11 +64,11 @@ def test_the_loss_does_not_depend_on_the_unit_of_depth(batch: SceneBatch) -> Non
     torch.testing.assert_close(losses[0].total, losses[1].total)
 
 
-def test_nothing_but_its_own_file_knows_of_depth() -> None:
+def test_depth_is_named_in_no_file_but_that_of_the_specs() -> None:
     root = Path(c2fmae.__file__).parent
     readers = {root / "models" / "backbones", root / "exports"}  # of others' files, where it also counts blocks
     files = [path for path in root.rglob("*.py") if path.parent not in readers]
-    assert [path.name for path in files if '"depth"' in path.read_text(encoding="utf-8")] == ["depth.py"]
+    assert [path.name for path in files if '"depth"' in path.read_text(encoding="utf-8")] == ["granularity.py"]
 
 
 def test_depth_that_cannot_be_is_refused(batch: SceneBatch) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.distributed import World
+from c2fmae.core.granularity import IGNORE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import IGNORE, Scene, SceneBatch
+from c2fmae.core.scene import Scene, SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.training import TrainingConfig
 from c2fmae.data import CentralView, DatasetInfo

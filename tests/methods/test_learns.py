@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.methods import METHODS, build_method
 

@@ -8,7 +8,8 @@ import yaml
 from torch import nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import COARSE_TO_FINE, SceneBatch
+from c2fmae.core.granularity import COARSE_TO_FINE
+from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.models import DECODERS, DecoderPlan, MultiGranularAutoencoder
 from tests.data.dataset_files import assert_user_error

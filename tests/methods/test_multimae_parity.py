@@ -9,8 +9,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.func import functional_call
 
+from c2fmae.core.granularity import IGNORE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
 from tests.methods.official_positions import official_sincos_table
 from tests.methods.tiny_methods import NUM_CLASSES, build_tiny_method, draw_noise_scenes, perturb_parameters

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
 from c2fmae.models import patchify
 from c2fmae.models.targets import ClassIdTarget, NormalizedPixelTarget, PixelTarget

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.multiprocessing.spawn import spawn
 
+from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
 from c2fmae.models import DECODERS, patchify
 from tests.methods import ddp_processes

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.distributed import World
+from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.loop import Task
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import COARSE_TO_FINE, IGNORE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.masking import CURRICULA
 from c2fmae.methods.task import MicroBatch, PretrainingTask

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from c2fmae.core.granularity import IGNORE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
 
 NUM_CLASSES = {"semantic": 6, "instance": 5}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import GRANULARITIES
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.models import TARGETS, PredictionTarget, patchify
 from c2fmae.models.targets import DEFAULT_TARGETS
 from tests.models.tiny_models import draw_normal, seeds

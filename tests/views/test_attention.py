@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.eval.analysis.attention import compute_image_attention
 from c2fmae.models.backbones import Backbone
 from c2fmae.report.drawing import draw_tile_sheet

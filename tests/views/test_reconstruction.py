@@ -9,8 +9,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
-from c2fmae.core.scene import COARSE_TO_FINE, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.data import open_scenes
 from c2fmae.report.drawing import colour_classes, colour_instances, draw_tile_sheet
 from c2fmae.views import reconstruction

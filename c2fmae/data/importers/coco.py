@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 from c2fmae.data.importers.coco_rle import outline_to_rle, paint_outlines
 from c2fmae.data.importers.common import (
     IdMap,

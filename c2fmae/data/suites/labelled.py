@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.labels import is_wnid
-from c2fmae.core.scene import GRANULARITIES
 from c2fmae.data import DatasetInfo, Scenes, open_scenes
 from c2fmae.data.stored import StoredScenes
 from c2fmae.data.suites.cells import ClassDirScenes, SetLabels, dir_names_to_labels

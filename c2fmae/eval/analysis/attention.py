@@ -14,7 +14,8 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import SceneBatch
 from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_metric, ratio_metric
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.models.backbones import Backbone

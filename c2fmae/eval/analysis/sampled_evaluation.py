@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from c2fmae.core.config import PositiveInt
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.config import DataSourceOption
 from c2fmae.data.digest import compute_scenes_digest

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from c2fmae.core.config import Config
-from c2fmae.core.scene import GRANULARITIES
+from c2fmae.core.granularity import GRANULARITIES
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 

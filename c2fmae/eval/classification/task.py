@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import GRANULARITIES, SceneBatch
+from c2fmae.core.granularity import GRANULARITIES
+from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.eval.classification.inputs import prepare_classifier_inputs
 from c2fmae.eval.classification.mixing import MixingConfig, mix_map, mix_targets, pair_samples, sample_mix_params

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from c2fmae.core.distributed import World
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.operation_count import ForwardCost
-from c2fmae.core.scene import GRANULARITIES, SceneBatch
+from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.eval.cost.evaluation import Precision
 from c2fmae.eval.cost.timing import WARMUP_ROUNDS, Clock, synchronised, time_in_turn

@@ -5,7 +5,7 @@ from jaxtyping import Float64, Int64, Integer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 
 ConfusionCounts = Int64[Tensor, "*batch truth found"] | Float64[Tensor, "*batch truth found"]
 

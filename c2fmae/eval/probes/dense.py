@@ -10,7 +10,7 @@ from torch import Tensor
 
 from c2fmae.core.config import PositiveInt
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 from c2fmae.core.seeding import derive_seed
 from c2fmae.eval.datasets import OpenedSet, check_same_names
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from c2fmae.core.scene import IGNORE, SceneBatch
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes, standardise
 from c2fmae.masking import patch_regions
 from c2fmae.methods import MaskedAutoencoding

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Int64
 from torch import Tensor
 
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 from c2fmae.eval.probes.features import PatchFeatures
 from c2fmae.eval.probes.logistic_regression import fit_logistic_regression
 from c2fmae.eval.probes.nearest_neighbours import find_nearest, vote_labels

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import GRANULARITIES
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 
 Pooling = Literal["mean", "cls"]

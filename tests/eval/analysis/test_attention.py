@@ -17,7 +17,8 @@ from torch.multiprocessing.spawn import start_processes
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.analysis import sampled_evaluation
 from c2fmae.eval.analysis.attention import (

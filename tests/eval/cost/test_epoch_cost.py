@@ -4,7 +4,7 @@ from statistics import median
 import pytest
 import torch
 
-from c2fmae.core.scene import GRANULARITIES
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.eval.cost import EpochCost, epoch_cost, format_epoch_costs, measure_epoch_costs
 from c2fmae.eval.cost.epoch_cost import _random_scenes, matching_mae_config
 from c2fmae.eval.cost.timing import median_interval, time_in_turn

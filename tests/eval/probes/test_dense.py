@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.eval.probes import dense, extraction
 from c2fmae.eval.probes.dense import DenseProbeEvaluation, count_cell_classes, predict_cells

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE, Scene
+from c2fmae.core.granularity import IGNORE
+from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView, DatasetInfo, GeneratedScenes, open_scenes
 from c2fmae.eval.probes import (
     PatchFeatures,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.scene import IGNORE
+from c2fmae.core.granularity import IGNORE
 from c2fmae.core.weight_file import WeightFile
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.backbones.multimae_reader import read_multimae
