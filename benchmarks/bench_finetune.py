@@ -25,14 +25,14 @@ from c2fmae.core.loop import TrainingLoop, TrainingState, autocast
 from c2fmae.core.optimiser import TRUNK_PREFIXES, build_adamw, build_parameter_groups, set_lr
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.scene import SceneBatch
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.core.watching import RunLogger, WatchingConfig
 from c2fmae.eval.classification.mixing import MixingConfig
 from c2fmae.eval.classification.task import ClassificationTask
 from c2fmae.eval.cost.timing import time_in_turn
-from c2fmae.models.backbones import BackboneSpec, create_untrained_backbone
+from c2fmae.models.backbones import create_untrained_backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone
-from c2fmae.models.config import EncoderConfig
 
 BATCH, CLASSES = 16, 1000
 CONFIG = TrainingConfig(steps=100_000, lr=1e-3, batch_size=BATCH, layer_decay=0.75, clip=1)

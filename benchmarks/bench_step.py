@@ -25,12 +25,12 @@ from benchmarks.tables import print_costs
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
+from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.eval.cost.memory import peak_bytes
 from c2fmae.eval.cost.timing import time_in_turn
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.methods.cost import compute_pretraining_cost
-from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5
 BASELINE, DENSE_BASELINE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
-from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
+from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae.models.positions import sincos_positions
 
 PATCH, CELLS, CLASS_DIM, DIM, DECODER_DIM, HEADS = 16, 4, 64, 768, 256, 8

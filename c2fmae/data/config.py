@@ -7,9 +7,9 @@ from pydantic import Field
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import InstanceOverflow
 from c2fmae.core.training import TrainingPlan
 from c2fmae.data.cached import CachedScenes
-from c2fmae.data.instance_order import InstanceOverflow
 from c2fmae.data.loader import BatchStream, SceneLoader
 from c2fmae.data.sampler import DataPosition, Sampler
 from c2fmae.data.scenes import Scenes

@@ -1,15 +1,11 @@
 """Instance ids that mean something: by size, the largest object first."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
-from c2fmae.core.granularity import IGNORE
-
-InstanceOverflow = Literal["ignore", "background"]
+from c2fmae.core.granularity import IGNORE, InstanceOverflow
 
 
 def renumber_instances(

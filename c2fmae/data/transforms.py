@@ -10,9 +10,10 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import InstanceOverflow
 from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import CropBox, central_crop_box, resized_crop, scene_size
-from c2fmae.data.instance_order import InstanceOverflow, renumber_instances
+from c2fmae.data.instance_order import renumber_instances
 
 MAX_CROP_ATTEMPTS = 10
 

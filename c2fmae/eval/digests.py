@@ -6,13 +6,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from c2fmae.core.specs import spec_identity
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 
 
 def compute_weights_digest(model: Backbone | Classifier) -> str:
     """Return a digest of a backbone or classifier: what it is, and its weights."""
-    return compute_module_digest(model, model.spec.model_dump_json())
+    return compute_module_digest(model, spec_identity(model.spec))
 
 
 def compute_module_digest(model: nn.Module, description: str) -> str:

@@ -43,7 +43,7 @@ def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         vit,
         has_norm=config.encoder.has_norm,
         use_vit_positions=config.encoder.keep_positions,
-        grad_checkpointing=config.encoder.checkpoint,
+        grad_checkpointing=config.encoder.grad_checkpointing,
     )
     if encoder.pos_embed is not None:  # until weights are loaded: those of a ViT without any are not drawn
         device = next(vit.parameters()).device

@@ -7,10 +7,9 @@ from pydantic import Field, model_validator
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
+from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD, BackboneSpec, EncoderConfig, LossAveraging
 from c2fmae.masking.config import MaskingConfig
-from c2fmae.models.backbones.spec import BackboneSpec
-from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, DecoderConfig, EncoderConfig
-from c2fmae.models.losses import LossAveraging
+from c2fmae.models.config import DecoderConfig
 from c2fmae.models.targets import DEFAULT_TARGETS, TARGETS
 
 ImageSide = Annotated[int, Field(ge=1, le=4096)]

@@ -1,9 +1,10 @@
 """MAE (He et al., 2022): photos alone, a deep joint decoder, pixels relative to their patch."""
 
+from c2fmae.core.specs import EncoderConfig
 from c2fmae.masking.config import MaskingConfig
 from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.registry import METHODS
-from c2fmae.models.config import DecoderConfig, EncoderConfig
+from c2fmae.models.config import DecoderConfig
 
 
 @METHODS.register("mae")

@@ -1,6 +1,6 @@
-"""Encoder and decoder as a recipe writes them."""
+"""Decoder as a recipe writes it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,51 +8,6 @@ from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
 from c2fmae.models.decoders import DECODERS
 from c2fmae.models.decoders.wirings import Carry, Context
-
-DropRate = Annotated[float, Field(ge=0, lt=1)]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class EncoderConfig(Config):
-    """Which ViT sees the visible patches."""
-
-    name: Annotated[str, Field(min_length=1)] = "vit_base_patch16_224"
-    """A plain ViT of timm; its weights are drawn anew."""
-    patch_size: PositiveInt | None = None
-    """Pixels of a patch's side, where they are not those of the named ViT; so the next five, for others' weights."""
-    dim: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
-    depth: PositiveInt | None = None
-    num_heads: PositiveInt | None = None
-    mlp_ratio: Annotated[float, Field(gt=0)] | None = None
-    """The width within its MLPs, as a multiple of its own."""
-    norm_eps: Annotated[float, Field(gt=0)] | None = None
-    """What its norms add to variances: 1e-6 in timm, MAE and MultiMAE, 1e-12 in Hugging Face's ViTs."""
-    drop_path: DropRate = 0.0
-    has_norm: bool = False
-    """Whether the latents are normed before the decoder: not in MultiMAE, but in MAE."""
-    keep_positions: bool = False
-    """Use the positions that come with a timm ViT's weights; otherwise they are sines and cosines."""
-    checkpoint: bool = False
-    """Compute blocks a second time in the backward pass instead of keeping what they made: less memory, slower."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "EncoderConfig":
-        if self.dim and self.num_heads and self.dim % self.num_heads:
-            raise UserError(f"num_heads: {self.num_heads} do not divide the width, {self.dim}")
-        return self
-
-    def vit_kwargs(self) -> dict[str, Any]:
-        """Return what differs from the named ViT, in the words of `create_vit`."""
-        kwargs = dict(  # noqa: C408 - arguments of a function
-            patch_size=self.patch_size,
-            embed_dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            norm_eps=self.norm_eps,
-        )
-        return {word: number for word, number in kwargs.items() if number is not None}
 
 
 class DecoderConfig(Config):
@@ -83,5 +38,5 @@ class DecoderConfig(Config):
     def _check(self) -> "DecoderConfig":
         DECODERS.get(self.name)
         if self.dim % self.num_heads:
-            raise UserError(f"num_heads: {self.num_heads} do not divide the width, {self.dim}")
+            raise UserError(f"num_heads: {self.num_heads} heads do not divide dim={self.dim}")
         return self

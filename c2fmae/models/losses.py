@@ -4,13 +4,11 @@ A mean is a sum over a count. The counts depend on masks and maps alone, so they
 micro-batches before anything is divided: the loss of many parts is then the loss of one big batch.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-LossAveraging = Literal["samples", "cells"]
+from c2fmae.core.specs import LossAveraging
 
 
 def count_hidden(

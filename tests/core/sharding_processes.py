@@ -28,7 +28,7 @@ RECORDED_STEPS = (1, NUM_STEPS)
 
 FLOAT64_CASE = LoopCase(num_micro_batches=2)
 FLOAT32_CASE = LoopCase("mae", num_micro_batches=2, is_float64=False)
-NAN_CASE = LoopCase("mae", nan_at=(2, 5), overrides=("encoder.checkpoint=true",))
+NAN_CASE = LoopCase("mae", nan_at=(2, 5), overrides=("encoder.grad_checkpointing=true",))
 RUNS: dict[str, tuple[LoopCase, dict[str, Any]]] = {
     "wide": (FLOAT64_CASE, {"layer_decay": 0.5}),
     "single": (FLOAT32_CASE, {}),

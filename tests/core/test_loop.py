@@ -305,7 +305,7 @@ def test_blocks_that_are_computed_twice_make_the_same_steps_to_the_bit(drop_path
     usual = ("encoder.depth=2", f"encoder.drop_path={drop_path}")
     reports, tensors = LoopCase(overrides=usual, is_float64=False, num_micro_batches=2).run_steps()
     again, others = LoopCase(
-        overrides=(*usual, "encoder.checkpoint=true"), is_float64=False, num_micro_batches=2
+        overrides=(*usual, "encoder.grad_checkpointing=true"), is_float64=False, num_micro_batches=2
     ).run_steps()
     assert again == reports
     assert all(same(*each) for each in zip(others, tensors, strict=True))

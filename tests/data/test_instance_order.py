@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from c2fmae.data.instance_order import InstanceOverflow, renumber_instances
+from c2fmae.core.granularity import InstanceOverflow
+from c2fmae.data.instance_order import renumber_instances
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 bytes_maps = arrays(np.uint8, shapes, elements=st.sampled_from([0, 1, 2, 7, 100, 254, 255]))

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from c2fmae.core.scene import Scene
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.evaluation import ModelUnderTest
-from c2fmae.models.backbones import Backbone, BackboneSpec, create_untrained_backbone
-from c2fmae.models.config import EncoderConfig
+from c2fmae.models.backbones import Backbone, create_untrained_backbone
 from tests.methods.tiny_methods import perturb_parameters
 
 SPEC = BackboneSpec(encoder=EncoderConfig(name="test_vit", patch_size=8, depth=3), image_size=(16, 16))

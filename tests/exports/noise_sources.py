@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.exports.provenance import WeightsProvenance
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.models.backbones import Backbone, BackboneSpec
+from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
-from c2fmae.models.config import EncoderConfig
 from c2fmae.recipes.config import load_recipe
 from tests.methods.tiny_methods import build_tiny_method, perturb_parameters
 from tests.models.tiny_models import randomise_parameters

@@ -15,6 +15,7 @@ from torch import Tensor
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.run_dir import RowWriter, RunDir
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.core.tensor_file import write_tensors
 from c2fmae.eval.digests import compute_weights_digest
 from c2fmae.exports import as_safetensors, as_timm, export
@@ -25,9 +26,8 @@ from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write_export
 from c2fmae.exports.provenance import read_provenance
 from c2fmae.exports.timm_vit import restrict_to_rgb
-from c2fmae.models.backbones import BackboneSpec, load_backbone
+from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import Classifier, load_classifier
-from c2fmae.models.config import EncoderConfig
 from tests.eval.tiny_backbones import tiny_backbone
 from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone
 from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run

@@ -129,7 +129,7 @@ def test_visible_patches_fall_to_granularities_as_they_do_on_average() -> None:
 
 
 def test_drop_path_and_checkpoints_cost_nothing_more() -> None:
-    config = config_of("c2fmae", *TINY, "encoder.drop_path=0.5", "encoder.checkpoint=true")
+    config = config_of("c2fmae", *TINY, "encoder.drop_path=0.5", "encoder.grad_checkpointing=true")
     assert compute_pretraining_cost(config) == cost_by_torch("c2fmae", *TINY)
 
 

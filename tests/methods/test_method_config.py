@@ -153,7 +153,7 @@ def test_checkpointed_blocks_run_twice_and_give_the_same_gradients() -> None:
     found, calls = [], []
     for is_on in ("false", "true"):
         runs: list[int] = []
-        method = build_tiny_method("c2fmae", f"encoder.checkpoint={is_on}")
+        method = build_tiny_method("c2fmae", f"encoder.grad_checkpointing={is_on}")
         method.model.get_submodule("encoder.blocks.0").register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         method.compute_step_loss(draw_noise_scenes(), progress=0.3, generator=torch.Generator()).total.backward()
         found.append(list(named_gradients(method)))
@@ -222,7 +222,7 @@ def test_photos_are_standardised_as_the_config_says() -> None:
         ("mean=[0.5]", "mean: expected 3 numbers, one a channel of rgb, got 1"),
         ("std=[0.5, 0.5, 0.5, 0.5]", "std: expected 3 numbers, one a channel of rgb, got 4"),
         ("std=[0.5, 0.5, 0]", "std.2: input should be greater than 0, got 0"),
-        ("decoder.num_heads=7", "decoder: num_heads: 7 do not divide the width, 256"),
+        ("decoder.num_heads=7", "decoder: num_heads: 7 heads do not divide dim=256"),
         (
             "decoder.name=cascade",
             "decoder: no decoder named 'cascade'. Did you mean 'cascaded'? "

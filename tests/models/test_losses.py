@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from c2fmae.core.specs import LossAveraging
 from c2fmae.models import TARGETS, patchify
-from c2fmae.models.losses import LossAveraging, count_hidden, sum_hidden_error
+from c2fmae.models.losses import count_hidden, sum_hidden_error
 from tests.models.tiny_models import draw_normal, seeds
 
 AVERAGES: tuple[LossAveraging, ...] = get_args(LossAveraging)

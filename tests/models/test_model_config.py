@@ -5,8 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.specs import EncoderConfig
 from c2fmae.models import DECODERS, DecoderPlan
-from c2fmae.models.config import DecoderConfig, EncoderConfig
+from c2fmae.models.config import DecoderConfig
 
 Kind = type[EncoderConfig] | type[DecoderConfig]
 
@@ -22,7 +23,7 @@ def problem(kind: Kind, values: dict[str, Any]) -> str:
     [
         ({"dim": 30}, "dim: input should be a multiple of 4, got 30"),
         ({"dim": 0}, "dim: input should be greater than or equal to 4, got 0"),
-        ({"dim": 64, "num_heads": 6}, "num_heads: 6 do not divide the width, 64"),
+        ({"dim": 64, "num_heads": 6}, "num_heads: 6 heads do not divide dim=64"),
         ({"num_heads": 0}, "num_heads: input should be greater than or equal to 1, got 0"),
         ({"depth": -1}, "depth: input should be greater than or equal to 0, got -1"),
         ({"mlp_ratio": 0}, "mlp_ratio: input should be greater than 0, got 0"),
@@ -90,7 +91,7 @@ def test_the_paper_is_what_one_gets_without_saying_anything() -> None:
         "drop_path": 0.0,
         "has_norm": False,
         "keep_positions": False,
-        "checkpoint": False,
+        "grad_checkpointing": False,
     }
 
 

@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 from c2fmae.core.config import Config, PositiveInt, read_yaml
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import ExperimentConfig
+from c2fmae.core.specs import Pooling
 from c2fmae.core.training import TrainingConfig
 from c2fmae.data import Transform
 from c2fmae.data.augment import AugmentedView
 from c2fmae.data.config import Fraction, LoadingConfig
 from c2fmae.eval.classification.mixing import MixingConfig, UnitInterval
 from c2fmae.eval.datasets import TrainTestConfig
-from c2fmae.models.backbones import Pooling
 
 GranularityNames = Annotated[tuple[str, ...], Field(min_length=1)]
 

@@ -21,6 +21,7 @@ from c2fmae.core.loop import TrainingState
 from c2fmae.core.run_dir import RunDir, read_rows
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import gather, unsharded
+from c2fmae.core.specs import ClassifierSpec, spec_identity
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, CentralView, Scenes
@@ -45,7 +46,7 @@ from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set
 from c2fmae.eval.digests import compute_tensors_digest
 from c2fmae.eval.probes.probe_config import draw_stratified_rows
 from c2fmae.models.backbones import Backbone, create_untrained_backbone, load_backbone
-from c2fmae.models.classifiers import Classifier, ClassifierSpec, classifier_from_backbone, classifier_from_spec
+from c2fmae.models.classifiers import Classifier, classifier_from_backbone, classifier_from_spec
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class Finetuning(Experiment):
             metrics = build_finetune_metrics(
                 scores, ema_scores, scores_by_granularities, (best_checkpoint.step, best_checkpoint.score)
             )
-            digest = compute_tensors_digest(tensors, backbone.spec.model_dump_json())
+            digest = compute_tensors_digest(tensors, spec_identity(backbone.spec))
             write_finetune_result(
                 run_dir, self.config, metrics, self.protocol, digest, self.load_report, self.world.size
             )

@@ -7,7 +7,7 @@ import torch
 
 from c2fmae.core.config import read_yaml
 from c2fmae.core.registry import Registry
-from c2fmae.models.backbones import BackboneSpec
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.models.backbones.backbone import vit_from_spec
 
 

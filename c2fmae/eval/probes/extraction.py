@@ -21,11 +21,12 @@ from c2fmae.core.files import write_atomic
 from c2fmae.core.progress import ProgressDisplay
 from c2fmae.core.run_dir import check_disk_space
 from c2fmae.core.scene import SceneBatch
+from c2fmae.core.specs import Pooling
 from c2fmae.data import CentralView, Scenes
 from c2fmae.data.prefetch import prefetch
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.probes.feature_store import FeatureStore
-from c2fmae.models.backbones import Backbone, Pooling
+from c2fmae.models.backbones import Backbone
 
 MAX_SCENES_PER_CHUNK = 1024
 """Scenes of a file, where they are small."""

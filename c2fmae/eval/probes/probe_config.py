@@ -13,12 +13,13 @@ from torch import Tensor
 from c2fmae.core.config import PositiveInt
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
+from c2fmae.core.specs import Pooling
 from c2fmae.eval.datasets import OpenedSet, TrainTestConfig, check_same_names, open_set
 from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
 from c2fmae.eval.probes.extraction import BatchingConfig, FeatureColumn, FeatureSpec, Precision, extract_features
 from c2fmae.eval.probes.feature_store import FeatureStore
 from c2fmae.eval.probes.intervals import wilson_interval
-from c2fmae.models.backbones import Backbone, Pooling
+from c2fmae.models.backbones import Backbone
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 

@@ -3,13 +3,10 @@
 from c2fmae.models.backbones.backbone import Backbone, create_untrained_backbone, restrict_granularities
 from c2fmae.models.backbones.load import load_backbone
 from c2fmae.models.backbones.load_report import LoadReport
-from c2fmae.models.backbones.spec import BackboneSpec, Pooling
 
 __all__ = [
     "Backbone",
-    "BackboneSpec",
     "LoadReport",
-    "Pooling",
     "create_untrained_backbone",
     "load_backbone",
     "restrict_granularities",

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.models.backbones.backbone import Backbone, vit_from_spec, wrap_vit
 from c2fmae.models.backbones.load_report import LoadReport, check_tensor_names
-from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.initialise import initialise
 from c2fmae.models.positions import sincos_positions
 

@@ -12,9 +12,9 @@ from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.seeding import derive_seed
+from c2fmae.core.specs import BackboneSpec, Pooling
 from c2fmae.models.autoencoder import embed_visible
 from c2fmae.models.backbones.load_report import LoadReport
-from c2fmae.models.backbones.spec import BackboneSpec, Pooling
 from c2fmae.models.embeddings import Embeddings, create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
@@ -159,7 +159,7 @@ def wrap_vit(vit: VisionTransformer, spec: BackboneSpec) -> Backbone:
         vit,
         has_norm=True,  # whoever loads weights that have none says so
         use_vit_positions=spec.encoder.keep_positions,
-        grad_checkpointing=spec.encoder.checkpoint,
+        grad_checkpointing=spec.encoder.grad_checkpointing,
     )
     patch = {"patch_size": vit.patch_embed.patch_size[0]}  # whether or not it is that of the name
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=patch)})

@@ -12,10 +12,10 @@ from c2fmae import __version__
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.core.json_file import read_json
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.weight_file import read_weights
 from c2fmae.models.backbones.assemble import SourceContents
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
-from c2fmae.models.backbones.spec import BackboneSpec
 
 BACKBONE_FORMAT, AUTOENCODER_FORMAT, CLASSIFIER_FORMAT = "c2fmae-backbone", "c2fmae-autoencoder", "c2fmae-classifier"
 EXPORT_VERSION = 1

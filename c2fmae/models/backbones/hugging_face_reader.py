@@ -12,10 +12,10 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.json_file import read_json
 from c2fmae.core.labels import LabelInfo
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.models.backbones.assemble import HEAD_PREFIX, SourceContents
 from c2fmae.models.backbones.infer import count_blocks, default_normalisation, infer_encoder_config, infer_patch_embed
-from c2fmae.models.backbones.spec import BackboneSpec
 
 _UNSUPPORTED_MODELS = {
     "deit": "has a second, distilled token, which a plain ViT has not",

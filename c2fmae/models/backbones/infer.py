@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
+from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 
 _NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 """Attention heads by width, as MAE has them; other ViTs have one for 64 of their width."""

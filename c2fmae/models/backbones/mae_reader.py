@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.specs import BackboneSpec, Pooling
 from c2fmae.core.weight_file import WeightFile
 from c2fmae.models.backbones.assemble import SourceContents
 from c2fmae.models.backbones.infer import (
@@ -18,7 +19,6 @@ from c2fmae.models.backbones.infer import (
     infer_num_heads,
     infer_patch_embed,
 )
-from c2fmae.models.backbones.spec import BackboneSpec, Pooling
 
 PATCH_KERNEL = "patch_embed.proj.weight"
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.weight_file import WeightFile
 from c2fmae.models.backbones.assemble import SourceContents
 from c2fmae.models.backbones.infer import (
@@ -16,7 +17,6 @@ from c2fmae.models.backbones.infer import (
     infer_num_heads,
     infer_patch_embed,
 )
-from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.patches import label_stride
 
 INPUT_ADAPTER_PREFIX = "input_adapters."

@@ -9,8 +9,8 @@ from c2fmae.core.checkpoint import list_checkpoints
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.run_dir import find_checkpoint
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.models.backbones.assemble import SourceContents
-from c2fmae.models.backbones.spec import BackboneSpec
 
 _BACKBONE_MODULES = ("embeddings", "encoder", "fc_norm", "head")
 

@@ -9,11 +9,11 @@ from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 
 from c2fmae.core.config import Config, PositiveInt
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.models.backbones.assemble import SourceContents
 from c2fmae.models.backbones.backbone import vit_from_spec
 from c2fmae.models.backbones.export_reader import CONFIG_FILE, check_model_size
-from c2fmae.models.backbones.spec import BackboneSpec
 from c2fmae.models.backbones.timm_reader import (
     has_supported_pooling,
     match_norm_placement,

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo, is_wnid
+from c2fmae.core.specs import BackboneSpec, EncoderConfig, Pooling
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.models.backbones.assemble import SourceContents
-from c2fmae.models.backbones.spec import BackboneSpec, Pooling
-from c2fmae.models.config import EncoderConfig
 from c2fmae.models.encoder import create_vit
 
 TIMM_PREFIX = "timm:"

@@ -4,11 +4,9 @@ from c2fmae.models.classifiers.build import classifier_from_backbone, classifier
 from c2fmae.models.classifiers.classifier import Classifier
 from c2fmae.models.classifiers.imagenet import imagenet_labels
 from c2fmae.models.classifiers.load import load_classifier, load_model
-from c2fmae.models.classifiers.spec import ClassifierSpec
 
 __all__ = [
     "Classifier",
-    "ClassifierSpec",
     "classifier_from_backbone",
     "classifier_from_spec",
     "imagenet_labels",

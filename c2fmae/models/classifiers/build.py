@@ -7,10 +7,10 @@ from torch import nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
-from c2fmae.models.backbones import Backbone, Pooling, restrict_granularities
+from c2fmae.core.specs import ClassifierSpec, Pooling
+from c2fmae.models.backbones import Backbone, restrict_granularities
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
 from c2fmae.models.classifiers.classifier import Classifier
-from c2fmae.models.classifiers.spec import ClassifierSpec
 
 _HEAD_STD = 2e-5  # MAE's, which it cuts off at ±2: nothing comes near that
 

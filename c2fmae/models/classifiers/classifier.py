@@ -5,9 +5,9 @@ from typing import cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from c2fmae.core.specs import ClassifierSpec
 from c2fmae.models.backbones import Backbone, LoadReport
 from c2fmae.models.backbones.backbone import BackboneInput
-from c2fmae.models.classifiers.spec import ClassifierSpec
 
 
 class Classifier(nn.Module):

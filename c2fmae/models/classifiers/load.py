@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
+from c2fmae.core.specs import ClassifierSpec
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import HEAD_PREFIX, SourceContents
 from c2fmae.models.backbones.load import BackboneBuilder, read_source
 from c2fmae.models.backbones.load_report import check_tensor_names
 from c2fmae.models.classifiers.classifier import Classifier
 from c2fmae.models.classifiers.imagenet import are_imagenet_labels, imagenet_labels
-from c2fmae.models.classifiers.spec import ClassifierSpec
 
 RawLabels = Sequence[LabelInfo | dict[str, Any] | None]
 

@@ -10,13 +10,13 @@ import torch.distributed as dist
 from timm.models.vision_transformer import VisionTransformer
 
 from c2fmae.core.distributed import World
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.eval.analysis.attention import AttentionEvaluation
 from c2fmae.eval.analysis.representation import RepresentationEvaluation
 from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation
 from c2fmae.eval.evaluation import Metric, ModelUnderTest
-from c2fmae.models.backbones import Backbone, BackboneSpec
+from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import wrap_vit
-from c2fmae.models.config import EncoderConfig
 from tests.models.tiny_models import make_tiny_vit
 
 WORLD_SIZE = 2

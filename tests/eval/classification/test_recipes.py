@@ -8,6 +8,7 @@ import torch
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.optimiser import TRUNK_PREFIXES, build_parameter_groups
+from c2fmae.core.specs import BackboneSpec, ClassifierSpec, EncoderConfig
 from c2fmae.eval.classification import FinetuneConfig
 from c2fmae.eval.classification.recipes import (
     FINETUNE_RECIPES,
@@ -15,9 +16,7 @@ from c2fmae.eval.classification.recipes import (
     choose_recipe,
     read_pretrain_epochs,
 )
-from c2fmae.models.backbones import BackboneSpec
-from c2fmae.models.classifiers import ClassifierSpec, classifier_from_spec
-from c2fmae.models.config import EncoderConfig
+from c2fmae.models.classifiers import classifier_from_spec
 
 GOLDEN = {
     # recipe: encoder, image size, drop path; shares of the rate of embeddings and tokens, block 0, the last block

@@ -7,12 +7,12 @@ from torch import nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.operation_count import count_with_fvcore
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.eval.cost import CostEvaluation, compute_backbone_cost, format_backbone_costs, measure_backbones
 from c2fmae.eval.cost.memory import peak_bytes, saved_tensor_bytes
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
-from c2fmae.models.backbones import Backbone, BackboneSpec
+from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
-from c2fmae.models.config import EncoderConfig
 
 VITS = {
     "test_vit": (64, 6, 192, 2),

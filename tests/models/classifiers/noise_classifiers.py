@@ -9,7 +9,8 @@ import yaml
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.labels import LabelInfo
-from c2fmae.models.backbones import Backbone, Pooling
+from c2fmae.core.specs import Pooling
+from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone
 from tests.exports.noise_sources import make_noise_backbone
 from tests.methods.tiny_methods import perturb_parameters

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
-from c2fmae.models.backbones import Backbone, BackboneSpec, Pooling
-from c2fmae.models.classifiers import Classifier, ClassifierSpec, classifier_from_backbone, classifier_from_spec
-from c2fmae.models.config import EncoderConfig
+from c2fmae.core.specs import BackboneSpec, ClassifierSpec, EncoderConfig, Pooling
+from c2fmae.models.backbones import Backbone
+from c2fmae.models.classifiers import Classifier, classifier_from_backbone, classifier_from_spec
 from tests.eval.tiny_backbones import tiny_backbone
 from tests.exports.noise_sources import make_noise_backbone
 

@@ -1,0 +1,37 @@
+import pytest
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.specs import BackboneSpec, ClassifierSpec, EncoderConfig, spec_identity
+
+OLD_ENCODER = {"name": "vit_tiny_patch16_224", "drop_path": 0.1, "checkpoint": True}
+
+
+def test_encoders_of_version_0_1_are_read() -> None:
+    expected = EncoderConfig(name="vit_tiny_patch16_224", drop_path=0.1, grad_checkpointing=True)
+    assert EncoderConfig.from_dict(OLD_ENCODER) == expected
+    spec = {"backbone": {"encoder": OLD_ENCODER, "image_size": [32, 32]}, "labels": [None]}
+    assert ClassifierSpec.from_dict(spec).backbone.encoder == expected
+
+
+def test_digests_of_version_0_1_stay_valid() -> None:
+    identity = spec_identity(BackboneSpec(encoder=EncoderConfig(), image_size=(32, 16)))
+    assert identity == (
+        '{"encoder":{"name":"vit_base_patch16_224","patch_size":null,"dim":null,"depth":null,"num_heads":null,'
+        '"mlp_ratio":null,"norm_eps":null,"drop_path":0.0,"has_norm":false,"keep_positions":false,"checkpoint":false},'
+        '"image_size":[32,16],"channels":{"rgb":3},"mean":[0.485,0.456,0.406],"std":[0.229,0.224,0.225],'
+        '"pool":"mean","has_fc_norm":false,"class_names":[]}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"channels": {"rbg": 3}}, "no granularity named 'rbg'. Did you mean 'rgb'? Known: "),
+        ({"channels": {"rgb": 4}}, "mean: expected 4 numbers, one for each channel of rgb, got 3"),
+        ({"image_size": [32]}, "image_size.1: is required"),
+    ],
+)
+def test_invalid_backbones_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        BackboneSpec.from_dict({"encoder": {}, "image_size": [32, 32], **values}, source="spec.json")
+    assert str(caught.value).startswith(f"spec.json: {message}")
