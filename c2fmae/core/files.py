@@ -1,14 +1,19 @@
 """Files that are written completely or not at all, even when the power fails."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from c2fmae.core.errors import UserError
 
+PARTIAL_SUFFIX = ".part"
+"""Ends the names of temporary files, which start with a dot. A killed process leaves one behind; it can be removed."""
+
 
 def fsync(path: Path) -> None:
-    """Wait until the disk has what was written: a file's bytes, or the names in a folder."""
+    """Flush a file's content, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -16,24 +21,36 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes, *, is_shared: bool = False) -> None:
-    """Write a file in one step, and its parent directories: after an error the previous content is unchanged.
+@contextmanager
+def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` when the block ends, and create its parent directories.
 
-    `is_shared` is for a path that several processes may write at once: each then has a temporary file of its own, which
-    a killed process leaves behind; otherwise the next write replaces it.
+    After an exception the previous content of `path` is unchanged. An `OSError` is raised as a `UserError`. `is_shared`
+    is for a path that several processes may write at once: each then has a temporary file of its own, which a killed
+    process leaves behind; otherwise the next write replaces it.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp" if is_shared else f".{path.name}.tmp")
+    process = f".{os.getpid()}" if is_shared else ""
+    partial = path.with_name(f".{path.name}{process}{PARTIAL_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
-        fsync(unfinished)
-        unfinished.replace(path)
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
         fsync(path.parent)
     except BaseException as error:
         with suppress(OSError):
-            unfinished.unlink()
+            partial.unlink()
         if isinstance(error, OSError):
             raise UserError(
-                f"{path}: cannot be written: {error.strerror}. Free space or fix its permissions, then run again"
+                f"{path}: cannot be written: {error.strerror or error}. "
+                "Free space or fix its permissions, then run again"
             ) from error
         raise
+
+
+def write_atomic(path: Path, data: bytes, *, is_shared: bool = False) -> None:
+    """Write a file in one step, and its parent directories: after an error the previous content is unchanged."""
+    with atomic_writer(path, is_shared=is_shared) as file:
+        file.write(data)

@@ -1,28 +1,77 @@
-"""JSON that lies beside weights, from anywhere: small, whole, and an object."""
+"""JSON files: the one reader, which trusts no file, and the one writer."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import write_atomic
 
-_MAX_BYTES = 1 << 20  # bytes
+MAX_BYTES = 1 << 20
+"""Bytes of a JSON file, unless the caller expects more."""
+
+MAX_DEPTH = 64
+"""Levels of nesting: deeper documents end in recursion errors wherever they are used."""
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return what a config's file says."""
+def read_json(
+    path: Path, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, fix: str = "Restore it"
+) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    A file that is missing, too large, too deeply nested, not JSON or not an object is a `UserError` that names it and
+    ends with `fix`.
+    """
     try:
-        size, text = file.stat().st_size, b""
-        if size <= _MAX_BYTES:
-            text = file.read_bytes()
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= max_bytes else b""
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    if size > _MAX_BYTES:
-        raise UserError(f"{file}: is no config: it has {size:,} bytes")
+        raise _read_error(path, f"cannot be read: {error.strerror}", fix) from error
+    if size > max_bytes:
+        raise _read_error(path, f"has {size:,} bytes, expected JSON of at most {max_bytes:,}", fix)
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: is no config: expected an object")
-    return values
+        return parse_json_object(data, max_depth=max_depth)
+    except ValueError as error:
+        raise _read_error(path, str(error), fix) from error
+
+
+def parse_json_object(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """Return the object that JSON text holds; raise `ValueError` with the reason for any other text."""
+    try:
+        document = json.loads(data)
+    except RecursionError as error:
+        raise ValueError(f"is nested more than {max_depth} levels deep") from error
+    except ValueError as error:
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"expected a JSON object, got {_TYPE_NAMES.get(type(document), 'a number')}")
+    level, depth = [document], 0
+    while level := [child for node in level for child in _list_containers(node)]:
+        depth += 1
+        if depth >= max_depth:
+            raise ValueError(f"is nested more than {max_depth} levels deep")
+    return document
+
+
+def to_json(document: Any) -> str:
+    """Return a document as indented JSON text that ends with a newline."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, document: Any, *, is_shared: bool = False) -> None:
+    """Write a document to a JSON file in one step: after an error the previous content is unchanged."""
+    write_atomic(
+        path, to_json(document).encode(errors="backslashreplace"), is_shared=is_shared
+    )  # of file names that are not UTF-8
+
+
+_TYPE_NAMES = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+def _list_containers(node: Any) -> list[Any]:
+    children = node.values() if isinstance(node, dict) else node
+    return [child for child in children if isinstance(child, dict | list)]
+
+
+def _read_error(path: Path, problem: str, fix: str) -> UserError:
+    return UserError(f"{path}: {problem}. {fix}")

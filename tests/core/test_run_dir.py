@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_atomic
 from c2fmae.core.run_dir import (
     RowWriter,
     RunDir,
@@ -134,30 +133,6 @@ def test_a_damaged_state_is_named(text: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         RunDir(tmp_path).read_state()
     assert str(caught.value) == f"{path}: cannot be read: {why}. Remove it"
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, data: bytes) -> None:
-        lines(self, "half")
-        raise OSError(28, "No space left on device")
-
-    run = RunDir(tmp_path)
-    run.write_text("report.html", "old")
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError) as caught:
-        run.write_text("report.html", "new")
-    says = "cannot be written: No space left on device. Free space or fix its permissions, then run again"
-    assert str(caught.value) == f"{run.report}: {says}"
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.html": "old"}
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"one\r\n")
-    with path.open("rb") as old:
-        write_atomic(path, b"two\n")
-        assert (old.read(), path.read_bytes()) == (b"one\r\n", b"two\n")
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_row_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:

@@ -109,11 +109,11 @@ def test_a_config_that_lies_is_refused_in_one_sentence(kind: str, exported: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "config.json: is not JSON: "),
-        ("[1, 2]", "config.json: is no config: expected an object"),
-        ("[" * 100_000, "config.json: is not JSON: "),
-        ('{"a": ' + "9" * 10_000 + "}", "config.json: is not JSON: "),
-        (" " * 2_000_000, "config.json: is no config: it has 2,000,000 bytes"),
+        ("", "config.json: is not JSON ("),
+        ("[1, 2]", "config.json: expected a JSON object, got a list"),
+        ("[" * 100_000, "config.json: is nested more than 64 levels deep"),
+        ('{"a": ' + "9" * 10_000 + "}", "config.json: is not JSON ("),
+        (" " * 2_000_000, "config.json: has 2,000,000 bytes, expected JSON of at most 1,048,576"),
     ],
 )
 def test_a_config_that_is_none_is_refused_in_one_sentence(content: str, message: str, tmp_path: Path) -> None:

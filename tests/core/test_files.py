@@ -1,0 +1,84 @@
+import errno
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from c2fmae.core import files
+from c2fmae.core.errors import UserError
+from c2fmae.core.files import atomic_writer, write_atomic
+
+DISK_IS_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"one\r\n")
+    with path.open("rb") as old:
+        write_atomic(path, b"two\n")
+        assert (old.read(), path.read_bytes()) == (b"one\r\n", b"two\n")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parent_directories_are_created(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a" / "b" / "file", b"data")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"data"
+
+
+def test_a_streamed_file_has_its_name_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    with atomic_writer(path) as stream:
+        stream.write(b"ne")
+        stream.write(b"w")
+        assert path.read_bytes() == b"old"
+        (partial,) = set(tmp_path.iterdir()) - {path}
+        assert partial.name.startswith(".file.")
+        assert partial.name.endswith(files.PARTIAL_SUFFIX)
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [DISK_IS_FULL, TypeError("no bytes"), KeyboardInterrupt()])
+def test_an_error_leaves_the_previous_content_and_no_other_file(error: BaseException, tmp_path: Path) -> None:
+    def fail_halfway() -> None:
+        with atomic_writer(tmp_path / "file") as stream:
+            stream.write(b"half")
+            raise error
+
+    write_atomic(tmp_path / "file", b"old")
+    with pytest.raises(UserError if error is DISK_IS_FULL else type(error)):
+        fail_halfway()
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_a_full_disk_is_reported_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise DISK_IS_FULL
+
+    monkeypatch.setattr(files, "fsync", fail)
+    with pytest.raises(UserError) as caught:
+        write_atomic(tmp_path / "file", b"data")
+    reason = "cannot be written: No space left on device. Free space or fix its permissions, then run again"
+    assert str(caught.value) == f"{tmp_path / 'file'}: {reason}"
+
+
+def test_an_impossible_directory_is_reported_with_the_file(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "file", b"data")
+    with pytest.raises(UserError, match="file/inside: cannot be written: "):
+        write_atomic(tmp_path / "file" / "inside", b"data")
+
+
+def test_processes_can_write_the_same_file_at_once(tmp_path: Path) -> None:
+    def write(rounds: int) -> None:
+        for _ in range(rounds):
+            write_atomic(tmp_path / "features" / "chunk", b"the same")
+
+    processes = [get_context("fork").Process(target=write, args=(60,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["chunk"]
