@@ -7,12 +7,12 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -65,6 +65,7 @@ class Pretraining(Experiment):
     plan: TrainingPlan
     method: MaskedAutoencoding
     world: World
+    value_labels: ClassVar[Mapping[str, str]] = {"alpha": "α", "beta": "β"}
 
     @property
     def model(self) -> nn.Module:

@@ -3,12 +3,12 @@
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from c2fmae.core.config import Config
 from c2fmae.core.distributed import World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState
+from c2fmae.core.progress import NO_LABELS
 from c2fmae.core.resume import start_or_resume
 from c2fmae.core.run_dir import RunDir, open_run_dir
 from c2fmae.core.saving import Saver, SavingConfig
@@ -56,6 +57,8 @@ class Experiment(ABC):
     """Fitted to the data."""
     plan: TrainingPlan
     world: World
+    value_labels: ClassVar[Mapping[str, str]] = NO_LABELS
+    """Values of a step that the progress display shows beside losses and gradient norm: key → label."""
 
     @property
     @abstractmethod
@@ -168,6 +171,7 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
                 plan,
                 start_step=training.step,
                 experiment_config=config.model_dump(mode="json"),
+                value_labels=experiment.value_labels,
                 is_quiet=not world.is_main,
             )
         )

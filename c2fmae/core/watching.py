@@ -13,7 +13,7 @@ from pydantic import Field
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.files import fsync
 from c2fmae.core.loop import StepReport
-from c2fmae.core.progress import ProgressDisplay
+from c2fmae.core.progress import NO_LABELS, ProgressDisplay
 from c2fmae.core.run_dir import RowWriter, RunDir, read_rows
 from c2fmae.core.spikes import SpikeDetector
 from c2fmae.core.trackers import Tracker, TrackerName, open_trackers
@@ -48,6 +48,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
         *,
         start_step: int,
         experiment_config: Mapping[str, Any],
+        value_labels: Mapping[str, str] = NO_LABELS,
         is_quiet: bool,
     ) -> None:
         self._run_dir, self._config, self._plan, self._is_quiet = run_dir, config, plan, is_quiet
@@ -61,6 +62,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
             start_step=start_step,
             samples_per_step=plan.batch_size,
             log_every=config.log_every,
+            value_labels=value_labels,
             is_quiet=is_quiet,
         )
         if not is_quiet:
