@@ -20,6 +20,7 @@ from torch import nn
 
 from benchmarks.tables import print_costs
 from c2fmae.core.distributed import World
+from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.loop import TrainingLoop, TrainingState, autocast
 from c2fmae.core.optimiser import TRUNK_PREFIXES, build_adamw, build_parameter_groups, set_lr
@@ -27,7 +28,7 @@ from c2fmae.core.run_dir import RunDir
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.core.training import TrainingConfig, plan_training
-from c2fmae.core.watching import RunLogger, WatchingConfig
+from c2fmae.core.watching import RunLogger
 from c2fmae.eval.classification.mixing import MixingConfig
 from c2fmae.eval.classification.task import ClassificationTask
 from c2fmae.eval.cost.timing import time_in_turn

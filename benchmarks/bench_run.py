@@ -19,10 +19,11 @@ import torch
 
 from benchmarks.tables import print_costs
 from c2fmae.core.distributed import World
+from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState, autocast
 from c2fmae.core.optimiser import set_lr
 from c2fmae.core.run_dir import RunDir
-from c2fmae.core.saving import Saver, SavingConfig
+from c2fmae.core.saving import Saver
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.watching import RunLogger

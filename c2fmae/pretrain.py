@@ -18,7 +18,8 @@ from torch import nn
 
 from c2fmae.core.config import Config
 from c2fmae.core.distributed import World, init_distributed
-from c2fmae.core.experiment import Experiment, ExperimentConfig, RunOutcome, is_new_run, locked_run_dir, run_experiment
+from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
+from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.run_dir import RunDir, read_rows
 from c2fmae.core.sharding import unsharded

@@ -1,13 +1,13 @@
-"""Configs: frozen, strict, read from YAML and changed by dotted `key=value`.
+"""Configs: frozen and strict, read from YAML and changed by dotted `key=value` overrides.
 
-A config class sits beside what it builds. Reading one reports *all* its mistakes at once, each with its
-dotted path and, for a misspelt key or choice, the nearest that exists.
+Reading a config reports all its mistakes at once, each with its dotted key and, for a misspelt key or value, the
+nearest known one.
 """
 
 import types
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,13 +16,20 @@ from pydantic_core import ErrorDetails
 from c2fmae.core.errors import UserError, did_you_mean
 
 PositiveInt = Annotated[int, Field(ge=1)]
-"""A whole number of things, at least one."""
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+"""A number in [0, 1]."""
+Fraction = Annotated[float, Field(gt=0, le=1)]
+"""A number in (0, 1]."""
+
+RESUME_SAFE = "resume-safe"
+"""Marks a field, as in `workers: Annotated[int, RESUME_SAFE]`, which may change on resume: the result is the same."""
 
 C = TypeVar("C", bound="Config")  # not Self: beartype, in the run with shape checks, does not know it
+P = ParamSpec("P")
 
 
 class Config(BaseModel):
-    """Base of every config: no field can be changed, no unknown key gets in."""
+    """Base class of configs: fields cannot be assigned, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -30,8 +37,12 @@ class Config(BaseModel):
     def from_dict(
         cls: type[C], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None
     ) -> C:
-        """Build from plain values with `a.b=value` overrides on top; every problem is in the one error."""
-        tree, problems = _apply_overrides(dict(values), overrides)
+        """Build a config from plain values and `a.b=value` overrides.
+
+        Values of an earlier version are migrated first. All problems are reported in one error, which begins with
+        `source`.
+        """
+        tree, problems = _apply_overrides(cls.migrate(dict(values)), overrides)
         try:
             config = cls.model_validate(tree)
         except ValidationError as error:
@@ -49,17 +60,60 @@ class Config(BaseModel):
         """Read a YAML file."""
         return cls.from_dict(read_yaml(path), overrides, source=str(path))
 
+    @classmethod
+    def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return values in the current format. Subclasses whose files have changed override this."""
+        return values
+
+    @classmethod
+    def resume_safe_keys(cls) -> list[str]:
+        """Return the dotted keys of all fields that are marked `RESUME_SAFE`."""
+        keys = []
+        for name, field in cls.model_fields.items():
+            if RESUME_SAFE in field.metadata:
+                keys.append(name)
+            else:
+                keys += [
+                    f"{name}.{key}"
+                    for inner in _unwrap(field.annotation)
+                    if issubclass(inner, Config)
+                    for key in inner.resume_safe_keys()
+                ]
+        return keys
+
+    @classmethod
+    def is_resume_safe(cls, key: str) -> bool:
+        """Return whether a dotted key may change on resume without changing the result."""
+        return any(f"{key}.".startswith(f"{safe}.") for safe in cls.resume_safe_keys())
+
     def override(self: C, overrides: Iterable[str]) -> C:
-        """Return a copy with `a.b=value` changes, checked like a config that is read."""
+        """Return a copy with `a.b=value` overrides applied and checked."""
         return self.from_dict(self.model_dump(), overrides, source="--set")
 
     def to_yaml(self) -> str:
-        """Return the full config as YAML; reading it back gives an equal one."""
+        """Return the whole config as YAML. Reading it gives an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
+def replace(config: C, make: Callable[P, C], *args: P.args, **changes: P.kwargs) -> C:  # noqa: ARG001 - for mypy
+    """Return a copy with some fields replaced and everything validated again.
+
+    `make` is the class of the config, against which mypy checks the names of the changes; all of its fields need
+    defaults.
+
+    >>> class Run(Config):
+    ...     steps: int = 5
+    ...     seed: int = 0
+    >>> replace(Run(seed=3), Run, steps=7)
+    Run(steps=7, seed=3)
+    """
+    assert not args  # configs have keyword parameters alone
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    return type(config).model_validate({**given, **changes})
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping; a key written twice is an error, since one of the two would be lost."""
+    """Read a YAML mapping. A key that occurs twice is an error, since one of its values would be lost."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -75,7 +129,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {_describe_type(values)}")
+        raise UserError(f"{path}: expected `key: value` lines, got {_describe_type(values)}")
     return values
 
 
@@ -106,13 +160,15 @@ def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[di
         node = tree
         for depth, key in enumerate(keys[:-1], start=1):
             child = node.get(key)
-            child = {} if child is None else child  # settings that may be left out are null until one is given
+            child = {} if child is None else child  # optional settings are null until one is given
+            if isinstance(child, str) and keys[depth] == "options":
+                child = {"name": child}  # a plain name is short for a choice
             if not isinstance(child, dict):
                 problems.append(
                     f"{path}: {'.'.join(keys[:depth])} is {_describe_type(child)} and has no settings of its own"
                 )
                 break
-            node[key] = child = dict(child)  # the caller's mapping stays as it was
+            node[key] = child = dict(child)  # do not write to the caller's mapping
             node = child
         else:
             node[keys[-1]] = value
@@ -120,13 +176,15 @@ def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[di
 
 
 def describe_validation_error(cls: type[Config], details: ErrorDetails, prefix: tuple[int | str, ...] = ()) -> str:
-    """Put one of pydantic's errors into a sentence that starts with the dotted path."""
+    """Return a sentence for one of pydantic's errors, which begins with the dotted key."""
     path = ".".join(map(str, (*prefix, *details["loc"])))
     match details["type"]:
         case "extra_forbidden":
             known = _field_names(cls, details["loc"][:-1])
             hint = did_you_mean(str(details["loc"][-1]), known) or f"Known: {', '.join(known)}"
             text = f"no such setting. {hint}"
+        case "unknown_option":
+            text = details["msg"]
         case "missing":
             text = "is required"
         case "literal_error":

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,8 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.sharding import shard_model
-
-DeviceName = Literal["auto", "cpu", "cuda"]
+from c2fmae.core.training import DeviceName
 
 _FAILURE_KEY = "failed"  # the key under which a process leaves its last words for the others
 _LOST_PEER_MESSAGES = (

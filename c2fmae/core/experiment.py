@@ -13,28 +13,20 @@ from typing import Any, ClassVar, Literal, Protocol
 from torch import nn
 
 from c2fmae.core.checkpoint import list_checkpoints
-from c2fmae.core.config import Config
 from c2fmae.core.distributed import World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState
 from c2fmae.core.progress import NO_LABELS
 from c2fmae.core.resume import start_or_resume
 from c2fmae.core.run_dir import RunDir, open_run_dir
-from c2fmae.core.saving import Saver, SavingConfig
+from c2fmae.core.saving import Saver
 from c2fmae.core.signals import StopRequest, catch_signals
 from c2fmae.core.trackers import import_tracker
-from c2fmae.core.training import TrainingConfig, TrainingPlan
-from c2fmae.core.watching import RunLogger, WatchingConfig
+from c2fmae.core.training import TrainingPlan
+from c2fmae.core.watching import RunLogger
 
 log = logging.getLogger(__name__)
-
-
-class ExperimentConfig(Config):
-    """What the config of every experiment has."""
-
-    training: TrainingConfig
-    saving: SavingConfig = SavingConfig()
-    watching: WatchingConfig = WatchingConfig()
 
 
 class BatchIterator(Protocol):

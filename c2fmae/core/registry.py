@@ -1,7 +1,7 @@
-"""Plug-ins by name: an object is registered where it is defined and found by everyone else.
+"""Registries of plug-ins: objects that are registered where they are defined and looked up by name.
 
-Another package joins in through the entry-point group `c2fmae.plugins`, each entry naming a module
-that registers on import:
+Another package adds to them through the entry-point group `c2fmae.plugins`. Each entry names a module that registers
+its objects when it is imported:
 
     [project.entry-points."c2fmae.plugins"]
     mine = "my_package.my_masks"
@@ -9,7 +9,7 @@ that registers on import:
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from c2fmae.core.errors import UserError, unknown_name_error
 
@@ -17,21 +17,21 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _REGISTRIES: list["Registry[object]"] = []
-_PENDING_PLUGINS: list[EntryPoint] | None = None  # plug-ins not imported yet; None before the first look
+_PENDING_PLUGINS: list[EntryPoint] | None = None  # plug-ins not imported yet; None before the first lookup
 
 
 def list_registries() -> list["Registry[object]"]:
-    """Return every registry of the modules imported so far, by kind."""
+    """Return every registry of the modules imported so far, sorted by kind."""
     return sorted(_REGISTRIES, key=lambda registry: registry.kind)
 
 
 def load_plugins() -> None:
-    """Import what other packages offer under `c2fmae.plugins`, once a process."""
+    """Import the modules that other packages list under `c2fmae.plugins`, once per process."""
     global _PENDING_PLUGINS
     if _PENDING_PLUGINS is None:
         _PENDING_PLUGINS = list(entry_points(group="c2fmae.plugins"))
     while _PENDING_PLUGINS:
-        entry = _PENDING_PLUGINS.pop(0)  # taken off first: a plug-in may look up a name while it is imported
+        entry = _PENDING_PLUGINS.pop(0)  # removed first: a plug-in may look up a name while it is imported
         try:
             entry.load()
         except Exception as error:
@@ -42,7 +42,7 @@ def load_plugins() -> None:
 
 
 class Registry(Generic[T]):
-    """Names of one kind of plug-in.
+    """Plug-ins of one kind, by name.
 
     >>> shapes: Registry[type] = Registry("shape")
     >>> @shapes.register("disc")
@@ -57,10 +57,15 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
         self._summaries: dict[str, str] = {}
+        self._option_classes: dict[str, type[Any]] = {}
         _REGISTRIES.append(self)  # type: ignore[arg-type]  # listed, never written to through the list
 
-    def register(self, name: str, summary: str = "") -> Callable[[U], U]:
-        """Register the decorated object; `summary`, or else its docstring's first line, describes it in lists."""
+    def register(self, name: str, summary: str = "", *, options: type[Any] | None = None) -> Callable[[U], U]:
+        """Return a decorator that registers an object.
+
+        Lists describe it by `summary`, or else by the first line of its docstring. `options` is the config class of its
+        options (see `c2fmae.core.choice`); without one, they are its keyword-only parameters.
+        """
 
         def decorate(entry: U) -> U:
             if name in self._entries:
@@ -70,6 +75,8 @@ class Registry(Generic[T]):
                 raise UserError(f"{self.kind} {name!r} needs a docstring: its first line is shown in lists")
             self._entries[name] = entry  # type: ignore[assignment]  # T may be a Protocol that classes meet
             self._summaries[name] = line
+            if options is not None:
+                self._option_classes[name] = options
             return entry
 
         return decorate
@@ -83,9 +90,18 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def describe(self, name: str) -> str:
-        """Return the entry's one-line description."""
+        """Return the one-line description of an entry."""
         self.get(name)
         return self._summaries[name]
+
+    def option_class(self, name: str) -> type[Any] | None:
+        """Return the class that an entry was registered with for its options, if any."""
+        self.get(name)
+        return self._option_classes.get(name)
+
+    def find_name(self, entry: object) -> str:
+        """Return the name under which an object is registered."""
+        return next(name for name, registered in self._entries.items() if registered is entry)
 
     def __iter__(self) -> Iterator[str]:
         load_plugins()

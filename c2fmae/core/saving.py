@@ -5,35 +5,18 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from torch import nn
 
 from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter, prune_checkpoints
-from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
+from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.sharding import compute_total_norm
 
 log = logging.getLogger(__name__)
-
-
-class SavingConfig(Config):
-    """When a run is saved, and what is kept of it. A resumed run is the same whatever is set here."""
-
-    steps: PositiveInt | None = None
-    """Save after so many steps …"""
-    minutes: Annotated[float, Field(gt=0)] | None = 10.0
-    """… and after so many minutes, whichever is sooner; always at the end."""
-    keep_last: PositiveInt = 2
-    keep_every: PositiveInt | None = None
-    """Save at multiples of so many steps too, and keep these for good."""
-
-    def is_save_step(self, step: int, last_step: int) -> bool:
-        """Return whether a run is saved after this step, whatever the clock says."""
-        return step == last_step or any(every and step % every == 0 for every in (self.steps, self.keep_every))
 
 
 class Saver:

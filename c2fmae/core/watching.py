@@ -5,36 +5,20 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import Field
 
-from c2fmae.core.config import Config, PositiveInt
+from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.files import fsync
 from c2fmae.core.loop import StepReport
 from c2fmae.core.progress import NO_LABELS, ProgressDisplay
 from c2fmae.core.run_dir import RowWriter, RunDir, read_rows
 from c2fmae.core.spikes import SpikeDetector
-from c2fmae.core.trackers import Tracker, TrackerName, open_trackers
+from c2fmae.core.trackers import Tracker, open_trackers
 from c2fmae.core.training import TrainingPlan
 
 B = TypeVar("B")
-
-
-class WatchingConfig(Config):
-    """What is told of a run. Nothing here changes what it learns."""
-
-    log_every: PositiveInt = 10
-    """Steps from one line, one row of timing and one point of the trackers to the next; metrics have every step."""
-    held_out_every: PositiveInt | None = None
-    """Steps from one look at the held-out losses to the next; an epoch's, unless given, and always at the end."""
-    pictures_every: PositiveInt | None = None
-    """Steps from one page of reconstructions to the next; ten times in a run, unless given, and always at the end."""
-    pictures: Annotated[int, Field(ge=0, le=64)] = 6
-    """Scenes on it."""
-    trackers: tuple[TrackerName, ...] = ()
-    """Also send metrics and pictures there: tensorboard, wandb."""
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, Fraction
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import InstanceOverflow
 from c2fmae.core.training import TrainingPlan
@@ -18,7 +18,6 @@ from c2fmae.data.transforms import CentralView, RandomView, Transform
 
 NonEmptyStr = Annotated[str, Field(min_length=1)]
 DataSourceOption = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 

@@ -7,12 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from c2fmae.core.config import Config, describe_validation_error
+from c2fmae.core.config import Config, UnitInterval, describe_validation_error
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.masking.curricula import CURRICULA
 from c2fmae.masking.policies import POLICIES, Blend, Policy
-
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 def validate_options(owner: str, factory: Callable[..., object], options: dict[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from jaxtyping import Bool, Integer
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from c2fmae.core.config import Config, PositiveInt
+from c2fmae.core.config import Config, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking import Policy, mask_scenes, patch_regions
-from c2fmae.masking.config import MaskingConfig, UnitInterval
+from c2fmae.masking.config import MaskingConfig
 
 log = logging.getLogger(__name__)
 

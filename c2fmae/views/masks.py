@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from c2fmae.masking.config import UnitInterval
+from c2fmae.core.config import UnitInterval
 from c2fmae.masking.policies import ProgressivePolicy
 from c2fmae.report.drawing import colour_classes, colour_instances, draw_tile_sheet, hide_patches
 from c2fmae.views.masked_scenes import MaskedScenesConfig

@@ -13,8 +13,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.distributed import World
+from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
-from c2fmae.core.saving import Saver, SavingConfig, has_finite_weights
+from c2fmae.core.saving import Saver, has_finite_weights
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.sharding import to_local_tensor, unsharded
 from c2fmae.methods import MaskedAutoencoding

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError, field_validator
 
-from c2fmae.core.config import Config, read_yaml
+from c2fmae.core.config import RESUME_SAFE, Config, read_yaml, replace
 from c2fmae.core.errors import UserError, unknown_name_error
 
 
@@ -111,8 +111,8 @@ def test_a_config_survives_yaml(tmp_path: Path) -> None:
         ("a: 1\nb: [1, 2\nc: 3\n", "{path}: line 3, column 2: expected ',' or ']', but got ':'"),
         ("a: 1\nb: 2\na: 3\n", "{path}: line 3, column 1: 'a' is set twice"),
         ("a:\n  b: 1\n  b: 2\n", "{path}: line 3, column 3: 'b' is set twice"),
-        ("- a\n- b\n", "{path}: expected `key: value` lines, found a list"),
-        ("just words\n", "{path}: expected `key: value` lines, found text"),
+        ("- a\n- b\n", "{path}: expected `key: value` lines, got a list"),
+        ("just words\n", "{path}: expected `key: value` lines, got text"),
         ("a: !!python/object/apply:os.getcwd []\n", None),
     ],
 )
@@ -140,3 +140,28 @@ def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None
 def test_an_empty_file_has_no_settings(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("")
     assert read_yaml(tmp_path / "empty.yaml") == {}
+
+
+def test_replaced_fields_are_validated() -> None:
+    changed = replace(Optimiser(betas=(0.5, 0.6)), Optimiser, lr=1)
+    assert changed == Optimiser(lr=1.0, betas=(0.5, 0.6))
+    with pytest.raises(ValidationError, match="lr"):
+        replace(changed, Optimiser, lr=0)
+    assert replace(Optimiser(), Optimiser, lr=1).model_fields_set == {"lr"}
+
+
+class Loader(Config):
+    workers: Annotated[int, RESUME_SAFE] = 8
+    scale: float = 1.0
+
+
+class Job(Config):
+    name: Annotated[str, RESUME_SAFE, Field(min_length=1)] = "job"
+    data: Loader | None = Loader()
+    saving: Annotated[Optimiser, RESUME_SAFE] = Optimiser()
+
+
+def test_resume_safe_settings_are_found_where_they_are_declared() -> None:
+    assert Job.resume_safe_keys() == ["name", "data.workers", "saving"]
+    keys = ["saving", "saving.lr", "data", "data.workers", "data.scale", "nam"]
+    assert [key for key in keys if Job.is_resume_safe(key)] == ["saving", "saving.lr", "data.workers"]

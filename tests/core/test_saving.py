@@ -10,8 +10,9 @@ from c2fmae.core import saving
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
+from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import TrainingState
-from c2fmae.core.saving import Saver, SavingConfig
+from c2fmae.core.saving import Saver
 from c2fmae.core.training import TrainingConfig
 
 ALONE = World()

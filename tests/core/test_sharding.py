@@ -180,4 +180,4 @@ def test_plain_tensors_and_models_pass_as_they_are() -> None:
 def test_parts_are_not_compiled() -> None:
     with pytest.raises(UserError) as caught:
         TrainingConfig.from_dict({"steps": 1, "lr": 1.0, "sharded": True, "compile": True}, source="training")
-    assert str(caught.value) == "training: sharded and compile do not go together; set one of them to false"
+    assert str(caught.value) == "training: sharded and compile cannot be combined. Set one of them to false"

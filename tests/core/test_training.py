@@ -70,27 +70,27 @@ def test_rate_and_progress_are_functions_of_the_step(warmup: int, final: float) 
         (
             {},
             {"num_samples": 7},
-            "training.batch_size: 8 is more than the 7 samples that there are. Set it lower",
+            "training.batch_size: the data has only 7 samples, got a batch of 8. Set it lower",
         ),
         (
             {},
             {"num_samples": 100, "processes": 3},
-            "training.batch_size: 8 cannot be divided among 3 processes",
+            "training.batch_size: expected a multiple of the 3 processes, got 8. Change either",
         ),
         (
             {"steps": None, "epochs": 0.01},
             {"num_samples": 100},
-            "training.epochs: 0.01 of 12 steps each are no step at all",
+            "training.epochs: 0.01 epochs of 12 steps are less than one step. Set it higher",
         ),
         (
             {"warmup_steps": 11},
             {"num_samples": 100},
-            "training.warmup_steps: 11 steps of warm-up are more than the run has, 10. Set it lower",
+            "training.warmup_steps: the warm-up has 11 steps, but the run only 10. Set it lower",
         ),
         (
             {"warmup_epochs": 1.0},
             {"num_samples": 100},
-            "training.warmup_epochs: 12 steps of warm-up are more than the run has, 10. Set it lower",
+            "training.warmup_epochs: the warm-up has 12 steps, but the run only 10. Set it lower",
         ),
     ],
 )
@@ -103,13 +103,13 @@ def test_what_does_not_come_out_even_is_refused(settings: dict[str, Any], where:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"lr": 1e-3}, "expected either epochs or steps; set the other to null"),
-        ({"lr": 1e-3, "steps": 1, "epochs": 1.0}, "expected either epochs or steps; set the other to null"),
-        ({"steps": 1}, "expected either base_lr or lr; set the other to null"),
-        ({"steps": 1, "lr": 1.0, "base_lr": 1.0}, "expected either base_lr or lr; set the other to null"),
+        ({"lr": 1e-3}, "expected either epochs or steps. Set the other to null"),
+        ({"lr": 1e-3, "steps": 1, "epochs": 1.0}, "expected either epochs or steps. Set the other to null"),
+        ({"steps": 1}, "expected either base_lr or lr. Set the other to null"),
+        ({"steps": 1, "lr": 1.0, "base_lr": 1.0}, "expected either base_lr or lr. Set the other to null"),
         (
             {"steps": 1, "lr": 1.0, "warmup_steps": 1, "warmup_epochs": 1.0},
-            "expected either warmup_epochs or warmup_steps; set the other to null",
+            "expected either warmup_epochs or warmup_steps. Set the other to null",
         ),
         ({"steps": 0, "lr": 1.0}, "steps: input should be greater than or equal to 1, got 0"),
         ({"steps": 1, "lr": 1.0, "ema": 1}, "ema: input should be less than 1, got 1"),
@@ -145,6 +145,6 @@ def test_a_plan_says_what_it_came_to() -> None:
         warmup_epochs=5,
     )
     assert str(large) == (
-        "1900 steps (100 epochs of 19), 95 of warm-up; batch 512 = 4 processes × 128 in 4 parts; "
+        "1900 steps (100 epochs of 19), 95 of warm-up; batch 512 = 4 processes × 128 in 4 micro-batches; "
         "learning rate up to 0.0002"
     )

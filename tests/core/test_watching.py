@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from c2fmae.core import watching
+from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.loop import StepReport
 from c2fmae.core.run_dir import RowWriter, RunDir
 from c2fmae.core.training import TrainingConfig, plan_training
-from c2fmae.core.watching import RunLogger, WatchingConfig, is_due, peak_memory
+from c2fmae.core.watching import RunLogger, is_due, peak_memory
 
 PLAN = plan_training(TrainingConfig(steps=7, lr=0.1, batch_size=4), num_samples=8, world_size=1)
 

@@ -5,15 +5,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config, PositiveInt, read_yaml
+from c2fmae.core.config import Config, Fraction, PositiveInt, UnitInterval, read_yaml
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment import ExperimentConfig
+from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.specs import Pooling
 from c2fmae.core.training import TrainingConfig
 from c2fmae.data import Transform
 from c2fmae.data.augment import AugmentedView
-from c2fmae.data.config import Fraction, LoadingConfig
-from c2fmae.eval.classification.mixing import MixingConfig, UnitInterval
+from c2fmae.data.config import LoadingConfig
+from c2fmae.eval.classification.mixing import MixingConfig
 from c2fmae.eval.datasets import TrainTestConfig
 
 GranularityNames = Annotated[tuple[str, ...], Field(min_length=1)]

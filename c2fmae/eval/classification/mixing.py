@@ -14,10 +14,8 @@ from jaxtyping import Float, Int64, Shaped
 from pydantic import Field
 from torch import Tensor
 
-from c2fmae.core.config import Config
+from c2fmae.core.config import Config, UnitInterval
 from c2fmae.core.granularity import GRANULARITIES
-
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 class MixingConfig(Config):

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
-from c2fmae.core.config import PositiveInt
+from c2fmae.core.config import Fraction, PositiveInt
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.specs import Pooling
@@ -20,8 +20,6 @@ from c2fmae.eval.probes.extraction import BatchingConfig, FeatureColumn, Feature
 from c2fmae.eval.probes.feature_store import FeatureStore
 from c2fmae.eval.probes.intervals import wilson_interval
 from c2fmae.models.backbones import Backbone
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
 
 _MAX_OVERLAP = 0.5
 """Share of the test photos from which on being in the training set, too, is no accident."""
