@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.tables import print_speeds
 from c2fmae.core.distributed import World
+from c2fmae.data.suites import ShiftedSet, open_shifted_set
 from c2fmae.data.suites.official import imagenet_wnids
-from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted_set
 from c2fmae.eval.cost.timing import time_in_turn
 from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
 from c2fmae.eval.robustness.image_classifier import ImageClassifier, load_image_classifier

@@ -206,7 +206,8 @@ def corrupt(
 
     By default the 15 corruptions that mCE is made of; the four others come with --only extra.
     """
-    from c2fmae.data.corruption.make_set import CorruptionConfig, corrupt_scenes, select_evenly
+    from c2fmae.data.combine import select_evenly
+    from c2fmae.data.corruption.make_set import CorruptionConfig, corrupt_scenes
     from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES, select_corruptions
 
     corruptions = select_corruptions(corruption) if corruption else CORRUPTIONS
@@ -326,9 +327,8 @@ def _run_check(source: str, granularities: str | None, workers: int | None) -> "
 
 
 def _check_suite(source: str, kind: str) -> None:
-    from c2fmae.data.suites.cells import format_count
-    from c2fmae.data.suites.check import check_suite
-    from c2fmae.data.suites.official import CUSTOM, resolve_suite
+    from c2fmae.core.text import format_count
+    from c2fmae.data.suites import CUSTOM, check_suite, resolve_suite
 
     checked = check_suite(kind, source)
     for sentence in checked.findings:

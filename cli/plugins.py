@@ -4,6 +4,7 @@
 def plugins() -> None:
     """List every plug-in: masks, decoders, methods, recipes, … those of other packages included."""
     # Registries exist once the wings that hold them are imported: methods bring masking, models and data.
+    import c2fmae.data.suites
     import c2fmae.eval.builtin
     import c2fmae.eval.classification.recipes
     import c2fmae.methods

@@ -50,7 +50,7 @@ def robustness(
 ) -> None:
     """Try classifiers on shifted photos: ImageNet-A, -R, -Sketch and -C, or sets of your own; all in one table."""
     from c2fmae.core.distributed import init_distributed
-    from c2fmae.data.suites.shifted_set import open_shifted_set
+    from c2fmae.data.suites import open_shifted_set
     from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
     from c2fmae.eval.robustness.image_classifier import ImageClassifier, load_image_classifier
     from c2fmae.eval.robustness.result_files import (

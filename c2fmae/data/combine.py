@@ -13,6 +13,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.scenes import Scenes, check_index
+from c2fmae.data.spacing import evenly_spaced_indices
 
 
 class SubsetScenes:
@@ -42,6 +43,11 @@ class SubsetScenes:
     def read_image_bytes(self, index: int) -> bytes | None:
         """Return the photo as it is stored."""
         return self._scenes.read_image_bytes(int(self._rows[index]))
+
+
+def select_evenly(scenes: Scenes, count: int) -> Scenes:
+    """Return at most `count` scenes, evenly spaced over a source."""
+    return SubsetScenes(scenes, np.array(evenly_spaced_indices(len(scenes), count, centred=True), np.int64))
 
 
 class ConcatScenes:

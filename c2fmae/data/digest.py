@@ -2,11 +2,10 @@
 
 import hashlib
 
-import numpy as np
-
 from c2fmae.data.scenes import Scenes
+from c2fmae.data.spacing import evenly_spaced_indices
 
-_LOOKED_AT = 64
+_NUM_SAMPLED = 64
 
 
 def compute_scenes_digest(scenes: Scenes, source: str) -> str:
@@ -17,7 +16,7 @@ def compute_scenes_digest(scenes: Scenes, source: str) -> str:
     digest = hashlib.sha256(f"{source}\n{scenes.info.model_dump_json()}\n".encode())
     for key in scenes.keys:
         digest.update(key.encode() + b"\n")
-    for index in np.linspace(0, len(scenes), min(_LOOKED_AT, len(scenes)), endpoint=False).astype(int).tolist():
+    for index in evenly_spaced_indices(len(scenes), _NUM_SAMPLED):
         scene = scenes[index]
         digest.update(str(scene.label).encode() + (scenes.read_image_bytes(index) or b"-"))
         for name, each in sorted(scene.maps.items()):

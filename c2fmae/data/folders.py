@@ -11,14 +11,13 @@ from jaxtyping import Int64
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.labels import LabelInfo
+from c2fmae.data.class_dirs import map_dirs_to_labels
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem
-from c2fmae.data.stored import IMAGE_SUFFIXES, StoredScenes, missing_granularity_problem, sort_coarse_to_fine
+from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES, StoredScenes, missing_granularity_problem, sort_coarse_to_fine
 
 log = logging.getLogger(__name__)
-
-_DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 
 
 class FolderScenes(StoredScenes):
@@ -104,9 +103,7 @@ def _labels_from_dirs(
     root: Path, classes: Sequence[str], info: DatasetInfo, problems: list[Problem]
 ) -> Int64[np.ndarray, " samples"]:
     """The label of each sample by its class folder, which is called as the label or as its WordNet id."""
-    label_of = {"": -1}
-    for label, entry in enumerate(info.labels):
-        label_of |= {name: label for name in (entry and (entry.name, entry.wnid)) or () if name}
+    label_of = {"": -1, **map_dirs_to_labels(info.labels)}
     for name in sorted({*classes} - label_of.keys()):
         text = f"{root}: class folder {name!r} is none of the labels that dataset.json names."
         problems.append(Problem(None, f"{text} {did_you_mean(name, label_of) or 'Add it there'}"))
@@ -127,11 +124,11 @@ def _find_images(folder: Path, problems: list[Problem]) -> dict[str, str]:
         problems += [
             Problem(None, f"{place}/{name}: a folder where a picture should be. Rename or remove it")
             for name in folders
-            if name.lower().endswith(_DOTTED_SUFFIXES)
+            if name.lower().endswith(DOTTED_IMAGE_SUFFIXES)
         ]
         for name in sorted(files):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million of them
-            if suffix.lower() not in _DOTTED_SUFFIXES or name.startswith("."):
+            if suffix.lower() not in DOTTED_IMAGE_SUFFIXES or name.startswith("."):
                 continue
             key = prefix + stem
             if "\n" in key or not is_utf8(key):

@@ -9,6 +9,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import Scenes
+from c2fmae.data.spacing import evenly_spaced_indices
 from c2fmae.report.drawing import (
     BACKGROUND_COLOUR,
     Colour,
@@ -29,8 +30,7 @@ _TITLES = {"rgb": "photo", "semantic": "semantic map", "instance": "instance map
 
 def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
     """Draw scenes spread evenly over the source, a row each: photo, maps, and the classes in them, largest first."""
-    num_scenes = min(num_scenes, len(scenes))
-    shown = [scenes[(2 * i + 1) * len(scenes) // (2 * num_scenes)] for i in range(num_scenes)]
+    shown = [scenes[index] for index in evenly_spaced_indices(len(scenes), num_scenes, centred=True)]
     sizes = [_fit_size(*scene_size(scene)) for scene in shown]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     names = [name for name in _TITLES if name in shown[0].maps]
@@ -47,7 +47,7 @@ def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
         column_titles=[*(_TITLES[name] for name in names), *(["classes"] if "semantic" in names else [])],
         row_titles=[_row_title(scene, scenes.info) for scene in shown],
         title=title,
-        subtitle=f"{num_scenes} of {len(scenes)} scenes, evenly spread{stored}",
+        subtitle=f"{len(shown)} of {len(scenes)} scenes, evenly spread{stored}",
     )
 
 

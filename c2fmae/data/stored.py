@@ -26,6 +26,7 @@ from c2fmae.data.remap import build_id_table, is_within_label_space, remap_ids
 from c2fmae.data.scenes import check_index
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
+DOTTED_IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 _WIDE_IGNORE = 65535
 
 

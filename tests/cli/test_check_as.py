@@ -25,9 +25,9 @@ def test_what_is_odd_is_listed_and_ends_with_1(tmp_path: Path) -> None:
     assert results[0] == (
         1,
         [
-            "odd: 198 of 200 class folders missing: n01443537, n01484850, n01494475, n01498041, n01514859, …",
-            "odd: 4 of 30,000 images: not the whole set",
-            "imagenet-r, 4 photos of 2 classes, 4 of them looked at",
+            "odd: 198 of 200 class directories missing: n01443537, n01484850, n01494475, n01498041, n01514859, …",
+            "odd: 4 of 30,000 images: the set is incomplete",
+            "imagenet-r: 4 images of 2 classes, 4 of them decoded",
             "2 odd things",
             "next: mend that, or go on with it: c2fmae eval robustness MODEL --imagenet-r r.tar",
         ],
@@ -35,7 +35,7 @@ def test_what_is_odd_is_listed_and_ends_with_1(tmp_path: Path) -> None:
     assert results[1] == (
         0,
         [
-            "custom, 4 photos of 2 classes, 4 of them looked at",
+            "custom: 4 images of 2 classes, 4 of them decoded",
             "nothing odd",
             "next: c2fmae eval robustness MODEL --custom NAME=own",
         ],
@@ -45,6 +45,6 @@ def test_what_is_odd_is_listed_and_ends_with_1(tmp_path: Path) -> None:
     assert said[0].startswith("odd: 14 of the 15 corruptions missing: gaussian_noise, shot_noise,")
     assert said[-1].endswith("c2fmae eval robustness MODEL --imagenet-c c")
     assert [code for code, _ in results[3:]] == [2, 2]
-    assert "no kind of set named 'imagenet-x'. Did you mean 'imagenet-r'?" in errors
+    assert "no suite named 'imagenet-x'. Did you mean 'imagenet-r'?" in errors
     text = "--as: looks at names, counts and a few photos, so no other option goes with it. Leave them out"
     assert text in errors

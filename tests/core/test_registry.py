@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import c2fmae.core.granularity
+import c2fmae.core.scene
 import c2fmae.data
+import c2fmae.data.suites
 import c2fmae.eval.builtin
 import c2fmae.eval.classification.recipes
 import c2fmae.masking

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from jaxtyping import UInt8
 from pydantic import Field
 from torch import Tensor
@@ -22,7 +21,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.run_dir import check_disk_space
 from c2fmae.core.scene import Scene
-from c2fmae.data.combine import SubsetScenes
+from c2fmae.data.class_dirs import class_dir_names
 from c2fmae.data.corruption.apply import (
     centre_crop,
     corrupt_image,
@@ -31,12 +30,14 @@ from c2fmae.data.corruption.apply import (
     encode_jpeg,
     to_rgb,
 )
+from c2fmae.data.corruption.creation_record import CreationRecord
 from c2fmae.data.corruption.names import CENTRE_CROP_RATIO, CORRUPTIONS, SEVERITIES
-from c2fmae.data.corruption.set_dir import CellKey, CorruptionSetDir, class_dir_names, image_file_names, write_file
+from c2fmae.data.corruption.set_dir import CellKey, CorruptionSetDir, image_file_names, write_file
 from c2fmae.data.encode import make_output_dir
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.process_pool import run_in_processes
 from c2fmae.data.scenes import Scenes
+from c2fmae.data.spacing import evenly_spaced_indices
 
 _NUM_SAMPLED_FOR_SIZE = 8  # photos whose size tells how much room is needed
 _BYTES_PER_PIXEL = 0.5  # 0.3 on average at 224 pixels, 0.45 at 64; 0.75 with noise
@@ -89,8 +90,8 @@ def corrupt_scenes(
     if "rgb" not in scenes.info.granularities:
         raise UserError("these scenes have no photos to corrupt. Add rgb")
     names, folders = image_file_names(scenes.keys), class_dir_names(scenes.info.labels)
-    provenance = _describe_provenance(scenes, config, source or scenes.info.name)
-    corrupted = CorruptionSetDir(out, scenes.info.name, scenes.info.labels, provenance)
+    record = _build_record(scenes, config, source or scenes.info.name)
+    corrupted = CorruptionSetDir(out, scenes.info.name, scenes.info.labels, record)
     make_output_dir(out)
     with lock_dir(
         out, busy_message=f"{out}: another process is corrupting into it. Wait for it, or give another folder"
@@ -112,12 +113,6 @@ def corrupt_scenes(
         still_unfinished = tuple(cell for cell in previously_unfinished if cell not in cells)
         corrupted.write_metadata(still_unfinished)
         return CorruptionReport(len(names), num_made, num_kept, num_bytes, still_unfinished)
-
-
-def select_evenly(scenes: Scenes, count: int) -> Scenes:
-    """Return at most so many scenes, spread evenly over a source."""
-    count = min(count, len(scenes))
-    return SubsetScenes(scenes, (2 * np.arange(count) + 1) * len(scenes) // (2 * count))
 
 
 @dataclass(frozen=True)
@@ -166,22 +161,22 @@ def _prepare_image(scene: Scene, config: CorruptionConfig) -> UInt8[Tensor, "3 h
     return image if config.image_size is None else centre_crop(image, config.image_size)
 
 
-def _describe_provenance(scenes: Scenes, config: CorruptionConfig, source: str) -> dict[str, object]:
-    """Return by what a set is made, with what tells these scenes from others: their keys, and one of them."""
+def _build_record(scenes: Scenes, config: CorruptionConfig, source: str) -> CreationRecord:
+    """Return what a set's images depend on; scenes are identified by their keys and the first image."""
     first = scenes.read_image_bytes(0) or _read_scene(scenes, 0).maps["rgb"].numpy().tobytes()
     size = config.image_size
-    return {
-        "made_by": f"c2fmae {__version__}",
-        "tool": corruption_tool_version(),
-        "source": source,
-        "samples": len(scenes),
-        "size": [size, size] if size else None,
-        "crop": CENTRE_CROP_RATIO if size else None,
-        "quality": config.quality,
-        "seed": config.seed,
-        "keys": _digest("\n".join(scenes.keys).encode(errors="surrogateescape")),
-        "first photo": _digest(first),
-    }
+    return CreationRecord(
+        made_by=f"c2fmae {__version__}",
+        tool=corruption_tool_version(),
+        source=source,
+        samples=len(scenes),
+        size=(size, size) if size else None,
+        crop=CENTRE_CROP_RATIO if size else None,
+        quality=config.quality,
+        seed=config.seed,
+        keys=_digest("\n".join(scenes.keys).encode(errors="surrogateescape")),
+        first_image=_digest(first),
+    )
 
 
 def _digest(data: bytes) -> str:
@@ -192,10 +187,10 @@ def _check_output_space(scenes: Scenes, config: CorruptionConfig, out: Path, num
     """Refuse a disk that is too small, by the sizes of a few photos; where no file is missing none is looked at."""
     if not num_files:
         return
-    count = min(_NUM_SAMPLED_FOR_SIZE, len(scenes))
-    images = [_prepare_image(_read_scene(scenes, i * len(scenes) // count), config) for i in range(count)]
+    indices = evenly_spaced_indices(len(scenes), _NUM_SAMPLED_FOR_SIZE)
+    images = [_prepare_image(_read_scene(scenes, index), config) for index in indices]
     blocks = [-(-_BYTES_PER_PIXEL * image.shape[1] * image.shape[2] // _BLOCK_SIZE) for image in images]
-    needed = round(num_files * _BLOCK_SIZE * sum(blocks) / count)
+    needed = round(num_files * _BLOCK_SIZE * sum(blocks) / len(blocks))
     check_disk_space(
         out,
         num_bytes=needed,

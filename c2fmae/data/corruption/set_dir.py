@@ -9,15 +9,15 @@ CLASS is the WordNet id of the label, or its name; photos without a label have n
 
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
+from c2fmae.data.class_dirs import to_file_name
+from c2fmae.data.corruption.creation_record import RECORD_KEY, CreationRecord, read_creation_record
 from c2fmae.data.corruption.names import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from c2fmae.data.encode import PARTIAL_SUFFIX, atomic_writer
 from c2fmae.data.info import DATASET_FILE, DatasetInfo
@@ -28,7 +28,6 @@ CellKey = tuple[str, int]
 _ALL_CELLS: tuple[CellKey, ...] = tuple(
     (name, severity) for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS) for severity in SEVERITIES
 )
-_UNCOMPARED_KEYS = ("made_by", "unfinished")
 
 
 def image_file_names(keys: Sequence[str]) -> list[str]:
@@ -37,32 +36,14 @@ def image_file_names(keys: Sequence[str]) -> list[str]:
     >>> image_file_names(["val/a.1", "val/b"]), image_file_names(["cat/1", "dog/1"])
     (['a.1', 'b'], ['cat_1', 'dog_1'])
     """
-    names = [_safe_file_name(PurePosixPath(key).name) for key in keys]
+    names = [to_file_name(PurePosixPath(key).name) for key in keys]
     if len(set(names)) < len(names):
-        names = [_safe_file_name(key) for key in keys]
+        names = [to_file_name(key) for key in keys]
     if len(set(names)) < len(names):
         duplicate = Counter(names).most_common(1)[0][0]
         first, second, *_ = (key for key, name in zip(keys, names, strict=True) if name == duplicate)
         raise UserError(f"samples {first!r} and {second!r} would both be written as {duplicate}.jpg. Rename one")
     return names
-
-
-def class_dir_names(labels: Sequence[LabelInfo | None]) -> list[str]:
-    """Return the folder of each label, empty for one that the data leaves out."""
-    folders = [_safe_file_name(entry.wnid or entry.name) if entry else "" for entry in labels]
-    seen: dict[str, int] = {}
-    for label, folder in enumerate(folders):
-        if folder and (first := seen.setdefault(folder, label)) != label:
-            raise UserError(
-                f"labels {first} and {label} would both have the folder {folder!r}. Give them a wnid, or names that"
-                " differ, in dataset.json"
-            )
-    return folders
-
-
-def _safe_file_name(name: str) -> str:
-    """Return a name that a file may have and that readers do not take for a hidden one."""
-    return re.sub(r"^\.|[/\\\x00-\x1f\x7f]", "_", name)
 
 
 @dataclass(frozen=True)
@@ -72,51 +53,44 @@ class CorruptionSetDir:
     path: Path
     name: str
     labels: tuple[LabelInfo | None, ...]
-    provenance: Mapping[str, Any]
-    """What its bytes depend on, as `dataset.json` has it under `corrupted`."""
+    record: CreationRecord
+    """What its images depend on."""
 
-    def image_path(self, cell: CellKey, folder: str, name: str) -> Path:
-        """Return where a photo is."""
-        return self.path / cell[0] / str(cell[1]) / folder / f"{name}.jpg"
+    def image_path(self, cell: CellKey, class_dir: str, name: str) -> Path:
+        """Return the path of an image."""
+        return self.path / cell[0] / str(cell[1]) / class_dir / f"{name}.jpg"
 
     def read_unfinished(self) -> tuple[CellKey, ...]:
-        """Return the cells that were begun and not finished; a folder with anything but this set in it is refused."""
+        """Return the cells that an earlier run started and did not finish.
+
+        A directory with anything but this set in it is an error.
+        """
         try:
             unexpected = sorted(entry.name for entry in self.path.iterdir() if not entry.name.endswith(PARTIAL_SUFFIX))
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be used: {error.strerror}. Give another folder") from error
-        info = DatasetInfo.read_from_dir(self.path)
-        provenance = info and (info.model_extra or {}).get("corrupted")
-        if not info or not isinstance(provenance, dict):
+            raise UserError(f"{self.path}: cannot be listed: {error.strerror}. Choose another directory") from error
+        info, existing = read_creation_record(self.path)
+        if existing is None:
             if unexpected:
-                text = f"holds {unexpected[0]!r} and no {DATASET_FILE} of a corrupted set"
-                raise UserError(f"{self.path}: {text}. Give a folder that is new or empty")
+                text = f"contains {unexpected[0]!r} but no {DATASET_FILE} of a corruption set"
+                raise UserError(f"{self.path}: {text}. Choose a new or empty directory")
             return ()
-        changes = [
-            f"{key} {provenance.get(key)!r}, now {value!r}"
-            for key, value in self.provenance.items()
-            if key not in _UNCOMPARED_KEYS and provenance.get(key) != value
-        ]
+        changes = existing.describe_differences(self.record)
         if info.labels != self.labels:
             changes.append("other labels")
         if changes:
             raise UserError(
-                f"{self.path / DATASET_FILE}: this set was begun with {'; '.join(changes)}. Corrupt the same scenes "
-                "with"
-                " the same settings, or give another folder"
+                f"{self.path / DATASET_FILE}: this set was started with {'; '.join(changes)}. Corrupt the same scenes"
+                " with the same settings, or choose another directory"
             )
-        left = set(provenance.get("unfinished", ()))
-        return tuple(cell for cell in _ALL_CELLS if _cell_name(cell) in left)
+        return tuple(cell for cell in _ALL_CELLS if _cell_name(cell) in existing.unfinished)
 
     def write_metadata(self, unfinished: Collection[CellKey]) -> None:
-        """Write `dataset.json`; who began the set stays named in it."""
-        previous_info = DatasetInfo.read_from_dir(self.path)
-        provenance = dict((previous_info.model_extra or {})["corrupted"] if previous_info else self.provenance)
-        provenance.pop("unfinished", None)
-        if unfinished:
-            provenance["unfinished"] = [_cell_name(cell) for cell in _ALL_CELLS if cell in set(unfinished)]
+        """Write `dataset.json`; the record of who started the set is kept."""
+        record = read_creation_record(self.path)[1] or self.record
+        names = tuple(_cell_name(cell) for cell in _ALL_CELLS if cell in set(unfinished))
         info = DatasetInfo(name=self.name, granularities=("rgb",), labels=self.labels)
-        values = {**json.loads(info.to_json()), "corrupted": provenance}
+        values = json.loads(info.to_json()) | {RECORD_KEY: record.model_copy(update={"unfinished": names}).to_dict()}
         write_file(self.path / DATASET_FILE, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
     def count_images(self, cells: Collection[CellKey]) -> Counter[str]:

@@ -1,94 +1,90 @@
-"""What is odd about a folder of class folders, by names and counts, and by a look at a few of its photos."""
+"""Checks of class directories: names, counts, and a sample of images."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-import numpy as np
-
 from c2fmae.core.errors import UserError
-from c2fmae.data import Scenes
-from c2fmae.data.stored import IMAGE_SUFFIXES
-from c2fmae.data.suites.cells import describe_count_difference, dir_names_to_labels, format_count
+from c2fmae.core.text import format_count
+from c2fmae.data.class_dirs import dir_names_to_labels
+from c2fmae.data.scenes import Scenes
+from c2fmae.data.spacing import evenly_spaced_indices
+from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES
 from c2fmae.data.suites.class_check import describe_unexpected_classes
 from c2fmae.data.suites.file_tree import FileTree
-from c2fmae.data.suites.official import OFFICIAL_SETS
+from c2fmae.data.suites.shifted_set import describe_count_difference
+from c2fmae.data.suites.suite import Suite
 
-_DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-_MAX_LISTED = 5  # of what there is too much of to name all
+_MAX_LISTED = 5  # names in a finding
 
 
 @dataclass
 class ClassDirContents:
-    """The files of a folder of class folders, by what they are."""
+    """The files of a directory of class directories, by what they are."""
 
     images: Counter[str] = field(default_factory=Counter)
-    """By class folder."""
+    """Number of images by class directory."""
     unclassified_images: list[str] = field(default_factory=list)
-    """Photos in no class folder."""
+    """Images in no class directory."""
     nested_dirs: set[str] = field(default_factory=set)
-    """Folders inside class folders."""
+    """Directories with files inside class directories."""
     other_files: list[str] = field(default_factory=list)
-    """Files in class folders that are no photos by their names."""
+    """Files in class directories without the suffix of an image."""
     macos_files: list[str] = field(default_factory=list)
-    """What macOS leaves."""
+    """Files that macOS adds."""
 
 
-def classify_files(files: Iterable[str]) -> ClassDirContents:
-    """Sort the paths of files by what they are; what hides, and texts beside the class folders, are let be."""
-    found = ClassDirContents()
-    for path in files:
+def classify_files(paths: Iterable[str]) -> ClassDirContents:
+    """Sort files by what they are; hidden ones, and texts beside the class directories, are ignored."""
+    contents = ClassDirContents()
+    for path in paths:
         folder, _, name = path.rpartition("/")
-        is_photo = name.lower().endswith(_DOTTED_SUFFIXES)
+        is_image = name.lower().endswith(DOTTED_IMAGE_SUFFIXES)
         if name.startswith("._") or name == ".DS_Store" or path.startswith("__MACOSX/"):
-            found.macos_files.append(path)
+            contents.macos_files.append(path)
         elif name.startswith(".") or path.startswith(".") or "/." in path:
             continue
         elif "/" in folder:
-            found.nested_dirs.add(folder)
-        elif folder and is_photo:
-            found.images[folder] += 1
+            contents.nested_dirs.add(folder)
+        elif folder and is_image:
+            contents.images[folder] += 1
         elif folder:
-            found.other_files.append(path)
-        elif is_photo:
-            found.unclassified_images.append(path)
-    return found
+            contents.other_files.append(path)
+        elif is_image:
+            contents.unclassified_images.append(path)
+    return contents
 
 
-def describe_unexpected_files(suite: str, folders: Sequence[str], contents: ClassDirContents) -> list[str]:
-    """Return a sentence for each way in which the files are not those of a set."""
-    official = OFFICIAL_SETS.get(suite)
-    wnids, per_class = (official.wnids(), official.images_per_class) if official else ((), None)
-    missing = [wnid for wnid in wnids if wnid not in folders]
-    empty = [name for name in folders if not contents.images[name]]
+def describe_unexpected_files(suite: Suite, dir_names: Sequence[str], contents: ClassDirContents) -> list[str]:
+    """Return a sentence for each way in which files differ from those of the complete set."""
+    wnids = suite.wnids() if suite.wnids else ()
+    per_class = suite.images_per_class
+    missing = [wnid for wnid in wnids if wnid not in dir_names]
+    empty = [name for name in dir_names if not contents.images[name]]
     other = [f"{name} ({count})" for name, count in sorted(contents.images.items()) if per_class not in (None, count)]
     sentences = [
-        describe_unexpected_classes(suite, dir_names_to_labels(folders)),
-        _list_if_any(f"{len(missing)} of {len(wnids):,} class folders missing", missing),
-        _list_if_any(f"{format_count(len(empty), 'class folder', 'class folders')} without photos", empty),
+        describe_unexpected_classes(suite, dir_names_to_labels(dir_names)),
+        _list_if_any(f"{len(missing)} of {len(wnids):,} class directories missing", missing),
+        _list_if_any(f"{format_count(len(empty), 'class directory', 'class directories')} without images", empty),
         _list_if_any(
-            f"{format_count(len(other), 'class', 'classes')} with another number of photos than {per_class}", other
+            f"{format_count(len(other), 'class', 'classes')} with a number of images other than {per_class}", other
         ),
-        describe_count_difference(contents.images.total(), official.num_images if official else None),
+        describe_count_difference(contents.images.total(), suite.num_images),
         _list_if_any(
-            f"{format_count(len(contents.nested_dirs), 'folder', 'folders')} inside class folders",
+            f"{format_count(len(contents.nested_dirs), 'directory', 'directories')} inside class directories",
             sorted(contents.nested_dirs),
         ),
         _list_if_any(
-            f"{format_count(len(contents.unclassified_images), 'photo', 'photos')} in no class folder",
+            f"{format_count(len(contents.unclassified_images), 'image', 'images')} in no class directory",
             contents.unclassified_images,
         ),
         _list_if_any(
-            format_count(len(contents.other_files), "file that is no photo", "files that are no photos"),
+            format_count(len(contents.other_files), "file that is not an image", "files that are not images"),
             contents.other_files,
         ),
         _list_if_any(
-            format_count(
-                len(contents.macos_files),
-                "file that macOS left, which is passed over",
-                "files that macOS left, which are passed over",
-            ),
+            f"{format_count(len(contents.macos_files), 'file', 'files')} added by macOS, ignored",
             contents.macos_files,
         ),
     ]
@@ -96,18 +92,21 @@ def describe_unexpected_files(suite: str, folders: Sequence[str], contents: Clas
 
 
 def check_images_below(tree: FileTree, subdir: str, count: int, size: tuple[int, int] | None) -> tuple[list[str], int]:
-    """Return what is odd about some photos, spread evenly, and how many were looked at; `size` is height and width."""
+    """Return what is wrong with a sample of images below a directory, and the size of the sample."""
     try:
         return check_sampled_images(tree.open_images(subdir), count, size)
-    except UserError as error:  # two photos of one name, or none at all
+    except UserError as error:  # two images of one name, or no image
         return [str(error)], 0
 
 
-def check_sampled_images(scenes: Scenes, count: int, size: tuple[int, int] | None = None) -> tuple[list[str], int]:
-    """Return what is odd about some scenes' photos, spread evenly, and how many were looked at."""
-    count = min(count, len(scenes))
+def check_sampled_images(scenes: Scenes, count: int, size: tuple[int, int] | None) -> tuple[list[str], int]:
+    """Return what is wrong with at most `count` images, evenly spaced, and how many were decoded.
+
+    `size` is the expected height and width; None accepts any.
+    """
+    indices = evenly_spaced_indices(len(scenes), count)
     broken, other = list[str](), list[str]()
-    for index in np.linspace(0, len(scenes), count, endpoint=False).astype(int).tolist():
+    for index in indices:
         try:
             height, width = scenes[index].maps["rgb"].shape[-2:]
         except UserError as error:
@@ -115,16 +114,28 @@ def check_sampled_images(scenes: Scenes, count: int, size: tuple[int, int] | Non
             continue
         if size not in (None, (height, width)):
             other.append(f"{scenes.keys[index]} ({width}×{height})")
-    unexpected = [f"{len(broken)} of {count} photos looked at cannot be read. {broken[0]}"] if broken else []
+    findings = []
+    if broken:
+        findings.append(f"{len(broken)} of {len(indices)} sampled images cannot be decoded. {broken[0]}")
     if other and size:
-        unexpected.append(_list_some(f"{len(other)} of {count} photos looked at are not {size[1]}×{size[0]}", other))
-    return unexpected, count
+        findings.append(_list_some(f"{len(other)} of {len(indices)} sampled images are not {size[1]}×{size[0]}", other))
+    return findings, len(indices)
 
 
-def _list_if_any(what: str, names: Sequence[str]) -> str | None:
-    return _list_some(what, names) if names else None
+def format_summary(name: str, num_images: int, num_classes: int, num_sampled: int) -> str:
+    """Return the last line of a check.
+
+    >>> format_summary("imagenet-a", 7500, 200, 64)
+    'imagenet-a: 7,500 images of 200 classes, 64 of them decoded'
+    """
+    contents = f"{format_count(num_images, 'image', 'images')} of {format_count(num_classes, 'class', 'classes')}"
+    return f"{name}: {contents}, {num_sampled:,} of them decoded"
 
 
-def _list_some(what: str, names: Collection[str]) -> str:
+def _list_if_any(text: str, names: Sequence[str]) -> str | None:
+    return _list_some(text, names) if names else None
+
+
+def _list_some(text: str, names: Collection[str]) -> str:
     more = ", …" if len(names) > _MAX_LISTED else ""
-    return f"{what}: {', '.join(islice(names, _MAX_LISTED))}{more}"
+    return f"{text}: {', '.join(islice(names, _MAX_LISTED))}{more}"

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from c2fmae.data.suites.cells import Cell, format_count
-from c2fmae.data.suites.shifted_set import ShiftedSet
+from c2fmae.core.text import format_count
+from c2fmae.data.suites import Cell, ShiftedSet
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.probes.intervals import wilson_interval
 from c2fmae.eval.robustness.class_matching import ClassMatching

@@ -13,9 +13,7 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.data import CentralView
 from c2fmae.data.corruption.names import CENTRE_CROP_RATIO
-from c2fmae.data.suites.cells import Cell
-from c2fmae.data.suites.official import CUSTOM
-from c2fmae.data.suites.shifted_set import ShiftedSet
+from c2fmae.data.suites import CUSTOM, Cell, ShiftedSet
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.probes.extraction import BatchingConfig, Precision
 from c2fmae.eval.robustness import prediction_store

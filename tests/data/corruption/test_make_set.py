@@ -22,7 +22,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.scene import Scene
-from c2fmae.data.combine import SubsetScenes
+from c2fmae.data.class_dirs import class_dir_names
+from c2fmae.data.combine import SubsetScenes, select_evenly
 from c2fmae.data.corruption.apply import (
     centre_crop,
     corrupt_image,
@@ -30,8 +31,8 @@ from c2fmae.data.corruption.apply import (
     corruption_tool_version,
     encode_jpeg,
 )
-from c2fmae.data.corruption.make_set import CorruptionConfig, CorruptionReport, corrupt_scenes, select_evenly
-from c2fmae.data.corruption.set_dir import class_dir_names, image_file_names
+from c2fmae.data.corruption.make_set import CorruptionConfig, CorruptionReport, corrupt_scenes
+from c2fmae.data.corruption.set_dir import image_file_names
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.sources import open_scenes
@@ -229,8 +230,8 @@ def test_other_settings_in_the_same_folder_are_refused_and_what_differs_is_named
     corrupt_scenes(Photos(), tmp_path, SETTINGS, **QUICK)
     before = files(tmp_path)
     message = (
-        f"^{tmp_path}/dataset.json: this set was begun with {changes}. Corrupt the same scenes with the same settings,"
-        " or give another folder$"
+        f"^{tmp_path}/dataset.json: this set was started with {changes}. Corrupt the same scenes with the same"
+        " settings, or choose another directory$"
     )
     with pytest.raises(UserError, match=message):
         corrupt_scenes(scenes, tmp_path, CorruptionConfig.from_dict({**SETTINGS.model_dump(), **settings}), **QUICK)
@@ -254,8 +255,8 @@ def test_a_place_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     for name, message in {
         "file": "a file, not a folder. Give a folder that is new or empty",
         "file/deeper": "cannot be used: Not a directory. Give another folder",
-        "full": "holds 'thesis.tex' and no dataset.json of a corrupted set. Give a folder that is new or empty",
-        "other": "holds 'dataset.json' and no dataset.json of a corrupted set. Give a folder that is new or empty",
+        "full": "contains 'thesis.tex' but no dataset.json of a corruption set. Choose a new or empty directory",
+        "other": "contains 'dataset.json' but no dataset.json of a corruption set. Choose a new or empty directory",
     }.items():
         assert_user_error(partial(corrupt_scenes, Photos(), tmp_path / name, SETTINGS), f"{tmp_path / name}: {message}")
     with lock_dir(tmp_path):
@@ -285,8 +286,8 @@ def test_a_place_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         ),
         (
             Photos(names=(LabelInfo(name="crane"), None, LabelInfo(name="crane"))),
-            "labels 0 and 2 would both have the folder 'crane'. Give them a wnid, or names that differ, in"
-            " dataset.json",
+            "dataset.json: labels 0 and 2 have the same class directory 'crane'. Give each a `wnid`, or different"
+            " names",
         ),
     ],
 )

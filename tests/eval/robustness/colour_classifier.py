@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView
-from c2fmae.data.suites.cells import Cell
-from c2fmae.data.suites.shifted_set import ShiftedSet
+from c2fmae.data.suites import Cell, ShiftedSet
 from c2fmae.eval.robustness.image_classifier import CentralImageView, ImageClassifier, ImageView
 from c2fmae.models.classifiers import imagenet_labels
 from tests.eval.tiny_backbones import InMemoryScenes

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from c2fmae.core.distributed import World
-from c2fmae.data.suites.cells import Cell
+from c2fmae.data.suites import Cell
 from c2fmae.eval.robustness.evaluation import RobustnessConfig, RobustnessResult, evaluate_robustness
 from tests.eval.robustness.colour_classifier import (
     IMAGENET_LABELS,

@@ -14,9 +14,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.data import CentralView
 from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
-from c2fmae.data.suites.cells import Cell
+from c2fmae.data.suites import Cell, ShiftedSet, open_shifted_set
 from c2fmae.data.suites.official import imagenet_a_wnids, imagenet_r_wnids
-from c2fmae.data.suites.shifted_set import ShiftedSet, open_shifted_set
 from c2fmae.eval.evaluation import Metric
 from c2fmae.eval.probes.intervals import wilson_interval
 from c2fmae.eval.robustness.evaluation import RobustnessConfig, RobustnessResult, evaluate_robustness

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from c2fmae.core.distributed import World
-from c2fmae.data.suites.cells import Cell
+from c2fmae.data.suites import Cell
 from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
 from c2fmae.eval.robustness.tables import build_corruption_charts
 from tests.eval.robustness.colour_classifier import (

@@ -1,7 +1,7 @@
-"""A folder tree inside a tar, as the archives of benchmarks come: any photo of it one read away, nothing unpacked.
+"""Class directories inside a tar, as benchmarks are distributed: every image is one read away, without extraction.
 
-Other than in a shard, every photo is a sample of its own, its name may hold several dots, and its class is the folder
-that it lies in. The index of NAME.tar is made once and kept beside it, as NAME.tar.tree.index.
+Unlike in a shard, every image is a sample of its own, its name may contain dots, and its class is its directory. The
+index of NAME.tar is built once and saved beside it as NAME.tar.tree.index.
 """
 
 import logging
@@ -17,67 +17,70 @@ from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem, raise_first_problem
 from c2fmae.data.shards import ShardScenes
-from c2fmae.data.stored import IMAGE_SUFFIXES
+from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES, IMAGE_SUFFIXES
+from c2fmae.data.suites.dir_tree import is_ignored_dir
 from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, file_fingerprint, list_tar_members, load_index, save_index
 
 log = logging.getLogger(__name__)
 
 TREE_SUFFIX = f".tree{INDEX_SUFFIX}"
-_DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 _AFTER_SLASH = chr(ord("/") + 1)
 
 
 class TarTree:
-    """The files of a tar by their paths, in the order of these."""
+    """The files of a tar as a `FileTree`, sorted by path."""
 
     def __init__(self, tar: Path, index: ShardIndex) -> None:
         self.tar, self._index = tar, index
 
-    @property
-    def fingerprint(self) -> tuple[int, int]:
-        """What changes when the tar does."""
-        return self._index.fingerprint
+    def describe_location(self, subdir: str = "") -> str:
+        """Return the path of the tar, and the directory in it."""
+        return f"{self.tar}: {subdir}" if subdir else str(self.tar)
 
     def list_dirs(self, subdir: str = "") -> tuple[str, ...]:
-        """Return the names of the folders right below one, sorted; those that hide, as `.git` does, are left out."""
-        rows, found = self._rows_below(subdir), list[str]()
-        skip, row = len(_with_slash(subdir)), rows.start
+        """Return the sorted names of the directories in one; those that `is_ignored_dir` are left out."""
+        rows, names = self._rows_below(subdir), list[str]()
+        prefix_length, row = len(_with_slash(subdir)), rows.start
         while row < rows.stop:
-            name, slash, _ = self._index.keys[row][skip:].partition("/")
-            if slash and not name.startswith("."):
-                found.append(name)
+            name, slash, _ = self._index.keys[row][prefix_length:].partition("/")
+            if slash and not is_ignored_dir(name):
+                names.append(name)
             row = self._first_row_after(f"{_with_slash(subdir)}{name}", row, rows.stop) if slash else row + 1
-        return tuple(sorted(found))  # `a-b/` lies before `a/`, and `a` before `a-b`
+        return tuple(sorted(names))  # paths sort `a-b/` before `a/`, names `a` before `a-b`
 
     def list_files(self, subdir: str = "") -> list[str]:
-        """Return the paths of all files below a folder, seen from there."""
-        rows, skip = self._rows_below(subdir), len(_with_slash(subdir))
-        return [name[skip:] for name in self._index.keys[rows.start : rows.stop]]
+        """Return the sorted paths of all files below a directory, relative to it."""
+        rows, prefix_length = self._rows_below(subdir), len(_with_slash(subdir))
+        return [name[prefix_length:] for name in self._index.keys[rows.start : rows.stop]]
 
     def open_images(self, subdir: str = "") -> "TarTreeScenes":
-        """Return the photos below a folder of the tar; their labels are its folders, in the order of their names."""
-        rows, location = self._rows_below(subdir), f"{self.tar}: {subdir}" if subdir else str(self.tar)
+        """Open the images below a directory; labels number its subdirectories in the order of their names."""
+        rows, location = self._rows_below(subdir), self.describe_location(subdir)
         images, problems = dict[str, tuple[int, str]](), list[Problem]()
         for row, name in zip(rows, self.list_files(subdir), strict=True):
             key, suffix = os.path.splitext(name)  # noqa: PTH122 - a million of them
-            if suffix.lower() not in _DOTTED_SUFFIXES or any(part.startswith(".") for part in name.split("/")):
+            if suffix.lower() not in DOTTED_IMAGE_SUFFIXES or any(part.startswith(".") for part in name.split("/")):
                 continue
             if key in images:
-                text = f"{location}: sample {key!r} has another picture, {key}{images[key][1]}. Leave one out"
+                text = f"{location}: sample {key!r} has another image, {key}{images[key][1]}. Remove one"
                 problems.append(Problem(key, text))
             images.setdefault(key, (row, suffix))
         if not images:
-            raise UserError(f"{location}: no photos in it. Expected CLASS/NAME.jpg")
+            raise UserError(f"{location}: no images (expected CLASS/NAME.jpg). Check the path")
         raise_first_problem(problems)
         keys = sorted(images)
         classes = [key.rpartition("/")[0] for key in keys]
-        label_of = {name: label for label, name in enumerate(sorted({*classes} - {""}))}
-        labels = np.array([label_of.get(name, -1) for name in classes], np.int64)
-        rows_in_index = np.array([images[key][0] for key in keys], np.int64)
-        places = (self._index.offsets[rows_in_index], self._index.sizes[rows_in_index])
-        index = ShardIndex(self.fingerprint, KeyList.from_names(keys), IMAGE_SUFFIXES[:1], *places, labels)
-        info = DatasetInfo(granularities=("rgb",), labels=tuple(LabelInfo(name=name) for name in label_of))
+        label_by_class = {name: label for label, name in enumerate(sorted({*classes} - {""}))}
+        labels = np.array([label_by_class.get(name, -1) for name in classes], np.int64)
+        image_rows = np.array([images[key][0] for key in keys], np.int64)
+        byte_ranges = (self._index.offsets[image_rows], self._index.sizes[image_rows])
+        index = ShardIndex(self._index.fingerprint, KeyList.from_names(keys), IMAGE_SUFFIXES[:1], *byte_ranges, labels)
+        info = DatasetInfo(granularities=("rgb",), labels=tuple(LabelInfo(name=name) for name in label_by_class))
         return TarTreeScenes(self.tar, index, info, subdir, KeyList.from_names(images[key][1] for key in keys))
+
+    def compute_fingerprint(self, subdir: str = "") -> str:
+        """Return size and modification time of the tar."""
+        return f"{subdir} {self._index.fingerprint}"
 
     def _rows_below(self, subdir: str) -> range:
         names = self._index.keys
@@ -91,19 +94,19 @@ class TarTree:
 
 
 class TarTreeScenes(ShardScenes):
-    """Photos of a tar by their paths without suffix, in the order of these."""
+    """Images of a tar; keys are paths without suffix, sorted."""
 
     def __init__(self, tar: Path, index: ShardIndex, info: DatasetInfo, subdir: str, suffixes: KeyList) -> None:
         super().__init__([tar], [index], info)
         self._location_prefix, self._suffixes = f"{tar}: {_with_slash(subdir)}", suffixes
 
-    def describe_location(self, index: int, name: str) -> str:  # noqa: ARG002 - there is nothing but photos
+    def describe_location(self, index: int, name: str) -> str:  # noqa: ARG002 - rgb is the only granularity
         """Return the tar and the path in it."""
         return f"{self._location_prefix}{self.keys[index]}{self._suffixes[index]}"
 
 
 def open_tar_tree(tar: Path) -> TarTree:
-    """Return the files of a tar, by the index beside it, which is made now if there is none that fits."""
+    """Open a tar by the index beside it, which is built if it is missing or outdated."""
     try:
         stamp = file_fingerprint(tar)
     except OSError as error:

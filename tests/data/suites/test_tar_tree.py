@@ -13,29 +13,29 @@ from PIL import Image
 from c2fmae.data.folders import open_folder_tree
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.scenes import Scenes
+from c2fmae.data.suites.tar_tree import TarTree, open_tar_tree
 from c2fmae.data.tar_index import ShardIndex
-from c2fmae.data.tar_tree import TarTree, open_tar_tree
 from tests.data.dataset_files import assert_user_error, encode_image, write_tar, write_tree
 
-PHOTOS = [encode_image(Image.new("RGB", (8, 6), (shade, 90, 10)), "JPEG") for shade in (0, 80, 160, 240)]
+JPEGS = [encode_image(Image.new("RGB", (8, 6), (shade, 90, 10)), "JPEG") for shade in (0, 80, 160, 240)]
 DOTS = "0.000116_digital clock _ digital clock_0.865662"
 FILES = {
     "imagenet-a/README.txt": b"read me",
-    f"imagenet-a/n02/{DOTS}.jpg": PHOTOS[0],
-    "imagenet-a/n02/b.JPEG": PHOTOS[1],
-    "imagenet-a/n01/c.png": PHOTOS[2],
+    f"imagenet-a/n02/{DOTS}.jpg": JPEGS[0],
+    "imagenet-a/n02/b.JPEG": JPEGS[1],
+    "imagenet-a/n01/c.png": JPEGS[2],
     "imagenet-a/n01/._c.png": b"junk",
-    "imagenet-a/.trash/n01/d.jpg": PHOTOS[3],
-    "imagenet-a/n01-x/e.jpg": PHOTOS[3],
+    "imagenet-a/.trash/n01/d.jpg": JPEGS[3],
+    "imagenet-a/n01-x/e.jpg": JPEGS[3],
 }
 
 
-def facts(scenes: Scenes) -> list[tuple[str, str, bytes | None, list[int]]]:
-    found = []
+def list_images(scenes: Scenes) -> list[tuple[str, str, bytes | None, list[int]]]:
+    images = []
     for row, key in enumerate(scenes.keys):
         scene = scenes[row]
         assert scene.label is not None
-        found.append(
+        images.append(
             (
                 key,
                 scenes.info.label_names[scene.label],
@@ -43,30 +43,30 @@ def facts(scenes: Scenes) -> list[tuple[str, str, bytes | None, list[int]]]:
                 scene.maps["rgb"][:, 0, 0].tolist(),
             )
         )
-    return found
+    return images
 
 
-def test_a_tar_is_read_as_the_folder_that_it_was_made_of(tmp_path: Path) -> None:
+def test_a_tar_is_read_like_the_directory_it_was_made_of(tmp_path: Path) -> None:
     tree = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).open_images("imagenet-a")
     folder, problems = open_folder_tree(write_tree(tmp_path / "a", FILES) / "imagenet-a", ("rgb",), {"rgb": "."})
     assert folder is not None
     assert not problems
-    assert facts(tree) == facts(folder)
+    assert list_images(tree) == list_images(folder)
     assert tree.info == folder.info
-    assert [key for key, *_ in facts(tree)] == ["n01-x/e", "n01/c", f"n02/{DOTS}", "n02/b"]
+    assert [key for key, *_ in list_images(tree)] == ["n01-x/e", "n01/c", f"n02/{DOTS}", "n02/b"]
 
 
-def test_a_photo_of_a_tar_is_called_by_its_whole_path(tmp_path: Path) -> None:
+def test_messages_name_an_image_by_its_tar_and_path(tmp_path: Path) -> None:
     scenes = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).open_images("imagenet-a")
     assert scenes.describe_location(3, "rgb") == f"{tmp_path}/a.tar: imagenet-a/n02/b.JPEG"
-    write_tar(tmp_path / "b.tar", {"x/y.jpg": b"no photo"})
+    write_tar(tmp_path / "b.tar", {"x/y.jpg": b"no image"})
     scenes = open_tar_tree(tmp_path / "b.tar").open_images()
     with pytest.raises(ValueError, match=f"^{tmp_path}/b.tar: x/y.jpg: not readable as a picture"):
         scenes[0]
 
 
 @given(st.sets(st.text("ab.-0é~/", min_size=1, max_size=6), max_size=12))
-def test_folders_and_files_are_those_of_the_paths(names: set[str]) -> None:
+def test_directories_and_files_are_those_of_the_paths(names: set[str]) -> None:
     paths = {name.strip("/.") for name in names if "//" not in name and "/." not in name} - {""}
     tree = _tree_of(sorted(paths))
     for under in {"", *(parent for path in paths for parent in _parents(path))}:
@@ -88,25 +88,25 @@ def _tree_of(paths: list[str]) -> TarTree:
     )
 
 
-def test_the_index_is_made_once_and_kept_beside_the_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_index_is_built_once_and_saved_beside_the_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tar = write_tar(tmp_path / "a.tar", FILES)
     with caplog.at_level(logging.INFO):
         first = open_tar_tree(tar)
-        again = open_tar_tree(tar)
+        second = open_tar_tree(tar)
     assert caplog.messages == [f"indexing {tar}: once, it is kept as a.tar.tree.index"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "a.tar.tree.index"]
-    assert first.list_files() == again.list_files() == sorted(FILES)
-    assert facts(first.open_images("imagenet-a")) == facts(again.open_images("imagenet-a"))
-    write_tar(tar, {"n01/other.jpg": PHOTOS[0]})
+    assert first.list_files() == second.list_files() == sorted(FILES)
+    assert list_images(first.open_images("imagenet-a")) == list_images(second.open_images("imagenet-a"))
+    write_tar(tar, {"n01/other.jpg": JPEGS[0]})
     assert open_tar_tree(tar).list_files() == ["n01/other.jpg"]
 
 
-def test_scenes_of_a_tar_go_to_another_process(tmp_path: Path) -> None:
+def test_scenes_of_a_tar_can_be_pickled(tmp_path: Path) -> None:
     scenes = open_tar_tree(write_tar(tmp_path / "a.tar", FILES)).open_images("imagenet-a")
-    assert facts(pickle.loads(pickle.dumps(scenes))) == facts(scenes)
+    assert list_images(pickle.loads(pickle.dumps(scenes))) == list_images(scenes)
 
 
-def test_what_is_no_whole_tar_is_refused_and_has_no_index(tmp_path: Path) -> None:
+def test_an_incomplete_tar_is_refused_and_not_indexed(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "whole.tar", FILES).read_bytes()
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole[: len(whole) // 4])
@@ -119,23 +119,23 @@ def test_what_is_no_whole_tar_is_refused_and_has_no_index(tmp_path: Path) -> Non
     )
 
 
-def test_names_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     tar = tmp_path / "a.tar"
     with tarfile.open(tar, "w") as stream:
-        for data in PHOTOS[:2]:
+        for data in JPEGS[:2]:
             member = tarfile.TarInfo("n01/a.jpg")
             member.size = len(data)
             stream.addfile(member, io.BytesIO(data))
     assert_user_error(lambda: open_tar_tree(tar), f"{tar}: member 'n01/a.jpg' is there twice. Copy or pack it again")
-    write_tar(tar, {"n01/a.jpg": PHOTOS[0], "n01/a.png": PHOTOS[1]})
+    write_tar(tar, {"n01/a.jpg": JPEGS[0], "n01/a.png": JPEGS[1]})
     assert_user_error(
         lambda: open_tar_tree(tar).open_images(),
-        f"{tar}: sample 'n01/a' has another picture, n01/a.jpg. Leave one out",
+        f"{tar}: sample 'n01/a' has another image, n01/a.jpg. Remove one",
     )
 
 
-def test_a_folder_of_a_tar_without_photos_is_refused(tmp_path: Path) -> None:
-    tar = write_tar(tmp_path / "a.tar", {"x/README": b"", "y/a.jpg": PHOTOS[0]})
+def test_a_directory_of_a_tar_without_images_is_refused(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", {"x/README": b"", "y/a.jpg": JPEGS[0]})
     assert_user_error(
-        lambda: open_tar_tree(tar).open_images("x"), f"{tar}: x: no photos in it. Expected CLASS/NAME.jpg"
+        lambda: open_tar_tree(tar).open_images("x"), f"{tar}: x: no images (expected CLASS/NAME.jpg). Check the path"
     )
