@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
+from c2fmae.methods.cost import compute_pretraining_cost
 from torch import Tensor, nn
 
 from benchmarks.multimae_baseline import MultiMaeBaseline
@@ -30,7 +31,8 @@ from c2fmae.data import CentralView, open_scenes
 from c2fmae.eval.cost.memory import peak_bytes
 from c2fmae.eval.cost.timing import time_in_turn
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.methods.cost import compute_pretraining_cost
+from c2fmae.methods.masked.cost import compute_pretraining_cost
+from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5
 BASELINE, DENSE_BASELINE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"

@@ -31,9 +31,9 @@ from c2fmae.data.loader import explain_worker_death
 from c2fmae.eval.results import make_result_sections
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.methods.dataset_defaults import fill_from_dataset, required_granularities
-from c2fmae.methods.held_out import HeldOutEvaluator
-from c2fmae.methods.initial_weights import load_initial_weights
-from c2fmae.methods.task import PretrainingTask
+from c2fmae.methods.masked.held_out import HeldOutEvaluator
+from c2fmae.methods.masked.initial_weights import load_initial_weights
+from c2fmae.methods.masked.task import PretrainingTask
 from c2fmae.report import Section, build_pretrain_page, render_page
 from c2fmae.report.drawing import save_png
 from c2fmae.views.reconstruction import draw_reconstruction, sample_training_masks, select_scenes

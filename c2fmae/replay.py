@@ -14,7 +14,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.loop import autocast
 from c2fmae.core.run_dir import RunDir
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.task import MicroBatch
+from c2fmae.methods.masked.task import MicroBatch
 from c2fmae.pretrain import PretrainConfig, Pretraining, build_pretraining
 
 NUM_SAMPLES_SHOWN = 5

@@ -15,7 +15,7 @@ def describe(
     set_: SetOption = None,
 ) -> None:
     """Print a recipe's architecture: what reads what, shapes, parameters and operations of each part."""
-    from c2fmae.methods.describe import describe_architecture as describe_method
+    from c2fmae.methods.masked.describe import describe_architecture as describe_method
     from c2fmae.recipes.config import load_recipe
 
     config = load_recipe(recipe, set_ or [])

@@ -37,7 +37,7 @@ WORDS = (
 LONGER = set_args("training.steps=1000")  # than anybody waits
 MEANWHILE = """
 import os
-from c2fmae.methods.task import PretrainingTask
+from c2fmae.methods.masked.task import PretrainingTask
 
 split = PretrainingTask.split
 
@@ -53,7 +53,7 @@ PretrainingTask.split = do
 
 SLOW = """
 import time
-from c2fmae.methods.task import PretrainingTask
+from c2fmae.methods.masked.task import PretrainingTask
 
 counts = PretrainingTask.compute_counts
 PretrainingTask.compute_counts = lambda self, part: (time.sleep(0.3), counts(self, part))[1]

@@ -1,7 +1,7 @@
 """From bytes to the numbers that models take."""
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 
@@ -13,3 +13,18 @@ def standardise(
     """Turn bytes into (value / 255 - mean) / std; done on the device, to which a quarter of the bytes travels."""
     scale, shift = 1 / (255 * std), -mean / std
     return torch.addcmul(shift.view(-1, 1, 1), images, scale.view(-1, 1, 1))
+
+
+def trimmed_mean_std(
+    maps: Shaped[Tensor, "batch height width"],
+) -> tuple[Float[Tensor, "batch 1 1"], Float[Tensor, "batch 1 1"]]:
+    """Return the mean and standard deviation of each map without the lowest and the highest tenth of its values.
+
+    MultiMAE standardises depth in this way: its unit differs from data set to data set, and its extremes are often
+    wrong.
+    """
+    values = maps.flatten(1).float()
+    tenth = values.shape[1] // 10
+    middle = values.sort(dim=1).values[:, tenth : values.shape[1] - tenth]
+    variance, mean = torch.var_mean(middle, dim=1, keepdim=True)
+    return mean.unsqueeze(2), (variance + 1e-6).sqrt().unsqueeze(2)

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float64, Shaped
-from torch import Tensor
+from jaxtyping import Float64
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import InstanceOverflow
@@ -127,17 +125,3 @@ def random_crop_box(
         if 0 < rows <= height and 0 < columns <= width:
             return CropBox(int(down * (height - rows + 1)), int(across * (width - columns + 1)), rows, columns)
     return central_crop_box(height, width, min(max(width / height, ratio[0]), ratio[1]))
-
-
-def trimmed_mean_std(
-    maps: Shaped[Tensor, "batch height width"],
-) -> tuple[Float[Tensor, "batch 1 1"], Float[Tensor, "batch 1 1"]]:
-    """Return each image's mean and standard deviation without the lowest and the highest tenth of its values.
-
-    So MultiMAE standardises depth, whose unit is anybody's and whose extremes are mostly wrong.
-    """
-    values = maps.flatten(1).float()
-    tenth = values.shape[1] // 10
-    middle = values.sort(dim=1).values[:, tenth : values.shape[1] - tenth]
-    variance, mean = torch.var_mean(middle, dim=1, keepdim=True)
-    return mean.unsqueeze(2), (variance + 1e-6).sqrt().unsqueeze(2)

@@ -22,7 +22,7 @@ from c2fmae.data.loader import load_first_readable
 from c2fmae.masking import random_mask
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.config import HeadPlan
-from c2fmae.methods.model_inputs import compute_patch_grid
+from c2fmae.methods.masked.model_inputs import compute_patch_grid
 from c2fmae.models.targets import DEFAULT_TARGETS, NormalizedPixelTarget
 from c2fmae.report.drawing import (
     BACKGROUND_COLOUR,

@@ -18,7 +18,7 @@ from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.task import MicroBatch, PretrainingTask
+from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters, slice_scenes
 
 StepHistory = tuple[list[StepReport], list[dict[str, Tensor]]]

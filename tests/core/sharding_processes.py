@@ -19,7 +19,7 @@ from c2fmae.core.saving import Saver, has_finite_weights
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.sharding import to_local_tensor, unsharded
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.task import MicroBatch
+from c2fmae.methods.masked.task import MicroBatch
 from tests.core.loop_processes import NUM_STEPS, SIZE, LoopCase, draw_batches
 from tests.methods.tiny_methods import draw_noise_scenes
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, count_with_fvcore, count_with_torch
 from c2fmae.methods import METHODS, MethodConfig, build_method
-from c2fmae.methods.cost import compute_pretraining_cost
+from c2fmae.methods.masked.cost import compute_pretraining_cost
 
 TINY = ("encoder.name=test_vit", "encoder.depth=2", "decoder.depth=1", "image_size=[64, 96]")
 VITS = {"test_vit": (64, 6, 192), "vit_base_patch16_224": (768, 12, 3072)}

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from c2fmae.methods import METHODS
-from c2fmae.methods.describe import describe_architecture
+from c2fmae.methods.masked.describe import describe_architecture
 from c2fmae.models import DECODERS
 
 CASCADE = """\

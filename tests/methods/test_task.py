@@ -11,7 +11,7 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.masking import CURRICULA
-from c2fmae.methods.task import MicroBatch, PretrainingTask
+from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
 
 SIZE, BATCH = (32, 32), 8

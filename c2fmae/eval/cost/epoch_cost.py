@@ -23,8 +23,8 @@ from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.eval.cost.evaluation import Precision
 from c2fmae.eval.cost.timing import WARMUP_ROUNDS, Clock, synchronised, time_in_turn
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.methods.cost import compute_pretraining_cost
-from c2fmae.methods.task import PretrainingTask
+from c2fmae.methods.masked.cost import compute_pretraining_cost
+from c2fmae.methods.masked.task import PretrainingTask
 from c2fmae.models import label_stride
 
 

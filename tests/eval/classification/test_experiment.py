@@ -19,7 +19,7 @@ from c2fmae.core.run_dir import RunDir, read_rows
 from c2fmae.eval.classification import FinetuneConfig, build_finetuning, finetune
 from c2fmae.eval.classification.experiment import Finetuning
 from c2fmae.eval.classification.result import read_finetune_result
-from c2fmae.methods.initial_weights import load_initial_weights
+from c2fmae.methods.masked.initial_weights import load_initial_weights
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import load_classifier
 from tests.eval.classification import finetune_processes

@@ -9,7 +9,7 @@ from c2fmae.eval.cost import EpochCost, epoch_cost, format_epoch_costs, measure_
 from c2fmae.eval.cost.epoch_cost import _random_scenes, matching_mae_config
 from c2fmae.eval.cost.timing import median_interval, time_in_turn
 from c2fmae.methods import METHODS, MethodConfig, build_method
-from c2fmae.methods.cost import compute_pretraining_cost
+from c2fmae.methods.masked.cost import compute_pretraining_cost
 from tests.methods.tiny_methods import build_tiny_method, make_tiny_config
 
 

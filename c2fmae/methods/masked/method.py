@@ -13,8 +13,8 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.masking import Policy, mask_scenes, patch_regions
 from c2fmae.methods.config import MethodConfig
-from c2fmae.methods.map_checks import check_guide
-from c2fmae.methods.model_inputs import (
+from c2fmae.methods.masked.map_checks import check_guide
+from c2fmae.methods.masked.model_inputs import (
     compute_patch_grid,
     denormalise_map,
     fill_missing_maps,

@@ -3,7 +3,7 @@
 A multiplication and the addition behind it are two operations. Matrix products are counted and nothing else, as is
 usual; a step, with its backward pass, takes about three times as many.
 
->>> from c2fmae.methods.cost import compute_pretraining_cost
+>>> from c2fmae.methods.masked.cost import compute_pretraining_cost
 >>> from c2fmae.methods import METHODS
 >>> cost = compute_pretraining_cost(METHODS.get("c2fmae")())
 >>> {name: f"{part.flops / 1e9:.2f} GFLOP" for name, part in cost.part_costs.items()}

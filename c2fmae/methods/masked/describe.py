@@ -7,7 +7,7 @@ import torch
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.operation_count import ForwardCost, PartCost
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.methods.cost import compute_pretraining_cost
+from c2fmae.methods.masked.cost import compute_pretraining_cost
 from c2fmae.models import Encoder, label_stride
 
 
