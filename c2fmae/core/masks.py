@@ -70,13 +70,6 @@ class Masks:
         """How many patches each granularity hides."""
         return self.is_masked.sum(dim=2)
 
-    @property
-    def flat_visible_idx(self) -> Int[Tensor, " visible_in_batch"]:
-        """The visible places of the whole batch in one list, counted through all images' tokens."""
-        tokens_per_image = self.is_masked.shape[1:].numel()
-        offset = torch.arange(len(self.visible_idx), device=self.visible_idx.device).unsqueeze(1) * tokens_per_image
-        return (self.visible_idx + offset).flatten()
-
     def slice_images(self, start: int, stop: int) -> "Masks":
         """Return the masks of the images from `start` up to, but without, `stop`."""
         return Masks(self.granularities, self.is_masked[start:stop], self.visible_idx[start:stop])

@@ -19,7 +19,7 @@ from c2fmae.masking.curricula import CURRICULA
 from c2fmae.masking.explanation import Quota, explain
 from c2fmae.masking.guided import instance_mask, semantic_mask
 from c2fmae.masking.objects import select_instances
-from c2fmae.masking.policies import POLICIES, MaskNoise, PatchMaps, Policy
+from c2fmae.masking.policies import POLICIES, ExplainablePolicy, MaskNoise, PatchMaps, Policy
 from c2fmae.masking.regions import patch_regions
 from c2fmae.masking.rounding import apportion, compute_quotas, sample_shares
 from c2fmae.masking.scenes import mask_scenes
@@ -28,6 +28,7 @@ from c2fmae.masking.selection import random_mask, top_k_mask
 __all__ = [
     "CURRICULA",
     "POLICIES",
+    "ExplainablePolicy",
     "MaskNoise",
     "PatchMaps",
     "Policy",

@@ -1,7 +1,8 @@
-"""Policies: masks with a name and their options, as recipes and plug-ins see them.
+"""Masking policies: masks with a name and options, for configs and plug-ins.
 
-A policy is a frozen dataclass of plain options with two methods: `hide` draws a mask from noise that it is given,
-`odds` says how likely it is to hide each patch. An outside package adds one by registering it in `POLICIES`.
+A policy is a frozen dataclass of plain options with a method `hide`, which makes a mask from given noise. It may also
+have `required_maps`, `mask_probabilities` and `curriculum`: each is declared by a protocol below, with what is assumed
+of a policy that lacks it. Another package adds a policy by registering it in `POLICIES`.
 """
 
 from collections.abc import Callable
@@ -58,10 +59,7 @@ class MaskNoise(NamedTuple):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides which patches are hidden; rows are images, or granularities of images.
-
-    One that needs less than both maps may say so in `required_maps`.
-    """
+    """Decides which patches are hidden; rows are images, or granularities of images."""
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float
@@ -69,11 +67,45 @@ class Policy(Protocol):
         """Hide exactly `num_masked` patches of every row."""
         ...
 
-    def odds(
+
+@runtime_checkable
+class GuidedPolicy(Policy, Protocol):
+    """A policy that names the maps it reads; one that does not is given all of `GUIDE_MAPS`."""
+
+    @property
+    def required_maps(self) -> tuple[str, ...]:
+        """Some of `GUIDE_MAPS`; in the place of any other, `hide` gets a single region."""
+        ...
+
+
+@runtime_checkable
+class ExplainablePolicy(Policy, Protocol):
+    """A policy that states how likely it is to hide each patch; of any other, `explain` lists only what is hidden."""
+
+    def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
     ) -> Float64[Tensor, "batch patch"]:
-        """Return the share of draws that are to hide each patch, before rounding; a row adds up to its budget."""
+        """Return the probability that each patch is hidden, before rounding; a row adds up to its budget."""
         ...
+
+
+@runtime_checkable
+class CurriculumPolicy(Policy, Protocol):
+    """A policy that follows a curriculum, whose α and β are logged in training."""
+
+    @property
+    def curriculum(self) -> Callable[[float], tuple[float, float]]:
+        """Progress → (α, β)."""
+        ...
+
+
+GUIDE_MAPS = ("semantic", "instance")
+"""The maps that can guide a policy."""
+
+
+def get_required_maps(policy: Policy) -> tuple[str, ...]:
+    """Return the names of the maps that the policy reads: both, unless it declares `required_maps`."""
+    return policy.required_maps if isinstance(policy, GuidedPolicy) else GUIDE_MAPS
 
 
 POLICIES: Registry[Callable[..., Policy]] = Registry("mask")
@@ -99,7 +131,7 @@ class SemanticPolicy:
         weights = self._weight_tensor(patches)
         return semantic_mask(patches.regions, noise.semantic, num_masked, weights=weights, ignore=patches.ignore)
 
-    def odds(
+    def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
         """Return each region's quota over its size."""
@@ -144,7 +176,7 @@ class InstancePolicy:
             ignore=patches.ignore,
         )
 
-    def odds(
+    def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
         """Return each side's quota over its size."""
@@ -172,7 +204,7 @@ class RandomPolicy:
         """See `random_mask`."""
         return random_mask(noise.random, num_masked)
 
-    def odds(
+    def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
         """Return the hidden share of the row."""
@@ -197,7 +229,7 @@ class ProgressivePolicy:
         _ = self.base_policies  # which check the other options
 
     @property
-    def base_policies(self) -> tuple[Policy, Policy, Policy]:
+    def base_policies(self) -> tuple[ExplainablePolicy, ExplainablePolicy, ExplainablePolicy]:
         """The three policies that are blended."""
         instance = InstancePolicy(object_share=self.object_share, max_objects=self.max_objects)
         return SemanticPolicy(weights=self.weights), instance, RandomPolicy()
@@ -225,7 +257,7 @@ class ProgressivePolicy:
             return sample_mask(semantic, instance, random, alpha, beta, noise.image)
         return quota_mask(semantic, instance, random, alpha, beta, noise.tie)
 
-    def odds(
+    def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
     ) -> Float64[Tensor, "batch patch"]:
         """Return the average of the three with α, β, 1 - α - β; for `topk` with a coefficient above ½, that mask's.
@@ -236,6 +268,6 @@ class ProgressivePolicy:
         if self.blend == "topk":
             coefficients = torch.where((coefficients > 0.5).any(dim=1, keepdim=True), coefficients > 0.5, coefficients)
         probabilities = torch.stack(
-            [policy.odds(patches, num_masked, progress=progress) for policy in self.base_policies], dim=1
+            [policy.mask_probabilities(patches, num_masked, progress=progress) for policy in self.base_policies], dim=1
         )
         return (probabilities * coefficients.unsqueeze(2)).sum(dim=1)

@@ -2,13 +2,13 @@
 
 from c2fmae.core.errors import UserError
 from c2fmae.data import DatasetInfo
+from c2fmae.masking.policies import get_required_maps
 from c2fmae.methods.config import MethodConfig
 
 
 def required_granularities(config: MethodConfig) -> tuple[str, ...]:
     """Return the granularities that the data has to have: those of the model, and those that guide the masks."""
-    guides = getattr(config.masking.build(), "required_maps", ("semantic", "instance"))
-    return tuple(dict.fromkeys((*config.granularities, *guides)))
+    return tuple(dict.fromkeys((*config.granularities, *get_required_maps(config.masking.build()))))
 
 
 def fill_from_dataset(config: MethodConfig, info: DatasetInfo) -> MethodConfig:

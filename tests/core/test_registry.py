@@ -97,9 +97,6 @@ class Stripes:
         place = torch.arange(patches.regions.shape[1]).expand_as(patches.regions)
         order = (place % self.every * 1000 + place).argsort(dim=1).argsort(dim=1)
         return order < num_masked.unsqueeze(1)
-
-    def odds(self, patches, num_masked, *, progress):
-        return self.hide(patches, num_masked, None, progress=progress).double()
 '''
 
 USE = """

@@ -1,6 +1,7 @@
 """Whole batches: budgets, ids, ranks, replay and explanations, for every policy there is."""
 
 import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from c2fmae.masking import POLICIES, explain, mask_scenes, random_mask
 from c2fmae.masking.curricula import constant
 from c2fmae.masking.policies import (
     Blend,
+    ExplainablePolicy,
     InstancePolicy,
     MaskNoise,
     PatchMaps,
@@ -24,6 +26,7 @@ from c2fmae.masking.policies import (
     ProgressivePolicy,
     RandomPolicy,
     SemanticPolicy,
+    get_required_maps,
 )
 from c2fmae.masking.scenes import repeat_per_granularity
 
@@ -68,7 +71,6 @@ def test_every_image_shows_exactly_its_budget(name: str, num_visible: int, progr
     visible = torch.zeros(8, 105, dtype=torch.bool).scatter(1, masks.visible_idx, True)
     assert torch.equal(visible, ~masks.is_masked.flatten(1))
     assert (masks.visible_idx.diff(dim=1) > 0).all()
-    assert torch.equal(masks.flat_visible_idx, visible.flatten().nonzero().flatten())
 
 
 @EACH
@@ -229,7 +231,7 @@ def test_leaving_out_masks_that_cannot_matter_changes_nothing(alpha: float, rest
 
 @EACH
 @pytest.mark.parametrize("progress", [0.0, 0.4, 0.6, 0.9])
-def test_odds_are_the_share_of_draws_that_hide_a_patch(name: str, progress: float) -> None:
+def test_mask_probabilities_are_the_fraction_of_draws_that_hide_a_patch(name: str, progress: float) -> None:
     policies = [ProgressivePolicy(blend=blend) for blend in BLENDS] if name == "progressive" else [POLICIES.get(name)()]
     regions, instances = patches(batch=1, count=196)
     draws = 2_000
@@ -238,13 +240,14 @@ def test_odds_are_the_share_of_draws_that_hide_a_patch(name: str, progress: floa
     budget = torch.full((draws,), 80)
     groups = [regions[0] == region for region in regions.unique()] + [instances[0] == 0, instances[0] > 0]
     for policy in policies:
-        odds = policy.odds(maps, budget, progress=progress)
-        torch.testing.assert_close(odds.sum(dim=1), budget.double())
+        assert isinstance(policy, ExplainablePolicy)
+        probabilities = policy.mask_probabilities(maps, budget, progress=progress)
+        torch.testing.assert_close(probabilities.sum(dim=1), budget.double())
         hidden = policy.hide(maps, budget, noise, progress=progress).double().mean(dim=0)
         # Rounding moves less than a patch a region; quota strays further, as it takes no patch twice.
         slack = 4 if getattr(policy, "blend", "") == "quota" else 2
         for group in groups:
-            assert float(hidden[group].sum()) == pytest.approx(float(odds[0, group].sum()), abs=slack)
+            assert float(hidden[group].sum()) == pytest.approx(float(probabilities[0, group].sum()), abs=slack)
 
 
 @EACH
@@ -259,7 +262,7 @@ def test_explanations_add_up_to_the_budget(name: str) -> None:
             for groups in (sides, [q for q in mine if q not in sides]):
                 assert sum(q.num_patches for q in groups) == 35
                 assert sum(q.num_hidden for q in groups) == masks.num_masked[image, place]
-                assert sum(q.requested for q in groups) == pytest.approx(float(masks.num_masked[image, place]))
+                assert sum(q.requested or 0 for q in groups) == pytest.approx(float(masks.num_masked[image, place]))
 
 
 def test_the_semantic_policy_gets_what_it_asks_within_one() -> None:
@@ -267,14 +270,38 @@ def test_the_semantic_policy_gets_what_it_asks_within_one() -> None:
     policy = SemanticPolicy(weights=(1.0, 2.0, 0.5, 0.0))
     for quota in explain(policy, masks_of(policy), regions, instances, progress=0.0):
         if quota.group not in ("objects", "background"):
+            assert quota.requested is not None
             assert abs(quota.requested - quota.num_hidden) < 1
+
+
+@dataclass(frozen=True)
+class FirstPatches:
+    """A policy as another package may write it, with none of the optional members."""
+
+    def hide(self, patches: PatchMaps, num_masked: Tensor, noise: MaskNoise, *, progress: float) -> Tensor:
+        return torch.arange(patches.regions.shape[1]) < num_masked.unsqueeze(1)
+
+
+def test_a_policy_that_only_hides_is_explained_without_requested_quotas() -> None:
+    policy, (regions, instances) = FirstPatches(), patches()
+    assert isinstance(policy, Policy)
+    quotas = explain(policy, masks_of(policy), regions, instances, progress=0.0)
+    expected = explain(RandomPolicy(), masks_of(policy), regions, instances, progress=0.0)
+    assert {quota.requested for quota in quotas} == {None}
+    assert quotas == [quota._replace(requested=None) for quota in expected]
+
+
+def test_a_policy_needs_both_maps_unless_it_declares_fewer() -> None:
+    assert get_required_maps(FirstPatches()) == ("semantic", "instance")
+    declared = {name: get_required_maps(POLICIES.get(name)()) for name in ("semantic", "instance", "random")}
+    assert declared == {"semantic": ("semantic",), "instance": ("instance",), "random": ()}
+    assert get_required_maps(ProgressivePolicy()) == ("semantic", "instance")
 
 
 def test_a_batch_of_no_images_shows_nothing() -> None:
     none = torch.zeros(0, 9, dtype=torch.long)
     masks = mask_scenes("progressive", none, none, num_visible=9, progress=0.25, generator=torch.Generator())
     assert masks.visible_idx.shape == (0, 9)
-    assert masks.flat_visible_idx.shape == (0,)
 
 
 def test_per_granularity_repeats_each_image() -> None:

@@ -12,6 +12,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.masking import Policy, mask_scenes, patch_regions
+from c2fmae.masking.policies import GUIDE_MAPS, get_required_maps
 from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked.map_checks import check_guide
 from c2fmae.methods.masked.model_inputs import (
@@ -118,7 +119,7 @@ class MaskedAutoencoding:
         """Draw what is hidden; `global_rows = (first, total)` are the scenes' places in a global batch."""
         config = self.config
         grid = compute_patch_grid(config, self.patch_size, scenes)
-        guides = {name: self._guide_regions(scenes, name, grid) for name in ("semantic", "instance")}
+        guides = {name: self._guide_regions(scenes, name, grid) for name in GUIDE_MAPS}
         return mask_scenes(
             self.policy,
             guides["semantic"],
@@ -170,7 +171,7 @@ class MaskedAutoencoding:
 
     def _guide_regions(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
         """Return which region of a guiding map each patch lies in; where nothing is guided, one region."""
-        if name in getattr(self.policy, "required_maps", ("semantic", "instance")):
+        if name in get_required_maps(self.policy):
             if name not in scenes.maps:
                 policy = self.config.masking.policy
                 raise UserError(

@@ -12,6 +12,7 @@ from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
+from c2fmae.masking.policies import CurriculumPolicy
 from c2fmae.methods.masked import MaskedAutoencoding, StepLoss
 from c2fmae.models.patches import patchify
 
@@ -71,8 +72,11 @@ class PretrainingTask:
         valid_fractions = {
             f"valid/{name}": counts[f"valid/{name}"] / max(counts[f"hidden/{name}"], 1) for name in names
         }
-        curriculum = getattr(self.method.policy, "curriculum", None)
-        return valid_fractions | (dict(zip(("alpha", "beta"), curriculum(progress), strict=True)) if curriculum else {})
+        policy = self.method.policy
+        if not isinstance(policy, CurriculumPolicy):
+            return valid_fractions
+        alpha, beta = policy.curriculum(progress)
+        return {**valid_fractions, "alpha": alpha, "beta": beta}
 
     def compute_losses(self, model: nn.Module, micro_batch: MicroBatch, counts: Mapping[str, Tensor]) -> StepLoss:
         """Predict what is hidden; the parts' losses add up to that of the batch."""
