@@ -1,4 +1,4 @@
-"""The record of what is hidden in a batch, in all granularities."""
+"""The masks of a batch: hidden patches of all granularities."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -16,29 +16,29 @@ _FORMAT = "c2fmae-masks-1"
 
 @dataclass(frozen=True)
 class Masks:
-    """What is hidden in each granularity of each image, and the list of what is not.
+    """The hidden patches of each granularity of each image, and the indices of the visible ones.
 
-    Every image shows the same number of patches in all, so `visible_idx` is a plain rectangle although
-    the granularities' shares of it differ from image to image.
+    Every image has the same number of visible patches in total, so `visible_idx` is rectangular although the number
+    per granularity differs between images.
     """
 
     granularities: tuple[str, ...]
     is_masked: Bool[Tensor, "batch granularity patch"]
-    """True where the encoder does not see the patch."""
+    """True where the patch is hidden from the encoder."""
     visible_idx: Int[Tensor, "batch visible"]
-    """Places of the visible patches in the image's granularity × patch tokens, ascending."""
+    """Indices of the visible patches in the flattened granularity × patch tokens of the image, ascending."""
 
     @classmethod
     def from_mask(
         cls, is_masked: Bool[Tensor, "batch granularity patch"], granularities: Sequence[str], *, num_visible: int
     ) -> "Masks":
-        """Index a mask whose every image shows exactly `num_visible` patches."""
+        """Make masks from a tensor in which every image has exactly `num_visible` visible patches."""
         is_visible = ~is_masked.flatten(1)
         if is_masked.device.type == "cpu" and (counts := is_visible.sum(dim=1)).ne(num_visible).any():
             raise ValueError(
-                f"every image must show {num_visible} patches, but they show {sorted(set(counts.tolist()))}"
+                f"is_masked: expected {num_visible} visible patches in every image, got {sorted(set(counts.tolist()))}"
             )
-        # As many as are known to be there: no host read, and nothing ragged in a compiled graph.
+        # The size is known, so that no value is read on the host and no shape in a compiled graph depends on data.
         token_idx = is_visible.nonzero_static(size=len(is_visible) * num_visible)[:, 1]
         return cls(tuple(granularities), is_masked, token_idx.view(len(is_visible), num_visible))
 
@@ -52,7 +52,7 @@ class Masks:
         num_patches: int,
         device: torch.device | None = None,
     ) -> "Masks":
-        """Show every patch of some granularities and no other, in all images alike.
+        """Make all patches of the given granularities visible in every image, and hide all others.
 
         >>> Masks.from_visible_granularities({"rgb"}, ("semantic", "rgb"), batch=1, num_patches=2).visible_idx.tolist()
         [[2, 3]]
@@ -67,19 +67,19 @@ class Masks:
 
     @property
     def num_masked(self) -> Int[Tensor, "batch granularity"]:
-        """How many patches each granularity hides."""
+        """The number of hidden patches of each granularity."""
         return self.is_masked.sum(dim=2)
 
     def slice_images(self, start: int, stop: int) -> "Masks":
-        """Return the masks of the images from `start` up to, but without, `stop`."""
+        """Return the masks of images `start` to `stop` - 1."""
         return Masks(self.granularities, self.is_masked[start:stop], self.visible_idx[start:stop])
 
     def to(self, device: str | torch.device) -> "Masks":
-        """Return the masks on a device."""
+        """Return the masks on the device."""
         return Masks(self.granularities, self.is_masked.to(device), self.visible_idx.to(device))
 
     def save(self, path: str | Path) -> None:
-        """Write the masks to a safetensors file, to be replayed later."""
+        """Write the masks to a safetensors file, which `load` reads."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -88,25 +88,28 @@ class Masks:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: the masks cannot be written: {error}") from error
+            raise UserError(f"{path}: cannot write the masks: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Masks":
-        """Read masks that `save` wrote."""
+        """Read masks from a file that `save` wrote; a file with inconsistent content is a `UserError`."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise UserError(f"{path}: not a file of masks (its format is {metadata.get('format')!r})")
+                    raise UserError(
+                        f"{path}: is not a mask file (expected format {_FORMAT!r}, got {metadata.get('format')!r}). "
+                        "Use a file written by Masks.save"
+                    )
                 granularities = tuple(json.loads(metadata["granularities"]))
                 is_masked, visible_idx = file.get_tensor("is_masked"), file.get_tensor("visible_idx")
                 masks = cls.from_mask(is_masked, granularities, num_visible=visible_idx.shape[1])
                 if len(granularities) != is_masked.shape[1] or not torch.equal(masks.visible_idx, visible_idx):
-                    raise ValueError("what is hidden and what is visible do not agree")
+                    raise ValueError("is_masked and visible_idx are inconsistent")
                 return masks
         except UserError:
             raise
         except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: cannot be read as masks: {error}") from error
+            raise UserError(f"{path}: cannot read masks: {error}") from error

@@ -1,4 +1,4 @@
-"""From bytes to the numbers that models take."""
+"""Standardisation of pixels and continuous maps, from stored values to model inputs."""
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -10,7 +10,10 @@ def standardise(
     mean: Float[Tensor, " channels"],
     std: Float[Tensor, " channels"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """Turn bytes into (value / 255 - mean) / std; done on the device, to which a quarter of the bytes travels."""
+    """Return (value / 255 - mean) / std.
+
+    Called on the device: uint8 images take a quarter of the bytes of floats to transfer.
+    """
     scale, shift = 1 / (255 * std), -mean / std
     return torch.addcmul(shift.view(-1, 1, 1), images, scale.view(-1, 1, 1))
 

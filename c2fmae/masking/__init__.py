@@ -1,7 +1,7 @@
-"""Pure functions that decide which patches a masked autoencoder hides, and the policies that name them.
+"""Pure functions that choose the patches that a masked autoencoder hides, and the policies that configs select by name.
 
-Noise and generators are arguments, inputs are never written to, the images of a batch never influence each other,
-and nothing but torch and jaxtyping is needed.
+Noise and generators are arguments, inputs are never modified, the images of a batch do not influence each other, and
+only torch and jaxtyping are required.
 
 >>> import torch
 >>> from c2fmae.masking import patch_regions, semantic_mask

@@ -1,6 +1,6 @@
-"""Three ways to make one mask of three (Eq. 10-11 and two that are truly smooth).
+"""Three ways to blend a semantic, an instance and a random mask: Eq. 10-11, and two that blend smoothly.
 
-The three masks hide equally many patches of a row. Coefficients are numbers, or one for each image.
+The three masks of an image hide the same number of patches. α and β are one number, or one per image.
 """
 
 import torch
@@ -28,12 +28,12 @@ def blend_scores(
 ) -> Float32[Tensor, "batch patch"]:
     """Return the score map α · semantic + β · instance + (1 - α - β) · random (Eq. 10).
 
-    Its `top_k_mask` is a hard switch: wherever one coefficient exceeds ½, it is exactly that mask.
+    Its `top_k_mask` is a hard switch: where one coefficient exceeds ½, the result is exactly that mask.
     """
     _check_masks(semantic, instance, random)
     coefficients = validate_coefficients(alpha, beta, semantic)
-    # Summed in float64, so that equal sums of coefficients are equal scores in float32. That would lose a tiny
-    # excess over ½, which decides.
+    # Summed in float64, so that equal sums of coefficients are equal scores in float32. A tiny excess over ½ decides
+    # and would be lost in float32, so it is raised to 1e-6.
     coefficients = torch.where(coefficients > 0.5, coefficients.clamp(min=0.5 + 1e-6), coefficients)
     first, second, rest = coefficients.split(1, dim=1)
     scores: Tensor = first * semantic + second * instance + rest * random
@@ -43,7 +43,7 @@ def blend_scores(
 def sample_mask(
     semantic: Mask, instance: Mask, random: Mask, alpha: Coefficient, beta: Coefficient, u: Float[Tensor, " batch"]
 ) -> Mask:
-    """Give each image one of the three masks, drawn with probabilities α, β, 1 - α - β by its uniform `u` in [0, 1)."""
+    """Select one of the three masks per image, with probabilities α, β, 1 - α - β, by `u` uniform in [0, 1)."""
     _check_masks(semantic, instance, random)
     check_shape("u", u, (len(semantic),))
     check_floating_point("u", u)
@@ -60,30 +60,29 @@ def quota_mask(
     beta: Coefficient,
     noise: Float[Tensor, "batch patch"],
 ) -> Mask:
-    """Hide α of the patches as the semantic mask does, β as the instance mask, the rest as the random one.
+    """Take a fraction α of the hidden patches from the semantic mask, β from the instance mask, the rest from random.
 
-    Each share is drawn by noise from its own mask, from patches that no share before it took. As every mask hides
-    as many patches as are wanted in all, each always has enough left.
+    The patches of a mask are chosen by noise, among those that no earlier mask has contributed. Each mask hides as
+    many patches as the result, so enough of them always remain.
     """
     _check_masks(semantic, instance, random)
     check_noise(noise, (len(semantic), semantic.shape[1]))
     num_masked = random.sum(dim=1)
     if can_read_values(random) and not all(torch.equal(mask.sum(dim=1), num_masked) for mask in (semantic, instance)):
-        raise ValueError("semantic, instance, random: expected masks that hide equally many patches of a row")
-    shares = apportion(validate_coefficients(alpha, beta, semantic), num_masked, num_masked.unsqueeze(1).expand(-1, 3))
+        raise ValueError("semantic, instance, random: expected masks that hide the same number of patches in each row")
+    quotas = apportion(validate_coefficients(alpha, beta, semantic), num_masked, num_masked.unsqueeze(1).expand(-1, 3))
     sort_key = descending_key(noise).long()
     is_masked = torch.zeros_like(semantic)
-    for mask, share in zip((semantic, instance, random), shares.split(1, dim=1), strict=True):
+    for mask, quota in zip((semantic, instance, random), quotas.split(1, dim=1), strict=True):
         is_available = mask & ~is_masked
-        is_masked = is_masked | hide_first(argsort_by_group((~is_available).long(), sort_key), share)
-        sort_key = _permute_keys(
-            sort_key
-        )  # in the same order, what a mask has left would come last in the next one's draw
+        is_masked = is_masked | hide_first(argsort_by_group((~is_available).long(), sort_key), quota)
+        # In the same order, the patches that remain of this mask would come last in the next.
+        sort_key = _permute_keys(sort_key)
     return is_masked
 
 
 def _permute_keys(sort_key: Tensor) -> Tensor:
-    """Return another order of the same patches: multiplying by an odd number permutes the 32-bit integers."""
+    """Return keys for another order of the patches: multiplication by an odd number permutes the 32-bit integers."""
     return ((sort_key * 0x2545F491) & 0xFFFFFFFF) - (1 << 31)
 
 

@@ -1,7 +1,7 @@
-"""Curricula: which mask leads at which point of training.
+"""Curricula: the coefficients of the three masks as a function of training progress.
 
-A curriculum maps progress in [0, 1] to (α, β), the coefficients of the semantic and the instance mask; the random
-mask has the rest. Its options have defaults, so that `CURRICULA.get(name)(progress)` always answers.
+A curriculum maps progress in [0, 1] to (α, β), the coefficients of the semantic and the instance mask; that of the
+random mask is 1 - α - β. All options have defaults, so `CURRICULA.get(name)(progress)` is always valid.
 """
 
 import math
@@ -22,7 +22,7 @@ CURRICULA: Registry[Callable[[float], tuple[float, float]]] = Registry("curricul
 
 @CURRICULA.register("triangle")
 def triangle(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]:
-    """Straight slopes: the first phase fades out by half-time, the second peaks there, the third grows from it.
+    """Linear slopes: the first phase fades out until progress ½, the second peaks there, the third grows from there.
 
     >>> [triangle(t) for t in (0, 0.25, 0.5, 1)]
     [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (0.0, 0.0)]
@@ -34,7 +34,7 @@ def triangle(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]
 
 @CURRICULA.register("cosine")
 def cosine(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]:
-    """Like triangle with rounded slopes: each phase lingers at its peak."""
+    """Like `triangle` with cosine slopes, flat at the peak of each phase."""
     _check_progress(progress)
     lead = math.cos(math.pi * progress) ** 2
     return _assign_coefficients(order, lead if progress < 0.5 else 0.0, lead if progress > 0.5 else 0.0)
@@ -45,7 +45,7 @@ DEFAULT_KNOTS: tuple[Knot, ...] = ((0.3, 1.0, 0.0), (0.4, 0.0, 1.0), (0.6, 0.0, 
 
 @CURRICULA.register("piecewise")
 def piecewise(progress: float, *, knots: tuple[Knot, ...] = DEFAULT_KNOTS) -> tuple[float, float]:
-    """Straight lines between knots (progress, α, β); flat before the first and after the last.
+    """Linear interpolation between knots (progress, α, β); constant before the first and after the last.
 
     >>> piecewise(0.25, knots=((0.0, 0.0, 1.0), (0.5, 0.5, 0.0)))
     (0.25, 0.5)
@@ -53,7 +53,7 @@ def piecewise(progress: float, *, knots: tuple[Knot, ...] = DEFAULT_KNOTS) -> tu
     _check_progress(progress)
     times = [time for time, _, _ in knots]
     if not knots or times != sorted(set(times)):
-        raise ValueError(f"knots: expected rising progress, got {times}")
+        raise ValueError(f"knots: expected at least one, with increasing progress, got {times}")
     for time, alpha, beta in knots:
         _check_coefficients(f"knot at {time}", alpha, beta)
     after = sum(time <= progress for time in times)
@@ -68,7 +68,7 @@ def piecewise(progress: float, *, knots: tuple[Knot, ...] = DEFAULT_KNOTS) -> tu
 
 @CURRICULA.register("constant")
 def constant(progress: float, *, alpha: float = 1 / 3, beta: float = 1 / 3) -> tuple[float, float]:
-    """The same coefficients from start to end; a third each unless given."""
+    """Constant coefficients; 1/3 each by default."""
     _check_progress(progress)
     _check_coefficients("constant", alpha, beta)
     return alpha, beta

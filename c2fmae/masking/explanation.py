@@ -37,8 +37,8 @@ def explain(
 ) -> list[Quota]:
     """List requested and realised quotas by semantic class, and by objects and background.
 
-    `requested` is None for a policy without `mask_probabilities`. For a blend it is the average of its three masks,
-    which holds over many draws (for `quota`, nearly) and not for each.
+    `requested` is None for a policy without `mask_probabilities`. For a blend it is the average of the three masks,
+    which holds over many draws (for the `quota` blend approximately), not for each one.
     """
     batch, count, patches = masks.is_masked.shape
     probabilities = None

@@ -1,4 +1,4 @@
-"""The two masks that look at what is in the image."""
+"""The two guided masks: by semantic regions, and by objects and background."""
 
 import torch
 from jaxtyping import Bool, Float, Integer, Real
@@ -11,7 +11,7 @@ from c2fmae.masking._checks import (
     check_int32_ids,
     check_noise,
     validate_budget,
-    validate_share,
+    validate_fraction,
 )
 from c2fmae.masking.rounding import apportion, apportion_evenly
 from c2fmae.masking.selection import argsort_by_group, descending_key, scatter_to_patches, sort_by_group
@@ -25,10 +25,10 @@ def semantic_mask(
     weights: Real[Tensor, " class"] | None = None,
     ignore: int = 255,
 ) -> Bool[Tensor, "batch patch"]:
-    """Hide the same fraction of every region (Eq. 5-6), uniformly inside each.
+    """Hide the same fraction of every region (Eq. 5-6), chosen uniformly within each.
 
-    `weights` by class id hide more of some: a region's quota is proportional to weight × size, at most its size;
-    a weight of 0 keeps a class visible while the others have patches left. The ignore region has weight 1.
+    With `weights` by class id, the quota of a region is proportional to weight × size, up to its size; a class of
+    weight 0 stays visible as long as the others have patches left. The ignore region has weight 1.
 
     >>> regions = torch.tensor([[7, 7, 7, 7, 2, 2]])
     >>> semantic_mask(regions, torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]]), torch.tensor([3]))
@@ -48,12 +48,14 @@ def semantic_mask(
 def gather_class_weights(
     regions: Integer[Tensor, "batch patch"], weights: Real[Tensor, " class"], ignore: int
 ) -> Real[Tensor, "batch patch"]:
-    """Return every patch's class weight; that of the ignore region is 1."""
+    """Return the class weight of every patch; 1 for the ignore region."""
     if weights.ndim != 1 or not len(weights) or weights.dtype == torch.bool:
         raise ValueError(f"weights: expected one number per class, got {weights.dtype} {list(weights.shape)}")
     is_ignored = regions == ignore
     if can_read_values(regions) and bool((((regions < 0) | (regions >= len(weights))) & ~is_ignored).any()):
-        raise ValueError(f"regions: ids go beyond the {len(weights)} classes that weights are given for")
+        raise ValueError(
+            f"regions: expected ids from 0 to {len(weights) - 1}, as there are {len(weights)} weights, or {ignore}"
+        )
     exact = weights.to(regions.device, torch.float64 if weights.is_floating_point() else torch.int64)
     return exact[regions.long().clamp(0, len(weights) - 1)].masked_fill(is_ignored, 1)
 
@@ -66,10 +68,10 @@ def instance_mask(
     object_share: float | Float[Tensor, " batch"],
     ignore: int = 255,
 ) -> Bool[Tensor, "batch patch"]:
-    """Let `object_share` of what is hidden fall on objects, the rest on background (Eq. 7-8), uniformly inside each.
+    """Put `object_share` of the hidden patches on objects, the others on background (Eq. 7-8), uniformly within each.
 
-    Ids 0 and `ignore` are background. What one side cannot hold goes to the other, so an image without objects is
-    masked uniformly.
+    0 puts them on background first, 1 on objects first. Ids 0 and `ignore` are background. The excess of a side with
+    too few patches moves to the other side, so an image without objects is masked uniformly.
 
     >>> instances = torch.tensor([[0, 0, 0, 0, 1, 2]])
     >>> instance_mask(instances, torch.arange(6.0).unsqueeze(0), torch.tensor([3]), object_share=1.0)
@@ -90,7 +92,7 @@ def instance_mask(
 
 
 def instances_to_sides(instances: Integer[Tensor, "batch patch"], ignore: int) -> Integer[Tensor, "batch patch"]:
-    """Return 0 for patches of objects and 1 for background."""
+    """Return 0 for patches of objects and 1 for patches of background."""
     return ((instances == 0) | (instances == ignore)).long()
 
 
@@ -99,8 +101,8 @@ def build_side_bins(
     object_share: float | Float[Tensor, " batch"],
     budget: Integer[Tensor, "batch 1"],
 ) -> tuple[Float[Tensor, "batch 2"], Integer[Tensor, " batch"], Integer[Tensor, "batch 2"]]:
-    """Return what `apportion` divides between objects and background: weights, total and capacity."""
-    share = validate_share("object_share", object_share, side)
+    """Return the arguments of `apportion` for the two sides, objects first: weights, total and capacity."""
+    on_objects = validate_fraction("object_share", object_share, side)
     background = side.sum(dim=1, keepdim=True)
     capacity = torch.cat([side.shape[1] - background, background], dim=1)
-    return torch.cat([share, 1 - share], dim=1), budget.squeeze(1), capacity
+    return torch.cat([on_objects, 1 - on_objects], dim=1), budget.squeeze(1), capacity

@@ -1,4 +1,4 @@
-"""Which objects count as such."""
+"""Selection of the objects that guide the instance mask."""
 
 import math
 
@@ -17,10 +17,10 @@ def select_instances(
     grid: tuple[int, int] | None = None,
     ignore: int = 255,
 ) -> Integer[Tensor, "batch patch"]:
-    """Keep the `max_objects` largest and most central objects of every image; the others become background.
+    """Keep the `max_objects` largest and most central objects of every image; set the others to background.
 
-    A patch counts 1 in the centre and ½ in a corner; an object, the sum of its patches. Equal ones go by the lower id.
-    `grid` is rows and columns, a square unless given.
+    An object's score is the sum over its patches, from 1 for a patch in the centre to ½ in a corner; ties go to the
+    lower id. `grid` is (rows, columns) of patches, by default a square.
 
     >>> select_instances(torch.tensor([[1, 1, 0, 0, 2, 0, 3, 3, 3]]), 2)
     tensor([[1, 1, 0, 0, 0, 0, 3, 3, 3]])
@@ -43,7 +43,7 @@ def select_instances(
 
 
 def _patch_centrality(grid: tuple[int, int], device: torch.device) -> Int[Tensor, " patch"]:
-    """Return the weight of every patch, in thousandths: integers, so that sums do not depend on their order."""
+    """Return the score of every patch, in thousandths: integer sums do not depend on their order."""
     rows, columns = (torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in grid)
     distance = (rows.square().unsqueeze(1) + columns.square()).sqrt() / math.sqrt(2)
     return (1000 * (1 - distance / 2)).round().long().flatten()
@@ -52,5 +52,5 @@ def _patch_centrality(grid: tuple[int, int], device: torch.device) -> Int[Tensor
 def _square_grid(patches: int) -> tuple[int, int]:
     side = math.isqrt(patches)
     if side * side != patches:
-        raise ValueError(f"grid: {patches} patches are no square, so say how many rows and columns they are")
+        raise ValueError(f"grid: {patches} patches are not a square. Pass grid=(rows, columns)")
     return side, side

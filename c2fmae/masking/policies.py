@@ -31,24 +31,24 @@ from c2fmae.masking.selection import random_mask, sort_by_group, top_k_mask
 Blend = Literal["topk", "sample", "quota"]
 
 _ROUNDING_TOLERANCE = 1e-9
-"""1 - α - β may miss 0 by a rounding."""
+"""1 - α - β may differ from 0 by a rounding error."""
 
 
 class PatchMaps(NamedTuple):
-    """What is in each patch."""
+    """The semantic class and the object of each patch."""
 
     regions: Integer[Tensor, "batch patch"]
-    """Its semantic class."""
+    """Semantic class ids."""
     instances: Integer[Tensor, "batch patch"]
-    """Its object, 0 for background."""
+    """Object ids, 0 for background."""
     ignore: int = 255
-    """The id of patches that nobody labelled, in both."""
+    """The id of unlabelled patches, in both."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of patches; a square unless given."""
+    """(rows, columns) of patches; None means a square."""
 
 
 class MaskNoise(NamedTuple):
-    """Uniform noise in [0, 1): each of the three masks and each tie-break has its own."""
+    """Independent uniform noise in [0, 1) for each of the three masks, for ties, and one number per image."""
 
     semantic: Float[Tensor, "batch patch"]
     instance: Float[Tensor, "batch patch"]
@@ -59,7 +59,7 @@ class MaskNoise(NamedTuple):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides which patches are hidden; rows are images, or granularities of images."""
+    """Chooses the patches to hide; a row of the batch is an image, or one granularity of an image."""
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float
@@ -70,41 +70,41 @@ class Policy(Protocol):
 
 @runtime_checkable
 class GuidedPolicy(Policy, Protocol):
-    """A policy that names the maps it reads; one that does not is given all of `GUIDE_MAPS`."""
+    """A policy that declares the maps it reads; any other policy is assumed to read all of `GUIDE_MAPS`."""
 
     @property
     def required_maps(self) -> tuple[str, ...]:
-        """Some of `GUIDE_MAPS`; in the place of any other, `hide` gets a single region."""
+        """A subset of `GUIDE_MAPS`; `hide` gets a single region in place of any other map."""
         ...
 
 
 @runtime_checkable
 class ExplainablePolicy(Policy, Protocol):
-    """A policy that states how likely it is to hide each patch; of any other, `explain` lists only what is hidden."""
+    """A policy that computes how likely it hides each patch; for any other, `explain` lists only the hidden patches."""
 
     def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
     ) -> Float64[Tensor, "batch patch"]:
-        """Return the probability that each patch is hidden, before rounding; a row adds up to its budget."""
+        """Return the probability that each patch is hidden, before rounding; each row adds up to its budget."""
         ...
 
 
 @runtime_checkable
 class CurriculumPolicy(Policy, Protocol):
-    """A policy that follows a curriculum, whose α and β are logged in training."""
+    """A policy that follows a curriculum; training logs its α and β."""
 
     @property
     def curriculum(self) -> Callable[[float], tuple[float, float]]:
-        """Progress → (α, β)."""
+        """Maps progress to (α, β)."""
         ...
 
 
 GUIDE_MAPS = ("semantic", "instance")
-"""The maps that can guide a policy."""
+"""The maps that a policy can read."""
 
 
 def get_required_maps(policy: Policy) -> tuple[str, ...]:
-    """Return the names of the maps that the policy reads: both, unless it declares `required_maps`."""
+    """Return `required_maps` of the policy, or all of `GUIDE_MAPS` if it declares none."""
     return policy.required_maps if isinstance(policy, GuidedPolicy) else GUIDE_MAPS
 
 
@@ -114,11 +114,11 @@ POLICIES: Registry[Callable[..., Policy]] = Registry("mask")
 @POLICIES.register("semantic")
 @dataclass(frozen=True, kw_only=True)
 class SemanticPolicy:
-    """Hide the same fraction of every semantic region, or more of some classes."""
+    """Hide the same fraction of every semantic region, or more of some classes by weight."""
 
     required_maps: ClassVar = ("semantic",)
     weights: tuple[float, ...] | None = None
-    """By class id; none gives all classes weight 1."""
+    """By class id; None means 1 for every class."""
 
     def __post_init__(self) -> None:
         if self.weights is not None and not all(weight >= 0 for weight in self.weights):
@@ -134,7 +134,7 @@ class SemanticPolicy:
     def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
-        """Return each region's quota over its size."""
+        """Return the quota of each region, divided by its size."""
         runs = sort_by_group(patches.regions, torch.zeros_like(patches.regions, dtype=torch.float32))
         weighted, weights = runs.size, self._weight_tensor(patches)
         if weights is not None:
@@ -151,16 +151,16 @@ class SemanticPolicy:
 @POLICIES.register("instance")
 @dataclass(frozen=True, kw_only=True)
 class InstancePolicy:
-    """Let most of what is hidden fall on objects."""
+    """Put most of the hidden patches on objects."""
 
     required_maps: ClassVar = ("instance",)
     object_share: float = 0.75
     max_objects: int | None = None
-    """Only so many objects count as such, the largest and most central ones; all unless given."""
+    """Number of objects that count, the largest and most central first; None means all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.object_share <= 1:
-            raise ValueError(f"object_share: expected a share in [0, 1], got {self.object_share}")
+            raise ValueError(f"object_share: expected a number in [0, 1], got {self.object_share}")
         if self.max_objects is not None and self.max_objects < 0:
             raise ValueError(f"max_objects: expected at least 0, got {self.max_objects}")
 
@@ -179,7 +179,7 @@ class InstancePolicy:
     def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
-        """Return each side's quota over its size."""
+        """Return the quota of objects and of background, each divided by its number of patches."""
         side = instances_to_sides(self._select_objects(patches), patches.ignore)
         budget = validate_budget(num_masked, (side.shape[0], side.shape[1]))
         weights, total, capacity = build_side_bins(side, self.object_share, budget)
@@ -207,7 +207,7 @@ class RandomPolicy:
     def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
-        """Return the hidden share of the row."""
+        """Return the hidden fraction of each row."""
         patch_count = patches.regions.shape[1]
         return (num_masked.double() / patch_count).unsqueeze(1).expand(-1, patch_count)
 
@@ -215,7 +215,7 @@ class RandomPolicy:
 @POLICIES.register("progressive")
 @dataclass(frozen=True, kw_only=True)
 class ProgressivePolicy:
-    """Move from one mask to the next with the progress of training (Eq. 10-11)."""
+    """Move from the semantic to the instance to the random mask as training progresses (Eq. 10-11)."""
 
     curriculum: Callable[[float], tuple[float, float]] = triangle
     blend: Blend = "topk"
@@ -226,7 +226,7 @@ class ProgressivePolicy:
     def __post_init__(self) -> None:
         if self.blend not in ("topk", "sample", "quota"):
             raise ValueError(f"blend: expected 'topk', 'sample' or 'quota', got {self.blend!r}")
-        _ = self.base_policies  # which check the other options
+        _ = self.base_policies  # validates the other options
 
     @property
     def base_policies(self) -> tuple[ExplainablePolicy, ExplainablePolicy, ExplainablePolicy]:
@@ -237,10 +237,10 @@ class ProgressivePolicy:
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float
     ) -> Bool[Tensor, "batch patch"]:
-        """Blend the three masks; those that cannot matter are not made."""
+        """Blend the three masks; masks that cannot influence the result are not computed."""
         alpha, beta = self.curriculum(progress)
         coefficients = (alpha, beta, 1 - alpha - beta)
-        # One above ½ decides every top-k alone, and one of 1 every blend (docs/masking.md has the proof).
+        # A coefficient above ½ determines a top-k blend, and a coefficient of 1 every blend (proof: docs/masking.md).
         decisive_coefficient = 0.5 if self.blend == "topk" else 1 - _ROUNDING_TOLERANCE
         for policy, coefficient in zip(self.base_policies, coefficients, strict=True):
             if coefficient > decisive_coefficient:
@@ -249,7 +249,7 @@ class ProgressivePolicy:
             policy.hide(patches, num_masked, noise, progress=progress) if coefficient > _ROUNDING_TOLERANCE else None
             for policy, coefficient in zip(self.base_policies, coefficients, strict=True)
         ]
-        placeholder = next(mask for mask in masks if mask is not None)  # no blend takes anything at a coefficient of 0
+        placeholder = next(mask for mask in masks if mask is not None)  # a coefficient of 0 has no effect in any blend
         semantic, instance, random = (placeholder if mask is None else mask for mask in masks)
         if self.blend == "topk":
             return top_k_mask(blend_scores(semantic, instance, random, alpha, beta), num_masked, noise.tie)
@@ -260,9 +260,9 @@ class ProgressivePolicy:
     def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
     ) -> Float64[Tensor, "batch patch"]:
-        """Return the average of the three with α, β, 1 - α - β; for `topk` with a coefficient above ½, that mask's.
+        """Return the average of the three, weighted by α, β, 1 - α - β; for `topk`, the one with a coefficient above ½.
 
-        `quota` strays from it by a few per cent, since what one share takes is not there for the next.
+        `quota` deviates from it by a few per cent, because it takes no patch twice.
         """
         coefficients = validate_coefficients(*self.curriculum(progress), patches.regions)
         if self.blend == "topk":

@@ -1,4 +1,4 @@
-"""From maps to patches: the majority id of every patch."""
+"""The region of each patch: the majority id of its cells in a map of ids."""
 
 import torch
 from jaxtyping import Integer
@@ -6,10 +6,10 @@ from torch import Tensor
 
 from c2fmae.masking._checks import can_read_values, check_ids
 
-# Comparing every pixel of a patch with every other costs their square, but is one simple operation on all
-# patches at once: it wins up to about this many pixels.
+# Comparing all pairs of pixels of a patch is quadratic, but one elementwise operation on all patches: it is the
+# fastest way up to about this number of pixels per patch.
 _MAX_PIXELS_COMPARED = 64
-# Pixels looked at together: bounds the memory, about 20 bytes a pixel. Few stay in a CPU's caches, many fill a GPU.
+# Pixels per chunk: bounds the memory, about 20 bytes a pixel. Small chunks fit a CPU's caches, large ones fill a GPU.
 _PIXELS_PER_CHUNK_CPU, _PIXELS_PER_CHUNK = 1 << 20, 1 << 22
 
 
@@ -18,8 +18,8 @@ def patch_regions(
 ) -> Integer[Tensor, "batch patch"]:
     """Return the majority id of every patch, in the dtype of the map; ties go to the lower id.
 
-    `patch` is counted in map pixels: 16 on a full-size map, 4 at label stride 4. A patch is `ignore` only
-    where it holds nothing else.
+    `patch` is the side, or (height, width), in map pixels: 16 on a full-size map, 4 at label stride 4. A patch is
+    `ignore` only if all its pixels are.
 
     >>> labels = torch.tensor([[[3, 3, 255, 255], [7, 7, 255, 9]]])
     >>> patch_regions(labels, 2)
@@ -31,7 +31,7 @@ def patch_regions(
     rows, columns = patch if isinstance(patch, tuple) else (patch, patch)
     batch, height, width = labels.shape
     if rows < 1 or columns < 1 or not height * width or height % rows or width % columns:
-        raise ValueError(f"patch: {rows}×{columns} does not divide a map of {height}×{width}")
+        raise ValueError(f"patch: expected a divisor of the map's size, {height}×{width}, got {rows}×{columns}")
     cells = _narrow_ids(labels).reshape(batch, height // rows, rows, width // columns, columns)
     if rows * columns <= _MAX_PIXELS_COMPARED:
         find_majority = _majority_by_comparing
@@ -44,8 +44,8 @@ def patch_regions(
 
 
 def _narrow_ids(labels: Tensor) -> Tensor:
-    """Return the ids in one byte where a look at them shows that they fit, and costs nothing."""
-    if labels.dtype == torch.uint16:  # which torch can store, and hardly more
+    """Return the ids as uint8 if their values can be read and fit."""
+    if labels.dtype == torch.uint16:  # torch implements hardly any operation on it
         labels = labels.int()
     if labels.dtype != torch.uint8 and labels.numel() and can_read_values(labels):
         low, high = labels.aminmax()
@@ -61,16 +61,16 @@ def _lowest_majority_id(ids: Tensor, votes: Tensor, dim: int) -> Tensor:
 
 
 def _majority_by_comparing(cells: Tensor, ignore: int) -> Tensor:
-    """Each pixel's votes are the pixels of its patch with the same id: best for small patches."""
+    """Count for each pixel the pixels of its patch with the same id; fastest for small patches."""
     batch, grid_rows, rows, grid_columns, columns = cells.shape
     pixels = rows * columns
     ids = cells.permute(2, 4, 0, 1, 3).reshape(pixels, -1)
-    ring = torch.cat([ids, ids])  # so that comparing with the pixel `step` further on is a plain slice
+    ring = torch.cat([ids, ids])  # makes the pixels `step` further on a plain slice
     votes = torch.ones_like(ids, dtype=torch.uint8)
     for step in range(1, pixels // 2 + 1):
         same = (ids == ring[step : step + pixels]).byte()
         votes += same
-        if 2 * step < pixels:  # the same pairs seen from their other end
+        if 2 * step < pixels:  # the other pixel of each pair
             votes[step:] += same[:-step]
             votes[:step] += same[-step:]
     votes.masked_fill_(ids == ignore, 0)
@@ -78,15 +78,17 @@ def _majority_by_comparing(cells: Tensor, ignore: int) -> Tensor:
 
 
 def _majority_by_counting(cells: Tensor, ignore: int) -> Tensor:
-    """A histogram of 256 bins for every patch."""
+    """Count ids in a histogram of 256 bins per patch."""
     batch, grid_rows, rows, grid_columns, columns = cells.shape
-    # Two votes a pixel, so that ignore, held to one in all, beats only ids that are not there.
-    # Short integers are faster to sweep on a CPU, and far slower to add to elsewhere.
+    # Two votes per pixel, so that `ignore`, clamped to one vote in all, beats only absent ids.
+    # 16-bit integers are faster to reduce on a CPU, and far slower to scatter to on other devices.
     is_short = cells.device.type == "cpu" and 2 * rows * columns < torch.iinfo(torch.int16).max
     dtype = torch.int16 if is_short else torch.int32
     votes = torch.zeros(batch, grid_rows, grid_columns, 256, dtype=dtype, device=cells.device)
     two = votes.new_full((), 2).expand(batch, grid_rows, grid_columns, columns)
-    for row in range(rows):  # one row of every patch at a time: the int64 index of all would be 8 × the map
+    for row in range(
+        rows
+    ):  # one row of each patch at a time: the int64 index of all would take 8 × the memory of the map
         votes.scatter_add_(3, cells[:, :, row].long(), two)
     if 0 <= ignore < 256:
         votes[..., ignore].clamp_(max=1)
@@ -95,12 +97,12 @@ def _majority_by_counting(cells: Tensor, ignore: int) -> Tensor:
 
 
 def _majority_by_sorting(cells: Tensor, ignore: int) -> Tensor:
-    """Ids of any size, sorted: a pixel's votes are its place in the run of its id, so a run's last has them all."""
+    """Sort ids of any size: a pixel's votes are its position in the run of its id, so the last of a run has all."""
     batch, grid_rows, rows, grid_columns, columns = cells.shape
     pixels = rows * columns
     ids = cells.permute(0, 1, 3, 2, 4).reshape(-1, pixels).sort(dim=1).values
-    place = torch.arange(1, pixels + 1, dtype=torch.int32, device=cells.device)
+    position = torch.arange(1, pixels + 1, dtype=torch.int32, device=cells.device)
     is_first = torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
-    before = (place - 1).where(is_first, 0).cummax(dim=1).values
-    votes = (place - before).masked_fill(ids == ignore, 0)
+    before = (position - 1).where(is_first, 0).cummax(dim=1).values
+    votes = (position - before).masked_fill(ids == ignore, 0)
     return _lowest_majority_id(ids, votes, 1).view(batch, grid_rows, grid_columns)

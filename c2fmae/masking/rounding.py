@@ -1,4 +1,4 @@
-"""The one rounding rule of the project, and the shares it is most often asked to round."""
+"""The rounding rule of the project, `apportion`, and the shares that budgets are rounded from."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from c2fmae.masking._checks import can_read_values, check_ids, check_shape
 
 _TIE_TOLERANCE = 1e-9
-"""Real remainders this near to each other count as equal."""
+"""Real remainders that differ by less count as equal."""
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -18,12 +18,12 @@ def apportion(
     total: Integer[Tensor, " batch"],
     capacity: Integer[Tensor, "batch bin"],
 ) -> Int[Tensor, "batch bin"]:
-    """Divide integer totals over bins in proportion to weights, by largest remainder, none above its capacity.
+    """Divide integer totals over bins in proportion to weights, by largest remainder, up to the capacity of each bin.
 
-    The shares of a row add up to the total, or to all capacity where that is less, and each is within one of its
-    quota min(capacity, λ · weight), λ being the level at which the quotas fit the total. Ties go to the lower
-    bin. Bins of weight 0 get, in proportion to their capacity, only what the others cannot hold. Integer weights
-    are exact (as long as weight × total and weight × capacity stay below 2^52).
+    The shares of a row add up to its total, or to its capacity if that is less. Each share is within one of its quota
+    min(capacity, λ · weight), where λ is the level at which the quotas add up to the total. Ties go to the lower bin.
+    Bins of weight 0 get, in proportion to their capacity, only the excess that the others cannot hold. Integer weights
+    are exact as long as weight × total and weight × capacity stay below 2^52.
 
     >>> apportion(torch.tensor([[3, 2, 1]]), torch.tensor([10]), torch.tensor([[4, 9, 9]]))
     tensor([[4, 4, 2]])
@@ -44,9 +44,9 @@ def apportion(
 def apportion_evenly(
     size: Int[Tensor, "batch bin"], total: Int[Tensor, "batch 1"], patches: int
 ) -> Int[Tensor, "batch bin"]:
-    """Divide totals over bins in proportion to their capacity: `apportion` without a look at what is full.
+    """Divide totals over bins in proportion to their size: a faster `apportion`, since no bin can overflow.
 
-    `patches` is all capacity of a row.
+    `patches` is the sum of the sizes of a row.
     """
     product = size * total
     share = product // patches
@@ -58,7 +58,7 @@ def compute_quotas(
     total: Integer[Tensor, " batch"],
     capacity: Integer[Tensor, "batch bin"],
 ) -> Float64[Tensor, "batch bin"]:
-    """Return what `apportion` rounds.
+    """Return the real quotas that `apportion` rounds.
 
     >>> compute_quotas(torch.tensor([[3, 2, 1]]), torch.tensor([10]), torch.tensor([[4, 9, 9]]))
     tensor([[4., 4., 2.]], dtype=torch.float64)
@@ -70,37 +70,37 @@ def compute_quotas(
 def sample_shares(
     batch: int, concentration: Float[Tensor, " granularity"], *, generator: torch.Generator
 ) -> Float64[Tensor, "batch granularity"]:
-    """Draw each image's shares from a Dirichlet law: equal and high concentrations give even shares."""
+    """Draw the shares of each image from a Dirichlet distribution; equal and high concentrations give even shares."""
     if concentration.ndim != 1:
         raise ValueError(f"concentration: expected one number per granularity, got shape {list(concentration.shape)}")
     if can_read_values(concentration) and not bool(((concentration > 0) & concentration.isfinite()).all()):
         raise ValueError(f"concentration: expected finite numbers above 0, got {concentration.tolist()}")
     rates = concentration.to(generator.device, torch.float64, non_blocking=True).expand(batch, -1)
-    # Tiny concentrations can underflow to 0 in every granularity at once.
+    # Tiny concentrations can underflow to 0 in all granularities of an image.
     gamma = torch._standard_gamma(rates, generator=generator).clamp(min=_TINY)
     return gamma / gamma.sum(dim=1, keepdim=True)
 
 
 def _scale_weights(weights: Tensor) -> Tensor:
-    """Return weights of at most 1, so that neither sums overflow nor products underflow."""
+    """Divide weights by their maximum, so that sums do not overflow and products do not underflow."""
     return weights / weights.amax(dim=1, keepdim=True).clamp(min=_TINY)
 
 
 class _Level(NamedTuple):
-    """How far a total fills the bins."""
+    """The bins that a total fills, and the rest for the other bins."""
 
     is_full: Bool[Tensor, "batch bin"]
     """Bins at their capacity."""
     weights: Real[Tensor, "batch bin"]
-    """Weights of the bins that share the rest; 0 elsewhere."""
+    """Weights of the bins that divide the rest; 0 elsewhere."""
     rest: Int[Tensor, "batch 1"]
-    """The rest."""
+    """The total less the capacity of the full bins."""
     total_weight: Real[Tensor, "batch 1"]
-    """The sum of their weights, never 0."""
+    """The sum of `weights`, or 1 if that is 0."""
 
 
 def _find_level(weights: Tensor, total: Tensor, capacity: Tensor) -> tuple[Tensor, _Level]:
-    """Return the totals that fit, as a column, and how far they fill the bins."""
+    """Return the totals, limited to the capacity, as a column, and the level to which they fill the bins."""
     _check_apportion_inputs(weights, total, capacity)
     capacity = capacity.long()
     weights = _scale_weights(weights.double()) if weights.is_floating_point() else weights.long()
@@ -108,7 +108,7 @@ def _find_level(weights: Tensor, total: Tensor, capacity: Tensor) -> tuple[Tenso
 
     is_weighted = weights > 0
     held = capacity.where(is_weighted, 0).sum(dim=1, keepdim=True)
-    spills = total > held  # then the weighted bins are full and the others share what is over
+    spills = total > held  # the weighted bins are full, and the others divide the excess
     weights = torch.where(spills, capacity.where(~is_weighted, 0).to(weights.dtype), weights)
     is_full = (spills & is_weighted) | _find_full_bins(weights, torch.where(spills, total - held, total), capacity)
     weights = weights.where(~is_full, 0)
@@ -118,10 +118,11 @@ def _find_level(weights: Tensor, total: Tensor, capacity: Tensor) -> tuple[Tenso
 
 
 def _find_full_bins(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
-    """Tell which bins are full at the level where min(capacity, level · weight) adds up to the total.
+    """Return the bins that are full at the level where min(capacity, level · weight) adds up to the total.
 
-    In order of capacity / weight, the level at which a bin is full fills all bins before it too; so a bin is full
-    if that much fits into the total. Cross-multiplied, this is exact in integers.
+    Bins fill up in the order of capacity / weight. At the level that fills a bin, all earlier bins are full too, so
+    the bin is full if the sum at that level does not exceed the total. The comparison is cross-multiplied, which makes
+    it exact in integers.
     """
     is_weighted = weights > 0
     ratio = torch.where(is_weighted, capacity.double() / weights.where(is_weighted, 1), torch.inf)
@@ -134,15 +135,15 @@ def _find_full_bins(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
     return torch.zeros_like(is_full).scatter(1, order, is_full)
 
 
-def _add_remainder_(share: Tensor, total: Tensor, remainder: Tensor) -> Tensor:
-    """Give what is missing to a total to the bins of highest remainder, one each; changes `share` in place."""
-    rest = total - share.sum(dim=1, keepdim=True)
+def _add_remainder_(shares: Tensor, total: Tensor, remainder: Tensor) -> Tensor:
+    """Add the rest of the total to the bins of highest remainder, one each; modifies `shares` in place."""
+    rest = total - shares.sum(dim=1, keepdim=True)
     order = remainder.argsort(dim=1, descending=True, stable=True)
-    return share.scatter_add_(1, order, (torch.arange(order.shape[1], device=order.device) < rest).long())
+    return shares.scatter_add_(1, order, (torch.arange(order.shape[1], device=order.device) < rest).long())
 
 
 def _rank_remainders(remainder: Tensor) -> Tensor:
-    """Replace real remainders by integers of the same order, equal where they differ by a hair."""
+    """Return integers in the order of real remainders, equal where these differ by less than the tolerance."""
     remainder, order = remainder.sort(dim=1)
     is_higher = (remainder[:, 1:] - remainder[:, :-1]) > _TIE_TOLERANCE
     rank = torch.nn.functional.pad(is_higher.cumsum(dim=1), (1, 0))
@@ -159,7 +160,7 @@ def _check_apportion_inputs(weights: Tensor, total: Tensor, capacity: Tensor) ->
     check_ids("total", total)
     check_ids("capacity", capacity)
     if can_read_values(weights) and weights.numel():
-        low, high = (float(bound) for bound in weights.aminmax())  # of which not-a-number is neither
+        low, high = (float(bound) for bound in weights.aminmax())  # both NaN if any weight is
         if not (low >= 0 and high < torch.inf):
             raise ValueError("weights: expected finite numbers of at least 0")
         if int(total.min()) < 0:

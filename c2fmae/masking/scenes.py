@@ -1,4 +1,4 @@
-"""All granularities of a batch at once: budgets, masks and the list of what is visible."""
+"""Masks for all granularities of a batch: budgets, hidden patches and the indices of visible ones."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,12 +28,14 @@ def mask_scenes(
     grid: tuple[int, int] | None = None,
     global_batch: tuple[int, int] | None = None,
 ) -> Masks:
-    """Hide patches of every granularity so that each image shows `num_visible` in all.
+    """Hide patches of every granularity so that each image has `num_visible` visible patches in total.
 
-    How many each granularity shows is drawn per image from a Dirichlet law (`concentration`, 1 each unless given).
-    A policy may be named to have it with its default options. `grid` is rows and columns of patches, for policies that
-    ask where a patch is; a square unless given. `global_batch = (first, total)` says that these are images
-    first, first + 1, … of a global batch of `total`: every rank and micro-batch then gets its rows of one draw.
+    The number of visible patches of each granularity is drawn per image from a Dirichlet distribution with
+    `concentration`, 1 for each granularity by default. A policy given by name has its default options. `regions` and
+    `instances` hold the semantic class and the object of each patch, see `patch_regions`. `grid` is (rows, columns) of
+    patches, by default a square, for policies that depend on positions. `global_batch = (first, total)` means that
+    the images are number first, first + 1, … of a global batch of `total` images: every rank and micro-batch then
+    gets its rows of the same draw.
 
     >>> patches = torch.zeros(2, 196, dtype=torch.long)
     >>> masks = mask_scenes("random", patches, patches, num_visible=98, progress=0, generator=torch.Generator())
@@ -48,18 +50,20 @@ def mask_scenes(
     check_ids("instances", instances)
     count = len(granularities)
     if isinstance(granularities, str) or not count or len(set(granularities)) < count:
-        raise ValueError(f"granularities: expected different names, got {granularities!r}")
+        raise ValueError(f"granularities: expected one or more distinct names, got {granularities!r}")
     if not 0 <= num_visible <= count * patches:
-        raise ValueError(f"num_visible: {num_visible} patches cannot be visible of {count} × {patches}")
+        raise ValueError(f"num_visible: expected 0 to {count} × {patches} patches, got {num_visible}")
     if not 0 <= progress <= 1:
         raise ValueError(f"progress: expected a number in [0, 1], got {progress}")
     offset, total = global_batch or (0, batch)
     if not 0 <= offset <= offset + batch <= total:
-        raise ValueError(f"rows: {batch} images from {offset} on do not lie in a batch of {total}")
+        raise ValueError(f"global_batch: {batch} images from number {offset} on exceed the total of {total}")
 
     concentration = [1.0] * count if concentration is None else concentration
     if len(concentration) != count:
-        raise ValueError(f"concentration: expected one number for each of {', '.join(granularities)}")
+        raise ValueError(
+            f"concentration: expected one number for each of {', '.join(granularities)}, got {len(concentration)}"
+        )
     draw = draw_noise(total, patches, torch.tensor(concentration, dtype=torch.float64), generator)
     local_draw = _MaskDraw(*(tensor[offset : offset + batch].to(regions.device, non_blocking=True) for tensor in draw))
 
@@ -76,7 +80,7 @@ def mask_scenes(
 
 
 class _MaskDraw(NamedTuple):
-    """All the randomness of a batch of masks."""
+    """All random numbers for the masks of a batch."""
 
     shares: Float[Tensor, "batch granularity"]
     noise: Float[Tensor, "batch granularity 4 patch"]
@@ -86,7 +90,7 @@ class _MaskDraw(NamedTuple):
 def draw_noise(
     batch: int, patches: int, concentration: Float[Tensor, " granularity"], generator: torch.Generator
 ) -> _MaskDraw:
-    """Draw everything that is random about the masks of a global batch."""
+    """Draw all random numbers for the masks of a global batch."""
     device = generator.device
     return _MaskDraw(
         sample_shares(batch, concentration, generator=generator),
@@ -98,5 +102,5 @@ def draw_noise(
 def repeat_per_granularity(
     patches: Integer[Tensor, "batch patch"], num_granularities: int
 ) -> Integer[Tensor, "rows patch"]:
-    """Repeat each image's patches for each of its granularities."""
+    """Return one row per granularity of each image, with the patches of the image."""
     return patches.unsqueeze(1).expand(-1, num_granularities, -1).reshape(-1, patches.shape[1])

@@ -1,4 +1,4 @@
-"""Selection by noise: which patches go first, in all rows at once."""
+"""Selection of patches by noise, for all rows of a batch in parallel."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from c2fmae.masking._checks import check_batch_by_patch, check_noise, validate_b
 def random_mask(
     noise: Float[Tensor, "batch patch"], num_masked: Integer[Tensor, " batch"]
 ) -> Bool[Tensor, "batch patch"]:
-    """Hide exactly `num_masked` patches a row: those of highest noise, among equals the lower index.
+    """Hide exactly `num_masked` patches of each row: those of highest noise, the lower index first among equals.
 
     >>> random_mask(torch.tensor([[0.3, 0.9, 0.1, 0.5]]), torch.tensor([2]))
     tensor([[False,  True, False,  True]])
@@ -26,7 +26,7 @@ def random_mask(
 def top_k_mask(
     scores: Float[Tensor, "batch patch"], num_masked: Integer[Tensor, " batch"], noise: Float[Tensor, "batch patch"]
 ) -> Bool[Tensor, "batch patch"]:
-    """Hide the `num_masked` patches of highest score (Eq. 11), equal scores by noise, equal noise by index."""
+    """Hide the `num_masked` patches of highest score (Eq. 11); ties go to the higher noise, then to the lower index."""
     rows = check_batch_by_patch("scores", scores)
     check_noise(noise, rows)
     budget = validate_budget(num_masked, rows)
@@ -34,30 +34,30 @@ def top_k_mask(
 
 
 class SortedGroups(NamedTuple):
-    """Patches of each row sorted by group, and inside a group by falling noise: every group is a run."""
+    """Patches of each row, sorted by group and by descending noise within a group: every group is a run."""
 
     order: Int[Tensor, "batch patch"]
-    """The patch at each place."""
+    """The patch at each position."""
     group: Int[Tensor, "batch patch"]
-    """Its group."""
+    """The group of that patch."""
     start: Int[Tensor, "batch patch"]
-    """The place where its group's run starts."""
+    """The position at which the run of that group starts."""
     size: Int[Tensor, "batch patch"]
-    """At the first place of a run, its length; 0 elsewhere."""
+    """At the first position of a run, its length; 0 elsewhere."""
 
     def hide(self, quota: Int[Tensor, "batch patch"]) -> Bool[Tensor, "batch patch"]:
-        """Hide the first patches of each run, as many as the quota at its first place says."""
+        """Hide the first patches of each run, as many as `quota` at its first position."""
         end = quota.gather(1, self.start).add_(self.start)
         return scatter_to_patches(torch.arange(end.shape[1], device=end.device) < end, self.order)
 
 
 def sort_by_group(group: Integer[Tensor, "batch patch"], noise: Float[Tensor, "batch patch"]) -> SortedGroups:
-    """Sort the patches of each row by group and falling noise."""
+    """Sort the patches of each row by group and by descending noise within a group."""
     key, order = _group_sort_key(group, descending_key(noise)).sort(dim=1, stable=True)
     group = key >> 32
     is_first = torch.nn.functional.pad(group[:, 1:] != group[:, :-1], (1, 0), value=True)
     count = torch.arange(1, group.shape[1] + 1, dtype=torch.int32, device=group.device)
-    start = (is_first * count).cummax(dim=1).indices  # where the last run up to here has started
+    start = (is_first * count).cummax(dim=1).indices  # the start of the latest run so far
     size = torch.zeros_like(start).scatter_add_(1, start, start.new_ones(()).expand_as(start))
     return SortedGroups(order, group, start, size)
 
@@ -65,7 +65,10 @@ def sort_by_group(group: Integer[Tensor, "batch patch"], noise: Float[Tensor, "b
 def argsort_by_group(
     group: Integer[Tensor, "batch patch"], sort_key: Integer[Tensor, "batch patch"]
 ) -> Int[Tensor, "batch patch"]:
-    """Order patches by group, inside a group by place, then by index; both are 32-bit numbers, so one sort does."""
+    """Return the order of patches by group, then by sort key, then by index.
+
+    Groups and keys are 32-bit integers, so one sort of 64-bit integers is enough.
+    """
     return _group_sort_key(group, sort_key).argsort(dim=1, stable=True)
 
 
@@ -75,20 +78,20 @@ def _group_sort_key(group: Tensor, sort_key: Tensor) -> Tensor:
 
 
 def hide_first(order: Int[Tensor, "batch patch"], budget: Int[Tensor, "batch 1"]) -> Bool[Tensor, "batch patch"]:
-    """Hide the first patches of an order."""
+    """Hide the first `budget` patches of an order."""
     return scatter_to_patches(torch.arange(order.shape[1], device=order.device) < budget, order)
 
 
 def scatter_to_patches(is_masked: Tensor, order: Tensor) -> Tensor:
-    """Bring what is known by place in an order back to the patches, every one of which is in it."""
+    """Return values by patch, given values by position in an order that contains every patch."""
     return torch.empty_like(is_masked).scatter_(1, order, is_masked)
 
 
 def descending_key(values: Float[Tensor, "batch patch"]) -> Int[Tensor, "batch patch"]:
-    """Return 32-bit integers that rise as the values fall and are equal where these are.
+    """Return 32-bit integers in the opposite order of the values, equal where these are equal.
 
-    A float's bits, read as an integer, rise with its size, and fall if it is negative. Float64 does not fit and is
-    replaced by its rank in the row.
+    The bits of a float, read as an integer, increase with its magnitude, and decrease if it is negative. Float64 does
+    not fit, and is replaced by its rank in the row.
     """
     if values.dtype == torch.float64:
         ordered, order = values.sort(dim=1)

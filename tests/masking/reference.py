@@ -1,4 +1,4 @@
-"""The masking primitives once more, as loops over Python numbers and exact fractions: what the fast ones must equal."""
+"""Reference masking primitives: loops over Python numbers and exact fractions, which the fast ones must equal."""
 
 from collections.abc import Sequence
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Images, noise and budgets as hypothesis draws them: with ties, gaps, ignore, none and all."""
+"""Hypothesis strategies for ids, noise and budgets: with ties, missing ids, ignore, and budgets of none and all."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class MaskInputs(NamedTuple):
-    """A batch of patches with noise and budgets."""
+    """Ids of the patches of a batch, with noise and budgets."""
 
     ids: Tensor
     noise: Tensor

@@ -1,7 +1,7 @@
-"""Every primitive compiles into one graph and gives the same answer: bit for bit, nothing is approximate.
+"""Every primitive compiles into one graph with bitwise the same result.
 
-Most are traced and run without code generation, which is where graph breaks and host reads show; one chain goes
-through the whole compiler. The run with shape checks leaves these out: it looks at every tensor's type.
+Most are traced and run without code generation, which is enough to find graph breaks and host reads; one chain of
+primitives is compiled to native code. These tests are excluded from the run with shape checks, which read tensor types.
 """
 
 import shutil
@@ -39,7 +39,7 @@ LABELS = torch.randint(0, 9, (4, 32, 48), dtype=torch.uint8, generator=G)
 WEIGHTS = torch.rand(4, 6, generator=G)
 CAPACITY = torch.randint(0, 9, (4, 6), generator=G)
 MAPS = PatchMaps(IDS, IDS)
-EVERY_NOISE = MaskNoise(NOISE[0], NOISE[1], NOISE[2], NOISE[3], NOISE[4, :, 0])
+MASK_NOISE = MaskNoise(NOISE[0], NOISE[1], NOISE[2], NOISE[3], NOISE[4, :, 0])
 
 CASES: dict[str, tuple[Callable[..., Tensor], tuple[object, ...]]] = {
     "patch_regions, compared": (lambda labels: patch_regions(labels, 4), (LABELS,)),
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[object, ...]]] = {
             lambda *row, blend=blend, progress=progress: ProgressivePolicy(blend=blend).hide(
                 PatchMaps(*row[:2]), row[2], MaskNoise(*row[3:]), progress=progress
             ),
-            (IDS, IDS, BUDGET, *EVERY_NOISE),
+            (IDS, IDS, BUDGET, *MASK_NOISE),
         )
         for blend in ("topk", "sample", "quota")
         for progress in (0.25, 0.4)
@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[object, ...]]] = {
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_one_graph_gives_the_same_answer(name: str) -> None:
+def test_the_compiled_function_is_one_graph_with_the_same_result(name: str) -> None:
     function, arguments = CASES[name]
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -87,27 +87,27 @@ def test_one_graph_gives_the_same_answer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["blend_scores", "sample_mask", "quota_mask", "instance_mask"])
-def test_coefficients_that_change_from_step_to_step_make_no_new_graphs(name: str) -> None:
+def test_new_coefficients_do_not_recompile(name: str) -> None:
     semantic, instance, random = MASKS
 
-    def call(share: float) -> Tensor:
+    def call(alpha: float) -> Tensor:
         match name:
             case "blend_scores":
-                return blend_scores(semantic, instance, random, share, 1 - share)
+                return blend_scores(semantic, instance, random, alpha, 1 - alpha)
             case "sample_mask":
-                return sample_mask(semantic, instance, random, share, 1 - share, NOISE[4, :, 0])
+                return sample_mask(semantic, instance, random, alpha, 1 - alpha, NOISE[4, :, 0])
             case "quota_mask":
-                return quota_mask(semantic, instance, random, share, 1 - share, NOISE[3])
+                return quota_mask(semantic, instance, random, alpha, 1 - alpha, NOISE[3])
             case _:
-                return instance_mask(IDS, NOISE[0], BUDGET, object_share=share)
+                return instance_mask(IDS, NOISE[0], BUDGET, object_share=alpha)
 
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    for step in range(1, 20):  # more than the compiler's limit of graphs
+    for step in range(1, 20):  # more than the limit of recompilations
         assert torch.equal(compiled(step / 20), call(step / 20))
 
 
-def test_batches_of_any_size_make_no_new_graphs() -> None:
+def test_new_batch_sizes_do_not_recompile() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(semantic_mask, fullgraph=True, backend="aot_eager")
     for batch in range(2, 20):
@@ -126,23 +126,23 @@ def test_batches_of_any_size_make_no_new_graphs() -> None:
     ],
     ids=["random", "topk", "semantic", "weighted", "instance"],
 )
-def test_budgets_out_of_range_are_clamped_where_values_cannot_be_read(mask: Callable[..., Tensor]) -> None:
+def test_budgets_out_of_range_are_clamped_in_compiled_code(mask: Callable[..., Tensor]) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(mask, fullgraph=True, backend="aot_eager")
     assert compiled(IDS, NOISE[0], torch.tensor([-3, 99, 0, 35])).sum(dim=1).tolist() == [0, 35, 0, 35]
 
 
-def guided_then_blended(labels: Tensor, noise: Tensor, budget: Tensor) -> Tensor:
+def blend_guided_masks(labels: Tensor, noise: Tensor, budget: Tensor) -> Tensor:
     semantic = semantic_mask(patch_regions(labels, 8), noise[0], budget)
     random = random_mask(noise[1], budget)
     return top_k_mask(blend_scores(semantic, semantic, random, 0.2, 0.3), budget, noise[2])
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs the package g++, which torch.compile generates code for")
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs the package g++, which torch.compile needs")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch 2.11's own, on first use
-def test_generated_code_gives_the_same_answer_ties_and_signed_zeros_included() -> None:
+def test_generated_code_gives_the_same_result_including_ties_and_signed_zeros() -> None:
     noise = (NOISE[:3, :, :24] * 4).round() / 4 - 0.5
     noise[:, ::2] *= noise[:, ::2].ne(0).float() * 2 - 1  # -0.0 in every other row
     arguments = (LABELS, noise, torch.tensor([0, 24, 11, 20]))
     torch._dynamo.reset()
-    assert torch.equal(torch.compile(guided_then_blended, fullgraph=True)(*arguments), guided_then_blended(*arguments))
+    assert torch.equal(torch.compile(blend_guided_masks, fullgraph=True)(*arguments), blend_guided_masks(*arguments))

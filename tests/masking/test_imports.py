@@ -1,4 +1,4 @@
-"""`import c2fmae.masking` needs torch and jaxtyping alone."""
+"""`import c2fmae.masking` requires only torch and jaxtyping."""
 
 import subprocess
 import sys
@@ -17,13 +17,13 @@ print(masks.visible_idx.shape, CURRICULA.get("triangle")(0.25))
 """
 
 
-def test_masking_works_where_nothing_but_torch_and_jaxtyping_is_installed() -> None:
+def test_masking_imports_only_torch_and_jaxtyping() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torch.Size([2, 5]) (0.5, 0.5)"
 
 
-def test_the_package_itself_imports_nothing_heavy() -> None:
+def test_the_package_and_core_import_no_heavy_library() -> None:
     script = "import sys, c2fmae, c2fmae.core; print(sorted({'torch', 'numpy', 'pydantic', 'yaml'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

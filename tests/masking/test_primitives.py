@@ -1,4 +1,4 @@
-"""The laws that the pure masks keep, one by one."""
+"""Properties of the masking primitives."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,55 +14,57 @@ from tests.masking import reference
 from tests.masking.strategies import MaskInputs, mask_inputs, masked_sets
 
 CLASS_WEIGHTS = [0, 2, 1, *[1] * 16, 5]
-SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
+OBJECT_SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-def half_on_objects(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
+def instance_mask_half_on_objects(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
     return instance_mask(ids, noise, num_masked, object_share=0.5)
 
 
-def weighted(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
+def weighted_semantic_mask(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
     return semantic_mask(ids, noise, num_masked, weights=torch.tensor(CLASS_WEIGHTS + [1] * 236))
 
 
-def unguided(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
+def unguided_mask(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
     return random_mask(noise, num_masked)
 
 
-def by_id(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
+def top_k_mask_by_id(ids: Tensor, noise: Tensor, num_masked: Tensor) -> Tensor:
     return top_k_mask(ids.float(), num_masked, noise)
 
 
-Masking = Callable[[Tensor, Tensor, Tensor], Tensor]
-EACH = pytest.mark.parametrize("mask", [semantic_mask, weighted, half_on_objects, unguided, by_id])
+MaskFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+EACH_MASK = pytest.mark.parametrize(
+    "mask", [semantic_mask, weighted_semantic_mask, instance_mask_half_on_objects, unguided_mask, top_k_mask_by_id]
+)
 
 
-@EACH
+@EACH_MASK
 @given(row=mask_inputs())
-def test_exactly_the_budget_is_hidden(mask: Masking, row: MaskInputs) -> None:
+def test_exactly_the_budget_is_hidden(mask: MaskFunction, row: MaskInputs) -> None:
     is_masked = mask(*row)
     assert is_masked.dtype == torch.bool
     assert torch.equal(is_masked.sum(dim=1), row.num_masked)
 
 
-@EACH
+@EACH_MASK
 @given(row=mask_inputs())
-def test_rows_do_not_influence_each_other(mask: Masking, row: MaskInputs) -> None:
+def test_rows_of_a_batch_are_independent(mask: MaskFunction, row: MaskInputs) -> None:
     alone = [mask(*(tensor[i : i + 1] for tensor in row)) for i in range(len(row.ids))]
     assert torch.equal(mask(*row), torch.cat(alone))
 
 
-@EACH
+@EACH_MASK
 @given(row=mask_inputs(distinct_noise=True), seed=st.integers(0, 2**32))
-def test_moving_the_patches_moves_the_mask(mask: Masking, row: MaskInputs, seed: int) -> None:
+def test_permuting_the_patches_permutes_the_mask(mask: MaskFunction, row: MaskInputs, seed: int) -> None:
     shuffle = torch.randperm(row.ids.shape[1], generator=torch.Generator().manual_seed(seed))
     moved = mask(row.ids[:, shuffle], row.noise[:, shuffle], row.num_masked)
     assert torch.equal(moved, mask(*row)[:, shuffle])
 
 
-@EACH
+@EACH_MASK
 @given(row=mask_inputs())
-def test_inputs_are_left_alone_and_the_answer_repeats(mask: Masking, row: MaskInputs) -> None:
+def test_inputs_are_not_modified_and_results_are_deterministic(mask: MaskFunction, row: MaskInputs) -> None:
     before = [tensor.clone() for tensor in row]
     state = torch.get_rng_state()
     assert torch.equal(mask(*row), mask(*row))
@@ -70,11 +72,11 @@ def test_inputs_are_left_alone_and_the_answer_repeats(mask: Masking, row: MaskIn
     assert all(torch.equal(old, new) for old, new in zip(before, row, strict=True))
 
 
-@EACH
+@EACH_MASK
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_any_float_will_do_for_noise(mask: Masking, dtype: torch.dtype) -> None:
+def test_noise_of_any_floating_point_dtype_gives_the_same_mask(mask: MaskFunction, dtype: torch.dtype) -> None:
     ids = torch.tensor([[0, 0, 1, 1, 1, 255, 2, 2]])
-    noise = torch.tensor([[0.5, -0.25, 0.0, -0.0, 0.0, 1.0, -1.0, 0.25]])  # exact in all of them
+    noise = torch.tensor([[0.5, -0.25, 0.0, -0.0, 0.0, 1.0, -1.0, 0.25]])  # exact in every dtype
     expected = mask(ids, noise, torch.tensor([4]))
     assert torch.equal(mask(ids, noise.to(dtype), torch.tensor([4])), expected)
 
@@ -89,7 +91,7 @@ def test_random_mask_hides_the_highest_noise(row: MaskInputs) -> None:
 
 
 @given(mask_inputs(), st.integers(0, 2**32))
-def test_top_k_hides_the_highest_scores_ties_by_noise(row: MaskInputs, seed: int) -> None:
+def test_top_k_hides_the_highest_scores_and_breaks_ties_by_noise(row: MaskInputs, seed: int) -> None:
     levels = torch.randint(-2, 3, row.noise.shape, generator=torch.Generator().manual_seed(seed)) / 2
     for scores in (levels, levels.double()):
         expected = [
@@ -112,24 +114,24 @@ def test_semantic_mask_equals_the_naive_loop(row: MaskInputs, weights: list[int]
 
 
 @given(mask_inputs())
-def test_real_class_weights_equal_the_integers_they_stand_for(row: MaskInputs) -> None:
+def test_scaled_real_class_weights_equal_integer_weights(row: MaskInputs) -> None:
     weights = torch.tensor(CLASS_WEIGHTS)
     ids = torch.where(row.ids == 255, 0, row.ids)
-    # A common factor drops out, except that the ignore region keeps weight 1: there is none here.
+    # A common factor has no effect, because there is no ignore region, whose weight is always 1.
     thirds = semantic_mask(ids, row.noise, row.num_masked, weights=weights.double() / 3)
     assert torch.equal(thirds, semantic_mask(ids, row.noise, row.num_masked, weights=weights))
 
 
 @given(mask_inputs(), st.sampled_from([None, CLASS_WEIGHTS]))
-def test_every_region_gets_its_quota_within_one(row: MaskInputs, weights: list[int] | None) -> None:
+def test_every_region_gets_its_quota_within_one_patch(row: MaskInputs, weights: list[int] | None) -> None:
     is_masked = semantic_mask(*row, weights=None if weights is None else torch.tensor(weights))
     for ids, hidden, budget in zip(row.ids, is_masked, row.num_masked, strict=True):
         regions = ids.unique()
         sizes = torch.stack([(ids == region).sum() for region in regions])
         class_weights = torch.tensor([1 if weights is None or r == 255 else weights[r] for r in regions.tolist()])
-        asked = compute_quotas((class_weights * sizes)[None], budget[None], sizes[None])[0]
+        expected = compute_quotas((class_weights * sizes)[None], budget[None], sizes[None])[0]
         got = torch.stack([hidden[ids == region].sum() for region in regions])
-        assert ((got - asked).abs() < 1).all()
+        assert ((got - expected).abs() < 1).all()
 
 
 def test_a_class_of_weight_zero_stays_visible_while_others_can_be_hidden() -> None:
@@ -139,7 +141,7 @@ def test_a_class_of_weight_zero_stays_visible_while_others_can_be_hidden() -> No
     assert semantic_mask(ids, noise, torch.tensor([7]), weights=weights)[0, :6].sum() == 3
 
 
-@given(mask_inputs(ids=(0, 1, 2, 255)), st.sampled_from(SHARES))
+@given(mask_inputs(ids=(0, 1, 2, 255)), st.sampled_from(OBJECT_SHARES))
 def test_instance_mask_equals_the_naive_loop(row: MaskInputs, object_share: float) -> None:
     is_masked = instance_mask(*row, object_share=object_share)
     expected = [
@@ -149,11 +151,11 @@ def test_instance_mask_equals_the_naive_loop(row: MaskInputs, object_share: floa
     assert masked_sets(is_masked) == expected
 
 
-@pytest.mark.parametrize("lonely", [0, 255, 3])
-def test_an_image_of_one_side_is_masked_uniformly(lonely: int) -> None:
+@pytest.mark.parametrize("only_id", [0, 255, 3])
+def test_an_image_of_only_objects_or_only_background_is_masked_uniformly(only_id: int) -> None:
     noise = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
     budget = torch.tensor([0, 13, 20])
-    is_masked = instance_mask(torch.full((3, 20), lonely), noise, budget, object_share=0.75)
+    is_masked = instance_mask(torch.full((3, 20), only_id), noise, budget, object_share=0.75)
     assert torch.equal(is_masked, random_mask(noise, budget))
 
 
@@ -164,22 +166,22 @@ def test_each_image_may_have_its_own_object_share() -> None:
     assert is_masked[:, 10:].sum(dim=1).tolist() == [0, 4, 8]
 
 
-def test_the_choice_inside_a_region_is_uniform() -> None:
+def test_patches_of_a_region_are_chosen_uniformly() -> None:
     draws = 20_000
     ids = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 255, 255]).expand(draws, -1)
     noise = torch.rand(draws, 12, generator=torch.Generator().manual_seed(5))
     budget = torch.full((draws,), 6)
-    for is_masked, asked in (
+    for is_masked, expected_rates in (
         (semantic_mask(ids, noise, budget), [0.5] * 12),
         (instance_mask(ids, noise, budget, object_share=0.5), [3 / 8] * 6 + [3 / 4] * 4 + [3 / 8] * 2),
         (random_mask(noise, budget), [0.5] * 12),
     ):
-        # Five standard errors of a coin that is thrown `draws` times.
+        # Five standard errors of `draws` coin tosses.
         rates = is_masked.float().mean(dim=0)
-        torch.testing.assert_close(rates, torch.tensor(asked), atol=5 * 0.5 / draws**0.5, rtol=0)
+        torch.testing.assert_close(rates, torch.tensor(expected_rates), atol=5 * 0.5 / draws**0.5, rtol=0)
 
 
-def test_two_patches_of_a_region_are_hidden_together_as_often_as_any_two() -> None:
+def test_pairs_of_patches_of_a_region_are_hidden_at_the_rate_of_sampling_without_replacement() -> None:
     draws = 20_000
     ids = torch.tensor([4] * 6 + [9] * 6).expand(draws, -1)
     noise = torch.rand(draws, 12, generator=torch.Generator().manual_seed(6))
@@ -189,23 +191,27 @@ def test_two_patches_of_a_region_are_hidden_together_as_often_as_any_two() -> No
     torch.testing.assert_close(together, expected, atol=5 * 0.5 / draws**0.5, rtol=0)
 
 
-GOOD = {"ids": torch.zeros(2, 6, dtype=torch.long), "noise": torch.rand(2, 6), "num_masked": torch.tensor([1, 6])}
+VALID_INPUTS = {
+    "ids": torch.zeros(2, 6, dtype=torch.long),
+    "noise": torch.rand(2, 6),
+    "num_masked": torch.tensor([1, 6]),
+}
 
 
-@EACH
+@EACH_MASK
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_masked": torch.tensor([1, 7])}, "num_masked: 7 patches cannot be hidden of 6"),
-        ({"num_masked": torch.tensor([-1, 6])}, "num_masked: a budget cannot be negative, got -1"),
+        ({"num_masked": torch.tensor([1, 7])}, "num_masked: expected at most 6, the number of patches, got 7"),
+        ({"num_masked": torch.tensor([-1, 6])}, "num_masked: expected at least 0, got -1"),
     ],
 )
-def test_impossible_budgets_are_refused(mask: Masking, changed: dict[str, Tensor], message: str) -> None:
+def test_budgets_out_of_range_are_rejected(mask: MaskFunction, changed: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
-        mask(*(GOOD | changed).values())
+        mask(*(VALID_INPUTS | changed).values())
 
 
-@EACH
+@EACH_MASK
 @pytest.mark.parametrize(
     "changed",
     [
@@ -216,33 +222,33 @@ def test_impossible_budgets_are_refused(mask: Masking, changed: dict[str, Tensor
         {"noise": torch.zeros(2, 6, dtype=torch.long)},
     ],
 )
-def test_wrong_shapes_and_dtypes_are_refused(mask: Masking, changed: dict[str, Tensor]) -> None:
-    # With shape checks on, jaxtyping refuses first, with a TypeError.
+def test_wrong_shapes_and_dtypes_are_rejected(mask: MaskFunction, changed: dict[str, Tensor]) -> None:
+    # In the run with shape checks, jaxtyping raises a TypeError first.
     with pytest.raises((ValueError, TypeError), match=r"num_masked|noise|parameter"):
-        mask(*(GOOD | changed).values())
+        mask(*(VALID_INPUTS | changed).values())
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_an_object_share_outside_zero_to_one_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=r"^object_share: expected a share in \[0, 1\], got"):
-        instance_mask(*GOOD.values(), object_share=share)
-    with pytest.raises(ValueError, match=r"^object_share: expected shares in \[0, 1\], got"):
-        instance_mask(*GOOD.values(), object_share=torch.tensor([0.5, share]))
+@pytest.mark.parametrize("object_share", [-0.1, 1.1, float("nan")])
+def test_an_object_share_outside_zero_to_one_is_rejected(object_share: float) -> None:
+    with pytest.raises(ValueError, match=r"^object_share: expected a number in \[0, 1\], got"):
+        instance_mask(*VALID_INPUTS.values(), object_share=object_share)
+    with pytest.raises(ValueError, match=r"^object_share: expected numbers in \[0, 1\], got"):
+        instance_mask(*VALID_INPUTS.values(), object_share=torch.tensor([0.5, object_share]))
 
 
 @pytest.mark.parametrize("mask", [semantic_mask, lambda *row: select_instances(row[0], 1, grid=(2, 3))])
-def test_ids_that_do_not_fit_32_bits_are_refused(mask: Masking) -> None:
+def test_ids_that_do_not_fit_32_bits_are_rejected(mask: MaskFunction) -> None:
     ids = torch.tensor([[0, 2**40, 1, 1, 1, 1]])
     with pytest.raises(ValueError, match="expected ids of 32 bits, got 0 to 1099511627776$"):
         mask(ids, torch.rand(1, 6), torch.tensor([1]))
 
 
 @pytest.mark.parametrize("weights", [torch.ones(0), torch.ones(3, dtype=torch.bool), torch.ones(2, 3)])
-def test_class_weights_that_are_none_are_refused(weights: Tensor) -> None:
+def test_class_weights_of_wrong_shape_or_dtype_are_rejected(weights: Tensor) -> None:
     with pytest.raises((ValueError, TypeError), match=r"weights: expected one number per class|parameter"):
         semantic_mask(torch.tensor([[0, 1]]), torch.rand(1, 2), torch.tensor([1]), weights=weights)
 
 
-def test_an_id_without_a_class_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match="^regions: ids go beyond the 3 classes that weights are given for$"):
+def test_an_id_without_a_class_weight_is_rejected() -> None:
+    with pytest.raises(ValueError, match="^regions: expected ids from 0 to 2, as there are 3 weights, or 255$"):
         semantic_mask(torch.tensor([[0, 3]]), torch.rand(1, 2), torch.tensor([1]), weights=torch.ones(3))
