@@ -23,7 +23,7 @@ from c2fmae.core.distributed import World
 from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.loop import TrainingLoop, TrainingState, autocast
-from c2fmae.core.optimiser import TRUNK_PREFIXES, build_adamw, build_parameter_groups, set_lr
+from c2fmae.core.optimiser import build_adamw, build_parameter_groups, set_lr
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
@@ -102,7 +102,7 @@ def make_finetune_loop_step(folder: Path) -> Callable[[], object]:
 
 def main(rounds: int = 15) -> None:
     ours = make_vit_s_classifier()
-    groups = build_parameter_groups(ours, weight_decay=0.05, layer_decay=0.75, trunk=TRUNK_PREFIXES)
+    groups = build_parameter_groups(ours, weight_decay=0.05, layer_decay=0.75)
     vit = timm.create_model(
         "vit_small_patch16_224", num_classes=CLASSES, global_pool="avg", fc_norm=True, drop_path_rate=0.1
     )

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from c2fmae.core.distributed import World, gradient_sync
 from c2fmae.core.ema import init_ema, update_ema
 from c2fmae.core.errors import UserError
-from c2fmae.core.optimiser import TRUNK_PREFIXES, build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
+from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import compute_total_norm, gather, shard_like
 from c2fmae.core.training import TrainingConfig, TrainingPlan
@@ -81,9 +81,7 @@ class TrainingState:
     @classmethod
     def create(cls, model: nn.Module, config: TrainingConfig) -> "TrainingState":
         """Return a training that has not begun."""
-        groups = build_parameter_groups(
-            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay, trunk=TRUNK_PREFIXES
-        )
+        groups = build_parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
         average = init_ema(model) if config.ema is not None else None
         return cls(model, build_adamw(groups, betas=config.betas), average)
 

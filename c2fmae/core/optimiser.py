@@ -1,53 +1,44 @@
-"""AdamW, and which parameters it treats how."""
+"""AdamW, its parameter groups, and its moments by parameter name."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from c2fmae.core.errors import UserError
+from c2fmae.core.layers import LayeredModel
 from c2fmae.core.sharding import shard_like
 
-TRUNK_PREFIXES = ("embeddings.", "encoder.", "backbone.")
-"""Where models keep their ViT, with what embeds for it."""
 
-_BLOCK_PATTERN = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+def build_parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Group a model's trainable parameters by weight decay and by their factor of the learning rate, `lr_scale`.
 
-
-def build_parameter_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, trunk: tuple[str, ...] = ("",)
-) -> list[dict[str, Any]]:
-    """Group parameters by weight decay and share of the learning rate; each group has a name and its parameters' names.
-
-    Matrices of linear maps and convolutions decay; biases, norms, tokens and embeddings do not. With `layer_decay`,
-    the parameters under the prefixes `trunk` learn slower the deeper they lie: block i of L by layer_decay^(L - i),
-    what comes before the blocks, embeddings and tokens, by layer_decay^(L + 1). What comes after them, or is outside
-    the trunk, learns at full rate.
+    Weights of linear maps and convolutions decay; biases, norms, tokens and embeddings do not. With `layer_decay` < 1,
+    layer i of a `LayeredModel` whose trunk has L blocks gets the factor layer_decay^(L + 1 - i), where layer 0 holds
+    the embeddings and tokens; all other parameters get 1. Each group has a `name` and its parameters' `names`.
     """
-    decaying = {
+    decayed_ids = {
         id(module.weight)
         for module in model.modules()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.weight.ndim > 1
     }
-    depth = 1 + max(
-        (int(found[1]) for name in _trunk_parameter_names(model, trunk) if (found := _BLOCK_PATTERN.search(name))),
-        default=-1,
-    )
+    layers = _trunk_layers(model) if layer_decay != 1.0 else []
+    layer_by_id = {id(parameter): index for index, layer in enumerate(layers) for parameter in layer}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = id(parameter) in decaying
-        layer = _layer_index(name, depth) if layer_decay != 1.0 and name.startswith(trunk) else depth + 1
-        group_name = f"layer {layer}, " if layer_decay != 1.0 else ""
-        group_name += "decayed" if decays else "not decayed"
+        is_decayed = id(parameter) in decayed_ids
+        layer = layer_by_id.get(id(parameter), len(layers))
+        group_name = f"layer {layer}, " if layers else ""
+        group_name += "decayed" if is_decayed else "not decayed"
         group = groups.setdefault(
             group_name,
             {
                 "name": group_name,
-                "lr_scale": layer_decay ** (depth + 1 - layer),
-                "weight_decay": weight_decay if decays else 0.0,
+                "lr_scale": layer_decay ** (len(layers) - layer),
+                "weight_decay": weight_decay if is_decayed else 0.0,
                 "names": [],
                 "params": [],
             },
@@ -58,18 +49,18 @@ def build_parameter_groups(
 
 
 def build_adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float = 1e-8) -> torch.optim.AdamW:
-    """Return a fused AdamW; its learning rate is set before each step by `set_lr`."""
+    """Return a fused AdamW with a learning rate of 0; `set_lr` sets it before each step."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of the learning rate."""
+    """Set each group's learning rate to `lr` times its `lr_scale`."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 def get_moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return all that the optimiser remembers, by parameter: `blocks.0.norm1.weight/exp_avg`."""
+    """Return the optimiser's state by parameter name and key, such as `blocks.0.norm1.weight/exp_avg`."""
     return {
         f"{name}/{key}": value
         for name, parameter in _named_group_parameters(optimiser)
@@ -78,7 +69,7 @@ def get_moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimiser: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
-    """Make the optimiser remember what `get_moments` returned."""
+    """Restore the state that `get_moments` returned, by name; parameters without saved state keep theirs."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in saved.items():
         name, _, state_key = key.rpartition("/")
@@ -96,13 +87,10 @@ def _named_group_parameters(optimiser: torch.optim.Optimizer) -> Iterable[tuple[
         yield from zip(group["names"], group["params"], strict=True)
 
 
-def _trunk_parameter_names(model: nn.Module, trunk: tuple[str, ...]) -> Iterable[str]:
-    return (name for name, _ in model.named_parameters() if name.startswith(trunk))
-
-
-def _layer_index(name: str, depth: int) -> int:
-    """Return 0 before the blocks, i + 1 in block i, and one more than the last after them."""
-    if found := _BLOCK_PATTERN.search(name):
-        return int(found[1]) + 1
-    is_before = any(word in name for word in ("embed", "token", "norm_pre"))
-    return 0 if is_before else depth + 1
+def _trunk_layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    if not isinstance(model, LayeredModel):
+        raise UserError(
+            f"training.layer_decay: {type(model).__name__} does not declare its layers (trunk_layers is missing). "
+            "Set training.layer_decay=1"
+        )
+    return [[*layer] for layer in model.trunk_layers()]

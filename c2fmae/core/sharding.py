@@ -1,8 +1,7 @@
-"""Weights, gradients and moments shared out over the processes (FSDP2).
+"""Sharding of weights, gradients and moments over ranks (FSDP2).
 
-With `distributed`, all that knows who holds what.
-
-Plain tensors and models pass through every function here as they are.
+Together with `core/distributed.py`, the only file that knows which rank holds what. Plain tensors and unsharded models
+pass through every function here unchanged.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,27 +15,28 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
+from c2fmae.core.layers import LayeredModel
+
 
 def shard_model(model: nn.Module, device: torch.device, world_size: int) -> None:
-    """Share a model's weights out, in place and onto the device: those of a block are together only while it works.
+    """Shard a model over all ranks, in place and onto the device; every rank must pass the same weights.
 
-    Blocks are what stands in an `nn.Sequential`. All processes give the same weights.
+    The `sharding_units` of a `LayeredModel` are gathered one at a time, when they run; a model that declares none is
+    gathered as a whole.
     """
     mesh = init_device_mesh(device.type, (world_size,))
-    for module in model.modules():
-        if isinstance(module, nn.Sequential):
-            for block in module:
-                fully_shard(block, mesh=mesh)
+    for block in model.sharding_units() if isinstance(model, LayeredModel) else ():
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
 def to_local_tensor(tensor: Tensor) -> Tensor:
-    """Return what of a tensor lies in this process: a view."""
+    """Return a view of this rank's shard of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """Return a tensor, whole in all processes, shared out as ours is; nothing is sent."""
+    """Shard a tensor, which every rank holds in full, as `reference` is sharded; no rank sends anything."""
     if not isinstance(reference, DTensor):
         return tensor
     return distribute_tensor(
@@ -45,11 +45,14 @@ def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole tensors in the first process, in main memory where they are sharded, and nothing in the others."""
+    """Return unsharded tensors on the main rank and nothing on the others; every rank must call it.
+
+    If any tensor is sharded, all of them are returned on the CPU.
+    """
     if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         return dict(tensors)
     gathered = {}
-    for name, tensor in tensors.items():  # one after another, so that a device holds one at a time
+    for name, tensor in tensors.items():  # one at a time: the device never holds two unsharded tensors
         full_tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if dist.get_rank() == 0:
             gathered[name] = full_tensor.cpu()
@@ -58,7 +61,7 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compute_total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the norm of all tensors as one vector, the same in all processes."""
+    """Return the norm of all tensors as one vector, the same on all ranks."""
     tensors = [*tensors]
     norm = get_total_norm([to_local_tensor(tensor) for tensor in tensors])
     if any(isinstance(tensor, DTensor) for tensor in tensors):
@@ -70,14 +73,14 @@ def compute_total_norm(tensors: Iterable[Tensor]) -> Tensor:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Let each process run a sharded model as often as it likes, alone; all enter and leave together."""
+    """Gather a sharded model's weights, so that a rank can run it alone; all ranks enter and exit together."""
     fsdp_modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for part in fsdp_modules:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
+    for module in fsdp_modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
     try:
         yield
     finally:
-        for part in fsdp_modules:
-            part.set_reshard_after_forward(part is not model, recurse=False)
-            part.reshard()
+        for module in fsdp_modules:
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()

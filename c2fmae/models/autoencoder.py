@@ -54,6 +54,21 @@ class MultiGranularAutoencoder(nn.Module):
         )
         return encode_visible(self.embeddings, self.encoder, {"rgb": images}, masks)[0]
 
+    def trunk_layers(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of the embeddings and tokens, then those of each block of the encoder."""
+        return list_vit_layers(self.embeddings, self.encoder)
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Return the encoder's blocks, and those that the decoder declares in its attribute or property `blocks`."""
+        return [*self.encoder.blocks, *getattr(self.decoder, "blocks", ())]
+
+
+def list_vit_layers(embeddings: Embeddings, encoder: Encoder) -> list[list[nn.Parameter]]:
+    """Return the parameters of the embeddings and tokens, then those of each block; norms after these are left out."""
+    tokens = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
+    stem = [*embeddings.parameters(), *tokens, *encoder.norm_pre.parameters()]
+    return [stem, *([*block.parameters()] for block in encoder.blocks)]
+
 
 def encode_visible(
     embeddings: Embeddings, encoder: Encoder, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks

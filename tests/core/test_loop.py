@@ -10,7 +10,7 @@ from torch.multiprocessing.spawn import spawn
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState, autocast
-from c2fmae.core.optimiser import TRUNK_PREFIXES, build_parameter_groups
+from c2fmae.core.optimiser import build_parameter_groups
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.training import TrainingConfig, plan_training
 from tests.core import loop_processes
@@ -151,7 +151,7 @@ def test_steps_are_what_a_loop_written_out_by_hand_takes(method: str, average: s
     reports, tensors = case.run_steps(layer_decay=0.5)
     built = case.make_method()
     model = built.model
-    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK_PREFIXES)
+    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
     slow = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for step, batch in enumerate(draw_batches()):

@@ -7,7 +7,11 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
-from c2fmae.core.optimiser import TRUNK_PREFIXES, build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
+from c2fmae.core.errors import UserError
+from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
+from c2fmae.models.backbones import BackboneSpec
+from c2fmae.models.backbones.backbone import wrap_vit
+from c2fmae.models.config import EncoderConfig
 from tests.methods.tiny_methods import build_tiny_method
 
 SMALL = ["encoder.depth=2", "encoder.num_heads=2", "encoder.dim=16", "decoder.dim=16", "decoder.num_heads=2"]
@@ -64,7 +68,7 @@ def test_which_parameters_decay() -> None:
 
 def test_how_fast_parameters_learn_with_layer_decay() -> None:
     model = build_tiny_method("c2fmae", *SMALL).model
-    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK_PREFIXES)
+    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
     shares = {name: next((s for start, s in SHARES.items() if name.startswith(start)), 1.0) for name in golden()}
     assert table(groups) == {name: (0.05 if decays else 0.0, shares[name]) for name, decays in golden().items()}
     assert {group["name"] for group in groups} == {
@@ -76,7 +80,7 @@ def test_how_fast_parameters_learn_with_layer_decay() -> None:
 @pytest.mark.parametrize("layer_decay", [1.0, 0.65])
 def test_a_group_names_its_parameters_in_order_and_each_is_in_one(layer_decay: float) -> None:
     model = build_tiny_method("c2fmae", *SMALL).model
-    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay, trunk=TRUNK_PREFIXES)
+    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay)
     named = dict(model.named_parameters())
     assert sorted(name for group in groups for name in group["names"]) == sorted(named)
     for group in groups:
@@ -90,24 +94,40 @@ def test_what_does_not_learn_is_in_no_group() -> None:
     assert list(table(build_parameter_groups(model, weight_decay=0.05))) == ["1.weight", "1.bias"]
 
 
-def test_rates_and_decays_are_timms_but_for_the_last_norm() -> None:
+def test_rates_and_decays_are_those_of_timm_except_for_the_last_norm() -> None:
     vit = timm.create_model("test_vit", num_classes=3, img_size=32, depth=3, reg_tokens=2, pre_norm=True)
     assert isinstance(vit, VisionTransformer)
+    encoder = EncoderConfig(name="test_vit", depth=3, has_norm=True)
+    backbone = wrap_vit(vit, BackboneSpec(encoder=encoder, image_size=(32, 32)))
     names = {id(parameter): name for name, parameter in vit.named_parameters()}
     groups = param_groups_layer_decay(
         vit, weight_decay=0.05, layer_decay=0.75, no_weight_decay_list=vit.no_weight_decay()
     )
     theirs = {names[id(p)]: (group["weight_decay"], group["lr_scale"]) for group in groups for p in group["params"]}
-    ours = table(build_parameter_groups(vit, weight_decay=0.05, layer_decay=0.75))
+    ours = {
+        names[id(parameter)]: (group["weight_decay"], group["lr_scale"])
+        for group in build_parameter_groups(backbone, weight_decay=0.05, layer_decay=0.75)
+        for parameter in group["params"]
+    }
     norm = ("norm.weight", "norm.bias")
     assert {name: theirs.pop(name) for name in norm} == dict.fromkeys(norm, (0.0, 0.75))  # as the last block
     assert {name: ours.pop(name) for name in norm} == dict.fromkeys(norm, (0.0, 1.0))  # as in MAE and BEiT
+    for name in ("pos_embed", "head.weight", "head.bias"):  # a backbone computes its positions and has no head
+        del theirs[name]
     assert ours == theirs
+
+
+def test_layer_decay_needs_a_model_that_declares_its_layers() -> None:
+    with pytest.raises(UserError) as caught:
+        build_parameter_groups(nn.Linear(2, 2), weight_decay=0.05, layer_decay=0.5)
+    assert str(caught.value) == (
+        "training.layer_decay: Linear does not declare its layers (trunk_layers is missing). Set training.layer_decay=1"
+    )
 
 
 def test_the_rate_that_is_set_is_shared_out() -> None:
     model = build_tiny_method("c2fmae", *SMALL).model
-    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5, trunk=TRUNK_PREFIXES)
+    groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
     optimiser = build_adamw(groups, betas=(0.9, 0.95))
     for rate in (1e-3, 0.0, 2e-3):
         set_lr(optimiser, rate)
@@ -176,7 +196,9 @@ def test_moments_that_are_restored_go_on_as_they_would_have() -> None:
 def test_moments_go_by_name_whatever_the_groups() -> None:
     model, optimiser = linear()
     learn(model, optimiser, 0)
-    other = build_adamw(build_parameter_groups(model, weight_decay=0.0, layer_decay=0.5), betas=(0.9, 0.95))
+    one_group = {"names": ["bias", "weight"], "params": [model.bias, model.weight]}
+    other = build_adamw([one_group], betas=(0.9, 0.95))
+    assert len(other.param_groups) != len(optimiser.param_groups)
     load_moments(other, get_moments(optimiser))
     assert get_moments(other).keys() == get_moments(optimiser).keys()
     assert torch.equal(get_moments(other)["weight/exp_avg"], get_moments(optimiser)["weight/exp_avg"])

@@ -13,7 +13,7 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.specs import BackboneSpec, Pooling
-from c2fmae.models.autoencoder import embed_visible
+from c2fmae.models.autoencoder import embed_visible, list_vit_layers
 from c2fmae.models.backbones.load_report import LoadReport
 from c2fmae.models.embeddings import Embeddings, create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
@@ -112,6 +112,14 @@ class Backbone(nn.Module):
         first = self.num_prefix_tokens + names.index(granularity) * size
         layers = self.encoder.get_intermediate_layers(embedded, depths)
         return [x[:, first : first + size].transpose(1, 2).unflatten(2, grid) for x in layers]
+
+    def trunk_layers(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of the embeddings and tokens, then those of each block."""
+        return list_vit_layers(self.embeddings, self.encoder)
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Return the blocks."""
+        return [*self.encoder.blocks]
 
     def _check_images(self, images: Tensor) -> None:
         channels = self.spec.channels["rgb"]

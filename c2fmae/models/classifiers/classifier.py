@@ -29,3 +29,11 @@ class Classifier(nn.Module):
     def forward(self, maps: BackboneInput) -> Float[Tensor, "batch label"]:
         """Return a logit for each label, of any of its granularities' maps."""
         return cast(Tensor, self.head(self.backbone.pool(self.backbone.tokens(maps))))
+
+    def trunk_layers(self) -> list[list[nn.Parameter]]:
+        """Return the layers of the backbone."""
+        return self.backbone.trunk_layers()
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Return the blocks of the backbone."""
+        return self.backbone.sharding_units()

@@ -5,7 +5,7 @@ its blocks. The head that turns features into predictions comes after it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,11 @@ class _StagedDecoder(DeviceAwareAttention):
         self.stages = nn.ModuleDict(stages)
         self.granularity_indices = {name: stage.granularity for name, stage in stages.items()}
         self._choose_attention()
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Return the self-attention blocks of all stages."""
+        return [block for stage in self.stages.values() for block in cast(Stage, stage).rest]
 
     def create_states(self, latent: EncoderLatents, masks: Masks, grid: tuple[int, int]) -> list[DecoderState]:
         """Return the state that each stage works on."""

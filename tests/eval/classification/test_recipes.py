@@ -7,7 +7,7 @@ import torch
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.optimiser import TRUNK_PREFIXES, build_parameter_groups
+from c2fmae.core.optimiser import build_parameter_groups
 from c2fmae.core.specs import BackboneSpec, ClassifierSpec, EncoderConfig
 from c2fmae.eval.classification import FinetuneConfig
 from c2fmae.eval.classification.recipes import (
@@ -48,7 +48,7 @@ def test_how_fast_each_parameter_learns_and_whether_it_decays(recipe: str) -> No
             ClassifierSpec(backbone=spec_of(encoder, size), labels=(LabelInfo(name="a"),) * 10)
         )
     groups = build_parameter_groups(
-        model, weight_decay=config.training.weight_decay, layer_decay=config.training.layer_decay, trunk=TRUNK_PREFIXES
+        model, weight_decay=config.training.weight_decay, layer_decay=config.training.layer_decay
     )
     found = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     depth, decay = model.backbone.depth, config.training.layer_decay
