@@ -5,11 +5,12 @@
 <p>It is &lt; 3 minutes old.</p>
 """
 
-from c2fmae.report.charts import LineChart
+from c2fmae.report.charts import BarChart, LineChart
 from c2fmae.report.page import Details, Figure, KeyValues, Page, Section, Table, Text, render_page, table_to_lines
 from c2fmae.report.pretrain_page import build_pretrain_page
 
 __all__ = [
+    "BarChart",
     "Details",
     "Figure",
     "KeyValues",

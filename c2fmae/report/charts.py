@@ -10,7 +10,8 @@ from c2fmae.report.drawing import SERIES_COLOURS, choose_ticks
 
 Points = Sequence[tuple[float, float]]
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 450, 20, 200  # of the part of a drawing in which the curves are
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 450, 20, 200  # the area that curves are drawn in
+_BARS_LEFT, _BARS_RIGHT, _BAR_PITCH, _GROUP_GAP = 150, 410, 14, 12
 _FINE_FROM_POINTS = 200  # points from which on a line is drawn finely
 
 
@@ -48,11 +49,7 @@ class LineChart:
         for number, points in enumerate(curves):
             pixels = [(_LEFT + (x - x0) * per_x, _BOTTOM - (y - y0) * per_y) for x, y in downsample_points(points)]
             elements.append(f'<g class="s{number % len(SERIES_COLOURS)}">{_svg_paths(pixels)}</g>')
-        return (
-            f'<figure><h3>{escape(self.title)}</h3><p class="key">{" ".join(self._legend_entries())}</p>'
-            '<svg viewBox="0 0 460 242" role="img" '
-            f'aria-label="{escape(self.title)}">{"".join(elements)}</svg></figure>'
-        )
+        return _chart_html(self.title, self._legend_entries(), elements, height=242)
 
     def _scale_y(self, y: float) -> float:
         return y if not self.is_log else log10(y) if y > 0 else nan
@@ -71,9 +68,39 @@ class LineChart:
         """Return the names of the curves, each with the last number of its own."""
         last = [next((y for _, y in reversed(points) if isfinite(y)), nan) for points in self.series.values()]
         return [
-            f'<span class="s{number % len(SERIES_COLOURS)}"><i></i>{escape(name)} <b>{value:.4g}</b></span>'
+            _legend_entry(number, name, f" <b>{value:.4g}</b>")
             for number, (name, value) in enumerate(zip(self.series, last, strict=True))
         ]
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Groups of horizontal bars from 0 to 100, a bar of its own colour for each series; None leaves a bar out."""
+
+    title: str
+    groups: Sequence[tuple[str, Sequence[float | None]]]
+    """Each group's name and its values, one for each series."""
+    series_names: Sequence[str]
+
+    def to_html(self) -> str:
+        """Return a figure."""
+        elements, y = [], 0
+        for name, values in self.groups:
+            middle = y + _BAR_PITCH * len(values) / 2 + 4
+            elements.append(f'<text x="{_BARS_LEFT - 10}" y="{middle:.0f}" text-anchor="end">{escape(name)}</text>')
+            for number, value in enumerate(values):
+                if value is not None:
+                    width = (_BARS_RIGHT - _BARS_LEFT) * min(max(value, 0), 100) / 100
+                    fill = f"fill: var(--s{number % len(SERIES_COLOURS)})"
+                    elements.append(
+                        f'<rect style="{fill}" x="{_BARS_LEFT}" y="{y + 1}" width="{width:.1f}" '
+                        f'height="{_BAR_PITCH - 3}"/>'
+                    )
+                    elements.append(f'<text x="{_BARS_LEFT + width + 6:.1f}" y="{y + 11}">{value:.1f}</text>')
+                y += _BAR_PITCH
+            y += _GROUP_GAP
+        legend = [_legend_entry(number, name) for number, name in enumerate(self.series_names)]
+        return _chart_html(self.title, legend, elements, height=y, style="max-width: 34rem")
 
 
 def downsample_points(points: Points, max_points: int = 500) -> list[tuple[float, float]]:
@@ -102,6 +129,19 @@ def format_tick(number: float) -> str:
     if abs(number) >= 1e4:
         return f"{number / 1e6:g}M" if abs(number) >= 1e6 else f"{number / 1e3:g}k"
     return f"{number:g}".replace("e-0", "e-")
+
+
+def _chart_html(title: str, legend: Sequence[str], elements: Sequence[str], *, height: int, style: str = "") -> str:
+    """Return a figure with a title, a legend above the drawing, and the drawing, 460 units wide."""
+    attributes = f' style="{style}"' if style else ""
+    return (
+        f'<figure{attributes}><h3>{escape(title)}</h3><p class="key">{" ".join(legend)}</p>'
+        f'<svg viewBox="0 0 460 {height}" role="img" aria-label="{escape(title)}">{"".join(elements)}</svg></figure>'
+    )
+
+
+def _legend_entry(number: int, name: str, value_html: str = "") -> str:
+    return f'<span class="s{number % len(SERIES_COLOURS)}"><i></i>{escape(name)}{value_html}</span>'
 
 
 def _padded_range(low: float, high: float) -> tuple[float, float]:

@@ -2,8 +2,6 @@
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from html import escape
 from io import StringIO
 from math import nan
 
@@ -12,8 +10,7 @@ from c2fmae.eval.robustness.accuracy_metrics import SetPredictions, is_corruptio
 from c2fmae.eval.robustness.corruption_metrics import compute_cell_errors
 from c2fmae.eval.robustness.evaluation import SCORE_METRICS, RobustnessResult, format_set_name
 from c2fmae.eval.robustness.scores import ALEXNET_ERRORS, TABLE_IV
-from c2fmae.report import LineChart, Table
-from c2fmae.report.drawing import SERIES_COLOURS
+from c2fmae.report import BarChart, LineChart, Table
 
 _CSV_COLUMNS = (
     "model",
@@ -105,43 +102,6 @@ def build_corruption_charts(results: Sequence[RobustnessResult], set_index: int)
             series[each.classifier.source] = [(float(x), 100 * errors.get(x, nan)) for x in sorted(errors)]
         charts.append(LineChart(name, series, x_label="severity", y_label="error, %", y_range=(0, 100)))
     return charts
-
-
-@dataclass(frozen=True)
-class BarChart:
-    """The first number of each set for each model, as bars from 0 to 100."""
-
-    title: str
-    groups: Sequence[tuple[str, Sequence[float | None]]]
-    """By set the models' numbers."""
-    model_names: Sequence[str]
-
-    def to_html(self) -> str:
-        """Return a figure."""
-        row, gap, left, right = 14, 12, 150, 410
-        elements, y = [], 0
-        for title, values in self.groups:
-            middle = y + row * len(values) / 2 + 4
-            elements.append(f'<text x="{left - 10}" y="{middle:.0f}" text-anchor="end">{escape(title)}</text>')
-            for number, value in enumerate(values):
-                if value is not None:
-                    end = left + (right - left) * min(max(value, 0), 100) / 100
-                    fill = f"fill: var(--s{number % len(SERIES_COLOURS)})"
-                    elements.append(
-                        f'<rect style="{fill}" x="{left}" y="{y + 1}" width="{end - left:.1f}" height="{row - 3}"/>'
-                    )
-                    elements.append(f'<text x="{end + 6:.1f}" y="{y + 11}">{value:.1f}</text>')
-                y += row
-            y += gap
-        legend_html = " ".join(
-            f'<span class="s{number % len(SERIES_COLOURS)}"><i></i>{escape(name)}</span>'
-            for number, name in enumerate(self.model_names)
-        )
-        return (
-            f'<figure style="max-width: 34rem"><h3>{escape(self.title)}</h3><p class="key">{legend_html}</p>'
-            f'<svg viewBox="0 0 460 {y}" role="img" '
-            f'aria-label="{escape(self.title)}">{"".join(elements)}</svg></figure>'
-        )
 
 
 def build_set_bar_chart(results: Sequence[RobustnessResult]) -> BarChart:
