@@ -5,9 +5,8 @@
 250000 steps (400 epochs of 625), 25000 of warm-up; batch 2048 = 64 processes × 32; learning rate up to 0.0008
 """
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,13 +27,12 @@ from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, Scenes
 from c2fmae.data.config import DataConfig
 from c2fmae.data.loader import explain_worker_death
-from c2fmae.eval.results import make_result_sections
 from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.methods.dataset_defaults import fill_from_dataset, required_granularities
 from c2fmae.methods.masked.held_out import HeldOutEvaluator
 from c2fmae.methods.masked.initial_weights import load_initial_weights
 from c2fmae.methods.masked.task import PretrainingTask
-from c2fmae.report import Section, build_pretrain_page, render_page
+from c2fmae.pretrain_report import write_pretraining_report
 from c2fmae.report.drawing import save_png
 from c2fmae.views.reconstruction import draw_reconstruction, sample_training_masks, select_scenes
 
@@ -162,16 +160,3 @@ def build_pretraining(config: PretrainConfig, world: World, *, is_new: bool = Tr
         view = config.data.build_held_out_view(**method.view_options)
         held_out_losses = HeldOutEvaluator(held_out, view, config.data.held_out_samples, world)
     return Pretraining(config, scenes, held_out_losses, plan, method, world)
-
-
-def write_pretraining_report(run_dir: RunDir, extra_sections: Sequence[Section] = ()) -> None:
-    """Write the page about a run."""
-    page = build_pretrain_page(
-        read_rows(run_dir.metrics),
-        run_dir.config_path.read_text(encoding="utf-8"),
-        json.loads((run_dir.path / "environment.json").read_text(encoding="utf-8")),
-        sorted(run_dir.figures.glob("step-*.png")),
-        extra_sections,
-        make_result_sections(run_dir.path),
-    )
-    run_dir.write_text(run_dir.report.name, render_page(page))

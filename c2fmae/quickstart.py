@@ -21,7 +21,8 @@ from c2fmae.eval.probes import (
 from c2fmae.eval.probes.features import PatchEncoder
 from c2fmae.loading import LoadedRun, load_run
 from c2fmae.methods import build_method
-from c2fmae.pretrain import PretrainConfig, pretrain, write_pretraining_report
+from c2fmae.pretrain import PretrainConfig, pretrain
+from c2fmae.pretrain_report import write_pretraining_report
 from c2fmae.report import Figure, Table, Text, table_to_lines
 from c2fmae.report.drawing import save_png
 from c2fmae.views.reconstruction import draw_reconstruction, sample_requested_masks, select_scenes

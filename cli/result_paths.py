@@ -20,15 +20,13 @@ def slugify(*texts: str) -> str:
 
 def update_run_reports(sources: list[str]) -> None:
     """Write the pages of runs anew, with what was found."""
-    from c2fmae import pretrain
     from c2fmae.core.run_dir import RunDir
     from c2fmae.eval.classification import result
     from c2fmae.eval.classification.config import is_finetuned
+    from c2fmae.pretrain_report import write_pretraining_report
 
     for source in sources:
         if (Path(source) / "metrics.jsonl").is_file():
-            write_page = (
-                result.write_finetune_report if is_finetuned(Path(source)) else pretrain.write_pretraining_report
-            )
+            write_page = result.write_finetune_report if is_finetuned(Path(source)) else write_pretraining_report
             write_page(RunDir(Path(source)))
             print(f"wrote {Path(source) / 'report.html'}, the run's page, with these numbers")

@@ -1,13 +1,12 @@
-"""One page about a run, which needs nothing beside it: no network, no script, no other file.
+"""Report pages, tables, charts and figures: HTML in a single file, without network access, scripts or other files.
 
->>> from c2fmae.report import Page, Text, table_to_lines, render_page
->>> print(render_page(Page("A run", "What it learned.", [Text("It is < 3 minutes old.")])).splitlines()[-4])
-<p>It is &lt; 3 minutes old.</p>
+>>> from c2fmae.report import Page, Text, render_page
+>>> print(render_page(Page("A run", "Its losses.", [Text("The loss is < 3.")])).splitlines()[-4])
+<p>The loss is &lt; 3.</p>
 """
 
 from c2fmae.report.charts import BarChart, LineChart
 from c2fmae.report.page import Details, Figure, KeyValues, Page, Section, Table, Text, render_page, table_to_lines
-from c2fmae.report.pretrain_page import build_pretrain_page
 
 __all__ = [
     "BarChart",
@@ -19,7 +18,6 @@ __all__ = [
     "Section",
     "Table",
     "Text",
-    "build_pretrain_page",
     "render_page",
     "table_to_lines",
 ]

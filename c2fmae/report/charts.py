@@ -1,10 +1,11 @@
-"""Curves as SVG that takes its colours from the page, so that it is right in light and in dark."""
+"""Charts as SVG, with colours from the style sheet of the page so that they suit its light and dark themes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from math import ceil, floor, isfinite, log10, nan
+from typing import Any
 
 from c2fmae.report.drawing import SERIES_COLOURS, choose_ticks
 
@@ -12,28 +13,28 @@ Points = Sequence[tuple[float, float]]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 450, 20, 200  # the area that curves are drawn in
 _BARS_LEFT, _BARS_RIGHT, _BAR_PITCH, _GROUP_GAP = 150, 410, 14, 12
-_FINE_FROM_POINTS = 200  # points from which on a line is drawn finely
+_FINE_FROM_POINTS = 200  # longer curves are drawn with a thinner line
 
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves by name, as points (x, y), x rising; where y is NaN there is a gap."""
+    """Named curves of points (x, y) with ascending x; a non-finite y is a gap."""
 
     title: str
     series: Mapping[str, Points]
     x_label: str = "step"
     y_label: str = ""
     is_log: bool = False
-    """Whether equal ratios are equally high; what is not above 0 is a gap too."""
+    """Use a logarithmic y axis; values of 0 and below are gaps too."""
     y_range: tuple[float, float] | None = None
-    """The lowest and highest y that is shown, where it is to be the same in several charts."""
+    """Limits of the y axis, to compare several charts; by default they follow the data."""
 
     def to_html(self) -> str:
-        """Return a figure; without a single number it says so."""
+        """Return a figure, or a note if there is no finite value."""
         curves = [[(x, self._scale_y(y)) for x, y in points] for points in self.series.values()]
         finite = [(x, y) for points in curves for x, y in points if isfinite(y)]
         if not finite:
-            return f'<figure><h3>{escape(self.title)}</h3><p class="note">No numbers yet.</p></figure>'
+            return f'<figure><h3>{escape(self.title)}</h3><p class="note">No values yet.</p></figure>'
         (x0, x1), (y0, y1) = (_padded_range(min(values), max(values)) for values in zip(*finite, strict=True))
         y0, y1 = self.y_range or (y0, y1)
         per_x, per_y = (_RIGHT - _LEFT) / (x1 - x0), (_BOTTOM - _TOP) / (y1 - y0)
@@ -65,7 +66,7 @@ class LineChart:
         return choose_ticks(10**low, 10**high)
 
     def _legend_entries(self) -> list[str]:
-        """Return the names of the curves, each with the last number of its own."""
+        """Return the name of each curve with its last finite value."""
         last = [next((y for _, y in reversed(points) if isfinite(y)), nan) for points in self.series.values()]
         return [
             _legend_entry(number, name, f" <b>{value:.4g}</b>")
@@ -91,20 +92,32 @@ class BarChart:
             for number, value in enumerate(values):
                 if value is not None:
                     width = (_BARS_RIGHT - _BARS_LEFT) * min(max(value, 0), 100) / 100
-                    fill = f"fill: var(--s{number % len(SERIES_COLOURS)})"
                     elements.append(
-                        f'<rect style="{fill}" x="{_BARS_LEFT}" y="{y + 1}" width="{width:.1f}" '
-                        f'height="{_BAR_PITCH - 3}"/>'
+                        f'<rect class="s{number % len(SERIES_COLOURS)}" x="{_BARS_LEFT}" y="{y + 1}" '
+                        f'width="{width:.1f}" height="{_BAR_PITCH - 3}"/>'
                     )
                     elements.append(f'<text x="{_BARS_LEFT + width + 6:.1f}" y="{y + 11}">{value:.1f}</text>')
                 y += _BAR_PITCH
             y += _GROUP_GAP
         legend = [_legend_entry(number, name) for number, name in enumerate(self.series_names)]
-        return _chart_html(self.title, legend, elements, height=y, style="max-width: 34rem")
+        return _chart_html(self.title, legend, elements, height=y)
+
+
+def chart_metrics(
+    rows: Sequence[Mapping[str, Any]], title: str, keys: Mapping[str, str], *, is_log: bool = False
+) -> LineChart:
+    """Return a chart of metrics over steps; `keys` maps the name of each curve to its key, absent ones are left out."""
+    series = {name: metric_points(rows, key) for name, key in keys.items()}
+    return LineChart(title, {name: points for name, points in series.items() if points}, is_log=is_log)
+
+
+def metric_points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
+    """Return (step, value) of each row that has a metric; null, the stored form of a non-finite value, becomes NaN."""
+    return [(row["step"], nan if row[key] is None else row[key]) for row in rows if key in row]
 
 
 def downsample_points(points: Points, max_points: int = 500) -> list[tuple[float, float]]:
-    """Return at most so many points: of each stretch the lowest and the highest, and a gap if it has one.
+    """Return at most `max_points` points: the minimum, the maximum and one gap of each stretch of the curve.
 
     >>> downsample_points([(x, x % 7) for x in range(100)], max_points=6)
     [(0, 0), (6, 6), (55, 6), (56, 0)]
@@ -114,14 +127,14 @@ def downsample_points(points: Points, max_points: int = 500) -> list[tuple[float
     indices, stretch = set[int](), ceil(len(points) / (max_points // 3))
     for start in range(0, len(points), stretch):
         window = range(start, min(start + stretch, len(points)))
-        finite = [place for place in window if isfinite(points[place][1])]
-        indices.update([place for place in window if not isfinite(points[place][1])][:1])
-        indices.update(pick(finite, key=lambda place: points[place][1]) for pick in (min, max) if finite)
-    return [points[place] for place in sorted(indices)]
+        finite = [index for index in window if isfinite(points[index][1])]
+        indices.update([index for index in window if not isfinite(points[index][1])][:1])
+        indices.update(pick(finite, key=lambda index: points[index][1]) for pick in (min, max) if finite)
+    return [points[index] for index in sorted(indices)]
 
 
 def format_tick(number: float) -> str:
-    """Write a number as an axis does.
+    """Return the label of a tick: six significant digits at most, k for thousands and M for millions.
 
     >>> [format_tick(number) for number in (0.25, 1500, 20_000, 2_500_000, 0.00001)]
     ['0.25', '1500', '20k', '2.5M', '1e-5']
@@ -131,11 +144,10 @@ def format_tick(number: float) -> str:
     return f"{number:g}".replace("e-0", "e-")
 
 
-def _chart_html(title: str, legend: Sequence[str], elements: Sequence[str], *, height: int, style: str = "") -> str:
+def _chart_html(title: str, legend: Sequence[str], elements: Sequence[str], *, height: int) -> str:
     """Return a figure with a title, a legend above the drawing, and the drawing, 460 units wide."""
-    attributes = f' style="{style}"' if style else ""
     return (
-        f'<figure{attributes}><h3>{escape(title)}</h3><p class="key">{" ".join(legend)}</p>'
+        f'<figure><h3>{escape(title)}</h3><p class="key">{" ".join(legend)}</p>'
         f'<svg viewBox="0 0 460 {height}" role="img" aria-label="{escape(title)}">{"".join(elements)}</svg></figure>'
     )
 
@@ -145,14 +157,14 @@ def _legend_entry(number: int, name: str, value_html: str = "") -> str:
 
 
 def _padded_range(low: float, high: float) -> tuple[float, float]:
-    """Return a range with air at both ends, also about a single number."""
+    """Return the range widened at both ends, so that a single value has a range too."""
     padding = 0.04 * (high - low) or 0.5 * abs(low) or 1.0
     return low - padding, high + padding
 
 
 def _svg_paths(points: Points) -> str:
-    """Return a line that is broken at gaps; a point that is alone between two is a dot."""
-    runs = [list(run) for is_known, run in groupby(points, key=lambda place: isfinite(place[1])) if is_known]
+    """Return the path of a curve with breaks at gaps, and a dot for each point between two gaps."""
+    runs = [list(run) for is_finite, run in groupby(points, key=lambda point: isfinite(point[1])) if is_finite]
     css_class = ' class="fine"' if len(points) > _FINE_FROM_POINTS else ""
     lines = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in runs if len(run) > 1)
     dots = "".join(f"M{x:.1f} {y:.1f}h0" for run in runs for x, y in run if len(run) == 1)

@@ -1,4 +1,4 @@
-"""Small figures with nothing but Pillow and NumPy: arrays and images in, a picture out."""
+"""Figures drawn with Pillow and NumPy: arrays and images in, one image out."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
@@ -35,17 +35,17 @@ _ASCII_SPELLINGS = dict(
 
 
 def colour_classes(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Colour a class map [H, W] calmly: 0 is slate, low ids lie furthest apart, unlabelled pixels are hatched."""
+    """Return the colours of a class map [H, W]: muted, 0 is slate, low ids differ most, unlabelled pixels hatched."""
     return _apply_palette(ids, _palette((58, 67, 82), (0.48, 0.05), (0.84, 0.15)))
 
 
 def colour_instances(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Colour an instance map [H, W] vividly on a near-black background (0); unlabelled pixels are hatched."""
+    """Return the colours of an instance map [H, W]: vivid on near-black (0), unlabelled pixels hatched."""
     return _apply_palette(ids, _palette((22, 25, 31), (0.52, 0.11), (0.88, 0.22)))
 
 
 def list_class_fractions(ids: NDArray[np.integer], names: Sequence[str]) -> list[tuple[str, float, Colour]]:
-    """Return name, share and colour of the classes that occur, the largest first."""
+    """Return name, fraction of the pixels and colour of each class in a map, largest first."""
     values, counts = np.unique(ids, return_counts=True)
     known, palette = {IGNORE: "not labelled"} | dict(enumerate(names)), colour_classes(np.arange(256)[None])[0].tolist()
     order = np.argsort(-counts, kind="stable")
@@ -56,7 +56,10 @@ def list_class_fractions(ids: NDArray[np.integer], names: Sequence[str]) -> list
 def hide_patches(
     image: NDArray[np.uint8], is_masked: NDArray[np.bool_], *, colour: Colour = (104, 110, 120), opacity: float = 0.85
 ) -> NDArray[np.uint8]:
-    """Cover the patches [rows, columns] that are True: `opacity` 1 shows nothing of them, 0 only outlines them."""
+    """Return an image with the patches [rows, columns] that are True covered.
+
+    `opacity` 1 hides them completely, 0 only outlines them.
+    """
     row, column = (np.arange(n) * cells // n for n, cells in zip(image.shape[:2], is_masked.shape, strict=True))
     is_edge = (np.diff(row, prepend=-1) > 0)[:, None] | (np.diff(column, prepend=-1) > 0)
     covered = image + opacity * (np.array(colour, np.float64) - image)
@@ -73,10 +76,10 @@ def draw_tile_sheet(
     subtitle: str = "",
     footer: str = "",
 ) -> Image.Image:
-    """Lay out tiles [H, W, 3] of one size; a row may end early, and texts wrap rather than touch."""
+    """Return a grid of tiles [H, W, 3], all of one size; rows may have different lengths, and long texts wrap."""
     shapes = {tile.shape for row in rows for tile in row}
     if len(shapes) != 1:
-        raise ValueError(f"a sheet takes tiles of one size, not {sorted(shapes) or 'none'}")
+        raise ValueError(f"rows: expected tiles of one size, got {sorted(shapes) or 'none'}")
     tile_height, tile_width, _ = shapes.pop()
     heads = [_Text(text, 13, tile_width) for text in column_titles]
     sides = [_Text(text, 13, 160) for text in row_titles]
@@ -120,13 +123,16 @@ def draw_line_chart(
     height: int = 360,
     dashed: Collection[str] = (),
 ) -> Image.Image:
-    """Draw curves named at their ends, cut off at `y_range`, without NaN; one that runs along another is dashed too."""
+    """Return a chart of curves over `x`, each with its name at its end.
+
+    Curves are clipped to `y_range` and skip non-finite values; one that overlaps an earlier curve is dashed too.
+    """
     page = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
     pen = ImageDraw.Draw(page)
     names, header = {name: _Text(name, 13) for name in series}, _Text(title, 16, width - 2 * MARGIN)
     label = _Text(y_label, 12)
     (x0, x1), (y0, y1) = (min(x), max(x) if max(x) > min(x) else min(x) + 1), y_range
-    x_ticks, y_ticks = ({at: _Text(f"{at:g}", 12) for at in choose_ticks(*ends)} for ends in ((x0, x1), y_range))
+    x_ticks, y_ticks = ({tick: _Text(f"{tick:g}", 12) for tick in choose_ticks(*ends)} for ends in ((x0, x1), y_range))
     left = MARGIN + 8 + max(text.width for text in y_ticks.values())
     right = width - MARGIN - 42 - max(text.width for text in names.values())
     top, bottom = MARGIN + header.height + label.height + 12, height - MARGIN - 42
@@ -167,7 +173,7 @@ def draw_line_chart(
 def draw_bar_chart(
     bars: Mapping[str, float], *, title: str, format_value: Callable[[float], str] = "{:g}".format, width: int = 440
 ) -> Image.Image:
-    """Draw a bar from zero for each name (a long one is cut), downwards as given, with its value behind it."""
+    """Return a chart with a horizontal bar from zero for each name, its value at its end; long names are shortened."""
     row, header = 20, _Text(title, 16, width - 2 * MARGIN)
     names = [_shorten_text(name, 12, 0.4 * width) for name in bars]
     values = [_Text(text, 12) for text in map(format_value, bars.values())]
@@ -188,7 +194,7 @@ def draw_bar_chart(
 
 
 def draw_legend(entries: Mapping[str, Colour], height: int, width: int) -> NDArray[np.uint8]:
-    """Return a tile that tells what colours mean, in the order given; its last line says how many found no room."""
+    """Return a legend as a tile, in the order given; if not all entries fit, the last line counts the others."""
     row = 18
     fitting = len(entries) if len(entries) * row <= height else max(height // row - 1, 0)
     page = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
@@ -202,7 +208,7 @@ def draw_legend(entries: Mapping[str, Colour], height: int, width: int) -> NDArr
 
 
 def stack_images(images: Sequence[Image.Image], *, columns: int = 1, gap: int = 16) -> Image.Image:
-    """Put pictures of any sizes on one page, row by row, each at the upper left of its cell."""
+    """Return images of any size placed row by row on one image, each at the upper left of its cell."""
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     widths = [max(image.width for image in images[j::columns]) + gap for j in range(len(rows[0]))]
     heights = [max(image.height for image in row) + gap for row in rows]
@@ -213,17 +219,17 @@ def stack_images(images: Sequence[Image.Image], *, columns: int = 1, gap: int = 
 
 
 def check_png_path(path: str | Path) -> Path:
-    """Refuse a place that no picture can be written to, before the work of drawing it; what is there stays there."""
+    """Return the path of a figure to be written, or raise before it is drawn if it cannot be a PNG file."""
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise UserError(f"cannot write the picture {str(path)!r}: give a name that ends in .png")
+        raise UserError(f"{str(path)!r}: not a PNG file name. Use a name that ends in .png")
     if path.exists() and not path.is_file():
-        raise UserError(f"cannot write the picture {path}: something that is not a file is there")
+        raise UserError(f"{path}: exists and is not a file. Use another name")
     return path
 
 
 def save_png(image: Image.Image, path: str | Path) -> Path:
-    """Write a picture whole or not at all, making its folders; the same picture gives the same bytes."""
+    """Write an image as PNG in one step, with its parent directories; equal images give equal bytes."""
     path, encoded = check_png_path(path), BytesIO()
     image.save(encoded, format="PNG", optimize=True)
     write_atomic(path, encoded.getvalue())
@@ -232,9 +238,9 @@ def save_png(image: Image.Image, path: str | Path) -> Path:
 
 @cache
 def _palette(background: Colour, low: tuple[float, float], high: tuple[float, float]) -> NDArray[np.uint8]:
-    """Return 256 colours, the last for unlabelled, each as far (in Oklab) as can be from all before it.
+    """Return 256 colours, each as far in Oklab from all earlier ones as possible; the last is for unlabelled pixels.
 
-    `low` and `high` bound their (lightness, chroma).
+    `low` and `high` are bounds of (lightness, chroma).
     """
     rgb = np.concatenate([[UNLABELLED_COLOUR, background], 15 * np.indices((18, 18, 18)).reshape(3, -1).T])
     lms = (rgb / 255) ** 2.2 @ np.array([[0.412, 0.212, 0.088], [0.536, 0.681, 0.282], [0.051, 0.107, 0.630]])
@@ -255,11 +261,11 @@ def _apply_palette(ids: NDArray[np.integer], palette: NDArray[np.uint8]) -> NDAr
 
 
 class _Text:
-    """Text broken into lines, which knows its size before it is drawn."""
+    """Text wrapped to a width, with its size in pixels before it is drawn."""
 
     def __init__(self, text: str, size: int, width: float = inf) -> None:
         self.font, self.size, self.pitch = ImageFont.load_default(size=size), size, round(1.35 * size)
-        missing = bytes(self.font.getmask("\ue123"))  # looks like every character that the font lacks
+        missing = bytes(self.font.getmask("\ue123"))  # the glyph of all characters that the font lacks
         for c in {c for c in text if c.isprintable() and bytes(self.font.getmask(c)) == missing}:
             text = text.replace(
                 c, _ASCII_SPELLINGS.get(c) or normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
@@ -282,7 +288,7 @@ class _Text:
 
 
 def _shorten_text(text: str, size: int, width: float) -> _Text:
-    """Return text of one line, without its end where it is too wide."""
+    """Return one line of text, shortened at its end to fit a width."""
     shortened = _Text(text, size)
     while shortened.width > width and text:
         text = text[:-1]
@@ -291,7 +297,7 @@ def _shorten_text(text: str, size: int, width: float) -> _Text:
 
 
 def choose_ticks(low: float, high: float) -> list[float]:
-    """Return three to nine round numbers in a range."""
+    """Return three to nine round numbers inside a range."""
     rough = (high - low) / 5
     power = 10.0 ** floor(log10(rough))
     step = power * min((1, 2, 2.5, 5, 10), key=lambda m: abs(log10(m * power / rough)))
@@ -299,7 +305,7 @@ def choose_ticks(low: float, high: float) -> list[float]:
 
 
 def _draw_stroke(page: Image.Image, points: NDArray[np.complex128], box: PixelBox, colour: Colour, dash: float) -> None:
-    """Draw a smooth line through x + iy in dashes of so many pixels (inf: solid), cut off at a box of the page."""
+    """Draw an antialiased line through points x + iy with dashes of `dash` pixels (inf: solid), clipped to a box."""
     smooth = 8
     mask = Image.new("L", ((box[2] - box[0]) * smooth, (box[3] - box[1]) * smooth))
     points = (points + 0.5 + 0.5j - complex(*box[:2])) * smooth

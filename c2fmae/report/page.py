@@ -1,4 +1,4 @@
-"""What a page is made of, and its HTML."""
+"""The sections of a report page, and their HTML."""
 
 import re
 from base64 import b64encode
@@ -14,53 +14,53 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.report.charts import LineChart
+from c2fmae.report.charts import BarChart, LineChart
 from c2fmae.report.style import STYLE
 
 TableCell = str | int | float | None
 
 _CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser itself keeps to the one file
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser loads nothing but this file
 )
 
 
 @runtime_checkable
 class Section(Protocol):
-    """Anything that can write itself as HTML."""
+    """Anything that renders itself as HTML."""
 
     def to_html(self) -> str:
-        """Return HTML in which all that is not ours is escaped."""
+        """Return HTML in which all text from outside is escaped."""
         ...
 
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraphs, an empty line between two; one that is indented is code, as are words between backticks."""
+    """Paragraphs separated by blank lines; an indented paragraph and words between backticks are code."""
 
     text: str
     title: str = ""
 
     def to_html(self) -> str:
-        """Return a heading, if there is one, and paragraphs."""
+        """Return the heading, if there is a title, and the paragraphs."""
         heading = [f"<h2>{escape(self.title)}</h2>"] if self.title else []
         return "\n".join([*heading, *map(_paragraph_html, filter(str.strip, self.text.split("\n\n")))])
 
 
 @dataclass(frozen=True)
 class KeyValues:
-    """A few names and values, to be taken in at a glance."""
+    """A few names with their values."""
 
     items: Mapping[str, str]
 
     def to_html(self) -> str:
-        """Return a list of terms."""
+        """Return a definition list."""
         items = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in self.items.items())
         return f"<dl>{''.join(items)}</dl>"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that start with a name; the caption says in plain words what is to be seen."""
+    """Rows whose first cell is a name, below a caption."""
 
     caption: str
     columns: Sequence[str]
@@ -68,7 +68,7 @@ class Table:
     footnote: str = ""
 
     def to_html(self) -> str:
-        """Return a table that scrolls by itself where it is too wide."""
+        """Return a table that scrolls horizontally where the window is too narrow."""
         head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
         columns = [_format_column(column) for column in zip(*self.rows, strict=True)]
         body = "".join(
@@ -90,7 +90,7 @@ class Figure:
     caption: str
 
     def to_html(self) -> str:
-        """Return the picture itself, in text."""
+        """Return the image as a data URL with its caption."""
         data, (width, height) = _read_png(self.image)
         data_url, text = f"data:image/png;base64,{b64encode(data).decode()}", escape(self.caption)
         image = f'<img alt="{text}" width="{width}" height="{height}" src="{data_url}">'
@@ -99,19 +99,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Details:
-    """Text that is out of the way until it is asked for."""
+    """Preformatted text that is folded until the reader opens it."""
 
     title: str
     text: str
 
     def to_html(self) -> str:
-        """Return a part that unfolds."""
+        """Return a `details` element."""
         return f"<details><summary>{escape(self.title)}</summary><pre>{escape(self.text)}</pre></details>"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A title, what it is all about in a sentence or two, and the rest."""
+    """A title, a summary of a sentence or two, and sections."""
 
     title: str
     summary: str
@@ -119,9 +119,9 @@ class Page:
 
 
 def render_page(page: Page) -> str:
-    """Return a page as one file of HTML; charts that follow each other stand side by side."""
+    """Return a page as a single HTML document; consecutive charts are placed side by side."""
     body = []
-    for are_charts, sections in groupby(page.sections, key=lambda section: isinstance(section, LineChart)):
+    for are_charts, sections in groupby(page.sections, key=lambda section: isinstance(section, LineChart | BarChart)):
         section_html = "\n".join(section.to_html() for section in sections)
         body.append(f'<div class="charts">\n{section_html}\n</div>' if are_charts else section_html)
     return f"""<!doctype html>
@@ -149,7 +149,7 @@ def render_page(page: Page) -> str:
 
 
 def table_to_lines(table: Table) -> list[str]:
-    """Return a table as lines of plain text."""
+    """Return the lines of a table in plain text, columns aligned."""
     rows = [tuple(map(str, row)) for row in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -163,7 +163,7 @@ def _paragraph_html(text: str) -> str:
 
 
 def _format_column(column: Sequence[TableCell]) -> list[str]:
-    """Return the cells of a column, its numbers with as many digits behind the point as one of them needs."""
+    """Return the cells of a column; its floats share the number of decimals that the longest one needs."""
     texts = [f"{cell:.4g}" for cell in column if isinstance(cell, float)]
     num_decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
     number_format = ".4g" if any("e" in text for text in texts) else f".{num_decimals}f"
@@ -174,7 +174,7 @@ def _format_column(column: Sequence[TableCell]) -> list[str]:
 
 
 def _read_png(image: Path | Image.Image) -> tuple[bytes, tuple[int, int]]:
-    """Return the bytes of a picture, and its width and height."""
+    """Return the PNG bytes of an image, and its width and height."""
     if isinstance(image, Image.Image):
         encoded = BytesIO()
         image.save(encoded, format="PNG", optimize=True)
@@ -185,4 +185,5 @@ def _read_png(image: Path | Image.Image) -> tuple[bytes, tuple[int, int]]:
             opened.load()
             return data, opened.size
     except OSError as error:
-        raise UserError(f"{image}: cannot be read: {error.strerror or 'it is not a whole PNG'}") from error
+        reason = error.strerror or "not a complete PNG file"
+        raise UserError(f"{image}: cannot be read: {reason}. Write the image again") from error

@@ -1,4 +1,4 @@
-"""How a page looks: on a desk and on a phone, by day and by night, and on paper."""
+"""The style sheet of a report page: wide and narrow windows, light and dark themes, and print."""
 
 from c2fmae.report.drawing import SERIES_COLOURS
 
@@ -56,6 +56,7 @@ thead th { color: var(--muted); font-size: 0.85rem; vertical-align: bottom; bord
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 12px; fill: var(--muted); font-variant-numeric: tabular-nums; }
 svg path { fill: none; stroke: var(--colour); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
+svg rect { fill: var(--colour); }
 svg .rule { stroke: var(--rule); stroke-width: 1; }
 svg .fine { stroke-width: 1.2; }
 svg .dot { stroke-width: 5; }

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.report import drawing as pictures
+from c2fmae.report import drawing
 from c2fmae.report.drawing import (
     colour_classes,
     colour_instances,
@@ -33,8 +33,8 @@ def chart(**changes: Any) -> NDArray[np.uint8]:
     return np.asarray(draw_line_chart(**(given | texts | changes)))
 
 
-def has(picture: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
-    return np.asarray((picture == colour).all(axis=-1))
+def has(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
+    return np.asarray((image == colour).all(axis=-1))
 
 
 @COLOURINGS
@@ -43,13 +43,13 @@ def test_every_id_has_a_colour_of_its_own(colour: Any) -> None:
 
 
 @COLOURINGS
-def test_neighbouring_ids_are_easily_told_apart(colour: Any) -> None:
+def test_neighbouring_ids_have_clearly_different_colours(colour: Any) -> None:
     colours = colour(np.arange(256).reshape(256, 1)).astype(int)[:, 0]
     assert np.abs(np.diff(colours, axis=0)).sum(axis=1).min() > 60
 
 
 @COLOURINGS
-def test_unlabelled_pixels_are_light_and_hatched_and_no_id_is_coloured_like_them(colour: Any) -> None:
+def test_unlabelled_pixels_are_light_and_hatched_unlike_any_id(colour: Any) -> None:
     unlabelled = np.unique(colour(np.full((16, 16), 255)).reshape(-1, 3), axis=0)
     ids = colour(np.arange(255).reshape(255, 1)).reshape(-1, 3)
     assert len(unlabelled) == 2
@@ -58,7 +58,7 @@ def test_unlabelled_pixels_are_light_and_hatched_and_no_id_is_coloured_like_them
 
 
 @COLOURINGS
-def test_a_colouring_keeps_shape_and_ids_and_does_not_mind_their_type(colour: Any) -> None:
+def test_colouring_depends_on_ids_and_not_on_their_dtype(colour: Any) -> None:
     ids = np.array([[0, 3, 255], [7, 254, 1]], np.uint8)
     coloured = colour(ids)
     assert coloured.shape == (2, 3, 3)
@@ -68,7 +68,7 @@ def test_a_colouring_keeps_shape_and_ids_and_does_not_mind_their_type(colour: An
 
 
 @pytest.mark.parametrize(("height", "width", "rows", "columns"), [(32, 32, 4, 4), (32, 64, 2, 8), (30, 50, 7, 3)])
-def test_hidden_patches_are_covered_and_visible_ones_untouched(
+def test_masked_patches_are_covered_and_visible_ones_unchanged(
     height: int, width: int, rows: int, columns: int
 ) -> None:
     image = noise(height, width)
@@ -84,13 +84,13 @@ def test_hidden_patches_are_covered_and_visible_ones_untouched(
                 assert np.ptp(hidden[y, x].astype(int)) <= 0.15 * 255 + 18
 
 
-def test_a_full_cover_shows_nothing_of_the_photo() -> None:
+def test_full_opacity_hides_the_image_completely() -> None:
     everything = np.ones((4, 4), bool)
     one, other = (hide_patches(noise(32, 32, seed), everything, opacity=1) for seed in (0, 1))
     np.testing.assert_array_equal(one, other)
 
 
-def test_a_sheet_shows_each_tile_pixel_for_pixel_in_rows_and_columns() -> None:
+def test_a_sheet_contains_each_tile_unchanged_in_rows_and_columns() -> None:
     tiles = [[noise(20, 30, seed=3 * i + j) for j in range(3)] for i in range(2)]
     page = np.asarray(
         draw_tile_sheet(tiles, column_titles=["α", "a wide title that\nwraps", "c"], row_titles=["one", "two"])
@@ -105,33 +105,33 @@ def test_a_sheet_shows_each_tile_pixel_for_pixel_in_rows_and_columns() -> None:
     assert (np.diff(x, axis=1) > 30).all()
 
 
-def test_a_sheet_grows_with_its_rows_columns_and_texts() -> None:
+def test_a_sheet_grows_with_rows_columns_and_texts() -> None:
     def size(rows: int, columns: int, **texts: str) -> tuple[int, int]:
         return draw_tile_sheet([[noise(90, 200)] * columns] * rows, column_titles=[], **texts).size
 
     (width, height), (wider, _), (_, higher) = size(1, 2), size(1, 3), size(2, 2)
-    assert wider - width == 200 + pictures.GAP
-    assert higher - height == 90 + pictures.GAP
+    assert wider - width == 200 + drawing.GAP
+    assert higher - height == 90 + drawing.GAP
     assert size(1, 2, title="t")[1] < size(1, 2, title="t", footer="f")[1]
     assert size(1, 2, subtitle="many words " * 30)[0] == width
 
 
-def test_nothing_is_written_over_the_margin_of_a_sheet() -> None:
+def test_texts_of_a_sheet_stay_inside_its_margins() -> None:
     texts = {"title": "A title " * 9, "subtitle": "αβγ − × · → " * 20, "footer": "gj " * 99}
     page = draw_tile_sheet(
         [[noise(40, 40)]], column_titles=["a head broader than its tile"], row_titles=["a row " * 9], **texts
     )
-    assert (np.asarray(page.crop((0, 0, pictures.MARGIN - 2, page.height))) == 255).all()
-    assert (np.asarray(page.crop((page.width - pictures.MARGIN + 2, 0, *page.size))) == 255).all()
-    assert (np.asarray(page.crop((0, page.height - pictures.MARGIN + 2, *page.size))) == 255).all()
+    assert (np.asarray(page.crop((0, 0, drawing.MARGIN - 2, page.height))) == 255).all()
+    assert (np.asarray(page.crop((page.width - drawing.MARGIN + 2, 0, *page.size))) == 255).all()
+    assert (np.asarray(page.crop((0, page.height - drawing.MARGIN + 2, *page.size))) == 255).all()
 
 
-def test_a_sheet_refuses_tiles_of_several_sizes() -> None:
-    with pytest.raises(ValueError, match=r"^a sheet takes tiles of one size, not \[\(8, 8, 3\), \(8, 9, 3\)\]$"):
+def test_tiles_of_different_sizes_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^rows: expected tiles of one size, got \[\(8, 8, 3\), \(8, 9, 3\)\]$"):
         draw_tile_sheet([[noise(8, 8), noise(8, 9)]], column_titles=[])
 
 
-def test_what_the_font_lacks_is_spelt_out() -> None:
+def test_characters_missing_from_the_font_are_spelt_out() -> None:
     def head(text: str) -> bytes:
         return draw_tile_sheet([[noise(8, 8)]], column_titles=[text]).tobytes()
 
@@ -140,36 +140,36 @@ def test_what_the_font_lacks_is_spelt_out() -> None:
     assert head("a · b") != head("a ? b")
 
 
-def test_a_chart_draws_its_curves_inside_its_frame_even_where_they_leave_the_range() -> None:
-    picture = chart(series={"a": [-9, 9, -9]}, x=[0, 1, 2])
-    rules = np.argwhere(has(picture, pictures.GRID_COLOUR))
+def test_curves_are_clipped_to_the_frame() -> None:
+    image = chart(series={"a": [-9, 9, -9]}, x=[0, 1, 2])
+    rules = np.argwhere(has(image, drawing.GRID_COLOUR))
     (top, left), (bottom, right) = rules.min(axis=0), rules.max(axis=0)
-    curve = np.argwhere(has(picture, pictures.SERIES_COLOURS[0]))
+    curve = np.argwhere(has(image, drawing.SERIES_COLOURS[0]))
     curve = curve[curve[:, 1] < right + 8]
     assert len(curve) > 100
     assert (curve >= (top - 3, left - 3)).all()
     assert (curve <= (bottom + 3, right + 3)).all()
 
 
-def test_equal_curves_all_remain_visible() -> None:
-    picture = chart(series={"a": [0.2, 0.8], "b": [0.2, 0.8], "c": [0.2, 0.8]})
-    counts = [has(picture[:, :500], colour).sum() for colour in pictures.SERIES_COLOURS[:3]]
+def test_overlapping_curves_all_remain_visible() -> None:
+    image = chart(series={"a": [0.2, 0.8], "b": [0.2, 0.8], "c": [0.2, 0.8]})
+    counts = [has(image[:, :500], colour).sum() for colour in drawing.SERIES_COLOURS[:3]]
     assert min(counts) > 60
 
 
-def test_a_dashed_curve_has_gaps_and_one_drawn_plainly_has_none() -> None:
+def test_a_dashed_curve_has_gaps_and_a_solid_one_has_none() -> None:
     def ink(**changes: Any) -> int:
-        return int(has(chart(series={"a": [0.5, 0.5]}, **changes), pictures.SERIES_COLOURS[0]).sum())
+        return int(has(chart(series={"a": [0.5, 0.5]}, **changes), drawing.SERIES_COLOURS[0]).sum())
 
     assert 0.5 < ink(dashed=["a"]) / ink() < 0.8
 
 
 @pytest.mark.parametrize("values", [[float("nan")] * 3, [0.1, float("nan"), 0.9], [5.0, 6.0, 7.0]])
-def test_a_chart_takes_values_that_are_missing_or_out_of_range(values: list[float]) -> None:
+def test_a_chart_accepts_missing_and_out_of_range_values(values: list[float]) -> None:
     assert chart(series={"a": values}, x=[0, 1, 2]).shape == (360, 640, 3)
 
 
-def test_a_chart_takes_a_single_point() -> None:
+def test_a_chart_accepts_a_single_point() -> None:
     assert chart(series={"a": [0.5]}, x=[3], width=300, height=200).shape == (200, 300, 3)
 
 
@@ -183,30 +183,30 @@ def test_a_chart_takes_a_single_point() -> None:
     ],
 )
 def test_ticks_are_round_numbers(low: float, high: float, ticks: list[float]) -> None:
-    assert pictures.choose_ticks(low, high) == ticks
+    assert drawing.choose_ticks(low, high) == ticks
 
 
-def test_bars_are_as_long_as_their_values_are_large() -> None:
+def test_bars_are_proportional_to_their_values() -> None:
     page = np.asarray(draw_bar_chart({"one": 1, "none": 0, "four": 4}, title="t"))
-    rows = [has(page[24 + 22 + 10 + 20 * i :][:20], pictures.SERIES_COLOURS[0]).any(axis=0).sum() for i in range(3)]
+    rows = [has(page[24 + 22 + 10 + 20 * i :][:20], drawing.SERIES_COLOURS[0]).any(axis=0).sum() for i in range(3)]
     assert rows[1] == 0
     assert rows[2] > 200
     assert abs(rows[2] - 4 * rows[0]) <= 4
 
 
-def test_nothing_is_written_over_the_margin_of_bars() -> None:
+def test_texts_of_a_bar_chart_stay_inside_its_margins() -> None:
     bars = {"a name that is fairly long": 1e6, "": 3, "koala, koala bear, kangaroo bear, native bear " * 3: 1e6}
     page = draw_bar_chart(bars, title="title " * 20, format_value="{:.3f}".format)
-    assert has(np.asarray(page), pictures.SERIES_COLOURS[0]).sum() > 2 * 14 * 100
-    assert (np.asarray(page)[:, : pictures.MARGIN - 2] == 255).all()
-    assert (np.asarray(page)[:, page.width - pictures.MARGIN + 2 :] == 255).all()
+    assert has(np.asarray(page), drawing.SERIES_COLOURS[0]).sum() > 2 * 14 * 100
+    assert (np.asarray(page)[:, : drawing.MARGIN - 2] == 255).all()
+    assert (np.asarray(page)[:, page.width - drawing.MARGIN + 2 :] == 255).all()
 
 
-def test_a_chart_of_no_bars_is_its_title() -> None:
+def test_a_chart_without_bars_shows_its_title() -> None:
     assert draw_bar_chart({}, title="none").height < 100
 
 
-def test_a_legend_shows_as_many_colours_as_find_room_and_counts_the_others() -> None:
+def test_a_legend_counts_the_entries_that_do_not_fit() -> None:
     colours = {f"class {i}": (i, 0, 200) for i in range(9)}
     for height, shown in ((9 * 18, 9), (9 * 18 - 1, 7), (3 * 18, 2), (10, 0)):
         tile = draw_legend(colours, height, 120)
@@ -214,7 +214,7 @@ def test_a_legend_shows_as_many_colours_as_find_room_and_counts_the_others() -> 
         assert [has(tile, colour).sum() >= 100 for colour in colours.values()] == [i < shown for i in range(9)]
 
 
-def test_a_stack_shows_each_picture_whole_and_no_two_overlap() -> None:
+def test_stacked_images_are_complete_and_do_not_overlap() -> None:
     sizes = [(30, 20), (50, 10), (8, 40)]
     images = [Image.new("RGB", size, colour) for size, colour in zip(sizes, ("red", "lime", "blue"), strict=True)]
     page = stack_images(images, columns=2, gap=5)
@@ -225,7 +225,7 @@ def test_a_stack_shows_each_picture_whole_and_no_two_overlap() -> None:
     assert stack_images(images[:1], columns=3).size == (30, 20)
 
 
-def test_a_saved_picture_reads_back_and_the_same_picture_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_saved_image_loads_unchanged_and_equal_images_give_equal_bytes(tmp_path: Path) -> None:
     image = Image.fromarray(noise(9, 7))
     first, second = save_png(image, tmp_path / "new" / "a.png"), save_png(image, str(tmp_path / "b.png"))
     assert first.read_bytes() == second.read_bytes()
@@ -233,9 +233,7 @@ def test_a_saved_picture_reads_back_and_the_same_picture_gives_the_same_bytes(tm
     assert [path.name for path in first.parent.iterdir()] == ["a.png"]
 
 
-def test_a_picture_that_cannot_be_finished_leaves_the_old_one_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_previous_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     before = path.read_bytes()
 
@@ -255,15 +253,15 @@ def test_a_picture_that_cannot_be_finished_leaves_the_old_one_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_in_the_way_of_a_picture_is_named(tmp_path: Path) -> None:
+def test_a_directory_at_the_path_of_a_figure_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(UserError) as caught:
         save_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
-    assert str(caught.value) == f"cannot write the picture {tmp_path / 'a.png'}: something that is not a file is there"
+    assert str(caught.value) == f"{tmp_path / 'a.png'}: exists and is not a file. Use another name"
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_file_where_a_folder_should_be_is_an_error_of_the_user(tmp_path: Path) -> None:
+def test_a_file_at_the_path_of_the_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^.*a\.png: cannot be written: (File exists|Not a directory)\. Free space"):
         save_png(Image.new("RGB", (4, 4)), tmp_path / "file" / "a.png")

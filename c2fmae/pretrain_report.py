@@ -1,0 +1,144 @@
+"""The report page of a pre-training run: outcome, reconstructions, losses, schedules and settings."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from c2fmae.core.metric_rows import MetricRow
+from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.eval.results import make_result_sections
+from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, Text, render_page
+from c2fmae.report.charts import chart_metrics, metric_points
+
+_RECONSTRUCTIONS_TEXT = """\
+Held-out scenes, or training scenes if the run has no held-out data: the true maps, the patches that the encoder saw,
+and the prediction of the hidden patches."""
+_LOSSES_TEXT = """\
+Losses are averaged over hidden patches only. Held out: the same losses on scenes that are never trained on, with as
+many patches hidden as at the end of training."""
+_NEXT_STEPS = """\
+`RUN` is the directory of this page. Reconstruct the maps from the image alone:
+
+    c2fmae view reconstruct RUN --visible rgb:all
+
+Repeat this run from its config:
+
+    c2fmae pretrain RUN/config.yaml --out OTHER"""
+_CONFIG_KEYS = {
+    "Method": "method.name",
+    "Encoder": "method.encoder.name",
+    "Decoder": "method.decoder.name",
+    "Granularities": "method.granularities",
+    "Image height, width": "method.image_size",
+    "Masking": "method.masking.policy",
+    "Training data": "data.train",
+    "Held-out data": "data.held_out",
+}
+
+
+def write_pretraining_report(run_dir: RunDir, extra_sections: Sequence[Section] = ()) -> None:
+    """Write the report page of a run from the files in its directory."""
+    page = build_pretrain_page(
+        read_rows(run_dir.metrics),
+        run_dir.config_path.read_text(encoding="utf-8"),
+        json.loads((run_dir.path / "environment.json").read_text(encoding="utf-8")),
+        sorted(run_dir.figures.glob("step-*.png")),
+        extra_sections,
+        make_result_sections(run_dir.path),
+    )
+    run_dir.write_text(run_dir.report.name, render_page(page))
+
+
+def build_pretrain_page(
+    rows: Sequence[MetricRow],
+    config_yaml: str,
+    environment: Mapping[str, Any],
+    figures: Sequence[Path],
+    extra_sections: Sequence[Section] = (),
+    evaluation_sections: Sequence[Section] = (),
+) -> Page:
+    """Return the report page of a run; `extra_sections` come first, and only the first and last figure are shown."""
+    config = yaml.safe_load(config_yaml)
+    sections: list[Section] = [KeyValues(_outcome_values(rows)), *extra_sections]
+    if figures:
+        sections.append(Text(_RECONSTRUCTIONS_TEXT, title="Reconstruction of hidden patches"))
+        sections += [Figure(path, _figure_caption(path)) for path in dict.fromkeys([figures[0], figures[-1]])]
+    sections += [Text(_LOSSES_TEXT + _describe_skipped_steps(rows), title="Losses"), *_loss_charts(rows)]
+    sections += evaluation_sections
+    if schedule := _schedule_charts(rows):
+        sections += [Text("", title="Schedule"), *schedule]
+    main_settings = {name: _config_value(config, key_path) for name, key_path in _CONFIG_KEYS.items()}
+    sections += [
+        Text("", title="Settings"),
+        *(
+            KeyValues({name: _format_config_value(value) for name, value in values.items() if value is not None})
+            for values in (main_settings, config.get("training", {}))
+        ),
+        Details("Full config", config_yaml.strip()),
+        Details("Environment", json.dumps(environment, indent=2, ensure_ascii=False)),
+        Text(_NEXT_STEPS, title="Next steps"),
+    ]
+    summary = config.get("title") or "A pre-training run: its outcome, reconstructions, losses and settings."
+    return Page(config.get("name") or main_settings["Method"] or "Pre-training", summary, sections)
+
+
+def _outcome_values(rows: Sequence[MetricRow]) -> dict[str, str]:
+    """Return the number of steps, and the first and last losses."""
+    values = {"Steps": f"{max((row['step'] for row in rows), default=0):,}"}
+    for name, key in (("Loss", "loss"), ("Held-out loss", "held_out/loss")):
+        if losses := [y for _, y in metric_points(rows, key) if y == y]:
+            values[name] = f"{losses[0]:.4g} → {losses[-1]:.4g}"
+    return values
+
+
+def _describe_skipped_steps(rows: Sequence[MetricRow]) -> str:
+    reasons = Counter(str(row["skipped"]) for row in rows if "skipped" in row)
+    counts = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
+    return f"\n\nSkipped steps, shown as gaps in the curves: {counts}." if reasons else ""
+
+
+def _loss_charts(rows: Sequence[MetricRow]) -> list[LineChart]:
+    """Return a chart of the total loss, and if there are several heads one of each head's loss."""
+    heads = dict.fromkeys(key.removeprefix("loss/") for row in rows for key in row if key.startswith("loss/"))
+    charts = [chart_metrics(rows, "Total", {"training": "loss", "held out": "held_out/loss"})]
+    charts += [
+        chart_metrics(rows, head, {"training": f"loss/{head}", "held out": f"held_out/{head}"}) for head in heads
+    ]
+    return charts if len(heads) > 1 else charts[:1]
+
+
+def _schedule_charts(rows: Sequence[MetricRow]) -> list[LineChart]:
+    """Return charts of the learning rate, the gradient norm, the curriculum and the labelled fraction of each head."""
+    valid = {key.removeprefix("valid/"): key for row in rows for key in row if key.startswith("valid/")}
+    charts = [
+        chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
+        chart_metrics(rows, "Gradient norm", {"norm": "grad_norm"}, is_log=True),
+        chart_metrics(rows, "Masking curriculum", {"semantic, α": "alpha", "instance, β": "beta"}),
+        chart_metrics(rows, "Labelled fraction of the hidden cells", valid),
+    ]
+    return [chart for chart in charts if chart.series]
+
+
+def _figure_caption(path: Path) -> str:
+    step = re.fullmatch(r"step-(\d+)", path.stem)
+    return f"After {int(step[1]):,} steps" if step else path.stem
+
+
+def _config_value(config: Any, key_path: str) -> Any:
+    """Return the setting at a dotted path, or None if there is none."""
+    for key in key_path.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
+def _format_config_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_format_config_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

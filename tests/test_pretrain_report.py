@@ -1,0 +1,56 @@
+from pathlib import Path
+from typing import Any
+
+from c2fmae.pretrain_report import build_pretrain_page
+from c2fmae.report import Table, render_page
+from tests.report.parsed_page import ParsedPage, write_images
+
+CONFIG = """\
+name: first-try
+title: A first try.
+method: {name: c2fmae, encoder: {name: test_vit}, granularities: [semantic, rgb], image_size: [64, 64]}
+data: {train: generated, held_out: null}
+training: {steps: 4, lr: 0.001, compile: false, clip: null}
+"""
+ROWS: list[dict[str, Any]] = [
+    {"step": 1, "lr": 1e-4, "loss": 3.0, "loss/semantic": 2.0, "loss/rgb": 1.0, "alpha": 1.0, "beta": 0.0},
+    {"step": 2, "lr": 2e-4, "loss": None, "loss/semantic": None, "loss/rgb": 1.0, "skipped": "not finite"},
+    {"step": 3, "lr": 1e-4, "loss": 2.5, "loss/semantic": 1.6, "loss/rgb": 0.9, "valid/semantic": 0.97},
+    {"step": 3, "held_out/loss": 2.75, "held_out/semantic": 1.8, "held_out/rgb": 0.95},
+    {"step": 4, "lr": 0.0, "loss": 2.25, "loss/semantic": 1.5, "loss/rgb": 0.75, "grad_norm": 0.5},
+]
+
+
+def test_the_page_shows_outcome_figures_curves_and_settings(tmp_path: Path) -> None:
+    figures = write_images(tmp_path, "step-00000002.png", "step-00000003.png", "step-00000004.png")
+    extra = [Table("Probes", ("", "k-NN"), [("trained", 35.0)])]
+    page = ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {"cpu": "a fast one"}, figures, extra)))
+    for words in (
+        "first-try A first try.",
+        "Steps 4 Loss 3 → 2.25 Held-out loss 2.75 → 2.75",
+        "Probes",
+        "After 2 steps",
+        "After 4 steps",
+        "Skipped steps, shown as gaps in the curves: 1 × not finite.",
+        "Total training 2.25 held out 2.75",
+        "semantic training 1.5 held out 1.8",
+        "rgb training 0.75 held out 0.95",
+        "Learning rate",
+        "Gradient norm",
+        "Masking curriculum semantic, α 1 instance, β 0",
+        "Labelled fraction of the hidden cells semantic 0.97",
+        "Encoder test_vit Granularities semantic, rgb Image height, width 64, 64 Training data generated",
+        "steps 4 lr 0.001 compile no",
+        "a fast one",
+        "c2fmae view reconstruct RUN --visible rgb:all",
+    ):
+        assert words in page.text
+    assert "After 3 steps" not in page.text
+    assert page.text.index("Probes") < page.text.index("Total training")
+
+
+def test_a_run_without_steps_has_a_page() -> None:
+    page = ParsedPage(render_page(build_pretrain_page([], "method: {name: mae}", {}, [])))
+    assert "mae A pre-training run: its outcome, reconstructions, losses and settings. Steps 0 Losses" in page.text
+    assert "Total No values yet." in page.text
+    assert page.all("img") == []
