@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
-from c2fmae.methods.cost import compute_pretraining_cost
 from torch import Tensor, nn
 
 from benchmarks.multimae_baseline import MultiMaeBaseline
@@ -32,7 +31,6 @@ from c2fmae.eval.cost.memory import peak_bytes
 from c2fmae.eval.cost.timing import time_in_turn
 from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
-from c2fmae.models.config import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5
 BASELINE, DENSE_BASELINE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"

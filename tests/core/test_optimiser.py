@@ -9,9 +9,8 @@ from torch import nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
-from c2fmae.models.backbones import BackboneSpec
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.models.backbones.backbone import wrap_vit
-from c2fmae.models.config import EncoderConfig
 from tests.methods.tiny_methods import build_tiny_method
 
 SMALL = ["encoder.depth=2", "encoder.num_heads=2", "encoder.dim=16", "decoder.dim=16", "decoder.num_heads=2"]

@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 from c2fmae.core.layers import LayeredModel
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.models import DECODERS, MultiGranularAutoencoder
-from c2fmae.models.backbones import BackboneSpec, create_untrained_backbone
+from c2fmae.models.backbones import create_untrained_backbone
 from c2fmae.models.classifiers import classifier_from_backbone
-from c2fmae.models.config import EncoderConfig
 from tests.models.tiny_models import make_autoencoder
 
 

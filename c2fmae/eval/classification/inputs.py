@@ -9,7 +9,6 @@ from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.methods.masked.model_inputs import prepare_input_maps
-from c2fmae.methods.model_inputs import prepare_input_maps
 from c2fmae.models import label_stride
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier

@@ -11,7 +11,6 @@ from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise, trimmed_mean_std
 from c2fmae.core.scene import SceneBatch
-from c2fmae.data.transforms import trimmed_mean_std
 from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked.map_checks import check_continuous_map, check_id_map, check_images, require_map
 from c2fmae.models.patches import compute_grid, label_stride, unpatchify
