@@ -42,7 +42,7 @@ def encode_all(images: list[Tensor]) -> list[bytes]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    scenes = GeneratedScenes(224, NUM_IMAGES)
+    scenes = GeneratedScenes(size=224, length=NUM_IMAGES)
     photos = [scenes[index].maps["rgb"] for index in range(NUM_IMAGES)]
     print(f"{corruption_tool_version()}, photos/s, of {NUM_ROUNDS} rounds over {NUM_IMAGES} photos at 5 severities")
     print(f"{'':20s}{'median':>8s}{'best':>8s}{'encoded':>10s}{'bytes':>9s}")

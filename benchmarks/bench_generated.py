@@ -30,7 +30,7 @@ def scenes_per_second(scenes: GeneratedScenes) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     variants = [
-        GeneratedScenes(size, NUM_SCENES, difficulty=difficulty)
+        GeneratedScenes(size=size, length=NUM_SCENES, difficulty=difficulty)
         for difficulty, size in itertools.product(DIFFICULTY_LEVELS, (64, 128, 224))
     ]
     for scenes in variants:

@@ -33,7 +33,7 @@ from c2fmae.recipes.config import load_recipe
 
 GENERATED_OVERRIDES = [
     "data.train=generated",
-    "data.options={size: 224, length: 64, difficulty: easy}",
+    "data.train.options={size: 224, length: 64, difficulty: easy}",
     "training.batch_size=8",
     "training.epochs=null",
     "training.steps=100000",
@@ -139,7 +139,7 @@ def bench_stall(every: int = 50) -> None:
 def bench_resume() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         run = Path(folder) / "run"
-        overrides = [word for change in [*GENERATED_OVERRIDES, "watching.pictures=0"] for word in ("--set", change)]
+        overrides = [word for change in [*GENERATED_OVERRIDES, "watching.figures=0"] for word in ("--set", change)]
         command = [
             sys.executable,
             "-m",
@@ -170,7 +170,8 @@ def bench_resume() -> None:
 def bench_wait(steps: int = 40) -> None:
     code = (
         "import torch, time; from benchmarks.bench_run import *; e, b = make_experiment('c2fmae-tiny', "
-        "'data.options={size: 32, length: 256, difficulty: plain}', 'data.held_out=null', 'training.batch_size=64'); "
+        "'data.train.options={size: 32, length: 256, difficulty: plain}', 'data.held_out=null', "
+        "'training.batch_size=64'); "
         "t = TrainingState.create(e.method.model, e.config.training); s = make_bare_step(e, t, b); "
         "[s() for _ in range(5)]; "
         f"print(min(time_call(s) for _ in range({steps})), median([time_call(s) for _ in range({steps})]))"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.multimae_baseline import MultiMaeBaseline
 from benchmarks.tables import print_costs
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
@@ -29,14 +30,14 @@ from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.eval.cost.memory import peak_bytes
 from c2fmae.eval.cost.timing import time_in_turn
-from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5
 BASELINE, DENSE_BASELINE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"
 METHOD_OVERRIDES = {
     "c2fmae": ("c2fmae", ()),
-    "c2fmae, context=visible": ("c2fmae", ("decoder.context=visible",)),
+    "c2fmae, context=visible": ("c2fmae", ("decoder.options.context=visible",)),
     "parallel, context=all": ("c2fmae", ("decoder.name=parallel",)),
     "mae": ("mae", ()),
 }

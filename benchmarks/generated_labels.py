@@ -51,7 +51,7 @@ def draw_labelled_images(
     seed: int, length: int, difficulty: Difficulty, domain: Domain = "photo"
 ) -> tuple[Tensor, Tensor]:
     """Photos [N, 3, size, size] and labels."""
-    source = GeneratedScenes(SIZE, length, seed, difficulty, domain)
+    source = GeneratedScenes(size=SIZE, length=length, seed=seed, difficulty=difficulty, domain=domain)
     drawn = [source[index] for index in range(length)]
     labels = [scene.label for scene in drawn if scene.label is not None]
     return torch.stack([scene.maps["rgb"] for scene in drawn]), torch.tensor(labels)

@@ -31,11 +31,10 @@ SEEDS = (0, 1, 2)
 
 
 def run_overrides(method: str, data: str, seed: int, voc: str | None) -> list[str]:
-    steps = [f"training.steps={STEPS[method]}", f"training.seed={seed}", "watching.pictures=0"]
+    steps = [f"training.steps={STEPS[method]}", f"training.seed={seed}", "watching.figures=0"]
     if data == "voc":
-        return [*steps, f"data.train={voc}/train", "data.options={}", f"data.held_out={voc}/val",
-                "data.held_out_options={}"]  # fmt: skip
-    return [*steps, f"data.options={{size: 32, difficulty: plain, length: 8192, seed: {1000 + seed}}}"]
+        return [*steps, f"data.train={voc}/train", f"data.held_out={voc}/val"]
+    return [*steps, f"data.train.options={{size: 32, difficulty: plain, length: 8192, seed: {1000 + seed}}}"]
 
 
 def select_evenly(scenes: Scenes, count: int) -> Scenes:

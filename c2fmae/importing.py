@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from c2fmae.config.method import MethodConfig
+from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.weight_file import read_weight_file
-from c2fmae.methods import METHODS, MethodConfig, build_method
+from c2fmae.methods import METHODS, build_method
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import backbone_from_c2fmae_names, backbone_from_timm_names
 from c2fmae.models.backbones.hugging_face_reader import read_hugging_face, read_hugging_face_config
@@ -24,7 +26,6 @@ from c2fmae.models.backbones.mae_decoder import SourceDecoders, convert_mae_deco
 from c2fmae.models.backbones.mae_reader import read_mae
 from c2fmae.models.backbones.multimae_decoders import convert_multimae_decoders
 from c2fmae.models.backbones.multimae_reader import read_multimae
-from c2fmae.pretrain import PretrainConfig
 
 log = logging.getLogger(__name__)
 

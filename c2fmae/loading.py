@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.data import Scenes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import required_granularities
-from c2fmae.pretrain import PretrainConfig
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,17 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from c2fmae.core.config import Config
+from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.distributed import World, init_distributed
 from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
-from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.run_dir import RunDir, read_rows
 from c2fmae.core.sharding import unsharded
-from c2fmae.core.training import TrainingConfig, TrainingPlan, plan_training
+from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, Scenes
-from c2fmae.data.config import DataConfig
 from c2fmae.data.loader import explain_worker_death
-from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import fill_from_dataset, required_granularities
 from c2fmae.methods.masked.held_out import HeldOutEvaluator
 from c2fmae.methods.masked.initial_weights import load_initial_weights
@@ -37,21 +35,6 @@ from c2fmae.report.drawing import save_png
 from c2fmae.views.reconstruction import draw_reconstruction, sample_training_masks, select_scenes
 
 log = logging.getLogger(__name__)
-
-
-class PretrainInputs(Config):
-    """What is learned, and from what."""
-
-    method: MethodConfig
-    data: DataConfig = DataConfig()
-    init: str | None = None
-    """Weights to start from, unless drawn: a run, or whatever else `load_backbone` takes."""
-
-
-class PretrainConfig(ExperimentConfig, PretrainInputs):  # in this order YAML begins with what is learned
-    """Everything that decides what a run learns, and how it is kept and shown."""
-
-    training: TrainingConfig = TrainingConfig(epochs=400, base_lr=1e-4, warmup_epochs=40)
 
 
 @dataclass(frozen=True)
@@ -113,7 +96,7 @@ class Pretraining(Experiment):
             if not self.world.broadcast_object(any("held_out/loss" in row for row in rows if row["step"] == step)):
                 with unsharded(self.model):
                     logger.log_metrics(step, self.held_out.compute_losses(self.method, self.config.training))
-        if watching.pictures and is_due(step, watching.pictures_every or max(total // 10, 1), total):
+        if watching.figures and is_due(step, watching.figures_every or max(total // 10, 1), total):
             with unsharded(self.model):  # by all processes, to be used by one
                 if self.world.is_main:
                     self.draw_reconstructions(run_dir, logger, step)
@@ -122,7 +105,7 @@ class Pretraining(Experiment):
         """Draw reconstructions of a few scenes."""
         path = run_dir.figures / f"step-{step:08d}.png"
         source = self.held_out.scenes if self.held_out else self.scenes
-        scenes = select_scenes(self.method, source, self.config.watching.pictures)
+        scenes = select_scenes(self.method, source, self.config.watching.figures)
         masks = sample_training_masks(self.method, scenes)
         names = self.scenes.info.class_names
         save_png(draw_reconstruction(self.method, scenes, masks, model_name=f"step {step}", class_names=names), path)

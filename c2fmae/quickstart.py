@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from c2fmae.config.data import DatasetConfig
+from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import RunOutcome
 from c2fmae.core.run_dir import RunDir
@@ -21,7 +23,7 @@ from c2fmae.eval.probes import (
 from c2fmae.eval.probes.features import PatchEncoder
 from c2fmae.loading import LoadedRun, load_run
 from c2fmae.methods import build_method
-from c2fmae.pretrain import PretrainConfig, pretrain
+from c2fmae.pretrain import pretrain
 from c2fmae.pretrain_report import write_pretraining_report
 from c2fmae.report import Figure, Table, Text, table_to_lines
 from c2fmae.report.drawing import save_png
@@ -46,7 +48,7 @@ def quickstart(
     config: PretrainConfig, out: Path, *, num_train: int = NUM_PROBE_TRAIN, num_test: int = NUM_PROBE_TEST
 ) -> RunOutcome:
     """Pre-train, or go on with it, then probe what was learned, draw it and write the page."""
-    if config.data.train != "generated":
+    if not isinstance(config.data.train, DatasetConfig) or config.data.train.name != "generated":
         raise UserError("quickstart: is for generated scenes. For others take: c2fmae pretrain c2fmae-tiny --data …")
     outcome = pretrain(config, out, resume=True)
     if outcome.status != "finished":
@@ -118,9 +120,10 @@ def draw_from_rgb(run: LoadedRun, out: Path) -> Path:
 
 def _open_unseen_scenes(run: LoadedRun, num_scenes: int, seed_offset: int) -> Scenes:
     """Return scenes like those that were learned from, drawn from a seed of their own."""
-    data = run.config.data
-    seed = 1000 * (1 + int(data.options.get("seed", 0))) + seed_offset
-    return open_scenes("generated", **{**data.options, "length": num_scenes, "seed": seed})
+    train = run.config.data.train
+    options = train.given_options() if isinstance(train, DatasetConfig) else {}
+    seed = 1000 * (1 + options.get("seed", 0)) + seed_offset
+    return open_scenes("generated", **{**options, "length": num_scenes, "seed": seed})
 
 
 def _format_percent(fraction: float | None) -> str:

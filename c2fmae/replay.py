@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint, step_from_path
 from c2fmae.core.distributed import single_process
 from c2fmae.core.errors import UserError
@@ -15,7 +16,7 @@ from c2fmae.core.loop import autocast
 from c2fmae.core.run_dir import RunDir
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.task import MicroBatch
-from c2fmae.pretrain import PretrainConfig, Pretraining, build_pretraining
+from c2fmae.pretrain import Pretraining, build_pretraining
 
 NUM_SAMPLES_SHOWN = 5
 """Samples that are named: those with the largest losses."""

@@ -245,12 +245,15 @@ def _compare_runs(run_path: Path, other_path: Path) -> None:
     from c2fmae.core.config import read_yaml
     from c2fmae.core.environment import describe_environment_changes
     from c2fmae.core.metric_rows import compare_metrics
-    from c2fmae.core.resume import RESUME_SAFE_PREFIXES
     from c2fmae.core.run_dir import config_differences
+    from c2fmae.eval.classification.config import FinetuneConfig
+    from c2fmae.recipes.config import RecipeConfig
 
     runs = [_open_run_dir(run_path), _open_run_dir(other_path)]
-    configs = [read_yaml(run.config_path) for run in runs]
-    settings = [change for change in config_differences(*configs) if not change.startswith(RESUME_SAFE_PREFIXES)]
+    config_class = FinetuneConfig if _is_finetuned(run_path) else RecipeConfig
+    configs = [config_class.migrate(read_yaml(run.config_path)) for run in runs]
+    changes = config_differences(*configs)
+    settings = [change for change in changes if not config_class.is_resume_safe(change.partition(":")[0])]
     result = compare_metrics(*(_read_step_rows(run) for run in runs))
     for run, steps in zip(runs, result.num_steps, strict=True):
         _print_row("run", f"{run.path}: {steps:,} steps")

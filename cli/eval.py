@@ -55,9 +55,9 @@ EVALUATION_SUMMARIES = {
     "representation": "Measure how far attention reaches, what it depends on, and the rank of features.",
 }
 
-_TRAIN_TEST_KEYS = "options, test_options, image_size, crop, layers, precision, batch_size, workers, seed"
+_TRAIN_TEST_KEYS = "train, test, image_size, crop, layers, precision, batch_size, workers, seed"
 _SWEEP_KEYS = "lrs, weight_decays, epochs, head_batch_size"
-_SAMPLED_KEYS = "options, images, image_size, batch_size"
+_SAMPLED_KEYS = "data, images, image_size, batch_size"
 SET_KEYS = {
     "knn": f"ks, temperature, fractions, seeds, pools, {_TRAIN_TEST_KEYS}",
     "linear": f"variant, {_SWEEP_KEYS}, fractions, seeds, pools, {_TRAIN_TEST_KEYS}",
@@ -129,6 +129,7 @@ def cost(
 
     The price is that of runs and recipes. Settings for --set: image_size, batch_size, rounds, precisions.
     """
+    from c2fmae.config.method import MethodConfig
     from c2fmae.core.config import read_yaml
     from c2fmae.core.distributed import single_process
     from c2fmae.eval.cost import (
@@ -141,7 +142,6 @@ def cost(
     from c2fmae.eval.cost.evaluation import describe_machine
     from c2fmae.eval.evaluation import ModelUnderTest
     from c2fmae.eval.results import make_result_dir, run_evaluation
-    from c2fmae.methods import MethodConfig
     from c2fmae.models.backbones import create_untrained_backbone, load_backbone
     from c2fmae.recipes import RECIPES
 

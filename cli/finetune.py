@@ -9,7 +9,7 @@ from c2fmae_cli.pretrain import is_main_process, quote_yaml
 from c2fmae_cli.result_paths import slugify
 
 if TYPE_CHECKING:
-    from c2fmae.eval.classification import FinetuneConfig
+    from c2fmae.eval.classification.config import FinetuneConfig
 
 FINETUNE_SET_KEYS = (
     "pool, drop_path, train_blocks, granularity_dropout, mixing.…, data.…, training.…, saving.…, watching.…"
@@ -68,8 +68,8 @@ def finetune(
     """
     from c2fmae.core.distributed import init_distributed
     from c2fmae.core.errors import UserError
-    from c2fmae.eval.classification import build_finetuning
-    from c2fmae.eval.classification import finetune as run
+    from c2fmae.eval.classification.experiment import build_finetuning
+    from c2fmae.eval.classification.experiment import finetune as run
     from c2fmae.measure import measure_run
 
     overrides = list(set_ or [])
@@ -151,8 +151,7 @@ def _print_results(run_dirs: list[Path]) -> None:
 
 def _read_finetuned_config(source: str, overrides: list[str]) -> "FinetuneConfig | None":
     """Return the config of a fine-tuned run, if a source is one."""
-    from c2fmae.eval.classification import FinetuneConfig
-    from c2fmae.eval.classification.config import is_finetuned
+    from c2fmae.eval.classification.config import FinetuneConfig, is_finetuned
 
     path = Path(source)
     return FinetuneConfig.from_yaml(path / "config.yaml", overrides) if is_finetuned(path) else None
@@ -161,12 +160,12 @@ def _read_finetuned_config(source: str, overrides: list[str]) -> "FinetuneConfig
 def _make_finetune_config(
     source: str, load_options: dict[str, Any], recipe: str | None, overrides: list[str], *, from_scratch: bool = False
 ) -> "FinetuneConfig":
-    from c2fmae.eval.classification import FinetuneConfig
+    from c2fmae.eval.classification.config import FinetuneConfig
     from c2fmae.eval.classification.recipes import (
         FINETUNE_RECIPES,
-        FROM_SCRATCH_OVERRIDES,
         choose_recipe,
         read_pretrain_epochs,
+        without_layer_decay,
     )
     from c2fmae.models.backbones.load import read_source
 
@@ -178,9 +177,10 @@ def _make_finetune_config(
     recipe_entry = FINETUNE_RECIPES.get(recipe)
     if not from_scratch:
         _print_on_main(f"recipe {recipe}, from {recipe_entry.reference}; another one by --recipe, a setting by --set")
-    settings = [*recipe_entry.overrides, *(FROM_SCRATCH_OVERRIDES if from_scratch else ())]
-    values = {"init": source, "from_scratch": from_scratch, **load_options}
-    return FinetuneConfig.from_dict(values, [*settings, *overrides], source="eval finetune")
+    config = recipe_entry.make(source)
+    config = without_layer_decay(config) if from_scratch else config
+    values = {**config.model_dump(), "from_scratch": from_scratch, **load_options}
+    return FinetuneConfig.from_dict(values, overrides, source="eval finetune")
 
 
 def _labelled_data_overrides(data: str | None, test: str | None) -> list[str]:

@@ -84,15 +84,16 @@ def resume_command(run_dir: Path) -> str:
 
 
 def data_overrides(data: list[str], recipe: "RecipeConfig") -> list[str]:
-    """Return what `--data` changes: what a recipe says of its own scenes does not hold of others."""
+    """Return the overrides that `--data` stands for: settings of a recipe's own scenes do not suit other data."""
+    from c2fmae.config.data import DatasetConfig
+
     if data == ["generated"]:
-        side = max(recipe.method.image_size)
-        is_own = recipe.data.train == "generated"
-        return [] if is_own else ["data.train=generated", f"data.options={{size: {side}, length: 16384}}"]
-    settings = [f"data.train=[{', '.join(map(quote_yaml, data))}]", "data.options={}"]
-    settings += ["data.held_out=null", "data.held_out_options={}"]
-    # What is kept in memory is small and drawn; others' photos are neither.
-    return settings + ["data.keep=false", "data.workers=2"] * recipe.data.keep
+        side, train = max(recipe.method.image_size), recipe.data.train
+        is_own = isinstance(train, DatasetConfig) and train.name == "generated"
+        return [] if is_own else [f"data.train={{name: generated, options: {{size: {side}, length: 16384}}}}"]
+    settings = [f"data.train=[{', '.join(map(quote_yaml, data))}]", "data.held_out=null"]
+    # Generated scenes fit into memory and take long to draw; other data does neither.
+    return settings + ["data.cache=false", "data.workers=2"] * recipe.data.cache
 
 
 def quote_yaml(text: str) -> str:

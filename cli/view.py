@@ -29,8 +29,8 @@ SetOption = Annotated[
 def masks(data: ScenesOption = "generated", out: FigureOption = Path("masks.png"), set_: SetOption = None) -> None:
     """Draw photo, maps, and what the semantic, instance, random and blended masks hide.
 
-    Settings for --set: scenes, size, patch, seed, hidden, progress, masking.policy, masking.curriculum.name,
-    masking.blend, masking.object_share, …
+    Settings for --set: scenes, size, patch, seed, hidden, progress, masking.name, masking.options.curriculum.name,
+    masking.options.blend, masking.options.object_share, …
     """
     from c2fmae.report.drawing import check_png_path, save_png
     from c2fmae.views.masks import MasksFigureConfig, draw_masks
@@ -47,8 +47,8 @@ def schedule(
 ) -> None:
     """Draw a curriculum's coefficients, and what the three blends make of them.
 
-    Settings for --set: scenes, size, patch, seed, hidden, points, masking.curriculum.name,
-    masking.curriculum.options.order, masking.object_share, …
+    Settings for --set: scenes, size, patch, seed, hidden, points, masking.options.curriculum.name,
+    masking.options.curriculum.options.order, masking.options.object_share, …
     """
     from c2fmae.report.drawing import check_png_path, save_png
     from c2fmae.views.schedule import ScheduleFigureConfig, draw_schedule

@@ -226,7 +226,7 @@ def test_masks_are_replayed() -> None:
 
 
 def test_a_recipe_is_run() -> None:
-    small = ("training.steps=1", "training.warmup_steps=0", "training.batch_size=2", "watching.pictures=0")
+    small = ("training.steps=1", "training.warmup_steps=0", "training.batch_size=2", "watching.figures=0")
     changes = [word for change in (*small, "data.held_out=null") for word in ("--set", change)]
     run_command("pretrain", "recipe.yaml", "--out", "runs/new", *changes)
     assert read_json("runs/new/state.json")["status"] == "finished"

@@ -127,7 +127,7 @@ def test_an_imported_vit_mae_gives_the_loss_of_transformers(is_normalized: bool,
     parts, predictions = losses_of(method, masks)
     torch.testing.assert_close(predictions["rgb"], expected.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(parts["rgb"], expected.loss, atol=1e-5, rtol=1e-5)
-    assert method.config.decoder.num_heads == 4
+    assert method.config.decoder.options.num_heads == 4
 
 
 def test_an_official_multimae_gives_here_the_losses_that_it_gave_there(tmp_path: Path) -> None:
@@ -181,11 +181,11 @@ def test_an_encoder_alone_gets_a_new_decoder(tmp_path: Path) -> None:
         "it has no decoder",
         "29 of 132 tensors are from it; drawn anew: decoder.blocks, decoder.entry, decoder.norm, heads.rgb",
     ]
-    assert (method.config.decoder.dim, method.config.decoder.depth) == (512, 8)
+    assert (method.config.decoder.options.dim, method.config.decoder.options.depth) == (512, 8)
 
 
 def test_a_finetuned_file_leaves_its_norm_aside(tmp_path: Path) -> None:
-    small = ("method.decoder.dim=32", "method.decoder.depth=1", "method.decoder.num_heads=2")
+    small = ("method.decoder.options.dim=32", "method.decoder.options.depth=1", "method.decoder.options.num_heads=2")
     _, notes = imported(tmp_path, mae_weights(is_finetuned=True), *small)
     assert "encoder.norm" in notes[-2]
     assert notes[-1] == "left aside: fc_norm.bias, fc_norm.weight"
@@ -215,9 +215,9 @@ def test_other_channels_see_and_predict_the_mean_of_those_there_were(
 
 
 GENERATED = (
-    "data.train=generated", "data.options={size: 64, length: 8}", "data.workers=0", "training.epochs=null",
+    "data.train=generated", "data.train.options={size: 64, length: 8}", "data.workers=0", "training.epochs=null",
     "training.warmup_epochs=null", "training.warmup_steps=0", "training.batch_size=4", "training.base_lr=null",
-    "training.lr=1e-3", "training.steps=2", "watching.pictures=0",
+    "training.lr=1e-3", "training.steps=2", "watching.figures=0",
 )  # fmt: skip
 
 

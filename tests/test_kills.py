@@ -18,10 +18,15 @@ from tests.run_launcher import LaunchedRun, RunLauncher, read_last_step, set_arg
 pytestmark = pytest.mark.once
 
 STEPS = 18
-SMALL = ("method.encoder.depth=2", "method.encoder.drop_path=0.1", "method.decoder.depth=1", "data.held_out_samples=4")
+SMALL = (
+    "method.encoder.depth=2",
+    "method.encoder.drop_path=0.1",
+    "method.decoder.options.depth=1",
+    "data.held_out_samples=4",
+)
 WORDS = (
     "c2fmae-debug",
-    *set_args(*SMALL, f"training.steps={STEPS}", "saving.steps=2", "watching.pictures=0"),
+    *set_args(*SMALL, f"training.steps={STEPS}", "saving.steps=2", "watching.figures=0"),
 )
 
 
@@ -141,7 +146,7 @@ sys.addaudithook(watch)
 FEW = (
     "c2fmae-debug",
     *set_args(*SMALL, "training.steps=4", "training.ema=0.9", "saving.steps=2", "saving.keep_last=1"),
-    *set_args("watching.pictures=1", "watching.pictures_every=2"),
+    *set_args("watching.figures=1", "watching.figures_every=2"),
 )
 
 

@@ -14,9 +14,9 @@ from c2fmae.recipes.config import load_recipe
 SHORT = [
     "training.steps=2",
     "training.warmup_steps=1",
-    "data.options={size: 64, length: 16, difficulty: easy}",
+    "data.train.options={size: 64, length: 16, difficulty: easy}",
     "data.held_out=null",
-    "watching.pictures=0",
+    "watching.figures=0",
     "saving.steps=1",
 ]
 

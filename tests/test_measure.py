@@ -9,7 +9,9 @@ from c2fmae.measure import describe_measurement, measure_run
 from c2fmae.pretrain import build_pretraining
 from c2fmae.recipes.config import load_recipe
 
-CONFIG = load_recipe("c2fmae-debug", ["data.options={size: 64, length: 16, difficulty: easy}", "data.held_out=null"])
+CONFIG = load_recipe(
+    "c2fmae-debug", ["data.train.options={size: 64, length: 16, difficulty: easy}", "data.held_out=null"]
+)
 
 
 def test_it_says_length_time_memory_and_disk_and_writes_nothing(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ WORDS = (
         "training.steps=8",
         "training.precision=fp32",
         "method.encoder.depth=2",
-        "method.decoder.depth=1",
+        "method.decoder.options.depth=1",
         "saving.steps=4",
-        "watching.pictures=0",
+        "watching.figures=0",
         "data.held_out_samples=4",
     ),
 )

@@ -22,11 +22,11 @@ SHORT = [
     "training.steps=4",
     "training.warmup_steps=1",
     "training.batch_size=8",
-    "data.options={size: 32, difficulty: plain, length: 16}",
-    "data.held_out_options={size: 32, difficulty: plain, length: 8, seed: 1}",
-    "watching.pictures=2",
+    "data.train.options={size: 32, difficulty: plain, length: 16}",
+    "data.held_out.options={size: 32, difficulty: plain, length: 8, seed: 1}",
+    "watching.figures=2",
     "watching.held_out_every=2",
-    "watching.pictures_every=2",
+    "watching.figures_every=2",
 ]
 
 

@@ -19,9 +19,9 @@ CONFIG = load_recipe(
         "training.steps=3",
         "training.warmup_steps=1",
         "training.precision=fp32",
-        "data.options={size: 64, length: 16, difficulty: easy}",
+        "data.train.options={size: 64, length: 16, difficulty: easy}",
         "data.held_out=null",
-        "watching.pictures=0",
+        "watching.figures=0",
         "saving.steps=1",
     ],
 )

@@ -36,7 +36,7 @@ class Choice(Config):
     """Choices that stand for options of a type, by that type: a curriculum, say, is an option of a policy."""
 
     name: str
-    options: Config = Config()
+    options: Any = Config()
 
     @classmethod
     def registry(cls) -> Registry[Any]:
@@ -78,8 +78,12 @@ class Choice(Config):
         """Return all options as keyword arguments of the entry; those that are choices are built."""
         return {name: value.build() if isinstance(value, Choice) else value for name, value in self.options}
 
-    def build(self, *parts: Any) -> Any:
-        """Return what the entry makes of `parts` and the options.
+    def build(self) -> Any:
+        """Return the object that the choice stands for."""
+        return self.instantiate()
+
+    def instantiate(self, *parts: Any) -> Any:
+        """Call the entry with `parts` and the options.
 
         The options are the last argument of an entry that was registered with a class for them, and keyword arguments
         of others.

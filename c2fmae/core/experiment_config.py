@@ -33,9 +33,9 @@ class WatchingConfig(Config):
     """Steps between lines of progress, rows of timing and points of trackers. Metrics have a row for every step."""
     held_out_every: PositiveInt | None = None
     """Steps between evaluations on held-out data. By default, an epoch; the last step is always evaluated."""
-    pictures_every: PositiveInt | None = None
+    figures_every: PositiveInt | None = None
     """Steps between figures of reconstructions. By default, a tenth of the run; the last step is always drawn."""
-    pictures: Annotated[int, Field(ge=0, le=64)] = 6
+    figures: Annotated[int, Field(ge=0, le=64)] = 6
     """Scenes in a figure; 0 draws none."""
     trackers: tuple[TrackerName, ...] = ()
     """Also send metrics and figures to tensorboard or wandb."""

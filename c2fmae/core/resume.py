@@ -15,12 +15,6 @@ from c2fmae.core.run_dir import RunDir, check_disk_space, config_differences, tr
 
 log = logging.getLogger(__name__)
 
-RESUME_SAFE_PREFIXES = (
-    *("saving.", "watching.", "data.workers:", "data.prefetch:", "data.keep:"),
-    *("name:", "title:", "source:", "reported:", "deviations:", "unmeasured:"),
-)
-"""How settings begin that may differ in a run that goes on: it learns the same whatever they are."""
-
 
 def start_or_resume(
     training: TrainingState,
@@ -61,7 +55,7 @@ def start_or_resume(
     changes = [
         change
         for change in config_differences(_load_current_config(run_dir, config), config.model_dump(mode="json"))
-        if not change.startswith(RESUME_SAFE_PREFIXES)
+        if not config.is_resume_safe(change.partition(":")[0])
     ]
     checkpoint = load_resume_checkpoint(run_dir, world)
     if checkpoint is not None:

@@ -1,15 +1,13 @@
 """From what a user types to scenes: a folder, a shard, several of them, or a name such as `generated`."""
 
-import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from c2fmae.core.config import Config, describe_validation_error
+from c2fmae.core.choice import Choice
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.registry import Registry
@@ -26,10 +24,18 @@ _MAX_NAMES_TO_SUGGEST_FROM = (
     10_000  # names among which to look for the nearest: among a million it takes most of a minute
 )
 
-DataSource = str | Path | Sequence[str | Path]
+DataSource = str | Path | Choice | Sequence[str | Path | Choice]
 
 DATASETS: Registry[Callable[..., Scenes]] = Registry("dataset")
 DATASETS.register("generated")(GeneratedScenes)
+
+
+class _RegisteredDataset(Choice):
+    """A registered data set that is opened by its name and keyword arguments."""
+
+    @classmethod
+    def registry(cls) -> Registry[Callable[..., Scenes]]:
+        return DATASETS
 
 
 def open_scenes(
@@ -78,38 +84,26 @@ def inspect_scenes(
     """Open what is whole of a source, and list what is not."""
     for name in granularities or ():
         GRANULARITIES.get(name)
-    is_name = isinstance(source, str) and source in DATASETS and not Path(source).exists()
-    if options and not is_name:
+    if isinstance(source, str) and source in DATASETS and not Path(source).exists():
+        values = {"name": source, "options": options}
+        source, options = _RegisteredDataset.from_dict(values, source=source), {}
+    if options:
         raise UserError(
             f"{_format_source(source)}: takes no setting {next(iter(options))!r}, as a registered data set may"
         )
+    if isinstance(source, Choice):
+        scenes: Scenes = source.build()
+        return (SubsetScenes(scenes, granularities=tuple(granularities)) if granularities else scenes), ()
     if not isinstance(source, str | Path):
         opened = [inspect_scenes(one, granularities=granularities, folders=folders) for one in source]
         opened_sources = [scenes for scenes, _ in opened if scenes is not None]
         return ConcatScenes(opened_sources) if opened_sources else None, tuple(
             problem for _, problems in opened for problem in problems
         )
-    if is_name:
-        scenes = _build_registered(str(source), options)
-        return (SubsetScenes(scenes, granularities=tuple(granularities)) if granularities else scenes), ()
     found = _resolve_source(source)
     if isinstance(found, Path):
         return open_folder_tree(found, granularities, folders or {})
     return open_shards(found, granularities)
-
-
-def _build_registered(name: str, options: Mapping[str, object]) -> Scenes:
-    make = DATASETS.get(name)
-    known, checked = inspect.signature(make).parameters, {}
-    for option, value in options.items():
-        if option not in known:
-            raise UserError(f"{name}: no setting {option!r}. {did_you_mean(option, known)}".rstrip())
-        kind = known[option].annotation
-        try:
-            checked[option] = value if kind is inspect.Parameter.empty else TypeAdapter(kind).validate_python(value)
-        except ValidationError as error:
-            raise UserError(f"{name}: {describe_validation_error(Config, error.errors()[0], (option,))}") from error
-    return make(**checked)
 
 
 def _resolve_source(source: str | Path) -> Path | list[Path]:
@@ -153,4 +147,6 @@ def _expected_sources() -> str:
 
 
 def _format_source(source: DataSource) -> str:
-    return str(source) if isinstance(source, str | Path) else ", ".join(map(str, source))
+    if isinstance(source, Choice):
+        return source.name
+    return str(source) if isinstance(source, str | Path) else ", ".join(map(_format_source, source))

@@ -50,7 +50,7 @@ def run_evaluation(
     cached = (
         None
         if again or measured is not None or not model.world.is_main
-        else _load_cached_metrics(result_dir / RESULTS_FILE, identity)
+        else _load_cached_metrics(result_dir / RESULTS_FILE, config, identity)
     )
     cached = model.world.broadcast_object(cached)
     protocol = str(identity["protocol"])
@@ -84,7 +84,7 @@ def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> di
     return {
         "format": RESULT_FORMAT,
         "evaluation": name,
-        "config": config.model_dump(mode="json", exclude={"workers"}),
+        "config": _dump_config(config),
         "weights": model.digest,
         "protocol": config.describe_protocol(model),
         **config.identify_inputs(model),
@@ -93,8 +93,11 @@ def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> di
 
 def make_result_dir(parent: Path, label: str, name: str, config: Evaluation, model: ModelUnderTest) -> Path:
     """Return the folder of a result: other settings, weights or data have another."""
-    identity = json.dumps(compute_identity(name, config, model))
-    return parent / f"{label}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
+    identity = compute_identity(name, config, model)
+    for path in sorted(parent.glob(f"{label}-*/{RESULTS_FILE}")):  # those of earlier versions have other digests
+        if _load_cached_metrics(path, config, identity) is not None:
+            return path.parent
+    return parent / f"{label}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:6]}"
 
 
 def make_metrics_table(results: Sequence[EvaluationResult]) -> Table:
@@ -162,10 +165,15 @@ def _format_metric(metric: Metric | None) -> str:
     return f"{value} ({metric.interval[0]:.2f}-{metric.interval[1]:.2f})" if metric.interval else value
 
 
-def _load_cached_metrics(path: Path, identity: dict[str, Any]) -> tuple[Metric, ...] | None:
+def _dump_config(config: Evaluation) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"workers"})
+
+
+def _load_cached_metrics(path: Path, config: Evaluation, identity: dict[str, Any]) -> tuple[Metric, ...] | None:
     """Return the metrics of a file that is about just this; None where there is none, or it is about another."""
     try:
         document = json.loads(path.read_bytes())
+        document["config"] = _dump_config(type(config).from_dict(document["config"]))  # in the current format
         if any(document.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
             return None
         return tuple(_metric_from_json(each) for each in document["metrics"])

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.tensor_file import write_tensors
@@ -23,7 +24,7 @@ from c2fmae.exports.target import (
     different_size,
     get_backbone,
 )
-from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import HEAD_PREFIX, SourceContents, backbone_from_c2fmae_names
 from c2fmae.models.backbones.export_reader import (
@@ -171,7 +172,7 @@ def read_autoencoder(path: str | Path) -> MaskedAutoencoding:
 
 def _build_method(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MaskedAutoencoding:
     config = MethodConfig.from_dict({**values}, source=f"{path / CONFIG_FILE}: method")
-    depth = max(config.encoder.depth or 0, config.decoder.depth)
+    depth = max(config.encoder.depth or 0, getattr(config.decoder.options, "depth", 0))
     check_model_size(path, lambda: _meta_modules(config), depth, tensors)
     method = build_method(config)
     try:

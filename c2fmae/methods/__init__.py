@@ -6,10 +6,8 @@
 ['rgb']
 """
 
-from c2fmae.methods import c2fmae, mae, multimae  # noqa: F401 - each registers itself
+from c2fmae.config.presets import METHODS
 from c2fmae.methods.build import build_method
-from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked import MaskedAutoencoding, Objective, StepLoss
-from c2fmae.methods.registry import METHODS
 
-__all__ = ["METHODS", "MaskedAutoencoding", "MethodConfig", "Objective", "StepLoss", "build_method"]
+__all__ = ["METHODS", "MaskedAutoencoding", "Objective", "StepLoss", "build_method"]

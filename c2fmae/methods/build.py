@@ -2,13 +2,13 @@
 
 import torch
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.seeding import derive_seed
-from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked import MaskedAutoencoding, Objective
 from c2fmae.models.autoencoder import MultiGranularAutoencoder, PredictionHead
-from c2fmae.models.decoders import DECODERS, DecoderPlan
+from c2fmae.models.decoders import DecoderParts
 from c2fmae.models.embeddings import create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
@@ -50,25 +50,23 @@ def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         encoder.pos_embed = sincos_positions(encoder.pos_grid, encoder.dim, device=device).unsqueeze(0)
 
     heads = config.head_plans()
-    decoder_options = config.decoder.model_dump(exclude={"name", "order", "stage_per"})
-    plan = DecoderPlan(
+    parts = DecoderParts(
         encoder_dim=encoder.dim,
         granularities=config.granularities,
         stages={head.stage: head.granularity for head in heads},
-        **decoder_options,
     )
     objectives = {}
     for head in heads:
         spec = GRANULARITIES.get(head.granularity)
         cells = patch_size // label_stride(patch_size) if spec.kind == "ids" else patch_size
         target = TARGETS.get(head.target)(channels=config.num_channels(head.granularity), patch=cells)
-        objectives[head.name] = Objective(head.granularity, target, config.weights.get(head.name, 1.0))
+        objectives[head.name] = Objective(head.granularity, target, config.loss_weights.get(head.name, 1.0))
     model = MultiGranularAutoencoder(
         create_embeddings(vit, {name: config.num_channels(name) for name in config.granularities}),
         encoder,
-        DECODERS.get(config.decoder.name)(plan),
+        config.decoder.instantiate(parts),
         {
-            head.name: PredictionHead(head.stage, config.decoder.dim, objectives[head.name].target.size)
+            head.name: PredictionHead(head.stage, config.decoder.options.dim, objectives[head.name].target.size)
             for head in heads
         },
     )

@@ -1,9 +1,9 @@
 """A method and its data: what the one needs, and what the other decides."""
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
 from c2fmae.data import DatasetInfo
 from c2fmae.masking.policies import get_required_maps
-from c2fmae.methods.config import MethodConfig
 
 
 def required_granularities(config: MethodConfig) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Named experiments: each is a function that returns a full config.
 
-Names and what is said of them are plain data, so that a list of them needs neither torch nor timm. A recipe imports
-these when it is called.
+No module here imports torch; validating a config, when a recipe is called, does.
 
 >>> from c2fmae.recipes import RECIPES
 >>> recipe = RECIPES.get("c2fmae-b")()

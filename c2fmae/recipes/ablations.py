@@ -1,13 +1,29 @@
-"""Tables V and VI of the C2FMAE paper, a recipe a row: another recipe with one setting replaced.
+"""Tables V and VI of the C2FMAE paper, one recipe per row: another recipe with one setting replaced.
 
 All rows are ViT-B, pre-trained for 400 epochs and fine-tuned on ImageNet-1K.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
+from c2fmae.config.decoder import DecoderConfig
+from c2fmae.config.masking import CurriculumConfig, CurriculumOptions, MaskingConfig, MaskingOptions, Phase
+from c2fmae.config.method import MethodConfig
+from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.core.config import replace
 from c2fmae.recipes.registry import Recipe, register_recipe
 from c2fmae.recipes.standard import NOT_REPRODUCED, PAPER_CITATION, STANDARD_RECIPES
+
+
+@dataclass(frozen=True)
+class Change:
+    """The replacement of one setting of a method."""
+
+    override: str
+    """The same as an override, without `method.`; a test holds the two together."""
+    apply: Callable[[MethodConfig], MethodConfig]
 
 
 @dataclass(frozen=True)
@@ -17,118 +33,178 @@ class Ablation:
     name: str
     description: str
     base_recipe: str
-    override: str
-    """The one setting of the method that differs from the base's; nothing where the row *is* the base."""
+    change: Change | None
+    """Change of the base's method; None if the row *is* the base."""
     top1: float
-    """The paper's."""
+    """The paper's figure."""
     deviations: Mapping[str, str] = field(default_factory=dict)
     """Deviations of this row's own."""
     dropped_deviations: tuple[str, ...] = ()
-    """Settings, or groups of them, whose deviations in the base mean nothing here."""
+    """Settings, or groups of them, whose deviations in the base have no meaning here."""
+
+
+def _granularities(*names: str) -> Change:
+    return Change(
+        f"granularities=[{', '.join(names)}]", lambda method: replace(method, MethodConfig, granularities=names)
+    )
+
+
+def _num_visible(number: int) -> Change:
+    return Change(f"num_visible={number}", lambda method: replace(method, MethodConfig, num_visible=number))
+
+
+def _policy(name: str) -> Change:
+    return Change(
+        f"masking.name={name}", lambda method: replace(method, MethodConfig, masking=MaskingConfig(name=name))
+    )
+
+
+def _phases(*order: Phase) -> Change:
+    def apply(method: MethodConfig) -> MethodConfig:
+        curriculum = CurriculumConfig(options=CurriculumOptions(order=order))
+        masking = MaskingConfig(options=MaskingOptions(curriculum=curriculum))
+        return replace(method, MethodConfig, masking=masking)
+
+    return Change(f"masking.options.curriculum.options.order=[{', '.join(order)}]", apply)
+
+
+def _decoder(name: str) -> Change:
+    return Change(
+        f"decoder.name={name}", lambda method: replace(method, MethodConfig, decoder=DecoderConfig(name=name))
+    )
+
+
+def _loss_weight(granularity: str, weight: float) -> Change:
+    return Change(
+        f"loss_weights.{granularity}={weight:g}",
+        lambda method: replace(method, MethodConfig, loss_weights={granularity: weight}),
+    )
 
 
 _NUM_VISIBLE_NOTE = {
-    "num_visible": "the paper gives no count; as everywhere a sixth of all patches, a quarter of photos alone"
+    "method.num_visible": "the paper gives no number; as everywhere a sixth of all patches, a quarter of a lone "
+    "granularity's"
 }
 
 ABLATIONS = {
     "V": (
         Ablation(
-            "table5-multimae", "MultiMAE on photos, depth and semantic maps", "multimae-b",
-            "granularities=[semantic, depth, rgb]", 82.7,
-            {"granularities": "MultiMAE's own; its depth and semantic maps are by a DPT and a Mask2Former"},
+            "table5-multimae", "MultiMAE on images, depth and semantic maps", "multimae-b",
+            _granularities("semantic", "depth", "rgb"), 82.7,
+            {"method.granularities": "MultiMAE's own; its depth and semantic maps are by a DPT and a Mask2Former"},
         ),
-        Ablation("table5-own-labels", "MultiMAE on photos, instance and semantic maps", "multimae-b", "", 83.0),
         Ablation(
-            "table5-cascade", "a cascaded decoder, random masks", "c2fmae-b", "masking.policy=random", 83.3,
-            {
-                "decoder": "one setting away from c2fmae-b, but two from the row above, table5-own-labels: decoder, "
-                "and targets, since MultiMAE has a fourth loss on normalised pixels, which Eq. 12 has not",
-            },
-            dropped_deviations=("masking",),
+            "table5-own-labels", "MultiMAE on images, instance and semantic maps", "multimae-b", None, 83.0
         ),
-        Ablation("table5-curriculum", "a cascaded decoder, a curriculum of masks", "c2fmae-b", "", 83.7),
+        Ablation(
+            "table5-cascade", "a cascaded decoder, random masks", "c2fmae-b", _policy("random"), 83.3,
+            {
+                "method.decoder": "one setting away from c2fmae-b, but two from the row above, table5-own-labels: "
+                "decoder, and targets, since MultiMAE has a fourth loss on normalised pixels, which Eq. 12 has not",
+            },
+            dropped_deviations=("method.masking",),
+        ),
+        Ablation("table5-curriculum", "a cascaded decoder, a curriculum of masks", "c2fmae-b", None, 83.7),
     ),
     "VI a": (
-        Ablation("table6a-98", "98 visible tokens", "c2fmae-b", "", 83.7),
-        Ablation("table6a-147", "147 visible tokens", "c2fmae-b", "num_visible=147", 83.7),
-        Ablation("table6a-196", "196 visible tokens", "c2fmae-b", "num_visible=196", 83.5),
+        Ablation("table6a-98", "98 visible tokens", "c2fmae-b", None, 83.7),
+        Ablation("table6a-147", "147 visible tokens", "c2fmae-b", _num_visible(147), 83.7),
+        Ablation("table6a-196", "196 visible tokens", "c2fmae-b", _num_visible(196), 83.5),
     ),
     "VI b": (
         Ablation(
-            "table6b-rd", "random masks", "c2fmae-b", "masking.policy=random", 83.3, dropped_deviations=("masking",),
+            "table6b-rd", "random masks", "c2fmae-b", _policy("random"), 83.3,
+            dropped_deviations=("method.masking",),
         ),
         Ablation(
-            "table6b-ig", "instance-guided masks", "c2fmae-b", "masking.policy=instance", 83.5,
-            dropped_deviations=("masking.curriculum", "masking.blend"),
+            "table6b-ig", "instance-guided masks", "c2fmae-b", _policy("instance"), 83.5,
+            dropped_deviations=("method.masking.options.curriculum", "method.masking.options.blend"),
         ),
         Ablation(
-            "table6b-sg", "semantic-guided masks", "c2fmae-b", "masking.policy=semantic", 83.4,
-            dropped_deviations=("masking",),
+            "table6b-sg", "semantic-guided masks", "c2fmae-b", _policy("semantic"), 83.4,
+            dropped_deviations=("method.masking",),
         ),
     ),
     "VI c": (
         Ablation(
             "table6c-ig-sg-rd", "instance-guided, then semantic-guided, then random masks", "c2fmae-b",
-            "masking.curriculum.options.order=[instance, semantic, random]", 83.5,
+            _phases("instance", "semantic", "random"), 83.5,
         ),
         Ablation(
             "table6c-rd-ig-sg", "random, then instance-guided, then semantic-guided masks", "c2fmae-b",
-            "masking.curriculum.options.order=[random, instance, semantic]", 83.5,
+            _phases("random", "instance", "semantic"), 83.5,
         ),
-        Ablation("table6c-sg-ig-rd", "semantic-guided, then instance-guided, then random masks", "c2fmae-b", "", 83.7),
+        Ablation(
+            "table6c-sg-ig-rd", "semantic-guided, then instance-guided, then random masks", "c2fmae-b", None, 83.7
+        ),
     ),
     "VI d": (
         Ablation(
-            "table6d-parallel", "no stage reads another", "c2fmae-b", "decoder.name=parallel", 83.3,
+            "table6d-parallel", "no stage reads another", "c2fmae-b", _decoder("parallel"), 83.3,
             {
-                "decoder.name": "the cascade without its carry, so that nothing else differs; MultiMAE's decoder, as "
-                "in multimae-b, reads visible tokens alone and has no query residual",
+                "method.decoder.name": "the cascade without its carry, so that nothing else differs; MultiMAE's "
+                "decoder, as in multimae-b, reads visible tokens alone and has no query residual",
             },
-            dropped_deviations=("decoder.carry",),
+            dropped_deviations=("method.decoder.options.carry",),
         ),
         Ablation(
-            "table6d-no-ca", "no cross-attention", "c2fmae-b", "decoder.name=self_attention", 83.2,
+            "table6d-no-ca", "no cross-attention", "c2fmae-b", _decoder("self_attention"), 83.2,
             {
-                "decoder.name": "a self-attention block takes the place of cross-attention, so stages keep their "
-                "depth and read nothing but their own granularity; the paper does not say what takes it",
+                "method.decoder.name": "a self-attention block replaces cross-attention, so stages keep their depth "
+                "and read nothing but their own granularity; the paper does not specify the replacement",
             },
-            dropped_deviations=("decoder",),
+            dropped_deviations=("method.decoder",),
         ),
         Ablation(
-            "table6d-r-i-s", "from pixels to semantics", "c2fmae-b", "decoder.name=reversed", 83.5,
-            {"decoder.name": "the cascade alone is reversed, the curriculum is not; the paper does not say"},
+            "table6d-r-i-s", "from pixels to semantics", "c2fmae-b", _decoder("reversed"), 83.5,
+            {
+                "method.decoder.name": "the cascade alone is reversed, the curriculum is not; the paper does not "
+                "specify it"
+            },
         ),
-        Ablation("table6d-s-i-r", "from semantics to pixels", "c2fmae-b", "", 83.7),
+        Ablation("table6d-s-i-r", "from semantics to pixels", "c2fmae-b", None, 83.7),
     ),
     "VI e": (
         Ablation(
-            "table6e-r", "photos alone, random masks", "table6b-rd", "granularities=[rgb]", 82.9,
-            {**_NUM_VISIBLE_NOTE, "decoder": "the cascade shortened to one stage, 256 wide; MAE's decoder is in mae-b"},
-            dropped_deviations=("channels.instance", "decoder.carry"),
+            "table6e-r", "images alone, random masks", "table6b-rd", _granularities("rgb"), 82.9,
+            {
+                **_NUM_VISIBLE_NOTE,
+                "method.decoder": "the cascade shortened to one stage, 256 wide; MAE's decoder is in mae-b",
+            },
+            dropped_deviations=("method.channels.instance", "method.decoder.options.carry"),
         ),
         Ablation(
-            "table6e-r-s", "photos and semantic maps, random masks", "table6b-rd",
-            "granularities=[semantic, rgb]", 83.2,
-            {**_NUM_VISIBLE_NOTE, "decoder": "the cascade shortened to two stages"},
-            dropped_deviations=("channels.instance",),
+            "table6e-r-s", "images and semantic maps, random masks", "table6b-rd",
+            _granularities("semantic", "rgb"), 83.2,
+            {**_NUM_VISIBLE_NOTE, "method.decoder": "the cascade shortened to two stages"},
+            dropped_deviations=("method.channels.instance",),
         ),
         Ablation(
-            "table6e-r-i", "photos and instance maps, random masks", "table6b-rd",
-            "granularities=[instance, rgb]", 83.1,
-            {**_NUM_VISIBLE_NOTE, "decoder": "the cascade shortened to two stages"},
+            "table6e-r-i", "images and instance maps, random masks", "table6b-rd",
+            _granularities("instance", "rgb"), 83.1,
+            {**_NUM_VISIBLE_NOTE, "method.decoder": "the cascade shortened to two stages"},
         ),
-        Ablation("table6e-r-i-s", "all granularities, random masks", "table6b-rd", "", 83.3),
-        Ablation("table6e-curriculum", "all granularities, a curriculum of masks", "c2fmae-b", "", 83.7),
+        Ablation("table6e-r-i-s", "all granularities, random masks", "table6b-rd", None, 83.3),
+        Ablation("table6e-curriculum", "all granularities, a curriculum of masks", "c2fmae-b", None, 83.7),
     ),
     "VI f": (
-        Ablation("table6f-111", "losses of equal weight", "c2fmae-b", "", 83.7),
-        Ablation("table6f-112", "the loss of photos counts twice", "c2fmae-b", "weights.rgb=2", 83.7),
-        Ablation("table6f-121", "the loss of instance maps counts twice", "c2fmae-b", "weights.instance=2", 83.4),
-        Ablation("table6f-211", "the loss of semantic maps counts twice", "c2fmae-b", "weights.semantic=2", 83.5),
+        Ablation("table6f-111", "losses of equal weight", "c2fmae-b", None, 83.7),
+        Ablation("table6f-112", "the loss of images counts twice", "c2fmae-b", _loss_weight("rgb", 2), 83.7),
+        Ablation(
+            "table6f-121", "the loss of instance maps counts twice", "c2fmae-b", _loss_weight("instance", 2), 83.4
+        ),
+        Ablation(
+            "table6f-211", "the loss of semantic maps counts twice", "c2fmae-b", _loss_weight("semantic", 2), 83.5
+        ),
     ),
 }  # fmt: skip
 """By the paper's table, in its order."""
+
+
+def make_ablation_config(base: Recipe, change: Change) -> PretrainConfig:
+    """Return the config of a recipe with one setting of its method replaced."""
+    config = base.make()
+    return config.model_copy(update={"method": change.apply(config.method)})
 
 
 def _ablation_recipe(table: str, row: Ablation, base: Recipe) -> Recipe:
@@ -138,12 +214,12 @@ def _ablation_recipe(table: str, row: Ablation, base: Recipe) -> Recipe:
         for setting, text in base.deviations.items()
         if setting not in row.deviations and not f"{setting}.".startswith(dropped_prefixes)
     }
-    changed = f" with method.{row.override}" if row.override else ", as it stands"
-    return replace(
+    changed = f" with method.{row.change.override}" if row.change else ", unchanged"
+    return dataclasses.replace(
         base,
         name=row.name,
         title=f"Table {table}: {row.description}; {row.top1} % in the paper.",
-        method_overrides=(*base.method_overrides, row.override) if row.override else base.method_overrides,
+        make=partial(make_ablation_config, base, row.change) if row.change else base.make,
         source=f"{PAPER_CITATION}, Table {table}: {row.base_recipe}{changed}",
         reported=(f"Table {table}: {row.top1} % top-1 on ImageNet-1K, fine-tuned after 400 epochs",),
         deviations={**row.deviations, **base_deviations},

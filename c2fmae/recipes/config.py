@@ -1,4 +1,4 @@
-"""A recipe as YAML holds it, and where it is read from: a name or a file."""
+"""Configs of recipes: a pre-training config with its provenance, from a name, a YAML file or a run directory."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,38 +6,37 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from c2fmae.core.config import Config
+from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.core.config import RESUME_SAFE, Config
 from c2fmae.core.errors import UserError
 from c2fmae.eval.classification.config import is_finetuned
-from c2fmae.pretrain import PretrainConfig
-from c2fmae.recipes.registry import RECIPES
 
 R = TypeVar("R", bound="RecipeConfig")
 
 
 class Provenance(Config):
-    """What is known of an experiment, and what is not."""
+    """Where an experiment comes from, and what is known of its results."""
 
-    name: Annotated[str, Field(min_length=1)]
-    title: str
-    source: str
-    """The paper, table or code that it is from."""
-    reported: tuple[str, ...] = ()
-    """What papers report of it, never a figure of this project's."""
-    deviations: tuple[str, ...] = ()
-    """Where it departs from its source, or reads what its source leaves open; most name the setting to change."""
-    unmeasured: tuple[str, ...] = ()
+    name: Annotated[str, Field(min_length=1), RESUME_SAFE]
+    title: Annotated[str, RESUME_SAFE]
+    source: Annotated[str, RESUME_SAFE]
+    """Paper, table or code that it reproduces."""
+    reported: Annotated[tuple[str, ...], RESUME_SAFE] = ()
+    """Figures that papers report. None is measured by this project."""
+    deviations: Annotated[tuple[str, ...], RESUME_SAFE] = ()
+    """Differences from the source, and readings of what it leaves open. Most name the setting to change."""
+    unmeasured: Annotated[tuple[str, ...], RESUME_SAFE] = ()
     """What this project has not measured."""
 
 
-class RecipeConfig(PretrainConfig, Provenance):  # in this order YAML begins with what is told
+class RecipeConfig(PretrainConfig, Provenance):  # in this order YAML begins with the provenance
     """A named experiment."""
 
     @classmethod
     def from_dict(
         cls: type[R], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None
     ) -> R:
-        """Read as every config is; changes are noted among the deviations, since what is reported is not of them."""
+        """Read like every config, and list overrides among the deviations: reported figures are without them."""
         overrides = list(overrides)
         recipe = super().from_dict(values, overrides, source=source)
         notes = [f"changed: {override}" for override in overrides]
@@ -45,16 +44,18 @@ class RecipeConfig(PretrainConfig, Provenance):  # in this order YAML begins wit
 
 
 def is_yaml_path(source: str) -> bool:
-    """Return whether that is the name of a YAML file rather than of a recipe."""
+    """Return whether a source is the path of a YAML file, and not a recipe's name."""
     return source.endswith((".yaml", ".yml"))
 
 
 def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
-    """Return the recipe of that name, of that YAML file, or of that run's folder, with `a.b=value` changes."""
+    """Return the config of a recipe's name, a YAML file or a run directory, with `a.b=value` overrides."""
+    from c2fmae.recipes import RECIPES
+
     if is_yaml_path(source):
         return RecipeConfig.from_yaml(source, overrides)
     if is_finetuned(Path(source)):
-        raise UserError(f"{source}: is a fine-tuned run. Go on with it by: c2fmae eval finetune {source} --resume")
+        raise UserError(f"{source}: is a fine-tuned run. Resume it with: c2fmae eval finetune {source} --resume")
     if (config := Path(source) / "config.yaml").is_file():
         return RecipeConfig.from_yaml(config, overrides)
     return RECIPES.get(source)().override(overrides)

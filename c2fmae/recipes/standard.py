@@ -1,8 +1,15 @@
 """C2FMAE, MAE and MultiMAE at five sizes. ViT-B is the paper's; the others differ from it in the encoder alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
+from c2fmae.config import presets
+from c2fmae.config.method import MethodConfig
+from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.core.config import replace
+from c2fmae.core.specs import EncoderConfig
+from c2fmae.core.training import TrainingConfig
 from c2fmae.recipes.registry import Recipe, register_recipe
 
 PAPER_CITATION = (
@@ -21,27 +28,26 @@ VIT_BY_SIZE = {
 }
 
 _OTHER_SIZE_NOTE = "the paper has no results at this size; the decoder stays that of ViT-B"
-_HUGE_NOTE = "patches of 14 pixels: N = 256 a granularity, T = {visible} of {total} visible"
-_HUGE_MAPS_NOTE = "; cells of id maps are 2 pixels wide, 7×7 a patch"
+_HUGE_NOTE = "patches of 14 pixels: N = 256 per granularity, T = {visible} of {total} visible"
+_HUGE_MAPS_NOTE = "; cells of id maps are 2 pixels wide, 7×7 per patch"
 
 
 class _MethodFamily(NamedTuple):
-    method: str
+    method: Callable[[], MethodConfig]
     title: str
     source: str
     reported: tuple[str, ...]
     deviations: Mapping[str, str]
     source_sizes: tuple[str, ...]
     """Sizes that the source has."""
-    run_overrides: tuple[str, ...]
-    """What of the training is not as in C2FMAE."""
+    training: TrainingConfig
     huge_note: str
-    """What patches of 14 pixels change."""
+    """Effect of patches of 14 pixels."""
 
 
-FAMILIES = (
-    _MethodFamily(
-        method="c2fmae",
+FAMILIES = {
+    "c2fmae": _MethodFamily(
+        method=presets.c2fmae,
         title="C2FMAE with {size}: three granularities, a cascaded decoder, a curriculum of masks.",
         source=f"{PAPER_CITATION}, sections III and IV-A",
         reported=(
@@ -52,32 +58,33 @@ FAMILIES = (
             "Table IV: 35.2 % on IN-A, 50.6 % on IN-R, 37.4 % on IN-S, mCE 48.8 on IN-C, score 43.6",
         ),
         deviations={
-            "masking.curriculum": "straight slopes; the text gives the order of the phases, but not the curves "
-            "of Figure 3",
-            "masking.blend": "the patches of highest score, as Eq. 11 says, which is a hard switch wherever one "
-            "coefficient exceeds a half; sample and quota are smooth",
-            "masking.object_share": "0.75; the paper says only that objects get the larger part",
-            "masking.max_objects": "all objects count; the paper takes all or some, and gives no rule",
-            "channels.instance": "32 ids, background included, the largest object first; the paper gives neither "
-            "their number nor their order",
-            "decoder.context": "a stage reads all tokens, hidden ones too, as Eq. 2 says; `visible` is MultiMAE's "
-            "way, and which of the two teaches more at this size has not been measured",
-            "decoder.carry": "a stage reads the one before it alone, as Eq. 2 says",
-            "decoder.query_residual": "on; the paper does not say, and MultiMAE has none",
-            "encoder.has_norm": "no norm between encoder and decoder, as in MultiMAE; the paper does not say",
-            "targets": "standardised pixels alone, since Eq. 12 has three terms; MAE's are normalised by patch",
-            "average": "each image's mean over what is hidden, then the images' mean, as in MultiMAE; the paper does "
-            "not say",
+            "method.masking.options.curriculum": "straight slopes; the text gives the order of the phases, but not the "
+            "curves of Figure 3",
+            "method.masking.options.blend": "the patches with the highest scores, as in Eq. 11, which is a hard switch "
+            "wherever one coefficient exceeds a half; sample and quota are smooth",
+            "method.masking.options.object_share": "0.75; the paper states only that objects get the larger part",
+            "method.masking.options.max_objects": "all objects count; the paper uses all or some, and gives no rule",
+            "method.channels.instance": "32 ids, background included, the largest object first; the paper gives "
+            "neither their number nor their order",
+            "method.decoder.options.context": "a stage reads all tokens, hidden ones too, as in Eq. 2; `visible` is "
+            "MultiMAE's way, and which of the two is better at this size has not been measured",
+            "method.decoder.options.carry": "a stage reads the one before it alone, as in Eq. 2",
+            "method.decoder.options.query_residual": "on; the paper does not specify it, and MultiMAE has none",
+            "method.encoder.has_norm": "no norm between encoder and decoder, as in MultiMAE; the paper does not "
+            "specify it",
+            "method.targets": "standardised pixels alone, since Eq. 12 has three terms; MAE's are normalised by patch",
+            "method.loss_average": "each image's mean over its hidden cells, then the mean over images, as in "
+            "MultiMAE; the paper does not specify it",
             "training.epochs": "400, as in the ablations and for the first figure of Table I; 1600 for the others",
-            "training.base_lr": "1e-4 for 256 images, as in MultiMAE, whose recipe the paper says it follows",
+            "training.base_lr": "1e-4 for 256 images, as in MultiMAE, whose recipe the paper follows",
         },
         source_sizes=("b",),
-        run_overrides=(),
+        training=TrainingConfig(epochs=400, base_lr=1e-4, warmup_epochs=40),
         huge_note=_HUGE_NOTE.format(visible=128, total=768) + _HUGE_MAPS_NOTE,
     ),
-    _MethodFamily(
-        method="mae",
-        title="MAE with {size}: photos alone, random masks, a joint decoder.",
+    "mae": _MethodFamily(
+        method=presets.mae,
+        title="MAE with {size}: images alone, random masks, a joint decoder.",
         source='MAE (He et al., 2022), "Masked Autoencoders Are Scalable Vision Learners", and its official code',
         reported=(
             "the C2FMAE paper, Table I: 82.9 % top-1 on ImageNet-1K, fine-tuned after 400 epochs (its authors' run); "
@@ -88,11 +95,11 @@ FAMILIES = (
         ),
         deviations={"training.epochs": "400, as in the C2FMAE paper's first comparison; MAE's own are 800 and 1600"},
         source_sizes=("b", "l", "h"),
-        run_overrides=("training.base_lr=1.5e-4", "training.batch_size=4096"),
+        training=TrainingConfig(epochs=400, base_lr=1.5e-4, warmup_epochs=40, batch_size=4096),
         huge_note=_HUGE_NOTE.format(visible=64, total=256),
     ),
-    _MethodFamily(
-        method="multimae",
+    "multimae": _MethodFamily(
+        method=presets.multimae,
         title="MultiMAE with {size}: three granularities, a decoder for each, random masks.",
         source=(
             f'MultiMAE (Bachmann et al., 2022) over the granularities of {PAPER_CITATION}: Table V, "+ Our '
@@ -100,36 +107,41 @@ FAMILIES = (
         ),
         reported=("the C2FMAE paper, Table V: 83.0 % top-1 on ImageNet-1K, fine-tuned after 400 epochs",),
         deviations={
-            "granularities": "semantic, instance and rgb; MultiMAE's own are rgb, depth and semantic, as in the "
+            "method.granularities": "semantic, instance and rgb; MultiMAE's own are rgb, depth and semantic, as in the "
             "recipe table5-multimae",
             "training.epochs": "400, as in Table V; MultiMAE's own are 1600",
         },
         source_sizes=("b",),
-        run_overrides=(),
+        training=TrainingConfig(epochs=400, base_lr=1e-4, warmup_epochs=40),
         huge_note=_HUGE_NOTE.format(visible=128, total=768) + _HUGE_MAPS_NOTE,
     ),
-)
+}
 
 
-def _standard_recipe(family: _MethodFamily, size: str) -> Recipe:
-    vit, encoder = VIT_BY_SIZE[size]
+def make_standard_config(family: _MethodFamily, encoder: str) -> PretrainConfig:
+    """Return the config of a method with another encoder."""
+    method = family.method()
+    encoder_config = replace(method.encoder, EncoderConfig, name=encoder)
+    return PretrainConfig(method=replace(method, MethodConfig, encoder=encoder_config), training=family.training)
+
+
+def _standard_recipe(name: str, size: str) -> Recipe:
+    family, (vit, encoder) = FAMILIES[name], VIT_BY_SIZE[size]
     notes = [_OTHER_SIZE_NOTE] if size not in family.source_sizes else []
     notes += [family.huge_note] if size == "h" else []
     is_base = size == "b"
     return Recipe(
-        name=f"{family.method}-{size}",
+        name=f"{name}-{size}",
         title=family.title.format(size=vit),
-        method=family.method,
-        method_overrides=() if is_base else (f"encoder.name={encoder}",),
+        make=partial(make_standard_config, family, encoder),
         source=family.source,
         reported=family.reported if is_base else (),
-        deviations={**({"encoder.name": "; ".join(notes)} if notes else {}), **family.deviations},
+        deviations={**({"method.encoder.name": "; ".join(notes)} if notes else {}), **family.deviations},
         unmeasured=(NOT_REPRODUCED if is_base else "training, and every accuracy after it",),
-        run_overrides=family.run_overrides,
     )
 
 
 STANDARD_RECIPES = {
     recipe.name: register_recipe(recipe)
-    for recipe in (_standard_recipe(family, size) for family in FAMILIES for size in VIT_BY_SIZE)
+    for recipe in (_standard_recipe(name, size) for name in FAMILIES for size in VIT_BY_SIZE)
 }

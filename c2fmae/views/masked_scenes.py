@@ -8,6 +8,7 @@ from jaxtyping import Bool, Integer
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from c2fmae.config.masking import MaskingConfig
 from c2fmae.core.config import Config, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
@@ -15,7 +16,6 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking import Policy, mask_scenes, patch_regions
-from c2fmae.masking.config import MaskingConfig
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class MaskedScenesConfig(Config):
     seed: int = 0
     hidden: UnitInterval = 0.75
     """Share of the patches that is hidden."""
-    masking: MaskingConfig = MaskingConfig()
+    masking: MaskingConfig = Field(default_factory=MaskingConfig)
 
     @model_validator(mode="after")
     def _check_patch_size(self) -> "MaskedScenesConfig":
@@ -50,10 +50,13 @@ class MaskedScenesConfig(Config):
             raise UserError(f"scenes: {self.data} has {len(source)}, fewer than {self.scenes}")
         view = CentralView(size=(self.size, self.size), max_instances=IGNORE)
         batch = SceneBatch.stack([view(source[index]) for index in range(self.scenes)])
-        semantic, weights = batch.maps["semantic"], self.masking.weights
+        semantic, weights = batch.maps["semantic"], getattr(self.masking.options, "weights", None)
         highest = int(semantic.masked_fill(semantic == IGNORE, 0).max())
         if weights is not None and highest >= len(weights):
-            raise UserError(f"masking.weights: there are {len(weights)}, but {self.data} has a class {highest}")
+            raise UserError(
+                f"masking.options.weights: expected a weight for each class up to {highest} of {self.data}, got "
+                f"{len(weights)}"
+            )
         return batch
 
     def compute_regions(

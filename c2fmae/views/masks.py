@@ -7,6 +7,8 @@ from c2fmae.masking.policies import ProgressivePolicy
 from c2fmae.report.drawing import colour_classes, colour_instances, draw_tile_sheet, hide_patches
 from c2fmae.views.masked_scenes import MaskedScenesConfig
 
+_BASE_OPTIONS = ("object_share", "max_objects", "weights")
+
 
 class MasksFigureConfig(MaskedScenesConfig):
     """Settings of `c2fmae view masks`."""
@@ -19,11 +21,10 @@ def draw_masks(config: MasksFigureConfig) -> Image.Image:
     """Draw a row for each scene: photo, both maps, the three pure masks, the policy at points of training."""
     batch = config.load_scenes()
     regions, instances = config.compute_regions(batch)
-    masking, policy = config.masking, config.masking.build()
-    progressive = ProgressivePolicy(
-        object_share=masking.object_share, max_objects=masking.max_objects, weights=masking.weights
-    )
-    masks = [config.mask_patches(pure, regions, instances, 0.0) for pure in progressive.base_policies]
+    policy = config.masking.build()
+    shared = {name: value for name, value in config.masking.options if name in _BASE_OPTIONS}
+    base_policies = ProgressivePolicy(**shared).base_policies
+    masks = [config.mask_patches(base, regions, instances, 0.0) for base in base_policies]
     masks += [config.mask_patches(policy, regions, instances, progress) for progress in config.progress]
     side = config.size // config.patch
     rows = []
@@ -35,7 +36,8 @@ def draw_masks(config: MasksFigureConfig) -> Image.Image:
         ]
         grids = [is_masked[index].unflatten(0, (side, side)).numpy() for is_masked in masks]
         rows.append([image, *maps, *(hide_patches(image, grid) for grid in grids)])
-    name = f"{masking.policy}, {masking.blend}" if masking.policy == "progressive" else masking.policy
+    blend = f", {policy.blend}" if isinstance(policy, ProgressivePolicy) else ""
+    name = f"{config.masking.name}{blend}"
     return draw_tile_sheet(
         rows,
         column_titles=[

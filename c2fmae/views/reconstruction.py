@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from torch import Tensor
 
+from c2fmae.config.method import HeadPlan
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.granularity import GRANULARITIES
@@ -21,7 +22,6 @@ from c2fmae.data import CentralView, Scenes
 from c2fmae.data.loader import load_first_readable
 from c2fmae.masking import random_mask
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.config import HeadPlan
 from c2fmae.methods.masked.model_inputs import compute_patch_grid
 from c2fmae.models.targets import DEFAULT_TARGETS, NormalizedPixelTarget
 from c2fmae.report.drawing import (

@@ -1,5 +1,6 @@
 """The curriculum, and what the three blends make of it."""
 
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -16,7 +17,7 @@ from c2fmae.views.masked_scenes import MaskedScenesConfig
 
 
 class ScheduleFigureConfig(MaskedScenesConfig):
-    """Settings of `c2fmae view schedule`, which draws every blend, whatever `masking.blend` is."""
+    """Settings of `c2fmae view schedule`, which draws every blend, whatever `masking.options.blend` is."""
 
     scenes: PositiveInt = 64
     points: PositiveInt = 101
@@ -24,16 +25,17 @@ class ScheduleFigureConfig(MaskedScenesConfig):
 
     @model_validator(mode="after")
     def _check_policy(self) -> "ScheduleFigureConfig":
-        if self.masking.policy != "progressive":
-            raise UserError(f"masking.policy: {self.masking.policy!r} has no schedule; only 'progressive' has")
+        if self.masking.name != "progressive":
+            raise UserError(f"masking.name: expected 'progressive', which has a schedule, got {self.masking.name!r}")
         return self
 
 
 def draw_schedule(config: ScheduleFigureConfig) -> Image.Image:
     """Draw α, β and the rest over training, and for each blend how much of each pure mask it hides."""
-    curriculum = config.masking.curriculum.build()
+    policy = config.masking.build()
+    assert isinstance(policy, ProgressivePolicy)
     progress_values = [point / max(1, config.points - 1) for point in range(config.points)]
-    coefficients = [curriculum(time) for time in progress_values]
+    coefficients = [policy.curriculum(time) for time in progress_values]
     charts = [
         draw_line_chart(
             {
@@ -42,7 +44,7 @@ def draw_schedule(config: ScheduleFigureConfig) -> Image.Image:
                 "random, 1−α−β": [1 - alpha - beta for alpha, beta in coefficients],
             },
             progress_values,
-            title=f"Curriculum {config.masking.curriculum.name}: the coefficients",
+            title=f"Curriculum {config.masking.options.curriculum.name}: the coefficients",
             x_label="progress of training",
             y_label="coefficient",
             y_range=(0, 1),
@@ -51,7 +53,7 @@ def draw_schedule(config: ScheduleFigureConfig) -> Image.Image:
     regions, instances = config.compute_regions(config.load_scenes())
     charts += [
         draw_line_chart(
-            compute_mask_overlap(config, blend, progress_values, regions, instances),
+            compute_mask_overlap(config, replace(policy, blend=blend), progress_values, regions, instances),
             progress_values,
             title=f"Blend {blend}: how much of each mask is hidden",
             x_label=f"progress of training · chance is {config.hidden:.2f}, the share that is hidden",
@@ -65,14 +67,12 @@ def draw_schedule(config: ScheduleFigureConfig) -> Image.Image:
 
 def compute_mask_overlap(
     config: ScheduleFigureConfig,
-    blend: Blend,
+    policy: ProgressivePolicy,
     progress_values: list[float],
     regions: Integer[Tensor, "batch patch"],
     instances: Integer[Tensor, "batch patch"],
 ) -> dict[str, list[float]]:
-    """Return, for each pure mask, the share of its hidden patches that the blend hides too."""
-    policy = config.masking.model_copy(update={"blend": blend}).build()
-    assert isinstance(policy, ProgressivePolicy)
+    """Return, for each pure mask, the share of its hidden patches that the policy hides too."""
     blended = torch.stack([config.mask_patches(policy, regions, instances, time) for time in progress_values])
     shares = {}
     for name, pure_policy in zip(("semantic", "instance", "random"), policy.base_policies, strict=True):

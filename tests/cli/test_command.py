@@ -44,7 +44,7 @@ def test_masks_are_drawn_and_the_file_is_named(tmp_path: Path) -> None:
 
 
 def test_schedules_are_drawn(tmp_path: Path) -> None:
-    settings = ["scenes=2", "size=64", "points=5", "masking.curriculum.name=cosine"]
+    settings = ["scenes=2", "size=64", "points=5", "masking.options.curriculum.name=cosine"]
     done = run("view", "schedule", *(word for s in settings for word in ("--set", s)), cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.splitlines()[0] == "wrote schedule.png"
@@ -56,25 +56,25 @@ def test_schedules_are_drawn(tmp_path: Path) -> None:
     [
         (["--set", "sise=64"], "error: view masks: sise: no such setting. Did you mean 'size'?\n"),
         (
-            ["--set", "masking.blend=topkk", "--set", "hidden=75", "--set", "patch"],
+            ["--set", "masking.options.blend=topkk", "--set", "hidden=75", "--set", "patch"],
             "error: view masks: 3 problems\n"
             "  'patch': expected key=value\n"
             "  hidden: input should be less than or equal to 1, got 75\n"
-            "  masking.blend: expected 'topk', 'sample' or 'quota', got 'topkk'. Did you mean 'topk'?\n",
+            "  masking.options.blend: expected 'topk', 'sample' or 'quota', got 'topkk'. Did you mean 'topk'?\n",
         ),
         (["--set", "size=65"], "error: view masks: patch: 16 does not divide the size, 65\n"),
         (
-            ["--set", "masking.policy=semantc"],
-            "error: view masks: masking: no mask named 'semantc'. Did you mean 'semantic'? "
+            ["--set", "masking.name=semantc"],
+            "error: view masks: masking.name: no mask named 'semantc'. Did you mean 'semantic'? "
             "Known: instance, progressive, random, semantic\n",
         ),
         (
-            ["--set", "masking.curriculum.options.order=3"],
-            "error: view masks: masking.curriculum: options.order: expected a list, got 3\n",
+            ["--set", "masking.options.curriculum.options.order=3"],
+            "error: view masks: masking.options.curriculum.options.order: expected a list, got 3\n",
         ),
         (
-            ["--set", "masking.curriculum.options.odrer=3"],
-            "error: view masks: masking.curriculum: curriculum 'triangle' has no option 'odrer'. "
+            ["--set", "masking.options.curriculum.options.odrer=3"],
+            "error: view masks: masking.options.curriculum.options.odrer: curriculum 'triangle' has no such option. "
             "Did you mean 'order'?\n",
         ),
     ],
@@ -104,9 +104,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
 
 
 def test_too_few_class_weights_are_refused_with_the_class_that_has_none(tmp_path: Path) -> None:
-    done = run("view", "masks", "--set", "masking.weights=[1, 1]", "--set", "size=64", cwd=tmp_path)
+    done = run("view", "masks", "--set", "masking.options.weights=[1, 1]", "--set", "size=64", cwd=tmp_path)
     assert done.returncode == 2
-    assert "error: masking.weights: there are 2, but generated has a class " in done.stderr
+    assert "error: masking.options.weights: expected a weight for each class up to " in done.stderr
 
 
 def test_a_terminal_without_greek_is_no_reason_to_fail() -> None:

@@ -11,7 +11,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.eval.builtin import EVALUATIONS
 from tests.exports.noise_sources import write_noise_run
 
-SMALL = ["--set", "options={size: 32, length: 12}", "--set", "workers=0"]
+OPTIONS = "{size: 32, length: 12}"
+SMALL = ["--set", f"train.options={OPTIONS}", "--set", f"test.options={OPTIONS}", "--set", "workers=0"]
 
 
 def said(*words: str) -> str:

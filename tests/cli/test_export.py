@@ -18,9 +18,9 @@ SHORT = [
     "training.steps=2",
     "training.warmup_steps=1",
     "training.ema=0.5",
-    "data.options={size: 64, length: 16, difficulty: easy}",
-    "data.held_out_options={size: 64, length: 16, difficulty: easy, seed: 1}",
-    "watching.pictures=0",
+    "data.train.options={size: 64, length: 16, difficulty: easy}",
+    "data.held_out.options={size: 64, length: 16, difficulty: easy, seed: 1}",
+    "watching.figures=0",
     "saving.steps=1",
 ]
 

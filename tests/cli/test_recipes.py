@@ -76,7 +76,7 @@ def test_the_list_comes_without_torch() -> None:
 def test_what_is_shown_is_a_file_that_is_read_back_and_mistakes_are_one_message(tmp_path: Path) -> None:
     recipe = RECIPES.get("table6d-parallel")()
     (tmp_path / "mine.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    changes = "--set method.num_visible=147 --set 'method.decoder.order=[rgb, instance, semantic]'"
+    changes = "--set method.num_visible=147 --set 'method.decoder.options.order=[rgb, instance, semantic]'"
     ((code, shown), (_, again), (_, changed), *refused), errors = show(
         "table6d-parallel",
         "mine.yaml",
@@ -97,7 +97,8 @@ def test_what_is_shown_is_a_file_that_is_read_back_and_mistakes_are_one_message(
     assert RecipeConfig.from_yaml(tmp_path / "saved.yaml") == recipe
     assert again == recipe.to_yaml() + "# next: c2fmae describe mine.yaml\n"
     assert (
-        "- 'changed: method.num_visible=147'\n- 'changed: method.decoder.order=[rgb, instance, semantic]'\n" in changed
+        "- 'changed: method.num_visible=147'\n- 'changed: method.decoder.options.order=[rgb, instance, semantic]'\n"
+        in changed
     )
     assert "  num_visible: 147\n" in changed
     assert f"\n# next: c2fmae recipes show c2fmae-b {changes} > mine.yaml; " in changed
@@ -131,7 +132,7 @@ from c2fmae.recipes.config import RecipeConfig
 @RECIPES.register("narrow-b")
 def narrow_b() -> RecipeConfig:
     """C2FMAE with a decoder half as wide."""
-    method = METHODS.get("c2fmae")().override(["decoder.dim=128"])
+    method = METHODS.get("c2fmae")().override(["decoder.options.dim=128"])
     return RecipeConfig(name="narrow-b", title="C2FMAE with a decoder half as wide.", source="me", method=method)
 '''
 

@@ -28,7 +28,7 @@ SINGLE_PROCESS = World()
 WORLD_SIZE, BATCH_SIZE, SIZE, NUM_STEPS = 2, 8, (16, 16), 5
 SMALL_OVERRIDES = (
     *("encoder.dim=32", "encoder.depth=1", "encoder.num_heads=2", "encoder.patch_size=8"),
-    *("decoder.dim=16", "decoder.num_heads=2", "num_visible=2"),
+    *("decoder.options.dim=16", "decoder.options.num_heads=2", "num_visible=2"),
 )
 
 
@@ -48,7 +48,9 @@ class LoopCase:
 
     def make_method(self) -> MaskedAutoencoding:
         """A model whose weights all matter."""
-        method = build_tiny_method(self.method, *SMALL_OVERRIDES, f"average={self.average}", *self.overrides, size=SIZE)
+        method = build_tiny_method(
+            self.method, *SMALL_OVERRIDES, f"loss_average={self.average}", *self.overrides, size=SIZE
+        )
         perturb_parameters(method.model)
         method.model.double() if self.is_float64 else method.model.float()
         return method

@@ -54,8 +54,8 @@ class PenChoice(Choice):
     def registry(cls) -> Registry[Any]:
         return PENS
 
-    def build(self, *parts: Any) -> Pen:
-        return partial(PENS.get(self.name), *parts, **self.keyword_options())
+    def build(self) -> Pen:
+        return partial(PENS.get(self.name), **self.keyword_options())
 
 
 class ShapeChoice(Choice):
@@ -114,7 +114,7 @@ def test_the_entry_is_called_with_its_options(drawing: Drawing) -> None:
     disc = drawing.shape.build()
     assert isinstance(disc, Disc)
     assert (disc.radius, disc.pen(0.5)) == (2, 2.5)
-    assert ShapeChoice(name="box", options={"height": 1}).build("paper") == ("paper", 1, 2)
+    assert ShapeChoice(name="box", options={"height": 1}).instantiate("paper") == ("paper", 1, 2)
 
 
 def test_all_problems_are_reported_with_their_keys() -> None:

@@ -13,7 +13,13 @@ from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.models.backbones.backbone import wrap_vit
 from tests.methods.tiny_methods import build_tiny_method
 
-SMALL = ["encoder.depth=2", "encoder.num_heads=2", "encoder.dim=16", "decoder.dim=16", "decoder.num_heads=2"]
+SMALL = [
+    "encoder.depth=2",
+    "encoder.num_heads=2",
+    "encoder.dim=16",
+    "decoder.options.dim=16",
+    "decoder.options.num_heads=2",
+]
 
 BLOCK = """
     norm1.weight 0, norm1.bias 0, attn.qkv.weight 1, attn.qkv.bias 0, attn.proj.weight 1, attn.proj.bias 0,

@@ -102,9 +102,9 @@ class Stripes:
 USE = """
 import torch
 from c2fmae.masking import mask_scenes
-from c2fmae.masking.config import MaskingConfig
+from c2fmae.config.masking import MaskingConfig
 patches = torch.zeros(2, 9, dtype=torch.long)
-policy = MaskingConfig.from_dict({"policy": "stripes", "options": {"every": 3}}).build()
+policy = MaskingConfig.from_dict({"name": "stripes", "options": {"every": 3}}).build()
 masks = mask_scenes(policy, patches, patches, num_visible=14, progress=0.0, generator=torch.Generator())
 print(policy, masks.num_masked.sum(dim=1).tolist())
 """

@@ -35,3 +35,35 @@ def test_invalid_backbones_are_refused(values: dict[str, object], message: str) 
     with pytest.raises(UserError) as caught:
         BackboneSpec.from_dict({"encoder": {}, "image_size": [32, 32], **values}, source="spec.json")
     assert str(caught.value).startswith(f"spec.json: {message}")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": ""}, "name: expected a name, got nothing"),
+        ({"drop_path": 1.0}, "drop_path: input should be less than 1, got 1.0"),
+        ({"drop_path": -0.1}, "drop_path: input should be greater than or equal to 0, got -0.1"),
+        ({"has_nrom": True}, "has_nrom: no such setting. Did you mean 'has_norm'?"),
+        ({"dim": 64, "num_heads": 6}, "num_heads: 6 heads do not divide dim=64"),
+    ],
+)
+def test_invalid_encoders_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        EncoderConfig.from_dict(values, source="model.yaml")
+    assert str(caught.value) == f"model.yaml: {message}"
+
+
+def test_the_default_encoder_is_a_plain_vit_base() -> None:
+    assert EncoderConfig().model_dump() == {
+        "name": "vit_base_patch16_224",
+        "patch_size": None,
+        "dim": None,
+        "depth": None,
+        "num_heads": None,
+        "mlp_ratio": None,
+        "norm_eps": None,
+        "drop_path": 0.0,
+        "has_norm": False,
+        "keep_positions": False,
+        "grad_checkpointing": False,
+    }

@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from c2fmae.config.data import DatasetConfig
 from c2fmae.core.errors import UserError
-from c2fmae.eval.datasets import TrainTestConfig, find_train_test, open_set
+from c2fmae.eval.data_config import TrainTestConfig, find_train_test
+from c2fmae.eval.datasets import open_set
 from tests.eval.tiny_backbones import tiny_backbone
 
 
@@ -42,19 +44,27 @@ def test_a_folder_of_one_set_is_told_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_train_test(str(tmp_path / "nowhere"))
     assert str(caught.value) == (
-        f"{tmp_path / 'nowhere'}: is not a folder of a training and a test set. Name them with --data and --test"
+        f"{tmp_path / 'nowhere'}: is not a folder with a training and a test set. Name them with --data and --test"
     )
 
 
 def test_probing_on_the_training_set_is_refused() -> None:
-    with pytest.raises(UserError, match="is the training set. What a probe has been given the truth of says nothing"):
+    with pytest.raises(UserError, match="test: expected other scenes than the training set's. Name another set"):
         TrainTestConfig.from_dict({"train": "somewhere", "test": "somewhere"})
-    TrainTestConfig.from_dict({"train": "generated", "test": "generated"})
-    TrainTestConfig.from_dict(
-        {"train": "generated", "test": "generated", "options": {"seed": 1}, "test_options": {"seed": 2}}
-    )
-    with pytest.raises(UserError, match="is the training set"):
-        TrainTestConfig.from_dict({"train": "generated", "test": "generated", "options": {"seed": 1}})
+    generated = {"train": "generated", "test": "generated"}
+    TrainTestConfig.from_dict(generated)
+    TrainTestConfig.from_dict(generated, ["train.options.seed=1", "test.options.seed=2"])
+    with pytest.raises(UserError, match="expected other scenes than the training set's"):
+        TrainTestConfig.from_dict(generated, ["train.options.seed=1", "test.options.seed=1"])
+
+
+def test_options_beside_the_sets_are_those_of_version_0_1() -> None:
+    old = {"train": "generated", "test": "generated", "options": {"seed": 1, "size": 32}, "test_options": {"seed": 2}}
+    config = TrainTestConfig.from_dict(old)
+    assert config.train == DatasetConfig(name="generated", options={"seed": 1, "size": 32})
+    assert config.test == DatasetConfig(name="generated", options={"seed": 2, "size": 32})
+    paths = {"train": "here", "test": "there", "options": {}, "test_options": {}}
+    assert TrainTestConfig.from_dict(paths) == TrainTestConfig(train="here", test="there")
 
 
 def test_command_words_are_settings(tmp_path: Path) -> None:
@@ -66,8 +76,8 @@ def test_command_words_are_settings(tmp_path: Path) -> None:
 
 
 def test_generated_sets_differ_and_are_of_the_backbones_size() -> None:
-    train = open_set("train", "generated", {"length": 3}, (32, 40), ("rgb",))
-    test = open_set("test", "generated", {"length": 3}, (32, 40), ("rgb",))
+    source = DatasetConfig(name="generated", options={"length": 3})
+    train, test = open_set("train", source, (32, 40), ("rgb",)), open_set("test", source, (32, 40), ("rgb",))
     assert train.scenes[0].maps["rgb"].shape == (3, 40, 40)
     assert train.identity != test.identity
     assert str(train) == "generated, size 40, length 3, seed 1001 (3)"
@@ -75,13 +85,13 @@ def test_generated_sets_differ_and_are_of_the_backbones_size() -> None:
 
 def test_a_set_that_is_not_there_is_named_by_its_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^test: no data is given. Give --data, a folder of train and val sets$"):
-        open_set("test", None, {}, (16, 16), ("rgb",))
+        open_set("test", None, (16, 16), ("rgb",))
     with pytest.raises(UserError, match=rf"^train: {tmp_path}/none: does not exist"):
-        open_set("train", str(tmp_path / "none"), {}, (16, 16), ("rgb",))
+        open_set("train", str(tmp_path / "none"), (16, 16), ("rgb",))
 
 
 def test_a_size_that_the_patch_does_not_divide_is_refused() -> None:
     config = TrainTestConfig(image_size=(16, 20))
-    with pytest.raises(UserError, match=r"^image_size: 20 is not divisible into patches of 8$"):
+    with pytest.raises(UserError, match=r"^image_size: expected multiples of the patch size, 8, got 20$"):
         config.make_view(tiny_backbone())
     assert TrainTestConfig().make_view(tiny_backbone()).size == (16, 16)

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from c2fmae.config.method import MethodConfig
+from c2fmae.core.decoder_options import ParallelOptions, StagedOptions
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, count_with_fvcore, count_with_torch
-from c2fmae.methods import METHODS, MethodConfig, build_method
+from c2fmae.methods import METHODS, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 
-TINY = ("encoder.name=test_vit", "encoder.depth=2", "decoder.depth=1", "image_size=[64, 96]")
+TINY = ("encoder.name=test_vit", "encoder.depth=2", "decoder.options.depth=1", "image_size=[64, 96]")
 VITS = {"test_vit": (64, 6, 192), "vit_base_patch16_224": (768, 12, 3072)}
 """Width, depth unless the config has another, and width inside the MLP."""
 
@@ -37,7 +39,7 @@ def arithmetic(config: MethodConfig) -> dict[str, int]:
     """Parts, from sizes alone: patches of 16, a global token, MLPs of four times the decoder's width."""
     width, depth, inside = VITS[config.encoder.name]
     depth = config.encoder.depth or depth
-    decoder, granularities = config.decoder, config.granularities
+    name, decoder, granularities = config.decoder.name, config.decoder.options, config.granularities
     patches = config.image_size[0] // 16 * (config.image_size[1] // 16)
     visible = config.resolve_num_visible(patches)
     shown = [visible // len(granularities) + (n < visible % len(granularities)) for n in range(len(granularities))]
@@ -45,19 +47,21 @@ def arithmetic(config: MethodConfig) -> dict[str, int]:
     outputs = {"rgb": 16 * 16 * 3, "semantic": 133 * 4 * 4, "instance": 32 * 4 * 4}
     heads = config.head_plans()
     enter = 2 * (visible + 1) * width * decoder.dim
-    if decoder.name == "joint":
+    if name == "joint":
         tokens = 1 + len(granularities) * patches
         stages, entries = decoder.depth * self_block(tokens, decoder.dim, 4 * decoder.dim), 1
     else:
         all_keys = len(granularities) * patches
-        keys = [all_keys if decoder.context == "all" else 1 + visible for _ in heads]
-        if decoder.context == "visible" and decoder.name == "cascaded":
+        context = decoder.context if isinstance(decoder, ParallelOptions) else "all"
+        keys = [all_keys if context == "all" else 1 + visible for _ in heads]
+        if context == "visible" and name == "cascaded":
             keys = [count + patches * min(stage, 1) for stage, count in enumerate(keys)]
         rest = decoder.depth * self_block(patches, decoder.dim, 4 * decoder.dim)
-        if decoder.name == "self_attention":
+        if name == "self_attention":
             stages = len(heads) * (rest + self_block(patches, decoder.dim, 4 * decoder.dim))
         else:
             stages = sum(cross_block(patches, count, decoder.dim) + rest for count in keys)
+        assert isinstance(decoder, StagedOptions)
         entries = 1 if decoder.entry == "shared" else len(heads)
     return {
         "embeddings": sum(2 * n * inputs[name] * width for n, name in zip(shown, granularities, strict=True)),
@@ -71,9 +75,9 @@ CONFIGS = [
     ("c2fmae", TINY),
     ("mae", TINY),
     ("multimae", TINY),
-    ("c2fmae", (*TINY, "decoder.context=visible")),
+    ("c2fmae", (*TINY, "decoder.options.context=visible")),
     ("c2fmae", (*TINY, "decoder.name=parallel", "num_visible=19")),
-    ("c2fmae", (*TINY, "decoder.name=self_attention", "decoder.entry=own", "decoder.depth=2")),
+    ("c2fmae", (*TINY, "decoder.name=self_attention", "decoder.options.entry=own", "decoder.options.depth=2")),
 ]
 WHOLE, WIDE = ([(method, depth) for method in ("c2fmae", "multimae")] for depth in ((), ("encoder.depth=2",)))
 """Of full size, and so but for the encoder's depth: a trace of each of many blocks that are alike takes long."""

@@ -24,8 +24,10 @@ def batch() -> SceneBatch:
 
 
 def method(name: str) -> MaskedAutoencoding:
-    settings = ["granularities=[semantic, depth, rgb]", "encoder.name=test_vit", "masking.policy=random"]
-    return build_method(METHODS.get(name)().override([*settings, "decoder.dim=32", "decoder.num_heads=4"]))
+    settings = ["granularities=[semantic, depth, rgb]", "encoder.name=test_vit", "masking.name=random"]
+    return build_method(
+        METHODS.get(name)().override([*settings, "decoder.options.dim=32", "decoder.options.num_heads=4"])
+    )
 
 
 @pytest.mark.parametrize("name", ["c2fmae", "multimae"])

@@ -25,13 +25,13 @@ total       forward, one image                                                  
 
 def test_the_table_says_what_reads_what_and_what_it_costs() -> None:
     changes = ["granularities=[semantic, rgb]", "channels.semantic=23", "encoder.name=test_vit", "image_size=[64, 64]"]
-    changes += ["decoder.dim=32", "decoder.num_heads=4", "masking.policy=random"]
+    changes += ["decoder.options.dim=32", "decoder.options.num_heads=4", "masking.name=random"]
     assert describe_architecture(METHODS.get("c2fmae")().override(changes)) == CASCADE
 
 
 def what(*changes: str) -> dict[str, str]:
     """The second column by the first, of a small model; of a name that is there twice, the stage's."""
-    small = ["encoder.name=test_vit", "image_size=[64, 64]", "decoder.dim=32", "decoder.num_heads=4"]
+    small = ["encoder.name=test_vit", "image_size=[64, 64]", "decoder.options.dim=32", "decoder.options.num_heads=4"]
     rows = (
         describe_architecture(METHODS.get("c2fmae")().override([*small, *changes]))
         .partition("\ndecoder")[2]
@@ -45,7 +45,7 @@ def what(*changes: str) -> dict[str, str]:
     ("changes", "reads"),
     [
         ([], ["", " + F semantic", " + F instance"]),
-        (["decoder.carry=all"], ["", " + F semantic", " + F semantic + F instance"]),
+        (["decoder.options.carry=all"], ["", " + F semantic", " + F semantic + F instance"]),
         (["decoder.name=reversed"], [" + F instance", " + F rgb", ""]),
         (["decoder.name=parallel"], ["", "", ""]),
     ],
@@ -61,7 +61,7 @@ def test_a_stage_reads_what_the_table_says(changes: list[str], reads: list[str])
     [
         ([], "cascaded, semantic → instance → rgb"),
         (["decoder.name=reversed"], "cascaded, rgb → instance → semantic"),
-        (["decoder.order=[instance, rgb, semantic]"], "cascaded, instance → rgb → semantic"),
+        (["decoder.options.order=[instance, rgb, semantic]"], "cascaded, instance → rgb → semantic"),
         (["decoder.name=self_attention"], "self_attention"),
     ],
 )
@@ -72,7 +72,7 @@ def test_the_order_of_the_stages_is_told(changes: list[str], wiring: str) -> Non
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("decoder", list(DECODERS))
 def test_every_method_with_every_decoder_has_a_table_whose_parts_add_up(method: str, decoder: str) -> None:
-    changes = ["encoder.name=test_vit", "image_size=[64, 64]", "decoder.dim=32", "decoder.num_heads=4"]
+    changes = ["encoder.name=test_vit", "image_size=[64, 64]", "decoder.options.dim=32", "decoder.options.num_heads=4"]
     table = describe_architecture(METHODS.get(method)().override([*changes, f"decoder.name={decoder}"]))
     sizes = dict(re.findall(r"^(\w+) .*  ([\d.]+ [kMG])  +[\d.]+ [kMG]$", table, flags=re.MULTILINE))
     assert set(sizes) == {"embeddings", "encoder", "decoder", "heads", "total"}

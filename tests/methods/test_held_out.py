@@ -18,7 +18,7 @@ from c2fmae.methods.masked.held_out import SCENES_PER_BATCH, HeldOutEvaluator
 from tests.methods.tiny_methods import NUM_CLASSES, build_tiny_method, draw_noise_scenes
 
 SIZE = (16, 16)
-SMALL = ["encoder.dim=32", "encoder.depth=2", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.dim=16"]
+SMALL = ["encoder.dim=32", "encoder.depth=2", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.options.dim=16"]
 ALONE = World()
 
 
@@ -86,7 +86,7 @@ def by_hand(each: MaskedAutoencoding, places: list[int]) -> dict[str, float]:
 @pytest.mark.parametrize("average", ["samples", "cells"])
 @pytest.mark.parametrize("name", ["c2fmae", "mae", "multimae"])
 def test_the_losses_are_those_of_one_big_batch(name: str, average: str) -> None:
-    each = method(name, f"average={average}", "weights={semantic: 2, rgb: 0.5}")
+    each = method(name, f"loss_average={average}", "loss_weights={semantic: 2, rgb: 0.5}")
     found = held_out(70, 70).compute_losses(each, config())
     expected = by_hand(each, list(range(70)))
     assert list(found) == list(expected)

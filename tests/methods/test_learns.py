@@ -22,7 +22,12 @@ def generated(side: int) -> SceneBatch:
 
 @pytest.mark.parametrize(("name", "side", "steps"), [("c2fmae", 64, 180), ("mae", 32, 120), ("multimae", 32, 150)])
 def test_eight_scenes_are_learnt_by_heart(name: str, side: int, steps: int) -> None:
-    small = ["encoder.name=test_vit", "decoder.dim=64", "decoder.num_heads=4", "decoder.depth=1"]
+    small = [
+        "encoder.name=test_vit",
+        "decoder.options.dim=64",
+        "decoder.options.num_heads=4",
+        "decoder.options.depth=1",
+    ]
     method = build_method(METHODS.get(name)().override([*small, f"image_size=[{side}, {side}]"]))
     scenes = generated(side)
     maps = method.prepare_inputs(scenes)

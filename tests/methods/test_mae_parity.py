@@ -90,7 +90,7 @@ def both(
 ) -> tuple[MaskedAutoencoding, "ViTMAEForPreTraining", dict[str, Tensor], Tensor, Masks]:
     """The two models with the same weights, photos, the noise that hides patches, and what it hides."""
     target = "normalized_pixels" if is_normalized else "pixels"
-    method = build_tiny_method("mae", f"targets.rgb=[{target}]", "decoder.depth=2", size=size)
+    method = build_tiny_method("mae", f"targets.rgb=[{target}]", "decoder.options.depth=2", size=size)
     theirs = vit_mae(size, is_normalized=is_normalized)
     method.model.load_state_dict(as_ours(theirs.state_dict()))
     num_patches = size[0] * size[1] // PATCH**2
@@ -136,7 +136,7 @@ def test_the_defaults_are_those_of_vit_base() -> None:
     from transformers import ViTMAEConfig
 
     ours, theirs = METHODS.get("mae")(), ViTMAEConfig()
-    decoder = ours.decoder
+    decoder = ours.decoder.options
     assert (decoder.dim, decoder.depth, decoder.num_heads) == (
         theirs.decoder_hidden_size,
         theirs.decoder_num_hidden_layers,

@@ -7,11 +7,13 @@ import torch
 import yaml
 from torch import nn
 
+from c2fmae.config.method import MethodConfig
+from c2fmae.core.decoder_options import JointOptions
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.scene import SceneBatch
-from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
-from c2fmae.models import DECODERS, DecoderPlan, MultiGranularAutoencoder
+from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
+from c2fmae.models import DECODERS, DecoderParts, MultiGranularAutoencoder
 from tests.data.dataset_files import assert_user_error
 from tests.methods.tiny_methods import (
     TINY_METHOD_OVERRIDES,
@@ -55,7 +57,12 @@ def test_every_method_builds_at_full_size_and_says_what_it_is(name: str) -> None
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_config_survives_yaml(name: str) -> None:
-    changes = ["channels={rgb: 4}", "mean=[0.1, 0.2, 0.3, 0.4]", "decoder.order=[rgb]", "weights={rgb: 0.5}"]
+    changes = [
+        "channels={rgb: 4}",
+        "mean=[0.1, 0.2, 0.3, 0.4]",
+        "decoder.options.order=[rgb]",
+        "loss_weights={rgb: 0.5}",
+    ]
     changes += ["num_visible=7", "concentration={rgb: 6}", "image_size=[96, 64]"]
     changed = make_tiny_config(name, *changes, granularities=["rgb"])
     for config in (METHODS.get(name)(), changed):
@@ -116,9 +123,9 @@ def test_weights_start_by_the_law_that_the_config_names() -> None:
 
 def test_building_neither_reads_nor_moves_the_global_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     class Drawn(nn.Module):
-        def __init__(self, plan: DecoderPlan) -> None:
+        def __init__(self, parts: DecoderParts, options: JointOptions) -> None:
             super().__init__()
-            self.inner = joint(plan)
+            self.inner = joint(parts, options)
             self.scale = nn.Parameter(torch.rand(3))  # as a part from outside may do
 
         def forward(self, *inputs: object) -> object:
@@ -164,7 +171,7 @@ def test_checkpointed_blocks_run_twice_and_give_the_same_gradients() -> None:
 
 
 def test_stages_follow_the_order_and_tokens_do_not() -> None:
-    method = build_tiny_method("c2fmae", "decoder.order=[rgb, semantic, instance]")
+    method = build_tiny_method("c2fmae", "decoder.options.order=[rgb, semantic, instance]")
     assert list(method.objectives) == child_names(method, "decoder.stages") == ["rgb", "semantic", "instance"]
     assert child_names(method, "embeddings") == list(COARSE_TO_FINE)
 
@@ -173,7 +180,7 @@ def test_a_second_target_has_a_longer_name_and_a_stage_of_its_own_if_asked() -> 
     settings = ["targets.rgb=[normalized_pixels, pixels]"]
     shared = [head[:2] for head in make_tiny_config("c2fmae", *settings).head_plans()]
     assert shared == [("semantic", "semantic"), ("instance", "instance"), ("rgb", "rgb"), ("rgb_pixels", "rgb")]
-    own = make_tiny_config("c2fmae", *settings, "decoder.stage_per=target").head_plans()
+    own = make_tiny_config("c2fmae", *settings, "decoder.options.stage_per=target").head_plans()
     assert own[-1][:2] == ("rgb_pixels", "rgb_pixels")
 
 
@@ -197,7 +204,7 @@ def test_photos_are_standardised_as_the_config_says() -> None:
     ("override", "message"),
     [
         ("granularities=[semantics]", f"no granularity named 'semantics'. Did you mean 'semantic'? {KNOWN}"),
-        ("granularities=[rgb, semantic, rgb]", "granularities: 'rgb' is there twice"),
+        ("granularities=[rgb, semantic, rgb]", "granularities: 'rgb' is listed twice"),
         ("channels.rbg=3", f"channels: no granularity named 'rbg'. Did you mean 'rgb'? {KNOWN}"),
         ("targets.rbg=[pixels]", f"targets: no granularity named 'rbg'. Did you mean 'rgb'? {KNOWN}"),
         ("concentration.rbg=2", f"concentration: no granularity named 'rbg'. Did you mean 'rgb'? {KNOWN}"),
@@ -205,32 +212,32 @@ def test_photos_are_standardised_as_the_config_says() -> None:
             "targets.rgb=[pixel]",
             "no target named 'pixel'. Did you mean 'pixels'? Known: absolute, labels, normalized_pixels, pixels",
         ),
-        ("targets.rgb=[pixels, pixels]", "targets.rgb: 'pixels' is there twice"),
+        ("targets.rgb=[pixels, pixels]", "targets.rgb: 'pixels' is listed twice"),
         ("targets.semantic=[pixels]", "targets.semantic: 'pixels' is for maps of kind image or continuous, not ids"),
         ("targets.rgb=[labels]", "targets.rgb: 'labels' is for maps of kind ids, not image"),
-        ("weights.rbg=1", "weights: no loss named 'rbg'. Did you mean 'rgb'? Known: instance, rgb, semantic"),
-        ("weights.rgb_pixels=1", "weights: no loss named 'rgb_pixels'. Known: instance, rgb, semantic"),
-        ("weights.rgb=-1", "weights.rgb: input should be greater than or equal to 0, got -1"),
+        ("loss_weights.rbg=1", "loss_weights: no loss named 'rbg'. Did you mean 'rgb'? Known: instance, rgb, semantic"),
+        ("loss_weights.rgb_pixels=1", "loss_weights: no loss named 'rgb_pixels'. Known: instance, rgb, semantic"),
+        ("loss_weights.rgb=-1", "loss_weights.rgb: input should be greater than or equal to 0, got -1"),
         ("concentration.rgb=0", "concentration.rgb: input should be greater than 0, got 0"),
-        ("decoder.order=[rgb, rgb, semantic]", "decoder.order: 'rgb' is there twice"),
-        ("decoder.order=[semantic, rgb]", "decoder.order: leaves out instance"),
+        ("decoder.options.order=[rgb, rgb, semantic]", "decoder.options.order: 'rgb' is listed twice"),
+        ("decoder.options.order=[semantic, rgb]", "decoder.options.order: instance is missing. Name all granularities"),
         (
-            "decoder.order=[semantic, instanse, rgb]",
-            "decoder.order: no stage named 'instanse'. Did you mean 'instance'? Known: instance, rgb, semantic",
+            "decoder.options.order=[semantic, instanse, rgb]",
+            "decoder.options.order: no stage named 'instanse'. Did you mean 'instance'? Known: instance, rgb, semantic",
         ),
-        ("channels.semantic=256", "channels.semantic: at most 255 ids can be told apart, got 256"),
-        ("mean=[0.5]", "mean: expected 3 numbers, one a channel of rgb, got 1"),
-        ("std=[0.5, 0.5, 0.5, 0.5]", "std: expected 3 numbers, one a channel of rgb, got 4"),
+        ("channels.semantic=256", "channels.semantic: expected at most 255 classes, got 256"),
+        ("mean=[0.5]", "mean: expected 3 numbers, one for each channel of rgb, got 1"),
+        ("std=[0.5, 0.5, 0.5, 0.5]", "std: expected 3 numbers, one for each channel of rgb, got 4"),
         ("std=[0.5, 0.5, 0]", "std.2: input should be greater than 0, got 0"),
-        ("decoder.num_heads=7", "decoder: num_heads: 7 heads do not divide dim=256"),
+        ("decoder.options.num_heads=7", "decoder.options: num_heads: 7 heads do not divide dim=256"),
         (
             "decoder.name=cascade",
-            "decoder: no decoder named 'cascade'. Did you mean 'cascaded'? "
+            "decoder.name: no decoder named 'cascade'. Did you mean 'cascaded'? "
             "Known: cascaded, joint, parallel, reversed, self_attention",
         ),
         ("num_visible=-1", "num_visible: input should be greater than or equal to 0, got -1"),
-        ("average=sample", "average: expected 'samples' or 'cells', got 'sample'. Did you mean 'samples'?"),
-        ("decoder.context=hidden", "decoder.context: expected 'all' or 'visible', got 'hidden'"),
+        ("loss_average=sample", "loss_average: expected 'samples' or 'cells', got 'sample'. Did you mean 'samples'?"),
+        ("decoder.options.context=hidden", "decoder.options.context: expected 'all' or 'visible', got 'hidden'"),
         ("nmae=x", "nmae: no such setting. Did you mean 'name'?"),
     ],
 )
@@ -243,7 +250,10 @@ def test_settings_that_make_no_sense_are_refused(override: str, message: str) ->
     [
         (["image_size=[64, 72]"], "image_size: 72 is not divisible into patches of 16, as test_vit has"),
         (["image_size=[60, 64]"], "image_size: 60 is not divisible into patches of 16, as test_vit has"),
-        (["image_size=[64, 64]", "num_visible=49"], "num_visible: 49 patches cannot be visible of 3 × 16"),
+        (
+            ["image_size=[64, 64]", "num_visible=49"],
+            "num_visible: expected at most 3 × 16 patches, got 49. Set it lower",
+        ),
         (
             ["encoder.name=vit_tiny_patch16_22"],
             "timm has no encoder named 'vit_tiny_patch16_22'. Did you mean 'vit_tiny_patch16_224'?",
@@ -321,16 +331,19 @@ def test_scenes_that_do_not_fit_are_refused(scenes: Callable[[], SceneBatch], me
 
 @pytest.mark.parametrize("policy", ["semantic", "instance", "progressive"])
 def test_a_guided_policy_needs_its_map_even_where_the_model_does_not(policy: str) -> None:
-    method = build_tiny_method("c2fmae", f"masking.policy={policy}", granularities=["rgb"])
+    method = build_tiny_method("c2fmae", f"masking.name={policy}", granularities=["rgb"])
     step(method, draw_noise_scenes())
     lacking = "instance" if policy == "instance" else "semantic"
-    message = f"masking.policy {policy!r} goes by the {lacking} map, which the scenes lack. Take 'random'"
+    message = (
+        f"masking: {policy!r} needs {lacking} maps, but the scenes have none. "
+        "Set masking.name=random, or use data with these maps"
+    )
     assert_user_error(lambda: step(method, without(lacking)), message)
 
 
 def test_a_policy_needs_no_map_that_it_does_not_go_by() -> None:
     step(build_tiny_method("mae"), without("semantic", "instance"))
-    step(build_tiny_method("c2fmae", "masking.policy=semantic", granularities=["rgb"]), without("instance"))
+    step(build_tiny_method("c2fmae", "masking.name=semantic", granularities=["rgb"]), without("instance"))
 
 
 def test_full_size_maps_are_refused_by_a_model_of_maps_alone() -> None:
@@ -344,7 +357,7 @@ def test_full_size_maps_are_refused_by_a_model_of_maps_alone() -> None:
     [((9, 8), 2, "2 × 9 × 8"), ((1, 1), 2, "2 × 1 × 1"), ((8, 16), 2, "2 × 8 × 16"), ((8, 8), 3, "3 × 8 × 8")],
 )
 def test_a_map_that_guides_and_is_not_of_the_model_must_fit_too(cells: tuple[int, int], batch: int, shape: str) -> None:
-    method = build_tiny_method("mae", "masking.policy=semantic")
+    method = build_tiny_method("mae", "masking.name=semantic")
     scenes = replaced(semantic=torch.zeros(batch, *cells, dtype=torch.uint8))
     assert_user_error(
         lambda: method.compute_step_loss(scenes, progress=0.0, generator=torch.Generator()),
@@ -353,7 +366,7 @@ def test_a_map_that_guides_and_is_not_of_the_model_must_fit_too(cells: tuple[int
     )
 
 
-@pytest.mark.parametrize("setting", ["weights.rgb=.inf", "mean=[.nan, 0, 0]", "decoder.mlp_ratio=.inf"])
+@pytest.mark.parametrize("setting", ["loss_weights.rgb=.inf", "mean=[.nan, 0, 0]", "decoder.options.mlp_ratio=.inf"])
 def test_what_is_not_finite_is_refused(setting: str) -> None:
     with pytest.raises(UserError, match=r"input should be a finite number, got (inf|nan)$"):
         METHODS.get("c2fmae")().override([setting])

@@ -146,7 +146,7 @@ def scenes_and_masks() -> tuple[SceneBatch, Masks]:
 
 @pytest.fixture(scope="module")
 def method() -> MaskedAutoencoding:
-    built = build_tiny_method("multimae", "decoder.depth=2", size=SIZE)
+    built = build_tiny_method("multimae", "decoder.options.depth=2", size=SIZE)
     perturb_parameters(built.model)
     return built
 
@@ -176,7 +176,8 @@ def test_predictions_losses_and_every_gradient_are_those_of_the_dense_form(metho
 def test_the_defaults_are_those_of_the_official_code() -> None:
     config = METHODS.get("multimae")()
     assert [(head.name, head.stage) for head in config.head_plans()] == [(head, head) for head in HEADS]
-    assert (config.decoder.dim, config.decoder.num_heads, config.decoder.depth) == (256, 8, 2)
+    decoder = config.decoder.options
+    assert (decoder.dim, decoder.num_heads, decoder.depth) == (256, 8, 2)
     assert config.resolve_num_visible(196) == 98
-    assert config.masking.policy == "random"
+    assert config.masking.name == "random"
     assert not config.encoder.has_norm

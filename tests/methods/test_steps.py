@@ -132,7 +132,10 @@ def test_other_noise_another_progress_and_other_scenes_give_another_loss() -> No
 
 
 def test_the_total_is_the_weighted_sum_of_the_parts() -> None:
-    settings = ["targets.rgb=[pixels, normalized_pixels]", "weights={semantic: 2, rgb: 0, rgb_normalized_pixels: 0.5}"]
+    settings = [
+        "targets.rgb=[pixels, normalized_pixels]",
+        "loss_weights={semantic: 2, rgb: 0, rgb_normalized_pixels: 0.5}",
+    ]
     loss = build_tiny_method("c2fmae", *settings).compute_step_loss(
         draw_noise_scenes(), progress=0.4, generator=noise()
     )
@@ -144,7 +147,7 @@ def test_the_total_is_the_weighted_sum_of_the_parts() -> None:
 
 
 def test_a_mean_over_cells_counts_all_hidden_cells_alike() -> None:
-    method = build_tiny_method("c2fmae", "average=cells", size=(64, 64))
+    method = build_tiny_method("c2fmae", "loss_average=cells", size=(64, 64))
     scenes = unlabelled(draw_noise_scenes(4, (64, 64)), "semantic", images=slice(1))
     maps = method.prepare_inputs(scenes)
     masks = method.sample_masks(scenes, progress=0.4, generator=noise())
@@ -163,7 +166,7 @@ def test_a_mean_over_cells_counts_all_hidden_cells_alike() -> None:
 @pytest.mark.parametrize("average", ["samples", "cells"])
 @pytest.mark.parametrize("name", list(METHODS))
 def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole(name: str, average: str) -> None:
-    method = build_tiny_method(name, f"average={average}", "num_visible=2")
+    method = build_tiny_method(name, f"loss_average={average}", "num_visible=2")
     scenes = unlabelled(draw_noise_scenes(5), "semantic", images=slice(2))
     whole = method.compute_step_loss(scenes, progress=0.4, generator=noise())
     whole.total.backward()

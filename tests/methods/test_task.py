@@ -15,7 +15,7 @@ from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
 
 SIZE, BATCH = (32, 32), 8
-SMALL = ["encoder.dim=32", "encoder.depth=1", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.dim=16"]
+SMALL = ["encoder.dim=32", "encoder.depth=1", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.options.dim=16"]
 
 
 def task(name: str = "c2fmae", *overrides: str, seed: int = 3) -> PretrainingTask:
@@ -122,7 +122,7 @@ def test_where_nothing_is_hidden_no_share_of_it_is_labelled() -> None:
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("curriculum", ["triangle", "cosine", "constant"])
 def test_a_curriculum_says_how_far_it_is(curriculum: str, progress: float) -> None:
-    each = task("c2fmae", f"masking.curriculum.name={curriculum}")
+    each = task("c2fmae", f"masking.options.curriculum.name={curriculum}")
     found = each.summarise_counts({}, progress)
     assert (found["alpha"], found["beta"]) == CURRICULA.get(curriculum)(progress)
 
@@ -139,7 +139,7 @@ def test_a_method_without_a_curriculum_or_maps_tells_of_none() -> None:
 @pytest.mark.parametrize("average", ["samples", "cells"])
 @pytest.mark.parametrize("name", ["c2fmae", "mae", "multimae"])
 def test_the_losses_of_the_parts_add_up_to_that_of_the_batch(name: str, average: str) -> None:
-    each = task(name, f"average={average}", "weights={semantic: 2, rgb: 0.5}")
+    each = task(name, f"loss_average={average}", "loss_weights={semantic: 2, rgb: 0.5}")
     found = split(each, size=2, parts=2)
     counts = added([each.compute_counts(one) for one in found])
     losses = [each.compute_losses(each.method.model, one, counts) for one in found]

@@ -5,17 +5,18 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
-from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 
 NUM_CLASSES = {"semantic": 6, "instance": 5}
 TINY_METHOD_OVERRIDES = [
     "encoder.name=test_vit",
-    "decoder.dim=32",
-    "decoder.num_heads=4",
-    "decoder.depth=1",
+    "decoder.options.dim=32",
+    "decoder.options.num_heads=4",
+    "decoder.options.depth=1",
     *(f"channels.{name}={number}" for name, number in NUM_CLASSES.items()),
 ]
 

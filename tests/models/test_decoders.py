@@ -23,7 +23,6 @@ from tests.models.tiny_models import (
     draw_normal,
     make_autoencoder,
     make_decoder,
-    make_decoder_plan,
     randomise_parameters,
     seeds,
 )
@@ -441,12 +440,17 @@ def test_joint_has_one_entry_and_a_norm_only_if_asked() -> None:
     assert {name.split(".")[0] for name, _ in asked.named_parameters()} == {"entry", "blocks", "norm"}
 
 
-def test_a_plan_makes_blocks_of_its_width() -> None:
-    plan = make_decoder_plan(mlp_ratio=3.0)
-    blocks: list[Any] = [plan.create_cross_block(), plan.create_self_block()]
-    assert [block.mlp.fc1.weight.shape for block in blocks] == [(48, 16), (48, 16)]
-    assert len(plan.create_entries()) == 1
-    assert len(make_decoder_plan(entry="own").create_entries()) == 3
+def test_blocks_have_the_width_of_the_options() -> None:
+    decoder = make_decoder("cascaded", mlp_ratio=3.0)
+    assert isinstance(decoder, CascadedDecoder)
+    blocks: list[Any] = [stage.first for stage in decoder.stages.values()]
+    blocks += [stage.rest[0] for stage in decoder.stages.values()]  # type: ignore[index]
+    assert {block.mlp.fc1.weight.shape for block in blocks} == {(48, 16)}
+
+
+def test_stages_share_an_entry_or_have_their_own() -> None:
+    decoders = [make_decoder("cascaded", entry=entry) for entry in ("shared", "own")]
+    assert [len(decoder.entries) for decoder in decoders] == [1, 3]  # type: ignore[arg-type]
 
 
 @pytest.mark.compile

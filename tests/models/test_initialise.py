@@ -16,7 +16,7 @@ from c2fmae.models import (
 )
 from c2fmae.models.attention import CrossAttention
 from c2fmae.models.initialise import initialise
-from tests.models.tiny_models import ALL_GRANULARITIES, NUM_CLASSES, create_timm_vit, make_decoder_plan
+from tests.models.tiny_models import ALL_GRANULARITIES, NUM_CLASSES, create_decoder, create_timm_vit
 
 SCALE = 0.37
 TOKENS = ("cls_token", "reg_token", "mask_token", "granularity", "classes.weight")
@@ -31,9 +31,10 @@ def model_of(decoder: str = "cascaded", *, seed: int = 0) -> MultiGranularAutoen
         "instance": IdEmbedding(NUM_CLASSES, 64, patch=16),
         "rgb": ImageEmbedding(vit.patch_embed),
     }
-    plan = make_decoder_plan(dim=64, entry="own", has_norm=True)
     heads = {name: PredictionHead(name, 64, 48) for name in ALL_GRANULARITIES}
-    return MultiGranularAutoencoder(Embeddings(embeddings), Encoder(vit), DECODERS.get(decoder)(plan), heads)
+    return MultiGranularAutoencoder(
+        Embeddings(embeddings), Encoder(vit), create_decoder(decoder, dim=64, entry="own", has_norm=True), heads
+    )
 
 
 def drawn(decoder: str = "cascaded", *, seed: int = 0, draw: int = 0, split_qkv: bool = True) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Small parts of models with weights that nothing is equal by accident for, and masks to look at them through."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import timm
@@ -11,10 +10,12 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from c2fmae.config.decoder import DecoderConfig
+from c2fmae.core.choice import get_option_class
 from c2fmae.core.masks import Masks
 from c2fmae.models import (
     DECODERS,
-    DecoderPlan,
+    DecoderParts,
     Embeddings,
     Encoder,
     IdEmbedding,
@@ -117,21 +118,25 @@ def make_tiny_vit(**options: Any) -> VisionTransformer:
     return randomise_parameters(create_timm_vit("test_vit", **{"img_size": (32, 48), "depth": 2, **options}), std=0.1)
 
 
-def make_decoder_plan(granularities: Sequence[str] = ALL_GRANULARITIES, **changes: Any) -> DecoderPlan:
-    plan = DecoderPlan(
-        encoder_dim=64,
-        granularities=tuple(granularities),
-        stages={name: name for name in granularities},
-        dim=16,
-        num_heads=2,
-        depth=1,
-        mlp_ratio=2.0,
-    )
-    return replace(plan, **changes)
+def create_decoder(
+    name: str,
+    granularities: Sequence[str] = ALL_GRANULARITIES,
+    *,
+    stages: Mapping[str, str] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A decoder, tiny unless told otherwise; options that it does not have are left out."""
+    options = {"dim": 16, "num_heads": 2, "depth": 1, "mlp_ratio": 2.0, **options}
+    known = get_option_class(DECODERS, name).model_fields
+    config = DecoderConfig(name=name, options={key: value for key, value in options.items() if key in known})
+    stages = {name: name for name in granularities} if stages is None else stages
+    decoder = config.instantiate(DecoderParts(encoder_dim=64, granularities=tuple(granularities), stages=stages))
+    assert isinstance(decoder, nn.Module)
+    return decoder
 
 
 def make_decoder(name: str, granularities: Sequence[str] = ALL_GRANULARITIES, **changes: Any) -> nn.Module:
-    return randomise_parameters(DECODERS.get(name)(make_decoder_plan(granularities, **changes)))
+    return randomise_parameters(create_decoder(name, granularities, **changes))
 
 
 def draw_latent(masks: Masks, *, num_prefix: int = 1, seed: int = 0) -> Tensor:
@@ -149,9 +154,9 @@ def make_autoencoder(
         name: ImageEmbedding(vit.patch_embed) if name == "rgb" else IdEmbedding(NUM_CLASSES, 64, patch=16, class_dim=4)
         for name in granularities
     }
-    plan = make_decoder_plan(granularities, **changes)
-    heads = {name: PredictionHead(name, plan.dim, 3) for name in plan.stages}
-    model = MultiGranularAutoencoder(Embeddings(embeddings), Encoder(vit), DECODERS.get(decoder)(plan), heads)
+    parts = create_decoder(decoder, granularities, **changes)
+    heads = {name: PredictionHead(name, changes.get("dim", 16), 3) for name in changes.get("stages", granularities)}
+    model = MultiGranularAutoencoder(Embeddings(embeddings), Encoder(vit), parts, heads)
     return randomise_parameters(model, std=0.1)
 
 

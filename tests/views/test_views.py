@@ -37,7 +37,7 @@ def test_the_pictures_are_the_same_each_time_and_follow_the_settings() -> None:
     config = MasksFigureConfig.model_validate({**SMALL, "scenes": 2})
     first = pixels(draw_masks(config))
     assert np.array_equal(first, pixels(draw_masks(config)))
-    other = pixels(draw_masks(config.override(["masking.object_share=0.1"])))
+    other = pixels(draw_masks(config.override(["masking.options.object_share=0.1"])))
     assert first.shape == other.shape
     assert not np.array_equal(first, other)
     fewer = pixels(draw_masks(config.override(["scenes=1", "progress=[0.5]"])))
@@ -53,8 +53,10 @@ def test_a_schedule_has_a_chart_for_the_curriculum_and_one_for_each_blend() -> N
 
 def test_only_the_progressive_policy_has_a_schedule() -> None:
     with pytest.raises(UserError) as caught:
-        ScheduleFigureConfig.from_dict({"masking": {"policy": "random"}}, source="view schedule")
-    assert str(caught.value) == "view schedule: masking.policy: 'random' has no schedule; only 'progressive' has"
+        ScheduleFigureConfig.from_dict({"masking": "random"}, source="view schedule")
+    assert (
+        str(caught.value) == "view schedule: masking.name: expected 'progressive', which has a schedule, got 'random'"
+    )
 
 
 def test_more_scenes_than_there_are_is_refused() -> None:

@@ -33,7 +33,7 @@ __all__ = ["GeneratedScenes"]
 _MIN_SIZE = 32  # pixels; below it a small object may fall between the pixel centres
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GeneratedScenes:
     """Scenes of stuff that lies in bands and of things on it; `label` is the kind of the thing that shows most.
 

@@ -9,11 +9,12 @@ from jaxtyping import Float64
 from pydantic import Field
 from torch import Tensor
 
+from c2fmae.config.data import DatasetConfig, DataSourceOption, source_name
+from c2fmae.config.migrations import migrate_source
 from c2fmae.core.config import PositiveInt
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
-from c2fmae.data.config import DataSourceOption
 from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
 from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
@@ -22,19 +23,27 @@ from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
 class SampledEvaluation(Evaluation):
     """Which photos are looked at, and how they are cut."""
 
-    data: DataSourceOption = "generated"
-    """A folder, shards, a pattern of shards, or `generated`."""
-    options: dict[str, Any] = Field({})
-    """Of `generated`: size, length, seed, difficulty."""
+    data: DataSourceOption = Field(default="generated")
+    """A folder, shards, a pattern of shards, or a registered data set: `{name: generated, options: {length: 64}}`."""
     images: PositiveInt = 256
     """At most so many, spread evenly over the data."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width; those that the backbone learned from, unless given."""
     batch_size: PositiveInt = 32
 
+    @classmethod
+    def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return values in the current format."""
+        return migrate_source(values, "data")
+
     def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
         """Name the scenes."""
-        return {"data": compute_scenes_digest(self._open_scenes(model), f"{self.data}{sorted(self.options.items())}")}
+        options = self.data.given_options() if isinstance(self.data, DatasetConfig) else {}
+        return {
+            "data": compute_scenes_digest(
+                self._open_scenes(model), f"{source_name(self.data)}{sorted(options.items())}"
+            )
+        }
 
     def resolve_image_size(self, model: ModelUnderTest) -> tuple[int, int]:
         """Return the photos' height and width."""
@@ -71,10 +80,10 @@ class SampledEvaluation(Evaluation):
         return world.all_reduce(values).cpu()
 
     def _open_scenes(self, model: ModelUnderTest, granularities: tuple[str, ...] | None = None) -> Scenes:
-        options = dict(self.options)
-        if self.data == "generated":
-            options = {"size": max(self.resolve_image_size(model))} | options
-        return open_scenes(self.data, granularities=granularities, **options)
+        source = self.data
+        if isinstance(source, DatasetConfig) and source.name == "generated":
+            source = source.with_defaults(size=max(self.resolve_image_size(model)))
+        return open_scenes(source, granularities=granularities)
 
 
 def mean_metric(name: str, values: Float64[Tensor, " image"]) -> Metric:

@@ -1,51 +1,71 @@
-"""What decides a fine-tuning."""
+"""Config of fine-tuning. It needs no torch."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
+from c2fmae.config.data import LoadingConfig
+from c2fmae.config.migrations import migrate_finetuning
 from c2fmae.core.config import Config, Fraction, PositiveInt, UnitInterval, read_yaml
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ExperimentConfig
-from c2fmae.core.specs import Pooling
+from c2fmae.core.specs import DropRate, Pooling
 from c2fmae.core.training import TrainingConfig
-from c2fmae.data import Transform
-from c2fmae.data.augment import AugmentedView
-from c2fmae.data.config import LoadingConfig
-from c2fmae.eval.classification.mixing import MixingConfig
-from c2fmae.eval.datasets import TrainTestConfig
+from c2fmae.eval.data_config import TrainTestConfig
+
+if TYPE_CHECKING:
+    import c2fmae.data.transforms
 
 GranularityNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def is_finetuned(run_dir: Path) -> bool:
-    """Return whether a run's folder is that of a fine-tuning."""
+    """Return whether a run directory is that of a fine-tuning run."""
     config_path = run_dir / "config.yaml"
     return config_path.is_file() and "mixing" in read_yaml(config_path)
 
 
+class MixingConfig(Config):
+    """Mixup and CutMix. The defaults are those of MAE's fine-tuning."""
+
+    mixup: Annotated[float, Field(ge=0)] = 0.8
+    """α of the beta distribution of Mixup's weight; 0 turns Mixup off."""
+    cutmix: Annotated[float, Field(ge=0)] = 1.0
+    """α of CutMix, likewise."""
+    chance: UnitInterval = 1.0
+    """Probability that the images of a step are mixed."""
+    cutmix_chance: UnitInterval = 0.5
+    """Probability of CutMix instead of Mixup, where both are on."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Label smoothing."""
+
+
 class ClassificationDataConfig(LoadingConfig, TrainTestConfig):
-    """Photos with labels, to learn from and to be tried on, and how they are changed in training."""
+    """Labelled images for training and testing, and their augmentation."""
 
     granularities: GranularityNames = ("rgb",)
-    """What is learned from: photos, or photos and maps."""
+    """Inputs in training: images, or images and maps."""
     test_with: tuple[GranularityNames, ...] = ()
-    """Of these, what else it is tried with at the end: `[[rgb], [semantic, rgb]]`."""
+    """Further inputs to test with at the end, among the granularities: `[[rgb], [semantic, rgb]]`."""
     fraction: Fraction = 1.0
-    """Share of the training labels that are used, of each class, rounded up."""
+    """Fraction of the training labels to use, of each class, rounded up."""
     crop: Fraction = 0.875
-    """How much of a photo's largest central part is shown in tests; 0.875 is 224 of 256 pixels."""
+    """Side of the central crop in tests, as a fraction of the image's shorter side: 224 of 256 pixels are 0.875."""
     scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Share of the photo's area that a crop in training covers."""
+    """Area of a crop in training, as a fraction of the image's."""
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's RandAugment in its words; where there are maps, without what moves things."""
+    """timm's RandAugment, in its notation. With maps, without the operations that move pixels."""
     erasing: UnitInterval = 0.25
-    """How often a part of a photo gives way to noise."""
+    """Probability of random erasing."""
     test_batch_size: PositiveInt = 128
 
-    def build_augmented_view(self, mean: tuple[float, ...], std: tuple[float, ...], **view_options: Any) -> Transform:
-        """Return what makes training samples of photos with this mean and deviation."""
+    def build_augmented_view(
+        self, mean: tuple[float, ...], std: tuple[float, ...], **view_options: Any
+    ) -> "c2fmae.data.transforms.Transform":
+        """Return the training transform of images with this mean and standard deviation."""
+        from c2fmae.data.augment import AugmentedView
+
         random_view = self.build_training_view(**view_options)
         return AugmentedView(
             view=random_view, rand_augment=self.rand_augment, erase_prob=self.erasing, mean=mean, std=std
@@ -53,29 +73,31 @@ class ClassificationDataConfig(LoadingConfig, TrainTestConfig):
 
 
 class FinetuneInputs(Config):
-    """Which classifier begins to learn."""
+    """Initial weights, classifier and data."""
 
     init: Annotated[str, Field(min_length=1)]
-    """Whose ViT it begins with: a run, a checkpoint, or whatever else `load_backbone` takes."""
+    """Source of the backbone: a run, a checkpoint, or anything else that `load_backbone` reads."""
     from_scratch: bool = False
-    """Draw its weights anew: the row to compare others with."""
+    """Initialise the backbone's weights instead of loading them, for comparison."""
     step: PositiveInt | None = None
+    """Step of the source's checkpoint. By default, the newest."""
     average: bool = False
+    """Load the source's averaged weights (EMA)."""
     allow_missing: tuple[str, ...] = ()
-    """As `load_backbone` takes them."""
+    """Tensors that the source may lack, as in `load_backbone`."""
     pool: Pooling = "mean"
-    """How its tokens become one vector: their mean, with a norm of its own behind it (MAE), or the global token."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Pooling of tokens: their mean, followed by a norm of its own (MAE), or the class token."""
+    drop_path: DropRate = 0.1
     train_blocks: Annotated[int, Field(ge=0)] | None = None
-    """Train the last so many blocks alone, with the norms behind them and the head; all, unless given."""
-    granularity_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """How often each granularity is left out of a step, so that it learns to do without."""
+    """Train only so many last blocks, the norms after them and the head. By default, everything."""
+    granularity_dropout: DropRate = 0.0
+    """Probability of leaving out each granularity in a step, so that the classifier works without it."""
     mixing: MixingConfig = MixingConfig()
     data: ClassificationDataConfig = ClassificationDataConfig()
 
 
 class FinetuneTraining(TrainingConfig):
-    """A training whose settings are the paper's for fine-tuning a ViT-B, unless given."""
+    """Training settings with the paper's defaults for fine-tuning a ViT-B."""
 
     epochs: Annotated[float, Field(gt=0)] | None = 100
     base_lr: Annotated[float, Field(gt=0)] | None = 5e-4
@@ -84,18 +106,23 @@ class FinetuneTraining(TrainingConfig):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
 
 
-class FinetuneConfig(ExperimentConfig, FinetuneInputs):  # in this order YAML begins with what learns
-    """Everything that decides what a classifier learns, and how it is kept and shown."""
+class FinetuneConfig(ExperimentConfig, FinetuneInputs):  # in this order YAML begins with the inputs
+    """Everything that determines a fine-tuning run, how it is saved and what is logged."""
 
     training: FinetuneTraining = FinetuneTraining()
+
+    @classmethod
+    def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return values in the current format."""
+        return migrate_finetuning(values)
 
     @model_validator(mode="after")
     def _check(self) -> "FinetuneConfig":
         for names in self.data.test_with:
             if missing := [name for name in names if name not in self.data.granularities]:
-                raise UserError(f"data.test_with: {missing[0]} is none of data.granularities: it is not learned from")
+                raise UserError(f"data.test_with: {missing[0]} is not trained on. Add it to data.granularities")
         if self.training.sharded and self.training.ema is not None:
-            raise UserError("training.sharded: averages in parts cannot be tried. Set training.ema to null")
+            raise UserError("training.sharded: sharded averages cannot be evaluated. Set training.ema to null")
         if self.granularity_dropout and len(self.data.granularities) == 1:
             raise UserError("granularity_dropout: there is one granularity. Set it to 0, or add to data.granularities")
         return self

@@ -222,7 +222,7 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
     view = CentralView(crop=data.crop, overflow=data.overflow, **build_view_options(classifier.backbone, image_size))
     precision = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     evaluator = ClassifierEvaluator(
-        _cache_scenes(test.scenes, data.keep), view, world, data.test_batch_size, data.workers, precision
+        _cache_scenes(test.scenes, data.cache), view, world, data.test_batch_size, data.workers, precision
     )
     names = {"train_name": f"{train.name} ({len(scenes):,})", "test_name": str(test)}
     info = train.scenes.info
@@ -230,7 +230,7 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
     if world.is_main and (leak_warning := describe_label_leak(data.granularities, info)):
         log.warning("%s", leak_warning)
     return Finetuning(
-        config, _cache_scenes(scenes, data.keep), evaluator, plan, classifier, image_size, protocol, load_report, world
+        config, _cache_scenes(scenes, data.cache), evaluator, plan, classifier, image_size, protocol, load_report, world
     )
 
 
@@ -302,8 +302,7 @@ def _open_labelled_set(
                 "data.granularities: "
                 f"{unknown_name_error('granularity of ' + config.init, name, backbone.granularities)}"
             )
-    options = data.options if split == "train" else {**data.options, **data.test_options}
-    opened = open_set(split, getattr(data, split), options, image_size, data.granularities)
+    opened = open_set(split, getattr(data, split), image_size, data.granularities)
     if (known_labels := _stored_labels(opened.scenes)) is not None:
         _check_labelled(opened.scenes, known_labels)
     classes = opened.scenes.info.class_names

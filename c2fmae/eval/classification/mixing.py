@@ -6,31 +6,14 @@ process's batch, neighbours stay together however a batch is parted: so many sma
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
-from pydantic import Field
 from torch import Tensor
 
-from c2fmae.core.config import Config, UnitInterval
 from c2fmae.core.granularity import GRANULARITIES
-
-
-class MixingConfig(Config):
-    """How often and how far images and labels are mixed; the defaults are those of MAE's fine-tuning."""
-
-    mixup: Annotated[float, Field(ge=0)] = 0.8
-    """α of the beta distribution of which Mixup's share is drawn; 0 is no Mixup."""
-    cutmix: Annotated[float, Field(ge=0)] = 1.0
-    """The same of CutMix."""
-    chance: UnitInterval = 1.0
-    """That the images of a step are mixed at all."""
-    cutmix_chance: UnitInterval = 0.5
-    """That they are cut, where both are on."""
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of every label that is given to all labels alike."""
+from c2fmae.eval.classification.config import MixingConfig
 
 
 @dataclass(frozen=True)

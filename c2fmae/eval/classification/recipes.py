@@ -1,21 +1,26 @@
-"""How to fine-tune a ViT of which size, pre-trained for how long: each recipe with its source."""
+"""Fine-tuning recipes: settings by the size of a ViT and the length of its pre-training, each with its source."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from c2fmae.core.config import read_yaml
+from c2fmae.core.config import read_yaml, replace
 from c2fmae.core.registry import Registry
 from c2fmae.core.specs import BackboneSpec
-from c2fmae.models.backbones.backbone import vit_from_spec
+from c2fmae.eval.classification.config import (
+    ClassificationDataConfig,
+    FinetuneConfig,
+    FinetuneTraining,
+    MixingConfig,
+)
 
 
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    """Settings, as `--set` takes them, and where they are from."""
+    """A function from a source of initial weights to a config, and a reference."""
 
-    overrides: tuple[str, ...]
+    make: Callable[[str], FinetuneConfig]
     reference: str
 
 
@@ -23,84 +28,98 @@ FINETUNE_RECIPES: Registry[FinetuneRecipe] = Registry("fine-tuning recipe")
 
 _C2FMAE_PAPER = "the C2FMAE paper, section IV-A"
 _MAE_CODE = "MAE's code: its fine-tuning of this size"
-_UNTESTED = "nobody's: ViT-B's with the layer decay of MAE's larger models; nothing has been measured with it"
+_UNTESTED = "none: ViT-B's with the layer decay of MAE's larger models; nothing has been measured with it"
 
 
-def _register(name: str, summary: str, reference: str, *overrides: str) -> None:
-    FINETUNE_RECIPES.register(name, summary)(FinetuneRecipe(overrides, reference))
+def make_b_400(init: str) -> FinetuneConfig:
+    """Return the config of b-400."""
+    return FinetuneConfig(init=init, training=FinetuneTraining(base_lr=1e-3, layer_decay=0.7))
 
 
-_register(
-    "b-400",
-    "ViT-B after 400 epochs of pre-training.",
-    _C2FMAE_PAPER,
-    "training.base_lr=1e-3",
-    "training.layer_decay=0.7",
-)
-_register(
-    "b-1600",
-    "ViT-B after 1600 epochs of pre-training, or more.",
-    f"{_C2FMAE_PAPER}; the same as MAE's",
-    "training.base_lr=5e-4",
-    "training.layer_decay=0.65",
-)
-for _name, _model_name, _drop_path, _source in (
-    ("ti", "ViT-Ti", 0.0, _UNTESTED),
-    ("s", "ViT-S", 0.1, _UNTESTED),
-    ("l", "ViT-L", 0.2, _MAE_CODE),
-    ("h", "ViT-H", 0.3, _MAE_CODE),
-):
-    _register(
-        _name,
-        f"{_model_name}, however long it was pre-trained.",
-        _source,
-        "training.base_lr=1e-3",
-        "training.layer_decay=0.75",
-        f"training.epochs={50 if _source == _MAE_CODE else 100}",
-        f"drop_path={_drop_path}",
-        *(["training.batch_size=1024"] if _source == _MAE_CODE else []),
+def make_b_1600(init: str) -> FinetuneConfig:
+    """Return the config of b-1600."""
+    return FinetuneConfig(init=init, training=FinetuneTraining(base_lr=5e-4, layer_decay=0.65))
+
+
+def make_untested(init: str, *, drop_path: float) -> FinetuneConfig:
+    """Return the config of ViTs smaller than ViT-B."""
+    training = FinetuneTraining(epochs=100, base_lr=1e-3, layer_decay=0.75)
+    return FinetuneConfig(init=init, training=training, drop_path=drop_path)
+
+
+def make_large(init: str, *, drop_path: float) -> FinetuneConfig:
+    """Return the config of ViTs larger than ViT-B."""
+    training = FinetuneTraining(epochs=50, base_lr=1e-3, layer_decay=0.75, batch_size=1024)
+    return FinetuneConfig(init=init, training=training, drop_path=drop_path)
+
+
+def make_b_scratch(init: str) -> FinetuneConfig:
+    """Return the config of b-scratch."""
+    training = FinetuneTraining(
+        epochs=300,
+        batch_size=4096,
+        base_lr=1e-4,
+        warmup_epochs=20,
+        weight_decay=0.3,
+        betas=(0.9, 0.95),
+        layer_decay=1.0,
+        ema=0.9999,
     )
-_register(
-    "b-scratch",
-    "ViT-B with weights drawn anew, on ImageNet-1K.",
-    "MAE's appendix A.2, the ViT-B that it compares itself with",
-    "training.epochs=300",
-    "training.batch_size=4096",
-    "training.base_lr=1e-4",
-    "training.warmup_epochs=20",
-    "training.weight_decay=0.3",
-    "training.betas=[0.9, 0.95]",
-    "training.layer_decay=1",
-    "training.ema=0.9999",
-)
-_register(
-    "small",
-    "A ViT of a laptop on some ten thousand small photos.",
-    "nobody's: it learned most of a few tries in minutes on two cores",
-    "training.epochs=20",
-    "training.batch_size=256",
-    "training.base_lr=null",
-    "training.lr=1e-3",
-    "training.warmup_epochs=2",
-    "training.layer_decay=0.75",
-    "training.clip=1",
-    "drop_path=0",
-    "data.crop=1",
-    "data.scale=[0.35, 1.0]",
-    "data.rand_augment=rand-m5-mstd0.5-inc1",
-    "data.erasing=0",
-    "data.workers=2",
-    "mixing.mixup=0.2",
-    "mixing.cutmix=1",
-    "mixing.chance=0.5",
-)
+    return FinetuneConfig(init=init, training=training)
 
-FROM_SCRATCH_OVERRIDES = ("training.layer_decay=1",)
-"""What is changed for weights that are drawn anew: no layer has learned anything that it should keep."""
+
+def make_small(init: str) -> FinetuneConfig:
+    """Return the config of small."""
+    training = FinetuneTraining(
+        epochs=20, batch_size=256, base_lr=None, lr=1e-3, warmup_epochs=2, layer_decay=0.75, clip=1.0
+    )
+    data = ClassificationDataConfig(
+        crop=1.0, scale=(0.35, 1.0), rand_augment="rand-m5-mstd0.5-inc1", erasing=0.0, workers=2
+    )
+    mixing = MixingConfig(mixup=0.2, cutmix=1.0, chance=0.5)
+    return FinetuneConfig(init=init, training=training, drop_path=0.0, data=data, mixing=mixing)
+
+
+for _name, _summary, _make, _reference in (
+    ("b-400", "ViT-B after 400 epochs of pre-training.", make_b_400, _C2FMAE_PAPER),
+    (
+        "b-1600",
+        "ViT-B after 1600 epochs of pre-training, or more.",
+        make_b_1600,
+        f"{_C2FMAE_PAPER}; the same as MAE's",
+    ),
+    ("ti", "ViT-Ti, whatever the length of pre-training.", partial(make_untested, drop_path=0.0), _UNTESTED),
+    ("s", "ViT-S, whatever the length of pre-training.", partial(make_untested, drop_path=0.1), _UNTESTED),
+    ("l", "ViT-L, whatever the length of pre-training.", partial(make_large, drop_path=0.2), _MAE_CODE),
+    ("h", "ViT-H, whatever the length of pre-training.", partial(make_large, drop_path=0.3), _MAE_CODE),
+    (
+        "b-scratch",
+        "ViT-B from scratch on ImageNet-1K.",
+        make_b_scratch,
+        "MAE's appendix A.2, the ViT-B that it is compared with",
+    ),
+    (
+        "small",
+        "A small ViT on some ten thousand small images.",
+        make_small,
+        "none: it was the most accurate of a few runs of minutes on two cores",
+    ),
+):
+    FINETUNE_RECIPES.register(_name, _summary)(FinetuneRecipe(_make, _reference))
+
+
+def without_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
+    """Return a config for training from scratch: no layer has weights that it should stay close to."""
+    training = replace(config.training, FinetuneTraining, layer_decay=1.0)
+    return config.model_copy(update={"training": training})
 
 
 def choose_recipe(spec: BackboneSpec, pretrain_epochs: float | None) -> str:
-    """Return the name of the recipe that suits a ViT which was pre-trained for so many epochs; None is unknown."""
+    """Return the name of the recipe for a ViT that was pre-trained for so many epochs; None if that is unknown."""
+    import torch
+
+    from c2fmae.models.backbones.backbone import vit_from_spec
+
     with torch.device("meta"):
         dim = vit_from_spec(spec).embed_dim
     if dim < 192 or min(spec.image_size) < 128:
@@ -112,8 +131,8 @@ def choose_recipe(spec: BackboneSpec, pretrain_epochs: float | None) -> str:
 
 
 def read_pretrain_epochs(source: str) -> float | None:
-    """Return for how many epochs a run was to be pre-trained; None where a source does not tell."""
-    for folder in (Path(source), Path(source).resolve().parent.parent):  # a run, or one of its checkpoints
+    """Return the configured pre-training epochs of a run or of one of its checkpoints; None for other sources."""
+    for folder in (Path(source), Path(source).resolve().parent.parent):
         if (folder / "config.yaml").is_file():
             break
     else:

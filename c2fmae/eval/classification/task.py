@@ -13,8 +13,9 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
+from c2fmae.eval.classification.config import MixingConfig
 from c2fmae.eval.classification.inputs import prepare_classifier_inputs
-from c2fmae.eval.classification.mixing import MixingConfig, mix_map, mix_targets, pair_samples, sample_mix_params
+from c2fmae.eval.classification.mixing import mix_map, mix_targets, pair_samples, sample_mix_params
 from c2fmae.models.classifiers import Classifier
 
 

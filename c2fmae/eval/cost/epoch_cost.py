@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.loop import TrainingLoop, TrainingState
@@ -22,7 +23,7 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.eval.cost.evaluation import Precision
 from c2fmae.eval.cost.timing import WARMUP_ROUNDS, Clock, synchronised, time_in_turn
-from c2fmae.methods import METHODS, MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 from c2fmae.methods.masked.task import PretrainingTask
 from c2fmae.models import label_stride

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.eval.cost.epoch_cost import EpochCost
 from c2fmae.eval.evaluation import Metric
-from c2fmae.methods import METHODS, MethodConfig
+from c2fmae.methods import METHODS
 
 PAPER_EPOCH_COST = {"c2fmae": 1.3, "multimae": 1.3, "mae": 1.0}
 """What Table I of the paper says an epoch costs with a ViT-B, MAE's being 1."""
@@ -58,7 +59,7 @@ def format_epoch_costs(costs: Mapping[str, EpochCost], machine: str) -> str:
         paper_ratio = PAPER_EPOCH_COST.get(epoch_cost.method.name) if _is_paper_mae(epoch_cost.mae) else None
         row = [name, flops, mae_flops, f"{epoch_cost.flops_ratio:.2f}", step, mae_step, *ratios]
         rows.append([*row, f"{paper_ratio:.1f}" if paper_ratio else ""])
-        decoder, (height, width) = epoch_cost.mae.decoder, epoch_cost.mae.image_size
+        decoder, (height, width) = epoch_cost.mae.decoder.options, epoch_cost.mae.image_size
         notes.append(
             f"{name}: its MAE has {epoch_cost.mae.encoder.name} too, photos of {height}×{width}, and a decoder of "
             f"{decoder.depth} blocks of width {decoder.dim}"

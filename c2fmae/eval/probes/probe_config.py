@@ -14,7 +14,8 @@ from c2fmae.core.config import Fraction, PositiveInt
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.specs import Pooling
-from c2fmae.eval.datasets import OpenedSet, TrainTestConfig, check_same_names, open_set
+from c2fmae.eval.data_config import TrainTestConfig
+from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set
 from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
 from c2fmae.eval.probes.extraction import BatchingConfig, FeatureColumn, FeatureSpec, Precision, extract_features
 from c2fmae.eval.probes.feature_store import FeatureStore
@@ -80,10 +81,8 @@ class ProbeConfig(TrainTestConfig, Evaluation):
         key = f"pair {self.model_dump_json()}"
         if key not in model.memo:
             size = self.resolve_image_size(model.backbone)
-            train = open_set("train", self.train, self.options, size, self.required_granularities())
-            test = open_set(
-                "test", self.test, {**self.options, **self.test_options}, size, self.required_granularities()
-            )
+            train = open_set("train", self.train, size, self.required_granularities())
+            test = open_set("test", self.test, size, self.required_granularities())
             self.check_sets((train, test))
             model.memo[key] = (train, test)
         opened: tuple[OpenedSet, OpenedSet] = model.memo[key]

@@ -13,11 +13,12 @@ usual; a step, with its backward pass, takes about three times as many.
 import torch
 from torch import Tensor, nn
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, PartCost, count_parameters, count_with_torch
 from c2fmae.masking import apportion
-from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.models import MultiGranularAutoencoder, label_stride
 
 

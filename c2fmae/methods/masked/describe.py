@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 import torch
 
+from c2fmae.config.method import MethodConfig
+from c2fmae.core.decoder_options import CascadedOptions, JointOptions, ParallelOptions
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.operation_count import ForwardCost, PartCost
-from c2fmae.methods import MaskedAutoencoding, MethodConfig, build_method
+from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 from c2fmae.models import Encoder, label_stride
 
@@ -37,7 +39,7 @@ def describe_architecture(config: MethodConfig) -> str:
         [
             _TableRow("in", f"{rows}×{columns} patches of {method.patch_size}×{method.patch_size} pixels"),
             *(_input_row(method, name, num_patches) for name in names),
-            _TableRow("masks", f"{config.masking.policy}, {num_visible} of {num_tokens} patches visible"),
+            _TableRow("masks", f"{config.masking.name}, {num_visible} of {num_tokens} patches visible"),
             _TableRow(
                 "embeddings",
                 "of visible patches, with positions",
@@ -51,7 +53,10 @@ def describe_architecture(config: MethodConfig) -> str:
                 cost.part_costs["encoder"],
             ),
             _TableRow(
-                "decoder", _describe_wiring(config), f"{num_tokens} × {config.decoder.dim}", cost.part_costs["decoder"]
+                "decoder",
+                _describe_wiring(config),
+                f"{num_tokens} × {config.decoder.options.dim}",
+                cost.part_costs["decoder"],
             ),
             *_stage_rows(config, cost, num_patches),
             _TableRow("heads", "the losses count hidden patches alone", "", cost.part_costs["heads"]),
@@ -74,30 +79,31 @@ def _input_row(method: MaskedAutoencoding, name: str, num_patches: int) -> _Tabl
 
 
 def _describe_wiring(config: MethodConfig) -> str:
-    decoder = config.decoder
-    order = " → ".join(dict.fromkeys(head.stage for head in config.head_plans()))
-    match decoder.name:
+    options, order = config.decoder.options, " → ".join(dict.fromkeys(head.stage for head in config.head_plans()))
+    match config.decoder.name:
         case "cascaded":
             return f"cascaded, {order}"
         case "reversed":
             return f"cascaded, {' → '.join(reversed(order.split(' → ')))}"
         case "joint":
-            return f"joint, {decoder.depth} blocks{', norm' if decoder.has_norm else ''}"
+            norm = ", norm" if isinstance(options, JointOptions) and options.has_norm else ""
+            return f"joint, {options.depth} blocks{norm}"
         case other:
             return other
 
 
 def _stage_rows(config: MethodConfig, cost: ForwardCost, num_patches: int) -> list[_TableRow]:
-    decoder, rows, earlier = config.decoder, [], list[str]()
-    context = "T" if decoder.context == "all" else "visible T"
+    options, rows, earlier = config.decoder.options, [], list[str]()
     for name, part in cost.stage_costs.items():
-        carried = earlier[-1:] if decoder.carry == "last" else earlier
-        cross_attention_inputs = " + ".join(
-            [context, *(f"F {each}" for each in carried if decoder.name in ("cascaded", "reversed"))]
-        )
-        first = "self-attention" if decoder.name == "self_attention" else f"cross-attention to {cross_attention_inputs}"
-        description = f"{first}; {decoder.depth} self-attention blocks"
-        rows.append(_TableRow(f"  {name}", description, f"{num_patches} × {decoder.dim}", part))
+        first = "self-attention"
+        if isinstance(options, ParallelOptions):
+            carried = earlier if isinstance(options, CascadedOptions) else []
+            if isinstance(options, CascadedOptions) and options.carry == "last":
+                carried = earlier[-1:]
+            context = "T" if options.context == "all" else "visible T"
+            first = f"cross-attention to {' + '.join([context, *(f'F {stage}' for stage in carried)])}"
+        description = f"{first}; {options.depth} self-attention blocks"
+        rows.append(_TableRow(f"  {name}", description, f"{num_patches} × {options.dim}", part))
         earlier.append(name)
     return rows
 

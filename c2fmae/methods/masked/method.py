@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.masking import Policy, mask_scenes, patch_regions
 from c2fmae.masking.policies import GUIDE_MAPS, get_required_maps
-from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked.map_checks import check_guide
 from c2fmae.methods.masked.model_inputs import (
     compute_patch_grid,
@@ -137,7 +137,7 @@ class MaskedAutoencoding:
         """Return what each loss is the mean over: to be added up over processes and micro-batches."""
         return {
             name: count_hidden(
-                objective.target.count_valid(maps[objective.granularity]), is_masked, self.config.average
+                objective.target.count_valid(maps[objective.granularity]), is_masked, self.config.loss_average
             )
             for name, objective, is_masked in self._objectives_with_masks(masks)
         }
@@ -155,7 +155,7 @@ class MaskedAutoencoding:
             target_maps = maps[objective.granularity]
             error = objective.target.error(predictions[name], target_maps)
             component = sum_hidden_error(
-                error, objective.target.count_valid(target_maps), is_masked, self.config.average
+                error, objective.target.count_valid(target_maps), is_masked, self.config.loss_average
             )
             component = component / counts[name].clamp(min=1)
             parts[name] = component.detach()
@@ -173,9 +173,9 @@ class MaskedAutoencoding:
         """Return which region of a guiding map each patch lies in; where nothing is guided, one region."""
         if name in get_required_maps(self.policy):
             if name not in scenes.maps:
-                policy = self.config.masking.policy
                 raise UserError(
-                    f"masking.policy {policy!r} goes by the {name} map, which the scenes lack. Take 'random'"
+                    f"masking: {self.config.masking.name!r} needs {name} maps, but the scenes have none. Set "
+                    "masking.name=random, or use data with these maps"
                 )
             check_guide(name, scenes.maps[name], len(scenes), grid)
             return patch_regions(scenes.maps[name], scenes.maps[name].shape[1] // grid[0])

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise, trimmed_mean_std
 from c2fmae.core.scene import SceneBatch
-from c2fmae.methods.config import MethodConfig
 from c2fmae.methods.masked.map_checks import check_continuous_map, check_id_map, check_images, require_map
 from c2fmae.models.patches import compute_grid, label_stride, unpatchify
 

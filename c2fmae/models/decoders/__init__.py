@@ -1,12 +1,12 @@
 """Decoders by name. `wirings` shows what sets them apart."""
 
-from c2fmae.models.decoders.registry import DECODERS, DecoderPlan
+from c2fmae.models.decoders.registry import DECODERS, DecoderParts
 from c2fmae.models.decoders.wirings import CascadedDecoder, JointDecoder, ParallelDecoder, SelfAttentionDecoder, Stage
 
 __all__ = [
     "DECODERS",
     "CascadedDecoder",
-    "DecoderPlan",
+    "DecoderParts",
     "JointDecoder",
     "ParallelDecoder",
     "SelfAttentionDecoder",

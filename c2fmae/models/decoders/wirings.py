@@ -5,18 +5,17 @@ its blocks. The head that turns features into predictions comes after it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from c2fmae.core.decoder_options import Carry, Context
 from c2fmae.core.masks import Masks
 from c2fmae.models.attention import DeviceAwareAttention
 from c2fmae.models.decoders.state import DecoderEntry, DecoderState
 
-Context = Literal["all", "visible"]
-Carry = Literal["last", "all"]
 EncoderLatents = Float[Tensor, "batch latent width"]
 StageFeatures = dict[str, Tensor]
 

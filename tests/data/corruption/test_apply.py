@@ -39,7 +39,7 @@ def noise(channels: int, height: int, width: int) -> Tensor:
 
 @cache
 def scenes() -> tuple[Tensor, ...]:
-    made = GeneratedScenes(48, 24)
+    made = GeneratedScenes(size=48, length=24)
     return tuple(made[index].maps["rgb"] for index in range(24))
 
 

@@ -297,7 +297,7 @@ def test_what_cannot_be_corrupted_is_refused_in_one_sentence(tmp_path: Path, sce
 
 
 def test_scenes_without_photos_are_refused(tmp_path: Path) -> None:
-    scenes = SubsetScenes(GeneratedScenes(32, 2), granularities=("semantic",))
+    scenes = SubsetScenes(GeneratedScenes(size=32, length=2), granularities=("semantic",))
     assert_user_error(
         lambda: corrupt_scenes(scenes, tmp_path, SETTINGS), "these scenes have no photos to corrupt. Add rgb"
     )
@@ -346,7 +346,7 @@ def test_names_are_fit_for_files() -> None:
 
 
 def test_a_few_scenes_are_spread_evenly_over_all() -> None:
-    scenes = GeneratedScenes(32, 10)
+    scenes = GeneratedScenes(size=32, length=10)
     assert list(select_evenly(scenes, 3).keys) == [scenes.keys[i] for i in (1, 5, 8)]
     assert list(select_evenly(scenes, 99).keys) == list(scenes.keys)
 

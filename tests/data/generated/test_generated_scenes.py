@@ -127,7 +127,7 @@ def test_other_seeds_and_other_indices_are_other_scenes() -> None:
 def test_a_scene_is_the_same_at_every_size(difficulty: Difficulty, size: int, times: int, most: float) -> None:
     num_other_labels = 0
     for index in range(12):
-        small, large = (GeneratedScenes(s, difficulty=difficulty)[index] for s in (size, size * times))
+        small, large = (GeneratedScenes(size=s, difficulty=difficulty)[index] for s in (size, size * times))
         middles = large.maps["semantic"][times // 2 :: times, times // 2 :: times]  # of times × times pixels
         assert (small.maps["semantic"] == middles).float().mean() > 0.999
         num_other_labels += small.label != large.label

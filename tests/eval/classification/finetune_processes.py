@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 
 from c2fmae.core.distributed import World
-from c2fmae.eval.classification import FinetuneConfig, finetune
+from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.classification.experiment import finetune
 
 
 def run_rank(rank: int, config: str, folder: Path) -> None:

@@ -16,8 +16,8 @@ from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import RunDir, read_rows
-from c2fmae.eval.classification import FinetuneConfig, build_finetuning, finetune
-from c2fmae.eval.classification.experiment import Finetuning
+from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.classification.experiment import Finetuning, build_finetuning, finetune
 from c2fmae.eval.classification.result import read_finetune_result
 from c2fmae.methods.masked.initial_weights import load_initial_weights
 from c2fmae.models.backbones import load_backbone
@@ -433,8 +433,9 @@ def test_both_sets_must_have_the_same_labels(source: Path, tmp_path: Path) -> No
 
 
 def test_generated_sets_have_options_of_their_own(source: Path) -> None:
-    words = ("data.train=generated", "data.test=generated", "data.options={size: 32, length: 8}")
-    it = build_finetuning(make_quick_config(source, Path(), *words, "data.test_options={length: 5}"), World())
+    words = ["data.train=generated", "data.test=generated", "data.train.options={size: 32, length: 8}"]
+    words += ["data.test.options={size: 32, length: 5}"]
+    it = build_finetuning(make_quick_config(source, Path(), *words), World())
     assert (len(it.scenes), len(it.evaluator.scenes)) == (8, 5)
     assert not torch.equal(it.scenes[0].maps["rgb"], it.evaluator.scenes[0].maps["rgb"])
     assert "a map may hold the answer" not in it.protocol

@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from c2fmae.eval.classification.mixing import (
-    MixingConfig,
-    MixParams,
-    mix_map,
-    mix_targets,
-    pair_samples,
-    sample_mix_params,
-)
+from c2fmae.eval.classification.config import MixingConfig
+from c2fmae.eval.classification.mixing import MixParams, mix_map, mix_targets, pair_samples, sample_mix_params
 
 
 def draws(config: MixingConfig, count: int = 2000, cells: tuple[int, int] = (8, 12)) -> list[MixParams]:

@@ -9,12 +9,12 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.optimiser import build_parameter_groups
 from c2fmae.core.specs import BackboneSpec, ClassifierSpec, EncoderConfig
-from c2fmae.eval.classification import FinetuneConfig
+from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.eval.classification.recipes import (
     FINETUNE_RECIPES,
-    FROM_SCRATCH_OVERRIDES,
     choose_recipe,
     read_pretrain_epochs,
+    without_layer_decay,
 )
 from c2fmae.models.classifiers import classifier_from_spec
 
@@ -35,8 +35,8 @@ def spec_of(name: str, size: int = 224, **shape: int) -> BackboneSpec:
     return BackboneSpec(encoder=EncoderConfig(name=name, **shape), image_size=(size, size), has_fc_norm=True)
 
 
-def config_of(recipe: str, *more: str) -> FinetuneConfig:
-    return FinetuneConfig.from_dict({"init": "a"}, [*FINETUNE_RECIPES.get(recipe).overrides, *more])
+def config_of(recipe: str) -> FinetuneConfig:
+    return FINETUNE_RECIPES.get(recipe).make("a")
 
 
 @pytest.mark.parametrize("recipe", GOLDEN)
@@ -90,7 +90,9 @@ def test_from_scratch_is_as_mae_did_it() -> None:
 
 @pytest.mark.parametrize("recipe", [name for name in FINETUNE_RECIPES if name != "small"])
 def test_every_recipe_is_a_config_for_scratch_too(recipe: str) -> None:
-    assert config_of(recipe, *FROM_SCRATCH_OVERRIDES).training.layer_decay == 1
+    config = without_layer_decay(config_of(recipe))
+    assert config.training.layer_decay == 1
+    assert FinetuneConfig.from_dict(config.model_dump()) == config
 
 
 @pytest.mark.parametrize(

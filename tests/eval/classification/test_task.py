@@ -10,8 +10,8 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.training import TrainingConfig, plan_training
+from c2fmae.eval.classification.config import MixingConfig
 from c2fmae.eval.classification.inputs import prepare_classifier_inputs
-from c2fmae.eval.classification.mixing import MixingConfig
 from c2fmae.eval.classification.task import ClassificationTask
 from tests.eval.classification.tiny_finetuning import RGB_SEMANTIC_SPEC, make_coloured_batch, make_tiny_classifier
 

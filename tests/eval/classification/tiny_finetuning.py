@@ -10,7 +10,7 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
-from c2fmae.eval.classification import FinetuneConfig
+from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone
 from tests.eval.tiny_backbones import draw_coloured_scenes, tiny_backbone, write_dataset_json, write_scenes
 

@@ -4,11 +4,12 @@ from statistics import median
 import pytest
 import torch
 
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.eval.cost import EpochCost, epoch_cost, format_epoch_costs, measure_epoch_costs
 from c2fmae.eval.cost.epoch_cost import _random_scenes, matching_mae_config
 from c2fmae.eval.cost.timing import median_interval, time_in_turn
-from c2fmae.methods import METHODS, MethodConfig, build_method
+from c2fmae.methods import METHODS, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 from tests.methods.tiny_methods import build_tiny_method, make_tiny_config
 
@@ -56,7 +57,7 @@ def test_ratios_are_those_of_operations_of_paired_steps_and_of_the_quickest() ->
 @pytest.fixture
 def small_mae(monkeypatch: pytest.MonkeyPatch) -> None:
     """An MAE beside a method whose decoder is small too: steps of its own take long."""
-    small = ["decoder.dim=32", "decoder.num_heads=4", "decoder.depth=1"]
+    small = ["decoder.options.dim=32", "decoder.options.num_heads=4", "decoder.options.depth=1"]
     monkeypatch.setattr(epoch_cost, "matching_mae_config", lambda config: matching_mae_config(config).override(small))
 
 
@@ -85,7 +86,7 @@ def test_other_methods_have_a_price_too() -> None:
 
 
 def test_scenes_of_noise_suit_what_hides_and_what_is_seen() -> None:
-    method = build_tiny_method("c2fmae", "masking.policy=semantic", size=(32, 96), granularities=["rgb"])
+    method = build_tiny_method("c2fmae", "masking.name=semantic", size=(32, 96), granularities=["rgb"])
     scenes = _random_scenes(method, 2)
     assert {name: tuple(each.shape) for name, each in scenes.maps.items()} == {
         "rgb": (2, 3, 32, 96),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from c2fmae.config.data import DatasetConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data.digest import compute_scenes_digest
@@ -56,8 +57,8 @@ def test_a_share_that_was_taken_several_times_has_a_mean_and_a_deviation() -> No
 
 
 def test_options_of_the_test_set_are_its_own(tmp_path: Path) -> None:
-    options = {"size": 32, "length": 3}
-    config = KnnEvaluation(train="generated", test="generated", options=options, test_options={"length": 2})
+    train, test = (DatasetConfig(name="generated", options={"size": 32, "length": length}) for length in (3, 2))
+    config = KnnEvaluation(train=train, test=test)
     assert [len(each.scenes) for each in config.open_sets(make_tiny_model_under_test(tiny_backbone(), tmp_path))] == [
         3,
         2,
@@ -134,9 +135,8 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
 
 
 def test_the_protocol_names_the_sets_as_they_are(tmp_path: Path) -> None:
-    config = KnnEvaluation(
-        train="generated", test="generated", options={"length": 4, "size": 32}, fractions=(0.5,), seeds=2
-    )
+    generated = DatasetConfig(name="generated", options={"length": 4, "size": 32})
+    config = KnnEvaluation(train=generated, test=generated, fractions=(0.5,), seeds=2)
     said = config.describe_protocol(make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert "Truth from generated, size 32, length 4, seed 1001 (4), tried on generated, size 32, length 4" in said
     assert "Shares of the labels are of each class, rounded up, each drawn by 2 seeds." in said

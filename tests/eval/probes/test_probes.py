@@ -227,7 +227,7 @@ def test_colours_are_counted_in_64_boxes() -> None:
 def test_what_is_extracted_does_not_depend_on_the_size_of_batches() -> None:
     encode, scenes = (
         make_image_encoder(build_tiny_method("c2fmae", "encoder.drop_path=0.5", "channels.semantic=23")),
-        GeneratedScenes(32, 7),
+        GeneratedScenes(size=32, length=7),
     )
     whole = encode_scenes(encode, scenes, VIEW)
     assert whole.pooled.shape == (7, 64)
@@ -260,6 +260,6 @@ def test_photos_are_encoded_in_evaluation_mode_without_the_global_token_and_the_
 
 
 def test_nothing_that_is_extracted_has_a_graph() -> None:
-    found = encode_scenes(make_image_encoder(build_tiny_method()), GeneratedScenes(32, 2), VIEW)
+    found = encode_scenes(make_image_encoder(build_tiny_method()), GeneratedScenes(size=32, length=2), VIEW)
     assert not found.patches.requires_grad
     assert not found.pooled.requires_grad

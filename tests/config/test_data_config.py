@@ -1,16 +1,16 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
+from c2fmae.config.data import DataConfig, DatasetConfig, GeneratedOptions
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView, GeneratedScenes, RandomView, Sampler
 from c2fmae.data.cached import CachedScenes
-from c2fmae.data.config import DataConfig
 from tests.data.dataset_files import assert_user_error, make_samples, write_tar
 
 ALL = ("semantic", "instance", "rgb")
@@ -22,7 +22,7 @@ def config(**settings: Any) -> DataConfig:
 
 
 def test_a_run_without_data_is_refused() -> None:
-    expected = "data.train: no data is given. Say which with --data, or take --data generated"
+    expected = "data.train: no data is given. Name it with --data, or use --data generated"
     assert_user_error(lambda: config().open_training(ALL), expected)
     assert config().open_held_out(ALL) is None
 
@@ -40,15 +40,54 @@ def test_data_that_is_not_there_is_refused_by_its_setting(tmp_path: Path) -> Non
 
 
 def test_options_that_a_source_does_not_have_are_refused(tmp_path: Path) -> None:
-    assert_user_error(
-        lambda: config(train="generated", options={"sizes": 64}).open_training(ALL),
-        "data.train: generated: no setting 'sizes'. Did you mean 'size'?",
+    with pytest.raises(UserError) as caught:
+        DataConfig.from_dict({"train": "generated"}, ["train.options.sizes=64"], source="data")
+    assert str(caught.value) == (
+        "data: train.options.sizes: dataset 'generated' has no such option. Did you mean 'size'?"
     )
     shard = write_tar(tmp_path / "s.tar", make_samples("ab"))
+    with pytest.raises(UserError, match=f"data: held_out.name: no dataset named '{shard}'. Known: generated"):
+        DataConfig.from_dict({"held_out": str(shard)}, ["held_out.options.size=64"], source="data")
+    too_small = DatasetConfig(name="generated", options={"size": 8})
     assert_user_error(
-        lambda: config(held_out=str(shard), held_out_options={"size": 64}).open_held_out(ALL),
-        f"data.held_out: {shard}: takes no setting 'size', as a registered data set may",
+        lambda: config(train=too_small).open_training(ALL),
+        "data.train: size: generated scenes need at least 32 pixels, got 8",
     )
+
+
+def test_a_name_is_short_for_the_data_set_and_a_path_takes_precedence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generated = DatasetConfig(name="generated")
+    assert config(train="generated", held_out=["generated", "packs/a"]) == config(
+        train=generated, held_out=(generated, "packs/a")
+    )
+    (tmp_path / "generated").mkdir()
+    assert config(train="generated").train == "generated"
+    assert config(train={"name": "generated"}).train == generated
+
+
+def test_dumps_list_the_options_that_were_given(tmp_path: Path) -> None:
+    each = DataConfig.from_dict({"train": "generated", "held_out": str(tmp_path)}, ["train.options.size=64"])
+    for mode in ("python", "json"):
+        tree = each.model_dump(mode=mode)
+        assert (tree["train"], tree["held_out"]) == ({"name": "generated", "options": {"size": 64}}, str(tmp_path))
+        assert DataConfig.from_dict(tree) == each
+    assert len(each.override(["train.options.length=3"]).open_training(("rgb",))) == 3
+    assert isinstance(each.train, DatasetConfig)
+    assert each.train.with_defaults(size=32, length=5).given_options() == {"size": 64, "length": 5}
+
+
+@pytest.mark.parametrize("value", [3, "", [], ["a", ["b"]]])
+def test_what_names_no_data_is_refused(value: object) -> None:
+    with pytest.raises(UserError) as caught:
+        DataConfig.from_dict({"train": value}, source="data")
+    assert str(caught.value) == f"data: train: expected a path, a registered name, or a list of these, got {value!r}"
+
+
+def test_typed_options_are_those_of_generated_scenes() -> None:
+    assert set(get_type_hints(GeneratedOptions)) == set(DatasetConfig.option_class("generated").model_fields)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +114,9 @@ def test_settings_that_make_no_data_are_refused(settings: dict[str, Any], expect
 
 
 def test_scenes_are_those_of_the_source_with_the_maps_that_are_needed() -> None:
-    options = {"size": 32, "length": 3, "seed": 5}
-    each = config(train="generated", options=options, held_out="generated", held_out_options={**options, "seed": 6})
+    options = {"size": 32, "length": 3}
+    train, held_out = (DatasetConfig(name="generated", options={**options, "seed": seed}) for seed in (5, 6))
+    each = config(train=train, held_out=held_out)
     for seed, scenes in ((5, each.open_training(("rgb",))), (6, each.open_held_out(("rgb",)))):
         assert scenes is not None
         assert (len(scenes), scenes.info.granularities) == (3, ("rgb",))
@@ -92,9 +132,9 @@ def test_several_sources_are_mixed(tmp_path: Path) -> None:
 
 
 def test_scenes_are_kept_where_that_is_asked_for() -> None:
-    options = {"size": 32, "length": 3}
-    assert isinstance(config(train="generated", options=options, keep=True).open_training(ALL), CachedScenes)
-    assert not isinstance(config(train="generated", options=options).open_training(ALL), CachedScenes)
+    source = DatasetConfig(name="generated", options={"size": 32, "length": 3})
+    assert isinstance(config(train=source, cache=True).open_training(ALL), CachedScenes)
+    assert not isinstance(config(train=source).open_training(ALL), CachedScenes)
 
 
 def test_views_and_loader_have_its_settings() -> None:

@@ -1,0 +1,220 @@
+"""Data of an experiment: sources of scenes, random views of them, and the processes that load them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+
+from pydantic import BeforeValidator, Field, SerializationInfo, field_serializer
+
+from c2fmae.config.migrations import migrate_data
+from c2fmae.core.choice import Choice
+from c2fmae.core.config import RESUME_SAFE, Config, Fraction, PositiveInt, UnitInterval
+from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import InstanceOverflow
+from c2fmae.core.registry import Registry
+from c2fmae.core.training import TrainingPlan
+
+if TYPE_CHECKING:
+    import c2fmae.data.loader
+    import c2fmae.data.sampler
+    import c2fmae.data.scenes
+    import c2fmae.data.transforms
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class DatasetConfig(Choice):
+    """A registered data set: `{name: generated, options: {size: 96}}`.
+
+    All dumps list the given options alone: what is not given depends on the use, as the size on the model's.
+    """
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        """Return the registry of data sets."""
+        from c2fmae.data.sources import DATASETS
+
+        return DATASETS
+
+    @field_serializer("options")
+    def _dump_options(self, options: Config, info: SerializationInfo) -> dict[str, Any]:
+        return options.model_dump(mode=info.mode, exclude_unset=True)
+
+    def with_defaults(self, **defaults: Any) -> "DatasetConfig":
+        """Return a copy with other defaults of options; those that were given stay."""
+        return DatasetConfig(name=self.name, options={**defaults, **self.given_options()})
+
+
+class GeneratedOptions(TypedDict, total=False):
+    """Options of `generated`, for recipes: mypy checks their names. Defaults are those of the data set."""
+
+    size: int
+    length: int
+    seed: int
+    difficulty: Literal["plain", "easy", "medium", "hard"]
+    domain: str
+
+
+def parse_source(value: Any) -> DatasetConfig | str | tuple[DatasetConfig | str, ...]:
+    """Return a registered data set for its name or a mapping, and anything else as a path; lists item by item.
+
+    A file or folder takes precedence over a data set that is registered under its name.
+    """
+    match value:
+        case DatasetConfig():
+            return value
+        case Mapping():
+            return DatasetConfig.model_validate(value)
+        case str() if value:
+            is_name = value in DatasetConfig.registry() and not Path(value).exists()
+            return DatasetConfig(name=value) if is_name else value
+        case list() | tuple() if value and not any(isinstance(item, list | tuple) for item in value):
+            items = [parse_source(item) for item in value]
+            return tuple(item for item in items if not isinstance(item, tuple))
+    raise UserError(f"expected a path, a registered name, or a list of these, got {value!r}")
+
+
+DataSourceOption = Annotated[DatasetConfig | str | tuple[DatasetConfig | str, ...], BeforeValidator(parse_source)]
+"""A folder, a shard, a pattern of shards or a URL; a registered data set; or a list of these."""
+
+
+def source_name(source: DataSourceOption) -> str:
+    """Return the name of a data set, or a path; those of a list with commas in between."""
+    if isinstance(source, tuple):
+        return ", ".join(map(source_name, source))
+    return source.name if isinstance(source, DatasetConfig) else source
+
+
+class LoadingConfig(Config):
+    """How training views are cut from scenes, and how they are loaded."""
+
+    scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    """Area of a crop, as a fraction of the image's."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Width of a crop divided by its height."""
+    flip: UnitInterval = 0.5
+    """Probability of a horizontal flip."""
+    overflow: InstanceOverflow = "ignore"
+    """What objects beyond the model's largest instance id become."""
+    repeats: PositiveInt = 1
+    """Views of each scene in a batch."""
+    cache: Annotated[bool, RESUME_SAFE] = False
+    """Store scenes in memory after their first use: for small sets that are slow to generate or decode."""
+    workers: Annotated[int, Field(ge=0), RESUME_SAFE] = 8
+    """Loader processes for each training process. With 0, batches are made between steps."""
+    prefetch: Annotated[int, Field(ge=1), RESUME_SAFE] = 2
+    """Batches that each worker prepares in advance."""
+    on_broken: Literal["skip", "error"] = "skip"
+    """What happens to samples that cannot be read."""
+    max_broken: UnitInterval = 0.01
+    """Fraction of the samples, over all processes, that may be skipped before the run fails."""
+
+    def build_training_view(self, **view_options: Any) -> "c2fmae.data.transforms.Transform":
+        """Return the transform that cuts random views. `view_options` are size, label stride and so on."""
+        from c2fmae.data.transforms import RandomView
+
+        return RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **view_options)
+
+    def build_loader(
+        self,
+        scenes: "c2fmae.data.scenes.Scenes",
+        view: "c2fmae.data.transforms.Transform",
+        sampler: "c2fmae.data.sampler.Sampler",
+        *,
+        pin_memory: bool = False,
+    ) -> "c2fmae.data.loader.SceneLoader":
+        """Return a loader of views of the scenes."""
+        from c2fmae.data.loader import SceneLoader
+
+        return SceneLoader(
+            scenes=scenes,
+            transform=view,
+            sampler=sampler,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            on_broken=self.on_broken,
+            max_broken=self.max_broken,
+            pin_memory=pin_memory,
+        )
+
+    def stream_training_batches(
+        self,
+        scenes: "c2fmae.data.scenes.Scenes",
+        view: "c2fmae.data.transforms.Transform",
+        plan: TrainingPlan,
+        step: int,
+        *,
+        seed: int,
+        rank: int,
+        pin_memory: bool,
+    ) -> "c2fmae.data.loader.BatchStream":
+        """Return the batches of one process from a step of the plan on. They are a function of the step alone."""
+        from c2fmae.data.sampler import DataPosition, Sampler
+
+        sampler = Sampler(
+            num_samples=len(scenes),
+            batch_size=plan.batch_size,
+            seed=seed,
+            repeats=self.repeats,
+            rank=rank,
+            world_size=plan.batch_size // plan.batch_size_per_rank,
+        )
+        epochs = -(-plan.steps // plan.steps_per_epoch)
+        loader = self.build_loader(scenes, view, sampler, pin_memory=pin_memory)
+        return loader.stream_batches(epochs, DataPosition(*divmod(step, plan.steps_per_epoch)))
+
+    def check_broken(self, count: int, total: int) -> None:
+        """Raise a `UserError` if more samples are broken, over all processes, than may be skipped."""
+        if count > self.max_broken * total:
+            raise UserError(
+                f"data.max_broken: {count} of {total} samples are broken, more than the {self.max_broken:.2%} that may "
+                "be skipped. List them with `c2fmae data check`"
+            )
+
+
+class SourcesConfig(Config):
+    """Training scenes and held-out scenes."""
+
+    train: DataSourceOption | None = None
+    """Training scenes: a folder, shards, a pattern of shards, a registered data set, or a list of these."""
+    held_out: DataSourceOption | None = None
+    """Scenes that are never trained on, for losses during training."""
+    held_out_samples: PositiveInt = 1024
+    """At most so many of them, evenly spaced; they are stored in memory."""
+
+
+class DataConfig(LoadingConfig, SourcesConfig):  # in this order YAML begins with the sources
+    """Training scenes, held-out scenes, and how they are loaded."""
+
+    @classmethod
+    def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return values in the current format."""
+        return migrate_data(values)
+
+    def open_training(self, granularities: tuple[str, ...]) -> "c2fmae.data.scenes.Scenes":
+        """Return the training scenes."""
+        if self.train is None:
+            raise UserError("data.train: no data is given. Name it with --data, or use --data generated")
+        from c2fmae.data.cached import CachedScenes
+
+        scenes = _open_source("data.train", self.train, granularities)
+        return CachedScenes(scenes) if self.cache else scenes
+
+    def open_held_out(self, granularities: tuple[str, ...]) -> "c2fmae.data.scenes.Scenes | None":
+        """Return the held-out scenes, if there are any."""
+        return None if self.held_out is None else _open_source("data.held_out", self.held_out, granularities)
+
+    def build_held_out_view(self, **view_options: Any) -> "c2fmae.data.transforms.CentralView":
+        """Return the transform that cuts held-out scenes."""
+        from c2fmae.data.transforms import CentralView
+
+        return CentralView(overflow=self.overflow, **view_options)
+
+
+def _open_source(key: str, source: DataSourceOption, granularities: tuple[str, ...]) -> "c2fmae.data.scenes.Scenes":
+    from c2fmae.data.sources import open_scenes
+
+    try:
+        return open_scenes(source, granularities=granularities)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error

@@ -1,0 +1,42 @@
+"""Decoder of a method."""
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from c2fmae.core.choice import Choice
+from c2fmae.core.decoder_options import BlockOptions
+from c2fmae.core.errors import UserError
+from c2fmae.core.registry import Registry
+
+
+class DecoderConfig(Choice):
+    """Which decoder predicts from the encoder's latents, and its options."""
+
+    name: str = "cascaded"
+    options: BlockOptions = BlockOptions()
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        """Return the registry of decoders."""
+        from c2fmae.models.decoders import DECODERS
+
+        return DECODERS
+
+    @model_validator(mode="after")
+    def _check(self) -> "DecoderConfig":
+        if not hasattr(self.options, "dim"):
+            raise UserError(f"decoder {self.name!r} has no option 'dim', the width of its features. Add one")
+        return self
+
+    # Decoders of other packages need not have all options of the built-in ones.
+
+    @property
+    def order(self) -> tuple[str, ...] | None:
+        """Granularities in the order of their stages, if that was given."""
+        return getattr(self.options, "order", None)
+
+    @property
+    def stage_per(self) -> Literal["granularity", "target"]:
+        """Whether further targets of a granularity have a stage of their own."""
+        return getattr(self.options, "stage_per", "granularity")

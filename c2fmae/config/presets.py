@@ -1,0 +1,47 @@
+"""Methods by name: the published ones as configs."""
+
+from collections.abc import Callable
+
+from c2fmae.config.decoder import DecoderConfig
+from c2fmae.config.masking import MaskingConfig
+from c2fmae.config.method import MethodConfig
+from c2fmae.core.decoder_options import JointOptions, ParallelOptions
+from c2fmae.core.registry import Registry
+from c2fmae.core.specs import EncoderConfig
+
+METHODS: Registry[Callable[[], MethodConfig]] = Registry("method")
+
+
+MAE_DECODER = JointOptions(dim=512, num_heads=16, depth=8, has_norm=True)
+MULTIMAE_DECODER = ParallelOptions(context="visible", query_residual=False, entry="own", stage_per="target")
+
+
+@METHODS.register("c2fmae")
+def c2fmae() -> MethodConfig:
+    """C2FMAE: semantic map, instance map and image, each stage reading the one before it."""
+    return MethodConfig(name="c2fmae")
+
+
+@METHODS.register("mae")
+def mae() -> MethodConfig:
+    """MAE: images alone, three quarters of each hidden at random, a deep joint decoder (He et al., 2022)."""
+    return MethodConfig(
+        name="mae",
+        granularities=("rgb",),
+        encoder=EncoderConfig(has_norm=True),
+        decoder=DecoderConfig(name="joint", options=MAE_DECODER),
+        targets={"rgb": ("normalized_pixels",)},
+        masking=MaskingConfig(name="random"),
+        initialisation="fused",
+    )
+
+
+@METHODS.register("multimae")
+def multimae() -> MethodConfig:
+    """MultiMAE: a decoder for each prediction, which reads visible tokens alone (Bachmann et al., 2022)."""
+    return MethodConfig(
+        name="multimae",
+        decoder=DecoderConfig(name="parallel", options=MULTIMAE_DECODER),
+        targets={"rgb": ("pixels", "normalized_pixels")},
+        masking=MaskingConfig(name="random"),
+    )

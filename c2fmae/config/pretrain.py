@@ -1,0 +1,30 @@
+"""Config of pre-training."""
+
+from typing import Any
+
+from c2fmae.config.data import DataConfig
+from c2fmae.config.method import MethodConfig
+from c2fmae.config.migrations import migrate_pretraining
+from c2fmae.core.config import Config
+from c2fmae.core.experiment_config import ExperimentConfig
+from c2fmae.core.training import TrainingConfig
+
+
+class PretrainInputs(Config):
+    """Method, data and initial weights."""
+
+    method: MethodConfig
+    data: DataConfig = DataConfig()
+    init: str | None = None
+    """Source of initial weights: a run, or anything else that `load_backbone` reads. By default, from scratch."""
+
+
+class PretrainConfig(ExperimentConfig, PretrainInputs):  # in this order YAML begins with the method
+    """Everything that determines a pre-training run, how it is saved and what is logged."""
+
+    training: TrainingConfig = TrainingConfig(epochs=400, base_lr=1e-4, warmup_epochs=40)
+
+    @classmethod
+    def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return values in the current format."""
+        return migrate_pretraining(values)

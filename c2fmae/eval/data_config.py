@@ -1,0 +1,97 @@
+"""Training and test set of a probe or a fine-tuning, as settings."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import model_validator
+
+from c2fmae.config.data import DatasetConfig, DataSourceOption
+from c2fmae.config.migrations import migrate_labelled_data
+from c2fmae.core.config import Config, Fraction, PositiveInt
+from c2fmae.core.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import c2fmae.data.transforms
+    import c2fmae.models.backbones.backbone
+
+TRAIN_NAMES, TEST_NAMES = ("train",), ("val", "valid", "validation", "test")
+
+
+class TrainTestConfig(Config):
+    """A training and a test set, and how their images are cropped."""
+
+    train: DataSourceOption | None = None
+    """Scenes with labels or maps to train on: a folder, shards, a pattern of shards, or `generated`."""
+    test: DataSourceOption | None = None
+    """Scenes to evaluate on."""
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width. By default, those of the backbone's training."""
+    crop: Fraction = 1.0
+    """Side of the central crop, as a fraction of the image's shorter side. The usual 224 of 256 pixels are 0.875."""
+
+    @classmethod
+    def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return values in the current format."""
+        return migrate_labelled_data(values)
+
+    @classmethod
+    def resolve_data_options(cls, data: str | None, test: str | None) -> dict[str, Any]:
+        """Return the settings that --data and --test stand for: without --test, both sets are in `data`."""
+        if data is None:
+            return {} if test is None else {"test": test}
+        return find_train_test(data) if test is None else {"train": data, "test": test}
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainTestConfig":
+        if self.train is not None and _are_same(self.train, self.test):
+            raise UserError("test: expected other scenes than the training set's. Name another set")
+        return self
+
+    def resolve_image_size(self, backbone: "c2fmae.models.backbones.backbone.Backbone") -> tuple[int, int]:
+        """Return the height and width of images."""
+        return self.image_size or backbone.spec.image_size
+
+    def make_view(self, backbone: "c2fmae.models.backbones.backbone.Backbone") -> "c2fmae.data.transforms.CentralView":
+        """Return the transform that crops scenes for a backbone."""
+        from c2fmae.data.transforms import CentralView
+        from c2fmae.models.patches import label_stride
+
+        size = self.resolve_image_size(backbone)
+        for side in size:
+            if side % backbone.patch:
+                raise UserError(f"image_size: expected multiples of the patch size, {backbone.patch}, got {side}")
+        return CentralView(size=size, crop=self.crop, label_stride=label_stride(backbone.patch))
+
+
+def find_train_test(source: str) -> dict[str, str]:
+    """Return the paths of a training and a test set in a folder: shards `train-*.tar`, or folders of these names."""
+    if source == "generated":
+        return {"train": source, "test": source}
+    root = Path(source)
+    if not root.is_dir():
+        hint = did_you_mean(source, ["generated"])
+        raise UserError(
+            f"{source}: is not a folder with a training and a test set. {hint or 'Name them with --data and --test'}"
+        )
+    return {split: _find_split(root, split, names) for split, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES))}
+
+
+def _find_split(root: Path, split: str, names: tuple[str, ...]) -> str:
+    for name in names:
+        if (root / name).is_dir():
+            return str(root / name)
+        if any(root.glob(f"{name}[-_0-9]*.tar")):
+            return str(root / f"{name}[-_0-9]*.tar")
+        if (root / f"{name}.tar").exists():
+            return str(root / f"{name}.tar")
+    flag = {"train": "--data", "test": "--test"}[split]
+    raise UserError(f"{root}: has no {split} set: no folder or shards named {' or '.join(names)}. Name it with {flag}")
+
+
+def _are_same(train: DataSourceOption, test: DataSourceOption | None) -> bool:
+    """Return whether two sources are one. Generated sets have seeds of their own, unless these are given."""
+    if isinstance(train, DatasetConfig) and isinstance(test, DatasetConfig):
+        options = train.given_options()
+        is_seeded = train.name != "generated" or "seed" in options
+        return train.name == test.name and options == test.given_options() and is_seeded
+    return train == test
