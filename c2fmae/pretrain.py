@@ -75,7 +75,7 @@ class Pretraining(Experiment):
         """Return what a checkpoint says of itself beside its tensors."""
         mean, std = self.method.config.mean_and_std("rgb")
         return {
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json", exclude={"backbone"}),
             "classes": list(self.scenes.info.class_names),
             "labels": list(self.scenes.info.label_names),
             "normalisation": {"mean": list(mean), "std": list(std)},
@@ -127,7 +127,9 @@ def build_pretraining(config: PretrainConfig, world: World, *, is_new: bool = Tr
     """Open the data, fit the config to it, and build the model with its weights as they are before the first step."""
     names = required_granularities(config.method)
     scenes, held_out = config.data.open_training(names), config.data.open_held_out(names)
-    config = config.model_copy(update={"method": fill_from_dataset(config.method, scenes.info)})
+    method_config = fill_from_dataset(config.method, scenes.info)
+    backbone = method_config.backbone_spec(scenes.info.class_names)
+    config = config.model_copy(update={"method": method_config, "backbone": backbone})
     plan = plan_training(config.training, num_samples=len(scenes), world_size=world.size)
     method = build_method(config.method, seed=config.training.seed)
     if config.init and is_new:

@@ -110,11 +110,17 @@ class MethodConfig(Config):
         """Return the channels of images, or the number of classes of id maps."""
         return self.channels.get(granularity, GRANULARITIES.get(granularity).channels)
 
-    def backbone_spec(self) -> BackboneSpec:
-        """Return the spec of the backbone that this method trains."""
+    def backbone_spec(self, class_names: tuple[str, ...] = ()) -> BackboneSpec:
+        """Return the spec of the backbone that this method trains, with the class names of the data."""
         mean, std = self.mean_and_std("rgb")
-        channels = {name: self.num_channels(name) for name in self.granularities}
-        return BackboneSpec(encoder=self.encoder, image_size=self.image_size, channels=channels, mean=mean, std=std)
+        return BackboneSpec(
+            encoder=self.encoder,
+            image_size=self.image_size,
+            channels={name: self.num_channels(name) for name in self.granularities},
+            mean=mean,
+            std=std,
+            class_names=class_names,
+        )
 
     def head_plans(self) -> list[HeadPlan]:
         """Return all predictions, in the order of the stages."""

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from c2fmae.core.choice import Choice
+from c2fmae.core.errors import UserError
+
+FORMAT = 2
 
 _OLD_DECODER_OPTIONS = (
     "order",
@@ -27,12 +30,12 @@ _OLD_MASKING_OPTIONS = ("curriculum", "blend", "object_share", "max_objects", "w
 
 def migrate_pretraining(values: Mapping[str, Any]) -> dict[str, Any]:
     """Migrate the config of a pre-training run or a recipe."""
-    return _migrate_sections(values, method=migrate_method, data=migrate_data, watching=_migrate_watching)
+    return _migrate_experiment(values, method=migrate_method, data=migrate_data, watching=_migrate_watching)
 
 
 def migrate_finetuning(values: Mapping[str, Any]) -> dict[str, Any]:
     """Migrate the config of a fine-tuning run."""
-    return _migrate_sections(values, data=migrate_labelled_data, watching=_migrate_watching)
+    return _migrate_experiment(values, data=migrate_labelled_data, watching=_migrate_watching)
 
 
 def migrate_method(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,13 +82,16 @@ def _migrate_watching(values: Mapping[str, Any]) -> dict[str, Any]:
     return _rename_keys(values, pictures="figures", pictures_every="figures_every")
 
 
-def _migrate_sections(
+def _migrate_experiment(
     values: Mapping[str, Any], **migrations: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
-    migrated = {
-        key: migrate(values[key]) for key, migrate in migrations.items() if isinstance(values.get(key), Mapping)
-    }
-    return {**values, **migrated}
+    version = values.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
+        raise UserError(f"format: expected at most {FORMAT}, got {version}. Upgrade c2fmae, which wrote the file")
+    if version != 1:
+        return dict(values)
+    sections = {key: migrate for key, migrate in migrations.items() if isinstance(values.get(key), Mapping)}
+    return {"format": FORMAT, **values, **{key: migrate(values[key]) for key, migrate in sections.items()}}
 
 
 def _nest_source_options(tree: dict[str, Any], source: str, options: Any) -> None:
@@ -100,10 +106,11 @@ def _rename_keys(values: Mapping[str, Any], **new_names: str) -> dict[str, Any]:
 
 def _nest_options(values: dict[str, Any], choice: type[Choice], old_options: tuple[str, ...]) -> dict[str, Any]:
     """Move old options into `options`. Format 1 wrote all options; those that do not apply had no effect."""
-    if not values.keys() & set(old_options):
+    given = values.get("options") or {}
+    if not values.keys() & set(old_options) or not isinstance(given, Mapping):
         return values
     name = values.get("name", choice.model_fields["name"].default)
     known = choice.option_class(name).model_fields if name in choice.registry() else old_options
     options = {key: value for key, value in values.items() if key in old_options and key in known}
     others = {key: value for key, value in values.items() if key not in old_options}
-    return {**others, "options": options | (values.get("options") or {})}
+    return {**others, "options": {**options, **given}}

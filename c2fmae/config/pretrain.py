@@ -1,16 +1,15 @@
 """Config of pre-training."""
 
-from typing import Any
+from typing import Any, Literal
 
 from c2fmae.config.data import DataConfig
 from c2fmae.config.method import MethodConfig
 from c2fmae.config.migrations import migrate_pretraining
-from c2fmae.core.config import Config
-from c2fmae.core.experiment_config import ExperimentConfig
+from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig
 from c2fmae.core.training import TrainingConfig
 
 
-class PretrainInputs(Config):
+class PretrainInputs(ConfigHeader):
     """Method, data and initial weights."""
 
     method: MethodConfig
@@ -22,6 +21,7 @@ class PretrainInputs(Config):
 class PretrainConfig(ExperimentConfig, PretrainInputs):  # in this order YAML begins with the method
     """Everything that determines a pre-training run, how it is saved and what is logged."""
 
+    kind: Literal["pretraining"] = "pretraining"
     training: TrainingConfig = TrainingConfig(epochs=400, base_lr=1e-4, warmup_epochs=40)
 
     @classmethod

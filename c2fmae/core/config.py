@@ -42,7 +42,11 @@ class Config(BaseModel):
         Values of an earlier version are migrated first. All problems are reported in one error, which begins with
         `source`.
         """
-        tree, problems = _apply_overrides(cls.migrate(dict(values)), overrides)
+        heading = source or cls.__name__
+        try:
+            tree, problems = _apply_overrides(cls.migrate(dict(values)), overrides)
+        except UserError as error:  # of the migration
+            raise UserError(f"{heading}: {error}") from error
         try:
             config = cls.model_validate(tree)
         except ValidationError as error:
@@ -50,7 +54,6 @@ class Config(BaseModel):
         else:
             if not problems:
                 return config
-        heading = source or cls.__name__
         if len(problems) == 1:
             raise UserError(f"{heading}: {problems[0]}")
         raise UserError("\n".join([f"{heading}: {len(problems)} problems", *(f"  {line}" for line in problems)]))

@@ -1,12 +1,23 @@
 """Settings that every experiment has: training, checkpoints and logging."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from c2fmae.core.config import RESUME_SAFE, Config, PositiveInt
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.trackers import TrackerName
 from c2fmae.core.training import TrainingConfig
+
+RunKind = Literal["pretraining", "finetuning"]
+
+
+class ConfigHeader(Config):
+    """The first keys of a config file."""
+
+    format: Literal[2] = 2
+    """Version of the keys that follow. Files of format 1 (version 0.1) have none; they are migrated when read."""
+    kind: RunKind
 
 
 class SavingConfig(Config):
@@ -41,9 +52,18 @@ class WatchingConfig(Config):
     """Also send metrics and figures to tensorboard or wandb."""
 
 
-class ExperimentConfig(Config):
+class ExperimentConfig(ConfigHeader):
     """Base class of the configs of experiments."""
 
     training: TrainingConfig
     saving: Annotated[SavingConfig, RESUME_SAFE] = SavingConfig()
     watching: Annotated[WatchingConfig, RESUME_SAFE] = WatchingConfig()
+    backbone: Annotated[BackboneSpec | None, RESUME_SAFE] = None
+    """Spec of the trained backbone, recorded when the run starts. It follows from the other settings and the data."""
+
+    @model_serializer(mode="wrap")
+    def _omit_missing_backbone(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = dump(self)
+        if self.backbone is None:
+            tree.pop("backbone", None)
+        return tree

@@ -7,14 +7,15 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from c2fmae.config.pretrain import PretrainConfig
-from c2fmae.core.config import RESUME_SAFE, Config
+from c2fmae.core.config import RESUME_SAFE
 from c2fmae.core.errors import UserError
+from c2fmae.core.experiment_config import ConfigHeader
 from c2fmae.eval.classification.config import is_finetuned
 
 R = TypeVar("R", bound="RecipeConfig")
 
 
-class Provenance(Config):
+class Provenance(ConfigHeader):
     """Where an experiment comes from, and what is known of its results."""
 
     name: Annotated[str, Field(min_length=1), RESUME_SAFE]

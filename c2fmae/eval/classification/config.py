@@ -1,7 +1,7 @@
 """Config of fine-tuning. It needs no torch."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,7 @@ from c2fmae.config.data import LoadingConfig
 from c2fmae.config.migrations import migrate_finetuning
 from c2fmae.core.config import Config, Fraction, PositiveInt, UnitInterval, read_yaml
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment_config import ExperimentConfig
+from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig
 from c2fmae.core.specs import DropRate, Pooling
 from c2fmae.core.training import TrainingConfig
 from c2fmae.eval.data_config import TrainTestConfig
@@ -23,7 +23,11 @@ GranularityNames = Annotated[tuple[str, ...], Field(min_length=1)]
 def is_finetuned(run_dir: Path) -> bool:
     """Return whether a run directory is that of a fine-tuning run."""
     config_path = run_dir / "config.yaml"
-    return config_path.is_file() and "mixing" in read_yaml(config_path)
+    if not config_path.is_file():
+        return False
+    values = read_yaml(config_path)
+    is_finetuned: bool = values["kind"] == "finetuning" if "kind" in values else "mixing" in values
+    return is_finetuned
 
 
 class MixingConfig(Config):
@@ -72,7 +76,7 @@ class ClassificationDataConfig(LoadingConfig, TrainTestConfig):
         )
 
 
-class FinetuneInputs(Config):
+class FinetuneInputs(ConfigHeader):
     """Initial weights, classifier and data."""
 
     init: Annotated[str, Field(min_length=1)]
@@ -109,6 +113,7 @@ class FinetuneTraining(TrainingConfig):
 class FinetuneConfig(ExperimentConfig, FinetuneInputs):  # in this order YAML begins with the inputs
     """Everything that determines a fine-tuning run, how it is saved and what is logged."""
 
+    kind: Literal["finetuning"] = "finetuning"
     training: FinetuneTraining = FinetuneTraining()
 
     @classmethod

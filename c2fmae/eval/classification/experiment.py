@@ -102,7 +102,7 @@ class Finetuning(Experiment):
         """Return what a checkpoint says of itself beside its tensors."""
         spec, info = self.classifier.spec, self.scenes.info
         return {
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json", exclude={"backbone"}),
             "classifier": spec.model_dump(mode="json"),
             "classes": list(spec.backbone.class_names),
             "labels": list(info.label_names),
@@ -211,6 +211,7 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
         load_report = str(classifier.load_report)
     else:
         classifier = classifier_from_spec(spec)
+    config = config.model_copy(update={"backbone": classifier.backbone.spec})
     freeze_blocks(classifier, config.train_blocks)
     scenes = _select_fraction(train.scenes, data.fraction, seed)
     plan = plan_training(config.training, num_samples=len(scenes), world_size=world.size)
