@@ -18,6 +18,7 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.weight_file import read_weight_file
+from c2fmae.data import DatasetInfo
 from c2fmae.methods import METHODS, build_method
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import backbone_from_c2fmae_names, backbone_from_timm_names
@@ -26,6 +27,7 @@ from c2fmae.models.backbones.mae_decoder import SourceDecoders, convert_mae_deco
 from c2fmae.models.backbones.mae_reader import read_mae
 from c2fmae.models.backbones.multimae_decoders import convert_multimae_decoders
 from c2fmae.models.backbones.multimae_reader import read_multimae
+from c2fmae.pretrain import build_pretraining_metadata
 
 log = logging.getLogger(__name__)
 
@@ -186,14 +188,7 @@ def _change_channels(
 
 
 def _build_checkpoint(config: PretrainConfig, weights: Mapping[str, Tensor]) -> Checkpoint:
-    mean, std = config.method.mean_and_std("rgb")
-    metadata = {
-        "config": config.model_dump(mode="json"),
-        "classes": [],
-        "labels": [],
-        "normalisation": {"mean": list(mean), "std": list(std)},
-        "samples": 0,
-    }
+    metadata = build_pretraining_metadata(config, DatasetInfo(), num_samples=0)
     return Checkpoint(0, {f"model/{name}": each.contiguous() for name, each in weights.items()}, metadata)
 
 

@@ -1,4 +1,4 @@
-"""What a run or one of its checkpoints holds, for those who come after it."""
+"""Loading of pre-training runs: config, method with its weights, step and class names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
+from c2fmae.core.run_info import RunInfo
 from c2fmae.data import Scenes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import required_granularities
@@ -13,7 +14,7 @@ from c2fmae.methods.dataset_defaults import required_granularities
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a run, or one of its checkpoints, holds."""
+    """A pre-training run at one of its checkpoints."""
 
     config: PretrainConfig
     method: MaskedAutoencoding
@@ -22,31 +23,33 @@ class LoadedRun:
 
 
 def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> LoadedRun:
-    """Return the model of a run at its newest whole checkpoint, at a step, or of a checkpoint's own folder.
+    """Load a run directory at its newest intact checkpoint or at a step, or a single checkpoint.
 
-    With `use_ema`, its weights are those that `training.ema` averaged.
+    With `use_ema`, the parameters are the exponential moving averages of `training.ema`.
     """
     if path.is_file():
         raise UserError(
-            f"{path} has no decoder weights, so nothing can be reconstructed from it: it holds an encoder alone. "
-            "Take the run folder it came from"
+            f"{path}: is a file of encoder weights, without the decoder that reconstruction needs. "
+            "Use the run directory it was exported from"
         )
     checkpoint = find_checkpoint(path, step)
-    if "classifier" in checkpoint.metadata:
-        raise UserError(f"{path}: is a fine-tuned classifier and has no decoder. Take the run that it was made of")
+    info = RunInfo.from_checkpoint(checkpoint, path)
+    if info.kind == "finetuning":
+        raise UserError(
+            f"{path}: is a fine-tuned classifier, without a decoder. Use the pre-training run it started from"
+        )
     config = PretrainConfig.from_dict(
-        {key: value for key, value in checkpoint.metadata["config"].items() if key in PretrainConfig.model_fields},
-        source=str(path),
+        {key: value for key, value in info.config.items() if key in PretrainConfig.model_fields}, source=str(path)
     )
     method = build_method(config.method, seed=config.training.seed)
     ema_tensors = checkpoint.tensors_of("ema") if use_ema else {}
     if use_ema and not ema_tensors:
-        raise UserError(f"{path}: holds no average of weights: it was trained without training.ema")
+        raise UserError(f"{path}: has no averaged weights, since it was trained without training.ema. Leave out --ema")
     method.model.load_state_dict({**checkpoint.tensors_of("model"), **ema_tensors})
-    return LoadedRun(config, method, checkpoint.step, tuple(checkpoint.metadata["classes"]))
+    return LoadedRun(config, method, checkpoint.step, info.backbone.class_names)
 
 
 def open_run_scenes(config: PretrainConfig) -> Scenes:
-    """Return the scenes that a run was held to, or those that it learned from where it had none."""
+    """Return the held-out scenes of a run, or its training scenes if it has none."""
     names = required_granularities(config.method)
     return config.data.open_held_out(names) or config.data.open_training(names)

@@ -23,7 +23,7 @@ from c2fmae.core.run_dir import RunDir, read_rows
 from c2fmae.core.sharding import unsharded
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
-from c2fmae.data import BatchStream, Scenes
+from c2fmae.data import BatchStream, DatasetInfo, Scenes
 from c2fmae.data.loader import explain_worker_death
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import fill_from_dataset, required_granularities
@@ -72,15 +72,8 @@ class Pretraining(Experiment):
             yield stream
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a checkpoint says of itself beside its tensors."""
-        mean, std = self.method.config.mean_and_std("rgb")
-        return {
-            "config": self.config.model_dump(mode="json", exclude={"backbone"}),
-            "classes": list(self.scenes.info.class_names),
-            "labels": list(self.scenes.info.label_names),
-            "normalisation": {"mean": list(mean), "std": list(std)},
-            "samples": len(self.scenes),
-        }
+        """Return the metadata of checkpoints."""
+        return build_pretraining_metadata(self.config, self.scenes.info, num_samples=len(self.scenes))
 
     def check_broken(self, num_broken: int) -> None:
         """End the run where more samples are broken than may be."""
@@ -121,6 +114,18 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_
     with init_distributed(config.training.device) as world, locked_run_dir(out, world) as run_dir:
         experiment = build_pretraining(config, world, is_new=is_new_run(run_dir, world))
         return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
+
+
+def build_pretraining_metadata(config: PretrainConfig, info: DatasetInfo, *, num_samples: int) -> dict[str, Any]:
+    """Return the metadata of checkpoints of a config whose method was filled from the data."""
+    backbone = config.method.backbone_spec(info.class_names)
+    return {
+        "kind": "pretraining",
+        "backbone": backbone.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"backbone"}),
+        "labels": list(info.label_names),
+        "samples": num_samples,
+    }
 
 
 def build_pretraining(config: PretrainConfig, world: World, *, is_new: bool = True) -> Pretraining:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
+from c2fmae.core.run_info import read_run_info
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.loading import load_run
@@ -98,6 +99,29 @@ def test_a_fine_tuned_run_is_not_taken_for_a_pretraining() -> None:
     for open_it in (lambda: load_run(Path("runs/finetuned")), lambda: run_command("pretrain", "runs/finetuned")):
         with pytest.raises(UserError, match="runs/finetuned: is a fine-tuned"):
             open_it()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "step"),
+    [
+        ("runs/c2fmae", "pretraining", 4),
+        ("runs/mae", "pretraining", 3),
+        ("runs/finetuned", "finetuning", 4),
+        ("runs/finetuned/best", "finetuning", 2),
+    ],
+)
+def test_runs_are_described(path: str, kind: str, step: int) -> None:
+    info = read_run_info(Path(path))
+    assert (info.kind, info.step, info.num_samples) == (kind, step, 4 if path != "runs/mae" else 8)
+    assert info.backbone.image_size == (16, 16)
+    assert info.backbone.channels == ({"semantic": 3, "rgb": 3} if path == "runs/c2fmae" else {"rgb": 3})
+    assert info.backbone.class_names[:1] == {"runs/c2fmae": ("wall",), "runs/mae": ("sky",)}.get(path, ())
+    labels = [label and label.name for label in info.classifier.labels] if info.classifier else []
+    assert labels == (["cat", "dog"] if kind == "finetuning" else [])
+    for checkpoint in Path(path).rglob("step-*"):
+        checkpoint.rename(checkpoint.with_name(".removed"))
+    if Path(path, "config.yaml").exists():
+        assert (read_run_info(Path(path)).kind, read_run_info(Path(path)).step) == (kind, None)
 
 
 @pytest.mark.parametrize(

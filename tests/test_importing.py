@@ -245,7 +245,7 @@ def test_the_folder_is_a_run_of_no_steps_to_all_that_read_runs(tmp_path: Path) -
     assert recipe.init == str(tmp_path / "out" / "checkpoints" / "step-00000000")
     assert recipe.training.batch_size == 64
     checkpoint = find_checkpoint(tmp_path / "out")
-    assert (checkpoint.step, checkpoint.metadata["normalisation"]["mean"]) == (0, [0.485, 0.456, 0.406])
+    assert (checkpoint.step, checkpoint.metadata["backbone"]["mean"]) == (0, [0.485, 0.456, 0.406])
     assert RecipeConfig.from_dict(checkpoint.metadata["config"]) == recipe
     torch.save(weights, tmp_path / "again.pth")
     photos = torch.randn(1, 3, 64, 64)

@@ -46,7 +46,7 @@ def test_a_run_without_an_average_says_so(tmp_path: Path) -> None:
     pretrain(load_recipe("c2fmae-debug", SHORT), tmp_path / "run")
     with pytest.raises(UserError) as caught:
         load_run(tmp_path / "run", use_ema=True)
-    message = f"{tmp_path / 'run'}: holds no average of weights: it was trained without training.ema"
+    message = f"{tmp_path / 'run'}: has no averaged weights, since it was trained without training.ema. Leave out --ema"
     assert str(caught.value) == message
 
 
@@ -54,4 +54,4 @@ def test_a_run_that_has_saved_nothing_yet_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError) as caught:
         load_run(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: has no whole checkpoint yet"
+    assert str(caught.value) == f"{tmp_path}: has no intact checkpoint"

@@ -352,7 +352,7 @@ def test_data_of_other_classes_is_refused(launcher: RunLauncher, tmp_path: Path)
         assert run.wait() == [2]
         assert run.output() == (
             f"error: {out}: was trained on 23 classes (sky, forest, rock, …), but the data has {found}. "
-            "Resume with the data of before\n"
+            "Resume with the previous data\n"
         )
         (tmp_path / "kept").rename(tmp_path / name)
 
@@ -381,10 +381,10 @@ def test_checkpoints_that_are_damaged_are_passed_over_by_name(
     assert run.wait() == [0], run.output()
     again = "Restore it, or use another checkpoint"
     assert run.output().splitlines()[:6] == [
-        f"{files[7]}: is damaged: its checksum is not the one that was noted when it was written. {again}",
-        f"{files[6]}: is damaged: it has {whole_size - 1} bytes, and {whole_size} were written. {again}",
-        f"{files[5]}: is a pickle, which can run code when it is read; refused. Use another checkpoint",
-        f"{folders[4]}/checkpoint.json: is not about a checkpoint of c2fmae. {again}",
+        f"{files[7]}: is damaged: its checksum is not the one stored when it was written. {again}",
+        f"{files[6]}: is damaged: it has {whole_size - 1} bytes, expected {whole_size}. {again}",
+        f"{files[5]}: is a pickle, which could run code, so it is not read. Use another checkpoint",
+        f"{folders[4]}/checkpoint.json: is not a checkpoint of c2fmae: it has no format version. {again}",
         f"{files[3]}: is missing. {again}",
         "resuming at step 3",
     ]
@@ -489,7 +489,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_the_run_goes_on_when
     if left:
         assert last == (
             f"error: {out}/checkpoints: the checkpoint of step 8 could not be written: No space left on device. "
-            "The last one, of step 4, is whole. Free some room and run again with --resume"
+            "The last one, of step 4, is intact. Free disk space and run again with --resume"
         )
     else:  # whichever file it was that met the end of the disk
         assert last.startswith(f"error: {out}/")

@@ -1,7 +1,7 @@
-"""Checkpoints: folders of plain tensors and JSON that are there whole or not at all. Nothing is ever unpickled.
+"""Checkpoints: directories of a safetensors and a JSON file, written completely or not at all, without pickles.
 
-A checkpoint is written under a name that starts with a dot and renamed when the disk has all of it, so whatever has a
-checkpoint's name is whole, unless its disk failed. Only one process at a time writes to a folder of checkpoints.
+A checkpoint is written under a name that starts with a dot, flushed to the disk and then renamed, so a directory with a
+checkpoint's name is complete unless its disk failed. Only one process at a time writes to a directory of checkpoints.
 """
 
 import errno
@@ -19,112 +19,138 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2fmae.core.checkpoint_migrations import add_kind_and_backbone
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import fsync
+from c2fmae.core.json_file import parse_json_object
 from c2fmae.core.tensor_file import read_tensors, write_tensors
 
 Metadata = dict[str, Any]
 Tensors = dict[str, Tensor]
 
-FORMAT_VERSION = 1
-"""What is written. Whoever changes it adds the step from the old one to `MIGRATIONS`."""
+FORMAT_VERSION = 2
+"""Version of the format that is written. A new version needs a migration from the previous one in `MIGRATIONS`."""
 
-MIGRATIONS: dict[int, Callable[[Metadata, Tensors], tuple[Metadata, Tensors]]] = {}
-"""How facts and tensors of a format turn into those of the next."""
+MIGRATIONS: dict[int, Callable[[Metadata, Tensors], tuple[Metadata, Tensors]]] = {
+    1: lambda metadata, tensors: (add_kind_and_backbone(metadata), tensors)
+}
+"""Functions from metadata and tensors of a format to those of the next. Tensors are empty where none are read."""
 
-_METADATA_FILE, _TENSORS_FILE = "checkpoint.json", "tensors.safetensors"
+METADATA_FILE, TENSORS_FILE = "checkpoint.json", "tensors.safetensors"
+
 _NAME_PATTERN = re.compile(r"(?:\.step-(\d{8,})\.replaced|step-(\d{8,}))")
+_MAX_METADATA_BYTES = 1 << 26
+_FIX = "Restore it, or use another checkpoint"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run is after a step."""
+    """The state of a run after a step."""
 
     step: int
     tensors: Mapping[str, Tensor]
+    """Tensors by `component/name`; the components are `model`, `optimiser` and `ema`."""
     metadata: Mapping[str, Any]
-    """What is not a tensor; goes through JSON."""
+    """Everything that is not a tensor, as JSON values."""
 
     def tensors_of(self, component: str) -> Tensors:
-        """Return the tensors of one part, `model`, `optimiser` or `ema`, by the names that they have there."""
+        """Return the tensors of `model`, `optimiser` or `ema` by their names in it."""
         return {
-            key.removeprefix(f"{component}/"): each
-            for key, each in self.tensors.items()
+            key.removeprefix(f"{component}/"): tensor
+            for key, tensor in self.tensors.items()
             if key.startswith(f"{component}/")
         }
 
 
+def step_name(step: int) -> str:
+    """Return the name of files and directories about a step.
+
+    >>> step_name(1200)
+    'step-00001200'
+    """
+    return f"step-{step:08d}"
+
+
+def step_from_path(path: Path) -> int | None:
+    """Return the step in the name of a checkpoint's directory; None for any other name."""
+    match = _NAME_PATTERN.fullmatch(path.name)
+    return int(match[1] or match[2]) if match else None
+
+
 def save_checkpoint(checkpoint_dir: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint beside the others; one of the same step gives way when the new one is whole."""
-    name = _checkpoint_name(checkpoint.step)
-    unfinished, replaced = checkpoint_dir / f".{name}.tmp", checkpoint_dir / f".{name}.replaced"
+    """Write a checkpoint to a directory of checkpoints, replace one of the same step, and return its path."""
+    name = step_name(checkpoint.step)
+    partial, replaced = checkpoint_dir / f".{name}.tmp", checkpoint_dir / f".{name}.replaced"
     try:
         try:
             checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            _remove(unfinished)
-            unfinished.mkdir()
-            _write_checkpoint(unfinished, checkpoint)
+            _remove(partial)
+            partial.mkdir()
+            _write_checkpoint(partial, checkpoint)
             if (checkpoint_dir / name).exists():
                 _remove(replaced)
-                (checkpoint_dir / name).rename(replaced)  # a kill between these two lines leaves it in its other name
-            unfinished.rename(checkpoint_dir / name)
+                (checkpoint_dir / name).rename(replaced)  # after a kill here, the old one is found by this name
+            partial.rename(checkpoint_dir / name)
             fsync(checkpoint_dir)
             _remove(replaced)
         except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)  # give its room back
+            shutil.rmtree(partial, ignore_errors=True)  # free its disk space
             raise
     except OSError as error:
         raise _write_error(checkpoint_dir, checkpoint.step, error) from error
     return checkpoint_dir / name
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, of this or an older format; one that is not whole is refused, with the file to blame."""
+def load_checkpoint(path: Path, *, with_tensors: bool = True) -> Checkpoint:
+    """Read a checkpoint of this or an earlier format. A damaged one is a `UserError` that names the file.
+
+    Without tensors, only its metadata is read and checked.
+    """
     replaced = path.with_name(f".{path.name}.replaced")
     path = path if path.exists() or not replaced.exists() else replaced
     try:
         document = _read_metadata_file(path)
-        tensors = _read_tensors(path / _TENSORS_FILE, document)
+        tensors = _read_tensors(path / TENSORS_FILE, document) if with_tensors else {}
     except OSError as error:
         raise _checkpoint_error(Path(error.filename or path), f"cannot be read: {error.strerror}") from error
-    facts = document["facts"]
-    for number in range(document["format"], FORMAT_VERSION):
-        facts, tensors = MIGRATIONS[number](facts, tensors)
-    return Checkpoint(document["step"], tensors, facts)
+    metadata = document["facts" if document["format"] == 1 else "metadata"]
+    for version in range(document["format"], FORMAT_VERSION):
+        metadata, tensors = MIGRATIONS[version](metadata, tensors)
+    return Checkpoint(document["step"], tensors, metadata)
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Return what a checkpoint says of itself; its tensors are not read, whole or not."""
-    return dict(_read_metadata_file(path)["facts"])
+    """Return the metadata of a checkpoint, without reading its tensors."""
+    return dict(load_checkpoint(path, with_tensors=False).metadata)
 
 
 def list_checkpoints(checkpoint_dir: Path) -> list[Path]:
-    """Return the checkpoints of a folder, oldest first; what a killed save left is none."""
+    """Return the checkpoints in a directory, oldest first, without those that a killed save left incomplete."""
     by_step: dict[int, Path] = {}
-    for path in sorted(checkpoint_dir.glob("*")):  # one set aside comes first, and counts only until its heir is there
+    for path in sorted(checkpoint_dir.glob("*")):  # `.step-….replaced` sorts before its replacement, which wins
         if (step := step_from_path(path)) is not None:
             by_step[step] = path
     return [by_step[step] for step in sorted(by_step)]
 
 
-def load_newest_checkpoint(checkpoint_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest that is whole, and a sentence for each that was refused on the way to it."""
+def load_newest_checkpoint(checkpoint_dir: Path, *, with_tensors: bool = True) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest intact checkpoint, or None, and an error message for each newer, damaged one."""
     errors: list[str] = []
     for path in reversed(list_checkpoints(checkpoint_dir)):
         try:
-            return load_checkpoint(path), errors
+            return load_checkpoint(path, with_tensors=with_tensors), errors
         except UserError as error:
             errors.append(str(error))
     return None, errors
 
 
 def prune_checkpoints(checkpoint_dir: Path, *, keep_last: int, keep_every: int | None) -> None:
-    """Remove all but the last few, those of every so many steps, and the newest that is whole."""
+    """Remove all checkpoints except the `keep_last` last, multiples of `keep_every`, and the newest intact one."""
     _prune(checkpoint_dir, keep_last, keep_every, None)
 
 
 class CheckpointWriter:
-    """Writes checkpoints while training goes on, one at a time."""
+    """A writer of checkpoints in a background thread, one at a time."""
 
     def __init__(self, checkpoint_dir: Path, *, keep_last: int, keep_every: int | None) -> None:
         self._checkpoint_dir, self._keep_last, self._keep_every = checkpoint_dir, keep_last, keep_every
@@ -132,22 +158,22 @@ class CheckpointWriter:
         self._buffers: Tensors = {}
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Take a copy to be written; waits for, and raises the problem of, the save before it."""
+        """Copy a checkpoint and start writing it. Waits for the previous save first, and raises its error."""
         self.wait()
         copy = Checkpoint(checkpoint.step, self._copy(checkpoint.tensors), deepcopy(dict(checkpoint.metadata)))
         thread = ThreadPoolExecutor(max_workers=1)
         self._pending = thread.submit(self._save_and_prune, copy)
-        thread.shutdown(wait=False)  # it ends with this save, so that processes forked between saves copy no thread
+        thread.shutdown(wait=False)  # ends with this save: workers forked between saves must not copy a thread
 
     def wait(self) -> None:
-        """Return when the last save is on the disk, or raise what kept it from there."""
+        """Wait until the last save is on the disk, or raise its error."""
         if self._pending:
-            wait([self._pending])  # whoever interrupts this finds the save still under way, and its buffers in use
+            wait([self._pending])  # after an interrupt here, the save is still pending and its buffers are in use
             saving, self._pending = self._pending, None
             saving.result()
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> Tensors:
-        """Copy to buffers that are kept from save to save: new memory costs more than the copying."""
+        """Copy tensors to buffers that all saves share: allocating memory takes longer than copying."""
         for name in self._buffers.keys() - tensors.keys():
             del self._buffers[name]
         for name, tensor in tensors.items():
@@ -164,18 +190,8 @@ class CheckpointWriter:
         _prune(self._checkpoint_dir, self._keep_last, self._keep_every, path)
 
 
-def _checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def step_from_path(path: Path) -> int | None:
-    """Return the step that a path's name says it is of."""
-    match = _NAME_PATTERN.fullmatch(path.name)
-    return int(match[1] or match[2]) if match else None
-
-
 def _to_json(document: Metadata) -> str:
-    return json.dumps(document, indent=2) + "\n"
+    return json.dumps(document, indent=2) + "\n"  # in ASCII, as the checksums of all formats expect
 
 
 def _checksum(document: Metadata) -> str:
@@ -184,18 +200,18 @@ def _checksum(document: Metadata) -> str:
 
 
 def _write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    checksum = write_tensors(path / _TENSORS_FILE, checkpoint.tensors)
-    fsync(path / _TENSORS_FILE)
+    checksum = write_tensors(path / TENSORS_FILE, checkpoint.tensors)
+    fsync(path / TENSORS_FILE)
     document = {
         "format": FORMAT_VERSION,
         "step": checkpoint.step,
-        "facts": dict(checkpoint.metadata),
-        "tensors": {"bytes": (path / _TENSORS_FILE).stat().st_size, "sha256": checksum},
+        "metadata": dict(checkpoint.metadata),
+        "tensors": {"bytes": (path / TENSORS_FILE).stat().st_size, "sha256": checksum},
     }
-    document = json.loads(_to_json(document))  # so that the checksum is that of what a reader will see
+    document = json.loads(_to_json(document))  # so that the checksum is that of the document as it is read
     document["sha256"] = _checksum(document)
-    (path / _METADATA_FILE).write_text(_to_json(document), encoding="utf-8", newline="")
-    fsync(path / _METADATA_FILE)
+    (path / METADATA_FILE).write_text(_to_json(document), encoding="utf-8", newline="")
+    fsync(path / METADATA_FILE)
     fsync(path)
 
 
@@ -203,31 +219,33 @@ def _read_metadata_file(path: Path) -> Metadata:
     if path.is_file():
         _reject_pickle(path)
         raise _checkpoint_error(
-            path, f"is not a checkpoint: that is a folder with {_METADATA_FILE} and {_TENSORS_FILE}"
+            path, f"is not a checkpoint, which is a directory with {METADATA_FILE} and {TENSORS_FILE}"
         )
-    file = path / _METADATA_FILE
+    file = path / METADATA_FILE
     if not path.exists() or not file.exists():
         raise _checkpoint_error(file if path.exists() else path, "is missing")
     _reject_pickle(file)
+    if file.stat().st_size > _MAX_METADATA_BYTES:
+        raise _checkpoint_error(file, f"is damaged: it has more than {_MAX_METADATA_BYTES:,} bytes")
     try:
         text = file.read_bytes().decode()
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _checkpoint_error(file, f"is damaged: it is not JSON ({error})") from error
-    if not isinstance(document, dict) or type(document.get("format")) is not int:
-        raise _checkpoint_error(file, "is not about a checkpoint of c2fmae")
-    if document["format"] > FORMAT_VERSION:
+        document = parse_json_object(text)
+    except ValueError as error:
+        raise _checkpoint_error(file, str(error)) from error
+    version = document.get("format")
+    if type(version) is not int:
+        raise _checkpoint_error(file, "is not a checkpoint of c2fmae: it has no format version")
+    if version > FORMAT_VERSION:
         raise UserError(
-            f"{path}: was made by a newer c2fmae: it has format {document['format']}, and this one reads "
-            f"{FORMAT_VERSION} and"
-            " older. Install the newer one"
+            f"{path}: was written by a newer c2fmae (format {version}, this version reads up to {FORMAT_VERSION}). "
+            "Upgrade c2fmae"
         )
     if text != _to_json(document) or document.get("sha256") != _checksum(document):
-        raise _checkpoint_error(file, "is damaged: its checksum is not the one that was noted when it was written")
-    if min([*MIGRATIONS, FORMAT_VERSION]) > document["format"]:
-        raise _checkpoint_error(file, f"has format {document['format']}, which this c2fmae does not know")
+        raise _checkpoint_error(file, "is damaged: its checksum is not the one stored when it was written")
+    if min([*MIGRATIONS, FORMAT_VERSION]) > version:
+        raise _checkpoint_error(file, f"has format {version}, which this version does not read")
     if step_from_path(path) not in (None, document["step"]):
-        raise _checkpoint_error(file, f"is of step {document['step']}, but its folder is {path.name}")
+        raise _checkpoint_error(file, f"is of step {document['step']}, but its directory is {path.name}")
     return document
 
 
@@ -237,29 +255,29 @@ def _read_tensors(file: Path, document: Metadata) -> Tensors:
     _reject_pickle(file)
     expected, size = document["tensors"]["bytes"], file.stat().st_size
     if size != expected:
-        raise _checkpoint_error(file, f"is damaged: it has {size} bytes, and {expected} were written")
+        raise _checkpoint_error(file, f"is damaged: it has {size} bytes, expected {expected}")
     try:
         return read_tensors(file, document["tensors"]["sha256"])
     except UserError as error:
-        raise UserError(f"{error}. Restore it, or use another checkpoint") from error
+        raise UserError(f"{error}. {_FIX}") from error
 
 
 def _reject_pickle(file: Path) -> None:
-    """Refuse what `torch.save` and `pickle.dump` write: a zip file, or the first byte of a binary pickle."""
+    """Reject files of `torch.save` and `pickle.dump`: a zip archive, or the first byte of a binary pickle."""
     with file.open("rb") as stream:
         head = stream.read(9)
     if head.startswith(b"PK\x03\x04") or (head.startswith(b"\x80") and head[8:] != b"{"):
-        raise UserError(f"{file}: is a pickle, which can run code when it is read; refused. Use another checkpoint")
+        raise UserError(f"{file}: is a pickle, which could run code, so it is not read. Use another checkpoint")
 
 
 def _checkpoint_error(file: Path, problem: str) -> UserError:
-    return UserError(f"{file}: {problem}. Restore it, or use another checkpoint")
+    return UserError(f"{file}: {problem}. {_FIX}")
 
 
 def _is_intact(path: Path) -> bool:
     try:
         expected = _read_metadata_file(path)["tensors"]["sha256"]
-        with (path / _TENSORS_FILE).open("rb") as file:
+        with (path / TENSORS_FILE).open("rb") as file:
             return bool(hashlib.file_digest(file, "sha256").hexdigest() == expected)
     except (UserError, OSError):
         return False
@@ -280,12 +298,12 @@ def _prune(checkpoint_dir: Path, keep_last: int, keep_every: int | None, known_i
                 _remove(path)
     except OSError as error:
         raise UserError(
-            f"{error.filename or checkpoint_dir}: cannot be removed: {error.strerror}. Check its rights"
+            f"{error.filename or checkpoint_dir}: cannot be removed: {error.strerror}. Fix its permissions"
         ) from error
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder that may not be there; half removed, it has no checkpoint's name any more."""
+    """Remove a directory if it exists. It is renamed first, so that a part of it never has a checkpoint's name."""
     if not path.exists():
         return
     if path.suffix != ".removed":
@@ -295,11 +313,11 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _write_error(folder: Path, step: int, error: OSError) -> UserError:
-    last = next(filter(_is_intact, reversed(list_checkpoints(folder))), None)
+def _write_error(checkpoint_dir: Path, step: int, error: OSError) -> UserError:
+    last = next(filter(_is_intact, reversed(list_checkpoints(checkpoint_dir))), None)
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return UserError(
-        f"{folder}: the checkpoint of step {step} could not be written: {error.strerror}."
-        f" {f'The last one, of step {step_from_path(last)}, is whole' if last else 'There is no earlier one'}."
-        f" {'Free some room' if is_full else 'Mend that'} and run again{' with --resume' if last else ''}"
+        f"{checkpoint_dir}: the checkpoint of step {step} could not be written: {error.strerror}."
+        f" {f'The last one, of step {step_from_path(last)}, is intact' if last else 'There is no earlier one'}."
+        f" {'Free disk space' if is_full else 'Fix that'} and run again{' with --resume' if last else ''}"
     )

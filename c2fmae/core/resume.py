@@ -106,17 +106,16 @@ def _load_current_config(run_dir: RunDir, config: Config) -> dict[str, Any]:
 
 
 def _check_classes(run_dir: RunDir, old_metadata: Mapping[str, Any], new_metadata: Mapping[str, Any]) -> None:
-    old_classes, new_classes = old_metadata.get("classes"), new_metadata.get("classes")
-    if old_classes != new_classes:
+    old, new = (metadata["backbone"]["class_names"] for metadata in (old_metadata, new_metadata))
+    if old != new:
         raise UserError(
-            f"{run_dir.path}: was trained on {len(old_classes or [])} classes ({_abbreviate_names(old_classes)}), "
-            f"but the data has {len(new_classes or [])} "
-            f"({_abbreviate_names(new_classes)}). Resume with the data of before"
+            f"{run_dir.path}: was trained on {len(old)} classes ({_abbreviate_names(old)}), but the data has "
+            f"{len(new)} ({_abbreviate_names(new)}). Resume with the previous data"
         )
 
 
-def _abbreviate_names(names: Sequence[str] | None) -> str:
-    return ", ".join([*(names or ["no names"])[:3], *(["…"] if names and len(names) > 3 else [])])
+def _abbreviate_names(names: Sequence[str]) -> str:
+    return ", ".join([*(names or ["no names"])[:3], *["…"] * (len(names) > 3)])
 
 
 def _record_resume(

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest_checkpoint, step_name
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
 from c2fmae.core.locks import lock_dir
@@ -103,20 +103,20 @@ def open_run_dir(path: Path) -> Iterator[RunDir]:
         yield RunDir(path)
 
 
-def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
-    """Return the checkpoint that a path means: its own; of a run or a folder of checkpoints, the newest whole one.
+def find_checkpoint(path: Path, step: int | None = None, *, with_tensors: bool = True) -> Checkpoint:
+    """Return the checkpoint at a path, or the newest intact one in a run directory or a directory of checkpoints.
 
-    Of these, `step` chooses another.
+    With `step`, return the checkpoint of that step instead of the newest.
     """
-    is_run = (path / "config.yaml").exists()
+    is_run = RunDir(path).is_started
     if not is_run and not list_checkpoints(path):
-        return load_checkpoint(path)
-    folder = RunDir(path).checkpoints if is_run else path
+        return load_checkpoint(path, with_tensors=with_tensors)
+    checkpoint_dir = RunDir(path).checkpoints if is_run else path
     if step is not None:
-        return load_checkpoint(folder / f"step-{step:08d}")
-    checkpoint, errors = load_newest_checkpoint(folder)
+        return load_checkpoint(checkpoint_dir / step_name(step), with_tensors=with_tensors)
+    checkpoint, errors = load_newest_checkpoint(checkpoint_dir, with_tensors=with_tensors)
     if checkpoint is None:
-        raise UserError("\n".join([f"{path}: has no whole checkpoint yet", *errors]))
+        raise UserError("\n".join([f"{path}: has no intact checkpoint", *errors]))
     return checkpoint
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from c2fmae.core.errors import RunError, UserError, unknown_name_error
 from c2fmae.core.files import fsync
+from c2fmae.core.run_info import is_run_or_checkpoint
 from c2fmae.eval.digests import compute_weights_digest
 from c2fmae.exports.as_graph import onnx_target, torch_export_target
 from c2fmae.exports.as_hf import hf_target
@@ -20,7 +21,6 @@ from c2fmae.exports.target import ExportableModel, ExportComparison, ExportTarge
 from c2fmae.exports.timm_vit import restrict_to_rgb
 from c2fmae.loading import load_run
 from c2fmae.models.backbones import load_backbone
-from c2fmae.models.backbones.run_reader import is_run_or_checkpoint
 from c2fmae.models.classifiers import Classifier, load_model
 
 EXPORT_KINDS: dict[str, Callable[[ExportableModel], ExportTarget]] = {

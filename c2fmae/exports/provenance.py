@@ -9,8 +9,8 @@ from typing import Any
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint, read_rows
+from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.exports.config_text import ConfigText, strip_folders, summarise_finetuning, summarise_pretraining
-from c2fmae.models.backbones.run_reader import is_run_or_checkpoint
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX
 
 _HELD_OUT_PREFIX = "held_out/"
@@ -66,13 +66,14 @@ def read_provenance(source: str, *, step: int | None = None, average: bool = Fal
 
 def _read_run_provenance(path: Path, step: int | None, average: bool) -> WeightsProvenance:
     checkpoint = find_checkpoint(path, step)
-    config, run = checkpoint.metadata.get("config"), _find_run_dir(path)
-    is_tuned = "classifier" in checkpoint.metadata
+    info = RunInfo.from_checkpoint(checkpoint, path)
+    config, run = info.metadata.get("config"), info.run_dir.path if info.run_dir else None
+    is_tuned = info.kind == "finetuning"
     config_text, config_mapping = ConfigText(config), config if isinstance(config, Mapping) else {}
-    samples, steps = checkpoint.metadata.get("samples"), config_text.get("training.steps")
+    samples, steps = info.num_samples, config_text.get("training.steps")
     step_text = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
     summary = (
-        summarise_finetuning(config_text, ConfigText(checkpoint.metadata["classifier"]))
+        summarise_finetuning(config_text, ConfigText({"backbone": info.backbone.model_dump(mode="json")}))
         if is_tuned
         else summarise_pretraining(config_text)
     )
@@ -101,12 +102,6 @@ def _read_run_provenance(path: Path, step: int | None, average: bool) -> Weights
         evaluations=_read_evaluations(run),
         missing_details=[about.lower() for about in expected if not facts[about]],
     )
-
-
-def _find_run_dir(path: Path) -> Path | None:
-    """Return the run's folder that a source is, or lies in."""
-    folders = (path, path.resolve().parent, path.resolve().parent.parent)
-    return next((folder for folder in folders if (folder / "config.yaml").exists()), None)
 
 
 def _score_prefix(average: bool) -> str:

@@ -50,7 +50,7 @@ def damage(run: RunDir, step: int) -> str:
     content[-1] ^= 1
     file.write_bytes(content)
     return (
-        f"problem: {file}: is damaged: its checksum is not the one that was noted when it was written. Restore it, or "
+        f"problem: {file}: is damaged: its checksum is not the one stored when it was written. Restore it, or "
         "use another checkpoint\n"
     )
 

@@ -28,6 +28,7 @@ from c2fmae.core.checkpoint import (
     load_checkpoint,
     load_newest_checkpoint,
     prune_checkpoints,
+    read_metadata,
     save_checkpoint,
 )
 from c2fmae.core.errors import UserError
@@ -51,7 +52,7 @@ DTYPES = [
     torch.bool,
 ]
 TENSORS = {"model/weight": torch.arange(6.0).view(2, 3), "ema/flag": torch.tensor(True)}
-OR_ELSE = " Restore it, or use another checkpoint"
+FIX = " Restore it, or use another checkpoint"
 
 
 @st.composite
@@ -60,8 +61,8 @@ def tensors(draw: st.DrawFn) -> Tensor:
     size = prod(shape) * dtype.itemsize
     data = torch.tensor([*draw(st.binary(min_size=size, max_size=size))], dtype=torch.uint8)
     tensor = (data % 2 if dtype == torch.bool else data).view(dtype).view(shape)
-    is_turned: bool = draw(st.booleans())
-    return tensor.transpose(0, -1) if shape and is_turned else tensor
+    is_transposed: bool = draw(st.booleans())
+    return tensor.transpose(0, -1) if shape and is_transposed else tensor
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -100,24 +101,24 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
     st.integers(0, 10**9),
     st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()),
 )
-def test_what_is_saved_comes_back_and_other_readers_see_the_same(
-    tmp_path_factory: pytest.TempPathFactory, stored: dict[str, Tensor], step: int, facts: dict[str, Any]
+def test_a_saved_checkpoint_is_read_back_here_and_by_safetensors(
+    tmp_path_factory: pytest.TempPathFactory, stored: dict[str, Tensor], step: int, metadata: dict[str, Any]
 ) -> None:
-    path = save_checkpoint(tmp_path_factory.mktemp("checkpoints"), Checkpoint(step, stored, facts))
-    again = load_checkpoint(path)
-    assert (again.step, again.metadata, list(again.tensors)) == (step, facts, list(stored))
-    assert same(again.tensors, stored)
+    path = save_checkpoint(tmp_path_factory.mktemp("checkpoints"), Checkpoint(step, stored, metadata))
+    loaded = load_checkpoint(path)
+    assert (loaded.step, loaded.metadata, list(loaded.tensors)) == (step, metadata, list(stored))
+    assert same(loaded.tensors, stored)
     assert same(load_file(path / "tensors.safetensors"), stored)
     shutil.rmtree(path.parent)
 
 
-def test_a_parameter_and_a_slice_of_another_tensor_are_saved_by_value(tmp_path: Path) -> None:
+def test_parameters_and_slices_are_saved_by_value(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
     path = save_checkpoint(tmp_path, Checkpoint(1, {"whole": weight, "row": weight[1]}, {}))
     assert same(load_checkpoint(path).tensors, {"whole": torch.ones(2, 2), "row": torch.ones(2)})
 
 
-def test_the_folder_is_named_by_its_step_and_holds_two_files(tmp_path: Path) -> None:
+def test_a_checkpoint_is_a_directory_named_by_its_step_with_two_files(tmp_path: Path) -> None:
     path = saved(tmp_path / "run" / "checkpoints")
     assert path == tmp_path / "run" / "checkpoints" / "step-00000050"
     assert sorted(file.name for file in path.iterdir()) == ["checkpoint.json", "tensors.safetensors"]
@@ -157,34 +158,44 @@ def test_a_checkpoint_of_the_first_format_stays_readable(tmp_path: Path) -> None
     assert same(old.tensors, {"model/weight": torch.tensor([1.0, -2.0])})
 
 
-def test_an_older_format_is_brought_up_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def second(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {**facts, "epoch": 0.5}, {name.replace("model/", "net/"): tensor for name, tensor in tensors.items()}
+def test_an_older_format_is_migrated_version_by_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_third(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {**metadata, "epoch": 0.5}, {name.replace("model/", "net/"): each for name, each in tensors.items()}
 
-    def third(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {**facts, "epoch": facts["epoch"] * 2}, tensors
+    def to_fourth(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {**metadata, "epoch": metadata["epoch"] * 2}, tensors
 
     path = saved(tmp_path)
-    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
-    monkeypatch.setattr(module, "MIGRATIONS", {1: second, 2: third})
+    monkeypatch.setattr(module, "FORMAT_VERSION", 4)
+    monkeypatch.setattr(module, "MIGRATIONS", {2: to_third, 3: to_fourth})
     old = load_checkpoint(path)
-    assert old.metadata == {"seed": 1, "keys": ["a", "ä"], "epoch": 1.0}
+    assert old.metadata == read_metadata(path) == {"seed": 1, "keys": ["a", "ä"], "epoch": 1.0}
     assert same(old.tensors, {"net/weight": TENSORS["model/weight"], "ema/flag": TENSORS["ema/flag"]})
     assert load_checkpoint(saved(tmp_path, 60)).metadata == {"seed": 1, "keys": ["a", "ä"]}
-    monkeypatch.setattr(module, "MIGRATIONS", {2: third})
-    assert refusal(path) == f"{path}/checkpoint.json: has format 1, which this c2fmae does not know.{OR_ELSE}"
+    monkeypatch.setattr(module, "MIGRATIONS", {3: to_fourth})
+    assert refusal(path) == f"{path}/checkpoint.json: has format 2, which this version does not read.{FIX}"
 
 
-def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+def test_a_newer_format_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
     path = saved(tmp_path)
     monkeypatch.undo()
     assert refusal(path) == (
-        f"{path}: was made by a newer c2fmae: it has format 2, and this one reads 1 and older. Install the newer one"
+        f"{path}: was written by a newer c2fmae (format 3, this version reads up to 2). Upgrade c2fmae"
     )
 
 
-def test_a_flip_of_any_bit_is_refused(tmp_path: Path) -> None:
+def test_metadata_is_read_without_tensors(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    (path / "tensors.safetensors").unlink()
+    checkpoint = load_checkpoint(path, with_tensors=False)
+    assert (checkpoint.step, checkpoint.tensors, checkpoint.metadata["seed"]) == (50, {}, 1)
+    (path / "checkpoint.json").write_text("{}")
+    with pytest.raises(UserError, match="has no format version"):
+        read_metadata(path)
+
+
+def test_a_flip_of_any_bit_is_rejected(tmp_path: Path) -> None:
     path = saved(tmp_path)
     load_checkpoint(path)
     for file in path.iterdir():
@@ -195,7 +206,7 @@ def test_a_flip_of_any_bit_is_refused(tmp_path: Path) -> None:
     load_checkpoint(path)
 
 
-def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     path = saved(tmp_path)
     for file in path.iterdir():
         data = file.read_bytes()
@@ -207,45 +218,45 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["checkpoint.json", "tensors.safetensors"])
-def test_a_missing_part_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(name: str, tmp_path: Path) -> None:
     path = saved(tmp_path)
     (path / name).unlink()
-    assert refusal(path) == f"{path}/{name}: is missing.{OR_ELSE}"
-    assert refusal(tmp_path / "none") == f"{tmp_path}/none: is missing.{OR_ELSE}"
+    assert refusal(path) == f"{path}/{name}: is missing.{FIX}"
+    assert refusal(tmp_path / "none") == f"{tmp_path}/none: is missing.{FIX}"
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
     path = saved(tmp_path)
     tensors, document = path / "tensors.safetensors", path / "checkpoint.json"
     data, text = tensors.read_bytes(), document.read_text()
     tensors.write_bytes(data[:-1])
     size = len(data)
-    assert refusal(path) == f"{tensors}: is damaged: it has {size - 1} bytes, and {size} were written.{OR_ELSE}"
+    assert refusal(path) == f"{tensors}: is damaged: it has {size - 1} bytes, expected {size}.{FIX}"
     tensors.write_bytes(data)
     flip(tensors, size - 1)
-    wrong = "is damaged: its checksum is not the one that was noted when it was written"
-    assert refusal(path) == f"{tensors}: {wrong}.{OR_ELSE}"
+    wrong = "is damaged: its checksum is not the one stored when it was written"
+    assert refusal(path) == f"{tensors}: {wrong}.{FIX}"
     tensors.write_bytes(data)
     document.write_text(text.replace('"seed": 1', '"seed": 2'))
-    assert refusal(path) == f"{document}: {wrong}.{OR_ELSE}"
+    assert refusal(path) == f"{document}: {wrong}.{FIX}"
     document.write_text(text[:1])
     why = "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
-    assert refusal(path) == f"{document}: is damaged: it is not JSON ({why}).{OR_ELSE}"
+    assert refusal(path) == f"{document}: is not JSON ({why}).{FIX}"
     document.write_text("[" * 100_000)
-    assert refusal(path).startswith(f"{document}: is damaged: it is not JSON (maximum recursion depth exceeded")
+    assert refusal(path) == f"{document}: is nested more than 64 levels deep.{FIX}"
     document.write_text('{"format": "pt"}')
-    assert refusal(path) == f"{document}: is not about a checkpoint of c2fmae.{OR_ELSE}"
+    assert refusal(path) == f"{document}: is not a checkpoint of c2fmae: it has no format version.{FIX}"
     document.unlink()
     document.mkdir()
-    assert refusal(path) == f"{document}: cannot be read: Is a directory.{OR_ELSE}"
+    assert refusal(path) == f"{document}: cannot be read: Is a directory.{FIX}"
     assert refusal(tensors) == (
-        f"{tensors}: is not a checkpoint: that is a folder with checkpoint.json and tensors.safetensors.{OR_ELSE}"
+        f"{tensors}: is not a checkpoint, which is a directory with checkpoint.json and tensors.safetensors.{FIX}"
     )
 
 
-def test_a_folder_that_tells_another_step_is_refused(tmp_path: Path) -> None:
+def test_a_directory_with_the_name_of_another_step_is_rejected(tmp_path: Path) -> None:
     path = saved(tmp_path, 40).rename(tmp_path / "step-00000050")
-    assert refusal(path) == f"{path}/checkpoint.json: is of step 40, but its folder is step-00000050.{OR_ELSE}"
+    assert refusal(path) == f"{path}/checkpoint.json: is of step 40, but its directory is step-00000050.{FIX}"
 
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -254,18 +265,18 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 @pytest.mark.parametrize(
     ("entries", "why"),
     [
-        ({"a": {**ENTRY, "shape": [3]}}, "a of shape [3] cannot lie at bytes 0 to 8 of 8"),
-        ({"a": {**ENTRY, "data_offsets": [0, 16], "shape": [4]}}, "a of shape [4] cannot lie at bytes 0 to 16 of 8"),
-        ({"a": {**ENTRY, "data_offsets": [4, 8], "shape": [1]}}, "a of shape [1] cannot lie at bytes 4 to 8 of 8"),
-        ({"a": ENTRY, "b": ENTRY}, "b of shape [2] cannot lie at bytes 0 to 8 of 8"),
-        ({"a": {**ENTRY, "shape": [-1, -2]}}, "a of shape [-1, -2] cannot lie at bytes 0 to 8 of 8"),
-        ({"a": {**ENTRY, "dtype": "F7"}}, "a is of an unknown kind, F7"),
-        ({"a": {**ENTRY, "data_offsets": [0, 4], "shape": [1]}}, "nothing is said about the last 4 bytes"),
-        ({}, "nothing is said about the last 8 bytes"),
+        ({"a": {**ENTRY, "shape": [3]}}, "a of shape [3] cannot be at bytes 0 to 8 of 8"),
+        ({"a": {**ENTRY, "data_offsets": [0, 16], "shape": [4]}}, "a of shape [4] cannot be at bytes 0 to 16 of 8"),
+        ({"a": {**ENTRY, "data_offsets": [4, 8], "shape": [1]}}, "a of shape [1] cannot be at bytes 4 to 8 of 8"),
+        ({"a": ENTRY, "b": ENTRY}, "b of shape [2] cannot be at bytes 0 to 8 of 8"),
+        ({"a": {**ENTRY, "shape": [-1, -2]}}, "a of shape [-1, -2] cannot be at bytes 0 to 8 of 8"),
+        ({"a": {**ENTRY, "dtype": "F7"}}, "a has an unsupported dtype, F7"),
+        ({"a": {**ENTRY, "data_offsets": [0, 4], "shape": [1]}}, "the last 4 bytes belong to no tensor"),
+        ({}, "the last 8 bytes belong to no tensor"),
         ({"a": {}}, "'data_offsets'"),
     ],
 )
-def test_a_header_that_lies_is_refused_however_well_it_is_signed(
+def test_a_wrong_header_is_rejected_even_with_a_valid_checksum(
     entries: dict[str, Any], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lie(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -277,12 +288,14 @@ def test_a_header_that_lies_is_refused_however_well_it_is_signed(
 
     monkeypatch.setattr(module, "write_tensors", lie)
     path = saved(tmp_path)
-    says = "its header does not describe what is in it"
-    assert refusal(path) == f"{path}/tensors.safetensors: {says}: {why}.{OR_ELSE}"
+    says = "its header does not match its content"
+    assert refusal(path) == f"{path}/tensors.safetensors: {says}: {why}.{FIX}"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff" * 7 + b"\x7f{}", b"[" * 4096, bytes(8), b"a" * 4096])
-def test_a_signed_file_of_anything_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arbitrary_content_is_rejected_even_with_a_valid_checksum(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import hashlib
 
     def anything(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -291,7 +304,7 @@ def test_a_signed_file_of_anything_is_refused(content: bytes, tmp_path: Path, mo
 
     monkeypatch.setattr(module, "write_tensors", anything)
     path = saved(tmp_path)
-    says = "its header does not describe what is in it"
+    says = "its header does not match its content"
     assert refusal(path).startswith(f"{path}/tensors.safetensors: {says}: ")
 
 
@@ -303,7 +316,7 @@ class Bomb:
         return (Path.touch, (self.marker,))
 
 
-def test_a_pickle_is_refused_and_never_read(tmp_path: Path) -> None:
+def test_a_pickle_is_rejected_and_never_loaded(tmp_path: Path) -> None:
     marker, path = tmp_path / "marker", saved(tmp_path)
     ways: list[Callable[[Path], object]] = [
         lambda file: torch.save(Bomb(marker), file),
@@ -315,7 +328,7 @@ def test_a_pickle_is_refused_and_never_read(tmp_path: Path) -> None:
             if place.is_dir():
                 shutil.rmtree(place)
             way(place)
-            says = "is a pickle, which can run code when it is read; refused. Use another checkpoint"
+            says = "is a pickle, which could run code, so it is not read. Use another checkpoint"
             assert refusal(path) == f"{place}: {says}"
             assert not load_newest_checkpoint(tmp_path)[0]
         if place.name == "tensors.safetensors":
@@ -323,11 +336,11 @@ def test_a_pickle_is_refused_and_never_read(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(Bomb(marker), protocol=0))
     assert "is not a checkpoint" in refusal(path)
     assert not marker.exists()
-    pickle.loads(pickle.dumps(Bomb(marker)))  # it would have
+    pickle.loads(pickle.dumps(Bomb(marker)))  # loading runs the code
     assert marker.exists()
 
 
-def test_the_newest_whole_one_is_found_and_each_refused_has_its_sentence(tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_loaded_and_damaged_ones_are_reported(tmp_path: Path) -> None:
     assert load_newest_checkpoint(tmp_path / "none") == (None, [])
     paths = [saved(tmp_path, step) for step in (30, 9, 200_000_000, 40)]
     assert list_checkpoints(tmp_path) == [paths[1], paths[0], paths[3], paths[2]]
@@ -339,7 +352,7 @@ def test_the_newest_whole_one_is_found_and_each_refused_has_its_sentence(tmp_pat
     assert (newest.step, refused) == (30, expected)
 
 
-def test_leftovers_of_killed_saves_are_no_checkpoints_and_make_room_for_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_killed_saves_are_not_checkpoints_and_are_removed(tmp_path: Path) -> None:
     path = saved(tmp_path)
     for leftover in (".step-00000060.tmp", ".step-00000050.replaced", ".step-00000030.removed", ".step-00000050.tmp"):
         shutil.copytree(path, tmp_path / leftover)
@@ -351,7 +364,7 @@ def test_leftovers_of_killed_saves_are_no_checkpoints_and_make_room_for_the_next
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000050", "step-00000060"]
 
 
-def test_one_that_was_set_aside_counts_until_its_heir_is_there(tmp_path: Path) -> None:
+def test_a_replaced_checkpoint_is_used_until_its_replacement_exists(tmp_path: Path) -> None:
     aside = saved(tmp_path).rename(tmp_path / ".step-00000050.replaced")
     shutil.copytree(aside, tmp_path / ".step-00000050.tmp")
     assert list_checkpoints(tmp_path) == [aside]
@@ -360,11 +373,11 @@ def test_one_that_was_set_aside_counts_until_its_heir_is_there(tmp_path: Path) -
     assert newest
     assert (newest.step, refused, list(tmp_path.iterdir())) == (50, [], [aside])
     assert load_checkpoint(tmp_path / "step-00000050").step == 50
-    heir = saved(tmp_path)
-    assert list(tmp_path.iterdir()) == [heir]
+    replacement = saved(tmp_path)
+    assert list(tmp_path.iterdir()) == [replacement]
 
 
-def test_one_of_the_same_step_gives_way_only_to_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_replaced_only_by_a_complete_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path)
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path, Checkpoint(50, {}, {"path": tmp_path}))
@@ -384,7 +397,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)), st.integers(0, 4), st.none() | st.integers(1, 5))
-def test_prune_keeps_the_last_few_every_so_many_and_the_newest_whole_one(
+def test_pruning_keeps_the_last_ones_multiples_and_the_newest_intact_one(
     shelf: Path, steps: set[int], damaged: set[int], keep_last: int, keep_every: int | None
 ) -> None:
     folder = shelf.with_name("pruned")
@@ -406,7 +419,7 @@ def test_prune_keeps_the_last_few_every_so_many_and_the_newest_whole_one(
         shutil.rmtree(folder)
 
 
-def test_one_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_removed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Path, target: Path) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
@@ -414,10 +427,10 @@ def test_one_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(UserError) as caught:
         prune_checkpoints(tmp_path, keep_last=1, keep_every=None)
-    assert str(caught.value) == f"{paths[0]}: cannot be removed: Permission denied. Check its rights"
+    assert str(caught.value) == f"{paths[0]}: cannot be removed: Permission denied. Fix its permissions"
 
 
-def test_a_full_disk_leaves_the_last_one_whole_and_gets_its_room_back(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint_and_frees_the_partial_one(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     big = Checkpoint(50, {"model/weight": torch.zeros(1 << 20)}, {})
 
@@ -431,10 +444,10 @@ def test_a_full_disk_leaves_the_last_one_whole_and_gets_its_room_back(tmp_path: 
         return str(caught.value)
 
     start = f"{tmp_path}: the checkpoint of step 50 could not be written: File too large."
-    assert failure() == f"{start} There is no earlier one. Free some room and run again"
+    assert failure() == f"{start} There is no earlier one. Free disk space and run again"
     assert list(tmp_path.iterdir()) == []
     path = saved(tmp_path, 40)
-    says = "The last one, of step 40, is whole. Free some room and run again with --resume"
+    says = "The last one, of step 40, is intact. Free disk space and run again with --resume"
     assert failure() == f"{start} {says}"
     assert list(tmp_path.iterdir()) == [path]
     load_checkpoint(path)
@@ -454,7 +467,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.once
-def test_a_disk_that_is_really_full_and_one_that_is_read_only(small_disk: Path) -> None:
+def test_full_and_read_only_disks_are_reported(small_disk: Path) -> None:
     folder = small_disk / "checkpoints"
     writer = CheckpointWriter(folder, keep_last=3, keep_every=None)
     writer.save(Checkpoint(40, {"model/weight": torch.ones(1 << 17)}, {}))
@@ -464,7 +477,7 @@ def test_a_disk_that_is_really_full_and_one_that_is_read_only(small_disk: Path) 
         writer.wait()
     assert str(caught.value) == (
         f"{folder}: the checkpoint of step 50 could not be written: No space left on device. The last one, of step 40,"
-        " is whole. Free some room and run again with --resume"
+        " is intact. Free disk space and run again with --resume"
     )
     assert [path.name for path in folder.iterdir()] == ["step-00000040"]
     writer.save(Checkpoint(50, {"model/weight": torch.ones(1 << 17)}, {}))
@@ -476,12 +489,12 @@ def test_a_disk_that_is_really_full_and_one_that_is_read_only(small_disk: Path) 
         writer.wait()
     assert str(caught.value) == (
         f"{folder}: the checkpoint of step 60 could not be written: Read-only file system. The last one, of step 50,"
-        " is whole. Mend that and run again with --resume"
+        " is intact. Fix that and run again with --resume"
     )
 
 
 class Gate:
-    """Holds saves back until it is opened."""
+    """Blocks saves until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened, self.running, self.most = threading.Event(), 0, 0
@@ -498,15 +511,13 @@ class Gate:
         monkeypatch.setattr(module, "save_checkpoint", held)
 
 
-def test_the_writer_returns_before_the_file_is_there_and_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_writer_returns_before_the_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
-    weight, facts = torch.ones(3), {"epoch": [1]}
-    writer.save(Checkpoint(1, {"weight": weight}, facts))
+    weight, metadata = torch.ones(3), {"epoch": [1]}
+    writer.save(Checkpoint(1, {"weight": weight}, metadata))
     assert list(tmp_path.iterdir()) == []
     weight += 1
-    facts["epoch"].append(2)
+    metadata["epoch"].append(2)
     gate.opened.set()
     writer.wait()
     assert same(load_checkpoint(tmp_path / "step-00000001").tensors, {"weight": torch.ones(3)})
@@ -514,9 +525,7 @@ def test_the_writer_returns_before_the_file_is_there_and_training_goes_on(
     writer.wait()
 
 
-def test_saves_wait_for_each_other_and_share_their_buffers_without_mixing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saves_wait_for_each_other_and_share_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=9, keep_every=None)
     gate.opened.set()
     states = [
@@ -533,9 +542,7 @@ def test_saves_wait_for_each_other_and_share_their_buffers_without_mixing(
     assert gate.most == 1
 
 
-def test_an_interrupted_wait_leaves_the_save_and_its_buffers_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_wait_does_not_disturb_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
     writer.save(Checkpoint(1, {"weight": torch.ones(3)}, {}))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -564,7 +571,7 @@ def test_the_thread_ends_with_its_save(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-def test_a_program_that_ends_has_written_its_last_save(tmp_path: Path) -> None:
+def test_a_program_that_exits_finishes_its_last_save(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter\n"
         "writer = CheckpointWriter(Path(sys.argv[1]), keep_last=1, keep_every=None)\n"
@@ -583,7 +590,7 @@ def test_the_writer_prunes(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [4, 8, 9]
 
 
-def test_what_the_writer_met_is_raised_once_and_it_can_go_on(tmp_path: Path) -> None:
+def test_an_error_of_the_writer_is_raised_once_and_it_can_be_used_again(tmp_path: Path) -> None:
     folder = tmp_path / "file"
     folder.touch()
     writer = CheckpointWriter(folder, keep_last=2, keep_every=None)
@@ -592,14 +599,14 @@ def test_what_the_writer_met_is_raised_once_and_it_can_go_on(tmp_path: Path) -> 
         with pytest.raises(UserError) as caught:
             complain()
         says = "the checkpoint of step 1 could not be written: File exists. There is no earlier one."
-        assert str(caught.value) == f"{folder}: {says} Mend that and run again"
+        assert str(caught.value) == f"{folder}: {says} Fix that and run again"
     folder.unlink()
     writer.save(Checkpoint(3, TENSORS, {}))
     writer.wait()
     assert steps_in(folder) == [3]
 
 
-# Saves without end under the eyes of a parent that kills it at any moment, and looks at what it finds.
+# A child saves in an endless loop; its parent kills it at random moments and checks the checkpoints.
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -655,7 +662,7 @@ print(step, inside)
 
 
 @pytest.mark.once
-def test_whatever_moment_it_is_killed_the_newest_is_the_last_one_or_the_one_being_written(tmp_path: Path) -> None:
+def test_after_a_kill_at_any_moment_the_newest_checkpoint_is_the_last_or_the_current_save(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", KILLS, str(tmp_path / "checkpoints"), "20"],
         stdout=subprocess.PIPE,

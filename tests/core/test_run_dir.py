@@ -245,7 +245,7 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError) as caught:
         find_checkpoint(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: has no whole checkpoint yet"
+    assert str(caught.value) == f"{tmp_path}: has no intact checkpoint"
 
 
 def test_differences_are_listed_by_path_in_the_order_of_their_appearance() -> None:

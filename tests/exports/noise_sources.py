@@ -8,10 +8,12 @@ import torch
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
+from c2fmae.data.info import ClassInfo, DatasetInfo
 from c2fmae.exports.provenance import WeightsProvenance
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
+from c2fmae.pretrain import build_pretraining_metadata
 from c2fmae.recipes.config import load_recipe
 from tests.methods.tiny_methods import build_tiny_method, perturb_parameters
 from tests.models.tiny_models import randomise_parameters
@@ -63,13 +65,8 @@ def write_noise_run(path: Path, method: MaskedAutoencoding | None = None, *, ove
     method = method or build_tiny_method()
     perturb_parameters(method.model)
     recipe = load_recipe("c2fmae-debug", overrides).model_copy(update={"method": method.config})
-    mean, std = method.config.mean_and_std("rgb")
-    metadata = {
-        "config": recipe.model_dump(mode="json"),
-        "classes": ["sky", "forest"],
-        "normalisation": {"mean": mean, "std": std},
-        "samples": 1234,
-    }
+    info = DatasetInfo(classes=(ClassInfo(name="sky"), ClassInfo(name="forest")))
+    metadata = build_pretraining_metadata(recipe, info, num_samples=1234)
     tensors = {f"model/{name}": tensor for name, tensor in method.model.state_dict().items()}
     save_checkpoint(path / "checkpoints", Checkpoint(20, tensors, metadata))
     (path / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")

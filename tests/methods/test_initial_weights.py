@@ -136,7 +136,7 @@ def test_a_source_that_says_it_has_other_heads_is_refused(tmp_path: Path) -> Non
 def saved(method: MaskedAutoencoding, folder: Path) -> Path:
     perturb_parameters(method.model)
     tensors = {f"model/{name}": tensor for name, tensor in method.model.state_dict().items()}
-    return save_checkpoint(folder, Checkpoint(5, tensors, {}))
+    return save_checkpoint(folder, Checkpoint(5, tensors, {"kind": "pretraining"}))
 
 
 def test_a_checkpoint_gives_all_that_fits(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_an_encoder_of_another_width_does_not_fit(tmp_path: Path) -> None:
 
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    assert refused(build_tiny_method(), str(tmp_path)) == f"init: {tmp_path}: has no whole checkpoint yet"
+    assert refused(build_tiny_method(), str(tmp_path)) == f"init: {tmp_path}: has no intact checkpoint"
 
 
 def test_a_vit_that_brings_positions_is_not_given_others(vit: nn.Module, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from c2fmae.core.checkpoint import list_checkpoints, read_metadata
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.run_info import read_run_info
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import gather, unsharded
 from c2fmae.core.specs import ClassifierSpec, spec_identity
@@ -99,14 +99,14 @@ class Finetuning(Experiment):
             yield stream
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a checkpoint says of itself beside its tensors."""
-        spec, info = self.classifier.spec, self.scenes.info
+        """Return the metadata of checkpoints."""
+        spec = self.classifier.spec
         return {
+            "kind": "finetuning",
+            "backbone": spec.backbone.model_dump(mode="json"),
+            "classifier": spec.model_dump(mode="json", exclude={"backbone"}),
             "config": self.config.model_dump(mode="json", exclude={"backbone"}),
-            "classifier": spec.model_dump(mode="json"),
-            "classes": list(spec.backbone.class_names),
-            "labels": list(info.label_names),
-            "normalisation": {"mean": list(spec.backbone.mean), "std": list(spec.backbone.std)},
+            "labels": list(self.scenes.info.label_names),
             "samples": len(self.scenes),
             "load_report": self.load_report,
         }
@@ -235,14 +235,6 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
     )
 
 
-def _read_newest_metadata(run_dir: RunDir) -> dict[str, Any]:
-    """Return the newest facts that can be read; which classifier it is, all checkpoints say alike."""
-    for path in reversed(list_checkpoints(run_dir.checkpoints)):
-        with suppress(UserError):  # whoever resumes says what is wrong with it
-            return read_metadata(path)
-    raise UserError(f"{run_dir.checkpoints}: no checkpoint is whole. Restore one, or begin anew in another --out")
-
-
 def _check_matches_run(config: FinetuneConfig, spec: ClassifierSpec) -> None:
     """Refuse settings that are not those of the classifier that has begun to learn."""
     backbone, data = spec.backbone, config.data
@@ -264,9 +256,11 @@ def _check_matches_run(config: FinetuneConfig, spec: ClassifierSpec) -> None:
 
 
 def _read_saved_classifier(run_dir: RunDir, world: World) -> tuple[ClassifierSpec, str]:
-    """Return what the classifier of a run is, and what was loaded when it began, by its newest checkpoint."""
-    metadata = world.broadcast_object(_read_newest_metadata(run_dir) if world.is_main else None)
-    return ClassifierSpec.from_dict(metadata["classifier"], source=str(run_dir.path)), metadata["load_report"]
+    """Return the spec of a run's classifier, and the report on the weights with which it started."""
+    info = world.broadcast_object(read_run_info(run_dir.path) if world.is_main else None)
+    if info.classifier is None:
+        raise UserError(f"{run_dir.checkpoints}: no checkpoint is intact. Restore one, or start again in another --out")
+    return info.classifier, info.metadata["load_report"]
 
 
 def freeze_blocks(classifier: Classifier, train_blocks: int | None) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
+from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone, load_backbone
-from c2fmae.models.backbones.run_reader import is_run_or_checkpoint
 from c2fmae.models.encoder import Encoder
 
 TIMM_PREFIX = "timm:"
@@ -23,7 +23,7 @@ def load_initial_weights(method: MaskedAutoencoding, source: str) -> str:
     """
     try:
         checkpoint = find_checkpoint(Path(source)) if is_run_or_checkpoint(Path(source)) else None
-        is_autoencoder = checkpoint is not None and "classifier" not in checkpoint.metadata
+        is_autoencoder = checkpoint and RunInfo.from_checkpoint(checkpoint, Path(source)).kind == "pretraining"
         weights = checkpoint.tensors_of("model") if checkpoint and is_autoencoder else _backbone_tensors(method, source)
     except UserError as error:
         raise UserError(f"init: {error}") from error

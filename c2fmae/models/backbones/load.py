@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.run_info import is_run_or_checkpoint
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.models.backbones.assemble import SourceContents, backbone_from_c2fmae_names, backbone_from_timm_names
 from c2fmae.models.backbones.backbone import Backbone, vit_from_spec
@@ -16,7 +17,7 @@ from c2fmae.models.backbones.hugging_face_reader import read_hugging_face, read_
 from c2fmae.models.backbones.mae_reader import read_mae
 from c2fmae.models.backbones.multimae_reader import INPUT_ADAPTER_PREFIX as MULTIMAE
 from c2fmae.models.backbones.multimae_reader import read_multimae
-from c2fmae.models.backbones.run_reader import is_run_or_checkpoint, read_run
+from c2fmae.models.backbones.run_reader import read_run
 from c2fmae.models.backbones.timm_folder_reader import read_timm_folder
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX, read_timm
 

@@ -464,5 +464,5 @@ def test_a_run_of_which_no_checkpoint_can_be_read_does_not_go_on(source: Path, d
         path.write_text("{")
     with pytest.raises(UserError) as caught:
         finetune(config, tmp_path, World(), resume=True)
-    told = f"{tmp_path / 'checkpoints'}: no checkpoint is whole. Restore one, or begin anew in another --out"
+    told = f"{tmp_path / 'checkpoints'}: no checkpoint is intact. Restore one, or start again in another --out"
     assert str(caught.value) == told

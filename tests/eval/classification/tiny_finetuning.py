@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -73,18 +72,8 @@ def write_pretrained_checkpoint(root: Path, spec: BackboneSpec = RGB_SPEC) -> Pa
     """Write a checkpoint as a pre-training leaves it, of random weights."""
     backbone = tiny_backbone(spec)
     tensors = {f"model/{name}": each for name, each in backbone.state_dict().items() if not name.startswith("fc_norm")}
-    metadata: dict[str, Any] = {
-        "config": {
-            "method": {
-                "granularities": list(spec.channels),
-                "channels": dict(spec.channels),
-                "encoder": ENCODER.model_copy(update={"has_norm": True}).model_dump(mode="json"),
-                "image_size": list(spec.image_size),
-            }
-        },
-        "normalisation": {"mean": list(spec.mean), "std": list(spec.std)},
-        "classes": list(spec.class_names),
-    }
+    saved_spec = spec.model_copy(update={"encoder": ENCODER.model_copy(update={"has_norm": True})})
+    metadata = {"kind": "pretraining", "backbone": saved_spec.model_dump(mode="json"), "config": {}}
     return save_checkpoint(root, Checkpoint(1, tensors, metadata))
 
 

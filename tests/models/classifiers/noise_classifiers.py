@@ -44,12 +44,12 @@ def make_noise_classifier(
 def write_finetuned_run(run_dir: Path, classifier: Classifier, **config: Any) -> Path:
     """A run's folder as fine-tuning leaves it: its last checkpoint of step 20, and its best, of step 10."""
     metadata = {
-        "classifier": classifier.spec.model_dump(mode="json"),
+        "kind": "finetuning",
+        "backbone": classifier.spec.backbone.model_dump(mode="json"),
+        "classifier": classifier.spec.model_dump(mode="json", exclude={"backbone"}),
         "config": {"name": "tuned", **config},
         "samples": 640,
         "labels": [label.name if label else "" for label in classifier.spec.labels],
-        "classes": list(classifier.spec.backbone.class_names),
-        "normalisation": {"mean": classifier.spec.backbone.mean, "std": classifier.spec.backbone.std},
     }
     tensors = {f"model/{name}": each for name, each in classifier.state_dict().items()}
     tensors |= {f"ema/{name}": each + 0.125 for name, each in classifier.named_parameters()}
