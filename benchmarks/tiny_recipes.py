@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.combine import SubsetScenes
 from c2fmae.eval.probes import encode_scenes, make_image_encoder, run_probes

@@ -35,9 +35,7 @@ def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> L
     checkpoint = find_checkpoint(path, step)
     info = RunInfo.from_checkpoint(checkpoint, path)
     if info.kind == "finetuning":
-        raise UserError(
-            f"{path}: is a fine-tuned classifier, without a decoder. Use the pre-training run it started from"
-        )
+        raise UserError(f"{path}: is a fine-tuned classifier without a decoder. Use the run it was fine-tuned from")
     config = PretrainConfig.from_dict(
         {key: value for key, value in info.config.items() if key in PretrainConfig.model_fields}, source=str(path)
     )

@@ -16,10 +16,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.core.checkpoint import step_name
 from c2fmae.core.distributed import World, init_distributed
 from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.loop import TrainingState
-from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.sharding import unsharded
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
@@ -96,7 +98,7 @@ class Pretraining(Experiment):
 
     def draw_reconstructions(self, run_dir: RunDir, logger: RunLogger, step: int) -> None:
         """Draw reconstructions of a few scenes."""
-        path = run_dir.figures / f"step-{step:08d}.png"
+        path = run_dir.figures / f"{step_name(step)}.png"
         source = self.held_out.scenes if self.held_out else self.scenes
         scenes = select_scenes(self.method, source, self.config.watching.figures)
         masks = sample_training_masks(self.method, scenes)

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from c2fmae.core.metric_rows import MetricRow
-from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.metric_rows import MetricRow, read_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.results import make_result_sections
 from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, Text, render_page
 from c2fmae.report.charts import chart_metrics, metric_points
@@ -35,7 +35,7 @@ _CONFIG_KEYS = {
     "Decoder": "method.decoder.name",
     "Granularities": "method.granularities",
     "Image height, width": "method.image_size",
-    "Masking": "method.masking.policy",
+    "Masking": "method.masking.name",
     "Training data": "data.train",
     "Held-out data": "data.held_out",
 }
@@ -46,8 +46,8 @@ def write_pretraining_report(run_dir: RunDir, extra_sections: Sequence[Section] 
     page = build_pretrain_page(
         read_rows(run_dir.metrics),
         run_dir.config_path.read_text(encoding="utf-8"),
-        json.loads((run_dir.path / "environment.json").read_text(encoding="utf-8")),
-        sorted(run_dir.figures.glob("step-*.png")),
+        run_dir.read_environment(),
+        run_dir.list_figures(),
         extra_sections,
         make_result_sections(run_dir.path),
     )

@@ -183,7 +183,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _read_step_rows(run_dir: "RunDir") -> list[dict[str, Any]]:
-    from c2fmae.core.run_dir import read_rows
+    from c2fmae.core.metric_rows import read_rows
 
     rows = read_rows(run_dir.metrics) if run_dir.metrics.exists() else []
     if not all(isinstance(row.get("step"), int) for row in rows):
@@ -243,9 +243,9 @@ def _resume_command(run_dir: "RunDir") -> str:
 def _compare_runs(run_path: Path, other_path: Path) -> None:
     """Print how two runs differ in settings and metrics."""
     from c2fmae.core.config import read_yaml
+    from c2fmae.core.config_diff import config_differences
     from c2fmae.core.environment import describe_environment_changes
     from c2fmae.core.metric_rows import compare_metrics
-    from c2fmae.core.run_dir import config_differences
     from c2fmae.eval.classification.config import FinetuneConfig
     from c2fmae.recipes.config import RecipeConfig
 

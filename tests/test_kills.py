@@ -155,7 +155,7 @@ def assert_resumed_to_the_end(launcher: RunLauncher, whole: Path, killed: Path) 
     assert run.wait() == [0], run.output()
     assert_same_end(whole, killed)
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
-    assert (killed / "pictures/step-00000004.png").read_bytes() == (whole / "pictures/step-00000004.png").read_bytes()
+    assert (killed / "figures/step-00000004.png").read_bytes() == (whole / "figures/step-00000004.png").read_bytes()
     assert json.loads((killed / "state.json").read_bytes())["status"] == "finished"
 
 

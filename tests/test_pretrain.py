@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_other_processes_and_the_same_data_and_masks(
     assert run.output().splitlines()[:3] == [
         "resuming at step 3",
         f"  changed: processes {before} → {after}",
-        "  so what follows sees the same data and masks, but its bits may differ",
+        "  data and masks stay the same, but results may differ in their last bits",
     ]
     expected, found = read_metric_rows(whole), read_metric_rows(out)
     assert [row.keys() for row in found] == [row.keys() for row in expected]
@@ -264,7 +264,7 @@ def test_a_run_is_not_begun_twice_and_one_that_is_finished_is_left_as_it_is(
     before = files_of(out)
     run = launcher.start(*WORDS, out=out)
     assert run.wait() == [2]
-    assert run.output() == f"error: {out}: there is a run already. Go on with it by --resume, or give another --out\n"
+    assert run.output() == f"error: {out}: contains a run. Use --resume to continue it, or choose another --out\n"
     run = launcher.start(*WORDS, "--resume", out=out)
     assert run.wait() == [0]
     assert run.output().startswith(f"{out}: all 8 steps are done\nfinished at step 8: {out}\n")
@@ -277,7 +277,7 @@ def test_two_runs_do_not_share_a_folder(launcher: RunLauncher, tmp_path: Path) -
     first.wait_for_step(1)
     second = launcher.start(*WORDS, *LONGER, "--resume", out=out, num_processes=2)
     assert second.wait() == [2, 1]
-    assert second.output() == f"error: {out} is in use by another run. Wait for it, or give another --out\n"
+    assert second.output() == f"error: {out}: is in use by another run. Wait for it, or choose another --out\n"
     assert "Traceback" not in second.output(1)
     first.send(signal.SIGKILL, 0)  # its workers live for a while, and hold nothing
     assert first.wait() == [-signal.SIGKILL]
@@ -298,7 +298,7 @@ def test_a_changed_config_is_shown_and_refused_unless_it_is_accepted(
     run = launcher.start(*changed, out=out)
     assert run.wait() == [2]
     assert run.output() == (
-        f"error: {out}: its config differs from the one given. Give --accept-changes to go on with these:\n"
+        f"error: {out}: the config differs from that of the run. Use --accept-changes to resume with:\n"
         "  training.steps: 8 → 10\n"
         "  training.lr: 0.001 → 0.002\n"
         "  training.ema: null → 0.5\n"
@@ -395,7 +395,7 @@ def test_checkpoints_that_are_damaged_are_passed_over_by_name(
     run = launcher.start(*words, "--resume", out=out)
     assert run.wait() == [2]
     assert run.output().splitlines()[-1] == (
-        f"error: {out}/checkpoints: no checkpoint is whole. Restore one, or begin anew in another --out"
+        f"error: {out}/checkpoints: no checkpoint is intact. Restore one, or start again in another --out"
     )
 
 
@@ -456,8 +456,8 @@ def test_a_disk_without_room_is_refused_before_the_first_step(launcher: RunLaunc
     needed = 3 * 3 * sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("model/"))
     free = shutil.disk_usage(disk).free
     why = (
-        f"{out}: {needed / 1e6:.1f} MB are needed for checkpoints, {free / 1e6:.1f} MB are free. "
-        "Free some room, give another --out, or lower saving.keep_last"
+        f"{out}: the checkpoints need {needed / 1e6:.1f} MB of disk space, but {free / 1e6:.1f} MB are free. "
+        "Free disk space, choose another --out, or lower saving.keep_last"
     )
     run = launcher.start(*WORDS, out=out)
     assert run.wait() == [2]
@@ -508,7 +508,7 @@ def test_a_disk_that_cannot_be_written_to_is_refused(launcher: RunLauncher, whol
     for out in (disk / "run", disk / "new"):
         run = launcher.start(*WORDS, "--resume", out=out)
         assert run.wait() == [2]
-        assert run.output() == f"error: {out}: cannot be used: Read-only file system. Give another --out\n"
+        assert run.output() == f"error: {out}: cannot be used: Read-only file system. Choose another --out\n"
 
 
 def test_weights_to_start_from_survive_a_kill_before_the_first_checkpoint(
@@ -560,14 +560,14 @@ def test_checkpoints_without_a_config_are_not_gone_on_with(launcher: RunLauncher
     shutil.copytree(whole / "checkpoints", out / "checkpoints")
     run = launcher.start(*WORDS, "--resume", out=out)
     assert run.wait() == [2]
-    assert f"{out}: has checkpoints, but no config.yaml that tells of what. Give another --out" in run.output()
+    assert f"{out}: has checkpoints but no config.yaml. Restore it, or choose another --out" in run.output()
 
 
 def test_a_page_that_cannot_be_written_does_not_spoil_a_run(launcher: RunLauncher, whole: Path, tmp_path: Path) -> None:
     run = launcher.start(*WORDS, out=tmp_path / "run", setup_code=SLOW)
     run.wait_for_step(1)
-    (run.out / "pictures").mkdir()
-    (run.out / "pictures" / "step-00000001.png").touch()
+    (run.out / "figures").mkdir()
+    (run.out / "figures" / "step-00000001.png").touch()
     assert run.wait() == [0], run.output()
     assert state_of(run.out) == {"status": "finished", "step": 8}
     assert "report.html: could not be written: " in run.output()

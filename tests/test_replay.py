@@ -8,7 +8,8 @@ import torch
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.pretrain import build_pretraining, pretrain
 from c2fmae.recipes.config import RecipeConfig, load_recipe
 from c2fmae.replay import compute_sample_losses, replay_step

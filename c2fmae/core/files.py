@@ -1,6 +1,7 @@
-"""Files that are written completely or not at all, even when the power fails."""
+"""Files that are written completely or not at all, even when the power fails; free disk space."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,3 +55,20 @@ def write_atomic(path: Path, data: bytes, *, is_shared: bool = False) -> None:
     """Write a file in one step, and its parent directories: after an error the previous content is unchanged."""
     with atomic_writer(path, is_shared=is_shared) as file:
         file.write(data)
+
+
+def check_disk_space(
+    path: Path, *, num_bytes: int, purpose: str = "checkpoints", alternative: str = "lower saving.keep_last"
+) -> None:
+    """Raise a `UserError` if the disk of `path`, which need not exist yet, has less than `num_bytes` free."""
+    existing_dir = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing_dir).free
+    if num_bytes > free:
+        raise UserError(
+            f"{path}: the {purpose} need {_format_bytes(num_bytes)} of disk space, but {_format_bytes(free)} are free. "
+            f"Free disk space, choose another --out, or {alternative}"
+        )
+
+
+def _format_bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,15 +1,71 @@
-"""What rows of metrics say: whether they are all there, and how those of two runs differ."""
+"""Rows of metrics: JSON objects, one a line of a file, and what can be computed of them."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from c2fmae.core.errors import UserError
+from c2fmae.core.files import write_atomic
+from c2fmae.core.json_file import parse_json_object
+
+JsonScalar = float | int | str | bool | None
 MetricRow = Mapping[str, Any]
 
 
+class RowWriter:
+    """A file to which rows are appended. Each is handed to the operating system when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _write_error(path, error) from error
+
+    def write(self, row: Mapping[str, JsonScalar]) -> None:
+        """Append a row. Numbers that are not finite become null, since JSON has none."""
+        json_row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        line = memoryview(json.dumps(json_row).encode() + b"\n")
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise _write_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, without an incomplete last one."""
+    return [row for _, row in _read_lines(path)]
+
+
+def truncate_rows(path: Path, *, after_step: int) -> None:
+    """Remove the rows of steps after `after_step`, and an incomplete last one. Other rows keep their bytes."""
+    if path.exists():
+        remaining = b"".join(line for line, row in _read_lines(path) if row.get("step", after_step) <= after_step)
+        if len(remaining) != path.stat().st_size:
+            write_atomic(path, remaining)
+
+
 def select_step_rows(rows: Iterable[MetricRow]) -> list[MetricRow]:
-    """Return the rows of training steps: others, of held-out losses say, have no loss of their own."""
+    """Return the rows of training steps. Rows of held-out losses, for example, have no `loss`."""
     return [row for row in rows if "loss" in row]
 
 
@@ -19,7 +75,7 @@ def list_skipped_steps(rows: Iterable[MetricRow]) -> list[int]:
 
 
 def describe_row_problems(rows: Iterable[MetricRow]) -> list[str]:
-    """Say which steps are missing, or there twice, among rows that should be of steps 1, 2, 3, …
+    """Return a sentence for each gap or repetition in rows of the steps 1, 2, 3, …
 
     >>> describe_row_problems([{"step": 1, "loss": 2.0}, {"step": 4, "loss": 1.9}, {"step": 4, "loss": 1.9}])
     ['steps 2 to 3 have no row', 'step 4 comes after step 4']
@@ -39,49 +95,75 @@ def describe_row_problems(rows: Iterable[MetricRow]) -> list[str]:
 
 @dataclass(frozen=True)
 class CurveComparison:
-    """One metric in two runs, at the steps that both have."""
+    """Comparison of one metric in two runs, at the steps that both have."""
 
     name: str
     first_difference: int | None
-    """The first step at which they differ; None if they never do."""
+    """The first step at which the values differ; None if there is none."""
     largest_difference: float
-    """The largest relative difference, |a - b| / max(|a|, |b|): 2 for opposites, infinite for none and a number."""
+    """The largest |a - b| / max(|a|, |b|): 2 for values of opposite sign, infinite if only one of them is null."""
     largest_difference_step: int
-    """The step of the largest."""
     final_means: tuple[float, float]
-    """Over the last tenth of those steps; NaN where there is no number."""
+    """Mean over the last tenth of those steps; NaN if all values are null."""
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Two runs side by side."""
+    """Comparison of the metrics of two runs."""
 
     num_steps: tuple[int, int]
-    """Of each run."""
+    """Number of steps of each run."""
     identical_until: int
-    """Up to this step the runs have the same metrics, to the last bit."""
+    """The last step up to which all metrics are equal to the bit."""
     curves: tuple[CurveComparison, ...]
     unmatched: tuple[tuple[str, ...], tuple[str, ...]]
-    """Metrics that only the one run has, or has at other steps than the other."""
+    """Names of metrics in only one of the runs, or at no common step, for each run."""
 
 
 def compare_metrics(a: Iterable[MetricRow], b: Iterable[MetricRow]) -> RunComparison:
     """Compare the metrics of two runs, step by step."""
-    ours, theirs = _group_by_name(a), _group_by_name(b)
-    shared = {name: sorted(ours[name].keys() & theirs[name].keys()) for name in ours if name in theirs}
-    curves = tuple(_compare_curve(name, steps, ours[name], theirs[name]) for name, steps in shared.items() if steps)
-    ends = (_last_step(ours), _last_step(theirs))
-    firsts = [curve.first_difference for curve in curves if curve.first_difference is not None]
+    a_values, b_values = _group_by_name(a), _group_by_name(b)
+    common_steps = {
+        name: sorted(a_values[name].keys() & b_values[name].keys()) for name in a_values if name in b_values
+    }
+    curves = tuple(
+        _compare_curve(name, steps, a_values[name], b_values[name]) for name, steps in common_steps.items() if steps
+    )
+    num_steps = (_last_step(a_values), _last_step(b_values))
+    first_differences = [curve.first_difference for curve in curves if curve.first_difference is not None]
     matched = {curve.name for curve in curves}
     return RunComparison(
-        num_steps=ends,
-        identical_until=min(*ends, *(first - 1 for first in firsts)),
+        num_steps=num_steps,
+        identical_until=min(*num_steps, *(step - 1 for step in first_differences)),
         curves=curves,
         unmatched=(
-            tuple(name for name in ours if name not in matched),
-            tuple(name for name in theirs if name not in matched),
+            tuple(name for name in a_values if name not in matched),
+            tuple(name for name in b_values if name not in matched),
         ),
     )
+
+
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return the lines of a file with their rows."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}. Restore it") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_json_object(line)
+        except ValueError:
+            row = None
+        if row is not None and line.endswith(b"\n"):
+            rows.append((line, row))
+        elif number < len(lines):
+            raise UserError(f"{path}: line {number} is not a JSON object. Fix or remove the line")
+    return rows
+
+
+def _write_error(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written: {error.strerror}. Fix that and run again with --resume")
 
 
 def _group_by_name(rows: Iterable[MetricRow]) -> dict[str, dict[int, float | None]]:

@@ -1,17 +1,20 @@
-"""How a run begins in its folder, or goes on from where it was."""
+"""Start of a new run in its directory, or continuation of the one that is there."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest_checkpoint, step_name
 from c2fmae.core.config import Config, read_yaml
+from c2fmae.core.config_diff import config_differences
 from c2fmae.core.distributed import World
 from c2fmae.core.environment import collect_environment, describe_environment_changes
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import check_disk_space
+from c2fmae.core.json_file import write_json
 from c2fmae.core.loop import TrainingState
-from c2fmae.core.run_dir import RunDir, check_disk_space, config_differences, truncate_rows
+from c2fmae.core.metric_rows import truncate_rows
+from c2fmae.core.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +32,11 @@ def start_or_resume(
     resume: bool,
     accept_changes: bool,
 ) -> bool:
-    """Note a new run's config and environment, or bring the training to the newest whole checkpoint.
+    """Write the config and environment of a new run, or restore the training state from the newest intact checkpoint.
 
-    A config that differs is refused unless that is accepted. `checkpoint_bytes` is the disk space that all checkpoints
-    will take. Returns whether nothing is left to do: the run is finished and the checkpoint of its last step is intact.
+    A config that differs from the stored one is a `UserError` unless `accept_changes`. `checkpoint_bytes` is the disk
+    space that all checkpoints will need. Returns whether nothing is left to do: the run is finished and the checkpoint
+    of its last step is intact.
     """
     is_finished: bool = world.broadcast_object((run_dir.read_state() or {}).get("status") == "finished")
     if world.is_main and not is_finished:
@@ -42,16 +46,14 @@ def start_or_resume(
     environment = collect_environment(world_size=world.size, compile=is_compiled)
     if not world.broadcast_object(run_dir.is_started):
         if list_checkpoints(run_dir.checkpoints):
-            raise UserError(
-                f"{run_dir.path}: has checkpoints, but no config.yaml that tells of what. Give another --out"
-            )
+            raise UserError(f"{run_dir.path}: has checkpoints but no config.yaml. Restore it, or choose another --out")
         if world.is_main:
-            run_dir.write_text("environment.json", _to_json(environment))
-            run_dir.write_text("config.yaml", config.to_yaml())  # last: with it the run has begun
+            write_json(run_dir.environment_path, environment)
+            run_dir.write_text(run_dir.config_path.name, config.to_yaml())  # last: it marks the run as started
             run_dir.write_state("running", step=0)
         return False
     if not resume:
-        raise UserError(f"{run_dir.path}: there is a run already. Go on with it by --resume, or give another --out")
+        raise UserError(f"{run_dir.path}: contains a run. Use --resume to continue it, or choose another --out")
     changes = [
         change
         for change in config_differences(_load_current_config(run_dir, config), config.model_dump(mode="json"))
@@ -65,7 +67,7 @@ def start_or_resume(
     if changes and not accept_changes:
         raise UserError(
             "\n".join(
-                [f"{run_dir.path}: its config differs from the one given. Give --accept-changes to go on with these:"]
+                [f"{run_dir.path}: the config differs from that of the run. Use --accept-changes to resume with:"]
                 + [f"  {change}" for change in changes]
             )
         )
@@ -87,20 +89,23 @@ def start_or_resume(
 
 
 def load_resume_checkpoint(run_dir: RunDir, world: World) -> Checkpoint | None:
-    """Return the newest whole checkpoint, the same in all processes; say which were passed over."""
+    """Return the newest intact checkpoint, the same on all ranks; None if there are no checkpoints.
+
+    Damaged ones are skipped with a warning. If all are damaged, that is a `UserError`.
+    """
     checkpoint, errors = load_newest_checkpoint(run_dir.checkpoints) if world.is_main else (None, [])
     for text in errors:
         log.warning("%s", text)
     if errors and checkpoint is None:
-        raise UserError(f"{run_dir.checkpoints}: no checkpoint is whole. Restore one, or begin anew in another --out")
-    name = world.broadcast_object(f"step-{checkpoint.step:08d}" if checkpoint else None)
+        raise UserError(f"{run_dir.checkpoints}: no checkpoint is intact. Restore one, or start again in another --out")
+    name = world.broadcast_object(step_name(checkpoint.step) if checkpoint else None)
     if name and not world.is_main:
         return load_checkpoint(run_dir.checkpoints / name)
     return checkpoint
 
 
 def _load_current_config(run_dir: RunDir, config: Config) -> dict[str, Any]:
-    """Return the config of a run with the defaults of settings that came later."""
+    """Return the config of a run, with the defaults of settings that were added since."""
     values = read_yaml(run_dir.config_path)
     return type(config).from_dict(values, source=str(run_dir.config_path)).model_dump(mode="json")
 
@@ -121,21 +126,14 @@ def _abbreviate_names(names: Sequence[str]) -> str:
 def _record_resume(
     run_dir: RunDir, step: int, config: Config, environment: Mapping[str, Any], changes: Sequence[str]
 ) -> None:
-    try:
-        saved_environment = json.loads((run_dir.path / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        saved_environment = {}
+    saved_environment = run_dir.read_environment()
     environment_changes = describe_environment_changes(saved_environment, environment)
     log.info("resuming at step %d", step)
     for change in (*changes, *environment_changes):
         log.info("  changed: %s", change)
     if environment_changes:
-        log.info("  so what follows sees the same data and masks, but its bits may differ")
+        log.info("  data and masks stay the same, but results may differ in their last bits")
     resumed = [*saved_environment.get("resumed", []), {"step": step, "changes": [*changes, *environment_changes]}]
-    run_dir.write_text("environment.json", _to_json({**saved_environment, "resumed": resumed}))
-    run_dir.write_text("config.yaml", config.to_yaml())
+    write_json(run_dir.environment_path, {**saved_environment, "resumed": resumed})
+    run_dir.write_text(run_dir.config_path.name, config.to_yaml())
     run_dir.write_state("running", step=step)
-
-
-def _to_json(tree: Mapping[str, Any]) -> str:
-    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"

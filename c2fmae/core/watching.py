@@ -12,8 +12,9 @@ import torch
 from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.files import fsync
 from c2fmae.core.loop import StepReport
+from c2fmae.core.metric_rows import RowWriter, read_rows
 from c2fmae.core.progress import NO_LABELS, ProgressDisplay
-from c2fmae.core.run_dir import RowWriter, RunDir, read_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.spikes import SpikeDetector
 from c2fmae.core.trackers import Tracker, open_trackers
 from c2fmae.core.training import TrainingPlan

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_dir import find_checkpoint, read_rows
+from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.exports.config_text import ConfigText, strip_folders, summarise_finetuning, summarise_pretraining
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX

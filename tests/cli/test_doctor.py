@@ -14,7 +14,8 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.errors import UserError
 from c2fmae.core.locks import lock_dir
-from c2fmae.core.run_dir import RowWriter, RunDir
+from c2fmae.core.metric_rows import RowWriter
+from c2fmae.core.run_dir import RunDir
 
 END = 120
 
@@ -208,7 +209,7 @@ def test_another_environment_is_told_and_processes_stay_as_they_were(
         ("run", "nowhere", "nowhere: is not a run: it has no config.yaml"),
         (None, "run", "--compare: compares two runs, and there is one. Say: c2fmae doctor RUN --compare OTHER"),
         ("foreign", None, "foreign/metrics.jsonl: has rows without a step, so it is no run's. Restore it"),
-        ("broken", None, "broken/metrics.jsonl: line 1 is not a JSON object. Mend or remove it"),
+        ("broken", None, "broken/metrics.jsonl: line 1 is not a JSON object. Fix or remove the line"),
     ],
 )
 def test_what_is_no_run_is_refused(here: Path, run: str | None, other: str | None, message: str) -> None:

@@ -52,7 +52,7 @@ def test_a_source_and_the_same_from_scratch_side_by_side(source: Path, data: Pat
     assert "from weights drawn anew; batch 8, AdamW" in lines[9]
     assert "layer decay 0.75" in lines[8]
     assert lines[-1] == f"next: c2fmae eval robustness {own} {scratch} --custom NAME=FOLDER"
-    with pytest.raises(UserError, match="there is a run already"):
+    with pytest.raises(UserError, match="contains a run. Use --resume"):
         said(*words)
     assert said(*words, "--resume").splitlines()[3:] == lines[3:]
     assert said("finetune", str(own), "--resume").splitlines()[0] == f"finished at step 6: {own}"
@@ -83,7 +83,7 @@ def test_a_fine_tuned_run_among_the_other_commands(
     doctor(run)
     assert capsys.readouterr().out.splitlines()[-1] == f"next: c2fmae eval robustness {run}"
     for read, message in (
-        (lambda: load_run(run), "is a fine-tuned classifier and has no decoder. Take the run that it was made of"),
+        (lambda: load_run(run), "is a fine-tuned classifier without a decoder. Use the run it was fine-tuned from"),
         (
             lambda: load_recipe(str(run)),
             f"is a fine-tuned run. Go on with it by: c2fmae eval finetune {run} --resume",

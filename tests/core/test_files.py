@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from c2fmae.core import files
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import atomic_writer, write_atomic
+from c2fmae.core.files import atomic_writer, check_disk_space, write_atomic
 
 DISK_IS_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -82,3 +83,21 @@ def test_processes_can_write_the_same_file_at_once(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["chunk"]
+
+
+def test_too_little_disk_space_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 1_200_000_000))
+    path = tmp_path / "run"
+    check_disk_space(path, num_bytes=1_200_000_000)
+    with pytest.raises(UserError) as caught:
+        check_disk_space(path, num_bytes=3_400_000_000)
+    assert str(caught.value) == (
+        f"{path}: the checkpoints need 3.4 GB of disk space, but 1.2 GB are free. Free disk space, choose another "
+        "--out, or lower saving.keep_last"
+    )
+
+
+def test_disk_space_is_that_of_the_nearest_existing_directory(tmp_path: Path) -> None:
+    check_disk_space(tmp_path / "not" / "yet" / "there", num_bytes=1)
+    with pytest.raises(UserError, match=r"^run: the checkpoints need 1000000000.0 GB"):
+        check_disk_space(Path("run"), num_bytes=10**18)

@@ -1,15 +1,105 @@
 import math
+from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.metric_rows import (
     CurveComparison,
+    RowWriter,
     compare_metrics,
     describe_row_problems,
     list_skipped_steps,
+    read_rows,
     select_step_rows,
+    truncate_rows,
 )
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+
+
+def lines(path: Path, *texts: str) -> Path:
+    path.write_text("".join(texts))
+    return path
+
+
+def test_a_row_is_one_line_written_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with RowWriter(path) as rows:
+        rows.write({"step": 1, "loss": 0.1 + 0.2, "lr": 1e-05, "skipped": "why", "b": None, "a": True})
+        assert path.read_text() == (
+            '{"step": 1, "loss": 0.30000000000000004, "lr": 1e-05, "skipped": "why", "b": null, "a": true}\n'
+        )
+        rows.write({"step": 2, "loss": nan, "high": inf, "low": -inf})
+    with RowWriter(path) as rows:
+        rows.write({})
+    assert path.read_text().splitlines()[1:] == ['{"step": 2, "loss": null, "high": null, "low": null}', "{}"]
+
+
+@given(st.lists(st.dictionaries(st.text(), SCALARS), max_size=5))
+def test_written_rows_are_read_back(tmp_path_factory: pytest.TempPathFactory, expected: list[dict[str, Any]]) -> None:
+    path = tmp_path_factory.getbasetemp() / "rows.jsonl"
+    path.unlink(missing_ok=True)
+    with RowWriter(path) as rows:
+        for row in expected:
+            rows.write(row)
+    assert read_rows(path) == expected
+
+
+def test_a_file_that_cannot_be_written_is_reported() -> None:
+    path = Path("/dev/full")
+    problem = "cannot be written: No space left on device. Fix that and run again with --resume"
+    with RowWriter(path) as rows, pytest.raises(UserError) as caught:
+        rows.write({"step": 1})
+    assert str(caught.value) == f"{path}: {problem}"
+    with pytest.raises(UserError) as caught:
+        RowWriter(Path("/proc/none/metrics.jsonl"))
+    assert str(caught.value) == (
+        "/proc/none/metrics.jsonl: cannot be written: No such file or directory. Fix that and run again with --resume"
+    )
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(0, 9), st.data())
+def test_truncation_removes_later_and_incomplete_rows_and_keeps_the_bytes_of_others(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int], after: int, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "cut.jsonl"
+    rows = [f'{{"step":{step} , "loss": 1.0}}\n' for step in steps]
+    incomplete = '{"step": 0, "loss": 1.0}'[: data.draw(st.integers(0, 24))]
+    lines(path, *rows, incomplete)
+    assert read_rows(path) == [{"step": step, "loss": 1.0} for step in steps]
+    truncate_rows(path, after_step=after)
+    assert path.read_text() == "".join(row for row, step in zip(rows, steps, strict=True) if step <= after)
+
+
+def test_truncation_keeps_rows_without_a_step_and_ignores_a_missing_file(tmp_path: Path) -> None:
+    path = lines(tmp_path / "rows.jsonl", '{"note": 1}\n', '{"step": 5}\n')
+    truncate_rows(path, after_step=4)
+    assert path.read_text() == '{"note": 1}\n'
+    truncate_rows(tmp_path / "none.jsonl", after_step=4)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("bad", ['{"step": \n', "[1]\n", "\n", '{"a": 1} {"b": 1}\n', "\0\0\0\n"])
+def test_an_invalid_line_is_reported_with_its_number(bad: str, tmp_path: Path) -> None:
+    path = lines(tmp_path / "rows.jsonl", '{"step": 1}\n', bad, '{"step": 2}\n')
+    for read in (read_rows, lambda path: truncate_rows(path, after_step=9)):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert str(caught.value) == f"{path}: line 2 is not a JSON object. Fix or remove the line"
+    lines(path, '{"step": 1}\n', bad)
+    assert read_rows(path) == [{"step": 1}]
+
+
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_rows(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory. Restore it"
+
 
 Rows = list[dict[str, Any]]
 

@@ -10,7 +10,8 @@ import torch
 from c2fmae.core import watching
 from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.loop import StepReport
-from c2fmae.core.run_dir import RowWriter, RunDir
+from c2fmae.core.metric_rows import RowWriter
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.core.watching import RunLogger, is_due, peak_memory
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.run_dir import RowWriter, RunDir
+from c2fmae.core.metric_rows import RowWriter
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.core.tensor_file import write_tensors
 from c2fmae.eval.digests import compute_weights_digest

@@ -18,8 +18,8 @@ from torch import Tensor
 from c2fmae import __version__
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import check_disk_space
 from c2fmae.core.locks import lock_dir
-from c2fmae.core.run_dir import check_disk_space
 from c2fmae.core.scene import Scene
 from c2fmae.data.class_dirs import class_dir_names
 from c2fmae.data.corruption.apply import (

@@ -17,7 +17,8 @@ from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.loop import TrainingState
-from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import gather, unsharded

@@ -9,7 +9,8 @@ from typing import Any
 
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.training import TrainingPlan
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.classification.accuracy import ClassificationScores

@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from c2fmae.core.files import write_atomic
+from c2fmae.core.files import check_disk_space, write_atomic
 from c2fmae.core.progress import ProgressDisplay
-from c2fmae.core.run_dir import check_disk_space
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.specs import Pooling
 from c2fmae.data import CentralView, Scenes

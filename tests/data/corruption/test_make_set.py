@@ -308,8 +308,8 @@ def test_a_disk_without_room_is_refused_before_the_first_photo(tmp_path: Path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert_user_error(
         lambda: corrupt_scenes(Photos(), tmp_path / "out", SETTINGS, **QUICK),
-        f"{tmp_path}/out: 0.0 MB are needed for 12 photos, 0.0 MB are free. Free some room, give another --out, or take"
-        " fewer with --limit, --only or --severity",
+        f"{tmp_path}/out: the 12 photos need 0.0 MB of disk space, but 0.0 MB are free. Free disk space, choose another"
+        " --out, or take fewer with --limit, --only or --severity",
     )
     assert not list((tmp_path / "out").iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=12 * 4096))

@@ -15,7 +15,8 @@ from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.eval.classification.experiment import Finetuning, build_finetuning, finetune
 from c2fmae.eval.classification.result import read_finetune_result
@@ -147,7 +148,7 @@ def test_killed_after_any_step_and_resumed_it_ends_in_the_same_bits(
         interrupt(patch, lambda step: step == killed_at, "evaluate")
         with pytest.raises(KeyboardInterrupt):
             finetune(config, tmp_path / "killed", World())
-    with pytest.raises(UserError, match="there is a run already"):
+    with pytest.raises(UserError, match="contains a run. Use --resume"):
         finetune(config, tmp_path / "killed", World())
     assert finetune(config, tmp_path / "killed", World(), resume=True).status == "finished"
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
@@ -353,7 +354,7 @@ def test_a_run_does_not_go_on_with_other_labels(source: Path, tmp_path: Path) ->
 def test_a_run_does_not_go_on_from_another_source(source: Path, data: Path, tmp_path: Path) -> None:
     finetune(make_quick_config(source, data), tmp_path / "run", World())
     other = write_pretrained_checkpoint(tmp_path / "other")
-    with pytest.raises(UserError, match=r"its config differs from the one given.*\n  init: "):
+    with pytest.raises(UserError, match=r"the config differs from that of the run.*\n  init: "):
         finetune(make_quick_config(other, data), tmp_path / "run", World(), resume=True)
 
 
