@@ -80,7 +80,7 @@ def test_damaged_metadata_is_skipped(tmp_path: Path) -> None:
     damaged = run / "checkpoints" / "step-00000010" / "checkpoint.json"
     damaged.write_text("{")
     assert read_run_info(run).step == 5
-    with pytest.raises(UserError, match=f"{damaged}: is damaged"):
+    with pytest.raises(UserError, match=f"{damaged}: is not JSON"):
         read_run_info(run, step=10)
 
 

@@ -153,7 +153,7 @@ def test_it_does_not_end_before_the_last_save_has(tmp_path: Path) -> None:
         saves.save(training(1))
     assert str(caught.value) == (
         f"{blocked}: the checkpoint of step 1 could not be written: File exists. There is no earlier one. "
-        "Mend that and run again"
+        "Fix that and run again"
     )
 
 
