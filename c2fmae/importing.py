@@ -151,13 +151,14 @@ def _method_settings(imported: ImportedModel) -> dict[str, Any]:
     """Return the method's settings with what the source says of itself in their place."""
     method, spec = METHODS.get(imported.method)(), imported.backbone.spec
     defaults = method.model_dump()
+    decoder = defaults["decoder"]
     return {
         **defaults,
         "granularities": list(spec.channels),
         "channels": dict(spec.channels),
         "image_size": spec.image_size,
         "encoder": {**spec.encoder.model_dump(), "has_norm": method.encoder.has_norm},
-        "decoder": {**defaults["decoder"], **imported.decoders.settings},
+        "decoder": {**decoder, "options": {**decoder["options"], **imported.decoders.settings}},
         "targets": {**defaults["targets"], **imported.decoders.targets},
         "mean": spec.mean,
         "std": spec.std,
