@@ -408,7 +408,7 @@ def test_too_many_broken_samples_over_all_processes_end_the_run(launcher: RunLau
     assert run.wait() == [2, 2], run.output()
     for rank in range(2):  # neither has as many by itself
         assert run.output(rank).splitlines()[-1] == (
-            "error: 4 of 32 samples are broken, more than the 10.00% that may be skipped (data.max_broken). "
+            "error: data.max_broken: 4 of 32 samples are broken, more than the 10.00% that may be skipped. "
             "List them with `c2fmae data check`"
         )
     assert state_of(tmp_path / "run")["status"] == "failed"
