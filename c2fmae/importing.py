@@ -1,7 +1,7 @@
-"""Others' pre-trainings as a folder that ours goes on from: a config, and a checkpoint of step 0.
+"""Import of official MAE and MultiMAE files as a run directory to continue from: a config and a checkpoint of step 0.
 
-Encoder, decoders and heads become those of our `mae` and `multimae`, which compute the same. What a file lacks is
-drawn anew.
+Encoder, decoders and heads become those of the methods `mae` and `multimae`, which compute the same. Tensors that a
+file lacks are newly initialised.
 """
 
 import logging
@@ -31,21 +31,21 @@ from c2fmae.pretrain import build_pretraining_metadata
 
 log = logging.getLogger(__name__)
 
-_MAE_MASK_RATIO = 0.75  # of all patches, as in MAE's paper, which is a method's own quarter visible
-_NORM_PIX_NOTE = "it does not say whether patches are normalised before they are predicted: they are, as in MAE's best"
+_MAE_MASK_RATIO = 0.75  # of MAE's paper: the default of a method with one granularity
+_NORM_PIX_NOTE = "whether pixel targets are normalised (norm_pix_loss) is not stored: yes is assumed"
 
 P = TypeVar("P", bound=PretrainConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedModel:
-    """What a source holds, in our words."""
+    """The contents of a source, converted."""
 
     method: str
     backbone: Backbone
     decoders: SourceDecoders
     settings: Mapping[str, Any]
-    """Of the method, where they are not its own."""
+    """Options of the method that differ from its defaults."""
     notes: Sequence[str] = ()
 
 
@@ -58,12 +58,12 @@ def import_mae(
     channels: int | None = None,
     num_heads: int | None = None,
 ) -> list[str]:
-    """Make a folder of an official file of MAE, or of a Hugging Face ViTMAE's; return what is to be known of it."""
-    training_args: Mapping[str, Any]  # of its training, by the same words in both
+    """Write a run directory from an official file of MAE, or a ViTMAE of transformers; return notes for the user."""
+    training_args: Mapping[str, Any]  # both formats use the same names
     if source.is_dir():
         training_args = read_hugging_face_config(source)
         if training_args.get("model_type") == "vit":
-            raise UserError(f"{source}: is a ViT, no ViTMAE. Begin with it by: c2fmae pretrain … --init {source}")
+            raise UserError(f"{source}: is a ViT, not a ViTMAE. Start from it with: c2fmae pretrain … --init {source}")
         contents = read_hugging_face(source, training_args)
     else:
         weights = read_weight_file(source)
@@ -91,7 +91,7 @@ def import_multimae(
     channels: int | None = None,
     num_heads: int | None = None,
 ) -> list[str]:
-    """Make a folder of an official file of MultiMAE; return what is to be known of it."""
+    """Write a run directory from an official file of MultiMAE; return notes for the user."""
     weights = read_weight_file(source)
     contents = read_multimae(str(source), weights, num_heads=num_heads)
     imported = ImportedModel(
@@ -106,12 +106,10 @@ def import_multimae(
 def _write_run_dir(
     imported: ImportedModel, out: Path, recipe: P, overrides: Iterable[str], channels: int | None
 ) -> list[str]:
-    """Write the folder: the checkpoint, then the config that begins from it."""
+    """Write the checkpoint, then a config that is initialised from it; return notes for the user."""
     if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already. Give another folder")
-    log.info(
-        "%s", replace(imported.backbone.load_report, unused={})
-    )  # decoders are what a backbone, not an import, leaves aside
+        raise UserError(f"{out}: already exists. Choose another directory")
+    log.info("%s", replace(imported.backbone.load_report, unused={}))  # decoders are unused by a backbone only
     tensors, settings, notes = (
         _collect_tensors(imported),
         _method_settings(imported),
@@ -129,26 +127,26 @@ def _write_run_dir(
         if name in initial_state and each.shape == initial_state[name].shape
     }
     notes.append(
-        f"{len(loaded_tensors)} of {len(initial_state)} tensors are from it; drawn anew: "
+        f"{len(loaded_tensors)} of {len(initial_state)} tensors were imported; newly initialised: "
         f"{_module_names(initial_state.keys() - loaded_tensors.keys())}"
     )
     if unused := tensors.keys() - loaded_tensors.keys():
-        notes.append(f"left aside: {_module_names(unused)}")
+        notes.append(f"not used: {_module_names(unused)}")
     save_checkpoint(checkpoint_dir.parent, _build_checkpoint(config, {**initial_state, **loaded_tensors}))
     RunDir(out).write_text("config.yaml", config.to_yaml())
     return notes
 
 
 def _collect_tensors(imported: ImportedModel) -> dict[str, Tensor]:
-    """Return all tensors under our names, without a norm that every backbone has and this one's training had not."""
+    """Return all tensors under c2fmae's names, without the last norm if it was added to the backbone."""
     has_norm = imported.backbone.spec.encoder.has_norm
-    encoder = imported.backbone.state_dict()
-    encoder_tensors = {name: each for name, each in encoder.items() if has_norm or not name.startswith("encoder.norm.")}
-    return {**encoder_tensors, **imported.decoders.tensors}
+    tensors = imported.backbone.state_dict()
+    encoder = {name: each for name, each in tensors.items() if has_norm or not name.startswith("encoder.norm.")}
+    return {**encoder, **imported.decoders.tensors}
 
 
 def _method_settings(imported: ImportedModel) -> dict[str, Any]:
-    """Return the method's settings with what the source says of itself in their place."""
+    """Return the defaults of the method, overridden by the options of the source."""
     method, spec = METHODS.get(imported.method)(), imported.backbone.spec
     defaults = method.model_dump()
     decoder = defaults["decoder"]
@@ -169,22 +167,22 @@ def _method_settings(imported: ImportedModel) -> dict[str, Any]:
 def _change_channels(
     imported: ImportedModel, tensors: dict[str, Tensor], settings: dict[str, Any], channels: int
 ) -> str:
-    """Make photos of so many channels of those that it knows, in place, and say how."""
+    """Convert embedding and heads of rgb to another number of channels, in place; return a note for the user."""
     old_channels = imported.backbone.spec.channels.get("rgb")
     if old_channels is None:
         raise UserError(
-            f"{imported.backbone.load_report.source}: does not know photos, so that it has no channels to change"
+            f"{imported.backbone.load_report.source}: has no rgb embedding, so its channels cannot be changed. "
+            "Omit --channels"
         )
     mean = tensors["embeddings.rgb.proj.weight"].mean(dim=1, keepdim=True)
-    # What is alike in all channels gives the same as before.
+    # A grey image gets the same tokens as before.
     tensors["embeddings.rgb.proj.weight"] = (mean * old_channels / channels).repeat(1, channels, 1, 1)
     for name in [name for name in tensors if name.startswith("heads.rgb")]:
         tensors[name] = tensors[name].unflatten(0, (-1, old_channels)).mean(dim=1).repeat_interleave(channels, dim=0)
     settings |= {"channels": {**settings["channels"], "rgb": channels}, "mean": None, "std": None}
     return (
-        f"photos of {channels} channels instead of {old_channels}: each is seen and predicted as the mean of "
-        f"{old_channels} was; by what "
-        "they are standardised is left to the data"
+        f"images have {channels} channels instead of {old_channels}: each is embedded and predicted as "
+        "the mean of the old ones; mean and std are those of the data"
     )
 
 

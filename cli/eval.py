@@ -101,7 +101,7 @@ def _make_command(name: str) -> Callable[..., None]:
         use_ema: EmaOption = False,
         set_: SetOption = None,
     ) -> None:
-        loading = {"allow_missing": tuple(allow_missing or ()), "step": step, "average": use_ema}
+        loading = {"allow_missing": tuple(allow_missing or ()), "step": step, "use_ema": use_ema}
         _run_evaluation(name, sources, data, test, out, untrained, recompute, loading, list(set_ or []))
 
     return run

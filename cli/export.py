@@ -50,7 +50,7 @@ def _make_image_export(kind: str) -> Callable[..., None]:
         allow_missing: AllowMissingOption = None,
         image_size: ImageSizeOption = None,
     ) -> None:
-        _run_export(kind, source, out, step=step, average=use_ema, allow_missing=allow_missing, image_size=image_size)
+        _run_export(kind, source, out, step=step, use_ema=use_ema, allow_missing=allow_missing, image_size=image_size)
 
     return run
 
@@ -63,7 +63,7 @@ def _export_safetensors(
     use_ema: EmaOption = False,
     allow_missing: AllowMissingOption = None,
 ) -> None:
-    _run_export("safetensors", source, out, part=component, step=step, average=use_ema, allow_missing=allow_missing)
+    _run_export("safetensors", source, out, part=component, step=step, use_ema=use_ema, allow_missing=allow_missing)
 
 
 for _kind, _summary in EXPORT_SUMMARIES.items():

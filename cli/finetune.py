@@ -169,7 +169,7 @@ def _make_finetune_config(
     )
     from c2fmae.models.backbones.load import read_source
 
-    source_options = {"step": load_options["step"], "average": load_options["average"]}
+    source_options = {"step": load_options["step"], "use_ema": load_options["average"]}
     if recipe is None:
         recipe = choose_recipe(
             read_source(source, image_size=None, num_heads=None, **source_options)[1].spec, read_pretrain_epochs(source)

@@ -83,7 +83,7 @@ def robustness(
     with init_distributed() as world:
         reference = None if clean_set is None else open_shifted_set(*clean_set)
         sets = [open_shifted_set(*each) for each in requested]
-        classifiers = [load_image_classifier(source, step=step, average=use_ema) for source in sources]
+        classifiers = [load_image_classifier(source, step=step, use_ema=use_ema) for source in sources]
         try:
             results_by_model = evaluate_robustness(
                 classifiers, sets, reference, config, predictions_dir, world, again=recompute

@@ -1,4 +1,4 @@
-"""Others' pre-trainings, imported: the same losses as theirs, and runs that go on from them."""
+"""Imported pre-trainings of MAE and MultiMAE: the same losses as the originals, and runs that continue them."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ TASKS = ("semseg", "depth", "rgb")
 def imported(
     tmp_path: Path, weights: dict[str, Tensor], *overrides: str, method: str = "mae", extra: Any = None, **options: Any
 ) -> tuple[MaskedAutoencoding, list[str]]:
-    """The method that a folder holds, and what was said when it was made."""
+    """The method of an imported run directory, and the notes of the import."""
     torch.save({"model": weights, **(extra or {})}, tmp_path / "file.pth")
     import_one = import_mae if method == "mae" else import_multimae
     notes = import_one(tmp_path / "file.pth", tmp_path / "out", load_recipe(f"{method}-b"), overrides, **options)
@@ -73,7 +73,7 @@ def losses_of(
     return method.compute_loss(predictions, maps, masks).terms, predictions
 
 
-def test_an_official_mae_predicts_here_what_it_predicted_there(tmp_path: Path) -> None:
+def test_an_imported_mae_makes_the_predictions_of_the_original(tmp_path: Path) -> None:
     weights = mae_weights()
     method, notes = imported(tmp_path, weights)
     masks = masks_of(("rgb",), 4)
@@ -81,16 +81,16 @@ def test_an_official_mae_predicts_here_what_it_predicted_there(tmp_path: Path) -
     _, predictions = losses_of(method, masks)
     torch.testing.assert_close(predictions["rgb"], expected, atol=1e-5, rtol=1e-5)
     assert notes == [
-        "it does not say whether patches are normalised before they are predicted: they are, as in MAE's best "
+        "whether pixel targets are normalised (norm_pix_loss) is not stored: yes is assumed "
         "(method.targets.rgb=[pixels] otherwise)",
-        "its decoder has 2 attention heads, one for 32 of its width, as MAE's own has",
-        "60 of 60 tensors are from it; drawn anew: none",
+        "its decoder's number of attention heads is not stored: 2 are assumed, as in MAE at width 64",
+        "60 of 60 tensors were imported; newly initialised: none",
     ]
     assert method.config.targets == {"rgb": ("normalized_pixels",)}
     assert method.config.resolve_num_visible(NUM_PATCHES) == 4
 
 
-def test_a_checkpoint_says_what_it_predicts_and_how_much_it_hides(tmp_path: Path) -> None:
+def test_targets_and_mask_ratio_are_read_from_training_options(tmp_path: Path) -> None:
     args = argparse.Namespace(norm_pix_loss=False, mask_ratio=0.5)
     method, notes = imported(tmp_path, mae_weights(), extra={"args": args})
     assert method.config.targets == {"rgb": ("pixels",)}
@@ -99,7 +99,7 @@ def test_a_checkpoint_says_what_it_predicts_and_how_much_it_hides(tmp_path: Path
 
 
 @pytest.mark.parametrize("is_normalized", [True, False])
-def test_an_imported_vit_mae_gives_the_loss_of_transformers(is_normalized: bool, tmp_path: Path) -> None:
+def test_an_imported_vit_mae_has_the_loss_of_transformers(is_normalized: bool, tmp_path: Path) -> None:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     with torch.random.fork_rng():
@@ -114,15 +114,15 @@ def test_an_imported_vit_mae_gives_the_loss_of_transformers(is_normalized: bool,
     theirs.train(False)
     perturb_parameters(theirs)
     for table in (theirs.vit.embeddings.position_embeddings, theirs.decoder.decoder_pos_embed):
-        # Made anew, the library's are zeros; files that were converted have these.
+        # In a new model of the library they are zeros; converted files have sines and cosines.
         table.data = F.pad(sincos_table((4, 4), table.shape[2], "column"), (0, 0, 1, 0)).unsqueeze(0)
     theirs.save_pretrained(tmp_path / "folder")
     import_mae(tmp_path / "folder", tmp_path / "out", load_recipe("mae-b"))
     method = load_run(tmp_path / "out").method
     masks = masks_of(("rgb",), 4)
     with torch.no_grad():
-        photos = method.prepare_inputs(scenes())["rgb"]
-        expected = theirs(photos, noise=masks.is_masked[:, 0] + torch.linspace(0, 0.5, NUM_PATCHES))
+        images = method.prepare_inputs(scenes())["rgb"]
+        expected = theirs(images, noise=masks.is_masked[:, 0] + torch.linspace(0, 0.5, NUM_PATCHES))
     assert torch.equal(expected.mask.bool(), masks.is_masked[:, 0])
     parts, predictions = losses_of(method, masks)
     torch.testing.assert_close(predictions["rgb"], expected.logits, atol=1e-4, rtol=1e-4)
@@ -130,7 +130,7 @@ def test_an_imported_vit_mae_gives_the_loss_of_transformers(is_normalized: bool,
     assert method.config.decoder.options.num_heads == 4
 
 
-def test_an_official_multimae_gives_here_the_losses_that_it_gave_there(tmp_path: Path) -> None:
+def test_an_imported_multimae_has_the_losses_of_the_original(tmp_path: Path) -> None:
     weights = multimae_weights()
     method, notes = imported(tmp_path, weights, method="multimae")
     assert method.config.granularities == ("semantic", "depth", "rgb")
@@ -150,11 +150,11 @@ def test_an_official_multimae_gives_here_the_losses_that_it_gave_there(tmp_path:
         place = method.config.granularities.index(name.partition("_")[0])
         expected = hidden_mean(error, masks.is_masked[:, place])
         torch.testing.assert_close(parts[name], expected, atol=1e-5, rtol=1e-5, msg=name)
-    assert notes[-1].endswith("; drawn anew: none")
+    assert notes[-1].endswith("; newly initialised: none")
 
 
 @pytest.mark.parametrize("adapter", ["rgb", "norm_rgb", "semseg"])
-def test_a_decoder_that_a_multimae_lacks_is_drawn_anew_and_the_others_stay(adapter: str, tmp_path: Path) -> None:
+def test_a_missing_decoder_of_multimae_is_initialised_and_the_others_are_imported(adapter: str, tmp_path: Path) -> None:
     weights = multimae_weights()
     part = {name: each for name, each in weights.items() if not name.startswith(f"output_adapters.{adapter}.")}
     whole, _ = imported(tmp_path, weights, method="multimae")
@@ -163,7 +163,7 @@ def test_a_decoder_that_a_multimae_lacks_is_drawn_anew_and_the_others_stay(adapt
     masks = masks_of(method.config.granularities, 8)
     (before, _), (after, _) = losses_of(whole, masks), losses_of(method, masks)
     if adapter == "semseg":
-        assert "drawn anew: decoder.entries, decoder.stages, heads.semantic" in notes[-1]
+        assert "newly initialised: decoder.entries, decoder.stages, heads.semantic" in notes[-1]
         del before["semantic"], after["semantic"]
     else:
         target = {"rgb": "normalized_pixels", "norm_rgb": "pixels"}[adapter]
@@ -175,25 +175,25 @@ def test_a_decoder_that_a_multimae_lacks_is_drawn_anew_and_the_others_stay(adapt
         torch.testing.assert_close(before[name], after[name])
 
 
-def test_an_encoder_alone_gets_a_new_decoder(tmp_path: Path) -> None:
+def test_a_file_without_decoder_gets_a_new_one(tmp_path: Path) -> None:
     method, notes = imported(tmp_path, mae_weights(decoder=None))
     assert notes[-2:] == [
-        "it has no decoder",
-        "29 of 132 tensors are from it; drawn anew: decoder.blocks, decoder.entry, decoder.norm, heads.rgb",
+        "the source has no decoder",
+        "29 of 132 tensors were imported; newly initialised: decoder.blocks, decoder.entry, decoder.norm, heads.rgb",
     ]
     assert (method.config.decoder.options.dim, method.config.decoder.options.depth) == (512, 8)
 
 
-def test_a_finetuned_file_leaves_its_norm_aside(tmp_path: Path) -> None:
+def test_the_norm_of_a_finetuned_file_is_not_used(tmp_path: Path) -> None:
     small = ("method.decoder.options.dim=32", "method.decoder.options.depth=1", "method.decoder.options.num_heads=2")
     _, notes = imported(tmp_path, mae_weights(is_finetuned=True), *small)
     assert "encoder.norm" in notes[-2]
-    assert notes[-1] == "left aside: fc_norm.bias, fc_norm.weight"
+    assert notes[-1] == "not used: fc_norm.bias, fc_norm.weight"
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6])
 @pytest.mark.parametrize("method", ["mae", "multimae"])
-def test_other_channels_see_and_predict_the_mean_of_those_there_were(
+def test_changed_channels_are_embedded_and_predicted_as_the_mean_of_the_old_ones(
     method: str, channels: int, tmp_path: Path
 ) -> None:
     weights = mae_weights() if method == "mae" else multimae_weights(tasks=("rgb",))
@@ -201,8 +201,8 @@ def test_other_channels_see_and_predict_the_mean_of_those_there_were(
     (tmp_path / "out").rename(tmp_path / "before")
     after, notes = imported(tmp_path, weights, method=method, channels=channels)
     assert notes[-2] == (
-        f"photos of {channels} channels instead of 3: each is seen and predicted as the mean of 3 was; by what they "
-        "are standardised is left to the data"
+        f"images have {channels} channels instead of 3: each is embedded and predicted as the mean of the old ones; "
+        "mean and std are those of the data"
     )
     grey, masks = torch.randn(BATCH, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)), masks_of(("rgb",), 4)
     with torch.no_grad():
@@ -222,7 +222,7 @@ GENERATED = (
 
 
 @pytest.mark.parametrize("method", ["mae", "multimae"])
-def test_a_run_goes_on_from_an_imported_folder(method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_continues_from_an_imported_run(method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = mae_weights() if method == "mae" else multimae_weights(tasks=("rgb", "semseg"), classes=9)
     imported(tmp_path, weights, method=method)
     recipe = load_recipe(str(tmp_path / "out" / "config.yaml"), [*GENERATED, "method.channels.semantic=9"])
@@ -238,7 +238,7 @@ def test_a_run_goes_on_from_an_imported_folder(method: str, tmp_path: Path, capl
         assert 0 < moved < 0.01
 
 
-def test_the_folder_is_a_run_of_no_steps_to_all_that_read_runs(tmp_path: Path) -> None:
+def test_an_imported_run_is_read_as_a_run_at_step_0(tmp_path: Path) -> None:
     weights = mae_weights()
     imported(tmp_path, weights, "training.batch_size=64")
     recipe = RecipeConfig.from_yaml(tmp_path / "out" / "config.yaml")
@@ -248,18 +248,18 @@ def test_the_folder_is_a_run_of_no_steps_to_all_that_read_runs(tmp_path: Path) -
     assert (checkpoint.step, checkpoint.metadata["backbone"]["mean"]) == (0, [0.485, 0.456, 0.406])
     assert RecipeConfig.from_dict(checkpoint.metadata["config"]) == recipe
     torch.save(weights, tmp_path / "again.pth")
-    photos = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        ours, theirs = (load_backbone(tmp_path / name).tokens(photos) for name in ("out", "again.pth"))
+        ours, theirs = (load_backbone(tmp_path / name).tokens(images) for name in ("out", "again.pth"))
     assert torch.equal(ours, theirs)
 
 
-def test_what_a_decoder_of_ours_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_decoder_positions_that_are_not_sines_and_cosines_are_rejected(tmp_path: Path) -> None:
     weights = mae_weights()
     weights["decoder_pos_embed"] = torch.randn(1, 17, 64)
     message = (
-        f"{tmp_path / 'file.pth'}: its decoder's positions are not the sines and cosines that all of ours have. "
-        f"Begin with its encoder alone: c2fmae pretrain … --init {tmp_path / 'file.pth'}"
+        f"{tmp_path / 'file.pth'}: the positions of its decoder are not sines and cosines, which is not supported. "
+        f"Start from its encoder only: c2fmae pretrain … --init {tmp_path / 'file.pth'}"
     )
     with pytest.raises(UserError) as caught:
         imported(tmp_path, weights)
@@ -272,18 +272,20 @@ def test_what_a_decoder_of_ours_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_directory_is_not_overwritten(tmp_path: Path) -> None:
     imported(tmp_path, mae_weights())
     before = (tmp_path / "out" / "config.yaml").read_bytes()
-    with pytest.raises(UserError, match=r"out: is there already\. Give another folder$"):
+    with pytest.raises(UserError, match=r"out: already exists\. Choose another directory$"):
         imported(tmp_path, mae_weights(seed=1))
     assert (tmp_path / "out" / "config.yaml").read_bytes() == before
 
 
-def test_a_vit_that_is_no_mae_is_sent_to_init(tmp_path: Path) -> None:
+def test_importing_a_plain_vit_suggests_init(tmp_path: Path) -> None:
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(UserError) as caught:
         import_mae(tmp_path / "vit", tmp_path / "out", load_recipe("mae-b"))
     source = tmp_path / "vit"
-    assert str(caught.value) == f"{source}: is a ViT, no ViTMAE. Begin with it by: c2fmae pretrain … --init {source}"
+    assert (
+        str(caught.value) == f"{source}: is a ViT, not a ViTMAE. Start from it with: c2fmae pretrain … --init {source}"
+    )

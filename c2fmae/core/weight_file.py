@@ -48,11 +48,6 @@ class WeightFile:
     notes: tuple[str, ...] = ()
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, or of a folder as Hugging Face lays it out, by name."""
-    return read_weight_file(path).tensors
-
-
 def read_weight_file(path: str | Path) -> WeightFile:
     """Return the tensors of a file or folder and what else is to be known of them."""
     path = Path(path)

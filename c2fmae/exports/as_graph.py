@@ -1,4 +1,4 @@
-"""The computation itself, for programs without timm, or without PyTorch: torch.export's and ONNX's graphs."""
+"""Exports of the computation graph, for programs without timm (torch.export) or without PyTorch (ONNX)."""
 
 import json
 import warnings
@@ -26,23 +26,25 @@ from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 
 _ONNX_FILE, _PROGRAM_FILE = "model.onnx", "model.pt2"
-_MAX_SINGLE_FILE_BYTES = 1_900_000_000  # bytes; what ONNX is written in ends at two gigabytes
+_INPUT_NAME = "photos"
+"""The name of the graph's input, and of `ViTOutputs.forward`'s parameter: programs that run exported graphs use it."""
+_MAX_SINGLE_FILE_BYTES = 1_900_000_000  # an ONNX file is a protocol buffer, which is limited to 2 GB
 
 
 class ViTOutputs(nn.Module):
-    """A ViT that returns all it has to say of photos."""
+    """A ViT that returns all its outputs."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
         self.vit = vit
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, photos: Tensor) -> tuple[Tensor, ...]:
         """Return tokens [batch, token, dim], pooled features [batch, dim], and with a head logits [batch, label]."""
-        return compute_timm_outputs(self.vit, images)
+        return compute_timm_outputs(self.vit, photos)
 
 
 def torch_export_target(model: ExportableModel) -> ExportTarget:
-    """Return the way to `torch.export.load`."""
+    """Return the export for `torch.export.load`."""
     backbone = get_backbone(model)
 
     def usage(folder: str) -> str:
@@ -50,7 +52,7 @@ def torch_export_target(model: ExportableModel) -> ExportTarget:
             [
                 "import torch",
                 f"model = torch.export.load({json.dumps(f'{folder}/{_PROGRAM_FILE}')}).module()",
-                f"{', '.join(_output_names(model))} = model(photos)",
+                f"{', '.join(_output_names(model))} = model(images)",
             ]
         )
 
@@ -75,28 +77,28 @@ def torch_export_target(model: ExportableModel) -> ExportTarget:
 
 
 def onnx_target(model: ExportableModel) -> ExportTarget:
-    """Return the way to ONNX Runtime."""
+    """Return the export for ONNX Runtime."""
     runtime, backbone, names = _import_onnx(), get_backbone(model), ", ".join(_output_names(model))
-    size = sum(each.numel() * each.itemsize for each in model.state_dict().values())
+    num_bytes = sum(tensor.numel() * tensor.itemsize for tensor in model.state_dict().values())
 
     def usage(folder: str) -> str:
         return "\n".join(
             [
                 "import onnxruntime",
                 f"session = onnxruntime.InferenceSession({json.dumps(f'{folder}/{_ONNX_FILE}')})",
-                f'{names} = session.run(None, {{"photos": photos}})  # a NumPy array, float32',
+                f'{names} = session.run(None, {{"{_INPUT_NAME}": images}})  # a NumPy array, float32',
             ]
         )
 
     def write(folder: Path) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the exporter's own insides
+            warnings.simplefilter("ignore")  # about the internals of the exporter
             torch.onnx.export(
                 _export_program(model),
                 f=str(folder / _ONNX_FILE),
-                input_names=["photos"],
+                input_names=[_INPUT_NAME],
                 output_names=_output_names(model),
-                external_data=size > _MAX_SINGLE_FILE_BYTES,
+                external_data=num_bytes > _MAX_SINGLE_FILE_BYTES,
                 verbose=False,
             )
 
@@ -104,8 +106,8 @@ def onnx_target(model: ExportableModel) -> ExportTarget:
         session = runtime.InferenceSession(str(folder / _ONNX_FILE), providers=["CPUExecutionProvider"])
         comparisons = []
         for batch in (1, 3):
-            outputs = session.run(_output_names(model), {"photos": _example_input(backbone, batch).numpy()})
-            comparisons.append(_compare_outputs(model, batch, [torch.from_numpy(each) for each in outputs]))
+            outputs = session.run(_output_names(model), {_INPUT_NAME: _example_input(backbone, batch).numpy()})
+            comparisons.append(_compare_outputs(model, batch, [torch.from_numpy(output) for output in outputs]))
         return comparisons
 
     return ExportTarget(
@@ -129,7 +131,7 @@ def _export_program(model: ExportableModel) -> Any:
     example_input = _example_input(get_backbone(model), 2)
     with torch.no_grad():
         return torch.export.export(
-            ViTOutputs(to_timm_vit(model)).eval(), (example_input,), dynamic_shapes={"images": {0: batch}}
+            ViTOutputs(to_timm_vit(model)).eval(), (example_input,), dynamic_shapes={_INPUT_NAME: {0: batch}}
         )
 
 
@@ -139,7 +141,7 @@ def _example_input(backbone: Backbone, batch: int) -> Tensor:
 
 def _compare_outputs(model: ExportableModel, batch: int, actual: Sequence[Tensor]) -> ExportComparison:
     backbone = get_backbone(model)
-    description = f"{describe_comparison(backbone.spec.image_size, model)}, {batch} at once"
+    description = f"{describe_comparison(backbone.spec.image_size, model)}, batch size {batch}"
     return compare_tensors(description, actual, compute_outputs(model, _example_input(backbone, batch)))
 
 
@@ -148,8 +150,8 @@ def _describe_signature(model: ExportableModel) -> str:
     height, width = spec.image_size
     *first, last = [f"`{name}`" for name in _output_names(model)]
     return (
-        f"It takes `photos` [batch, {spec.channels['rgb']}, {height}, {width}], any number of them, "
-        f"standardised as said above, and gives {', '.join(first)} and {last}."
+        f"Input: `{_INPUT_NAME}` [batch, {spec.channels['rgb']}, {height}, {width}], any batch size, standardised as "
+        f"above. Outputs: {', '.join(first)} and {last}."
     )
 
 
@@ -160,6 +162,6 @@ def _import_onnx() -> Any:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "export onnx needs onnx, onnxscript, onnxruntime. Install: pip install 'c2fmae[onnx]'"
+            "export onnx: needs the packages onnx, onnxscript and onnxruntime. Install them: pip install 'c2fmae[onnx]'"
         ) from error
     return onnxruntime

@@ -1,4 +1,4 @@
-"""A folder that transformers' ViTModel takes, or ViTForImageClassification, for those ViTs that they can express."""
+"""Export for transformers' `ViTModel` or `ViTForImageClassification`, for the ViTs that these can express."""
 
 import json
 import os
@@ -26,21 +26,23 @@ from c2fmae.exports.timm_vit import to_timm_vit
 from c2fmae.models.backbones.hugging_face_reader import CROP_KEY, POOLING_KEY, UNNAMED_LABEL
 from c2fmae.models.classifiers import Classifier
 
-_BICUBIC = 3  # as Pillow counts
-_NO_CENTRE_CROP = "transformers' image processor brings the whole photo to that size, not its central part."
+_BICUBIC = 3  # Pillow's number for it
+_NO_CENTRE_CROP = "transformers' image processor resizes the whole image to that size, without a central crop."
 _RESIZE_REASON = (
-    "transformers resizes positions in its own way. For features like c2fmae's there, export with --image-size"
+    "transformers interpolates position embeddings differently. For equal features at this size, export with "
+    "--image-size"
 )
 
 
 def hf_target(model: ExportableModel) -> ExportTarget:
-    """Return the way to transformers; a ViT that its models cannot express is refused."""
+    """Return the export for transformers; a ViT that its models cannot express is an error."""
     transformers = _import_transformers()
     vit, backbone, is_classifier = to_timm_vit(model), get_backbone(model), isinstance(model, Classifier)
     kind = "ViTForImageClassification" if is_classifier else "ViTModel"
     if reason := hf_unsupported_reason(vit):
         raise UserError(
-            f"{backbone.load_report.source}: transformers' {kind} cannot express it: {reason}. Take: c2fmae export timm"
+            f"{backbone.load_report.source}: transformers' {kind} cannot express this ViT: {reason}. "
+            "Use: c2fmae export timm"
         )
     spec = backbone.spec
     is_square = spec.image_size[0] == spec.image_size[1]
@@ -50,17 +52,17 @@ def hf_target(model: ExportableModel) -> ExportTarget:
         if isinstance(model, Classifier):
             return "\n".join(
                 [
-                    f"from transformers import {kind}  # ViTImageProcessor of the same folder standardises photos",
+                    f"from transformers import {kind}  # ViTImageProcessor of the same folder standardises images",
                     f"model = {kind}.from_pretrained({json.dumps(folder)}).eval()",
-                    f"logits = model(photos).logits  # [batch, {model.num_labels}]; model.config.id2label says of what",
+                    f"logits = model(images).logits  # [batch, {model.num_labels}]; model.config.id2label names them",
                 ]
             )
         vector = "[:, 0]" if spec.pool == "cls" else "[:, 1:].mean(dim=1)"
         return "\n".join(
             [
-                "from transformers import ViTModel  # ViTImageProcessor of the same folder standardises photos",
+                "from transformers import ViTModel  # ViTImageProcessor of the same folder standardises images",
                 f"model = ViTModel.from_pretrained({json.dumps(folder)}, add_pooling_layer=False).eval()",
-                f"features = model(photos).last_hidden_state{vector}  # [batch, {backbone.dim}]",
+                f"features = model(images).last_hidden_state{vector}  # [batch, {backbone.dim}]",
             ]
         )
 
@@ -77,7 +79,7 @@ def hf_target(model: ExportableModel) -> ExportTarget:
             patch_size=backbone.patch,
             num_channels=spec.channels["rgb"],
             qkv_bias=first.attn.qkv.bias is not None,
-            **{POOLING_KEY: spec.pool},  # transformers keeps it, and has no word for it
+            **{POOLING_KEY: spec.pool},  # transformers has no option for it and stores unknown ones
             **(_label_config(model) if isinstance(model, Classifier) else {}),
         )
         processor = transformers.ViTImageProcessor(
@@ -87,11 +89,11 @@ def hf_target(model: ExportableModel) -> ExportTarget:
             resample=_BICUBIC,
         )
         with _without_progress_bars(transformers):
-            # Through the names of the hub's oldest ViTs, which every version reads.
+            # Every version of transformers reads the parameter names of the first ViTs on the hub.
             model_class.from_pretrained(
                 None, config=config, state_dict=to_hub_state_dict(vit), **options
             ).save_pretrained(folder)
-            for file in folder.glob("*.safetensors"):  # it lets nobody else read them
+            for file in folder.glob("*.safetensors"):  # save_pretrained makes them private to the user
                 file.chmod(0o666 & ~_get_umask())
             processor.save_pretrained(folder)
 
@@ -102,29 +104,31 @@ def hf_target(model: ExportableModel) -> ExportTarget:
         sizes = [spec.image_size, *([different_size(spec.image_size, backbone.patch)] if is_square else [])]
         comparisons = []
         for size in sizes:
-            is_other = size != spec.image_size
+            is_resized = size != spec.image_size
             images = example_images(size, spec.channels["rgb"])
             processed = processor(
                 list(images), do_resize=False, return_tensors="pt", input_data_format="channels_first"
             )
             inner = loaded.vit if is_classifier else loaded
             with torch.inference_mode():
-                outputs = [inner(**processed, interpolate_pos_encoding=is_other).last_hidden_state]
-                outputs += [loaded(**processed, interpolate_pos_encoding=is_other).logits] if is_classifier else []
+                outputs = [inner(**processed, interpolate_pos_encoding=is_resized).last_hidden_state]
+                outputs += [loaded(**processed, interpolate_pos_encoding=is_resized).logits] if is_classifier else []
             tokens, _, *logits = compute_outputs(model, backbone.standardise(images))
-            what = "tokens and logits" if is_classifier else "tokens"
-            description = f"{what} of photos of {size[0]}×{size[1]}, by model and processor"
+            names = "tokens and logits" if is_classifier else "tokens"
+            description = f"{names} of images of {size[0]}×{size[1]}, by model and image processor"
             comparisons.append(
-                compare_tensors(description, outputs, [tokens, *logits], reason=_RESIZE_REASON if is_other else "")
+                compare_tensors(description, outputs, [tokens, *logits], reason=_RESIZE_REASON if is_resized else "")
             )
         return comparisons
 
     notes = [
-        _NO_CENTRE_CROP if is_classifier else "transformers' own pooling layer is not part of it: it was never trained."
+        _NO_CENTRE_CROP
+        if is_classifier
+        else "transformers' own pooling layer is not part of it, because it was never trained."
     ]
     if not is_square:
         notes.append(
-            f"It takes photos of {spec.image_size[0]}×{spec.image_size[1]} alone: transformers resizes squares."
+            f"It takes images of {spec.image_size[0]}×{spec.image_size[1]} only: transformers resizes square tables."
         )
     return ExportTarget(
         model=model,
@@ -139,7 +143,7 @@ def hf_target(model: ExportableModel) -> ExportTarget:
 
 
 def to_hub_state_dict(vit: VisionTransformer) -> dict[str, Tensor]:
-    """Return a ViT's tensors under the names that ViTs have on the model hub since the first."""
+    """Return a ViT's tensors under the names of the first ViTs on the Hugging Face hub."""
     blocks: list[Any] = list(vit.blocks)
     modules: dict[str, Any] = {"embeddings.patch_embeddings.projection": vit.patch_embed.proj, "layernorm": vit.norm}
     tensors: dict[str, Any] = {"embeddings.cls_token": vit.cls_token, "embeddings.position_embeddings": vit.pos_embed}
@@ -167,7 +171,7 @@ def to_hub_state_dict(vit: VisionTransformer) -> dict[str, Tensor]:
 
 
 def _label_config(classifier: Classifier) -> dict[str, Any]:
-    """Return what the logits mean in transformers' words, which have no WordNet ids."""
+    """Return the labels as options of transformers' config, which cannot hold WordNet ids."""
     enumerated = enumerate(classifier.spec.labels)
     names = {index: label.name if label else UNNAMED_LABEL.format(index) for index, label in enumerated}
     return {
@@ -181,13 +185,13 @@ def _import_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError("export hf needs transformers. Install it: pip install 'c2fmae[label]'") from error
+        raise UserError("export hf: needs the package transformers. Install it: pip install 'c2fmae[label]'") from error
     return transformers
 
 
 @contextmanager
 def _without_progress_bars(transformers: Any) -> Iterator[None]:
-    """Keep its progress bars off the terminal: there is nothing to wait for."""
+    """Turn off transformers' progress bars."""
     logging = transformers.utils.logging
     was_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Tensors under our names with a config from which everything is built again: nothing that was learned is lost."""
+"""Export as safetensors under c2fmae's own names, with a config to rebuild the model: all granularities included."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
@@ -39,14 +39,13 @@ from c2fmae.models.backbones.export_reader import (
 )
 from c2fmae.models.classifiers import Classifier
 from c2fmae.models.classifiers.load import classifier_from_source
-from c2fmae.models.encoder import create_vit
 
 
 def safetensors_target(model: ExportableModel) -> ExportTarget:
-    """Return the way to a folder that `load_backbone` takes, with all granularities, and `load_classifier`."""
+    """Return the export for `load_backbone` or `load_classifier`, with all granularities."""
     backbone = get_backbone(model)
     granularities = ", ".join(backbone.granularities)
-    input_name = "photos" if "rgb" in backbone.granularities else "maps"
+    input_name = "images" if "rgb" in backbone.granularities else "maps"
 
     def usage(folder: str) -> str:
         if isinstance(model, Classifier):
@@ -54,16 +53,16 @@ def safetensors_target(model: ExportableModel) -> ExportTarget:
                 [
                     "from c2fmae.models.classifiers import load_classifier",
                     f"classifier = load_classifier({json.dumps(folder)})  # takes {granularities}",
-                    f"logits = classifier({input_name})  # [batch, {model.num_labels}]; classifier.spec.labels says "
-                    "of what",
+                    f"logits = classifier({input_name})  # [batch, {model.num_labels}]; classifier.spec.labels "
+                    "names them",
                 ]
             )
         return "\n".join(
             [
                 "from c2fmae.models.backbones import load_backbone",
                 f"backbone = load_backbone({json.dumps(folder)})  # takes {granularities}",
-                f"features = backbone.pooled({input_name})  # [batch, {backbone.dim}]; backbone.tokens gives all "
-                "tokens",
+                f"features = backbone.pooled({input_name})  # [batch, {backbone.dim}]; backbone.tokens returns "
+                "all tokens",
             ]
         )
 
@@ -90,7 +89,7 @@ def safetensors_target(model: ExportableModel) -> ExportTarget:
         comparisons = []
         for size in (backbone.spec.image_size, different_size(backbone.spec.image_size, backbone.patch)):
             maps = example_maps(backbone, size)
-            description = describe_comparison(size, model).replace("photos", granularities)
+            description = describe_comparison(size, model).replace("images", granularities)
             comparisons.append(
                 compare_tensors(description, compute_outputs(reloaded, maps), compute_outputs(model, maps))
             )
@@ -108,14 +107,14 @@ def safetensors_target(model: ExportableModel) -> ExportTarget:
 
 
 def autoencoder_target(method: MaskedAutoencoding, backbone: Backbone) -> ExportTarget:
-    """Return the way to a folder from which the whole autoencoder is built again; `backbone` is its encoder."""
+    """Return the export for `read_autoencoder`; `backbone` is the encoder of the method's model."""
     granularities = ", ".join(method.config.granularities)
 
     def usage(folder: str) -> str:
         return "\n".join(
             [
                 "from c2fmae.exports import read_autoencoder",
-                f"method = read_autoencoder({json.dumps(folder)})  # takes {granularities}; load_backbone takes its "
+                f"method = read_autoencoder({json.dumps(folder)})  # takes {granularities}; load_backbone loads its "
                 "encoder",
                 "completed = method.predict(scenes, masks)",
             ]
@@ -156,41 +155,37 @@ def autoencoder_target(method: MaskedAutoencoding, backbone: Backbone) -> Export
         compare=compare_with_file,
         usage=usage,
         notes=[
-            f"With the encoder come its decoder ({method.config.decoder.name}) and heads for "
+            f"Besides the encoder it holds the decoder ({method.config.decoder.name}) and heads for "
             f"{', '.join(head.name for head in method.config.head_plans())}."
         ],
     )
 
 
 def read_autoencoder(path: str | Path) -> MaskedAutoencoding:
-    """Build the autoencoder of an exported folder again, in evaluation mode."""
+    """Return the method with the autoencoder of an exported directory, in evaluation mode."""
     config, tensors = read_export_folder(Path(path))
     if config.format != AUTOENCODER_FORMAT or config.method is None:
-        raise UserError(f"{path}: holds an encoder alone. Export with --part autoencoder")
+        raise UserError(f"{path}: holds only an encoder. Export the run again with --part autoencoder")
     return _build_method(Path(path), config.method, tensors)
 
 
 def _build_method(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MaskedAutoencoding:
     config = MethodConfig.from_dict({**values}, source=f"{path / CONFIG_FILE}: method")
-    depth = max(config.encoder.depth or 0, getattr(config.decoder.options, "depth", 0))
-    check_model_size(path, lambda: _meta_modules(config), depth, tensors)
+    check_model_size(
+        path,
+        config.backbone_spec(),
+        tensors,
+        lambda _: build_method(config).model,
+        decoder_depth=getattr(config.decoder.options, "depth", 0),
+    )
     method = build_method(config)
     try:
         method.model.load_state_dict(tensors)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
-        raise UserError(f"{path / WEIGHTS_FILE}: does not fit its {CONFIG_FILE}: {first}. Export it again") from error
+        raise UserError(f"{path / WEIGHTS_FILE}: does not match its {CONFIG_FILE}: {first}. Export it again") from error
     method.model.eval()
     return method
-
-
-def _meta_modules(config: MethodConfig) -> list[nn.Module]:
-    """Return all that comes into being with a method: the ViT too, with positions that do not stay."""
-    channels = config.num_channels("rgb")
-    vit = create_vit(
-        config.encoder.name, image_size=config.image_size, channels=channels, **config.encoder.vit_kwargs()
-    )
-    return [vit, build_method(config).model]
 
 
 def _write_folder(folder: Path, config: ExportConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""A folder as timm's hub has it."""
+"""Export as a directory in the layout of timm's models on the Hugging Face hub."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,23 +29,25 @@ from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 
 _WEIGHTS_FILE, _CONFIG_FILE = "model.safetensors", "config.json"
-_SKIP_INIT: dict[str, Any] = {"weight_init": "skip"}  # timm's own draw takes seconds, and all of it is loaded over
+_SKIP_INIT: dict[str, Any] = {
+    "weight_init": "skip"
+}  # drawing weights takes timm seconds, and all are loaded afterwards
 _TIMM_NORM_EPS = 1e-6
 _RESIZE_REASON = (
-    "timm resizes the table of positions, and c2fmae computes them anew for every size. For features like these there, "
-    "export with --image-size"
+    "timm interpolates the table of position embeddings, c2fmae computes them for every size. For equal features at "
+    "this size, export with --image-size"
 )
 
 
 def timm_target(model: ExportableModel) -> ExportTarget:
-    """Return the way to timm: the file is loaded by itself and as a folder, and at another size."""
+    """Return the export for `timm.create_model`: reloaded as a file, as a directory, and at another size."""
     backbone = get_backbone(model)
     args, classes = timm_model_args(backbone), model.num_labels if isinstance(model, Classifier) else 0
     name = backbone.spec.encoder.name
     usage_line = (
-        f"logits = model(photos)  # [batch, {classes}]"
+        f"logits = model(images)  # [batch, {classes}]"
         if classes
-        else f"features = model(photos)  # [batch, {backbone.dim}]"
+        else f"features = model(images)  # [batch, {backbone.dim}]"
     )
 
     def usage(folder: str) -> str:
@@ -53,7 +55,7 @@ def timm_target(model: ExportableModel) -> ExportTarget:
             [
                 "import timm",
                 f"model = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True).eval()",
-                f"{usage_line}; model.forward_features gives all tokens",
+                f"{usage_line}; model.forward_features returns all tokens",
             ]
         )
 
@@ -65,9 +67,7 @@ def timm_target(model: ExportableModel) -> ExportTarget:
 
     def compare_with_timm(folder: Path) -> Sequence[ExportComparison]:
         size, patch = backbone.spec.image_size, backbone.patch
-        written_args = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))[
-            "model_args"
-        ]  # what others will be told
+        written_args = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))["model_args"]
         from_file = timm.create_model(
             name, num_classes=classes, checkpoint_path=str(folder / _WEIGHTS_FILE), **_SKIP_INIT, **written_args
         )
@@ -75,15 +75,15 @@ def timm_target(model: ExportableModel) -> ExportTarget:
         other = different_size(size, patch)
         resized = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=other, **_SKIP_INIT)
         norm = resolve_data_config(model=from_folder)  # type: ignore[no-untyped-call]
-        why = "" if backbone.spec.encoder.keep_positions else _RESIZE_REASON
+        reason = "" if backbone.spec.encoder.keep_positions else _RESIZE_REASON
         description = describe_comparison(size, model)
-        same = {
-            f"{description}, the file loaded by itself": from_file,
-            f"{description}, the folder loaded": from_folder,
+        models = {
+            f"{description}, loaded from the file": from_file,
+            f"{description}, loaded from the folder": from_folder,
         }
         return [
-            *_compare_models(model, same, norm, size),
-            *_compare_models(model, {describe_comparison(other, model): resized}, norm, other, why),
+            *_compare_models(model, models, norm, size),
+            *_compare_models(model, {describe_comparison(other, model): resized}, norm, other, reason),
         ]
 
     return ExportTarget(
@@ -95,19 +95,19 @@ def timm_target(model: ExportableModel) -> ExportTarget:
         compare=compare_with_timm,
         usage=usage,
         notes=[
-            f"By itself, the file is of `timm.create_model({name!r}, num_classes={classes}, checkpoint_path=…, "
-            f"**{args})`.",
+            f"To load the file without its folder: `timm.create_model({name!r}, num_classes={classes}, "
+            f"checkpoint_path=…, **{args})`.",
             *_norm_eps_notes(backbone),
         ],
     )
 
 
 def _norm_eps_notes(backbone: Backbone) -> list[str]:
-    """Say where timm's norms are not quite those of the training: whether that matters, the comparison tells."""
+    """Return a note if the norms were trained with another eps than timm's; the comparison shows whether it matters."""
     ours = backbone.spec.encoder.norm_eps
     if ours in (None, _TIMM_NORM_EPS):
         return []
-    return [f"Its norms add {ours:g} to variances, and timm's {_TIMM_NORM_EPS:g}: the difference is among those below."]
+    return [f"It was trained with norms of eps {ours:g}, timm's have {_TIMM_NORM_EPS:g}: see the differences below."]
 
 
 def _hub_config(model: ExportableModel, vit: VisionTransformer, args: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _hub_config(model: ExportableModel, vit: VisionTransformer, args: dict[str, 
             "std": list(spec.std),
             "num_classes": vit.num_classes,
             "pool_size": None,
-            # What timm turns into other channels, which it can do with three.
+            # The layer that timm converts for other numbers of channels, which it can from three only.
             "first_conv": "patch_embed.proj" if channels == 3 else None,
             "classifier": "head",
         },
@@ -141,7 +141,7 @@ def _hub_config(model: ExportableModel, vit: VisionTransformer, args: dict[str, 
 
 
 def _label_config(labels: Sequence[LabelInfo | None]) -> dict[str, Any]:
-    """Return timm's words for labels: names by index, WordNet's ids where they are known, and what these mean."""
+    """Return the labels as keys of timm's config: WordNet ids, or else names, by index, and descriptions by id."""
     known = {index: label for index, label in enumerate(labels) if label}
     names = {index: label.wnid or label.name for index, label in known.items()}
     described = {label.wnid: label.name for label in known.values() if label.wnid}
@@ -164,14 +164,14 @@ def _compare_models(
     expected = compute_outputs(model, backbone.standardise(images))
     with torch.inference_mode():
         return [
-            compare_tensors(of, compute_timm_outputs(each.eval(), standardised), expected, reason=reason)
-            for of, each in models.items()
+            compare_tensors(description, compute_timm_outputs(other.eval(), standardised), expected, reason=reason)
+            for description, other in models.items()
         ]
 
 
 def compute_timm_outputs(vit: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Return what timm's model says of photos: tokens, pooled features, and logits where it has a head."""
+    """Return the tokens, pooled features, and with a head the logits of a timm ViT."""
     assert isinstance(vit, VisionTransformer)
     tokens = vit.forward_features(images)
-    vector = vit.forward_head(tokens, pre_logits=True)
-    return (tokens, vector, vit.head(vector)) if vit.num_classes else (tokens, vector)
+    pooled = vit.forward_head(tokens, pre_logits=True)
+    return (tokens, pooled, vit.head(pooled)) if vit.num_classes else (tokens, pooled)

@@ -1,68 +1,72 @@
-"""What settings say, in words for a card."""
+"""Options of a run's config as text for a model card."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
-class ConfigText:
-    """What a tree of settings says at a dotted path, in words; what it does not say is empty."""
+def get_option(config: Any, path: str) -> Any:
+    """Return the value at a dotted path of a config; None where the path does not exist."""
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
 
-    def __init__(self, tree: Any) -> None:
-        self._tree = tree
 
-    def get(self, path: str) -> str:
-        """Say what is at a path."""
-        value = self._tree
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, list | tuple | Mapping):
-            return ", ".join(map(str, value))
-        return "" if value is None else f"{value:,}" if type(value) is int else str(value)
+def option_text(config: Any, path: str) -> str:
+    """Return an option as text, the items of a list separated by commas; empty for None and for a missing path."""
+    value = get_option(config, path)
+    if isinstance(value, list | tuple | Mapping):
+        return ", ".join(map(str, value))
+    return "" if value is None else f"{value:,}" if type(value) is int else str(value)
 
-    def list_options(self, path: str, *keys: str) -> str:
-        """Return those settings of a part that are set, with their names."""
-        pairs = {key.replace("_", " "): self.get(f"{path}.{key}".lstrip(".")) for key in keys}
-        return ", ".join(f"{name.removesuffix('.name')} {value}" for name, value in pairs.items() if value)
+
+def list_options(section: Any, *paths: str) -> str:
+    """Return the options of a section that are set, with their names: `epochs 5, batch size 32`."""
+    pairs = {path.removesuffix(".name").replace("_", " "): option_text(section, path) for path in paths}
+    return ", ".join(f"{name} {text}" for name, text in pairs.items() if text)
 
 
 def strip_folders(source: str) -> str:
-    """Return a source without the folders above it, which are nobody else's business."""
+    """Return a source without the folders above it, which may be private."""
     scheme, separator, file = source.partition("@")
     return f"{scheme}{separator}{Path(file).name}" if separator else Path(source).name
 
 
-def summarise_pretraining(config: ConfigText) -> dict[str, str]:
-    """Return what the config of a pre-training says, by what it is about."""
+def summarise_pretraining(config: Any) -> dict[str, str]:
+    """Return the rows of a card that describe a pre-training config, by title."""
+    masking, decoder = get_option(config, "method.masking"), get_option(config, "method.decoder")
     return {
         **_summarise_training(config, "lr", "base_lr", "weight_decay"),
-        "Recipe's source": config.get("source"),
-        "Method": config.get("method.name"),
-        "Granularities, coarse to fine": config.get("method.granularities"),
-        "Masking": config.list_options("method.masking", "policy", "curriculum.name", "blend", "object_share"),
-        "Visible patches": config.get("method.num_visible"),
-        "Decoder": config.list_options("method.decoder", "name", "dim", "depth", "num_heads", "context"),
-        "Started from": strip_folders(config.get("init")),
+        "Recipe's source": option_text(config, "source"),
+        "Method": option_text(config, "method.name"),
+        "Granularities, coarse to fine": option_text(config, "method.granularities"),
+        "Masking": list_options(masking, "policy", "curriculum.name", "blend", "object_share"),
+        "Visible patches": option_text(config, "method.num_visible"),
+        "Decoder": list_options(decoder, "name", "dim", "depth", "num_heads", "context"),
+        "Started from": strip_folders(option_text(config, "init")),
     }
 
 
-def summarise_finetuning(config: ConfigText, classifier: ConfigText) -> dict[str, str]:
-    """Return what the config of a fine-tuning says, by what it is about, and the spec of its classifier."""
-    scratch = " with weights drawn anew" if config.get("from_scratch") == "True" else ""
+def summarise_finetuning(config: Any, granularities: Mapping[str, Any]) -> dict[str, str]:
+    """Return the rows of a card that describe a fine-tuning config, by title; `granularities` are the classifier's."""
+    scratch = ", from scratch" if get_option(config, "from_scratch") else ""
+    mixing, data = get_option(config, "mixing"), get_option(config, "data")
     return {
         **_summarise_training(config, "lr", "base_lr", "weight_decay", "layer_decay"),
-        "Fine-tuned from": f"{strip_folders(config.get('init'))}{scratch}",
-        "Granularities, coarse to fine": classifier.get("backbone.channels"),
-        "Trained alone": config.list_options("", "train_blocks"),
-        "Regularisation": config.list_options("", "drop_path", "granularity_dropout"),
-        "Mixing": config.list_options("mixing", "mixup", "cutmix", "chance", "cutmix_chance", "smoothing"),
-        "Changes of photos": config.list_options("data", "scale", "rand_augment", "erasing"),
+        "Fine-tuned from": f"{strip_folders(option_text(config, 'init'))}{scratch}",
+        "Granularities, coarse to fine": ", ".join(granularities),
+        "Trained parts": list_options(config, "train_blocks"),
+        "Regularisation": list_options(config, "drop_path", "granularity_dropout"),
+        "Mixing": list_options(mixing, "mixup", "cutmix", "chance", "cutmix_chance", "smoothing"),
+        "Augmentation": list_options(data, "scale", "rand_augment", "erasing"),
     }
 
 
-def _summarise_training(config: ConfigText, *rates: str) -> dict[str, str]:
+def _summarise_training(config: Any, *rates: str) -> dict[str, str]:
+    training, source = get_option(config, "training"), get_option(config, "data.train")
+    sources = source if isinstance(source, list | tuple) else [source]
     return {
-        "Data": ", ".join(strip_folders(each) for each in config.get("data.train").split(", ")),
-        "Length": config.list_options("training", "epochs", "batch_size"),
-        "Optimisation": config.list_options("training", *rates, "precision", "seed"),
+        "Data": ", ".join(strip_folders(str(each)) for each in sources if each),
+        "Length": list_options(training, "epochs", "batch_size"),
+        "Optimisation": list_options(training, *rates, "precision", "seed"),
     }

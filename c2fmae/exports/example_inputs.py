@@ -1,4 +1,4 @@
-"""Photos and maps that are the same whenever something is compared: what an export says of them is what it is."""
+"""Reproducible images and maps on which an exported model and the original are compared."""
 
 import torch
 import torch.nn.functional as F
@@ -13,22 +13,22 @@ from c2fmae.models.classifiers import Classifier
 from c2fmae.models.patches import label_stride
 
 EXAMPLE_BATCH_SIZE = 2
-_CELL_PIXELS = 8  # pixels from one colour to the next
+_CELL_PIXELS = 8  # pixels from one random colour to the next
 
 
 def example_images(
     size: tuple[int, int], channels: int, batch: int = EXAMPLE_BATCH_SIZE
 ) -> UInt8[Tensor, "batch channels height width"]:
-    """Return photos of soft colours with grain: like photos they have large parts and small ones."""
+    """Return images of smooth colours with noise: like natural images, they have low and high frequencies."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand(batch, channels, size[0] // _CELL_PIXELS + 2, size[1] // _CELL_PIXELS + 2, generator=generator)
-    grain = torch.randn(batch, channels, *size, generator=generator)
-    soft = F.interpolate(colours, size, mode="bilinear", align_corners=False)
-    return (255 * soft + 12 * grain).clamp(0, 255).to(torch.uint8)
+    noise = torch.randn(batch, channels, *size, generator=generator)
+    smooth = F.interpolate(colours, size, mode="bilinear", align_corners=False)
+    return (255 * smooth + 12 * noise).clamp(0, 255).to(torch.uint8)
 
 
 def example_maps(backbone: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Return a map of this size for each granularity of a backbone, as it takes them."""
+    """Return a map of this size for each granularity of a backbone, in the form that it takes."""
     maps: dict[str, Tensor] = {}
     for name, channels in backbone.spec.channels.items():
         if name == "rgb":
@@ -41,12 +41,12 @@ def example_maps(backbone: Backbone, size: tuple[int, int]) -> dict[str, Tensor]
 
 
 def compute_outputs(model: ExportableModel, maps: BackboneInput) -> tuple[Tensor, ...]:
-    """Return tokens, what they are as one vector, and of a classifier the logits."""
+    """Return tokens, pooled features, and the logits of a classifier."""
     backbone = get_backbone(model)
     with torch.inference_mode():
         tokens = backbone.tokens(maps)
-        vector = backbone.pool(tokens)
-        return (tokens, vector, model.head(vector)) if isinstance(model, Classifier) else (tokens, vector)
+        pooled = backbone.pool(tokens)
+        return (tokens, pooled, model.head(pooled)) if isinstance(model, Classifier) else (tokens, pooled)
 
 
 def _example_ids(size: tuple[int, int], classes: int, stride: int) -> UInt8[Tensor, "batch rows columns"]:

@@ -1,4 +1,4 @@
-"""From a source to a folder that others load: written, read back by the other tool, compared, and only then there."""
+"""Export of a source: write files, reload them with the library they are for, compare outputs, then publish them."""
 
 import hashlib
 import shutil
@@ -36,7 +36,7 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What was written, and how far the other tool is from us."""
+    """The exported directory, and how far the reloaded model differs."""
 
     folder: Path
     target: ExportTarget
@@ -45,7 +45,7 @@ class ExportResult:
 
     @property
     def max_difference(self) -> float:
-        """The largest of those that were held to a limit."""
+        """The largest difference of the comparisons that have a tolerance."""
         return max(each.difference for each in self.comparisons if each.tolerance is not None)
 
 
@@ -56,44 +56,47 @@ def export(
     *,
     part: str | None = None,
     step: int | None = None,
-    average: bool = False,
+    use_ema: bool = False,
     allow_missing: Sequence[str] = (),
     image_size: tuple[int, int] | None = None,
 ) -> ExportResult:
-    """Export what `load_backbone` takes; `out` is there afterwards whole and checked, or not at all.
+    """Export any source of `load_backbone` to the directory `out`; it is written only if the export is verified.
 
-    A source that says what its classes are, as a fine-tuned run does, goes out as a classifier. `part` is for
-    safetensors alone: the `encoder` with all its granularities and no head, what sees `rgb` alone, or a run's whole
-    `autoencoder`; all others take rgb alone. The remaining settings are those of `load_backbone`.
+    A source with a classification head and class names, such as a fine-tuned run, is exported as a classifier. `part`
+    is for safetensors only: `encoder`, with all granularities and no head; `rgb`, the model without the other
+    granularities; or `autoencoder`, the whole model of a run. Other formats always export the `rgb` part. The
+    remaining options are those of `load_backbone`.
     """
     if kind not in EXPORT_KINDS:
         raise unknown_name_error("export", kind, EXPORT_KINDS)
     if part is not None and kind != "safetensors":
-        raise UserError(f"export {kind}: takes what sees photos, and no part. Leave part away, or export safetensors")
+        raise UserError(
+            f"export {kind}: part={part} is not supported, only safetensors has parts. Omit part, or export safetensors"
+        )
     if part is not None and part not in EXPORT_PARTS:
         raise unknown_name_error("part", part, EXPORT_PARTS)
     check_output_dir(out)
     load = load_backbone if part == "encoder" else load_model
-    model = load(source, step=step, average=average, allow_missing=allow_missing, image_size=image_size)
+    model = load(source, step=step, use_ema=use_ema, allow_missing=allow_missing, image_size=image_size)
     if part == "autoencoder":
-        target = _load_autoencoder_target(source, model, step, average)
+        target = _load_autoencoder_target(source, model, step, use_ema)
     else:
         target = EXPORT_KINDS[kind](model if kind == "safetensors" and part != "rgb" else restrict_to_rgb(model))
-    provenance = read_provenance(str(source), step=step, average=average)
-    # Numbers of other weights may lie beside them: of other steps, or of the same ViT untrained.
+    provenance = read_provenance(str(source), step=step, use_ema=use_ema)
+    # The run directory may hold results of other weights: of other steps, or of the untrained ViT.
     weights = {compute_weights_digest(each) for each in (model, get_backbone(model))}
     matching_evaluations = [each for each in provenance.evaluations if each.weights in weights]
     return write_export(target, replace(provenance, evaluations=matching_evaluations), out)
 
 
 def write_export(target: ExportTarget, provenance: WeightsProvenance, out: Path) -> ExportResult:
-    """Write a target's files and the card, if what the other tool makes of them is what we do."""
+    """Write a target's files and its model card; if a comparison exceeds its tolerance, raise and write nothing."""
     with _atomic_folder(out) as folder:
         target.write(folder)
         comparisons = target.compare(folder)
         if wrong := [each for each in comparisons if not each.is_within_tolerance]:
             raise RunError(
-                f"{out}: is not written: {target.tool} does not give the same of it. "
+                f"{out}: was not written, because {target.tool} computes other outputs: "
                 + "; ".join([*map(str, wrong), *target.notes])
             )
         with (folder / target.weights_file).open("rb") as file:
@@ -104,27 +107,29 @@ def write_export(target: ExportTarget, provenance: WeightsProvenance, out: Path)
 
 
 def check_output_dir(out: Path) -> None:
-    """Refuse a place where something is: an export replaces nothing."""
+    """Raise if `out` exists and is not an empty directory: an export never overwrites files."""
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
-        raise UserError(f"{out}: is there already, and an export replaces nothing. Give another folder, or remove it")
+        raise UserError(
+            f"{out}: already exists, and an export never overwrites. Choose another directory, or remove it"
+        )
 
 
 def _load_autoencoder_target(
-    source: str | Path, model: ExportableModel, step: int | None, average: bool
+    source: str | Path, model: ExportableModel, step: int | None, use_ema: bool
 ) -> ExportTarget:
     path = Path(source)
     if isinstance(model, Classifier) or not is_run_or_checkpoint(path):
         raise UserError(
-            f"{source}: has no decoder: --part autoencoder is for a pre-training run or one of its checkpoints"
+            f"{source}: has no decoder. Use --part autoencoder only with a pre-training run or one of its checkpoints"
         )
-    return autoencoder_target(load_run(path, step=step, use_ema=average).method, model)
+    return autoencoder_target(load_run(path, step=step, use_ema=use_ema).method, model)
 
 
 @contextmanager
 def _atomic_folder(out: Path) -> Iterator[Path]:
-    """Give a folder that takes its name when all is in it; what a killed export left there goes."""
+    """Yield a temporary directory that is renamed to `out` at the end; one left by a killed export is removed first."""
     folder = out.absolute().with_name(f".{out.absolute().name}.unfinished")
     try:
         try:
@@ -143,4 +148,4 @@ def _atomic_folder(out: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         path = error.filename or out
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}. Give another folder") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}. Choose another directory") from error

@@ -1,6 +1,5 @@
-"""What is known of where weights are from: for the card beside an export, which says no more than that."""
+"""The origin of a model's weights, for the model card: data, training, validation losses and evaluation results."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,19 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.json_file import read_json
 from c2fmae.core.metric_rows import read_rows
-from c2fmae.core.run_dir import find_checkpoint
+from c2fmae.core.run_dir import RunDir, find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
-from c2fmae.exports.config_text import ConfigText, strip_folders, summarise_finetuning, summarise_pretraining
+from c2fmae.exports.config_text import (
+    get_option,
+    option_text,
+    strip_folders,
+    summarise_finetuning,
+    summarise_pretraining,
+)
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX
 
 _HELD_OUT_PREFIX = "held_out/"
-_ABSOLUTE_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # of a place on the disk, in a sentence
+_MAX_RESULT_BYTES = 1 << 26
+_TEST_PREFIXES = {False: "test/", True: "average/"}
+"""Of the scores of a fine-tuning's weights, and of the average of its weights, in `metrics.jsonl`."""
+_ABSOLUTE_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # in the middle of a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRow:
-    """One number of an evaluation that was made of the run."""
+    """One metric of an evaluation in the run directory."""
 
     evaluation: str
     source: str
@@ -28,121 +37,107 @@ class EvaluationRow:
     value: str
     count: str
     weights: str
-    """A digest of what it is about."""
+    """Digest of the evaluated weights."""
     protocol: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsProvenance:
-    """Where weights are from. Places on the disk are not in it: a card travels."""
+    """The origin of weights. It holds no absolute paths, because a card is published."""
 
     name: str
     title: str = ""
     details: Mapping[str, str]
-    """What is known, in words, by what it is about."""
+    """What is known, by title."""
     deviations: Sequence[str] = ()
     held_out_metrics: Mapping[str, float] | None = None
-    """The last that were taken on what was held out; None where there are none."""
+    """The last metrics on data that was never trained on; None if there are none."""
     metrics_step: int = 0
-    is_average: bool = False
-    """Whether the weights are an average, and the losses not of it."""
+    is_ema: bool = False
+    """Whether the weights are averaged by `training.ema` while the metrics are those of the trained weights."""
     is_finetuned: bool = False
-    """Whether it was fine-tuned, and the losses are scores of classes."""
+    """Whether the weights are those of a classifier, and the metrics its scores."""
     evaluations: Sequence[EvaluationRow] = ()
     missing_details: Sequence[str] = ()
 
 
-def read_provenance(source: str, *, step: int | None = None, average: bool = False) -> WeightsProvenance:
-    """Return what a source says of itself: much, if it is a run; nothing but its name, if it is a file of others."""
+def read_provenance(source: str, *, step: int | None = None, use_ema: bool = False) -> WeightsProvenance:
+    """Return the provenance of a source; of anything but a run or a checkpoint, only the name is known."""
     path = Path(source)
     if not source.startswith(TIMM_PREFIX) and is_run_or_checkpoint(path):
-        return _read_run_provenance(path, step, average)
+        return _read_run_provenance(path, step, use_ema)
     name = source.removeprefix(TIMM_PREFIX).partition("@")[0] if source.startswith(TIMM_PREFIX) else path.resolve().name
     return WeightsProvenance(
         name=name,
-        details={"Source": f"{strip_folders(source)}, which holds weights and does not tell how they were trained"},
-        missing_details=["data", "steps", "settings of the training"],
+        details={"Source": f"{strip_folders(source)}, which holds weights and no record of their training"},
+        missing_details=["data", "steps", "training options"],
     )
 
 
-def _read_run_provenance(path: Path, step: int | None, average: bool) -> WeightsProvenance:
+def _read_run_provenance(path: Path, step: int | None, use_ema: bool) -> WeightsProvenance:
     checkpoint = find_checkpoint(path, step)
     info = RunInfo.from_checkpoint(checkpoint, path)
-    config, run = info.metadata.get("config"), info.run_dir.path if info.run_dir else None
-    is_tuned = info.kind == "finetuning"
-    config_text, config_mapping = ConfigText(config), config if isinstance(config, Mapping) else {}
-    samples, steps = info.num_samples, config_text.get("training.steps")
+    config, run_dir = info.metadata.get("config"), info.run_dir
+    is_finetuned = info.kind == "finetuning"
+    steps = option_text(config, "training.steps")
     step_text = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
-    summary = (
-        summarise_finetuning(config_text, ConfigText({"backbone": info.backbone.model_dump(mode="json")}))
-        if is_tuned
-        else summarise_pretraining(config_text)
-    )
-    facts = {
+    summary = summarise_finetuning(config, info.backbone.channels) if is_finetuned else summarise_pretraining(config)
+    rows = {
         "Data": summary.pop("Data"),
-        "Samples": f"{samples:,}" if isinstance(samples, int) else "",
-        "Weights": f"the average of the weights at {step_text}" if average else step_text,
+        "Samples": f"{info.num_samples:,}" if info.num_samples is not None else "",
+        "Weights": f"average of the weights (training.ema) at {step_text}" if use_ema else step_text,
         **summary,
-        "Made with": _read_versions(run),
+        "Made with": _read_versions(run_dir),
     }
     if "score" in checkpoint.metadata:
-        facts["Weights"] += ", which did best on what it was tried on: that flatters them there"
-    expected = ("Data", "Samples", *(() if is_tuned else ("Masking",)), "Optimisation")
-    losses_at, losses = _read_held_out_metrics(
-        run, checkpoint.step, _score_prefix(average) if is_tuned else _HELD_OUT_PREFIX
+        rows["Weights"] += ", selected by its score on the test set, so that this score is optimistic"
+    expected = ("Data", "Samples", *(() if is_finetuned else ("Masking",)), "Optimisation")
+    metrics_step, metrics = _read_held_out_metrics(
+        run_dir, checkpoint.step, _TEST_PREFIXES[use_ema] if is_finetuned else _HELD_OUT_PREFIX
     )
+    dir_name = (run_dir.path if run_dir else path).resolve().name
     return WeightsProvenance(
-        name=config_text.get("name") or config_text.get("method.name") or (run or path).resolve().name,
-        title=config_text.get("title"),
-        details={about: text for about, text in facts.items() if text},
-        deviations=[_ABSOLUTE_FOLDERS.sub("", str(each)) for each in config_mapping.get("deviations") or ()],
-        held_out_metrics=losses,
-        metrics_step=losses_at,
-        is_average=average and not is_tuned,
-        is_finetuned=is_tuned,
-        evaluations=_read_evaluations(run),
-        missing_details=[about.lower() for about in expected if not facts[about]],
+        name=option_text(config, "name") or option_text(config, "method.name") or dir_name,
+        title=option_text(config, "title"),
+        details={title: text for title, text in rows.items() if text},
+        deviations=[_ABSOLUTE_FOLDERS.sub("", str(each)) for each in get_option(config, "deviations") or ()],
+        held_out_metrics=metrics,
+        metrics_step=metrics_step,
+        is_ema=use_ema and not is_finetuned,
+        is_finetuned=is_finetuned,
+        evaluations=_read_evaluations(run_dir),
+        missing_details=[title.lower() for title in expected if not rows[title]],
     )
 
 
-def _score_prefix(average: bool) -> str:
-    """Return what stands before the scores of a fine-tuning's weights, or of their average."""
-    return "average/" if average else "test/"
-
-
-def _read_held_out_metrics(run: Path | None, step: int, prefix: str) -> tuple[int, dict[str, float] | None]:
-    file = run / "metrics.jsonl" if run else None
+def _read_held_out_metrics(run_dir: RunDir | None, step: int, prefix: str) -> tuple[int, dict[str, float] | None]:
+    """Return the last metrics with a prefix up to a step, and the step that they were computed at."""
+    file = run_dir.metrics if run_dir else None
     if not file or not file.exists():
         return 0, None
     for row in reversed(read_rows(file)):
-        losses = {key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)}
-        if losses and isinstance(row.get("step"), int) and row["step"] <= step:
-            return row["step"], {name: value for name, value in losses.items() if isinstance(value, float)}
+        metrics = {key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)}
+        if metrics and isinstance(row.get("step"), int) and row["step"] <= step:
+            return row["step"], {name: value for name, value in metrics.items() if isinstance(value, float)}
     return 0, None
 
 
-def _read_versions(run: Path | None) -> str:
-    try:
-        environment = ConfigText(json.loads((run / "environment.json").read_bytes())) if run else ConfigText(None)
-    except (OSError, ValueError):
-        return ""
-    known = {
-        "c2fmae": environment.get("c2fmae"),
-        "PyTorch": environment.get("torch.version"),
-        "timm": environment.get("timm"),
-    }
-    return ", ".join(f"{name} {version}" for name, version in known.items() if version)
+def _read_versions(run_dir: RunDir | None) -> str:
+    environment = run_dir.read_environment() if run_dir else None
+    paths = {"c2fmae": "c2fmae", "PyTorch": "torch.version", "timm": "timm"}
+    versions = {name: option_text(environment, path) for name, path in paths.items()}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
-def _read_evaluations(run: Path | None) -> list[EvaluationRow]:
-    """Return all results that lie in a run's folder; one that cannot be read is an error, since it would be missed."""
-    files = sorted(run.glob("evaluations/*/results.json")) if run else []
+def _read_evaluations(run_dir: RunDir | None) -> list[EvaluationRow]:
+    """Return all evaluation results in a run directory; an unreadable file is an error, so that none goes missing."""
+    files = sorted(run_dir.path.glob("evaluations/*/results.json")) if run_dir else []
     return [row for file in files for row in _read_evaluation_rows(file)]
 
 
 def _read_evaluation_rows(file: Path) -> list[EvaluationRow]:
     try:
-        results = json.loads(file.read_bytes())
+        results = read_json(file, max_bytes=_MAX_RESULT_BYTES, fix="Repeat the evaluation, or remove the file")
         return [
             EvaluationRow(
                 evaluation=str(results["evaluation"]),
@@ -155,11 +150,11 @@ def _read_evaluation_rows(file: Path) -> list[EvaluationRow]:
             )
             for metric in results["metrics"]
         ]
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file}: is not an evaluation's result: {error}. Repeat the evaluation, or remove it"
+            f"{file}: is not an evaluation result: {error}. Repeat the evaluation, or remove the file"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What an export is: files, and the other tool that reads them back."""
+"""The description of an export: how its files are written, reloaded by the library they are for, and compared."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,56 +15,56 @@ ExportableModel = Backbone | Classifier
 
 TOLERANCE = 1e-4
 _TYPICAL_MAGNITUDE = 10.0
-"""Features up to this size are held to the limit, larger ones to as much of what they are: float32 knows no more."""
+"""The tolerance is absolute for outputs up to this size and relative above it, where float32 has fewer decimals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportComparison:
-    """How far the other tool is from us."""
+    """The difference between the outputs of the exported model and of the original."""
 
     description: str
-    """What was compared, of photos of which size."""
+    """The compared outputs and the size of the images."""
     difference: float
-    """The largest, in absolute numbers, of the tensor that comes nearest to its limit."""
+    """The largest absolute difference in the tensor that comes nearest to its tolerance."""
     tolerance: float | None
-    """None where the other tool does something else on purpose, so that the difference is only told."""
+    """None if the other library is expected to differ, so that the difference is only reported."""
     reason: str = ""
-    """What it does there."""
+    """Why it is expected to differ."""
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether the difference is no larger than it may be; nothing is smaller than what is no number."""
+        """Whether the difference is at most the tolerance; NaN never is."""
         return self.tolerance is None or self.difference <= self.tolerance
 
     def __str__(self) -> str:
-        held = f"allowed: {self.tolerance:.0e}" if self.tolerance is not None else f"only told: {self.reason}"
-        return f"{self.description}: {self.difference:.1e} ({held})"
+        limit = f"allowed: {self.tolerance:.0e}" if self.tolerance is not None else f"not checked: {self.reason}"
+        return f"{self.description}: {self.difference:.1e} ({limit})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportTarget:
-    """A way out: how files are written, and read back by whoever they are for."""
+    """An export of one model in one format."""
 
     model: ExportableModel
-    """What goes out; of an autoencoder, its encoder."""
+    """The exported model; of an autoencoder, its encoder."""
     tool: str
-    """Name and version of what reads the files back."""
+    """Name and version of the library that reloads the files."""
     weights_file: str
-    """The file that holds the weights."""
+    """Name of the file that holds the weights."""
     library: str
-    """As model hubs name it."""
+    """The library as model hubs name it."""
     write: Callable[[Path], None]
-    """Write the files into an empty folder."""
+    """Write the files into an empty directory."""
     compare: Callable[[Path], Sequence[ExportComparison]]
-    """Read them back with the tool and compare what it says with what we say."""
+    """Reload the files with the library and compare its outputs with those of `model`."""
     usage: Callable[[str], str]
-    """The lines of Python that load a folder of this name."""
+    """Return the lines of Python that load a directory of this name."""
     notes: Sequence[str] = ()
-    """What whoever loads it has to know."""
+    """What users of the export need to know."""
 
     @property
     def backbone(self) -> Backbone:
-        """What goes out without a head."""
+        """The model without its head."""
         return get_backbone(self.model)
 
 
@@ -76,31 +76,33 @@ def get_backbone(model: ExportableModel) -> Backbone:
 def compare_tensors(
     description: str, actual: Sequence[Tensor], expected: Sequence[Tensor], *, reason: str = ""
 ) -> ExportComparison:
-    """Return the largest difference between tensors that ought to be the same."""
+    """Compare outputs tensor by tensor; with a `reason` to differ, the difference is reported and not checked."""
     differences = []
     for theirs, ours in zip(actual, expected, strict=True):
         if theirs.shape != ours.shape:
             raise RunError(
-                f"{description}: what was loaded back is {tuple(theirs.shape)} instead of {tuple(ours.shape)}"
+                f"{description}: the reloaded model returns shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}"
             )
         if not ours.isfinite().all():
-            raise RunError(f"{description}: are not all finite before anything is exported. The weights are broken")
+            raise RunError(
+                f"{description}: not all values are finite, already before the export. Use another checkpoint"
+            )
         difference = float((theirs - ours).abs().max().nan_to_num(nan=torch.inf))
         differences.append((difference, TOLERANCE * max(1.0, float(ours.abs().max()) / _TYPICAL_MAGNITUDE)))
-    difference, limit = max(differences, key=lambda each: each[0] / each[1])
+    difference, limit = max(differences, key=lambda pair: pair[0] / pair[1])
     return ExportComparison(
         description=description, difference=difference, tolerance=None if reason else limit, reason=reason
     )
 
 
 def describe_comparison(size: tuple[int, int], model: ExportableModel) -> str:
-    """Return what is compared of most exports."""
-    what = "tokens, pooled features and logits" if isinstance(model, Classifier) else "tokens and pooled features"
-    return f"{what} of photos of {size[0]}×{size[1]}"
+    """Return the outputs that most exports compare, with the height and width of the images."""
+    outputs = "tokens, pooled features and logits" if isinstance(model, Classifier) else "tokens and pooled features"
+    return f"{outputs} of images of {size[0]}×{size[1]}"
 
 
 def different_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Return a size that is neither this nor square.
+    """Return another size that is not square.
 
     >>> different_size((32, 32), 8), different_size((32, 40), 8)
     ((32, 40), (40, 48))

@@ -1,4 +1,4 @@
-"""The ViT of a backbone as timm makes it: what timm is given, and what others are made from."""
+"""Conversion of a backbone or classifier to a timm `VisionTransformer`, from which most exports are made."""
 
 from typing import Any
 
@@ -17,13 +17,12 @@ _POOLING_TO_TIMM = {"cls": "token", "mean": "avg"}
 
 
 def restrict_to_rgb(model: ExportableModel) -> ExportableModel:
-    """Return the model without what it has learned of other granularities; its weights are shared."""
+    """Return the model without the embeddings of other granularities than rgb; weights are shared."""
     backbone = get_backbone(model)
     if "rgb" not in backbone.granularities:
         raise UserError(
-            f"{backbone.load_report.source}: has not learned from photos: it takes "
-            f"{', '.join(backbone.granularities)}. "
-            "Take: c2fmae export safetensors"
+            f"{backbone.load_report.source}: takes {', '.join(backbone.granularities)} but not rgb. "
+            "Use: c2fmae export safetensors"
         )
     restricted_backbone = restrict_granularities(backbone, ("rgb",))
     if not isinstance(model, Classifier):
@@ -35,16 +34,16 @@ def restrict_to_rgb(model: ExportableModel) -> ExportableModel:
 
 
 def timm_model_args(backbone: Backbone) -> dict[str, Any]:
-    """Return what timm has to be told besides the architecture's name; all of it goes into JSON."""
+    """Return the arguments of `timm.create_model` besides the architecture's name, all of types that JSON has."""
     spec = backbone.spec
     args = {"img_size": list(spec.image_size), "in_chans": spec.channels["rgb"], "fc_norm": spec.has_fc_norm}
     args |= {**_timm_pooling_args(backbone), **spec.encoder.vit_kwargs()}
-    args.pop("norm_eps", None)  # which timm takes as a function alone
+    args.pop("norm_eps", None)  # timm has no such argument, only norm_layer, which is a function
     return args
 
 
 def to_timm_vit(model: ExportableModel) -> VisionTransformer:
-    """Return a ViT of timm's that has the weights that see photos, in evaluation mode."""
+    """Return a timm ViT with the weights for rgb images, in evaluation mode; with the head of a classifier."""
     backbone = get_backbone(model)
     spec = backbone.spec
     vit = create_vit(
@@ -64,7 +63,7 @@ def to_timm_vit(model: ExportableModel) -> VisionTransformer:
 
 
 def _timm_pooling_args(backbone: Backbone) -> dict[str, Any]:
-    with torch.device("meta"):  # its settings alone
+    with torch.device("meta"):  # only its attributes are read
         default_vit = vit_from_spec(backbone.spec)
     return {"global_pool": _POOLING_TO_TIMM[backbone.spec.pool]} | (
         {"pool_include_prefix": False} if default_vit.pool_include_prefix else {}
@@ -82,7 +81,7 @@ def _timm_state_dict(backbone: Backbone, vit: VisionTransformer) -> dict[str, Te
     tensors.pop("pos_embed", None)
     if vit.pos_embed is not None:
         table = backbone.encoder.positions(vit.patch_embed.grid_size, torch.device("cpu")).unsqueeze(0)
-        # What a table says of global token and registers is in these already.
-        blank = table.new_zeros(1, vit.pos_embed.shape[1] - table.shape[1], table.shape[2])
-        tensors["pos_embed"] = torch.cat([blank, table], dim=1)
+        # Positions of class and register tokens are already added to these tokens.
+        zeros = table.new_zeros(1, vit.pos_embed.shape[1] - table.shape[1], table.shape[2])
+        tensors["pos_embed"] = torch.cat([zeros, table], dim=1)
     return tensors

@@ -1,4 +1,4 @@
-"""Patches and positions, embeddings, encoder, decoders, targets and losses; and backbones, from anywhere."""
+"""Models: patches and positions, embeddings, encoder, decoders, targets, losses, and pre-trained backbones."""
 
 from c2fmae.models.autoencoder import MultiGranularAutoencoder, PredictionHead
 from c2fmae.models.backbones import Backbone, load_backbone

@@ -1,4 +1,4 @@
-"""Attention, fused on a GPU and explicit elsewhere, and the blocks of the decoders."""
+"""Attention that is fused on a GPU and explicit on other devices, and the blocks of the decoders."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,9 +14,10 @@ M = TypeVar("M", bound="DeviceAwareAttention")
 
 
 class DeviceAwareAttention(nn.Module):
-    """A module whose attention suits the device that it lies on.
+    """A module that uses fused attention on a GPU and explicit attention on other devices.
 
-    On a CPU the fused kernel's backward is slower than matmul, softmax, matmul: by a quarter of a bfloat16 step.
+    On a CPU the backward pass of the fused kernel is slower than matmul, softmax, matmul: by a quarter of a bfloat16
+    training step.
     """
 
     def _apply(self: M, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> M:
@@ -25,7 +26,7 @@ class DeviceAwareAttention(nn.Module):
         return self
 
     def _choose_attention(self) -> None:
-        """To be called at the end of `__init__` too; `.to(device)` comes through `_apply`."""
+        """Set `fused_attn` of all submodules; subclasses must call it at the end of `__init__`."""
         is_fused = next(self.parameters()).is_cuda
         for module in self.modules():
             if hasattr(module, "fused_attn"):
@@ -33,7 +34,7 @@ class DeviceAwareAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries look at a context."""
+    """Multi-head attention from queries to a context."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, queries: Float[Tensor, "batch query dim"], context: Float[Tensor, "batch key dim"]
     ) -> Float[Tensor, "batch query dim"]:
-        """Return what each query makes of the context."""
+        """Return the output of each query."""
         q = self.q(queries).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused_attn:
@@ -57,7 +58,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention and MLP; `query_residual` is off in MultiMAE, where a query only asks."""
+    """Pre-norm cross-attention and MLP; MultiMAE has no `query_residual`: it does not add the queries to the output."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *, query_residual: bool = True) -> None:
         super().__init__()
@@ -69,12 +70,12 @@ class CrossBlock(nn.Module):
     def forward(
         self, queries: Float[Tensor, "batch query dim"], context: Float[Tensor, "batch key dim"]
     ) -> Float[Tensor, "batch query dim"]:
-        """Return the queries, informed by the context."""
+        """Return the updated queries."""
         attended = self.attn(self.norm_query(queries), self.norm_context(context))
         x = queries + attended if self.query_residual else attended
         return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
 
 
 def create_self_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> Block:
-    """Return timm's pre-norm block as MAE sets it."""
+    """Return timm's pre-norm self-attention block with the options of MAE."""
     return Block(dim, num_heads, mlp_ratio, qkv_bias=True)

@@ -1,4 +1,4 @@
-"""The model: what embeds, encodes, decodes and predicts, put together."""
+"""The pre-training model: embeddings, encoder, decoder and prediction heads."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from c2fmae.models.encoder import Encoder
 
 
 class PredictionHead(nn.Linear):
-    """Turns one stage's features into predictions."""
+    """A linear layer from the features of a decoder stage to predictions."""
 
     def __init__(self, stage: str, dim: int, size: int) -> None:
         super().__init__(dim, size)
@@ -19,9 +19,9 @@ class PredictionHead(nn.Linear):
 
 
 class MultiGranularAutoencoder(nn.Module):
-    """One encoder for the visible patches of all granularities, a decoder, and a head for every prediction.
+    """One encoder for the visible patches of all granularities, a decoder, and a head for each prediction.
 
-    Scenes and masks in, predictions out: it draws nothing, has no modes and knows no loss.
+    Maps and masks in, predictions out: sampling masks and computing losses happen outside.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class MultiGranularAutoencoder(nn.Module):
     def forward(
         self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
     ) -> dict[str, Float[Tensor, "batch patch value"]]:
-        """Return what each head predicts of every patch: standardised photos and id maps in, values of patches out."""
+        """Return each head's predictions for all patches, given standardised images and id maps."""
         if masks.granularities != tuple(self.embeddings):
             expected = ", ".join(self.embeddings)
-            raise ValueError(f"masks: expected those of {expected}, got those of {', '.join(masks.granularities)}")
+            raise ValueError(f"masks: expected granularities {expected}, got {', '.join(masks.granularities)}")
         latent, grid = encode_visible(self.embeddings, self.encoder, maps, masks)
         features = self.decoder(latent, masks, grid)
         return {name: head(features[head.stage]) for name, head in self.heads.items()}
 
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent dim"]:
-        """Return what the ViT's `forward_features` would of photos alone, all visible; without norm if it has none."""
+        """Return the latents of images with all patches visible, as timm's `forward_features` does."""
         if "rgb" not in self.embeddings:
-            raise ValueError(f"this model has not seen photos: its granularities are {', '.join(self.embeddings)}")
+            raise ValueError(f"this model has no rgb embedding: its granularities are {', '.join(self.embeddings)}")
         rows, columns = self.embeddings.common_grid({"rgb": images})
         masks = Masks.from_visible_granularities(
             ["rgb"], ["rgb"], batch=len(images), num_patches=rows * columns, device=images.device
@@ -73,7 +73,7 @@ def list_vit_layers(embeddings: Embeddings, encoder: Encoder) -> list[list[nn.Pa
 def encode_visible(
     embeddings: Embeddings, encoder: Encoder, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
 ) -> tuple[Float[Tensor, "batch latent dim"], tuple[int, int]]:
-    """Return the encoder's latents of what is visible, and the grid of patches."""
+    """Return the latents of the visible patches, and the rows and columns of patches."""
     tokens, grid = embed_visible(embeddings, encoder, maps, masks)
     return encoder(tokens), grid
 
@@ -81,12 +81,12 @@ def encode_visible(
 def embed_visible(
     embeddings: Embeddings, encoder: Encoder, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
 ) -> tuple[Float[Tensor, "batch visible dim"], tuple[int, int]]:
-    """Return tokens with their positions, as the encoder's blocks take them, and the grid of patches."""
+    """Return the tokens of the visible patches with positions added, and the rows and columns of patches."""
     grid = embeddings.common_grid({name: maps[name] for name in masks.granularities})
     batch, num_patches = len(next(iter(maps.values()))), grid[0] * grid[1]
     if (len(masks.is_masked), masks.is_masked.shape[2]) != (batch, num_patches):
         got = f"{len(masks.is_masked)} × {masks.is_masked.shape[2]}"
-        raise ValueError(f"masks: expected those of {batch} × {num_patches} patches, got {got}")
+        raise ValueError(f"masks: expected {batch} × {num_patches} patches (batch × patches), got {got}")
     tokens = embeddings(maps, masks)
     positions = encoder.positions(grid, tokens.device)
     return tokens + positions[masks.visible_idx % len(positions)], grid

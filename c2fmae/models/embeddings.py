@@ -1,4 +1,4 @@
-"""From patches to tokens. What the encoder is not to see is not projected, nor even copied."""
+"""Embeddings from patches to tokens: hidden patches are neither projected nor copied."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -17,7 +17,7 @@ from c2fmae.models.patches import compute_grid, gather_patches, label_stride
 
 
 class ImageEmbedding(nn.Module):
-    """Photos and other continuous maps: timm's patch embedding, so that what is trained is what is exported."""
+    """Patch embedding of images and continuous maps, with the weights of timm's `PatchEmbed`."""
 
     def __init__(self, patch_embed: PatchEmbed) -> None:
         super().__init__()
@@ -28,54 +28,56 @@ class ImageEmbedding(nn.Module):
     def forward(
         self, maps: Float[Tensor, "batch channels height width"], patch_idx: Int[Tensor, " place"]
     ) -> Float[Tensor, "place dim"]:
-        """Project the patches at these places, counted through the batch."""
+        """Return the tokens of these patches, which are indexed through the whole batch."""
         pixels = gather_patches(maps, self.patch, patch_idx).flatten(1)
         return self.norm(F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias))  # type: ignore[no-any-return]
 
 
 class IdEmbedding(nn.Module):
-    """Id maps: an embedding of every cell's class, then a projection of the patch's cells."""
+    """Patch embedding of id maps: an embedding of each cell's class, then a projection of all cells of a patch."""
 
     def __init__(self, num_classes: int, dim: int, *, patch: int, class_dim: int = 64) -> None:
         super().__init__()
         self.patch = patch // label_stride(patch)
         self.num_classes = num_classes
-        self.classes = nn.Embedding(num_classes + 1, class_dim)  # the last row is for cells that nobody labelled
+        self.classes = nn.Embedding(num_classes + 1, class_dim)  # the last row is for unlabelled cells
         self.proj = nn.Linear(class_dim * self.patch**2, dim)
 
     def forward(
         self, maps: Integer[Tensor, "batch height width"], patch_idx: Int[Tensor, " place"]
     ) -> Float[Tensor, "place dim"]:
-        """Project the patches at these places, counted through the batch."""
+        """Return the tokens of these patches, which are indexed through the whole batch."""
         ids = gather_patches(maps, self.patch, patch_idx).flatten(1).int()
         cells = self.classes(torch.where(ids == IGNORE, self.num_classes, ids))
         return self.proj(cells.flatten(1))  # type: ignore[no-any-return]
 
 
 class Embeddings(nn.ModuleDict):
-    """The embeddings of a model's granularities, in their order."""
+    """The embeddings of a model, by granularity, in the order of the tokens."""
 
     def common_grid(self, maps: Mapping[str, Shaped[Tensor, "batch *map"]]) -> tuple[int, int]:
-        """Return the rows and columns of patches, on which all maps must agree."""
+        """Return the rows and columns of patches, which must be the same in all maps."""
         grids = {name: compute_grid(name, each, cast(int, self[name].patch)) for name, each in maps.items()}
         first, grid = next(iter(grids.items()))
-        for name, found_grid in grids.items():
-            if found_grid != grid:
-                raise UserError(f"{name} has {found_grid[0]}×{found_grid[1]} patches, but {first} {grid[0]}×{grid[1]}")
+        for name, other in grids.items():
+            if other != grid:
+                raise UserError(
+                    f"{name}: has {other[0]}×{other[1]} patches, but {first} has {grid[0]}×{grid[1]}. Resize the maps "
+                    "to one image size"
+                )
         return grid
 
     def forward(
         self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
     ) -> Float[Tensor, "batch visible dim"]:
-        """Return a token for every visible patch, in the order of `masks.visible_idx`; positions are not in it."""
+        """Return a token for each visible patch, in the order of `masks.visible_idx`, without positions."""
         batch, num_visible = masks.visible_idx.shape
         num_patches = masks.is_masked.shape[2]
         granularity = (masks.visible_idx // num_patches).flatten()
         image = torch.arange(batch, device=granularity.device).repeat_interleave(num_visible)
         patch_idx = image * num_patches + (masks.visible_idx % num_patches).flatten()
-        patch_idx = F.pad(
-            patch_idx, (0, 1), value=batch * num_patches
-        )  # blank, where `_member_indices` points beyond the list
+        # One more, which is blank: the fill value of `_member_indices` points to it.
+        patch_idx = F.pad(patch_idx, (0, 1), value=batch * num_patches)
         tokens = None
         for index, name in enumerate(masks.granularities):
             members = _member_indices(granularity == index)
@@ -87,7 +89,7 @@ class Embeddings(nn.ModuleDict):
 
 
 def create_embeddings(vit: VisionTransformer, channels: Mapping[str, int]) -> Embeddings:
-    """Make an embedding for each granularity, of so many channels or classes; that of photos is the ViT's own."""
+    """Return embeddings for granularities with these numbers of channels or classes; that of rgb is the ViT's own."""
     patch = vit.patch_embed.patch_size[0]
 
     def embedding(name: str) -> ImageEmbedding | IdEmbedding:
@@ -101,10 +103,10 @@ def create_embeddings(vit: VisionTransformer, channels: Mapping[str, int]) -> Em
 
 
 def _member_indices(is_member: Bool[Tensor, " slot"]) -> Int[Tensor, " member"]:
-    """Return which slots are members: just these in eager mode on a CPU, where their number costs nothing to know.
+    """Return the indices of the members.
 
-    Elsewhere the list has a fixed length, so that nothing waits for the device and nothing is ragged in a
-    compiled graph; what is too long of it points one beyond the last slot.
+    Except in eager mode on a CPU, the result has the fixed length `len(is_member)`, which avoids host synchronisation
+    and dynamic shapes in compiled graphs; surplus entries are `len(is_member)`, one past the last slot.
     """
     if is_member.device.type == "cpu" and not torch.compiler.is_compiling():
         return is_member.nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""The encoder: any plain ViT of timm by name, its blocks run over our tokens."""
+"""The encoder: the blocks of any plain ViT of timm, applied to tokens of visible patches."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,11 +20,11 @@ from c2fmae.models.positions import sincos_positions
 
 
 class Encoder(DeviceAwareAttention):
-    """A timm ViT's tokens, blocks and norm, under timm's names.
+    """The class and register tokens, blocks and norm of a timm ViT, under timm's names.
 
-    Its patch embedding is the rgb granularity's. Positions are sines and cosines, for any grid, or with
-    `use_vit_positions` the ViT's own table, resized to other grids; what that says of global token and registers is
-    added to these.
+    The ViT's patch embedding is that of the rgb granularity. Positions are sines and cosines, for any grid, or with
+    `use_vit_positions` the ViT's own table, interpolated for other grids; the table's entries for class and register
+    tokens are added to these tokens.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Encoder(DeviceAwareAttention):
         self.pos_embed = table.clone()
 
     def positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patch dim"]:
-        """Return the positions of a grid's patches."""
+        """Return the position embeddings of a grid's patches, row by row."""
         if self.pos_embed is None:
             return sincos_positions(grid, self.dim, device=device)
         table = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.pos_grid), num_prefix_tokens=0)
         return table.squeeze(0)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
-        """Run the blocks over tokens that have their positions; the global token and registers come first."""
+        """Return the latents of tokens that include their positions; class and register tokens are prepended."""
         x = self._prepend_prefix(tokens)
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing and self.training else self.blocks(x)
         return self.norm(x)  # type: ignore[no-any-return]
@@ -80,9 +80,11 @@ class Encoder(DeviceAwareAttention):
     def get_intermediate_layers(
         self, tokens: Float[Tensor, "batch token dim"], depths: Sequence[int]
     ) -> list[Float[Tensor, "batch latent dim"]]:
-        """Return what these blocks make of the tokens, counted from 1; the last block's is normed, as in `forward`."""
+        """Return the outputs of these blocks, counted from 1; the norm is applied to that of the last block only."""
         if wrong := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
-            raise UserError(f"depth: there are blocks 1 to {len(self.blocks)}, got {wrong[0]}")
+            raise UserError(
+                f"depth: expected a block from 1 to {len(self.blocks)}, got {wrong[0]}. Choose another block"
+            )
         x, outputs = self._prepend_prefix(tokens), {}
         for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
             x = block(x)
@@ -104,14 +106,15 @@ def create_vit(
     norm_eps: float | None = None,
     **shape: Any,
 ) -> VisionTransformer:
-    """Return a plain ViT of timm without a head, its weights still to be drawn; what is not one is an error.
+    """Return a plain ViT of timm without a head; its weights are not initialised. Other models are an error.
 
-    `shape` is what differs from the named ViT: timm's patch_size, embed_dim, depth, num_heads, mlp_ratio. Its norm
-    comes before pooling; with `fc_norm=True` behind it, and with None where timm has it. Without an image size, timm's.
+    `shape` overrides arguments of the named ViT: timm's patch_size, embed_dim, depth, num_heads, mlp_ratio. The last
+    norm comes before pooling, with `fc_norm=True` after it, with None where timm has it. An `image_size` of None is
+    that of the named ViT.
     """
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models("vit_*"))
-        raise UserError(f"timm has no encoder named {name!r}. {hint or 'timm.list_models() names all'}")
+        raise UserError(f"encoder: timm has no model named {name!r}. {hint or 'See timm.list_models()'}")
     size: dict[str, Any] = {"img_size": tuple(image_size)} if image_size else {}
     if norm_eps:
         size["norm_layer"] = partial(LayerNorm, eps=norm_eps)
@@ -122,16 +125,16 @@ def create_vit(
             in_chans=channels,
             num_classes=0,
             drop_path_rate=drop_path,
-            fc_norm=fc_norm,  # a ViT that norms after pooling would have no norm here
-            weight_init="skip",  # timm's own draw takes seconds
+            fc_norm=fc_norm,
+            weight_init="skip",  # initialising weights takes timm seconds
             **shape,
         )
-    except (TypeError, AssertionError) as error:  # it does not know these settings, or they do not suit it
+    except (TypeError, AssertionError) as error:  # arguments that the model does not have, or that it rejects
         if shape and _is_plain(name):
-            raise UserError(f"encoder {name!r} cannot be made with {shape}: {error}") from error
+            raise UserError(f"encoder: {name!r} does not accept {shape}: {error}. Change these options") from error
         vit = None
     if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
-        raise UserError(f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224")
+        raise UserError(f"encoder: {name!r} is not a plain ViT. Use one such as vit_base_patch16_224")
     return vit
 
 

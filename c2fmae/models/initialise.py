@@ -1,4 +1,4 @@
-"""How weights start, as in MAE and MultiMAE."""
+"""Weight initialisation as in MAE and MultiMAE."""
 
 import math
 
@@ -9,10 +9,10 @@ _TOKEN_STD = 0.02
 
 
 def initialise(model: nn.Module, generator: torch.Generator, *, split_qkv: bool = True) -> None:
-    """Draw all weights anew: Xavier uniform for every projection, normal with deviation 0.02 for every token.
+    """Initialise all weights in place: projections Xavier uniform, tokens and embeddings normal with std 0.02.
 
-    `split_qkv` counts queries, keys and values that share a matrix as the three that they are, as MultiMAE does and
-    MAE does not. Norms and layer scales stay as they were made.
+    With `split_qkv`, the fan-out of a matrix that holds queries, keys and values is that of one of them (MultiMAE);
+    without, that of the whole matrix (MAE). Norms and layer scales are left unchanged.
     """
     with torch.no_grad():
         for name, module in model.named_modules():

@@ -1,7 +1,7 @@
-"""From errors of patches to one number.
+"""Averages of patch errors over hidden patches.
 
-A mean is a sum over a count. The counts depend on masks and maps alone, so they can be added over processes and
-micro-batches before anything is divided: the loss of many parts is then the loss of one big batch.
+A mean is a sum divided by a count. Counts depend only on masks and maps, so they are summed over ranks and
+micro-batches before any division: the losses of the parts then add up to the loss of the global batch.
 """
 
 import torch
@@ -14,7 +14,7 @@ from c2fmae.core.specs import LossAveraging
 def count_hidden(
     valid: Int[Tensor, "batch patch"], is_masked: Bool[Tensor, "batch patch"], average: LossAveraging = "samples"
 ) -> Int[Tensor, ""]:
-    """Count what the mean is over: images with anything hidden that can be wrong, or all such cells."""
+    """Return the denominator of the mean: images with valid hidden cells, or the number of such cells."""
     hidden = (valid * is_masked).sum(dim=1)
     return (hidden > 0).sum() if average == "samples" else hidden.sum()
 
@@ -25,9 +25,9 @@ def sum_hidden_error(
     is_masked: Bool[Tensor, "batch patch"],
     average: LossAveraging = "samples",
 ) -> Float[Tensor, ""]:
-    """Add up the error of hidden patches: each image's mean, as in MAE and MultiMAE, or all cells alike.
+    """Return the numerator of the mean: the sum of the images' means (MAE, MultiMAE), or of all hidden cells' errors.
 
-    Zero with a live graph where nothing is hidden or nothing can be wrong.
+    Without hidden patches or valid cells it is zero and still differentiable.
     """
     per_image = torch.where(is_masked, error, 0.0).sum(dim=1)
     if average == "samples":

@@ -1,4 +1,4 @@
-"""Between maps and their patches: all of them, or only those asked for."""
+"""Conversion between maps and patches: of all patches, or of selected ones."""
 
 from jaxtyping import Int, Shaped
 from torch import Tensor
@@ -7,7 +7,7 @@ from c2fmae.core.errors import UserError
 
 
 def label_stride(patch: int) -> int:
-    """Return how many pixels wide the cells of an id map are: the largest of 4, 2 and 1 that divides the patch.
+    """Return the side of an id map's cells in pixels: the largest of 4, 2 and 1 that divides the patch size.
 
     >>> [label_stride(patch) for patch in (16, 14, 8, 7)]
     [4, 2, 4, 1]
@@ -16,15 +16,18 @@ def label_stride(patch: int) -> int:
 
 
 def compute_grid(name: str, maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> tuple[int, int]:
-    """Return the rows and columns of patches; maps that they do not divide are an error."""
+    """Return the rows and columns of patches; a size that is not a multiple of the patch size is an error."""
     height, width = maps.shape[-2:]
     if height % patch or width % patch or not height * width:
-        raise UserError(f"{name}: {height}×{width} is not divisible into patches of {patch}×{patch}")
+        raise UserError(
+            f"{name}: {height}×{width} is not divisible into patches of {patch}×{patch}. Resize it to multiples of "
+            f"{patch}"
+        )
     return height // patch, width // patch
 
 
 def patchify(maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> Shaped[Tensor, "batch patch values"]:
-    """Cut photos [B, C, H, W] or id maps [B, H, W] into patches, whose values run over rows, columns, channels.
+    """Cut images [B, C, H, W] or id maps [B, H, W] into patches; values are ordered by row, column, channel.
 
     >>> import torch
     >>> patchify(torch.arange(16).view(1, 4, 4), 2)[0].tolist()
@@ -36,7 +39,7 @@ def patchify(maps: Shaped[Tensor, "batch *channels height width"], patch: int) -
 def unpatchify(
     patches: Shaped[Tensor, "batch patch values"], grid: tuple[int, int], channels: int | None = None
 ) -> Shaped[Tensor, "batch *channels height width"]:
-    """Undo `patchify`: photos of so many channels, or id maps where none are given."""
+    """Invert `patchify`: return images with this number of channels, or id maps if it is None."""
     rows, columns = grid
     side = round((patches.shape[2] / (channels or 1)) ** 0.5)
     tiles = patches.unflatten(2, (side, side, channels or 1)).unflatten(1, (rows, columns))
@@ -47,9 +50,9 @@ def unpatchify(
 def gather_patches(
     maps: Shaped[Tensor, "batch *channels height width"], patch: int, patch_idx: Int[Tensor, " place"]
 ) -> Shaped[Tensor, "place channels {patch} {patch}"]:
-    """Copy the patches at these places, counted through the whole batch, and no others; id maps have one channel.
+    """Return the selected patches, which are indexed through the whole batch; id maps have one channel.
 
-    A place beyond the last patch is blank.
+    An index past the last patch gives zeros.
     """
     tiles = _tiles(maps, patch)
     rows, columns = tiles.shape[1:3]

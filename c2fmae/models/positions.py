@@ -1,4 +1,4 @@
-"""Where a patch is, as numbers that are added to its token."""
+"""Position embeddings, which are added to tokens."""
 
 import torch
 from jaxtyping import Float
@@ -8,13 +8,13 @@ from torch import Tensor
 def sincos_positions(
     grid: tuple[int, int], dim: int, *, device: torch.device | str | None = None
 ) -> Float[Tensor, "patch {dim}"]:
-    """Return fixed positions in MAE's layout: sines and cosines of the column, then of the row.
+    """Return the position embeddings of MAE: sines and cosines of the column, then of the row.
 
     >>> sincos_positions((1, 2), 4).tolist()
     [[0.0, 1.0, 0.0, 1.0], [0.8414709568023682, 0.5403022766113281, 0.0, 1.0]]
     """
     if dim % 4:
-        raise ValueError(f"positions need a width divisible by 4, got {dim}")
+        raise ValueError(f"dim: expected a multiple of 4 for sine and cosine positions, got {dim}")
     quarter = torch.arange(dim // 4, dtype=torch.float64, device=device)
     frequency = 10_000 ** (-quarter / (dim // 4))
 

@@ -1,7 +1,7 @@
-"""What a head is to predict for each patch, how wrong it is, and how a prediction is shown.
+"""Prediction targets: the values that a head predicts for a patch, their error, and their conversion back to maps.
 
-A target is a frozen dataclass made from `channels` (of a photo; classes of an id map) and `patch` (in cells of the
-map). An outside package adds one by registering it in `TARGETS`.
+A target is a frozen dataclass with the fields `channels` (of an image; classes of an id map) and `patch` (side in
+cells of the map). Other packages add targets by registering them in `TARGETS`.
 """
 
 from collections.abc import Callable
@@ -21,38 +21,39 @@ MapTensor = Shaped[Tensor, "batch *channels height width"]
 PatchPredictions = Float[Tensor, "batch patch value"]
 
 _EPS = 1e-6
-"""Added to a patch's variance, as in MAE: flat patches have none."""
+"""Added to the variance of a patch, as in MAE: a constant patch has variance 0."""
 
 
 @runtime_checkable
 class PredictionTarget(Protocol):
-    """One thing to predict of every patch.
+    """Values to predict for each patch.
 
-    It may say in `kinds` of which kinds of maps, and in `needs_true_map` that its pictures need the true map.
+    Optional attributes: `kinds`, the kinds of maps that it is for (all by default), and `needs_true_map`, whether
+    `predictions_to_maps` needs the true map (False by default).
     """
 
     @property
     def size(self) -> int:
-        """How many values are predicted of a patch."""
+        """The number of predicted values per patch."""
         ...
 
     def count_valid(self, maps: MapTensor) -> Int[Tensor, "batch patch"]:
-        """Count what of each patch can be right or wrong."""
+        """Return the number of values or cells of each patch that have a true value."""
         ...
 
     def error(self, predictions: PatchPredictions, maps: MapTensor) -> Float[Tensor, "batch patch"]:
-        """Return the error of each patch, summed over what `count_valid` counts, in float32 or wider."""
+        """Return the error of each patch, summed over what `count_valid` counts, in at least float32."""
         ...
 
     def predictions_to_maps(self, predictions: PatchPredictions, maps: MapTensor) -> MapTensor:
-        """Return the predictions as maps like those given, which lend statistics where the target has none."""
+        """Return the predictions in the form of `maps`, the true maps, whose statistics relative targets need."""
         ...
 
 
 TARGETS: Registry[Callable[..., PredictionTarget]] = Registry("target")
 
 DEFAULT_TARGETS = {"image": "pixels", "ids": "labels", "continuous": "absolute"}
-"""What is predicted of a granularity unless a config says otherwise."""
+"""The default target by kind of granularity."""
 
 
 @TARGETS.register("pixels")
@@ -66,16 +67,16 @@ class PixelTarget:
 
     @property
     def size(self) -> int:
-        """Channels of every pixel."""
+        """The number of pixels times channels."""
         return self.channels * self.patch**2
 
     def count_valid(self, maps: MapTensor) -> Int[Tensor, "batch patch"]:
-        """Every patch counts once: its error is a mean over its pixels."""
+        """Return 1 for each patch: its error is the mean over its pixels."""
         rows, columns = (side // self.patch for side in maps.shape[-2:])
         return torch.ones(maps.shape[0], rows * columns, dtype=torch.int64, device=maps.device)
 
     def true_values(self, maps: MapTensor) -> Float[Tensor, "batch patch value"]:
-        """Return what the predictions are compared with."""
+        """Return the values that are to be predicted."""
         return _to_at_least_float32(patchify(maps, self.patch))
 
     def error(self, predictions: PatchPredictions, maps: MapTensor) -> Float[Tensor, "batch patch"]:
@@ -83,7 +84,7 @@ class PixelTarget:
         return F.mse_loss(_to_at_least_float32(predictions), self.true_values(maps), reduction="none").mean(dim=2)
 
     def predictions_to_maps(self, predictions: PatchPredictions, maps: MapTensor) -> MapTensor:
-        """Return the pixels as a photo."""
+        """Return the predicted pixels as images."""
         grid = (maps.shape[-2] // self.patch, maps.shape[-1] // self.patch)
         return unpatchify(predictions.float(), grid, self.channels)
 
@@ -91,20 +92,20 @@ class PixelTarget:
 @TARGETS.register("normalized_pixels")
 @dataclass(frozen=True, kw_only=True)
 class NormalizedPixelTarget(PixelTarget):
-    """Pixels less their patch's mean, over its standard deviation; mean squared error."""
+    """Pixels normalised by the mean and standard deviation of their patch (MAE); mean squared error."""
 
     needs_true_map: ClassVar = True
 
     def true_values(self, maps: MapTensor) -> Float[Tensor, "batch patch value"]:
-        """Return the patches without their own mean and variance."""
+        """Return the patches, each normalised by its own mean and standard deviation."""
         pixels = _to_at_least_float32(patchify(maps, self.patch))
-        mean, deviation = _patch_mean_std(pixels)
-        return (pixels - mean) / deviation
+        mean, std = _patch_mean_std(pixels)
+        return (pixels - mean) / std
 
     def predictions_to_maps(self, predictions: PatchPredictions, maps: MapTensor) -> MapTensor:
-        """Return a photo, each patch with the mean and deviation of the true one."""
-        mean, deviation = _patch_mean_std(patchify(maps, self.patch).float())
-        return super().predictions_to_maps(predictions.float() * deviation + mean, maps)
+        """Return images whose patches have the mean and standard deviation of the true patches."""
+        mean, std = _patch_mean_std(patchify(maps, self.patch).float())
+        return super().predictions_to_maps(predictions.float() * std + mean, maps)
 
 
 @TARGETS.register("absolute")
@@ -122,7 +123,7 @@ class AbsoluteErrorTarget(PixelTarget):
 @TARGETS.register("labels")
 @dataclass(frozen=True, kw_only=True)
 class ClassIdTarget:
-    """The class of every cell of an id map; cross-entropy, unlabelled cells left out."""
+    """The class of each cell of an id map; cross-entropy, unlabelled cells are excluded."""
 
     kinds: ClassVar = ("ids",)
     channels: int
@@ -130,11 +131,11 @@ class ClassIdTarget:
 
     @property
     def size(self) -> int:
-        """Classes of every cell."""
+        """The number of cells times classes."""
         return self.channels * self.patch**2
 
     def count_valid(self, maps: MapTensor) -> Int[Tensor, "batch patch"]:
-        """Count the cells that somebody labelled."""
+        """Return the number of labelled cells of each patch."""
         return (patchify(maps, self.patch) != IGNORE).sum(dim=2)
 
     def error(self, predictions: PatchPredictions, maps: MapTensor) -> Float[Tensor, "batch patch"]:
@@ -145,17 +146,17 @@ class ClassIdTarget:
         return error.view_as(true_ids).sum(dim=2)
 
     def predictions_to_maps(self, predictions: PatchPredictions, maps: MapTensor) -> MapTensor:
-        """Return the likeliest class of every cell."""
+        """Return the most probable class of each cell."""
         ids = predictions.unflatten(2, (-1, self.channels)).argmax(dim=3).to(maps.dtype)
         return unpatchify(ids, (maps.shape[-2] // self.patch, maps.shape[-1] // self.patch))
 
 
 def _patch_mean_std(pixels: Float[Tensor, "batch patch value"]) -> tuple[Tensor, Tensor]:
-    """Return each patch's mean and standard deviation: the unbiased variance, as in MAE."""
+    """Return the mean and standard deviation of each patch; the variance is the unbiased one, as in MAE."""
     variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
     return mean, (variance + _EPS).sqrt()
 
 
 def _to_at_least_float32(values: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return values in float32, or as they are if that is wider."""
+    """Return values in float32, or in float64 if they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -55,7 +55,7 @@ def test_step_and_average_choose_the_weights(run: Path, tmp_path: Path) -> None:
     said("safetensors", run, tmp_path / "one", "--step", "1")
     said("safetensors", run, tmp_path / "average", "--average")
     said("safetensors", run, tmp_path / "rgb", "--part", "rgb")
-    for name, options in {"one": {"step": 1}, "average": {"average": True}, "rgb": {}}.items():
+    for name, options in {"one": {"step": 1}, "average": {"use_ema": True}, "rgb": {}}.items():
         again, trained = load_backbone(tmp_path / name), load_backbone(run, **options)  # type: ignore[arg-type]
         assert torch.equal(again.tokens(photos), trained.tokens(photos))
     assert load_backbone(tmp_path / "rgb").granularities == ("rgb",)
@@ -63,11 +63,11 @@ def test_step_and_average_choose_the_weights(run: Path, tmp_path: Path) -> None:
 
 def test_image_size_is_what_the_positions_are_written_for(run: Path, tmp_path: Path) -> None:
     said("timm", run, tmp_path / "out", "--image-size", "64", "96")
-    assert "It is for images of 64×96" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Image size: 64×96" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_source_that_is_not_there_is_a_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: does not exist. Give "):
+    with pytest.raises(UserError, match="nowhere: does not exist. Use "):
         said("hf", tmp_path / "nowhere", tmp_path / "out")
 
 
@@ -92,4 +92,4 @@ def test_each_kind_says_and_asks_what_is_its_own(kind: str, monkeypatch: pytest.
     with pytest.raises(UserError, match="enough"):
         said(kind, "in", "out", "--allow-missing", "a.*")
     own = {"part": None} if kind == "safetensors" else {"image_size": None}
-    assert asked == [(kind, {"step": None, "average": False, "allow_missing": ("a.*",), **own})]
+    assert asked == [(kind, {"step": None, "use_ema": False, "allow_missing": ("a.*",), **own})]

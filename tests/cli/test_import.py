@@ -21,7 +21,7 @@ def test_a_file_of_mae_becomes_a_folder_and_the_next_command_is_said(tmp_path: P
         f"wrote {out}: config.yaml and a checkpoint of step 0",
         f"next: c2fmae pretrain '{out}/config.yaml' --data DATA --out RUN",
     ]
-    assert "photos of 4 channels instead of 3: " in done.stdout
+    assert "images have 4 channels instead of 3: " in done.stdout
     recipe = RecipeConfig.from_yaml(out / "config.yaml")
     assert (recipe.name, recipe.title) == ("a b", "mae.pth, gone on with.")
     assert recipe.method.channels == {"rgb": 4}

@@ -1,4 +1,4 @@
-"""What each of two processes does whose weights are shared out over both."""
+"""The work of each of two ranks that train with sharded weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,22 +25,22 @@ from tests.methods.tiny_methods import draw_noise_scenes
 
 WORLD_SIZE = 2
 RECORDED_STEPS = (1, NUM_STEPS)
-"""Steps whose tensors are kept."""
+"""Steps whose tensors are recorded."""
 
 FLOAT64_CASE = LoopCase(num_micro_batches=2)
 FLOAT32_CASE = LoopCase("mae", num_micro_batches=2, is_float64=False)
 NAN_CASE = LoopCase("mae", nan_at=(2, 5), overrides=("encoder.grad_checkpointing=true",))
 RUNS: dict[str, tuple[LoopCase, dict[str, Any]]] = {
-    "wide": (FLOAT64_CASE, {"layer_decay": 0.5}),
-    "single": (FLOAT32_CASE, {}),
-    "half": (FLOAT32_CASE, {"precision": "bf16"}),
-    "poisoned": (NAN_CASE, {}),
+    "float64": (FLOAT64_CASE, {"layer_decay": 0.5}),
+    "float32": (FLOAT32_CASE, {}),
+    "bf16": (FLOAT32_CASE, {"precision": "bf16"}),
+    "nan": (NAN_CASE, {}),
 }
 
 
 @dataclass(frozen=True)
 class ShardedRun:
-    """A training of which a process has a part, or a copy."""
+    """A training whose weights are sharded over ranks, or replicated on each."""
 
     method: MaskedAutoencoding
     training: TrainingState
@@ -48,43 +48,43 @@ class ShardedRun:
 
     @classmethod
     def create(cls, case: LoopCase, world: World, *, is_sharded: bool = True, **settings: Any) -> "ShardedRun":
-        """What has not begun."""
+        """Return a training before its first step."""
         method = case.make_method()
         if is_sharded:
             world.shard_model(method.model)
         return cls(method, case.start_training(method, **settings), case.make_loop(method, world, **settings))
 
     def iter_steps(self, last: int = NUM_STEPS) -> Iterator[StepReport]:
-        """Go on to a step."""
+        """Train up to a step."""
         world = self.loop.world
         rest = list(draw_batches(world))[self.training.step : last]
-        return self.loop.run(self.training, rest, lambda: {"said": world.rank + 1})
+        return self.loop.run(self.training, rest, lambda: {"requests": world.rank + 1})
 
     def train_to(self, step: int) -> "ShardedRun":
-        """Go on to a step, and stop there."""
+        """Train up to a step and stop."""
         assert len(list(self.iter_steps(step))) > 0
         return self
 
     def resume(self, path: Path) -> "ShardedRun":
-        """Take up where a checkpoint was made."""
-        found = load_checkpoint(path)
-        self.training.restore(found.tensors, step=found.step)
+        """Resume from a checkpoint."""
+        checkpoint = load_checkpoint(path)
+        self.training.restore(checkpoint.tensors, step=checkpoint.step)
         return self
 
     def save(self, folder: Path) -> Path:
-        """Make a checkpoint of it, as runs do; it is there for all."""
+        """Save a checkpoint as runs do; when this returns, all ranks can read it."""
         with Saver(folder, SavingConfig(), self.loop.world, {}) as saver:
             saver.save(self.training)
         dist.barrier()
         return folder / f"step-{self.training.step:08d}"
 
     def memory_bytes(self) -> dict[str, int]:
-        """Return what lies in this process, with all that is kept in memory for it."""
+        """Return the memory of weights, moments and EMA on this rank, including padding."""
         state = self.training.optimiser.state
         parts = {
             "weights": [*self.method.model.parameters()],
-            "moments": [each[key] for each in state.values() for key in ("exp_avg", "exp_avg_sq")],
-            "average": [*(self.training.ema or {}).values()],
+            "moments": [moments[key] for moments in state.values() for key in ("exp_avg", "exp_avg_sq")],
+            "ema": [*(self.training.ema or {}).values()],
         }
         return {
             name: sum(to_local_tensor(tensor).untyped_storage().nbytes() for tensor in tensors)
@@ -93,85 +93,85 @@ class ShardedRun:
 
 
 def run_sharded_and_replicated(world: World) -> dict[str, Any]:
-    """Take the steps of every case, weights shared out and copied."""
-    found: dict[str, Any] = {}
+    """Train every case with sharded and with replicated weights (DDP)."""
+    results: dict[str, Any] = {}
     for name, (case, settings) in RUNS.items():
-        for way in ("sharded", "copied"):
-            each = ShardedRun.create(case, world, is_sharded=way == "sharded", **settings)
+        for way in ("sharded", "ddp"):
+            run = ShardedRun.create(case, world, is_sharded=way == "sharded", **settings)
             reports, tensors = list[dict[str, Any]](), dict[int, dict[str, Tensor]]()
-            for report in each.iter_steps():
+            for report in run.iter_steps():
                 reports.append(vars(report))
                 if report.step in RECORDED_STEPS:
                     tensors[report.step] = {
-                        name: tensor.clone() for name, tensor in each.training.gather_tensors().items()
+                        name: tensor.clone() for name, tensor in run.training.gather_tensors().items()
                     }
-            found[f"{name} {way}"] = reports, tensors
-    return found
+            results[f"{name} {way}"] = reports, tensors
+    return results
 
 
 def alternate_sharding(world: World, folder: Path) -> None:
-    """Take two steps with copies, two with parts, and one with copies again."""
-    copied = ShardedRun.create(FLOAT64_CASE, world, is_sharded=False).train_to(2).save(folder)
-    sharded = ShardedRun.create(FLOAT64_CASE, world).resume(copied).train_to(4).save(folder)
+    """Take two steps replicated, two sharded, and one replicated again, each from the checkpoint of the last."""
+    replicated = ShardedRun.create(FLOAT64_CASE, world, is_sharded=False).train_to(2).save(folder)
+    sharded = ShardedRun.create(FLOAT64_CASE, world).resume(replicated).train_to(4).save(folder)
     ShardedRun.create(FLOAT64_CASE, world, is_sharded=False).resume(sharded).train_to(NUM_STEPS).save(folder)
 
 
 def stop_and_resume(world: World, folder: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Stop after two steps and go on; what lies in this process, without a stop and after one."""
+    """Stop after two steps and resume; return the memory of this rank without a stop and after one."""
     uninterrupted = ShardedRun.create(FLOAT32_CASE, world).train_to(NUM_STEPS)
-    uninterrupted.save(folder / "whole")
-    stopped = ShardedRun.create(FLOAT32_CASE, world).train_to(2).save(folder / "stopped")
+    uninterrupted.save(folder / "uninterrupted")
+    stopped = ShardedRun.create(FLOAT32_CASE, world).train_to(2).save(folder / "resumed")
     resumed = ShardedRun.create(FLOAT32_CASE, world).resume(stopped)
-    found = uninterrupted.memory_bytes(), resumed.memory_bytes()
-    resumed.train_to(NUM_STEPS).save(folder / "stopped")
-    return found
+    memory = uninterrupted.memory_bytes(), resumed.memory_bytes()
+    resumed.train_to(NUM_STEPS).save(folder / "resumed")
+    return memory
 
 
 def predict_during_training(world: World, folder: Path) -> list[Tensor]:
-    """Let the first process predict before the first step and after every other, oftener and oftener."""
-    each, pictures = ShardedRun.create(FLOAT32_CASE, world), []
+    """Predict on the main rank before the first and after every second step, more often each time."""
+    run, predictions = ShardedRun.create(FLOAT32_CASE, world), []
     for step in range(NUM_STEPS + 1):
         if step:
-            each.train_to(step)
+            run.train_to(step)
         if step % 2 == 0:
-            with unsharded(each.method.model):
-                pictures += [predict_hidden(each.method) for _ in range(step + 1) if world.is_main]
-    each.save(folder)
-    return pictures
+            with unsharded(run.method.model):
+                predictions += [predict_hidden(run.method) for _ in range(step + 1) if world.is_main]
+    run.save(folder)
+    return predictions
 
 
 def predict_hidden(method: MaskedAutoencoding) -> Tensor:
-    """Predict what is hidden of some photos."""
+    """Predict the hidden patches of two images."""
     scenes = draw_noise_scenes(2, SIZE, seed=9)
     masks = method.sample_masks(scenes, progress=1.0, generator=torch.Generator().manual_seed(0))
     return method.predict(scenes, masks).maps["rgb"]
 
 
 def check_finite_with_nan(world: World, folder: Path) -> tuple[bool, bool]:
-    """Return whether weights are taken for numbers, before and after one of them, of the second process, is none."""
-    each = ShardedRun.create(FLOAT32_CASE, world)
-    before = has_finite_weights(each.method.model)
+    """Return whether weights are reported as finite, before and after one on the second rank becomes NaN."""
+    run = ShardedRun.create(FLOAT32_CASE, world)
+    before = has_finite_weights(run.method.model)
     if not world.is_main:
-        to_local_tensor(next(each.method.model.parameters()).detach()).fill_(torch.nan)
-    each.save(folder)
-    return before, has_finite_weights(each.method.model)
+        to_local_tensor(next(run.method.model.parameters()).detach()).fill_(torch.nan)
+    run.save(folder)
+    return before, has_finite_weights(run.method.model)
 
 
 def run_rank(rank: int, folder: Path) -> None:
-    """Do all that as one of two processes."""
+    """Run everything as one of two ranks."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)
     world = World(rank, WORLD_SIZE)
     model = ShardedRun.create(FLOAT64_CASE, world).method.model
-    alternate_sharding(world, folder / "handed on")
-    found = {
+    alternate_sharding(world, folder / "alternating")
+    results = {
         "units": [name for name, module in model.named_modules() if isinstance(module, FSDPModule)],
         "runs": run_sharded_and_replicated(world),
         "bytes": stop_and_resume(world, folder),
-        "pictures": predict_during_training(world, folder / "looked"),
-        "is finite": check_finite_with_nan(world, folder / "spoilt"),
+        "predictions": predict_during_training(world, folder / "predicting"),
+        "is finite": check_finite_with_nan(world, folder / "nan"),
     }
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -50,8 +50,8 @@ GOLDEN = {
 }
 """Every parameter of a tiny model, and whether it decays."""
 
-SHARES = {"encoder.blocks.1.": 0.5, "encoder.blocks.0.": 0.25, "encoder.cls": 0.125, "embeddings.": 0.125}
-"""Of the learning rate with a layer decay of a half; everything else has all of it."""
+LR_SCALES = {"encoder.blocks.1.": 0.5, "encoder.blocks.0.": 0.25, "encoder.cls": 0.125, "embeddings.": 0.125}
+"""Factors of the learning rate with a layer decay of 0.5; all other parameters have 1."""
 
 
 def golden() -> dict[str, bool]:
@@ -60,7 +60,7 @@ def golden() -> dict[str, bool]:
 
 
 def table(groups: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Weight decay and share of the rate by parameter."""
+    """Weight decay and factor of the learning rate by parameter."""
     return {name: (group["weight_decay"], group["lr_scale"]) for group in groups for name in group["names"]}
 
 
@@ -71,11 +71,11 @@ def test_which_parameters_decay() -> None:
     assert table(groups) == {name: (0.05 if decays else 0.0, 1.0) for name, decays in golden().items()}
 
 
-def test_how_fast_parameters_learn_with_layer_decay() -> None:
+def test_layer_decay_scales_learning_rates_by_depth() -> None:
     model = build_tiny_method("c2fmae", *SMALL).model
     groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
-    shares = {name: next((s for start, s in SHARES.items() if name.startswith(start)), 1.0) for name in golden()}
-    assert table(groups) == {name: (0.05 if decays else 0.0, shares[name]) for name, decays in golden().items()}
+    scales = {name: next((s for start, s in LR_SCALES.items() if name.startswith(start)), 1.0) for name in golden()}
+    assert table(groups) == {name: (0.05 if decays else 0.0, scales[name]) for name, decays in golden().items()}
     assert {group["name"] for group in groups} == {
         *("layer 0, decayed", "layer 0, not decayed", "layer 1, decayed", "layer 1, not decayed", "layer 2, decayed"),
         *("layer 2, not decayed", "layer 3, decayed", "layer 3, not decayed"),
@@ -83,7 +83,7 @@ def test_how_fast_parameters_learn_with_layer_decay() -> None:
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.65])
-def test_a_group_names_its_parameters_in_order_and_each_is_in_one(layer_decay: float) -> None:
+def test_every_parameter_is_in_one_group_with_its_name(layer_decay: float) -> None:
     model = build_tiny_method("c2fmae", *SMALL).model
     groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay)
     named = dict(model.named_parameters())
@@ -93,7 +93,7 @@ def test_a_group_names_its_parameters_in_order_and_each_is_in_one(layer_decay: f
             assert parameter is named[name]
 
 
-def test_what_does_not_learn_is_in_no_group() -> None:
+def test_frozen_parameters_are_in_no_group() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
     assert list(table(build_parameter_groups(model, weight_decay=0.05))) == ["1.weight", "1.bias"]
@@ -130,7 +130,7 @@ def test_layer_decay_needs_a_model_that_declares_its_layers() -> None:
     )
 
 
-def test_the_rate_that_is_set_is_shared_out() -> None:
+def test_set_lr_scales_the_rate_of_each_group() -> None:
     model = build_tiny_method("c2fmae", *SMALL).model
     groups = build_parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
     optimiser = build_adamw(groups, betas=(0.9, 0.95))
@@ -154,14 +154,14 @@ def linear() -> tuple[nn.Linear, torch.optim.AdamW]:
     return model, build_adamw(build_parameter_groups(model, weight_decay=0.1), betas=(0.9, 0.95))
 
 
-def learn(model: nn.Linear, optimiser: torch.optim.AdamW, step: int) -> None:
+def take_step(model: nn.Linear, optimiser: torch.optim.AdamW, step: int) -> None:
     set_lr(optimiser, 0.01)
     (model(torch.full((1, 2), 1.0 + step, dtype=torch.float64)) ** 2).sum().backward()
     optimiser.step()
     optimiser.zero_grad()
 
 
-def test_a_step_is_that_of_the_adamw_paper() -> None:
+def test_a_step_equals_the_formulas_of_the_adamw_paper() -> None:
     model, optimiser = linear()
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     first, second = ({name: torch.zeros_like(each) for name, each in weights.items()} for _ in range(2))
@@ -174,23 +174,25 @@ def test_a_step_is_that_of_the_adamw_paper() -> None:
             mean, square = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.95 ** (step + 1))
             decay = 0.1 if name == "weight" else 0.0
             weights[name] = weights[name] * (1 - 0.01 * decay) - 0.01 * mean / (square.sqrt() + 1e-8)
-        learn(model, optimiser, step)
+        take_step(model, optimiser, step)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-12, atol=1e-12)
 
 
-def test_moments_that_are_restored_go_on_as_they_would_have() -> None:
+def test_restored_moments_continue_exactly() -> None:
     model, optimiser = linear()
     assert get_moments(optimiser) == {}
-    learn(model, optimiser, 0)
-    kept = {name: tensor.clone() for name, tensor in get_moments(optimiser).items()}
-    assert sorted(kept) == [f"{name}/{key}" for name in ("bias", "weight") for key in ("exp_avg", "exp_avg_sq", "step")]
+    take_step(model, optimiser, 0)
+    moments = {name: tensor.clone() for name, tensor in get_moments(optimiser).items()}
+    assert sorted(moments) == [
+        f"{name}/{key}" for name in ("bias", "weight") for key in ("exp_avg", "exp_avg_sq", "step")
+    ]
     again, other = linear()
     again.load_state_dict(model.state_dict())
-    load_moments(other, kept)
+    load_moments(other, moments)
     for step in range(1, 3):
-        learn(model, optimiser, step)
-        learn(again, other, step)
+        take_step(model, optimiser, step)
+        take_step(again, other, step)
     assert torch.equal(model.weight, again.weight)
     assert torch.equal(model.bias, again.bias)
     found, expected = get_moments(other), get_moments(optimiser)
@@ -198,9 +200,9 @@ def test_moments_that_are_restored_go_on_as_they_would_have() -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_moments_go_by_name_whatever_the_groups() -> None:
+def test_moments_are_restored_by_name_into_other_groups() -> None:
     model, optimiser = linear()
-    learn(model, optimiser, 0)
+    take_step(model, optimiser, 0)
     one_group = {"names": ["bias", "weight"], "params": [model.bias, model.weight]}
     other = build_adamw([one_group], betas=(0.9, 0.95))
     assert len(other.param_groups) != len(optimiser.param_groups)

@@ -33,14 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
+def results(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
 
 
-def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
+def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(actual[name], tensor, rtol=tolerance, atol=tolerance)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -53,7 +53,7 @@ def end_of(folder: Path) -> Path:
     return folder / f"step-{NUM_STEPS:08d}"
 
 
-def alone(name: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
+def single_process(name: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
     case, settings = RUNS[name]
     reports, tensors = case.run_steps(SINGLE_PROCESS, **settings)
     return [vars(report) for report in reports], {step: tensors[step - 1] for step in RECORDED_STEPS}
@@ -64,9 +64,9 @@ def losses(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.once
-def test_in_double_precision_parts_copies_and_one_process_come_to_the_same(found: list[dict[str, Any]]) -> None:
-    reports, tensors = found[0]["runs"]["wide sharded"]
-    for others in (found[0]["runs"]["wide copied"], alone("wide")):
+def test_sharded_ddp_and_single_process_training_agree_in_float64(results: list[dict[str, Any]]) -> None:
+    reports, tensors = results[0]["runs"]["float64 sharded"]
+    for others in (results[0]["runs"]["float64 ddp"], single_process("float64")):
         for mine, theirs in zip(reports, others[0], strict=True):
             assert mine["values"] == pytest.approx(theirs["values"], rel=1e-9, abs=1e-9)
         for step in RECORDED_STEPS:
@@ -74,19 +74,19 @@ def test_in_double_precision_parts_copies_and_one_process_come_to_the_same(found
 
 
 @pytest.mark.once
-def test_in_single_precision_losses_and_gradients_do(found: list[dict[str, Any]]) -> None:
-    reports, tensors = found[0]["runs"]["single sharded"]
-    for others in (found[0]["runs"]["single copied"], alone("single")):
+def test_losses_and_gradients_agree_in_float32(results: list[dict[str, Any]]) -> None:
+    reports, tensors = results[0]["runs"]["float32 sharded"]
+    for others in (results[0]["runs"]["float32 ddp"], single_process("float32")):
         for mine, theirs in zip(reports, others[0], strict=True):
             assert losses(mine) == pytest.approx(losses(theirs), rel=1e-5, abs=1e-5)
         for key, tensor in others[1][1].items():
-            if key.endswith("/exp_avg"):  # a tenth of the gradient
+            if key.endswith("/exp_avg"):  # 0.1 times the gradient
                 torch.testing.assert_close(10 * tensors[1][key], 10 * tensor, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.once
-def test_in_half_precision_the_first_step_is_the_same_to_the_bit(found: list[dict[str, Any]]) -> None:
-    (mine, tensors), (theirs, others) = (found[0]["runs"][f"half {way}"] for way in ("sharded", "copied"))
+def test_the_first_step_in_bf16_is_equal_to_ddp(results: list[dict[str, Any]]) -> None:
+    (mine, tensors), (theirs, others) = (results[0]["runs"][f"bf16 {way}"] for way in ("sharded", "ddp"))
     assert losses(mine[0])["loss"] == losses(theirs[0])["loss"]
     moments = [key for key in tensors[1] if key.endswith("/exp_avg")]
     assert_close({key: tensors[1][key] for key in moments}, {key: others[1][key] for key in moments}, 1e-6)
@@ -95,31 +95,31 @@ def test_in_half_precision_the_first_step_is_the_same_to_the_bit(found: list[dic
 
 
 @pytest.mark.once
-def test_processes_agree_and_the_first_has_the_tensors(found: list[dict[str, Any]]) -> None:
+def test_ranks_agree_and_the_main_rank_gathers_the_tensors(results: list[dict[str, Any]]) -> None:
     for name in RUNS:
-        (reports, tensors), (others, nothing) = (each["runs"][f"{name} sharded"] for each in found)
+        (reports, tensors), (others, nothing) = (each["runs"][f"{name} sharded"] for each in results)
         for mine, theirs in zip(reports, others, strict=True):
             assert repr(mine["values"]) == repr(theirs["values"])
-            assert mine["flags"] == theirs["flags"] == {"said": 3}
+            assert mine["flags"] == theirs["flags"] == {"requests": 3}
         assert nothing == {step: {} for step in RECORDED_STEPS}
         assert all(type(tensor) is Tensor for step in RECORDED_STEPS for tensor in tensors[step].values())
 
 
 @pytest.mark.once
-def test_a_step_that_is_not_finite_is_skipped_by_all(found: list[dict[str, Any]]) -> None:
-    for each in found:
-        (mine, _), (theirs, _) = (each["runs"][f"poisoned {way}"] for way in ("sharded", "copied"))
+def test_a_step_that_is_not_finite_is_skipped_by_all_ranks(results: list[dict[str, Any]]) -> None:
+    for each in results:
+        (mine, _), (theirs, _) = (each["runs"][f"nan {way}"] for way in ("sharded", "ddp"))
         assert [report["skip_details"] is None for report in mine] == [True, True, False, True, True]
         trouble, expected = mine[2]["skip_details"], theirs[2]["skip_details"]
         assert [one["keys"] for one in trouble] == [one["keys"] for one in expected]
         assert trouble[0]["loss"] == pytest.approx(expected[0]["loss"], nan_ok=True)
-    tensors, others = (found[0]["runs"][f"poisoned {way}"][1] for way in ("sharded", "copied"))
+    tensors, others = (results[0]["runs"][f"nan {way}"][1] for way in ("sharded", "ddp"))
     assert_close(tensors[NUM_STEPS], others[NUM_STEPS], 1e-9)
 
 
 @pytest.mark.once
-def test_checkpoints_go_from_copies_to_parts_and_back_and_to_one_process(folder: Path) -> None:
-    paths = list_checkpoints(folder / "handed on")
+def test_checkpoints_move_between_ddp_sharded_and_single_process_training(folder: Path) -> None:
+    paths = list_checkpoints(folder / "alternating")
     assert [load_checkpoint(path).step for path in paths] == [4, NUM_STEPS]
     expected = FLOAT64_CASE.run_steps(SINGLE_PROCESS)[1]
     for path, step in zip(paths, (4, NUM_STEPS), strict=True):
@@ -129,43 +129,45 @@ def test_checkpoints_go_from_copies_to_parts_and_back_and_to_one_process(folder:
 
 
 @pytest.mark.once
-def test_a_training_that_is_taken_up_again_ends_the_same_to_the_bit(folder: Path) -> None:
-    assert_same(end_of(folder / "whole"), end_of(folder / "stopped"))
+def test_resumed_sharded_training_ends_bitwise_equal(folder: Path) -> None:
+    assert_same(end_of(folder / "uninterrupted"), end_of(folder / "resumed"))
 
 
 @pytest.mark.once
-def test_a_block_at_a_time_is_together(found: list[dict[str, Any]]) -> None:
+def test_sharding_units_are_the_blocks(results: list[dict[str, Any]]) -> None:
     decoders = [f"decoder.stages.{name}.rest.0" for name in ("semantic", "instance", "rgb")]
-    assert found[0]["units"] == ["", "encoder.blocks.0", *decoders]
+    assert results[0]["units"] == ["", "encoder.blocks.0", *decoders]
 
 
 @pytest.mark.once
-def test_each_process_holds_its_part_of_weights_moments_and_average(found: list[dict[str, Any]]) -> None:
+def test_each_rank_holds_half_of_weights_moments_and_ema(results: list[dict[str, Any]]) -> None:
     each = FLOAT32_CASE.make_method()
     weights = sum(parameter.numel() * 4 for parameter in each.model.parameters())
-    for step in (0, 1):  # without a stop, and after one
-        for kind, copies in {"weights": 1, "moments": 2, "average": 1}.items():
-            parts = [one["bytes"][step][kind] for one in found]
-            assert copies * weights <= sum(parts) <= 1.02 * copies * weights  # rows of no process fill up blocks
+    for step in (0, 1):  # before and after a resume
+        for kind, copies in {"weights": 1, "moments": 2, "ema": 1}.items():
+            parts = [one["bytes"][step][kind] for one in results]
+            assert copies * weights <= sum(parts) <= 1.02 * copies * weights  # padding
             assert all(0.45 < part / (copies * weights) < 0.55 for part in parts)
 
 
 @pytest.mark.once
-def test_one_process_may_look_alone_and_nothing_changes(folder: Path, found: list[dict[str, Any]]) -> None:
-    assert_same(end_of(folder / "whole"), end_of(folder / "looked"))
-    assert [len(each["pictures"]) for each in found] == [1 + 3 + 5, 0]
-    first, *_, last = found[0]["pictures"]
+def test_running_a_model_unsharded_on_one_rank_does_not_change_training(
+    folder: Path, results: list[dict[str, Any]]
+) -> None:
+    assert_same(end_of(folder / "uninterrupted"), end_of(folder / "predicting"))
+    assert [len(each["predictions"]) for each in results] == [1 + 3 + 5, 0]
+    first, *_, last = results[0]["predictions"]
     assert torch.equal(first, predict_hidden(FLOAT32_CASE.make_method()))
     assert not torch.equal(first, last)
 
 
 @pytest.mark.once
-def test_weights_that_are_spoilt_in_one_process_are_saved_by_none(folder: Path, found: list[dict[str, Any]]) -> None:
-    assert [each["is finite"] for each in found] == [(True, False)] * 2
-    assert not (folder / "spoilt").exists()
+def test_weights_that_are_not_finite_on_one_rank_are_saved_by_none(folder: Path, results: list[dict[str, Any]]) -> None:
+    assert [each["is finite"] for each in results] == [(True, False)] * 2
+    assert not (folder / "nan").exists()
 
 
-def test_plain_tensors_and_models_pass_as_they_are() -> None:
+def test_plain_tensors_and_models_pass_unchanged() -> None:
     tensor, model = torch.tensor([3.0, 4.0]), nn.Linear(2, 2)
     assert to_local_tensor(tensor) is tensor
     assert shard_like(tensor, tensor) is tensor
@@ -177,7 +179,7 @@ def test_plain_tensors_and_models_pass_as_they_are() -> None:
         assert all(one is other for one, other in zip(before, model.parameters(), strict=True))
 
 
-def test_parts_are_not_compiled() -> None:
+def test_sharding_with_compilation_is_rejected() -> None:
     with pytest.raises(UserError) as caught:
         TrainingConfig.from_dict({"steps": 1, "lr": 1.0, "sharded": True, "compile": True}, source="training")
     assert str(caught.value) == "training: sharded and compile cannot be combined. Set one of them to false"

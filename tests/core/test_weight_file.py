@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.weight_file import read_weight_file, read_weights
+from c2fmae.core.weight_file import read_weight_file
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, -2.0])}
 
@@ -29,7 +29,7 @@ def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor] = WEIGHTS)
 
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_weights(path)
+        read_weight_file(path)
     message = str(caught.value)
     assert "\n" not in message
     return message.replace(str(path), "FILE").replace(str(path.parent), "FOLDER")
@@ -55,8 +55,8 @@ Write = Callable[[Any, Path], None]
 def test_weights_come_back_whatever_the_file_is_called(write: Write, tmp_path: Path) -> None:
     for name in ("weights.bin", "weights.pth", "weights"):
         write(WEIGHTS, tmp_path / name)
-        assert equal(read_weights(tmp_path / name))
-        assert equal(read_weights(str(tmp_path / name)))
+        assert equal(read_weight_file(tmp_path / name).tensors)
+        assert equal(read_weight_file(str(tmp_path / name)).tensors)
 
 
 @pytest.mark.parametrize("write", KINDS[1:])
@@ -85,7 +85,7 @@ def test_plain_weights_are_taken_where_there_are_averaged_ones_too(tmp_path: Pat
     assert equal(found.tensors)
     assert found.notes == ("taken from its 'model'; it also holds model_ema",)
     torch.save({"model_ema": averaged, "epoch": 1}, tmp_path / "averaged.pth")
-    assert equal(read_weights(tmp_path / "averaged.pth"), averaged)
+    assert equal(read_weight_file(tmp_path / "averaged.pth").tensors, averaged)
 
 
 @given(
@@ -100,18 +100,18 @@ def test_containers_and_prefixes_are_taken_off_in_any_nesting(
         content = {container: content}
     path = tmp_path_factory.mktemp("nested") / "file.pth"
     torch.save(content, path)
-    assert equal(read_weights(path))
+    assert equal(read_weight_file(path).tensors)
 
 
 def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path) -> None:
     weights = {"module.a": torch.ones(1), "b": torch.ones(1)}
     save_file(weights, tmp_path / "f.safetensors")
-    assert read_weights(tmp_path / "f.safetensors").keys() == weights.keys()
+    assert read_weight_file(tmp_path / "f.safetensors").tensors.keys() == weights.keys()
 
 
 def test_what_is_no_tensor_among_weights_is_passed_over(tmp_path: Path) -> None:
     torch.save({**WEIGHTS, "epoch": 3, "name": "vit"}, tmp_path / "f.pth")
-    assert equal(read_weights(tmp_path / "f.pth"))
+    assert equal(read_weight_file(tmp_path / "f.pth").tensors)
 
 
 class Bomb:
@@ -155,7 +155,7 @@ def repacked(path: Path, **changes: Any) -> Path:
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
-    assert equal(read_weights(repacked(tmp_path / "same.pth")), {"a": torch.zeros(1 << 16)})
+    assert equal(read_weight_file(repacked(tmp_path / "same.pth")).tensors, {"a": torch.zeros(1 << 16)})
     bomb = repacked(tmp_path / "bomb.pth", compression=zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 1 << 14
     assert refused(bomb) == "FILE: is compressed, as torch.save never does: it could fill the memory; refused"
@@ -281,9 +281,11 @@ def sharded(folder: Path, places: Mapping[str, str]) -> Path:
 
 
 def test_the_parts_of_a_folder_are_read_as_one(tmp_path: Path) -> None:
-    assert equal(read_weights(sharded(tmp_path / "f", {"a.weight": "1.safetensors", "a.bias": "2.safetensors"})))
+    assert equal(
+        read_weight_file(sharded(tmp_path / "f", {"a.weight": "1.safetensors", "a.bias": "2.safetensors"})).tensors
+    )
     save_file(WEIGHTS, tmp_path / "model.safetensors")
-    assert equal(read_weights(tmp_path))
+    assert equal(read_weight_file(tmp_path).tensors)
 
 
 @pytest.mark.parametrize("place", ["../secret.safetensors", "{}/secret.safetensors", "f/../../secret.safetensors"])
@@ -293,7 +295,7 @@ def test_a_part_outside_the_folder_is_refused(place: str, tmp_path: Path) -> Non
     folder = sharded(tmp_path / "f", dict.fromkeys(WEIGHTS, place))
     index = folder / "model.safetensors.index.json"
     with pytest.raises(UserError) as caught:
-        read_weights(folder)
+        read_weight_file(folder)
     assert str(caught.value) == f"{index}: {place!r} lies outside the folder; refused. Put all files into one folder"
 
 
@@ -307,7 +309,7 @@ def test_a_part_that_is_a_link_out_of_the_folder_is_refused_but_not_in_the_hubs_
         (folder / "1.safetensors").rename(blob)
         (folder / "1.safetensors").symlink_to(blob)
     assert "lies outside the folder; refused" in refused(tmp_path / "plain/f")
-    assert equal(read_weights(tmp_path / "models--a--b/snapshots/f"))
+    assert equal(read_weight_file(tmp_path / "models--a--b/snapshots/f").tensors)
 
 
 def test_an_index_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -331,6 +333,6 @@ def test_whatever_bytes_there_are_the_answer_is_a_sentence(
     for content in (data, whole[:8] + data + whole[8 + len(data) :], b"PK\x03\x04" + data, b"\x80\x02" + data):
         path.write_bytes(content)
         try:
-            read_weights(path)
+            read_weight_file(path)
         except UserError as error:
             assert "\n" not in str(error)  # noqa: PT017 - most, but not all, are refused

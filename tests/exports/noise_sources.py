@@ -1,4 +1,4 @@
-"""Small backbones of every kind, and runs that were never trained, whose weights nothing is equal by accident for."""
+"""Small backbones and untrained runs with random weights, so that no two outputs are equal by accident."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def make_noise_backbone(
     has_fc_norm: bool = False,
     **shape: Any,
 ) -> Backbone:
-    """A ViT of noise that takes photos; two blocks deep unless told otherwise."""
+    """A ViT with random weights that takes images; two blocks deep by default."""
     spec = BackboneSpec.from_dict(
         {
             "encoder": EncoderConfig.from_dict(
@@ -55,13 +55,13 @@ def make_noise_backbone(
 
 
 def draw_noise_images(size: tuple[int, int], channels: int = 3, batch: int = 3, seed: int = 1) -> torch.Tensor:
-    """Photos that no export was checked on."""
+    """Images on which exports do not verify themselves."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (batch, channels, *size), dtype=torch.uint8, generator=generator)
 
 
 def write_noise_run(path: Path, method: MaskedAutoencoding | None = None, *, overrides: Sequence[str] = ()) -> Path:
-    """A run's folder with one checkpoint of a method, moved away from where it starts; nothing was measured."""
+    """A run directory with one checkpoint of a method with perturbed weights, without metrics."""
     method = method or build_tiny_method()
     perturb_parameters(method.model)
     recipe = load_recipe("c2fmae-debug", overrides).model_copy(update={"method": method.config})
@@ -74,6 +74,6 @@ def write_noise_run(path: Path, method: MaskedAutoencoding | None = None, *, ove
 
 
 def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal to 1e-5, or to that share of the largest where that is above 1: some features nothing has normed."""
+    """Equal to 1e-5 relative to the largest value, or absolutely if that is below 1: some features are not normed."""
     assert one.shape == other.shape
     return bool((one - other).abs().max() < 1e-5 * other.abs().max().clamp(min=1))

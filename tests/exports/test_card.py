@@ -1,4 +1,4 @@
-"""The card beside an export: what is known is in it, and what is not is said not to be."""
+"""The model card of an export: it states what is known and lists what is unknown."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def measured(run: Path) -> Path:
     return run
 
 
-def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
+def test_a_card_describes_a_run(tmp_path: Path) -> None:
     run = measured(write_noise_run(tmp_path / "run", overrides=["data.train=/home/somebody/data/voc-{000..012}.tar"]))
     done = export("timm", run, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
@@ -63,7 +63,7 @@ def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
         "| rgb | 0.5 |",
         "| knn | knn-1 | accuracy | 0.5123 (0.48 to 0.54) | 1,000 |",
         "- knn: k-NN of 10 on frozen \\| features.",
-        "- its training had no norm behind the last block: it carries a new one, of scale 1 and shift 0",
+        "- it was trained without a norm after the last block: a new one with weight 1 and bias 0 was added",
         f"SHA-256 of `model.safetensors`: `{done.sha256}`",
     ):
         assert line in card.text.splitlines(), line
@@ -71,26 +71,26 @@ def test_a_card_says_what_is_known_of_a_run(tmp_path: Path) -> None:
     assert f"| {done.max_difference:.1e} |" in card.text
     assert 'timm.create_model("local-dir:out", pretrained=True)' in card.text
     assert "knn-1-untrained" not in card.text  # those are numbers of other weights
-    assert "Not known" not in card.text
+    assert "Unknown" not in card.text
     assert "/home/somebody" not in card.text
     assert str(tmp_path) not in card.text
 
 
-def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
+def test_a_card_lists_what_is_unknown(tmp_path: Path) -> None:
     backbone = make_noise_backbone(keep_positions=True)
     write_export(
         timm_target(backbone), read_provenance(f"timm:test_vit@{tmp_path / 'weights.safetensors'}"), tmp_path / "out"
     )
     text = ModelCard.load(tmp_path / "out" / "README.md").text
-    assert "Not known here: data, steps, settings of the training." in text
-    assert "| Source | timm:test_vit@weights.safetensors, which holds weights and does not tell how" in text
-    assert "Losses on scenes that were held out: none were found." in text
-    assert "none were found beside it, so nothing is said of how good they are." in text
-    assert "no norm behind" not in text
+    assert "Unknown: data, steps, training options." in text
+    assert "| Source | timm:test_vit@weights.safetensors, which holds weights and no record of their training |" in text
+    assert "No losses or scores on held-out data were found." in text
+    assert "No evaluation results of these weights were found in the run directory." in text
+    assert "without a norm" not in text
     assert str(tmp_path) not in text
 
 
-def test_a_checkpoint_by_itself_knows_its_run_and_one_taken_away_does_not(tmp_path: Path) -> None:
+def test_a_checkpoint_has_the_provenance_of_its_run_while_it_is_inside(tmp_path: Path) -> None:
     run = measured(write_noise_run(tmp_path / "run"))
     checkpoint = run / "checkpoints" / "step-00000020"
     assert read_provenance(str(checkpoint)) == read_provenance(str(run))
@@ -101,24 +101,24 @@ def test_a_checkpoint_by_itself_knows_its_run_and_one_taken_away_does_not(tmp_pa
     assert (origin.name, origin.held_out_metrics, origin.evaluations) == ("c2fmae-debug", None, [])
 
 
-def test_an_average_is_called_one_and_the_losses_are_not_of_it(tmp_path: Path) -> None:
+def test_a_card_of_averaged_weights_states_that_its_losses_are_not_theirs(tmp_path: Path) -> None:
     run = measured(write_noise_run(tmp_path / "run"))
-    origin = read_provenance(str(run), average=True)
-    assert origin.details["Weights"] == "the average of the weights at step 20 of 20"
+    origin = read_provenance(str(run), use_ema=True)
+    assert origin.details["Weights"] == "average of the weights (training.ema) at step 20 of 20"
     write_export(timm_target(make_noise_backbone()), origin, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "They are of the weights as they were trained, not of their average, which this is." in text
+    assert "These are losses of the trained weights; the exported weights are their average (training.ema)." in text
 
 
 @pytest.mark.parametrize(
     "content", ["[]", "{", '{"evaluation": "knn"}', '{"evaluation": "knn", "metrics": [{"name": "x"}]}']
 )
-def test_a_result_that_cannot_be_read_is_named(content: str, tmp_path: Path) -> None:
+def test_an_error_names_an_unreadable_evaluation_result(content: str, tmp_path: Path) -> None:
     run = measured(write_noise_run(tmp_path / "run"))
     file = run / "evaluations" / "knn-1" / "results.json"
     file.write_text(content)
     with pytest.raises(
-        UserError, match="is not an evaluation's result: .* Repeat the evaluation, or remove it"
+        UserError, match="is not an evaluation result: .* Repeat the evaluation, or remove the file"
     ) as caught:
         read_provenance(str(run))
     assert str(caught.value).startswith(f"{file}: ")

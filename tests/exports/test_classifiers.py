@@ -1,4 +1,4 @@
-"""Classifiers go out with their heads: whoever reads them back gives the same logits, and knows what they are of."""
+"""Exported classifiers: other libraries reload them with the same logits and class names."""
 
 import json
 from collections.abc import Callable
@@ -34,12 +34,10 @@ from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_clos
 from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
 
 CLASSIFIERS: dict[str, Callable[[], Classifier]] = {
-    "by the mean": lambda: make_noise_classifier(),
-    "by the global token, kept positions": lambda: make_noise_classifier(
-        make_noise_backbone(keep_positions=True), "cls"
-    ),
-    "grey photos, H≠W": lambda: make_noise_classifier(make_noise_backbone(channels=1, size=(48, 32))),
-    "registers, no global token": lambda: make_noise_classifier(make_noise_backbone("test_vit2")),
+    "mean pooling": lambda: make_noise_classifier(),
+    "class token, stored positions": lambda: make_noise_classifier(make_noise_backbone(keep_positions=True), "cls"),
+    "one channel, H≠W": lambda: make_noise_classifier(make_noise_backbone(channels=1, size=(48, 32))),
+    "registers, no class token": lambda: make_noise_classifier(make_noise_backbone("test_vit2")),
 }
 
 
@@ -51,38 +49,38 @@ def three() -> Classifier:
     return make_noise_classifier(tiny_backbone(spec), granularities=tuple(channels))
 
 
-def photos_for(classifier: Classifier, seed: int = 1) -> Tensor:
+def images_for(classifier: Classifier, seed: int = 1) -> Tensor:
     spec = classifier.spec.backbone
     return classifier.backbone.standardise(draw_noise_images(spec.image_size, spec.channels["rgb"], seed=seed))
 
 
 def logits(classifier: Classifier, given: Any = None) -> Tensor:
     with torch.inference_mode():
-        return classifier(photos_for(classifier) if given is None else given)  # type: ignore[no-any-return]
+        return classifier(images_for(classifier) if given is None else given)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_timm_gives_the_logits_of_an_exported_classifier(kind: str, tmp_path: Path) -> None:
+def test_timm_computes_the_logits_of_an_exported_classifier(kind: str, tmp_path: Path) -> None:
     classifier = CLASSIFIERS[kind]()
     done = write_export(timm_target(classifier), NOISE_ORIGIN, tmp_path / "out")
     assert done.max_difference < 1e-4
-    assert all(str(each).startswith("tokens, pooled features and logits of photos") for each in done.comparisons)
+    assert all(str(each).startswith("tokens, pooled features and logits of images") for each in done.comparisons)
     vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, weight_init="skip").eval()
     assert isinstance(vit, VisionTransformer)
     assert vit.num_classes == 4
     with torch.inference_mode():
-        assert is_close(vit(photos_for(classifier)), logits(classifier))
-    said: Any = vit.pretrained_cfg
-    assert said["crop_pct"] == 0.9
-    assert said["label_names"] == {"0": "n02121808", "2": "dog, hound", "3": "sea"}
-    assert said["label_descriptions"] == {"n02121808": "cat"}
+        assert is_close(vit(images_for(classifier)), logits(classifier))
+    config: Any = vit.pretrained_cfg
+    assert config["crop_pct"] == 0.9
+    assert config["label_names"] == {"0": "n02121808", "2": "dog, hound", "3": "sea"}
+    assert config["label_descriptions"] == {"n02121808": "cat"}
     again = load_classifier(tmp_path / "out")
     assert again.spec.labels == classifier.spec.labels
     assert again.spec.crop == 0.9
     assert is_close(logits(again), logits(classifier))
 
 
-def test_names_of_all_classes_are_a_list_for_timm(tmp_path: Path) -> None:
+def test_timm_label_names_are_a_list_if_all_classes_have_names(tmp_path: Path) -> None:
     labels = [LabelInfo(name="Katze"), LabelInfo(name="Möwe")]
     write_export(timm_target(make_noise_classifier(labels=labels)), NOISE_ORIGIN, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
@@ -90,17 +88,17 @@ def test_names_of_all_classes_are_a_list_for_timm(tmp_path: Path) -> None:
     assert load_classifier(tmp_path / "out").spec.labels == tuple(labels)
 
 
-def test_transformers_gives_the_logits_of_an_exported_classifier(tmp_path: Path) -> None:
+def test_transformers_computes_the_logits_of_an_exported_classifier(tmp_path: Path) -> None:
     from transformers import ViTForImageClassification
 
     classifier = make_noise_classifier(pool="cls")
     done = write_export(hf_target(classifier), NOISE_ORIGIN, tmp_path / "out")
     assert done.max_difference < 1e-4
-    assert str(done.comparisons[0]).startswith("tokens and logits of photos of 32×32")
+    assert str(done.comparisons[0]).startswith("tokens and logits of images of 32×32")
     model = ViTForImageClassification.from_pretrained(tmp_path / "out")
     model.train(False)
     with torch.inference_mode():
-        assert is_close(model(photos_for(classifier)).logits, logits(classifier))
+        assert is_close(model(images_for(classifier)).logits, logits(classifier))
     assert model.config.id2label == {0: "cat", 1: "LABEL_1", 2: "dog, hound", 3: "sea"}
     assert (model.config.label2id or {}).get("sea") == 3
     again = load_classifier(tmp_path / "out")
@@ -110,17 +108,17 @@ def test_transformers_gives_the_logits_of_an_exported_classifier(tmp_path: Path)
     assert 'ViTForImageClassification.from_pretrained("out")' in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_head_on_the_mean_is_refused_by_transformers_with_the_way() -> None:
+def test_export_to_transformers_rejects_a_head_on_mean_pooling() -> None:
     with pytest.raises(UserError) as caught:
         hf_target(make_noise_classifier(pool="mean"))
     assert str(caught.value) == (
-        "made anew: transformers' ViTForImageClassification cannot express it: its head reads the mean of patches, and "
-        "theirs the global token. Take: c2fmae export timm"
+        "new backbone: transformers' ViTForImageClassification cannot express this ViT: its head reads the mean of "
+        "patch tokens, theirs reads the class token. Use: c2fmae export timm"
     )
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_an_exported_classifier_is_loaded_as_it_was(pool: Any, tmp_path: Path) -> None:
+def test_an_exported_classifier_is_reloaded_exactly(pool: Any, tmp_path: Path) -> None:
     classifier = make_noise_classifier(pool=pool)
     done = write_export(safetensors_target(classifier), NOISE_ORIGIN, tmp_path / "out")
     assert done.max_difference == 0
@@ -136,32 +134,32 @@ def test_an_exported_classifier_is_loaded_as_it_was(pool: Any, tmp_path: Path) -
 
 
 @pytest.mark.compile
-def test_a_program_gives_logits_beside_tokens(tmp_path: Path) -> None:
+def test_an_exported_program_returns_tokens_and_logits(tmp_path: Path) -> None:
     classifier = make_noise_classifier()
     assert write_export(torch_export_target(classifier), NOISE_ORIGIN, tmp_path / "out").max_difference < 1e-4
     model = torch.export.load(tmp_path / "out" / "model.pt2").module()
     with torch.inference_mode():
-        tokens, pooled, found = model(photos_for(classifier))
-        assert is_close(tokens, classifier.backbone.tokens(photos_for(classifier)))
-        assert is_close(pooled, classifier.backbone.pooled(photos_for(classifier)))
+        tokens, pooled, found = model(images_for(classifier))
+        assert is_close(tokens, classifier.backbone.tokens(images_for(classifier)))
+        assert is_close(pooled, classifier.backbone.pooled(images_for(classifier)))
         assert is_close(found, logits(classifier))
-    assert "gives `tokens`, `pooled` and `logits`." in (tmp_path / "out" / "README.md").read_text()
-    assert "tokens, pooled, logits = model(photos)" in (tmp_path / "out" / "README.md").read_text()
+    assert "Outputs: `tokens`, `pooled` and `logits`." in (tmp_path / "out" / "README.md").read_text()
+    assert "tokens, pooled, logits = model(images)" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.compile
-def test_onnx_runtime_gives_logits_beside_tokens(tmp_path: Path) -> None:
+def test_onnx_runtime_returns_tokens_and_logits(tmp_path: Path) -> None:
     import onnxruntime  # type: ignore[import-untyped]
 
     classifier = make_noise_classifier(make_noise_backbone(depth=1), pool="cls")
     assert write_export(onnx_target(classifier), NOISE_ORIGIN, tmp_path / "out").max_difference < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     assert [each.name for each in session.get_outputs()] == ["tokens", "pooled", "logits"]
-    found = session.run(["logits"], {"photos": photos_for(classifier).numpy()})[0]
+    found = session.run(["logits"], {"photos": images_for(classifier).numpy()})[0]
     assert is_close(torch.from_numpy(found), logits(classifier))
 
 
-def test_a_finetuned_run_goes_out_as_a_classifier_by_itself(tmp_path: Path) -> None:
+def test_a_finetuned_run_is_exported_as_a_classifier_by_default(tmp_path: Path) -> None:
     trained = make_noise_classifier()
     run = write_finetuned_run(tmp_path / "run", trained)
     export("timm", run, tmp_path / "timm")
@@ -169,18 +167,18 @@ def test_a_finetuned_run_goes_out_as_a_classifier_by_itself(tmp_path: Path) -> N
     export("safetensors", run, tmp_path / "encoder", part="encoder")
     with torch.inference_mode():
         vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-        assert is_close(vit(photos_for(trained)), logits(trained))
+        assert is_close(vit(images_for(trained)), logits(trained))
     assert is_close(logits(load_classifier(tmp_path / "best")), logits(trained) + 1)
-    with pytest.raises(UserError, match="is a ViT without a head"):
+    with pytest.raises(UserError, match="is a ViT without a classification head"):
         load_classifier(tmp_path / "encoder")
     assert is_close(
-        load_backbone(tmp_path / "encoder").pooled(photos_for(trained)), trained.backbone.pooled(photos_for(trained))
+        load_backbone(tmp_path / "encoder").pooled(images_for(trained)), trained.backbone.pooled(images_for(trained))
     )
-    with pytest.raises(UserError, match="run: has no decoder: --part autoencoder is for a pre-training run or one of"):
+    with pytest.raises(UserError, match="run: has no decoder. Use --part autoencoder only with a pre-training run"):
         export("safetensors", run, tmp_path / "whole", part="autoencoder")
 
 
-def test_of_many_granularities_rgb_goes_to_timm_and_all_to_safetensors(tmp_path: Path) -> None:
+def test_timm_exports_hold_rgb_only_and_safetensors_all_granularities(tmp_path: Path) -> None:
     trained = three()
     run = write_finetuned_run(tmp_path / "run", trained)
     export("timm", run, tmp_path / "timm")
@@ -189,22 +187,22 @@ def test_of_many_granularities_rgb_goes_to_timm_and_all_to_safetensors(tmp_path:
     assert restrict_to_rgb(trained).spec.backbone.channels == {"rgb": 3}  # type: ignore[union-attr]
     vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     with torch.inference_mode():
-        assert is_close(vit(photos_for(trained)), logits(trained))
+        assert is_close(vit(images_for(trained)), logits(trained))
     alone, whole = load_classifier(tmp_path / "rgb"), load_classifier(tmp_path / "all")
     assert (alone.backbone.granularities, whole.spec) == (("rgb",), trained.spec)
     assert torch.equal(logits(alone), logits(trained))
-    maps = {"semantic": torch.randint(6, (3, 8, 8)), "rgb": photos_for(trained)}
+    maps = {"semantic": torch.randint(6, (3, 8, 8)), "rgb": images_for(trained)}
     assert torch.equal(logits(whole, maps), logits(trained, maps))
 
 
-def test_a_broken_head_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_detects_a_wrong_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path, tensors: dict[str, Tensor]) -> None:
         write_tensors(path, {**tensors, "head.bias": tensors["head.bias"].roll(1)})
 
     for module in (as_timm, as_safetensors):
         monkeypatch.setattr(module, "write_tensors", broken)
     for target, tool in ((timm_target, "timm"), (safetensors_target, "safetensors")):
-        with pytest.raises(RunError, match=f"is not written: {tool} .* does not give the same of it"):
+        with pytest.raises(RunError, match=f"was not written, because {tool} .* computes other outputs"):
             write_export(target(make_noise_classifier()), NOISE_ORIGIN, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -218,12 +216,12 @@ def measured(run: Path, trained: Classifier) -> Path:
         (run / "evaluations" / name).mkdir(parents=True)
         metric = {"name": "accuracy", "value": 0.5, "count": 8, "interval": None, "note": "of few"}
         result = {"evaluation": f"of the {name}", "source": str(run), "metrics": [metric], "weights": digest}
-        result["protocol"] = "Tried on /home/somebody/data/test.tar, 90 %."
+        result["protocol"] = "Evaluated on /home/somebody/data/test.tar, 90 %."
         (run / "evaluations" / name / "results.json").write_text(json.dumps(result))
     return run
 
 
-def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path) -> None:
+def test_a_card_describes_fine_tuning_and_classes(tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "data": {"train": "/home/somebody/data/cats-{000..012}.tar"},
         "init": "/home/somebody/runs/pretrained",
@@ -238,8 +236,8 @@ def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path
     assert card.data.pipeline_tag == "image-classification"
     for line in (
         "# tuned",
-        "- It tells 4 classes apart: “cat”, “dog, hound”, “sea”; 1 without a name.",
-        "- It was tried on photos' central 90 %, brought to that size bicubically.",
+        "- Classes: 4 (“cat”, “dog, hound”, “sea”; 1 without a name).",
+        "- Evaluation crop: the central 90 % of an image, resized to the image size (bicubic).",
         "| Data | cats-{000..012}.tar |",
         "| Samples | 640 |",
         "| Weights | step 20 of 20 |",
@@ -249,29 +247,29 @@ def test_a_card_says_how_it_was_finetuned_and_what_it_tells_apart(tmp_path: Path
         "| Fine-tuned from | pretrained |",
         "| Regularisation | drop path 0.1 |",
         "| Mixing | mixup 0.8, smoothing 0.1 |",
-        "Scores of fine-tuning on photos that it did not learn from, at step 20:",
+        "Scores on the test set at step 20:",
         "| top-1 | 62.5 |",
         "| of the classifier | run | accuracy (of few) | 0.5 | 8 |",
         "| of the backbone | run | accuracy (of few) | 0.5 | 8 |",
-        "- of the classifier: Tried on test.tar, 90 %.",
+        "- of the classifier: Evaluated on test.tar, 90 %.",
     ):
         assert line in card.text.splitlines(), line
-    assert "A linear head of 4 logits comes behind." in card.text
+    assert "A linear head with 4 logits follows." in card.text
     assert "of the another" not in card.text
-    assert "Not known" not in card.text
+    assert "Unknown" not in card.text
     assert "/home/somebody" not in card.text
-    best, average = read_provenance(str(run / "best")), read_provenance(str(run), average=True)
+    best, average = read_provenance(str(run / "best")), read_provenance(str(run), use_ema=True)
     assert best.held_out_metrics == {"top-1": 75}
     assert best.details["Weights"] == (
-        "step 10 of 20, which did best on what it was tried on: that flatters them there"
+        "step 10 of 20, selected by its score on the test set, so that this score is optimistic"
     )
-    assert (average.held_out_metrics, average.is_average) == ({"top-1": 70}, False)
+    assert (average.held_out_metrics, average.is_ema) == ({"top-1": 70}, False)
 
 
-def test_of_many_classes_a_card_names_the_first(tmp_path: Path) -> None:
+def test_a_card_names_the_first_of_many_classes(tmp_path: Path) -> None:
     labels = [LabelInfo(name=f"kind {index}") for index in range(1200)]
     write_export(timm_target(make_noise_classifier(labels=labels)), NOISE_ORIGIN, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "- It tells 1,200 classes apart: “kind 0”, “kind 1”, “kind 2”, “kind 3”, “kind 4”, ….\n" in text
+    assert "- Classes: 1,200 (“kind 0”, “kind 1”, “kind 2”, “kind 3”, “kind 4”, …).\n" in text
     write_export(timm_target(make_noise_classifier(labels=[None, None])), NOISE_ORIGIN, tmp_path / "none")
-    assert "- It tells 2 classes apart: 2 without a name.\n" in (tmp_path / "none" / "README.md").read_text()
+    assert "- Classes: 2 (2 without a name).\n" in (tmp_path / "none" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""What was exported is loaded where this project is not: by the lines of its card, in a process that has no c2fmae."""
+"""Exports are loaded by the code of their model card, in a process that cannot import c2fmae."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write_export
 from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone
 
-WITHOUT_US = """
+BLOCK_C2FMAE = """
 import sys
 
 class Blocked:
@@ -27,18 +27,18 @@ try:
 except ModuleNotFoundError:
     pass
 else:
-    raise SystemExit("c2fmae is there")
+    raise SystemExit("c2fmae can be imported")
 from safetensors.torch import load_file, save_file
-photos, found = load_file("photos.safetensors")["photos"], {}
+images, found = load_file("images.safetensors")["images"], {}
 """
 
 
 @pytest.mark.once
-def test_the_lines_of_a_card_load_it_in_a_process_without_us(tmp_path: Path) -> None:
+def test_the_code_of_a_card_runs_without_c2fmae(tmp_path: Path) -> None:
     backbone = make_noise_backbone(size=(32, 48), keep_positions=True)
-    photos = backbone.standardise(draw_noise_images((32, 48)))
-    save_file({"photos": photos}, tmp_path / "photos.safetensors")
-    lines = [WITHOUT_US]
+    images = backbone.standardise(draw_noise_images((32, 48)))
+    save_file({"images": images}, tmp_path / "images.safetensors")
+    lines = [BLOCK_C2FMAE]
     for target in (timm_target(backbone), hf_target(backbone)):
         write_export(target, NOISE_ORIGIN, tmp_path / target.library)
         card = (tmp_path / target.library / "README.md").read_text(encoding="utf-8")
@@ -52,6 +52,6 @@ def test_the_lines_of_a_card_load_it_in_a_process_without_us(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "found.safetensors")
     assert found.keys() == {"timm", "transformers"}
-    expected = backbone.pooled(photos).detach()
+    expected = backbone.pooled(images).detach()
     assert is_close(found["timm"], expected)
     assert is_close(found["transformers"], expected)

@@ -66,7 +66,7 @@ def test_what_a_file_lacks_is_not_left_to_chance(vit: nn.Module, tmp_path: Path)
     path = tmp_path / "vit.safetensors"
     save_file({k: v for k, v in vit.state_dict().items() if not k.startswith("blocks.3.")}, path)
     message = refused(build_tiny_method("mae", KEEP), f"timm:test_vit@{path}")
-    assert message.startswith(f"init: timm:test_vit@{path}: lacks 12 tensors: blocks.3.norm1.weight, ")
+    assert message.startswith(f"init: timm:test_vit@{path}: 12 missing tensors (blocks.3.norm1.weight, ")
 
 
 def test_another_vit_than_the_encoder_is_refused(vit: nn.Module, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_files_that_are_none_are_sentences(tmp_path: Path) -> None:
         assert message.startswith(f"init: {tmp_path / name}: ")
         assert "\n" not in message
     message = refused(build_tiny_method("mae"), str(tmp_path / "nowhere"))
-    assert message.startswith(f"init: {tmp_path / 'nowhere'}: does not exist. Give a run's folder, a checkpoint, ")
+    assert message.startswith(f"init: {tmp_path / 'nowhere'}: does not exist. Use a run directory, a checkpoint, ")
 
 
 def test_an_official_mae_gives_its_features_from_the_first_step(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_settings_that_make_no_sense_are_refused(override: str, message: str) ->
         ),
         (
             ["encoder.name=vit_tiny_patch16_22"],
-            "timm has no encoder named 'vit_tiny_patch16_22'. Did you mean 'vit_tiny_patch16_224'?",
+            "encoder: timm has no model named 'vit_tiny_patch16_22'. Did you mean 'vit_tiny_patch16_224'?",
         ),
     ],
 )
@@ -276,8 +276,14 @@ def odd(name: str, *values: int) -> SceneBatch:
 @pytest.mark.parametrize(
     ("scenes", "message"),
     [
-        (lambda: draw_noise_scenes(size=(40, 32)), "rgb: 40×32 is not divisible into patches of 16×16"),
-        (lambda: draw_noise_scenes(size=(32, 36)), "rgb: 32×36 is not divisible into patches of 16×16"),
+        (
+            lambda: draw_noise_scenes(size=(40, 32)),
+            "rgb: 40×32 is not divisible into patches of 16×16. Resize it to multiples of 16",
+        ),
+        (
+            lambda: draw_noise_scenes(size=(32, 36)),
+            "rgb: 32×36 is not divisible into patches of 16×16. Resize it to multiples of 16",
+        ),
         (
             lambda: odd("semantic", 6),
             "scene-1: semantic has the id 6, but the model knows 6 (0 to 5, and 255 for what nobody labelled). "
@@ -375,5 +381,5 @@ def test_what_is_not_finite_is_refused(setting: str) -> None:
 def test_a_model_that_knows_no_photos_says_so() -> None:
     model = build_tiny_method("c2fmae", granularities=["semantic"]).model
     assert isinstance(model, MultiGranularAutoencoder)
-    with pytest.raises(ValueError, match=r"^this model has not seen photos: its granularities are semantic$"):
+    with pytest.raises(ValueError, match=r"^this model has no rgb embedding: its granularities are semantic$"):
         model.encode(torch.zeros(1, 3, 32, 32))

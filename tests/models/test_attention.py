@@ -40,7 +40,7 @@ def all_parts() -> dict[str, DeviceAwareAttention]:
 
 
 @pytest.mark.parametrize("name", ["encoder", *DECODERS])
-def test_attention_is_explicit_on_a_cpu_wherever_a_part_has_been(name: str) -> None:
+def test_attention_is_explicit_on_a_cpu_also_after_moving_devices(name: str) -> None:
     part = all_parts()[name]
     assert choices(part)
     assert not any(choices(part))
@@ -52,14 +52,14 @@ def test_attention_is_explicit_on_a_cpu_wherever_a_part_has_been(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["encoder", *DECODERS])
-def test_attention_is_fused_where_the_weights_lie_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_fused_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part = all_parts()[name]
     monkeypatch.setattr(part, "parameters", lambda: iter([SimpleNamespace(is_cuda=True)]))
-    nn.ModuleList([part]).float()  # reached through what it is a part of
+    nn.ModuleList([part]).float()  # through its parent module
     assert all(choices(part))
 
 
-def test_an_encoder_gives_the_same_with_fused_attention() -> None:
+def test_fused_attention_does_not_change_an_encoder() -> None:
     encoder, tokens = Encoder(make_tiny_vit()).eval(), draw_normal(2, 5, 64)
     explicit = encoder(tokens)
     set_fused(encoder, True)
@@ -67,7 +67,7 @@ def test_an_encoder_gives_the_same_with_fused_attention() -> None:
 
 
 @pytest.mark.parametrize("name", list(DECODERS))
-def test_a_decoder_gives_the_same_with_fused_attention(name: str) -> None:
+def test_fused_attention_does_not_change_a_decoder(name: str) -> None:
     decoder, masks = make_decoder(name), draw_masks_at_random()
     explicit = decoder(draw_latent(masks), masks, (2, 3))
     set_fused(decoder, True)
@@ -76,7 +76,7 @@ def test_a_decoder_gives_the_same_with_fused_attention(name: str) -> None:
 
 
 def one_at_a_time(attention: CrossAttention, queries: Tensor, context: Tensor) -> Tensor:
-    """Image by image, head by head, query by query."""
+    """Cross-attention as a loop over images, heads and queries."""
     dim = queries.shape[2]
     width = dim // HEADS
     answers = torch.zeros_like(queries)
@@ -93,7 +93,7 @@ def one_at_a_time(attention: CrossAttention, queries: Tensor, context: Tensor) -
 
 
 @given(st.integers(1, 4), st.integers(1, 7), st.booleans())
-def test_a_query_gets_the_values_of_the_keys_that_are_like_it(num_queries: int, num_keys: int, is_fused: bool) -> None:
+def test_cross_attention_equals_a_loop_over_queries(num_queries: int, num_keys: int, is_fused: bool) -> None:
     attention = randomise_parameters(CrossAttention(8, HEADS), std=0.7)
     attention.fused_attn = is_fused
     queries, context = draw_normal(2, num_queries, 8), draw_normal(2, num_keys, 8, seed=1)
@@ -110,15 +110,15 @@ def test_the_order_of_a_context_does_not_matter(is_fused: bool) -> None:
     torch.testing.assert_close(attention(queries, context.flip(1)), attention(queries, context), rtol=1e-5, atol=1e-6)
 
 
-def test_a_block_adds_to_its_queries_what_it_sees_and_then_what_it_thinks() -> None:
+def test_a_cross_block_adds_attention_then_mlp_to_its_queries() -> None:
     block = randomise_parameters(CrossBlock(8, HEADS, 2.0))
     queries, context = draw_normal(2, 3, 8), draw_normal(2, 6, 8, seed=1)
     seen = queries + block.attn(block.norm_query(queries), block.norm_context(context))
     assert torch.equal(block(queries, context), seen + block.mlp(block.norm(seen)))
 
 
-def test_a_query_without_residual_only_asks() -> None:
-    """What its norm takes from it, its level and scale, leaves no trace."""
+def test_without_residual_the_output_depends_on_queries_through_attention_only() -> None:
+    """Mean and scale of the queries, which the norm removes, have no effect then."""
     queries, context = draw_normal(2, 3, 8), draw_normal(2, 6, 8, seed=1)
     louder = 3 * queries + 5
     asking, adding = (randomise_parameters(CrossBlock(8, HEADS, query_residual=on)) for on in (False, True))
@@ -126,13 +126,13 @@ def test_a_query_without_residual_only_asks() -> None:
     assert (adding(louder, context) - adding(queries, context)).abs().mean() > 1
     with torch.no_grad():
         for block in (asking, adding):
-            block.attn.proj.weight.zero_()  # sees nothing, so that only the residual tells queries apart
+            block.attn.proj.weight.zero_()  # attention is constant, so only the residual differs between queries
         assert float(asking(queries, context).flatten(0, 1).std(dim=0).max()) < 1e-6
         assert float(adding(queries, context).flatten(0, 1).std(dim=0).min()) > 0.1
 
 
-def test_a_block_of_self_attention_is_that_of_mae() -> None:
-    """Norms first, biases everywhere, no norm of queries and keys."""
+def test_a_self_attention_block_is_that_of_mae() -> None:
+    """Pre-norm, all biases, no norm of queries and keys."""
     block = randomise_parameters(create_self_block(8, HEADS, 2.0))
     x = draw_normal(2, 3, 8)
     expected = nn.TransformerEncoderLayer(

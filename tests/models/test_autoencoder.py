@@ -19,7 +19,7 @@ GRID, N = (2, 3), 6
 
 
 def inputs_of(part: nn.Module, model: MultiGranularAutoencoder, masks: Masks, **maps: Any) -> tuple[Any, ...]:
-    """What a part of a model is called with."""
+    """The inputs with which a submodule is called."""
     seen: list[tuple[Any, ...]] = []
     handle = part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     model(draw_input_maps(**maps), masks)
@@ -40,7 +40,7 @@ def test_every_token_has_the_position_of_its_patch_whatever_its_granularity(grid
             torch.testing.assert_close(tokens[image, slot], expected)
 
 
-def test_a_decoder_gets_the_latents_of_global_token_and_visible_patches_and_the_grid() -> None:
+def test_a_decoder_gets_prefix_and_visible_latents_and_the_grid() -> None:
     model, masks = make_autoencoder(), draw_masks_at_random()
     latent, given, grid = inputs_of(model.decoder, model, masks)
     assert latent.shape == (2, 1 + 5, 64)
@@ -48,7 +48,7 @@ def test_a_decoder_gets_the_latents_of_global_token_and_visible_patches_and_the_
     assert grid == GRID
 
 
-def test_heads_of_one_stage_turn_the_same_features_into_predictions_of_their_own() -> None:
+def test_several_heads_can_read_one_stage() -> None:
     model, masks = make_autoencoder(), draw_masks_at_random()
     second = randomise_parameters(PredictionHead("rgb", 16, 7), seed=3)
     model.heads["rgb_normalized_pixels"] = second
@@ -61,7 +61,7 @@ def test_heads_of_one_stage_turn_the_same_features_into_predictions_of_their_own
 
 @pytest.mark.parametrize("shown", [("rgb",), ("semantic", "instance"), ALL_GRANULARITIES])
 def test_every_parameter_has_a_gradient_whatever_is_visible(shown: tuple[str, ...]) -> None:
-    """Or processes would wait for each other's forever."""
+    """Otherwise DDP would wait for the missing gradients."""
     model = make_autoencoder()
     predictions = model(
         draw_input_maps(), Masks.from_visible_granularities(shown, ALL_GRANULARITIES, batch=2, num_patches=N)
@@ -70,29 +70,31 @@ def test_every_parameter_has_a_gradient_whatever_is_visible(shown: tuple[str, ..
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
-def test_the_same_model_takes_photos_of_other_sizes() -> None:
+def test_the_same_model_takes_images_of_other_sizes() -> None:
     model, masks = make_autoencoder(), draw_masks_at_random(num_patches=12)
     assert {
         name: tuple(values.shape) for name, values in model(draw_input_maps(grid=(3, 4)), masks).items()
     } == dict.fromkeys(ALL_GRANULARITIES, (2, 12, 3))
 
 
-def test_a_model_refuses_the_masks_of_other_granularities() -> None:
+def test_masks_of_other_granularities_are_rejected() -> None:
     model = make_autoencoder()
     for names in (("semantic", "rgb"), ("rgb", "instance", "semantic")):
         with pytest.raises(
-            ValueError, match=f"^masks: expected those of semantic, instance, rgb, got those of {', '.join(names)}$"
+            ValueError, match=f"^masks: expected granularities semantic, instance, rgb, got {', '.join(names)}$"
         ):
             model(draw_input_maps(), draw_masks_at_random(names))
 
 
-def test_a_model_refuses_maps_of_different_grids() -> None:
+def test_maps_of_different_grids_are_rejected() -> None:
     maps = {**draw_input_maps(), "instance": draw_input_maps(grid=(2, 4))["instance"]}
-    with pytest.raises(UserError, match=r"^instance has 2×4 patches, but semantic 2×3$"):
+    with pytest.raises(
+        UserError, match=r"^instance: has 2×4 patches, but semantic has 2×3. Resize the maps to one image size$"
+    ):
         make_autoencoder()(maps, draw_masks_at_random())
 
 
-def test_predictions_do_not_depend_on_global_noise() -> None:
+def test_predictions_do_not_use_the_global_generator() -> None:
     model = make_autoencoder().train()
     torch.manual_seed(0)
     first = model(draw_input_maps(), draw_masks_at_random())

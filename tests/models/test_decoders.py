@@ -39,13 +39,13 @@ def decode(decoder: nn.Module, masks: Masks, *, num_prefix: int = 1, seed: int =
 
 
 def in_order(order: Sequence[str], **changes: Any) -> Any:
-    """A filled cascade whose stages come in this order, over tokens that lie as always."""
+    """A cascade whose stages have this order, with random weights; the order of tokens is unchanged."""
     return make_decoder("cascaded", stages={name: name for name in order}, **changes)
 
 
 @contextmanager
 def hooked(handle: Any) -> Iterator[None]:
-    """As long as this lasts, a hook is there."""
+    """Remove a hook at the end of the block."""
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ def hooked(handle: Any) -> Iterator[None]:
 
 
 def contexts_of(decoder: Any, masks: Masks) -> dict[str, Tensor]:
-    """What each stage's first block reads, by stage."""
+    """The context of each stage's first block."""
     read: dict[str, Tensor] = {}
     handles = [
         stage.first.register_forward_pre_hook(lambda _, inputs, name=name: read.update({name: inputs[1]}))
@@ -83,7 +83,7 @@ def test_every_stage_has_features_of_every_patch(name: str, granularities: tuple
 def test_every_parameter_has_a_gradient_whatever_is_visible(
     name: str, context: str, entry: str, shown: tuple[str, ...]
 ) -> None:
-    """Or processes would wait for each other's forever."""
+    """Otherwise DDP would wait for the missing gradients."""
     decoder = make_decoder(name, context=context, entry=entry)
     features = decode(decoder, Masks.from_visible_granularities(shown, ALL_GRANULARITIES, batch=2, num_patches=N))
     torch.stack([each.square().sum() for each in features.values()]).sum().backward()
@@ -95,7 +95,7 @@ def test_every_parameter_has_a_gradient_whatever_is_visible(
 @EACH
 @settings(max_examples=10)
 @given(seeds, st.integers(1, 17))
-def test_what_the_other_images_are_does_not_matter(name: str, seed: int, num_visible: int) -> None:
+def test_features_do_not_depend_on_other_images_of_the_batch(name: str, seed: int, num_visible: int) -> None:
     decoder = make_decoder(name, num_heads=1, dim=8)
     masks, other = (draw_masks_at_random(num_visible=num_visible, seed=s) for s in (seed, seed ^ 1))
     latent, others = draw_latent(masks), draw_latent(masks, seed=1)
@@ -110,7 +110,7 @@ def test_what_the_other_images_are_does_not_matter(name: str, seed: int, num_vis
 
 
 @EACH
-def test_hidden_patches_do_not_change_what_is_predicted(name: str) -> None:
+def test_predictions_do_not_depend_on_hidden_patches(name: str) -> None:
     model, masks = make_autoencoder(name).eval(), draw_masks_at_random()
     maps, others = draw_input_maps(), draw_input_maps(seed=1)
     hidden = {
@@ -135,7 +135,7 @@ def test_several_stages_may_predict_the_same_granularity(name: str) -> None:
 
 
 @EACH
-def test_a_decoder_has_as_many_blocks_as_its_depth_says(name: str) -> None:
+def test_depth_is_the_number_of_blocks(name: str) -> None:
     decoder: Any = make_decoder(name, depth=3)
     if isinstance(decoder, JointDecoder):
         assert len(decoder.blocks) == 3
@@ -144,16 +144,16 @@ def test_a_decoder_has_as_many_blocks_as_its_depth_says(name: str) -> None:
     assert decode(make_decoder(name, depth=0), draw_masks_at_random()).keys() == {*ALL_GRANULARITIES}
 
 
-def test_a_decoder_that_is_not_there_is_refused_with_the_nearest() -> None:
+def test_an_unknown_decoder_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match=r"^no decoder named 'cascade'\. Did you mean 'cascaded'\? Known: cascaded, "):
         DECODERS.get("cascade")
 
 
-# Who reads whom
+# Dependencies between stages
 
 
 def moved_by(decoder: nn.Module, part: nn.Module) -> set[str]:
-    """The stages whose features change with the weights of a part."""
+    """The stages whose features depend on the weights of a submodule."""
     masks = draw_masks_at_random()
     with torch.no_grad():
         before = decode(decoder, masks)
@@ -163,9 +163,7 @@ def moved_by(decoder: nn.Module, part: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(ALL_GRANULARITIES)), ids=", ".join)
 @pytest.mark.parametrize(("carry", "context"), [("last", "all"), ("all", "all"), ("last", "visible")])
-def test_in_a_cascade_of_any_order_a_stage_moves_itself_and_those_after_it(
-    order: tuple[str, ...], carry: str, context: str
-) -> None:
+def test_a_stage_of_a_cascade_affects_itself_and_later_stages(order: tuple[str, ...], carry: str, context: str) -> None:
     decoder = in_order(order, carry=carry, context=context)
     for place, stage in enumerate(order):
         assert moved_by(decoder, decoder.stages[stage]) == set(order[place:])
@@ -183,7 +181,7 @@ def test_in_a_cascade_of_any_order_a_stage_moves_itself_and_those_after_it(
         *((name, stage, {stage}) for name in ("parallel", "self_attention") for stage in ALL_GRANULARITIES),
     ],
 )
-def test_who_reads_whom(name: str, stage: str, expected: set[str]) -> None:
+def test_which_stages_depend_on_which(name: str, stage: str, expected: set[str]) -> None:
     decoder: Any = make_decoder(name)
     assert moved_by(decoder, decoder.stages[stage]) == expected
     own: Any = make_decoder(name, entry="own")
@@ -191,14 +189,14 @@ def test_who_reads_whom(name: str, stage: str, expected: set[str]) -> None:
 
 
 @pytest.mark.parametrize("name", STAGED)
-def test_a_shared_entry_moves_all(name: str) -> None:
+def test_a_shared_entry_affects_all_stages(name: str) -> None:
     decoder: Any = make_decoder(name, entry="shared")
     assert len(decoder.entries) == 1
     assert moved_by(decoder, decoder.entries[0]) == {*ALL_GRANULARITIES}
 
 
 @EACH
-def test_a_head_moves_its_own_prediction_alone(name: str) -> None:
+def test_a_head_affects_its_own_prediction_only(name: str) -> None:
     model, maps, masks = make_autoencoder(name), draw_input_maps(), draw_masks_at_random()
     for stage in ALL_GRANULARITIES:
         before = model(maps, masks)
@@ -206,7 +204,7 @@ def test_a_head_moves_its_own_prediction_alone(name: str) -> None:
         assert changed_predictions(before, model(maps, masks)) == {stage}
 
 
-def test_entries_of_their_own_that_are_alike_are_as_good_as_one() -> None:
+def test_equal_separate_entries_equal_a_shared_entry() -> None:
     shared, own = make_decoder("cascaded", entry="shared"), make_decoder("cascaded", entry="own")
     weights = dict(shared.state_dict())
     for name in list(weights):
@@ -217,12 +215,12 @@ def test_entries_of_their_own_that_are_alike_are_as_good_as_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["joint", "self_attention"])
-def test_settings_of_cross_attention_do_not_matter_where_there_is_none(name: str) -> None:
+def test_cross_attention_options_have_no_effect_without_cross_attention(name: str) -> None:
     plain, set_ = make_decoder(name), make_decoder(name, context="visible", carry="all", query_residual=False)
     assert not changed_predictions(decode(plain, draw_masks_at_random()), decode(set_, draw_masks_at_random()))
 
 
-def test_self_attention_reads_nothing_but_its_own_granularity() -> None:
+def test_a_self_attention_stage_depends_on_its_own_granularity_only() -> None:
     decoder, masks = make_decoder("self_attention"), draw_masks_at_random(num_visible=9)
     latent = draw_latent(masks)
     granularity = torch.cat([torch.full((2, 1), -1), masks.visible_idx // N], dim=1)
@@ -233,7 +231,7 @@ def test_self_attention_reads_nothing_but_its_own_granularity() -> None:
         assert changed_predictions(before, decoder(changed, masks, GRID)) == {stage}
 
 
-# How a cascade carries
+# Carried features
 
 
 def test_reversed_is_the_cascade_from_the_last_stage_to_the_first() -> None:
@@ -265,7 +263,7 @@ def test_carrying_all_differs_from_carrying_the_last_at_the_third_stage() -> Non
 
 @pytest.mark.parametrize("order", list(itertools.permutations(ALL_GRANULARITIES)), ids=", ".join)
 @pytest.mark.parametrize("carry", ["last", "all"])
-def test_what_is_carried_lands_on_its_own_patches_alone(order: tuple[str, ...], carry: str) -> None:
+def test_carried_features_are_added_to_their_own_patches_only(order: tuple[str, ...], carry: str) -> None:
     decoder, masks = in_order(order, carry=carry), draw_masks_at_random()
     with hooked(decoder.carry.register_forward_hook(lambda module, inputs, carried: torch.zeros_like(carried))):
         without = contexts_of(decoder, masks)
@@ -279,7 +277,7 @@ def test_what_is_carried_lands_on_its_own_patches_alone(order: tuple[str, ...], 
         torch.testing.assert_close(marked[stage] - without[stage], expected, rtol=0, atol=1e-3)
 
 
-def test_what_is_carried_are_the_features_of_the_stage_before() -> None:
+def test_carried_features_are_those_of_the_previous_stage() -> None:
     decoder, carried = make_decoder("cascaded", carry="all"), []
     assert isinstance(decoder, CascadedDecoder)
     with hooked(decoder.carry.register_forward_hook(lambda module, inputs, result: carried.append(result))):
@@ -289,7 +287,7 @@ def test_what_is_carried_are_the_features_of_the_stage_before() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(carried, expected, strict=True))
 
 
-def test_features_land_at_their_granularity_and_nowhere_else() -> None:
+def test_add_features_changes_its_granularity_only() -> None:
     tokens = draw_normal(2, 3 * N, 4)
     state = DecoderState(draw_normal(2, 1, 4), tokens, draw_masks_at_random().visible_idx, N)
     for granularity in range(3):
@@ -302,15 +300,13 @@ def test_features_land_at_their_granularity_and_nowhere_else() -> None:
     assert torch.equal(state.tokens, draw_normal(2, 3 * N, 4))
 
 
-# What a context holds
+# Contexts
 
 
 @pytest.mark.parametrize("name", [*CASCADES, "parallel"])
 @pytest.mark.parametrize("carry", ["last", "all"])
 @pytest.mark.parametrize("num_visible", [0, 7, 18])
-def test_a_visible_context_is_what_the_encoder_gave_and_the_carried_stages(
-    name: str, carry: str, num_visible: int
-) -> None:
+def test_a_visible_context_holds_prefix_visible_and_carried_tokens(name: str, carry: str, num_visible: int) -> None:
     decoder: Any = make_decoder(name, context="visible", carry=carry)
     masks = draw_masks_at_random(num_visible=num_visible)
     [entry] = decoder.entries
@@ -328,7 +324,7 @@ def test_a_visible_context_is_what_the_encoder_gave_and_the_carried_stages(
 
 
 @pytest.mark.parametrize("name", [*CASCADES, "parallel"])
-def test_a_whole_context_is_all_tokens_without_the_global_one(name: str) -> None:
+def test_the_full_context_is_all_tokens_without_the_prefix(name: str) -> None:
     decoder: Any = make_decoder(name, context="all")
     masks = draw_masks_at_random()
     [entry] = decoder.entries
@@ -337,7 +333,7 @@ def test_a_whole_context_is_all_tokens_without_the_global_one(name: str) -> None
     assert all(context.shape == (2, 3 * N, 16) for context in contexts)
 
 
-def test_mask_tokens_are_read_in_a_whole_context_and_not_in_a_visible_one() -> None:
+def test_mask_tokens_are_part_of_the_full_context_only() -> None:
     masks = draw_masks_at_random()
     for context in ("all", "visible"):
         decoder: Any = make_decoder("parallel", context=context)
@@ -353,7 +349,7 @@ def test_mask_tokens_are_read_in_a_whole_context_and_not_in_a_visible_one() -> N
 
 
 @EACH
-def test_mask_tokens_ask_for_what_is_hidden(name: str) -> None:
+def test_mask_tokens_affect_predictions_with_a_visible_context(name: str) -> None:
     decoder, masks = make_decoder(name, context="visible"), draw_masks_at_random()
     before = decode(decoder, masks)
     with torch.no_grad():
@@ -364,7 +360,7 @@ def test_mask_tokens_ask_for_what_is_hidden(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*CASCADES, "parallel"])
-def test_a_query_without_residual_leaves_nothing_of_itself_where_there_is_nothing_to_see(name: str) -> None:
+def test_without_residual_constant_attention_gives_constant_features(name: str) -> None:
     for query_residual in (True, False):
         decoder: Any = make_decoder(name, query_residual=query_residual, depth=0)
         with torch.no_grad():
@@ -375,7 +371,7 @@ def test_a_query_without_residual_leaves_nothing_of_itself_where_there_is_nothin
             assert (float(difference.detach().abs().max()) < 1e-5) == (not query_residual)
 
 
-# What a decoder starts from
+# Entries
 
 
 @settings(max_examples=20)
@@ -385,7 +381,7 @@ def test_a_query_without_residual_leaves_nothing_of_itself_where_there_is_nothin
     st.integers(0, 3),
     seeds,
 )
-def test_latents_go_where_they_belong_and_mask_tokens_elsewhere(
+def test_latents_are_scattered_to_visible_patches_and_mask_tokens_to_hidden_ones(
     granularities: list[str], num_visible: int, num_prefix: int, seed: int
 ) -> None:
     masks = draw_masks_at_random(granularities, num_visible=num_visible, seed=seed)
@@ -409,7 +405,7 @@ def test_latents_go_where_they_belong_and_mask_tokens_elsewhere(
     )
 
 
-def test_positions_of_a_decoder_follow_the_grid() -> None:
+def test_decoder_positions_follow_the_grid() -> None:
     entry, masks = randomise_parameters(DecoderEntry(64, 8, 3)), draw_masks_at_random()
     lying, standing = (entry(draw_latent(masks), masks, grid).tokens.unflatten(1, (3, N)) for grid in ((2, 3), (3, 2)))
     moved_by_grid = sincos_positions((3, 2), 8) - sincos_positions((2, 3), 8)
@@ -418,7 +414,7 @@ def test_positions_of_a_decoder_follow_the_grid() -> None:
 
 @pytest.mark.parametrize("has_norm", [False, True])
 @pytest.mark.parametrize("num_prefix", [0, 1, 3])
-def test_joint_runs_its_blocks_over_all_tokens_and_what_precedes_them(has_norm: bool, num_prefix: int) -> None:
+def test_joint_applies_its_blocks_to_prefix_and_all_tokens(has_norm: bool, num_prefix: int) -> None:
     decoder, masks = make_decoder("joint", has_norm=has_norm, depth=2), draw_masks_at_random()
     assert isinstance(decoder, JointDecoder)
     latent = draw_latent(masks, num_prefix=num_prefix)
@@ -434,7 +430,7 @@ def test_joint_runs_its_blocks_over_all_tokens_and_what_precedes_them(has_norm: 
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_joint_has_one_entry_and_a_norm_only_if_asked() -> None:
+def test_joint_has_one_entry_and_an_optional_norm() -> None:
     asked, plain = (make_decoder("joint", has_norm=has_norm, entry="own") for has_norm in (True, False))
     assert {name.split(".")[0] for name, _ in plain.named_parameters()} == {"entry", "blocks"}
     assert {name.split(".")[0] for name, _ in asked.named_parameters()} == {"entry", "blocks", "norm"}
@@ -454,11 +450,11 @@ def test_stages_share_an_entry_or_have_their_own() -> None:
 
 
 @pytest.mark.compile
-def test_a_whole_model_is_one_graph_with_the_same_predictions_and_gradients() -> None:
+def test_a_model_compiles_to_one_graph_with_equal_predictions_and_gradients() -> None:
     model, maps = make_autoencoder("cascaded", context="visible", carry="all"), draw_input_maps()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for seed in range(2):  # shares of the granularities that change make no new graphs
+    for seed in range(2):  # other numbers of visible patches per granularity do not recompile
         results = []
         for each in (model, compiled):
             predictions = each(maps, draw_masks_at_random(seed=seed))

@@ -1,4 +1,3 @@
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -27,7 +26,7 @@ NAMES = [("rgb",), ("semantic",), ("semantic", "rgb"), ("rgb", "instance"), ALL_
 
 @pytest.fixture(params=["as many as there are", "a fixed length"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How visible patches are listed: eagerly on a CPU, and as a GPU or a compiled graph would."""
+    """How visible patches are listed: eagerly on a CPU, or with fixed length as on a GPU and in compiled graphs."""
     way: str = request.param
     if way == "a fixed length":
         monkeypatch.setattr("c2fmae.models.embeddings.torch.compiler.is_compiling", lambda: True)
@@ -42,21 +41,21 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a case is made of; made inside the test, as the run with shape checks asks of strategies to be plain."""
+    """The inputs of a case, built inside the test: the run with shape checks needs plain strategies."""
 
     names: tuple[str, ...]
     patch: int
     grid: tuple[int, int]
     batch: int
     channels: int
-    share: float
-    """Of the patches that are visible."""
+    visible_fraction: float
+    """The fraction of visible patches."""
     has_norm: bool
     seed: int
 
     def make(self) -> Case:
         num_patches = self.grid[0] * self.grid[1]
-        num_visible = max(1, round(self.share * len(self.names) * num_patches))
+        num_visible = max(1, round(self.visible_fraction * len(self.names) * num_patches))
         cells = self.patch // label_stride(self.patch)
         return Case(
             make_embeddings(self.names, patch=self.patch, channels=self.channels, has_norm=self.has_norm),
@@ -82,14 +81,14 @@ settings_of_cases = st.builds(
     grid=st.tuples(st.integers(1, 3), st.integers(1, 4)),
     batch=st.integers(1, 3),
     channels=st.integers(1, 5),
-    share=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
+    visible_fraction=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
     has_norm=st.booleans(),
     seed=seeds,
 )
 
 
 def project_everything(embedding: torch.nn.Module, maps: Tensor) -> Tensor:
-    """All patches' tokens [B, N, D], by a strided convolution over the whole map."""
+    """The tokens of all patches [B, N, D], by a strided convolution over the map."""
     if isinstance(embedding, ImageEmbedding):
         weight, bias = embedding.proj.weight, embedding.proj.bias
         every: Tensor = embedding.norm(F.conv2d(maps, weight, bias, stride=embedding.patch).flatten(2).mT)
@@ -102,7 +101,7 @@ def project_everything(embedding: torch.nn.Module, maps: Tensor) -> Tensor:
 
 
 def dense(embeddings: Embeddings, maps: Mapping[str, Tensor], masks: Masks) -> Tensor:
-    """Project all and choose afterwards."""
+    """Project all patches, then select the visible ones."""
     every = torch.cat([project_everything(embeddings[name], maps[name]) for name in masks.granularities], dim=1)
     return every.gather(1, masks.visible_idx.unsqueeze(2).expand(-1, -1, every.shape[2]))
 
@@ -123,19 +122,19 @@ def assert_equals_dense(case: Case) -> None:
 
 @settings(max_examples=25)
 @given(settings_of_cases)
-def test_tokens_are_those_of_projecting_everything_and_choosing_afterwards(setting: Setting) -> None:
+def test_tokens_equal_projecting_all_patches_and_selecting_visible_ones(setting: Setting) -> None:
     assert_equals_dense(setting.make())
 
 
 @settings(max_examples=25)
 @given(settings_of_cases)
-def test_a_list_of_fixed_length_gives_the_same_tokens(setting: Setting) -> None:
+def test_index_lists_of_fixed_length_give_the_same_tokens(setting: Setting) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("c2fmae.models.embeddings.torch.compiler.is_compiling", lambda: True)
         assert_equals_dense(setting.make())
 
 
-def test_tokens_come_in_the_order_of_the_visible_list(way: str) -> None:
+def test_tokens_have_the_order_of_visible_idx(way: str) -> None:
     embeddings, maps, masks = make_embeddings(), draw_input_maps(), draw_masks_at_random(num_visible=9)
     order = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(image)) for image in range(2)])
     shuffled = replace(masks, visible_idx=masks.visible_idx.gather(1, order))
@@ -143,8 +142,8 @@ def test_tokens_come_in_the_order_of_the_visible_list(way: str) -> None:
     torch.testing.assert_close(embeddings(maps, shuffled), expected, rtol=0, atol=1e-6)
 
 
-def test_the_masks_say_which_granularities_are_there() -> None:
-    """So photos alone go through a model of three granularities."""
+def test_masks_select_the_granularities() -> None:
+    """So that a model of three granularities can encode only images."""
     embeddings, maps = make_embeddings(), draw_input_maps()
     masks = Masks.from_visible_granularities(["rgb"], ["rgb"], batch=2, num_patches=6)
     every = Masks.from_visible_granularities(["rgb"], ALL_GRANULARITIES, batch=2, num_patches=6)
@@ -152,7 +151,7 @@ def test_the_masks_say_which_granularities_are_there() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_ids_of_any_type_are_the_same_ids(dtype: torch.dtype) -> None:
+def test_all_integer_types_of_ids_are_equal(dtype: torch.dtype) -> None:
     embeddings, maps, masks = (
         make_embeddings(("semantic",)),
         draw_input_maps(("semantic",)),
@@ -162,7 +161,7 @@ def test_ids_of_any_type_are_the_same_ids(dtype: torch.dtype) -> None:
     assert torch.equal(embeddings(typed, masks), embeddings(maps, masks))
 
 
-def test_cells_that_nobody_labelled_have_a_row_of_their_own(way: str) -> None:
+def test_unlabelled_cells_have_their_own_embedding(way: str) -> None:
     embeddings = make_embeddings(("semantic",))
     embedding = embeddings["semantic"]
     assert isinstance(embedding, IdEmbedding)
@@ -177,7 +176,7 @@ def test_cells_that_nobody_labelled_have_a_row_of_their_own(way: str) -> None:
 
 
 def poisoned(maps: Mapping[str, Tensor], masks: Masks, *, patch: int = 16) -> dict[str, Tensor]:
-    """What is hidden replaced by what nobody can compute with: not a number, and ids that no table has."""
+    """The maps with hidden patches replaced by invalid values: NaN, and ids outside the table."""
     changed = {}
     for index, name in enumerate(masks.granularities):
         true = maps[name]
@@ -194,7 +193,7 @@ def poisoned(maps: Mapping[str, Tensor], masks: Masks, *, patch: int = 16) -> di
 def learnt_from(
     embeddings: Embeddings, maps: Mapping[str, Tensor], masks: Masks, call: Callable[..., Tensor] | None = None
 ) -> tuple[Tensor, ...]:
-    """The tokens, and the gradient of every parameter."""
+    """The tokens, and the gradients of all parameters."""
     tokens = (call or embeddings)(maps, masks)
     weight = torch.linspace(-1, 1, tokens.numel()).view_as(tokens)
     return (tokens.detach(), *torch.autograd.grad((tokens * weight).sum(), list(embeddings.parameters())))
@@ -217,7 +216,7 @@ def test_hidden_patches_are_never_read(num_visible: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("first", ["hidden", "visible"])
-def test_hidden_patches_are_never_read_where_the_list_has_a_fixed_length(
+def test_hidden_patches_are_never_read_with_index_lists_of_fixed_length(
     first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("c2fmae.models.embeddings.torch.compiler.is_compiling", lambda: True)
@@ -247,7 +246,7 @@ def test_no_more_patches_are_projected_than_are_visible(num_visible: int, batch:
 
 @pytest.mark.parametrize("shown", [["rgb"], ["semantic", "instance"], ALL_GRANULARITIES])
 def test_every_parameter_has_a_gradient_whatever_is_visible(shown: list[str], way: str) -> None:
-    """Or processes would wait for each other's forever."""
+    """Otherwise DDP would wait for the missing gradients."""
     embeddings = make_embeddings()
     embeddings(
         draw_input_maps(), Masks.from_visible_granularities(shown, ALL_GRANULARITIES, batch=2, num_patches=6)
@@ -257,7 +256,7 @@ def test_every_parameter_has_a_gradient_whatever_is_visible(shown: list[str], wa
         assert bool(parameter.grad.any()) == (name.split(".")[0] in shown), name
 
 
-def test_where_nothing_is_visible_there_are_no_tokens(way: str) -> None:
+def test_no_visible_patches_give_no_tokens(way: str) -> None:
     embeddings = make_embeddings()
     tokens = embeddings(draw_input_maps(), draw_masks_at_random(num_visible=0))
     assert tokens.shape == (2, 0, 8)
@@ -266,31 +265,31 @@ def test_where_nothing_is_visible_there_are_no_tokens(way: str) -> None:
 
 
 @pytest.mark.parametrize("has_norm", [False, True])
-def test_tokens_survive_autocast(has_norm: bool, way: str) -> None:
-    """A norm of the photos' patches stays in float32, what the other granularities project does not."""
+def test_tokens_are_computed_under_autocast(has_norm: bool, way: str) -> None:
+    """The norm of image patches returns float32, the projections of other granularities do not."""
     embeddings, maps, masks = make_embeddings(has_norm=has_norm), draw_input_maps(), draw_masks_at_random(num_visible=9)
     with torch.autocast("cpu", torch.bfloat16):
         tokens = embeddings(maps, masks)
     torch.testing.assert_close(tokens.float(), embeddings(maps, masks), rtol=0.05, atol=0.1)
 
 
-def test_all_maps_have_one_grid() -> None:
+def test_maps_must_have_the_same_grid() -> None:
     embeddings = make_embeddings()
     assert embeddings.common_grid(draw_input_maps(grid=(2, 3))) == (2, 3)
     maps = {**draw_input_maps(grid=(2, 3)), "instance": torch.zeros(2, 8, 16, dtype=torch.uint8)}
-    with pytest.raises(UserError, match=f"^{re.escape('instance has 2×4 patches, but semantic 2×3')}$"):
+    with pytest.raises(UserError, match=r"^instance: has 2×4 patches, but semantic has 2×3\. Resize"):
         embeddings.common_grid(maps)
     maps = {**draw_input_maps(grid=(2, 3)), "rgb": torch.zeros(2, 3, 32, 40)}
-    with pytest.raises(UserError, match=f"^{re.escape('rgb: 32×40 is not divisible into patches of 16×16')}$"):
+    with pytest.raises(UserError, match=r"^rgb: 32×40 is not divisible into patches of 16×16\. Resize it to"):
         embeddings.common_grid(maps)
 
 
 @pytest.mark.compile
-def test_one_graph_gives_the_same_tokens_and_gradients() -> None:
+def test_embeddings_compile_to_one_graph_with_equal_tokens_and_gradients() -> None:
     embeddings, maps = make_embeddings(), draw_input_maps()
     torch._dynamo.reset()
     compiled = torch.compile(embeddings, fullgraph=True, backend="aot_eager")
-    for seed in range(3):  # shares of the granularities that change make no new graphs
+    for seed in range(3):  # other numbers of visible patches per granularity do not recompile
         masks = draw_masks_at_random(num_visible=7, seed=seed)
         found, expected = learnt_from(embeddings, maps, masks, compiled), learnt_from(embeddings, maps, masks)
         for ours, theirs in zip(found, expected, strict=True):

@@ -25,7 +25,7 @@ class Model(NamedTuple):
     size: tuple[int, int] = (32, 48)
     depth: int = 2
     registers: int | None = None
-    """Where it is not as many as the name says."""
+    """The depth, if it is not that of the named ViT."""
 
 
 MODELS = {
@@ -44,7 +44,7 @@ MODELS = {
 
 
 def made(model: Model, **options: Any) -> VisionTransformer:
-    """A plain ViT of timm whose tokens, positions and layer scales all matter."""
+    """A plain ViT of timm with random tokens, positions and layer scales."""
     if model.registers is not None:
         options["reg_tokens"] = model.registers
     return randomise_parameters(
@@ -59,55 +59,55 @@ def wrap(vit: VisionTransformer, **options: bool) -> MultiGranularAutoencoder:
     ).eval()
 
 
-def assert_same(found: Tensor, expected: Tensor) -> None:
+def assert_same(actual: Tensor, expected: Tensor) -> None:
     scale = float(expected.abs().max())
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_encoding_photos_is_what_timm_does(model: Model) -> None:
-    vit, photos = made(model), draw_normal(2, 3, *model.size)
+def test_encode_equals_forward_features_of_timm(model: Model) -> None:
+    vit, images = made(model), draw_normal(2, 3, *model.size)
     with torch.no_grad():
-        expected = vit.forward_features(photos)
-        found = wrap(vit, use_vit_positions=True).encode(photos)
+        expected = vit.forward_features(images)
+        found = wrap(vit, use_vit_positions=True).encode(images)
         assert_same(found, expected)
-        assert_same(vit.forward_features(photos), expected)  # what we took from it is still its own
+        assert_same(vit.forward_features(images), expected)  # an encoder shares weights and does not move them
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_224"])
-def test_whole_vits_agree_to_a_hundred_thousandth(name: str) -> None:
+def test_vits_of_full_size_agree_to_1e_5(name: str) -> None:
     torch.manual_seed(0)
-    vit, photos = timm.create_model(name, num_classes=0).eval(), draw_normal(1, 3, 224, 224)
+    vit, images = timm.create_model(name, num_classes=0).eval(), draw_normal(1, 3, 224, 224)
     assert isinstance(vit, VisionTransformer)
     with torch.no_grad():
-        expected = vit.forward_features(photos)
-        torch.testing.assert_close(wrap(vit, use_vit_positions=True).encode(photos), expected, rtol=0, atol=1e-5)
+        expected = vit.forward_features(images)
+        torch.testing.assert_close(wrap(vit, use_vit_positions=True).encode(images), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["test_vit2", "deit3_small_patch16_224", "vit_base_patch16_siglip_224"])
-def test_positions_of_other_grids_are_resized_as_timm_does(name: str) -> None:
-    vit, photos = made(Model(name, (64, 64), 1), dynamic_img_size=True), draw_normal(2, 3, 48, 80)
+def test_stored_positions_are_resized_as_timm_does(name: str) -> None:
+    vit, images = made(Model(name, (64, 64), 1), dynamic_img_size=True), draw_normal(2, 3, 48, 80)
     with torch.no_grad():
-        assert_same(wrap(vit, use_vit_positions=True).encode(photos), vit.forward_features(photos))
+        assert_same(wrap(vit, use_vit_positions=True).encode(images), vit.forward_features(images))
 
 
-def test_without_a_table_positions_are_sines_and_cosines_of_any_grid() -> None:
+def test_positions_without_a_table_are_sines_and_cosines() -> None:
     vit = make_tiny_vit(img_size=(32, 48))
     ours = wrap(copy.deepcopy(vit))
     assert vit.pos_embed is not None
     with torch.no_grad():
         vit.pos_embed[0, :1] = 0
         vit.pos_embed[0, 1:] = sincos_positions((2, 3), 64)
-        photos = draw_normal(2, 3, 32, 48)
-        assert_same(ours.encode(photos), vit.eval().forward_features(photos))
+        images = draw_normal(2, 3, 32, 48)
+        assert_same(ours.encode(images), vit.eval().forward_features(images))
     assert torch.equal(ours.encoder.positions((5, 2), torch.device("cpu")), sincos_positions((5, 2), 64))
 
 
-def test_without_its_norm_an_encoder_ends_with_the_blocks() -> None:
-    vit, photos = make_tiny_vit(), draw_normal(2, 3, 32, 48)
+def test_an_encoder_without_norm_returns_the_output_of_its_blocks() -> None:
+    vit, images = make_tiny_vit(), draw_normal(2, 3, 32, 48)
     with torch.no_grad():
-        without = wrap(vit, has_norm=False).encode(photos)
-        assert_same(vit.norm(without), wrap(vit).encode(photos))
+        without = wrap(vit, has_norm=False).encode(images)
+        assert_same(vit.norm(without), wrap(vit).encode(images))
     assert not [name for name, _ in Encoder(vit, has_norm=False).named_parameters() if name.startswith("norm.")]
 
 
@@ -123,21 +123,21 @@ def test_an_encoder_shares_the_weights_of_its_vit() -> None:
     }
 
 
-def test_a_kept_table_is_saved_and_not_trained() -> None:
+def test_a_stored_position_table_is_saved_and_not_trained() -> None:
     encoder = Encoder(make_tiny_vit(), use_vit_positions=True)
     assert "pos_embed" in encoder.state_dict()
     assert "pos_embed" not in dict(encoder.named_parameters())
     assert "pos_embed" not in Encoder(make_tiny_vit()).state_dict()
 
 
-def test_photos_go_through_a_model_of_more_granularities_as_through_timm() -> None:
-    vit, photos = make_tiny_vit(), draw_normal(2, 3, 32, 48)
+def test_rgb_in_a_model_of_more_granularities_equals_timm() -> None:
+    vit, images = make_tiny_vit(), draw_normal(2, 3, 32, 48)
     embeddings = Embeddings(
         {"semantic": IdEmbedding(5, 64, patch=16), "rgb": ImageEmbedding(vit.patch_embed), "instance": nn.Identity()}
     )
     ours = MultiGranularAutoencoder(embeddings, Encoder(vit, use_vit_positions=True), nn.Identity(), {}).eval()
     with torch.no_grad():
-        assert_same(ours.encode(photos), vit.eval().forward_features(photos))
+        assert_same(ours.encode(images), vit.eval().forward_features(images))
 
 
 def test_recomputed_blocks_have_the_same_gradients() -> None:
@@ -167,7 +167,7 @@ def test_nothing_is_recomputed_in_evaluation() -> None:
     assert len(calls) == 1
 
 
-def test_drop_path_acts_in_training_alone() -> None:
+def test_drop_path_acts_in_training_only() -> None:
     vit, plain = make_tiny_vit(drop_path_rate=0.5), make_tiny_vit()
     tokens = draw_normal(8, 5, 64)
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ def test_drop_path_acts_in_training_alone() -> None:
         assert not torch.equal(encoder(tokens), encoder(tokens))
 
 
-def test_a_vit_is_made_for_a_size_channels_and_drop_path() -> None:
+def test_create_vit_sets_image_size_channels_and_drop_path() -> None:
     vit = create_vit("test_vit", image_size=(32, 64), channels=5, drop_path=0.5)
     assert vit.patch_embed.grid_size == (2, 4)
     assert vit.patch_embed.proj.weight.shape[1] == 5
@@ -188,18 +188,18 @@ def test_a_vit_is_made_for_a_size_channels_and_drop_path() -> None:
     assert [block.drop_path1.drop_prob for block in blocks[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_a_vit_is_made_smaller_than_its_name_says() -> None:
+def test_create_vit_overrides_the_shape_of_the_named_vit() -> None:
     vit = create_vit("vit_tiny_patch16_224", image_size=(32, 32), patch_size=8, embed_dim=64, depth=2, num_heads=4)
     assert (vit.patch_embed.grid_size, vit.embed_dim, len(vit.blocks)) == ((4, 4), 64, 2)
     with pytest.raises(UserError) as caught:
         create_vit("vit_tiny_patch16_224", image_size=(32, 32), embed_dim=64, num_heads=3)
     shape = "{'embed_dim': 64, 'num_heads': 3}"
-    expected = f"encoder 'vit_tiny_patch16_224' cannot be made with {shape}: dim should be divisible by num_heads"
-    assert str(caught.value) == expected
+    expected = f"encoder: 'vit_tiny_patch16_224' does not accept {shape}: dim should be divisible by num_heads"
+    assert str(caught.value) == f"{expected}. Change these options"
 
 
 @pytest.mark.parametrize("name", ["test_vit", "vit_wee_patch16_reg1_gap_256"])
-def test_a_vit_norms_its_tokens_also_where_timm_would_norm_what_is_pooled(name: str) -> None:
+def test_create_vit_places_the_norm_before_pooling(name: str) -> None:
     vit = create_vit(name, image_size=(32, 32))
     assert isinstance(vit.norm, nn.LayerNorm)
     assert isinstance(vit.fc_norm, nn.Identity)
@@ -209,22 +209,22 @@ def test_a_vit_norms_its_tokens_also_where_timm_would_norm_what_is_pooled(name: 
     ("name", "hint"),
     [
         ("vit_bse_patch16_224", "Did you mean 'vit_base_patch16_224'?"),
-        ("qqqq", "timm.list_models() names all"),
+        ("qqqq", "See timm.list_models()"),
     ],
 )
-def test_an_unknown_encoder_is_refused_with_the_nearest(name: str, hint: str) -> None:
+def test_an_unknown_encoder_suggests_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
         create_vit(name, image_size=(32, 32))
-    assert str(caught.value) == f"timm has no encoder named {name!r}. {hint}"
+    assert str(caught.value) == f"encoder: timm has no model named {name!r}. {hint}"
 
 
 @pytest.mark.parametrize(
     "name",
     ["eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224", "resnet18", "convnext_atto"],
 )
-def test_what_is_not_a_plain_vit_is_refused(name: str) -> None:
-    shapes: list[dict[str, Any]] = [{}, {"depth": 2}]  # a shape that others do not know
+def test_models_that_are_not_plain_vits_are_rejected(name: str) -> None:
+    shapes: list[dict[str, Any]] = [{}, {"depth": 2}]  # an argument that other models do not have
     for shape in shapes:
         with pytest.raises(UserError) as caught:
             create_vit(name, image_size=(32, 32), **shape)
-        assert str(caught.value) == f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224"
+        assert str(caught.value) == f"encoder: {name!r} is not a plain ViT. Use one such as vit_base_patch16_224"

@@ -23,7 +23,7 @@ TOKENS = ("cls_token", "reg_token", "mask_token", "granularity", "classes.weight
 
 
 def model_of(decoder: str = "cascaded", *, seed: int = 0) -> MultiGranularAutoencoder:
-    """A model as its libraries make it, from the global noise of this seed; nothing of it is drawn by us yet."""
+    """A model as its libraries initialise it, from the global generator with this seed."""
     torch.manual_seed(seed)
     vit = create_timm_vit("test_vit", img_size=(32, 48), depth=2, reg_tokens=2, init_values=SCALE)
     embeddings: dict[str, nn.Module] = {
@@ -51,7 +51,7 @@ def projections(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]
 
 @pytest.mark.parametrize("split_qkv", [True, False])
 @pytest.mark.parametrize("decoder", ["cascaded", "joint"])
-def test_projections_are_as_wide_as_xaviers_law_says(decoder: str, split_qkv: bool) -> None:
+def test_projections_have_the_range_of_xavier_uniform(decoder: str, split_qkv: bool) -> None:
     weights, seen = drawn(decoder, split_qkv=split_qkv), set()
     for name, _ in projections(model_of(decoder)):
         weight = weights[f"{name}.weight"]
@@ -66,7 +66,7 @@ def test_projections_are_as_wide_as_xaviers_law_says(decoder: str, split_qkv: bo
     assert seen >= {"qkv", "proj", "fc1", "fc2", "project", "rgb"} | ({"kv", "q"} if decoder == "cascaded" else set())
 
 
-def test_a_matrix_that_is_three_is_drawn_as_widely_as_each_would_be() -> None:
+def test_split_qkv_matrices_have_the_range_of_their_parts() -> None:
     attention = CrossAttention(64, 2)
     initialise(attention, torch.Generator().manual_seed(0))
     alone = nn.init.xavier_uniform_(torch.empty(64, 64), generator=torch.Generator().manual_seed(1))
@@ -74,8 +74,8 @@ def test_a_matrix_that_is_three_is_drawn_as_widely_as_each_would_be() -> None:
         assert float(matrix.detach().abs().max()) == pytest.approx(float(alone.abs().max()), rel=0.01)
 
 
-def test_patches_of_photos_are_projected_as_if_by_one_matrix() -> None:
-    """As MAE has it: Xavier's law of a convolution would count the kernel's cells twice."""
+def test_a_patch_projection_is_initialised_as_one_matrix() -> None:
+    """As in MAE: Xavier initialisation of a convolution would count the cells of the kernel twice."""
     weight = drawn()["embeddings.rgb.proj.weight"].detach()
     assert weight.shape == (64, 3, 16, 16)
     expected = nn.init.xavier_uniform_(torch.empty(64, 768), generator=torch.Generator().manual_seed(1))
@@ -83,7 +83,7 @@ def test_patches_of_photos_are_projected_as_if_by_one_matrix() -> None:
 
 
 @pytest.mark.parametrize("decoder", list(DECODERS))
-def test_tokens_are_small_and_biases_zero_and_norms_one(decoder: str) -> None:
+def test_tokens_are_small_biases_zero_and_norms_one(decoder: str) -> None:
     weights = drawn(decoder)
     matrices = {f"{name}.weight" for name, _ in projections(model_of(decoder))}
     groups: dict[str, list[Tensor]] = {}
@@ -106,28 +106,28 @@ def test_tokens_are_small_and_biases_zero_and_norms_one(decoder: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", list(DECODERS))
-def test_the_same_noise_gives_the_same_weights_bit_for_bit(decoder: str) -> None:
-    """Whatever the libraries drew before: nothing of it is left."""
+def test_the_same_generator_seed_gives_the_same_weights(decoder: str) -> None:
+    """All weights are overwritten, however the libraries initialised them."""
     first, second = drawn(decoder, seed=1), drawn(decoder, seed=2)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_other_noise_gives_other_weights() -> None:
+def test_other_seeds_give_other_weights() -> None:
     first, second = drawn(draw=1), drawn(draw=2)
     for name in first:
         is_constant = name.endswith((".bias", "gamma")) or "norm" in name
         assert torch.equal(first[name], second[name]) == is_constant, name
 
 
-def test_the_global_noise_is_not_drawn_from() -> None:
+def test_initialise_does_not_use_the_global_generator() -> None:
     model = model_of()
     before = torch.get_rng_state()
     initialise(model, torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_parts_that_are_alike_are_drawn_differently() -> None:
+def test_equal_modules_get_different_weights() -> None:
     weights = drawn()
     for first, second in (("semantic", "instance"), ("instance", "rgb")):
         for part in ("first.attn.q.weight", "rest.0.attn.qkv.weight"):

@@ -20,7 +20,7 @@ def layer_names(model: nn.Module) -> list[set[str]]:
 
 
 def expected_layer_names(model: nn.Module, prefix: str = "") -> list[set[str]]:
-    """Those of embeddings and tokens, then those of each of two blocks."""
+    """The names of embeddings and tokens, then those of the first two blocks."""
     names = [name.removeprefix(prefix) for name, _ in model.named_parameters() if name.startswith(prefix)]
     stem = ("embeddings.", "encoder.cls_token", "encoder.reg_token", "encoder.norm_pre.")
     return [

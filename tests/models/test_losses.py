@@ -58,7 +58,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def cell_by_cell(case: Case, average: LossAveraging) -> tuple[float, int]:
-    """The loss and what it is the mean over: Python numbers, one cell after the other."""
+    """The loss and its count, by a Python loop over cells."""
     wanted = patchify(case.maps, PATCH)
     images: list[list[float]] = []
     for image in range(len(case.maps)):
@@ -79,14 +79,14 @@ def cell_by_cell(case: Case, average: LossAveraging) -> tuple[float, int]:
 
 @EACH
 @given(cases)
-def test_a_loss_is_what_its_cells_say_one_after_the_other(average: LossAveraging, case: Case) -> None:
+def test_a_loss_equals_a_loop_over_cells(average: LossAveraging, case: Case) -> None:
     expected, expected_count = cell_by_cell(case, average)
     error, count = sum_and_count(case, average)
     assert int(count) == expected_count
     assert float(error / count.clamp(min=1)) == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
-def test_images_weigh_alike_or_cells_do() -> None:
+def test_average_weighs_images_or_cells_equally() -> None:
     """Two images: one has a single hidden cell that is wrong by 1, the other two patches wrong by 4 in 8 cells."""
     error = torch.tensor([[1.0, 9.0], [2.0, 2.0]])
     valid = torch.tensor([[1, 3], [4, 4]])
@@ -97,7 +97,7 @@ def test_images_weigh_alike_or_cells_do() -> None:
     assert int(count_hidden(valid, is_masked, "cells")) == 1 + 8
 
 
-def test_images_weigh_alike_unless_told_otherwise() -> None:
+def test_images_weigh_equally_by_default() -> None:
     case = case_of(3, unlabelled=0.2, hidden=0.5)
     valid = TARGET.count_valid(case.maps)
     assert count_hidden(valid, case.is_masked) == count_hidden(valid, case.is_masked, "samples")
@@ -107,8 +107,10 @@ def test_images_weigh_alike_unless_told_otherwise() -> None:
 
 @EACH
 @given(cases, st.lists(st.integers(0, 6), max_size=3))
-def test_parts_of_a_batch_add_up_to_the_loss_of_the_whole(average: LossAveraging, case: Case, cuts: list[int]) -> None:
-    """Be the parts micro-batches or processes, and some of them empty of what can be wrong."""
+def test_losses_of_micro_batches_add_up_to_that_of_the_batch(
+    average: LossAveraging, case: Case, cuts: list[int]
+) -> None:
+    """Also if some parts have no valid hidden cells."""
     places = sorted({0, len(case.maps), *(cut for cut in cuts if cut < len(case.maps))})
     parts = [sum_and_count(Case(*(tensor[first:last] for tensor in case)), average) for first, last in pairwise(places)]
     error, count = sum_and_count(case, average)
@@ -120,7 +122,7 @@ def test_parts_of_a_batch_add_up_to_the_loss_of_the_whole(average: LossAveraging
 
 @EACH
 @pytest.mark.parametrize(("unlabelled", "hidden"), [(0.0, 0.0), (1.0, 1.0), (1.0, 0.5), (1.0, 0.0)])
-def test_where_nothing_can_be_wrong_the_loss_is_zero_and_alive(
+def test_a_loss_without_valid_cells_is_zero_and_differentiable(
     average: LossAveraging, unlabelled: float, hidden: float
 ) -> None:
     case = case_of(3, unlabelled=unlabelled, hidden=hidden)
@@ -136,7 +138,7 @@ def test_where_nothing_can_be_wrong_the_loss_is_zero_and_alive(
 
 @EACH
 @given(cases)
-def test_what_is_visible_or_unlabelled_teaches_nothing(average: LossAveraging, case: Case) -> None:
+def test_visible_and_unlabelled_cells_have_no_gradient(average: LossAveraging, case: Case) -> None:
     predictions = case.predictions.clone().requires_grad_()
     error, _ = sum_and_count(case._replace(predictions=predictions), average)
     (gradient,) = torch.autograd.grad(error, predictions)
@@ -146,14 +148,14 @@ def test_what_is_visible_or_unlabelled_teaches_nothing(average: LossAveraging, c
 
 
 @EACH
-def test_what_is_visible_may_be_wrong_beyond_all_numbers(average: LossAveraging) -> None:
+def test_infinite_errors_of_visible_patches_have_no_effect(average: LossAveraging) -> None:
     error = torch.tensor([[1.0, torch.inf], [torch.nan, 2.0]])
     is_masked = torch.tensor([[True, False], [False, True]])
     assert float(sum_hidden_error(error, torch.ones(2, 2, dtype=torch.int64), is_masked, average)) == 3.0
 
 
 @EACH
-def test_images_without_anything_hidden_do_not_thin_the_mean(average: LossAveraging) -> None:
+def test_images_without_hidden_patches_do_not_count(average: LossAveraging) -> None:
     case = case_of(4, unlabelled=0.0, hidden=1.0)
     case.is_masked[2:] = False
     error, count = sum_and_count(case, average)
@@ -173,17 +175,17 @@ def test_losses_are_float32_under_autocast(average: LossAveraging) -> None:
 
 
 @EACH
-def test_no_images_have_no_loss(average: LossAveraging) -> None:
+def test_an_empty_batch_has_a_loss_of_zero(average: LossAveraging) -> None:
     nothing = torch.zeros(0, N)
     assert float(sum_hidden_error(nothing, nothing.long(), nothing.bool(), average)) == 0
     assert int(count_hidden(nothing.long(), nothing.bool(), average)) == 0
 
 
-def test_photos_are_lost_patch_by_patch_in_both_ways_alike_where_all_hide_as_much() -> None:
+def test_both_averages_are_equal_if_all_images_hide_equally_many_patches() -> None:
     target: Any = TARGETS.get("pixels")(channels=3, patch=2)
-    photos, predictions = draw_normal(3, 3, 4, 4), draw_normal(3, N, 12, seed=1)
+    images, predictions = draw_normal(3, 3, 4, 4), draw_normal(3, N, 12, seed=1)
     is_masked = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]], dtype=torch.bool)
-    valid, error = target.count_valid(photos), target.error(predictions, photos)
+    valid, error = target.count_valid(images), target.error(predictions, images)
     for average in AVERAGES:
         loss = sum_hidden_error(error, valid, is_masked, average) / count_hidden(valid, is_masked, average)
         torch.testing.assert_close(loss, error[is_masked].mean())

@@ -32,13 +32,13 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def patch_by_patch(case: Case) -> list[list[list[float]]]:
-    """The values of every patch of every image, cut out one at a time: rows p, columns q, channels c."""
+    """The values of all patches, cut out one at a time: rows p, columns q, channels c."""
     maps, patch, (rows, columns), channels = case
-    photos = maps.unsqueeze(1) if channels is None else maps
+    images = maps.unsqueeze(1) if channels is None else maps
     return [
         [
             [
-                photo[c, row * patch + p, column * patch + q].item()
+                image[c, row * patch + p, column * patch + q].item()
                 for p in range(patch)
                 for q in range(patch)
                 for c in range(channels or 1)
@@ -46,31 +46,31 @@ def patch_by_patch(case: Case) -> list[list[list[float]]]:
             for row in range(rows)
             for column in range(columns)
         ]
-        for photo in photos
+        for image in images
     ]
 
 
 @given(cases())
-def test_values_of_a_patch_run_over_rows_columns_channels_as_in_mae(case: Case) -> None:
+def test_values_of_a_patch_are_ordered_by_row_column_channel_as_in_mae(case: Case) -> None:
     patches = patchify(case.maps, case.patch)
     assert patches.dtype == case.maps.dtype
     assert patches.tolist() == patch_by_patch(case)
 
 
 @given(cases())
-def test_patches_go_back_to_where_they_came_from(case: Case) -> None:
+def test_unpatchify_inverts_patchify(case: Case) -> None:
     maps = unpatchify(patchify(case.maps, case.patch), case.grid, case.channels)
     assert maps.dtype == case.maps.dtype
     assert torch.equal(maps, case.maps)
 
 
 @given(cases())
-def test_maps_laid_out_differently_in_memory_have_the_same_patches(case: Case) -> None:
+def test_patches_do_not_depend_on_the_memory_layout_of_maps(case: Case) -> None:
     assert torch.equal(patchify(case.maps.mT.contiguous().mT, case.patch), patchify(case.maps, case.patch))
 
 
 @given(cases(), st.data())
-def test_gathered_patches_are_those_asked_for_in_the_order_asked(case: Case, data: st.DataObject) -> None:
+def test_gather_patches_returns_the_selected_patches_in_order(case: Case, data: st.DataObject) -> None:
     total = len(case.maps) * case.grid[0] * case.grid[1]
     places = torch.tensor(data.draw(st.lists(st.integers(0, total - 1), max_size=9)), dtype=torch.int64)
     found = gather_patches(case.maps, case.patch, places)
@@ -80,25 +80,29 @@ def test_gathered_patches_are_those_asked_for_in_the_order_asked(case: Case, dat
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.booleans())
-def test_a_grid_is_what_the_patch_divides_the_map_into(height: int, width: int, patch: int, is_photo: bool) -> None:
-    maps = torch.zeros(1, *([3] if is_photo else []), height, width)
+def test_the_grid_is_the_size_over_the_patch_size(height: int, width: int, patch: int, is_image: bool) -> None:
+    maps = torch.zeros(1, *([3] if is_image else []), height, width)
     if height % patch == width % patch == 0:
         assert compute_grid("rgb", maps, patch) == (height // patch, width // patch)
         return
     with pytest.raises(UserError) as caught:
         compute_grid("rgb", maps, patch)
-    assert str(caught.value) == f"rgb: {height}×{width} is not divisible into patches of {patch}×{patch}"
+    assert str(caught.value) == (
+        f"rgb: {height}×{width} is not divisible into patches of {patch}×{patch}. Resize it to multiples of {patch}"
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 16), (16, 0)])
-def test_a_map_of_nothing_has_no_grid(height: int, width: int) -> None:
+def test_an_empty_map_is_rejected(height: int, width: int) -> None:
     with pytest.raises(UserError) as caught:
         compute_grid("semantic", torch.zeros(1, height, width), 4)
-    assert str(caught.value) == f"semantic: {height}×{width} is not divisible into patches of 4×4"
+    assert str(caught.value) == (
+        f"semantic: {height}×{width} is not divisible into patches of 4×4. Resize it to multiples of 4"
+    )
 
 
 @pytest.mark.parametrize("patch", range(1, 33))
-def test_label_strides_are_the_largest_of_four_two_and_one_that_divides_the_patch(patch: int) -> None:
+def test_label_stride_is_the_largest_of_four_two_and_one_that_divides_the_patch(patch: int) -> None:
     stride = label_stride(patch)
     assert stride in (4, 2, 1)
     assert patch % stride == 0

@@ -26,7 +26,7 @@ def is_of_ids(name: str) -> bool:
 
 
 def maps_for(name: str, *, batch: int = 2, channels: int = 3, patch: int = 2, seed: int = 0) -> Tensor:
-    """Maps of the kind that a target is for, of 2×3 patches; a quarter of an id map is unlabelled."""
+    """Maps of a target's kind, of 2×3 patches; a quarter of an id map is unlabelled."""
     height, width = GRID[0] * patch, GRID[1] * patch
     if not is_of_ids(name):
         return draw_normal(batch, channels, height, width, seed=seed)
@@ -37,7 +37,7 @@ def maps_for(name: str, *, batch: int = 2, channels: int = 3, patch: int = 2, se
 
 
 def perfect(name: str, target: Any, maps: Tensor) -> Tensor:
-    """The predictions that are right."""
+    """Perfect predictions."""
     if not is_of_ids(name):
         wanted: Tensor = target.true_values(maps)
         return wanted
@@ -49,7 +49,7 @@ def perfect(name: str, target: Any, maps: Tensor) -> Tensor:
 
 
 @EACH
-def test_a_target_keeps_what_all_targets_promise(name: str) -> None:
+def test_shapes_and_types_of_a_target(name: str) -> None:
     target, maps = target_of(name), maps_for(name)
     assert isinstance(target, PredictionTarget)
     assert target.size == 3 * 2**2
@@ -64,7 +64,9 @@ def test_a_target_keeps_what_all_targets_promise(name: str) -> None:
 
 @EACH
 @given(seeds, st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 5]))
-def test_what_is_right_has_no_error_and_is_shown_as_it_is(name: str, seed: int, patch: int, channels: int) -> None:
+def test_perfect_predictions_have_no_error_and_convert_to_the_true_map(
+    name: str, seed: int, patch: int, channels: int
+) -> None:
     if patch * channels == 1 and name == "normalized_pixels":
         return  # a single value has no variance
     target = target_of(name, channels=channels, patch=patch)
@@ -80,7 +82,7 @@ def test_what_is_right_has_no_error_and_is_shown_as_it_is(name: str, seed: int, 
 
 @EACH
 @given(st.integers(0, 5), seeds)
-def test_a_patch_is_wrong_on_its_own_account(name: str, place: int, seed: int) -> None:
+def test_the_error_of_a_patch_depends_on_that_patch_only(name: str, place: int, seed: int) -> None:
     target, maps = target_of(name), maps_for(name)
     predictions = draw_normal(2, 6, 12)
     changed = predictions.clone()
@@ -95,7 +97,7 @@ def test_a_patch_is_wrong_on_its_own_account(name: str, place: int, seed: int) -
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_errors_are_float32_or_wider_whatever_is_predicted(name: str, dtype: torch.dtype) -> None:
+def test_errors_are_at_least_float32(name: str, dtype: torch.dtype) -> None:
     target, maps, predictions = target_of(name), maps_for(name), draw_normal(2, 6, 12).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     expected = target.error(predictions.to(wide), maps)
@@ -106,7 +108,7 @@ def test_errors_are_float32_or_wider_whatever_is_predicted(name: str, dtype: tor
 
 
 @EACH
-def test_predictions_may_lie_in_memory_in_any_order(name: str) -> None:
+def test_errors_do_not_depend_on_the_memory_layout_of_predictions(name: str) -> None:
     target, maps, predictions = target_of(name), maps_for(name), draw_normal(2, 6, 12)
     laid_out = predictions.mT.contiguous().mT
     torch.testing.assert_close(target.error(laid_out, maps), target.error(predictions, maps))
@@ -124,66 +126,66 @@ def test_errors_have_gradients(name: str) -> None:
 
 
 @EACH
-def test_targets_are_equal_when_their_numbers_are(name: str) -> None:
+def test_targets_of_equal_fields_are_equal(name: str) -> None:
     assert target_of(name) == target_of(name)
     assert target_of(name) != target_of(name, patch=4)
 
 
-def test_every_granularity_has_a_target_of_its_kind() -> None:
+def test_every_granularity_has_a_default_target_of_its_kind() -> None:
     for name in GRANULARITIES:
         kind = GRANULARITIES.get(name).kind
         assert kind in TARGETS.get(DEFAULT_TARGETS[kind]).kinds  # type: ignore[attr-defined]  # a class, not any callable
 
 
-def test_a_target_that_is_not_there_is_refused_with_the_nearest() -> None:
+def test_an_unknown_target_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match=r"^no target named 'pixel'\. Did you mean 'pixels'\? Known: "):
         TARGETS.get("pixel")
 
 
-# Numbers by hand: one photo of two patches side by side, 2×2 pixels each
+# Values computed by hand: one image of two patches side by side, 2×2 pixels each
 
-PHOTO = torch.tensor([[[[1.0, 2.0, 3.0, 3.0], [3.0, 4.0, 3.0, 3.0]]]])
+IMAGE = torch.tensor([[[[1.0, 2.0, 3.0, 3.0], [3.0, 4.0, 3.0, 3.0]]]])
 GUESS = torch.tensor([[[1.0, 2.0, 3.0, 0.0], [3.0, 5.0, 1.0, 3.0]]])
 
 
-def test_pixels_are_compared_by_the_mean_of_their_squared_differences() -> None:
-    assert target_of("pixels", channels=1).error(GUESS, PHOTO).tolist() == [[16 / 4, (4 + 4) / 4]]
+def test_the_pixel_error_is_the_mean_squared_difference() -> None:
+    assert target_of("pixels", channels=1).error(GUESS, IMAGE).tolist() == [[16 / 4, (4 + 4) / 4]]
 
 
-def test_continuous_maps_are_compared_by_the_mean_of_their_differences() -> None:
-    assert target_of("absolute", channels=1).error(GUESS, PHOTO).tolist() == [[4 / 4, (2 + 2) / 4]]
+def test_the_error_of_continuous_maps_is_the_mean_absolute_difference() -> None:
+    assert target_of("absolute", channels=1).error(GUESS, IMAGE).tolist() == [[4 / 4, (2 + 2) / 4]]
 
 
-def test_normalized_pixels_have_the_unbiased_variance_of_their_patch() -> None:
+def test_normalized_pixels_use_the_unbiased_variance() -> None:
     target = target_of("normalized_pixels", channels=1)
     deviation = math.sqrt(5 / 3 + 1e-6)  # (1.5² + 0.5² + 0.5² + 1.5²) / 3
     expected = torch.tensor([[[-1.5 / deviation, -0.5 / deviation, 0.5 / deviation, 1.5 / deviation], [0.0] * 4]])
-    torch.testing.assert_close(target.true_values(PHOTO), expected)
-    error = target.error(torch.zeros(1, 2, 4), PHOTO)
+    torch.testing.assert_close(target.true_values(IMAGE), expected)
+    error = target.error(torch.zeros(1, 2, 4), IMAGE)
     torch.testing.assert_close(error, torch.tensor([[5 / 4 / (5 / 3 + 1e-6), 0.0]]))
 
 
-def test_a_millionth_keeps_flat_patches_from_being_blown_up() -> None:
-    """Their variance here is a millionth itself: 3 × 0.0005² + 0.0015², over 3."""
-    photo = torch.tensor([[[[0.0, 0.0], [0.0, 0.002]]]])
-    wanted = target_of("normalized_pixels", channels=1).true_values(photo)
+def test_eps_limits_the_normalisation_of_constant_patches() -> None:
+    """The variance here is 1e-6, as eps: (3 × 0.0005² + 0.0015²) / 3."""
+    image = torch.tensor([[[[0.0, 0.0], [0.0, 0.002]]]])
+    wanted = target_of("normalized_pixels", channels=1).true_values(image)
     torch.testing.assert_close(wanted, torch.tensor([[[-0.5, -0.5, -0.5, 1.5]]]) * 1e-3 / math.sqrt(2e-6))
 
 
-def test_a_patch_is_normalized_over_all_its_channels_together() -> None:
-    photo = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
-    wanted = target_of("normalized_pixels", channels=4, patch=1).true_values(photo)
+def test_a_patch_is_normalised_over_all_channels_together() -> None:
+    image = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
+    wanted = target_of("normalized_pixels", channels=4, patch=1).true_values(image)
     torch.testing.assert_close(wanted, torch.tensor([[[-1.5, -0.5, 0.5, 1.5]]]) / math.sqrt(5 / 3 + 1e-6))
 
 
-def test_a_normalized_prediction_is_shown_with_the_level_and_contrast_of_the_truth() -> None:
-    shown = target_of("normalized_pixels", channels=1).predictions_to_maps(torch.ones(1, 2, 4), PHOTO)
+def test_a_normalized_prediction_is_converted_with_mean_and_std_of_the_true_patch() -> None:
+    shown = target_of("normalized_pixels", channels=1).predictions_to_maps(torch.ones(1, 2, 4), IMAGE)
     expected = torch.tensor([2.5 + math.sqrt(5 / 3 + 1e-6)] * 2 + [3 + 1e-3] * 2)
     torch.testing.assert_close(shown, expected.expand(1, 1, 2, 4))
 
 
-def test_labels_are_compared_by_cross_entropy_and_unlabelled_cells_left_out() -> None:
-    """Odds of 3 to 1: three quarters for class 0, a quarter for class 1."""
+def test_the_label_error_is_cross_entropy_over_labelled_cells() -> None:
+    """Probabilities of three quarters for class 0 and a quarter for class 1."""
     ids = torch.tensor([[[0, 1, 255, 255], [1, 255, 255, 255]]], dtype=torch.uint8)
     predictions = torch.tensor([math.log(3), 0.0]).repeat(1, 2, 4)
     target = target_of("labels", channels=2)
@@ -192,7 +194,7 @@ def test_labels_are_compared_by_cross_entropy_and_unlabelled_cells_left_out() ->
     torch.testing.assert_close(target.error(predictions, ids), torch.tensor([[expected, 0.0]]))
 
 
-def test_logits_of_a_patch_run_over_cells_and_then_classes() -> None:
+def test_logits_of_a_patch_are_ordered_by_cell_then_class() -> None:
     target = target_of("labels", channels=3)
     ids = torch.tensor([[[0, 2, 2, 2], [1, 0, 1, 0]]], dtype=torch.uint8)
     logits = torch.zeros(1, 2, 4, 3)
@@ -202,13 +204,13 @@ def test_logits_of_a_patch_run_over_cells_and_then_classes() -> None:
     assert torch.equal(target.predictions_to_maps(logits.flatten(2), ids), ids)
 
 
-def test_the_largest_maps_have_255_classes() -> None:
+def test_maps_can_have_255_classes() -> None:
     target = target_of("labels", channels=255, patch=1)
     ids = torch.tensor([[[254, 255]]], dtype=torch.uint8)
     assert target.error(torch.zeros(1, 2, 255), ids).tolist() == [[pytest.approx(math.log(255)), 0.0]]
 
 
-def test_a_class_that_is_wrong_everywhere_has_a_finite_error() -> None:
+def test_wrong_confident_predictions_have_a_finite_error() -> None:
     ids = torch.zeros(1, 2, 2, dtype=torch.uint8)
     predictions = torch.tensor([-1e4, 1e4]).repeat(4).view(1, 1, 8).requires_grad_()
     error = target_of("labels", channels=2).error(predictions, ids)

@@ -1,4 +1,4 @@
-"""Small parts of models with weights that nothing is equal by accident for, and masks to look at them through."""
+"""Small models and parts of models with random weights, and random masks and maps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -33,12 +33,12 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def draw_normal(*shape: int, seed: int = 0) -> Tensor:
-    """Normal noise that does not depend on what was drawn before."""
+    """Normal noise from a generator of its own."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def randomise_parameters(module: M, seed: int = 0, *, std: float = 0.3) -> M:
-    """Draw every parameter, those too that start at zero or one."""
+    """Draw all parameters, also those that are zero or one at initialisation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -54,7 +54,7 @@ def draw_masks_at_random(
     num_visible: int = 5,
     seed: int = 0,
 ) -> Masks:
-    """Masks whose visible patches lie anywhere."""
+    """Masks with random visible patches."""
     generator = torch.Generator().manual_seed(seed)
     total = len(granularities) * num_patches
     order = torch.rand(batch, total, generator=generator).argsort(dim=1)
@@ -73,7 +73,7 @@ def draw_input_maps(
     classes: int = NUM_CLASSES,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Standardised photos, and id maps in which a tenth of the cells is unlabelled."""
+    """Standardised images, and id maps in which a tenth of the cells is unlabelled."""
     generator = torch.Generator().manual_seed(seed)
     maps = {}
     for name in granularities:
@@ -107,14 +107,14 @@ def make_embeddings(
 
 
 def create_timm_vit(name: str, **options: Any) -> VisionTransformer:
-    """A plain ViT of timm, nothing of which is drawn yet that costs time."""
+    """A plain ViT of timm without its slow weight initialisation."""
     vit = timm.create_model(name, num_classes=0, weight_init="skip", **options)
     assert isinstance(vit, VisionTransformer)
     return vit
 
 
 def make_tiny_vit(**options: Any) -> VisionTransformer:
-    """A ViT of width 64 for patches of 16, two blocks deep, for photos of 32×48 unless told otherwise."""
+    """A ViT of width 64 for patches of 16, two blocks deep, for images of 32×48 by default."""
     return randomise_parameters(create_timm_vit("test_vit", **{"img_size": (32, 48), "depth": 2, **options}), std=0.1)
 
 
@@ -140,7 +140,7 @@ def make_decoder(name: str, granularities: Sequence[str] = ALL_GRANULARITIES, **
 
 
 def draw_latent(masks: Masks, *, num_prefix: int = 1, seed: int = 0) -> Tensor:
-    """What an encoder of width 64 might say of what is visible."""
+    """Random latents of an encoder of width 64."""
     batch, num_visible = masks.visible_idx.shape
     return draw_normal(batch, num_prefix + num_visible, 64, seed=seed)
 
@@ -148,7 +148,7 @@ def draw_latent(masks: Masks, *, num_prefix: int = 1, seed: int = 0) -> Tensor:
 def make_autoencoder(
     decoder: str = "cascaded", granularities: Sequence[str] = ALL_GRANULARITIES, **changes: Any
 ) -> MultiGranularAutoencoder:
-    """A whole model, whose heads predict three values of every patch."""
+    """A model whose heads predict three values for each patch."""
     vit = make_tiny_vit(depth=1)
     embeddings = {
         name: ImageEmbedding(vit.patch_embed) if name == "rgb" else IdEmbedding(NUM_CLASSES, 64, patch=16, class_dim=4)
@@ -161,6 +161,6 @@ def make_autoencoder(
 
 
 def changed_predictions(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
-    """The predictions that are not bit for bit the same."""
+    """The names of predictions that are not bitwise equal."""
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}

@@ -282,7 +282,7 @@ def _load_initial_backbone(config: FinetuneConfig) -> Backbone:
         config.init,
         allow_missing=config.allow_missing,
         step=config.step,
-        average=config.average,
+        use_ema=config.average,
         image_size=config.data.image_size,
     )
     return create_untrained_backbone(source.spec, config.training.seed) if config.from_scratch else source

@@ -129,10 +129,10 @@ class ImageClassifier:
     """What was loaded."""
 
 
-def load_image_classifier(source: str, *, step: int | None = None, average: bool = False) -> ImageClassifier:
+def load_image_classifier(source: str, *, step: int | None = None, use_ema: bool = False) -> ImageClassifier:
     """Return the classifier of a source: one of ours, or any of timm's, which looks at photos as timm shows them.
 
-    timm's are `timm:NAME`, `timm:NAME@FILE`, and folders as timm saves them; `step` and `average` choose a run's
+    timm's are `timm:NAME`, `timm:NAME@FILE`, and folders as timm saves them; `step` and `use_ema` choose a run's
     checkpoint and its averaged weights.
     """
     if source.startswith(TIMM_PREFIX):
@@ -141,7 +141,7 @@ def load_image_classifier(source: str, *, step: int | None = None, average: bool
     folder = Path(source)
     if (folder / "config.json").is_file() and not (folder / "config.yaml").exists() and _is_timm_folder(folder):
         return _load_timm_classifier(source, f"{_TIMM_LOCAL_PREFIX}{folder}", folder)
-    return wrap_classifier(source, load_classifier(source, step=step, average=average))
+    return wrap_classifier(source, load_classifier(source, step=step, use_ema=use_ema))
 
 
 def wrap_classifier(source: str, classifier: Classifier) -> ImageClassifier:

@@ -1,4 +1,4 @@
-"""Backbones: ViTs from anywhere, behind one interface."""
+"""Backbones: pre-trained ViTs from all supported sources, with one interface."""
 
 from c2fmae.models.backbones.backbone import Backbone, create_untrained_backbone, restrict_granularities
 from c2fmae.models.backbones.load import load_backbone

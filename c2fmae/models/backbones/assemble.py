@@ -1,4 +1,4 @@
-"""From tensors under timm's names, or ours, to a backbone that has them."""
+"""Construction of a backbone from the contents of a source, with tensors under timm's or c2fmae's names."""
 
 import math
 from collections import Counter
@@ -20,45 +20,44 @@ from c2fmae.models.initialise import initialise
 from c2fmae.models.positions import sincos_positions
 
 HEAD_PREFIX = "head."
-"""Before the names of a classifier's head."""
+"""Prefix of the names of a classifier's head."""
+_MODULES = ("embeddings", "encoder", "fc_norm", HEAD_PREFIX.rstrip("."))
 _UNUSED_PREFIXES = (HEAD_PREFIX, "head_dist.", "attn_pool.", "decoder_", "mask_token")
-_POSITION_STD = 0.02  # of tables that are drawn anew, as timm draws them
-_POSITION_TOLERANCE = 1e-4  # between tables of positions that were computed in other precisions
-
-PatchGrid = tuple[int, int]
+_POSITION_STD = 0.02  # of newly initialised tables, as in timm
+_POSITION_TOLERANCE = 1e-4  # between position tables that were computed in different precisions
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceContents:
-    """What a source holds, before anything is made of it."""
+    """The contents of a source, from which a model is built."""
 
     source: str
     spec: BackboneSpec
     tensors: Mapping[str, Tensor]
     pos_embed_image_size: tuple[int, int] | None = None
-    """Height and width of the photos that a table of positions is for, where they are not the spec's."""
+    """Height and width of the images that a position table is for, if not those of the spec."""
     unused: Mapping[str, int] = field(default_factory=dict)
-    """Tensors that a backbone has no use for, counted by part."""
+    """The number of tensors that a backbone does not use, by module."""
     resized: Mapping[str, str] = field(default_factory=dict)
-    """What came out of reading it in another size."""
+    """Tensors that the reader resized, with a description."""
     notes: Sequence[str] = ()
     classifier_info: Mapping[str, Any] = field(default_factory=dict)
-    """What it says of its classifier, whose head is among the tensors: `labels` and `crop`."""
+    """`labels` and `crop` of a classifier, whose head is among the tensors."""
     has_supported_pooling: bool = True
-    """Whether its head reads what a backbone makes of its tokens."""
+    """Whether the head takes pooled features as `Backbone.pool` computes them."""
 
 
 def backbone_from_timm_names(contents: SourceContents, allow_missing: Sequence[str] = ()) -> Backbone:
-    """Make a backbone of a plain ViT's tensors under timm's names; those of heads and decoders are left aside."""
-    tensors, left = _split_unused(_UNUSED_PREFIXES, contents)
+    """Build a backbone from tensors of a plain ViT under timm's names; those of heads and decoders are ignored."""
+    tensors, unused = _split_unused(_UNUSED_PREFIXES, contents)
     notes = list(contents.notes)
     spec = contents.spec
     vit = vit_from_spec(spec)
-    del vit.attn_pool  # a head too
+    del vit.attn_pool  # part of the head
     resized, are_computed = _fit_positions(vit, tensors, contents)
     if are_computed:
         spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"keep_positions": False})})
-        notes.append("its positions are sines and cosines: they are computed, for any size of photos")
+        notes.append("its positions are sines and cosines, which are computed for any image size")
     loaded, missing, unexpected = _load(vit, tensors, contents.source, allow_missing)
     backbone = wrap_vit(vit, spec)
     backbone.load_report = LoadReport(
@@ -66,7 +65,7 @@ def backbone_from_timm_names(contents: SourceContents, allow_missing: Sequence[s
         loaded=loaded,
         missing=missing,
         unexpected=unexpected,
-        unused=left,
+        unused=unused,
         resized={**contents.resized, **resized},
         notes=notes,
     )
@@ -74,14 +73,14 @@ def backbone_from_timm_names(contents: SourceContents, allow_missing: Sequence[s
 
 
 def backbone_from_c2fmae_names(contents: SourceContents, allow_missing: Sequence[str] = ()) -> Backbone:
-    """Make a backbone of tensors under our names, `embeddings.…`, `encoder.…`; without a norm it gets a new one."""
+    """Build a backbone from tensors under c2fmae's names (`encoder.blocks.…`); a missing last norm is added."""
     vit = vit_from_spec(contents.spec)
-    tensors, left = _split_unused((HEAD_PREFIX,), contents)
+    tensors, unused = _split_unused((HEAD_PREFIX,), contents)
     backbone, notes = wrap_vit(vit, contents.spec), list(contents.notes)
     if not contents.spec.encoder.has_norm and not contents.spec.has_fc_norm and "encoder.norm.weight" not in tensors:
-        norm = {f"encoder.norm.{name}": each for name, each in backbone.encoder.norm.state_dict().items()}
+        norm = {f"encoder.norm.{name}": tensor for name, tensor in backbone.encoder.norm.state_dict().items()}
         tensors |= norm
-        notes.append("its training had no norm behind the last block: it carries a new one, of scale 1 and shift 0")
+        notes.append("it was trained without a norm after the last block: a new one with weight 1 and bias 0 was added")
     else:
         norm = {}
     resized = dict(contents.resized)
@@ -97,31 +96,42 @@ def backbone_from_c2fmae_names(contents: SourceContents, allow_missing: Sequence
         loaded=[name for name in loaded if name not in norm],
         missing=missing,
         unexpected=unexpected,
-        unused=left,
+        unused=unused,
         resized=resized,
         notes=notes,
     )
     return backbone
 
 
-def resize_positions(table: Tensor, old: PatchGrid, new: PatchGrid, num_prefix: int = 0) -> tuple[Tensor, str]:
-    """Return a table of positions for another grid, and in words what was done to it."""
+def resize_positions(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int = 0
+) -> tuple[Tensor, str]:
+    """Interpolate a position table for another grid; return it with a description, which is empty for the same grid."""
     if old == new:
         return table, ""
-    fitted = resample_abs_pos_embed(table.float(), new_size=list(new), old_size=list(old), num_prefix_tokens=num_prefix)
-    return fitted, f"{old[0]}×{old[1]} → {new[0]}×{new[1]}, bicubic, antialiased, in float32"
+    resized = resample_abs_pos_embed(
+        table.float(), new_size=list(new), old_size=list(old), num_prefix_tokens=num_prefix
+    )
+    return resized, f"{old[0]}×{old[1]} → {new[0]}×{new[1]}, bicubic with antialiasing, in float32"
 
 
-def is_sincos_table(positions: Tensor, grid: PatchGrid) -> bool:
-    """Return whether a grid's positions [patch, dim] are those that are computed here anyway, for any grid."""
+def is_sincos_table(positions: Tensor, grid: tuple[int, int]) -> bool:
+    """Return whether a grid's positions [patch, dim] equal `sincos_positions`, which can be computed for any grid."""
     if positions.shape[1] % 4 or not positions.is_floating_point():
         return False
-    same = max(_POSITION_TOLERANCE, torch.finfo(positions.dtype).eps)
-    return bool(((positions.float() - sincos_positions(grid, positions.shape[1])).abs() < same).all())
+    tolerance = max(_POSITION_TOLERANCE, torch.finfo(positions.dtype).eps)
+    return bool(((positions.float() - sincos_positions(grid, positions.shape[1])).abs() < tolerance).all())
+
+
+def split_c2fmae_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Counter[str]]:
+    """Split tensors under c2fmae's names: those of a backbone and its head, and the number of others by module."""
+    modules = {name: name.partition(".")[0] for name in tensors}
+    selected = {name: each for name, each in tensors.items() if modules[name] in _MODULES}
+    return selected, Counter(module for name, module in modules.items() if name not in selected)
 
 
 def _split_unused(prefixes: tuple[str, ...], contents: SourceContents) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Return the tensors without those that are left aside, and how many of each part are."""
+    """Return the tensors without these prefixes, and the number of unused tensors by module."""
     unused = Counter(name.partition(".")[0] for name in contents.tensors if name.startswith(prefixes))
     tensors = {name: each for name, each in contents.tensors.items() if not name.startswith(prefixes)}
     return tensors, dict(Counter(contents.unused) + unused)
@@ -133,11 +143,14 @@ def _load(
     state_dict = model.state_dict()
     for name, tensor in tensors.items():
         if name in state_dict and not tensor.is_floating_point():
-            raise UserError(f"{source}: {name} is of {tensor.dtype}: quantised weights are not read")
+            raise UserError(
+                f"{source}: {name} has dtype {tensor.dtype}, expected a floating-point type. Use weights that are not "
+                "quantised"
+            )
         if name in state_dict and tensor.shape != state_dict[name].shape:
             raise UserError(
-                f"{source}: {name} is {tuple(tensor.shape)}, but the model's is {tuple(state_dict[name].shape)}. "
-                "It is of another model"
+                f"{source}: {name} has shape {tuple(tensor.shape)}, expected {tuple(state_dict[name].shape)}. "
+                "Use weights that match the config"
             )
     loaded = [name for name in state_dict if name in tensors]
     missing = [name for name in state_dict if name not in tensors]
@@ -150,7 +163,7 @@ def _load(
 
 
 def _initialise_missing(model: torch.nn.Module, missing: Sequence[str]) -> None:
-    """Draw all that a model has, always alike, tables of positions too if they are missing: timm leaves them empty."""
+    """Initialise the model with a fixed seed, including missing position tables, which timm leaves uninitialised."""
     generator = torch.Generator().manual_seed(derive_seed(0, "weights"))
     initialise(model, generator)
     for name in missing:
@@ -161,7 +174,7 @@ def _initialise_missing(model: torch.nn.Module, missing: Sequence[str]) -> None:
 def _fit_positions(
     vit: VisionTransformer, tensors: dict[str, Tensor], contents: SourceContents
 ) -> tuple[dict[str, str], bool]:
-    """Bring a table of positions to the model's grid; say how, and whether it is one that is computed here anyway."""
+    """Resize a position table to the model's grid; return descriptions, and whether the table can be computed."""
     table, model_table, grid = tensors.get("pos_embed"), vit.pos_embed, vit.patch_embed.grid_size
     if table is None or model_table is None or table.ndim != 3 or table.shape[2] != model_table.shape[2]:
         return {}, False
@@ -173,8 +186,8 @@ def _fit_positions(
         old = (contents.pos_embed_image_size[0] // patch, contents.pos_embed_image_size[1] // patch)
     if old[0] * old[1] != count or not count:
         raise UserError(
-            f"{contents.source}: pos_embed has {table.shape[1]} places, which are no square of patches. "
-            "Say the photos' height and width with image_size"
+            f"{contents.source}: pos_embed has {table.shape[1]} positions, which is not a square grid of patches. "
+            "Set image_size to the height and width of its images"
         )
     prefix_positions, positions = table[0, :prefix], table[0, prefix:]
     if is_sincos_table(positions, old) and bool((prefix_positions.abs() < _POSITION_TOLERANCE).all()):

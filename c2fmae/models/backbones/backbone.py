@@ -1,4 +1,4 @@
-"""One interface for every downstream task: what a ViT says of photos, and of maps where it has learned from them."""
+"""The interface of a pre-trained ViT for downstream tasks: tokens, pooled features and feature maps."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
@@ -20,14 +20,14 @@ from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
 
 BackboneInput = Mapping[str, Shaped[Tensor, "batch *map"]] | Float[Tensor, "batch channels height width"]
-"""Standardised photos and id maps by granularity, or photos alone."""
+"""Standardised images and id maps by granularity, or only a tensor of images."""
 
 
 class Backbone(nn.Module):
-    """An encoder with the embeddings of what it takes. It never hides anything and draws nothing.
+    """An encoder with the embeddings of its granularities; it masks nothing.
 
-    Of photos alone, `tokens` is what timm's `forward_features` returns for the same weights, and `pooled` what its
-    `forward_head(…, pre_logits=True)` does.
+    For images only, `tokens` equals timm's `forward_features` with the same weights, and `pooled` equals
+    `forward_head(forward_features(…), pre_logits=True)`.
     """
 
     def __init__(self, spec: BackboneSpec, embeddings: Embeddings, encoder: Encoder, fc_norm: nn.Module) -> None:
@@ -36,75 +36,75 @@ class Backbone(nn.Module):
         self.embeddings = embeddings
         self.encoder = encoder
         self.fc_norm = fc_norm
-        self.load_report = LoadReport(source="made anew", loaded=())
-        """Where its weights are from."""
+        self.load_report = LoadReport(source="new backbone", loaded=())
+        """The source of the weights."""
 
     @property
     def granularities(self) -> tuple[str, ...]:
-        """What it takes, in the order of its tokens."""
+        """The granularities that it takes, in the order of the tokens."""
         return tuple(self.embeddings)
 
     @property
     def patch(self) -> int:
-        """Pixels of a patch's side."""
+        """The side of a patch in pixels."""
         return cast(int, self.spec.encoder.patch_size)
 
     @property
     def dim(self) -> int:
-        """The width of its tokens."""
+        """The width of the tokens."""
         return self.encoder.dim
 
     @property
     def depth(self) -> int:
-        """How many blocks it has."""
+        """The number of blocks."""
         return len(self.encoder.blocks)
 
     @property
     def num_prefix_tokens(self) -> int:
-        """How many tokens come before those of patches: the global token and registers."""
+        """The number of tokens before the patch tokens: class token and registers."""
         return self.encoder.num_prefix_tokens
 
     def standardise(self, images: UInt8[Tensor, "batch channels height width"]) -> Tensor:
-        """Return photos as the ViT knows them: (value / 255 - mean) / std."""
-        mean, std = (torch.tensor(each, device=images.device) for each in (self.spec.mean, self.spec.std))
+        """Return images as the ViT takes them: (value / 255 - mean) / std."""
+        mean, std = (torch.tensor(values, device=images.device) for values in (self.spec.mean, self.spec.std))
         return standardise(images, mean, std)
 
     def forward(self, maps: BackboneInput) -> Float[Tensor, "batch token dim"]:
-        """Return `tokens`."""
+        """Return `tokens`: the entry point of hooks, compilation and operation counters."""
         return self.tokens(maps)
 
     def tokens(self, maps: BackboneInput) -> Float[Tensor, "batch token dim"]:
-        """Return the last block's tokens, normed: global token and registers, then each granularity's patches."""
+        """Return the normed tokens of the last block: class token, registers, then the patches of each granularity."""
         return self.encoder(self._embed(maps)[0])  # type: ignore[no-any-return]
 
     def get_intermediate_layers(
         self, maps: BackboneInput, depths: Sequence[int]
     ) -> list[Float[Tensor, "batch token dim"]]:
-        """Return the tokens behind these blocks, counted from 1; only the last block's are normed."""
+        """Return the tokens after these blocks, counted from 1; only those of the last block are normed."""
         return self.encoder.get_intermediate_layers(self._embed(maps)[0], depths)
 
     def pool(
         self, tokens: Float[Tensor, "batch token dim"], pooling: Pooling | None = None, *, depth: int | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """Return one vector for all tokens: the mean of the patches', or the global token.
+        """Return pooled features: the mean of the patch tokens, or the class token.
 
-        `depth` is the block that they are behind, the last unless given. A norm behind the pooling is for the last
-        block's alone, by which it was learned.
+        `depth` is the block that returned the tokens, by default the last. A norm after pooling is applied only to
+        tokens of the last block, with which it was trained.
         """
         pooling = pooling or self.spec.pool
-        if pooling == "cls" and self.encoder.cls_token is None:  # what comes first is a register, if anything
-            raise UserError("this backbone has no global token. Pool by the mean")
-        vector = tokens[:, 0] if pooling == "cls" else tokens[:, self.num_prefix_tokens :].mean(dim=1)
-        return self.fc_norm(vector) if depth in (None, self.depth) else vector
+        if pooling == "cls" and self.encoder.cls_token is None:  # the first token would be a register or a patch
+            raise UserError("pooling: this backbone has no class token. Use pooling='mean'")
+        pooled = tokens[:, 0] if pooling == "cls" else tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        return self.fc_norm(pooled) if depth in (None, self.depth) else pooled
 
     def pooled(self, maps: BackboneInput, pooling: Pooling | None = None) -> Float[Tensor, "batch dim"]:
-        """Return one vector an image."""
+        """Return pooled features of the last block's tokens."""
         return self.pool(self.tokens(maps), pooling)
 
     def feature_maps(
         self, maps: BackboneInput, depths: Sequence[int], granularity: str = "rgb"
     ) -> list[Float[Tensor, "batch dim rows columns"]]:
-        """Return a granularity's patches behind these blocks, laid out as they lie in the image."""
+        """Return the patch tokens of a granularity after these blocks, as two-dimensional maps."""
         embedded, names, grid = self._embed(maps)
         if granularity not in names:
             raise unknown_name_error("granularity among the maps", granularity, names)
@@ -124,10 +124,10 @@ class Backbone(nn.Module):
     def _check_images(self, images: Tensor) -> None:
         channels = self.spec.channels["rgb"]
         if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-            what = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            got = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             raise UserError(
-                f"photos: expected numbers as `standardise` makes them of bytes, [batch, {channels}, height, width], "
-                f"got {what}"
+                f"images: expected a floating-point tensor [batch, {channels}, height, width], got {got}. "
+                "Use Backbone.standardise"
             )
 
     def _embed(self, maps: BackboneInput) -> tuple[Tensor, tuple[str, ...], tuple[int, int]]:
@@ -139,7 +139,7 @@ class Backbone(nn.Module):
             self._check_images(maps["rgb"])
         names = tuple(name for name in self.granularities if name in maps)
         if not names:
-            raise UserError(f"no maps are given. This backbone takes {', '.join(self.granularities)}")
+            raise UserError(f"maps: is empty. Pass at least one of {', '.join(self.granularities)}")
         rows, columns = self.embeddings.common_grid({name: maps[name] for name in names})
         first = maps[names[0]]
         masks = Masks.from_visible_granularities(
@@ -150,7 +150,7 @@ class Backbone(nn.Module):
 
 
 def vit_from_spec(spec: BackboneSpec) -> VisionTransformer:
-    """Return the timm ViT that a spec means, its weights not yet drawn."""
+    """Return the timm ViT of a spec; its weights are not initialised."""
     return create_vit(
         spec.encoder.name,
         image_size=spec.image_size,
@@ -162,37 +162,37 @@ def vit_from_spec(spec: BackboneSpec) -> VisionTransformer:
 
 
 def wrap_vit(vit: VisionTransformer, spec: BackboneSpec) -> Backbone:
-    """Make a ViT a backbone that shares its weights, in evaluation mode; what it lacks, as maps' embeddings, is new."""
+    """Return a backbone that shares a ViT's weights, in evaluation mode; embeddings of id maps are created."""
     encoder = Encoder(
         vit,
-        has_norm=True,  # whoever loads weights that have none says so
+        has_norm=True,  # readers of weights without a norm add one
         use_vit_positions=spec.encoder.keep_positions,
         grad_checkpointing=spec.encoder.grad_checkpointing,
     )
-    patch = {"patch_size": vit.patch_embed.patch_size[0]}  # whether or not it is that of the name
+    patch = {"patch_size": vit.patch_embed.patch_size[0]}  # stored even where it is that of the named ViT
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=patch)})
     return Backbone(spec, create_embeddings(vit, spec.channels), encoder, vit.fc_norm).eval()
 
 
 def restrict_granularities(backbone: Backbone, names: Collection[str]) -> Backbone:
-    """Return the backbone without what it has learned of other granularities than these; its weights are shared."""
+    """Return the backbone with the embeddings of these granularities only; weights are shared."""
     for name in names:
         if name not in backbone.embeddings:
             raise unknown_name_error("granularity of this backbone", name, backbone.granularities)
-    kept = [name for name in backbone.granularities if name in names]
-    class_names = backbone.spec.class_names if "semantic" in kept else ()
-    channels = {name: backbone.spec.channels[name] for name in kept}
+    selected = [name for name in backbone.granularities if name in names]
+    class_names = backbone.spec.class_names if "semantic" in selected else ()
+    channels = {name: backbone.spec.channels[name] for name in selected}
     spec = backbone.spec.model_copy(update={"channels": channels, "class_names": class_names})
-    embeddings = Embeddings({name: backbone.embeddings[name] for name in kept})
+    embeddings = Embeddings({name: backbone.embeddings[name] for name in selected})
     restricted_backbone = Backbone(spec, embeddings, backbone.encoder, backbone.fc_norm).train(backbone.training)
     restricted_backbone.load_report = backbone.load_report
     return restricted_backbone
 
 
 def create_untrained_backbone(spec: BackboneSpec, seed: int = 0) -> Backbone:
-    """Return a ViT with weights drawn anew, and sines and cosines for positions: what to compare others with."""
+    """Return a randomly initialised ViT with sine and cosine positions: the baseline for pre-trained ones."""
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"keep_positions": False})})
-    fresh = wrap_vit(vit_from_spec(spec), spec)
-    initialise(fresh, torch.Generator().manual_seed(derive_seed(seed, "weights")))
-    fresh.load_report = LoadReport(source="weights drawn anew", loaded=())
-    return fresh
+    backbone = wrap_vit(vit_from_spec(spec), spec)
+    initialise(backbone, torch.Generator().manual_seed(derive_seed(seed, "weights")))
+    backbone.load_report = LoadReport(source="untrained weights", loaded=())
+    return backbone

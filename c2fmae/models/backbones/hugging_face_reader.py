@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's ViT and ViTMAE, read without their library."""
+"""Reader of directories with a ViT or ViTMAE of transformers, which need not be installed."""
 
 import re
 from collections import Counter
@@ -18,11 +18,11 @@ from c2fmae.models.backbones.assemble import HEAD_PREFIX, SourceContents
 from c2fmae.models.backbones.infer import count_blocks, default_normalisation, infer_encoder_config, infer_patch_embed
 
 _UNSUPPORTED_MODELS = {
-    "deit": "has a second, distilled token, which a plain ViT has not",
-    "swin": "has windows and stages, which a plain ViT has not",
-    "swinv2": "has windows and stages, which a plain ViT has not",
-    "beit": "adds positions in its attention, which a plain ViT does not",
-    "clip": "is made of two models, for photos and for texts",
+    "deit": "has a distillation token, which a plain ViT does not have",
+    "swin": "has windows and stages, which a plain ViT does not have",
+    "swinv2": "has windows and stages, which a plain ViT does not have",
+    "beit": "adds positions in its attention, which a plain ViT does not do",
+    "clip": "consists of an image model and a text model",
     "convnext": "is a convolutional network",
     "resnet": "is a convolutional network",
 }
@@ -45,46 +45,46 @@ _RENAMES = (
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
-"""Its names, those of older versions too, in the words of timm, and of MAE for the decoder."""
+"""From names of transformers, older versions included, to those of timm, and of MAE for the decoder."""
 
 POOLING_KEY, CROP_KEY = "c2fmae_pool", "c2fmae_crop"
-"""Where our exports say how a photo's tokens become one vector, and how much of a photo a classifier is shown: for
-these transformers has no word."""
+"""Config keys in which c2fmae's exports store pooling and evaluation crop, which transformers has no options for."""
 UNNAMED_LABEL = "LABEL_{}"
-"""What it calls a class that nobody named."""
+"""The name of an unnamed class in transformers."""
 
 
 def read_hugging_face_config(folder: Path) -> dict[str, Any]:
-    """Return a folder's config.json."""
+    """Return the config.json of a directory."""
     return read_json(folder / "config.json")
 
 
 def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> SourceContents:
-    """Return what a folder of a ViT or ViTMAE holds; a decoder comes along under MAE's names."""
+    """Return the contents of a directory with a ViT or ViTMAE; a decoder is included under MAE's names."""
     kind = config.get("model_type")
     if kind not in ("vit", "vit_mae"):
-        why = _UNSUPPORTED_MODELS.get(str(kind), "is not among what is read: vit and vit_mae")
-        raise UserError(f"{folder}: model_type {kind!r} {why}. Where timm knows it, give timm:NAME@FILE")
+        reason = _UNSUPPORTED_MODELS.get(str(kind), "is not supported (expected vit or vit_mae)")
+        raise UserError(f"{folder}: model_type {kind!r} {reason}. If timm has the model, use timm:NAME@FILE")
     if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{folder}: its activation is {config['hidden_act']!r}. Only 'gelu' is read")
+        raise UserError(f"{folder}: hidden_act: expected 'gelu', got {config['hidden_act']!r}. Use another model")
     weights = read_weight_file(folder)
     tensors, unused = _rename_tensors(weights.tensors, with_decoder=kind == "vit_mae")
     for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
         if name not in tensors:
-            raise UserError(f"{folder}: lacks {name}, in timm's words, which a ViT has")
+            raise UserError(f"{folder}: {name} (timm's name) is missing. Use the weights of a ViT")
     width, channels, patch = infer_patch_embed(
-        str(folder), "its projection of patches", tensors["patch_embed.proj.weight"]
+        str(folder), "patch_embed.proj.weight", tensors["patch_embed.proj.weight"]
     )
     size, depth = _read_size(folder, config, "image_size"), count_blocks(tensors, "blocks.")
     num_positions = 1 + (size[0] // patch) * (size[1] // patch)
-    found_counts = {"blocks": depth, "positions": tensors["pos_embed"].shape[1]}
+    counts = {"blocks": depth, "positions": tensors["pos_embed"].shape[1]}
     for what, expected_count in {
         "blocks": _read_int(folder, config, "num_hidden_layers"),
         "positions": num_positions,
     }.items():
-        if expected_count != found_counts[what]:
+        if expected_count != counts[what]:
             raise UserError(
-                f"{folder}: config.json asks for {expected_count} {what}, but the weights have {found_counts[what]}"
+                f"{folder}: config.json describes {expected_count} {what}, but the weights have {counts[what]}. "
+                "Use the config of these weights"
             )
     encoder = infer_encoder_config(
         str(folder),
@@ -118,13 +118,13 @@ def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> SourceContents
 
 
 def _read_pooling(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    if f"{HEAD_PREFIX}weight" in tensors:  # its classifiers read the global token, whatever they began with was read by
+    if f"{HEAD_PREFIX}weight" in tensors:  # classifiers of transformers read the class token
         return "cls"
     return str(config.get(POOLING_KEY, "mean" if config["model_type"] == "vit_mae" else "cls"))
 
 
 def _read_labels(folder: Path, config: Mapping[str, Any]) -> list[LabelInfo | None] | None:
-    """Return what the classes are called, by logit; what is only numbered has no name."""
+    """Return the class names by logit; None for classes with a generated name."""
     id_to_label = config.get("id2label")
     if id_to_label is None:
         return None
@@ -132,7 +132,9 @@ def _read_labels(folder: Path, config: Mapping[str, Any]) -> list[LabelInfo | No
         names = {int(index): str(name) for index, name in id_to_label.items()}
         in_order = [names[index] for index in range(len(names))]
     except (AttributeError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / 'config.json'}: id2label: expected a name for each of 0, 1, 2, …") from error
+        raise UserError(
+            f"{folder / 'config.json'}: id2label: expected a name for each of 0, 1, 2, …. Fix it"
+        ) from error
     return [
         None if name == UNNAMED_LABEL.format(index) else LabelInfo(name=name) for index, name in enumerate(in_order)
     ]
@@ -158,22 +160,22 @@ def _rename_tensors(
 
 
 def _read_normalisation(folder: Path, *, is_mae: bool, channels: int) -> tuple[dict[str, Any], list[str]]:
-    """Return mean and deviation of photos, and a note where nobody says them."""
+    """Return the mean and standard deviation of images, and a note if they are assumed."""
     try:
         processor_config = read_json(folder / "preprocessor_config.json")
         return {"mean": processor_config["image_mean"], "std": processor_config["image_std"]}, []
     except (UserError, KeyError):
         pass
     if is_mae or channels != 3:
-        return default_normalisation(channels), ["it does not say how photos are standardised: as in MAE"]
+        return default_normalisation(channels), ["mean and std of images are not stored: those of MAE are assumed"]
     halves = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    return halves, ["it does not say how photos are standardised: to -1 … 1, as Hugging Face's ViTs usually"]
+    return halves, ["mean and std of images are not stored: 0.5 and 0.5 are assumed, as in most ViTs of transformers"]
 
 
 def _read_int(folder: Path, config: Mapping[str, Any], name: str) -> int:
     value = config.get(name)
     if not isinstance(value, int):
-        raise UserError(f"{folder / 'config.json'}: {name}: expected a number, got {value!r}")
+        raise UserError(f"{folder / 'config.json'}: {name}: expected an integer, got {value!r}. Fix it")
     return value
 
 
@@ -182,4 +184,4 @@ def _read_size(folder: Path, config: Mapping[str, Any], name: str) -> tuple[int,
     match value if isinstance(value, list) else [value, value]:
         case [int(height), int(width)]:
             return height, width
-    raise UserError(f"{folder / 'config.json'}: {name}: expected height and width, got {value!r}")
+    raise UserError(f"{folder / 'config.json'}: {name}: expected an integer or [height, width], got {value!r}. Fix it")

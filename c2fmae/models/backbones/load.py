@@ -1,4 +1,4 @@
-"""Any source to a backbone."""
+"""Loading of backbones from all supported sources."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -15,8 +15,7 @@ from c2fmae.models.backbones.backbone import Backbone, vit_from_spec
 from c2fmae.models.backbones.export_reader import read_export
 from c2fmae.models.backbones.hugging_face_reader import read_hugging_face, read_hugging_face_config
 from c2fmae.models.backbones.mae_reader import read_mae
-from c2fmae.models.backbones.multimae_reader import INPUT_ADAPTER_PREFIX as MULTIMAE
-from c2fmae.models.backbones.multimae_reader import read_multimae
+from c2fmae.models.backbones.multimae_reader import INPUT_ADAPTER_PREFIX, read_multimae
 from c2fmae.models.backbones.run_reader import read_run
 from c2fmae.models.backbones.timm_folder_reader import read_timm_folder
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX, read_timm
@@ -26,8 +25,8 @@ BackboneBuilder = Callable[[SourceContents, Sequence[str]], Backbone]
 log = logging.getLogger(__name__)
 
 SUPPORTED_SOURCES = (
-    "a run's folder, a checkpoint, timm:NAME, timm:NAME@FILE, an exported folder, a Hugging Face ViT's or ViTMAE's "
-    "folder, or an official file of MAE or MultiMAE"
+    "a run directory, a checkpoint, timm:NAME, timm:NAME@FILE, an exported directory, a directory with a ViT or ViTMAE "
+    "of Hugging Face, or an official file of MAE or MultiMAE"
 )
 
 
@@ -36,45 +35,45 @@ def load_backbone(
     *,
     allow_missing: Sequence[str] = (),
     step: int | None = None,
-    average: bool = False,
+    use_ema: bool = False,
     image_size: tuple[int, int] | None = None,
     num_heads: int | None = None,
 ) -> Backbone:
-    """Return the ViT of a source, in evaluation mode, with a report of what became of every tensor.
+    """Return the ViT of a source, in evaluation mode, with a `load_report`.
 
-    `allow_missing` names, by pattern, tensors that may be missing or have no place; `step` and `average` choose a
-    run's checkpoint and its averaged weights. `image_size` is the height and width of photos to which its positions
-    are brought; `num_heads` is for bare files alone, which do not say it. Nothing is ever unpickled that could run
-    code.
+    `allow_missing` lists names or patterns of tensors that may be missing or unexpected. `step` and `use_ema` select
+    the checkpoint of a run and its averaged weights. Positions are resized to `image_size` (height, width).
+    `num_heads` is for files that hold only weights, which do not store it. Pickles that could run code are never
+    loaded.
     """
-    build, contents = read_source(str(source), step=step, average=average, image_size=image_size, num_heads=num_heads)
+    build, contents = read_source(str(source), step=step, use_ema=use_ema, image_size=image_size, num_heads=num_heads)
     backbone = build(contents, allow_missing)
     log.info("%s", backbone.load_report)
     return backbone
 
 
 def read_source(
-    source: str, *, step: int | None, average: bool, image_size: tuple[int, int] | None, num_heads: int | None
+    source: str, *, step: int | None, use_ema: bool, image_size: tuple[int, int] | None, num_heads: int | None
 ) -> tuple[BackboneBuilder, SourceContents]:
-    """Return what a source holds, and what makes a backbone of it."""
+    """Return the contents of a source, and the function that builds a backbone from them."""
     if image_size is not None and min(image_size) < 1:
         size = f"{image_size[0]}×{image_size[1]}"
-        raise UserError(f"{source}: no photos are of {size}. Give their height and width with image_size")
-    build, contents = _read_by_format(source, step=step, average=average, image_size=image_size, num_heads=num_heads)
+        raise UserError(f"{source}: image_size: expected a positive height and width, got {size}. Change image_size")
+    build, contents = _read_by_format(source, step=step, use_ema=use_ema, image_size=image_size, num_heads=num_heads)
     _check_image_size(image_size, contents)
     return build, contents
 
 
 def _read_by_format(
-    source: str, *, step: int | None, average: bool, image_size: tuple[int, int] | None, num_heads: int | None
+    source: str, *, step: int | None, use_ema: bool, image_size: tuple[int, int] | None, num_heads: int | None
 ) -> tuple[BackboneBuilder, SourceContents]:
     if source.startswith(TIMM_PREFIX):
         return backbone_from_timm_names, read_timm(source, image_size=image_size)
     path = Path(source)
     if not path.exists():
-        raise UserError(f"{source}: does not exist. Give {SUPPORTED_SOURCES}")
+        raise UserError(f"{source}: does not exist. Use {SUPPORTED_SOURCES}")
     if is_run_or_checkpoint(path):
-        return backbone_from_c2fmae_names, _with_image_size(image_size, read_run(path, step=step, average=average))
+        return backbone_from_c2fmae_names, _with_image_size(image_size, read_run(path, step=step, use_ema=use_ema))
     if (path / "config.json").exists():
         config = read_hugging_face_config(path)
         if str(config.get("format")).startswith("c2fmae-"):
@@ -83,9 +82,9 @@ def _read_by_format(
             return backbone_from_timm_names, _with_image_size(image_size, read_timm_folder(path, config))
         return backbone_from_timm_names, _with_image_size(image_size, read_hugging_face(path, config))
     if path.is_dir():
-        raise UserError(f"{source}: is a folder, but none of these: {SUPPORTED_SOURCES}")
+        raise UserError(f"{source}: is a directory of unknown format. Use {SUPPORTED_SOURCES}")
     weights = read_weight_file(path)
-    if any(name.startswith(MULTIMAE) for name in weights.tensors):
+    if any(name.startswith(INPUT_ADAPTER_PREFIX) for name in weights.tensors):
         return backbone_from_c2fmae_names, _with_image_size(
             image_size, read_multimae(source, weights, num_heads=num_heads)
         )
@@ -99,14 +98,13 @@ def _check_image_size(image_size: tuple[int, int] | None, contents: SourceConten
         patch = vit_from_spec(contents.spec.model_copy(update={"image_size": None})).patch_embed.patch_size[0]
     if any(side < patch or side % patch for side in image_size):
         raise UserError(
-            f"{contents.source}: no photos of {image_size[0]}×{image_size[1]} are made of its patches of "
-            f"{patch}×{patch}. "
-            f"Give an image_size of multiples of {patch}"
+            f"{contents.source}: image_size: {image_size[0]}×{image_size[1]} is not divisible into patches of "
+            f"{patch}×{patch}. Use multiples of {patch}"
         )
 
 
 def _with_image_size(image_size: tuple[int, int] | None, contents: SourceContents) -> SourceContents:
-    """Return what was found, to be made for photos of this size."""
+    """Return contents whose positions will be resized to this image size."""
     if image_size is None:
         return contents
     spec = contents.spec.model_copy(update={"image_size": image_size})

@@ -1,4 +1,4 @@
-"""The decoder of a file of MAE, as our `joint` one, which computes the same."""
+"""Conversion of MAE's decoder to the `joint` decoder, which computes the same."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones.assemble import SourceContents, is_sincos_table
-from c2fmae.models.backbones.infer import compute_mlp_ratio, count_blocks
+from c2fmae.models.backbones.infer import compute_mlp_ratio, count_blocks, infer_decoder_num_heads
 
 _RENAMES = {
     "decoder_embed.": "decoder.entry.project.",
@@ -21,26 +21,28 @@ _RENAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SourceDecoders:
-    """What a source holds of decoders and heads, under our names."""
+    """The decoders and heads of a source, under c2fmae's names."""
 
     settings: Mapping[str, Any]
-    """Of the decoder's config."""
+    """Options of the decoder's config."""
     targets: Mapping[str, Sequence[str]]
-    """What is predicted, by granularity; nothing where only its training's options could say so."""
+    """The targets by granularity; empty if the tensors do not determine them."""
     tensors: Mapping[str, Tensor]
     notes: Sequence[str]
 
 
 def convert_mae_decoder(contents: SourceContents, num_heads: int | None) -> SourceDecoders:
-    """Return the decoder that came along under MAE's names; nothing where there is none."""
+    """Convert the decoder in a source's contents, which has MAE's names; the result is empty if there is none."""
     mae_tensors = contents.tensors
     if "decoder_embed.weight" not in mae_tensors:
-        return SourceDecoders(settings={}, targets={}, tensors={}, notes=["it has no decoder"])
+        return SourceDecoders(settings={}, targets={}, tensors={}, notes=["the source has no decoder"])
     _check_positions(contents)
     dim, notes = len(mae_tensors["decoder_embed.weight"]), list[str]()
     if num_heads is None:
-        num_heads = max(dim // 32, 1)
-        notes.append(f"its decoder has {num_heads} attention heads, one for 32 of its width, as MAE's own has")
+        num_heads = infer_decoder_num_heads(dim)
+        notes.append(
+            f"its decoder's number of attention heads is not stored: {num_heads} are assumed, as in MAE at width {dim}"
+        )
     settings = {
         "dim": dim,
         "num_heads": num_heads,
@@ -57,10 +59,10 @@ def convert_mae_decoder(contents: SourceContents, num_heads: int | None) -> Sour
 
 
 def unsupported_positions_error(source: str) -> UserError:
-    """Return the error for a decoder that cannot be ours."""
+    """Return the error for a decoder whose positions are not sines and cosines."""
     return UserError(
-        f"{source}: its decoder's positions are not the sines and cosines that all of ours have. "
-        f"Begin with its encoder alone: c2fmae pretrain … --init {source}"
+        f"{source}: the positions of its decoder are not sines and cosines, which is not supported. "
+        f"Start from its encoder only: c2fmae pretrain … --init {source}"
     )
 
 

@@ -1,6 +1,6 @@
-"""Files of MAE's official code: pre-trained, with or without the decoder, and fine-tuned.
+"""Reader of files of MAE's official code: pre-trained, with or without the decoder, and fine-tuned.
 
-Its names are timm's, so whatever bare file has these of a plain ViT is read here too.
+MAE uses timm's names, so other files that only hold a plain ViT's weights under timm's names are read here too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,36 +25,36 @@ PATCH_KERNEL = "patch_embed.proj.weight"
 _REQUIRED_NAMES = (PATCH_KERNEL, "cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight")
 
 _UNSUPPORTED_PREFIXES = {
-    "dist_token": "is a distilled DeiT, whose second token a plain ViT has not",
-    "layers.0.blocks.": "is a Swin Transformer: windows and stages are no plain ViT",
-    "blocks.0.attn.relative_position": "adds positions in its attention, as BEiT does, which a plain ViT does not",
-    "rel_pos_bias.": "adds positions in its attention, as BEiT does, which a plain ViT does not",
-    "visual.": "is CLIP, photos and texts. Give timm:NAME@FILE, by the name that timm has for its ViT",
-    "text_model.": "is CLIP, photos and texts. Give timm:NAME@FILE, by the name that timm has for its ViT",
+    "dist_token": "is a distilled DeiT, whose distillation token a plain ViT does not have",
+    "layers.0.blocks.": "is a Swin Transformer, whose windows and stages a plain ViT does not have",
+    "blocks.0.attn.relative_position": "adds positions in its attention, as BEiT does, which a plain ViT does not do",
+    "rel_pos_bias.": "adds positions in its attention, as BEiT does, which a plain ViT does not do",
+    "visual.": "is CLIP, an image and a text model. Use timm:NAME@FILE with timm's name of its ViT",
+    "text_model.": "is CLIP, an image and a text model. Use timm:NAME@FILE with timm's name of its ViT",
     "conv1.": "is a convolutional network, not a plain ViT",
     "stem.": "is a convolutional network, not a plain ViT",
-    "stages.": "is built in stages, as ConvNeXt and others, which a plain ViT is not",
-    "embeddings.": "has the names of Hugging Face or of c2fmae. Give the folder that has its config.json",
-    "vit.": "has the names of Hugging Face. Give the folder that has its config.json",
+    "stages.": "is built in stages, as ConvNeXt and others, which a plain ViT does not have",
+    "embeddings.": "has the names of transformers or of c2fmae. Use the directory with its config.json",
+    "vit.": "has the names of transformers. Use the directory with its config.json",
 }
 
 
 def check_plain_vit(source: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse what is not a plain ViT under timm's names, with the reason."""
-    for mark, reason in _UNSUPPORTED_PREFIXES.items():
-        if any(name.startswith(mark) for name in tensors):
+    """Raise an error with the reason if the tensors are not those of a plain ViT under timm's names."""
+    for prefix, reason in _UNSUPPORTED_PREFIXES.items():
+        if any(name.startswith(prefix) for name in tensors):
             raise UserError(f"{source}: {reason}")
     if missing := [name for name in _REQUIRED_NAMES if name not in tensors]:
         raise UserError(
-            f"{source}: is no plain ViT under the names of MAE or timm: it lacks {missing[0]}. "
-            "Where timm knows it, give timm:NAME@FILE"
+            f"{source}: is not a plain ViT under the names of MAE or timm ({missing[0]} is missing). "
+            "If timm has the model, use timm:NAME@FILE"
         )
 
 
 def read_mae(
     source: str, weights: WeightFile, *, image_size: Sequence[int] | None = None, num_heads: int | None = None
 ) -> SourceContents:
-    """Return what a file of MAE holds of its ViT."""
+    """Return the ViT in a file of MAE."""
     tensors = weights.tensors
     check_plain_vit(source, tensors)
     width, channels, patch = infer_patch_embed(source, PATCH_KERNEL, tensors[PATCH_KERNEL])
@@ -71,7 +71,7 @@ def read_mae(
     is_classifier = "head.weight" in tensors and not has_fc_norm
     pool: Pooling = "cls" if is_classifier else "mean"
     if "decoder_embed.weight" not in tensors and not has_fc_norm:
-        notes.append("it does not say how photos are standardised: by ImageNet's mean and deviation, as in MAE")
+        notes.append("mean and std of images are not stored: those of ImageNet are assumed, as in MAE")
     spec = BackboneSpec.from_dict(
         {
             "encoder": encoder,
@@ -83,6 +83,4 @@ def read_mae(
         },
         source=source,
     )
-    return SourceContents(
-        source=source, spec=spec, tensors=tensors, notes=[*weights.notes, *notes], classifier_info={"crop": 0.875}
-    )
+    return SourceContents(source=source, spec=spec, tensors=tensors, notes=[*weights.notes, *notes])

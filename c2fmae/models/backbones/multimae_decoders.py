@@ -1,4 +1,4 @@
-"""The decoders of a file of MultiMAE, as stages of our `parallel` one, which compute the same."""
+"""Conversion of MultiMAE's decoders to stages of the `parallel` decoder, which compute the same."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.models.backbones.assemble import is_sincos_table
-from c2fmae.models.backbones.infer import compute_mlp_ratio, count_blocks
+from c2fmae.models.backbones.infer import compute_mlp_ratio, count_blocks, infer_decoder_num_heads
 from c2fmae.models.backbones.mae_decoder import SourceDecoders, unsupported_positions_error
 from c2fmae.models.backbones.multimae_reader import TASK_TO_GRANULARITY
 
@@ -17,7 +17,7 @@ _ADAPTERS = {
     "depth": {"absolute": "depth"},
     "rgb": {"pixels": "rgb", "normalized_pixels": "norm_rgb"},
 }
-"""What it predicts of each granularity, and by which of its adapters."""
+"""MultiMAE's output adapters by granularity and target."""
 
 _RENAMES = {
     "proj_context.": "decoder.entries.{index}.project.",
@@ -32,14 +32,15 @@ _RENAMES = {
 }
 
 _INPUT_CHANNEL_NAMES = ("q.weight", "kv.weight", "qkv.weight", "fc1.weight", "out_proj.weight")
-"""Whose inputs are a decoder's channels; of the others it is what comes out, but of these nothing is:"""
+"""Tensors whose second axis has the decoder's channels; in other tensors it is the first axis."""
 _NO_CHANNEL_NAMES = ("q.bias", "kv.bias", "qkv.bias", "fc1.bias", "out_proj.bias")
+"""Tensors without an axis of the decoder's channels."""
 
 
 def convert_multimae_decoders(
     source: str, multimae_tensors: Mapping[str, Tensor], channels: Mapping[str, int]
 ) -> SourceDecoders:
-    """Return the decoders of the granularities that go in, so many channels or classes of each."""
+    """Convert the decoders of the input granularities, which have these numbers of channels or classes."""
     targets: dict[str, list[str]] = {}
     tensors: dict[str, Tensor] = {}
     sizes, index = set[tuple[int, int, int]](), 0
@@ -52,26 +53,31 @@ def convert_multimae_decoders(
             adapter_tensors = _strip_prefix(multimae_tensors, f"output_adapters.{adapter}.")
             sizes.add(_decoder_sizes(adapter_tensors))
             tensors |= _convert_stage(source, adapter_tensors, index + number, head, channels)
-        index += max(len(adapters), 1)  # what has none is predicted by a new one
+        index += max(len(adapters), 1)  # a granularity without a decoder gets a new one
         targets |= {granularity: list(adapters)} if adapters else {}
     if not tensors:
-        return SourceDecoders(settings={}, targets={}, tensors={}, notes=["it has no decoders"])
+        return SourceDecoders(settings={}, targets={}, tensors={}, notes=["the source has no decoders"])
     if len(sizes) > 1:
-        raise UserError(f"{source}: its decoders differ in width or depth, which ours do not")
+        raise UserError(
+            f"{source}: its decoders differ in width or depth, which is not supported. "
+            f"Start from its encoder only: c2fmae pretrain … --init {source}"
+        )
     ((dim, depth, hidden),) = sizes
-    heads = max(dim // 32, 1)
+    heads = infer_decoder_num_heads(dim)
     settings: dict[str, Any] = {
         "dim": dim,
         "num_heads": heads,
         "depth": depth,
         "mlp_ratio": compute_mlp_ratio(hidden, dim),
     }
-    notes = [f"its decoders have {heads} attention heads, one for 32 of their width, as MultiMAE's own have"]
+    notes = [
+        f"its decoders' number of attention heads is not stored: {heads} are assumed, as in MultiMAE at width {dim}"
+    ]
     return SourceDecoders(settings=settings, targets=targets, tensors=tensors, notes=notes)
 
 
 def _has_decoder(multimae_tensors: Mapping[str, Tensor], adapter: str) -> bool:
-    """Return whether an adapter is a decoder with cross-attention: those of fine-tuning are of other kinds."""
+    """Return whether an adapter is a decoder with cross-attention; adapters of fine-tuning are not."""
     return f"output_adapters.{adapter}.decoder.q.weight" in multimae_tensors
 
 
@@ -90,10 +96,10 @@ def _decoder_sizes(adapter_tensors: Mapping[str, Tensor]) -> tuple[int, int, int
 def _convert_stage(
     source: str, adapter_tensors: dict[str, Tensor], index: int, head: str, channels: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """Return a decoder as a stage, its entry and its head.
+    """Return the tensors of a decoder as those of a stage, its entry and its head.
 
-    Its positions are of the row and then of the column, ours of the column and then of the row. Where the halves of
-    all the decoder's channels are exchanged, they are the same, and so is what it computes.
+    MultiMAE's positions encode the row, then the column; c2fmae's encode the column, then the row. Swapping the two
+    halves of all the decoder's channels makes them equal and does not change its predictions.
     """
     table = adapter_tensors.pop("pos_emb")
     swapped_channels = torch.arange(table.shape[1]).roll(table.shape[1] // 2)
@@ -104,14 +110,14 @@ def _convert_stage(
     }
     tensors: dict[str, Tensor] = {}
     if len(channels) > 1:
-        blank = table.new_zeros(1, 1, table.shape[1])
-        each = [blank if (tensor := task_embeddings[name]) is None else tensor for name in channels]
-        tensors[f"decoder.entries.{index}.granularity"] = torch.cat(each)[:, :, swapped_channels]
+        zeros = table.new_zeros(1, 1, table.shape[1])
+        embeddings = [zeros if (tensor := task_embeddings[name]) is None else tensor for name in channels]
+        tensors[f"decoder.entries.{index}.granularity"] = torch.cat(embeddings)[:, :, swapped_channels]
     for name, tensor in adapter_tensors.items():
-        old = next((each for each in _RENAMES if name.startswith(each)), None)
+        old = next((prefix for prefix in _RENAMES if name.startswith(prefix)), None)
         if old is None:
-            raise UserError(f"{source}: {name} has no place in a decoder of ours")
-        if old == "out_proj.":  # channels, rows, columns: ours has rows, columns, channels
+            raise UserError(f"{source}: {name} is unexpected in a decoder of MultiMAE. Use an official file")
+        if old == "out_proj.":  # from (channels, rows, columns) to (rows, columns, channels)
             tensor = tensor.unflatten(0, (channels[head.partition("_")[0]], -1)).transpose(0, 1).flatten(0, 1)
         if not name.endswith(_NO_CHANNEL_NAMES):
             tensor = tensor.flatten() if old == "mask_token" else tensor

@@ -1,4 +1,4 @@
-"""Files of MultiMAE's official code: one encoder, an adapter for everything that goes in or comes out."""
+"""Reader of files of MultiMAE's official code: an encoder with an adapter for each input and output."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from c2fmae.models.patches import label_stride
 
 INPUT_ADAPTER_PREFIX = "input_adapters."
 TASK_TO_GRANULARITY = {"semseg": "semantic", "depth": "depth", "rgb": "rgb"}
-"""Its names for granularities, and ours, in the order of our tokens."""
+"""From MultiMAE's tasks to granularities, in the order of c2fmae's tokens."""
 
 
 def read_multimae(source: str, weights: WeightFile, *, num_heads: int | None = None) -> SourceContents:
-    """Return what a file of MultiMAE holds of its encoder and of what goes into it."""
+    """Return the encoder and input embeddings in a file of MultiMAE."""
     multimae_tensors, notes = weights.tensors, list(weights.notes)
     tasks = _list_tasks(source, multimae_tensors)
     if not tasks:
-        raise UserError(f"{source}: has no input adapters of MultiMAE. If it is MAE's, take: c2fmae import mae")
+        raise UserError(f"{source}: has no input adapters of MultiMAE. If it is a file of MAE, use: c2fmae import mae")
     patch, channels = 0, dict[str, int]()
     tensors: dict[str, Tensor] = {}
     for task in tasks:
@@ -41,19 +41,19 @@ def read_multimae(source: str, weights: WeightFile, *, num_heads: int | None = N
             kernel = f"{INPUT_ADAPTER_PREFIX}{task}.proj.weight"
             _, channels[name], patch = infer_patch_embed(source, kernel, _get_tensor(source, multimae_tensors, kernel))
             embedding_tensors = {
-                each: multimae_tensors[f"{INPUT_ADAPTER_PREFIX}{task}.{each}"] for each in ("proj.weight", "proj.bias")
+                part: multimae_tensors[f"{INPUT_ADAPTER_PREFIX}{task}.{part}"] for part in ("proj.weight", "proj.bias")
             }
         tensors |= {f"embeddings.{name}.{part}": tensor for part, tensor in embedding_tensors.items()}
     table, table_size = _read_positions(source, multimae_tensors, tasks, patch)
     token = _get_tensor(source, multimae_tensors, "global_tokens")
     if token.shape[1] != 1:
-        raise UserError(f"{source}: has {token.shape[1]} global tokens. Only one can be read")
+        raise UserError(f"{source}: has {token.shape[1]} global tokens, expected 1. Use another file")
     tensors |= {"encoder.cls_token": token, "encoder.pos_embed": table}
     for name, tensor in multimae_tensors.items():
         if name.startswith("encoder."):
             tensors[f"encoder.blocks.{name.removeprefix('encoder.')}"] = tensor
         elif not name.startswith((INPUT_ADAPTER_PREFIX, "output_adapters.", "global_tokens")):
-            tensors[name] = tensor  # which has no place, and fails
+            tensors[name] = tensor  # reported as unexpected
     heads, head_notes = infer_num_heads(token.shape[2], num_heads)
     encoder = infer_encoder_config(
         source,
@@ -85,7 +85,7 @@ def read_multimae(source: str, weights: WeightFile, *, num_heads: int | None = N
 
 
 def count_classes(weights: dict[str, Tensor]) -> int:
-    """Return how many classes semantic maps have: a last row of zeros is for places that nobody labelled."""
+    """Return the number of classes of semantic maps; a last row of zeros is for unlabelled pixels."""
     rows = weights[f"{INPUT_ADAPTER_PREFIX}semseg.class_emb.weight"]
     return len(rows) - (not bool(rows[-1].any()))
 
@@ -94,29 +94,32 @@ def _list_tasks(source: str, weights: dict[str, Tensor]) -> list[str]:
     tasks = {name.split(".")[1] for name in weights if name.startswith(INPUT_ADAPTER_PREFIX)}
     if unknown := sorted(tasks - TASK_TO_GRANULARITY.keys()):
         raise UserError(
-            f"{source}: learned from {', '.join(unknown)}, which is none of {', '.join(TASK_TO_GRANULARITY)}"
+            f"{source}: has unsupported tasks: {', '.join(unknown)} (supported: {', '.join(TASK_TO_GRANULARITY)}). "
+            "Use another file"
         )
     return [task for task in TASK_TO_GRANULARITY if task in tasks]
 
 
 def _convert_id_embedding(source: str, weights: dict[str, Tensor]) -> tuple[int, int, dict[str, Tensor], str]:
-    """Return patch, classes and tensors of an embedding of semantic maps, and what has been done about unlabelled."""
+    """Return the patch size, classes and tensors of an embedding of semantic maps, and a note on unlabelled cells."""
     name = f"{INPUT_ADAPTER_PREFIX}semseg.proj.weight"
     if f"{INPUT_ADAPTER_PREFIX}semseg.proj.1.weight" in weights:
-        raise UserError(f"{source}: averages a patch's classes before it projects them. Only cell by cell can be read")
+        raise UserError(
+            f"{source}: averages the classes of a patch before projecting, which is not supported. Use another file"
+        )
     _, _, cells = infer_patch_embed(source, name, _get_tensor(source, weights, name))
     patch = next((side for side in (4 * cells, 2 * cells, cells) if side // label_stride(side) == cells), cells)
     rows, classes = (
         _get_tensor(source, weights, f"{INPUT_ADAPTER_PREFIX}semseg.class_emb.weight"),
         count_classes(weights),
     )
-    note = "its semantic maps have a row of zeros for places that nobody labelled, as they had in its training"
+    note = "unlabelled cells of semantic maps are embedded as zeros, as in its training"
     if classes == len(rows):
         rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-        note = "its semantic maps had no row for places that nobody labelled: they have one of zeros"
+        note = "it has no embedding of unlabelled cells of semantic maps: one of zeros was added"
     embedding_tensors = {
         "classes.weight": rows,
-        "proj.weight": weights[name].permute(0, 2, 3, 1).flatten(1),  # a convolution over cells is a projection of them
+        "proj.weight": weights[name].permute(0, 2, 3, 1).flatten(1),  # from a convolution to a linear layer
         "proj.bias": _get_tensor(source, weights, f"{INPUT_ADAPTER_PREFIX}semseg.proj.bias"),
     }
     return patch, classes, embedding_tensors, note
@@ -125,24 +128,26 @@ def _convert_id_embedding(source: str, weights: dict[str, Tensor]) -> tuple[int,
 def _read_positions(
     source: str, weights: dict[str, Tensor], tasks: Sequence[str], patch: int
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Return the positions, row by row, which all that goes in must share, and the size of the photos they are for.
+    """Return the position table, which all tasks must share, row by row, and the image size that it is for.
 
-    They are sines and cosines, but of the row first and then of the column: not MAE's, so they stay a table.
+    It has sines and cosines of the row, then of the column, unlike MAE's, so it is loaded as a table.
     """
     tables = {task: _get_tensor(source, weights, f"{INPUT_ADAPTER_PREFIX}{task}.pos_emb") for task in tasks}
     first = tables[tasks[-1]]
     for task, table in tables.items():
         if table.shape != first.shape or not torch.equal(table, first):
-            raise UserError(f"{source}: {task} has other positions than {tasks[-1]}. Only shared ones can be read")
+            raise UserError(
+                f"{source}: the positions of {task} and {tasks[-1]} differ, expected shared ones. Use another file"
+            )
     if first.ndim != 4:
         raise UserError(
-            f"{source}: {INPUT_ADAPTER_PREFIX}{tasks[-1]}.pos_emb is {tuple(first.shape)}, expected [1, dim, rows, "
-            "columns]"
+            f"{source}: {INPUT_ADAPTER_PREFIX}{tasks[-1]}.pos_emb has shape {tuple(first.shape)}, expected "
+            "[1, dim, rows, columns]. Use another file"
         )
     return first.flatten(2).transpose(1, 2), (first.shape[2] * patch, first.shape[3] * patch)
 
 
 def _get_tensor(source: str, weights: dict[str, Tensor], name: str) -> Tensor:
     if name not in weights:
-        raise UserError(f"{source}: lacks {name}, which a file of MultiMAE has")
+        raise UserError(f"{source}: {name} is missing. Use an official file of MultiMAE")
     return weights[name]

@@ -1,4 +1,4 @@
-"""A folder as timm pushes it to a hub and saves it beside: weights, and a config.json that names an architecture."""
+"""Reader of directories as timm saves them for model hubs: weights, and a config.json with an architecture."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,6 @@ from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.models.backbones.assemble import SourceContents
-from c2fmae.models.backbones.backbone import vit_from_spec
 from c2fmae.models.backbones.export_reader import CONFIG_FILE, check_model_size
 from c2fmae.models.backbones.timm_reader import (
     has_supported_pooling,
@@ -30,11 +29,11 @@ _TIMM_TO_ENCODER = {
     "num_heads": "num_heads",
     "mlp_ratio": "mlp_ratio",
 }
-"""timm's words and ours."""
+"""From arguments of timm to fields of `EncoderConfig`."""
 
 
 class TimmModelArgs(Config):
-    """What timm may be told of a plain ViT here besides its name."""
+    """The supported arguments of a plain ViT in timm."""
 
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     patch_size: PositiveInt | None = None
@@ -47,10 +46,11 @@ class TimmModelArgs(Config):
     fc_norm: bool | None = None
     pool_include_prefix: Literal[False] | None = None
     num_classes: int | None = None
+    """Accepted and not used: the number of classes is that of the head's weights."""
 
 
 class TimmPretrainedConfig(Config):
-    """What is read of what timm says of photos."""
+    """The options of timm's `pretrained_cfg` that are used: image size, standardisation and crop."""
 
     input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     mean: tuple[float, ...] | None = None
@@ -59,11 +59,11 @@ class TimmPretrainedConfig(Config):
 
 
 class TimmFolderConfig(Config):
-    """What is read of the config in a folder of timm's."""
+    """The keys of timm's config.json that are used."""
 
     architecture: str
     global_pool: str | None = None
-    """Of the ViT that was saved; what model_args say of it counts more."""
+    """Pooling of the saved ViT; `model_args` takes precedence."""
     model_args: TimmModelArgs = TimmModelArgs()
     pretrained_cfg: TimmPretrainedConfig = TimmPretrainedConfig()
     label_names: tuple[str, ...] | dict[Annotated[int, Field(ge=0)], str] | None = None
@@ -71,7 +71,7 @@ class TimmFolderConfig(Config):
 
 
 def read_timm_folder(folder: Path, config: Mapping[str, Any]) -> SourceContents:
-    """Return what a folder of timm's holds."""
+    """Return the contents of a directory saved by timm."""
     source = str(folder / CONFIG_FILE)
     parsed = TimmFolderConfig.from_dict(_select_known_keys(config), source=source)
     args = parsed.model_args
@@ -79,13 +79,13 @@ def read_timm_folder(folder: Path, config: Mapping[str, Any]) -> SourceContents:
         "global_pool": args.global_pool or parsed.global_pool,
         "pool_include_prefix": args.pool_include_prefix,
     }
-    pooling: dict[str, Any] = {word: each for word, each in pooling_args.items() if each is not None}
-    with torch.device("meta"):  # its settings alone
+    pooling: dict[str, Any] = {key: value for key, value in pooling_args.items() if value is not None}
+    with torch.device("meta"):  # only its attributes are read
         default_vit = create_vit(parsed.architecture, image_size=None, fc_norm=args.fc_norm, **pooling)
     weights, spec = read_weight_file(folder), _build_spec(default_vit, parsed, source)
     if args.fc_norm is None and args.global_pool is None:
         spec = match_norm_placement(spec, weights.tensors)
-    check_model_size(folder, lambda: [vit_from_spec(spec)], spec.encoder.depth, weights.tensors)
+    check_model_size(folder, spec, weights.tensors, lambda vit: vit)
     notes = [*weights.notes, *pooling_notes(default_vit, spec)]
     default_config: Any = default_vit.pretrained_cfg
     labels = parse_timm_labels(parsed.label_names, parsed.label_descriptions)
@@ -104,7 +104,7 @@ def _build_spec(default_vit: VisionTransformer, parsed: TimmFolderConfig, source
     default_spec = spec_from_vit(default_vit, parsed.architecture)
     channels, *size = data.input_size or (default_spec.channels["rgb"], *default_spec.image_size)
     image_size = args.img_size or size
-    shape = {ours: each for theirs, ours in _TIMM_TO_ENCODER.items() if (each := getattr(args, theirs)) is not None}
+    shape = {ours: value for theirs, ours in _TIMM_TO_ENCODER.items() if (value := getattr(args, theirs)) is not None}
     return BackboneSpec.from_dict(
         {
             **default_spec.model_dump(),
@@ -119,9 +119,9 @@ def _build_spec(default_vit: VisionTransformer, parsed: TimmFolderConfig, source
 
 
 def _select_known_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the words that are read; all of model_args are, as each of them makes another ViT."""
-    known = {word: config[word] for word in TimmFolderConfig.model_fields if config.get(word) is not None}
-    data = known.get("pretrained_cfg", config)  # timm's older folders have no parts
+    """Return the used keys of a config, with all of model_args: unknown arguments are errors, they change the ViT."""
+    known = {key: config[key] for key in TimmFolderConfig.model_fields if config.get(key) is not None}
+    data = known.get("pretrained_cfg", config)  # older versions of timm have no pretrained_cfg
     if isinstance(data, Mapping):
-        known["pretrained_cfg"] = {word: data[word] for word in TimmPretrainedConfig.model_fields if word in data}
+        known["pretrained_cfg"] = {key: data[key] for key in TimmPretrainedConfig.model_fields if key in data}
     return known

@@ -1,4 +1,4 @@
-"""A plain ViT of timm by name, with weights from a file or as timm fetches them."""
+"""Reader of plain ViTs of timm by name, with weights from a file or downloaded by timm."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ _POOLING_FROM_TIMM: dict[str, Pooling] = {"token": "cls", "avg": "mean"}
 
 
 def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> SourceContents:
-    """Return the weights of `timm:NAME@FILE`, or of `timm:NAME`, which timm fetches."""
+    """Return the contents of `timm:NAME@FILE`, or of `timm:NAME`, whose weights timm downloads."""
     name, _, file = source.removeprefix(TIMM_PREFIX).partition("@")
     vit = create_vit(name, image_size=image_size, fc_norm=None)
     config: Any = vit.pretrained_cfg
@@ -40,16 +40,16 @@ def read_timm(source: str, *, image_size: Sequence[int] | None = None) -> Source
         )
     try:
         pretrained = timm.create_model(name, pretrained=True)
-    except Exception as error:  # a download can fail in a hundred ways
+    except Exception as error:  # downloads raise many types
         raise UserError(
-            f"{source}: cannot be fetched: {' '.join(str(error).split())}. With a file of its weights at hand, "
-            f"give timm:{name}@FILE"
+            f"{source}: cannot be downloaded: {' '.join(str(error).split())}. If you have a file of its weights, "
+            f"use timm:{name}@FILE"
         ) from error
     return SourceContents(source=source, spec=spec, tensors=pretrained.state_dict(), notes=notes, **head)
 
 
 def spec_from_vit(vit: VisionTransformer, name: str) -> BackboneSpec:
-    """Return the spec of a ViT as timm makes it by that name."""
+    """Return the spec of a timm ViT of this name."""
     config: Any = vit.pretrained_cfg
     pool = _POOLING_FROM_TIMM.get(vit.global_pool, "mean")
     return BackboneSpec(
@@ -64,14 +64,14 @@ def spec_from_vit(vit: VisionTransformer, name: str) -> BackboneSpec:
 
 
 def has_supported_pooling(vit: VisionTransformer) -> bool:
-    """Return whether timm pools by the global token or by the mean of patches, as a backbone does."""
+    """Return whether timm pools as a backbone does: the class token, or the mean of the patch tokens."""
     return vit.global_pool == "token" or (vit.global_pool == "avg" and not vit.pool_include_prefix)
 
 
 def parse_timm_labels(
     names: Sequence[str] | Mapping[Any, str] | None, descriptions: Mapping[str, str] | None
 ) -> list[LabelInfo | None] | None:
-    """Return what timm's label names mean, by logit; ImageNet's are WordNet ids, and descriptions say what of.
+    """Return the labels of timm's label names, by logit; WordNet ids get their descriptions as names.
 
     >>> [label.wnid for label in parse_timm_labels(["n01440764", "cat"], {"n01440764": "tench"})]
     ['n01440764', None]
@@ -90,17 +90,17 @@ def _label_info(name: str, description: str) -> LabelInfo:
 
 
 def pooling_notes(vit: VisionTransformer, spec: BackboneSpec) -> list[str]:
-    """Return a note where timm pools in a way that a backbone does not."""
+    """Return a note if timm pools in a way that a backbone does not support."""
     if has_supported_pooling(vit):
         return []
-    timm_pooling = "all tokens' mean" if vit.global_pool == "avg" else vit.global_pool
-    return [f"timm pools it in another way ({timm_pooling}), here it is by {spec.pool}"]
+    timm_pooling = "the mean of all tokens" if vit.global_pool == "avg" else vit.global_pool
+    return [f"its pooling in timm ({timm_pooling}) is not supported, {spec.pool} is used instead"]
 
 
 def _convert_to_timm_names(
     file: str, tensors: Mapping[str, Tensor], vit: VisionTransformer
 ) -> tuple[Mapping[str, Tensor], dict[str, str]]:
-    """Return tensors under timm's names, and what timm changed in size where they had others'."""
+    """Return tensors under timm's names, and descriptions of those that timm resized."""
     kernel = tensors.get("patch_embed.proj.weight")
     is_dinov2 = "mask_token" in tensors and "decoder_embed.weight" not in tensors
     is_native = kernel is not None and kernel.ndim == 4 and "blocks.0.gamma_1" not in tensors and not is_dinov2
@@ -108,21 +108,23 @@ def _convert_to_timm_names(
         return tensors, {}
     try:
         renamed = checkpoint_filter_fn(dict(tensors), vit, adapt_layer_scale=True)
-    except Exception as error:  # of another codebase than timm knows
-        raise UserError(f"{file}: cannot be brought to timm's names: {' '.join(str(error).split())}") from error
+    except Exception as error:  # names of a codebase that timm does not convert
+        raise UserError(
+            f"{file}: cannot be converted to timm's names: {' '.join(str(error).split())}. Use weights of this model"
+        ) from error
     old_positions = next(
-        (each for name, each in tensors.items() if "pos" in name and each.shape[-1:] == (vit.embed_dim,)), None
+        (tensor for name, tensor in tensors.items() if "pos" in name and tensor.shape[-1:] == (vit.embed_dim,)), None
     )
     new_positions = renamed.get("pos_embed")
     if old_positions is None or new_positions is None or old_positions.numel() == new_positions.numel():
         return renamed, {}
     return renamed, {
-        "pos_embed": f"{old_positions.numel() // vit.embed_dim} → {new_positions.shape[1]} places, by timm"
+        "pos_embed": f"{old_positions.numel() // vit.embed_dim} → {new_positions.shape[1]} positions, by timm"
     }
 
 
 def match_norm_placement(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> BackboneSpec:
-    """Return the spec with its norm where the file has it: fine-tuning may have moved it behind the pooling."""
+    """Return the spec with the norm before or after pooling as in the file; fine-tuning may have moved it."""
     has_fc_norm = "fc_norm.weight" in tensors
     if has_fc_norm == spec.has_fc_norm or has_fc_norm == ("norm.weight" in tensors):
         return spec

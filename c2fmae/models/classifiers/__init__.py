@@ -1,4 +1,4 @@
-"""Classifiers: a backbone with a head, made anew for fine-tuning or loaded from anywhere."""
+"""Classifiers: a backbone with a linear head, new for fine-tuning or loaded from any supported source."""
 
 from c2fmae.models.classifiers.build import classifier_from_backbone, classifier_from_spec
 from c2fmae.models.classifiers.classifier import Classifier

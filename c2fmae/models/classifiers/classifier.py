@@ -1,4 +1,4 @@
-"""A backbone with a head: of photos, and of maps where it has learned from them, the logits of its labels."""
+"""A backbone with a linear classification head."""
 
 from typing import cast
 
@@ -11,23 +11,23 @@ from c2fmae.models.backbones.backbone import BackboneInput
 
 
 class Classifier(nn.Module):
-    """A linear head on the one vector that a backbone makes of an image. It never hides anything."""
+    """A linear head on the pooled features of a backbone."""
 
     def __init__(self, spec: ClassifierSpec, backbone: Backbone, head: nn.Linear) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = backbone
         self.head = head
-        self.load_report = LoadReport(source="made anew", loaded=())
-        """Where its weights are from."""
+        self.load_report = LoadReport(source="new classifier", loaded=())
+        """The source of the weights."""
 
     @property
     def num_labels(self) -> int:
-        """How many logits it gives."""
+        """The number of logits."""
         return self.head.out_features
 
     def forward(self, maps: BackboneInput) -> Float[Tensor, "batch label"]:
-        """Return a logit for each label, of any of its granularities' maps."""
+        """Return the logits of images, or of maps of any of its granularities."""
         return cast(Tensor, self.head(self.backbone.pool(self.backbone.tokens(maps))))
 
     def trunk_layers(self) -> list[list[nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""The thousand classes of ImageNet, in the order in which everybody's logits have them."""
+"""The thousand classes of ImageNet-1k, in the usual order of logits."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -7,12 +7,12 @@ from timm.data.imagenet_info import ImageNetInfo
 
 from c2fmae.core.labels import LabelInfo
 
-_MIN_NAME_OVERLAP = 0.95  # of the names; lists of them differ in a few words
+_MIN_NAME_OVERLAP = 0.95  # fraction of equal names; published lists differ in a few
 
 
 @cache
 def imagenet_labels() -> tuple[LabelInfo, ...]:
-    """Return ImageNet's classes, by logit, with their WordNet ids.
+    """Return the classes of ImageNet-1k by logit, with their WordNet ids.
 
     >>> imagenet_labels()[1].wnid, imagenet_labels()[1].name
     ('n01443537', 'goldfish, Carassius auratus')
@@ -23,13 +23,13 @@ def imagenet_labels() -> tuple[LabelInfo, ...]:
 
 
 def are_imagenet_labels(labels: Sequence[LabelInfo | None]) -> bool:
-    """Return whether labels are ImageNet's, in its order, whose ids nobody says: whether their first names are."""
+    """Return whether labels without WordNet ids are those of ImageNet-1k in its order, by their first names."""
     imagenet = imagenet_labels()
     if len(labels) != len(imagenet) or any(label and label.wnid for label in labels):
         return False
     pairs = zip(labels, imagenet, strict=True)
     return sum(
-        bool(told) and _first_name(told) == _first_name(ours) for told, ours in pairs
+        bool(label) and _first_name(label) == _first_name(expected) for label, expected in pairs
     ) >= _MIN_NAME_OVERLAP * len(imagenet)
 
 

@@ -1,4 +1,4 @@
-"""Any source that has a head to a classifier."""
+"""Loading of classifiers from all supported sources that have a head."""
 
 import logging
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ def load_classifier(
     *,
     allow_missing: Sequence[str] = (),
     step: int | None = None,
-    average: bool = False,
+    use_ema: bool = False,
     image_size: tuple[int, int] | None = None,
     num_heads: int | None = None,
 ) -> Classifier:
-    """Return the classifier of a source, in evaluation mode, with a report of what became of every tensor.
+    """Return the classifier of a source, in evaluation mode, with a `load_report`.
 
-    A source is what `load_backbone` takes, and its settings are the same; it has to have a head.
+    Sources and options are those of `load_backbone`; the source must have a classification head.
     """
     build_backbone, contents = read_source(
-        str(source), step=step, average=average, image_size=image_size, num_heads=num_heads
+        str(source), step=step, use_ema=use_ema, image_size=image_size, num_heads=num_heads
     )
     classifier = classifier_from_source(build_backbone, contents, allow_missing)
     log.info("%s", classifier.load_report)
@@ -49,12 +49,12 @@ def load_model(
     *,
     allow_missing: Sequence[str] = (),
     step: int | None = None,
-    average: bool = False,
+    use_ema: bool = False,
     image_size: tuple[int, int] | None = None,
 ) -> Backbone | Classifier:
-    """Return the classifier of a source that says itself what its classes are, and of any other its backbone."""
+    """Return the classifier of a source that has a head and class names, or else its backbone."""
     build_backbone, contents = read_source(
-        str(source), step=step, average=average, image_size=image_size, num_heads=None
+        str(source), step=step, use_ema=use_ema, image_size=image_size, num_heads=None
     )
     has_head = f"{HEAD_PREFIX}weight" in contents.tensors and contents.has_supported_pooling
     is_classifier = has_head and contents.classifier_info.get("labels") is not None
@@ -70,11 +70,11 @@ def load_model(
 def classifier_from_source(
     build_backbone: BackboneBuilder, contents: SourceContents, allow_missing: Sequence[str] = ()
 ) -> Classifier:
-    """Make a classifier of what a source holds, by what makes its backbone."""
+    """Return the classifier of a source's contents, given the function that builds its backbone."""
     source, weight = contents.source, _head_weight(contents)
     backbone = build_backbone(contents, allow_missing)
     labels, notes = _resolve_labels(source, contents, len(weight))
-    classifier_options = {word: each for word, each in contents.classifier_info.items() if word != "labels"}
+    classifier_options = {key: value for key, value in contents.classifier_info.items() if key != "labels"}
     spec = ClassifierSpec.from_dict({"backbone": backbone.spec, "labels": labels, **classifier_options}, source=source)
     head = nn.Linear(weight.shape[1], len(weight))
     loaded, missing, unexpected = _load_head(head, contents, allow_missing)
@@ -92,36 +92,40 @@ def classifier_from_source(
 
 
 def _head_weight(contents: SourceContents) -> Tensor:
-    """Return the matrix of a source's head, which has to be one on what a backbone makes of its tokens."""
+    """Return the weight of a source's head, which must be a linear head on pooled features."""
     source, name, weight = contents.source, contents.spec.encoder.name, contents.tensors.get(f"{HEAD_PREFIX}weight")
     if weight is None:
         raise UserError(
-            f"{source}: is a ViT without a head ({name} of {', '.join(contents.spec.channels)}): it tells no classes "
-            f"apart. Fine-tune it first: c2fmae eval finetune {source}"
+            f"{source}: is a ViT without a classification head ({name} of {', '.join(contents.spec.channels)}). "
+            f"Fine-tune it first: c2fmae eval finetune {source}"
         )
     if not contents.has_supported_pooling:
         raise UserError(
-            f"{source}: the head of {name} reads tokens that are pooled in another way than by the global token or the "
-            "mean of patches: it is no classifier here"
+            f"{source}: the head of {name} needs another pooling than the class token or the mean of the patch tokens, "
+            "which is not supported. Use another classifier"
         )
     if weight.ndim != 2 or not weight.is_floating_point():
-        raise UserError(f"{source}: {HEAD_PREFIX}weight is {tuple(weight.shape)} of {weight.dtype}: no linear head")
+        raise UserError(
+            f"{source}: {HEAD_PREFIX}weight: expected a floating-point matrix, got {weight.dtype} "
+            f"{tuple(weight.shape)}. Use another classifier"
+        )
     return weight
 
 
 def _resolve_labels(source: str, contents: SourceContents, count: int) -> tuple[RawLabels, list[str]]:
-    """Return what the logits mean, and a note where the source does not say so itself."""
+    """Return the labels of the logits, and a note if they are not stored."""
     source_labels: RawLabels | None = contents.classifier_info.get("labels")
     if source_labels is None:
         if count != len(imagenet_labels()):
-            return [None] * count, [f"it does not say what its {count:,} classes are"]
-        return imagenet_labels(), ["it does not say what its 1,000 classes are: they are taken for ImageNet's"]
+            return [None] * count, [f"the names of its {count:,} classes are not stored"]
+        return imagenet_labels(), ["the names of its 1,000 classes are not stored: those of ImageNet are assumed"]
     if len(source_labels) != count:
         raise UserError(
-            f"{source}: names {len(source_labels):,} labels, but its head has {count:,}. It is of another model"
+            f"{source}: has {len(source_labels):,} labels, but its head has {count:,} logits. Use the config of these "
+            "weights"
         )
-    if are_imagenet_labels([each if isinstance(each, LabelInfo) else None for each in source_labels]):
-        return imagenet_labels(), ["its classes have the names of ImageNet's: they are taken for those"]
+    if are_imagenet_labels([label if isinstance(label, LabelInfo) else None for label in source_labels]):
+        return imagenet_labels(), ["its class names are those of ImageNet: the classes of ImageNet are assumed"]
     return source_labels, []
 
 
@@ -132,7 +136,7 @@ def _load_head(
         name.removeprefix(HEAD_PREFIX): each for name, each in contents.tensors.items() if name.startswith(HEAD_PREFIX)
     }
     head_tensors = head.state_dict()
-    nn.init.zeros_(head.bias)  # where it may be missing
+    nn.init.zeros_(head.bias)  # if it is missing
     missing, unexpected = check_tensor_names(
         contents.source,
         [HEAD_PREFIX + name for name in head_tensors if name not in source_tensors],

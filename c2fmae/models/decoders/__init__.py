@@ -1,4 +1,4 @@
-"""Decoders by name. `wirings` shows what sets them apart."""
+"""Decoders by name; `wirings.py` shows how they differ."""
 
 from c2fmae.models.decoders.registry import DECODERS, DecoderParts
 from c2fmae.models.decoders.wirings import CascadedDecoder, JointDecoder, ParallelDecoder, SelfAttentionDecoder, Stage

@@ -1,4 +1,4 @@
-"""What a decoder starts from: every token's place in the whole, those that the encoder saw and those it did not."""
+"""The input of a decoder: visible tokens from the encoder and mask tokens, in the order of all patches."""
 
 from typing import NamedTuple
 
@@ -12,10 +12,10 @@ from c2fmae.models.positions import sincos_positions
 
 
 class DecoderState(NamedTuple):
-    """All tokens of a batch, granularity by granularity, and what precedes them."""
+    """All tokens of a batch, granularity by granularity, and the prefix tokens."""
 
     prefix: Float[Tensor, "batch prefix dim"]
-    """The global token and registers, which have no place."""
+    """Class and register tokens, which belong to no patch."""
     tokens: Float[Tensor, "batch token dim"]
     visible_idx: Int[Tensor, "batch visible"]
     num_patches: int
@@ -25,30 +25,30 @@ class DecoderState(NamedTuple):
         return self.tokens.narrow(1, granularity * self.num_patches, self.num_patches)
 
     def visible_tokens(self) -> Float[Tensor, "batch visible dim"]:
-        """Return the tokens that the encoder saw."""
+        """Return the tokens of the visible patches."""
         return self.tokens.gather(1, _gather_index(self.visible_idx, self.tokens))
 
     def add_features(
         self, features: Float[Tensor, "batch patch dim"], granularity: int
     ) -> Float[Tensor, "batch token dim"]:
-        """Return the tokens with a stage's features added at its granularity's places, and nowhere else."""
+        """Return the tokens with a stage's features added to those of its granularity."""
         before = granularity * self.num_patches
         after = self.tokens.shape[1] - before - self.num_patches
         return self.tokens + F.pad(features, (0, 0, before, after))
 
 
 class DecoderEntry(nn.Module):
-    """The way from the encoder into a decoder."""
+    """Projection of the encoder's latents to a decoder's tokens, with mask tokens for hidden patches."""
 
     def __init__(self, encoder_dim: int, dim: int, num_granularities: int) -> None:
         super().__init__()
         self.project = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        # One granularity has nothing to be told from: its embedding would be a second bias.
+        # With a single granularity its embedding would only be a second bias.
         self.granularity = nn.Parameter(torch.zeros(num_granularities, 1, dim)) if num_granularities > 1 else None
 
     def forward(self, latent: Float[Tensor, "batch latent width"], masks: Masks, grid: tuple[int, int]) -> DecoderState:
-        """Put the latents where they belong, mask tokens elsewhere, and say of each where and what it is."""
+        """Scatter latents to their patches, fill up with mask tokens, and add positions and granularity embeddings."""
         x = self.project(latent).to(self.mask_token.dtype)
         prefix, visible = x.split([x.shape[1] - masks.visible_idx.shape[1], masks.visible_idx.shape[1]], dim=1)
         batch, granularities, num_patches = masks.is_masked.shape

@@ -1,7 +1,7 @@
-"""The decoders, side by side: the same blocks in different wirings.
+"""The decoders, side by side: the same blocks with different connections.
 
-A decoder takes the encoder's latents and returns features for every *stage*: a name, the granularity that it predicts,
-its blocks. The head that turns features into predictions comes after it.
+A decoder takes the encoder's latents and returns features for each *stage*, which has a name, a granularity that it
+predicts, and blocks. Prediction heads are applied to the features outside the decoder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ StageFeatures = dict[str, Tensor]
 
 
 class Stage(nn.Module):
-    """One prediction's blocks: a first one, with cross-attention if it has a context, then self-attention blocks."""
+    """The blocks of one prediction: a first block, cross-attention if there is a context, then self-attention."""
 
     def __init__(self, granularity: int, first: nn.Module, *rest: nn.Module) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class Stage(nn.Module):
         self.rest = nn.Sequential(*rest)
 
     def forward(self, state: DecoderState, *context: Tensor) -> Float[Tensor, "batch patch dim"]:
-        """Turn the granularity's tokens into features."""
+        """Return the features of the granularity's patches."""
         return self.rest(self.first(state.tokens_of(self.granularity), *context))  # type: ignore[no-any-return]
 
 
 class _StagedDecoder(DeviceAwareAttention):
-    """Stages one after another, from one state or each from its own."""
+    """A decoder of stages, which share one entry or have one each."""
 
     def __init__(self, entries: Sequence[DecoderEntry], stages: Mapping[str, Stage]) -> None:
         super().__init__()
@@ -46,17 +46,17 @@ class _StagedDecoder(DeviceAwareAttention):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Return the self-attention blocks of all stages."""
+        """The self-attention blocks of all stages, for sharding."""
         return [block for stage in self.stages.values() for block in cast(Stage, stage).rest]
 
     def create_states(self, latent: EncoderLatents, masks: Masks, grid: tuple[int, int]) -> list[DecoderState]:
-        """Return the state that each stage works on."""
+        """Return the input state of each stage."""
         states = [entry(latent, masks, grid) for entry in self.entries]
         return states * len(self.stages) if len(states) == 1 else states
 
 
 class CascadedDecoder(_StagedDecoder):
-    """Each stage reads the stage before it: `carry` the last, or all of them. The order is that of `stages`."""
+    """Each stage attends to the stage before it or, with `carry="all"`, to all before it, in the order of `stages`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class CascadedDecoder(_StagedDecoder):
         super().__init__(entries, stages)
         self.context: Context = context
         self.num_carried = 1 if carry == "last" else len(stages)
-        self.carry = nn.Identity()  # what goes from stage to stage passes here, to be watched or stopped by a hook
+        self.carry = nn.Identity()  # carried features pass through it, so that a hook can observe or change them
 
     def forward(self, latent: EncoderLatents, masks: Masks, grid: tuple[int, int]) -> StageFeatures:
         """Return each stage's features."""
@@ -83,7 +83,7 @@ class CascadedDecoder(_StagedDecoder):
 
 
 class ParallelDecoder(_StagedDecoder):
-    """No stage reads another: MultiMAE's."""
+    """No stage attends to another (MultiMAE)."""
 
     def __init__(
         self, entries: Sequence[DecoderEntry], stages: Mapping[str, Stage], *, context: Context = "visible"
@@ -98,7 +98,7 @@ class ParallelDecoder(_StagedDecoder):
 
 
 class SelfAttentionDecoder(_StagedDecoder):
-    """No stage reads anything but its own granularity: the paper's row without cross-attention."""
+    """Each stage attends only to its own granularity: the paper's ablation without cross-attention."""
 
     def forward(self, latent: EncoderLatents, masks: Masks, grid: tuple[int, int]) -> StageFeatures:
         """Return each stage's features."""
@@ -107,7 +107,7 @@ class SelfAttentionDecoder(_StagedDecoder):
 
 
 class JointDecoder(DeviceAwareAttention):
-    """All tokens read each other in the same blocks: MAE's."""
+    """All tokens attend to each other in the same blocks (MAE)."""
 
     def __init__(
         self, entry: DecoderEntry, blocks: Sequence[nn.Module], norm: nn.Module, stages: Mapping[str, int]
@@ -128,7 +128,10 @@ class JointDecoder(DeviceAwareAttention):
 def build_context(
     state: DecoderState, context: Context, carried: Sequence[tuple[int, Tensor]]
 ) -> Float[Tensor, "batch key dim"]:
-    """Return the keys and values of a stage: T + place(F), or only what the encoder saw and what is carried."""
+    """Return the context of a stage: all tokens with carried features added, T + place(F), or only visible and carried.
+
+    With `context="visible"` it is prefix tokens, visible tokens, and the tokens plus features of each carried stage.
+    """
     if context == "visible":
         stages = [state.tokens_of(granularity) + features for granularity, features in carried]
         return torch.cat([state.prefix, state.visible_tokens(), *stages], dim=1)

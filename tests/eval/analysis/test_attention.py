@@ -325,7 +325,7 @@ def test_attention_of_another_kind_is_refused() -> None:
 def test_blocks_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError) as caught:
         next(iterate_attention(backbone_from_vit(make_tiny_vit()), PHOTOS, [1, 3]))
-    assert str(caught.value) == "depth: there are blocks 1 to 2, got 3"
+    assert str(caught.value) == "depth: expected a block from 1 to 2, got 3. Choose another block"
 
 
 def test_it_is_found_by_name_and_tells_data_from_other_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""MAE and MultiMAE as their papers and official code have them, written out the long way: files, and what they compute.
+"""Independent reference implementations of MAE and MultiMAE, and files of weights as their official code writes them.
 
-Nothing here is of c2fmae. Weights go by the official names; everything is projected, and then what is hidden dropped.
+Nothing here uses c2fmae. All patches are projected, then hidden ones are dropped.
 """
 
 import math
@@ -15,7 +15,7 @@ PATCH, CELLS, CLASS_DIM = 16, 4, 64
 
 
 class WeightDrawer:
-    """Weights under names, drawn one after another; norms are near one."""
+    """Random weights by name; those of norms are near one."""
 
     def __init__(self, seed: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ class WeightDrawer:
 
 
 def sincos_table(grid: tuple[int, int], dim: int, first_axis: str) -> Tensor:
-    """Sines and cosines of each patch's `first_axis` axis, "row" or "column", then of the other: [patch, dim]."""
+    """Sines and cosines of the `first_axis` ("row" or "column") of each patch, then of the other: [patch, dim]."""
     places = []
     for row in range(grid[0]):
         for column in range(grid[1]):

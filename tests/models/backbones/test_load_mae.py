@@ -1,4 +1,4 @@
-"""Files under MAE's official names: the same features as an independent forward, and what is refused."""
+"""Files of MAE's official code: the same features as an independent implementation, and rejected files."""
 
 import argparse
 import logging
@@ -24,7 +24,7 @@ def refused(weights: dict[str, Tensor], tmp_path: Path, **options: object) -> st
     return str(caught.value).removeprefix(f"{tmp_path / 'mae.pth'}: ")
 
 
-def photos(height: int = 64, width: int = 64, channels: int = 3) -> Tensor:
+def images(height: int = 64, width: int = 64, channels: int = 3) -> Tensor:
     return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(1))
 
 
@@ -42,35 +42,35 @@ def same(ours: Tensor, theirs: Tensor) -> None:
         ({"width": 64, "ratio": 8 / 3, "channels": 5}, 1),
     ],
 )
-def test_a_pretrained_file_gives_the_features_of_maes_encoder(
+def test_a_pretrained_file_gives_the_features_of_the_original_mae_encoder(
     sizes: dict[str, int], heads: int, tmp_path: Path
 ) -> None:
     weights = mae_weights(**sizes)  # type: ignore[arg-type]
     backbone = loaded(weights, tmp_path)
-    seen = photos(sizes.get("side", 64), sizes.get("side", 64), sizes.get("channels", 3))
+    seen = images(sizes.get("side", 64), sizes.get("side", 64), sizes.get("channels", 3))
     with torch.no_grad():
         same(backbone.tokens(seen), mae_tokens(weights, seen, heads))
         same(backbone.pooled(seen), mae_tokens(weights, seen, heads)[:, 1:].mean(dim=1))
     assert not backbone.spec.encoder.keep_positions
 
 
-def test_a_finetuned_file_norms_behind_the_pooling_and_its_head_is_left_aside(tmp_path: Path) -> None:
+def test_a_finetuned_file_has_its_norm_after_pooling_and_its_head_is_unused(tmp_path: Path) -> None:
     weights = mae_weights(is_finetuned=True)
     backbone = loaded(weights, tmp_path)
     with torch.no_grad():
-        tokens = mae_tokens(weights, photos(), 2)
-        same(backbone.tokens(photos()), tokens)
-        same(backbone.pooled(photos()), norm(weights, "fc_norm", tokens[:, 1:].mean(dim=1)))
+        tokens = mae_tokens(weights, images(), 2)
+        same(backbone.tokens(images()), tokens)
+        same(backbone.pooled(images()), norm(weights, "fc_norm", tokens[:, 1:].mean(dim=1)))
     assert backbone.load_report.unused == {"head": 2}
     assert not backbone.load_report.missing
 
 
-def test_a_classifier_by_the_global_token_pools_by_it(tmp_path: Path) -> None:
+def test_a_classifier_on_the_class_token_pools_by_it(tmp_path: Path) -> None:
     weights = mae_weights(decoder=None)
     weights |= {"head.weight": torch.ones(10, 128), "head.bias": torch.ones(10)}
     backbone = loaded(weights, tmp_path)
     with torch.no_grad():
-        same(backbone.pooled(photos()), mae_tokens(weights, photos(), 2)[:, 0])
+        same(backbone.pooled(images()), mae_tokens(weights, images(), 2)[:, 0])
 
 
 def test_a_training_checkpoint_with_prefixes_is_read_and_reported(
@@ -83,10 +83,10 @@ def test_a_training_checkpoint_with_prefixes_is_read_and_reported(
     with caplog.at_level(logging.INFO, "c2fmae"):
         backbone = load_backbone(path)
     with torch.no_grad():
-        found = backbone.tokens(photos())
+        found = backbone.tokens(images())
     rounded = {name: each.half().float() for name, each in weights.items()}
     rounded["pos_embed"] = weights["pos_embed"]  # sines and cosines are computed in float32, whatever the file's type
-    same(found, mae_tokens(rounded, photos(), 2))
+    same(found, mae_tokens(rounded, images(), 2))
     report = backbone.load_report
     assert report.unused == {
         "mask_token": 1, "decoder_embed": 2, "decoder_pos_embed": 1, "decoder_blocks": 24, "decoder_norm": 2,
@@ -96,21 +96,22 @@ def test_a_training_checkpoint_with_prefixes_is_read_and_reported(
     assert str(report) in caplog.text
     assert str(report).splitlines()[2:] == [
         "  taken from its 'model'; it also holds args, epoch",
-        "  it does not say how many attention heads it has: 2, one for 64 of its width, 128 (num_heads)",
-        "  its positions are sines and cosines: they are computed, for any size of photos",
+        "  the number of attention heads is not stored: 2 are assumed, one per 64 channels of width 128 "
+        "(set num_heads)",
+        "  its positions are sines and cosines, which are computed for any image size",
     ]
 
 
-def test_how_many_heads_it_has_can_be_said(tmp_path: Path) -> None:
+def test_the_number_of_attention_heads_can_be_set(tmp_path: Path) -> None:
     weights = mae_weights()
     with torch.no_grad():
-        same(loaded(weights, tmp_path, num_heads=8).tokens(photos()), mae_tokens(weights, photos(), 8))
-    assert refused(weights, tmp_path, num_heads=7) == "7 attention heads do not divide its width, 128. Say num_heads"
+        same(loaded(weights, tmp_path, num_heads=8).tokens(images()), mae_tokens(weights, images(), 8))
+    assert refused(weights, tmp_path, num_heads=7) == "width 128 is not a multiple of 7 attention heads. Set num_heads"
 
 
-def test_its_positions_are_computed_for_any_photos(tmp_path: Path) -> None:
+def test_positions_are_computed_for_any_image_size(tmp_path: Path) -> None:
     weights = mae_weights()
-    seen = photos(96, 32)
+    seen = images(96, 32)
     table = torch.cat([torch.zeros(1, 128), sincos_table((6, 2), 128, "column")]).unsqueeze(0)
     for backbone in (loaded(weights, tmp_path), loaded(weights, tmp_path, image_size=(96, 32))):
         with torch.no_grad():
@@ -118,69 +119,76 @@ def test_its_positions_are_computed_for_any_photos(tmp_path: Path) -> None:
         assert not backbone.load_report.resized
 
 
-def test_a_learned_table_of_wide_photos_needs_their_size(tmp_path: Path) -> None:
+def test_a_learned_table_of_a_non_square_grid_needs_the_image_size(tmp_path: Path) -> None:
     weights = mae_weights()
     weights["pos_embed"] = torch.randn(1, 1 + 2 * 6, 128)
-    message = "its positions are of 12 patches, which are no square. Say the photos' height and width with image_size"
+    message = (
+        "has positions of 12 patches, which is not a square grid. Set image_size to the height and width of its images"
+    )
     assert refused(weights, tmp_path) == message
-    assert refused(weights, tmp_path, image_size=(64, 64)).startswith("pos_embed has 13 places, which are no square")
+    assert refused(weights, tmp_path, image_size=(64, 64)).startswith(
+        "pos_embed has 13 positions, which is not a square"
+    )
     backbone = loaded(weights, tmp_path, image_size=(32, 96))
     with torch.no_grad():
-        same(backbone.tokens(photos(32, 96)), mae_tokens(weights, photos(32, 96), 2))
+        same(backbone.tokens(images(32, 96)), mae_tokens(weights, images(32, 96), 2))
     assert backbone.spec.encoder.keep_positions
 
 
-STRANGERS = {
-    "dist_token": "is a distilled DeiT, whose second token a plain ViT has not",
-    "layers.0.blocks.0.norm1.weight": "is a Swin Transformer: windows and stages are no plain ViT",
-    "visual.conv1.weight": "is CLIP, photos and texts. Give timm:NAME@FILE, by the name that timm has for its ViT",
+OTHER_ARCHITECTURES = {
+    "dist_token": "is a distilled DeiT, whose distillation token a plain ViT does not have",
+    "layers.0.blocks.0.norm1.weight": "is a Swin Transformer, whose windows and stages a plain ViT does not have",
+    "visual.conv1.weight": "is CLIP, an image and a text model. Use timm:NAME@FILE with timm's name of its ViT",
     "conv1.weight": "is a convolutional network, not a plain ViT",
-    "vit.embeddings.cls_token": "has the names of Hugging Face. Give the folder that has its config.json",
+    "vit.embeddings.cls_token": "has the names of transformers. Use the directory with its config.json",
 }
 
 
-@pytest.mark.parametrize("name", STRANGERS)
-def test_other_architectures_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
+def test_other_architectures_are_rejected_with_the_reason(name: str, tmp_path: Path) -> None:
     assert (
-        refused({"patch_embed.proj.weight": torch.ones(8, 3, 4, 4), name: torch.ones(1)}, tmp_path) == (STRANGERS[name])
+        refused({"patch_embed.proj.weight": torch.ones(8, 3, 4, 4), name: torch.ones(1)}, tmp_path)
+        == (OTHER_ARCHITECTURES[name])
     )
 
 
-def test_what_is_no_vit_at_all_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_vit_is_rejected(tmp_path: Path) -> None:
     assert refused({"fc.weight": torch.ones(1)}, tmp_path) == (
-        "is no plain ViT under the names of MAE or timm: it lacks patch_embed.proj.weight. "
-        "Where timm knows it, give timm:NAME@FILE"
+        "is not a plain ViT under the names of MAE or timm (patch_embed.proj.weight is missing). "
+        "If timm has the model, use timm:NAME@FILE"
     )
 
 
-def test_what_the_model_has_no_place_for_fails_unless_it_is_allowed(tmp_path: Path) -> None:
+def test_unexpected_tensors_are_an_error_unless_allowed(tmp_path: Path) -> None:
     weights = mae_weights()
     weights["blocks.0.ls1.gamma"] = torch.ones(128)
     assert refused(weights, tmp_path) == (
-        "has, without a place for it, 1 tensors: blocks.0.ls1.gamma. Take a file that fits, or allow them by name or "
-        "pattern (--allow-missing NAME, allow_missing=[…])"
+        "1 unexpected tensors (blocks.0.ls1.gamma). Use a file that matches, or allow them by name or pattern "
+        "(--allow-missing NAME, allow_missing=[…])"
     )
     backbone = loaded(weights, tmp_path, allow_missing=["blocks.*.ls1.gamma"])
     assert backbone.load_report.unexpected == ["blocks.0.ls1.gamma"]
 
 
-def test_what_a_file_lacks_fails_unless_it_is_allowed(tmp_path: Path) -> None:
+def test_missing_tensors_are_an_error_unless_allowed(tmp_path: Path) -> None:
     weights = mae_weights()
     del weights["blocks.1.mlp.fc2.bias"], weights["norm.weight"]
-    assert refused(weights, tmp_path).startswith("lacks 2 tensors: blocks.1.mlp.fc2.bias, norm.weight. ")
+    assert refused(weights, tmp_path).startswith("2 missing tensors (blocks.1.mlp.fc2.bias, norm.weight). ")
     backbone = loaded(weights, tmp_path, allow_missing=["blocks.1.*", "norm.weight"])
     assert backbone.load_report.missing == ["blocks.1.mlp.fc2.bias", "norm.weight"]
 
 
-def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+def test_quantised_weights_are_rejected(tmp_path: Path) -> None:
     weights = mae_weights()
     weights["norm.weight"] = weights["norm.weight"].to(torch.int8)
-    assert refused(weights, tmp_path) == "norm.weight is of torch.int8: quantised weights are not read"
+    assert refused(weights, tmp_path) == (
+        "norm.weight has dtype torch.int8, expected a floating-point type. Use weights that are not quantised"
+    )
 
 
-def test_a_path_that_leads_nowhere_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist. Give a run's folder, a checkpoint, timm:NAME, timm:NAME@FILE"):
+def test_a_missing_or_unknown_source_lists_the_supported_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist. Use a run directory, a checkpoint, timm:NAME, timm:NAME@FILE"):
         load_backbone(tmp_path / "none.pth")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: is a folder, but none of these: a run's folder, "):
+    with pytest.raises(UserError, match="empty: is a directory of unknown format. Use a run directory, "):
         load_backbone(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""Files under MultiMAE's official names: the same features as an independent forward, and what is refused."""
+"""Files of MultiMAE's official code: the same features as an independent implementation, and rejected files."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ def maps(height: int = 64, width: int = 64, classes: int = 6) -> dict[str, Tenso
 
 
 def tokens(backbone: Backbone, given: Mapping[str, Tensor]) -> Tensor:
-    """Of the last block, before the norm that every backbone has, the global token last, as in MultiMAE."""
+    """The tokens of the last block before the norm, with the class token last, as in MultiMAE."""
     ours = {OURS[task]: each.to(torch.uint8) if task == "semseg" else each for task, each in given.items()}
     seen: list[Tensor] = []
     hook = backbone.encoder.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -49,7 +49,9 @@ def tokens(backbone: Backbone, given: Mapping[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("tasks", [("rgb", "depth", "semseg"), ("rgb",), ("rgb", "semseg"), ("depth",)])
-def test_a_pretrained_file_gives_the_features_of_multimaes_encoder(tasks: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_pretrained_file_gives_the_features_of_the_original_multimae_encoder(
+    tasks: tuple[str, ...], tmp_path: Path
+) -> None:
     weights = multimae_weights(tasks=tasks)
     backbone = loaded(weights, tmp_path)
     given = {task: each for task, each in maps().items() if task in tasks}
@@ -60,21 +62,21 @@ def test_a_pretrained_file_gives_the_features_of_multimaes_encoder(tasks: tuple[
         torch.testing.assert_close(tokens(backbone, one), multimae_tokens(weights, one, 2), atol=1e-5, rtol=1e-5)
 
 
-def test_decoders_and_heads_are_left_aside_and_a_new_norm_is_told(tmp_path: Path) -> None:
+def test_decoders_are_reported_as_unused_and_the_new_norm_is_noted(tmp_path: Path) -> None:
     report = loaded(multimae_weights(), tmp_path).load_report
     assert set(report.unused) == {f"output_adapters.{name}" for name in ("rgb", "depth", "semseg", "norm_rgb")}
     assert report.unused["output_adapters.rgb"] == 49
     assert report.notes == [
-        "its semantic maps had no row for places that nobody labelled: they have one of zeros",
-        "it does not say how many attention heads it has: 2, one for 64 of its width, 128 (num_heads)",
-        "its training had no norm behind the last block: it carries a new one, of scale 1 and shift 0",
+        "it has no embedding of unlabelled cells of semantic maps: one of zeros was added",
+        "the number of attention heads is not stored: 2 are assumed, one per 64 channels of width 128 (set num_heads)",
+        "it was trained without a norm after the last block: a new one with weight 1 and bias 0 was added",
     ]
     tuned = loaded(multimae_weights(is_finetuned=True, tasks=("rgb",)), tmp_path).load_report
     assert tuned.unused == {"output_adapters.cls": 4}
 
 
 @pytest.mark.parametrize("has_unlabelled", [False, True])
-def test_a_place_that_nobody_labelled_is_a_row_of_zeros(has_unlabelled: bool, tmp_path: Path) -> None:
+def test_unlabelled_cells_are_embedded_as_zeros(has_unlabelled: bool, tmp_path: Path) -> None:
     weights = multimae_weights(has_unlabelled=has_unlabelled, is_finetuned=True)
     backbone = loaded(weights, tmp_path)
     assert backbone.spec.channels["semantic"] == 6
@@ -87,7 +89,7 @@ def test_a_place_that_nobody_labelled_is_a_row_of_zeros(has_unlabelled: bool, tm
     torch.testing.assert_close(tokens(backbone, given), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_its_table_is_kept_and_resized_for_other_photos(tmp_path: Path) -> None:
+def test_the_position_table_is_stored_and_resized_for_other_image_sizes(tmp_path: Path) -> None:
     weights = multimae_weights()
     backbone = loaded(weights, tmp_path)
     assert backbone.spec.encoder.keep_positions
@@ -102,40 +104,42 @@ def without(name: str) -> dict[str, Tensor]:
     return {key: each for key, each in multimae_weights().items() if key != name}
 
 
-REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
+REJECTED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "thermal": (
         lambda: multimae_weights() | {"input_adapters.thermal.proj.weight": torch.ones(1)},
-        "learned from thermal, which is none of semseg, depth, rgb",
+        "has unsupported tasks: thermal (supported: semseg, depth, rgb). Use another file",
     ),
     "two tokens": (
         lambda: multimae_weights() | {"global_tokens": torch.ones(1, 2, 128)},
-        "has 2 global tokens. Only one can be read",
+        "has 2 global tokens, expected 1. Use another file",
     ),
     "positions": (
         lambda: multimae_weights() | {"input_adapters.rgb.pos_emb": torch.ones(1, 128, 4, 4)},
-        "semseg has other positions than rgb. Only shared ones can be read",
+        "the positions of semseg and rgb differ, expected shared ones. Use another file",
     ),
     "mean of classes": (
         lambda: multimae_weights() | {"input_adapters.semseg.proj.1.weight": torch.ones(1)},
-        "averages a patch's classes before it projects them. Only cell by cell can be read",
+        "averages the classes of a patch before projecting, which is not supported. Use another file",
     ),
-    "no token": (lambda: without("global_tokens"), "lacks global_tokens, which a file of MultiMAE has"),
+    "no token": (lambda: without("global_tokens"), "global_tokens is missing. Use an official file of MultiMAE"),
     "extra": (
         lambda: multimae_weights() | {"encoder.0.ls1.gamma": torch.ones(128)},
-        "has, without a place for it, 1 tensors: encoder.blocks.0.ls1.gamma. Take a file that fits, or allow them by "
-        "name or pattern (--allow-missing NAME, allow_missing=[…])",
+        "1 unexpected tensors (encoder.blocks.0.ls1.gamma). Use a file that matches, or allow them by name or pattern "
+        "(--allow-missing NAME, allow_missing=[…])",
     ),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_other_multimaes_are_refused_with_the_reason(case: str, tmp_path: Path) -> None:
-    make, message = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_unsupported_files_of_multimae_are_rejected_with_the_reason(case: str, tmp_path: Path) -> None:
+    make, message = REJECTED[case]
     assert refused(make(), tmp_path) == message
 
 
-def test_a_file_of_others_is_sent_to_where_it_belongs() -> None:
+def test_a_file_of_mae_is_rejected_with_the_right_command() -> None:
     file = WeightFile(tensors={"cls_token": torch.zeros(1, 1, 8)}, args={})
     with pytest.raises(UserError) as caught:
         read_multimae("file.pth", file)
-    assert str(caught.value) == ("file.pth: has no input adapters of MultiMAE. If it is MAE's, take: c2fmae import mae")
+    assert str(caught.value) == (
+        "file.pth: has no input adapters of MultiMAE. If it is a file of MAE, use: c2fmae import mae"
+    )

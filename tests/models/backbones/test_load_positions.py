@@ -1,4 +1,4 @@
-"""Tables of positions in other sizes: what is done to them, and that it is timm's doing where timm has it."""
+"""Position tables for other image sizes: they are interpolated as timm does."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ WIDTH = 64
 
 
 def learned(side: int, patch: int, path: Path) -> dict[str, Tensor]:
-    """A ViT whose positions are no sines and cosines."""
+    """A ViT whose positions are not sines and cosines."""
     weights = mae_weights(width=WIDTH, depth=1, side=side, patch=patch, decoder=None)
     generator = torch.Generator().manual_seed(3)
     weights["pos_embed"] = torch.randn(weights["pos_embed"].shape, generator=generator)
@@ -37,14 +37,12 @@ def table_of(backbone: Backbone) -> Tensor:
     ("size", "patch", "to"),
     [(224, 16, (512, 512)), (224, 14, (518, 518)), (224, 16, (224, 352)), (224, 16, (352, 224)), (224, 16, (160, 160))],
 )
-def test_a_table_is_brought_to_photos_of_any_size_as_timm_does(
-    size: int, patch: int, to: tuple[int, int], tmp_path: Path
-) -> None:
+def test_a_position_table_is_resized_as_timm_does(size: int, patch: int, to: tuple[int, int], tmp_path: Path) -> None:
     weights = learned(size, patch, tmp_path / "f.safetensors")
     backbone = load_backbone(tmp_path / "f.safetensors", image_size=to)
     old, new = size // patch, (to[0] // patch, to[1] // patch)
     assert backbone.load_report.resized == {
-        "pos_embed": f"{old}×{old} → {new[0]}×{new[1]}, bicubic, antialiased, in float32"
+        "pos_embed": f"{old}×{old} → {new[0]}×{new[1]}, bicubic with antialiasing, in float32"
     }
     vit = timm.create_model(
         "vit_base_patch16_224", img_size=to, patch_size=patch, embed_dim=WIDTH, depth=1, num_heads=1
@@ -59,7 +57,7 @@ def test_a_table_is_brought_to_photos_of_any_size_as_timm_does(
 
 
 @pytest.mark.parametrize("size", [(0, 32), (-16, 16), (33, 32), (32, 8)])
-def test_a_size_that_is_not_of_whole_patches_is_refused(size: tuple[int, int], tmp_path: Path) -> None:
+def test_an_image_size_must_be_a_positive_multiple_of_the_patch_size(size: tuple[int, int], tmp_path: Path) -> None:
     learned(64, 16, tmp_path / "f.safetensors")
     vit = timm.create_model("test_vit", num_classes=0)
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
@@ -69,16 +67,18 @@ def test_a_size_that_is_not_of_whole_patches_is_refused(size: tuple[int, int], t
         with pytest.raises(UserError) as caught:
             load_backbone(source, image_size=size)
         if min(size) < 1:
-            message = f"{source}: no photos are of {size[0]}×{size[1]}. Give their height and width with image_size"
+            message = (
+                f"{source}: image_size: expected a positive height and width, got {size[0]}×{size[1]}. "
+                "Change image_size"
+            )
         else:
             message = (
-                f"{source}: no photos of {size[0]}×{size[1]} are made of its patches of 16×16. "
-                "Give an image_size of multiples of 16"
+                f"{source}: image_size: {size[0]}×{size[1]} is not divisible into patches of 16×16. Use multiples of 16"
             )
         assert str(caught.value) == message
 
 
-def test_a_table_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
+def test_a_position_table_of_the_right_size_is_unchanged(tmp_path: Path) -> None:
     weights = learned(64, 16, tmp_path / "f.safetensors")
     for size in (None, (64, 64)):
         backbone = load_backbone(tmp_path / "f.safetensors", image_size=size)
@@ -88,7 +88,7 @@ def test_a_table_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
     assert resize_positions(table, (2, 3), (2, 3))[0] is table
 
 
-def test_photos_of_other_sizes_see_the_table_that_was_loaded_resized_once(tmp_path: Path) -> None:
+def test_resizing_at_load_time_and_at_run_time_are_equal(tmp_path: Path) -> None:
     learned(64, 16, tmp_path / "f.safetensors")
     seen = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     at_once, later = (load_backbone(tmp_path / "f.safetensors", image_size=size) for size in ((96, 160), None))
@@ -96,7 +96,7 @@ def test_photos_of_other_sizes_see_the_table_that_was_loaded_resized_once(tmp_pa
         assert torch.equal(at_once.tokens(seen), later.tokens(seen))
 
 
-def test_halves_are_resized_in_single_precision(tmp_path: Path) -> None:
+def test_half_precision_tables_are_resized_in_float32(tmp_path: Path) -> None:
     weights = learned(64, 16, tmp_path / "f.safetensors")
     halves = {name: each.bfloat16() for name, each in weights.items()}
     save_file(halves, tmp_path / "halves.safetensors")
@@ -109,9 +109,7 @@ def test_halves_are_resized_in_single_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("grid", [(14, 14), (3, 5), (1, 1)])
-def test_sines_and_cosines_are_known_in_any_precision_and_nothing_else_is(
-    dtype: torch.dtype, grid: tuple[int, int]
-) -> None:
+def test_sine_and_cosine_tables_are_recognised_in_any_precision(dtype: torch.dtype, grid: tuple[int, int]) -> None:
     table = sincos_positions(grid, 64)
     assert is_sincos_table(table.to(dtype), grid)
     assert not is_sincos_table((table + 0.02).to(dtype), grid)

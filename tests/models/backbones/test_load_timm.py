@@ -1,4 +1,4 @@
-"""timm's plain ViTs: all of them at once, by name, and files of other sizes, names and codebases."""
+"""Plain ViTs of timm: all of them by name, and files of other image sizes, names and codebases."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {"embed_dim": 96, "depth": 1, "num_heads": 2}
 
 
 def small(name: str) -> VisionTransformer:
-    """A ViT of that name for photos of 2×3 patches, one narrow block deep: what sets it apart is still there."""
+    """A ViT of that name for images of 2×3 patches, one narrow block deep, with all its other features."""
     with torch.device("meta"):
         patch = create_vit(name, image_size=None, fc_norm=None, **SMALL).patch_embed.patch_size[0]
     vit = create_vit(name, image_size=(2 * patch, 3 * patch), fc_norm=None, **SMALL).eval()
@@ -43,14 +43,14 @@ def test_every_plain_vit_gives_the_features_of_timm(name: str) -> None:
     shape = {"dim": 96, "depth": 1, "num_heads": 2}
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=shape)})
     backbone = backbone_from_timm_names(SourceContents(source=name, spec=spec, tensors=vit.state_dict()))
-    photos = torch.randn(2, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        theirs = vit.forward_features(photos)
-        ours = backbone.tokens(photos)
+        theirs = vit.forward_features(images)
+        ours = backbone.tokens(images)
         torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)  # some norm to large numbers
         if has_supported_pooling(vit):
             pooled = vit.forward_head(theirs, pre_logits=True)
-            torch.testing.assert_close(backbone.pooled(photos), pooled, atol=5e-5, rtol=1e-5)
+            torch.testing.assert_close(backbone.pooled(images), pooled, atol=5e-5, rtol=1e-5)
     assert not backbone.load_report.missing
     assert not backbone.load_report.unexpected
     assert set(backbone.load_report.unused) <= {"attn_pool"}
@@ -77,13 +77,13 @@ OTHERS = (
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_others_are_refused_with_the_reason(name: str) -> None:
+def test_models_that_are_not_plain_vits_are_rejected(name: str) -> None:
     with pytest.raises(UserError) as caught:
         read_timm(f"timm:{name}@nowhere.pth")
-    assert str(caught.value) == f"encoder {name!r} is not a plain ViT. Take one like vit_base_patch16_224"
+    assert str(caught.value) == f"encoder: {name!r} is not a plain ViT. Use one such as vit_base_patch16_224"
 
 
-def photos(height: int = 64, width: int = 64) -> Tensor:
+def images(height: int = 64, width: int = 64) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
@@ -99,47 +99,47 @@ def written(vit: nn.Module, path: Path) -> str:
     return f"timm:test_vit@{path}"
 
 
-def test_a_file_gives_timms_features_and_its_head_is_left_aside(tmp_path: Path) -> None:
+def test_a_file_gives_the_features_of_timm_and_its_head_is_unused(tmp_path: Path) -> None:
     vit = donor()
     backbone = load_backbone(written(vit, tmp_path / "vit.safetensors"))
     with torch.no_grad():
-        theirs = vit.forward_features(photos(160, 160))
-        torch.testing.assert_close(backbone.tokens(photos(160, 160)), theirs, atol=1e-5, rtol=1e-5)
+        theirs = vit.forward_features(images(160, 160))
+        torch.testing.assert_close(backbone.tokens(images(160, 160)), theirs, atol=1e-5, rtol=1e-5)
     assert backbone.load_report.unused == {"head": 2}
     assert (backbone.spec.mean, backbone.spec.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert not backbone.load_report.resized
 
 
-def test_a_file_of_other_photos_is_resized_as_timm_does_and_that_is_told(tmp_path: Path) -> None:
+def test_positions_of_another_image_size_are_resized_as_timm_does_and_reported(tmp_path: Path) -> None:
     source = written(donor(224), tmp_path / "vit.safetensors")
     backbone = load_backbone(source)
     theirs = donor()
     load_checkpoint(theirs, str(tmp_path / "vit.safetensors"), filter_fn=checkpoint_filter_fn)
     with torch.no_grad():
-        expected = theirs.forward_features(photos(160, 160))
-        torch.testing.assert_close(backbone.tokens(photos(160, 160)), expected, atol=1e-5, rtol=1e-5)
-    assert backbone.load_report.resized == {"pos_embed": "14×14 → 10×10, bicubic, antialiased, in float32"}
+        expected = theirs.forward_features(images(160, 160))
+        torch.testing.assert_close(backbone.tokens(images(160, 160)), expected, atol=1e-5, rtol=1e-5)
+    assert backbone.load_report.resized == {"pos_embed": "14×14 → 10×10, bicubic with antialiasing, in float32"}
     assert "resized: pos_embed 14×14 → 10×10" in str(backbone.load_report)
 
 
-def test_a_file_that_was_finetuned_with_its_norm_behind_the_pooling_keeps_it_there(tmp_path: Path) -> None:
+def test_a_finetuned_file_keeps_its_norm_after_pooling(tmp_path: Path) -> None:
     vit = donor(global_pool="avg", fc_norm=True)
     backbone = load_backbone(written(vit, tmp_path / "vit.safetensors"))
     with torch.no_grad():
-        theirs = vit.forward_head(vit.forward_features(photos(160, 160)), pre_logits=True)
-        torch.testing.assert_close(backbone.pooled(photos(160, 160)), theirs, atol=1e-5, rtol=1e-5)
+        theirs = vit.forward_head(vit.forward_features(images(160, 160)), pre_logits=True)
+        torch.testing.assert_close(backbone.pooled(images(160, 160)), theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_another_patch_or_depth_than_the_named_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"patch_embed.proj.weight is \(64, 3, 8, 8\), but the model's is"):
+def test_weights_of_another_patch_size_or_depth_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"patch_embed.proj.weight has shape \(64, 3, 8, 8\), expected"):
         load_backbone(written(donor(patch_size=8), tmp_path / "vit.safetensors"))
-    with pytest.raises(UserError, match=r": has, without a place for it, 12 tensors: blocks.6.attn.proj.bias, "):
+    with pytest.raises(UserError, match=r": 12 unexpected tensors \(blocks.6.attn.proj.bias, "):
         load_backbone(written(donor(depth=7), tmp_path / "vit.safetensors"))
-    with pytest.raises(UserError, match=r": lacks 12 tensors: blocks.5.norm1.weight, "):
+    with pytest.raises(UserError, match=r": 12 missing tensors \(blocks.5.norm1.weight, "):
         load_backbone(written(donor(depth=5), tmp_path / "vit.safetensors"))
 
 
-def test_what_may_be_missing_is_drawn_alike_each_time(tmp_path: Path) -> None:
+def test_missing_tensors_are_initialised_reproducibly(tmp_path: Path) -> None:
     vit = donor()
     absent = ["pos_embed", "cls_token", "blocks.2.attn.qkv.weight", "blocks.2.norm1.weight"]
     save_file({name: each for name, each in vit.state_dict().items() if name not in absent}, tmp_path / "vit.st")
@@ -153,13 +153,13 @@ def test_what_may_be_missing_is_drawn_alike_each_time(tmp_path: Path) -> None:
     assert torch.equal(one["encoder.blocks.2.attn.proj.weight"], vit.state_dict()["blocks.2.attn.proj.weight"])
 
 
-def test_dropped_layer_scales_are_no_small_thing(tmp_path: Path) -> None:
+def test_layer_scales_that_the_named_vit_lacks_are_an_error(tmp_path: Path) -> None:
     vit = donor(init_values=0.1)
-    with pytest.raises(UserError, match=r": has, without a place for it, 12 tensors: blocks.0.ls1.gamma, "):
+    with pytest.raises(UserError, match=r": 12 unexpected tensors \(blocks.0.ls1.gamma, "):
         load_backbone(written(vit, tmp_path / "vit.safetensors"))
 
 
-def test_names_of_other_codebases_are_those_that_timm_knows(tmp_path: Path) -> None:
+def test_names_of_other_codebases_are_converted_by_timm(tmp_path: Path) -> None:
     vit = donor(init_values=0.1)
     old = {
         name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): each
@@ -170,14 +170,14 @@ def test_names_of_other_codebases_are_those_that_timm_knows(tmp_path: Path) -> N
     assert "blocks.0.ls1.gamma" in found.tensors
 
 
-def test_a_name_that_timm_does_not_know_gets_a_hint() -> None:
+def test_an_unknown_timm_name_suggests_the_nearest() -> None:
     with pytest.raises(
-        UserError, match=r"^timm has no encoder named 'vit_bse_patch16_224'. Did you mean 'vit_base_pat"
+        UserError, match=r"^encoder: timm has no model named 'vit_bse_patch16_224'. Did you mean 'vit_base_pat"
     ):
         load_backbone("timm:vit_bse_patch16_224")
 
 
-def test_a_folder_as_timm_saves_it_is_read(tmp_path: Path) -> None:
+def test_a_directory_saved_by_timm_is_read(tmp_path: Path) -> None:
     args: dict[str, Any] = {"img_size": (64, 96), "depth": 2, "global_pool": "avg", "fc_norm": True, "in_chans": 4}
     vit = timm.create_model("test_vit", num_classes=7, **args).eval()
     assert isinstance(vit, VisionTransformer)
@@ -193,26 +193,28 @@ def test_a_folder_as_timm_saves_it_is_read(tmp_path: Path) -> None:
     assert backbone.load_report.unused == {"head": 2}
 
 
-def test_a_folder_of_timms_that_lies_or_asks_for_more_is_refused(tmp_path: Path) -> None:
+def test_unsupported_or_wrong_timm_model_args_are_rejected(tmp_path: Path) -> None:
     save_for_hf(donor(), str(tmp_path), model_args={"qk_norm": True})
     with pytest.raises(UserError, match=r"config\.json: model_args\.qk_norm: no such setting\. Did you mean 'fc_norm'"):
         load_backbone(tmp_path)
     save_for_hf(donor(), str(tmp_path), model_args={"depth": 10**9})
-    with pytest.raises(UserError, match=r"config\.json: asks for 1,000,000,000 blocks, and model\.safetensors holds "):
+    with pytest.raises(UserError, match=r"config\.json: describes 1,000,000,000 blocks, but model\.safetensors holds "):
         load_backbone(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "said", "way"), [("test_vit", "max", "max"), ("test_vit3", None, "map")])
-def test_a_folder_of_timms_that_pools_otherwise_says_so(name: str, said: str, way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "global_pool", "pooling"), [("test_vit", "max", "max"), ("test_vit3", None, "map")])
+def test_an_unsupported_pooling_of_timm_is_noted(name: str, global_pool: str, pooling: str, tmp_path: Path) -> None:
     save_for_hf(timm.create_model(name, num_classes=0), str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "global_pool": said, "model_args": None}))
-    assert load_backbone(tmp_path).load_report.notes == [f"timm pools it in another way ({way}), here it is by mean"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "global_pool": global_pool, "model_args": None}))
+    assert load_backbone(tmp_path).load_report.notes == [
+        f"its pooling in timm ({pooling}) is not supported, mean is used instead"
+    ]
 
 
-def test_an_older_folder_of_timms_says_all_at_once(tmp_path: Path) -> None:
+def test_a_config_of_an_older_timm_is_read(tmp_path: Path) -> None:
     save_for_hf(donor(64), str(tmp_path))
-    said = {"architecture": "test_vit", "input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "std": None}
-    (tmp_path / "config.json").write_text(json.dumps(said))
+    config = {"architecture": "test_vit", "input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "std": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     spec = load_backbone(tmp_path).spec
     assert (spec.mean, spec.std, spec.image_size) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5), (64, 64))

@@ -1,4 +1,4 @@
-"""Classifiers of noise, and runs that were never fine-tuned, whose weights nothing is equal by accident for."""
+"""Classifiers and untrained fine-tuning runs with random weights, so that no two outputs are equal by accident."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def make_noise_classifier(
     crop: float = 0.9,
     seed: int = 0,
 ) -> Classifier:
-    """A classifier whose head and norms say something too."""
+    """A classifier with random weights, in head and norms too."""
     classifier = classifier_from_backbone(
         backbone or make_noise_backbone(),
         labels,
@@ -42,7 +42,7 @@ def make_noise_classifier(
 
 
 def write_finetuned_run(run_dir: Path, classifier: Classifier, **config: Any) -> Path:
-    """A run's folder as fine-tuning leaves it: its last checkpoint of step 20, and its best, of step 10."""
+    """A run directory of fine-tuning: the last checkpoint of step 20, and the best of step 10."""
     metadata = {
         "kind": "finetuning",
         "backbone": classifier.spec.backbone.model_dump(mode="json"),

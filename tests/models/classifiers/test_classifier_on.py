@@ -1,4 +1,4 @@
-"""A classifier begins with a copy of what the backbone knows, and with a head that says next to nothing."""
+"""A new classifier has a copy of the backbone's weights and a head whose logits are near zero."""
 
 import copy
 import json
@@ -59,7 +59,7 @@ def maps_of(batch: int = 4) -> dict[str, Tensor]:
 
 
 def is_copy(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether tensors are equal and lie elsewhere."""
+    """Whether tensors are equal and do not share memory."""
     return one.keys() == other.keys() and all(
         torch.equal(one[name], other[name]) and one[name].data_ptr() != other[name].data_ptr() for name in one
     )
@@ -67,7 +67,7 @@ def is_copy(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("keep_positions", [False, True])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_weights_are_copied_and_nothing_of_the_backbone_is_changed(pool: Pooling, keep_positions: bool) -> None:
+def test_weights_are_copied_and_the_backbone_is_unchanged(pool: Pooling, keep_positions: bool) -> None:
     backbone = make_noise_backbone(keep_positions=keep_positions).train()
     before = copy.deepcopy(backbone.state_dict())
     classifier = on(backbone, pool, drop_path=0.2)
@@ -84,7 +84,7 @@ def test_weights_are_copied_and_nothing_of_the_backbone_is_changed(pool: Pooling
     assert backbone.spec.encoder.drop_path == 0
 
 
-def test_pooled_by_the_mean_the_norm_gives_way_to_a_new_one_behind_the_pooling() -> None:
+def test_mean_pooling_replaces_the_norm_by_a_new_one_after_pooling() -> None:
     backbone = make_noise_backbone()
     classifier = on(backbone, "mean")
     fc_norm = classifier.backbone.fc_norm
@@ -92,34 +92,34 @@ def test_pooled_by_the_mean_the_norm_gives_way_to_a_new_one_behind_the_pooling()
     assert fc_norm.weight.tolist() == [1] * backbone.dim
     assert fc_norm.bias.tolist() == [0] * backbone.dim
     assert isinstance(classifier.backbone.encoder.norm, torch.nn.Identity)
-    photos = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         classifier.head.weight.normal_()
-        bare = classifier.backbone.tokens(photos)
-        torch.testing.assert_close(backbone.encoder.norm(bare), backbone.tokens(photos))
+        bare = classifier.backbone.tokens(images)
+        torch.testing.assert_close(backbone.encoder.norm(bare), backbone.tokens(images))
         vector = torch.nn.functional.layer_norm(bare[:, 1:].mean(dim=1), (backbone.dim,), eps=1e-6)
-        torch.testing.assert_close(classifier(photos), vector @ classifier.head.weight.T)
+        torch.testing.assert_close(classifier(images), vector @ classifier.head.weight.T)
 
 
-def test_pooled_by_the_global_token_the_norm_stays() -> None:
+def test_class_token_pooling_keeps_the_norm() -> None:
     backbone = make_noise_backbone()
     classifier = on(backbone, "cls")
-    photos = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         classifier.head.weight.normal_()
-        assert torch.equal(classifier.backbone.tokens(photos), backbone.tokens(photos))
-        torch.testing.assert_close(classifier(photos), backbone.tokens(photos)[:, 0] @ classifier.head.weight.T)
+        assert torch.equal(classifier.backbone.tokens(images), backbone.tokens(images))
+        torch.testing.assert_close(classifier(images), backbone.tokens(images)[:, 0] @ classifier.head.weight.T)
 
 
-def test_a_norm_that_was_learned_behind_the_pooling_is_kept() -> None:
+def test_a_pretrained_norm_after_pooling_stays() -> None:
     backbone = make_noise_backbone(has_fc_norm=True)
-    classifier, photos = on(backbone, "mean"), torch.randn(2, 3, 32, 32)
+    classifier, images = on(backbone, "mean"), torch.randn(2, 3, 32, 32)
     assert is_copy(dict(classifier.backbone.state_dict()), dict(backbone.state_dict()))
     with torch.no_grad():
-        assert torch.equal(classifier.backbone.pooled(photos), backbone.pooled(photos))
+        assert torch.equal(classifier.backbone.pooled(images), backbone.pooled(images))
 
 
-def test_only_the_granularities_that_are_asked_for_are_taken_in_the_backbones_order() -> None:
+def test_selected_granularities_have_the_order_of_the_backbone() -> None:
     backbone, maps = three(), maps_of()
     classifier = on(backbone, "cls", granularities=("rgb", "semantic"))
     assert classifier.backbone.granularities == ("semantic", "rgb")
@@ -135,21 +135,21 @@ def test_only_the_granularities_that_are_asked_for_are_taken_in_the_backbones_or
     assert on(backbone, granularities=("rgb",)).spec.backbone.class_names == ()
 
 
-def test_a_granularity_that_the_backbone_lacks_is_refused_with_those_it_has() -> None:
+def test_a_granularity_that_the_backbone_lacks_is_rejected() -> None:
     with pytest.raises(UserError) as caught:
         on(three(), granularities=("rgb", "depth"))
     message = "no granularity of this backbone named 'depth'. Known: instance, rgb, semantic"
     assert str(caught.value) == message
 
 
-def test_a_global_token_that_is_not_there_is_refused() -> None:
+def test_class_token_pooling_needs_a_class_token() -> None:
     with pytest.raises(UserError) as caught:
         on(make_noise_backbone("test_vit2"), "cls")
-    assert str(caught.value) == "made anew: has no global token. Pool by the mean"
+    assert str(caught.value) == "new backbone: has no class token. Set pool=mean"
 
 
 @pytest.mark.parametrize("depth", [2, 4])
-def test_blocks_are_left_out_with_a_chance_that_rises_as_timm_has_it(depth: int) -> None:
+def test_drop_path_rates_rise_linearly_as_in_timm(depth: int) -> None:
     import timm
 
     classifier = on(make_noise_backbone(depth=depth), drop_path=0.3)
@@ -164,7 +164,7 @@ def test_blocks_are_left_out_with_a_chance_that_rises_as_timm_has_it(depth: int)
     assert classifier.spec.backbone.encoder.drop_path == 0.3
 
 
-def test_the_head_is_drawn_from_the_generator_alone_and_says_next_to_nothing() -> None:
+def test_the_head_is_initialised_near_zero_from_the_generator_only() -> None:
     torch.manual_seed(1)
     one = on(make_noise_backbone(), seed=5)
     torch.manual_seed(2)
@@ -175,23 +175,23 @@ def test_the_head_is_drawn_from_the_generator_alone_and_says_next_to_nothing() -
     assert one.head.weight.std().item() == pytest.approx(2e-5, rel=0.2)
 
 
-def test_a_classifier_in_evaluation_draws_nothing_and_in_training_drops_blocks() -> None:
-    classifier, photos = on(make_noise_backbone(depth=4), drop_path=0.9), torch.randn(8, 3, 32, 32)
+def test_drop_path_is_active_in_training_mode_only() -> None:
+    classifier, images = on(make_noise_backbone(depth=4), drop_path=0.9), torch.randn(8, 3, 32, 32)
     state = torch.get_rng_state()
     with torch.no_grad():
-        assert torch.equal(classifier(photos), classifier(photos))
+        assert torch.equal(classifier(images), classifier(images))
         assert torch.equal(torch.get_rng_state(), state)
         classifier.train()
-        assert not torch.equal(classifier.backbone.pooled(photos), classifier.backbone.pooled(photos))
+        assert not torch.equal(classifier.backbone.pooled(images), classifier.backbone.pooled(images))
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-@pytest.mark.parametrize("name", ["plain", "kept positions", "a learned norm behind", "three granularities"])
-def test_the_spec_goes_through_json_and_builds_the_same_module_again(name: str, pool: Pooling) -> None:
+@pytest.mark.parametrize("name", ["plain", "stored positions", "a norm after pooling", "three granularities"])
+def test_a_spec_survives_json_and_rebuilds_the_same_classifier(name: str, pool: Pooling) -> None:
     backbone = {
         "plain": lambda: make_noise_backbone(size=(32, 48)),
-        "kept positions": lambda: make_noise_backbone(keep_positions=True, size=(48, 32)),
-        "a learned norm behind": lambda: make_noise_backbone(has_fc_norm=True, keep_positions=True),
+        "stored positions": lambda: make_noise_backbone(keep_positions=True, size=(48, 32)),
+        "a norm after pooling": lambda: make_noise_backbone(has_fc_norm=True, keep_positions=True),
         "three granularities": three,
     }[name]()
     classifier = on(backbone, pool, granularities=backbone.granularities, drop_path=0.1)
@@ -201,13 +201,13 @@ def test_the_spec_goes_through_json_and_builds_the_same_module_again(name: str, 
     assert again.backbone.spec == classifier.backbone.spec == classifier.spec.backbone
     again.load_state_dict(classifier.state_dict())
     channels, size = backbone.spec.channels["rgb"], backbone.spec.image_size
-    photos = torch.randn(2, channels, *size)
+    images = torch.randn(2, channels, *size)
     with torch.no_grad():
-        assert torch.equal(again.backbone.pooled(photos), classifier.backbone.pooled(photos))
-        assert torch.equal(again(photos), classifier(photos))
+        assert torch.equal(again.backbone.pooled(images), classifier.backbone.pooled(images))
+        assert torch.equal(again(images), classifier(images))
 
 
-def test_a_spec_needs_labels_and_a_crop_within_the_photo() -> None:
+def test_a_spec_needs_labels_and_a_crop_within_the_image() -> None:
     backbone = make_noise_backbone().spec
     with pytest.raises(UserError, match="labels: tuple should have at least 1 item"):
         ClassifierSpec.from_dict({"backbone": backbone, "labels": []})
