@@ -1,7 +1,7 @@
-"""What exporting a ViT-B costs, reading it back included: `python -m benchmarks.bench_export [KIND …]`.
+"""Time and memory of exporting a ViT-B, including its verification: `python -m benchmarks.bench_export [KIND …]`.
 
-A timm ViT-B/16 of drawn weights is written to a file, exported and compared, each in a process of its own. The limit
-that this project set itself for timm is a minute.
+A randomly initialised ViT-B/16 of timm is exported and compared, each kind in a process of its own. The target for timm
+is one minute.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def time_export(kind: str, source: str) -> None:
         exported = export(kind, source, Path(folder) / "out")
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    ratio = f", {seconds / LIMIT:.2f} of the limit" if kind == "timm" else ""
+    ratio = f", {seconds / LIMIT:.2f} of the target" if kind == "timm" else ""
     print(
         f"export {kind}: {seconds:.1f} s{ratio}; largest difference {exported.max_difference:.1e}; peak {peak:.1f} GiB"
     )
@@ -36,7 +36,9 @@ def time_export(kind: str, source: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND")
-    parser.add_argument("--source", help="what is exported instead of a ViT-B of timm; said by the command itself")
+    parser.add_argument(
+        "--source", help="export this instead of a ViT-B of timm (set by the command itself for its subprocesses)"
+    )
     arguments = parser.parse_args()
     if arguments.source:
         time_export(arguments.kinds[0], arguments.source)

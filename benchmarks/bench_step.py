@@ -1,7 +1,7 @@
-"""What a step of pre-training costs, against the usual ways: `python -m benchmarks.bench_step`.
+"""Time and memory of a pre-training step, compared with other implementations: `python -m benchmarks.bench_step`.
 
-ViT-B/16 at 224 px, forward, backward and AdamW, from bytes to new weights: masks and normalisation are timed on all
-sides. Every section has a process of its own, in which variants take turns; with a GPU there is one more.
+ViT-B/16 at 224 px: standardisation, masks, forward, backward and AdamW, for all variants. Each section runs in
+a process of its own, in which variants take turns; with a GPU there is one more section.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5
-BASELINE, DENSE_BASELINE, VITMAE = "MultiMAE's way", "MultiMAE's way, all context", "transformers' ViTMAE"
+BASELINE, DENSE_BASELINE, VITMAE = "MultiMAE", "MultiMAE, all context", "transformers' ViTMAE"
 METHOD_OVERRIDES = {
     "c2fmae": ("c2fmae", ()),
     "c2fmae, context=visible": ("c2fmae", ("decoder.options.context=visible",)),
@@ -51,7 +51,7 @@ class TimedModel(Protocol):
 
 
 class StagedModel(TimedModel, Protocol):
-    """A loss whose stages can be told apart."""
+    """A loss whose stages can be timed separately."""
 
     def prepare_inputs(self, scenes: SceneBatch) -> dict[str, Tensor]: ...
     def sample_masks(self, scenes: SceneBatch) -> Any: ...
@@ -88,13 +88,13 @@ class TransformersViTMAE:
         self.mean, self.std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
     def compute_step_loss(self, scenes: SceneBatch) -> Tensor:
-        photos = standardise(scenes.maps["rgb"], self.mean, self.std)
-        return self.model(pixel_values=photos).loss  # type: ignore[no-any-return]
+        images = standardise(scenes.maps["rgb"], self.mean, self.std)
+        return self.model(pixel_values=images).loss  # type: ignore[no-any-return]
 
 
 @dataclass
 class TimedTrainer:
-    """A loss and the optimiser that together make a step."""
+    """A loss with its optimiser: a training step."""
 
     timed_model: TimedModel
     is_bf16: bool = True
@@ -118,7 +118,7 @@ class TimedTrainer:
 
 
 def draw_scene_batch(batch: int, size: int = SIZE) -> SceneBatch:
-    """Generated scenes; a large batch has each of the first 32 many times."""
+    """Return generated scenes; a batch of more than 32 repeats the first 32."""
     source = open_scenes("generated", size=size, length=min(batch, 32))
     view = CentralView(size=(size, size), label_stride=4)
     scenes = [view(source[index]) for index in range(len(source))]
@@ -142,8 +142,8 @@ def compare_with_peers(
     title: str, variants: Mapping[str, Callable[[], TimedModel]], peers: Sequence[str], rounds: int, *, is_bf16: bool
 ) -> None:
     scenes = draw_scene_batch(BATCH)
-    trained = {name: TimedTrainer(make(), is_bf16) for name, make in variants.items()}
-    steps = {name: functools.partial(each.step, scenes) for name, each in trained.items()}
+    trainers = {name: TimedTrainer(make(), is_bf16) for name, make in variants.items()}
+    steps = {name: functools.partial(trainer.step, scenes) for name, trainer in trainers.items()}
     print_costs(title, time_in_turn(steps, rounds=rounds), peers=peers, samples=BATCH)
 
 
@@ -156,39 +156,41 @@ def bench_bf16(rounds: int) -> None:
 
 
 def bench_compiled(rounds: int) -> None:
-    ways: dict[str, Callable[[], TimedModel]] = {
+    variants: dict[str, Callable[[], TimedModel]] = {
         f"{name}, compiled": functools.partial(build_timed_method, name, is_compiled=True)
         for name in ("c2fmae", "c2fmae, context=visible")
     }
-    ways[f"{BASELINE}, compiled"] = functools.partial(MultiMaeBaseline, is_compiled=True)
-    ways |= {name: VARIANTS[name] for name in ("c2fmae", BASELINE)}
+    variants[f"{BASELINE}, compiled"] = functools.partial(MultiMaeBaseline, is_compiled=True)
+    variants |= {name: VARIANTS[name] for name in ("c2fmae", BASELINE)}
     peers = (f"{BASELINE}, compiled", BASELINE)
-    compare_with_peers("A step in bfloat16, models compiled", ways, peers, rounds, is_bf16=True)
+    compare_with_peers("A step in bfloat16, models compiled", variants, peers, rounds, is_bf16=True)
 
 
 def bench_step_memory(rounds: int) -> None:  # noqa: ARG001 - memory does not vary
-    """What a step holds besides weights and the optimiser's moments, which are three times the parameters."""
+    """Print the peak memory of a step besides weights and moments, which are three times the parameters."""
     scenes = draw_scene_batch(BATCH)
     print(f"\nPeak memory of a step, MiB\n{'':30s}{'weights, moments':>18s}{'float32':>12s}{'bfloat16':>12s}")
     for name, make in VARIANTS.items():
-        way = make()
-        state = 3 * sum(p.numel() * p.element_size() for p in way.model.parameters())
-        peaks = [peak_bytes(functools.partial(TimedTrainer(way, is_bf16).step, scenes)) for is_bf16 in (False, True)]
+        timed_model = make()
+        state = 3 * sum(p.numel() * p.element_size() for p in timed_model.model.parameters())
+        peaks = [
+            peak_bytes(functools.partial(TimedTrainer(timed_model, is_bf16).step, scenes)) for is_bf16 in (False, True)
+        ]
         print(f"{name:30s}{state / 2**20:18.0f}{peaks[0] / 2**20:12.0f}{peaks[1] / 2**20:12.0f}", flush=True)
 
 
 def bench_scaling(rounds: int) -> None:
-    """More visible tokens, larger batches, larger photos: one model takes them all."""
-    way, scenes = (
+    """Print the time of steps with more visible tokens, larger batches and larger images."""
+    timed_method, scenes = (
         build_timed_method("c2fmae"),
         {(n, SIZE): draw_scene_batch(n) for n in (4, 8, 16, 32)} | {(8, 384): draw_scene_batch(8, 384)},
     )
-    trained, method = TimedTrainer(way), way.method
+    trainer, method = TimedTrainer(timed_method), timed_method.method
 
     def step(batch: int, size: int, num_visible: int | None) -> None:
         config = method.config.model_copy(update={"num_visible": num_visible})
-        way.method = dataclasses.replace(method, config=config)
-        trained.step(scenes[batch, size])
+        timed_method.method = dataclasses.replace(method, config=config)
+        trainer.step(scenes[batch, size])
 
     cases = [(8, SIZE, None), (8, SIZE, 147), (8, SIZE, 196), (4, SIZE, None), (16, SIZE, None), (32, SIZE, None)]
     cases.append((8, 384, None))
@@ -202,7 +204,7 @@ def bench_scaling(rounds: int) -> None:
 
 
 class SectionTimer:
-    """Adds up the time between marks, on a GPU by events, for which nothing waits."""
+    """The time between marks, summed by name; on a GPU by CUDA events, without synchronisation."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_cuda = device.type == "cuda"
@@ -216,7 +218,7 @@ class SectionTimer:
         return event
 
     def mark(self, name: str) -> None:
-        """Name what ends here."""
+        """End a section of this name."""
         self.marks.append((name, self._now()))
 
     def seconds(self) -> dict[str, float]:
@@ -228,9 +230,9 @@ class SectionTimer:
         return dict(total)
 
 
-def time_step_sections(trained: TimedTrainer, scenes: SceneBatch) -> dict[str, float]:
-    """Take a step and return the seconds of each part."""
-    staged_model, model = cast(StagedModel, trained.timed_model), trained.timed_model.model
+def time_step_sections(trainer: TimedTrainer, scenes: SceneBatch) -> dict[str, float]:
+    """Take a step and return the seconds of each section."""
+    staged_model, model = cast(StagedModel, trainer.timed_model), trainer.timed_model.model
     clock = SectionTimer(scenes.maps["rgb"].device)
 
     def enter_encoder(_: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -247,7 +249,7 @@ def time_step_sections(trained: TimedTrainer, scenes: SceneBatch) -> dict[str, f
         if name.startswith("heads.") or name.endswith(".head"):
             hooks.append(module.register_forward_pre_hook(lambda *_: clock.mark("decoder")))
             hooks.append(module.register_forward_hook(lambda *_: clock.mark("heads")))
-    with trained.autocast(scenes):
+    with trainer.autocast(scenes):
         maps = staged_model.prepare_inputs(scenes)
         clock.mark("prepare")
         masks = staged_model.sample_masks(scenes)
@@ -258,55 +260,59 @@ def time_step_sections(trained: TimedTrainer, scenes: SceneBatch) -> dict[str, f
         clock.mark("losses")
     total.backward()
     clock.mark("backward: embeddings")
-    trained.update()
+    trainer.update()
     clock.mark("optimiser")
     for hook in hooks:
         hook.remove()
     return clock.seconds()
 
 
-def time_indexing(trained: TimedTrainer, scenes: SceneBatch) -> float:
-    """Seconds that gathers and scatters take, forward and backward, once masks are made."""
-    way = cast(StagedModel, trained.timed_model)
-    with trained.autocast(scenes):
-        maps, masks = way.prepare_inputs(scenes), way.sample_masks(scenes)
+def time_indexing(trainer: TimedTrainer, scenes: SceneBatch) -> float:
+    """Return the seconds of gathers and scatters in forward and backward, without sampling masks."""
+    staged_model = cast(StagedModel, trainer.timed_model)
+    with trainer.autocast(scenes):
+        maps, masks = staged_model.prepare_inputs(scenes), staged_model.sample_masks(scenes)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            way.compute_loss(trained.timed_model.model(maps, masks), maps, masks).backward()
-    trained.optimizer.zero_grad(set_to_none=True)
+            staged_model.compute_loss(trainer.timed_model.model(maps, masks), maps, masks).backward()
+    trainer.optimizer.zero_grad(set_to_none=True)
     return sum(float(event.self_cpu_time_total) for event in profile.key_averages() if event.key in INDEXING) / 1e6
 
 
-def print_step_sections(trained: Mapping[str, TimedTrainer], scenes: SceneBatch, *, rounds: int) -> None:
-    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in trained}
+def print_step_sections(trainers: Mapping[str, TimedTrainer], scenes: SceneBatch, *, rounds: int) -> None:
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
     for turn in range(rounds + 2):
-        for name, each in trained.items():
-            parts = time_step_sections(each, scenes)
+        for name, trainer in trainers.items():
+            parts = time_step_sections(trainer, scenes)
             if turn >= 2:
                 seconds[name].append(parts)
-    print("\nWhere a step in bfloat16 goes, median ms and share\n" + " " * 34 + "".join(f"{n:>26s}" for n in trained))
+    print(
+        "\nSections of a step in bfloat16, median ms and fraction\n" + " " * 34 + "".join(f"{n:>26s}" for n in trainers)
+    )
     medians = {
         name: {part: statistics.median(turn[part] for turn in turns) for part in turns[0]}
         for name, turns in seconds.items()
     }
     for part in next(iter(medians.values())):
-        cells = (f"{some[part] * 1e3:18.1f}{some[part] / sum(some.values()):8.1%}" for some in medians.values())
+        cells = (f"{times[part] * 1e3:18.1f}{times[part] / sum(times.values()):8.1%}" for times in medians.values())
         print(f"{part:34s}" + "".join(cells))
     if scenes.maps["rgb"].device.type == "cpu":
-        for name, each in trained.items():
-            indexing = min(time_indexing(each, scenes) for _ in range(rounds))
+        for name, trainer in trainers.items():
+            indexing = min(time_indexing(trainer, scenes) for _ in range(rounds))
             masks = min(turn["masks"] for turn in seconds[name])
             step = min(sum(turn.values()) for turn in seconds[name])
-            share = f"{(masks + indexing) / step:.2%} of the step"
-            print(f"{name}: at least {masks * 1e3:.1f} ms masks, {indexing * 1e3:.1f} ms gather and scatter: {share}")
+            fraction = f"{(masks + indexing) / step:.2%} of the step"
+            print(
+                f"{name}: at least {masks * 1e3:.1f} ms masks, {indexing * 1e3:.1f} ms gather and scatter: {fraction}"
+            )
 
 
 def bench_sections(rounds: int) -> None:
-    trained = {name: TimedTrainer(VARIANTS[name]()) for name in ("c2fmae", "c2fmae, context=visible", "mae", BASELINE)}
-    print_step_sections(trained, draw_scene_batch(BATCH), rounds=rounds)
+    trainers = {name: TimedTrainer(VARIANTS[name]()) for name in ("c2fmae", "c2fmae, context=visible", "mae", BASELINE)}
+    print_step_sections(trainers, draw_scene_batch(BATCH), rounds=rounds)
 
 
 def bench_gpu(rounds: int) -> None:
-    """Images a second, and the share of what matrix products reach, of batches that double until memory is full."""
+    """Print images/s and the fraction of the matrix product peak, for batches that double until memory is full."""
 
     def seconds(function: Callable[[], object]) -> float:
         def wait() -> None:
@@ -319,21 +325,21 @@ def bench_gpu(rounds: int) -> None:
     peak = 2 * 8192**3 / seconds(lambda: a @ b)
     print(f"\n{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in bfloat16 products of 8192")
     for name, is_compiled in itertools.product(METHOD_OVERRIDES, (False, True)):
-        way, batch = build_timed_method(name, is_compiled=is_compiled), 64
-        way.model.cuda()
-        trained, flops = TimedTrainer(way), 3 * compute_pretraining_cost(way.method.config).flops
+        timed_method, batch = build_timed_method(name, is_compiled=is_compiled), 64
+        timed_method.model.cuda()
+        trainer, flops = TimedTrainer(timed_method), 3 * compute_pretraining_cost(timed_method.method.config).flops
         try:
             while True:
                 scenes = draw_scene_batch(batch).to("cuda")
-                speed = batch / seconds(functools.partial(trained.step, scenes))
+                speed = batch / seconds(functools.partial(trainer.step, scenes))
                 row = f"{name + (', compiled' if is_compiled else ''):36s}{batch:6d}{speed:9.0f} images/s"
                 print(f"{row}{speed * flops / peak:7.1%} of the peak", flush=True)
                 if batch == 256 and not is_compiled:
-                    print_step_sections({name: trained}, scenes, rounds=rounds)
+                    print_step_sections({name: trainer}, scenes, rounds=rounds)
                 batch *= 2
         except torch.cuda.OutOfMemoryError:
             print(f"{batch:42d} do not fit")
-        del way, trained
+        del timed_method, trainer
         torch.cuda.empty_cache()
 
 

@@ -1,8 +1,8 @@
-"""A masked autoencoder of three maps in MultiMAE's way, in plain torch: what ours is timed beside.
+"""A masked autoencoder of three granularities as MultiMAE implements it, in plain torch: the baseline of `bench_step`.
 
-All patches are projected and the visible ones gathered; each decoder un-shuffles all tokens for itself; each head
-predicts a dense map, of which the hidden cells are compared. Attention is explicit, as ours is on a CPU.
-`is_dense` lets the decoders read all tokens in place of the visible ones.
+All patches are projected, then visible ones are gathered; each decoder un-shuffles all tokens again; each head predicts
+a dense map, whose hidden cells enter the loss. Attention is explicit, as in c2fmae on a CPU. With `is_dense`, decoders
+attend to all tokens instead of the visible ones.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ CLASSES = {"semantic": 133, "instance": 32}
 
 
 class ShuffledMask(NamedTuple):
-    """What is hidden, as MultiMAE keeps it."""
+    """Masks in the form that MultiMAE uses."""
 
     is_masked: Tensor
     ids_keep: Tensor
@@ -32,7 +32,7 @@ class ShuffledMask(NamedTuple):
 
 
 def multimae_masks(batch: int, num_patches: int, num_visible: int, device: torch.device | None = None) -> ShuffledMask:
-    """Hide at random: Dirichlet shares, rounded, an argsort for each map, and two of all tokens for the rest."""
+    """Sample masks: rounded Dirichlet fractions, an argsort for each granularity, and two for all tokens."""
     fractions = torch.distributions.Dirichlet(torch.ones(3, device=device)).sample((batch,))
     budgets = (fractions * num_visible).round().long()
     parts = []
@@ -72,7 +72,7 @@ class IdAdapter(nn.Module):
 
 
 class InputAdapters(nn.Module):
-    """All patches to tokens, and the visible ones of them."""
+    """Embed all patches, then gather the visible ones."""
 
     def __init__(self, num_patches: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class CrossAttention(nn.Module):
 
 
 class BaselineDecoder(nn.Module):
-    """One task: un-shuffle all tokens, let the task's own look at the visible ones, predict a dense map."""
+    """The decoder of one task: un-shuffle all tokens, cross-attend to visible ones, predict a dense map."""
 
     def __init__(self, task: int, channels: int, side: int, num_patches: int, *, is_dense: bool) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class MultiMaeModel(nn.Module):
 
 
 class MultiMaeBaseline:
-    """The steps of `MaskedAutoencoding`, in MultiMAE's way."""
+    """The interface of `MaskedAutoencoding` for the baseline."""
 
     def __init__(self, *, is_dense: bool = False, is_compiled: bool = False) -> None:
         self.num_patches, self.num_visible = 196, 98
@@ -175,9 +175,9 @@ class MultiMaeBaseline:
         self.compiled_model = cast(nn.Module, torch.compile(self.model)) if is_compiled else self.model
 
     def prepare_inputs(self, scenes: SceneBatch) -> dict[str, Tensor]:
-        photos = scenes.maps["rgb"]
-        mean, std = (torch.tensor(values, device=photos.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return {"rgb": standardise(photos, mean, std), **{name: scenes.maps[name].long() for name in CLASSES}}
+        images = scenes.maps["rgb"]
+        mean, std = (torch.tensor(values, device=images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return {"rgb": standardise(images, mean, std), **{name: scenes.maps[name].long() for name in CLASSES}}
 
     def sample_masks(self, scenes: SceneBatch) -> ShuffledMask:
         return multimae_masks(len(scenes), self.num_patches, self.num_visible, scenes.maps["rgb"].device)
