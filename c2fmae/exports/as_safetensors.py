@@ -12,6 +12,7 @@ from torch import Tensor
 
 from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
+from c2fmae.core.json_file import write_json
 from c2fmae.core.masks import Masks
 from c2fmae.core.tensor_file import write_tensors
 from c2fmae.exports.example_inputs import EXAMPLE_BATCH_SIZE, compute_outputs, example_maps
@@ -190,8 +191,7 @@ def _build_method(path: Path, values: Mapping[str, Any], tensors: Mapping[str, T
 
 def _write_folder(folder: Path, config: ExportConfig, tensors: Mapping[str, Tensor]) -> None:
     write_tensors(folder / WEIGHTS_FILE, tensors)
-    text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
 
 
 def _example_masks(method: MaskedAutoencoding, size: tuple[int, int]) -> Masks:

@@ -11,6 +11,7 @@ from timm.data.config import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from c2fmae.core.json_file import read_json, write_json
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.pixels import standardise
 from c2fmae.core.tensor_file import write_tensors
@@ -62,12 +63,11 @@ def timm_target(model: ExportableModel) -> ExportTarget:
     def write(folder: Path) -> None:
         vit = to_timm_vit(model)
         write_tensors(folder / _WEIGHTS_FILE, vit.state_dict())
-        text = json.dumps(_hub_config(model, vit, args), indent=2, ensure_ascii=False) + "\n"
-        (folder / _CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_json(folder / _CONFIG_FILE, _hub_config(model, vit, args))
 
     def compare_with_timm(folder: Path) -> Sequence[ExportComparison]:
         size, patch = backbone.spec.image_size, backbone.patch
-        written_args = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))["model_args"]
+        written_args = read_json(folder / _CONFIG_FILE)["model_args"]
         from_file = timm.create_model(
             name, num_classes=classes, checkpoint_path=str(folder / _WEIGHTS_FILE), **_SKIP_INIT, **written_args
         )

@@ -60,7 +60,7 @@ def read_export(path: Path) -> SourceContents:
 def read_export_folder(path: Path) -> tuple[ExportConfig, dict[str, Tensor]]:
     """Return the config and the tensors of an exported directory."""
     file = path / CONFIG_FILE
-    values = read_json(file)
+    values = read_json(file, fix="Export it again")
     if values.get("format") not in (BACKBONE_FORMAT, AUTOENCODER_FORMAT, CLASSIFIER_FORMAT):
         raise UserError(
             f"{file}: format: expected an export of c2fmae, got {str(values.get('format'))[:40]!r}. Export it again"

@@ -55,7 +55,7 @@ UNNAMED_LABEL = "LABEL_{}"
 
 def read_hugging_face_config(folder: Path) -> dict[str, Any]:
     """Return the config.json of a directory."""
-    return read_json(folder / "config.json")
+    return read_json(folder / "config.json", fix="Download it again")
 
 
 def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> SourceContents:
