@@ -83,9 +83,9 @@ def check_model_size(
     *,
     decoder_depth: int = 0,
 ) -> None:
-    """Refuse a config whose model is much larger than its file of weights, before the model takes memory.
+    """Raise if a config describes a model much larger than its file of weights, before any memory is allocated.
 
-    `create_model` makes the model, given the ViT of the spec.
+    `create_model` builds the model from the ViT of the spec.
     """
     stored_count = sum(each.numel() for each in tensors.values())
     depth = max(spec.encoder.depth or 0, decoder_depth)

@@ -46,7 +46,7 @@ class TimmModelArgs(Config):
     fc_norm: bool | None = None
     pool_include_prefix: Literal[False] | None = None
     num_classes: int | None = None
-    """Accepted and not used: the number of classes is that of the head's weights."""
+    """Accepted and ignored: the number of classes is that of the head."""
 
 
 class TimmPretrainedConfig(Config):
