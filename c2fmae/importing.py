@@ -122,9 +122,9 @@ def _write_run_dir(
     config = recipe.model_copy(update={"method": method, "init": str(checkpoint_dir)}).override(overrides)
     initial_state = build_method(config.method, seed=config.training.seed).model.state_dict()
     loaded_tensors = {
-        name: each
-        for name, each in tensors.items()
-        if name in initial_state and each.shape == initial_state[name].shape
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in initial_state and tensor.shape == initial_state[name].shape
     }
     notes.append(
         f"{len(loaded_tensors)} of {len(initial_state)} tensors were imported; newly initialised: "
@@ -141,7 +141,7 @@ def _collect_tensors(imported: ImportedModel) -> dict[str, Tensor]:
     """Return all tensors under c2fmae's names, without the last norm if it was added to the backbone."""
     has_norm = imported.backbone.spec.encoder.has_norm
     tensors = imported.backbone.state_dict()
-    encoder = {name: each for name, each in tensors.items() if has_norm or not name.startswith("encoder.norm.")}
+    encoder = {name: tensor for name, tensor in tensors.items() if has_norm or not name.startswith("encoder.norm.")}
     return {**encoder, **imported.decoders.tensors}
 
 
@@ -188,7 +188,7 @@ def _change_channels(
 
 def _build_checkpoint(config: PretrainConfig, weights: Mapping[str, Tensor]) -> Checkpoint:
     metadata = build_pretraining_metadata(config, DatasetInfo(), num_samples=0)
-    return Checkpoint(0, {f"model/{name}": each.contiguous() for name, each in weights.items()}, metadata)
+    return Checkpoint(0, {f"model/{name}": tensor.contiguous() for name, tensor in weights.items()}, metadata)
 
 
 def _module_names(names: Iterable[str]) -> str:

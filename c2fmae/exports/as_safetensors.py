@@ -70,7 +70,7 @@ def safetensors_target(model: ExportableModel) -> ExportTarget:
     def write(folder: Path) -> None:
         tensors, config = backbone.state_dict(), ExportConfig(spec=backbone.spec)
         if isinstance(model, Classifier):
-            tensors |= {HEAD_PREFIX + name: each for name, each in model.head.state_dict().items()}
+            tensors |= {HEAD_PREFIX + name: tensor for name, tensor in model.head.state_dict().items()}
             classifier_info = model.spec.model_dump(mode="json", exclude={"backbone"})
             config = config.model_copy(update={"format": CLASSIFIER_FORMAT, "classifier": classifier_info})
         _write_folder(folder, config, tensors)

@@ -86,7 +86,7 @@ def _class_notes(model: ExportableModel) -> list[str]:
 def _training_section(provenance: WeightsProvenance) -> str:
     rows = _markdown_table(("Detail", "Value"), provenance.details.items())
     unknown = f"\n\nUnknown: {', '.join(provenance.missing_details)}." if provenance.missing_details else ""
-    items = "".join(f"\n- {_escape_cell(each)}" for each in provenance.deviations)
+    items = "".join(f"\n- {_escape_cell(deviation)}" for deviation in provenance.deviations)
     deviations = f"\n\nDeviations of its recipe from the recipe's source:\n{items}" if items else ""
     return f"## Training\n\n{rows}{unknown}{deviations}"
 
@@ -125,7 +125,7 @@ def _model_section(model: ExportableModel) -> str:
     backbone = get_backbone(model)
     spec = backbone.spec
     head = f" A linear head with {model.num_labels:,} logits follows." if isinstance(model, Classifier) else ""
-    count = sum(each.numel() for each in backbone.parameters())
+    count = sum(parameter.numel() for parameter in backbone.parameters())
     text = (
         f"## Architecture\n\nA plain ViT, timm's `{spec.encoder.name}`: patch size {backbone.patch}, width "
         f"{backbone.dim}, {backbone.depth} blocks, {count:,} parameters including the embeddings of "
@@ -138,11 +138,11 @@ def _model_section(model: ExportableModel) -> str:
 def _verification_section(target: ExportTarget, comparisons: Sequence[ExportComparison], sha256: str) -> str:
     rows = [
         (
-            each.description,
-            f"{each.difference:.1e}",
-            f"{each.tolerance:.1e}" if each.tolerance is not None else f"not checked: {each.reason}",
+            comparison.description,
+            f"{comparison.difference:.1e}",
+            f"{comparison.tolerance:.1e}" if comparison.tolerance is not None else f"not checked: {comparison.reason}",
         )
-        for each in comparisons
+        for comparison in comparisons
     ]
     return (
         f"## Verification\n\nWritten by c2fmae {__version__}, reloaded with {target.tool} and compared with c2fmae on "

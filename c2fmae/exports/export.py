@@ -46,7 +46,7 @@ class ExportResult:
     @property
     def max_difference(self) -> float:
         """The largest difference of the comparisons that have a tolerance."""
-        return max(each.difference for each in self.comparisons if each.tolerance is not None)
+        return max(comparison.difference for comparison in self.comparisons if comparison.tolerance is not None)
 
 
 def export(
@@ -84,8 +84,8 @@ def export(
         target = EXPORT_KINDS[kind](model if kind == "safetensors" and part != "rgb" else restrict_to_rgb(model))
     provenance = read_provenance(str(source), step=step, use_ema=use_ema)
     # The run directory may hold results of other weights: of other steps, or of the untrained ViT.
-    weights = {compute_weights_digest(each) for each in (model, get_backbone(model))}
-    matching_evaluations = [each for each in provenance.evaluations if each.weights in weights]
+    weights = {compute_weights_digest(part) for part in (model, get_backbone(model))}
+    matching_evaluations = [row for row in provenance.evaluations if row.weights in weights]
     return write_export(target, replace(provenance, evaluations=matching_evaluations), out)
 
 
@@ -94,7 +94,7 @@ def write_export(target: ExportTarget, provenance: WeightsProvenance, out: Path)
     with _atomic_folder(out) as folder:
         target.write(folder)
         comparisons = target.compare(folder)
-        if wrong := [each for each in comparisons if not each.is_within_tolerance]:
+        if wrong := [comparison for comparison in comparisons if not comparison.is_within_tolerance]:
             raise RunError(
                 f"{out}: was not written, because {target.tool} computes other outputs: "
                 + "; ".join([*map(str, wrong), *target.notes])

@@ -36,7 +36,11 @@ def hf_unsupported_reason(vit: VisionTransformer) -> str:
     if other := next((block.mlp.act for block in blocks if not _is_gelu(block.mlp.act)), None):
         return f"its activation is {type(other).__name__}, not the exact GELU"
     biases = [(block.attn.proj.bias, block.mlp.fc1.bias, block.mlp.fc2.bias) for block in blocks]
-    return "its projections have no biases" if any(bias is None for each in biases for bias in each) else ""
+    return (
+        "its projections have no biases"
+        if any(bias is None for block_biases in biases for bias in block_biases)
+        else ""
+    )
 
 
 def _is_plain_block(block: nn.Module) -> bool:

@@ -57,7 +57,7 @@ def to_timm_vit(model: ExportableModel) -> VisionTransformer:
     tensors = _timm_state_dict(backbone, vit)
     if isinstance(model, Classifier):
         vit.reset_classifier(model.num_labels)
-        tensors |= {f"head.{name}": each for name, each in model.head.state_dict().items()}
+        tensors |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
     vit.load_state_dict(tensors)
     return vit.eval()
 

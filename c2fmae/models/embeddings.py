@@ -57,7 +57,7 @@ class Embeddings(nn.ModuleDict):
 
     def common_grid(self, maps: Mapping[str, Shaped[Tensor, "batch *map"]]) -> tuple[int, int]:
         """Return the rows and columns of patches, which must be the same in all maps."""
-        grids = {name: compute_grid(name, each, cast(int, self[name].patch)) for name, each in maps.items()}
+        grids = {name: compute_grid(name, tensor, cast(int, self[name].patch)) for name, tensor in maps.items()}
         first, grid = next(iter(grids.items()))
         for name, other in grids.items():
             if other != grid:

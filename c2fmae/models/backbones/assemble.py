@@ -126,14 +126,14 @@ def is_sincos_table(positions: Tensor, grid: tuple[int, int]) -> bool:
 def split_c2fmae_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Counter[str]]:
     """Split tensors under c2fmae's names: those of a backbone and its head, and the number of others by module."""
     modules = {name: name.partition(".")[0] for name in tensors}
-    selected = {name: each for name, each in tensors.items() if modules[name] in _MODULES}
+    selected = {name: tensor for name, tensor in tensors.items() if modules[name] in _MODULES}
     return selected, Counter(module for name, module in modules.items() if name not in selected)
 
 
 def _split_unused(prefixes: tuple[str, ...], contents: SourceContents) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Return the tensors without these prefixes, and the number of unused tensors by module."""
     unused = Counter(name.partition(".")[0] for name in contents.tensors if name.startswith(prefixes))
-    tensors = {name: each for name, each in contents.tensors.items() if not name.startswith(prefixes)}
+    tensors = {name: tensor for name, tensor in contents.tensors.items() if not name.startswith(prefixes)}
     return tensors, dict(Counter(contents.unused) + unused)
 
 

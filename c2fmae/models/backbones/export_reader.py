@@ -87,12 +87,12 @@ def check_model_size(
 
     `create_model` builds the model from the ViT of the spec.
     """
-    stored_count = sum(each.numel() for each in tensors.values())
+    stored_count = sum(tensor.numel() for tensor in tensors.values())
     depth = max(spec.encoder.depth or 0, decoder_depth)
     if depth <= len(tensors):
         with torch.device("meta"):  # shapes alone
             vit = vit_from_spec(spec)  # counted too: it has a table of positions, which the model may not keep
-            model_count = sum(each.numel() for each in nn.ModuleList([vit, create_model(vit)]).parameters())
+            model_count = sum(weight.numel() for weight in nn.ModuleList([vit, create_model(vit)]).parameters())
         if model_count <= stored_count + _MAX_COMPUTED_VALUES:
             return
         problem = f"a model of {model_count:,} values, but {WEIGHTS_FILE} holds {stored_count:,}"

@@ -50,8 +50,8 @@ def convert_mae_decoder(contents: SourceContents, num_heads: int | None) -> Sour
         "mlp_ratio": compute_mlp_ratio(len(mae_tensors["decoder_blocks.0.mlp.fc1.weight"]), dim),
     }
     tensors = {
-        new + name.removeprefix(old): each.flatten() if old == "mask_token" else each
-        for name, each in mae_tensors.items()
+        new + name.removeprefix(old): tensor.flatten() if old == "mask_token" else tensor
+        for name, tensor in mae_tensors.items()
         for old, new in _RENAMES.items()
         if name.startswith(old)
     }

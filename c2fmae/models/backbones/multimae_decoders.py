@@ -82,7 +82,7 @@ def _has_decoder(multimae_tensors: Mapping[str, Tensor], adapter: str) -> bool:
 
 
 def _strip_prefix(multimae_tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): each for name, each in multimae_tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in multimae_tensors.items() if name.startswith(prefix)}
 
 
 def _decoder_sizes(adapter_tensors: Mapping[str, Tensor]) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ def read_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> S
             raise UserError(f"{path}: has no averaged weights, since it was trained without training.ema. Omit use_ema")
         tensors |= averaged
         notes = [f"{notes[0]}, averaged weights"]
-    tensors = {name.removeprefix("backbone."): each for name, each in tensors.items()}  # the prefix in a classifier
+    tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}  # the prefix in a classifier
     backbone_tensors, unused = split_c2fmae_tensors(tensors)
     info = RunInfo.from_checkpoint(checkpoint, path)
     return SourceContents(

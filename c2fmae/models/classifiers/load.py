@@ -133,7 +133,9 @@ def _load_head(
     head: nn.Linear, contents: SourceContents, allow_missing: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
     source_tensors = {
-        name.removeprefix(HEAD_PREFIX): each for name, each in contents.tensors.items() if name.startswith(HEAD_PREFIX)
+        name.removeprefix(HEAD_PREFIX): tensor
+        for name, tensor in contents.tensors.items()
+        if name.startswith(HEAD_PREFIX)
     }
     head_tensors = head.state_dict()
     nn.init.zeros_(head.bias)  # if it is missing
