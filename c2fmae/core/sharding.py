@@ -1,6 +1,6 @@
 """Sharding of weights, gradients and moments over ranks (FSDP2).
 
-Together with `core/distributed.py`, the only file that knows which rank holds what. Plain tensors and unsharded models
+Only this file and `core/distributed.py` depend on which rank holds what. Plain tensors and unsharded models
 pass through every function here unchanged.
 """
 

@@ -26,6 +26,12 @@ def list_options(section: Any, *paths: str) -> str:
     return ", ".join(f"{name} {text}" for name, text in pairs.items() if text)
 
 
+def choice_text(config: Any, path: str, *options: str) -> str:
+    """Return the name of a choice `{name, options}` and those of its options that are set."""
+    texts = [option_text(config, f"{path}.name"), list_options(get_option(config, f"{path}.options"), *options)]
+    return ", ".join(text for text in texts if text)
+
+
 def strip_folders(source: str) -> str:
     """Return a source without the folders above it, which may be private."""
     scheme, separator, file = source.partition("@")
@@ -34,15 +40,14 @@ def strip_folders(source: str) -> str:
 
 def summarise_pretraining(config: Any) -> dict[str, str]:
     """Return the rows of a card that describe a pre-training config, by title."""
-    masking, decoder = get_option(config, "method.masking"), get_option(config, "method.decoder")
     return {
         **_summarise_training(config, "lr", "base_lr", "weight_decay"),
         "Recipe's source": option_text(config, "source"),
         "Method": option_text(config, "method.name"),
         "Granularities, coarse to fine": option_text(config, "method.granularities"),
-        "Masking": list_options(masking, "policy", "curriculum.name", "blend", "object_share"),
+        "Masking": choice_text(config, "method.masking", "curriculum.name", "blend", "object_share"),
         "Visible patches": option_text(config, "method.num_visible"),
-        "Decoder": list_options(decoder, "name", "dim", "depth", "num_heads", "context"),
+        "Decoder": choice_text(config, "method.decoder", "dim", "depth", "num_heads", "context"),
         "Started from": strip_folders(option_text(config, "init")),
     }
 
@@ -65,8 +70,9 @@ def summarise_finetuning(config: Any, granularities: Mapping[str, Any]) -> dict[
 def _summarise_training(config: Any, *rates: str) -> dict[str, str]:
     training, source = get_option(config, "training"), get_option(config, "data.train")
     sources = source if isinstance(source, list | tuple) else [source]
+    names = [one.get("name") if isinstance(one, Mapping) else one for one in sources]
     return {
-        "Data": ", ".join(strip_folders(str(each)) for each in sources if each),
+        "Data": ", ".join(strip_folders(str(name)) for name in names if name),
         "Length": list_options(training, "epochs", "batch_size"),
         "Optimisation": list_options(training, *rates, "precision", "seed"),
     }

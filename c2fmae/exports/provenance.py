@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from c2fmae.config.migrations import migrate_finetuning, migrate_pretraining
 from c2fmae.core.errors import UserError
 from c2fmae.core.json_file import read_json
 from c2fmae.core.metric_rows import read_rows
@@ -77,8 +78,8 @@ def read_provenance(source: str, *, step: int | None = None, use_ema: bool = Fal
 def _read_run_provenance(path: Path, step: int | None, use_ema: bool) -> WeightsProvenance:
     checkpoint = find_checkpoint(path, step)
     info = RunInfo.from_checkpoint(checkpoint, path)
-    config, run_dir = info.metadata.get("config"), info.run_dir
-    is_finetuned = info.kind == "finetuning"
+    is_finetuned, run_dir = info.kind == "finetuning", info.run_dir
+    config = migrate_finetuning(info.config) if is_finetuned else migrate_pretraining(info.config)
     steps = option_text(config, "training.steps")
     step_text = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
     summary = summarise_finetuning(config, info.backbone.channels) if is_finetuned else summarise_pretraining(config)

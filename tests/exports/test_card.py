@@ -56,7 +56,7 @@ def test_a_card_describes_a_run(tmp_path: Path) -> None:
         "| Samples | 1,234 |",
         "| Weights | step 20 of 20 |",
         "| Granularities, coarse to fine | semantic, instance, rgb |",
-        "| Masking | policy progressive, curriculum triangle, blend topk, object share 0.75 |",
+        "| Masking | progressive, curriculum triangle, blend topk, object share 0.75 |",
         "| Made with | c2fmae 0.1.0, PyTorch 2.14 |",
         "- changed: data.train=voc-{000..012}.tar",
         "| loss | 2 |",

@@ -79,7 +79,7 @@ def one_at_a_time(attention: CrossAttention, queries: Tensor, context: Tensor) -
     """Cross-attention as a loop over images, heads and queries."""
     dim = queries.shape[2]
     width = dim // HEADS
-    answers = torch.zeros_like(queries)
+    outputs = torch.zeros_like(queries)
     for image in range(len(queries)):
         for head in range(HEADS):
             part = slice(head * width, (head + 1) * width)
@@ -88,8 +88,8 @@ def one_at_a_time(attention: CrossAttention, queries: Tensor, context: Tensor) -
             for place in range(queries.shape[1]):
                 query = attention.q.weight[part] @ queries[image, place] + attention.q.bias[part]
                 likeness = torch.tensor([float(query @ key) / width**0.5 for key in keys])
-                answers[image, place, part] = likeness.softmax(dim=0) @ values
-    return answers @ attention.proj.weight.T + attention.proj.bias
+                outputs[image, place, part] = likeness.softmax(dim=0) @ values
+    return outputs @ attention.proj.weight.T + attention.proj.bias
 
 
 @given(st.integers(1, 4), st.integers(1, 7), st.booleans())

@@ -43,7 +43,7 @@ MODELS = {
 }
 
 
-def made(model: Model, **options: Any) -> VisionTransformer:
+def create_random_vit(model: Model, **options: Any) -> VisionTransformer:
     """A plain ViT of timm with random tokens, positions and layer scales."""
     if model.registers is not None:
         options["reg_tokens"] = model.registers
@@ -66,7 +66,7 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_encode_equals_forward_features_of_timm(model: Model) -> None:
-    vit, images = made(model), draw_normal(2, 3, *model.size)
+    vit, images = create_random_vit(model), draw_normal(2, 3, *model.size)
     with torch.no_grad():
         expected = vit.forward_features(images)
         found = wrap(vit, use_vit_positions=True).encode(images)
@@ -86,7 +86,7 @@ def test_vits_of_full_size_agree_to_1e_5(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["test_vit2", "deit3_small_patch16_224", "vit_base_patch16_siglip_224"])
 def test_stored_positions_are_resized_as_timm_does(name: str) -> None:
-    vit, images = made(Model(name, (64, 64), 1), dynamic_img_size=True), draw_normal(2, 3, 48, 80)
+    vit, images = create_random_vit(Model(name, (64, 64), 1), dynamic_img_size=True), draw_normal(2, 3, 48, 80)
     with torch.no_grad():
         assert_same(wrap(vit, use_vit_positions=True).encode(images), vit.forward_features(images))
 
@@ -153,10 +153,10 @@ def test_recomputed_blocks_have_the_same_gradients() -> None:
         gradients.append([inputs.grad, *(parameter.grad for parameter in encoder.parameters())])
         runs.append(len(calls))
     assert runs == [1, 2]
-    for kept, recomputed in zip(*gradients, strict=True):
-        assert kept is not None
+    for stored, recomputed in zip(*gradients, strict=True):
+        assert stored is not None
         assert recomputed is not None
-        torch.testing.assert_close(recomputed, kept, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(recomputed, stored, rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_is_recomputed_in_evaluation() -> None:

@@ -58,8 +58,8 @@ def test_shapes_and_types_of_a_target(name: str) -> None:
     assert (valid.shape, valid.dtype) == ((2, 6), torch.int64)
     assert (error.shape, error.dtype) == ((2, 6), torch.float32)
     assert (error[valid > 0] > 0).all()
-    picture = target.predictions_to_maps(draw_normal(2, 6, 12), maps)
-    assert (picture.shape, picture.dtype) == (maps.shape, maps.dtype)
+    converted = target.predictions_to_maps(draw_normal(2, 6, 12), maps)
+    assert (converted.shape, converted.dtype) == (maps.shape, maps.dtype)
 
 
 @EACH

@@ -125,7 +125,7 @@ def create_decoder(
     stages: Mapping[str, str] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A decoder, tiny unless told otherwise; options that it does not have are left out."""
+    """A decoder, tiny by default; options that it does not have are ignored."""
     options = {"dim": 16, "num_heads": 2, "depth": 1, "mlp_ratio": 2.0, **options}
     known = get_option_class(DECODERS, name).model_fields
     config = DecoderConfig(name=name, options={key: value for key, value in options.items() if key in known})

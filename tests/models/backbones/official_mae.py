@@ -204,7 +204,7 @@ def conv(weights: Weights, name: str, maps: Tensor) -> Tensor:
 def mae_tokens(
     weights: Weights, images: Tensor, heads: int, pos_embed: Tensor | None = None, ids_keep: Tensor | None = None
 ) -> Tensor:
-    """The encoder's tokens, the global one first; normed unless fine-tuning moved the norm behind the pooling."""
+    """The tokens of the encoder, class token first; normed unless fine-tuning moved the norm after pooling."""
     pos_embed = weights["pos_embed"] if pos_embed is None else pos_embed
     x = conv(weights, "patch_embed.proj", images) + pos_embed[:, 1:]
     x = x if ids_keep is None else gather_tokens(x, ids_keep)
