@@ -340,7 +340,7 @@ def test_data_of_other_classes_is_refused(launcher: RunLauncher, tmp_path: Path)
     run = launcher.start(*words, "--data", str(tmp_path / "fewer"), out=out)
     assert run.wait() == [2]
     assert run.output() == (
-        "error: method.channels.semantic: is 23, but the data 'fewer' has 22 classes. Set it to that, or leave it out\n"
+        "error: method.channels.semantic: expected 22, the classes of 'fewer', got 23. Leave it out\n"
     )
     run = launcher.start(*WORDS, *set_args("training.steps=2"), "--data", str(tmp_path / "kept"), out=out)
     assert run.wait() == [0], run.output()

@@ -180,7 +180,7 @@ class SourcesConfig(Config):
     held_out: DataSourceOption | None = None
     """Scenes that are never trained on, for losses during training."""
     held_out_samples: PositiveInt = 1024
-    """At most so many of them, evenly spaced; they are stored in memory."""
+    """Largest number of held-out scenes, evenly spaced. They are stored in memory."""
 
 
 class DataConfig(LoadingConfig, SourcesConfig):  # in this order YAML begins with the sources

@@ -1,6 +1,6 @@
-"""Choices: a registered name and the options of the object behind it, checked in one place.
+"""Choices: a registered name and the options of its entry, checked in one place.
 
-Everything in a config that goes by a name and has options is written `{name: …, options: {…}}`: masking policies,
+Everything in a config that is named and has options is written `{name: …, options: {…}}`: masking policies,
 curricula, decoders, data sets. The name alone is short for the name with default options.
 """
 
@@ -33,7 +33,7 @@ class Choice(Config):
     """
 
     option_types: ClassVar[Mapping[Hashable, "type[Choice]"]] = {}
-    """Choices that stand for options of a type, by that type: a curriculum, say, is an option of a policy."""
+    """Choices that stand for options of a type, by that type: a curriculum is an option of a policy."""
 
     name: str
     options: Any = Config()
@@ -82,16 +82,16 @@ class Choice(Config):
         """Return the object that the choice stands for."""
         return self.instantiate()
 
-    def instantiate(self, *parts: Any) -> Any:
-        """Call the entry with `parts` and the options.
+    def instantiate(self, *arguments: Any) -> Any:
+        """Call the entry with the arguments and the options.
 
         The options are the last argument of an entry that was registered with a class for them, and keyword arguments
         of others.
         """
         entry = self.registry().get(self.name)
         if self.registry().option_class(self.name) is not None:
-            return entry(*parts, self.options)
-        return entry(*parts, **self.keyword_options())
+            return entry(*arguments, self.options)
+        return entry(*arguments, **self.keyword_options())
 
 
 def get_option_class(

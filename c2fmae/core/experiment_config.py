@@ -21,16 +21,16 @@ class ConfigHeader(Config):
 
 
 class SavingConfig(Config):
-    """When checkpoints are saved, and which are kept. The result does not depend on it."""
+    """When checkpoints are saved, and which stay. The result does not depend on it."""
 
     steps: PositiveInt | None = None
-    """Save every so many steps. The last step is always saved."""
+    """Steps between checkpoints. The last step is always saved."""
     minutes: Annotated[float, Field(gt=0)] | None = 10.0
-    """Save at least every so many minutes."""
+    """Minutes between checkpoints, at most."""
     keep_last: PositiveInt = 2
     """Number of newest checkpoints to keep."""
     keep_every: PositiveInt | None = None
-    """Save at multiples of so many steps too, and never delete these."""
+    """Steps between checkpoints that are never deleted."""
 
     def is_save_step(self, step: int, last_step: int) -> bool:
         """Return whether a run is saved after this step, however much time has passed."""

@@ -1,4 +1,4 @@
-"""From a method's config to its model, what its heads learn, and its masks."""
+"""Building of a method from its config: model, objectives and masking policy."""
 
 import torch
 
@@ -8,7 +8,7 @@ from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.seeding import derive_seed
 from c2fmae.methods.masked import MaskedAutoencoding, Objective
 from c2fmae.models.autoencoder import MultiGranularAutoencoder, PredictionHead
-from c2fmae.models.decoders import DecoderParts
+from c2fmae.models.decoders import DecoderLayout
 from c2fmae.models.embeddings import create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
@@ -18,9 +18,9 @@ from c2fmae.models.targets import TARGETS
 
 
 def build_method(config: MethodConfig, *, seed: int = 0) -> MaskedAutoencoding:
-    """Build a method; the same config and seed give the same weights, and the global generator is left alone."""
+    """Build a method. The same config and seed give the same weights; the global generator is not used."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "parts"))  # for parts from outside that draw weights where they are made
+        torch.manual_seed(derive_seed(seed, "parts"))  # for plug-ins whose modules initialise themselves
         return _build_seeded(config, seed)
 
 
@@ -36,7 +36,7 @@ def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
     for side in config.image_size:
         if side % patch_size:
             raise UserError(
-                f"image_size: {side} is not divisible into patches of {patch_size}, as {config.encoder.name} has"
+                f"image_size: expected multiples of {patch_size}, the patch size of {config.encoder.name}, got {side}"
             )
     config.resolve_num_visible(config.image_size[0] // patch_size * (config.image_size[1] // patch_size))
     encoder = Encoder(
@@ -45,12 +45,12 @@ def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         use_vit_positions=config.encoder.keep_positions,
         grad_checkpointing=config.encoder.grad_checkpointing,
     )
-    if encoder.pos_embed is not None:  # until weights are loaded: those of a ViT without any are not drawn
+    if encoder.pos_embed is not None:  # replaced by those of loaded weights; timm does not initialise them here
         device = next(vit.parameters()).device
         encoder.pos_embed = sincos_positions(encoder.pos_grid, encoder.dim, device=device).unsqueeze(0)
 
     heads = config.head_plans()
-    parts = DecoderParts(
+    layout = DecoderLayout(
         encoder_dim=encoder.dim,
         granularities=config.granularities,
         stages={head.stage: head.granularity for head in heads},
@@ -64,7 +64,7 @@ def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
     model = MultiGranularAutoencoder(
         create_embeddings(vit, {name: config.num_channels(name) for name in config.granularities}),
         encoder,
-        config.decoder.instantiate(parts),
+        config.decoder.instantiate(layout),
         {
             head.name: PredictionHead(head.stage, config.decoder.options.dim, objectives[head.name].target.size)
             for head in heads

@@ -1,4 +1,4 @@
-"""A method and its data: what the one needs, and what the other decides."""
+"""Maps that a method needs of its data, and settings that it takes from them."""
 
 from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
@@ -7,20 +7,22 @@ from c2fmae.masking.policies import get_required_maps
 
 
 def required_granularities(config: MethodConfig) -> tuple[str, ...]:
-    """Return the granularities that the data has to have: those of the model, and those that guide the masks."""
+    """Return the granularities that the data must have: those of the model, and those that guide the masks."""
     return tuple(dict.fromkeys((*config.granularities, *get_required_maps(config.masking.build()))))
 
 
 def fill_from_dataset(config: MethodConfig, info: DatasetInfo) -> MethodConfig:
-    """Return a method with the classes, channels and normalisation of the data, where it does not name its own."""
+    """Return a method with the channels, number of classes, mean and std of the data, where it sets none.
+
+    Raise a `UserError` if it sets another number of classes or channels than the data has.
+    """
     from_dataset = {"semantic": len(info.classes), "rgb": info.channels}
     for name in from_dataset.keys() & set(config.granularities):
         if from_dataset[name] and config.channels.get(name, from_dataset[name]) != from_dataset[name]:
             unit = "classes" if name == "semantic" else "channels"
             raise UserError(
-                f"method.channels.{name}: is {config.channels[name]}, but the data {info.name!r} has "
-                f"{from_dataset[name]} "
-                f"{unit}. Set it to that, or leave it out"
+                f"method.channels.{name}: expected {from_dataset[name]}, the {unit} of {info.name!r}, got "
+                f"{config.channels[name]}. Leave it out"
             )
     channels = {name: from_dataset[name] for name in config.granularities if from_dataset.get(name)} | config.channels
     statistics = {key: getattr(config, key) or getattr(info, key) for key in ("mean", "std")}

@@ -2,7 +2,7 @@
 
 from c2fmae.models.autoencoder import MultiGranularAutoencoder, PredictionHead
 from c2fmae.models.backbones import Backbone, load_backbone
-from c2fmae.models.decoders import DECODERS, DecoderParts
+from c2fmae.models.decoders import DECODERS, DecoderLayout
 from c2fmae.models.embeddings import Embeddings, IdEmbedding, ImageEmbedding
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.patches import gather_patches, label_stride, patchify, unpatchify
@@ -13,7 +13,7 @@ __all__ = [
     "DECODERS",
     "TARGETS",
     "Backbone",
-    "DecoderParts",
+    "DecoderLayout",
     "Embeddings",
     "Encoder",
     "IdEmbedding",

@@ -17,8 +17,8 @@ from c2fmae.recipes.registry import Recipe, register_recipe
 _MOSTLY_RGB = {"semantic": 0.3, "instance": 0.3, "rgb": 6}
 _MOSTLY_RGB_NOTE = "most visible patches are of images, since downstream tasks have nothing else"
 _VISIBLE_CONTEXT_NOTE = (
-    "visible tokens and the stage before, instead of all tokens: with all tokens, features of small models hardly tell "
-    "the classes of images (k-NN 15 against 33 in a first run)"
+    "visible tokens and the stage before, instead of all tokens: with all tokens, features of small models hardly "
+    "separate the classes of images (k-NN 15 against 33 in a first run)"
 )
 _TINY_SOURCE = "none; its settings are those with which C2FMAE improved most in three minutes on two cores"
 _TINY_TITLE = "{} for a laptop: images of 32 pixels, minutes on a CPU, on generated scenes or any of yours."

@@ -92,7 +92,7 @@ def test_what_is_shown_is_a_file_that_is_read_back_and_mistakes_are_one_message(
     assert shown == recipe.to_yaml() + (
         "# next: c2fmae recipes show table6d-parallel > mine.yaml; change it; c2fmae describe mine.yaml\n"
     )
-    assert shown.startswith("name: table6d-parallel\ntitle: 'Table VI d: ")
+    assert shown.startswith("format: 2\nkind: pretraining\nname: table6d-parallel\ntitle: 'Table VI d: ")
     (tmp_path / "saved.yaml").write_text(shown, encoding="utf-8")
     assert RecipeConfig.from_yaml(tmp_path / "saved.yaml") == recipe
     assert again == recipe.to_yaml() + "# next: c2fmae describe mine.yaml\n"
@@ -108,7 +108,7 @@ def test_what_is_shown_is_a_file_that_is_read_back_and_mistakes_are_one_message(
         "error: --set: 2 problems",
         "  method.decodr: no such setting. Did you mean 'decoder'?",
         "  metod: no such setting. Did you mean 'method'?",
-        "error: --set: method.decoder: no decoder named 'paralel'. Did you mean 'parallel'? "
+        "error: --set: method.decoder.name: no decoder named 'paralel'. Did you mean 'parallel'? "
         "Known: cascaded, joint, parallel, reversed, self_attention",
         "error: mine.yaml: method.nmae: no such setting. Did you mean 'name'?",
         "error: none.yaml: cannot be read: No such file or directory",
@@ -124,7 +124,9 @@ def test_an_unknown_word_behind_recipes_is_answered_with_exit_code_2() -> None:
 PACKAGE = '''
 """A recipe as another package would write it."""
 
-from c2fmae.methods import METHODS
+from c2fmae.config.decoder import DecoderConfig
+from c2fmae.config.method import MethodConfig
+from c2fmae.core.decoder_options import CascadedOptions
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.config import RecipeConfig
 
@@ -132,7 +134,7 @@ from c2fmae.recipes.config import RecipeConfig
 @RECIPES.register("narrow-b")
 def narrow_b() -> RecipeConfig:
     """C2FMAE with a decoder half as wide."""
-    method = METHODS.get("c2fmae")().override(["decoder.options.dim=128"])
+    method = MethodConfig(decoder=DecoderConfig(options=CascadedOptions(dim=128)))
     return RecipeConfig(name="narrow-b", title="C2FMAE with a decoder half as wide.", source="me", method=method)
 '''
 

@@ -21,7 +21,7 @@ def test_a_file_begins_with_format_kind_and_provenance() -> None:
     assert (list(tree)[:3], tree["kind"]) == (["format", "kind", "init"], "finetuning")
 
 
-def test_a_file_of_a_newer_format_or_of_another_kind_is_refused() -> None:
+def test_a_file_of_a_newer_format_or_of_another_kind_is_rejected() -> None:
     tree = RECIPES.get("c2fmae-debug")().model_dump(mode="json")
     for changes, message in (
         ({"format": 3}, "mine.yaml: format: expected at most 2, got 3. Upgrade c2fmae, which wrote the file"),

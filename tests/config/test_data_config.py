@@ -21,13 +21,13 @@ def config(**settings: Any) -> DataConfig:
     return DataConfig(**settings)
 
 
-def test_a_run_without_data_is_refused() -> None:
+def test_missing_data_is_rejected() -> None:
     expected = "data.train: no data is given. Name it with --data, or use --data generated"
     assert_user_error(lambda: config().open_training(ALL), expected)
     assert config().open_held_out(ALL) is None
 
 
-def test_data_that_is_not_there_is_refused_by_its_setting(tmp_path: Path) -> None:
+def test_a_missing_source_is_rejected_with_its_setting(tmp_path: Path) -> None:
     expected = (
         f"{tmp_path}/none.tar: does not exist. Give a folder, a .tar shard, a pattern of shards, or a name: generated"
     )
@@ -39,7 +39,7 @@ def test_data_that_is_not_there_is_refused_by_its_setting(tmp_path: Path) -> Non
     )
 
 
-def test_options_that_a_source_does_not_have_are_refused(tmp_path: Path) -> None:
+def test_options_that_a_source_does_not_have_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         DataConfig.from_dict({"train": "generated"}, ["train.options.sizes=64"], source="data")
     assert str(caught.value) == (
@@ -80,7 +80,7 @@ def test_dumps_list_the_options_that_were_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [3, "", [], ["a", ["b"]]])
-def test_what_names_no_data_is_refused(value: object) -> None:
+def test_invalid_sources_are_rejected(value: object) -> None:
     with pytest.raises(UserError) as caught:
         DataConfig.from_dict({"train": value}, source="data")
     assert str(caught.value) == f"data: train: expected a path, a registered name, or a list of these, got {value!r}"
@@ -107,13 +107,13 @@ def test_typed_options_are_those_of_generated_scenes() -> None:
         ({"trian": "generated"}, "trian: no such setting. Did you mean 'train'?"),
     ],
 )
-def test_settings_that_make_no_data_are_refused(settings: dict[str, Any], expected: str) -> None:
+def test_invalid_loading_settings_are_rejected(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as caught:
         DataConfig.from_dict(settings, source="data")
     assert str(caught.value) == f"data: {expected}"
 
 
-def test_scenes_are_those_of_the_source_with_the_maps_that_are_needed() -> None:
+def test_scenes_have_the_required_maps_of_the_source() -> None:
     options = {"size": 32, "length": 3}
     train, held_out = (DatasetConfig(name="generated", options={**options, "seed": seed}) for seed in (5, 6))
     each = config(train=train, held_out=held_out)
@@ -125,19 +125,19 @@ def test_scenes_are_those_of_the_source_with_the_maps_that_are_needed() -> None:
         assert torch.equal(scenes[1].maps["rgb"], expected.maps["rgb"])
 
 
-def test_several_sources_are_mixed(tmp_path: Path) -> None:
+def test_several_sources_are_concatenated(tmp_path: Path) -> None:
     shards = [write_tar(tmp_path / f"{keys}.tar", make_samples(keys)) for keys in ("ab", "cde")]
     scenes = config(train=tuple(map(str, shards))).open_training(ALL)
     assert list(scenes.keys) == ["a", "b", "c", "d", "e"]
 
 
-def test_scenes_are_kept_where_that_is_asked_for() -> None:
+def test_scenes_are_cached_on_request() -> None:
     source = DatasetConfig(name="generated", options={"size": 32, "length": 3})
     assert isinstance(config(train=source, cache=True).open_training(ALL), CachedScenes)
     assert not isinstance(config(train=source).open_training(ALL), CachedScenes)
 
 
-def test_views_and_loader_have_its_settings() -> None:
+def test_settings_reach_views_and_loader() -> None:
     scenes = GeneratedScenes(size=32, length=8)
     sampler = Sampler(num_samples=8, batch_size=4)
     each = config(
@@ -157,7 +157,7 @@ def test_views_and_loader_have_its_settings() -> None:
     assert each.build_held_out_view(**TARGET) == CentralView(overflow="background", **TARGET)
 
 
-def test_a_view_is_cut_as_it_says() -> None:
+def test_a_held_out_view_applies_the_overflow_setting() -> None:
     ids = torch.arange(64, dtype=torch.uint8).view(8, 8) // 8  # eight objects, one of them background
     scene = Scene("a", {"instance": ids, "rgb": torch.zeros(3, 8, 8, dtype=torch.uint8)})
     for overflow, rest in (("ignore", IGNORE), ("background", 0)):

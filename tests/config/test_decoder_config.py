@@ -32,7 +32,7 @@ def problem(values: dict[str, Any]) -> str:
         ({"num_head": 4}, "num_head: decoder 'cascaded' has no such option. Did you mean 'num_heads'?"),
     ],
 )
-def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> None:
     assert problem({"options": options}) == f"options.{message}"
 
 
@@ -51,14 +51,14 @@ def test_heads_must_divide_the_width() -> None:
         ("cascaded", "has_norm"),
     ],
 )
-def test_options_of_other_decoders_are_refused(name: str, option: str) -> None:
+def test_options_of_other_decoders_are_rejected(name: str, option: str) -> None:
     known = ", ".join(DecoderConfig.option_class(name).model_fields)
     assert problem({"name": name, "options": {option: None}}) == (
         f"options.{option}: decoder {name!r} has no such option. Options: {known}"
     )
 
 
-def test_an_unknown_decoder_is_refused_with_the_nearest() -> None:
+def test_an_unknown_decoder_is_rejected_with_the_nearest() -> None:
     known = ", ".join(DECODERS)
     assert problem({"name": "cascade"}) == (
         f"name: no decoder named 'cascade'. Did you mean 'cascaded'? Known: {known}"
@@ -105,8 +105,8 @@ def test_another_decoder_takes_over_the_options_that_apply() -> None:
     assert DecoderConfig(options=CascadedOptions(dim=64)).override(["name=joint"]).options == JointOptions(dim=64)
 
 
-def test_a_decoder_without_a_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(parts: object, *, depth: int = 1) -> nn.Module:
+def test_a_decoder_without_a_width_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(layout: object, *, depth: int = 1) -> nn.Module:
         raise NotImplementedError
 
     monkeypatch.setitem(DECODERS._entries, "blind", make)

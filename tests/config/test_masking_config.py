@@ -75,18 +75,18 @@ def test_all_mistakes_in_options_are_reported_at_once() -> None:
             "options.curriculum.options.order=[random, random, semantic]",
             "options.curriculum: order: expected semantic, instance and random in any order, got random, random, ",
         ),
-        ("options.object_share=1.5", "object_share: expected a share in [0, 1], got 1.5"),
+        ("options.object_share=1.5", "object_share: expected a number in [0, 1], got 1.5"),
         ("options.weights=[1, -1]", "weights: expected numbers of at least 0, got (1.0, -1.0)"),
         ("options.weights=3", "options.weights: expected a list, got 3"),
         ("options.evry=3", "options.evry: mask 'progressive' has no such option. Options: curriculum, blend, "),
         ("policy=random", "policy: no such setting. Known: name, options"),
     ],
 )
-def test_invalid_settings_are_refused(override: str, message: str) -> None:
+def test_invalid_settings_are_rejected(override: str, message: str) -> None:
     assert problem(override).startswith(f"run.yaml: {message}")
 
 
-def test_an_option_that_does_not_apply_is_refused() -> None:
+def test_an_option_that_does_not_apply_is_rejected() -> None:
     assert problem("name=semantic", "options.blend=quota") == (
         "run.yaml: options.blend: mask 'semantic' has no such option. Options: weights"
     )

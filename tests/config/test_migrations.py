@@ -46,14 +46,14 @@ def read_old(**method: Any) -> MethodConfig:
     return MethodConfig.from_dict({"decoder": OLD_DECODER, "masking": OLD_MASKING, **method})
 
 
-def test_a_recipe_of_version_0_1_is_the_recipe_of_today() -> None:
+def test_a_recipe_of_version_0_1_equals_the_current_one() -> None:
     old, today = RecipeConfig.from_yaml(FORMATS / "recipe.yaml"), RECIPES.get("multimae-tiny")()
     assert {name: value for name, value in old if name not in ("title", "source", "deviations", "unmeasured")} == {
         name: value for name, value in today if name not in ("title", "source", "deviations", "unmeasured")
     }
 
 
-def test_a_fine_tuning_of_version_0_1_is_read() -> None:
+def test_a_fine_tuning_config_of_version_0_1_is_read() -> None:
     path = FORMATS / "runs" / "finetuned" / "config.yaml"
     old = yaml.safe_load(path.read_text())
     config = FinetuneConfig.from_yaml(path)

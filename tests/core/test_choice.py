@@ -140,5 +140,5 @@ def test_all_problems_are_reported_with_their_keys() -> None:
         ({"options": {"radius": float("inf")}}, "shape.options.radius: input should be a finite number, got inf"),
     ],
 )
-def test_invalid_choices_are_refused(value: object, message: str) -> None:
+def test_invalid_choices_are_rejected(value: object, message: str) -> None:
     assert problems({"shape": value}).startswith(f"drawing: {message}")

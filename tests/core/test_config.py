@@ -34,7 +34,7 @@ def problems(values: dict[str, object], *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_a_misspelt_key_is_refused_with_the_nearest() -> None:
+def test_a_misspelt_key_is_rejected_with_a_suggestion() -> None:
     assert (
         problems({"steps": 5, "optimiser": {"rl": 1}}) == "run.yaml: optimiser.rl: no such setting. Did you mean 'lr'?"
     )
@@ -44,7 +44,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest() -> None:
     )
 
 
-def test_a_key_like_no_other_is_answered_with_all_there_are() -> None:
+def test_an_unknown_key_without_a_similar_one_lists_all_keys() -> None:
     assert (
         problems({"steps": 5, "optimiser": {"zzz": 1}}) == "run.yaml: optimiser.zzz: no such setting. Known: lr, betas"
     )
@@ -73,25 +73,25 @@ def test_overrides_change_single_settings_at_any_depth() -> None:
     assert config == Run(steps=5, optimiser=Optimiser(lr=1e-4), warm_up=Optimiser(betas=(0, 0.5)), precision="fp32")
 
 
-def test_an_override_below_settings_that_are_null_makes_them() -> None:
+def test_an_override_below_null_settings_creates_them() -> None:
     config = Run(steps=5)
     assert config.override(["warm_up.lr=0.5"]).warm_up == Optimiser(lr=0.5)
     assert Run.from_dict({"steps": 5, "warm_up": None}, ["warm_up.lr=0.5"]).warm_up == Optimiser(lr=0.5)
 
 
-def test_an_override_below_a_number_is_refused() -> None:
+def test_an_override_below_a_number_is_rejected() -> None:
     assert (
         problems({"steps": 5}, "steps.lr=3") == "run.yaml: steps.lr: steps is a number and has no settings of its own"
     )
 
 
-def test_what_is_read_is_not_written_to() -> None:
+def test_input_values_are_not_modified() -> None:
     values = {"steps": 5, "optimiser": {"lr": 1.0}}
     Run.from_dict(values, ["optimiser.lr=2", "steps=6"])
     assert values == {"steps": 5, "optimiser": {"lr": 1.0}}
 
 
-def test_a_config_cannot_be_changed() -> None:
+def test_a_config_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Run(steps=5).steps = 6  # type: ignore[misc]
 
@@ -116,7 +116,7 @@ def test_a_config_survives_yaml(tmp_path: Path) -> None:
         ("a: !!python/object/apply:os.getcwd []\n", None),
     ],
 )
-def test_bad_yaml_is_refused_with_its_place(tmp_path: Path, text: str, message: str | None) -> None:
+def test_invalid_yaml_is_rejected_with_its_position(tmp_path: Path, text: str, message: str | None) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -127,7 +127,7 @@ def test_bad_yaml_is_refused_with_its_place(tmp_path: Path, text: str, message: 
         assert str(caught.value) == message.format(path=path)
 
 
-def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_rejected(tmp_path: Path) -> None:
     missing = tmp_path / "missing.yaml"
     with pytest.raises(UserError) as caught:
         read_yaml(missing)

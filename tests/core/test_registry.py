@@ -51,25 +51,25 @@ class Bare:
     pass
 
 
-def test_a_name_gives_its_object_and_its_first_line(shapes: Registry[type]) -> None:
+def test_lookup_by_name_returns_the_object_and_its_summary(shapes: Registry[type]) -> None:
     assert shapes.get("disc") is Disc
     assert shapes.describe("disc") == "Round all over."
     assert list(shapes) == ["disc"]
 
 
-def test_an_unknown_name_is_refused_with_the_nearest(shapes: Registry[type]) -> None:
+def test_an_unknown_name_is_rejected_with_a_suggestion(shapes: Registry[type]) -> None:
     with pytest.raises(UserError) as caught:
         shapes.get("disk")
     assert str(caught.value) == "no shape named 'disk'. Did you mean 'disc'? Known: disc"
 
 
-def test_a_name_cannot_be_taken_twice(shapes: Registry[type]) -> None:
+def test_a_name_cannot_be_registered_twice(shapes: Registry[type]) -> None:
     with pytest.raises(UserError) as caught:
         shapes.register("disc")(Bare)
     assert str(caught.value) == f"shape 'disc' is registered already, by {Disc.__module__}"
 
 
-def test_an_object_that_does_not_say_what_it_is_is_refused(shapes: Registry[type]) -> None:
+def test_an_object_without_a_docstring_is_rejected(shapes: Registry[type]) -> None:
     with pytest.raises(UserError) as caught:
         shapes.register("bare")(Bare)
     assert str(caught.value) == "shape 'bare' needs a docstring: its first line is shown in lists"

@@ -6,8 +6,8 @@ from c2fmae.core.scene import Scene, SceneBatch
 
 
 def scene(key: str, size: int = 4, label: int | None = None) -> Scene:
-    photo = torch.zeros(3, size, size, dtype=torch.uint8)
-    return Scene(key, {"rgb": photo, "semantic": photo[0]}, label)
+    image = torch.zeros(3, size, size, dtype=torch.uint8)
+    return Scene(key, {"rgb": image, "semantic": image[0]}, label)
 
 
 def test_scenes_are_stacked_in_order() -> None:
@@ -22,13 +22,13 @@ def test_scenes_are_stacked_in_order() -> None:
     assert batch.to("cpu").keys == batch.keys
 
 
-def test_a_scene_of_another_size_is_named() -> None:
+def test_a_scene_of_another_size_is_rejected_by_name() -> None:
     with pytest.raises(UserError) as caught:
         SceneBatch.stack([Scene("a", {"rgb": torch.zeros(3, 4, 4)}), Scene("b", {"rgb": torch.zeros(3, 5, 4)})])
     assert str(caught.value) == "b: rgb is (3, 5, 4), but (3, 4, 4) in a"
 
 
-def test_a_scene_that_lacks_a_map_is_named() -> None:
+def test_a_scene_with_a_missing_map_is_rejected_by_name() -> None:
     with pytest.raises(UserError) as caught:
         SceneBatch.stack([scene("a"), Scene("b", {"rgb": scene("b").maps["rgb"]})])
     assert str(caught.value) == "b: semantic is None, but (4, 4) in a"

@@ -31,7 +31,7 @@ def test_digests_of_version_0_1_stay_valid() -> None:
         ({"image_size": [32]}, "image_size.1: is required"),
     ],
 )
-def test_invalid_backbones_are_refused(values: dict[str, object], message: str) -> None:
+def test_invalid_backbones_are_rejected(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         BackboneSpec.from_dict({"encoder": {}, "image_size": [32, 32], **values}, source="spec.json")
     assert str(caught.value).startswith(f"spec.json: {message}")
@@ -47,7 +47,7 @@ def test_invalid_backbones_are_refused(values: dict[str, object], message: str) 
         ({"dim": 64, "num_heads": 6}, "num_heads: 6 heads do not divide dim=64"),
     ],
 )
-def test_invalid_encoders_are_refused(values: dict[str, object], message: str) -> None:
+def test_invalid_encoders_are_rejected(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         EncoderConfig.from_dict(values, source="model.yaml")
     assert str(caught.value) == f"model.yaml: {message}"

@@ -17,7 +17,7 @@ def plan(num_samples: int = 100, processes: int = 1, **settings: Any) -> Trainin
 
 
 @given(st.integers(1, 8), st.integers(1, 96), st.none() | st.integers(1, 120))
-def test_a_batch_falls_into_equal_parts_that_are_small_enough(processes: int, each: int, micro: int | None) -> None:
+def test_micro_batches_are_equal_and_no_more_than_needed(processes: int, each: int, micro: int | None) -> None:
     batch = processes * each
     found = plan(num_samples=batch, processes=processes, batch_size=batch, micro_batch=micro)
     assert (found.batch_size, found.batch_size_per_rank) == (batch, each)
@@ -28,7 +28,7 @@ def test_a_batch_falls_into_equal_parts_that_are_small_enough(processes: int, ea
 
 
 @given(st.integers(1, 8), st.integers(1, 512), st.floats(1e-5, 1.0))
-def test_the_peak_for_a_batch_of_256_grows_with_the_batch(processes: int, each: int, base: float) -> None:
+def test_base_lr_scales_with_the_batch_size(processes: int, each: int, base: float) -> None:
     batch = processes * each
     found = plan(num_samples=batch, processes=processes, batch_size=batch, lr=None, base_lr=base)
     assert found.peak_lr == pytest.approx(base * batch / 256)
@@ -36,7 +36,7 @@ def test_the_peak_for_a_batch_of_256_grows_with_the_batch(processes: int, each: 
 
 
 @given(st.integers(1, 500), st.integers(1, 40), st.floats(0.1, 20), st.floats(0, 20))
-def test_lengths_in_epochs_are_those_in_steps(samples: int, batch: int, epochs: float, warmup: float) -> None:
+def test_epochs_convert_to_steps(samples: int, batch: int, epochs: float, warmup: float) -> None:
     assume(batch <= samples)
     each = samples // batch
     assume(1 <= round(epochs * each) >= round(warmup * each))
@@ -52,7 +52,7 @@ def test_lengths_in_epochs_are_those_in_steps(samples: int, batch: int, epochs: 
 
 @pytest.mark.parametrize("final", [0.0, 0.1])
 @pytest.mark.parametrize("warmup", [0, 3, 10])
-def test_rate_and_progress_are_functions_of_the_step(warmup: int, final: float) -> None:
+def test_learning_rate_and_progress_depend_on_the_step_alone(warmup: int, final: float) -> None:
     found = plan(warmup_steps=warmup, final_lr=final)
     if warmup:
         assert [found.lr(step) for step in range(warmup)] == pytest.approx(
@@ -94,7 +94,9 @@ def test_rate_and_progress_are_functions_of_the_step(warmup: int, final: float) 
         ),
     ],
 )
-def test_what_does_not_come_out_even_is_refused(settings: dict[str, Any], where: dict[str, int], expected: str) -> None:
+def test_plans_that_do_not_fit_the_data_are_rejected(
+    settings: dict[str, Any], where: dict[str, int], expected: str
+) -> None:
     with pytest.raises(UserError) as caught:
         plan(**where, **settings)
     assert str(caught.value) == expected
@@ -122,13 +124,13 @@ def test_what_does_not_come_out_even_is_refused(settings: dict[str, Any], where:
         ),
     ],
 )
-def test_settings_that_make_no_training_are_refused(settings: dict[str, Any], expected: str) -> None:
+def test_invalid_training_settings_are_rejected(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as caught:
         TrainingConfig.from_dict(settings, source="training")
     assert str(caught.value) == f"training: {expected}"
 
 
-def test_a_plan_says_what_it_came_to() -> None:
+def test_a_plan_is_printed_in_one_line() -> None:
     small = plan(num_samples=100)
     assert str(small) == (
         "10 steps (0.8333 epochs of 12), 0 of warm-up; batch 8 = 1 process × 8; learning rate up to 0.001"

@@ -72,8 +72,9 @@ def test_the_order_of_the_stages_is_told(changes: list[str], wiring: str) -> Non
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("decoder", list(DECODERS))
 def test_every_method_with_every_decoder_has_a_table_whose_parts_add_up(method: str, decoder: str) -> None:
-    changes = ["encoder.name=test_vit", "image_size=[64, 64]", "decoder.options.dim=32", "decoder.options.num_heads=4"]
-    table = describe_architecture(METHODS.get(method)().override([*changes, f"decoder.name={decoder}"]))
+    changes = ["encoder.name=test_vit", "image_size=[64, 64]"]
+    changes += [f"decoder={decoder}", "decoder.options.dim=32", "decoder.options.num_heads=4"]
+    table = describe_architecture(METHODS.get(method)().override(changes))
     sizes = dict(re.findall(r"^(\w+) .*  ([\d.]+ [kMG])  +[\d.]+ [kMG]$", table, flags=re.MULTILINE))
     assert set(sizes) == {"embeddings", "encoder", "decoder", "heads", "total"}
     amount = {name: float(text[:-2]) * {"k": 1e3, "M": 1e6, "G": 1e9}[text[-1]] for name, text in sizes.items()}

@@ -1,4 +1,4 @@
-"""A method as a recipe writes it: what it says by default, and what it refuses, in whole sentences."""
+"""Configs of methods: defaults, building, and the messages of invalid settings."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
-from c2fmae.models import DECODERS, DecoderParts, MultiGranularAutoencoder
+from c2fmae.models import DECODERS, DecoderLayout, MultiGranularAutoencoder
 from tests.data.dataset_files import assert_user_error
 from tests.methods.tiny_methods import (
     TINY_METHOD_OVERRIDES,
@@ -42,7 +42,7 @@ def without(*names: str) -> SceneBatch:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_every_method_builds_at_full_size_and_says_what_it_is(name: str) -> None:
+def test_every_method_builds_at_full_size_and_has_a_description(name: str) -> None:
     config = METHODS.get(name)()
     assert config.name == name
     assert METHODS.describe(name).startswith(
@@ -79,17 +79,19 @@ def test_the_same_config_and_seed_give_the_same_weights() -> None:
     ("granularities", "expected"),
     [(COARSE_TO_FINE, 98), (("semantic", "rgb"), 65), (("instance", "rgb"), 65), (("rgb",), 49), (("semantic",), 49)],
 )
-def test_a_sixth_is_visible_or_a_quarter_of_a_lone_granularity(granularities: tuple[str, ...], expected: int) -> None:
+def test_by_default_a_sixth_is_visible_or_a_quarter_of_a_single_granularity(
+    granularities: tuple[str, ...], expected: int
+) -> None:
     assert MethodConfig(granularities=granularities).resolve_num_visible(196) == expected
 
 
-def test_budgets_are_rounded_to_the_nearest() -> None:
+def test_budgets_are_rounded_to_the_nearest_integer() -> None:
     config = MethodConfig(granularities=("semantic", "rgb"))
     assert [config.resolve_num_visible(num_patches) for num_patches in (7, 8, 9)] == [2, 3, 3]
 
 
 @pytest.mark.parametrize("num_visible", [0, 1, 17, 48])
-def test_a_recipe_may_name_the_budget(num_visible: int) -> None:
+def test_the_budget_can_be_set(num_visible: int) -> None:
     method = build_tiny_method("c2fmae", f"num_visible={num_visible}", size=(64, 64))
     masks = method.sample_masks(
         draw_noise_scenes(size=(64, 64)), progress=0.3, generator=torch.Generator().manual_seed(0)
@@ -107,7 +109,7 @@ def test_concentration_favours_a_granularity() -> None:
     assert masks.num_masked.tolist() == [[16, 16, 0], [16, 16, 0]]
 
 
-def test_weights_start_by_the_law_that_the_config_names() -> None:
+def test_initialisation_follows_the_config() -> None:
     for initialisation, matrices in [("split", 3), ("fused", 1)]:
         weights = build_tiny_method("mae", f"initialisation={initialisation}").model.state_dict()[
             "encoder.blocks.0.attn.qkv.weight"
@@ -121,11 +123,11 @@ def test_weights_start_by_the_law_that_the_config_names() -> None:
     }
 
 
-def test_building_neither_reads_nor_moves_the_global_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_does_not_use_the_global_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     class Drawn(nn.Module):
-        def __init__(self, parts: DecoderParts, options: JointOptions) -> None:
+        def __init__(self, layout: DecoderLayout, options: JointOptions) -> None:
             super().__init__()
-            self.inner = joint(parts, options)
+            self.inner = joint(layout, options)
             self.scale = nn.Parameter(torch.rand(3))  # as a part from outside may do
 
         def forward(self, *inputs: object) -> object:
@@ -144,7 +146,7 @@ def test_building_neither_reads_nor_moves_the_global_generator(monkeypatch: pyte
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_drop_path_and_norm_of_the_encoder_matter() -> None:
+def test_drop_path_and_norm_of_the_encoder_change_the_loss() -> None:
     totals = set()
     for settings in ([], ["encoder.drop_path=0.9"], ["encoder.has_norm=true"]):
         with torch.random.fork_rng():
@@ -170,13 +172,13 @@ def test_checkpointed_blocks_run_twice_and_give_the_same_gradients() -> None:
         torch.testing.assert_close(again, plain, msg=name)
 
 
-def test_stages_follow_the_order_and_tokens_do_not() -> None:
+def test_order_changes_stages_and_not_tokens() -> None:
     method = build_tiny_method("c2fmae", "decoder.options.order=[rgb, semantic, instance]")
     assert list(method.objectives) == child_names(method, "decoder.stages") == ["rgb", "semantic", "instance"]
     assert child_names(method, "embeddings") == list(COARSE_TO_FINE)
 
 
-def test_a_second_target_has_a_longer_name_and_a_stage_of_its_own_if_asked() -> None:
+def test_a_second_target_has_its_own_name_and_optionally_its_own_stage() -> None:
     settings = ["targets.rgb=[normalized_pixels, pixels]"]
     shared = [head[:2] for head in make_tiny_config("c2fmae", *settings).head_plans()]
     assert shared == [("semantic", "semantic"), ("instance", "instance"), ("rgb", "rgb"), ("rgb_pixels", "rgb")]
@@ -184,7 +186,7 @@ def test_a_second_target_has_a_longer_name_and_a_stage_of_its_own_if_asked() -> 
     assert own[-1][:2] == ("rgb_pixels", "rgb_pixels")
 
 
-def test_photos_are_standardised_as_the_config_says() -> None:
+def test_images_are_standardised_by_the_mean_and_std_of_the_config() -> None:
     scenes = draw_noise_scenes()
     photos = scenes.maps["rgb"] / 255
 
@@ -241,15 +243,15 @@ def test_photos_are_standardised_as_the_config_says() -> None:
         ("nmae=x", "nmae: no such setting. Did you mean 'name'?"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(override: str, message: str) -> None:
+def test_invalid_settings_are_rejected(override: str, message: str) -> None:
     assert_user_error(lambda: METHODS.get("c2fmae")().override([override]), f"--set: {message}")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["image_size=[64, 72]"], "image_size: 72 is not divisible into patches of 16, as test_vit has"),
-        (["image_size=[60, 64]"], "image_size: 60 is not divisible into patches of 16, as test_vit has"),
+        (["image_size=[64, 72]"], "image_size: expected multiples of 16, the patch size of test_vit, got 72"),
+        (["image_size=[60, 64]"], "image_size: expected multiples of 16, the patch size of test_vit, got 60"),
         (
             ["image_size=[64, 64]", "num_visible=49"],
             "num_visible: expected at most 3 × 16 patches, got 49. Set it lower",
@@ -260,7 +262,7 @@ def test_settings_that_make_no_sense_are_refused(override: str, message: str) ->
         ),
     ],
 )
-def test_models_that_cannot_be_are_refused(overrides: list[str], message: str) -> None:
+def test_models_that_cannot_be_built_are_rejected(overrides: list[str], message: str) -> None:
     assert_user_error(
         lambda: build_method(METHODS.get("c2fmae")().override([*TINY_METHOD_OVERRIDES, *overrides])), message
     )
@@ -331,12 +333,12 @@ def odd(name: str, *values: int) -> SceneBatch:
         (lambda: without(*COARSE_TO_FINE), "the scenes lack semantic; they have no maps"),
     ],
 )
-def test_scenes_that_do_not_fit_are_refused(scenes: Callable[[], SceneBatch], message: str) -> None:
+def test_scenes_that_do_not_fit_the_model_are_rejected(scenes: Callable[[], SceneBatch], message: str) -> None:
     assert_user_error(lambda: step(build_tiny_method(), scenes()), message)
 
 
 @pytest.mark.parametrize("policy", ["semantic", "instance", "progressive"])
-def test_a_guided_policy_needs_its_map_even_where_the_model_does_not(policy: str) -> None:
+def test_a_guided_policy_requires_its_map_even_if_the_model_does_not(policy: str) -> None:
     method = build_tiny_method("c2fmae", f"masking.name={policy}", granularities=["rgb"])
     step(method, draw_noise_scenes())
     lacking = "instance" if policy == "instance" else "semantic"
@@ -347,12 +349,12 @@ def test_a_guided_policy_needs_its_map_even_where_the_model_does_not(policy: str
     assert_user_error(lambda: step(method, without(lacking)), message)
 
 
-def test_a_policy_needs_no_map_that_it_does_not_go_by() -> None:
+def test_a_policy_requires_no_other_map() -> None:
     step(build_tiny_method("mae"), without("semantic", "instance"))
     step(build_tiny_method("c2fmae", "masking.name=semantic", granularities=["rgb"]), without("instance"))
 
 
-def test_full_size_maps_are_refused_by_a_model_of_maps_alone() -> None:
+def test_full_size_maps_are_rejected_by_a_model_of_maps_alone() -> None:
     method = build_tiny_method("c2fmae", granularities=["semantic", "instance"])
     message = "semantic: expected 8×8 cells, one for 4×4 pixels, got 32×32. Cut the scenes with label_stride=4"
     assert_user_error(lambda: step(method, draw_noise_scenes(stride=1)), message)
@@ -362,7 +364,7 @@ def test_full_size_maps_are_refused_by_a_model_of_maps_alone() -> None:
     ("cells", "batch", "shape"),
     [((9, 8), 2, "2 × 9 × 8"), ((1, 1), 2, "2 × 1 × 1"), ((8, 16), 2, "2 × 8 × 16"), ((8, 8), 3, "3 × 8 × 8")],
 )
-def test_a_map_that_guides_and_is_not_of_the_model_must_fit_too(cells: tuple[int, int], batch: int, shape: str) -> None:
+def test_a_guiding_map_must_match_the_patch_grid(cells: tuple[int, int], batch: int, shape: str) -> None:
     method = build_tiny_method("mae", "masking.name=semantic")
     scenes = replaced(semantic=torch.zeros(batch, *cells, dtype=torch.uint8))
     assert_user_error(
@@ -373,12 +375,12 @@ def test_a_map_that_guides_and_is_not_of_the_model_must_fit_too(cells: tuple[int
 
 
 @pytest.mark.parametrize("setting", ["loss_weights.rgb=.inf", "mean=[.nan, 0, 0]", "decoder.options.mlp_ratio=.inf"])
-def test_what_is_not_finite_is_refused(setting: str) -> None:
+def test_settings_that_are_not_finite_are_rejected(setting: str) -> None:
     with pytest.raises(UserError, match=r"input should be a finite number, got (inf|nan)$"):
         METHODS.get("c2fmae")().override([setting])
 
 
-def test_a_model_that_knows_no_photos_says_so() -> None:
+def test_a_model_without_rgb_cannot_encode_images() -> None:
     model = build_tiny_method("c2fmae", granularities=["semantic"]).model
     assert isinstance(model, MultiGranularAutoencoder)
     with pytest.raises(ValueError, match=r"^this model has no rgb embedding: its granularities are semantic$"):

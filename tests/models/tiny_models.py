@@ -15,7 +15,7 @@ from c2fmae.core.choice import get_option_class
 from c2fmae.core.masks import Masks
 from c2fmae.models import (
     DECODERS,
-    DecoderParts,
+    DecoderLayout,
     Embeddings,
     Encoder,
     IdEmbedding,
@@ -130,9 +130,9 @@ def create_decoder(
     known = get_option_class(DECODERS, name).model_fields
     config = DecoderConfig(name=name, options={key: value for key, value in options.items() if key in known})
     stages = {name: name for name in granularities} if stages is None else stages
-    decoder = config.instantiate(DecoderParts(encoder_dim=64, granularities=tuple(granularities), stages=stages))
-    assert isinstance(decoder, nn.Module)
-    return decoder
+    built = config.instantiate(DecoderLayout(encoder_dim=64, granularities=tuple(granularities), stages=stages))
+    assert isinstance(built, nn.Module)
+    return built
 
 
 def make_decoder(name: str, granularities: Sequence[str] = ALL_GRANULARITIES, **changes: Any) -> nn.Module:
@@ -154,9 +154,9 @@ def make_autoencoder(
         name: ImageEmbedding(vit.patch_embed) if name == "rgb" else IdEmbedding(NUM_CLASSES, 64, patch=16, class_dim=4)
         for name in granularities
     }
-    parts = create_decoder(decoder, granularities, **changes)
+    built = create_decoder(decoder, granularities, **changes)
     heads = {name: PredictionHead(name, changes.get("dim", 16), 3) for name in changes.get("stages", granularities)}
-    model = MultiGranularAutoencoder(Embeddings(embeddings), Encoder(vit), parts, heads)
+    model = MultiGranularAutoencoder(Embeddings(embeddings), Encoder(vit), built, heads)
     return randomise_parameters(model, std=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Every recipe is built, without memory for its weights, and compared with what its source says of it."""
+"""Every recipe is built on the meta device and compared with its source."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -154,12 +154,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_every_recipe_is_in_the_table() -> None:
+def test_the_table_lists_every_recipe() -> None:
     assert set(NAMES) == set(ROWS)
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_recipe_builds_what_its_source_says(name: str) -> None:
+def test_recipes_build_the_architecture_of_their_source(name: str) -> None:
     recipe = RECIPES.get(name)()
     with torch.device("meta"):
         method = build_method(recipe.method)
@@ -167,7 +167,7 @@ def test_a_recipe_builds_what_its_source_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_recipe_says_what_it_is_and_survives_yaml(name: str, tmp_path: Path) -> None:
+def test_recipes_have_provenance_and_survive_yaml(name: str, tmp_path: Path) -> None:
     recipe = RECIPES.get(name)()
     assert (recipe.name, recipe.title) == (name, RECIPES.describe(name))
     assert recipe.source
@@ -186,7 +186,7 @@ def test_an_ablation_is_another_recipe_with_one_setting_replaced(row: Ablation) 
     assert {f"{setting}: {text}" for setting, text in row.deviations.items()} <= set(recipe.deviations)
 
 
-def test_the_documentation_has_every_row() -> None:
+def test_the_documentation_lists_every_ablation() -> None:
     page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     lines = [line for line in page.splitlines() if line.startswith("| `table") and line.count("|") == 5]
     rows = [tuple(cell.strip(" `") for cell in line.split("|")[1:-1]) for line in lines]
@@ -196,7 +196,7 @@ def test_the_documentation_has_every_row() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", [row.name for row in ABLATION_ROWS])
-def test_an_ablation_takes_a_step_in_miniature(name: str) -> None:
+def test_a_tiny_ablation_takes_a_step(name: str) -> None:
     few = ["method.num_visible=9"] if settings(name)["method.num_visible"] else []
     small = ["method.encoder.name=test_vit", "method.image_size=[32, 48]", "method.decoder.options.dim=32", *few]
     method = build_method(load_recipe(name, small).method)
@@ -220,7 +220,7 @@ def test_sizes_differ_in_the_encoder_alone(family: str, size: str) -> None:
     assert differing(settings(f"{family}-b"), settings(f"{family}-{size}")) == {"method.encoder.name"}
 
 
-def test_the_step_from_multimae_to_the_cascade_is_the_decoder_and_the_fourth_loss() -> None:
+def test_multimae_and_the_cascade_differ_in_decoder_and_fourth_loss() -> None:
     assert differing(settings("table5-own-labels"), settings("table5-cascade")) == {
         "method.name",
         "method.decoder.name",
@@ -234,7 +234,7 @@ def test_the_step_from_multimae_to_the_cascade_is_the_decoder_and_the_fourth_los
     assert "two from the row above, table5-own-labels: decoder, and targets" in note
 
 
-def test_the_figures_are_those_of_the_papers_tables_and_are_not_called_ours() -> None:
+def test_reported_figures_are_the_papers_and_not_claimed_as_measured() -> None:
     assert {table: [row.top1 for row in rows] for table, rows in ABLATIONS.items()} == {
         "V": [82.7, 83.0, 83.3, 83.7],
         "VI a": [83.7, 83.7, 83.5],
@@ -254,7 +254,7 @@ def test_the_figures_are_those_of_the_papers_tables_and_are_not_called_ours() ->
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_deviations_are_about_settings_that_exist_and_that_the_recipe_looks_at(name: str) -> None:
+def test_deviations_name_settings_that_exist_and_apply(name: str) -> None:
     recipe = RECIPES.get(name)()
     tree = recipe.model_dump(mode="json")
     about = [deviation.partition(":")[0] for deviation in recipe.deviations]
@@ -270,7 +270,7 @@ def test_deviations_are_about_settings_that_exist_and_that_the_recipe_looks_at(n
             assert len(recipe.method.granularities) > 1
 
 
-def test_a_change_is_noted_since_what_is_reported_is_not_of_it() -> None:
+def test_overrides_are_listed_among_the_deviations() -> None:
     recipe = RECIPES.get("c2fmae-b")()
     changes = ["method.decoder.name=parallel", "method.num_visible=147"]
     changed = recipe.override(changes)
@@ -297,7 +297,7 @@ def test_a_recipe_returns_its_config_with_its_provenance() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_debug_recipe_fits_generated_scenes_learns_and_takes_a_fraction_of_a_second_a_step() -> None:
+def test_the_debug_recipe_trains_on_generated_scenes_in_fast_steps() -> None:
     scenes, view = open_scenes("generated", size=64, length=8), CentralView(size=(64, 64), label_stride=4)
     method = build_method(fill_from_dataset(RECIPES.get("c2fmae-debug")().method, scenes.info))
     assert method.config.concentration == {"semantic": 0.3, "instance": 0.3, "rgb": 6}
@@ -323,12 +323,12 @@ def problem(source: str, *changes: str) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
+def test_an_unknown_recipe_is_rejected_with_a_suggestion() -> None:
     known = ", ".join(RECIPES)
     assert problem("c2fmae-bb") == f"no recipe named 'c2fmae-bb'. Did you mean 'c2fmae-b'? Known: {known}"
 
 
-def test_all_misspelt_settings_are_named_at_once() -> None:
+def test_all_misspelt_settings_are_reported_at_once() -> None:
     assert problem("c2fmae-b", "method.decodr.name=x", "method.decoder.options.context=seen") == (
         "--set: 2 problems\n"
         "  method.decoder.options.context: expected 'all' or 'visible', got 'seen'\n"
@@ -336,7 +336,7 @@ def test_all_misspelt_settings_are_named_at_once() -> None:
     )
 
 
-def test_a_setting_that_does_not_fit_the_others_is_refused() -> None:
+def test_an_option_that_does_not_apply_is_rejected() -> None:
     assert problem("table6b-rd", "method.masking.options.blend=quota") == (
         "--set: method.masking.options.blend: mask 'random' has no such option. Options: none"
     )

@@ -93,7 +93,7 @@ class FinetuneInputs(ConfigHeader):
     """Pooling of tokens: their mean, followed by a norm of its own (MAE), or the class token."""
     drop_path: DropRate = 0.1
     train_blocks: Annotated[int, Field(ge=0)] | None = None
-    """Train only so many last blocks, the norms after them and the head. By default, everything."""
+    """Number of last blocks to train, with the norms after them and the head. By default, everything."""
     granularity_dropout: DropRate = 0.0
     """Probability of leaving out each granularity in a step, so that the classifier works without it."""
     mixing: MixingConfig = MixingConfig()

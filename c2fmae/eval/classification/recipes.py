@@ -115,7 +115,7 @@ def without_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def choose_recipe(spec: BackboneSpec, pretrain_epochs: float | None) -> str:
-    """Return the name of the recipe for a ViT that was pre-trained for so many epochs; None if that is unknown."""
+    """Return the name of the recipe for a ViT by its size and epochs of pre-training, None if these are unknown."""
     import torch
 
     from c2fmae.models.backbones.backbone import vit_from_spec

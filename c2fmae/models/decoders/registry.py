@@ -1,4 +1,4 @@
-"""Decoders by name, and how each is built from its parts and options."""
+"""Decoders by name, and how each is built for a model with its options."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ from c2fmae.models.decoders.wirings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderParts:
-    """The model around a decoder: what it is built for, whatever its options."""
+class DecoderLayout:
+    """Encoder width, granularities and stages that a decoder is built for, whatever its options."""
 
     encoder_dim: int
     granularities: tuple[str, ...]
@@ -46,59 +46,59 @@ DECODERS: Registry[Callable[..., nn.Module]] = Registry("decoder")
     "Each stage reads the one before it, in any order: C2FMAE's, coarse to fine.",
     options=CascadedOptions,
 )
-def create_cascaded(parts: DecoderParts, options: CascadedOptions) -> CascadedDecoder:
+def create_cascaded(layout: DecoderLayout, options: CascadedOptions) -> CascadedDecoder:
     """Create a cascade in the order of the stages."""
-    stages = create_stages(parts, options, lambda: create_cross_block(options))
-    return CascadedDecoder(create_entries(parts, options), stages, context=options.context, carry=options.carry)
+    stages = create_stages(layout, options, lambda: create_cross_block(options))
+    return CascadedDecoder(create_entries(layout, options), stages, context=options.context, carry=options.carry)
 
 
 @DECODERS.register("reversed", "The cascade from its last stage to its first: fine to coarse.", options=CascadedOptions)
-def create_reversed(parts: DecoderParts, options: CascadedOptions) -> CascadedDecoder:
+def create_reversed(layout: DecoderLayout, options: CascadedOptions) -> CascadedDecoder:
     """Create a cascade in the opposite order."""
-    return create_cascaded(replace(parts, stages=dict(reversed(list(parts.stages.items())))), options)
+    return create_cascaded(replace(layout, stages=dict(reversed(list(layout.stages.items())))), options)
 
 
 @DECODERS.register("parallel", "No stage reads another: MultiMAE's.", options=ParallelOptions)
-def create_parallel(parts: DecoderParts, options: ParallelOptions) -> ParallelDecoder:
+def create_parallel(layout: DecoderLayout, options: ParallelOptions) -> ParallelDecoder:
     """Create stages that share a context and nothing else."""
-    stages = create_stages(parts, options, lambda: create_cross_block(options))
-    return ParallelDecoder(create_entries(parts, options), stages, context=options.context)
+    stages = create_stages(layout, options, lambda: create_cross_block(options))
+    return ParallelDecoder(create_entries(layout, options), stages, context=options.context)
 
 
 @DECODERS.register(
     "self_attention", "Each stage reads its own granularity alone: no cross-attention.", options=StagedOptions
 )
-def create_self_attention(parts: DecoderParts, options: StagedOptions) -> SelfAttentionDecoder:
+def create_self_attention(layout: DecoderLayout, options: StagedOptions) -> SelfAttentionDecoder:
     """Create stages of equal depth without a context."""
-    stages = create_stages(parts, options, lambda: create_block(options))
-    return SelfAttentionDecoder(create_entries(parts, options), stages)
+    stages = create_stages(layout, options, lambda: create_block(options))
+    return SelfAttentionDecoder(create_entries(layout, options), stages)
 
 
 @DECODERS.register("joint", "All tokens read each other in the same blocks: MAE's.", options=JointOptions)
-def create_joint(parts: DecoderParts, options: JointOptions) -> JointDecoder:
+def create_joint(layout: DecoderLayout, options: JointOptions) -> JointDecoder:
     """Create one stack of blocks for all tokens."""
     norm = LayerNorm(options.dim) if options.has_norm else nn.Identity()
-    stages = {name: parts.granularity_index(granularity) for name, granularity in parts.stages.items()}
+    stages = {name: layout.granularity_index(granularity) for name, granularity in layout.stages.items()}
     blocks = [create_block(options) for _ in range(options.depth)]
-    return JointDecoder(parts.create_entry(options.dim), blocks, norm, stages)
+    return JointDecoder(layout.create_entry(options.dim), blocks, norm, stages)
 
 
-def create_entries(parts: DecoderParts, options: StagedOptions) -> list[DecoderEntry]:
+def create_entries(layout: DecoderLayout, options: StagedOptions) -> list[DecoderEntry]:
     """Return one entry for all stages, or one for each."""
-    return [parts.create_entry(options.dim) for _ in (range(1) if options.entry == "shared" else parts.stages)]
+    return [layout.create_entry(options.dim) for _ in (range(1) if options.entry == "shared" else layout.stages)]
 
 
 def create_stages(
-    parts: DecoderParts, options: StagedOptions, create_first: Callable[[], nn.Module]
+    layout: DecoderLayout, options: StagedOptions, create_first: Callable[[], nn.Module]
 ) -> dict[str, Stage]:
     """Return all stages: each a first block, then `depth` self-attention blocks."""
     return {
         name: Stage(
-            parts.granularity_index(granularity),
+            layout.granularity_index(granularity),
             create_first(),
             *(create_block(options) for _ in range(options.depth)),
         )
-        for name, granularity in parts.stages.items()
+        for name, granularity in layout.stages.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Recipes of fine-tuning: which suits which ViT, and what each parameter then learns by."""
+"""Fine-tuning recipes: the choice of one for a ViT, and the learning rate of each parameter."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def config_of(recipe: str) -> FinetuneConfig:
 
 
 @pytest.mark.parametrize("recipe", GOLDEN)
-def test_how_fast_each_parameter_learns_and_whether_it_decays(recipe: str) -> None:
+def test_learning_rate_scale_and_weight_decay_of_each_parameter(recipe: str) -> None:
     encoder, size, drop_path, shares = GOLDEN[recipe]
     config = config_of(recipe)
     with torch.device("meta"):
@@ -69,7 +69,7 @@ def test_how_fast_each_parameter_learns_and_whether_it_decays(recipe: str) -> No
     assert config.drop_path == drop_path
 
 
-def test_the_papers_recipes_are_what_the_paper_and_mae_say() -> None:
+def test_the_papers_recipes_have_the_settings_of_the_paper_and_mae() -> None:
     for name, rate, decay in (("b-400", 1e-3, 0.7), ("b-1600", 5e-4, 0.65)):
         config = config_of(name)
         training, data, mixing = config.training, config.data, config.mixing
@@ -81,7 +81,7 @@ def test_the_papers_recipes_are_what_the_paper_and_mae_say() -> None:
         assert (config.pool, config.drop_path, data.crop, data.granularities) == ("mean", 0.1, 0.875, ("rgb",))
 
 
-def test_from_scratch_is_as_mae_did_it() -> None:
+def test_from_scratch_has_the_settings_of_mae() -> None:
     training = config_of("b-scratch").training
     assert (training.base_lr, training.weight_decay, training.layer_decay) == (1e-4, 0.3, 1)
     assert (training.epochs, training.warmup_epochs, training.batch_size) == (300, 20, 4096)
@@ -89,7 +89,7 @@ def test_from_scratch_is_as_mae_did_it() -> None:
 
 
 @pytest.mark.parametrize("recipe", [name for name in FINETUNE_RECIPES if name != "small"])
-def test_every_recipe_is_a_config_for_scratch_too(recipe: str) -> None:
+def test_every_recipe_can_train_from_scratch(recipe: str) -> None:
     config = without_layer_decay(config_of(recipe))
     assert config.training.layer_decay == 1
     assert FinetuneConfig.from_dict(config.model_dump()) == config
@@ -109,11 +109,11 @@ def test_every_recipe_is_a_config_for_scratch_too(recipe: str) -> None:
         (spec_of("vit_base_patch16_224", 64, patch_size=8), None, "small"),
     ],
 )
-def test_which_recipe_suits(spec: BackboneSpec, epochs: float | None, recipe: str) -> None:
+def test_the_recipe_is_chosen_by_size_and_pretraining(spec: BackboneSpec, epochs: float | None, recipe: str) -> None:
     assert choose_recipe(spec, epochs) == recipe
 
 
-def test_a_run_says_for_how_long_it_was_pretrained_and_other_sources_do_not(tmp_path: Path) -> None:
+def test_pretraining_epochs_are_read_from_runs_alone(tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoints", Checkpoint(1, {"model/a": torch.zeros(1)}, {}))
     assert read_pretrain_epochs(str(tmp_path)) is None  # a folder, and no run yet
     for text, epochs in (("", None), ("training: {steps: 5}", None), ("training: {epochs: 400}", 400)):
