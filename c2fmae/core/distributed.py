@@ -84,6 +84,17 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def rank_chunks(self, num_items: int, chunk_size: int) -> list[range]:
+        """Return the chunks of `num_items` items that this rank computes.
+
+        Chunks are whole and the same for any world size, so what is computed chunk by chunk does not depend on it.
+
+        >>> World(rank=1, size=2).rank_chunks(7, 2)
+        [range(2, 4), range(6, 7)]
+        """
+        starts = range(0, num_items, chunk_size)[self.rank :: self.size]
+        return [range(start, min(start + chunk_size, num_items)) for start in starts]
+
 
 def _average_in_rank_order(
     world_size: int,

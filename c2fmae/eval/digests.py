@@ -1,6 +1,7 @@
-"""What tells weights from other weights."""
+"""Digests that tell weights, settings and results from others."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +10,11 @@ from torch import Tensor, nn
 from c2fmae.core.specs import spec_identity
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
+
+
+def compute_json_digest(document: object, *, length: int) -> str:
+    """Return the first hexadecimal digits of the SHA-256 of a document's JSON."""
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:length]
 
 
 def compute_weights_digest(model: Backbone | Classifier) -> str:

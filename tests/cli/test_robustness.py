@@ -106,7 +106,7 @@ def test_several_models_come_out_in_one_table_with_protocol_and_places(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(inference._ViewBatchMaker, "__call__", refuse)
+    monkeypatch.setattr(inference, "_load_views", refuse)
     assert said(*words) == text
 
 
@@ -163,7 +163,7 @@ def test_ctrl_c_says_what_is_kept(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inference._ViewBatchMaker, "__call__", stop)
+    monkeypatch.setattr(inference, "_load_views", stop)
     words = ["robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL]
     result = CliRunner().invoke(eval_, words)
     assert result.exit_code != 0

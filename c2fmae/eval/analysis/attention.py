@@ -89,8 +89,7 @@ class AttentionEvaluation(SampledEvaluation):
             fractions, chance = attention_fraction_on_instances(attention, scenes.maps["instance"], backbone.patch)
             return torch.cat([chance[:, None], fractions], dim=1)
 
-        shape = (1 + len(depths),)
-        values = self.measure_images(model, measure, shape=shape, granularities=("rgb", "instance"))
+        values = self.measure_images(model, measure, granularities=("rgb", "instance"))
         is_known = (values[:, 0] > 0) & values.isfinite().all(dim=1)  # it may look at unlabelled patches alone
         chance, *fractions = values[is_known].unbind(dim=1)
         count = len(chance)

@@ -108,7 +108,7 @@ class RepresentationEvaluation(SampledEvaluation):
                 layers.append(torch.cat([torch.stack(numbers, dim=1), pooled], dim=1))
             return torch.stack(layers, dim=1)
 
-        measured = self.measure_images(model, measure, shape=(backbone.depth, 4 + backbone.dim))
+        measured = self.measure_images(model, measure)
         for depth, values in zip(depths, measured.unbind(dim=1), strict=True):
             distance, information, rank, top = values[:, :4].unbind(dim=1)
             variance_fractions, name = variance_spectrum(values[:, 4:]), f"layer {depth}"

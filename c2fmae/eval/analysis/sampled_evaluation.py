@@ -1,7 +1,7 @@
 """Evaluations that look at some photos of a source, image by image."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.digest import compute_scenes_digest
+from c2fmae.eval.engine import BatchingConfig, BatchReader, gather_rows, iterate_batches
 from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
 from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
 
@@ -30,6 +31,7 @@ class SampledEvaluation(Evaluation):
     image_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width; those that the backbone learned from, unless given."""
     batch_size: PositiveInt = 32
+    workers: Annotated[int, Field(ge=0)] = 2
 
     @classmethod
     def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -58,26 +60,22 @@ class SampledEvaluation(Evaluation):
         model: ModelUnderTest,
         measure_batch: Callable[[SceneBatch], Tensor],
         *,
-        shape: tuple[int, ...],
         granularities: tuple[str, ...] | None = ("rgb",),
     ) -> Float64[Tensor, "image *values"]:
-        """Return what is measured of each image, values of a shape, in every process the same to the last bit.
-
-        Batches are the same for any number of processes, each of which takes whole ones and leaves the others' rows
-        at zero: nothing is rounded where these are added up.
-        """
+        """Return what `measure_batch` computes of each image, the same bits in every process."""
         scenes, world = self._open_scenes(model, granularities), model.world
         view = CentralView(size=self.resolve_image_size(model), max_instances=IGNORE)
-        indices = np.linspace(0, len(scenes), min(self.images, len(scenes)), endpoint=False).astype(int).tolist()
-        values = torch.zeros(len(indices), *shape, dtype=torch.float64, device=world.device)
+        indices = np.linspace(0, len(scenes), min(self.images, len(scenes)), endpoint=False).astype(int)
         model.backbone.to(world.device).eval()
-        for number, first in enumerate(range(0, len(indices), self.batch_size)):
-            if number % world.size == world.rank:
-                rows = slice(first, first + self.batch_size)
-                batch = SceneBatch.stack([view(scenes[place]) for place in indices[rows]])
-                with torch.no_grad():
-                    values[rows] = measure_batch(batch.to(world.device)).double()
-        return world.all_reduce(values).cpu()
+        batches = iterate_batches(
+            BatchReader(scenes, view, indices.tolist()),
+            world.rank_chunks(len(indices), self.batch_size),
+            world,
+            BatchingConfig(batch_size=self.batch_size, num_workers=self.workers),
+        )
+        with torch.no_grad():
+            outputs = ((rows, {"values": measure_batch(batch.to(world.device)).double()}) for rows, batch in batches)
+            return gather_rows(outputs, len(indices), world)["values"]
 
     def _open_scenes(self, model: ModelUnderTest, granularities: tuple[str, ...] | None = None) -> Scenes:
         source = self.data

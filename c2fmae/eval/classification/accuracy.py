@@ -1,6 +1,6 @@
 """How often a classifier is right, class by class; the same for any number of processes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,9 @@ from torch.func import functional_call
 from c2fmae.core.distributed import World
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes
-from c2fmae.data.prefetch import prefetch
 from c2fmae.eval.classification.inputs import prepare_classifier_inputs
 from c2fmae.eval.classification.task import require_labels
+from c2fmae.eval.engine import BatchingConfig, BatchReader, iterate_batches, sum_outputs
 from c2fmae.models.classifiers import Classifier
 
 
@@ -63,8 +63,7 @@ class ClassifierEvaluator:
     scenes: Scenes
     view: CentralView
     world: World
-    batch_size: int
-    num_workers: int
+    batching: BatchingConfig
     precision: torch.dtype
 
     @torch.inference_mode()
@@ -82,46 +81,33 @@ class ClassifierEvaluator:
         hook = encoder.register_forward_hook(
             lambda _, __, tokens: token_counts.add(tokens.shape[1] - encoder.num_prefix_tokens)
         )
-        confusion = torch.zeros(num_labels * num_labels, dtype=torch.long, device=device)
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
-        for batch in self._load_local_batches():
+
+        def score(batch: SceneBatch) -> dict[str, Tensor]:
             truth = torch.tensor(require_labels(batch), device=device)
             maps = prepare_classifier_inputs(classifier, batch.to(device), granularities)
             with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
                 logits = functional_call(classifier, dict(weights), (maps,)) if weights else classifier(maps)
             logits = logits.float()
-            confusion += (truth * num_labels + logits.argmax(dim=1)).bincount(minlength=num_labels * num_labels)
-            num_top5_correct = (logits.topk(min(5, num_labels), dim=1).indices == truth.unsqueeze(1)).sum()
-            loss = torch.nn.functional.cross_entropy(logits, truth, reduction="sum")
-            sums += torch.stack([num_top5_correct.double(), loss.double()])
+            is_in_top5 = logits.topk(min(5, num_labels), dim=1).indices == truth.unsqueeze(1)
+            return {
+                "confusion": (truth * num_labels + logits.argmax(dim=1)).bincount(minlength=num_labels * num_labels),
+                "num_top5_correct": is_in_top5.sum(),
+                "loss": torch.nn.functional.cross_entropy(logits, truth, reduction="sum").double(),
+            }
+
+        batches = iterate_batches(
+            BatchReader(self.scenes, self.view),
+            self.world.rank_chunks(len(self.scenes), self.batching.batch_size),
+            self.world,
+            self.batching,
+            show_progress=False,  # training shows its own
+        )
+        sums = sum_outputs((score(batch) for _, batch in batches), self.world)
         hook.remove()
         classifier.train(is_training)
-        confusion, sums = self.world.all_reduce(confusion).cpu(), self.world.all_reduce(sums).cpu()
-        num_tokens = self.world.broadcast_object(max(token_counts, default=0))
         return ClassificationScores(
-            confusion.view(num_labels, num_labels), int(sums[0]), sums[1].item() / len(self.scenes), num_tokens
+            sums["confusion"].view(num_labels, num_labels),
+            int(sums["num_top5_correct"]),
+            sums["loss"].item() / len(self.scenes),
+            self.world.broadcast_object(max(token_counts, default=0)),
         )
-
-    def _load_local_batches(self) -> Iterator[SceneBatch]:
-        """Return this process's batches."""
-        starts = range(0, len(self.scenes), self.batch_size)
-        local_rows = [
-            range(first, min(first + self.batch_size, len(self.scenes)))
-            for first in starts[self.world.rank :: self.world.size]
-        ]
-        make_batch = _LabelledBatches(self.scenes, self.view, local_rows)
-        return prefetch(
-            make_batch, len(local_rows), num_workers=self.num_workers, pin_memory=self.world.device.type == "cuda"
-        )
-
-
-@dataclass(frozen=True)
-class _LabelledBatches:
-    """Batches by number."""
-
-    scenes: Scenes
-    view: CentralView
-    rows: Sequence[range]
-
-    def __call__(self, number: int) -> SceneBatch:
-        return SceneBatch.stack([self.view(self.scenes[row]) for row in self.rows[number]])

@@ -45,6 +45,7 @@ from c2fmae.eval.classification.result import (
 from c2fmae.eval.classification.task import ClassificationTask
 from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set
 from c2fmae.eval.digests import compute_tensors_digest
+from c2fmae.eval.engine import BatchingConfig
 from c2fmae.eval.probes.probe_config import draw_stratified_rows
 from c2fmae.models.backbones import Backbone, create_untrained_backbone, load_backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone, classifier_from_spec
@@ -224,7 +225,11 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
     view = CentralView(crop=data.crop, overflow=data.overflow, **build_view_options(classifier.backbone, image_size))
     precision = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     evaluator = ClassifierEvaluator(
-        _cache_scenes(test.scenes, data.cache), view, world, data.test_batch_size, data.workers, precision
+        _cache_scenes(test.scenes, data.cache),
+        view,
+        world,
+        BatchingConfig(batch_size=data.test_batch_size, num_workers=data.workers),
+        precision,
     )
     names = {"train_name": f"{train.name} ({len(scenes):,})", "test_name": str(test)}
     info = train.scenes.info

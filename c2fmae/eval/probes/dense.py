@@ -13,6 +13,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.seeding import derive_seed
 from c2fmae.eval.datasets import OpenedSet, check_same_names
+from c2fmae.eval.engine import BatchingConfig, iterate_batches, split_chunks, sum_outputs
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.eval.probes.batching import split_training_validation
 from c2fmae.eval.probes.bootstrap import NUM_REPLICATES, percentile_interval, poisson_weights, replicate_sums
@@ -123,24 +124,22 @@ class DenseProbeEvaluation(SweepConfig, ProbeConfig):
         self, model: ModelUnderTest, test: FeatureStore, chosen: ChosenHead, num_classes: int
     ) -> tuple[Tensor, Float[Tensor, "replicate truth found"]]:
         """Return what was found where which class is, over all photos and in each bootstrap sample."""
-        world, layer = model.world, chosen.setting.column.removeprefix("layer ")
-        size = (num_classes, num_classes)
-        total, replicates = (
-            torch.zeros(size, dtype=torch.int64),
-            torch.zeros(NUM_REPLICATES, *size, dtype=torch.float64),
-        )
-        for number in range(world.rank, len(test.chunk_paths), world.size):
-            patches, ids = test.read_chunk(f"patches {layer}", number), test.read_chunk("semantic", number)
-            for first in range(0, len(ids), _IMAGES_PER_BATCH):
-                truth = ids[first : first + _IMAGES_PER_BATCH]
-                predicted = predict_cells(
-                    chosen.probe, patches[first : first + _IMAGES_PER_BATCH], (ids.shape[1], ids.shape[2])
-                )
-                counts = confusion_matrices(predicted, truth, num_classes)
-                image_indices = number * test.chunk_size + first + torch.arange(len(truth))
-                total += counts.sum(dim=0)
-                replicates += replicate_sums(counts, poisson_weights(image_indices, seed=self.seed))
-        return world.all_reduce(total.to(world.device)).cpu(), world.all_reduce(replicates.to(world.device)).cpu()
+        name = chosen.setting.column.replace("layer", "patches")
+
+        def load(rows: range) -> tuple[Tensor, Tensor]:
+            return test.read_rows(name, rows), test.read_rows("semantic", rows)
+
+        def count(rows: range, patches: Tensor, truth: Tensor) -> dict[str, Tensor]:
+            predicted = predict_cells(chosen.probe, patches, (truth.shape[1], truth.shape[2]))
+            counts = confusion_matrices(predicted, truth, num_classes)
+            weights = poisson_weights(torch.arange(rows.start, rows.stop), seed=self.seed)
+            return {"total": counts.sum(dim=0), "replicates": replicate_sums(counts, weights)}
+
+        rank_chunks = model.world.rank_chunks(len(test.labels), test.chunk_size)
+        batching = BatchingConfig(batch_size=_IMAGES_PER_BATCH, num_workers=0)
+        batches = iterate_batches(load, split_chunks(rank_chunks, _IMAGES_PER_BATCH), model.world, batching)
+        sums = sum_outputs((count(rows, *loaded) for rows, loaded in batches), model.world)
+        return sums["total"], sums["replicates"]
 
 
 def predict_cells(

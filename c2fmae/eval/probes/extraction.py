@@ -1,43 +1,42 @@
-"""Features of a set of scenes, kept on the disk chunk by chunk: what was killed goes on, what was done stays done.
+"""Features of a data set, stored chunk by chunk: an interrupted extraction resumes, and no chunk is computed twice.
 
-A chunk is so many scenes in order, whatever the processes, each of which makes whole chunks. So the features are the
-same for any number of them, and no photo counts twice.
+A chunk is a fixed number of scenes in order, and each rank computes whole chunks. So features are the same for any
+number of processes, and every image counts once.
 """
 
 import hashlib
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from c2fmae.core.files import check_disk_space, write_atomic
-from c2fmae.core.progress import ProgressDisplay
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.specs import Pooling
 from c2fmae.data import CentralView, Scenes
-from c2fmae.data.prefetch import prefetch
+from c2fmae.eval.digests import compute_json_digest
+from c2fmae.eval.engine import BatchingConfig, iterate_batches, split_chunks
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.probes.feature_store import FeatureStore
+from c2fmae.eval.tensor_cache import save_tensors
 from c2fmae.models.backbones import Backbone
 
 MAX_SCENES_PER_CHUNK = 1024
-"""Scenes of a file, where they are small."""
+"""Scenes of a chunk, where they are small."""
 
 Precision = Literal["fp32", "bf16"]
 
 _FEATURE_FORMAT = 2
-_MAX_BYTES_PER_CHUNK = 1 << 28  # of a file: some of it is in memory three times
+_MAX_BYTES_PER_CHUNK = 1 << 28  # parts of a chunk are in memory three times
 
 
 class FeatureColumn(NamedTuple):
-    """One kind of feature of a photo: behind which block, and pooled how."""
+    """The features of one block, pooled in one way."""
 
     depth: int
     pool: Pooling
@@ -48,25 +47,17 @@ class FeatureColumn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """What is to be known of every scene."""
+    """What is computed of every scene."""
 
     columns: tuple[FeatureColumn, ...] = ()
     patch_depths: tuple[int, ...] = ()
-    """Blocks behind which every patch's feature is kept."""
+    """Blocks after which the features of all patches are stored."""
     has_maps: bool = False
-    """Whether the semantic maps are kept too."""
+    """Whether semantic maps are stored too."""
     precision: Precision = "fp32"
 
     def __str__(self) -> str:
         return ", ".join([*map(str, self.columns), *(f"patches of layer {depth}" for depth in self.patch_depths)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchingConfig:
-    """How the work is done, which changes nothing about the result but its last bits."""
-
-    batch_size: int = 64
-    num_workers: int = 2
 
 
 def extract_features(
@@ -76,10 +67,13 @@ def extract_features(
     spec: FeatureSpec,
     *,
     identity: str,
-    batching: BatchingConfig = BatchingConfig(),
+    batching: BatchingConfig,
 ) -> FeatureStore:
-    """Return the features of all scenes' photos; `identity` tells these scenes from others of the same keys."""
-    bytes_per_scene = _bytes_per_scene(model.backbone, view, spec)
+    """Return the features of all images, computing only chunks that are not stored yet.
+
+    `identity` is a digest of the scenes, which tells them from others with the same keys.
+    """
+    world, bytes_per_scene = model.world, _bytes_per_scene(model.backbone, view, spec)
     chunk_size = max(1, min(MAX_SCENES_PER_CHUNK, _MAX_BYTES_PER_CHUNK // bytes_per_scene))
     identity_fields = {
         "format": _FEATURE_FORMAT,
@@ -92,98 +86,69 @@ def extract_features(
         "precision": spec.precision,
         "chunk": chunk_size,
     }
-    identity_json = json.dumps(identity_fields)
-    feature_dir = model.cache_dir / hashlib.sha256(identity_json.encode()).hexdigest()[:16]
-    starts = range(0, len(scenes), chunk_size)
-    paths = tuple(feature_dir / f"chunk-{number:05d}.safetensors" for number in range(len(starts)))
-    world = model.world
+    feature_dir = model.cache_dir / compute_json_digest(identity_fields, length=16)
+    num_chunks = -(-len(scenes) // chunk_size)
+    store = FeatureStore(tuple(feature_dir / f"chunk-{n:05d}.safetensors" for n in range(num_chunks)), chunk_size)
     if world.is_main:
-        write_atomic(feature_dir / "what.json", identity_json.encode(), is_shared=True)
-        missing = min(chunk_size * sum(not path.exists() for path in paths), len(scenes))
-        if missing:
-            check_disk_space(
-                feature_dir, num_bytes=missing * bytes_per_scene, purpose="features", alternative="take fewer layers"
-            )
+        write_atomic(feature_dir / "what.json", json.dumps(identity_fields).encode(), is_shared=True)
+        if num_missing := sum(not path.exists() for path in store.chunk_paths):
+            num_bytes = min(chunk_size * num_missing, len(scenes)) * bytes_per_scene
+            check_disk_space(feature_dir, num_bytes=num_bytes, purpose="features", alternative="take fewer layers")
     world.barrier()
-    rank_chunks = [
-        number for number, path in enumerate(paths) if number % world.size == world.rank and not path.exists()
-    ]
-    rows = {number: range(starts[number], min(starts[number] + chunk_size, len(scenes))) for number in rank_chunks}
-    _extract_chunks(
-        model,
-        scenes,
-        view,
-        spec,
-        batching,
-        {paths[number]: bytes_per_scene for number, bytes_per_scene in rows.items()},
-    )
+    rank_chunks = world.rank_chunks(len(scenes), chunk_size)
+    missing_chunks = [rows for rows in rank_chunks if not store.chunk_paths[rows.start // chunk_size].exists()]
+    _extract_chunks(model, _ImageLoader(scenes, view, spec.has_maps), spec, batching, store, missing_chunks)
     world.barrier()
-    return FeatureStore(paths, chunk_size)
+    return store
 
 
 @torch.inference_mode()
 def _extract_chunks(
     model: ModelUnderTest,
-    scenes: Scenes,
-    view: CentralView,
+    load: "_ImageLoader",
     spec: FeatureSpec,
     batching: BatchingConfig,
-    rows_by_path: Mapping[Path, range],
+    store: FeatureStore,
+    chunks: Sequence[range],
 ) -> None:
-    """Make some chunks."""
-    batches = [
-        (path, rows[first : first + batching.batch_size])
-        for path, rows in rows_by_path.items()
-        for first in range(0, len(rows), batching.batch_size)
-    ]
-    backbone, device = model.backbone.to(model.world.device).eval(), model.world.device
-    make = _ImageBatches(scenes, view, [rows for _, rows in batches], spec.has_maps)
-    loaded = prefetch(make, len(batches), num_workers=batching.num_workers, pin_memory=device.type == "cuda")
-    outputs: list[dict[str, Tensor]] = []
-    is_quiet = not model.world.is_main or not batches
-    clock = time.perf_counter()
-    with ProgressDisplay(total_steps=len(batches), samples_per_step=batching.batch_size, is_quiet=is_quiet) as progress:
-        for step, ((photos, extras), (path, rows)) in enumerate(zip(loaded, batches, strict=True), start=1):
-            data_seconds = time.perf_counter() - clock
+    """Compute and write some chunks."""
+    device = model.world.device
+    backbone = model.backbone.to(device).eval()
+    loaded = iterate_batches(load, split_chunks(chunks, batching.batch_size), model.world, batching)
+    for number, chunk in groupby(loaded, key=lambda batch: batch[0].start // store.chunk_size):
+        outputs: list[dict[str, Tensor]] = []
+        for _, (images, extras) in chunk:
             with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-                outputs.append(_compute_features(backbone, photos.to(device, non_blocking=True), spec) | extras)
-            if rows[-1] == rows_by_path[path][-1]:
-                write_atomic(
-                    path,
-                    save({name: torch.cat([each[name] for each in outputs]) for name in outputs[0]}),
-                    is_shared=True,
-                )
-                outputs = []
-            now = time.perf_counter()
-            progress.update(step, {}, seconds=now - clock, wait_fraction=data_seconds / (now - clock))
-            clock = now
+                outputs.append(_compute_features(backbone, images.to(device, non_blocking=True), spec) | extras)
+        save_tensors(store.chunk_paths[number], {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]})
 
 
 def _compute_features(backbone: Backbone, images: Tensor, spec: FeatureSpec) -> dict[str, Tensor]:
     depths = sorted({column.depth for column in spec.columns} | set(spec.patch_depths))
     tokens = dict(zip(depths, backbone.get_intermediate_layers(backbone.standardise(images), depths), strict=True))
-    features = {str(each): backbone.pool(tokens[each.depth], each.pool, depth=each.depth) for each in spec.columns}
+    features = {
+        str(column): backbone.pool(tokens[column.depth], column.pool, depth=column.depth) for column in spec.columns
+    }
     features |= {f"patches {depth}": tokens[depth][:, backbone.num_prefix_tokens :] for depth in spec.patch_depths}
-    return {name: tensor.float().cpu().contiguous() for name, tensor in features.items()}
+    return {name: values.float().cpu().contiguous() for name, values in features.items()}
 
 
 @dataclass(frozen=True)
-class _ImageBatches:
-    """Batches by number: photos, and what is noted of its scenes beside features."""
+class _ImageLoader:
+    """Images, and what is stored of their scenes beside features."""
 
     scenes: Scenes
     view: CentralView
-    rows: Sequence[range]
     has_maps: bool
-    """Whether the semantic maps are noted."""
 
-    def __call__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        scenes = [self.scenes[row] for row in self.rows[index]]
-        encoded_images = [self.scenes.read_image_bytes(row) for row in self.rows[index]]
+    def __call__(self, rows: range) -> tuple[Tensor, dict[str, Tensor]]:
+        scenes = [self.scenes[row] for row in rows]
         batch = SceneBatch.stack([self.view(scene) for scene in scenes])
         digests = [
-            hashlib.blake2b(photo or scene.maps["rgb"].numpy().tobytes(), digest_size=16).digest()
-            for photo, scene in zip(encoded_images, scenes, strict=True)
+            hashlib.blake2b(
+                self.scenes.read_image_bytes(row) or scene.maps["rgb"].numpy().tobytes(), digest_size=16
+            ).digest()
+            for row, scene in zip(rows, scenes, strict=True)
         ]
         extras = {
             "labels": torch.tensor([-1 if label is None else label for label in batch.labels]),

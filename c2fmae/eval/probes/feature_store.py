@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from c2fmae.core.errors import UserError
+from c2fmae.eval.tensor_cache import open_tensors
 
 _MAX_BYTES_IN_MEMORY = 4 << 30  # bytes of features that are read at once rather than row by row
 
@@ -28,6 +27,12 @@ class FeatureStore:
     def read_chunk(self, name: object, chunk_index: int) -> Tensor:
         """Return one file's part of a tensor: that of a column, `patches 12`, `semantic`, `labels`, `photos`."""
         return self._open_chunk(chunk_index).get_tensor(str(name))  # type: ignore[no-any-return]
+
+    def read_rows(self, name: object, rows: range) -> Tensor:
+        """Return some rows of a tensor, all of one chunk."""
+        chunk_index, first = divmod(rows.start, self.chunk_size)
+        stored = self._open_chunk(chunk_index).get_slice(str(name))
+        return stored[first : first + len(rows)]  # type: ignore[no-any-return]
 
     def read_tensor(self, name: object) -> Tensor:
         """Return all of a tensor, with room for it once."""
@@ -66,8 +71,4 @@ class FeatureStore:
         return digests.view(f"V{digests.shape[1]}")[:, 0]
 
     def _open_chunk(self, chunk_index: int) -> Any:
-        path = self.chunk_paths[chunk_index]
-        try:
-            return safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: is damaged. Remove it: it is made again by the next evaluation") from error
+        return open_tensors(self.chunk_paths[chunk_index])

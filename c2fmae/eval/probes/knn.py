@@ -10,6 +10,7 @@ from torch import Tensor
 from c2fmae.core.config import PositiveInt
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
+from c2fmae.eval.engine import sum_outputs
 from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
 from c2fmae.eval.probes.nearest_neighbours import QUERIES_PER_BLOCK, find_nearest, vote_labels
 from c2fmae.eval.probes.probe_config import (
@@ -59,21 +60,19 @@ class KnnEvaluation(LabelProbeConfig):
         ks = [k for k in self.ks if k <= len(rows)]
         if not ks:
             raise UserError(f"ks: there are {len(rows)} training photos, fewer than each of {list(self.ks)}")
-        # Whole blocks, whoever's turn it is: so many processes find what one does
-        blocks = torch.arange(len(queries)).split(QUERIES_PER_BLOCK)[world.rank :: world.size]
-        rank_rows = torch.cat([*blocks, rows[:0]])
-        neighbours = find_nearest(
-            keys if len(rows) == len(keys) else keys[rows], queries[rank_rows].to(world.device), max(ks)
-        )
-        labels, truth = sets.train.labels[rows].to(world.device), sets.test.labels[rank_rows].to(world.device)
+        chunks = world.rank_chunks(len(queries), QUERIES_PER_BLOCK)
+        rank_rows = torch.tensor([row for chunk in chunks for row in chunk], dtype=torch.long)
         temperatures = {"weighted votes": self.temperature, "plain votes": None}
-        num_correct = torch.zeros(len(temperatures), len(ks), dtype=torch.int64, device=world.device)
-        for way, temperature in enumerate(temperatures.values()) if len(rank_rows) else ():
-            predicted = vote_labels(neighbours, labels, ks, num_labels=sets.num_labels, temperature=temperature)
-            num_correct[way] = torch.stack([(predicted[k] == truth).sum() for k in ks])
-        num_correct = world.all_reduce(num_correct).cpu()
+
+        def count_correct() -> Iterator[dict[tuple[str, int], Tensor]]:
+            rank_queries = queries[rank_rows].to(world.device)
+            neighbours = find_nearest(keys if len(rows) == len(keys) else keys[rows], rank_queries, max(ks))
+            labels, truth = sets.train.labels[rows].to(world.device), sets.test.labels[rank_rows].to(world.device)
+            for name, temperature in temperatures.items():
+                predicted = vote_labels(neighbours, labels, ks, num_labels=sets.num_labels, temperature=temperature)
+                yield {(name, k): (predicted[k] == truth).sum() for k in ks}
+
+        num_correct = sum_outputs(count_correct() if chunks else (), world)
         return {
-            f"top-1, {name}, k = {k}": num_correct[way, index].item() / sets.num_test_images
-            for way, name in enumerate(temperatures)
-            for index, k in enumerate(ks)
+            f"top-1, {name}, k = {k}": count.item() / sets.num_test_images for (name, k), count in num_correct.items()
         }

@@ -16,8 +16,9 @@ from c2fmae.core.seeding import derive_seed
 from c2fmae.core.specs import Pooling
 from c2fmae.eval.data_config import TrainTestConfig
 from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set
+from c2fmae.eval.engine import BatchingConfig
 from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
-from c2fmae.eval.probes.extraction import BatchingConfig, FeatureColumn, FeatureSpec, Precision, extract_features
+from c2fmae.eval.probes.extraction import FeatureColumn, FeatureSpec, Precision, extract_features
 from c2fmae.eval.probes.feature_store import FeatureStore
 from c2fmae.eval.probes.intervals import wilson_interval
 from c2fmae.models.backbones import Backbone

@@ -14,8 +14,9 @@ from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.data import CentralView
 from c2fmae.data.corruption.names import CENTRE_CROP_RATIO
 from c2fmae.data.suites import CUSTOM, Cell, ShiftedSet
+from c2fmae.eval.engine import BatchingConfig
 from c2fmae.eval.evaluation import Metric
-from c2fmae.eval.probes.extraction import BatchingConfig, Precision
+from c2fmae.eval.probes.extraction import Precision
 from c2fmae.eval.robustness import prediction_store
 from c2fmae.eval.robustness.accuracy_metrics import (
     TOP_1,

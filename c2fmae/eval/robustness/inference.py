@@ -1,20 +1,20 @@
 """Many classifiers on many cells: a photo is decoded once for all of them, and each distinct view of it made once."""
 
 import hashlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
-from c2fmae.core.progress import ProgressDisplay
 from c2fmae.data import Scenes
-from c2fmae.data.prefetch import prefetch
-from c2fmae.eval.probes.extraction import BatchingConfig, Precision
+from c2fmae.eval.engine import BatchingConfig, gather_rows, iterate_batches
+from c2fmae.eval.probes.extraction import Precision
 from c2fmae.eval.robustness.image_classifier import ImageClassifier, ImageView, UncroppedImageView
 from c2fmae.eval.robustness.prediction_store import summarise_logits, write_predictions
 
@@ -67,145 +67,83 @@ def run_predictions(
     precision: Precision,
     save_probabilities: bool = False,
 ) -> None:
-    """Ask all questions, cell by cell, and keep the answers to a cell as soon as they are whole.
-
-    Batches are the same for any number of processes, each of which takes whole ones and leaves the others' rows at
-    zero: nothing is rounded where these are added up.
-    """
-    batches = [_split_local_batches(len(each.scenes), batching.batch_size, world) for each in cell_requests]
-    total = sum(map(len, batches))
-    for entrant in {
-        id(question.classifier): question.classifier for each in cell_requests for question in each.requests
-    }.values():
-        entrant.model.to(world.device).eval()
-    jobs = [(each, rows) for each, cell_batches in zip(cell_requests, batches, strict=True) for rows in cell_batches]
-    is_quiet = not world.is_main
-    with ProgressDisplay(total_steps=total, samples_per_step=batching.batch_size, is_quiet=is_quiet) as progress:
-        view_batches = _track_progress(_load_view_batches(jobs, batching, world.device), progress)
-        for each, cell_batches in zip(cell_requests, batches, strict=True):
-            outputs = [dict[str, Tensor]() for _ in each.requests]
-            for rows in cell_batches:
-                batch = next(view_batches)
-                for question, request_outputs in zip(each.requests, outputs, strict=True):
-                    _fill_rows(
-                        request_outputs,
-                        batch.compute_outputs(question, precision, save_probabilities),
-                        rows,
-                        len(each.scenes),
-                    )
-            for question, request_outputs in zip(each.requests, outputs, strict=True):
-                reduced = _all_reduce_outputs(request_outputs, question, len(each.scenes), save_probabilities, world)
-                if world.is_main:
-                    write_predictions(question.path, reduced, question.identity)
-        next(view_batches, None)  # what the last batch took is told when another one is asked for
+    """Compute what is requested of each cell, and write it as soon as the cell is complete."""
+    batches = [
+        (requested, rows)
+        for requested in cell_requests
+        for rows in world.rank_chunks(len(requested.scenes), batching.batch_size)
+    ]
+    for requested in cell_requests:
+        for request in requested.requests:
+            request.classifier.model.to(world.device).eval()
+    loaded = iterate_batches(_load_views, batches, world, batching)
+    for requested in cell_requests:
+        num_images = len(requested.scenes)
+        cell_batches = islice(loaded, len(world.rank_chunks(num_images, batching.batch_size)))
+        outputs = (
+            (rows, _predict_batch(requested, views, world.device, precision, save_probabilities))
+            for (_, rows), views in cell_batches
+        )
+        gathered = gather_rows(outputs, num_images, world)
+        if world.is_main:
+            for index, request in enumerate(requested.requests):
+                tensors = {name: values for (owner, name), values in gathered.items() if owner in (None, index)}
+                write_predictions(request.path, tensors, request.identity)
+    next(loaded, None)  # the time of the last batch is shown when another one is requested
 
 
-@dataclass
-class _ViewBatch:
-    """A batch of photos in all their views, and what was made of it so far."""
+class _ViewBatch(NamedTuple):
+    """Some images of a cell, in each distinct view."""
 
-    views: dict[ImageView, UInt8[Tensor, "batch 3 height width"]]
+    views: tuple[UInt8[Tensor, "batch 3 height width"], ...]
+    is_resized: tuple[Bool[Tensor, " batch"], ...]
     labels: Int64[Tensor, " batch"]
     image_digests: Int64[Tensor, " batch"]
-    is_resized: dict[ImageView, Bool[Tensor, " batch"]]
-
-    def __post_init__(self) -> None:
-        self._logits = dict[tuple[int, ImageView], Tensor]()
-
-    def compute_outputs(
-        self, request: PredictionRequest, precision: Precision, save_probabilities: bool
-    ) -> dict[str, Tensor]:
-        """Return what is kept; an entrant looks at a view once, whatever it is asked about the batch."""
-        logits_key = (id(request.classifier), request.view)
-        if logits_key not in self._logits:
-            images = self.views[request.view]
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                self._logits[logits_key] = request.classifier.model(images).float()
-        logits = self._logits[logits_key]
-        outputs = {
-            **summarise_logits(logits, request.columns),
-            "labels": self.labels,
-            "photos": self.image_digests,
-            "is_resized": self.is_resized[request.view].long(),
-        }
-        return outputs | ({"probabilities": logits.softmax(dim=1)} if save_probabilities else {})
 
 
-def _split_local_batches(num_images: int, batch_size: int, world: World) -> list[range]:
-    """Return this process's batches of a cell."""
-    return [
-        range(first, min(first + batch_size, num_images))
-        for index, first in enumerate(range(0, num_images, batch_size))
-        if index % world.size == world.rank
-    ]
-
-
-def _fill_rows(buffers: dict[str, Tensor], outputs: dict[str, Tensor], rows: range, num_images: int) -> None:
-    for name, values in outputs.items():
-        if name not in buffers:
-            buffers[name] = values.new_zeros(num_images, *values.shape[1:])
-        buffers[name][rows.start : rows.stop] = values
-
-
-def _all_reduce_outputs(
-    buffers: dict[str, Tensor], request: PredictionRequest, num_images: int, save_probabilities: bool, world: World
-) -> dict[str, Tensor]:
-    """Return a cell's answers, added up over the processes; one that had no batch of it has zeros."""
-    dtypes = {"predicted": torch.int64, "predicted_all": torch.int64, "confidence": torch.float32}
-    dtypes |= {"labels": torch.int64, "photos": torch.int64, "is_resized": torch.int64}
-    reduced = {}
-    for name, dtype in (dtypes | ({"probabilities": torch.float32} if save_probabilities else {})).items():
-        shape = (num_images, len(request.classifier.labels)) if name == "probabilities" else (num_images,)
-        values = buffers[name] if name in buffers else torch.zeros(shape, dtype=dtype, device=world.device)
-        reduced[name] = world.all_reduce(values.to(world.device)).cpu()
-    return reduced
-
-
-def _load_view_batches(
-    jobs: Sequence[tuple[CellRequests, range]], batching: BatchingConfig, device: torch.device
-) -> Iterator[_ViewBatch]:
-    make_batch = _ViewBatchMaker([(each.scenes, rows, each.distinct_views) for each, rows in jobs])
-    loaded = prefetch(make_batch, len(jobs), num_workers=batching.num_workers, pin_memory=device.type == "cuda")
-    for (each, _), (images_by_view, labels, image_digests, is_resized) in zip(jobs, loaded, strict=True):
-        yield _ViewBatch(
-            {
-                view: view_tensor.to(device, non_blocking=True)
-                for view, view_tensor in zip(each.distinct_views, images_by_view, strict=True)
-            },
-            labels.to(device),
-            image_digests.to(device),
-            {view: view_tensor.to(device) for view, view_tensor in zip(each.distinct_views, is_resized, strict=True)},
-        )
-
-
-def _track_progress(view_batches: Iterator[_ViewBatch], progress: ProgressDisplay) -> Iterator[_ViewBatch]:
-    """Go through batches and tell how long each took, and how much of that was spent waiting for it."""
-    clock = time.perf_counter()
-    for step, batch in enumerate(view_batches, start=1):
-        waited = time.perf_counter() - clock
-        yield batch
-        now = time.perf_counter()
-        progress.update(step, {}, seconds=now - clock, wait_fraction=waited / (now - clock))
-        clock = now
-
-
-@dataclass(frozen=True)
-class _ViewBatchMaker:
-    """Batches by number: each view of the photos, their labels, digests of their keys, and which were resized."""
-
-    batches: Sequence[tuple[Scenes, range, tuple[ImageView, ...]]]
-
-    def __call__(self, number: int) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
-        scenes, rows, views = self.batches[number]
-        loaded = [scenes[row] for row in rows]
-        images = [scene.maps["rgb"] for scene in loaded]
-        labels = torch.tensor([-1 if scene.label is None else scene.label for scene in loaded])
-        stacked_views = [torch.stack([view(photo) for photo in images]) for view in views]
-        is_resized = [
+def _load_views(batch: tuple[CellRequests, range]) -> _ViewBatch:
+    requested, rows = batch
+    scenes = [requested.scenes[row] for row in rows]
+    images = [scene.maps["rgb"] for scene in scenes]
+    keys = b"".join(hashlib.blake2b(scene.key.encode(), digest_size=8).digest() for scene in scenes)
+    return _ViewBatch(
+        views=tuple(torch.stack([view(image) for image in images]) for view in requested.distinct_views),
+        is_resized=tuple(
             torch.tensor(
-                [isinstance(view, UncroppedImageView) and tuple(photo.shape[1:]) != view.size for photo in images]
+                [isinstance(view, UncroppedImageView) and tuple(image.shape[1:]) != view.size for image in images]
             )
-            for view in views
-        ]
-        keys = b"".join(hashlib.blake2b(scene.key.encode(), digest_size=8).digest() for scene in loaded)
-        return stacked_views, labels, torch.frombuffer(bytearray(keys), dtype=torch.int64), is_resized
+            for view in requested.distinct_views
+        ),
+        labels=torch.tensor([-1 if scene.label is None else scene.label for scene in scenes]),
+        image_digests=torch.frombuffer(bytearray(keys), dtype=torch.int64),
+    )
+
+
+def _predict_batch(
+    requested: CellRequests, batch: _ViewBatch, device: torch.device, precision: Precision, save_probabilities: bool
+) -> dict[tuple[int | None, str], Tensor]:
+    """Return what is stored of a batch by index of the request; what all requests store alike is of None.
+
+    A classifier runs once over each view, however many requests there are about it.
+    """
+    outputs: dict[tuple[int | None, str], Tensor] = {
+        (None, "labels"): batch.labels,
+        (None, "photos"): batch.image_digests,
+    }
+    views = {
+        view: images.to(device, non_blocking=True)
+        for view, images in zip(requested.distinct_views, batch.views, strict=True)
+    }
+    is_resized = dict(zip(requested.distinct_views, batch.is_resized, strict=True))
+    logits_by_view: dict[tuple[nn.Module, ImageView], Tensor] = {}
+    for index, request in enumerate(requested.requests):
+        key = (request.classifier.model, request.view)
+        if key not in logits_by_view:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits_by_view[key] = request.classifier.model(views[request.view]).float()
+        logits = logits_by_view[key]
+        stored = {**summarise_logits(logits, request.columns), "is_resized": is_resized[request.view].long()}
+        if save_probabilities:
+            stored["probabilities"] = logits.softmax(dim=1)
+        outputs |= {(index, name): values for name, values in stored.items()}
+    return outputs

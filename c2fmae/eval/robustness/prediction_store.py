@@ -9,11 +9,9 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors.torch import load, save
 from torch import Tensor
 
-from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_atomic
+from c2fmae.eval.tensor_cache import load_tensors, save_tensors
 
 _FORMAT = 1
 _STORED_DTYPES = {"confidence": torch.float32, "probabilities": torch.float16, "is_resized": torch.uint8}
@@ -61,28 +59,18 @@ def prediction_path(predictions_dir: Path, name: str, identity: str) -> Path:
 
 
 def write_predictions(path: Path, tensors: Mapping[str, Tensor], identity: str) -> None:
-    """Write a cell's answers; no number takes more bytes than it needs."""
+    """Write the predictions of a cell, each number in as few bytes as it needs."""
     narrowed = {
-        name: each if name == "photos" else each.to(_STORED_DTYPES.get(name, torch.int32))
-        for name, each in tensors.items()
+        name: values if name == "photos" else values.to(_STORED_DTYPES.get(name, torch.int32))
+        for name, values in tensors.items()
     }
-    write_atomic(
-        path, save({name: each.contiguous() for name, each in narrowed.items()}, {"identity": identity}), is_shared=True
-    )
+    save_tensors(path, narrowed, {"identity": identity})
 
 
 def read_predictions(path: Path) -> StoredPredictions:
-    """Read a cell's answers; a file that is damaged is named."""
-    try:
-        tensors = load(path.read_bytes())
-        widened = {name: tensors[name].long() for name in ("predicted", "predicted_all", "labels")}
-        return StoredPredictions(
-            confidence=tensors["confidence"],
-            image_digests=tensors["photos"].long(),
-            num_resized=int(tensors["is_resized"].sum()),
-            **widened,
-        )
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}. Remove it: it is made again") from error
-    except Exception as error:  # whatever can be wrong in a file
-        raise UserError(f"{path}: is damaged. Remove it: it is made again by the next evaluation") from error
+    """Read the predictions of a cell."""
+    names = ("predicted", "predicted_all", "confidence", "labels", "photos", "is_resized")
+    predicted, predicted_all, confidence, labels, image_digests, is_resized = load_tensors(path, names)
+    return StoredPredictions(
+        predicted.long(), predicted_all.long(), confidence, labels.long(), image_digests, int(is_resized.sum())
+    )

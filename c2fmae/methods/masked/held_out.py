@@ -36,16 +36,12 @@ class HeldOutEvaluator:
     def batches(self) -> Mapping[int, SceneBatch]:
         """This process's batches by number: cut once, since nothing about them is random."""
         indices = np.linspace(0, len(self.scenes), min(self.max_scenes, len(self.scenes)), endpoint=False).astype(int)
-        index_batches = dict(
-            enumerate(indices[first : first + SCENES_PER_BATCH] for first in range(0, len(indices), SCENES_PER_BATCH))
-        )
         rng = np.random.default_rng(0)
         return {
-            number: SceneBatch.stack(
-                [self.view(load_first_readable(self.scenes, int(index), []), rng) for index in batch_indices]
+            rows.start // SCENES_PER_BATCH: SceneBatch.stack(
+                [self.view(load_first_readable(self.scenes, int(indices[row]), []), rng) for row in rows]
             )
-            for number, batch_indices in index_batches.items()
-            if number % self.world.size == self.world.rank
+            for rows in self.world.rank_chunks(len(indices), SCENES_PER_BATCH)
         }
 
     def compute_losses(self, method: MaskedAutoencoding, config: TrainingConfig) -> dict[str, float]:

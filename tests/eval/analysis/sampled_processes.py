@@ -31,7 +31,7 @@ def backbone_from_vit(vit: VisionTransformer) -> Backbone:
 
 def make_sampled_evaluations() -> Iterator[SampledEvaluation]:
     """Three batches each: one process has two of them."""
-    settings: dict[str, Any] = {"images": 7, "batch_size": 3}
+    settings: dict[str, Any] = {"images": 7, "batch_size": 3, "workers": 0}
     yield AttentionEvaluation(**settings)
     yield RepresentationEvaluation(**settings)
 

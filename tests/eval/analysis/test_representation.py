@@ -151,7 +151,7 @@ def test_ranks_are_of_what_the_backbone_says_of_the_photos() -> None:
     backbone = backbone_from_vit(randomise_parameters(make_tiny_vit(), std=0.3))
     evaluation, subject = RepresentationEvaluation(images=6), ModelUnderTest("tiny", backbone, Path("unused"))
     found = {metric.name: metric for metric in evaluation.run(subject)}
-    photos = evaluation.measure_images(subject, lambda scenes: scenes.maps["rgb"], shape=(3, 32, 48)).to(torch.uint8)
+    photos = evaluation.measure_images(subject, lambda scenes: scenes.maps["rgb"]).to(torch.uint8)
     tokens = backbone.tokens(backbone.standardise(photos))
     ranks = effective_rank(variance_spectrum(tokens[:, 1:]))
     assert found["layer 2/rank of patches"].value == pytest.approx(ranks.mean().item(), rel=1e-6)

@@ -15,6 +15,7 @@ from c2fmae.data import CentralView, Scenes
 from c2fmae.eval.classification.accuracy import ClassificationScores, ClassifierEvaluator
 from c2fmae.eval.classification.inputs import build_view_options, prepare_classifier_inputs
 from c2fmae.eval.classification.result import build_finetune_metrics
+from c2fmae.eval.engine import BatchingConfig
 from tests.eval.classification.tiny_finetuning import RGB_SEMANTIC_SPEC, make_coloured_batch, make_tiny_classifier
 from tests.eval.tiny_backbones import InMemoryScenes, draw_coloured_scenes
 
@@ -22,7 +23,8 @@ from tests.eval.tiny_backbones import InMemoryScenes, draw_coloured_scenes
 def trial(scenes: Sequence[Scene], *, batch_size: int = 5, workers: int = 0, size: int = 16) -> ClassifierEvaluator:
     source: Scenes = InMemoryScenes(scenes)
     view = CentralView(**build_view_options(make_tiny_classifier().backbone, (size, size)))
-    return ClassifierEvaluator(source, view, World(), batch_size, workers, torch.float32)
+    batching = BatchingConfig(batch_size=batch_size, num_workers=workers)
+    return ClassifierEvaluator(source, view, World(), batching, torch.float32)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
@@ -94,7 +96,8 @@ def test_three_granularities_of_a_photo_of_224_are_588_tokens() -> None:
         for scene in draw_coloured_scenes(2, size=224)
     ]
     view = CentralView(**build_view_options(model.backbone, (224, 224)))
-    tried = ClassifierEvaluator(InMemoryScenes(scenes), view, World(), 2, 0, torch.float32)
+    batching = BatchingConfig(batch_size=2, num_workers=0)
+    tried = ClassifierEvaluator(InMemoryScenes(scenes), view, World(), batching, torch.float32)
     for names, tokens in ((("semantic", "instance", "rgb"), 588), (("instance", "rgb"), 392), (("rgb",), 196)):
         assert tried.evaluate(model, names).num_tokens == tokens
 

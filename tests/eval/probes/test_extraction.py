@@ -8,10 +8,11 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView
 from c2fmae.data.digest import compute_scenes_digest
+from c2fmae.eval.engine import BatchingConfig
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.probes import extraction
 from c2fmae.eval.probes import feature_store as extracted_file
-from c2fmae.eval.probes.extraction import BatchingConfig, FeatureColumn, FeatureSpec, extract_features
+from c2fmae.eval.probes.extraction import FeatureColumn, FeatureSpec, extract_features
 from c2fmae.eval.probes.feature_store import FeatureStore
 from tests.eval.tiny_backbones import (
     SPEC,
@@ -162,7 +163,7 @@ def test_a_chunk_that_is_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         found.read_tensor(COLUMNS[0])
     assert (
-        str(caught.value) == f"{found.chunk_paths[0]}: is damaged. Remove it: it is made again by the next evaluation"
+        str(caught.value) == f"{found.chunk_paths[0]}: is corrupted. Delete it; the next evaluation computes it again"
     )
 
 

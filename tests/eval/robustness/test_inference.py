@@ -1,6 +1,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView
-from c2fmae.eval.probes.extraction import BatchingConfig, Precision
+from c2fmae.eval.engine import BatchingConfig
+from c2fmae.eval.probes.extraction import Precision
 from c2fmae.eval.robustness import prediction_store
 from c2fmae.eval.robustness.image_classifier import CentralImageView, ImageClassifier, UncroppedImageView
 from c2fmae.eval.robustness.inference import CellRequests, PredictionRequest, run_predictions, select_pending
@@ -141,12 +143,16 @@ def test_processes_take_whole_batches_and_add_up_to_what_one_finds(tmp_path: Pat
     ask([CellRequests(some_scenes(), (alone,))])
     parts: list[Tensor] = []
 
-    class Second(World):
+    class Alone(World):
+        def broadcast_object(self, value: Any) -> Any:  # each rank has the first batch of its own
+            return value
+
+    class Second(Alone):
         def all_reduce(self, tensor: Tensor) -> Tensor:
             parts.append(tensor)
             return tensor
 
-    class First(World):
+    class First(Alone):
         def all_reduce(self, tensor: Tensor) -> Tensor:
             return tensor.add_(parts.pop(0))
 
@@ -234,4 +240,4 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     asked.path.write_bytes(asked.path.read_bytes()[:50])
     with pytest.raises(UserError) as caught:
         prediction_store.read_predictions(asked.path)
-    assert str(caught.value) == f"{asked.path}: is damaged. Remove it: it is made again by the next evaluation"
+    assert str(caught.value) == f"{asked.path}: is corrupted. Delete it; the next evaluation computes it again"
