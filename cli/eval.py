@@ -195,7 +195,7 @@ def _run_evaluation(
     from c2fmae.core.distributed import init_distributed
     from c2fmae.eval.builtin import EVALUATIONS
     from c2fmae.eval.evaluation import ModelUnderTest
-    from c2fmae.eval.results import make_metrics_table, make_result_dir, run_evaluation
+    from c2fmae.eval.results import make_result_dir, make_results_table, run_evaluation
     from c2fmae.models.backbones import create_untrained_backbone, load_backbone
     from c2fmae.report.page import table_to_lines
 
@@ -224,7 +224,7 @@ def _run_evaluation(
                     raise
     if not is_main_process():
         return
-    table = make_metrics_table(results)
+    table = make_results_table(results)
     print("\n".join([*table_to_lines(table), *([table.footnote] if table.footnote else [])]))
     _print_protocols(results)
     for result in results:

@@ -136,11 +136,11 @@ def _print_on_main(text: str) -> None:
 def _print_results(run_dirs: list[Path]) -> None:
     """Print what was found, side by side."""
     from c2fmae.eval.classification.result import read_finetune_result
-    from c2fmae.eval.results import make_metrics_table
+    from c2fmae.eval.results import make_results_table
     from c2fmae.report.page import table_to_lines
 
     results = [read_finetune_result(folder) for folder in run_dirs]
-    table = make_metrics_table(results)
+    table = make_results_table(results)
     print("\n".join([*table_to_lines(table), *([table.footnote] if table.footnote else [])]))
     for result in results:
         print(f"protocol of {result.source}: {result.protocol}")

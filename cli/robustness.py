@@ -51,6 +51,7 @@ def robustness(
     """Try classifiers on shifted photos: ImageNet-A, -R, -Sketch and -C, or sets of your own; all in one table."""
     from c2fmae.core.distributed import init_distributed
     from c2fmae.data.suites import open_shifted_set
+    from c2fmae.eval.results import collect_notes, make_metrics_table
     from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
     from c2fmae.eval.robustness.image_classifier import ImageClassifier, load_image_classifier
     from c2fmae.eval.robustness.result_files import (
@@ -61,7 +62,6 @@ def robustness(
         write_comparison,
         write_model_result,
     )
-    from c2fmae.eval.robustness.tables import build_metrics_table, collect_metric_notes
     from c2fmae.report.page import table_to_lines
 
     config = RobustnessConfig.from_dict({}, set_ or [], source="eval robustness")
@@ -105,7 +105,9 @@ def robustness(
     ]
     folder = out if out is not None else default_output_dir(results_by_model, identities, config)
     write_comparison(results_by_model, identities, config, folder)
-    print("\n".join([*table_to_lines(build_metrics_table(results_by_model)), *collect_metric_notes(results_by_model)]))
+    columns = [(each.classifier.source, each.metrics) for each in results_by_model]
+    table = make_metrics_table("Robustness", columns)
+    print("\n".join([*table_to_lines(table), *collect_notes(columns)]))
     for protocol in dict.fromkeys(map(describe_robustness_protocol, results_by_model)):
         model_sources = [
             each.classifier.source for each in results_by_model if describe_robustness_protocol(each) == protocol

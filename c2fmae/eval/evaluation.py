@@ -14,21 +14,8 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.registry import Registry
 from c2fmae.eval.digests import compute_weights_digest
+from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number, and how sure it is."""
-
-    name: str
-    value: float
-    count: int
-    """How many images, or whatever the protocol says, it is over."""
-    interval: tuple[float, float] | None = None
-    """In which the number would lie, 95 times of 100, if others like these had been drawn."""
-    note: str = ""
-    """What was chosen on the way to it."""
 
 
 @dataclass(frozen=True)

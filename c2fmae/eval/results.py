@@ -5,18 +5,20 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.files import write_atomic
-from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
+from c2fmae.core.json_file import write_json
+from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.report import Details, Page, Section, Table, Text, render_page
 
 log = logging.getLogger(__name__)
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
 
 
@@ -68,15 +70,10 @@ def run_evaluation(
 
 def save_result(result: EvaluationResult, metadata: Mapping[str, Any]) -> None:
     """Write a result and the page about it; `metadata` are its identity, what was loaded, and the environment."""
-    document = {**metadata, "source": result.source, "metrics": [asdict(metric) for metric in result.metrics]}
-    write_atomic(
-        result.result_dir / RESULTS_FILE,
-        (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(),
-        is_shared=True,
-    )
-    write_atomic(
-        result.result_dir / PAGE_FILE, render_page(make_result_page(result, document)).encode(), is_shared=True
-    )
+    document = {**metadata, "source": result.source, "metrics": [metric.to_json() for metric in result.metrics]}
+    write_json(result.result_dir / RESULTS_FILE, document, is_shared=True)
+    page = render_page(make_result_page(result, document)).encode()
+    write_atomic(result.result_dir / PAGE_FILE, page, is_shared=True)
 
 
 def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> dict[str, Any]:
@@ -100,18 +97,40 @@ def make_result_dir(parent: Path, label: str, name: str, config: Evaluation, mod
     return parent / f"{label}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:6]}"
 
 
-def make_metrics_table(results: Sequence[EvaluationResult]) -> Table:
-    """Return the metrics of one evaluation of several sources, side by side."""
-    names = dict.fromkeys(metric.name for result in results for metric in result.metrics)
-    metrics_by_source = [{metric.name: metric for metric in result.metrics} for result in results]
-    rows = [(name, *(_format_metric(each.get(name)) for each in metrics_by_source)) for name in names]
-    notes = [
-        f"{result.source}, {metric.name}: {metric.note}."
-        for result in results
-        for metric in result.metrics
-        if metric.note
+def make_metrics_table(caption: str, results: Sequence[tuple[str, Sequence[Metric]]]) -> Table:
+    """Return the metrics of several sources, which stand beside them, side by side.
+
+    The count is shown where it is the same for all sources; `collect_notes` returns what belongs below the table.
+    """
+    columns = [{metric.identity: metric for metric in metrics} for _, metrics in results]
+    rows = []
+    for identity in dict.fromkeys(identity for column in columns for identity in column):
+        metrics = [column.get(identity) for column in columns]
+        first = next(metric for metric in metrics if metric)
+        counts = {metric.count for metric in metrics if metric}
+        count_text = f"{counts.pop():,}" if len(counts) == 1 else ""
+        rows.append((first.label, first.unit, count_text, *(metric.format() if metric else "–" for metric in metrics)))
+    return Table(caption, ("", "unit", "count", *(source for source, _ in results)), rows)
+
+
+def collect_notes(results: Sequence[tuple[str, Sequence[Metric]]]) -> list[str]:
+    """Return a line for each note of a metric, with the sources that it is about unless it is about all."""
+    sources_by_note: dict[tuple[str, str], list[str]] = {}
+    for source, metrics in results:
+        for metric in metrics:
+            for note in metric.notes:
+                sources_by_note.setdefault((metric.label, note), []).append(source)
+    return [
+        f"{label}: {note}" if len(sources) == len(results) else f"{label}, {', '.join(sources)}: {note}"
+        for (label, note), sources in sources_by_note.items()
     ]
-    return Table(results[0].evaluation, ("", *(result.source for result in results)), rows, " ".join(notes))
+
+
+def make_results_table(results: Sequence[EvaluationResult]) -> Table:
+    """Return the metrics of one evaluation of several sources, with their notes below."""
+    columns = [(result.source, result.metrics) for result in results]
+    table = make_metrics_table(results[0].evaluation, columns)
+    return replace(table, footnote=" ".join(f"{note}." for note in collect_notes(columns)))
 
 
 def make_result_sections(run_dir: Path) -> list[Section]:
@@ -126,14 +145,14 @@ def make_result_sections(run_dir: Path) -> list[Section]:
         results_by_protocol.setdefault((result.evaluation, result.protocol), []).append(result)
     sections: list[Section] = []
     for (name, protocol), results in results_by_protocol.items():
-        sections += [Text(protocol, title=f"Evaluation: {name}"), make_metrics_table(results)]
+        sections += [Text(protocol, title=f"Evaluation: {name}"), make_results_table(results)]
     return sections
 
 
 def load_result(result_dir: Path) -> EvaluationResult:
     """Return what was written down in a folder."""
     document = json.loads((result_dir / RESULTS_FILE).read_bytes())
-    metrics = tuple(_metric_from_json(each) for each in document["metrics"])
+    metrics = tuple(Metric.from_json(values) for values in document["metrics"])
     name, source, protocol = (document[key] for key in ("evaluation", "source", "protocol"))
     return EvaluationResult(name, source, protocol, metrics, result_dir, is_new=False)
 
@@ -144,25 +163,13 @@ def make_result_page(result: EvaluationResult, document: Mapping[str, Any]) -> P
         f"{result.evaluation} of {result.source}",
         "Numbers, and the protocol by which they were taken.",
         [
-            make_metrics_table([result]),
+            make_results_table([result]),
             Text(result.protocol, title="Protocol"),
             Details("What was loaded", document["load_report"]),
             Details("All settings", json.dumps(document["config"], indent=2, ensure_ascii=False)),
             Details("Environment", json.dumps(document["environment"], indent=2, ensure_ascii=False)),
         ],
     )
-
-
-def _format_metric(metric: Metric | None) -> str:
-    """Write a number with its interval and what it is over.
-
-    >>> _format_metric(Metric("top-1", 58.0, 1024, (54.9, 61.0)))
-    '58.00 (54.90-61.00)'
-    """
-    if metric is None:
-        return "–"
-    value = f"{metric.value:.2f}" if abs(metric.value) < 1e6 else f"{metric.value:.4g}"
-    return f"{value} ({metric.interval[0]:.2f}-{metric.interval[1]:.2f})" if metric.interval else value
 
 
 def _dump_config(config: Evaluation) -> dict[str, Any]:
@@ -176,12 +183,6 @@ def _load_cached_metrics(path: Path, config: Evaluation, identity: dict[str, Any
         document["config"] = _dump_config(type(config).from_dict(document["config"]))  # in the current format
         if any(document.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
             return None
-        return tuple(_metric_from_json(each) for each in document["metrics"])
+        return tuple(Metric.from_json(values) for values in document["metrics"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def _metric_from_json(values: dict[str, Any]) -> Metric:
-    interval = values["interval"]
-    note = values.get("note", "")
-    return Metric(values["name"], values["value"], values["count"], tuple(interval) if interval else None, note)

@@ -46,7 +46,7 @@ def test_a_source_and_the_same_from_scratch_side_by_side(source: Path, data: Pat
     assert lines[0].startswith("recipe small, from nobody's: ")
     own, scratch = tmp_path / "runs" / "step-00000001", tmp_path / "runs" / "step-00000001-scratch"
     assert lines[1:3] == [f"finished at step 6: {own}", f"finished at step 6: {scratch}"]
-    assert lines[3].split() == [str(source), f"{source},", "from", "scratch"]
+    assert lines[3].split() == ["unit", "count", str(source), f"{source},", "from", "scratch"]
     assert [line.split()[0] for line in lines[4:6]] == ["top-1", "loss"]
     assert f"from {source}; batch 8, AdamW" in lines[8]
     assert "from weights drawn anew; batch 8, AdamW" in lines[9]

@@ -84,8 +84,8 @@ def test_several_models_come_out_in_one_table_with_protocol_and_places(
     words = (*words, "--custom", f"night={photos / 'night'}", "--set", f"reference={models[1]}", *SMALL)
     text = said(*words)
     lines = text.splitlines()
-    assert lines[0].split() == ["photos", *models]
-    for name in ("clean, own classes", "imagenet-c (self-made), mean error", "night, drop"):
+    assert lines[0].split() == ["unit", "count", *models]
+    for name in ("clean: top-1, own classes", "imagenet-c (self-made): mean error", "night: drop from clean images"):
         assert any(line.startswith(name) for line in lines), name
     assert "Self-made by c2fmae 1 with t 2 from clean at 32×32" in text
     assert any(line.startswith("protocol: Classes are matched by WordNet id") for line in lines)

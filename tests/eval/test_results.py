@@ -9,8 +9,9 @@ import pytest
 from c2fmae.core import files
 from c2fmae.core.errors import UserError
 from c2fmae.eval import results
-from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
-from c2fmae.eval.results import make_metrics_table, make_result_dir, make_result_sections, run_evaluation
+from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+from c2fmae.eval.metrics import Metric
+from c2fmae.eval.results import make_result_dir, make_result_sections, make_results_table, run_evaluation
 from c2fmae.report import table_to_lines
 from tests.eval.tiny_backbones import make_tiny_model_under_test, tiny_backbone
 
@@ -43,7 +44,9 @@ def test_a_result_is_written_with_its_protocol_and_all_that_it_depends_on(tmp_pa
     assert result.is_new
     found = json.loads((tmp_path / "ask" / "results.json").read_text(encoding="utf-8"))
     assert found["protocol"] == "It asks tiny, once."
-    assert found["metrics"] == [{"name": "answer", "value": 5.0, "count": 10, "interval": [4.0, 6.0], "note": ""}]
+    assert found["metrics"] == [
+        {"key": "answer", "value": 5.0, "count": 10, "interval": [4.0, 6.0], "unit": "", "tags": {}, "notes": []}
+    ]
     assert found["config"] == {"number": 5.0}
     assert found["data"] == "these"
     assert len(found["weights"]) == 64
@@ -80,9 +83,9 @@ def test_sources_stand_side_by_side(tmp_path: Path) -> None:
         )
         for name, n in (("one", 1), ("two", 2))
     ]
-    assert table_to_lines(make_metrics_table(results)) == [
-        "        one               two",
-        "answer  1.00 (0.00-2.00)  2.00 (1.00-3.00)",
+    assert table_to_lines(make_results_table(results)) == [
+        "        unit  count  one               two",
+        "answer        10     1.00 (0.00-2.00)  2.00 (1.00-3.00)",
     ]
 
 
@@ -126,7 +129,7 @@ def test_another_evaluation_format_or_protocol_is_computed_anew(
     assert run_evaluation("other", Ask(), who, tmp_path / "a").is_new
     monkeypatch.setattr(Ask, "describe_protocol", lambda *_: "It asks otherwise.")
     assert run_evaluation("other", Ask(), who, tmp_path / "a").is_new
-    monkeypatch.setattr(results, "RESULT_FORMAT", 2)
+    monkeypatch.setattr(results, "RESULT_FORMAT", 3)
     assert run_evaluation("other", Ask(), who, tmp_path / "a").is_new
 
 

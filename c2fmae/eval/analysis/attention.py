@@ -17,7 +17,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import SceneBatch
 from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_metric, ratio_metric
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import BackboneInput
 from c2fmae.models.patches import patchify
@@ -95,11 +96,11 @@ class AttentionEvaluation(SampledEvaluation):
         count = len(chance)
         if not count:
             raise UserError(f"attention: none of {len(values)} images of {self.data} has an instance. Take other data")
-        yield mean_metric("chance", 100 * chance)
-        yield Metric("images left out", len(values) - count, len(values))
+        yield mean_metric("attention_on_objects_chance", 100 * chance)
+        yield Metric("images_left_out", len(values) - count, len(values))
         for depth, share in zip(depths, fractions, strict=True):
-            yield mean_metric(f"layer {depth}/share", 100 * share)
-            yield ratio_metric(f"layer {depth}/ratio", share, chance)
+            yield mean_metric("attention_on_objects", 100 * share, layer=depth)
+            yield ratio_metric("attention_on_objects_ratio", share, chance, layer=depth)
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
         """Say what share, chance and ratio are."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from c2fmae.core.scene import SceneBatch
 from c2fmae.eval.analysis.attention import iterate_attention
 from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_metric
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 
 PatchGrid = tuple[int, int]
 
@@ -111,14 +112,14 @@ class RepresentationEvaluation(SampledEvaluation):
         measured = self.measure_images(model, measure)
         for depth, values in zip(depths, measured.unbind(dim=1), strict=True):
             distance, information, rank, top = values[:, :4].unbind(dim=1)
-            variance_fractions, name = variance_spectrum(values[:, 4:]), f"layer {depth}"
-            yield mean_metric(f"{name}/distance in patches", distance)
-            yield mean_metric(f"{name}/distance in pixels", distance * backbone.patch)
-            yield mean_metric(f"{name}/mutual information", 100 * information)
-            yield mean_metric(f"{name}/rank of patches", rank)
-            yield mean_metric(f"{name}/top share of patches", 100 * top)
-            yield Metric(f"{name}/rank of photos", effective_rank(variance_fractions).item(), len(values))
-            yield Metric(f"{name}/top share of photos", 100 * variance_fractions[0].item(), len(values))
+            variance_fractions, tags = variance_spectrum(values[:, 4:]), {"layer": depth}
+            yield mean_metric("attention_distance", distance, **tags)
+            yield mean_metric("attention_distance_pixels", distance * backbone.patch, **tags)
+            yield mean_metric("attention_mutual_information", 100 * information, **tags)
+            yield mean_metric("patch_rank", rank, **tags)
+            yield mean_metric("patch_top_variance", 100 * top, **tags)
+            yield Metric("image_rank", effective_rank(variance_fractions).item(), len(values), tags=tags)
+            yield Metric("image_top_variance", 100 * variance_fractions[0].item(), len(values), tags=tags)
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
         """Say what the seven numbers are."""

@@ -1,6 +1,6 @@
 """Evaluations that look at some photos of a source, image by image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
 from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.eval.engine import BatchingConfig, BatchReader, gather_rows, iterate_batches
-from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
-from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
+from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+from c2fmae.eval.intervals import NORMAL_QUANTILE_975
+from c2fmae.eval.metrics import Metric, TagValue
 
 
 class SampledEvaluation(Evaluation):
@@ -84,28 +85,30 @@ class SampledEvaluation(Evaluation):
         return open_scenes(source, granularities=granularities)
 
 
-def mean_metric(name: str, values: Float64[Tensor, " image"]) -> Metric:
+def mean_metric(key: str, values: Float64[Tensor, " image"], **tags: TagValue) -> Metric:
     """Return the mean of what was measured of images, with a normal interval; a single image has none.
 
-    >>> mean_metric("share", torch.tensor([0.5, 0.5], dtype=torch.float64)).interval
+    >>> mean_metric("attention_distance", torch.tensor([0.5, 0.5], dtype=torch.float64)).interval
     (0.5, 0.5)
     """
-    return _metric_with_interval(name, values.mean().item(), values)
+    return _metric_with_interval(key, values.mean().item(), values, tags)
 
 
-def ratio_metric(name: str, values: Float64[Tensor, " image"], denominators: Float64[Tensor, " image"]) -> Metric:
+def ratio_metric(
+    key: str, values: Float64[Tensor, " image"], denominators: Float64[Tensor, " image"], **tags: TagValue
+) -> Metric:
     """Return the ratio of two means over the same images, with the normal interval of its first-order error.
 
     >>> values = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    >>> ratio_metric("ratio", 2 * values, values).interval
+    >>> ratio_metric("attention_on_objects_ratio", 2 * values, values).interval
     (2.0, 2.0)
     """
     ratio = (values.mean() / denominators.mean()).item()
-    return _metric_with_interval(name, ratio, (values - ratio * denominators) / denominators.mean())
+    return _metric_with_interval(key, ratio, (values - ratio * denominators) / denominators.mean(), tags)
 
 
-def _metric_with_interval(name: str, value: float, errors: Tensor) -> Metric:
+def _metric_with_interval(key: str, value: float, errors: Tensor, tags: Mapping[str, TagValue]) -> Metric:
     if len(errors) < 2:
-        return Metric(name, value, len(errors))
+        return Metric(key, value, len(errors), tags=tags)
     half_width = NORMAL_QUANTILE_975 * (errors.std() / len(errors) ** 0.5).item()
-    return Metric(name, value, len(errors), (value - half_width, value + half_width))
+    return Metric(key, value, len(errors), (value - half_width, value + half_width), tags=tags)

@@ -15,8 +15,7 @@ from c2fmae.core.training import TrainingPlan
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.classification.accuracy import ClassificationScores
 from c2fmae.eval.classification.config import FinetuneConfig
-from c2fmae.eval.evaluation import Metric
-from c2fmae.eval.probes.intervals import wilson_interval
+from c2fmae.eval.metrics import Metric, build_accuracy_metric
 from c2fmae.eval.results import RESULT_FORMAT, EvaluationResult, load_result, make_result_sections, save_result
 from c2fmae.report import Details, KeyValues, LineChart, Page, Section, Table, Text, render_page
 
@@ -63,36 +62,23 @@ def build_finetune_metrics(
     best: tuple[int | None, float],
 ) -> list[Metric]:
     """Return the numbers, those of the last weights first."""
-    metrics = _scores_to_metrics(scores, "")
+    metrics = _scores_to_metrics(scores)
     if ema_scores is not None:
-        metrics += _scores_to_metrics(ema_scores, ", averaged weights")
-    for names, accuracy in scores_by_granularities.items():
-        metrics += _scores_to_metrics(accuracy, f", tried with {' and '.join(names)}")
+        metrics += _scores_to_metrics(ema_scores, weights="averaged")
+    for names, input_scores in scores_by_granularities.items():
+        metrics += _scores_to_metrics(input_scores, input=", ".join(names))
     if best[0] is not None:
         note = f"step {best[0]:,}: chosen on the test photos themselves, so it flatters"
-        metrics.append(Metric("best top-1", 100 * best[1], scores.num_images, None, note))
+        metrics.append(Metric("best_top1", 100 * best[1], scores.num_images, notes=(note,)))
     return metrics
 
 
-def _scores_to_metrics(scores: ClassificationScores, suffix: str) -> list[Metric]:
-    note = f"{scores.num_tokens} tokens of patches an image"
-    top1_metric = Metric(
-        f"top-1{suffix}",
-        100 * scores.top1,
-        scores.num_images,
-        wilson_interval(scores.top1, scores.num_images, scale=100),
-        note,
-    )
-    top5_metric = Metric(
-        f"top-5{suffix}",
-        100 * scores.top5,
-        scores.num_images,
-        wilson_interval(scores.top5, scores.num_images, scale=100),
-    )
+def _scores_to_metrics(scores: ClassificationScores, **tags: str) -> list[Metric]:
+    count, notes = scores.num_images, (f"{scores.num_tokens} tokens of patches an image",)
     return [
-        top1_metric,
-        *([top5_metric] if len(scores.confusion) > 5 else []),
-        Metric(f"loss{suffix}", scores.loss, scores.num_images),
+        build_accuracy_metric("top1", scores.top1, count, tags=tags, notes=notes),
+        *([build_accuracy_metric("top5", scores.top5, count, tags=tags)] if len(scores.confusion) > 5 else []),
+        Metric("loss", scores.loss, count, tags=tags),
     ]
 
 

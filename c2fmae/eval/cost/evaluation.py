@@ -15,7 +15,8 @@ from c2fmae.core.environment import collect_environment
 from c2fmae.eval.cost.backbone import compute_backbone_cost, resolve_photo_size
 from c2fmae.eval.cost.memory import peak_bytes, saved_tensor_bytes
 from c2fmae.eval.cost.timing import WARMUP_ROUNDS, median_interval, synchronised, time_in_turn
-from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
 
 Precision = Literal["fp32", "bf16"]
@@ -92,10 +93,11 @@ def _measure_in_turn(
         interval = median_interval(seconds)
         metrics[name].append(
             Metric(
-                f"images_per_second/{precision}",
+                "images_per_second",
                 config.batch_size / median(seconds),
                 count=config.batch_size * config.rounds,
                 interval=interval and (config.batch_size / interval[1], config.batch_size / interval[0]),
+                tags={"precision": precision},
             )
         )
     return metrics
@@ -104,9 +106,9 @@ def _measure_in_turn(
 def _operation_metrics(backbone: Backbone, size: tuple[int, int]) -> Iterator[Metric]:
     cost = compute_backbone_cost(backbone, size)
     yield Metric("parameters", cost.parameters, count=1)
-    yield from (Metric(f"parameters/{name}", part.parameters, count=1) for name, part in cost.part_costs.items())
+    yield from (Metric("parameters", part.parameters, 1, tags={"part": name}) for name, part in cost.part_costs.items())
     yield Metric("flops", cost.flops, count=1)
-    yield from (Metric(f"flops/{name}", part.flops, count=1) for name, part in cost.part_costs.items())
+    yield from (Metric("flops", part.flops, 1, tags={"part": name}) for name, part in cost.part_costs.items())
 
 
 def _memory_metrics(
@@ -119,12 +121,10 @@ def _memory_metrics(
         bytes_of_three, bytes_of_two = (
             saved_tensor_bytes(backbone, partial(_forward, backbone, photos, precision)) for photos in (three, two)
         )
-        yield Metric(f"activation_bytes/{precision}", bytes_of_three - bytes_of_two, count=1)
-        yield Metric(
-            f"forward_bytes/{precision}",
-            peak_bytes(partial(_forward_without_grad, backbone, one, precision), device),
-            count=1,
-        )
+        tags = {"precision": precision}
+        yield Metric("activation_bytes", bytes_of_three - bytes_of_two, 1, tags=tags)
+        forward = partial(_forward_without_grad, backbone, one, precision)
+        yield Metric("forward_bytes", peak_bytes(forward, device), 1, tags=tags)
 
 
 def _random_images(backbone: Backbone, batch_size: int, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -5,43 +5,40 @@ from statistics import median
 
 from c2fmae.config.method import MethodConfig
 from c2fmae.eval.cost.epoch_cost import EpochCost
-from c2fmae.eval.evaluation import Metric
+from c2fmae.eval.metrics import Metric, TagValue, find_metric
 from c2fmae.methods import METHODS
 
 PAPER_EPOCH_COST = {"c2fmae": 1.3, "multimae": 1.3, "mae": 1.0}
 """What Table I of the paper says an epoch costs with a ViT-B, MAE's being 1."""
 
 
+_COLUMNS: dict[tuple[str, TagValue | None], tuple[str, float, str]] = {
+    ("parameters", None): ("parameters, M", 1e6, ".2f"),
+    ("parameters", "embeddings"): ("embeddings", 1e6, ".2f"),
+    ("parameters", "encoder"): ("encoder", 1e6, ".2f"),
+    ("flops", None): ("GFLOP", 1e9, ".2f"),
+    ("activation_bytes", None): ("activations, MB", 1e6, ".1f"),
+    ("forward_bytes", None): ("forward, MB", 1e6, ".1f"),
+    ("images_per_second", None): ("images/s", 1, ".1f"),
+}
+"""By key and part: the column's title, its unit, and the digits shown."""
+
+
 def format_backbone_costs(costs: Mapping[str, Sequence[Metric]]) -> str:
-    """Return a row for every source, and behind each number how many times the first source's it is."""
-    metrics_by_source = {name: {metric.name: metric for metric in metrics} for name, metrics in costs.items()}
-    columns: dict[str, tuple[str, float, str]] = {
-        "parameters": ("parameters, M", 1e6, ".2f"),
-        "parameters/embeddings": ("embeddings", 1e6, ".2f"),
-        "parameters/encoder": ("encoder", 1e6, ".2f"),
-        "flops": ("GFLOP", 1e9, ".2f"),
-        "activation_bytes": ("activations, MB", 1e6, ".1f"),
-        "forward_bytes": ("forward, MB", 1e6, ".1f"),
-        "images_per_second": ("images/s", 1, ".1f"),
-    }
-    shown = [
-        name
-        for name in next(iter(metrics_by_source.values()))
-        if name.partition("/")[0] in columns and "flops/" not in name
-    ]
-    heads, rows = ["source"], [[name] for name in metrics_by_source]
-    for name in shown:
-        kind, _, precision = name.partition("/")
-        title, unit, digits = columns.get(name) or columns[kind]
-        heads.append(title if name in columns else f"{title} {precision}")
-        first = next(iter(metrics_by_source.values()))[name].value
-        for row, metrics in zip(rows, metrics_by_source.values(), strict=True):
-            metric = metrics[name]
+    """Return a row for every source, and after each number its ratio to that of the first source."""
+    columns = [metric for metric in next(iter(costs.values())) if metric.key != "flops" or not metric.tags]
+    heads, rows = ["source"], [[name] for name in costs]
+    for column in columns:
+        title, unit, digits = _COLUMNS[column.key, column.tags.get("part")]
+        heads.append(" ".join([title, *map(str, column.tags.values())]) if "precision" in column.tags else title)
+        for row, metrics in zip(rows, costs.values(), strict=True):
+            metric = find_metric(metrics, column.key, **column.tags)
+            assert metric is not None  # the sources were measured in the same way
             cell = f"{metric.value / unit:{digits}}"
             if metric.interval is not None:
                 cell += f" [{', '.join(f'{bound / unit:{digits}}' for bound in metric.interval)}]"
-            if len(metrics_by_source) > 1 and name not in ("parameters/embeddings", "parameters/encoder"):
-                cell += f" ×{metric.value / first:.2f}"
+            if len(costs) > 1 and "part" not in column.tags:
+                cell += f" ×{metric.value / column.value:.2f}"
             row.append(cell)
     return _align_columns([heads, *rows])
 

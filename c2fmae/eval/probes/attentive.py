@@ -10,13 +10,14 @@ from torch import Tensor
 
 from c2fmae.core.config import PositiveInt
 from c2fmae.core.errors import UserError
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes.attentive_head import AttentiveProbeSetting, TokenReader, fit_attentive_probe
 from c2fmae.eval.probes.extraction import FeatureSpec
 from c2fmae.eval.probes.probe_config import (
     LabelProbeConfig,
     TrainTestFeatures,
-    label_fraction_suffix,
+    label_fraction_tags,
     make_accuracy_metrics,
 )
 from c2fmae.models.backbones import Backbone
@@ -72,9 +73,7 @@ class AttentiveProbeEvaluation(LabelProbeConfig):
                 world.broadcast_object(self._test_accuracy(sets, *readers, rows) if readers else None)
                 for rows in subsets
             ]
-            yield from make_accuracy_metrics(
-                f"top-1{label_fraction_suffix(fraction)}", accuracies, sets.num_test_images
-            )
+            yield from make_accuracy_metrics("top1", accuracies, sets.num_test_images, label_fraction_tags(fraction))
 
     def _test_accuracy(
         self, sets: TrainTestFeatures, read_train: TokenReader, read_test: TokenReader, rows: Int64[Tensor, " row"]

@@ -14,7 +14,8 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.seeding import derive_seed
 from c2fmae.eval.datasets import OpenedSet, check_same_names
 from c2fmae.eval.engine import BatchingConfig, iterate_batches, split_chunks, sum_outputs
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes.batching import split_training_validation
 from c2fmae.eval.probes.bootstrap import NUM_REPLICATES, percentile_interval, poisson_weights, replicate_sums
 from c2fmae.eval.probes.confusion import class_ious, confusion_matrices, mean_iou, overall_accuracy
@@ -74,12 +75,13 @@ class DenseProbeEvaluation(SweepConfig, ProbeConfig):
         chosen: ChosenHead = model.world.broadcast_object(best)
         total, replicates = self._count_predictions(model, sets.test, chosen, len(names))
         interval = percentile_interval(100 * mean_iou(replicates))
-        yield Metric("mIoU", 100 * mean_iou(total).item(), count, interval, describe_chosen_head(chosen))
+        notes = (describe_chosen_head(chosen),)
+        yield Metric("mean_iou", 100 * mean_iou(total).item(), count, interval, notes=notes)
         interval = percentile_interval(100 * overall_accuracy(replicates))
-        yield Metric("cells right", 100 * overall_accuracy(total).item(), count, interval)
+        yield Metric("cell_accuracy", 100 * overall_accuracy(total).item(), count, interval)
         for name, iou in zip(names, class_ious(total).tolist(), strict=True):
             if not math.isnan(iou):
-                yield Metric(f"IoU, {name}", 100 * iou, count)
+                yield Metric("iou", 100 * iou, count, tags={"class": name})
 
     def _choose_head(self, sets: TrainTestFeatures, backbone: Backbone, num_classes: int) -> ChosenHead:
         features, counts, image_indices = self._training_patches(sets.train, backbone, num_classes)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes.batching import split_training_validation
 from c2fmae.eval.probes.lars import BASE_LR, fit_lars_probe
 from c2fmae.eval.probes.linear_heads import choose_linear_head
@@ -18,7 +19,7 @@ from c2fmae.eval.probes.logistic_regression import LinearProbe
 from c2fmae.eval.probes.probe_config import (
     LabelProbeConfig,
     TrainTestFeatures,
-    label_fraction_suffix,
+    label_fraction_tags,
     make_accuracy_metrics,
 )
 from c2fmae.eval.probes.sweep import SweepConfig, describe_chosen_head
@@ -83,13 +84,13 @@ class LinearProbeEvaluation(SweepConfig, LabelProbeConfig):
                     _top_k_accuracies(fit.probe, sets.test.read_tensor(columns[fit.column]), sets.test.labels)
                 )
                 descriptions.append(fit.description)
-            for name in accuracies[0]:
-                note = descriptions[0] if name == "top-1" else ""
+            for key in accuracies[0]:
                 yield from make_accuracy_metrics(
-                    f"{name}{label_fraction_suffix(fraction)}",
-                    [each[name] for each in accuracies],
+                    key,
+                    [draw[key] for draw in accuracies],
                     sets.num_test_images,
-                    note,
+                    label_fraction_tags(fraction),
+                    notes=(descriptions[0],) if key == "top1" else (),
                 )
 
     def _fit_probe(
@@ -121,5 +122,5 @@ def _top_k_accuracies(
     k = min(5, len(probe.bias))
     top_labels = torch.cat([probe.logits(rows).topk(k, dim=1).indices for rows in features.split(_ROWS_PER_BATCH)])
     is_right = top_labels == truth.unsqueeze(1)
-    accuracies = {"top-1": is_right[:, 0].double().mean().item()}
-    return accuracies | ({"top-5": is_right.any(dim=1).double().mean().item()} if k == 5 else {})
+    accuracies = {"top1": is_right[:, 0].double().mean().item()}
+    return accuracies | ({"top5": is_right.any(dim=1).double().mean().item()} if k == 5 else {})

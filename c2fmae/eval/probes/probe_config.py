@@ -1,6 +1,6 @@
 """What all probes of frozen features share: two sets, features of both, how many labels are given, and honesty."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,10 +17,10 @@ from c2fmae.core.specs import Pooling
 from c2fmae.eval.data_config import TrainTestConfig
 from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set
 from c2fmae.eval.engine import BatchingConfig
-from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+from c2fmae.eval.metrics import Metric, TagValue, build_accuracy_metric
 from c2fmae.eval.probes.extraction import FeatureColumn, FeatureSpec, Precision, extract_features
 from c2fmae.eval.probes.feature_store import FeatureStore
-from c2fmae.eval.probes.intervals import wilson_interval
 from c2fmae.models.backbones import Backbone
 
 _MAX_OVERLAP = 0.5
@@ -48,7 +48,7 @@ class TrainTestFeatures:
 
     def overlap_metric(self) -> Metric:
         """Return the number that stands before all others."""
-        return Metric("test photos that are in the training set, too, %", 100 * self.overlap, self.num_test_images)
+        return Metric("train_test_overlap", 100 * self.overlap, self.num_test_images)
 
 
 class ProbeConfig(TrainTestConfig, Evaluation):
@@ -203,20 +203,18 @@ def draw_stratified_rows(labels: Int64[Tensor, " scene"], fraction: float, seed:
     return order[rank_in_label < num_rows[labels[order]]].sort().values
 
 
-def make_accuracy_metrics(name: str, accuracies: Sequence[float], count: int, note: str = "") -> Iterator[Metric]:
-    """Return a share in percent: with its interval, or, taken several times, its mean and how far the times differ."""
+def make_accuracy_metrics(
+    key: str, accuracies: Sequence[float], count: int, tags: Mapping[str, TagValue], notes: tuple[str, ...] = ()
+) -> Iterator[Metric]:
+    """Yield an accuracy in percent with its interval; of several draws, their mean and standard deviation."""
     if len(accuracies) == 1:
-        yield Metric(name, 100 * accuracies[0], count, wilson_interval(accuracies[0], count, scale=100), note)
+        yield build_accuracy_metric(key, accuracies[0], count, tags=tags, notes=notes)
         return
     percent = 100 * np.array(accuracies)
-    yield Metric(name, float(percent.mean()), count)
-    yield Metric(f"{name}, standard deviation of {len(accuracies)} seeds", float(percent.std(ddof=1)), len(accuracies))
+    yield Metric(key, float(percent.mean()), count, tags=tags)
+    yield Metric(f"{key}_std", float(percent.std(ddof=1)), len(accuracies), tags=tags)
 
 
-def label_fraction_suffix(fraction: float) -> str:
-    """Say how much of the labels is given, where it is not all.
-
-    >>> label_fraction_suffix(0.01), label_fraction_suffix(1)
-    (' at 1 % of the labels', '')
-    """
-    return "" if fraction == 1 else f" at {100 * fraction:g} % of the labels"
+def label_fraction_tags(fraction: float) -> dict[str, TagValue]:
+    """Return the tag of a metric that is about a fraction of the labels, where it is not all."""
+    return {} if fraction == 1 else {"label_fraction": fraction}

@@ -1,6 +1,6 @@
 """From a classifier's answers on a set to numbers, each over all its photos at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +10,7 @@ from torch import Tensor
 
 from c2fmae.core.text import format_count
 from c2fmae.data.suites import Cell, ShiftedSet
-from c2fmae.eval.evaluation import Metric
-from c2fmae.eval.probes.intervals import wilson_interval
+from c2fmae.eval.metrics import Metric, TagValue, build_accuracy_metric
 from c2fmae.eval.robustness.class_matching import ClassMatching
 from c2fmae.eval.robustness.image_classifier import ImageClassifier
 from c2fmae.eval.robustness.prediction_store import StoredPredictions
@@ -114,15 +113,16 @@ def format_image_count(num_images: int, expected: int | None) -> str:
     return f"{num_images:,}" if expected in (None, num_images) else f"{num_images:,} of {expected:,}"
 
 
-def build_accuracy_metric(name: str, is_correct: Bool[Tensor, " photo"], note: str = "") -> Metric:
+def measure_accuracy(
+    key: str, is_correct: Bool[Tensor, " photo"], tags: Mapping[str, TagValue], notes: tuple[str, ...] = ()
+) -> Metric:
     """Return an accuracy in percent with Wilson's interval."""
-    accuracy = is_correct.double().mean().item()
-    return Metric(name, 100 * accuracy, len(is_correct), wilson_interval(accuracy, len(is_correct), scale=100), note)
+    return build_accuracy_metric(key, is_correct.double().mean().item(), len(is_correct), tags=tags, notes=notes)
 
 
-def describe_caveats(set_predictions: SetPredictions, accuracy: float) -> str:
+def describe_caveats(set_predictions: SetPredictions, accuracy: float) -> tuple[str, ...]:
     """Say what has to be known beside a set's first number: what is left out, resized, or suspicious."""
-    caveats = []
+    caveats: list[str] = []
     num_images, num_excluded = (
         sum(cell.num_images for cell in set_predictions.cells),
         sum(cell.num_excluded for cell in set_predictions.cells),
@@ -160,39 +160,44 @@ def describe_caveats(set_predictions: SetPredictions, accuracy: float) -> str:
             f"hardly above chance, {100 * set_predictions.chance_accuracy:.2g} %: are classes, weights, mean and std "
             "right?"
         )
-    return "; ".join(caveats)
+    return tuple(caveats)
 
 
-def compute_accuracy_metrics(set_predictions: SetPredictions, name: str, accuracy_name: str) -> list[Metric]:
-    """Return the metrics of a set without corruptions; `accuracy_name` names the accuracy where classes are masked."""
+def compute_accuracy_metrics(
+    set_predictions: SetPredictions, tags: Mapping[str, TagValue], open_classes: str
+) -> list[Metric]:
+    """Return the metrics of a set without corruptions; `open_classes` names those among which the model chooses."""
     is_correct, confidence = (
         torch.cat([getattr(cell, what) for cell in set_predictions.cells]) for what in ("is_correct", "confidence")
     )
-    metric_name = f"{name}, {accuracy_name}"
-    metrics = [
-        build_accuracy_metric(
-            metric_name, is_correct, describe_caveats(set_predictions, is_correct.double().mean().item())
-        )
-    ]
-    if accuracy_name != TOP_1:
+    caveats = describe_caveats(set_predictions, is_correct.double().mean().item())
+    if open_classes == ALL_CLASSES:
+        metrics = [measure_accuracy("top1", is_correct, tags, caveats)]
+    else:
         is_correct_among_all = torch.cat([cell.is_correct_among_all for cell in set_predictions.cells])
-        metrics.append(build_accuracy_metric(f"{name}, all of the model's classes", is_correct_among_all))
-    metrics += compute_clean_metrics(set_predictions, name, metrics[0].value)
+        metrics = [
+            measure_accuracy("top1", is_correct, {**tags, "classes": open_classes}, caveats),
+            measure_accuracy("top1", is_correct_among_all, {**tags, "classes": ALL_CLASSES}),
+        ]
+    metrics += compute_clean_metrics(set_predictions, tags, metrics[0].value)
     error = 100 * compute_calibration_error(confidence, is_correct)
-    return [*metrics, Metric(f"{name}, calibration error", error, len(is_correct))]
+    return [*metrics, Metric("calibration_error", error, len(is_correct), tags=tags)]
 
 
-TOP_1 = "top-1"
+ALL_CLASSES = "all classes"
 
-_MANY_CLASSES = 10  # classes; of fewer, three times chance is no little
+_MANY_CLASSES = 10  # with fewer classes, three times chance is a good accuracy
 
 
-def compute_clean_metrics(set_predictions: SetPredictions, name: str, accuracy: float) -> list[Metric]:
-    """Return the accuracy on clean photos of the same classes, asked in the same way, and how much less is left."""
-    if set_predictions.clean is None or not set_predictions.clean.num_images:
+def compute_clean_metrics(
+    set_predictions: SetPredictions, tags: Mapping[str, TagValue], accuracy: float
+) -> list[Metric]:
+    """Return the accuracy on clean images of the same classes with the same logits open, and the drop from it."""
+    clean = set_predictions.clean
+    if clean is None or not clean.num_images:
         return []
-    clean_metric = build_accuracy_metric(f"{name}, clean on the same classes", set_predictions.clean.is_correct)
-    return [clean_metric, Metric(f"{name}, drop", clean_metric.value - accuracy, set_predictions.clean.num_images)]
+    clean_metric = measure_accuracy("clean_top1", clean.is_correct, tags)
+    return [clean_metric, Metric("accuracy_drop", clean_metric.value - accuracy, clean.num_images, tags=tags)]
 
 
 def index_images(cells: Sequence[CellPredictions]) -> list[Int64[Tensor, " photo"]]:

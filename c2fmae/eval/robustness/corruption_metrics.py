@@ -1,9 +1,12 @@
 """The numbers of a set of corruptions: mCE, and what is often taken for it, each under its own name."""
 
+from collections.abc import Mapping
+
 from c2fmae.data.corruption.names import SEVERITIES
 from c2fmae.data.suites.official import imagenet_wnids
-from c2fmae.eval.evaluation import Metric
+from c2fmae.eval.metrics import Metric, TagValue
 from c2fmae.eval.robustness.accuracy_metrics import (
+    ALL_CLASSES,
     CellPredictions,
     SetPredictions,
     compute_clean_metrics,
@@ -22,7 +25,6 @@ from c2fmae.eval.robustness.scores import (
 )
 
 NUM_CELLS = len(ALEXNET_ERRORS) * len(SEVERITIES)
-MCE = "mCE (AlexNet)"
 
 
 def group_by_cell(set_predictions: SetPredictions) -> dict[CellKey, CellPredictions]:
@@ -50,58 +52,56 @@ def is_official_imagenet_c(set_predictions: SetPredictions) -> bool:
 
 
 def compute_corruption_metrics(
-    set_predictions: SetPredictions, name: str, reference: SetPredictions | None = None
+    set_predictions: SetPredictions, tags: Mapping[str, TagValue], reference: SetPredictions | None = None
 ) -> list[Metric]:
-    """Return mean error and accuracy, mCE by AlexNet of ImageNet-C, and by a reference where there is one.
+    """Return mean error and accuracy, mCE by AlexNet on ImageNet-C, and by a reference model where there is one.
 
-    Where any of the 75 cells is missing there is no mCE, and the mean says over how many cells it is.
+    There is no mCE where any of the 75 cells is missing; the means are tagged with the number of their cells then.
     """
     cells, errors = group_by_cell(set_predictions), compute_cell_errors(set_predictions)
     official_errors = {where: error for where, error in errors.items() if where[0] in ALEXNET_ERRORS}
-    count = sum(cells[where].num_images for where in official_errors)
+    extra_errors = {where: error for where, error in errors.items() if where[0] not in ALEXNET_ERRORS}
     metrics = []
     if is_official_imagenet_c(set_predictions):
-        caveats = describe_caveats(set_predictions, 1.0)  # an accuracy that none is suspicious of
-        metrics += _mce_metric(f"{name}, {MCE}", compute_corruption_errors(errors), cells, _alexnet_weights(), caveats)
+        value, weights = compute_mean_corruption_error(compute_corruption_errors(errors)), _alexnet_weights()
+        if value is not None:
+            caveats = describe_caveats(set_predictions, 1.0)  # those of the accuracy stand beside the mean error
+            count = sum(cells[where].num_images for where in weights)
+            metrics.append(_percent_metric("mce", value, count, tags, _half_width(cells, weights), caveats))
     if official_errors:
-        over = "" if len(official_errors) == NUM_CELLS else f" over {len(official_errors)} of {NUM_CELLS} cells"
-        mean = sum(official_errors.values()) / len(official_errors)
-        is_complete = not find_missing_cells(errors)
-        caveats = describe_caveats(set_predictions, 1 - mean)
-        note = "; ".join(
-            filter(
-                None,
-                [_explain_missing_mce(set_predictions) if is_complete else "not complete, so there is no mCE", caveats],
-            )
-        )
-        half_width = _half_width(cells, dict.fromkeys(official_errors, 1 / len(official_errors)))
-        metrics.append(_percent_metric(f"{name}, mean error{over}", mean, count, half_width, note))
-        metrics.append(_percent_metric(f"{name}, mean accuracy{over}", 1 - mean, count, half_width))
-        if set_predictions.is_restricted:
-            mean_among_all = sum(
-                cells[where].is_correct_among_all.double().mean().item() for where in official_errors
-            ) / len(official_errors)
-            metrics.append(
-                _percent_metric(f"{name}, mean accuracy{over}, all of the model's classes", mean_among_all, count)
-            )
-        metrics += compute_clean_metrics(set_predictions, name, 100 * (1 - mean))
-        calibration_errors = [
-            compute_calibration_error(cells[where].confidence, cells[where].is_correct) for where in official_errors
-        ]
-        metrics.append(
-            _percent_metric(
-                f"{name}, calibration error, mean over cells", sum(calibration_errors) / len(calibration_errors), count
-            )
-        )
-    if extra_errors := [error for where, error in errors.items() if where[0] not in ALEXNET_ERRORS]:
-        names = ", ".join(dict.fromkeys(where[0] for where in errors if where[0] not in ALEXNET_ERRORS))
-        num_images = sum(cell.num_images for where, cell in cells.items() if where[0] not in ALEXNET_ERRORS)
-        metrics.append(
-            _percent_metric(
-                f"{name}, mean error of extras", sum(extra_errors) / len(extra_errors), num_images, note=f"of {names}"
-            )
-        )
-    return metrics + (_reference_metrics(set_predictions, name, reference) if reference is not None else [])
+        metrics += _mean_metrics(set_predictions, official_errors, tags)
+    if extra_errors:
+        names = ", ".join(dict.fromkeys(corruption for corruption, _ in extra_errors))
+        count = sum(cells[where].num_images for where in extra_errors)
+        mean = sum(extra_errors.values()) / len(extra_errors)
+        metrics.append(_percent_metric("mean_error_extra", mean, count, tags, notes=(f"of {names}",)))
+    return metrics + (_reference_metrics(set_predictions, tags, reference) if reference is not None else [])
+
+
+def _mean_metrics(
+    set_predictions: SetPredictions, errors: Mapping[CellKey, float], tags: Mapping[str, TagValue]
+) -> list[Metric]:
+    """Return the means over the cells of the 15 corruptions."""
+    cells = group_by_cell(set_predictions)
+    count = sum(cells[where].num_images for where in errors)
+    mean = sum(errors.values()) / len(errors)
+    is_complete = not find_missing_cells(errors)
+    mce_note = _explain_missing_mce(set_predictions) if is_complete else "not complete, so there is no mCE"
+    notes = (*filter(None, [mce_note]), *describe_caveats(set_predictions, 1 - mean))
+    half_width = _half_width(cells, dict.fromkeys(errors, 1 / len(errors)))
+    mean_tags = tags if len(errors) == NUM_CELLS else {**tags, "cells": f"{len(errors)} of {NUM_CELLS}"}
+    metrics = [
+        _percent_metric("mean_error", mean, count, mean_tags, half_width, notes),
+        _percent_metric("mean_accuracy", 1 - mean, count, mean_tags, half_width),
+    ]
+    if set_predictions.is_restricted:
+        accuracies = [cells[where].is_correct_among_all.double().mean().item() for where in errors]
+        all_tags = {**mean_tags, "classes": ALL_CLASSES}
+        metrics.append(_percent_metric("mean_accuracy", sum(accuracies) / len(accuracies), count, all_tags))
+    metrics += compute_clean_metrics(set_predictions, tags, 100 * (1 - mean))
+    calibration_errors = [compute_calibration_error(cells[c].confidence, cells[c].is_correct) for c in errors]
+    mean = sum(calibration_errors) / len(calibration_errors)
+    return [*metrics, _percent_metric("mean_calibration_error", mean, count, tags)]
 
 
 def _explain_missing_mce(set_predictions: SetPredictions) -> str:
@@ -113,20 +113,6 @@ def _explain_missing_mce(set_predictions: SetPredictions) -> str:
     if set_predictions.class_matching.missing_names:
         return "no mCE by AlexNet, since the model lacks classes"
     return f"no mCE by AlexNet, since the set has {len(set_predictions.shifted_set.labels):,} of the 1,000 classes"
-
-
-def _mce_metric(
-    name: str,
-    errors_by_corruption: dict[str, float],
-    cells: dict[CellKey, CellPredictions],
-    weights: dict[CellKey, float],
-    note: str,
-) -> list[Metric]:
-    value = compute_mean_corruption_error(errors_by_corruption)
-    if value is None:
-        return []
-    count = sum(cells[where].num_images for where in weights)
-    return [_percent_metric(name, value, count, _half_width(cells, weights), note)]
 
 
 def _alexnet_weights() -> dict[CellKey, float]:
@@ -147,26 +133,30 @@ def _half_width(cells: dict[CellKey, CellPredictions], weights: dict[CellKey, fl
     return compute_clustered_half_width(errors, weights)
 
 
-def _reference_metrics(set_predictions: SetPredictions, name: str, reference: SetPredictions) -> list[Metric]:
+def _reference_metrics(
+    set_predictions: SetPredictions, tags: Mapping[str, TagValue], reference: SetPredictions
+) -> list[Metric]:
     """Return mCE with another model in AlexNet's place, and the same of what corruptions add to the clean error."""
-    cell_errors, reference_errors, reference_name = (
-        compute_cell_errors(set_predictions),
-        compute_cell_errors(reference),
-        reference.classifier.source,
-    )
-    count = sum(cell.num_images for cell in set_predictions.cells)
-    metrics = []
-    if (value := compute_mean_corruption_error(compute_corruption_errors(cell_errors, reference_errors))) is not None:
-        metrics.append(_percent_metric(f"{name}, mCE beside {reference_name}", value, count))
+    errors, reference_errors = compute_cell_errors(set_predictions), compute_cell_errors(reference)
+    tags = {**tags, "reference": reference.classifier.source}
+    values = {"mce_vs_reference": compute_mean_corruption_error(compute_corruption_errors(errors, reference_errors))}
     if set_predictions.clean is not None and reference.clean is not None:
-        errors_by_corruption = compute_relative_corruption_errors(
-            cell_errors, set_predictions.clean.error, reference_errors, reference.clean.error
+        values["relative_mce_vs_reference"] = compute_mean_corruption_error(
+            compute_relative_corruption_errors(
+                errors, set_predictions.clean.error, reference_errors, reference.clean.error
+            )
         )
-        if (value := compute_mean_corruption_error(errors_by_corruption)) is not None:
-            metrics.append(_percent_metric(f"{name}, relative mCE beside {reference_name}", value, count))
-    return metrics
+    count = sum(cell.num_images for cell in set_predictions.cells)
+    return [_percent_metric(key, value, count, tags) for key, value in values.items() if value is not None]
 
 
-def _percent_metric(name: str, fraction: float, count: int, half_width: float | None = None, note: str = "") -> Metric:
+def _percent_metric(
+    key: str,
+    fraction: float,
+    count: int,
+    tags: Mapping[str, TagValue],
+    half_width: float | None = None,
+    notes: tuple[str, ...] = (),
+) -> Metric:
     interval = None if half_width is None else (100 * (fraction - half_width), 100 * (fraction + half_width))
-    return Metric(name, 100 * fraction, count, interval, note)
+    return Metric(key, 100 * fraction, count, interval, tags=tags, notes=notes)

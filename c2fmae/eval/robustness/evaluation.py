@@ -15,24 +15,30 @@ from c2fmae.data import CentralView
 from c2fmae.data.corruption.names import CENTRE_CROP_RATIO
 from c2fmae.data.suites import CUSTOM, Cell, ShiftedSet
 from c2fmae.eval.engine import BatchingConfig
-from c2fmae.eval.evaluation import Metric
+from c2fmae.eval.metrics import Metric, find_metric
 from c2fmae.eval.probes.extraction import Precision
 from c2fmae.eval.robustness import prediction_store
 from c2fmae.eval.robustness.accuracy_metrics import (
-    TOP_1,
+    ALL_CLASSES,
     CellPredictions,
     SetPredictions,
     compute_accuracy_metrics,
     is_corruption_grid,
 )
 from c2fmae.eval.robustness.class_matching import ClassMatching, match_classes
-from c2fmae.eval.robustness.corruption_metrics import MCE, compute_corruption_metrics
+from c2fmae.eval.robustness.corruption_metrics import compute_corruption_metrics
 from c2fmae.eval.robustness.image_classifier import CentralImageView, ImageClassifier, ImageView, UncroppedImageView
 from c2fmae.eval.robustness.inference import CellRequests, PredictionRequest, run_predictions, select_pending
 from c2fmae.eval.robustness.scores import compute_paper_score
 
 SUBSET_200, OWN_CLASSES = "subset-200", "own classes"
-SCORE_METRICS = (("imagenet-a", SUBSET_200), ("imagenet-r", SUBSET_200), ("sketch", TOP_1), ("imagenet-c", MCE))
+SCORE_METRICS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("top1", {"set": "imagenet-a", "classes": SUBSET_200}),
+    ("top1", {"set": "imagenet-r", "classes": SUBSET_200}),
+    ("top1", {"set": "sketch"}),
+    ("mce", {"set": "imagenet-c"}),
+)
+"""Key and tags of what the paper's score is made of."""
 
 
 class RobustnessConfig(Config):
@@ -62,11 +68,11 @@ def format_set_name(shifted_set: ShiftedSet) -> str:
     return f"{shifted_set.name} (self-made)" if shifted_set.creation_sentence is not None else shifted_set.name
 
 
-def choose_accuracy_name(shifted_set: ShiftedSet) -> str:
-    """Return what the first number of a set without corruptions is called."""
+def choose_open_classes(shifted_set: ShiftedSet) -> str:
+    """Return among which classes the protocol of a set lets the model choose."""
     if shifted_set.protocol_wnids is not None:
         return SUBSET_200
-    return OWN_CLASSES if shifted_set.suite == CUSTOM else TOP_1
+    return OWN_CLASSES if shifted_set.suite == CUSTOM else ALL_CLASSES
 
 
 def evaluate_robustness(
@@ -127,23 +133,21 @@ def _build_result(
 ) -> RobustnessResult:
     metrics: list[Metric] = []
     for set_index, set_predictions in enumerate(predictions_by_set):
-        name = format_set_name(set_predictions.shifted_set)
+        tags = {"set": format_set_name(set_predictions.shifted_set)}
         if is_corruption_grid(set_predictions.shifted_set):
-            metrics += compute_corruption_metrics(
-                set_predictions, name, reference_predictions[set_index] if reference_predictions else None
-            )
+            reference = reference_predictions[set_index] if reference_predictions else None
+            metrics += compute_corruption_metrics(set_predictions, tags, reference)
         else:
-            metrics += compute_accuracy_metrics(
-                set_predictions, name, choose_accuracy_name(set_predictions.shifted_set)
-            )
-    value_by_name = {metric.name: metric.value for metric in metrics}
-    score_values = [value_by_name.get(f"{name}, {number}") for name, number in SCORE_METRICS]
-    if None not in score_values:
-        a, r, sketch, mce = (each for each in score_values if each is not None)
-        note = "(A + R + Sketch + (100 - mCE)) / 4"
-        has_remarks = any(metric.note for metric in metrics if metric.name in {f"{n}, {p}" for n, p in SCORE_METRICS})
-        note += "; of sets with remarks of their own" if has_remarks else ""
-        metrics.append(Metric("Score", compute_paper_score(a, r, sketch, mce), 4, note=note))
+            open_classes = choose_open_classes(set_predictions.shifted_set)
+            metrics += compute_accuracy_metrics(set_predictions, tags, open_classes)
+    score_metrics = [find_metric(metrics, key, **tags) for key, tags in SCORE_METRICS]
+    found_metrics = [metric for metric in score_metrics if metric is not None]
+    if len(found_metrics) == len(SCORE_METRICS):
+        has_notes = any(metric.notes for metric in found_metrics)
+        notes = ("(A + R + Sketch + (100 - mCE)) / 4", *["of sets with remarks of their own"] * has_notes)
+        a, r, sketch, mce = (metric.value for metric in found_metrics)
+        score = compute_paper_score(a, r, sketch, mce)
+        metrics.append(Metric("robustness_score", score, len(found_metrics), notes=notes))
     return RobustnessResult(classifier, tuple(metrics), tuple(predictions_by_set))
 
 
@@ -190,7 +194,7 @@ class _SetRequests:
     ) -> None:
         self.classifier, self.shifted_set = classifier, shifted_set
         self.class_matching = _match_set(classifier, shifted_set)
-        is_restricted = choose_accuracy_name(shifted_set) != TOP_1
+        is_restricted = choose_open_classes(shifted_set) != ALL_CLASSES
         self.columns = self.class_matching.columns if is_restricted else tuple(range(len(classifier.labels)))
         view: ImageView = UncroppedImageView(classifier.image_size) if shifted_set.is_cropped else classifier.view
         self.paths = [

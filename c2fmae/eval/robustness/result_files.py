@@ -3,27 +3,31 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.files import write_atomic
-from c2fmae.eval.results import PAGE_FILE, RESULT_FORMAT, EvaluationResult, save_result
-from c2fmae.eval.robustness.accuracy_metrics import TOP_1, SetPredictions, is_corruption_grid
+from c2fmae.eval.results import (
+    PAGE_FILE,
+    RESULT_FORMAT,
+    EvaluationResult,
+    collect_notes,
+    make_metrics_table,
+    save_result,
+)
+from c2fmae.eval.robustness.accuracy_metrics import ALL_CLASSES, SetPredictions, is_corruption_grid
 from c2fmae.eval.robustness.class_matching import ClassMatching
 from c2fmae.eval.robustness.corruption_metrics import compute_cell_errors, is_official_imagenet_c
-from c2fmae.eval.robustness.evaluation import RobustnessConfig, RobustnessResult, choose_accuracy_name, format_set_name
+from c2fmae.eval.robustness.evaluation import RobustnessConfig, RobustnessResult, choose_open_classes, format_set_name
 from c2fmae.eval.robustness.scores import TABLE_IV, compute_corruption_errors
 from c2fmae.eval.robustness.tables import (
     PAPER_NOTE,
     build_cell_records,
     build_corruption_charts,
     build_corruption_table,
-    build_metrics_table,
     build_paper_table,
     build_set_bar_chart,
-    collect_metric_notes,
     results_to_csv,
 )
 from c2fmae.report import Details, Page, Section, Text, render_page
@@ -36,11 +40,11 @@ def describe_set_protocol(set_predictions: SetPredictions) -> str:
     """Say how a classifier was asked about a set."""
     shifted_set, classifier = set_predictions.shifted_set, set_predictions.classifier
     classes = len(set_predictions.columns)
-    if choose_accuracy_name(shifted_set) == TOP_1:
+    open_classes = choose_open_classes(shifted_set)
+    if open_classes == ALL_CLASSES:
         choice_text = f"the highest of all {classes:,} logits"
     else:
-        name = choose_accuracy_name(shifted_set)
-        choice_text = f"the highest of the logits of the set's {classes:,} classes ({name}); all logits apart"
+        choice_text = f"the highest of the logits of the set's {classes:,} classes ({open_classes}); all logits apart"
     view_text = (
         f"photos as they are, to {_format_size(classifier.image_size)} only if they are of another size"
         if shifted_set.is_cropped
@@ -136,8 +140,9 @@ def _result_settings(config: RobustnessConfig) -> dict[str, Any]:
 
 
 def _build_comparison_page(results: Sequence[RobustnessResult], document: Mapping[str, Any]) -> Page:
-    note_lines = collect_metric_notes(results)
-    sections: list[Section] = [build_metrics_table(results)]
+    columns = [(each.classifier.source, each.metrics) for each in results]
+    note_lines = collect_notes(columns)
+    sections: list[Section] = [make_metrics_table("Robustness", columns)]
     if note_lines:
         sections.append(Text("\n\n".join(note_lines), title="To be known beside the numbers"))
     sections += [build_set_bar_chart(results), build_paper_table(results)]
@@ -167,7 +172,7 @@ def _model_record(result: RobustnessResult) -> dict[str, Any]:
     return {
         "weights": result.classifier.digest,
         "protocol": {answers.shifted_set.name: describe_set_protocol(answers) for answers in result.set_predictions},
-        "metrics": [asdict(metric) for metric in result.metrics],
+        "metrics": [metric.to_json() for metric in result.metrics],
         "corruption_errors": {
             answers.shifted_set.name: compute_corruption_errors(compute_cell_errors(answers))
             for answers in result.set_predictions

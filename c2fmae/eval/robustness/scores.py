@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from c2fmae.data.corruption.names import SEVERITIES
-from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
+from c2fmae.eval.intervals import NORMAL_QUANTILE_975
 
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,

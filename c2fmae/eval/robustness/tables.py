@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from io import StringIO
 from math import nan
 
-from c2fmae.eval.evaluation import Metric
+from c2fmae.eval.metrics import find_metric
 from c2fmae.eval.robustness.accuracy_metrics import SetPredictions, is_corruption_grid
 from c2fmae.eval.robustness.corruption_metrics import compute_cell_errors
 from c2fmae.eval.robustness.evaluation import SCORE_METRICS, RobustnessResult, format_set_name
@@ -29,43 +29,12 @@ _CSV_COLUMNS = (
 PAPER_NOTE = "reported by the paper, ViT-B fine-tuned on ImageNet"
 
 
-def build_metrics_table(results: Sequence[RobustnessResult]) -> Table:
-    """Return all numbers, models side by side; what has to be known of one is below, or in its row where all share it.
-
-    The second column says over how many photos they are, where that is the same for all.
-    """
-    names = dict.fromkeys(metric.name for each in results for metric in each.metrics)
-    by_name = [{metric.name: metric for metric in each.metrics} for each in results]
-    rows = []
-    for name in names:
-        metrics = [each.get(name) for each in by_name]
-        counts = {metric.count for metric in metrics if metric}
-        count_text = f"{counts.pop():,}" if len(counts) == 1 and name != "Score" else ""
-        rows.append((name, count_text, *map(_format_metric, metrics)))
-    return Table("Robustness, in percent", ("", "photos", *(each.classifier.source for each in results)), rows)
-
-
-def collect_metric_notes(results: Sequence[RobustnessResult]) -> list[str]:
-    """Return what has to be known beside the numbers, a line each: once where it holds of all models."""
-    sources_by_note: dict[tuple[str, str], list[str]] = {}
-    for each in results:
-        for metric in each.metrics:
-            for note in filter(None, metric.note.split("; ")):
-                sources_by_note.setdefault((metric.name, note), []).append(each.classifier.source)
-    num_models = len(results)
-    return [
-        f"{name}: {note}" if len(sources) == num_models else f"{name}, {', '.join(sources)}: {note}"
-        for (name, note), sources in sources_by_note.items()
-    ]
-
-
 def build_paper_table(results: Sequence[RobustnessResult]) -> Table:
     """Return the four sets and the Score, and the paper's rows below."""
     rows: list[tuple[str | float | None, ...]] = []
     for each in results:
-        value_by_name = {metric.name: metric.value for metric in each.metrics}
-        score_values = (value_by_name.get(f"{name}, {number}") for name, number in SCORE_METRICS)
-        rows.append((each.classifier.source, *score_values, value_by_name.get("Score")))
+        metrics = [find_metric(each.metrics, key, **tags) for key, tags in (*SCORE_METRICS, ("robustness_score", {}))]
+        rows.append((each.classifier.source, *(metric.value if metric else None for metric in metrics)))
     rows += [(f"{name}, {PAPER_NOTE}", *row) for name, row in TABLE_IV.items()]
     note = (
         "ImageNet-A and -R among their own 200 classes, Sketch among all 1000, mCE by AlexNet's errors (lower is "
@@ -168,10 +137,3 @@ def _set_accuracy(set_predictions: SetPredictions) -> float | None:
 
 def _mean_percent(errors: Sequence[float]) -> float | None:
     return 100 * sum(errors) / len(errors) if errors else None
-
-
-def _format_metric(metric: Metric | None) -> str:
-    if metric is None:
-        return "–"
-    span = f" ({metric.interval[0]:.2f}-{metric.interval[1]:.2f})" if metric.interval else ""
-    return f"{metric.value:.2f}{span}"

@@ -14,7 +14,8 @@ from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.eval.analysis.attention import AttentionEvaluation
 from c2fmae.eval.analysis.representation import RepresentationEvaluation
 from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation
-from c2fmae.eval.evaluation import Metric, ModelUnderTest
+from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import wrap_vit
 from tests.models.tiny_models import make_tiny_vit

@@ -27,7 +27,8 @@ from c2fmae.eval.analysis.attention import (
     compute_image_attention,
     iterate_attention,
 )
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
 from tests.eval.analysis import sampled_processes
 from tests.eval.analysis.sampled_processes import backbone_from_vit
@@ -78,8 +79,8 @@ def metrics(
     scenes: Scenes, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, **settings: object
 ) -> dict[str, Metric]:
     monkeypatch.setattr(sampled_evaluation, "open_scenes", lambda *args, **kwargs: scenes)
-    evaluation = AttentionEvaluation.model_validate({"data": "at hand", **settings})
-    return {metric.name: metric for metric in evaluation.run(ModelUnderTest("tiny", backbone, Path("unused")))}
+    evaluation = AttentionEvaluation.model_validate({"data": "at hand", "workers": 0, **settings})
+    return {metric.label: metric for metric in evaluation.run(ModelUnderTest("tiny", backbone, Path("unused")))}
 
 
 def keen_vit(**options: Any) -> VisionTransformer:
@@ -224,19 +225,23 @@ def test_planted_attention_gives_the_planted_number(monkeypatch: pytest.MonkeyPa
     first, second = (more / 2) / (2 * more + 4), (more + 1) / (more + 5)
     chance = (0.5 / 6 + 2 / 6) / 2
     for depth in (1, 2):
-        assert found[f"layer {depth}/share"].value == pytest.approx(50 * (first + second), rel=1e-5)
-        assert found[f"layer {depth}/ratio"].value == pytest.approx((first + second) / 2 / chance, rel=1e-5)
-    assert found["chance"].value == pytest.approx(100 * chance)
-    assert found["chance"].count == 2
+        assert found[f"layer {depth}: attention on objects"].value == pytest.approx(50 * (first + second), rel=1e-5)
+        assert found[f"layer {depth}: attention on objects, relative to chance"].value == pytest.approx(
+            (first + second) / 2 / chance, rel=1e-5
+        )
+    assert found["attention on objects by chance"].value == pytest.approx(100 * chance)
+    assert found["attention on objects by chance"].count == 2
 
 
 def test_attention_that_is_the_same_everywhere_is_at_chance_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     found = metrics(noise(9), backbone_from_vit(looking_at_red(0.0, make_tiny_vit())), monkeypatch)
     for depth in (1, 2):
-        ratio = found[f"layer {depth}/ratio"]
+        ratio = found[f"layer {depth}: attention on objects, relative to chance"]
         assert ratio.value == pytest.approx(1, abs=1e-12)
         assert ratio.interval == pytest.approx((1, 1), abs=1e-12)
-        assert found[f"layer {depth}/share"].value == pytest.approx(found["chance"].value, abs=1e-10)
+        assert found[f"layer {depth}: attention on objects"].value == pytest.approx(
+            found["attention on objects by chance"].value, abs=1e-10
+        )
 
 
 def test_the_order_of_images_and_the_size_of_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,8 +260,8 @@ def test_images_without_an_instance_or_a_label_are_left_out_and_counted(monkeypa
     kept = Scenes(scenes.photos[[1, 2, 5]], scenes.instances[[1, 2, 5]])
     scenes.instances[0], scenes.instances[[3, 4]] = 0, IGNORE
     found, alone = metrics(scenes, backbone, monkeypatch), metrics(kept, backbone, monkeypatch)
-    assert found["images left out"] == Metric("images left out", 3, 6)
-    assert alone["images left out"] == Metric("images left out", 0, 3)
+    assert found["images left out"] == Metric("images_left_out", 3, 6)
+    assert alone["images left out"] == Metric("images_left_out", 0, 3)
     for name in alone.keys() - {"images left out"}:
         assert found[name].count == 3
         assert found[name].value == pytest.approx(alone[name].value, rel=1e-6)
@@ -271,7 +276,7 @@ def test_an_image_of_which_only_the_unlabelled_is_looked_at_is_left_out(monkeypa
         red_scenes(is_red, instances), backbone_from_vit(looking_at_red(80.0, make_tiny_vit())), monkeypatch
     )
     assert found["images left out"].value == 1
-    assert found["layer 1/share"].value == 100
+    assert found["layer 1: attention on objects"].value == 100
 
 
 def test_fewer_images_are_spread_over_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +294,7 @@ def test_intervals_cover_what_more_images_say_about_as_often_as_they_promise() -
     for _ in range(400):
         chance = torch.rand(60, generator=draw, dtype=torch.float64) + 0.1
         share = 1.5 * chance + torch.randn(60, generator=draw, dtype=torch.float64) * 0.2 * chance
-        low, high = sampled_evaluation.ratio_metric("ratio", share, chance).interval or (0, 0)
+        low, high = sampled_evaluation.ratio_metric("attention_on_objects_ratio", share, chance).interval or (0, 0)
         hits += low <= 1.5 <= high
     assert 0.92 < hits / 400 < 0.98
 

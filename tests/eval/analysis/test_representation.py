@@ -16,7 +16,8 @@ from c2fmae.eval.analysis.representation import (
     patch_distances,
     variance_spectrum,
 )
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
 from tests.eval.analysis.sampled_processes import backbone_from_vit
 from tests.models.tiny_models import draw_normal, make_tiny_vit, randomise_parameters
@@ -33,8 +34,8 @@ def noise_attention(seed: int = 0) -> Tensor:
 
 
 def measured(backbone: Backbone, **settings: object) -> dict[str, Metric]:
-    evaluation = RepresentationEvaluation.model_validate({"images": 6, "batch_size": 4, **settings})
-    return {metric.name: metric for metric in evaluation.run(ModelUnderTest("tiny", backbone, Path("unused")))}
+    evaluation = RepresentationEvaluation.model_validate({"images": 6, "batch_size": 4, "workers": 0, **settings})
+    return {metric.label: metric for metric in evaluation.run(ModelUnderTest("tiny", backbone, Path("unused")))}
 
 
 def test_distances_are_those_of_the_middles_of_patches() -> None:
@@ -141,24 +142,31 @@ def test_a_vit_that_looks_everywhere_alike_has_the_numbers_of_that() -> None:
     found = measured(backbone_from_vit(vit))
     apart = patch_distances((2, 3)).mean().item()
     for depth in (1, 2):
-        assert found[f"layer {depth}/distance in patches"].value == pytest.approx(apart, rel=1e-6)
-        assert found[f"layer {depth}/distance in pixels"].value == pytest.approx(16 * apart, rel=1e-6)
-        assert found[f"layer {depth}/mutual information"].value == pytest.approx(0, abs=1e-4)
+        assert found[f"layer {depth}: attention distance in patches"].value == pytest.approx(apart, rel=1e-6)
+        assert found[f"layer {depth}: attention distance in pixels"].value == pytest.approx(16 * apart, rel=1e-6)
+        assert found[f"layer {depth}: mutual information of query and key"].value == pytest.approx(0, abs=1e-4)
     assert len(found) == 14
 
 
 def test_ranks_are_of_what_the_backbone_says_of_the_photos() -> None:
     backbone = backbone_from_vit(randomise_parameters(make_tiny_vit(), std=0.3))
-    evaluation, subject = RepresentationEvaluation(images=6), ModelUnderTest("tiny", backbone, Path("unused"))
-    found = {metric.name: metric for metric in evaluation.run(subject)}
+    evaluation, subject = (
+        RepresentationEvaluation(images=6, workers=0),
+        ModelUnderTest("tiny", backbone, Path("unused")),
+    )
+    found = {metric.label: metric for metric in evaluation.run(subject)}
     photos = evaluation.measure_images(subject, lambda scenes: scenes.maps["rgb"]).to(torch.uint8)
     tokens = backbone.tokens(backbone.standardise(photos))
     ranks = effective_rank(variance_spectrum(tokens[:, 1:]))
-    assert found["layer 2/rank of patches"].value == pytest.approx(ranks.mean().item(), rel=1e-6)
+    assert found["layer 2: effective rank of patches"].value == pytest.approx(ranks.mean().item(), rel=1e-6)
     pooled = variance_spectrum(backbone.pool(tokens))
-    assert found["layer 2/rank of photos"].value == pytest.approx(effective_rank(pooled).item(), rel=1e-5)
-    assert found["layer 2/top share of photos"].value == pytest.approx(100 * pooled[0].item(), rel=1e-5)
-    assert found["layer 2/top share of patches"].value == pytest.approx(
+    assert found["layer 2: effective rank of pooled features"].value == pytest.approx(
+        effective_rank(pooled).item(), rel=1e-5
+    )
+    assert found["layer 2: variance along the first direction, pooled features"].value == pytest.approx(
+        100 * pooled[0].item(), rel=1e-5
+    )
+    assert found["layer 2: variance along the first direction, patches"].value == pytest.approx(
         100 * variance_spectrum(tokens[:, 1:])[:, 0].mean().item(), rel=1e-6
     )
 
@@ -169,7 +177,7 @@ def test_the_size_of_batches_does_not_matter_and_intervals_hold_their_values() -
     for name, metric in usual.items():
         assert other[name].value == pytest.approx(metric.value, rel=1e-5)
         assert metric.count == 6
-        assert (metric.interval is None) == name.endswith("of photos")
+        assert (metric.interval is None) == name.endswith("pooled features")
         if metric.interval:
             assert metric.interval[0] <= metric.value <= metric.interval[1]
 

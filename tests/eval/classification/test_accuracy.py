@@ -130,19 +130,21 @@ def test_numbers_have_intervals_and_say_what_they_are_of() -> None:
         torch.diag(torch.tensor([50, 50, 0, 0, 0, 0])), num_top5_correct=100, loss=0.5, num_tokens=4
     )
     worse = ClassificationScores(torch.ones(6, 6, dtype=torch.long), num_top5_correct=30, loss=1.5, num_tokens=8)
-    metrics = {each.name: each for each in build_finetune_metrics(found, worse, {("rgb", "semantic"): worse}, (7, 0.5))}
+    metrics = {
+        each.label: each for each in build_finetune_metrics(found, worse, {("rgb", "semantic"): worse}, (7, 0.5))
+    }
     assert list(metrics) == [
         *("top-1", "top-5", "loss"),
         *("top-1, averaged weights", "top-5, averaged weights", "loss, averaged weights"),
-        *("top-1, tried with rgb and semantic", "top-5, tried with rgb and semantic"),
-        *("loss, tried with rgb and semantic", "best top-1"),
+        *("top-1, input rgb, semantic", "top-5, input rgb, semantic", "loss, input rgb, semantic"),
+        "best top-1",
     ]
     first = metrics["top-1"]
     assert first.value == 100
     assert first.interval == pytest.approx((96.3005, 100), abs=1e-3)
     assert metrics["top-5, averaged weights"].value == pytest.approx(100 * 30 / 36)
     assert metrics["best top-1"].value == 50
-    assert metrics["best top-1"].note == "step 7: chosen on the test photos themselves, so it flatters"
+    assert metrics["best top-1"].notes == ("step 7: chosen on the test photos themselves, so it flatters",)
 
 
 def test_a_photo_without_a_label_ends_it_with_its_name() -> None:

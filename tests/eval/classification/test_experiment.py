@@ -74,10 +74,10 @@ def test_it_learns_a_few_photos_by_heart_and_is_a_classifier_that_others_load(
     )
     outcome = finetune(config, tmp_path / "run", World())
     assert (outcome.status, outcome.step, outcome.exit_code) == ("finished", 40, 0)
-    result = {metric.name: metric for metric in read_finetune_result(tmp_path / "run").metrics}
+    result = {metric.label: metric for metric in read_finetune_result(tmp_path / "run").metrics}
     assert result["top-1"].value == 100
     assert result["top-1"].count == 18
-    assert result["top-1"].note == "4 tokens of patches an image"
+    assert result["top-1"].notes == ("4 tokens of patches an image",)
     classifier, backbone = load_classifier(tmp_path / "run"), load_backbone(tmp_path / "run")
     assert [label.name if label else "" for label in classifier.spec.labels] == ["class-0", "class-1", "class-2"]
     photos = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -96,7 +96,7 @@ def test_what_is_written_down_of_it(source: Path, data: Path, tmp_path: Path) ->
     assert [row["step"] for row in tried] == [2, 4, 6]
     assert all({"test/top-5", "test/loss", "average/top-1"} <= row.keys() for row in tried)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
-    metrics = {metric.name: metric for metric in read_finetune_result(tmp_path).metrics}
+    metrics = {metric.label: metric for metric in read_finetune_result(tmp_path).metrics}
     assert metrics["top-1"].value == tried[-1]["test/top-1"]
     assert metrics["top-1, averaged weights"].value == tried[-1]["average/top-1"]
     best = max(max(row["test/top-1"], row["average/top-1"]) for row in tried)
@@ -223,15 +223,15 @@ def test_with_maps_it_sees_the_tokens_that_it_is_asked_to_see(
     caplog.set_level(logging.WARNING)
     words = ("data.granularities=[semantic, rgb]", "data.test_with=[[rgb], [semantic], [semantic, rgb]]")
     finetune(make_quick_config(with_maps, data, *words), tmp_path, World())
-    metrics = {metric.name: metric for metric in read_finetune_result(tmp_path).metrics}
-    tokens = {name: metrics[name].note.split()[0] for name in metrics if name.startswith("top-1")}
+    metrics = {metric.label: metric for metric in read_finetune_result(tmp_path).metrics}
+    tokens = {name: metrics[name].notes[0].split()[0] for name in metrics if name.startswith("top-1")}
     assert tokens == {
         "top-1": "8",
-        "top-1, tried with rgb": "4",
-        "top-1, tried with semantic": "4",
-        "top-1, tried with semantic and rgb": "8",
+        "top-1, input rgb": "4",
+        "top-1, input semantic": "4",
+        "top-1, input semantic, rgb": "8",
     }
-    assert metrics["top-1"].value == metrics["top-1, tried with semantic and rgb"].value
+    assert metrics["top-1"].value == metrics["top-1, input semantic, rgb"].value
     assert metrics["loss, tried with rgb"].value != metrics["loss, tried with semantic"].value
     unknown = (
         "Warning: the data does not say whether whoever made its maps knew the photos' labels (maps_know_labels in "
@@ -420,7 +420,7 @@ def test_shared_weights_come_to_the_same_end(source: Path, data: Path, tmp_path:
     spawn(finetune_processes.run_rank, args=(config.model_dump_json(), tmp_path), nprocs=2)
     finetune(make_quick_config(source, data), tmp_path / "one", World())
     alone, shared = (read_finetune_result(tmp_path / name).metrics for name in ("one", "two"))
-    assert [metric.name for metric in shared] == [metric.name for metric in alone]
+    assert [metric.label for metric in shared] == [metric.label for metric in alone]
     assert [metric.value for metric in shared] == pytest.approx([metric.value for metric in alone], rel=1e-3)
     assert load_classifier(tmp_path / "two").num_labels == 3
 

@@ -10,7 +10,8 @@ from c2fmae.core.operation_count import count_with_fvcore
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.eval.cost import CostEvaluation, compute_backbone_cost, format_backbone_costs, measure_backbones
 from c2fmae.eval.cost.memory import peak_bytes, saved_tensor_bytes
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric, find_metric
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
 
@@ -147,8 +148,9 @@ def activations(size: tuple[int, int]) -> int:
 def test_activations_are_what_a_count_by_hand_says(size: tuple[int, int]) -> None:
     backbone = backbone_of(device="cpu")
     settings = QUICK.model_copy(update={"image_size": size})
-    metrics = {each.name: each.value for each in measure_backbones({"it": backbone}, settings)["it"]}
-    assert metrics["activation_bytes/fp32"] == activations(size)
+    metric = find_metric(measure_backbones({"it": backbone}, settings)["it"], "activation_bytes", precision="fp32")
+    assert metric is not None
+    assert metric.value == activations(size)
 
 
 def test_what_is_kept_twice_counts_once_and_weights_do_not_count() -> None:
@@ -181,16 +183,16 @@ def test_an_evaluation_yields_all_that_it_says(tmp_path: Path) -> None:
         {"image_size": [32, 48], "batch_size": 2, "rounds": 6, "precisions": ["fp32", "bf16"]}
     )
     subject = ModelUnderTest("tiny", backbone_of(device="cpu"), tmp_path)
-    metrics = {metric.name: metric for metric in evaluation.run(subject)}
+    metrics = {(metric.key, *metric.tags.values()): metric for metric in evaluation.run(subject)}
     assert list(metrics) == [
-        *("parameters", "parameters/embeddings", "parameters/encoder"),
-        *("flops", "flops/embeddings", "flops/encoder"),
-        *("activation_bytes/fp32", "forward_bytes/fp32", "activation_bytes/bf16", "forward_bytes/bf16"),
-        *("images_per_second/fp32", "images_per_second/bf16"),
+        *(("parameters",), ("parameters", "embeddings"), ("parameters", "encoder")),
+        *(("flops",), ("flops", "embeddings"), ("flops", "encoder")),
+        *(("activation_bytes", "fp32"), ("forward_bytes", "fp32"), ("activation_bytes", "bf16")),
+        *(("forward_bytes", "bf16"), ("images_per_second", "fp32"), ("images_per_second", "bf16")),
     ]
     assert all(metric.value > 0 for metric in metrics.values())
-    assert metrics["activation_bytes/bf16"].value < metrics["activation_bytes/fp32"].value
-    speed = metrics["images_per_second/bf16"]
+    assert metrics["activation_bytes", "bf16"].value < metrics["activation_bytes", "fp32"].value
+    speed = metrics["images_per_second", "bf16"]
     assert speed.count == 12
     assert speed.interval is not None
     assert speed.interval[0] <= speed.value <= speed.interval[1]
@@ -222,11 +224,11 @@ def test_a_table_has_a_row_for_every_source_and_compares_it_to_the_first() -> No
     def metrics(scale: float, interval: tuple[float, float] | None = None) -> list[Metric]:
         return [
             Metric("parameters", scale * 20e6, 1),
-            Metric("parameters/encoder", scale * 19e6, 1),
+            Metric("parameters", scale * 19e6, 1, tags={"part": "encoder"}),
             Metric("flops", scale * 4e9, 1),
-            Metric("flops/encoder", scale * 3e9, 1),
-            Metric("activation_bytes/fp32", scale * 8e6, 1),
-            Metric("images_per_second/fp32", 10 / scale, 18, interval),
+            Metric("flops", scale * 3e9, 1, tags={"part": "encoder"}),
+            Metric("activation_bytes", scale * 8e6, 1, tags={"precision": "fp32"}),
+            Metric("images_per_second", 10 / scale, 18, interval, tags={"precision": "fp32"}),
         ]
 
     assert format_backbone_costs({"mine": metrics(1, (9, 12)), "theirs": metrics(2.5)}) == "\n".join(

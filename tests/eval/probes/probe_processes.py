@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 from c2fmae.core.distributed import World
-from c2fmae.eval.evaluation import Evaluation, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes import extraction, knn
 from c2fmae.eval.probes.attentive import AttentiveProbeEvaluation
 from c2fmae.eval.probes.dense import DenseProbeEvaluation

@@ -26,7 +26,7 @@ def test_it_names_what_can_be_seen(sets: dict[str, str], tmp_path: Path) -> None
         AttentiveProbeEvaluation(**sets, **SETTINGS, head_batch_size=32),
         make_tiny_model_under_test(tiny_backbone(), tmp_path),
     )
-    metrics = {metric.name: metric for metric in config.run(who)}
+    metrics = {metric.label: metric for metric in config.run(who)}
     assert metrics["top-1"].value > 60  # by chance 25
     assert metrics["top-1"].interval is not None
     assert "4 learned queries attend to the patches" in config.describe_protocol(who)
@@ -34,8 +34,8 @@ def test_it_names_what_can_be_seen(sets: dict[str, str], tmp_path: Path) -> None
 
 def test_fewer_labels_are_drawn_anew_for_each_seed(sets: dict[str, str], tmp_path: Path) -> None:
     config = AttentiveProbeEvaluation(**sets, **SETTINGS, epochs=2, fractions=(0.5,), seeds=2)
-    names = [metric.name for metric in config.run(make_tiny_model_under_test(tiny_backbone(), tmp_path))]
-    assert names[1:] == ["top-1 at 50 % of the labels", "top-1 at 50 % of the labels, standard deviation of 2 seeds"]
+    names = [metric.label for metric in config.run(make_tiny_model_under_test(tiny_backbone(), tmp_path))]
+    assert names[1:] == ["top-1, 50 % of the labels", "top-1, standard deviation over seeds, 50 % of the labels"]
 
 
 def test_queries_that_do_not_divide_the_width_are_refused(sets: dict[str, str], tmp_path: Path) -> None:

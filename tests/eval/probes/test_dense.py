@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes import dense, extraction
 from c2fmae.eval.probes.dense import DenseProbeEvaluation, count_cell_classes, predict_cells
 from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting, choose_linear_head
@@ -47,7 +48,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def found(config: DenseProbeEvaluation, who: ModelUnderTest) -> dict[str, Metric]:
-    return {metric.name: metric for metric in config.run(who)}
+    return {metric.label: metric for metric in config.run(who)}
 
 
 def test_it_is_registered() -> None:
@@ -62,7 +63,7 @@ def test_what_can_be_seen_is_found(sets: dict[str, str], tmp_path: Path) -> None
     assert metrics["mIoU"].interval[0] < metrics["mIoU"].value < metrics["mIoU"].interval[1]
     classes = [metrics[f"IoU, {name}"].value for name in NAMES]
     assert metrics["mIoU"].value == pytest.approx(sum(classes) / 3)
-    assert metrics["mIoU"].note.startswith("layer 3, learning rate ")
+    assert metrics["mIoU"].notes[0].startswith("layer 3, learning rate ")
 
 
 def test_maps_that_mean_nothing_are_found_by_chance(sets: dict[str, str], tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_maps_that_mean_nothing_are_found_by_chance(sets: dict[str, str], tmp_pa
         train=sets["train"], test=write_dataset_json(write_scenes(tmp_path / "t", test), NAMES), **SETTINGS
     )
     metrics = found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
-    assert abs(metrics["cells right"].value - 100 / 3) < 6
+    assert abs(metrics["accuracy over cells"].value - 100 / 3) < 6
 
 
 def test_layers_compete_and_the_one_that_is_chosen_is_tried(
@@ -91,7 +92,7 @@ def test_layers_compete_and_the_one_that_is_chosen_is_tried(
 
     monkeypatch.setattr(dense, "choose_linear_head", choose)
     assert found(DenseProbeEvaluation(**sets, **SETTINGS, layers=(1, 2)), who) == alone
-    assert alone["mIoU"].note.startswith("layer 2,")
+    assert alone["mIoU"].notes[0].startswith("layer 2,")
 
 
 def test_patches_are_no_more_than_asked_and_no_photo_is_on_both_sides(

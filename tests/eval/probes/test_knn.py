@@ -6,9 +6,10 @@ from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untype
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.intervals import wilson_interval
+from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes.extraction import FeatureColumn
-from c2fmae.eval.probes.intervals import wilson_interval
 from c2fmae.eval.probes.knn import KnnEvaluation
 from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
@@ -28,7 +29,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def found(config: KnnEvaluation, who: ModelUnderTest) -> dict[str, Metric]:
-    return {metric.name: metric for metric in config.run(who)}
+    return {metric.label: metric for metric in config.run(who)}
 
 
 def test_it_is_registered() -> None:
@@ -78,7 +79,7 @@ def test_fewer_labels_are_those_of_the_rows_drawn(sets: dict[str, str], tmp_path
     theirs = KNeighborsClassifier(3, metric="cosine")
     theirs.fit(both.train.read_tensor(column)[rows].double(), both.train.labels[rows])
     score = theirs.score(both.test.read_tensor(column).double(), both.test.labels)
-    assert found(config, who)["top-1, plain votes, k = 3 at 50 % of the labels"].value == pytest.approx(100 * score)
+    assert found(config, who)["top-1, plain votes, k = 3, 50 % of the labels"].value == pytest.approx(100 * score)
 
 
 def test_layers_poolings_and_shares_of_the_labels_are_figures_of_their_own(
@@ -86,9 +87,9 @@ def test_layers_poolings_and_shares_of_the_labels_are_figures_of_their_own(
 ) -> None:
     config = KnnEvaluation(**sets, **SETTINGS, layers=(1, 3), pools=("mean", "cls"), fractions=(0.5, 1), seeds=3)
     metrics = found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
-    assert "top-1, plain votes, k = 3, layer 1, cls" in metrics
-    assert metrics["top-1, plain votes, k = 3, layer 3, mean at 50 % of the labels"].interval is None
-    spread = metrics["top-1, plain votes, k = 3, layer 3, mean at 50 % of the labels, standard deviation of 3 seeds"]
+    assert "layer 1: top-1, plain votes, k = 3, cls" in metrics
+    assert metrics["layer 3: top-1, plain votes, k = 3, mean, 50 % of the labels"].interval is None
+    spread = metrics["layer 3: top-1, standard deviation over seeds, plain votes, k = 3, mean, 50 % of the labels"]
     assert spread.count == 3
 
 
@@ -99,7 +100,7 @@ def test_photos_in_both_sets_are_counted_and_mostly_the_same_are_refused(tmp_pat
         KnnEvaluation(**pair(tmp_path / "few", train, few), **SETTINGS),
         make_tiny_model_under_test(tiny_backbone(), tmp_path),
     )
-    assert metrics["test photos that are in the training set, too, %"].value == 20
+    assert metrics["train/test overlap"].value == 20
     config = KnnEvaluation(**pair(tmp_path / "most", train, [*test[:3], *train[:12]]), **SETTINGS)
     with pytest.raises(UserError, match=r"^test: 80% of its photos are in the training set, too"):
         found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))

@@ -6,7 +6,8 @@ import torch
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
 from c2fmae.core.scene import Scene
-from c2fmae.eval.evaluation import EVALUATIONS, Metric, ModelUnderTest
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes.extraction import FeatureColumn
 from c2fmae.eval.probes.lars import fit_lars_probe
 from c2fmae.eval.probes.linear import LinearProbeEvaluation
@@ -26,7 +27,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def found(config: LinearProbeEvaluation, who: ModelUnderTest) -> dict[str, Metric]:
-    return {metric.name: metric for metric in config.run(who)}
+    return {metric.label: metric for metric in config.run(who)}
 
 
 def test_it_is_registered() -> None:
@@ -55,9 +56,9 @@ def test_it_says_what_it_chose(sets: dict[str, str], tmp_path: Path) -> None:
         **sets, **SETTINGS, layers=(1, 3), pools=("mean", "cls"), lrs=(0.1,), weight_decays=(0.01,), epochs=3
     )
     metrics = found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
-    assert metrics["top-1"].note.startswith("layer ")
-    assert metrics["top-1"].note.endswith(", learning rate 0.1, weight decay 0.01")
-    assert metrics["top-5"].note == ""
+    assert metrics["top-1"].notes[0].startswith("layer ")
+    assert metrics["top-1"].notes[0].endswith(", learning rate 0.1, weight decay 0.01")
+    assert metrics["top-5"].notes == ()
 
 
 def test_labels_that_mean_nothing_are_found_by_chance(sets: dict[str, str], tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_the_choice_does_not_look_at_the_test_photos(sets: dict[str, str], tmp_p
         found(
             LinearProbeEvaluation(train=sets["train"], test=test, **SETTINGS, epochs=5),
             make_tiny_model_under_test(tiny_backbone(), tmp_path),
-        )["top-1"].note
+        )["top-1"].notes
         for test in (sets["test"], write_scenes(tmp_path / "other", other))
     ]
     assert notes[0] == notes[1]
@@ -87,11 +88,11 @@ def test_fewer_labels_are_drawn_anew_for_each_seed(sets: dict[str, str], tmp_pat
     config = LinearProbeEvaluation(**sets, **SETTINGS, epochs=5, fractions=(0.5,), seeds=2)
     metrics = found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert set(metrics) == {
-        "test photos that are in the training set, too, %",
+        "train/test overlap",
         *(
-            f"{name} at 50 % of the labels{more}"
+            f"{name}{statistic}, 50 % of the labels"
             for name in ("top-1", "top-5")
-            for more in ("", ", standard deviation of 2 seeds")
+            for statistic in ("", ", standard deviation over seeds")
         ),
     }
 
@@ -107,5 +108,5 @@ def test_maes_own_protocol_is_a_variant(sets: dict[str, str], tmp_path: Path) ->
     probe = fit_lars_probe(pair.train.read_tensor(column), pair.train.labels, rows=rows, num_labels=8, seed=0)
     share = (probe.predict(pair.test.read_tensor(column)) == pair.test.labels).double().mean().item()
     assert metrics["top-1"].value == pytest.approx(100 * share)
-    assert metrics["top-1"].note == "layer 3, mean"
+    assert metrics["top-1"].notes == ("layer 3, mean",)
     assert "LARS with momentum 0.9" in config.describe_protocol(who)

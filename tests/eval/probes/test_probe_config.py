@@ -9,9 +9,9 @@ from c2fmae.config.data import DatasetConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data.digest import compute_scenes_digest
+from c2fmae.eval.intervals import wilson_interval
 from c2fmae.eval.probes import linear
 from c2fmae.eval.probes.attentive import AttentiveProbeEvaluation
-from c2fmae.eval.probes.intervals import wilson_interval
 from c2fmae.eval.probes.knn import KnnEvaluation
 from c2fmae.eval.probes.linear import LinearProbeEvaluation
 from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting, choose_linear_head
@@ -46,13 +46,14 @@ def test_a_share_is_rounded_up_exactly() -> None:
 
 
 def test_a_share_that_was_taken_several_times_has_a_mean_and_a_deviation() -> None:
-    mean, deviation = make_accuracy_metrics("top-1", [0.01, 0.02, 0.06], 10)
+    mean, deviation = make_accuracy_metrics("top1", [0.01, 0.02, 0.06], 10, {"k": 3})
     assert mean.value == pytest.approx(3)
     assert (mean.count, mean.interval) == (10, None)
     assert deviation.value == pytest.approx(7**0.5)
     assert deviation.count == 3
-    (once,) = make_accuracy_metrics("top-1", [0.5], 100, "so")
-    assert (once.value, once.note) == (50, "so")
+    assert [metric.identity for metric in (mean, deviation)] == [("top1", (("k", 3),)), ("top1_std", (("k", 3),))]
+    (once,) = make_accuracy_metrics("top1", [0.5], 100, {}, ("so",))
+    assert (once.value, once.notes) == (50, ("so",))
     assert once.interval == wilson_interval(0.5, 100, scale=100)
 
 

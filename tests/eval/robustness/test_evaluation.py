@@ -16,8 +16,8 @@ from c2fmae.data import CentralView
 from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
 from c2fmae.data.suites import Cell, ShiftedSet, open_shifted_set
 from c2fmae.data.suites.official import imagenet_a_wnids, imagenet_r_wnids
-from c2fmae.eval.evaluation import Metric
-from c2fmae.eval.probes.intervals import wilson_interval
+from c2fmae.eval.intervals import wilson_interval
+from c2fmae.eval.metrics import Metric
 from c2fmae.eval.robustness.evaluation import RobustnessConfig, RobustnessResult, evaluate_robustness
 from c2fmae.eval.robustness.image_classifier import CentralImageView, ImageClassifier
 from c2fmae.eval.robustness.scores import ALEXNET_ERRORS
@@ -50,7 +50,7 @@ def found(
 
 def metrics(sets: Sequence[ShiftedSet], folder: Path, **more: Any) -> dict[str, Metric]:
     (one,) = found(sets, folder, **more)
-    return {metric.name: metric for metric in one.metrics}
+    return {metric.label: metric for metric in one.metrics}
 
 
 def imagenet_a() -> ShiftedSet:
@@ -85,11 +85,11 @@ def clean_photos(wrong: Sequence[int] = ()) -> ShiftedSet:
 
 def test_imagenet_a_is_answered_among_its_200_classes_and_among_all(tmp_path: Path) -> None:
     numbers = metrics([imagenet_a()], tmp_path)
-    assert numbers["imagenet-a, subset-200"].value == 75
-    assert numbers["imagenet-a, all of the model's classes"].value == 50
-    assert numbers["imagenet-a, subset-200"].interval == wilson_interval(0.75, 4, scale=100)
-    assert numbers["imagenet-a, subset-200"].note == "4 of 5 images"
-    assert "imagenet-a, drop" not in numbers
+    assert numbers["imagenet-a: top-1, subset-200"].value == 75
+    assert numbers["imagenet-a: top-1, all classes"].value == 50
+    assert numbers["imagenet-a: top-1, subset-200"].interval == wilson_interval(0.75, 4, scale=100)
+    assert numbers["imagenet-a: top-1, subset-200"].notes == ("4 of 5 images",)
+    assert "imagenet-a: drop from clean images" not in numbers
 
 
 def test_clean_photos_of_the_same_classes_are_asked_in_the_same_way(tmp_path: Path) -> None:
@@ -97,11 +97,11 @@ def test_clean_photos_of_the_same_classes_are_asked_in_the_same_way(tmp_path: Pa
     elsewhere = [column for column in range(1000) if column not in there][:500]
     numbers = metrics([imagenet_a()], tmp_path, clean=clean_photos([there[0], *elsewhere]))
     neighbour_is_open = IMAGENET_LABELS[there[0] + 1].wnid in imagenet_a_wnids()
-    clean = numbers["imagenet-a, clean on the same classes"]
+    clean = numbers["imagenet-a: top-1 on clean images of the same classes"]
     # Where the neighbour's logit is not open, all open ones are 0, and the first of them is taken: wrong as well.
     assert (clean.value, clean.count) == (87.5, 8), neighbour_is_open
-    assert numbers["imagenet-a, drop"].value == 12.5
-    assert numbers["imagenet-val, top-1"].value == 100 * (2000 - 501) / 2000
+    assert numbers["imagenet-a: drop from clean images"].value == 12.5
+    assert numbers["imagenet-val: top-1"].value == 100 * (2000 - 501) / 2000
 
 
 def test_clean_photos_are_asked_with_the_same_logits_open(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_clean_photos_are_asked_with_the_same_logits_open(tmp_path: Path) -> Non
         kind="imagenet-val",
     )
     numbers = metrics([imagenet_a()], tmp_path, clean=clean)
-    assert numbers["imagenet-a, clean on the same classes"].value == 100
-    assert numbers["imagenet-val, top-1"].value == 0
+    assert numbers["imagenet-a: top-1 on clean images of the same classes"].value == 100
+    assert numbers["imagenet-val: top-1"].value == 0
 
 
 def test_the_200_classes_of_a_and_r_are_not_the_same(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_200_classes_of_a_and_r_are_not_the_same(tmp_path: Path) -> None:
         ],
         tmp_path,
     )
-    assert numbers["imagenet-r, subset-200"].count == 1
+    assert numbers["imagenet-r: top-1, subset-200"].count == 1
 
 
 def corrupted(
@@ -152,17 +152,17 @@ FULL = {(name, severity): (row + severity) % 5 for row, name in enumerate(CORRUP
 def test_mce_of_imagenet_c_is_that_of_a_table_by_hand(tmp_path: Path) -> None:
     numbers = metrics([corrupted(FULL)], tmp_path)
     # For each corruption, 0, 1, 2, 3 and 4 of four photos are wrong at the five severities: 2.5 in all.
-    assert numbers["imagenet-c, mCE (AlexNet)"].value == pytest.approx(
+    assert numbers["imagenet-c: mCE (AlexNet)"].value == pytest.approx(
         100 * sum(2.5 / (5 * alexnet) for alexnet in ALEXNET_ERRORS.values()) / 15
     )
-    assert numbers["imagenet-c, mean error"].value == pytest.approx(50)
-    assert numbers["imagenet-c, mean accuracy"].value == pytest.approx(50)
-    assert numbers["imagenet-c, mean error"].count == 300
+    assert numbers["imagenet-c: mean error"].value == pytest.approx(50)
+    assert numbers["imagenet-c: mean accuracy"].value == pytest.approx(50)
+    assert numbers["imagenet-c: mean error"].count == 300
     wrong = torch.tensor([[n < wrong for n in range(4)] for wrong in FULL.values()]).double()
     reach = 100 * reach_of(wrong.mean(dim=0))
-    assert numbers["imagenet-c, mean error"].interval == pytest.approx((50 - reach, 50 + reach))
+    assert numbers["imagenet-c: mean error"].interval == pytest.approx((50 - reach, 50 + reach))
     alexnet = torch.tensor([ALEXNET_ERRORS[name] for name, _ in FULL]).double()[:, None]
-    mce, reach = numbers["imagenet-c, mCE (AlexNet)"], 100 * reach_of((wrong / alexnet).mean(dim=0))
+    mce, reach = numbers["imagenet-c: mCE (AlexNet)"], 100 * reach_of((wrong / alexnet).mean(dim=0))
     assert mce.interval == pytest.approx((mce.value - reach, mce.value + reach))
 
 
@@ -186,10 +186,10 @@ def test_a_grid_of_ones_own_is_answered_among_its_classes_and_so_is_its_interval
         Cell("fog", 2, make_labelled_scenes([(n, make_class_image(n)) for n in range(4)]), None),
     ]
     numbers = metrics([make_shifted_set(cells, IMAGENET_LABELS[:4], name="made", is_cut=True)], tmp_path)
-    over, reach = "over 2 of 75 cells", 100 * reach_of(torch.tensor([0, 0, 0.5, 0]).double())
-    assert numbers[f"made, mean error {over}"].value == pytest.approx(12.5)
-    assert numbers[f"made, mean error {over}"].interval == pytest.approx((12.5 - reach, 12.5 + reach))
-    assert numbers[f"made, mean accuracy {over}, all of the model's classes"].value == pytest.approx(75)
+    over, reach = "2 of 75 cells", 100 * reach_of(torch.tensor([0, 0, 0.5, 0]).double())
+    assert numbers[f"made: mean error, {over}"].value == pytest.approx(12.5)
+    assert numbers[f"made: mean error, {over}"].interval == pytest.approx((12.5 - reach, 12.5 + reach))
+    assert numbers[f"made: mean accuracy, {over}, all classes"].value == pytest.approx(75)
 
 
 def test_a_cell_without_a_photo_of_a_known_class_is_in_no_mean(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_cell_without_a_photo_of_a_known_class_is_in_no_mean(tmp_path: Path) -
         tmp_path,
         models=[make_colour_classifier(IMAGENET_LABELS[:2])],
     )
-    assert numbers["imagenet-c, mean error over 1 of 75 cells"].value == 50
+    assert numbers["imagenet-c: mean error, 1 of 75 cells"].value == 50
     assert not [name for name, metric in numbers.items() if isnan(metric.value)]
 
 
@@ -219,13 +219,13 @@ def test_what_is_not_what_alexnet_did_has_no_mce_by_it_and_says_why(
 ) -> None:
     numbers = metrics([corrupted(FULL, **told)], tmp_path, models=[make_colour_classifier(known)])
     assert not [name for name in numbers if "AlexNet" in name]
-    (note,) = [metric.note for name, metric in numbers.items() if name.endswith("mean error")]
-    assert note.split("; ")[0] == f"no mCE by AlexNet, {why}"
+    (notes,) = [metric.notes for name, metric in numbers.items() if name.endswith("mean error")]
+    assert notes[0] == f"no mCE by AlexNet, {why}"
 
 
 def test_of_a_set_that_nobody_takes_for_imagenet_c_no_mce_is_missed(tmp_path: Path) -> None:
     of = replace(corrupted(FULL, labels=IMAGENET_LABELS[:5]), suite="custom", name="made")
-    assert metrics([of], tmp_path)["made, mean error"].note == ""
+    assert metrics([of], tmp_path)["made: mean error"].notes == ()
 
 
 @pytest.mark.parametrize("crop", [0.5, 1.0])
@@ -249,28 +249,28 @@ def test_clean_photos_are_cut_as_imagenet_c_was_beside_what_is_cut_and_else_as_t
         kind="sketch",
     )
     numbers = metrics([grid, sketch], tmp_path, models=[model], clean=val)
-    assert numbers["imagenet-c, clean on the same classes"].value == 100
-    assert numbers["sketch, clean on the same classes"].value == 0
-    assert numbers["imagenet-val, top-1"].value == 0
+    assert numbers["imagenet-c: top-1 on clean images of the same classes"].value == 100
+    assert numbers["sketch: top-1 on clean images of the same classes"].value == 0
+    assert numbers["imagenet-val: top-1"].value == 0
 
 
 def test_extra_corruptions_are_told_apart_and_change_no_mean(tmp_path: Path) -> None:
     extra = {("spatter", severity): 4 for severity in SEVERITIES}
     numbers = metrics([corrupted(FULL | extra)], tmp_path)
     without = metrics([corrupted(FULL)], tmp_path / "without")
-    assert numbers["imagenet-c, mCE (AlexNet)"].value == without["imagenet-c, mCE (AlexNet)"].value
-    assert numbers["imagenet-c, mean error"].value == pytest.approx(50)
-    assert numbers["imagenet-c, mean error of extras"].value == 100
-    assert numbers["imagenet-c, mean error of extras"].note == "of spatter"
+    assert numbers["imagenet-c: mCE (AlexNet)"].value == without["imagenet-c: mCE (AlexNet)"].value
+    assert numbers["imagenet-c: mean error"].value == pytest.approx(50)
+    assert numbers["imagenet-c: mean error of extra corruptions"].value == 100
+    assert numbers["imagenet-c: mean error of extra corruptions"].notes == ("of spatter",)
 
 
 def test_with_a_cell_missing_there_is_no_mce_and_the_mean_says_so(tmp_path: Path) -> None:
     some = {where: wrong for where, wrong in FULL.items() if where != ("fog", 3)}
     numbers = metrics([corrupted(some, notes=("fog: severity 3 missing",))], tmp_path)
     assert not [name for name in numbers if "mCE" in name]
-    mean = numbers["imagenet-c, mean error over 74 of 75 cells"]
+    mean = numbers["imagenet-c: mean error, 74 of 75 cells"]
     assert mean.value == pytest.approx(100 * sum(some.values()) / (4 * 74))
-    assert mean.note == "not complete, so there is no mCE; fog: severity 3 missing"
+    assert mean.notes == ("not complete, so there is no mCE", "fog: severity 3 missing")
 
 
 def test_a_self_made_set_has_no_mce_by_alexnet_but_by_a_reference(tmp_path: Path) -> None:
@@ -281,12 +281,12 @@ def test_a_self_made_set_has_no_mce_by_alexnet_but_by_a_reference(tmp_path: Path
     ]
     config = CONFIG.model_copy(update={"reference": "two"})
     one, two = found([made], tmp_path, models=models, config=config, clean=clean_photos([0]))
-    names = [metric.name for metric in one.metrics]
-    assert "imagenet-c (self-made), mean error" in names
+    names = [metric.label for metric in one.metrics]
+    assert "imagenet-c (self-made): mean error" in names
     assert not [name for name in names if "AlexNet" in name]
-    values = {metric.name: metric.value for metric in two.metrics}
-    assert values["imagenet-c (self-made), mCE beside two"] == pytest.approx(100)
-    assert values["imagenet-c (self-made), relative mCE beside two"] == pytest.approx(100)
+    values = {metric.label: metric.value for metric in two.metrics}
+    assert values["imagenet-c (self-made): mCE, relative to two"] == pytest.approx(100)
+    assert values["imagenet-c (self-made): relative mCE, relative to two"] == pytest.approx(100)
     assert "Score" not in names
 
 
@@ -295,13 +295,13 @@ def test_relative_mce_takes_each_models_own_clean_error_off(tmp_path: Path) -> N
     models = [make_colour_classifier(source="one"), make_colour_classifier(swapped, source="two")]
     config = CONFIG.model_copy(update={"reference": "two"})
     one, _ = found([corrupted(FULL)], tmp_path, models=models, config=config, clean=clean_photos([0]))
-    values = {metric.name: metric.value for metric in one.metrics}
+    values = {metric.label: metric.value for metric in one.metrics}
     # Of 4 photos with each corruption 0, 1, 2, 3, 4 are wrong; by the second 1, 2, 3, 4, and 3, as it takes 3 for 4.
     ours, theirs = 10 / 4, 13 / 4
-    assert values["imagenet-c, mCE beside two"] == pytest.approx(100 * ours / theirs)
+    assert values["imagenet-c: mCE, relative to two"] == pytest.approx(100 * ours / theirs)
     # Of 8 clean ones of the same classes 1 is wrong, and by the second the two of class 3 as well.
     relative = (ours - 5 * 1 / 8) / (theirs - 5 * 3 / 8)
-    assert values["imagenet-c, relative mCE beside two"] == pytest.approx(100 * relative)
+    assert values["imagenet-c: relative mCE, relative to two"] == pytest.approx(100 * relative)
 
 
 def test_photos_of_another_size_than_the_models_are_resized_and_said_to_be(tmp_path: Path) -> None:
@@ -310,25 +310,26 @@ def test_photos_of_another_size_than_the_models_are_resized_and_said_to_be(tmp_p
         tmp_path,
         models=[make_colour_classifier(source="one"), make_colour_classifier(source="two", size=(20, 20))],
     )
-    notes = [next(m.note for m in each.metrics if m.name == "imagenet-c, mean error") for each in (one, two)]
-    assert notes == ["", "resized: 300 photos were brought to 20×20"]
+    notes = [next(m.notes for m in each.metrics if m.label == "imagenet-c: mean error") for each in (one, two)]
+    assert notes == [(), ("resized: 300 photos were brought to 20×20",)]
 
 
 def test_fewer_photos_than_a_set_has_are_said_beside_the_number(tmp_path: Path) -> None:
     cell = Cell("fog", 1, make_labelled_scenes([(0, make_class_image(0))]), 50_000)
     numbers = metrics([make_shifted_set([cell], IMAGENET_LABELS, kind="imagenet-c", is_cut=True)], tmp_path)
-    assert numbers["imagenet-c, mean error over 1 of 75 cells"].note == (
-        "not complete, so there is no mCE; 1 of 50,000 images in 1 cell"
+    assert numbers["imagenet-c: mean error, 1 of 75 cells"].notes == (
+        "not complete, so there is no mCE",
+        "1 of 50,000 images in 1 cell",
     )
 
 
 def test_one_photo_is_told_in_the_singular(tmp_path: Path) -> None:
     cell = Cell("fog", 1, make_labelled_scenes([(0, make_class_image(0, size=20))]), None)
     numbers = metrics([make_shifted_set([cell], IMAGENET_LABELS, kind="imagenet-c", is_cut=True)], tmp_path)
-    assert "resized: 1 photo was brought to 10×10" in numbers["imagenet-c, mean error over 1 of 75 cells"].note
+    assert "resized: 1 photo was brought to 10×10" in numbers["imagenet-c: mean error, 1 of 75 cells"].notes
     drawn = make_labelled_scenes([(0, make_class_image(0)), (3, make_class_image(3))])
     night = make_shifted_set([Cell(None, None, drawn, None)], [*IMAGENET_LABELS[:3], None], name="night")
-    note = metrics([night], tmp_path)["night, own classes"].note
+    (note,) = metrics([night], tmp_path)["night: top-1, own classes"].notes
     assert note == "1 photo without a class is left out"
 
 
@@ -337,10 +338,10 @@ def test_photos_of_classes_that_a_model_lacks_are_left_out_and_counted(tmp_path:
     sketch = make_shifted_set([Cell(None, None, drawn, None)], IMAGENET_LABELS[:4], kind="sketch")
     few = make_colour_classifier(IMAGENET_LABELS[:3], source="few")
     numbers = metrics([sketch], tmp_path, models=[few])
-    first = numbers["sketch, top-1"]
+    first = numbers["sketch: top-1"]
     assert (first.value, first.count) == (100, 3)
-    assert first.note == (
-        f"a subset: the model lacks 1 of the 4 classes ({IMAGENET_LABELS[3].name}), whose 1 photo is left out"
+    assert first.notes == (
+        f"a subset: the model lacks 1 of the 4 classes ({IMAGENET_LABELS[3].name}), whose 1 photo is left out",
     )
 
 
@@ -349,7 +350,7 @@ def test_the_order_of_a_sets_classes_does_not_matter(tmp_path: Path) -> None:
     drawn = make_labelled_scenes([(0, make_class_image(999)), (1, make_class_image(3)), (2, make_class_image(500))])
     assert (
         metrics([make_shifted_set([Cell(None, None, drawn, None)], labels, kind="sketch")], tmp_path)[
-            "sketch, top-1"
+            "sketch: top-1"
         ].value
         == 100
     )
@@ -364,15 +365,15 @@ def test_official_folders_whose_order_is_not_that_of_the_logits_score_exactly(tm
             Image.fromarray(make_class_image(shown).permute(1, 2, 0).numpy()).save(folder / "a.png")
     sets = [open_shifted_set("sketch", tmp_path / "sketch"), open_shifted_set("imagenet-c", tmp_path / "c")]
     numbers = metrics(sets, tmp_path / "kept")
-    assert numbers["sketch, top-1"].value == pytest.approx(200 / 3)
-    assert numbers["imagenet-c, mean error over 2 of 75 cells"].value == pytest.approx(100 / 3)
-    assert "3 of 50,889 images" in numbers["sketch, top-1"].note
+    assert numbers["sketch: top-1"].value == pytest.approx(200 / 3)
+    assert numbers["imagenet-c: mean error, 2 of 75 cells"].value == pytest.approx(100 / 3)
+    assert "3 of 50,889 images: not the whole set" in numbers["sketch: top-1"].notes
 
 
 def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:
     drawn = make_labelled_scenes([(n, make_class_image(n + 1)) for n in range(200)])
     numbers = metrics([make_shifted_set([Cell(None, None, drawn, None)], IMAGENET_LABELS, kind="sketch")], tmp_path)
-    assert numbers["sketch, top-1"].note == ("hardly above chance, 0.1 %: are classes, weights, mean and std right?")
+    assert numbers["sketch: top-1"].notes == ("hardly above chance, 0.1 %: are classes, weights, mean and std right?",)
 
 
 @pytest.mark.parametrize(
@@ -385,9 +386,9 @@ def test_what_is_hardly_above_chance_is_told_by_the_open_classes_and_depends_on_
     numbers = metrics(
         [make_shifted_set([Cell(None, None, drawn, None)], IMAGENET_LABELS[:classes], name="night")], tmp_path
     )
-    assert numbers["night, own classes"].value == pytest.approx(right)
+    assert numbers["night: top-1, own classes"].value == pytest.approx(right)
     warned = f"hardly above chance, {100 / classes:.2g} %: are classes, weights, mean and std right?"
-    assert numbers["night, own classes"].note == (warned if is_warned_of else "")
+    assert numbers["night: top-1, own classes"].notes == ((warned,) if is_warned_of else ())
 
 
 def test_a_set_of_ones_own_is_answered_among_its_classes_and_among_all(tmp_path: Path) -> None:
@@ -397,8 +398,8 @@ def test_a_set_of_ones_own_is_answered_among_its_classes_and_among_all(tmp_path:
     )  # the owl is more than half of the second
     night = make_shifted_set([Cell(None, None, drawn, None)], names[:2], name="night")
     numbers = metrics([night], tmp_path, models=[make_colour_classifier(names)])
-    assert numbers["night, own classes"].value == 100
-    assert numbers["night, all of the model's classes"].value == 50
+    assert numbers["night: top-1, own classes"].value == 100
+    assert numbers["night: top-1, all classes"].value == 50
 
 
 def test_the_score_is_of_all_four_sets(tmp_path: Path) -> None:
@@ -414,16 +415,16 @@ def test_the_score_is_of_all_four_sets(tmp_path: Path) -> None:
         kind="sketch",
     )
     numbers = metrics([imagenet_a(), r, sketch, corrupted(FULL)], tmp_path)
-    mce = numbers["imagenet-c, mCE (AlexNet)"].value
+    mce = numbers["imagenet-c: mCE (AlexNet)"].value
     assert numbers["Score"].value == pytest.approx((75 + 100 + 50 + 100 - mce) / 4)
-    assert numbers["Score"].note == "(A + R + Sketch + (100 - mCE)) / 4; of sets with remarks of their own"
+    assert numbers["Score"].notes == ("(A + R + Sketch + (100 - mCE)) / 4", "of sets with remarks of their own")
     numbers = metrics([replace(imagenet_a(), warnings=()), r, sketch, corrupted(FULL)], tmp_path)
-    assert numbers["Score"].note == "(A + R + Sketch + (100 - mCE)) / 4"
+    assert numbers["Score"].notes == ("(A + R + Sketch + (100 - mCE)) / 4",)
 
 
 def test_calibration_error_is_of_the_confidence_among_open_classes(tmp_path: Path) -> None:
     numbers = metrics([imagenet_a()], tmp_path)
-    assert numbers["imagenet-a, calibration error"].value == pytest.approx(25, abs=1e-3)  # sure of all, right in 75 %
+    assert numbers["imagenet-a: calibration error"].value == pytest.approx(25, abs=1e-3)  # sure of all, right in 75 %
 
 
 def test_a_reference_that_is_not_in_the_call_is_refused(tmp_path: Path) -> None:

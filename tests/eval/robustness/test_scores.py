@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
-from c2fmae.eval.probes.intervals import NORMAL_QUANTILE_975
+from c2fmae.eval.intervals import NORMAL_QUANTILE_975
 from c2fmae.eval.robustness.scores import (
     ALEXNET_ERRORS,
     TABLE_IV,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2fmae.eval.probes.intervals import wilson_interval
+from c2fmae.eval.intervals import wilson_interval
 
 
 @given(st.integers(1, 100_000), st.floats(0, 1))

@@ -1,0 +1,158 @@
+"""Numbers of evaluations: an identifier each, tags that say of what, and one table of names and units to show."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from c2fmae.eval.intervals import wilson_interval
+
+TagValue = str | int | float
+MetricIdentity = tuple[str, tuple[tuple[str, TagValue], ...]]
+
+
+class MetricInfo(NamedTuple):
+    """How a metric is shown."""
+
+    display_name: str
+    unit: str = ""
+
+
+METRIC_INFO: dict[str, MetricInfo] = {
+    "accuracy_drop": MetricInfo("drop from clean images", "points"),
+    "activation_bytes": MetricInfo("activations for the backward pass of an image", "bytes"),
+    "attention_distance": MetricInfo("attention distance in patches", "patches"),
+    "attention_distance_pixels": MetricInfo("attention distance in pixels", "pixels"),
+    "attention_mutual_information": MetricInfo("mutual information of query and key", "%"),
+    "attention_on_objects": MetricInfo("attention on objects", "%"),
+    "attention_on_objects_chance": MetricInfo("attention on objects by chance", "%"),
+    "attention_on_objects_ratio": MetricInfo("attention on objects, relative to chance"),
+    "best_top1": MetricInfo("best top-1", "%"),
+    "calibration_error": MetricInfo("calibration error", "%"),
+    "cell_accuracy": MetricInfo("accuracy over cells", "%"),
+    "clean_top1": MetricInfo("top-1 on clean images of the same classes", "%"),
+    "flops": MetricInfo("operations of an image", "FLOP"),
+    "forward_bytes": MetricInfo("peak memory of a forward pass", "bytes"),
+    "image_rank": MetricInfo("effective rank of pooled features"),
+    "image_top_variance": MetricInfo("variance along the first direction, pooled features", "%"),
+    "images_left_out": MetricInfo("images left out"),
+    "images_per_second": MetricInfo("speed", "images/s"),
+    "iou": MetricInfo("IoU", "%"),
+    "loss": MetricInfo("loss"),
+    "mce": MetricInfo("mCE (AlexNet)", "%"),
+    "mce_vs_reference": MetricInfo("mCE", "%"),
+    "mean_accuracy": MetricInfo("mean accuracy", "%"),
+    "mean_calibration_error": MetricInfo("mean calibration error", "%"),
+    "mean_error": MetricInfo("mean error", "%"),
+    "mean_error_extra": MetricInfo("mean error of extra corruptions", "%"),
+    "mean_iou": MetricInfo("mIoU", "%"),
+    "parameters": MetricInfo("parameters"),
+    "patch_rank": MetricInfo("effective rank of patches"),
+    "patch_top_variance": MetricInfo("variance along the first direction, patches", "%"),
+    "relative_mce_vs_reference": MetricInfo("relative mCE", "%"),
+    "robustness_score": MetricInfo("Score"),
+    "top1": MetricInfo("top-1", "%"),
+    "top1_std": MetricInfo("top-1, standard deviation over seeds", "points"),
+    "top5": MetricInfo("top-5", "%"),
+    "top5_std": MetricInfo("top-5, standard deviation over seeds", "points"),
+    "train_test_overlap": MetricInfo("train/test overlap", "%"),
+}
+"""The metrics of this package; another package may add its own."""
+
+_PREFIX_TAGS = ("set", "layer")  # shown before the metric's name, since they group rows
+_TAG_FORMATS = {
+    "cells": "{} cells",
+    "class": "{}",
+    "classes": "{}",
+    "k": "k = {}",
+    "part": "{}",
+    "pooling": "{}",
+    "precision": "{}",
+    "reference": "relative to {}",
+    "set": "{}",
+    "votes": "{} votes",
+    "weights": "{} weights",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number, and how certain it is."""
+
+    key: str
+    """An identifier, the same in every result."""
+    value: float
+    count: int
+    """The number of images, or of what else the protocol names, that it is computed over."""
+    interval: tuple[float, float] | None = None
+    """The 95 % confidence interval."""
+    unit: str = ""
+    """That of `METRIC_INFO`, unless given."""
+    tags: Mapping[str, TagValue] = field(default_factory=dict)
+    """What it is of: layer, set, corruption, fraction of the labels, …"""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know of it, such as settings that were chosen."""
+
+    def __post_init__(self) -> None:
+        if not self.unit and self.key in METRIC_INFO:
+            object.__setattr__(self, "unit", METRIC_INFO[self.key].unit)
+
+    @property
+    def identity(self) -> MetricIdentity:
+        """The key and the tags, which tell a metric from all others of a result."""
+        return self.key, tuple(sorted(self.tags.items()))
+
+    @property
+    def label(self) -> str:
+        """The name that tables show.
+
+        >>> Metric("top1", 58.0, 1024, tags={"k": 5, "votes": "plain", "layer": 12}).label
+        'layer 12: top-1, k = 5, plain votes'
+        >>> Metric("top1", 58.0, 1024, tags={"label_fraction": 0.01}).label
+        'top-1, 1 % of the labels'
+        """
+        info = METRIC_INFO.get(self.key)
+        name = info.display_name if info else self.key.replace("_", " ")
+        prefixes = [_format_tag(tag, self.tags[tag]) for tag in _PREFIX_TAGS if tag in self.tags]
+        suffixes = [_format_tag(tag, value) for tag, value in self.tags.items() if tag not in _PREFIX_TAGS]
+        return ": ".join([*prefixes, ", ".join([name, *suffixes])])
+
+    def format(self) -> str:
+        """Return the value with its interval.
+
+        >>> Metric("top1", 58.0, 1024, (54.9, 61.0)).format()
+        '58.00 (54.90-61.00)'
+        """
+        value = f"{self.value:.2f}" if abs(self.value) < 1e6 else f"{self.value:.4g}"
+        return f"{value} ({self.interval[0]:.2f}-{self.interval[1]:.2f})" if self.interval else value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metric as results.json has it."""
+        return {**vars(self), "tags": dict(self.tags)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Metric":
+        """Return a metric of results.json; format 1 has a `name` instead of key and tags, and one `note`."""
+        interval = tuple(values["interval"]) if values["interval"] else None
+        if "name" in values:
+            notes = (values["note"],) if values.get("note") else ()
+            return cls(values["name"], values["value"], values["count"], interval, notes=notes)
+        return cls(**{**values, "interval": interval, "notes": tuple(values["notes"])})
+
+
+def build_accuracy_metric(
+    key: str, accuracy: float, count: int, *, tags: Mapping[str, TagValue] | None = None, notes: tuple[str, ...] = ()
+) -> Metric:
+    """Return an accuracy over `count` images, given in [0, 1], in percent with Wilson's interval."""
+    interval = wilson_interval(accuracy, count, scale=100)
+    return Metric(key, 100 * accuracy, count, interval, tags=tags or {}, notes=notes)
+
+
+def find_metric(metrics: Iterable[Metric], key: str, **tags: TagValue) -> Metric | None:
+    """Return the metric of this key and exactly these tags; None where there is none."""
+    return next((metric for metric in metrics if metric.identity == Metric(key, 0, 0, tags=tags).identity), None)
+
+
+def _format_tag(tag: str, value: TagValue) -> str:
+    if tag == "label_fraction":
+        return f"{100 * float(value):g} % of the labels"
+    return _TAG_FORMATS[tag].format(value) if tag in _TAG_FORMATS else f"{tag.replace('_', ' ')} {value}"
