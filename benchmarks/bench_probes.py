@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.tables import print_costs, print_speeds
 from c2fmae.eval.cost.timing import time_in_turn
-from c2fmae.eval.probes import LinearHeadSetting, find_nearest, fit_linear_heads, vote_labels
-from c2fmae.eval.probes.nearest_neighbours import QUERIES_PER_BLOCK, normalise_rows
+from c2fmae.eval.probes.linear_heads import LinearHeadSetting, fit_linear_heads
+from c2fmae.eval.probes.nearest_neighbours import QUERIES_PER_BLOCK, find_nearest, normalise_rows, vote_labels
 
 DIM = 768
 SWEEP = [

@@ -9,19 +9,21 @@ Interrupted, it goes on where it was.
 
 import argparse
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
-from c2fmae.data import CentralView, Scenes, open_scenes
-from c2fmae.data.combine import SubsetScenes
-from c2fmae.eval.probes import encode_scenes, make_image_encoder, run_probes
-from c2fmae.loading import load_run
-from c2fmae.methods import MaskedAutoencoding, build_method
+from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.metrics import Metric, find_metric
+from c2fmae.eval.probes.dense import DenseProbeEvaluation
+from c2fmae.eval.probes.knn import KnnEvaluation
+from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from c2fmae.models.backbones import Backbone, create_untrained_backbone, load_backbone
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 
@@ -38,41 +40,41 @@ def run_overrides(method: str, data: str, seed: int, voc: str | None) -> list[st
     return [*steps, f"data.train.options={{size: 32, difficulty: plain, length: 8192, seed: {1000 + seed}}}"]
 
 
-def select_evenly(scenes: Scenes, count: int) -> Scenes:
-    """Some scenes of a source, evenly spread."""
-    step = max(len(scenes) // count, 1)
-    return SubsetScenes(scenes, torch.arange(0, step * min(count, len(scenes)), step).numpy())
-
-
-def open_probe_sets(voc: str | None, images: str | None) -> dict[str, tuple[Scenes, Scenes]]:
+def list_probe_sets(voc: str | None, images: str | None) -> dict[str, tuple[Sequence[str], dict[str, Any]]]:
+    """By name: the probes that a pair of sets has the truth for, and where it is."""
     fresh: dict[str, Any] = {"size": 32, "difficulty": "plain"}
-    found = {
-        "generated": (
-            open_scenes("generated", length=2048, seed=9001, **fresh),
-            open_scenes("generated", length=1024, seed=9002, **fresh),
-        )
+    generated = {
+        split: {"name": "generated", "options": {**fresh, "length": length, "seed": seed}}
+        for split, length, seed in (("train", 2048, 9001), ("test", 1024, 9002))
     }
+    found: dict[str, tuple[Sequence[str], dict[str, Any]]] = {"generated": (tuple(PROBES), generated)}
     if voc:
-        found["voc"] = (open_scenes(f"{voc}/train"), open_scenes(f"{voc}/val"))
+        found["voc"] = (("mIoU",), {"train": f"{voc}/train", "test": f"{voc}/val"})
     if images:
-        sets = [open_scenes(f"{images}/{part}*.tar", granularities=("rgb",)) for part in ("train", "test")]
-        found["photos"] = (select_evenly(sets[0], 5000), select_evenly(sets[1], 2000))
+        found["photos"] = (("k-NN", "linear"), {"train": f"{images}/train*.tar", "test": f"{images}/test*.tar"})
     return found
 
 
-def probe_method(method: MaskedAutoencoding, probe_sets: dict[str, tuple[Scenes, Scenes]]) -> dict[str, float]:
-    found: dict[str, float | None] = {}
-    for name, pair in probe_sets.items():
-        view, encode = CentralView(**method.view_options), make_image_encoder(method)
-        train, test = (encode_scenes(encode, scenes, view) for scenes in pair)
-        result = run_probes(train, test)
-        found |= {f"{name} k-NN": result.knn, f"{name} linear": result.linear}
-        found[f"{name} mIoU"] = result.dense.miou if result.dense else None
-    return {key: 100 * value for key, value in found.items() if value is not None}
+PROBES: dict[str, Callable[[dict[str, Any], ModelUnderTest], Metric | None]] = {
+    "k-NN": lambda sets, model: find_metric(KnnEvaluation(**sets, ks=(20,)).run(model), "top1", votes="weighted", k=20),
+    "linear": lambda sets, model: find_metric(LinearProbeEvaluation(**sets).run(model), "top1"),
+    "mIoU": lambda sets, model: find_metric(DenseProbeEvaluation(**sets).run(model), "mean_iou"),
+}
+
+
+def probe_backbone(backbone: Backbone, probe_sets: dict[str, tuple[Sequence[str], dict[str, Any]]]) -> dict[str, float]:
+    with TemporaryDirectory() as features:
+        model = ModelUnderTest("tiny", backbone, Path(features))
+        metrics = {
+            f"{name} {probe}": PROBES[probe](sets, model)
+            for name, (probes, sets) in probe_sets.items()
+            for probe in probes
+        }
+    return {name: metric.value for name, metric in metrics.items() if metric is not None}
 
 
 def measure_recipes(out: Path, voc: str | None, images: str | None) -> Iterator[tuple[str, list[dict[str, float]]]]:
-    on = open_probe_sets(voc, images)
+    probe_sets = list_probe_sets(voc, images)
     for data in ("generated", *(["voc"] if voc else [])):
         for recipe in STEPS:
             found = []
@@ -81,9 +83,10 @@ def measure_recipes(out: Path, voc: str | None, images: str | None) -> Iterator[
                 pretrain(load_recipe(f"{recipe}-tiny", run_overrides(recipe, data, seed, voc)), folder, resume=True)
                 last = [row for row in read_rows(RunDir(folder).metrics) if "held_out/loss" in row][-1]
                 held_out = {key: value for key, value in last.items() if key.startswith("held_out/")}
-                found.append(probe_method(load_run(folder).method, on) | held_out)
+                found.append(probe_backbone(load_backbone(folder), probe_sets) | held_out)
             yield f"{recipe} on {data}", found
-    yield "untrained", [probe_method(build_method(load_recipe("c2fmae-tiny").method, seed=seed), on) for seed in SEEDS]
+    spec = load_recipe("c2fmae-tiny").method.backbone_spec()
+    yield "untrained", [probe_backbone(create_untrained_backbone(spec, seed), probe_sets) for seed in SEEDS]
 
 
 def main() -> None:

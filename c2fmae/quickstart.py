@@ -1,28 +1,25 @@
-"""From nothing to a page: generated scenes, pre-training, probes of what was learned, and pictures."""
+"""Everything once: generated scenes, pre-training, probes of the encoder, and a report with figures."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from c2fmae.config.data import DatasetConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import RunOutcome
 from c2fmae.core.run_dir import RunDir
-from c2fmae.data import CentralView, Scenes, open_scenes
-from c2fmae.eval.probes import (
-    ProbeScores,
-    encode_scenes,
-    make_colour_encoder,
-    make_image_encoder,
-    make_pixel_encoder,
-    pool_concatenated,
-    pool_mean,
-    run_probes,
-)
-from c2fmae.eval.probes.features import PatchEncoder
+from c2fmae.data import open_scenes
+from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.metrics import Metric, find_metric
+from c2fmae.eval.probes.dense import DenseProbeEvaluation
+from c2fmae.eval.probes.knn import KnnEvaluation
+from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from c2fmae.eval.probes.reference_features import ColourHistogram, RawPixels
 from c2fmae.loading import LoadedRun, load_run
-from c2fmae.methods import build_method
+from c2fmae.models.backbones import create_untrained_backbone, load_backbone
 from c2fmae.pretrain import pretrain
 from c2fmae.pretrain_report import write_pretraining_report
 from c2fmae.report import Figure, Table, Text, table_to_lines
@@ -32,22 +29,25 @@ from c2fmae.views.reconstruction import draw_reconstruction, sample_requested_ma
 log = logging.getLogger(__name__)
 
 NUM_PROBE_TRAIN, NUM_PROBE_TEST = 2048, 1024
-"""Scenes whose labels the probes are given, and others on which they are tried; no run has seen either."""
+"""Scenes to fit the probes and to test them; no run is trained on either."""
+
+NUM_NEIGHBOURS = 20
+
+_SWEEP: dict[str, Any] = {"lrs": (0.03, 0.1, 0.3, 1.0), "weight_decays": (1e-4, 1e-2)}  # takes seconds
 
 _PROBE_EXPLANATION = """\
-The encoder was frozen and shown photos alone. The probes ask its features which kind of thing shows most (nearest
-neighbours, and a linear classifier), and which class each patch is of (a linear classifier of patches).
+The encoder was frozen and given images alone. The probes classify images by the class of their largest object (nearest
+neighbours, and a linear classifier) and patches by the class of their pixels (a linear classifier of patches).
 
-What to make of it: the features were learned from maps and pixels. In pre-training the encoder saw patches of
-semantic and instance maps beside those of the photo, and had to fill in what was hidden of all three; the kinds that
-are asked for are among the classes of these maps. So this is not learning without labels: it is what pre-training on
-images and on what is in them is for. No photo that is probed here was in the training."""
+In pre-training the encoder also read patches of semantic and instance maps and predicted the hidden patches of all
+three. The classes of the probes are among those of these maps. So this is not learning without labels: it is what
+pre-training on images and their maps is for. No image that is probed here was in the training set."""
 
 
 def quickstart(
     config: PretrainConfig, out: Path, *, num_train: int = NUM_PROBE_TRAIN, num_test: int = NUM_PROBE_TEST
 ) -> RunOutcome:
-    """Pre-train, or go on with it, then probe what was learned, draw it and write the page."""
+    """Pre-train, or resume, then probe the encoder, draw reconstructions and write the report."""
     if not isinstance(config.data.train, DatasetConfig) or config.data.train.name != "generated":
         raise UserError("quickstart: is for generated scenes. For others take: c2fmae pretrain c2fmae-tiny --data …")
     outcome = pretrain(config, out, resume=True)
@@ -55,18 +55,14 @@ def quickstart(
         return outcome
     run = load_run(out)
     log.info("probing features on %d and %d scenes", num_train, num_test)
-    table = build_probe_table(
-        probe_encoders(run, _open_unseen_scenes(run, num_train, 1), _open_unseen_scenes(run, num_test, 2)),
-        num_train,
-        num_test,
-    )
+    table = build_probe_table(probe_encoders(run, out, num_train, num_test), num_train, num_test)
     for line in table_to_lines(table):
         log.info("%s", line)
     path = draw_from_rgb(run, out)
     write_pretraining_report(
         RunDir(out),
         [
-            Figure(path, "From the photo alone: the maps are what the model makes of it. These scenes are new to it."),
+            Figure(path, "Maps predicted from images alone, of scenes that were not trained on."),
             Text(_PROBE_EXPLANATION, title="What was learned"),
             table,
         ],
@@ -74,43 +70,50 @@ def quickstart(
     return outcome
 
 
-def probe_encoders(run: LoadedRun, train: Scenes, test: Scenes) -> dict[str, ProbeScores]:
-    """Return the scores of the trained encoder, and of what it is to be compared with."""
-    method, config = run.method, run.config
-    mean, std = method.config.mean_and_std("rgb")
-    untrained = build_method(config.method, seed=config.training.seed)
-    view = CentralView(**method.view_options)
-    encoders: Mapping[str, PatchEncoder] = {
-        "trained": make_image_encoder(method),
-        "untrained, as it was before the first step": make_image_encoder(untrained),
-        "raw pixels": make_pixel_encoder(method.patch_size, mean, std),
-        "colour histogram": make_colour_encoder(method.patch_size),
+def probe_encoders(run: LoadedRun, out: Path, num_train: int, num_test: int) -> dict[str, dict[str, Metric | None]]:
+    """Return the metrics of each probe for the trained encoder and for the features to compare it with."""
+    sets: dict[str, Any] = {
+        "train": _unseen_scenes(run, num_train, 1),
+        "test": _unseen_scenes(run, num_test, 2),
+        "workers": 0,
     }
-    return {
-        name: run_probes(
-            *(
-                encode_scenes(encode, s, view, pool=pool_concatenated if "pixels" in name else pool_mean)
-                for s in (train, test)
-            )
-        )
-        for name, encode in encoders.items()
+    knn = KnnEvaluation(**sets, ks=(NUM_NEIGHBOURS,))
+    linear = LinearProbeEvaluation(**sets, **_SWEEP, epochs=40)
+    dense = DenseProbeEvaluation(**sets, **_SWEEP, epochs=8)
+    trained = load_backbone(out)
+    encoders = {
+        "trained": trained,
+        "untrained": create_untrained_backbone(trained.spec, run.config.training.seed),
+        "raw pixels": RawPixels(trained.spec),
+        "colour histogram": ColourHistogram(trained.spec),
     }
+    metrics: dict[str, dict[str, Metric | None]] = {}
+    for name, encoder in encoders.items():
+        with TemporaryDirectory() as features:
+            model = ModelUnderTest(name, encoder, Path(features))
+            metrics[name] = {
+                "k-NN, %": find_metric(knn.run(model), "top1", votes="weighted", k=NUM_NEIGHBOURS),
+                "linear, %": find_metric(linear.run(model), "top1"),
+                "patches, mIoU %": find_metric(dense.run(model), "mean_iou"),
+            }
+    return metrics
 
 
-def build_probe_table(scores: Mapping[str, ProbeScores], num_train: int, num_test: int) -> Table:
-    """Return the comparison as a table of percentages."""
+def build_probe_table(metrics: Mapping[str, Mapping[str, Metric | None]], num_train: int, num_test: int) -> Table:
+    """Return a row for each encoder and a column for each probe."""
+    columns = tuple(next(iter(metrics.values())))
     rows = [
-        (name, *(_format_percent(value) for value in (each.knn, each.linear, each.dense and each.dense.miou)))
-        for name, each in scores.items()
+        (name, *(f"{metric.value:.1f}" if metric else "–" for metric in row.values())) for name, row in metrics.items()
     ]
-    note = f"{num_train} scenes with labels, tried on {num_test} more; 20 nearest neighbours, logistic regression."
-    columns = ("frozen features of", "k-NN, %", "linear, %", "patches, mIoU %")
-    return Table("Features of photos alone, frozen", columns, rows, note)
+    footnote = (
+        f"Fitted to {num_train} labelled scenes, tested on {num_test} others; {NUM_NEIGHBOURS} nearest neighbours."
+    )
+    return Table("Frozen features of images alone", ("frozen features of", *columns), rows, footnote)
 
 
 def draw_from_rgb(run: LoadedRun, out: Path) -> Path:
-    """Draw what the model makes of photos of which it sees all, and of maps of which it sees nothing."""
-    scenes = select_scenes(run.method, _open_unseen_scenes(run, 64, 2), 6)
+    """Draw the maps that the model predicts from whole images alone."""
+    scenes = select_scenes(run.method, open_scenes(_unseen_scenes(run, 64, 2)), 6)
     masks = sample_requested_masks(run.method, scenes, {"rgb": "all"})
     figure = draw_reconstruction(
         run.method, scenes, masks, model_name=f"{out.name}, step {run.step}", class_names=run.class_names
@@ -118,13 +121,9 @@ def draw_from_rgb(run: LoadedRun, out: Path) -> Path:
     return save_png(figure, RunDir(out).figures / "from-photo-alone.png")
 
 
-def _open_unseen_scenes(run: LoadedRun, num_scenes: int, seed_offset: int) -> Scenes:
-    """Return scenes like those that were learned from, drawn from a seed of their own."""
+def _unseen_scenes(run: LoadedRun, num_scenes: int, seed_offset: int) -> DatasetConfig:
+    """Return generated scenes like those of the training set, with a seed of their own."""
     train = run.config.data.train
     options = train.given_options() if isinstance(train, DatasetConfig) else {}
     seed = 1000 * (1 + options.get("seed", 0)) + seed_offset
-    return open_scenes("generated", **{**options, "length": num_scenes, "seed": seed})
-
-
-def _format_percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
+    return DatasetConfig(name="generated", options={**options, "length": num_scenes, "seed": seed})

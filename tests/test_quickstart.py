@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from c2fmae.core.experiment import RunOutcome
-from c2fmae.eval.probes import ProbeScores
-from c2fmae.eval.probes.patch_classifier import PatchScores
+from c2fmae.eval.metrics import Metric
 from c2fmae.quickstart import build_probe_table, quickstart
 from c2fmae.recipes.config import load_recipe
 from c2fmae.report import table_to_lines
@@ -39,12 +38,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_its_page_compares_trained_untrained_pixels_and_colours(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for name in ("trained", "untrained, as it was before the first step", "raw pixels", "colour histogram"):
+    for name in ("trained", "untrained", "raw pixels", "colour histogram"):
         assert f"{name}</" in text
     for column in ("k-NN, %", "linear, %", "patches, mIoU %"):
         assert column in text
-    assert "48 scenes with labels, tried on 16 more" in text
-    assert "learned from maps and pixels" in text
+    assert "Fitted to 48 labelled scenes, tested on 16 others" in text
+    assert "not learning without labels" in text
 
 
 def test_every_picture_on_it_is_whole(page: Path) -> None:
@@ -63,12 +62,15 @@ def test_run_again_it_trains_no_more_and_makes_the_page_anew(page: Path) -> None
     assert page.read_text(encoding="utf-8") == text
 
 
-def test_scores_become_lines_to_read() -> None:
-    scores = {"trained": ProbeScores(0.5, 0.755, PatchScores(0.4, 0.9)), "colours": ProbeScores(None, None, None)}
-    assert table_to_lines(build_probe_table(scores, 10, 5)) == [
-        "frozen features of  k-NN, %  linear, %  patches, mIoU %",
-        "trained             50.0     75.5       40.0",
-        "colours             –        –          –",
+def test_metrics_of_probes_become_a_table() -> None:
+    metrics: dict[str, dict[str, Metric | None]] = {
+        "trained": {"k-NN, %": Metric("top1", 50, 5), "linear, %": Metric("top1", 75.55, 5)},
+        "colours": {"k-NN, %": Metric("top1", 5, 5), "linear, %": None},
+    }
+    assert table_to_lines(build_probe_table(metrics, 10, 5)) == [
+        "frozen features of  k-NN, %  linear, %",
+        "trained             50.0     75.5",
+        "colours             5.0      –",
     ]
 
 

@@ -21,8 +21,7 @@ from c2fmae.eval.probes.bootstrap import NUM_REPLICATES, percentile_interval, po
 from c2fmae.eval.probes.confusion import class_ious, confusion_matrices, mean_iou, overall_accuracy
 from c2fmae.eval.probes.extraction import FeatureSpec
 from c2fmae.eval.probes.feature_store import FeatureStore
-from c2fmae.eval.probes.linear_heads import ChosenHead, choose_linear_head
-from c2fmae.eval.probes.logistic_regression import LinearProbe
+from c2fmae.eval.probes.linear_heads import ChosenHead, LinearProbe, choose_linear_head
 from c2fmae.eval.probes.probe_config import ProbeConfig, TrainTestFeatures
 from c2fmae.eval.probes.sweep import SweepConfig, describe_chosen_head
 from c2fmae.models.backbones import Backbone

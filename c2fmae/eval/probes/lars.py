@@ -14,7 +14,7 @@ from torch import Tensor
 from c2fmae.core.schedules import warmup_cosine
 from c2fmae.core.seeding import derive_seed
 from c2fmae.eval.probes.batching import num_batches, shuffled_batches
-from c2fmae.eval.probes.logistic_regression import LinearProbe
+from c2fmae.eval.probes.linear_heads import LinearProbe
 
 BASE_LR = 0.1
 """The highest rate for batches of 256; in proportion for others."""

@@ -14,8 +14,7 @@ from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes.batching import split_training_validation
 from c2fmae.eval.probes.lars import BASE_LR, fit_lars_probe
-from c2fmae.eval.probes.linear_heads import choose_linear_head
-from c2fmae.eval.probes.logistic_regression import LinearProbe
+from c2fmae.eval.probes.linear_heads import LinearProbe, choose_linear_head
 from c2fmae.eval.probes.probe_config import (
     LabelProbeConfig,
     TrainTestFeatures,

@@ -15,13 +15,32 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
 from c2fmae.eval.probes.batching import num_batches, shuffled_batches
-from c2fmae.eval.probes.logistic_regression import LinearProbe
 
 ClassTargets = Int64[Tensor, " row"] | Float[Tensor, "row label"]
 """Labels, or how much of each class there is in a row; rows that are all 0 say nothing and are left out."""
 
 _MOMENTUM = 0.9
 _ROWS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier of features."""
+
+    mean: Float[Tensor, " dim"]
+    std: Float[Tensor, " dim"]
+    weight: Float[Tensor, "label dim"]
+    bias: Float[Tensor, " label"]
+    weight_decay: float
+    """The one that it was fitted with."""
+
+    def logits(self, features: Float[Tensor, "row dim"]) -> Float[Tensor, "row label"]:
+        """Return a score for each label."""
+        return F.linear((features - self.mean) / self.std, self.weight, self.bias)
+
+    def predict(self, features: Float[Tensor, "row dim"]) -> Int64[Tensor, " row"]:
+        """Return the label with the highest score, the lowest of several such."""
+        return self.logits(features).argmax(dim=1)
 
 
 @dataclass(frozen=True)

@@ -19,3 +19,8 @@ def unit_vectors(*degrees: float) -> Tensor:
     """Unit vectors of the plane."""
     radians = torch.tensor(degrees).deg2rad()
     return torch.stack([radians.cos(), radians.sin()], dim=1)
+
+
+def accuracy(predicted: Tensor, truth: Tensor) -> float:
+    """Return the fraction of equal rows."""
+    return (predicted == truth).double().mean().item()

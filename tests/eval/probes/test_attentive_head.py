@@ -7,13 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.probes import (
-    AttentiveProbe,
-    AttentiveProbeSetting,
-    accuracy,
-    fit_attentive_probe,
-    fit_logistic_regression,
-)
+from c2fmae.eval.probes.attentive_head import AttentiveProbe, AttentiveProbeSetting, fit_attentive_probe
+from c2fmae.eval.probes.linear_heads import LinearHeadSetting, fit_linear_heads
+from tests.eval.probes.blobs import accuracy
 
 SMALL = AttentiveProbeSetting(num_queries=4, lr=0.01, epochs=30, batch_size=50)
 
@@ -70,7 +66,16 @@ def test_one_token_that_tells_is_found_among_many_where_their_mean_hides_it() ->
     test, truth = one_token_that_tells(1000, seed=1)
     fitted = fit_attentive_probe(tokens.__getitem__, labels, SMALL, rows=torch.arange(1000), num_labels=3)
     assert accuracy(fitted.predict(test), truth) > 0.95
-    linear = fit_logistic_regression(tokens.mean(1), labels)
+    (linear,) = fit_linear_heads(
+        {"mean": tokens.mean(1)},
+        labels,
+        [LinearHeadSetting("mean", lr=0.1, weight_decay=0.01)],
+        rows=torch.arange(1000),
+        num_labels=3,
+        epochs=30,
+        batch_size=50,
+        seed=0,
+    )
     assert accuracy(linear.predict(test.mean(1)), truth) < 0.75
 
 

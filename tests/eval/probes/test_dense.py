@@ -11,8 +11,7 @@ from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes import dense, extraction
 from c2fmae.eval.probes.dense import DenseProbeEvaluation, count_cell_classes, predict_cells
-from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting, choose_linear_head
-from c2fmae.eval.probes.logistic_regression import LinearProbe
+from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting, LinearProbe, choose_linear_head
 from tests.eval.tiny_backbones import (
     draw_coloured_scenes,
     make_tiny_model_under_test,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from c2fmae.eval.probes import LinearProbe, accuracy, fit_lars_probe
 from c2fmae.eval.probes.batching import shuffled_batches
-from c2fmae.eval.probes.lars import lars_step
-from tests.eval.probes.blobs import make_blobs
+from c2fmae.eval.probes.lars import fit_lars_probe, lars_step
+from c2fmae.eval.probes.linear_heads import LinearProbe
+from tests.eval.probes.blobs import accuracy, make_blobs
 
 
 def fit(train: Tensor, labels: Tensor, *, seed: int = 0, epochs: int = 20, batch_size: int = 64) -> LinearProbe:

@@ -9,17 +9,16 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
-from c2fmae.eval.probes import (
+from c2fmae.eval.probes.batching import num_batches, shuffled_batches, split_training_validation
+from c2fmae.eval.probes.linear_heads import (
     LinearHeadSetting,
     LinearProbe,
-    accuracy,
     choose_linear_head,
     fit_linear_heads,
-    split_training_validation,
+    mean_and_std,
+    target_accuracy,
 )
-from c2fmae.eval.probes.batching import num_batches, shuffled_batches
-from c2fmae.eval.probes.linear_heads import mean_and_std, target_accuracy
-from tests.eval.probes.blobs import make_blobs
+from tests.eval.probes.blobs import accuracy, make_blobs
 
 SWEEP = [
     LinearHeadSetting("last", lr, decay)

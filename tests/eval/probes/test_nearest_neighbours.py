@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.probes import Neighbours, find_nearest, vote_labels
 from c2fmae.eval.probes import nearest_neighbours as neighbours
+from c2fmae.eval.probes.nearest_neighbours import Neighbours, find_nearest, vote_labels
 from tests.eval.probes.blobs import make_blobs, unit_vectors
 
 
