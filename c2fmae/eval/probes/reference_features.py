@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from c2fmae.models.backbones import Backbone, BackboneSpec, Pooling
+from c2fmae.core.specs import BackboneSpec, EncoderConfig, Pooling
+from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import BackboneInput
 from c2fmae.models.backbones.load_report import LoadReport
-from c2fmae.models.config import EncoderConfig
 from c2fmae.models.patches import patchify
 
 _COLOURS_PER_CHANNEL = 4
