@@ -27,7 +27,8 @@ from c2fmae.core.distributed import World
 from c2fmae.data.suites import ShiftedSet, open_shifted_set
 from c2fmae.data.suites.official import imagenet_wnids
 from c2fmae.eval.cost.timing import time_in_turn
-from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
+from c2fmae.eval.robustness.config import RobustnessEvaluation
+from c2fmae.eval.robustness.evaluation import evaluate_robustness
 from c2fmae.eval.robustness.image_classifier import ImageClassifier, load_image_classifier
 
 BATCH_SIZE = 32
@@ -73,9 +74,10 @@ def bare_loop(data: PillowImages, model: nn.Module, workers: int) -> None:
 
 
 def run_robustness(classifiers: Sequence[ImageClassifier], shifted_set: ShiftedSet, workers: int) -> None:
-    config = RobustnessConfig(batch_size=BATCH_SIZE, workers=workers)
+    config = RobustnessEvaluation(batch_size=BATCH_SIZE, workers=workers)
     with tempfile.TemporaryDirectory() as folder:
-        evaluate_robustness(classifiers, [shifted_set], None, config, lambda each: Path(folder) / each.digest, World())
+        dirs = [Path(folder) / each.digest for each in classifiers]
+        evaluate_robustness(config, classifiers, [shifted_set], None, dirs, World())
 
 
 def run_one_by_one(classifiers: Sequence[ImageClassifier], shifted_set: ShiftedSet, workers: int) -> None:

@@ -20,9 +20,7 @@ from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import Metric, find_metric
-from c2fmae.eval.probes.dense import DenseProbeEvaluation
-from c2fmae.eval.probes.knn import KnnEvaluation
-from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from c2fmae.eval.probes.config import DenseProbeEvaluation, KnnEvaluation, LinearProbeEvaluation
 from c2fmae.models.backbones import Backbone, create_untrained_backbone, load_backbone
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
@@ -64,7 +62,7 @@ PROBES: dict[str, Callable[[dict[str, Any], ModelUnderTest], Metric | None]] = {
 
 def probe_backbone(backbone: Backbone, probe_sets: dict[str, tuple[Sequence[str], dict[str, Any]]]) -> dict[str, float]:
     with TemporaryDirectory() as features:
-        model = ModelUnderTest("tiny", backbone, Path(features))
+        model = ModelUnderTest.in_memory("tiny", Path(features), backbone=backbone)
         metrics = {
             f"{name} {probe}": PROBES[probe](sets, model)
             for name, (probes, sets) in probe_sets.items()

@@ -14,9 +14,7 @@ from c2fmae.core.run_dir import RunDir
 from c2fmae.data import open_scenes
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import Metric, find_metric
-from c2fmae.eval.probes.dense import DenseProbeEvaluation
-from c2fmae.eval.probes.knn import KnnEvaluation
-from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from c2fmae.eval.probes.config import DenseProbeEvaluation, KnnEvaluation, LinearProbeEvaluation
 from c2fmae.eval.probes.reference_features import ColourHistogram, RawPixels
 from c2fmae.loading import LoadedRun, load_run
 from c2fmae.models.backbones import create_untrained_backbone, load_backbone
@@ -90,7 +88,7 @@ def probe_encoders(run: LoadedRun, out: Path, num_train: int, num_test: int) -> 
     metrics: dict[str, dict[str, Metric | None]] = {}
     for name, encoder in encoders.items():
         with TemporaryDirectory() as features:
-            model = ModelUnderTest(name, encoder, Path(features))
+            model = ModelUnderTest.in_memory(name, Path(features), backbone=encoder)
             metrics[name] = {
                 "k-NN, %": find_metric(knn.run(model), "top1", votes="weighted", k=NUM_NEIGHBOURS),
                 "linear, %": find_metric(linear.run(model), "top1"),

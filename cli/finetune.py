@@ -5,8 +5,8 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from c2fmae_cli.eval_run import slugify
 from c2fmae_cli.pretrain import is_main_process, quote_yaml
-from c2fmae_cli.result_paths import slugify
 
 if TYPE_CHECKING:
     from c2fmae.eval.classification.config import FinetuneConfig
@@ -136,12 +136,10 @@ def _print_on_main(text: str) -> None:
 def _print_results(run_dirs: list[Path]) -> None:
     """Print what was found, side by side."""
     from c2fmae.eval.classification.result import read_finetune_result
-    from c2fmae.eval.results import make_results_table
-    from c2fmae.report.page import table_to_lines
+    from c2fmae.eval.results import format_results
 
     results = [read_finetune_result(folder) for folder in run_dirs]
-    table = make_results_table(results)
-    print("\n".join([*table_to_lines(table), *([table.footnote] if table.footnote else [])]))
+    print("\n".join(format_results(results)))
     for result in results:
         print(f"protocol of {result.source}: {result.protocol}")
     for folder in run_dirs:

@@ -1,8 +1,9 @@
-"""The evaluations of this package, each registered where it is defined."""
+"""The evaluations of this package. Importing them needs no torch."""
 
-from c2fmae.eval import cost
-from c2fmae.eval.analysis import attention, representation
+from c2fmae.eval.analysis import config as analysis
+from c2fmae.eval.cost import config as cost
 from c2fmae.eval.evaluation import EVALUATIONS
-from c2fmae.eval.probes import attentive, dense, knn, linear
+from c2fmae.eval.probes import config as probes
+from c2fmae.eval.robustness import config as robustness
 
-__all__ = ["EVALUATIONS", "attention", "attentive", "cost", "dense", "knn", "linear", "representation"]
+__all__ = ["EVALUATIONS", "analysis", "cost", "probes", "robustness"]

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
 from c2fmae.config.data import DatasetConfig, DataSourceOption, source_name
 from c2fmae.core.errors import UserError
 from c2fmae.data import Scenes, open_scenes
@@ -68,3 +72,17 @@ def check_same_names(
             f"differ in {first_difference!r}. Give both the same names in their dataset.json"
         )
     return tuple(train)
+
+
+def draw_stratified_rows(labels: Int64[Tensor, " scene"], fraction: float, seed: int) -> Int64[Tensor, " row"]:
+    """Return rows, in order, that hold a fraction of every label's, rounded up.
+
+    >>> draw_stratified_rows(torch.tensor([0, 1, 0, 1, 0, 1, 1]), 0.5, seed=0).shape
+    torch.Size([4])
+    """
+    noise = torch.rand(len(labels), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    order = (labels + noise).argsort()  # by label, then by noise
+    counts = labels.bincount()
+    rank_in_label = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    num_rows = (fraction * counts.double() - 1e-9).ceil()  # 0.15 of 100 is 15, whatever 0.15 is in binary
+    return order[rank_in_label < num_rows[labels[order]]].sort().values

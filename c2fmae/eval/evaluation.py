@@ -1,64 +1,206 @@
-"""The one shape of every evaluation: a frozen config in, metrics out, with a protocol in words.
+"""The shape of every evaluation: a frozen config that computes metrics of models and describes its protocol.
 
-An evaluation is a config class under a name in `EVALUATIONS`; another package adds one by registering it.
+An evaluation is a config class under a name in `EVALUATIONS`, and another package adds one by registering it. Importing
+one needs no torch: `run` imports what computes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from c2fmae.core.config import Config
-from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.registry import Registry
-from c2fmae.eval.digests import compute_weights_digest
 from c2fmae.eval.metrics import Metric
-from c2fmae.models.backbones import Backbone
+
+if TYPE_CHECKING:
+    import c2fmae.config.method
+    import c2fmae.core.distributed
+    import c2fmae.eval.results
+    import c2fmae.eval.robustness.image_classifier
+    import c2fmae.models.backbones
+
+ModelKind = Literal["backbone", "classifier", "method"]
+"""A ViT, an image classifier, or a ViT with the method that pre-trains it."""
+
+Precision = Literal["fp32", "bf16"]
+
+
+def _single_process() -> "c2fmae.core.distributed.World":
+    from c2fmae.core.distributed import World
+
+    return World()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How weights are loaded from a source."""
+
+    step: int | None = None
+    """A run's checkpoint; the newest, unless given."""
+    use_ema: bool = False
+    """Load a run's averaged weights."""
+    allow_missing: tuple[str, ...] = ()
+    """Tensors that the source may lack, by name or pattern."""
 
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """What is evaluated, where, and by whom."""
+    """A source of weights and what an evaluation needs of it, loaded on first use."""
 
-    name: str
-    """The source as it was given."""
-    backbone: Backbone
-    cache_dir: Path
-    """A folder for what takes long to compute and may be used again; processes of a run share it."""
-    world: World = field(default_factory=World)
+    source: str
+    """A run, a checkpoint, `timm:NAME` or whatever else can be loaded."""
+    output_dir: Path
+    """Directory for results and for what is cached; the processes of a run share it."""
+    world: "c2fmae.core.distributed.World" = field(default_factory=_single_process)
+    load_options: LoadOptions = LoadOptions()
+    is_untrained: bool = False
+    """Whether the model has the source's architecture, but new weights."""
     memo: dict[str, Any] = field(default_factory=dict, compare=False)
-    """What was found out once, as which data a config means."""
+    """What was computed once and may be used again, such as opened data sets."""
+
+    @classmethod
+    def in_memory(cls, source: str, output_dir: Path, *, world: Any = None, **loaded: Any) -> "ModelUnderTest":
+        """Return a model that is loaded already, as `backbone=…`, `classifier=…` or `method=…`."""
+        model = cls(source, output_dir, world or _single_process())
+        vars(model).update(loaded)
+        return model
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return f"untrained {self.source}" if self.is_untrained else self.source
+
+    def with_new_weights(self) -> "ModelUnderTest":
+        """Return the same architecture with new weights."""
+        return replace(self, is_untrained=True, memo={})
+
+    @cached_property
+    def backbone(self) -> "c2fmae.models.backbones.Backbone":
+        """The ViT."""
+        from c2fmae.models.backbones import create_untrained_backbone, load_backbone
+
+        options = self.load_options
+        backbone = load_backbone(
+            self.source, step=options.step, use_ema=options.use_ema, allow_missing=options.allow_missing
+        )
+        return create_untrained_backbone(backbone.spec) if self.is_untrained else backbone
+
+    @cached_property
+    def classifier(self) -> "c2fmae.eval.robustness.image_classifier.ImageClassifier":
+        """The classifier of images."""
+        from c2fmae.eval.robustness.image_classifier import load_image_classifier
+
+        return load_image_classifier(self.source, step=self.load_options.step, use_ema=self.load_options.use_ema)
+
+    @cached_property
+    def method(self) -> "c2fmae.config.method.MethodConfig | None":
+        """The method of a pre-training run; None for any other source."""
+        from c2fmae.config.method import MethodConfig
+        from c2fmae.config.migrations import migrate_pretraining
+        from c2fmae.core.run_dir import RunDir
+        from c2fmae.core.run_info import read_run_info
+
+        if not RunDir(Path(self.source)).is_started:
+            return None
+        info = read_run_info(Path(self.source))
+        if info.kind != "pretraining":
+            return None
+        return MethodConfig.from_dict(migrate_pretraining(info.config)["method"], source=self.source)
 
     @cached_property
     def digest(self) -> str:
-        """What tells this backbone from others."""
+        """The digest of the backbone: its spec and its weights."""
+        from c2fmae.eval.digests import compute_weights_digest
+
         return compute_weights_digest(self.backbone)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation computed of one model."""
+
+    metrics: tuple[Metric, ...]
+    details: Any = None
+    """More than is stored, for tables and pages of the evaluation's own."""
+    stored: "c2fmae.eval.results.EvaluationResult | None" = None
+    """The result, if the evaluation has written it itself."""
+
+
 class Evaluation(Config):
-    """A protocol and its settings; what it computes does not depend on the number of processes."""
+    """A protocol and its settings. What it computes does not depend on the number of processes."""
+
+    model_kind: ClassVar[ModelKind] = "backbone"
+    """What it evaluates."""
+    protocol_version: ClassVar[int] = 1
+    """To be raised when the same settings give other numbers: stored results are computed again then."""
+    shares_work: ClassVar[bool] = False
+    """Whether `run_models` gets all models at once, because they share work, or one after the other."""
+    reuses_results: ClassVar[bool] = True
+    """Whether a stored result of the same settings, weights and data is returned instead of computing it again."""
+    neutral_fields: ClassVar[frozenset[str]] = frozenset({"workers"})
+    """Fields that change nothing about the result, or whose effect is part of `identify_inputs`."""
+    cache_name: ClassVar[str | None] = None
+    """Directory below `output_dir` with what an interrupted evaluation has computed so far, if it resumes."""
+    option_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields with a command-line option of their own."""
 
     @classmethod
     def resolve_data_options(cls, data: str | None, test: str | None) -> dict[str, Any]:
-        """Return the settings that the command's --data and --test mean."""
+        """Return the settings that the options --data and --test stand for."""
         if test is not None or (data is not None and "data" not in cls.model_fields):
             raise UserError(f"this evaluation takes no {'--test' if test is not None else '--data'}")
         return {} if data is None else {"data": data}
 
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """Return the settings for `--set`; those of a nested config as `name.…`."""
+        return [
+            f"{name}.…" if isinstance(info.annotation, type) and issubclass(info.annotation, Config) else name
+            for name, info in cls.model_fields.items()
+            if name not in cls.option_fields
+        ]
+
+    def identity_settings(self) -> dict[str, Any]:
+        """Return the settings that a result depends on."""
+        return self.model_dump(mode="json", exclude=set(self.neutral_fields))
+
     def run(self, model: ModelUnderTest) -> Iterator[Metric]:
-        """Compute the metrics; in each process the same."""
+        """Compute the metrics of one model, the same in every process."""
         raise NotImplementedError
 
+    def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
+        """Yield the outcome of each model in order. Evaluations whose models share work override this.
+
+        With `recompute`, cached predictions are not used.
+        """
+        del recompute
+        for model in models:
+            yield Outcome(tuple(self.run(model)))
+
     def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Say in a few sentences what is done, so that a number can stand beside another's."""
+        """Describe in a few sentences what is done, so that a number can be compared with others."""
         raise NotImplementedError
 
     def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
-        """Name what the result depends on besides settings and weights, such as data: what tells whether it is new."""
+        """Return digests of what the result depends on besides settings and weights, such as data."""
         del model
         return {}
+
+    def format_results(self, results: "Sequence[c2fmae.eval.results.EvaluationResult]") -> list[str]:
+        """Return the results of several models as lines of text."""
+        from c2fmae.eval.results import format_results
+
+        return format_results(results)
+
+    def write_comparison(
+        self, results: "Sequence[c2fmae.eval.results.EvaluationResult]", output_dir: Path | None
+    ) -> list[Path]:
+        """Write files about all models together, and return them; `output_dir` is the user's choice, if any."""
+        del results, output_dir
+        return []
 
 
 EVALUATIONS: Registry[type[Evaluation]] = Registry("evaluation")

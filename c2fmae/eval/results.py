@@ -1,30 +1,31 @@
-"""One evaluation of one source: its numbers, the protocol beside them, and where they are kept."""
+"""Results of evaluations: computed or found among stored ones, written as JSON and as a page, shown in tables."""
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from c2fmae.core.environment import collect_environment
+from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
-from c2fmae.core.json_file import write_json
-from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+from c2fmae.core.json_file import read_json, to_json, write_json
+from c2fmae.eval.digests import compute_json_digest
+from c2fmae.eval.evaluation import Evaluation, ModelUnderTest, Outcome
 from c2fmae.eval.metrics import Metric
-from c2fmae.report import Details, Page, Section, Table, Text, render_page
+from c2fmae.report import Details, Page, Section, Table, Text, render_page, table_to_lines
 
 log = logging.getLogger(__name__)
 
 RESULT_FORMAT = 2
 RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
+_MAX_RESULT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found."""
+    """The metrics of one evaluation of one model, and where they are stored."""
 
     evaluation: str
     source: str
@@ -32,77 +33,150 @@ class EvaluationResult:
     metrics: tuple[Metric, ...]
     result_dir: Path
     is_new: bool
-    """Whether it was computed now, and not found as it was computed before."""
+    """Whether it was computed now instead of found among stored results."""
+    details: Any = None
+    """What the evaluation's own tables and pages show besides; not stored."""
 
 
 def run_evaluation(
     name: str,
     config: Evaluation,
-    model: ModelUnderTest,
-    result_dir: Path,
+    models: Iterable[ModelUnderTest],
     *,
-    again: bool = False,
-    measured: Sequence[Metric] | None = None,
-) -> EvaluationResult:
-    """Run an evaluation, or return what it found before with the same settings, weights and data; write it down.
+    label: str | None = None,
+    recompute: bool = False,
+) -> list[EvaluationResult]:
+    """Evaluate models, or return stored results with the same settings, weights and data.
 
-    Metrics that were taken already, as times in turn with other sources, are given as `measured`.
+    Each result is written when it is there, into a directory whose name begins with `label`. Models are held in memory
+    together only if the evaluation shares work between them.
     """
-    identity = compute_identity(name, config, model)
-    cached = (
-        None
-        if again or measured is not None or not model.world.is_main
-        else _load_cached_metrics(result_dir / RESULTS_FILE, config, identity)
-    )
-    cached = model.world.broadcast_object(cached)
-    protocol = str(identity["protocol"])
-    if cached is not None:
-        return EvaluationResult(name, model.name, protocol, cached, result_dir, is_new=False)
+    groups = [list(models)] if config.shares_work else ([model] for model in models)
+    results: list[EvaluationResult] = []
+    for group in groups:
+        results += _run_group(name, config, group, label or name, recompute)
+    return results
+
+
+def _run_group(
+    name: str, config: Evaluation, models: Sequence[ModelUnderTest], label: str, recompute: bool
+) -> Iterator[EvaluationResult]:
+    identities = [compute_identity(name, config, model) for model in models]
+    can_reuse = config.reuses_results and not recompute
+    stored = [
+        model.world.broadcast_object(
+            find_stored_result(config, identity, model) if can_reuse and model.world.is_main else None
+        )
+        for model, identity in zip(models, identities, strict=True)
+    ]
     started = time.perf_counter()
-    metrics = tuple(config.run(model) if measured is None else measured)
-    result = EvaluationResult(name, model.name, protocol, metrics, result_dir, is_new=True)
+    pending = [model for model, found in zip(models, stored, strict=True) if found is None]
+    outcomes = config.run_models(pending, recompute=recompute)
+    for model, identity, found in zip(models, identities, stored, strict=True):
+        if found is not None:
+            yield found
+            continue
+        outcome = next(outcomes)
+        seconds, started = time.perf_counter() - started, time.perf_counter()
+        yield outcome.stored or _write_outcome(config, model, identity, label, outcome, seconds)
+
+
+def _write_outcome(
+    config: Evaluation, model: ModelUnderTest, identity: Mapping[str, Any], label: str, outcome: Outcome, seconds: float
+) -> EvaluationResult:
+    suffix = f"{'untrained-' * model.is_untrained}{compute_json_digest(identity, length=6)}"
+    result = EvaluationResult(
+        identity["evaluation"],
+        model.name,
+        config.describe_protocol(model),
+        outcome.metrics,
+        model.output_dir / f"{label}-{suffix}",
+        is_new=True,
+        details=outcome.details,
+    )
     if model.world.is_main:
-        seconds = round(time.perf_counter() - started, 1)
-        metadata = {"seconds": seconds, "environment": collect_environment(world_size=model.world.size)}
-        save_result(result, {**identity, "load_report": str(model.backbone.load_report), **metadata})
+        loaded = model.classifier if config.model_kind == "classifier" else model.backbone
+        metadata = {
+            "load_report": str(loaded.load_report),
+            "seconds": round(seconds, 1),
+            "environment": collect_environment(world_size=model.world.size),
+        }
+        save_result(result, {**identity, **metadata})
     return result
 
 
+def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> dict[str, Any]:
+    """Return everything that a result depends on, which is neither wording nor the number of processes."""
+    return {
+        "format": RESULT_FORMAT,
+        "evaluation": name,
+        "protocol_version": config.protocol_version,
+        "config": config.identity_settings(),
+        "weights": model.classifier.digest if config.model_kind == "classifier" else model.digest,
+        "inputs": config.identify_inputs(model),
+    }
+
+
 def save_result(result: EvaluationResult, metadata: Mapping[str, Any]) -> None:
-    """Write a result and the page about it; `metadata` are its identity, what was loaded, and the environment."""
-    document = {**metadata, "source": result.source, "metrics": [metric.to_json() for metric in result.metrics]}
+    """Write a result and its page; `metadata` holds its identity, the load report and the environment."""
+    document = {
+        **metadata,
+        "source": result.source,
+        "protocol": result.protocol,
+        "metrics": [metric.to_json() for metric in result.metrics],
+    }
     write_json(result.result_dir / RESULTS_FILE, document, is_shared=True)
     page = render_page(make_result_page(result, document)).encode()
     write_atomic(result.result_dir / PAGE_FILE, page, is_shared=True)
 
 
-def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> dict[str, Any]:
-    """Return all that a result depends on; who does the work is not among it."""
+def load_result(result_dir: Path) -> EvaluationResult:
+    """Return a stored result of any format."""
+    path = result_dir / RESULTS_FILE
+    document = read_json(path, max_bytes=_MAX_RESULT_BYTES, fix="Delete it, or evaluate again with --recompute")
+    try:
+        metrics = tuple(Metric.from_json(values) for values in document["metrics"])
+        name, source, protocol = (document[key] for key in ("evaluation", "source", "protocol"))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is not the result of an evaluation ({error}). Delete it") from error
+    return EvaluationResult(name, source, protocol, metrics, result_dir, is_new=False)
+
+
+def find_stored_result(
+    config: Evaluation, identity: Mapping[str, Any], model: ModelUnderTest
+) -> EvaluationResult | None:
+    """Return the stored result of this identity; None if there is none."""
+    for path in sorted(model.output_dir.glob(f"*/{RESULTS_FILE}")):
+        try:
+            document = read_json(path, max_bytes=_MAX_RESULT_BYTES)
+            if _stored_identity(document, type(config), identity["inputs"]) == identity:
+                return replace(load_result(path.parent), source=model.name)
+        except (UserError, AttributeError, KeyError, TypeError):  # whatever is wrong with it, it is not this result
+            continue
+    return None
+
+
+def _stored_identity(
+    document: Mapping[str, Any], config_class: type[Evaluation], inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the identity that a stored result would have in the current format."""
+    is_format_1 = document["format"] == 1  # which has no protocol version, and inputs beside the other keys
     return {
-        "format": RESULT_FORMAT,
-        "evaluation": name,
-        "config": _dump_config(config),
-        "weights": model.digest,
-        "protocol": config.describe_protocol(model),
-        **config.identify_inputs(model),
+        "format": RESULT_FORMAT if is_format_1 else document["format"],
+        "evaluation": document["evaluation"],
+        "protocol_version": 1 if is_format_1 else document["protocol_version"],
+        "config": config_class.from_dict(document["config"]).identity_settings() if is_format_1 else document["config"],
+        "weights": document["weights"],
+        "inputs": {key: document[key] for key in inputs} if is_format_1 else document["inputs"],
     }
 
 
-def make_result_dir(parent: Path, label: str, name: str, config: Evaluation, model: ModelUnderTest) -> Path:
-    """Return the folder of a result: other settings, weights or data have another."""
-    identity = compute_identity(name, config, model)
-    for path in sorted(parent.glob(f"{label}-*/{RESULTS_FILE}")):  # those of earlier versions have other digests
-        if _load_cached_metrics(path, config, identity) is not None:
-            return path.parent
-    return parent / f"{label}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:6]}"
+def make_metrics_table(caption: str, results: Sequence[EvaluationResult]) -> Table:
+    """Return the metrics of one evaluation of several models, side by side.
 
-
-def make_metrics_table(caption: str, results: Sequence[tuple[str, Sequence[Metric]]]) -> Table:
-    """Return the metrics of several sources, which stand beside them, side by side.
-
-    The count is shown where it is the same for all sources; `collect_notes` returns what belongs below the table.
+    The count is shown where it is the same for all; `collect_notes` returns what belongs below the table.
     """
-    columns = [{metric.identity: metric for metric in metrics} for _, metrics in results]
+    columns = [{metric.identity: metric for metric in result.metrics} for result in results]
     rows = []
     for identity in dict.fromkeys(identity for column in columns for identity in column):
         metrics = [column.get(identity) for column in columns]
@@ -110,79 +184,82 @@ def make_metrics_table(caption: str, results: Sequence[tuple[str, Sequence[Metri
         counts = {metric.count for metric in metrics if metric}
         count_text = f"{counts.pop():,}" if len(counts) == 1 else ""
         rows.append((first.label, first.unit, count_text, *(metric.format() if metric else "–" for metric in metrics)))
-    return Table(caption, ("", "unit", "count", *(source for source, _ in results)), rows)
+    return Table(caption, ("", "unit", "count", *(result.source for result in results)), rows)
 
 
-def collect_notes(results: Sequence[tuple[str, Sequence[Metric]]]) -> list[str]:
-    """Return a line for each note of a metric, with the sources that it is about unless it is about all."""
+def collect_notes(results: Sequence[EvaluationResult]) -> list[str]:
+    """Return a line for each note of a metric, with the models that it is about unless it is about all."""
     sources_by_note: dict[tuple[str, str], list[str]] = {}
-    for source, metrics in results:
-        for metric in metrics:
+    for result in results:
+        for metric in result.metrics:
             for note in metric.notes:
-                sources_by_note.setdefault((metric.label, note), []).append(source)
+                sources_by_note.setdefault((metric.label, note), []).append(result.source)
     return [
         f"{label}: {note}" if len(sources) == len(results) else f"{label}, {', '.join(sources)}: {note}"
         for (label, note), sources in sources_by_note.items()
     ]
 
 
-def make_results_table(results: Sequence[EvaluationResult]) -> Table:
-    """Return the metrics of one evaluation of several sources, with their notes below."""
-    columns = [(result.source, result.metrics) for result in results]
-    table = make_metrics_table(results[0].evaluation, columns)
-    return replace(table, footnote=" ".join(f"{note}." for note in collect_notes(columns)))
+def group_by_protocol(results: Sequence[EvaluationResult]) -> dict[tuple[str, str], list[EvaluationResult]]:
+    """Return results by evaluation and protocol: only those of one protocol can be compared."""
+    groups: dict[tuple[str, str], list[EvaluationResult]] = {}
+    for result in results:
+        groups.setdefault((result.evaluation, result.protocol), []).append(result)
+    return groups
+
+
+def format_results(results: Sequence[EvaluationResult]) -> list[str]:
+    """Return results as lines of text: a table, and its notes."""
+    return [*table_to_lines(make_metrics_table(results[0].evaluation, results)), *collect_notes(results)]
+
+
+def format_protocols(results: Sequence[EvaluationResult]) -> list[str]:
+    """Return every protocol as a line, with its models if there are several protocols."""
+    groups = group_by_protocol(results)
+    lines = []
+    for (_, protocol), group in groups.items():
+        suffix = f" of {', '.join(result.source for result in group)}" if len(groups) > 1 else ""
+        lines.append(f"protocol{suffix}: {protocol}")
+    return lines
 
 
 def make_result_sections(run_dir: Path) -> list[Section]:
-    """Return what evaluations of a run found, for its page: those by one protocol together."""
-    results_by_protocol: dict[tuple[str, str], list[EvaluationResult]] = {}
+    """Return the stored results of a run for its page, those of one protocol in one table."""
+    results = []
     for path in sorted(run_dir.glob(f"evaluations/*/{RESULTS_FILE}")):
         try:
-            result = load_result(path.parent)
-        except (OSError, ValueError, KeyError, TypeError):
-            log.warning("%s: is no result of an evaluation; left out of the page", path)
-            continue
-        results_by_protocol.setdefault((result.evaluation, result.protocol), []).append(result)
+            results.append(load_result(path.parent))
+        except UserError as error:
+            log.warning("%s. It is left out of the page", str(error).rstrip("."))
     sections: list[Section] = []
-    for (name, protocol), results in results_by_protocol.items():
-        sections += [Text(protocol, title=f"Evaluation: {name}"), make_results_table(results)]
+    for (name, protocol), group in group_by_protocol(results).items():
+        sections += [Text(protocol, title=f"Evaluation: {name}"), *make_table_sections(group)]
     return sections
 
 
-def load_result(result_dir: Path) -> EvaluationResult:
-    """Return what was written down in a folder."""
-    document = json.loads((result_dir / RESULTS_FILE).read_bytes())
-    metrics = tuple(Metric.from_json(values) for values in document["metrics"])
-    name, source, protocol = (document[key] for key in ("evaluation", "source", "protocol"))
-    return EvaluationResult(name, source, protocol, metrics, result_dir, is_new=False)
+def make_table_sections(results: Sequence[EvaluationResult]) -> list[Section]:
+    """Return a table of results with its notes below."""
+    notes = " ".join(f"{note}." for note in collect_notes(results))
+    return [replace(make_metrics_table(results[0].evaluation, results), footnote=notes)]
 
 
 def make_result_page(result: EvaluationResult, document: Mapping[str, Any]) -> Page:
-    """Return the page about an evaluation."""
+    """Return the page of a result."""
     return Page(
         f"{result.evaluation} of {result.source}",
-        "Numbers, and the protocol by which they were taken.",
+        "Metrics, and the protocol that they were measured by.",
         [
-            make_results_table([result]),
+            *make_table_sections([result]),
             Text(result.protocol, title="Protocol"),
-            Details("What was loaded", document["load_report"]),
-            Details("All settings", json.dumps(document["config"], indent=2, ensure_ascii=False)),
-            Details("Environment", json.dumps(document["environment"], indent=2, ensure_ascii=False)),
+            *make_detail_sections(document["load_report"], document),
         ],
     )
 
 
-def _dump_config(config: Evaluation) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"workers"})
-
-
-def _load_cached_metrics(path: Path, config: Evaluation, identity: dict[str, Any]) -> tuple[Metric, ...] | None:
-    """Return the metrics of a file that is about just this; None where there is none, or it is about another."""
-    try:
-        document = json.loads(path.read_bytes())
-        document["config"] = _dump_config(type(config).from_dict(document["config"]))  # in the current format
-        if any(document.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
-            return None
-        return tuple(Metric.from_json(values) for values in document["metrics"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+def make_detail_sections(load_report: str, document: Mapping[str, Any]) -> list[Section]:
+    """Return what a page of results folds away: loaded weights, settings and environment."""
+    return [
+        Details("Loaded weights", load_report),
+        Details("All settings", to_json(document["config"]).strip()),
+        Details("Environment", to_json(document["environment"]).strip()),
+    ]

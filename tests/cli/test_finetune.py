@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from c2fmae_cli.doctor import doctor
 from c2fmae_cli.eval import eval_
-from c2fmae_cli.result_paths import update_run_reports
+from c2fmae_cli.eval_run import update_run_reports
 from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError

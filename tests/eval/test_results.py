@@ -1,162 +1,225 @@
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from c2fmae.core import files
 from c2fmae.core.errors import UserError
 from c2fmae.eval import results
-from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+from c2fmae.eval.evaluation import Evaluation, ModelUnderTest, Outcome
 from c2fmae.eval.metrics import Metric
-from c2fmae.eval.results import make_result_dir, make_result_sections, make_results_table, run_evaluation
-from c2fmae.report import table_to_lines
+from c2fmae.eval.results import (
+    RESULTS_FILE,
+    EvaluationResult,
+    format_protocols,
+    format_results,
+    load_result,
+    make_result_sections,
+    run_evaluation,
+)
 from tests.eval.tiny_backbones import make_tiny_model_under_test, tiny_backbone
 
 RUNS: list[str] = []
 
 
-class Ask(Evaluation):
+class Answer(Evaluation):
     """One number."""
 
     number: float = 5
+    workers: int = 2
 
-    def run(self, subject: ModelUnderTest) -> Iterator[Metric]:
-        RUNS.append(subject.name)
+    def run(self, model: ModelUnderTest) -> Iterator[Metric]:
+        RUNS.append(model.name)
         yield Metric("answer", self.number, 10, (self.number - 1, self.number + 1))
 
-    def describe_protocol(self, subject: ModelUnderTest) -> str:
-        return f"It asks {subject.name}, once."
+    def describe_protocol(self, model: ModelUnderTest) -> str:
+        return f"The answer of {model.name}."
 
-    def identify_inputs(self, subject: ModelUnderTest) -> dict[str, str]:
+    def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
         return {"data": "these"}
 
 
+class Rank(Answer):
+    """A number that depends on the other models."""
+
+    shares_work: ClassVar[bool] = True
+    reuses_results: ClassVar[bool] = False
+
+    def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
+        for index in range(len(models)):
+            yield Outcome((Metric("rank", index, len(models)),), details=index)
+
+
 @pytest.fixture(autouse=True)
-def _none_has_run() -> None:
+def _no_runs() -> None:
     RUNS.clear()
 
 
-def test_a_result_is_written_with_its_protocol_and_all_that_it_depends_on(tmp_path: Path) -> None:
-    result = run_evaluation("ask", Ask(), make_tiny_model_under_test(tiny_backbone(), tmp_path), tmp_path / "ask")
+def evaluate(
+    output_dir: Path,
+    config: Evaluation | None = None,
+    *,
+    seed: int = 0,
+    source: str = "tiny",
+    **options: Any,
+) -> EvaluationResult:
+    model = make_tiny_model_under_test(tiny_backbone(seed=seed), output_dir, source)
+    (result,) = run_evaluation("answer", config or Answer(), [model], **options)
+    return result
+
+
+def test_a_result_is_stored_with_everything_it_depends_on(tmp_path: Path) -> None:
+    result = evaluate(tmp_path)
     assert result.is_new
-    found = json.loads((tmp_path / "ask" / "results.json").read_text(encoding="utf-8"))
-    assert found["protocol"] == "It asks tiny, once."
-    assert found["metrics"] == [
+    document = json.loads((result.result_dir / "results.json").read_text(encoding="utf-8"))
+    assert document["protocol"] == "The answer of tiny."
+    assert document["metrics"] == [
         {"key": "answer", "value": 5.0, "count": 10, "interval": [4.0, 6.0], "unit": "", "tags": {}, "notes": []}
     ]
-    assert found["config"] == {"number": 5.0}
-    assert found["data"] == "these"
-    assert len(found["weights"]) == 64
-    assert "torch" in found["environment"]
-    page = (tmp_path / "ask" / "report.html").read_text(encoding="utf-8")
-    assert "It asks tiny, once." in page
+    identity = {key: document[key] for key in ("format", "evaluation", "protocol_version", "config", "inputs")}
+    assert identity == {
+        "format": 2,
+        "evaluation": "answer",
+        "protocol_version": 1,
+        "config": {"number": 5.0},
+        "inputs": {"data": "these"},
+    }
+    assert len(document["weights"]) == 64
+    assert "torch" in document["environment"]
+    page = (result.result_dir / "report.html").read_text(encoding="utf-8")
+    assert "The answer of tiny." in page
     assert "5.00 (4.00-6.00)" in page
 
 
-def test_what_was_found_is_not_computed_again_unless_something_else_is_asked(tmp_path: Path) -> None:
-    who, place = make_tiny_model_under_test(tiny_backbone(), tmp_path), tmp_path / "ask"
-    first = run_evaluation("ask", Ask(), who, place)
-    again = run_evaluation("ask", Ask(), who, place)
-    assert (again.metrics, again.is_new, len(RUNS)) == (first.metrics, False, 1)
-    assert run_evaluation("ask", Ask(number=6), who, place).is_new
-    assert run_evaluation(
-        "ask", Ask(number=6), make_tiny_model_under_test(tiny_backbone(seed=1), tmp_path), place
-    ).is_new
-    assert run_evaluation("ask", Ask(number=6), who, place, again=True).is_new
+def test_a_stored_result_is_reused_unless_settings_or_weights_differ(tmp_path: Path) -> None:
+    first, second = evaluate(tmp_path), evaluate(tmp_path)
+    assert (second.metrics, second.result_dir, second.is_new, len(RUNS)) == (first.metrics, first.result_dir, False, 1)
+    assert not evaluate(tmp_path, Answer(workers=0)).is_new
+    assert evaluate(tmp_path, Answer(number=6)).is_new
+    assert evaluate(tmp_path, seed=1).is_new
+    assert evaluate(tmp_path, recompute=True).is_new
     assert len(RUNS) == 4
 
 
+def test_another_evaluation_format_or_protocol_version_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_model_under_test(tiny_backbone(), tmp_path)
+    assert evaluate(tmp_path).is_new
+    assert run_evaluation("other", Answer(), [model])[0].is_new
+    monkeypatch.setattr(Answer, "describe_protocol", lambda *_: "The same in other words.")
+    assert not evaluate(tmp_path).is_new
+    monkeypatch.setattr(Answer, "protocol_version", 2)
+    assert evaluate(tmp_path).is_new
+    monkeypatch.setattr(results, "RESULT_FORMAT", 3)
+    assert evaluate(tmp_path).is_new
+
+
+def test_results_of_other_settings_and_weights_have_other_directories(tmp_path: Path) -> None:
+    dirs = {
+        evaluate(tmp_path, config, seed=seed, label="label").result_dir
+        for config, seed in ((Answer(), 0), (Answer(number=6), 0), (Answer(), 1))
+    }
+    assert len(dirs) == 3
+    assert all(re.fullmatch("label-[0-9a-f]{6}", path.name) for path in dirs)
+
+
+def test_models_with_new_weights_are_named(tmp_path: Path) -> None:
+    model = ModelUnderTest("tiny", tmp_path).with_new_weights()
+    vars(model).update(backbone=tiny_backbone())
+    (result,) = run_evaluation("answer", Answer(), [model])
+    assert result.source == "untrained tiny"
+    assert result.result_dir.name.startswith("answer-untrained-")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"metrics": []}', "null"])
-def test_a_file_that_is_no_result_is_computed_anew(tmp_path: Path, text: str) -> None:
-    (tmp_path / "ask").mkdir()
-    (tmp_path / "ask" / "results.json").write_text(text, encoding="utf-8")
-    assert run_evaluation("ask", Ask(), make_tiny_model_under_test(tiny_backbone(), tmp_path), tmp_path / "ask").is_new
+def test_a_file_that_is_no_result_is_ignored(tmp_path: Path, text: str) -> None:
+    first = evaluate(tmp_path)
+    (first.result_dir / "results.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError):
+        load_result(first.result_dir)
+    assert evaluate(tmp_path).is_new
+    assert len(RUNS) == 2
 
 
-def test_sources_stand_side_by_side(tmp_path: Path) -> None:
-    results = [
-        run_evaluation(
-            "ask", Ask(number=n), make_tiny_model_under_test(tiny_backbone(), tmp_path, name), tmp_path / name
-        )
-        for name, n in (("one", 1), ("two", 2))
-    ]
-    assert table_to_lines(make_results_table(results)) == [
+def write_format_1(path: Path) -> None:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    document |= {"format": 1, **document.pop("inputs"), "config": {"number": 5.0, "workers": 3}}
+    del document["protocol_version"]
+    document["metrics"] = [{"name": "the answer", "value": 5.0, "count": 10, "interval": None, "note": "so"}]
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def test_a_result_of_format_1_is_reused(tmp_path: Path) -> None:
+    path = evaluate(tmp_path).result_dir / RESULTS_FILE
+    write_format_1(path)
+    result = evaluate(tmp_path)
+    assert (result.is_new, result.result_dir, len(RUNS)) == (False, path.parent, 1)
+    assert result.metrics == (Metric("the answer", 5.0, 10, notes=("so",)),)
+    for changes in ({"weights": "others"}, {"data": "others"}, {"config": {"number": 7.0}}, {"evaluation": "other"}):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(document | changes), encoding="utf-8")
+        other = evaluate(tmp_path)
+        assert other.is_new
+        (other.result_dir / RESULTS_FILE).unlink()
+        path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def test_models_are_shown_side_by_side_with_their_notes(tmp_path: Path) -> None:
+    found = [evaluate(tmp_path / name, Answer(number=n), source=name) for name, n in (("one", 1), ("two", 2))]
+    assert format_results(found) == [
         "        unit  count  one               two",
         "answer        10     1.00 (0.00-2.00)  2.00 (1.00-3.00)",
     ]
+    assert format_protocols(found) == ["protocol of one: The answer of one.", "protocol of two: The answer of two."]
 
 
-def test_a_runs_page_has_what_lies_in_its_folder(tmp_path: Path) -> None:
-    run_evaluation(
-        "ask", Ask(), make_tiny_model_under_test(tiny_backbone(), tmp_path), tmp_path / "evaluations" / "ask-these"
-    )
-    run_evaluation(
-        "ask",
-        Ask(),
-        make_tiny_model_under_test(tiny_backbone(seed=1), tmp_path),
-        tmp_path / "evaluations" / "ask-other",
-    )
+def test_models_that_share_work_are_run_together_every_time(tmp_path: Path) -> None:
+    models = [make_tiny_model_under_test(tiny_backbone(), tmp_path / name, name) for name in ("one", "two")]
+    for _ in range(2):
+        found = run_evaluation("rank", Rank(), models)
+        assert [(result.metrics[0].value, result.details, result.is_new) for result in found] == [
+            (0, 0, True),
+            (1, 1, True),
+        ]
+        assert all((result.result_dir / "results.json").exists() for result in found)
+
+
+def test_models_are_loaded_one_after_the_other_and_results_written_at_once(tmp_path: Path) -> None:
+    def open_models() -> Iterator[ModelUnderTest]:
+        yield make_tiny_model_under_test(tiny_backbone(), tmp_path / "one", "one")
+        assert RUNS == ["one"]
+        assert list((tmp_path / "one").glob("*/results.json"))
+        yield make_tiny_model_under_test(tiny_backbone(seed=1), tmp_path / "two", "two")
+
+    assert len(run_evaluation("answer", Answer(), open_models())) == 2
+
+
+def test_the_page_of_a_run_shows_stored_results_by_protocol(tmp_path: Path) -> None:
+    for seed in range(2):
+        evaluate(tmp_path / "evaluations", seed=seed)
     (tmp_path / "evaluations" / "broken").mkdir()
     (tmp_path / "evaluations" / "broken" / "results.json").write_text("[]", encoding="utf-8")
     html = "".join(section.to_html() for section in make_result_sections(tmp_path))
-    assert html.count("Evaluation: ask") == html.count("It asks tiny, once.") == 1  # by one protocol: one table
+    assert html.count("Evaluation: answer") == html.count("The answer of tiny.") == 1
     assert html.count('<th scope="col">tiny</th>') == 2
     assert make_result_sections(tmp_path / "nowhere") == []
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "fsync", full)
-    with pytest.raises(UserError) as caught:
-        run_evaluation("ask", Ask(), make_tiny_model_under_test(tiny_backbone(), tmp_path), tmp_path / "ask")
-    place = tmp_path / "ask" / "results.json"
-    assert (
-        str(caught.value)
-        == f"{place}: cannot be written: No space left on device. Free space or fix its permissions, then run again"
-    )
+    with pytest.raises(UserError, match=r"results.json: cannot be written: No space left on device. Free space or fix"):
+        evaluate(tmp_path)
 
 
-def test_another_evaluation_format_or_protocol_is_computed_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    who = make_tiny_model_under_test(tiny_backbone(), tmp_path)
-    run_evaluation("ask", Ask(), who, tmp_path / "a")
-    assert run_evaluation("other", Ask(), who, tmp_path / "a").is_new
-    monkeypatch.setattr(Ask, "describe_protocol", lambda *_: "It asks otherwise.")
-    assert run_evaluation("other", Ask(), who, tmp_path / "a").is_new
-    monkeypatch.setattr(results, "RESULT_FORMAT", 3)
-    assert run_evaluation("other", Ask(), who, tmp_path / "a").is_new
-
-
-def test_other_settings_and_weights_have_other_places(tmp_path: Path) -> None:
-    who, other = (
-        make_tiny_model_under_test(tiny_backbone(), tmp_path),
-        make_tiny_model_under_test(tiny_backbone(seed=1), tmp_path),
-    )
-    asked = (("ask", Ask(), who), ("ask", Ask(number=6), who), ("ask", Ask(), other), ("other", Ask(), who))
-    places = {make_result_dir(tmp_path, "label", *each) for each in asked}
-    assert len(places) == 4
-    assert all(re.fullmatch("label-[0-9a-f]{6}", place.name) for place in places)
-
-
-def test_metrics_that_are_there_already_are_only_written(tmp_path: Path) -> None:
-    result = run_evaluation(
-        "ask",
-        Ask(),
-        make_tiny_model_under_test(tiny_backbone(), tmp_path),
-        tmp_path / "a",
-        measured=[Metric("answer", 1.0, 2)],
-    )
-    assert (RUNS, result.metrics) == ([], (Metric("answer", 1.0, 2),))
-    assert (tmp_path / "a" / "results.json").exists()
-
-
-def test_two_commands_may_keep_the_same_file_at_once(tmp_path: Path) -> None:
+def test_two_commands_may_write_the_same_file_at_once(tmp_path: Path) -> None:
     def write(rounds: int) -> None:
         for _ in range(rounds):
             files.write_atomic(tmp_path / "features" / "chunk", b"the same", is_shared=True)

@@ -27,7 +27,7 @@ def tiny_backbone(spec: BackboneSpec = SPEC, seed: int = 0) -> Backbone:
 
 def make_tiny_model_under_test(backbone: Backbone, cache: Path, name: str = "tiny") -> ModelUnderTest:
     """What is evaluated, alone."""
-    return ModelUnderTest(name, backbone, cache / "features")
+    return ModelUnderTest.in_memory(name, cache, backbone=backbone)
 
 
 class InMemoryScenes:

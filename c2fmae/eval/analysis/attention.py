@@ -13,11 +13,13 @@ from jaxtyping import Float, Float64, Integer
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
+from c2fmae.config.data import source_name
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import SceneBatch
-from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_metric, ratio_metric
-from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.analysis.config import AttentionEvaluation
+from c2fmae.eval.analysis.sampled import mean_metric, measure_images, ratio_metric
+from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import BackboneInput
@@ -76,43 +78,29 @@ def attention_fraction_on_instances(
     return on_instances / on_labelled, is_instance.sum(dim=1) / is_labelled.sum(dim=1)
 
 
-@EVALUATIONS.register("attention")
-class AttentionEvaluation(SampledEvaluation):
-    """How much of the global token's attention falls on instances, against chance, by layer."""
+def measure_attention(config: AttentionEvaluation, model: ModelUnderTest) -> Iterator[Metric]:
+    """Yield chance, the number of images left out, and each layer's attention on objects and its ratio to chance."""
+    backbone = model.backbone
+    depths = range(1, backbone.depth + 1)
 
-    def run(self, model: ModelUnderTest) -> Iterator[Metric]:
-        """Return each layer's share and its ratio to chance, chance, and how many images had to be left out."""
-        backbone = model.backbone
-        depths = range(1, backbone.depth + 1)
+    def measure(scenes: SceneBatch) -> Tensor:
+        attention = compute_image_attention(backbone, backbone.standardise(scenes.maps["rgb"]), depths)
+        fractions, chance = attention_fraction_on_instances(attention, scenes.maps["instance"], backbone.patch)
+        return torch.cat([chance[:, None], fractions], dim=1)
 
-        def measure(scenes: SceneBatch) -> Tensor:
-            attention = compute_image_attention(backbone, backbone.standardise(scenes.maps["rgb"]), depths)
-            fractions, chance = attention_fraction_on_instances(attention, scenes.maps["instance"], backbone.patch)
-            return torch.cat([chance[:, None], fractions], dim=1)
-
-        values = self.measure_images(model, measure, granularities=("rgb", "instance"))
-        is_known = (values[:, 0] > 0) & values.isfinite().all(dim=1)  # it may look at unlabelled patches alone
-        chance, *fractions = values[is_known].unbind(dim=1)
-        count = len(chance)
-        if not count:
-            raise UserError(f"attention: none of {len(values)} images of {self.data} has an instance. Take other data")
-        yield mean_metric("attention_on_objects_chance", 100 * chance)
-        yield Metric("images_left_out", len(values) - count, len(values))
-        for depth, share in zip(depths, fractions, strict=True):
-            yield mean_metric("attention_on_objects", 100 * share, layer=depth)
-            yield ratio_metric("attention_on_objects_ratio", share, chance, layer=depth)
-
-    def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Say what share, chance and ratio are."""
-        height, width = self.resolve_image_size(model)
-        token = "the global token" if has_global_token(model.backbone) else "the mean patch (there is no global token)"
-        return (
-            f"Attention of {token} to the patches of a photo of {height}×{width}, without prefix tokens, in the mean "
-            "over heads, adding up to 100 %. share: the percentage that falls on pixels of instances, where a patch's "
-            "attention lies evenly on its pixels and unlabelled pixels are left out. chance: the percentage of "
-            "labelled pixels that are of instances. ratio: mean share by mean chance, 1 for attention that is the same "
-            "everywhere. Images without any instance or label are left out. Intervals: normal, over images."
+    values = measure_images(config, model, measure, granularities=("rgb", "instance"))
+    is_known = (values[:, 0] > 0) & values.isfinite().all(dim=1)  # all attention may be on unlabelled patches
+    chance, *fractions = values[is_known].unbind(dim=1)
+    count = len(chance)
+    if not count:
+        raise UserError(
+            f"attention: none of {len(values)} images of {source_name(config.data)} has an instance. Use other data"
         )
+    yield mean_metric("attention_on_objects_chance", 100 * chance)
+    yield Metric("images_left_out", len(values) - count, len(values))
+    for depth, fraction in zip(depths, fractions, strict=True):
+        yield mean_metric("attention_on_objects", 100 * fraction, layer=depth)
+        yield ratio_metric("attention_on_objects_ratio", fraction, chance, layer=depth)
 
 
 @torch.no_grad()

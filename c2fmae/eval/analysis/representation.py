@@ -13,16 +13,15 @@ from torch import Tensor
 
 from c2fmae.core.scene import SceneBatch
 from c2fmae.eval.analysis.attention import iterate_attention
-from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation, mean_metric
-from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.analysis.config import RepresentationEvaluation
+from c2fmae.eval.analysis.sampled import mean_metric, measure_images
+from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import Metric
-
-PatchGrid = tuple[int, int]
 
 _RELATIVE_ZERO = 1e-12  # of the largest eigenvalue: what is smaller is rounding
 
 
-def patch_distances(grid: PatchGrid, device: torch.device | None = None) -> Float64[Tensor, "patch patch"]:
+def patch_distances(grid: tuple[int, int], device: torch.device | None = None) -> Float64[Tensor, "patch patch"]:
     """Return how far patches lie apart, in patches.
 
     >>> patch_distances((1, 3)).tolist()
@@ -34,7 +33,7 @@ def patch_distances(grid: PatchGrid, device: torch.device | None = None) -> Floa
 
 
 def attention_distance(
-    attention: Float[Tensor, "batch head patch patch"], grid: PatchGrid
+    attention: Float[Tensor, "batch head patch patch"], grid: tuple[int, int]
 ) -> Float64[Tensor, " batch"]:
     """Return how far from a patch lies what it looks at, in patches: the mean over attention, patches and heads."""
     distance_matrix = patch_distances(grid, attention.device)
@@ -82,63 +81,37 @@ def effective_rank(variance_fractions: Float64[Tensor, "*batch direction"]) -> F
     return entropy.exp().where(total.squeeze(-1) > 0, 0)
 
 
-@EVALUATIONS.register("representation")
-class RepresentationEvaluation(SampledEvaluation):
-    """How far attention reaches, how much it depends on the query, and the rank of features, by layer."""
+def measure_representation(config: RepresentationEvaluation, model: ModelUnderTest) -> Iterator[Metric]:
+    """Yield seven metrics of each layer."""
+    backbone = model.backbone
+    depths, patches = range(1, backbone.depth + 1), slice(backbone.num_prefix_tokens, None)
+    height, width = config.resolve_image_size(model)
+    grid = height // backbone.patch, width // backbone.patch
 
-    def run(self, model: ModelUnderTest) -> Iterator[Metric]:
-        """Return seven numbers for each layer."""
-        backbone = model.backbone
-        depths = range(1, backbone.depth + 1)
-        grid, patches = self._patch_grid(model), slice(backbone.num_prefix_tokens, None)
+    def measure(scenes: SceneBatch) -> Tensor:
+        images, layers = backbone.standardise(scenes.maps["rgb"]), []
+        attentions = iterate_attention(backbone, images, depths, queries=patches, keys=patches)
+        tokens_by_layer = backbone.get_intermediate_layers(images, depths)
+        for depth, attention, tokens in zip(depths, attentions, tokens_by_layer, strict=True):
+            variance_fractions = variance_spectrum(tokens[:, patches])
+            values = [
+                attention_distance(attention, grid),
+                mutual_information(attention),
+                effective_rank(variance_fractions),
+                variance_fractions[:, 0],
+            ]
+            pooled = backbone.pool(tokens, depth=depth).double()
+            layers.append(torch.cat([torch.stack(values, dim=1), pooled], dim=1))
+        return torch.stack(layers, dim=1)
 
-        def measure(scenes: SceneBatch) -> Tensor:
-            photos, layers = backbone.standardise(scenes.maps["rgb"]), []
-            attentions = iterate_attention(backbone, photos, depths, queries=patches, keys=patches)
-            for depth, attention, tokens in zip(
-                depths, attentions, backbone.get_intermediate_layers(photos, depths), strict=True
-            ):
-                variance_fractions = variance_spectrum(tokens[:, patches])
-                numbers = [
-                    attention_distance(attention, grid),
-                    mutual_information(attention),
-                    effective_rank(variance_fractions),
-                    variance_fractions[:, 0],
-                ]
-                pooled = backbone.pool(tokens, depth=depth).double()
-                layers.append(torch.cat([torch.stack(numbers, dim=1), pooled], dim=1))
-            return torch.stack(layers, dim=1)
-
-        measured = self.measure_images(model, measure)
-        for depth, values in zip(depths, measured.unbind(dim=1), strict=True):
-            distance, information, rank, top = values[:, :4].unbind(dim=1)
-            variance_fractions, tags = variance_spectrum(values[:, 4:]), {"layer": depth}
-            yield mean_metric("attention_distance", distance, **tags)
-            yield mean_metric("attention_distance_pixels", distance * backbone.patch, **tags)
-            yield mean_metric("attention_mutual_information", 100 * information, **tags)
-            yield mean_metric("patch_rank", rank, **tags)
-            yield mean_metric("patch_top_variance", 100 * top, **tags)
-            yield Metric("image_rank", effective_rank(variance_fractions).item(), len(values), tags=tags)
-            yield Metric("image_top_variance", 100 * variance_fractions[0].item(), len(values), tags=tags)
-
-    def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Say what the seven numbers are."""
-        height, width = self.resolve_image_size(model)
-        uniform_distance = patch_distances(self._patch_grid(model)).mean().item()
-        max_rank = min(self.count_images(model) - 1, model.backbone.dim)
-        return (
-            f"Photos of {height}×{width}. Attention is that of patches to patches, without prefix tokens, adding up to "
-            "1. distance: from a patch's middle to that of what it looks at, in the mean over attention, patches and "
-            f"heads; looking everywhere alike it would be {uniform_distance:.2f} patches. mutual information: of "
-            "query and key, "
-            "all queries equally likely, over the geometric mean of their entropies, in the mean over heads; 0 where "
-            "all queries look at the same, 100 where each looks at a patch of its own. rank: the exponential of the "
-            "entropy of the singular values of features, which are centred first (RankMe does not); top share: the "
-            "percentage of variance along the first principal direction. Of patches: within each photo, in the mean "
-            f"over photos. Of photos: of all pooled features ({model.backbone.spec.pool}), so that the rank is "
-            f"{max_rank} at most. The last layer's features are normed. Intervals: normal, over images."
-        )
-
-    def _patch_grid(self, model: ModelUnderTest) -> PatchGrid:
-        height, width = self.resolve_image_size(model)
-        return height // model.backbone.patch, width // model.backbone.patch
+    measured = measure_images(config, model, measure)
+    for depth, values in zip(depths, measured.unbind(dim=1), strict=True):
+        distance, information, rank, top = values[:, :4].unbind(dim=1)
+        variance_fractions, tags = variance_spectrum(values[:, 4:]), {"layer": depth}
+        yield mean_metric("attention_distance", distance, **tags)
+        yield mean_metric("attention_distance_pixels", distance * backbone.patch, **tags)
+        yield mean_metric("attention_mutual_information", 100 * information, **tags)
+        yield mean_metric("patch_rank", rank, **tags)
+        yield mean_metric("patch_top_variance", 100 * top, **tags)
+        yield Metric("image_rank", effective_rank(variance_fractions).item(), len(values), tags=tags)
+        yield Metric("image_top_variance", 100 * variance_fractions[0].item(), len(values), tags=tags)

@@ -43,10 +43,9 @@ from c2fmae.eval.classification.result import (
     write_per_class_csv,
 )
 from c2fmae.eval.classification.task import ClassificationTask
-from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set
+from c2fmae.eval.datasets import OpenedSet, check_same_names, draw_stratified_rows, open_set
 from c2fmae.eval.digests import compute_tensors_digest
 from c2fmae.eval.engine import BatchingConfig
-from c2fmae.eval.probes.probe_config import draw_stratified_rows
 from c2fmae.models.backbones import Backbone, create_untrained_backbone, load_backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone, classifier_from_spec
 

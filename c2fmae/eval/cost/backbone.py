@@ -15,7 +15,7 @@ def compute_backbone_cost(
 
     A norm behind the pooling counts as the encoder's, and the embeddings of maps have parameters, but nothing to do.
     """
-    size = resolve_photo_size(backbone, image_size)
+    size = resolve_cost_image_size(backbone, image_size)
     with torch.device("meta"):
         meta_backbone = wrap_vit(vit_from_spec(backbone.spec), backbone.spec)
         flops = counter(meta_backbone, {"rgb": torch.zeros(1, meta_backbone.spec.channels["rgb"], *size)})
@@ -29,7 +29,7 @@ def compute_backbone_cost(
     )
 
 
-def resolve_photo_size(backbone: Backbone, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
+def resolve_cost_image_size(backbone: Backbone, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
     """Return the height and width of photos, those that the backbone learned from unless others are wanted."""
     if "rgb" not in backbone.granularities:
         granularities = ", ".join(backbone.granularities)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from statistics import median
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,14 @@ from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.operation_count import ForwardCost
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
-from c2fmae.eval.cost.evaluation import Precision
-from c2fmae.eval.cost.timing import WARMUP_ROUNDS, Clock, synchronised, time_in_turn
+from c2fmae.eval.cost.timing import WARMUP_ROUNDS, Clock, describe_machine, synchronised, time_in_turn
+from c2fmae.eval.evaluation import Precision
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 from c2fmae.methods.masked.task import PretrainingTask
 from c2fmae.models import label_stride
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class EpochCost:
     step_seconds: tuple[float, ...]
     """Of a step, by round."""
     mae_step_seconds: tuple[float, ...]
+    machine: str
+    """Where the steps were timed, and how."""
 
     @property
     def flops_ratio(self) -> float:
@@ -71,14 +76,14 @@ def matching_mae_config(config: MethodConfig) -> MethodConfig:
 
 
 def measure_epoch_costs(
-    methods: Mapping[str, MethodConfig],
+    methods: Mapping[K, MethodConfig],
     *,
     device: torch.device | None = None,
     batch_size: int = 8,
     rounds: int = 9,
     precision: Precision = "bf16",
     clock: Clock = time.perf_counter,
-) -> dict[str, EpochCost]:
+) -> dict[K, EpochCost]:
     """Return what each method's epoch costs; its steps and MAE's take turns, on noise, without reading any data.
 
     Steps are those of a run: masks, forward, backward, AdamW. The methods come one after the other, so that no more
@@ -98,6 +103,7 @@ def measure_epoch_costs(
                 mae_cost=compute_pretraining_cost(configs["mae"]),
                 step_seconds=tuple(seconds["method"]),
                 mae_step_seconds=tuple(seconds["mae"]),
+                machine=f"{describe_machine(device)}, {precision}, {batch_size} images a step",
             )
             del steps
     return costs

@@ -6,6 +6,7 @@ from statistics import median
 from c2fmae.config.method import MethodConfig
 from c2fmae.eval.cost.epoch_cost import EpochCost
 from c2fmae.eval.metrics import Metric, TagValue, find_metric
+from c2fmae.eval.results import EvaluationResult
 from c2fmae.methods import METHODS
 
 PAPER_EPOCH_COST = {"c2fmae": 1.3, "multimae": 1.3, "mae": 1.0}
@@ -24,13 +25,23 @@ _COLUMNS: dict[tuple[str, TagValue | None], tuple[str, float, str]] = {
 """By key and part: the column's title, its unit, and the digits shown."""
 
 
+def format_costs(results: Sequence[EvaluationResult]) -> list[str]:
+    """Return the table of costs and, for pre-training methods, that of the costs of an epoch."""
+    lines = format_backbone_costs({result.source: result.metrics for result in results}).splitlines()
+    epochs = {result.source: result.details for result in results if result.details is not None}
+    if epochs:
+        lines += ["", "an epoch of pre-training, relative to MAE's with the same encoder and images:"]
+        lines += format_epoch_costs(epochs).splitlines()
+    return lines
+
+
 def format_backbone_costs(costs: Mapping[str, Sequence[Metric]]) -> str:
     """Return a row for every source, and after each number its ratio to that of the first source."""
-    columns = [metric for metric in next(iter(costs.values())) if metric.key != "flops" or not metric.tags]
+    columns = [metric for metric in next(iter(costs.values())) if metric.key != "flops" or "part" not in metric.tags]
     heads, rows = ["source"], [[name] for name in costs]
     for column in columns:
         title, unit, digits = _COLUMNS[column.key, column.tags.get("part")]
-        heads.append(" ".join([title, *map(str, column.tags.values())]) if "precision" in column.tags else title)
+        heads.append(" ".join([title, *(str(value) for tag, value in column.tags.items() if tag != "part")]))
         for row, metrics in zip(rows, costs.values(), strict=True):
             metric = find_metric(metrics, column.key, **column.tags)
             assert metric is not None  # the sources were measured in the same way
@@ -43,8 +54,8 @@ def format_backbone_costs(costs: Mapping[str, Sequence[Metric]]) -> str:
     return _align_columns([heads, *rows])
 
 
-def format_epoch_costs(costs: Mapping[str, EpochCost], machine: str) -> str:
-    """Return a row for every method, and what the paper says beside it; `machine` is where steps were timed."""
+def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
+    """Return a row for every method with the ratio that the paper reports, and notes below."""
     heads = ["", "GFLOP", "MAE's", "× by FLOP", "ms a step", "MAE's", "× by time", "× by minima", "paper"]
     rows, notes = [], []
     for name, epoch_cost in costs.items():
@@ -67,7 +78,8 @@ def format_epoch_costs(costs: Mapping[str, EpochCost], machine: str) -> str:
             *notes,
             "by FLOP: of one image's forward pass, a multiplication and the addition behind it being two; "
             "by time: median over rounds of steps in turn",
-            f"timed on {machine}, without reading data; the paper's are a ViT-B's training times on A100 GPUs",
+            f"timed on {next(iter(costs.values())).machine}, without reading data; the paper's are a ViT-B's training "
+            "times on A100 GPUs",
         ]
     )
 

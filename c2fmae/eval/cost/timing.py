@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from c2fmae.core.environment import collect_environment
+
 K = TypeVar("K")
 Clock = Callable[[], float]
 
@@ -51,3 +53,13 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
         outside += 1
     ordered = sorted(values)
     return (ordered[outside], ordered[count - 1 - outside]) if outside >= 0 else None
+
+
+def describe_machine(device: torch.device) -> str:
+    """Return the name of what computes, and the version of torch."""
+    info = collect_environment()
+    name = info["torch"]["version"]
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {name}"
+    threads = info["torch"]["threads"]
+    return f"{threads} thread{'s' * (threads > 1)} of {info['cpu']}, torch {name}"

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from c2fmae.core.files import check_disk_space, write_atomic
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.specs import Pooling
 from c2fmae.data import CentralView, Scenes
 from c2fmae.eval.digests import compute_json_digest
 from c2fmae.eval.engine import BatchingConfig, iterate_batches, split_chunks
 from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.probes.feature_spec import FEATURES_DIR, FeatureSpec
 from c2fmae.eval.probes.feature_store import FeatureStore
 from c2fmae.eval.tensor_cache import save_tensors
 from c2fmae.models.backbones import Backbone
@@ -29,35 +28,8 @@ from c2fmae.models.backbones import Backbone
 MAX_SCENES_PER_CHUNK = 1024
 """Scenes of a chunk, where they are small."""
 
-Precision = Literal["fp32", "bf16"]
-
 _FEATURE_FORMAT = 2
 _MAX_BYTES_PER_CHUNK = 1 << 28  # parts of a chunk are in memory three times
-
-
-class FeatureColumn(NamedTuple):
-    """The features of one block, pooled in one way."""
-
-    depth: int
-    pool: Pooling
-
-    def __str__(self) -> str:
-        return f"layer {self.depth}, {self.pool}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureSpec:
-    """What is computed of every scene."""
-
-    columns: tuple[FeatureColumn, ...] = ()
-    patch_depths: tuple[int, ...] = ()
-    """Blocks after which the features of all patches are stored."""
-    has_maps: bool = False
-    """Whether semantic maps are stored too."""
-    precision: Precision = "fp32"
-
-    def __str__(self) -> str:
-        return ", ".join([*map(str, self.columns), *(f"patches of layer {depth}" for depth in self.patch_depths)])
 
 
 def extract_features(
@@ -86,7 +58,7 @@ def extract_features(
         "precision": spec.precision,
         "chunk": chunk_size,
     }
-    feature_dir = model.cache_dir / compute_json_digest(identity_fields, length=16)
+    feature_dir = model.output_dir / FEATURES_DIR / compute_json_digest(identity_fields, length=16)
     num_chunks = -(-len(scenes) // chunk_size)
     store = FeatureStore(tuple(feature_dir / f"chunk-{n:05d}.safetensors" for n in range(num_chunks)), chunk_size)
     if world.is_main:

@@ -54,6 +54,16 @@ class LinearHeadSetting:
     weight_decay: float
     """Half of it times the squared weights, but not biases, is added to the mean cross-entropy."""
 
+    def __str__(self) -> str:
+        return f"{self.column}, learning rate {self.lr:g}, weight decay {self.weight_decay:g}"
+
+
+def list_settings(
+    columns: Sequence[str], lrs: Sequence[float], weight_decays: Sequence[float]
+) -> list[LinearHeadSetting]:
+    """Return every combination."""
+    return [LinearHeadSetting(column, lr, decay) for column in columns for lr in lrs for decay in weight_decays]
+
 
 @dataclass(frozen=True)
 class ChosenHead:

@@ -19,45 +19,43 @@ from c2fmae.eval.robustness.scores import compute_calibration_error
 
 @dataclass(frozen=True)
 class CellPredictions:
-    """A cell and what a classifier answered on those of its photos whose class it knows."""
+    """A cell, and a classifier's predictions on those of its images that count."""
 
     cell: Cell
     stored: StoredPredictions
-    target_columns: Int64[Tensor, " photo"]
-    """By photo the index of the right logit; -1 where the classifier has none, or the set does not tell."""
-
-    @classmethod
-    def from_stored(
-        cls, cell: Cell, stored: StoredPredictions, label_to_column: Int64[Tensor, " label"]
-    ) -> "CellPredictions":
-        """Return a cell's answers beside what is right by a model's numbers."""
-        labels = stored.labels
-        return cls(cell, stored, torch.where(labels < 0, -1, label_to_column[labels.clamp(min=0)]))
+    accepted: Bool[Tensor, "label column"]
+    """Which logits are correct for each label."""
 
     @cached_property
     def is_counted(self) -> Bool[Tensor, " photo"]:
-        """Which photos count."""
-        return self.target_columns >= 0
+        """Which images count: those with a label of which the classifier has a class."""
+        labels = self.stored.labels
+        return (labels >= 0) & self.accepted.any(dim=1)[labels.clamp(min=0)]
+
+    @property
+    def counted_labels(self) -> Int64[Tensor, " photo"]:
+        """The labels of the images that count."""
+        return self.stored.labels[self.is_counted]
 
     @property
     def num_images(self) -> int:
-        """How many count."""
+        """The number of images that count."""
         return int(self.is_counted.sum())
 
     @property
     def num_excluded(self) -> int:
-        """How many do not."""
-        return len(self.target_columns) - self.num_images
+        """The number of images that do not count."""
+        return len(self.is_counted) - self.num_images
 
     @cached_property
     def is_correct(self) -> Bool[Tensor, " photo"]:
-        """Of those that count, which were answered rightly among the open classes."""
-        return (self.stored.predicted == self.target_columns)[self.is_counted]
+        """Which of the images that count are classified correctly among the open classes."""
+        return self.accepted[self.counted_labels, self.stored.predicted[self.is_counted]]
 
     @cached_property
     def is_correct_among_all(self) -> Bool[Tensor, " photo"]:
-        """The same among all of the model's classes."""
-        return (self.stored.predicted_all == self.target_columns)[self.is_counted]
+        """Which of them are classified correctly among all of the model's classes."""
+        return self.accepted[self.counted_labels, self.stored.predicted_all[self.is_counted]]
 
     @property
     def confidence(self) -> Float[Tensor, " photo"]:

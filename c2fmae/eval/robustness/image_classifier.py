@@ -33,6 +33,11 @@ class ImageView(Protocol):
         """Make it."""
         ...
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the view depends on, for JSON."""
+        ...
+
     def __hash__(self) -> int: ...
 
     def __str__(self) -> str: ...
@@ -47,6 +52,11 @@ class CentralImageView:
     def __call__(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 rows columns"]:
         """Take it."""
         return self.view(Scene("", {"rgb": image})).maps["rgb"]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the view depends on, for JSON."""
+        return {"kind": "central", "size": self.view.size, "crop": self.view.crop}
 
     def __str__(self) -> str:
         height, width = self.view.size
@@ -63,6 +73,11 @@ class UncroppedImageView:
     def __call__(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 rows columns"]:
         """Take it."""
         return resized_crop_image(image, CropBox(0, 0, *image.shape[1:]), self.size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the view depends on, for JSON."""
+        return {"kind": "uncropped", "size": self.size}
 
     def __str__(self) -> str:
         return (
@@ -90,6 +105,11 @@ class TimmImageView:
         from PIL import Image
 
         return self._transform(Image.fromarray(image.permute(1, 2, 0).numpy()))  # type: ignore[no-any-return]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the view depends on, for JSON."""
+        return {"kind": "timm", **dict(self.data_config)}
 
     def __str__(self) -> str:
         config = dict(self.data_config)

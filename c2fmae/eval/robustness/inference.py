@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from c2fmae.core.distributed import World
 from c2fmae.data import Scenes
 from c2fmae.eval.engine import BatchingConfig, gather_rows, iterate_batches
-from c2fmae.eval.probes.extraction import Precision
+from c2fmae.eval.evaluation import Precision
 from c2fmae.eval.robustness.image_classifier import ImageClassifier, ImageView, UncroppedImageView
 from c2fmae.eval.robustness.prediction_store import summarise_logits, write_predictions
 
@@ -44,10 +44,12 @@ class CellRequests:
         return tuple(dict.fromkeys(question.view for question in self.requests))
 
 
-def select_pending(cell_requests: Sequence[CellRequests], world: World, *, again: bool = False) -> list[CellRequests]:
+def select_pending(
+    cell_requests: Sequence[CellRequests], world: World, *, recompute: bool = False
+) -> list[CellRequests]:
     """Return what is left to ask, as the first process finds it on its disk."""
     is_pending: list[list[bool]] = world.broadcast_object(
-        [[again or not question.path.exists() for question in each.requests] for each in cell_requests]
+        [[recompute or not question.path.exists() for question in each.requests] for each in cell_requests]
     )
     pending = [
         CellRequests(

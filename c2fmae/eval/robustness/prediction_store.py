@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from c2fmae.eval.tensor_cache import load_tensors, save_tensors
 
-_FORMAT = 1
+_FORMAT = 2
 _STORED_DTYPES = {"confidence": torch.float32, "probabilities": torch.float16, "is_resized": torch.uint8}
 
 
@@ -46,10 +47,14 @@ def summarise_logits(logits: Float[Tensor, "photo classes"], columns: Sequence[i
 
 
 def compute_prediction_identity(
-    classifier_digest: str, set_identity: str, cell_key: Sequence[object], columns: Sequence[int], settings_text: str
+    classifier_digest: str,
+    set_identity: str,
+    cell_key: Sequence[object],
+    columns: Sequence[int],
+    settings: Mapping[str, Any],
 ) -> str:
-    """Return what answers depend on: weights, photos, which classes are open, precision, and this version's way."""
-    return json.dumps([_FORMAT, classifier_digest, set_identity, list(cell_key), list(columns), settings_text])
+    """Return everything that predictions depend on: weights, images, open logits, settings and the format."""
+    return json.dumps([_FORMAT, classifier_digest, set_identity, list(cell_key), list(columns), dict(settings)])
 
 
 def prediction_path(predictions_dir: Path, name: str, identity: str) -> Path:

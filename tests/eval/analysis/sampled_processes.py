@@ -11,9 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from c2fmae.core.distributed import World
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
-from c2fmae.eval.analysis.attention import AttentionEvaluation
-from c2fmae.eval.analysis.representation import RepresentationEvaluation
-from c2fmae.eval.analysis.sampled_evaluation import SampledEvaluation
+from c2fmae.eval.analysis.config import AttentionEvaluation, RepresentationEvaluation, SampledEvaluation
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
@@ -39,7 +37,8 @@ def make_sampled_evaluations() -> Iterator[SampledEvaluation]:
 
 def compute_sampled_metrics(world: World) -> list[Metric]:
     """The metrics of all of them."""
-    model = ModelUnderTest("tiny", backbone_from_vit(make_tiny_vit(img_size=(32, 32))), Path("unused"), world)
+    backbone = backbone_from_vit(make_tiny_vit(img_size=(32, 32)))
+    model = ModelUnderTest.in_memory("tiny", Path("unused"), world=world, backbone=backbone)
     return [metric for evaluation in make_sampled_evaluations() for metric in evaluation.run(model)]
 
 

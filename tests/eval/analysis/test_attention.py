@@ -20,13 +20,13 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data import DatasetInfo
-from c2fmae.eval.analysis import sampled_evaluation
+from c2fmae.eval.analysis import sampled
 from c2fmae.eval.analysis.attention import (
-    AttentionEvaluation,
     attention_fraction_on_instances,
     compute_image_attention,
     iterate_attention,
 )
+from c2fmae.eval.analysis.config import AttentionEvaluation
 from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
@@ -78,9 +78,12 @@ def noise(count: int, *, seed: int = 0) -> Scenes:
 def metrics(
     scenes: Scenes, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, **settings: object
 ) -> dict[str, Metric]:
-    monkeypatch.setattr(sampled_evaluation, "open_scenes", lambda *args, **kwargs: scenes)
+    monkeypatch.setattr(sampled, "open_scenes", lambda *args, **kwargs: scenes)
     evaluation = AttentionEvaluation.model_validate({"data": "at hand", "workers": 0, **settings})
-    return {metric.label: metric for metric in evaluation.run(ModelUnderTest("tiny", backbone, Path("unused")))}
+    return {
+        metric.label: metric
+        for metric in evaluation.run(ModelUnderTest.in_memory("tiny", Path("unused"), backbone=backbone))
+    }
 
 
 def keen_vit(**options: Any) -> VisionTransformer:
@@ -185,7 +188,7 @@ def test_without_a_global_token_the_mean_patch_looks() -> None:
     (whole,) = iterate_attention(backbone, PHOTOS, [1], keys=slice(2, None))
     found = compute_image_attention(backbone, PHOTOS, [1])
     torch.testing.assert_close(found[:, 0], whole[:, :, 2:].mean(dim=(1, 2)))
-    subject = ModelUnderTest("tiny", backbone, Path("unused"))
+    subject = ModelUnderTest.in_memory("tiny", Path("unused"), backbone=backbone)
     assert "the mean patch (there is no global token)" in AttentionEvaluation().describe_protocol(subject)
 
 
@@ -294,7 +297,7 @@ def test_intervals_cover_what_more_images_say_about_as_often_as_they_promise() -
     for _ in range(400):
         chance = torch.rand(60, generator=draw, dtype=torch.float64) + 0.1
         share = 1.5 * chance + torch.randn(60, generator=draw, dtype=torch.float64) * 0.2 * chance
-        low, high = sampled_evaluation.ratio_metric("attention_on_objects_ratio", share, chance).interval or (0, 0)
+        low, high = sampled.ratio_metric("attention_on_objects_ratio", share, chance).interval or (0, 0)
         hits += low <= 1.5 <= high
     assert 0.92 < hits / 400 < 0.98
 
@@ -317,7 +320,7 @@ def test_data_without_any_instance_is_refused(monkeypatch: pytest.MonkeyPatch) -
     scenes.instances[:] = 0
     with pytest.raises(UserError) as caught:
         metrics(scenes, backbone_from_vit(make_tiny_vit()), monkeypatch)
-    assert str(caught.value) == "attention: none of 2 images of at hand has an instance. Take other data"
+    assert str(caught.value) == "attention: none of 2 images of at hand has an instance. Use other data"
 
 
 def test_attention_of_another_kind_is_refused() -> None:
@@ -334,12 +337,12 @@ def test_blocks_that_are_not_there_are_refused() -> None:
 
 
 def test_it_is_found_by_name_and_tells_data_from_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = ModelUnderTest("tiny", backbone_from_vit(make_tiny_vit()), Path("unused"))
+    subject = ModelUnderTest.in_memory("tiny", Path("unused"), backbone=backbone_from_vit(make_tiny_vit()))
     evaluation = EVALUATIONS.get("attention")()
     assert isinstance(evaluation, AttentionEvaluation)
-    assert "a photo of 32×48" in evaluation.describe_protocol(subject)
+    assert "an image of 32×48" in evaluation.describe_protocol(subject)
     inputs = []
     for scenes in (noise(3), noise(3, seed=1), noise(4)):
-        monkeypatch.setattr(sampled_evaluation, "open_scenes", lambda *args, found=scenes, **kwargs: found)
+        monkeypatch.setattr(sampled, "open_scenes", lambda *args, found=scenes, **kwargs: found)
         inputs.append(evaluation.identify_inputs(subject))
     assert len({each["data"] for each in inputs}) == 3  # other photos of the same keys, and more of them

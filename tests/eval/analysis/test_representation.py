@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from c2fmae.eval.analysis.config import RepresentationEvaluation
 from c2fmae.eval.analysis.representation import (
-    RepresentationEvaluation,
     attention_distance,
     effective_rank,
     mutual_information,
     patch_distances,
     variance_spectrum,
 )
+from c2fmae.eval.analysis.sampled import measure_images
 from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
@@ -35,7 +36,10 @@ def noise_attention(seed: int = 0) -> Tensor:
 
 def measured(backbone: Backbone, **settings: object) -> dict[str, Metric]:
     evaluation = RepresentationEvaluation.model_validate({"images": 6, "batch_size": 4, "workers": 0, **settings})
-    return {metric.label: metric for metric in evaluation.run(ModelUnderTest("tiny", backbone, Path("unused")))}
+    return {
+        metric.label: metric
+        for metric in evaluation.run(ModelUnderTest.in_memory("tiny", Path("unused"), backbone=backbone))
+    }
 
 
 def test_distances_are_those_of_the_middles_of_patches() -> None:
@@ -152,10 +156,10 @@ def test_ranks_are_of_what_the_backbone_says_of_the_photos() -> None:
     backbone = backbone_from_vit(randomise_parameters(make_tiny_vit(), std=0.3))
     evaluation, subject = (
         RepresentationEvaluation(images=6, workers=0),
-        ModelUnderTest("tiny", backbone, Path("unused")),
+        ModelUnderTest.in_memory("tiny", Path("unused"), backbone=backbone),
     )
     found = {metric.label: metric for metric in evaluation.run(subject)}
-    photos = evaluation.measure_images(subject, lambda scenes: scenes.maps["rgb"]).to(torch.uint8)
+    photos = measure_images(evaluation, subject, lambda scenes: scenes.maps["rgb"]).to(torch.uint8)
     tokens = backbone.tokens(backbone.standardise(photos))
     ranks = effective_rank(variance_spectrum(tokens[:, 1:]))
     assert found["layer 2: effective rank of patches"].value == pytest.approx(ranks.mean().item(), rel=1e-6)
@@ -184,7 +188,9 @@ def test_the_size_of_batches_does_not_matter_and_intervals_hold_their_values() -
 
 def test_it_is_found_by_name_and_says_what_it_does() -> None:
     evaluation = EVALUATIONS.get("representation")(images=9)  # type: ignore[call-arg]
-    text = evaluation.describe_protocol(ModelUnderTest("tiny", backbone_from_vit(make_tiny_vit()), Path("unused")))
-    assert "Photos of 32×48." in text
+    text = evaluation.describe_protocol(
+        ModelUnderTest.in_memory("tiny", Path("unused"), backbone=backbone_from_vit(make_tiny_vit()))
+    )
+    assert "Images of 32×48." in text
     assert f"{np.mean(patch_distances((2, 3)).numpy()):.2f} patches" in text
     assert "the rank is 8 at most" in text

@@ -8,9 +8,13 @@ from torch import nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.operation_count import count_with_fvcore
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
-from c2fmae.eval.cost import CostEvaluation, compute_backbone_cost, format_backbone_costs, measure_backbones
+from c2fmae.eval.cost import measure
+from c2fmae.eval.cost.backbone import compute_backbone_cost
+from c2fmae.eval.cost.config import CostEvaluation
+from c2fmae.eval.cost.measure import measure_backbones
 from c2fmae.eval.cost.memory import peak_bytes, saved_tensor_bytes
-from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
+from c2fmae.eval.cost.tables import format_backbone_costs
+from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest, Precision
 from c2fmae.eval.metrics import Metric, find_metric
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
@@ -182,8 +186,8 @@ def test_an_evaluation_yields_all_that_it_says(tmp_path: Path) -> None:
     evaluation = EVALUATIONS.get("cost").from_dict(
         {"image_size": [32, 48], "batch_size": 2, "rounds": 6, "precisions": ["fp32", "bf16"]}
     )
-    subject = ModelUnderTest("tiny", backbone_of(device="cpu"), tmp_path)
-    metrics = {(metric.key, *metric.tags.values()): metric for metric in evaluation.run(subject)}
+    subject = ModelUnderTest.in_memory("tiny", tmp_path, backbone=backbone_of(device="cpu"), method=None)
+    metrics = {(metric.key, *metric.tags.values()): metric for metric in next(evaluation.run_models([subject])).metrics}
     assert list(metrics) == [
         *(("parameters",), ("parameters", "embeddings"), ("parameters", "encoder")),
         *(("flops",), ("flops", "embeddings"), ("flops", "encoder")),
@@ -197,24 +201,22 @@ def test_an_evaluation_yields_all_that_it_says(tmp_path: Path) -> None:
     assert speed.interval is not None
     assert speed.interval[0] <= speed.value <= speed.interval[1]
     protocol = evaluation.describe_protocol(subject)
-    assert protocol.startswith("Of a photo of 32×48. ")
-    assert "median of 6 forward passes of 2 photos each" in protocol
+    assert protocol.startswith("For one image of 32×48. ")
+    assert "median of 6 forward passes of 2 images each" in protocol
     assert evaluation.identify_inputs(subject)["machine"] in protocol
     assert "1 thread of" in protocol
 
 
 def test_sources_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from c2fmae.eval.cost import evaluation
-
     turns: list[tuple[int, str]] = []
-    true = evaluation._forward_without_grad
+    true = measure._forward_without_grad
 
-    def infer(backbone: Backbone, photos: torch.Tensor, precision: evaluation.Precision) -> torch.Tensor:
+    def infer(backbone: Backbone, photos: torch.Tensor, precision: Precision) -> torch.Tensor:
         if len(photos) == 2:
             turns.append((backbone.depth, precision))
         return true(backbone, photos, precision)
 
-    monkeypatch.setattr(evaluation, "_forward_without_grad", infer)
+    monkeypatch.setattr(measure, "_forward_without_grad", infer)
     one, other = (backbone_of(device="cpu", encoder=EncoderConfig(name="test_vit", depth=n)) for n in (1, 2))
     measure_backbones({"one": one, "other": other}, QUICK)
     assert turns == 3 * [(1, "fp32"), (2, "fp32")]

@@ -6,8 +6,9 @@ import torch
 
 from c2fmae.config.method import MethodConfig
 from c2fmae.core.granularity import GRANULARITIES
-from c2fmae.eval.cost import EpochCost, epoch_cost, format_epoch_costs, measure_epoch_costs
-from c2fmae.eval.cost.epoch_cost import _random_scenes, matching_mae_config
+from c2fmae.eval.cost import epoch_cost
+from c2fmae.eval.cost.epoch_cost import EpochCost, _random_scenes, matching_mae_config, measure_epoch_costs
+from c2fmae.eval.cost.tables import format_epoch_costs
 from c2fmae.eval.cost.timing import median_interval, time_in_turn
 from c2fmae.methods import METHODS, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
@@ -42,7 +43,7 @@ def test_a_mae_sees_photos_of_as_many_channels() -> None:
 def epoch(method: MethodConfig, *seconds: float) -> EpochCost:
     mae = matching_mae_config(method)
     return EpochCost(
-        method, mae, compute_pretraining_cost(method), compute_pretraining_cost(mae), seconds, (1.0, 2.0, 4.0)
+        method, mae, compute_pretraining_cost(method), compute_pretraining_cost(mae), seconds, (1.0, 2.0, 4.0), "a CPU"
     )
 
 
@@ -101,21 +102,19 @@ def test_scenes_of_noise_suit_what_hides_and_what_is_seen() -> None:
 
 
 def test_a_table_puts_the_papers_figure_beside_ours_and_says_what_differs() -> None:
-    table = format_epoch_costs(
-        {"my run": epoch(METHODS.get("c2fmae")(), 1.5, 2.6, 8.0)}, "2 threads of a CPU"
-    ).splitlines()
+    table = format_epoch_costs({"my run": epoch(METHODS.get("c2fmae")(), 1.5, 2.6, 8.0)}).splitlines()
     assert table == [
         "        GFLOP  MAE's  × by FLOP  ms a step  MAE's  × by time  × by minima  paper",
         "my run  21.37  19.39       1.10       2600   2000       1.50         1.50    1.3",
         "my run: its MAE has vit_base_patch16_224 too, photos of 224×224, and a decoder of 8 blocks of width 512",
         "by FLOP: of one image's forward pass, a multiplication and the addition behind it being two; "
         "by time: median over rounds of steps in turn",
-        "timed on 2 threads of a CPU, without reading data; the paper's are a ViT-B's training times on A100 GPUs",
+        "timed on a CPU, without reading data; the paper's are a ViT-B's training times on A100 GPUs",
     ]
 
 
 def test_the_papers_figure_stands_beside_its_own_encoder_and_photos_alone() -> None:
-    heads, row, *_ = format_epoch_costs({"tiny": epoch(make_tiny_config(), 1.0, 2.0, 4.0)}, "a CPU").splitlines()
+    heads, row, *_ = format_epoch_costs({"tiny": epoch(make_tiny_config(), 1.0, 2.0, 4.0)}).splitlines()
     assert heads.endswith("  paper")
     assert row.endswith("1.00         1.00")
 

@@ -11,10 +11,12 @@ from c2fmae.core.distributed import World
 from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes import extraction, knn
-from c2fmae.eval.probes.attentive import AttentiveProbeEvaluation
-from c2fmae.eval.probes.dense import DenseProbeEvaluation
-from c2fmae.eval.probes.knn import KnnEvaluation
-from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from c2fmae.eval.probes.config import (
+    AttentiveProbeEvaluation,
+    DenseProbeEvaluation,
+    KnnEvaluation,
+    LinearProbeEvaluation,
+)
 from tests.eval.tiny_backbones import tiny_backbone
 
 WORLD_SIZE = 2
@@ -33,7 +35,7 @@ def compute_probe_metrics(world: World, folder: Path, cache: Path) -> list[Metri
     """The metrics of all of them, in chunks and blocks so small that each process has some, and not as many."""
     extraction.MAX_SCENES_PER_CHUNK = 8
     knn.QUERIES_PER_BLOCK = 5  # type: ignore[attr-defined]
-    model = ModelUnderTest("tiny", tiny_backbone(), cache, world)
+    model = ModelUnderTest.in_memory("tiny", cache, world=world, backbone=tiny_backbone())
     return [metric for evaluation in make_probe_evaluations(folder) for metric in evaluation.run(model)]
 
 

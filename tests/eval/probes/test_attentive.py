@@ -4,7 +4,7 @@ import pytest
 
 from c2fmae.core.errors import UserError
 from c2fmae.eval.evaluation import EVALUATIONS
-from c2fmae.eval.probes.attentive import AttentiveProbeEvaluation
+from c2fmae.eval.probes.config import AttentiveProbeEvaluation
 from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
 SETTINGS = {"workers": 0, "num_queries": 4}

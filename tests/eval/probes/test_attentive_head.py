@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.eval.probes.attentive_head import AttentiveProbe, AttentiveProbeSetting, fit_attentive_probe
+from c2fmae.eval.probes.attentive import AttentiveProbe, AttentiveProbeSetting, fit_attentive_probe
 from c2fmae.eval.probes.linear_heads import LinearHeadSetting, fit_linear_heads
 from tests.eval.probes.blobs import accuracy
 

@@ -10,8 +10,10 @@ from c2fmae.core.scene import Scene
 from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes import dense, extraction
-from c2fmae.eval.probes.dense import DenseProbeEvaluation, count_cell_classes, predict_cells
+from c2fmae.eval.probes.config import DenseProbeEvaluation
+from c2fmae.eval.probes.dense import choose_patch_classifier, count_cell_classes, predict_cells, read_training_patches
 from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting, LinearProbe, choose_linear_head
+from c2fmae.eval.probes.train_test import extract_sets
 from tests.eval.tiny_backbones import (
     draw_coloured_scenes,
     make_tiny_model_under_test,
@@ -109,14 +111,14 @@ def test_patches_are_no_more_than_asked_and_no_photo_is_on_both_sides(
         DenseProbeEvaluation(**sets, **SETTINGS, max_patches=40),
         make_tiny_model_under_test(tiny_backbone(), tmp_path),
     )
-    pair = config.extract_sets(who)
-    features, counts, photos = config._training_patches(pair.train, who.backbone, 3)
+    pair = extract_sets(config, who)
+    features, counts, photos = read_training_patches(config, pair.train, who.backbone, 3)
     assert len(photos) == len(counts) == len(features["layer 3"]) == 40
     assert photos.max() >= 16  # of the last chunk
     whole = pair.train.read_tensor("patches 3")
     for row in range(40):  # each is a patch of the photo that it is said to be of
         assert (whole[photos[row]] == features["layer 3"][row]).all(dim=1).any()
-    config._choose_head(pair, who.backbone, 3)
+    choose_patch_classifier(config, pair, who.backbone, 3)
     assert not set(photos[asked[0]["rows"]].tolist()) & set(photos[asked[0]["validation_rows"]].tolist())
 
 

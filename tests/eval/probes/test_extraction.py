@@ -12,7 +12,8 @@ from c2fmae.eval.engine import BatchingConfig
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.probes import extraction
 from c2fmae.eval.probes import feature_store as extracted_file
-from c2fmae.eval.probes.extraction import FeatureColumn, FeatureSpec, extract_features
+from c2fmae.eval.probes.extraction import extract_features
+from c2fmae.eval.probes.feature_spec import FeatureColumn, FeatureSpec
 from c2fmae.eval.probes.feature_store import FeatureStore
 from tests.eval.tiny_backbones import (
     SPEC,
@@ -125,7 +126,7 @@ def test_processes_make_whole_chunks_each_and_share_them(tmp_path: Path) -> None
     (tmp_path / "both" / alone.chunk_paths[0].parent.name).mkdir(parents=True)
     both = alone
     for rank in (1, 0):  # one after the other: neither waits for the other here
-        who = ModelUnderTest("tiny", backbone, tmp_path / "both", Rank(rank, 2))
+        who = ModelUnderTest.in_memory("tiny", tmp_path / "both", world=Rank(rank, 2), backbone=backbone)
         scenes.num_reads = 0
         both = extracted(who, scenes)
         assert scenes.num_reads == (20 if rank == 0 else 15)

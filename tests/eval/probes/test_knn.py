@@ -9,8 +9,9 @@ from c2fmae.core.scene import Scene
 from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
 from c2fmae.eval.intervals import wilson_interval
 from c2fmae.eval.metrics import Metric
-from c2fmae.eval.probes.extraction import FeatureColumn
-from c2fmae.eval.probes.knn import KnnEvaluation
+from c2fmae.eval.probes.config import KnnEvaluation
+from c2fmae.eval.probes.feature_spec import FeatureColumn
+from c2fmae.eval.probes.train_test import draw_label_subsets, extract_labelled_sets
 from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
 SETTINGS = {"workers": 0, "batch_size": 16, "ks": (1, 3, 10)}
@@ -39,7 +40,7 @@ def test_it_is_registered() -> None:
 def test_its_figures_are_scikit_learns_on_the_same_features(sets: dict[str, str], tmp_path: Path) -> None:
     config, who = KnnEvaluation(**sets, **SETTINGS), make_tiny_model_under_test(tiny_backbone(), tmp_path)
     metrics = found(config, who)
-    features = config.extract_labelled_sets(who)
+    features = extract_labelled_sets(config, who)
     column = FeatureColumn(3, "mean")
     for k in config.ks:
         for way, weights in (
@@ -74,8 +75,8 @@ def test_fewer_labels_are_those_of_the_rows_drawn(sets: dict[str, str], tmp_path
         KnnEvaluation(**sets, **SETTINGS, fractions=(0.5,)),
         make_tiny_model_under_test(tiny_backbone(), tmp_path),
     )
-    both, column = config.extract_labelled_sets(who), FeatureColumn(3, "mean")
-    ((_, (rows,)),) = config.draw_label_subsets(both.train.labels)
+    both, column = extract_labelled_sets(config, who), FeatureColumn(3, "mean")
+    ((_, (rows,)),) = draw_label_subsets(config, both.train.labels)
     theirs = KNeighborsClassifier(3, metric="cosine")
     theirs.fit(both.train.read_tensor(column)[rows].double(), both.train.labels[rows])
     score = theirs.score(both.test.read_tensor(column).double(), both.test.labels)

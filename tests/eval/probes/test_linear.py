@@ -8,9 +8,10 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 from c2fmae.core.scene import Scene
 from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest
 from c2fmae.eval.metrics import Metric
-from c2fmae.eval.probes.extraction import FeatureColumn
+from c2fmae.eval.probes.config import LinearProbeEvaluation
+from c2fmae.eval.probes.feature_spec import FeatureColumn
 from c2fmae.eval.probes.lars import fit_lars_probe
-from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from c2fmae.eval.probes.train_test import extract_labelled_sets
 from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
 SETTINGS = {"workers": 0, "batch_size": 64}
@@ -39,7 +40,7 @@ def test_its_share_is_scikit_learns_on_the_same_features(sets: dict[str, str], t
         LinearProbeEvaluation(**sets, **SETTINGS, lrs=(0.3,), weight_decays=(0.01,)),
         make_tiny_model_under_test(tiny_backbone(), tmp_path),
     )
-    metrics, pair = found(config, who), config.extract_labelled_sets(who)
+    metrics, pair = found(config, who), extract_labelled_sets(config, who)
     features, tests = (each.read_tensor(FeatureColumn(3, "mean")).numpy() for each in (pair.train, pair.test))
     mean, std = features.mean(0), features.std(0)
     theirs = LogisticRegression(C=1 / (0.01 * len(features)), max_iter=2000)
@@ -102,7 +103,7 @@ def test_maes_own_protocol_is_a_variant(sets: dict[str, str], tmp_path: Path) ->
         LinearProbeEvaluation(**sets, **SETTINGS, variant="mae"),
         make_tiny_model_under_test(tiny_backbone(), tmp_path),
     )
-    metrics, pair = found(config, who), config.extract_labelled_sets(who)
+    metrics, pair = found(config, who), extract_labelled_sets(config, who)
     column = FeatureColumn(3, "mean")
     rows = torch.arange(160)
     probe = fit_lars_probe(pair.train.read_tensor(column), pair.train.labels, rows=rows, num_labels=8, seed=0)

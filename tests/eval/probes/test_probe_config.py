@@ -9,14 +9,12 @@ from c2fmae.config.data import DatasetConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data.digest import compute_scenes_digest
+from c2fmae.eval.datasets import draw_stratified_rows
 from c2fmae.eval.intervals import wilson_interval
 from c2fmae.eval.probes import linear
-from c2fmae.eval.probes.attentive import AttentiveProbeEvaluation
-from c2fmae.eval.probes.knn import KnnEvaluation
-from c2fmae.eval.probes.linear import LinearProbeEvaluation
+from c2fmae.eval.probes.config import AttentiveProbeEvaluation, KnnEvaluation, LinearProbeEvaluation, SweepConfig
 from c2fmae.eval.probes.linear_heads import ChosenHead, LinearHeadSetting, choose_linear_head
-from c2fmae.eval.probes.probe_config import draw_stratified_rows, make_accuracy_metrics
-from c2fmae.eval.probes.sweep import SweepConfig
+from c2fmae.eval.probes.train_test import draw_label_subsets, extract_labelled_sets, make_accuracy_metrics, open_sets
 from tests.eval.tiny_backbones import (
     InMemoryScenes,
     draw_coloured_scenes,
@@ -35,7 +33,7 @@ def sets(root: Path, train: int = 30, test: int = 6) -> dict[str, str]:
 
 def test_each_seed_draws_other_labels_and_all_of_them_are_drawn_once() -> None:
     labels = torch.arange(40) % 2
-    drawn = dict(KnnEvaluation(fractions=(0.5, 1.0), seeds=3).draw_label_subsets(labels))
+    drawn = dict(draw_label_subsets(KnnEvaluation(fractions=(0.5, 1.0), seeds=3), labels))
     assert len({tuple(rows.tolist()) for rows in drawn[0.5]}) == 3
     assert [rows.tolist() for rows in drawn[1.0]] == [list(range(40))]
 
@@ -60,7 +58,7 @@ def test_a_share_that_was_taken_several_times_has_a_mean_and_a_deviation() -> No
 def test_options_of_the_test_set_are_its_own(tmp_path: Path) -> None:
     train, test = (DatasetConfig(name="generated", options={"size": 32, "length": length}) for length in (3, 2))
     config = KnnEvaluation(train=train, test=test)
-    assert [len(each.scenes) for each in config.open_sets(make_tiny_model_under_test(tiny_backbone(), tmp_path))] == [
+    assert [len(each.scenes) for each in open_sets(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))] == [
         3,
         2,
     ]
@@ -156,7 +154,7 @@ def test_settings_are_chosen_by_photos_that_are_not_fitted_to(tmp_path: Path, mo
     )
     who = make_tiny_model_under_test(tiny_backbone(), tmp_path)
     list(config.run(who))
-    ((_, (drawn,)),) = config.draw_label_subsets(config.extract_labelled_sets(who).train.labels)
+    ((_, (drawn,)),) = draw_label_subsets(config, extract_labelled_sets(config, who).train.labels)
     given, held_out = (set(asked[0][name].tolist()) for name in ("rows", "validation_rows"))  # type: ignore[attr-defined]
     assert not given & held_out
     assert given | held_out == set(drawn.tolist())

@@ -6,8 +6,7 @@ import torch
 from c2fmae.core.scene import Scene
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import find_metric
-from c2fmae.eval.probes.dense import DenseProbeEvaluation
-from c2fmae.eval.probes.knn import KnnEvaluation
+from c2fmae.eval.probes.config import DenseProbeEvaluation, KnnEvaluation
 from c2fmae.eval.probes.reference_features import ColourHistogram, RawPixels
 from tests.eval.tiny_backbones import (
     SPEC,

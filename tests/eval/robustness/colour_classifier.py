@@ -1,7 +1,6 @@
 """Classifiers that read their answers from a photo's colours, and photos that hold them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -88,14 +87,3 @@ def make_shifted_set(
         warnings=notes,
         identity=f"identity of {name or kind}",
     )
-
-
-class SourceDir:
-    """A folder for each source."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(self, each: ImageClassifier) -> Path:
-        """Name it."""
-        return self.root / each.source

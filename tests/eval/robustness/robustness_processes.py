@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from c2fmae.core.distributed import World
 from c2fmae.data.suites import Cell
-from c2fmae.eval.robustness.evaluation import RobustnessConfig, RobustnessResult, evaluate_robustness
+from c2fmae.eval.robustness.config import RobustnessEvaluation
+from c2fmae.eval.robustness.evaluation import RobustnessResult, evaluate_robustness
 from tests.eval.robustness.colour_classifier import (
     IMAGENET_LABELS,
-    SourceDir,
     make_class_image,
     make_colour_classifier,
     make_labelled_scenes,
@@ -27,9 +27,9 @@ def compute_robustness(world: World, folder: Path) -> list[RobustnessResult]:
         Cell("fog", 1, make_labelled_scenes([(n, make_class_image(n + n % 2)) for n in range(7)]), None),
         Cell("fog", 2, make_labelled_scenes([(5, make_class_image(5))]), None),
     ]
-    config = RobustnessConfig(batch_size=2, workers=1, keep_probabilities=True)
+    config = RobustnessEvaluation(batch_size=2, workers=1, keep_probabilities=True)
     shifted_set = make_shifted_set(cells, IMAGENET_LABELS, kind="imagenet-c", is_cut=True)
-    return evaluate_robustness([make_colour_classifier()], [shifted_set], None, config, SourceDir(folder), world)
+    return evaluate_robustness(config, [make_colour_classifier()], [shifted_set], None, [folder], world)
 
 
 def metric_values(results: list[RobustnessResult]) -> list[dict[str, object]]:

@@ -18,20 +18,20 @@ from c2fmae.data.suites import Cell, ShiftedSet, open_shifted_set
 from c2fmae.data.suites.official import imagenet_a_wnids, imagenet_r_wnids
 from c2fmae.eval.intervals import wilson_interval
 from c2fmae.eval.metrics import Metric
-from c2fmae.eval.robustness.evaluation import RobustnessConfig, RobustnessResult, evaluate_robustness
+from c2fmae.eval.robustness.config import RobustnessEvaluation
+from c2fmae.eval.robustness.evaluation import RobustnessResult, evaluate_robustness
 from c2fmae.eval.robustness.image_classifier import CentralImageView, ImageClassifier
 from c2fmae.eval.robustness.scores import ALEXNET_ERRORS
 from tests.eval.robustness.colour_classifier import (
     IMAGENET_LABELS,
     ColourNet,
-    SourceDir,
     make_class_image,
     make_colour_classifier,
     make_labelled_scenes,
     make_shifted_set,
 )
 
-CONFIG = RobustnessConfig(batch_size=3, workers=0)
+CONFIG = RobustnessEvaluation(batch_size=3, workers=0)
 COLUMN = {label.wnid: column for column, label in enumerate(IMAGENET_LABELS)}
 A = [label for wnid in imagenet_a_wnids() for label in IMAGENET_LABELS if label.wnid == wnid]
 OUTSIDE = next(column for column, label in enumerate(IMAGENET_LABELS) if label.wnid not in imagenet_a_wnids())
@@ -43,9 +43,10 @@ def found(
     *,
     models: Sequence[ImageClassifier] | None = None,
     clean: ShiftedSet | None = None,
-    config: RobustnessConfig = CONFIG,
+    config: RobustnessEvaluation = CONFIG,
 ) -> list[RobustnessResult]:
-    return evaluate_robustness(models or [make_colour_classifier()], sets, clean, config, SourceDir(folder), World())
+    models = models or [make_colour_classifier()]
+    return evaluate_robustness(config, models, sets, clean, [folder / each.source for each in models], World())
 
 
 def metrics(sets: Sequence[ShiftedSet], folder: Path, **more: Any) -> dict[str, Metric]:
@@ -367,7 +368,7 @@ def test_official_folders_whose_order_is_not_that_of_the_logits_score_exactly(tm
     numbers = metrics(sets, tmp_path / "kept")
     assert numbers["sketch: top-1"].value == pytest.approx(200 / 3)
     assert numbers["imagenet-c: mean error, 2 of 75 cells"].value == pytest.approx(100 / 3)
-    assert "3 of 50,889 images: not the whole set" in numbers["sketch: top-1"].notes
+    assert "3 of 50,889 images: the set is incomplete" in numbers["sketch: top-1"].notes
 
 
 def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:
@@ -417,7 +418,7 @@ def test_the_score_is_of_all_four_sets(tmp_path: Path) -> None:
     numbers = metrics([imagenet_a(), r, sketch, corrupted(FULL)], tmp_path)
     mce = numbers["imagenet-c: mCE (AlexNet)"].value
     assert numbers["Score"].value == pytest.approx((75 + 100 + 50 + 100 - mce) / 4)
-    assert numbers["Score"].notes == ("(A + R + Sketch + (100 - mCE)) / 4", "of sets with remarks of their own")
+    assert numbers["Score"].notes == ("(A + R + Sketch + (100 - mCE)) / 4", "of sets with notes of their own")
     numbers = metrics([replace(imagenet_a(), warnings=()), r, sketch, corrupted(FULL)], tmp_path)
     assert numbers["Score"].notes == ("(A + R + Sketch + (100 - mCE)) / 4",)
 
@@ -437,7 +438,7 @@ def test_a_set_of_corruptions_is_refused_as_the_clean_one(tmp_path: Path) -> Non
     with pytest.raises(UserError) as caught:
         found([imagenet_a()], tmp_path, clean=corrupted(FULL))
     assert str(caught.value) == (
-        "imagenet-c: holds corruptions, so it cannot be the set without a shift. Give the photos that they were made of"
+        "imagenet-c: is a corruption set, so it cannot be the set without a shift. Use the images that it was made of"
     )
 
 
@@ -446,7 +447,7 @@ def test_a_set_without_a_photo_of_a_known_class_is_refused(tmp_path: Path) -> No
     sketch = make_shifted_set([Cell(None, None, drawn, None)], IMAGENET_LABELS[:2], kind="sketch")
     with pytest.raises(UserError) as caught:
         found([sketch], tmp_path, models=[make_colour_classifier(IMAGENET_LABELS[:1])])
-    assert str(caught.value) == "sketch: has no photos of classes that planted knows. Give another set"
+    assert str(caught.value) == "sketch: has no images of classes that planted has. Use another set"
 
 
 def test_what_was_answered_is_not_asked_again_for_another_set_beside_it(tmp_path: Path) -> None:
@@ -482,5 +483,22 @@ def test_models_whose_answers_lie_in_one_folder_do_not_get_each_others(tmp_path:
         replace(make_colour_classifier(IMAGENET_LABELS[:3], source="two"), model=Backwards(3)),
     ]
     for asked in (models, models[::-1]):
-        for each in evaluate_robustness(asked, [night], None, CONFIG, lambda _: tmp_path, World()):
+        for each in evaluate_robustness(CONFIG, asked, [night], None, [tmp_path, tmp_path], World()):
             assert each.metrics[0].value == {"one": 100, "two": 50}[each.classifier.source]
+
+
+def test_every_class_that_a_label_accepts_is_correct(tmp_path: Path) -> None:
+    cat, fox, wolf = (LabelInfo(name=name) for name in ("cat", "fox", "wolf"))
+    images = [(0, make_class_image(0)), (1, make_class_image(1)), (1, make_class_image(2)), (1, make_class_image(0))]
+    night = replace(
+        make_shifted_set([Cell(None, None, make_labelled_scenes(images), None)], [cat, None], name="night"),
+        label_map=((cat,), (fox, wolf)),
+    )
+    clean = make_shifted_set(
+        [Cell(None, None, make_labelled_scenes([(2, make_class_image(1)), (1, make_class_image(1))]), None)],
+        [cat, fox, wolf],
+        name="clean",
+    )
+    numbers = metrics([night], tmp_path, models=[make_colour_classifier([cat, fox, wolf])], clean=clean)
+    assert numbers["night: top-1, own classes"].value == 75
+    assert numbers["night: top-1 on clean images of the same classes"].value == 50

@@ -12,7 +12,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data import CentralView
 from c2fmae.eval.engine import BatchingConfig
-from c2fmae.eval.probes.extraction import Precision
+from c2fmae.eval.evaluation import Precision
 from c2fmae.eval.robustness import prediction_store
 from c2fmae.eval.robustness.image_classifier import CentralImageView, ImageClassifier, UncroppedImageView
 from c2fmae.eval.robustness.inference import CellRequests, PredictionRequest, run_predictions, select_pending
@@ -36,7 +36,7 @@ def some_scenes(count: int = 7) -> InMemoryScenes:
 def question(
     of: ImageClassifier, folder: Path, columns: Sequence[int] = range(1000), *, cell: str = "cell"
 ) -> PredictionRequest:
-    told = prediction_store.compute_prediction_identity(of.digest, "set", (cell,), columns, "fp32")
+    told = prediction_store.compute_prediction_identity(of.digest, "set", (cell,), columns, {"precision": "fp32"})
     return PredictionRequest(
         of, of.view, tuple(columns), prediction_store.prediction_path(folder / of.source, cell, told), told
     )
@@ -85,6 +85,10 @@ def test_a_photo_is_decoded_once_for_all_models_and_each_distinct_view_made_once
     class Counting:
         name: str
         note: Callable[[str], None]
+
+        @property
+        def identity(self) -> dict[str, str]:
+            return {"kind": self.name}
 
         def __call__(self, shown: Tensor) -> Tensor:
             self.note(self.name)
@@ -182,7 +186,7 @@ def test_what_was_answered_is_asked_once_more_only_where_that_is_wanted(tmp_path
     rounds = [CellRequests(some_scenes(), (question(make_colour_classifier(), tmp_path),))]
     ask(rounds)
     assert select_pending(rounds, World()) == []
-    assert select_pending(rounds, World(), again=True) == rounds
+    assert select_pending(rounds, World(), recompute=True) == rounds
 
 
 def test_in_bf16_logits_are_those_of_rounded_weights_and_photos(tmp_path: Path) -> None:

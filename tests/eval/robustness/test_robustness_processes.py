@@ -23,6 +23,6 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     )
     assert torch.load(tmp_path / "0.pt") == alone != []
     assert torch.load(tmp_path / "1.pt") == []
-    ours, theirs = (sorted((tmp_path / who / "planted").iterdir()) for who in ("alone", "both"))
+    ours, theirs = (sorted((tmp_path / who).iterdir()) for who in ("alone", "both"))
     assert [each.name for each in ours] == [each.name for each in theirs]
     assert [each.read_bytes() for each in ours] == [each.read_bytes() for each in theirs]

@@ -2,11 +2,11 @@ from pathlib import Path
 
 from c2fmae.core.distributed import World
 from c2fmae.data.suites import Cell
-from c2fmae.eval.robustness.evaluation import RobustnessConfig, evaluate_robustness
+from c2fmae.eval.robustness.config import RobustnessEvaluation
+from c2fmae.eval.robustness.evaluation import evaluate_robustness
 from c2fmae.eval.robustness.tables import build_corruption_charts
 from tests.eval.robustness.colour_classifier import (
     IMAGENET_LABELS,
-    SourceDir,
     make_class_image,
     make_colour_classifier,
     make_labelled_scenes,
@@ -22,8 +22,8 @@ def test_all_charts_of_corruptions_have_one_axis_of_errors_whatever_the_errors_a
         for severity, column in zip((1, 5), columns, strict=True)
     ]
     of = make_shifted_set(cells, IMAGENET_LABELS, kind="imagenet-c", is_cut=True)
-    config = RobustnessConfig(workers=0)
-    found = evaluate_robustness([make_colour_classifier()], [of], None, config, SourceDir(tmp_path), World())
+    config = RobustnessEvaluation(workers=0)
+    found = evaluate_robustness(config, [make_colour_classifier()], [of], None, [tmp_path], World())
     charts = build_corruption_charts(found, 0)
     assert [(chart.title, *chart.series["planted"]) for chart in charts] == [
         ("fog", (1.0, 0.0), (5.0, 0.0)),

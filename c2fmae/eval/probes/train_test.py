@@ -1,0 +1,121 @@
+"""Features of a training and a test set, which all probes of frozen features start from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.seeding import derive_seed
+from c2fmae.eval.datasets import OpenedSet, draw_stratified_rows, open_set
+from c2fmae.eval.engine import BatchingConfig
+from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.metrics import Metric, TagValue, build_accuracy_metric
+from c2fmae.eval.probes.config import LabelProbeConfig, ProbeConfig
+from c2fmae.eval.probes.extraction import extract_features
+from c2fmae.eval.probes.feature_store import FeatureStore
+
+_MAX_OVERLAP = 0.5
+"""Fraction of the test images above which their being in the training set is no accident."""
+
+
+@dataclass(frozen=True)
+class TrainTestFeatures:
+    """Features of the two sets."""
+
+    train: FeatureStore
+    test: FeatureStore
+    overlap: float
+    """Fraction of the test images that are among the training images, byte for byte."""
+
+    @property
+    def num_test_images(self) -> int:
+        """Number of test images."""
+        return len(self.test.labels)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels."""
+        return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+
+    def overlap_metric(self) -> Metric:
+        """Return the metric that comes before all others."""
+        return Metric("train_test_overlap", 100 * self.overlap, self.num_test_images)
+
+
+def open_sets(config: ProbeConfig, model: ModelUnderTest) -> tuple[OpenedSet, OpenedSet]:
+    """Open the training and the test set, once for a model, and check that they fit each other."""
+    size, granularities = config.resolve_image_size(model.backbone), config.required_granularities()
+    key = f"sets of {size} {config.model_dump_json()}"
+    if key not in model.memo:
+        train = open_set("train", config.train, size, granularities)
+        test = open_set("test", config.test, size, granularities)
+        config.check_sets((train, test))
+        model.memo[key] = (train, test)
+    opened: tuple[OpenedSet, OpenedSet] = model.memo[key]
+    return opened
+
+
+def extract_sets(config: ProbeConfig, model: ModelUnderTest) -> TrainTestFeatures:
+    """Return features of both sets; sets with mostly the same images are a `UserError`."""
+    opened, backbone = open_sets(config, model), model.backbone
+    train, test = (
+        extract_features(
+            model,
+            each.scenes,
+            config.make_view(backbone),
+            config.feature_spec(backbone),
+            identity=each.identity,
+            batching=BatchingConfig(batch_size=config.batch_size, num_workers=config.workers),
+        )
+        for each in opened
+    )
+    overlap = float(np.isin(test.image_digests, train.image_digests).mean())
+    if overlap > _MAX_OVERLAP:
+        raise UserError(
+            f"test: {overlap:.0%} of the images of {opened[1].name} are in the training set too, so accuracy would say "
+            "nothing about features. Use another set"
+        )
+    return TrainTestFeatures(train, test, overlap)
+
+
+def extract_labelled_sets(config: LabelProbeConfig, model: ModelUnderTest) -> TrainTestFeatures:
+    """Return features of both sets, in which every scene must have a label."""
+    sets = extract_sets(config, model)
+    for split, features, opened in zip(
+        ("train", "test"), (sets.train, sets.test), open_sets(config, model), strict=True
+    ):
+        if missing := int((features.labels < 0).sum()):
+            raise UserError(
+                f"{split}: {missing} of {len(features.labels)} scenes of {opened.name} have no label. Leave them out"
+            )
+    return sets
+
+
+def draw_label_subsets(
+    config: LabelProbeConfig, labels: Int64[Tensor, " scene"]
+) -> Iterator[tuple[float, list[Int64[Tensor, " row"]]]]:
+    """Yield each fraction of the labels with the training rows of each of its draws."""
+    for fraction in config.fractions:
+        num_draws = 1 if fraction == 1 else config.seeds
+        seeds = [derive_seed(config.seed, "labels", draw) for draw in range(num_draws)]
+        yield fraction, [draw_stratified_rows(labels, fraction, seed) for seed in seeds]
+
+
+def make_accuracy_metrics(
+    key: str, accuracies: Sequence[float], count: int, tags: Mapping[str, TagValue], notes: tuple[str, ...] = ()
+) -> Iterator[Metric]:
+    """Yield an accuracy in percent with its interval; of several draws, their mean and standard deviation."""
+    if len(accuracies) == 1:
+        yield build_accuracy_metric(key, accuracies[0], count, tags=tags, notes=notes)
+        return
+    percent = 100 * np.array(accuracies)
+    yield Metric(key, float(percent.mean()), count, tags=tags)
+    yield Metric(f"{key}_std", float(percent.std(ddof=1)), len(accuracies), tags=tags)
+
+
+def label_fraction_tags(fraction: float) -> dict[str, TagValue]:
+    """Return the tag of a metric that is about a fraction of the labels; none for all labels."""
+    return {} if fraction == 1 else {"label_fraction": fraction}

@@ -1,0 +1,130 @@
+"""What all `c2fmae eval` commands share: options, models, running, and printing results."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from c2fmae_cli.pretrain import is_main_process
+
+if TYPE_CHECKING:
+    from c2fmae.core.distributed import World
+    from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+    from c2fmae.eval.results import EvaluationResult
+
+SourcesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="SOURCE", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, an official file."),
+]
+ResultsDirOption = Annotated[
+    Path | None, typer.Option(help="Directory for results. By default, RUN/evaluations or evaluations/….")
+]
+RecomputeOption = Annotated[bool, typer.Option("--recompute", help="Ignore stored results and predictions.")]
+AllowMissingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-missing", metavar="NAME", help="Tensors that may be missing, by name or pattern; repeatable."
+    ),
+]
+StepOption = Annotated[int | None, typer.Option(help="Load a run's checkpoint of this step.")]
+EmaOption = Annotated[bool, typer.Option("--ema", help="Load a run's averaged weights.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
+]
+
+
+def run_and_print(
+    name: str,
+    config: "Evaluation",
+    open_models: "Callable[[World], Iterable[ModelUnderTest]]",
+    *,
+    out: Path | None,
+    label: str | None = None,
+    recompute: bool = False,
+) -> "tuple[list[EvaluationResult], list[Path]]":
+    """Evaluate models and print results; return these and the files about all models, in the main process alone."""
+    from c2fmae.core.distributed import init_distributed
+    from c2fmae.eval.results import format_protocols, run_evaluation
+
+    cache_dirs = set[Path]()
+    with init_distributed(timeout=timedelta(days=7)) as world:  # the main process fits probes while others wait
+        try:
+            models = _note_cache_dirs(open_models(world), config, cache_dirs)
+            results = run_evaluation(name, config, models, label=label, recompute=recompute)
+        except KeyboardInterrupt:
+            if world.is_main and cache_dirs:
+                dirs = ", ".join(map(str, sorted(cache_dirs)))
+                print(f"interrupted. Finished parts are in {dirs}; run the same command again to continue", flush=True)
+            raise
+    if not is_main_process():
+        return [], []
+    print("\n".join([*config.format_results(results), *format_protocols(results)]))
+    for result in results:
+        path = result.result_dir / "results.json"
+        print(f"wrote {path}" if result.is_new else f"{path} exists with these settings; --recompute ignores it")
+    comparison = config.write_comparison(results, out)
+    for path in comparison:
+        print(f"wrote {path}")
+    return results, comparison
+
+
+def open_models(
+    sources: Sequence[str],
+    world: "World",
+    *,
+    out: Path | None,
+    is_nested: bool,
+    include_untrained: bool = False,
+    **load_options: Any,
+) -> "Iterator[ModelUnderTest]":
+    """Yield the models of sources; `is_nested` gives each a directory of its own below `out`."""
+    from c2fmae.eval.evaluation import LoadOptions, ModelUnderTest
+
+    memo: dict[str, Any] = {}
+    for index, source in enumerate(sources):
+        output_dir = results_dir(source, out / slugify(source) if out is not None and is_nested else out)
+        model = ModelUnderTest(source, output_dir, world, LoadOptions(**load_options), memo=memo)
+        yield model
+        if include_untrained and index == 0:
+            yield model.with_new_weights()
+
+
+def results_dir(source: str, out: Path | None) -> Path:
+    """Return the directory of results about a source: that of a run is inside the run directory."""
+    if out is not None:
+        return out
+    is_run = (Path(source) / "config.yaml").is_file()
+    return Path(source) / "evaluations" if is_run else Path("evaluations") / slugify(source)
+
+
+def slugify(*texts: str) -> str:
+    """Return texts as a name for a directory."""
+    parts = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(text).name if "/" in text else text).strip("-.") for text in texts]
+    return "-".join(part for part in parts if part)
+
+
+def update_run_reports(sources: Sequence[str]) -> None:
+    """Write the report pages of runs again, with new results."""
+    from c2fmae import pretrain_report
+    from c2fmae.core.run_dir import RunDir
+    from c2fmae.eval.classification import result
+    from c2fmae.eval.classification.config import is_finetuned
+
+    for source in sources:
+        if (Path(source) / "metrics.jsonl").is_file():
+            write_page = (
+                result.write_finetune_report if is_finetuned(Path(source)) else pretrain_report.write_pretraining_report
+            )
+            write_page(RunDir(Path(source)))
+            print(f"wrote {Path(source) / 'report.html'}, the run's page, with these numbers")
+
+
+def _note_cache_dirs(
+    models: "Iterable[ModelUnderTest]", config: "Evaluation", cache_dirs: set[Path]
+) -> "Iterator[ModelUnderTest]":
+    for model in models:
+        if config.cache_name is not None:
+            cache_dirs.add(model.output_dir / config.cache_name)
+        yield model
