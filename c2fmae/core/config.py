@@ -207,6 +207,14 @@ def describe_validation_error(cls: type[Config], details: ErrorDetails, prefix: 
     return f"{path}: {text}" if path else text
 
 
+def list_settings(cls: type[BaseModel]) -> list[str]:
+    """Return the keys of a config; a key with settings of its own ends in `.…`."""
+    return [
+        f"{key}.…" if any(issubclass(inner, BaseModel) for inner in _unwrap(field.annotation)) else key
+        for key, field in cls.model_fields.items()
+    ]
+
+
 def _split_choices(expected: str) -> list[str]:
     return expected.replace(" or ", ", ").split(", ")
 

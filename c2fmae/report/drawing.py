@@ -9,6 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,6 +17,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
 from c2fmae.core.granularity import IGNORE
 
+Tile = UInt8[np.ndarray, "height width 3"]
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, int, int, int]
 
@@ -54,8 +56,8 @@ def list_class_fractions(ids: NDArray[np.integer], names: Sequence[str]) -> list
 
 
 def hide_patches(
-    image: NDArray[np.uint8], is_masked: NDArray[np.bool_], *, colour: Colour = (104, 110, 120), opacity: float = 0.85
-) -> NDArray[np.uint8]:
+    image: Tile, is_masked: NDArray[np.bool_], *, colour: Colour = (104, 110, 120), opacity: float = 0.85
+) -> Tile:
     """Return an image with the patches [rows, columns] that are True covered.
 
     `opacity` 1 hides them completely, 0 only outlines them.
@@ -68,7 +70,7 @@ def hide_patches(
 
 
 def draw_tile_sheet(
-    rows: Sequence[Sequence[NDArray[np.uint8]]],
+    rows: Sequence[Sequence[Tile]],
     *,
     column_titles: Sequence[str],
     row_titles: Sequence[str] = (),
@@ -193,7 +195,7 @@ def draw_bar_chart(
     return page
 
 
-def draw_legend(entries: Mapping[str, Colour], height: int, width: int) -> NDArray[np.uint8]:
+def draw_legend(entries: Mapping[str, Colour], height: int, width: int) -> Tile:
     """Return a legend as a tile, in the order given; if not all entries fit, the last line counts the others."""
     row = 18
     fitting = len(entries) if len(entries) * row <= height else max(height // row - 1, 0)

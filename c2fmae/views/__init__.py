@@ -1,1 +1,1 @@
-"""Pictures of what the method does, to be looked at before and after training."""
+"""Figures of what masking, backbones and pre-trained models do."""

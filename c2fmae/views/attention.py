@@ -1,4 +1,4 @@
-"""Where several backbones look in the same photos: the paper's Figure 1, with a number under every picture."""
+"""Attention maps of several backbones on the same images, as in Figure 1 of the paper, each with its object ratio."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,22 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.eval.analysis.attention import attention_fraction_on_instances, compute_image_attention, has_global_token
 from c2fmae.models.backbones import Backbone
-from c2fmae.report.drawing import BACKGROUND_COLOUR, MUTED_COLOUR, TEXT_COLOUR, colour_instances, draw_tile_sheet
-from c2fmae.views.backbone_figures import BackboneFigureConfig, NamedBackbones, Tile, compute_tile_size, crop_scenes
+from c2fmae.report.drawing import BACKGROUND_COLOUR, MUTED_COLOUR, TEXT_COLOUR, Tile, colour_instances, draw_tile_sheet
+from c2fmae.views.backbone_figures import (
+    NamedBackbones,
+    column_title,
+    compute_tile_size,
+    load_scenes,
+    resolve_layer,
+    resolve_size,
+)
+from c2fmae.views.config import BackboneFigureConfig
+from c2fmae.views.scenes import crop_scenes
 
 MAX_LOG2_RATIO = 3
-"""Colours end where attention is 2³ times, or 1 / 2³ of, what it would be if all patches were looked at alike."""
+"""Colours range from 1 / 2³ to 2³ times uniform attention."""
 
-# Inferno, perceptually uniform from dark to bright: a colour every eighth of the way.
+# Inferno, perceptually uniform from dark to bright: nine equidistant colours.
 _INFERNO = np.array(
     [
         *[(0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106)],
@@ -27,46 +36,42 @@ _INFERNO = np.array(
     ],
     np.float64,
 )
-_OVERLAY_OPACITY = 0.62  # how much colours cover the photo
-_CAPTION_HEIGHT = 38  # pixels under a tile
+_OVERLAY_OPACITY = 0.62  # of the colours over the grey image
+_CAPTION_HEIGHT = 38  # pixels below a tile
 
 
-class AttentionFigureConfig(BackboneFigureConfig):
-    """Settings of `c2fmae view attention`."""
-
-
-def draw_attention(config: AttentionFigureConfig, backbones: NamedBackbones) -> Image.Image:
-    """Draw a row for each scene: the photo with its instances outlined, and where each backbone looks in it."""
-    scenes = config.load_scenes(backbones)
-    size = compute_tile_size(config.resolve_size(backbones[0][1]))
+def draw_attention(config: BackboneFigureConfig, backbones: NamedBackbones) -> Image.Image:
+    """Draw a row for each scene: the image with its instances outlined, and the attention map of each backbone."""
+    scenes = load_scenes(config, backbones)
+    size = compute_tile_size(resolve_size(config, backbones[0][1]))
     cropped = crop_scenes(scenes, size)
     images = cropped.maps["rgb"].permute(0, 2, 3, 1).numpy()
     has_instances = "instance" in cropped.maps
     instances = cropped.maps["instance"].numpy() if has_instances else np.zeros(images.shape[:3], np.uint8)
     edges = [find_instance_edges(ids) for ids in instances]
-    titles, columns = ["photo"], [[_overlay_instances(*each) for each in zip(images, instances, edges, strict=True)]]
+    titles, columns = ["image"], [[_overlay_instances(*row) for row in zip(images, instances, edges, strict=True)]]
     captions = [[_describe_coverage(ids) if has_instances else () for ids in instances]]
     for name, backbone in backbones:
-        relative, shares, chance = measure_attention(config, name, backbone, scenes)
+        relative, fractions, chance = measure_attention(config, name, backbone, scenes)
         heat = attention_to_heatmap(relative, size).numpy()
-        titles.append(config.format_title(name, backbone))
-        columns.append([_overlay_heatmap(*each) for each in zip(images, heat, edges, strict=True)])
-        captions.append([_describe_ratio(*each) for each in zip(shares.tolist(), chance.tolist(), strict=True)])
+        titles.append(column_title(config, name, backbone))
+        columns.append([_overlay_heatmap(*row) for row in zip(images, heat, edges, strict=True)])
+        captions.append([_describe_ratio(*row) for row in zip(fractions.tolist(), chance.tolist(), strict=True)])
     tiles = [
         [np.concatenate([tile, _draw_caption(lines, size[1])]) for tile, lines in zip(*pair, strict=True)]
         for pair in zip(columns, captions, strict=True)
     ]
     rows = [list(row) for row in zip(*tiles, strict=True)]
     rows[0].append(_draw_colour_scale(rows[0][0].shape[0], size[1]))
-    notes = ["Attention to patches alone, mean over heads; the scale is the same for all pictures."]
+    notes = ["Attention to patches only, averaged over heads; all images share one scale."]
     if without_token := [name for name, backbone in backbones if not has_global_token(backbone)]:
-        notes.append(f"Without a global token, the mean over what patches look at: {', '.join(without_token)}.")
+        notes.append(f"No global token, so the attention is averaged over all patches: {', '.join(without_token)}.")
     return draw_tile_sheet(
         rows,
-        column_titles=[*titles, "attention,\n1: as if all patches were alike"],
-        title="Where the global token looks",
-        subtitle="Under each picture: the share of attention on objects, and how that compares with their share of the "
-        "photo, which is chance.",
+        column_titles=[*titles, "attention relative\nto uniform"],
+        title="Attention of the global token",
+        subtitle="Below each image: the percentage of attention on objects, and its ratio to the percentage of the "
+        "image that objects cover (chance).",
         footer="\n".join([*notes, str(config.data)]),
     )
 
@@ -74,25 +79,25 @@ def draw_attention(config: AttentionFigureConfig, backbones: NamedBackbones) -> 
 def measure_attention(
     config: BackboneFigureConfig, name: str, backbone: Backbone, scenes: Sequence[Scene]
 ) -> tuple[Float[Tensor, "scene rows columns"], Float64[Tensor, " scene"], Float64[Tensor, " scene"]]:
-    """Return a backbone's attention relative to looking everywhere alike, its share on instances, and chance.
+    """Return a backbone's attention relative to uniform attention, its fraction on instances, and chance.
 
-    The latter two are NaN where the scenes have no instance maps or labels.
+    The last two are NaN where scenes have no labelled instances.
     """
-    cropped = crop_scenes(scenes, config.resolve_size(backbone))
+    cropped = crop_scenes(scenes, resolve_size(config, backbone))
     rgb = cropped.maps["rgb"]
-    attention = compute_image_attention(backbone, backbone.standardise(rgb), [config.resolve_layer(name, backbone)])
+    attention = compute_image_attention(backbone, backbone.standardise(rgb), [resolve_layer(config, name, backbone)])
     grid = (rgb.shape[2] // backbone.patch, rgb.shape[3] // backbone.patch)
     unlabelled = torch.full((len(rgb), *rgb.shape[2:]), IGNORE, dtype=torch.uint8)
-    shares, chance = attention_fraction_on_instances(
+    fractions, chance = attention_fraction_on_instances(
         attention, cropped.maps.get("instance", unlabelled), backbone.patch
     )
-    return (attention[:, 0] * attention.shape[2]).unflatten(1, grid), shares[:, 0], chance
+    return (attention[:, 0] * attention.shape[2]).unflatten(1, grid), fractions[:, 0], chance
 
 
 def attention_to_heatmap(
     relative_attention: Float[Tensor, "scene rows columns"], size: tuple[int, int]
 ) -> Float[Tensor, "scene height width"]:
-    """Return relative attention at every pixel as its place on the scale, from 0 to 1: 1 / 2 is what all would have."""
+    """Return relative attention at every pixel on the colour scale [0, 1], where 1 / 2 is uniform attention."""
     heatmap = (
         relative_attention.clamp(min=2.0 ** -(2 * MAX_LOG2_RATIO)).log2() / (2 * MAX_LOG2_RATIO) + 0.5
     ).unsqueeze(1)
@@ -100,7 +105,7 @@ def attention_to_heatmap(
 
 
 def find_instance_edges(ids: Integer[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Return which pixels of instances lie at their edge, within the image."""
+    """Return True for the pixels of instances next to another id; the border of the image is not an edge."""
     padded = np.pad(ids, 1, mode="edge")
     height, width = ids.shape
     neighbours = [padded[y : y + height, x : x + width] for y, x in ((0, 1), (2, 1), (1, 0), (1, 2))]
@@ -108,7 +113,7 @@ def find_instance_edges(ids: Integer[np.ndarray, "height width"]) -> Bool[np.nda
 
 
 def apply_colour_map(values: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape 3"]:
-    """Return the colour of each place on the scale from 0 to 1."""
+    """Return the colours of values in [0, 1]."""
     steps = np.linspace(0, 1, len(_INFERNO))
     return np.stack([np.interp(values, steps, channel) for channel in _INFERNO.T], axis=-1)
 
@@ -116,7 +121,7 @@ def apply_colour_map(values: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray,
 def _overlay_instances(
     image: Tile, ids: Integer[np.ndarray, "height width"], edge: Bool[np.ndarray, "height width"]
 ) -> Tile:
-    """Outline instances in their colours, and lighten the rest of them a little."""
+    """Return the image with instances outlined and tinted in their colours."""
     colours, is_object = colour_instances(ids), ((ids != 0) & (ids != IGNORE))[..., None]
     tile = np.where(is_object, 0.7 * image + 0.3 * colours, image)
     tile[edge] = colours[edge]
@@ -135,12 +140,12 @@ def _overlay_heatmap(
 def _describe_coverage(ids: Integer[np.ndarray, "height width"]) -> Sequence[str]:
     labelled = ids[ids != IGNORE]
     if not labelled.size or not labelled.any():
-        return ("no object is labelled",)
-    return (f"objects cover {(labelled != 0).mean():.0%}", "this is chance")
+        return ("no labelled object",)
+    return (f"objects cover {(labelled != 0).mean():.0%}", "(chance)")
 
 
-def _describe_ratio(share: float, chance: float) -> Sequence[str]:
-    return (f"{share:.0%} on objects", f"{share / chance:.2f} x chance") if chance > 0 else ()
+def _describe_ratio(fraction: float, chance: float) -> Sequence[str]:
+    return (f"{fraction:.0%} on objects", f"{fraction / chance:.2f} x chance") if chance > 0 else ()
 
 
 def _draw_caption(lines: Sequence[str], width: int) -> Tile:
@@ -152,7 +157,7 @@ def _draw_caption(lines: Sequence[str], width: int) -> Tile:
 
 
 def _draw_colour_scale(height: int, width: int) -> Tile:
-    """Return a tile that tells what the colours mean, brightest above."""
+    """Return a tile with the colour scale, brightest at the top."""
     page = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
     bar = apply_colour_map(np.linspace(1, 0, height - 40)[:, None].repeat(18, axis=1)).round().astype(np.uint8)
     page.paste(Image.fromarray(bar), (24, 20))

@@ -1,25 +1,20 @@
-"""What a model makes of hidden patches, beside what it saw and what is there."""
+"""Reconstructions of a pre-trained model: true maps, visible patches and predictions side by side."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated
 
 import numpy as np
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
 from torch import Tensor
 
 from c2fmae.config.method import HeadPlan
-from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.seeding import derive_seed
 from c2fmae.data import CentralView, Scenes
-from c2fmae.data.loader import load_first_readable
 from c2fmae.masking import random_mask
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.model_inputs import compute_patch_grid
@@ -28,6 +23,7 @@ from c2fmae.report.drawing import (
     BACKGROUND_COLOUR,
     MUTED_COLOUR,
     Colour,
+    Tile,
     colour_classes,
     colour_instances,
     draw_legend,
@@ -35,54 +31,40 @@ from c2fmae.report.drawing import (
     hide_patches,
     list_class_fractions,
 )
+from c2fmae.views.scenes import load_evenly_spaced, mask_generator
 
-Tile = UInt8[np.ndarray, "height width 3"]
 MapArray = Shaped[np.ndarray, "*channels rows columns"]
 
-_MIN_TILE_SIDE = 128  # pixels that the sides of a tile have at the least
+_MIN_TILE_SIDE = 128  # pixels
 _AMOUNT_PATTERN = re.compile(r"\d+|\d+(\.\d+)?%")
-_MAX_KEY_LENGTH = 40  # characters of a key: its end tells more than its beginning
-
-
-class ReconstructionFigureConfig(Config):
-    """Settings of `c2fmae view reconstruct`."""
-
-    scenes: PositiveInt = 6
-    seed: int = 0
-    """Of the draw of what is visible."""
-    step: Annotated[int, Field(ge=0)] | None = None
-    """Whose checkpoint is taken; the newest unless given."""
-    average: bool = False
-    """Take the average of the weights that `training.ema` kept."""
+_MAX_KEY_LENGTH = 40  # characters; of a longer key the end is shown
 
 
 def select_scenes(method: MaskedAutoencoding, source_scenes: Scenes, count: int) -> SceneBatch:
-    """Return at most so many scenes, spread evenly over a source and cut as the method takes them."""
+    """Return at most `count` scenes, evenly spaced over the data and cropped for the method."""
     view = CentralView(**method.view_options)
-    count = min(count, len(source_scenes))
-    indices = [(2 * i + 1) * len(source_scenes) // (2 * count) for i in range(count)]
-    return SceneBatch.stack([view(load_first_readable(source_scenes, place, [])) for place in indices])
+    return SceneBatch.stack([view(scene) for scene in load_evenly_spaced(source_scenes, count)])
 
 
 def sample_training_masks(method: MaskedAutoencoding, scenes: SceneBatch, *, seed: int = 0) -> Masks:
-    """Hide what the last step of a training would."""
+    """Return masks as they are sampled at the end of training."""
     if missing := [name for name in method.config.granularities if name not in scenes.maps]:
         example = f"--visible {next(iter(scenes.maps))}:25%"
-        raise UserError(f"the scenes lack {', '.join(missing)}: say what is visible of the others, as in {example}")
-    return method.sample_masks(scenes, progress=1.0, generator=_mask_generator(seed))
+        raise UserError(f"the data has no maps of {', '.join(missing)}. Choose the visible patches, as in {example}")
+    return method.sample_masks(scenes, progress=1.0, generator=mask_generator(seed))
 
 
 def sample_requested_masks(
     method: MaskedAutoencoding, scenes: SceneBatch, visible: Mapping[str, str], *, seed: int = 0
 ) -> Masks:
-    """Show of each granularity what is wanted, in the words of `sample_visible_masks`."""
+    """Return masks with the requested amounts visible (see `sample_visible_masks`)."""
     rows, columns = compute_patch_grid(method.config, method.patch_size, scenes)
     return sample_visible_masks(
         visible,
         method.config.granularities,
         batch_size=len(scenes),
         num_patches=rows * columns,
-        generator=_mask_generator(seed),
+        generator=mask_generator(seed),
     )
 
 
@@ -94,9 +76,10 @@ def sample_visible_masks(
     num_patches: int,
     generator: torch.Generator,
 ) -> Masks:
-    """Show "all", "none", so many ("40") or such a share ("25%") of each granularity's patches; none where unsaid.
+    """Return masks that show "all", "none", a number ("40") or a percentage ("25%") of each granularity's patches.
 
-    Which ones is drawn for every image; by the same draw, more patches are the fewer and others.
+    Granularities without an amount are hidden. Patches are drawn for each image; with the same generator state a larger
+    amount contains the smaller one.
 
     >>> draw, names = torch.Generator().manual_seed(0), ("semantic", "rgb")
     >>> sample_visible_masks({"rgb": "50%"}, names, batch_size=2, num_patches=8, generator=draw).num_masked.tolist()
@@ -112,7 +95,7 @@ def sample_visible_masks(
 
 
 def parse_visible(texts: Sequence[str]) -> dict[str, str]:
-    """Return what `--visible` asks for, by granularity.
+    """Return the amounts of `--visible` by granularity.
 
     >>> parse_visible(["rgb:all", "instance:40"])
     {'rgb': 'all', 'instance': '40'}
@@ -121,9 +104,9 @@ def parse_visible(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, is_pair, amount = text.partition(":")
         if not is_pair or not name or not amount:
-            raise UserError(f"--visible {text}: expected a granularity and how much of it, as in rgb:all")
+            raise UserError(f"--visible {text}: expected GRANULARITY:AMOUNT, as in rgb:all")
         if name in visible:
-            raise UserError(f"--visible {text}: {name} is there twice")
+            raise UserError(f"--visible {text}: {name} is given twice. Leave one out")
         visible[name] = amount
     return visible
 
@@ -136,9 +119,9 @@ def draw_reconstruction(
     model_name: str = "",
     class_names: Sequence[str] = (),
 ) -> Image.Image:
-    """Draw a row for each scene: of each granularity the truth, what the encoder saw of it, and what the heads say.
+    """Draw a row for each scene: of each granularity the true map, its visible patches, and the prediction.
 
-    A map that the scenes lack is drawn as predicted. `model_name` says whose predictions these are.
+    Of granularities that the scenes lack only the prediction is drawn. `model_name` goes into the subtitle.
     """
     device = next(method.model.parameters()).device
     predicted = method.predict(scenes.to(device), masks.to(device)).to("cpu")
@@ -147,13 +130,13 @@ def draw_reconstruction(
     side = method.patch_size * -(-_MIN_TILE_SIDE // (min(grid) * method.patch_size))
     size = (grid[0] * side, grid[1] * side)
     columns, class_ids = dict[str, Sequence[Tile]](), list[Tensor]()
-    notes = ["Patches that were visible are pasted into the predictions."]
+    notes = ["Visible patches are pasted into the predictions."]
     for index, name in enumerate(masks.granularities):
-        title, target_maps = "photo" if name == "rgb" else f"{name} map", scenes.maps.get(name)
+        title, target_maps = "image" if name == "rgb" else f"{name} map", scenes.maps.get(name)
         is_masked = masks.is_masked[:, index].unflatten(1, grid).numpy()
-        columns[title] = truth = _map_tiles(name, target_maps, target_maps, len(scenes), size)
-        columns[f"{title},\nwhat is seen"] = [
-            hide_patches(tile, hidden, opacity=1) for tile, hidden in zip(truth, is_masked, strict=True)
+        columns[title] = true_tiles = _map_tiles(name, target_maps, target_maps, len(scenes), size)
+        columns[f"{title},\nvisible"] = [
+            hide_patches(tile, hidden, opacity=1) for tile, hidden in zip(true_tiles, is_masked, strict=True)
         ]
         maps = {head: predicted.maps.get(head.name) for head in method.config.head_plans() if head.granularity == name}
         for head, prediction in maps.items():
@@ -162,12 +145,12 @@ def draw_reconstruction(
             )
             target = method.objectives[head.name].target
             if getattr(target, "needs_true_map", False):
-                scope = " of each patch" if isinstance(target, NormalizedPixelTarget) else ""
+                scope = "each patch" if isinstance(target, NormalizedPixelTarget) else "each map"
                 notes.append(
-                    f"Mean and deviation{scope} borrowed from the truth: {title}, predicted{_target_suffix(head)}."
+                    f"{title}, predicted{_target_suffix(head)}: mean and deviation of {scope} are the true ones."
                 )
         if GRANULARITIES.get(name).colouring == "classes":
-            class_ids += [each.flatten(1) for each in (target_maps, *maps.values()) if each is not None]
+            class_ids += [ids.flatten(1) for ids in (target_maps, *maps.values()) if ids is not None]
     if class_ids:
         columns["classes"] = [
             draw_legend(_class_colours(ids.numpy(), class_names), *size) for ids in torch.cat(class_ids, dim=1)
@@ -176,18 +159,14 @@ def draw_reconstruction(
         list(zip(*columns.values(), strict=True)),
         column_titles=list(columns),
         row_titles=[key if len(key) <= _MAX_KEY_LENGTH else f"... {key[4 - _MAX_KEY_LENGTH :]}" for key in scenes.keys],
-        title="What is made of hidden patches",
+        title="Reconstruction of hidden patches",
         subtitle=f"{model_name} · {_describe_visible(masks)}" if model_name else _describe_visible(masks),
         footer="\n".join(notes),
     )
 
 
-def _mask_generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "masks", 0))
-
-
 def _parse_amount(name: str, amount: str, num_patches: int) -> int:
-    """Return how many of the patches an amount is."""
+    """Return an amount as a number of patches."""
     if amount in ("all", "none"):
         return num_patches if amount == "all" else 0
     if not _AMOUNT_PATTERN.fullmatch(amount):
@@ -195,14 +174,14 @@ def _parse_amount(name: str, amount: str, num_patches: int) -> int:
         raise UserError(f"--visible {name}:{amount}: expected {expected}, as in {name}:40 or {name}:25%")
     count = round(float(amount[:-1]) / 100 * num_patches) if amount.endswith("%") else int(amount)
     if count > num_patches:
-        raise UserError(f"--visible {name}:{amount}: there are {num_patches} patches of {name}")
+        raise UserError(f"--visible {name}:{amount}: expected at most {num_patches}, the number of patches of {name}")
     return count
 
 
 def _map_tiles(
     name: str, maps: Tensor | None, value_range_map: Tensor | None, count: int, size: tuple[int, int]
 ) -> list[Tile]:
-    """Return a granularity's maps as tiles, each cell a square of pixels; where there are none, the word."""
+    """Return the tiles of a granularity's maps, each cell a square of pixels; without maps, tiles that read "none"."""
     if maps is None:
         return [_empty_tile(size)] * count
     zoom, value_range_map = size[0] // maps.shape[-2], maps if value_range_map is None else value_range_map
@@ -211,7 +190,7 @@ def _map_tiles(
 
 
 def _colour_map(name: str, values: MapArray, value_range_map: MapArray) -> Tile:
-    """Return a map in its granularity's colours; heat runs from the lowest to the highest value of another map."""
+    """Return a map in the colours of its granularity; `value_range_map` gives the range of continuous values."""
     match GRANULARITIES.get(name).colouring:
         case "classes":
             return colour_classes(values)
@@ -237,12 +216,12 @@ def _empty_tile(size: tuple[int, int]) -> Tile:
 
 
 def _target_suffix(head: HeadPlan) -> str:
-    usual = DEFAULT_TARGETS[GRANULARITIES.get(head.granularity).kind]
-    return "" if head.target == usual else f" as {head.target.replace('_', ' ')}"
+    default = DEFAULT_TARGETS[GRANULARITIES.get(head.granularity).kind]
+    return "" if head.target == default else f" as {head.target.replace('_', ' ')}"
 
 
 def _describe_visible(masks: Masks) -> str:
-    """Say how much was visible of what."""
+    """Return a sentence with the number of visible patches of each granularity."""
     num_patches = masks.is_masked.shape[2]
     amount_names, descriptions = {0: "none", num_patches: "all"}, []
     for name, counts in zip(masks.granularities, (num_patches - masks.num_masked).T.tolist(), strict=True):

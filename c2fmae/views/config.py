@@ -1,0 +1,85 @@
+"""The settings of every figure; importing them needs no torch."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from c2fmae.config.masking import MaskingConfig
+from c2fmae.core.config import Config, PositiveInt, UnitInterval
+from c2fmae.core.errors import UserError
+
+SideLength = Annotated[int, Field(ge=1, le=4096)]
+"""Pixels."""
+
+
+class MaskedScenesConfig(Config):
+    """Which scenes are read, how they are cropped, and how their patches are masked."""
+
+    data: Annotated[str, Field(min_length=1)] = "generated"
+    """A shard, a folder of scenes or shards, or `generated`."""
+    scenes: PositiveInt = 4
+    """The first scenes of the data."""
+    size: SideLength = 224
+    """Height and width of the cropped scenes."""
+    patch: SideLength = 16
+    seed: int = 0
+    """Seed of the masks, and of generated scenes."""
+    hidden: UnitInterval = 0.75
+    """Fraction of the patches that is masked."""
+    masking: MaskingConfig = Field(default_factory=MaskingConfig)
+
+    @model_validator(mode="after")
+    def _check_patch_size(self) -> "MaskedScenesConfig":
+        if self.size % self.patch:
+            raise UserError(f"patch: expected a divisor of size={self.size}, got {self.patch}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.size // self.patch, self.size // self.patch
+
+
+class MasksFigureConfig(MaskedScenesConfig):
+    """Settings of `c2fmae view masks`."""
+
+    progress: tuple[UnitInterval, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Points of training at which the masking policy is shown: 0 is the first step, 1 the end."""
+
+
+class ScheduleFigureConfig(MaskedScenesConfig):
+    """Settings of `c2fmae view schedule`, which draws every blend whatever `masking.options.blend` is."""
+
+    scenes: PositiveInt = 64
+    points: PositiveInt = 101
+    """Points of training at which the curves are computed."""
+
+    @model_validator(mode="after")
+    def _check_policy(self) -> "ScheduleFigureConfig":
+        if self.masking.name != "progressive":
+            raise UserError(f"masking.name: expected 'progressive', which has a schedule, got {self.masking.name!r}")
+        return self
+
+
+class ReconstructionFigureConfig(Config):
+    """Settings of `c2fmae view reconstruct`."""
+
+    scenes: PositiveInt = 6
+    """At most this many scenes, evenly spaced over the data."""
+    seed: int = 0
+    """Seed of the masks, and of generated scenes."""
+
+
+class BackboneFigureConfig(Config):
+    """Settings of `c2fmae view attention` and `c2fmae view pca`."""
+
+    data: Annotated[str, Field(min_length=1)] = "generated"
+    """A shard, a folder of scenes or shards, or `generated`."""
+    scenes: PositiveInt = 4
+    """At most this many scenes, evenly spaced over the data."""
+    size: tuple[SideLength, SideLength] | None = None
+    """Height and width of the images; by default those that each backbone was trained on."""
+    layer: PositiveInt | None = None
+    """The block whose output is drawn, counted from 1; by default the last."""
+    seed: int = 0
+    """Seed of generated scenes."""

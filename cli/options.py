@@ -1,0 +1,57 @@
+"""Arguments and options that several commands share."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import typer.core
+
+if TYPE_CHECKING:
+    import click
+
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting. Repeatable.")
+]
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="The name of a recipe, or a YAML file.")]
+
+BACKBONE_SOURCES_HELP = "A run, a checkpoint, timm:NAME, timm:NAME@FILE, an exported folder, or an official file."
+BackboneSourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=BACKBONE_SOURCES_HELP)]
+BackboneSourcesArgument = Annotated[list[str], typer.Argument(metavar="SOURCE…", help=BACKBONE_SOURCES_HELP)]
+CheckpointStepOption = Annotated[
+    int | None, typer.Option("--step", help="Load this checkpoint of a run, not the newest.")
+]
+EmaOption = Annotated[bool, typer.Option("--ema", help="Load the averaged weights of a run (training.ema).")]
+AllowMissingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-missing", metavar="NAME", help="A tensor, or a pattern of names, that may be missing. Repeatable."
+    ),
+]
+
+FigureDataOption = Annotated[str, typer.Option("--data", help="A shard, a folder of scenes or shards, or `generated`.")]
+FigureOption = Annotated[Path, typer.Option("--out", help="The PNG file to write.")]
+
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Measure a few steps and print the estimated cost. Nothing is written.")
+]
+AcceptChangesOption = Annotated[bool, typer.Option("--accept-changes", help="Resume although the config has changed.")]
+
+
+def command_with_settings(config: str) -> type[typer.core.TyperCommand]:
+    """Return a command class whose `--help` lists the settings of a config class, `package.module:Class`.
+
+    The class is imported when the help is printed, so that other commands need not import its package.
+    """
+
+    class CommandWithSettings(typer.core.TyperCommand):
+        def format_help(self, ctx: "click.Context", formatter: "click.HelpFormatter") -> None:
+            from c2fmae.core.config import list_settings
+
+            module, _, name = config.partition(":")
+            settings = ", ".join(list_settings(getattr(import_module(module), name)))
+            self.help = f"{self.help or ''}\n\nSettings for --set: {settings}."
+            super().format_help(ctx, formatter)
+
+    return CommandWithSettings
