@@ -1,6 +1,7 @@
 """A million names in two arrays."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -8,12 +9,29 @@ import torch
 from jaxtyping import Int64, Integer, UInt8
 from torch import Tensor
 
+from c2fmae.core.errors import UserError
+from c2fmae.core.files import write_atomic
+
 _NEWLINE = 10
 
 
 def is_utf8(name: str) -> bool:
     """Whether a name is text: file systems and tars hold any bytes."""
     return name.isascii() or not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+def read_keys(path: Path) -> list[str]:
+    """Return the keys of a text file, one per line; empty lines are skipped."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return [key for key in text.split("\n") if key]  # unlike splitlines, keeps other line separators inside a key
+
+
+def write_keys(path: Path, keys: Iterable[str]) -> None:
+    """Write keys to a text file, one per line."""
+    write_atomic(path, "".join(f"{key}\n" for key in keys).encode())
 
 
 class KeyList(Sequence[str]):

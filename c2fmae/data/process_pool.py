@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from c2fmae.core.errors import UserError
 
+_ITEMS_PER_WORKER = 2000  # for fewer, starting a process takes longer than it saves: it imports torch
+
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
@@ -59,6 +61,12 @@ def run_in_processes(
             process.kill()
         for process in processes:
             process.join()
+
+
+def choose_num_workers(requested: int | None, num_items: int) -> int:
+    """Return the requested number of processes, or by default at most one for each core and for 2000 items."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return requested or min(num_cores, 1 + num_items // _ITEMS_PER_WORKER)
 
 
 def _next_message(connection: Connection) -> tuple[str, Any]:

@@ -1,10 +1,13 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2fmae.data.key_list import KeyList
+from c2fmae.core.errors import UserError
+from c2fmae.data.key_list import KeyList, read_keys, write_keys
 
 names = st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\n")), max_size=8)
 
@@ -22,3 +25,17 @@ def test_names_can_be_taken_in_any_order(listed: list[str], data: st.DataObject)
     rows = data.draw(st.lists(st.integers(0, len(listed) - 1)))
     assert list(KeyList.from_names(listed).select(np.array(rows, np.int64))) == [listed[row] for row in rows]
     assert list(KeyList.from_names(listed)[1:]) == listed[1:]
+
+
+def test_keys_are_written_and_read_one_per_line(tmp_path: Path) -> None:
+    path = tmp_path / "lists" / "good.txt"
+    write_keys(path, ["a/1", "b\u2028c", "é"])
+    assert read_keys(path) == ["a/1", "b\u2028c", "é"]
+    path.write_bytes(b"\xef\xbb\xbfa\n\nb")
+    assert read_keys(path) == ["a", "b"]
+
+
+def test_a_key_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_keys(tmp_path / "none.txt")
+    assert str(caught.value) == f"{tmp_path / 'none.txt'}: cannot be read: No such file or directory"

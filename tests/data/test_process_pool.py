@@ -9,7 +9,7 @@ import pytest
 
 from c2fmae.core.config import read_yaml
 from c2fmae.core.errors import UserError
-from c2fmae.data.process_pool import run_in_processes
+from c2fmae.data.process_pool import choose_num_workers, run_in_processes
 
 
 def test_one_worker_works_in_this_very_process() -> None:
@@ -56,3 +56,9 @@ def _work_or_sleep(work: Callable[[object], Iterable[object]], task: object) -> 
     if task is None:
         time.sleep(60)
     return work(task)
+
+
+def test_the_number_of_workers_follows_the_request_then_the_work_and_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert choose_num_workers(9, 1) == 9
+    assert [choose_num_workers(None, count) for count in (0, 1999, 2000, 5000, 10**9)] == [1, 1, 2, 3, 4]

@@ -115,6 +115,14 @@ def corrupt_scenes(
         return CorruptionReport(len(names), num_made, num_kept, num_bytes, still_unfinished)
 
 
+def describe_source(source: str, scenes: Scenes) -> str:
+    """Return the name of scenes for `dataset.json`: their data set's, with the last part of the path they come from."""
+    last_part = Path(source).resolve().name
+    if not scenes.info.name or source == "generated":
+        return scenes.info.name or last_part
+    return f"{scenes.info.name} ({last_part})"
+
+
 @dataclass(frozen=True)
 class _Corrupter:
     """What a worker knows; given a place it makes what is missing of that scene and says how many bytes each has."""

@@ -1,7 +1,19 @@
-"""Well-known data sets, read from their official layouts; `pack` turns them into shards."""
+"""Well-known data sets in their official layouts, as scenes; `c2fmae data import` packs them into shards."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from c2fmae.data.importers.ade20k import Ade20k
 from c2fmae.data.importers.coco import CocoInstances, CocoPanoptic
 from c2fmae.data.importers.voc import Voc
+from c2fmae.data.scenes import Scenes
 
-__all__ = ["Ade20k", "CocoInstances", "CocoPanoptic", "Voc"]
+IMPORTERS: Mapping[str, Callable[[Path, str], Scenes]] = {
+    "coco-panoptic": CocoPanoptic,
+    "coco-instances": CocoInstances,
+    "voc": Voc,
+    "ade20k": Ade20k,
+}
+"""Functions that open a split of a data set, given its root directory, by name."""
+
+__all__ = ["IMPORTERS", "Ade20k", "CocoInstances", "CocoPanoptic", "Voc"]

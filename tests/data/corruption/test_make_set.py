@@ -31,7 +31,7 @@ from c2fmae.data.corruption.apply import (
     corruption_tool_version,
     encode_jpeg,
 )
-from c2fmae.data.corruption.make_set import CorruptionConfig, CorruptionReport, corrupt_scenes
+from c2fmae.data.corruption.make_set import CorruptionConfig, CorruptionReport, corrupt_scenes, describe_source
 from c2fmae.data.corruption.set_dir import image_file_names
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.info import DatasetInfo
@@ -380,3 +380,11 @@ def test_a_set_whose_making_was_killed_is_finished_by_two_processes_to_the_bytes
     assert finish.num_existing > 0
     assert finish.num_existing + finish.num_written == 12 * 25
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_the_source_of_a_set_is_named_by_its_data_set_and_its_path(tmp_path: Path) -> None:
+    named = GeneratedScenes(size=32, length=1)
+    assert describe_source("generated", named) == named.info.name
+    assert describe_source("packs/voc", named) == f"{named.info.name} (voc)"
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    assert describe_source(str(tmp_path), open_scenes(tmp_path)) == tmp_path.name
