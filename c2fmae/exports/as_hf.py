@@ -185,7 +185,7 @@ def _import_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError("export hf: needs the package transformers. Install it: pip install 'c2fmae[label]'") from error
+        raise UserError("export hf: needs the package transformers. Install it: pip install 'c2fmae[hf]'") from error
     return transformers
 
 

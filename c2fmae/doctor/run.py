@@ -1,0 +1,141 @@
+"""The state of a run: its checkpoints, its metrics, and what a resume would do. Nothing in the run is changed."""
+
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
+from c2fmae.core.environment import collect_environment, describe_environment_changes
+from c2fmae.core.errors import UserError
+from c2fmae.core.json_file import read_json
+from c2fmae.core.locks import lock_dir
+from c2fmae.core.metric_rows import describe_row_problems, list_skipped_steps, select_step_rows
+from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.spikes import SpikeDetector
+from c2fmae.doctor.diagnosis import Diagnosis
+from c2fmae.eval.classification.config import is_finetuned
+
+
+def find_run(path: Path) -> RunDir:
+    """Return the run directory at a path; raise if there is none."""
+    run_dir = RunDir(path)
+    if not run_dir.is_started:
+        raise UserError(
+            f"{path}: is not a run directory, it has no {run_dir.config_path.name}. Use the directory of a run"
+        )
+    return run_dir
+
+
+def diagnose_run(path: Path) -> Diagnosis:
+    """Report the state of a run, its intact checkpoints, skipped steps, loss spikes, and where a resume would start."""
+    run_dir = find_run(path)
+    is_locked, rows, state = _is_locked(path), read_step_rows(run_dir), run_dir.read_state() or {}
+    last_step = max((row["step"] for row in select_step_rows(rows)), default=0)
+    intact_steps, problems = _check_checkpoints(run_dir)
+    is_resumable = bool(intact_steps) or not problems
+    newest = max(intact_steps, default=0)
+    problems += [f"{run_dir.metrics}: {problem}" for problem in describe_row_problems(rows)]
+    if last_step < newest:
+        problems.append(
+            f"{run_dir.metrics}: ends at step {last_step}, before the checkpoint of step {newest}. "
+            "Restore it, or accept a gap in the curves"
+        )
+    findings = [
+        ("run", str(path)),
+        ("state", _describe_state(state, is_locked, last_step)),
+        *(("checkpoint", f"step {step}, intact") for step in intact_steps),
+        ("metrics", f"{last_step:,} steps, {_describe_skipped(list_skipped_steps(rows))}"),
+        *(("spike", spike) for spike in SpikeDetector().add_rows(rows)),
+    ]
+    is_finished = state.get("status") == "finished"
+    if not is_locked and not is_finished:
+        findings.append(
+            ("resume", _describe_resume(newest, last_step) if is_resumable else "impossible: no checkpoint is intact")
+        )
+        findings += [("", f"changed: {change}") for change in _describe_environment_changes(run_dir)]
+    if is_locked:
+        next_command = f"c2fmae doctor {quote(str(path))}  # the run is in progress"
+    elif not is_finished:
+        next_command = resume_command(run_dir)
+    elif is_finetuned(path):
+        next_command = f"c2fmae eval robustness {quote(str(path))} --custom NAME=DIR"
+    else:
+        next_command = f"c2fmae view reconstruct {quote(str(path))}"
+    return Diagnosis(findings, problems, next_command, [])
+
+
+def resume_command(run_dir: RunDir) -> str:
+    """Return the command that resumes a run in as many processes as it had."""
+    num_processes = read_environment(run_dir).get("world_size", 1)
+    program = f"torchrun --nproc-per-node {num_processes} -m c2fmae_cli" if num_processes > 1 else "c2fmae"
+    command = "eval finetune" if is_finetuned(run_dir.path) else "pretrain"
+    return f"{program} {command} {quote(str(run_dir.path))} --resume"
+
+
+def read_step_rows(run_dir: RunDir) -> list[dict[str, Any]]:
+    """Return the rows of the metrics of a run; raise if a row has no step."""
+    rows = read_rows(run_dir.metrics) if run_dir.metrics.exists() else []
+    if not all(isinstance(row.get("step"), int) for row in rows):
+        raise UserError(f"{run_dir.metrics}: has rows without a step, so it is not the metrics of a run. Restore it")
+    return rows
+
+
+def read_environment(run_dir: RunDir) -> dict[str, Any]:
+    """Return the environment of a run, or nothing if it cannot be read: it is shown, but a resume does not need it."""
+    try:
+        return read_json(run_dir.path / "environment.json")
+    except UserError:
+        return {}
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with lock_dir(path, busy_message="locked"):
+            return False
+    except UserError:
+        return True
+
+
+def _check_checkpoints(run_dir: RunDir) -> tuple[list[int], list[str]]:
+    """Read all checkpoints; return the steps of the intact ones and the problems of the others."""
+    intact_steps, problems = [], []
+    for path in list_checkpoints(run_dir.checkpoints):
+        try:
+            intact_steps.append(load_checkpoint(path).step)
+        except UserError as error:
+            if path.exists():  # a run in progress may have removed it meanwhile
+                problems.append(str(error))
+    return intact_steps, problems
+
+
+def _describe_state(state: dict[str, Any], is_locked: bool, last_step: int) -> str:
+    status, step = state.get("status", "running"), state.get("step", last_step)
+    if is_locked:
+        return f"running, after step {last_step:,}"
+    if status == "running":
+        return f"killed after step {last_step:,}: no process runs it, and no reason was recorded"
+    if status == "saved-on-signal":
+        return f"saved on a signal, after step {step:,}"
+    return f"{status} after step {step:,}{': ' + state['why'] if 'why' in state else ''}"
+
+
+def _describe_resume(newest_checkpoint: int, last_step: int) -> str:
+    start = f"from step {newest_checkpoint:,}" if newest_checkpoint else "from the beginning"
+    first = newest_checkpoint + 1
+    if last_step < first:
+        return start
+    return (
+        f"{start}; {f'step {first:,} is' if first == last_step else f'steps {first:,} to {last_step:,} are'} repeated"
+    )
+
+
+def _describe_environment_changes(run_dir: RunDir) -> list[str]:
+    old = read_environment(run_dir)
+    return describe_environment_changes(old, {**old, **collect_environment()}) if old else []
+
+
+def _describe_skipped(steps: list[int]) -> str:
+    shown = ", ".join(f"{step:,}" for step in steps[:10])
+    if len(steps) > 10:
+        shown = f"{shown} and {len(steps) - 10:,} more"
+    return f"{len(steps):,} skipped: {shown}" if steps else "none skipped"
