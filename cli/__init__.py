@@ -1,7 +1,6 @@
-"""The command `c2fmae`: it turns words into configs and calls, and mistakes into one clear message.
+"""The command `c2fmae`: it translates arguments into configs and calls, and errors into one message.
 
-torch and everything else that is slow to import is imported inside the command that needs it, so that `--help`
-answers at once.
+Slow packages such as torch are imported inside the command that needs them, so that `--help` is fast.
 """
 
 import io
@@ -57,15 +56,15 @@ def global_options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options that come before a command."""
+    """Apply the options that come before a command."""
     configure_logging()
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends with its message and exit code 2."""
+    """Run the command: a user error is printed and exits with code 2, a failed run with code 1."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without α is no reason to fail
+            stream.reconfigure(errors="replace")  # so that a terminal without α does not fail
     try:
         app()
     except UserError as error:

@@ -1,51 +1,46 @@
-"""`c2fmae export …`: weights for other programs."""
+"""`c2fmae export …`: write weights for other libraries."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from c2fmae_cli.options import AllowMissingOption, BackboneSourceArgument, CheckpointStepOption, EmaOption
 
 export = typer.Typer(
-    help="Take a ViT along: to timm, transformers, safetensors, ONNX, torch.export; each is loaded back and compared.",
+    help="Export a ViT to timm, transformers, safetensors, ONNX or torch.export, and compare what is read back.",
     no_args_is_help=True,
 )
 
-BackboneArgument = Annotated[
-    str, typer.Argument(help="A run, a checkpoint, timm:NAME@FILE, or whatever else holds a ViT.")
-]
-ExportDirArgument = Annotated[Path, typer.Argument(help="The folder to write; nothing may be in it.")]
-StepOption = Annotated[int | None, typer.Option(help="Of a run: the checkpoint of this step instead of the newest.")]
-EmaOption = Annotated[bool, typer.Option("--average", help="Of a run: the weights that training.ema averaged.")]
-AllowMissingOption = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="A tensor, or pattern, that may be missing; repeatable.")
-]
+ExportDirArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write: new or empty.")]
 ImageSizeOption = Annotated[
     tuple[int, int] | None,
-    typer.Option("--image-size", metavar="HEIGHT WIDTH", help="Of photos, where it is not what it learned from."),
+    typer.Option("--image-size", metavar="HEIGHT WIDTH", help="Size of the input images; by default that of training."),
 ]
 PartOption = Annotated[
     str | None,
     typer.Option(
-        "--part", help="encoder: without a head; rgb: what sees photos alone; autoencoder: of a pre-training run, all."
+        "--part",
+        help="encoder: all granularities, without a head. rgb: the encoder for images only. autoencoder: everything, "
+        "of a pre-training run.",
     ),
 ]
 
 
 EXPORT_SUMMARIES = {
-    "timm": 'Write what `timm.create_model("local-dir:OUT", pretrained=True)` loads.',
-    "hf": "Write what `transformers.ViTModel`, or of a classifier `ViTForImageClassification`, loads.",
-    "safetensors": "Write tensors under our names, with a config from which they become a model again.",
-    "onnx": "Write what ONNX Runtime runs: photos in, tokens, pooled features and a classifier's logits out.",
-    "torch-export": "Write what `torch.export.load` loads: photos in, the same out as of ONNX.",
+    "timm": 'Write a folder for `timm.create_model("local-dir:OUT", pretrained=True)`.',
+    "hf": "Write a folder for `transformers.ViTModel`, or of a classifier for `ViTForImageClassification`.",
+    "safetensors": "Write tensors under the names of this package, with a config to rebuild the model.",
+    "onnx": "Write a graph for ONNX Runtime: images in; tokens, pooled features and a classifier's logits out.",
+    "torch-export": "Write a program for `torch.export.load`: inputs and outputs as of ONNX.",
 }
 
 
 def _make_image_export(kind: str) -> Callable[..., None]:
     def run(
-        source: BackboneArgument,
+        source: BackboneSourceArgument,
         out: ExportDirArgument,
-        step: StepOption = None,
+        step: CheckpointStepOption = None,
         use_ema: EmaOption = False,
         allow_missing: AllowMissingOption = None,
         image_size: ImageSizeOption = None,
@@ -56,10 +51,10 @@ def _make_image_export(kind: str) -> Callable[..., None]:
 
 
 def _export_safetensors(
-    source: BackboneArgument,
+    source: BackboneSourceArgument,
     out: ExportDirArgument,
     component: PartOption = None,
-    step: StepOption = None,
+    step: CheckpointStepOption = None,
     use_ema: EmaOption = False,
     allow_missing: AllowMissingOption = None,
 ) -> None:
@@ -71,15 +66,15 @@ for _kind, _summary in EXPORT_SUMMARIES.items():
 
 
 def _run_export(kind: str, source: str, out: Path, *, allow_missing: list[str] | None, **options: Any) -> None:
-    from c2fmae.exports import export as write
+    from c2fmae.exports import export as write_export
 
-    exported = write(kind, source, out, allow_missing=tuple(allow_missing or ()), **options)
+    exported = write_export(kind, source, out, allow_missing=tuple(allow_missing or ()), **options)
     print(f"read back by {exported.target.tool}:")
     for comparison in exported.comparisons:
         print(f"  {comparison}")
     print(f"largest difference: {exported.max_difference:.1e}")
     print(
-        f"wrote {out}: {exported.target.weights_file} (SHA-256 {exported.sha256[:12]}…) and a card, README.md, to "
-        "read and complete"
+        f"wrote {out}: {exported.target.weights_file} (SHA-256 {exported.sha256[:12]}…), and README.md, a model card "
+        "to complete"
     )
     print(f"next, in Python:\n\n{exported.target.usage(str(out))}")

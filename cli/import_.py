@@ -1,4 +1,4 @@
-"""`c2fmae import …`: go on with what others have pre-trained."""
+"""`c2fmae import …`: continue pre-training from official checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,24 +6,22 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from c2fmae_cli.options import SetOption
 
 if TYPE_CHECKING:
     from c2fmae.recipes.config import RecipeConfig
 
-import_ = typer.Typer(help="Make others' pre-trainings ones that can be gone on with.", no_args_is_help=True)
+import_ = typer.Typer(help="Turn official checkpoints into runs that can be trained further.", no_args_is_help=True)
 
-ImportFileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="What to import.")]
+ImportFileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The official checkpoint.")]
 ImportedRunArgument = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The folder to make: a config, and a checkpoint of step 0.")
+    Path, typer.Argument(metavar="OUT", help="The run directory to create: a config, and a checkpoint of step 0.")
 ]
 ChannelsOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Photos are to have so many channels; as many as it knows.")
+    int | None, typer.Option(min=1, metavar="N", help="Channels of the images; by default those of the checkpoint.")
 ]
 NumHeadsOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Attention heads, which a file does not say.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
+    int | None, typer.Option(min=1, metavar="N", help="Attention heads, which a checkpoint does not store.")
 ]
 
 
@@ -35,10 +33,9 @@ def mae(
     num_heads: NumHeadsOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Import an official file of MAE, or the folder of a Hugging Face ViTMAE, with its decoder where it has one.
+    """Import an official MAE checkpoint or a Hugging Face ViTMAE folder, with its decoder if it has one.
 
-    Official files rarely say what they predict: pixels normalised by patch, unless method.targets.rgb is set to other
-    targets.
+    Official checkpoints do not store their target: pixels normalised by patch, unless method.targets.rgb is set.
     """
     from c2fmae.importing import import_mae
 
@@ -53,7 +50,7 @@ def multimae(
     num_heads: NumHeadsOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Import an official file of MultiMAE, with its decoders where it has them."""
+    """Import an official MultiMAE checkpoint, with its decoders if it has them."""
     from c2fmae.importing import import_multimae
 
     _run_import(import_multimae, "multimae", source, out, channels, num_heads, set_ or [])
@@ -78,15 +75,15 @@ def _run_import(
 
 
 def _derive_recipe(method: str, source: Path, out: Path) -> "RecipeConfig":
-    """Return the method's recipe, whose training is that of its paper, without what is told of its own model."""
+    """Return the recipe of a method, with the training of its paper and the provenance of the imported file."""
     from c2fmae.recipes.config import load_recipe
 
     provenance = {
         "name": out.resolve().name,
-        "title": f"{source.name}, gone on with.",
+        "title": f"Continued pre-training of {source.name}.",
         "source": f"{source}; training as in the recipe {method}-b",
         "reported": (),
         "deviations": (),
-        "unmeasured": ("whatever comes of going on with it",),
+        "unmeasured": ("results of continued pre-training",),
     }
     return load_recipe(f"{method}-b").model_copy(update=provenance)

@@ -1,9 +1,9 @@
-"""`c2fmae plugins`: everything that goes by a name."""
+"""`c2fmae plugins`: everything that is registered by name."""
 
 
 def plugins() -> None:
-    """List every plug-in: masks, decoders, methods, recipes, … those of other packages included."""
-    # Registries exist once the wings that hold them are imported: methods bring masking, models and data.
+    """List every registered masking policy, decoder, method, data set, evaluation, recipe, …, those of plug-ins too."""
+    # A registry exists once its package is imported; `methods` imports masking, models and data.
     import c2fmae.data.suites
     import c2fmae.eval.builtin
     import c2fmae.eval.classification.recipes

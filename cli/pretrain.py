@@ -1,48 +1,42 @@
-"""`c2fmae pretrain`: train a recipe, alone or under torchrun, and go on with it after whatever ended it."""
+"""`c2fmae pretrain`: pre-train a recipe in one process, under torchrun or under srun, and resume it."""
 
 import json
 import os
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from c2fmae_cli.options import AcceptChangesOption, DryRunOption, SetOption
 
 if TYPE_CHECKING:
     from c2fmae.recipes.config import RecipeConfig
 
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
-]
-
 
 def pretrain(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, a YAML file, or a run's folder.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file, or a run directory.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="What to learn from: a folder, shards, or `generated`; several are mixed."),
+        typer.Option(help="Training data: a folder, shards, or `generated`. Repeat it to mix several."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory; by default runs/RECIPE.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or begin it if there is none.")
+        bool, typer.Option("--resume", help="Resume the run in --out, or start it if there is none.")
     ] = False,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although the config is not that of before.")
-    ] = False,
+    accept_changes: AcceptChangesOption = False,
     init: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Start from a run, timm:NAME@FILE, or anything that holds a ViT."),
+        typer.Option(metavar="SOURCE", help="Initial weights: a run, timm:NAME@FILE, or any other source of a ViT."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Take a few steps, and tell what the run would take. Nothing is written.")
-    ] = False,
+    dry_run: DryRunOption = False,
     set_: SetOption = None,
 ) -> None:
-    """Pre-train a recipe. The same command works alone, under `torchrun` and under `srun`.
+    """Pre-train a recipe. The same command works in one process, under `torchrun` and under `srun`.
 
-    SIGTERM and SIGUSR1 save and end with 75; Ctrl-C saves, a second one leaves at once. `--resume` goes on from the
-    newest whole checkpoint, and ends in the same bits.
+    SIGTERM and SIGUSR1 save a checkpoint and exit with code 75; Ctrl-C saves one too, a second Ctrl-C aborts. --resume
+    continues from the newest intact checkpoint and ends in bitwise the same weights.
     """
+    from c2fmae.core.run_dir import RunDir
+    from c2fmae.doctor.run import next_command
     from c2fmae.pretrain import pretrain as run
     from c2fmae.recipes.config import load_recipe
 
@@ -68,19 +62,13 @@ def pretrain(
     outcome = run(config, run_dir, resume=resume, accept_changes=accept_changes)
     if is_main_process():
         print(f"{outcome.status} at step {outcome.step}: {run_dir}")
-        is_finished = outcome.status == "finished"
-        print(f"next: c2fmae {f'view reconstruct {quote(str(run_dir))}' if is_finished else resume_command(run_dir)}")
+        print(f"next: {next_command(RunDir(run_dir), is_finished=outcome.status == 'finished')}")
     raise typer.Exit(outcome.exit_code)
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process that speaks."""
+    """Return whether this is the process that prints."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def resume_command(run_dir: Path) -> str:
-    """Return the command that goes on with a run."""
-    return f"pretrain {quote(str(run_dir))} --resume"
 
 
 def data_overrides(data: list[str], recipe: "RecipeConfig") -> list[str]:

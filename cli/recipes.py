@@ -1,21 +1,17 @@
-"""`c2fmae recipes`: the named experiments, and what is known of each."""
+"""`c2fmae recipes`: named experiments, with their source and their reported results."""
 
 from itertools import groupby
 from shlex import quote
-from typing import Annotated
 
 import typer
+from c2fmae_cli.options import RecipeArgument, SetOption
 
-recipes = typer.Typer(help="List the recipes, or show one in full.", invoke_without_command=True)
-
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
-]
+recipes = typer.Typer(help="List the recipes, or print one in full.", invoke_without_command=True)
 
 
 @recipes.callback()
 def list_recipes(context: typer.Context) -> None:
-    """List all recipes, or with `show` print one in full."""
+    """List all recipes; `show` prints one in full."""
     if context.invoked_subcommand is not None:
         return
     from c2fmae.recipes import RECIPES
@@ -31,12 +27,12 @@ def list_recipes(context: typer.Context) -> None:
 
 @recipes.command()
 def show(
-    recipe: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, or a YAML file that was written by show.")],
+    recipe: RecipeArgument,
     set_: SetOption = None,
 ) -> None:
-    """Print a recipe as YAML: where it is from, what is reported, left open and unmeasured, and every setting.
+    """Print a recipe as YAML: its source, reported results, deviations, unmeasured results, and every setting.
 
-    The output is a file that can be changed and read back.
+    The output is a file that other commands read in place of a recipe.
     """
     from c2fmae.recipes.config import is_yaml_path, load_recipe
 
@@ -47,4 +43,4 @@ def show(
     if is_yaml_path(recipe):
         print(f"# next: c2fmae describe {arguments}")
     else:
-        print(f"# next: c2fmae recipes show {arguments} > mine.yaml; change it; c2fmae describe mine.yaml")
+        print(f"# next: c2fmae recipes show {arguments} > mine.yaml  # then edit it, and: c2fmae describe mine.yaml")

@@ -54,18 +54,18 @@ def diagnose_run(path: Path) -> Diagnosis:
         )
         findings += [("", f"changed: {change}") for change in _describe_environment_changes(run_dir)]
     if is_locked:
-        next_command = f"c2fmae doctor {quote(str(path))}  # the run is in progress"
-    elif not is_finished:
-        next_command = resume_command(run_dir)
-    elif is_finetuned(path):
-        next_command = f"c2fmae eval robustness {quote(str(path))} --custom NAME=DIR"
+        command = f"c2fmae doctor {quote(str(path))}  # the run is in progress"
     else:
-        next_command = f"c2fmae view reconstruct {quote(str(path))}"
-    return Diagnosis(findings, problems, next_command, [])
+        command = next_command(run_dir, is_finished=is_finished)
+    return Diagnosis(findings, problems, command, [])
 
 
-def resume_command(run_dir: RunDir) -> str:
-    """Return the command that resumes a run in as many processes as it had."""
+def next_command(run_dir: RunDir, *, is_finished: bool) -> str:
+    """Return a command for a finished run, or the one that resumes an unfinished run in as many processes as it had."""
+    if is_finished and is_finetuned(run_dir.path):
+        return f"c2fmae eval robustness {quote(str(run_dir.path))} --custom NAME=DIR"
+    if is_finished:
+        return f"c2fmae view reconstruct {quote(str(run_dir.path))}"
     num_processes = read_environment(run_dir).get("world_size", 1)
     program = f"torchrun --nproc-per-node {num_processes} -m c2fmae_cli" if num_processes > 1 else "c2fmae"
     command = "eval finetune" if is_finetuned(run_dir.path) else "pretrain"

@@ -24,6 +24,11 @@ class Outcome(NamedTuple):
     exit_code: int
     lines: list[str]
 
+    @property
+    def text(self) -> str:
+        """The lines, each with a newline."""
+        return "".join(f"{line}\n" for line in self.lines)
+
 
 def run_commands(*lines: str, cwd: Path) -> tuple[list[Outcome], str]:
     """Run commands, without their first word `c2fmae`; return their outcomes, and the stderr of all."""

@@ -1,4 +1,4 @@
-"""`c2fmae export …`: what it says and asks; tests/exports has what it writes."""
+"""`c2fmae export …`: arguments and output; tests/exports has what it writes."""
 
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def said(*words: str | Path) -> str:
+def run_export(*words: str | Path) -> str:
+    """Return the output of a command."""
     return CliRunner().invoke(export, [str(word) for word in words], catch_exceptions=False).output
 
 
-def test_a_trained_run_goes_to_timm_and_the_command_says_how_near_and_what_next(run: Path, tmp_path: Path) -> None:
+def test_an_export_is_compared_and_its_use_is_printed(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    text = said("timm", run, out)
+    text = run_export("timm", run, out)
     assert "read back by timm " in text
     assert "largest difference: " in text
     assert float(text.split("largest difference: ")[1].split()[0]) < 1e-5
@@ -47,49 +48,49 @@ def test_a_trained_run_goes_to_timm_and_the_command_says_how_near_and_what_next(
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "| Data | generated |" in card
     assert "| Samples | 16 |" in card
-    assert "at step 2:" in card  # a loss that was held out
+    assert "at step 2:" in card  # a held-out loss
 
 
-def test_step_and_average_choose_the_weights(run: Path, tmp_path: Path) -> None:
-    photos = torch.rand(1, 3, 64, 64)
-    said("safetensors", run, tmp_path / "one", "--step", "1")
-    said("safetensors", run, tmp_path / "average", "--average")
-    said("safetensors", run, tmp_path / "rgb", "--part", "rgb")
+def test_step_ema_and_part_choose_the_weights(run: Path, tmp_path: Path) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    run_export("safetensors", run, tmp_path / "one", "--step", "1")
+    run_export("safetensors", run, tmp_path / "average", "--ema")
+    run_export("safetensors", run, tmp_path / "rgb", "--part", "rgb")
     for name, options in {"one": {"step": 1}, "average": {"use_ema": True}, "rgb": {}}.items():
         again, trained = load_backbone(tmp_path / name), load_backbone(run, **options)  # type: ignore[arg-type]
-        assert torch.equal(again.tokens(photos), trained.tokens(photos))
+        assert torch.equal(again.tokens(images), trained.tokens(images))
     assert load_backbone(tmp_path / "rgb").granularities == ("rgb",)
 
 
-def test_image_size_is_what_the_positions_are_written_for(run: Path, tmp_path: Path) -> None:
-    said("timm", run, tmp_path / "out", "--image-size", "64", "96")
+def test_positions_are_resized_for_the_image_size(run: Path, tmp_path: Path) -> None:
+    run_export("timm", run, tmp_path / "out", "--image-size", "64", "96")
     assert "Image size: 64×96" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_source_that_is_not_there_is_a_users_mistake(tmp_path: Path) -> None:
+def test_a_missing_source_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: does not exist. Use "):
-        said("hf", tmp_path / "nowhere", tmp_path / "out")
+        run_export("hf", tmp_path / "nowhere", tmp_path / "out")
 
 
-def test_help_names_all_that_things_go_to() -> None:
-    text = said("--help")
+def test_help_lists_every_kind_of_export() -> None:
+    text = run_export("--help")
     assert all(kind in text for kind in ("timm", "hf", "safetensors", "onnx", "torch-export"))
     assert tuple(EXPORT_SUMMARIES) == tuple(exports.EXPORT_KINDS)
 
 
 @pytest.mark.parametrize("kind", exports.EXPORT_KINDS)
-def test_each_kind_says_and_asks_what_is_its_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[tuple[str, dict[str, Any]]]()
+def test_each_kind_has_its_own_options(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[tuple[str, dict[str, Any]]]()
 
     def write(kind: str, source: str, out: Path, **options: Any) -> None:
-        asked.append((kind, options))
+        calls.append((kind, options))
         raise UserError("enough")
 
     monkeypatch.setattr(exports, "export", write)
-    text = said(kind, "--help")
+    text = run_export(kind, "--help")
     assert EXPORT_SUMMARIES[kind].split()[1] in text
     assert ("--part" in text, "--image-size" in text) == (kind == "safetensors", kind != "safetensors")
     with pytest.raises(UserError, match="enough"):
-        said(kind, "in", "out", "--allow-missing", "a.*")
+        run_export(kind, "in", "out", "--allow-missing", "a.*")
     own = {"part": None} if kind == "safetensors" else {"image_size": None}
-    assert asked == [(kind, {"step": None, "use_ema": False, "allow_missing": ("a.*",), **own})]
+    assert calls == [(kind, {"step": None, "average": False, "allow_missing": ("a.*",), **own})]

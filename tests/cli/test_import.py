@@ -1,4 +1,4 @@
-"""`c2fmae import`: what it says, and what it makes."""
+"""`c2fmae import …`: output, and the run that it creates."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from c2fmae.recipes.config import RecipeConfig
 from tests.models.backbones.official_mae import mae_weights, multimae_weights
 
 
-def test_a_file_of_mae_becomes_a_folder_and_the_next_command_is_said(tmp_path: Path) -> None:
+def test_an_mae_checkpoint_becomes_a_run(tmp_path: Path) -> None:
     torch.save({"model": mae_weights()}, tmp_path / "mae.pth")
     out = tmp_path / "a b"
     words = ["mae", str(tmp_path / "mae.pth"), str(out), "--channels", "4", "--num-heads", "4"]
@@ -23,7 +23,7 @@ def test_a_file_of_mae_becomes_a_folder_and_the_next_command_is_said(tmp_path: P
     ]
     assert "images have 4 channels instead of 3: " in done.stdout
     recipe = RecipeConfig.from_yaml(out / "config.yaml")
-    assert (recipe.name, recipe.title) == ("a b", "mae.pth, gone on with.")
+    assert (recipe.name, recipe.title) == ("a b", "Continued pre-training of mae.pth.")
     assert recipe.method.channels == {"rgb": 4}
     assert recipe.method.encoder.num_heads == 4
     assert recipe.method.targets == {"rgb": ("pixels",)}
@@ -32,7 +32,7 @@ def test_a_file_of_mae_becomes_a_folder_and_the_next_command_is_said(tmp_path: P
     assert recipe.deviations == ("changed: method.targets.rgb=[pixels]", "changed: training.epochs=5")
 
 
-def test_a_file_of_multimae_becomes_a_folder(tmp_path: Path) -> None:
+def test_a_multimae_checkpoint_becomes_a_run(tmp_path: Path) -> None:
     torch.save({"model": multimae_weights()}, tmp_path / "multimae.pth")
     done = CliRunner().invoke(import_, ["multimae", str(tmp_path / "multimae.pth"), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
@@ -41,7 +41,7 @@ def test_a_file_of_multimae_becomes_a_folder(tmp_path: Path) -> None:
     assert recipe.method.decoder.name == "parallel"
 
 
-def test_a_file_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_a_user_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(import_, ["mae", str(tmp_path / "none.pth"), str(tmp_path / "out")])
     assert isinstance(done.exception, UserError)
     assert str(done.exception) == f"{tmp_path / 'none.pth'}: cannot be read: No such file or directory"

@@ -1,4 +1,4 @@
-"""`c2fmae recipes` as its user meets it: in processes of its own."""
+"""`c2fmae recipes`, `describe` and `plugins` in processes of their own."""
 
 import subprocess
 import sys
@@ -8,10 +8,11 @@ import pytest
 
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.config import RecipeConfig
+from tests.cli.session import run_commands
 
 pytestmark = pytest.mark.once
 
-NAMES = list(RECIPES)  # before any example of the documentation adds its own
+NAMES = list(RECIPES)  # before examples of the documentation register theirs
 
 
 def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -19,35 +20,7 @@ def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
 
 
-# Several calls of `recipes show` in one process, since most of the time of each is the import of torch.
-SCRIPT = """
-import shlex, sys
-import c2fmae_cli
-for line in sys.stdin:
-    sys.argv = ["c2fmae", "recipes", "show", *shlex.split(line)]
-    try:
-        c2fmae_cli.main()
-    except SystemExit as end:
-        print("->", end.code or 0, flush=True)
-"""
-
-
-def show(*lines: str, cwd: Path) -> tuple[list[tuple[int, str]], str]:
-    """Return exit code and output of each call, and what went to stderr."""
-    command = [sys.executable, "-c", SCRIPT]
-    given = "".join(f"{line}\n" for line in lines)
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, cwd=cwd, timeout=120)
-    results, said = [], ""
-    for line in done.stdout.splitlines(keepends=True):
-        if line.startswith("-> "):
-            results.append((int(line.removeprefix("-> ")), said))
-            said = ""
-        else:
-            said += line
-    return results, done.stderr
-
-
-def test_all_recipes_are_listed_by_family_in_a_line_each() -> None:
+def test_recipes_are_listed_by_family_with_a_line_each() -> None:
     done = run("recipes")
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
@@ -61,7 +34,7 @@ def test_all_recipes_are_listed_by_family_in_a_line_each() -> None:
     assert last == "next: c2fmae recipes show c2fmae-b"
 
 
-def test_the_list_comes_without_torch() -> None:
+def test_listing_recipes_needs_no_torch() -> None:
     script = (
         "import sys, c2fmae_cli\n"
         "sys.argv = ['c2fmae', 'recipes']\n"
@@ -73,36 +46,38 @@ def test_the_list_comes_without_torch() -> None:
     assert "  mae-b               MAE with ViT-B" in done.stdout
 
 
-def test_what_is_shown_is_a_file_that_is_read_back_and_mistakes_are_one_message(tmp_path: Path) -> None:
+def test_a_shown_recipe_is_a_file_that_can_be_read_and_errors_are_one_message(tmp_path: Path) -> None:
     recipe = RECIPES.get("table6d-parallel")()
     (tmp_path / "mine.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     changes = "--set method.num_visible=147 --set 'method.decoder.options.order=[rgb, instance, semantic]'"
-    ((code, shown), (_, again), (_, changed), *refused), errors = show(
-        "table6d-parallel",
-        "mine.yaml",
-        f"c2fmae-b {changes}",
-        "table6d-paralel",
-        "c2fmae-b --set method.decodr.name=parallel --set metod.num_visible=1",
-        "c2fmae-b --set method.decoder.name=paralel",
-        "mine.yaml --set method.nmae=x",
-        "none.yaml",
+    show = "recipes show"
+    (shown_outcome, repeated, changed, *refused), errors = run_commands(
+        f"{show} table6d-parallel",
+        f"{show} mine.yaml",
+        f"{show} c2fmae-b {changes}",
+        f"{show} table6d-paralel",
+        f"{show} c2fmae-b --set method.decodr.name=parallel --set metod.num_visible=1",
+        f"{show} c2fmae-b --set method.decoder.name=paralel",
+        f"{show} mine.yaml --set method.nmae=x",
+        f"{show} none.yaml",
         cwd=tmp_path,
     )
-    assert code == 0
+    assert shown_outcome.exit_code == 0
+    shown = shown_outcome.text
     assert shown == recipe.to_yaml() + (
-        "# next: c2fmae recipes show table6d-parallel > mine.yaml; change it; c2fmae describe mine.yaml\n"
+        "# next: c2fmae recipes show table6d-parallel > mine.yaml  # then edit it, and: c2fmae describe mine.yaml\n"
     )
     assert shown.startswith("format: 2\nkind: pretraining\nname: table6d-parallel\ntitle: 'Table VI d: ")
     (tmp_path / "saved.yaml").write_text(shown, encoding="utf-8")
     assert RecipeConfig.from_yaml(tmp_path / "saved.yaml") == recipe
-    assert again == recipe.to_yaml() + "# next: c2fmae describe mine.yaml\n"
+    assert repeated.text == recipe.to_yaml() + "# next: c2fmae describe mine.yaml\n"
     assert (
         "- 'changed: method.num_visible=147'\n- 'changed: method.decoder.options.order=[rgb, instance, semantic]'\n"
-        in changed
+        in changed.text
     )
-    assert "  num_visible: 147\n" in changed
-    assert f"\n# next: c2fmae recipes show c2fmae-b {changes} > mine.yaml; " in changed
-    assert refused == [(2, "")] * 5
+    assert "  num_visible: 147\n" in changed.text
+    assert f"\n# next: c2fmae recipes show c2fmae-b {changes} > mine.yaml  # then" in changed.text
+    assert refused == [(2, [])] * 5
     assert errors.splitlines() == [
         f"error: no recipe named 'table6d-paralel'. Did you mean 'table6d-parallel'? Known: {', '.join(NAMES)}",
         "error: --set: 2 problems",
@@ -115,14 +90,14 @@ def test_what_is_shown_is_a_file_that_is_read_back_and_mistakes_are_one_message(
     ]
 
 
-def test_an_unknown_word_behind_recipes_is_answered_with_exit_code_2() -> None:
+def test_an_unknown_subcommand_is_an_error_with_exit_code_2() -> None:
     done = run("recipes", "shwo")
     assert done.returncode == 2
     assert "shwo" in done.stderr
 
 
 PACKAGE = '''
-"""A recipe as another package would write it."""
+"""A recipe of another package."""
 
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.method import MethodConfig
@@ -148,12 +123,12 @@ def test_a_recipe_of_another_package_is_listed_and_shown(tmp_path: Path, monkeyp
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     listed = run("recipes").stdout.splitlines()
     assert listed[listed.index("narrow") + 1].split(maxsplit=1) == ["narrow-b", "C2FMAE with a decoder half as wide."]
-    ((code, shown),), errors = show("narrow-b", cwd=tmp_path)
-    assert (code, errors) == (0, "")
-    assert "    dim: 128\n" in shown
+    (shown,), errors = run_commands("recipes show narrow-b", cwd=tmp_path)
+    assert (shown.exit_code, errors) == (0, "")
+    assert "    dim: 128\n" in shown.text
 
 
-def test_plugins_lists_decoders_targets_methods_and_recipes_in_straight_columns() -> None:
+def test_plugins_lists_registries_in_aligned_columns() -> None:
     done = run("plugins")
     assert (done.returncode, done.stderr) == (0, "")
     kinds = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
@@ -163,17 +138,16 @@ def test_plugins_lists_decoders_targets_methods_and_recipes_in_straight_columns(
     assert [line[column:] for line in recipes] == [RECIPES.describe(name) for name in NAMES]
 
 
-def test_describe_prints_the_architecture_of_a_recipe_and_of_a_changed_one() -> None:
+def test_describe_prints_the_architecture_with_overrides() -> None:
     done = run("describe", "c2fmae-debug", "--set", "method.decoder.name=parallel")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("c2fmae-debug  C2FMAE in miniature")
     assert any(line.startswith("decoder     parallel ") for line in lines)
-    again = "c2fmae recipes show c2fmae-debug --set method.decoder.name=parallel"
-    assert lines[-1] == f"next: {again}  # every setting"
+    assert lines[-1] == "next: c2fmae recipes show c2fmae-debug --set method.decoder.name=parallel"
 
 
-def test_describe_suggests_the_recipe_that_was_meant() -> None:
+def test_describe_suggests_the_nearest_recipe() -> None:
     done = run("describe", "c2fmae-bb")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no recipe named 'c2fmae-bb'. Did you mean 'c2fmae-b'?")
