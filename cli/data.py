@@ -17,7 +17,10 @@ import_ = typer.Typer(help="Pack a well-known data set from its official layout.
 data.add_typer(import_, name="import")
 
 DatasetArgument = Annotated[
-    str, typer.Argument(help="A folder, a shard, a pattern of shards such as 'voc/train-*.tar', or `generated`.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A folder, a shard, a pattern of shards such as 'voc/train-*.tar', or `generated`."
+    ),
 ]
 OutputDirArgument = Annotated[
     Path, typer.Argument(metavar="OUT", help="The output directory: new, empty, or begun by the same command.")
@@ -249,7 +252,9 @@ def corrupt(
 
 def _make_import_command(name: str, default_split: str) -> Callable[..., None]:
     def command(
-        root: Annotated[Path, typer.Argument(help="The directory that the official archives were unpacked into.")],
+        root: Annotated[
+            Path, typer.Argument(metavar="ROOT", help="The directory that the official archives were unpacked into.")
+        ],
         out: OutputDirArgument,
         split: Annotated[str, typer.Option(help="The split to import.")] = default_split,
         label_stride: LabelStrideOption = None,

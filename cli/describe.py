@@ -8,7 +8,6 @@ from c2fmae_cli.options import RecipeArgument, SetOption
 def describe(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Print the architecture of a recipe: inputs, shapes, parameters and operations of each part."""
     from c2fmae.methods.masked.describe import describe_architecture
-
     from c2fmae.recipes.config import load_recipe
 
     config = load_recipe(recipe, set_ or [])

@@ -2,13 +2,10 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 import typer.core
-
-if TYPE_CHECKING:
-    import click
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting. Repeatable.")
@@ -46,7 +43,7 @@ def command_with_settings(config: str) -> type[typer.core.TyperCommand]:
     """
 
     class CommandWithSettings(typer.core.TyperCommand):
-        def format_help(self, ctx: "click.Context", formatter: "click.HelpFormatter") -> None:
+        def format_help(self, ctx: Any, formatter: Any) -> None:
             from c2fmae.core.config import list_settings
 
             module, _, name = config.partition(":")

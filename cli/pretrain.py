@@ -32,8 +32,8 @@ def pretrain(
 ) -> None:
     """Pre-train a recipe. The same command works in one process, under `torchrun` and under `srun`.
 
-    SIGTERM and SIGUSR1 save a checkpoint and exit with code 75; Ctrl-C saves one too, a second Ctrl-C aborts. --resume
-    continues from the newest intact checkpoint and ends in bitwise the same weights.
+    SIGTERM and SIGUSR1 save a checkpoint and exit with code 75; Ctrl-C saves one too, a second Ctrl-C aborts.
+    --resume continues from the newest intact checkpoint and ends in bitwise the same weights.
     """
     from c2fmae.core.run_dir import RunDir
     from c2fmae.doctor.run import next_command

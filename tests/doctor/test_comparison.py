@@ -33,7 +33,7 @@ def test_equal_runs_are_bitwise_equal() -> None:
 
 def test_differences_of_settings_environment_and_metrics_are_listed() -> None:
     make_run(A, changed_rows={3: {"alpha": 1.0}}, timm="1.0")
-    changed_rows = {41: {"loss": 4.5}, 60: {"loss": 5.0}, 118: {"loss/rgb": None}}
+    changed_rows: dict[int, dict[str, float | None]] = {41: {"loss": 4.5}, 60: {"loss": 5.0}, 118: {"loss/rgb": None}}
     make_run(B, changed_rows=changed_rows, lr=0.002, timm="2.0", last_step=119)
     assert compare_runs(A, B).lines == [
         "run             a: 120 steps",
