@@ -16,8 +16,8 @@ from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, 
 from c2fmae.report.charts import chart_metrics, metric_points
 
 _RECONSTRUCTIONS_TEXT = """\
-Held-out scenes, or training scenes if the run has no held-out data: the true maps, the patches that the encoder saw,
-and the prediction of the hidden patches."""
+Held-out scenes, or training scenes if the run has no held-out data: the true maps, the visible patches, and the
+prediction of the hidden patches."""
 _LOSSES_TEXT = """\
 Losses are averaged over hidden patches only. Held out: the same losses on scenes that are never trained on, with as
 many patches hidden as at the end of training."""
