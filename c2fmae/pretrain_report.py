@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.metric_rows import MetricRow, read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.results import make_result_sections
@@ -63,7 +64,7 @@ def build_pretrain_page(
     evaluation_sections: Sequence[Section] = (),
 ) -> Page:
     """Return the report page of a run; `extra_sections` come first, and only the first and last figure are shown."""
-    config = yaml.safe_load(config_yaml)
+    config = PretrainConfig.migrate(yaml.safe_load(config_yaml))
     sections: list[Section] = [KeyValues(_outcome_values(rows)), *extra_sections]
     if figures:
         sections.append(Text(_RECONSTRUCTIONS_TEXT, title="Reconstruction of hidden patches"))
@@ -139,6 +140,8 @@ def _config_value(config: Any, key_path: str) -> Any:
 def _format_config_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return str(value.get("name"))
     if isinstance(value, list):
         return ", ".join(map(_format_config_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

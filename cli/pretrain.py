@@ -3,13 +3,10 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from c2fmae_cli.options import AcceptChangesOption, DryRunOption, SetOption
-
-if TYPE_CHECKING:
-    from c2fmae.recipes.config import RecipeConfig
 
 
 def pretrain(
@@ -38,14 +35,13 @@ def pretrain(
     from c2fmae.core.run_dir import RunDir
     from c2fmae.doctor.run import next_command
     from c2fmae.pretrain import pretrain as run
-    from c2fmae.recipes.config import load_recipe
+    from c2fmae.recipes.config import data_overrides, init_overrides, load_recipe
 
     overrides = list(set_ or [])
     if data:
-        overrides = [*data_overrides(data, load_recipe(recipe)), *overrides]
+        overrides = [*data_overrides(load_recipe(recipe), data), *overrides]
     if init:
-        overrides.insert(0, f"init={quote_yaml(init)}")
-        overrides[:0] = ["method.encoder.keep_positions=true"] * init.startswith("timm:")
+        overrides = [*init_overrides(init), *overrides]
     config = load_recipe(recipe, overrides)
     is_run = (Path(recipe) / "config.yaml").is_file()
     run_dir = out or (Path(recipe) if is_run else Path("runs") / config.name)
@@ -69,19 +65,6 @@ def pretrain(
 def is_main_process() -> bool:
     """Return whether this is the process that prints."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def data_overrides(data: list[str], recipe: "RecipeConfig") -> list[str]:
-    """Return the overrides that `--data` stands for: settings of a recipe's own scenes do not suit other data."""
-    from c2fmae.config.data import DatasetConfig
-
-    if data == ["generated"]:
-        side, train = max(recipe.method.image_size), recipe.data.train
-        is_own = isinstance(train, DatasetConfig) and train.name == "generated"
-        return [] if is_own else [f"data.train={{name: generated, options: {{size: {side}, length: 16384}}}}"]
-    settings = [f"data.train=[{', '.join(map(quote_yaml, data))}]", "data.held_out=null"]
-    # Generated scenes fit into memory and take long to draw; other data does neither.
-    return settings + ["data.cache=false", "data.workers=2"] * recipe.data.cache
 
 
 def quote_yaml(text: str) -> str:

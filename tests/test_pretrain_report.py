@@ -9,7 +9,7 @@ CONFIG = """\
 name: first-try
 title: A first try.
 method: {name: c2fmae, encoder: {name: test_vit}, granularities: [semantic, rgb], image_size: [64, 64]}
-data: {train: generated, held_out: null}
+data: {train: {name: generated, options: {size: 64}}, held_out: null}
 training: {steps: 4, lr: 0.001, compile: false, clip: null}
 """
 ROWS: list[dict[str, Any]] = [

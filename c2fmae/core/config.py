@@ -4,6 +4,7 @@ Reading a config reports all its mistakes at once, each with its dotted key and,
 nearest known one.
 """
 
+import json
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
@@ -205,6 +206,15 @@ def describe_validation_error(cls: type[Config], details: ErrorDetails, prefix: 
         case _:
             text = f"{details['msg'][:1].lower()}{details['msg'][1:]}, got {details['input']!r}"
     return f"{path}: {text}" if path else text
+
+
+def format_override(key: str, value: Any) -> str:
+    """Return the override `key=value`, with a value of plain types as YAML.
+
+    >>> format_override("data.train", ["a, b", "c"])
+    'data.train=["a, b", "c"]'
+    """
+    return f"{key}={json.dumps(value)}"
 
 
 def list_settings(cls: type[BaseModel]) -> list[str]:

@@ -6,8 +6,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
+from c2fmae.config.data import DatasetConfig
 from c2fmae.config.pretrain import PretrainConfig
-from c2fmae.core.config import RESUME_SAFE
+from c2fmae.core.config import RESUME_SAFE, format_override
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ConfigHeader
 from c2fmae.eval.classification.config import is_finetuned
@@ -60,3 +61,24 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     if (config := Path(source) / "config.yaml").is_file():
         return RecipeConfig.from_yaml(config, overrides)
     return RECIPES.get(source)().override(overrides)
+
+
+def data_overrides(recipe: RecipeConfig, sources: list[str]) -> list[str]:
+    """Return the overrides that train a recipe on other data, without its settings for its own scenes.
+
+    `["generated"]` stands for generated scenes of the method's image size, unless the recipe has scenes of its own.
+    """
+    if sources == ["generated"]:
+        if isinstance(recipe.data.train, DatasetConfig) and recipe.data.train.name == "generated":
+            return []
+        options = {"size": max(recipe.method.image_size), "length": 16384}
+        return [format_override("data.train", {"name": "generated", "options": options})]
+    overrides = [format_override("data.train", sources), "data.held_out=null"]
+    # Generated scenes fit into memory and take long to draw; other data does neither.
+    return [*overrides, "data.cache=false", "data.workers=2"] if recipe.data.cache else overrides
+
+
+def init_overrides(source: str) -> list[str]:
+    """Return the overrides that initialise a recipe from a source of weights."""
+    overrides = [format_override("init", source)]
+    return ["method.encoder.keep_positions=true", *overrides] if source.startswith("timm:") else overrides

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from c2fmae.config.data import DatasetConfig
 from c2fmae.config.method import MethodConfig
 from c2fmae.config.presets import mae
 from c2fmae.config.pretrain import PretrainConfig
@@ -21,7 +22,7 @@ from c2fmae.models import MultiGranularAutoencoder, PredictionHead
 from c2fmae.models.decoders import CascadedDecoder, JointDecoder, ParallelDecoder, SelfAttentionDecoder, Stage
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.ablations import ABLATIONS, Ablation
-from c2fmae.recipes.config import RecipeConfig, load_recipe
+from c2fmae.recipes.config import RecipeConfig, data_overrides, init_overrides, load_recipe
 from c2fmae.recipes.registry import Recipe
 
 # Encoder: width×depth/patch, and whether a norm ends it. Patches: visible/all. Decoder: kind, what its stages read,
@@ -348,3 +349,23 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
     assert problem(str(path)) == (
         f"{path}: 2 problems\n  title: is required\n  titel: no such setting. Did you mean 'title'?"
     )
+
+
+def test_other_data_replaces_the_settings_of_a_recipes_own_scenes() -> None:
+    own = load_recipe("c2fmae-debug")
+    assert data_overrides(own, ["generated"]) == []
+    other = own.override(data_overrides(own, ["a folder", "packs/b-*.tar"]))
+    assert (other.data.train, other.data.held_out) == (("a folder", "packs/b-*.tar"), None)
+    assert (other.data.cache, other.data.workers) == (False, 2)
+    large = load_recipe("c2fmae-b")
+    generated = large.override(data_overrides(large, ["generated"])).data.train
+    assert isinstance(generated, DatasetConfig)
+    assert (generated.name, generated.given_options()) == ("generated", {"size": 224, "length": 16384})
+
+
+def test_positions_of_timm_weights_are_kept() -> None:
+    recipe = load_recipe("mae-b")
+    initialised = recipe.override(init_overrides("timm:vit_base_patch16_224@file: x"))
+    assert initialised.init == "timm:vit_base_patch16_224@file: x"
+    assert initialised.method.encoder.keep_positions
+    assert not recipe.override(init_overrides("runs/a")).method.encoder.keep_positions
