@@ -87,9 +87,9 @@ def test_mask_files_that_cannot_be_used_are_errors() -> None:
     assert refuse_view("masks", "--save-masks", "a.safetensors", "--masks", "b.safetensors") == (
         "--save-masks: cannot be combined with --masks. Leave one of them out"
     )
-    assert refuse_view("masks", "--masks", "none.safetensors").startswith("none.safetensors: cannot be read")
+    assert refuse_view("masks", "--masks", "none.safetensors").startswith("none.safetensors: cannot read masks")
     Path("junk.safetensors").write_bytes(b"junk")
-    assert refuse_view("masks", "--masks", "junk.safetensors").startswith("junk.safetensors: cannot be read")
+    assert refuse_view("masks", "--masks", "junk.safetensors").startswith("junk.safetensors: cannot read masks")
     run_view("masks", "--save-masks", "masks.safetensors", *SMALL, "--set", "progress=[0.5]")
     assert refuse_view("masks", "--masks", "masks.safetensors") == (
         "masks.safetensors: has masks of 16 patches, but size=224 and patch=16 make 196. "

@@ -352,7 +352,8 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
 
 
 def test_other_data_replaces_the_settings_of_a_recipes_own_scenes() -> None:
-    own = load_recipe("c2fmae-debug")
+    own = load_recipe("c2fmae-tiny")
+    assert own.data.cache
     assert data_overrides(own, ["generated"]) == []
     other = own.override(data_overrides(own, ["a folder", "packs/b-*.tar"]))
     assert (other.data.train, other.data.held_out) == (("a folder", "packs/b-*.tar"), None)
