@@ -9,8 +9,8 @@ from c2fmae.core.environment import collect_environment, describe_environment_ch
 from c2fmae.core.errors import UserError
 from c2fmae.core.json_file import read_json
 from c2fmae.core.locks import lock_dir
-from c2fmae.core.metric_rows import describe_row_problems, list_skipped_steps, select_step_rows
-from c2fmae.core.run_dir import RunDir, read_rows
+from c2fmae.core.metric_rows import describe_row_problems, list_skipped_steps, read_rows, select_step_rows
+from c2fmae.core.run_dir import RunDir
 from c2fmae.core.spikes import SpikeDetector
 from c2fmae.doctor.diagnosis import Diagnosis
 from c2fmae.eval.classification.config import is_finetuned

@@ -9,7 +9,8 @@ import torch
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.environment import collect_environment
-from c2fmae.core.run_dir import RowWriter, RunDir
+from c2fmae.core.metric_rows import RowWriter
+from c2fmae.core.run_dir import RunDir
 
 LAST_STEP = 120
 
