@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from c2fmae.core.checkpoint import METADATA_FILE, Checkpoint, list_checkpoints
 from c2fmae.core.config import read_yaml
 from c2fmae.core.errors import UserError
+from c2fmae.core.experiment_config import RunKind
 from c2fmae.core.run_dir import RunDir, find_checkpoint
 from c2fmae.core.specs import BackboneSpec, ClassifierSpec
-
-RunKind = Literal["pretraining", "finetuning"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class RunInfo:
     step: int | None
     """Step of the checkpoint; None for a run without an intact checkpoint."""
     metadata: Mapping[str, Any]
-    """Metadata of the checkpoint; for a run without one, `kind` and `config`."""
+    """Metadata of the checkpoint; for a run without one, `kind`, `config` and, if recorded, `backbone`."""
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, path: Path) -> "RunInfo":
@@ -94,4 +93,5 @@ def read_run_info(path: Path, step: int | None = None) -> RunInfo:
     config = read_yaml(RunDir(path).config_path)
     is_finetuning = "mixing" in config  # in a config.yaml of version 0.1, which names no kind
     kind = config.get("kind", "finetuning" if is_finetuning else "pretraining")
-    return RunInfo(path, None, {"kind": kind, "config": config})
+    recorded = {key: config[key] for key in ("backbone",) if key in config}
+    return RunInfo(path, None, {"kind": kind, "config": config, **recorded})

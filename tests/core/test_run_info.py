@@ -102,6 +102,11 @@ def test_a_run_without_a_checkpoint_is_described_by_its_config(
         assert info.backbone
 
 
+def test_the_backbone_of_a_run_without_a_checkpoint_is_the_recorded_one(tmp_path: Path) -> None:
+    config = {"kind": "pretraining", "backbone": BACKBONE.model_dump(mode="json")}
+    assert read_run_info(write_run(tmp_path, config=config)).backbone == BACKBONE
+
+
 def test_a_path_that_is_no_run_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="is missing. Restore it, or use another checkpoint"):

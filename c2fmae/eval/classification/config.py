@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from c2fmae.config.data import LoadingConfig
 from c2fmae.config.migrations import migrate_finetuning
-from c2fmae.core.config import Config, Fraction, PositiveInt, UnitInterval, read_yaml
+from c2fmae.core.config import Config, Fraction, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig
 from c2fmae.core.specs import DropRate, Pooling
@@ -22,12 +22,9 @@ GranularityNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 def is_finetuned(run_dir: Path) -> bool:
     """Return whether a run directory is that of a fine-tuning run."""
-    config_path = run_dir / "config.yaml"
-    if not config_path.is_file():
-        return False
-    values = read_yaml(config_path)
-    is_finetuned: bool = values["kind"] == "finetuning" if "kind" in values else "mixing" in values
-    return is_finetuned
+    from c2fmae.core.run_info import read_run_info
+
+    return (run_dir / "config.yaml").is_file() and read_run_info(run_dir).kind == "finetuning"
 
 
 class MixingConfig(Config):
