@@ -11,6 +11,7 @@ from c2fmae_cli.pretrain import is_main_process
 
 if TYPE_CHECKING:
     from c2fmae.core.distributed import World
+    from c2fmae.core.training import DeviceName
     from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
     from c2fmae.eval.results import EvaluationResult
 
@@ -40,24 +41,36 @@ def run_and_print(
     config: "Evaluation",
     open_models: "Callable[[World], Iterable[ModelUnderTest]]",
     *,
-    out: Path | None,
+    out: Path | None = None,
     label: str | None = None,
     recompute: bool = False,
+    device: "DeviceName" = "auto",
+    timeout: timedelta = timedelta(days=7),
 ) -> "tuple[list[EvaluationResult], list[Path]]":
-    """Evaluate models and print results; return these and the files about all models, in the main process alone."""
+    """Evaluate models and print results; return these and the files about all models, in the main process alone.
+
+    `timeout` is how long processes wait for each other: by default, for as long as the main one fits probes.
+    """
     from c2fmae.core.distributed import init_distributed
+    from c2fmae.eval.evaluation import EvaluationStopped
     from c2fmae.eval.results import format_protocols, run_evaluation
 
-    cache_dirs = set[Path]()
-    with init_distributed(timeout=timedelta(days=7)) as world:  # the main process fits probes while others wait
+    cache_dirs, stopped, results = set[Path](), None, []
+    with init_distributed(device, timeout=timeout) as world:
         try:
             models = _note_cache_dirs(open_models(world), config, cache_dirs)
             results = run_evaluation(name, config, models, label=label, recompute=recompute)
+        except EvaluationStopped as error:  # not raised further in here, since it would end the other processes
+            stopped = error
         except KeyboardInterrupt:
             if world.is_main and cache_dirs:
                 dirs = ", ".join(map(str, sorted(cache_dirs)))
                 print(f"interrupted. Finished parts are in {dirs}; run the same command again to continue", flush=True)
             raise
+    if stopped is not None:
+        if is_main_process():
+            print(f"{stopped}\nnext: the same command with --resume")
+        raise typer.Exit(stopped.exit_code)
     if not is_main_process():
         return [], []
     print("\n".join([*config.format_results(results), *format_protocols(results)]))
@@ -105,17 +118,24 @@ def slugify(*texts: str) -> str:
     return "-".join(part for part in parts if part)
 
 
+def is_finetuned_run(source: str) -> bool:
+    """Return whether a source is the directory of a fine-tuning run."""
+    from c2fmae.core.run_dir import RunDir
+    from c2fmae.core.run_info import read_run_info
+
+    return RunDir(Path(source)).is_started and read_run_info(Path(source)).kind == "finetuning"
+
+
 def update_run_reports(sources: Sequence[str]) -> None:
     """Write the report pages of runs again, with new results."""
     from c2fmae import pretrain_report
     from c2fmae.core.run_dir import RunDir
     from c2fmae.eval.classification import result
-    from c2fmae.eval.classification.config import is_finetuned
 
     for source in sources:
         if (Path(source) / "metrics.jsonl").is_file():
             write_page = (
-                result.write_finetune_report if is_finetuned(Path(source)) else pretrain_report.write_pretraining_report
+                result.write_finetune_report if is_finetuned_run(source) else pretrain_report.write_pretraining_report
             )
             write_page(RunDir(Path(source)))
             print(f"wrote {Path(source) / 'report.html'}, the run's page, with these numbers")

@@ -182,7 +182,7 @@ def test_nearest_neighbours_are_not_searched_again() -> None:
 
 def test_features_are_not_extracted_again() -> None:
     before = snapshot("runs/mae/evaluations/features")
-    run_command(*KNN, "--set", "workers=0", "--again")
+    run_command(*KNN, "--set", "workers=0", "--recompute")
     after = snapshot("runs/mae/evaluations/features")
     chunks = [path for path in before if path.endswith(".safetensors")]
     assert after.keys() == before.keys()

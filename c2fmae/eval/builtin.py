@@ -1,9 +1,10 @@
 """The evaluations of this package. Importing them needs no torch."""
 
 from c2fmae.eval.analysis import config as analysis
+from c2fmae.eval.classification import evaluation as classification
 from c2fmae.eval.cost import config as cost
 from c2fmae.eval.evaluation import EVALUATIONS
 from c2fmae.eval.probes import config as probes
 from c2fmae.eval.robustness import config as robustness
 
-__all__ = ["EVALUATIONS", "analysis", "cost", "probes", "robustness"]
+__all__ = ["EVALUATIONS", "analysis", "classification", "cost", "probes", "robustness"]

@@ -4,7 +4,7 @@ An evaluation is a config class under a name in `EVALUATIONS`, and another packa
 one needs no torch: `run` imports what computes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -129,6 +129,14 @@ class Outcome:
     """The result, if the evaluation has written it itself."""
 
 
+class EvaluationStopped(Exception):  # noqa: N818 - it is no error
+    """An evaluation was stopped by a signal, after it had saved what it needs to resume."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class Evaluation(Config):
     """A protocol and its settings. What it computes does not depend on the number of processes."""
 
@@ -156,11 +164,16 @@ class Evaluation(Config):
 
     @classmethod
     def setting_names(cls) -> list[str]:
-        """Return the settings for `--set`; those of a nested config as `name.…`."""
+        """Return the settings for `--set`."""
+        return cls.name_settings(cls, cls.option_fields)
+
+    @staticmethod
+    def name_settings(config_class: type[Config], hidden: Collection[str] = ()) -> list[str]:
+        """Return the fields of a config but for hidden ones; those of a nested config as `name.…`."""
         return [
             f"{name}.…" if isinstance(info.annotation, type) and issubclass(info.annotation, Config) else name
-            for name, info in cls.model_fields.items()
-            if name not in cls.option_fields
+            for name, info in config_class.model_fields.items()
+            if name not in hidden
         ]
 
     def identity_settings(self) -> dict[str, Any]:

@@ -61,11 +61,10 @@ def run_evaluation(
 def _run_group(
     name: str, config: Evaluation, models: Sequence[ModelUnderTest], label: str, recompute: bool
 ) -> Iterator[EvaluationResult]:
-    identities = [compute_identity(name, config, model) for model in models]
-    can_reuse = config.reuses_results and not recompute
+    identities = [compute_identity(name, config, model) if config.reuses_results else None for model in models]
     stored = [
         model.world.broadcast_object(
-            find_stored_result(config, identity, model) if can_reuse and model.world.is_main else None
+            find_stored_result(config, identity, model) if identity and model.world.is_main and not recompute else None
         )
         for model, identity in zip(models, identities, strict=True)
     ]
@@ -78,7 +77,12 @@ def _run_group(
             continue
         outcome = next(outcomes)
         seconds, started = time.perf_counter() - started, time.perf_counter()
-        yield outcome.stored or _write_outcome(config, model, identity, label, outcome, seconds)
+        if outcome.stored is not None:
+            yield outcome.stored
+        else:
+            yield _write_outcome(
+                config, model, identity or compute_identity(name, config, model), label, outcome, seconds
+            )
 
 
 def _write_outcome(

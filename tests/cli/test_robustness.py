@@ -173,8 +173,8 @@ def test_what_is_wrong_in_words_is_said(models: list[str], photos: Path) -> None
     for words, message in (
         (
             (),
-            "no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c and --custom "
-            "NAME=DIR",
+            "no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c and "
+            "--custom NAME=DIR",
         ),
         (("--custom", night), f"--custom {night}: expected NAME=DIR, as in --custom night=photos/night"),
         (

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from c2fmae.core.training import TrainingPlan
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.classification.accuracy import ClassificationScores
 from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.classification.evaluation import FinetuneEvaluation
 from c2fmae.eval.metrics import Metric, build_accuracy_metric
 from c2fmae.eval.results import RESULT_FORMAT, EvaluationResult, load_result, make_result_sections, save_result
-from c2fmae.report import Details, KeyValues, LineChart, Page, Section, Table, Text, render_page
+from c2fmae.report import Details, KeyValues, Page, Section, Table, Text, render_page
+from c2fmae.report.charts import chart_metrics
 
 FINETUNE_EVALUATION = "finetune"
 PER_CLASS_FILE = "classes.csv"
@@ -46,9 +48,10 @@ def write_finetune_result(
     metadata = {
         "format": RESULT_FORMAT,
         "evaluation": FINETUNE_EVALUATION,
+        "protocol_version": FinetuneEvaluation.protocol_version,
         "config": config.model_dump(mode="json"),
         "weights": weights_digest,
-        "protocol": protocol,
+        "inputs": {},
         "load_report": load_report,
         "environment": collect_environment(world_size=world_size),
     }
@@ -91,54 +94,56 @@ def describe_finetune_protocol(
     image_size: tuple[int, int],
     info: DatasetInfo,
 ) -> str:
-    """Say what was done, so that a number can stand beside another's."""
+    """Describe how the classifier is trained and tested, so that a number can be compared with others."""
     data, mixing, training = config.data, config.mixing, config.training
     clauses = [
-        f"Fine-tuned for {plan.steps / plan.steps_per_epoch:.4g} epochs of {train_name} at "
+        f"Fine-tuned for {plan.steps / plan.steps_per_epoch:.4g} epochs on {train_name} at "
         f"{image_size[0]}×{image_size[1]}",
         f"from {_describe_init(config)}",
-        f"batch {plan.batch_size}, AdamW, rate up to {plan.peak_lr:.3g}, {plan.warmup_steps} steps of warm-up, a "
-        "cosine",
+        f"batch {plan.batch_size}, AdamW, peak learning rate {plan.peak_lr:.3g}, {plan.warmup_steps} steps of warm-up, "
+        "a cosine schedule",
         f"weight decay {training.weight_decay:g}, layer decay {training.layer_decay:g}, drop path {config.drop_path:g}",
-        f"crops of {data.scale[0]:g} to {data.scale[1]:g} of a photo, {data.rand_augment or 'no RandAugment'}",
+        f"crops of {data.scale[0]:g} to {data.scale[1]:g} of an image, {data.rand_augment or 'no RandAugment'}",
         f"erasing {data.erasing:g}, Mixup {mixing.mixup:g}, CutMix {mixing.cutmix:g}, smoothing {mixing.smoothing:g}",
         *([f"images of {100 * mixing.chance:g} % of the steps mixed"] if mixing.chance != 1 else []),
-        *([f"{data.repeats} views of a photo in a batch"] if data.repeats != 1 else []),
+        *([f"{data.repeats} views of an image in a batch"] if data.repeats != 1 else []),
         *([f"gradients clipped to {training.clip:g}"] if training.clip else []),
-        *([f"weights averaged by {training.ema:g}"] if training.ema is not None else []),
-        "pooled by the mean, with a norm behind it" if config.pool == "mean" else "pooled by the global token",
+        *([f"weights averaged with decay {training.ema:g}"] if training.ema is not None else []),
+        "mean pooling followed by a norm" if config.pool == "mean" else "pooled by the global token",
     ]
     if config.train_blocks is not None:
-        clauses.append(f"the last {config.train_blocks} blocks alone were trained")
+        clauses.append(f"only the last {config.train_blocks} blocks trained")
     if data.fraction != 1:
         clauses.append(f"with {100 * data.fraction:g} % of each class's labels")
     if config.granularity_dropout:
-        clauses.append(f"each granularity left out of {100 * config.granularity_dropout:g} % of the steps")
-    names = ", ".join(data.granularities)
-    text = f"{'; '.join(clauses)}. It sees {names}. Tried on {test_name}, the central {100 * data.crop:g} %. "
-    text += "Accuracy in percent over all test photos, with Wilson's 95 % interval; the last weights are what counts."
+        clauses.append(f"each granularity left out in {100 * config.granularity_dropout:g} % of the steps")
+    text = (
+        f"{'; '.join(clauses)}. Inputs: {', '.join(data.granularities)}. Tested on {test_name}, the central "
+        f"{100 * data.crop:g} %. Accuracy in percent over all test images, with Wilson's 95 % interval; the last "
+        "weights are the result."
+    )
     return f"{text} {describe_label_leak(data.granularities, info)}".strip()
 
 
 def _describe_init(config: FinetuneConfig) -> str:
     if config.from_scratch:
-        return "weights drawn anew"
+        return "scratch"
     step = f", step {config.step:,}" if config.step else ""
     return f"{config.init}{step}{', averaged weights' * config.average}"
 
 
 def describe_label_leak(granularities: Sequence[str], info: DatasetInfo) -> str:
-    """Return a warning where maps may hold the answer."""
+    """Return a warning if maps that are used as input may reveal the label; an empty string otherwise."""
     if tuple(granularities) == ("rgb",) or info.maps_know_labels is False:
         return ""
     if info.maps_know_labels:
         return (
-            "Warning: whoever made the maps knew the photos' labels, so a map may hold the answer; this number says "
-            "how well it is read there, and does not stand beside one of photos alone."
+            "Warning: the maps were made with knowledge of the labels, so they may reveal them. This accuracy shows "
+            "how well they are read, and cannot be compared with that of images alone."
         )
     return (
-        "Warning: the data does not say whether whoever made its maps knew the photos' labels (maps_know_labels in "
-        "dataset.json); if so, a map may hold the answer."
+        "Warning: the data does not state whether its maps were made with knowledge of the labels (maps_know_labels in "
+        "dataset.json); if so, they may reveal them."
     )
 
 
@@ -179,38 +184,28 @@ def write_finetune_report(run_dir: RunDir) -> None:
     if evaluated:
         key_values |= {"Top-1": f"{evaluated[-1]['test/top-1']:.2f} %", "Top-5": f"{evaluated[-1]['test/top-5']:.2f} %"}
     accuracy = {"test": "test/top-1", "test, averaged weights": "average/top-1"}
-    losses = {"training, of mixed images": "loss", "test": "test/loss"}
+    losses = {"training": "loss", "test": "test/loss"}
     sections: list[Section] = [
         KeyValues(key_values),
-        Text("Of the test photos; training's loss is that of mixed and changed photos.", title="How it went"),
-        _metric_chart(rows, "Top-1, %", accuracy),
-        _metric_chart(rows, "Loss", losses),
-        _metric_chart(rows, "Learning rate", {"learning rate": "lr"}),
+        Text("On the test images. The training loss is that of mixed and augmented images.", title="Progress"),
+        chart_metrics(rows, "Top-1, %", accuracy),
+        chart_metrics(rows, "Loss", losses),
+        chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
         *make_result_sections(run_dir.path),
         *_per_class_sections(locate_result_dir(run_dir.path) / PER_CLASS_FILE),
         Details("All settings", run_dir.config_path.read_text(encoding="utf-8").strip()),
         Details("Environment", (run_dir.path / "environment.json").read_text(encoding="utf-8").strip()),
-        Text(_FINETUNE_NEXT_STEPS, title="What to type next"),
+        Text(_FINETUNE_NEXT_STEPS, title="Next commands"),
     ]
-    start = "weights drawn anew" if config.from_scratch else f"the weights of {config.init}"
-    run_dir.write_text(
-        run_dir.report.name, render_page(Page("A fine-tuned classifier", f"It began with {start}.", sections))
-    )
+    page = Page("A fine-tuned classifier", f"Initial weights: {_describe_init(config)}.", sections)
+    run_dir.write_text(run_dir.report.name, render_page(page))
 
 
 _FINETUNE_NEXT_STEPS = """\
-`RUN` is the folder that this page lies in; `RUN/best` holds the weights that did best on the test photos.
+`RUN` is the directory of this page; `RUN/best` has the weights with the highest accuracy on the test images.
 
-    c2fmae eval robustness RUN --custom NAME=FOLDER
+    c2fmae eval robustness RUN --custom NAME=DIR
     c2fmae export timm RUN OUT"""
-
-
-def _metric_chart(rows: Sequence[Mapping[str, Any]], title: str, keys: Mapping[str, str]) -> LineChart:
-    curves = {
-        name: [(row["step"], nan if row[key] is None else row[key]) for row in rows if key in row]
-        for name, key in keys.items()
-    }
-    return LineChart(title, {name: curve for name, curve in curves.items() if curve})
 
 
 def _per_class_sections(path: Path) -> list[Section]:

@@ -118,10 +118,10 @@ def test_what_is_written_down_of_it(source: Path, data: Path, tmp_path: Path) ->
     assert sum(int(row["right"]) for row in classes) == round(metrics["top-1"].value * 18 / 100)
     page = (tmp_path / "report.html").read_text()
     assert "Class by class" in page
-    assert "the last weights are what counts" in page
+    assert "the last weights are the result" in page
     protocol = json.loads((tmp_path / "evaluations/finetune/results.json").read_text())["protocol"]
     assert "Mixup 0.8, CutMix 1, smoothing 0.1" in protocol
-    assert "It sees rgb." in protocol
+    assert "Inputs: rgb." in protocol
     assert "Warning" not in protocol
 
 
@@ -232,10 +232,10 @@ def test_with_maps_it_sees_the_tokens_that_it_is_asked_to_see(
         "top-1, input semantic, rgb": "8",
     }
     assert metrics["top-1"].value == metrics["top-1, input semantic, rgb"].value
-    assert metrics["loss, tried with rgb"].value != metrics["loss, tried with semantic"].value
+    assert metrics["loss, input rgb"].value != metrics["loss, input semantic"].value
     unknown = (
-        "Warning: the data does not say whether whoever made its maps knew the photos' labels (maps_know_labels in "
-        "dataset.json); if so, a map may hold the answer."
+        "Warning: the data does not state whether its maps were made with knowledge of the labels (maps_know_labels in "
+        "dataset.json); if so, they may reveal them."
     )
     assert read_finetune_result(tmp_path).protocol.endswith(unknown)
     assert unknown in caplog.messages
@@ -246,9 +246,9 @@ def test_with_maps_it_sees_the_tokens_that_it_is_asked_to_see(
     [
         (
             True,
-            "Warning: whoever made the maps knew the photos' labels, so a map may hold the answer; this number says ",
+            "Warning: the maps were made with knowledge of the labels, so they may reveal them.",
         ),
-        (False, "with Wilson's 95 % interval; the last weights are what counts."),
+        (False, "with Wilson's 95 % interval; the last weights are the result."),
     ],
 )
 def test_maps_that_know_the_answer_are_told(
@@ -439,7 +439,7 @@ def test_generated_sets_have_options_of_their_own(source: Path) -> None:
     it = build_finetuning(make_quick_config(source, Path(), *words), World())
     assert (len(it.scenes), len(it.evaluator.scenes)) == (8, 5)
     assert not torch.equal(it.scenes[0].maps["rgb"], it.evaluator.scenes[0].maps["rgb"])
-    assert "a map may hold the answer" not in it.protocol
+    assert "Warning" not in it.protocol
 
 
 def test_a_run_that_went_on_still_says_what_it_began_with(

@@ -129,7 +129,7 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
         with pytest.raises(UserError, match="MAE's protocol"):
             LinearProbeEvaluation.from_dict({"variant": "mae", **settings})
     for pooled in ({"pools": ("cls",)}, {"layers": (1, 2)}):
-        with pytest.raises(UserError, match="attentive probes pool by themselves"):
+        with pytest.raises(UserError, match="attentive probes pool the patches of one layer themselves"):
             AttentiveProbeEvaluation.from_dict(pooled)
 
 
@@ -137,8 +137,8 @@ def test_the_protocol_names_the_sets_as_they_are(tmp_path: Path) -> None:
     generated = DatasetConfig(name="generated", options={"length": 4, "size": 32})
     config = KnnEvaluation(train=generated, test=generated, fractions=(0.5,), seeds=2)
     said = config.describe_protocol(make_tiny_model_under_test(tiny_backbone(), tmp_path))
-    assert "Truth from generated, size 32, length 4, seed 1001 (4), tried on generated, size 32, length 4" in said
-    assert "Shares of the labels are of each class, rounded up, each drawn by 2 seeds." in said
+    assert "Fitted to generated, size 32, length 4, seed 1001 (4), tested on generated, size 32, length 4" in said
+    assert "Fractions of the labels are of each class, rounded up, drawn with 2 seeds." in said
 
 
 def test_settings_are_chosen_by_photos_that_are_not_fitted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

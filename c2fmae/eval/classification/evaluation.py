@@ -1,0 +1,105 @@
+"""Fine-tuning as an evaluation: the accuracy of a classifier on a pre-trained ViT."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from c2fmae.core.experiment_config import ConfigHeader
+from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, EvaluationStopped, ModelUnderTest, Outcome
+
+log = logging.getLogger(__name__)
+
+_SOURCE_FIELDS = {"init", "from_scratch", "step", "average", "allow_missing"}  # a model has them
+
+
+@EVALUATIONS.register("finetune")
+class FinetuneEvaluation(Evaluation):
+    """Fine-tune ViTs as image classifiers, with the recipes of the papers or your own."""
+
+    reuses_results: ClassVar[bool] = False  # but a finished run is not trained again
+
+    recipe: str | None = None
+    """A fine-tuning recipe. By default, that of the ViT's size."""
+    overrides: tuple[str, ...] = ()
+    """Changes of the recipe's config, as `key=value`."""
+    resume: bool = False
+    """Continue runs that exist."""
+    accept_changes: bool = False
+    """Continue them although their config has changed."""
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """Return the settings for `--set`: those of the config of a run, but for its source."""
+        hidden = {*ConfigHeader.model_fields, *_SOURCE_FIELDS}
+        return cls.name_settings(FinetuneConfig, hidden)
+
+    def build_config(self, model: ModelUnderTest) -> FinetuneConfig:
+        """Return the config of a model's run; that of its directory if the source is the run itself."""
+        key = f"finetuning {model.name} {self.model_dump_json()}"
+        if key not in model.memo:
+            is_own = model.output_dir == Path(model.source)
+            if is_own:
+                config_path = model.output_dir / "config.yaml"
+                model.memo[key] = FinetuneConfig.from_yaml(config_path, self.overrides)
+            else:
+                model.memo[key] = self._build_from_recipe(model)
+        config: FinetuneConfig = model.memo[key]
+        return config
+
+    def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
+        """Fine-tune in the output directory of each model, and yield the stored result."""
+        from c2fmae.eval.classification.experiment import finetune
+        from c2fmae.eval.classification.result import read_finetune_result
+
+        del recompute
+        for model in models:
+            outcome = finetune(
+                self.build_config(model),
+                model.output_dir,
+                model.world,
+                resume=self.resume,
+                accept_changes=self.accept_changes,
+            )
+            if outcome.status != "finished":
+                message = f"{outcome.status} at step {outcome.step}: {model.output_dir}"
+                raise EvaluationStopped(message, exit_code=outcome.exit_code)
+            model.world.barrier()  # the main process has written the result
+            result = read_finetune_result(model.output_dir)
+            yield Outcome(result.metrics, stored=result)
+
+    def describe_protocol(self, model: ModelUnderTest) -> str:
+        """Return the protocol of the finished run."""
+        from c2fmae.eval.classification.result import read_finetune_result
+
+        return read_finetune_result(model.output_dir).protocol
+
+    def _build_from_recipe(self, model: ModelUnderTest) -> FinetuneConfig:
+        from c2fmae.eval.classification.recipes import (
+            FINETUNE_RECIPES,
+            choose_recipe,
+            read_pretrain_epochs,
+            without_layer_decay,
+        )
+        from c2fmae.models.backbones.load import read_source
+
+        options, name = model.load_options, self.recipe
+        if name is None:
+            _, contents = read_source(
+                model.source, step=options.step, use_ema=options.use_ema, image_size=None, num_heads=None
+            )
+            name = choose_recipe(contents.spec, read_pretrain_epochs(model.source))
+        recipe = FINETUNE_RECIPES.get(name)
+        if model.world.is_main:
+            log.info("%s: recipe %s, from %s. Choose another with --recipe", model.name, name, recipe.reference)
+        config = recipe.make(model.source)
+        config = without_layer_decay(config) if model.is_untrained else config
+        values = {
+            **config.model_dump(),
+            "from_scratch": model.is_untrained,
+            "step": options.step,
+            "average": options.use_ema,
+            "allow_missing": options.allow_missing,
+        }
+        return FinetuneConfig.from_dict(values, self.overrides, source="eval finetune")
