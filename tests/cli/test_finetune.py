@@ -84,7 +84,7 @@ def test_a_fine_tuned_run_among_the_other_commands(
     assert (run / "report.html").read_text() == page
     assert "A fine-tuned classifier" in page
     doctor(run)
-    assert capsys.readouterr().out.splitlines()[-1] == f"next: c2fmae eval robustness {run}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: c2fmae eval robustness {run} --custom NAME=DIR"
     for read, message in (
         (lambda: load_run(run), "is a fine-tuned classifier without a decoder. Use the run it was fine-tuned from"),
         (
