@@ -1,5 +1,6 @@
-"""What does a run cost beside its steps? `python -m benchmarks.bench_run [overhead stall resume wait]`.
+"""What does a run cost beside its steps? `python -m benchmarks.bench_run [quick overhead stall resume wait]`.
 
+`quick`: what should take no time: `--help`, a step of the smallest recipe, a step of the progress display.
 `overhead`: a step of the training loop with all that is written down of it, beside the same arithmetic in a bare loop.
 `stall`: what saves cost the steps around them. `resume`: a process from its start to its first step. `wait`: how a
 busy neighbour changes small steps, with OpenMP's threads spinning and sleeping.
@@ -11,17 +12,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from io import StringIO
 from itertools import cycle
 from pathlib import Path
 from statistics import median
 
 import torch
+from rich.console import Console
 
 from benchmarks.tables import print_costs
 from c2fmae.core.distributed import World
 from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState, autocast
 from c2fmae.core.optimiser import set_lr
+from c2fmae.core.progress import ProgressDisplay
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.saving import Saver
 from c2fmae.core.scene import SceneBatch
@@ -84,6 +89,27 @@ def make_loop_step(
         return report
 
     return step
+
+
+def bench_quick(times: int = 5) -> None:
+    command = [sys.executable, "-m", "c2fmae_cli", "--help"]
+    seconds = min(time_call(lambda: subprocess.run(command, stdout=subprocess.DEVNULL)) for _ in range(times))
+    print(f"--help: {seconds:.2f} s", flush=True)
+    experiment, batches = make_experiment("c2fmae-debug", "data.options={size: 64, length: 64, difficulty: easy}")
+    training = TrainingState.create(experiment.method.model, experiment.config.training)
+    step = make_bare_step(experiment, training, batches)
+    print(f"a step of c2fmae-debug: {1e3 * min(time_call(step) for _ in range(20)):.0f} ms", flush=True)
+    for place, is_terminal in (("a terminal", True), ("a file", False)):
+        console = Console(file=StringIO(), force_terminal=is_terminal)
+        with ProgressDisplay(total_steps=10**6, samples_per_step=1, console=console) as progress:
+            seconds = min(time_call(partial(display_steps, progress)) for _ in range(times)) / 2000
+        print(f"a step displayed on {place}: {1e6 * seconds:.1f} µs", flush=True)
+
+
+def display_steps(progress: ProgressDisplay) -> None:
+    row = {"loss": 2.0, "loss/semantic": 0.75, "loss/instance": 0.5, "loss/rgb": 0.25, "grad_norm": 1234.5}
+    for step in range(1, 2001):
+        progress.update(step, row, seconds=0.1, wait_fraction=0.1)
 
 
 def bench_overhead(rounds: int = 15) -> None:
@@ -201,7 +227,13 @@ def time_call(step: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    sections = {"overhead": bench_overhead, "stall": bench_stall, "resume": bench_resume, "wait": bench_wait}
+    sections = {
+        "quick": bench_quick,
+        "overhead": bench_overhead,
+        "stall": bench_stall,
+        "resume": bench_resume,
+        "wait": bench_wait,
+    }
     for name, section in sections.items():
-        if name in (sys.argv[1:] or ["overhead", "stall", "resume"]):
+        if name in (sys.argv[1:] or ["quick", "overhead", "stall", "resume"]):
             section()

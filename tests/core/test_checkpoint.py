@@ -503,7 +503,7 @@ class Gate:
         def held(folder: Path, checkpoint: Checkpoint) -> Path:
             self.running += 1
             self.most = max(self.most, self.running)
-            assert self.opened.wait(20)
+            assert self.opened.wait(60)
             path = save(folder, checkpoint)
             self.running -= 1
             return path
@@ -547,10 +547,14 @@ def test_an_interrupted_wait_does_not_disturb_the_save(tmp_path: Path, monkeypat
     writer.save(Checkpoint(1, {"weight": torch.ones(3)}, {}))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+
+    def wait() -> None:
+        timer.start()
+        writer.wait()
+
     try:
         with pytest.raises(KeyboardInterrupt):
-            writer.wait()
+            wait()
     finally:
         timer.join()
         signal.signal(signal.SIGINT, before)
@@ -564,7 +568,7 @@ def test_the_thread_ends_with_its_save(tmp_path: Path) -> None:
     threads, writer = threading.active_count(), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
     writer.save(Checkpoint(1, TENSORS, {}))
     writer.wait()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while threading.active_count() > threads:
         assert time.monotonic() < end
         time.sleep(0.001)

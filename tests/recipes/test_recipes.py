@@ -1,6 +1,5 @@
 """Every recipe is built on the meta device and compared with its source."""
 
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -298,24 +297,21 @@ def test_a_recipe_returns_its_config_with_its_provenance() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_debug_recipe_trains_on_generated_scenes_in_fast_steps() -> None:
+def test_the_debug_recipe_trains_on_generated_scenes_and_learns() -> None:
     scenes, view = open_scenes("generated", size=64, length=8), CentralView(size=(64, 64), label_stride=4)
     method = build_method(fill_from_dataset(RECIPES.get("c2fmae-debug")().method, scenes.info))
     assert method.config.concentration == {"semantic": 0.3, "instance": 0.3, "rgb": 6}
     assert len(scenes.info.classes) == method.config.num_channels("semantic")
     batch = SceneBatch.stack([view(scenes[index]) for index in range(8)])
     optimiser = torch.optim.AdamW(method.model.parameters(), lr=2e-3)
-    losses, seconds = [], []
+    losses = []
     for _ in range(20):
-        start = time.perf_counter()
         loss = method.compute_step_loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0)).total
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-        seconds.append(time.perf_counter() - start)
     assert losses[-1] < 0.8 * losses[0]
-    assert min(seconds) < 0.5
 
 
 def problem(source: str, *changes: str) -> str:

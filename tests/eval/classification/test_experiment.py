@@ -301,7 +301,7 @@ def test_maps_of_other_classes_are_refused(with_maps: Path, tmp_path: Path) -> N
     [
         (
             ["data.test_with=[[rgb], [depth]]"],
-            "a: data.test_with: depth is none of data.granularities: it is not learned from",
+            "a: data.test_with: depth is not trained on. Add it to data.granularities",
         ),
         (
             ["granularity_dropout=0.5"],
@@ -309,7 +309,7 @@ def test_maps_of_other_classes_are_refused(with_maps: Path, tmp_path: Path) -> N
         ),
         (
             ["training.sharded=true", "training.ema=0.9"],
-            "a: training.sharded: averages in parts cannot be tried. Set training.ema to null",
+            "a: training.sharded: sharded averages cannot be evaluated. Set training.ema to null",
         ),
     ],
 )
