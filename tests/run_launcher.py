@@ -69,7 +69,7 @@ class RunLauncher:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            env=environment,
         )
         self._codes: dict[int, int | None] = {}
         self._groups: list[int] = []

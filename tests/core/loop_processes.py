@@ -19,7 +19,13 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
-from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters, slice_scenes
+from tests.methods.tiny_methods import (
+    build_tiny_method,
+    draw_noise_scenes,
+    perturb_parameters,
+    slice_scenes,
+    to_float64,
+)
 
 StepHistory = tuple[list[StepReport], list[dict[str, Tensor]]]
 """What is reported of each step, and all tensors after it."""
@@ -111,10 +117,7 @@ class FaultyTask(PretrainingTask):
             batch, num_micro_batches=num_micro_batches, step=step, progress=progress, world=world
         )
         if self.is_float64:
-            micro_batches = [
-                replace(each, maps={k: v.double() if v.is_floating_point() else v for k, v in each.maps.items()})
-                for each in micro_batches
-            ]
+            micro_batches = [replace(each, maps=to_float64(each.maps)) for each in micro_batches]
         if self.nan_at and step == self.nan_at[0]:
             for each in micro_batches:
                 if f"scene-{self.nan_at[1]}" in each.keys:
@@ -157,7 +160,6 @@ class OrderedReductionWorld(World):
 
 def run_rank(rank: int, folder: Path) -> None:
     """Take the steps of every case as one of two processes."""
-    torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)

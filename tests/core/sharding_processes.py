@@ -159,7 +159,6 @@ def check_finite_with_nan(world: World, folder: Path) -> tuple[bool, bool]:
 
 def run_rank(rank: int, folder: Path) -> None:
     """Run everything as one of two ranks."""
-    torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)

@@ -27,6 +27,7 @@ from tests.core.loop_processes import (
     draw_batches,
     make_training_config,
 )
+from tests.methods.tiny_methods import to_float64
 
 Tensors = Mapping[str, Tensor]
 
@@ -156,10 +157,7 @@ def test_steps_are_what_a_loop_written_out_by_hand_takes(method: str, average: s
     slow = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for step, batch in enumerate(draw_batches()):
         rate = reports[step].values["lr"]
-        maps = {
-            name: each.double() if each.is_floating_point() else each
-            for name, each in built.prepare_inputs(batch).items()
-        }
+        maps = to_float64(built.prepare_inputs(batch))
         noise = torch.Generator().manual_seed(derive_seed(config.seed, "masks", step))
         masks = built.sample_masks(batch, progress=step / NUM_STEPS, generator=noise)
         loss = built.compute_loss(model(maps, masks), maps, masks)

@@ -12,13 +12,15 @@ from torch.nn.parallel import DistributedDataParallel
 from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
 from c2fmae.methods import MaskedAutoencoding
-from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
+from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes, to_float64
 
 WORLD_SIZE, BATCH_PER_RANK = 2, 3
 
 
 def make_ddp_method() -> MaskedAutoencoding:
-    return build_tiny_method("c2fmae", "num_visible=4")
+    method = build_tiny_method("c2fmae", "num_visible=4")
+    method.model.double()
+    return method
 
 
 def make_rank_masks(method: MaskedAutoencoding, step: int, rank: int) -> Masks:
@@ -34,7 +36,6 @@ def make_rank_masks(method: MaskedAutoencoding, step: int, rank: int) -> Masks:
 
 
 def run_rank(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     timeout = timedelta(seconds=60)  # a parameter without a gradient would be waited for
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)
@@ -46,7 +47,7 @@ def run_rank(rank: int, folder: Path) -> None:
     gradients: list[dict[str, Tensor]] = []
     for step in range(2):
         ddp_method.model.zero_grad()
-        maps, masks = ddp_method.prepare_inputs(scenes), make_rank_masks(ddp_method, step, rank)
+        maps, masks = to_float64(ddp_method.prepare_inputs(scenes)), make_rank_masks(ddp_method, step, rank)
         counts = ddp_method.loss_counts(maps, masks)
         for count in counts.values():
             dist.all_reduce(count)

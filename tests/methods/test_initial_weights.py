@@ -13,7 +13,7 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.initial_weights import load_initial_weights
-from tests.methods.tiny_methods import build_tiny_method, perturb_parameters
+from tests.methods.tiny_methods import build_tiny_method, perturb_parameters, to_float64
 from tests.models.backbones.official_mae import mae_tokens, mae_weights, multimae_tokens, multimae_weights, sincos_table
 
 KEEP = "encoder.keep_positions=true"
@@ -114,10 +114,10 @@ def test_an_official_multimae_gives_its_features_from_the_first_step(tmp_path: P
     said = load_initial_weights(method, source)
     assert "embeddings.instance" in said
     assert "embeddings.semantic" not in said
-    photos = torch.randn(2, 3, 32, 32)
+    photos = torch.randn(2, 3, 32, 32).double()
     with torch.no_grad():
-        ours = method.model.encode(photos)  # type: ignore[operator]
-    theirs = multimae_tokens(weights, {"rgb": photos}, 2)
+        ours = method.model.double().encode(photos)  # type: ignore[operator]
+    theirs = multimae_tokens(to_float64(weights), {"rgb": photos}, 2)
     torch.testing.assert_close(ours, torch.cat([theirs[:, -1:], theirs[:, :-1]], 1), atol=1e-5, rtol=1e-5)
 
 

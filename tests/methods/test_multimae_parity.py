@@ -14,7 +14,13 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
 from tests.methods.official_positions import official_sincos_table
-from tests.methods.tiny_methods import NUM_CLASSES, build_tiny_method, draw_noise_scenes, perturb_parameters
+from tests.methods.tiny_methods import (
+    NUM_CLASSES,
+    build_tiny_method,
+    draw_noise_scenes,
+    perturb_parameters,
+    to_float64,
+)
 
 SIZE, GRID, PATCH, CELLS = (64, 96), (4, 6), 16, 4
 NUM_PATCHES = GRID[0] * GRID[1]
@@ -147,13 +153,13 @@ def scenes_and_masks() -> tuple[SceneBatch, Masks]:
 @pytest.fixture(scope="module")
 def method() -> MaskedAutoencoding:
     built = build_tiny_method("multimae", "decoder.options.depth=2", size=SIZE)
-    perturb_parameters(built.model)
+    perturb_parameters(built.model.double())
     return built
 
 
 def test_predictions_losses_and_every_gradient_are_those_of_the_dense_form(method: MaskedAutoencoding) -> None:
     scenes, masks = scenes_and_masks()
-    maps = method.prepare_inputs(scenes)
+    maps = to_float64(method.prepare_inputs(scenes))
     weights = {name: p.detach().clone().requires_grad_() for name, p in method.model.named_parameters()}
     expected = reference(weights, maps, masks.is_masked, 24)
     expected_losses = reference_losses(expected, maps, masks.is_masked)

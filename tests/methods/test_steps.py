@@ -17,7 +17,14 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding
 from c2fmae.models import DECODERS, patchify
 from tests.methods import ddp_processes
-from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, named_gradients, slice_masks, slice_scenes
+from tests.methods.tiny_methods import (
+    build_tiny_method,
+    draw_noise_scenes,
+    named_gradients,
+    slice_masks,
+    slice_scenes,
+    to_float64,
+)
 
 SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(COARSE_TO_FINE, count)]
 
@@ -167,8 +174,11 @@ def test_a_mean_over_cells_counts_all_hidden_cells_alike() -> None:
 @pytest.mark.parametrize("name", list(METHODS))
 def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole(name: str, average: str) -> None:
     method = build_tiny_method(name, f"loss_average={average}", "num_visible=2")
+    method.model.double()
     scenes = unlabelled(draw_noise_scenes(5), "semantic", images=slice(2))
-    whole = method.compute_step_loss(scenes, progress=0.4, generator=noise())
+    maps = to_float64(method.prepare_inputs(scenes))
+    masks = method.sample_masks(scenes, progress=0.4, generator=noise())
+    whole = method.compute_loss(method.model(maps, masks), maps, masks)
     whole.total.backward()
     expected = {key: grad.clone() for key, grad in named_gradients(method) if grad is not None}
     method.model.zero_grad()
@@ -178,7 +188,7 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole(name: str, a
     for first, last in cuts:
         scene = slice_scenes(scenes, first, last)
         masks = method.sample_masks(scene, progress=0.4, generator=noise(), global_rows=(first, len(scenes)))
-        parts.append((method.prepare_inputs(scene), masks))
+        parts.append((to_float64(method.prepare_inputs(scene)), masks))
     counts = [method.loss_counts(*each) for each in parts]
     total = {key: sum((count[key] for count in counts), torch.tensor(0)) for key in counts[0]}
     losses = []
@@ -187,7 +197,7 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole(name: str, a
         loss.total.backward()
         losses.append(loss)
 
-    close = partial(torch.testing.assert_close, atol=1e-6, rtol=1e-5)
+    close = partial(torch.testing.assert_close, atol=1e-12, rtol=1e-10)
     close(sum(loss.total for loss in losses), whole.total)
     for key, value in whole.terms.items():
         close(sum(loss.terms[key] for loss in losses), value)
@@ -215,11 +225,11 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
         if step == 0:
             assert torch.equal(masks.is_masked, method.sample_masks(scenes, progress=0.4, generator=noise()).is_masked)
         method.model.zero_grad()
-        maps = method.prepare_inputs(scenes)
+        maps = to_float64(method.prepare_inputs(scenes))
         method.compute_loss(method.model(maps, masks), maps, masks).total.backward()
         for key, grad in named_gradients(method):
             for rank in range(ddp_processes.WORLD_SIZE):
-                torch.testing.assert_close(found[rank][step][key], grad, atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(found[rank][step][key], grad, atol=1e-12, rtol=1e-10)
 
 
 def test_another_model_takes_the_same_step() -> None:

@@ -1,6 +1,6 @@
 """Scenes of noise, and methods so small that a step takes milliseconds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ def slice_scenes(scenes: SceneBatch, first: int, last: int) -> SceneBatch:
 def slice_masks(masks: Masks, first: int, last: int) -> Masks:
     """The masks of such a part."""
     return Masks(masks.granularities, masks.is_masked[first:last], masks.visible_idx[first:last])
+
+
+def to_float64(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in double precision, in which no CPU's way of rounding is seen; ids as they are."""
+    return {name: each.double() if each.is_floating_point() else each for name, each in tensors.items()}
 
 
 def make_tiny_config(

@@ -12,6 +12,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.models import Embeddings, IdEmbedding, ImageEmbedding, label_stride
+from tests.methods.tiny_methods import to_float64
 from tests.models.tiny_models import (
     ALL_GRANULARITIES,
     NUM_CLASSES,
@@ -135,11 +136,12 @@ def test_index_lists_of_fixed_length_give_the_same_tokens(setting: Setting) -> N
 
 
 def test_tokens_have_the_order_of_visible_idx(way: str) -> None:
-    embeddings, maps, masks = make_embeddings(), draw_input_maps(), draw_masks_at_random(num_visible=9)
+    embeddings, maps = make_embeddings().double(), to_float64(draw_input_maps())
+    masks = draw_masks_at_random(num_visible=9)
     order = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(image)) for image in range(2)])
     shuffled = replace(masks, visible_idx=masks.visible_idx.gather(1, order))
     expected = embeddings(maps, masks).gather(1, order.unsqueeze(2).expand(-1, -1, 8))
-    torch.testing.assert_close(embeddings(maps, shuffled), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(embeddings(maps, shuffled), expected, rtol=0, atol=1e-12)
 
 
 def test_masks_select_the_granularities() -> None:

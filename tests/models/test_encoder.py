@@ -77,7 +77,7 @@ def test_encode_equals_forward_features_of_timm(model: Model) -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_224"])
 def test_vits_of_full_size_agree_to_1e_5(name: str) -> None:
     torch.manual_seed(0)
-    vit, images = timm.create_model(name, num_classes=0).eval(), draw_normal(1, 3, 224, 224)
+    vit, images = timm.create_model(name, num_classes=0).eval().double(), draw_normal(1, 3, 224, 224).double()
     assert isinstance(vit, VisionTransformer)
     with torch.no_grad():
         expected = vit.forward_features(images)

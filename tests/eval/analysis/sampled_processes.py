@@ -44,7 +44,6 @@ def compute_sampled_metrics(world: World) -> list[Metric]:
 
 def run_rank(rank: int, folder: Path) -> None:
     """Evaluate as one of two processes."""
-    torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60))
     torch.save([vars(metric) for metric in compute_sampled_metrics(World(rank, WORLD_SIZE))], folder / f"{rank}.pt")

@@ -41,7 +41,6 @@ def compute_probe_metrics(world: World, folder: Path, cache: Path) -> list[Metri
 
 def run_rank(rank: int, folder: Path) -> None:
     """Evaluate as one of two processes."""
-    torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=120))
     metrics = compute_probe_metrics(World(rank, WORLD_SIZE), folder, folder / "both")

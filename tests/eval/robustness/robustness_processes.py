@@ -39,7 +39,6 @@ def metric_values(results: list[RobustnessResult]) -> list[dict[str, object]]:
 
 def run_rank(rank: int, folder: Path) -> None:
     """Evaluate as one of two processes."""
-    torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60))
     torch.save(metric_values(compute_robustness(World(rank, WORLD_SIZE), folder / "both")), folder / f"{rank}.pt")

@@ -12,6 +12,7 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.weight_file import WeightFile
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.backbones.multimae_reader import read_multimae
+from tests.methods.tiny_methods import to_float64
 from tests.models.backbones.official_mae import multimae_tokens, multimae_weights
 
 OURS = {"rgb": "rgb", "depth": "depth", "semseg": "semantic"}
@@ -53,8 +54,8 @@ def test_a_pretrained_file_gives_the_features_of_the_original_multimae_encoder(
     tasks: tuple[str, ...], tmp_path: Path
 ) -> None:
     weights = multimae_weights(tasks=tasks)
-    backbone = loaded(weights, tmp_path)
-    given = {task: each for task, each in maps().items() if task in tasks}
+    backbone, weights = loaded(weights, tmp_path).double(), to_float64(weights)
+    given = {task: each for task, each in to_float64(maps()).items() if task in tasks}
     assert backbone.granularities == tuple(OURS[task] for task in given)
     torch.testing.assert_close(tokens(backbone, given), multimae_tokens(weights, given, 2), atol=1e-5, rtol=1e-5)
     for task in tasks:

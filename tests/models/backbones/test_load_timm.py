@@ -183,8 +183,8 @@ def test_a_directory_saved_by_timm_is_read(tmp_path: Path) -> None:
     assert isinstance(vit, VisionTransformer)
     perturb_parameters(vit)
     save_for_hf(vit, str(tmp_path), model_args=args)
-    backbone = load_backbone(tmp_path)
-    seen = torch.randn(2, 4, 64, 96, generator=torch.Generator().manual_seed(1))
+    backbone, vit = load_backbone(tmp_path).double(), vit.double()
+    seen = torch.randn(2, 4, 64, 96, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
         tokens = vit.forward_features(seen)
         torch.testing.assert_close(backbone.tokens(seen), tokens, atol=1e-5, rtol=1e-5)
