@@ -91,9 +91,8 @@ class ClassificationTask:
     ) -> ClassificationLoss:
         """Return the part's share of the cross-entropy; parameters of granularities left out have a gradient of 0."""
         logits = model(micro_batch.maps)
-        loss = (
-            -(micro_batch.targets * logits.float().log_softmax(dim=1)).sum() / counts["samples"]
-        )  # in fp32 on purpose
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in fp32 or wider on purpose
+        loss = -(micro_batch.targets * logits.log_softmax(dim=1)).sum() / counts["samples"]
         for name, embedding in self.classifier.backbone.embeddings.items():
             if name not in micro_batch.maps:
                 loss = loss + sum(0.0 * each.sum() for each in embedding.parameters() if each.requires_grad)

@@ -171,13 +171,13 @@ def test_a_run_goes_on_without_its_source(
 @pytest.mark.once
 def test_two_processes_learn_what_one_does(with_maps: Path, data: Path, tmp_path: Path) -> None:
     words = ("data.granularities=[semantic, rgb]", "granularity_dropout=0.4", "data.test_with=[[rgb]]")
-    config = make_quick_config(with_maps, data, *words)
+    config = make_quick_config(with_maps, data, *words, "saving.keep_every=1")
     finetune(config, tmp_path / "one", World())
     spawn(finetune_processes.run_rank, args=(config.model_dump_json(), tmp_path), nprocs=2)
-    one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
+    one, two = (tensors_of(tmp_path / part, step=1) for part in ("one", "two"))
     for name, tensor in one.items():
-        if name.startswith("model/") and not name.endswith("qkv.bias"):
-            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+        if name.endswith("/exp_avg"):  # a tenth of the gradient, before AdamW makes steps of what was rounded
+            torch.testing.assert_close(10 * two[name], 10 * tensor, rtol=1e-5, atol=1e-5, msg=name)
     rows = [read_rows(RunDir(tmp_path / part).metrics) for part in ("one", "two")]
     for ours, theirs in zip(*rows, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)

@@ -79,7 +79,7 @@ def test_batches_and_workers_change_nothing(tmp_path: Path, hands: BatchingConfi
         extracted(make_tiny_model_under_test(backbone, tmp_path / name), scenes, hands=each)
         for name, each in (("one", HANDS), ("other", hands))
     )
-    assert torch.allclose(one.read_tensor(COLUMNS[0]), other.read_tensor(COLUMNS[0]), atol=1e-6)
+    assert torch.allclose(one.read_tensor(COLUMNS[0]), other.read_tensor(COLUMNS[0]), atol=1e-5)
     assert (one.image_digests == other.image_digests).all()
 
 
