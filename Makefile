@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test gates test-oldest bench clean
+.PHONY: help quickstart test gates test-portable test-oldest bench clean
 
 help:
-	@echo "make quickstart   pre-train on generated scenes, probe, and make a page of it, in quickstart/: minutes on a CPU"
-	@echo "make test         all tests, documentation examples, and the tests again with shape checks"
-	@echo "make gates        style, types and layers"
-	@echo "make test-oldest  the tests on the oldest supported torch and torchvision, in .venv-oldest"
-	@echo "make bench        benchmarks, as ratios beside a peer in one process"
+	@echo "make quickstart     pre-train on generated scenes, probe, and make a page of it, in quickstart/: minutes on a CPU"
+	@echo "make test           all tests, documentation examples, and the tests again with shape checks"
+	@echo "make gates          style, types and layers"
+	@echo "make test-portable  tests that compare numbers: on two older CPUs' instructions, one and two threads, a busy machine"
+	@echo "make test-oldest    the tests on the oldest supported torch and torchvision, in .venv-oldest"
+	@echo "make bench          benchmarks, as ratios beside a peer in one process"
 
 # Made anew when the dependencies change, and never used half made.
 $(VENV)/installed: pyproject.toml
@@ -30,6 +31,18 @@ test: $(VENV)/installed
 
 gates: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files --show-diff-on-failure
+
+# In turn, up to the first that fails. The busy process ends when the shell that started it does.
+LOWEST := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+BUSY := $(BIN)/python -c "import itertools, os; shell = os.getppid(); all(os.getppid() == shell for _ in itertools.count())"
+NUMERIC := $(BIN)/python -m pytest -n auto tests -m "numeric and not slow"
+test-portable: $(VENV)/installed
+	$(LOWEST) $(NUMERIC)
+	$(AVX2) $(NUMERIC)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(NUMERIC)
+	OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(NUMERIC)
+	$(BUSY) & $(NUMERIC)
 
 test-oldest:
 	$(MAKE) VENV=.venv-oldest PINS='torch==2.11.* torchvision==0.26.*' test

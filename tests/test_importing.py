@@ -31,6 +31,8 @@ from tests.models.backbones.official_mae import (
     sincos_table,
 )
 
+pytestmark = pytest.mark.numeric
+
 BATCH, SIDE, NUM_PATCHES = 3, 64, 16
 TASKS = ("semseg", "depth", "rgb")
 

@@ -11,6 +11,8 @@ from c2fmae.loading import load_run, open_run_scenes
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 
+pytestmark = pytest.mark.numeric
+
 SHORT = [
     "training.steps=2",
     "training.warmup_steps=1",

@@ -119,6 +119,7 @@ def test_workers_change_no_byte_of_the_metrics(
     assert_ends_as(whole, tmp_path / "run")
 
 
+@pytest.mark.numeric
 def test_a_run_told_to_end_again_and_again_saves_each_time_and_ends_in_the_same_bytes(
     launcher: RunLauncher, whole: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def test_two_ctrl_c_leave_at_once(launcher: RunLauncher, tmp_path: Path) -> None
     assert state_of(out) == {"status": "failed", "step": 2, "why": "KeyboardInterrupt"}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_other_processes_and_the_same_data_and_masks(
     launcher: RunLauncher, whole: Path, tmp_path: Path, before: int, after: int

@@ -14,6 +14,8 @@ from c2fmae.pretrain import build_pretraining, pretrain
 from c2fmae.recipes.config import RecipeConfig, load_recipe
 from c2fmae.replay import compute_sample_losses, replay_step
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = load_recipe(
     "c2fmae-debug",
     [

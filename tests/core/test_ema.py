@@ -4,6 +4,8 @@ from torch import nn
 
 from c2fmae.core.ema import init_ema, update_ema
 
+pytestmark = pytest.mark.numeric
+
 
 def model() -> nn.Module:
     torch.manual_seed(0)

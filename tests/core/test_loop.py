@@ -29,6 +29,8 @@ from tests.core.loop_processes import (
 )
 from tests.methods.tiny_methods import to_float64
 
+pytestmark = pytest.mark.numeric
+
 Tensors = Mapping[str, Tensor]
 
 

@@ -13,6 +13,8 @@ from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.models.backbones.backbone import wrap_vit
 from tests.methods.tiny_methods import build_tiny_method
 
+pytestmark = pytest.mark.numeric
+
 SMALL = [
     "encoder.depth=2",
     "encoder.num_heads=2",

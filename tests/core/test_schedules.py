@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from c2fmae.core.schedules import warmup_cosine
 
+pytestmark = pytest.mark.numeric
+
 SHARES = st.floats(0, 1)
 
 

@@ -24,6 +24,8 @@ from tests.core.sharding_processes import (
     predict_hidden,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

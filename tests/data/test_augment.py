@@ -14,6 +14,8 @@ from c2fmae.data import CentralView
 from c2fmae.data.augment import GEOMETRIC_OPS, AugmentedView, random_erase, seeded_global_rngs
 from c2fmae.data.generated import GeneratedScenes
 
+pytestmark = pytest.mark.numeric
+
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
 SCENES = GeneratedScenes(size=32, length=4)
 PHOTO = Scene("a", {"rgb": SCENES[0].maps["rgb"]}, 1)

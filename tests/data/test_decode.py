@@ -17,6 +17,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.data.decode import MAX_PIXELS, decode_ids, decode_image
 from tests.data.dataset_files import encode_image, encode_png
 
+pytestmark = pytest.mark.numeric
+
 places = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8)
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 

@@ -14,6 +14,8 @@ from c2fmae.data import open_scenes
 from c2fmae.data.geometry import CropBox, resized_crop
 from tests.data.dataset_files import assert_user_error, encode_png, make_sample, write_tar, write_tree
 
+pytestmark = pytest.mark.numeric
+
 
 def test_depth_is_read_as_it_is_stored_beside_maps_at_a_stride(tmp_path: Path) -> None:
     depth = np.arange(65501, 65536, dtype=np.uint16).reshape(5, 7)  # 255 and 65535 mean nothing special here

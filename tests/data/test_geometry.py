@@ -18,6 +18,8 @@ from c2fmae.data.geometry import (
     subsample_ids,
 )
 
+pytestmark = pytest.mark.numeric
+
 sides = st.integers(1, 60)
 strides = st.sampled_from([1, 2, 3, 4, 8])
 

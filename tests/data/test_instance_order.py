@@ -8,6 +8,8 @@ from hypothesis.extra.numpy import arrays
 from c2fmae.core.granularity import InstanceOverflow
 from c2fmae.data.instance_order import renumber_instances
 
+pytestmark = pytest.mark.numeric
+
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 bytes_maps = arrays(np.uint8, shapes, elements=st.sampled_from([0, 1, 2, 7, 100, 254, 255]))
 wide_maps = arrays(np.int32, shapes, elements=st.sampled_from([0, 1, 2, 255, 256, 300, 65535]))

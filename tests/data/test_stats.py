@@ -11,6 +11,8 @@ from c2fmae.data.info import ClassInfo, DatasetInfo
 from c2fmae.data.stats import describe_stats, draw_stats
 from c2fmae.report.drawing import draw_bar_chart
 
+pytestmark = pytest.mark.numeric
+
 NO_CLASSES = np.zeros(256, np.int64)
 
 

@@ -14,6 +14,8 @@ from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.transforms import CentralView, RandomView, random_crop_box
 from tests.data.dataset_files import assert_user_error
 
+pytestmark = pytest.mark.numeric
+
 units = arrays(np.float64, (10, 4), elements=st.floats(0, 1, exclude_max=True))
 
 

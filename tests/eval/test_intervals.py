@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from c2fmae.eval.intervals import wilson_interval
 
+pytestmark = pytest.mark.numeric
+
 
 @given(st.integers(1, 100_000), st.floats(0, 1))
 def test_the_ends_of_the_interval_are_shares_that_the_found_one_lies_two_deviations_from(n: int, share: float) -> None:

@@ -33,6 +33,8 @@ from tests.eval.tiny_backbones import tiny_backbone
 from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone
 from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
 
+pytestmark = pytest.mark.numeric
+
 CLASSIFIERS: dict[str, Callable[[], Classifier]] = {
     "mean pooling": lambda: make_noise_classifier(),
     "class token, stored positions": lambda: make_noise_classifier(make_noise_backbone(keep_positions=True), "cls"),

@@ -19,6 +19,8 @@ from c2fmae.models.backbones import load_backbone
 from tests.exports.noise_sources import NOISE_ORIGIN, make_noise_backbone, write_noise_run
 from tests.methods.tiny_methods import build_tiny_method
 
+pytestmark = pytest.mark.numeric
+
 
 def mixed_up(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """A constant shift would be removed by the next norm."""

@@ -11,7 +11,7 @@ from c2fmae.exports.as_graph import onnx_target, torch_export_target
 from c2fmae.exports.export import write_export
 from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone
 
-pytestmark = pytest.mark.compile
+pytestmark = [pytest.mark.compile, pytest.mark.numeric]
 
 
 def test_an_exported_program_takes_any_batch_size(tmp_path: Path) -> None:

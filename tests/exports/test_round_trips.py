@@ -22,6 +22,8 @@ from c2fmae.models.backbones import Backbone, load_backbone
 from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone, write_noise_run
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes
 
+pytestmark = pytest.mark.numeric
+
 LIMIT = 1e-4
 
 BACKBONES = {

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from c2fmae.masking import apportion, compute_quotas, sample_shares
 from tests.masking import reference
 
+pytestmark = pytest.mark.numeric
+
 WEIGHT = st.sampled_from([0, 0, 1, 1, 2, 3, 5, 17, 196, 10**6])
 BINS = st.integers(1, 9).flatmap(
     lambda k: st.tuples(st.lists(WEIGHT, min_size=k, max_size=k), st.lists(st.integers(0, 12), min_size=k, max_size=k))

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from c2fmae.masking import apportion, blend_scores, quota_mask, random_mask, sample_mask, top_k_mask
 
+pytestmark = pytest.mark.numeric
+
 
 class MaskTriple(NamedTuple):
     """Three independent masks that hide the same number of patches in each row."""

@@ -7,6 +7,8 @@ import pytest
 from c2fmae.masking import CURRICULA
 from c2fmae.masking.curricula import Phase, constant, cosine, piecewise, triangle
 
+pytestmark = pytest.mark.numeric
+
 TIMES = [step / 200 for step in range(201)]
 
 

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from c2fmae.masking import mask_scenes, select_instances
 from c2fmae.masking.policies import InstancePolicy, ProgressivePolicy
 
+pytestmark = pytest.mark.numeric
+
 INSTANCES = torch.tensor(
     [
         [1, 1, 0, 0, 0, 4],

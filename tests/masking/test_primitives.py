@@ -13,6 +13,8 @@ from c2fmae.masking import compute_quotas, instance_mask, random_mask, select_in
 from tests.masking import reference
 from tests.masking.strategies import MaskInputs, mask_inputs, masked_sets
 
+pytestmark = pytest.mark.numeric
+
 CLASS_WEIGHTS = [0, 2, 1, *[1] * 16, 5]
 OBJECT_SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from c2fmae.masking import patch_regions
 from tests.masking import reference
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = [(1, 1), (2, 2), (4, 4), (3, 5), (8, 8), (8, 9), (16, 16), (2, 40)]
 DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64]
 

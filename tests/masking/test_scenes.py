@@ -30,6 +30,8 @@ from c2fmae.masking.policies import (
 )
 from c2fmae.masking.scenes import repeat_per_granularity
 
+pytestmark = pytest.mark.numeric
+
 EACH_POLICY = pytest.mark.parametrize("name", list(POLICIES))
 BLENDS: tuple[Blend, ...] = ("topk", "sample", "quota")
 

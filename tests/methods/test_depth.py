@@ -11,6 +11,8 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 
+pytestmark = pytest.mark.numeric
+
 ORDER = ("semantic", "depth", "rgb")
 
 

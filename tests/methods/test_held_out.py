@@ -17,6 +17,8 @@ from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.held_out import SCENES_PER_BATCH, HeldOutEvaluator
 from tests.methods.tiny_methods import NUM_CLASSES, build_tiny_method, draw_noise_scenes
 
+pytestmark = pytest.mark.numeric
+
 SIZE = (16, 16)
 SMALL = ["encoder.dim=32", "encoder.depth=2", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.options.dim=16"]
 ALONE = World()

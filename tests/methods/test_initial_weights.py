@@ -16,6 +16,8 @@ from c2fmae.methods.masked.initial_weights import load_initial_weights
 from tests.methods.tiny_methods import build_tiny_method, perturb_parameters, to_float64
 from tests.models.backbones.official_mae import mae_tokens, mae_weights, multimae_tokens, multimae_weights, sincos_table
 
+pytestmark = pytest.mark.numeric
+
 KEEP = "encoder.keep_positions=true"
 
 

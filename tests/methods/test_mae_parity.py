@@ -17,6 +17,8 @@ from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, per
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
 
+pytestmark = pytest.mark.numeric
+
 PATCH, BATCH = 16, 3
 
 SINGLE = {

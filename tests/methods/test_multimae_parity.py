@@ -22,6 +22,8 @@ from tests.methods.tiny_methods import (
     to_float64,
 )
 
+pytestmark = pytest.mark.numeric
+
 SIZE, GRID, PATCH, CELLS = (64, 96), (4, 6), 16, 4
 NUM_PATCHES = GRID[0] * GRID[1]
 BUDGETS = [(0, 10, 14), (24, 0, 0), (7, 9, 8), (1, 23, 0), (8, 8, 8)]

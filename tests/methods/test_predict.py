@@ -17,6 +17,8 @@ from c2fmae.models import patchify
 from c2fmae.models.targets import ClassIdTarget, NormalizedPixelTarget, PixelTarget
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes
 
+pytestmark = pytest.mark.numeric
+
 SIZE = (32, 64)
 
 

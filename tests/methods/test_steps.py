@@ -26,6 +26,8 @@ from tests.methods.tiny_methods import (
     to_float64,
 )
 
+pytestmark = pytest.mark.numeric
+
 SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(COARSE_TO_FINE, count)]
 
 

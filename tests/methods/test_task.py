@@ -14,6 +14,8 @@ from c2fmae.masking import CURRICULA
 from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
 
+pytestmark = pytest.mark.numeric
+
 SIZE, BATCH = (32, 32), 8
 SMALL = ["encoder.dim=32", "encoder.depth=1", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.options.dim=16"]
 

@@ -18,6 +18,8 @@ from tests.models.tiny_models import (
     randomise_parameters,
 )
 
+pytestmark = pytest.mark.numeric
+
 HEADS = 2
 
 

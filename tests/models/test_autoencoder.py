@@ -15,6 +15,8 @@ from tests.models.tiny_models import (
     randomise_parameters,
 )
 
+pytestmark = pytest.mark.numeric
+
 GRID, N = (2, 3), 6
 
 

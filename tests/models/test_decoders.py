@@ -27,6 +27,8 @@ from tests.models.tiny_models import (
     seeds,
 )
 
+pytestmark = pytest.mark.numeric
+
 GRID, N = (2, 3), 6
 EACH = pytest.mark.parametrize("name", list(DECODERS))
 CASCADES = ("cascaded", "reversed")

@@ -22,6 +22,8 @@ from tests.models.tiny_models import (
     seeds,
 )
 
+pytestmark = pytest.mark.numeric
+
 NAMES = [("rgb",), ("semantic",), ("semantic", "rgb"), ("rgb", "instance"), ALL_GRANULARITIES]
 
 

@@ -19,6 +19,8 @@ from c2fmae.models import (
 )
 from tests.models.tiny_models import create_timm_vit, draw_normal, make_tiny_vit, randomise_parameters
 
+pytestmark = pytest.mark.numeric
+
 
 class Model(NamedTuple):
     name: str

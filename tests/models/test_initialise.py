@@ -18,6 +18,8 @@ from c2fmae.models.attention import CrossAttention
 from c2fmae.models.initialise import initialise
 from tests.models.tiny_models import ALL_GRANULARITIES, NUM_CLASSES, create_decoder, create_timm_vit
 
+pytestmark = pytest.mark.numeric
+
 SCALE = 0.37
 TOKENS = ("cls_token", "reg_token", "mask_token", "granularity", "classes.weight")
 

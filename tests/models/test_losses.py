@@ -14,6 +14,8 @@ from c2fmae.models import TARGETS, patchify
 from c2fmae.models.losses import count_hidden, sum_hidden_error
 from tests.models.tiny_models import draw_normal, seeds
 
+pytestmark = pytest.mark.numeric
+
 AVERAGES: tuple[LossAveraging, ...] = get_args(LossAveraging)
 EACH = pytest.mark.parametrize("average", AVERAGES)
 CLASSES, PATCH, N = 3, 2, 4

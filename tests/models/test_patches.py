@@ -10,6 +10,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.models.patches import compute_grid, gather_patches, label_stride, patchify, unpatchify
 from tests.models.tiny_models import seeds
 
+pytestmark = pytest.mark.numeric
+
 DTYPES = (torch.uint8, torch.int16, torch.int64, torch.bool, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from c2fmae.models import sincos_positions
 
+pytestmark = pytest.mark.numeric
+
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 

@@ -13,6 +13,8 @@ from c2fmae.models import TARGETS, PredictionTarget, patchify
 from c2fmae.models.targets import DEFAULT_TARGETS
 from tests.models.tiny_models import draw_normal, seeds
 
+pytestmark = pytest.mark.numeric
+
 GRID = (2, 3)
 EACH = pytest.mark.parametrize("name", list(TARGETS))
 

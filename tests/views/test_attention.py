@@ -22,6 +22,8 @@ from tests.eval.analysis.sampled_processes import backbone_from_vit
 from tests.models.tiny_models import make_tiny_vit, randomise_parameters
 from tests.views.sheets import RecordedSheet
 
+pytestmark = pytest.mark.numeric
+
 SMALL = BackboneFigureConfig(scenes=2)
 
 

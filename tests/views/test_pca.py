@@ -18,6 +18,8 @@ from tests.eval.analysis.sampled_processes import backbone_from_vit
 from tests.models.tiny_models import draw_normal, make_tiny_vit, randomise_parameters
 from tests.views.sheets import RecordedSheet
 
+pytestmark = pytest.mark.numeric
+
 SMALL = BackboneFigureConfig(scenes=2, size=(32, 48))
 
 

@@ -18,6 +18,9 @@ from c2fmae.views.reconstruction import (
     select_scenes,
 )
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes
+
+pytestmark = pytest.mark.numeric
+
 from tests.views.sheets import RecordedSheet
 
 

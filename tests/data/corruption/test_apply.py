@@ -25,6 +25,8 @@ from c2fmae.data.corruption.apply import (
 from c2fmae.data.corruption.names import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from c2fmae.data.generated import GeneratedScenes
 
+pytestmark = pytest.mark.numeric
+
 ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 # Their constants trade one thing for another from one severity to the next, so that pixels are not always further off:
 # glass blur shuffles further but less often, frost has less photo and more ice, severity 3 of saturation gives

@@ -13,6 +13,8 @@ from c2fmae.data.generated.domains import Domain, displace_ground
 from c2fmae.data.generated.layout import sample_layout
 from c2fmae.data.generated.things import IMPLAUSIBLE_STUFF
 
+pytestmark = pytest.mark.numeric
+
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 seeds = st.integers(0, 2**31)
 difficulties = st.sampled_from(get_args(Difficulty))

@@ -20,6 +20,8 @@ from c2fmae.data.generated.layout import sample_layout
 from c2fmae.data.generated.stuff import STUFF
 from c2fmae.data.generated.things import THING_PARTS
 
+pytestmark = pytest.mark.numeric
+
 NUM_STUFF = len(STUFF)
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 some_scenes = given(

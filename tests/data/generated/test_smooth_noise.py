@@ -1,9 +1,12 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from c2fmae.data.generated.arrays import pixel_centres
 from c2fmae.data.generated.smooth_noise import smooth_noise
+
+pytestmark = pytest.mark.numeric
 
 
 @given(st.integers(0, 99), st.integers(2, 30), st.integers(2, 30), st.floats(0, 2))

@@ -34,6 +34,8 @@ from tests.eval.analysis import sampled_processes
 from tests.eval.analysis.sampled_processes import backbone_from_vit
 from tests.models.tiny_models import draw_normal, make_tiny_vit, randomise_parameters
 
+pytestmark = pytest.mark.numeric
+
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "normed queries and keys": {"qk_norm": True},

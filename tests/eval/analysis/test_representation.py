@@ -23,6 +23,8 @@ from c2fmae.models.backbones import Backbone
 from tests.eval.analysis.sampled_processes import backbone_from_vit
 from tests.models.tiny_models import draw_normal, make_tiny_vit, randomise_parameters
 
+pytestmark = pytest.mark.numeric
+
 GRID = (3, 4)
 
 

@@ -19,6 +19,8 @@ from c2fmae.eval.engine import BatchingConfig
 from tests.eval.classification.tiny_finetuning import RGB_SEMANTIC_SPEC, make_coloured_batch, make_tiny_classifier
 from tests.eval.tiny_backbones import InMemoryScenes, draw_coloured_scenes
 
+pytestmark = pytest.mark.numeric
+
 
 def trial(scenes: Sequence[Scene], *, batch_size: int = 5, workers: int = 0, size: int = 16) -> ClassifierEvaluator:
     source: Scenes = InMemoryScenes(scenes)

@@ -12,6 +12,8 @@ from c2fmae.core.loop import TrainingState
 from c2fmae.core.training import TrainingConfig
 from c2fmae.eval.classification.best_checkpoint import BestCheckpoint
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def training() -> TrainingState:

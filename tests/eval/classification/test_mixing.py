@@ -11,6 +11,8 @@ from torch import Tensor
 from c2fmae.eval.classification.config import MixingConfig
 from c2fmae.eval.classification.mixing import MixParams, mix_map, mix_targets, pair_samples, sample_mix_params
 
+pytestmark = pytest.mark.numeric
+
 
 def draws(config: MixingConfig, count: int = 2000, cells: tuple[int, int] = (8, 12)) -> list[MixParams]:
     return [sample_mix_params(config, cells, np.random.default_rng(seed)) for seed in range(count)]

@@ -18,6 +18,8 @@ from c2fmae.eval.classification.task import ClassificationMicroBatch, Classifica
 from tests.eval.classification.tiny_finetuning import RGB_SEMANTIC_SPEC, make_coloured_batch, make_tiny_classifier
 from tests.methods.tiny_methods import to_float64
 
+pytestmark = pytest.mark.numeric
+
 NO_MIX = MixingConfig(mixup=0, cutmix=0, smoothing=0)
 
 

@@ -7,6 +7,8 @@ from c2fmae.eval.evaluation import EVALUATIONS
 from c2fmae.eval.probes.config import AttentiveProbeEvaluation
 from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = {"workers": 0, "num_queries": 4}
 
 

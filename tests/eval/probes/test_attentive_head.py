@@ -11,6 +11,8 @@ from c2fmae.eval.probes.attentive import AttentiveProbe, AttentiveProbeSetting, 
 from c2fmae.eval.probes.linear_heads import LinearHeadSetting, fit_linear_heads
 from tests.eval.probes.blobs import accuracy
 
+pytestmark = pytest.mark.numeric
+
 SMALL = AttentiveProbeSetting(num_queries=4, lr=0.01, epochs=30, batch_size=50)
 
 

@@ -11,6 +11,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.eval.probes.bootstrap import percentile_interval, poisson_weights, replicate_sums
 from c2fmae.eval.probes.confusion import class_ious, confusion_matrices, mean_iou, overall_accuracy
 
+pytestmark = pytest.mark.numeric
+
 
 def maps(photos: int, num_classes: int, *, seed: int, share_right: float = 0.6, side: int = 8) -> tuple[Tensor, Tensor]:
     """What was found in photos, and what is there: mostly the same, and a tenth to ignore."""

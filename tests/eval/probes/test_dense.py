@@ -22,6 +22,8 @@ from tests.eval.tiny_backbones import (
     write_scenes,
 )
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = {"workers": 0, "epochs": 20}
 NAMES = ("sky", "ground", "mud")
 

@@ -23,6 +23,8 @@ from tests.eval.tiny_backbones import (
     tiny_backbone,
 )
 
+pytestmark = pytest.mark.numeric
+
 VIEW = CentralView(size=(16, 16), label_stride=4)
 HANDS = BatchingConfig(batch_size=4, num_workers=0)
 COLUMNS = (FeatureColumn(3, "mean"), FeatureColumn(3, "cls"), FeatureColumn(1, "mean"))

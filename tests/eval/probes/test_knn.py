@@ -14,6 +14,8 @@ from c2fmae.eval.probes.feature_spec import FeatureColumn
 from c2fmae.eval.probes.train_test import draw_label_subsets, extract_labelled_sets
 from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = {"workers": 0, "batch_size": 16, "ks": (1, 3, 10)}
 
 

@@ -9,6 +9,8 @@ from c2fmae.eval.probes.lars import fit_lars_probe, lars_step
 from c2fmae.eval.probes.linear_heads import LinearProbe
 from tests.eval.probes.blobs import accuracy, make_blobs
 
+pytestmark = pytest.mark.numeric
+
 
 def fit(train: Tensor, labels: Tensor, *, seed: int = 0, epochs: int = 20, batch_size: int = 64) -> LinearProbe:
     rows = torch.arange(len(train))

@@ -14,6 +14,8 @@ from c2fmae.eval.probes.lars import fit_lars_probe
 from c2fmae.eval.probes.train_test import extract_labelled_sets
 from tests.eval.tiny_backbones import draw_coloured_scenes, make_tiny_model_under_test, tiny_backbone, write_scenes
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = {"workers": 0, "batch_size": 64}
 
 

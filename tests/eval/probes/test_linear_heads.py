@@ -20,6 +20,8 @@ from c2fmae.eval.probes.linear_heads import (
 )
 from tests.eval.probes.blobs import accuracy, make_blobs
 
+pytestmark = pytest.mark.numeric
+
 SWEEP = [
     LinearHeadSetting("last", lr, decay)
     for lr, decay in itertools.product((0.03, 0.1, 0.3, 1.0, 3.0), (0, 1e-4, 1e-3, 1e-2))

@@ -13,6 +13,8 @@ from c2fmae.eval.probes import nearest_neighbours as neighbours
 from c2fmae.eval.probes.nearest_neighbours import Neighbours, find_nearest, vote_labels
 from tests.eval.probes.blobs import make_blobs, unit_vectors
 
+pytestmark = pytest.mark.numeric
+
 
 def signs(rows: int, *, seed: int, dim: int = 16) -> Tensor:
     """Rows of ±1 with 16 columns: their cosines are computed exactly, and many are equal."""

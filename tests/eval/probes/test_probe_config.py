@@ -23,6 +23,8 @@ from tests.eval.tiny_backbones import (
     write_scenes,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 def sets(root: Path, train: int = 30, test: int = 6) -> dict[str, str]:
     return {

@@ -12,6 +12,8 @@ from c2fmae.eval.probes import extraction, knn
 from tests.eval.probes import probe_processes
 from tests.eval.tiny_backbones import draw_coloured_scenes, write_dataset_json, write_scenes
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.once
 def test_two_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ from tests.eval.robustness.colour_classifier import (
     make_shifted_set,
 )
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = RobustnessEvaluation(batch_size=3, workers=0)
 COLUMN = {label.wnid: column for column, label in enumerate(IMAGENET_LABELS)}
 A = [label for wnid in imagenet_a_wnids() for label in IMAGENET_LABELS if label.wnid == wnid]

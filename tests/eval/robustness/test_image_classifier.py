@@ -21,6 +21,8 @@ from c2fmae.eval.robustness.image_classifier import TimmImageView, load_image_cl
 from c2fmae.models.classifiers import classifier_from_backbone, imagenet_labels
 from tests.eval.tiny_backbones import tiny_backbone
 
+pytestmark = pytest.mark.numeric
+
 ARCHITECTURES = ("test_vit", "test_convnext")
 
 

@@ -25,6 +25,8 @@ from tests.eval.robustness.colour_classifier import (
 )
 from tests.eval.tiny_backbones import InMemoryScenes
 
+pytestmark = pytest.mark.numeric
+
 ANSWERS = [3, 141, 592, 653, 589, 793, 238]
 HANDS = BatchingConfig(batch_size=3, num_workers=0)
 

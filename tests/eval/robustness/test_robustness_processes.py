@@ -10,6 +10,8 @@ from torch.multiprocessing import start_processes  # type: ignore[attr-defined]
 from c2fmae.core.distributed import World
 from tests.eval.robustness import robustness_processes
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.once
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from c2fmae.eval.robustness.scores import (
     find_missing_cells,
 )
 
+pytestmark = pytest.mark.numeric
+
 CELLS = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
 
 

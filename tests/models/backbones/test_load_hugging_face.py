@@ -16,6 +16,8 @@ from tests.methods.tiny_methods import perturb_parameters
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+pytestmark = pytest.mark.numeric
+
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,

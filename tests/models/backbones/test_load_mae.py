@@ -12,6 +12,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.models.backbones import Backbone, load_backbone
 from tests.models.backbones.official_mae import mae_tokens, mae_weights, norm, sincos_table
 
+pytestmark = pytest.mark.numeric
+
 
 def loaded(weights: dict[str, Tensor], tmp_path: Path, **options: object) -> Backbone:
     torch.save({"model": weights}, tmp_path / "mae.pth")

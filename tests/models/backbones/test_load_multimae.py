@@ -15,6 +15,8 @@ from c2fmae.models.backbones.multimae_reader import read_multimae
 from tests.methods.tiny_methods import to_float64
 from tests.models.backbones.official_mae import multimae_tokens, multimae_weights
 
+pytestmark = pytest.mark.numeric
+
 OURS = {"rgb": "rgb", "depth": "depth", "semseg": "semantic"}
 
 

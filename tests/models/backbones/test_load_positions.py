@@ -17,6 +17,8 @@ from c2fmae.models.backbones.assemble import is_sincos_table, resize_positions
 from c2fmae.models.positions import sincos_positions
 from tests.models.backbones.official_mae import mae_weights
 
+pytestmark = pytest.mark.numeric
+
 WIDTH = 64
 
 

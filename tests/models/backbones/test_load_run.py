@@ -11,6 +11,8 @@ from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models.backbones import load_backbone
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters
 
+pytestmark = pytest.mark.numeric
+
 
 def saved(run: Path, name: str = "c2fmae", *overrides: str, config: str = "") -> MaskedAutoencoding:
     method = build_tiny_method(name, *overrides)

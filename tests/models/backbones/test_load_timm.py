@@ -19,6 +19,8 @@ from c2fmae.models.backbones.timm_reader import has_supported_pooling, read_timm
 from c2fmae.models.encoder import create_vit
 from tests.methods.tiny_methods import perturb_parameters
 
+pytestmark = pytest.mark.numeric
+
 NAMES = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
 PLAIN = [name for name in NAMES if "distilled" not in name]
 

@@ -8,6 +8,8 @@ from c2fmae.models.backbones.timm_reader import spec_from_vit
 from c2fmae.models.encoder import create_vit
 from tests.exports.noise_sources import draw_noise_images, make_noise_backbone
 
+pytestmark = pytest.mark.numeric
+
 
 def test_the_norm_after_pooling_is_applied_to_the_last_block_only() -> None:
     backbone = make_noise_backbone(has_fc_norm=True)

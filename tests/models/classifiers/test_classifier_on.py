@@ -15,6 +15,8 @@ from c2fmae.models.classifiers import Classifier, classifier_from_backbone, clas
 from tests.eval.tiny_backbones import tiny_backbone
 from tests.exports.noise_sources import make_noise_backbone
 
+pytestmark = pytest.mark.numeric
+
 LABELS = [LabelInfo(name="cat", wnid="n02121808"), None, LabelInfo(name="dog")]
 CLASSES = {"semantic": 6, "instance": 5, "rgb": 3}
 

@@ -23,6 +23,8 @@ from tests.models.backbones.official_mae import linear, mae_tokens, mae_weights,
 from tests.models.backbones.test_load_hugging_face import vit as transformers_vit
 from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
 
+pytestmark = pytest.mark.numeric
+
 
 def images(height: int = 64, width: int = 64) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
