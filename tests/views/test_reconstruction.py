@@ -18,10 +18,9 @@ from c2fmae.views.reconstruction import (
     select_scenes,
 )
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes
+from tests.views.sheets import RecordedSheet
 
 pytestmark = pytest.mark.numeric
-
-from tests.views.sheets import RecordedSheet
 
 
 def sample_visible(amounts: dict[str, str], *, seed: int = 0, batch: int = 3, num_patches: int = 196) -> Masks:

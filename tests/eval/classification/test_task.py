@@ -13,7 +13,6 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.eval.classification.config import MixingConfig
 from c2fmae.eval.classification.inputs import prepare_classifier_inputs
-from c2fmae.eval.classification.mixing import MixingConfig
 from c2fmae.eval.classification.task import ClassificationMicroBatch, ClassificationTask
 from tests.eval.classification.tiny_finetuning import RGB_SEMANTIC_SPEC, make_coloured_batch, make_tiny_classifier
 from tests.methods.tiny_methods import to_float64
