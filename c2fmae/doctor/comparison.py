@@ -9,9 +9,10 @@ from c2fmae.core.config import read_yaml
 from c2fmae.core.config_diff import config_differences
 from c2fmae.core.environment import describe_environment_changes
 from c2fmae.core.metric_rows import CurveComparison, compare_metrics
+from c2fmae.core.run_info import read_run_info
 from c2fmae.doctor.diagnosis import Diagnosis
 from c2fmae.doctor.run import find_run, read_environment, read_step_rows
-from c2fmae.eval.classification.config import FinetuneConfig, is_finetuned
+from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.recipes.config import RecipeConfig
 from c2fmae.report import Table, table_to_lines
 
@@ -19,7 +20,7 @@ from c2fmae.report import Table, table_to_lines
 def compare_runs(path: Path, other: Path) -> Diagnosis:
     """Report how two runs differ in settings that change the result, in environment, and in each metric."""
     run_dirs = [find_run(path), find_run(other)]
-    config_class = FinetuneConfig if is_finetuned(path) else RecipeConfig
+    config_class = FinetuneConfig if read_run_info(path).kind == "finetuning" else RecipeConfig
     changes = config_differences(*(config_class.migrate(read_yaml(run_dir.config_path)) for run_dir in run_dirs))
     settings = [change for change in changes if not config_class.is_resume_safe(change.partition(":")[0])]
     environments = [read_environment(run_dir) for run_dir in run_dirs]

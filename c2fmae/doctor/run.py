@@ -11,9 +11,9 @@ from c2fmae.core.json_file import read_json
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.metric_rows import describe_row_problems, list_skipped_steps, read_rows, select_step_rows
 from c2fmae.core.run_dir import RunDir
+from c2fmae.core.run_info import read_run_info
 from c2fmae.core.spikes import SpikeDetector
 from c2fmae.doctor.diagnosis import Diagnosis
-from c2fmae.eval.classification.config import is_finetuned
 
 
 def find_run(path: Path) -> RunDir:
@@ -62,13 +62,14 @@ def diagnose_run(path: Path) -> Diagnosis:
 
 def next_command(run_dir: RunDir, *, is_finished: bool) -> str:
     """Return a command for a finished run, or the one that resumes an unfinished run in as many processes as it had."""
-    if is_finished and is_finetuned(run_dir.path):
+    is_finetuning = read_run_info(run_dir.path).kind == "finetuning"
+    if is_finished and is_finetuning:
         return f"c2fmae eval robustness {quote(str(run_dir.path))} --custom NAME=DIR"
     if is_finished:
         return f"c2fmae view reconstruct {quote(str(run_dir.path))}"
     num_processes = read_environment(run_dir).get("world_size", 1)
     program = f"torchrun --nproc-per-node {num_processes} -m c2fmae_cli" if num_processes > 1 else "c2fmae"
-    command = "eval finetune" if is_finetuned(run_dir.path) else "pretrain"
+    command = "eval finetune" if is_finetuning else "pretrain"
     return f"{program} {command} {quote(str(run_dir.path))} --resume"
 
 

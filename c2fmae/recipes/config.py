@@ -11,7 +11,6 @@ from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import RESUME_SAFE, format_override
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ConfigHeader
-from c2fmae.eval.classification.config import is_finetuned
 
 R = TypeVar("R", bound="RecipeConfig")
 
@@ -56,9 +55,11 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
 
     if is_yaml_path(source):
         return RecipeConfig.from_yaml(source, overrides)
-    if is_finetuned(Path(source)):
-        raise UserError(f"{source}: is a fine-tuned run. Resume it with: c2fmae eval finetune {source} --resume")
     if (config := Path(source) / "config.yaml").is_file():
+        from c2fmae.core.run_info import read_run_info  # imports torch
+
+        if read_run_info(Path(source)).kind == "finetuning":
+            raise UserError(f"{source}: is a fine-tuned run. Resume it with: c2fmae eval finetune {source} --resume")
         return RecipeConfig.from_yaml(config, overrides)
     return RECIPES.get(source)().override(overrides)
 

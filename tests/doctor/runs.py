@@ -37,7 +37,7 @@ def make_run(
             changes = (changed_rows or {}).get(step, {})
             rows.write({"step": step, "lr": 0.1, "loss": 4.0, "loss/rgb": 2.0, **changes})
     for step in checkpoints:
-        save_checkpoint(run_dir.checkpoints, Checkpoint(step, {"model/w": torch.ones(3)}, {}))
+        save_checkpoint(run_dir.checkpoints, Checkpoint(step, {"model/w": torch.ones(3)}, {"kind": "pretraining"}))
     return run_dir
 
 
