@@ -27,7 +27,7 @@ class GranularitySpec:
     """File name after the key: `jpg` for `key.jpg`, `semantic.png` for `key.semantic.png`."""
     resize: Literal["antialias", "nearest"] = "nearest"
     """Interpolation used to resize the map. Ids are only ever resized with `nearest`."""
-    colouring: Literal["photo", "classes", "instances", "heat"] = "classes"
+    colouring: Literal["image", "classes", "instances", "heat"] = "classes"
     """Colour scheme of figures."""
 
 
@@ -43,7 +43,7 @@ GRANULARITIES.register("instance", "Object level: 0 for background, an id for ea
     GranularitySpec(kind="ids", channels=32, suffix="instance.png", colouring="instances")
 )
 GRANULARITIES.register("rgb", "Pixel level: the image.")(
-    GranularitySpec(kind="image", channels=3, suffix="jpg", resize="antialias", colouring="photo")
+    GranularitySpec(kind="image", channels=3, suffix="jpg", resize="antialias", colouring="image")
 )
 GRANULARITIES.register("depth", "Distance of each pixel: a PNG of one channel with 8 or 16 bits.")(
     GranularitySpec(kind="continuous", channels=1, suffix="depth.png", colouring="heat")

@@ -1,7 +1,7 @@
 """A contact sheet of a data set: photos, their maps, and what the colours mean."""
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 from PIL import Image
 
 from c2fmae.core.granularity import IGNORE
@@ -13,6 +13,7 @@ from c2fmae.data.spacing import evenly_spaced_indices
 from c2fmae.report.drawing import (
     BACKGROUND_COLOUR,
     Colour,
+    Tile,
     colour_classes,
     colour_instances,
     draw_legend,
@@ -20,7 +21,6 @@ from c2fmae.report.drawing import (
     list_class_fractions,
 )
 
-Tile = UInt8[np.ndarray, "height width 3"]
 PreviewIds = Integer[np.ndarray, "rows columns"]
 
 _MAX_KEY_LENGTH = 40  # characters of a key: its end tells more than its beginning

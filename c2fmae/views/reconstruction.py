@@ -200,7 +200,7 @@ def _colour_map(name: str, values: MapArray, value_range_map: MapArray) -> Tile:
             low, high = float(value_range_map.min()), float(value_range_map.max())
             grey = (255 * (values - low) / max(high - low, 1e-6)).clip(0, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
-        case "photo":
+        case "image":
             return np.broadcast_to(values[:3], (3, *values.shape[1:])).transpose(1, 2, 0)
 
 
