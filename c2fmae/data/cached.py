@@ -1,14 +1,14 @@
-"""A source that remembers: what is slow to draw or to decode is made once."""
+"""Scenes cached in memory."""
 
 from c2fmae.core.scene import Scene
 from c2fmae.data.scenes import Scenes
 
 
 class CachedScenes:
-    """Scenes kept in memory from when they are first asked for, so that later epochs only cut them.
+    """Scenes that are generated or decoded once and then cached in memory, so that later epochs only crop them.
 
-    Generated scenes of 32 pixels take 5 KiB each, those of 224 a quarter of a MiB: 10,000 take 50 MiB or 2.4 GiB.
-    Each worker process of a loader keeps its own.
+    Generated scenes of 32 pixels take 5 KiB each, those of 224 a quarter of a MiB: 10,000 take 50 MiB or 2.4 GiB. Each
+    worker process of a loader has a cache of its own.
     """
 
     def __init__(self, scenes: Scenes) -> None:
@@ -26,5 +26,5 @@ class CachedScenes:
         return self._cache[index]
 
     def read_image_bytes(self, index: int) -> bytes | None:
-        """Return the photo as it is stored."""
+        """Return the encoded image as stored."""
         return self._scenes.read_image_bytes(index)

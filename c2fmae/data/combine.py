@@ -1,4 +1,4 @@
-"""Sources made of sources: some scenes of one, or those of several one after the other."""
+"""Sources made of other sources: a subset, or several concatenated."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from c2fmae.data.spacing import evenly_spaced_indices
 
 
 class SubsetScenes:
-    """Some scenes of a source, or some of their granularities."""
+    """Some scenes of a source, some of their granularities, or both."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class SubsetScenes:
         return Scene(scene.key, maps, scene.label, scene.label_stride)
 
     def read_image_bytes(self, index: int) -> bytes | None:
-        """Return the photo as it is stored."""
+        """Return the encoded image as stored."""
         return self._scenes.read_image_bytes(int(self._rows[index]))
 
 
@@ -58,37 +58,37 @@ class ConcatScenes:
         self.info: DatasetInfo = sources[0].info
         for other in sources[1:]:
             _check_compatible(self.info, other.info)
-        self.keys = KeyList.from_names(key for part in sources for key in part.keys)
+        self.keys = KeyList.from_names(key for source in sources for key in source.keys)
         if len(set(self.keys)) != len(self.keys):
             duplicate = Counter(self.keys).most_common(1)[0][0]
-            raise UserError(f"sample {duplicate!r} is in two of the sources that are to be mixed. Keep it in one")
-        self._ends = np.cumsum([len(part) for part in sources])
+            raise UserError(f"sample {duplicate!r} is in two of the sources to combine. Remove it from one of them")
+        self._ends = np.cumsum([len(source) for source in sources])
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def _locate_scene(self, index: int) -> tuple[Scenes, int]:
         check_index(index, len(self))
-        place = int(self._ends.searchsorted(index, side="right"))
-        return self._sources[place], index - int(self._ends[place - 1] if place else 0)
+        position = int(self._ends.searchsorted(index, side="right"))
+        return self._sources[position], index - int(self._ends[position - 1] if position else 0)
 
     def __getitem__(self, index: int) -> Scene:
-        part, row = self._locate_scene(index)
-        return part[row]
+        source, row = self._locate_scene(index)
+        return source[row]
 
     def read_image_bytes(self, index: int) -> bytes | None:
-        """Return the photo as it is stored."""
-        part, row = self._locate_scene(index)
-        return part.read_image_bytes(row)
+        """Return the encoded image as stored."""
+        source, row = self._locate_scene(index)
+        return source.read_image_bytes(row)
 
 
 def _check_compatible(first: DatasetInfo, second: DatasetInfo) -> None:
     names = [repr(info.name) for info in (first, second)]
     for key in ("classes", "labels", "granularities", "channels", "mean", "std"):
-        ours, theirs = getattr(first, key), getattr(second, key)
-        if ours != theirs:
+        values = [getattr(info, key) for info in (first, second)]
+        if values[0] != values[1]:
+            numbers = [len(value) if isinstance(value, tuple) else value for value in values]
             raise UserError(
-                f"{names[0]} and {names[1]} cannot be mixed: their {key} differ"
-                f" ({len(ours) if isinstance(ours, tuple) else ours} and"
-                f" {len(theirs) if isinstance(theirs, tuple) else theirs}). Bring them to one label space first"
+                f"{names[0]} and {names[1]} cannot be combined: their {key} differ ({numbers[0]} and {numbers[1]})."
+                " Convert them to one label space first"
             )

@@ -1,7 +1,7 @@
-"""Bytes of files to pixels and ids, by the fastest way that is exact; what is broken is named, never guessed.
+"""Decoding of images and id maps, by the fastest exact decoder; a broken file is an error that names it.
 
-JPEGs go through libjpeg-turbo in its strict mode: damaged data that other readers gloss over, leaving half a photo
-grey, is an error here (but in CMYK). Everything unusual (CMYK, 16 bits, PNG photos, …) goes through Pillow.
+JPEGs are decoded by libjpeg-turbo in strict mode: damaged data, of which other readers return half an image in grey, is
+an error (except in CMYK). All other formats (CMYK, 16 bits, PNG images, …) are decoded by Pillow.
 """
 
 import io
@@ -23,12 +23,12 @@ from c2fmae.core.errors import UserError
 T = TypeVar("T")
 
 MAX_PIXELS = 2**27
-"""A picture with more would take gigabytes to decode: a bomb, or nothing to train on."""
+"""Maximum size of an image: a larger one takes gigabytes to decode, and may be a decompression bomb."""
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # not those whose readers start other programs
-Image.init()  # or it would know some of them only after it has met a file of another
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # without those whose readers start other programs
+Image.init()  # registers all formats; by default some are registered only with the first unusual file
 _EXIF_ORIENTATION_TAG = 0x0112
-# How the rows and columns of a photo lie, by its EXIF orientation.
+# Rows and columns of an upright image, by the EXIF orientation of the stored one.
 _EXIF_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -41,14 +41,14 @@ _EXIF_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY, _PALETTE = 0, 3
-# Bits and colour type of maps that Pillow hands over as stored: fewer bits of grey it would stretch to 8.
+# Bits and colour type of maps that Pillow returns as stored; it would scale fewer bits of grey to 8.
 _ID_LAYOUTS = {(8, _GREY), (16, _GREY), (1, _PALETTE), (2, _PALETTE), (4, _PALETTE), (8, _PALETTE)}
 
 
 def decode_image(data: bytes, location: str, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
-    """Return the pixels of a photo, turned as its EXIF data says; `location` is what messages call the file."""
+    """Decode an image and rotate it by its EXIF orientation; `location` names the file in messages."""
     if channels not in _PILLOW_MODES:
-        raise UserError(f"{location}: photos are read with 1, 3 or 4 channels, not {channels}. Correct dataset.json")
+        raise UserError(f"{location}: expected 1, 3 or 4 channels, got {channels}. Correct `channels` in dataset.json")
     if data.startswith(_JPEG) and channels != 4:
         pixels = _decode_or_raise(location, lambda: _decode_jpeg(data, channels))
     else:
@@ -57,9 +57,9 @@ def decode_image(data: bytes, location: str, channels: int = 3) -> UInt8[Tensor,
 
 
 def decode_ids(data: bytes, location: str) -> Integer[np.ndarray, "height width"]:
-    """Return the values of a PNG of one channel (or of palette indices) as they are stored, 8 or 16 bits wide."""
+    """Decode a PNG of one channel or of palette indices to its stored values, of 8 or 16 bits."""
     if not data.startswith(_PNG) or len(data) < 29 or tuple(data[24:26]) not in _ID_LAYOUTS:
-        raise UserError(f"{location}: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits")
+        raise UserError(f"{location}: is not an id map. Store it as a PNG of one channel with 8 or 16 bits")
     ids = _decode_or_raise(location, lambda: _decode_unfiltered_png(data))
     return _decode_or_raise(location, lambda: _decode_ids_with_pillow(data)) if ids is None else ids
 
@@ -67,13 +67,13 @@ def decode_ids(data: bytes, location: str) -> Integer[np.ndarray, "height width"
 def _decode_or_raise(location: str, decode: Callable[[], T]) -> T:
     try:
         return decode()
-    except Exception as error:  # decoders answer broken pictures with errors of half a dozen kinds
-        raise UserError(f"{location}: not readable as a picture ({error}). Replace it, or remove the sample") from error
+    except Exception as error:  # decoders raise half a dozen types for broken files
+        raise UserError(f"{location}: cannot be decoded ({error}). Replace it, or remove the sample") from error
 
 
 def _check_num_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}×{height} pixels, more than {MAX_PIXELS}")
+        raise ValueError(f"{width}×{height} pixels, expected at most {MAX_PIXELS}")
 
 
 def _decode_jpeg(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
@@ -91,17 +91,17 @@ def _exif_orientation(data: bytes) -> int:
         warnings.simplefilter("ignore")
         try:
             return int(Image.open(io.BytesIO(data)).getexif().get(_EXIF_ORIENTATION_TAG, 1))
-        except Exception:  # a photo with broken EXIF data is no broken photo
+        except Exception:  # broken EXIF data does not make an image unusable
             return 1
 
 
 def _open_image(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is our own
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked instead
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
-            raise ValueError("its format is not known") from error
+            raise ValueError("its format is unsupported") from error
     _check_num_pixels(*image.size)
     return image
 
@@ -109,7 +109,7 @@ def _open_image(data: bytes) -> Image.Image:
 def _decode_with_pillow(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
     with _open_image(data) as stored:
         image = ImageOps.exif_transpose(stored)
-        if image.mode.startswith("I"):  # 16 bits of grey; Pillow would cut all above 255 off
+        if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         pixels = np.array(image.convert(_PILLOW_MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -122,29 +122,29 @@ def _decode_ids_with_pillow(data: bytes) -> Integer[np.ndarray, "height width"]:
 
 
 def _decode_unfiltered_png(data: bytes) -> Integer[np.ndarray, "height width"] | None:
-    """Decode a PNG whose lines are not filtered, as `pack` writes them, in two thirds of Pillow's time.
+    """Decode a PNG with unfiltered lines, as `pack` writes them, in two thirds of Pillow's time.
 
-    None is the answer to any other, mostly after a look at the first lines.
+    Return None for any other, in most cases after the first lines.
     """
     width, height, bits, _, _, _, is_interlaced = struct.unpack(">IIBBBBB", data[16:29])
     _check_num_pixels(width, height)
     if is_interlaced or bits not in (8, 16):
         return None
-    pieces, at = [], 33
-    while (kind := data[at + 4 : at + 8]) != b"IEND":
-        (size,) = struct.unpack(">I", data[at : at + 4])
+    pieces, offset = [], 33
+    while (kind := data[offset + 4 : offset + 8]) != b"IEND":
+        (size,) = struct.unpack(">I", data[offset : offset + 4])
         if kind == b"IDAT":
-            pieces.append(data[at + 8 : at + 8 + size])
-        at += 12 + size
+            pieces.append(data[offset + 8 : offset + 8 + size])
+        offset += 12 + size
     line = 1 + width * bits // 8
     inflate = zlib.decompressobj()
     first = inflate.decompress(b"".join(pieces), 8 * line)
-    if first[::line].strip(b"\0"):  # a line starts with the number of its filter
+    if first[::line].strip(b"\0"):  # each line starts with the number of its filter
         return None
-    at_most = max(height - 8, 0) * line + 1  # one more would be too many: it may be a bomb
-    lines = first + inflate.decompress(inflate.unconsumed_tail, at_most)
+    max_length = max(height - 8, 0) * line + 1  # one byte too many detects a bomb
+    lines = first + inflate.decompress(inflate.unconsumed_tail, max_length)
     if len(lines) != height * line or not inflate.eof:
-        raise ValueError("its size is not what its header says")
+        raise ValueError("its size differs from that in its header")
     if lines[::line].strip(b"\0"):
         return None
     values = np.frombuffer(lines, np.uint8).reshape(height, line)[:, 1:].copy()

@@ -1,4 +1,4 @@
-"""A folder tree of pictures: one folder for each granularity, or a flat one of photos."""
+"""Directory trees of images: a directory for each granularity, or one of images without maps."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.labels import LabelInfo
 from c2fmae.data.class_dirs import map_dirs_to_labels
+from c2fmae.data.files import read_file
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class FolderScenes(StoredScenes):
-    """A folder for each granularity, with the same names in all of them."""
+    """Scenes of a directory for each granularity, with the same file names in all of them."""
 
     def __init__(
         self,
@@ -35,38 +36,29 @@ class FolderScenes(StoredScenes):
         self._folders, self._suffixes = folders, suffixes
 
     def describe_location(self, index: int, name: str) -> str:
-        """Return the path."""
+        """Return the path of a file."""
         return f"{self._folders[name]}/{self.keys[index]}{self._suffixes[name][index]}"
 
     def read_map_bytes(self, index: int) -> dict[str, bytes]:
-        """Read the files."""
+        """Read the files; they are opened each time, so that worker processes share no file position."""
         return {name: read_file(self.describe_location(index, name)) for name in self.info.granularities}
-
-
-def read_file(path: str | Path) -> bytes:
-    """Return the bytes of a file; it is opened each time, so that worker processes share no position."""
-    try:
-        with open(path, "rb") as stream:  # noqa: PTH123 - a Path for every file read costs as much as the read
-            return stream.read()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}. Restore it, or remove the sample") from error
 
 
 def open_folder_tree(
     root: Path, granularities: Sequence[str] | None, folders: Mapping[str, str]
 ) -> tuple[FolderScenes | None, tuple[Problem, ...]]:
-    """Open the samples of a tree that are whole, and list what is wrong with the others."""
+    """Open the complete samples of a tree, and list the problems of the others."""
     for name in folders:
         GRANULARITIES.get(name)
     info_on_disk = DatasetInfo.read_from_dir(root)
     dirs = {name: root / folders.get(name, name) for name in GRANULARITIES}
-    existing_dirs = {name: place for name, place in dirs.items() if place.is_dir()}
+    existing_dirs = {name: path for name, path in dirs.items() if path.is_dir()}
     for name in folders:
         if name not in existing_dirs:
-            raise UserError(f"{dirs[name]}: this folder, named for {name}, does not exist. Check the name")
+            raise UserError(f"{dirs[name]}: does not exist, but is given as the directory of {name}. Check the name")
     if not existing_dirs:
-        existing_dirs = {"rgb": root}  # a flat folder, or one folder a class
-        log.info("%s: no folder rgb, semantic or instance in it: all pictures below it are taken for photos", root)
+        existing_dirs = {"rgb": root}  # images without maps, perhaps in class directories
+        log.info("%s: has no directory rgb, semantic or instance; all files with an image suffix are read as rgb", root)
     if granularities is None:
         is_declared = info_on_disk is not None and "granularities" in info_on_disk.model_fields_set
         granularities = info_on_disk.granularities if info_on_disk and is_declared else tuple(existing_dirs)
@@ -76,53 +68,53 @@ def open_folder_tree(
         name: _find_images(existing_dirs[name], problems) if name in existing_dirs else {} for name in granularities
     }
     if not any(suffixes_by_key.values()):
-        text = f"{root}: no scenes. Expected shards (*.tar), or pictures in {', '.join(granularities)}"
-        return None, (*problems, Problem(None, text))
+        text = f"{root}: contains no scenes (expected shards *.tar, or images in {', '.join(granularities)})"
+        return None, (*problems, Problem(None, f"{text}. Check the path"))
     problem_keys = {problem.key for problem in problems}
-    everywhere = set[str].union(*map(set, suffixes_by_key.values())) - problem_keys
+    all_keys = set[str].union(*map(set, suffixes_by_key.values())) - problem_keys
     for name in granularities:
         if not suffixes_by_key[name]:
             return None, (*problems, missing_granularity_problem(str(root), name, granularities))
         problems += [
-            Problem(key, f"{root}: sample {key!r} lacks {folders.get(name, name)}/{key}. Add it, or remove the sample")
-            for key in sorted(everywhere - suffixes_by_key[name].keys())
+            Problem(key, f"{root}: sample {key!r} has no {folders.get(name, name)}/{key}. Add it, or remove the sample")
+            for key in sorted(all_keys - suffixes_by_key[name].keys())
         ]
-    complete_keys = sorted(everywhere.intersection(*suffixes_by_key.values()))
+    complete_keys = sorted(all_keys.intersection(*suffixes_by_key.values()))
     info = (info_on_disk or DatasetInfo()).model_copy(update={"granularities": granularities})
     classes = [key.rpartition("/")[0] for key in complete_keys]
     if not info.labels:
-        names = sorted({key.rpartition("/")[0] for key in everywhere} - {""})
+        names = sorted({key.rpartition("/")[0] for key in all_keys} - {""})
         info = info.model_copy(update={"labels": tuple(LabelInfo(name=name) for name in names)})
     labels = _labels_from_dirs(root, classes, info, problems)
     suffixes = {name: KeyList.from_names(suffixes_by_key[name][key] for key in complete_keys) for name in granularities}
-    used = {name: existing_dirs[name] for name in granularities}
-    return FolderScenes(used, info, KeyList.from_names(complete_keys), labels, suffixes), tuple(problems)
+    used_dirs = {name: existing_dirs[name] for name in granularities}
+    return FolderScenes(used_dirs, info, KeyList.from_names(complete_keys), labels, suffixes), tuple(problems)
 
 
 def _labels_from_dirs(
     root: Path, classes: Sequence[str], info: DatasetInfo, problems: list[Problem]
 ) -> Int64[np.ndarray, " samples"]:
-    """The label of each sample by its class folder, which is called as the label or as its WordNet id."""
-    label_of = {"": -1, **map_dirs_to_labels(info.labels)}
-    for name in sorted({*classes} - label_of.keys()):
-        text = f"{root}: class folder {name!r} is none of the labels that dataset.json names."
-        problems.append(Problem(None, f"{text} {did_you_mean(name, label_of) or 'Add it there'}"))
-    return np.array([label_of.get(name, -1) for name in classes], np.int64)
+    """Return the label of each sample by its class directory, -1 for one in none."""
+    label_by_dir = {"": -1, **map_dirs_to_labels(info.labels)}
+    for name in sorted({*classes} - label_by_dir.keys()):
+        text = f"{root}: class directory {name!r} is none of the labels in dataset.json."
+        problems.append(Problem(None, f"{text} {did_you_mean(name, label_by_dir) or 'Add it there'}"))
+    return np.array([label_by_dir.get(name, -1) for name in classes], np.int64)
 
 
 def _find_images(folder: Path, problems: list[Problem]) -> dict[str, str]:
-    """Return the suffix of every picture in a folder, by its name without that."""
+    """Return the suffix of every image below a directory, by its path without suffix."""
     suffix_by_key: dict[str, str] = {}
 
-    def cannot_list(error: OSError) -> None:  # by itself os.walk would pass over what it may not read
-        problems.append(Problem(None, f"{error.filename}: cannot be listed: {error.strerror}. Check its rights"))
+    def report_unlisted(error: OSError) -> None:  # os.walk by itself skips directories that it may not read
+        problems.append(Problem(None, f"{error.filename}: cannot be listed: {error.strerror}. Fix its permissions"))
 
-    for place, folders, files in os.walk(folder, onerror=cannot_list, followlinks=True):
-        prefix = os.path.relpath(place, folder)
+    for path, folders, files in os.walk(folder, onerror=report_unlisted, followlinks=True):
+        prefix = os.path.relpath(path, folder)
         prefix = "" if prefix == "." else f"{Path(prefix).as_posix()}/"
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         problems += [
-            Problem(None, f"{place}/{name}: a folder where a picture should be. Rename or remove it")
+            Problem(None, f"{path}/{name}: is a directory with the suffix of an image. Rename or remove it")
             for name in folders
             if name.lower().endswith(DOTTED_IMAGE_SUFFIXES)
         ]
@@ -132,9 +124,9 @@ def _find_images(folder: Path, problems: list[Problem]) -> dict[str, str]:
                 continue
             key = prefix + stem
             if "\n" in key or not is_utf8(key):
-                problems.append(Problem(None, f"{place}: {name!r} is no plain UTF-8 name. Rename it"))
+                problems.append(Problem(None, f"{path}: {name!r} is not a UTF-8 name without line breaks. Rename it"))
             elif key in suffix_by_key:
-                text = f"{place}/{name}: sample {key!r} has another picture, {stem}{suffix_by_key[key]}. Remove one"
+                text = f"{path}/{name}: sample {key!r} has another image, {stem}{suffix_by_key[key]}. Remove one"
                 problems.append(Problem(key, text))
             else:
                 suffix_by_key[key] = suffix

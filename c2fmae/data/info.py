@@ -1,6 +1,7 @@
-"""`dataset.json`: what the ids of a data set mean and how its maps are stored. It travels with the data."""
+"""`dataset.json`: the meaning of a data set's ids and how its maps are stored. It travels with the data."""
 
 import json
+import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,49 +11,52 @@ from pydantic import ConfigDict, Field, model_validator
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
+from c2fmae.core.json_file import read_json
 from c2fmae.core.labels import LabelInfo
 
 DATASET_FILE = "dataset.json"
 PACK_PLAN_FILE = "pack.json"
-"""What `pack` writes first; beside no `dataset.json`, which it writes last, it means that a pack is not finished."""
+"""The file that `pack` writes first; without `dataset.json`, which it writes last, the pack is unfinished."""
 DATASET_FORMAT = 1
+
+_MAX_FILE_BYTES = 1 << 26  # tens of thousands of classes with names
 
 NonEmptyStr = Annotated[str, Field(min_length=1)]
 UInt8Value = Annotated[int, Field(ge=0, le=255)]
 
 
 class ClassInfo(Config):
-    """One semantic id."""
+    """The class of one semantic id."""
 
     model_config = ConfigDict(extra="allow")
 
     name: NonEmptyStr
     is_thing: bool | None = None
-    """Things can be counted (a car), stuff cannot (the sky)."""
+    """Whether its instances can be counted (a car) or not (the sky)."""
     coco_id: int | None = None
-    """COCO's own category id, which has holes."""
+    """Category id of COCO, whose numbering has gaps."""
 
 
 class DatasetInfo(Config):
-    """What `dataset.json` says. A data set without one has no names, and its maps are at full size."""
+    """Content of `dataset.json`. A data set without the file has no names, and its maps are at full size."""
 
-    model_config = ConfigDict(extra="allow")  # who made it, and from what, may be told too
+    model_config = ConfigDict(extra="allow")  # other tools may add keys
 
     format: Annotated[int, Field(ge=1, le=DATASET_FORMAT)] = DATASET_FORMAT
     name: str = ""
     granularities: tuple[str, ...] = COARSE_TO_FINE
     """Those that every sample has."""
     classes: tuple[ClassInfo, ...] = ()
-    """By semantic id; none where the data does not tell."""
+    """By semantic id; empty if unknown."""
     labels: tuple[LabelInfo | None, ...] = ()
-    """By label; null for a label that the data leaves out."""
+    """By label; null for a label that no image has."""
     maps_know_labels: bool | None = None
-    """Whether whoever made the maps knew the photos' labels, as a detector does that is asked for them: a map may then
-    hold the answer. Null where nobody says."""
+    """Whether the maps were made with knowledge of the images' labels, as by a detector that is prompted with them: a
+    map may then give the label away. Null if unknown."""
     ignore: UInt8Value = IGNORE
-    """The semantic id of what nobody labelled; 65535 means the same in 16-bit maps."""
+    """Semantic id of pixels without a class; in 16-bit maps 65535 means the same."""
     label_stride: Annotated[int, Field(ge=1, le=64)] = 1
-    """Cell (i, j) of a map is the pixel at (s·i + s//2, s·j + s//2), held to the photo."""
+    """Cell (i, j) of a map is the pixel at (s·i + s//2, s·j + s//2), clamped to the image."""
     channels: Literal[1, 3, 4] = 3
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
@@ -62,15 +66,15 @@ class DatasetInfo(Config):
         for name in self.granularities:
             GRANULARITIES.get(name)
         if len(self.classes) > IGNORE:
-            raise UserError(f"classes: at most {IGNORE} can be told apart, got {len(self.classes)}")
+            raise UserError(f"classes: expected at most {IGNORE}, got {len(self.classes)}")
         for extra in self.model_extra or {}:
-            # Only what is all but one of ours: other tools may tell more than we know.
+            # Only a name that is nearly one of these: others may belong to another tool.
             if near := get_close_matches(extra, type(self).model_fields, n=1, cutoff=0.8):
                 raise UserError(f"{extra}: no such setting. Did you mean {near[0]!r}?")
         for key in ("mean", "std"):
             values = getattr(self, key)
             if values is not None and len(values) != self.channels:
-                raise UserError(f"{key}: expected {self.channels} numbers, one a channel, got {len(values)}")
+                raise UserError(f"{key}: expected {self.channels} numbers, one per channel, got {len(values)}")
         return self
 
     @property
@@ -80,27 +84,19 @@ class DatasetInfo(Config):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names by label, empty for those that the data leaves out."""
+        """Names by label, empty for those that no image has."""
         return tuple(entry.name if entry else "" for entry in self.labels)
 
     @classmethod
     def read_from_dir(cls, folder: Path) -> "DatasetInfo | None":
-        """Read the `dataset.json` of a folder, if it has one."""
+        """Read the `dataset.json` of a directory; return None if there is none."""
         path = folder / DATASET_FILE
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises in a directory without permission
             return None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON ({error}). Mend it, or remove it") from error
-        if not isinstance(document, dict):
-            raise UserError(f"{path}: expected an object with `classes`, `ignore`, `label_stride`, …")
-        return cls.from_dict(document, source=str(path))
+        return cls.from_dict(read_json(path, max_bytes=_MAX_FILE_BYTES, fix="Fix or remove it"), source=str(path))
 
     def to_json(self) -> str:
-        """Return the text of a `dataset.json`; the same info gives the same text."""
+        """Return the text of a `dataset.json`; equal infos give equal texts."""
         document = self.model_dump(mode="json", exclude_none=True)
         document["labels"] = [entry and entry.model_dump(mode="json", exclude_none=True) for entry in self.labels]
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

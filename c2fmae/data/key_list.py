@@ -1,4 +1,4 @@
-"""A million names in two arrays."""
+"""A list of a million names in two arrays."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,21 +11,22 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
+from c2fmae.data.files import read_file
 
 _NEWLINE = 10
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name is text: file systems and tars hold any bytes."""
+    """Return whether a name is valid text: file systems and tars allow any bytes."""
     return name.isascii() or not any("\ud800" <= c <= "\udfff" for c in name)
 
 
 def read_keys(path: Path) -> list[str]:
     """Return the keys of a text file, one per line; empty lines are skipped."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        text = read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error}). Write it with `c2fmae data check --fix-list`") from error
     return [key for key in text.split("\n") if key]  # unlike splitlines, keeps other line separators inside a key
 
 
@@ -38,7 +39,7 @@ class KeyList(Sequence[str]):
     """An immutable list of names that worker processes share.
 
     A list of a million Python strings would be copied into every worker, page by page, as their reference counts
-    change; these are two tensors, which go to spawned processes through shared memory and to forked ones for free.
+    change. These are two tensors, which spawned processes get through shared memory and forked ones without a copy.
 
     >>> keys = KeyList.from_names(["cat", "dog", "cow"])
     >>> keys[1], len(keys), list(keys.select(np.array([2, 0])))
@@ -46,18 +47,18 @@ class KeyList(Sequence[str]):
     """
 
     def __init__(self, encoded: bytes) -> None:
-        """Take names of which each ends with a newline."""
+        """Create a list from UTF-8 names that each end with a newline."""
         self._text: UInt8[Tensor, " bytes"] = torch.frombuffer(bytearray(encoded or b" "), dtype=torch.uint8)
         self._ends: Int64[Tensor, " keys"] = torch.from_numpy(np.flatnonzero(self._text.numpy() == _NEWLINE))
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> "KeyList":
-        """Take names without newlines."""
+        """Create a list from names without newlines."""
         return cls("".join(f"{name}\n" for name in names).encode())
 
     @property
     def encoded(self) -> bytes:
-        """All names, each with a newline behind it."""
+        """All names, each followed by a newline."""
         return self._text.numpy().tobytes() if len(self) else b""
 
     def __len__(self) -> int:
@@ -78,6 +79,6 @@ class KeyList(Sequence[str]):
         return iter(self.encoded.decode().split("\n")[:-1])
 
     def select(self, rows: Integer[np.ndarray, " rows"]) -> "KeyList":
-        """Return the names at those places."""
+        """Return the names at the given indices."""
         names = list(self)
         return KeyList.from_names(names[row] for row in rows)

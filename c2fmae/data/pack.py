@@ -1,8 +1,8 @@
-"""Scenes into tar shards: every one is decoded first, and a pack that was interrupted goes on where it stopped.
+"""Packing of scenes into tar shards; an interrupted pack continues where it stopped.
 
-The folder is the same to the byte whatever happened on the way: kills, reruns, any number of workers. `pack.json` is
-written first and says what is being made, shards appear whole, and `dataset.json` comes last: a folder with it is
-finished.
+Every scene is decoded first. The result is the same to the byte whatever the number of workers and of interruptions:
+`pack.json` is written first and describes the pack, shards are written atomically, and `dataset.json` comes last; a
+directory with it is complete.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import PARTIAL_SUFFIX, atomic_writer, write_atomic
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
+from c2fmae.core.json_file import read_json
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.scene import Scene
 from c2fmae.data.encode import (
-    PARTIAL_SUFFIX,
     TAR_END,
-    atomic_writer,
     encode_image,
     encode_sample,
     encode_tar_member,
@@ -38,33 +38,33 @@ from c2fmae.data.geometry import resize_scene, scene_size, subsample_ids
 from c2fmae.data.info import DATASET_FILE, PACK_PLAN_FILE, DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.process_pool import run_in_processes
-from c2fmae.data.scenes import Scenes
+from c2fmae.data.scenes import Scenes, read_scene
 
 ProgressCallback = Callable[[int], None]
-"""Told how many more scenes are done."""
+"""Called with the number of scenes that were completed since the last call."""
 
 
 class PackConfig(Config):
-    """What a pack's bytes depend on, besides its scenes."""
+    """Settings of a pack. Its bytes depend on these and its scenes only."""
 
     label_stride: Annotated[int, Field(ge=1, le=64)] = 4
-    """Maps keep one cell for so many pixels a side: 4 is what the paper's models predict; 1 keeps all."""
+    """Maps are stored with one cell per this many pixels each way: 4 as the paper's models predict, 1 for all."""
     short_side: Annotated[int, Field(ge=1)] | None = None
-    """Photos whose shorter side has more pixels are brought down to it; the others keep their very bytes."""
+    """Images with a longer shorter side, in pixels, are resized to it; all others are stored unchanged."""
     shard_size: Annotated[int, Field(ge=1)] = 1000
-    """Scenes in a shard."""
+    """Scenes per shard."""
     name: Annotated[str, Field(pattern=r"^\w[\w-]*$")] = "scenes"
-    """Shards are called NAME-000000.tar and so on."""
+    """Shards are named NAME-000000.tar and so on."""
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a pack came to."""
+    """Counts of a finished pack."""
 
     num_scenes: int
     num_shards: int
     num_existing_shards: int
-    """Of the shards, those that an earlier run had finished."""
+    """Shards among them that an earlier run had finished."""
     num_bytes: int
 
 
@@ -76,16 +76,18 @@ def pack_scenes(
     workers: int = 1,
     progress: ProgressCallback = lambda _: None,
 ) -> PackReport:
-    """Write scenes to `out` by key; run it again to finish what was interrupted."""
+    """Write scenes to shards in `out`, sorted by key; call it again to finish an interrupted pack."""
     out = Path(out)
     if not len(scenes):
-        raise UserError("there are no scenes to pack")
+        raise UserError("there are no scenes to pack. Check the source")
     _check_settings(scenes.info, config)
     names = keys_to_member_keys(scenes.keys)
     order = np.array(sorted(range(len(names)), key=names.__getitem__))
     plan = _pack_plan(scenes, config, names, int(order[0]))
     make_output_dir(out)
-    with lock_dir(out, busy_message=f"{out}: another process is packing into it. Wait for it, or give another folder"):
+    with lock_dir(
+        out, busy_message=f"{out}: another process is packing into it. Wait for it, or choose another directory"
+    ):
         _start_or_continue(out, plan)
         job = _ShardWriter(scenes, out, config, KeyList.from_names(names), order)
         shards = range(-(-len(names) // config.shard_size))
@@ -99,25 +101,24 @@ def pack_scenes(
             _remove_unfinished(out)
         info = scenes.info.model_copy(
             update={
-                "ignore": IGNORE,  # whatever it was in the files of the source
+                "ignore": IGNORE,  # maps are written with this id, whatever the source had
                 "label_stride": config.label_stride if _has_maps(scenes.info) else 1,
             }
         )
-        with atomic_writer(out / DATASET_FILE) as stream:
-            stream.write(info.to_json().encode())
+        write_atomic(out / DATASET_FILE, info.to_json().encode())
         num_bytes = sum(job.path(shard).stat().st_size for shard in shards)
         return PackReport(len(names), len(shards), len(shards) - len(missing), num_bytes)
 
 
 @dataclass(frozen=True)
 class _ShardWriter:
-    """What a worker knows; given the number of a shard it writes that and says after each scene that one is done."""
+    """The work of one process: write shards by number, and yield 1 after each scene."""
 
     scenes: Scenes
     out: Path
     config: PackConfig
     packed_keys: KeyList
-    """Under which scenes are packed, by index."""
+    """Keys of the packed samples, by index of the scene."""
     order: Int[np.ndarray, " scenes"]
 
     def path(self, shard: int) -> Path:
@@ -129,15 +130,16 @@ class _ShardWriter:
         return indices
 
     def __call__(self, shard: int) -> Iterator[int]:
-        with atomic_writer(self.path(shard)) as stream:
+        # A worker that outlives a killed run by a moment must not share the temporary file of the next run.
+        with atomic_writer(self.path(shard), is_shared=True) as file:
             for index in self.indices(shard):
                 for name, data in self.members(index):
-                    stream.write(encode_tar_member(name, data))
+                    file.write(encode_tar_member(name, data))
                 yield 1
-            stream.write(TAR_END)
+            file.write(TAR_END)
 
     def members(self, index: int) -> list[tuple[str, bytes]]:
-        scene = _read_scene(self.scenes, index)
+        scene = read_scene(self.scenes, index, purpose="pack")
         resized = _shrink_scene(scene, self.config.short_side)
         image_bytes = self.scenes.read_image_bytes(index) if resized is scene else None
         names = (*COARSE_TO_FINE, *sorted(set(scene.maps) - set(COARSE_TO_FINE)))
@@ -156,57 +158,47 @@ class _ShardWriter:
 
 
 def _to_label_stride(ids: Integer[Tensor, "height width"], stored: int, stride: int) -> Integer[Tensor, "rows columns"]:
-    """Keep the cells that are stored at a stride; what has been thinned out once cannot be exactly again."""
+    """Subsample a map to a stride; one that is subsampled already cannot be converted to another stride exactly."""
     if stored == stride:
         return ids
     if stored != 1:
         raise UserError(
-            f"its maps are stored at label_stride {stored} and cannot be brought to {stride}. Pack with label_stride"
-            f" {stored}, or pack the full-size maps that they were made from"
+            f"its maps are stored at label_stride {stored} and cannot be converted to {stride}. Pack with label_stride"
+            f" {stored}, or pack the full-size maps"
         )
     return subsample_ids(ids, stride)
 
 
 def _check_settings(info: DatasetInfo, config: PackConfig) -> None:
-    """Refuse before the first shard what would be refused in it."""
+    """Raise the errors of settings that do not fit the data, before the first shard is written."""
     if "rgb" not in info.granularities:
-        raise UserError("these scenes have no photos, which a pack needs. Add rgb")
+        raise UserError("these scenes have no rgb images, which a pack needs. Add the granularity rgb")
     for name in info.granularities:
         if name != "rgb" and GRANULARITIES.get(name).kind != "ids":
-            raise UserError(f"{name}: only photos and maps of ids can be packed. Leave it out")
+            raise UserError(f"{name}: only images and id maps can be packed. Leave it out of the granularities")
     stored = info.label_stride
     if stored != 1 and _has_maps(info) and config.label_stride != stored:
         raise UserError(
-            f"label_stride: the maps of this source are stored at {stored} and cannot be brought to"
-            f" {config.label_stride}. Give {stored}, or pack the full-size maps that they were made from"
+            f"label_stride: the maps of this source are stored at {stored} and cannot be converted to"
+            f" {config.label_stride}. Set it to {stored}, or pack the full-size maps"
         )
     if stored != 1 and _has_maps(info) and config.short_side is not None:
         raise UserError(
             f"short_side: the maps of this source are stored at label_stride {stored}, so its scenes cannot be"
-            " resized exactly. Leave it out, or pack the full-size maps that they were made from"
+            " resized exactly. Leave it unset, or pack the full-size maps"
         )
 
 
-def _read_scene(scenes: Scenes, index: int) -> Scene:
-    try:
-        return scenes[index]
-    except UserError as error:
-        raise UserError(
-            f"{error}\nTo pack the others: `c2fmae data check SOURCE --fix-list good.txt` lists all that is broken,"
-            " then add `--keys good.txt` here"
-        ) from error
-
-
 def _shrink_scene(scene: Scene, short_side: int | None) -> Scene:
-    """Bring the shorter side down to that many pixels; the same scene comes back where nothing is to do."""
+    """Resize a scene to a shorter side of `short_side` pixels; return the same object if it is no larger."""
     height, width = scene_size(scene)
     shorter = min(height, width)
     if short_side is None or shorter <= short_side:
         return scene
-    if scene.label_stride != 1 and set(scene.maps) != {"rgb"}:  # one of a mixture, say
+    if scene.label_stride != 1 and set(scene.maps) != {"rgb"}:  # possible in concatenated sources
         raise UserError(
             f"sample {scene.key!r}: its maps are stored at label_stride {scene.label_stride}, so it cannot be resized"
-            " exactly. Leave short_side out, or pack the full-size maps that they were made from"
+            " exactly. Leave short_side unset, or pack the full-size maps"
         )
     return resize_scene(scene, *(max(round(side * short_side / shorter), 1) for side in (height, width)))
 
@@ -216,9 +208,9 @@ def _has_maps(info: DatasetInfo) -> bool:
 
 
 def _pack_plan(scenes: Scenes, config: PackConfig, names: Sequence[str], index: int) -> dict[str, Any]:
-    """Return what tells one pack from another: settings, keys, and a sample of what is behind the keys."""
-    first = _read_scene(scenes, index)
-    # The photo as it is stored, where it is: decoders of several versions need not agree to the bit.
+    """Return what identifies a pack: settings, digests of the keys and of the first scene, and `dataset.json`."""
+    first = read_scene(scenes, index, purpose="pack")
+    # The stored bytes rather than pixels, if there are any: decoders of several versions may differ.
     image_bytes = scenes.read_image_bytes(index) or first.maps["rgb"].numpy().tobytes()
     maps = [first.maps[name].numpy().tobytes() for name in sorted(set(first.maps) - {"rgb"})]
     return {
@@ -230,36 +222,33 @@ def _pack_plan(scenes: Scenes, config: PackConfig, names: Sequence[str], index: 
     }
 
 
-def _digest(*parts: bytes) -> str:
+def _digest(*chunks: bytes) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
+    for chunk in chunks:
+        digest.update(chunk)
     return digest.hexdigest()
 
 
 def _start_or_continue(out: Path, plan: dict[str, Any]) -> None:
-    """Make the folder ours: by the plan in it, or by writing one where nothing is."""
+    """Write the plan into an empty directory, or check that the directory has the same one."""
     path = out / PACK_PLAN_FILE
     try:
-        begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        unexpected = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(PARTIAL_SUFFIX))
+        names = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(PARTIAL_SUFFIX))
     except OSError as error:
-        raise UserError(f"{out}: cannot be used: {error.strerror}. Give another folder") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}). Remove {out}, and pack again") from error
-    if begun is None and unexpected:
-        raise UserError(f"{out}: holds {unexpected[0]!r} and no {PACK_PLAN_FILE}. Give a folder that is new or empty")
-    if begun not in (None, plan):
-        known = begun if isinstance(begun, dict) else {}
-        changes = [f"{key} {known.get(key)!r}, now {plan[key]!r}" for key in plan if known.get(key) != plan[key]]
+        raise UserError(f"{out}: cannot be listed: {error.strerror}. Choose another directory") from error
+    if names and PACK_PLAN_FILE not in names:
+        raise UserError(f"{out}: contains {names[0]!r} but no {PACK_PLAN_FILE}. Choose a new or empty directory")
+    existing = read_json(path, fix=f"Remove {out}, and pack again") if names else None
+    if existing not in (None, plan):
+        old = existing or {}
+        changes = [f"{key} {old.get(key)!r}, now {plan[key]!r}" for key in plan if old.get(key) != plan[key]]
         raise UserError(
-            f"{path}: this pack was begun with {'; '.join(changes)}. Pack the same scenes with the same settings, or"
-            " give another folder"
+            f"{path}: this pack was started with {'; '.join(changes)}. Pack the same scenes with the same settings, or"
+            " choose another directory"
         )
     _remove_unfinished(out)
-    if begun is None:
-        with atomic_writer(path) as stream:
-            stream.write((json.dumps(plan, indent=1) + "\n").encode())
+    if existing is None:
+        write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())
 
 
 def _remove_unfinished(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, one sentence each."""
+"""Problems of a data set, a sentence each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,16 @@ from c2fmae.core.errors import UserError
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to mend: the whole sentence, and the sample that it spoils."""
+    """One problem to fix."""
 
     key: str | None
-    """None where it concerns more than one sample."""
+    """The sample that cannot be used; None if it concerns more than one."""
     text: str
+    """The complete message."""
 
 
 def raise_first_problem(problems: Sequence[Problem]) -> None:
-    """Raise the first problem, if there is one, and say how to see the others."""
+    """Raise an error for the first problem, if any, that counts the others."""
     if problems:
         count = len(problems) - 1
         others = f"\n(and {count} more: `c2fmae data check` lists them all)" if count else ""

@@ -1,33 +1,45 @@
-"""What every source of scenes offers: some by index, all by what their ids mean."""
+"""The interface of all sources of scenes."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data.info import DatasetInfo
 
 
 @runtime_checkable
 class Scenes(Protocol):
-    """Scenes by index; asking for one that is broken raises a `UserError` that names file and sample."""
+    """A map-style data set of scenes; a broken one raises a `UserError` that names file and sample."""
 
     @property
     def info(self) -> DatasetInfo:
-        """What the ids mean, and at which stride the maps are."""
+        """Classes, labels and storage of the maps."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """The name of each scene, no two alike."""
+        """The unique name of each scene."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Scene: ...
 
     def read_image_bytes(self, index: int) -> bytes | None:
-        """Return the photo encoded, as it is stored, of which packing keeps the very bytes; None where it is not."""
+        """Return the encoded image as stored, which packing copies unchanged; None if the source stores none."""
 
 
 def check_index(index: int, length: int) -> None:
-    """Refuse what no scene has, negative numbers too: iteration ends by this error."""
+    """Raise an `IndexError` for an index out of range, negative ones included; iteration ends by it."""
     if index not in range(length):
         raise IndexError(f"scene {index} of {length}")
+
+
+def read_scene(scenes: Scenes, index: int, *, purpose: str) -> Scene:
+    """Return a scene; the error for a broken one explains how to leave broken ones out of `purpose`, such as "pack"."""
+    try:
+        return scenes[index]
+    except UserError as error:
+        raise UserError(
+            f"{error}\nTo {purpose} the others, list the valid samples with `c2fmae data check SOURCE --fix-list"
+            " good.txt`, then add `--keys good.txt` here"
+        ) from error

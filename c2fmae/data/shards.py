@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset layout, any sample of them one read away."""
+"""Tar shards in WebDataset layout; every sample is one read away."""
 
 import os
 import resource
@@ -15,17 +15,18 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES
+from c2fmae.data.files import open_descriptor, read_error
 from c2fmae.data.info import PACK_PLAN_FILE, DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.problems import Problem
 from c2fmae.data.stored import StoredScenes, granularity_suffixes, missing_granularity_problem, sort_coarse_to_fine
-from c2fmae.data.tar_index import ShardIndex, file_fingerprint, load_or_build_index
+from c2fmae.data.tar_index import ShardIndex, file_fingerprint, load_or_build_index, scan_shard
 
-_MAX_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # a process needs files for other things too
+_MAX_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the rest is for other files of the process
 
 
 class ShardScenes(StoredScenes):
-    """Tar shards of one data set, in the order of their names; every sample is one read away."""
+    """Scenes of the tar shards of one data set, in the order of the shards."""
 
     def __init__(self, shards: Sequence[Path], indices: Sequence[ShardIndex], info: DatasetInfo) -> None:
         keys = KeyList(b"".join(index.keys.encoded for index in indices))
@@ -47,40 +48,35 @@ class ShardScenes(StoredScenes):
         return f"{self._shards[bisect_right(self._ends, index)]}: {self.keys[index]}.{GRANULARITIES.get(name).suffix}"
 
     def read_map_bytes(self, index: int) -> dict[str, bytes]:
-        """Read the members where they lie; `pread` moves no position, so processes may share the file."""
+        """Read the members in place; `pread` moves no file position, so that processes may share the descriptor."""
         shard = bisect_right(self._ends, index)
-        opened = self._open_files.get(shard) or self._open_shard(
-            shard
-        )  # held until it is read, whatever is closed meanwhile
+        handle = self._open_files.get(shard) or self._open_shard(shard)  # this reference keeps it open until it is read
         byte_ranges = self._byte_ranges.numpy()[index].tolist()
         try:
-            chunks = [os.pread(opened.descriptor, size, offset) for offset, size in byte_ranges]
+            chunks = [os.pread(handle.descriptor, size, offset) for offset, size in byte_ranges]
         except OSError as error:
-            raise UserError(f"{self._shards[shard]}: cannot be read: {error.strerror}. Restore the shard") from error
-        for part, (_, size) in zip(chunks, byte_ranges, strict=True):
-            if len(part) != size:
+            raise read_error(self._shards[shard], error) from error
+        for chunk, (_, size) in zip(chunks, byte_ranges, strict=True):
+            if len(chunk) != size:
                 location = f"{self._shards[shard]}: {self.keys[index]}"
-                raise UserError(f"{location}: the shard was cut short while it was open. Restore it")
+                raise UserError(f"{location}: the shard was truncated while it was open. Restore it")
         return dict(zip(self.info.granularities, chunks, strict=True))
 
     def _open_shard(self, shard: int) -> "_FileHandle":
         for oldest in list(self._open_files)[: max(len(self._open_files) + 1 - _MAX_OPEN, 0)]:
             self._open_files.pop(oldest, None)
-        try:
-            opened = _FileHandle(self._shards[shard])
-        except OSError as error:
-            raise UserError(f"{self._shards[shard]}: cannot be opened: {error.strerror}. Restore it") from error
-        if file_fingerprint(opened.descriptor) != self._fingerprints[shard]:
+        handle = _FileHandle(self._shards[shard])
+        if file_fingerprint(handle.descriptor) != self._fingerprints[shard]:
             raise UserError(f"{self._shards[shard]}: changed since it was opened. Open the data again")
-        self._open_files[shard] = opened
-        return opened
+        self._open_files[shard] = handle
+        return handle
 
 
 class _FileHandle:
-    """A descriptor that is closed when nobody reads through it any more, be it another thread."""
+    """A descriptor that is closed with its last reference, which another thread may hold."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = open_descriptor(path)
 
     def __del__(self) -> None:
         if "descriptor" in self.__dict__:
@@ -88,25 +84,28 @@ class _FileHandle:
 
 
 def _find_byte_ranges(index: ShardIndex, name: str) -> Int64[np.ndarray, "samples 2"]:
-    """Offset and size of a granularity of every sample; where a photo may have several suffixes, of the first."""
+    """Return offset and size of a granularity of every sample; of several files of an image, those of the first suffix.
+
+    The size is -1 for a sample without the granularity.
+    """
     byte_ranges = np.tile(np.array([0, -1], np.int64), (len(index.keys), 1))
     for suffix in reversed(granularity_suffixes(name)):
         if suffix in index.suffixes:
             column = index.suffixes.index(suffix)
-            is_there = index.sizes[:, column] >= 0
-            byte_ranges[is_there] = np.stack([index.offsets, index.sizes], axis=2)[is_there, column]
+            is_present = index.sizes[:, column] >= 0
+            byte_ranges[is_present] = np.stack([index.offsets, index.sizes], axis=2)[is_present, column]
     return byte_ranges
 
 
 def _missing_problems(index: ShardIndex, granularities: Sequence[str], shard: Path) -> list[Problem]:
-    """List the samples of a shard that lack a granularity."""
+    """Return a problem for each sample of a shard without one of the granularities."""
     problems = []
     for name in granularities:
-        lacks = np.flatnonzero(_find_byte_ranges(index, name)[:, 1] < 0)
+        rows = np.flatnonzero(_find_byte_ranges(index, name)[:, 1] < 0)
         suffix = GRANULARITIES.get(name).suffix
         problems += [
-            Problem(key, f"{shard}: sample {key!r} lacks {key}.{suffix}. Add it, or remove the sample")
-            for key in index.keys.select(lacks)
+            Problem(key, f"{shard}: sample {key!r} has no {key}.{suffix}. Add it, or remove the sample")
+            for key in index.keys.select(rows)
         ]
     return problems
 
@@ -114,13 +113,13 @@ def _missing_problems(index: ShardIndex, granularities: Sequence[str], shard: Pa
 def open_shards(
     shards: Sequence[Path], granularities: Sequence[str] | None
 ) -> tuple[ShardScenes | None, tuple[Problem, ...]]:
-    """Open the samples that are whole of the shards of one folder, and list what is wrong with the others."""
+    """Open the complete samples of the shards of one directory, and list the problems of the others."""
     folder = shards[0].parent
     info_on_disk = DatasetInfo.read_from_dir(folder)
     if info_on_disk is None and (folder / PACK_PLAN_FILE).exists():
-        raise UserError(f"{folder}: a pack that is not finished. Run the `c2fmae data pack` that began it once more")
-    indices = [_drop_non_samples(load_or_build_index(shard)) for shard in shards]
-    suffixes = {part for index in indices for part in index.suffixes}
+        raise UserError(f"{folder}: is an unfinished pack. Run the `c2fmae data pack` command that started it again")
+    indices = [_drop_non_samples(load_or_build_index(shard, scan_shard)) for shard in shards]
+    suffixes = {suffix for index in indices for suffix in index.suffixes}
     if granularities is None:
         is_declared = info_on_disk is not None and "granularities" in info_on_disk.model_fields_set
         present = [name for name in GRANULARITIES if suffixes & {*granularity_suffixes(name)}]
@@ -129,7 +128,9 @@ def open_shards(
     problems = [problem for index in indices for problem in index.problems]
     location = str(shards[0]) if len(shards) == 1 else f"{shards[0].parent}/*.tar"
     if not granularities or not any(len(index.keys) for index in indices):
-        text = f"{location}: no scenes. Expected KEY.jpg, KEY.semantic.png and KEY.instance.png"
+        text = (
+            f"{location}: contains no scenes (expected KEY.jpg, KEY.semantic.png and KEY.instance.png). Check the path"
+        )
         return None, tuple(problems or [Problem(None, text)])
     for name in granularities:
         if not suffixes & {*granularity_suffixes(name)}:
@@ -154,9 +155,9 @@ def open_shards(
 
 
 def _drop_non_samples(index: ShardIndex) -> ShardIndex:
-    """Leave out what has no granularity at all: a README, captions."""
-    is_there = [_find_byte_ranges(index, name)[:, 1] >= 0 for name in GRANULARITIES]
-    is_sample = np.any(is_there, axis=0)
+    """Leave out members without any granularity, such as a README."""
+    is_present = [_find_byte_ranges(index, name)[:, 1] >= 0 for name in GRANULARITIES]
+    is_sample = np.any(is_present, axis=0)
     return index if is_sample.all() else _select_rows(index, np.flatnonzero(is_sample))
 
 

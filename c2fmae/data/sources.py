@@ -1,4 +1,4 @@
-"""From what a user types to scenes: a folder, a shard, several of them, or a name such as `generated`."""
+"""Opening of scenes by source: a directory, a shard, several of them, or a registered name such as `generated`."""
 
 import re
 from collections import Counter
@@ -20,9 +20,7 @@ from c2fmae.data.scenes import Scenes
 from c2fmae.data.shards import open_shards
 from c2fmae.data.tar_index import INDEX_SUFFIX
 
-_MAX_NAMES_TO_SUGGEST_FROM = (
-    10_000  # names among which to look for the nearest: among a million it takes most of a minute
-)
+_MAX_NAMES_TO_SUGGEST_FROM = 10_000  # finding the nearest of a million names takes most of a minute
 
 DataSource = str | Path | Choice | Sequence[str | Path | Choice]
 
@@ -46,31 +44,32 @@ def open_scenes(
     folders: Mapping[str, str] | None = None,
     **options: object,
 ) -> Scenes:
-    """Open scenes, all problems that can be seen without decoding refused.
+    """Open scenes; raise an error for any problem that can be found without decoding.
 
-    A source is a folder tree, a flat folder of photos, a `.tar`, a folder of shards of one set, a pattern such as
-    `voc/train-*.tar`, a URL of shards, a registered name, or a list of these, whose label spaces must agree.
-
-    `granularities`: those that are needed; by default all that the data has.
-    `keys`: use these samples alone, and let the problems of others be.
-    `folders`: names of a tree's folders, where they are not those of the granularities.
-    `options`: for a registered name; `generated` takes size, length, seed, …
+    Args:
+        source: a directory tree, a directory of images without maps, a `.tar`, a directory of the shards of one set, a
+            pattern such as `voc/train-*.tar`, a URL of shards, a registered name, or a list of these with one label
+            space.
+        granularities: those to load; by default all that the data has.
+        keys: load only these samples, and ignore problems of others.
+        folders: names of a tree's directories by granularity, where they differ from the granularity's.
+        options: options of a registered name; `generated` has size, length, seed, …
     """
     scenes, problems = inspect_scenes(source, granularities=granularities, folders=folders, **options)
     if keys is None or scenes is None:
         raise_first_problem(problems)
     else:
-        row_by_key = {key: place for place, key in enumerate(scenes.keys)}
+        row_by_key = {key: row for row, key in enumerate(scenes.keys)}
         missing = sorted(set(keys) - row_by_key.keys())
         if missing:
             hint = did_you_mean(missing[0], row_by_key) if len(row_by_key) <= _MAX_NAMES_TO_SUGGEST_FROM else ""
             raise UserError(
-                f"{_format_source(source)}: {len(missing)} of the {len(set(keys))} chosen keys are not there whole, "
-                f"the first is {missing[0]!r}. {hint}".rstrip()
+                f"{_format_source(source)}: {len(missing)} of the {len(set(keys))} selected keys have no complete"
+                f" sample (for example {missing[0]!r}). {hint or 'Remove them from the list'}"
             )
         scenes = SubsetScenes(scenes, np.array(sorted(row_by_key[key] for key in set(keys)), np.int64))
     if scenes is None or not len(scenes):
-        raise UserError(f"{_format_source(source)}: no scenes in it")
+        raise UserError(f"{_format_source(source)}: contains no scenes. Check the source")
     return scenes
 
 
@@ -81,7 +80,7 @@ def inspect_scenes(
     folders: Mapping[str, str] | None = None,
     **options: object,
 ) -> tuple[Scenes | None, tuple[Problem, ...]]:
-    """Open what is whole of a source, and list what is not."""
+    """Open the complete samples of a source, and list the problems of the others."""
     for name in granularities or ():
         GRANULARITIES.get(name)
     if isinstance(source, str) and source in DATASETS and not Path(source).exists():
@@ -89,25 +88,26 @@ def inspect_scenes(
         source, options = _RegisteredDataset.from_dict(values, source=source), {}
     if options:
         raise UserError(
-            f"{_format_source(source)}: takes no setting {next(iter(options))!r}, as a registered data set may"
+            f"{_format_source(source)}: has no option {next(iter(options))!r}; only registered data sets have options."
+            " Remove it"
         )
     if isinstance(source, Choice):
         scenes: Scenes = source.build()
         return (SubsetScenes(scenes, granularities=tuple(granularities)) if granularities else scenes), ()
     if not isinstance(source, str | Path):
-        opened = [inspect_scenes(one, granularities=granularities, folders=folders) for one in source]
+        opened = [inspect_scenes(part, granularities=granularities, folders=folders) for part in source]
         opened_sources = [scenes for scenes, _ in opened if scenes is not None]
         return ConcatScenes(opened_sources) if opened_sources else None, tuple(
             problem for _, problems in opened for problem in problems
         )
-    found = _resolve_source(source)
-    if isinstance(found, Path):
-        return open_folder_tree(found, granularities, folders or {})
-    return open_shards(found, granularities)
+    location = _resolve_source(source)
+    if isinstance(location, Path):
+        return open_folder_tree(location, granularities, folders or {})
+    return open_shards(location, granularities)
 
 
 def _resolve_source(source: str | Path) -> Path | list[Path]:
-    """Return the root of a folder tree, or shards."""
+    """Return the root of a directory tree, or the paths of shards."""
     if is_remote(str(source)):
         shards = download_shards(str(source))
         return shards if _is_pattern(str(source)) else _check_single_set(str(source), shards)
@@ -118,8 +118,8 @@ def _resolve_source(source: str | Path) -> Path | list[Path]:
         if ".tar" not in path.suffixes:
             raise UserError(f"{path}: is not a tar shard. {_expected_sources()}")
         return [path]
-    found = sorted(path.parent.glob(path.name)) if _is_pattern(path.name) else []
-    shards = [shard for shard in found if not shard.name.endswith(INDEX_SUFFIX)]  # those we made ourselves
+    matches = sorted(path.parent.glob(path.name)) if _is_pattern(path.name) else []
+    shards = [match for match in matches if not match.name.endswith(INDEX_SUFFIX)]
     if not shards:
         raise UserError(f"{path}: does not exist. {did_you_mean(str(source), DATASETS) or _expected_sources()}")
     for shard in shards:
@@ -129,12 +129,12 @@ def _resolve_source(source: str | Path) -> Path | list[Path]:
 
 
 def _check_single_set(folder: str | Path, shards: list[Path]) -> list[Path]:
-    """Refuse shards of several sets: train and val often lie side by side, and hardly ever are to be mixed."""
-    sets = Counter(re.sub(r"[-_]?\d*$", "", shard.stem) for shard in shards)
-    if len(sets) > 1:
-        found = ", ".join(f"{name} ({count})" for name, count in sets.items())
-        example = next((name for name in sets if "train" in name), next(iter(sets)))
-        raise UserError(f"{folder}: shards of several sets: {found}. Name one, as in {folder}/{example}*.tar")
+    """Raise an error for shards of several sets: train and val often share a directory, and are rarely to be mixed."""
+    num_shards = Counter(re.sub(r"[-_]?\d*$", "", shard.stem) for shard in shards)
+    if len(num_shards) > 1:
+        sets = ", ".join(f"{name} ({count})" for name, count in num_shards.items())
+        example = next((name for name in num_shards if "train" in name), next(iter(num_shards)))
+        raise UserError(f"{folder}: contains shards of several sets: {sets}. Choose one, as in {folder}/{example}*.tar")
     return shards
 
 
@@ -143,7 +143,7 @@ def _is_pattern(name: str) -> bool:
 
 
 def _expected_sources() -> str:
-    return f"Give a folder, a .tar shard, a pattern of shards, or a name: {', '.join(DATASETS)}"
+    return f"Give a directory, a .tar shard, a pattern of shards, or one of: {', '.join(DATASETS)}"
 
 
 def _format_source(source: DataSource) -> str:

@@ -1,10 +1,10 @@
-"""Scenes on disk: found once, decoded when they are asked for.
+"""Scenes on disk: listed once, decoded on access.
 
     ROOT/{rgb,semantic,instance}/[class/]KEY.{jpg,jpeg,png}
-    SHARD.tar: KEY.jpg, KEY.semantic.png, KEY.instance.png and, where there are labels, KEY.cls
+    SHARD.tar: KEY.jpg, KEY.semantic.png, KEY.instance.png and, for labelled data, KEY.cls
 
-`dataset.json`, in the root or beside the shard, says what the ids mean and how the maps are stored. Maps are PNGs of
-one channel whose values are ids; what nobody labelled is 255 in them, 65535 at 16 bits, or the `ignore` told there.
+`dataset.json`, in the root or beside the shard, describes the ids and how maps are stored. Maps are PNGs of one channel
+whose values are ids. Pixels without a label are 255 in them, 65535 at 16 bits, or the `ignore` of `dataset.json`.
 """
 
 from abc import ABC, abstractmethod
@@ -31,14 +31,14 @@ _WIDE_IGNORE = 65535
 
 
 class StoredScenes(ABC):
-    """Scenes whose parts lie encoded in files."""
+    """Scenes whose granularities are encoded files."""
 
     def __init__(self, info: DatasetInfo, keys: KeyList, labels: Int64[np.ndarray, " samples"]) -> None:
         self.info, self.keys = info, keys
         self.labels: Int64[Tensor, " samples"] = torch.from_numpy(labels)
-        """By sample; -1 where there is none."""
+        """By sample; -1 for none."""
         self._id_tables = {bits: build_id_table(len(info.classes), ignore=info.ignore, bits=bits) for bits in (8, 16)}
-        if info.ignore == IGNORE:  # 16 bits say 65535 for it, and have 255 for an id like others
+        if info.ignore == IGNORE:  # at 16 bits it is 65535, and 255 is an id like others
             self._id_tables[16] = build_id_table(len(info.classes), ignore=_WIDE_IGNORE, bits=16)
 
     def __len__(self) -> int:
@@ -46,14 +46,14 @@ class StoredScenes(ABC):
 
     @abstractmethod
     def read_map_bytes(self, index: int) -> dict[str, bytes]:
-        """Return the granularities of a sample as they are stored."""
+        """Return the encoded granularities of a sample as stored."""
 
     @abstractmethod
     def describe_location(self, index: int, name: str) -> str:
-        """Return what messages call one of them."""
+        """Return the file of a granularity for messages."""
 
     def read_image_bytes(self, index: int) -> bytes:
-        """Return the photo as it is stored."""
+        """Return the encoded image as stored."""
         return self.read_map_bytes(index)["rgb"]
 
     def __getitem__(self, index: int) -> Scene:
@@ -89,29 +89,30 @@ class StoredScenes(ABC):
             s = self.info.label_stride if kind == "ids" else 1
             expected = (-(-height // s), -(-width // s))
             if kind != "image" and tuple(ids.shape) != expected:
-                at = f" at label_stride {s}" if s > 1 else ""
+                at_stride = f" at label_stride {s}" if s > 1 else ""
                 raise UserError(
-                    f"{self.describe_location(index, name)}: {ids.shape[1]}×{ids.shape[0]} cells, but a photo of "
-                    f"{width}×{height}"
-                    f" pixels takes {expected[1]}×{expected[0]}{at}. Store both in one size"
+                    f"{self.describe_location(index, name)}: has {ids.shape[1]}×{ids.shape[0]} cells (expected"
+                    f" {expected[1]}×{expected[0]}{at_stride} for an image of {width}×{height} pixels)."
+                    " Store both at one size"
                 )
 
     def _get_label(self, index: int) -> int | None:
         label = int(self.labels[index])
-        if self.info.labels and label >= len(self.info.labels):
-            known = f"dataset.json names {len(self.info.labels)} labels"
-            location = self.describe_location(index, self.info.granularities[0])
-            raise UserError(f"{location}: its label is {label}, but {known}. Add the missing names")
-        if label >= 0 and self.info.labels and self.info.labels[label] is None:
-            location = self.describe_location(index, self.info.granularities[0])
-            raise UserError(f"{location}: its label is {label}, which dataset.json leaves out (null). Name it there")
-        return None if label < 0 else label
+        if label < 0 or not self.info.labels:
+            return label if label >= 0 else None
+        if label >= len(self.info.labels):
+            problem = f"has label {label}, but dataset.json names {len(self.info.labels)} labels. Add the missing ones"
+        elif self.info.labels[label] is None:
+            problem = f"has label {label}, which is null in dataset.json. Name it there"
+        else:
+            return label
+        raise UserError(f"{self.describe_location(index, self.info.granularities[0])}: {problem}")
 
 
 def normalise_ignore_id(ids: Integer[np.ndarray, "height width"]) -> Integer[np.ndarray, "height width"]:
-    """Bring ids without a label space into memory: 255 is what nobody labelled, whatever the file's bits.
+    """Return instance ids in which 255 is "not labelled" whatever the bits of the file.
 
-    16-bit maps say 65535 for that. Their object 255, if there is one, takes the number that so becomes free.
+    16-bit maps store 65535 for it. Their object 255, if there is one, gets the id 65535 in turn.
     """
     if ids.dtype == np.uint8:
         return ids
@@ -125,7 +126,7 @@ def normalise_ignore_id(ids: Integer[np.ndarray, "height width"]) -> Integer[np.
 
 
 def granularity_suffixes(name: str) -> tuple[str, ...]:
-    """Return what may stand behind the key of a granularity in a shard."""
+    """Return the suffixes that a granularity may have in a shard."""
     spec = GRANULARITIES.get(name)
     return IMAGE_SUFFIXES if spec.kind == "image" else (spec.suffix,)
 
@@ -136,5 +137,6 @@ def sort_coarse_to_fine(names: Collection[str]) -> tuple[str, ...]:
 
 
 def missing_granularity_problem(location: str, name: str, granularities: Sequence[str]) -> Problem:
-    """Say once that no sample at all has a granularity."""
-    return Problem(None, f"{location}: no sample has a part {name!r}. What is asked for: {', '.join(granularities)}")
+    """Return one problem for a granularity that no sample has."""
+    text = f"{location}: no sample has the granularity {name!r} (requested: {', '.join(granularities)})"
+    return Problem(None, f"{text}. Add it to the data, or request others")

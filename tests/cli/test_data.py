@@ -46,7 +46,7 @@ def test_a_folder_with_a_broken_file_is_checked_packed_and_drawn(tmp_path: Path)
         "data pack 'my tree' packed3 --keys none.txt",
         cwd=tmp_path,
     )
-    problem = "my tree/semantic/3.png: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits"
+    problem = "my tree/semantic/3.png: is not an id map. Store it as a PNG of one channel with 8 or 16 bits"
     checked, packed_broken, listed, packed, preview, stats, *refused = outcomes
     assert checked.exit_code == 1
     assert checked.lines[0] == f"problem: {problem}"
@@ -56,7 +56,7 @@ def test_a_folder_with_a_broken_file_is_checked_packed_and_drawn(tmp_path: Path)
         "next: c2fmae data check 'my tree' --fix-list good.txt  # lists the valid samples, for data pack",
     ]
     assert packed_broken.exit_code == 2
-    assert f"error: {problem}\nTo pack the others: `c2fmae data check SOURCE --fix-list good.txt` lists" in errors
+    assert f"error: {problem}\nTo pack the others, list the valid samples with `c2fmae data check SOURCE" in errors
     assert listed.lines[-2:] == [
         "wrote lists/good.txt",
         "next: c2fmae data pack 'my tree' OUT --keys lists/good.txt  # packs the valid samples",
@@ -73,10 +73,10 @@ def test_a_folder_with_a_broken_file_is_checked_packed_and_drawn(tmp_path: Path)
     with Image.open(tmp_path / "stats.png") as figure:
         assert figure.width > 800
     assert [outcome.exit_code for outcome in refused] == [2, 2, 2]
-    assert "this pack was begun with label_stride 2, now 4; short_side 20, now None. Pack the same" in errors
+    assert "this pack was started with label_stride 2, now 4; short_side 20, now None. Pack the same" in errors
     assert "error: data pack: 2 problems\n  label_stride: input should be greater than or equal to 1, got 0\n" in errors
     assert "  nmae: no such setting. Did you mean 'name'?\n" in errors
-    assert "error: none.txt: cannot be read: No such file or directory\n" in errors
+    assert "error: none.txt: cannot be read: No such file or directory. Check the path" in errors
     assert not (tmp_path / "packed3").exists()
 
 
@@ -88,7 +88,7 @@ def test_generated_scenes_are_packed(tmp_path: Path) -> None:
     assert first.lines[0].startswith("wrote out: 3 scenes in 1 shard, 0.0 MB")
     assert repeated.lines[0].startswith("wrote out: 3 scenes in 1 shard (1 existed), 0.0 MB")
     assert [outcome.exit_code for outcome in refused] == [2, 2]
-    assert "out/pack.json: this pack was begun with first scene " in errors
+    assert "out/pack.json: this pack was started with first scene " in errors
     assert not (tmp_path / "out2").exists()
 
 

@@ -28,9 +28,8 @@ def test_missing_data_is_rejected() -> None:
 
 
 def test_a_missing_source_is_rejected_with_its_setting(tmp_path: Path) -> None:
-    expected = (
-        f"{tmp_path}/none.tar: does not exist. Give a folder, a .tar shard, a pattern of shards, or a name: generated"
-    )
+    fix = "Give a directory, a .tar shard, a pattern of shards, or one of: generated"
+    expected = f"{tmp_path}/none.tar: does not exist. {fix}"
     assert_user_error(lambda: config(train=f"{tmp_path}/none.tar").open_training(ALL), f"data.train: {expected}")
     assert_user_error(lambda: config(held_out=f"{tmp_path}/none.tar").open_held_out(ALL), f"data.held_out: {expected}")
     assert_user_error(

@@ -1,4 +1,4 @@
-"""Data sets made for a test: samples as files, in a tar or in a folder tree."""
+"""Data sets for tests: samples as files, in a tar or in a directory tree."""
 
 import io
 import re
@@ -36,7 +36,7 @@ def make_id_map(*rows: list[int], dtype: type = np.uint8) -> np.ndarray:
 
 
 def make_sample(key: str, seed: int = 0, shape: tuple[int, int] = (5, 7)) -> tuple[Files, dict[str, np.ndarray]]:
-    """A sample of a shard by member, and its arrays; its photo is PNG data, which is read by content."""
+    """Return the members of a sample, and its arrays; the image is PNG data, since images are read by content."""
     rng = np.random.default_rng(seed)
     maps = {
         "rgb": rng.integers(256, size=(*shape, 3), dtype=np.uint8),
@@ -48,7 +48,7 @@ def make_sample(key: str, seed: int = 0, shape: tuple[int, int] = (5, 7)) -> tup
 
 
 def make_samples(keys: str) -> Files:
-    """Samples of one letter each, all different."""
+    """Return different samples whose keys are the given letters."""
     files: Files = {}
     for seed, key in enumerate(keys):
         files |= make_sample(key, seed)[0]
@@ -73,7 +73,7 @@ def write_tree(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def to_tree_files(files: Files) -> Files:
-    """The same sample as files of a folder tree."""
+    """Return the same sample as files of a directory tree."""
     tree_files: Files = {}
     for member, data in files.items():
         key, _, suffix = member.partition(".")
@@ -83,7 +83,7 @@ def to_tree_files(files: Files) -> Files:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """As PNG data under any name: photos are read by content, and this one without loss."""
+    """Write PNG data under any name: images are read by content, and PNG is lossless."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, "PNG")
 

@@ -14,9 +14,9 @@ def store(folder: Path, keys: str, info: dict[str, object] = DATASET) -> Path:
     return shard
 
 
-def test_sources_with_one_label_space_are_mixed_one_after_the_other(tmp_path: Path) -> None:
-    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", {**DATASET, "name": "other"})]
-    scenes = pickle.loads(pickle.dumps(open_scenes(places)))
+def test_sources_with_one_label_space_are_concatenated(tmp_path: Path) -> None:
+    sources = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", {**DATASET, "name": "other"})]
+    scenes = pickle.loads(pickle.dumps(open_scenes(sources)))
     assert list(scenes.keys) == ["a", "b", "c", "d"]
     assert [scenes[index].key for index in range(4)] == ["a", "b", "c", "d"]
     assert scenes.info.class_names == ("sky", "cat")
@@ -25,11 +25,11 @@ def test_sources_with_one_label_space_are_mixed_one_after_the_other(tmp_path: Pa
         scenes[4]
 
 
-def test_sources_of_different_label_spaces_are_not(tmp_path: Path) -> None:
+def test_sources_with_different_label_spaces_are_refused(tmp_path: Path) -> None:
     other = {**DATASET, "name": "other", "classes": [{"name": "sky"}]}
-    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", other)]
-    message = "'' and 'other' cannot be mixed: their classes differ (2 and 1). Bring them to one label space first"
-    assert_user_error(lambda: open_scenes(places), message)
+    sources = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", other)]
+    message = "'' and 'other' cannot be combined: their classes differ (2 and 1). Convert them to one label space first"
+    assert_user_error(lambda: open_scenes(sources), message)
 
 
 @pytest.mark.parametrize(
@@ -41,30 +41,30 @@ def test_sources_of_different_label_spaces_are_not(tmp_path: Path) -> None:
         ({"mean": [0.5, 0.5, 0.5]}, "their mean differ (None and 3)"),
     ],
 )
-def test_nor_are_those_that_differ_otherwise(tmp_path: Path, other: dict[str, object], message: str) -> None:
-    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", {**DATASET, "name": "other", **other})]
+def test_sources_that_differ_in_other_ways_are_refused(tmp_path: Path, other: dict[str, object], message: str) -> None:
+    sources = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "cd", {**DATASET, "name": "other", **other})]
     assert_user_error(
-        lambda: open_scenes(places),
-        f"'' and 'other' cannot be mixed: {message}. Bring them to one label space first",
+        lambda: open_scenes(sources),
+        f"'' and 'other' cannot be combined: {message}. Convert them to one label space first",
     )
 
 
 def test_a_key_in_two_sources_is_refused(tmp_path: Path) -> None:
-    places = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "bc")]
+    sources = [store(tmp_path / "one", "ab"), store(tmp_path / "two", "bc")]
     assert_user_error(
-        lambda: open_scenes(places), "sample 'b' is in two of the sources that are to be mixed. Keep it in one"
+        lambda: open_scenes(sources), "sample 'b' is in two of the sources to combine. Remove it from one of them"
     )
 
 
 def test_problems_of_all_sources_are_listed(tmp_path: Path) -> None:
-    places = [store(tmp_path / "one", "ab"), write_tar(tmp_path / "two" / "s.tar", {"c.jpg": b"", "c.cls": b"x"})]
-    _, problems = inspect_scenes(places, granularities=("rgb",))
+    sources = [store(tmp_path / "one", "ab"), write_tar(tmp_path / "two" / "s.tar", {"c.jpg": b"", "c.cls": b"x"})]
+    _, problems = inspect_scenes(sources, granularities=("rgb",))
     assert [problem.key for problem in problems] == ["c"]
 
 
-def test_some_granularities_of_some_scenes_can_be_chosen(tmp_path: Path) -> None:
+def test_keys_and_granularities_can_be_selected(tmp_path: Path) -> None:
     scenes = open_scenes(store(tmp_path, "abcd"), keys=["d", "b"])
     assert (scenes[1].key, len(scenes), scenes.read_image_bytes(1)) == ("d", 2, make_samples("abcd")["d.jpg"])
-    alone = open_scenes("generated", granularities=("rgb",), size=48)
-    assert list(alone[0].maps) == ["rgb"]
-    assert alone.info.granularities == ("rgb",)
+    images = open_scenes("generated", granularities=("rgb",), size=48)
+    assert list(images[0].maps) == ["rgb"]
+    assert images.info.granularities == ("rgb",)

@@ -21,7 +21,7 @@ def test_a_key_list_is_a_list_of_its_names(listed: list[str]) -> None:
 
 
 @given(names.filter(bool), st.data())
-def test_names_can_be_taken_in_any_order(listed: list[str], data: st.DataObject) -> None:
+def test_names_are_selected_in_any_order(listed: list[str], data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(listed) - 1)))
     assert list(KeyList.from_names(listed).select(np.array(rows, np.int64))) == [listed[row] for row in rows]
     assert list(KeyList.from_names(listed)[1:]) == listed[1:]

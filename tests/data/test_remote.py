@@ -12,7 +12,7 @@ from tests.data.dataset_files import DATASET, assert_user_error, make_samples, w
 
 @pytest.fixture(autouse=True)
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
-    """A file system in memory with two shards of a set and one of another, and a cache of the test's own."""
+    """A file system in memory with two shards of one set and one of another, and an empty cache."""
     monkeypatch.setenv("C2FMAE_CACHE", str(tmp_path / "cache"))
     memory = fsspec.filesystem("memory")
     for name, keys in {"train-0": "ab", "train-1": "cd", "val-0": "e"}.items():
@@ -29,7 +29,7 @@ def test_remote_shards_are_read_like_local_ones() -> None:
     assert len(open_scenes("memory://bucket/voc/val-0.tar")) == 1
 
 
-def test_they_are_copied_once_and_again_when_they_have_changed(
+def test_remote_shards_are_copied_once_and_again_after_a_change(
     tmp_path: Path, remote: fsspec.AbstractFileSystem, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "c2fmae.data.remote"):
@@ -41,32 +41,32 @@ def test_they_are_copied_once_and_again_when_they_have_changed(
         assert list(open_scenes("memory://bucket/voc/val-0.tar").keys) == list("xyz")
 
 
-def test_a_copy_that_breaks_off_leaves_nothing_that_looks_whole(
+def test_an_interrupted_copy_leaves_no_file(
     tmp_path: Path, remote: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(path: str, target: str) -> None:
+    def copy_half(path: str, target: str) -> None:
         Path(target).write_bytes(remote.cat(path)[:700])
-        raise OSError("the line went dead")
+        raise OSError("connection lost")
 
     with monkeypatch.context() as context:
-        context.setattr(type(remote), "get_file", lambda _, path, target: half(path, target))
+        context.setattr(type(remote), "get_file", lambda _, path, target: copy_half(path, target))
         url = "memory://bucket/voc/val-0.tar"
         assert_user_error(
-            lambda: open_scenes(url), f"{url}: cannot be copied: the line went dead. Check the URL and your rights"
+            lambda: open_scenes(url), f"{url}: cannot be copied: connection lost. Check the URL and your permissions"
         )
     assert not list((tmp_path / "cache").rglob("*.tar*"))
     assert len(open_scenes(url)) == 1
 
 
-def test_what_is_gone_from_there_is_gone_here(remote: fsspec.AbstractFileSystem) -> None:
+def test_a_deleted_remote_file_is_deleted_from_the_cache(remote: fsspec.AbstractFileSystem) -> None:
     assert open_scenes("memory://bucket/voc/val-0.tar").info.class_names == ("sky", "cat")
     remote.rm("/bucket/voc/dataset.json")
     assert open_scenes("memory://bucket/voc/val-0.tar").info.class_names == ()
 
 
-def test_what_is_not_there_is_told() -> None:
-    advice = "Give the URL of a .tar, of a folder of them, or a pattern"
-    assert_user_error(lambda: open_scenes("memory://bucket/none"), f"memory://bucket/none: no shards there. {advice}")
+def test_missing_shards_and_unknown_protocols_are_refused() -> None:
+    advice = "Give the URL of a .tar, of a directory of them, or a pattern"
+    assert_user_error(lambda: open_scenes("memory://bucket/none"), f"memory://bucket/none: has no shards. {advice}")
     with pytest.raises(ValueError, match=r"^nope://x/a\.tar: (?s:.*)"):
         open_scenes("nope://x/a.tar")
     with pytest.raises(ValueError, match=r"shards of several sets: train \(2\), val \(1\)"):

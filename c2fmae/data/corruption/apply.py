@@ -1,7 +1,7 @@
-"""One photo, spoilt by one of the corruptions of ImageNet-C: the same for the same seed, whatever was done before.
+"""The corruptions of ImageNet-C, as functions of an image and a seed.
 
-The work is that of `imagecorruptions`, as the package imagecorruptions-imaug has it. It draws from NumPy's global
-generator, prints now and then, and uses OpenCV's threads; none of that is left to be seen from here.
+They are those of `imagecorruptions`, in the version of the package imagecorruptions-imaug. It draws from NumPy's global
+generator, prints, and uses OpenCV's threads; none of these effects is visible to the caller.
 """
 
 import contextlib
@@ -25,16 +25,15 @@ from c2fmae.data.augment import seeded_global_rngs
 from c2fmae.data.corruption.names import CENTRE_CROP_RATIO
 
 _TOOL_PACKAGE = "imagecorruptions-imaug"
-_MIN_SIDE = 32  # pixels a side that the package takes
-_SEEDED_BY_ARGUMENT = ("glass_blur", "impulse_noise")  # NumPy's global generator is not what these draw from
+_MIN_SIDE = 32  # pixels; the package fails on smaller images
+_SEEDED_BY_ARGUMENT = ("glass_blur", "impulse_noise")  # these do not draw from NumPy's global generator
 
 
 def corruption_tool_version() -> str:
-    """Return what corrupts, with its version, or say how to get it."""
+    """Return name and version of the package that corrupts; raise an error with the install command without it."""
     try:
-        version = importlib.metadata.version(
-            _TOOL_PACKAGE
-        )  # another package has a module of the same name, with faults
+        # By package: another one, with faults, has a module of the same name.
+        version = importlib.metadata.version(_TOOL_PACKAGE)
         _import_tool()
     except ImportError as error:
         raise UserError(f"data corrupt needs {_TOOL_PACKAGE}. Install it: pip install 'c2fmae[corrupt]'") from error
@@ -42,17 +41,17 @@ def corruption_tool_version() -> str:
 
 
 def corruption_seed(seed: int, key: str, corruption: str, severity: int) -> int:
-    """Return the 32-bit seed of one corrupted photo, which nothing else in a set has a part in."""
+    """Return the 32-bit seed of one corrupted image; no other image of a set has an influence on it."""
     return derive_seed(seed, f"{corruption}/{key}", severity) & 0xFFFFFFFF
 
 
 def to_rgb(image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "3 height width"]:
-    """Return a grey photo in three channels, and one with transparency without it."""
+    """Repeat the channel of a grey image, and drop that of transparency."""
     return image.expand(3, -1, -1) if len(image) == 1 else image[:3]
 
 
 def centre_crop(image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
-    """Return the centre as ImageNet-C was cut: the shorter side brought to size / 0.875, bilinearly by Pillow."""
+    """Crop the centre like ImageNet-C: the shorter side is resized to size / 0.875, bilinearly by Pillow."""
     pil_image = tv.resize(tv.to_pil_image(image), [round(size / CENTRE_CROP_RATIO)], tv.InterpolationMode.BILINEAR)
     centre: Tensor = tv.pil_to_tensor(tv.center_crop(pil_image, [size, size]))
     return centre
@@ -61,12 +60,12 @@ def centre_crop(image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tens
 def corrupt_image(
     image: UInt8[Tensor, "3 height width"], corruption: str, severity: int, seed: int
 ) -> UInt8[Tensor, "3 height width"]:
-    """Return a photo spoilt so badly, as a function of its pixels and a 32-bit seed."""
+    """Return a corrupted image, as a function of its pixels and a 32-bit seed."""
     height, width = image.shape[-2:]
     if min(height, width) < _MIN_SIDE:
         raise UserError(
-            f"a photo of {width}×{height} pixels, but corruptions take at least {_MIN_SIDE} a side. Bring all photos to"
-            f" one size, as with --image-size {_MIN_SIDE}, or leave it out"
+            f"an image of {width}×{height} pixels (expected at least {_MIN_SIDE} on each side). Resize all images with"
+            f" --image-size {_MIN_SIDE}, or leave it out"
         )
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     options = {"seed": seed} if corruption in _SEEDED_BY_ARGUMENT else {}
@@ -76,12 +75,12 @@ def corrupt_image(
         except FloatingPointError:
             if corruption != "spatter":
                 raise
-            corrupted = pixels  # no drop fell on this small photo; the package divides by it, and shows all black
-    return torch.from_numpy(np.array(corrupted)).permute(2, 0, 1)  # a copy: some come read-only
+            corrupted = pixels  # no drop fell on this small image; the package divides by zero and returns black
+    return torch.from_numpy(np.array(corrupted)).permute(2, 0, 1)  # a copy, since some results are read-only
 
 
 def encode_jpeg(image: UInt8[Tensor, "3 height width"], quality: int) -> bytes:
-    """Encode a photo as JPEG in the way of ImageNet-C."""
+    """Encode an image as JPEG like ImageNet-C."""
     stream = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=quality, optimize=True)
     return stream.getvalue()
@@ -89,13 +88,13 @@ def encode_jpeg(image: UInt8[Tensor, "3 height width"], quality: int) -> bytes:
 
 def _import_tool() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it imports
+        warnings.simplefilter("ignore")  # of its imports
         return importlib.import_module("imagecorruptions")
 
 
 @contextlib.contextmanager
 def _isolated_globals(seed: int) -> Iterator[None]:
-    """Seed global generators, and leave them and OpenCV's threads as they were."""
+    """Seed global generators and use one OpenCV thread in the block; restore both after it."""
     cv2 = importlib.import_module("cv2")
     threads = cv2.getNumThreads()
     try:

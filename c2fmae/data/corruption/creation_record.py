@@ -30,7 +30,7 @@ class CreationRecord(Config):
     source: str
     samples: int | None = None
     size: tuple[int, int] | None = None
-    """Height and width to which images were cropped; None if each kept its own."""
+    """Height and width to which images were cropped; None if each has its own."""
     crop: float | None = None
     """Fraction of the shorter side that was cropped."""
     quality: int

@@ -1,7 +1,7 @@
-"""A set in the manner of ImageNet-C of any photos; one whose making was interrupted goes on where it stopped.
+"""Creation of a corruption set, like ImageNet-C, from any images; an interrupted run continues where it stopped.
 
-A photo's bytes are a function of (seed, key, corruption, severity) and its pixels: not of how the work was divided, how
-often it was interrupted, or what else was made with it. So cells can be added to a set at any time.
+The bytes of an image are a function of (seed, key, corruption, severity) and its pixels, independent of the number of
+workers, of interruptions and of the other images. So cells can be added to a set at any time.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor
 from c2fmae import __version__
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import check_disk_space
+from c2fmae.core.files import check_disk_space, write_atomic
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.scene import Scene
 from c2fmae.data.class_dirs import class_dir_names
@@ -32,41 +32,41 @@ from c2fmae.data.corruption.apply import (
 )
 from c2fmae.data.corruption.creation_record import CreationRecord
 from c2fmae.data.corruption.names import CENTRE_CROP_RATIO, CORRUPTIONS, SEVERITIES
-from c2fmae.data.corruption.set_dir import CellKey, CorruptionSetDir, image_file_names, write_file
+from c2fmae.data.corruption.set_dir import CellKey, CorruptionSetDir, image_file_names
 from c2fmae.data.encode import make_output_dir
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.process_pool import run_in_processes
-from c2fmae.data.scenes import Scenes
+from c2fmae.data.scenes import Scenes, read_scene
 from c2fmae.data.spacing import evenly_spaced_indices
 
-_NUM_SAMPLED_FOR_SIZE = 8  # photos whose size tells how much room is needed
+_NUM_SAMPLED_FOR_SIZE = 8  # images from whose size the disk space is estimated
 _BYTES_PER_PIXEL = 0.5  # 0.3 on average at 224 pixels, 0.45 at 64; 0.75 with noise
-_BLOCK_SIZE = 4096  # bytes: no file takes less
+_BLOCK_SIZE = 4096  # bytes that every file takes at least
 
 
 class CorruptionConfig(Config):
-    """What the bytes of a corrupted set depend on, besides its scenes."""
+    """Settings of a corruption set. Its images depend on these and its scenes only."""
 
     image_size: Annotated[int, Field(ge=32)] | None = None
-    """Photos are first cut to a square of so many pixels, as those of ImageNet-C to 224; else they stay as they are."""
+    """Images are first cropped to a square of this many pixels, 224 in ImageNet-C; None keeps their size."""
     quality: Annotated[int, Field(ge=1, le=100)] = 85
-    """Of the JPEGs: that of ImageNet-C."""
+    """JPEG quality; 85 is that of ImageNet-C."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class CorruptionReport:
-    """What corrupting came to."""
+    """Counts of a finished run."""
 
     num_images: int
-    """Of one cell."""
+    """Images in a cell."""
     num_written: int
     num_existing: int
-    """Made by an earlier run."""
+    """Images that an earlier run had written."""
     num_bytes: int
-    """Of those that were made."""
+    """Total size of the images that were written."""
     unfinished: tuple[CellKey, ...]
-    """Cells that an earlier run began and nobody finished."""
+    """Cells that an earlier run started and no run finished."""
 
 
 def corrupt_scenes(
@@ -80,39 +80,39 @@ def corrupt_scenes(
     workers: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> CorruptionReport:
-    """Write the photos of all scenes, corrupted, to `out`; run it again to finish what was interrupted, or to add.
+    """Write corrupted images of all scenes to `out`; call it again to finish an interrupted run or to add cells.
 
-    `source` is what `dataset.json` calls the scenes.
+    `source` describes the scenes in `dataset.json`.
     """
     out, cells = Path(out), tuple((name, severity) for name in corruptions for severity in severities)
     if not len(scenes):
-        raise UserError("there are no scenes to corrupt")
+        raise UserError("there are no scenes to corrupt. Check the source")
     if "rgb" not in scenes.info.granularities:
-        raise UserError("these scenes have no photos to corrupt. Add rgb")
+        raise UserError("these scenes have no rgb images to corrupt. Add the granularity rgb")
     names, folders = image_file_names(scenes.keys), class_dir_names(scenes.info.labels)
     record = _build_record(scenes, config, source or scenes.info.name)
-    corrupted = CorruptionSetDir(out, scenes.info.name, scenes.info.labels, record)
+    set_dir = CorruptionSetDir(out, scenes.info.name, scenes.info.labels, record)
     make_output_dir(out)
     with lock_dir(
-        out, busy_message=f"{out}: another process is corrupting into it. Wait for it, or give another folder"
+        out, busy_message=f"{out}: another process is writing into it. Wait for it, or choose another directory"
     ):
-        previously_unfinished = corrupted.read_unfinished()
-        present = corrupted.count_images(cells)
+        previously_unfinished = set_dir.read_unfinished()
+        present = set_dir.count_images(cells)
         missing = [index for index, name in enumerate(names) if present[name] < len(cells)]
-        num_kept = sum(present[name] for name in names)
-        _check_output_space(scenes, config, out, len(names) * len(cells) - num_kept)
+        num_existing = sum(present[name] for name in names)
+        _check_output_space(scenes, config, out, len(names) * len(cells) - num_existing)
         if missing:
-            corrupted.write_metadata({*previously_unfinished, *cells})
-        job = _Corrupter(scenes, corrupted, config, KeyList.from_names(names), tuple(folders), cells)
-        num_made = num_bytes = 0
+            set_dir.write_metadata({*previously_unfinished, *cells})
+        job = _Corrupter(scenes, set_dir, config, KeyList.from_names(names), tuple(folders), cells)
+        num_written = num_bytes = 0
         with closing(run_in_processes(job, missing, workers)) as results:
             for size in results:
-                # Those that were there are told with the first, so that the start of processes counts in no speed.
-                progress(1 if num_made else num_kept + 1)
-                num_made, num_bytes = num_made + 1, num_bytes + size
+                # Existing images are reported with the first new one: the start-up of workers would distort the speed.
+                progress(1 if num_written else num_existing + 1)
+                num_written, num_bytes = num_written + 1, num_bytes + size
         still_unfinished = tuple(cell for cell in previously_unfinished if cell not in cells)
-        corrupted.write_metadata(still_unfinished)
-        return CorruptionReport(len(names), num_made, num_kept, num_bytes, still_unfinished)
+        set_dir.write_metadata(still_unfinished)
+        return CorruptionReport(len(names), num_written, num_existing, num_bytes, still_unfinished)
 
 
 def describe_source(source: str, scenes: Scenes) -> str:
@@ -125,23 +125,23 @@ def describe_source(source: str, scenes: Scenes) -> str:
 
 @dataclass(frozen=True)
 class _Corrupter:
-    """What a worker knows; given a place it makes what is missing of that scene and says how many bytes each has."""
+    """The work of one process: write the missing images of a scene, and yield the size of each in bytes."""
 
     scenes: Scenes
     set_dir: CorruptionSetDir
     config: CorruptionConfig
     file_names: KeyList
     class_dirs: tuple[str, ...]
-    """By label."""
+    """Directory names by label."""
     cells: tuple[CellKey, ...]
 
     def __call__(self, index: int) -> Iterator[int]:
-        scene = _read_scene(self.scenes, index)
+        scene = read_scene(self.scenes, index, purpose="corrupt")
         key, name, label = self.scenes.keys[index], self.file_names[index], scene.label
-        folder = "" if label is None else self.class_dirs[label] if self.class_dirs else str(label)
+        class_dir = "" if label is None else self.class_dirs[label] if self.class_dirs else str(label)
         image = _prepare_image(scene, self.config)
         for cell in self.cells:
-            path = self.set_dir.image_path(cell, folder, name)
+            path = self.set_dir.image_path(cell, class_dir, name)
             if path.exists():
                 continue
             try:
@@ -149,29 +149,19 @@ class _Corrupter:
             except UserError as error:
                 raise UserError(f"sample {key!r}: {error}") from error
             data = encode_jpeg(corrupted, self.config.quality)
-            write_file(path, data)
+            write_atomic(path, data, is_shared=True)  # with a worker of a killed run
             yield len(data)
 
 
-def _read_scene(scenes: Scenes, index: int) -> Scene:
-    try:
-        return scenes[index]
-    except UserError as error:
-        raise UserError(
-            f"{error}\nTo corrupt the others: `c2fmae data check SOURCE --fix-list good.txt` lists all that is broken,"
-            " then add `--keys good.txt` here"
-        ) from error
-
-
 def _prepare_image(scene: Scene, config: CorruptionConfig) -> UInt8[Tensor, "3 height width"]:
-    """Return a photo as it is before it is corrupted."""
+    """Return the image of a scene before corruption."""
     image = to_rgb(scene.maps["rgb"])
     return image if config.image_size is None else centre_crop(image, config.image_size)
 
 
 def _build_record(scenes: Scenes, config: CorruptionConfig, source: str) -> CreationRecord:
     """Return what a set's images depend on; scenes are identified by their keys and the first image."""
-    first = scenes.read_image_bytes(0) or _read_scene(scenes, 0).maps["rgb"].numpy().tobytes()
+    first = scenes.read_image_bytes(0) or read_scene(scenes, 0, purpose="corrupt").maps["rgb"].numpy().tobytes()
     size = config.image_size
     return CreationRecord(
         made_by=f"c2fmae {__version__}",
@@ -192,16 +182,16 @@ def _digest(data: bytes) -> str:
 
 
 def _check_output_space(scenes: Scenes, config: CorruptionConfig, out: Path, num_files: int) -> None:
-    """Refuse a disk that is too small, by the sizes of a few photos; where no file is missing none is looked at."""
+    """Raise an error if the disk is too small, estimated from a few images; none is read if no file is missing."""
     if not num_files:
         return
     indices = evenly_spaced_indices(len(scenes), _NUM_SAMPLED_FOR_SIZE)
-    images = [_prepare_image(_read_scene(scenes, index), config) for index in indices]
+    images = [_prepare_image(read_scene(scenes, index, purpose="corrupt"), config) for index in indices]
     blocks = [-(-_BYTES_PER_PIXEL * image.shape[1] * image.shape[2] // _BLOCK_SIZE) for image in images]
     needed = round(num_files * _BLOCK_SIZE * sum(blocks) / len(blocks))
     check_disk_space(
         out,
         num_bytes=needed,
-        purpose=f"{num_files} photos",
-        alternative="take fewer with --limit, --only or --severity",
+        purpose=f"{num_files} images",
+        alternative="create fewer with --limit, --only or --severity",
     )

@@ -1,10 +1,10 @@
-"""A set of corrupted photos as it lies in a folder, in the layout of ImageNet-C.
+"""The directory of a corruption set, in the layout of ImageNet-C.
 
     OUT/CORRUPTION/SEVERITY/CLASS/NAME.jpg
     OUT/dataset.json
 
-CLASS is the WordNet id of the label, or its name; photos without a label have none. `dataset.json` says under
-`corrupted` by what the set was made and, while it is being made, which cells of it are not `unfinished`.
+CLASS is the WordNet id of the label, or its name; images without a label have none. `dataset.json` has a
+`CreationRecord`, which lists unfinished cells while a run is writing.
 """
 
 import json
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import PARTIAL_SUFFIX, write_atomic
 from c2fmae.core.labels import LabelInfo
 from c2fmae.data.class_dirs import to_file_name
 from c2fmae.data.corruption.creation_record import RECORD_KEY, CreationRecord, read_creation_record
 from c2fmae.data.corruption.names import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
-from c2fmae.data.encode import PARTIAL_SUFFIX, atomic_writer
 from c2fmae.data.info import DATASET_FILE, DatasetInfo
 
 CellKey = tuple[str, int]
@@ -31,7 +31,7 @@ _ALL_CELLS: tuple[CellKey, ...] = tuple(
 
 
 def image_file_names(keys: Sequence[str]) -> list[str]:
-    """Return what photos are called in their class folders: the last part of the key, or all of it if that repeats.
+    """Return file names of images in their class directories: the last part of the key, or all of it if that repeats.
 
     >>> image_file_names(["val/a.1", "val/b"]), image_file_names(["cat/1", "dog/1"])
     (['a.1', 'b'], ['cat_1', 'dog_1'])
@@ -48,7 +48,7 @@ def image_file_names(keys: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class CorruptionSetDir:
-    """The folder of a set, and what tells it from any other."""
+    """The directory of a corruption set, and what its images depend on."""
 
     path: Path
     name: str
@@ -86,36 +86,26 @@ class CorruptionSetDir:
         return tuple(cell for cell in _ALL_CELLS if _cell_name(cell) in existing.unfinished)
 
     def write_metadata(self, unfinished: Collection[CellKey]) -> None:
-        """Write `dataset.json`; the record of who started the set is kept."""
+        """Write `dataset.json`; an existing record stays, except for `unfinished`."""
         record = read_creation_record(self.path)[1] or self.record
         names = tuple(_cell_name(cell) for cell in _ALL_CELLS if cell in set(unfinished))
         info = DatasetInfo(name=self.name, granularities=("rgb",), labels=self.labels)
         values = json.loads(info.to_json()) | {RECORD_KEY: record.model_copy(update={"unfinished": names}).to_dict()}
-        write_file(self.path / DATASET_FILE, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomic(self.path / DATASET_FILE, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
     def count_images(self, cells: Collection[CellKey]) -> Counter[str]:
-        """Return how many of the cells have a photo of each name; what a killed run left half written goes."""
-        found: Counter[str] = Counter()
+        """Return the number of cells with an image, by image name; remove partial files of a killed run."""
+        counts: Counter[str] = Counter()
         for path in self.path.glob(f".*{PARTIAL_SUFFIX}"):
             path.unlink(missing_ok=True)
         for corruption, severity in cells:
-            for place, _, files in os.walk(self.path / corruption / str(severity)):
+            for folder, _, files in os.walk(self.path / corruption / str(severity)):
                 for name in files:
                     if name.endswith(PARTIAL_SUFFIX):
-                        Path(place, name).unlink(missing_ok=True)
+                        Path(folder, name).unlink(missing_ok=True)
                     else:
-                        found[name.removesuffix(".jpg")] += 1
-        return found
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, its folder made where need be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made: {error.strerror}. Mend that and run this again") from error
-    with atomic_writer(path) as stream:
-        stream.write(data)
+                        counts[name.removesuffix(".jpg")] += 1
+        return counts
 
 
 def _cell_name(cell: CellKey) -> str:

@@ -1,4 +1,4 @@
-"""Well-known data sets in their official layouts, as scenes; `c2fmae data import` packs them into shards."""
+"""Readers of public data sets in their official layouts; `c2fmae data import` packs them into shards."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

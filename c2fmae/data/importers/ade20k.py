@@ -1,7 +1,7 @@
-"""ADE20K as its challenges have it (ADEChallengeData2016).
+"""ADE20K in the layout of its challenges (ADEChallengeData2016).
 
-ROOT/images/{split}/*.jpg · ROOT/annotations/{split}/*.png: 0 is "other", 1 to 150 the classes ·
-ROOT/annotations_instance/{split}/*.png, released by itself: red is a class 1 to 100, green the object's number.
+ROOT/images/{split}/*.jpg · ROOT/annotations/{split}/*.png: 0 is "other", 1 to 150 are the classes ·
+ROOT/annotations_instance/{split}/*.png, a separate download: red is a class from 1 to 100, green the object's number.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.data.decode import decode_ids
-from c2fmae.data.folders import read_file
+from c2fmae.data.files import read_file
 from c2fmae.data.importers.common import (
     IdMap,
     ImportedScenes,
@@ -30,9 +30,9 @@ _IS_THING = np.array([bool(entry.is_thing) for entry in ADE20K.classes])
 
 
 class Ade20k(ImportedScenes):
-    """ADE20K; without the folder `annotations_instance`, scenes have no instance map.
+    """ADE20K; without the directory `annotations_instance`, scenes have no instance map.
 
-    With it, what is in no object though nobody labelled it, or though its class is one of things, has instance 255.
+    With it, pixels in no object that have no class, or a class of things, have instance id 255.
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
@@ -40,7 +40,7 @@ class Ade20k(ImportedScenes):
         splits = [path.name for path in (root / "images").glob("*") if path.is_dir()]
         check_split_exists(root, split, splits, "images/training")
         self._classes, self._objects = (root / folder / split for folder in ("annotations", "annotations_instance"))
-        check_dir_exists(self._classes, "Unpack ADEChallengeData2016.zip again")
+        check_dir_exists(self._classes, "Extract ADEChallengeData2016.zip again")
         self._has_objects = self._objects.is_dir()
         granularities = COARSE_TO_FINE if self._has_objects else ("semantic", "rgb")
         info = DatasetInfo(name=ADE20K.name, classes=ADE20K.classes, granularities=granularities)
@@ -60,10 +60,11 @@ class Ade20k(ImportedScenes):
         red, green, _ = read_colour_png(path)
         if red.max(initial=0) > _IS_THING.sum():
             raise UserError(
-                f"{path}: class {red.max()} in red, but the instance challenge has {_IS_THING.sum()}. Use its files"
+                f"{path}: has class {red.max()} in red (expected at most {_IS_THING.sum()}). Use the files of the "
+                "instance challenge"
             )
         instance = IdMap(str(path), numbers_to_instance_ids(green))
         check_same_size(instance, semantic.ids.shape, semantic.location)
-        is_countable = np.append(_IS_THING, [True] * (IGNORE + 1 - len(_IS_THING)))  # and what nobody labelled
+        is_countable = np.append(_IS_THING, [True] * (IGNORE + 1 - len(_IS_THING)))  # and pixels without a class
         instance.ids[is_countable[semantic.ids] & (green == 0)] = IGNORE
         return instance

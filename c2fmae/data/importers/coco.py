@@ -1,11 +1,10 @@
-"""COCO, panoptic or by instances.
+"""COCO with panoptic or with instance annotations.
 
 ROOT/{split}/*.jpg and in ROOT/annotations either panoptic_{split}.json with panoptic_{split}/*.png, whose colours
-are segment ids, or instances_{split}.json. Annotations are parsed once, into columns that are small to send to worker
-processes.
+are segment ids, or instances_{split}.json. Annotations are parsed once, into columns that are small enough to pickle
+for worker processes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Int, Integer
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
+from c2fmae.core.json_file import read_json
 from c2fmae.data.importers.coco_rle import outline_to_rle, paint_outlines
 from c2fmae.data.importers.common import (
     IdMap,
@@ -32,35 +32,36 @@ SegmentIds = Int[np.ndarray, " segments"]
 SegmentFlags = Bool[np.ndarray, " segments"]
 SegmentMap = Integer[np.ndarray, "height width"]
 
+_MAX_FILE_BYTES = 1 << 32  # instances_train2017.json has 470 MB
 _THINGS = [entry for entry in COCO_PANOPTIC.classes if entry.is_thing]
 _TABLE = COCO_PANOPTIC.coco_id_table()
 
 
 class CocoPanoptic(ImportedScenes):
-    """COCO's panoptic maps: things are objects 1, 2, … in the order of `segments_info`; crowds are not told apart.
+    """COCO with panoptic maps: things are objects 1, 2, … in the order of `segments_info`.
 
-    What belongs to no segment is 255 in both maps; a crowd has its class, and 255 in the instance map. Images without
-    an annotation are left out.
+    Pixels in no segment are 255 in both maps. A crowd has its class, and 255 in the instance map. Images without an
+    annotation are left out.
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
         annotations = Path(root) / "annotations"
         path, document = _read_annotations(Path(root), "panoptic", split)
         self._pngs = annotations / f"panoptic_{split}"
-        check_dir_exists(self._pngs, f"Unpack panoptic_{split}.zip beside it")
+        check_dir_exists(self._pngs, f"Extract panoptic_{split}.zip there")
         _check_categories(path, document, COCO_PANOPTIC.classes)
         images = _read_column(path, document, "images", "id", int)
         names = _read_column(path, document, "images", "file_name", str)
         positions = _image_positions(path, images, _read_column(path, document, "annotations", "image_id", int))
         infos = _read_column(path, document, "annotations", "segments_info", list)
         order = np.argsort(positions, kind="stable")
-        segments = {"all segments_info": [segment for place in order for segment in infos[place]]}
+        segments = {"all segments_info": [segment for row in order for segment in infos[row]]}
         self._ids = np.array(_read_column(path, segments, "all segments_info", "id", int), np.int64)
         self._categories = np.array(_read_column(path, segments, "all segments_info", "category_id", int), np.int64)
         self._is_crowd = np.array(_read_column(path, segments, "all segments_info", "iscrowd", int), bool)
-        self._ends = np.cumsum([len(infos[place]) for place in order])
+        self._ends = np.cumsum([len(infos[row]) for row in order])
         pngs = _read_column(path, document, "annotations", "file_name", str)
-        self._png_names = tuple(pngs[place] for place in order)
+        self._png_names = tuple(pngs[row] for row in order)
         self._json = path
         _check_category_ids(path, "segments", self._categories, COCO_PANOPTIC.classes)
         info = DatasetInfo(name=COCO_PANOPTIC.name, classes=COCO_PANOPTIC.classes)
@@ -77,10 +78,11 @@ class CocoPanoptic(ImportedScenes):
 
 
 class CocoInstances(ImportedScenes):
-    """COCO's objects, in the label space of its panoptic maps; what is no object has no class (255), and instance 0.
+    """COCO with instance annotations, in the label space of its panoptic maps.
 
-    Where objects overlap the smaller one is on top. They are numbered 1, 2, … in the order of the file, so one that
-    is wholly hidden leaves a gap. A crowd has its class, and 255 in the instance map. An image may have no object.
+    Pixels in no object have no class (255) and instance id 0. Where objects overlap, the smaller one is on top. Objects
+    are numbered 1, 2, … in the order of the file; the number of one that is completely covered is not used. A crowd has
+    its class, and 255 in the instance map. An image may have no object.
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
@@ -94,10 +96,8 @@ class CocoInstances(ImportedScenes):
         annotation_ids = _read_column(path, document, "annotations", "id", int)
         outlines = _read_column(path, document, "annotations", "segmentation", list, dict)
         self._outlines = tuple(
-            outline_to_rle(
-                outlines[place], self._sizes[positions[place]], f"{path}: annotation {annotation_ids[place]}"
-            )
-            for place in order
+            outline_to_rle(outlines[row], self._sizes[positions[row]], f"{path}: annotation {annotation_ids[row]}")
+            for row in order
         )
         self._categories = np.array(_read_column(path, document, "annotations", "category_id", int), np.int64)[order]
         self._is_crowd = np.array(_read_column(path, document, "annotations", "iscrowd", int), bool)[order]
@@ -117,40 +117,40 @@ class CocoInstances(ImportedScenes):
 def decode_panoptic_maps(
     stored: SegmentMap, ids: SegmentIds, categories: SegmentIds, is_crowd: SegmentFlags, *, png: str, listing: str
 ) -> dict[str, IdMap]:
-    """Return the maps of one image whose pixels have the `ids` of segments; the files are for messages."""
+    """Return the maps of one image whose pixels are the `ids` of segments; `png` and `listing` are for messages."""
     owner = _segment_owners(stored, ids, png, listing)
     return _segments_to_maps(png, owner, categories, is_crowd, unowned=IGNORE)
 
 
 def _segment_owners(stored: SegmentMap, ids: SegmentIds, png: str, listing: str) -> SegmentMap:
-    """Return k at the pixels of the k-th of `ids`, counted from 1, and 0 where a file has 0, in one look-up."""
+    """Return k at the pixels of the k-th of `ids`, counted from 1, and 0 where the file has 0."""
     order = np.argsort(ids, kind="stable")
     known = np.concatenate([[0], ids[order]])
-    place = np.searchsorted(known, stored).clip(max=len(known) - 1)
-    is_unknown = known[place] != stored
+    position = np.searchsorted(known, stored).clip(max=len(known) - 1)
+    is_unknown = known[position] != stored
     if is_unknown.any():
         values, counts = np.unique(stored[is_unknown], return_counts=True)
         worst = int(counts.argmax())
         others = f" (and {len(values) - 1} more ids)" if len(values) > 1 else ""
         raise UserError(
             f"{png}: id {values[worst]} on {counts[worst]} pixels{others} is not in the `segments_info` of {listing}."
-            " Unpack both from the same release"
+            " Extract both from the same release"
         )
-    is_empty = np.bincount(place.ravel(), minlength=len(known))[1:] == 0
+    is_empty = np.bincount(position.ravel(), minlength=len(known))[1:] == 0
     if is_empty.any():
-        others = f" (nor have {is_empty.sum() - 1} more)" if is_empty.sum() > 1 else ""
+        others = f" ({is_empty.sum() - 1} more have none either)" if is_empty.sum() > 1 else ""
         raise UserError(
             f"{png}: segment {known[1:][is_empty][0]} of {listing} has no pixels{others}."
-            " Unpack both from the same release"
+            " Extract both from the same release"
         )
-    owner: SegmentMap = np.concatenate([[0], order + 1])[place]
+    owner: SegmentMap = np.concatenate([[0], order + 1])[position]
     return owner
 
 
 def _segments_to_maps(
     location: str, owner: SegmentMap, categories: SegmentIds, is_crowd: SegmentFlags, *, unowned: int
 ) -> dict[str, IdMap]:
-    """Return both maps of segments; `unowned` is the instance id where `owner` is 0."""
+    """Return both maps of segments; `unowned` is the instance id of pixels whose `owner` is 0."""
     semantic = remap_ids(np.concatenate([[0], categories])[owner], _TABLE, location)
     is_object = _is_in_classes(categories, _THINGS) & ~is_crowd
     ids = numbers_to_instance_ids(np.cumsum(is_object) * is_object)
@@ -162,49 +162,41 @@ def _segments_to_maps(
 def _read_annotations(root: Path, kind: str, split: str) -> tuple[Path, dict[str, Any]]:
     known = [path.stem.removeprefix(f"{kind}_") for path in (root / "annotations").glob(f"{kind}_*.json")]
     check_split_exists(root, split, known, f"annotations/{kind}_*.json")
-    check_dir_exists(root / split, f"Unpack {split}.zip there")
+    check_dir_exists(root / split, f"Extract {split}.zip there")
     path = root / "annotations" / f"{kind}_{split}.json"
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}. Restore it") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}). Unpack it again") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: expected an object with `images`, `annotations` and `categories`. Unpack it again")
-    return path, document
+    return path, read_json(path, max_bytes=_MAX_FILE_BYTES, fix="Extract it from the official release again")
 
 
 def _read_column(path: Path, document: Mapping[str, Any], table: str, key: str, *kinds: type) -> list[Any]:
-    """Return one value of every entry of a list; what is not there, or of another kind, is named."""
+    """Return one value of every entry of a list; raise an error for a missing one or one of another type."""
     if not isinstance(document.get(table), list):
-        raise UserError(f"{path}: no list {table!r}. Use the file of the official release")
+        raise UserError(f"{path}: has no list {table!r}. Use the file of the official release")
     values = [entry.get(key) if isinstance(entry, dict) else None for entry in document[table]]
     for number, value in enumerate(values):
         if not isinstance(value, kinds):
             expected = " or ".join(kind.__name__ for kind in kinds)
-            raise UserError(f"{path}: {table}[{number}] has no {key!r} of type {expected}. Mend or remove it")
+            raise UserError(f"{path}: {table}[{number}] has no {key!r} of type {expected}. Fix or remove it")
     return values
 
 
 def _check_categories(path: Path, document: Mapping[str, Any], classes: Sequence[ClassInfo]) -> None:
-    """Refuse a file whose ids mean something else than COCO's."""
+    """Raise an error for a file whose category ids differ from COCO's."""
     names = {entry.coco_id: entry.name for entry in classes}
-    ids, given = (_read_column(path, document, "categories", *column) for column in (("id", int), ("name", str)))
-    for coco_id, name in zip(ids, given, strict=True):
+    ids, labels = (_read_column(path, document, "categories", *column) for column in (("id", int), ("name", str)))
+    for coco_id, name in zip(ids, labels, strict=True):
         if names.get(coco_id) != name:
             means = f"means {names[coco_id]!r} in COCO" if coco_id in names else "is not used in COCO"
             raise UserError(
                 f"{path}: category {coco_id} is {name!r}, but that id {means}."
-                " Data with classes of its own goes in as a folder tree"
+                " Import data with other classes as a directory tree"
             )
 
 
-def _check_category_ids(path: Path, what: str, categories: SegmentIds, classes: Sequence[ClassInfo]) -> None:
+def _check_category_ids(path: Path, table: str, categories: SegmentIds, classes: Sequence[ClassInfo]) -> None:
     ids, counts = np.unique(categories[~_is_in_classes(categories, classes)], return_counts=True)
     if len(ids):
         raise UserError(
-            f"{path}: category {ids[0]} of {counts[0]} {what} is not one of the {len(classes)} that COCO has there."
+            f"{path}: category {ids[0]} of {counts[0]} {table} is not one of the {len(classes)} that COCO has there."
             " Use the file of the official release"
         )
 
@@ -214,16 +206,18 @@ def _is_in_classes(categories: SegmentIds, classes: Sequence[ClassInfo]) -> Segm
 
 
 def _segment_slice(ends: Int[np.ndarray, " images"], index: int) -> slice:
-    """Return where the segments of an image lie in the columns."""
+    """Return the rows of an image's segments in the columns."""
     return slice(ends[index - 1] if index else 0, ends[index])
 
 
 def _image_positions(path: Path, images: Sequence[int], image_ids: Sequence[int]) -> Int[np.ndarray, " annotations"]:
-    """Return the place among `images` of the image of every annotation."""
-    place_of = {image: place for place, image in enumerate(images)}
-    if len(place_of) < len(images):
-        raise UserError(f"{path}: {len(images)} images have {len(place_of)} ids. Use the file of the official release")
+    """Return the index in `images` of the image of every annotation."""
+    index_by_id = {image: index for index, image in enumerate(images)}
+    if len(index_by_id) < len(images):
+        raise UserError(
+            f"{path}: {len(images)} images have {len(index_by_id)} distinct ids. Use the file of the official release"
+        )
     for image in image_ids:
-        if image not in place_of:
-            raise UserError(f"{path}: an annotation is of image {image}, which is not in `images`. Mend or remove it")
-    return np.array([place_of[image] for image in image_ids], np.int64)
+        if image not in index_by_id:
+            raise UserError(f"{path}: an annotation has image_id {image}, which is not in `images`. Fix or remove it")
+    return np.array([index_by_id[image] for image in image_ids], np.int64)

@@ -1,4 +1,4 @@
-"""Outlines of COCO's objects (polygons, runs, packed runs) as packed runs, and those as maps."""
+"""COCO's object outlines (polygons, run lengths, compressed run lengths), and maps painted from them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from c2fmae.core.errors import UserError
 
 
 def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], location: str) -> bytes:
-    """Return the `segmentation` of an annotation as COCO's packed runs, a fifth of a polygon's length.
+    """Convert the `segmentation` of an annotation to COCO's compressed run lengths, a fifth of a polygon's length.
 
     `size` is the image's height and width.
     """
@@ -20,7 +20,7 @@ def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], l
     try:
         if isinstance(outline, list):
             if not outline or any(len(polygon) < 6 or len(polygon) % 2 for polygon in outline):
-                raise ValueError("a polygon has 3 points or more, x and y of each")
+                raise ValueError("a polygon needs x and y of at least 3 points")
             packed: bytes = mask.merge(mask.frPyObjects(outline, height, width))["counts"]
             return packed
         counts = outline["counts"]
@@ -30,36 +30,36 @@ def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], l
             packed = counts.encode()
         runs = _decode_rle(packed)
         if runs.min(initial=0) < 0 or runs.sum() != height * width:
-            raise ValueError(f"its runs make {runs.sum()} pixels, not {width}×{height}")
-    except Exception as error:  # pycocotools answers with errors of half a dozen kinds
-        raise UserError(f"{location}: not an outline ({error}). Mend or remove it") from error
+            raise ValueError(f"its runs cover {runs.sum()} pixels, expected {width}×{height}")
+    except Exception as error:  # pycocotools raises half a dozen types
+        raise UserError(f"{location}: is not an outline ({error}). Fix or remove it") from error
     return packed
 
 
 def paint_outlines(outlines: Sequence[bytes], size: tuple[int, int]) -> Int64[np.ndarray, "height width"]:
     """Return k at the pixels of the k-th outline, counted from 1, and 0 elsewhere.
 
-    Larger ones are painted first, of equal ones the earlier, so that small ones stay on top. One at a time is
-    filled: many large outlines need no more memory than one.
+    Larger ones are painted first, and of equal ones the earlier, so that small ones stay on top. Only one is filled at
+    a time, so the memory does not depend on their number.
     """
     height, width = size
     runs = [_decode_rle(counts) for counts in outlines]
     owner = np.zeros(height * width, np.int64)
-    for k in np.argsort([-one[1::2].sum() for one in runs], kind="stable"):
+    for k in np.argsort([-lengths[1::2].sum() for lengths in runs], kind="stable"):
         owner[np.repeat(np.arange(len(runs[k])) % 2 == 1, runs[k])] = k + 1  # outside, inside, outside, …
     return owner.reshape(width, height).T  # runs go down the columns
 
 
 def _decode_rle(counts: bytes) -> Int64[np.ndarray, " runs"]:
-    """Undo COCO's packing: 5 bits a byte above 48, the lowest first, each run less the one two before it."""
+    """Decompress run lengths: 5 bits per byte, offset by 48, lowest first, as differences to the run two before."""
     digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(digits & 32 == 0)
     starts = np.concatenate([[0], ends + 1])
     if len(digits) != starts[-1] or (digits < 0).any() or (digits > 63).any():
-        raise ValueError("its packed runs are cut or garbled")
-    place = 5 * (np.arange(len(digits)) - np.repeat(starts[:-1], np.diff(starts)))
-    runs = np.bincount(np.repeat(np.arange(len(ends)), np.diff(starts)), (digits & 31) << place).astype(np.int64)
-    runs -= (digits[ends] & 16) << (place[ends] + 1)  # the sign is the highest bit
+        raise ValueError("its compressed runs are truncated or corrupted")
+    shift = 5 * (np.arange(len(digits)) - np.repeat(starts[:-1], np.diff(starts)))
+    runs = np.bincount(np.repeat(np.arange(len(ends)), np.diff(starts)), (digits & 31) << shift).astype(np.int64)
+    runs -= (digits[ends] & 16) << (shift[ends] + 1)  # the sign is the highest bit
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs

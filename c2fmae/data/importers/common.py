@@ -1,4 +1,4 @@
-"""What the importers share: scenes whose photos are files, and words for what is missing."""
+"""Code that all importers share: scenes whose images are files, and checks of what is missing."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -15,33 +15,33 @@ from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data.decode import decode_image
-from c2fmae.data.folders import read_file
+from c2fmae.data.files import read_file
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import check_index
 
 
 @dataclass(frozen=True)
 class IdMap:
-    """A map as the scene will have it, and what messages call its source."""
+    """A map as it will be in the scene, and its file for messages."""
 
     location: str
     ids: Integer[np.ndarray, "height width"]
 
 
 class ImportedScenes(ABC):
-    """Scenes of a data set in its official layout; photos are files, and a subclass decodes the maps."""
+    """Scenes of a data set in its official layout; images are files, and a subclass decodes the maps."""
 
     def __init__(self, info: DatasetInfo, folder: Path, names: Sequence[str], location: Path) -> None:
-        """`names` are the photos' in `folder`, which exists; `location` is the file or folder that lists them."""
+        """Create scenes from the names of images in `folder`; `location` is the file or directory that lists them."""
         check_dir_exists(folder)
         if not names:
-            raise UserError(f"{location}: no scenes. Check that it is complete")
+            raise UserError(f"{location}: lists no scenes. Check that it is complete")
         self.info = info
         self.keys = tuple(Path(name).stem for name in names)
-        self._folder, self._names = folder, tuple(names)  # not as paths, of which 100,000 weigh a lot
+        self._folder, self._names = folder, tuple(names)  # 100,000 paths would take much more memory
         (key, count), *_ = Counter(self.keys).most_common(1)
         if count > 1:
-            raise UserError(f"{location}: sample {key!r} is there {count} times. Keep one of them")
+            raise UserError(f"{location}: lists sample {key!r} {count} times. Remove all but one")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -49,14 +49,14 @@ class ImportedScenes(ABC):
     def __getitem__(self, index: int) -> Scene:
         image = decode_image(self.read_image_bytes(index), str(self._image_path(index)))
         maps = self._load_id_maps(index)
-        for source in maps.values():
-            check_same_size(source, image.shape[-2:], str(self._image_path(index)))
+        for id_map in maps.values():
+            check_same_size(id_map, image.shape[-2:], str(self._image_path(index)))
         return Scene(
-            self.keys[index], {name: _ids_to_tensor(source.ids) for name, source in maps.items()} | {"rgb": image}
+            self.keys[index], {name: _ids_to_tensor(id_map.ids) for name, id_map in maps.items()} | {"rgb": image}
         )
 
     def read_image_bytes(self, index: int) -> bytes:
-        """Return the photo as it is stored."""
+        """Return the encoded image as stored."""
         check_index(index, len(self))
         return read_file(self._image_path(index))
 
@@ -69,7 +69,7 @@ class ImportedScenes(ABC):
 
 
 def numbers_to_instance_ids(numbers: Integer[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:
-    """Objects' numbers 1, 2, … as ids: 255 is taken by "not labelled", so object 255 becomes 65535.
+    """Return the instance ids of objects numbered 1, 2, …: object 255 gets 65535, since 255 is "not labelled".
 
     Up to 254 objects have 8 bits, more have 32.
     """
@@ -78,31 +78,31 @@ def numbers_to_instance_ids(numbers: Integer[np.ndarray, "..."]) -> Integer[np.n
 
 
 def read_colour_png(path: Path) -> Int32[np.ndarray, "3 height width"]:
-    """Read a PNG whose red, green and blue are numbers."""
+    """Read a PNG whose red, green and blue values are numbers."""
     return decode_image(read_file(path), str(path)).numpy().astype(np.int32)
 
 
-def check_same_size(source: IdMap, shape: Sequence[int], other: str) -> None:
-    """Refuse a map that has not the height and width of the other file."""
-    (rows, columns), (height, width) = source.ids.shape, shape
+def check_same_size(id_map: IdMap, shape: Sequence[int], other: str) -> None:
+    """Raise an error for a map whose size differs from that of another file."""
+    (rows, columns), (height, width) = id_map.ids.shape, shape
     if (rows, columns) != (height, width):
         raise UserError(
-            f"{source.location}: {columns}×{rows} pixels, but {other} has {width}×{height}."
-            " Replace the one that is not of the official release"
+            f"{id_map.location}: has {columns}×{rows} pixels, but {other} has {width}×{height}."
+            " Replace the one that is not from the official release"
         )
 
 
 def check_dir_exists(folder: Path, hint: str = "Check the path") -> None:
-    """Refuse a folder that does not exist."""
+    """Raise an error for a directory that does not exist."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: this folder does not exist. {hint}")
+        raise UserError(f"{folder}: does not exist (expected a directory). {hint}")
 
 
 def check_split_exists(root: Path, split: str, known: Sequence[str], pattern: str) -> None:
-    """Refuse a split that is not there; `pattern` is where the known ones have been looked for."""
+    """Raise an error for a split that does not exist; `pattern` is where `known` ones were found."""
     check_dir_exists(root)
     if not known:
-        raise UserError(f"{root}: no {pattern} in it. Give the folder of the official release")
+        raise UserError(f"{root}: contains no {pattern}. Give the root directory of the official release")
     if split not in known:
         raise UserError(f"{root}: {unknown_name_error('split', split, known)}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.decode import decode_ids
-from c2fmae.data.folders import read_file
+from c2fmae.data.files import read_file
 from c2fmae.data.importers.common import IdMap, ImportedScenes, check_dir_exists, check_split_exists
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import VOC
@@ -18,7 +18,7 @@ _SPLIT_DIR = "ImageSets/Segmentation"
 
 
 class Voc(ImportedScenes):
-    """The segmentation part of PASCAL VOC; `root` is the year's folder, or the one that VOCdevkit/VOC2012 is in."""
+    """The segmentation part of PASCAL VOC; `root` is the directory of the year, or the one above VOCdevkit/VOC2012."""
 
     def __init__(self, root: str | Path, split: str) -> None:
         root = Path(root)
@@ -30,13 +30,13 @@ class Voc(ImportedScenes):
         self._root = root
         for name in ("SegmentationClass", "SegmentationObject"):
             check_dir_exists(root / name)
-        listed = root / _SPLIT_DIR / f"{split}.txt"
+        listing = root / _SPLIT_DIR / f"{split}.txt"
         try:
-            keys = read_file(listed).decode().split()
+            keys = read_file(listing).decode().split()
         except UnicodeDecodeError as error:
-            raise UserError(f"{listed}: not a text file. Restore it from the official release") from error
+            raise UserError(f"{listing}: is not a text file. Restore it from the official release") from error
         info = DatasetInfo(name="voc", classes=VOC.classes)
-        super().__init__(info, root / "JPEGImages", [f"{key}.jpg" for key in keys], listed)
+        super().__init__(info, root / "JPEGImages", [f"{key}.jpg" for key in keys], listing)
 
     def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:
         classes, objects = (
@@ -45,6 +45,6 @@ class Voc(ImportedScenes):
         semantic = remap_ids(
             decode_ids(read_file(classes), str(classes)), build_id_table(len(VOC.classes)), str(classes)
         )
-        # Objects' numbers, background and border are in the file as they are in memory.
+        # Object numbers, background and border have the same ids in the file and in memory.
         instance = decode_ids(read_file(objects), str(objects))
         return {"semantic": IdMap(str(classes), semantic), "instance": IdMap(str(objects), instance)}

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import is_wnid
+from c2fmae.data.files import open_file
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.suites.dir_tree import DirTree
 from c2fmae.data.suites.tar_tree import open_tar_tree
@@ -46,9 +47,9 @@ def open_file_tree(path: Path) -> FileTree:
 def is_shard(path: Path) -> bool:
     """Return whether a tar is a shard of labelled samples (KEY.jpg, KEY.cls), judging by its first members."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return any(member.name.endswith(".cls") for member in islice(tar, _NUM_PEEKED_MEMBERS))
-    except (tarfile.TarError, OSError):  # reported by what opens it
+    except (tarfile.TarError, UserError):  # reported by what opens it
         return False
 
 

@@ -18,7 +18,7 @@ LabelMap = tuple[tuple[LabelInfo, ...], ...]
 """By label of a set, the model classes whose prediction is correct; none excludes the label's images.
 
 - One class per label: `identity_label_map`.
-- Many to one: a label such as "dog" accepts every breed that a model tells apart.
+- Many to one: a label such as "dog" accepts every breed among a model's classes.
 - Several labels per image: a scene has one `label`, so each distinct combination of classes is a label of its own that
   accepts all of them. ImageNet-ReaL with 50,000 images has a few thousand combinations.
 """
@@ -43,7 +43,7 @@ def find_accepted_columns(
 ) -> Bool[Tensor, "label column"]:
     """Return which logits of a model are correct for each label of a set, as a table to index by image.
 
-    With `labels` and `predicted` columns of images, `accepted[labels, predicted]` tells which images are classified
+    With `labels` and `predicted` columns of images, `accepted[labels, predicted]` is true for those that are classified
     correctly. An image counts if its label is at least 0 and `accepted[label].any()`: where a model has none of the
     accepted classes, the image is excluded, not wrong.
 

@@ -1,7 +1,7 @@
 """The registry of suites: kinds of evaluation sets, by name.
 
-A suite says which classes and how many images a set has, how its files are laid out, and which model classes count as
-correct. Another package adds one by registering it:
+A suite defines which classes and how many images a set has, how its files are laid out, and which model classes count
+as correct. Another package adds one by registering it:
 
     SUITES.register("birds", "Birds: photographs of 20 families.")(
         Suite(name="birds", title="Birds", layout=LabelledImages(), num_images=2_000, label_map=families_to_classes)
@@ -68,7 +68,7 @@ class Suite:
     """Which model classes are correct for each label of a set. A layout in which images have several labels writes
     `ShiftedSet.label_map` itself."""
     aliases: tuple[str, ...] = ()
-    """Short names that `resolve_suite` knows too."""
+    """Short names that `resolve_suite` accepts."""
     class_dirs_hint: str = "Move the images of each class into a directory of its own"
     """How to fix a source without class directories."""
 

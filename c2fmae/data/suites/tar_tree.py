@@ -4,7 +4,6 @@ Unlike in a shard, every image is a sample of its own, its name may contain dots
 index of NAME.tar is built once and saved beside it as NAME.tar.tree.index.
 """
 
-import logging
 import os
 from bisect import bisect_left
 from pathlib import Path
@@ -13,15 +12,14 @@ import numpy as np
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
+from c2fmae.data.files import open_file
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem, raise_first_problem
 from c2fmae.data.shards import ShardScenes
 from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES, IMAGE_SUFFIXES
 from c2fmae.data.suites.dir_tree import is_ignored_dir
-from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, file_fingerprint, list_tar_members, load_index, save_index
-
-log = logging.getLogger(__name__)
+from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, file_fingerprint, list_tar_members, load_or_build_index
 
 TREE_SUFFIX = f".tree{INDEX_SUFFIX}"
 _AFTER_SLASH = chr(ord("/") + 1)
@@ -107,41 +105,30 @@ class TarTreeScenes(ShardScenes):
 
 def open_tar_tree(tar: Path) -> TarTree:
     """Open a tar by the index beside it, which is built if it is missing or outdated."""
-    try:
-        stamp = file_fingerprint(tar)
-    except OSError as error:
-        raise UserError(f"{tar}: cannot be opened: {error.strerror}. Check the path") from error
-    path = tar.with_name(f"{tar.name}{TREE_SUFFIX}")
-    index = load_index(path, stamp)
-    if index is None:
-        log.info("indexing %s: once, it is kept as %s", tar, path.name)
-        index = _scan_tar(tar)
-        raise_first_problem(index.problems)
-        save_index(index, path)
+    index = load_or_build_index(tar, _scan_tar, TREE_SUFFIX)
+    raise_first_problem(index.problems)
     return TarTree(tar, index)
 
 
 def _scan_tar(tar: Path) -> ShardIndex:
-    """Read through a tar's headers."""
+    """Build the index of a tar from its headers."""
     problems: list[Problem] = []
-    found: dict[str, tuple[int, int]] = {}
-    try:
-        with tar.open("rb") as stream:
-            stamp = file_fingerprint(stream.fileno())
-            for path, offset, size in list_tar_members(tar, stream, stamp[0], problems):
-                name = str(path)
-                if not is_utf8(name) or "\n" in name:
-                    problems.append(Problem(None, f"{tar}: member {name!r} has no plain UTF-8 name. Pack it anew"))
-                elif name in found:
-                    problems.append(Problem(None, f"{tar}: member '{name}' is there twice. Copy or pack it again"))
-                found[name] = (offset, size)
-    except OSError as error:
-        raise UserError(f"{tar}: cannot be read: {error.strerror}. Check its disk and rights") from error
-    names = sorted(found) if not problems else []
-    byte_ranges = np.array([found[name] for name in names], np.int64).reshape(-1, 2)
+    members: dict[str, tuple[int, int]] = {}
+    with open_file(tar) as file:
+        fingerprint = file_fingerprint(file.fileno())
+        for path, offset, size in list_tar_members(tar, file, fingerprint[0], problems):
+            name = str(path)
+            if not is_utf8(name) or "\n" in name:
+                text = f"{tar}: member {name!r} is not a UTF-8 name without line breaks. Rename it"
+                problems.append(Problem(None, text))
+            elif name in members:
+                problems.append(Problem(None, f"{tar}: has member '{name}' twice. Copy or pack it again"))
+            members[name] = (offset, size)
+    names = sorted(members) if not problems else []
+    byte_ranges = np.array([members[name] for name in names], np.int64).reshape(-1, 2)
     offsets, sizes = (np.ascontiguousarray(byte_ranges[:, i : i + 1]) for i in (0, 1))
     no_labels = np.full(len(names), -1, np.int64)
-    return ShardIndex(stamp, KeyList.from_names(names), ("file",), offsets, sizes, no_labels, tuple(problems))
+    return ShardIndex(fingerprint, KeyList.from_names(names), ("file",), offsets, sizes, no_labels, tuple(problems))
 
 
 def _with_slash(folder: str) -> str:

@@ -28,10 +28,10 @@ from c2fmae.data.generated import GeneratedScenes
 pytestmark = pytest.mark.numeric
 
 ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
-# Their constants trade one thing for another from one severity to the next, so that pixels are not always further off:
-# glass blur shuffles further but less often, frost has less photo and more ice, severity 3 of saturation gives
-# colour where 1 and 2 take it, and 2 and 3 of snow differ in the size of the flakes.
-NOT_ALWAYS_FURTHER = ("glass_blur", "snow", "frost", "saturate")
+# The distance to the original does not always grow with the severity: glass blur shuffles further but less often, frost
+# has less of the image and more ice, saturation 3 adds colour where 1 and 2 remove it, and snow 2 and 3 differ in the
+# size of the flakes.
+NOT_MONOTONIC = ("glass_blur", "snow", "frost", "saturate")
 
 
 def noise(channels: int, height: int, width: int) -> Tensor:
@@ -41,8 +41,8 @@ def noise(channels: int, height: int, width: int) -> Tensor:
 
 @cache
 def scenes() -> tuple[Tensor, ...]:
-    made = GeneratedScenes(size=48, length=24)
-    return tuple(made[index].maps["rgb"] for index in range(24))
+    generated = GeneratedScenes(size=48, length=24)
+    return tuple(generated[index].maps["rgb"] for index in range(24))
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -50,44 +50,46 @@ def distance(first: Tensor, second: Tensor) -> float:
 
 
 @pytest.mark.parametrize("corruption", ALL)
-def test_a_photo_is_what_the_tool_makes_of_it_when_it_is_seeded_by_hand(corruption: str) -> None:
+def test_a_corrupted_image_equals_that_of_the_seeded_package(corruption: str) -> None:
     imagecorruptions = importlib.import_module("imagecorruptions")
-    photo, seed = scenes()[0][:, :40], 2**32 - 7
+    image, seed = scenes()[0][:, :40], 2**32 - 7
     for severity in SEVERITIES:
         np.random.seed(seed)
         options = {"seed": seed} if corruption in ("glass_blur", "impulse_noise") else {}
-        pixels = np.ascontiguousarray(photo.permute(1, 2, 0).numpy())
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         expected = imagecorruptions.corrupt(pixels, severity=severity, corruption_name=corruption, **options)
-        np.random.seed(1)  # whatever it is before
-        spoilt = corrupt_image(photo, corruption, severity, seed)
-        np.testing.assert_array_equal(spoilt.permute(1, 2, 0).numpy(), expected)
+        np.random.seed(1)  # any other state
+        corrupted = corrupt_image(image, corruption, severity, seed)
+        np.testing.assert_array_equal(corrupted.permute(1, 2, 0).numpy(), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_corruption_changes_colour_and_grey_photos_that_are_not_square_and_keeps_their_size(
+def test_every_corruption_changes_pixels_but_not_the_size(
     channels: int,
 ) -> None:
-    photo = to_rgb(noise(channels, 33, 50))
+    image = to_rgb(noise(channels, 33, 50))
     for corruption, severity in itertools.product(ALL, SEVERITIES):
-        spoilt = corrupt_image(photo, corruption, severity, 3)
-        assert spoilt.shape == (3, 33, 50)
-        assert spoilt.dtype == torch.uint8
-        is_grey_kept = channels == 1 and corruption == "saturate" and severity <= 3  # no colour to change
-        assert torch.equal(spoilt, photo) == is_grey_kept, (corruption, severity)
+        corrupted = corrupt_image(image, corruption, severity, 3)
+        assert corrupted.shape == (3, 33, 50)
+        assert corrupted.dtype == torch.uint8
+        is_unchanged = channels == 1 and corruption == "saturate" and severity <= 3  # no colour to change
+        assert torch.equal(corrupted, image) == is_unchanged, (corruption, severity)
 
 
 @pytest.mark.parametrize("corruption", ALL)
-def test_photos_are_further_off_with_severity(corruption: str) -> None:
+def test_the_distance_to_the_original_grows_with_the_severity(corruption: str) -> None:
     means = []
     for severity in SEVERITIES:
         seeds = (corruption_seed(0, str(index), corruption, severity) for index in range(len(scenes())))
-        spoilt = [corrupt_image(photo, corruption, severity, seed) for photo, seed in zip(scenes(), seeds, strict=True)]
-        means.append(np.mean([distance(*pair) for pair in zip(spoilt, scenes(), strict=True)]))
+        corrupted = [
+            corrupt_image(image, corruption, severity, seed) for image, seed in zip(scenes(), seeds, strict=True)
+        ]
+        means.append(np.mean([distance(*pair) for pair in zip(corrupted, scenes(), strict=True)]))
     assert 1 < means[0] < means[4]
-    assert means == sorted(means) or corruption in NOT_ALWAYS_FURTHER
+    assert means == sorted(means) or corruption in NOT_MONOTONIC
 
 
-def test_neither_numpys_generator_nor_opencvs_threads_nor_what_is_printed_tells_of_it(
+def test_corruption_has_no_effect_on_global_state_or_output(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     import cv2
@@ -107,7 +109,7 @@ def test_neither_numpys_generator_nor_opencvs_threads_nor_what_is_printed_tells_
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_seed_tells_all_coordinates_apart() -> None:
+def test_seeds_differ_by_every_coordinate() -> None:
     seeds = {
         corruption_seed(seed, key, corruption, severity)
         for seed, key, corruption, severity in itertools.product((0, 1), ("a", "b/a"), ("snow", "fog"), SEVERITIES)
@@ -125,54 +127,56 @@ def test_a_seed_tells_all_coordinates_apart() -> None:
         *("elastic_transform", "speckle_noise", "spatter"),
     ],
 )
-def test_another_seed_gives_another_photo(corruption: str) -> None:
-    photo = scenes()[1]
-    assert not torch.equal(corrupt_image(photo, corruption, 3, 1), corrupt_image(photo, corruption, 3, 2))
+def test_images_differ_by_seed(corruption: str) -> None:
+    image = scenes()[1]
+    assert not torch.equal(corrupt_image(image, corruption, 3, 1), corrupt_image(image, corruption, 3, 2))
 
 
-def test_a_photo_that_no_drop_fell_on_is_kept_where_the_tool_shows_black() -> None:
-    photo = noise(3, 32, 32)
-    assert torch.equal(corrupt_image(photo, "spatter", 1, 35), photo)
+def test_spatter_without_a_drop_returns_the_image() -> None:
+    image = noise(3, 32, 32)
+    assert torch.equal(corrupt_image(image, "spatter", 1, 35), image)
 
 
-def test_a_photo_of_one_colour_is_corrupted_without_a_warning() -> None:
+def test_an_image_of_one_colour_is_corrupted_without_a_warning() -> None:
     for corruption, severity, shade in itertools.product(ALL, SEVERITIES, (0, 255)):
-        spoilt = corrupt_image(torch.full((3, 32, 40), shade, dtype=torch.uint8), corruption, severity, 0)
-        assert spoilt.shape == (3, 32, 40)
+        corrupted = corrupt_image(torch.full((3, 32, 40), shade, dtype=torch.uint8), corruption, severity, 0)
+        assert corrupted.shape == (3, 32, 40)
 
 
-def test_a_photo_that_is_too_small_is_refused() -> None:
+def test_a_too_small_image_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         corrupt_image(noise(3, 40, 31), "fog", 1, 0)
     assert str(caught.value) == (
-        "a photo of 31×40 pixels, but corruptions take at least 32 a side. Bring all photos to one size, as with"
-        " --image-size 32, or leave it out"
+        "an image of 31×40 pixels (expected at least 32 on each side). Resize all images with --image-size 32, or leave"
+        " it out"
     )
 
 
 @pytest.mark.parametrize(("size", "shorter"), [(224, 256), (64, 73), (32, 37)])
 @pytest.mark.parametrize("shape", [(300, 401), (111, 40)])
-def test_the_centre_is_that_of_torchvisions_resize_and_crop(size: int, shorter: int, shape: tuple[int, int]) -> None:
-    photo = noise(3, *shape)
-    image = Image.fromarray(photo.permute(1, 2, 0).numpy())
+def test_the_centre_crop_equals_that_of_torchvision(size: int, shorter: int, shape: tuple[int, int]) -> None:
+    image = noise(3, *shape)
+    pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
     official = transforms.Compose([transforms.Resize(shorter), transforms.CenterCrop(size)])
-    np.testing.assert_array_equal(centre_crop(photo, size).permute(1, 2, 0).numpy(), np.asarray(official(image)))
+    np.testing.assert_array_equal(centre_crop(image, size).permute(1, 2, 0).numpy(), np.asarray(official(pil_image)))
 
 
-def test_photos_are_encoded_as_those_of_imagenet_c() -> None:
-    photo, stream = noise(3, 40, 50), io.BytesIO()
-    Image.fromarray(photo.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=85, optimize=True)
-    assert encode_jpeg(photo, 85) == stream.getvalue()
-    assert len(encode_jpeg(photo, 50)) < len(encode_jpeg(photo, 85))
+def test_images_are_encoded_like_those_of_imagenet_c() -> None:
+    image, stream = noise(3, 40, 50), io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=85, optimize=True)
+    assert encode_jpeg(image, 85) == stream.getvalue()
+    assert len(encode_jpeg(image, 50)) < len(encode_jpeg(image, 85))
 
 
-def test_what_corrupts_is_named_with_its_version() -> None:
+def test_the_package_is_named_with_its_version() -> None:
     assert corruption_tool_version() == f"imagecorruptions-imaug {importlib.metadata.version('imagecorruptions-imaug')}"
 
 
-@pytest.mark.parametrize("is_other_there", [False, True], ids=["no package", "the package with faults"])
-def test_without_the_extra_one_sentence_names_it(is_other_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if is_other_there:
+@pytest.mark.parametrize("has_other_package", [False, True], ids=["no package", "other package"])
+def test_a_missing_package_is_an_error_with_the_install_command(
+    has_other_package: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_other_package:
 
         def version(name: str) -> str:
             raise importlib.metadata.PackageNotFoundError(name)

@@ -10,7 +10,7 @@ from c2fmae.data.corruption.names import (
 )
 
 
-def test_names_are_those_of_the_tool_in_its_order() -> None:
+def test_names_equal_those_of_the_package_in_its_order() -> None:
     imagecorruptions = pytest.importorskip("imagecorruptions")
     assert list(CORRUPTIONS) == imagecorruptions.get_corruption_names("common")
     assert list(EXTRA_CORRUPTIONS) == imagecorruptions.get_corruption_names("validation")
@@ -19,7 +19,7 @@ def test_names_are_those_of_the_tool_in_its_order() -> None:
     assert SEVERITIES == (1, 2, 3, 4, 5)
 
 
-def test_corruptions_are_chosen_by_name_or_group_in_the_order_of_the_benchmark() -> None:
+def test_corruptions_are_selected_by_name_or_group_in_the_order_of_the_benchmark() -> None:
     assert select_corruptions(["extra", "snow", "noise", "snow"]) == (
         *CORRUPTION_GROUPS["noise"],
         "snow",
@@ -29,6 +29,6 @@ def test_corruptions_are_chosen_by_name_or_group_in_the_order_of_the_benchmark()
     assert select_corruptions([]) == ()
 
 
-def test_a_misspelt_corruption_is_refused_with_the_nearest() -> None:
+def test_a_misspelt_corruption_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"^no corruption named 'gausian_noise'. Did you mean 'gaussian_noise'\? Known"):
         select_corruptions(["fog", "gausian_noise"])

@@ -13,36 +13,36 @@ from tests.data.dataset_files import assert_user_error, write_png
 
 # In the file 0 is "other", 1 the wall, 8 a bed, 150 a flag; bed and flag are things.
 CLASSES = np.array([[0, 1, 1, 8], [0, 150, 150, 8], [1, 150, 8, 8]], np.uint8)
-# One flag is object 255, and so is nothing else; the bed below right is no object; one object is of no class.
+# One flag is object 255; the bed at the bottom right is no object; one object has no class.
 OBJECTS = np.array([[0, 0, 0, 2], [7, 255, 3, 2], [0, 255, 0, 2]], np.uint8)
 KINDS = np.array([[0, 0, 0, 1], [9, 100, 100, 1], [0, 100, 0, 1]], np.uint8)
-PHOTO = np.random.default_rng(0).integers(256, size=(3, 4, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(256, size=(3, 4, 3), dtype=np.uint8)
 
 
 def ade20k(root: Path, *keys: str, classes: np.ndarray = CLASSES) -> Path:
     for key in keys:
-        write_png(root / f"images/validation/{key}.jpg", PHOTO)
+        write_png(root / f"images/validation/{key}.jpg", IMAGE)
         write_png(root / f"annotations/validation/{key}.png", classes)
     return root
 
 
 def add_objects(root: Path, key: str, kinds: np.ndarray = KINDS, objects: np.ndarray = OBJECTS) -> None:
-    """Red tells the kind, green the object; blue tells nothing."""
-    picture = np.stack([kinds, objects, np.full_like(kinds, 77)], axis=-1)
-    write_png(root / f"annotations_instance/validation/{key}.png", picture)
+    """Red is the class, green the object; blue is unused."""
+    colours = np.stack([kinds, objects, np.full_like(kinds, 77)], axis=-1)
+    write_png(root / f"annotations_instance/validation/{key}.png", colours)
 
 
-def test_other_is_not_labelled_and_classes_count_from_0(tmp_path: Path) -> None:
+def test_other_is_unlabelled_and_classes_start_at_0(tmp_path: Path) -> None:
     scenes = Ade20k(ade20k(tmp_path, "ADE_val_00000001"), "validation")
     scene = scenes[0]
     assert scene.maps["semantic"].tolist() == [[255, 0, 0, 7], [255, 149, 149, 7], [0, 149, 7, 7]]
     assert scene.maps["semantic"].dtype == torch.uint8
-    assert torch.equal(scene.maps["rgb"], torch.from_numpy(PHOTO).permute(2, 0, 1))
+    assert torch.equal(scene.maps["rgb"], torch.from_numpy(IMAGE).permute(2, 0, 1))
     assert (scene.key, scene.label, scene.label_stride) == ("ADE_val_00000001", None, 1)
     assert scenes.read_image_bytes(0) == (tmp_path / "images/validation/ADE_val_00000001.jpg").read_bytes()
 
 
-def test_without_files_of_objects_there_is_no_instance_map(tmp_path: Path) -> None:
+def test_without_instance_annotations_there_is_no_instance_map(tmp_path: Path) -> None:
     scenes = Ade20k(ade20k(tmp_path, "b", "a"), "validation")
     assert isinstance(scenes, Scenes)
     assert scenes.keys == ("a", "b")
@@ -51,7 +51,7 @@ def test_without_files_of_objects_there_is_no_instance_map(tmp_path: Path) -> No
     assert scenes.info.classes == ADE20K.classes
 
 
-def test_green_is_the_object_and_what_should_be_in_one_is_not_labelled(tmp_path: Path) -> None:
+def test_green_is_the_object_and_pixels_of_things_in_no_object_are_unlabelled(tmp_path: Path) -> None:
     add_objects(ade20k(tmp_path, "a"), "a")
     scenes = Ade20k(tmp_path, "validation")
     assert scenes.info.granularities == ("semantic", "instance", "rgb")
@@ -75,25 +75,27 @@ def test_up_to_254_objects_have_8_bits(tmp_path: Path) -> None:
         ([256, 0], [256, 0], np.int32),
     ],
 )
-def test_no_object_has_the_id_of_what_nobody_labelled(numbers: list[int], ids: list[int], dtype: type) -> None:
-    made = numbers_to_instance_ids(np.array(numbers, np.int64))
-    assert made.tolist() == ids
-    assert made.dtype == dtype
+def test_no_object_has_the_id_of_unlabelled_pixels(numbers: list[int], ids: list[int], dtype: type) -> None:
+    converted = numbers_to_instance_ids(np.array(numbers, np.int64))
+    assert converted.tolist() == ids
+    assert converted.dtype == dtype
 
 
-def test_scenes_go_to_worker_processes(tmp_path: Path) -> None:
+def test_scenes_can_be_pickled(tmp_path: Path) -> None:
     add_objects(ade20k(tmp_path, "a"), "a")
     scenes = Ade20k(tmp_path, "validation")
     copy = pickle.loads(pickle.dumps(scenes))
     assert all(torch.equal(copy[0].maps[name], ids) for name, ids in scenes[0].maps.items())
 
 
-def test_folders_and_splits_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_missing_directories_and_splits_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    assert_user_error(lambda: Ade20k(missing, "training"), f"{missing}: this folder does not exist. Check the path")
+    assert_user_error(
+        lambda: Ade20k(missing, "training"), f"{missing}: does not exist (expected a directory). Check the path"
+    )
     assert_user_error(
         lambda: Ade20k(tmp_path, "training"),
-        f"{tmp_path}: no images/training in it. Give the folder of the official release",
+        f"{tmp_path}: contains no images/training. Give the root directory of the official release",
     )
     for split in ("training", "validation"):
         (tmp_path / "images" / split).mkdir(parents=True)
@@ -103,21 +105,22 @@ def test_folders_and_splits_that_are_not_there_are_refused(tmp_path: Path) -> No
     )
     assert_user_error(
         lambda: Ade20k(tmp_path, "training"),
-        f"{tmp_path}/annotations/training: this folder does not exist. Unpack ADEChallengeData2016.zip again",
+        f"{tmp_path}/annotations/training: does not exist (expected a directory). Extract ADEChallengeData2016.zip "
+        "again",
     )
     (tmp_path / "annotations/training").mkdir(parents=True)
     assert_user_error(
-        lambda: Ade20k(tmp_path, "training"), f"{tmp_path}/images/training: no scenes. Check that it is complete"
+        lambda: Ade20k(tmp_path, "training"), f"{tmp_path}/images/training: lists no scenes. Check that it is complete"
     )
 
 
-def test_a_map_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_missing_map_is_named(tmp_path: Path) -> None:
     add_objects(ade20k(tmp_path, "a"), "a")
     for name in ("annotations_instance/validation/a.png", "annotations/validation/a.png"):
         (tmp_path / name).unlink()
         assert_user_error(
             lambda name=name: Ade20k(tmp_path, "validation")[0],  # type: ignore[misc]
-            f"{tmp_path}/{name}: cannot be read: No such file or directory. Restore it, or remove the sample",
+            f"{tmp_path}/{name}: cannot be read: No such file or directory. Check the path, or restore the file",
         )
 
 
@@ -133,22 +136,22 @@ def test_a_class_that_ade20k_does_not_have_is_refused(tmp_path: Path) -> None:
 def test_maps_of_another_size_are_refused(tmp_path: Path) -> None:
     root = ade20k(tmp_path, "a", classes=CLASSES[:2])
     classes = f"{root}/annotations/validation/a.png"
-    remedy = "Replace the one that is not of the official release"
+    fix = "Replace the one that is not from the official release"
     assert_user_error(
         lambda: Ade20k(root, "validation")[0],
-        f"{classes}: 4×2 pixels, but {root}/images/validation/a.jpg has 4×3. {remedy}",
+        f"{classes}: has 4×2 pixels, but {root}/images/validation/a.jpg has 4×3. {fix}",
     )
     add_objects(root, "a")
     assert_user_error(
         lambda: Ade20k(root, "validation")[0],
-        f"{root}/annotations_instance/validation/a.png: 4×3 pixels, but {classes} has 4×2. {remedy}",
+        f"{root}/annotations_instance/validation/a.png: has 4×3 pixels, but {classes} has 4×2. {fix}",
     )
 
 
-def test_objects_of_another_release_are_refused(tmp_path: Path) -> None:
+def test_instance_annotations_of_another_release_are_refused(tmp_path: Path) -> None:
     add_objects(ade20k(tmp_path, "a"), "a", kinds=np.where(KINDS == 100, 101, KINDS).astype(np.uint8))
     assert_user_error(
         lambda: Ade20k(tmp_path, "validation")[0],
-        f"{tmp_path}/annotations_instance/validation/a.png: class 101 in red, but the instance challenge has 100."
-        " Use its files",
+        f"{tmp_path}/annotations_instance/validation/a.png: has class 101 in red (expected at most 100). Use the"
+        " files of the instance challenge",
     )

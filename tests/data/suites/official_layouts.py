@@ -1,4 +1,4 @@
-"""Official layouts in small: generated photos under the paths that the archives have."""
+"""Small sets in the official layouts: generated images with the paths of the archives."""
 
 import io
 import tarfile
@@ -13,19 +13,19 @@ from tests.data.dataset_files import encode_image, write_tar, write_tree
 Files = dict[str, bytes]
 
 ONLY_IN_A, ONLY_IN_R = "n01558993", "n01443537"
-"""A class of ImageNet-A and not of -R, and the other way round."""
+"""A class of ImageNet-A but not of -R, and one of -R but not of -A."""
 IN_BOTH = ("n01531178", "n01614925")
-"""Classes of both, in the order of their ids."""
+"""Classes of both, sorted."""
 
 
 def make_jpeg(name: str, size: tuple[int, int] = (40, 32)) -> bytes:
-    """A JPEG of a colour that is the name's own."""
+    """Return a JPEG whose colour is a hash of the name."""
     colour = tuple(zlib.crc32(name.encode()).to_bytes(4)[:3])
     return encode_image(Image.new("RGB", size, colour), "JPEG")
 
 
 def class_files(top: str, wnids: Iterable[str], per_class: int = 2, name: str = "{i}.JPEG") -> Files:
-    """Photos in a folder for each class."""
+    """Return images in a directory for each class."""
     paths = [f"{top}{wnid}/{name.format(i=i)}" for wnid in wnids for i in range(per_class)]
     return {path: make_jpeg(path) for path in paths}
 
@@ -33,7 +33,7 @@ def class_files(top: str, wnids: Iterable[str], per_class: int = 2, name: str = 
 def grid_files(
     corruptions: Iterable[str], wnids: Iterable[str], severities: Iterable[int] = range(1, 6), per_class: int = 1
 ) -> Files:
-    """ImageNet-C's layout, its photos at 224."""
+    """Return images of 224 pixels in the layout of ImageNet-C."""
     wnids, files = tuple(wnids), Files()
     for corruption in corruptions:
         for severity in severities:
@@ -47,7 +47,7 @@ def write_as_folder(root: Path, files: Files) -> Path:
 
 
 def write_as_tar(path: Path, files: Files) -> Path:
-    """A tar as `tar cf` makes it: its folders are members, too, and nothing is in order."""
+    """Write a tar as `tar cf` does: directories are members too, and members are not sorted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = sorted(files, key=lambda name: zlib.crc32(name.encode()))
     folders = {str(parent) for name in names for parent in Path(name).parents} - {"."}
@@ -64,7 +64,7 @@ def write_as_tar(path: Path, files: Files) -> Path:
 
 
 def write_as_shard(path: Path, images: Iterable[tuple[str, bytes, int]]) -> Path:
-    """A shard in this project's layout: key, photo and label of each sample."""
+    """Write a shard of samples with key, image and label."""
     members = Files()
     for key, data, label in images:
         members |= {f"{key}.jpg": data, f"{key}.cls": str(label).encode()}

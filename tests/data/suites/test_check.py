@@ -90,7 +90,7 @@ def test_each_fault_of_a_set_is_reported(tmp_path: Path, make: Make) -> None:
         "1 image in no class directory: stray.png",
         f"1 file that is not an image: {VAL[0]}/notes.txt",
         f"2 files added by macOS, ignored: .DS_Store, {VAL[1]}/._0.JPEG",
-        f"1 of 8 sampled images cannot be decoded. {at}: not readable as a picture (its format is not known)."
+        f"1 of 8 sampled images cannot be decoded. {at}: cannot be decoded (its format is unsupported)."
         " Replace it, or remove the sample",
     )
 
@@ -130,8 +130,8 @@ def test_faults_of_a_corruption_set_are_reported_with_their_cells(tmp_path: Path
         f"snow/1: 1 of 3 class directories missing: {VAL[1]}",
         "snow/1: 4 of 6 images: the set is incomplete",
         f"fog/3: 1 of 6 sampled images are not 224×224: {VAL[0]}/0 (256×224)",
-        f"fog/4: 1 of 6 sampled images cannot be decoded. {root}/fog/4/{VAL[0]}/0.JPEG: not readable as a picture"
-        " (its format is not known). Replace it, or remove the sample",
+        f"fog/4: 1 of 6 sampled images cannot be decoded. {root}/fog/4/{VAL[0]}/0.JPEG: cannot be decoded"
+        " (its format is unsupported). Replace it, or remove the sample",
     )
 
 
@@ -214,7 +214,7 @@ def test_a_custom_corruption_set_is_checked_cell_by_cell(tmp_path: Path) -> None
     files = grid_files(CORRUPTIONS, ("cat", "dog")) | {"fog/3/cat/0.JPEG": b"broken"}
     report = check_suite("custom", write_as_folder(tmp_path, files))
     assert report.findings == (
-        f"fog/3: 1 of 2 sampled images cannot be decoded. {tmp_path}/fog/3/cat/0.JPEG: not readable as a picture"
-        " (its format is not known). Replace it, or remove the sample",
+        f"fog/3: 1 of 2 sampled images cannot be decoded. {tmp_path}/fog/3/cat/0.JPEG: cannot be decoded"
+        " (its format is unsupported). Replace it, or remove the sample",
     )
     assert report.summary == "custom: 75 cells: 150 images of 2 classes, 150 of them decoded"
