@@ -1,7 +1,7 @@
-"""One core reading samples for training, beside the usual way: Pillow, three loose files, floats.
+"""Training samples per second on one core, compared with Pillow, three loose files and float pixels.
 
-Photos of 500×375 pixels (noise as smooth as photos are: about the bytes of ImageNet's) with two label PNGs of that
-size, made here. Also: shard records without decoding, and opening a thousand shards.
+The data is generated: images of 500×375 pixels (noise with the spectrum of photographs, about the bytes of ImageNet's)
+with two label PNGs of the same size. Also measured: shard records without decoding, and opening a thousand shards.
 """
 
 import random
@@ -37,7 +37,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def draw_smooth_noise(
     rng: np.random.Generator, height: int, width: int, power: float
 ) -> UInt8[np.ndarray, "height width"]:
-    """Noise whose strength falls with its frequency, as it does in photos."""
+    """Return noise whose amplitude falls with the frequency, as in photographs."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)) + 1 / 500
     spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**power
     values = np.fft.irfft2(spectrum, s=(height, width))
@@ -52,24 +52,24 @@ def write_tree(root: Path) -> None:
     sizes = []
     for number in range(NUM_IMAGES):
         light, *tints = (draw_smooth_noise(rng, 375, 500, power) for power in (1.38, 2.5, 2.5, 2.5))
-        photo = np.stack([light // 2 + tint // 2 for tint in tints], axis=2)
-        Image.fromarray(photo).save(root / f"rgb/{number:04d}.jpg", quality=90)
+        image = np.stack([light // 2 + tint // 2 for tint in tints], axis=2)
+        Image.fromarray(image).save(root / f"rgb/{number:04d}.jpg", quality=90)
         sizes.append((root / f"rgb/{number:04d}.jpg").stat().st_size)
         for name, steps in (("semantic", 8), ("instance", 6)):
             ids = draw_smooth_noise(rng, 375, 500, 4.0) // np.uint8(256 / steps)
             Image.fromarray(ids).save(root / f"{name}/{number:04d}.png")
     info = DatasetInfo.from_dict({"classes": [{"name": f"class {i}"} for i in range(30)]})
     (root / "dataset.json").write_text(info.to_json(), encoding="utf-8")
-    print(f"{NUM_IMAGES} photos of {np.mean(sizes) / 1e3:.0f} kB on average")
+    print(f"{NUM_IMAGES} images of {np.mean(sizes) / 1e3:.0f} kB on average")
 
 
 def load_with_pillow(root: Path, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As MultiMAE's loader: everything to 224 by Pillow, labels on to 56, the photo to normalised floats."""
-    photo = Image.open(root / f"rgb/{index:04d}.jpg").convert("RGB")
-    top, left, height, width = RandomResizedCrop.get_params(photo, [0.2, 1.0], [3 / 4, 4 / 3])
+    """Load like MultiMAE: all maps resized to 224 by Pillow, labels further to 56, the image as normalised floats."""
+    image = Image.open(root / f"rgb/{index:04d}.jpg").convert("RGB")
+    top, left, height, width = RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3])
     is_flipped = random.random() < 0.5
     box = (left, top, left + width, top + height)
-    pixels = photo.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    pixels = image.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     maps = []
     for name in ("semantic", "instance"):
         ids = Image.open(root / f"{name}/{index:04d}.png").crop(box).resize((SIZE, SIZE), Image.Resampling.NEAREST)
@@ -87,11 +87,11 @@ def bench_samples(folder: Path) -> None:
     tree = folder / "tree"
     write_tree(tree)
     loose = open_scenes(tree)
-    sources: dict[str, Scenes] = {"ours, the same loose files": loose}
+    sources: dict[str, Scenes] = {"c2fmae, the same loose files": loose}
     for name, config in {
         "shards, full-size maps": PackConfig(label_stride=1),
         "shards, maps at stride 4": PackConfig(label_stride=4),
-        "… photos at short side 256": PackConfig(label_stride=4, short_side=256),
+        "… images at short side 256": PackConfig(label_stride=4, short_side=256),
     }.items():
         pack_dir = folder / f"pack{len(sources)}"
         pack_scenes(loose, pack_dir, config)
@@ -106,40 +106,40 @@ def bench_samples(folder: Path) -> None:
 
 
 def write_shards(folder: Path, shards: int, samples: int, num_bytes: int) -> None:
-    """Shards of samples that nobody decodes: a photo and two maps of so many bytes together."""
+    """Write shards of samples that are not decoded: an image and two maps of `num_bytes` together."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     sizes = {"jpg": num_bytes * 8 // 10, "semantic.png": num_bytes // 10, "instance.png": num_bytes // 10}
     for shard in range(shards):
-        with (folder / f"s-{shard:06d}.tar").open("wb") as stream:
+        with (folder / f"s-{shard:06d}.tar").open("wb") as file:
             for sample in range(samples):
                 key = f"{shard:06d}_{sample:06d}"
-                stream.writelines(encode_tar_member(f"{key}.{part}", rng.bytes(size)) for part, size in sizes.items())
-            stream.write(TAR_END)
+                file.writelines(encode_tar_member(f"{key}.{part}", rng.bytes(size)) for part, size in sizes.items())
+            file.write(TAR_END)
 
 
 def bench_records(folder: Path) -> None:
-    """Samples without decoding, at random, all of them in the page cache; and opening a thousand shards."""
+    """Measure random reads without decoding, from the page cache, and opening a thousand shards."""
     for shards, samples, num_bytes in ((4, 2000, 9_800), (4, 2000, 60_000), (1000, 32, 9_800)):
         shard_dir = folder / f"records-{shards}-{num_bytes}"
         write_shards(shard_dir, shards, samples, num_bytes)
-        started = time.perf_counter()
+        start = time.perf_counter()
         open_scenes(shard_dir)
-        first, opening, reading = time.perf_counter() - started, [], []
-        for turn in range(NUM_ROUNDS):
-            started = time.perf_counter()
+        first, opening, reading = time.perf_counter() - start, [], []
+        for round_index in range(NUM_ROUNDS):
+            start = time.perf_counter()
             scenes = open_scenes(shard_dir)
-            opening.append(time.perf_counter() - started)
+            opening.append(time.perf_counter() - start)
             assert isinstance(scenes, StoredScenes)
-            order = np.random.default_rng(turn).integers(0, len(scenes), 20_000).tolist()
-            started = time.perf_counter()
+            order = np.random.default_rng(round_index).integers(0, len(scenes), 20_000).tolist()
+            start = time.perf_counter()
             for index in order:
                 scenes.read_map_bytes(index)
-            reading.append(len(order) / (time.perf_counter() - started))
+            reading.append(len(order) / (time.perf_counter() - start))
         print(
             f"{shards:5d} shards of {samples:5,d} samples of {num_bytes / 1e3:4.1f} kB: indexed in {first:.2f} s, then"
-            f" opened in {np.median(opening):.3f} s; at random {np.median(reading):8,.0f} records/s,"
-            f" at best {max(reading):8,.0f}"
+            f" opened in {np.median(opening):.3f} s; random reads: {np.median(reading):8,.0f} records/s (median),"
+            f" {max(reading):8,.0f} (maximum)"
         )
 
 

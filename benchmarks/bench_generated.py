@@ -1,11 +1,11 @@
-"""How many generated scenes one core draws a second: `python -m benchmarks.bench_generated`.
+"""Generated scenes per second on one core: `python -m benchmarks.bench_generated`.
 
-Seconds are those that the thread ran, so other work on the machine counts only where it takes its caches.
+Time is that of the thread, so that other processes count only by their use of caches.
 """
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy and torch are imported
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read on import of NumPy and torch
 
 import itertools
 import statistics
@@ -20,7 +20,7 @@ NUM_SCENES, NUM_ROUNDS = 64, 9
 
 
 def scenes_per_second(scenes: GeneratedScenes) -> float:
-    """Images per second."""
+    """Return the number of scenes per second."""
     start = time.thread_time()
     for index in range(len(scenes)):
         scenes[index]
@@ -36,7 +36,7 @@ def main() -> None:
     for scenes in variants:
         scenes_per_second(scenes)
     rounds = [[scenes_per_second(scenes) for scenes in variants] for _ in range(NUM_ROUNDS)]
-    print(f"Images/s, of {NUM_ROUNDS} rounds over the same {NUM_SCENES} scenes\n{'':15s}{'median':>8s}{'best':>8s}")
+    print(f"Scenes/s over {NUM_ROUNDS} rounds of the same {NUM_SCENES} scenes\n{'':15s}{'median':>8s}{'max':>8s}")
     for scenes, rates in zip(variants, zip(*rounds, strict=True), strict=True):
         print(f"{scenes.difficulty:8s}{scenes.size:4d} px{statistics.median(rates):8.0f}{max(rates):8.0f}")
 

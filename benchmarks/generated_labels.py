@@ -1,7 +1,7 @@
-"""Are generated scenes worth learning from? `python -m benchmarks.generated_labels [easy medium hard]`.
+"""Classification of generated scenes: `python -m benchmarks.generated_labels [easy medium hard]`.
 
-What shows most must be seen from shapes: a small ViT learns it, and a perceptron on histograms of colours, of the whole
-photo or of each cell of a 4 × 4 grid, stays near chance. All learn from the same scenes and are tried on others.
+A label must require shapes: a small ViT can be trained to predict it, while a perceptron on colour histograms, of the
+image or of each cell of a 4 × 4 grid, stays near chance. All are trained on the same scenes and tested on others.
 """
 
 import sys
@@ -21,7 +21,7 @@ NUM_LABELS = len(GeneratedScenes.labels)
 
 
 class SmallViT(nn.Module):
-    """Three blocks over 8 × 8 tokens; convolutions cut the patches, for so few scenes teach linear ones little."""
+    """Three blocks over 8 × 8 tokens from a convolutional stem: with so few scenes, linear patches train badly."""
 
     def __init__(self, dim: int = 64) -> None:
         super().__init__()
@@ -50,18 +50,18 @@ def make_perceptron(width: int) -> nn.Module:
 def draw_labelled_images(
     seed: int, length: int, difficulty: Difficulty, domain: Domain = "photo"
 ) -> tuple[Tensor, Tensor]:
-    """Photos [N, 3, size, size] and labels."""
+    """Return images [N, 3, size, size] and labels."""
     source = GeneratedScenes(size=SIZE, length=length, seed=seed, difficulty=difficulty, domain=domain)
-    drawn = [source[index] for index in range(length)]
-    labels = [scene.label for scene in drawn if scene.label is not None]
-    return torch.stack([scene.maps["rgb"] for scene in drawn]), torch.tensor(labels)
+    scenes = [source[index] for index in range(length)]
+    labels = [scene.label for scene in scenes if scene.label is not None]
+    return torch.stack([scene.maps["rgb"] for scene in scenes]), torch.tensor(labels)
 
 
 def colour_histograms(images: Tensor, cells: int) -> Tensor:
-    """Roots of how often each of 4 × 4 × 4 colours occurs in each of `cells` × `cells` parts of the photo."""
+    """Return the square roots of histograms of 4 × 4 × 4 colours in `cells` × `cells` parts of each image."""
     red, green, blue = (images // 64).long().unbind(1)
-    place = torch.arange(SIZE) * cells // SIZE
-    cell = torch.arange(len(images))[:, None, None] * cells**2 + place[:, None] * cells + place
+    position = torch.arange(SIZE) * cells // SIZE
+    cell = torch.arange(len(images))[:, None, None] * cells**2 + position[:, None] * cells + position
     counts = torch.bincount((64 * cell + 16 * red + 4 * green + blue).flatten(), minlength=len(images) * cells**2 * 64)
     return (counts.view(len(images), -1) * (cells / SIZE) ** 2).sqrt()
 
@@ -70,8 +70,8 @@ def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int) -> nn.M
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, epochs * (NUM_TRAIN // BATCH))
     for _ in range(epochs):
-        for chosen in torch.randperm(NUM_TRAIN).split(BATCH):
-            loss = F.cross_entropy(model(inputs[chosen]), labels[chosen], label_smoothing=0.1)
+        for batch in torch.randperm(NUM_TRAIN).split(BATCH):
+            loss = F.cross_entropy(model(inputs[batch]), labels[batch], label_smoothing=0.1)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -86,17 +86,17 @@ def compute_accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 
 def measure_accuracies(difficulty: Difficulty) -> dict[str, float]:
-    """Accuracy by what is tried."""
+    """Return the test accuracy of each model, and that of the ViT on other domains."""
     torch.manual_seed(0)
-    (photos, labels), (test_images, test_labels) = (
+    (train_images, labels), (test_images, test_labels) = (
         draw_labelled_images(0, NUM_TRAIN, difficulty),
         draw_labelled_images(1, NUM_TEST, difficulty),
     )
     accuracies = {"chance": test_labels.bincount().max().item() / NUM_TEST}
     for name, cells in (("colours", 1), ("4 x 4", 4)):
-        model = train(make_perceptron(64 * cells**2), colour_histograms(photos, cells), labels, epochs=24)
+        model = train(make_perceptron(64 * cells**2), colour_histograms(train_images, cells), labels, epochs=24)
         accuracies[name] = compute_accuracy(model, colour_histograms(test_images, cells), test_labels)
-    vit = train(SmallViT(), photos, labels, epochs=7)
+    vit = train(SmallViT(), train_images, labels, epochs=7)
     accuracies["ViT"] = compute_accuracy(vit, test_images, test_labels)
     domains: tuple[Domain, ...] = ("sketch", "rendition", "displaced")
     return accuracies | {
@@ -106,11 +106,11 @@ def measure_accuracies(difficulty: Difficulty) -> dict[str, float]:
 
 def main(difficulties: list[Difficulty]) -> None:
     torch.set_num_threads(1)
-    print(f"Accuracy, %: {NUM_LABELS} labels, {NUM_TRAIN} scenes of {SIZE} px to learn from, {NUM_TEST} others to try")
+    print(f"Accuracy, %: {NUM_LABELS} labels, {NUM_TRAIN} training and {NUM_TEST} test scenes of {SIZE} px")
     for difficulty in difficulties:
         start = time.perf_counter()
-        found = measure_accuracies(difficulty)
-        line = ", ".join(f"{name} {100 * value:.1f}" for name, value in found.items())
+        accuracies = measure_accuracies(difficulty)
+        line = ", ".join(f"{name} {100 * value:.1f}" for name, value in accuracies.items())
         print(f"{difficulty}: {line} ({time.perf_counter() - start:.0f} s)", flush=True)
 
 

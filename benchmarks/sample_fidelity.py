@@ -1,4 +1,4 @@
-"""How true samples are: photos to Pillow's bicubic, labels stored at a stride to a nearest cut of the full map.
+"""Fidelity of samples: images against Pillow's bicubic, labels at a stride against crops of the full-size map.
 
 python -m benchmarks.sample_fidelity SOURCE [SOURCE …]
 """
@@ -19,22 +19,22 @@ NUM_CROPS, SIZE, CELLS = 4, (224, 224), (56, 56)
 
 
 def compute_psnr(scene: Scene, rng: np.random.Generator) -> list[float]:
-    """Peak signal to noise of random cuts of a photo, beside Pillow's."""
-    photo, psnr = scene.maps["rgb"], []
+    """Return the peak signal-to-noise ratio, in dB, of random crops of an image against Pillow."""
+    image, psnr = scene.maps["rgb"], []
     for _ in range(NUM_CROPS):
-        box = random_crop_box(photo.shape[-2], photo.shape[-1], rng.random((10, 4)))
-        part = Image.fromarray(photo.permute(1, 2, 0).numpy()).crop(
+        box = random_crop_box(image.shape[-2], image.shape[-1], rng.random((10, 4)))
+        part = Image.fromarray(image.permute(1, 2, 0).numpy()).crop(
             (box.left, box.top, box.left + box.width, box.top + box.height)
         )
         pillow = np.asarray(part.resize(SIZE, Image.Resampling.BICUBIC), np.float64)
-        error = np.square(resized_crop_image(photo, box, SIZE).permute(1, 2, 0).numpy() - pillow).mean()
+        error = np.square(resized_crop_image(image, box, SIZE).permute(1, 2, 0).numpy() - pillow).mean()
         psnr.append(10 * np.log10(255**2 / max(error, 1e-9)))
     return psnr
 
 
 def compute_id_agreement(scene: Scene, stride: int, rng: np.random.Generator) -> list[float]:
-    """The share of cells whose id, read from a map at a stride, is that of the full map."""
-    found = []
+    """Return the fraction of cells whose id, read from a map at a stride, equals that of the full-size map."""
+    fractions = []
     for name, ids in scene.maps.items():
         if GRANULARITIES.get(name).kind != "ids":
             continue
@@ -42,23 +42,23 @@ def compute_id_agreement(scene: Scene, stride: int, rng: np.random.Generator) ->
         for _ in range(NUM_CROPS):
             box = random_crop_box(ids.shape[0], ids.shape[1], rng.random((10, 4)))
             same = resized_crop_ids(stored, box, CELLS, stride=stride) == resized_crop_ids(ids, box, CELLS)
-            found.append(float(same.double().mean()))
-    return found
+            fractions.append(float(same.double().mean()))
+    return fractions
 
 
 def main() -> None:
     torch.set_num_threads(1)
     for source in sys.argv[1:]:
         scenes, rng = open_scenes(source), np.random.default_rng(0)
-        photos, labels = list[float](), {stride: list[float]() for stride in (1, 2, 4)}
+        psnr, agreement = list[float](), {stride: list[float]() for stride in (1, 2, 4)}
         for index in range(min(len(scenes), 200)):
             scene = scenes[index]
-            photos += compute_psnr(scene, rng)
-            for stride, shares in labels.items():
-                shares += compute_id_agreement(scene, stride, rng)
-        print(f"{source}: photos {np.mean(photos):.1f} dB on average, {min(photos):.1f} at least", end="")
-        agreement_texts = [f"stride {stride} {np.mean(shares):.2%}" for stride, shares in labels.items() if shares]
-        print(f"; cells as in the full map: {', '.join(agreement_texts)}" if agreement_texts else "")
+            psnr += compute_psnr(scene, rng)
+            for stride, fractions in agreement.items():
+                fractions += compute_id_agreement(scene, stride, rng)
+        print(f"{source}: images {np.mean(psnr):.1f} dB on average, minimum {min(psnr):.1f}", end="")
+        agreement_texts = [f"stride {stride} {np.mean(values):.2%}" for stride, values in agreement.items() if values]
+        print(f"; cells equal to the full-size map: {', '.join(agreement_texts)}" if agreement_texts else "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scenes: found, decoded, cut, batched, checked, packed, made and imported.
+"""Data sets of scenes: opening, decoding, transforms, batches, checks, packing, generation and importers.
 
 >>> from c2fmae.data import CentralView, open_scenes
 >>> scene = open_scenes("generated", size=96)[7]

@@ -1,4 +1,4 @@
-"""What else is done to a training sample's photo: RandAugment and random erasing, each a function of its own noise."""
+"""Augmentation of a training sample's image: RandAugment and random erasing, each a function of its own noise."""
 
 import math
 import random
@@ -18,29 +18,27 @@ from c2fmae.core.scene import Scene
 from c2fmae.data.transforms import MAX_CROP_ATTEMPTS, Transform
 
 GEOMETRIC_OPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-"""What of RandAugment moves things about: a photo's maps would not follow."""
+"""Operations of RandAugment that move pixels: the maps of an image would no longer be aligned."""
 
-_ERASE_AREA, _ERASE_ASPECT = (
-    (0.02, 1 / 3),
-    (0.3, 1 / 0.3),
-)  # of what is erased: share of the photo, width by height; timm's
+_ERASE_AREA = (0.02, 1 / 3)  # fraction of the image that is erased; timm's range
+_ERASE_ASPECT = (0.3, 1 / 0.3)  # its width by height; timm's range
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentedView:
-    """A view whose photo is changed too; its maps, if it has any, stay as they are."""
+    """A view with an augmented image; its maps, if any, are unchanged."""
 
     view: Transform
     rand_augment: str | None
-    """In timm's words, as in `rand-m9-mstd0.5-inc1`."""
+    """In timm's format, such as `rand-m9-mstd0.5-inc1`; None for none."""
     erase_prob: float
-    """How often a part of the photo gives way to noise."""
+    """Probability that a rectangle of the image is replaced by noise."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Of the photos: what is moved in is of this mean, and noise like them."""
+    """Per channel, in [0, 1]: the colour that fills gaps, and the distribution of the noise."""
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        """Take the view, and change its photo."""
+        """Return a view with an augmented image."""
         sample = self.view(scene, rng)
         if "rgb" not in sample.maps:
             return sample
@@ -53,7 +51,7 @@ class AugmentedView:
 
     def _apply_rand_augment(self, image: Tensor, seed: int, *, photometric_only: bool) -> Tensor:
         if len(image) != 3:
-            raise UserError(f"rand_augment: is for photos of 3 channels, and these have {len(image)}. Set it to null")
+            raise UserError(f"rand_augment: expected images of 3 channels, got {len(image)}. Set it to null")
         change = self._photometric_transform if photometric_only else self._any_transform
         with seeded_global_rngs(seed):
             changed = change(Image.fromarray(image.permute(1, 2, 0).numpy()))
@@ -83,7 +81,7 @@ class AugmentedView:
 
         try:
             hparams = {
-                "translate_const": 100,  # for the ops of fixed length, which none of timm's lists has
+                "translate_const": 100,  # used by operations that are in none of timm's lists
                 "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
                 "interpolation": Image.Resampling.BICUBIC,
             }
@@ -91,8 +89,8 @@ class AugmentedView:
                 self.rand_augment or "", hparams, transforms=ops
             )
         except (AssertionError, ValueError) as error:
-            example = "timm's words, as in rand-m9-mstd0.5-inc1"
-            raise UserError(f"rand_augment: expected {example}, got {self.rand_augment!r}") from error
+            expected = "timm's format, such as rand-m9-mstd0.5-inc1"
+            raise UserError(f"rand_augment: expected {expected}, got {self.rand_augment!r}") from error
         return change
 
 
@@ -103,9 +101,9 @@ def random_erase(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> UInt8[Tensor, "channels height width"]:
-    """Return a photo of which a random rectangle is noise, normal with the photos' mean and deviation.
+    """Replace a random rectangle of an image by Gaussian noise with the given mean and deviation per channel.
 
-    timm draws the noise of standardised photos; this one is held to what a byte can say.
+    timm draws the noise after standardisation; here it is clipped to the range of a byte.
     """
     height, width = image.shape[-2:]
     for size, shape, down, across in rng.random((MAX_CROP_ATTEMPTS, 4)).tolist():
@@ -115,7 +113,7 @@ def random_erase(
         if 0 < rows < height and 0 < columns < width:
             top, left = int(down * (height - rows + 1)), int(across * (width - columns + 1))
             noise = rng.standard_normal((len(image), rows, columns), np.float32)
-            means, stds = (np.array(each, np.float32)[:, None, None] for each in (mean, std))
+            means, stds = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
             changed = image.clone()
             noise = (255 * (means + stds * noise)).round().clip(0, 255).astype(np.uint8)
             changed[:, top : top + rows, left : left + columns] = torch.from_numpy(noise)
@@ -125,7 +123,7 @@ def random_erase(
 
 @contextmanager
 def seeded_global_rngs(seed: int) -> Iterator[None]:
-    """Let what draws from Python's and NumPy's global generators draw by a seed, and leave them as they were."""
+    """Seed Python's and NumPy's global generators in the block, and restore their state after it."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)

@@ -1,4 +1,4 @@
-"""One pass over a whole data set: everything that is wrong with it, and what there is of each class.
+"""A check of a whole data set in one pass: all its problems, and counts of classes, objects and labels.
 
 >>> from c2fmae.data.generated import GeneratedScenes
 >>> report = check_dataset(GeneratedScenes(size=32, length=3))
@@ -25,43 +25,42 @@ from c2fmae.data.process_pool import run_in_processes
 from c2fmae.data.scenes import Scenes
 
 AREA_FRACTION_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Sizes of objects are counted between these shares of the picture; of edges, the lower is in."""
+"""Edges of the bins for objects by fraction of the image; a bin includes its lower edge."""
 
-_CHUNK_SIZE = 64
-"""Scenes that a process is handed at once."""
+_CHUNK_SIZE = 64  # scenes per task of a process
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What is wrong, and what was counted on the scenes that can be read."""
+    """Problems of a data set, and counts over its readable scenes."""
 
     info: DatasetInfo
     problems: tuple[Problem, ...]
     valid_keys: tuple[str, ...]
-    """Keys of the scenes that nothing is wrong with, sorted; of those that share a photo, the first."""
+    """Sorted keys of the scenes without problems; of several with the same image, the first."""
     num_scenes: int
-    """How many could be read."""
+    """Number of readable scenes."""
     class_pixels: Int[np.ndarray, " ids"]
-    """By semantic id, up to 255 for what nobody labelled; of maps stored at a stride, cells."""
+    """Pixels by semantic id, 255 being unlabelled; cells if maps are stored at a stride."""
     class_images: Int[np.ndarray, " ids"]
-    """In how many images each id is."""
+    """Images with each semantic id."""
     object_counts: Mapping[int, int]
-    """Images by how many objects they have."""
+    """Images by number of objects."""
     object_area_counts: Int[np.ndarray, " bins"]
-    """Objects by the share of the picture that they cover, between AREA_FRACTION_EDGES."""
+    """Objects by the fraction of the image that they cover, in bins of AREA_FRACTION_EDGES."""
     label_counts: Mapping[int, int]
     """Images by label."""
     image_size_counts: Mapping[tuple[int, int], int]
-    """Images by width and height."""
+    """Images by (width, height)."""
 
     @property
     def absent_classes(self) -> tuple[str, ...]:
-        """Names of classes that no map has."""
+        """Names of classes that are in no map."""
         return tuple(name for name, count in zip(self.info.class_names, self.class_images, strict=False) if not count)
 
     @property
     def num_objects(self) -> int:
-        """How many objects there are in all images."""
+        """Number of objects in all images."""
         return sum(count * images for count, images in self.object_counts.items())
 
 
@@ -72,10 +71,10 @@ def check_dataset(
     workers: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> CheckReport:
-    """Decode every scene and report all that is wrong, after the problems of structure that are known already."""
+    """Decode every scene and report all problems, after those in `problems`, which were found on opening."""
     keys = scenes.keys if scenes is not None else ()
     broken, digests = dict[int, str](), dict[int, bytes | None]()
-    class_pixels, class_images, object_shares = (
+    class_pixels, class_images, object_area_counts = (
         np.zeros(n, np.int64) for n in (256, 256, len(AREA_FRACTION_EDGES) - 1)
     )
     object_counts, labels, sizes = Counter[int](), Counter[int](), Counter[tuple[int, int]]()
@@ -90,11 +89,11 @@ def check_dataset(
             class_images += outcome.class_pixels > 0
             if outcome.object_area_fractions is not None:
                 object_counts[len(outcome.object_area_fractions)] += 1
-                object_shares += np.histogram(outcome.object_area_fractions, AREA_FRACTION_EDGES)[0]
+                object_area_counts += np.histogram(outcome.object_area_fractions, AREA_FRACTION_EDGES)[0]
             if outcome.label is not None:
                 labels[outcome.label] += 1
             sizes[outcome.size] += 1
-    # Results come in any order; what is told of them does not depend on it.
+    # Results arrive in any order; the report does not depend on it.
     all_problems = (
         *problems,
         *(Problem(keys[i], broken[i]) for i in sorted(broken)),
@@ -109,41 +108,41 @@ def check_dataset(
         class_pixels=class_pixels,
         class_images=class_images,
         object_counts=dict(sorted(object_counts.items())),
-        object_area_counts=object_shares,
+        object_area_counts=object_area_counts,
         label_counts=dict(sorted(labels.items())),
         image_size_counts=dict(sorted(sizes.items())),
     )
 
 
 def format_class_table(report: CheckReport) -> str:
-    """Return a line for each class: id, name, share of the pixels, images; the last is what nobody labelled."""
+    """Return a line for each class: id, name, fraction of the pixels, images; the last is for unlabelled pixels."""
     total = max(int(report.class_pixels.sum()), 1)
     ids = [*range(len(report.info.classes) or int(np.flatnonzero(report.class_pixels[:IGNORE]).max(initial=-1)) + 1)]
     names = {IGNORE: "(not labelled)"} | dict(enumerate(report.info.class_names))
     width = max(len(name) for name in names.values())
     lines = [f"{'id':>3s}  {'class':{width}s}  {'pixels':>7s}  {'images':>7s}"]
     for i in [*ids, IGNORE]:
-        share = report.class_pixels[i] / total
-        lines.append(f"{i:3d}  {names.get(i, ''):{width}s}  {share:7.2%}  {report.class_images[i]:7d}")
+        fraction = report.class_pixels[i] / total
+        lines.append(f"{i:3d}  {names.get(i, ''):{width}s}  {fraction:7.2%}  {report.class_images[i]:7d}")
     return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class _SceneStats:
-    """What is counted on one scene."""
+    """Counts of one scene."""
 
     digest: bytes | None
-    """Of the photo, as it is stored where it is; None where no photo is read."""
+    """Digest of the stored image, or of its pixels if it is not stored; None without rgb."""
     size: tuple[int, int]
     label: int | None
     class_pixels: Int[np.ndarray, " ids"]
     object_area_fractions: Float[np.ndarray, " objects"] | None
-    """None where there is no instance map."""
+    """None without an instance map."""
 
 
 @dataclass(frozen=True)
 class _SceneChecker:
-    """What a worker knows; given places it tells the facts of each scene, or what is wrong with it."""
+    """The work of one process: yield the counts or the error of each scene of a chunk."""
 
     scenes: Scenes
 
@@ -170,20 +169,20 @@ def _check_all_scenes(scenes: Scenes | None, workers: int) -> Generator[tuple[in
 
 def _scene_stats(scene: Scene, image_bytes: bytes | None) -> _SceneStats:
     height, width = scene_size(scene)
-    shares = None
+    area_fractions = None
     if "instance" in scene.maps:
         instance = scene.maps["instance"].numpy()
         ids, areas = np.unique(instance, return_counts=True)
-        shares = areas[(ids != 0) & (ids != IGNORE)] / instance.size
+        area_fractions = areas[(ids != 0) & (ids != IGNORE)] / instance.size
     semantic = scene.maps["semantic"].numpy().ravel() if "semantic" in scene.maps else np.zeros(0, np.uint8)
     digest = hashlib.blake2b(image_bytes, digest_size=16).digest() if image_bytes is not None else None
-    return _SceneStats(digest, (width, height), scene.label, np.bincount(semantic, minlength=256), shares)
+    return _SceneStats(digest, (width, height), scene.label, np.bincount(semantic, minlength=256), area_fractions)
 
 
 def _duplicate_problems(keys: Sequence[str], digests: Mapping[int, bytes | None]) -> Iterator[Problem]:
-    """Name every scene whose photo another has, too, but for the first by key."""
+    """Yield a problem for every scene with the same image as an earlier one by key."""
     first: dict[bytes, str] = {}
     for key, digest in sorted((keys[i], digest) for i, digest in digests.items() if digest is not None):
         earlier = first.setdefault(digest, key)
         if earlier != key:
-            yield Problem(key, f"sample {key!r} has the same photo as {earlier!r}. Remove one of them")
+            yield Problem(key, f"sample {key!r} has the same image as {earlier!r}. Remove one of them")

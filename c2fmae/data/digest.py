@@ -1,4 +1,4 @@
-"""What tells scenes from other scenes."""
+"""A digest that identifies scenes."""
 
 import hashlib
 
@@ -9,9 +9,9 @@ _NUM_SAMPLED = 64
 
 
 def compute_scenes_digest(scenes: Scenes, source: str) -> str:
-    """Return a digest of where scenes are from, what their ids mean, their keys, and some of them with all they have.
+    """Return a digest of the source, `dataset.json`, all keys, and all data of 64 evenly spaced scenes.
 
-    Of all scenes it would cost as much as reading them.
+    To read all scenes would take as long as the evaluation that the digest identifies.
     """
     digest = hashlib.sha256(f"{source}\n{scenes.info.model_dump_json()}\n".encode())
     for key in scenes.keys:
@@ -19,6 +19,6 @@ def compute_scenes_digest(scenes: Scenes, source: str) -> str:
     for index in evenly_spaced_indices(len(scenes), _NUM_SAMPLED):
         scene = scenes[index]
         digest.update(str(scene.label).encode() + (scenes.read_image_bytes(index) or b"-"))
-        for name, each in sorted(scene.maps.items()):
-            digest.update(name.encode() + each.contiguous().numpy().tobytes())
+        for name, tensor in sorted(scene.maps.items()):
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Instance ids that mean something: by size, the largest object first."""
+"""Instance ids by size: the largest object is 1."""
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ def renumber_instances(
 ) -> UInt8[Tensor, "height width"]:
     """Renumber objects 1, 2, … by area, the largest first, ties by the raster position of the first cell.
 
-    Ids come in any order, and a network cannot guess the number of an object that is wholly hidden; its rank by size
-    it can. What exceeds `max_ids` - 1 (0 is the background) becomes `overflow`. 0 and 255 stay.
+    Stored ids are in arbitrary order, so that the id of a completely hidden object could not be predicted; its rank by
+    size can. Ranks above `max_ids` - 1 become `overflow`. The background, 0, and unlabelled cells, 255, stay.
 
     >>> renumber_instances(torch.tensor([[9, 9, 0], [4, 4, 4], [2, 255, 2]], dtype=torch.uint8), max_ids=3)
     tensor([[  2,   2,   0],
@@ -31,17 +31,17 @@ def renumber_instances(
     table[IGNORE] = IGNORE
     for rank, id_ in enumerate(objects, start=1):
         table[id_] = rank if rank < max_ids else overflow_id
-    # Bytes know how to look all of theirs up in a table, three times as fast as an array does.
+    # bytes.translate is three times as fast as indexing an array.
     return torch.frombuffer(bytearray(data.translate(table)), dtype=torch.uint8).view(ids.shape)
 
 
 def _narrow_to_uint8(cells: Integer[np.ndarray, "height width"], overflow_id: int) -> UInt8[np.ndarray, "height width"]:
-    """Number the 254 largest of any number of objects, which is as many as can be told apart."""
-    values, firsts, places, areas = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
+    """Renumber the 254 largest objects, as many as 8 bits can hold; the others become `overflow_id`."""
+    values, firsts, positions, areas = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
     is_object = (values != 0) & (values != IGNORE)
     ranked = np.lexsort((firsts, -areas, ~is_object))[: IGNORE - 1]
     table = np.full(len(values), overflow_id, np.uint8)
     table[ranked] = np.arange(1, len(ranked) + 1)
     table[values == 0], table[values == IGNORE] = 0, IGNORE
-    narrow: UInt8[np.ndarray, "height width"] = table[places.reshape(cells.shape)]
+    narrow: UInt8[np.ndarray, "height width"] = table[positions.reshape(cells.shape)]
     return narrow

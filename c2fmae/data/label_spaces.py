@@ -1,4 +1,4 @@
-"""The classes of well-known data sets, by the id that they have here.
+"""Classes of public data sets by semantic id.
 
 Sources: panoptic_coco_categories.json of COCO; PASCAL VOC 2012's development kit; objectInfo150 and
 instanceInfo100 of ADE20K's challenges.
@@ -15,13 +15,13 @@ from c2fmae.data.remap import IdTable
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """What the semantic ids 0, 1, … of a data set mean."""
+    """The classes of the semantic ids 0, 1, … of a data set."""
 
     name: str
     classes: tuple[ClassInfo, ...]
 
     def coco_id_table(self) -> IdTable:
-        """The id here of every category id of COCO, for `remap_ids`; -1 in its holes, and its 0 is "not labelled".
+        """Return the semantic id of every category id of COCO, for `remap_ids`; -1 in gaps, and 0 is "not labelled".
 
         >>> COCO_PANOPTIC.coco_id_table()[[0, 1, 12, 90, 92, 200]]
         array([255,   0,  -1,  79,  80, 132])
@@ -39,7 +39,7 @@ def _parse_coco_classes(text: str, *, is_thing: bool) -> tuple[ClassInfo, ...]:
 
 
 def _parse_starred_classes(text: str) -> tuple[ClassInfo, ...]:
-    """Classes by name; those with a star are things."""
+    """Return classes from names; those with a star are things."""
     names = [" ".join(name.split()) for name in text.split(",")]
     return tuple(ClassInfo(name=name.removesuffix("*"), is_thing=name.endswith("*")) for name in names)
 
@@ -72,7 +72,7 @@ COCO_PANOPTIC = LabelSpace(
         is_thing=False,
     ),
 )
-"""80 things, then 53 kinds of stuff, in the order of COCO's category ids."""
+"""80 classes of things, then 53 of stuff, in the order of COCO's category ids."""
 
 VOC = LabelSpace(
     "voc",

@@ -1,4 +1,4 @@
-"""Batches, made ahead of time by worker processes."""
+"""Batches for training, prefetched by worker processes."""
 
 import logging
 import signal
@@ -25,81 +25,80 @@ from c2fmae.data.transforms import Transform
 
 log = logging.getLogger(__name__)
 
-_MAX_CONSECUTIVE_BROKEN = 16  # samples in a row that may be broken
-_SHUTDOWN_GRACE_SECONDS = (
-    60  # seconds that a worker goes on after it was told to end: the parent may need a batch to save
-)
+_MAX_CONSECUTIVE_BROKEN = 16
+_SHUTDOWN_GRACE_SECONDS = 60  # a worker runs on after SIGTERM: the parent may need a batch before it saves
 
 BatchRequest = tuple[DataPosition, list[list[int]]]
-"""Where a batch stands, and [index, repetition] of its samples: with the seed, all that they depend on."""
+"""Position of a batch, and [index, repetition] of its samples: with the seed, all that they depend on."""
 
 BatchResult = tuple[DataPosition, SceneBatch, list[str]] | UserError
-"""A batch, and what was wrong with samples that it should have had."""
+"""A batch with the errors of the samples that were replaced in it; or the error that ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneLoader:
-    """Turns scenes into batches of samples, the same for any number of workers and ranks.
+    """A loader of batches that do not depend on the number of workers and ranks.
 
-    A sample is a function of (seed, epoch, index, repetition). A broken one is replaced by the next index that is
-    whole, which is a function of these too, or ends the run.
+    A sample is a function of (seed, epoch, index, repetition). A broken one is replaced by the next readable index,
+    which depends on the same values, or ends the run.
     """
 
     scenes: Scenes
     transform: Transform
     sampler: Sampler
     workers: int = 0
-    """Processes; 0 makes every batch when it is asked for."""
+    """Number of processes; 0 loads every batch in the calling process."""
     prefetch: int = 2
-    """Batches that each worker is ahead."""
+    """Batches that each worker loads in advance."""
     on_broken: Literal["skip", "error"] = "skip"
     max_broken: float = 0.01
-    """Share of the samples that may be skipped; above it the run stops."""
+    """Fraction of the samples that may be skipped; with more the run stops."""
     pin_memory: bool = True
-    """Where there is a GPU, put batches where it can fetch them by itself."""
-    start_method: Literal["fork", "spawn", "forkserver"] | None = None
-    """How workers come into being; by default as Python does it here."""
+    """Whether batches are copied to pinned memory; ignored without a GPU."""
 
     def __post_init__(self) -> None:
         if self.sampler.num_samples != len(self.scenes):
-            raise UserError(f"sampler: made for {self.sampler.num_samples} samples, but there are {len(self.scenes)}")
+            raise UserError(
+                f"sampler: num_samples is {self.sampler.num_samples}, but there are {len(self.scenes)} scenes"
+            )
         if self.on_broken not in ("skip", "error"):
             raise UserError(f"on_broken: expected 'skip' or 'error', got {self.on_broken!r}")
-        for name, least in (("workers", 0), ("prefetch", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name, minimum in (("workers", 0), ("prefetch", 1)):
+            if getattr(self, name) < minimum:
+                raise UserError(f"{name}: expected at least {minimum}, got {getattr(self, name)}")
 
     def stream_batches(self, epochs: int, position: DataPosition = DataPosition()) -> "BatchStream":  # noqa: B008 - frozen
-        """Return the batches from a position to the end of the last epoch."""
+        """Return an iterator over the batches from a position to the end of the last epoch."""
         return BatchStream(self, epochs, position)
 
 
 @contextmanager
 def explain_worker_death(*errors: type[Exception]) -> Iterator[None]:
-    """Say in a sentence that a worker died: torch raises that wherever the main thread happens to be.
+    """Turn the death of a worker into a `UserError`: torch raises a `RuntimeError` at any point of the main thread.
 
-    `errors` are what else can only come of it, where batches are fetched from workers.
+    `errors` are further types that mean the same while batches are fetched from workers.
     """
-    kinds: tuple[type[Exception], ...] = (RuntimeError, *errors)
+    types_: tuple[type[Exception], ...] = (RuntimeError, *errors)
     try:
         yield
-    except kinds as error:
+    except types_ as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        advice = "Run again with fewer workers"
-        raise UserError(f"a worker process died, most likely because memory ran out. {advice}") from error
+        raise UserError(
+            "a worker process died, most likely because memory ran out. Run again with fewer workers"
+        ) from error
 
 
 class BatchStream(Iterator[SceneBatch]):
-    """Batches one after the other, with what is to be known about their making."""
+    """An iterator over batches, with the position in the data and statistics of loading."""
 
     def __init__(self, loader: SceneLoader, epochs: int, position: DataPosition) -> None:
         self.position = position
-        """After the batch that was handed out last."""
+        """Position after the last batch that was returned."""
         self.wait_seconds = 0.0
-        """Time that whoever asks for batches had to wait for them."""
+        """Total time that the caller waited for batches."""
         self.skip_reasons: set[str] = set()
-        """What was wrong with the samples that were replaced."""
+        """Errors of the samples that were replaced."""
         self._loader = loader
         sampler = loader.sampler
         requests = (
@@ -111,21 +110,22 @@ class BatchStream(Iterator[SceneBatch]):
             (ConnectionError, EOFError, FileNotFoundError) if is_parallel else ()
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked
+            warnings.filterwarnings(
+                "ignore", "This DataLoader will create"
+            )  # more workers than cores is the user's choice
             self._batches = iter(
                 DataLoader(
                     _BatchDataset(loader.scenes, loader.transform, sampler.seed, loader.on_broken == "skip"),
                     batch_sampler=requests,
                     num_workers=loader.workers,
                     prefetch_factor=loader.prefetch if is_parallel else None,
-                    multiprocessing_context=loader.start_method if is_parallel else None,
                     collate_fn=_identity_collate,
                     worker_init_fn=_ignore_signals_in_worker,
                     pin_memory=loader.pin_memory and torch.cuda.is_available(),
                 )
             )
 
-        # Called when nothing refers to this any more, at the end of the program, or by `close`, whichever is first.
+        # Runs when the stream is garbage-collected, at exit, or in `close`, whichever comes first.
         self._finalizer = weakref.finalize(self, _shut_down_workers, self._batches)
 
     def __iter__(self) -> "BatchStream":
@@ -134,14 +134,14 @@ class BatchStream(Iterator[SceneBatch]):
     def __next__(self) -> SceneBatch:
         if self._batches is None:
             raise StopIteration
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         try:
             with explain_worker_death(*self._worker_death_errors):
                 result = next(self._batches)
-        except BaseException:  # Ctrl-C and the end alike
+        except BaseException:  # StopIteration and Ctrl-C included
             self.close()
             raise
-        self.wait_seconds += time.perf_counter() - started
+        self.wait_seconds += time.perf_counter() - start_time
         if isinstance(result, UserError):
             self.close()
             raise result
@@ -151,7 +151,7 @@ class BatchStream(Iterator[SceneBatch]):
         return batch
 
     def close(self) -> None:
-        """End the workers."""
+        """Shut the workers down."""
         self._batches = None
         self._finalizer()
 
@@ -160,19 +160,19 @@ class BatchStream(Iterator[SceneBatch]):
             if text not in self.skip_reasons:
                 log.warning("skipped: %s", text)
                 self.skip_reasons.add(text)
-        total, share = self._loader.sampler.num_samples, self._loader.max_broken
-        if len(self.skip_reasons) > share * total:
+        total, limit = self._loader.sampler.num_samples, self._loader.max_broken
+        if len(self.skip_reasons) > limit * total:
             self.close()
             raise UserError(
-                f"{len(self.skip_reasons)} of {total} samples are broken, more than the {share:.2%} that may be "
-                "skipped;"
-                f" the last: {next(reversed(broken))}\nList them all with `c2fmae data check`"
+                f"{len(self.skip_reasons)} of {total} samples are broken, more than the allowed {limit:.2%} "
+                "(max_broken)."
+                f" The last one: {next(reversed(broken))}\nList them all with `c2fmae data check`"
             )
 
 
 @dataclass(frozen=True)
 class _BatchDataset(Dataset[object]):
-    """What a worker holds: it makes a whole batch for the coordinates of its samples."""
+    """The data set of a worker: returns the batch for the coordinates of its samples."""
 
     scenes: Scenes
     transform: Transform
@@ -184,7 +184,7 @@ class _BatchDataset(Dataset[object]):
         try:
             scenes = [self._make_sample(batch_position.epoch, index, copy, broken) for index, copy in draws]
             return batch_position, SceneBatch.stack(scenes), broken
-        except UserError as error:  # raised in a worker, it would come out with a traceback for a message
+        except UserError as error:  # torch would put the traceback of a worker into the message
             return error
 
     def _make_sample(self, epoch: int, index: int, repetition: int, broken: list[str]) -> Scene:
@@ -194,32 +194,32 @@ class _BatchDataset(Dataset[object]):
 
 def _shut_down_workers(batches: object) -> None:
     workers = list(getattr(batches, "_workers", []))
-    end = getattr(batches, "_shutdown_workers", None)
+    shut_down = getattr(batches, "_shutdown_workers", None)
     try:
-        if end is not None:
-            end()
-    finally:  # torch tells of a dead worker wherever the main thread is, here too
+        if shut_down is not None:
+            shut_down()
+    finally:  # the error about a dead worker may be raised here too
         for worker in workers:
-            if worker.is_alive():  # it is stuck, and takes its time to end when it is asked to
+            if worker.is_alive():  # busy, and slow to react to a request
                 worker.kill()
 
 
 def load_first_readable(scenes: Scenes, index: int, broken: list[str]) -> Scene:
-    """Return the scene of that index, or the next that is whole; what is wrong with others joins `broken`."""
-    for place in range(index, index + _MAX_CONSECUTIVE_BROKEN):
+    """Return the scene at an index, or the next readable one; errors of those before are appended to `broken`."""
+    for candidate in range(index, index + _MAX_CONSECUTIVE_BROKEN):
         try:
-            return scenes[place % len(scenes)]
+            return scenes[candidate % len(scenes)]
         except UserError as error:
             broken.append(str(error))
-    raise UserError(f"{_MAX_CONSECUTIVE_BROKEN} samples in a row are broken, the last: {broken[-1]}")
+    raise UserError(f"{_MAX_CONSECUTIVE_BROKEN} consecutive samples are broken. The last one: {broken[-1]}")
 
 
-def _identity_collate(made: object) -> object:
-    return made
+def _identity_collate(batch: object) -> object:
+    return batch
 
 
 def _ignore_signals_in_worker(_: int) -> None:
-    """Schedulers and terminals send to whole groups of processes; a run that is to save needs its next batch."""
+    """Ignore signals that a scheduler or terminal sends to the process group: a run needs a next batch to save."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SHUTDOWN_GRACE_SECONDS))
@@ -227,8 +227,8 @@ def _ignore_signals_in_worker(_: int) -> None:
 
 
 def _silence_connection_errors(
-    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+    error_type: type[BaseException], error: BaseException, trace: types.TracebackType | None
 ) -> None:
-    """The thread that hands tensors over finds its line cut when the parent ends; that is no news."""
-    if not issubclass(kind, ConnectionError):
-        sys.__excepthook__(kind, error, trace)
+    """Print no traceback of the thread that sends tensors when the parent has ended and its connection is closed."""
+    if not issubclass(error_type, ConnectionError):
+        sys.__excepthook__(error_type, error, trace)

@@ -1,4 +1,4 @@
-"""Batches for an evaluation, made ahead by worker processes."""
+"""Prefetching of batches for an evaluation by worker processes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 def prefetch(make_item: Callable[[int], T], num_items: int, *, num_workers: int, pin_memory: bool) -> Iterator[T]:
-    """Yield `make_item(0)`, `make_item(1)` and so on, made by other processes.
+    """Yield `make_item(0)`, `make_item(1)` and so on, computed in advance by `num_workers` processes.
 
-    What is wrong with one is raised when it is due.
+    The `UserError` of an item is raised when it is its turn.
 
     >>> list(prefetch(lambda number: number**2, 4, num_workers=0, pin_memory=False))
     [0, 1, 4, 9]
@@ -47,7 +47,7 @@ class _ItemDataset(Dataset[object], Generic[T]):
     def __getitem__(self, index: int) -> T | UserError:
         try:
             return self.make_item(index)
-        except UserError as error:  # raised in a worker, it would come out with a traceback for a message
+        except UserError as error:  # torch would put the traceback of a worker into the message
             return error
 
 

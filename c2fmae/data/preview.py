@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: photos, their maps, and what the colours mean."""
+"""A contact sheet of a data set: images, their maps, and a legend of the classes."""
 
 import numpy as np
 from jaxtyping import Integer
@@ -23,13 +23,13 @@ from c2fmae.report.drawing import (
 
 PreviewIds = Integer[np.ndarray, "rows columns"]
 
-_MAX_KEY_LENGTH = 40  # characters of a key: its end tells more than its beginning
-_TILE_SIDE = 256  # pixels of the longer side of a picture on the sheet
-_TITLES = {"rgb": "photo", "semantic": "semantic map", "instance": "instance map"}
+_MAX_KEY_LENGTH = 40  # characters; of a longer key the end is shown
+_TILE_SIDE = 256  # pixels of the longer side of a tile
+_TITLES = {"rgb": "image", "semantic": "semantic map", "instance": "instance map"}
 
 
 def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
-    """Draw scenes spread evenly over the source, a row each: photo, maps, and the classes in them, largest first."""
+    """Draw evenly spaced scenes, a row each: image, maps, and the classes in them, largest first."""
     shown = [scenes[index] for index in evenly_spaced_indices(len(scenes), num_scenes, centred=True)]
     sizes = [_fit_size(*scene_size(scene)) for scene in shown]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
@@ -62,17 +62,17 @@ def _draw_map(scene: Scene, name: str, size: tuple[int, int]) -> Tile:
         image = Image.fromarray(np.broadcast_to(pixels[:3], (3, *pixels.shape[1:])).transpose(1, 2, 0).copy())
         return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))
     height, width = scene_size(scene)
-    # The middle of every pixel of the tile lies in a pixel of the photo, and that in a cell of the map.
+    # The centre of a pixel of the tile is in a pixel of the image, which is in a cell of the map.
     rows, columns = (
-        (2 * np.arange(shown) + 1) * pixels_there // (2 * shown) // scene.label_stride
-        for shown, pixels_there in zip(size, (height, width), strict=True)
+        (2 * np.arange(tile_side) + 1) * side // (2 * tile_side) // scene.label_stride
+        for tile_side, side in zip(size, (height, width), strict=True)
     )
     ids = pixels[rows[:, None], columns]
     return colour_classes(ids) if name == "semantic" else colour_instances(_wrap_ids(ids))
 
 
 def _wrap_ids(ids: PreviewIds) -> PreviewIds:
-    """Let objects share colours where there are more than colours; 0 and "not labelled" stay."""
+    """Let objects share colours if there are more objects than colours; 0 and "not labelled" stay."""
     folded: PreviewIds = np.where(ids > IGNORE, ids % (IGNORE - 1) + 1, ids)
     return folded
 
@@ -86,8 +86,8 @@ def _pad_tile(tile: Tile, height: int, width: int) -> Tile:
 
 def _class_legend(ids: PreviewIds, info: DatasetInfo) -> dict[str, Colour]:
     return {
-        f"{name} {f'{share:.1%}' if share >= 0.001 else '< 0.1%'}": colour
-        for name, share, colour in list_class_fractions(ids, info.class_names)
+        f"{name} {f'{fraction:.1%}' if fraction >= 0.001 else '< 0.1%'}": colour
+        for name, fraction, colour in list_class_fractions(ids, info.class_names)
     }
 
 
@@ -95,5 +95,5 @@ def _row_title(scene: Scene, info: DatasetInfo) -> str:
     key = scene.key if len(scene.key) <= _MAX_KEY_LENGTH else f"... {scene.key[4 - _MAX_KEY_LENGTH :]}"
     if scene.label is None:
         return key
-    named = scene.label < len(info.labels)
-    return f"{key}\n{info.label_names[scene.label] if named else f'label {scene.label}'}"
+    has_name = scene.label < len(info.labels)
+    return f"{key}\n{info.label_names[scene.label] if has_name else f'label {scene.label}'}"

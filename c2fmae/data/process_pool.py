@@ -1,4 +1,4 @@
-"""Work divided over processes; one that fails, dies or is interrupted ends all the others at once."""
+"""Work divided among processes; if one fails, dies or is interrupted, all others are ended at once."""
 
 import os
 import signal
@@ -22,36 +22,36 @@ ResultT = TypeVar("ResultT")
 def run_in_processes(
     work: Callable[[TaskT], Iterable[ResultT]], tasks: Sequence[TaskT], workers: int
 ) -> Generator[ResultT, None, None]:
-    """Yield what `work` yields for each task, in whatever order it comes; one worker works in this very process.
+    """Yield what `work` yields for each task, in any order; with one worker, in the calling process.
 
-    Close it (`contextlib.closing`) to be sure that the processes have ended, whatever happens in the loop over it.
-    Processes are spawned, since a fork copies the locks of torch's threads; so `work` and the tasks must pickle.
+    Close the generator (`contextlib.closing`) to make sure that the processes have ended. They are spawned, since a
+    fork copies the locks of torch's threads; so `work` and the tasks must pickle.
     """
     if min(workers, len(tasks)) <= 1:
         for task in tasks:
             yield from work(task)
         return
-    context, waiting = get_context("spawn"), list(reversed(tasks))
+    context, pending = get_context("spawn"), list(reversed(tasks))
     processes, connections = [], list[Connection]()
     try:
         with _sigint_ignored_in_children():
             for _ in range(min(workers, len(tasks))):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_worker_main, args=(work, theirs), daemon=True)
+                connection, worker_end = context.Pipe()
+                process = context.Process(target=_worker_main, args=(work, worker_end), daemon=True)
                 process.start()
-                theirs.close()  # so that a dead process is an end of file on our side
-                ours.send(waiting.pop())
+                worker_end.close()  # so that a dead process is an end of file here
+                connection.send(pending.pop())
                 processes.append(process)
-                connections.append(ours)
+                connections.append(connection)
         while connections:
-            for line in wait(connections):
-                assert isinstance(line, Connection)
-                match _next_message(line):
-                    case "ready", _ if waiting:
-                        line.send(waiting.pop())
+            for ready in wait(connections):
+                assert isinstance(ready, Connection)
+                match _next_message(ready):
+                    case "ready", _ if pending:
+                        ready.send(pending.pop())
                     case "ready", _:
-                        connections.remove(line)
-                        line.close()
+                        connections.remove(ready)
+                        ready.close()
                     case "result", result:
                         yield result
                     case _, error:
@@ -74,16 +74,17 @@ def _next_message(connection: Connection) -> tuple[str, Any]:
         message: tuple[str, Any] = connection.recv()
     except (EOFError, ConnectionError) as error:
         raise UserError(
-            "a worker process died: memory ran out, or a script starts them outside of `if __name__ == '__main__':`."
-            " Run again with fewer workers"
+            "a worker process died: memory ran out, or a script lacks `if __name__ == '__main__':`. Run again with "
+            "fewer"
+            " workers, or add that line"
         ) from error
     return message
 
 
 def _worker_main(work: Callable[[Any], Iterable[Any]], connection: Connection) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    if torch := sys.modules.get("torch"):  # by what `work` is made of
-        torch.set_num_threads(1)  # there are as many processes as cores
+    if torch := sys.modules.get("torch"):  # imported while `work` was unpickled
+        torch.set_num_threads(1)  # there may be as many processes as cores
     while True:
         try:
             task = connection.recv()
@@ -95,7 +96,7 @@ def _worker_main(work: Callable[[Any], Iterable[Any]], connection: Connection) -
             connection.send(("ready", None))
         except UserError as error:
             connection.send(("error", error))
-        except Exception:  # its own type may not pickle
+        except Exception:  # other types may not pickle
             connection.send(("error", RuntimeError(f"in a worker process:\n{traceback.format_exc()}")))
 
 
@@ -108,7 +109,7 @@ def _exit_with_parent() -> None:
 
 @contextmanager
 def _sigint_ignored_in_children() -> Iterator[None]:
-    """Processes started meanwhile do not hear Ctrl-C, not even while they import; their parent does, and ends them."""
+    """Let processes started in the block ignore Ctrl-C, also while they import: the parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The one place where ids of a file become ids of a label space."""
+"""Conversion of the ids in a file to those of a label space."""
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -14,11 +14,10 @@ _OUTSIDE = -1
 def build_id_table(
     num_classes: int, *, ignore: int = IGNORE, reduce_zero_label: bool = False, bits: int = 8
 ) -> IdTable:
-    """The new id of every value that a file of so many bits may hold; -1 is outside the label space.
+    """Return the new id of every value that a file with `bits` bits can hold; -1 is outside the label space.
 
-    Classes are 0 to `num_classes` - 1, or with `reduce_zero_label` 1 to `num_classes`, where 0 is "not labelled".
-    `ignore` and the highest value of the bits are "not labelled" too; `num_classes` of 0 admits every id there is
-    room for.
+    Classes in the file are 0 to `num_classes` - 1, or with `reduce_zero_label` 1 to `num_classes`, where 0 is "not
+    labelled". `ignore` and the highest value of the bits are "not labelled" too. `num_classes` of 0 accepts all ids.
 
     >>> build_id_table(2)[[0, 1, 2, 255]]
     array([  0,   1,  -1, 255])
@@ -34,14 +33,14 @@ def build_id_table(
 
 
 def is_within_label_space(ids: UInt8[np.ndarray, "height width"], num_classes: int) -> bool:
-    """Whether ids are in a label space, or 255, as they are: what `remap_ids` would leave alone, six times as fast."""
+    """Return whether all ids are in a label space or 255, so that `remap_ids`, six times as slow, changes nothing."""
     return int((ids + np.uint8(1)).max(initial=0)) <= num_classes  # 255 + 1 wraps to 0
 
 
 def remap_ids(
     ids: Integer[np.ndarray, "height width"], table: IdTable, location: str
 ) -> UInt8[np.ndarray, "height width"]:
-    """Look every id up; one that is outside is an error that names the file, the id and how many pixels have it."""
+    """Convert ids by a table; one outside the label space is an error with the file, the id and its pixel count."""
     is_listed = ids < len(table)
     new: np.ndarray = np.where(is_listed, table[np.where(is_listed, ids, 0)], _OUTSIDE)
     is_outside = new == _OUTSIDE
@@ -49,9 +48,10 @@ def remap_ids(
         values, counts = np.unique(ids[is_outside], return_counts=True)
         worst = int(counts.argmax())
         others = f" (and {len(values) - 1} more ids)" if len(values) > 1 else ""
-        space = int(table[table != IGNORE].max(initial=_OUTSIDE)) + 1
+        num_classes = int(table[table != IGNORE].max(initial=_OUTSIDE)) + 1
         raise UserError(
-            f"{location}: id {values[worst]} on {counts[worst]} pixels{others} is outside the {space} classes of the"
+            f"{location}: id {values[worst]} on {counts[worst]} pixels{others} is outside the {num_classes} classes "
+            "of the"
             " label space. Add the class to dataset.json, or map the id to its `ignore`"
         )
     return np.asarray(new, np.uint8)

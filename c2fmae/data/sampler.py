@@ -1,4 +1,4 @@
-"""Which samples make up which batch: a function of (seed, epoch, batch), never of history, ranks or workers."""
+"""The samples of each batch: a function of (seed, epoch, batch), independent of history, ranks and workers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,33 +10,33 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
 
 SampleDraws = Int64[np.ndarray, "rows 2"]
-"""Index of a sample, and which of its repetitions in this epoch it is."""
+"""Index of a sample, and the number of its repetition in this epoch."""
 
 
 @dataclass(frozen=True)
 class DataPosition:
-    """How far a run has come: all that there is to remember for an exact resume."""
+    """Progress of a run through the data: all that an exact resume needs."""
 
     epoch: int = 0
     batches_done: int = 0
-    """In this epoch."""
+    """Batches of this epoch that are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Global batches of one order a epoch, of which each rank takes its rows.
+    """A sampler of global batches in one order per epoch, of which each rank gets its rows.
 
-    Shuffled, an epoch ends with the last whole batch: what is left over differs from epoch to epoch. In order, for
-    evaluation, its last batch is what is left.
+    With `shuffle`, an epoch ends with the last full batch; the samples left out differ from epoch to epoch. Without it,
+    for evaluation, the last batch may be smaller.
     """
 
     num_samples: int
     batch_size: int
-    """Of all ranks together."""
+    """Samples in a batch of all ranks together."""
     seed: int = 0
     shuffle: bool = True
     repeats: int = 1
-    """Views of a sample in a batch, each different (repeated augmentation); an epoch is as long with it as without."""
+    """Different views of a sample in a batch (repeated augmentation); the length of an epoch does not change."""
     rank: int = 0
     world_size: int = 1
 
@@ -47,20 +47,24 @@ class Sampler:
         if self.rank not in range(self.world_size):
             raise UserError(f"rank: expected 0 to {self.world_size - 1}, got {self.rank}")
         if self.repeats > 1 and not self.shuffle:
-            raise UserError("repeats: in order, for evaluation, every sample comes once")
+            raise UserError(f"repeats: expected 1 without shuffle, got {self.repeats}")
         if self.batch_size % self.world_size:
-            raise UserError(f"batch_size: {self.batch_size} cannot be divided among {self.world_size} processes")
+            raise UserError(
+                f"batch_size: expected a multiple of the {self.world_size} processes, got {self.batch_size}"
+            )
         if self.batch_size % self.repeats:
-            raise UserError(f"repeats: {self.repeats} does not divide the batch size, {self.batch_size}")
+            raise UserError(f"repeats: expected a divisor of the batch size {self.batch_size}, got {self.repeats}")
         if self.shuffle and self.num_samples < self.batch_size:
-            raise UserError(f"batch_size: {self.batch_size} is more than the {self.num_samples} samples that there are")
+            raise UserError(
+                f"batch_size: expected at most the {self.num_samples} samples of the data, got {self.batch_size}"
+            )
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return self.num_samples // self.batch_size if self.shuffle else -(-self.num_samples // self.batch_size)
 
     def epoch_draws(self, epoch: int) -> SampleDraws:
-        """Return all draws of an epoch, of all ranks."""
+        """Return the draws of an epoch for all ranks."""
         if not self.shuffle:
             order = np.arange(self.num_samples)
         else:
@@ -69,14 +73,14 @@ class Sampler:
         return np.stack([order[slots // self.repeats], slots % self.repeats], axis=1)
 
     def iterate_batches(self, start: DataPosition, epochs: int) -> Iterator[tuple[DataPosition, SampleDraws]]:
-        """Yield (position, this rank's draws) from a position on to the end of the last epoch.
+        """Yield (position, this rank's draws) from a position to the end of the last epoch.
 
-        In order, the last batch may have no rows for some ranks, which then have a batch less.
+        Without `shuffle`, the last batch may have no rows for some ranks, which then get one batch less.
         """
         if not 0 <= start.batches_done <= len(self):
             raise UserError(
-                f"position: {start.batches_done} batches of epoch {start.epoch} are said to be done, of {len(self)}."
-                " Resume with the data and the batch size of before"
+                f"position: expected at most {len(self)} batches of epoch {start.epoch}, got {start.batches_done}."
+                " Resume with the same data and batch size"
             )
         for epoch in range(start.epoch, epochs):
             draws = self.epoch_draws(epoch)
@@ -87,7 +91,7 @@ class Sampler:
                     yield DataPosition(epoch, batch), rank_rows
 
     def next_position(self, position: DataPosition) -> DataPosition:
-        """Return the position one batch on."""
+        """Return the position after the next batch."""
         if position.batches_done + 1 < len(self):
             return replace(position, batches_done=position.batches_done + 1)
         return DataPosition(position.epoch + 1)

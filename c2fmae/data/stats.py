@@ -1,4 +1,4 @@
-"""What a data set is made of, as bars and as text, from the counts of one check."""
+"""Statistics of a data set as bar charts and text, from the counts of a check."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _MAX_BARS = 40
 
 
 def draw_stats(report: CheckReport) -> Image.Image:
-    """Draw classes by pixels and by images, objects by number and size, labels, and the sizes of photos."""
+    """Draw classes by pixels and by images, objects by number and size, labels, and image sizes."""
     charts = []
     if total := int(report.class_pixels.sum()):
         names = dict(enumerate(report.info.class_names)) | {IGNORE: "(not labelled)"}
@@ -25,41 +25,41 @@ def draw_stats(report: CheckReport) -> Image.Image:
             (report.class_pixels, total, "pixels"),
             (report.class_images, report.num_scenes, "images"),
         ):
-            shares = {names.get(i, f"class {i}"): counts[i] / total_count for i in np.flatnonzero(counts).tolist()}
+            fractions = {names.get(i, f"class {i}"): counts[i] / total_count for i in np.flatnonzero(counts).tolist()}
             charts.append(
                 draw_bar_chart(
-                    _largest_bars(shares), title=f"Share of the {unit} with a class", format_value="{:.1%}".format
+                    _largest_bars(fractions), title=f"Fraction of {unit} with a class", format_value="{:.1%}".format
                 )
             )
     if report.object_counts:
         charts.append(
             draw_bar_chart(_bin_counts(report.object_counts, _OBJECT_EDGES), title="Images by number of objects")
         )
-        charts.append(draw_bar_chart(_object_size_bars(report), title="Objects by share of the picture"))
+        charts.append(draw_bar_chart(_object_size_bars(report), title="Objects by fraction of the image"))
     if report.label_counts:
         charts.append(draw_bar_chart(_largest_bars(_label_bars(report)), title="Images by label"))
     sides = Counter[int]()
     for size, images in report.image_size_counts.items():
         sides[min(size)] += images
-    charts.append(draw_bar_chart(_bin_counts(sides, _SIDE_EDGES), title="Photos by shorter side, in pixels"))
+    charts.append(draw_bar_chart(_bin_counts(sides, _SIDE_EDGES), title="Images by shorter side, in pixels"))
     return stack_images(charts, columns=2)
 
 
 def describe_stats(report: CheckReport) -> str:
-    """Return a line each for what is not a table of classes: scenes, photos, objects, labels."""
+    """Return a line each for scenes, image sizes, objects and labels."""
     lines = [f"scenes   {report.num_scenes}"]
     if report.image_size_counts:
         (width, height), images = max(report.image_size_counts.items(), key=lambda pair: pair[1])
         shorter = sorted(min(size) for size in report.image_size_counts)
         lines.append(
-            f"photos   {len(report.image_size_counts)} sizes, most often {width}×{height} ({images}),"
+            f"images   {len(report.image_size_counts)} sizes, most often {width}×{height} ({images}),"
             f" shorter side {shorter[0]} to {shorter[-1]} pixels"
         )
     if report.object_counts:
         counts = np.repeat([*report.object_counts], [*report.object_counts.values()])
         lines.append(
-            f"objects  {report.num_objects}; an image has {counts.mean():.1f} on average, half have at most"
-            f" {np.median(counts):g}, none more than {counts.max()}"
+            f"objects  {report.num_objects}; per image {counts.mean():.1f} on average, median {np.median(counts):g},"
+            f" maximum {counts.max()}"
         )
     if report.label_counts:
         known = f" of {len(report.info.labels)}" if report.info.labels else ""
@@ -74,7 +74,7 @@ def _label_bars(report: CheckReport) -> dict[str, float]:
 
 
 def _largest_bars(bars: Mapping[str, float]) -> dict[str, float]:
-    """Keep as many bars as can be looked at, the longest first, and say how many more there are."""
+    """Return at most `_MAX_BARS` bars, the longest first; the last one counts the others if there are more."""
     ordered = dict(sorted(bars.items(), key=lambda bar: -bar[1]))
     if len(ordered) <= _MAX_BARS:
         return ordered
@@ -89,7 +89,7 @@ def _object_size_bars(report: CheckReport) -> dict[str, float]:
 
 
 def _bin_counts(counts: Mapping[int, int], edges: Sequence[int]) -> dict[str, float]:
-    """Sum counts of numbers between edges, of which the last is open above, from the first bin with any to the last."""
+    """Return sums of counts in bins from the first to the last that is not empty; the last edge is open."""
     bounds = [*pairwise(edges), (edges[-1], None)]
     bins = [
         (
@@ -98,5 +98,5 @@ def _bin_counts(counts: Mapping[int, int], edges: Sequence[int]) -> dict[str, fl
         )
         for low, high in bounds
     ]
-    used = [place for place, (_, images) in enumerate(bins) if images]
+    used = [index for index, (_, images) in enumerate(bins) if images]
     return dict(bins[min(used, default=0) : max(used, default=-1) + 1])

@@ -1,4 +1,4 @@
-"""From a scene as it is stored to a sample as a model takes it: one cut for the photo and all its maps."""
+"""Transforms from a stored scene to a sample for a model: one crop for the image and all its maps."""
 
 import math
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ MAX_CROP_ATTEMPTS = 10
 
 @runtime_checkable
 class Transform(Protocol):
-    """Makes a sample of a scene; all that is random about it comes from `rng`."""
+    """A function from a scene to a sample; its only source of randomness is `rng`."""
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        """Make it."""
+        """Return a sample of the scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SampleFormat:
-    """What every sample looks like."""
+    """The format of every sample."""
 
     size: tuple[int, int]
-    """Height and width of the photo, in pixels."""
+    """Height and width of the image, in pixels."""
     label_stride: int = 1
     """Cells of the id maps are this many pixels wide."""
     max_instances: int = 32
     """Instance ids are 0 … `max_instances` - 1."""
     overflow: InstanceOverflow = "ignore"
-    """What objects beyond that become."""
+    """What further objects become."""
 
     def __post_init__(self) -> None:
-        sides: object = self.size  # whatever a caller without a type checker gives
+        sides: object = self.size  # a caller without a type checker may pass anything
         is_size = isinstance(sides, tuple) and len(sides) == 2 and all(type(n) is int and n > 0 for n in sides)
-        _check_option(is_size, "size", "height and width in whole pixels", self.size)
+        _check_option(is_size, "size", "height and width as positive integers", self.size)
         _check_option(self.label_stride >= 1, "label_stride", "at least 1", self.label_stride)
         _check_option(1 <= self.max_instances <= 255, "max_instances", "1 to 255", self.max_instances)
         _check_option(
@@ -48,7 +48,7 @@ class _SampleFormat:
         )
         if self.size[0] % self.label_stride or self.size[1] % self.label_stride:
             size = f"{self.size[0]}×{self.size[1]}"
-            raise UserError(f"label_stride: {self.label_stride} does not divide the size, {size}")
+            raise UserError(f"label_stride: expected a divisor of the size {size}, got {self.label_stride}")
 
     def _crop_scene(self, scene: Scene, box: CropBox, *, is_flipped: bool = False) -> Scene:
         sample = resized_crop(scene, box, self.size, label_stride=self.label_stride, is_flipped=is_flipped)
@@ -60,22 +60,23 @@ class _SampleFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomView(_SampleFormat):
-    """For training: a random crop brought to the size, mirrored half the time."""
+    """The transform for training: a random resized crop with a random horizontal flip."""
 
     scale: tuple[float, float] = (0.2, 1.0)
-    """Share of the photo's area that a crop covers."""
+    """Range of the fraction of the image's area that a crop covers."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width by height of a crop, before it is brought to the size."""
+    """Range of width by height of a crop, before it is resized."""
     flip: float = 0.5
+    """Probability of a flip."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_option(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two rising shares in (0, 1]", self.scale)
-        _check_option(0 < self.ratio[0] <= self.ratio[1], "ratio", "two rising numbers above 0", self.ratio)
+        _check_option(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two ascending fractions in (0, 1]", self.scale)
+        _check_option(0 < self.ratio[0] <= self.ratio[1], "ratio", "two ascending numbers above 0", self.ratio)
         _check_option(0 <= self.flip <= 1, "flip", "a probability", self.flip)
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        """Draw a crop and take it."""
+        """Return a random view of the scene."""
         noise = rng.random(4 * MAX_CROP_ATTEMPTS + 1)
         box = random_crop_box(
             *scene_size(scene), noise[1:].reshape(MAX_CROP_ATTEMPTS, 4), scale=self.scale, ratio=self.ratio
@@ -85,17 +86,17 @@ class RandomView(_SampleFormat):
 
 @dataclass(frozen=True, kw_only=True)
 class CentralView(_SampleFormat):
-    """For evaluation: the central part, `crop` of its largest extent, brought to the size."""
+    """The transform for evaluation: a resized central crop."""
 
     crop: float = 1.0
-    """224 of 256 pixels, the custom on ImageNet, is 0.875."""
+    """Sides of the crop relative to the largest that fit. 0.875 is the 224 of 256 pixels that is usual on ImageNet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_option(0 < self.crop <= 1, "crop", "a share in (0, 1]", self.crop)
+        _check_option(0 < self.crop <= 1, "crop", "a fraction in (0, 1]", self.crop)
 
     def __call__(self, scene: Scene, rng: np.random.Generator | None = None) -> Scene:
-        """Take the centre; nothing is random about it."""
+        """Return the central view of the scene; `rng` is not used."""
         del rng
         aspect = self.size[1] / self.size[0]
         return self._crop_scene(scene, central_crop_box(*scene_size(scene), aspect, self.crop))
@@ -109,14 +110,14 @@ def _check_option(is_valid: bool, option: str, expected: str, got: object) -> No
 def random_crop_box(
     height: int,
     width: int,
-    noise: Float64[np.ndarray, "tries 4"],
+    noise: Float64[np.ndarray, "attempts 4"],
     *,
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> CropBox:
-    """Return the first box of a random area and shape that fits; where none of the tries does, the central one.
+    """Return the first box of random area and aspect ratio that fits; the central one if none does.
 
-    Noise, uniform in [0, 1): area, shape, and the place across and down.
+    `noise` is uniform in [0, 1): area, aspect ratio, and position across and down for each attempt.
     """
     for size, shape, across, down in noise.tolist():
         area = height * width * (scale[0] + (scale[1] - scale[0]) * size)

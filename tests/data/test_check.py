@@ -25,14 +25,14 @@ def jpeg(seed: int) -> bytes:
 
 
 def bomb() -> bytes:
-    """A PNG of a few hundred bytes that says it has 13000 × 11000 pixels."""
+    """Return a PNG of a few hundred bytes with 13000 × 11000 pixels in its header."""
     body = b"IHDR" + struct.pack(">IIBBBBB", 13000, 11000, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     return b"\x89PNG\r\n\x1a\n" + header + encode_ids(np.zeros((9, 9), np.uint8))[33:]
 
 
 def sample(seed: int, *, semantic: int = 1, instance: int = 2, shape: tuple[int, int] = (HEIGHT, WIDTH)) -> list[bytes]:
-    """Photo, semantic and instance map: an object in a quarter of the picture, the last line not labelled."""
+    """Return image, semantic and instance map: an object in a quarter of the image, the last line unlabelled."""
     classes, objects = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     rows, columns = shape[0] // 2, shape[1] // 2
     classes[:rows, :columns], objects[:rows, :columns] = semantic, instance
@@ -56,30 +56,30 @@ def write_shard(root: Path, files: dict[str, bytes], end: bytes = TAR_END) -> Pa
     return root / "a.tar"
 
 
-def members(key: str, parts: list[bytes], label: bytes = b"0") -> dict[str, bytes]:
+def members(key: str, data: list[bytes], label: bytes = b"0") -> dict[str, bytes]:
     return dict(
-        zip((f"{key}.jpg", f"{key}.semantic.png", f"{key}.instance.png", f"{key}.cls"), (*parts, label), strict=True)
+        zip((f"{key}.jpg", f"{key}.semantic.png", f"{key}.instance.png", f"{key}.cls"), (*data, label), strict=True)
     )
 
 
-def checked(source: Path, workers: int = 1) -> CheckReport:
+def check(source: Path, workers: int = 1) -> CheckReport:
     return check_dataset(*inspect_scenes(source), workers=workers)
 
 
 def faulty_tree(root: Path) -> Path:
-    (photo, semantic, instance), good = sample(1), sample(0)
+    (image, semantic, instance), good = sample(1), sample(0)
     write_tree(
         root,
         {
             "a/good": good,
             "a/twin": [good[0], semantic, instance],
             "b/bomb": [bomb(), semantic, instance],
-            "b/cut": [photo[:-200], semantic, instance],
+            "b/cut": [image[:-200], semantic, instance],
             "b/empty": [jpeg(2), b"", instance],
             "b/large": [jpeg(3), *sample(0, shape=(HEIGHT + 1, WIDTH))[1:]],
             "b/outside": sample(4, semantic=7),
             "b/partner": [jpeg(5), semantic],
-            "b/text": [jpeg(6), semantic, b"no picture"],
+            "b/text": [jpeg(6), semantic, b"not an image"],
             "a/late": sample(7),
         },
     )
@@ -87,58 +87,58 @@ def faulty_tree(root: Path) -> Path:
     return root
 
 
-def test_every_kind_of_fault_in_a_tree_is_listed_and_the_check_goes_on(tmp_path: Path) -> None:
+def test_all_faults_of_a_tree_are_listed(tmp_path: Path) -> None:
     root = faulty_tree(tmp_path / "tree")
-    report = checked(root)
+    report = check(root)
     assert {problem.key: problem.text for problem in report.problems} == {
-        None: f"{root}/rgb/b/folder.jpg: a folder where a picture should be. Rename or remove it",
-        "a/twin": "sample 'a/twin' has the same photo as 'a/good'. Remove one of them",
-        "b/bomb": f"{root}/rgb/b/bomb.jpg: not readable as a picture (13000×11000 pixels, more than 134217728)."
+        None: f"{root}/rgb/b/folder.jpg: is a directory with the suffix of an image. Rename or remove it",
+        "a/twin": "sample 'a/twin' has the same image as 'a/good'. Remove one of them",
+        "b/bomb": f"{root}/rgb/b/bomb.jpg: cannot be decoded (13000×11000 pixels, expected at most 134217728)."
         " Replace it, or remove the sample",
-        "b/cut": f"{root}/rgb/b/cut.jpg: not readable as a picture (Premature end of JPEG file)."
+        "b/cut": f"{root}/rgb/b/cut.jpg: cannot be decoded (Premature end of JPEG file)."
         " Replace it, or remove the sample",
-        "b/empty": f"{root}/semantic/b/empty.png: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits",
-        "b/large": f"{root}/semantic/b/large.png: 30×21 cells, but a photo of 30×20 pixels takes 30×20."
-        " Store both in one size",
+        "b/empty": f"{root}/semantic/b/empty.png: is not an id map. Store it as a PNG of one channel with 8 or 16 bits",
+        "b/large": f"{root}/semantic/b/large.png: has 30×21 cells (expected 30×20 for an image of 30×20 pixels)."
+        " Store both at one size",
         "b/outside": f"{root}/semantic/b/outside.png: id 7 on 150 pixels is outside the 3 classes of the label space."
         " Add the class to dataset.json, or map the id to its `ignore`",
-        "b/partner": f"{root}: sample 'b/partner' lacks instance/b/partner. Add it, or remove the sample",
-        "b/text": f"{root}/instance/b/text.png: not a map of ids. Store it as a PNG of one channel at 8 or 16 bits",
+        "b/partner": f"{root}: sample 'b/partner' has no instance/b/partner. Add it, or remove the sample",
+        "b/text": f"{root}/instance/b/text.png: is not an id map. Store it as a PNG of one channel with 8 or 16 bits",
     }
     assert len(report.problems) == 9
     assert report.valid_keys == ("a/good", "a/late")
     assert report.num_scenes == 3
 
 
-def test_what_is_good_opens_once_the_others_are_left_out(tmp_path: Path) -> None:
+def test_valid_samples_can_be_opened_without_the_others(tmp_path: Path) -> None:
     root = faulty_tree(tmp_path / "tree")
-    good = open_scenes(root, keys=checked(root).valid_keys)
-    again = check_dataset(good)
-    assert (again.problems, again.valid_keys) == ((), ("a/good", "a/late"))
+    valid = open_scenes(root, keys=check(root).valid_keys)
+    report = check_dataset(valid)
+    assert (report.problems, report.valid_keys) == ((), ("a/good", "a/late"))
 
 
-def test_a_shard_that_is_cut_short_and_leads_out_of_itself_is_reported_with_its_members(tmp_path: Path) -> None:
+def test_faults_of_a_shard_are_reported_with_their_members(tmp_path: Path) -> None:
     good, later = members("good", sample(0)), members("later", sample(1))
     evil = {"../evil.jpg": b"", "/root.cls": b""}
-    labels = members("odd", sample(2), b"cat") | members("unknown", sample(3), b"2")
+    labels = members("invalid", sample(2), b"cat") | members("unknown", sample(3), b"2")
     shard = write_shard(tmp_path / "s", good | evil | labels | later, end=b"")
     shard.write_bytes(shard.read_bytes()[: -1024 - 480])
-    report = checked(shard)
+    report = check(shard)
     assert [problem.text for problem in report.problems] == [
-        f"{shard}: member '../evil.jpg' points out of the shard. Pack it with relative names",
-        f"{shard}: member '/root.cls' points out of the shard. Pack it with relative names",
-        f"{shard}: cut short inside 'later.instance.png'. Copy or pack it again",
-        f"{shard}: odd.cls is not a whole number from 0 on. Write the class's index",
-        f"{shard}: unknown.semantic.png: its label is 2, but dataset.json names 2 labels. Add the missing names",
+        f"{shard}: member '../evil.jpg' leads out of the tar. Pack it with relative names",
+        f"{shard}: member '/root.cls' leads out of the tar. Pack it with relative names",
+        f"{shard}: truncated inside 'later.instance.png'. Copy or pack it again",
+        f"{shard}: invalid.cls is not an integer of at least 0. Write the index of the class",
+        f"{shard}: unknown.semantic.png: has label 2, but dataset.json names 2 labels. Add the missing ones",
     ]
     assert report.valid_keys == ("good",)
 
 
-def test_counts_are_those_of_the_scenes_that_can_be_read(tmp_path: Path) -> None:
+def test_counts_are_those_of_the_readable_scenes(tmp_path: Path) -> None:
     tree = write_tree(
         tmp_path / "t", {"a/a": sample(0), "a/b": sample(1), "b/c": sample(2, instance=0), "b/d": [b""] * 3}
     )
-    report = checked(tree)
+    report = check(tree)
     object_, last = 10 * 15, 30
     assert report.num_scenes == 3
     assert report.class_pixels[[0, 1, 2, 255]].tolist() == [3 * (600 - object_ - last), 3 * object_, 0, 3 * last]
@@ -153,9 +153,9 @@ def test_counts_are_those_of_the_scenes_that_can_be_read(tmp_path: Path) -> None
     assert dict(report.image_size_counts) == {(30, 20): 3}
 
 
-def test_the_table_names_every_class_and_what_nobody_labelled(tmp_path: Path) -> None:
+def test_the_table_lists_every_class_and_unlabelled_pixels(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": sample(0), "b": sample(1)})
-    assert format_class_table(checked(tree)).splitlines() == [
+    assert format_class_table(check(tree)).splitlines() == [
         " id  class            pixels   images",
         "  0  sky              70.00%        2",
         "  1  cat              25.00%        2",
@@ -167,34 +167,34 @@ def test_the_table_names_every_class_and_what_nobody_labelled(tmp_path: Path) ->
 def test_a_table_without_names_ends_with_the_highest_id(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": sample(0, semantic=2)})
     (tree / "dataset.json").unlink()
-    assert [line.split()[0] for line in format_class_table(checked(tree)).splitlines()] == ["id", "0", "1", "2", "255"]
+    assert [line.split()[0] for line in format_class_table(check(tree)).splitlines()] == ["id", "0", "1", "2", "255"]
 
 
-def test_photos_alone_can_be_checked(tmp_path: Path) -> None:
+def test_images_without_maps_can_be_checked(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": [jpeg(0)], "b": [jpeg(0)]})
     (tree / "dataset.json").unlink()
     report = check_dataset(*inspect_scenes(tree / "rgb", granularities=("rgb",)))
-    assert report.problems == (Problem("b", "sample 'b' has the same photo as 'a'. Remove one of them"),)
+    assert report.problems == (Problem("b", "sample 'b' has the same image as 'a'. Remove one of them"),)
     assert (report.valid_keys, len(report.object_counts), int(report.class_pixels.sum())) == (("a",), 0, 0)
 
 
-def test_maps_alone_can_be_checked(tmp_path: Path) -> None:
+def test_maps_without_images_can_be_checked(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": sample(0), "b": sample(0)})
     report = check_dataset(*inspect_scenes(tree, granularities=("semantic", "instance")))
     assert (report.problems, report.valid_keys, dict(report.image_size_counts)) == ((), ("a", "b"), {(30, 20): 2})
 
 
-def test_nothing_to_open_is_a_report_of_why() -> None:
-    problem = Problem(None, "a.tar: not a whole tar")
+def test_a_source_that_cannot_be_opened_is_reported() -> None:
+    problem = Problem(None, "a.tar: not a complete tar")
     report = check_dataset(None, [problem])
     assert (report.problems, report.valid_keys, report.num_scenes) == ((problem,), (), 0)
 
 
 @pytest.mark.once
-def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_give_the_same_report_as_one(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {f"{i:03d}": sample(i, instance=i) for i in range(140)} | {"x": [b""] * 3})
     progress = list[int]()
-    alone, both = checked(tree), check_dataset(*inspect_scenes(tree), workers=2, progress=progress.append)
+    expected, report = check(tree), check_dataset(*inspect_scenes(tree), workers=2, progress=progress.append)
     assert sum(progress) == 141
-    for name, value in vars(alone).items():
-        np.testing.assert_equal(vars(both)[name], value)
+    for name, value in vars(expected).items():
+        np.testing.assert_equal(vars(report)[name], value)

@@ -20,19 +20,19 @@ def naive(ids: np.ndarray, max_ids: int, overflow: str) -> np.ndarray:
     cells = [int(v) for v in ids.ravel()]
     objects = sorted({v for v in cells if v not in (0, 255)}, key=lambda v: (-cells.count(v), cells.index(v)))
     rest = 255 if overflow == "ignore" else 0
-    new = {v: place if place < max_ids else rest for place, v in enumerate(objects, start=1)} | {0: 0, 255: 255}
+    new = {v: rank if rank < max_ids else rest for rank, v in enumerate(objects, start=1)} | {0: 0, 255: 255}
     return np.array([new[v] for v in cells], np.uint8).reshape(ids.shape)
 
 
 @given(maps, st.integers(1, 5), st.sampled_from(["ignore", "background"]))
-def test_objects_are_numbered_as_a_loop_would(ids: np.ndarray, max_ids: int, overflow: InstanceOverflow) -> None:
-    found = renumber_instances(torch.from_numpy(ids), max_ids, overflow)
-    assert found.dtype == torch.uint8
-    assert found.tolist() == naive(ids, max_ids, overflow).tolist()
+def test_objects_are_numbered_like_by_a_loop(ids: np.ndarray, max_ids: int, overflow: InstanceOverflow) -> None:
+    renumbered = renumber_instances(torch.from_numpy(ids), max_ids, overflow)
+    assert renumbered.dtype == torch.uint8
+    assert renumbered.tolist() == naive(ids, max_ids, overflow).tolist()
 
 
 @given(bytes_maps, st.permutations(range(1, 255)))
-def test_the_numbers_that_objects_had_do_not_matter(ids: np.ndarray, order: list[int]) -> None:
+def test_new_ids_do_not_depend_on_the_old_ones(ids: np.ndarray, order: list[int]) -> None:
     table = np.array([0, *order, 255], np.uint8)
     assert torch.equal(
         renumber_instances(torch.from_numpy(ids), 32), renumber_instances(torch.from_numpy(table[ids]), 32)
@@ -40,16 +40,16 @@ def test_the_numbers_that_objects_had_do_not_matter(ids: np.ndarray, order: list
 
 
 @given(maps)
-def test_numbering_twice_is_numbering_once(ids: np.ndarray) -> None:
+def test_renumbering_is_idempotent(ids: np.ndarray) -> None:
     once = renumber_instances(torch.from_numpy(ids), 4)
     assert torch.equal(renumber_instances(once, 4), once)
 
 
 @pytest.mark.parametrize("count", [254, 255, 300])
-def test_up_to_254_objects_keep_numbers_of_their_own(count: int) -> None:
+def test_up_to_254_objects_have_distinct_ids(count: int) -> None:
     ids = torch.arange(1, count + 1, dtype=torch.int32)
-    ids[254:] += 1  # 255 is no object
-    found = renumber_instances(ids.view(1, -1), 255)
-    assert found[0, :254].tolist() == list(range(1, 255))
-    assert (found[0, 254:] == 255).all()
+    ids[254:] += 1  # 255 is not an object
+    renumbered = renumber_instances(ids.view(1, -1), 255)
+    assert renumbered[0, :254].tolist() == list(range(1, 255))
+    assert (renumbered[0, 254:] == 255).all()
     assert (renumber_instances(ids.view(1, -1), 255, "background")[0, 254:] == 0).all()

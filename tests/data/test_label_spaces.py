@@ -4,15 +4,15 @@ import pytest
 from c2fmae.data.label_spaces import ADE20K, COCO_PANOPTIC, VOC, LabelSpace
 from c2fmae.data.remap import remap_ids
 
-# Where the 100 classes of ADE20K's instance challenge are among the 150 of its parsing challenge, as published in
-# facebookresearch/Mask2Former:datasets/ade20k_instance_catid_mapping.txt; it counts from 1.
+# Numbers from 1 of the classes of ADE20K's instance challenge among the 150 of its parsing challenge, as published in
+# facebookresearch/Mask2Former:datasets/ade20k_instance_catid_mapping.txt.
 ADE20K_THINGS = [
     *(8, 9, 11, 13, 15, 16, 19, 20, 21, 23, 24, 25, 28, 31, 32, 33, 34, 36, 37, 38, 39, 40, 42, 43, 44, 45, 46, 48, 50),
     *(51, 54, 56, 57, 58, 59, 63, 65, 66, 67, 68, 70, 71, 72, 73, 74, 75, 76, 77, 79, 81, 82, 83, 84, 86, 87, 88, 89),
     *(90, 91, 93, 94, 96, 98, 99, 103, 104, 105, 108, 109, 111, 112, 113, 116, 117, 119, 120, 121, 122, 124, 125, 126),
     *(127, 128, 130, 131, 133, 134, 135, 136, 137, 138, 139, 140, 143, 144, 145, 147, 148, 149, 150),
 ]
-COCO_HOLES = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # up to 90
+COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # up to 90
 
 
 def names(space: LabelSpace) -> list[str]:
@@ -27,7 +27,7 @@ def names(space: LabelSpace) -> list[str]:
         (ADE20K, 150, 100, ("wall", "flag")),
     ],
 )
-def test_a_label_space_has_its_classes_once_each(
+def test_classes_of_a_label_space_are_unique(
     space: LabelSpace, num_classes: int, num_things: int, ends: tuple[str, str]
 ) -> None:
     assert len(space.classes) == len(set(names(space))) == num_classes
@@ -37,9 +37,9 @@ def test_a_label_space_has_its_classes_once_each(
     assert all(name == " ".join(name.split()) and "*" not in name for name in names(space))
 
 
-def test_ids_of_coco_rise_and_have_the_known_holes() -> None:
+def test_category_ids_of_coco_ascend_with_the_known_gaps() -> None:
     coco_ids = [entry.coco_id for entry in COCO_PANOPTIC.classes]
-    assert coco_ids[:80] == [coco_id for coco_id in range(1, 91) if coco_id not in COCO_HOLES]
+    assert coco_ids[:80] == [coco_id for coco_id in range(1, 91) if coco_id not in COCO_GAPS]
     assert coco_ids == sorted(coco_ids, key=lambda coco_id: coco_id or 0)
     assert all(entry.is_thing for entry in COCO_PANOPTIC.classes[:80])
     by_id = {entry.coco_id: entry.name for entry in COCO_PANOPTIC.classes}
@@ -48,7 +48,7 @@ def test_ids_of_coco_rise_and_have_the_known_holes() -> None:
     assert {coco_id: by_id[coco_id] for coco_id in known} == known
 
 
-def test_the_table_of_coco_turns_ids_with_holes_into_ids_without() -> None:
+def test_the_table_of_coco_maps_category_ids_to_consecutive_ids() -> None:
     table = COCO_PANOPTIC.coco_id_table()
     assert table.shape == (201,)
     assert (table == -1).sum() == 200 - 133
@@ -56,7 +56,7 @@ def test_the_table_of_coco_turns_ids_with_holes_into_ids_without() -> None:
     assert remap_ids(coco_ids, table, "x.png").tolist() == [[*range(133), 255]]
 
 
-def test_a_hole_among_the_ids_of_coco_is_an_error() -> None:
+def test_a_category_id_that_coco_does_not_use_is_refused() -> None:
     message = "^x.png: id 12 on 2 pixels is outside the 133 classes of the label space."
     with pytest.raises(ValueError, match=message):
         remap_ids(np.array([[12, 12, 1]]), COCO_PANOPTIC.coco_id_table(), "x.png")
@@ -66,14 +66,14 @@ def test_classes_of_ade20k_are_in_the_official_order() -> None:
     known = {0: "wall", 1: "building", 2: "sky", 3: "floor", 4: "tree", 12: "person", 19: "chair", 43: "signboard"}
     known |= {44: "chest of drawers", 56: "pool table", 89: "television receiver", 105: "conveyer belt"}
     known |= {109: "swimming pool", 130: "screen", 141: "crt screen", 144: "bulletin board", 149: "flag"}
-    assert {place: names(ADE20K)[place] for place in known} == known
+    assert {class_id: names(ADE20K)[class_id] for class_id in known} == known
 
 
 def test_things_of_ade20k_are_the_classes_of_its_instance_challenge() -> None:
-    assert [place + 1 for place, entry in enumerate(ADE20K.classes) if entry.is_thing] == ADE20K_THINGS
+    assert [class_id + 1 for class_id, entry in enumerate(ADE20K.classes) if entry.is_thing] == ADE20K_THINGS
 
 
 def test_classes_of_voc_are_in_the_official_order() -> None:
     known = {0: "background", 1: "aeroplane", 8: "cat", 15: "person", 16: "pottedplant", 20: "tvmonitor"}
-    assert {place: names(VOC)[place] for place in known} == known
+    assert {class_id: names(VOC)[class_id] for class_id in known} == known
     assert not VOC.classes[0].is_thing

@@ -1,13 +1,13 @@
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,11 +21,20 @@ from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import RandomView
 from tests.data.dataset_files import Files, assert_user_error, make_sample, write_tar
 
-Start = Literal["fork", "spawn"]
+
+@contextmanager
+def default_start_method(method: str) -> Iterator[None]:
+    """Start processes in the block by a method."""
+    previous = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(previous, force=True)
 
 
 def shard(folder: Path, keys: str = "abcdefghij", broken: str = "") -> Path:
-    """A shard of one-letter samples; of some the photo is broken."""
+    """Write a shard of one-letter samples; the images of those in `broken` cannot be decoded."""
     files: Files = {}
     for seed, key in enumerate(keys):
         files |= make_sample(key, seed, (16, 20))[0]
@@ -44,40 +53,41 @@ def content(batches: Sequence[SceneBatch]) -> list[tuple[object, ...]]:
     return [(batch.keys, *(tensor.tolist() for tensor in batch.maps.values()), batch.labels) for batch in batches]
 
 
-@pytest.mark.parametrize(("workers", "start"), [(1, "fork"), (4, "fork"), (1, "spawn"), (4, "spawn")])
-def test_samples_do_not_depend_on_workers_or_on_how_these_start(tmp_path: Path, workers: int, start: Start) -> None:
+@pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (4, "fork"), (1, "spawn"), (4, "spawn")])
+def test_samples_do_not_depend_on_workers_or_their_start_method(tmp_path: Path, workers: int, method: str) -> None:
     source = shard(tmp_path)
-    alone = content(list(loader(source).stream_batches(3)))
-    assert len(alone) == 6
-    assert content(list(loader(source, workers=workers, start_method=start).stream_batches(3))) == alone
+    expected = content(list(loader(source).stream_batches(3)))
+    assert len(expected) == 6
+    with default_start_method(method):
+        assert content(list(loader(source, workers=workers).stream_batches(3))) == expected
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_samples_do_not_depend_on_the_number_of_ranks(tmp_path: Path, world_size: int) -> None:
     source = shard(tmp_path)
-    alone = list(loader(source).stream_batches(2))
+    global_batches = list(loader(source).stream_batches(2))
     ranks = [list(loader(source, rank=rank, world_size=world_size).stream_batches(2)) for rank in range(world_size)]
-    for whole, parts in zip(alone, zip(*ranks, strict=True), strict=True):
-        assert whole.keys == tuple(key for part in parts for key in part.keys)
-        for name, tensor in whole.maps.items():
+    for batch, parts in zip(global_batches, zip(*ranks, strict=True), strict=True):
+        assert batch.keys == tuple(key for part in parts for key in part.keys)
+        for name, tensor in batch.maps.items():
             assert torch.equal(tensor, torch.cat([part.maps[name] for part in parts]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_knows_its_position_and_another_goes_on_from_there(tmp_path: Path, workers: int) -> None:
+def test_a_stream_continues_from_the_position_of_another(tmp_path: Path, workers: int) -> None:
     source = shard(tmp_path)
-    whole = content(list(loader(source).stream_batches(3)))
+    expected = content(list(loader(source).stream_batches(3)))
     stream = loader(source, workers=workers).stream_batches(3)
     for _ in range(3):
         next(stream)
     assert stream.position == DataPosition(1, 1)
     stream.close()
-    assert content(list(loader(source, workers=workers).stream_batches(3, stream.position))) == whole[3:]
+    assert content(list(loader(source, workers=workers).stream_batches(3, stream.position))) == expected[3:]
     assert list(stream) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_in_order_every_sample_comes_once_for_any_number_of_ranks(tmp_path: Path, workers: int) -> None:
+def test_without_shuffle_every_sample_is_loaded_once_over_all_ranks(tmp_path: Path, workers: int) -> None:
     scenes = open_scenes(shard(tmp_path))
     keys: list[str] = []
     for rank in range(4):
@@ -87,47 +97,47 @@ def test_in_order_every_sample_comes_once_for_any_number_of_ranks(tmp_path: Path
     assert sorted(keys) == list("abcdefghij")
 
 
-def test_a_loader_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+def test_invalid_loaders_are_refused(tmp_path: Path) -> None:
     source = shard(tmp_path)
     scenes, view = open_scenes(source), RandomView(size=(8, 8))
-    message = "sampler: made for 18 samples, but there are 10"
+    message = "sampler: num_samples is 18, but there are 10 scenes"
     assert_user_error(
         lambda: SceneLoader(scenes=scenes, transform=view, sampler=Sampler(num_samples=18, batch_size=2)), message
     )
     assert_user_error(lambda: loader(source, workers=-1), "workers: expected at least 0, got -1")
     assert_user_error(lambda: loader(source, prefetch=0), "prefetch: expected at least 1, got 0")
-    with pytest.raises((UserError, TypeError)):  # the run with shape checks finds it first
+    with pytest.raises((UserError, TypeError)):  # with shape checks it is a TypeError
         loader(source, on_broken="raise")
 
 
-def test_workers_end_even_while_the_error_that_ended_them_is_kept(tmp_path: Path) -> None:
+def test_workers_end_even_while_the_error_is_referenced(tmp_path: Path) -> None:
     stream = loader(shard(tmp_path, broken="c"), workers=2, on_broken="error").stream_batches(1)
-    kept = None
+    raised = None
     try:
         list(stream)
     except UserError as error:
-        kept = error
-    assert kept is not None
-    assert kept.__traceback__ is not None
+        raised = error
+    assert raised is not None
+    assert raised.__traceback__ is not None
     assert not torch.multiprocessing.active_children()
 
 
-def test_a_sample_is_seen_differently_in_every_epoch_and_repetition(tmp_path: Path) -> None:
+def test_views_of_a_sample_differ_in_every_epoch_and_repetition(tmp_path: Path) -> None:
     source = shard(tmp_path, "ab")
     scenes = open_scenes(source)
     sampler = Sampler(num_samples=2, batch_size=2, repeats=2)
     batches = list(SceneLoader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler).stream_batches(8))
     views = {
-        (key, str(photo.tolist()))
+        (key, str(image.tolist()))
         for batch in batches
-        for key, photo in zip(batch.keys, batch.maps["rgb"], strict=True)
+        for key, image in zip(batch.keys, batch.maps["rgb"], strict=True)
     }
     assert all(batch.keys[0] == batch.keys[1] for batch in batches)
     assert len(views) == 16
 
 
 class Slow:
-    """Scenes that take a while."""
+    """Scenes that take 10 ms each to load."""
 
     def __init__(self, source: Path) -> None:
         self.inner = open_scenes(source)
@@ -144,20 +154,20 @@ class Slow:
         return self.inner.read_image_bytes(index)
 
 
-def test_the_time_that_was_waited_is_told(tmp_path: Path) -> None:
+def test_the_waiting_time_is_measured(tmp_path: Path) -> None:
     slow = Slow(shard(tmp_path))
     sampler = Sampler(num_samples=len(slow), batch_size=5)
     stream = SceneLoader(scenes=slow, transform=RandomView(size=(8, 8)), sampler=sampler).stream_batches(1)
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     list(stream)
-    assert 0.1 <= stream.wait_seconds <= time.perf_counter() - started
+    assert 0.1 <= stream.wait_seconds <= time.perf_counter() - start_time
 
 
 # Broken samples
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_sample_is_replaced_told_once_and_counted(
+def test_a_broken_sample_is_replaced_logged_once_and_counted(
     tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = shard(tmp_path, broken="c")
@@ -169,7 +179,7 @@ def test_a_broken_sample_is_replaced_told_once_and_counted(
     assert all(sorted(batches[i].keys + batches[i + 1].keys) == sorted("abddefghij") for i in (0, 2, 4, 6))
     assert len(stream.skip_reasons) == 1
     (text,) = stream.skip_reasons
-    assert text.startswith(f"{source}: c.jpg: not readable as a picture")
+    assert text.startswith(f"{source}: c.jpg: cannot be decoded")
     assert [record.message for record in caplog.records] == [f"skipped: {text}"]
 
 
@@ -182,10 +192,10 @@ def test_replacements_do_not_depend_on_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_broken_samples_than_are_allowed_end_the_run(tmp_path: Path, workers: int) -> None:
+def test_more_broken_samples_than_allowed_end_the_run(tmp_path: Path, workers: int) -> None:
     stream = loader(shard(tmp_path, broken="bc"), workers=workers, max_broken=0.1).stream_batches(9)
     message = (
-        r"^2 of 10 samples are broken, more than the 10\.00% that may be skipped; the last: \S+: \w\.jpg: .*\n"
+        r"^2 of 10 samples are broken, more than the allowed 10\.00% \(max_broken\)\. The last one: \S+: \w\.jpg: .*\n"
         r"List them all with `c2fmae data check`$"
     )
     with pytest.raises(UserError, match=message):
@@ -193,21 +203,23 @@ def test_more_broken_samples_than_are_allowed_end_the_run(tmp_path: Path, worker
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_sample_ends_the_run_where_that_is_wished(tmp_path: Path, workers: int) -> None:
+def test_a_broken_sample_ends_the_run_with_on_broken_error(tmp_path: Path, workers: int) -> None:
     source = shard(tmp_path, broken="c")
     stream = loader(source, workers=workers, on_broken="error").stream_batches(1)
-    with pytest.raises(UserError, match=rf"^{source}: c\.jpg: not readable as a picture \([^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{source}: c\.jpg: cannot be decoded \([^\n]*$"):
         list(stream)
 
 
-def test_a_source_of_nothing_but_broken_samples_does_not_hang(tmp_path: Path) -> None:
+def test_a_source_with_only_broken_samples_does_not_hang(tmp_path: Path) -> None:
     keys = "abcdefghijklmnopqrst"
     stream = loader(shard(tmp_path, keys, broken=keys), max_broken=1.0).stream_batches(1)
-    with pytest.raises(UserError, match=r"^16 samples in a row are broken, the last: \S+: \w\.jpg: not readable"):
+    with pytest.raises(
+        UserError, match=r"^16 consecutive samples are broken\. The last one: \S+: \w\.jpg: cannot be decoded"
+    ):
         next(stream)
 
 
-def test_maps_that_only_some_samples_have_are_told(tmp_path: Path) -> None:
+def test_maps_that_only_some_samples_have_are_refused(tmp_path: Path) -> None:
     class Uneven(Slow):
         def __getitem__(self, index: int) -> Scene:
             scene = self.inner[index]
@@ -266,16 +278,16 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert errors.count("Traceback") == 1, errors  # its own, none of the workers'
+    assert errors.count("Traceback") == 1, errors  # of the main process only
     assert "KeyboardInterrupt" in errors
-    end = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{child}").exists() for child in children):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
-class Memory:
-    """Tells what a worker process has for itself alone, after it has looked at every key."""
+class PrivateMemory:
+    """A transform that returns how much private memory of the process grows while it reads keys."""
 
     def __init__(self, scenes: Slow) -> None:
         self.scenes = scenes
@@ -293,13 +305,14 @@ def private_bytes() -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_share_the_index(tmp_path: Path, start: Start) -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_share_the_keys(tmp_path: Path, method: str) -> None:
     from c2fmae.data.key_list import KeyList
 
     scenes = Slow(shard(tmp_path))
     scenes.keys = KeyList.from_names(f"{number:064d}" for number in range(200_000))  # 13 MB
     sampler = Sampler(num_samples=10, batch_size=2)
-    loader = SceneLoader(scenes=scenes, transform=Memory(scenes), sampler=sampler, workers=2, start_method=start)
-    grown = [int(batch.maps["rgb"][:, 0, 0, 0].max()) for batch in loader.stream_batches(1)]
+    loader = SceneLoader(scenes=scenes, transform=PrivateMemory(scenes), sampler=sampler, workers=2)
+    with default_start_method(method):
+        grown = [int(batch.maps["rgb"][:, 0, 0, 0].max()) for batch in loader.stream_batches(1)]
     assert max(grown) < 2_000_000

@@ -16,7 +16,7 @@ from c2fmae.report.drawing import MARGIN, colour_classes, colour_instances
 
 @dataclass(frozen=True)
 class Plain:
-    """Scenes of 256 × 192 pixels; the photo of the i-th is grey i, a cat is in its upper left quarter."""
+    """Scenes of 256 × 192 pixels; the image of the i-th is grey i, with a cat in its upper left quarter."""
 
     length: int = 10
     stride: int = 1
@@ -50,7 +50,7 @@ class Plain:
 
 
 def tiles(scenes: Plain, count: int = 1) -> np.ndarray:
-    """The tiles of a sheet [rows, columns, 192, 256, 3]."""
+    """Return the tiles of a sheet [rows, columns, 192, 256, 3]."""
     page = np.asarray(draw_preview(scenes, count, title="title"))
     columns = len(scenes.granularities) + ("semantic" in scenes.granularities)
     right = page.shape[1] - MARGIN - np.arange(columns)[::-1] * (256 + 10)
@@ -59,28 +59,28 @@ def tiles(scenes: Plain, count: int = 1) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])
-def test_maps_at_any_stride_are_shown_at_the_size_of_the_photo(stride: int) -> None:
-    ((photo, semantic, instance, classes),) = tiles(Plain(stride=stride))
+def test_maps_at_any_stride_are_shown_at_the_size_of_the_image(stride: int) -> None:
+    ((image, semantic, instance, classes),) = tiles(Plain(stride=stride))
     expected = np.zeros((192, 256), int)
     expected[:96, :128] = 1
-    assert (photo == 5).all()
+    assert (image == 5).all()
     np.testing.assert_array_equal(semantic, colour_classes(expected))
     np.testing.assert_array_equal(instance, colour_instances(3 * expected))
-    for i in (0, 1):  # the swatch of each class shown
+    for i in (0, 1):  # the colour of each class in the legend
         assert (classes == colour_classes(np.array([[i]]))[0, 0]).all(axis=-1).sum() >= 100
     assert not (classes == colour_classes(np.array([[2]]))[0, 0]).all(axis=-1).any()
 
 
-def test_scenes_are_spread_evenly_over_the_source() -> None:
+def test_scenes_are_evenly_spaced() -> None:
     assert tiles(Plain(length=12), 4)[:, 0, 0, 0, 0].tolist() == [1, 4, 7, 10]
     assert tiles(Plain(length=5), 5)[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_more_scenes_than_there_are_is_all_of_them() -> None:
+def test_at_most_all_scenes_are_shown() -> None:
     assert draw_preview(Plain(length=2), 9, title="").tobytes() == draw_preview(Plain(length=2), 2, title="").tobytes()
 
 
-def test_photos_alone_make_a_sheet_of_one_column() -> None:
+def test_images_without_maps_are_shown_in_one_column() -> None:
     page = np.asarray(draw_preview(Plain(granularities=("rgb",)), 1, title=""))
     assert (page == 5).all(axis=-1).sum() == 192 * 256
     assert page.shape[1] < 2 * 256
@@ -94,7 +94,7 @@ def test_objects_with_high_ids_are_coloured_as_objects_and_not_as_unlabelled() -
     assert draw_preview(Plain(object_id=300), 1, title="").height > 192
 
 
-def test_the_label_is_named_where_the_data_names_it() -> None:
+def test_the_name_of_a_label_is_shown_if_it_has_one() -> None:
     info = Plain().info
     titles = [preview._row_title(Scene("k", {}, label), info) for label in (None, 0, 2)]
     assert titles == ["k", "k\nindoors", "k\nlabel 2"]

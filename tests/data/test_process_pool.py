@@ -12,19 +12,19 @@ from c2fmae.core.errors import UserError
 from c2fmae.data.process_pool import choose_num_workers, run_in_processes
 
 
-def test_one_worker_works_in_this_very_process() -> None:
+def test_one_worker_runs_in_the_calling_process() -> None:
     assert list(run_in_processes(range, [2, 0, 3], 1)) == [0, 1, 0, 1, 2]
     assert list(run_in_processes(lambda _: [os.getpid()], [None], 4)) == [os.getpid()]
     assert list(run_in_processes(range, [], 2)) == []
 
 
 @pytest.mark.once
-def test_processes_yield_what_one_does_in_any_order() -> None:
+def test_processes_yield_the_same_results_in_any_order() -> None:
     assert sorted(run_in_processes(range, [2, 0, 3, 1], 2)) == [0, 0, 0, 1, 1, 2]
 
 
 @pytest.mark.once
-def test_once_it_is_closed_no_process_is_left() -> None:
+def test_closing_ends_all_processes() -> None:
     results = run_in_processes(range, [10**6, 10**6], 2)
     assert next(results) == 0
     assert len(active_children()) == 2
@@ -34,22 +34,22 @@ def test_once_it_is_closed_no_process_is_left() -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    ("work", "task", "kind", "message"),
+    ("work", "task", "error_type", "message"),
     [
-        (os._exit, 1, UserError, "a worker process died: memory ran out, or a script starts them"),
+        (os._exit, 1, UserError, "a worker process died: memory ran out, or a script lacks"),
         (read_yaml, Path("none.yaml"), UserError, "none.yaml: cannot be read: No such file or directory"),
         (iter, 5, RuntimeError, "in a worker process:\nTraceback .*TypeError: 'int' object is not iterable"),
     ],
-    ids=["dies", "finds a mistake", "fails"],
+    ids=["dies", "user error", "fails"],
 )
-def test_a_worker_that_cannot_go_on_ends_all(
-    work: Callable[[object], Iterable[object]], task: object, kind: type[Exception], message: str
+def test_a_failing_worker_ends_all_others(
+    work: Callable[[object], Iterable[object]], task: object, error_type: type[Exception], message: str
 ) -> None:
     start = time.monotonic()
     slow = functools.partial(_work_or_sleep, work)
-    with pytest.raises(kind, match=f"(?s)^{message}"):
+    with pytest.raises(error_type, match=f"(?s)^{message}"):
         list(run_in_processes(slow, [task, None], 2))
-    assert time.monotonic() - start < 60  # nobody waits for the one that sleeps
+    assert time.monotonic() - start < 60  # does not wait for the sleeping worker
 
 
 def _work_or_sleep(work: Callable[[object], Iterable[object]], task: object) -> Iterable[object]:

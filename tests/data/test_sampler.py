@@ -9,7 +9,7 @@ from tests.data.dataset_files import assert_user_error
 
 @st.composite
 def samplers(draw: st.DrawFn) -> Sampler:
-    """Any sampler of one process."""
+    """Draw a sampler of one process."""
     repeats, groups = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     batch = repeats * groups
     return Sampler(
@@ -18,7 +18,7 @@ def samplers(draw: st.DrawFn) -> Sampler:
 
 
 @given(samplers(), st.integers(0, 5))
-def test_an_epoch_has_as_many_draws_as_there_are_samples_and_none_twice(sampler: Sampler, epoch: int) -> None:
+def test_an_epoch_has_one_distinct_draw_per_sample(sampler: Sampler, epoch: int) -> None:
     draws = sampler.epoch_draws(epoch)
     assert len({tuple(draw) for draw in draws.tolist()}) == len(draws) == sampler.num_samples
     counts = np.bincount(draws[:, 0], minlength=sampler.num_samples)
@@ -37,16 +37,16 @@ def test_the_repetitions_of_a_sample_are_in_one_batch(sampler: Sampler) -> None:
 
 
 @given(samplers(), st.data())
-def test_a_run_goes_on_from_any_position_as_if_it_had_not_stopped(sampler: Sampler, data: st.DataObject) -> None:
-    whole = list(sampler.iterate_batches(DataPosition(), 3))
-    assert len(whole) == 3 * len(sampler)
-    done = data.draw(st.integers(0, len(whole)))
+def test_batches_after_a_position_do_not_depend_on_a_restart(sampler: Sampler, data: st.DataObject) -> None:
+    batches = list(sampler.iterate_batches(DataPosition(), 3))
+    assert len(batches) == 3 * len(sampler)
+    done = data.draw(st.integers(0, len(batches)))
     position = DataPosition()
     for _ in range(done):
         position = sampler.next_position(position)
     rest = list(sampler.iterate_batches(position, 3))
-    assert [epoch for epoch, _ in rest] == [epoch for epoch, _ in whole[done:]]
-    assert all(np.array_equal(ours, theirs) for (_, ours), (_, theirs) in zip(rest, whole[done:], strict=True))
+    assert [epoch for epoch, _ in rest] == [epoch for epoch, _ in batches[done:]]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(rest, batches[done:], strict=True))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -55,14 +55,14 @@ def test_global_batches_are_the_same_for_every_number_of_ranks(world_size: int) 
         sampler = Sampler(num_samples=43, batch_size=8, seed=1, rank=rank, world_size=world_size)
         return [draws for _, draws in sampler.iterate_batches(DataPosition(1, 2), 3)]
 
-    alone = batches(0, 1)
-    together = zip(*(batches(rank, world_size) for rank in range(world_size)), strict=True)
-    for batch, parts in zip(alone, together, strict=True):
+    global_batches = batches(0, 1)
+    rank_batches = zip(*(batches(rank, world_size) for rank in range(world_size)), strict=True)
+    for batch, parts in zip(global_batches, rank_batches, strict=True):
         assert np.array_equal(batch, np.concatenate(parts))
         assert {len(part) for part in parts} == {8 // world_size}
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     orders = {
         tuple(Sampler(num_samples=50, batch_size=5, seed=seed).epoch_draws(epoch)[:, 0].tolist())
         for seed in (0, 1)
@@ -71,7 +71,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(orders) == 4
 
 
-def test_in_order_every_sample_comes_once_and_the_last_batch_is_what_is_left() -> None:
+def test_without_shuffle_every_sample_is_drawn_once_and_the_last_batch_is_smaller() -> None:
     sampler = Sampler(num_samples=10, batch_size=4, shuffle=False)
     assert [draws[:, 0].tolist() for _, draws in sampler.iterate_batches(DataPosition(), 1)] == [
         [0, 1, 2, 3],
@@ -80,29 +80,30 @@ def test_in_order_every_sample_comes_once_and_the_last_batch_is_what_is_left() -
     ]
 
 
-def test_a_position_that_is_not_there_is_refused() -> None:
+def test_a_position_after_the_end_of_an_epoch_is_refused() -> None:
     sampler = Sampler(num_samples=10, batch_size=4)
-    advice = "Resume with the data and the batch size of before"
-    message = f"position: 3 batches of epoch 1 are said to be done, of 2. {advice}"
+    message = "position: expected at most 2 batches of epoch 1, got 3. Resume with the same data and batch size"
     assert_user_error(lambda: next(sampler.iterate_batches(DataPosition(1, 3), 5)), message)
-    at_the_end = [place for place, _ in sampler.iterate_batches(DataPosition(0, 2), 2)]
+    at_the_end = [position for position, _ in sampler.iterate_batches(DataPosition(0, 2), 2)]
     assert at_the_end == [DataPosition(1, 0), DataPosition(1, 1)]
 
 
-def test_batches_that_cannot_be_made_are_refused() -> None:
+def test_invalid_samplers_are_refused() -> None:
     assert_user_error(lambda: Sampler(num_samples=9, batch_size=0), "batch_size: expected at least 1, got 0")
     assert_user_error(
         lambda: Sampler(num_samples=9, batch_size=2, world_size=0), "world_size: expected at least 1, got 0"
     )
     assert_user_error(lambda: Sampler(num_samples=9, batch_size=2, rank=1), "rank: expected 0 to 0, got 1")
-    message = "repeats: in order, for evaluation, every sample comes once"
+    message = "repeats: expected 1 without shuffle, got 2"
     assert_user_error(lambda: Sampler(num_samples=9, batch_size=2, repeats=2, shuffle=False), message)
     assert_user_error(
-        lambda: Sampler(num_samples=9, batch_size=6, world_size=4), "batch_size: 6 cannot be divided among 4 processes"
+        lambda: Sampler(num_samples=9, batch_size=6, world_size=4),
+        "batch_size: expected a multiple of the 4 processes, got 6",
     )
     assert_user_error(
-        lambda: Sampler(num_samples=9, batch_size=16), "batch_size: 16 is more than the 9 samples that there are"
+        lambda: Sampler(num_samples=9, batch_size=16), "batch_size: expected at most the 9 samples of the data, got 16"
     )
     assert_user_error(
-        lambda: Sampler(num_samples=9, batch_size=8, repeats=3), "repeats: 3 does not divide the batch size, 8"
+        lambda: Sampler(num_samples=9, batch_size=8, repeats=3),
+        "repeats: expected a divisor of the batch size 8, got 3",
     )

@@ -1,8 +1,9 @@
-"""Generated scenes: textured stuff, overlapping things and exact maps, drawn from (seed, index) alone.
+"""Generated scenes: textured stuff, overlapping things and exact maps, as a function of (seed, index).
 
-With them the whole path from pre-training to evaluation runs on a bare machine. What they are made of, from the back:
-`stuff` lies on the `ground`; `things` stand on it in a `layout`, and `difficulty` says how wild; a `raster` holds
-what shows at each pixel; `paint` makes it a photo, and `domains` other pictures of the same scene.
+With them the whole path from pre-training to evaluation runs without a download. The modules, in the order of use:
+`ground` divides the image into regions of `stuff`; `layout` places `things` on them, by a level of `difficulty`;
+`raster` finds the visible region and thing at each pixel; `paint` renders the image, and `domains` other styles of the
+same scene.
 """
 
 from dataclasses import dataclass
@@ -30,25 +31,25 @@ from c2fmae.data.scenes import check_index
 
 __all__ = ["GeneratedScenes"]
 
-_MIN_SIZE = 32  # pixels; below it a small object may fall between the pixel centres
+_MIN_SIZE = 32  # pixels; on fewer, a small object may cover no pixel centre
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedScenes:
-    """Scenes of stuff that lies in bands and of things on it; `label` is the kind of the thing that shows most.
+    """Scenes of things on bands of stuff; `label` is the class of the thing with the largest visible area.
 
-    The same (seed, index) is the same scene at every size, and in whatever order scenes are asked for.
+    Equal (seed, index) give the same scene at every size, in any order of access.
     """
 
     size: int = 224
     length: int = 1024
     seed: int = 0
     difficulty: Difficulty = "medium"
-    """From one large thing, over one to three, to a clutter of small ones, turned and hidden behind each other."""
+    """From one large thing (plain) to many small, rotated and overlapping ones (hard)."""
     domain: Domain = "photo"
-    """How the same scenes are drawn; `displaced` also lays under things what they never stand on in a photo."""
+    """Style of the same scenes; `displaced` also puts things on stuff that they are never on in a photo."""
     classes: ClassVar[tuple[str, ...]] = (*STUFF, *THING_PARTS)
-    """Names by semantic id: stuff, then kinds of things."""
+    """Names by semantic id: stuff, then things."""
     labels: ClassVar[tuple[str, ...]] = tuple(THING_PARTS)
     """Names by `label`."""
 
@@ -62,20 +63,20 @@ class GeneratedScenes:
 
     @cached_property
     def info(self) -> DatasetInfo:
-        """What the ids mean."""
+        """Names of classes and labels."""
         classes = [{"name": name, "is_thing": name in THING_PARTS} for name in self.classes]
         labels = [{"name": name} for name in self.labels]
         name = f"generated, {self.difficulty}" + (f", {self.domain}" if self.domain != "photo" else "")
-        # Maps hold the very thing that a label names.
+        # A label is the class of a thing in the maps.
         return DatasetInfo.from_dict({"name": name, "classes": classes, "labels": labels, "maps_know_labels": True})
 
     @cached_property
     def keys(self) -> KeyList:
-        """Scenes are called by their index."""
+        """Indices as text of eight digits."""
         return KeyList.from_names(f"{index:08d}" for index in range(self.length))
 
     def read_image_bytes(self, index: int) -> None:
-        """Say that no photo is stored."""
+        """Return None: no image is stored."""
 
     def __len__(self) -> int:
         return self.length
@@ -94,7 +95,7 @@ class GeneratedScenes:
 
         stuff_ids = np.array([self.classes.index(region.stuff) for region in regions], np.uint8)
         kind_ids = np.array([0, *(self.classes.index(thing.class_name) for thing in things)], np.uint8)
-        new_ids = np.cumsum([False, *(raster.areas > 0)]).astype(np.uint8)  # hidden things leave no gap
+        new_ids = np.cumsum([False, *(raster.areas > 0)]).astype(np.uint8)  # ids without gaps for hidden things
         maps = {
             "semantic": np.where(raster.thing_map, kind_ids[raster.thing_map], stuff_ids[raster.region_map]),
             "instance": new_ids[raster.thing_map],

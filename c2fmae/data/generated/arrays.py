@@ -1,4 +1,4 @@
-"""Values over the unit square, where all of a scene is defined, so that it looks the same at any size."""
+"""Arrays over the unit square, on which scenes are defined independently of the size in pixels."""
 
 import functools
 
@@ -14,18 +14,18 @@ Rng = np.random.Generator
 
 @functools.cache
 def pixel_centres(size: int) -> FloatArray:
-    """The pixel centres along a side of the unit square."""
+    """Return the pixel centres along a side of the unit square."""
     return (np.arange(size, dtype=np.float32) + 0.5) / size
 
 
 def clip_to_unit(values: FloatArray) -> FloatArray:
-    """Hold values to [0, 1]."""
-    held: FloatArray = np.maximum(values, 0)
-    return np.minimum(held, 1, out=held)
+    """Clip values to [0, 1]."""
+    clipped: FloatArray = np.maximum(values, 0)
+    return np.minimum(clipped, 1, out=clipped)
 
 
 def lerp_inplace(start: FloatArray, end: FloatArray, weight: FloatArray) -> None:
-    """Let that share of what is above hide what is below, in place."""
+    """Interpolate linearly from `start` (weight 0) to `end` (weight 1), in place in `start`."""
     step = end - start
     step *= weight
     start += step

@@ -1,4 +1,4 @@
-"""How hard scenes are."""
+"""Levels of difficulty of generated scenes."""
 
 import math
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ Difficulty = Literal["plain", "easy", "medium", "hard"]
 
 @dataclass(frozen=True)
 class DifficultyLevel:
-    """How full and how unruly scenes are; radii are in units of the picture's side."""
+    """Number, size and rotation of things; radii are in units of the image's side."""
 
     num_others: tuple[int, int]
-    """Fewest and most things beside the one that is meant to dominate."""
+    """Minimum and maximum number of things besides the largest one."""
     large_radii: tuple[float, float]
-    """Radii of that one."""
+    """Range of the radius of the largest thing."""
     small_radii: tuple[float, float]
-    """Radii of the others."""
+    """Range of the radius of the others."""
     max_rotation: float
-    """Most radians that a thing is turned by."""
+    """Maximum rotation of a thing, in radians."""
     num_candidates: int
-    """Places that a thing is offered; it takes the roomiest."""
+    """Random positions for each thing, of which the one farthest from the others is used."""
     contrast: float
-    """Of the textures."""
+    """Contrast of the textures."""
 
 
 DIFFICULTY_LEVELS: dict[Difficulty, DifficultyLevel] = {
-    # One thing so large that a small model of small pictures learns its kind in minutes.
+    # One thing so large that a small model is trained to classify small images in minutes.
     "plain": DifficultyLevel((0, 0), (0.30, 0.42), (0.12, 0.18), max_rotation=0.35, num_candidates=8, contrast=0.8),
     "easy": DifficultyLevel((0, 2), (0.22, 0.34), (0.10, 0.15), max_rotation=0.15, num_candidates=8, contrast=0.8),
     "medium": DifficultyLevel((1, 5), (0.18, 0.27), (0.08, 0.15), max_rotation=0.35, num_candidates=4, contrast=1.0),

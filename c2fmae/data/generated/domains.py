@@ -1,4 +1,4 @@
-"""The same scenes made to look different: drawn in ink, printed in flat tones, or on ground that is strange to them."""
+"""Other styles of the same scenes: ink drawings, prints in flat tones, or implausible stuff under things."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ _LUMA = np.array([0.3, 0.59, 0.11], np.float32)
 def displace_ground(
     rng: Rng, regions: Sequence[StuffRegion], things: Sequence[Thing], areas: ThingAreas
 ) -> list[StuffRegion]:
-    """Turn each region into stuff that is strange to the kind of what shows most of the things that stand on it."""
+    """Replace the stuff of each region by one that is implausible for the largest visible thing on it."""
     largest = {things[k].region_index: things[k].class_name for k in areas.argsort()}
     return [
         replace(region, stuff=choose_name(rng, IMPLAUSIBLE_STUFF[largest[number]])) if number in largest else region
@@ -31,7 +31,7 @@ def displace_ground(
 
 
 def _draw_sketch(rng: Rng, rgb: RgbArray, ids: IdGrid) -> RgbArray:
-    """Draw contours and hatching in ink on paper: the darker the photo, the denser."""
+    """Draw contours and hatching in ink on paper; dark areas are hatched more densely."""
     size, light = len(ids), np.tensordot(_LUMA, rgb, 1)
     axis, reach = pixel_centres(size), max(1, size // 112)
     ink = np.maximum(
@@ -47,7 +47,7 @@ def _draw_sketch(rng: Rng, rgb: RgbArray, ids: IdGrid) -> RgbArray:
 
 
 def _local_contrast(values: FloatArray, offset: int) -> FloatArray:
-    """How much each pixel differs from those that far to the right and below."""
+    """Return the absolute difference of each pixel to those `offset` pixels to the right and below."""
     steps = np.zeros(values.shape, np.float32)
     steps[:-offset] += abs(values[offset:] - values[:-offset])
     steps[:, :-offset] += abs(values[:, offset:] - values[:, :-offset])
@@ -55,7 +55,7 @@ def _local_contrast(values: FloatArray, offset: int) -> FloatArray:
 
 
 def _draw_rendition(rng: Rng, rgb: RgbArray, ids: IdGrid) -> RgbArray:
-    """Print each id in four flat tones between two inks of its own."""
+    """Print each id in four flat tones between two inks that are drawn for it."""
     tone = np.floor(3.999 * clip_to_unit(1.15 * np.tensordot(_LUMA, rgb, 1) - 0.05)) / 3
     dark, pale = (inks[rng.integers(len(inks), size=256)][ids].transpose(2, 0, 1) for inks in (DARK_INKS, PALE_INKS))
     printed: RgbArray = dark + (pale - dark) * tone
@@ -66,4 +66,4 @@ DOMAIN_RENDERERS: dict[Domain, Callable[[Rng, RgbArray, IdGrid], RgbArray]] = {
     "sketch": _draw_sketch,
     "rendition": _draw_rendition,
 }
-"""From photos and one map of all that shows."""
+"""Renderers by domain: from a generator, the image and `LayoutRaster.combined_ids` to a new image."""

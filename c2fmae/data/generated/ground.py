@@ -1,4 +1,4 @@
-"""Where stuff lies: what is behind, bands in front of it, and perhaps a patch on the lowest."""
+"""Regions of stuff: a background, bands in front of it, and in some scenes an oval on the lowest band."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ DistanceFn = Callable[[FloatArray, FloatArray], FloatArray]
 
 @dataclass(frozen=True)
 class StuffRegion:
-    """A part of the ground or of what is behind it."""
+    """A region of one stuff."""
 
     stuff: str
     top: float
-    """The height at which it begins."""
+    """Height of its upper end, from 0 at the top of the image."""
     distance: DistanceFn
-    """To its outline from places (y, x), negative inside, in units of the picture's side."""
+    """Signed distance of points (y, x) to its outline, negative inside, in units of the image's side."""
 
 
 @dataclass(frozen=True)
 class _GroundPlan:
-    """What may lie at the top; in the bands below, and how high their edges may be; on the lowest, in patches."""
+    """Names of stuff for the background, for each band with the range of its upper edge, and for the oval."""
 
     top: tuple[str, ...]
     bands: tuple[tuple[tuple[str, ...], tuple[float, float]], ...]
@@ -45,19 +45,19 @@ _GROUND_PLANS = (
 
 
 def sample_ground(rng: Rng) -> list[StuffRegion]:
-    """Return regions, each over those before it; the first is everywhere."""
+    """Return regions from back to front; the first covers the image."""
     plan = _GROUND_PLANS[rng.integers(len(_GROUND_PLANS))]
     regions = [StuffRegion(choose_name(rng, plan.top), 0, lambda y, x: np.full_like(y + x, -1))]
     for options, heights in plan.bands:
         regions.append(_sample_band(rng, choose_name(rng, options), rng.uniform(*heights)))
-    patch = choose_name(rng, plan.ovals)
-    if patch != regions[-1].stuff and rng.random() < 0.6:
-        regions.append(_sample_oval(rng, patch, regions[-1]))
+    oval = choose_name(rng, plan.ovals)
+    if oval != regions[-1].stuff and rng.random() < 0.6:
+        regions.append(_sample_oval(rng, oval, regions[-1]))
     return regions
 
 
 def topmost_region(distances: Sequence[FloatArray]) -> IdGrid:
-    """The number of the region that shows at each place, from the distances to all of them there."""
+    """Return the index of the front region at each point, from the distances to all regions there."""
     numbers = np.zeros(distances[0].shape, np.uint8)
     for number, distance in enumerate(distances):
         np.copyto(numbers, number, where=distance < 0)
@@ -65,12 +65,12 @@ def topmost_region(distances: Sequence[FloatArray]) -> IdGrid:
 
 
 def choose_name(rng: Rng, names: Sequence[str]) -> str:
-    """Pick a name."""
+    """Return a random name."""
     return names[int(rng.random() * len(names))]
 
 
 def _sample_band(rng: Rng, name: str, height: float) -> StuffRegion:
-    """All that lies below an edge at about that height."""
+    """Return the region below an edge at about a height."""
     stuff = STUFF[name]
     bends = stuff.edge_height * rng.standard_normal(stuff.num_bends, np.float32)
     bends /= 1 + 0.3 * np.arange(stuff.num_bends, dtype=np.float32)
@@ -87,7 +87,7 @@ def _sample_band(rng: Rng, name: str, height: float) -> StuffRegion:
 
 
 def _sample_oval(rng: Rng, name: str, ground: StuffRegion) -> StuffRegion:
-    """An oval that lies within the ground."""
+    """Return an oval inside another region."""
     y0, x0, wide, high = rng.uniform((0.75, 0.2, 0.2, 0.06), (0.95, 0.8, 0.5, 0.16)).astype(np.float32)
 
     def distance(y: FloatArray, x: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""What a scene consists of: regions of stuff, and the things that stand on them."""
+"""The layout of a scene: regions of stuff, and the things on them."""
 
 import math
 from collections.abc import Sequence
@@ -16,55 +16,55 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: which, where and how it lies there."""
+    """One object: its class, position, size and rotation."""
 
     class_name: str
     region_index: int
-    """The number of the region under its foot."""
+    """Index of the region under its foot."""
     position: Point
-    """Where it stands, down and to the right."""
+    """Its foot, as (y, x)."""
     radius: float
     rotation: float
     relative_width: float
-    """Relative; a negative one mirrors."""
+    """Width relative to that of its class; negative is mirrored."""
 
 
 def sample_layout(rng: Rng, level: DifficultyLevel) -> tuple[list[StuffRegion], list[Thing]]:
-    """Return regions, each over those before it, and things from back to front."""
+    """Return regions and things, both from back to front."""
     regions = sample_ground(rng)
     return regions, _place_things(rng, level, regions)
 
 
 def _place_things(rng: Rng, level: DifficultyLevel, regions: Sequence[StuffRegion]) -> list[Thing]:
-    """Stand things where there is room for them, but none on stuff that is strange to its kind."""
+    """Place things far from each other, and none on stuff that is implausible for its class."""
     count = 1 + int(rng.integers(*level.num_others, endpoint=True))
     low, high = np.array([level.large_radii, *[level.small_radii] * (count - 1)], np.float32).T
-    share, turn, width, mirror = rng.random((4, count), np.float32)
-    radii = low + (high - low) * share
+    size, turn, width, mirror = rng.random((4, count), np.float32)
+    radii = low + (high - low) * size
     turns = level.max_rotation * (2 * turn.astype(float) - 1)
     widths = (0.88 + 0.26 * width.astype(float)) * np.where(mirror < 0.5, 1, -1)
     y, x = _sample_positions(rng, radii, level.num_candidates)
     under = topmost_region([region.distance(y, x) for region in regions])
 
     things: list[Thing] = []
-    for k, number in enumerate(rng.integers(len(THING_PARTS), size=count)):
-        kind, stuff = list(THING_PARTS)[number], [regions[region].stuff for region in under[k]]
-        tries = [t for t in range(level.num_candidates) if stuff[t] not in IMPLAUSIBLE_STUFF[kind]]
-        if not tries:
-            tries, kind = (
+    for k, class_index in enumerate(rng.integers(len(THING_PARTS), size=count)):
+        name, stuff = list(THING_PARTS)[class_index], [regions[region].stuff for region in under[k]]
+        candidates = [c for c in range(level.num_candidates) if stuff[c] not in IMPLAUSIBLE_STUFF[name]]
+        if not candidates:
+            candidates, name = (
                 [0],
-                choose_name(rng, [name for name in THING_PARTS if stuff[0] not in IMPLAUSIBLE_STUFF[name]]),
+                choose_name(rng, [other for other in THING_PARTS if stuff[0] not in IMPLAUSIBLE_STUFF[other]]),
             )
-        feet = [(float(y[k, t]), float(x[k, t])) for t in tries]
-        room = [min((math.dist(foot, other.position) for other in things), default=0) for foot in feet]
-        best = room.index(max(room))
-        region = int(under[k, tries[best]])
-        things.append(Thing(kind, region, feet[best], float(radii[k]), float(turns[k]), float(widths[k])))
+        feet = [(float(y[k, c]), float(x[k, c])) for c in candidates]
+        distances = [min((math.dist(foot, other.position) for other in things), default=0) for foot in feet]
+        best = distances.index(max(distances))
+        region = int(under[k, candidates[best]])
+        things.append(Thing(name, region, feet[best], float(radii[k]), float(turns[k]), float(widths[k])))
     return sorted(things, key=lambda thing: thing.position)
 
 
 def _sample_positions(rng: Rng, radii: FloatArray, num_candidates: int) -> tuple[FloatArray, FloatArray]:
-    """Offer each thing places to stand, [thing, try]: low enough that the large ones find theirs too."""
+    """Return candidate positions [thing, candidate], low enough in the image for the radius of each thing."""
     y, x = rng.random((2, len(radii), num_candidates), np.float32)
     y = np.maximum(0.32 + 0.66 * y**0.6, 1.9 * radii[:, None])
     return y, 0.5 + (x - 0.5) * (1 - 1.7 * radii[:, None])

@@ -1,4 +1,4 @@
-"""How a photo of a scene is painted: textured ground with soft edges, then things with rounded ones and shadows."""
+"""Rendering of an image: textured regions with soft edges, then shaded things with shadows."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,7 +19,7 @@ BODY_PATTERNS: tuple[Callable[[FloatArray, FloatArray], FloatArray], ...] = (
     lambda u, v: np.cos(10 * u) + np.cos(10 * v) - 0.8,
     lambda u, v: np.sin(9 * v + 1.5 * np.sin(6 * u)),
 )
-"""Waves over a body, in units of its radius: it has its other tone where they are positive."""
+"""Patterns over a body, as functions of u and v in units of its radius; positive values have the second tone."""
 
 _HAZE = np.array(STUFF["sky"].high_colour, np.float32)[:, None, None]
 
@@ -27,7 +27,7 @@ _HAZE = np.array(STUFF["sky"].high_colour, np.float32)[:, None, None]
 def paint_image(
     rng: Rng, regions: Sequence[StuffRegion], raster: LayoutRaster, contrast: float, palette: FloatArray
 ) -> RgbArray:
-    """Paint the regions and, over them, the things, all lit from the left and above; values may pass 1."""
+    """Render the regions and the things on them, lit from the upper left; values may be above 1."""
     rgb = _paint_ground(rng, regions, raster, contrast)
     for outline in raster.thing_rasters:
         _cast_shadow(rgb, outline)
@@ -37,18 +37,20 @@ def paint_image(
 
 
 def _paint_ground(rng: Rng, regions: Sequence[StuffRegion], raster: LayoutRaster, contrast: float) -> RgbArray:
-    """Paint each region in the rows where it shows."""
+    """Render each region in the rows where it is visible."""
     size = len(raster.region_map)
     rgb = np.zeros((3, size, size), np.float32)
-    seeds = rng.integers(2**62, size=len(regions))  # a region too small to show at this size moves no other's numbers
+    seeds = rng.integers(
+        2**62, size=len(regions)
+    )  # one that is invisible at this size changes no other region's random numbers
     for number, (region, distance) in enumerate(zip(regions, raster.distances, strict=True)):
-        shows = np.flatnonzero((raster.region_map == number).any(1))
-        if not len(shows):
+        visible_rows = np.flatnonzero((raster.region_map == number).any(1))
+        if not len(visible_rows):
             continue
-        rows = slice(max(0, shows[0] - 1), shows[-1] + 2)  # with the neighbours that its edge is mixed into
+        rows = slice(max(0, visible_rows[0] - 1), visible_rows[-1] + 2)  # with a row of soft edge on each side
         nearness = clip_to_unit((pixel_centres(size)[rows] - np.float32(region.top)) / (1 - region.top))
         if number:
-            nearness *= 1.6 / (nearness + 0.6)  # what is further off looks smaller
+            nearness *= 1.6 / (nearness + 0.6)  # distant textures are finer
         colours = _paint_texture(np.random.default_rng(seeds[number]), region.stuff, nearness, size, contrast)
         if number:
             lerp_inplace(colours, _HAZE, 0.3 * clip_to_unit(1 - 2.5 * nearness)[:, None])
@@ -68,32 +70,31 @@ def _paint_texture(rng: Rng, name: str, nearness: FloatArray, size: int, contras
 
 
 def _cast_shadow(rgb: RgbArray, outline: ThingRaster) -> None:
-    """Darken what lies to the lower right of a thing."""
+    """Darken the area to the lower right of a thing."""
     offset, (height, width) = round(0.14 * outline.radius), outline.outer_distance.shape
     below = rgb[:, outline.rows.start + offset :, outline.columns.start + offset :][:, :height, :width]
     below *= 1 - 0.45 * clip_to_unit(0.55 - 2.6 * outline.outer_distance[: below.shape[1], : below.shape[2]])
 
 
 def _paint_thing(rng: Rng, rgb: RgbArray, outline: ThingRaster, palette: FloatArray) -> None:
-    radius, whole = np.float32(outline.radius), outline.outer_distance
+    radius, outer_distance = np.float32(outline.radius), outline.outer_distance
     colours, tone = _pick_colours(rng, palette)
     pattern = BODY_PATTERNS[rng.integers(len(BODY_PATTERNS))](outline.u, outline.v)
     body = colours["body"]
     thing = body + (tone - body) * clip_to_unit(0.5 + pattern * (radius / 9))
-    crease = -whole  # how far it is to the nearest edge
+    edge_distance = -outer_distance
     for distance, role in outline.part_distances[1:]:
         lerp_inplace(thing, colours[role], clip_to_unit(0.5 - radius * distance))
-        crease = np.minimum(crease, abs(distance))
-    height = 1 - clip_to_unit(1 - 4 * crease) ** 2  # rounded edges
+        edge_distance = np.minimum(edge_distance, abs(distance))
+    height = 1 - clip_to_unit(1 - 4 * edge_distance) ** 2  # rounded edges
     rise = height[2:, 2:] - height[:-2, :-2]
     thing[:, 1:-1, 1:-1] *= 1 + np.clip(0.06 * radius * rise, -0.3, 0.35)
-    lerp_inplace(
-        rgb[:, outline.rows, outline.columns], thing, clip_to_unit(0.5 - radius * whole)
-    )  # half a pixel on either side
+    opacity = clip_to_unit(0.5 - radius * outer_distance)  # soft over half a pixel on either side of the outline
+    lerp_inplace(rgb[:, outline.rows, outline.columns], thing, opacity)
 
 
 def _pick_colours(rng: Rng, palette: FloatArray) -> tuple[dict[ColourRole, FloatArray], FloatArray]:
-    """Pick a colour for each role, and the tone of the pattern on the body: all [3, 1, 1]."""
+    """Return a random colour for each role, and that of the pattern on the body, each of shape [3, 1, 1]."""
     tints = rng.uniform(0.92, 1.06, (3, 1)).astype(np.float32)
     body, second, other = (palette[rng.random(len(palette)).argsort()[:3]] * tints)[..., None, None]
     deep, pale = rng.uniform((0.15, 0.0), (0.75, 0.7)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Colours of things and of prints: [colour, 3] in [0, 1]."""
+"""Colours of things and of inks: arrays [colour, 3] in [0, 1]."""
 
 import numpy as np
 

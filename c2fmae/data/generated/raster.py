@@ -1,4 +1,4 @@
-"""A layout at the pixels of a picture: what shows where, and how far it is to each outline."""
+"""Rasterised layouts: the visible region and thing of each pixel, and distances to their outlines."""
 
 import math
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ ThingAreas = Int[np.ndarray, " thing"]
 
 @dataclass(frozen=True)
 class ThingRaster:
-    """A thing at the pixels of its window: its own coordinates there, and distances to its parts and to the whole."""
+    """A thing in its window of pixels: its own coordinates there, and signed distances to its parts and its outline."""
 
     rows: slice
     columns: slice
     radius: float
-    """In pixels."""
+    """Radius in pixels."""
     u: FloatArray
     v: FloatArray
     part_distances: tuple[tuple[FloatArray, ColourRole], ...]
@@ -32,17 +32,17 @@ class ThingRaster:
 
 @dataclass(frozen=True)
 class LayoutRaster:
-    """What shows of a layout; regions have numbers from 0, things from 1."""
+    """A layout at the pixels of an image; regions are numbered from 0, things from 1."""
 
     distances: tuple[FloatArray, ...]
-    """To each region."""
+    """Signed distances to each region."""
     region_map: IdGrid
-    """Regions as they lie under the things."""
+    """Front region of each pixel, without things."""
     thing_rasters: tuple[ThingRaster, ...]
     thing_map: IdGrid
-    """0 where no thing is."""
+    """Front thing of each pixel; 0 for none."""
     areas: ThingAreas
-    """How many pixels show of each thing."""
+    """Visible pixels of each thing."""
 
     @property
     def combined_ids(self) -> IdGrid:
@@ -51,7 +51,7 @@ class LayoutRaster:
 
 
 def rasterise_layout(regions: Sequence[StuffRegion], things: Sequence[Thing], size: int) -> LayoutRaster:
-    """Look at regions and things, both from back to front, at the centres of pixels."""
+    """Rasterise regions and things, both from back to front, at pixel centres."""
     axis = pixel_centres(size)
     distances = tuple(region.distance(axis[:, None], axis) for region in regions)
     outlines = tuple(_rasterise_thing(thing, size) for thing in things)

@@ -1,4 +1,4 @@
-"""Smooth noise as a sum of cosines with random amplitudes: two products of small matrices, at any size."""
+"""Smooth noise as a sum of cosines with random amplitudes: two products of small matrices, for any size in pixels."""
 
 import functools
 
@@ -8,9 +8,9 @@ from c2fmae.data.generated.arrays import FloatArray, Rng, pixel_centres
 
 
 def smooth_noise(rng: Rng, y: FloatArray, size: int, rows: int, columns: int, falloff: float) -> FloatArray:
-    """Smooth noise about 0 with a spread of about 1, at rows `y` of a picture of that width.
+    """Return smooth noise of mean 0 and deviation of about 1 at the rows `y` of an image of width `size`.
 
-    `rows` and `columns` bound the frequencies; the higher `falloff`, the more the low ones rule.
+    `rows` and `columns` are the numbers of frequencies; a higher `falloff` reduces the high ones.
     """
     amplitudes = rng.standard_normal((rows, columns), np.float32) * _spectrum(rows, columns, falloff)
     values: FloatArray = cosine_basis(y, rows) @ amplitudes @ _column_basis(size, columns)
@@ -18,7 +18,7 @@ def smooth_noise(rng: Rng, y: FloatArray, size: int, rows: int, columns: int, fa
 
 
 def cosine_basis(t: FloatArray, count: int) -> FloatArray:
-    """The first cosines at each place of the unit interval: [..., count]."""
+    """Return the first cosines at each point of the unit interval: [..., count]."""
     cosines: FloatArray = np.cos(t[..., None] * _frequencies(count))
     return cosines
 

@@ -1,4 +1,4 @@
-"""What may lie on the ground and behind it: a texture between two colours, and how the upper edge of it runs."""
+"""Stuff of the background and the bands: a texture between two colours, and the shape of its upper edge."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,13 @@ from c2fmae.data.generated.smooth_noise import smooth_noise
 
 RgbColour = tuple[float, float, float]
 TextureFn = Callable[[Rng, FloatArray, int], FloatArray]
-"""Tones about 0.5 in a picture of that width, at rows `y`: 0 where the stuff begins, 1 where it is nearest."""
+"""A function that returns tones around 0.5 at rows `y` of an image of a given width; y is 0 where the stuff starts at
+the top, and 1 where it is nearest."""
 
 
 @dataclass(frozen=True)
 class Stuff:
-    """A texture between two colours, and how its upper edge runs: its height, and bends across the picture."""
+    """A texture between two colours, and its upper edge: the height and the number of its bends across the image."""
 
     texture: TextureFn
     low_colour: RgbColour
@@ -94,7 +95,7 @@ def _water(rng: Rng, y: FloatArray, size: int) -> FloatArray:
 
 
 def _split_cells(t: FloatArray) -> tuple[NDArray[np.intp], FloatArray]:
-    """Which cell of unit length each place lies in, and how far into it."""
+    """Return the cell of unit length of each point, and the position in it."""
     cell = t.astype(np.intp)
     return cell, t - cell.astype(np.float32)
 

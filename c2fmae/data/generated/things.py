@@ -1,15 +1,15 @@
-"""The kinds of things: what each looks like, and where it never stands."""
+"""Classes of things: their parts, and the stuff on which they are never placed."""
 
 from typing import Literal
 
 from c2fmae.data.generated.shapes import ShapeFn, box, clip_above, disc, mirror, oval, polygon, ring, union
 
 ColourRole = Literal["body", "second", "dark", "light"]
-"""Which colour of a thing a part takes."""
+"""The colour of a thing that a part has."""
 ThingParts = tuple[tuple[ShapeFn, ColourRole], ...]
 
 MAX_EXTENT = 1.35
-"""Radii from its centre: no kind goes further, at any width."""
+"""Maximum distance of a part from the centre, in radii, for any class and width."""
 
 THING_PARTS: dict[str, ThingParts] = {
     "house": (
@@ -121,7 +121,7 @@ THING_PARTS: dict[str, ThingParts] = {
         ),
     ),
 }
-"""Parts by name, from back to front, the body first; the whole is their union."""
+"""Parts by class, from back to front, the body first; the thing is their union."""
 
 IMPLAUSIBLE_STUFF: dict[str, tuple[str, ...]] = {
     "house": ("sky", "water", "wood"),
@@ -137,4 +137,4 @@ IMPLAUSIBLE_STUFF: dict[str, tuple[str, ...]] = {
     "butterfly": ("snow", "rock", "wall"),
     "cat": ("sky", "water", "snow"),
 }
-"""The stuff on which a kind never stands in a photo."""
+"""Stuff on which a class is never placed in the domain `photo`."""

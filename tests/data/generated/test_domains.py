@@ -22,17 +22,17 @@ difficulties = st.sampled_from(get_args(Difficulty))
 
 @settings(max_examples=30)
 @given(seeds, st.integers(0, 1023), difficulties)
-def test_domains_draw_the_same_scene(seed: int, index: int, difficulty: Difficulty) -> None:
-    photo, *others = (
+def test_all_domains_show_the_same_scene(seed: int, index: int, difficulty: Difficulty) -> None:
+    scene, *others = (
         GeneratedScenes(size=48, seed=seed, difficulty=difficulty, domain=domain)[index] for domain in DOMAINS
     )
-    is_thing = photo.maps["instance"] > 0
+    is_thing = scene.maps["instance"] > 0
     for domain, other in zip(DOMAINS[1:], others, strict=True):
-        assert (other.key, other.label) == (photo.key, photo.label)
-        assert torch.equal(other.maps["instance"], photo.maps["instance"])
-        is_kept = is_thing if domain == "displaced" else torch.ones_like(is_thing)
-        assert torch.equal(other.maps["semantic"][is_kept], photo.maps["semantic"][is_kept])
-        assert not torch.equal(other.maps["rgb"], photo.maps["rgb"])
+        assert (other.key, other.label) == (scene.key, scene.label)
+        assert torch.equal(other.maps["instance"], scene.maps["instance"])
+        is_equal = is_thing if domain == "displaced" else torch.ones_like(is_thing)
+        assert torch.equal(other.maps["semantic"][is_equal], scene.maps["semantic"][is_equal])
+        assert not torch.equal(other.maps["rgb"], scene.maps["rgb"])
 
 
 @settings(max_examples=20)
@@ -49,35 +49,37 @@ def test_renditions_have_few_colours() -> None:
     for index in range(6):
         scene = GeneratedScenes(size=96, domain="rendition")[index]
         colours = scene.maps["rgb"].flatten(1).unique(dim=1).shape[1]
-        assert colours <= 4 * (int(scene.maps["instance"].max()) + 4)  # four tones to each thing and stretch of stuff
+        assert colours <= 4 * (int(scene.maps["instance"].max()) + 4)  # four tones for each thing and region
 
 
 @given(seeds, difficulties)
-def test_displaced_things_stand_on_strange_stuff_and_the_rest_stays(seed: int, difficulty: Difficulty) -> None:
+def test_displaced_things_are_on_implausible_stuff_and_other_regions_are_unchanged(
+    seed: int, difficulty: Difficulty
+) -> None:
     rng = np.random.default_rng(seed)
     regions, things = sample_layout(rng, DIFFICULTY_LEVELS[difficulty])
     areas = rng.integers(1, 10**6, len(things))
     moved = displace_ground(rng, regions, things, areas)
     for number, (before, after) in enumerate(zip(regions, moved, strict=True)):
-        standing = [k for k, thing in enumerate(things) if thing.region_index == number]
-        if standing:
-            assert after.stuff in IMPLAUSIBLE_STUFF[things[max(standing, key=lambda k: areas[k])].class_name]
+        things_on_it = [k for k, thing in enumerate(things) if thing.region_index == number]
+        if things_on_it:
+            assert after.stuff in IMPLAUSIBLE_STUFF[things[max(things_on_it, key=lambda k: areas[k])].class_name]
         else:
             assert after == before
 
 
-def stands_on_strange_stuff(scene: Scene) -> bool:
-    """Whether what shows most has strange stuff within two pixels below its lowest ones."""
+def is_on_implausible_stuff(scene: Scene) -> bool:
+    """Return whether the largest thing has implausible stuff within two pixels below its lowest ones."""
     instance, semantic = scene.maps["instance"], scene.maps["semantic"]
-    subject = instance[instance > 0].bincount().argmax()
-    rows, columns = (instance == subject).nonzero(as_tuple=True)
+    largest = instance[instance > 0].bincount().argmax()
+    rows, columns = (instance == largest).nonzero(as_tuple=True)
     below = semantic[rows.max() + 1 : rows.max() + 3, columns[rows.argmax()]].tolist()
-    kind = GeneratedScenes.labels[scene.label or 0]
-    return any(GeneratedScenes.classes[id_] in IMPLAUSIBLE_STUFF[kind] for id_ in below)
+    class_name = GeneratedScenes.labels[scene.label or 0]
+    return any(GeneratedScenes.classes[id_] in IMPLAUSIBLE_STUFF[class_name] for id_ in below)
 
 
 @pytest.mark.parametrize(("domain", "fewest", "most"), [("photo", 0, 9), ("displaced", 80, 100)])
-def test_displacement_shows_in_the_maps(domain: Domain, fewest: int, most: int) -> None:
-    """Not all: feet are places on a smooth edge, pixels are squares, and some feet are hidden."""
+def test_displacement_is_visible_in_the_maps(domain: Domain, fewest: int, most: int) -> None:
+    """Not in all scenes: edges are smooth and pixels are not, and some feet are hidden."""
     scenes = GeneratedScenes(size=64, length=100, difficulty="easy", domain=domain)
-    assert fewest <= sum(stands_on_strange_stuff(scenes[index]) for index in range(100)) <= most
+    assert fewest <= sum(is_on_implausible_stuff(scenes[index]) for index in range(100)) <= most

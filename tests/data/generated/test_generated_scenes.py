@@ -37,7 +37,7 @@ some_scenes = given(
 
 
 def last(scenes: GeneratedScenes) -> Scene:
-    """Drawn in tests, not in the strategy: shape checks look at random items, which a strategy may not."""
+    """Return the last scene: in the strategy, shape checks would read random items."""
     return scenes[len(scenes) - 1]
 
 
@@ -48,7 +48,7 @@ def is_same(one: Scene, other: Scene) -> bool:
 
 @settings(max_examples=30)
 @some_scenes
-def test_maps_have_the_promised_names_shapes_and_types(scenes: GeneratedScenes) -> None:
+def test_maps_have_the_documented_names_shapes_and_types(scenes: GeneratedScenes) -> None:
     scene = last(scenes)
     size = len(scene.maps["semantic"])
     assert {name: tuple(tensor.shape) for name, tensor in scene.maps.items()} == {
@@ -62,17 +62,17 @@ def test_maps_have_the_promised_names_shapes_and_types(scenes: GeneratedScenes) 
 
 @settings(max_examples=60)
 @some_scenes
-def test_instance_ids_are_contiguous_from_one_and_each_is_of_one_kind(scenes: GeneratedScenes) -> None:
+def test_instance_ids_are_contiguous_from_1_and_each_has_one_class(scenes: GeneratedScenes) -> None:
     scene = last(scenes)
     ids = set(scene.maps["instance"].unique().tolist()) - {0}
     assert ids == set(range(1, len(ids) + 1))
     assert 1 <= len(ids) <= 14
     for number in ids:
-        (kind,) = scene.maps["semantic"][scene.maps["instance"] == number].unique().tolist()
-        assert NUM_STUFF <= kind < NUM_STUFF + len(THING_PARTS)
+        (class_id,) = scene.maps["semantic"][scene.maps["instance"] == number].unique().tolist()
+        assert NUM_STUFF <= class_id < NUM_STUFF + len(THING_PARTS)
 
 
-def test_things_that_are_hidden_whole_leave_no_gap_in_the_ids() -> None:
+def test_completely_hidden_things_have_no_id() -> None:
     num_hidden = 0
     for seed in range(40):
         instance = GeneratedScenes(size=32, seed=seed, difficulty="hard")[0].maps["instance"]
@@ -85,7 +85,7 @@ def test_things_that_are_hidden_whole_leave_no_gap_in_the_ids() -> None:
 
 @settings(max_examples=60)
 @some_scenes
-def test_a_pixel_is_stuff_exactly_where_no_instance_is(scenes: GeneratedScenes) -> None:
+def test_a_pixel_is_stuff_if_and_only_if_it_has_no_instance(scenes: GeneratedScenes) -> None:
     scene = last(scenes)
     semantic, instance = scene.maps["semantic"], scene.maps["instance"]
     assert torch.equal(semantic < NUM_STUFF, instance == 0)
@@ -94,7 +94,7 @@ def test_a_pixel_is_stuff_exactly_where_no_instance_is(scenes: GeneratedScenes) 
 
 @settings(max_examples=60)
 @some_scenes
-def test_the_label_is_the_kind_of_the_thing_that_shows_most(scenes: GeneratedScenes) -> None:
+def test_the_label_is_the_class_of_the_largest_visible_thing(scenes: GeneratedScenes) -> None:
     scene = last(scenes)
     areas = np.bincount(scene.maps["instance"].numpy().ravel())
     areas[0] = 0
@@ -106,27 +106,29 @@ def test_the_label_is_the_kind_of_the_thing_that_shows_most(scenes: GeneratedSce
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_scenes_depend_on_seed_and_index_but_not_on_the_order_they_are_asked_for(domain: Domain) -> None:
-    forwards = [GeneratedScenes(size=48, length=6, domain=domain)[index] for index in range(6)]
+def test_scenes_do_not_depend_on_the_order_of_access(domain: Domain) -> None:
+    ascending = [GeneratedScenes(size=48, length=6, domain=domain)[index] for index in range(6)]
     scenes = GeneratedScenes(size=48, length=9, domain=domain)
-    backwards = [scenes[index] for index in reversed(range(6))][::-1]
-    assert all(map(is_same, forwards, backwards))
+    descending = [scenes[index] for index in reversed(range(6))][::-1]
+    assert all(map(is_same, ascending, descending))
 
 
-def test_scenes_are_the_same_after_a_journey_to_a_worker() -> None:
+def test_scenes_are_the_same_after_pickling() -> None:
     for domain in DOMAINS:
         scenes = GeneratedScenes(size=48, seed=5, difficulty="hard", domain=domain)
         assert is_same(pickle.loads(pickle.dumps(scenes))[3], scenes[3])
 
 
-def test_other_seeds_and_other_indices_are_other_scenes() -> None:
+def test_scenes_differ_by_seed_and_index() -> None:
     scenes = [GeneratedScenes(size=48, seed=seed)[index] for seed in range(3) for index in range(4)]
     assert len({scene.maps["rgb"].numpy().tobytes() for scene in scenes}) == len(scenes)
 
 
 @pytest.mark.parametrize("difficulty", get_args(Difficulty))
-@pytest.mark.parametrize(("size", "times", "most"), [(64, 3, 6), (32, 7, 11)])
-def test_a_scene_is_the_same_at_every_size(difficulty: Difficulty, size: int, times: int, most: float) -> None:
+@pytest.mark.parametrize(("size", "times", "max_difference"), [(64, 3, 6), (32, 7, 11)])
+def test_a_scene_is_the_same_at_every_size(
+    difficulty: Difficulty, size: int, times: int, max_difference: float
+) -> None:
     num_other_labels = 0
     for index in range(12):
         small, large = (GeneratedScenes(size=s, difficulty=difficulty)[index] for s in (size, size * times))
@@ -134,34 +136,33 @@ def test_a_scene_is_the_same_at_every_size(difficulty: Difficulty, size: int, ti
         assert (small.maps["semantic"] == middles).float().mean() > 0.999
         num_other_labels += small.label != large.label
         colours = [F.adaptive_avg_pool2d(scene.maps["rgb"].float(), 16) for scene in (small, large)]
-        assert (colours[0] - colours[1]).abs().mean() < most  # of 255
-    assert num_other_labels <= 1  # two things may show about as much
+        assert (colours[0] - colours[1]).abs().mean() < max_difference  # of 255
+    assert num_other_labels <= 1  # two things may have about the same visible area
 
 
-def test_every_class_and_every_label_turns_up_and_no_label_rules() -> None:
+def test_all_classes_and_labels_occur_and_no_label_dominates() -> None:
     scenes = GeneratedScenes(size=32, length=600)
-    drawn = [scenes[index] for index in range(len(scenes))]
-    seen = torch.stack([scene.maps["semantic"] for scene in drawn]).unique().tolist()
-    assert seen == list(range(len(scenes.classes)))
-    shares = np.bincount([scene.label or 0 for scene in drawn]) / len(drawn)
-    assert len(shares) == len(scenes.labels)
-    assert shares.min() > 0.04
-    assert shares.max() < 0.15
+    all_scenes = [scenes[index] for index in range(len(scenes))]
+    class_ids = torch.stack([scene.maps["semantic"] for scene in all_scenes]).unique().tolist()
+    assert class_ids == list(range(len(scenes.classes)))
+    frequencies = np.bincount([scene.label or 0 for scene in all_scenes]) / len(all_scenes)
+    assert len(frequencies) == len(scenes.labels)
+    assert frequencies.min() > 0.04
+    assert frequencies.max() < 0.15
     assert scenes.classes == (*STUFF, *scenes.labels)
 
 
-def test_the_harder_the_less_shows_of_what_shows_most() -> None:
-    shares = []
+def test_the_largest_thing_is_smaller_in_harder_scenes() -> None:
+    fractions = []
     for difficulty in get_args(Difficulty):
         scenes = GeneratedScenes(size=64, length=60, difficulty=difficulty)
         instances = [scenes[index].maps["instance"] for index in range(60)]
-        shares.append(np.mean([instance[instance > 0].bincount().max() / 64**2 for instance in instances]))
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 3 * shares[-1]
+        fractions.append(np.mean([instance[instance > 0].bincount().max() / 64**2 for instance in instances]))
+    assert fractions == sorted(fractions, reverse=True)
+    assert fractions[0] > 3 * fractions[-1]
 
 
-def test_what_is_painted_follows_the_maps() -> None:
-    """Colours jump where an id ends: the photo and the maps tell of the same outlines."""
+def test_colours_change_at_the_borders_of_the_maps() -> None:
     across_borders, elsewhere = [], []
     for index in range(20):
         maps = GeneratedScenes(size=96)[index].maps
@@ -173,12 +174,12 @@ def test_what_is_painted_follows_the_maps() -> None:
 
 
 @pytest.mark.parametrize("index", [3, -1])
-def test_an_index_beyond_the_length_is_an_index_error(index: int) -> None:
+def test_an_index_out_of_range_is_an_index_error(index: int) -> None:
     with pytest.raises(IndexError, match=rf"^scene {index} of 3$"):
         GeneratedScenes(length=3)[index]
 
 
-def test_scenes_too_small_to_show_things_are_refused() -> None:
+def test_too_small_scenes_are_refused() -> None:
     with pytest.raises(UserError, match=re.escape("size: generated scenes need at least 32 pixels, got 31")):
         GeneratedScenes(size=31)
 
@@ -195,11 +196,11 @@ def test_scenes_too_small_to_show_things_are_refused() -> None:
     ],
 )
 def test_unknown_difficulties_and_domains_are_refused(option: str, unknown: str, message: str) -> None:
-    # With shape checks on, jaxtyping refuses first, with a TypeError.
+    # With shape checks, jaxtyping raises a TypeError first.
     with pytest.raises((UserError, TypeError), match=f"^{re.escape(message)}$|Actual value: '{unknown}'"):
         GeneratedScenes(**{option: unknown})  # type: ignore[arg-type]
 
 
-def test_new_fields_come_after_the_old_ones() -> None:
+def test_new_options_come_after_the_old_ones() -> None:
     names = [field.name for field in fields(GeneratedScenes)]
     assert names[:5] == ["size", "length", "seed", "difficulty", "domain"]

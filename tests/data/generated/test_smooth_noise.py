@@ -10,7 +10,7 @@ pytestmark = pytest.mark.numeric
 
 
 @given(st.integers(0, 99), st.integers(2, 30), st.integers(2, 30), st.floats(0, 2))
-def test_noise_varies_about_zero_by_about_one(seed: int, rows: int, columns: int, fall: float) -> None:
+def test_noise_has_mean_0_and_deviation_of_about_1(seed: int, rows: int, columns: int, fall: float) -> None:
     values = smooth_noise(np.random.default_rng(seed), pixel_centres(64), 64, rows, columns, fall)
     assert values.shape == (64, 64)
     assert values.dtype == np.float32
