@@ -38,4 +38,9 @@ def test_keys_are_written_and_read_one_per_line(tmp_path: Path) -> None:
 def test_a_key_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_keys(tmp_path / "none.txt")
-    assert str(caught.value) == f"{tmp_path / 'none.txt'}: cannot be read: No such file or directory"
+    reason = "cannot be read: No such file or directory. Check the path, or restore the file"
+    assert str(caught.value) == f"{tmp_path / 'none.txt'}: {reason}"
+    path = tmp_path / "keys.txt"
+    path.write_bytes(b"\xff")
+    with pytest.raises(UserError, match=f"^{path}: is not UTF-8 text"):
+        read_keys(path)
