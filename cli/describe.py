@@ -7,10 +7,11 @@ from c2fmae_cli.options import RecipeArgument, SetOption
 
 def describe(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Print the architecture of a recipe: inputs, shapes, parameters and operations of each part."""
-    from c2fmae.methods.masked.describe import describe_architecture
+    from c2fmae.methods.masked.describe import describe_architecture, format_architecture
     from c2fmae.recipes.config import load_recipe
 
     config = load_recipe(recipe, set_ or [])
-    print(f"{config.name}  {config.title}\n\n{describe_architecture(config.method)}\n")
+    table = format_architecture(describe_architecture(config.method))
+    print(f"{config.name}  {config.title}\n\n{table}\n")
     words = [recipe, *(word for change in set_ or [] for word in ("--set", change))]
     print(f"next: c2fmae recipes show {' '.join(map(quote, words))}")

@@ -1,4 +1,4 @@
-"""What joins a masking policy, a model and its losses into one training step.
+"""Pre-training methods: a masking policy, a model and its losses, joined into one training step.
 
 >>> from c2fmae.methods import METHODS, build_method
 >>> method = build_method(METHODS.get("mae")().override(["encoder.name=vit_tiny_patch16_224", "image_size=[64, 64]"]))

@@ -1,4 +1,4 @@
-"""What each of two processes does: its rows of the batch, through a distributed model."""
+"""Run by each of two processes: gradients of its rows of the batch, through DistributedDataParallel."""
 
 import dataclasses
 from datetime import timedelta
@@ -24,19 +24,19 @@ def make_ddp_method() -> MaskedAutoencoding:
 
 
 def make_rank_masks(method: MaskedAutoencoding, step: int, rank: int) -> Masks:
-    """First what is drawn; then on each rank one granularity alone, and not the same."""
+    """Return drawn masks in the first step; in the second, one visible granularity, another on each rank."""
     if step:
         shown = ("rgb", "semantic")[rank]
         return Masks.from_visible_granularities((shown,), COARSE_TO_FINE, batch=BATCH_PER_RANK, num_patches=4)
-    mine = slice_scenes(
+    rank_scenes = slice_scenes(
         draw_noise_scenes(WORLD_SIZE * BATCH_PER_RANK), rank * BATCH_PER_RANK, (rank + 1) * BATCH_PER_RANK
     )
     rows = (rank * BATCH_PER_RANK, WORLD_SIZE * BATCH_PER_RANK)
-    return method.sample_masks(mine, progress=0.4, generator=torch.Generator().manual_seed(0), global_rows=rows)
+    return method.sample_masks(rank_scenes, progress=0.4, generator=torch.Generator().manual_seed(0), global_rows=rows)
 
 
 def run_rank(rank: int, folder: Path) -> None:
-    timeout = timedelta(seconds=60)  # a parameter without a gradient would be waited for
+    timeout = timedelta(seconds=60)  # a parameter without a gradient would block the reduction
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)
     local_method = make_ddp_method()
@@ -52,7 +52,7 @@ def run_rank(rank: int, folder: Path) -> None:
         for count in counts.values():
             dist.all_reduce(count)
         loss = ddp_method.compute_loss(ddp_method.model(maps, masks), maps, masks, counts)
-        (loss.total * WORLD_SIZE).backward()  # the gradients of the processes are averaged
+        (loss.total * WORLD_SIZE).backward()  # DDP averages gradients over processes
         gradients.append(
             {name: p.grad.clone() for name, p in local_method.model.named_parameters() if p.grad is not None}
         )

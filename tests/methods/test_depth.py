@@ -1,4 +1,4 @@
-"""Depth as a fourth granularity: nothing in models or methods knows its name."""
+"""Depth as a fourth granularity, which models and methods do not name."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def batch() -> SceneBatch:
     return SceneBatch(("a", "b"), {"rgb": rgb, "depth": depth, "semantic": semantic})
 
 
-def method(name: str) -> MaskedAutoencoding:
+def build_depth_method(name: str) -> MaskedAutoencoding:
     settings = ["granularities=[semantic, depth, rgb]", "encoder.name=test_vit", "masking.name=random"]
     return build_method(
         METHODS.get(name)().override([*settings, "decoder.options.dim=32", "decoder.options.num_heads=4"])
@@ -34,24 +34,24 @@ def method(name: str) -> MaskedAutoencoding:
 
 @pytest.mark.parametrize("name", ["c2fmae", "multimae"])
 def test_a_step_with_depth_trains_every_parameter(name: str, batch: SceneBatch) -> None:
-    ours = method(name)
-    loss = ours.compute_step_loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0))
+    method = build_depth_method(name)
+    loss = method.compute_step_loss(batch, progress=0.0, generator=torch.Generator().manual_seed(0))
     loss.total.backward()
     assert loss.terms["depth"] > 0
-    for parameter in ours.model.parameters():
+    for parameter in method.model.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
 
 
-def test_depth_is_predicted_in_its_own_unit_and_what_is_shown_stays(batch: SceneBatch) -> None:
-    ours = method("c2fmae")
-    shown = Masks.from_visible_granularities({"depth"}, ORDER, batch=2, num_patches=6)
-    assert torch.equal(ours.predict(batch, shown).maps["depth"], batch.maps["depth"].float())
-    hidden = Masks.from_visible_granularities({"rgb"}, ORDER, batch=2, num_patches=6)
+def test_depth_is_predicted_in_its_own_unit_and_visible_depth_is_copied(batch: SceneBatch) -> None:
+    method = build_depth_method("c2fmae")
+    depth_visible = Masks.from_visible_granularities({"depth"}, ORDER, batch=2, num_patches=6)
+    assert torch.equal(method.predict(batch, depth_visible).maps["depth"], batch.maps["depth"].float())
+    rgb_visible = Masks.from_visible_granularities({"rgb"}, ORDER, batch=2, num_patches=6)
     with torch.no_grad():
         for name in ("weight", "bias"):
-            ours.model.get_parameter(f"heads.depth.{name}").zero_()  # predicts 0, which is the mean of the middle
-    predicted = ours.predict(batch, hidden).maps["depth"]
+            method.model.get_parameter(f"heads.depth.{name}").zero_()  # predicts 0, the trimmed mean
+    predicted = method.predict(batch, rgb_visible).maps["depth"]
     assert predicted.shape == (2, 32, 48)
     torch.testing.assert_close(
         predicted.mean(dim=(1, 2)), batch.maps["depth"].float().mean(dim=(1, 2)), rtol=0.05, atol=0
@@ -59,35 +59,36 @@ def test_depth_is_predicted_in_its_own_unit_and_what_is_shown_stays(batch: Scene
 
 
 def test_the_loss_does_not_depend_on_the_unit_of_depth(batch: SceneBatch) -> None:
-    ours = method("c2fmae")
+    method = build_depth_method("c2fmae")
     in_feet = SceneBatch(batch.keys, {**batch.maps, "depth": batch.maps["depth"] * 3 + 5})
     losses = [
-        ours.compute_step_loss(each, progress=0.0, generator=torch.Generator().manual_seed(0))
-        for each in (batch, in_feet)
+        method.compute_step_loss(scenes, progress=0.0, generator=torch.Generator().manual_seed(0))
+        for scenes in (batch, in_feet)
     ]
     torch.testing.assert_close(losses[0].total, losses[1].total)
 
 
-def test_depth_is_named_in_no_file_but_that_of_the_specs() -> None:
+def test_depth_is_named_only_in_the_file_of_the_specs() -> None:
     root = Path(c2fmae.__file__).parent
-    readers = {root / "models" / "backbones", root / "exports"}  # of others' files, where it also counts blocks
-    files = [path for path in root.rglob("*.py") if path.parent not in readers]
+    # In files of other projects, which these read, "depth" is also the number of blocks.
+    reader_folders = {root / "models" / "backbones", root / "exports"}
+    files = [path for path in root.rglob("*.py") if path.parent not in reader_folders]
     assert [path.name for path in files if '"depth"' in path.read_text(encoding="utf-8")] == ["granularity.py"]
 
 
-def test_depth_that_cannot_be_is_refused(batch: SceneBatch) -> None:
-    ours = method("c2fmae")
+def test_invalid_depth_is_rejected(batch: SceneBatch) -> None:
+    method = build_depth_method("c2fmae")
     broken = batch.maps["depth"].float()
     broken[1, 3, 4] = float("nan")
     for depth, message in [
-        (broken, "b: depth has values that are not finite. Fill them in, or leave the scene out"),
+        (broken, "b: depth has values that are not finite. Replace them, or remove the scene"),
         (
             broken.unsqueeze(1),
-            "depth: expected one number a pixel, [batch, height, width], got float32 (2, 1, 32, 48)",
+            "depth: expected one number per pixel, [batch, height, width], got float32 (2, 1, 32, 48)",
         ),
     ]:
         with pytest.raises(UserError) as caught:
-            ours.prepare_inputs(SceneBatch(batch.keys, {**batch.maps, "depth": depth}))
+            method.prepare_inputs(SceneBatch(batch.keys, {**batch.maps, "depth": depth}))
         assert str(caught.value) == message
     with pytest.raises(UserError) as caught:
         METHODS.get("c2fmae")().override(["granularities=[depth, rgb]", "channels.depth=3"])

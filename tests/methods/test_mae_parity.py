@@ -1,4 +1,4 @@
-"""Our MAE is transformers' ViTMAE, which holds the official weights: the same numbers from the same weights."""
+"""Parity with ViTMAE of transformers, which loads the official weights: the same results from the same weights."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.numeric
 
 PATCH, BATCH = 16, 3
 
-SINGLE = {
+TENSORS = {
     "vit.embeddings.cls_token": "encoder.cls_token",
     "decoder.mask_token": "decoder.entry.mask_token",
 }
@@ -33,7 +33,7 @@ MODULES = {
     "decoder.decoder_pred": "heads.rgb",
 }
 BLOCKS = {"vit.layers": "encoder.blocks", "decoder.decoder_layers": "decoder.blocks"}
-IN_BLOCK = {
+BLOCK_MODULES = {
     "attention.o_proj": "attn.proj",
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
@@ -42,13 +42,15 @@ IN_BLOCK = {
 }
 
 
-def as_ours(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights, or gradients, under our names, which are timm's: queries, keys and values share a matrix."""
-    ours = {new: theirs[old].view(-1) if "mask" in old else theirs[old] for old, new in SINGLE.items()}
+def convert_names(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights or gradients under timm's names, with queries, keys and values in one matrix."""
+    ours = {new: theirs[old].view(-1) if "mask" in old else theirs[old] for old, new in TENSORS.items()}
     modules = dict(MODULES)
     for old, new in BLOCKS.items():
         for index in {name.removeprefix(f"{old}.").partition(".")[0] for name in theirs if name.startswith(old)}:
-            modules |= {f"{old}.{index}.{inner}": f"{new}.{index}.{renamed}" for inner, renamed in IN_BLOCK.items()}
+            modules |= {
+                f"{old}.{index}.{inner}": f"{new}.{index}.{renamed}" for inner, renamed in BLOCK_MODULES.items()
+            }
             for kind in ("weight", "bias"):
                 parts = [theirs[f"{old}.{index}.attention.{letter}_proj.{kind}"] for letter in "qkv"]
                 ours[f"{new}.{index}.attn.qkv.{kind}"] = torch.cat(parts)
@@ -57,8 +59,8 @@ def as_ours(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def vit_mae(size: tuple[int, int], *, is_normalized: bool) -> "ViTMAEForPreTraining":
-    """transformers' model of the size of ours, every weight of it moved to where nothing is zero or one."""
+def build_vit_mae(size: tuple[int, int], *, is_normalized: bool) -> "ViTMAEForPreTraining":
+    """Build the model of transformers in the size of ours, with perturbed weights: none is exactly zero or one."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     with torch.random.fork_rng():
@@ -79,7 +81,7 @@ def vit_mae(size: tuple[int, int], *, is_normalized: bool) -> "ViTMAEForPreTrain
             )
         )
     perturb_parameters(model)
-    grid = (size[0] // PATCH, size[1] // PATCH)  # it makes tables for squares alone, and forgets to fill the first
+    grid = (size[0] // PATCH, size[1] // PATCH)  # its tables are for squares only, and the first is not initialised
     model.vit.embeddings.image_size = size
     tables = [F.pad(official_sincos_table(grid, dim), (0, 0, 1, 0)).unsqueeze(0) for dim in (64, 32)]
     model.vit.embeddings.position_embeddings = nn.Parameter(tables[0], requires_grad=False)
@@ -87,28 +89,28 @@ def vit_mae(size: tuple[int, int], *, is_normalized: bool) -> "ViTMAEForPreTrain
     return model
 
 
-def both(
+def build_both(
     size: tuple[int, int], *, is_normalized: bool = True
 ) -> tuple[MaskedAutoencoding, "ViTMAEForPreTraining", dict[str, Tensor], Tensor, Masks]:
-    """The two models with the same weights, photos, the noise that hides patches, and what it hides."""
+    """Return both models with the same weights, the input maps, the masking noise and the masks."""
     target = "normalized_pixels" if is_normalized else "pixels"
     method = build_tiny_method("mae", f"targets.rgb=[{target}]", "decoder.options.depth=2", size=size)
-    theirs = vit_mae(size, is_normalized=is_normalized)
-    method.model.load_state_dict(as_ours(theirs.state_dict()))
+    theirs = build_vit_mae(size, is_normalized=is_normalized)
+    method.model.load_state_dict(convert_names(theirs.state_dict()))
     num_patches = size[0] * size[1] // PATCH**2
     noise = torch.rand(BATCH, num_patches, generator=torch.Generator().manual_seed(1))
     num_visible = method.config.resolve_num_visible(num_patches)
     hidden = random_mask(noise, torch.full((BATCH,), num_patches - num_visible))
     masks = Masks.from_mask(hidden.unsqueeze(1), ["rgb"], num_visible=num_visible)
     scenes = draw_noise_scenes(BATCH, size)
-    upper = scenes.maps["rgb"][:, :, : size[0] // 2]  # nearly grey: what is added to a variance matters there
+    upper = scenes.maps["rgb"][:, :, : size[0] // 2]  # nearly constant, so that the epsilon added to variances matters
     upper.remainder_(2).add_(torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1))
     return method, theirs, method.prepare_inputs(scenes), noise, masks
 
 
 @pytest.mark.parametrize("is_normalized", [True, False], ids=["normalized_pixels", "pixels"])
-def test_predictions_loss_and_every_gradient_are_those_of_transformers(is_normalized: bool) -> None:
-    method, theirs, maps, noise, masks = both((64, 64), is_normalized=is_normalized)
+def test_predictions_loss_and_gradients_equal_transformers(is_normalized: bool) -> None:
+    method, theirs, maps, noise, masks = build_both((64, 64), is_normalized=is_normalized)
     expected = theirs(pixel_values=maps["rgb"], noise=noise)
     expected.loss.backward()
     predictions = method.model(maps, masks)
@@ -119,22 +121,22 @@ def test_predictions_loss_and_every_gradient_are_those_of_transformers(is_normal
     assert torch.equal(masks.is_masked[:, 0], expected.mask.bool())
     torch.testing.assert_close(predictions["rgb"], expected.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss.total, expected.loss, atol=1e-5, rtol=1e-5)
-    wanted = as_ours({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
-    found = {name: p.grad for name, p in method.model.named_parameters()}
-    assert found.keys() == wanted.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-5, msg=name)
+    expected_gradients = convert_names({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    gradients = {name: p.grad for name, p in method.model.named_parameters()}
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_predictions_for_a_wide_photo_are_those_of_transformers() -> None:
-    method, theirs, maps, noise, masks = both((64, 96))
+def test_predictions_of_a_wide_image_equal_transformers() -> None:
+    method, theirs, maps, noise, masks = build_both((64, 96))
     encoded = theirs.vit(maps["rgb"], noise=noise)
     expected = theirs.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
     assert torch.equal(masks.is_masked[:, 0], encoded.mask.bool())
     torch.testing.assert_close(method.model(maps, masks)["rgb"], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_defaults_are_those_of_vit_base() -> None:
+def test_the_defaults_equal_transformers_vit_base() -> None:
     from transformers import ViTMAEConfig
 
     ours, theirs = METHODS.get("mae")(), ViTMAEConfig()

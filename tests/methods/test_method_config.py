@@ -1,4 +1,4 @@
-"""Configs of methods: defaults, building, and the messages of invalid settings."""
+"""Method configs: defaults, options, and the messages of invalid options and scenes."""
 
 from collections.abc import Callable
 
@@ -27,22 +27,22 @@ from tests.methods.tiny_methods import (
 KNOWN = "Known: depth, instance, rgb, semantic"
 
 
-def step(method: MaskedAutoencoding, scenes: SceneBatch) -> None:
+def compute_step(method: MaskedAutoencoding, scenes: SceneBatch) -> None:
     method.compute_step_loss(scenes, progress=0.3, generator=torch.Generator().manual_seed(0))
 
 
-def replaced(**maps: torch.Tensor) -> SceneBatch:
+def replace_maps(**maps: torch.Tensor) -> SceneBatch:
     scenes = draw_noise_scenes()
     return SceneBatch(scenes.keys, {**scenes.maps, **maps})
 
 
-def without(*names: str) -> SceneBatch:
+def remove_maps(*names: str) -> SceneBatch:
     scenes = draw_noise_scenes()
-    return SceneBatch(scenes.keys, {name: each for name, each in scenes.maps.items() if name not in names})
+    return SceneBatch(scenes.keys, {name: map_ for name, map_ in scenes.maps.items() if name not in names})
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_every_method_builds_at_full_size_and_has_a_description(name: str) -> None:
+def test_every_method_builds_at_full_size_with_a_description(name: str) -> None:
     config = METHODS.get(name)()
     assert config.name == name
     assert METHODS.describe(name).startswith(
@@ -56,7 +56,7 @@ def test_every_method_builds_at_full_size_and_has_a_description(name: str) -> No
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_a_config_survives_yaml(name: str) -> None:
+def test_configs_are_equal_after_a_round_trip_through_yaml(name: str) -> None:
     changes = [
         "channels={rgb: 4}",
         "mean=[0.1, 0.2, 0.3, 0.4]",
@@ -79,19 +79,19 @@ def test_the_same_config_and_seed_give_the_same_weights() -> None:
     ("granularities", "expected"),
     [(COARSE_TO_FINE, 98), (("semantic", "rgb"), 65), (("instance", "rgb"), 65), (("rgb",), 49), (("semantic",), 49)],
 )
-def test_by_default_a_sixth_is_visible_or_a_quarter_of_a_single_granularity(
+def test_default_budgets_are_a_sixth_or_a_quarter_for_one_granularity(
     granularities: tuple[str, ...], expected: int
 ) -> None:
     assert MethodConfig(granularities=granularities).resolve_num_visible(196) == expected
 
 
-def test_budgets_are_rounded_to_the_nearest_integer() -> None:
+def test_default_budgets_are_rounded_to_the_nearest_integer() -> None:
     config = MethodConfig(granularities=("semantic", "rgb"))
     assert [config.resolve_num_visible(num_patches) for num_patches in (7, 8, 9)] == [2, 3, 3]
 
 
 @pytest.mark.parametrize("num_visible", [0, 1, 17, 48])
-def test_the_budget_can_be_set(num_visible: int) -> None:
+def test_num_visible_overrides_the_default_budget(num_visible: int) -> None:
     method = build_tiny_method("c2fmae", f"num_visible={num_visible}", size=(64, 64))
     masks = method.sample_masks(
         draw_noise_scenes(size=(64, 64)), progress=0.3, generator=torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ def test_the_budget_can_be_set(num_visible: int) -> None:
     assert ((~masks.is_masked).sum(dim=(1, 2)) == num_visible).all()
 
 
-def test_concentration_favours_a_granularity() -> None:
+def test_concentration_shifts_visible_patches_to_a_granularity() -> None:
     settings = ["concentration={semantic: 0.001, instance: 0.001, rgb: 1000}", "num_visible=16"]
     method = build_tiny_method("c2fmae", *settings, size=(64, 64))
     masks = method.sample_masks(
@@ -109,7 +109,7 @@ def test_concentration_favours_a_granularity() -> None:
     assert masks.num_masked.tolist() == [[16, 16, 0], [16, 16, 0]]
 
 
-def test_initialisation_follows_the_config() -> None:
+def test_initialisation_selects_the_bounds_of_initial_weights() -> None:
     for initialisation, matrices in [("split", 3), ("fused", 1)]:
         weights = build_tiny_method("mae", f"initialisation={initialisation}").model.state_dict()[
             "encoder.blocks.0.attn.qkv.weight"
@@ -124,26 +124,26 @@ def test_initialisation_follows_the_config() -> None:
 
 
 def test_building_does_not_use_the_global_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Drawn(nn.Module):
+    class RandomDecoder(nn.Module):
         def __init__(self, layout: DecoderLayout, options: JointOptions) -> None:
             super().__init__()
             self.inner = joint(layout, options)
-            self.scale = nn.Parameter(torch.rand(3))  # as a part from outside may do
+            self.scale = nn.Parameter(torch.rand(3))  # as modules of other packages may do
 
         def forward(self, *inputs: object) -> object:
             return self.inner(*inputs)
 
     joint = DECODERS.get("joint")
-    monkeypatch.setitem(DECODERS._entries, "joint", Drawn)
-    found = []
+    monkeypatch.setitem(DECODERS._entries, "joint", RandomDecoder)
+    states = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         method = build_tiny_method("mae")
         assert torch.equal(torch.get_rng_state(), before)
-        found.append(method.model.state_dict())
-    assert found[0]["decoder.scale"].ne(0).any()
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        states.append(method.model.state_dict())
+    assert states[0]["decoder.scale"].ne(0).any()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_drop_path_and_norm_of_the_encoder_change_the_loss() -> None:
@@ -158,27 +158,27 @@ def test_drop_path_and_norm_of_the_encoder_change_the_loss() -> None:
     assert len(totals) == 3
 
 
-def test_checkpointed_blocks_run_twice_and_give_the_same_gradients() -> None:
-    found, calls = [], []
+def test_gradient_checkpointing_runs_blocks_twice_with_the_same_gradients() -> None:
+    gradients, calls = [], []
     for is_on in ("false", "true"):
         runs: list[int] = []
         method = build_tiny_method("c2fmae", f"encoder.grad_checkpointing={is_on}")
         method.model.get_submodule("encoder.blocks.0").register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         method.compute_step_loss(draw_noise_scenes(), progress=0.3, generator=torch.Generator()).total.backward()
-        found.append(list(named_gradients(method)))
+        gradients.append(list(named_gradients(method)))
         calls.append(len(runs))
     assert calls == [1, 2]
-    for (name, plain), (_, again) in zip(*found, strict=True):
+    for (name, plain), (_, again) in zip(*gradients, strict=True):
         torch.testing.assert_close(again, plain, msg=name)
 
 
-def test_order_changes_stages_and_not_tokens() -> None:
+def test_decoder_order_changes_stages_but_not_tokens() -> None:
     method = build_tiny_method("c2fmae", "decoder.options.order=[rgb, semantic, instance]")
     assert list(method.objectives) == child_names(method, "decoder.stages") == ["rgb", "semantic", "instance"]
     assert child_names(method, "embeddings") == list(COARSE_TO_FINE)
 
 
-def test_a_second_target_has_its_own_name_and_optionally_its_own_stage() -> None:
+def test_a_second_target_has_a_longer_name_and_optionally_its_own_stage() -> None:
     settings = ["targets.rgb=[normalized_pixels, pixels]"]
     shared = [head[:2] for head in make_tiny_config("c2fmae", *settings).head_plans()]
     assert shared == [("semantic", "semantic"), ("instance", "instance"), ("rgb", "rgb"), ("rgb_pixels", "rgb")]
@@ -186,19 +186,21 @@ def test_a_second_target_has_its_own_name_and_optionally_its_own_stage() -> None
     assert own[-1][:2] == ("rgb_pixels", "rgb_pixels")
 
 
-def test_images_are_standardised_by_the_mean_and_std_of_the_config() -> None:
+def test_images_are_standardised_with_the_mean_and_std_of_the_config() -> None:
     scenes = draw_noise_scenes()
-    photos = scenes.maps["rgb"] / 255
+    images = scenes.maps["rgb"] / 255
 
-    def standard(*settings: str) -> torch.Tensor:
+    def prepare_rgb(*settings: str) -> torch.Tensor:
         return build_tiny_method("mae", *settings).prepare_inputs(scenes)["rgb"]
 
-    def by(mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-        return (photos - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    def standardise_by(mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+        return (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
-    torch.testing.assert_close(standard(), by((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), atol=1e-5, rtol=1e-5)
-    mine = standard("mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]")
-    torch.testing.assert_close(mine, by((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        prepare_rgb(), standardise_by((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), atol=1e-5, rtol=1e-5
+    )
+    prepared = prepare_rgb("mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]")
+    torch.testing.assert_close(prepared, standardise_by((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), atol=1e-5, rtol=1e-5)
     assert make_tiny_config("mae", "channels.rgb=2").mean_and_std("rgb") == ((0.5, 0.5), (0.25, 0.25))
 
 
@@ -243,7 +245,7 @@ def test_images_are_standardised_by_the_mean_and_std_of_the_config() -> None:
         ("nmae=x", "nmae: no such setting. Did you mean 'name'?"),
     ],
 )
-def test_invalid_settings_are_rejected(override: str, message: str) -> None:
+def test_invalid_options_are_rejected(override: str, message: str) -> None:
     assert_user_error(lambda: METHODS.get("c2fmae")().override([override]), f"--set: {message}")
 
 
@@ -262,17 +264,17 @@ def test_invalid_settings_are_rejected(override: str, message: str) -> None:
         ),
     ],
 )
-def test_models_that_cannot_be_built_are_rejected(overrides: list[str], message: str) -> None:
+def test_invalid_model_sizes_are_rejected(overrides: list[str], message: str) -> None:
     assert_user_error(
         lambda: build_method(METHODS.get("c2fmae")().override([*TINY_METHOD_OVERRIDES, *overrides])), message
     )
 
 
-def odd(name: str, *values: int) -> SceneBatch:
-    """Some cells of the second scene's map have these ids."""
+def set_ids(name: str, *values: int) -> SceneBatch:
+    """Return scenes with these ids in some cells of the second scene."""
     ids = draw_noise_scenes().maps[name].clone()
     ids[1, 2, : len(values)] = torch.tensor(values, dtype=torch.uint8)
-    return replaced(**{name: ids})
+    return replace_maps(**{name: ids})
 
 
 @pytest.mark.parametrize(
@@ -287,100 +289,110 @@ def odd(name: str, *values: int) -> SceneBatch:
             "rgb: 32×36 is not divisible into patches of 16×16. Resize it to multiples of 16",
         ),
         (
-            lambda: odd("semantic", 6),
-            "scene-1: semantic has the id 6, but the model knows 6 (0 to 5, and 255 for what nobody labelled). "
-            "Set channels.semantic",
+            lambda: set_ids("semantic", 6),
+            "scene-1: expected semantic ids from 0 to 5, or 255 where unlabelled, got 6. "
+            "Set channels.semantic to the number of ids",
         ),
         (
-            lambda: odd("instance", 7, 254, 5),
-            "scene-1: instance has the id 254, but the model knows 5 (0 to 4, and 255 for what nobody labelled). "
-            "Set channels.instance",
+            lambda: set_ids("instance", 7, 254, 5),
+            "scene-1: expected instance ids from 0 to 4, or 255 where unlabelled, got 254. "
+            "Set channels.instance to the number of ids",
         ),
         (
-            lambda: replaced(rgb=draw_noise_scenes().maps["rgb"].float()),
-            "rgb: expected photos as bytes, [batch, 3, height, width], got float32 (2, 3, 32, 32)",
+            lambda: replace_maps(rgb=draw_noise_scenes().maps["rgb"].float()),
+            "rgb: expected uint8 images [batch, 3, height, width], got float32 (2, 3, 32, 32). Set channels.rgb",
         ),
         (
             lambda: draw_noise_scenes(channels=4),
-            "rgb: expected photos as bytes, [batch, 3, height, width], got uint8 (2, 4, 32, 32)",
+            "rgb: expected uint8 images [batch, 3, height, width], got uint8 (2, 4, 32, 32). Set channels.rgb",
         ),
         (
-            lambda: replaced(rgb=draw_noise_scenes().maps["rgb"][:, 0]),
-            "rgb: expected photos as bytes, [batch, 3, height, width], got uint8 (2, 32, 32)",
+            lambda: replace_maps(rgb=draw_noise_scenes().maps["rgb"][:, 0]),
+            "rgb: expected uint8 images [batch, 3, height, width], got uint8 (2, 32, 32). Set channels.rgb",
         ),
         (
             lambda: draw_noise_scenes(stride=1),
-            "semantic: expected 8×8 cells, one for 4×4 pixels, got 32×32. Cut the scenes with label_stride=4",
+            "semantic: expected 8×8 cells, one per 4×4 pixels, got 32×32. Crop the scenes with label_stride=4",
         ),
         (
-            lambda: replaced(instance=draw_noise_scenes(stride=2).maps["instance"]),
-            "instance: expected 8×8 cells, one for 4×4 pixels, got 16×16. Cut the scenes with label_stride=4",
+            lambda: replace_maps(instance=draw_noise_scenes(stride=2).maps["instance"]),
+            "instance: expected 8×8 cells, one per 4×4 pixels, got 16×16. Crop the scenes with label_stride=4",
         ),
         (
-            lambda: replaced(semantic=draw_noise_scenes().maps["semantic"].to(torch.int64) - 300),
-            "scene-0: semantic has the id -45, but the model knows 6 (0 to 5, and 255 for what nobody labelled). "
-            "Set channels.semantic",
+            lambda: replace_maps(semantic=draw_noise_scenes().maps["semantic"].to(torch.int64) - 300),
+            "scene-0: expected semantic ids from 0 to 5, or 255 where unlabelled, got -45. "
+            "Set channels.semantic to the number of ids",
         ),
         (
-            lambda: replaced(semantic=draw_noise_scenes().maps["semantic"].float()),
-            "semantic: expected ids as whole numbers, [batch, rows, columns], got float32 (2, 8, 8)",
+            lambda: replace_maps(semantic=draw_noise_scenes().maps["semantic"].float()),
+            "semantic: expected integer ids [batch, rows, columns], got float32 (2, 8, 8)",
         ),
         (
-            lambda: replaced(instance=draw_noise_scenes().maps["instance"].unsqueeze(1)),
-            "instance: expected ids as whole numbers, [batch, rows, columns], got uint8 (2, 1, 8, 8)",
+            lambda: replace_maps(instance=draw_noise_scenes().maps["instance"].unsqueeze(1)),
+            "instance: expected integer ids [batch, rows, columns], got uint8 (2, 1, 8, 8)",
         ),
-        (lambda: without("instance"), "the scenes lack instance; they have semantic, rgb"),
-        (lambda: without(*COARSE_TO_FINE), "the scenes lack semantic; they have no maps"),
+        (
+            lambda: remove_maps("instance"),
+            "instance: the scenes have no such map (got semantic, rgb). "
+            "Use data with instance maps, or remove instance from granularities",
+        ),
+        (
+            lambda: remove_maps(*COARSE_TO_FINE),
+            "semantic: the scenes have no such map (got no maps). "
+            "Use data with semantic maps, or remove semantic from granularities",
+        ),
     ],
 )
-def test_scenes_that_do_not_fit_the_model_are_rejected(scenes: Callable[[], SceneBatch], message: str) -> None:
-    assert_user_error(lambda: step(build_tiny_method(), scenes()), message)
+def test_scenes_that_do_not_fit_the_method_are_rejected(scenes: Callable[[], SceneBatch], message: str) -> None:
+    assert_user_error(lambda: compute_step(build_tiny_method(), scenes()), message)
 
 
 @pytest.mark.parametrize("policy", ["semantic", "instance", "progressive"])
-def test_a_guided_policy_requires_its_map_even_if_the_model_does_not(policy: str) -> None:
+def test_a_guided_policy_requires_its_maps_even_if_the_model_does_not(policy: str) -> None:
     method = build_tiny_method("c2fmae", f"masking.name={policy}", granularities=["rgb"])
-    step(method, draw_noise_scenes())
-    lacking = "instance" if policy == "instance" else "semantic"
+    compute_step(method, draw_noise_scenes())
+    missing = "instance" if policy == "instance" else "semantic"
     message = (
-        f"masking: {policy!r} needs {lacking} maps, but the scenes have none. "
-        "Set masking.name=random, or use data with these maps"
+        f"masking: {policy!r} needs {missing} maps, but the scenes have none. "
+        f"Use masking.name=random, or data with {missing} maps"
     )
-    assert_user_error(lambda: step(method, without(lacking)), message)
+    assert_user_error(lambda: compute_step(method, remove_maps(missing)), message)
 
 
-def test_a_policy_requires_no_other_map() -> None:
-    step(build_tiny_method("mae"), without("semantic", "instance"))
-    step(build_tiny_method("c2fmae", "masking.name=semantic", granularities=["rgb"]), without("instance"))
+def test_maps_that_a_policy_does_not_use_may_be_missing() -> None:
+    compute_step(build_tiny_method("mae"), remove_maps("semantic", "instance"))
+    compute_step(build_tiny_method("c2fmae", "masking.name=semantic", granularities=["rgb"]), remove_maps("instance"))
 
 
-def test_full_size_maps_are_rejected_by_a_model_of_maps_alone() -> None:
+def test_full_size_maps_are_rejected_by_a_model_without_rgb() -> None:
     method = build_tiny_method("c2fmae", granularities=["semantic", "instance"])
-    message = "semantic: expected 8×8 cells, one for 4×4 pixels, got 32×32. Cut the scenes with label_stride=4"
-    assert_user_error(lambda: step(method, draw_noise_scenes(stride=1)), message)
+    message = "semantic: expected 8×8 cells, one per 4×4 pixels, got 32×32. Crop the scenes with label_stride=4"
+    assert_user_error(lambda: compute_step(method, draw_noise_scenes(stride=1)), message)
 
 
 @pytest.mark.parametrize(
     ("cells", "batch", "shape"),
     [((9, 8), 2, "2 × 9 × 8"), ((1, 1), 2, "2 × 1 × 1"), ((8, 16), 2, "2 × 8 × 16"), ((8, 8), 3, "3 × 8 × 8")],
 )
-def test_a_guiding_map_must_match_the_patch_grid(cells: tuple[int, int], batch: int, shape: str) -> None:
+def test_a_guiding_map_that_is_no_input_of_the_model_must_fit_the_patches(
+    cells: tuple[int, int], batch: int, shape: str
+) -> None:
     method = build_tiny_method("mae", "masking.name=semantic")
-    scenes = replaced(semantic=torch.zeros(batch, *cells, dtype=torch.uint8))
+    scenes = replace_maps(semantic=torch.zeros(batch, *cells, dtype=torch.uint8))
     assert_user_error(
         lambda: method.compute_step_loss(scenes, progress=0.0, generator=torch.Generator()),
-        f"semantic: masks are guided by it, but {shape} does not fall into the 2 × 2 × 2 patches of the batch. "
-        "Cut all maps of a scene together",
+        f"semantic: expected a map to guide masks of 2 × 2 × 2 patches, got {shape} cells. "
+        "Crop all maps of a scene together",
     )
 
 
 @pytest.mark.parametrize("setting", ["loss_weights.rgb=.inf", "mean=[.nan, 0, 0]", "decoder.options.mlp_ratio=.inf"])
-def test_settings_that_are_not_finite_are_rejected(setting: str) -> None:
+def test_options_that_are_not_finite_are_rejected(setting: str) -> None:
     with pytest.raises(UserError, match=r"input should be a finite number, got (inf|nan)$"):
         METHODS.get("c2fmae")().override([setting])
 
 
-def test_a_model_without_rgb_cannot_encode_images() -> None:
+def test_encoding_images_requires_the_rgb_granularity() -> None:
     model = build_tiny_method("c2fmae", granularities=["semantic"]).model
     assert isinstance(model, MultiGranularAutoencoder)
     with pytest.raises(ValueError, match=r"^this model has no rgb embedding: its granularities are semantic$"):

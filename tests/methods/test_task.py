@@ -20,142 +20,145 @@ SIZE, BATCH = (32, 32), 8
 SMALL = ["encoder.dim=32", "encoder.depth=1", "encoder.num_heads=2", "encoder.patch_size=8", "decoder.options.dim=16"]
 
 
-def task(name: str = "c2fmae", *overrides: str, seed: int = 3) -> PretrainingTask:
+def make_task(name: str = "c2fmae", *overrides: str, seed: int = 3) -> PretrainingTask:
     return PretrainingTask(build_tiny_method(name, *SMALL, *overrides, size=SIZE), seed)
 
 
-def scenes() -> SceneBatch:
-    """Some have no object, and of some no cell is labelled."""
-    found = draw_noise_scenes(BATCH, SIZE)
-    found.maps["instance"][1] = 0
-    found.maps["instance"][2:4] = IGNORE
-    found.maps["semantic"][4] = IGNORE
-    return found
+def draw_scenes() -> SceneBatch:
+    """Return scenes, one of which has no objects, two no labelled objects, and one no labelled classes."""
+    scenes = draw_noise_scenes(BATCH, SIZE)
+    scenes.maps["instance"][1] = 0
+    scenes.maps["instance"][2:4] = IGNORE
+    scenes.maps["semantic"][4] = IGNORE
+    return scenes
 
 
-def split(
-    each: PretrainingTask, *, step: int = 5, progress: float = 0.4, size: int = 1, parts: int = 1
+def split_batch(
+    task: PretrainingTask, *, step: int = 5, progress: float = 0.4, world_size: int = 1, num_micro_batches: int = 1
 ) -> list[MicroBatch]:
-    """The parts of all processes, one after the other."""
-    share = BATCH // size
+    """Return the micro-batches of all ranks, in order."""
+    rank_batch = BATCH // world_size
     return [
-        found
-        for rank in range(size)
-        for found in each.split(
-            slice_scenes(scenes(), rank * share, (rank + 1) * share),
-            num_micro_batches=parts,
+        micro_batch
+        for rank in range(world_size)
+        for micro_batch in task.split(
+            slice_scenes(draw_scenes(), rank * rank_batch, (rank + 1) * rank_batch),
+            num_micro_batches=num_micro_batches,
             step=step,
             progress=progress,
-            world=World(rank, size),
+            world=World(rank, world_size),
         )
     ]
 
 
-def added(counts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([each[name] for each in counts]).sum() for name in counts[0]}
+def sum_counts(counts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([count[name] for count in counts]).sum() for name in counts[0]}
 
 
-def test_it_is_what_the_loop_trains() -> None:
-    assert isinstance(task(), Task)
+def step_generator() -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(3, "masks", 5))
 
 
-@pytest.mark.parametrize(("size", "parts"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2), (8, 1)])
-def test_a_batch_is_hidden_alike_however_it_is_shared_out(size: int, parts: int) -> None:
-    each = task()
-    found = split(each, size=size, parts=parts)
-    assert len(found) == size * parts
-    assert {len(one.keys) for one in found} == {BATCH // size // parts}
-    assert tuple(key for one in found for key in one.keys) == scenes().keys
-    noise = torch.Generator().manual_seed(derive_seed(3, "masks", 5))
-    whole = each.method.sample_masks(scenes(), progress=0.4, generator=noise)
-    assert torch.equal(torch.cat([one.masks.is_masked for one in found]), whole.is_masked)
-    assert torch.equal(torch.cat([one.masks.visible_idx for one in found]), whole.visible_idx)
-    for name, expected in each.method.prepare_inputs(scenes()).items():
-        assert torch.equal(torch.cat([one.maps[name] for one in found]), expected)
+def test_the_task_implements_the_interface_of_the_loop() -> None:
+    assert isinstance(make_task(), Task)
 
 
-def test_what_is_hidden_depends_on_seed_step_and_progress_alone() -> None:
-    def hidden(seed: int = 3, **place: int | float) -> list[bool]:
-        (found,) = split(task("c2fmae", seed=seed), **place)  # type: ignore[arg-type]
-        return found.masks.is_masked.flatten().tolist()
+@pytest.mark.parametrize(("world_size", "num_micro_batches"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2), (8, 1)])
+def test_masks_do_not_depend_on_ranks_and_micro_batches(world_size: int, num_micro_batches: int) -> None:
+    task = make_task()
+    micro_batches = split_batch(task, world_size=world_size, num_micro_batches=num_micro_batches)
+    assert len(micro_batches) == world_size * num_micro_batches
+    assert {len(micro_batch.keys) for micro_batch in micro_batches} == {BATCH // world_size // num_micro_batches}
+    assert tuple(key for micro_batch in micro_batches for key in micro_batch.keys) == draw_scenes().keys
+    masks = task.method.sample_masks(draw_scenes(), progress=0.4, generator=step_generator())
+    assert torch.equal(torch.cat([micro_batch.masks.is_masked for micro_batch in micro_batches]), masks.is_masked)
+    assert torch.equal(torch.cat([micro_batch.masks.visible_idx for micro_batch in micro_batches]), masks.visible_idx)
+    for name, expected in task.method.prepare_inputs(draw_scenes()).items():
+        assert torch.equal(torch.cat([micro_batch.maps[name] for micro_batch in micro_batches]), expected)
+
+
+def test_masks_depend_only_on_seed_step_and_progress() -> None:
+    def draw_hidden(seed: int = 3, step: int = 5, progress: float = 0.4) -> tuple[bool, ...]:
+        (micro_batch,) = split_batch(make_task("c2fmae", seed=seed), step=step, progress=progress)
+        return tuple(micro_batch.masks.is_masked.flatten().tolist())
 
     before = torch.get_rng_state()
-    expected = hidden()
+    expected = draw_hidden()
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(1)
-    assert hidden() == expected
-    assert len({tuple(each) for each in (expected, hidden(seed=4), hidden(step=6), hidden(progress=0.9))}) == 4
+    assert draw_hidden() == expected
+    assert len({expected, draw_hidden(seed=4), draw_hidden(step=6), draw_hidden(progress=0.9)}) == 4
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_labelled_cells_are_counted_as_by_hand(parts: int) -> None:
-    each = task()
-    found = split(each, parts=parts)
+@pytest.mark.parametrize("num_micro_batches", [1, 4])
+def test_hidden_and_labelled_cells_are_counted(num_micro_batches: int) -> None:
+    task = make_task()
+    micro_batches = split_batch(task, num_micro_batches=num_micro_batches)
     hidden, valid = dict.fromkeys(("semantic", "instance"), 0), dict.fromkeys(("semantic", "instance"), 0)
-    for one in found:
-        for place, name in enumerate(one.masks.granularities[:2]):
-            for scene, patch in itertools.product(range(len(one.keys)), range(16)):
-                if one.masks.is_masked[scene, place, patch]:
+    for micro_batch in micro_batches:
+        for index, name in enumerate(micro_batch.masks.granularities[:2]):
+            for scene, patch in itertools.product(range(len(micro_batch.keys)), range(16)):
+                if micro_batch.masks.is_masked[scene, index, patch]:
                     row, column = divmod(patch, 4)
-                    cells = one.maps[name][scene, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+                    cells = micro_batch.maps[name][scene, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
                     hidden[name] += 4
                     valid[name] += sum(cell != IGNORE for cell in cells.flatten().tolist())
-    counts = {name: int(value) for name, value in added([each.compute_counts(one) for one in found]).items()}
+    sums = sum_counts([task.compute_counts(micro_batch) for micro_batch in micro_batches])
+    counts = {name: int(value) for name, value in sums.items()}
     assert {name: counts[f"hidden/{name}"] for name in hidden} == hidden
     assert {name: counts[f"valid/{name}"] for name in valid} == valid
     assert set(counts) == {*COARSE_TO_FINE, "hidden/semantic", "hidden/instance", "valid/semantic", "valid/instance"}
     assert counts["rgb"] == BATCH
     alpha, beta = CURRICULA.get("triangle")(0.4)
-    shares = {f"valid/{name}": valid[name] / hidden[name] for name in hidden}
-    assert each.summarise_counts(counts, 0.4) == {**shares, "alpha": alpha, "beta": beta}
-    assert 0 < shares["valid/instance"] < shares["valid/semantic"] < 1
+    fractions = {f"valid/{name}": valid[name] / hidden[name] for name in hidden}
+    assert task.summarise_counts(counts, 0.4) == {**fractions, "alpha": alpha, "beta": beta}
+    assert 0 < fractions["valid/instance"] < fractions["valid/semantic"] < 1
 
 
-def test_where_nothing_is_hidden_no_share_of_it_is_labelled() -> None:
-    each = task()
+def test_labelled_fractions_are_zero_if_nothing_is_hidden() -> None:
+    task = make_task()
     masks = Masks.from_visible_granularities(COARSE_TO_FINE, COARSE_TO_FINE, batch=BATCH, num_patches=16)
-    counts = each.compute_counts(MicroBatch(scenes().keys, each.method.prepare_inputs(scenes()), masks))
+    counts = task.compute_counts(MicroBatch(draw_scenes().keys, task.method.prepare_inputs(draw_scenes()), masks))
     numbers = {name: int(value) for name, value in counts.items()}
     assert set(numbers.values()) == {0}
-    found = each.summarise_counts(numbers, 0.0)
-    assert found == {"valid/semantic": 0.0, "valid/instance": 0.0, "alpha": 1.0, "beta": 0.0}
+    expected = {"valid/semantic": 0.0, "valid/instance": 0.0, "alpha": 1.0, "beta": 0.0}
+    assert task.summarise_counts(numbers, 0.0) == expected
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("curriculum", ["triangle", "cosine", "constant"])
-def test_a_curriculum_says_how_far_it_is(curriculum: str, progress: float) -> None:
-    each = task("c2fmae", f"masking.options.curriculum.name={curriculum}")
-    found = each.summarise_counts({}, progress)
-    assert (found["alpha"], found["beta"]) == CURRICULA.get(curriculum)(progress)
+def test_the_coefficients_of_the_curriculum_are_logged(curriculum: str, progress: float) -> None:
+    summary = make_task("c2fmae", f"masking.options.curriculum.name={curriculum}").summarise_counts({}, progress)
+    assert (summary["alpha"], summary["beta"]) == CURRICULA.get(curriculum)(progress)
 
 
-def test_a_method_without_a_curriculum_or_maps_tells_of_none() -> None:
-    shares = {"mae": [], "multimae": ["valid/semantic", "valid/instance"]}
-    for name, expected in shares.items():
-        each = task(name)
-        (found,) = split(each)
-        counts = {key: int(value) for key, value in each.compute_counts(found).items()}
-        assert list(each.summarise_counts(counts, 0.5)) == expected
+def test_methods_without_curriculum_or_maps_log_no_such_values() -> None:
+    names = {"mae": [], "multimae": ["valid/semantic", "valid/instance"]}
+    for method, expected in names.items():
+        task = make_task(method)
+        (micro_batch,) = split_batch(task)
+        counts = {name: int(value) for name, value in task.compute_counts(micro_batch).items()}
+        assert list(task.summarise_counts(counts, 0.5)) == expected
 
 
 @pytest.mark.parametrize("average", ["samples", "cells"])
 @pytest.mark.parametrize("name", ["c2fmae", "mae", "multimae"])
-def test_the_losses_of_the_parts_add_up_to_that_of_the_batch(name: str, average: str) -> None:
-    each = task(name, f"loss_average={average}", "loss_weights={semantic: 2, rgb: 0.5}")
-    found = split(each, size=2, parts=2)
-    counts = added([each.compute_counts(one) for one in found])
-    losses = [each.compute_losses(each.method.model, one, counts) for one in found]
-    noise = torch.Generator().manual_seed(derive_seed(3, "masks", 5))
-    whole = each.method.compute_step_loss(scenes(), progress=0.4, generator=noise)
-    torch.testing.assert_close(sum(loss.total for loss in losses), whole.total)
-    parts = {key: sum(loss.terms[key].item() for loss in losses) for key in whole.terms}
-    assert parts == pytest.approx({key: value.item() for key, value in whole.terms.items()}, rel=1e-5)
+def test_losses_of_micro_batches_add_up_to_the_loss_of_the_batch(name: str, average: str) -> None:
+    task = make_task(name, f"loss_average={average}", "loss_weights={semantic: 2, rgb: 0.5}")
+    micro_batches = split_batch(task, world_size=2, num_micro_batches=2)
+    counts = sum_counts([task.compute_counts(micro_batch) for micro_batch in micro_batches])
+    losses = [task.compute_losses(task.method.model, micro_batch, counts) for micro_batch in micro_batches]
+    expected = task.method.compute_step_loss(draw_scenes(), progress=0.4, generator=step_generator())
+    torch.testing.assert_close(sum(loss.total for loss in losses), expected.total)
+    terms = {key: sum(loss.terms[key].item() for loss in losses) for key in expected.terms}
+    assert terms == pytest.approx({key: value.item() for key, value in expected.terms.items()}, rel=1e-5)
     weights = {"semantic": 2.0, "instance": 1.0, "rgb": 0.5, "rgb_normalized_pixels": 1.0}
-    assert whole.total.item() == pytest.approx(sum(weights[key] * value for key, value in parts.items()), rel=1e-5)
+    total = sum(weights[key] * value for key, value in terms.items())
+    assert expected.total.item() == pytest.approx(total, rel=1e-5)
 
 
-def test_a_part_knows_its_scenes() -> None:
-    each = task("mae")
-    assert [tuple(each.sample_keys(one)) for one in split(each, parts=4)] == [
+def test_sample_keys_are_those_of_the_micro_batch() -> None:
+    task = make_task("mae")
+    assert [tuple(task.sample_keys(micro_batch)) for micro_batch in split_batch(task, num_micro_batches=4)] == [
         (f"scene-{first}", f"scene-{first + 1}") for first in range(0, BATCH, 2)
     ]

@@ -1,4 +1,4 @@
-"""Scenes of noise, and methods so small that a step takes milliseconds."""
+"""Noise scenes, and methods with a step of a few milliseconds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,7 +24,7 @@ TINY_METHOD_OVERRIDES = [
 def draw_noise_scenes(
     batch: int = 2, size: tuple[int, int] = (32, 32), *, stride: int = 4, channels: int = 3, seed: int = 0
 ) -> SceneBatch:
-    """Random bytes and ids; some cells of the id maps are not labelled."""
+    """Return scenes of random pixels and ids; a tenth of the cells of id maps is unlabelled."""
     generator = torch.Generator().manual_seed(seed)
     cells = (batch, size[0] // stride, size[1] // stride)
     maps = {}
@@ -36,12 +36,12 @@ def draw_noise_scenes(
 
 
 def slice_scenes(scenes: SceneBatch, first: int, last: int) -> SceneBatch:
-    """The scenes from `first` up to, but without, `last`."""
-    return SceneBatch(scenes.keys[first:last], {name: each[first:last] for name, each in scenes.maps.items()})
+    """Return scenes `first` to `last` - 1."""
+    return SceneBatch(scenes.keys[first:last], {name: map_[first:last] for name, map_ in scenes.maps.items()})
 
 
 def slice_masks(masks: Masks, first: int, last: int) -> Masks:
-    """The masks of such a part."""
+    """Return the masks of images `first` to `last` - 1."""
     return Masks(masks.granularities, masks.is_masked[first:last], masks.visible_idx[first:last])
 
 
@@ -56,7 +56,7 @@ def make_tiny_config(
     size: tuple[int, int] = (32, 32),
     granularities: Sequence[str] = (),
 ) -> MethodConfig:
-    """A registered method, made tiny, of all its granularities or of these."""
+    """Return a tiny config of a registered method, of its own granularities unless others are given."""
     settings = [*TINY_METHOD_OVERRIDES, f"image_size={list(size)}"]
     if granularities:
         settings.append(f"granularities=[{', '.join(granularities)}]")
@@ -69,23 +69,23 @@ def build_tiny_method(
     size: tuple[int, int] = (32, 32),
     granularities: Sequence[str] = (),
 ) -> MaskedAutoencoding:
-    """The method of `tiny_config`."""
+    """Build the method of `make_tiny_config`."""
     return build_method(make_tiny_config(name, *overrides, size=size, granularities=granularities))
 
 
 def child_names(method: MaskedAutoencoding, submodule: str) -> list[str]:
-    """The names in a part of the model."""
+    """Return the names of the children of a submodule."""
     return [name for name, _ in method.model.get_submodule(submodule).named_children()]
 
 
 def named_gradients(method: MaskedAutoencoding) -> Iterator[tuple[str, Tensor | None]]:
-    """Every parameter's name and gradient."""
+    """Yield the name and the gradient of every parameter."""
     for name, parameter in method.model.named_parameters():
         yield name, parameter.grad
 
 
 def perturb_parameters(model: nn.Module, seed: int = 0) -> None:
-    """Move every parameter away from where it starts: zeros and ones hide what is mixed up."""
+    """Add noise to every parameter: with initial zeros and ones, swapped parameters would go unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

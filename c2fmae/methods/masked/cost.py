@@ -1,7 +1,7 @@
-"""What pre-training costs: floating point operations and parameters of one image's forward pass, part by part.
+"""The cost of pre-training: parameters, and floating-point operations of the forward pass of one image, by module.
 
-A multiplication and the addition behind it are two operations. Matrix products are counted and nothing else, as is
-usual; a step, with its backward pass, takes about three times as many.
+A multiply-add counts as two operations, and only matrix products are counted, as is usual. A training step, with its
+backward pass, takes about three times as many.
 
 >>> from c2fmae.methods.masked.cost import compute_pretraining_cost
 >>> from c2fmae.methods import METHODS
@@ -23,21 +23,21 @@ from c2fmae.models import MultiGranularAutoencoder, label_stride
 
 
 def compute_pretraining_cost(config: MethodConfig, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
-    """Return what a method costs in training at its image size; no weights are made and nothing is computed.
+    """Return the cost of a method at its image size; the model is built on the meta device and nothing is computed.
 
-    The visible patches fall to the granularities as they do on average.
+    The numbers of visible patches per granularity are the average ones.
     """
     with torch.device("meta"):
         method = build_method(config)
     model = method.model.eval()
     assert isinstance(model, MultiGranularAutoencoder)
     maps, masks = _make_mean_inputs(method)
-    flops = dict(counter(model, {name: each.to("meta") for name, each in maps.items()}, masks.to("meta")))
+    flops = dict(counter(model, {name: map_.to("meta") for name, map_ in maps.items()}, masks.to("meta")))
     flops["heads"] = sum(flops[f"heads.{name}"] for name in model.heads)
-    # Only on a CPU does a granularity embed its own patches and no others: elsewhere its list has a fixed length.
+    # Only on a CPU does a granularity embed its own patches alone: on other devices the number of patches is fixed.
     embeddings = model.embeddings.to_empty(device="cpu")
     flops["embeddings"] = counter(embeddings, maps, masks)[""]
-    stages = getattr(model.decoder, "stages", None)  # a decoder from outside may have none, or others
+    stages = getattr(model.decoder, "stages", None)  # decoders of other packages need not have stages
     stages = stages if isinstance(stages, nn.ModuleDict) else {}
     return ForwardCost(
         {name: PartCost(flops[name], count_parameters(part)) for name, part in model.named_children()},
@@ -49,7 +49,7 @@ def compute_pretraining_cost(config: MethodConfig, *, counter: OperationCounter 
 
 
 def _make_mean_inputs(method: MaskedAutoencoding) -> tuple[dict[str, Tensor], Masks]:
-    """Return blank maps of one image, and masks whose budgets are the mean of those drawn."""
+    """Return blank maps of one image, and masks with the average budgets."""
     config, patch = method.config, method.patch_size
     height, width = config.image_size
     names, num_patches = config.granularities, height // patch * (width // patch)

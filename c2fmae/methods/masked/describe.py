@@ -1,4 +1,4 @@
-"""A method's architecture in text: what comes in, what reads what, and what each part costs."""
+"""The architecture of a method as a table: inputs, wiring of the stages, shapes and cost of each module."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ from c2fmae.methods.masked.cost import compute_pretraining_cost
 from c2fmae.models import Encoder, label_stride
 
 
-class _TableRow(NamedTuple):
+class ArchitectureRow(NamedTuple):
+    """One module, or one of its inputs or stages, whose names are indented."""
+
     name: str
     description: str
     shape: str = ""
@@ -21,10 +23,10 @@ class _TableRow(NamedTuple):
     cost: PartCost | None = None
 
 
-def describe_architecture(config: MethodConfig) -> str:
-    """Return the architecture as a table, from the maps that come in to the losses.
+def describe_architecture(config: MethodConfig) -> list[ArchitectureRow]:
+    """List the modules of a method from the input maps to the losses.
 
-    T is the decoder's state, all tokens; F what a stage made of its own.
+    In the descriptions of stages, T is the decoder state (all tokens) and F the output of a stage.
     """
     with torch.device("meta"):
         method = build_method(config)
@@ -35,47 +37,45 @@ def describe_architecture(config: MethodConfig) -> str:
     num_patches = rows * columns
     num_tokens, num_visible = len(names) * num_patches, config.resolve_num_visible(num_patches)
     norm = ", norm" if config.encoder.has_norm else ""
-    return _format_table(
-        [
-            _TableRow("in", f"{rows}×{columns} patches of {method.patch_size}×{method.patch_size} pixels"),
-            *(_input_row(method, name, num_patches) for name in names),
-            _TableRow("masks", f"{config.masking.name}, {num_visible} of {num_tokens} patches visible"),
-            _TableRow(
-                "embeddings",
-                "of visible patches, with positions",
-                f"{num_visible} × {encoder.dim}",
-                cost.part_costs["embeddings"],
-            ),
-            _TableRow(
-                "encoder",
-                f"{config.encoder.name}, {len(encoder.blocks)} blocks{norm}",
-                f"{encoder.num_prefix_tokens} + {num_visible} × {encoder.dim}",
-                cost.part_costs["encoder"],
-            ),
-            _TableRow(
-                "decoder",
-                _describe_wiring(config),
-                f"{num_tokens} × {config.decoder.options.dim}",
-                cost.part_costs["decoder"],
-            ),
-            *_stage_rows(config, cost, num_patches),
-            _TableRow("heads", "the losses count hidden patches alone", "", cost.part_costs["heads"]),
-            *(_head_row(method, name, num_patches) for name in method.objectives),
-            _TableRow("total", "forward, one image", "", PartCost(cost.flops, cost.parameters)),
-        ]
-    )
+    return [
+        ArchitectureRow("input", f"{rows}×{columns} patches of {method.patch_size}×{method.patch_size} pixels"),
+        *(_input_row(method, name, num_patches) for name in names),
+        ArchitectureRow("masks", f"{config.masking.name}, {num_visible} of {num_tokens} patches visible"),
+        ArchitectureRow(
+            "embeddings",
+            "visible patches, with positions",
+            f"{num_visible} × {encoder.dim}",
+            cost.part_costs["embeddings"],
+        ),
+        ArchitectureRow(
+            "encoder",
+            f"{config.encoder.name}, {len(encoder.blocks)} blocks{norm}",
+            f"{encoder.num_prefix_tokens} + {num_visible} × {encoder.dim}",
+            cost.part_costs["encoder"],
+        ),
+        ArchitectureRow(
+            "decoder",
+            _describe_wiring(config),
+            f"{num_tokens} × {config.decoder.options.dim}",
+            cost.part_costs["decoder"],
+        ),
+        *_stage_rows(config, cost, num_patches),
+        ArchitectureRow("heads", "losses of hidden patches only", "", cost.part_costs["heads"]),
+        *(_head_row(method, name, num_patches) for name in method.objectives),
+        ArchitectureRow("total", "forward, one image", "", PartCost(cost.flops, cost.parameters)),
+    ]
 
 
-def _input_row(method: MaskedAutoencoding, name: str, num_patches: int) -> _TableRow:
+def _input_row(method: MaskedAutoencoding, name: str, num_patches: int) -> ArchitectureRow:
     kind, channels = GRANULARITIES.get(name).kind, method.config.num_channels(name)
     height, width = method.config.image_size
     if kind == "ids":
         stride = label_stride(method.patch_size)
         side = method.patch_size // stride
-        description = f"{height // stride}×{width // stride} ids of {channels}, {side}×{side} a patch"
+        description = f"{height // stride}×{width // stride} cells of {channels} ids, {side}×{side} per patch"
     else:
         description = f"{height}×{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
-    return _TableRow(f"  {name}", description, f"{num_patches}")
+    return ArchitectureRow(f"  {name}", description, f"{num_patches}")
 
 
 def _describe_wiring(config: MethodConfig) -> str:
@@ -92,7 +92,7 @@ def _describe_wiring(config: MethodConfig) -> str:
             return other
 
 
-def _stage_rows(config: MethodConfig, cost: ForwardCost, num_patches: int) -> list[_TableRow]:
+def _stage_rows(config: MethodConfig, cost: ForwardCost, num_patches: int) -> list[ArchitectureRow]:
     options, rows, earlier = config.decoder.options, [], list[str]()
     for name, part in cost.stage_costs.items():
         first = "self-attention"
@@ -103,18 +103,21 @@ def _stage_rows(config: MethodConfig, cost: ForwardCost, num_patches: int) -> li
             context = "T" if options.context == "all" else "visible T"
             first = f"cross-attention to {' + '.join([context, *(f'F {stage}' for stage in carried)])}"
         description = f"{first}; {options.depth} self-attention blocks"
-        rows.append(_TableRow(f"  {name}", description, f"{num_patches} × {options.dim}", part))
+        rows.append(ArchitectureRow(f"  {name}", description, f"{num_patches} × {options.dim}", part))
         earlier.append(name)
     return rows
 
 
-def _head_row(method: MaskedAutoencoding, name: str, num_patches: int) -> _TableRow:
+def _head_row(method: MaskedAutoencoding, name: str, num_patches: int) -> ArchitectureRow:
     objective = method.objectives[name]
     target = next(head.target for head in method.config.head_plans() if head.name == name)
-    return _TableRow(f"  {name}", f"{target}, loss × {objective.weight:g}", f"{num_patches} × {objective.target.size}")
+    return ArchitectureRow(
+        f"  {name}", f"{target}, loss × {objective.weight:g}", f"{num_patches} × {objective.target.size}"
+    )
 
 
-def _format_table(rows: list[_TableRow]) -> str:
+def format_architecture(rows: list[ArchitectureRow]) -> str:
+    """Return rows as a text table with a header."""
     lines = [("", "", "tokens × width", "parameters", "FLOP")]
     for row in rows:
         numbers = (_format_amount(row.cost.parameters), _format_amount(row.cost.flops)) if row.cost else ("", "")

@@ -1,4 +1,4 @@
-"""The training's own losses on scenes that it has not learned from."""
+"""The losses of training, evaluated on held-out scenes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from c2fmae.data.loader import load_first_readable
 from c2fmae.methods import MaskedAutoencoding
 
 EVALUATION_PROGRESS = 1.0
-"""What is hidden is what the method would hide at the end of training, so that one epoch compares with another."""
+"""Masks are those of the end of training, so that losses of different epochs can be compared."""
 
 SCENES_PER_BATCH = 32
-"""Scenes whose masks are drawn at once: the same for any number of processes, each of which takes whole batches."""
+"""Scenes per draw of masks: independent of the number of processes, each of which evaluates complete batches."""
 
 
 @dataclass(frozen=True)
 class HeldOutEvaluator:
-    """Scenes to look at from time to time, spread evenly over those that are held out."""
+    """Evaluates a method on up to `max_scenes` scenes, evenly spaced in the held-out set."""
 
     scenes: Scenes
     view: Transform
@@ -34,7 +34,7 @@ class HeldOutEvaluator:
 
     @cached_property
     def batches(self) -> Mapping[int, SceneBatch]:
-        """This process's batches by number: cut once, since nothing about them is random."""
+        """Batches of this rank by number, cached: they are the same in every evaluation."""
         indices = np.linspace(0, len(self.scenes), min(self.max_scenes, len(self.scenes)), endpoint=False).astype(int)
         rng = np.random.default_rng(0)
         return {
@@ -45,7 +45,7 @@ class HeldOutEvaluator:
         }
 
     def compute_losses(self, method: MaskedAutoencoding, config: TrainingConfig) -> dict[str, float]:
-        """Return the losses over all of them, exactly as if they were one batch."""
+        """Return the losses over the scenes of all ranks, as if they were one batch."""
         is_training = method.model.training
         method.model.eval()
         sums = torch.zeros(2, len(method.objectives), dtype=torch.float64, device=self.world.device)

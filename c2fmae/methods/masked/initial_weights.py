@@ -1,6 +1,7 @@
-"""Weights to start from: an earlier run's, or those of anything that `load_backbone` reads."""
+"""Initial weights: those of another run, or of any source that `load_backbone` reads."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,15 +12,29 @@ from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone, load_backbone
+from c2fmae.models.backbones.timm_reader import TIMM_PREFIX
 from c2fmae.models.encoder import Encoder
 
-TIMM_PREFIX = "timm:"
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """The tensors of a model that were loaded from a source, and those that were not."""
+
+    source: str
+    loaded: tuple[str, ...]
+    initialised: tuple[str, ...]
+    """Tensors with the random weights of a new model."""
+
+    def __str__(self) -> str:
+        modules = sorted({".".join(name.split(".")[:2]) for name in self.initialised})
+        count = f"{len(self.loaded)} of {len(self.loaded) + len(self.initialised)} tensors loaded"
+        return f"{self.source}: {count}; newly initialised: {', '.join(modules) or 'none'}"
 
 
-def load_initial_weights(method: MaskedAutoencoding, source: str) -> str:
-    """Load a source into a method's model: a run, a checkpoint, or whatever `load_backbone` takes; say what was loaded.
+def load_initial_weights(method: MaskedAutoencoding, source: str) -> InitialWeights:
+    """Load weights into the model of a method, from a run, a checkpoint, or any source that `load_backbone` reads.
 
-    The encoder has to be there whole. Of a run, whatever else has the same name and shape is taken too.
+    The encoder must be complete. From a run or checkpoint, all other tensors of the same name and shape are loaded too.
     """
     try:
         checkpoint = find_checkpoint(Path(source)) if is_run_or_checkpoint(Path(source)) else None
@@ -32,12 +47,11 @@ def load_initial_weights(method: MaskedAutoencoding, source: str) -> str:
     missing = [name for name in ours if name.startswith("encoder.") and name not in loaded]
     if missing:
         raise UserError(
-            f"init: {source} does not fit the encoder {method.config.encoder.name!r}: {len(missing)} of its tensors "
-            f"are missing or of another shape, the first is {missing[0]}"
+            f"init: {source}: does not fit the encoder {method.config.encoder.name!r}: {len(missing)} tensors are "
+            f"missing or have another shape, such as {missing[0]}. Set method.encoder to that of the source"
         )
     method.model.load_state_dict({**ours, **loaded})
-    not_loaded = sorted({".".join(name.split(".")[:2]) for name in ours if name not in loaded})
-    return f"{len(loaded)} of {len(ours)} tensors are from {source}; drawn anew: {', '.join(not_loaded) or 'none'}"
+    return InitialWeights(source, tuple(loaded), tuple(name for name in ours if name not in loaded))
 
 
 def _backbone_tensors(method: MaskedAutoencoding, source: str) -> Mapping[str, Tensor]:
@@ -45,19 +59,17 @@ def _backbone_tensors(method: MaskedAutoencoding, source: str) -> Mapping[str, T
     name = source.removeprefix(TIMM_PREFIX).partition("@")[0]
     if source.startswith(TIMM_PREFIX) and name != config.encoder.name:
         raise UserError(
-            f"{source} is a {name}, but the encoder is a {config.encoder.name}. Set method.encoder.name={name}"
+            f"{source}: expected the encoder {config.encoder.name}, got {name}. Set method.encoder.name={name}"
         )
     ours = _num_heads(encoder)
     backbone = load_backbone(source, image_size=config.image_size, num_heads=ours)
     if backbone.spec.encoder.keep_positions and not config.encoder.keep_positions:
-        raise UserError(f"{source} comes with its own positions. Set method.encoder.keep_positions=true")
+        raise UserError(f"{source}: has position embeddings of its own. Set method.encoder.keep_positions=true")
     if (heads := _num_heads(backbone.encoder)) != ours:
-        raise UserError(
-            f"{source} has {heads} attention heads, but the encoder {ours}. Set method.encoder.num_heads={heads}"
-        )
+        raise UserError(f"{source}: expected {ours} attention heads, got {heads}. Set method.encoder.num_heads={heads}")
     tensors = backbone.state_dict()
     if config.encoder.keep_positions and not backbone.spec.encoder.keep_positions:
-        tensors["encoder.pos_embed"] = encoder.pos_embed  # sines and cosines, as the source's
+        tensors["encoder.pos_embed"] = encoder.pos_embed  # sines and cosines, as in the source
     return {name: tensor for name, tensor in tensors.items() if not _is_added_norm(backbone, name)}
 
 
@@ -67,5 +79,5 @@ def _num_heads(encoder: Encoder) -> int:
 
 
 def _is_added_norm(backbone: Backbone, name: str) -> bool:
-    """Return whether a backbone has a tensor because all have it: a norm that its source has not."""
+    """Return whether a tensor is of the final norm that every backbone has, where its source has none."""
     return name.startswith("encoder.norm.") and not backbone.spec.encoder.has_norm

@@ -1,4 +1,4 @@
-"""One step of masked autoencoding: scenes and noise in, a loss out; and predictions for whatever is visible."""
+"""Masked autoencoding: the loss of a batch of scenes, and predictions for given masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,16 +31,16 @@ LossCounts = Mapping[str, Int[Tensor, ""]]
 
 
 class StepLoss(NamedTuple):
-    """The loss of a step, and what it is made of."""
+    """The loss of a step and its terms."""
 
     total: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
-    """By head, without weights or graph."""
+    """By head, unweighted and detached."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What one head learns."""
+    """The target that one head is trained to predict, and the weight of its loss."""
 
     granularity: str
     target: PredictionTarget
@@ -49,9 +49,9 @@ class Objective:
 
 @dataclass(frozen=True)
 class MaskedAutoencoding:
-    """A model, what its heads learn, and what is hidden from it.
+    """A model, the objectives of its heads and its masking policy.
 
-    `dataclasses.replace(method, model=…)` takes the same steps with a compiled or distributed model.
+    `dataclasses.replace(method, model=…)` computes the same steps with a compiled or distributed model.
     """
 
     config: MethodConfig
@@ -62,7 +62,7 @@ class MaskedAutoencoding:
 
     @property
     def view_options(self) -> dict[str, Any]:
-        """How scenes are to be cut: the settings of a `RandomView` or `CentralView`."""
+        """Arguments of the `RandomView` or `CentralView` that crops scenes for this method."""
         return {
             "size": self.config.image_size,
             "label_stride": label_stride(self.patch_size),
@@ -70,24 +70,24 @@ class MaskedAutoencoding:
         }
 
     def compute_step_loss(self, scenes: SceneBatch, *, progress: float, generator: torch.Generator) -> StepLoss:
-        """Hide patches by this noise, predict them, and return how wrong that is."""
+        """Draw masks from the generator, predict the hidden patches and return the loss."""
         maps = self.prepare_inputs(scenes)
         masks = self.sample_masks(scenes, progress=progress, generator=generator)
         return self.compute_loss(self.model(maps, masks), maps, masks)
 
     def predict(self, scenes: SceneBatch, masks: Masks) -> SceneBatch:
-        """Return photos and maps as the heads complete them; what was visible is pasted in.
+        """Return images and maps with hidden patches predicted by the heads, and visible patches copied.
 
-        `Masks.from_visible_granularities` and `Masks.from_mask` make the masks: all, none, some granularities, these
-        patches. A granularity of which nothing is visible may be missing from the scenes: a photo alone will do.
+        `Masks.from_visible_granularities` and `Masks.from_mask` make masks. The scenes may lack a granularity that is
+        hidden entirely: images alone are enough if nothing else is visible.
 
-        A target that is relative to the true patch or map, as `normalized_pixels`, borrows mean and deviation from it;
-        where that is missing, there is no picture of it.
+        A target relative to the true patch or map, such as `normalized_pixels`, takes mean and deviation from it; it
+        is left out of the result where the true map is missing.
         """
-        present, scenes = set(scenes.maps), fill_missing_maps(self.config, self.patch_size, scenes, masks)
+        given, scenes = set(scenes.maps), fill_missing_maps(self.config, self.patch_size, scenes, masks)
         maps = self.prepare_inputs(scenes)
         modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()  # drop path is for training
+        self.model.eval()  # disables drop path
         try:
             with torch.no_grad():
                 predictions = self.model(maps, masks)
@@ -96,7 +96,7 @@ class MaskedAutoencoding:
                 module.training = is_training
         completed_maps = {}
         for name, objective, is_masked in self._objectives_with_masks(masks):
-            if getattr(objective.target, "needs_true_map", False) and objective.granularity not in present:
+            if getattr(objective.target, "needs_true_map", False) and objective.granularity not in given:
                 continue
             original = scenes.maps[objective.granularity]
             prediction = objective.target.predictions_to_maps(predictions[name], maps[objective.granularity])
@@ -105,7 +105,10 @@ class MaskedAutoencoding:
         return SceneBatch(scenes.keys, completed_maps, scenes.labels)
 
     def prepare_inputs(self, scenes: SceneBatch) -> dict[str, Tensor]:
-        """Return the maps as the model takes them: photos standardised, ids at the label stride; all checked."""
+        """Return the inputs of the model: standardised images, and ids at the label stride.
+
+        Raise a UserError if the scenes do not fit the method.
+        """
         return prepare_inputs(self.config, self.patch_size, scenes)
 
     def sample_masks(
@@ -116,7 +119,7 @@ class MaskedAutoencoding:
         generator: torch.Generator,
         global_rows: tuple[int, int] | None = None,
     ) -> Masks:
-        """Draw what is hidden; `global_rows = (first, total)` are the scenes' places in a global batch."""
+        """Draw masks; `global_rows = (first, total)` is the number of the first scene in a global batch of `total`."""
         config = self.config
         grid = compute_patch_grid(config, self.patch_size, scenes)
         guides = {name: self._guide_regions(scenes, name, grid) for name in GUIDE_MAPS}
@@ -134,7 +137,7 @@ class MaskedAutoencoding:
         )
 
     def loss_counts(self, maps: InputMaps, masks: Masks) -> dict[str, Tensor]:
-        """Return what each loss is the mean over: to be added up over processes and micro-batches."""
+        """Return the count that each loss is divided by; the counts of ranks and micro-batches add up."""
         return {
             name: count_hidden(
                 objective.target.count_valid(maps[objective.granularity]), is_masked, self.config.loss_average
@@ -147,20 +150,20 @@ class MaskedAutoencoding:
     ) -> StepLoss:
         """Return the loss of predictions.
 
-        Given the `counts` of a larger batch, of which this is a part, the parts' losses add up to that of the whole.
+        With the `counts` of a larger batch, the losses of its micro-batches add up to the loss of the larger batch.
         """
         counts = self.loss_counts(maps, masks) if counts is None else counts
-        total, parts = predictions[next(iter(predictions))].new_zeros((), dtype=torch.float32), {}
+        total, terms = predictions[next(iter(predictions))].new_zeros((), dtype=torch.float32), {}
         for name, objective, is_masked in self._objectives_with_masks(masks):
             target_maps = maps[objective.granularity]
             error = objective.target.error(predictions[name], target_maps)
-            component = sum_hidden_error(
+            term = sum_hidden_error(
                 error, objective.target.count_valid(target_maps), is_masked, self.config.loss_average
             )
-            component = component / counts[name].clamp(min=1)
-            parts[name] = component.detach()
-            total = total + objective.weight * component
-        return StepLoss(total, parts)
+            term = term / counts[name].clamp(min=1)
+            terms[name] = term.detach()
+            total = total + objective.weight * term
+        return StepLoss(total, terms)
 
     def _objectives_with_masks(self, masks: Masks) -> list[tuple[str, Objective, Tensor]]:
         masks_by_granularity = {name: masks.is_masked[:, index] for index, name in enumerate(masks.granularities)}
@@ -170,12 +173,12 @@ class MaskedAutoencoding:
         ]
 
     def _guide_regions(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
-        """Return which region of a guiding map each patch lies in; where nothing is guided, one region."""
+        """Return the region of each patch in a map, or a single region if the policy does not use the map."""
         if name in get_required_maps(self.policy):
             if name not in scenes.maps:
                 raise UserError(
-                    f"masking: {self.config.masking.name!r} needs {name} maps, but the scenes have none. Set "
-                    "masking.name=random, or use data with these maps"
+                    f"masking: {self.config.masking.name!r} needs {name} maps, but the scenes have none. "
+                    f"Use masking.name=random, or data with {name} maps"
                 )
             check_guide(name, scenes.maps[name], len(scenes), grid)
             return patch_regions(scenes.maps[name], scenes.maps[name].shape[1] // grid[0])

@@ -1,4 +1,4 @@
-"""From scenes to the maps that a model takes, and from predictions back to scenes; by the kinds of the maps."""
+"""Conversion of scenes to model inputs, and of predictions back to scenes, by the kind of each map."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,7 +19,7 @@ MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def prepare_inputs(config: MethodConfig, patch_size: int, scenes: SceneBatch) -> dict[str, Tensor]:
-    """Return the maps as the method's model takes them."""
+    """Return the inputs of the method's model."""
     channels = {name: config.num_channels(name) for name in config.granularities}
     return prepare_input_maps(scenes, channels, patch_size, config.mean_and_std)
 
@@ -27,10 +27,10 @@ def prepare_inputs(config: MethodConfig, patch_size: int, scenes: SceneBatch) ->
 def prepare_input_maps(
     scenes: SceneBatch, num_channels: Mapping[str, int], patch_size: int, mean_and_std: Callable[[str], MeanStd]
 ) -> dict[str, Tensor]:
-    """Return maps as a model takes them: photos standardised, ids at the label stride; all checked.
+    """Return the inputs of a model: standardised images, and ids at the label stride.
 
-    `num_channels` names the maps, with their classes and channels; `mean_and_std` gives those of a photo mean and
-    deviation.
+    `num_channels` maps the name of each input to its channels or classes; `mean_and_std` returns the mean and
+    standard deviation of an image granularity. Raise a UserError if the scenes do not fit.
     """
     maps = {}
     for name, count in num_channels.items():
@@ -49,7 +49,7 @@ def prepare_input_maps(
 
 
 def denormalise_map(config: MethodConfig, name: str, prediction: Tensor, original: Tensor) -> Tensor:
-    """Undo what `prepare_inputs` did to a map."""
+    """Invert `prepare_inputs` for the prediction of a map; `original` is the map of the scenes."""
     kind = GRANULARITIES.get(name).kind
     if kind == "image":
         mean, std = (values.view(-1, 1, 1) for values in _mean_std_tensors(config.mean_and_std(name), original.device))
@@ -65,7 +65,7 @@ def paste_visible(
     original: Shaped[Tensor, "batch *map"],
     is_masked: Bool[Tensor, "batch patch"],
 ) -> Shaped[Tensor, "batch *map"]:
-    """Return the picture in hidden patches and what was given elsewhere."""
+    """Return the prediction in hidden patches, and the original map elsewhere."""
     height, width = original.shape[-2:]
     side = round((height * width / is_masked.shape[1]) ** 0.5)
     hidden = unpatchify(is_masked.unsqueeze(2).expand(-1, -1, side**2), (height // side, width // side))
@@ -73,7 +73,7 @@ def paste_visible(
 
 
 def fill_missing_maps(config: MethodConfig, patch_size: int, scenes: SceneBatch, masks: Masks) -> SceneBatch:
-    """Stand in for missing maps that are wholly hidden, of which only the size matters."""
+    """Add placeholders for missing maps that are hidden entirely, of which only the size matters."""
     missing = [name for name in config.granularities if name not in scenes.maps]
     if not missing:
         return scenes
@@ -81,7 +81,9 @@ def fill_missing_maps(config: MethodConfig, patch_size: int, scenes: SceneBatch,
     device = next(iter(maps.values())).device
     for name in missing:
         if not masks.is_masked[:, config.granularities.index(name)].all():
-            raise UserError(f"the scenes lack {name}, of which the masks show patches")
+            raise UserError(
+                f"{name}: the masks have visible patches, but the scenes have no such map. Hide all of {name}"
+            )
         kind = GRANULARITIES.get(name).kind
         side = patch_size // (label_stride(patch_size) if kind == "ids" else 1)
         channels = [config.num_channels(name)] if kind == "image" else []
@@ -91,7 +93,7 @@ def fill_missing_maps(config: MethodConfig, patch_size: int, scenes: SceneBatch,
 
 
 def compute_patch_grid(config: MethodConfig, patch_size: int, scenes: SceneBatch) -> tuple[int, int]:
-    """Return the rows and columns of patches, by the finest map that is there."""
+    """Return the rows and columns of patches, from the finest available map."""
     names = config.granularities
     name = next((name for name in reversed(names) if name in scenes.maps), names[-1])
     stride = label_stride(patch_size) if GRANULARITIES.get(name).kind == "ids" else 1

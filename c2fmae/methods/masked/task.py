@@ -1,4 +1,4 @@
-"""Masked autoencoding as the training loop sees it."""
+"""The interface of masked autoencoding to the training loop."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from c2fmae.models.patches import patchify
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of a batch, ready for the model."""
+    """Inputs of the model for a part of a batch."""
 
     keys: tuple[str, ...]
     maps: Mapping[str, Tensor]
@@ -28,7 +28,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class PretrainingTask:
-    """Steps of a method; the masks of a step are drawn for the whole batch, by its number alone."""
+    """Steps of a method; the masks of a step are drawn for the global batch, from the seed and the step."""
 
     method: MaskedAutoencoding
     seed: int
@@ -36,9 +36,9 @@ class PretrainingTask:
     def split(
         self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
     ) -> list[MicroBatch]:
-        """Hide patches, and cut maps and masks into parts.
+        """Draw masks, and split inputs and masks into micro-batches.
 
-        The noise is drawn on the CPU, so that a GPU sees the same masks.
+        The noise is drawn on the CPU, so that masks are the same on every device.
         """
         scenes, micro_batch_size = batch.to(world.device), len(batch) // num_micro_batches
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "masks", step))
@@ -55,7 +55,7 @@ class PretrainingTask:
         ]
 
     def compute_counts(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        """Return what each loss is a mean over; and of id maps, how many hidden cells there are, and are labelled."""
+        """Return the count that each loss is divided by, and the numbers of hidden and of labelled cells of id maps."""
         counts = self.method.loss_counts(micro_batch.maps, micro_batch.masks)
         for index, name in enumerate(micro_batch.masks.granularities):
             if GRANULARITIES.get(name).kind == "ids":
@@ -67,7 +67,7 @@ class PretrainingTask:
         return counts
 
     def summarise_counts(self, counts: Mapping[str, int], progress: float) -> dict[str, float]:
-        """Return which share of the hidden cells somebody labelled, and how far the curriculum is."""
+        """Return the labelled fraction of the hidden cells of id maps, and α and β if the policy has a curriculum."""
         names = [name.removeprefix("hidden/") for name in counts if name.startswith("hidden/")]
         valid_fractions = {
             f"valid/{name}": counts[f"valid/{name}"] / max(counts[f"hidden/{name}"], 1) for name in names
@@ -79,11 +79,11 @@ class PretrainingTask:
         return {**valid_fractions, "alpha": alpha, "beta": beta}
 
     def compute_losses(self, model: nn.Module, micro_batch: MicroBatch, counts: Mapping[str, Tensor]) -> StepLoss:
-        """Predict what is hidden; the parts' losses add up to that of the batch."""
+        """Predict hidden patches and return the loss; the losses of micro-batches add up to that of the batch."""
         return self.method.compute_loss(
             model(micro_batch.maps, micro_batch.masks), micro_batch.maps, micro_batch.masks, counts
         )
 
     def sample_keys(self, micro_batch: MicroBatch) -> Sequence[str]:
-        """Return the scenes' names."""
+        """Return the keys of the scenes."""
         return micro_batch.keys

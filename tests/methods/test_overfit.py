@@ -1,4 +1,4 @@
-"""Every method can learn: eight scenes by heart, from what is visible of them."""
+"""Every method can overfit eight scenes from their visible patches."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.numeric
 NUM_SCENES = 8
 
 
-def generated(side: int) -> SceneBatch:
+def generate_scenes(side: int) -> SceneBatch:
     source, view = (
         open_scenes("generated", size=side, length=NUM_SCENES),
         CentralView(size=(side, side), label_stride=4),
@@ -23,7 +23,7 @@ def generated(side: int) -> SceneBatch:
 
 
 @pytest.mark.parametrize(("name", "side", "steps"), [("c2fmae", 64, 180), ("mae", 32, 120), ("multimae", 32, 150)])
-def test_eight_scenes_are_learnt_by_heart(name: str, side: int, steps: int) -> None:
+def test_every_method_overfits_eight_scenes(name: str, side: int, steps: int) -> None:
     small = [
         "encoder.name=test_vit",
         "decoder.options.dim=64",
@@ -31,7 +31,7 @@ def test_eight_scenes_are_learnt_by_heart(name: str, side: int, steps: int) -> N
         "decoder.options.depth=1",
     ]
     method = build_method(METHODS.get(name)().override([*small, f"image_size=[{side}, {side}]"]))
-    scenes = generated(side)
+    scenes = generate_scenes(side)
     maps = method.prepare_inputs(scenes)
     masks = method.sample_masks(scenes, progress=0.4, generator=torch.Generator().manual_seed(0))
     optimiser = torch.optim.AdamW(method.model.parameters(), lr=3e-3, betas=(0.9, 0.95))
@@ -49,13 +49,13 @@ def test_eight_scenes_are_learnt_by_heart(name: str, side: int, steps: int) -> N
     for head, first in history[0].items():
         assert history[-1][head] <= 0.1 * first
 
-    # They are told apart: what is said of one scene is wrong of the next.
+    # The predictions depend on the scene: those of one scene have a higher error on the next.
     with torch.no_grad():
-        predictions = {head: each.roll(1, 0) for head, each in method.model(maps, masks).items()}
-    for head, wrong in method.compute_loss(predictions, maps, masks).terms.items():
-        assert wrong > 5 * history[-1][head]
+        predictions = {head: values.roll(1, 0) for head, values in method.model(maps, masks).items()}
+    for head, error in method.compute_loss(predictions, maps, masks).terms.items():
+        assert error > 5 * history[-1][head]
 
-    found = method.predict(scenes, masks)
-    for head in found.maps.keys() & {"semantic", "instance"}:
+    predicted = method.predict(scenes, masks)
+    for head in predicted.maps.keys() & {"semantic", "instance"}:
         labelled = scenes.maps[head] != IGNORE
-        assert (found.maps[head] == scenes.maps[head])[labelled].float().mean() > 0.95
+        assert (predicted.maps[head] == scenes.maps[head])[labelled].float().mean() > 0.95
