@@ -1,8 +1,8 @@
-"""Masking against the usual ways: `python -m benchmarks.bench_masking`.
+"""Speed of masking compared with MultiMAE's and with Python loops: `python -m benchmarks.bench_masking`.
 
-The baseline is MultiMAE's: Dirichlet, round, per modality rand, argsort, gather, then all tokens shuffled by two
-argsorts and a gather. It hides at random and repairs no budget. Dirichlet, budgets, noise and ids are timed on both
-sides.
+MultiMAE draws shares from a Dirichlet distribution, rounds them, sorts noise per modality, and shuffles all tokens by
+two argsorts and a gather. It masks at random, without exact budgets. Both sides include shares, budgets, noise and
+indices of visible patches.
 """
 
 import functools
@@ -27,7 +27,7 @@ BATCH, NUM_PATCHES, NUM_VISIBLE = 256, 196, 98
 
 
 def draw_blob_maps(size: int, *, num_blobs: int, num_background: int, seed: int = 0) -> Tensor:
-    """Smooth blobs of 132 classes with a void border, the first few of them background."""
+    """Return maps of smooth blobs of 132 classes with unlabelled borders; the first blobs are background."""
     generator = torch.Generator().manual_seed(seed)
     fields = F.interpolate(torch.rand(BATCH, num_blobs, 5, 5, generator=generator), size=(size, size), mode="bicubic")
     top, winner = fields.topk(2, dim=1)
@@ -39,12 +39,12 @@ def draw_blob_maps(size: int, *, num_blobs: int, num_background: int, seed: int 
 
 
 def draw_voc_like_maps(size: int) -> Tensor:
-    """About half background and two objects, as in voc-seg."""
+    """Return maps with two objects and about half background, as in PASCAL VOC."""
     return draw_blob_maps(size, num_blobs=4, num_background=2)
 
 
 def draw_coco_like_maps(size: int) -> Tensor:
-    """About twelve classes an image, as in panoptic maps."""
+    """Return maps with about twelve classes per image, as in COCO panoptic."""
     return draw_blob_maps(size, num_blobs=14, num_background=0)
 
 
@@ -55,7 +55,7 @@ def sample_num_masked(generator: torch.Generator) -> Tensor:
 
 
 def semantic_masks_by_loop(regions: Tensor, generator: torch.Generator) -> Tensor:
-    """The research way: image by image, class by class."""
+    """Return semantic masks from a Python loop over images and classes."""
     is_masked = torch.zeros(BATCH, 3, NUM_PATCHES, dtype=torch.bool)
     for image, row in enumerate(sample_num_masked(generator).tolist()):
         for granularity, num_masked in enumerate(row):
@@ -72,14 +72,14 @@ def semantic_masks_by_loop(regions: Tensor, generator: torch.Generator) -> Tenso
 
 
 def semantic_masks_batched(regions: Tensor, generator: torch.Generator) -> Masks:
-    """All granularities in one call, as `mask_scenes` has them: rows are granularities of images."""
+    """Return semantic masks of all granularities in one call, with granularities of images as rows."""
     noise = torch.rand(3 * BATCH, NUM_PATCHES, generator=generator)
     is_masked = semantic_mask(repeat_per_granularity(regions, 3), noise, sample_num_masked(generator).flatten())
     return Masks.from_mask(is_masked.view(BATCH, 3, NUM_PATCHES), COARSE_TO_FINE, num_visible=NUM_VISIBLE)
 
 
 def majority_by_mode(labels: Tensor, patch: int) -> Tensor:
-    """torch.mode per patch: knows no ignore rule."""
+    """Return the mode per patch, without a rule for ignored pixels."""
     cells = labels.view(BATCH, labels.shape[1] // patch, patch, -1, patch).transpose(2, 3)
     return cells.reshape(BATCH, -1, patch * patch).mode(dim=2).values
 
@@ -100,26 +100,26 @@ def main() -> None:
         )
 
     variants: dict[str, Callable[[], object]] = {
-        "MultiMAE's way": lambda: multimae_masks(BATCH, NUM_PATCHES, NUM_VISIBLE),
+        "MultiMAE": lambda: multimae_masks(BATCH, NUM_PATCHES, NUM_VISIBLE),
         "semantic_mask × 3": lambda: semantic_masks_batched(regions, generator),
         "mask_scenes semantic": mask_call(0.1),
         "mask_scenes instance": mask_call(0.5),
         "mask_scenes random": mask_call(0.9),
-        "mask_scenes ¼, ½ and ½": mask_call(0.25),
+        "mask_scenes at t = ¼": mask_call(0.25),
         "mask_scenes topk .4 .3 .3": mask_call(0.5, is_mixed=True),
         "mask_scenes sample .4 .3 .3": mask_call(0.5, "sample", is_mixed=True),
         "mask_scenes quota .4 .3 .3": mask_call(0.5, "quota", is_mixed=True),
     }
     print_speeds(
-        "Masks of a batch, ids included", time_in_turn(variants, rounds=25), peer="MultiMAE's way", samples=BATCH
+        "Masks of a batch, with visible indices", time_in_turn(variants, rounds=25), peer="MultiMAE", samples=BATCH
     )
-    for kind, some in (("voc-like", regions), ("coco-like", patch_regions(draw_coco_like_maps(56), 4))):
-        classes = sum(len(row.unique()) for row in some) / BATCH
+    for kind, patch_ids in (("voc-like", regions), ("coco-like", patch_regions(draw_coco_like_maps(56), 4))):
+        classes = sum(len(row.unique()) for row in patch_ids) / BATCH
         loop: dict[str, Callable[[], object]] = {
-            "Python loop": functools.partial(semantic_masks_by_loop, some, generator),
-            "semantic_mask × 3": functools.partial(semantic_masks_batched, some, generator),
+            "Python loop": functools.partial(semantic_masks_by_loop, patch_ids, generator),
+            "semantic_mask × 3": functools.partial(semantic_masks_batched, patch_ids, generator),
         }
-        title = f"The same region masks by a loop, {kind} maps ({classes:.1f} classes an image)"
+        title = f"Semantic masks by a loop, {kind} maps ({classes:.1f} classes per image)"
         print_speeds(title, time_in_turn(loop, rounds=9), peer="Python loop", samples=BATCH)
 
     majority: dict[str, Callable[[], object]] = {"torch.mode, 224²": lambda: majority_by_mode(full, 16)}

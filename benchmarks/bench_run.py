@@ -1,9 +1,9 @@
-"""What does a run cost beside its steps? `python -m benchmarks.bench_run [quick overhead stall resume wait]`.
+"""Overhead of a run apart from its steps: `python -m benchmarks.bench_run [quick overhead stall resume wait]`.
 
-`quick`: what should take no time: `--help`, a step of the smallest recipe, a step of the progress display.
-`overhead`: a step of the training loop with all that is written down of it, beside the same arithmetic in a bare loop.
-`stall`: what saves cost the steps around them. `resume`: a process from its start to its first step. `wait`: how a
-busy neighbour changes small steps, with OpenMP's threads spinning and sleeping.
+`quick`: `--help`, a step of the smallest recipe, and an update of the progress display. `overhead`: a step of the
+training loop with logging, compared with the same arithmetic in a plain loop. `stall`: the time that saving adds to the
+steps around it. `resume`: from the start of the process to the first step. `wait`: small steps beside busy processes,
+with OpenMP threads that spin or sleep.
 """
 
 import os
@@ -49,18 +49,18 @@ GENERATED_OVERRIDES = [
 
 
 def make_experiment(recipe: str, *overrides: str) -> tuple[Pretraining, list[SceneBatch]]:
-    """Set a run up, and take a few of its batches: making them is not what is measured."""
+    """Return an experiment and some of its batches, prepared in advance so that data loading is not measured."""
     experiment = build_pretraining(load_recipe(recipe, [*GENERATED_OVERRIDES, *overrides]), World())
     with experiment.open_batches(0) as stream:
         return experiment, [next(stream) for _ in range(4)]
 
 
 def make_bare_step(experiment: Pretraining, training: TrainingState, batches: list[SceneBatch]) -> Callable[[], object]:
-    """Return a step as one would write it by hand: no counts over processes, no reports, no rows."""
-    choose, number = cycle(batches), iter(range(10**9))
+    """Return a step of a plain loop, without reduced counts, reports and metric rows."""
+    stream, numbers = cycle(batches), iter(range(10**9))
 
     def step() -> object:
-        scenes, index = next(choose), next(number)
+        scenes, index = next(stream), next(numbers)
         generator = torch.Generator().manual_seed(derive_seed(0, "masks", index))
         with autocast(experiment.config.training, experiment.world.device):
             loss = experiment.method.compute_step_loss(
@@ -79,7 +79,7 @@ def make_bare_step(experiment: Pretraining, training: TrainingState, batches: li
 def make_loop_step(
     experiment: Pretraining, training: TrainingState, batches: list[SceneBatch], watch: RunLogger
 ) -> Callable[[], StepReport]:
-    """Return a step of the training loop, and all that a run does after it."""
+    """Return a step of the training loop, followed by the logging of a run."""
     loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, experiment.world)
     reports = loop.run(training, watch.time_batches(cycle(batches)), lambda: {"stop": 0, "save": 0, "broken": 0})
 
@@ -154,10 +154,11 @@ def bench_stall(every: int = 50) -> None:
             for number in ("first", "second", "third"):
                 blocked = time_call(lambda: saver.save(training))
                 during = [time_call(step) for _ in range(4)]
-                lost = blocked + sum(max(each - usual, 0) for each in during)
+                lost = blocked + sum(max(seconds - usual, 0) for seconds in during)
                 print(
-                    f"{number} save: a step {usual:.2f} s; blocked {blocked:.2f} s; the 4 steps after it "
-                    f"{', '.join(f'{each:.2f}' for each in during)} s; {lost / (every * usual):.1%} of {every} steps",
+                    f"{number} save: median step {usual:.2f} s; blocked for {blocked:.2f} s; "
+                    f"next 4 steps {', '.join(f'{seconds:.2f}' for seconds in during)} s; "
+                    f"{lost / (every * usual):.1%} of {every} steps",
                     flush=True,
                 )
 
@@ -190,7 +191,7 @@ def bench_resume() -> None:
             finally:
                 process.kill()
                 process.wait()
-            print(f"{'resumed' if number else 'begun'} at step {done}: {seconds:.1f} s to its first step", flush=True)
+            print(f"{'resumed' if number else 'started'} at step {done}: {seconds:.1f} s to the first step", flush=True)
 
 
 def bench_wait(steps: int = 40) -> None:
@@ -202,8 +203,8 @@ def bench_wait(steps: int = 40) -> None:
         "[s() for _ in range(5)]; "
         f"print(min(time_call(s) for _ in range({steps})), median([time_call(s) for _ in range({steps})]))"
     )
-    for neighbours in (0, 2):
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
+    for num_busy in (0, 2):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_busy)]
         try:
             for policy in ("active", "passive"):
                 out = subprocess.run(
@@ -214,7 +215,10 @@ def bench_wait(steps: int = 40) -> None:
                     check=True,
                 ).stdout.split()
                 best, usual = (round(1e3 * float(seconds)) for seconds in out)
-                print(f"{neighbours} neighbours, threads {policy}: {best} ms at best, {usual} usually", flush=True)
+                print(
+                    f"{num_busy} busy processes, OpenMP threads {policy}: minimum {best} ms, median {usual} ms",
+                    flush=True,
+                )
         finally:
             for process in busy:
                 process.kill()

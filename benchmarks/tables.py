@@ -1,11 +1,11 @@
-"""Tables of timings that `c2fmae.eval.cost.timing` took."""
+"""Tables of the timings of `c2fmae.eval.cost.timing`."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 
 
 def print_speeds(title: str, seconds: Mapping[str, list[float]], *, peer: str, samples: int) -> None:
-    """Print medians, minima and how many times the peer's speed each variant has."""
+    """Print median and minimum times, and the speed relative to the peer: median of paired rounds, and of minima."""
     print(f"\n{title}\n{'':34s}{'median ms':>10s}{'min ms':>9s}{'samples/s':>11s}{'x peer':>9s}{'of minima':>11s}")
     for name, times in seconds.items():
         paired = statistics.median(theirs / ours for ours, theirs in zip(times, seconds[peer], strict=True))
@@ -17,9 +17,9 @@ def print_speeds(title: str, seconds: Mapping[str, list[float]], *, peer: str, s
 
 
 def print_costs(title: str, seconds: Mapping[str, list[float]], *, peers: Sequence[str], samples: int) -> None:
-    """Print medians, minima and how many times each peer's time a variant takes: paired by round, and of minima."""
-    heads = "".join(f"{'× ' + peer:>24s}" for peer in peers)
-    print(f"\n{title}\n{'':30s}{'median ms':>10s}{'min ms':>9s}{'samples/s':>11s}{heads}", flush=True)
+    """Print median and minimum times, and the time relative to each peer: median of paired rounds, and of minima."""
+    headers = "".join(f"{'× ' + peer:>24s}" for peer in peers)
+    print(f"\n{title}\n{'':30s}{'median ms':>10s}{'min ms':>9s}{'samples/s':>11s}{headers}", flush=True)
     for name, times in seconds.items():
         line = f"{name:30s}{statistics.median(times) * 1e3:10.1f}{min(times) * 1e3:9.1f}{samples / min(times):11.2f}"
         for peer in peers:
