@@ -38,6 +38,7 @@ def test_images_are_the_same_after_reloading():
 
 PLANTED = {
     "module docstring": '"""What nobody labelled."""\n',
+    "docstring of one word": 'def load():\n    """Photos."""\n',
     "function docstring": 'def load():\n    """Say\n    which."""\n',
     "attribute docstring": 'SIZE = 1\n"""Of the photos."""\n',
     "comment line": "# made anew\n",

@@ -173,11 +173,8 @@ def _lint_source(path: str, text: str) -> Iterator[Finding]:
         yield from _lint_name(path, line, name)
     for line, name in source.variables:
         yield from _lint_name(path, line, name, is_variable=True)
-    for line, string in source.strings:
-        if len(string.split()) > 1:  # one word is a key, an option or a registered name
-            yield from _lint_prose(path, line, string, _SOURCES)
-    for line, comment in source.comments:
-        yield from _lint_prose(path, line, comment, _SOURCES)
+    for line, prose in source.prose:
+        yield from _lint_prose(path, line, prose, _SOURCES)
 
 
 def _lint_prose(path: str, line: int, text: str, vocabulary: Vocabulary) -> Iterator[Finding]:
@@ -207,45 +204,46 @@ class Source(NamedTuple):
     names: list[tuple[int, str]]
     """Of functions, classes, parameters and attributes."""
     variables: list[tuple[int, str]]
-    strings: list[tuple[int, str]]
-    """What an f-string inserts is written {}."""
-    comments: list[tuple[int, str]]
+    prose: list[tuple[int, str]]
+    """Docstrings, comments, and strings of several words: a single word is a key or a registered name."""
 
 
 def _read_source(text: str) -> Source:
-    names, variables, strings = [], [], []
-    read, string_lines = set[int](), set[int]()
+    names, variables, prose = [], [], []
+    read, docstrings, string_lines = set[int](), set[int](), set[int]()
     for node in ast.walk(ast.parse(text)):  # a node before its children
         if id(node) in read:
             continue
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            strings.append((node.lineno, node.value))
-            if "\n" in node.value:
-                string_lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        elif isinstance(node, ast.JoinedStr):
-            literals = [part for part in node.values if isinstance(part, ast.Constant)]
-            read.update(map(id, literals))
-            strings.append(
-                (node.lineno, "".join(str(part.value) if part in literals else "{}" for part in node.values))
-            )
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.append((node.lineno, node.name))
-        elif isinstance(node, ast.arg):
-            names.append((node.lineno, node.arg))
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            names.append((node.lineno, node.attr))
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            variables.append((node.lineno, node.id))
+        match node:
+            case ast.Expr():
+                docstrings.add(id(node.value))
+            case ast.Constant(value=str(string)):
+                if " " in string.strip() or id(node) in docstrings:
+                    prose.append((node.lineno, string))
+                if "\n" in string:
+                    string_lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            case ast.JoinedStr():
+                literals = [part for part in node.values if isinstance(part, ast.Constant)]
+                read.update(map(id, literals))
+                string = "".join(str(part.value) if part in literals else "{}" for part in node.values)
+                if " " in string.strip():
+                    prose.append((node.lineno, string))
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.append((node.lineno, node.name))
+            case ast.arg():
+                names.append((node.lineno, node.arg))
+            case ast.Attribute(ctx=ast.Store()):
+                names.append((node.lineno, node.attr))
+            case ast.Name(ctx=ast.Store()):
+                variables.append((node.lineno, node.id))
         if isinstance(node, ast.ClassDef):
             fields = [line.target for line in node.body if isinstance(line, ast.AnnAssign)]
             read.update(map(id, fields))
             names += [(field.lineno, field.id) for field in fields if isinstance(field, ast.Name)]
-    comments = [
-        (number, comment[1])
-        for number, line in enumerate(text.splitlines(), 1)
-        if number not in string_lines and (comment := re.search(r"(?:^|\s)# (.*)", line))
-    ]
-    return Source(names, variables, strings, comments)
+    for number, line in enumerate(text.splitlines(), 1):
+        if number not in string_lines and (comment := re.search(r"(?:^|\s)# (.*)", line)):
+            prose.append((number, comment[1]))
+    return Source(names, variables, prose)
 
 
 def _tracked_files() -> list[str]:
