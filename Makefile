@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make quickstart     pre-train on generated scenes, probe, and make a page of it, in quickstart/: minutes on a CPU"
 	@echo "make test           all tests, documentation examples, and the tests again with shape checks"
-	@echo "make gates          style, types and layers"
+	@echo "make gates          style, types, layers and words"
 	@echo "make test-portable  tests that compare numbers: on two older CPUs' instructions, one and two threads, a busy machine"
 	@echo "make test-oldest    the tests on the oldest supported torch and torchvision, in .venv-oldest"
 	@echo "make bench          benchmarks, as ratios beside a peer in one process"
