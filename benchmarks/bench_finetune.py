@@ -1,7 +1,7 @@
-"""What does fine-tuning cost beside its arithmetic? `python -m benchmarks.bench_finetune`.
+"""Overhead of fine-tuning: `python -m benchmarks.bench_finetune`.
 
-A step of ViT-S with all that the loop does and writes down, beside the same classifier in a loop as one would write it
-by hand with timm's Mixup and loss, and beside timm's own ViT in that loop.
+A step of ViT-S in the training loop with logging, compared with the same classifier in a plain loop with timm's Mixup
+and loss, and with timm's own ViT in that loop.
 """
 
 import sys
@@ -54,25 +54,25 @@ def make_vit_s_classifier() -> Classifier:
 
 def make_random_batches() -> list[SceneBatch]:
     generator = torch.Generator().manual_seed(0)
-    photos = torch.randint(256, (4, BATCH, 3, 224, 224), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (4, BATCH, 3, 224, 224), dtype=torch.uint8, generator=generator)
     keys, labels = tuple(map(str, range(BATCH))), tuple(range(BATCH))
-    return [SceneBatch(keys, {"rgb": each}, labels) for each in photos]
+    return [SceneBatch(keys, {"rgb": batch}, labels) for batch in images]
 
 
 def make_manual_step(model: nn.Module, groups: list[dict[str, object]]) -> Callable[[], object]:
-    """Return a step without counts over processes, reports and rows."""
+    """Return a step of a plain loop, without reduced counts, reports and metric rows."""
     mix = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=CLASSES)  # type: ignore[no-untyped-call]
-    optimiser, choose = build_adamw(groups, betas=(0.9, 0.999)), cycle(make_random_batches())
+    optimiser, stream = build_adamw(groups, betas=(0.9, 0.999)), cycle(make_random_batches())
     criterion = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     model.train()
 
     def step() -> object:
-        batch = next(choose)
-        photos = (batch.maps["rgb"].float() / 255 - mean) / std
-        photos, targets = mix(photos, torch.tensor(batch.labels))
+        batch = next(stream)
+        images = (batch.maps["rgb"].float() / 255 - mean) / std
+        images, targets = mix(images, torch.tensor(batch.labels))
         with autocast(CONFIG, torch.device("cpu")):
-            loss = criterion(model(photos).float(), targets)
+            loss = criterion(model(images).float(), targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         set_lr(optimiser, 1e-4)
@@ -84,7 +84,7 @@ def make_manual_step(model: nn.Module, groups: list[dict[str, object]]) -> Calla
 
 
 def make_finetune_loop_step(folder: Path) -> Callable[[], object]:
-    """Return a step of the training loop, and all that a run does after it."""
+    """Return a step of the training loop, followed by the logging of a run."""
     model, plan = make_vit_s_classifier(), plan_training(CONFIG, num_samples=BATCH, world_size=1)
     watch = RunLogger(RunDir(folder), WatchingConfig(), plan, start_step=0, experiment_config={}, is_quiet=False)
     task = ClassificationTask(model, MixingConfig(), 0.0, seed=0)
@@ -109,13 +109,13 @@ def main(rounds: int = 15) -> None:
     theirs = param_groups_layer_decay(vit, weight_decay=0.05, layer_decay=0.75)
     with tempfile.TemporaryDirectory() as folder:
         variants = {
-            "by hand": make_manual_step(ours, groups),
+            "plain loop": make_manual_step(ours, groups),
             "c2fmae": make_finetune_loop_step(Path(folder)),
-            "timm's ViT by hand": make_manual_step(vit, theirs),
+            "plain loop, timm's ViT": make_manual_step(vit, theirs),
         }
-        times = time_in_turn(variants, rounds=rounds, clock=time.process_time)  # neighbours do not count
+        times = time_in_turn(variants, rounds=rounds, clock=time.process_time)  # excludes other processes
     print_costs(
-        f"A fine-tuning step of ViT-S, batch {BATCH}, bf16, processor time", times, peers=["by hand"], samples=BATCH
+        f"A fine-tuning step of ViT-S, batch {BATCH}, bf16, CPU time", times, peers=["plain loop"], samples=BATCH
     )
 
 

@@ -38,7 +38,7 @@ def draw_features(rows: int, dim: int, seed: int) -> Tensor:
 
 
 def multiply_all(keys: Tensor, queries: Tensor) -> None:
-    """All similarities, none of which is looked at."""
+    """Compute all similarities and discard them."""
     buffer = torch.empty(QUERIES_PER_BLOCK, 16384)
     for some in keys.split(16384):
         for rows in queries.split(QUERIES_PER_BLOCK):
