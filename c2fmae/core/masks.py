@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from c2fmae.core.errors import UserError, unknown_name_error
+from c2fmae.core.files import write_atomic
 
 _FORMAT = "c2fmae-masks-1"
 
@@ -80,15 +81,10 @@ class Masks:
 
     def save(self, path: str | Path) -> None:
         """Write the masks to a safetensors file, which `load` reads."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        tensors = {"is_masked": self.is_masked.cpu(), "visible_idx": self.visible_idx.cpu()}
-        metadata = {"format": _FORMAT, "granularities": json.dumps(self.granularities)}
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot write the masks: {error}") from error
+        tensors = {"is_masked": self.is_masked.cpu().contiguous(), "visible_idx": self.visible_idx.cpu().contiguous()}
+        write_atomic(Path(path), save(tensors, {"format": _FORMAT, "granularities": json.dumps(self.granularities)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Masks":
@@ -103,7 +99,9 @@ class Masks:
                         f"{path}: is not a mask file (expected format {_FORMAT!r}, got {metadata.get('format')!r}). "
                         "Use a file written by Masks.save"
                     )
-                granularities = tuple(json.loads(metadata["granularities"]))
+                granularities = json.loads(metadata["granularities"])
+                if not isinstance(granularities, list) or not all(isinstance(name, str) for name in granularities):
+                    raise ValueError("granularities: expected a list of names")
                 is_masked, visible_idx = file.get_tensor("is_masked"), file.get_tensor("visible_idx")
                 masks = cls.from_mask(is_masked, granularities, num_visible=visible_idx.shape[1])
                 if len(granularities) != is_masked.shape[1] or not torch.equal(masks.visible_idx, visible_idx):

@@ -149,8 +149,12 @@ def test_files_that_are_not_masks_are_rejected(tmp_path: Path) -> None:
     save_file(wrong, path, {"format": "c2fmae-masks-1"})
     with pytest.raises(UserError, match=r"masks.safetensors: cannot read masks: 'granularities'$"):
         Masks.load(path)
-    with pytest.raises(UserError, match=r"masks.safetensors: cannot write the masks: "):
-        masks.save(tmp_path / "missing" / "masks.safetensors")
+    for granularities in ("[1, 2, 3]", '"rgb"', "[" * 100_000):
+        save_file(wrong, path, {"format": "c2fmae-masks-1", "granularities": granularities})
+        with pytest.raises(UserError, match=r"masks.safetensors: cannot read masks: "):
+            Masks.load(path)
+    with pytest.raises(UserError, match=r"masks.safetensors: cannot be written: "):
+        masks.save(path / "masks.safetensors")
     save_file({"is_masked": torch.zeros(1)}, path)
     with pytest.raises(
         UserError, match=r"is not a mask file \(expected format 'c2fmae-masks-1', got None\)\. Use a file "
