@@ -34,7 +34,7 @@ def triangle(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]
 
 @CURRICULA.register("cosine")
 def cosine(progress: float, *, order: Order = TOP_DOWN) -> tuple[float, float]:
-    """Like `triangle` with cosine slopes, flat at the peak of each phase."""
+    """Like triangle with cosine slopes, flat at the peak of each phase."""
     _check_progress(progress)
     lead = math.cos(math.pi * progress) ** 2
     return _assign_coefficients(order, lead if progress < 0.5 else 0.0, lead if progress > 0.5 else 0.0)
