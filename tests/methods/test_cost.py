@@ -77,8 +77,8 @@ CONFIGS = [
     ("mae", TINY),
     ("multimae", TINY),
     ("c2fmae", (*TINY, "decoder.options.context=visible")),
-    ("c2fmae", (*TINY, "decoder.name=parallel", "num_visible=19")),
-    ("c2fmae", (*TINY, "decoder.name=self_attention", "decoder.options.entry=own", "decoder.options.depth=2")),
+    ("c2fmae", (*TINY, "decoder=parallel", "num_visible=19")),
+    ("c2fmae", (*TINY, "decoder=self_attention", "decoder.options.entry=own", "decoder.options.depth=2")),
 ]
 FULL_SIZE, FULL_WIDTH = ([(method, depth) for method in ("c2fmae", "multimae")] for depth in ((), ("encoder.depth=2",)))
 """At full size, and with an encoder of two blocks, because tracing many equal blocks is slow."""

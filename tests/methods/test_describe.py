@@ -43,8 +43,8 @@ def test_the_table_lists_wiring_shapes_and_costs() -> None:
     [
         ([], ["", " + F semantic", " + F instance"]),
         (["decoder.options.carry=all"], ["", " + F semantic", " + F semantic + F instance"]),
-        (["decoder.name=reversed"], [" + F instance", " + F rgb", ""]),
-        (["decoder.name=parallel"], ["", "", ""]),
+        (["decoder=reversed"], [" + F instance", " + F rgb", ""]),
+        (["decoder=parallel"], ["", "", ""]),
     ],
 )
 def test_a_stage_is_described_with_its_carried_stages(overrides: list[str], carried_stages: list[str]) -> None:
@@ -57,9 +57,9 @@ def test_a_stage_is_described_with_its_carried_stages(overrides: list[str], carr
     ("overrides", "wiring"),
     [
         ([], "cascaded, semantic → instance → rgb"),
-        (["decoder.name=reversed"], "cascaded, rgb → instance → semantic"),
+        (["decoder=reversed"], "cascaded, rgb → instance → semantic"),
         (["decoder.options.order=[instance, rgb, semantic]"], "cascaded, instance → rgb → semantic"),
-        (["decoder.name=self_attention"], "self_attention"),
+        (["decoder=self_attention"], "self_attention"),
     ],
 )
 def test_the_decoder_is_described_with_the_order_of_its_stages(overrides: list[str], wiring: str) -> None:

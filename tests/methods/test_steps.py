@@ -58,7 +58,7 @@ def extreme_masks(method: MaskedAutoencoding, scenes: SceneBatch) -> Iterator[tu
 @pytest.mark.parametrize("decoder", list(DECODERS))
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_parameter_gets_a_finite_gradient_for_any_mask(name: str, decoder: str, names: tuple[str, ...]) -> None:
-    method = build_tiny_method(name, f"decoder.name={decoder}", granularities=names)
+    method = build_tiny_method(name, f"decoder={decoder}", granularities=names)
     for scenes, masks in extreme_masks(method, draw_noise_scenes()):
         method.model.zero_grad(set_to_none=True)
         maps = method.prepare_inputs(scenes)
