@@ -1,4 +1,4 @@
-"""What a run would take, from a few of its steps: nothing is written."""
+"""Estimate of the time, memory and disk space of a run, from a few of its steps. Nothing is written."""
 
 import logging
 import shutil
@@ -12,13 +12,13 @@ from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.watching import peak_memory
 
 WARMUP_STEPS, MEASURED_STEPS = 2, 5
-"""Steps: the first ones compile, allocate and wait for workers to start."""
+"""Number of steps. The first ones, which compile, allocate memory and start workers, are not measured."""
 
 log = logging.getLogger(__name__)
 
 
 def measure_run(experiment: Experiment, out: Path) -> str:
-    """Take a few steps of a run as it would be here and now, and say what all of it would take."""
+    """Run a few steps of an experiment, and return a description of what all of it would need."""
     training = TrainingState.create(experiment.model, experiment.config.training)
     loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, experiment.world)
     steps, waits = [], []
@@ -35,9 +35,9 @@ def measure_run(experiment: Experiment, out: Path) -> str:
 def describe_measurement(
     experiment: Experiment, training: TrainingState, step_seconds: list[float], wait_seconds: list[float], out: Path
 ) -> str:
-    """Put measured steps into sentences."""
+    """Return sentences about the duration, memory and disk space of a run with these measured steps."""
     plan, median_seconds = experiment.plan, median(step_seconds)
-    existing_dir = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    existing_dir = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     kind = "GPU memory" if experiment.world.device.type == "cuda" else "memory"
     wait_fraction = sum(wait_seconds) / sum(step_seconds)
     lines = [
@@ -45,23 +45,21 @@ def describe_measurement(
         f"a step takes {median_seconds:.3g} s ({min(step_seconds):.3g} to {max(step_seconds):.3g}), "
         f"{plan.batch_size / median_seconds:.4g} samples/s, "
         f"{wait_fraction:.0%} of it waiting for data",
-        f"the whole run takes about {_format_duration(median_seconds * plan.steps)}, without held-out losses and "
-        "pictures",
-        f"a process holds {peak_memory() / 2**30:.2g} GiB of {kind} at most",
-        f"checkpoints take {checkpoint_bytes(experiment, training) / 2**30:.2g} GiB of the "
-        f"{shutil.disk_usage(existing_dir).free / 2**30:.3g} "
-        f"GiB that are free in {existing_dir}",
+        f"the run takes about {_format_duration(median_seconds * plan.steps)}, without held-out losses and figures",
+        f"peak {kind} of a process: {peak_memory() / 2**30:.2g} GiB",
+        f"checkpoints need {checkpoint_bytes(experiment, training) / 2**30:.2g} GiB; "
+        f"{shutil.disk_usage(existing_dir).free / 2**30:.3g} GiB are free in {existing_dir}",
     ]
     if wait_fraction > 0.1:
-        lines.append("it waits for data: try more data.workers; packed data is the quickest")
+        lines.append("steps wait for data: increase data.workers, or pack the data, which is the fastest to read")
     if plan.steps_per_epoch < 50:
         count = f"{plan.steps_per_epoch} step{'s' * (plan.steps_per_epoch > 1)}"
-        lines.append(f"an epoch has only {count}: on so little data a smaller batch learns more")
+        lines.append(f"an epoch has only {count}: for so little data, use a smaller training.batch_size")
     return "\n".join(lines)
 
 
 def _format_duration(seconds: float) -> str:
-    """Return a duration in the unit that suits it.
+    """Return a duration in a suitable unit.
 
     >>> [_format_duration(seconds) for seconds in (50, 5000, 500_000)]
     ['50 seconds', '1.4 hours', '5.8 days']

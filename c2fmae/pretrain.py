@@ -1,4 +1,4 @@
-"""Pre-training, one run from top to bottom.
+"""Pre-training of a masked autoencoder: data, model, steps, evaluation and report of one run.
 
 >>> from c2fmae.recipes.config import load_recipe
 >>> print(plan_training(load_recipe("c2fmae-b").training, num_samples=1_281_167, world_size=64))
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pretraining(Experiment):
-    """A config, and what becomes of it with this data and these processes."""
+    """A pre-training run: a config with its data, model and processes."""
 
     config: PretrainConfig
     scenes: Scenes
@@ -58,12 +58,12 @@ class Pretraining(Experiment):
 
     @cached_property
     def task(self) -> PretrainingTask:
-        """Rebuild what is hidden."""
+        """Reconstruction of hidden patches."""
         return PretrainingTask(self.method, self.config.training.seed)
 
     @contextmanager
     def open_batches(self, step: int) -> Iterator[BatchStream]:
-        """Give the batches from a step on."""
+        """Open an iterator over batches that starts at a step."""
         pin_memory = self.world.device.type == "cuda"
         data, training = self.config.data, self.config.training
         view = data.build_training_view(**self.method.view_options)
@@ -78,13 +78,13 @@ class Pretraining(Experiment):
         return build_pretraining_metadata(self.config, self.scenes.info, num_samples=len(self.scenes))
 
     def check_broken(self, num_broken: int) -> None:
-        """End the run where more samples are broken than may be."""
+        """Raise a `UserError` if more samples are broken than `data.max_broken` allows."""
         self.config.data.check_broken(num_broken, len(self.scenes))
 
     def evaluate(
         self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
     ) -> None:
-        """Take held-out losses and draw reconstructions, where they are due."""
+        """Compute held-out losses and draw reconstructions, if they are due after this step."""
         step, total, watching = training.step, self.plan.steps, self.config.watching
         if self.held_out and is_due(step, watching.held_out_every or self.plan.steps_per_epoch, total):
             rows = read_rows(run_dir.metrics) if is_resuming and self.world.is_main else []
@@ -92,12 +92,12 @@ class Pretraining(Experiment):
                 with unsharded(self.model):
                     logger.log_metrics(step, self.held_out.compute_losses(self.method, self.config.training))
         if watching.figures and is_due(step, watching.figures_every or max(total // 10, 1), total):
-            with unsharded(self.model):  # by all processes, to be used by one
+            with unsharded(self.model):  # a collective: all ranks enter it
                 if self.world.is_main:
                     self.draw_reconstructions(run_dir, logger, step)
 
     def draw_reconstructions(self, run_dir: RunDir, logger: RunLogger, step: int) -> None:
-        """Draw reconstructions of a few scenes."""
+        """Draw reconstructions of a few scenes, and save and log the figure."""
         path = run_dir.figures / f"{step_name(step)}.png"
         source = self.held_out.scenes if self.held_out else self.scenes
         scenes = select_scenes(self.method, source, self.config.watching.figures)
@@ -107,12 +107,12 @@ class Pretraining(Experiment):
         logger.log_figure(step, "reconstructions", path)
 
     def write_report(self, run_dir: RunDir) -> None:
-        """Write the page about the run."""
+        """Write the HTML page about the run."""
         write_pretraining_report(run_dir)
 
 
 def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_changes: bool = False) -> RunOutcome:
-    """Run a config in a folder, or go on with the run that is there."""
+    """Pre-train in a run directory, or with `resume` continue the run in it."""
     with init_distributed(config.training.device) as world, locked_run_dir(out, world) as run_dir:
         experiment = build_pretraining(config, world, is_new=is_new_run(run_dir, world))
         return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
@@ -131,7 +131,7 @@ def build_pretraining_metadata(config: PretrainConfig, info: DatasetInfo, *, num
 
 
 def build_pretraining(config: PretrainConfig, world: World, *, is_new: bool = True) -> Pretraining:
-    """Open the data, fit the config to it, and build the model with its weights as they are before the first step."""
+    """Open the data, fill the config from it, and build the model with its initial weights."""
     names = required_granularities(config.method)
     scenes, held_out = config.data.open_training(names), config.data.open_held_out(names)
     method_config = fill_from_dataset(config.method, scenes.info)

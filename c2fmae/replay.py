@@ -1,4 +1,4 @@
-"""A step of a run once more, to see what was in it: its samples, its masks, its losses."""
+"""Replay of one step of a run: its samples and masks, and the loss of each sample."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,17 +19,20 @@ from c2fmae.methods.masked.task import MicroBatch
 from c2fmae.pretrain import Pretraining, build_pretraining
 
 NUM_SAMPLES_SHOWN = 5
-"""Samples that are named: those with the largest losses."""
+"""Number of samples in the report, those with the largest losses."""
 
 
 def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
-    """Take the batch of a step through the nearest earlier weights, and say which samples and modules stand out.
+    """Run the forward pass of a step with the nearest earlier checkpoint, and return a report.
 
-    Samples and masks are exactly those of the run, however many processes it had.
+    The report lists the samples with the largest losses and the first module whose output is not finite. Samples and
+    masks are exactly those of the run, however many processes it had.
     """
     experiment = build_pretraining(config, single_process(config.training.device))
     if not 1 <= step <= experiment.plan.steps:
-        raise UserError(f"--replay {step}: the run has steps 1 to {experiment.plan.steps}")
+        raise UserError(
+            f"--replay: expected a step from 1 to {experiment.plan.steps}, got {step}. Choose one of the run"
+        )
     checkpoint_step = load_weights_before_step(experiment, RunDir(run_dir), step)
     with experiment.open_batches(step - 1) as batches:
         batch = next(batches)
@@ -42,11 +45,11 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
         world=experiment.world,
     )
     lines = [f"step {step}: {len(batch)} samples, with the weights after step {checkpoint_step}"]
-    lines += ["  (the run's own were later ones)"] * (checkpoint_step < step - 1)
+    lines += ["  (not those of the step itself, which were not saved)"] * (checkpoint_step < step - 1)
     losses, non_finite_modules = compute_sample_losses(experiment, micro_batches)
     totals = {name: values.mean().item() for name, values in losses.items()}
     lines.append("losses: " + ", ".join(f"{name} {value:.4g}" for name, value in totals.items()))
-    lines += [f"not finite first: what {name} puts out" for name in non_finite_modules]
+    lines += [f"first output that is not finite: {name}" for name in non_finite_modules]
     worst = (
         torch.stack([*losses.values()])
         .sum(dim=0)
@@ -54,18 +57,18 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
         .argsort(descending=True)[:NUM_SAMPLES_SHOWN]
     )
     for row in worst.tolist():
-        each = ", ".join(f"{name} {values[row].item():.4g}" for name, values in losses.items())
-        lines.append(f"  {batch.keys[row]}: {each}")
+        sample_losses = ", ".join(f"{name} {values[row].item():.4g}" for name, values in losses.items())
+        lines.append(f"  {batch.keys[row]}: {sample_losses}")
     if all(map(isfinite, totals.values())):
-        lines.append("everything is finite here: what was not may lie in the gradients, or in weights of later steps")
+        lines.append("all losses are finite here: the gradients, or the weights of a later step, may not be")
     return "\n".join(lines)
 
 
 def load_weights_before_step(experiment: Pretraining, run_dir: RunDir, step: int) -> int:
-    """Load the newest whole checkpoint from before a step, if there is one, and return its step."""
+    """Load the newest intact checkpoint before a step, and return its step; 0 if there is none."""
     for path in reversed(list_checkpoints(run_dir.checkpoints)):
         if (step_from_path(path) or 0) < step:
-            with suppress(UserError):  # a damaged one; `doctor` says so
+            with suppress(UserError):  # a damaged one, which `c2fmae doctor` reports
                 checkpoint = load_checkpoint(path)
                 experiment.method.model.load_state_dict(checkpoint.tensors_of("model"))
                 return checkpoint.step
@@ -75,25 +78,27 @@ def load_weights_before_step(experiment: Pretraining, run_dir: RunDir, step: int
 def compute_sample_losses(
     experiment: Pretraining, micro_batches: list[MicroBatch]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return each sample's losses, and the modules whose outputs were the first that are not finite."""
+    """Return the losses of each sample, and the name of the first module whose output is not finite, if any."""
     sample_losses: list[dict[str, Tensor]] = []
     with (
         torch.no_grad(),
-        collect_non_finite_modules(experiment.method.model) as culprits,
+        collect_non_finite_modules(experiment.method.model) as module_names,
         autocast(experiment.config.training, experiment.world.device),
     ):
-        for part in micro_batches:
-            predictions = experiment.method.model(part.maps, part.masks)
+        for micro_batch in micro_batches:
+            predictions = experiment.method.model(micro_batch.maps, micro_batch.masks)
             sample_losses += [
-                compute_one_sample_losses(experiment.method, part, predictions, row) for row in range(len(part.keys))
+                compute_one_sample_losses(experiment.method, micro_batch, predictions, row)
+                for row in range(len(micro_batch.keys))
             ]
-    return {name: torch.stack([each[name] for each in sample_losses]).cpu() for name in sample_losses[0]}, culprits[:1]
+    stacked = {name: torch.stack([losses[name] for losses in sample_losses]).cpu() for name in sample_losses[0]}
+    return stacked, module_names[:1]
 
 
 def compute_one_sample_losses(
     method: MaskedAutoencoding, micro_batch: MicroBatch, predictions: dict[str, Tensor], row: int
 ) -> dict[str, Tensor]:
-    """Return the losses of one sample of a part."""
+    """Return the losses of one sample of a micro-batch."""
     rows = slice(row, row + 1)
     maps = {name: tensor[rows] for name, tensor in micro_batch.maps.items()}
     predicted = {name: tensor[rows] for name, tensor in predictions.items()}
@@ -102,7 +107,7 @@ def compute_one_sample_losses(
 
 @contextmanager
 def collect_non_finite_modules(model: nn.Module) -> Iterator[list[str]]:
-    """Collect the names of modules in the order in which their outputs are found not to be finite."""
+    """Collect the names of modules whose outputs are not finite, in the order of the forward pass."""
     names: list[str] = []
 
     def record_if_non_finite(name: str, output: object) -> None:
@@ -110,7 +115,7 @@ def collect_non_finite_modules(model: nn.Module) -> Iterator[list[str]]:
             names.append(name)
 
     hooks = [
-        module.register_forward_hook(lambda _module, _given, output, name=name: record_if_non_finite(name, output))
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: record_if_non_finite(name, output))
         for name, module in model.named_modules()
         if not any(module.children())
     ]

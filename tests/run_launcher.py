@@ -1,6 +1,6 @@
-"""Runs as processes of their own, started in no time: forked from one that has imported everything.
+"""Runs in processes of their own, forked from a server that has imported everything, so that they start quickly.
 
-What is forked is the command with its words; it ends as the command does, with its exit code and its message.
+A forked process runs the command with its arguments, and ends with its exit code and messages.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 60.0  # seconds; machines that test are busy
+TIMEOUT = 60.0  # seconds; test machines are busy
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class LaunchedRun:
     logs: tuple[Path, ...]
 
     def exit_codes(self) -> list[int | None]:
-        """Return exit codes, minus the signal's number for those who were killed; None while a process is there."""
+        """Return the exit codes: minus the signal number for killed processes, None for running ones."""
         return [self.launcher.poll(pid) for pid in self.pids]
 
     def wait(self, timeout: float = TIMEOUT) -> list[int]:
-        """Wait for the end and return exit codes."""
+        """Wait for all processes and return their exit codes."""
         wait_until(lambda: None not in self.exit_codes(), self, timeout)
         return [code for code in self.exit_codes() if code is not None]
 
     def wait_for_step(self, step: int) -> None:
-        """Wait until a step has been noted."""
+        """Wait until the row of a step has been written."""
         wait_until(lambda: read_last_step(self.out) >= step, self, may_have_ended=False)
 
     def send(self, number: int, rank: int | None = None) -> None:
-        """Send a signal to one process, or to all of them and theirs at once, as schedulers and terminals do."""
+        """Send a signal to one rank, or to the process group, as schedulers and terminals do."""
         with suppress(ProcessLookupError):
             if rank is None:
                 os.killpg(self.pids[0], number)
@@ -54,12 +54,12 @@ class LaunchedRun:
                 os.kill(self.pids[rank], number)
 
     def output(self, rank: int = 0) -> str:
-        """Return what a process said, on both streams."""
+        """Return the output of a process on both streams."""
         return self.logs[rank].read_text(encoding="utf-8")
 
 
 class RunLauncher:
-    """Starts runs, and leaves none behind."""
+    """A launcher of runs, which kills those that are left at its end."""
 
     def __init__(self, log_dir: Path) -> None:
         self._log_dir, self._count = log_dir, 0
@@ -113,7 +113,7 @@ class RunLauncher:
         return LaunchedRun(self, out, tuple(pids), tuple(logs))
 
     def poll(self, pid: int) -> int | None:
-        """Return the exit code of a process that has ended."""
+        """Return the exit code of a process; None while it is running."""
         if self._codes[pid] is None:
             self._codes[pid] = self._request({"poll": pid})
         return self._codes[pid]
@@ -129,18 +129,18 @@ class RunLauncher:
 def wait_until(
     condition: Callable[[], bool], run: LaunchedRun, timeout: float = TIMEOUT, *, may_have_ended: bool = True
 ) -> None:
-    """Wait for something, not for ever; a run that ends before is no use waiting for, unless `may_have_ended`."""
+    """Wait until a condition is true. Unless `may_have_ended`, the end of the run before is an error."""
     end = time.monotonic() + timeout
     while not condition():
         if not may_have_ended and None not in run.exit_codes() and not condition():
             raise AssertionError(f"ended with {run.exit_codes()}:\n{run.output()}")
         if time.monotonic() > end:
-            raise AssertionError(f"still there after {timeout} s:\n{run.output()}")
+            raise AssertionError(f"timeout after {timeout} s:\n{run.output()}")
         time.sleep(0.002)
 
 
 def read_metric_rows(out: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics that are there by now."""
+    """Return the rows of metrics written so far."""
     try:
         text = (out / "metrics.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -149,24 +149,24 @@ def read_metric_rows(out: Path) -> list[dict[str, Any]]:
 
 
 def read_last_step(out: Path) -> int:
-    """Return the step that was noted last."""
+    """Return the last step in the metrics."""
     return max((row["step"] for row in read_metric_rows(out)), default=0)
 
 
 def set_args(*overrides: str) -> list[str]:
-    """Return the words that change settings."""
+    """Return command-line arguments that change settings."""
     return [word for text in overrides for word in ("--set", text)]
 
 
 def find_free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def serve_forks() -> dict[str, Any]:
-    """Answer requests; return only in a new process, with the request that it was made for."""
+    """Serve requests; return only in a forked process, with its request."""
     for line in iter(sys.stdin.readline, ""):
         request: dict[str, Any] = json.loads(line)
         if "poll" in request:
@@ -183,7 +183,7 @@ def serve_forks() -> dict[str, Any]:
 
 
 def apply_request(request: Mapping[str, Any]) -> None:
-    """Make this process what was asked for."""
+    """Set the process group, streams, environment and arguments of this process, and run its setup code."""
     os.setpgid(0, request["group"])
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream, descriptor in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
@@ -213,4 +213,4 @@ if __name__ == "__main__":
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    os._exit(code)  # to take a forked interpreter down piece by piece takes seconds
+    os._exit(code)  # a regular shutdown of a forked interpreter takes seconds

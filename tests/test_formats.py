@@ -63,20 +63,22 @@ def snapshot(folder: str) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in Path(folder).rglob("*") if p.is_file() and p.suffix != ".html"}
 
 
-@pytest.mark.parametrize(("run", "saved", "kept"), [("runs/c2fmae", 4, [4, 6]), ("runs/mae", 3, [6])])
-def test_pretraining_resumes_and_finishes(run: str, saved: int, kept: list[int]) -> None:
+@pytest.mark.parametrize(("run", "saved_step", "remaining_steps"), [("runs/c2fmae", 4, [4, 6]), ("runs/mae", 3, [6])])
+def test_pretraining_resumes_and_finishes(run: str, saved_step: int, remaining_steps: list[int]) -> None:
     before = read_rows(run)
     run_command("pretrain", run, "--resume")
     state = read_json(f"{run}/state.json")
     assert (state["status"], state["step"]) == ("finished", 6)
-    assert read_json(f"{run}/environment.json")["resumed"][0]["step"] == saved
+    assert read_json(f"{run}/environment.json")["resumed"][0]["step"] == saved_step
     rows = read_rows(run)
     trained = [row for row in rows if "lr" in row]
     assert [row["step"] for row in trained] == [1, 2, 3, 4, 5, 6]
     assert {tuple(row) for row in trained} == {tuple(before[0])}
-    assert rows[: rows.index(trained[saved - 1]) + 1] == before[: before.index(trained[saved - 1]) + 1]
+    assert rows[: rows.index(trained[saved_step - 1]) + 1] == before[: before.index(trained[saved_step - 1]) + 1]
     assert "held_out/loss" in rows[-1]
-    assert sorted(path.name for path in Path(run, "checkpoints").iterdir()) == [f"step-{step:08d}" for step in kept]
+    assert sorted(path.name for path in Path(run, "checkpoints").iterdir()) == [
+        f"step-{step:08d}" for step in remaining_steps
+    ]
     assert load_run(Path(run)).step == 6
     finished = snapshot(run)
     run_command("pretrain", run, "--resume")

@@ -1,4 +1,4 @@
-"""A run that is killed, at whatever moment, and resumed ends in the same bytes as one that was left alone."""
+"""A run that is killed at any moment and resumed ends in the same bytes as an uninterrupted one."""
 
 import itertools
 import json
@@ -37,15 +37,15 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunLauncher]:
 
 
 @pytest.fixture(scope="module")
-def few(launcher: RunLauncher, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run that was left alone."""
-    run = launcher.start(*FEW, out=tmp_path_factory.mktemp("few") / "whole")
+def short_run(launcher: RunLauncher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a short run that was not interrupted."""
+    run = launcher.start(*SHORT, out=tmp_path_factory.mktemp("short_run") / "uninterrupted")
     assert run.wait() == [0], run.output()
     return run.out
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    """Compare all that a run ends with, to the bit."""
+    """Compare the metrics and last checkpoints of two runs to the bit."""
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     paths = [list_checkpoints(out / "checkpoints")[-1] for out in (one, other)]
     expected, found = map(load_checkpoint, paths)
@@ -55,22 +55,22 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert len({(path / "tensors.safetensors").read_bytes() for path in paths}) == 1
 
 
-def unfinished(out: Path) -> set[str]:
-    """Return what a save has made that is no checkpoint yet, or none any more."""
+def partial_names(out: Path) -> set[str]:
+    """Return the names of checkpoints that are being written or removed."""
     return {path.name for path in (out / "checkpoints").glob(".*")}
 
 
-def wait_for_moment(run: LaunchedRun, moment: str, chance: random.Random) -> None:
-    """Wait until a run is where it is to be killed."""
+def wait_for_moment(run: LaunchedRun, moment: str, rng: random.Random) -> None:
+    """Wait until a run is at the moment at which it will be killed."""
     if moment == "start":
-        time.sleep(chance.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.5))
     elif moment == "step":
-        run.wait_for_step(read_last_step(run.out) + chance.randint(1, 3))
-        time.sleep(chance.uniform(0, 0.1))
+        run.wait_for_step(read_last_step(run.out) + rng.randint(1, 3))
+        time.sleep(rng.uniform(0, 0.1))
     else:
-        before = unfinished(run.out)
-        wait_until(lambda: bool(unfinished(run.out) - before), run, may_have_ended=False)
-        time.sleep(chance.choice([0.0, chance.uniform(0, 0.02)]))
+        before = partial_names(run.out)
+        wait_until(lambda: bool(partial_names(run.out) - before), run, may_have_ended=False)
+        time.sleep(rng.choice([0.0, rng.uniform(0, 0.02)]))
 
 
 def kill_and_resume(
@@ -78,26 +78,26 @@ def kill_and_resume(
     words: tuple[str, ...],
     out: Path,
     moments: list[str],
-    chance: random.Random,
+    rng: random.Random,
     processes: int = 1,
 ) -> Counter[str]:
-    """Run to the end, killed at each of these moments on the way; return what was hit."""
+    """Run to the end with a kill at each of these moments, and count the kinds of kills."""
     hits = Counter[str]()
     for moment in moments:
-        before = unfinished(out)
+        before = partial_names(out)
         run = launcher.start(*words, "--resume", out=out, num_processes=processes)
-        wait_for_moment(run, moment, chance)
-        is_met = moment != "start"  # who dies before the processes have met is missed by nobody but what started them
-        victim = chance.choice([None, *range(processes)]) if is_met else None
+        wait_for_moment(run, moment, rng)
+        is_met = moment != "start"  # before the ranks have joined, only the launcher notices a dead one
+        victim = rng.choice([None, *range(processes)]) if is_met else None
         run.send(signal.SIGKILL, victim)
         codes = run.wait()
         if -signal.SIGKILL not in codes:
             assert codes == [0] * processes, run.output()
-            break  # it was over before
+            break  # it ended before the kill
         hits["kills"] += 1
         hits[f"at {moment}"] += 1
         hits["of all processes" if victim is None else "of one process"] += 1
-        left = unfinished(out) - before
+        left = partial_names(out) - before
         hits["inside a save"] += any(name.endswith(".tmp") for name in left)
         hits["inside a removal"] += any(name.endswith((".removed", ".replaced")) for name in left)
     run = launcher.start(*words, "--resume", out=out, num_processes=processes)
@@ -105,11 +105,11 @@ def kill_and_resume(
     return hits
 
 
-def test_a_run_killed_at_its_start_within_a_step_and_inside_saves_ends_in_the_same_bits(
+def test_a_run_killed_at_its_start_in_a_step_and_in_saves_ends_in_the_same_bits(
     launcher: RunLauncher, tmp_path: Path
 ) -> None:
     words = (*WORDS, *set_args("training.ema=0.9", "training.micro_batch=4"))
-    assert launcher.start(*words, out=tmp_path / "whole").wait() == [0]
+    assert launcher.start(*words, out=tmp_path / "uninterrupted").wait() == [0]
     hits = kill_and_resume(
         launcher,
         (*words, *set_args("data.workers=2")),
@@ -119,19 +119,17 @@ def test_a_run_killed_at_its_start_within_a_step_and_inside_saves_ends_in_the_sa
     )
     assert hits["kills"] == 4
     assert hits["inside a save"] + hits["inside a removal"] >= 1
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+    assert_same_end(tmp_path / "uninterrupted", tmp_path / "killed")
 
 
-def test_two_processes_killed_together_and_one_alone_end_in_the_same_bits(
-    launcher: RunLauncher, tmp_path: Path
-) -> None:
-    assert launcher.start(*WORDS, out=tmp_path / "whole", num_processes=2).wait() == [0, 0]
+def test_two_processes_killed_together_or_singly_end_in_the_same_bits(launcher: RunLauncher, tmp_path: Path) -> None:
+    assert launcher.start(*WORDS, out=tmp_path / "uninterrupted", num_processes=2).wait() == [0, 0]
     hits = kill_and_resume(launcher, WORDS, tmp_path / "killed", ["step", "save"], random.Random(3), processes=2)
     assert hits["kills"] == 2
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+    assert_same_end(tmp_path / "uninterrupted", tmp_path / "killed")
 
 
-DIE = """
+KILL_BEFORE = """
 import os, signal, sys
 number = 0
 def watch(event, words):
@@ -143,19 +141,21 @@ def watch(event, words):
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(watch)
 """
-FEW = (
+SHORT = (
     "c2fmae-debug",
     *set_args(*SMALL, "training.steps=4", "training.ema=0.9", "saving.steps=2", "saving.keep_last=1"),
     *set_args("watching.figures=1", "watching.figures_every=2"),
 )
 
 
-def assert_resumed_to_the_end(launcher: RunLauncher, whole: Path, killed: Path) -> None:
-    run = launcher.start(*FEW, "--resume", out=killed)
+def assert_resumed_to_the_end(launcher: RunLauncher, uninterrupted: Path, killed: Path) -> None:
+    run = launcher.start(*SHORT, "--resume", out=killed)
     assert run.wait() == [0], run.output()
-    assert_same_end(whole, killed)
-    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
-    assert (killed / "figures/step-00000004.png").read_bytes() == (whole / "figures/step-00000004.png").read_bytes()
+    assert_same_end(uninterrupted, killed)
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in uninterrupted.iterdir())
+    assert (killed / "figures/step-00000004.png").read_bytes() == (
+        uninterrupted / "figures/step-00000004.png"
+    ).read_bytes()
     assert json.loads((killed / "state.json").read_bytes())["status"] == "finished"
 
 
@@ -169,34 +169,34 @@ def assert_resumed_to_the_end(launcher: RunLauncher, whole: Path, killed: Path) 
         "event == 'os.rename' and '.state.json' in str(words[0]) and number > 20",
     ],
 )
-def test_a_run_killed_before_a_file_operation_is_resumed_to_the_end(
-    launcher: RunLauncher, few: Path, tmp_path: Path, moment: str
+def test_a_run_killed_before_a_file_operation_resumes_to_the_end(
+    launcher: RunLauncher, short_run: Path, tmp_path: Path, moment: str
 ) -> None:
     run = launcher.start(
-        *FEW, out=tmp_path / "killed", setup_code=DIE.format(out=str(tmp_path / "killed"), when=moment)
+        *SHORT, out=tmp_path / "killed", setup_code=KILL_BEFORE.format(out=str(tmp_path / "killed"), when=moment)
     )
     assert run.wait() == [-signal.SIGKILL], run.output()
-    assert_resumed_to_the_end(launcher, few, tmp_path / "killed")
+    assert_resumed_to_the_end(launcher, short_run, tmp_path / "killed")
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_any_of_its_file_operations_is_resumed_to_the_end(
-    launcher: RunLauncher, few: Path, tmp_path: Path
+def test_a_run_killed_before_any_file_operation_resumes_to_the_end(
+    launcher: RunLauncher, short_run: Path, tmp_path: Path
 ) -> None:
     for number in itertools.count(1):
         out = tmp_path / f"killed-{number}"
-        run = launcher.start(*FEW, out=out, setup_code=DIE.format(out=str(out), when=f"number == {number}"))
+        run = launcher.start(*SHORT, out=out, setup_code=KILL_BEFORE.format(out=str(out), when=f"number == {number}"))
         if run.wait() == [0]:
             break
         print(number, run.output(), flush=True)
-        assert_resumed_to_the_end(launcher, few, out)
+        assert_resumed_to_the_end(launcher, short_run, out)
         shutil.rmtree(out)
     assert number > 30
 
 
 @pytest.mark.slow
-def test_many_kills_of_runs_of_all_kinds(launcher: RunLauncher, tmp_path: Path) -> None:
-    chance, hits = random.Random(1), Counter[str]()
+def test_many_kills_of_all_kinds_of_runs(launcher: RunLauncher, tmp_path: Path) -> None:
+    rng, hits = random.Random(1), Counter[str]()
     for processes in (1, 2, 3):
         each = 12 // processes
         for micro_batch in (each, each // 2):
@@ -204,13 +204,13 @@ def test_many_kills_of_runs_of_all_kinds(launcher: RunLauncher, tmp_path: Path) 
                 name = f"{processes}-{micro_batch}-{ema}"
                 words = (*WORDS, *set_args("training.batch_size=12", f"training.micro_batch={micro_batch}"))
                 words = (*words, *set_args(f"training.ema={ema}"))
-                whole = launcher.start(*words, out=tmp_path / name, num_processes=processes)
-                assert whole.wait() == [0] * processes, whole.output()
+                uninterrupted = launcher.start(*words, out=tmp_path / name, num_processes=processes)
+                assert uninterrupted.wait() == [0] * processes, uninterrupted.output()
                 for workers in (0, 2):
-                    moments = chance.sample(["start", "step", "step", "save", "save", "save"], 6)
-                    hands = set_args(f"data.workers={workers}")
+                    moments = rng.sample(["start", "step", "step", "save", "save", "save"], 6)
+                    workers_args = set_args(f"data.workers={workers}")
                     killed = tmp_path / f"{name}-{workers}"
-                    found = kill_and_resume(launcher, (*words, *hands), killed, moments, chance, processes)
+                    found = kill_and_resume(launcher, (*words, *workers_args), killed, moments, rng, processes)
                     assert_same_end(tmp_path / name, killed)
                     hits += found
                     hits[f"processes {processes}"] += found["kills"]

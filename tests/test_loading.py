@@ -1,4 +1,4 @@
-"""What a run holds, for those who come after it."""
+"""Loading of pre-training runs."""
 
 from pathlib import Path
 
@@ -30,21 +30,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_is_loaded_at_its_end_a_step_or_as_an_average(run: Path) -> None:
-    kept = {step: load_checkpoint(run / "checkpoints" / f"step-{step:08d}") for step in (1, 2)}
+def test_a_run_is_loaded_at_its_end_at_a_step_or_averaged(run: Path) -> None:
+    saved = {step: load_checkpoint(run / "checkpoints" / f"step-{step:08d}") for step in (1, 2)}
     loaded = [load_run(run), load_run(run, step=1), load_run(run / "checkpoints" / "step-00000001")]
     assert [each.step for each in loaded] == [2, 1, 1]
     for each in loaded:
         weights = each.method.model.state_dict()
-        assert all(torch.equal(weights[name], tensor) for name, tensor in kept[each.step].tensors_of("model").items())
+        assert all(torch.equal(weights[name], tensor) for name, tensor in saved[each.step].tensors_of("model").items())
     average = load_run(run, use_ema=True).method.model.state_dict()
-    assert all(torch.equal(average[name], tensor) for name, tensor in kept[2].tensors_of("ema").items())
+    assert all(torch.equal(average[name], tensor) for name, tensor in saved[2].tensors_of("ema").items())
     assert not torch.equal(average["heads.rgb.weight"], loaded[0].method.model.state_dict()["heads.rgb.weight"])
     assert loaded[0].class_names[0] == "sky"
     assert len(open_run_scenes(loaded[0].config)) == 16
 
 
-def test_a_run_without_an_average_says_so(tmp_path: Path) -> None:
+def test_a_run_without_averaged_weights_is_reported(tmp_path: Path) -> None:
     pretrain(load_recipe("c2fmae-debug", SHORT), tmp_path / "run")
     with pytest.raises(UserError) as caught:
         load_run(tmp_path / "run", use_ema=True)
@@ -52,7 +52,7 @@ def test_a_run_without_an_average_says_so(tmp_path: Path) -> None:
     assert str(caught.value) == message
 
 
-def test_a_run_that_has_saved_nothing_yet_says_so(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_is_reported(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError) as caught:
         load_run(tmp_path)

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would take, without leaving anything behind."""
+"""Estimates of `--dry-run`."""
 
 from pathlib import Path
 
@@ -14,25 +14,25 @@ CONFIG = load_recipe(
 )
 
 
-def test_it_says_length_time_memory_and_disk_and_writes_nothing(tmp_path: Path) -> None:
+def test_the_estimate_covers_length_time_memory_and_disk_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     lines = measure_run(build_pretraining(CONFIG, World()), out).splitlines()
     assert lines[0].startswith("20 steps (10 epochs of 2), 2 of warm-up; batch 8 = 1 process × 8; ")
     assert lines[1].startswith("a step takes ")
-    assert lines[2].startswith("the whole run takes about ")
-    assert lines[3].startswith("a process holds ")
-    assert lines[4].endswith(f"that are free in {tmp_path}")
-    assert lines[-1] == "an epoch has only 2 steps: on so little data a smaller batch learns more"
+    assert lines[2].startswith("the run takes about ")
+    assert lines[3].startswith("peak memory of a process: ")
+    assert lines[4].endswith(f"GiB are free in {tmp_path}")
+    assert lines[-1] == "an epoch has only 2 steps: for so little data, use a smaller training.batch_size"
     assert not out.exists()
 
 
-def test_its_sums_are_those_of_the_steps_that_were_taken(tmp_path: Path) -> None:
-    it = build_pretraining(CONFIG, World())
-    training = TrainingState.create(it.method.model, it.config.training)
-    lines = describe_measurement(it, training, [2.0, 1.0, 3.0], [0.5, 0.5, 0.5], tmp_path).splitlines()
-    assert isinstance(it.plan, TrainingPlan)
+def test_the_estimate_follows_from_the_measured_steps(tmp_path: Path) -> None:
+    experiment = build_pretraining(CONFIG, World())
+    training = TrainingState.create(experiment.method.model, experiment.config.training)
+    lines = describe_measurement(experiment, training, [2.0, 1.0, 3.0], [0.5, 0.5, 0.5], tmp_path).splitlines()
+    assert isinstance(experiment.plan, TrainingPlan)
     assert lines[1] == "a step takes 2 s (1 to 3), 4 samples/s, 25% of it waiting for data"
-    assert lines[2] == "the whole run takes about 40 seconds, without held-out losses and pictures"
-    assert lines[5] == "it waits for data: try more data.workers; packed data is the quickest"
-    weights = sum(parameter.numel() for parameter in it.method.model.parameters())
-    assert lines[4].startswith(f"checkpoints take {weights * 4 * 3 * 3 / 2**30:.2g} GiB of the ")
+    assert lines[2] == "the run takes about 40 seconds, without held-out losses and figures"
+    assert lines[5] == "steps wait for data: increase data.workers, or pack the data, which is the fastest to read"
+    weights = sum(parameter.numel() for parameter in experiment.method.model.parameters())
+    assert lines[4].startswith(f"checkpoints need {weights * 4 * 3 * 3 / 2**30:.2g} GiB; ")

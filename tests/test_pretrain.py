@@ -1,4 +1,4 @@
-"""Runs as their users meet them: in processes of their own, told to stop, out of room, with data gone bad."""
+"""Runs in processes of their own: signals, resuming, full disks, changed configs and damaged files."""
 
 import json
 import os
@@ -34,8 +34,8 @@ WORDS = (
         "data.held_out_samples=4",
     ),
 )
-LONGER = set_args("training.steps=1000")  # than anybody waits
-MEANWHILE = """
+LONGER = set_args("training.steps=1000")  # longer than any test waits
+AFTER_SPLIT = """
 import os
 from c2fmae.methods.masked.task import PretrainingTask
 
@@ -67,16 +67,16 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunLauncher]:
 
 
 @pytest.fixture(scope="module")
-def whole(launcher: RunLauncher, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    run = launcher.start(*WORDS, out=tmp_path_factory.mktemp("runs") / "whole")
+def uninterrupted(launcher: RunLauncher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run that was not interrupted."""
+    run = launcher.start(*WORDS, out=tmp_path_factory.mktemp("runs") / "uninterrupted")
     assert run.wait() == [0], run.output()
     return run.out
 
 
 def poison(when: str) -> str:
-    """Return what makes a photo not finite."""
-    return MEANWHILE.format(when=when, what='made[-1].maps["rgb"][0] = float("nan")')
+    """Return setup code that makes an image not finite."""
+    return AFTER_SPLIT.format(when=when, what='made[-1].maps["rgb"][0] = float("nan")')
 
 
 def files_of(out: Path) -> dict[str, bytes]:
@@ -92,15 +92,15 @@ def steps_of(out: Path) -> list[int]:
     return [int(path.name.removeprefix("step-")) for path in sorted((out / "checkpoints").glob("step-*"))]
 
 
-def assert_ends_as(whole: Path, out: Path) -> None:
-    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    expected, found = (load_checkpoint(path / "checkpoints" / "step-00000008").tensors for path in (whole, out))
+def assert_ends_as(uninterrupted: Path, out: Path) -> None:
+    assert (out / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+    expected, found = (load_checkpoint(path / "checkpoints" / "step-00000008").tensors for path in (uninterrupted, out))
     assert [name for name in expected.keys() | found if not expected[name].equal(found[name])] == []
     assert state_of(out) == {"status": "finished", "step": 8}
 
 
 def write_folder(root: Path, *, count: int = 32, classes: Sequence[str] = GeneratedScenes.classes) -> None:
-    """Write generated scenes as pictures, as if somebody had labelled them."""
+    """Write generated scenes to a directory of images and maps."""
     scenes = GeneratedScenes(size=64, length=count, difficulty="easy")
     for index, key in enumerate(scenes.keys):
         for name, ids in scenes[index].maps.items():
@@ -111,22 +111,22 @@ def write_folder(root: Path, *, count: int = 32, classes: Sequence[str] = Genera
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_no_byte_of_the_metrics(
-    launcher: RunLauncher, whole: Path, tmp_path: Path, workers: int
+def test_workers_do_not_change_the_metrics(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path, workers: int
 ) -> None:
     run = launcher.start(*WORDS, *set_args(f"data.workers={workers}"), out=tmp_path / "run")
     assert run.wait() == [0], run.output()
-    assert_ends_as(whole, tmp_path / "run")
+    assert_ends_as(uninterrupted, tmp_path / "run")
 
 
 @pytest.mark.numeric
-def test_a_run_told_to_end_again_and_again_saves_each_time_and_ends_in_the_same_bytes(
-    launcher: RunLauncher, whole: Path, tmp_path: Path
+def test_a_run_stopped_repeatedly_by_signals_ends_in_the_same_bytes(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
 ) -> None:
     words, out = (*WORDS, *set_args("saving.steps=null", "data.workers=2")), tmp_path / "run"
     for step, number, code in ((2, signal.SIGTERM, 75), (4, signal.SIGUSR1, 75), (7, signal.SIGINT, 130)):
-        tell = MEANWHILE.format(when=f"step + 2 == {step}", what=f"os.killpg(0, {number})")  # its workers too
-        run = launcher.start(*words, "--resume", out=out, setup_code=tell)
+        stop = AFTER_SPLIT.format(when=f"step + 2 == {step}", what=f"os.killpg(0, {number})")  # its workers too
+        run = launcher.start(*words, "--resume", out=out, setup_code=stop)
         assert run.wait() == [code], run.output()
         assert state_of(out) == {"status": "saved-on-signal", "step": step}
         assert steps_of(out)[-1] == step
@@ -136,12 +136,12 @@ def test_a_run_told_to_end_again_and_again_saves_each_time_and_ends_in_the_same_
         ]
     run = launcher.start(*words, "--resume", out=out)
     assert run.wait() == [0], run.output()
-    assert_ends_as(whole, out)
+    assert_ends_as(uninterrupted, out)
 
 
-def test_two_ctrl_c_leave_at_once(launcher: RunLauncher, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_exits_at_once(launcher: RunLauncher, tmp_path: Path) -> None:
     out, twice = tmp_path / "run", "for _ in range(2): os.kill(os.getpid(), 2)"
-    run = launcher.start(*WORDS, out=out, setup_code=MEANWHILE.format(when="step == 2", what=twice))
+    run = launcher.start(*WORDS, out=out, setup_code=AFTER_SPLIT.format(when="step == 2", what=twice))
     assert run.wait() == [130], run.output()
     assert steps_of(out) == []
     assert state_of(out) == {"status": "failed", "step": 2, "why": "KeyboardInterrupt"}
@@ -149,13 +149,13 @@ def test_two_ctrl_c_leave_at_once(launcher: RunLauncher, tmp_path: Path) -> None
 
 @pytest.mark.numeric
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_other_processes_and_the_same_data_and_masks(
-    launcher: RunLauncher, whole: Path, tmp_path: Path, before: int, after: int
+def test_a_run_resumed_with_another_number_of_processes_has_the_same_data_and_masks(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     out = tmp_path / "run"
-    tell = MEANWHILE.format(when=f"step == 1 and world.rank == {before - 1}", what="os.kill(os.getpid(), 15)")
-    run = launcher.start(*WORDS, out=out, num_processes=before, setup_code=tell)
-    assert run.wait() == [75] * before, run.output()  # one hears it, all end
+    stop = AFTER_SPLIT.format(when=f"step == 1 and world.rank == {before - 1}", what="os.kill(os.getpid(), 15)")
+    run = launcher.start(*WORDS, out=out, num_processes=before, setup_code=stop)
+    assert run.wait() == [75] * before, run.output()  # one rank gets the signal, all ranks stop
     assert steps_of(out) == [3]
     run = launcher.start(*WORDS, "--resume", out=out, num_processes=after)
     assert run.wait() == [0] * after, run.output()
@@ -164,14 +164,14 @@ def test_a_run_goes_on_with_other_processes_and_the_same_data_and_masks(
         f"  changed: processes {before} → {after}",
         "  data and masks stay the same, but results may differ in their last bits",
     ]
-    expected, found = read_metric_rows(whole), read_metric_rows(out)
+    expected, found = read_metric_rows(uninterrupted), read_metric_rows(out)
     assert [row.keys() for row in found] == [row.keys() for row in expected]
     for one, other in zip(expected, found, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_under_torchrun_a_run_saves_when_it_is_told_to_end_and_is_over_when_a_process_dies(
+def test_under_torchrun_a_run_saves_on_a_signal_and_exits_when_a_process_dies(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     out, folder = tmp_path / "run", Path(sys.executable).parent
@@ -189,13 +189,13 @@ def test_under_torchrun_a_run_saves_when_it_is_told_to_end_and_is_over_when_a_pr
         children = [int(child) for child in tasks.read_text().split()]
         os.kill(torchrun.pid if number == signal.SIGTERM else children[1], number)
         torchrun.wait(timeout=60)
-        said = (tmp_path / "log").read_text()
+        log_text = (tmp_path / "log").read_text()
         if number == signal.SIGTERM:
-            assert state_of(out) == {"status": "saved-on-signal", "step": read_last_step(out)}, said
+            assert state_of(out) == {"status": "saved-on-signal", "step": read_last_step(out)}, log_text
             assert steps_of(out)[-1] == read_last_step(out)
         else:
-            assert "exitcode  : -9" in said
-            assert "c2fmae/pretrain.py" not in said  # the only traceback is torchrun's own
+            assert "exitcode  : -9" in log_text
+            assert "c2fmae/pretrain.py" not in log_text  # the only traceback is that of torchrun
     finally:
         for process in (torchrun.pid, *children):
             with suppress(ProcessLookupError):
@@ -203,7 +203,7 @@ def test_under_torchrun_a_run_saves_when_it_is_told_to_end_and_is_over_when_a_pr
         torchrun.wait()
 
 
-def test_a_loss_that_is_not_finite_once_is_skipped_and_told(launcher: RunLauncher, tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_recorded(launcher: RunLauncher, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = launcher.start(*WORDS, out=out, setup_code=poison("step == 3"))
     assert run.wait() == [0], run.output()
@@ -212,57 +212,55 @@ def test_a_loss_that_is_not_finite_once_is_skipped_and_told(launcher: RunLaunche
     assert list(bad) == [4]
     assert bad[4]["skipped"] == "not finite"
     assert [bad[4][name] for name in ("loss", "loss/rgb", "grad_norm")] == [None] * 3
-    trouble = json.loads((out / "trouble/step-00000004-process-0.json").read_text())
-    assert trouble["step"] == 4
-    assert len(trouble["parts"]) == 1
-    assert len(trouble["parts"][0]["keys"]) == 8
-    assert {"loss", "loss/semantic", "loss/instance", "loss/rgb"} < trouble["parts"][0].keys()
+    details = json.loads((out / "skipped/step-00000004-rank-0.json").read_text())
+    assert (details["step"], details["grad_norm"]) == (4, None)
+    (micro_batch,) = details["micro_batches"]
+    assert len(micro_batch["keys"]) == 8
+    assert {"loss", "loss/semantic", "loss/instance", "loss/rgb"} < micro_batch.keys()
     assert steps_of(out) == [4, 8]
 
 
-def test_a_loss_that_is_not_finite_in_the_last_step_does_not_cost_the_last_checkpoint(
-    launcher: RunLauncher, tmp_path: Path
-) -> None:
+def test_the_last_checkpoint_is_saved_if_the_last_step_is_not_finite(launcher: RunLauncher, tmp_path: Path) -> None:
     run = launcher.start(*WORDS, out=tmp_path / "run", setup_code=poison("step == 7"))
     assert run.wait() == [0], run.output()
     assert steps_of(tmp_path / "run") == [4, 8]
 
 
-def test_a_loss_that_is_not_finite_on_one_process_skips_the_step_of_all(launcher: RunLauncher, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(launcher: RunLauncher, tmp_path: Path) -> None:
     out, nan = tmp_path / "run", poison("step == 3 and world.rank == 1")
     run = launcher.start(*WORDS, *set_args("training.micro_batch=2"), out=out, num_processes=2, setup_code=nan)
     assert run.wait() == [0, 0], run.output()
     assert [row["step"] for row in read_metric_rows(out) if "skipped" in row] == [4]
-    parts = [json.loads((out / f"trouble/step-00000004-process-{k}.json").read_text())["parts"] for k in range(2)]
-    is_finite = [[part["loss"] is not None for part in process] for process in parts]
-    assert is_finite == [[True, True], [True, False]]  # so the sample to look for is one of two
+    details = [json.loads((out / f"skipped/step-00000004-rank-{rank}.json").read_text()) for rank in range(2)]
+    is_finite = [[each["loss"] is not None for each in rank["micro_batches"]] for rank in details]
+    assert is_finite == [[True, True], [True, False]]
     assert steps_of(out) == [4, 8]
 
 
-def test_a_loss_that_is_never_finite_again_ends_the_run_and_leaves_a_good_checkpoint(
-    launcher: RunLauncher, whole: Path, tmp_path: Path
+def test_too_many_bad_steps_stop_the_run_and_leave_a_finite_checkpoint(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out, words = tmp_path / "run", (*WORDS, *set_args("training.max_bad_steps=3"))
     run = launcher.start(*words, out=out, num_processes=2, setup_code=poison("step > 4 and world.rank == 1"))
     assert run.wait() == [1, 1]
     for rank in range(2):
         assert run.output(rank).splitlines()[-1] == (
-            "error: 3 steps in a row had a loss or gradient that is not finite, the last is step 8. The last "
-            f"checkpoint, step-00000004, is good. {out}/trouble/step-00000008-process-{rank}.json has the "
-            "samples and losses; try a lower learning rate, training.clip=1, or training.precision=fp32"
+            "error: the loss or gradient was not finite in 3 steps in a row, up to step 8. The last checkpoint is "
+            f"step-00000004. {out}/skipped/step-00000008-rank-{rank}.json lists samples and losses. Resume with a "
+            "lower learning rate, training.clip=1 or training.precision=fp32"
         )
         assert "Traceback" not in run.output(rank)
     assert state_of(out)["status"] == "failed"
     run = launcher.start(*words, "--resume", out=out)
     assert run.wait() == [0], run.output()
-    assert read_metric_rows(out) == [pytest.approx(row, rel=1e-4) for row in read_metric_rows(whole)]
+    assert read_metric_rows(out) == [pytest.approx(row, rel=1e-4) for row in read_metric_rows(uninterrupted)]
 
 
-def test_a_run_is_not_begun_twice_and_one_that_is_finished_is_left_as_it_is(
-    launcher: RunLauncher, whole: Path, tmp_path: Path
+def test_a_run_is_not_started_twice_and_a_finished_one_is_not_changed(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(uninterrupted, out)
     before = files_of(out)
     run = launcher.start(*WORDS, out=out)
     assert run.wait() == [2]
@@ -273,7 +271,7 @@ def test_a_run_is_not_begun_twice_and_one_that_is_finished_is_left_as_it_is(
     assert files_of(out) == before
 
 
-def test_two_runs_do_not_share_a_folder(launcher: RunLauncher, tmp_path: Path) -> None:
+def test_two_runs_cannot_use_one_directory(launcher: RunLauncher, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = launcher.start(*WORDS, *LONGER, *set_args("data.workers=2"), out=out)
     first.wait_for_step(1)
@@ -290,11 +288,11 @@ def test_two_runs_do_not_share_a_folder(launcher: RunLauncher, tmp_path: Path) -
     assert third.wait() == [75], third.output()
 
 
-def test_a_changed_config_is_shown_and_refused_unless_it_is_accepted(
-    launcher: RunLauncher, whole: Path, tmp_path: Path
+def test_a_changed_config_is_rejected_unless_it_is_accepted(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(uninterrupted, out)
     free = set_args("data.workers=1", "saving.steps=3", "watching.log_every=1")
     changed = (*WORDS, *free, *set_args("training.lr=2e-3", "training.ema=0.5", "training.steps=10"), "--resume")
     run = launcher.start(*changed, out=out)
@@ -305,7 +303,7 @@ def test_a_changed_config_is_shown_and_refused_unless_it_is_accepted(
         "  training.lr: 0.001 → 0.002\n"
         "  training.ema: null → 0.5\n"
     )
-    assert files_of(out) == files_of(whole)
+    assert files_of(out) == files_of(uninterrupted)
     run = launcher.start(*changed, "--accept-changes", out=out)
     assert run.wait() == [0], run.output()
     assert run.output().splitlines()[:4] == [
@@ -319,24 +317,28 @@ def test_a_changed_config_is_shown_and_refused_unless_it_is_accepted(
     assert [(each["step"], len(each["changes"])) for each in resumed] == [(8, 3)]
 
 
-def test_a_model_of_another_shape_is_refused_also_where_changes_are_accepted(
-    launcher: RunLauncher, whole: Path, tmp_path: Path
+def test_a_model_of_another_shape_is_always_rejected(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(uninterrupted, out)
     run = launcher.start(*WORDS, *set_args("method.channels.instance=17"), "--resume", "--accept-changes", out=out)
     assert run.wait() == [2]
     assert run.output() == (
-        f"error: {out}: the checkpoint does not fit the config: 3 of 127 tensors differ, as "
-        "embeddings.instance.classes.weight: (33, 64) → (18, 64). Such a change begins a new run: give another --out\n"
+        f"error: {out}: the checkpoint does not match the config: 3 of 127 tensors differ in shape, for example "
+        "embeddings.instance.classes.weight: (33, 64) → (18, 64). Start a new run in another --out\n"
     )
-    assert files_of(out) == files_of(whole)
+    assert files_of(out) == files_of(uninterrupted)
 
 
-def test_data_of_other_classes_is_refused(launcher: RunLauncher, tmp_path: Path) -> None:
+def test_data_with_other_classes_is_rejected(launcher: RunLauncher, tmp_path: Path) -> None:
     out = tmp_path / "run"
     names = GeneratedScenes.classes
-    for name, classes in (("kept", names), ("renamed", [f"c{k}" for k in range(len(names))]), ("fewer", names[:-1])):
+    for name, classes in (
+        ("original", names),
+        ("renamed", [f"c{k}" for k in range(len(names))]),
+        ("fewer", names[:-1]),
+    ):
         write_folder(tmp_path / name, classes=classes)
     words = (*WORDS, *set_args("method.channels.semantic=23"))
     run = launcher.start(*words, "--data", str(tmp_path / "fewer"), out=out)
@@ -344,27 +346,27 @@ def test_data_of_other_classes_is_refused(launcher: RunLauncher, tmp_path: Path)
     assert run.output() == (
         "error: method.channels.semantic: expected 22, the classes of 'fewer', got 23. Leave it out\n"
     )
-    run = launcher.start(*WORDS, *set_args("training.steps=2"), "--data", str(tmp_path / "kept"), out=out)
+    run = launcher.start(*WORDS, *set_args("training.steps=2"), "--data", str(tmp_path / "original"), out=out)
     assert run.wait() == [0], run.output()
-    (tmp_path / "kept").rename(tmp_path / "moved")
+    (tmp_path / "original").rename(tmp_path / "moved")
     for name, found in (("renamed", "23 (c0, c1, c2, …)"), ("fewer", "22 (sky, forest, rock, …)")):
-        (tmp_path / name).rename(tmp_path / "kept")  # nothing in the config tells them apart
-        words = (*WORDS, *set_args("training.steps=3"), "--data", str(tmp_path / "kept"))
+        (tmp_path / name).rename(tmp_path / "original")  # the config is the same
+        words = (*WORDS, *set_args("training.steps=3"), "--data", str(tmp_path / "original"))
         run = launcher.start(*words, "--resume", "--accept-changes", out=out)
         assert run.wait() == [2]
         assert run.output() == (
             f"error: {out}: was trained on 23 classes (sky, forest, rock, …), but the data has {found}. "
             "Resume with the previous data\n"
         )
-        (tmp_path / "kept").rename(tmp_path / name)
+        (tmp_path / "original").rename(tmp_path / name)
 
 
-def test_checkpoints_that_are_damaged_are_passed_over_by_name(
-    launcher: RunLauncher, whole: Path, tmp_path: Path
+def test_damaged_checkpoints_are_skipped_and_reported(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
 ) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:
-            return Path.touch, (tmp_path / "it went off",)
+            return Path.touch, (tmp_path / "loaded",)
 
     out = tmp_path / "run"
     words = (*WORDS, *set_args("saving.steps=1", "saving.keep_last=8"))
@@ -374,24 +376,24 @@ def test_checkpoints_that_are_damaged_are_passed_over_by_name(
     flipped = bytearray(files[7].read_bytes())
     flipped[len(flipped) // 2] ^= 1
     files[7].write_bytes(flipped)
-    whole_size = files[6].stat().st_size
-    os.truncate(files[6], whole_size - 1)
+    size = files[6].stat().st_size
+    os.truncate(files[6], size - 1)
     files[5].write_bytes(pickle.dumps(Bomb()))
     (folders[4] / "checkpoint.json").write_text('{"model": "vit"}\n')
     files[3].unlink()
     run = launcher.start(*words, "--resume", out=out)
     assert run.wait() == [0], run.output()
-    again = "Restore it, or use another checkpoint"
+    fix = "Restore it, or use another checkpoint"
     assert run.output().splitlines()[:6] == [
-        f"{files[7]}: is damaged: its checksum is not the one stored when it was written. {again}",
-        f"{files[6]}: is damaged: it has {whole_size - 1} bytes, expected {whole_size}. {again}",
+        f"{files[7]}: is damaged: its checksum is not the one stored when it was written. {fix}",
+        f"{files[6]}: is damaged: it has {size - 1} bytes, expected {size}. {fix}",
         f"{files[5]}: is a pickle, which could run code, so it is not read. Use another checkpoint",
-        f"{folders[4]}/checkpoint.json: is not a checkpoint of c2fmae: it has no format version. {again}",
-        f"{files[3]}: is missing. {again}",
+        f"{folders[4]}/checkpoint.json: is not a checkpoint of c2fmae: it has no format version. {fix}",
+        f"{files[3]}: is missing. {fix}",
         "resuming at step 3",
     ]
-    assert not (tmp_path / "it went off").exists()
-    assert_ends_as(whole, out)
+    assert not (tmp_path / "loaded").exists()
+    assert_ends_as(uninterrupted, out)
     for file in files:
         file.unlink(missing_ok=True)
     run = launcher.start(*words, "--resume", out=out)
@@ -401,14 +403,14 @@ def test_checkpoints_that_are_damaged_are_passed_over_by_name(
     )
 
 
-def test_too_many_broken_samples_over_all_processes_end_the_run(launcher: RunLauncher, tmp_path: Path) -> None:
+def test_too_many_broken_samples_over_all_ranks_stop_the_run(launcher: RunLauncher, tmp_path: Path) -> None:
     write_folder(tmp_path / "data")
     for key in range(0, 18, 3):
         os.truncate(tmp_path / f"data/rgb/{key:08d}.png", 200)
     words = (*WORDS, "--data", str(tmp_path / "data"), *set_args("data.workers=1"))
     run = launcher.start(*words, *set_args("data.max_broken=0.1"), out=tmp_path / "run", num_processes=2)
     assert run.wait() == [2, 2], run.output()
-    for rank in range(2):  # neither has as many by itself
+    for rank in range(2):  # neither rank has this many alone
         assert run.output(rank).splitlines()[-1] == (
             "error: data.max_broken: 4 of 32 samples are broken, more than the 10.00% that may be skipped. "
             "List them with `c2fmae data check`"
@@ -417,9 +419,7 @@ def test_too_many_broken_samples_over_all_processes_end_the_run(launcher: RunLau
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_data_worker_that_dies_ends_the_run_with_a_sentence(
-    launcher: RunLauncher, tmp_path: Path, processes: int
-) -> None:
+def test_the_death_of_a_data_worker_is_reported(launcher: RunLauncher, tmp_path: Path, processes: int) -> None:
     words = (*WORDS, *LONGER, *set_args("data.workers=2"))
     run = launcher.start(*words, out=tmp_path / "run", num_processes=processes)
     run.wait_for_step(2)
@@ -430,7 +430,7 @@ def test_a_data_worker_that_dies_ends_the_run_with_a_sentence(
     why = "a worker process died, most likely because memory ran out. Run again with fewer workers"
     assert run.output(processes - 1).splitlines()[-1] == f"error: {why}"
     if processes == 2:
-        assert run.output().splitlines()[-1] == f"error: process 0 ends, since process 1 failed: UserError: {why}"
+        assert run.output().splitlines()[-1] == f"error: process 0 exits: process 1 failed: UserError: {why}"
     assert "Traceback" not in run.output()
 
 
@@ -452,9 +452,11 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("disk", ["10m"], indirect=True)
-def test_a_disk_without_room_is_refused_before_the_first_step(launcher: RunLauncher, whole: Path, disk: Path) -> None:
+def test_too_little_disk_space_is_rejected_before_the_first_step(
+    launcher: RunLauncher, uninterrupted: Path, disk: Path
+) -> None:
     out = disk / "run"
-    tensors = load_checkpoint(whole / "checkpoints/step-00000008").tensors
+    tensors = load_checkpoint(uninterrupted / "checkpoints/step-00000008").tensors
     needed = 3 * 3 * sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("model/"))
     free = shutil.disk_usage(disk).free
     why = (
@@ -467,17 +469,17 @@ def test_a_disk_without_room_is_refused_before_the_first_step(launcher: RunLaunc
     run = launcher.start(*WORDS, out=out, num_processes=2)
     assert run.wait() == [2, 1]
     assert run.output() == f"error: {why}\n"
-    assert run.output(1) == f"process 1 ends, since process 0 failed: UserError: {why}\n"
+    assert run.output(1) == f"process 1 exits: process 0 failed: UserError: {why}\n"
     subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
-    run = launcher.start(*WORDS, out=out)  # nothing of the first try is in its way
+    run = launcher.start(*WORDS, out=out)  # the rejected start left no files
     assert run.wait() == [0], run.output()
-    assert_ends_as(whole, out)
+    assert_ends_as(uninterrupted, out)
 
 
 @pytest.mark.parametrize("disk", ["24m"], indirect=True)
 @pytest.mark.parametrize("left", [1 << 20, 0])
-def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(
-    launcher: RunLauncher, whole: Path, disk: Path, left: int
+def test_a_run_on_a_full_disk_resumes_from_the_last_checkpoint(
+    launcher: RunLauncher, uninterrupted: Path, disk: Path, left: int
 ) -> None:
     out, ballast = disk / "run", disk / "ballast"
     run = launcher.start(*WORDS, out=out, setup_code=SLOW)
@@ -493,19 +495,19 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_the_run_goes_on_when
             f"error: {out}/checkpoints: the checkpoint of step 8 could not be written: No space left on device. "
             "The last one, of step 4, is intact. Free disk space and run again with --resume"
         )
-    else:  # whichever file it was that met the end of the disk
+    else:  # any of the files may have been written last
         assert last.startswith(f"error: {out}/")
         assert "No space left on device" in last
     assert steps_of(out) == [4]
     ballast.unlink()
     run = launcher.start(*WORDS, "--resume", out=out)
     assert run.wait() == [0], run.output()
-    assert_ends_as(whole, out)
+    assert_ends_as(uninterrupted, out)
 
 
 @pytest.mark.parametrize("disk", ["40m"], indirect=True)
-def test_a_disk_that_cannot_be_written_to_is_refused(launcher: RunLauncher, whole: Path, disk: Path) -> None:
-    shutil.copytree(whole, disk / "run")
+def test_a_read_only_disk_is_rejected(launcher: RunLauncher, uninterrupted: Path, disk: Path) -> None:
+    shutil.copytree(uninterrupted, disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for out in (disk / "run", disk / "new"):
         run = launcher.start(*WORDS, "--resume", out=out)
@@ -513,10 +515,10 @@ def test_a_disk_that_cannot_be_written_to_is_refused(launcher: RunLauncher, whol
         assert run.output() == f"error: {out}: cannot be used: Read-only file system. Choose another --out\n"
 
 
-def test_weights_to_start_from_survive_a_kill_before_the_first_checkpoint(
-    launcher: RunLauncher, whole: Path, tmp_path: Path
+def test_initial_weights_are_loaded_again_after_a_kill_before_the_first_checkpoint(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    words = (*WORDS, *set_args(f"init={whole}"))
+    words = (*WORDS, *set_args(f"init={uninterrupted}"))
     never = launcher.start(*words, out=tmp_path / "never")
     assert never.wait() == [0], never.output()
     run = launcher.start(*words, out=tmp_path / "killed", setup_code=SLOW)
@@ -529,43 +531,49 @@ def test_weights_to_start_from_survive_a_kill_before_the_first_checkpoint(
     assert_ends_as(never.out, run.out)
 
 
-def test_checkpoints_of_every_so_many_steps_are_saved_and_kept(launcher: RunLauncher, tmp_path: Path) -> None:
+def test_checkpoints_at_multiples_are_saved_and_remain(launcher: RunLauncher, tmp_path: Path) -> None:
     words = set_args("saving.steps=null", "saving.keep_every=3", "saving.keep_last=1")
     run = launcher.start(*WORDS, *words, out=tmp_path / "run")
     assert run.wait() == [0], run.output()
     assert steps_of(run.out) == [3, 6, 8]
 
 
-def test_data_that_grew_is_shown_as_a_change(launcher: RunLauncher, tmp_path: Path) -> None:
+def test_a_changed_number_of_samples_is_reported(launcher: RunLauncher, tmp_path: Path) -> None:
     run = launcher.start(*WORDS, out=tmp_path / "run")
     assert run.wait() == [0], run.output()
     checkpoint = load_checkpoint(run.out / "checkpoints" / "step-00000008")
     shutil.rmtree(run.out / "checkpoints")
-    facts = {**checkpoint.metadata, "samples": 50}
-    save_checkpoint(run.out / "checkpoints", Checkpoint(8, checkpoint.tensors, facts))
+    metadata = {**checkpoint.metadata, "samples": 50}
+    save_checkpoint(run.out / "checkpoints", Checkpoint(8, checkpoint.tensors, metadata))
     again = launcher.start(*WORDS, "--resume", out=run.out)
     assert again.wait() == [2]
     assert "\n  samples of the data: 50 → 64" in again.output()
 
 
-def test_a_file_with_a_checkpoints_name_is_passed_over(launcher: RunLauncher, whole: Path, tmp_path: Path) -> None:
+def test_a_file_with_the_name_of_a_checkpoint_is_skipped(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(uninterrupted, out)
     (out / "checkpoints" / "step-00000099").touch()
     again = launcher.start(*WORDS, "--resume", out=out)
     assert again.wait() == [0], again.output()
     assert "step-00000099: is not a checkpoint" in again.output()
 
 
-def test_checkpoints_without_a_config_are_not_gone_on_with(launcher: RunLauncher, whole: Path, tmp_path: Path) -> None:
+def test_checkpoints_without_a_config_are_not_resumed(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    shutil.copytree(whole / "checkpoints", out / "checkpoints")
+    shutil.copytree(uninterrupted / "checkpoints", out / "checkpoints")
     run = launcher.start(*WORDS, "--resume", out=out)
     assert run.wait() == [2]
     assert f"{out}: has checkpoints but no config.yaml. Restore it, or choose another --out" in run.output()
 
 
-def test_a_page_that_cannot_be_written_does_not_spoil_a_run(launcher: RunLauncher, whole: Path, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
+) -> None:
     run = launcher.start(*WORDS, out=tmp_path / "run", setup_code=SLOW)
     run.wait_for_step(1)
     (run.out / "figures").mkdir()

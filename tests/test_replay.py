@@ -1,4 +1,4 @@
-"""A step of a run, taken once more."""
+"""Replay of a step of a run."""
 
 import json
 from pathlib import Path
@@ -37,47 +37,52 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_step_replayed_has_the_losses_that_it_had(run: Path) -> None:
+def test_a_replayed_step_has_the_same_losses(run: Path) -> None:
     row = next(row for row in read_rows(RunDir(run).metrics) if row["step"] == 3)
     lines = replay_step(load_recipe(str(run)), run, 3).splitlines()
     assert lines[0] == "step 3: 8 samples, with the weights after step 2"
     expected = ", ".join(f"{name} {row[f'loss/{name}']:.4g}" for name in ("semantic", "instance", "rgb"))
     assert lines[1] == f"losses: {expected}"
     assert len(lines) == 2 + 5 + 1
-    assert lines[-1].startswith("everything is finite here")
+    assert lines[-1].startswith("all losses are finite here")
 
 
-def test_weights_that_are_not_the_steps_own_are_said_to_be_others(run: Path) -> None:
+def test_earlier_weights_are_reported(run: Path) -> None:
     assert (
         replay_step(load_recipe(str(run)), run, 1).splitlines()[0] == "step 1: 8 samples, with the weights after step 0"
     )
     (run / "checkpoints/step-00000002").rename(run / "set-aside")
     try:
-        assert replay_step(load_recipe(str(run)), run, 3).splitlines()[1] == "  (the run's own were later ones)"
+        assert (
+            replay_step(load_recipe(str(run)), run, 3).splitlines()[1]
+            == "  (not those of the step itself, which were not saved)"
+        )
     finally:
         (run / "set-aside").rename(run / "checkpoints/step-00000002")
 
 
-def test_the_first_module_that_is_not_finite_is_named_and_so_is_the_sample() -> None:
-    it = build_pretraining(CONFIG, World())
-    with it.open_batches(0) as batches:
-        (part,) = it.task.split(next(batches), num_micro_batches=1, step=0, progress=0.0, world=it.world)
+def test_the_first_module_with_an_output_that_is_not_finite_is_found() -> None:
+    experiment = build_pretraining(CONFIG, World())
+    with experiment.open_batches(0) as batches:
+        (part,) = experiment.task.split(
+            next(batches), num_micro_batches=1, step=0, progress=0.0, world=experiment.world
+        )
     with torch.no_grad():
-        it.method.model.get_submodule("heads.instance").weight.fill_(torch.nan)  # type: ignore[operator]
-    losses, culprits = compute_sample_losses(it, [part])
+        experiment.method.model.get_submodule("heads.instance").weight.fill_(torch.nan)  # type: ignore[operator]
+    losses, culprits = compute_sample_losses(experiment, [part])
     assert culprits == ["heads.instance"]
     assert losses["instance"].isnan().all()
     assert losses["rgb"].isfinite().all()
     assert losses["rgb"].shape == (8,)
 
 
-def test_a_step_that_the_run_does_not_have_is_refused(run: Path) -> None:
+def test_a_step_outside_the_run_is_rejected(run: Path) -> None:
     with pytest.raises(UserError) as caught:
         replay_step(load_recipe(str(run)), run, 4)
-    assert str(caught.value) == "--replay 4: the run has steps 1 to 3"
+    assert str(caught.value) == "--replay: expected a step from 1 to 3, got 4. Choose one of the run"
 
 
-def test_a_runs_own_config_is_a_recipe(run: Path) -> None:
+def test_the_config_of_a_run_is_a_recipe(run: Path) -> None:
     config = load_recipe(str(run))
     assert isinstance(config, RecipeConfig)
     assert config.method.channels == {"semantic": 23, "rgb": 3}  # as the data has them

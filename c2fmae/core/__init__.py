@@ -1,1 +1,1 @@
-"""What all parts stand on: registry, configs, errors, seeds, and the types the wings meet in."""
+"""Foundation of all packages: registry, configs, errors, seeds, runs, and the types that packages share."""

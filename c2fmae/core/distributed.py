@@ -1,6 +1,6 @@
-"""The processes of one run: with `sharding`, all that knows `torch.distributed`.
+"""The processes of one run. Only this module and `sharding` use `torch.distributed`.
 
-The same command runs alone, under `torchrun` and under `srun`: who else is there is read from the environment.
+The same command runs as a single process, under `torchrun` and under `srun`: ranks are read from the environment.
 """
 
 import os
@@ -24,7 +24,7 @@ from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.sharding import shard_model
 from c2fmae.core.training import DeviceName
 
-_FAILURE_KEY = "failed"  # the key under which a process leaves its last words for the others
+_FAILURE_KEY = "failed"  # store key of the failure reason that a rank publishes
 _LOST_PEER_MESSAGES = (
     "gloo/transport",
     "Connection closed by peer",
@@ -32,14 +32,14 @@ _LOST_PEER_MESSAGES = (
     "Broken pipe",
     "remote process exited",
 )
-_POLL_SECONDS = 1.0  # seconds between two looks for such words
+_POLL_SECONDS = 1.0  # seconds between two checks for a failure reason
 TIMEOUT = timedelta(minutes=30)
-"""For a process that is slow to read its first batch. One that is gone is noticed at once."""
+"""Timeout of collectives: long enough to load a slow first batch. The exit of a rank is detected at once."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Which process of how many this is, and where it computes."""
+    """Rank and device of this process, and the number of processes."""
 
     rank: int = 0
     size: int = 1
@@ -47,22 +47,22 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the main process, which writes files and logs."""
         return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Add a tensor up over the processes, in place, and return it."""
+        """Sum a tensor over all ranks, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def shard_model(self, model: nn.Module) -> None:
-        """Share a model's weights out over the processes, in place; to be done before there is an optimiser."""
+        """Shard the parameters of a model over all ranks, in place. Call it before creating the optimiser."""
         if self.size > 1:
             shard_model(model, self.device, self.size)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
-        """Return the model whose backward averages gradients over the processes."""
+        """Return the model wrapped in DDP, which averages gradients over ranks, unless it is sharded or alone."""
         if self.size == 1 or isinstance(model, FSDPModule):
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -72,15 +72,15 @@ class World:
         return wrapped
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return the first process's value in all of them."""
+        """Return the value of the main process on all ranks."""
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values)  # between processes of one run; never from a file
+        dist.broadcast_object_list(values)  # pickles, but only between processes of this run
         return values[0]
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all ranks reach this call."""
         if self.size > 1:
             dist.barrier()
 
@@ -100,11 +100,11 @@ def _average_in_rank_order(
     world_size: int,
     bucket: dist.GradBucket,  # type: ignore[name-defined]  # DDP insists on this annotation
 ) -> torch.futures.Future[Tensor]:
-    """Average gradients in the order of the processes.
+    """Average gradients in the order of ranks.
 
-    A ring adds in another order when parameters come to lie elsewhere in their buckets, as they do after the first
-    step of every start: a resumed run would differ in its last bits from one that was never killed. Two numbers add up
-    to the same either way.
+    The order of a ring all-reduce depends on the position of parameters in their bucket, which changes after the first
+    step of every start, so a resumed run would differ in its last bits from one that was never stopped. With two ranks
+    the order does not matter.
     """
     parts = [torch.empty_like(bucket.buffer()) for _ in range(world_size)]
     gathering = dist.all_gather(parts, bucket.buffer(), async_op=True)
@@ -113,7 +113,7 @@ def _average_in_rank_order(
 
 
 def gradient_sync(model: nn.Module, *, is_last_micro_batch: bool) -> AbstractContextManager[None]:
-    """Return a context in which gradients stay in this process, but for the last micro-batch's."""
+    """Return a context for the backward pass that synchronises gradients only for the last micro-batch."""
     if isinstance(model, DistributedDataParallel) and not is_last_micro_batch:
         return model.no_sync()
     if isinstance(model, FSDPModule):
@@ -122,15 +122,15 @@ def gradient_sync(model: nn.Module, *, is_last_micro_batch: bool) -> AbstractCon
 
 
 def single_process(device: DeviceName = "auto") -> World:
-    """Return the world of a single process."""
+    """Return the `World` of a single process."""
     return World(device=_select_device(device, 0))
 
 
 @contextmanager
 def init_distributed(device: DeviceName = "auto", *, timeout: timedelta = TIMEOUT) -> Iterator[World]:
-    """Meet the other processes of the run, if there are any, and leave them in order.
+    """Initialise the process group, if the environment names one, and destroy it at the end of the block.
 
-    A process that fails tells the others, which then end too, within seconds, wherever they wait.
+    When a rank fails, the other ranks exit within seconds, wherever they wait.
     """
     launch_variables = read_launch_variables(os.environ)
     if launch_variables is None:
@@ -148,7 +148,7 @@ def init_distributed(device: DeviceName = "auto", *, timeout: timedelta = TIMEOU
     monitor.start()
     try:
         yield World(rank, size, torch_device)
-        dist.barrier()  # nobody takes the store away from those who still work
+        dist.barrier()  # the store must outlive all ranks
         is_done.set()
         dist.destroy_process_group()
     except BaseException as error:
@@ -158,7 +158,7 @@ def init_distributed(device: DeviceName = "auto", *, timeout: timedelta = TIMEOU
 
 
 def read_launch_variables(environ: Mapping[str, str]) -> dict[str, str] | None:
-    """Return what torch needs to know to meet the others, by torchrun's variables or srun's; None where alone.
+    """Return the variables that torch needs, from those of torchrun or srun; None for a single process.
 
     >>> slurm = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123"}
     >>> read_launch_variables(slurm | {"SLURM_STEP_NODELIST": "gpu[07-08,11]"})["MASTER_ADDR"]
@@ -168,7 +168,9 @@ def read_launch_variables(environ: Mapping[str, str]) -> dict[str, str] | None:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         missing = [name for name in names if name not in environ]
         if missing:
-            raise UserError(f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}. Start with torchrun, or unset")
+            raise UserError(
+                f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}. Start with torchrun, or unset both"
+            )
         return {name: environ[name] for name in names} if int(environ["WORLD_SIZE"]) > 1 else None
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:  # set by srun alone, not in a batch script
         return None
@@ -182,7 +184,7 @@ def read_launch_variables(environ: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first of SLURM's list of nodes.
+    """Return the first host name in a node list of SLURM.
 
     >>> [first_host(nodes) for nodes in ("login", "gpu-3,gpu-5", "n[012-015,020]-ib", "a1,b[2-3]")]
     ['login', 'gpu-3', 'n012-ib', 'a1']
@@ -197,53 +199,54 @@ def _select_device(device_name: DeviceName, local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise UserError(
-            f"device: process {local_rank} of this machine finds {count} GPUs. Start one process a GPU, or set cpu"
+            f"device: local rank {local_rank} needs a GPU of its own, but this machine has {count}. "
+            "Start one process per GPU, or set training.device=cpu"
         )
     return torch.device("cuda", local_rank)
 
 
 def _report_failure(error: BaseException, store: Any, rank: int) -> None:
-    """Tell the others why this process ends; or, where it lost one of them, say that instead of what torch says."""
+    """Publish the reason of a failure; if it is the loss of another rank, raise a `RunError` that names that one."""
     if is_lost_peer_error(error):
         failure = _read_failure_reason(store)
         reason = (
-            f"process {failure[0]} failed: {failure[1]}" if failure else "another was killed, or its machine is gone"
+            f"process {failure[0]} failed: {failure[1]}" if failure else "another was killed or its machine is down"
         )
-        raise RunError(f"process {rank} ends, since {reason}") from None
-    with suppress(Exception):  # whoever keeps the store may be gone too
+        raise RunError(f"process {rank} exits: {reason}") from None
+    with suppress(Exception):  # the rank that hosts the store may be gone too
         store.set(_FAILURE_KEY, f"{rank}:{type(error).__name__}: {error}")
     if rank == 0:
-        time.sleep(2 * _POLL_SECONDS)  # it may be the one that keeps the store: let the others look
+        time.sleep(2 * _POLL_SECONDS)  # rank 0 may host the store: let the others read it
 
 
 def is_lost_peer_error(error: BaseException) -> bool:
-    """Return whether an error is torch's way of saying that another process is gone."""
+    """Return whether an error of torch means that another rank is gone."""
     is_torch = isinstance(error, RuntimeError) and not isinstance(error, RunError)
-    return is_torch and any(word in str(error) for word in _LOST_PEER_MESSAGES)
+    return is_torch and any(message in str(error) for message in _LOST_PEER_MESSAGES)
 
 
 def _read_failure_reason(store: Any) -> tuple[str, str] | None:
-    """Return who failed and why, as it said itself, within three glances."""
+    """Return the rank that failed and its reason, or None if no rank publishes one within three checks."""
     for _ in range(3):
         try:
             if store.check([_FAILURE_KEY]):
                 rank, _, reason = store.get(_FAILURE_KEY).decode().partition(":")
                 return rank, reason
-        except Exception:  # the process that keeps the store is gone
+        except Exception:  # the rank that hosts the store is gone
             return None
         time.sleep(_POLL_SECONDS)
     return None
 
 
 def _exit_on_peer_failure(store: Any, rank: int, is_done: threading.Event) -> None:
-    """Look for the last words of a process that failed; whoever waits for it in a collective cannot look."""
+    """Exit when another rank publishes a failure, since this one may wait for it in a collective."""
     while not is_done.wait(_POLL_SECONDS):
         try:
             if not store.check([_FAILURE_KEY]):
                 continue
             failed_rank, _, reason = store.get(_FAILURE_KEY).decode().partition(":")
         except Exception:
-            failed_rank, reason = "0", "it is gone"
-        if int(failed_rank) != rank and not is_done.wait(_POLL_SECONDS / 2):  # by itself it may fail more readably
-            print(f"process {rank} ends, since process {failed_rank} failed: {reason}", file=sys.stderr, flush=True)
+            failed_rank, reason = "0", "it is down"
+        if int(failed_rank) != rank and not is_done.wait(_POLL_SECONDS / 2):  # its own error would be clearer
+            print(f"process {rank} exits: process {failed_rank} failed: {reason}", file=sys.stderr, flush=True)
             os._exit(1)

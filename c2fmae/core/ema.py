@@ -1,4 +1,4 @@
-"""A second set of weights that follows the first: their exponential average over the steps."""
+"""Exponential moving average of a model's parameters."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from c2fmae.core.sharding import to_local_tensor
 
 
 def init_ema(model: nn.Module) -> dict[str, Tensor]:
-    """Return the average before the first step: the weights as they are."""
+    """Return a copy of the parameters by name: the average before the first step."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @torch.no_grad()
 def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    """Move the average towards the weights: `decay` of it stays. 0 is the weights themselves, 1 never moves."""
+    """Update the average in place: ema = decay · ema + (1 - decay) · parameter."""
     weights = dict(model.named_parameters())
     ema_tensors, weight_tensors = (
         [*map(to_local_tensor, ema.values())],

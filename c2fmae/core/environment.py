@@ -1,4 +1,4 @@
-"""What a run ran on: enough to say why a second one came out otherwise."""
+"""Environment of a run: versions, machine and settings that can explain why two runs differ."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ _VARIABLE_PREFIXES = (
     "TORCH_",
     "TORCHINDUCTOR_",
 )
-"""How the names of variables begin that change what is computed, or how."""
+"""Prefixes of environment variables that change results or speed."""
 
 _EXACT_RESUME_KEYS = {
     ("torch", "version"): "torch",
@@ -36,11 +36,11 @@ _EXACT_RESUME_KEYS = {
     ("cpu",): "CPU",
     ("gpus",): "GPUs",
 }
-"""What must be the same for a resumed run to end in the same bits."""
+"""Entries that must be equal for a resumed run to be exact, with their names in messages."""
 
 
 def collect_environment(**extra: Any) -> dict[str, Any]:
-    """Describe versions, machine and settings; `extra` are what only the run knows, as `world_size` and `compile`."""
+    """Return versions, machine and settings as JSON values; `extra` adds entries such as `world_size`."""
     return {
         "c2fmae": version("c2fmae"),
         "revision": _git_revision(Path(__file__).parents[2]),
@@ -66,7 +66,7 @@ def collect_environment(**extra: Any) -> dict[str, Any]:
 
 
 def describe_environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say what is not as it was, of all that an exact resume depends on.
+    """Return a sentence for each difference that prevents an exact resume.
 
     >>> describe_environment_changes({"timm": "1.0.20", "world_size": 2}, {"timm": "1.0.31", "world_size": 2})
     ['timm 1.0.20 → 1.0.31']

@@ -1,22 +1,22 @@
-"""The one error for mistakes that a user can mend, and the help it gives."""
+"""Errors with a message for the user."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """A mistake of the person at the keyboard: one clear message, no traceback, exit code 2.
+    """An error that the user can fix: the command prints its message without a traceback and exits with code 2.
 
-    It is a `ValueError` so that, raised inside a config validator, it joins the list of all problems.
+    It is a `ValueError`, so that pydantic collects those raised in validators of a config.
     """
 
 
 class RunError(RuntimeError):
-    """What ended a run that is nobody's mistake at the keyboard: one clear message, no traceback, exit code 1."""
+    """A failure of a run: the command prints its message without a traceback and exits with code 1."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "Did you mean 'x'?" for the nearest known name, or nothing where none is near.
+    """Return "Did you mean 'x'?" for the most similar known name, or an empty string if none is similar.
 
     >>> did_you_mean("semantc", ["random", "semantic"])
     "Did you mean 'semantic'?"
@@ -26,7 +26,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for a name that is not there, with the nearest one and all that are."""
+    """Return the error for an unknown name, with the most similar and all known ones."""
     known = sorted(known)
     parts = [f"no {kind} named {name!r}.", did_you_mean(name, known), f"Known: {', '.join(known) or 'none'}"]
     return UserError(" ".join(part for part in parts if part))

@@ -1,6 +1,5 @@
-"""How an experiment goes, whatever it trains: in its folder, by all its processes, to the end or until told to stop."""
+"""The course of any experiment: start or resume in a run directory, train, evaluate, save, report."""
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -12,10 +11,11 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
-from c2fmae.core.checkpoint import list_checkpoints
+from c2fmae.core.checkpoint import list_checkpoints, step_name
 from c2fmae.core.distributed import World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.experiment_config import ExperimentConfig
+from c2fmae.core.json_file import write_json
 from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState
 from c2fmae.core.progress import NO_LABELS
 from c2fmae.core.resume import start_or_resume
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 
 class BatchIterator(Protocol):
-    """Batches one after the other."""
+    """An iterator over batches."""
 
     skip_reasons: set[str]
-    """What was wrong with samples that were replaced."""
+    """Reasons why samples were skipped and replaced, one for each."""
     wait_seconds: float
-    """Time that whoever asks for batches had to wait for them."""
+    """Total time that the consumer waited for batches."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -43,10 +43,10 @@ class BatchIterator(Protocol):
 
 
 class Experiment(ABC):
-    """What is trained, on what, and how it is looked at meanwhile."""
+    """Model, task, data and evaluation of a run."""
 
     config: ExperimentConfig
-    """Fitted to the data."""
+    """The config, with classes and channels filled in from the data."""
     plan: TrainingPlan
     world: World
     value_labels: ClassVar[Mapping[str, str]] = NO_LABELS
@@ -55,39 +55,42 @@ class Experiment(ABC):
     @property
     @abstractmethod
     def model(self) -> nn.Module:
-        """What learns."""
+        """The model that is trained."""
 
     @property
     @abstractmethod
     def task(self) -> Task[Any, Any]:
-        """How it learns."""
+        """The task that defines its loss."""
 
     @abstractmethod
     def open_batches(self, step: int) -> AbstractContextManager[BatchIterator]:
-        """Give the batches from a step on: where they are in the data is a function of the step."""
+        """Open an iterator over batches that starts at a step. The position in the data is a function of the step."""
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:
-        """Return what a checkpoint says beside its tensors: `config`, `classes`, `samples` and more."""
+        """Return the metadata of checkpoints: `kind`, `backbone`, `config`, `samples` and more; see `RunInfo`."""
 
     @abstractmethod
     def check_broken(self, num_broken: int) -> None:
-        """End the run where so many samples, over all processes, are more than may be broken."""
+        """Raise a `UserError` if this many broken samples, over all ranks, are more than the config allows."""
 
     @abstractmethod
     def evaluate(
         self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
     ) -> None:
-        """Measure and draw what is due after a step; `is_resuming` where that may have been done before."""
+        """Evaluate the model and draw figures, if they are due after this step.
+
+        `is_resuming` is true on a resume, when it may have been done already.
+        """
 
     @abstractmethod
     def write_report(self, run_dir: RunDir) -> None:
-        """Write the page about the run."""
+        """Write the HTML page about the run."""
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended, and the exit code that says so."""
+    """How a run ended, with the exit code for it."""
 
     status: Literal["finished", "saved-on-signal"]
     step: int
@@ -96,21 +99,21 @@ class RunOutcome:
 
 @contextmanager
 def locked_run_dir(path: Path, world: World) -> Iterator[RunDir]:
-    """Open a run's folder: the first process has it to itself, for all."""
-    with open_run_dir(path) if world.is_main else nullcontext(RunDir(path)) as run:
+    """Open a run directory. The main process locks it for all ranks."""
+    with open_run_dir(path) if world.is_main else nullcontext(RunDir(path)) as run_dir:
         world.barrier()
-        yield run
+        yield run_dir
 
 
 def is_new_run(run_dir: RunDir, world: World) -> bool:
-    """Return whether nothing has been learned in a folder yet; the same in all processes."""
+    """Return whether a run directory has no checkpoints yet; the same on all ranks."""
     return not world.broadcast_object(bool(list_checkpoints(run_dir.checkpoints)))
 
 
 def run_experiment(
     experiment: Experiment, run_dir: RunDir, *, resume: bool = False, accept_changes: bool = False
 ) -> RunOutcome:
-    """Take an experiment to its end in a folder, or go on with the one that is there."""
+    """Run an experiment in a run directory, or with `resume` continue the one in it."""
     config, world = experiment.config, experiment.world
     training = TrainingState.create(experiment.model, config.training)
     for name in config.watching.trackers if world.is_main else ():
@@ -136,21 +139,21 @@ def run_experiment(
             outcome = train(experiment, training, run_dir, stop)
     except BaseException as error:
         if world.is_main:
-            with suppress(UserError):  # on a full disk: what came first is what is to be told
-                reason = "another process is gone" if is_lost_peer_error(error) else str(error) or type(error).__name__
+            with suppress(UserError):  # on a full disk, the first error is the one to report
+                reason = "another process failed" if is_lost_peer_error(error) else str(error) or type(error).__name__
                 run_dir.write_state("failed", step=training.step, why=reason)
         raise
     if world.is_main:
         run_dir.write_state(outcome.status, step=outcome.step)
         try:
             experiment.write_report(run_dir)
-        except Exception as error:  # the page is a view of the run, not the run
+        except Exception as error:  # the run itself is complete without the page
             log.warning("%s: could not be written: %s", run_dir.report, error)
     return outcome
 
 
 def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop: StopRequest) -> RunOutcome:
-    """Take steps to the end of the plan, or until somebody says stop."""
+    """Train to the end of the plan, or until a stop is requested."""
     config, plan, world = experiment.config, experiment.plan, experiment.world
     loop = TrainingLoop(experiment.task, config.training, plan, world)
     with ExitStack() as stack:
@@ -172,9 +175,7 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
             return {"stop": bool(stop), "save": saver.is_overdue, "broken": len(batches.skip_reasons)}
 
         if training.step:
-            experiment.evaluate(
-                training, run_dir, logger, is_resuming=True
-            )  # a run may end between a step and the look that is due
+            experiment.evaluate(training, run_dir, logger, is_resuming=True)  # the run may have stopped just before it
         for report in loop.run(training, logger.time_batches(batches), read_flags):
             logger.log_step(report)
             experiment.check_broken(report.flags["broken"])
@@ -193,31 +194,33 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
 def record_skipped_step(
     training: TrainingState, run_dir: RunDir, report: StepReport, world: World, *, max_bad_steps: int
 ) -> None:
-    """Write down what was in a step that was skipped; too many in a row end the run."""
-    name = f"trouble/step-{report.step:08d}-process-{world.rank}.json"
-    parts = [
-        {key: value if not isinstance(value, float) or isfinite(value) else None for key, value in part.items()}
-        for part in report.skip_details or []
+    """Write the samples and losses of a skipped step to a file. Too many such steps in a row are a `RunError`."""
+    path = run_dir.path / "skipped" / f"{step_name(report.step)}-rank-{world.rank}.json"
+    micro_batches = [
+        {key: _null_if_not_finite(value) for key, value in each.items()} for each in report.skip_details or []
     ]
-    norm = report.values["grad_norm"]
-    details = {"step": report.step, "grad_norm": norm if isfinite(norm) else None, "parts": parts}
-    run_dir.write_text(name, json.dumps(details, indent=2) + "\n")
+    grad_norm = _null_if_not_finite(report.values["grad_norm"])
+    write_json(path, {"step": report.step, "grad_norm": grad_norm, "micro_batches": micro_batches})
     if training.bad_steps >= max_bad_steps:
-        last = list_checkpoints(run_dir.checkpoints)
-        last_checkpoint_note = (
-            f"The last checkpoint, {last[-1].name}, is good" if last else "There is no checkpoint yet"
-        )
+        checkpoints = list_checkpoints(run_dir.checkpoints)
+        last = f"The last checkpoint is {checkpoints[-1].name}" if checkpoints else "There is no checkpoint yet"
         raise RunError(
-            f"{training.bad_steps} steps in a row had a loss or gradient that is not finite, the last is step "
-            f"{report.step}. {last_checkpoint_note}. {run_dir.path / name} has the samples and losses; try a lower "
-            "learning rate, "
-            "training.clip=1, or training.precision=fp32"
+            f"the loss or gradient was not finite in {training.bad_steps} steps in a row, up to step {report.step}. "
+            f"{last}. {path} lists samples and losses. Resume with a lower learning rate, training.clip=1 or "
+            "training.precision=fp32"
         )
+
+
+def _null_if_not_finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def checkpoint_bytes(experiment: Experiment, training: TrainingState) -> int:
-    """Return the bytes that a run's checkpoints will take: weights, two moments and the average, one more than kept."""
+    """Return the disk space for all checkpoints of a run, and one more during a save.
+
+    A checkpoint holds the weights, two moments of the optimiser and, with `training.ema`, averaged weights.
+    """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in training.model.parameters())
     saving, copies = experiment.config.saving, 3 + (training.ema is not None)
-    num_kept_for_good = experiment.plan.steps // saving.keep_every if saving.keep_every else 0
-    return weights * copies * (saving.keep_last + 1 + num_kept_for_good)
+    num_permanent = experiment.plan.steps // saving.keep_every if saving.keep_every else 0
+    return weights * copies * (saving.keep_last + 1 + num_permanent)

@@ -1,4 +1,4 @@
-"""The classes that a whole image can be of."""
+"""Image labels."""
 
 import re
 from typing import Annotated
@@ -9,13 +9,13 @@ from c2fmae.core.config import Config
 
 
 class LabelInfo(Config):
-    """One class that a whole image can be of."""
+    """One image class."""
 
     model_config = ConfigDict(extra="allow")
 
     name: Annotated[str, Field(min_length=1)]
     wnid: str | None = None
-    """WordNet id, the name of the class's folder in ImageNet."""
+    """WordNet id: the name of the class's directory in ImageNet."""
 
 
 def is_wnid(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""Locks of directories."""
 
 import fcntl
 import os
@@ -13,7 +13,10 @@ _locked_descriptors: set[int] = set()
 
 @contextmanager
 def lock_dir(folder: Path, *, busy_message: str | None = None) -> Iterator[None]:
-    """Have a folder to oneself: others wait, or are refused with the sentence given; a process that dies lets it go."""
+    """Lock a directory. A second process waits, or with `busy_message` raises it as a `UserError`.
+
+    The operating system releases the lock of a process that dies.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     _locked_descriptors.add(descriptor)
     try:
@@ -29,7 +32,7 @@ def lock_dir(folder: Path, *, busy_message: str | None = None) -> Iterator[None]
 
 
 def _release_locks_in_child() -> None:
-    """A forked worker that outlives its parent would hold what the parent held."""
+    """Close inherited locks: a worker that outlives its parent would hold them."""
     while _locked_descriptors:
         os.close(_locked_descriptors.pop())
 

@@ -1,7 +1,7 @@
-"""What the library says while it works.
+"""Logging of the command.
 
-Modules log with `logging.getLogger(__name__)`. A program that imports us decides for itself what it shows; the command
-shows plain lines on stderr, so that stdout stays for results.
+Modules log with `logging.getLogger(__name__)`, and a program that imports the library configures logging itself. The
+command prints plain lines on stderr: stdout is for results.
 """
 
 import logging
@@ -9,7 +9,7 @@ import sys
 
 
 def configure_logging(level: str = "INFO") -> None:
-    """Show the project's log on stderr; calling it again changes the level."""
+    """Print the log of the library on stderr. A second call changes the level."""
     log = logging.getLogger("c2fmae")
     log.setLevel(level)
     if not log.handlers:

@@ -1,16 +1,17 @@
-"""The one training loop: what is trained, on what and how it is judged are the task's business.
+"""The training loop, for any task that defines a loss.
 
-A step is a function of weights, batch and step number. Its counts are added up over micro-batches and processes before
-anything is divided, so many small parts give the gradient of the one big batch; what it decides, all processes decide.
+A step is a function of weights, batch and step number. Counts are summed over micro-batches and ranks before any
+division, so accumulated micro-batches give the gradient of the global batch. All ranks make the same decisions.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
@@ -26,101 +27,97 @@ B = TypeVar("B", contravariant=True)
 P = TypeVar("P")
 
 
-@runtime_checkable
-class Losses(Protocol):
-    """What a part of a batch adds to the loss."""
+class StepLoss(NamedTuple):
+    """Loss of a step, or the part of it that a micro-batch contributes."""
 
-    @property
-    def total(self) -> Tensor:
-        """With its graph."""
-        ...
-
-    @property
-    def terms(self) -> Mapping[str, Tensor]:
-        """By name, without."""
-        ...
+    total: Float[Tensor, ""]
+    """The loss, with its graph."""
+    terms: dict[str, Float[Tensor, ""]]
+    """Named terms, without weights or graph."""
 
 
 @runtime_checkable
 class Task(Protocol[B, P]):
-    """What the loop trains, and all that it knows of it."""
+    """What is trained: micro-batches `P` of batches `B`, and their loss."""
 
     def split(self, batch: B, *, num_micro_batches: int, step: int, progress: float, world: World) -> Sequence[P]:
-        """Return a process's batch in equal parts, on the device, with all the noise that they need."""
+        """Return the batch of this rank as micro-batches of equal size, on the device, with all random choices made."""
         ...
 
     def compute_counts(self, micro_batch: P) -> Mapping[str, Tensor]:
-        """Return whole numbers to be added up over the batch: what the losses are means over, and more to watch."""
+        """Return integers that are summed over the global batch: the denominators of the losses, and others to log."""
         ...
 
     def summarise_counts(self, counts: Mapping[str, int], progress: float) -> Mapping[str, float]:
-        """Return what the counts of the whole batch tell, and what else is to be written down of a step."""
-        ...
+        """Return further values to log, from the counts of the global batch. Optional."""
+        del counts, progress
+        return {}
 
-    def compute_losses(self, model: nn.Module, micro_batch: P, counts: Mapping[str, Tensor]) -> Losses:
-        """Return the part's share of the losses, divided by the counts of the whole batch."""
+    def compute_losses(self, model: nn.Module, micro_batch: P, counts: Mapping[str, Tensor]) -> StepLoss:
+        """Return the loss of a micro-batch, divided by the counts of the global batch."""
         ...
 
     def sample_keys(self, micro_batch: P) -> Sequence[str]:
-        """Return the names of the samples."""
+        """Return the keys of the samples."""
         ...
 
 
 @dataclass
 class TrainingState:
-    """What changes from step to step: all that a checkpoint has to hold."""
+    """Model, optimiser, averaged weights and step: everything that changes during training."""
 
     model: nn.Module
     optimiser: torch.optim.AdamW
     ema: dict[str, Tensor] | None = None
     step: int = 0
-    """Steps done."""
+    """Number of steps done."""
     bad_steps: int = 0
-    """In a row, up to now."""
+    """Number of skipped steps in a row up to now."""
 
     @classmethod
     def create(cls, model: nn.Module, config: TrainingConfig) -> "TrainingState":
-        """Return a training that has not begun."""
+        """Return the state before the first step."""
         groups = build_parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
         average = init_ema(model) if config.ema is not None else None
         return cls(model, build_adamw(groups, betas=config.betas), average)
 
     def gather_tensors(self) -> dict[str, Tensor]:
-        """Return everything by name: `model/…`, `optimiser/…`, `ema/…`; what is sharded, whole in the first process."""
+        """Return all tensors as `model/…`, `optimiser/…` and `ema/…`; if they are sharded, on the main process only."""
         parts = {"model": self.model.state_dict(), "optimiser": get_moments(self.optimiser), "ema": self.ema or {}}
         return gather({f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()})
 
     def restore(self, tensors: Mapping[str, Tensor], *, step: int, bad_steps: int = 0) -> None:
-        """Take up where `tensors` were taken."""
+        """Restore the state of a checkpoint. Averaged weights that it lacks start at its weights."""
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}, "ema": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
-        ours = self.model.state_dict()
-        _check_shapes(ours, parts["model"])
-        self.model.load_state_dict({name: shard_like(tensor, ours[name]) for name, tensor in parts["model"].items()})
+        current = self.model.state_dict()
+        _check_shapes(current, parts["model"])
+        self.model.load_state_dict({name: shard_like(tensor, current[name]) for name, tensor in parts["model"].items()})
         load_moments(self.optimiser, parts["optimiser"])
-        for name, tensor in (self.ema or {}).items():  # one that begins here begins at the weights
+        for name, tensor in (self.ema or {}).items():
             tensor.copy_(shard_like(parts["ema"].get(name, parts["model"][name]), tensor))
         self.step, self.bad_steps = step, bad_steps
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What is known of a step that was taken; the same in all processes, but for `skip_details`."""
+    """Result of a step, equal on all ranks except for `skip_details`."""
 
     step: int
-    """Steps done with it."""
+    """Number of steps done, including this one."""
     values: dict[str, float]
+    """Values to log."""
     flags: dict[str, int]
-    """What the processes said, added up."""
+    """Requests, summed over ranks."""
     skip_details: list[dict[str, Any]] | None
-    """Of a step that was skipped, since something was not finite: this process's samples and losses."""
+    """Sample keys and losses of the micro-batches of this rank, if the step was skipped (a value is not finite)."""
 
 
 @dataclass(frozen=True)
 class TrainingLoop(Generic[B, P]):
-    """How a training takes its steps."""
+    """Steps of a task by a plan."""
 
     task: Task[B, P]
     config: TrainingConfig
@@ -130,7 +127,7 @@ class TrainingLoop(Generic[B, P]):
     def run(
         self, training: TrainingState, batches: Iterable[B], read_flags: Callable[[], Mapping[str, int]] = dict
     ) -> Iterator[StepReport]:
-        """Take a step for each batch, to the end of the plan, and report on it.
+        """Run a step for each batch, up to the end of the plan, and yield its report.
 
         `read_flags` returns this rank's requests (to stop or to save, say) as numbers, which are summed over the ranks.
         """
@@ -140,31 +137,27 @@ class TrainingLoop(Generic[B, P]):
             yield self.run_step(training, model, batch, read_flags())
 
     def run_step(self, training: TrainingState, model: nn.Module, batch: B, flags: Mapping[str, int]) -> StepReport:
-        """Take one step: noise, counts, losses, gradients, weights."""
+        """Run one step. It is skipped, but counted, if the loss or the gradient norm is not finite."""
         step, plan, task = training.step, self.plan, self.task
         lr, progress = plan.lr(step), plan.progress(step)
         torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))  # for drop path
-        parts = task.split(
+        micro_batches = task.split(
             batch, num_micro_batches=plan.num_micro_batches, step=step, progress=progress, world=self.world
         )
-        counts = [task.compute_counts(part) for part in parts]
-        totals, answers = self._reduce_counts(counts, flags)
+        counts, counts_and_flags = self._reduce_counts([task.compute_counts(each) for each in micro_batches], flags)
 
         losses = []
-        for index, part in enumerate(parts):
-            with gradient_sync(model, is_last_micro_batch=index + 1 == len(parts)):
+        for index, micro_batch in enumerate(micro_batches):
+            with gradient_sync(model, is_last_micro_batch=index + 1 == len(micro_batches)):
                 with autocast(self.config, self.world.device):
-                    micro_losses = task.compute_losses(model, part, totals)
-                (micro_losses.total * self.world.size).backward()  # gradients are averaged over the processes
-            losses.append(
-                {"loss": micro_losses.total.detach(), **{f"loss/{k}": v for k, v in micro_losses.terms.items()}}
-            )
+                    loss = task.compute_losses(model, micro_batch, counts)
+                (loss.total * self.world.size).backward()  # gradients are averaged over ranks
+            losses.append({"loss": loss.total.detach(), **{f"loss/{k}": term for k, term in loss.terms.items()}})
         norm = compute_total_norm(p.grad for p in training.model.parameters() if p.grad is not None)
 
         loss_sums = torch.stack([torch.stack(list(each.values())) for each in losses]).double().sum(dim=0)
-        sums = torch.cat(
-            [self.world.all_reduce(loss_sums), norm.double().view(1), answers]
-        ).tolist()  # the one wait for a GPU
+        results = torch.cat([self.world.all_reduce(loss_sums), norm.double().view(1), counts_and_flags])
+        sums = results.tolist()  # the only synchronisation with a GPU
         losses_and_norm = dict(zip([*losses[0], "grad_norm"], sums, strict=False))
         is_finite = all(map(math.isfinite, losses_and_norm.values()))
         if is_finite:
@@ -172,26 +165,26 @@ class TrainingLoop(Generic[B, P]):
         training.optimiser.zero_grad()
         training.step += 1
         training.bad_steps = 0 if is_finite else training.bad_steps + 1
-        numbers = {k: int(v) for k, v in zip([*totals, *flags], sums[len(losses_and_norm) :], strict=True)}
+        integers = {k: int(v) for k, v in zip([*counts, *flags], sums[len(losses_and_norm) :], strict=True)}
         position = {"epoch": training.step / plan.steps_per_epoch, "progress": progress, "lr": lr}
         return StepReport(
             step=training.step,
-            values={**position, **losses_and_norm, **task.summarise_counts(numbers, progress)},
-            flags={name: numbers[name] for name in flags},
-            skip_details=None if is_finite else self._describe_skip(parts, losses),
+            values={**position, **losses_and_norm, **task.summarise_counts(integers, progress)},
+            flags={name: integers[name] for name in flags},
+            skip_details=None if is_finite else self._describe_skip(micro_batches, losses),
         )
 
     def _reduce_counts(
         self, counts: Sequence[Mapping[str, Tensor]], flags: Mapping[str, int]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Add up over micro-batches and processes, in one go, all that has to be known before the backward."""
+        """Sum counts and flags over micro-batches and ranks, in one collective, before the backward pass."""
         names = list(counts[0])
         local_counts = torch.stack([torch.stack([each[name] for name in names]) for each in counts]).sum(dim=0)
         flag_tensor = torch.tensor(list(flags.values()), dtype=local_counts.dtype).to(
             local_counts.device, non_blocking=True
         )
-        numbers = self.world.all_reduce(torch.cat([local_counts, flag_tensor]))
-        return dict(zip(names, numbers, strict=False)), numbers.double()
+        sums = self.world.all_reduce(torch.cat([local_counts, flag_tensor]))
+        return dict(zip(names, sums, strict=False)), sums.double()
 
     def _update(self, training: TrainingState, lr: float, norm: Tensor) -> None:
         if self.config.clip is not None:
@@ -205,23 +198,22 @@ class TrainingLoop(Generic[B, P]):
         self, micro_batches: Sequence[P], losses: Sequence[Mapping[str, Tensor]]
     ) -> list[dict[str, Any]]:
         return [
-            {"keys": list(self.task.sample_keys(part)), **{name: float(value) for name, value in each.items()}}
-            for part, each in zip(micro_batches, losses, strict=True)
+            {"keys": list(self.task.sample_keys(micro_batch)), **{name: float(loss) for name, loss in terms.items()}}
+            for micro_batch, terms in zip(micro_batches, losses, strict=True)
         ]
 
 
-def _check_shapes(expected: Mapping[str, Tensor], found_tensors: Mapping[str, Tensor]) -> None:
-    shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (found_tensors, expected)]
-    differ = [name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]
-    if differ:
-        before, now = (each.get(differ[0], "none") for each in shapes)
-        count = f"{len(differ)} of {len(shapes[0] | shapes[1])}"
+def _check_shapes(model: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    old, new = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, model))
+    names = old | new
+    if differing := [name for name in names if old.get(name) != new.get(name)]:
+        first = differing[0]
         raise UserError(
-            f"the checkpoint does not fit the config: {count} tensors differ, as {differ[0]}: "
-            f"{before} → {now}. Such a change begins a new run: give another --out"
+            f"the checkpoint does not match the config: {len(differing)} of {len(names)} tensors differ in shape, for "
+            f"example {first}: {old.get(first, 'none')} → {new.get(first, 'none')}. Start a new run in another --out"
         )
 
 
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
-    """Return the context in which a config's forward passes run."""
+    """Return the autocast context of a config's precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")

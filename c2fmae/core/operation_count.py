@@ -1,8 +1,7 @@
-"""Floating point operations of matrix products, counted by torch or by fvcore.
+"""Counts of floating point operations in matrix products, by torch or by fvcore.
 
-Attention's products are among them. Both tools miss them where attention is one fused operation: fvcore does not know
-it, and torch, in some versions, not on a CPU. So torch's are counted on the meta device, where nothing is computed and
-attention is matmul, softmax, matmul.
+The products of attention are included. Both tools miss them in fused attention: fvcore does not support it, nor do some
+versions of torch on the CPU. Count with torch on the meta device, where attention is matmul, softmax, matmul.
 """
 
 import math
@@ -20,15 +19,15 @@ from c2fmae.core.masks import Masks
 
 @runtime_checkable
 class OperationCounter(Protocol):
-    """Runs a module over maps, and masks if it takes any."""
+    """A function that runs a module on maps, and on masks if the module takes any, and counts operations."""
 
     def __call__(self, module: nn.Module, maps: Mapping[str, Tensor], *masks: Masks) -> Mapping[str, int]:
-        """Return the operations inside each module that is called, by name; those of the module as ''."""
+        """Return the operations of each submodule that is called, by name; '' is the module itself."""
 
 
 @dataclass(frozen=True)
 class PartCost:
-    """What a part of a model takes."""
+    """Cost of a part of a model."""
 
     flops: int
     parameters: int
@@ -36,35 +35,35 @@ class PartCost:
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """What one image's forward pass takes."""
+    """Cost of the forward pass of one image."""
 
     part_costs: Mapping[str, PartCost]
-    """Embeddings, encoder, and in pre-training decoder and heads: together all that there is."""
+    """Cost of embeddings, encoder and, in pre-training, decoder and heads; together the whole model."""
     stage_costs: Mapping[str, PartCost] = field(default_factory=dict)
-    """What in the decoder is one stage's alone; a joint decoder has no such thing."""
+    """Cost of each decoder stage; empty for a joint decoder."""
 
     @property
     def flops(self) -> int:
-        """Of all parts."""
+        """Operations of all parts."""
         return sum(part.flops for part in self.part_costs.values())
 
     @property
     def parameters(self) -> int:
-        """Of all parts."""
+        """Parameters of all parts."""
         return sum(part.parameters for part in self.part_costs.values())
 
 
 def count_with_torch(module: nn.Module, maps: Mapping[str, Tensor], *masks: Masks) -> dict[str, int]:
-    """Count what torch dispatches."""
+    """Count the operations that torch dispatches."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(maps, *masks)
     return {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
 
 
 def count_with_fvcore(module: nn.Module, maps: Mapping[str, Tensor], *masks: Masks) -> dict[str, int]:
-    """Count what fvcore finds in a trace: with fused attention, which it does not know, and without norms."""
+    """Count the operations in a trace by fvcore, with a handler for fused attention and without norms."""
     with warnings.catch_warnings(), torch.no_grad():
-        for deprecated in (FutureWarning, DeprecationWarning):  # as torch calls what fvcore's import and traces use
+        for deprecated in (FutureWarning, DeprecationWarning):  # of torch, about functions that fvcore uses
             warnings.simplefilter("ignore", deprecated)
         from fvcore.nn import FlopCountAnalysis  # type: ignore[import-untyped]
 
@@ -77,12 +76,12 @@ def count_with_fvcore(module: nn.Module, maps: Mapping[str, Tensor], *masks: Mas
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Return how many parameters a module has; tables that are not learned are none."""
+    """Return the number of parameters of a module; buffers do not count."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 class _TensorInputs(nn.Module):
-    """A module of maps and masks as one that a trace can enter: of tensors alone."""
+    """A wrapper that takes tensors instead of mappings, as tracing requires."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...], masks: tuple[Masks, ...]) -> None:
         super().__init__()
@@ -93,6 +92,6 @@ class _TensorInputs(nn.Module):
         return result if isinstance(result, Tensor) else tuple(result.values())
 
 
-def _count_attention_products(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001 - as fvcore calls it
+def _count_attention_products(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001 - signature of fvcore
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])  # type: ignore[no-any-return]

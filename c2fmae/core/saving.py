@@ -1,4 +1,4 @@
-"""When a training is saved, and what of it."""
+"""Saving of checkpoints during training."""
 
 import logging
 import time
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves a training off its path; all processes call it, the first one writes.
+    """A saver of training states in the background. All ranks call it, and the main process writes.
 
-    `metadata` are what a reader of the checkpoint alone should know: the config, the classes of the data.
+    `metadata` is stored in every checkpoint: what the run is, its config and its data.
     """
 
     def __init__(self, checkpoint_dir: Path, config: SavingConfig, world: World, metadata: Mapping[str, Any]) -> None:
@@ -33,7 +33,7 @@ class Saver:
         self._saved_step, self._saved_at = -1, time.monotonic()
 
     def __enter__(self) -> "Saver":
-        if self._writer:  # a run that was killed may have left what its next save would have removed
+        if self._writer:  # a killed run may have left checkpoints that its next save would have removed
             prune_checkpoints(
                 self._checkpoint_dir, keep_last=self._config.keep_last, keep_every=self._config.keep_every
             )
@@ -44,7 +44,7 @@ class Saver:
     ) -> None:
         try:
             if self._writer:
-                self._writer.wait()  # before the folder is given to others
+                self._writer.wait()  # before the run directory is unlocked
         except UserError as problem:
             if error is None:
                 raise
@@ -52,12 +52,12 @@ class Saver:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether the first process's clock says that it is time."""
+        """Whether `SavingConfig.minutes` have passed since the last save, by the clock of the main process."""
         minutes = self._config.minutes
         return bool(self._writer and minutes) and time.monotonic() - self._saved_at > 60 * (minutes or 0)
 
     def save(self, training: TrainingState) -> None:
-        """Save, unless that is done already or the weights are spoilt: the newest checkpoint stays a good one."""
+        """Save, unless this step is saved already or weights are not finite: the newest checkpoint stays usable."""
         if training.step == self._saved_step or not has_finite_weights(training.model):
             return
         tensors = training.gather_tensors()
@@ -67,5 +67,5 @@ class Saver:
 
 
 def has_finite_weights(model: nn.Module) -> bool:
-    """Return whether all weights are numbers."""
+    """Return whether all parameters are finite."""
     return bool(compute_total_norm(model.parameters()).isfinite())

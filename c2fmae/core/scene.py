@@ -36,7 +36,9 @@ class SceneBatch:
             for name in first.maps.keys() | scene.maps.keys():
                 shapes = [tuple(s.maps[name].shape) if name in s.maps else None for s in (first, scene)]
                 if shapes[0] != shapes[1]:
-                    raise UserError(f"{scene.key}: {name} is {shapes[1]}, but {shapes[0]} in {first.key}")
+                    raise UserError(
+                        f"{scene.key}: {name} has shape {shapes[1]}, but {shapes[0]} in {first.key}. Crop both alike"
+                    )
         maps = {name: torch.stack([scene.maps[name] for scene in scenes]) for name in first.maps}
         return cls(tuple(scene.key for scene in scenes), maps, tuple(scene.label for scene in scenes))
 

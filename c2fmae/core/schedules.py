@@ -1,12 +1,12 @@
-"""The learning rate as a function of the step."""
+"""Learning rate schedule."""
 
 import math
 
 
 def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, floor: float = 0.0) -> float:
-    """Return the share of the peak at a step: up in a line to 1 in `warmup_steps` steps, then down a cosine to `floor`.
+    """Return the factor of the peak at a step (from 0): linear up to 1, then a half cosine down to `floor`.
 
-    The first step already learns, and the floor is what a step after the last would have.
+    The first step has a factor above 0; `floor` would be reached by the step after the last.
 
     >>> [round(warmup_cosine(step, total_steps=6, warmup_steps=2), 3) for step in range(6)]
     [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]

@@ -1,14 +1,14 @@
-"""Randomness as a function of coordinates, never of history.
+"""Seeds as a function of coordinates, never of the history of a generator.
 
-What is random about a sample depends on (seed, stream, epoch, index), what is random about a step on
-(seed, stream, step). So a run that is resumed, or split over more processes, draws what it would have drawn.
+Random choices for a sample depend on (seed, stream, epoch, index), those for a step on (seed, stream, step), so a run
+that is resumed or distributed over more processes makes the same choices.
 """
 
 import hashlib
 
 
 def derive_seed(seed: int, stream: str, *coordinates: int) -> int:
-    """Return a 63-bit seed for a generator: torch's, NumPy's or Python's.
+    """Return a 63-bit seed for a generator of torch, NumPy or Python, independent for each stream and coordinate.
 
     >>> derive_seed(0, "masks", 7) == derive_seed(0, "masks", 7)
     True

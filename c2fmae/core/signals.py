@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noted when they come, acted upon between two steps."""
+"""Signals that stop a run: recorded when they arrive, handled between two steps."""
 
 import signal
 import threading
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE_SAVED = 75
-"""Exit code of a run that saved because it was told to end: "try again" (EX_TEMPFAIL), for schedulers."""
+"""Exit code of a run that saved after SIGTERM or SIGUSR1 (EX_TEMPFAIL): a scheduler should start it again."""
 
 
 class StopRequest:
-    """Whether somebody has asked the run to end, and how."""
+    """The signal that asked a run to stop, if any. It is true after a signal."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -21,13 +21,13 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """The exit code that tells of it."""
+        """130 after Ctrl-C, otherwise `EXIT_CODE_SAVED`."""
         return 130 if self.signal is signal.SIGINT else EXIT_CODE_SAVED
 
 
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """Note SIGTERM, SIGUSR1 and the first Ctrl-C; the second Ctrl-C ends at once."""
+    """Record SIGTERM, SIGUSR1 and the first Ctrl-C. The second Ctrl-C raises `KeyboardInterrupt`."""
     stop = StopRequest()
 
     def handle_signal(number: int, frame: types.FrameType | None) -> None:
@@ -37,7 +37,7 @@ def catch_signals() -> Iterator[StopRequest]:
         stop.signal = signal.Signals(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # only a main thread hears signals
+        yield stop  # signals are delivered to the main thread only
         return
     previous_handlers = {
         number: signal.signal(number, handle_signal) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

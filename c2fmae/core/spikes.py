@@ -1,4 +1,4 @@
-"""Warnings of loss spikes: the first sign of a learning rate too high, or of a batch that should not be there."""
+"""Detection of loss spikes, which indicate a learning rate that is too high or a bad batch."""
 
 import math
 from bisect import bisect_left, insort
@@ -8,22 +8,22 @@ from statistics import median
 from typing import Any
 
 WINDOW_SIZE = 100
-"""Losses that a new one is compared with; median and spread of so many do not move for a few spikes among them."""
+"""Number of recent losses in the comparison: enough that a few spikes hardly change their median and deviation."""
 
 MIN_LOSSES = 20
-"""With fewer to compare with, nothing is said."""
+"""Minimum number of losses before warnings."""
 
 DEVIATION_THRESHOLD = 8.0
-"""Above the median by so many standard deviations (as the median deviation gives them) …"""
+"""A spike is this many standard deviations (estimated by the median absolute deviation) above the median …"""
 
 RELATIVE_THRESHOLD = 0.1
-"""… and by this share of it, since a curve that hardly varies has no deviations to speak of, is a spike."""
+"""… and by this fraction of it, since a smooth curve has tiny deviations."""
 
 
 class SpikeDetector:
-    """Sees every step's loss and says when it jumps.
+    """A detector that is given the loss of every step.
 
-    It knows nothing but what it saw: shown the rows of a run that is resumed, it goes on as if it had seen each come.
+    Its state depends on these losses alone: given the rows of a run that is resumed, it continues as if never stopped.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class SpikeDetector:
         self._is_high = False
 
     def add_loss(self, step: int, loss: float | None) -> str | None:
-        """Take a loss; return a sentence if it is a spike's first. What is not finite is passed over."""
+        """Add a loss, and return a warning if a spike begins with it. Losses that are not finite are skipped."""
         if loss is None or not math.isfinite(loss):
             return None
         was_high, self._is_high = self._is_high, self._is_spike(loss)
@@ -44,17 +44,17 @@ class SpikeDetector:
         return warning
 
     def add_rows(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Take the rows of metrics that a run has written; return the sentences that were said of them."""
+        """Add the rows of metrics of a run, and return the warnings."""
         steps = [row for row in rows if "loss" in row and "skipped" not in row]
-        return [sentence for row in steps if (sentence := self.add_loss(row["step"], row["loss"]))]
+        return [warning for row in steps if (warning := self.add_loss(row["step"], row["loss"]))]
 
     def _is_spike(self, loss: float) -> bool:
         if len(self._sorted) < MIN_LOSSES:
             return False
         middle = _median_of_sorted(self._sorted)
-        if loss <= middle + RELATIVE_THRESHOLD * abs(middle):  # nearly always: the rest costs more
+        if loss <= middle + RELATIVE_THRESHOLD * abs(middle):  # nearly always, and cheap
             return False
-        deviation = 1.4826 * median(abs(each - middle) for each in self._sorted)
+        deviation = 1.4826 * median(abs(recent - middle) for recent in self._sorted)
         return loss > middle + DEVIATION_THRESHOLD * deviation
 
     def _add(self, loss: float) -> None:

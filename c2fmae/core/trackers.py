@@ -1,6 +1,6 @@
-"""Where else a run's metrics and pictures go: TensorBoard and W&B, each an extra.
+"""Trackers that receive metrics and figures of a run: TensorBoard and W&B, each an optional dependency.
 
-What a run needs is in its own files, so nothing is ever read back from here, and a tracker that fails ends no training.
+A run needs only its own files, so nothing is read back from a tracker, and a tracker that fails does not stop the run.
 """
 
 import logging
@@ -22,38 +22,38 @@ _EXTRAS: dict[TrackerName, str] = {"tensorboard": "tb", "wandb": "wandb"}
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Takes what a run has to show."""
+    """A receiver of metrics and figures."""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Take a row of metrics; what is no number in it is left out."""
+        """Log a row of metrics; values that are not finite numbers are left out."""
 
     def log_figure(self, step: int, name: str, path: Path) -> None:
-        """Take a picture file."""
+        """Log an image file."""
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write buffered values and close."""
 
 
 def open_trackers(
     names: Sequence[TrackerName], run_dir: Path, *, name: str, config: Mapping[str, Any], start_step: int
 ) -> list[Tracker]:
-    """Open trackers for a run that has made `start_step` steps; what they hold of later ones is superseded."""
+    """Open trackers for a run that has done `start_step` steps. Values of later steps are superseded."""
     opened: list[Tracker] = []
     for tracker in names:
         try:
             opened.append(_FailSafeTracker(tracker, _OPENERS[tracker](run_dir, name, config, start_step)))
-        except (UserError, ImportError):  # it is not installed, or not whole, which can be mended
+        except (UserError, ImportError):  # not installed, or incomplete: the user can fix it
             raise
         except Exception as error:
-            text = "%s cannot be opened and gets nothing of this run: %s: %s"
+            text = "%s cannot be opened, so nothing of this run is logged to it: %s: %s"
             logging.getLogger(__name__).warning(text, tracker, type(error).__name__, error)
     return opened
 
 
 def select_scalars(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return what can be drawn as a curve.
+    """Return the finite numbers of a row.
 
-    >>> select_scalars({"step": 3, "loss": 2.1, "loss/rgb": None, "skipped": "the loss is not finite"})
+    >>> select_scalars({"step": 3, "loss": 2.1, "loss/rgb": None, "skipped": "not finite"})
     {'loss': 2.1}
     """
     return {
@@ -64,7 +64,7 @@ def select_scalars(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _FailSafeTracker:
-    """A tracker that is given up, with a warning, once it fails."""
+    """A tracker that is disabled with a warning after its first failure."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self.name, self.tracker = name, tracker
@@ -87,12 +87,12 @@ class _FailSafeTracker:
         except Exception as error:
             self.has_failed = True
             logging.getLogger(__name__).warning(
-                "%s failed and gets no more of this run: %s: %s", self.name, type(error).__name__, error
+                "%s failed, so nothing more of this run is logged to it: %s: %s", self.name, type(error).__name__, error
             )
 
 
 class _TensorBoard:
-    """Event files in the run's folder `tensorboard`."""
+    """TensorBoard event files in `tensorboard/` of the run directory."""
 
     def __init__(self, run_dir: Path, name: str, config: Mapping[str, Any], start_step: int) -> None:
         import_tracker("tensorboard")
@@ -121,9 +121,9 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A run at W&B, offline unless its user is logged in or WANDB_MODE says otherwise; a resume goes on with it.
+    """A W&B run, which a resumed run continues. It is offline unless the user is logged in or WANDB_MODE is set.
 
-    Steps are an axis of their own: W&B's step never goes back, and a run that was killed does.
+    Steps are a metric of their own, since the step of W&B cannot go back as that of a resumed run does.
     """
 
     def __init__(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
@@ -142,7 +142,7 @@ class _WandB:
             dir=str(run_dir),
             config=dict(config),
             mode=mode,
-            settings=wandb.Settings(console="off"),  # what is on the terminal is a bar, drawn again and again
+            settings=wandb.Settings(console="off"),  # the terminal shows a progress bar
         )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -164,7 +164,7 @@ _OPENERS: dict[TrackerName, Callable[[Path, str, Mapping[str, Any], int], Tracke
 
 
 def import_tracker(name: TrackerName) -> ModuleType:
-    """Return a tracker's package, or say how to get it."""
+    """Return the package of a tracker; one that is not installed is a `UserError`."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -172,5 +172,5 @@ def import_tracker(name: TrackerName) -> ModuleType:
             raise
         extra = _EXTRAS[name]
         raise UserError(
-            f"watching.trackers: {name!r} needs the extra `{extra}`: pip install 'c2fmae[{extra}]'"
+            f"watching.trackers: {name!r} is not installed. Install it with: pip install 'c2fmae[{extra}]'"
         ) from error

@@ -1,4 +1,4 @@
-"""What is kept and shown of a training while it goes on."""
+"""Metrics, timing, progress and trackers of a run."""
 
 import resource
 import time
@@ -23,7 +23,7 @@ B = TypeVar("B")
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):
-    """Writes rows of metrics and timing, shows progress, feeds the trackers; but for the first process, nothing."""
+    """A logger to metric and timing files, the progress display and trackers. Only the main process logs."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
         self._exit_stack.close()
 
     def time_batches(self, batches: Iterable[B]) -> Iterator[B]:
-        """Hand batches on, and note how long each took to come."""
+        """Yield batches, and measure the time to get each."""
         iterator = iter(batches)
         while True:
             self._requested_at = time.perf_counter()
@@ -80,7 +80,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
             yield batch
 
     def log_step(self, report: StepReport) -> None:
-        """Take note of a step."""
+        """Log a step."""
         if self._is_quiet:
             return
         seconds, waited = time.perf_counter() - self._requested_at, self._received_at - self._requested_at
@@ -99,23 +99,23 @@ class RunLogger(AbstractContextManager["RunLogger"]):
             self._send_to_trackers(report.step, row)
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a row of its own: held-out losses, say."""
+        """Log a row of other metrics, such as held-out losses."""
         if not self._is_quiet:
             self._metrics.write({"step": step, **values})
             self._send_to_trackers(step, values)
 
     def fsync_metrics(self) -> None:
-        """Bring the metrics to the disk: a checkpoint must not get there before the rows that lead to it."""
+        """Flush the metrics to the disk. Must be called before a checkpoint is saved, which relies on its rows."""
         if not self._is_quiet:
             fsync(self._run_dir.metrics)
 
     def log_figure(self, step: int, name: str, path: Path) -> None:
-        """Show a picture to the trackers."""
+        """Log an image file to the trackers."""
         for tracker in self._trackers:
             tracker.log_figure(step, name, path)
 
     def print_line(self, text: str) -> None:
-        """Show a line."""
+        """Print a line of text."""
         self._progress.print_line(text)
 
     def _send_to_trackers(self, step: int, values: Mapping[str, Any]) -> None:
@@ -138,11 +138,11 @@ class RunLogger(AbstractContextManager["RunLogger"]):
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process has held: of the GPU, if it has one."""
-    of_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
-    return of_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the peak memory of this process in bytes: of the GPU, if it uses one."""
+    gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    return gpu_bytes or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def is_due(step: int, every: int, total: int) -> bool:
-    """Return whether something that is done every so many steps, and at the end, is done after this one."""
+    """Return whether `step` is a multiple of `every`, or the last step."""
     return step % every == 0 or step == total

@@ -1,7 +1,7 @@
-"""Files of weights from anywhere, read without ever running what is in them.
+"""Reader of weight files from any source, which never runs code in them.
 
-A file is judged by its first bytes. Of what `torch.save` wrote, only tensors, plain values and the
-options of a command line (`argparse.Namespace`, which MAE and MultiMAE keep beside their weights) are taken.
+The format is recognised by the first bytes. In files of `torch.save`, only tensors, plain values and
+`argparse.Namespace` (in which MAE and MultiMAE store training options) are allowed.
 """
 
 import argparse
@@ -18,38 +18,41 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.json_file import read_json
 
 _CONTAINER_KEYS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
-"""Under which names files keep their weights; plain ones come before averaged ones."""
+"""Keys under which files store their state dict, in the order of preference: plain weights before averaged ones."""
 
 _PREFIXES = ("_orig_mod.", "module.", "model.")
-"""What torch.compile, DistributedDataParallel and training frameworks put before every name."""
+"""Prefixes that torch.compile, DistributedDataParallel and training frameworks add to every name."""
 
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = tuple(f"{name}.index.json" for name in _FOLDER_FILES)
-_MAX_HEADER_BYTES = 100_000_000  # bytes: the library's own limit
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_FIX = "Download it again, or use another file"
 _FOREIGN_FORMATS = {
-    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself. Fetch that with `git lfs pull`",
-    b"<": "is a page of HTML or XML, not weights: a download went wrong. Fetch it again",
-    b"{": "is JSON, not weights. Give the folder that it lies in, or the file of weights",
-    b"\x1f\x8b": "is packed with gzip. Unpack it first",
-    b"\x89HDF": "is HDF5, as Keras writes it. Convert it to safetensors",
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`",
+    b"<": "is HTML or XML, not weights: a download failed. Download it again",
+    b"{": "is JSON, not weights. Use its directory, or the file of weights",
+    b"\x1f\x8b": "is compressed with gzip. Decompress it with `gunzip`",
+    b"\x89HDF": "is an HDF5 file of Keras. Convert it to safetensors",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """What a file or folder of weights holds."""
+    """Content of a file or directory of weights."""
 
     tensors: dict[str, Tensor]
-    """By name, without prefixes that all names share."""
+    """Tensors by name, without prefixes that all names have."""
     args: Mapping[str, Any]
-    """The options of the training, where the file keeps them."""
+    """Training options, if the file contains them."""
     notes: tuple[str, ...] = ()
+    """Sentences for a load report."""
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
-    """Return the tensors of a file or folder and what else is to be known of them."""
+    """Return the tensors, training options and notes of a file or directory."""
     path = Path(path)
     content = _read_folder(path) if path.is_dir() else _read_file(path)
     notes: list[str] = []
@@ -57,7 +60,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
     while isinstance(content, Mapping) and (key := _find_container_key(content)):
         args |= _training_args(content.get("args"))
         others = sorted(str(other) for other in content if other != key)
-        notes += [f"taken from its {key!r}; it also holds {', '.join(others)}"] if others else []
+        notes += [f"loaded from its {key!r}; it also contains {', '.join(others)}"] if others else []
         content = content[key]
     return WeightFile(tensors=_extract_tensors(path, content), args=args, notes=tuple(notes))
 
@@ -69,15 +72,15 @@ def _read_file(path: Path) -> Any:
             head = file.read(64)
         if head.startswith(b"PK\x03\x04"):
             _check_zip(path, size)
-            return _load_torch(path, mmap=True)  # what is not asked for, as an optimiser's state, is never read
+            return _load_torch(path, mmap=True)  # unused tensors, such as optimiser state, are never read
         if head[8:9] == b"{":
             _check_header(path, size)
             return _load_safetensors(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}. Check the path") from error
     if head.startswith(b"\x80"):
         return _load_torch(path, mmap=False)
-    problem = "is empty" if not head else "holds no weights: it is neither safetensors nor what torch.save writes"
+    problem = f"is {'neither safetensors nor a file of torch.save' if head else 'empty'}. Use a file of weights"
     for magic, message in _FOREIGN_FORMATS.items():
         if head.lstrip().startswith(magic):
             problem = message
@@ -90,16 +93,16 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except OSError:
         raise
-    except Exception as error:  # whatever a header can be wrong in
-        raise UserError(f"{path}: its header does not describe what is in it: {_one_line(error)}") from error
+    except Exception as error:  # an invalid header raises many types
+        raise UserError(f"{path}: its header does not match its content: {_one_line(error)}. {_FIX}") from error
 
 
 def _check_header(path: Path, size: int) -> None:
-    """Refuse a safetensors header that is cut short, too long, or names a tensor twice; the library sees the rest."""
+    """Reject a safetensors header that is truncated, too long, or names a tensor twice; the library checks the rest."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, _MAX_HEADER_BYTES):
-            raise UserError(f"{path}: is damaged or cut short: its header of {length} bytes does not fit in it")
+            raise UserError(f"{path}: is damaged or truncated: its header has {length} bytes. {_FIX}")
         text = file.read(length)
     duplicates: list[str] = []
 
@@ -113,47 +116,47 @@ def _check_header(path: Path, size: int) -> None:
     try:
         json.loads(text, object_pairs_hook=collect_duplicates)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its header is not JSON: {_one_line(error)}") from error
+        raise UserError(f"{path}: its header is not JSON: {_one_line(error)}. {_FIX}") from error
     if duplicates:
-        raise UserError(f"{path}: its header says {duplicates[0]} twice. One of the two would be lost")
+        raise UserError(f"{path}: its header contains {duplicates[0]} twice. {_FIX}")
 
 
 def _check_zip(path: Path, size: int) -> None:
-    """Refuse archives that `torch.save` does not write, before anything in them is unpacked."""
+    """Reject archives that `torch.save` does not write, before anything is unpacked."""
     try:
         with ZipFile(path) as archive:
             entries = archive.infolist()
     except (BadZipFile, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: is damaged or cut short: {_one_line(error)}") from error
+        raise UserError(f"{path}: is damaged or truncated: {_one_line(error)}. {_FIX}") from error
     names = [Path(entry.filename).name for entry in entries]
-    if any(each.compress_type != ZIP_STORED or each.file_size != each.compress_size for each in entries):
-        raise UserError(f"{path}: is compressed, as torch.save never does: it could fill the memory; refused")
+    if any(entry.compress_type != ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
+        raise UserError(f"{path}: is compressed, unlike files of torch.save, and could fill the memory. {_FIX}")
     if sum(entry.file_size for entry in entries) > size:
-        raise UserError(f"{path}: says that it holds more than fits in it; refused")
+        raise UserError(f"{path}: claims to contain more bytes than it has. {_FIX}")
     if "constants.pkl" in names:
-        raise UserError(f"{path}: is a TorchScript program, not weights. Save its state_dict() where you trust it")
+        raise UserError(f"{path}: is a TorchScript program, not weights. If you trust it, save its state_dict()")
     if "data.pkl" not in names:
-        raise UserError(f"{path}: is a zip archive, but none of torch.save")
+        raise UserError(f"{path}: is a zip archive, but not of torch.save. {_FIX}")
 
 
 def _load_torch(path: Path, *, mmap: bool) -> Any:
-    if path.suffix == ".safetensors":  # torch would believe the name, and so would others
-        raise UserError(f"{path}: is what torch.save writes, in spite of its name. Name it .pth")
+    if path.suffix == ".safetensors":  # torch and other readers rely on the name
+        raise UserError(f"{path}: is a file of torch.save with the wrong suffix. Rename it to .pth")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a pickle can be wrong in a hundred ways
-        if what := re.search(r"GLOBAL ([\w.]+)", str(error)):
+    except Exception as error:  # an invalid pickle raises many types
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
-                f"{path}: would run code when it is read: it asks for {what[1]}; refused. If you trust it, load it "
-                "by yourself and save its tensors alone with safetensors.torch.save_file"
+                f"{path}: would run code when it is read ({found[1]}), so it is not read. If you trust it, load it "
+                "yourself and save its tensors with safetensors.torch.save_file"
             ) from error
         reason = _one_line(error).removeprefix("Weights only load failed. ").partition(". ")[0]
-        raise UserError(f"{path}: is no file of weights, or a damaged one: {reason}") from error
+        raise UserError(f"{path}: is not a file of weights, or is damaged: {reason}. {_FIX}") from error
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """Read a folder of Hugging Face's: one file, or the parts that an index names."""
+    """Read a directory in the layout of Hugging Face: one file, or the parts that an index names."""
     for name in _FOLDER_FILES:
         if (folder / name).exists():
             return read_weight_file(folder / name).tensors
@@ -161,36 +164,32 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         if (folder / name).exists():
             return _read_indexed_files(folder, folder / name)
     raise UserError(
-        f"{folder}: is a folder without weights: none of {', '.join((*_FOLDER_FILES, *_INDEX_FILES))} is in it"
+        f"{folder}: has no weights (expected one of {', '.join((*_FOLDER_FILES, *_INDEX_FILES))}). Use another"
     )
 
 
 def _read_indexed_files(folder: Path, index: Path) -> dict[str, Tensor]:
-    try:
-        places = json.loads(index.read_bytes())["weight_map"]
-        names = {part: [name for name, place in places.items() if place == part] for part in places.values()}
-        _check_inside_folder(folder, index, names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{index}: is no index of weights: expected a weight_map, names to files") from error
+    files = read_json(index, max_bytes=_MAX_HEADER_BYTES).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(f"{index}: expected a weight_map from names to files. {_FIX}")
+    _check_inside_folder(folder, index, files.values())
     tensors: dict[str, Tensor] = {}
-    for part, expected_names in names.items():
-        loaded = _read_file(folder / part)
-        if missing := [name for name in expected_names if name not in loaded]:
-            raise UserError(f"{folder / part}: lacks {missing[0]}, which {index.name} says is in it")
-        tensors |= {name: loaded[name] for name in expected_names}
+    for file in dict.fromkeys(files.values()):
+        loaded, names = _read_file(folder / file), [name for name in files if files[name] == file]
+        if missing := [name for name in names if name not in loaded]:
+            raise UserError(f"{folder / file}: has no tensor {missing[0]}, but {index.name} lists it. {_FIX}")
+        tensors |= {name: loaded[name] for name in names}
     return tensors
 
 
 def _check_inside_folder(folder: Path, index: Path, file_names: Iterable[str]) -> None:
-    """Refuse parts that lie elsewhere; in the hub's own cache they are links to its blobs."""
+    """Reject files outside the directory; in the cache of the Hugging Face hub they are links to its blobs."""
     roots = [folder.resolve()]
     if roots[0].parent.name == "snapshots":
         roots.append(roots[0].parent.parent / "blobs")
-    for part in file_names:
-        if (folder / part).resolve().parent not in roots:
-            raise UserError(f"{index}: {part!r} lies outside the folder; refused. Put all files into one folder")
+    for name in file_names:
+        if "\0" in name or (folder / name).resolve().parent not in roots:
+            raise UserError(f"{index}: {name!r} is outside the directory. Put all files into one directory")
 
 
 def _find_container_key(content: Mapping[Any, Any]) -> str | None:
@@ -203,15 +202,16 @@ def _training_args(args: object) -> dict[str, Any]:
 
 def _extract_tensors(path: Path, content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds no weights by name, but one {type(content).__name__}")
-    tensors = {name: each.detach() for name, each in content.items() if isinstance(each, Tensor)}
+        raise UserError(f"{path}: expected a state dict, got a {type(content).__name__}. Use a file of weights")
+    tensors = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path}: holds no tensors, but {', '.join(sorted(map(str, content))) or 'nothing'}")
+        found = ", ".join(sorted(map(str, content))) or "nothing"
+        raise UserError(f"{path}: contains no tensors (found {found}). Use a file of weights")
     for name, tensor in tensors.items():
         is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not is_plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path}: {name} is no plain tensor whose numbers are all in the file; refused")
-    while prefix := next((each for each in _PREFIXES if all(name.startswith(each) for name in tensors)), None):
+            raise UserError(f"{path}: {name} is not a plain CPU tensor with all its elements in the file. {_FIX}")
+    while prefix := next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 

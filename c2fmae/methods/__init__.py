@@ -7,7 +7,8 @@
 """
 
 from c2fmae.config.presets import METHODS
+from c2fmae.core.loop import StepLoss
 from c2fmae.methods.build import build_method
-from c2fmae.methods.masked import MaskedAutoencoding, Objective, StepLoss
+from c2fmae.methods.masked import MaskedAutoencoding, Objective
 
 __all__ = ["METHODS", "MaskedAutoencoding", "Objective", "StepLoss", "build_method"]

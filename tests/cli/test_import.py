@@ -44,5 +44,5 @@ def test_a_multimae_checkpoint_becomes_a_run(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_a_user_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(import_, ["mae", str(tmp_path / "none.pth"), str(tmp_path / "out")])
     assert isinstance(done.exception, UserError)
-    assert str(done.exception) == f"{tmp_path / 'none.pth'}: cannot be read: No such file or directory"
+    assert str(done.exception) == f"{tmp_path / 'none.pth'}: cannot be read: No such file or directory. Check the path"
     assert not (tmp_path / "out").exists()

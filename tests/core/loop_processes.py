@@ -1,4 +1,4 @@
-"""A tiny training that comes to the same however its batches are shared out, and what each of two processes does."""
+"""A tiny training with the same result for any number of micro-batches and ranks, and one rank of two."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from tests.methods.tiny_methods import (
 )
 
 StepHistory = tuple[list[StepReport], list[dict[str, Tensor]]]
-"""What is reported of each step, and all tensors after it."""
+"""The report of each step, and all tensors after it."""
 
 SINGLE_PROCESS = World()
 WORLD_SIZE, BATCH_SIZE, SIZE, NUM_STEPS = 2, 8, (16, 16), 5
@@ -40,20 +40,20 @@ SMALL_OVERRIDES = (
 
 @dataclass(frozen=True)
 class LoopCase:
-    """One way to take the steps of a method."""
+    """One way to run the steps of a method."""
 
     method: str = "c2fmae"
     average: str = "samples"
     num_micro_batches: int = 1
-    """Micro-batches of a process."""
+    """Micro-batches of a rank."""
     is_float64: bool = True
-    """In double precision."""
+    """Compute in double precision."""
     nan_at: tuple[int, int] | None = None
-    """A step, and the scene of its batch whose photo is not a number."""
+    """A step, and the scene of its batch whose image is NaN."""
     overrides: tuple[str, ...] = ()
 
     def make_method(self) -> MaskedAutoencoding:
-        """A model whose weights all matter."""
+        """Return a method whose weights all affect the loss."""
         method = build_tiny_method(
             self.method, *SMALL_OVERRIDES, f"loss_average={self.average}", *self.overrides, size=SIZE
         )
@@ -62,20 +62,20 @@ class LoopCase:
         return method
 
     def start_training(self, method: MaskedAutoencoding, **settings: Any) -> TrainingState:
-        """What has not begun."""
+        """Return the state before the first step."""
         return TrainingState.create(method.model, make_training_config(**settings))
 
     def make_loop(
         self, method: MaskedAutoencoding, world: World = SINGLE_PROCESS, **settings: Any
     ) -> TrainingLoop[SceneBatch, MicroBatch]:
-        """What takes the steps."""
+        """Return the training loop."""
         config = make_training_config(micro_batch=BATCH_SIZE // world.size // self.num_micro_batches, **settings)
         plan = plan_training(config, num_samples=2 * BATCH_SIZE, world_size=world.size)
         assert plan.num_micro_batches == self.num_micro_batches
         return TrainingLoop(FaultyTask(method, config.seed, self.is_float64, self.nan_at), config, plan, world)
 
     def run_steps(self, world: World = SINGLE_PROCESS, **settings: Any) -> StepHistory:
-        """Take all steps; what is reported of each, and all tensors after it."""
+        """Run all steps; return the report of each, and all tensors after it."""
         method = self.make_method()
         training = self.start_training(method, **settings)
         loop, reports, tensors = (
@@ -90,7 +90,7 @@ class LoopCase:
 
 
 def make_training_config(**settings: Any) -> TrainingConfig:
-    """Steps with everything on that may be."""
+    """Return a config with clipping, averaging and warm-up."""
     defaults = {
         "steps": NUM_STEPS,
         "lr": 1e-3,
@@ -104,7 +104,7 @@ def make_training_config(**settings: Any) -> TrainingConfig:
 
 @dataclass(frozen=True)
 class FaultyTask(PretrainingTask):
-    """The usual task, in double precision perhaps, and with something that is not a number at one step."""
+    """A pre-training task, optionally in double precision and with NaN at one step."""
 
     is_float64: bool = False
     nan_at: tuple[int, int] | None = None
@@ -112,7 +112,7 @@ class FaultyTask(PretrainingTask):
     def split(
         self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
     ) -> list[MicroBatch]:
-        """Cut as usual, then change the photos."""
+        """Split as usual, then change the images."""
         micro_batches = super().split(
             batch, num_micro_batches=num_micro_batches, step=step, progress=progress, world=world
         )
@@ -126,15 +126,15 @@ class FaultyTask(PretrainingTask):
 
 
 def draw_batches(world: World = SINGLE_PROCESS) -> Iterator[SceneBatch]:
-    """A process's share of batches whose scenes differ in what is labelled: nothing, no object, some cells."""
-    each = BATCH_SIZE // world.size
+    """Yield the batches of a rank. Scenes differ in their labels: none, no objects, some cells."""
+    size = BATCH_SIZE // world.size
     for step in range(NUM_STEPS):
         scenes = draw_noise_scenes(BATCH_SIZE, SIZE, seed=step)
         scenes.maps["semantic"][0] = IGNORE
         scenes.maps["instance"][[1, 6]] = 0
         scenes.maps["instance"][[2, 3]] = IGNORE
         scenes.maps["semantic"][4, :2] = IGNORE
-        yield slice_scenes(scenes, world.rank * each, (world.rank + 1) * each)
+        yield slice_scenes(scenes, world.rank * size, (world.rank + 1) * size)
 
 
 METHODS, AVERAGES = ("c2fmae", "mae", "multimae"), ("samples", "cells")
@@ -149,7 +149,7 @@ ORDERED_CASE = LoopCase(num_micro_batches=2)
 
 
 class OrderedReductionWorld(World):
-    """Two processes that average gradients as more than two do."""
+    """Two ranks that average gradients in the order of ranks, as more than two do."""
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
         wrapped = super().wrap_ddp(model)
@@ -159,7 +159,7 @@ class OrderedReductionWorld(World):
 
 
 def run_rank(rank: int, folder: Path) -> None:
-    """Take the steps of every case as one of two processes."""
+    """Run the steps of every case as one rank of two."""
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)

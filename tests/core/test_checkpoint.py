@@ -288,8 +288,8 @@ def test_a_wrong_header_is_rejected_even_with_a_valid_checksum(
 
     monkeypatch.setattr(module, "write_tensors", lie)
     path = saved(tmp_path)
-    says = "its header does not match its content"
-    assert refusal(path) == f"{path}/tensors.safetensors: {says}: {why}.{FIX}"
+    problem = "its header does not match its content"
+    assert refusal(path) == f"{path}/tensors.safetensors: {problem}: {why}.{FIX}"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff" * 7 + b"\x7f{}", b"[" * 4096, bytes(8), b"a" * 4096])
@@ -304,8 +304,8 @@ def test_arbitrary_content_is_rejected_even_with_a_valid_checksum(
 
     monkeypatch.setattr(module, "write_tensors", anything)
     path = saved(tmp_path)
-    says = "its header does not match its content"
-    assert refusal(path).startswith(f"{path}/tensors.safetensors: {says}: ")
+    problem = "its header does not match its content"
+    assert refusal(path).startswith(f"{path}/tensors.safetensors: {problem}: ")
 
 
 class Bomb:
@@ -328,8 +328,8 @@ def test_a_pickle_is_rejected_and_never_loaded(tmp_path: Path) -> None:
             if place.is_dir():
                 shutil.rmtree(place)
             way(place)
-            says = "is a pickle, which could run code, so it is not read. Use another checkpoint"
-            assert refusal(path) == f"{place}: {says}"
+            problem = "is a pickle, which could run code, so it is not read. Use another checkpoint"
+            assert refusal(path) == f"{place}: {problem}"
             assert not load_newest_checkpoint(tmp_path)[0]
         if place.name == "tensors.safetensors":
             write_tensors(place, TENSORS)
@@ -447,8 +447,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_frees_the_partial_one(tmp_pa
     assert failure() == f"{start} There is no earlier one. Free disk space and run again"
     assert list(tmp_path.iterdir()) == []
     path = saved(tmp_path, 40)
-    says = "The last one, of step 40, is intact. Free disk space and run again with --resume"
-    assert failure() == f"{start} {says}"
+    problem = "The last one, of step 40, is intact. Free disk space and run again with --resume"
+    assert failure() == f"{start} {problem}"
     assert list(tmp_path.iterdir()) == [path]
     load_checkpoint(path)
 
@@ -602,8 +602,8 @@ def test_an_error_of_the_writer_is_raised_once_and_it_can_be_used_again(tmp_path
         writer.save(Checkpoint(1, TENSORS, {}))
         with pytest.raises(UserError) as caught:
             complain()
-        says = "the checkpoint of step 1 could not be written: File exists. There is no earlier one."
-        assert str(caught.value) == f"{folder}: {says} Fix that and run again"
+        problem = "the checkpoint of step 1 could not be written: File exists. There is no earlier one."
+        assert str(caught.value) == f"{folder}: {problem} Fix that and run again"
     folder.unlink()
     writer.save(Checkpoint(3, TENSORS, {}))
     writer.wait()
@@ -641,7 +641,7 @@ for life in range(kills):
         save_without_end(life, step)
         os._exit(1)
     chance, start = random.Random(life), time.monotonic()
-    events = chance.randint(1, 8)  # begun, done, begun, …: at least so many, and some moment more
+    events = chance.randint(1, 8)  # minimum number of log lines (begun, done, begun, …) before the kill
     while (log.read_text() if log.exists() else "").count("\\n") < events:
         assert time.monotonic() < start + 60
         time.sleep(0.0005)
@@ -675,11 +675,11 @@ def test_after_a_kill_at_any_moment_the_newest_checkpoint_is_the_last_or_the_cur
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     try:
-        said, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0, said
-    step, inside = map(int, said.split())
+    assert process.returncode == 0, output
+    step, inside = map(int, output.split())
     assert step > 5, "hardly anything was saved between the kills"
     assert inside >= 5, "hardly any kill came in the middle of a save"

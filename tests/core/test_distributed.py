@@ -30,25 +30,25 @@ SRUN = {
 }
 
 
-def test_torchruns_place_is_read_as_it_is() -> None:
+def test_torchruns_variables_are_returned_unchanged() -> None:
     assert read_launch_variables(TORCHRUN | {"HOME": "/root", "OMP_NUM_THREADS": "1"}) == TORCHRUN
-    assert read_launch_variables(TORCHRUN | SRUN) == TORCHRUN  # torchrun under srun: torchrun knows more
+    assert read_launch_variables(TORCHRUN | SRUN) == TORCHRUN  # under both, torchrun starts the processes
 
 
-def test_sruns_place_is_put_into_torchs_words() -> None:
-    place = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "34567"}
-    assert read_launch_variables(SRUN) == place
-    assert read_launch_variables(SRUN | {"MASTER_ADDR": "head", "MASTER_PORT": "1"}) == place | {
+def test_sruns_variables_are_converted_to_those_of_torch() -> None:
+    variables = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "34567"}
+    assert read_launch_variables(SRUN) == variables
+    assert read_launch_variables(SRUN | {"MASTER_ADDR": "head", "MASTER_PORT": "1"}) == variables | {
         "MASTER_ADDR": "head",
         "MASTER_PORT": "1",
     }
 
 
 @pytest.mark.parametrize("job", ["0", "7", "19999", "20000", "999999999"])
-def test_the_port_of_a_job_is_one_that_anybody_may_use(job: str) -> None:
-    place = read_launch_variables(SRUN | {"SLURM_JOB_ID": job})
-    assert place is not None
-    assert 20000 <= int(place["MASTER_PORT"]) < 40000
+def test_the_port_of_a_job_is_unprivileged(job: str) -> None:
+    variables = read_launch_variables(SRUN | {"SLURM_JOB_ID": job})
+    assert variables is not None
+    assert 20000 <= int(variables["MASTER_PORT"]) < 40000
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,17 @@ def test_the_port_of_a_job_is_one_that_anybody_may_use(job: str) -> None:
     ],
     ids=["nothing", "other things", "one process", "no size", "no rank", "a step of one task", "a batch script"],
 )
-def test_where_nobody_else_is(environ: dict[str, str]) -> None:
+def test_a_single_process_has_no_launch_variables(environ: dict[str, str]) -> None:
     assert read_launch_variables(environ) is None
 
 
 @pytest.mark.parametrize(
     ("missing", "named"), [({"LOCAL_RANK"}, "LOCAL_RANK"), ({"MASTER_PORT", "MASTER_ADDR"}, "MASTER_ADDR, MASTER_PORT")]
 )
-def test_half_of_torchruns_variables_are_refused(missing: set[str], named: str) -> None:
+def test_missing_torchrun_variables_are_rejected(missing: set[str], named: str) -> None:
     with pytest.raises(UserError) as caught:
         read_launch_variables({name: value for name, value in TORCHRUN.items() if name not in missing})
-    assert str(caught.value) == f"RANK and WORLD_SIZE are set, but not {named}. Start with torchrun, or unset"
+    assert str(caught.value) == f"RANK and WORLD_SIZE are set, but not {named}. Start with torchrun, or unset both"
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_half_of_torchruns_variables_are_refused(missing: set[str], named: str) 
         ("a.b.c", "a.b.c"),
     ],
 )
-def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
+def test_the_first_host_of_a_node_list_is_found(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
-def test_alone_nothing_is_shared() -> None:
+def test_collectives_of_a_single_process_return_their_input() -> None:
     each, tensor, value = single_process("cpu"), torch.ones(2), object()
     assert each == World(0, 1, torch.device("cpu"))
     assert each.is_main
@@ -106,7 +106,7 @@ def test_alone_nothing_is_shared() -> None:
     assert [World(rank, 2).is_main for rank in (0, 1)] == [True, False]
 
 
-def test_alone_one_joins_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_needs_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*TORCHRUN, *SRUN):
         monkeypatch.delenv(name, raising=False)
     with init_distributed("cpu") as each:
@@ -115,7 +115,7 @@ def test_alone_one_joins_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("boom")
 
 
-def test_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_depends_on_its_name_and_the_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     def devices(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -127,10 +127,11 @@ def test_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world._select_device("auto", 1) == world._select_device("cuda", 1) == torch.device("cuda", 1)
     for wanted in ("auto", "cuda"):
         assert refusal(wanted, 2) == (
-            "device: process 2 of this machine finds 2 GPUs. Start one process a GPU, or set cpu"
+            "device: local rank 2 needs a GPU of its own, but this machine has 2. Start one process per GPU, or set "
+            "training.device=cpu"
         )
     devices(0)
-    assert refusal("cuda", 0) == "device: process 0 of this machine finds 0 GPUs. Start one process a GPU, or set cpu"
+    assert refusal("cuda", 0).startswith("device: local rank 0 needs a GPU of its own, but this machine has 0. ")
 
 
 def refusal(wanted: Any, local_rank: int) -> str:
@@ -162,8 +163,8 @@ def pair(stack: ExitStack, failing: int, wait: str, ending: str = "boom") -> lis
         port = free.getsockname()[1]
     found = []
     for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environ = os.environ | {name: str(value) for name, value in place.items()} | {"OMP_NUM_THREADS": "1"}
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environ = os.environ | {name: str(value) for name, value in variables.items()} | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", FAILING, str(failing), wait, ending]
         process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         stack.callback(process.kill)
@@ -172,41 +173,41 @@ def pair(stack: ExitStack, failing: int, wait: str, ending: str = "boom") -> lis
 
 
 @pytest.mark.once
-def test_a_process_that_fails_ends_the_others_and_they_say_why() -> None:
+def test_all_ranks_exit_with_the_reason_when_one_fails() -> None:
     with ExitStack() as stack:
         processes = [*pair(stack, failing=1, wait="sleep", ending="exit"), *pair(stack, failing=0, wait="sum")]
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "met\n"
-        said = [process.communicate(timeout=60) for process in processes]
+        outputs = [process.communicate(timeout=60) for process in processes]
         assert [process.returncode for process in processes] == [1, 3, 1, 1]
-    assert [out for out, _ in said] == [""] * 4
-    asleep, left, failed, summing = (err for _, err in said)
-    assert asleep == "process 0 ends, since process 1 failed: SystemExit: 3\n"
+    assert [out for out, _ in outputs] == [""] * 4
+    asleep, left, failed, summing = (err for _, err in outputs)
+    assert asleep == "process 0 exits: process 1 failed: SystemExit: 3\n"
     assert left == ""
     assert failed.endswith("ValueError: boom\n")
-    assert summing.endswith("process 1 ends, since process 0 failed: ValueError: boom\n")
+    assert summing.endswith("process 1 exits: process 0 failed: ValueError: boom\n")
 
 
 class Store:
-    """What processes tell each other; it may be gone."""
+    """A fake of the store of a process group, which may be gone."""
 
     def __init__(self, *, is_gone: bool = False, **words: str) -> None:
         self.words, self.is_gone = words, is_gone
 
     def check(self, names: list[str]) -> bool:
-        self._look()
+        self._check_alive()
         return all(name in self.words for name in names)
 
     def get(self, name: str) -> bytes:
-        self._look()
+        self._check_alive()
         return self.words[name].encode()
 
     def set(self, name: str, value: str) -> None:
-        self._look()
+        self._check_alive()
         self.words[name] = value
 
-    def _look(self) -> None:
+    def _check_alive(self) -> None:
         if self.is_gone:
             raise ConnectionError("broken pipe")
 
@@ -222,7 +223,7 @@ def at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("at_a_glance")
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("error", [ValueError("a: b"), RuntimeError("boom"), KeyboardInterrupt(), SystemExit(3)])
-def test_what_ends_a_process_is_told_to_the_others(error: BaseException, rank: int) -> None:
+def test_a_failure_is_published_to_other_ranks(error: BaseException, rank: int) -> None:
     store = Store()
     world._report_failure(error, store, rank)
     assert store.words == {"failed": f"{rank}:{type(error).__name__}: {error}"}
@@ -233,15 +234,15 @@ def test_what_ends_a_process_is_told_to_the_others(error: BaseException, rank: i
 @pytest.mark.parametrize(
     ("store", "expected"),
     [
-        (Store(failed="3:UserError: a: b"), "process 1 ends, since process 3 failed: UserError: a: b"),
+        (Store(failed="3:UserError: a: b"), "process 1 exits: process 3 failed: UserError: a: b"),
         *[
-            (store, "process 1 ends, since another was killed, or its machine is gone")
+            (store, "process 1 exits: another was killed or its machine is down")
             for store in (Store(), Store(is_gone=True))
         ],
     ],
     ids=["with words", "without", "gone"],
 )
-def test_a_process_that_loses_another_says_so_and_not_what_torch_says(store: Store, expected: str) -> None:
+def test_the_loss_of_a_rank_is_reported_without_torchs_message(store: Store, expected: str) -> None:
     with pytest.raises(RunError) as caught:
         world._report_failure(LOST, store, 1)
     assert str(caught.value) == expected

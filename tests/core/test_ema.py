@@ -12,13 +12,13 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)).double()
 
 
-def move(each: nn.Module) -> None:
+def move(model: nn.Module) -> None:
     with torch.no_grad():
-        for parameter in each.parameters():
+        for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
 
 
-def test_it_starts_as_a_copy_of_the_weights() -> None:
+def test_the_average_starts_as_a_copy_of_the_weights() -> None:
     each = model()
     average = init_ema(each)
     assert list(average) == ["0.weight", "0.bias", "1.weight", "1.bias"]
@@ -29,7 +29,7 @@ def test_it_starts_as_a_copy_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.9, 0.9999])
-def test_after_some_steps_it_is_what_its_definition_says(decay: float) -> None:
+def test_the_average_follows_its_definition(decay: float) -> None:
     each = model()
     average = init_ema(each)
     history = [init_ema(each)]
@@ -45,7 +45,7 @@ def test_after_some_steps_it_is_what_its_definition_says(decay: float) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
 
 
-def test_a_decay_of_nothing_is_the_weights_themselves() -> None:
+def test_a_decay_of_zero_gives_the_weights() -> None:
     each = model()
     average = init_ema(each)
     move(each)
@@ -53,7 +53,7 @@ def test_a_decay_of_nothing_is_the_weights_themselves() -> None:
     assert all(torch.equal(average[name], parameter) for name, parameter in each.named_parameters())
 
 
-def test_weights_are_left_alone() -> None:
+def test_an_update_does_not_change_the_weights() -> None:
     each = model()
     average = init_ema(each)
     move(each)
@@ -62,7 +62,7 @@ def test_weights_are_left_alone() -> None:
     assert all(torch.equal(before[name], parameter) for name, parameter in each.named_parameters())
 
 
-def test_in_single_precision_a_decay_near_one_still_moves() -> None:
+def test_a_decay_near_one_still_updates_in_single_precision() -> None:
     each = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(each.weight)
     average = init_ema(each)

@@ -10,7 +10,7 @@ from c2fmae.core import environment as module
 from c2fmae.core.environment import collect_environment, describe_environment_changes
 
 
-def test_the_environment_goes_through_json_and_has_the_facts_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_json_with_the_extra_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     monkeypatch.setenv("MY_PASSWORD", "secret")
@@ -28,7 +28,7 @@ def test_the_environment_goes_through_json_and_has_the_facts_of_the_run(monkeypa
     assert describe_environment_changes(found, collect_environment(world_size=2, compile=False)) == []
 
 
-def test_what_an_exact_resume_depends_on_is_said_when_it_changes() -> None:
+def test_changes_that_prevent_an_exact_resume_are_described() -> None:
     old = {
         "torch": {"version": "2.11.0", "build": "abc, CUDA None, cuDNN None", "threads": 2},
         "timm": "1.0.20",
@@ -59,7 +59,7 @@ def test_what_an_exact_resume_depends_on_is_said_when_it_changes() -> None:
     assert describe_environment_changes(new, new) == []
 
 
-def test_a_build_of_the_same_version_and_what_was_not_noted_are_said_too() -> None:
+def test_a_changed_build_and_missing_entries_are_described() -> None:
     old = {"torch": {"version": "2.15.0", "build": "abc, CUDA None, cuDNN None"}}
     new = {"torch": {"version": "2.15.0", "build": "abc, CUDA 13.2, cuDNN 92600"}, "timm": "1.0.31"}
     assert describe_environment_changes(old, new) == [
@@ -70,9 +70,7 @@ def test_a_build_of_the_same_version_and_what_was_not_noted_are_said_too() -> No
 
 @pytest.mark.once
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-def test_the_revision_is_that_of_a_checkout_and_says_when_files_differ(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_revision_is_the_commit_and_marks_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
@@ -97,7 +95,7 @@ def test_the_revision_is_that_of_a_checkout_and_says_when_files_differ(
     assert collect_environment()["revision"] is None
 
 
-def test_the_processor_has_a_name_without_linux_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_has_a_name_on_other_systems_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(self: Path, **options: object) -> str:
         raise FileNotFoundError
 

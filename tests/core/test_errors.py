@@ -3,11 +3,11 @@ import pytest
 from c2fmae.core.errors import UserError, did_you_mean, unknown_name_error
 
 
-def test_the_nearest_name_is_suggested() -> None:
+def test_the_most_similar_name_is_suggested() -> None:
     assert did_you_mean("cosin", ["triangle", "cosine"]) == "Did you mean 'cosine'?"
 
 
-def test_nothing_is_suggested_where_nothing_is_near() -> None:
+def test_nothing_is_suggested_if_no_name_is_similar() -> None:
     assert did_you_mean("zebra", ["triangle", "cosine"]) == ""
 
 
@@ -19,7 +19,7 @@ def test_nothing_is_suggested_where_nothing_is_near() -> None:
         ("zebra", [], "no curve named 'zebra'. Known: none"),
     ],
 )
-def test_an_unknown_name_is_answered_with_all_that_are_known(name: str, known: list[str], message: str) -> None:
+def test_the_error_for_an_unknown_name_lists_all_known_ones(name: str, known: list[str], message: str) -> None:
     error = unknown_name_error("curve", name, known)
     assert isinstance(error, UserError)
     assert str(error) == message

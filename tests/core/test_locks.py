@@ -9,7 +9,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.locks import lock_dir
 
 
-def test_one_waits_for_the_other(tmp_path: Path) -> None:
+def test_a_second_process_waits_for_the_lock(tmp_path: Path) -> None:
     events: list[str] = []
 
     def work(name: str) -> None:
@@ -28,7 +28,7 @@ def test_one_waits_for_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-def test_a_fork_that_outlives_its_parent_does_not_hold_what_that_held(tmp_path: Path) -> None:
+def test_a_child_that_outlives_its_parent_does_not_hold_its_lock(tmp_path: Path) -> None:
     there, here = os.pipe()
     with lock_dir(tmp_path, busy_message="busy"):
         child = os.fork()
@@ -45,12 +45,12 @@ def test_a_fork_that_outlives_its_parent_does_not_hold_what_that_held(tmp_path: 
         os.waitpid(child, 0)
 
 
-def test_what_goes_wrong_inside_is_not_taken_for_a_lock(tmp_path: Path) -> None:
+def test_an_error_inside_the_block_is_not_taken_for_a_busy_lock(tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError), lock_dir(tmp_path, busy_message="busy"):
         raise BlockingIOError
 
 
-def test_or_is_refused(tmp_path: Path) -> None:
+def test_a_second_process_is_rejected_with_a_busy_message(tmp_path: Path) -> None:
     with lock_dir(tmp_path), pytest.raises(UserError, match="^busy$"), lock_dir(tmp_path, busy_message="busy"):
         pass
     with lock_dir(tmp_path, busy_message="busy"):

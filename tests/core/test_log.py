@@ -16,13 +16,13 @@ print("a result")
 """
 
 
-def test_the_log_goes_to_stderr_once_it_is_shown_and_every_line_once() -> None:
+def test_the_log_is_printed_once_on_stderr_after_configuration() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout == "a result\n"
     assert done.stderr == "before\nafter\nmore detail\n"  # Python itself shows warnings that nobody handles
 
 
-def test_importing_the_library_changes_no_logging() -> None:
+def test_importing_the_library_does_not_configure_logging() -> None:
     import c2fmae.views.masks  # noqa: F401
 
     assert not logging.getLogger("c2fmae").handlers

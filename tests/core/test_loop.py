@@ -1,6 +1,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.multiprocessing.spawn import spawn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState, autocast
+from c2fmae.core.loop import StepLoss, StepReport, TrainingLoop, TrainingState, autocast
 from c2fmae.core.optimiser import build_parameter_groups
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.training import TrainingConfig, plan_training
@@ -34,14 +34,14 @@ pytestmark = pytest.mark.numeric
 Tensors = Mapping[str, Tensor]
 
 
-def whole(case: LoopCase) -> StepHistory:
-    """The same steps, each of one big batch."""
+def run_with_one_batch(case: LoopCase) -> StepHistory:
+    """Return the same steps without accumulation, on one rank."""
     return dataclasses.replace(case, num_micro_batches=1).run_steps()
 
 
-def assert_close(found: StepHistory, expected: StepHistory, tolerance: float) -> None:
-    """All that is reported of all steps, and all tensors after each."""
-    for (mine, theirs), (ours, others) in zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True):
+def assert_close(actual: StepHistory, expected: StepHistory, tolerance: float) -> None:
+    """Compare the reports of all steps, and all tensors after each."""
+    for (mine, theirs), (ours, others) in zip(zip(*actual, strict=True), zip(*expected, strict=True), strict=True):
         assert mine.step == ours.step
         assert mine.skip_details is None
         assert list(mine.values) == list(ours.values)
@@ -51,13 +51,13 @@ def assert_close(found: StepHistory, expected: StepHistory, tolerance: float) ->
             torch.testing.assert_close(tensor, others[name], rtol=tolerance, atol=tolerance)
 
 
-def same(found: Tensors, expected: Tensors) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+def same(actual: Tensors, expected: Tensors) -> bool:
+    return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What each of two processes found."""
+class RankResults:
+    """Results of both ranks."""
 
     shared: dict[LoopCase, list[StepHistory]]
     poisoned: list[StepHistory]
@@ -65,7 +65,7 @@ class Found:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def processes(tmp_path_factory: pytest.TempPathFactory) -> RankResults:
     folder = tmp_path_factory.mktemp("processes")
     spawn(loop_processes.run_rank, args=(folder,), nprocs=loop_processes.WORLD_SIZE)
     both = [torch.load(folder / f"{rank}.pt") for rank in range(loop_processes.WORLD_SIZE)]
@@ -73,49 +73,49 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Found:
         [([StepReport(**report) for report in reports], tensors) for reports, tensors in each]
         for each in zip(*both, strict=True)
     ]
-    return Found(dict(zip(EQUAL_CASES, runs[:-2], strict=True)), *runs[-2:])
+    return RankResults(dict(zip(EQUAL_CASES, runs[:-2], strict=True)), *runs[-2:])
 
 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("method", METHODS)
-def test_micro_batches_come_to_the_one_big_batch(method: str, average: str) -> None:
+def test_accumulated_micro_batches_equal_one_batch(method: str, average: str) -> None:
     case = LoopCase(method, average, num_micro_batches=4)
-    assert_close(case.run_steps(), whole(case), 1e-9)
+    assert_close(case.run_steps(), run_with_one_batch(case), 1e-9)
 
 
 @pytest.mark.once
-def test_processes_come_to_the_one_big_batch(processes: Found) -> None:
+def test_two_processes_equal_one_batch(processes: RankResults) -> None:
     for case in [case for case in EQUAL_CASES if case.is_float64]:
-        expected = whole(case)
-        for found in processes.shared[case]:
-            assert_close(found, expected, 1e-9)
+        expected = run_with_one_batch(case)
+        for actual in processes.shared[case]:
+            assert_close(actual, expected, 1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_micro_batches_in_single_precision(method: str) -> None:
+def test_accumulated_micro_batches_equal_one_batch_in_single_precision(method: str) -> None:
     case = LoopCase(method, num_micro_batches=4, is_float64=False)
-    assert_nearly(case.run_steps(), whole(case))
+    assert_nearly(case.run_steps(), run_with_one_batch(case))
 
 
 @pytest.mark.once
-def test_processes_in_single_precision(processes: Found) -> None:
+def test_two_processes_equal_one_batch_in_single_precision(processes: RankResults) -> None:
     for case in [case for case in EQUAL_CASES if not case.is_float64]:
-        for found in processes.shared[case]:
-            assert_nearly(found, whole(case))
+        for actual in processes.shared[case]:
+            assert_nearly(actual, run_with_one_batch(case))
 
 
-def assert_nearly(found: StepHistory, expected: StepHistory) -> None:
-    """The losses of all steps, and the gradients of the first: after it, a tenth of them is the first moment."""
-    for mine, ours in zip(found[0], expected[0], strict=True):
+def assert_nearly(actual: StepHistory, expected: StepHistory) -> None:
+    """Compare the losses of all steps and the gradients of the first, a tenth of which is the first moment after it."""
+    for mine, ours in zip(actual[0], expected[0], strict=True):
         losses = {name: value for name, value in ours.values.items() if name.startswith(("loss", "grad_norm"))}
         assert {name: mine.values[name] for name in losses} == pytest.approx(losses, rel=1e-5, abs=1e-5)
     for name, tensor in expected[1][0].items():
         if name.endswith("/exp_avg"):
-            torch.testing.assert_close(10 * found[1][0][name], 10 * tensor, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(10 * actual[1][0][name], 10 * tensor, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.once
-def test_processes_agree_to_the_bit(processes: Found) -> None:
+def test_all_ranks_have_the_same_bits(processes: RankResults) -> None:
     for (first, firsts), (second, seconds) in (*processes.shared.values(), processes.poisoned, processes.in_order):
         for one, other in zip(first, second, strict=True):
             assert repr(one.values) == repr(other.values)
@@ -124,7 +124,7 @@ def test_processes_agree_to_the_bit(processes: Found) -> None:
 
 
 @pytest.mark.once
-def test_processes_may_add_in_their_order(processes: Found) -> None:
+def test_averaging_in_rank_order_gives_the_same_bits_for_two_processes(processes: RankResults) -> None:
     reports, tensors = processes.in_order[0]
     usual, others = processes.shared[ORDERED_CASE][0]
     assert reports == usual
@@ -132,7 +132,7 @@ def test_processes_may_add_in_their_order(processes: Found) -> None:
 
 
 @pytest.mark.once
-def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(processes: Found) -> None:
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_both(processes: RankResults) -> None:
     for rank, (reports, tensors) in enumerate(processes.poisoned):
         assert [report.skip_details is None for report in reports] == [True, True, False, True, True]
         assert same(tensors[2], tensors[1])
@@ -149,7 +149,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(processes: 
 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("method", METHODS)
-def test_steps_are_what_a_loop_written_out_by_hand_takes(method: str, average: str) -> None:
+def test_steps_equal_a_loop_written_by_hand(method: str, average: str) -> None:
     case, config = LoopCase(method, average), make_training_config(layer_decay=0.5)
     reports, tensors = case.run_steps(layer_decay=0.5)
     built = case.make_method()
@@ -172,14 +172,14 @@ def test_steps_are_what_a_loop_written_out_by_hand_takes(method: str, average: s
         for name, parameter in model.named_parameters():
             slow[name] = 0.9 * slow[name] + 0.1 * parameter.detach()
         expected = {"loss": loss.total, "grad_norm": norm, **{f"loss/{k}": v for k, v in loss.terms.items()}}
-        found = {name: reports[step].values[name] for name in expected}
-        assert found == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-11)
+        actual = {name: reports[step].values[name] for name in expected}
+        assert actual == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-11)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(tensors[step][f"model/{name}"], parameter.detach(), rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(tensors[step][f"ema/{name}"], slow[name], rtol=1e-10, atol=1e-10)
 
 
-def test_every_step_has_its_place_and_its_rate() -> None:
+def test_reports_have_epoch_progress_and_learning_rate() -> None:
     reports, _ = LoopCase("mae").run_steps(warmup_steps=2)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5]
     assert [report.values["progress"] for report in reports] == [0.0, 0.2, 0.4, 0.6, 0.8]
@@ -189,7 +189,7 @@ def test_every_step_has_its_place_and_its_rate() -> None:
     assert all(report.flags == {"said": 1} for report in reports)
 
 
-def test_a_training_that_is_taken_up_again_ends_the_same_to_the_bit() -> None:
+def test_a_restored_training_ends_in_the_same_bits() -> None:
     case = LoopCase(num_micro_batches=2, is_float64=False)
     reports, tensors = case.run_steps()
     for step in range(NUM_STEPS + 1):
@@ -202,7 +202,7 @@ def test_a_training_that_is_taken_up_again_ends_the_same_to_the_bit() -> None:
         assert same(training.gather_tensors(), tensors[-1])
 
 
-def test_a_training_goes_on_counting_bad_steps() -> None:
+def test_a_restored_training_continues_to_count_bad_steps() -> None:
     case = LoopCase("mae", is_float64=False, nan_at=(2, 5))
     _, tensors = case.run_steps()
     method = case.make_method()
@@ -213,7 +213,7 @@ def test_a_training_goes_on_counting_bad_steps() -> None:
     assert [(report.step, training.bad_steps) for report in steps] == [(3, 5), (4, 0), (5, 0)]
 
 
-def test_an_average_may_begin_or_end_in_a_training_that_goes_on() -> None:
+def test_averaging_can_be_switched_on_or_off_on_resume() -> None:
     without, average = (TrainingState.create(nn.Linear(2, 2), make_training_config(ema=ema)) for ema in (None, 0.9))
     average.restore(without.gather_tensors(), step=1)
     assert average.ema is not None
@@ -225,24 +225,24 @@ def test_an_average_may_begin_or_end_in_a_training_that_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "found"),
+    ("other", "problem"),
     [
-        (nn.Linear(2, 4), "2 of 2 tensors differ, as weight: (4, 2) → (3, 2)"),
-        (nn.Linear(2, 3, bias=False), "1 of 2 tensors differ, as bias: none → (3,)"),
+        (nn.Linear(2, 4), "2 of 2 tensors differ in shape, for example weight: (4, 2) → (3, 2)"),
+        (nn.Linear(2, 3, bias=False), "1 of 2 tensors differ in shape, for example bias: none → (3,)"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(other: nn.Module, found: str) -> None:
+def test_tensors_of_another_shape_are_rejected(other: nn.Module, problem: str) -> None:
     training = TrainingState.create(nn.Linear(2, 3), make_training_config())
     before = {name: tensor.clone() for name, tensor in training.gather_tensors().items()}
     with pytest.raises(UserError) as caught:
         training.restore(TrainingState.create(other, make_training_config()).gather_tensors(), step=1)
-    expected = f"the checkpoint does not fit the config: {found}. Such a change begins a new run: give another --out"
+    expected = f"the checkpoint does not match the config: {problem}. Start a new run in another --out"
     assert str(caught.value) == expected
     assert training.step == 0
     assert same(training.gather_tensors(), before)
 
 
-def test_no_more_batches_are_asked_for_than_there_are_steps() -> None:
+def test_no_more_batches_are_read_than_steps_are_left() -> None:
     case = LoopCase("mae")
     method = case.make_method()
     training, loop = case.start_training(method), case.make_loop(method)
@@ -255,9 +255,9 @@ def test_no_more_batches_are_asked_for_than_there_are_steps() -> None:
     assert len(list(stream)) == 5
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_step(parts: int) -> None:
-    case = LoopCase(num_micro_batches=parts, is_float64=False, nan_at=(2, 5))
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_a_step_that_is_not_finite_changes_only_the_step_number(num_micro_batches: int) -> None:
+    case = LoopCase(num_micro_batches=num_micro_batches, is_float64=False, nan_at=(2, 5))
     reports, tensors = case.run_steps()
     assert [report.step for report in reports] == [1, 2, 3, 4, 5]
     assert same(tensors[2], tensors[1])
@@ -270,7 +270,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step(parts: int) -> N
     assert trouble is not None
     assert [name for each in trouble for name in each["keys"]] == [f"scene-{index}" for index in range(BATCH_SIZE)]
     assert list(trouble[0]) == ["keys", "loss", "loss/semantic", "loss/instance", "loss/rgb"]
-    assert [each["loss"] == each["loss"] for each in trouble] == [True] * (parts - 1) + [False]
+    assert [each["loss"] == each["loss"] for each in trouble] == [True] * (num_micro_batches - 1) + [False]
 
     method = case.make_method()
     training = case.start_training(method)
@@ -287,7 +287,7 @@ def test_bad_steps_are_counted_in_a_row() -> None:
     assert [training.bad_steps for _ in case.make_loop(method).run(training, draw_batches())] == [0, 0, 1, 0, 0]
 
 
-def test_of_weights_that_are_not_numbers_no_step_is_taken() -> None:
+def test_no_step_is_taken_from_weights_that_are_not_finite() -> None:
     case = LoopCase("mae", is_float64=False)
     method = case.make_method()
     with torch.no_grad():
@@ -301,7 +301,7 @@ def test_of_weights_that_are_not_numbers_no_step_is_taken() -> None:
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_blocks_that_are_computed_twice_make_the_same_steps_to_the_bit(drop_path: float) -> None:
+def test_gradient_checkpointing_gives_the_same_bits(drop_path: float) -> None:
     usual = ("encoder.depth=2", f"encoder.drop_path={drop_path}")
     reports, tensors = LoopCase(overrides=usual, is_float64=False, num_micro_batches=2).run_steps()
     again, others = LoopCase(
@@ -322,7 +322,7 @@ def test_a_compiled_model_takes_the_same_step() -> None:
     assert_close(([report], [training.gather_tensors()]), (reports, tensors), 1e-9)
 
 
-def test_drop_path_is_drawn_by_the_step_whatever_was_drawn_before() -> None:
+def test_drop_path_depends_on_the_step_and_not_on_the_generators_history() -> None:
     case = LoopCase(overrides=("encoder.depth=2", "encoder.drop_path=0.5"), is_float64=False)
     runs = []
     for seed in (1, 2):
@@ -335,7 +335,7 @@ def test_drop_path_is_drawn_by_the_step_whatever_was_drawn_before() -> None:
     assert runs[0][0][0].values["loss"] != without[0][0].values["loss"]
 
 
-def test_half_precision_is_for_the_forward_pass_alone() -> None:
+def test_bf16_is_used_in_the_forward_pass_only() -> None:
     case = LoopCase(is_float64=False)
     reports, tensors = case.run_steps(precision="bf16")
     usual, _ = case.run_steps()
@@ -345,11 +345,6 @@ def test_half_precision_is_for_the_forward_pass_alone() -> None:
     for precision, is_half in (("bf16", True), ("fp32", False)):
         with autocast(make_training_config(precision=precision), torch.device("cpu")):
             assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == (torch.bfloat16 if is_half else torch.float32)
-
-
-class OneLoss(NamedTuple):
-    total: Tensor
-    terms: dict[str, Tensor]
 
 
 class Roots:
@@ -371,17 +366,17 @@ class Roots:
     def summarise_counts(self, counts: Mapping[str, int], progress: float) -> Mapping[str, float]:
         return {"found": counts["all"], "at": progress}
 
-    def compute_losses(self, model: nn.Module, micro_batch: Tensor, counts: Mapping[str, Tensor]) -> OneLoss:
+    def compute_losses(self, model: nn.Module, micro_batch: Tensor, counts: Mapping[str, Tensor]) -> StepLoss:
         self.modes.append(model.training)
         total = model(micro_batch).sqrt().sum() / counts["all"]
-        return OneLoss(total, {"root": total.detach()})
+        return StepLoss(total, {"root": total.detach()})
 
     def sample_keys(self, micro_batch: Tensor) -> Sequence[str]:
         return [f"{number:g}" for number in micro_batch.flatten().tolist()]
 
 
-class Lonely(World):
-    """A process of several that hears nothing of the others."""
+class IsolatedWorld(World):
+    """A rank of several without communication."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -401,7 +396,7 @@ def roots(
     return training, list(loop.run(training, numbers))
 
 
-def test_any_task_is_trained() -> None:
+def test_the_loop_trains_any_task() -> None:
     task = Roots()
     training, (report,) = roots(task, [torch.tensor([[4.0], [16.0]])], micro_batch=1, weight_decay=0.0)
     assert report == StepReport(
@@ -416,7 +411,7 @@ def test_any_task_is_trained() -> None:
     assert training.ema is None
 
 
-def test_a_gradient_that_is_not_finite_is_enough_to_skip_a_step() -> None:
+def test_a_gradient_that_is_not_finite_skips_the_step() -> None:
     training, reports = roots(Roots(), [torch.tensor([[4.0], [0.0]])] * 2, micro_batch=1)
     assert [report.values["loss"] for report in reports] == [1.0, 1.0]
     trouble = [{"keys": [key], "loss": loss, "loss/root": loss} for key, loss in (("4", 1.0), ("0", 0.0))]
@@ -425,15 +420,15 @@ def test_a_gradient_that_is_not_finite_is_enough_to_skip_a_step() -> None:
     assert (training.step, training.bad_steps) == (2, 2)
 
 
-def test_what_is_drawn_in_a_step_depends_on_seed_step_and_process() -> None:
-    found = {}
+def test_random_numbers_of_a_step_depend_on_seed_step_and_rank() -> None:
+    draws = {}
     for seed in (0, 1):
         for rank in (0, 1):
             task = Roots()
-            roots(task, [torch.ones(2, 1)] * 3, Lonely(rank, 2), seed=seed)
+            roots(task, [torch.ones(2, 1)] * 3, IsolatedWorld(rank, 2), seed=seed)
             again = Roots()
             torch.rand(rank + seed + 1)
-            roots(again, [torch.ones(2, 1)] * 3, Lonely(rank, 2), seed=seed)
+            roots(again, [torch.ones(2, 1)] * 3, IsolatedWorld(rank, 2), seed=seed)
             assert again.draws == task.draws
-            found[seed, rank] = task.draws
-    assert len({draw for draws in found.values() for draw in draws}) == 12
+            draws[seed, rank] = task.draws
+    assert len({draw for values in draws.values() for draw in values}) == 12

@@ -10,7 +10,7 @@ NAMES = ("semantic", "instance", "rgb")
 
 
 @pytest.mark.parametrize("shown", [part for count in range(4) for part in combinations(NAMES, count)])
-def test_showing_granularities_is_the_mask_of_all_their_patches(shown: tuple[str, ...]) -> None:
+def test_visible_granularities_equal_a_mask_that_shows_all_their_patches(shown: tuple[str, ...]) -> None:
     masks = Masks.from_visible_granularities(shown, NAMES, batch=2, num_patches=4)
     assert masks.granularities == NAMES
     for index, name in enumerate(NAMES):
@@ -19,7 +19,7 @@ def test_showing_granularities_is_the_mask_of_all_their_patches(shown: tuple[str
     assert torch.equal(again.visible_idx, masks.visible_idx)
 
 
-def test_a_granularity_that_is_not_there_cannot_be_shown() -> None:
+def test_an_unknown_visible_granularity_is_rejected() -> None:
     with pytest.raises(UserError) as caught:
         Masks.from_visible_granularities({"rbg"}, NAMES, batch=1, num_patches=4)
     assert str(caught.value) == "no granularity named 'rbg'. Did you mean 'rgb'? Known: instance, rgb, semantic"

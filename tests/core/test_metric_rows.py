@@ -123,7 +123,7 @@ def pair(a: Rows, b: Rows, name: str) -> CurveComparison:
     return next(curve for curve in compare_metrics(a, b).curves if curve.name == name)
 
 
-def test_equal_runs_are_the_same_to_their_end() -> None:
+def test_equal_runs_are_identical_to_their_end() -> None:
     result = compare_metrics(run(40), run(40))
     assert (result.num_steps, result.identical_until, result.unmatched) == ((40, 40), 40, ((), ()))
     assert [curve.name for curve in result.curves] == ["lr", "loss", "loss/rgb", "held_out/loss"]
@@ -131,7 +131,7 @@ def test_equal_runs_are_the_same_to_their_end() -> None:
     assert {curve.largest_difference for curve in result.curves} == {0.0}
 
 
-def test_the_last_bit_is_a_difference() -> None:
+def test_a_difference_in_the_last_bit_counts() -> None:
     other = run(40, loss={17: math.nextafter(4.0, 5)})
     result = compare_metrics(run(40), other)
     assert result.identical_until == 16
@@ -146,13 +146,13 @@ def test_the_largest_difference_is_relative_and_has_its_step() -> None:
     assert pair(run(40, lr={3: -0.1}), run(40), "lr").largest_difference == 2.0
 
 
-def test_means_are_of_the_last_tenth_and_at_least_of_one() -> None:
+def test_final_means_are_over_the_last_tenth() -> None:
     other = run(40, loss={36: 99.0, 37: 5.0, 40: 6.0}, held_out={30: 99.0, 40: 7.0})
     assert pair(run(40), other, "loss").final_means == (4.0, 4.75)
     assert pair(run(40), other, "held_out/loss").final_means == (5.0, 7.0)
 
 
-def test_no_number_equals_no_number_and_differs_from_all_others() -> None:
+def test_null_equals_null_and_differs_from_numbers() -> None:
     assert pair(run(9, loss={3: None}), run(9, loss={3: None}), "loss").first_difference is None
     loss = pair(run(9, loss={3: None}), run(9), "loss")
     assert (loss.first_difference, loss.largest_difference, loss.largest_difference_step, loss.final_means) == (
@@ -164,28 +164,28 @@ def test_no_number_equals_no_number_and_differs_from_all_others() -> None:
     assert math.isnan(pair(run(9, loss={9: None}), run(9), "loss").final_means[0])
 
 
-def test_runs_of_different_lengths_are_compared_where_both_are() -> None:
+def test_runs_of_different_lengths_are_compared_at_common_steps() -> None:
     result = compare_metrics(run(25), run(40, held_out={30: 99.0}))
     assert (result.num_steps, result.identical_until) == ((25, 40), 25)
     assert {curve.first_difference for curve in result.curves} == {None}
 
 
-def test_what_only_one_run_has_is_named() -> None:
+def test_metrics_of_only_one_run_are_listed() -> None:
     other = [{("alpha" if key == "lr" else key): value for key, value in row.items()} for row in run(9)]
     assert compare_metrics(run(10), other).unmatched == (("lr", "held_out/loss"), ("alpha",))
 
 
-def test_runs_that_have_not_begun_have_nothing_to_compare() -> None:
+def test_empty_runs_have_nothing_to_compare() -> None:
     result = compare_metrics([], run(5))
     assert (result.num_steps, result.identical_until, result.curves) == ((0, 5), 0, ())
     assert result.unmatched == ((), ("lr", "loss", "loss/rgb"))
 
 
-def test_a_row_of_held_out_losses_is_no_step() -> None:
+def test_held_out_rows_are_not_step_rows() -> None:
     assert len(select_step_rows(run(20))) == 20
 
 
-def test_missing_and_repeated_steps_are_named() -> None:
+def test_missing_and_repeated_steps_are_described() -> None:
     rows = run(20)
     assert describe_row_problems(rows) == []
     assert describe_row_problems([]) == []

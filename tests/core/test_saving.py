@@ -19,7 +19,7 @@ ALONE = World()
 
 
 class Clock:
-    """Shows what it is told to."""
+    """A clock that a test sets."""
 
     now = 1000.0
 
@@ -48,7 +48,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in list_checkpoints(folder)]
 
 
-def test_all_that_a_training_is_is_saved(tmp_path: Path) -> None:
+def test_a_save_contains_the_complete_training_state(tmp_path: Path) -> None:
     each = training(3)
     with saver(tmp_path) as saves:
         saves.save(each)
@@ -60,7 +60,7 @@ def test_all_that_a_training_is_is_saved(tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in each.gather_tensors().items())
 
 
-def test_the_clock_says_when_it_is_late(tmp_path: Path, clock: Clock) -> None:
+def test_a_save_is_overdue_after_the_minutes_in_the_config(tmp_path: Path, clock: Clock) -> None:
     each = training(1)
     with saver(tmp_path, minutes=0.5) as saves:
         for now, is_late in ((1000, False), (1030, False), (1030.1, True), (1090, True)):
@@ -72,13 +72,13 @@ def test_the_clock_says_when_it_is_late(tmp_path: Path, clock: Clock) -> None:
             assert saves.is_overdue == is_late
 
 
-def test_without_minutes_it_is_never_late(tmp_path: Path, clock: Clock) -> None:
+def test_a_save_is_never_overdue_without_minutes(tmp_path: Path, clock: Clock) -> None:
     with saver(tmp_path, minutes=None) as saves:
         clock.now += 1e9
         assert saves.is_overdue is False
 
 
-def test_only_the_first_process_looks_at_its_clock_and_writes(tmp_path: Path, clock: Clock) -> None:
+def test_only_the_main_process_writes_and_reads_the_clock(tmp_path: Path, clock: Clock) -> None:
     with saver(tmp_path / "new", World(1, 2)) as saves:
         clock.now += 1e9
         assert saves.is_overdue is False
@@ -102,7 +102,7 @@ def test_a_step_is_saved_once(tmp_path: Path) -> None:
     assert not found[1].any()
 
 
-def test_what_was_skipped_last_is_saved_with_how_often(tmp_path: Path) -> None:
+def test_the_number_of_bad_steps_is_saved(tmp_path: Path) -> None:
     each = training(2)
     each.bad_steps = 3
     with saver(tmp_path) as saves:
@@ -111,7 +111,7 @@ def test_what_was_skipped_last_is_saved_with_how_often(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoilt", [torch.nan, torch.inf, -torch.inf])
-def test_weights_that_are_spoilt_are_not_saved(tmp_path: Path, clock: Clock, spoilt: float) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, clock: Clock, spoilt: float) -> None:
     each = training(2)
     weight = each.model.get_parameter("weight")
     good = weight[1, 1].item()
@@ -126,7 +126,7 @@ def test_weights_that_are_spoilt_are_not_saved(tmp_path: Path, clock: Clock, spo
     assert names(tmp_path) == ["step-00000003"]
 
 
-def test_what_goes_on_is_not_what_is_saved(tmp_path: Path) -> None:
+def test_training_during_a_save_does_not_change_the_saved_weights(tmp_path: Path) -> None:
     each = training(1)
     before = {name: tensor.clone() for name, tensor in each.gather_tensors().items()}
     with saver(tmp_path) as saves:
@@ -137,7 +137,7 @@ def test_what_goes_on_is_not_what_is_saved(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
 
 
-def test_the_last_few_are_kept_and_some_for_good(tmp_path: Path) -> None:
+def test_the_last_checkpoints_and_multiples_remain(tmp_path: Path) -> None:
     each = training()
     with saver(tmp_path, keep_last=2, keep_every=3) as saves:
         for step in range(1, 9):
@@ -146,7 +146,7 @@ def test_the_last_few_are_kept_and_some_for_good(tmp_path: Path) -> None:
     assert names(tmp_path) == [f"step-0000000{step}" for step in (3, 6, 7, 8)]
 
 
-def test_it_does_not_end_before_the_last_save_has(tmp_path: Path) -> None:
+def test_the_saver_waits_for_the_last_save(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError) as caught, saver(blocked) as saves:
@@ -157,7 +157,7 @@ def test_it_does_not_end_before_the_last_save_has(tmp_path: Path) -> None:
     )
 
 
-def test_a_save_that_failed_does_not_hide_why_a_run_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_save_does_not_hide_the_error_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
 
@@ -180,7 +180,7 @@ def test_a_save_that_failed_does_not_hide_why_a_run_failed(tmp_path: Path, caplo
         ({"keep_last": 0}, "keep_last: input should be greater than or equal to 1, got 0"),
     ],
 )
-def test_settings_by_which_nothing_is_saved_are_refused(settings: dict[str, Any], expected: str) -> None:
+def test_invalid_saving_settings_are_rejected(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as caught:
         SavingConfig.from_dict(settings, source="saving")
     assert str(caught.value) == f"saving: {expected}"

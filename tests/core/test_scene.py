@@ -22,13 +22,13 @@ def test_scenes_are_stacked_in_order() -> None:
     assert batch.to("cpu").keys == batch.keys
 
 
-def test_a_scene_of_another_size_is_rejected_by_name() -> None:
+def test_a_scene_of_another_size_is_reported() -> None:
     with pytest.raises(UserError) as caught:
         SceneBatch.stack([Scene("a", {"rgb": torch.zeros(3, 4, 4)}), Scene("b", {"rgb": torch.zeros(3, 5, 4)})])
-    assert str(caught.value) == "b: rgb is (3, 5, 4), but (3, 4, 4) in a"
+    assert str(caught.value) == "b: rgb has shape (3, 5, 4), but (3, 4, 4) in a. Crop both alike"
 
 
-def test_a_scene_with_a_missing_map_is_rejected_by_name() -> None:
+def test_a_scene_without_a_map_is_reported() -> None:
     with pytest.raises(UserError) as caught:
         SceneBatch.stack([scene("a"), Scene("b", {"rgb": scene("b").maps["rgb"]})])
-    assert str(caught.value) == "b: semantic is None, but (4, 4) in a"
+    assert str(caught.value) == "b: semantic has shape None, but (4, 4) in a. Crop both alike"

@@ -20,14 +20,14 @@ def closed_form(step: int, total: int, warmup: int, floor: float) -> float:
 
 @pytest.mark.parametrize("floor", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (7, 0), (7, 1), (7, 6), (7, 7), (1000, 50)])
-def test_every_step_has_the_rate_of_the_closed_form(total: int, warmup: int, floor: float) -> None:
+def test_the_schedule_equals_its_closed_form(total: int, warmup: int, floor: float) -> None:
     for step in range(total):
         found = warmup_cosine(step, total_steps=total, warmup_steps=warmup, floor=floor)
         assert found == pytest.approx(closed_form(step, total, warmup, floor), abs=1e-12)
 
 
 @given(st.integers(1, 300), st.data(), SHARES)
-def test_it_rises_to_the_peak_and_falls_to_the_floor(total: int, data: st.DataObject, floor: float) -> None:
+def test_the_schedule_rises_to_the_peak_and_falls_to_the_floor(total: int, data: st.DataObject, floor: float) -> None:
     warmup = data.draw(st.integers(0, total))
     rates = [warmup_cosine(step, total_steps=total, warmup_steps=warmup, floor=floor) for step in range(total)]
     up, down = rates[:warmup], rates[warmup:]
@@ -42,11 +42,11 @@ def test_it_rises_to_the_peak_and_falls_to_the_floor(total: int, data: st.DataOb
         )
 
 
-def test_without_a_warm_up_the_first_step_has_the_peak() -> None:
+def test_the_first_step_has_the_peak_without_warm_up() -> None:
     assert warmup_cosine(0, total_steps=10, warmup_steps=0) == 1.0
 
 
-def test_a_run_may_be_all_warm_up() -> None:
+def test_warm_up_can_last_for_all_steps() -> None:
     assert [warmup_cosine(step, total_steps=4, warmup_steps=4, floor=0.5) for step in range(4)] == [
         0.25,
         0.5,

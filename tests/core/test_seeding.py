@@ -8,7 +8,7 @@ import torch
 from c2fmae.core.seeding import derive_seed
 
 
-def test_a_seed_depends_on_every_coordinate_and_on_nothing_else() -> None:
+def test_a_seed_depends_on_every_coordinate_and_nothing_else() -> None:
     coordinates = [
         (s, stream, e, i) for s in range(4) for stream in ("crop", "flip") for e in range(8) for i in range(8)
     ]
@@ -16,12 +16,12 @@ def test_a_seed_depends_on_every_coordinate_and_on_nothing_else() -> None:
     assert derive_seed(1, "crop", 2, 3) == 8132046155821505338  # or no old run could be repeated
 
 
-def test_coordinates_do_not_run_into_each_other() -> None:
+def test_adjacent_coordinates_are_not_confused() -> None:
     assert derive_seed(1, "a", 12, 3) != derive_seed(1, "a", 1, 23)
     assert derive_seed(1, "a", 0) != derive_seed(1, "a")
 
 
-def test_every_generator_takes_it() -> None:
+def test_a_seed_is_valid_for_every_generator() -> None:
     seed = derive_seed(0, "masks", 0)
     assert 0 <= seed < 2**63
     torch.Generator().manual_seed(seed)
@@ -29,6 +29,6 @@ def test_every_generator_takes_it() -> None:
     random.Random(seed)
 
 
-def test_it_is_found_without_torch() -> None:
+def test_seeds_need_no_torch() -> None:
     script = "import sys; sys.modules['torch'] = None; import c2fmae.core.seeding"
     subprocess.run([sys.executable, "-c", script], check=True)

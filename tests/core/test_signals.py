@@ -9,7 +9,7 @@ NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_a_signal_is_noted_and_says_with_which_code_to_end(number: signal.Signals, code: int) -> None:
+def test_a_signal_is_recorded_with_its_exit_code(number: signal.Signals, code: int) -> None:
     with catch_signals() as stop:
         assert not stop
         signal.raise_signal(number)
@@ -17,7 +17,7 @@ def test_a_signal_is_noted_and_says_with_which_code_to_end(number: signal.Signal
         assert (stop.signal, stop.exit_code) == (number, code)
 
 
-def test_the_second_interrupt_ends_at_once() -> None:
+def test_the_second_ctrl_c_interrupts() -> None:
     with catch_signals() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.exit_code == 130
@@ -25,14 +25,14 @@ def test_the_second_interrupt_ends_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_other_signals_may_come_twice() -> None:
+def test_other_signals_can_be_repeated() -> None:
     with catch_signals() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.raise_signal(number)
         assert stop.exit_code == 130
 
 
-def test_handlers_are_put_back_whatever_happens() -> None:
+def test_handlers_are_restored_after_an_error() -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
     with catch_signals():
         during = [signal.getsignal(number) for number in NUMBERS]
@@ -43,7 +43,7 @@ def test_handlers_are_put_back_whatever_happens() -> None:
     assert [signal.getsignal(number) for number in NUMBERS] == before
 
 
-def test_a_thread_that_hears_no_signals_is_let_be() -> None:
+def test_other_threads_than_the_main_one_are_supported() -> None:
     before, found = [signal.getsignal(number) for number in NUMBERS], list[bool]()
 
     def work() -> None:

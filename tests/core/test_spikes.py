@@ -21,48 +21,48 @@ def falling(steps: int, noise: str = "normal", seed: int = 0) -> list[float]:
 
 
 def warnings(losses: list[float]) -> list[str]:
-    watch = SpikeDetector()
-    said = [watch.add_loss(step, loss) for step, loss in enumerate(losses, start=1)]
-    return [sentence for sentence in said if sentence]
+    detector = SpikeDetector()
+    results = [detector.add_loss(step, loss) for step, loss in enumerate(losses, start=1)]
+    return [warning for warning in results if warning]
 
 
 @pytest.mark.parametrize("noise", ["none", "normal", "strong", "uniform", "of a few levels"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_noisy_curve_is_no_spike(noise: str, seed: int) -> None:
+def test_a_noisy_curve_has_no_spikes(noise: str, seed: int) -> None:
     assert warnings(falling(5000, noise, seed)) == []
 
 
-def test_a_slow_rise_or_a_small_step_up_is_no_spike() -> None:
+def test_a_slow_rise_and_a_small_step_are_not_spikes() -> None:
     noise = np.random.default_rng(0).normal(0, 0.01, 8000)
     assert warnings((1 + 0.5 * np.sin(np.arange(8000) / 1000) + noise).tolist()) == []
     assert warnings([1.0] * 200 + [1.09] * 200) == []
 
 
 @pytest.mark.parametrize("noise", ["none", "normal", "strong", "of a few levels"])
-def test_planted_spikes_are_found_where_they_are(noise: str) -> None:
+def test_planted_spikes_are_found(noise: str) -> None:
     losses = falling(3000, noise)
     for step in (500, 1700, 2999):
         losses[step - 1] = 20.0
     assert [int(sentence.split()[1][:-1]) for sentence in warnings(losses)] == [500, 1700, 2999]
 
 
-def test_it_says_how_high_the_loss_is_and_how_high_it_was() -> None:
+def test_the_warning_contains_the_loss_and_the_median() -> None:
     assert warnings([2.0] * 50 + [7.123456]) == ["step 51: the loss is 7.123, far above its recent median of 2"]
 
 
-def test_a_spike_of_many_steps_is_told_of_once() -> None:
+def test_a_spike_of_many_steps_is_reported_once() -> None:
     assert len(warnings([2.0] * 200 + [9.0] * 40 + [2.0] * 200)) == 1
     assert len(warnings([2.0] * 200 + [9.0] * 40 + [2.0] * 5 + [9.0] + [2.0] * 50)) == 2
     assert len(warnings([2.0] * 200 + [9.0] * 500)) == 1  # where it has got used to
 
 
-def test_nothing_is_said_before_there_is_enough_to_compare_with() -> None:
+def test_there_are_no_warnings_before_enough_losses() -> None:
     assert warnings([2.0] * (MIN_LOSSES - 1) + [9.0]) == []
     assert len(warnings([2.0] * MIN_LOSSES + [9.0])) == 1
 
 
 @pytest.mark.parametrize("none", [None, math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_passed_over(none: float | None) -> None:
+def test_losses_that_are_not_finite_are_skipped(none: float | None) -> None:
     watch = SpikeDetector()
     for step in range(50):
         assert watch.add_loss(step, 2.0) is None
@@ -70,13 +70,13 @@ def test_what_is_not_finite_is_passed_over(none: float | None) -> None:
     assert watch.add_loss(51, 9.0) is not None
 
 
-def test_losses_below_zero_have_spikes_too() -> None:
+def test_negative_losses_can_have_spikes() -> None:
     assert len(warnings([-2.0] * 50 + [-1.0] + [-2.0] * 50)) == 1
     assert warnings([-2.0] * 50 + [-3.0] + [-2.0] * 50) == []
 
 
 @pytest.mark.parametrize("stop", [90, 501, 519, 700])
-def test_a_resumed_run_that_saw_the_rows_of_before_warns_the_same(stop: int) -> None:
+def test_a_resumed_run_gives_the_same_warnings(stop: int) -> None:
     losses = falling(1000)
     losses[499:520] = [20.0] * 21
     losses[700] = 15.0
@@ -89,7 +89,7 @@ def test_a_resumed_run_that_saw_the_rows_of_before_warns_the_same(stop: int) -> 
     assert [sentence for sentence in resumed if sentence] == whole[1 if stop >= 500 else 0 :]
 
 
-def test_steps_that_were_skipped_and_rows_that_are_no_steps_are_passed_over() -> None:
+def test_skipped_steps_and_other_rows_are_ignored() -> None:
     rows: list[dict[str, Any]] = [{"step": step, "loss": 2.0} for step in range(1, 61)]
     rows[39] = {"step": 40, "loss": 90.0, "skipped": "not finite"}
     rows[49] = {"step": 50, "loss": 60.0}
@@ -97,6 +97,6 @@ def test_steps_that_were_skipped_and_rows_that_are_no_steps_are_passed_over() ->
     assert SpikeDetector().add_rows(rows) == ["step 50: the loss is 60, far above its recent median of 2"]
 
 
-def test_only_the_last_losses_count() -> None:
+def test_only_recent_losses_count() -> None:
     losses = [5.0] * 1000 + [1.0] * WINDOW_SIZE
     assert len(warnings([*losses, 5.0])) == 1

@@ -21,12 +21,12 @@ def open_one(name: TrackerName, folder: Path, *, since_step: int = 0) -> Tracker
     return tracker
 
 
-def red_picture(folder: Path) -> Path:
+def red_image(folder: Path) -> Path:
     Image.new("RGB", (8, 4), (255, 0, 0)).save(folder / "red.png")
     return folder / "red.png"
 
 
-def test_only_finite_numbers_are_curves() -> None:
+def test_only_finite_numbers_are_scalars() -> None:
     assert select_scalars(ROW) == {"loss": 2.5, "alpha": 1.0}
 
 
@@ -45,28 +45,26 @@ def curve(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 @needs_tensorboard
-def test_tensorboard_shows_metrics_pictures_and_the_config(tmp_path: Path) -> None:
+def test_tensorboard_receives_metrics_figures_and_the_config(tmp_path: Path) -> None:
     tracker = open_one("tensorboard", tmp_path)
     tracker.log(3, ROW)
     tracker.log(3, {"step": 3, "held_out/loss": 0.5})
-    tracker.log_figure(3, "reconstruction", red_picture(tmp_path))
+    tracker.log_figure(3, "reconstruction", red_image(tmp_path))
     tracker.close()
     assert curve(tmp_path, "loss") == [(3, 2.5)]
     assert curve(tmp_path, "alpha") == [(3, 1.0)]
     assert curve(tmp_path, "held_out/loss") == [(3, 0.5)]
     found = events(tmp_path)
     assert sorted(found.Tags()["scalars"]) == ["alpha", "held_out/loss", "loss"]
-    [picture] = found.Images("reconstruction")
-    assert (picture.step, picture.width, picture.height) == (3, 8, 4)
+    [image] = found.Images("reconstruction")
+    assert (image.step, image.width, image.height) == (3, 8, 4)
     [config] = found.Tensors("tiny/text_summary")
     text = config.tensor_proto.string_val[0].decode()
     assert text == "```yaml\ntraining:\n  lr: 0.001\n  betas:\n  - 0.9\n  - 0.95\n```"
 
 
 @needs_tensorboard
-def test_a_resume_supersedes_what_tensorboard_has_of_later_steps(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_resume_supersedes_later_steps_in_tensorboard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = open_one("tensorboard", tmp_path)
     for step in range(1, 11):
         tracker.log(step, {"loss": float(step)})
@@ -80,7 +78,7 @@ def test_a_resume_supersedes_what_tensorboard_has_of_later_steps(
 
 
 class FakeWandB(ModuleType):
-    """Remembers what it was told."""
+    """A fake of wandb that records its calls."""
 
     def __init__(self, *, is_logged_in: bool) -> None:
         super().__init__("wandb")
@@ -92,11 +90,11 @@ class FakeWandB(ModuleType):
         self.is_full = False
 
     def login(self, *, prompt: bool, verify: bool) -> bool:
-        assert not prompt  # a run may have nobody at its terminal
+        assert not prompt  # a run may have no user at its terminal
         assert not verify  # nor a network
         return self.is_logged_in
 
-    def Settings(self, **settings: str) -> dict[str, str]:  # noqa: N802 - as it is there
+    def Settings(self, **settings: str) -> dict[str, str]:  # noqa: N802 - the name in wandb
         return settings
 
     def Image(self, path: str) -> SimpleNamespace:  # noqa: N802
@@ -126,7 +124,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandB:
     return fake
 
 
-def test_wandb_is_told_everything_with_steps_as_an_axis_of_their_own(tmp_path: Path, wandb: FakeWandB) -> None:
+def test_wandb_receives_everything_with_a_step_metric(tmp_path: Path, wandb: FakeWandB) -> None:
     tracker = open_one("wandb", tmp_path)
     tracker.log(3, ROW)
     tracker.log_figure(3, "reconstruction", tmp_path / "red.png")
@@ -150,7 +148,7 @@ def test_wandb_is_told_everything_with_steps_as_an_axis_of_their_own(tmp_path: P
     assert wandb.finished == 1
 
 
-def test_a_resume_goes_on_with_the_same_run_at_wandb(tmp_path: Path, wandb: FakeWandB) -> None:
+def test_a_resume_continues_the_same_wandb_run(tmp_path: Path, wandb: FakeWandB) -> None:
     for since_step in (0, 0, 100):
         open_one("wandb", tmp_path, since_step=since_step)
     (tmp_path / "other").mkdir()
@@ -161,7 +159,7 @@ def test_a_resume_goes_on_with_the_same_run_at_wandb(tmp_path: Path, wandb: Fake
     assert other != first
 
 
-def test_an_id_that_a_kill_left_empty_is_drawn_anew(tmp_path: Path, wandb: FakeWandB) -> None:
+def test_an_empty_wandb_id_is_replaced(tmp_path: Path, wandb: FakeWandB) -> None:
     (tmp_path / "wandb-id").write_text("")
     open_one("wandb", tmp_path)
     assert wandb.started[0]["id"] == (tmp_path / "wandb-id").read_text() != ""
@@ -170,7 +168,7 @@ def test_an_id_that_a_kill_left_empty_is_drawn_anew(tmp_path: Path, wandb: FakeW
 @pytest.mark.parametrize(
     ("is_logged_in", "variable", "mode"), [(True, None, "online"), (False, None, "offline"), (False, "disabled", None)]
 )
-def test_wandb_is_offline_unless_its_user_is_logged_in_or_says_otherwise(
+def test_wandb_is_offline_unless_logged_in_or_configured(
     tmp_path: Path,
     wandb: FakeWandB,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,11 +186,11 @@ def test_wandb_is_offline_unless_its_user_is_logged_in_or_says_otherwise(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tensorboard", "watching.trackers: 'tensorboard' needs the extra `tb`: pip install 'c2fmae[tb]'"),
-        ("wandb", "watching.trackers: 'wandb' needs the extra `wandb`: pip install 'c2fmae[wandb]'"),
+        ("tensorboard", "watching.trackers: 'tensorboard' is not installed. Install it with: pip install 'c2fmae[tb]'"),
+        ("wandb", "watching.trackers: 'wandb' is not installed. Install it with: pip install 'c2fmae[wandb]'"),
     ],
 )
-def test_a_missing_package_is_refused_with_the_extra_to_install(
+def test_a_missing_package_is_reported_with_the_extra_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: TrackerName, message: str
 ) -> None:
     for module in [name, *(module for module in sys.modules if module.startswith(f"{name}."))]:
@@ -215,9 +213,7 @@ class _Lacks:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def test_a_package_that_is_there_but_broken_is_not_called_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_package_is_not_reported_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wandb.py").write_text("import no_such_module\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
@@ -225,7 +221,7 @@ def test_a_package_that_is_there_but_broken_is_not_called_missing(
         open_one("wandb", tmp_path)
 
 
-def test_a_tracker_that_fails_is_given_up_with_one_warning(
+def test_a_tracker_that_fails_is_disabled_with_one_warning(
     tmp_path: Path, wandb: FakeWandB, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = open_one("wandb", tmp_path)
@@ -236,6 +232,6 @@ def test_a_tracker_that_fails_is_given_up_with_one_warning(
         tracker.log(step, {"loss": 1.0})
     tracker.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "wandb failed and gets no more of this run: OSError: [Errno 28] No space left on device"
+        "wandb failed, so nothing more of this run is logged to it: OSError: [Errno 28] No space left on device"
     ]
     assert (len(wandb.rows), wandb.finished) == (1, 0)

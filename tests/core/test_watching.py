@@ -19,7 +19,7 @@ PLAN = plan_training(TrainingConfig(steps=7, lr=0.1, batch_size=4), num_samples=
 
 
 class Clock:
-    """Stands still but for what it is told."""
+    """A clock that a test sets."""
 
     now = 100.0
 
@@ -40,14 +40,14 @@ class RecordingTracker:
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, Any]]] = []
-        self.pictures: list[tuple[int, str, Path]] = []
+        self.figures: list[tuple[int, str, Path]] = []
         self.is_closed = False
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.rows.append((step, values))
 
     def log_figure(self, step: int, name: str, path: Path) -> None:
-        self.pictures.append((step, name, path))
+        self.figures.append((step, name, path))
 
     def close(self) -> None:
         self.is_closed = True
@@ -59,33 +59,33 @@ def watch(folder: Path, *, done: int = 0, is_quiet: bool = False, **settings: An
 
 
 def report(step: int, loss: float = 2.0, **values: float) -> StepReport:
-    trouble = None if loss == loss else [{"keys": ["a"], "loss": loss}]
-    return StepReport(step, {"epoch": step / 2, "lr": 0.1, "loss": loss, **values}, {}, trouble)
+    details = None if loss == loss else [{"keys": ["a"], "loss": loss}]
+    return StepReport(step, {"epoch": step / 2, "lr": 0.1, "loss": loss, **values}, {}, details)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def steps(each: RunLogger, clock: Clock, *numbers: int) -> None:
-    """Steps of 2 seconds, of which half a second is waiting."""
+def steps(logger: RunLogger, clock: Clock, *numbers: int) -> None:
+    """Log steps of 2 seconds, including half a second of waiting."""
 
     def batches() -> Iterator[int]:
         for number in numbers:
             clock.now += 0.5
             yield number
 
-    for number in each.time_batches(batches()):
+    for number in logger.time_batches(batches()):
         clock.now += 1.5
-        each.log_step(report(number))
-        clock.now += 10.0  # a checkpoint, say: no part of a step
+        logger.log_step(report(number))
+        clock.now += 10.0  # saving a checkpoint, for example, is not part of a step
 
 
 def test_every_step_has_a_row_in_the_order_of_its_values(tmp_path: Path) -> None:
-    with watch(tmp_path) as each:
-        each.log_step(report(1, beta=0.5, alpha=0.25))
-        each.log_step(report(2, 1.5))
-        each.log_metrics(2, {"held_out/loss": 3.0})
+    with watch(tmp_path) as logger:
+        logger.log_step(report(1, beta=0.5, alpha=0.25))
+        logger.log_step(report(2, 1.5))
+        logger.log_metrics(2, {"held_out/loss": 3.0})
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"step": 1, "epoch": 0.5, "lr": 0.1, "loss": 2.0, "beta": 0.5, "alpha": 0.25}\n'
         '{"step": 2, "epoch": 1.0, "lr": 0.1, "loss": 1.5}\n'
@@ -93,35 +93,35 @@ def test_every_step_has_a_row_in_the_order_of_its_values(tmp_path: Path) -> None
     )
 
 
-def test_a_skipped_step_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with watch(tmp_path) as each:
-        each.log_step(report(1, torch.nan))
+def test_a_skipped_step_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with watch(tmp_path) as logger:
+        logger.log_step(report(1, torch.nan))
     row = {"step": 1, "epoch": 0.5, "lr": 0.1, "loss": None, "skipped": "not finite"}
     assert rows(tmp_path / "metrics.jsonl") == [row]
     assert "step 1 was skipped: its loss or gradient is not finite\n" in capsys.readouterr().err
 
 
-def test_a_spike_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with watch(tmp_path) as each:
+def test_a_spike_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with watch(tmp_path) as logger:
         for step in range(1, 31):
-            each.log_step(report(step, 2.0 + 0.01 * (step % 3)))
-        each.log_step(report(31, 9.0))
+            logger.log_step(report(step, 2.0 + 0.01 * (step % 3)))
+        logger.log_step(report(31, 9.0))
     assert "step 31: the loss is 9, far above its recent median of 2.01\n" in capsys.readouterr().err
 
 
-def test_a_run_that_goes_on_knows_the_losses_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_compares_with_earlier_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RowWriter(tmp_path / "metrics.jsonl") as before:
         for step in range(1, 31):
             before.write({"step": step, "loss": 2.0 + 0.01 * (step % 3)})
-    with watch(tmp_path, done=30) as each:
-        each.log_step(report(31, 9.0))
+    with watch(tmp_path, done=30) as logger:
+        logger.log_step(report(31, 9.0))
     assert "step 31: the loss is 9, far above its recent median of 2.01\n" in capsys.readouterr().err
     assert len(rows(tmp_path / "metrics.jsonl")) == 31
 
 
-def test_time_is_told_every_so_many_steps_and_at_the_end(tmp_path: Path, clock: Clock) -> None:
-    with watch(tmp_path) as each:
-        steps(each, clock, *range(1, 8))
+def test_timing_is_written_at_multiples_and_at_the_end(tmp_path: Path, clock: Clock) -> None:
+    with watch(tmp_path) as logger:
+        steps(logger, clock, *range(1, 8))
     found = rows(tmp_path / "timing.jsonl")
     assert [row["step"] for row in found] == [3, 6, 7]
     assert [row["time"] for row in found] == [1e9 + 100 + 12 * step - 10 for step in (3, 6, 7)]
@@ -130,64 +130,64 @@ def test_time_is_told_every_so_many_steps_and_at_the_end(tmp_path: Path, clock: 
     assert list(found[0]) == ["step", "time", "seconds", "samples_per_second", "waited", "memory_mib"]
 
 
-def test_a_run_that_goes_on_counts_its_own_steps(tmp_path: Path, clock: Clock) -> None:
+def test_timing_of_a_resumed_run_counts_its_own_steps(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "metrics.jsonl").touch()
-    with watch(tmp_path, done=4) as each:
-        steps(each, clock, 5, 6, 7)
+    with watch(tmp_path, done=4) as logger:
+        steps(logger, clock, 5, 6, 7)
     assert [(row["step"], row["seconds"]) for row in rows(tmp_path / "timing.jsonl")] == [(6, 2.0), (7, 2.0)]
 
 
-def test_batches_are_handed_on_as_they_come(tmp_path: Path) -> None:
-    with watch(tmp_path) as each:
-        assert list(each.time_batches([3, 1, 2])) == [3, 1, 2]
-        assert list(each.time_batches([])) == []
+def test_batches_are_yielded_unchanged(tmp_path: Path) -> None:
+    with watch(tmp_path) as logger:
+        assert list(logger.time_batches([3, 1, 2])) == [3, 1, 2]
+        assert list(logger.time_batches([])) == []
 
 
-def test_other_processes_write_and_say_nothing(
+def test_other_ranks_write_and_print_nothing(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "open_trackers", lambda *_, **__: pytest.fail("opened"))
-    with watch(tmp_path, is_quiet=True, done=1, trackers=("tensorboard",)) as each:
-        steps(each, clock, 2, 3)
-        each.log_step(report(4, torch.nan))
-        each.log_metrics(4, {"held_out/loss": 1.0})
-        each.log_figure(4, "scenes", tmp_path / "a.png")
-        each.print_line("hello")
+    with watch(tmp_path, is_quiet=True, done=1, trackers=("tensorboard",)) as logger:
+        steps(logger, clock, 2, 3)
+        logger.log_step(report(4, torch.nan))
+        logger.log_metrics(4, {"held_out/loss": 1.0})
+        logger.log_figure(4, "scenes", tmp_path / "a.png")
+        logger.print_line("hello")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
 
 
-def test_trackers_see_what_is_logged_held_out_losses_and_pictures(
+def test_trackers_receive_logged_steps_metrics_and_figures(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, opened = RecordingTracker(), list[Any]()
+    tracker, opened = RecordingTracker(), list[Any]()
 
     def open_trackers(*words: Any, **more: Any) -> list[RecordingTracker]:
         opened.append((words, more))
-        return [told]
+        return [tracker]
 
     monkeypatch.setattr(watching, "open_trackers", open_trackers)
     (tmp_path / "metrics.jsonl").touch()
-    with watch(tmp_path, done=1, trackers=("wandb",)) as each:
-        steps(each, clock, *range(2, 8))
-        each.log_metrics(7, {"held_out/loss": 1.0})
-        each.log_figure(7, "scenes", tmp_path / "a.png")
-        assert not told.is_closed
-    assert told.is_closed
-    assert [(step, row["loss"]) for step, row in told.rows[:-1]] == [(3, 2.0), (6, 2.0), (7, 2.0)]
-    assert told.rows[-1] == (7, {"held_out/loss": 1.0})
-    assert told.pictures == [(7, "scenes", tmp_path / "a.png")]
+    with watch(tmp_path, done=1, trackers=("wandb",)) as logger:
+        steps(logger, clock, *range(2, 8))
+        logger.log_metrics(7, {"held_out/loss": 1.0})
+        logger.log_figure(7, "scenes", tmp_path / "a.png")
+        assert not tracker.is_closed
+    assert tracker.is_closed
+    assert [(step, row["loss"]) for step, row in tracker.rows[:-1]] == [(3, 2.0), (6, 2.0), (7, 2.0)]
+    assert tracker.rows[-1] == (7, {"held_out/loss": 1.0})
+    assert tracker.figures == [(7, "scenes", tmp_path / "a.png")]
     since = {"name": tmp_path.name, "config": {"seed": 1}, "start_step": 1}
     assert opened == [((("wandb",), tmp_path), since)]
 
 
-def test_when_something_is_due() -> None:
+def test_multiples_and_the_last_step_are_due() -> None:
     assert [step for step in range(1, 11) if is_due(step, 4, 10)] == [4, 8, 10]
     assert [step for step in range(1, 11) if is_due(step, 20, 10)] == [10]
     assert [step for step in range(1, 4) if is_due(step, 1, 10)] == [1, 2, 3]
 
 
-def test_memory_is_what_the_process_has_held() -> None:
+def test_peak_memory_is_that_of_the_process() -> None:
     mebibyte = 2**20
     before = peak_memory()
     if torch.cuda.is_available() and torch.cuda.is_initialized():

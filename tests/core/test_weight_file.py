@@ -1,4 +1,4 @@
-"""Files of weights: what is read of them, and what is refused before it can do anything."""
+"""Weight files: what is read, and what is rejected before any of it runs."""
 
 import argparse
 import json
@@ -20,11 +20,12 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.weight_file import read_weight_file
 
+FIX = "Download it again, or use another file"
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, -2.0])}
 
 
-def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor] = WEIGHTS) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+def equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor] = WEIGHTS) -> bool:
+    return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def refused(path: Path) -> str:
@@ -52,7 +53,7 @@ Write = Callable[[Any, Path], None]
 
 
 @pytest.mark.parametrize("write", KINDS)
-def test_weights_come_back_whatever_the_file_is_called(write: Write, tmp_path: Path) -> None:
+def test_formats_are_recognised_whatever_the_file_name(write: Write, tmp_path: Path) -> None:
     for name in ("weights.bin", "weights.pth", "weights"):
         write(WEIGHTS, tmp_path / name)
         assert equal(read_weight_file(tmp_path / name).tensors)
@@ -60,30 +61,30 @@ def test_weights_come_back_whatever_the_file_is_called(write: Write, tmp_path: P
 
 
 @pytest.mark.parametrize("write", KINDS[1:])
-def test_a_pickle_that_calls_itself_safetensors_is_refused(write: Write, tmp_path: Path) -> None:
+def test_a_pickle_named_safetensors_is_rejected(write: Write, tmp_path: Path) -> None:
     write(WEIGHTS, tmp_path / "f.safetensors")
     assert refused(tmp_path / "f.safetensors") == (
-        "FILE: is what torch.save writes, in spite of its name. Name it .pth"
+        "FILE: is a file of torch.save with the wrong suffix. Rename it to .pth"
     )
 
 
 @pytest.mark.parametrize("write", KINDS[1:])
-def test_a_training_checkpoint_gives_its_weights_and_its_options(write: Write, tmp_path: Path) -> None:
+def test_a_training_checkpoint_gives_its_weights_and_options(write: Write, tmp_path: Path) -> None:
     optimiser = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
     args = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.75, output_dir="/somewhere")
     write({"model": WEIGHTS, "optimizer": optimiser, "epoch": 7, "scaler": {}, "args": args}, tmp_path / "f.pth")
     found = read_weight_file(tmp_path / "f.pth")
     assert equal(found.tensors)
     assert found.args == {"norm_pix_loss": True, "mask_ratio": 0.75, "output_dir": "/somewhere"}
-    assert found.notes == ("taken from its 'model'; it also holds args, epoch, optimizer, scaler",)
+    assert found.notes == ("loaded from its 'model'; it also contains args, epoch, optimizer, scaler",)
 
 
-def test_plain_weights_are_taken_where_there_are_averaged_ones_too(tmp_path: Path) -> None:
+def test_plain_weights_are_preferred_to_averaged_ones(tmp_path: Path) -> None:
     averaged = {name: each + 1 for name, each in WEIGHTS.items()}
     torch.save({"model_ema": averaged, "model": WEIGHTS}, tmp_path / "both.pth")
     found = read_weight_file(tmp_path / "both.pth")
     assert equal(found.tensors)
-    assert found.notes == ("taken from its 'model'; it also holds model_ema",)
+    assert found.notes == ("loaded from its 'model'; it also contains model_ema",)
     torch.save({"model_ema": averaged, "epoch": 1}, tmp_path / "averaged.pth")
     assert equal(read_weight_file(tmp_path / "averaged.pth").tensors, averaged)
 
@@ -92,7 +93,7 @@ def test_plain_weights_are_taken_where_there_are_averaged_ones_too(tmp_path: Pat
     prefixes=st.lists(st.sampled_from(["_orig_mod.", "module.", "model."]), max_size=4),
     containers=st.lists(st.sampled_from(["model", "state_dict", "module", "model_state_dict"]), max_size=3),
 )
-def test_containers_and_prefixes_are_taken_off_in_any_nesting(
+def test_nested_containers_and_prefixes_are_removed(
     prefixes: list[str], containers: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     content: Any = {"".join(prefixes) + name: each for name, each in WEIGHTS.items()}
@@ -103,13 +104,13 @@ def test_containers_and_prefixes_are_taken_off_in_any_nesting(
     assert equal(read_weight_file(path).tensors)
 
 
-def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path) -> None:
+def test_a_prefix_of_only_some_names_stays(tmp_path: Path) -> None:
     weights = {"module.a": torch.ones(1), "b": torch.ones(1)}
     save_file(weights, tmp_path / "f.safetensors")
     assert read_weight_file(tmp_path / "f.safetensors").tensors.keys() == weights.keys()
 
 
-def test_what_is_no_tensor_among_weights_is_passed_over(tmp_path: Path) -> None:
+def test_values_that_are_not_tensors_are_ignored(tmp_path: Path) -> None:
     torch.save({**WEIGHTS, "epoch": 3, "name": "vit"}, tmp_path / "f.pth")
     assert equal(read_weight_file(tmp_path / "f.pth").tensors)
 
@@ -123,13 +124,13 @@ class Bomb:
 
 
 @pytest.mark.parametrize("write", KINDS[1:])
-def test_a_pickle_that_runs_code_is_refused_and_runs_none(write: Write, tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_rejected_without_running_it(write: Write, tmp_path: Path) -> None:
     trace = tmp_path / "it ran"
     write({"model": WEIGHTS, "args": Bomb(trace)}, tmp_path / "bomb.pth")
     message = refused(tmp_path / "bomb.pth")
     assert message == (
-        "FILE: would run code when it is read: it asks for posix.mkdir; refused. If you trust it, load it "
-        "by yourself and save its tensors alone with safetensors.torch.save_file"
+        "FILE: would run code when it is read (posix.mkdir), so it is not read. If you trust it, load it yourself and "
+        "save its tensors with safetensors.torch.save_file"
     )
     assert not trace.exists()
     with (tmp_path / "plain.pkl").open("wb") as file:
@@ -139,7 +140,7 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_none(write: Write, tmp_path
 
 
 def repacked(path: Path, **changes: Any) -> Path:
-    """A file of torch.save with its archive written anew, some parts of it changed."""
+    """Write a file of torch.save with some entries of its archive changed."""
     torch.save({"model": {"a": torch.zeros(1 << 16)}}, path.with_suffix(".whole"))
     with (
         zipfile.ZipFile(path.with_suffix(".whole")) as old,
@@ -154,38 +155,40 @@ def repacked(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_rejected_before_it_is_unpacked(tmp_path: Path) -> None:
     assert equal(read_weight_file(repacked(tmp_path / "same.pth")).tensors, {"a": torch.zeros(1 << 16)})
     bomb = repacked(tmp_path / "bomb.pth", compression=zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 1 << 14
-    assert refused(bomb) == "FILE: is compressed, as torch.save never does: it could fill the memory; refused"
+    assert refused(bomb) == f"FILE: is compressed, unlike files of torch.save, and could fill the memory. {FIX}"
 
 
-def test_an_archive_whose_parts_overlap_is_refused(tmp_path: Path) -> None:
+def test_an_archive_with_overlapping_entries_is_rejected(tmp_path: Path) -> None:
     path = repacked(tmp_path / "f.pth", extra={"again": b"x"})
     data = bytearray(path.read_bytes())
     place = data.rindex(b"PK\x01\x02")  # the last entry of the list: of the part called again
     data[place + 20 : place + 28] = struct.pack("<II", 1 << 20, 1 << 20)
     path.write_bytes(data)
-    assert refused(path) == "FILE: says that it holds more than fits in it; refused"
+    assert refused(path) == f"FILE: claims to contain more bytes than it has. {FIX}"
 
 
-def test_a_tensor_that_claims_more_than_its_file_has_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_larger_than_its_storage_is_rejected(tmp_path: Path) -> None:
     def larger(name: str, data: bytes) -> bytes:
         return data.replace(struct.pack("<i", 1 << 16), struct.pack("<i", 1 << 28)) if name.endswith(".pkl") else data
 
-    assert refused(repacked(tmp_path / "f.pth", change=larger)).startswith("FILE: is no file of weights, or a damaged")
+    assert refused(repacked(tmp_path / "f.pth", change=larger)).startswith(
+        "FILE: is not a file of weights, or is damaged: "
+    )
     torch.save({"a": torch.zeros(1).expand(1 << 40)}, tmp_path / "repeated.pth")
     assert refused(tmp_path / "repeated.pth") == (
-        "FILE: a is no plain tensor whose numbers are all in the file; refused"
+        f"FILE: a is not a plain CPU tensor with all its elements in the file. {FIX}"
     )
 
 
-def test_archives_of_other_kinds_are_named(tmp_path: Path) -> None:
-    message = "FILE: is a TorchScript program, not weights. Save its state_dict() where you trust it"
+def test_other_kinds_of_archives_are_reported(tmp_path: Path) -> None:
+    message = "FILE: is a TorchScript program, not weights. If you trust it, save its state_dict()"
     assert refused(repacked(tmp_path / "script.pt", extra={"x/constants.pkl": b""})) == message
     assert refused(repacked(tmp_path / "other.zip", without="data.pkl")) == (
-        "FILE: is a zip archive, but none of torch.save"
+        f"FILE: is a zip archive, but not of torch.save. {FIX}"
     )
 
 
@@ -214,27 +217,23 @@ LIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_header_is_refused(lie: str, tmp_path: Path) -> None:
+def test_a_wrong_header_is_rejected(lie: str, tmp_path: Path) -> None:
     message = refused(header(tmp_path / "f.safetensors", LIES[lie]))
-    assert message.startswith("FILE: its header does not describe what is in it: ")
+    assert message.startswith("FILE: its header does not match its content: ")
 
 
-def test_a_header_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_header_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
     one = json.dumps(entry(0, 8, [2]))
-    assert refused(header(path, f'{{"a":{one},"a":{one}}}')) == (
-        "FILE: its header says a twice. One of the two would be lost"
-    )
+    assert refused(header(path, f'{{"a":{one},"a":{one}}}')) == (f"FILE: its header contains a twice. {FIX}")
     assert refused(header(path, '{"a": ')).startswith("FILE: its header is not JSON: ")
     assert refused(header(path, '{"a":' * 100_000)).startswith("FILE: its header is not JSON: ")
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
-    assert refused(path) == (
-        "FILE: is damaged or cut short: its header of 1152921504606846976 bytes does not fit in it"
-    )
+    assert refused(path) == (f"FILE: is damaged or truncated: its header has 1152921504606846976 bytes. {FIX}")
 
 
 @pytest.mark.parametrize("write", KINDS)
-def test_a_file_cut_anywhere_is_refused(write: Write, tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(write: Write, tmp_path: Path) -> None:
     write(WEIGHTS, tmp_path / "whole")
     data = (tmp_path / "whole").read_bytes()
     for length in (0, 1, 7, 9, len(data) // 3, len(data) // 2, len(data) - 1):
@@ -243,33 +242,33 @@ def test_a_file_cut_anywhere_is_refused(write: Write, tmp_path: Path) -> None:
 
 
 OTHERS = {
-    b"": "is empty",
-    b"\x00\x01\x02junk": "holds no weights: it is neither safetensors nor what torch.save writes",
+    b"": "is empty. Use a file of weights",
+    b"\x00\x01\x02junk": "is neither safetensors nor a file of torch.save. Use a file of weights",
     b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n": (
-        "is a pointer of Git LFS, not the file itself. Fetch that with `git lfs pull`"
+        "is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`"
     ),
-    b"\n <!DOCTYPE html><html>": "is a page of HTML or XML, not weights: a download went wrong. Fetch it again",
-    b'{"model_type": "vit"}': "is JSON, not weights. Give the folder that it lies in, or the file of weights",
+    b"\n <!DOCTYPE html><html>": "is HTML or XML, not weights: a download failed. Download it again",
+    b'{"model_type": "vit"}': "is JSON, not weights. Use its directory, or the file of weights",
 }
 
 
 @pytest.mark.parametrize("content", OTHERS)
-def test_what_is_no_file_of_weights_is_named(content: bytes, tmp_path: Path) -> None:
+def test_other_files_are_reported_by_their_kind(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "f.pth").write_bytes(content)
     assert refused(tmp_path / "f.pth") == f"FILE: {OTHERS[content]}"
 
 
-def test_what_is_not_there_or_empty_is_a_sentence(tmp_path: Path) -> None:
-    assert refused(tmp_path / "none.pth") == "FILE: cannot be read: No such file or directory"
+def test_missing_and_empty_files_are_reported(tmp_path: Path) -> None:
+    assert refused(tmp_path / "none.pth") == "FILE: cannot be read: No such file or directory. Check the path"
     (tmp_path / "folder").mkdir()
     assert refused(tmp_path / "folder") == (
-        "FILE: is a folder without weights: none of model.safetensors, pytorch_model.bin, "
-        "model.safetensors.index.json, pytorch_model.bin.index.json is in it"
+        "FILE: has no weights (expected one of model.safetensors, pytorch_model.bin, "
+        "model.safetensors.index.json, pytorch_model.bin.index.json). Use another"
     )
     torch.save([torch.ones(1)], tmp_path / "list.pth")
-    assert refused(tmp_path / "list.pth") == "FILE: holds no weights by name, but one list"
+    assert refused(tmp_path / "list.pth") == "FILE: expected a state dict, got a list. Use a file of weights"
     torch.save({"epoch": 3}, tmp_path / "bare.pth")
-    assert refused(tmp_path / "bare.pth") == "FILE: holds no tensors, but epoch"
+    assert refused(tmp_path / "bare.pth") == "FILE: contains no tensors (found epoch). Use a file of weights"
 
 
 def sharded(folder: Path, places: Mapping[str, str]) -> Path:
@@ -280,26 +279,25 @@ def sharded(folder: Path, places: Mapping[str, str]) -> Path:
     return folder
 
 
-def test_the_parts_of_a_folder_are_read_as_one(tmp_path: Path) -> None:
-    assert equal(
-        read_weight_file(sharded(tmp_path / "f", {"a.weight": "1.safetensors", "a.bias": "2.safetensors"})).tensors
-    )
+def test_the_files_of_a_directory_are_merged(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "f", {"a.weight": "1.safetensors", "a.bias": "2.safetensors"})
+    assert equal(read_weight_file(folder).tensors)
     save_file(WEIGHTS, tmp_path / "model.safetensors")
     assert equal(read_weight_file(tmp_path).tensors)
 
 
 @pytest.mark.parametrize("place", ["../secret.safetensors", "{}/secret.safetensors", "f/../../secret.safetensors"])
-def test_a_part_outside_the_folder_is_refused(place: str, tmp_path: Path) -> None:
+def test_a_file_outside_the_directory_is_rejected(place: str, tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "secret.safetensors")
     place = place.format(tmp_path)
     folder = sharded(tmp_path / "f", dict.fromkeys(WEIGHTS, place))
     index = folder / "model.safetensors.index.json"
     with pytest.raises(UserError) as caught:
         read_weight_file(folder)
-    assert str(caught.value) == f"{index}: {place!r} lies outside the folder; refused. Put all files into one folder"
+    assert str(caught.value) == f"{index}: {place!r} is outside the directory. Put all files into one directory"
 
 
-def test_a_part_that_is_a_link_out_of_the_folder_is_refused_but_not_in_the_hubs_cache(tmp_path: Path) -> None:
+def test_links_out_of_the_directory_are_rejected_except_in_the_hub_cache(tmp_path: Path) -> None:
     for name in ("plain/f", "models--a--b/snapshots/f"):
         folder = tmp_path / name
         folder.parent.mkdir(parents=True)
@@ -308,26 +306,28 @@ def test_a_part_that_is_a_link_out_of_the_folder_is_refused_but_not_in_the_hubs_
         blob.parent.mkdir()
         (folder / "1.safetensors").rename(blob)
         (folder / "1.safetensors").symlink_to(blob)
-    assert "lies outside the folder; refused" in refused(tmp_path / "plain/f")
+    assert "is outside the directory" in refused(tmp_path / "plain/f")
     assert equal(read_weight_file(tmp_path / "models--a--b/snapshots/f").tensors)
 
 
-def test_an_index_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_index_is_rejected(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "f", dict.fromkeys(WEIGHTS, "1.safetensors"))
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"c": "1.safetensors"}}))
-    assert refused(folder) == "FILE/1.safetensors: lacks c, which model.safetensors.index.json says is in it"
-    for content in ("[]", "{", '{"weight_map": [1]}', '{"weight_map": {"a": 5}}'):
+    assert refused(folder) == f"FILE/1.safetensors: has no tensor c, but model.safetensors.index.json lists it. {FIX}"
+    for content in ("{}", '{"weight_map": [1]}', '{"weight_map": {"a": 5}}'):
         index.write_text(content)
-        assert refused(folder) == (
-            "FILE/model.safetensors.index.json: is no index of weights: expected a weight_map, names to files"
-        )
+        problem = "expected a weight_map from names to files"
+        assert refused(folder) == f"FILE/model.safetensors.index.json: {problem}. {FIX}"
+    for content, problem in (("[]", "expected a JSON object"), ("{", "is not JSON"), ('{"a":' * 1000, "is nested")):
+        index.write_text(content)
+        assert refused(folder).startswith(f"FILE/model.safetensors.index.json: {problem}")
+    index.write_text(json.dumps({"weight_map": {"a": "a\0b"}}))
+    assert "is outside the directory" in refused(folder)
 
 
 @given(data=st.binary(max_size=200))
-def test_whatever_bytes_there_are_the_answer_is_a_sentence(
-    data: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_arbitrary_bytes_give_a_user_error(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     whole = save(WEIGHTS)
     path = tmp_path_factory.mktemp("bytes") / "f"
     for content in (data, whole[:8] + data + whole[8 + len(data) :], b"PK\x03\x04" + data, b"\x80\x02" + data):

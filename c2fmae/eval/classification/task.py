@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES
+from c2fmae.core.loop import StepLoss, Task
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.eval.classification.config import MixingConfig
@@ -29,19 +30,7 @@ class ClassificationMicroBatch:
 
 
 @dataclass(frozen=True)
-class ClassificationLoss:
-    """What a part adds to the loss."""
-
-    total: Tensor
-
-    @property
-    def terms(self) -> dict[str, Tensor]:
-        """There is but one."""
-        return {}
-
-
-@dataclass(frozen=True)
-class ClassificationTask:
+class ClassificationTask(Task[SceneBatch, ClassificationMicroBatch]):
     """Steps of fine-tuning; all that is drawn for a step depends on its number alone, and is the same everywhere."""
 
     classifier: Classifier
@@ -81,14 +70,9 @@ class ClassificationTask:
         """Return what the loss is a mean over."""
         return {"samples": torch.tensor(len(micro_batch.keys), device=micro_batch.targets.device)}
 
-    def summarise_counts(self, counts: Mapping[str, int], progress: float) -> dict[str, float]:
-        """Say nothing more of a step."""
-        del counts, progress
-        return {}
-
     def compute_losses(
         self, model: nn.Module, micro_batch: ClassificationMicroBatch, counts: Mapping[str, Tensor]
-    ) -> ClassificationLoss:
+    ) -> StepLoss:
         """Return the part's share of the cross-entropy; parameters of granularities left out have a gradient of 0."""
         logits = model(micro_batch.maps)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in fp32 or wider on purpose
@@ -96,7 +80,7 @@ class ClassificationTask:
         for name, embedding in self.classifier.backbone.embeddings.items():
             if name not in micro_batch.maps:
                 loss = loss + sum(0.0 * each.sum() for each in embedding.parameters() if each.requires_grad)
-        return ClassificationLoss(loss)
+        return StepLoss(loss, {})
 
     def sample_keys(self, micro_batch: ClassificationMicroBatch) -> Sequence[str]:
         """Return the samples' names."""

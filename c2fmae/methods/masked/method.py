@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
+from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.masking import Policy, mask_scenes, patch_regions
@@ -28,14 +29,6 @@ from c2fmae.models.targets import PredictionTarget
 
 InputMaps = Mapping[str, Shaped[Tensor, "batch *map"]]
 LossCounts = Mapping[str, Int[Tensor, ""]]
-
-
-class StepLoss(NamedTuple):
-    """The loss of a step and its terms."""
-
-    total: Float[Tensor, ""]
-    terms: dict[str, Float[Tensor, ""]]
-    """By head, unweighted and detached."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
+from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.masking.policies import CurriculumPolicy
-from c2fmae.methods.masked import MaskedAutoencoding, StepLoss
+from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.patches import patchify
 
 

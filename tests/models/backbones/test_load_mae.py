@@ -97,7 +97,7 @@ def test_a_training_checkpoint_with_prefixes_is_read_and_reported(
     assert len(report.loaded) == len(weights) - sum(report.unused.values())
     assert str(report) in caplog.text
     assert str(report).splitlines()[2:] == [
-        "  taken from its 'model'; it also holds args, epoch",
+        "  loaded from its 'model'; it also contains args, epoch",
         "  the number of attention heads is not stored: 2 are assumed, one per 64 channels of width 128 "
         "(set num_heads)",
         "  its positions are sines and cosines, which are computed for any image size",
