@@ -2,7 +2,6 @@
 
 import html
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -39,13 +38,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_command(*words: str) -> str:
     """Run a command in this process and return what it prints."""
-    log = logging.getLogger("c2fmae")
-    try:
-        done = CliRunner().invoke(app, words, catch_exceptions=False)
-    finally:  # the command shows the log on a stream that is closed by now
-        log.handlers.clear()
-        log.propagate = True
-        log.setLevel(logging.NOTSET)
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 

@@ -16,7 +16,7 @@ SMALL = ["--set", f"train.options={OPTIONS}", "--set", f"test.options={OPTIONS}"
 
 
 def said(*words: str) -> str:
-    result: Result = CliRunner().invoke(eval_, words)  # without the command, which would show the log from here on
+    result: Result = CliRunner().invoke(eval_, words)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0

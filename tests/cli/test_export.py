@@ -93,4 +93,4 @@ def test_each_kind_has_its_own_options(kind: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="enough"):
         run_export(kind, "in", "out", "--allow-missing", "a.*")
     own = {"part": None} if kind == "safetensors" else {"image_size": None}
-    assert calls == [(kind, {"step": None, "average": False, "allow_missing": ("a.*",), **own})]
+    assert calls == [(kind, {"step": None, "use_ema": False, "allow_missing": ("a.*",), **own})]

@@ -22,7 +22,7 @@ SET = [word for setting in QUICK_OVERRIDES for word in ("--set", setting)]
 
 
 def said(*words: str) -> str:
-    result: Result = CliRunner().invoke(eval_, words)  # without the command, which would show the log from here on
+    result: Result = CliRunner().invoke(eval_, words)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output

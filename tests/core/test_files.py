@@ -74,7 +74,7 @@ def test_an_impossible_directory_is_reported_with_the_file(tmp_path: Path) -> No
 def test_processes_can_write_the_same_file_at_once(tmp_path: Path) -> None:
     def write(rounds: int) -> None:
         for _ in range(rounds):
-            write_atomic(tmp_path / "features" / "chunk", b"the same")
+            write_atomic(tmp_path / "features" / "chunk", b"the same", is_shared=True)
 
     processes = [get_context("fork").Process(target=write, args=(60,)) for _ in range(2)]
     for process in processes:

@@ -232,7 +232,7 @@ def test_maps_that_only_some_samples_have_are_refused(tmp_path: Path) -> None:
     sampler = Sampler(num_samples=10, batch_size=2, shuffle=False)
     assert_user_error(
         lambda: list(SceneLoader(scenes=uneven, transform=RandomView(size=(8, 8)), sampler=sampler).stream_batches(1)),
-        "b: semantic is None, but (8, 8) in a",
+        "b: semantic has shape None, but (8, 8) in a. Crop both alike",
     )
 
 

@@ -135,13 +135,16 @@ def test_a_missing_file_is_an_error(tmp_path: Path, exported: Path) -> None:
 
 METHODS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an unknown setting": (
-        lambda m: m["decoder"].update(dept=1),
-        "config.json: method: decoder.dept: no such setting. Did you mean 'depth'?",
+        lambda m: m["decoder"]["options"].update(dept=1),
+        "config.json: method: decoder.options.dept: decoder 'cascaded' has no such option. Did you mean 'depth'?",
     ),
-    "an unbounded decoder depth": (lambda m: m["decoder"].update(depth=10**9), "Use the config of these weights"),
-    "a wide decoder": (lambda m: m["decoder"].update(dim=2**20), "Use the config of these weights"),
+    "an unbounded decoder depth": (
+        lambda m: m["decoder"]["options"].update(depth=10**9),
+        "Use the config of these weights",
+    ),
+    "a wide decoder": (lambda m: m["decoder"]["options"].update(dim=2**20), "Use the config of these weights"),
     "another decoder": (
-        lambda m: m["decoder"].update(name="joint"),
+        lambda m: m.update(decoder="joint"),
         "model.safetensors: does not match its config.json: Error(s) in loading state_dict",
     ),
 }

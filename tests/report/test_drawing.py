@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -237,12 +238,10 @@ def test_a_failed_write_leaves_the_previous_file_and_no_other(tmp_path: Path, mo
     path = save_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     before = path.read_bytes()
 
-    def run_out(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[:5])
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", run_out)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(UserError) as caught:
         save_png(Image.new("RGB", (5, 5)), path)
     assert (

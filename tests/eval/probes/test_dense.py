@@ -164,7 +164,7 @@ def test_scores_are_brought_to_cells_before_the_best_is_taken() -> None:
 
 def test_classes_without_names_are_refused(tmp_path: Path) -> None:
     train, test = (write_scenes(tmp_path / name, draw_coloured_scenes(6, seed=seed)) for seed, name in enumerate("ab"))
-    with pytest.raises(UserError, match=r"^train: .*/a does not name its classes. Give it a dataset.json$"):
+    with pytest.raises(UserError, match=r"^train: .*/a does not name its classes. Add a dataset.json that does$"):
         found(
             DenseProbeEvaluation(train=train, test=test, **SETTINGS),
             make_tiny_model_under_test(tiny_backbone(), tmp_path),

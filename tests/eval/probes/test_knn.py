@@ -105,7 +105,9 @@ def test_photos_in_both_sets_are_counted_and_mostly_the_same_are_refused(tmp_pat
     )
     assert metrics["train/test overlap"].value == 20
     config = KnnEvaluation(**pair(tmp_path / "most", train, [*test[:3], *train[:12]]), **SETTINGS)
-    with pytest.raises(UserError, match=r"^test: 80% of its photos are in the training set, too"):
+    with pytest.raises(
+        UserError, match=r"^test: 80% of the images of .*/most/test are in the training set too, so accuracy"
+    ):
         found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
 
 
@@ -116,7 +118,7 @@ def test_scenes_without_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         found(config, make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert str(caught.value) == (
-        f"train: {tmp_path}/train has no labels. Take a labelled set; for maps there is eval dense"
+        f"train: {tmp_path}/train has no labels. Use a labelled set, or `eval dense` for semantic maps"
     )
 
 
@@ -125,10 +127,12 @@ def test_more_neighbours_than_there_are_is_refused_and_fewer_are_left_out(tmp_pa
     metrics = found(KnnEvaluation(**sets, workers=0, ks=(3, 7)), make_tiny_model_under_test(tiny_backbone(), tmp_path))
     assert "top-1, plain votes, k = 3" in metrics
     assert "top-1, plain votes, k = 7" not in metrics
-    with pytest.raises(UserError, match=r"^ks: there are 6 training photos, fewer than each of \[7\]$"):
+    with pytest.raises(
+        UserError, match=r"^ks: there are 6 training images, fewer than each of \[7\]. Add a smaller number$"
+    ):
         found(KnnEvaluation(**sets, workers=0, ks=(7,)), make_tiny_model_under_test(tiny_backbone(), tmp_path))
 
 
 def test_a_layer_that_is_not_there_is_refused(sets: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^layers: the backbone has 3, got 4$"):
+    with pytest.raises(UserError, match=r"^layers: expected blocks from 1 to 3, got 4$"):
         found(KnnEvaluation(**sets, layers=(4,)), make_tiny_model_under_test(tiny_backbone(), tmp_path))
