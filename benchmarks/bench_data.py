@@ -28,7 +28,7 @@ from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.stored import StoredScenes
 from c2fmae.data.transforms import RandomView
-from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.eval.cost.speed_and_memory import time_in_turn
 
 NUM_IMAGES, NUM_ROUNDS, SIZE, CELLS = 48, 9, 224, 56
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

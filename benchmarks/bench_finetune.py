@@ -31,7 +31,7 @@ from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.core.watching import RunLogger
 from c2fmae.eval.classification.config import MixingConfig
 from c2fmae.eval.classification.task import ClassificationTask
-from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.eval.cost.speed_and_memory import time_in_turn
 from c2fmae.models.backbones import create_untrained_backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone
 

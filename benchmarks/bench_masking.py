@@ -16,8 +16,7 @@ from benchmarks.multimae_baseline import multimae_masks
 from benchmarks.tables import print_speeds
 from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
-from c2fmae.eval.cost.memory import peak_bytes
-from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.eval.cost.speed_and_memory import measure_peak_bytes, time_in_turn
 from c2fmae.masking import apportion, mask_scenes, patch_regions, sample_shares, semantic_mask
 from c2fmae.masking.curricula import constant
 from c2fmae.masking.policies import Blend, ProgressivePolicy
@@ -132,7 +131,7 @@ def main() -> None:
 
     print("\nPeak memory of one call, MiB")
     for name, function in {**variants, **majority}.items():
-        print(f"{name:34s}{peak_bytes(function) / 2**20:10.1f}")
+        print(f"{name:34s}{measure_peak_bytes(function) / 2**20:10.1f}")
 
 
 if __name__ == "__main__":

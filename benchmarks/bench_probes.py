@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 from torch import Tensor
 
 from benchmarks.tables import print_costs, print_speeds
-from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.eval.cost.speed_and_memory import time_in_turn
 from c2fmae.eval.probes.linear_heads import LinearHeadSetting, fit_linear_heads
 from c2fmae.eval.probes.nearest_neighbours import QUERIES_PER_BLOCK, find_nearest, normalise_rows, vote_labels
 

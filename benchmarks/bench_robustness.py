@@ -26,7 +26,7 @@ from benchmarks.tables import print_speeds
 from c2fmae.core.distributed import World
 from c2fmae.data.suites import ShiftedSet, open_shifted_set
 from c2fmae.data.suites.official import imagenet_wnids
-from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.eval.cost.speed_and_memory import time_in_turn
 from c2fmae.eval.robustness.config import RobustnessEvaluation
 from c2fmae.eval.robustness.evaluation import evaluate_robustness
 from c2fmae.eval.robustness.image_classifier import ImageClassifier, load_image_classifier

@@ -32,7 +32,7 @@ from c2fmae.core.saving import Saver
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.watching import RunLogger
-from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.eval.cost.speed_and_memory import time_in_turn
 from c2fmae.pretrain import Pretraining, build_pretraining
 from c2fmae.recipes.config import load_recipe
 

@@ -28,8 +28,7 @@ from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae.data import CentralView, open_scenes
-from c2fmae.eval.cost.memory import peak_bytes
-from c2fmae.eval.cost.timing import time_in_turn
+from c2fmae.eval.cost.speed_and_memory import measure_peak_bytes, time_in_turn
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 
@@ -174,7 +173,8 @@ def bench_step_memory(rounds: int) -> None:  # noqa: ARG001 - memory does not va
         timed_model = make()
         state = 3 * sum(p.numel() * p.element_size() for p in timed_model.model.parameters())
         peaks = [
-            peak_bytes(functools.partial(TimedTrainer(timed_model, is_bf16).step, scenes)) for is_bf16 in (False, True)
+            measure_peak_bytes(functools.partial(TimedTrainer(timed_model, is_bf16).step, scenes))
+            for is_bf16 in (False, True)
         ]
         print(f"{name:30s}{state / 2**20:18.0f}{peaks[0] / 2**20:12.0f}{peaks[1] / 2**20:12.0f}", flush=True)
 

@@ -1,4 +1,4 @@
-"""Tables of the timings of `c2fmae.eval.cost.timing`."""
+"""Tables of the timings of `c2fmae.eval.cost.speed_and_memory`."""
 
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""What an epoch of pre-training costs relative to MAE's: by operations, and by the time of real steps.
+"""Cost of an epoch of pre-training relative to MAE: by operations, and by the measured time of training steps.
 
-An epoch sees as many images whatever the method, so that the ratio of epochs is that of images.
+An epoch has the same number of images for every method, so the ratio of epochs equals the ratio of images or steps.
 """
 
 import time
@@ -22,7 +22,13 @@ from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.operation_count import ForwardCost
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
-from c2fmae.eval.cost.timing import WARMUP_ROUNDS, Clock, describe_machine, synchronised, time_in_turn
+from c2fmae.eval.cost.speed_and_memory import (
+    WARMUP_ROUNDS,
+    Clock,
+    describe_machine,
+    make_synchronous,
+    time_in_turn,
+)
 from c2fmae.eval.evaluation import Precision
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
@@ -34,36 +40,40 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class EpochCost:
-    """A method's cost beside that of MAE with the same encoder and photos."""
+    """Cost of a method, and of MAE with the same encoder and images."""
 
     method: MethodConfig
     mae: MethodConfig
     cost: ForwardCost
     mae_cost: ForwardCost
     step_seconds: tuple[float, ...]
-    """Of a step, by round."""
+    """Duration of the method's step in each round."""
     mae_step_seconds: tuple[float, ...]
+    """Duration of MAE's step in each round."""
     machine: str
-    """Where the steps were timed, and how."""
+    """Machine, precision and batch size of the timed steps."""
 
     @property
     def flops_ratio(self) -> float:
-        """The ratio of a forward pass's operations; a backward pass has twice as many on both sides."""
+        """Ratio of the operations of forward passes; a backward pass has about twice as many, for both."""
         return self.cost.flops / self.mae_cost.flops
 
     @property
     def time_ratio(self) -> float:
-        """The median over rounds of the ratio of a step's times."""
-        return median(ours / theirs for ours, theirs in zip(self.step_seconds, self.mae_step_seconds, strict=True))
+        """Median over rounds of the ratio of the steps' durations."""
+        return median(step / mae_step for step, mae_step in zip(self.step_seconds, self.mae_step_seconds, strict=True))
 
     @property
     def fastest_step_ratio(self) -> float:
-        """The ratio of the quickest steps, which other work on the machine disturbs least."""
+        """Ratio of the fastest steps, which other load on the machine affects least."""
         return min(self.step_seconds) / min(self.mae_step_seconds)
 
 
-def matching_mae_config(config: MethodConfig) -> MethodConfig:
-    """Return MAE with a method's encoder, photos and their normalisation; decoder, masks and norm are MAE's."""
+def make_matching_mae_config(config: MethodConfig) -> MethodConfig:
+    """Return a config of MAE with a method's encoder, image size, channels, mean and std.
+
+    Decoder, masking and the encoder's final norm are MAE's own.
+    """
     mae = METHODS.get("mae")()
     changes = {
         "image_size": config.image_size,
@@ -84,16 +94,16 @@ def measure_epoch_costs(
     precision: Precision = "bf16",
     clock: Clock = time.perf_counter,
 ) -> dict[K, EpochCost]:
-    """Return what each method's epoch costs; its steps and MAE's take turns, on noise, without reading any data.
+    """Return the cost of an epoch of each method, from training steps on noise, timed in turn with those of MAE.
 
-    Steps are those of a run: masks, forward, backward, AdamW. The methods come one after the other, so that no more
-    than two are in memory.
+    A step includes masks, forward and backward pass and AdamW, but no data loading. One method at a time is in memory
+    together with its MAE.
     """
     device = device or torch.device("cpu")
     costs = {}
-    with torch.random.fork_rng(devices=[]):  # steps seed the global generator
+    with torch.random.fork_rng(devices=[]):  # steps seed the global generator of the CPU
         for name, method in methods.items():
-            configs = {"method": method, "mae": matching_mae_config(method)}
+            configs = {"method": method, "mae": make_matching_mae_config(method)}
             steps = {key: _make_step(config, device, batch_size, rounds, precision) for key, config in configs.items()}
             seconds = time_in_turn(steps, rounds=rounds, clock=clock)
             costs[name] = EpochCost(
@@ -112,20 +122,21 @@ def measure_epoch_costs(
 def _make_step(
     config: MethodConfig, device: torch.device, batch_size: int, rounds: int, precision: Precision
 ) -> Callable[[], None]:
-    """Return what takes the next step of a run that is as long as it is timed, so that all of a curriculum is seen."""
+    """Return a function that trains for one step.
+
+    The run has as many steps as there are rounds, so that the timed steps cover the whole curriculum.
+    """
     method = build_method(config)
     method.model.to(device)
     training = TrainingConfig(steps=rounds + WARMUP_ROUNDS, batch_size=batch_size, lr=1e-4, precision=precision)
     plan = plan_training(training, num_samples=batch_size, world_size=1)
     loop = TrainingLoop(PretrainingTask(method, training.seed), training, plan, World(device=device))
-    steps = loop.run(
-        TrainingState.create(method.model, training), repeat(_random_scenes(method, batch_size).to(device))
-    )
-    return synchronised(partial(next, steps), device)
+    steps = loop.run(TrainingState.create(method.model, training), repeat(_draw_scenes(method, batch_size).to(device)))
+    return make_synchronous(partial(next, steps), device)
 
 
-def _random_scenes(method: MaskedAutoencoding, batch_size: int) -> SceneBatch:
-    """Return scenes of noise, whose id maps have regions of 4 × 4 patches; maps that masks go by are always there."""
+def _draw_scenes(method: MaskedAutoencoding, batch_size: int) -> SceneBatch:
+    """Return scenes of noise with all maps that masking policies need; regions of id maps have 4 × 4 patches."""
     config, patch = method.config, method.patch_size
     height, width = config.image_size
     generator, maps = torch.Generator().manual_seed(0), dict[str, Tensor]()

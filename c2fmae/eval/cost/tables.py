@@ -1,4 +1,4 @@
-"""Costs as tables of text."""
+"""Text tables of costs."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -10,8 +10,7 @@ from c2fmae.eval.results import EvaluationResult
 from c2fmae.methods import METHODS
 
 PAPER_EPOCH_COST = {"c2fmae": 1.3, "multimae": 1.3, "mae": 1.0}
-"""What Table I of the paper says an epoch costs with a ViT-B, MAE's being 1."""
-
+"""Cost of an epoch with a ViT-B relative to MAE, from Table I of the paper."""
 
 _COLUMNS: dict[tuple[str, TagValue | None], tuple[str, float, str]] = {
     ("parameters", None): ("parameters, M", 1e6, ".2f"),
@@ -22,21 +21,21 @@ _COLUMNS: dict[tuple[str, TagValue | None], tuple[str, float, str]] = {
     ("forward_bytes", None): ("forward, MB", 1e6, ".1f"),
     ("images_per_second", None): ("images/s", 1, ".1f"),
 }
-"""By key and part: the column's title, its unit, and the digits shown."""
+"""Title, unit and number format of the column of each metric key and part."""
 
 
 def format_costs(results: Sequence[EvaluationResult]) -> list[str]:
-    """Return the table of costs and, for pre-training methods, that of the costs of an epoch."""
+    """Return a table of costs and, if there are pre-training methods, a table of the costs of an epoch."""
     lines = format_backbone_costs({result.source: result.metrics for result in results}).splitlines()
     epochs = {result.source: result.details for result in results if result.details is not None}
     if epochs:
-        lines += ["", "an epoch of pre-training, relative to MAE's with the same encoder and images:"]
+        lines += ["", "an epoch of pre-training, relative to MAE with the same encoder and images:"]
         lines += format_epoch_costs(epochs).splitlines()
     return lines
 
 
 def format_backbone_costs(costs: Mapping[str, Sequence[Metric]]) -> str:
-    """Return a row for every source, and after each number its ratio to that of the first source."""
+    """Return a table with a row for each source; each value is followed by its ratio to the first source's."""
     columns = [metric for metric in next(iter(costs.values())) if metric.key != "flops" or "part" not in metric.tags]
     heads, rows = ["source"], [[name] for name in costs]
     for column in columns:
@@ -44,7 +43,7 @@ def format_backbone_costs(costs: Mapping[str, Sequence[Metric]]) -> str:
         heads.append(" ".join([title, *(str(value) for tag, value in column.tags.items() if tag != "part")]))
         for row, metrics in zip(rows, costs.values(), strict=True):
             metric = find_metric(metrics, column.key, **column.tags)
-            assert metric is not None  # the sources were measured in the same way
+            assert metric is not None  # all sources have the same metrics
             cell = f"{metric.value / unit:{digits}}"
             if metric.interval is not None:
                 cell += f" [{', '.join(f'{bound / unit:{digits}}' for bound in metric.interval)}]"
@@ -55,8 +54,11 @@ def format_backbone_costs(costs: Mapping[str, Sequence[Metric]]) -> str:
 
 
 def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
-    """Return a row for every method with the ratio that the paper reports, and notes below."""
-    heads = ["", "GFLOP", "MAE's", "× by FLOP", "ms a step", "MAE's", "× by time", "× by minima", "paper"]
+    """Return a table with a row for each method, with the ratio that the paper reports, and notes below."""
+    heads = [
+        *("", "GFLOP", "MAE GFLOP", "FLOP ratio", "ms/step", "MAE ms/step", "time ratio", "fastest-step ratio"),
+        "paper",
+    ]
     rows, notes = [], []
     for name, epoch_cost in costs.items():
         step, mae_step = (
@@ -69,24 +71,28 @@ def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
         rows.append([*row, f"{paper_ratio:.1f}" if paper_ratio else ""])
         decoder, (height, width) = epoch_cost.mae.decoder.options, epoch_cost.mae.image_size
         notes.append(
-            f"{name}: its MAE has {epoch_cost.mae.encoder.name} too, photos of {height}×{width}, and a decoder of "
+            f"{name}: compared with MAE of {epoch_cost.mae.encoder.name}, images of {height}×{width}, and a decoder of "
             f"{decoder.depth} blocks of width {decoder.dim}"
         )
     return "\n".join(
         [
             _align_columns([heads, *rows]),
             *notes,
-            "by FLOP: of one image's forward pass, a multiplication and the addition behind it being two; "
-            "by time: median over rounds of steps in turn",
-            f"timed on {next(iter(costs.values())).machine}, without reading data; the paper's are a ViT-B's training "
-            "times on A100 GPUs",
+            "GFLOP: of one image's forward pass, a multiply-add counts as two; time ratio: median over rounds in which "
+            "the method and MAE are timed in turn",
+            f"timed on {next(iter(costs.values())).machine}, without data loading; the paper's ratios are of training "
+            "times of a ViT-B on A100 GPUs",
         ]
     )
 
 
 def _is_paper_mae(mae: MethodConfig) -> bool:
-    papers = METHODS.get("mae")()
-    return (mae.encoder.name, mae.encoder.vit_kwargs(), mae.image_size) == (papers.encoder.name, {}, papers.image_size)
+    default = METHODS.get("mae")()
+    return (mae.encoder.name, mae.encoder.vit_kwargs(), mae.image_size) == (
+        default.encoder.name,
+        {},
+        default.image_size,
+    )
 
 
 def _align_columns(rows: Sequence[Sequence[str]]) -> str:
