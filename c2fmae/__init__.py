@@ -1,3 +1,3 @@
 """Coarse-to-fine masked autoencoders: pre-train a ViT on images and on what is in them."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -95,4 +95,4 @@ def test_plugins_lists_every_registry_with_a_line_for_each_entry() -> None:
 
 
 def test_the_version_is_printed() -> None:
-    assert run("--version").stdout == "c2fmae 0.1.0\n"
+    assert run("--version").stdout == "c2fmae 0.2.0\n"
