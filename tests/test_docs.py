@@ -1,6 +1,7 @@
 """What the documentation refers to is there. Its examples run as doctests."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,13 @@ def test_commands_that_are_named_exist(page: Path) -> None:
         group = commands[first]
         answers_alone = not hasattr(group, "commands") or (not second and group.invoke_without_command)
         assert answers_alone or second in group.list_commands(None)
+
+
+def test_the_figure_of_layers_shows_the_import_contract() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    expected = [re.findall(r"[\w.]+", layer.replace("c2fmae.", "")) for layer in contract["layers"]]
+    figure = (ROOT / "docs" / "figures" / "layers.svg").read_text()
+    rows: dict[int, list[str]] = {}
+    for y, name in re.findall(r'class="name" x="\d+" y="(\d+)">(\w+)<', figure):
+        rows.setdefault(int(y), []).append(name)
+    assert [rows[y] for y in sorted(rows)] == expected
