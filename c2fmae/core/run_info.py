@@ -52,9 +52,9 @@ class RunInfo:
     @cached_property
     def classifier(self) -> ClassifierSpec | None:
         """Spec of a fine-tuned classifier; None for a pre-training."""
-        if "classifier" not in self.metadata:
+        if self.kind == "pretraining":
             return None
-        values = {**self.metadata["classifier"], "backbone": self.backbone}
+        values = {**self._entry("classifier"), "backbone": self.backbone}
         return ClassifierSpec.from_dict(values, source=str(self.path))
 
     @property

@@ -7,6 +7,7 @@ The format is recognised by the first bytes. In files of `torch.save`, only tens
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +108,7 @@ def _check_header(path: Path, size: int) -> None:
     duplicates: list[str] = []
 
     def collect_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        duplicates.extend(name for name in set(names) if names.count(name) > 1) if len(set(names)) < len(
-            names
-        ) else None
+        duplicates.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         return dict(pairs)
 
     try:

@@ -1,6 +1,5 @@
 """Config of fine-tuning. It needs no torch."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
     import c2fmae.data.transforms
 
 GranularityNames = Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-def is_finetuned(run_dir: Path) -> bool:
-    """Return whether a run directory is that of a fine-tuning run."""
-    from c2fmae.core.run_info import read_run_info
-
-    return (run_dir / "config.yaml").is_file() and read_run_info(run_dir).kind == "finetuning"
 
 
 class MixingConfig(Config):
