@@ -51,8 +51,8 @@ class RunInfo:
 
     @cached_property
     def classifier(self) -> ClassifierSpec | None:
-        """Spec of a fine-tuned classifier; None for a pre-training."""
-        if self.kind == "pretraining":
+        """Spec of a fine-tuned classifier; None for a pre-training, and for a run without an intact checkpoint."""
+        if self.kind == "pretraining" or self.step is None:
             return None
         values = {**self._entry("classifier"), "backbone": self.backbone}
         return ClassifierSpec.from_dict(values, source=str(self.path))
