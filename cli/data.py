@@ -73,8 +73,7 @@ def check(
         typer.Option(
             "--as",
             metavar="SUITE",
-            help="Compare with a complete evaluation set instead: imagenet-val, imagenet-a, imagenet-r, sketch, "
-            "imagenet-c or custom.",
+            help="Compare with a complete set of this suite instead, such as imagenet-a (see `c2fmae plugins`).",
         ),
     ] = None,
 ) -> None:
