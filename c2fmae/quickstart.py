@@ -1,4 +1,4 @@
-"""Everything once: generated scenes, pre-training, probes of the encoder, and a report with figures."""
+"""The quickstart: pre-train on generated scenes, probe the encoder, and write a report with figures."""
 
 import logging
 from collections.abc import Mapping
@@ -27,27 +27,33 @@ from c2fmae.views.reconstruction import draw_reconstruction, sample_requested_ma
 log = logging.getLogger(__name__)
 
 NUM_PROBE_TRAIN, NUM_PROBE_TEST = 2048, 1024
-"""Scenes to fit the probes and to test them; no run is trained on either."""
+"""Number of scenes to fit and to test the probes on, which are not in any training set of a run."""
 
 NUM_NEIGHBOURS = 20
 
-_SWEEP: dict[str, Any] = {"lrs": (0.03, 0.1, 0.3, 1.0), "weight_decays": (1e-4, 1e-2)}  # takes seconds
+_SWEEP: dict[str, Any] = {
+    "lrs": (0.03, 0.1, 0.3, 1.0),
+    "weight_decays": (1e-4, 1e-2),
+}  # fitted in seconds
 
 _PROBE_EXPLANATION = """\
-The encoder was frozen and given images alone. The probes classify images by the class of their largest object (nearest
-neighbours, and a linear classifier) and patches by the class of their pixels (a linear classifier of patches).
+The encoder was frozen, and its only input was images. The probes classify images by their largest object (nearest
+neighbours and a linear classifier) and patches by their pixels (a linear classifier of patches).
 
-In pre-training the encoder also read patches of semantic and instance maps and predicted the hidden patches of all
-three. The classes of the probes are among those of these maps. So this is not learning without labels: it is what
-pre-training on images and their maps is for. No image that is probed here was in the training set."""
+In pre-training, the inputs also included patches of semantic and instance maps, and the hidden patches of all three
+were predicted. These maps contain the classes of the probes, so pre-training was not free of labels. No image of the
+probes was in the training set."""
 
 
 def quickstart(
     config: PretrainConfig, out: Path, *, num_train: int = NUM_PROBE_TRAIN, num_test: int = NUM_PROBE_TEST
 ) -> RunOutcome:
-    """Pre-train, or resume, then probe the encoder, draw reconstructions and write the report."""
+    """Pre-train or resume, then probe the encoder, draw a reconstruction and write the report."""
     if not isinstance(config.data.train, DatasetConfig) or config.data.train.name != "generated":
-        raise UserError("quickstart: is for generated scenes. For others take: c2fmae pretrain c2fmae-tiny --data …")
+        raise UserError(
+            "data.train: expected generated scenes for quickstart. For other data use: c2fmae pretrain c2fmae-tiny "
+            "--data …"
+        )
     outcome = pretrain(config, out, resume=True)
     if outcome.status != "finished":
         return outcome
@@ -60,8 +66,8 @@ def quickstart(
     write_pretraining_report(
         RunDir(out),
         [
-            Figure(path, "Maps predicted from images alone, of scenes that were not trained on."),
-            Text(_PROBE_EXPLANATION, title="What was learned"),
+            Figure(path, "Maps predicted from images alone, for scenes that are not in the training set."),
+            Text(_PROBE_EXPLANATION, title="Probes"),
             table,
         ],
     )
@@ -69,7 +75,7 @@ def quickstart(
 
 
 def probe_encoders(run: LoadedRun, out: Path, num_train: int, num_test: int) -> dict[str, dict[str, Metric | None]]:
-    """Return the metrics of each probe for the trained encoder and for the features to compare it with."""
+    """Return the metrics of each probe for the trained encoder and for baseline features."""
     sets: dict[str, Any] = {
         "train": _unseen_scenes(run, num_train, 1),
         "test": _unseen_scenes(run, num_test, 2),
@@ -98,19 +104,17 @@ def probe_encoders(run: LoadedRun, out: Path, num_train: int, num_test: int) -> 
 
 
 def build_probe_table(metrics: Mapping[str, Mapping[str, Metric | None]], num_train: int, num_test: int) -> Table:
-    """Return a row for each encoder and a column for each probe."""
+    """Return a table with a row for each encoder and a column for each probe."""
     columns = tuple(next(iter(metrics.values())))
     rows = [
         (name, *(f"{metric.value:.1f}" if metric else "–" for metric in row.values())) for name, row in metrics.items()
     ]
-    footnote = (
-        f"Fitted to {num_train} labelled scenes, tested on {num_test} others; {NUM_NEIGHBOURS} nearest neighbours."
-    )
-    return Table("Frozen features of images alone", ("frozen features of", *columns), rows, footnote)
+    footnote = f"Fitted to {num_train} labelled scenes, tested on {num_test} others; k-NN has k = {NUM_NEIGHBOURS}."
+    return Table("Frozen features of images alone", ("features", *columns), rows, footnote)
 
 
 def draw_from_rgb(run: LoadedRun, out: Path) -> Path:
-    """Draw the maps that the model predicts from whole images alone."""
+    """Draw the maps that the model predicts from complete images, and return the path of the figure."""
     scenes = select_scenes(run.method, open_scenes(_unseen_scenes(run, 64, 2)), 6)
     masks = sample_requested_masks(run.method, scenes, {"rgb": "all"})
     figure = draw_reconstruction(
@@ -120,7 +124,7 @@ def draw_from_rgb(run: LoadedRun, out: Path) -> Path:
 
 
 def _unseen_scenes(run: LoadedRun, num_scenes: int, seed_offset: int) -> DatasetConfig:
-    """Return generated scenes like those of the training set, with a seed of their own."""
+    """Return generated scenes like those of the training set, with another seed."""
     train = run.config.data.train
     options = train.given_options() if isinstance(train, DatasetConfig) else {}
     seed = 1000 * (1 + options.get("seed", 0)) + seed_offset

@@ -1,1 +1,1 @@
-"""What a method costs, what it learned, and pictures of what it does: evaluations, and pages about them."""
+"""Evaluation of pre-trained models: frozen-feature probes, fine-tuning, robustness, representation analysis, cost."""

@@ -1,4 +1,4 @@
-"""Training and test set of a probe or a fine-tuning, as settings."""
+"""Settings of the training and the test set of a probe or a fine-tuning run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ TRAIN_NAMES, TEST_NAMES = ("train",), ("val", "valid", "validation", "test")
 
 
 class TrainTestConfig(Config):
-    """A training and a test set, and how their images are cropped."""
+    """A training set, a test set, and the crop of their images."""
 
     train: DataSourceOption | None = None
     """Scenes with labels or maps to train on: a folder, shards, a pattern of shards, or `generated`."""
@@ -36,7 +36,7 @@ class TrainTestConfig(Config):
 
     @classmethod
     def resolve_data_options(cls, data: str | None, test: str | None) -> dict[str, Any]:
-        """Return the settings that --data and --test stand for: without --test, both sets are in `data`."""
+        """Return the settings that --data and --test stand for; without --test, `data` contains both sets."""
         if data is None:
             return {} if test is None else {"test": test}
         return find_train_test(data) if test is None else {"train": data, "test": test}
@@ -44,7 +44,7 @@ class TrainTestConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "TrainTestConfig":
         if self.train is not None and _are_same(self.train, self.test):
-            raise UserError("test: expected other scenes than the training set's. Name another set")
+            raise UserError("test: expected other scenes than the training set's. Use another set")
         return self
 
     def resolve_image_size(self, backbone: "c2fmae.models.backbones.backbone.Backbone") -> tuple[int, int]:
@@ -71,7 +71,7 @@ def find_train_test(source: str) -> dict[str, str]:
     if not root.is_dir():
         hint = did_you_mean(source, ["generated"])
         raise UserError(
-            f"{source}: is not a folder with a training and a test set. {hint or 'Name them with --data and --test'}"
+            f"{source}: is not a folder with a training and a test set. {hint or 'Choose them with --data and --test'}"
         )
     return {split: _find_split(root, split, names) for split, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES))}
 
@@ -85,11 +85,13 @@ def _find_split(root: Path, split: str, names: tuple[str, ...]) -> str:
         if (root / f"{name}.tar").exists():
             return str(root / f"{name}.tar")
     flag = {"train": "--data", "test": "--test"}[split]
-    raise UserError(f"{root}: has no {split} set: no folder or shards named {' or '.join(names)}. Name it with {flag}")
+    raise UserError(
+        f"{root}: has no {split} set: no folder or shards named {' or '.join(names)}. Choose one with {flag}"
+    )
 
 
 def _are_same(train: DataSourceOption, test: DataSourceOption | None) -> bool:
-    """Return whether two sources are one. Generated sets have seeds of their own, unless these are given."""
+    """Return whether two sources have the same scenes. Generated sets have different seeds by default."""
     if isinstance(train, DatasetConfig) and isinstance(test, DatasetConfig):
         options = train.given_options()
         is_seeded = train.name != "generated" or "seed" in options

@@ -1,4 +1,4 @@
-"""Two sets for a probe: one whose truth it is given, and one on which it is tried."""
+"""Training and test sets of evaluations."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,12 +14,12 @@ from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.eval.data_config import TEST_NAMES, TRAIN_NAMES
 
 _GENERATED_LENGTH_AND_SEED = {"train": (2048, 1001), "test": (1024, 1002)}
-"""How many generated scenes, and from which seed, unless options say so."""
+"""The default number of generated scenes, and their seed."""
 
 
 @dataclass(frozen=True)
 class OpenedSet:
-    """A set of scenes, and what tells it from others."""
+    """A set of scenes, its name in protocols, and a digest that identifies it."""
 
     scenes: Scenes
     name: str
@@ -35,10 +35,10 @@ def open_set(
     size: tuple[int, int],
     granularities: tuple[str, ...],
 ) -> OpenedSet:
-    """Open one of the two sets."""
+    """Open the training or the test set."""
     if source is None:
         raise UserError(
-            f"{split}: no data is given. Give --data, a folder of {TRAIN_NAMES[0]} and {TEST_NAMES[0]} sets"
+            f"{split}: no data is given. Use --data with a folder of {TRAIN_NAMES[0]} and {TEST_NAMES[0]} sets"
         )
     options: dict[str, Any] = {}
     if isinstance(source, DatasetConfig):
@@ -60,13 +60,12 @@ def open_set(
 def check_same_names(
     sets: tuple[OpenedSet, OpenedSet], field: Literal["label_names", "class_names"]
 ) -> tuple[str, ...]:
-    """Return the names of labels, or of maps' classes, on which both sets must agree: numbers alone mean nothing."""
-    train, test = (getattr(each.scenes.info, field) for each in sets)
+    """Return the names of labels or of semantic classes, which must be the same in both sets."""
+    train, test = (getattr(opened.scenes.info, field) for opened in sets)
     if train != test:
         kind = "labels" if field == "label_names" else "classes"
-        first_difference = next(
-            iter([*(name for name in test if name not in train), *(n for n in train if n not in test)]), "order"
-        )
+        unmatched = [*(name for name in test if name not in train), *(name for name in train if name not in test)]
+        first_difference = next(iter(unmatched), "order")
         raise UserError(
             f"test: {sets[1].name} has other {kind} than {sets[0].name}: {len(test)} and {len(train)}, and they "
             f"differ in {first_difference!r}. Give both the same names in their dataset.json"
@@ -75,7 +74,7 @@ def check_same_names(
 
 
 def draw_stratified_rows(labels: Int64[Tensor, " scene"], fraction: float, seed: int) -> Int64[Tensor, " row"]:
-    """Return rows, in order, that hold a fraction of every label's, rounded up.
+    """Return sorted indices of rows with a fraction of each label's rows, rounded up.
 
     >>> draw_stratified_rows(torch.tensor([0, 1, 0, 1, 0, 1, 1]), 0.5, seed=0).shape
     torch.Size([4])
@@ -84,5 +83,5 @@ def draw_stratified_rows(labels: Int64[Tensor, " scene"], fraction: float, seed:
     order = (labels + noise).argsort()  # by label, then by noise
     counts = labels.bincount()
     rank_in_label = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    num_rows = (fraction * counts.double() - 1e-9).ceil()  # 0.15 of 100 is 15, whatever 0.15 is in binary
+    num_rows = (fraction * counts.double() - 1e-9).ceil()  # 0.15 × 100 is 15 in spite of rounding
     return order[rank_in_label < num_rows[labels[order]]].sort().values

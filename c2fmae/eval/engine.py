@@ -1,7 +1,7 @@
-"""One pass over a data set, whose result is the same to the bit for any number of processes and workers.
+"""Iteration over a data set, with results that are bitwise equal for any number of processes and workers.
 
 The data is cut into chunks that do not depend on the world size, each rank computes whole chunks (`World.rank_chunks`),
-and outputs are put together without rounding: `gather_rows` adds zeros, `sum_outputs` adds integers or few float64s.
+and outputs are combined without rounding: `gather_rows` adds zeros, `sum_outputs` adds integers or few float64s.
 """
 
 import time
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchingConfig:
-    """How items are batched; it changes nothing about the result but the last bits of floating point numbers."""
+    """How items are batched. It only changes the last bits of floating-point results."""
 
     batch_size: int = 64
     num_workers: int = 2
 
 
 def split_chunks(chunks: Iterable[range], batch_size: int) -> list[range]:
-    """Return the batches of each chunk; none has rows of two chunks.
+    """Split each chunk into batches; no batch has rows of two chunks.
 
     >>> split_chunks([range(0, 3), range(6, 9)], 2)
     [range(0, 2), range(2, 3), range(6, 8), range(8, 9)]
@@ -48,9 +48,9 @@ def iterate_batches(
     *,
     show_progress: bool = True,
 ) -> Iterator[tuple[B, T]]:
-    """Yield each of this rank's batches with what `load` makes of it, prefetched by worker processes.
+    """Yield each of this rank's batches with its loaded data, prefetched by worker processes.
 
-    The main process shows how many batches are done and how much of the time was spent waiting for data.
+    The main process shows the progress and the fraction of time spent waiting for data.
     """
     loaded = prefetch(
         _BatchLoader(load, batches),
@@ -70,9 +70,9 @@ def iterate_batches(
 
 
 def gather_rows(outputs: Iterable[tuple[range, Mapping[K, Tensor]]], num_rows: int, world: World) -> dict[K, Tensor]:
-    """Return all rows of all tensors on the CPU of every rank; each output holds some of this rank's rows.
+    """Return all rows of all tensors, on the CPU of every rank; each output holds some of this rank's rows.
 
-    The rows of other ranks are zero until they are added, which rounds nothing.
+    The rows of other ranks are zeros, so the sum over ranks is exact.
     """
     buffers: dict[K, Tensor] = {}
     for rows, tensors in outputs:
@@ -84,7 +84,7 @@ def gather_rows(outputs: Iterable[tuple[range, Mapping[K, Tensor]]], num_rows: i
 
 
 def sum_outputs(outputs: Iterable[Mapping[K, Tensor]], world: World) -> dict[K, Tensor]:
-    """Return the sum of tensors over all outputs of all ranks, on the CPU of every rank."""
+    """Return the sums of tensors over all outputs of all ranks, on the CPU of every rank."""
     totals: dict[K, Tensor] = {}
     for tensors in outputs:
         for name, values in tensors.items():
@@ -95,7 +95,7 @@ def sum_outputs(outputs: Iterable[Mapping[K, Tensor]], world: World) -> dict[K, 
 
 
 def _all_reduce(tensors: Mapping[K, Tensor], world: World) -> dict[K, Tensor]:
-    """Add tensors over the ranks; one that had no batch adds zeros, shaped as on the main rank, which has the first."""
+    """Sum tensors over ranks. A rank without batches adds zeros, shaped as on the main rank, which has a batch."""
     shapes: dict[K, tuple[torch.Size, torch.dtype]] = world.broadcast_object(
         {name: (values.shape, values.dtype) for name, values in tensors.items()}
     )
@@ -109,22 +109,22 @@ def _all_reduce(tensors: Mapping[K, Tensor], world: World) -> dict[K, Tensor]:
 
 @dataclass(frozen=True)
 class BatchReader:
-    """Reads scenes by their rows and cuts them all alike."""
+    """Loads batches of scenes, transformed by one view."""
 
     scenes: Scenes
     view: CentralView
     indices: Sequence[int] | None = None
-    """The index of each row's scene; the row itself, unless given."""
+    """The index of each row's scene. By default, the row."""
 
     def __call__(self, rows: range) -> SceneBatch:
-        """Return the scenes of these rows as one batch."""
+        """Return the scenes of these rows as a batch."""
         indices = rows if self.indices is None else [self.indices[row] for row in rows]
         return SceneBatch.stack([self.view(self.scenes[index]) for index in indices])
 
 
 @dataclass(frozen=True)
 class _BatchLoader(Generic[B, T]):
-    """Batches by index, as worker processes are asked for them."""
+    """Loads batches by index, in worker processes."""
 
     load: Callable[[B], T]
     batches: Sequence[B]

@@ -1,7 +1,7 @@
-"""The shape of every evaluation: a frozen config that computes metrics of models and describes its protocol.
+"""The interface of evaluations: frozen configs that compute metrics of models and describe their protocol.
 
-An evaluation is a config class under a name in `EVALUATIONS`, and another package adds one by registering it. Importing
-one needs no torch: `run` imports what computes.
+Evaluations are registered by name in `EVALUATIONS`; other packages can register their own. They are imported without
+torch: `run` imports the modules that compute.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -39,7 +39,7 @@ class LoadOptions:
     """How weights are loaded from a source."""
 
     step: int | None = None
-    """A run's checkpoint; the newest, unless given."""
+    """Step of a run's checkpoint. By default, the newest."""
     use_ema: bool = False
     """Load a run's averaged weights."""
     allow_missing: tuple[str, ...] = ()
@@ -48,22 +48,22 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """A source of weights and what an evaluation needs of it, loaded on first use."""
+    """A source of weights, and the models that evaluations need from it, loaded on first use."""
 
     source: str
-    """A run, a checkpoint, `timm:NAME` or whatever else can be loaded."""
+    """A run, a checkpoint, `timm:NAME` or any other source that can be loaded."""
     output_dir: Path
-    """Directory for results and for what is cached; the processes of a run share it."""
+    """Directory for results and caches, the same for all processes."""
     world: "c2fmae.core.distributed.World" = field(default_factory=_single_process)
     load_options: LoadOptions = LoadOptions()
     is_untrained: bool = False
     """Whether the model has the source's architecture, but new weights."""
     memo: dict[str, Any] = field(default_factory=dict, compare=False)
-    """What was computed once and may be used again, such as opened data sets."""
+    """Objects to reuse, such as opened data sets."""
 
     @classmethod
     def in_memory(cls, source: str, output_dir: Path, *, world: Any = None, **loaded: Any) -> "ModelUnderTest":
-        """Return a model that is loaded already, as `backbone=…`, `classifier=…` or `method=…`."""
+        """Return a model that has been loaded already: `backbone=…`, `classifier=…` or `method=…`."""
         model = cls(source, output_dir, world or _single_process())
         vars(model).update(loaded)
         return model
@@ -113,24 +113,24 @@ class ModelUnderTest:
     @cached_property
     def digest(self) -> str:
         """The digest of the backbone: its spec and its weights."""
-        from c2fmae.eval.digests import compute_weights_digest
+        from c2fmae.eval.cache import compute_weights_digest
 
         return compute_weights_digest(self.backbone)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation computed of one model."""
+    """The output of an evaluation for one model."""
 
     metrics: tuple[Metric, ...]
     details: Any = None
-    """More than is stored, for tables and pages of the evaluation's own."""
+    """Data that is not stored, for the evaluation's own tables and pages."""
     stored: "c2fmae.eval.results.EvaluationResult | None" = None
-    """The result, if the evaluation has written it itself."""
+    """The result, if the evaluation wrote it itself."""
 
 
-class EvaluationStopped(Exception):  # noqa: N818 - it is no error
-    """An evaluation was stopped by a signal, after it had saved what it needs to resume."""
+class EvaluationStopped(Exception):  # noqa: N818 - not an error
+    """An evaluation was stopped by a signal, after it had saved its state."""
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
@@ -138,20 +138,20 @@ class EvaluationStopped(Exception):  # noqa: N818 - it is no error
 
 
 class Evaluation(Config):
-    """A protocol and its settings. What it computes does not depend on the number of processes."""
+    """A protocol and its settings. Results do not depend on the number of processes."""
 
     model_kind: ClassVar[ModelKind] = "backbone"
-    """What it evaluates."""
+    """The kind of model that is evaluated."""
     protocol_version: ClassVar[int] = 1
-    """To be raised when the same settings give other numbers: stored results are computed again then."""
+    """Increase it when the same settings give other numbers, so that stored results are recomputed."""
     shares_work: ClassVar[bool] = False
-    """Whether `run_models` gets all models at once, because they share work, or one after the other."""
+    """Whether `run_models` is called once with all models, because they share work, or once for each model."""
     reuses_results: ClassVar[bool] = True
-    """Whether a stored result of the same settings, weights and data is returned instead of computing it again."""
+    """Whether a stored result of the same settings, weights and data is reused."""
     neutral_fields: ClassVar[frozenset[str]] = frozenset({"workers"})
-    """Fields that change nothing about the result, or whose effect is part of `identify_inputs`."""
+    """Fields that do not change the result, or whose effect is part of `identify_inputs`."""
     cache_name: ClassVar[str | None] = None
-    """Directory below `output_dir` with what an interrupted evaluation has computed so far, if it resumes."""
+    """Directory below `output_dir` with partial results, from which an interrupted evaluation resumes."""
     option_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields with a command-line option of their own."""
 
@@ -159,17 +159,18 @@ class Evaluation(Config):
     def resolve_data_options(cls, data: str | None, test: str | None) -> dict[str, Any]:
         """Return the settings that the options --data and --test stand for."""
         if test is not None or (data is not None and "data" not in cls.model_fields):
-            raise UserError(f"this evaluation takes no {'--test' if test is not None else '--data'}")
+            option = "--test" if test is not None else "--data"
+            raise UserError(f"{option}: is not an option of this evaluation. Leave it out")
         return {} if data is None else {"data": data}
 
     @classmethod
     def setting_names(cls) -> list[str]:
-        """Return the settings for `--set`."""
+        """Return the names of the settings for `--set`."""
         return cls.name_settings(cls, cls.option_fields)
 
     @staticmethod
     def name_settings(config_class: type[Config], hidden: Collection[str] = ()) -> list[str]:
-        """Return the fields of a config but for hidden ones; those of a nested config as `name.…`."""
+        """Return the names of a config's fields except the hidden ones; a nested config is `name.…`."""
         return [
             f"{name}.…" if isinstance(info.annotation, type) and issubclass(info.annotation, Config) else name
             for name, info in config_class.model_fields.items()
@@ -194,11 +195,11 @@ class Evaluation(Config):
             yield Outcome(tuple(self.run(model)))
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Describe in a few sentences what is done, so that a number can be compared with others."""
+        """Return a few sentences on how the metrics are computed, so that readers can compare them with others."""
         raise NotImplementedError
 
     def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
-        """Return digests of what the result depends on besides settings and weights, such as data."""
+        """Return digests of the inputs other than settings and weights, such as data."""
         del model
         return {}
 
@@ -211,7 +212,7 @@ class Evaluation(Config):
     def write_comparison(
         self, results: "Sequence[c2fmae.eval.results.EvaluationResult]", output_dir: Path | None
     ) -> list[Path]:
-        """Write files about all models together, and return them; `output_dir` is the user's choice, if any."""
+        """Write files that compare the models, and return their paths; `output_dir` is the user's choice, if any."""
         del results, output_dir
         return []
 

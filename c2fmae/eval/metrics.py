@@ -1,17 +1,15 @@
-"""Numbers of evaluations: an identifier each, tags that say of what, and one table of names and units to show."""
+"""Metrics of evaluations: a key, tags such as the layer, and one table of display names and units."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-from c2fmae.eval.intervals import wilson_interval
 
 TagValue = str | int | float
 MetricIdentity = tuple[str, tuple[tuple[str, TagValue], ...]]
 
 
 class MetricInfo(NamedTuple):
-    """How a metric is shown."""
+    """The display name and unit of a metric."""
 
     display_name: str
     unit: str = ""
@@ -58,7 +56,7 @@ METRIC_INFO: dict[str, MetricInfo] = {
 }
 """The metrics of this package; another package may add its own."""
 
-_PREFIX_TAGS = ("set", "layer")  # shown before the metric's name, since they group rows
+_PREFIX_TAGS = ("set", "layer")  # shown before the metric's name: they group rows
 _TAG_FORMATS = {
     "cells": "{} cells",
     "class": "{}",
@@ -76,21 +74,21 @@ _TAG_FORMATS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """One number, and how certain it is."""
+    """A value with its confidence interval."""
 
     key: str
-    """An identifier, the same in every result."""
+    """The identifier in `METRIC_INFO`."""
     value: float
     count: int
-    """The number of images, or of what else the protocol names, that it is computed over."""
+    """The number of images, or of other samples that the protocol names, that it is computed over."""
     interval: tuple[float, float] | None = None
     """The 95 % confidence interval."""
     unit: str = ""
-    """That of `METRIC_INFO`, unless given."""
+    """By default, that of `METRIC_INFO`."""
     tags: Mapping[str, TagValue] = field(default_factory=dict)
-    """What it is of: layer, set, corruption, fraction of the labels, …"""
+    """The layer, set, corruption, fraction of the labels, … that it is measured for."""
     notes: tuple[str, ...] = ()
-    """What a reader has to know of it, such as settings that were chosen."""
+    """Remarks for readers, such as the settings that were chosen."""
 
     def __post_init__(self) -> None:
         if not self.unit and self.key in METRIC_INFO:
@@ -98,12 +96,12 @@ class Metric:
 
     @property
     def identity(self) -> MetricIdentity:
-        """The key and the tags, which tell a metric from all others of a result."""
+        """The key and the tags, unique within a result."""
         return self.key, tuple(sorted(self.tags.items()))
 
     @property
     def label(self) -> str:
-        """The name that tables show.
+        """The name in tables.
 
         >>> Metric("top1", 58.0, 1024, tags={"k": 5, "votes": "plain", "layer": 12}).label
         'layer 12: top-1, k = 5, plain votes'
@@ -126,12 +124,12 @@ class Metric:
         return f"{value} ({self.interval[0]:.2f}-{self.interval[1]:.2f})" if self.interval else value
 
     def to_json(self) -> dict[str, Any]:
-        """Return the metric as results.json has it."""
+        """Return the metric as stored in results.json."""
         return {**vars(self), "tags": dict(self.tags)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Metric":
-        """Return a metric of results.json; format 1 has a `name` instead of key and tags, and one `note`."""
+        """Return a metric from results.json; format 1 has a `name` instead of key and tags, and one `note`."""
         interval = tuple(values["interval"]) if values["interval"] else None
         if "name" in values:
             notes = (values["note"],) if values.get("note") else ()
@@ -143,12 +141,14 @@ def build_accuracy_metric(
     key: str, accuracy: float, count: int, *, tags: Mapping[str, TagValue] | None = None, notes: tuple[str, ...] = ()
 ) -> Metric:
     """Return an accuracy over `count` images, given in [0, 1], in percent with Wilson's interval."""
+    from c2fmae.eval.intervals import wilson_interval  # needs torch
+
     interval = wilson_interval(accuracy, count, scale=100)
     return Metric(key, 100 * accuracy, count, interval, tags=tags or {}, notes=notes)
 
 
 def find_metric(metrics: Iterable[Metric], key: str, **tags: TagValue) -> Metric | None:
-    """Return the metric of this key and exactly these tags; None where there is none."""
+    """Return the metric with this key and exactly these tags; None if there is none."""
     return next((metric for metric in metrics if metric.identity == Metric(key, 0, 0, tags=tags).identity), None)
 
 

@@ -1,4 +1,4 @@
-"""Results of evaluations: computed or found among stored ones, written as JSON and as a page, shown in tables."""
+"""Results of evaluations: compute or reuse them, write them as JSON and as a page, and show them in tables."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from c2fmae.core.environment import collect_environment
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
 from c2fmae.core.json_file import read_json, to_json, write_json
-from c2fmae.eval.digests import compute_json_digest
+from c2fmae.eval.cache import compute_json_digest
 from c2fmae.eval.evaluation import Evaluation, ModelUnderTest, Outcome
 from c2fmae.eval.metrics import Metric
 from c2fmae.report import Details, Page, Section, Table, Text, render_page, table_to_lines
@@ -33,9 +33,9 @@ class EvaluationResult:
     metrics: tuple[Metric, ...]
     result_dir: Path
     is_new: bool
-    """Whether it was computed now instead of found among stored results."""
+    """Whether it was computed now, not read from a stored result."""
     details: Any = None
-    """What the evaluation's own tables and pages show besides; not stored."""
+    """Data that is not stored, for the evaluation's own tables and pages."""
 
 
 def run_evaluation(
@@ -48,8 +48,8 @@ def run_evaluation(
 ) -> list[EvaluationResult]:
     """Evaluate models, or return stored results with the same settings, weights and data.
 
-    Each result is written when it is there, into a directory whose name begins with `label`. Models are held in memory
-    together only if the evaluation shares work between them.
+    Each result is written as soon as it has been computed, into a directory whose name begins with `label`. Models are
+    in memory together only if the evaluation shares work between them.
     """
     groups = [list(models)] if config.shares_work else ([model] for model in models)
     results: list[EvaluationResult] = []
@@ -69,11 +69,11 @@ def _run_group(
         for model, identity in zip(models, identities, strict=True)
     ]
     started = time.perf_counter()
-    pending = [model for model, found in zip(models, stored, strict=True) if found is None]
+    pending = [model for model, result in zip(models, stored, strict=True) if result is None]
     outcomes = config.run_models(pending, recompute=recompute)
-    for model, identity, found in zip(models, identities, stored, strict=True):
-        if found is not None:
-            yield found
+    for model, identity, result in zip(models, identities, stored, strict=True):
+        if result is not None:
+            yield result
             continue
         outcome = next(outcomes)
         seconds, started = time.perf_counter() - started, time.perf_counter()
@@ -110,7 +110,7 @@ def _write_outcome(
 
 
 def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> dict[str, Any]:
-    """Return everything that a result depends on, which is neither wording nor the number of processes."""
+    """Return everything that a result depends on: neither wording nor the number of processes."""
     return {
         "format": RESULT_FORMAT,
         "evaluation": name,
@@ -155,7 +155,7 @@ def find_stored_result(
             document = read_json(path, max_bytes=_MAX_RESULT_BYTES)
             if _stored_identity(document, type(config), identity["inputs"]) == identity:
                 return replace(load_result(path.parent), source=model.name)
-        except (UserError, AttributeError, KeyError, TypeError):  # whatever is wrong with it, it is not this result
+        except (UserError, AttributeError, KeyError, TypeError):  # an invalid file is not this result
             continue
     return None
 
@@ -163,8 +163,8 @@ def find_stored_result(
 def _stored_identity(
     document: Mapping[str, Any], config_class: type[Evaluation], inputs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the identity that a stored result would have in the current format."""
-    is_format_1 = document["format"] == 1  # which has no protocol version, and inputs beside the other keys
+    """Return the identity of a stored result in the current format."""
+    is_format_1 = document["format"] == 1  # no protocol version; inputs are top-level keys
     return {
         "format": RESULT_FORMAT if is_format_1 else document["format"],
         "evaluation": document["evaluation"],
@@ -178,7 +178,7 @@ def _stored_identity(
 def make_metrics_table(caption: str, results: Sequence[EvaluationResult]) -> Table:
     """Return the metrics of one evaluation of several models, side by side.
 
-    The count is shown where it is the same for all; `collect_notes` returns what belongs below the table.
+    The count is shown if it is the same for all models. `collect_notes` returns the notes to show below the table.
     """
     columns = [{metric.identity: metric for metric in result.metrics} for result in results]
     rows = []
@@ -192,7 +192,7 @@ def make_metrics_table(caption: str, results: Sequence[EvaluationResult]) -> Tab
 
 
 def collect_notes(results: Sequence[EvaluationResult]) -> list[str]:
-    """Return a line for each note of a metric, with the models that it is about unless it is about all."""
+    """Return a line for each note of a metric, with its models unless it applies to all of them."""
     sources_by_note: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for metric in result.metrics:
@@ -205,7 +205,7 @@ def collect_notes(results: Sequence[EvaluationResult]) -> list[str]:
 
 
 def group_by_protocol(results: Sequence[EvaluationResult]) -> dict[tuple[str, str], list[EvaluationResult]]:
-    """Return results by evaluation and protocol: only those of one protocol can be compared."""
+    """Return results by evaluation and protocol, since only those of one protocol can be compared."""
     groups: dict[tuple[str, str], list[EvaluationResult]] = {}
     for result in results:
         groups.setdefault((result.evaluation, result.protocol), []).append(result)
@@ -213,12 +213,12 @@ def group_by_protocol(results: Sequence[EvaluationResult]) -> dict[tuple[str, st
 
 
 def format_results(results: Sequence[EvaluationResult]) -> list[str]:
-    """Return results as lines of text: a table, and its notes."""
+    """Return a table of results and its notes as lines of text."""
     return [*table_to_lines(make_metrics_table(results[0].evaluation, results)), *collect_notes(results)]
 
 
 def format_protocols(results: Sequence[EvaluationResult]) -> list[str]:
-    """Return every protocol as a line, with its models if there are several protocols."""
+    """Return a line for each protocol, with its models if there are several protocols."""
     groups = group_by_protocol(results)
     lines = []
     for (_, protocol), group in groups.items():
@@ -228,13 +228,13 @@ def format_protocols(results: Sequence[EvaluationResult]) -> list[str]:
 
 
 def make_result_sections(run_dir: Path) -> list[Section]:
-    """Return the stored results of a run for its page, those of one protocol in one table."""
+    """Return the stored results of a run for its page, with one table for each protocol."""
     results = []
     for path in sorted(run_dir.glob(f"evaluations/*/{RESULTS_FILE}")):
         try:
             results.append(load_result(path.parent))
         except UserError as error:
-            log.warning("%s. It is left out of the page", str(error).rstrip("."))
+            log.warning("%s. The page does not show it", str(error).rstrip("."))
     sections: list[Section] = []
     for (name, protocol), group in group_by_protocol(results).items():
         sections += [Text(protocol, title=f"Evaluation: {name}"), *make_table_sections(group)]
@@ -251,7 +251,7 @@ def make_result_page(result: EvaluationResult, document: Mapping[str, Any]) -> P
     """Return the page of a result."""
     return Page(
         f"{result.evaluation} of {result.source}",
-        "Metrics, and the protocol that they were measured by.",
+        "Metrics and the protocol of their measurement.",
         [
             *make_table_sections([result]),
             Text(result.protocol, title="Protocol"),
@@ -261,7 +261,7 @@ def make_result_page(result: EvaluationResult, document: Mapping[str, Any]) -> P
 
 
 def make_detail_sections(load_report: str, document: Mapping[str, Any]) -> list[Section]:
-    """Return what a page of results folds away: loaded weights, settings and environment."""
+    """Return the collapsed sections of a page of results: loaded weights, settings and environment."""
     return [
         Details("Loaded weights", load_report),
         Details("All settings", to_json(document["config"]).strip()),

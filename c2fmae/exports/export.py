@@ -10,7 +10,7 @@ from pathlib import Path
 from c2fmae.core.errors import RunError, UserError, unknown_name_error
 from c2fmae.core.files import fsync
 from c2fmae.core.run_info import is_run_or_checkpoint
-from c2fmae.eval.digests import compute_weights_digest
+from c2fmae.eval.cache import compute_weights_digest
 from c2fmae.exports.as_graph import onnx_target, torch_export_target
 from c2fmae.exports.as_hf import hf_target
 from c2fmae.exports.as_safetensors import autoencoder_target, safetensors_target

@@ -62,9 +62,9 @@ def test_a_misspelt_evaluation_setting_or_set_is_answered_with_the_nearest(run: 
         (("lineer", str(run)), "no evaluation named 'lineer'. Did you mean 'linear'?"),
         (("knn", str(run), "--data", "generated", "--set", "kss=[1]"), "kss: no such setting. Did you mean 'ks'?"),
         (("knn", str(run), "--data", "genrated"), "Did you mean 'generated'?"),
-        (("knn", str(run)), "train: no data is given. Give --data"),
+        (("knn", str(run)), "train: no data is given. Use --data"),
         (("cost", "c2fmae-tinyy"), "no recipe named 'c2fmae-tinyy'. Did you mean 'c2fmae-tiny'?"),
-        (("attention", str(run), "--test", "there"), "this evaluation takes no --test"),
+        (("attention", str(run), "--test", "there"), "--test: is not an option of this evaluation"),
     ):
         with pytest.raises(UserError) as caught:
             said(*words)

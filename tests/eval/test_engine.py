@@ -13,7 +13,7 @@ NUM_ROWS, BATCH_SIZE = 11, 3
 
 
 class UnreducedRank(World):
-    """A rank whose tensors the test adds up."""
+    """A rank without communication: the test adds the tensors of ranks."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -26,8 +26,8 @@ def square(rows: range) -> Tensor:
     return torch.tensor([float(row) for row in rows]).square() + 0.1
 
 
-def compute_outputs(world: World, num_workers: int = 0) -> Iterator[tuple[range, dict[str, Tensor]]]:
-    batching = BatchingConfig(batch_size=BATCH_SIZE, num_workers=num_workers)
+def compute_outputs(world: World) -> Iterator[tuple[range, dict[str, Tensor]]]:
+    batching = BatchingConfig(batch_size=BATCH_SIZE, num_workers=0)
     for rows, values in iterate_batches(square, world.rank_chunks(NUM_ROWS, BATCH_SIZE), world, batching):
         yield rows, {"values": values, "pairs": torch.stack([values, -values], dim=1)}
 
@@ -35,30 +35,26 @@ def compute_outputs(world: World, num_workers: int = 0) -> Iterator[tuple[range,
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_rows_are_gathered_in_order_for_any_world_size(world_size: int) -> None:
     expected = square(range(NUM_ROWS))
-    parts = [
+    rank_outputs = [
         gather_rows(compute_outputs(world), NUM_ROWS, world)
         for world in (UnreducedRank(rank, world_size) for rank in range(world_size))
     ]
-    assert torch.equal(torch.stack([part["values"] for part in parts]).sum(dim=0), expected)
+    assert torch.equal(torch.stack([output["values"] for output in rank_outputs]).sum(dim=0), expected)
     assert torch.equal(
-        torch.stack([part["pairs"] for part in parts]).sum(dim=0), torch.stack([expected, -expected], dim=1)
+        torch.stack([output["pairs"] for output in rank_outputs]).sum(dim=0), torch.stack([expected, -expected], dim=1)
     )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_outputs_are_summed_over_batches(num_workers: int) -> None:
-    total = sum_outputs((tensors for _, tensors in counts(num_workers)), World())
+    batching = BatchingConfig(batch_size=BATCH_SIZE, num_workers=num_workers)
+    batches = iterate_batches(torch.tensor, World().rank_chunks(NUM_ROWS, BATCH_SIZE), World(), batching)
+    total = sum_outputs(({"count": torch.tensor(len(values)), "sum": values.sum()} for _, values in batches), World())
     assert total["count"].item() == NUM_ROWS
     assert total["sum"].item() == sum(range(NUM_ROWS))
 
 
-def counts(num_workers: int) -> Iterator[tuple[range, dict[str, Tensor]]]:
-    batching = BatchingConfig(batch_size=BATCH_SIZE, num_workers=num_workers)
-    for rows, values in iterate_batches(torch.tensor, World().rank_chunks(NUM_ROWS, BATCH_SIZE), World(), batching):
-        yield rows, {"count": torch.tensor(len(values)), "sum": values.sum()}
-
-
-def test_an_error_of_a_worker_is_raised_when_its_batch_is_due() -> None:
+def test_an_error_of_a_worker_is_raised_at_its_batch() -> None:
     batches = iterate_batches(fail_at_six, World().rank_chunks(NUM_ROWS, BATCH_SIZE), World(), BatchingConfig())
     assert [next(batches)[0].start, next(batches)[0].start] == [0, 3]
     with pytest.raises(UserError, match=r"^row 6: is corrupted$"):

@@ -1,4 +1,4 @@
-"""Backbones that take milliseconds, and scenes whose features are known."""
+"""Tiny backbones with random weights, and scenes with one colour for each label."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from torch import Tensor
 from c2fmae.core.scene import Scene
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.data import DatasetInfo
-from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
+from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone, create_untrained_backbone
 from tests.methods.tiny_methods import perturb_parameters
 
@@ -19,19 +20,24 @@ SPEC = BackboneSpec(encoder=EncoderConfig(name="test_vit", patch_size=8, depth=3
 
 
 def tiny_backbone(spec: BackboneSpec = SPEC, seed: int = 0) -> Backbone:
-    """A ViT of three blocks with random weights, whose norms matter too."""
+    """Return a ViT of three blocks in which all parameters are random, including those of norms."""
     backbone = create_untrained_backbone(spec, seed)
     perturb_parameters(backbone, seed)
     return backbone.eval()
 
 
 def make_tiny_model_under_test(backbone: Backbone, cache: Path, name: str = "tiny") -> ModelUnderTest:
-    """What is evaluated, alone."""
+    """Return a backbone as a model under test."""
     return ModelUnderTest.in_memory(name, cache, backbone=backbone)
 
 
+def compute_metrics(evaluation: Evaluation, model: ModelUnderTest) -> dict[str, Metric]:
+    """Return the metrics of an evaluation by label."""
+    return {metric.label: metric for metric in evaluation.run(model)}
+
+
 class InMemoryScenes:
-    """Scenes from tensors, with the bytes of their photos."""
+    """Scenes from tensors, which count how often they are read."""
 
     def __init__(self, scenes: Sequence[Scene], *, stride: int = 1) -> None:
         self._scenes = list(scenes)
@@ -47,20 +53,20 @@ class InMemoryScenes:
         return self._scenes[index]
 
     def read_image_bytes(self, index: int) -> bytes | None:
-        """The bytes of a photo, as if stored."""
+        """Return the bytes of an image as if they were stored."""
         return self._scenes[index].maps["rgb"].numpy().tobytes()
 
 
 def draw_coloured_scenes(count: int, *, labels: int = 3, size: int = 16, seed: int = 0, noise: int = 40) -> list[Scene]:
-    """Photos of one colour and noise; the label says which colour, and the semantic map too."""
+    """Return noisy images of one colour each, with a label and a semantic map for the colour."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(256, (labels, 3), generator=torch.Generator().manual_seed(99))
     scenes = []
     for index in range(count):
         label = index % labels
-        photo = colours[label].view(3, 1, 1) + torch.randint(-noise, noise + 1, (3, size, size), generator=generator)
+        image = colours[label].view(3, 1, 1) + torch.randint(-noise, noise + 1, (3, size, size), generator=generator)
         maps: dict[str, Tensor] = {
-            "rgb": photo.clamp(0, 255).to(torch.uint8),
+            "rgb": image.clamp(0, 255).to(torch.uint8),
             "semantic": torch.full((size, size), label, dtype=torch.uint8),
         }
         scenes.append(Scene(f"{seed}-{index:04d}", maps, label))
@@ -68,18 +74,18 @@ def draw_coloured_scenes(count: int, *, labels: int = 3, size: int = 16, seed: i
 
 
 def write_scenes(root: Path, scenes: Sequence[Scene]) -> str:
-    """Write scenes as a folder tree, by label, and return where."""
+    """Write scenes as a folder tree by label, and return its path."""
     for scene in scenes:
-        for name, each in scene.maps.items():
-            place = root / name / (f"class-{scene.label}" if scene.label is not None else "")
-            place.mkdir(parents=True, exist_ok=True)
-            array = each.permute(1, 2, 0).numpy() if each.ndim == 3 else each.numpy()
-            Image.fromarray(array).save(place / f"{scene.key}.png")
+        for name, values in scene.maps.items():
+            class_dir = root / name / (f"class-{scene.label}" if scene.label is not None else "")
+            class_dir.mkdir(parents=True, exist_ok=True)
+            array = values.permute(1, 2, 0).numpy() if values.ndim == 3 else values.numpy()
+            Image.fromarray(array).save(class_dir / f"{scene.key}.png")
     return str(root)
 
 
 def write_dataset_json(root: str, names: Sequence[str]) -> str:
-    """Say what the ids of a folder's semantic maps mean, and return the folder."""
+    """Write the names of a folder's semantic classes, and return the folder."""
     classes = [{"name": name, "is_thing": False} for name in names]
     granularities = ["rgb", "semantic"]
     info = {"format": 1, "name": "coloured", "granularities": granularities, "classes": classes}

@@ -10,7 +10,7 @@ from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.metric_rows import RowWriter
 from c2fmae.core.run_dir import RunDir
-from c2fmae.eval.digests import compute_weights_digest
+from c2fmae.eval.cache import compute_weights_digest
 from c2fmae.exports import export
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write_export

@@ -18,7 +18,7 @@ from c2fmae.core.metric_rows import RowWriter
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.core.tensor_file import write_tensors
-from c2fmae.eval.digests import compute_weights_digest
+from c2fmae.eval.cache import compute_weights_digest
 from c2fmae.exports import as_safetensors, as_timm, export
 from c2fmae.exports.as_graph import onnx_target, torch_export_target
 from c2fmae.exports.as_hf import hf_target

@@ -1,4 +1,4 @@
-"""How often a classifier is right, class by class; the same for any number of processes."""
+"""Accuracy of a classifier, overall and per class; the same for any number of processes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,54 +11,53 @@ from torch.func import functional_call
 from c2fmae.core.distributed import World
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes
-from c2fmae.eval.classification.inputs import prepare_classifier_inputs
-from c2fmae.eval.classification.task import require_labels
+from c2fmae.eval.classification.task import prepare_classifier_inputs, require_labels
 from c2fmae.eval.engine import BatchingConfig, BatchReader, iterate_batches, sum_outputs
 from c2fmae.models.classifiers import Classifier
 
 
 @dataclass(frozen=True)
 class ClassificationScores:
-    """What a classifier said of labelled scenes."""
+    """Scores of a classifier on labelled scenes."""
 
-    confusion: Int64[Tensor, "truth answer"]
-    """How many scenes of a label were given which."""
+    confusion: Int64[Tensor, "truth predicted"]
+    """The number of scenes by true and predicted label."""
     num_top5_correct: int
-    """Of how many the label was among the first five."""
+    """The number of scenes whose label is among the five highest logits."""
     loss: float
     """The mean cross-entropy."""
     num_tokens: int
-    """How many tokens of patches it saw of each."""
+    """The number of patch tokens of an image."""
 
     @property
     def num_images(self) -> int:
-        """How many scenes there were."""
+        """The number of scenes."""
         return int(self.confusion.sum())
 
     @property
     def top1(self) -> float:
-        """The share whose label came first."""
+        """The fraction of scenes whose label has the highest logit."""
         return int(self.confusion.diagonal().sum()) / self.num_images
 
     @property
     def top5(self) -> float:
-        """The share whose label was among the first five."""
+        """The fraction of scenes whose label is among the five highest logits."""
         return self.num_top5_correct / self.num_images
 
     def per_class_accuracy(self) -> Float64[Tensor, " label"]:
-        """Return the share of each label's scenes that were given it; NaN for a label without scenes."""
+        """Return the accuracy on the scenes of each label; NaN for a label without scenes."""
         return self.confusion.diagonal().double() / self.confusion.sum(dim=1)
 
     def most_confused_labels(self) -> list[tuple[int, int]]:
-        """Return for each label the one that it was mistaken for most, and how often."""
+        """Return, for each label, the wrong label that is predicted most often, and its count."""
         wrong = self.confusion - torch.diag(self.confusion.diagonal())
-        counts, answers = wrong.max(dim=1)
-        return list(zip(answers.tolist(), counts.tolist(), strict=True))
+        counts, predicted = wrong.max(dim=1)
+        return list(zip(predicted.tolist(), counts.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class ClassifierEvaluator:
-    """Scenes on which classifiers are tried, and how."""
+    """Evaluates classifiers on a set of scenes."""
 
     scenes: Scenes
     view: CentralView
@@ -70,9 +69,9 @@ class ClassifierEvaluator:
     def evaluate(
         self, classifier: Classifier, granularities: Sequence[str], weights: Mapping[str, Tensor] | None = None
     ) -> ClassificationScores:
-        """Try a classifier with some of its granularities; with `weights` in place of its own, where they are given.
+        """Return the scores of a classifier with some of its granularities, optionally with other `weights`.
 
-        Each process takes whole batches, so that what is added up is the same for any number of them.
+        Each process computes whole batches, so the summands are the same for any number of processes.
         """
         num_labels, device = classifier.num_labels, self.world.device
         is_training = classifier.training
@@ -100,7 +99,7 @@ class ClassifierEvaluator:
             self.world.rank_chunks(len(self.scenes), self.batching.batch_size),
             self.world,
             self.batching,
-            show_progress=False,  # training shows its own
+            show_progress=False,  # training has a progress display
         )
         sums = sum_outputs((score(batch) for _, batch in batches), self.world)
         hook.remove()

@@ -1,4 +1,4 @@
-"""The weights that did best so far, beside a run's checkpoints."""
+"""The checkpoint of the weights with the highest score so far, next to a run's checkpoints."""
 
 import shutil
 from collections.abc import Mapping
@@ -23,30 +23,30 @@ _SCORE_KEY = "score"
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """A folder that holds one checkpoint of weights alone: that of the highest score."""
+    """A directory with one checkpoint, which contains only the weights with the highest score."""
 
     checkpoint_dir: Path
     world: World
 
     def discard_after(self, step: int) -> None:
-        """Forget what a run that was killed had found beyond the step that it goes on from: it will find it again."""
+        """Delete checkpoints of later steps, which a resumed run will write again."""
         if self.world.is_main:
             for path in list_checkpoints(self.checkpoint_dir):
                 if (step_from_path(path) or 0) > step:
                     shutil.rmtree(path)
 
     def update(self, training: TrainingState, scores: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
-        """Keep the weights if none had so high a score before; all processes call this.
+        """Save the weights if their score is higher than all before. All processes must call this.
 
-        `scores` are those of the weights, `model`, and of their average, `ema`, if there is one: of the two, the
-        higher one's are kept.
+        `scores` are those of the weights (`model`) and, if there are any, of the averaged weights (`ema`). The weights
+        with the higher score are saved.
         """
         best_name = max(scores, key=lambda name: scores[name])
         if not self.world.broadcast_object(self.world.is_main and scores[best_name] > self.score):
             return
         tensors = Checkpoint(training.step, training.gather_tensors(), {}).tensors_of(best_name)
         if self.world.is_main:
-            weights = {f"model/{name}": each for name, each in tensors.items()}
+            weights = {f"model/{name}": tensor for name, tensor in tensors.items()}
             best_metadata = {**metadata, _SCORE_KEY: scores[best_name], "averaged": best_name == "ema"}
             save_checkpoint(self.checkpoint_dir, Checkpoint(training.step, weights, best_metadata))
             prune_checkpoints(self.checkpoint_dir, keep_last=1, keep_every=None)
@@ -59,6 +59,6 @@ class BestCheckpoint:
 
     @property
     def step(self) -> int | None:
-        """The step whose weights are kept."""
+        """The step of the saved weights."""
         checkpoints = list_checkpoints(self.checkpoint_dir)
         return step_from_path(checkpoints[-1]) if checkpoints else None

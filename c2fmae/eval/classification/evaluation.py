@@ -11,36 +11,35 @@ from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, EvaluationStopped, M
 
 log = logging.getLogger(__name__)
 
-_SOURCE_FIELDS = {"init", "from_scratch", "step", "average", "allow_missing"}  # a model has them
+_SOURCE_FIELDS = {"init", "from_scratch", "step", "average", "allow_missing"}  # fields of the model under test
 
 
 @EVALUATIONS.register("finetune")
 class FinetuneEvaluation(Evaluation):
     """Fine-tune ViTs as image classifiers, with the recipes of the papers or your own."""
 
-    reuses_results: ClassVar[bool] = False  # but a finished run is not trained again
+    reuses_results: ClassVar[bool] = False  # a finished run is reused by `finetune`
 
     recipe: str | None = None
     """A fine-tuning recipe. By default, that of the ViT's size."""
     overrides: tuple[str, ...] = ()
-    """Changes of the recipe's config, as `key=value`."""
+    """Overrides of the recipe's config, as `key=value`."""
     resume: bool = False
-    """Continue runs that exist."""
+    """Resume runs that exist."""
     accept_changes: bool = False
-    """Continue them although their config has changed."""
+    """Resume them even though their config has changed."""
 
     @classmethod
     def setting_names(cls) -> list[str]:
-        """Return the settings for `--set`: those of the config of a run, but for its source."""
+        """Return the names of the settings for `--set`: the config of a run without its source."""
         hidden = {*ConfigHeader.model_fields, *_SOURCE_FIELDS}
         return cls.name_settings(FinetuneConfig, hidden)
 
     def build_config(self, model: ModelUnderTest) -> FinetuneConfig:
-        """Return the config of a model's run; that of its directory if the source is the run itself."""
+        """Return the config of a model's run, read from its directory if the source is the run itself."""
         key = f"finetuning {model.name} {self.model_dump_json()}"
         if key not in model.memo:
-            is_own = model.output_dir == Path(model.source)
-            if is_own:
+            if model.output_dir == Path(model.source):
                 config_path = model.output_dir / "config.yaml"
                 model.memo[key] = FinetuneConfig.from_yaml(config_path, self.overrides)
             else:
@@ -49,7 +48,7 @@ class FinetuneEvaluation(Evaluation):
         return config
 
     def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
-        """Fine-tune in the output directory of each model, and yield the stored result."""
+        """Fine-tune in the output directory of each model, and yield its stored result."""
         from c2fmae.eval.classification.experiment import finetune
         from c2fmae.eval.classification.result import read_finetune_result
 
@@ -65,7 +64,7 @@ class FinetuneEvaluation(Evaluation):
             if outcome.status != "finished":
                 message = f"{outcome.status} at step {outcome.step}: {model.output_dir}"
                 raise EvaluationStopped(message, exit_code=outcome.exit_code)
-            model.world.barrier()  # the main process has written the result
+            model.world.barrier()  # until the main process has written the result
             result = read_finetune_result(model.output_dir)
             yield Outcome(result.metrics, stored=result)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning, one run from top to bottom."""
+"""Fine-tuning runs: open the data, build the classifier, train, evaluate and report."""
 
 import logging
 from collections.abc import Iterator
@@ -30,10 +30,10 @@ from c2fmae.data.cached import CachedScenes
 from c2fmae.data.combine import SubsetScenes
 from c2fmae.data.loader import explain_worker_death
 from c2fmae.data.stored import StoredScenes
+from c2fmae.eval.cache import compute_tensors_digest
 from c2fmae.eval.classification.accuracy import ClassificationScores, ClassifierEvaluator
 from c2fmae.eval.classification.best_checkpoint import BestCheckpoint
 from c2fmae.eval.classification.config import FinetuneConfig
-from c2fmae.eval.classification.inputs import build_view_options
 from c2fmae.eval.classification.result import (
     build_finetune_metrics,
     describe_finetune_protocol,
@@ -42,9 +42,8 @@ from c2fmae.eval.classification.result import (
     write_finetune_result,
     write_per_class_csv,
 )
-from c2fmae.eval.classification.task import ClassificationTask
+from c2fmae.eval.classification.task import ClassificationTask, build_view_options
 from c2fmae.eval.datasets import OpenedSet, check_same_names, draw_stratified_rows, open_set
-from c2fmae.eval.digests import compute_tensors_digest
 from c2fmae.eval.engine import BatchingConfig
 from c2fmae.models.backbones import Backbone, create_untrained_backbone, load_backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone, classifier_from_spec
@@ -54,18 +53,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Finetuning(Experiment):
-    """A config, and what becomes of it with this data and these processes."""
+    """A fine-tuning experiment with opened data and an initialised classifier."""
 
     config: FinetuneConfig
     scenes: Scenes
-    """Those to learn from."""
+    """The training set."""
     evaluator: ClassifierEvaluator
     plan: TrainingPlan
     classifier: Classifier
     image_size: tuple[int, int]
     protocol: str
     load_report: str
-    """What was loaded when it began."""
+    """The report on the initial weights."""
     world: World
 
     @property
@@ -75,7 +74,7 @@ class Finetuning(Experiment):
 
     @cached_property
     def task(self) -> ClassificationTask:
-        """Name what images show."""
+        """Image classification with mixed images."""
         config = self.config
         return ClassificationTask(
             self.classifier,
@@ -87,7 +86,7 @@ class Finetuning(Experiment):
 
     @contextmanager
     def open_batches(self, step: int) -> Iterator[BatchStream]:
-        """Give the batches from a step on."""
+        """Return the training batches from a step on."""
         pin, data = self.world.device.type == "cuda", self.config.data
         backbone = self.classifier.backbone
         view = data.build_augmented_view(
@@ -113,13 +112,13 @@ class Finetuning(Experiment):
         }
 
     def check_broken(self, num_broken: int) -> None:
-        """End the run where more samples are broken than may be."""
+        """Raise an error if too many samples are broken."""
         self.config.data.check_broken(num_broken, len(self.scenes))
 
     def evaluate(
         self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
     ) -> None:
-        """Try the classifier where that is due, keep it if none was better, and at the end write down what it is."""
+        """Evaluate the classifier if this is due, save it if it is the best, and write the result of the last step."""
         step, total = training.step, self.plan.steps
         best_checkpoint = BestCheckpoint(run_dir.path / "best", self.world)
         if is_resuming:
@@ -137,10 +136,10 @@ class Finetuning(Experiment):
                 step,
                 _scores_to_row("test", model_scores) | (_scores_to_row("average", ema_scores) if ema_scores else {}),
             )
-            ema_text = f", {100 * ema_scores.top1:.2f} % by averaged weights" if ema_scores else ""
+            ema_text = f", {100 * ema_scores.top1:.2f} % with averaged weights" if ema_scores else ""
             logger.print_line(
-                f"step {step:,}: {100 * model_scores.top1:.2f} % of {model_scores.num_images:,} test photos "
-                f"right{ema_text}"
+                f"step {step:,}: top-1 {100 * model_scores.top1:.2f} % of {model_scores.num_images:,} test images"
+                f"{ema_text}"
             )
         scores = {"model": model_scores.top1} | ({"ema": ema_scores.top1} if ema_scores else {})
         best_checkpoint.update(training, scores, self.metadata())
@@ -154,9 +153,9 @@ class Finetuning(Experiment):
         ema_scores: ClassificationScores | None,
         best_checkpoint: BestCheckpoint,
     ) -> None:
-        """Write down what the last weights are worth, class by class."""
+        """Write the result of the last weights, with the accuracy of each class."""
         backbone = self.classifier.backbone
-        tensors = gather(backbone.state_dict())  # by all processes: whole in the first
+        tensors = gather(backbone.state_dict())  # all processes gather; the main process gets the tensors
         with unsharded(self.classifier):
             scores_by_granularities = {
                 names: self.evaluator.evaluate(self.classifier, names) for names in self.config.data.test_with
@@ -179,25 +178,27 @@ class Finetuning(Experiment):
 def finetune(
     config: FinetuneConfig, output_dir: Path, world: World, *, resume: bool = False, accept_changes: bool = False
 ) -> RunOutcome:
-    """Fine-tune in a folder, or go on with the run that is there."""
+    """Fine-tune in a run directory, or resume its run."""
     with locked_run_dir(output_dir, world) as run_dir:
         experiment = build_finetuning(config, world, run_dir if not is_new_run(run_dir, world) else None)
         return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
 
 
 def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | None = None) -> Finetuning:
-    """Open the data and build the classifier: of its source, or as that of a run that is begun."""
+    """Open the data and build the classifier, from its source or like that of an existing run."""
     data, seed = config.data, config.training.seed
     spec, load_report = _read_saved_classifier(run_dir, world) if run_dir is not None else (None, "")
     if spec is not None:
         _check_matches_run(config, spec)
     backbone = _load_initial_backbone(config) if spec is None else classifier_from_spec(spec).backbone
     image_size = data.resolve_image_size(backbone)
-    train, test = (_open_labelled_set(part, config, backbone, image_size) for part in ("train", "test"))
+    train, test = (_open_labelled_set(split, config, backbone, image_size) for split in ("train", "test"))
     check_same_names((train, test), "label_names")
     labels = _require_label_infos(train)
     if spec is not None and spec.labels != labels:
-        raise UserError(f"train: {train.name} has other labels than this run learned. Resume with the data of before")
+        raise UserError(
+            f"train: {train.name} has other labels than this run was trained on. Resume with the original data"
+        )
     if spec is None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
         classifier = classifier_from_backbone(
@@ -241,27 +242,23 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
 
 
 def _check_matches_run(config: FinetuneConfig, spec: ClassifierSpec) -> None:
-    """Refuse settings that are not those of the classifier that has begun to learn."""
+    """Raise a `UserError` for settings that differ from those of the run's classifier."""
     backbone, data = spec.backbone, config.data
-    expected = {
+    settings = {
         "pool": (backbone.pool, config.pool),
         "drop_path": (backbone.encoder.drop_path, config.drop_path),
         "data.crop": (spec.crop, data.crop),
         "data.granularities": (set(backbone.channels), set(data.granularities)),
         "data.image_size": (backbone.image_size, data.image_size or backbone.image_size),
     }
-    for name, (was_value, new_value) in expected.items():
-        if was_value != new_value:
-            was_text, new_text = (
-                ", ".join(sorted(each)) if isinstance(each, set) else each for each in (was_value, new_value)
-            )
-            raise UserError(
-                f"{name}: this run has begun with {was_text}, not {new_text}. Such a change needs another --out"
-            )
+    for name, values in settings.items():
+        if values[0] != values[1]:
+            saved, new = (", ".join(sorted(value)) if isinstance(value, set) else value for value in values)
+            raise UserError(f"{name}: expected {saved}, as at the start of this run, got {new}. Choose another --out")
 
 
 def _read_saved_classifier(run_dir: RunDir, world: World) -> tuple[ClassifierSpec, str]:
-    """Return the spec of a run's classifier, and the report on the weights with which it started."""
+    """Return the spec of a run's classifier, and the report on its initial weights."""
     info = world.broadcast_object(read_run_info(run_dir.path) if world.is_main else None)
     if info.classifier is None:
         raise UserError(f"{run_dir.checkpoints}: no checkpoint is intact. Restore one, or start again in another --out")
@@ -269,12 +266,12 @@ def _read_saved_classifier(run_dir: RunDir, world: World) -> tuple[ClassifierSpe
 
 
 def freeze_blocks(classifier: Classifier, train_blocks: int | None) -> None:
-    """Let the last so many blocks learn alone, with the norms behind them and the head; all, without a number."""
+    """Train only the last `train_blocks` blocks, the norms after them and the head; everything if it is None."""
     if train_blocks is None:
         return
     backbone = classifier.backbone
     if train_blocks > backbone.depth:
-        raise UserError(f"train_blocks: the backbone has {backbone.depth} blocks, got {train_blocks}")
+        raise UserError(f"train_blocks: expected at most {backbone.depth}, the backbone's blocks, got {train_blocks}")
     classifier.requires_grad_(False)
     blocks = list(backbone.encoder.blocks)
     for module in (*blocks[len(blocks) - train_blocks :], backbone.encoder.norm, backbone.fc_norm, classifier.head):
@@ -308,8 +305,8 @@ def _open_labelled_set(
     classes = opened.scenes.info.class_names
     if "semantic" in data.granularities and classes != backbone.spec.class_names:
         raise UserError(
-            f"{split}: the maps of {opened.name} have {len(classes)} classes, and they are not the "
-            f"{len(backbone.spec.class_names)} that {config.init} has learned. Bring the maps to these"
+            f"{split}: the {len(classes)} classes of the maps of {opened.name} are not the "
+            f"{len(backbone.spec.class_names)} that {config.init} was trained on. Convert the maps to these classes"
         )
     return opened
 
@@ -317,7 +314,7 @@ def _open_labelled_set(
 def _require_label_infos(train: OpenedSet) -> tuple[LabelInfo | None, ...]:
     labels = train.scenes.info.labels
     if not labels:
-        raise UserError(f"train: {train.name} has no names of labels. Name them in dataset.json, or take class folders")
+        raise UserError(f"train: {train.name} has no label names. Add them to dataset.json, or use class folders")
     return labels
 
 
@@ -325,7 +322,7 @@ def _select_fraction(scenes: Scenes, fraction: float, seed: int) -> Scenes:
     if fraction == 1:
         return scenes
     labels = _stored_labels(scenes)
-    if labels is None:  # of scenes that are drawn
+    if labels is None:  # generated scenes
         labels = torch.tensor([_label_or_missing(scenes, index) for index in range(len(scenes))])
         _check_labelled(scenes, labels)
     rows = draw_stratified_rows(labels, fraction, derive_seed(seed, "labels", 0))
@@ -333,13 +330,13 @@ def _select_fraction(scenes: Scenes, fraction: float, seed: int) -> Scenes:
 
 
 def _stored_labels(scenes: Scenes) -> torch.Tensor | None:
-    """Return the labels that are known without reading a photo."""
+    """Return the labels of stored scenes, which need no decoding of images; None for other scenes."""
     return scenes.labels if isinstance(scenes, StoredScenes) else None
 
 
 def _check_labelled(scenes: Scenes, labels: torch.Tensor) -> None:
     if (unlabelled := (labels < 0).nonzero()).numel():
-        raise UserError(f"{scenes.keys[int(unlabelled[0])]}: has no label. Leave it out, or label it")
+        raise UserError(f"{scenes.keys[int(unlabelled[0])]}: has no label. Label it, or leave it out")
 
 
 def _label_or_missing(scenes: Scenes, index: int) -> int:

@@ -1,7 +1,7 @@
-"""Mixup and CutMix: every image is mixed with its neighbour in the batch, and so are their labels.
+"""Mixup and CutMix: every image and its label are mixed with those of its neighbour in the batch.
 
-How, is drawn once for a step, as timm does by default. Unlike timm's, whose partner is the mirror image's place in a
-process's batch, neighbours stay together however a batch is parted: so many small parts learn what the big one does.
+The parameters are drawn once for each step, as in timm's default mode. timm mixes row i with row -1 - i of a process's
+batch; neighbours instead stay together when a batch is split, so gradients do not depend on the micro-batch size.
 """
 
 import math
@@ -18,16 +18,16 @@ from c2fmae.eval.classification.config import MixingConfig
 
 @dataclass(frozen=True)
 class MixParams:
-    """How a step's images are mixed."""
+    """Parameters of the mixing of a step's images."""
 
     lam: float = 1.0
-    """How much of an image is its own."""
+    """Weight of the image itself; its neighbour has the rest."""
     box: tuple[int, int, int, int] | None = None
-    """Top, bottom, left and right, in cells, of what it has from its neighbour (CutMix); without, all is blended."""
+    """Top, bottom, left and right, in cells, of the box that is replaced (CutMix); None for Mixup."""
 
 
 def sample_mix_params(config: MixingConfig, grid_size: tuple[int, int], rng: np.random.Generator) -> MixParams:
-    """Draw how images of so many cells are mixed; CutMix's share is that of its box as it fits into the image."""
+    """Draw the parameters for images of this many cells; CutMix's weight is corrected for boxes cut at the border."""
     mix_noise, cutmix_noise, *centre = rng.random(4)
     is_cut = config.cutmix > 0 and (config.mixup == 0 or cutmix_noise < config.cutmix_chance)
     alpha = config.cutmix if is_cut else config.mixup
@@ -39,15 +39,16 @@ def sample_mix_params(config: MixingConfig, grid_size: tuple[int, int], rng: np.
     sides = [int(side * math.sqrt(1 - lam)) for side in grid_size]
     middles = [int(side * u) for side, u in zip(grid_size, centre, strict=True)]
     low = [max(middle - side // 2, 0) for middle, side in zip(middles, sides, strict=True)]
-    high = [min(m + side // 2, most) for m, side, most in zip(middles, sides, grid_size, strict=True)]
+    high = [min(m + side // 2, limit) for m, side, limit in zip(middles, sides, grid_size, strict=True)]
     area = (high[0] - low[0]) * (high[1] - low[1])
     return MixParams(1 - area / (grid_size[0] * grid_size[1]), (low[0], high[0], low[1], high[1]))
 
 
 def pair_samples(num_samples: int, num_views: int = 1) -> Int64[Tensor, " sample"]:
-    """Return who is mixed with whom: pairs, of other photos where `num_views` of one stand side by side.
+    """Return the index of the sample that each sample is mixed with: its neighbour.
 
-    What has nobody left is left to itself.
+    If each image has `num_views` consecutive samples, the neighbour is of the next image. A sample without a neighbour
+    has its own index.
 
     >>> pair_samples(5)
     tensor([1, 0, 3, 2, 4])
@@ -66,7 +67,7 @@ def mix_map(
     grid_size: tuple[int, int],
     partners: Int64[Tensor, " sample"],
 ) -> Tensor:
-    """Return a granularity's maps mixed with others; blended ids are those of whoever has more of the image."""
+    """Return a granularity's maps mixed with their partners'; Mixup takes ids from the one with the higher weight."""
     if mix_params == MixParams():
         return values
     partner_values = values[partners]
@@ -90,7 +91,7 @@ def mix_targets(
     smoothing: float,
     partners: Int64[Tensor, " sample"],
 ) -> Float[Tensor, "sample label"]:
-    """Return what is to be predicted: an image's own label by its share, the other's by the rest, smoothed."""
+    """Return the mixed and smoothed targets of images."""
     one_hot = torch.nn.functional.one_hot(labels, num_labels).float()
     smoothed = one_hot * (1 - smoothing) + smoothing / num_labels
     return smoothed if lam == 1 else torch.lerp(smoothed[partners], smoothed, lam)

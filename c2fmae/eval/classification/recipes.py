@@ -28,16 +28,16 @@ FINETUNE_RECIPES: Registry[FinetuneRecipe] = Registry("fine-tuning recipe")
 
 _C2FMAE_PAPER = "the C2FMAE paper, section IV-A"
 _MAE_CODE = "MAE's code: its fine-tuning of this size"
-_UNTESTED = "none: ViT-B's with the layer decay of MAE's larger models; nothing has been measured with it"
+_UNTESTED = "none: ViT-B's settings with the layer decay of MAE's larger models; not measured"
 
 
 def make_b_400(init: str) -> FinetuneConfig:
-    """Return the config of b-400."""
+    """Return the config of ViT-B after 400 epochs of pre-training."""
     return FinetuneConfig(init=init, training=FinetuneTraining(base_lr=1e-3, layer_decay=0.7))
 
 
 def make_b_1600(init: str) -> FinetuneConfig:
-    """Return the config of b-1600."""
+    """Return the config of ViT-B after 1600 epochs of pre-training."""
     return FinetuneConfig(init=init, training=FinetuneTraining(base_lr=5e-4, layer_decay=0.65))
 
 
@@ -54,7 +54,7 @@ def make_large(init: str, *, drop_path: float) -> FinetuneConfig:
 
 
 def make_b_scratch(init: str) -> FinetuneConfig:
-    """Return the config of b-scratch."""
+    """Return the config of ViT-B from scratch."""
     training = FinetuneTraining(
         epochs=300,
         batch_size=4096,
@@ -69,7 +69,7 @@ def make_b_scratch(init: str) -> FinetuneConfig:
 
 
 def make_small(init: str) -> FinetuneConfig:
-    """Return the config of small."""
+    """Return the config of small ViTs on small images."""
     training = FinetuneTraining(
         epochs=20, batch_size=256, base_lr=None, lr=1e-3, warmup_epochs=2, layer_decay=0.75, clip=1.0
     )
@@ -102,20 +102,20 @@ for _name, _summary, _make, _reference in (
         "small",
         "A small ViT on some ten thousand small images.",
         make_small,
-        "none: it was the most accurate of a few runs of minutes on two cores",
+        "none: the most accurate of a few short runs on two cores",
     ),
 ):
     FINETUNE_RECIPES.register(_name, _summary)(FinetuneRecipe(_make, _reference))
 
 
 def without_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
-    """Return a config for training from scratch: no layer has weights that it should stay close to."""
+    """Return the config without layer decay, for training from scratch."""
     training = replace(config.training, FinetuneTraining, layer_decay=1.0)
     return config.model_copy(update={"training": training})
 
 
 def choose_recipe(spec: BackboneSpec, pretrain_epochs: float | None) -> str:
-    """Return the name of the recipe for a ViT by its size and epochs of pre-training, None if these are unknown."""
+    """Return the name of the recipe for a ViT by its size and epochs of pre-training (None if unknown)."""
     import torch
 
     from c2fmae.models.backbones.backbone import vit_from_spec
@@ -132,11 +132,9 @@ def choose_recipe(spec: BackboneSpec, pretrain_epochs: float | None) -> str:
 
 def read_pretrain_epochs(source: str) -> float | None:
     """Return the configured pre-training epochs of a run or of one of its checkpoints; None for other sources."""
-    for folder in (Path(source), Path(source).resolve().parent.parent):
-        if (folder / "config.yaml").is_file():
-            break
-    else:
-        return None
-    training = read_yaml(folder / "config.yaml").get("training")
-    epochs = training.get("epochs") if isinstance(training, dict) else None
-    return float(epochs) if isinstance(epochs, int | float) else None
+    for run_dir in (Path(source), Path(source).resolve().parent.parent):
+        if (run_dir / "config.yaml").is_file():
+            training = read_yaml(run_dir / "config.yaml").get("training")
+            epochs = training.get("epochs") if isinstance(training, dict) else None
+            return float(epochs) if isinstance(epochs, int | float) else None
+    return None

@@ -1,4 +1,4 @@
-"""What a fine-tuning has found, in files and on its page."""
+"""Results of fine-tuning: metrics, protocol, files and page."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.environment import collect_environment
+from c2fmae.core.files import write_atomic
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
@@ -23,11 +24,11 @@ from c2fmae.report.charts import chart_metrics
 
 FINETUNE_EVALUATION = "finetune"
 PER_CLASS_FILE = "classes.csv"
-_NUM_CLASSES_SHOWN = 10  # classes of each end on the page
+_NUM_CLASSES_SHOWN = 10  # the worst and the best on the page
 
 
 def locate_result_dir(run_dir: Path) -> Path:
-    """Return where a run's result lies, beside those of other evaluations of its weights."""
+    """Return the directory of a run's result, next to other evaluations of its weights."""
     return run_dir / "evaluations" / FINETUNE_EVALUATION
 
 
@@ -64,20 +65,20 @@ def build_finetune_metrics(
     scores_by_granularities: Mapping[tuple[str, ...], ClassificationScores],
     best: tuple[int | None, float],
 ) -> list[Metric]:
-    """Return the numbers, those of the last weights first."""
+    """Return the metrics, those of the last weights first."""
     metrics = _scores_to_metrics(scores)
     if ema_scores is not None:
         metrics += _scores_to_metrics(ema_scores, weights="averaged")
     for names, input_scores in scores_by_granularities.items():
         metrics += _scores_to_metrics(input_scores, input=", ".join(names))
     if best[0] is not None:
-        note = f"step {best[0]:,}: chosen on the test photos themselves, so it flatters"
+        note = f"step {best[0]:,}: chosen on the test images, so it is biased upwards"
         metrics.append(Metric("best_top1", 100 * best[1], scores.num_images, notes=(note,)))
     return metrics
 
 
 def _scores_to_metrics(scores: ClassificationScores, **tags: str) -> list[Metric]:
-    count, notes = scores.num_images, (f"{scores.num_tokens} tokens of patches an image",)
+    count, notes = scores.num_images, (f"{scores.num_tokens} patch tokens per image",)
     return [
         build_accuracy_metric("top1", scores.top1, count, tags=tags, notes=notes),
         *([build_accuracy_metric("top5", scores.top5, count, tags=tags)] if len(scores.confusion) > 5 else []),
@@ -94,7 +95,7 @@ def describe_finetune_protocol(
     image_size: tuple[int, int],
     info: DatasetInfo,
 ) -> str:
-    """Describe how the classifier is trained and tested, so that a number can be compared with others."""
+    """Return a description of training and test, so that readers can compare results with others."""
     data, mixing, training = config.data, config.mixing, config.training
     clauses = [
         f"Fine-tuned for {plan.steps / plan.steps_per_epoch:.4g} epochs on {train_name} at "
@@ -109,7 +110,7 @@ def describe_finetune_protocol(
         *([f"{data.repeats} views of an image in a batch"] if data.repeats != 1 else []),
         *([f"gradients clipped to {training.clip:g}"] if training.clip else []),
         *([f"weights averaged with decay {training.ema:g}"] if training.ema is not None else []),
-        "mean pooling followed by a norm" if config.pool == "mean" else "pooled by the global token",
+        "mean pooling followed by a norm" if config.pool == "mean" else "class token pooling",
     ]
     if config.train_blocks is not None:
         clauses.append(f"only the last {config.train_blocks} blocks trained")
@@ -138,8 +139,8 @@ def describe_label_leak(granularities: Sequence[str], info: DatasetInfo) -> str:
         return ""
     if info.maps_know_labels:
         return (
-            "Warning: the maps were made with knowledge of the labels, so they may reveal them. This accuracy shows "
-            "how well they are read, and cannot be compared with that of images alone."
+            "Warning: the maps were made with knowledge of the labels, so they may reveal them. This accuracy "
+            "cannot be compared with that of images alone."
         )
     return (
         "Warning: the data does not state whether its maps were made with knowledge of the labels (maps_know_labels in "
@@ -148,19 +149,18 @@ def describe_label_leak(granularities: Sequence[str], info: DatasetInfo) -> str:
 
 
 def write_per_class_csv(run_dir: RunDir, scores: ClassificationScores, labels: Sequence[LabelInfo | None]) -> None:
-    """Write for each class how often it was right, and what it was mistaken for most."""
+    """Write the accuracy of each class and its most frequent confusion."""
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("label", "wnid", "name", "images", "right", "accuracy", "mistaken for", "times"))
-    rows.writerows(_per_class_rows(scores, labels))
-    locate_result_dir(run_dir.path).mkdir(parents=True, exist_ok=True)
-    run_dir.write_text(str(locate_result_dir(run_dir.path).relative_to(run_dir.path) / PER_CLASS_FILE), text.getvalue())
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("label", "wnid", "name", "images", "right", "accuracy", "mistaken for", "times"))
+    writer.writerows(_per_class_rows(scores, labels))
+    write_atomic(locate_result_dir(run_dir.path) / PER_CLASS_FILE, text.getvalue().encode())
 
 
 def _per_class_rows(scores: ClassificationScores, labels: Sequence[LabelInfo | None]) -> list[tuple[Any, ...]]:
     counts, right = scores.confusion.sum(dim=1).tolist(), scores.confusion.diagonal().tolist()
     accuracies, confused = scores.per_class_accuracy().tolist(), scores.most_confused_labels()
-    names = [(each.wnid or "", each.name) if each else ("", "") for each in labels]
+    names = [(info.wnid or "", info.name) if info else ("", "") for info in labels]
     return [
         (
             label,
@@ -176,7 +176,7 @@ def _per_class_rows(scores: ClassificationScores, labels: Sequence[LabelInfo | N
 
 
 def write_finetune_report(run_dir: RunDir) -> None:
-    """Write the page about a fine-tuned run, of what lies in its folder."""
+    """Write the page of a run from the files in its directory."""
     rows = read_rows(run_dir.metrics)
     config = FinetuneConfig.from_yaml(run_dir.config_path)
     key_values = {"Steps": f"{max((row['step'] for row in rows), default=0):,}"}
@@ -187,7 +187,7 @@ def write_finetune_report(run_dir: RunDir) -> None:
     losses = {"training": "loss", "test": "test/loss"}
     sections: list[Section] = [
         KeyValues(key_values),
-        Text("On the test images. The training loss is that of mixed and augmented images.", title="Progress"),
+        Text("Accuracy is on the test images. The training loss is on mixed and augmented images.", title="Progress"),
         chart_metrics(rows, "Top-1, %", accuracy),
         chart_metrics(rows, "Loss", losses),
         chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
@@ -209,23 +209,22 @@ _FINETUNE_NEXT_STEPS = """\
 
 
 def _per_class_sections(path: Path) -> list[Section]:
-    """Return the classes that are told worst and best."""
+    """Return a table of the classes with the lowest and the highest accuracy."""
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     except OSError:
         return []
     ranked = sorted((row for row in rows if row["accuracy"]), key=lambda row: float(row["accuracy"]))
-    shown = (
-        ranked
-        if len(ranked) <= 2 * _NUM_CLASSES_SHOWN
-        else [*ranked[:_NUM_CLASSES_SHOWN], *ranked[-_NUM_CLASSES_SHOWN:]]
-    )
+    is_short = len(ranked) <= 2 * _NUM_CLASSES_SHOWN
+    shown = ranked if is_short else [*ranked[:_NUM_CLASSES_SHOWN], *ranked[-_NUM_CLASSES_SHOWN:]]
     columns = ("name", "accuracy", "images", "mistaken for", "times")
-    note = f"All are in {path.parent.name}/{path.name}." if len(shown) < len(ranked) else ""
-    table = Table("Classes, worst first", columns, [tuple(row[column] for column in columns) for row in shown], note)
-    return [Text("", title="Class by class"), table]
+    note = "" if is_short else f"All classes are in {path.parent.name}/{path.name}."
+    table = Table(
+        "Accuracy by class, worst first", columns, [tuple(row[column] for column in columns) for row in shown], note
+    )
+    return [Text("", title="Classes"), table]
 
 
 def read_finetune_result(run_dir: Path) -> EvaluationResult:
-    """Return what was written down."""
+    """Return the stored result of a run."""
     return load_result(locate_result_dir(run_dir))

@@ -1,7 +1,8 @@
-"""Classification as the training loop sees it."""
+"""Classification as a task of the training loop, and the inputs of classifiers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +15,18 @@ from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.loop import StepLoss, Task
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.eval.classification.config import MixingConfig
-from c2fmae.eval.classification.inputs import prepare_classifier_inputs
 from c2fmae.eval.classification.mixing import mix_map, mix_targets, pair_samples, sample_mix_params
+from c2fmae.methods.masked.model_inputs import prepare_input_maps
+from c2fmae.models import label_stride
+from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
 
 
 @dataclass(frozen=True)
 class ClassificationMicroBatch:
-    """A part of a batch, ready for the classifier."""
+    """A part of a batch, prepared for the classifier."""
 
     keys: tuple[str, ...]
     maps: Mapping[str, Tensor]
@@ -31,20 +35,20 @@ class ClassificationMicroBatch:
 
 @dataclass(frozen=True)
 class ClassificationTask(Task[SceneBatch, ClassificationMicroBatch]):
-    """Steps of fine-tuning; all that is drawn for a step depends on its number alone, and is the same everywhere."""
+    """Steps of fine-tuning. Random choices depend only on the seed and the step, and are the same on all ranks."""
 
     classifier: Classifier
     mixing: MixingConfig
     granularity_dropout: float
-    """How often each granularity is left out of a step; one always stays."""
+    """Probability of leaving out each granularity in a step; at least one is always used."""
     seed: int
     num_views: int = 1
-    """Of each photo in a batch, side by side."""
+    """Number of consecutive views of each image in a batch."""
 
     def split(
         self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
     ) -> list[ClassificationMicroBatch]:
-        """Mix images and labels, and cut them into parts."""
+        """Mix images and labels, and split them into micro-batches."""
         del progress
         rng = np.random.default_rng(derive_seed(self.seed, "mix", step))
         maps = prepare_classifier_inputs(self.classifier, batch.to(world.device), self._sample_granularities(rng))
@@ -67,27 +71,27 @@ class ClassificationTask(Task[SceneBatch, ClassificationMicroBatch]):
         ]
 
     def compute_counts(self, micro_batch: ClassificationMicroBatch) -> dict[str, Tensor]:
-        """Return what the loss is a mean over."""
+        """Return the number of samples, by which the loss is divided."""
         return {"samples": torch.tensor(len(micro_batch.keys), device=micro_batch.targets.device)}
 
     def compute_losses(
         self, model: nn.Module, micro_batch: ClassificationMicroBatch, counts: Mapping[str, Tensor]
     ) -> StepLoss:
-        """Return the part's share of the cross-entropy; parameters of granularities left out have a gradient of 0."""
+        """Return the micro-batch's part of the cross-entropy. Unused embeddings get a gradient of 0."""
         logits = model(micro_batch.maps)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in fp32 or wider on purpose
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # the loss needs at least fp32
         loss = -(micro_batch.targets * logits.log_softmax(dim=1)).sum() / counts["samples"]
         for name, embedding in self.classifier.backbone.embeddings.items():
             if name not in micro_batch.maps:
-                loss = loss + sum(0.0 * each.sum() for each in embedding.parameters() if each.requires_grad)
+                loss = loss + sum(0.0 * weight.sum() for weight in embedding.parameters() if weight.requires_grad)
         return StepLoss(loss, {})
 
     def sample_keys(self, micro_batch: ClassificationMicroBatch) -> Sequence[str]:
-        """Return the samples' names."""
+        """Return the keys of the samples."""
         return micro_batch.keys
 
     def _sample_granularities(self, rng: np.random.Generator) -> tuple[str, ...]:
-        """Draw which granularities a step sees."""
+        """Draw the granularities of a step."""
         names = self.classifier.backbone.granularities
         noise = rng.random(len(names))
         visible = tuple(name for name, u in zip(names, noise, strict=True) if u >= self.granularity_dropout)
@@ -95,15 +99,37 @@ class ClassificationTask(Task[SceneBatch, ClassificationMicroBatch]):
 
 
 def _grid_size(maps: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return in how many cells images are cut: pixels, or where there are id maps, theirs."""
+    """Return the size of id maps if there are any, or else of the images."""
     ids = next((values for name, values in maps.items() if GRANULARITIES.get(name).kind == "ids"), None)
     shape = next(iter(maps.values())).shape if ids is None else ids.shape
     return shape[-2], shape[-1]
 
 
 def require_labels(batch: SceneBatch) -> list[int]:
-    """Return the labels of a batch, all of which have one."""
+    """Return the labels of a batch; raise a `UserError` if a scene has none."""
     for key, label in zip(batch.keys, batch.labels, strict=True):
         if label is None:
-            raise UserError(f"{key}: has no label. Leave it out, or label it")
+            raise UserError(f"{key}: has no label. Label it, or leave it out")
     return [label for label in batch.labels if label is not None]
+
+
+def build_view_options(backbone: Backbone, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Return the arguments of a view for a backbone."""
+    instances = backbone.spec.channels.get("instance", GRANULARITIES.get("instance").channels)
+    return {"size": image_size, "label_stride": label_stride(backbone.patch), "max_instances": instances}
+
+
+def prepare_classifier_inputs(
+    classifier: Classifier, scenes: SceneBatch, granularities: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return these granularities of scenes as inputs of the classifier."""
+    backbone = classifier.backbone
+    channels = {name: backbone.spec.channels[name] for name in granularities}
+    return prepare_input_maps(scenes, channels, backbone.patch, lambda name: _normalisation(backbone.spec, name))
+
+
+def _normalisation(spec: BackboneSpec, granularity: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of an image granularity: 0.5 and 0.25 for all but `rgb`."""
+    if granularity == "rgb":
+        return spec.mean, spec.std
+    return (0.5,) * spec.channels[granularity], (0.25,) * spec.channels[granularity]

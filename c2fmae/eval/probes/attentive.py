@@ -1,7 +1,7 @@
 """Attentive probes: a classifier whose learned queries attend to the tokens of a frozen encoder.
 
-They are those of "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency" (2026): tokens are
-their own keys, and each query reads its own group of the values' columns.
+The design is that of "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency" (2026): tokens
+are used as keys without a projection, and each query reads its own group of the values' columns.
 """
 
 import math
@@ -32,18 +32,18 @@ from c2fmae.eval.probes.train_test import (
 _ROWS_PER_BATCH = 256
 
 TokenReader = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row token dim"]]
-"""From rows, by index, to their tokens: those of all rows need not fit in memory."""
+"""A function from row indices to tokens, so that not all tokens have to fit in memory."""
 
 
 @dataclass(frozen=True)
 class AttentiveProbeSetting:
-    """What an attentive probe is, and how it is fitted."""
+    """Architecture and optimisation of an attentive probe."""
 
     num_queries: int = 32
     reduction_factor: int = 1
-    """How many times narrower than tokens is what is classified."""
+    """Width of a token divided by the width of the pooled vector."""
     lr: float = 0.001
-    """AdamW's, after a tenth of the steps; then down a cosine to 0."""
+    """Peak learning rate of AdamW: a linear warm-up over a tenth of the steps, then a cosine schedule to 0."""
     weight_decay: float = 0.01
     epochs: int = 30
     batch_size: int = 256
@@ -51,7 +51,7 @@ class AttentiveProbeSetting:
 
 
 class AttentiveProbe(nn.Module):
-    """A classifier of tokens, by attention from learned queries."""
+    """A classifier of tokens with attention from learned queries."""
 
     def __init__(
         self, dim: int, num_labels: int, *, num_queries: int, reduction_factor: int, generator: torch.Generator
@@ -60,39 +60,38 @@ class AttentiveProbe(nn.Module):
         width = dim // reduction_factor
         if dim % reduction_factor or width % num_queries:
             raise UserError(
-                f"num_queries: expected a number that divides the width of what is classified, {dim} / "
-                f"{reduction_factor}, "
-                f"got {num_queries}"
+                f"num_queries: expected a divisor of the pooled width, {dim} / {reduction_factor}, got {num_queries}. "
+                "Change num_queries or narrowing"
             )
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim, generator=generator))
         values = torch.randn(num_queries, dim, width // num_queries, generator=generator)
         self.values = nn.Parameter(values / dim**0.5)
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
-        self.head = nn.utils.skip_init(nn.Linear, width, num_labels)  # whose own draws are not the generator's
+        self.head = nn.utils.skip_init(nn.Linear, width, num_labels)  # initialised below, from the generator
         nn.init.trunc_normal_(self.head.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.head.bias)
 
     def attend(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch query token"]:
-        """Return how much each query looks at each token: 1 in all."""
+        """Return the attention of each query to each token, which sums to 1 over tokens."""
         logits = self.queries @ tokens.mT / math.sqrt(tokens.shape[-1])
         return logits.softmax(dim=-1)
 
     def pool(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch width"]:
-        """Return what the queries see, side by side."""
-        # The mean of values is the value of the mean: one product with a matrix for each query, not for each token
+        """Return the concatenated outputs of the queries."""
+        # Projecting the mean token equals averaging projected tokens, with one projection for each query
         means = (self.attend(tokens) @ tokens).transpose(0, 1)
         return torch.bmm(means, self.values).transpose(0, 1).flatten(1)
 
     def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch label"]:
-        """Return a score for each label."""
-        scores: Tensor = self.head(self.norm(self.pool(tokens)))
-        return scores
+        """Return the logits of labels."""
+        logits: Tensor = self.head(self.norm(self.pool(tokens)))
+        return logits
 
     @torch.no_grad()
     def predict(self, tokens: Float[Tensor, "batch token dim"]) -> Int64[Tensor, " batch"]:
-        """Return the label with the highest score, the lowest of several such."""
-        scores: Tensor = self(tokens.float())
-        return scores.argmax(dim=1)
+        """Return the label with the highest logit, the lowest label if several are equal."""
+        logits: Tensor = self(tokens.float())
+        return logits.argmax(dim=1)
 
 
 @torch.enable_grad()
@@ -101,15 +100,15 @@ def fit_attentive_probe(
     labels: Int64[Tensor, " row"],
     setting: AttentiveProbeSetting,
     *,
-    rows: Int64[Tensor, " given"],
+    rows: Int64[Tensor, " training_row"],
     num_labels: int,
 ) -> AttentiveProbe:
-    """Return a probe in evaluation mode that was fitted to `rows`, whose tokens are read batch by batch.
+    """Fit a probe to `rows`, reading tokens batch by batch, and return it in evaluation mode.
 
-    A tensor of all tokens reads as `tokens.__getitem__`.
+    For a tensor of all tokens, pass `tokens.__getitem__`.
     """
     if len(rows) < 2:
-        raise UserError(f"an attentive probe needs at least 2 training rows, got {len(rows)}")
+        raise UserError(f"train: expected at least 2 images for an attentive probe, got {len(rows)}. Use more images")
     generator = torch.Generator().manual_seed(derive_seed(setting.seed, "probe weights"))
     probe = AttentiveProbe(
         read_tokens(rows[:1]).shape[-1],
@@ -157,7 +156,7 @@ def _test_accuracy(
     read_test: TokenReader,
     rows: Int64[Tensor, " row"],
 ) -> float:
-    """Return the accuracy on the test images of a probe that is fitted to these training rows."""
+    """Fit a probe to these training rows, and return its accuracy on the test images."""
     setting = AttentiveProbeSetting(
         num_queries=config.num_queries,
         reduction_factor=config.narrowing,

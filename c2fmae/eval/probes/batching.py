@@ -1,4 +1,4 @@
-"""In which order rows are learned from, and which of them are only tried on."""
+"""Batches of training rows for probes, and their validation split."""
 
 import math
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
 
 VALIDATION_DIVISOR = 5
-"""Of so many photos one is held out; with fewer there is none."""
+"""One in this number of images is used for validation."""
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:
-    """Return how many batches an epoch has."""
+    """Return the number of batches of an epoch."""
     return math.ceil(num_rows / batch_size)
 
 
 def shuffled_batches(
     rows: Int64[Tensor, " row"], *, epochs: int, batch_size: int, seed: int
-) -> Iterator[Int64[Tensor, " part"]]:
-    """Return all batches of all epochs: each epoch has every row once, in batches as equal as can be.
+) -> Iterator[Int64[Tensor, " batch_row"]]:
+    """Yield shuffled batches: each epoch has every row once, in batches whose sizes differ by at most one.
 
     >>> [batch.tolist() for batch in shuffled_batches(torch.tensor([3, 5, 8]), epochs=2, batch_size=2, seed=0)]
     [[5, 8], [3], [3, 5], [8]]
@@ -35,18 +35,18 @@ def shuffled_batches(
 
 def split_training_validation(
     rows: Int64[Tensor, " row"], *, seed: int, rows_per_image: int = 1
-) -> tuple[Int64[Tensor, " rest"], Int64[Tensor, " held_out"]]:
-    """Return rows to learn from, and those of a fifth of the photos to choose settings by; both in order.
+) -> tuple[Int64[Tensor, " training_row"], Int64[Tensor, " validation_row"]]:
+    """Split rows into those to train on and those of a fifth of the images to choose settings on, both sorted.
 
-    Row r is of photo r // rows_per_image: what shows the same photo stays together. The fifth is drawn at random, since
-    every fifth photo of a set that goes through its labels in turn may show the same thing.
+    Row r belongs to image r // rows_per_image, and all rows of an image are in the same split. The fifth is drawn at
+    random because labels may alternate in a fixed order, so that every fifth image would have the same label.
     """
-    photos, image_of_row = (rows // rows_per_image).unique(return_inverse=True)
-    if len(photos) < VALIDATION_DIVISOR:
+    images, image_of_row = (rows // rows_per_image).unique(return_inverse=True)
+    if len(images) < VALIDATION_DIVISOR:
         raise UserError(
-            f"a probe needs at least {VALIDATION_DIVISOR} training photos, one of them to choose settings by, got "
-            f"{len(photos)}"
+            f"train: expected at least {VALIDATION_DIVISOR} images, one of them to choose settings on, got "
+            f"{len(images)}. Use more images"
         )
     generator = torch.Generator().manual_seed(derive_seed(seed, "held out"))
-    is_validation = (torch.randperm(len(photos), generator=generator) < len(photos) // VALIDATION_DIVISOR)[image_of_row]
+    is_validation = (torch.randperm(len(images), generator=generator) < len(images) // VALIDATION_DIVISOR)[image_of_row]
     return rows[~is_validation], rows[is_validation]

@@ -1,8 +1,9 @@
-"""The probes of frozen features: their settings and protocols."""
+"""Probes of frozen features: settings, protocols and the features that they need."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -12,7 +13,6 @@ from c2fmae.core.specs import Pooling
 from c2fmae.eval.data_config import TrainTestConfig
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, ModelUnderTest, Precision
 from c2fmae.eval.metrics import Metric
-from c2fmae.eval.probes.feature_spec import FEATURES_DIR, FeatureColumn, FeatureSpec
 
 if TYPE_CHECKING:
     import c2fmae.eval.datasets
@@ -21,7 +21,35 @@ if TYPE_CHECKING:
 LearningRate = Annotated[float, Field(gt=0)]
 WeightDecay = Annotated[float, Field(ge=0)]
 
+FEATURES_DIR = "features"
+"""Directory of features below a model's output directory."""
+
 _MIN_STEPS, _MIN_EPOCHS = 3000, 10  # of a fit
+
+
+class FeatureColumn(NamedTuple):
+    """Features of one block, pooled in one way."""
+
+    depth: int
+    pool: Pooling
+
+    def __str__(self) -> str:
+        return f"layer {self.depth}, {self.pool}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """The features that are extracted from every scene."""
+
+    columns: tuple[FeatureColumn, ...] = ()
+    patch_depths: tuple[int, ...] = ()
+    """Blocks after which the features of all patches are stored."""
+    has_maps: bool = False
+    """Whether semantic maps are stored too."""
+    precision: Precision = "fp32"
+
+    def __str__(self) -> str:
+        return ", ".join([*map(str, self.columns), *(f"patches of layer {depth}" for depth in self.patch_depths)])
 
 
 class ProbeConfig(TrainTestConfig, Evaluation):
@@ -33,9 +61,9 @@ class ProbeConfig(TrainTestConfig, Evaluation):
     """Blocks whose output is probed, counted from 1. By default, the last."""
     seed: int = 0
     batch_size: PositiveInt = 64
-    """Images encoded at once."""
+    """Images per batch of the encoder."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that load images."""
+    """Number of processes that load images."""
     precision: Precision = "fp32"
 
     def resolve_layers(self, backbone: "c2fmae.models.backbones.Backbone") -> tuple[int, ...]:
@@ -46,7 +74,7 @@ class ProbeConfig(TrainTestConfig, Evaluation):
         return self.layers or (backbone.depth,)
 
     def feature_spec(self, backbone: "c2fmae.models.backbones.Backbone") -> FeatureSpec:
-        """Return which features the probe needs."""
+        """Return the features that the probe needs."""
         raise NotImplementedError
 
     def required_granularities(self) -> tuple[str, ...]:
@@ -54,7 +82,7 @@ class ProbeConfig(TrainTestConfig, Evaluation):
         return ("rgb",)
 
     def check_sets(self, sets: "tuple[c2fmae.eval.datasets.OpenedSet, c2fmae.eval.datasets.OpenedSet]") -> None:
-        """Raise a `UserError` for sets that do not fit each other, before features are computed."""
+        """Raise a `UserError` for sets that do not match, before features are computed."""
 
     def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
         """Return digests of the two sets."""
@@ -63,7 +91,7 @@ class ProbeConfig(TrainTestConfig, Evaluation):
         return {split: opened.identity for split, opened in zip(("train", "test"), open_sets(self, model), strict=True)}
 
     def describe_setup(self, model: ModelUnderTest) -> str:
-        """Describe what all probes have in common."""
+        """Return the part of the protocol that all probes share."""
         from c2fmae.eval.probes.train_test import open_sets
 
         backbone, (train, test) = model.backbone, open_sets(self, model)
@@ -84,19 +112,19 @@ class LabelProbeConfig(ProbeConfig):
     fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1.0,)
     """Fractions of each class's labels that the probe is fitted to, rounded up."""
     seeds: PositiveInt = 1
-    """Number of random draws of each fraction; all labels are drawn once."""
+    """Number of random draws of each fraction. There is one draw of all labels."""
 
     def feature_columns(self, backbone: "c2fmae.models.backbones.Backbone") -> tuple[FeatureColumn, ...]:
-        """Return the features to probe."""
+        """Return the pooled features to probe."""
         pools = self.pools or (backbone.spec.pool,)
         return tuple(FeatureColumn(layer, pool) for layer in self.resolve_layers(backbone) for pool in pools)
 
     def feature_spec(self, backbone: "c2fmae.models.backbones.Backbone") -> FeatureSpec:
-        """Return which features the probe needs."""
+        """Return the features that the probe needs."""
         return FeatureSpec(columns=self.feature_columns(backbone), precision=self.precision)
 
     def check_sets(self, sets: "tuple[c2fmae.eval.datasets.OpenedSet, c2fmae.eval.datasets.OpenedSet]") -> None:
-        """Raise a `UserError` for sets without labels, or with different ones."""
+        """Raise a `UserError` for sets without labels or with different ones."""
         from c2fmae.eval.datasets import check_same_names
 
         check_same_names(sets, "label_names")
@@ -107,7 +135,7 @@ class LabelProbeConfig(ProbeConfig):
                 )
 
     def describe_scores(self) -> str:
-        """Describe the metrics of the probe."""
+        """Return the part of the protocol about the metrics."""
         draws = ""
         if self.fractions != (1.0,):
             seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)}"
@@ -119,23 +147,23 @@ class LabelProbeConfig(ProbeConfig):
 
 
 class SweepConfig(ProbeConfig):
-    """Which linear probes are fitted, all in one pass over the features."""
+    """A grid of linear probes, fitted to the same batches."""
 
     lrs: Annotated[tuple[LearningRate, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Learning rates to choose from."""
     weight_decays: Annotated[tuple[WeightDecay, ...], Field(min_length=1)] = (0.0, 1e-4, 1e-3, 1e-2)
     """Weight decays to choose from."""
     epochs: PositiveInt | None = None
-    """By default, as many as make 3,000 steps, and at least 10."""
+    """By default, enough for 3,000 steps, and at least 10."""
     head_batch_size: PositiveInt = 256
-    """Rows of a step of the probe."""
+    """Rows per step of the probe."""
 
     def resolve_epochs(self, num_rows: int) -> int:
-        """Return the number of epochs for so many rows."""
+        """Return the number of epochs for this number of rows."""
         return self.epochs or max(_MIN_EPOCHS, ceil(_MIN_STEPS / ceil(num_rows / self.head_batch_size)))
 
     def describe_fit(self) -> str:
-        """Describe how a probe is fitted."""
+        """Return the part of the protocol about fitting."""
         length = (
             f"{self.epochs} epochs"
             if self.epochs
@@ -155,18 +183,18 @@ class KnnEvaluation(LabelProbeConfig):
     """Classify images by the nearest neighbours of their frozen features."""
 
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10, 20, 50)
-    """Numbers of neighbours; those above the number of training images are left out."""
+    """Numbers of neighbours. Those above the number of training images are omitted."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
-    """Temperature of the weighted vote, in which each neighbour counts exp(cosine / temperature)."""
+    """Temperature of the weighted vote: each neighbour has the weight exp(cosine / temperature)."""
 
     def run(self, model: ModelUnderTest) -> Iterator[Metric]:
-        """Yield the accuracy for each number of neighbours and way of voting."""
+        """Yield the accuracy for each number of neighbours and type of vote."""
         from c2fmae.eval.probes.knn import run_knn
 
         return run_knn(self, model)
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Describe the search and the votes."""
+        """Return the protocol."""
         return (
             f"{self.describe_setup(model)} k nearest neighbours by cosine, found by exact search among all training "
             f"images whose label is used; votes weighted by exp(cosine / {self.temperature:g}), and plain ones. "
@@ -179,8 +207,8 @@ class LinearProbeEvaluation(SweepConfig, LabelProbeConfig):
     """Classify images by a linear classifier of their frozen features."""
 
     variant: Literal["sweep", "mae"] = "sweep"
-    """`sweep` chooses settings on a fifth of the training images. `mae` is MAE's protocol, without any choice: batch
-    norm, LARS, 90 epochs; for hundreds of thousands of images."""
+    """`sweep` chooses settings on a fifth of the training images. `mae` is MAE's protocol with fixed settings (batch
+    norm, LARS, 90 epochs), for hundreds of thousands of images."""
 
     @model_validator(mode="after")
     def _check_variant(self) -> "LinearProbeEvaluation":
@@ -198,7 +226,7 @@ class LinearProbeEvaluation(SweepConfig, LabelProbeConfig):
         return run_linear_probe(self, model)
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Describe how the probe is fitted and chosen."""
+        """Return the protocol."""
         if self.variant == "mae":
             from c2fmae.eval.probes.lars import BASE_LR
 
@@ -222,23 +250,23 @@ class AttentiveProbeEvaluation(LabelProbeConfig):
     """Classify images by a classifier that attends to their frozen patches."""
 
     num_queries: PositiveInt = 32
-    """Learned queries."""
+    """Number of learned queries."""
     narrowing: PositiveInt = 1
-    """Width of a token divided by the width of what is classified."""
+    """Width of a token divided by the width of the pooled vector."""
     lr: LearningRate = 0.001
     weight_decay: WeightDecay = 0.01
     epochs: PositiveInt = 30
     head_batch_size: Annotated[int, Field(ge=4)] = 256
-    """Images of a step of the probe, at most; its batch norm needs several."""
+    """Maximum number of images per step of the probe. Its batch norm needs several."""
 
     @model_validator(mode="after")
     def _check_features(self) -> "AttentiveProbeEvaluation":
         if self.pools or len(self.layers or ()) > 1:
-            raise UserError("pools, layers: attentive probes pool the patches of one layer themselves. Name one layer")
+            raise UserError("pools, layers: attentive probes pool the patches of one layer themselves. Use one layer")
         return self
 
     def feature_spec(self, backbone: "c2fmae.models.backbones.Backbone") -> FeatureSpec:
-        """Return which features the probe needs."""
+        """Return the features that the probe needs."""
         return FeatureSpec(patch_depths=self.resolve_layers(backbone), precision=self.precision)
 
     def run(self, model: ModelUnderTest) -> Iterator[Metric]:
@@ -248,7 +276,7 @@ class AttentiveProbeEvaluation(LabelProbeConfig):
         return run_attentive_probe(self, model)
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Describe the classifier and how it is fitted."""
+        """Return the protocol."""
         return (
             f"{self.describe_setup(model)} Efficient probing: {self.num_queries} learned queries attend to the "
             "patches, which are their own keys; each reads its group of a linear map of them, and a linear classifier "
@@ -267,7 +295,7 @@ class DenseProbeEvaluation(SweepConfig):
     """Maximum number of training patches, drawn evenly from the images."""
 
     def feature_spec(self, backbone: "c2fmae.models.backbones.Backbone") -> FeatureSpec:
-        """Return which features the probe needs."""
+        """Return the features that the probe needs."""
         return FeatureSpec(patch_depths=self.resolve_layers(backbone), has_maps=True, precision=self.precision)
 
     def required_granularities(self) -> tuple[str, ...]:
@@ -275,7 +303,7 @@ class DenseProbeEvaluation(SweepConfig):
         return ("rgb", "semantic")
 
     def check_sets(self, sets: "tuple[c2fmae.eval.datasets.OpenedSet, c2fmae.eval.datasets.OpenedSet]") -> None:
-        """Raise a `UserError` for sets whose classes have no names, or different ones."""
+        """Raise a `UserError` for sets without class names or with different ones."""
         from c2fmae.eval.datasets import check_same_names
 
         if not check_same_names(sets, "class_names"):
@@ -288,8 +316,8 @@ class DenseProbeEvaluation(SweepConfig):
         return run_dense_probe(self, model)
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Describe how the probe is fitted, chosen and scored."""
-        from c2fmae.eval.probes.bootstrap import NUM_REPLICATES
+        """Return the protocol."""
+        from c2fmae.eval.intervals import NUM_REPLICATES
         from c2fmae.models.patches import label_stride
 
         number = len(self.lrs) * len(self.weight_decays) * len(self.resolve_layers(model.backbone))

@@ -12,9 +12,9 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.seeding import derive_seed
 from c2fmae.eval.engine import BatchingConfig, iterate_batches, split_chunks, sum_outputs
 from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.intervals import percentile_interval, poisson_weights, replicate_sums
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes.batching import split_training_validation
-from c2fmae.eval.probes.bootstrap import percentile_interval, poisson_weights, replicate_sums
 from c2fmae.eval.probes.config import DenseProbeEvaluation
 from c2fmae.eval.probes.confusion import class_ious, confusion_matrices, mean_iou, overall_accuracy
 from c2fmae.eval.probes.feature_store import FeatureStore
@@ -27,7 +27,7 @@ _IMAGES_PER_BATCH = 64  # images whose cells are classified together
 
 
 def run_dense_probe(config: DenseProbeEvaluation, model: ModelUnderTest) -> Iterator[Metric]:
-    """Fit all settings at once on the main process, and yield what the best predicts on the test images."""
+    """Fit all settings at once on the main process, and yield the scores of the best on the test images."""
     sets, names = extract_sets(config, model), open_sets(config, model)[0].scenes.info.class_names
     count = sets.num_test_images
     yield sets.overlap_metric()
@@ -67,7 +67,7 @@ def choose_patch_classifier(
 def read_training_patches(
     config: DenseProbeEvaluation, train: FeatureStore, backbone: Backbone, num_classes: int
 ) -> tuple[dict[str, Tensor], Float[Tensor, "row label"], Int[Tensor, " row"]]:
-    """Return features of labelled patches by layer, the cells of each class in them, and their images' indices."""
+    """Return features of labelled patches by layer, their cells of each class, and the indices of their images."""
     side, chunk_indices = backbone.patch // label_stride(backbone.patch), range(len(train.chunk_paths))
     is_labelled = torch.cat(
         [(patchify(train.read_chunk("semantic", n), side) != IGNORE).any(dim=2) for n in chunk_indices]
@@ -89,7 +89,7 @@ def read_training_patches(
 
 def _count_predictions(
     config: DenseProbeEvaluation, model: ModelUnderTest, test: FeatureStore, chosen: ChosenHead, num_classes: int
-) -> tuple[Tensor, Float[Tensor, "replicate truth found"]]:
+) -> tuple[Tensor, Float[Tensor, "replicate truth predicted"]]:
     """Return the confusion matrix of all test images, and that of each bootstrap sample."""
     name = chosen.setting.column.replace("layer", "patches")
 
@@ -110,19 +110,19 @@ def _count_predictions(
 
 
 def predict_cells(
-    probe: LinearProbe, patches: Float[Tensor, "photo patch dim"], size: tuple[int, int]
-) -> Int[Tensor, "photo row column"]:
-    """Return the class of every cell of a map of that size: patches' scores are brought to it bilinearly."""
+    probe: LinearProbe, patches: Float[Tensor, "image patch dim"], size: tuple[int, int]
+) -> Int[Tensor, "image row column"]:
+    """Return the class of every cell of a map of this size, from the patches' logits, interpolated bilinearly."""
     rows = round(math.sqrt(patches.shape[1] * size[0] / size[1]))
-    scores = probe.logits(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
-    grid = scores.transpose(1, 2).unflatten(2, (rows, -1))
+    logits = probe.logits(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+    grid = logits.transpose(1, 2).unflatten(2, (rows, -1))
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
 
 
 def count_cell_classes(
-    ids: Integer[Tensor, "photo row column"], patch_cells: int, num_classes: int
-) -> Float[Tensor, "photo patch label"]:
-    """Return how many labelled cells of each class a patch of `patch_cells` × `patch_cells` cells holds.
+    ids: Integer[Tensor, "image row column"], patch_cells: int, num_classes: int
+) -> Float[Tensor, "image patch label"]:
+    """Return the number of cells of each class in each patch of `patch_cells` × `patch_cells` cells.
 
     >>> count_cell_classes(torch.tensor([[[0, 1, 1, 1], [255, 0, 1, 1]]]), 2, 2).tolist()
     [[[2.0, 1.0], [0.0, 4.0]]]

@@ -1,7 +1,7 @@
-"""Features of a data set, stored chunk by chunk: an interrupted extraction resumes, and no chunk is computed twice.
+"""Feature extraction, stored chunk by chunk, so that an interrupted extraction resumes.
 
-A chunk is a fixed number of scenes in order, and each rank computes whole chunks. So features are the same for any
-number of processes, and every image counts once.
+A chunk is a fixed number of consecutive scenes, and each rank computes whole chunks, so features are the same for any
+number of processes, and no image is duplicated.
 """
 
 import hashlib
@@ -17,19 +17,18 @@ from torch import Tensor
 from c2fmae.core.files import check_disk_space, write_atomic
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes
-from c2fmae.eval.digests import compute_json_digest
+from c2fmae.eval.cache import compute_json_digest, save_tensors
 from c2fmae.eval.engine import BatchingConfig, iterate_batches, split_chunks
 from c2fmae.eval.evaluation import ModelUnderTest
-from c2fmae.eval.probes.feature_spec import FEATURES_DIR, FeatureSpec
+from c2fmae.eval.probes.config import FEATURES_DIR, FeatureSpec
 from c2fmae.eval.probes.feature_store import FeatureStore
-from c2fmae.eval.tensor_cache import save_tensors
 from c2fmae.models.backbones import Backbone
 
 MAX_SCENES_PER_CHUNK = 1024
-"""Scenes of a chunk, where they are small."""
+"""Maximum number of scenes in a chunk."""
 
 _FEATURE_FORMAT = 2
-_MAX_BYTES_PER_CHUNK = 1 << 28  # parts of a chunk are in memory three times
+_MAX_BYTES_PER_CHUNK = 1 << 28  # a chunk is in memory up to three times
 
 
 def extract_features(
@@ -43,7 +42,7 @@ def extract_features(
 ) -> FeatureStore:
     """Return the features of all images, computing only chunks that are not stored yet.
 
-    `identity` is a digest of the scenes, which tells them from others with the same keys.
+    `identity` is a digest of the scenes.
     """
     world, bytes_per_scene = model.world, _bytes_per_scene(model.backbone, view, spec)
     chunk_size = max(1, min(MAX_SCENES_PER_CHUNK, _MAX_BYTES_PER_CHUNK // bytes_per_scene))
@@ -65,7 +64,7 @@ def extract_features(
         write_atomic(feature_dir / "what.json", json.dumps(identity_fields).encode(), is_shared=True)
         if num_missing := sum(not path.exists() for path in store.chunk_paths):
             num_bytes = min(chunk_size * num_missing, len(scenes)) * bytes_per_scene
-            check_disk_space(feature_dir, num_bytes=num_bytes, purpose="features", alternative="take fewer layers")
+            check_disk_space(feature_dir, num_bytes=num_bytes, purpose="features", alternative="use fewer layers")
     world.barrier()
     rank_chunks = world.rank_chunks(len(scenes), chunk_size)
     missing_chunks = [rows for rows in rank_chunks if not store.chunk_paths[rows.start // chunk_size].exists()]
@@ -107,7 +106,7 @@ def _compute_features(backbone: Backbone, images: Tensor, spec: FeatureSpec) -> 
 
 @dataclass(frozen=True)
 class _ImageLoader:
-    """Images, and what is stored of their scenes beside features."""
+    """Loads images with the labels, digests and maps that are stored next to their features."""
 
     scenes: Scenes
     view: CentralView

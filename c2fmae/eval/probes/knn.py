@@ -1,4 +1,4 @@
-"""k nearest neighbours of frozen features, searched once for all numbers of neighbours."""
+"""k-nearest-neighbour classification of frozen features, with one search for all numbers of neighbours."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ from c2fmae.eval.probes.train_test import (
 
 
 def run_knn(config: KnnEvaluation, model: ModelUnderTest) -> Iterator[Metric]:
-    """Yield the accuracy for each number of neighbours, way of voting and kind of features."""
+    """Yield the accuracy for each number of neighbours, type of vote and feature column."""
     sets, columns = extract_labelled_sets(config, model), config.feature_columns(model.backbone)
     yield sets.overlap_metric()
     for column in columns:
@@ -44,11 +44,11 @@ def run_knn(config: KnnEvaluation, model: ModelUnderTest) -> Iterator[Metric]:
 def _test_accuracies(
     config: KnnEvaluation, world: World, keys: Tensor, queries: Tensor, sets: TrainTestFeatures, rows: Tensor
 ) -> dict[tuple[str, int], float]:
-    """Return the accuracy on the test images for each way of voting and number of neighbours."""
+    """Return the accuracy on the test images for each type of vote and number of neighbours."""
     ks = [k for k in config.ks if k <= len(rows)]
     if not ks:
         raise UserError(
-            f"ks: there are {len(rows)} training images, fewer than each of {list(config.ks)}. Add a smaller number"
+            f"ks: expected a number up to {len(rows)}, the number of training images, got {list(config.ks)}. Add one"
         )
     chunks = world.rank_chunks(len(queries), QUERIES_PER_BLOCK)
     rank_rows = torch.tensor([row for chunk in chunks for row in chunk], dtype=torch.long)
@@ -63,4 +63,4 @@ def _test_accuracies(
             yield {(votes, k): (predicted[k] == truth).sum() for k in ks}
 
     num_correct = sum_outputs(count_correct() if chunks else (), world)
-    return {way: count.item() / sets.num_test_images for way, count in num_correct.items()}
+    return {vote: count.item() / sets.num_test_images for vote, count in num_correct.items()}

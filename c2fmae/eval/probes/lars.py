@@ -1,9 +1,9 @@
 """MAE's linear probe: batch norm without scale and shift, then LARS, with large batches and no weight decay.
 
-Steps are in proportion to the weights, so how far it gets is a matter of rows × epochs, whatever the batches: the 115
-million of ImageNet in 90 epochs are plenty, and below a few million weights are still mostly what they were at random.
-Differs from MAE's own in that features are computed once, of photos that are cut the same way each time, and in that
-an epoch's last rows are not left out.
+LARS scales steps by the norm of the weights, so convergence depends on rows × epochs, whatever the batch size. The 115
+million samples of 90 epochs on ImageNet are enough; with less than a few million, weights stay close to their random
+initialisation. Unlike in MAE's code, features are computed once, without augmentation, and an epoch's last rows are not
+dropped.
 """
 
 import torch
@@ -17,7 +17,7 @@ from c2fmae.eval.probes.batching import num_batches, shuffled_batches
 from c2fmae.eval.probes.linear_heads import LinearProbe
 
 BASE_LR = 0.1
-"""The highest rate for batches of 256; in proportion for others."""
+"""Peak learning rate for batches of 256; scaled linearly for others."""
 _EPS = 1e-6
 
 
@@ -30,13 +30,13 @@ def lars_step(
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
 ) -> None:
-    """Change a parameter and its velocity, in place, by one step of LARS without weight decay.
+    """Update a parameter and its velocity in place by one step of LARS without weight decay.
 
-    What has one axis, a bias, takes the step as it is.
+    The step of a parameter with one axis, such as a bias, is not scaled.
     """
     if parameter.ndim > 1:
         parameter_norm, gradient_norm = parameter.norm(), gradient.norm()
-        # With nothing to be in proportion to: the step as it is
+        # Without a norm to scale by, the step is not scaled
         gradient = gradient * torch.where(
             (parameter_norm > 0) & (gradient_norm > 0), trust_coefficient * parameter_norm / gradient_norm, 1.0
         )
@@ -48,14 +48,14 @@ def fit_lars_probe(
     features: Float[Tensor, "row dim"],
     labels: Int64[Tensor, " row"],
     *,
-    rows: Int64[Tensor, " given"],
+    rows: Int64[Tensor, " training_row"],
     num_labels: int,
     epochs: int = 90,
     warmup_epochs: int = 10,
     batch_size: int = 16384,
     seed: int,
 ) -> LinearProbe:
-    """Return the probe that MAE's protocol fits to `rows`; it standardises by batch norm's running averages."""
+    """Fit a probe to `rows` with MAE's protocol; it standardises features by batch norm's running statistics."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "probe weights"))
     dim, per_epoch = features.shape[1], num_batches(len(rows), batch_size)
     weight, bias = torch.empty(num_labels, dim), torch.zeros(num_labels)

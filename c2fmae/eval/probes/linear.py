@@ -26,7 +26,7 @@ _ROWS_PER_BATCH = 8192
 
 
 class FittedProbe(NamedTuple):
-    """A probe, the column of features it was fitted to, and a description of the settings that were chosen."""
+    """A probe, the feature column that it was fitted to, and a description of the chosen settings."""
 
     probe: LinearProbe
     column: str
@@ -34,7 +34,7 @@ class FittedProbe(NamedTuple):
 
 
 def run_linear_probe(config: LinearProbeEvaluation, model: ModelUnderTest) -> Iterator[Metric]:
-    """Fit all settings at once, and yield the accuracy of the best for each fraction of the labels."""
+    """Fit all settings at once, and yield the accuracy of the best one for each fraction of the labels."""
     sets, world = extract_labelled_sets(config, model), model.world
     yield sets.overlap_metric()
     columns = {str(column): column for column in config.feature_columns(model.backbone)}

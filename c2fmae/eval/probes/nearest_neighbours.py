@@ -1,4 +1,4 @@
-"""k nearest neighbours: what a photo shows is what the photos show whose features point the same way."""
+"""Exact k-nearest-neighbour search by cosine similarity, and votes on labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 
 QUERIES_PER_BLOCK = 1024
-"""Queries are compared in blocks of so many: what shares them out between processes does it by whole blocks."""
-_KEYS_PER_BLOCK = 16384  # with the queries a buffer of 64 MiB
+"""Number of queries that are compared at once. Split queries between processes by whole blocks."""
+_KEYS_PER_BLOCK = 16384  # the buffer of similarities has 64 MiB
 _KEYS_PER_GROUP = 64
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest keys of each query, the nearest first; of equally near ones that with the lower index."""
+    """The nearest keys of each query, the nearest first; of equally near keys, the one with the lower index first."""
 
     similarity: Float32[Tensor, "query k"]
-    """Cosines."""
+    """Cosine similarities."""
     index: Int64[Tensor, "query k"]
 
 
 def find_nearest(
     keys: Float[Tensor, "key dim"] | Sequence[Float[Tensor, "_ dim"]], queries: Float[Tensor, "query dim"], k: int
 ) -> Neighbours:
-    """Return the k keys that each query has the highest cosines with, exactly.
+    """Return the k keys with the highest cosine similarity to each query, by exact search.
 
-    Keys may come in blocks, such as files mapped into memory. Each is read once, piece by piece, and never held whole.
+    Keys can be given in blocks, such as memory-mapped files. Each block is read once, piece by piece.
     """
     blocks = [keys] if isinstance(keys, Tensor) else keys
     num_keys = sum(map(len, blocks))
     if k not in range(1, num_keys + 1):
-        raise UserError(f"k: expected 1 to {num_keys} neighbours, as many as there are training scenes, got {k}")
+        raise UserError(f"k: expected 1 to {num_keys} neighbours, the number of training scenes, got {k}")
     queries = normalise_rows(queries)
     best = queries.new_full((len(queries), k), -torch.inf)
     index = torch.zeros_like(best, dtype=torch.int64)
@@ -56,27 +56,27 @@ def find_nearest(
 
 
 def normalise_rows(rows: Tensor) -> Tensor:
-    """Return rows of length 1 in full precision, or of zeros where they were."""
+    """Return rows normalised to length 1 in full precision; rows of zeros stay zeros."""
     rows = rows.float()
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not length.isfinite().all():
-        raise UserError("features: expected finite numbers, found infinite ones or some that are not numbers")
+        raise UserError("features: expected finite numbers, got infinite ones or NaN. Check the backbone's weights")
     return rows / length.clamp(min=1e-12)
 
 
 def _merge_nearest(similarity: Tensor, first_key: int, best: Tensor, index: Tensor) -> None:
-    """Replace, among the best so far, those that keys from index `first_key` on are nearer than.
+    """Merge keys with indices from `first_key` into the nearest keys found so far, in place.
 
-    Few keys get in once the best are good, so most are dismissed by one look at the highest of their group.
+    Few keys are near enough after the first blocks, so most are rejected by the maximum of their group.
     """
     k = best.shape[1]
     groups = similarity.unflatten(1, (-1, _KEYS_PER_GROUP))
     peaks = groups.amax(dim=2)
-    # Who comes later loses a tie: only what lies above the k-th so far gets in
+    # Ties are won by the lower index, so a new key must be strictly nearer than the k-th so far
     threshold = torch.nextafter(best[:, -1:], best.new_tensor(torch.inf))
     has_candidate = peaks >= threshold
     if has_candidate.sum() > len(peaks) * k and k <= peaks.shape[1]:
-        # k groups have a key as near as the k-th of their peaks: nothing below it is among the best
+        # k groups have a key at least as near as the k-th highest peak, so keys below it are not among the best
         threshold = threshold.maximum(peaks.topk(k, dim=1).values[:, -1:])
         has_candidate = peaks >= threshold
     row, group = has_candidate.nonzero(as_tuple=True)
@@ -105,9 +105,9 @@ def vote_labels(
     num_labels: int,
     temperature: float | None,
 ) -> dict[int, Int64[Tensor, " query"]]:
-    """Return, for each k, the label that a query's k nearest keys vote for: by exp(cosine / temperature), or by number.
+    """Return, for each k, the label with the most votes among each query's k nearest keys.
 
-    Without a temperature each counts one. Equal votes go to the lower label.
+    A vote has the weight exp(cosine / temperature), or 1 without a temperature. Ties go to the lower label.
     """
     max_k = neighbours.index.shape[1]
     if not ks or min(ks) < 1 or max(ks) > max_k:
@@ -115,7 +115,7 @@ def vote_labels(
     predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
     blocks = (field.split(QUERIES_PER_BLOCK) for field in (neighbours.similarity, neighbours.index))
     for similarity, keys in zip(*blocks, strict=True):
-        # In units of the nearest one's vote, which no temperature makes too small to count
+        # Relative to the nearest key's vote, which a low temperature would let underflow
         weight = torch.ones_like(similarity, dtype=torch.float64)
         if temperature is not None:
             weight = ((similarity.double() - similarity[:, :1]) / temperature).exp()

@@ -1,6 +1,6 @@
-"""Features that need no training, to compare a backbone's with: raw pixels and colour histograms.
+"""Baseline features without training: raw pixels and colour histograms.
 
-They have the interface of a backbone with one block, so every probe runs on them as it is.
+They have the interface of a backbone with one block, so every probe can use them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _COLOURS_PER_CHANNEL = 4
 
 
 class RawPixels(Backbone):
-    """The standardised pixels of each patch; pooled, those of the whole image in order."""
+    """The standardised pixels of each patch; pooled, those of all patches in order."""
 
     name = "raw pixels"
 
@@ -37,12 +37,12 @@ class RawPixels(Backbone):
 
     @property
     def depth(self) -> int:
-        """One: there are no blocks to choose from."""
+        """The number of blocks, 1."""
         return 1
 
     @property
     def num_prefix_tokens(self) -> int:
-        """None: there are patches only."""
+        """The number of tokens before the patches, 0."""
         return 0
 
     def get_intermediate_layers(
@@ -54,7 +54,7 @@ class RawPixels(Backbone):
     def pool(
         self, tokens: Float[Tensor, "batch patch dim"], pooling: Pooling | None = None, *, depth: int | None = None
     ) -> Float[Tensor, "batch pooled"]:
-        """Return all values of an image in order."""
+        """Return the features of all patches in order."""
         del pooling, depth
         return tokens.flatten(1)
 
@@ -73,7 +73,7 @@ class ColourHistogram(RawPixels):
         return _COLOURS_PER_CHANNEL**3
 
     def standardise(self, images: Tensor) -> Tensor:
-        """Return images as they are: colours are counted in bytes."""
+        """Return images unchanged: histograms are computed from bytes."""
         return images
 
     def pool(

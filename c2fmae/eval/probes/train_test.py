@@ -1,4 +1,4 @@
-"""Features of a training and a test set, which all probes of frozen features start from."""
+"""Features of the training and test sets of probes, and subsets of their labels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from c2fmae.eval.probes.extraction import extract_features
 from c2fmae.eval.probes.feature_store import FeatureStore
 
 _MAX_OVERLAP = 0.5
-"""Fraction of the test images above which their being in the training set is no accident."""
+"""Maximum fraction of test images that may be in the training set."""
 
 
 @dataclass(frozen=True)
 class TrainTestFeatures:
-    """Features of the two sets."""
+    """Features of the training and the test set."""
 
     train: FeatureStore
     test: FeatureStore
     overlap: float
-    """Fraction of the test images that are among the training images, byte for byte."""
+    """Fraction of the test images that are bitwise equal to a training image."""
 
     @property
     def num_test_images(self) -> int:
@@ -41,12 +41,12 @@ class TrainTestFeatures:
         return int(max(self.train.labels.max(), self.test.labels.max())) + 1
 
     def overlap_metric(self) -> Metric:
-        """Return the metric that comes before all others."""
+        """Return the train/test overlap as a metric."""
         return Metric("train_test_overlap", 100 * self.overlap, self.num_test_images)
 
 
 def open_sets(config: ProbeConfig, model: ModelUnderTest) -> tuple[OpenedSet, OpenedSet]:
-    """Open the training and the test set, once for a model, and check that they fit each other."""
+    """Open the training and the test set, once for each model, and check that they match."""
     size, granularities = config.resolve_image_size(model.backbone), config.required_granularities()
     key = f"sets of {size} {config.model_dump_json()}"
     if key not in model.memo:
@@ -59,37 +59,38 @@ def open_sets(config: ProbeConfig, model: ModelUnderTest) -> tuple[OpenedSet, Op
 
 
 def extract_sets(config: ProbeConfig, model: ModelUnderTest) -> TrainTestFeatures:
-    """Return features of both sets; sets with mostly the same images are a `UserError`."""
-    opened, backbone = open_sets(config, model), model.backbone
+    """Return the features of both sets; raise a `UserError` if most test images are in the training set."""
+    sets, backbone = open_sets(config, model), model.backbone
     train, test = (
         extract_features(
             model,
-            each.scenes,
+            opened.scenes,
             config.make_view(backbone),
             config.feature_spec(backbone),
-            identity=each.identity,
+            identity=opened.identity,
             batching=BatchingConfig(batch_size=config.batch_size, num_workers=config.workers),
         )
-        for each in opened
+        for opened in sets
     )
     overlap = float(np.isin(test.image_digests, train.image_digests).mean())
     if overlap > _MAX_OVERLAP:
         raise UserError(
-            f"test: {overlap:.0%} of the images of {opened[1].name} are in the training set too, so accuracy would say "
-            "nothing about features. Use another set"
+            f"test: {overlap:.0%} of the images of {sets[1].name} are in the training set too, so the accuracy would "
+            "not measure features. Use another set"
         )
     return TrainTestFeatures(train, test, overlap)
 
 
 def extract_labelled_sets(config: LabelProbeConfig, model: ModelUnderTest) -> TrainTestFeatures:
-    """Return features of both sets, in which every scene must have a label."""
+    """Return the features of both sets; raise a `UserError` if a scene has no label."""
     sets = extract_sets(config, model)
     for split, features, opened in zip(
         ("train", "test"), (sets.train, sets.test), open_sets(config, model), strict=True
     ):
         if missing := int((features.labels < 0).sum()):
             raise UserError(
-                f"{split}: {missing} of {len(features.labels)} scenes of {opened.name} have no label. Leave them out"
+                f"{split}: {missing} of {len(features.labels)} scenes of {opened.name} have no label. "
+                "Label them, or leave them out"
             )
     return sets
 
@@ -97,7 +98,7 @@ def extract_labelled_sets(config: LabelProbeConfig, model: ModelUnderTest) -> Tr
 def draw_label_subsets(
     config: LabelProbeConfig, labels: Int64[Tensor, " scene"]
 ) -> Iterator[tuple[float, list[Int64[Tensor, " row"]]]]:
-    """Yield each fraction of the labels with the training rows of each of its draws."""
+    """Yield each fraction of the labels, with the training rows of each draw."""
     for fraction in config.fractions:
         num_draws = 1 if fraction == 1 else config.seeds
         seeds = [derive_seed(config.seed, "labels", draw) for draw in range(num_draws)]
@@ -107,7 +108,7 @@ def draw_label_subsets(
 def make_accuracy_metrics(
     key: str, accuracies: Sequence[float], count: int, tags: Mapping[str, TagValue], notes: tuple[str, ...] = ()
 ) -> Iterator[Metric]:
-    """Yield an accuracy in percent with its interval; of several draws, their mean and standard deviation."""
+    """Yield an accuracy in percent with its interval, or the mean and standard deviation of several draws."""
     if len(accuracies) == 1:
         yield build_accuracy_metric(key, accuracies[0], count, tags=tags, notes=notes)
         return
@@ -117,5 +118,5 @@ def make_accuracy_metrics(
 
 
 def label_fraction_tags(fraction: float) -> dict[str, TagValue]:
-    """Return the tag of a metric that is about a fraction of the labels; none for all labels."""
+    """Return the tag of metrics for a fraction of the labels; no tag for all labels."""
     return {} if fraction == 1 else {"label_fraction": fraction}

@@ -7,7 +7,7 @@ from typing import Any
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.files import write_atomic
 from c2fmae.core.json_file import write_json
-from c2fmae.eval.digests import compute_json_digest
+from c2fmae.eval.cache import compute_json_digest
 from c2fmae.eval.results import (
     PAGE_FILE,
     RESULT_FORMAT,

@@ -17,7 +17,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.data import CentralView
 from c2fmae.data.geometry import CropBox, resized_crop_image
-from c2fmae.eval.digests import compute_module_digest, compute_weights_digest
+from c2fmae.eval.cache import compute_module_digest, compute_weights_digest
 from c2fmae.models.backbones.hugging_face_reader import read_hugging_face_config
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX, parse_timm_labels
 from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier

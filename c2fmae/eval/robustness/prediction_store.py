@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from c2fmae.eval.tensor_cache import load_tensors, save_tensors
+from c2fmae.eval.cache import load_tensors, save_tensors
 
 _FORMAT = 2
 _STORED_DTYPES = {"confidence": torch.float32, "probabilities": torch.float16, "is_resized": torch.uint8}

@@ -13,8 +13,8 @@ from c2fmae.core.scene import Scene
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.data import CentralView, Scenes
 from c2fmae.eval.classification.accuracy import ClassificationScores, ClassifierEvaluator
-from c2fmae.eval.classification.inputs import build_view_options, prepare_classifier_inputs
 from c2fmae.eval.classification.result import build_finetune_metrics
+from c2fmae.eval.classification.task import build_view_options, prepare_classifier_inputs
 from c2fmae.eval.engine import BatchingConfig
 from tests.eval.classification.tiny_finetuning import RGB_SEMANTIC_SPEC, make_coloured_batch, make_tiny_classifier
 from tests.eval.tiny_backbones import InMemoryScenes, draw_coloured_scenes

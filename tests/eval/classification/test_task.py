@@ -12,8 +12,7 @@ from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.eval.classification.config import MixingConfig
-from c2fmae.eval.classification.inputs import prepare_classifier_inputs
-from c2fmae.eval.classification.task import ClassificationMicroBatch, ClassificationTask
+from c2fmae.eval.classification.task import ClassificationMicroBatch, ClassificationTask, prepare_classifier_inputs
 from tests.eval.classification.tiny_finetuning import RGB_SEMANTIC_SPEC, make_coloured_batch, make_tiny_classifier
 from tests.methods.tiny_methods import to_float64
 

@@ -1,4 +1,4 @@
-"""What each of two processes does: probes of frozen features, and what it found."""
+"""Probes in two processes, for test_probe_processes.py."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -23,7 +23,7 @@ WORLD_SIZE = 2
 
 
 def make_probe_evaluations(folder: Path) -> Iterator[Evaluation]:
-    """All probes, of the same two sets."""
+    """Yield all probes, with the same training and test set."""
     sets = {"train": str(folder / "train"), "test": str(folder / "test")}
     yield KnnEvaluation(**sets, workers=0, ks=(3,))
     yield LinearProbeEvaluation(**sets, workers=0, epochs=3)
@@ -32,7 +32,7 @@ def make_probe_evaluations(folder: Path) -> Iterator[Evaluation]:
 
 
 def compute_probe_metrics(world: World, folder: Path, cache: Path) -> list[Metric]:
-    """The metrics of all of them, in chunks and blocks so small that each process has some, and not as many."""
+    """Return the metrics of all probes, with small chunks and blocks, of which each rank has another number."""
     extraction.MAX_SCENES_PER_CHUNK = 8
     knn.QUERIES_PER_BLOCK = 5  # type: ignore[attr-defined]
     model = ModelUnderTest.in_memory("tiny", cache, world=world, backbone=tiny_backbone())
@@ -40,7 +40,7 @@ def compute_probe_metrics(world: World, folder: Path, cache: Path) -> list[Metri
 
 
 def run_rank(rank: int, folder: Path) -> None:
-    """Evaluate as one of two processes."""
+    """Compute the metrics as one of two ranks, and save them."""
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=120))
     metrics = compute_probe_metrics(World(rank, WORLD_SIZE), folder, folder / "both")

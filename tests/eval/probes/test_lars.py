@@ -19,26 +19,24 @@ def fit(train: Tensor, labels: Tensor, *, seed: int = 0, epochs: int = 20, batch
     )
 
 
-def test_a_step_is_that_of_the_formula() -> None:
+def test_a_step_equals_the_formula() -> None:
     for parameter, gradient in (([[3.0, 4.0]], [[0.6, 0.8]]), ([3.0, 4.0], [0.6, 0.8])):
-        here, velocity = torch.tensor(parameter), torch.tensor(parameter) * 0 + 0.5
-        lars_step(here, velocity, torch.tensor(gradient), lr=2.0)
-        trust = 0.001 * 5 / 1 if here.ndim == 2 else 1
+        updated, velocity = torch.tensor(parameter), torch.tensor(parameter) * 0 + 0.5
+        lars_step(updated, velocity, torch.tensor(gradient), lr=2.0)
+        trust = 0.001 * 5 / 1 if updated.ndim == 2 else 1
         expected = 0.9 * 0.5 + trust * torch.tensor(gradient)
         assert torch.allclose(velocity, expected)
-        assert torch.allclose(here, torch.tensor(parameter) - 2 * expected)
+        assert torch.allclose(updated, torch.tensor(parameter) - 2 * expected)
 
 
 @pytest.mark.parametrize(("parameter", "gradient"), [(0.0, 0.5), (0.5, 0.0)])
-def test_where_there_is_nothing_to_be_in_proportion_to_the_step_is_taken_as_it_is(
-    parameter: float, gradient: float
-) -> None:
-    here = torch.full((2, 3), parameter)
-    lars_step(here, torch.zeros(2, 3), torch.full((2, 3), gradient), lr=0.1)
-    assert torch.allclose(here, torch.full((2, 3), parameter - 0.1 * gradient))
+def test_a_step_is_not_scaled_if_the_parameter_or_the_gradient_is_zero(parameter: float, gradient: float) -> None:
+    updated = torch.full((2, 3), parameter)
+    lars_step(updated, torch.zeros(2, 3), torch.full((2, 3), gradient), lr=0.1)
+    assert torch.allclose(updated, torch.full((2, 3), parameter - 0.1 * gradient))
 
 
-def test_the_protocol_is_batch_norm_a_linear_layer_and_the_same_steps_by_hand() -> None:
+def test_a_fit_equals_batch_norm_and_a_linear_layer_with_lars() -> None:
     train, labels, test, _ = make_blobs(150)
     train, test = 30 * train + 5, 30 * test + 5
     fitted = fit(train, labels, epochs=5)
@@ -48,22 +46,22 @@ def test_the_protocol_is_batch_norm_a_linear_layer_and_the_same_steps_by_hand() 
     linear.load_state_dict({"weight": start.weight, "bias": start.bias})
     velocity = {name: torch.zeros_like(value) for name, value in linear.named_parameters()}
     for step, batch in enumerate(shuffled_batches(torch.arange(150), epochs=5, batch_size=64, seed=0)):
-        rate = 0.1 * 50 / 256  # three batches of 50
-        rate *= (step + 1) / 6 if step < 6 else 0.5 * (1 + math.cos(math.pi * (step - 6) / 9))
+        lr = 0.1 * 50 / 256  # three batches of 50
+        lr *= (step + 1) / 6 if step < 6 else 0.5 * (1 + math.cos(math.pi * (step - 6) / 9))
         linear.zero_grad()
         nn.functional.cross_entropy(linear(norm(train[batch])), labels[batch]).backward()
         for name, value in linear.named_parameters():
             assert value.grad is not None
             scale = 0.001 * value.norm() / value.grad.norm() if name == "weight" else 1.0
             velocity[name] = 0.9 * velocity[name] + scale * value.grad
-            value.data -= rate * velocity[name].detach()
+            value.data -= lr * velocity[name].detach()
     assert torch.allclose(fitted.weight, linear.weight, atol=1e-6)
     assert torch.allclose(fitted.bias, linear.bias, atol=1e-6)
     norm.eval()
     assert torch.allclose(fitted.logits(test), linear(norm(test)), atol=1e-5)
 
 
-def test_weights_start_small_at_random_and_biases_at_nothing() -> None:
+def test_weights_are_initialised_with_a_deviation_of_0_01_and_biases_with_0() -> None:
     train, labels, _, _ = make_blobs(150, dim=1000)
     start = fit(train, labels, epochs=0)
     assert start.weight.std().item() == pytest.approx(0.01, rel=0.05)
@@ -71,7 +69,7 @@ def test_weights_start_small_at_random_and_biases_at_nothing() -> None:
     assert not torch.equal(start.weight, fit(train, labels, epochs=0, seed=1).weight)
 
 
-def test_what_can_be_told_is_learned_and_the_generator_stays_as_it_was() -> None:
+def test_separable_classes_are_classified_and_the_global_generator_is_not_used() -> None:
     train, labels, test, truth = make_blobs(1000, spread=0.5, dim=20)
     before = torch.get_rng_state()
     fitted = fit(train, labels, epochs=2000, batch_size=1000)

@@ -1,4 +1,4 @@
-"""Two processes share the work of a probe and find what one finds."""
+"""Probes with two processes."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.numeric
 
 
 @pytest.mark.once
-def test_two_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_compute_the_metrics_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, count, seed in (("train", 30, 0), ("test", 21, 1)):
         scenes: list[Scene] = draw_coloured_scenes(count, labels=3, noise=140, seed=seed)
         write_dataset_json(write_scenes(tmp_path / part, scenes), ("one", "two", "three"))

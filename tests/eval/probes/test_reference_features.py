@@ -17,17 +17,17 @@ from tests.eval.tiny_backbones import (
 )
 
 
-def test_raw_pixels_are_those_of_patches_and_pooled_those_of_the_image() -> None:
+def test_raw_pixels_are_the_pixels_of_patches() -> None:
     images = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16).remainder(256).byte()
     pixels = RawPixels(SPEC.model_copy(update={"mean": (0.0,) * 3, "std": (1.0,) * 3}))
     (patches,) = pixels.get_intermediate_layers(pixels.standardise(images), [1])
     assert patches.shape == (2, 4, pixels.dim)
-    # Patches run over rows, then columns; their values over rows, columns and channels
+    # Patches are in row-major order; their values are ordered by row, column and channel
     assert torch.allclose(patches[:, 1], images.float().div(255)[:, :, :8, 8:].permute(0, 2, 3, 1).flatten(1))
     assert torch.equal(pixels.pool(patches), patches.flatten(1))
 
 
-def test_colours_are_counted_in_64_bins() -> None:
+def test_colour_histograms_have_64_bins() -> None:
     images = torch.zeros(1, 3, 8, 16, dtype=torch.uint8)
     images[0, :, :, 8:] = torch.tensor([255, 64, 130]).view(3, 1, 1)
     images[0, 0, 0, 0] = 63
@@ -42,7 +42,7 @@ def test_colours_are_counted_in_64_bins() -> None:
 
 
 @pytest.mark.parametrize("features", [RawPixels, ColourHistogram])
-def test_probes_run_on_them(features: type[RawPixels], tmp_path: Path) -> None:
+def test_probes_run_on_reference_features(features: type[RawPixels], tmp_path: Path) -> None:
     sets = {}
     for seed, name in enumerate(("train", "test")):
         scenes: list[Scene] = draw_coloured_scenes(24, seed=seed)
@@ -56,6 +56,6 @@ def test_probes_run_on_them(features: type[RawPixels], tmp_path: Path) -> None:
     assert mean_iou.value > 90
 
 
-def test_features_of_each_kind_have_a_digest_of_their_own(tmp_path: Path) -> None:
+def test_reference_features_have_different_digests(tmp_path: Path) -> None:
     models = [make_tiny_model_under_test(features(SPEC), tmp_path) for features in (RawPixels, ColourHistogram)]
     assert models[0].digest != models[1].digest
