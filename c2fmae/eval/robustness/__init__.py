@@ -1,1 +1,1 @@
-"""Robustness: how much of what a classifier knows survives on photos of another kind than it learned from."""
+"""Robustness: accuracy of classifiers on images whose distribution differs from that of the training data."""

@@ -1,6 +1,6 @@
-"""From a classifier's answers on a set to numbers, each over all its photos at once."""
+"""Metrics of a classifier's predictions on a set, each computed over all images of the set together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,24 +16,30 @@ from c2fmae.eval.robustness.image_classifier import ImageClassifier
 from c2fmae.eval.robustness.prediction_store import StoredPredictions
 from c2fmae.eval.robustness.scores import compute_calibration_error
 
+ALL_CLASSES = "all classes"
+_MANY_CLASSES = 10  # with fewer classes, three times chance is a good accuracy
+
 
 @dataclass(frozen=True)
 class CellPredictions:
-    """A cell, and a classifier's predictions on those of its images that count."""
+    """A cell and a classifier's predictions on its images.
+
+    An image counts if it has a label of which the classifier has a class; metrics are over these images only.
+    """
 
     cell: Cell
     stored: StoredPredictions
     accepted: Bool[Tensor, "label column"]
-    """Which logits are correct for each label."""
+    """Whether each logit is correct for each label."""
 
     @cached_property
-    def is_counted(self) -> Bool[Tensor, " photo"]:
-        """Which images count: those with a label of which the classifier has a class."""
+    def is_counted(self) -> Bool[Tensor, " image"]:
+        """Whether each image counts."""
         labels = self.stored.labels
         return (labels >= 0) & self.accepted.any(dim=1)[labels.clamp(min=0)]
 
     @property
-    def counted_labels(self) -> Int64[Tensor, " photo"]:
+    def counted_labels(self) -> Int64[Tensor, " image"]:
         """The labels of the images that count."""
         return self.stored.labels[self.is_counted]
 
@@ -48,143 +54,119 @@ class CellPredictions:
         return len(self.is_counted) - self.num_images
 
     @cached_property
-    def is_correct(self) -> Bool[Tensor, " photo"]:
-        """Which of the images that count are classified correctly among the open classes."""
+    def is_correct(self) -> Bool[Tensor, " image"]:
+        """Whether each image that counts is classified correctly among the open classes."""
         return self.accepted[self.counted_labels, self.stored.predicted[self.is_counted]]
 
     @cached_property
-    def is_correct_among_all(self) -> Bool[Tensor, " photo"]:
-        """Which of them are classified correctly among all of the model's classes."""
+    def is_correct_among_all(self) -> Bool[Tensor, " image"]:
+        """Whether each image that counts is classified correctly among all of the model's classes."""
         return self.accepted[self.counted_labels, self.stored.predicted_all[self.is_counted]]
 
     @property
-    def confidence(self) -> Float[Tensor, " photo"]:
-        """Of those that count."""
+    def confidence(self) -> Float[Tensor, " image"]:
+        """The confidence of each image that counts."""
         return self.stored.confidence[self.is_counted]
 
     @property
     def error(self) -> float:
-        """The share that was answered wrongly; NaN without photos."""
+        """The fraction of wrong predictions; NaN if no image counts."""
         return 1 - self.is_correct.double().mean().item()
 
 
 @dataclass(frozen=True)
 class SetPredictions:
-    """All that is known of one classifier on one set."""
+    """The predictions of one classifier on one set."""
 
     classifier: ImageClassifier
     shifted_set: ShiftedSet
     class_matching: ClassMatching
     columns: tuple[int, ...]
-    """The logits that were open."""
+    """The open logits: those that the classifier chooses from."""
     cells: tuple[CellPredictions, ...]
     clean: CellPredictions | None = None
-    """On clean photos, with the same logits open and the same classes alone counting."""
+    """Predictions on clean images of the same classes, with the same logits open."""
 
     @property
     def is_restricted(self) -> bool:
-        """Whether some of the model's classes were not open."""
+        """Whether only some of the model's logits are open."""
         return len(self.columns) < len(self.classifier.labels)
 
     @property
     def num_resized(self) -> int:
-        """How many photos that were to be taken as they are had to be brought to the model's size."""
+        """The number of uncropped images that were resized, since their size is not the model's."""
         return sum(cell.stored.num_resized for cell in self.cells)
 
     @property
     def chance_accuracy(self) -> float:
-        """What guessing gives."""
+        """The expected accuracy of random predictions."""
         return 1 / len(self.columns)
 
 
 def is_corruption_grid(shifted_set: ShiftedSet) -> bool:
-    """Return whether a set is of corruptions and severities."""
+    """Return whether a set consists of corruptions and severities."""
     return any(cell.corruption is not None for cell in shifted_set.cells)
 
 
-def format_image_count(num_images: int, expected: int | None) -> str:
-    """Say how many photos a number is over, beside how many there should be where that differs.
-
-    >>> format_image_count(7500, 7500), format_image_count(7499, 7500)
-    ('7,500', '7,499 of 7,500')
-    """
-    return f"{num_images:,}" if expected in (None, num_images) else f"{num_images:,} of {expected:,}"
-
-
-def measure_accuracy(
-    key: str, is_correct: Bool[Tensor, " photo"], tags: Mapping[str, TagValue], notes: tuple[str, ...] = ()
+def make_accuracy_metric(
+    key: str, is_correct: Bool[Tensor, " image"], tags: Mapping[str, TagValue], notes: tuple[str, ...] = ()
 ) -> Metric:
-    """Return an accuracy in percent with Wilson's interval."""
+    """Return the metric of an accuracy, in percent with Wilson's interval."""
     return build_accuracy_metric(key, is_correct.double().mean().item(), len(is_correct), tags=tags, notes=notes)
 
 
 def describe_caveats(set_predictions: SetPredictions, accuracy: float) -> tuple[str, ...]:
-    """Say what has to be known beside a set's first number: what is left out, resized, or suspicious."""
+    """Return notes for the first metric of a set: images left out or resized, warnings, an accuracy close to chance."""
     caveats: list[str] = []
-    num_images, num_excluded = (
-        sum(cell.num_images for cell in set_predictions.cells),
-        sum(cell.num_excluded for cell in set_predictions.cells),
-    )
-    expected = [cell.cell.expected_images for cell in set_predictions.cells]
-    total_expected = None if None in expected else sum(each or 0 for each in expected)
-    if is_corruption_grid(set_predictions.shifted_set) and total_expected not in (
-        None,
-        num_images + num_excluded,
-    ):  # of other sets their own notes say it
+    cells, matching = set_predictions.cells, set_predictions.class_matching
+    num_excluded = sum(cell.num_excluded for cell in cells)
+    num_images = sum(cell.num_images for cell in cells) + num_excluded
+    expected = [cell.cell.expected_images for cell in cells if cell.cell.expected_images is not None]
+    if (
+        is_corruption_grid(set_predictions.shifted_set)  # other sets have a warning of their own
+        and len(expected) == len(cells)
+        and sum(expected) != num_images
+    ):
+        caveats.append(f"{num_images:,} of {sum(expected):,} images in {format_count(len(cells), 'cell', 'cells')}")
+    if matching.missing_names:
+        names = ", ".join(matching.missing_names[:3]) + (", …" if len(matching.missing_names) > 3 else "")
         caveats.append(
-            f"{format_image_count(num_images + num_excluded, total_expected)} images in "
-            f"{format_count(len(expected), 'cell', 'cells')}"
-        )
-    if set_predictions.class_matching.missing_names:
-        missing_names = set_predictions.class_matching.missing_names
-        listed_names = ", ".join(missing_names[:3]) + (", …" if len(missing_names) > 3 else "")
-        caveats.append(
-            f"a subset: the model lacks {len(missing_names)} of the {set_predictions.class_matching.num_requested} "
-            f"classes ({listed_names}), whose "
-            f"{format_count(num_excluded, 'photo is', 'photos are')} left out"
+            f"a subset: the model lacks {len(matching.missing_names)} of the {matching.num_requested} classes "
+            f"({names}), whose {format_count(num_excluded, 'image is', 'images are')} left out"
         )
     elif num_excluded:
         caveats.append(
-            f"{format_count(num_excluded, 'photo without a class is', 'photos without a class are')} left out"
+            f"{format_count(num_excluded, 'image without a class is', 'images without a class are')} left out"
         )
     if set_predictions.num_resized:
-        num_resized_text = format_count(set_predictions.num_resized, "photo was", "photos were")
-        caveats.append(
-            f"resized: {num_resized_text} brought to {'×'.join(map(str, set_predictions.classifier.image_size))}"
-        )
+        count = format_count(set_predictions.num_resized, "image was", "images were")
+        size = "×".join(map(str, set_predictions.classifier.image_size))
+        caveats.append(f"resized: {count} resized to {size}")
     caveats += set_predictions.shifted_set.warnings
-    if accuracy < (3 if len(set_predictions.columns) >= _MANY_CLASSES else 1) * set_predictions.chance_accuracy:
-        caveats.append(
-            f"hardly above chance, {100 * set_predictions.chance_accuracy:.2g} %: are classes, weights, mean and std "
-            "right?"
-        )
+    chance = set_predictions.chance_accuracy
+    if accuracy < (3 if len(set_predictions.columns) >= _MANY_CLASSES else 1) * chance:
+        caveats.append(f"close to chance ({100 * chance:.2g} %). Check classes, weights, mean and std")
     return tuple(caveats)
 
 
 def compute_accuracy_metrics(
     set_predictions: SetPredictions, tags: Mapping[str, TagValue], open_classes: str
 ) -> list[Metric]:
-    """Return the metrics of a set without corruptions; `open_classes` names those among which the model chooses."""
-    is_correct, confidence = (
-        torch.cat([getattr(cell, what) for cell in set_predictions.cells]) for what in ("is_correct", "confidence")
-    )
+    """Return the metrics of a set without corruptions; `open_classes` is the name of the open logits in tables."""
+    is_correct = torch.cat([cell.is_correct for cell in set_predictions.cells])
+    confidence = torch.cat([cell.confidence for cell in set_predictions.cells])
     caveats = describe_caveats(set_predictions, is_correct.double().mean().item())
     if open_classes == ALL_CLASSES:
-        metrics = [measure_accuracy("top1", is_correct, tags, caveats)]
+        metrics = [make_accuracy_metric("top1", is_correct, tags, caveats)]
     else:
         is_correct_among_all = torch.cat([cell.is_correct_among_all for cell in set_predictions.cells])
         metrics = [
-            measure_accuracy("top1", is_correct, {**tags, "classes": open_classes}, caveats),
-            measure_accuracy("top1", is_correct_among_all, {**tags, "classes": ALL_CLASSES}),
+            make_accuracy_metric("top1", is_correct, {**tags, "classes": open_classes}, caveats),
+            make_accuracy_metric("top1", is_correct_among_all, {**tags, "classes": ALL_CLASSES}),
         ]
     metrics += compute_clean_metrics(set_predictions, tags, metrics[0].value)
     error = 100 * compute_calibration_error(confidence, is_correct)
     return [*metrics, Metric("calibration_error", error, len(is_correct), tags=tags)]
-
-
-ALL_CLASSES = "all classes"
-
-_MANY_CLASSES = 10  # with fewer classes, three times chance is a good accuracy
 
 
 def compute_clean_metrics(
@@ -194,12 +176,5 @@ def compute_clean_metrics(
     clean = set_predictions.clean
     if clean is None or not clean.num_images:
         return []
-    clean_metric = measure_accuracy("clean_top1", clean.is_correct, tags)
+    clean_metric = make_accuracy_metric("clean_top1", clean.is_correct, tags)
     return [clean_metric, Metric("accuracy_drop", clean_metric.value - accuracy, clean.num_images, tags=tags)]
-
-
-def index_images(cells: Sequence[CellPredictions]) -> list[Int64[Tensor, " photo"]]:
-    """Return for each cell the numbers of the photos that count; one of the same key has the same in all cells."""
-    digests = [cell.stored.image_digests[cell.is_counted] for cell in cells]
-    image_ids = torch.cat(digests).unique(return_inverse=True)[1]
-    return list(image_ids.split([len(each) for each in digests]))

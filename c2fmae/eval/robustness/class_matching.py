@@ -1,4 +1,4 @@
-"""Classes of a model that are those of a set: by WordNet id, or by name where neither has one; never by position."""
+"""Matching of a set's classes with a model's: by WordNet id, or by name if neither has one, but never by index."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ class ClassMatching:
     """The classes of a set among those of a model."""
 
     accepted: Bool[Tensor, "label column"]
-    """Which logits are correct for each label of the set; none for a label whose classes the model lacks."""
+    """Whether each logit is correct for each label of the set; none is for a label whose classes the model lacks."""
     columns: tuple[int, ...]
     """The logits of the requested classes, in ascending order."""
     num_requested: int
@@ -35,10 +35,10 @@ def match_classes(
     set_name: str,
     model_name: str,
 ) -> ClassMatching:
-    """Return which logits of a model are correct on a set, and which are open to it.
+    """Return the logits of a model that are correct for each label of a set, and the logits of all requested classes.
 
-    `protocol_wnids` lists the requested classes where a set may lack images of some (the 200 of ImageNet-A). A model
-    without any of them is a `UserError`.
+    `protocol_wnids` lists the requested classes (the 200 of ImageNet-A, for example); None requests the classes of the
+    labels. Raises a `UserError` if the model has none of them.
     """
     accepted_classes = [label for labels in label_map for label in labels]
     if protocol_wnids is None:

@@ -1,4 +1,4 @@
-"""Robustness of several classifiers side by side: metrics, counts by cell, and a page of tables and charts."""
+"""Comparison of the robustness of several classifiers: metrics, counts per cell, and a page of tables and charts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def write_comparison(
 ) -> list[Path]:
     """Write the comparison of all models and return its files, the page first.
 
-    Unless `output_dir` is given, other models, sets or settings have another directory.
+    The default directory below evaluations/ has a name that depends on the models, the sets and the settings.
     """
     details: list[RobustnessResult] = [result.details for result in results]
     sets = [predictions.shifted_set for predictions in details[0].set_predictions]
@@ -82,15 +82,14 @@ def _build_page(
     sections += [build_set_bar_chart(details), build_paper_table(details)]
     for set_index, predictions in enumerate(details[0].set_predictions):
         if is_corruption_grid(predictions.shifted_set):
-            sections += [
-                Text("", title=f"{format_set_name(predictions.shifted_set)}: error by corruption and severity")
-            ]
-            sections += [*build_corruption_charts(details, set_index), build_corruption_table(details, set_index)]
+            title = f"{format_set_name(predictions.shifted_set)}: error by corruption and severity"
+            sections += [Text("", title=title), *build_corruption_charts(details, set_index)]
+            sections.append(build_corruption_table(details, set_index))
     sections.append(Text("\n\n".join(format_protocols(results)), title="Protocol"))
     load_reports = "\n\n".join(result.classifier.load_report for result in details)
     return Page(
         "Robustness",
-        "Accuracy of classifiers on images of other kinds than they were trained on.",
+        "Accuracy of classifiers on images whose distribution differs from that of the training data.",
         [*sections, *make_detail_sections(load_reports, document)],
     )
 
@@ -99,7 +98,10 @@ def _model_record(result: RobustnessResult) -> dict[str, Any]:
     by_set = {predictions.shifted_set.name: predictions for predictions in result.set_predictions}
     return {
         "weights": result.classifier.digest,
-        "protocol": {name: describe_set_protocol(result.classifier, each.shifted_set) for name, each in by_set.items()},
+        "protocol": {
+            name: describe_set_protocol(result.classifier, predictions.shifted_set)
+            for name, predictions in by_set.items()
+        },
         "metrics": [metric.to_json() for metric in result.metrics],
         "corruption_errors": {
             name: compute_corruption_errors(compute_cell_errors(predictions))

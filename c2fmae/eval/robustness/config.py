@@ -1,4 +1,4 @@
-"""The robustness of classifiers: settings and protocol."""
+"""Settings and protocol of the robustness of classifiers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class EvaluationSetConfig(Config):
-    """An evaluation set, by its suite and where it is."""
+    """The suite and the location of an evaluation set."""
 
     suite: str = "custom"
-    """A registered suite."""
+    """Name of a registered suite."""
     source: str
-    """A directory, a tar, or anything else that the suite's layout opens."""
+    """A directory, a tar file, or any other source that the suite can open."""
     name: str | None = None
     """Name in tables. By default, that of the suite or of the data."""
 
@@ -39,25 +39,26 @@ class RobustnessEvaluation(Evaluation):
     sets: tuple[EvaluationSetConfig, ...] = ()
     """Shifted sets and corruption sets."""
     clean: EvaluationSetConfig | None = None
-    """Images without a shift, for the drop of the accuracy."""
+    """Clean images, to compute the drop of the accuracy."""
     batch_size: PositiveInt = 64
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that load images."""
     precision: Precision = "fp32"
+    """Precision of the forward passes; bf16 is autocast."""
     keep_probabilities: bool = False
-    """Whether all probabilities are stored beside the predictions, in half precision."""
+    """Store all class probabilities with the predictions, in half precision."""
     reference: str | None = None
-    """The model that takes AlexNet's place in a second mCE."""
+    """Source of the model that replaces AlexNet in an additional mCE."""
 
     @model_validator(mode="after")
     def _check_names(self) -> "RobustnessEvaluation":
-        names = [each.name or each.suite for each in (*self.sets, *filter(None, [self.clean]))]
+        names = [config.name or config.suite for config in (*self.sets, *filter(None, [self.clean]))]
         if duplicate := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"sets: two sets are named {duplicate!r}. Give one of them another name")
         return self
 
     def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
-        """Yield the metrics of each model; the predictions are in the details."""
+        """Yield the metrics of each model, with a `RobustnessResult` as details."""
         from c2fmae.eval.robustness.evaluation import run_robustness
 
         return run_robustness(self, models, recompute=recompute)
@@ -67,29 +68,30 @@ class RobustnessEvaluation(Evaluation):
         from c2fmae.eval.robustness.evaluation import open_evaluation_sets
 
         clean, sets = open_evaluation_sets(self, model)
-        return {each.name: each.identity for each in (*filter(None, [clean]), *sets)}
+        return {shifted_set.name: shifted_set.identity for shifted_set in (*filter(None, [clean]), *sets)}
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
         """Describe how predictions on each set are made and counted."""
         from c2fmae.eval.robustness.evaluation import describe_set_protocol, open_evaluation_sets
 
         clean, sets = open_evaluation_sets(self, model)
-        set_protocols = [describe_set_protocol(model.classifier, each) for each in (*filter(None, [clean]), *sets)]
+        all_sets = (*filter(None, [clean]), *sets)
+        set_protocols = [describe_set_protocol(model.classifier, shifted_set) for shifted_set in all_sets]
         return (
-            "Classes are matched by WordNet id, or by name where neither side has any, never by their order. "
-            f"{' '.join(set_protocols)} Clean images are transformed as the model does, or for comparison with cropped "
-            "sets as ImageNet-C was made (the central 87.5 %), with the same logits open; those of the same classes "
-            "count, and the drop is in points. mCE is the mean over the 15 corruptions of the error's sum over "
-            "severities divided by AlexNet's; the mean error is divided by nothing. Calibration error: 15 bins of "
-            "equal width, of the confidence among the open logits. Intervals are 95 %: Wilson's for accuracies; for "
-            "means over cells a normal one over images, each with all its corruptions, as they are the same in all "
-            "cells."
+            "Classes are matched by WordNet id, or by name if neither side has ids, never by their order. "
+            f"{' '.join(set_protocols)} Clean images have the model's own transform or, for comparison with cropped "
+            "sets, that of ImageNet-C (the central 87.5 %), with the same logits open; only images of the same classes "
+            "count, and the drop is in points. mCE: the mean over the 15 corruptions of the sum of errors over "
+            "severities divided by AlexNet's; the mean error is not divided. Calibration error: 15 bins of equal "
+            "width, of the confidence among the open logits. Intervals are 95 %: Wilson's for accuracies; for means "
+            "over cells, a normal interval over images with all their corruptions, since all cells have the same "
+            "images."
         )
 
     def write_comparison(
         self, results: "Sequence[c2fmae.eval.results.EvaluationResult]", output_dir: Path | None
     ) -> list[Path]:
-        """Write metrics, counts by cell and a page of tables and charts about all models."""
+        """Write metrics, counts per cell and a page of tables and charts of all models."""
         from c2fmae.eval.robustness.comparison import write_comparison
 
         return write_comparison(results, self, output_dir)

@@ -1,4 +1,4 @@
-"""Robustness of classifiers: which predictions each set takes, and the metrics that follow from them."""
+"""Robustness of classifiers: the predictions that each set needs, and the metrics computed from them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ SCORE_METRICS: tuple[tuple[str, dict[str, str]], ...] = (
     ("top1", {"set": "sketch"}),
     ("mce", {"set": "imagenet-c"}),
 )
-"""Key and tags of the metrics that the paper's score is made of."""
+"""Key and tags of the metrics in the paper's Score."""
 
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """The metrics of one classifier, and its predictions by set."""
+    """The metrics of one classifier, and its predictions on each set."""
 
     classifier: ImageClassifier
     metrics: tuple[Metric, ...]
@@ -51,7 +51,7 @@ class RobustnessResult:
 def run_robustness(
     config: RobustnessEvaluation, models: Sequence[ModelUnderTest], *, recompute: bool = False
 ) -> Iterator[Outcome]:
-    """Yield the metrics of all models in every process, and the predictions in the main one."""
+    """Yield the metrics of each model in every process; in the main process, details are a `RobustnessResult`."""
     world, (clean, sets) = models[0].world, open_evaluation_sets(config, models[0])
     classifiers = [model.classifier for model in models]
     dirs = [model.output_dir / str(config.cache_name) for model in models]
@@ -64,7 +64,7 @@ def run_robustness(
 def open_evaluation_sets(
     config: RobustnessEvaluation, model: ModelUnderTest
 ) -> tuple[ShiftedSet | None, tuple[ShiftedSet, ...]]:
-    """Open the clean set, if there is one, and the others, once for a command."""
+    """Return the clean set, if there is one, and all other sets; they are opened once per command."""
 
     def open_set(set_config: EvaluationSetConfig) -> ShiftedSet:
         return open_shifted_set(set_config.suite, set_config.source, set_config.name)
@@ -87,23 +87,25 @@ def evaluate_robustness(
     *,
     recompute: bool = False,
 ) -> list[RobustnessResult]:
-    """Return the metrics of all classifiers on all sets in the main process, and nothing in others.
+    """Return the results of all classifiers on all sets in the main process, and an empty list in other processes.
 
-    `clean` is the set without a shift, whose images of the same classes give the drop. Predictions are cached in a
-    directory of each classifier, cell by cell.
+    The drop of the accuracy is relative to the images of `clean` of the same classes. Predictions are cached cell by
+    cell, in a directory for each classifier.
     """
     sources = [classifier.source for classifier in classifiers]
     if config.reference is not None and config.reference not in sources:
         raise unknown_name_error("model in this call for reference", config.reference, sources)
     if clean is not None and is_corruption_grid(clean):
         raise UserError(
-            f"{clean.name}: is a corruption set, so it cannot be the set without a shift. Use the images that it was "
-            "made of"
+            f"{clean.name}: is a corruption set (expected a clean set without corruptions). Use the images that it was "
+            "made from"
         )
-    all_sets, clean_index = [*([clean] if clean is not None else []), *sets], 0 if clean is not None else None
-    plan = _RequestPlan(config, all_sets)
+    plan = _RequestPlan(config)
     requests = [
-        [_SetRequests(plan, classifier, directory, all_sets, index, clean_index) for index in range(len(all_sets))]
+        [
+            _SetRequests(plan, classifier, directory, shifted_set, clean if shifted_set is not clean else None)
+            for shifted_set in (*filter(None, [clean]), *sets)
+        ]
         for classifier, directory in zip(classifiers, predictions_dirs, strict=True)
     ]
     pending = select_pending(plan.cell_requests(), world, recompute=recompute)
@@ -112,7 +114,7 @@ def evaluate_robustness(
     world.barrier()
     if not world.is_main:
         return []
-    predictions = [[each.read_predictions() for each in set_requests] for set_requests in requests]
+    predictions = [[set_requests.read_predictions() for set_requests in by_set] for by_set in requests]
     reference = predictions[sources.index(config.reference)] if config.reference is not None else None
     return [
         RobustnessResult(classifier, tuple(compute_metrics(by_set, reference)), tuple(by_set))
@@ -123,7 +125,7 @@ def evaluate_robustness(
 def compute_metrics(
     predictions: Sequence[SetPredictions], reference: Sequence[SetPredictions] | None = None
 ) -> list[Metric]:
-    """Return the metrics of a classifier on each set, and the paper's score if all its sets are there."""
+    """Return the metrics of a classifier on each set, and the paper's Score if all four of its sets are among them."""
     metrics: list[Metric] = []
     for index, set_predictions in enumerate(predictions):
         shifted_set = set_predictions.shifted_set
@@ -133,23 +135,22 @@ def compute_metrics(
         else:
             metrics += compute_accuracy_metrics(set_predictions, tags, choose_open_classes(shifted_set))
     score_metrics = [find_metric(metrics, key, **tags) for key, tags in SCORE_METRICS]
-    found_metrics = [metric for metric in score_metrics if metric is not None]
-    if len(found_metrics) == len(SCORE_METRICS):
-        has_notes = any(metric.notes for metric in found_metrics)
-        notes = ("(A + R + Sketch + (100 - mCE)) / 4", *["of sets with notes of their own"] * has_notes)
-        a, r, sketch, mce = (metric.value for metric in found_metrics)
-        score = compute_paper_score(a, r, sketch, mce)
-        metrics.append(Metric("robustness_score", score, len(found_metrics), notes=notes))
+    present = [metric for metric in score_metrics if metric is not None]
+    if len(present) == len(SCORE_METRICS):
+        has_notes = any(metric.notes for metric in present)
+        notes = ("(A + R + Sketch + (100 - mCE)) / 4", *["see the notes of the sets"] * has_notes)
+        score = compute_paper_score(*(metric.value for metric in present))
+        metrics.append(Metric("robustness_score", score, len(present), notes=notes))
     return metrics
 
 
 def format_set_name(shifted_set: ShiftedSet) -> str:
-    """Return the name of a set in tables, with a mark if it is not a released one."""
+    """Return the name of a set in tables, marked as self-made if it is not a released set."""
     return f"{shifted_set.name} (self-made)" if shifted_set.creation_sentence is not None else shifted_set.name
 
 
 def choose_open_classes(shifted_set: ShiftedSet) -> str:
-    """Return among which classes the protocol of a set lets the model choose."""
+    """Return the name of the classes that the protocol of a set lets the model choose from."""
     if shifted_set.protocol_wnids is not None:
         return SUBSET_200
     return OWN_CLASSES if shifted_set.suite == CUSTOM else ALL_CLASSES
@@ -160,35 +161,35 @@ def describe_set_protocol(classifier: ImageClassifier, shifted_set: ShiftedSet) 
     open_classes = choose_open_classes(shifted_set)
     num_classes = len(_choose_columns(classifier, shifted_set, _match_set(classifier, shifted_set)))
     if open_classes == ALL_CLASSES:
-        choice = f"the highest of all {num_classes:,} logits"
+        choice = f"the highest of {num_classes:,} logits"
     else:
-        choice = f"the highest of the logits of the set's {num_classes:,} classes ({open_classes}); all logits apart"
+        choice = (
+            f"the highest logit of the set's {num_classes:,} classes ({open_classes}), and of all classes separately"
+        )
     size = "×".join(map(str, classifier.image_size))
-    view = f"images as they are, resized to {size} only from other sizes" if shifted_set.is_cropped else classifier.view
+    view = f"uncropped images, resized only if they are not of {size}" if shifted_set.is_cropped else classifier.view
     creation = shifted_set.creation_sentence
     origin = f" {creation[:1].upper()}{creation[1:]}." if creation else ""
     return f"{format_set_name(shifted_set)}: {choice}; {view}; every image counts alike.{origin}"
 
 
 class _RequestPlan:
-    """The predictions that are needed of each cell, each once however many sets need it."""
+    """The requested predictions of all cells, without duplicates."""
 
-    def __init__(self, config: RobustnessEvaluation, sets: Sequence[ShiftedSet]) -> None:
-        self._config, self._sets = config, sets
-        self._requests: dict[tuple[int, int], dict[Path, PredictionRequest]] = {}
+    def __init__(self, config: RobustnessEvaluation) -> None:
+        self._config = config
+        self._requests: dict[int, tuple[Cell, dict[Path, PredictionRequest]]] = {}  # by the id of the cell
 
     def add(
         self,
         classifier: ImageClassifier,
         predictions_dir: Path,
-        set_index: int,
-        cell_index: int,
+        shifted_set: ShiftedSet,
+        cell: Cell,
         view: ImageView,
         columns: tuple[int, ...],
     ) -> Path:
-        """Add the predictions of a classifier on a cell, and return the file that they will be in."""
-        shifted_set = self._sets[set_index]
-        cell = shifted_set.cells[cell_index]
+        """Request the predictions of a classifier on a cell, and return the file that they will be written to."""
         cell_key = (cell.corruption, cell.severity)
         settings = {
             "precision": self._config.precision,
@@ -199,49 +200,41 @@ class _RequestPlan:
         identity = compute_prediction_identity(classifier.digest, set_identity, cell_key, columns, settings)
         name = "-".join(str(part) for part in (shifted_set.name, *cell_key) if part is not None)
         path = prediction_path(predictions_dir, name, identity)
-        request = PredictionRequest(classifier, view, columns, path, identity)
-        self._requests.setdefault((set_index, cell_index), {})[path] = request
+        _, requests = self._requests.setdefault(id(cell), (cell, {}))
+        requests[path] = PredictionRequest(classifier, view, columns, path, identity)
         return path
 
     def cell_requests(self) -> list[CellRequests]:
-        """Return all requests, cell by cell."""
-        return [
-            CellRequests(self._sets[set_index].cells[cell_index].scenes, tuple(requests.values()))
-            for (set_index, cell_index), requests in self._requests.items()
-        ]
+        """Return the requests of each cell."""
+        return [CellRequests(cell.scenes, tuple(requests.values())) for cell, requests in self._requests.values()]
 
 
 class _SetRequests:
-    """The predictions of one classifier that the metrics of one set are computed from."""
+    """The requested predictions of one classifier that the metrics of one set need."""
 
     def __init__(
         self,
         plan: _RequestPlan,
         classifier: ImageClassifier,
         predictions_dir: Path,
-        sets: Sequence[ShiftedSet],
-        set_index: int,
-        clean_index: int | None,
+        shifted_set: ShiftedSet,
+        clean: ShiftedSet | None,
     ) -> None:
-        shifted_set = sets[set_index]
         self.classifier, self.shifted_set = classifier, shifted_set
         self.class_matching = _match_set(classifier, shifted_set)
         self.columns = _choose_columns(classifier, shifted_set, self.class_matching)
         view: ImageView = UncroppedImageView(classifier.image_size) if shifted_set.is_cropped else classifier.view
         self.paths = [
-            plan.add(classifier, predictions_dir, set_index, cell_index, view, self.columns)
-            for cell_index in range(len(shifted_set.cells))
+            plan.add(classifier, predictions_dir, shifted_set, cell, view, self.columns) for cell in shifted_set.cells
         ]
         self.clean: tuple[Cell, Path, ClassMatching] | None = None
-        if clean_index is not None and clean_index != set_index:
-            clean = sets[clean_index]
-            path = plan.add(
-                classifier, predictions_dir, clean_index, 0, _clean_view(classifier, shifted_set), self.columns
-            )
-            self.clean = clean.cells[0], path, _match_set(classifier, clean)
+        if clean is not None:
+            cell, view = clean.cells[0], _choose_clean_view(classifier, shifted_set)
+            path = plan.add(classifier, predictions_dir, clean, cell, view, self.columns)
+            self.clean = cell, path, _match_set(classifier, clean)
 
     def read_predictions(self) -> SetPredictions:
-        """Return the predictions on the set, and on clean images of the classes that it has images of."""
+        """Return the predictions on the set, and on the clean images of the classes of which the set has images."""
         cells = tuple(
             CellPredictions(cell, read_predictions(path), self.class_matching.accepted)
             for cell, path in zip(self.shifted_set.cells, self.paths, strict=True)
@@ -260,8 +253,8 @@ class _SetRequests:
         return SetPredictions(self.classifier, self.shifted_set, self.class_matching, self.columns, cells, clean)
 
 
-def _clean_view(classifier: ImageClassifier, shifted_set: ShiftedSet) -> ImageView:
-    """Return the transform of clean images for comparison with a set: the model's own, or that of ImageNet-C."""
+def _choose_clean_view(classifier: ImageClassifier, shifted_set: ShiftedSet) -> ImageView:
+    """Return the view of clean images for comparison with a set: the model's own, or that of ImageNet-C if cropped."""
     if shifted_set.is_cropped:
         return CentralImageView(CentralView(size=classifier.image_size, crop=CENTRE_CROP_RATIO))
     return classifier.view
@@ -270,7 +263,7 @@ def _clean_view(classifier: ImageClassifier, shifted_set: ShiftedSet) -> ImageVi
 def _choose_columns(
     classifier: ImageClassifier, shifted_set: ShiftedSet, class_matching: ClassMatching
 ) -> tuple[int, ...]:
-    """Return the logits that the model may choose from."""
+    """Return the open logits of a set."""
     is_restricted = choose_open_classes(shifted_set) != ALL_CLASSES
     return class_matching.columns if is_restricted else tuple(range(len(classifier.labels)))
 

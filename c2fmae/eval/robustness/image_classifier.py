@@ -1,4 +1,4 @@
-"""A classifier as robustness takes it: whose classes are known, with its own way of looking at a photo."""
+"""Image classifiers with known classes and their own view of images: fine-tuned ones of this package, or timm's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ _TIMM_LOCAL_PREFIX = "local-dir:"
 
 @runtime_checkable
 class ImageView(Protocol):
-    """What a classifier is shown of a photo; views that show the same are equal, and are made once for all."""
+    """A transform from an image to a classifier's input. Equal views are computed once for all classifiers."""
 
     def __call__(self, image: UInt8[Tensor, "3 height width"], /) -> UInt8[Tensor, "3 rows columns"]:
-        """Make it."""
+        """Return the transformed image."""
         ...
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the view depends on, for JSON."""
+        """All settings of the view, for JSON."""
         ...
 
     def __hash__(self) -> int: ...
@@ -45,80 +45,80 @@ class ImageView(Protocol):
 
 @dataclass(frozen=True)
 class CentralImageView:
-    """The central part, as fine-tuning's own test takes it."""
+    """The central part of an image, as in the evaluation of fine-tuning."""
 
     view: CentralView
 
     def __call__(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 rows columns"]:
-        """Take it."""
+        """Return the transformed image."""
         return self.view(Scene("", {"rgb": image})).maps["rgb"]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the view depends on, for JSON."""
+        """All settings of the view, for JSON."""
         return {"kind": "central", "size": self.view.size, "crop": self.view.crop}
 
     def __str__(self) -> str:
         height, width = self.view.size
         part = "the largest central part" if self.view.crop == 1 else f"the central {100 * self.view.crop:g} %"
-        return f"{part} of the photo, brought to {height}×{width} bicubically"
+        return f"{part} of the image, resized to {height}×{width} bicubically"
 
 
 @dataclass(frozen=True)
 class UncroppedImageView:
-    """The whole photo; only one that is of another size than the model's is brought to it."""
+    """The full image, resized only if its size is not the model's."""
 
     size: tuple[int, int]
 
     def __call__(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 rows columns"]:
-        """Take it."""
+        """Return the transformed image."""
         return resized_crop_image(image, CropBox(0, 0, *image.shape[1:]), self.size)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the view depends on, for JSON."""
+        """All settings of the view, for JSON."""
         return {"kind": "uncropped", "size": self.size}
 
     def __str__(self) -> str:
-        return (
-            f"photos as they are, without resizing or cropping; others than {self.size[0]}×{self.size[1]} bicubically"
-        )
+        height, width = self.size
+        return f"uncropped images, resized bicubically if they are not of {height}×{width}"
 
 
 @dataclass(frozen=True)
 class TimmImageView:
-    """What timm shows a model of its own in evaluation."""
+    """The transform that timm uses to evaluate a model."""
 
     data_config: tuple[tuple[str, Any], ...]
-    """Of data, as timm resolves it."""
+    """Items of the data config that timm resolves for the model."""
 
     @cached_property
     def _transform(self) -> Any:
         from timm.data.transforms_factory import create_transform
 
-        return create_transform(
-            **dict(self.data_config), is_training=False, use_prefetcher=True
-        )  # bytes come out of it
+        # With use_prefetcher, the transform returns bytes.
+        return create_transform(**dict(self.data_config), is_training=False, use_prefetcher=True)
 
     def __call__(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 rows columns"]:
-        """Take it."""
+        """Return the transformed image."""
         from PIL import Image
 
         return self._transform(Image.fromarray(image.permute(1, 2, 0).numpy()))  # type: ignore[no-any-return]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the view depends on, for JSON."""
+        """All settings of the view, for JSON."""
         return {"kind": "timm", **dict(self.data_config)}
 
     def __str__(self) -> str:
         config = dict(self.data_config)
         size = "×".join(map(str, config["input_size"][1:]))
-        return f"timm's own: {size}, crop {config['crop_pct']:g} ({config['crop_mode']}), {config['interpolation']}"
+        return (
+            f"timm's transform: {size}, crop {config['crop_pct']:g} ({config['crop_mode']}), {config['interpolation']}"
+        )
 
 
 class NormalisedModel(nn.Module):
-    """A model that takes photos as bytes."""
+    """A model that standardises images of bytes itself."""
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -133,27 +133,27 @@ class NormalisedModel(nn.Module):
 
 @dataclass(frozen=True)
 class ImageClassifier:
-    """A classifier among others."""
+    """A classifier under test."""
 
     source: str
     labels: tuple[LabelInfo | None, ...]
-    """By index of the logit."""
+    """The class of each logit; None if unknown."""
     view: ImageView
     model: nn.Module
-    """Of photos as bytes, on its device."""
+    """The model of images of bytes, on its device."""
     image_size: tuple[int, int]
-    """Height and width of the photos that it takes."""
+    """Height and width of the model's input."""
     digest: str
-    """What tells its weights, its classes and its view from others'."""
+    """A digest of weights and architecture; for timm's models, of classes and view as well."""
     load_report: str
-    """What was loaded."""
+    """Description of the loaded tensors."""
 
 
 def load_image_classifier(source: str, *, step: int | None = None, use_ema: bool = False) -> ImageClassifier:
-    """Return the classifier of a source: one of ours, or any of timm's, which looks at photos as timm shows them.
+    """Return the classifier of a source: one that was fine-tuned with this package, or one of timm with its transform.
 
-    timm's are `timm:NAME`, `timm:NAME@FILE`, and folders as timm saves them; `step` and `use_ema` choose a run's
-    checkpoint and its averaged weights.
+    timm's are `timm:NAME`, `timm:NAME@FILE`, and folders that timm has saved. For a run, `step` chooses the checkpoint,
+    and `use_ema` its averaged weights.
     """
     if source.startswith(TIMM_PREFIX):
         name, _, file = source.removeprefix(TIMM_PREFIX).partition("@")
@@ -165,10 +165,14 @@ def load_image_classifier(source: str, *, step: int | None = None, use_ema: bool
 
 
 def wrap_classifier(source: str, classifier: Classifier) -> ImageClassifier:
-    """Return a classifier of ours, which is shown photos as in its own test, without any maps."""
+    """Return a classifier of this package as one of images alone, with the view of its own evaluation."""
     spec = classifier.spec
     if "rgb" not in spec.backbone.channels:
-        raise UserError(f"{source}: takes no photos, and there is nothing else in these sets. Give one that does")
+        channels = ", ".join(spec.backbone.channels)
+        raise UserError(
+            f"{source}: is not a classifier of images (expected a granularity 'rgb', got {channels}). Evaluate one "
+            "that was fine-tuned on images"
+        )
     view = CentralImageView(CentralView(size=spec.backbone.image_size, crop=spec.crop))
     model = NormalisedModel(classifier, spec.backbone.mean, spec.backbone.std).eval()
     digest = compute_weights_digest(classifier)
@@ -182,14 +186,14 @@ def _load_timm_classifier(source: str, name: str, weights_path: Path | None) -> 
     from timm.data.config import resolve_data_config
 
     weight_file = read_weight_file(weights_path) if weights_path is not None else None
-    # Weights that are at hand are read by us: nothing is unpickled that could run code.
+    # Local weights are read without timm, which would unpickle files that could run code.
     overlay = {"state_dict": weight_file.tensors, "source": "", "custom_load": False} if weight_file else None
     try:
         model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    except Exception as error:  # timm's, torch's, and the network's
+    except Exception as error:  # any error of timm, torch or the network
         reason = " ".join(str(error).split())
-        hint = "" if weight_file else f". With a file of its weights at hand, give timm:{name}@FILE"
-        raise UserError(f"{source}: cannot be made by timm: {reason}{hint}") from error
+        fix = "Check the name and the file" if weight_file else f"Use timm:{name}@FILE to load a local file"
+        raise UserError(f"{source}: timm cannot load the model ({reason}). {fix}") from error
     config = dict(model.pretrained_cfg)
     data_config: dict[str, Any] = resolve_data_config(model=model)  # type: ignore[no-untyped-call]
     labels = _read_timm_labels(source, model.num_classes, config)
@@ -201,17 +205,17 @@ def _load_timm_classifier(source: str, name: str, weights_path: Path | None) -> 
     normalised_model = NormalisedModel(model, data_config["mean"], data_config["std"]).eval()
     size = (data_config["input_size"][1], data_config["input_size"][2])
     return ImageClassifier(
-        source, labels, TimmImageView(_hashable(data_config)), normalised_model, size, digest, load_report
+        source, labels, TimmImageView(_make_hashable(data_config)), normalised_model, size, digest, load_report
     )
 
 
 def _describe_architecture(model: nn.Module) -> str:
-    """Say of each module what no tensor tells, such as pooling, numbers of heads, strides: all its plain attributes."""
+    """Return all plain attributes of each module, such as pooling, number of heads and strides, one per line."""
     plain_types = (bool, int, float, str)
     lines = []
     for name, module in model.named_modules():
         for key, value in sorted(vars(module).items()):
-            is_plain = all(isinstance(each, plain_types) for each in (value if isinstance(value, tuple) else (value,)))
+            is_plain = all(isinstance(item, plain_types) for item in (value if isinstance(value, tuple) else (value,)))
             if is_plain and not key.startswith("_") and key != "training":
                 lines.append(f"{name}.{key}={value!r}")
         lines.append(f"{name}: {type(module).__name__}")
@@ -219,20 +223,20 @@ def _describe_architecture(model: nn.Module) -> str:
 
 
 def _read_timm_labels(source: str, num_classes: int, config: Mapping[str, Any]) -> tuple[LabelInfo | None, ...]:
-    """Return what timm says of a model's classes; ImageNet's, where it says nothing and there are a thousand."""
+    """Return the classes that timm lists for a model; if it lists none and there are 1,000, those of ImageNet."""
     labels = parse_timm_labels(config.get("label_names"), config.get("label_descriptions"))
     if labels and len(labels) == num_classes:
         return tuple(labels)
     if num_classes == len(imagenet_labels()):
         return imagenet_labels()
     raise UserError(
-        f"{source}: does not say which its {num_classes} classes are. Give a folder as timm saves it, whose "
-        "config.json has label_names: WordNet ids, or names, by class"
+        f"{source}: the names of its {num_classes} classes are unknown. Use a folder saved by timm, and list WordNet "
+        "ids or names of the classes as label_names in its config.json"
     )
 
 
-def _hashable(data: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, tuple(each) if isinstance(each, list) else each) for name, each in sorted(data.items()))
+def _make_hashable(data: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(data.items()))
 
 
 def _is_timm_folder(folder: Path) -> bool:

@@ -1,9 +1,9 @@
-"""Many classifiers on many cells: a photo is decoded once for all of them, and each distinct view of it made once."""
+"""Predictions of many classifiers on many cells: each image is decoded once, and each distinct view computed once."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,43 +21,41 @@ from c2fmae.eval.robustness.prediction_store import summarise_logits, write_pred
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """What a classifier is asked about a cell, and where its answers are kept."""
+    """The predictions of a classifier on a cell that are to be computed, and the file for them."""
 
     classifier: ImageClassifier
     view: ImageView
     columns: tuple[int, ...]
-    """The logits that are open to it."""
+    """The open logits: those that the classifier chooses from."""
     path: Path
     identity: str
 
 
 @dataclass(frozen=True)
 class CellRequests:
-    """The questions about one cell that have no answers yet."""
+    """The requests for predictions on one cell."""
 
     scenes: Scenes
     requests: tuple[PredictionRequest, ...]
 
     @property
     def distinct_views(self) -> tuple[ImageView, ...]:
-        """The distinct views of each photo."""
-        return tuple(dict.fromkeys(question.view for question in self.requests))
+        """The views of each image, without duplicates."""
+        return tuple(dict.fromkeys(request.view for request in self.requests))
 
 
 def select_pending(
     cell_requests: Sequence[CellRequests], world: World, *, recompute: bool = False
 ) -> list[CellRequests]:
-    """Return what is left to ask, as the first process finds it on its disk."""
+    """Return the requests whose files do not exist on the main process's disk; with `recompute`, all requests."""
     is_pending: list[list[bool]] = world.broadcast_object(
-        [[recompute or not question.path.exists() for question in each.requests] for each in cell_requests]
+        [[recompute or not request.path.exists() for request in cell.requests] for cell in cell_requests]
     )
     pending = [
-        CellRequests(
-            each.scenes, tuple(question for question, is_left in zip(each.requests, flags, strict=True) if is_left)
-        )
-        for each, flags in zip(cell_requests, is_pending, strict=True)
+        CellRequests(cell.scenes, tuple(compress(cell.requests, flags)))
+        for cell, flags in zip(cell_requests, is_pending, strict=True)
     ]
-    return [each for each in pending if each.requests]
+    return [cell for cell in pending if cell.requests]
 
 
 @torch.inference_mode()
@@ -69,29 +67,27 @@ def run_predictions(
     precision: Precision,
     save_probabilities: bool = False,
 ) -> None:
-    """Compute what is requested of each cell, and write it as soon as the cell is complete."""
+    """Compute the requested predictions, and write those of each cell as soon as the cell is complete."""
     batches = [
-        (requested, rows)
-        for requested in cell_requests
-        for rows in world.rank_chunks(len(requested.scenes), batching.batch_size)
+        (cell, rows) for cell in cell_requests for rows in world.rank_chunks(len(cell.scenes), batching.batch_size)
     ]
-    for requested in cell_requests:
-        for request in requested.requests:
+    for cell in cell_requests:
+        for request in cell.requests:
             request.classifier.model.to(world.device).eval()
     loaded = iterate_batches(_load_views, batches, world, batching)
-    for requested in cell_requests:
-        num_images = len(requested.scenes)
+    for cell in cell_requests:
+        num_images = len(cell.scenes)
         cell_batches = islice(loaded, len(world.rank_chunks(num_images, batching.batch_size)))
         outputs = (
-            (rows, _predict_batch(requested, views, world.device, precision, save_probabilities))
+            (rows, _predict_batch(cell, views, world.device, precision, save_probabilities))
             for (_, rows), views in cell_batches
         )
         gathered = gather_rows(outputs, num_images, world)
         if world.is_main:
-            for index, request in enumerate(requested.requests):
+            for index, request in enumerate(cell.requests):
                 tensors = {name: values for (owner, name), values in gathered.items() if owner in (None, index)}
                 write_predictions(request.path, tensors, request.identity)
-    next(loaded, None)  # the time of the last batch is shown when another one is requested
+    next(loaded, None)  # advances the progress display past the last batch
 
 
 class _ViewBatch(NamedTuple):
@@ -104,17 +100,17 @@ class _ViewBatch(NamedTuple):
 
 
 def _load_views(batch: tuple[CellRequests, range]) -> _ViewBatch:
-    requested, rows = batch
-    scenes = [requested.scenes[row] for row in rows]
+    cell, rows = batch
+    scenes = [cell.scenes[row] for row in rows]
     images = [scene.maps["rgb"] for scene in scenes]
     keys = b"".join(hashlib.blake2b(scene.key.encode(), digest_size=8).digest() for scene in scenes)
     return _ViewBatch(
-        views=tuple(torch.stack([view(image) for image in images]) for view in requested.distinct_views),
+        views=tuple(torch.stack([view(image) for image in images]) for view in cell.distinct_views),
         is_resized=tuple(
             torch.tensor(
                 [isinstance(view, UncroppedImageView) and tuple(image.shape[1:]) != view.size for image in images]
             )
-            for view in requested.distinct_views
+            for view in cell.distinct_views
         ),
         labels=torch.tensor([-1 if scene.label is None else scene.label for scene in scenes]),
         image_digests=torch.frombuffer(bytearray(keys), dtype=torch.int64),
@@ -122,11 +118,11 @@ def _load_views(batch: tuple[CellRequests, range]) -> _ViewBatch:
 
 
 def _predict_batch(
-    requested: CellRequests, batch: _ViewBatch, device: torch.device, precision: Precision, save_probabilities: bool
+    cell: CellRequests, batch: _ViewBatch, device: torch.device, precision: Precision, save_probabilities: bool
 ) -> dict[tuple[int | None, str], Tensor]:
-    """Return what is stored of a batch by index of the request; what all requests store alike is of None.
+    """Return the tensors to store, by index of the request and name; the index is None for tensors of all requests.
 
-    A classifier runs once over each view, however many requests there are about it.
+    A classifier runs once on each view, even if several requests need its logits.
     """
     outputs: dict[tuple[int | None, str], Tensor] = {
         (None, "labels"): batch.labels,
@@ -134,11 +130,11 @@ def _predict_batch(
     }
     views = {
         view: images.to(device, non_blocking=True)
-        for view, images in zip(requested.distinct_views, batch.views, strict=True)
+        for view, images in zip(cell.distinct_views, batch.views, strict=True)
     }
-    is_resized = dict(zip(requested.distinct_views, batch.is_resized, strict=True))
+    is_resized = dict(zip(cell.distinct_views, batch.is_resized, strict=True))
     logits_by_view: dict[tuple[nn.Module, ImageView], Tensor] = {}
-    for index, request in enumerate(requested.requests):
+    for index, request in enumerate(cell.requests):
         key = (request.classifier.model, request.view)
         if key not in logits_by_view:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

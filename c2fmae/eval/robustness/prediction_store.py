@@ -1,4 +1,4 @@
-"""What a classifier answered on a cell of a set, kept on the disk: a killed run goes on, what was done stays done."""
+"""Cached predictions of a classifier on the cells of a set, so that an interrupted evaluation can resume."""
 
 import hashlib
 import json
@@ -20,24 +20,24 @@ _STORED_DTYPES = {"confidence": torch.float32, "probabilities": torch.float16, "
 
 @dataclass(frozen=True)
 class StoredPredictions:
-    """Answers on the photos of a cell, in their order."""
+    """Predictions on the images of a cell, in the order of the images."""
 
-    predicted: Int64[Tensor, " photo"]
-    """The index of the logit that is highest among those that are open to the model."""
-    predicted_all: Int64[Tensor, " photo"]
-    """The same among all."""
-    confidence: Float[Tensor, " photo"]
-    """The probability of the first, of those that are open."""
-    labels: Int64[Tensor, " photo"]
-    """The set's labels; -1 where a photo has none."""
-    image_digests: Int64[Tensor, " photo"]
-    """A digest of each photo's key, by which it is found again in other cells."""
+    predicted: Int64[Tensor, " image"]
+    """The index of the highest open logit."""
+    predicted_all: Int64[Tensor, " image"]
+    """The index of the highest of all logits."""
+    confidence: Float[Tensor, " image"]
+    """The probability of `predicted` among the open logits."""
+    labels: Int64[Tensor, " image"]
+    """The set's labels; -1 for an image without one."""
+    image_digests: Int64[Tensor, " image"]
+    """A digest of each image's key, by which the same image is recognised in other cells."""
     num_resized: int
-    """Of photos that were to be taken as they are, how many had another size than the model's."""
+    """The number of uncropped images that were resized, since their size is not the model's."""
 
 
-def summarise_logits(logits: Float[Tensor, "photo classes"], columns: Sequence[int]) -> dict[str, Tensor]:
-    """Return what is kept of logits of which these columns are open; equal ones go to the first."""
+def summarise_logits(logits: Float[Tensor, "image classes"], columns: Sequence[int]) -> dict[str, Tensor]:
+    """Return the predictions to store. `columns` are the open logits; of equal logits, the first is chosen."""
     logits = logits.float()
     open_columns = torch.tensor(columns, device=logits.device)
     open_logits = logits[:, open_columns]
@@ -53,18 +53,18 @@ def compute_prediction_identity(
     columns: Sequence[int],
     settings: Mapping[str, Any],
 ) -> str:
-    """Return everything that predictions depend on: weights, images, open logits, settings and the format."""
+    """Return all that predictions depend on: weights, images, open logits, settings and the format of the file."""
     return json.dumps([_FORMAT, classifier_digest, set_identity, list(cell_key), list(columns), dict(settings)])
 
 
 def prediction_path(predictions_dir: Path, name: str, identity: str) -> Path:
-    """Return the file of a cell, whose name tells a person what is in it, by all that `identity` told."""
-    readable = re.sub(r"[^A-Za-z0-9._]+", "-", name)
-    return predictions_dir / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.safetensors"
+    """Return the file of a cell's predictions: a readable name and a digest of `identity`."""
+    readable_name = re.sub(r"[^A-Za-z0-9._]+", "-", name)
+    return predictions_dir / f"{readable_name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.safetensors"
 
 
 def write_predictions(path: Path, tensors: Mapping[str, Tensor], identity: str) -> None:
-    """Write the predictions of a cell, each number in as few bytes as it needs."""
+    """Write the predictions of a cell, in small dtypes; the tensor 'photos' holds the image digests."""
     narrowed = {
         name: values if name == "photos" else values.to(_STORED_DTYPES.get(name, torch.int32))
         for name, values in tensors.items()

@@ -1,4 +1,4 @@
-"""The numbers of robustness: pure functions of errors, as shares from 0 to 1, and of answers."""
+"""Scores of robustness: pure functions of errors, as fractions, and of predictions."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -27,17 +27,17 @@ ALEXNET_ERRORS = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""The 15 corruptions, and the error that AlexNet makes on each, its mean over severities (Hendrycks & Dietterich)."""
+"""AlexNet's mean error over severities on each of the 15 corruptions (Hendrycks & Dietterich)."""
 
 NUM_CALIBRATION_BINS = 15
-"""Of the confidence, for the calibration error."""
+"""Number of bins of the confidence in the calibration error."""
 
 CellKey = tuple[str, int]
 """A corruption and its severity."""
 
 
 class PaperScores(NamedTuple):
-    """What the paper reports of a ViT-B fine-tuned on ImageNet: Table IV."""
+    """A row of the paper's Table IV, of a ViT-B fine-tuned on ImageNet."""
 
     a: float
     r: float
@@ -55,7 +55,7 @@ TABLE_IV = {
 
 
 def compute_paper_score(a: float, r: float, sketch: float, mce: float) -> float:
-    """Return the paper's one number for four, all in percent.
+    """Return the paper's Score of four metrics, all in percent.
 
     >>> f"{compute_paper_score(35.2, 50.6, 37.4, 48.8):.1f}"
     '43.6'
@@ -64,7 +64,7 @@ def compute_paper_score(a: float, r: float, sketch: float, mce: float) -> float:
 
 
 def find_missing_cells(cells: Iterable[CellKey]) -> tuple[CellKey, ...]:
-    """Return which of the 75 cells of the 15 corruptions are not there.
+    """Return the missing ones of the 75 cells of the 15 corruptions.
 
     >>> full = [(name, severity) for name in ALEXNET_ERRORS for severity in SEVERITIES]
     >>> find_missing_cells(full[1:])
@@ -79,15 +79,12 @@ def find_missing_cells(cells: Iterable[CellKey]) -> tuple[CellKey, ...]:
 def compute_corruption_errors(
     errors: Mapping[CellKey, float], baseline: Mapping[CellKey, float] | None = None
 ) -> dict[str, float]:
-    """Return each of the 15 corruptions' error over AlexNet's, or over that of another model's errors.
+    """Return the error on each of the 15 corruptions divided by AlexNet's, or by that of a `baseline`.
 
-    Both are summed over the severities before they are divided. One whose five severities are not all there has none.
+    Both are summed over the severities before the division. A corruption without all five severities is left out.
     """
-    baseline = (
-        baseline
-        if baseline is not None
-        else {(name, severity): error for name, error in ALEXNET_ERRORS.items() for severity in SEVERITIES}
-    )
+    if baseline is None:
+        baseline = {(name, severity): error for name, error in ALEXNET_ERRORS.items() for severity in SEVERITIES}
     errors_by_corruption = {}
     for name in ALEXNET_ERRORS:
         cells = [(name, severity) for severity in SEVERITIES]
@@ -101,7 +98,7 @@ def compute_corruption_errors(
 def compute_relative_corruption_errors(
     errors: Mapping[CellKey, float], clean_error: float, baseline: Mapping[CellKey, float], baseline_clean_error: float
 ) -> dict[str, float]:
-    """Return the same of what each corruption adds to the error on clean photos, of both models."""
+    """Return `compute_corruption_errors` of the increase of the error over that on clean images, for both models."""
     return compute_corruption_errors(
         {cell: error - clean_error for cell, error in errors.items()},
         {cell: error - baseline_clean_error for cell, error in baseline.items()},
@@ -109,42 +106,38 @@ def compute_relative_corruption_errors(
 
 
 def compute_mean_corruption_error(errors_by_corruption: Mapping[str, float]) -> float | None:
-    """Return the mean over exactly the 15 corruptions, as mCE is; with one missing there is none."""
-    return (
-        sum(errors_by_corruption[name] for name in ALEXNET_ERRORS) / len(ALEXNET_ERRORS)
-        if ALEXNET_ERRORS.keys() <= errors_by_corruption.keys()
-        else None
-    )
+    """Return mCE as a fraction: the mean over the 15 corruptions. None if one is missing."""
+    if not ALEXNET_ERRORS.keys() <= errors_by_corruption.keys():
+        return None
+    return sum(errors_by_corruption[name] for name in ALEXNET_ERRORS) / len(ALEXNET_ERRORS)
 
 
-def compute_calibration_error(confidences: Float[Tensor, " photo"], is_correct: Bool[Tensor, " photo"]) -> float:
-    """Return the expected calibration error: the mean distance of confidence and accuracy, in bins of equal width.
+def compute_calibration_error(confidences: Float[Tensor, " image"], is_correct: Bool[Tensor, " image"]) -> float:
+    """Return the expected calibration error: the mean gap between confidence and accuracy, in bins of equal width.
 
     >>> compute_calibration_error(torch.tensor([0.75, 0.75]), torch.tensor([True, False]))
     0.25
     """
-    bins = (confidences.double() * NUM_CALIBRATION_BINS).ceil().long().clamp(
-        1, NUM_CALIBRATION_BINS
-    ) - 1  # a bin holds its upper end, as is the custom
-    bin_gaps = torch.zeros(NUM_CALIBRATION_BINS, dtype=torch.float64).index_add_(
-        0, bins, confidences.double() - is_correct.double()
-    )
+    bins = (confidences.double() * NUM_CALIBRATION_BINS).ceil().long()  # each bin includes its upper edge
+    bins = bins.clamp(1, NUM_CALIBRATION_BINS) - 1
+    gaps = confidences.double() - is_correct.double()
+    bin_gaps = torch.zeros(NUM_CALIBRATION_BINS, dtype=torch.float64).index_add_(0, bins, gaps)
     return bin_gaps.abs().sum().item() / len(confidences)
 
 
 def compute_clustered_half_width(
-    errors: Mapping[CellKey, tuple[Int64[Tensor, " photo"], Bool[Tensor, " photo"]]], weights: Mapping[CellKey, float]
+    errors: Mapping[CellKey, tuple[Int64[Tensor, " image"], Bool[Tensor, " image"]]], weights: Mapping[CellKey, float]
 ) -> float | None:
-    """Return half the 95 % interval of a weighted sum of cells' errors, whose photos are the same in many cells.
+    """Return half the 95 % interval of a weighted sum of the errors of cells that share images.
 
-    A cell is the numbers of its photos and which of them were answered wrongly. What is drawn by chance is a photo,
-    with all that is made of it: its share in the sum's deviation is added up over the cells before it is squared. Of
-    fewer than two photos, or where all are answered alike, there is none.
+    `errors` holds, for each cell, an index of each image and whether its prediction is wrong. The images are the
+    independent samples: the deviations of an image are summed over the cells before they are squared. Returns None for
+    fewer than two images or without any deviation.
     """
     num_images = max((int(image_ids.max()) + 1 for image_ids, _ in errors.values()), default=0)
     if num_images < 2:
         return None
-    image_terms: Float64[Tensor, " photo"] = torch.zeros(num_images, dtype=torch.float64)
+    image_terms: Float64[Tensor, " image"] = torch.zeros(num_images, dtype=torch.float64)
     for cell, (image_ids, is_wrong) in errors.items():
         wrong = is_wrong.double()
         image_terms.index_add_(0, image_ids, weights[cell] * (wrong - wrong.mean()) / len(wrong))

@@ -1,7 +1,7 @@
-"""What robustness found, as tables, charts and rows of a file."""
+"""Tables, charts and CSV rows of robustness."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import StringIO
 from math import nan
 
@@ -9,7 +9,7 @@ from c2fmae.eval.metrics import find_metric
 from c2fmae.eval.robustness.accuracy_metrics import SetPredictions, is_corruption_grid
 from c2fmae.eval.robustness.corruption_metrics import compute_cell_errors
 from c2fmae.eval.robustness.evaluation import SCORE_METRICS, RobustnessResult, format_set_name
-from c2fmae.eval.robustness.scores import ALEXNET_ERRORS, TABLE_IV
+from c2fmae.eval.robustness.scores import ALEXNET_ERRORS, TABLE_IV, CellKey
 from c2fmae.report import BarChart, LineChart, Table
 
 _CSV_COLUMNS = (
@@ -30,75 +30,72 @@ PAPER_NOTE = "reported by the paper, ViT-B fine-tuned on ImageNet"
 
 
 def build_paper_table(results: Sequence[RobustnessResult]) -> Table:
-    """Return the four sets and the Score, and the paper's rows below."""
+    """Return a table of the four sets of the paper and its Score, with the rows of the paper below."""
     rows: list[tuple[str | float | None, ...]] = []
-    for each in results:
-        metrics = [find_metric(each.metrics, key, **tags) for key, tags in (*SCORE_METRICS, ("robustness_score", {}))]
-        rows.append((each.classifier.source, *(metric.value if metric else None for metric in metrics)))
+    for result in results:
+        metrics = [find_metric(result.metrics, key, **tags) for key, tags in (*SCORE_METRICS, ("robustness_score", {}))]
+        rows.append((result.classifier.source, *(metric.value if metric else None for metric in metrics)))
     rows += [(f"{name}, {PAPER_NOTE}", *row) for name, row in TABLE_IV.items()]
     note = (
-        "ImageNet-A and -R among their own 200 classes, Sketch among all 1000, mCE by AlexNet's errors (lower is "
-        "better). Score = (A + R + Sketch + (100 - mCE)) / 4, where all four are there."
+        "ImageNet-A and -R: top-1 among their own 200 classes. Sketch: top-1 among all 1,000. mCE: relative to "
+        "AlexNet's errors, lower is better. Score: (A + R + Sketch + (100 - mCE)) / 4, if all four are available."
     )
-    return Table("Beside Table IV", ("", "IN-A", "IN-R", "IN-Sketch", "IN-C mCE", "Score"), rows, note)
+    return Table(
+        "Comparison with Table IV of the paper", ("", "IN-A", "IN-R", "IN-Sketch", "IN-C mCE", "Score"), rows, note
+    )
 
 
 def build_corruption_table(results: Sequence[RobustnessResult], set_index: int) -> Table:
-    """Return the error on each corruption of a set, its mean over the severities that are there."""
+    """Return a table of the error on each corruption of a set, averaged over the available severities."""
     shifted_set = results[0].set_predictions[set_index].shifted_set
-    errors = [compute_cell_errors(each.set_predictions[set_index]) for each in results]
+    errors = [compute_cell_errors(result.set_predictions[set_index]) for result in results]
     names = dict.fromkeys(cell.corruption for cell in shifted_set.cells if cell.corruption)
-    rows = [
-        (name, *(_mean_percent([e for (c, _), e in some.items() if c == name]) for some in errors)) for name in names
-    ]
-    columns = ("", *(each.classifier.source for each in results))
+    rows = [(name, *(_mean_percent(_select_errors(by_cell, name).values()) for by_cell in errors)) for name in names]
+    columns = ("", *(result.classifier.source for result in results))
     return Table(f"{format_set_name(shifted_set)}: error by corruption, in percent", columns, rows)
 
 
 def build_corruption_charts(results: Sequence[RobustnessResult], set_index: int) -> list[LineChart]:
-    """Return the error by severity, a chart for each corruption; at 0 that on clean photos of the same classes."""
+    """Return a chart of the error by severity for each corruption; severity 0 is clean images of the same classes."""
     shifted_set = results[0].set_predictions[set_index].shifted_set
     charts = []
     for name in dict.fromkeys(cell.corruption for cell in shifted_set.cells if cell.corruption):
         series = {}
-        for each in results:
-            set_predictions = each.set_predictions[set_index]
-            errors = {
-                severity: error for (c, severity), error in compute_cell_errors(set_predictions).items() if c == name
-            }
+        for result in results:
+            set_predictions = result.set_predictions[set_index]
+            errors = _select_errors(compute_cell_errors(set_predictions), name)
             if set_predictions.clean is not None and set_predictions.clean.num_images:
                 errors[0] = set_predictions.clean.error
-            series[each.classifier.source] = [(float(x), 100 * errors.get(x, nan)) for x in sorted(errors)]
+            series[result.classifier.source] = [(float(x), 100 * errors.get(x, nan)) for x in sorted(errors)]
         charts.append(LineChart(name, series, x_label="severity", y_label="error, %", y_range=(0, 100)))
     return charts
 
 
 def build_set_bar_chart(results: Sequence[RobustnessResult]) -> BarChart:
-    """Return the accuracy on each set, by its own protocol."""
-    groups = []
-    for set_index, set_predictions in enumerate(results[0].set_predictions):
-        groups.append(
-            (
-                format_set_name(set_predictions.shifted_set),
-                [_set_accuracy(each.set_predictions[set_index]) for each in results],
-            )
+    """Return a bar chart of the accuracy on each set by its own protocol."""
+    groups = [
+        (
+            format_set_name(set_predictions.shifted_set),
+            [_compute_set_accuracy(result.set_predictions[set_index]) for result in results],
         )
-    return BarChart("Accuracy by set, %", groups, [each.classifier.source for each in results])
+        for set_index, set_predictions in enumerate(results[0].set_predictions)
+    ]
+    return BarChart("Accuracy by set, %", groups, [result.classifier.source for result in results])
 
 
 def results_to_csv(results: Sequence[RobustnessResult]) -> str:
-    """Return a row for each model, set and cell: counts, of which every number can be made again."""
+    """Return CSV with a row of counts for each model, set and cell; all accuracies can be computed from these."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
-    for each in results:
-        for set_predictions in each.set_predictions:
+    for result in results:
+        for set_predictions in result.set_predictions:
             writer.writerows(_cell_rows(set_predictions))
     return text.getvalue()
 
 
 def build_cell_records(set_predictions: SetPredictions) -> list[dict[str, object]]:
-    """Return the counts of each cell by name."""
+    """Return the counts of each cell, by the names of the CSV columns."""
     return [dict(zip(_CSV_COLUMNS[4:], row[4:], strict=True)) for row in _cell_rows(set_predictions)]
 
 
@@ -121,19 +118,18 @@ def _cell_rows(set_predictions: SetPredictions) -> Iterator[tuple[object, ...]]:
         )
 
 
-def _set_accuracy(set_predictions: SetPredictions) -> float | None:
-    if is_corruption_grid(set_predictions.shifted_set):
-        mean = _mean_percent(
-            [
-                error
-                for (corruption, _), error in compute_cell_errors(set_predictions).items()
-                if corruption in ALEXNET_ERRORS
-            ]
-        )
-    else:
-        mean = 100 * set_predictions.cells[0].error
-    return None if mean is None else 100 - mean
+def _compute_set_accuracy(set_predictions: SetPredictions) -> float | None:
+    if not is_corruption_grid(set_predictions.shifted_set):
+        return 100 - 100 * set_predictions.cells[0].error
+    errors = compute_cell_errors(set_predictions)
+    mean_error = _mean_percent([error for (name, _), error in errors.items() if name in ALEXNET_ERRORS])
+    return None if mean_error is None else 100 - mean_error
 
 
-def _mean_percent(errors: Sequence[float]) -> float | None:
+def _select_errors(errors: Mapping[CellKey, float], corruption: str) -> dict[int, float]:
+    """Return the error of each severity of a corruption."""
+    return {severity: error for (name, severity), error in errors.items() if name == corruption}
+
+
+def _mean_percent(errors: Collection[float]) -> float | None:
     return 100 * sum(errors) / len(errors) if errors else None

@@ -1,4 +1,4 @@
-"""Classifiers that read their answers from a photo's colours, and photos that hold them."""
+"""Classifiers whose logits count pixels of colours that encode classes, and images of such colours."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ IMAGENET_LABELS = imagenet_labels()
 
 
 def class_colour(column: int) -> Tensor:
-    """The colour that means a class: its decimal digits."""
+    """Return the colour that encodes a class by the decimal digits of its index."""
     return torch.tensor([column % 10, column // 10 % 10, column // 100]).mul(25).to(torch.uint8)
 
 
 def make_class_image(first: int, second: int | None = None, size: int = 10) -> Tensor:
-    """A photo of which six tenths say one class, and the rest another."""
+    """Return an image with 60 % of the pixels of one class, and the rest of another."""
     pixels = class_colour(first).view(3, 1, 1).repeat(1, size, size)
     if second is not None:
         pixels[:, 6 * size // 10 :] = class_colour(second).view(3, 1, 1)
@@ -31,14 +31,14 @@ def make_class_image(first: int, second: int | None = None, size: int = 10) -> T
 
 
 class ColourNet(nn.Module):
-    """A logit is the number of pixels of a class's colour."""
+    """A network whose logits are the numbers of pixels of each class's colour."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes, self.num_images = num_classes, 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Count."""
+        """Return the logits."""
         self.num_images += len(images)
         digits = (images.float() / 25).round().long().flatten(2)
         columns = digits[:, 0] + 10 * digits[:, 1] + 100 * digits[:, 2]
@@ -54,36 +54,38 @@ def make_colour_classifier(
     size: tuple[int, int] = SIZE,
     view: ImageView | None = None,
 ) -> ImageClassifier:
-    """A classifier that is right about every photo whose first colour is its class's."""
+    """Return a classifier that predicts the class of the most frequent colour."""
     view = view or CentralImageView(CentralView(size=size))
     return ImageClassifier(source, tuple(labels), view, ColourNet(len(labels)), size, f"digest of {source}", "planted")
 
 
-def make_labelled_scenes(images: Sequence[tuple[int, Tensor]], prefix: str = "photo") -> InMemoryScenes:
-    """Photos with the set's labels."""
-    return InMemoryScenes([Scene(f"{prefix}-{n:04d}", {"rgb": each}, label) for n, (label, each) in enumerate(images)])
+def make_labelled_scenes(images: Sequence[tuple[int, Tensor]], prefix: str = "image") -> InMemoryScenes:
+    """Return scenes of images with labels."""
+    return InMemoryScenes(
+        [Scene(f"{prefix}-{n:04d}", {"rgb": image}, label) for n, (label, image) in enumerate(images)]
+    )
 
 
 def make_shifted_set(
     cells: Sequence[Cell],
     labels: Sequence[LabelInfo | None],
     *,
-    kind: str = "custom",
+    suite: str = "custom",
     name: str | None = None,
     protocol_wnids: tuple[str, ...] | None = None,
-    is_cut: bool = False,
-    self_made: str | None = None,
-    notes: tuple[str, ...] = (),
+    is_cropped: bool = False,
+    creation_sentence: str | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> ShiftedSet:
-    """A set in memory."""
+    """Return a set in memory."""
     return ShiftedSet(
-        name=name or kind,
-        suite=kind,
+        name=name or suite,
+        suite=suite,
         cells=tuple(cells),
         labels=tuple(labels),
         protocol_wnids=protocol_wnids,
-        is_cropped=is_cut,
-        creation_sentence=self_made,
-        warnings=notes,
-        identity=f"identity of {name or kind}",
+        is_cropped=is_cropped,
+        creation_sentence=creation_sentence,
+        warnings=warnings,
+        identity=f"identity of {name or suite}",
     )

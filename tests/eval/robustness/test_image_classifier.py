@@ -1,4 +1,4 @@
-"""A timm classifier gives what timm's own transform and the model give; ours, what fine-tuning's test gives."""
+"""Logits of timm's classifiers equal timm's own, and those of fine-tuned classifiers equal those of fine-tuning."""
 
 import json
 from pathlib import Path
@@ -26,17 +26,17 @@ pytestmark = pytest.mark.numeric
 ARCHITECTURES = ("test_vit", "test_convnext")
 
 
-def photos() -> list[UInt8[Tensor, "3 height width"]]:
-    """Photos of several sizes, smooth as photos are."""
+def draw_images() -> list[UInt8[Tensor, "3 height width"]]:
+    """Return smooth images of several sizes."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    images = []
     for height, width in ((200, 240), (170, 161), (160, 160), (90, 300)):
         small = torch.rand(1, 3, 8, 8, generator=generator) * 255
-        found.append(torch.nn.functional.interpolate(small, (height, width), mode="bilinear")[0].to(torch.uint8))
-    return found
+        images.append(torch.nn.functional.interpolate(small, (height, width), mode="bilinear")[0].to(torch.uint8))
+    return images
 
 
-def saved(name: str, folder: Path) -> tuple[torch.nn.Module, str]:
+def save_timm_model(name: str, folder: Path) -> tuple[torch.nn.Module, str]:
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     folder.mkdir(exist_ok=True)
@@ -45,55 +45,55 @@ def saved(name: str, folder: Path) -> tuple[torch.nn.Module, str]:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_logits_are_those_of_timms_own_transform_and_model(name: str, tmp_path: Path) -> None:
-    model, source = saved(name, tmp_path)
-    entrant = load_image_classifier(source)
+def test_logits_equal_those_of_timms_own_transform_and_model(name: str, tmp_path: Path) -> None:
+    model, source = save_timm_model(name, tmp_path)
+    classifier = load_image_classifier(source)
     transform = create_transform(**resolve_data_config(model=model), is_training=False)  # type: ignore[no-untyped-call]
-    shown = torch.stack([transform(Image.fromarray(each.permute(1, 2, 0).numpy())) for each in photos()])
+    inputs = torch.stack([transform(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in draw_images()])
     with torch.no_grad():
-        expected = model(shown)
-        found = entrant.model(torch.stack([entrant.view(each) for each in photos()]))
-    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-4)
-    assert entrant.labels == imagenet_labels()
-    assert entrant.image_size == (160, 160)
+        expected = model(inputs)
+        logits = classifier.model(torch.stack([classifier.view(image) for image in draw_images()]))
+    assert torch.allclose(logits, expected, atol=1e-5, rtol=1e-4)
+    assert classifier.labels == imagenet_labels()
+    assert classifier.image_size == (160, 160)
 
 
-def test_a_folder_as_timm_saves_it_tells_its_own_classes(tmp_path: Path) -> None:
+def test_folders_saved_by_timm_define_classes(tmp_path: Path) -> None:
     names = ["n01440764", "n01443537", "cat"]
     model = timm.create_model("test_vit", num_classes=3).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    told = {
+    config = {
         "architecture": "test_vit",
         "num_classes": 3,
         "label_names": names,
         "label_descriptions": {"n01440764": "tench"},
         "pretrained_cfg": {"input_size": [3, 160, 160], "crop_pct": 0.5, "num_classes": 3, "classifier": "head"},
     }
-    (tmp_path / "config.json").write_text(json.dumps(told))
-    entrant = load_image_classifier(str(tmp_path))
-    assert entrant.labels == (
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    classifier = load_image_classifier(str(tmp_path))
+    assert classifier.labels == (
         LabelInfo(name="tench", wnid="n01440764"),
         LabelInfo(name="n01443537", wnid="n01443537"),
         LabelInfo(name="cat"),
     )
-    assert isinstance(entrant.view, TimmImageView)
-    assert dict(entrant.view.data_config)["crop_pct"] == 0.5
-    shown = entrant.view(photos()[0])[None]
+    assert isinstance(classifier.view, TimmImageView)
+    assert dict(classifier.view.data_config)["crop_pct"] == 0.5
+    inputs = classifier.view(draw_images()[0])[None]
     with torch.no_grad():
         head = model(torch.zeros(1, 3, 160, 160)).shape
-        assert entrant.model(shown).shape == head == (1, 3)
-    del told["label_names"]
-    (tmp_path / "config.json").write_text(json.dumps(told))
+        assert classifier.model(inputs).shape == head == (1, 3)
+    del config["label_names"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError) as caught:
         load_image_classifier(str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path}: does not say which its 3 classes are. Give a folder as timm saves it, whose config.json has "
-        "label_names: WordNet ids, or names, by class"
+        f"{tmp_path}: the names of its 3 classes are unknown. Use a folder saved by timm, and list WordNet ids or "
+        "names of the classes as label_names in its config.json"
     )
 
 
-def test_weights_views_and_classes_tell_entrants_apart(tmp_path: Path) -> None:
-    model, source = saved("test_vit", tmp_path / "one")
+def test_digests_depend_on_weights(tmp_path: Path) -> None:
+    model, source = save_timm_model("test_vit", tmp_path / "one")
     same = load_image_classifier(source)
     assert load_image_classifier(source).digest == same.digest
     assert load_image_classifier(source).view == same.view
@@ -108,34 +108,37 @@ def test_weights_views_and_classes_tell_entrants_apart(tmp_path: Path) -> None:
     [({}, {"global_pool": "avg", "fc_norm": False, "class_token": True}), ({}, {"num_heads": 4})],
     ids=["pooling", "heads"],
 )
-def test_what_no_tensor_tells_of_a_model_tells_entrants_apart(
+def test_digests_depend_on_architecture_that_tensors_do_not_show(
     one: dict[str, object], other: dict[str, object], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=2)
-    torch.nn.init.normal_(model.get_parameter("head.weight"))  # of zeros all logits would be alike
-    told = {"architecture": "test_vit", "num_classes": 2, "label_names": ["cat", "dog"], "pretrained_cfg": {}}
-    told["pretrained_cfg"] = {"input_size": [3, 160, 160], "num_classes": 2, "classifier": "head"}
-    entrants = []
+    torch.nn.init.normal_(model.get_parameter("head.weight"))  # with zeros, all logits would be equal
+    config = {"architecture": "test_vit", "num_classes": 2, "label_names": ["cat", "dog"], "pretrained_cfg": {}}
+    config["pretrained_cfg"] = {"input_size": [3, 160, 160], "num_classes": 2, "classifier": "head"}
+    classifiers = []
     for name, args in (("one", one), ("other", other), ("again", one)):
         (tmp_path / name).mkdir()
         save_file(model.state_dict(), tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text(json.dumps(told | {"model_args": args}))
-        entrants.append(load_image_classifier(str(tmp_path / name)))
-    shown = entrants[0].view(photos()[0])[None]
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"model_args": args}))
+        classifiers.append(load_image_classifier(str(tmp_path / name)))
+    inputs = classifiers[0].view(draw_images()[0])[None]
     with torch.no_grad():
-        logits = [each.model(shown) for each in entrants]
-    assert [torch.equal(logits[0], each) for each in logits] == [True, False, True]
-    assert [entrants[0].digest == each.digest for each in entrants] == [True, False, True]
+        logits = [classifier.model(inputs) for classifier in classifiers]
+    assert [torch.equal(logits[0], other_logits) for other_logits in logits] == [True, False, True]
+    assert [classifiers[0].digest == classifier.digest for classifier in classifiers] == [True, False, True]
 
 
-def test_a_file_that_does_not_fit_is_refused_with_what_timm_says(tmp_path: Path) -> None:
-    _, source = saved("test_convnext", tmp_path)
-    with pytest.raises(UserError, match=r"^timm:test_vit@.*: cannot be made by timm: .*state_dict"):
+def test_files_of_another_architecture_are_rejected_with_the_reason_of_timm(tmp_path: Path) -> None:
+    _, source = save_timm_model("test_convnext", tmp_path)
+    with pytest.raises(
+        UserError,
+        match=r"^timm:test_vit@.*: timm cannot load the model \(.*state_dict.*\)\. Check the name and the file$",
+    ):
         load_image_classifier(source.replace("test_convnext", "test_vit"))
 
 
-def test_one_of_ours_is_shown_the_centre_and_standardises_by_itself() -> None:
+def test_fine_tuned_classifiers_crop_and_standardise_images() -> None:
     labels = [LabelInfo(name="cat"), LabelInfo(name="dog")]
     classifier = classifier_from_backbone(
         tiny_backbone(),
@@ -147,13 +150,13 @@ def test_one_of_ours_is_shown_the_centre_and_standardises_by_itself() -> None:
         generator=torch.Generator().manual_seed(0),
     )
     torch.nn.init.normal_(classifier.head.weight)
-    entrant = wrap_classifier("ours", classifier)
-    photo = photos()[0]
+    image_classifier = wrap_classifier("ours", classifier)
+    image = draw_images()[0]
     view = CentralView(size=(16, 16), crop=0.5)
-    expected = view(Scene("", {"rgb": photo})).maps["rgb"]
-    assert torch.equal(entrant.view(photo), expected)
+    expected = view(Scene("", {"rgb": image})).maps["rgb"]
+    assert torch.equal(image_classifier.view(image), expected)
     with torch.no_grad():
         logits = classifier({"rgb": classifier.backbone.standardise(expected[None])})
-        assert torch.allclose(entrant.model(expected[None]), logits, atol=1e-6)
-    assert (entrant.labels, entrant.image_size) == (tuple(labels), (16, 16))
-    assert str(entrant.view) == "the central 50 % of the photo, brought to 16×16 bicubically"
+        assert torch.allclose(image_classifier.model(expected[None]), logits, atol=1e-6)
+    assert (image_classifier.labels, image_classifier.image_size) == (tuple(labels), (16, 16))
+    assert str(image_classifier.view) == "the central 50 % of the image, resized to 16×16 bicubically"

@@ -1,4 +1,4 @@
-"""Two processes share the photos of a cell and find what one finds, to the last bit."""
+"""Two ranks share the images of each cell, and their results are bit-identical to those of a single process."""
 
 import multiprocessing
 from pathlib import Path
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.numeric
 
 
 @pytest.mark.once
-def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
-    alone = robustness_processes.metric_values(robustness_processes.compute_robustness(World(), tmp_path / "alone"))
+def test_results_and_files_of_two_processes_equal_those_of_one(tmp_path: Path) -> None:
+    alone = robustness_processes.list_metrics(robustness_processes.compute_robustness(World(), tmp_path / "alone"))
     multiprocessing.set_forkserver_preload([robustness_processes.__name__])
     start_processes(
         robustness_processes.run_rank,
@@ -25,6 +25,6 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     )
     assert torch.load(tmp_path / "0.pt") == alone != []
     assert torch.load(tmp_path / "1.pt") == []
-    ours, theirs = (sorted((tmp_path / who).iterdir()) for who in ("alone", "both"))
-    assert [each.name for each in ours] == [each.name for each in theirs]
-    assert [each.read_bytes() for each in ours] == [each.read_bytes() for each in theirs]
+    single, shared = (sorted((tmp_path / name).iterdir()) for name in ("alone", "both"))
+    assert [path.name for path in single] == [path.name for path in shared]
+    assert [path.read_bytes() for path in single] == [path.read_bytes() for path in shared]

@@ -14,17 +14,17 @@ from tests.eval.robustness.colour_classifier import (
 )
 
 
-def test_all_charts_of_corruptions_have_one_axis_of_errors_whatever_the_errors_are(tmp_path: Path) -> None:
-    shown = {"fog": (0, 0), "snow": (0, 1)}  # none are wrong of fog, all are of the worst snow
+def test_corruption_charts_have_the_same_axis_for_all_errors(tmp_path: Path) -> None:
+    predicted = {"fog": (0, 0), "snow": (0, 1)}  # all correct for fog, all wrong for snow of severity 5
     cells = [
         Cell(name, severity, make_labelled_scenes([(0, make_class_image(column))]), None)
-        for name, columns in shown.items()
+        for name, columns in predicted.items()
         for severity, column in zip((1, 5), columns, strict=True)
     ]
-    of = make_shifted_set(cells, IMAGENET_LABELS, kind="imagenet-c", is_cut=True)
+    shifted_set = make_shifted_set(cells, IMAGENET_LABELS, suite="imagenet-c", is_cropped=True)
     config = RobustnessEvaluation(workers=0)
-    found = evaluate_robustness(config, [make_colour_classifier()], [of], None, [tmp_path], World())
-    charts = build_corruption_charts(found, 0)
+    results = evaluate_robustness(config, [make_colour_classifier()], [shifted_set], None, [tmp_path], World())
+    charts = build_corruption_charts(results, 0)
     assert [(chart.title, *chart.series["planted"]) for chart in charts] == [
         ("fog", (1.0, 0.0), (5.0, 0.0)),
         ("snow", (1.0, 0.0), (5.0, 100.0)),
