@@ -11,7 +11,7 @@ from torch import Tensor
 
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
-from c2fmae.eval.analysis.attention import attention_fraction_on_instances, compute_image_attention, has_global_token
+from c2fmae.eval.analysis.attention import compute_attention_on_instances, compute_image_attention, has_global_token
 from c2fmae.models.backbones import Backbone
 from c2fmae.report.drawing import BACKGROUND_COLOUR, MUTED_COLOUR, TEXT_COLOUR, Tile, colour_instances, draw_tile_sheet
 from c2fmae.views.backbone_figures import (
@@ -88,7 +88,7 @@ def measure_attention(
     attention = compute_image_attention(backbone, backbone.standardise(rgb), [resolve_layer(config, name, backbone)])
     grid = (rgb.shape[2] // backbone.patch, rgb.shape[3] // backbone.patch)
     unlabelled = torch.full((len(rgb), *rgb.shape[2:]), IGNORE, dtype=torch.uint8)
-    fractions, chance = attention_fraction_on_instances(
+    fractions, chance = compute_attention_on_instances(
         attention, cropped.maps.get("instance", unlabelled), backbone.patch
     )
     return (attention[:, 0] * attention.shape[2]).unflatten(1, grid), fractions[:, 0], chance

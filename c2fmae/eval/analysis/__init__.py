@@ -1,1 +1,1 @@
-"""Analyses of a backbone without any task: where it attends, and what its features are like."""
+"""Analyses of a backbone without a task: its attention, and the statistics of its features."""

@@ -1,7 +1,7 @@
-"""What a ViT looks at: its blocks' attention, and how much of the global token's falls on objects.
+"""Attention of a ViT's blocks, and how much of the global token's attention falls on objects.
 
-Masked image modelling is said to suffer from attention drift: attention that strays from objects. Here it is a number:
-the share that falls on pixels of instances, beside the share that would if all patches were looked at alike.
+Masked image modelling can suffer from attention drift: attention that leaves the objects. It is measured as the
+fraction of attention that falls on pixels of instances, relative to that of uniform attention.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import SceneBatch
 from c2fmae.eval.analysis.config import AttentionEvaluation
-from c2fmae.eval.analysis.sampled import mean_metric, measure_images, ratio_metric
+from c2fmae.eval.analysis.sampled import make_mean_metric, make_ratio_metric, measure_images
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
@@ -36,22 +36,23 @@ def iterate_attention(
     queries: slice = ALL_TOKENS,
     keys: slice = ALL_TOKENS,
 ) -> Iterator[Float[Tensor, "batch head query key"]]:
-    """Yield how much these queries look at these keys, for one block after the other, counted from 1.
+    """Yield the attention weights of these queries and keys in each block of `depths`; the first block is 1.
 
-    What a query gives to the keys adds up to 1: without the global token among them, it is what the patches have of it
-    relative to each other. Only one block's attention is in memory at a time.
+    The weights of a query add up to 1 over the selected keys. One block's attention at a time is in memory.
     """
-    inputs = _attention_inputs(backbone, maps, depths)
+    inputs = _collect_attention_inputs(backbone, maps, depths)
     for depth in depths:
-        yield _attention_weights(cast(Attention, backbone.encoder.blocks[depth - 1].attn), inputs[depth], queries, keys)
+        yield _compute_attention_weights(
+            cast(Attention, backbone.encoder.blocks[depth - 1].attn), inputs[depth], queries, keys
+        )
 
 
 def compute_image_attention(
     backbone: Backbone, images: Float[Tensor, "batch channels height width"], depths: Sequence[int]
 ) -> Float[Tensor, "batch layer patch"]:
-    """Return how much a photo's patches are looked at by the global token, in the mean over heads, adding up to 1.
+    """Return the global token's attention to the patches of each image, averaged over heads; it adds up to 1.
 
-    A backbone without a global token is pooled by the mean of its patches, so the mean of what they look at is taken.
+    A backbone without a global token is pooled by the mean of its patches, so the attention of patches is averaged.
     """
     queries = slice(0, 1) if has_global_token(backbone) else slice(backbone.num_prefix_tokens, None)
     layers = iterate_attention(backbone, images, depths, queries=queries, keys=slice(backbone.num_prefix_tokens, None))
@@ -59,23 +60,25 @@ def compute_image_attention(
 
 
 def has_global_token(backbone: Backbone) -> bool:
-    """Return whether a backbone has a global token; registers are none."""
+    """Return whether a backbone has a global token; registers do not count."""
     return backbone.encoder.cls_token is not None
 
 
-def attention_fraction_on_instances(
+def compute_attention_on_instances(
     attention: Float[Tensor, "batch layer patch"], instances: Integer[Tensor, "batch height width"], patch: int
 ) -> tuple[Float64[Tensor, "batch layer"], Float64[Tensor, " batch"]]:
-    """Return the share of attention that falls on instances, and the share of pixels that they are: chance.
+    """Return the fraction of attention that falls on instances, and the fraction of pixels of instances (chance).
 
-    A patch's attention lies evenly on its pixels, and pixels that nobody labelled count neither way. So attention that
-    is the same everywhere has the share that is chance. Both are NaN where nothing is labelled.
+    A patch's attention is spread evenly over its pixels, and unlabelled pixels are left out. Uniform attention has the
+    fraction of chance. Both are NaN for an image without labelled pixels.
     """
     cells = patchify(instances, patch)
-    is_labelled = (cells != IGNORE).double().sum(dim=2)
-    is_instance = ((cells != IGNORE) & (cells != 0)).double().sum(dim=2)
-    on_instances, on_labelled = (torch.einsum("blp,bp->bl", attention.double(), n) for n in (is_instance, is_labelled))
-    return on_instances / on_labelled, is_instance.sum(dim=1) / is_labelled.sum(dim=1)
+    num_labelled = (cells != IGNORE).double().sum(dim=2)
+    num_instance = ((cells != IGNORE) & (cells != 0)).double().sum(dim=2)
+    on_instances, on_labelled = (
+        torch.einsum("blp,bp->bl", attention.double(), count) for count in (num_instance, num_labelled)
+    )
+    return on_instances / on_labelled, num_instance.sum(dim=1) / num_labelled.sum(dim=1)
 
 
 def measure_attention(config: AttentionEvaluation, model: ModelUnderTest) -> Iterator[Metric]:
@@ -85,41 +88,41 @@ def measure_attention(config: AttentionEvaluation, model: ModelUnderTest) -> Ite
 
     def measure(scenes: SceneBatch) -> Tensor:
         attention = compute_image_attention(backbone, backbone.standardise(scenes.maps["rgb"]), depths)
-        fractions, chance = attention_fraction_on_instances(attention, scenes.maps["instance"], backbone.patch)
+        fractions, chance = compute_attention_on_instances(attention, scenes.maps["instance"], backbone.patch)
         return torch.cat([chance[:, None], fractions], dim=1)
 
     values = measure_images(config, model, measure, granularities=("rgb", "instance"))
-    is_known = (values[:, 0] > 0) & values.isfinite().all(dim=1)  # all attention may be on unlabelled patches
-    chance, *fractions = values[is_known].unbind(dim=1)
+    is_counted = (values[:, 0] > 0) & values.isfinite().all(dim=1)  # all attention may be on unlabelled patches
+    chance, *fractions = values[is_counted].unbind(dim=1)
     count = len(chance)
     if not count:
         raise UserError(
             f"attention: none of {len(values)} images of {source_name(config.data)} has an instance. Use other data"
         )
-    yield mean_metric("attention_on_objects_chance", 100 * chance)
+    yield make_mean_metric("attention_on_objects_chance", 100 * chance)
     yield Metric("images_left_out", len(values) - count, len(values))
     for depth, fraction in zip(depths, fractions, strict=True):
-        yield mean_metric("attention_on_objects", 100 * fraction, layer=depth)
-        yield ratio_metric("attention_on_objects_ratio", fraction, chance, layer=depth)
+        yield make_mean_metric("attention_on_objects", 100 * fraction, layer=depth)
+        yield make_ratio_metric("attention_on_objects_ratio", fraction, chance, layer=depth)
 
 
 @torch.no_grad()
-def _attention_inputs(backbone: Backbone, maps: BackboneInput, depths: Sequence[int]) -> dict[int, Tensor]:
-    """Return what these blocks give their attention, normed as they do it."""
+def _collect_attention_inputs(backbone: Backbone, maps: BackboneInput, depths: Sequence[int]) -> dict[int, Tensor]:
+    """Return the normed tokens that each of these blocks passes to its attention."""
     attentions = {}
     for depth, block in enumerate(backbone.encoder.blocks, start=1):
         attentions[depth] = getattr(block, "attn", block)
         if type(attentions[depth]) is not Attention:
             raise UserError(
-                f"block {depth} attends by {type(attentions[depth]).__name__}, whose maps are not computed here. "
-                "Take a plain ViT"
+                f"block {depth}: attention maps are unsupported (expected timm's Attention, got "
+                f"{type(attentions[depth]).__name__}). Use a plain ViT"
             )
     inputs: dict[int, Tensor] = {}
     with ExitStack() as hooks:
         for depth in set(depths) & attentions.keys():
 
-            def save_input(_: nn.Module, given: tuple[Tensor, ...], depth: int = depth) -> None:
-                inputs[depth] = given[0]
+            def save_input(_: nn.Module, args: tuple[Tensor, ...], depth: int = depth) -> None:
+                inputs[depth] = args[0]
 
             hooks.enter_context(attentions[depth].register_forward_pre_hook(save_input))
         backbone.get_intermediate_layers(maps, depths)
@@ -127,7 +130,7 @@ def _attention_inputs(backbone: Backbone, maps: BackboneInput, depths: Sequence[
 
 
 @torch.no_grad()
-def _attention_weights(attention: Attention, tokens: Tensor, queries: slice, keys: slice) -> Tensor:
+def _compute_attention_weights(attention: Attention, tokens: Tensor, queries: slice, keys: slice) -> Tensor:
     q, k, _ = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attention.q_norm(q[:, :, queries]), attention.k_norm(k[:, :, keys])
     dtype = torch.promote_types(q.dtype, torch.float32)

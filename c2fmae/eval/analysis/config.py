@@ -1,4 +1,4 @@
-"""The analyses of a backbone's attention and features: their settings and protocols."""
+"""Settings and protocols of the analyses of a backbone's attention and features."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -13,14 +13,14 @@ from c2fmae.eval.metrics import Metric
 
 
 class SampledEvaluation(Evaluation):
-    """An evaluation that measures each of some images."""
+    """An evaluation that measures images one by one."""
 
     data: DataSourceOption = Field(default="generated")
     """A folder, shards, a pattern of shards, or a registered data set: `{name: generated, options: {length: 64}}`."""
     images: PositiveInt = 256
     """Maximum number of images, spread evenly over the data."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
-    """Height and width. By default, those of the backbone's training."""
+    """Height and width of images. By default, those of the backbone's training."""
     batch_size: PositiveInt = 32
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that load images."""
@@ -55,7 +55,7 @@ class AttentionEvaluation(SampledEvaluation):
         return measure_attention(self, model)
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
-        """Describe the percentage, chance and the ratio."""
+        """Describe how attention on objects, chance and their ratio are computed."""
         height, width = self.resolve_image_size(model)
         has_global_token = model.backbone.encoder.cls_token is not None
         token = "the global token" if has_global_token else "the mean patch (there is no global token)"
@@ -81,16 +81,17 @@ class RepresentationEvaluation(SampledEvaluation):
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
         """Describe the seven metrics."""
-        from c2fmae.eval.analysis.representation import patch_distances
+        from c2fmae.eval.analysis.representation import compute_patch_distances
         from c2fmae.eval.analysis.sampled import open_sampled_scenes
 
         height, width = self.resolve_image_size(model)
         grid = height // model.backbone.patch, width // model.backbone.patch
+        mean_distance = compute_patch_distances(grid).mean().item()
         num_images = min(self.images, len(open_sampled_scenes(self, model)))
         return (
             f"Images of {height}×{width}. Attention is that of patches to patches, without prefix tokens, adding up to "
-            "1. Attention distance: from the centre of a patch to what it attends to, averaged over attention, patches "
-            f"and heads; uniform attention has {patch_distances(grid).mean().item():.2f} patches. Mutual information "
+            "1. Attention distance: from the centre of a patch to those of the patches it attends to, averaged over "
+            f"attention, patches and heads; uniform attention has {mean_distance:.2f} patches. Mutual information "
             "of query and key, all queries equally likely, divided by the geometric mean of their entropies, averaged "
             "over heads: 0 if all queries attend alike, 100 if each attends to a patch of its own. Effective rank: the "
             "exponential of the entropy of the singular values of the centred features (RankMe does not centre them). "

@@ -1,4 +1,4 @@
-"""Measurements of some images of a data set, one by one."""
+"""Measurement of sampled images of a data set, one by one."""
 
 from collections.abc import Callable, Mapping
 
@@ -21,7 +21,7 @@ from c2fmae.eval.metrics import Metric, TagValue
 def open_sampled_scenes(
     config: SampledEvaluation, model: ModelUnderTest, granularities: tuple[str, ...] | None = None
 ) -> Scenes:
-    """Open the data of an evaluation; generated scenes are as large as the images, unless an option says otherwise."""
+    """Open the data of an evaluation; the size of generated scenes defaults to that of the images."""
     source = config.data
     if isinstance(source, DatasetConfig) and source.name == "generated":
         source = source.with_defaults(size=max(config.resolve_image_size(model)))
@@ -35,7 +35,7 @@ def measure_images(
     *,
     granularities: tuple[str, ...] | None = ("rgb",),
 ) -> Float64[Tensor, "image *values"]:
-    """Return what `measure_batch` computes of each image, the same bits in every process."""
+    """Return the values that `measure_batch` computes for each sampled image, bit-identical in every process."""
     scenes, world = open_sampled_scenes(config, model, granularities), model.world
     view = CentralView(size=config.resolve_image_size(model), max_instances=IGNORE)
     indices = np.linspace(0, len(scenes), min(config.images, len(scenes)), endpoint=False).astype(int)
@@ -51,29 +51,29 @@ def measure_images(
         return gather_rows(outputs, len(indices), world)["values"]
 
 
-def mean_metric(key: str, values: Float64[Tensor, " image"], **tags: TagValue) -> Metric:
-    """Return the mean of what was measured of images, with a normal interval; a single image has none.
+def make_mean_metric(key: str, values: Float64[Tensor, " image"], **tags: TagValue) -> Metric:
+    """Return the mean over images with a normal 95 % interval; a single image has none.
 
-    >>> mean_metric("attention_distance", torch.tensor([0.5, 0.5], dtype=torch.float64)).interval
+    >>> make_mean_metric("attention_distance", torch.tensor([0.5, 0.5], dtype=torch.float64)).interval
     (0.5, 0.5)
     """
-    return _metric_with_interval(key, values.mean().item(), values, tags)
+    return _make_metric_with_interval(key, values.mean().item(), values, tags)
 
 
-def ratio_metric(
+def make_ratio_metric(
     key: str, values: Float64[Tensor, " image"], denominators: Float64[Tensor, " image"], **tags: TagValue
 ) -> Metric:
-    """Return the ratio of two means over the same images, with the normal interval of its first-order error.
+    """Return the ratio of two means over the same images, with a normal 95 % interval from its first-order error.
 
     >>> values = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    >>> ratio_metric("attention_on_objects_ratio", 2 * values, values).interval
+    >>> make_ratio_metric("attention_on_objects_ratio", 2 * values, values).interval
     (2.0, 2.0)
     """
     ratio = (values.mean() / denominators.mean()).item()
-    return _metric_with_interval(key, ratio, (values - ratio * denominators) / denominators.mean(), tags)
+    return _make_metric_with_interval(key, ratio, (values - ratio * denominators) / denominators.mean(), tags)
 
 
-def _metric_with_interval(key: str, value: float, errors: Tensor, tags: Mapping[str, TagValue]) -> Metric:
+def _make_metric_with_interval(key: str, value: float, errors: Tensor, tags: Mapping[str, TagValue]) -> Metric:
     if len(errors) < 2:
         return Metric(key, value, len(errors), tags=tags)
     half_width = NORMAL_QUANTILE_975 * (errors.std() / len(errors) ** 0.5).item()

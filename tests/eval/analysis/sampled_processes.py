@@ -1,4 +1,4 @@
-"""What each of two processes does: evaluations of some photos, and what it found."""
+"""Evaluation of sampled images in two processes."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -22,21 +22,21 @@ WORLD_SIZE = 2
 
 
 def backbone_from_vit(vit: VisionTransformer) -> Backbone:
-    """A backbone of a ViT's own weights, which knows photos as numbers from -1 to 1."""
+    """Return a backbone with the weights of a ViT, whose images are standardised to [-1, 1]."""
     encoder = EncoderConfig(name="test_vit", has_norm=True, keep_positions=True)
     half = (0.5, 0.5, 0.5)
     return wrap_vit(vit, BackboneSpec(encoder=encoder, image_size=vit.patch_embed.img_size, mean=half, std=half))
 
 
 def make_sampled_evaluations() -> Iterator[SampledEvaluation]:
-    """Three batches each: one process has two of them."""
+    """Yield evaluations of three batches each, so that one of two ranks has two."""
     settings: dict[str, Any] = {"images": 7, "batch_size": 3, "workers": 0}
     yield AttentionEvaluation(**settings)
     yield RepresentationEvaluation(**settings)
 
 
 def compute_sampled_metrics(world: World) -> list[Metric]:
-    """The metrics of all of them."""
+    """Return the metrics of all evaluations."""
     backbone = backbone_from_vit(make_tiny_vit(img_size=(32, 32)))
     model = ModelUnderTest.in_memory("tiny", Path("unused"), world=world, backbone=backbone)
     return [metric for evaluation in make_sampled_evaluations() for metric in evaluation.run(model)]
