@@ -1,4 +1,4 @@
-"""The weights that did best so far: which are kept, and what of a run that was killed is forgotten."""
+"""The best checkpoint: when it is replaced, its weights, and its removal on resume."""
 
 from pathlib import Path
 
@@ -20,42 +20,43 @@ def training() -> TrainingState:
     return TrainingState.create(nn.Linear(2, 2), TrainingConfig(steps=9, lr=1.0, ema=0.5))
 
 
-def offer(best: BestCheckpoint, training: TrainingState, step: int, **scores: float) -> None:
+def update_best(best: BestCheckpoint, training: TrainingState, step: int, **scores: float) -> None:
     training.step = step
     best.update(training, scores, {"about": step})
 
 
-def test_only_a_higher_score_takes_the_place_of_what_is_kept(training: TrainingState, tmp_path: Path) -> None:
+def test_only_a_higher_score_replaces_the_checkpoint(training: TrainingState, tmp_path: Path) -> None:
     best = BestCheckpoint(tmp_path, World())
     assert not list_checkpoints(tmp_path)
-    for step, score, kept in ((1, 0.0, 1), (2, 0.5, 2), (3, 0.5, 2), (4, 0.4, 2), (5, 0.6, 5)):
-        offer(best, training, step, model=score)
-        assert (best.step, [path.name for path in list_checkpoints(tmp_path)]) == (kept, [f"step-{kept:08d}"])
+    for step, score, saved_step in ((1, 0.0, 1), (2, 0.5, 2), (3, 0.5, 2), (4, 0.4, 2), (5, 0.6, 5)):
+        update_best(best, training, step, model=score)
+        assert (best.step, [path.name for path in list_checkpoints(tmp_path)]) == (
+            saved_step,
+            [f"step-{saved_step:08d}"],
+        )
     assert best.score == 0.6
     assert load_checkpoint(tmp_path / "step-00000005").metadata["about"] == 5
 
 
-def test_the_weights_are_those_that_scored_the_average_or_not(training: TrainingState, tmp_path: Path) -> None:
+def test_the_weights_with_the_higher_score_are_saved_averaged_or_not(training: TrainingState, tmp_path: Path) -> None:
     assert training.ema is not None
     with torch.no_grad():
         training.ema["weight"].fill_(7)
     best = BestCheckpoint(tmp_path, World())
-    offer(best, training, 1, model=0.2, ema=0.3)
-    kept = load_checkpoint(tmp_path / "step-00000001")
-    assert kept.metadata["averaged"]
-    assert set(kept.tensors) == {"model/weight", "model/bias"}
-    assert (kept.tensors["model/weight"] == 7).all()
-    offer(best, training, 2, model=0.5, ema=0.4)
-    kept = load_checkpoint(tmp_path / "step-00000002")
-    assert not kept.metadata["averaged"]
-    assert torch.equal(kept.tensors["model/weight"], training.model.state_dict()["weight"])
+    update_best(best, training, 1, model=0.2, ema=0.3)
+    saved = load_checkpoint(tmp_path / "step-00000001")
+    assert saved.metadata["averaged"]
+    assert set(saved.tensors) == {"model/weight", "model/bias"}
+    assert (saved.tensors["model/weight"] == 7).all()
+    update_best(best, training, 2, model=0.5, ema=0.4)
+    saved = load_checkpoint(tmp_path / "step-00000002")
+    assert not saved.metadata["averaged"]
+    assert torch.equal(saved.tensors["model/weight"], training.model.state_dict()["weight"])
 
 
-def test_what_lies_beyond_the_step_that_a_run_goes_on_from_is_forgotten(
-    training: TrainingState, tmp_path: Path
-) -> None:
+def test_checkpoints_after_the_resumed_step_are_deleted(training: TrainingState, tmp_path: Path) -> None:
     best = BestCheckpoint(tmp_path, World())
-    offer(best, training, 4, model=0.5)
+    update_best(best, training, 4, model=0.5)
     best.discard_after(4)
     assert best.step == 4
     best.discard_after(3)

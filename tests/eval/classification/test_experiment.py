@@ -1,9 +1,8 @@
-"""Fine-tunings from their start to their end: what they learn, keep, resume and write down."""
+"""Fine-tuning runs: training, results, resuming and error messages."""
 
 import csv
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
+from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.classification.config import FinetuneConfig
@@ -52,25 +52,23 @@ def with_maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pretrained_checkpoint(tmp_path_factory.mktemp("with-maps"), RGB_SEMANTIC_SPEC)
 
 
-def tensors_of(path: Path, step: int = 6) -> dict[str, Tensor]:
-    return dict(load_checkpoint(path / "checkpoints" / f"step-{step:08d}").tensors)
+def load_tensors(run_dir: Path, step: int = 6) -> dict[str, Tensor]:
+    return dict(load_checkpoint(run_dir / "checkpoints" / f"step-{step:08d}").tensors)
 
 
-def assert_same_run(found: Path, expected: Path) -> None:
-    """The same bits, and the same words about them."""
-    ours, theirs = tensors_of(found), tensors_of(expected)
+def assert_same_run(run_dir: Path, expected: Path) -> None:
+    """Assert that two runs have bitwise equal tensors, and the same metrics and best checkpoint."""
+    ours, theirs = load_tensors(run_dir), load_tensors(expected)
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     for name in ("metrics.jsonl", "evaluations/finetune/classes.csv"):
-        assert (found / name).read_bytes() == (expected / name).read_bytes()
-    assert [path.name for path in list_checkpoints(found / "best")] == [
-        p.name for p in list_checkpoints(expected / "best")
+        assert (run_dir / name).read_bytes() == (expected / name).read_bytes()
+    assert [path.name for path in list_checkpoints(run_dir / "best")] == [
+        path.name for path in list_checkpoints(expected / "best")
     ]
 
 
-def test_it_learns_a_few_photos_by_heart_and_is_a_classifier_that_others_load(
-    source: Path, data: Path, tmp_path: Path
-) -> None:
+def test_a_run_overfits_a_small_set_and_can_be_loaded_as_a_classifier(source: Path, data: Path, tmp_path: Path) -> None:
     config = make_quick_config(
         source, data, *PLAIN, "training.steps=40", "training.lr=5e-3", "watching.held_out_every=20"
     )
@@ -79,39 +77,41 @@ def test_it_learns_a_few_photos_by_heart_and_is_a_classifier_that_others_load(
     result = {metric.label: metric for metric in read_finetune_result(tmp_path / "run").metrics}
     assert result["top-1"].value == 100
     assert result["top-1"].count == 18
-    assert result["top-1"].notes == ("4 tokens of patches an image",)
+    assert result["top-1"].notes == ("4 patch tokens per image",)
     classifier, backbone = load_classifier(tmp_path / "run"), load_backbone(tmp_path / "run")
     assert [label.name if label else "" for label in classifier.spec.labels] == ["class-0", "class-1", "class-2"]
-    photos = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(classifier.backbone.pooled(photos), backbone.pooled(photos))
-    it = build_finetuning(config, World())
-    it.classifier.load_state_dict(load_checkpoint(tmp_path / "run/checkpoints/step-00000040").tensors_of("model"))
-    assert torch.equal(it.classifier.eval()(photos), classifier(photos))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(classifier.backbone.pooled(images), backbone.pooled(images))
+    experiment = build_finetuning(config, World())
+    experiment.classifier.load_state_dict(
+        load_checkpoint(tmp_path / "run/checkpoints/step-00000040").tensors_of("model")
+    )
+    assert torch.equal(experiment.classifier.eval()(images), classifier(images))
     best = load_classifier(tmp_path / "run" / "best")
     assert best.num_labels == 3
 
 
-def test_what_is_written_down_of_it(source: Path, data: Path, tmp_path: Path) -> None:
+def test_metrics_best_checkpoint_and_result_files_are_written(source: Path, data: Path, tmp_path: Path) -> None:
     finetune(make_quick_config(source, data, "training.ema=0.5"), tmp_path, World())
     rows = read_rows(RunDir(tmp_path).metrics)
-    tried = [row for row in rows if "test/top-1" in row]
-    assert [row["step"] for row in tried] == [2, 4, 6]
-    assert all({"test/top-5", "test/loss", "average/top-1"} <= row.keys() for row in tried)
+    evaluated = [row for row in rows if "test/top-1" in row]
+    assert [row["step"] for row in evaluated] == [2, 4, 6]
+    assert all({"test/top-5", "test/loss", "average/top-1"} <= row.keys() for row in evaluated)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     metrics = {metric.label: metric for metric in read_finetune_result(tmp_path).metrics}
-    assert metrics["top-1"].value == tried[-1]["test/top-1"]
-    assert metrics["top-1, averaged weights"].value == tried[-1]["average/top-1"]
-    best = max(max(row["test/top-1"], row["average/top-1"]) for row in tried)
+    assert metrics["top-1"].value == evaluated[-1]["test/top-1"]
+    assert metrics["top-1, averaged weights"].value == evaluated[-1]["average/top-1"]
+    best = max(max(row["test/top-1"], row["average/top-1"]) for row in evaluated)
     assert metrics["best top-1"].value == pytest.approx(best)
-    first = next(row["step"] for row in tried if max(row["test/top-1"], row["average/top-1"]) == best)
+    first = next(row["step"] for row in evaluated if max(row["test/top-1"], row["average/top-1"]) == best)
     assert [path.name for path in list_checkpoints(tmp_path / "best")] == [f"step-{first:08d}"]
-    kept = load_checkpoint(list_checkpoints(tmp_path / "best")[0])
-    assert {name.split("/")[0] for name in kept.tensors} == {"model"}
-    row = next(row for row in tried if row["step"] == first)
-    assert kept.metadata["averaged"] == (row["average/top-1"] > row["test/top-1"])
-    it = build_finetuning(make_quick_config(source, data), World())
-    it.classifier.load_state_dict(kept.tensors_of("model"))
-    assert 100 * it.evaluator.evaluate(it.classifier, ("rgb",)).top1 == pytest.approx(best)
+    saved = load_checkpoint(list_checkpoints(tmp_path / "best")[0])
+    assert {name.split("/")[0] for name in saved.tensors} == {"model"}
+    row = next(row for row in evaluated if row["step"] == first)
+    assert saved.metadata["averaged"] == (row["average/top-1"] > row["test/top-1"])
+    experiment = build_finetuning(make_quick_config(source, data), World())
+    experiment.classifier.load_state_dict(saved.tensors_of("model"))
+    assert 100 * experiment.evaluator.evaluate(experiment.classifier, ("rgb",)).top1 == pytest.approx(best)
     with (tmp_path / "evaluations/finetune/classes.csv").open() as file:
         classes = list(csv.DictReader(file))
     assert [(row["label"], row["name"], row["images"]) for row in classes] == [
@@ -119,7 +119,7 @@ def test_what_is_written_down_of_it(source: Path, data: Path, tmp_path: Path) ->
     ]
     assert sum(int(row["right"]) for row in classes) == round(metrics["top-1"].value * 18 / 100)
     page = (tmp_path / "report.html").read_text()
-    assert "Class by class" in page
+    assert "Accuracy by class, worst first" in page
     assert "the last weights are the result" in page
     protocol = json.loads((tmp_path / "evaluations/finetune/results.json").read_text())["protocol"]
     assert "Mixup 0.8, CutMix 1, smoothing 0.1" in protocol
@@ -127,83 +127,82 @@ def test_what_is_written_down_of_it(source: Path, data: Path, tmp_path: Path) ->
     assert "Warning" not in protocol
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], where: str) -> None:
-    """Let a run end as if it was killed: in a step, or in a look."""
-    do = getattr(Finetuning, where)
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make runs fail after the evaluation of a step."""
+    evaluate = Finetuning.evaluate
 
-    def fail(self: Finetuning, *given: object, **named: object) -> object:
-        result = do(self, *given, **named)
-        if where == "evaluate" and when(given[0].step):  # type: ignore[attr-defined]
+    def fail(self: Finetuning, training: TrainingState, *args: Any, **options: Any) -> None:
+        evaluate(self, training, *args, **options)
+        if training.step == step:
             raise KeyboardInterrupt
-        return result
 
-    monkeypatch.setattr(Finetuning, where, fail)
+    monkeypatch.setattr(Finetuning, "evaluate", fail)
 
 
-@pytest.mark.parametrize("killed_at", [1, 2, 4, 6])
-def test_killed_after_any_step_and_resumed_it_ends_in_the_same_bits(
-    source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+@pytest.mark.parametrize("step", [1, 2, 4, 6])
+def test_a_run_interrupted_at_any_step_resumes_bitwise(
+    source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = make_quick_config(source, data, "training.ema=0.5", "drop_path=0.2", "saving.steps=2")
-    finetune(config, tmp_path / "whole", World())
+    finetune(config, tmp_path / "uninterrupted", World())
     with monkeypatch.context() as patch:
-        interrupt(patch, lambda step: step == killed_at, "evaluate")
+        interrupt_after(patch, step)
         with pytest.raises(KeyboardInterrupt):
-            finetune(config, tmp_path / "killed", World())
+            finetune(config, tmp_path / "interrupted", World())
     with pytest.raises(UserError, match="contains a run. Use --resume"):
-        finetune(config, tmp_path / "killed", World())
-    assert finetune(config, tmp_path / "killed", World(), resume=True).status == "finished"
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-    assert finetune(config, tmp_path / "killed", World(), resume=True).status == "finished"
+        finetune(config, tmp_path / "interrupted", World())
+    assert finetune(config, tmp_path / "interrupted", World(), resume=True).status == "finished"
+    assert_same_run(tmp_path / "interrupted", tmp_path / "uninterrupted")
+    assert finetune(config, tmp_path / "interrupted", World(), resume=True).status == "finished"
 
 
-def test_a_run_goes_on_without_its_source(
+def test_runs_resume_without_their_source(
     source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = write_pretrained_checkpoint(tmp_path / "own")
     config = make_quick_config(own, data, "saving.steps=2")
     with monkeypatch.context() as patch:
-        interrupt(patch, lambda step: step == 3, "evaluate")
+        interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             finetune(config, tmp_path / "run", World())
-    own.rename(tmp_path / "gone")
+    own.rename(tmp_path / "moved")
     assert finetune(config, tmp_path / "run", World(), resume=True).status == "finished"
 
 
 @pytest.mark.once
-def test_two_processes_learn_what_one_does(with_maps: Path, data: Path, tmp_path: Path) -> None:
-    words = ("data.granularities=[semantic, rgb]", "granularity_dropout=0.4", "data.test_with=[[rgb]]")
-    config = make_quick_config(with_maps, data, *words, "saving.keep_every=1")
+def test_two_processes_train_like_one(with_maps: Path, data: Path, tmp_path: Path) -> None:
+    overrides = ("data.granularities=[semantic, rgb]", "granularity_dropout=0.4", "data.test_with=[[rgb]]")
+    config = make_quick_config(with_maps, data, *overrides, "saving.keep_every=1")
     finetune(config, tmp_path / "one", World())
     spawn(finetune_processes.run_rank, args=(config.model_dump_json(), tmp_path), nprocs=2)
-    one, two = (tensors_of(tmp_path / part, step=1) for part in ("one", "two"))
+    one, two = (load_tensors(tmp_path / name, step=1) for name in ("one", "two"))
     for name, tensor in one.items():
-        if name.endswith("/exp_avg"):  # a tenth of the gradient, before AdamW makes steps of what was rounded
+        if name.endswith("/exp_avg"):  # a tenth of the gradient, since AdamW amplifies rounding errors
             torch.testing.assert_close(10 * two[name], 10 * tensor, rtol=1e-5, atol=1e-5, msg=name)
-    rows = [read_rows(RunDir(tmp_path / part).metrics) for part in ("one", "two")]
+    rows = [read_rows(RunDir(tmp_path / name).metrics) for name in ("one", "two")]
     for ours, theirs in zip(*rows, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def test_from_scratch_is_another_start_of_the_same_vit(source: Path, data: Path) -> None:
-    its, own = (
-        build_finetuning(make_quick_config(source, data, f"from_scratch={each}"), World()).classifier
-        for each in ("false", "true")
+def test_from_scratch_initialises_the_same_architecture(source: Path, data: Path) -> None:
+    loaded, initialised = (
+        build_finetuning(make_quick_config(source, data, f"from_scratch={flag}"), World()).classifier
+        for flag in ("false", "true")
     )
-    assert its.spec == own.spec
+    assert loaded.spec == initialised.spec
     name = "backbone.encoder.blocks.0.attn.qkv.weight"
-    assert torch.equal(its.state_dict()[name], load_backbone(source).state_dict()[name.removeprefix("backbone.")])
-    assert not torch.equal(own.state_dict()[name], its.state_dict()[name])
+    assert torch.equal(loaded.state_dict()[name], load_backbone(source).state_dict()[name.removeprefix("backbone.")])
+    assert not torch.equal(initialised.state_dict()[name], loaded.state_dict()[name])
     again = build_finetuning(make_quick_config(source, data, "from_scratch=true"), World()).classifier
-    assert all(torch.equal(each, again.state_dict()[name]) for name, each in own.state_dict().items())
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in initialised.state_dict().items())
 
 
 @pytest.mark.parametrize("blocks", [0, 2])
-def test_what_is_not_trained_stays_as_it_was_to_the_bit(source: Path, data: Path, tmp_path: Path, blocks: int) -> None:
+def test_frozen_blocks_do_not_change(source: Path, data: Path, tmp_path: Path, blocks: int) -> None:
     config = make_quick_config(source, data, f"train_blocks={blocks}")
     before = build_finetuning(config, World()).classifier.state_dict()
     finetune(config, tmp_path, World())
-    after = tensors_of(tmp_path)
+    after = load_tensors(tmp_path)
     trained = ("head.", "backbone.fc_norm.", *(f"backbone.encoder.blocks.{index}." for index in range(3 - blocks, 3)))
     for name, tensor in before.items():
         assert torch.equal(after[f"model/{name}"], tensor) == (not name.startswith(trained)), name
@@ -212,19 +211,21 @@ def test_what_is_not_trained_stays_as_it_was_to_the_bit(source: Path, data: Path
     }
 
 
-def test_a_share_of_the_labels_is_of_each_class(source: Path, data: Path) -> None:
-    it = build_finetuning(make_quick_config(source, data, "data.fraction=0.3", "training.batch_size=4"), World())
-    assert len(it.scenes) == 9  # of 8 a class, 2.4 rounded up
-    assert sorted(it.scenes[row].label or 0 for row in range(9)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert "with 30 % of each class's labels" in it.protocol
+def test_a_fraction_of_the_labels_is_drawn_from_each_class(source: Path, data: Path) -> None:
+    experiment = build_finetuning(
+        make_quick_config(source, data, "data.fraction=0.3", "training.batch_size=4"), World()
+    )
+    assert len(experiment.scenes) == 9  # 8 × 0.3 = 2.4 of each class, rounded up
+    assert sorted(experiment.scenes[row].label or 0 for row in range(9)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert "with 30 % of each class's labels" in experiment.protocol
 
 
-def test_with_maps_it_sees_the_tokens_that_it_is_asked_to_see(
+def test_classifiers_with_maps_are_tested_with_each_choice_of_inputs(
     with_maps: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    words = ("data.granularities=[semantic, rgb]", "data.test_with=[[rgb], [semantic], [semantic, rgb]]")
-    finetune(make_quick_config(with_maps, data, *words), tmp_path, World())
+    overrides = ("data.granularities=[semantic, rgb]", "data.test_with=[[rgb], [semantic], [semantic, rgb]]")
+    finetune(make_quick_config(with_maps, data, *overrides), tmp_path, World())
     metrics = {metric.label: metric for metric in read_finetune_result(tmp_path).metrics}
     tokens = {name: metrics[name].notes[0].split()[0] for name in metrics if name.startswith("top-1")}
     assert tokens == {
@@ -244,7 +245,7 @@ def test_with_maps_it_sees_the_tokens_that_it_is_asked_to_see(
 
 
 @pytest.mark.parametrize(
-    ("knows", "said"),
+    ("maps_know_labels", "text"),
     [
         (
             True,
@@ -253,53 +254,53 @@ def test_with_maps_it_sees_the_tokens_that_it_is_asked_to_see(
         (False, "with Wilson's 95 % interval; the last weights are the result."),
     ],
 )
-def test_maps_that_know_the_answer_are_told(
-    with_maps: Path, data: Path, knows: bool, said: str, tmp_path: Path
+def test_the_protocol_warns_of_maps_made_with_labels(
+    with_maps: Path, data: Path, maps_know_labels: bool, text: str, tmp_path: Path
 ) -> None:
     write_train_test_sets(tmp_path)
-    for part in ("train", "test"):
-        path = tmp_path / part / "dataset.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "maps_know_labels": knows}))
-    it = build_finetuning(make_quick_config(with_maps, tmp_path, "data.granularities=[semantic, rgb]"), World())
-    assert said in it.protocol
-    assert ("Warning" in it.protocol) == knows
+    for split in ("train", "test"):
+        path = tmp_path / split / "dataset.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "maps_know_labels": maps_know_labels}))
+    experiment = build_finetuning(make_quick_config(with_maps, tmp_path, "data.granularities=[semantic, rgb]"), World())
+    assert text in experiment.protocol
+    assert ("Warning" in experiment.protocol) == maps_know_labels
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (
             ["data.granularities=[semantic, rgb]"],
             "data.granularities: no granularity of {source} named 'semantic'. Known: rgb",
         ),
-        (["train_blocks=4"], "train_blocks: the backbone has 3 blocks, got 4"),
-        (["data.test=null"], "test: no data is given. Give --data, a folder of train and val sets"),
+        (["train_blocks=4"], "train_blocks: expected at most 3, the backbone's blocks, got 4"),
+        (["data.test=null"], "test: no data is given. Use --data with a folder of train and val sets"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_trained(
-    source: Path, data: Path, words: list[str], message: str
+def test_invalid_settings_are_rejected_before_training(
+    source: Path, data: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        build_finetuning(make_quick_config(source, data, *words), World())
+        build_finetuning(make_quick_config(source, data, *overrides), World())
     assert str(caught.value) == message.format(source=source)
 
 
-def test_maps_of_other_classes_are_refused(with_maps: Path, tmp_path: Path) -> None:
+def test_maps_with_other_classes_are_rejected(with_maps: Path, tmp_path: Path) -> None:
     write_train_test_sets(tmp_path)
     info = json.loads((tmp_path / "test/dataset.json").read_text())
-    for part in ("train", "test"):
+    for split in ("train", "test"):
         classes = [{"name": name} for name in ("one", "two", "four")]
-        (tmp_path / part / "dataset.json").write_text(json.dumps({**info, "classes": classes}))
+        (tmp_path / split / "dataset.json").write_text(json.dumps({**info, "classes": classes}))
     with pytest.raises(UserError) as caught:
         build_finetuning(make_quick_config(with_maps, tmp_path, "data.granularities=[semantic, rgb]"), World())
     assert str(caught.value) == (
-        f"train: the maps of {tmp_path / 'train'} have 3 classes, and they are not the 3 that {with_maps} has learned. "
-        "Bring the maps to these"
+        f"train: the 3 classes of the maps of {tmp_path / 'train'} are not the 3 that {with_maps} was trained on. "
+        "Convert the maps to these classes"
     )
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (
             ["data.test_with=[[rgb], [depth]]"],
@@ -315,13 +316,13 @@ def test_maps_of_other_classes_are_refused(with_maps: Path, tmp_path: Path) -> N
         ),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(words: list[str], message: str) -> None:
+def test_contradicting_settings_are_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        FinetuneConfig.from_dict({"init": "b"}, words, source="a")
+        FinetuneConfig.from_dict({"init": "b"}, overrides, source="a")
     assert str(caught.value) == message
 
 
-def test_the_noise_of_the_head_is_the_seeds(source: Path, data: Path) -> None:
+def test_the_initial_head_depends_on_the_seed(source: Path, data: Path) -> None:
     one, other, again = (
         build_finetuning(make_quick_config(source, data, f"training.seed={seed}"), World()).classifier.head.weight
         for seed in (0, 1, 0)
@@ -330,30 +331,30 @@ def test_the_noise_of_the_head_is_the_seeds(source: Path, data: Path) -> None:
     assert not torch.equal(one, other)
 
 
-def test_pre_training_may_begin_with_a_fine_tuned_vit(data: Path, with_maps: Path, tmp_path: Path) -> None:
+def test_pretraining_can_start_from_a_finetuned_vit(data: Path, with_maps: Path, tmp_path: Path) -> None:
     finetune(make_quick_config(with_maps, data, "pool=cls"), tmp_path, World())
     method = build_tiny_method("mae", "image_size=[16, 16]", "encoder.patch_size=8", "encoder.depth=3")
     initial = load_initial_weights(method, str(tmp_path))
     name = "encoder.blocks.2.mlp.fc1.weight"
-    assert torch.equal(method.model.state_dict()[name], tensors_of(tmp_path)[f"model/backbone.{name}"])
+    assert torch.equal(method.model.state_dict()[name], load_tensors(tmp_path)[f"model/backbone.{name}"])
     assert name in initial.loaded
 
 
-def test_a_run_does_not_go_on_with_other_labels(source: Path, tmp_path: Path) -> None:
+def test_runs_do_not_resume_with_other_labels(source: Path, tmp_path: Path) -> None:
     data = write_train_test_sets(tmp_path / "data")
     config = make_quick_config(source, data)
     finetune(config, tmp_path / "run", World())
-    for part in ("train", "test"):
-        (data / part / "rgb" / "class-1").rename(data / part / "rgb" / "class-9")
-        (data / part / "semantic" / "class-1").rename(data / part / "semantic" / "class-9")
+    for split in ("train", "test"):
+        (data / split / "rgb" / "class-1").rename(data / split / "rgb" / "class-9")
+        (data / split / "semantic" / "class-1").rename(data / split / "semantic" / "class-9")
     with pytest.raises(UserError) as caught:
         finetune(config, tmp_path / "run", World(), resume=True)
     assert str(caught.value) == (
-        f"train: {data / 'train'} has other labels than this run learned. Resume with the data of before"
+        f"train: {data / 'train'} has other labels than this run was trained on. Resume with the original data"
     )
 
 
-def test_a_run_does_not_go_on_from_another_source(source: Path, data: Path, tmp_path: Path) -> None:
+def test_runs_do_not_resume_with_another_source(source: Path, data: Path, tmp_path: Path) -> None:
     finetune(make_quick_config(source, data), tmp_path / "run", World())
     other = write_pretrained_checkpoint(tmp_path / "other")
     with pytest.raises(UserError, match=r"the config differs from that of the run.*\n  init: "):
@@ -363,47 +364,54 @@ def test_a_run_does_not_go_on_from_another_source(source: Path, data: Path, tmp_
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("pool=cls", "pool: this run has begun with mean, not cls"),
-        ("drop_path=0.3", "drop_path: this run has begun with 0.0, not 0.3"),
-        ("data.crop=0.5", "data.crop: this run has begun with 1.0, not 0.5"),
-        ("data.granularities=[semantic, rgb]", "data.granularities: this run has begun with rgb, not rgb, semantic"),
-        ("data.image_size=[32, 32]", "data.image_size: this run has begun with (16, 16), not (32, 32)"),
+        ("pool=cls", "pool: expected mean, as at the start of this run, got cls"),
+        ("drop_path=0.3", "drop_path: expected 0.0, as at the start of this run, got 0.3"),
+        ("data.crop=0.5", "data.crop: expected 1.0, as at the start of this run, got 0.5"),
+        (
+            "data.granularities=[semantic, rgb]",
+            "data.granularities: expected rgb, as at the start of this run, got rgb, semantic",
+        ),
+        ("data.image_size=[32, 32]", "data.image_size: expected (16, 16), as at the start of this run, got (32, 32)"),
     ],
 )
-def test_what_a_classifier_has_begun_with_stays(
+def test_settings_of_the_classifier_cannot_change_on_resume(
     source: Path, data: Path, tmp_path: Path, setting: str, message: str
 ) -> None:
     finetune(make_quick_config(source, data), tmp_path, World())
     with pytest.raises(UserError) as caught:
         finetune(make_quick_config(source, data, setting), tmp_path, World(), resume=True, accept_changes=True)
-    assert str(caught.value) == f"{message}. Such a change needs another --out"
+    assert str(caught.value) == f"{message}. Choose another --out"
 
 
 @pytest.mark.parametrize("fraction", [1, 0.5])
-def test_a_photo_without_a_label_is_named_before_anything_is_trained(
-    source: Path, tmp_path: Path, fraction: float
-) -> None:
+def test_an_image_without_a_label_is_named_before_training(source: Path, tmp_path: Path, fraction: float) -> None:
     write_train_test_sets(tmp_path)
-    photo = next((tmp_path / "train/rgb/class-0").iterdir())
+    image = next((tmp_path / "train/rgb/class-0").iterdir())
     for name in ("rgb", "semantic"):
-        (tmp_path / "train" / name / "class-0" / photo.name).rename(tmp_path / "train" / name / photo.name)
+        (tmp_path / "train" / name / "class-0" / image.name).rename(tmp_path / "train" / name / image.name)
     with pytest.raises(UserError) as caught:
         build_finetuning(make_quick_config(source, tmp_path, f"data.fraction={fraction}"), World())
-    assert str(caught.value) == f"{photo.stem}: has no label. Leave it out, or label it"
+    assert str(caught.value) == f"{image.stem}: has no label. Label it, or leave it out"
 
 
-def test_settings_reach_what_they_are_of(source: Path, data: Path) -> None:
-    words = ("drop_path=0.4", "data.crop=0.5", "data.image_size=[32, 24]", "data.repeats=2", "data.scale=[0.3, 0.4]")
-    it = build_finetuning(
-        make_quick_config(source, data, *words, "training.precision=bf16", "data.erasing=0.7"), World()
+def test_settings_are_applied(source: Path, data: Path) -> None:
+    overrides = (
+        "drop_path=0.4",
+        "data.crop=0.5",
+        "data.image_size=[32, 24]",
+        "data.repeats=2",
+        "data.scale=[0.3, 0.4]",
     )
-    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in it.classifier.backbone.encoder.blocks]
+    experiment = build_finetuning(
+        make_quick_config(source, data, *overrides, "training.precision=bf16", "data.erasing=0.7"), World()
+    )
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in experiment.classifier.backbone.encoder.blocks]
     assert rates == pytest.approx([0, 0.2, 0.4])
-    assert it.classifier.spec.crop == 0.5
-    assert (it.evaluator.view.crop, it.evaluator.view.size) == (0.5, (32, 24))
-    assert it.evaluator.precision == torch.bfloat16
-    assert it.task.num_views == 2
-    with it.open_batches(0) as batches:
+    assert experiment.classifier.spec.crop == 0.5
+    assert (experiment.evaluator.view.crop, experiment.evaluator.view.size) == (0.5, (32, 24))
+    assert experiment.evaluator.precision == torch.bfloat16
+    assert experiment.task.num_views == 2
+    with experiment.open_batches(0) as batches:
         batch = next(batches)
         view: Any = batches._loader.transform
     assert batch.maps["rgb"].shape == (8, 3, 32, 24)
@@ -417,17 +425,17 @@ def test_settings_reach_what_they_are_of(source: Path, data: Path) -> None:
 
 
 @pytest.mark.once
-def test_shared_weights_come_to_the_same_end(source: Path, data: Path, tmp_path: Path) -> None:
+def test_sharded_training_gives_the_same_metrics(source: Path, data: Path, tmp_path: Path) -> None:
     config = make_quick_config(source, data, "training.sharded=true")
     spawn(finetune_processes.run_rank, args=(config.model_dump_json(), tmp_path), nprocs=2)
     finetune(make_quick_config(source, data), tmp_path / "one", World())
-    alone, shared = (read_finetune_result(tmp_path / name).metrics for name in ("one", "two"))
-    assert [metric.label for metric in shared] == [metric.label for metric in alone]
-    assert [metric.value for metric in shared] == pytest.approx([metric.value for metric in alone], rel=1e-3)
+    replicated, sharded = (read_finetune_result(tmp_path / name).metrics for name in ("one", "two"))
+    assert [metric.label for metric in sharded] == [metric.label for metric in replicated]
+    assert [metric.value for metric in sharded] == pytest.approx([metric.value for metric in replicated], rel=1e-3)
     assert load_classifier(tmp_path / "two").num_labels == 3
 
 
-def test_both_sets_must_have_the_same_labels(source: Path, tmp_path: Path) -> None:
+def test_sets_with_different_labels_are_rejected(source: Path, tmp_path: Path) -> None:
     write_train_test_sets(tmp_path)
     for name in ("rgb", "semantic"):
         (tmp_path / "test" / name / "class-2").rename(tmp_path / "test" / name / "class-3")
@@ -435,37 +443,37 @@ def test_both_sets_must_have_the_same_labels(source: Path, tmp_path: Path) -> No
         build_finetuning(make_quick_config(source, tmp_path), World())
 
 
-def test_generated_sets_have_options_of_their_own(source: Path) -> None:
-    words = ["data.train=generated", "data.test=generated", "data.train.options={size: 32, length: 8}"]
-    words += ["data.test.options={size: 32, length: 5}"]
-    it = build_finetuning(make_quick_config(source, Path(), *words), World())
-    assert (len(it.scenes), len(it.evaluator.scenes)) == (8, 5)
-    assert not torch.equal(it.scenes[0].maps["rgb"], it.evaluator.scenes[0].maps["rgb"])
-    assert "Warning" not in it.protocol
+def test_generated_training_and_test_sets_have_separate_options(source: Path) -> None:
+    overrides = ["data.train=generated", "data.test=generated", "data.train.options={size: 32, length: 8}"]
+    overrides += ["data.test.options={size: 32, length: 5}"]
+    experiment = build_finetuning(make_quick_config(source, Path(), *overrides), World())
+    assert (len(experiment.scenes), len(experiment.evaluator.scenes)) == (8, 5)
+    assert not torch.equal(experiment.scenes[0].maps["rgb"], experiment.evaluator.scenes[0].maps["rgb"])
+    assert "Warning" not in experiment.protocol
 
 
-def test_a_run_that_went_on_still_says_what_it_began_with(
+def test_resumed_runs_report_their_initial_weights(
     source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_quick_config(source, data, "saving.steps=2")
     with monkeypatch.context() as patch:
-        interrupt(patch, lambda step: step == 5, "evaluate")
+        interrupt_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             finetune(config, tmp_path, World())
-    (tmp_path / "checkpoints/step-00000004/checkpoint.json").write_text("{")  # the one before it serves
+    (tmp_path / "checkpoints/step-00000004/checkpoint.json").write_text("{")  # so the previous checkpoint is used
     finetune(config, tmp_path, World(), resume=True)
     report = json.loads((tmp_path / "evaluations/finetune/results.json").read_text())["load_report"]
     assert report == str(load_backbone(source).load_report)
     last = read_rows(RunDir(tmp_path).metrics)[-1]["test/top-1"]
-    assert f"step 6: {last:.2f} % of 18 test photos right" in capsys.readouterr().err
+    assert f"step 6: top-1 {last:.2f} % of 18 test images" in capsys.readouterr().err
 
 
-def test_a_run_of_which_no_checkpoint_can_be_read_does_not_go_on(source: Path, data: Path, tmp_path: Path) -> None:
+def test_runs_without_an_intact_checkpoint_do_not_resume(source: Path, data: Path, tmp_path: Path) -> None:
     config = make_quick_config(source, data)
     finetune(config, tmp_path, World())
     for path in (tmp_path / "checkpoints").glob("*/checkpoint.json"):
         path.write_text("{")
     with pytest.raises(UserError) as caught:
         finetune(config, tmp_path, World(), resume=True)
-    told = f"{tmp_path / 'checkpoints'}: no checkpoint is intact. Restore one, or start again in another --out"
-    assert str(caught.value) == told
+    expected = f"{tmp_path / 'checkpoints'}: no checkpoint is intact. Restore one, or start again in another --out"
+    assert str(caught.value) == expected

@@ -1,4 +1,4 @@
-"""Fine-tuning in processes of its own that are told to stop."""
+"""Fine-tuning commands that are terminated by a signal."""
 
 import signal
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ import time
 from c2fmae.core import checkpoint
 
 write = checkpoint._write_checkpoint
-checkpoint._write_checkpoint = lambda *given: (time.sleep(4), write(*given))[1]
+checkpoint._write_checkpoint = lambda *args: (time.sleep(4), write(*args))[1]
 """
 
 
@@ -32,14 +32,12 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunLauncher]:
         yield launcher
 
 
-def test_two_processes_that_are_told_to_end_save_first_however_long_that_takes(
-    launcher: RunLauncher, tmp_path: Path
-) -> None:
+def test_two_terminated_processes_save_a_checkpoint_first(launcher: RunLauncher, tmp_path: Path) -> None:
     source, data = write_pretrained_checkpoint(tmp_path / "source"), write_train_test_sets(tmp_path / "data")
     sets = ["--data", str(data / "train"), "--test", str(data / "test")]
-    words = [str(source), *sets, *set_args(*QUICK_OVERRIDES, "training.steps=2000", "watching.held_out_every=2000")]
+    args = [str(source), *sets, *set_args(*QUICK_OVERRIDES, "training.steps=2000", "watching.held_out_every=2000")]
     command = ("eval", "finetune")
-    run = launcher.start(*words, out=tmp_path / "run", command=command, num_processes=2, setup_code=SLOW_SAVE)
+    run = launcher.start(*args, out=tmp_path / "run", command=command, num_processes=2, setup_code=SLOW_SAVE)
     run.wait_for_step(2)
     run.send(signal.SIGTERM)
     assert run.wait() == [75, 75], run.output() + run.output(1)

@@ -1,4 +1,4 @@
-"""Fine-tunings of milliseconds: tiny classifiers, scenes whose colour is their label."""
+"""Tiny classifiers, and data sets in which each label has a colour."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +38,8 @@ QUICK_OVERRIDES = (
 
 
 def make_tiny_classifier(spec: BackboneSpec = RGB_SPEC, labels: Sequence[LabelInfo] = LABELS) -> Classifier:
-    """A new one on a ViT with random weights; its head has something to say."""
-    result = classifier_from_backbone(
+    """Return a classifier on a ViT with random weights, with large weights in the head."""
+    classifier = classifier_from_backbone(
         tiny_backbone(spec),
         labels,
         pool="mean",
@@ -49,12 +49,12 @@ def make_tiny_classifier(spec: BackboneSpec = RGB_SPEC, labels: Sequence[LabelIn
         generator=torch.Generator().manual_seed(0),
     )
     with torch.no_grad():
-        result.head.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
-    return result
+        classifier.head.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    return classifier
 
 
 def make_coloured_batch(count: int, *, seed: int = 0) -> SceneBatch:
-    """Photos and maps, cut already."""
+    """Return a batch of coloured images with their maps at a stride of 4."""
     scenes = draw_coloured_scenes(count, seed=seed)
     maps = {name: torch.stack([scene.maps[name] for scene in scenes]) for name in ("rgb", "semantic")}
     maps["semantic"] = maps["semantic"][:, ::4, ::4]
@@ -62,22 +62,24 @@ def make_coloured_batch(count: int, *, seed: int = 0) -> SceneBatch:
 
 
 def write_train_test_sets(root: Path, *, train: int = 24, test: int = 18) -> Path:
-    """Write a training and a test set of coloured photos with maps."""
-    for part, count, seed in (("train", train, 0), ("test", test, 1)):
-        write_dataset_json(write_scenes(root / part, draw_coloured_scenes(count, seed=seed)), ("one", "two", "three"))
+    """Write a training and a test set of coloured images with maps."""
+    for split, count, seed in (("train", train, 0), ("test", test, 1)):
+        write_dataset_json(write_scenes(root / split, draw_coloured_scenes(count, seed=seed)), ("one", "two", "three"))
     return root
 
 
 def write_pretrained_checkpoint(root: Path, spec: BackboneSpec = RGB_SPEC) -> Path:
-    """Write a checkpoint as a pre-training leaves it, of random weights."""
+    """Write a pre-training checkpoint of random weights."""
     backbone = tiny_backbone(spec)
-    tensors = {f"model/{name}": each for name, each in backbone.state_dict().items() if not name.startswith("fc_norm")}
+    tensors = {
+        f"model/{name}": tensor for name, tensor in backbone.state_dict().items() if not name.startswith("fc_norm")
+    }
     saved_spec = spec.model_copy(update={"encoder": ENCODER.model_copy(update={"has_norm": True})})
     metadata = {"kind": "pretraining", "backbone": saved_spec.model_dump(mode="json"), "config": {}}
     return save_checkpoint(root, Checkpoint(1, tensors, metadata))
 
 
 def make_quick_config(source: Path, data: Path, *settings: str) -> FinetuneConfig:
-    """A fine-tuning of six steps, but for these settings."""
+    """Return the config of a fine-tuning run of six steps, with these overrides."""
     overrides = [f"data.train={data / 'train'}", f"data.test={data / 'test'}", *QUICK_OVERRIDES, *settings]
     return FinetuneConfig.from_dict({"init": str(source)}, overrides)
