@@ -89,14 +89,14 @@ def test_an_imported_mae_makes_the_predictions_of_the_original(tmp_path: Path) -
         "its decoder's number of attention heads is not stored: 2 are assumed, as in MAE at width 64",
         "60 of 60 tensors were imported; newly initialised: none",
     ]
-    assert method.config.targets == {"rgb": ("normalized_pixels",)}
+    assert [target.name for target in method.config.targets["rgb"]] == ["normalized_pixels"]
     assert method.config.resolve_num_visible(NUM_PATCHES) == 4
 
 
 def test_targets_and_mask_ratio_are_read_from_training_options(tmp_path: Path) -> None:
     args = argparse.Namespace(norm_pix_loss=False, mask_ratio=0.5)
     method, notes = imported(tmp_path, mae_weights(), extra={"args": args})
-    assert method.config.targets == {"rgb": ("pixels",)}
+    assert [target.name for target in method.config.targets["rgb"]] == ["pixels"]
     assert method.config.resolve_num_visible(NUM_PATCHES) == 8
     assert len(notes) == 2
 
@@ -170,7 +170,7 @@ def test_a_missing_decoder_of_multimae_is_initialised_and_the_others_are_importe
         del before["semantic"], after["semantic"]
     else:
         target = {"rgb": "normalized_pixels", "norm_rgb": "pixels"}[adapter]
-        assert method.config.targets["rgb"] == (target,)
+        assert [each.name for each in method.config.targets["rgb"]] == [target]
         before["rgb"] = before[{"rgb": "rgb_normalized_pixels", "norm_rgb": "rgb"}[adapter]]
         del before["rgb_normalized_pixels"]
     assert before.keys() == after.keys()

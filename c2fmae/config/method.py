@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.masking import MaskingConfig
 from c2fmae.config.migrations import migrate_method
+from c2fmae.config.target import TargetConfig
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
@@ -21,7 +22,7 @@ class HeadPlan(NamedTuple):
     name: str
     stage: str
     granularity: str
-    target: str
+    target: TargetConfig
 
 
 class MethodConfig(Config):
@@ -36,7 +37,7 @@ class MethodConfig(Config):
     """Channels of images and number of classes of id maps. By default, those of the data or the granularity."""
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
-    targets: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field({})
+    targets: dict[str, tuple[TargetConfig, ...]] = Field({})
     """Prediction targets by granularity. By default, `pixels` of images and `labels` of id maps."""
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field({})
     """Weights of losses, by granularity, where they are not 1. The loss of a second target is named
@@ -91,9 +92,11 @@ class MethodConfig(Config):
 
     def _check_predictions(self) -> None:
         for name, targets in self.targets.items():
+            if not targets:
+                raise UserError(f"targets.{name}: expected at least one target, got none. Leave the key out")
             for target in targets:
-                _check_target(name, target)
-            _check_unique(f"targets.{name}", targets)
+                _check_kind(name, target)
+            _check_unique(f"targets.{name}", tuple(target.name for target in targets))
         order = self.decoder.order or self.granularities
         _check_unique("decoder.options.order", order)
         for name in order:
@@ -128,9 +131,9 @@ class MethodConfig(Config):
 
         plans = []
         for granularity in self.decoder.order or self.granularities:
-            kind = GRANULARITIES.get(granularity).kind
-            for number, target in enumerate(self.targets.get(granularity, (DEFAULT_TARGETS[kind],))):
-                name = granularity if number == 0 else f"{granularity}_{target}"
+            default = TargetConfig(name=DEFAULT_TARGETS[GRANULARITIES.get(granularity).kind])
+            for number, target in enumerate(self.targets.get(granularity, (default,))):
+                name = granularity if number == 0 else f"{granularity}_{target.name}"
                 stage = name if self.decoder.stage_per == "target" else granularity
                 plans.append(HeadPlan(name, stage, granularity, target))
         return plans
@@ -152,12 +155,11 @@ class MethodConfig(Config):
         return (is_rgb and self.mean) or default[0], (is_rgb and self.std) or default[1]
 
 
-def _check_target(granularity: str, name: str) -> None:
-    from c2fmae.models.targets import TARGETS
-
-    kind, kinds = GRANULARITIES.get(granularity).kind, getattr(TARGETS.get(name), "kinds", None)
+def _check_kind(granularity: str, target: TargetConfig) -> None:
+    entry = target.registry().get(target.name)
+    kind, kinds = GRANULARITIES.get(granularity).kind, getattr(entry, "kinds", None)
     if kinds is not None and kind not in kinds:
-        raise UserError(f"targets.{granularity}: {name!r} is for maps of kind {' or '.join(kinds)}, not {kind}")
+        raise UserError(f"targets.{granularity}: {target.name!r} is for maps of kind {' or '.join(kinds)}, not {kind}")
 
 
 def _check_unique(key: str, names: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.masking import MaskingConfig
 from c2fmae.config.method import MethodConfig
+from c2fmae.config.target import TargetConfig
 from c2fmae.core.decoder_options import JointOptions, ParallelOptions
 from c2fmae.core.registry import Registry
 from c2fmae.core.specs import EncoderConfig
@@ -30,7 +31,7 @@ def mae() -> MethodConfig:
         granularities=("rgb",),
         encoder=EncoderConfig(has_norm=True),
         decoder=DecoderConfig(name="joint", options=MAE_DECODER),
-        targets={"rgb": ("normalized_pixels",)},
+        targets={"rgb": (TargetConfig(name="normalized_pixels"),)},
         masking=MaskingConfig(name="random"),
         initialisation="fused",
     )
@@ -42,6 +43,6 @@ def multimae() -> MethodConfig:
     return MethodConfig(
         name="multimae",
         decoder=DecoderConfig(name="parallel", options=MULTIMAE_DECODER),
-        targets={"rgb": ("pixels", "normalized_pixels")},
+        targets={"rgb": (TargetConfig(name="pixels"), TargetConfig(name="normalized_pixels"))},
         masking=MaskingConfig(name="random"),
     )

@@ -14,7 +14,6 @@ from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
 from c2fmae.models.patches import label_stride
 from c2fmae.models.positions import sincos_positions
-from c2fmae.models.targets import TARGETS
 
 
 def build_method(config: MethodConfig, *, seed: int = 0) -> MaskedAutoencoding:
@@ -59,7 +58,7 @@ def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
     for head in heads:
         spec = GRANULARITIES.get(head.granularity)
         cells = patch_size // label_stride(patch_size) if spec.kind == "ids" else patch_size
-        target = TARGETS.get(head.target)(channels=config.num_channels(head.granularity), patch=cells)
+        target = head.target.instantiate(config.num_channels(head.granularity), cells)
         objectives[head.name] = Objective(head.granularity, target, config.loss_weights.get(head.name, 1.0))
     model = MultiGranularAutoencoder(
         create_embeddings(vit, {name: config.num_channels(name) for name in config.granularities}),

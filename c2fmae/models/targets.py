@@ -1,7 +1,7 @@
 """Prediction targets: the values that a head predicts for a patch, their error, and their conversion back to maps.
 
 A target is a frozen dataclass with the fields `channels` (of an image; classes of an id map) and `patch` (side in
-cells of the map). Other packages add targets by registering them in `TARGETS`.
+cells of the map). Keyword-only fields are its options. Other packages add targets by registering them in `TARGETS`.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ DEFAULT_TARGETS = {"image": "pixels", "ids": "labels", "continuous": "absolute"}
 
 
 @TARGETS.register("pixels")
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PixelTarget:
     """Standardised pixels; mean squared error."""
 
@@ -90,7 +90,7 @@ class PixelTarget:
 
 
 @TARGETS.register("normalized_pixels")
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class NormalizedPixelTarget(PixelTarget):
     """Pixels normalised by the mean and standard deviation of their patch (MAE); mean squared error."""
 
@@ -109,7 +109,7 @@ class NormalizedPixelTarget(PixelTarget):
 
 
 @TARGETS.register("absolute")
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AbsoluteErrorTarget(PixelTarget):
     """Standardised values of a continuous map; mean absolute error."""
 
@@ -121,7 +121,7 @@ class AbsoluteErrorTarget(PixelTarget):
 
 
 @TARGETS.register("labels")
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ClassIdTarget:
     """The class of each cell of an id map; cross-entropy, unlabelled cells are excluded."""
 

@@ -217,7 +217,7 @@ def _empty_tile(size: tuple[int, int]) -> Tile:
 
 def _target_suffix(head: HeadPlan) -> str:
     default = DEFAULT_TARGETS[GRANULARITIES.get(head.granularity).kind]
-    return "" if head.target == default else f" as {head.target.replace('_', ' ')}"
+    return "" if head.target.name == default else f" as {head.target.name.replace('_', ' ')}"
 
 
 def _describe_visible(masks: Masks) -> str:

@@ -110,7 +110,7 @@ def _stage_rows(config: MethodConfig, cost: ForwardCost, num_patches: int) -> li
 
 def _head_row(method: MaskedAutoencoding, name: str, num_patches: int) -> ArchitectureRow:
     objective = method.objectives[name]
-    target = next(head.target for head in method.config.head_plans() if head.name == name)
+    target = next(head.target.name for head in method.config.head_plans() if head.name == name)
     return ArchitectureRow(
         f"  {name}", f"{target}, loss × {objective.weight:g}", f"{num_patches} × {objective.target.size}"
     )

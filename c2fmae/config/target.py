@@ -1,0 +1,17 @@
+"""Target of a prediction."""
+
+from typing import Any
+
+from c2fmae.core.choice import Choice
+from c2fmae.core.registry import Registry
+
+
+class TargetConfig(Choice):
+    """What a head predicts of each hidden patch, and its options."""
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        """Return the registry of targets."""
+        from c2fmae.models.targets import TARGETS
+
+        return TARGETS
