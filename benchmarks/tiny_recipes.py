@@ -1,10 +1,9 @@
-"""What do three small recipes learn in the same time? `python -m benchmarks.tiny_recipes OUT --voc DIR --photos PACK`.
+"""Probe accuracy of three small recipes after equal training time.
 
-Each recipe is pre-trained on generated scenes, and on Pascal VOC where that is given, for as many steps as take the
-same time on one quiet core, from three seeds; an encoder that was not trained stands beside them. Frozen features of
-photos of 32 pixels are then probed: on new generated scenes, patches of VOC's validation images, and photos of other
-classes.
-Interrupted, it goes on where it was.
+`python -m benchmarks.tiny_recipes OUT --voc DIR --photos PACK` pre-trains each recipe with three seeds on generated
+scenes and, with --voc, on Pascal VOC. The numbers of steps take the same time on one idle core. Frozen features of
+32-pixel images are then probed, with an untrained encoder as a baseline: on new generated scenes, on patches of VOC's
+validation images, and on the labelled images of --photos. An interrupted benchmark resumes.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 
 STEPS = {"c2fmae": 900, "multimae": 775, "mae": 2234}
-"""In proportion to what their steps take on one core: 114, 133 and 46 ms (minima of 60 alternating rounds)."""
+"""Number of steps of equal total time: a step takes 114, 133 and 46 ms on one core (minima of 60 rounds in turn)."""
 
 SEEDS = (0, 1, 2)
 
@@ -39,18 +38,18 @@ def run_overrides(method: str, data: str, seed: int, voc: str | None) -> list[st
 
 
 def list_probe_sets(voc: str | None, images: str | None) -> dict[str, tuple[Sequence[str], dict[str, Any]]]:
-    """By name: the probes that a pair of sets has the truth for, and where it is."""
-    fresh: dict[str, Any] = {"size": 32, "difficulty": "plain"}
+    """Return, by name, the probes for which a pair of sets has labels, and the options of the pair."""
+    generated_options: dict[str, Any] = {"size": 32, "difficulty": "plain"}
     generated = {
-        split: {"name": "generated", "options": {**fresh, "length": length, "seed": seed}}
+        split: {"name": "generated", "options": {**generated_options, "length": length, "seed": seed}}
         for split, length, seed in (("train", 2048, 9001), ("test", 1024, 9002))
     }
-    found: dict[str, tuple[Sequence[str], dict[str, Any]]] = {"generated": (tuple(PROBES), generated)}
+    probe_sets: dict[str, tuple[Sequence[str], dict[str, Any]]] = {"generated": (tuple(PROBES), generated)}
     if voc:
-        found["voc"] = (("mIoU",), {"train": f"{voc}/train", "test": f"{voc}/val"})
+        probe_sets["voc"] = (("mIoU",), {"train": f"{voc}/train", "test": f"{voc}/val"})
     if images:
-        found["photos"] = (("k-NN", "linear"), {"train": f"{images}/train*.tar", "test": f"{images}/test*.tar"})
-    return found
+        probe_sets["photos"] = (("k-NN", "linear"), {"train": f"{images}/train*.tar", "test": f"{images}/test*.tar"})
+    return probe_sets
 
 
 PROBES: dict[str, Callable[[dict[str, Any], ModelUnderTest], Metric | None]] = {
@@ -75,14 +74,14 @@ def measure_recipes(out: Path, voc: str | None, images: str | None) -> Iterator[
     probe_sets = list_probe_sets(voc, images)
     for data in ("generated", *(["voc"] if voc else [])):
         for recipe in STEPS:
-            found = []
+            results = []
             for seed in SEEDS:
                 folder = out / f"{recipe}-{data}-{seed}"
                 pretrain(load_recipe(f"{recipe}-tiny", run_overrides(recipe, data, seed, voc)), folder, resume=True)
                 last = [row for row in read_rows(RunDir(folder).metrics) if "held_out/loss" in row][-1]
                 held_out = {key: value for key, value in last.items() if key.startswith("held_out/")}
-                found.append(probe_backbone(load_backbone(folder), probe_sets) | held_out)
-            yield f"{recipe} on {data}", found
+                results.append(probe_backbone(load_backbone(folder), probe_sets) | held_out)
+            yield f"{recipe} on {data}", results
     spec = load_recipe("c2fmae-tiny").method.backbone_spec()
     yield "untrained", [probe_backbone(create_untrained_backbone(spec, seed), probe_sets) for seed in SEEDS]
 
@@ -90,14 +89,14 @@ def measure_recipes(out: Path, voc: str | None, images: str | None) -> Iterator[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--voc", help="a folder with the packs train and val, photos of 40 pixels or so")
-    parser.add_argument("--photos", help="a pack with train and test shards of labelled photos")
+    parser.add_argument("--voc", help="a folder with the packs train and val, of images of about 40 pixels")
+    parser.add_argument("--photos", help="a pack with train and test shards of labelled images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name, found in measure_recipes(arguments.out, arguments.voc, arguments.photos):
+    for name, results in measure_recipes(arguments.out, arguments.voc, arguments.photos):
         parts = []
-        for key in found[0]:
-            values = [each[key] for each in found]
+        for key in results[0]:
+            values = [result[key] for result in results]
             parts.append(f"{key} {statistics.mean(values):.4g} ({min(values):.4g}-{max(values):.4g})")
         print(f"{name}: " + ", ".join(parts), flush=True)
 

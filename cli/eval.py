@@ -16,8 +16,8 @@ from c2fmae_cli.eval_run import (
     SetOption,
     SourcesArgument,
     StepOption,
+    choose_results_dir,
     open_models,
-    results_dir,
     run_and_print,
     slugify,
     update_run_reports,
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 def cost(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Runs, recipes, or any other backbone.")],
-    check: Annotated[bool, typer.Option("--check", help="Count operations by fvcore too.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Count operations with fvcore as well.")] = False,
     out: ResultsDirOption = None,
     allow_missing: AllowMissingOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Evaluate the cost of backbones and, of runs and recipes, of an epoch of pre-training."""
+    """Measure the cost of backbones and, for runs and recipes, of an epoch of pre-training."""
     from c2fmae.eval.cost.config import CostEvaluation
 
     config = CostEvaluation.from_dict({"check": check}, set_ or [], source="eval cost")
-    open_them = partial(_open_runs_and_recipes, sources, out=out, allow_missing=tuple(allow_missing or ()))
-    results, _ = run_and_print("cost", config, open_them, out=out)
+    open_sources = partial(_open_runs_and_recipes, sources, out=out, allow_missing=tuple(allow_missing or ()))
+    results, _ = run_and_print("cost", config, open_sources, out=out)
     methods = [result.source for result in results if result.details is not None]
     if results:
-        print(f"next: c2fmae describe {next(iter(methods), 'c2fmae-b')}, for the operations of each part of a method")
+        print(f"next: c2fmae describe {next(iter(methods), 'c2fmae-b')} for the operations of each part of a method")
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {"cost": cost, "finetune": finetune, "robustness": robustness}
-"""Those with options of their own; all others have the same ones."""
+"""Commands with options of their own. All other evaluations have the options of `_make_command`."""
 
 
 class _EvaluationGroup(typer.core.TyperGroup):
-    """The registered evaluations, those of plug-ins too, as commands; they are listed when help is requested."""
+    """A command for each registered evaluation, including those of plug-ins; they are imported on first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all evaluations."""
@@ -65,7 +65,7 @@ class _EvaluationGroup(typer.core.TyperGroup):
         return list(EVALUATIONS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command of an evaluation; an unknown name is an error that suggests the nearest."""
+        """Return the command of an evaluation; the error for an unknown name suggests the nearest one."""
         from c2fmae.eval.builtin import EVALUATIONS
 
         del ctx
@@ -96,7 +96,7 @@ def _make_command(name: str) -> Callable[..., None]:
         test: Annotated[str | None, typer.Option(help="The test set, if --data does not contain it.")] = None,
         out: ResultsDirOption = None,
         untrained: Annotated[
-            bool, typer.Option("--untrained", help="Evaluate the first source's ViT with new weights too.")
+            bool, typer.Option("--untrained", help="Also evaluate the first source's ViT with new weights.")
         ] = False,
         recompute: RecomputeOption = False,
         allow_missing: AllowMissingOption = None,
@@ -106,9 +106,9 @@ def _make_command(name: str) -> Callable[..., None]:
     ) -> None:
         from c2fmae.eval.builtin import EVALUATIONS
 
-        kind = EVALUATIONS.get(name)
-        config = kind.from_dict(kind.resolve_data_options(data, test), set_ or [], source=f"eval {name}")
-        open_them = partial(
+        evaluation = EVALUATIONS.get(name)
+        config = evaluation.from_dict(evaluation.resolve_data_options(data, test), set_ or [], source=f"eval {name}")
+        open_sources = partial(
             open_models,
             sources,
             out=out,
@@ -119,7 +119,7 @@ def _make_command(name: str) -> Callable[..., None]:
             allow_missing=tuple(allow_missing or ()),
         )
         results, _ = run_and_print(
-            name, config, open_them, out=out, label=slugify(name, data or ""), recompute=recompute
+            name, config, open_sources, out=out, label=slugify(name, data or ""), recompute=recompute
         )
         if results and out is None:
             update_run_reports(sources)
@@ -139,10 +139,10 @@ def _open_runs_and_recipes(
 
     for source in sources:
         nested_out = out / slugify(source) if out is not None and len(sources) > 1 else out
-        if Path(source).exists() or any(sign in source for sign in "/:@."):
+        if Path(source).exists() or any(character in source for character in "/:@."):
             yield from open_models([source], world, out=nested_out, is_nested=False, allow_missing=allow_missing)
-        else:  # it can only be the name of a recipe; an unknown one is an error that suggests the nearest
+        else:  # the name of a recipe; the error for an unknown one suggests the nearest
             method = RECIPES.get(source)().method
             backbone = create_untrained_backbone(method.backbone_spec())
-            output_dir = results_dir(source, nested_out)
+            output_dir = choose_results_dir(source, nested_out)
             yield ModelUnderTest.in_memory(source, output_dir, world=world, method=method, backbone=backbone)

@@ -1,4 +1,4 @@
-"""What all `c2fmae eval` commands share: options, models, running, and printing results."""
+"""Options and functions of all `c2fmae eval` commands: open models, run an evaluation, print its results."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 SourcesArgument = Annotated[
     list[str],
-    typer.Argument(metavar="SOURCE", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, an official file."),
+    typer.Argument(
+        metavar="SOURCE", help="A run, a checkpoint, timm:NAME@FILE, an exported folder, or an official file."
+    ),
 ]
 ResultsDirOption = Annotated[
     Path | None, typer.Option(help="Directory for results. By default, RUN/evaluations or evaluations/….")
@@ -47,9 +49,9 @@ def run_and_print(
     device: "DeviceName" = "auto",
     timeout: timedelta = timedelta(days=7),
 ) -> "tuple[list[EvaluationResult], list[Path]]":
-    """Evaluate models and print results; return these and the files about all models, in the main process alone.
+    """Evaluate models, print the results, and return them with the files of the comparison; empty in other ranks.
 
-    `timeout` is how long processes wait for each other: by default, for as long as the main one fits probes.
+    `timeout` limits how long ranks wait for each other. The default allows the main process to fit probes for days.
     """
     from c2fmae.core.distributed import init_distributed
     from c2fmae.eval.evaluation import EvaluationStopped
@@ -58,9 +60,9 @@ def run_and_print(
     cache_dirs, stopped, results = set[Path](), None, []
     with init_distributed(device, timeout=timeout) as world:
         try:
-            models = _note_cache_dirs(open_models(world), config, cache_dirs)
+            models = _record_cache_dirs(open_models(world), config, cache_dirs)
             results = run_evaluation(name, config, models, label=label, recompute=recompute)
-        except EvaluationStopped as error:  # not raised further in here, since it would end the other processes
+        except EvaluationStopped as error:  # not raised inside `with`, which would abort the other ranks
             stopped = error
         except KeyboardInterrupt:
             if world.is_main and cache_dirs:
@@ -92,20 +94,20 @@ def open_models(
     include_untrained: bool = False,
     **load_options: Any,
 ) -> "Iterator[ModelUnderTest]":
-    """Yield the models of sources; `is_nested` gives each a directory of its own below `out`."""
+    """Yield the models of sources; with `is_nested`, each has its own directory below `out`."""
     from c2fmae.eval.evaluation import LoadOptions, ModelUnderTest
 
     memo: dict[str, Any] = {}
     for index, source in enumerate(sources):
-        output_dir = results_dir(source, out / slugify(source) if out is not None and is_nested else out)
+        output_dir = choose_results_dir(source, out / slugify(source) if out is not None and is_nested else out)
         model = ModelUnderTest(source, output_dir, world, LoadOptions(**load_options), memo=memo)
         yield model
         if include_untrained and index == 0:
             yield model.with_new_weights()
 
 
-def results_dir(source: str, out: Path | None) -> Path:
-    """Return the directory of results about a source: that of a run is inside the run directory."""
+def choose_results_dir(source: str, out: Path | None) -> Path:
+    """Return the directory for the results of a source: `out` if given; inside the run directory for a run."""
     if out is not None:
         return out
     is_run = (Path(source) / "config.yaml").is_file()
@@ -113,7 +115,7 @@ def results_dir(source: str, out: Path | None) -> Path:
 
 
 def slugify(*texts: str) -> str:
-    """Return texts as a name for a directory."""
+    """Return texts joined into the name of a directory."""
     parts = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(text).name if "/" in text else text).strip("-.") for text in texts]
     return "-".join(part for part in parts if part)
 
@@ -127,7 +129,7 @@ def is_finetuned_run(source: str) -> bool:
 
 
 def update_run_reports(sources: Sequence[str]) -> None:
-    """Write the report pages of runs again, with new results."""
+    """Rewrite the report pages of runs with new results."""
     from c2fmae import pretrain_report
     from c2fmae.core.run_dir import RunDir
     from c2fmae.eval.classification import result
@@ -138,10 +140,10 @@ def update_run_reports(sources: Sequence[str]) -> None:
                 result.write_finetune_report if is_finetuned_run(source) else pretrain_report.write_pretraining_report
             )
             write_page(RunDir(Path(source)))
-            print(f"wrote {Path(source) / 'report.html'}, the run's page, with these numbers")
+            print(f"wrote {Path(source) / 'report.html'}: the run's page, with these results")
 
 
-def _note_cache_dirs(
+def _record_cache_dirs(
     models: "Iterable[ModelUnderTest]", config: "Evaluation", cache_dirs: set[Path]
 ) -> "Iterator[ModelUnderTest]":
     for model in models:

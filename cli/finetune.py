@@ -1,4 +1,4 @@
-"""`c2fmae eval finetune …`: fine-tune backbones as classifiers, and test them."""
+"""`c2fmae eval finetune …`: fine-tune backbones as classifiers and test them."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -47,11 +47,11 @@ def finetune(
         bool, typer.Option("--untrained", help="Train the first source's ViT from scratch too, for comparison.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; of several sources, its parent. By default, runs/….")
+        Path | None, typer.Option(help="Run directory or, for several sources, its parent. By default, runs/….")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue runs that exist, and start others.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume runs that exist, and start the others.")] = False,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Continue although the config has changed.")
+        bool, typer.Option("--accept-changes", help="Resume although the config has changed.")
     ] = False,
     step: StepOption = None,
     use_ema: EmaOption = False,
@@ -63,7 +63,7 @@ def finetune(
 ) -> None:
     """Fine-tune ViTs as image classifiers. The same command works alone, under `torchrun` and under `srun`.
 
-    `export` and `eval robustness` take the run directory. SIGTERM saves and exits with 75.
+    `export` and `eval robustness` accept the run directory. On SIGTERM, the run saves a checkpoint and exits with 75.
     """
     from c2fmae.core.distributed import TIMEOUT
     from c2fmae.eval.classification.config import ClassificationDataConfig
@@ -94,11 +94,11 @@ def finetune(
         for index, model in enumerate(models):
             if model.output_dir in [other.output_dir for other in models[:index]]:
                 raise UserError(
-                    f"{model.source}: its run directory would be {model.output_dir}, as that of another source. "
-                    "Fine-tune them one by one"
+                    f"{model.source}: its run directory {model.output_dir} is also that of another source. Fine-tune "
+                    "them one by one"
                 )
     if dry_run:
-        _estimate(evaluation, models)
+        _print_estimates(evaluation, models)
         return
     results, _ = run_and_print(
         "finetune",
@@ -116,9 +116,11 @@ def finetune(
 
 def _check_resumable(source: str, *, resume: bool, unused: list[str]) -> None:
     if not resume:
-        raise UserError(f"{source}: is a fine-tuned run. Continue it with --resume, or name data with --data")
+        raise UserError(f"{source}: is a fine-tuned run. Resume it with --resume, or fine-tune from it with --data")
     if unused:
-        raise UserError(f"{source}: continues with its own config, without {unused[0]}. Change settings with --set")
+        raise UserError(
+            f"{source}: a resumed run has its own config, so {unused[0]} has no effect. Use --set to change settings"
+        )
 
 
 def _choose_run_dir(model: "ModelUnderTest", data: str | None, out: Path | None, is_nested: bool) -> Path:
@@ -128,7 +130,7 @@ def _choose_run_dir(model: "ModelUnderTest", data: str | None, out: Path | None,
     return Path("runs") / slugify(name, "finetuned", data or "")
 
 
-def _estimate(evaluation: "FinetuneEvaluation", models: "Iterable[ModelUnderTest]") -> None:
+def _print_estimates(evaluation: "FinetuneEvaluation", models: "Iterable[ModelUnderTest]") -> None:
     from c2fmae.core.distributed import init_distributed
     from c2fmae.eval.classification.experiment import build_finetuning
     from c2fmae.measure import measure_run

@@ -1,4 +1,4 @@
-"""`c2fmae eval robustness …`: the accuracy of classifiers on images of other kinds than they were trained on."""
+"""`c2fmae eval robustness …`: test classifiers on images whose distribution differs from that of the training data."""
 
 from functools import partial
 from shlex import quote
@@ -24,26 +24,24 @@ OfficialSetOption = Annotated[str | None, typer.Option(metavar="DIR", help="A fo
 def robustness(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL", help="Fine-tuned runs, timm:NAME, timm:NAME@FILE, folders as timm saves them."),
+        typer.Argument(metavar="MODEL", help="Fine-tuned runs, timm:NAME, timm:NAME@FILE, or folders saved by timm."),
     ],
     imagenet_a: OfficialSetOption = None,
     imagenet_r: OfficialSetOption = None,
     sketch: Annotated[str | None, typer.Option(metavar="DIR", help="ImageNet-Sketch: a folder, or the tar.")] = None,
     imagenet_c: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="CORRUPTION/SEVERITY/CLASS/…, or tars of it; of ImageNet's classes."),
+        typer.Option(metavar="DIR", help="CORRUPTION/SEVERITY/CLASS/…, or tars of it, with ImageNet's classes."),
     ] = None,
     imagenet_val: Annotated[
-        str | None, typer.Option(metavar="DIR", help="ImageNet's validation photos, for clean accuracy and the drop.")
+        str | None, typer.Option(metavar="DIR", help="ImageNet's validation images, for clean accuracy and the drop.")
     ] = None,
     clean: Annotated[
-        str | None, typer.Option(metavar="DIR", help="The same, where the photos without a shift are your own.")
+        str | None, typer.Option(metavar="DIR", help="Clean images of your own, instead of --imagenet-val.")
     ] = None,
     custom: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=DIR", help="A shifted set of your own, one made by `data corrupt`, too; repeatable."
-        ),
+        typer.Option(metavar="NAME=DIR", help="A shifted set of your own, or one made by `data corrupt`; repeatable."),
     ] = None,
     out: ResultsDirOption = None,
     recompute: RecomputeOption = False,
@@ -51,7 +49,7 @@ def robustness(
     use_ema: EmaOption = False,
     set_: SetOption = None,
 ) -> None:
-    """Test classifiers on shifted images; all of them in one table."""
+    """Test classifiers on shifted images, and compare them in one table."""
     from c2fmae.eval.robustness.config import RobustnessEvaluation
 
     official = {"imagenet-a": imagenet_a, "imagenet-r": imagenet_r, "sketch": sketch, "imagenet-c": imagenet_c}
@@ -60,18 +58,18 @@ def robustness(
     clean_set = _resolve_clean_set(imagenet_val, clean)
     if not sets and clean_set is None:
         raise UserError(
-            "no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c and --custom "
-            "NAME=DIR"
+            "eval robustness: no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c "
+            "and --custom NAME=DIR"
         )
     config = RobustnessEvaluation.from_dict({"sets": sets, "clean": clean_set}, set_ or [], source="eval robustness")
     sources = list(dict.fromkeys(models))
-    open_them = partial(open_models, sources, out=out, is_nested=True, step=step, use_ema=use_ema)
-    results, comparison = run_and_print("robustness", config, open_them, out=out, recompute=recompute)
+    open_sources = partial(open_models, sources, out=out, is_nested=True, step=step, use_ema=use_ema)
+    results, comparison = run_and_print("robustness", config, open_sources, out=out, recompute=recompute)
     if not results:
         return
     if out is None:
         update_run_reports(sources)
-    hint = "" if len(sources) > 1 else f"; compare with others by c2fmae eval robustness {quote(sources[0])} OTHER …"
+    hint = "" if len(sources) > 1 else f"; to compare with others: c2fmae eval robustness {quote(sources[0])} OTHER …"
     print(f"next: open {comparison[0]}{hint}")
 
 
@@ -84,7 +82,7 @@ def _parse_named_dir(text: str) -> tuple[str, str]:
 
 def _resolve_clean_set(imagenet_val: str | None, clean: str | None) -> dict[str, str] | None:
     if imagenet_val is not None and clean is not None:
-        raise UserError("--imagenet-val and --clean both name the images without a shift. Use one of them")
+        raise UserError("--imagenet-val, --clean: both give the clean images. Use one of them")
     if imagenet_val is not None:
         return {"suite": "imagenet-val", "source": imagenet_val}
     return None if clean is None else {"name": "clean", "source": clean}

@@ -1,4 +1,4 @@
-"""`c2fmae eval …` as it is typed."""
+"""The command `c2fmae eval`."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ OPTIONS = "{size: 32, length: 12}"
 SMALL = ["--set", f"train.options={OPTIONS}", "--set", f"test.options={OPTIONS}", "--set", "workers=0"]
 
 
-def said(*words: str) -> str:
-    result: Result = CliRunner().invoke(eval_, words)
+def run_eval(*args: str) -> str:
+    result: Result = CliRunner().invoke(eval_, args)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0
@@ -29,36 +29,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_lists_every_evaluation_and_its_settings() -> None:
-    text = said("--help")
+    text = run_eval("--help")
     for name in EVALUATIONS:
         assert name in text
-        assert EVALUATIONS.describe(name)[:30] in " ".join(said(name, "--help").split())
-        assert EVALUATIONS.get(name).setting_names()[0] in said(name, "--help")
+        assert EVALUATIONS.describe(name)[:30] in " ".join(run_eval(name, "--help").split())
+        assert EVALUATIONS.get(name).setting_names()[0] in run_eval(name, "--help")
 
 
-def test_it_ends_with_numbers_a_protocol_and_where_they_are(run: Path) -> None:
-    words = ("knn", str(run), "--data", "generated", "--untrained", "--set", "ks=[1, 3]", *SMALL)
-    text = said(*words)
+def test_output_has_metrics_protocol_and_paths_of_results(run: Path) -> None:
+    args = ("knn", str(run), "--data", "generated", "--untrained", "--set", "ks=[1, 3]", *SMALL)
+    text = run_eval(*args)
     assert "top-1, plain votes, k = 3" in text
     assert f"untrained {run}" in text
     assert "Frozen features of images alone (layer " in text
-    places = [line.removeprefix("wrote ") for line in text.splitlines() if line.endswith("results.json")]
-    assert [json.loads(Path(place).read_text())["source"] for place in places] == [str(run), f"untrained {run}"]
-    assert all(Path(place).is_relative_to(run / "evaluations") for place in places)
-    again = said(*words)
+    paths = [line.removeprefix("wrote ") for line in text.splitlines() if line.endswith("results.json")]
+    assert [json.loads(Path(path).read_text())["source"] for path in paths] == [str(run), f"untrained {run}"]
+    assert all(Path(path).is_relative_to(run / "evaluations") for path in paths)
+    again = run_eval(*args)
     assert again.count("exists with these settings; --recompute ignores it") == 2
 
 
-def test_results_go_where_they_are_told_each_source_apart(run: Path, tmp_path: Path) -> None:
+def test_out_has_a_directory_for_each_source(run: Path, tmp_path: Path) -> None:
     checkpoint = next((run / "checkpoints").iterdir())
-    words = ("knn", str(run), str(checkpoint), "--data", "generated", "--out", str(tmp_path / "out"), "--set", "ks=[1]")
-    text = said(*words, *SMALL)
+    args = ("knn", str(run), str(checkpoint), "--data", "generated", "--out", str(tmp_path / "out"), "--set", "ks=[1]")
+    text = run_eval(*args, *SMALL)
     assert len(list((tmp_path / "out").glob("*/knn-generated-*/results.json"))) == 2
     assert "the run's page" not in text
 
 
-def test_a_misspelt_evaluation_setting_or_set_is_answered_with_the_nearest(run: Path) -> None:
-    for words, message in (
+def test_errors_about_misspelt_names_suggest_the_nearest(run: Path) -> None:
+    for args, message in (
         (("lineer", str(run)), "no evaluation named 'lineer'. Did you mean 'linear'?"),
         (("knn", str(run), "--data", "generated", "--set", "kss=[1]"), "kss: no such setting. Did you mean 'ks'?"),
         (("knn", str(run), "--data", "genrated"), "Did you mean 'generated'?"),
@@ -67,5 +67,5 @@ def test_a_misspelt_evaluation_setting_or_set_is_answered_with_the_nearest(run: 
         (("attention", str(run), "--test", "there"), "--test: is not an option of this evaluation"),
     ):
         with pytest.raises(UserError) as caught:
-            said(*words)
+            run_eval(*args)
         assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""`c2fmae eval finetune`, word by word."""
+"""The command `c2fmae eval finetune`."""
 
 import logging
 from pathlib import Path
@@ -18,11 +18,11 @@ from tests.eval.classification.tiny_finetuning import (
     write_train_test_sets,
 )
 
-SET = [word for setting in QUICK_OVERRIDES for word in ("--set", setting)]
+SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
 
 
-def said(*words: str) -> str:
-    result: Result = CliRunner().invoke(eval_, words)
+def run_eval(*args: str) -> str:
+    result: Result = CliRunner().invoke(eval_, args)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -41,12 +41,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pretrained_checkpoint(tmp_path_factory.mktemp("source"))
 
 
-def test_a_source_and_the_same_from_scratch_side_by_side(
+def test_source_and_training_from_scratch_are_compared(
     source: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = ("finetune", str(source), "--untrained", "--data", str(data), "--out", str(tmp_path / "runs"), *SET)
+    args = ("finetune", str(source), "--untrained", "--data", str(data), "--out", str(tmp_path / "runs"), *SET)
     caplog.set_level(logging.INFO, "c2fmae")
-    lines = said(*words).splitlines()
+    lines = run_eval(*args).splitlines()
     assert f"{source}: recipe small, from none: " in caplog.text
     own, scratch = tmp_path / "runs" / "step-00000001", tmp_path / "runs" / "step-00000001-scratch"
     assert lines[0].split() == ["unit", "count", str(source), f"{source},", "from", "scratch"]
@@ -57,14 +57,14 @@ def test_a_source_and_the_same_from_scratch_side_by_side(
     assert "layer decay 0.75" in protocols[0]
     assert lines[-1] == f"next: c2fmae eval robustness {own} {scratch} --custom NAME=DIR"
     with pytest.raises(UserError, match=r"--resume"):
-        said(*words)
-    assert said(*words, "--resume").splitlines() == lines
-    assert f"wrote {own}: report.html" in said("finetune", str(own), "--resume")
+        run_eval(*args)
+    assert run_eval(*args, "--resume").splitlines() == lines
+    assert f"wrote {own}: report.html" in run_eval("finetune", str(own), "--resume")
 
 
-def test_a_dry_run_writes_nothing(source: Path, data: Path, tmp_path: Path) -> None:
-    words = ("--data", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--recipe", "b-400")
-    lines = said("finetune", str(source), *words, *SET).splitlines()
+def test_dry_runs_write_nothing(source: Path, data: Path, tmp_path: Path) -> None:
+    args = ("--data", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--recipe", "b-400")
+    lines = run_eval("finetune", str(source), *args, *SET).splitlines()
     assert lines[:2] == [
         f"{tmp_path / 'run'}:",
         "6 steps (2 epochs of 3), 1 of warm-up; batch 8 = 1 process × 8; learning rate up to 0.001",
@@ -73,11 +73,13 @@ def test_a_dry_run_writes_nothing(source: Path, data: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_a_fine_tuned_run_among_the_other_commands(
+def test_other_commands_accept_or_reject_fine_tuned_runs(
     source: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    said("finetune", str(source), "--data", str(data / "train"), "--test", str(data / "val"), "--out", str(run), *SET)
+    run_eval(
+        "finetune", str(source), "--data", str(data / "train"), "--test", str(data / "val"), "--out", str(run), *SET
+    )
     page = (run / "report.html").read_text()
     (run / "report.html").unlink()
     update_run_reports([str(run)])
@@ -92,12 +94,12 @@ def test_a_fine_tuned_run_among_the_other_commands(
             f"is a fine-tuned run. Resume it with: c2fmae eval finetune {run} --resume",
         ),
         (
-            lambda: said("finetune", str(run)),
-            "is a fine-tuned run. Continue it with --resume, or name data with --data",
+            lambda: run_eval("finetune", str(run)),
+            "is a fine-tuned run. Resume it with --resume, or fine-tune from it with --data",
         ),
         (
-            lambda: said("finetune", str(run), "--resume", "--recipe", "small"),
-            "continues with its own config, without --recipe. Change settings with --set",
+            lambda: run_eval("finetune", str(run), "--resume", "--recipe", "small"),
+            "a resumed run has its own config, so --recipe has no effect. Use --set to change settings",
         ),
     ):
         with pytest.raises(UserError) as caught:
@@ -105,28 +107,28 @@ def test_a_fine_tuned_run_among_the_other_commands(
         assert str(caught.value) == f"{run}: {message}"
 
 
-def test_sources_that_would_share_a_folder_are_refused(data: Path, tmp_path: Path) -> None:
+def test_sources_with_the_same_run_directory_are_rejected(data: Path, tmp_path: Path) -> None:
     sources = [str(write_pretrained_checkpoint(tmp_path / name)) for name in ("a", "b")]
     with pytest.raises(UserError) as caught:
-        said("finetune", *sources, "--data", str(data), "--out", str(tmp_path / "runs"), *SET)
+        run_eval("finetune", *sources, "--data", str(data), "--out", str(tmp_path / "runs"), *SET)
     folder = tmp_path / "runs" / "step-00000001"
     assert str(caught.value) == (
-        f"{sources[1]}: its run directory would be {folder}, as that of another source. Fine-tune them one by one"
+        f"{sources[1]}: its run directory {folder} is also that of another source. Fine-tune them one by one"
     )
     assert not folder.exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["--recipe", "b400"], "no fine-tuning recipe named 'b400'. Did you mean 'b-400'? Known: "),
         (["--set", "mixing.mixap=1"], "eval finetune: mixing.mixap: no such setting. Did you mean 'mixup'?"),
         (["--granularities", "rgb,depth"], "data.granularities: no granularity of {source} named 'depth'. Known: rgb"),
     ],
 )
-def test_misspelt_words_are_answered_with_the_nearest(
-    source: Path, data: Path, tmp_path: Path, words: list[str], message: str
+def test_errors_about_misspelt_options_suggest_the_nearest(
+    source: Path, data: Path, tmp_path: Path, args: list[str], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        said("finetune", str(source), "--data", str(data), "--out", str(tmp_path / "run"), *words)
+        run_eval("finetune", str(source), "--data", str(data), "--out", str(tmp_path / "run"), *args)
     assert str(caught.value).startswith(message.format(source=source))

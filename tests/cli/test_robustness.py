@@ -1,4 +1,4 @@
-"""`c2fmae eval robustness …` as it is typed."""
+"""The command `c2fmae eval robustness`."""
 
 import csv
 import json
@@ -22,8 +22,8 @@ NAMES = ("n01440764", "n01443537", "n01484850")
 SMALL = ("--set", "workers=0")
 
 
-def said(*words: str) -> str:
-    result: Result = CliRunner().invoke(eval_, words)
+def run_eval(*args: str) -> str:
+    result: Result = CliRunner().invoke(eval_, args)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0
@@ -32,84 +32,89 @@ def said(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two small classifiers as timm saves them, whose classes are not in the order of the folders' names."""
-    root, places = tmp_path_factory.mktemp("models"), list[str]()
+    """Save two small classifiers as timm does, with classes in the reverse order of the names of directories."""
+    root, sources = tmp_path_factory.mktemp("models"), list[str]()
     for name in ("one", "two"):
-        torch.manual_seed(len(places))
+        torch.manual_seed(len(sources))
         model = timm.create_model("test_vit", num_classes=3, img_size=32)
         (root / name).mkdir()
         save_file(model.state_dict(), root / name / "model.safetensors")
         data = {"input_size": [3, 32, 32], "num_classes": 3, "classifier": "head"}
-        told = {
+        config = {
             "architecture": "test_vit",
             "num_classes": 3,
             "model_args": {"img_size": 32},
             "label_names": list(reversed(NAMES)),
             "pretrained_cfg": data,
         }
-        (root / name / "config.json").write_text(json.dumps(told))
-        places.append(str(root / name))
-    return places
+        (root / name / "config.json").write_text(json.dumps(config))
+        sources.append(str(root / name))
+    return sources
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clean photos, photos by night, and a self-made set of all corruptions."""
-    root = tmp_path_factory.mktemp("photos")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a clean set, a set named night, and a self-made set of all corruptions."""
+    root = tmp_path_factory.mktemp("images")
     generator = torch.Generator().manual_seed(0)
-    places = ["clean", "night", *(f"made/{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES)]
-    for place in places:
+    set_dirs = ["clean", "night", *(f"made/{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES)]
+    for set_dir in set_dirs:
         for name in NAMES:
-            (root / place / name).mkdir(parents=True)
+            (root / set_dir / name).mkdir(parents=True)
             pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=generator)
-            Image.fromarray(pixels.numpy()).save(root / place / name / f"{name}_0.png")
+            Image.fromarray(pixels.numpy()).save(root / set_dir / name / f"{name}_0.png")
     made = {"made_by": "c2fmae 1", "tool": "t 2", "source": "clean", "size": [32, 32], "quality": 85, "seed": 0}
     labels = [{"name": name, "wnid": name} for name in NAMES]
-    told = {"format": 1, "name": "made", "granularities": ["rgb"], "labels": labels, "corrupted": made}
-    (root / "made" / "dataset.json").write_text(json.dumps(told))
+    info = {"format": 1, "name": "made", "granularities": ["rgb"], "labels": labels, "corrupted": made}
+    (root / "made" / "dataset.json").write_text(json.dumps(info))
     return root
 
 
-def test_several_models_come_out_in_one_table_with_protocol_and_places(
-    models: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_models_are_compared_in_one_table_with_protocol_and_paths(
+    models: list[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("robustness", *models, "--imagenet-c", str(photos / "made"), "--clean", str(photos / "clean"))
-    words = (*words, "--custom", f"night={photos / 'night'}", "--set", f"reference={models[1]}", *SMALL)
-    text = said(*words)
+    args = ("robustness", *models, "--imagenet-c", str(images / "made"), "--clean", str(images / "clean"))
+    args = (*args, "--custom", f"night={images / 'night'}", "--set", f"reference={models[1]}", *SMALL)
+    text = run_eval(*args)
     lines = text.splitlines()
     assert lines[0].split() == ["unit", "count", *models]
     for name in ("clean: top-1, own classes", "imagenet-c (self-made): mean error", "night: drop from clean images"):
         assert any(line.startswith(name) for line in lines), name
     assert "Created by c2fmae 1 with t 2 from clean" in text
     assert any(line.startswith("protocol: Classes are matched by WordNet id") for line in lines)
-    places = [Path(line.removeprefix("wrote ")) for line in lines if line.startswith("wrote ")]
-    assert [place.name for place in places] == [
+    paths = [Path(line.removeprefix("wrote ")) for line in lines if line.startswith("wrote ")]
+    assert [path.name for path in paths] == [
         *("results.json", "results.json"),
         *("report.html", "robustness.json", "robustness.csv"),
     ]
-    assert [json.loads(place.read_text())["evaluation"] for place in places[:2]] == ["robustness"] * 2
-    rows = list(csv.DictReader(places[4].read_text().splitlines()))
+    assert [json.loads(path.read_text())["evaluation"] for path in paths[:2]] == ["robustness"] * 2
+    rows = list(csv.DictReader(paths[4].read_text().splitlines()))
     assert len(rows) == 2 * (75 + 2)
     assert {row["photos"] for row in rows} == {"3"}
-    together = json.loads(places[3].read_text())
-    assert list(together["models"]) == models
-    assert together["table_iv"]["C2FMAE"]["score"] == 43.6
-    page = (places[2].parent / "report.html").read_text()
-    for expected in ("gaussian_noise", "Beside Table IV", "reported by the paper", 'aria-label="Accuracy by set, %"'):
+    comparison = json.loads(paths[3].read_text())
+    assert list(comparison["models"]) == models
+    assert comparison["table_iv"]["C2FMAE"]["score"] == 43.6
+    page = (paths[2].parent / "report.html").read_text()
+    for expected in (
+        "gaussian_noise",
+        "Comparison with Table IV of the paper",
+        "reported by the paper",
+        'aria-label="Accuracy by set, %"',
+    ):
         assert expected in page
-    assert lines[-1] == f"next: open {places[2].parent / 'report.html'}"
+    assert lines[-1] == f"next: open {paths[2].parent / 'report.html'}"
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("asked again")
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("predictions are computed again")
 
-    monkeypatch.setattr(inference, "_load_views", refuse)
-    assert said(*words) == text
+    monkeypatch.setattr(inference, "_load_views", fail)
+    assert run_eval(*args) == text
 
 
-def test_results_go_where_they_are_told(models: list[str], photos: Path, tmp_path: Path) -> None:
-    text = said(
-        "robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL
+def test_results_are_written_below_out(models: list[str], images: Path, tmp_path: Path) -> None:
+    text = run_eval(
+        "robustness", models[0], "--custom", f"night={images / 'night'}", "--out", str(tmp_path / "out"), *SMALL
     )
     assert f"wrote {tmp_path / 'out' / 'robustness.json'}" in text
     assert len(list((tmp_path / "out" / "one").glob("robustness-*/results.json"))) == 1
@@ -117,64 +122,64 @@ def test_results_go_where_they_are_told(models: list[str], photos: Path, tmp_pat
     assert "OTHER" in text.splitlines()[-1]
 
 
-def test_a_model_beside_the_first_does_not_have_it_asked_anew(
-    models: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cached_predictions_are_reused_when_a_model_is_added(
+    models: list[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("--custom", f"night={photos / 'night'}", "--out", str(tmp_path), *SMALL)
-    said("robustness", models[0], *words)
-    asked = list[str]()
+    args = ("--custom", f"night={images / 'night'}", "--out", str(tmp_path), *SMALL)
+    run_eval("robustness", models[0], *args)
+    sources = list[str]()
 
-    def noted(rounds: list[CellRequests], *rest: Any, **more: Any) -> None:
-        asked.extend(question.classifier.source for each in rounds for question in each.requests)
-        inference.run_predictions(rounds, *rest, **more)
+    def record_sources(cell_requests: list[CellRequests], *args: Any, **kwargs: Any) -> None:
+        sources.extend(request.classifier.source for cell in cell_requests for request in cell.requests)
+        inference.run_predictions(cell_requests, *args, **kwargs)
 
-    monkeypatch.setattr(evaluation, "run_predictions", noted)
-    said("robustness", *models, *words)
-    assert asked == models[1:]
-    said("robustness", models[0], *words, "--recompute")
-    assert asked == [models[1], models[0]]
+    monkeypatch.setattr(evaluation, "run_predictions", record_sources)
+    run_eval("robustness", *models, *args)
+    assert sources == models[1:]
+    run_eval("robustness", models[0], *args, "--recompute")
+    assert sources == [models[1], models[0]]
 
 
-def test_results_of_other_settings_lie_beside_each_other(
-    models: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_comparisons_of_different_settings_have_different_directories(
+    models: list[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("robustness", models[0], "--custom", f"night={photos / 'night'}", *SMALL)
-    for more in ((), ("--set", "precision=bf16"), ("--set", "batch_size=2")):
-        said(*words, *more)
-    kept = [json.loads(path.read_text()) for path in tmp_path.glob("evaluations/robustness-*/robustness.json")]
-    assert sorted(each["config"]["precision"] for each in kept) == ["bf16", "fp32"]
+    args = ("robustness", models[0], "--custom", f"night={images / 'night'}", *SMALL)
+    for options in ((), ("--set", "precision=bf16"), ("--set", "batch_size=2")):
+        run_eval(*args, *options)
+    comparisons = [json.loads(path.read_text()) for path in tmp_path.glob("evaluations/robustness-*/robustness.json")]
+    assert sorted(comparison["config"]["precision"] for comparison in comparisons) == ["bf16", "fp32"]
 
 
-def test_a_set_of_corruptions_is_refused_as_clean(models: list[str], photos: Path) -> None:
+def test_corruption_sets_are_rejected_as_clean_sets(models: list[str], images: Path) -> None:
     with pytest.raises(UserError) as caught:
-        said("robustness", models[0], "--custom", f"night={photos / 'night'}", "--clean", str(photos / "made"))
+        run_eval("robustness", models[0], "--custom", f"night={images / 'night'}", "--clean", str(images / "made"))
     assert str(caught.value) == (
-        "clean: is a corruption set, so it cannot be the set without a shift. Use the images that it was made of"
+        "clean: is a corruption set (expected a clean set without corruptions). Use the images that it was made from"
     )
 
 
-def test_ctrl_c_says_what_is_kept(
-    models: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_prints_the_directory_of_cached_predictions(
+    models: list[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inference, "_load_views", stop)
-    words = ["robustness", models[0], "--custom", f"night={photos / 'night'}", "--out", str(tmp_path / "out"), *SMALL]
-    result = CliRunner().invoke(eval_, words)
+    args = ["robustness", models[0], "--custom", f"night={images / 'night'}", "--out", str(tmp_path / "out"), *SMALL]
+    result = CliRunner().invoke(eval_, args)
     assert result.exit_code != 0
-    kept = tmp_path / "out" / "one" / "predictions"
-    assert f"interrupted. Finished parts are in {kept}; run the same command again to continue" in result.stdout
+    cache_dir = tmp_path / "out" / "one" / "predictions"
+    assert f"interrupted. Finished parts are in {cache_dir}; run the same command again to continue" in result.stdout
 
 
-def test_what_is_wrong_in_words_is_said(models: list[str], photos: Path) -> None:
-    night = str(photos / "night")
-    for words, message in (
+def test_invalid_options_are_rejected(models: list[str], images: Path) -> None:
+    night = str(images / "night")
+    for args, message in (
         (
             (),
-            "no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c and "
-            "--custom NAME=DIR",
+            "eval robustness: no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c "
+            "and --custom NAME=DIR",
         ),
         (("--custom", night), f"--custom {night}: expected NAME=DIR, as in --custom night=photos/night"),
         (
@@ -183,7 +188,7 @@ def test_what_is_wrong_in_words_is_said(models: list[str], photos: Path) -> None
         ),
         (
             ("--clean", night, "--imagenet-val", night),
-            "--imagenet-val and --clean both name the images without a shift. Use one of them",
+            "--imagenet-val, --clean: both give the clean images. Use one of them",
         ),
         (
             ("--custom", f"night={night}", "--set", "batchsize=3"),
@@ -191,5 +196,5 @@ def test_what_is_wrong_in_words_is_said(models: list[str], photos: Path) -> None
         ),
     ):
         with pytest.raises(UserError) as caught:
-            said("robustness", models[0], *words)
+            run_eval("robustness", models[0], *args)
         assert str(caught.value) == message
