@@ -1,9 +1,9 @@
 """Probes of frozen features: `python -m benchmarks.bench_probes [neighbours] [memory] [heads] [--threads N] [--full]`.
 
-Nearest neighbours beside the bare product of matrices, into a buffer that is used again, and beside scikit-learn; what
-memory they take; and a sweep of 20 linear heads beside one, alone and with the extraction of the features. With one
-thread, times are those of the processor, which other work on the machine hardly changes. With --full, 50k queries
-against 500k keys in a process of its own: minutes, and 2 GB for the keys.
+Measures nearest neighbours, compared with only the matrix product (into a reused buffer) and with scikit-learn; their
+memory; and a sweep of 20 linear heads, compared with one head, with and without the extraction of features. With one
+thread, times are CPU times, which other processes hardly affect. With --full, memory is measured for 50k queries and
+500k keys, which takes minutes and 2 GB for the keys.
 """
 
 import argparse
@@ -40,9 +40,9 @@ def draw_features(rows: int, dim: int, seed: int) -> Tensor:
 def multiply_all(keys: Tensor, queries: Tensor) -> None:
     """Compute all similarities and discard them."""
     buffer = torch.empty(QUERIES_PER_BLOCK, 16384)
-    for some in keys.split(16384):
+    for block in keys.split(16384):
         for rows in queries.split(QUERIES_PER_BLOCK):
-            torch.mm(rows, some.T, out=buffer[: len(rows), : len(some)])
+            torch.mm(rows, block.T, out=buffer[: len(rows), : len(block)])
 
 
 def time_variants(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -53,44 +53,48 @@ def time_variants(variants: Mapping[str, Callable[[], object]], rounds: int) -> 
 def bench_neighbours(rounds: int, num_queries: int = 2048, num_keys: int = 262_144) -> None:
     keys, queries = draw_features(num_keys, DIM, 0), draw_features(num_queries, DIM, 1)
     variants: dict[str, Callable[[], object]] = {
-        "bare product": lambda: multiply_all(keys, queries),
+        "matrix product": lambda: multiply_all(keys, queries),
         **{f"nearest, k = {k}": functools.partial(find_nearest, keys, queries, k) for k in (20, 200)},
-        "keys made of length 1": lambda: [normalise_rows(some) for some in keys.split(16384)],
+        "normalisation of keys": lambda: [normalise_rows(block) for block in keys.split(16384)],
     }
     seconds = time_variants(variants, rounds)
     title = f"Nearest of {num_queries:,} queries among {num_keys:,} keys of {DIM}"
-    print_speeds(title, seconds, peer="bare product", samples=num_queries)
-    rate = 2 * num_queries * num_keys * DIM / min(seconds["bare product"]) / 1e9
+    print_speeds(title, seconds, peer="matrix product", samples=num_queries)
+    rate = 2 * num_queries * num_keys * DIM / min(seconds["matrix product"]) / 1e9
     print(
-        f"the product at its best: {rate:.0f} GFLOP/s; asked is 0.85 of it for 50,000 queries, for which the keys are"
+        f"fastest matrix product: {rate:.0f} GFLOP/s; the requirement is 0.85 of it for 50,000 queries. Keys are",
+        end=" ",
     )
-    print("made of length 1 as often as for these, which is once", flush=True)
+    print("normalised once for any number of queries", flush=True)
 
-    few_queries, peers = queries, keys[:32768]
-    sklearn_neighbours = NearestNeighbors(n_neighbors=20, metric="cosine").fit(peers.numpy())
-    found, labels = find_nearest(peers, few_queries, 200), torch.arange(len(peers)) % 1000
+    keys = keys[:32768]
+    sklearn_neighbours = NearestNeighbors(n_neighbors=20, metric="cosine").fit(keys.numpy())
+    nearest, labels = find_nearest(keys, queries, 200), torch.arange(len(keys)) % 1000
     ks = [1, 2, 5, 10, 20, 50, 100, 200]
     peer_variants: dict[str, Callable[[], object]] = {
-        "scikit-learn, brute": lambda: sklearn_neighbours.kneighbors(few_queries.numpy()),
-        "nearest": lambda: find_nearest(peers, few_queries, 20),
-        "vote, 8 numbers of neighbours": lambda: vote_labels(found, labels, ks, num_labels=1000, temperature=0.07),
+        "scikit-learn, brute": lambda: sklearn_neighbours.kneighbors(queries.numpy()),
+        "nearest": lambda: find_nearest(keys, queries, 20),
+        "vote, 8 numbers of neighbours": lambda: vote_labels(nearest, labels, ks, num_labels=1000, temperature=0.07),
     }
-    title = f"Nearest 20 of {len(few_queries):,} queries among {len(peers):,} keys"
-    print_speeds(title, time_variants(peer_variants, rounds), peer="scikit-learn, brute", samples=len(few_queries))
+    title = f"Nearest 20 of {len(queries):,} queries among {len(keys):,} keys"
+    print_speeds(title, time_variants(peer_variants, rounds), peer="scikit-learn, brute", samples=len(queries))
 
 
 def bench_neighbours_memory(num_queries: int, num_keys: int, threads: int) -> None:
-    """What the process held at most, beside inputs and outputs; to be called in one of its own."""
+    """Print the peak memory without inputs and outputs. Call this in a new process."""
     torch.set_num_threads(threads)
     keys, queries = draw_features(num_keys, DIM, 0), draw_features(num_queries, DIM, 1)
-    multiply_all(keys[:16384], queries[:QUERIES_PER_BLOCK])  # what the library itself sets up
+    multiply_all(keys[:16384], queries[:QUERIES_PER_BLOCK])  # allocate the library's own buffers
     before, start = _peak_rss(), time.perf_counter()
-    found = find_nearest(keys, queries, 20)
+    nearest = find_nearest(keys, queries, 20)
     seconds = time.perf_counter() - start
-    outputs = sum(field.numel() * field.element_size() for field in (found.similarity, found.index))
+    outputs = sum(field.numel() * field.element_size() for field in (nearest.similarity, nearest.index))
     rate = 2 * num_queries * num_keys * DIM / seconds / 1e9
-    print(f"{num_queries:,} queries, {num_keys:,} keys: {seconds:.1f} s, {rate:.0f} GFLOP/s; at most", end=" ")
-    print(f"{(_peak_rss() - before - outputs) / 2**20:.0f} MiB beside inputs and outputs (≤ 2000 asked)", flush=True)
+    print(f"{num_queries:,} queries, {num_keys:,} keys: {seconds:.1f} s, {rate:.0f} GFLOP/s; peak memory", end=" ")
+    print(
+        f"{(_peak_rss() - before - outputs) / 2**20:.0f} MiB without inputs and outputs (requirement: ≤ 2000)",
+        flush=True,
+    )
 
 
 def _peak_rss() -> int:
@@ -98,39 +102,41 @@ def _peak_rss() -> int:
 
 
 def bench_heads(rounds: int) -> None:
-    """20 settings and one: alone, and with the extraction of what they are fitted to."""
+    """Measure fits of 20 settings and of one, with and without the extraction of features."""
     for rows, dim, labels, epochs in ((5000, 384, 100, 4), (2048, 768, 1000, 1)):
         features, targets = draw_features(rows, dim, 0), torch.arange(rows) % labels
         settings = {"one": SWEEP[:1], "20": SWEEP}
         variants: dict[str, Callable[[], object]] = {
-            name: functools.partial(fit_head_settings, features, targets, some, labels, epochs)
-            for name, some in settings.items()
+            name: functools.partial(fit_head_settings, features, targets, sweep, labels, epochs)
+            for name, sweep in settings.items()
         }
-        twenty = [functools.partial(fit_head_settings, features, targets, [each], labels, epochs) for each in SWEEP]
-        variants["20, one after the other"] = lambda some=twenty: [each() for each in some]  # type: ignore[misc]
-        title = f"Fit alone: {rows:,} rows of {dim}, {labels} labels, {epochs} epochs"
+        twenty = [
+            functools.partial(fit_head_settings, features, targets, [setting], labels, epochs) for setting in SWEEP
+        ]
+        variants["20, one after the other"] = lambda fits=twenty: [fit() for fit in fits]  # type: ignore[misc]
+        title = f"Fit: {rows:,} rows of {dim}, {labels} labels, {epochs} epochs"
         print_costs(title, time_variants(variants, rounds), peers=["one"], samples=rows * epochs)
 
     model = timm.create_model("vit_small_patch16_224", num_classes=0).eval()
-    photos, targets = torch.randn(192, 3, 224, 224), torch.arange(192) % 100
+    images, targets = torch.randn(192, 3, 224, 224), torch.arange(192) % 100
 
     def extract_features() -> Tensor:
         with torch.no_grad():
-            return torch.cat([model(some) for some in photos.split(64)])
+            return torch.cat([model(batch) for batch in images.split(64)])
 
     def extract_and_fit(settings: list[LinearHeadSetting]) -> None:
         fit_head_settings(extract_features(), targets, settings, 100, 100)
 
     features = extract_features()
     variants = {
-        "extraction and one": lambda: extract_and_fit(SWEEP[:1]),
-        "extraction and 20": lambda: extract_and_fit(SWEEP),
+        "extraction, fit of one": lambda: extract_and_fit(SWEEP[:1]),
+        "extraction, fit of 20": lambda: extract_and_fit(SWEEP),
         "extraction": extract_features,
         "fit of 20": lambda: fit_head_settings(features, targets, SWEEP, 100, 100),
-        "scikit-learn's one": lambda: LogisticRegression(max_iter=1000).fit(features.numpy(), targets.numpy()),
+        "fit of one by scikit-learn": lambda: LogisticRegression(max_iter=1000).fit(features.numpy(), targets.numpy()),
     }
-    title = "ViT-S of 192 photos, then heads for 100 labels, 100 epochs: < 2 × asked"
-    print_costs(title, time_variants(variants, rounds), peers=["extraction and one"], samples=192)
+    title = "Extraction of 192 images by ViT-S, and fit for 100 labels, 100 epochs (requirement: < 2 ×)"
+    print_costs(title, time_variants(variants, rounds), peers=["extraction, fit of one"], samples=192)
 
 
 def fit_head_settings(
@@ -158,7 +164,7 @@ def main() -> None:
     sections = arguments.parts or ["memory", "neighbours", "heads"]
     torch.set_num_threads(arguments.threads)
     print(
-        f"torch {torch.__version__}, {arguments.threads} threads; where others use the machine, trust minima",
+        f"torch {torch.__version__}, {arguments.threads} threads; on a shared machine, compare minima",
         flush=True,
     )
     if "memory" in sections:
