@@ -1,4 +1,4 @@
-"""The quickstart in miniature: the same path, a few steps."""
+"""The quickstart with a few steps."""
 
 import base64
 import os
@@ -36,24 +36,24 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "report.html"
 
 
-def test_its_page_compares_trained_untrained_pixels_and_colours(page: Path) -> None:
+def test_the_page_compares_the_encoder_with_baselines(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in ("trained", "untrained", "raw pixels", "colour histogram"):
         assert f"{name}</" in text
     for column in ("k-NN, %", "linear, %", "patches, mIoU %"):
         assert column in text
     assert "Fitted to 48 labelled scenes, tested on 16 others" in text
-    assert "not learning without labels" in text
+    assert "pre-training was not free of labels" in text
 
 
-def test_every_picture_on_it_is_whole(page: Path) -> None:
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page.read_text(encoding="utf-8"))
-    assert len(pictures) == 3  # from the photo alone, and the first and the last of the training
-    for picture in pictures:
-        Image.open(BytesIO(base64.b64decode(picture))).load()
+def test_figures_of_the_page_are_complete(page: Path) -> None:
+    figures = re.findall(r'src="data:image/png;base64,([^"]+)"', page.read_text(encoding="utf-8"))
+    assert len(figures) == 3  # from images alone, and the first and the last of training
+    for figure in figures:
+        Image.open(BytesIO(base64.b64decode(figure))).load()
 
 
-def test_run_again_it_trains_no_more_and_makes_the_page_anew(page: Path) -> None:
+def test_a_finished_run_is_not_trained_again_and_its_page_is_written_again(page: Path) -> None:
     metrics, text = page.parent / "metrics.jsonl", page.read_text(encoding="utf-8")
     before = metrics.read_bytes()
     page.unlink()
@@ -62,21 +62,21 @@ def test_run_again_it_trains_no_more_and_makes_the_page_anew(page: Path) -> None
     assert page.read_text(encoding="utf-8") == text
 
 
-def test_metrics_of_probes_become_a_table() -> None:
+def test_metrics_of_probes_are_shown_in_a_table() -> None:
     metrics: dict[str, dict[str, Metric | None]] = {
         "trained": {"k-NN, %": Metric("top1", 50, 5), "linear, %": Metric("top1", 75.55, 5)},
         "colours": {"k-NN, %": Metric("top1", 5, 5), "linear, %": None},
     }
     assert table_to_lines(build_probe_table(metrics, 10, 5)) == [
-        "frozen features of  k-NN, %  linear, %",
-        "trained             50.0     75.5",
-        "colours             5.0      –",
+        "features  k-NN, %  linear, %",
+        "trained   50.0     75.5",
+        "colours   5.0      –",
     ]
 
 
 @pytest.mark.once
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_a_browser_shows_its_pictures(page: Path, tmp_path: Path) -> None:
+def test_a_browser_shows_the_figures(page: Path, tmp_path: Path) -> None:
     shot = tmp_path / "page.png"
     command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,3000"]
     subprocess.run(
