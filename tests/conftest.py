@@ -1,7 +1,7 @@
-"""One deterministic profile for all property tests: the same examples on every machine.
+"""Settings of all tests: the same examples of property tests on every machine, and one thread for each process.
 
-One thread each, and for the processes that tests start, unless OMP_NUM_THREADS says otherwise: tests run side by
-side, and small models are slower on two threads that wait for each other.
+OMP_NUM_THREADS changes the number of threads, also of the processes that tests start. The default is one because tests
+run in parallel, and small models are slower with two threads.
 """
 
 import logging

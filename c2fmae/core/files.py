@@ -10,7 +10,7 @@ from typing import BinaryIO
 from c2fmae.core.errors import UserError
 
 PARTIAL_SUFFIX = ".part"
-"""Ends the names of temporary files, which start with a dot. A killed process leaves one behind; it can be removed."""
+"""Suffix of temporary files, whose names start with a dot. A killed process may leave one, which can be removed."""
 
 
 def fsync(path: Path) -> None:
@@ -27,8 +27,8 @@ def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` when the block ends, and create its parent directories.
 
     After an exception the previous content of `path` is unchanged. An `OSError` is raised as a `UserError`. `is_shared`
-    is for a path that several processes may write at once: each then has a temporary file of its own, which a killed
-    process leaves behind; otherwise the next write replaces it.
+    is for a path that several processes may write at once: each has a temporary file of its own, which is not removed
+    if the process is killed. Otherwise the next write replaces it.
     """
     process = f".{os.getpid()}" if is_shared else ""
     partial = path.with_name(f".{path.name}{process}{PARTIAL_SUFFIX}")

@@ -129,7 +129,7 @@ class TrainingLoop(Generic[B, P]):
     ) -> Iterator[StepReport]:
         """Run a step for each batch, up to the end of the plan, and yield its report.
 
-        `read_flags` returns this rank's requests (to stop or to save, say) as numbers, which are summed over the ranks.
+        `read_flags` returns this rank's requests, such as to stop or to save, as numbers, which are summed over ranks.
         """
         training.model.train()
         model = self.world.wrap_ddp(training.model)

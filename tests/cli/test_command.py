@@ -17,7 +17,7 @@ def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
 
 
-def test_help_answers_without_importing_what_takes_long() -> None:
+def test_help_is_shown_without_slow_imports() -> None:
     heavy = "{'torch', 'timm', 'torchvision', 'numpy', 'PIL', 'pydantic'}"
     script = (
         "import atexit, sys; import c2fmae_cli; sys.argv = ['c2fmae', '--help']\n"

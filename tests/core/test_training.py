@@ -17,51 +17,51 @@ def plan(num_samples: int = 100, processes: int = 1, **settings: Any) -> Trainin
 
 
 @given(st.integers(1, 8), st.integers(1, 96), st.none() | st.integers(1, 120))
-def test_micro_batches_are_equal_and_no_more_than_needed(processes: int, each: int, micro: int | None) -> None:
-    batch = processes * each
-    found = plan(num_samples=batch, processes=processes, batch_size=batch, micro_batch=micro)
-    assert (found.batch_size, found.batch_size_per_rank) == (batch, each)
-    assert found.batch_size_per_rank % found.num_micro_batches == 0
-    assert found.batch_size_per_rank // found.num_micro_batches <= (micro or each)
-    fewer = [parts for parts in range(1, found.num_micro_batches) if each % parts == 0]
-    assert all(each // parts > (micro or each) for parts in fewer)  # and not in more parts than need be
+def test_micro_batches_are_equal_and_as_few_as_possible(processes: int, rank_batch: int, micro: int | None) -> None:
+    batch = processes * rank_batch
+    training_plan = plan(num_samples=batch, processes=processes, batch_size=batch, micro_batch=micro)
+    assert (training_plan.batch_size, training_plan.batch_size_per_rank) == (batch, rank_batch)
+    assert training_plan.batch_size_per_rank % training_plan.num_micro_batches == 0
+    assert training_plan.batch_size_per_rank // training_plan.num_micro_batches <= (micro or rank_batch)
+    fewer = [number for number in range(1, training_plan.num_micro_batches) if rank_batch % number == 0]
+    assert all(rank_batch // number > (micro or rank_batch) for number in fewer)
 
 
 @given(st.integers(1, 8), st.integers(1, 512), st.floats(1e-5, 1.0))
-def test_base_lr_scales_with_the_batch_size(processes: int, each: int, base: float) -> None:
-    batch = processes * each
-    found = plan(num_samples=batch, processes=processes, batch_size=batch, lr=None, base_lr=base)
-    assert found.peak_lr == pytest.approx(base * batch / 256)
+def test_base_lr_scales_with_the_batch_size(processes: int, rank_batch: int, base: float) -> None:
+    batch = processes * rank_batch
+    training_plan = plan(num_samples=batch, processes=processes, batch_size=batch, lr=None, base_lr=base)
+    assert training_plan.peak_lr == pytest.approx(base * batch / 256)
     assert plan(num_samples=batch, processes=processes, batch_size=batch, lr=base).peak_lr == base
 
 
 @given(st.integers(1, 500), st.integers(1, 40), st.floats(0.1, 20), st.floats(0, 20))
 def test_epochs_convert_to_steps(samples: int, batch: int, epochs: float, warmup: float) -> None:
     assume(batch <= samples)
-    each = samples // batch
-    assume(1 <= round(epochs * each) >= round(warmup * each))
-    found = plan(samples, batch_size=batch, steps=None, epochs=epochs, warmup_epochs=warmup)
-    assert (found.steps_per_epoch, found.steps, found.warmup_steps) == (
-        each,
-        round(epochs * each),
-        round(warmup * each),
+    steps_per_epoch = samples // batch
+    assume(1 <= round(epochs * steps_per_epoch) >= round(warmup * steps_per_epoch))
+    training_plan = plan(samples, batch_size=batch, steps=None, epochs=epochs, warmup_epochs=warmup)
+    assert (training_plan.steps_per_epoch, training_plan.steps, training_plan.warmup_steps) == (
+        steps_per_epoch,
+        round(epochs * steps_per_epoch),
+        round(warmup * steps_per_epoch),
     )
-    in_steps = plan(samples, batch_size=batch, steps=found.steps, warmup_steps=found.warmup_steps)
-    assert in_steps == found
+    in_steps = plan(samples, batch_size=batch, steps=training_plan.steps, warmup_steps=training_plan.warmup_steps)
+    assert in_steps == training_plan
 
 
 @pytest.mark.parametrize("final", [0.0, 0.1])
 @pytest.mark.parametrize("warmup", [0, 3, 10])
 def test_learning_rate_and_progress_depend_on_the_step_alone(warmup: int, final: float) -> None:
-    found = plan(warmup_steps=warmup, final_lr=final)
+    training_plan = plan(warmup_steps=warmup, final_lr=final)
     if warmup:
-        assert [found.lr(step) for step in range(warmup)] == pytest.approx(
+        assert [training_plan.lr(step) for step in range(warmup)] == pytest.approx(
             [1e-3 * (step + 1) / warmup for step in range(warmup)]
         )
     if warmup < 10:
-        assert found.lr(warmup) == 1e-3
-        assert found.lr(10) == pytest.approx(1e-3 * final)
-    assert [found.progress(step) for step in range(10)] == [step / 10 for step in range(10)]
+        assert training_plan.lr(warmup) == 1e-3
+        assert training_plan.lr(10) == pytest.approx(1e-3 * final)
+    assert [training_plan.progress(step) for step in range(10)] == [step / 10 for step in range(10)]
 
 
 @pytest.mark.parametrize(

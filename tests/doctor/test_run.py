@@ -140,7 +140,7 @@ def test_changes_of_the_environment_are_listed_and_the_number_of_processes_is_pr
         ("broken", "broken/metrics.jsonl: line 1 is not a JSON object. "),
     ],
 )
-def test_what_is_not_a_run_is_an_error(name: str, message: str) -> None:
+def test_invalid_run_directories_are_rejected(name: str, message: str) -> None:
     for directory, content in (("foreign", '{"loss": 1}\n'), ("broken", 'junk\n{"step": 1}\n')):
         make_run(Path(directory), last_step=1, checkpoints=()).metrics.write_text(content)
     with pytest.raises(UserError) as caught:

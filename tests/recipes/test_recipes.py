@@ -297,7 +297,7 @@ def test_a_recipe_returns_its_config_with_its_provenance() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_debug_recipe_trains_on_generated_scenes_and_learns() -> None:
+def test_the_debug_recipe_reduces_its_loss_on_generated_scenes() -> None:
     scenes, view = open_scenes("generated", size=64, length=8), CentralView(size=(64, 64), label_stride=4)
     method = build_method(fill_from_dataset(RECIPES.get("c2fmae-debug")().method, scenes.info))
     assert method.config.concentration == {"semantic": 0.3, "instance": 0.3, "rgb": 6}
@@ -360,7 +360,7 @@ def test_other_data_replaces_the_settings_of_a_recipes_own_scenes() -> None:
     assert (generated.name, generated.given_options()) == ("generated", {"size": 224, "length": 16384})
 
 
-def test_positions_of_timm_weights_are_kept() -> None:
+def test_position_embeddings_of_timm_weights_are_loaded() -> None:
     recipe = load_recipe("mae-b")
     initialised = recipe.override(init_overrides("timm:vit_base_patch16_224@file: x"))
     assert initialised.init == "timm:vit_base_patch16_224@file: x"

@@ -47,7 +47,7 @@ class GeneratedScenes:
     difficulty: Difficulty = "medium"
     """From one large thing (plain) to many small, rotated and overlapping ones (hard)."""
     domain: Domain = "photo"
-    """Style of the same scenes; `displaced` also puts things on stuff that they are never on in a photo."""
+    """Style of the same scenes. `displaced` also places things on stuff that they do not occur on in other domains."""
     classes: ClassVar[tuple[str, ...]] = (*STUFF, *THING_PARTS)
     """Names by semantic id: stuff, then things."""
     labels: ClassVar[tuple[str, ...]] = tuple(THING_PARTS)
