@@ -6,7 +6,7 @@ from pathlib import Path
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
-from c2fmae.core.run_info import RunInfo
+from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.data import Scenes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import required_granularities
@@ -32,6 +32,9 @@ def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> L
             f"{path}: is a file of encoder weights, without the decoder that reconstruction needs. "
             "Use the run directory it was exported from"
         )
+    if not is_run_or_checkpoint(path):
+        problem = "is not a run directory or a checkpoint" if path.exists() else "does not exist"
+        raise UserError(f"{path}: {problem}. Use a run directory with its checkpoints")
     checkpoint = find_checkpoint(path, step)
     info = RunInfo.from_checkpoint(checkpoint, path)
     if info.kind == "finetuning":

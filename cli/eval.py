@@ -70,7 +70,7 @@ class _EvaluationGroup(typer.core.TyperGroup):
 
         del ctx
         settings = ", ".join(EVALUATIONS.get(cmd_name).setting_names())
-        app = typer.Typer()
+        app = typer.Typer(add_completion=False)
         app.command(cmd_name, help=f"{EVALUATIONS.describe(cmd_name)}\n\nSettings for --set: {settings}.")(
             _COMMANDS.get(cmd_name) or _make_command(cmd_name)
         )

@@ -78,7 +78,8 @@ def run_and_print(
     print("\n".join([*config.format_results(results), *format_protocols(results)]))
     for result in results:
         path = result.result_dir / "results.json"
-        print(f"wrote {path}" if result.is_new else f"{path} exists with these settings; --recompute ignores it")
+        reused = "" if not config.reuses_results else " with these settings; --recompute ignores it"
+        print(f"wrote {path}" if result.is_new else f"{path} exists{reused}")
     comparison = config.write_comparison(results, out)
     for path in comparison:
         print(f"wrote {path}")

@@ -132,7 +132,8 @@ def reconstruct(
     name = f"{run}, step {loaded.step}"
     figure = draw_reconstruction(method, scenes, sampled, model_name=name, class_names=loaded.class_names)
     print(f"wrote {save_png(figure, out)}")
-    print(f"next: c2fmae view reconstruct {quote(str(run))} --visible rgb:{'25%' if amounts else 'all'}")
+    other = "25%" if amounts and amounts != {"rgb": "25%"} else "all"
+    print(f"next: c2fmae view reconstruct {quote(str(run))} --visible rgb:{other}")
 
 
 @view.command(cls=command_with_settings("c2fmae.views.config:BackboneFigureConfig"))

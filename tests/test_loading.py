@@ -57,3 +57,10 @@ def test_a_run_without_checkpoints_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_run(tmp_path)
     assert str(caught.value) == f"{tmp_path}: has no intact checkpoint"
+
+
+def test_a_path_without_a_run_is_reported(tmp_path: Path) -> None:
+    for path, problem in ((tmp_path, "is not a run directory or a checkpoint"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(UserError) as caught:
+            load_run(path)
+        assert str(caught.value) == f"{path}: {problem}. Use a run directory with its checkpoints"

@@ -12,6 +12,7 @@ from c2fmae.core.json_file import read_json
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir, find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
+from c2fmae.eval.metrics import Metric
 from c2fmae.exports.config_text import (
     get_option,
     option_text,
@@ -143,13 +144,13 @@ def _read_evaluation_rows(file: Path) -> list[EvaluationRow]:
             EvaluationRow(
                 evaluation=str(results["evaluation"]),
                 source=strip_folders(str(results.get("source", ""))),
-                metric=str(metric["name"]) + (f" ({note})" if (note := metric.get("note")) else ""),
-                value=_format_with_interval(float(metric["value"]), metric.get("interval")),
-                count=f"{int(metric['count']):,}",
+                metric=metric.label + (f" ({'; '.join(metric.notes)})" if metric.notes else ""),
+                value=_format_with_interval(float(metric.value), metric.interval),
+                count=f"{int(metric.count):,}",
                 weights=str(results["weights"]),
                 protocol=_ABSOLUTE_FOLDERS.sub("", " ".join(str(results.get("protocol", "")).split())),
             )
-            for metric in results["metrics"]
+            for metric in map(Metric.from_json, results["metrics"])
         ]
     except UserError:
         raise

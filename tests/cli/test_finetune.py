@@ -58,7 +58,13 @@ def test_source_and_training_from_scratch_are_compared(
     assert lines[-1] == f"next: c2fmae eval robustness {own} {scratch} --custom NAME=DIR"
     with pytest.raises(UserError, match=r"--resume"):
         run_eval(*args)
-    assert run_eval(*args, "--resume").splitlines() == lines
+    results = [run / "evaluations" / "finetune" / "results.json" for run in (own, scratch)]
+    assert [line for line in lines if line.startswith("wrote ")] == [f"wrote {path}" for path in results]
+    resumed = run_eval(*args, "--resume").splitlines()
+    assert [line.replace(" exists", "").removeprefix("wrote ") for line in resumed] == [
+        line.removeprefix("wrote ") for line in lines
+    ]
+    assert {f"{path} exists" for path in results} <= set(resumed)
     assert f"wrote {own}: report.html" in run_eval("finetune", str(own), "--resume")
 
 

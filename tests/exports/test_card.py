@@ -11,6 +11,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.metric_rows import RowWriter
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.cache import compute_weights_digest
+from c2fmae.eval.metrics import Metric
 from c2fmae.exports import export
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write_export
@@ -22,7 +23,10 @@ RESULT = {
     "evaluation": "knn",
     "source": "/home/somebody/runs/tiny",
     "protocol": "k-NN of 10 on\nfrozen | features.",
-    "metrics": [{"name": "accuracy", "value": 0.51234, "count": 1000, "interval": [0.48, 0.54]}],
+    "metrics": [
+        {"name": "accuracy", "value": 0.51234, "count": 1000, "interval": [0.48, 0.54]},  # format 1
+        Metric("top1", 51.25, 2000, (49.0, 53.5), tags={"k": 5, "votes": "plain"}, notes=("k is chosen",)).to_json(),
+    ],
 }
 
 
@@ -62,6 +66,7 @@ def test_a_card_describes_a_run(tmp_path: Path) -> None:
         "| loss | 2 |",
         "| rgb | 0.5 |",
         "| knn | knn-1 | accuracy | 0.5123 (0.48 to 0.54) | 1,000 |",
+        "| knn | knn-1 | top-1, k = 5, plain votes (k is chosen) | 51.25 (49 to 53.5) | 2,000 |",
         "- knn: k-NN of 10 on frozen \\| features.",
         "- it was trained without a norm after the last block: a new one with weight 1 and bias 0 was added",
         f"SHA-256 of `model.safetensors`: `{done.sha256}`",

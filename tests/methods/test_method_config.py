@@ -214,7 +214,8 @@ def test_images_are_standardised_with_the_mean_and_std_of_the_config() -> None:
         ("concentration.rbg=2", f"concentration: no granularity named 'rbg'. Did you mean 'rgb'? {KNOWN}"),
         (
             "targets.rgb=[pixel]",
-            "targets.rgb.0.name: no target named 'pixel'. Did you mean 'pixels'? Known: absolute, labels, normalized_pixels, pixels",
+            "targets.rgb.0.name: no target named 'pixel'. Did you mean 'pixels'? "
+            "Known: absolute, labels, normalized_pixels, pixels",
         ),
         ("targets.rgb=[]", "targets.rgb: expected at least one target, got none. Leave the key out"),
         ("targets.rgb=[pixels, pixels]", "targets.rgb: 'pixels' is listed twice"),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,11 +50,13 @@ class FinetuneEvaluation(Evaluation):
 
     def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
         """Fine-tune in the output directory of each model, and yield its stored result."""
+        from c2fmae.core.run_dir import RunDir
         from c2fmae.eval.classification.experiment import finetune
         from c2fmae.eval.classification.result import read_finetune_result
 
         del recompute
         for model in models:
+            previous_state = RunDir(model.output_dir).read_state() or {}
             outcome = finetune(
                 self.build_config(model),
                 model.output_dir,
@@ -66,7 +69,8 @@ class FinetuneEvaluation(Evaluation):
                 raise EvaluationStopped(message, exit_code=outcome.exit_code)
             model.world.barrier()  # until the main process has written the result
             result = read_finetune_result(model.output_dir)
-            yield Outcome(result.metrics, stored=result)
+            was_finished = (previous_state.get("status"), previous_state.get("step")) == ("finished", outcome.step)
+            yield Outcome(result.metrics, stored=replace(result, is_new=not was_finished))
 
     def describe_protocol(self, model: ModelUnderTest) -> str:
         """Return the protocol of the finished run."""

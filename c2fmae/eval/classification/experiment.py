@@ -138,7 +138,7 @@ class Finetuning(Experiment):
             )
             ema_text = f", {100 * ema_scores.top1:.2f} % with averaged weights" if ema_scores else ""
             logger.print_line(
-                f"step {step:,}: top-1 {100 * model_scores.top1:.2f} % of {model_scores.num_images:,} test images"
+                f"step {step:,}: top-1 {100 * model_scores.top1:.2f} % on {model_scores.num_images:,} test images"
                 f"{ema_text}"
             )
         scores = {"model": model_scores.top1} | ({"ema": ema_scores.top1} if ema_scores else {})
@@ -323,7 +323,8 @@ def _select_fraction(scenes: Scenes, fraction: float, seed: int) -> Scenes:
         return scenes
     labels = _stored_labels(scenes)
     if labels is None:  # generated scenes
-        labels = torch.tensor([_label_or_missing(scenes, index) for index in range(len(scenes))])
+        optional_labels = (scenes[index].label for index in range(len(scenes)))
+        labels = torch.tensor([-1 if label is None else label for label in optional_labels])
         _check_labelled(scenes, labels)
     rows = draw_stratified_rows(labels, fraction, derive_seed(seed, "labels", 0))
     return SubsetScenes(scenes, np.asarray(rows))
@@ -337,11 +338,6 @@ def _stored_labels(scenes: Scenes) -> torch.Tensor | None:
 def _check_labelled(scenes: Scenes, labels: torch.Tensor) -> None:
     if (unlabelled := (labels < 0).nonzero()).numel():
         raise UserError(f"{scenes.keys[int(unlabelled[0])]}: has no label. Label it, or leave it out")
-
-
-def _label_or_missing(scenes: Scenes, index: int) -> int:
-    label = scenes[index].label
-    return -1 if label is None else label
 
 
 def _cache_scenes(scenes: Scenes, is_enabled: bool) -> Scenes:

@@ -465,7 +465,7 @@ def test_resumed_runs_report_their_initial_weights(
     report = json.loads((tmp_path / "evaluations/finetune/results.json").read_text())["load_report"]
     assert report == str(load_backbone(source).load_report)
     last = read_rows(RunDir(tmp_path).metrics)[-1]["test/top-1"]
-    assert f"step 6: top-1 {last:.2f} % of 18 test images" in capsys.readouterr().err
+    assert f"step 6: top-1 {last:.2f} % on 18 test images" in capsys.readouterr().err
 
 
 def test_runs_without_an_intact_checkpoint_do_not_resume(source: Path, data: Path, tmp_path: Path) -> None:
