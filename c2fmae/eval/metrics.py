@@ -17,7 +17,7 @@ class MetricInfo(NamedTuple):
 
 METRIC_INFO: dict[str, MetricInfo] = {
     "accuracy_drop": MetricInfo("drop from clean images", "points"),
-    "activation_bytes": MetricInfo("activations for the backward pass of an image", "bytes"),
+    "activation_bytes": MetricInfo("activations stored for the backward pass, per image", "bytes"),
     "attention_distance": MetricInfo("attention distance in patches", "patches"),
     "attention_distance_pixels": MetricInfo("attention distance in pixels", "pixels"),
     "attention_mutual_information": MetricInfo("mutual information of query and key", "%"),
@@ -28,7 +28,7 @@ METRIC_INFO: dict[str, MetricInfo] = {
     "calibration_error": MetricInfo("calibration error", "%"),
     "cell_accuracy": MetricInfo("accuracy over cells", "%"),
     "clean_top1": MetricInfo("top-1 on clean images of the same classes", "%"),
-    "flops": MetricInfo("operations of an image", "FLOP"),
+    "flops": MetricInfo("operations per image", "FLOP"),
     "forward_bytes": MetricInfo("peak memory of a forward pass", "bytes"),
     "image_rank": MetricInfo("effective rank of pooled features"),
     "image_top_variance": MetricInfo("variance along the first direction, pooled features", "%"),
