@@ -6,7 +6,7 @@ They have the interface of a backbone with one block, so every probe can use the
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from c2fmae.core.specs import BackboneSpec, EncoderConfig, Pooling
@@ -46,7 +46,7 @@ class RawPixels(Backbone):
         return 0
 
     def get_intermediate_layers(
-        self, maps: BackboneInput, depths: Sequence[int]
+        self, maps: BackboneInput | UInt8[Tensor, "batch channels height width"], depths: Sequence[int]
     ) -> list[Float[Tensor, "batch patch dim"]]:
         """Return the features of patches, the same for every depth."""
         return [self._encode_patches(maps["rgb"] if isinstance(maps, Mapping) else maps)] * len(depths)
