@@ -47,7 +47,7 @@ def cost(
     results, _ = run_and_print("cost", config, open_sources, out=out)
     methods = [result.source for result in results if result.details is not None]
     if results:
-        print(f"next: c2fmae describe {next(iter(methods), 'c2fmae-b')} for the operations of each part of a method")
+        print(f"next: c2fmae describe {next(iter(methods), 'c2fmae-b')}  # the operations of each part of a method")
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {"cost": cost, "finetune": finetune, "robustness": robustness}

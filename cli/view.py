@@ -66,7 +66,8 @@ def masks(
         table = build_quota_table(figure.scenes, figure.samples)
         print("\n".join(["", table.caption, *table_to_lines(table), table.footnote, ""]))
     if save_to:
-        print(f"next: c2fmae view masks --data {quote(data)} --masks {quote(str(save_to))}")
+        settings = "".join(f" --set {quote(setting)}" for setting in set_ or [])
+        print(f"next: c2fmae view masks --data {quote(data)} --masks {quote(str(save_to))}{settings}")
     else:
         print(f"next: c2fmae view schedule --data {quote(data)}")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from pydantic import BeforeValidator, Field, SerializationInfo, field_serializer
+from pydantic import BeforeValidator, Field, field_serializer
 
 from c2fmae.config.migrations import migrate_data
 from c2fmae.core.choice import Choice
@@ -37,7 +37,7 @@ class DatasetConfig(Choice):
         return DATASETS
 
     @field_serializer("options")
-    def _dump_options(self, options: Config, info: SerializationInfo) -> dict[str, Any]:
+    def _dump_options(self, options: Config, info: Any) -> dict[str, Any]:
         return options.model_dump(mode=info.mode, exclude_unset=True)
 
     def with_defaults(self, **defaults: Any) -> "DatasetConfig":

@@ -10,9 +10,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from pydantic import (
-    SerializationInfo,
     ValidationError,
-    ValidationInfo,
     create_model,
     field_serializer,
     field_validator,
@@ -61,13 +59,13 @@ class Choice(Config):
 
     @field_validator("options", mode="plain")
     @classmethod
-    def _check_options(cls, options: Any, info: ValidationInfo) -> Any:
+    def _check_options(cls, options: Any, info: Any) -> Any:
         if "name" not in info.data:  # unknown, which is reported
             return options
         return check_options(cls.registry(), info.data["name"], options, cls.option_types)
 
     @field_serializer("options")
-    def _dump_options(self, options: Config, info: SerializationInfo) -> dict[str, Any]:
+    def _dump_options(self, options: Config, info: Any) -> dict[str, Any]:
         return options.model_dump(mode=info.mode, exclude_unset=info.mode == "python")
 
     def given_options(self) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def get_option_class(
 def check_options(
     registry: Registry[Any],
     name: str,
-    options: Mapping[str, Any] | Config,
+    options: Any,
     option_types: Mapping[Hashable, type[Choice]] | None = None,
 ) -> Config:
     """Return options of an entry as its option class, or raise an error that lists all problems."""

@@ -21,7 +21,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("semantc", ["random", "semantic"])
     "Did you mean 'semantic'?"
     """
-    nearest = get_close_matches(name, list(known), n=1, cutoff=0.5)  # 'rl' is near 'lr'
+    cutoff = 0.6 if len(name) > 4 else 0.5  # 'rl' is near 'lr', 'nowhere' is not near 'generated'
+    nearest = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"Did you mean {nearest[0]!r}?" if nearest else ""
 
 

@@ -1,8 +1,9 @@
 """Settings that every experiment has: training, checkpoints and logging."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, model_serializer
 
 from c2fmae.core.config import RESUME_SAFE, Config, PositiveInt
 from c2fmae.core.specs import BackboneSpec
@@ -62,8 +63,8 @@ class ExperimentConfig(ConfigHeader):
     """Spec of the trained backbone, recorded when the run starts. It follows from the other settings and the data."""
 
     @model_serializer(mode="wrap")
-    def _omit_missing_backbone(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        tree: dict[str, Any] = dump(self)
+    def _omit_missing_backbone(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        tree = dump(self)
         if self.backbone is None:
             tree.pop("backbone", None)
         return tree

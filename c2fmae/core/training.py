@@ -93,8 +93,9 @@ class TrainingPlan:
     def __str__(self) -> str:
         parts = f" in {self.num_micro_batches} micro-batches" if self.num_micro_batches > 1 else ""
         processes = self.batch_size // self.batch_size_per_rank
+        epochs = self.steps / self.steps_per_epoch
         return (
-            f"{self.steps} steps ({self.steps / self.steps_per_epoch:.4g} epochs of {self.steps_per_epoch}), "
+            f"{self.steps} steps ({epochs:.4g} {'epoch' if epochs == 1 else 'epochs'} of {self.steps_per_epoch}), "
             f"{self.warmup_steps} of warm-up; batch {self.batch_size} = {processes} process{'es' * (processes > 1)} × "
             f"{self.batch_size_per_rank}{parts}; learning rate up to {self.peak_lr:.4g}"
         )

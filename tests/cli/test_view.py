@@ -73,7 +73,8 @@ def test_saved_masks_are_drawn_and_explained() -> None:
     assert saved == [
         "wrote masks.safetensors",
         "wrote masks.png",
-        "next: c2fmae view masks --data generated --masks masks.safetensors",
+        "next: c2fmae view masks --data generated --masks masks.safetensors "
+        "--set scenes=2 --set size=64 --set 'progress=[0.5]'",
     ]
     lines = run_view("masks", "--masks", "masks.safetensors", "--explain", *SMALL, "--set", "progress=[0, 1]")
     assert lines[0] == "wrote masks.png"

@@ -25,7 +25,7 @@ def test_a_file_of_a_newer_format_or_of_another_kind_is_rejected() -> None:
     tree = RECIPES.get("c2fmae-debug")().model_dump(mode="json")
     for changes, message in (
         ({"format": 3}, "mine.yaml: format: expected at most 2, got 3. Upgrade c2fmae, which wrote the file"),
-        ({"kind": "finetuning"}, "mine.yaml: kind: expected 'pretraining', got 'finetuning'. "),
+        ({"kind": "finetuning"}, "mine.yaml: kind: expected 'pretraining', got 'finetuning'"),
     ):
         with pytest.raises(UserError) as caught:
             RecipeConfig.from_dict({**tree, **changes}, source="mine.yaml")
