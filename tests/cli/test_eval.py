@@ -4,23 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from c2fmae_cli.eval import eval_
-from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
 from c2fmae.eval.builtin import EVALUATIONS
+from tests.cli.commands import run_eval
 from tests.exports.noise_sources import write_noise_run
 
 OPTIONS = "{size: 32, length: 12}"
 SMALL = ["--set", f"train.options={OPTIONS}", "--set", f"test.options={OPTIONS}", "--set", "workers=0"]
-
-
-def run_eval(*args: str) -> str:
-    result: Result = CliRunner().invoke(eval_, args)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 from c2fmae_cli.doctor import doctor
-from c2fmae_cli.eval import eval_
 from c2fmae_cli.eval_run import update_run_reports
-from typer.testing import CliRunner, Result
 
 from c2fmae.core.errors import UserError
 from c2fmae.loading import load_run
 from c2fmae.recipes.config import load_recipe
+from tests.cli.commands import run_eval
 from tests.eval.classification.tiny_finetuning import (
     QUICK_OVERRIDES,
     write_pretrained_checkpoint,
@@ -19,14 +18,6 @@ from tests.eval.classification.tiny_finetuning import (
 )
 
 SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
-
-
-def run_eval(*args: str) -> str:
-    result: Result = CliRunner().invoke(eval_, args)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

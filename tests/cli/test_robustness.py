@@ -11,23 +11,16 @@ import torch
 from c2fmae_cli.eval import eval_
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
 from c2fmae.eval.robustness import evaluation, inference
 from c2fmae.eval.robustness.inference import CellRequests
+from tests.cli.commands import run_eval
 
 NAMES = ("n01440764", "n01443537", "n01484850")
 SMALL = ("--set", "workers=0")
-
-
-def run_eval(*args: str) -> str:
-    result: Result = CliRunner().invoke(eval_, args)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

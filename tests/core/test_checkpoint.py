@@ -33,6 +33,7 @@ from c2fmae.core.checkpoint import (
 )
 from c2fmae.core.errors import UserError
 from c2fmae.core.tensor_file import write_tensors
+from tests.core.disks import mounted_disk
 
 DTYPES = [
     torch.float64,
@@ -173,7 +174,7 @@ def test_an_older_format_is_migrated_version_by_version(tmp_path: Path, monkeypa
     assert same(old.tensors, {"net/weight": TENSORS["model/weight"], "ema/flag": TENSORS["ema/flag"]})
     assert load_checkpoint(saved(tmp_path, 60)).metadata == {"seed": 1, "keys": ["a", "ä"]}
     monkeypatch.setattr(module, "MIGRATIONS", {3: to_fourth})
-    assert refusal(path) == f"{path}/checkpoint.json: has format 2, which this version does not read.{FIX}"
+    assert refusal(path) == f"{path}/checkpoint.json: has format 2, which this version does not support.{FIX}"
 
 
 def test_a_newer_format_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +445,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_frees_the_partial_one(tmp_pa
         return str(caught.value)
 
     start = f"{tmp_path}: the checkpoint of step 50 could not be written: File too large."
-    assert failure() == f"{start} There is no earlier one. Free disk space and run again"
+    assert failure() == f"{start} No earlier one is intact. Free disk space and run again"
     assert list(tmp_path.iterdir()) == []
     path = saved(tmp_path, 40)
     problem = "The last one, of step 40, is intact. Free disk space and run again with --resume"
@@ -455,15 +456,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_frees_the_partial_one(tmp_pa
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no disk can be mounted here: {error}")
-    try:
+    with mounted_disk(tmp_path, "size=2m"):
         yield tmp_path
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 @pytest.mark.once
@@ -489,7 +483,7 @@ def test_full_and_read_only_disks_are_reported(small_disk: Path) -> None:
         writer.wait()
     assert str(caught.value) == (
         f"{folder}: the checkpoint of step 60 could not be written: Read-only file system. The last one, of step 50,"
-        " is intact. Fix that and run again with --resume"
+        " is intact. Fix the cause and run again with --resume"
     )
 
 
@@ -602,8 +596,8 @@ def test_an_error_of_the_writer_is_raised_once_and_it_can_be_used_again(tmp_path
         writer.save(Checkpoint(1, TENSORS, {}))
         with pytest.raises(UserError) as caught:
             complain()
-        problem = "the checkpoint of step 1 could not be written: File exists. There is no earlier one."
-        assert str(caught.value) == f"{folder}: {problem} Fix that and run again"
+        problem = "the checkpoint of step 1 could not be written: File exists. No earlier one is intact."
+        assert str(caught.value) == f"{folder}: {problem} Fix the cause and run again"
     folder.unlink()
     writer.save(Checkpoint(3, TENSORS, {}))
     writer.wait()

@@ -9,6 +9,7 @@ import torch
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import RunDir, find_checkpoint, open_run_dir
+from tests.core.disks import mounted_disk
 
 
 def lines(path: Path, *texts: str) -> Path:
@@ -68,14 +69,8 @@ def test_an_impossible_path_is_rejected(tmp_path: Path) -> None:
 
 @pytest.fixture
 def read_only_disk(tmp_path: Path) -> Iterator[Path]:
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no disk can be mounted here: {error}")
-    try:
+    with mounted_disk(tmp_path, "ro"):
         yield tmp_path
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 @pytest.mark.once

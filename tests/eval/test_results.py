@@ -1,7 +1,6 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -222,17 +221,3 @@ def test_write_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(files, "fsync", raise_disk_full)
     with pytest.raises(UserError, match=r"results.json: cannot be written: No space left on device. Free space or fix"):
         evaluate(tmp_path)
-
-
-def test_two_processes_can_write_the_same_file_at_once(tmp_path: Path) -> None:
-    def write(rounds: int) -> None:
-        for _ in range(rounds):
-            files.write_atomic(tmp_path / "features" / "chunk", b"the same", is_shared=True)
-
-    processes = [get_context("fork").Process(target=write, args=(60,)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert [path.name for path in (tmp_path / "features").iterdir()] == ["chunk"]
