@@ -11,7 +11,7 @@ as correct. Another package adds one by registering it:
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from c2fmae.core.errors import unknown_name_error
 from c2fmae.core.registry import Registry
@@ -32,6 +32,7 @@ class SuiteCheckReport:
     summary: str
 
 
+@runtime_checkable
 class Layout(Protocol):
     """How the files of a set are arranged. `source` is a directory, a tar, or anything that `open_scenes` takes."""
 
