@@ -26,7 +26,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 class DatasetConfig(Choice):
     """A registered data set: `{name: generated, options: {size: 96}}`.
 
-    All dumps list the given options alone: what is not given depends on the use, as the size on the model's.
+    All dumps list only the options that were given. Defaults of the others may depend on the use: a backbone is
+    evaluated on generated images of its own image size, for example.
     """
 
     @classmethod
@@ -41,12 +42,12 @@ class DatasetConfig(Choice):
         return options.model_dump(mode=info.mode, exclude_unset=True)
 
     def with_defaults(self, **defaults: Any) -> "DatasetConfig":
-        """Return a copy with other defaults of options; those that were given stay."""
+        """Return a copy in which options that were not given have these defaults."""
         return DatasetConfig(name=self.name, options={**defaults, **self.given_options()})
 
 
 class GeneratedOptions(TypedDict, total=False):
-    """Options of `generated`, for recipes: mypy checks their names. Defaults are those of the data set."""
+    """Options of the data set `generated`, so that mypy checks them in recipes. Defaults are those of the data set."""
 
     size: int
     length: int
@@ -56,9 +57,10 @@ class GeneratedOptions(TypedDict, total=False):
 
 
 def parse_source(value: Any) -> DatasetConfig | str | tuple[DatasetConfig | str, ...]:
-    """Return a registered data set for its name or a mapping, and anything else as a path; lists item by item.
+    """Return the data source that a config value describes: a registered data set, a path, or a tuple of these.
 
-    A file or folder takes precedence over a data set that is registered under its name.
+    A name or a mapping gives a registered data set, and any other string a path. An existing file or folder takes
+    precedence over a registered data set of the same name.
     """
     match value:
         case DatasetConfig():
@@ -79,14 +81,14 @@ DataSourceOption = Annotated[DatasetConfig | str | tuple[DatasetConfig | str, ..
 
 
 def source_name(source: DataSourceOption) -> str:
-    """Return the name of a data set, or a path; those of a list with commas in between."""
+    """Return the name of a data set, or a path; for a list, all of them separated by commas."""
     if isinstance(source, tuple):
         return ", ".join(map(source_name, source))
     return source.name if isinstance(source, DatasetConfig) else source
 
 
 class LoadingConfig(Config):
-    """How training views are cut from scenes, and how they are loaded."""
+    """Settings of training views and of the processes that load them."""
 
     scale: tuple[Fraction, Fraction] = (0.2, 1.0)
     """Area of a crop, as a fraction of the image's."""
@@ -95,22 +97,22 @@ class LoadingConfig(Config):
     flip: UnitInterval = 0.5
     """Probability of a horizontal flip."""
     overflow: InstanceOverflow = "ignore"
-    """What objects beyond the model's largest instance id become."""
+    """Replacement of objects whose id exceeds the model's largest: unlabelled pixels or background."""
     repeats: PositiveInt = 1
     """Views of each scene in a batch."""
     cache: Annotated[bool, RESUME_SAFE] = False
     """Store scenes in memory after their first use: for small sets that are slow to generate or decode."""
     workers: Annotated[int, Field(ge=0), RESUME_SAFE] = 8
-    """Loader processes for each training process. With 0, batches are made between steps."""
+    """Loader processes for each training process. With 0, the training process loads batches itself, between steps."""
     prefetch: Annotated[int, Field(ge=1), RESUME_SAFE] = 2
     """Batches that each worker prepares in advance."""
     on_broken: Literal["skip", "error"] = "skip"
-    """What happens to samples that cannot be read."""
+    """Skip samples that cannot be read, or raise an error."""
     max_broken: UnitInterval = 0.01
     """Fraction of the samples, over all processes, that may be skipped before the run fails."""
 
     def build_training_view(self, **view_options: Any) -> "c2fmae.data.transforms.Transform":
-        """Return the transform that cuts random views. `view_options` are size, label stride and so on."""
+        """Return the transform that crops random views. `view_options` are its other arguments, such as the size."""
         from c2fmae.data.transforms import RandomView
 
         return RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **view_options)
@@ -148,7 +150,7 @@ class LoadingConfig(Config):
         rank: int,
         pin_memory: bool,
     ) -> "c2fmae.data.loader.BatchStream":
-        """Return the batches of one process from a step of the plan on. They are a function of the step alone."""
+        """Return the batches of one process, starting at a step. The batch of a step is the same for any start."""
         from c2fmae.data.sampler import DataPosition, Sampler
 
         sampler = Sampler(
@@ -194,7 +196,7 @@ class DataConfig(LoadingConfig, SourcesConfig):  # in this order YAML begins wit
     def open_training(self, granularities: tuple[str, ...]) -> "c2fmae.data.scenes.Scenes":
         """Return the training scenes."""
         if self.train is None:
-            raise UserError("data.train: no data is given. Name it with --data, or use --data generated")
+            raise UserError("data.train: is required. Set it with --data PATH, or use --data generated")
         from c2fmae.data.cached import CachedScenes
 
         scenes = _open_source("data.train", self.train, granularities)
@@ -205,7 +207,7 @@ class DataConfig(LoadingConfig, SourcesConfig):  # in this order YAML begins wit
         return None if self.held_out is None else _open_source("data.held_out", self.held_out, granularities)
 
     def build_held_out_view(self, **view_options: Any) -> "c2fmae.data.transforms.CentralView":
-        """Return the transform that cuts held-out scenes."""
+        """Return the transform that crops held-out scenes."""
         from c2fmae.data.transforms import CentralView
 
         return CentralView(overflow=self.overflow, **view_options)

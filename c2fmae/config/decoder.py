@@ -11,7 +11,7 @@ from c2fmae.core.registry import Registry
 
 
 class DecoderConfig(Choice):
-    """Which decoder predicts from the encoder's latents, and its options."""
+    """The decoder that predicts from the encoder's latents, and its options."""
 
     name: str = "cascaded"
     options: BlockOptions = BlockOptions()
@@ -33,10 +33,10 @@ class DecoderConfig(Choice):
 
     @property
     def order(self) -> tuple[str, ...] | None:
-        """Granularities in the order of their stages, if that was given."""
+        """Granularities in the order of their stages; None if the order was not given."""
         return getattr(self.options, "order", None)
 
     @property
     def stage_per(self) -> Literal["granularity", "target"]:
-        """Whether further targets of a granularity have a stage of their own."""
+        """Whether there is one stage per granularity or one per target."""
         return getattr(self.options, "stage_per", "granularity")

@@ -39,7 +39,7 @@ class CurriculumConfig(Choice):
 
 
 class MaskingConfig(Choice):
-    """Which patches are hidden, and how that changes during training."""
+    """The policy that selects hidden patches, and its options."""
 
     option_types: ClassVar = {Curriculum: CurriculumConfig}
     name: str = "progressive"
@@ -61,7 +61,7 @@ class MaskingConfig(Choice):
         return self.instantiate()  # type: ignore[no-any-return]
 
 
-# Names and types of options, for recipes: mypy checks them. Defaults are those of the policies and curricula.
+# Options as typed dictionaries, so that mypy checks them in recipes. Defaults are those of policies and curricula.
 
 
 class CurriculumOptions(TypedDict, total=False):

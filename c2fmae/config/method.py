@@ -1,4 +1,4 @@
-"""Masked autoencoding as a config: inputs, masks, model, predictions and losses."""
+"""Config of a method of masked autoencoding: inputs, masks, model, predictions and losses."""
 
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ ImageSide = Annotated[int, Field(ge=1, le=4096)]
 
 
 class HeadPlan(NamedTuple):
-    """One prediction: its name is that of its granularity, longer for a second target."""
+    """One prediction head. Its name is that of its granularity, with the name of the target for further targets."""
 
     name: str
     stage: str
@@ -32,7 +32,7 @@ class MethodConfig(Config):
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = COARSE_TO_FINE
     """Inputs of the encoder and outputs of the decoder, coarse to fine."""
     image_size: tuple[ImageSide, ImageSide] = (224, 224)
-    """Height and width in training. The model takes every size that its patch size divides."""
+    """Height and width of training images. The model accepts all multiples of its patch size."""
     channels: dict[str, PositiveInt] = Field({})
     """Channels of images and number of classes of id maps. By default, those of the data or the granularity."""
     encoder: EncoderConfig = EncoderConfig()
@@ -40,7 +40,7 @@ class MethodConfig(Config):
     targets: dict[str, tuple[TargetConfig, ...]] = Field({})
     """Prediction targets by granularity. By default, `pixels` of images and `labels` of id maps."""
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field({})
-    """Weights of losses, by granularity, where they are not 1. The loss of a second target is named
+    """Loss weights by granularity, 1 by default. The key of a further target has its name, as in
     `rgb_normalized_pixels`."""
     loss_average: LossAveraging = "samples"
     """Average over each image's hidden cells and then over images, or over all hidden cells at once."""
@@ -48,14 +48,13 @@ class MethodConfig(Config):
     num_visible: Annotated[int, Field(ge=0)] | None = None
     """Visible patches per image, over all granularities. By default, a sixth of them, or a quarter of a single one."""
     concentration: dict[str, Annotated[float, Field(gt=0)]] = Field({})
-    """Concentration of the Dirichlet distribution that divides the visible patches, by granularity, where it is not
-    1."""
+    """Concentration of the Dirichlet distribution that divides the visible patches, by granularity, 1 by default."""
     initialisation: Literal["split", "fused"] = "split"
     """Xavier initialisation of queries, keys and values as three matrices (MultiMAE) or as one (MAE)."""
     mean: tuple[float, ...] | None = None
     """Mean of images in [0, 1], by channel. By default, the data's, or else ImageNet's for 3 channels and 0.5."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Standard deviation of images, likewise; 0.25 where the mean is 0.5."""
+    """Standard deviation of images, by channel, with the same defaults; 0.25 where the mean is 0.5."""
 
     @classmethod
     def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +83,7 @@ class MethodConfig(Config):
         for name in self.granularities:
             GRANULARITIES.get(name)
         _check_unique("granularities", self.granularities)
-        # Settings of a granularity that is left out may stay, so that leaving it out is one change.
+        # Settings of granularities that the method does not use are allowed: removing a granularity is one change.
         for setting in ("channels", "targets", "concentration"):
             for name in getattr(self, setting):
                 if name not in GRANULARITIES:
@@ -93,7 +92,7 @@ class MethodConfig(Config):
     def _check_predictions(self) -> None:
         for name, targets in self.targets.items():
             if not targets:
-                raise UserError(f"targets.{name}: expected at least one target, got none. Leave the key out")
+                raise UserError(f"targets.{name}: expected at least one target, got none. Remove the key")
             for target in targets:
                 _check_kind(name, target)
             _check_unique(f"targets.{name}", tuple(target.name for target in targets))
@@ -103,7 +102,7 @@ class MethodConfig(Config):
             if name not in self.granularities:
                 raise UserError(f"decoder.options.order: {unknown_name_error('stage', name, self.granularities)}")
         if missing := [name for name in self.granularities if name not in order]:
-            raise UserError(f"decoder.options.order: {', '.join(missing)} is missing. Name all granularities")
+            raise UserError(f"decoder.options.order: {', '.join(missing)} is missing. List all granularities")
         losses = {head.name for head in self.head_plans()}
         for name in self.loss_weights:
             if name not in losses and name not in GRANULARITIES:
@@ -149,7 +148,7 @@ class MethodConfig(Config):
         return self.num_visible
 
     def mean_and_std(self, granularity: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the mean and standard deviation by which images are standardised."""
+        """Return the mean and standard deviation for the standardisation of images, by channel."""
         channels, is_rgb = self.num_channels(granularity), granularity == "rgb"
         default = (IMAGENET_MEAN, IMAGENET_STD) if is_rgb and channels == 3 else ((0.5,) * channels, (0.25,) * channels)
         return (is_rgb and self.mean) or default[0], (is_rgb and self.std) or default[1]

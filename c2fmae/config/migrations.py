@@ -63,7 +63,7 @@ def migrate_data(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrate_labelled_data(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Migrate a training and a test set, of fine-tuning and probes. Options of the first held for both."""
+    """Migrate the training and test sets of fine-tuning and probes. In format 1, `options` applied to both."""
     tree = _rename_keys(values, keep="cache")
     options, test_options = tree.pop("options", None), tree.pop("test_options", None)
     _nest_source_options(tree, "train", options)
@@ -72,7 +72,7 @@ def migrate_labelled_data(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrate_source(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Migrate the source under a key, whose options stood beside it."""
+    """Migrate the source under a key. Format 1 stored its options under a separate key, `options`."""
     tree = dict(values)
     _nest_source_options(tree, key, tree.pop("options", None))
     return tree
@@ -95,7 +95,7 @@ def _migrate_experiment(
 
 
 def _nest_source_options(tree: dict[str, Any], source: str, options: Any) -> None:
-    """Move options of a registered data set, which stood beside its name, into the source."""
+    """Move the options of a registered data set, which format 1 stored under a separate key, into the source."""
     if options and isinstance(name := tree.get(source), str):
         tree[source] = {"name": name, "options": options}
 

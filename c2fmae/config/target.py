@@ -7,7 +7,7 @@ from c2fmae.core.registry import Registry
 
 
 class TargetConfig(Choice):
-    """What a head predicts of each hidden patch, and its options."""
+    """The target that a head predicts for each hidden patch, and its options."""
 
     @classmethod
     def registry(cls) -> Registry[Any]:

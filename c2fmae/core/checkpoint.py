@@ -63,7 +63,7 @@ class Checkpoint:
 
 
 def step_name(step: int) -> str:
-    """Return the name of files and directories about a step.
+    """Return the name of files and directories that belong to a step.
 
     >>> step_name(1200)
     'step-00001200'
@@ -102,9 +102,9 @@ def save_checkpoint(checkpoint_dir: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(path: Path, *, with_tensors: bool = True) -> Checkpoint:
-    """Read a checkpoint of this or an earlier format. A damaged one is a `UserError` that names the file.
+    """Read a checkpoint of this or an earlier format. Raise a `UserError` that names the file if it is damaged.
 
-    Without tensors, only its metadata is read and checked.
+    Without tensors, only the metadata is read and checked.
     """
     replaced = path.with_name(f".{path.name}.replaced")
     path = path if path.exists() or not replaced.exists() else replaced
@@ -243,7 +243,7 @@ def _read_metadata_file(path: Path) -> Metadata:
     if text != _to_json(document) or document.get("sha256") != _checksum(document):
         raise _checkpoint_error(file, "is damaged: its checksum is not the one stored when it was written")
     if min([*MIGRATIONS, FORMAT_VERSION]) > version:
-        raise _checkpoint_error(file, f"has format {version}, which this version does not read")
+        raise _checkpoint_error(file, f"has format {version}, which this version does not support")
     if step_from_path(path) not in (None, document["step"]):
         raise _checkpoint_error(file, f"is of step {document['step']}, but its directory is {path.name}")
     return document
@@ -303,7 +303,7 @@ def _prune(checkpoint_dir: Path, keep_last: int, keep_every: int | None, known_i
 
 
 def _remove(path: Path) -> None:
-    """Remove a directory if it exists. It is renamed first, so that a part of it never has a checkpoint's name."""
+    """Remove a directory if it exists. It is renamed first, so that an incomplete one never has a checkpoint's name."""
     if not path.exists():
         return
     if path.suffix != ".removed":
@@ -318,6 +318,6 @@ def _write_error(checkpoint_dir: Path, step: int, error: OSError) -> UserError:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return UserError(
         f"{checkpoint_dir}: the checkpoint of step {step} could not be written: {error.strerror}."
-        f" {f'The last one, of step {step_from_path(last)}, is intact' if last else 'There is no earlier one'}."
-        f" {'Free disk space' if is_full else 'Fix that'} and run again{' with --resume' if last else ''}"
+        f" {f'The last one, of step {step_from_path(last)}, is intact' if last else 'No earlier one is intact'}."
+        f" {'Free disk space' if is_full else 'Fix the cause'} and run again{' with --resume' if last else ''}"
     )

@@ -1,7 +1,7 @@
 """Choices: a registered name and the options of its entry, checked in one place.
 
-Everything in a config that is named and has options is written `{name: …, options: {…}}`: masking policies,
-curricula, decoders, data sets. The name alone is short for the name with default options.
+In configs, masking policies, curricula, decoders and data sets are written `{name: …, options: {…}}`. A plain name
+selects the default options.
 """
 
 import inspect
@@ -31,7 +31,7 @@ class Choice(Config):
     """
 
     option_types: ClassVar[Mapping[Hashable, "type[Choice]"]] = {}
-    """Choices that stand for options of a type, by that type: a curriculum is an option of a policy."""
+    """Choices to use for options of a type, by that type: the option `curriculum` of a policy is a choice itself."""
 
     name: str
     options: Any = Config()
@@ -60,7 +60,7 @@ class Choice(Config):
     @field_validator("options", mode="plain")
     @classmethod
     def _check_options(cls, options: Any, info: Any) -> Any:
-        if "name" not in info.data:  # unknown, which is reported
+        if "name" not in info.data:  # it is unknown, which has been reported
             return options
         return check_options(cls.registry(), info.data["name"], options, cls.option_types)
 
@@ -73,11 +73,11 @@ class Choice(Config):
         return {name: value for name, value in self.options if name in self.options.model_fields_set}
 
     def keyword_options(self) -> dict[str, Any]:
-        """Return all options as keyword arguments of the entry; those that are choices are built."""
+        """Return all options as keyword arguments of the entry. Options that are choices are built."""
         return {name: value.build() if isinstance(value, Choice) else value for name, value in self.options}
 
     def build(self) -> Any:
-        """Return the object that the choice stands for."""
+        """Return the chosen object, built with its options."""
         return self.instantiate()
 
     def instantiate(self, *arguments: Any) -> Any:
@@ -121,7 +121,7 @@ def check_options(
                 hint = did_you_mean(str(details["loc"][0]), option_class.model_fields) or f"Options: {known}"
                 text = f"{registry.kind} {name!r} has no such option. {hint}"
                 kind = PydanticCustomError("unknown_option", "{text}", {"text": text})
-            elif kind == "unknown_option":  # of a choice among the options
+            elif kind == "unknown_option":  # of an option that is a choice itself
                 kind = PydanticCustomError("unknown_option", "{text}", details["ctx"])
             lines.append(
                 InitErrorDetails(type=kind, loc=details["loc"], input=details["input"], ctx=details.get("ctx", {}))

@@ -1,7 +1,7 @@
 """Configs: frozen and strict, read from YAML and changed by dotted `key=value` overrides.
 
-Reading a config reports all its mistakes at once, each with its dotted key and, for a misspelt key or value, the
-nearest known one.
+One error lists all problems of a config, each with its dotted key and, for a misspelt key or value, the most similar
+known one.
 """
 
 import json
@@ -25,7 +25,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 RESUME_SAFE = "resume-safe"
 """Marks a field, as in `workers: Annotated[int, RESUME_SAFE]`, which may change on resume: the result is the same."""
 
-C = TypeVar("C", bound="Config")  # not Self: beartype, in the run with shape checks, does not know it
+C = TypeVar("C", bound="Config")  # not Self, which beartype (in the run with shape checks) does not support
 P = ParamSpec("P")
 
 
@@ -111,7 +111,7 @@ def replace(config: C, make: Callable[P, C], *args: P.args, **changes: P.kwargs)
     >>> replace(Run(seed=3), Run, steps=7)
     Run(steps=7, seed=3)
     """
-    assert not args  # configs have keyword parameters alone
+    assert not args  # configs have only keyword parameters
     given = {name: getattr(config, name) for name in config.model_fields_set}
     return type(config).model_validate({**given, **changes})
 
@@ -169,7 +169,7 @@ def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[di
                 child = {"name": child}  # a plain name is short for a choice
             if not isinstance(child, dict):
                 problems.append(
-                    f"{path}: {'.'.join(keys[:depth])} is {_describe_type(child)} and has no settings of its own"
+                    f"{path}: {'.'.join(keys[:depth])} is {_describe_type(child)}, which has no nested settings"
                 )
                 break
             node[key] = child = dict(child)  # do not write to the caller's mapping
@@ -202,7 +202,7 @@ def describe_validation_error(cls: type[Config], details: ErrorDetails, prefix: 
         case "tuple_type" | "list_type":
             text = f"expected a list, got {details['input']!r}"
         case "model_type" | "dict_type" | "mapping_type":
-            text = f"expected settings of its own (key: value), got {details['input']!r}"
+            text = f"expected a mapping of settings (key: value), got {details['input']!r}"
         case _:
             text = f"{details['msg'][:1].lower()}{details['msg'][1:]}, got {details['input']!r}"
     return f"{path}: {text}" if path else text
@@ -218,7 +218,7 @@ def format_override(key: str, value: Any) -> str:
 
 
 def list_settings(cls: type[BaseModel]) -> list[str]:
-    """Return the keys of a config; a key with settings of its own ends in `.…`."""
+    """Return the keys of a config. A key with nested settings ends in `.…`."""
     return [
         f"{key}.…" if any(issubclass(inner, BaseModel) for inner in _unwrap(field.annotation)) else key
         for key, field in cls.model_fields.items()

@@ -1,4 +1,4 @@
-"""Options of the built-in decoders. Recipes name them without torch, and the decoders are built from them."""
+"""Options of the built-in decoders, without torch, so that recipes can use them."""
 
 from typing import Annotated, Literal
 

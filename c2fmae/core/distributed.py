@@ -62,7 +62,7 @@ class World:
             shard_model(model, self.device, self.size)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
-        """Return the model wrapped in DDP, which averages gradients over ranks, unless it is sharded or alone."""
+        """Wrap the model in DDP, which averages gradients over ranks; sharded and single-process models stay as is."""
         if self.size == 1 or isinstance(model, FSDPModule):
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -87,7 +87,7 @@ class World:
     def rank_chunks(self, num_items: int, chunk_size: int) -> list[range]:
         """Return the chunks of `num_items` items that this rank computes.
 
-        Chunks are whole and the same for any world size, so what is computed chunk by chunk does not depend on it.
+        Chunks are the same for any world size, so the results of chunks do not depend on it.
 
         >>> World(rank=1, size=2).rank_chunks(7, 2)
         [range(2, 4), range(6, 7)]
@@ -128,9 +128,9 @@ def single_process(device: DeviceName = "auto") -> World:
 
 @contextmanager
 def init_distributed(device: DeviceName = "auto", *, timeout: timedelta = TIMEOUT) -> Iterator[World]:
-    """Initialise the process group, if the environment names one, and destroy it at the end of the block.
+    """Initialise the process group, if the environment defines one, and destroy it at the end of the block.
 
-    When a rank fails, the other ranks exit within seconds, wherever they wait.
+    When a rank fails, the other ranks exit within seconds, even while they wait in a collective.
     """
     launch_variables = read_launch_variables(os.environ)
     if launch_variables is None:
@@ -206,11 +206,13 @@ def _select_device(device_name: DeviceName, local_rank: int) -> torch.device:
 
 
 def _report_failure(error: BaseException, store: Any, rank: int) -> None:
-    """Publish the reason of a failure; if it is the loss of another rank, raise a `RunError` that names that one."""
+    """Publish the reason of a failure. If another rank failed first, raise a `RunError` that names this rank."""
     if is_lost_peer_error(error):
         failure = _read_failure_reason(store)
         reason = (
-            f"process {failure[0]} failed: {failure[1]}" if failure else "another was killed or its machine is down"
+            f"process {failure[0]} failed: {failure[1]}"
+            if failure
+            else "another process was killed or its machine is down"
         )
         raise RunError(f"process {rank} exits: {reason}") from None
     with suppress(Exception):  # the rank that hosts the store may be gone too
@@ -220,7 +222,7 @@ def _report_failure(error: BaseException, store: Any, rank: int) -> None:
 
 
 def is_lost_peer_error(error: BaseException) -> bool:
-    """Return whether an error of torch means that another rank is gone."""
+    """Return whether torch raised an error because another rank has exited."""
     is_torch = isinstance(error, RuntimeError) and not isinstance(error, RunError)
     return is_torch and any(message in str(error) for message in _LOST_PEER_MESSAGES)
 
@@ -247,6 +249,6 @@ def _exit_on_peer_failure(store: Any, rank: int, is_done: threading.Event) -> No
             failed_rank, _, reason = store.get(_FAILURE_KEY).decode().partition(":")
         except Exception:
             failed_rank, reason = "0", "it is down"
-        if int(failed_rank) != rank and not is_done.wait(_POLL_SECONDS / 2):  # its own error would be clearer
+        if int(failed_rank) != rank and not is_done.wait(_POLL_SECONDS / 2):  # its own error is clearer
             print(f"process {rank} exits: process {failed_rank} failed: {reason}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -21,7 +21,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("semantc", ["random", "semantic"])
     "Did you mean 'semantic'?"
     """
-    cutoff = 0.6 if len(name) > 4 else 0.5  # 'rl' is near 'lr', 'nowhere' is not near 'generated'
+    cutoff = 0.6 if len(name) > 4 else 0.5  # 'rl' resembles 'lr', 'nowhere' does not resemble 'generated'
     nearest = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"Did you mean {nearest[0]!r}?" if nearest else ""
 

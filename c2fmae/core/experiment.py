@@ -1,4 +1,4 @@
-"""The course of any experiment: start or resume in a run directory, train, evaluate, save, report."""
+"""Experiments: start or resume in a run directory, train, evaluate, save checkpoints and write a report."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -64,7 +64,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def open_batches(self, step: int) -> AbstractContextManager[BatchIterator]:
-        """Open an iterator over batches that starts at a step. The position in the data is a function of the step."""
+        """Open an iterator over batches that starts at a step. The step alone determines the position in the data."""
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Experiment(ABC):
     ) -> None:
         """Evaluate the model and draw figures, if they are due after this step.
 
-        `is_resuming` is true on a resume, when it may have been done already.
+        `is_resuming` is true directly after a resume: the evaluation of this step may exist already.
         """
 
     @abstractmethod
@@ -113,7 +113,7 @@ def is_new_run(run_dir: RunDir, world: World) -> bool:
 def run_experiment(
     experiment: Experiment, run_dir: RunDir, *, resume: bool = False, accept_changes: bool = False
 ) -> RunOutcome:
-    """Run an experiment in a run directory, or with `resume` continue the one in it."""
+    """Run an experiment in a run directory. With `resume`, continue the run that the directory contains."""
     config, world = experiment.config, experiment.world
     training = TrainingState.create(experiment.model, config.training)
     for name in config.watching.trackers if world.is_main else ():
@@ -174,8 +174,8 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
         def read_flags() -> dict[str, int]:
             return {"stop": bool(stop), "save": saver.is_overdue, "broken": len(batches.skip_reasons)}
 
-        if training.step:
-            experiment.evaluate(training, run_dir, logger, is_resuming=True)  # the run may have stopped just before it
+        if training.step:  # the run may have stopped before the evaluation of this step
+            experiment.evaluate(training, run_dir, logger, is_resuming=True)
         for report in loop.run(training, logger.time_batches(batches), read_flags):
             logger.log_step(report)
             experiment.check_broken(report.flags["broken"])
@@ -194,10 +194,10 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
 def record_skipped_step(
     training: TrainingState, run_dir: RunDir, report: StepReport, world: World, *, max_bad_steps: int
 ) -> None:
-    """Write the samples and losses of a skipped step to a file. Too many such steps in a row are a `RunError`."""
+    """Write the samples and losses of a skipped step to a file. Raise a `RunError` after too many steps in a row."""
     path = run_dir.path / "skipped" / f"{step_name(report.step)}-rank-{world.rank}.json"
     micro_batches = [
-        {key: _null_if_not_finite(value) for key, value in each.items()} for each in report.skip_details or []
+        {key: _null_if_not_finite(value) for key, value in details.items()} for details in report.skip_details or []
     ]
     grad_norm = _null_if_not_finite(report.values["grad_norm"])
     write_json(path, {"step": report.step, "grad_norm": grad_norm, "micro_batches": micro_batches})
@@ -216,7 +216,7 @@ def _null_if_not_finite(value: Any) -> Any:
 
 
 def checkpoint_bytes(experiment: Experiment, training: TrainingState) -> int:
-    """Return the disk space for all checkpoints of a run, and one more during a save.
+    """Return the disk space in bytes for all checkpoints of a run, and one more during a save.
 
     A checkpoint holds the weights, two moments of the optimiser and, with `training.ema`, averaged weights.
     """

@@ -22,24 +22,24 @@ class ConfigHeader(Config):
 
 
 class SavingConfig(Config):
-    """When checkpoints are saved, and which stay. The result does not depend on it."""
+    """Intervals between checkpoints, and which of them to keep. Results do not depend on these settings."""
 
     steps: PositiveInt | None = None
     """Steps between checkpoints. The last step is always saved."""
     minutes: Annotated[float, Field(gt=0)] | None = 10.0
-    """Minutes between checkpoints, at most."""
+    """Largest number of minutes between checkpoints."""
     keep_last: PositiveInt = 2
     """Number of newest checkpoints to keep."""
     keep_every: PositiveInt | None = None
     """Steps between checkpoints that are never deleted."""
 
     def is_save_step(self, step: int, last_step: int) -> bool:
-        """Return whether a run is saved after this step, however much time has passed."""
+        """Return whether to save after this step, regardless of the time since the last checkpoint."""
         return step == last_step or any(every and step % every == 0 for every in (self.steps, self.keep_every))
 
 
 class WatchingConfig(Config):
-    """What is logged, evaluated and drawn during training. The result does not depend on it."""
+    """Logging, evaluation and figures during training. Results do not depend on these settings."""
 
     log_every: PositiveInt = 10
     """Steps between lines of progress, rows of timing and points of trackers. Metrics have a row for every step."""

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, even when the power fails; free disk space."""
+"""Atomic writes of files, which are complete even after a power failure, and a check of free disk space."""
 
 import os
 import shutil
@@ -27,8 +27,8 @@ def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` when the block ends, and create its parent directories.
 
     After an exception the previous content of `path` is unchanged. An `OSError` is raised as a `UserError`. `is_shared`
-    is for a path that several processes may write at once: each has a temporary file of its own, which is not removed
-    if the process is killed. Otherwise the next write replaces it.
+    is for a path that several processes may write at once: each uses its own temporary file, which remains if the
+    process is killed. Without `is_shared`, the next write replaces such a file.
     """
     process = f".{os.getpid()}" if is_shared else ""
     partial = path.with_name(f".{path.name}{process}{PARTIAL_SUFFIX}")
@@ -52,7 +52,7 @@ def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, data: bytes, *, is_shared: bool = False) -> None:
-    """Write a file in one step, and its parent directories: after an error the previous content is unchanged."""
+    """Write a file atomically, and create its parent directories: after an error the previous content is unchanged."""
     with atomic_writer(path, is_shared=is_shared) as file:
         file.write(data)
 

@@ -1,7 +1,7 @@
 """Granularities: the kinds of maps that describe an image, from coarse to fine.
 
 This module needs neither torch nor pydantic. Code that reads, crops, embeds, predicts or draws a map looks up the
-`GranularitySpec` by name and branches on its `kind`, so a further granularity is one registered spec.
+`GranularitySpec` by name and branches on its `kind`, so a new granularity needs only a registered spec.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ IGNORE = 255
 """Id of unlabelled pixels in memory. Readers convert a file's own value to it."""
 
 InstanceOverflow = Literal["ignore", "background"]
-"""What objects beyond the largest id of a model become: unlabelled pixels, or background."""
+"""Replacement of objects whose id exceeds the model's largest: unlabelled pixels, or background."""
 
 
 @dataclass(frozen=True, kw_only=True)

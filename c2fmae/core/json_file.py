@@ -1,4 +1,4 @@
-"""JSON files: the one reader, which trusts no file, and the one writer."""
+"""Reading of JSON files, with limits for untrusted ones, and atomic writing."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
 
 MAX_BYTES = 1 << 20
-"""Bytes of a JSON file, unless the caller expects more."""
+"""Default limit of a JSON file's size in bytes."""
 
 MAX_DEPTH = 64
-"""Levels of nesting: deeper documents end in recursion errors wherever they are used."""
+"""Default limit of nesting levels: deeper documents cause recursion errors in the code that uses them."""
 
 
 def read_json(
@@ -19,8 +19,8 @@ def read_json(
 ) -> dict[str, Any]:
     """Return the object in a JSON file.
 
-    A file that is missing, too large, too deeply nested, not JSON or not an object is a `UserError` that names it and
-    ends with `fix`.
+    Raises a `UserError` that names the file and ends with `fix` if the file is missing, too large, too deeply nested,
+    not JSON or not an object.
     """
     try:
         size = path.stat().st_size
@@ -36,7 +36,7 @@ def read_json(
 
 
 def parse_json_object(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
-    """Return the object that JSON text holds; raise `ValueError` with the reason for any other text."""
+    """Return the object in a JSON text, or raise a `ValueError` with the reason why the text is not accepted."""
     try:
         document = json.loads(data)
     except RecursionError as error:
@@ -59,10 +59,9 @@ def to_json(document: Any) -> str:
 
 
 def write_json(path: Path, document: Any, *, is_shared: bool = False) -> None:
-    """Write a document to a JSON file in one step: after an error the previous content is unchanged."""
-    write_atomic(
-        path, to_json(document).encode(errors="backslashreplace"), is_shared=is_shared
-    )  # of file names that are not UTF-8
+    """Write a document to a JSON file atomically: after an error the previous content is unchanged."""
+    data = to_json(document).encode(errors="backslashreplace")  # names of files may be invalid UTF-8
+    write_atomic(path, data, is_shared=is_shared)
 
 
 _TYPE_NAMES = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}

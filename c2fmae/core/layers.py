@@ -1,4 +1,4 @@
-"""How a model declares its layers: for learning rates that depend on depth, and for sharding."""
+"""Protocol by which a model declares its layers, for layer-wise learning rates and for sharding."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from torch import nn
 
 @runtime_checkable
 class LayeredModel(Protocol):
-    """A model that lists its layers, so that nothing is inferred from the names of its parameters."""
+    """A model that lists its layers. They are not inferred from the names of parameters."""
 
     def trunk_layers(self) -> Sequence[Sequence[nn.Parameter]]:
         """Return the parameters of the ViT by depth: embeddings and tokens first, then those of each block.

@@ -13,7 +13,7 @@ _locked_descriptors: set[int] = set()
 
 @contextmanager
 def lock_dir(folder: Path, *, busy_message: str | None = None) -> Iterator[None]:
-    """Lock a directory. A second process waits, or with `busy_message` raises it as a `UserError`.
+    """Lock a directory. If it is locked, wait, or with `busy_message` raise a `UserError` with that message.
 
     The operating system releases the lock of a process that dies.
     """

@@ -31,14 +31,14 @@ class StepLoss(NamedTuple):
     """Loss of a step, or the part of it that a micro-batch contributes."""
 
     total: Float[Tensor, ""]
-    """The loss, with its graph."""
+    """The weighted loss, with its autograd graph."""
     terms: dict[str, Float[Tensor, ""]]
-    """Named terms, without weights or graph."""
+    """Unweighted, detached terms of the loss, by name."""
 
 
 @runtime_checkable
 class Task(Protocol[B, P]):
-    """What is trained: micro-batches `P` of batches `B`, and their loss."""
+    """A training task: it splits batches `B` into micro-batches `P` and defines their loss."""
 
     def split(self, batch: B, *, num_micro_batches: int, step: int, progress: float, world: World) -> Sequence[P]:
         """Return the batch of this rank as micro-batches of equal size, on the device, with all random choices made."""
@@ -87,7 +87,7 @@ class TrainingState:
         return gather({f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()})
 
     def restore(self, tensors: Mapping[str, Tensor], *, step: int, bad_steps: int = 0) -> None:
-        """Restore the state of a checkpoint. Averaged weights that it lacks start at its weights."""
+        """Restore the state of a checkpoint. Averaged weights that it does not contain are copied from its weights."""
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}, "ema": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
@@ -117,7 +117,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class TrainingLoop(Generic[B, P]):
-    """Steps of a task by a plan."""
+    """The training steps of a task, as many and at the learning rates that a plan defines."""
 
     task: Task[B, P]
     config: TrainingConfig
@@ -144,7 +144,7 @@ class TrainingLoop(Generic[B, P]):
         micro_batches = task.split(
             batch, num_micro_batches=plan.num_micro_batches, step=step, progress=progress, world=self.world
         )
-        counts, counts_and_flags = self._reduce_counts([task.compute_counts(each) for each in micro_batches], flags)
+        counts, counts_and_flags = self._reduce_counts([task.compute_counts(part) for part in micro_batches], flags)
 
         losses = []
         for index, micro_batch in enumerate(micro_batches):
@@ -155,7 +155,7 @@ class TrainingLoop(Generic[B, P]):
             losses.append({"loss": loss.total.detach(), **{f"loss/{k}": term for k, term in loss.terms.items()}})
         norm = compute_total_norm(p.grad for p in training.model.parameters() if p.grad is not None)
 
-        loss_sums = torch.stack([torch.stack(list(each.values())) for each in losses]).double().sum(dim=0)
+        loss_sums = torch.stack([torch.stack(list(terms.values())) for terms in losses]).double().sum(dim=0)
         results = torch.cat([self.world.all_reduce(loss_sums), norm.double().view(1), counts_and_flags])
         sums = results.tolist()  # the only synchronisation with a GPU
         losses_and_norm = dict(zip([*losses[0], "grad_norm"], sums, strict=False))
@@ -179,7 +179,7 @@ class TrainingLoop(Generic[B, P]):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Sum counts and flags over micro-batches and ranks, in one collective, before the backward pass."""
         names = list(counts[0])
-        local_counts = torch.stack([torch.stack([each[name] for name in names]) for each in counts]).sum(dim=0)
+        local_counts = torch.stack([torch.stack([by_name[name] for name in names]) for by_name in counts]).sum(dim=0)
         flag_tensor = torch.tensor(list(flags.values()), dtype=local_counts.dtype).to(
             local_counts.device, non_blocking=True
         )

@@ -88,7 +88,7 @@ class Masks:
 
     @classmethod
     def load(cls, path: str | Path) -> "Masks":
-        """Read masks from a file that `save` wrote; a file with inconsistent content is a `UserError`."""
+        """Read masks from a file that `save` wrote. Raise a `UserError` if its content is inconsistent."""
         from safetensors import SafetensorError, safe_open
 
         try:

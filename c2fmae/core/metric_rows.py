@@ -1,4 +1,4 @@
-"""Rows of metrics: JSON objects, one a line of a file, and what can be computed of them."""
+"""Rows of metrics in JSON Lines files: writing, reading, checks, and comparison of two runs."""
 
 import json
 import math
@@ -17,7 +17,7 @@ MetricRow = Mapping[str, Any]
 
 
 class RowWriter:
-    """A file to which rows are appended. Each is handed to the operating system when `write` returns."""
+    """A file to which rows are appended without buffering: a row is in the file when `write` returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -27,7 +27,7 @@ class RowWriter:
             raise _write_error(path, error) from error
 
     def write(self, row: Mapping[str, JsonScalar]) -> None:
-        """Append a row. Numbers that are not finite become null, since JSON has none."""
+        """Append a row. Numbers that are not finite become null, since JSON cannot represent them."""
         json_row = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
@@ -104,7 +104,7 @@ class CurveComparison:
     """The largest |a - b| / max(|a|, |b|): 2 for values of opposite sign, infinite if only one of them is null."""
     largest_difference_step: int
     final_means: tuple[float, float]
-    """Mean over the last tenth of those steps; NaN if all values are null."""
+    """Mean of each run over the last tenth of the common steps; NaN if all values are null."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class RunComparison:
     num_steps: tuple[int, int]
     """Number of steps of each run."""
     identical_until: int
-    """The last step up to which all metrics are equal to the bit."""
+    """The last step up to which all metrics are bitwise equal."""
     curves: tuple[CurveComparison, ...]
     unmatched: tuple[tuple[str, ...], tuple[str, ...]]
     """Names of metrics in only one of the runs, or at no common step, for each run."""
@@ -163,7 +163,7 @@ def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _write_error(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be written: {error.strerror}. Fix that and run again with --resume")
+    return UserError(f"{path}: cannot be written: {error.strerror}. Fix the cause and run again with --resume")
 
 
 def _group_by_name(rows: Iterable[MetricRow]) -> dict[str, dict[int, float | None]]:

@@ -12,7 +12,7 @@ def standardise(
 ) -> Float[Tensor, "batch channels height width"]:
     """Return (value / 255 - mean) / std.
 
-    Called on the device: uint8 images take a quarter of the bytes of floats to transfer.
+    Call it after the transfer to the device: uint8 images have a quarter of the bytes of float32 images.
     """
     scale, shift = 1 / (255 * std), -mean / std
     return torch.addcmul(shift.view(-1, 1, 1), images, scale.view(-1, 1, 1))

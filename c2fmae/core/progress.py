@@ -23,7 +23,7 @@ REDRAW_SECONDS = 0.25
 """Minimum seconds between two drawings of the bar."""
 
 LINE_SECONDS = (10.0, 30.0)
-"""Minimum seconds between two plain lines however fast the steps, and maximum unless one step takes longer."""
+"""Minimum and maximum seconds between two plain lines. A step that takes longer than the maximum delays its line."""
 
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
@@ -159,7 +159,7 @@ class ProgressDisplay:
 
 
 class SpeedMeter:
-    """The speed of steps, averaged over the last ones. The first step, which compiles and warms up, soon drops out."""
+    """The speed of steps, averaged over the last ones. The first step (compilation, warm-up) counts only at first."""
 
     def __init__(self, samples_per_step: int, unit: str = "samples") -> None:
         self.samples_per_step, self.unit = samples_per_step, unit
@@ -169,7 +169,7 @@ class SpeedMeter:
         self.measures_waiting = False
 
     def add(self, seconds: float, wait_fraction: float | None, now: float, *, num_steps: int = 1) -> None:
-        """Measure steps that took `seconds` in all and ended now; `wait_fraction` is None where it is not measured."""
+        """Add steps that took `seconds` in total and ended at `now`. `wait_fraction` is None if it is not measured."""
         self.measures_waiting = wait_fraction is not None
         step_seconds, wait_seconds = seconds / num_steps, seconds / num_steps * (wait_fraction or 0)
         self.num_measurements += 1

@@ -47,7 +47,7 @@ class Registry(Generic[T]):
     >>> shapes: Registry[type] = Registry("shape")
     >>> @shapes.register("disc")
     ... class Disc:
-    ...     '''Round all over.'''
+    ...     '''A filled circle.'''
     >>> shapes.get("disk")
     Traceback (most recent call last):
     c2fmae.core.errors.UserError: no shape named 'disk'. Did you mean 'disc'? Known: disc
@@ -73,7 +73,7 @@ class Registry(Generic[T]):
             line = (summary or getattr(entry, "__doc__", None) or "").strip().partition("\n")[0]
             if not line:
                 raise UserError(f"{self.kind} {name!r} needs a docstring: its first line is shown in lists")
-            self._entries[name] = entry  # type: ignore[assignment]  # T may be a Protocol that classes meet
+            self._entries[name] = entry  # type: ignore[assignment]  # T may be a Protocol, which the class implements
             self._summaries[name] = line
             if options is not None:
                 self._option_classes[name] = options
@@ -82,7 +82,7 @@ class Registry(Generic[T]):
         return decorate
 
     def get(self, name: str) -> T:
-        """Return the entry of that name; an unknown name is an error that suggests the nearest."""
+        """Return the entry of a name, or raise a `UserError` that suggests the most similar name."""
         if name not in self._entries:
             load_plugins()
         if name not in self._entries:

@@ -1,4 +1,4 @@
-"""Start of a new run in its directory, or continuation of the one that is there."""
+"""Start of a new run in a run directory, or continuation of the run that it contains."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,9 @@ def start_or_resume(
 ) -> bool:
     """Write the config and environment of a new run, or restore the training state from the newest intact checkpoint.
 
-    A config that differs from the stored one is a `UserError` unless `accept_changes`. `checkpoint_bytes` is the disk
-    space that all checkpoints will need. Returns whether nothing is left to do: the run is finished and the checkpoint
-    of its last step is intact.
+    Raises a `UserError` if the config differs from the stored one, unless `accept_changes`. `checkpoint_bytes` is the
+    disk space that all checkpoints will need. Returns whether nothing is left to do: the run is finished and the
+    checkpoint of its last step is intact.
     """
     is_finished: bool = world.broadcast_object((run_dir.read_state() or {}).get("status") == "finished")
     if world.is_main and not is_finished:
@@ -91,7 +91,7 @@ def start_or_resume(
 def load_resume_checkpoint(run_dir: RunDir, world: World) -> Checkpoint | None:
     """Return the newest intact checkpoint, the same on all ranks; None if there are no checkpoints.
 
-    Damaged ones are skipped with a warning. If all are damaged, that is a `UserError`.
+    Damaged ones are skipped with a warning. Raises a `UserError` if all are damaged.
     """
     checkpoint, errors = load_newest_checkpoint(run_dir.checkpoints) if world.is_main else (None, [])
     for text in errors:
@@ -105,7 +105,7 @@ def load_resume_checkpoint(run_dir: RunDir, world: World) -> Checkpoint | None:
 
 
 def _load_current_config(run_dir: RunDir, config: Config) -> dict[str, Any]:
-    """Return the config of a run, with the defaults of settings that were added since."""
+    """Return the config of a run, with defaults for settings that later versions added."""
     values = read_yaml(run_dir.config_path)
     return type(config).from_dict(values, source=str(run_dir.config_path)).model_dump(mode="json")
 

@@ -26,7 +26,7 @@ class RunDir:
 
     @property
     def config_path(self) -> Path:
-        """The complete config: a run of it repeats this one."""
+        """The complete config, with which the run can be repeated."""
         return self.path / "config.yaml"
 
     @property
@@ -70,11 +70,11 @@ class RunDir:
         return sorted(paths, key=lambda path: path.name)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file in one step: after an error the previous content is unchanged."""
+        """Write a file atomically: after an error the previous content is unchanged."""
         write_atomic(self.path / name, text.encode())
 
     def write_state(self, status: RunStatus, **details: JsonScalar) -> None:
-        """Write the status of the run with details: the step it is at, why it failed."""
+        """Write the status of the run with details, such as its step and the reason of a failure."""
         write_json(self.path / "state.json", {"status": status, **details, "time": round(time.time(), 3)})
 
     def read_state(self) -> dict[str, Any] | None:
@@ -83,10 +83,10 @@ class RunDir:
         return read_json(path, fix="Remove it") if path.exists() else None
 
     def read_environment(self) -> dict[str, Any]:
-        """Return the environment that the run recorded; an empty one where its file is missing or damaged."""
+        """Return the recorded environment of the run; an empty one if its file is missing or damaged."""
         try:
             return read_json(self.environment_path)
-        except UserError:  # it is only reported, never needed
+        except UserError:  # the environment is only reported
             return {}
 
 

@@ -1,4 +1,4 @@
-"""Description of runs and checkpoints: the one reader of their kind, specs, config and step."""
+"""Description of runs and checkpoints: their kind, specs, config and step. No other module reads these itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class RunInfo:
         """Whether the run pre-trains an autoencoder or fine-tunes a classifier."""
         kind: RunKind = self._entry("kind")
         if kind not in get_args(RunKind):
-            raise UserError(f"{self.path}: is a run of kind {kind!r}, which this version does not read. Upgrade c2fmae")
+            raise UserError(
+                f"{self.path}: is a run of kind {kind!r}, which this version does not support. Upgrade c2fmae"
+            )
         return kind
 
     @cached_property
@@ -59,12 +61,12 @@ class RunInfo:
 
     @property
     def num_samples(self) -> int | None:
-        """Number of training samples, where it is known."""
+        """Number of training samples; None if it is unknown."""
         return self.metadata.get("samples")
 
     @property
     def run_dir(self) -> RunDir | None:
-        """The run directory that the path is or lies in; None for a checkpoint elsewhere."""
+        """The run directory at the path or above it; None for a checkpoint outside of a run."""
         parent = self.path.resolve().parent
         return next((RunDir(path) for path in (self.path, parent, parent.parent) if RunDir(path).is_started), None)
 
@@ -82,8 +84,8 @@ def is_run_or_checkpoint(path: Path) -> bool:
 def read_run_info(path: Path, step: int | None = None) -> RunInfo:
     """Return the description of a run directory, a directory of checkpoints, or a checkpoint, without reading tensors.
 
-    It is that of the newest checkpoint with intact metadata, or of the checkpoint of `step`; of a run without one, that
-    in its config.yaml.
+    The metadata is that of the newest checkpoint in which it is intact, or of the checkpoint of `step`. Without such a
+    checkpoint, a run is described by its config.yaml.
     """
     try:
         return RunInfo.from_checkpoint(find_checkpoint(path, step, with_tensors=False), path)

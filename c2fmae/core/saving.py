@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Saver:
     """A saver of training states in the background. All ranks call it, and the main process writes.
 
-    `metadata` is stored in every checkpoint: what the run is, its config and its data.
+    `metadata` is stored in every checkpoint: the kind of the run, its config and its data.
     """
 
     def __init__(self, checkpoint_dir: Path, config: SavingConfig, world: World, metadata: Mapping[str, Any]) -> None:
@@ -57,7 +57,10 @@ class Saver:
         return bool(self._writer and minutes) and time.monotonic() - self._saved_at > 60 * (minutes or 0)
 
     def save(self, training: TrainingState) -> None:
-        """Save, unless this step is saved already or weights are not finite: the newest checkpoint stays usable."""
+        """Save a checkpoint, unless this step is saved already or weights are not finite.
+
+        The newest checkpoint is thus always usable.
+        """
         if training.step == self._saved_step or not has_finite_weights(training.model):
             return
         tensors = training.gather_tensors()

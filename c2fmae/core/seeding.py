@@ -1,4 +1,4 @@
-"""Seeds as a function of coordinates, never of the history of a generator.
+"""Seeds that are derived from coordinates such as step and sample, not from the state of a generator.
 
 Random choices for a sample depend on (seed, stream, epoch, index), those for a step on (seed, stream, step), so a run
 that is resumed or distributed over more processes makes the same choices.

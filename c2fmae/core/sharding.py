@@ -1,7 +1,7 @@
 """Sharding of weights, gradients and moments over ranks (FSDP2).
 
-Only this file and `core/distributed.py` depend on which rank holds what. Plain tensors and unsharded models
-pass through every function here unchanged.
+Only this file and `core/distributed.py` depend on how tensors are distributed over ranks. All functions here return
+plain tensors, and leave unsharded models, unchanged.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ def to_local_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """Shard a tensor, which every rank holds in full, as `reference` is sharded; no rank sends anything."""
+    """Shard a tensor, which every rank holds in full, as `reference` is sharded, without communication."""
     if not isinstance(reference, DTensor):
         return tensor
     return distribute_tensor(

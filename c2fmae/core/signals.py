@@ -11,7 +11,7 @@ EXIT_CODE_SAVED = 75
 
 
 class StopRequest:
-    """The signal that asked a run to stop, if any. It is true after a signal."""
+    """A request to stop a run: false until a signal arrives, then true."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

@@ -1,6 +1,6 @@
 """Specs of encoders, backbones and classifiers: everything about a model except its weights, without torch.
 
-A spec is stored beside the weights, in checkpoints and exported folders, and building it gives the model back.
+A spec is stored with the weights, in checkpoints and exported folders, so that the model can be built again.
 """
 
 from typing import Annotated, Any, Literal
@@ -45,7 +45,7 @@ class EncoderConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _rename_keys(cls, values: Any) -> Any:
-        """Accept `checkpoint`, which is how files of version 0.1 call `grad_checkpointing`."""
+        """Accept `checkpoint`, the name of `grad_checkpointing` in files of version 0.1."""
         if isinstance(values, dict) and "checkpoint" in values:
             values = {"grad_checkpointing" if key == "checkpoint" else key: value for key, value in values.items()}
         return values
@@ -74,7 +74,7 @@ class BackboneSpec(Config):
 
     encoder: EncoderConfig
     image_size: tuple[PositiveInt, PositiveInt]
-    """Height and width of the training images. The backbone takes every size that its patch size divides."""
+    """Height and width of the training images. The backbone accepts all multiples of its patch size."""
     channels: Annotated[dict[str, PositiveInt], Field(min_length=1)] = Field({"rgb": 3})
     """Input granularities, coarse to fine: channels of images, number of classes of id maps."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -83,7 +83,7 @@ class BackboneSpec(Config):
     pool: Pooling = "mean"
     """Default pooling of an image's tokens into one vector: their mean, or the class token."""
     has_fc_norm: bool = False
-    """The final norm follows the pooling."""
+    """Apply the final norm to the pooled vector instead of the tokens."""
     class_names: tuple[str, ...] = ()
     """Names of the semantic maps' ids."""
 
@@ -109,8 +109,8 @@ class ClassifierSpec(Config):
 
 
 def spec_identity(spec: BackboneSpec | ClassifierSpec) -> str:
-    """Return the JSON that digests of weights include.
+    """Return the JSON that is part of digests of weights.
 
-    Keys are those of version 0.1, so that features and results stored by it stay valid.
+    Its keys are those of version 0.1, so that cached features and results of that version stay valid.
     """
     return spec.model_dump_json().replace('"grad_checkpointing":', '"checkpoint":')

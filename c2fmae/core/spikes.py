@@ -8,22 +8,22 @@ from statistics import median
 from typing import Any
 
 WINDOW_SIZE = 100
-"""Number of recent losses in the comparison: enough that a few spikes hardly change their median and deviation."""
+"""Number of recent losses to compare with: enough that a few spikes hardly change their median and deviation."""
 
 MIN_LOSSES = 20
 """Minimum number of losses before warnings."""
 
 DEVIATION_THRESHOLD = 8.0
-"""A spike is this many standard deviations (estimated by the median absolute deviation) above the median …"""
+"""Minimum height of a spike above the median, in standard deviations (estimated by the median absolute deviation)."""
 
 RELATIVE_THRESHOLD = 0.1
-"""… and by this fraction of it, since a smooth curve has tiny deviations."""
+"""Minimum height of a spike above the median, as a fraction of it, since the deviations of a smooth curve are tiny."""
 
 
 class SpikeDetector:
-    """A detector that is given the loss of every step.
+    """A detector to which the loss of every step is added.
 
-    Its state depends on these losses alone: given the rows of a run that is resumed, it continues as if never stopped.
+    Its state depends only on these losses. After a resume, add the rows of the run so far.
     """
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ class Tracker(Protocol):
 def open_trackers(
     names: Sequence[TrackerName], run_dir: Path, *, name: str, config: Mapping[str, Any], start_step: int
 ) -> list[Tracker]:
-    """Open trackers for a run that has done `start_step` steps. Values of later steps are superseded."""
+    """Open trackers for a run that has done `start_step` steps. Logged values of later steps will be replaced."""
     opened: list[Tracker] = []
     for tracker in names:
         try:

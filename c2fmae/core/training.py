@@ -22,7 +22,7 @@ class TrainingConfig(Config):
     batch_size: PositiveInt = 2048
     """Samples per step, over all processes and micro-batches."""
     micro_batch: PositiveInt | None = None
-    """Largest number of samples that a process computes at once. By default, its whole part of the batch."""
+    """Largest number of samples that a process computes at once. By default, all its samples of a batch."""
     base_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate for a batch of 256, scaled linearly to `batch_size`. Set either this or `lr`."""
     lr: Annotated[float, Field(gt=0)] | None = None
@@ -35,19 +35,19 @@ class TrainingConfig(Config):
     """Learning rate at the end of the cosine schedule, as a fraction of the peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor between the learning rates of an encoder block and the block after it."""
+    """Learning rate of an encoder block, as a fraction of that of the block after it."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm; larger gradients are scaled down to it."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Decay of an exponential moving average of the weights, which checkpoints then hold too."""
+    """Decay of an exponential moving average of the weights, which is saved in checkpoints too."""
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     """Compile the model: a minute or more before the first step, then faster steps."""
     sharded: bool = False
     """Shard weights, gradients and optimiser state over the processes (FSDP2), for models too large for one GPU."""
     max_bad_steps: PositiveInt = 10
-    """End the run after this many consecutive steps with a loss or gradient that is not finite. Such steps are
+    """Abort the run after this many consecutive steps with a loss or gradient that is not finite. Such steps are
     skipped."""
     seed: int = 0
     device: DeviceName = "auto"
@@ -102,7 +102,7 @@ class TrainingPlan:
 
 
 def plan_training(config: TrainingConfig, *, num_samples: int, world_size: int) -> TrainingPlan:
-    """Derive length, micro-batches and learning rate. Raise a `UserError` where they do not fit the data."""
+    """Derive length, micro-batches and learning rate. Raise a `UserError` if they do not fit the data."""
     batch = config.batch_size
     if batch > num_samples:
         raise UserError(
@@ -110,7 +110,7 @@ def plan_training(config: TrainingConfig, *, num_samples: int, world_size: int) 
         )
     if batch % world_size:
         raise UserError(
-            f"training.batch_size: expected a multiple of the {world_size} processes, got {batch}. Change either"
+            f"training.batch_size: expected a multiple of the {world_size} processes, got {batch}. Change one of them"
         )
     batch_size_per_rank = batch // world_size
     num_micro_batches = -(-batch_size_per_rank // (config.micro_batch or batch_size_per_rank))

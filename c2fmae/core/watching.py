@@ -69,7 +69,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
         self._exit_stack.close()
 
     def time_batches(self, batches: Iterable[B]) -> Iterator[B]:
-        """Yield batches, and measure the time to get each."""
+        """Yield batches, and measure the time that each takes to load."""
         iterator = iter(batches)
         while True:
             self._requested_at = time.perf_counter()
@@ -105,7 +105,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
             self._send_to_trackers(step, values)
 
     def fsync_metrics(self) -> None:
-        """Flush the metrics to the disk. Must be called before a checkpoint is saved, which relies on its rows."""
+        """Flush the metrics to the disk. Call it before a checkpoint is saved, since a resume needs its rows."""
         if not self._is_quiet:
             fsync(self._run_dir.metrics)
 

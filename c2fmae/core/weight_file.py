@@ -130,7 +130,7 @@ def _check_zip(path: Path, size: int) -> None:
     if any(entry.compress_type != ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
         raise UserError(f"{path}: is compressed, unlike files of torch.save, and could fill the memory. {_FIX}")
     if sum(entry.file_size for entry in entries) > size:
-        raise UserError(f"{path}: claims to contain more bytes than it has. {_FIX}")
+        raise UserError(f"{path}: is damaged: its entries have more bytes than the file. {_FIX}")
     if "constants.pkl" in names:
         raise UserError(f"{path}: is a TorchScript program, not weights. If you trust it, save its state_dict()")
     if "data.pkl" not in names:
@@ -162,7 +162,8 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         if (folder / name).exists():
             return _read_indexed_files(folder, folder / name)
     raise UserError(
-        f"{folder}: has no weights (expected one of {', '.join((*_FOLDER_FILES, *_INDEX_FILES))}). Use another"
+        f"{folder}: has no weights (expected one of {', '.join((*_FOLDER_FILES, *_INDEX_FILES))}). "
+        "Use another directory"
     )
 
 

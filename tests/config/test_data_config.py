@@ -22,7 +22,7 @@ def config(**settings: Any) -> DataConfig:
 
 
 def test_missing_data_is_rejected() -> None:
-    expected = "data.train: no data is given. Name it with --data, or use --data generated"
+    expected = "data.train: is required. Set it with --data PATH, or use --data generated"
     assert_user_error(lambda: config().open_training(ALL), expected)
     assert config().open_held_out(ALL) is None
 

@@ -135,8 +135,8 @@ def test_all_problems_are_reported_with_their_keys() -> None:
         ("dics", "shape.name: no shape named 'dics'. Did you mean 'disc'? Known: box, disc"),
         ({"name": "box", "options": {"radius": 1}}, "shape.options.radius: shape 'box' has no such option. Options: "),
         ({"nmae": "box"}, "shape.nmae: no such setting. Did you mean 'name'?"),
-        (3, "shape: expected settings of its own (key: value), got 3"),
-        ({"options": 3}, "shape.options: expected settings of its own (key: value), got 3"),
+        (3, "shape: expected a mapping of settings (key: value), got 3"),
+        ({"options": 3}, "shape.options: expected a mapping of settings (key: value), got 3"),
         ({"options": {"radius": float("inf")}}, "shape.options.radius: input should be a finite number, got inf"),
     ],
 )

@@ -80,9 +80,7 @@ def test_an_override_below_null_settings_creates_them() -> None:
 
 
 def test_an_override_below_a_number_is_rejected() -> None:
-    assert (
-        problems({"steps": 5}, "steps.lr=3") == "run.yaml: steps.lr: steps is a number and has no settings of its own"
-    )
+    assert problems({"steps": 5}, "steps.lr=3") == "run.yaml: steps.lr: steps is a number, which has no nested settings"
 
 
 def test_input_values_are_not_modified() -> None:

@@ -236,7 +236,7 @@ def test_a_failure_is_published_to_other_ranks(error: BaseException, rank: int) 
     [
         (Store(failed="3:UserError: a: b"), "process 1 exits: process 3 failed: UserError: a: b"),
         *[
-            (store, "process 1 exits: another was killed or its machine is down")
+            (store, "process 1 exits: another process was killed or its machine is down")
             for store in (Store(), Store(is_gone=True))
         ],
     ],

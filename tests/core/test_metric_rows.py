@@ -52,14 +52,15 @@ def test_written_rows_are_read_back(tmp_path_factory: pytest.TempPathFactory, ex
 
 def test_a_file_that_cannot_be_written_is_reported() -> None:
     path = Path("/dev/full")
-    problem = "cannot be written: No space left on device. Fix that and run again with --resume"
+    problem = "cannot be written: No space left on device. Fix the cause and run again with --resume"
     with RowWriter(path) as rows, pytest.raises(UserError) as caught:
         rows.write({"step": 1})
     assert str(caught.value) == f"{path}: {problem}"
     with pytest.raises(UserError) as caught:
         RowWriter(Path("/proc/none/metrics.jsonl"))
     assert str(caught.value) == (
-        "/proc/none/metrics.jsonl: cannot be written: No such file or directory. Fix that and run again with --resume"
+        "/proc/none/metrics.jsonl: cannot be written: No such file or directory. "
+        "Fix the cause and run again with --resume"
     )
 
 

@@ -41,7 +41,7 @@ def shapes() -> Registry[type]:
 
 
 class Disc:
-    """Round all over.
+    """A filled circle.
 
     And more about it.
     """
@@ -53,7 +53,7 @@ class Bare:
 
 def test_lookup_by_name_returns_the_object_and_its_summary(shapes: Registry[type]) -> None:
     assert shapes.get("disc") is Disc
-    assert shapes.describe("disc") == "Round all over."
+    assert shapes.describe("disc") == "A filled circle."
     assert list(shapes) == ["disc"]
 
 

@@ -124,7 +124,7 @@ def test_another_kind_and_missing_entries_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         assert RunInfo(tmp_path, 1, {"kind": "segmentation"}).kind
     assert str(caught.value) == (
-        f"{tmp_path}: is a run of kind 'segmentation', which this version does not read. Upgrade c2fmae"
+        f"{tmp_path}: is a run of kind 'segmentation', which this version does not support. Upgrade c2fmae"
     )
     with pytest.raises(UserError) as caught:
         assert RunInfo(tmp_path, 1, {}).kind

@@ -152,8 +152,8 @@ def test_the_saver_waits_for_the_last_save(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught, saver(blocked) as saves:
         saves.save(training(1))
     assert str(caught.value) == (
-        f"{blocked}: the checkpoint of step 1 could not be written: File exists. There is no earlier one. "
-        "Fix that and run again"
+        f"{blocked}: the checkpoint of step 1 could not be written: File exists. No earlier one is intact. "
+        "Fix the cause and run again"
     )
 
 

@@ -75,7 +75,7 @@ def test_learning_rate_and_progress_depend_on_the_step_alone(warmup: int, final:
         (
             {},
             {"num_samples": 100, "processes": 3},
-            "training.batch_size: expected a multiple of the 3 processes, got 8. Change either",
+            "training.batch_size: expected a multiple of the 3 processes, got 8. Change one of them",
         ),
         (
             {"steps": None, "epochs": 0.01},

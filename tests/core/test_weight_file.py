@@ -168,7 +168,7 @@ def test_an_archive_with_overlapping_entries_is_rejected(tmp_path: Path) -> None
     place = data.rindex(b"PK\x01\x02")  # the last entry of the list: of the part called again
     data[place + 20 : place + 28] = struct.pack("<II", 1 << 20, 1 << 20)
     path.write_bytes(data)
-    assert refused(path) == f"FILE: claims to contain more bytes than it has. {FIX}"
+    assert refused(path) == f"FILE: is damaged: its entries have more bytes than the file. {FIX}"
 
 
 def test_a_tensor_larger_than_its_storage_is_rejected(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_missing_and_empty_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert refused(tmp_path / "folder") == (
         "FILE: has no weights (expected one of model.safetensors, pytorch_model.bin, "
-        "model.safetensors.index.json, pytorch_model.bin.index.json). Use another"
+        "model.safetensors.index.json, pytorch_model.bin.index.json). Use another directory"
     )
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     assert refused(tmp_path / "list.pth") == "FILE: expected a state dict, got a list. Use a file of weights"

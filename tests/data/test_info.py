@@ -28,7 +28,7 @@ def test_classes_and_labels_have_names() -> None:
     ("text", "message"),
     [
         ("[]", "expected a JSON object, got a list. Fix or remove it"),
-        ('{"classes": ["cat"]}', "classes.0: expected settings of its own (key: value), got 'cat'"),
+        ('{"classes": ["cat"]}', "classes.0: expected a mapping of settings (key: value), got 'cat'"),
         ('{"classes": [{"nme": "cat"}]}', "classes.0.name: is required"),
         ('{"lable_stride": 4}', "lable_stride: no such setting. Did you mean 'label_stride'?"),
         ('{"granularities": ["x"]}', "no granularity named 'x'. Known: depth, instance, rgb, semantic"),

@@ -53,7 +53,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a missing spec": (lambda c: c.pop("spec"), "config.json: spec: is required"),
     "a spec of another kind": (
         lambda c: c.update(spec=[1]),
-        "config.json: spec: expected settings of its own (key: value), got [1]",
+        "config.json: spec: expected a mapping of settings (key: value), got [1]",
     ),
     "an unknown granularity": (
         lambda c: c["spec"].update(channels={"smell": 3}),

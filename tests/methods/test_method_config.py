@@ -217,7 +217,7 @@ def test_images_are_standardised_with_the_mean_and_std_of_the_config() -> None:
             "targets.rgb.0.name: no target named 'pixel'. Did you mean 'pixels'? "
             "Known: absolute, labels, normalized_pixels, pixels",
         ),
-        ("targets.rgb=[]", "targets.rgb: expected at least one target, got none. Leave the key out"),
+        ("targets.rgb=[]", "targets.rgb: expected at least one target, got none. Remove the key"),
         ("targets.rgb=[pixels, pixels]", "targets.rgb: 'pixels' is listed twice"),
         ("targets.semantic=[pixels]", "targets.semantic: 'pixels' is for maps of kind image or continuous, not ids"),
         ("targets.rgb=[labels]", "targets.rgb: 'labels' is for maps of kind ids, not image"),
@@ -226,7 +226,7 @@ def test_images_are_standardised_with_the_mean_and_std_of_the_config() -> None:
         ("loss_weights.rgb=-1", "loss_weights.rgb: input should be greater than or equal to 0, got -1"),
         ("concentration.rgb=0", "concentration.rgb: input should be greater than 0, got 0"),
         ("decoder.options.order=[rgb, rgb, semantic]", "decoder.options.order: 'rgb' is listed twice"),
-        ("decoder.options.order=[semantic, rgb]", "decoder.options.order: instance is missing. Name all granularities"),
+        ("decoder.options.order=[semantic, rgb]", "decoder.options.order: instance is missing. List all granularities"),
         (
             "decoder.options.order=[semantic, instanse, rgb]",
             "decoder.options.order: no stage named 'instanse'. Did you mean 'instance'? Known: instance, rgb, semantic",
