@@ -120,7 +120,7 @@ def draw_from_rgb(run: LoadedRun, out: Path) -> Path:
     figure = draw_reconstruction(
         run.method, scenes, masks, model_name=f"{out.name}, step {run.step}", class_names=run.class_names
     )
-    return save_png(figure, RunDir(out).figures / "from-photo-alone.png")
+    return save_png(figure, RunDir(out).figures / "from-rgb.png")
 
 
 def _unseen_scenes(run: LoadedRun, num_scenes: int, seed_offset: int) -> DatasetConfig:
