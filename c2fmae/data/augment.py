@@ -1,4 +1,4 @@
-"""Augmentation of a training sample's image: RandAugment and random erasing, each a function of its own noise."""
+"""Augmentation of the images of training samples: RandAugment and random erasing."""
 
 import math
 import random
@@ -18,10 +18,10 @@ from c2fmae.core.scene import Scene
 from c2fmae.data.transforms import MAX_CROP_ATTEMPTS, Transform
 
 GEOMETRIC_OPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-"""Operations of RandAugment that move pixels: the maps of an image would no longer be aligned."""
+"""Operations of RandAugment that move pixels. They are not used on images with maps, which would not be aligned."""
 
 _ERASE_AREA = (0.02, 1 / 3)  # fraction of the image that is erased; timm's range
-_ERASE_ASPECT = (0.3, 1 / 0.3)  # its width by height; timm's range
+_ERASE_ASPECT = (0.3, 1 / 0.3)  # height of the erased rectangle divided by its width; timm's range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class AugmentedView:
 
     view: Transform
     rand_augment: str | None
-    """In timm's format, such as `rand-m9-mstd0.5-inc1`; None for none."""
+    """RandAugment in timm's format, such as `rand-m9-mstd0.5-inc1`; None disables it."""
     erase_prob: float
     """Probability that a rectangle of the image is replaced by noise."""
     mean: tuple[float, ...]

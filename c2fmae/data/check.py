@@ -25,7 +25,7 @@ from c2fmae.data.process_pool import run_in_processes
 from c2fmae.data.scenes import Scenes
 
 AREA_FRACTION_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Edges of the bins for objects by fraction of the image; a bin includes its lower edge."""
+"""Bin edges of object areas, as fractions of the image; a bin includes its lower edge."""
 
 _CHUNK_SIZE = 64  # scenes per task of a process
 
@@ -41,17 +41,17 @@ class CheckReport:
     num_scenes: int
     """Number of readable scenes."""
     class_pixels: Int[np.ndarray, " ids"]
-    """Pixels by semantic id, 255 being unlabelled; cells if maps are stored at a stride."""
+    """Number of pixels by semantic id, where 255 is unlabelled; of cells if maps are stored at a stride."""
     class_images: Int[np.ndarray, " ids"]
-    """Images with each semantic id."""
+    """Number of images that contain each semantic id."""
     object_counts: Mapping[int, int]
-    """Images by number of objects."""
+    """Number of images by their number of objects."""
     object_area_counts: Int[np.ndarray, " bins"]
-    """Objects by the fraction of the image that they cover, in bins of AREA_FRACTION_EDGES."""
+    """Number of objects by the fraction of the image that they cover, in bins of AREA_FRACTION_EDGES."""
     label_counts: Mapping[int, int]
-    """Images by label."""
+    """Number of images by label."""
     image_size_counts: Mapping[tuple[int, int], int]
-    """Images by (width, height)."""
+    """Number of images by (width, height)."""
 
     @property
     def absent_classes(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Class directories: how labels name them, and which label a directory has."""
+"""Class directories: conversion between labels and the names of directories."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from c2fmae.core.labels import LabelInfo, is_wnid
 
 
 def class_dir_names(labels: Sequence[LabelInfo | None]) -> list[str]:
-    """Return the directory name of each label: its WordNet id or else its name; empty for a label without a class."""
+    """Return the directory name of each label: its WordNet id, or else its name; empty for a label without a class."""
     names = [class_dir_name(entry) if entry else "" for entry in labels]
     seen: dict[str, int] = {}
     for label, name in enumerate(names):
@@ -35,7 +35,7 @@ def to_file_name(name: str) -> str:
 
 
 def map_dirs_to_labels(labels: Sequence[LabelInfo | None]) -> Mapping[str, int]:
-    """Return the label of each directory name that stands for a class: its name, WordNet id or `class_dir_name`.
+    """Return the label of each directory name that denotes a class: its name, WordNet id or `class_dir_name`.
 
     >>> map_dirs_to_labels((LabelInfo(name="tench", wnid="n01440764"), None, LabelInfo(name="cat/dog")))
     {'n01440764': 0, 'cat_dog': 2, 'tench': 0, 'cat/dog': 2}
@@ -46,5 +46,5 @@ def map_dirs_to_labels(labels: Sequence[LabelInfo | None]) -> Mapping[str, int]:
 
 
 def dir_names_to_labels(names: Sequence[str]) -> tuple[LabelInfo, ...]:
-    """Return one class for each directory; a name of the form of a WordNet id is one."""
+    """Return one class for each directory. A name in the form of a WordNet id becomes the class's `wnid` too."""
     return tuple(LabelInfo(name=name, wnid=name if is_wnid(name) else None) for name in names)

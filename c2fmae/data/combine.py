@@ -1,4 +1,4 @@
-"""Sources made of other sources: a subset, or several concatenated."""
+"""Sources that wrap other sources: a subset of one, or a concatenation of several."""
 
 from collections import Counter
 from collections.abc import Sequence

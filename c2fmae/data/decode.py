@@ -1,4 +1,4 @@
-"""Decoding of images and id maps, by the fastest exact decoder; a broken file is an error that names it.
+"""Decoding of images and id maps by the fastest exact decoder. Errors name the file that is broken.
 
 JPEGs are decoded by libjpeg-turbo in strict mode: damaged data, of which other readers return half an image in grey, is
 an error (except in CMYK). All other formats (CMYK, 16 bits, PNG images, …) are decoded by Pillow.

@@ -11,7 +11,7 @@ _NUM_SAMPLED = 64
 def compute_scenes_digest(scenes: Scenes, source: str) -> str:
     """Return a digest of the source, `dataset.json`, all keys, and all data of 64 evenly spaced scenes.
 
-    To read all scenes would take as long as the evaluation that the digest identifies.
+    Reading all scenes would take as long as the evaluation that the digest identifies.
     """
     digest = hashlib.sha256(f"{source}\n{scenes.info.model_dump_json()}\n".encode())
     for key in scenes.keys:

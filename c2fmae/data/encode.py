@@ -28,8 +28,8 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 def encode_ids(ids: Integer[np.ndarray, "height width"]) -> bytes:
     """Encode ids as a grey PNG of 8 bits, or of 16 if one of them is above 255.
 
-    At 16 bits "not labelled" is 65535, so 255 and 65535 are swapped. Every line has filter 0: such a map is decoded
-    without undoing filters, and ids, which are no gradients, compress no better with one.
+    At 16 bits "not labelled" is 65535, so 255 and 65535 are swapped. Every line has filter 0, which is the fastest to
+    decode; other filters are made for gradients and do not compress ids better.
     """
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high > _MAX_UINT16:
@@ -51,7 +51,7 @@ def encode_ids(ids: Integer[np.ndarray, "height width"]) -> bytes:
 def encode_image(image: UInt8[Tensor, "channels height width"]) -> bytes:
     """Encode an image of 1 or 3 channels as JPEG of quality 90 with 4:2:0 chroma subsampling.
 
-    Quality 95 at full colour resolution is 3 dB closer and takes two thirds longer to decode, in every epoch.
+    Quality 95 at full colour resolution is 3 dB closer to the image, but takes two thirds longer to decode.
     """
     if len(image) not in (1, 3):
         raise UserError(f"an image of {len(image)} channels cannot be stored as JPEG. Leave short_side unset")
@@ -79,7 +79,7 @@ def encode_sample(
 
 def encode_tar_member(name: str, data: bytes) -> bytes:
     """Return one member of a tar: header, data, and zeros up to the next block."""
-    member = tarfile.TarInfo(name)  # time, user and group are 0 in it, the mode is 0644
+    member = tarfile.TarInfo(name)  # with time, user and group 0, and mode 0644
     member.size = len(data)
     try:
         header = member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
@@ -108,10 +108,10 @@ def keys_to_member_keys(keys: Sequence[str]) -> list[str]:
 def _key_to_member_key(key: str) -> str:
     path = PurePosixPath(key)
     if not path.name or path.is_absolute() or ".." in path.parts:
-        raise UserError(f"sample {key!r}: its key leads out of the shard. Rename it")
+        raise UserError(f"sample {key!r}: its key points outside the shard. Rename it")
     member = str(path.with_name(path.name.replace(".", "_")))
     if len(member.encode(errors="replace")) > _MAX_PLAIN_KEY_BYTES or not member.isprintable():
-        encode_tar_member(f"{member}.instance.png", b"")  # to fail before hours of work, not after
+        encode_tar_member(f"{member}.instance.png", b"")  # raises errors now instead of after hours of packing
     return member
 
 

@@ -1,4 +1,4 @@
-"""Data files: the one way to open them."""
+"""Opening and reading of data files."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ from c2fmae.core.errors import UserError
 def open_descriptor(path: str | Path) -> int:
     """Open a regular file for reading and return its descriptor, which the caller closes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # to open a pipe would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
     except OSError as error:
         raise read_error(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""Directory trees of images: a directory for each granularity, or one of images without maps."""
+"""Directory trees of images: a directory for each granularity, or a single one with images but no maps."""
 
 import logging
 import os
@@ -94,10 +94,10 @@ def open_folder_tree(
 def _labels_from_dirs(
     root: Path, classes: Sequence[str], info: DatasetInfo, problems: list[Problem]
 ) -> Int64[np.ndarray, " samples"]:
-    """Return the label of each sample by its class directory, -1 for one in none."""
+    """Return the label of each sample by its class directory; -1 for a sample outside of class directories."""
     label_by_dir = {"": -1, **map_dirs_to_labels(info.labels)}
     for name in sorted({*classes} - label_by_dir.keys()):
-        text = f"{root}: class directory {name!r} is none of the labels in dataset.json."
+        text = f"{root}: class directory {name!r} is not a label in dataset.json."
         problems.append(Problem(None, f"{text} {did_you_mean(name, label_by_dir) or 'Add it there'}"))
     return np.array([label_by_dir.get(name, -1) for name in classes], np.int64)
 

@@ -40,7 +40,7 @@ def resized_crop(
 ) -> Scene:
     """Crop all maps to a box and resize them to `size`, id maps to 1 / `label_stride` of it; then flip them.
 
-    Continuous maps are not interpolated: between a near and a far object nothing is at half the distance.
+    Continuous maps are not interpolated: the edge between a near and a far object is not at their mean distance.
     """
     if size[0] % label_stride or size[1] % label_stride:
         raise ValueError(f"label stride {label_stride} does not divide the size {size[0]}×{size[1]}")
@@ -65,7 +65,8 @@ def resized_crop_image(
     region = image[None, :, box.top : box.top + box.height, box.left : box.left + box.width]
     if size == (box.height, box.width):
         return region[0].clone(memory_format=torch.contiguous_format)
-    pixels = region.contiguous(memory_format=torch.channels_last)  # else interpolation makes this copy, more slowly
+    # In another memory format, interpolation makes this copy itself, more slowly.
+    pixels = region.contiguous(memory_format=torch.channels_last)
     return F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].contiguous()
 
 

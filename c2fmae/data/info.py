@@ -1,4 +1,4 @@
-"""`dataset.json`: the meaning of a data set's ids and how its maps are stored. It travels with the data."""
+"""`dataset.json`, which is stored with the data: the meaning of ids, and the storage of maps."""
 
 import json
 import os
@@ -45,14 +45,14 @@ class DatasetInfo(Config):
     format: Annotated[int, Field(ge=1, le=DATASET_FORMAT)] = DATASET_FORMAT
     name: str = ""
     granularities: tuple[str, ...] = COARSE_TO_FINE
-    """Those that every sample has."""
+    """Granularities that every sample has."""
     classes: tuple[ClassInfo, ...] = ()
-    """By semantic id; empty if unknown."""
+    """Classes by semantic id; empty if unknown."""
     labels: tuple[LabelInfo | None, ...] = ()
-    """By label; null for a label that no image has."""
+    """Image classes by label; null for a label that no image has."""
     maps_know_labels: bool | None = None
-    """Whether the maps were made with knowledge of the images' labels, as by a detector that is prompted with them: a
-    map may then give the label away. Null if unknown."""
+    """Whether the maps were created from the images' labels, for example by a detector that is prompted with them, so
+    that a map may reveal the label. Null if unknown."""
     ignore: UInt8Value = IGNORE
     """Semantic id of pixels without a class; in 16-bit maps 65535 means the same."""
     label_stride: Annotated[int, Field(ge=1, le=64)] = 1
@@ -68,7 +68,7 @@ class DatasetInfo(Config):
         if len(self.classes) > IGNORE:
             raise UserError(f"classes: expected at most {IGNORE}, got {len(self.classes)}")
         for extra in self.model_extra or {}:
-            # Only a name that is nearly one of these: others may belong to another tool.
+            # Only misspelt names are errors: other keys may belong to another tool.
             if near := get_close_matches(extra, type(self).model_fields, n=1, cutoff=0.8):
                 raise UserError(f"{extra}: no such setting. Did you mean {near[0]!r}?")
         for key in ("mean", "std"):

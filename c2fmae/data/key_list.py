@@ -1,4 +1,4 @@
-"""A list of a million names in two arrays."""
+"""A list of names in two arrays, for millions of samples."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _NEWLINE = 10
 
 
 def is_utf8(name: str) -> bool:
-    """Return whether a name is valid text: file systems and tars allow any bytes."""
+    """Return whether a name can be encoded as UTF-8: file systems and tars allow any bytes."""
     return name.isascii() or not any("\ud800" <= c <= "\udfff" for c in name)
 
 

@@ -29,18 +29,18 @@ _MAX_CONSECUTIVE_BROKEN = 16
 _SHUTDOWN_GRACE_SECONDS = 60  # a worker runs on after SIGTERM: the parent may need a batch before it saves
 
 BatchRequest = tuple[DataPosition, list[list[int]]]
-"""Position of a batch, and [index, repetition] of its samples: with the seed, all that they depend on."""
+"""Position of a batch, and [index, repetition] of its samples, which together with the seed determine the batch."""
 
 BatchResult = tuple[DataPosition, SceneBatch, list[str]] | UserError
-"""A batch with the errors of the samples that were replaced in it; or the error that ends the run."""
+"""A batch with the errors of the samples that were replaced in it, or the error that aborts the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneLoader:
     """A loader of batches that do not depend on the number of workers and ranks.
 
-    A sample is a function of (seed, epoch, index, repetition). A broken one is replaced by the next readable index,
-    which depends on the same values, or ends the run.
+    A sample is a function of (seed, epoch, index, repetition). A broken sample is replaced by the one with the next
+    readable index, or aborts the run.
     """
 
     scenes: Scenes
@@ -52,7 +52,7 @@ class SceneLoader:
     """Batches that each worker loads in advance."""
     on_broken: Literal["skip", "error"] = "skip"
     max_broken: float = 0.01
-    """Fraction of the samples that may be skipped; with more the run stops."""
+    """Fraction of the samples that may be skipped before the run is aborted."""
     pin_memory: bool = True
     """Whether batches are copied to pinned memory; ignored without a GPU."""
 
@@ -74,9 +74,9 @@ class SceneLoader:
 
 @contextmanager
 def explain_worker_death(*errors: type[Exception]) -> Iterator[None]:
-    """Turn the death of a worker into a `UserError`: torch raises a `RuntimeError` at any point of the main thread.
+    """Raise a `UserError` if a worker dies: torch raises a `RuntimeError` at any point of the main thread.
 
-    `errors` are further types that mean the same while batches are fetched from workers.
+    `errors` are further types that a dead worker can cause while batches are fetched.
     """
     types_: tuple[type[Exception], ...] = (RuntimeError, *errors)
     try:
@@ -109,10 +109,8 @@ class BatchStream(Iterator[SceneBatch]):
         self._worker_death_errors: tuple[type[Exception], ...] = (
             (ConnectionError, EOFError, FileNotFoundError) if is_parallel else ()
         )
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "This DataLoader will create"
-            )  # more workers than cores is the user's choice
+        with warnings.catch_warnings():  # the user may choose more workers than cores
+            warnings.filterwarnings("ignore", "This DataLoader will create")
             self._batches = iter(
                 DataLoader(
                     _BatchDataset(loader.scenes, loader.transform, sampler.seed, loader.on_broken == "skip"),
@@ -164,15 +162,14 @@ class BatchStream(Iterator[SceneBatch]):
         if len(self.skip_reasons) > limit * total:
             self.close()
             raise UserError(
-                f"{len(self.skip_reasons)} of {total} samples are broken, more than the allowed {limit:.2%} "
-                "(max_broken)."
-                f" The last one: {next(reversed(broken))}\nList them all with `c2fmae data check`"
+                f"{len(self.skip_reasons)} of {total} samples are broken, more than the allowed {limit:.2%}"
+                f" (max_broken). The last one: {next(reversed(broken))}\nList them all with `c2fmae data check`"
             )
 
 
 @dataclass(frozen=True)
 class _BatchDataset(Dataset[object]):
-    """The data set of a worker: returns the batch for the coordinates of its samples."""
+    """The data set of a worker, which returns a batch for each `BatchRequest`."""
 
     scenes: Scenes
     transform: Transform
@@ -198,7 +195,7 @@ def _shut_down_workers(batches: object) -> None:
     try:
         if shut_down is not None:
             shut_down()
-    finally:  # the error about a dead worker may be raised here too
+    finally:  # `explain_worker_death` describes an error that may be raised here too
         for worker in workers:
             if worker.is_alive():  # busy, and slow to react to a request
                 worker.kill()
@@ -219,7 +216,7 @@ def _identity_collate(batch: object) -> object:
 
 
 def _ignore_signals_in_worker(_: int) -> None:
-    """Ignore signals that a scheduler or terminal sends to the process group: a run needs a next batch to save."""
+    """Ignore signals to the process group: the parent may need another batch before it saves."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SHUTDOWN_GRACE_SECONDS))
@@ -229,6 +226,6 @@ def _ignore_signals_in_worker(_: int) -> None:
 def _silence_connection_errors(
     error_type: type[BaseException], error: BaseException, trace: types.TracebackType | None
 ) -> None:
-    """Print no traceback of the thread that sends tensors when the parent has ended and its connection is closed."""
+    """Suppress the traceback of the thread that sends tensors after the parent has exited."""
     if not issubclass(error_type, ConnectionError):
         sys.__excepthook__(error_type, error, trace)

@@ -1,8 +1,8 @@
 """Packing of scenes into tar shards; an interrupted pack continues where it stopped.
 
-Every scene is decoded first. The result is the same to the byte whatever the number of workers and of interruptions:
-`pack.json` is written first and describes the pack, shards are written atomically, and `dataset.json` comes last; a
-directory with it is complete.
+Every scene is decoded first. The bytes of a pack do not depend on the number of workers or on interruptions:
+`pack.json`, which describes the pack, is written first, shards are written atomically, and `dataset.json` is written
+last, so that a directory with it is complete.
 """
 
 import hashlib
@@ -45,10 +45,10 @@ ProgressCallback = Callable[[int], None]
 
 
 class PackConfig(Config):
-    """Settings of a pack. Its bytes depend on these and its scenes only."""
+    """Settings of a pack. Its bytes depend only on these settings and on the scenes."""
 
     label_stride: Annotated[int, Field(ge=1, le=64)] = 4
-    """Maps are stored with one cell per this many pixels each way: 4 as the paper's models predict, 1 for all."""
+    """Side in pixels of a cell of the stored maps: 4 as the paper's models predict, 1 for full-size maps."""
     short_side: Annotated[int, Field(ge=1)] | None = None
     """Images with a longer shorter side, in pixels, are resized to it; all others are stored unchanged."""
     shard_size: Annotated[int, Field(ge=1)] = 1000
@@ -64,7 +64,7 @@ class PackReport:
     num_scenes: int
     num_shards: int
     num_existing_shards: int
-    """Shards among them that an earlier run had finished."""
+    """Number of shards that an earlier run had finished."""
     num_bytes: int
 
 
@@ -101,7 +101,7 @@ def pack_scenes(
             _remove_unfinished(out)
         info = scenes.info.model_copy(
             update={
-                "ignore": IGNORE,  # maps are written with this id, whatever the source had
+                "ignore": IGNORE,  # the id in written maps, which may differ from the source's
                 "label_stride": config.label_stride if _has_maps(scenes.info) else 1,
             }
         )
@@ -112,7 +112,7 @@ def pack_scenes(
 
 @dataclass(frozen=True)
 class _ShardWriter:
-    """The work of one process: write shards by number, and yield 1 after each scene."""
+    """The task of a worker process: write shards by number, and yield 1 after each scene."""
 
     scenes: Scenes
     out: Path
@@ -208,7 +208,7 @@ def _has_maps(info: DatasetInfo) -> bool:
 
 
 def _pack_plan(scenes: Scenes, config: PackConfig, names: Sequence[str], index: int) -> dict[str, Any]:
-    """Return what identifies a pack: settings, digests of the keys and of the first scene, and `dataset.json`."""
+    """Return the values that identify a pack: settings, and digests of keys, first scene and `dataset.json`."""
     first = read_scene(scenes, index, purpose="pack")
     # The stored bytes rather than pixels, if there are any: decoders of several versions may differ.
     image_bytes = scenes.read_image_bytes(index) or first.maps["rgb"].numpy().tobytes()

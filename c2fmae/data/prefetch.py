@@ -15,7 +15,7 @@ T = TypeVar("T")
 def prefetch(make_item: Callable[[int], T], num_items: int, *, num_workers: int, pin_memory: bool) -> Iterator[T]:
     """Yield `make_item(0)`, `make_item(1)` and so on, computed in advance by `num_workers` processes.
 
-    The `UserError` of an item is raised when it is its turn.
+    The `UserError` of an item is raised after all items before it.
 
     >>> list(prefetch(lambda number: number**2, 4, num_workers=0, pin_memory=False))
     [0, 1, 4, 9]

@@ -23,7 +23,7 @@ from c2fmae.report.drawing import (
 
 PreviewIds = Integer[np.ndarray, "rows columns"]
 
-_MAX_KEY_LENGTH = 40  # characters; of a longer key the end is shown
+_MAX_KEY_LENGTH = 40  # characters; only the end of a longer key is shown
 _TILE_SIDE = 256  # pixels of the longer side of a tile
 _TITLES = {"rgb": "image", "semantic": "semantic map", "instance": "instance map"}
 
@@ -72,7 +72,7 @@ def _draw_map(scene: Scene, name: str, size: tuple[int, int]) -> Tile:
 
 
 def _wrap_ids(ids: PreviewIds) -> PreviewIds:
-    """Let objects share colours if there are more objects than colours; 0 and "not labelled" stay."""
+    """Wrap ids above 255, so that objects share colours if there are more objects than colours."""
     folded: PreviewIds = np.where(ids > IGNORE, ids % (IGNORE - 1) + 1, ids)
     return folded
 

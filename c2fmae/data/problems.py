@@ -1,4 +1,4 @@
-"""Problems of a data set, a sentence each."""
+"""Problems of a data set, each with its message."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Problem:
 
 
 def raise_first_problem(problems: Sequence[Problem]) -> None:
-    """Raise an error for the first problem, if any, that counts the others."""
+    """Raise an error for the first problem, if any, with the number of further problems."""
     if problems:
         count = len(problems) - 1
         others = f"\n(and {count} more: `c2fmae data check` lists them all)" if count else ""

@@ -1,4 +1,4 @@
-"""Work divided among processes; if one fails, dies or is interrupted, all others are ended at once."""
+"""Work divided among processes. If one of them fails, dies or is interrupted, all others are killed at once."""
 
 import os
 import signal
@@ -22,10 +22,10 @@ ResultT = TypeVar("ResultT")
 def run_in_processes(
     work: Callable[[TaskT], Iterable[ResultT]], tasks: Sequence[TaskT], workers: int
 ) -> Generator[ResultT, None, None]:
-    """Yield what `work` yields for each task, in any order; with one worker, in the calling process.
+    """Yield the results of `work` for all tasks, in any order. With one worker, run it in the calling process.
 
     Close the generator (`contextlib.closing`) to make sure that the processes have ended. They are spawned, since a
-    fork copies the locks of torch's threads; so `work` and the tasks must pickle.
+    fork copies the locks of torch's threads, so `work` and the tasks must be picklable.
     """
     if min(workers, len(tasks)) <= 1:
         for task in tasks:
@@ -74,9 +74,8 @@ def _next_message(connection: Connection) -> tuple[str, Any]:
         message: tuple[str, Any] = connection.recv()
     except (EOFError, ConnectionError) as error:
         raise UserError(
-            "a worker process died: memory ran out, or a script lacks `if __name__ == '__main__':`. Run again with "
-            "fewer"
-            " workers, or add that line"
+            "a worker process died: memory ran out, or a script lacks `if __name__ == '__main__':`."
+            " Run again with fewer workers, or add that line"
         ) from error
     return message
 
@@ -109,7 +108,7 @@ def _exit_with_parent() -> None:
 
 @contextmanager
 def _sigint_ignored_in_children() -> Iterator[None]:
-    """Let processes started in the block ignore Ctrl-C, also while they import: the parent ends them."""
+    """Make processes that are started in the block ignore Ctrl-C from their first moment: the parent kills them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

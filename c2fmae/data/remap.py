@@ -40,7 +40,7 @@ def is_within_label_space(ids: UInt8[np.ndarray, "height width"], num_classes: i
 def remap_ids(
     ids: Integer[np.ndarray, "height width"], table: IdTable, location: str
 ) -> UInt8[np.ndarray, "height width"]:
-    """Convert ids by a table; one outside the label space is an error with the file, the id and its pixel count."""
+    """Convert ids by a table. Raise a `UserError` with the most frequent id that is outside the label space."""
     is_listed = ids < len(table)
     new: np.ndarray = np.where(is_listed, table[np.where(is_listed, ids, 0)], _OUTSIDE)
     is_outside = new == _OUTSIDE
@@ -50,8 +50,7 @@ def remap_ids(
         others = f" (and {len(values) - 1} more ids)" if len(values) > 1 else ""
         num_classes = int(table[table != IGNORE].max(initial=_OUTSIDE)) + 1
         raise UserError(
-            f"{location}: id {values[worst]} on {counts[worst]} pixels{others} is outside the {num_classes} classes "
-            "of the"
-            " label space. Add the class to dataset.json, or map the id to its `ignore`"
+            f"{location}: id {values[worst]} on {counts[worst]} pixels{others} is outside the {num_classes} classes"
+            " of the label space. Add the class to dataset.json, or map the id to its `ignore`"
         )
     return np.asarray(new, np.uint8)

@@ -1,6 +1,6 @@
 """Shards at a URL (s3://, gs://, https://, …): copied into a local cache once, then read like local ones.
 
-Random access needs any sample to be one read away, and training reads every shard in every epoch; a copy serves both.
+Training reads samples in random order, and every shard in every epoch, which would be slow over a network.
 """
 
 import hashlib

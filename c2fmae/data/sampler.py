@@ -1,4 +1,4 @@
-"""The samples of each batch: a function of (seed, epoch, batch), independent of history, ranks and workers."""
+"""The samples of each batch: a function of (seed, epoch, batch), the same for any number of ranks and workers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ SampleDraws = Int64[np.ndarray, "rows 2"]
 
 @dataclass(frozen=True)
 class DataPosition:
-    """Progress of a run through the data: all that an exact resume needs."""
+    """Position of a run in the data, from which it can be resumed exactly."""
 
     epoch: int = 0
     batches_done: int = 0

@@ -10,7 +10,7 @@ from c2fmae.data.info import DatasetInfo
 
 @runtime_checkable
 class Scenes(Protocol):
-    """A map-style data set of scenes; a broken one raises a `UserError` that names file and sample."""
+    """A map-style data set of scenes. Reading a broken scene raises a `UserError` that names file and sample."""
 
     @property
     def info(self) -> DatasetInfo:
@@ -29,13 +29,13 @@ class Scenes(Protocol):
 
 
 def check_index(index: int, length: int) -> None:
-    """Raise an `IndexError` for an index out of range, negative ones included; iteration ends by it."""
+    """Raise an `IndexError` for an index out of range, negative ones included; iteration relies on it to end."""
     if index not in range(length):
         raise IndexError(f"scene {index} of {length}")
 
 
 def read_scene(scenes: Scenes, index: int, *, purpose: str) -> Scene:
-    """Return a scene; the error for a broken one explains how to leave broken ones out of `purpose`, such as "pack"."""
+    """Return a scene. The error for a broken one explains how to exclude it from a `purpose` such as "pack"."""
     try:
         return scenes[index]
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset layout; every sample is one read away."""
+"""Tar shards in WebDataset layout, with random access to samples."""
 
 import os
 import resource
@@ -84,9 +84,9 @@ class _FileHandle:
 
 
 def _find_byte_ranges(index: ShardIndex, name: str) -> Int64[np.ndarray, "samples 2"]:
-    """Return offset and size of a granularity of every sample; of several files of an image, those of the first suffix.
+    """Return offset and size of a granularity of every sample; the size is -1 for a sample without it.
 
-    The size is -1 for a sample without the granularity.
+    If an image has several files, the one whose suffix comes first in `IMAGE_SUFFIXES` is used.
     """
     byte_ranges = np.tile(np.array([0, -1], np.int64), (len(index.keys), 1))
     for suffix in reversed(granularity_suffixes(name)):
@@ -155,7 +155,7 @@ def open_shards(
 
 
 def _drop_non_samples(index: ShardIndex) -> ShardIndex:
-    """Leave out members without any granularity, such as a README."""
+    """Remove members without any granularity, such as a README."""
     is_present = [_find_byte_ranges(index, name)[:, 1] >= 0 for name in GRANULARITIES]
     is_sample = np.any(is_present, axis=0)
     return index if is_sample.all() else _select_rows(index, np.flatnonzero(is_sample))

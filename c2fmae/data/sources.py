@@ -129,7 +129,7 @@ def _resolve_source(source: str | Path) -> Path | list[Path]:
 
 
 def _check_single_set(folder: str | Path, shards: list[Path]) -> list[Path]:
-    """Raise an error for shards of several sets: train and val often share a directory, and are rarely to be mixed."""
+    """Raise an error for shards of several sets: train and val often share a directory but should not be mixed."""
     num_shards = Counter(re.sub(r"[-_]?\d*$", "", shard.stem) for shard in shards)
     if len(num_shards) > 1:
         sets = ", ".join(f"{name} ({count})" for name, count in num_shards.items())

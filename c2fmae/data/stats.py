@@ -46,7 +46,7 @@ def draw_stats(report: CheckReport) -> Image.Image:
 
 
 def describe_stats(report: CheckReport) -> str:
-    """Return a line each for scenes, image sizes, objects and labels."""
+    """Return one line about scenes, one about image sizes, one about objects and one about labels."""
     lines = [f"scenes   {report.num_scenes}"]
     if report.image_size_counts:
         (width, height), images = max(report.image_size_counts.items(), key=lambda pair: pair[1])

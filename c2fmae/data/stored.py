@@ -36,7 +36,7 @@ class StoredScenes(ABC):
     def __init__(self, info: DatasetInfo, keys: KeyList, labels: Int64[np.ndarray, " samples"]) -> None:
         self.info, self.keys = info, keys
         self.labels: Int64[Tensor, " samples"] = torch.from_numpy(labels)
-        """By sample; -1 for none."""
+        """Labels by sample; -1 for a sample without one."""
         self._id_tables = {bits: build_id_table(len(info.classes), ignore=info.ignore, bits=bits) for bits in (8, 16)}
         if info.ignore == IGNORE:  # at 16 bits it is 65535, and 255 is an id like others
             self._id_tables[16] = build_id_table(len(info.classes), ignore=_WIDE_IGNORE, bits=16)
@@ -103,16 +103,16 @@ class StoredScenes(ABC):
         if label >= len(self.info.labels):
             problem = f"has label {label}, but dataset.json names {len(self.info.labels)} labels. Add the missing ones"
         elif self.info.labels[label] is None:
-            problem = f"has label {label}, which is null in dataset.json. Name it there"
+            problem = f"has label {label}, which is null in dataset.json. Add its name"
         else:
             return label
         raise UserError(f"{self.describe_location(index, self.info.granularities[0])}: {problem}")
 
 
 def normalise_ignore_id(ids: Integer[np.ndarray, "height width"]) -> Integer[np.ndarray, "height width"]:
-    """Return instance ids in which 255 is "not labelled" whatever the bits of the file.
+    """Return instance ids in which 255 is "not labelled", from a map of 8 or 16 bits.
 
-    16-bit maps store 65535 for it. Their object 255, if there is one, gets the id 65535 in turn.
+    16-bit maps store 65535 for "not labelled". Their object 255, if there is one, gets the id 65535 instead.
     """
     if ids.dtype == np.uint8:
         return ids
@@ -132,7 +132,7 @@ def granularity_suffixes(name: str) -> tuple[str, ...]:
 
 
 def sort_coarse_to_fine(names: Collection[str]) -> tuple[str, ...]:
-    """Sort granularities from coarse to fine, those that are not the paper's first."""
+    """Sort granularities from coarse to fine; those that the paper does not have come first."""
     return tuple(sorted(names, key=lambda name: (COARSE_TO_FINE.index(name) if name in COARSE_TO_FINE else -1, name)))
 
 

@@ -1,7 +1,8 @@
-"""Indexes of tar shards: the byte ranges of all samples, so that any of them is one read away.
+"""Indexes of tar shards: the byte ranges of all samples, for random access.
 
 The index of SHARD.tar is built once and saved beside it as SHARD.tar.index, with the shard's size and modification
-time; if those differ, it is built again. It is a line of JSON followed by plain arrays, so a thousand open in a second.
+time; if those differ, it is built again. It is a line of JSON followed by plain arrays: a thousand indexes are read in
+a second.
 """
 
 import json
@@ -50,7 +51,7 @@ class ShardIndex:
 
 
 def file_fingerprint(file: Path | int) -> tuple[int, int]:
-    """Return the size and the modification time of a file or descriptor: they change when its content does."""
+    """Return the size and the modification time of a file or descriptor, at least one of which changes with content."""
     status = os.stat(file)  # noqa: PTH116 - or a descriptor
     return status.st_size, status.st_mtime_ns
 
@@ -166,7 +167,7 @@ def list_tar_members(
                     problems.append(Problem(_member_to_key(name), text))
                     return members
                 if name.is_absolute() or ".." in name.parts:
-                    text = f"{tar_path}: member '{name}' leads out of the tar. Pack it with relative names"
+                    text = f"{tar_path}: member '{name}' points outside the tar. Pack it with relative names"
                     problems.append(Problem(_member_to_key(name), text))
                 elif member.isreg() and not member.issparse():
                     members.append((name, member.offset_data, member.size))
@@ -176,7 +177,7 @@ def list_tar_members(
     except (tarfile.TarError, ValueError, OverflowError) as error:
         problems.append(Problem(None, f"{tar_path}: not a complete tar ({error}). Copy or pack it again"))
         return members
-    # To tarfile, a cut between two members or a broken header is the end of the file.
+    # tarfile takes a cut between two members, or a broken header, for the end of the file.
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
         text = f"{tar_path}: not a complete tar (its end marker is missing). Copy or pack it again"

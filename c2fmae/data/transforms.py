@@ -31,11 +31,11 @@ class _SampleFormat:
     size: tuple[int, int]
     """Height and width of the image, in pixels."""
     label_stride: int = 1
-    """Cells of the id maps are this many pixels wide."""
+    """Side of the id maps' cells, in pixels."""
     max_instances: int = 32
     """Instance ids are 0 … `max_instances` - 1."""
     overflow: InstanceOverflow = "ignore"
-    """What further objects become."""
+    """Replacement of objects with larger ids: unlabelled pixels or background."""
 
     def __post_init__(self) -> None:
         sides: object = self.size  # a caller without a type checker may pass anything

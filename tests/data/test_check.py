@@ -125,8 +125,8 @@ def test_faults_of_a_shard_are_reported_with_their_members(tmp_path: Path) -> No
     shard.write_bytes(shard.read_bytes()[: -1024 - 480])
     report = check(shard)
     assert [problem.text for problem in report.problems] == [
-        f"{shard}: member '../evil.jpg' leads out of the tar. Pack it with relative names",
-        f"{shard}: member '/root.cls' leads out of the tar. Pack it with relative names",
+        f"{shard}: member '../evil.jpg' points outside the tar. Pack it with relative names",
+        f"{shard}: member '/root.cls' points outside the tar. Pack it with relative names",
         f"{shard}: truncated inside 'later.instance.png'. Copy or pack it again",
         f"{shard}: invalid.cls is not an integer of at least 0. Write the index of the class",
         f"{shard}: unknown.semantic.png: has label 2, but dataset.json names 2 labels. Add the missing ones",

@@ -145,10 +145,10 @@ def test_dots_after_the_last_slash_are_replaced() -> None:
     [
         (["a.b", "a_b"], "samples 'a.b' and 'a_b' would both be packed as 'a_b'. Rename one"),
         (["a//b", "a/b"], "samples 'a//b' and 'a/b' would both be packed as 'a/b'. Rename one"),
-        (["../a"], "sample '../a': its key leads out of the shard. Rename it"),
-        (["a/../../b"], "sample 'a/../../b': its key leads out of the shard. Rename it"),
-        (["/a"], "sample '/a': its key leads out of the shard. Rename it"),
-        ([""], "sample '': its key leads out of the shard. Rename it"),
+        (["../a"], "sample '../a': its key points outside the shard. Rename it"),
+        (["a/../../b"], "sample 'a/../../b': its key points outside the shard. Rename it"),
+        (["/a"], "sample '/a': its key points outside the shard. Rename it"),
+        ([""], "sample '': its key points outside the shard. Rename it"),
     ],
 )
 def test_duplicate_keys_and_those_that_lead_out_of_a_shard_are_refused(keys: list[str], message: str) -> None:

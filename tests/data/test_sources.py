@@ -88,7 +88,7 @@ def test_a_label_without_a_name_in_dataset_json_is_refused(tmp_path: Path) -> No
         lambda: shard[0], f"{location}: has label 2, but dataset.json names 2 labels. Add the missing ones"
     )
     shard = open_scenes(write_tar(tmp_path / "s.tar", make_sample("a")[0] | {"a.cls": b"1"}))
-    assert_user_error(lambda: shard[0], f"{location}: has label 1, which is null in dataset.json. Name it there")
+    assert_user_error(lambda: shard[0], f"{location}: has label 1, which is null in dataset.json. Add its name")
 
 
 def test_images_without_maps_are_read_with_rgb_as_the_only_granularity(tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_class_directories_are_matched_to_the_labels_of_dataset_json(tmp_path: P
     scenes = open_scenes(root)
     assert [(scenes[index].key, scenes[index].label) for index in range(2)] == [("cat/2", 2), ("n02/1", 0)]
     (root / "dataset.json").write_text(json.dumps({"labels": labels[:1]}))
-    message = f"{root}: class directory 'cat' is none of the labels in dataset.json. Add it there"
+    message = f"{root}: class directory 'cat' is not a label in dataset.json. Add it there"
     assert_user_error(lambda: open_scenes(root), message)
 
 
@@ -522,7 +522,7 @@ def test_a_broken_header_is_not_read_as_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../a.jpg", "x/../../a.jpg", "/etc/a.jpg"])
 def test_members_that_lead_out_of_the_shard_are_refused(tmp_path: Path, name: str) -> None:
     shard = write_tar(tmp_path / "s.tar", make_sample("b")[0] | {name: b""})
-    message = f"{shard}: member '{name}' leads out of the tar. Pack it with relative names"
+    message = f"{shard}: member '{name}' points outside the tar. Pack it with relative names"
     assert_user_error(lambda: open_scenes(shard), message)
 
 

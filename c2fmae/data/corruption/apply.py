@@ -30,9 +30,9 @@ _SEEDED_BY_ARGUMENT = ("glass_blur", "impulse_noise")  # these do not draw from 
 
 
 def corruption_tool_version() -> str:
-    """Return name and version of the package that corrupts; raise an error with the install command without it."""
+    """Return name and version of the corruption package. If it is missing, raise an error with the install command."""
     try:
-        # By package: another one, with faults, has a module of the same name.
+        # Looked up by package: a faulty package has a module of the same name.
         version = importlib.metadata.version(_TOOL_PACKAGE)
         _import_tool()
     except ImportError as error:
@@ -41,12 +41,12 @@ def corruption_tool_version() -> str:
 
 
 def corruption_seed(seed: int, key: str, corruption: str, severity: int) -> int:
-    """Return the 32-bit seed of one corrupted image; no other image of a set has an influence on it."""
+    """Return the 32-bit seed of one corrupted image. It does not depend on other images of a set."""
     return derive_seed(seed, f"{corruption}/{key}", severity) & 0xFFFFFFFF
 
 
 def to_rgb(image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "3 height width"]:
-    """Repeat the channel of a grey image, and drop that of transparency."""
+    """Convert an image to RGB: repeat the channel of a grey image, and drop an alpha channel."""
     return image.expand(3, -1, -1) if len(image) == 1 else image[:3]
 
 
@@ -64,8 +64,8 @@ def corrupt_image(
     height, width = image.shape[-2:]
     if min(height, width) < _MIN_SIDE:
         raise UserError(
-            f"an image of {width}×{height} pixels (expected at least {_MIN_SIDE} on each side). Resize all images with"
-            f" --image-size {_MIN_SIDE}, or leave it out"
+            f"the image has {width}×{height} pixels (expected at least {_MIN_SIDE} on each side). Resize all images"
+            f" with --image-size {_MIN_SIDE}, or remove the image"
         )
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     options = {"seed": seed} if corruption in _SEEDED_BY_ARGUMENT else {}
@@ -88,7 +88,7 @@ def encode_jpeg(image: UInt8[Tensor, "3 height width"], quality: int) -> bytes:
 
 def _import_tool() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its imports
+        warnings.simplefilter("ignore")  # about the modules that it imports
         return importlib.import_module("imagecorruptions")
 
 

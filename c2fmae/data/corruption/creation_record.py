@@ -1,4 +1,4 @@
-"""How a corruption set was created, as its `dataset.json` has it under `corrupted`."""
+"""The record of how a corruption set was created, which `dataset.json` stores under `corrupted`."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from c2fmae.data.info import DATASET_FILE, DatasetInfo
 RECORD_KEY = "corrupted"
 """The key of `dataset.json` under which the record is stored."""
 
-_MAY_DIFFER = ("made_by", "unfinished")  # when a set is continued
+_MAY_DIFFER = ("made_by", "unfinished")  # between runs that write the same set
 
 
 class CreationRecord(Config):
-    """What the bytes of a corruption set depend on, and which of its cells are unfinished.
+    """Source and settings of a corruption set, which determine its bytes, and its unfinished cells.
 
     >>> CreationRecord(made_by="c2fmae 1", tool="t 2", source="cats", size=(224, 224), quality=85).description
     'created by c2fmae 1 with t 2 from cats at 224×224, JPEG quality 85; not the released ImageNet-C'
@@ -24,9 +24,9 @@ class CreationRecord(Config):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     made_by: str
-    """Name and version of the package."""
+    """Name and version of this package."""
     tool: str
-    """Name and version of the package that corrupts."""
+    """Name and version of the corruption package."""
     source: str
     samples: int | None = None
     size: tuple[int, int] | None = None
@@ -45,7 +45,7 @@ class CreationRecord(Config):
 
     @property
     def description(self) -> str:
-        """How the set was created, in a sentence."""
+        """A sentence about how the set was created."""
         size = f"at {self.size[1]}×{self.size[0]}" if self.size else "at the images' own sizes"
         return (
             f"created by {self.made_by} with {self.tool} from {self.source} {size}, JPEG quality {self.quality};"
@@ -54,16 +54,16 @@ class CreationRecord(Config):
 
     @property
     def unfinished_note(self) -> str | None:
-        """Which cells are unfinished, in a sentence; None if all are complete."""
+        """A note that lists the unfinished cells; None if all are complete."""
         return f"unfinished cells: {', '.join(self.unfinished)}" if self.unfinished else None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All values but `unfinished`: equal ones mean the same images."""
+        """All values except `unfinished`. Sets with equal values have the same images."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"unfinished"})
 
     def describe_differences(self, other: "CreationRecord") -> list[str]:
-        """Return which values differ in another record, of those that change images."""
+        """Return a phrase for each value that changes images and differs in another record."""
         old, new = self.identity, other.identity
         keys = [key for key in new if key not in _MAY_DIFFER and old.get(key) != new[key]]
         return [f"{key} {old.get(key)!r}, now {new[key]!r}" for key in keys]

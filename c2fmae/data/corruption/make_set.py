@@ -1,7 +1,7 @@
 """Creation of a corruption set, like ImageNet-C, from any images; an interrupted run continues where it stopped.
 
 The bytes of an image are a function of (seed, key, corruption, severity) and its pixels, independent of the number of
-workers, of interruptions and of the other images. So cells can be added to a set at any time.
+workers, of interruptions and of other images, so cells can be added to a set at any time.
 """
 
 import hashlib
@@ -41,11 +41,11 @@ from c2fmae.data.spacing import evenly_spaced_indices
 
 _NUM_SAMPLED_FOR_SIZE = 8  # images from whose size the disk space is estimated
 _BYTES_PER_PIXEL = 0.5  # 0.3 on average at 224 pixels, 0.45 at 64; 0.75 with noise
-_BLOCK_SIZE = 4096  # bytes that every file takes at least
+_BLOCK_SIZE = 4096  # minimum bytes of a file on the disk
 
 
 class CorruptionConfig(Config):
-    """Settings of a corruption set. Its images depend on these and its scenes only."""
+    """Settings of a corruption set. Its images depend only on these settings and on the scenes."""
 
     image_size: Annotated[int, Field(ge=32)] | None = None
     """Images are first cropped to a square of this many pixels, 224 in ImageNet-C; None keeps their size."""
@@ -59,7 +59,7 @@ class CorruptionReport:
     """Counts of a finished run."""
 
     num_images: int
-    """Images in a cell."""
+    """Number of images in each cell."""
     num_written: int
     num_existing: int
     """Images that an earlier run had written."""
@@ -116,7 +116,7 @@ def corrupt_scenes(
 
 
 def describe_source(source: str, scenes: Scenes) -> str:
-    """Return the name of scenes for `dataset.json`: their data set's, with the last part of the path they come from."""
+    """Return the name of scenes for `dataset.json`: the name of their data set, and the last part of its path."""
     last_part = Path(source).resolve().name
     if not scenes.info.name or source == "generated":
         return scenes.info.name or last_part
@@ -125,7 +125,7 @@ def describe_source(source: str, scenes: Scenes) -> str:
 
 @dataclass(frozen=True)
 class _Corrupter:
-    """The work of one process: write the missing images of a scene, and yield the size of each in bytes."""
+    """The task of a worker process: write the missing images of a scene, and yield the size of each in bytes."""
 
     scenes: Scenes
     set_dir: CorruptionSetDir
@@ -149,7 +149,7 @@ class _Corrupter:
             except UserError as error:
                 raise UserError(f"sample {key!r}: {error}") from error
             data = encode_jpeg(corrupted, self.config.quality)
-            write_atomic(path, data, is_shared=True)  # with a worker of a killed run
+            write_atomic(path, data, is_shared=True)  # a worker of a killed run may still write the same file
             yield len(data)
 
 
@@ -160,7 +160,7 @@ def _prepare_image(scene: Scene, config: CorruptionConfig) -> UInt8[Tensor, "3 h
 
 
 def _build_record(scenes: Scenes, config: CorruptionConfig, source: str) -> CreationRecord:
-    """Return what a set's images depend on; scenes are identified by their keys and the first image."""
+    """Return the record of a set. Scenes are identified by their keys and the first image."""
     first = scenes.read_image_bytes(0) or read_scene(scenes, 0, purpose="corrupt").maps["rgb"].numpy().tobytes()
     size = config.image_size
     return CreationRecord(

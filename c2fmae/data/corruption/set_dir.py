@@ -31,7 +31,7 @@ _ALL_CELLS: tuple[CellKey, ...] = tuple(
 
 
 def image_file_names(keys: Sequence[str]) -> list[str]:
-    """Return file names of images in their class directories: the last part of the key, or all of it if that repeats.
+    """Return the file name of each image: the last part of its key, or the complete key if last parts are not unique.
 
     >>> image_file_names(["val/a.1", "val/b"]), image_file_names(["cat/1", "dog/1"])
     (['a.1', 'b'], ['cat_1', 'dog_1'])
@@ -48,13 +48,13 @@ def image_file_names(keys: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class CorruptionSetDir:
-    """The directory of a corruption set, and what its images depend on."""
+    """The directory of a corruption set, with its name, labels and creation record."""
 
     path: Path
     name: str
     labels: tuple[LabelInfo | None, ...]
     record: CreationRecord
-    """What its images depend on."""
+    """The record that a set in this directory must have."""
 
     def image_path(self, cell: CellKey, class_dir: str, name: str) -> Path:
         """Return the path of an image."""
@@ -63,7 +63,7 @@ class CorruptionSetDir:
     def read_unfinished(self) -> tuple[CellKey, ...]:
         """Return the cells that an earlier run started and did not finish.
 
-        A directory with anything but this set in it is an error.
+        Raises a `UserError` if the directory contains anything but this set.
         """
         try:
             unexpected = sorted(entry.name for entry in self.path.iterdir() if not entry.name.endswith(PARTIAL_SUFFIX))

@@ -1,6 +1,6 @@
 """Generated scenes: textured stuff, overlapping things and exact maps, as a function of (seed, index).
 
-With them the whole path from pre-training to evaluation runs without a download. The modules, in the order of use:
+They allow pre-training and evaluation without a download. The modules, in the order of use:
 `ground` divides the image into regions of `stuff`; `layout` places `things` on them, by a level of `difficulty`;
 `raster` finds the visible region and thing at each pixel; `paint` renders the image, and `domains` other styles of the
 same scene.
@@ -38,7 +38,7 @@ _MIN_SIZE = 32  # pixels; on fewer, a small object may cover no pixel centre
 class GeneratedScenes:
     """Scenes of things on bands of stuff; `label` is the class of the thing with the largest visible area.
 
-    Equal (seed, index) give the same scene at every size, in any order of access.
+    The scene is a function of (seed, index): the same at every size and in any order of access.
     """
 
     size: int = 224

@@ -40,9 +40,8 @@ def _paint_ground(rng: Rng, regions: Sequence[StuffRegion], raster: LayoutRaster
     """Render each region in the rows where it is visible."""
     size = len(raster.region_map)
     rgb = np.zeros((3, size, size), np.float32)
-    seeds = rng.integers(
-        2**62, size=len(regions)
-    )  # one that is invisible at this size changes no other region's random numbers
+    # A seed for each region: whether one is visible at this size does not affect the random numbers of the others.
+    seeds = rng.integers(2**62, size=len(regions))
     for number, (region, distance) in enumerate(zip(regions, raster.distances, strict=True)):
         visible_rows = np.flatnonzero((raster.region_map == number).any(1))
         if not len(visible_rows):

@@ -5,8 +5,8 @@ import numpy as np
 from c2fmae.data.generated.arrays import FloatArray
 
 
-def _colours(names: str) -> FloatArray:
-    channels = np.frombuffer(bytes.fromhex(names), np.uint8).astype(np.float32) / 255
+def _colours(hex_codes: str) -> FloatArray:
+    channels = np.frombuffer(bytes.fromhex(hex_codes), np.uint8).astype(np.float32) / 255
     return channels.reshape(-1, 3)
 
 

@@ -113,4 +113,4 @@ STUFF: dict[str, Stuff] = {
     "snow": Stuff(_snow, (0.60, 0.70, 0.84), (0.99, 0.99, 1.00), 0.025, 5),
     "water": Stuff(_water, (0.08, 0.32, 0.46), (0.70, 0.90, 0.92)),
 }
-"""By name, in the order of their semantic ids."""
+"""Stuff by name, in the order of semantic ids."""

@@ -5,7 +5,7 @@ from typing import Literal
 from c2fmae.data.generated.shapes import ShapeFn, box, clip_above, disc, mirror, oval, polygon, ring, union
 
 ColourRole = Literal["body", "second", "dark", "light"]
-"""The colour of a thing that a part has."""
+"""The role of a part's colour among the colours of its thing."""
 ThingParts = tuple[tuple[ShapeFn, ColourRole], ...]
 
 MAX_EXTENT = 1.35

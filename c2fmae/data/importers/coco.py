@@ -81,7 +81,7 @@ class CocoInstances(ImportedScenes):
     """COCO with instance annotations, in the label space of its panoptic maps.
 
     Pixels in no object have no class (255) and instance id 0. Where objects overlap, the smaller one is on top. Objects
-    are numbered 1, 2, … in the order of the file; the number of one that is completely covered is not used. A crowd has
+    are numbered 1, 2, … in the order of the file; the number of a completely covered object is not used. A crowd has
     its class, and 255 in the instance map. An image may have no object.
     """
 
@@ -168,7 +168,7 @@ def _read_annotations(root: Path, kind: str, split: str) -> tuple[Path, dict[str
 
 
 def _read_column(path: Path, document: Mapping[str, Any], table: str, key: str, *kinds: type) -> list[Any]:
-    """Return one value of every entry of a list; raise an error for a missing one or one of another type."""
+    """Return the value of a key in every entry of a list. Raise an error if one is missing or of another type."""
     if not isinstance(document.get(table), list):
         raise UserError(f"{path}: has no list {table!r}. Use the file of the official release")
     values = [entry.get(key) if isinstance(entry, dict) else None for entry in document[table]]
@@ -196,7 +196,7 @@ def _check_category_ids(path: Path, table: str, categories: SegmentIds, classes:
     ids, counts = np.unique(categories[~_is_in_classes(categories, classes)], return_counts=True)
     if len(ids):
         raise UserError(
-            f"{path}: category {ids[0]} of {counts[0]} {table} is not one of the {len(classes)} that COCO has there."
+            f"{path}: category {ids[0]} of {counts[0]} {table} is not one of the {len(classes)} categories of COCO."
             " Use the file of the official release"
         )
 

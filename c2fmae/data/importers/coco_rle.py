@@ -39,8 +39,8 @@ def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], l
 def paint_outlines(outlines: Sequence[bytes], size: tuple[int, int]) -> Int64[np.ndarray, "height width"]:
     """Return k at the pixels of the k-th outline, counted from 1, and 0 elsewhere.
 
-    Larger ones are painted first, and of equal ones the earlier, so that small ones stay on top. Only one is filled at
-    a time, so the memory does not depend on their number.
+    Larger outlines are painted first, equal ones in the given order, so that small ones stay on top. They are filled
+    one at a time, so the memory does not depend on their number.
     """
     height, width = size
     runs = [_decode_rle(counts) for counts in outlines]

@@ -1,4 +1,4 @@
-"""Code that all importers share: scenes whose images are files, and checks of what is missing."""
+"""Shared code of all importers: scenes whose images are files, and checks of files and directories."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -22,7 +22,7 @@ from c2fmae.data.scenes import check_index
 
 @dataclass(frozen=True)
 class IdMap:
-    """A map as it will be in the scene, and its file for messages."""
+    """A decoded map, with its location for messages."""
 
     location: str
     ids: Integer[np.ndarray, "height width"]
@@ -78,7 +78,7 @@ def numbers_to_instance_ids(numbers: Integer[np.ndarray, "..."]) -> Integer[np.n
 
 
 def read_colour_png(path: Path) -> Int32[np.ndarray, "3 height width"]:
-    """Read a PNG whose red, green and blue values are numbers."""
+    """Read a PNG whose red, green and blue channels encode numbers."""
     return decode_image(read_file(path), str(path)).numpy().astype(np.int32)
 
 
@@ -99,7 +99,7 @@ def check_dir_exists(folder: Path, hint: str = "Check the path") -> None:
 
 
 def check_split_exists(root: Path, split: str, known: Sequence[str], pattern: str) -> None:
-    """Raise an error for a split that does not exist; `pattern` is where `known` ones were found."""
+    """Raise an error for a split that does not exist; the `known` ones were found by a path `pattern`."""
     check_dir_exists(root)
     if not known:
         raise UserError(f"{root}: contains no {pattern}. Give the root directory of the official release")

@@ -41,7 +41,7 @@ def find_cells(source: Path) -> tuple[tuple[CellLocation, ...], tuple[str, ...]]
 
 
 def describe_missing_cells(cells: Collection[CellLocation]) -> tuple[str, ...]:
-    """Return which of the 15 corruptions are missing, and which severities of those that are there."""
+    """Return a sentence about the missing ones of the 15 corruptions, and one for each with missing severities."""
     present = {name: {cell.severity for cell in cells if cell.corruption == name} for name in _ALL_CORRUPTIONS}
     missing = [name for name in CORRUPTIONS if not present[name]]
     sentences = (
@@ -59,7 +59,7 @@ def list_class_dirs(cells: Sequence[CellLocation]) -> tuple[str, ...]:
 
 
 def _open_file_trees(source: Path, known_cells: Collection[tuple[str, int]]) -> Iterator[FileTree]:
-    """Yield a directory, then the tars in it; official ones that were extracted completely take minutes to index."""
+    """Yield a directory, then the tars in it that add cells: indexing an official tar takes minutes."""
     if not source.is_dir():
         yield open_file_tree(source)
         return

@@ -1,4 +1,4 @@
-"""Whether a set's classes are those of its suite."""
+"""Comparison of a set's classes with those of its suite."""
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.suites.label_map import SetLabels
@@ -6,14 +6,14 @@ from c2fmae.data.suites.suite import SUITES, Suite, find_suites_with_classes
 
 
 def check_classes(suite: Suite, labels: SetLabels, location: str) -> None:
-    """Raise an error for classes that the suite does not have: their images would all count as wrong."""
+    """Raise an error for classes that the suite does not have: all their images would count as misclassified."""
     text = describe_unexpected_classes(suite, labels)
     if text is not None:
         raise UserError(f"{location}: {text}")
 
 
 def describe_unexpected_classes(suite: Suite, labels: SetLabels) -> str | None:
-    """Return which classes are not the suite's, and which suites have them; None if all are."""
+    """Return a sentence about classes that the suite does not have, and the suites that do; None if there are none."""
     if suite.wnids is None:
         return None
     entries = [entry for entry in labels if entry]
@@ -33,7 +33,7 @@ def describe_unexpected_classes(suite: Suite, labels: SetLabels) -> str | None:
 
 
 def describe_missing_classes(suite: Suite, labels: SetLabels) -> str | None:
-    """Return how many of the suite's classes a set has; None if all."""
+    """Return a sentence about the number of the suite's classes that a set has; None if it has all of them."""
     if suite.wnids is None:
         return None
     wnids = suite.wnids()

@@ -14,7 +14,7 @@ from c2fmae.data.suites.label_map import SetLabels
 
 
 class ClassDirScenes:
-    """The images below a directory, listed on first use, with labels of a set that may have more classes than these."""
+    """The images below a directory, listed on first use, with the labels of a set that may have further classes."""
 
     def __init__(self, tree: FileTree, subdir: str, labels: SetLabels) -> None:
         self._tree, self._subdir, self._labels = tree, subdir, labels
@@ -22,7 +22,7 @@ class ClassDirScenes:
 
     @cached_property
     def _listed_scenes(self) -> tuple[Scenes, dict[int, int]]:
-        """The images as stored, and the set's label for each label of theirs."""
+        """The images with labels by directory, and the set's label for each of these labels."""
         scenes, location = self._tree.open_images(self._subdir), self._tree.describe_location(self._subdir)
         if unlabelled := next((key for key in scenes.keys if "/" not in key), None):
             raise UserError(f"{location}: {unlabelled!r} is in no class directory. Move it into one, or remove it")
@@ -30,7 +30,7 @@ class ClassDirScenes:
         for label, name in enumerate(scenes.info.label_names):
             if name not in label_by_dir:
                 hint = did_you_mean(name, label_by_dir) or "Rename or remove it"
-                raise UserError(f"{location}: directory {name!r} is none of the set's classes. {hint}")
+                raise UserError(f"{location}: directory {name!r} is not a class of the set. {hint}")
             set_label_by_dir_label[label] = label_by_dir[name]
         return scenes, set_label_by_dir_label
 

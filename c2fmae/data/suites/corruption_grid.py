@@ -31,7 +31,7 @@ _NUM_SAMPLED_PER_CELL = 8  # images that a check decodes
 
 
 class CorruptionGrid:
-    """CORRUPTION/SEVERITY/CLASS/NAME.JPEG in directories, in the official tars, or some in each."""
+    """The layout CORRUPTION/SEVERITY/CLASS/NAME.JPEG, in directories, in the official tars, or in both."""
 
     def open(self, suite: Suite, source: str | Path) -> ShiftedSet:
         """Open a set without listing its images."""
@@ -43,7 +43,7 @@ class CorruptionGrid:
 
 
 class GridOrLabelledImages:
-    """A corruption grid where there is one, else labelled images."""
+    """The layout of custom sets: a corruption grid if the source contains one, or else labelled images."""
 
     def open(self, suite: Suite, source: str | Path) -> ShiftedSet:
         """Open a set in its layout."""

@@ -21,7 +21,7 @@ class DirTree:
         return str(self.root / subdir)
 
     def list_dirs(self, subdir: str = "") -> tuple[str, ...]:
-        """Return the sorted names of the directories in one; those that `is_ignored_dir` are left out."""
+        """Return the sorted names of the directories in a directory, without those that `is_ignored_dir`."""
         try:
             with os.scandir(self.root / subdir) as entries:
                 return tuple(sorted(e.name for e in entries if e.is_dir() and not is_ignored_dir(e.name)))
@@ -54,7 +54,7 @@ class DirTree:
 
 
 def is_ignored_dir(name: str) -> bool:
-    """Return whether a directory is no class: it is hidden, or macOS added it to an archive.
+    """Return whether a directory is not a class: it is hidden, or macOS added it to an archive.
 
     >>> is_ignored_dir(".git"), is_ignored_dir("__MACOSX"), is_ignored_dir("cat")
     (True, True, False)

@@ -23,7 +23,7 @@ class FileTree(Protocol):
         """Return the name of a directory for messages."""
 
     def list_dirs(self, subdir: str = "") -> tuple[str, ...]:
-        """Return the sorted names of the directories in one; those that `is_ignored_dir` are left out."""
+        """Return the sorted names of the directories in a directory, without those that `is_ignored_dir`."""
 
     def list_files(self, subdir: str = "") -> list[str]:
         """Return the sorted paths of all files below a directory, relative to it."""
@@ -49,12 +49,12 @@ def is_shard(path: Path) -> bool:
     try:
         with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return any(member.name.endswith(".cls") for member in islice(tar, _NUM_PEEKED_MEMBERS))
-    except (tarfile.TarError, UserError):  # reported by what opens it
+    except (tarfile.TarError, UserError):  # the error is reported when the tar is opened
         return False
 
 
 def find_class_root(tree: FileTree) -> str:
-    """Return the directory that holds the class directories: some archives have one of their own around them."""
+    """Return the directory that contains the class directories: some archives put them into a single directory."""
     subdir = ""
     while len(names := tree.list_dirs(subdir)) == 1 and not is_wnid(names[0]):
         inner = f"{subdir}/{names[0]}".lstrip("/")

@@ -21,7 +21,7 @@ _MAX_LISTED = 5  # names in a finding
 
 @dataclass
 class ClassDirContents:
-    """The files of a directory of class directories, by what they are."""
+    """The files of a directory with class directories, by category."""
 
     images: Counter[str] = field(default_factory=Counter)
     """Number of images by class directory."""
@@ -36,7 +36,7 @@ class ClassDirContents:
 
 
 def classify_files(paths: Iterable[str]) -> ClassDirContents:
-    """Sort files by what they are; hidden ones, and texts beside the class directories, are ignored."""
+    """Classify files; hidden files, and files that are not images outside of class directories, are ignored."""
     contents = ClassDirContents()
     for path in paths:
         folder, _, name = path.rpartition("/")
@@ -92,7 +92,7 @@ def describe_unexpected_files(suite: Suite, dir_names: Sequence[str], contents: 
 
 
 def check_images_below(tree: FileTree, subdir: str, count: int, size: tuple[int, int] | None) -> tuple[list[str], int]:
-    """Return what is wrong with a sample of images below a directory, and the size of the sample."""
+    """Return findings about a sample of the images below a directory, and the size of the sample."""
     try:
         return check_sampled_images(tree.open_images(subdir), count, size)
     except UserError as error:  # two images of one name, or no image
@@ -100,7 +100,7 @@ def check_images_below(tree: FileTree, subdir: str, count: int, size: tuple[int,
 
 
 def check_sampled_images(scenes: Scenes, count: int, size: tuple[int, int] | None) -> tuple[list[str], int]:
-    """Return what is wrong with at most `count` images, evenly spaced, and how many were decoded.
+    """Return findings about at most `count` images, evenly spaced, and the number of images that were decoded.
 
     `size` is the expected height and width; None accepts any.
     """

@@ -1,4 +1,4 @@
-"""Label maps: which classes of a model count as correct for each label of a set.
+"""Label maps: the classes of a model that count as correct for each label of a set.
 
 Classes are matched by WordNet id, or by name where neither side has one; never by position.
 """
@@ -12,10 +12,10 @@ from torch import Tensor
 from c2fmae.core.labels import LabelInfo
 
 SetLabels = tuple[LabelInfo | None, ...]
-"""A set's own classes by label; None for a label without a class."""
+"""The classes of a set by label; None for a label without a class."""
 
 LabelMap = tuple[tuple[LabelInfo, ...], ...]
-"""By label of a set, the model classes whose prediction is correct; none excludes the label's images.
+"""The model classes that are correct, by label of a set. An empty tuple excludes the label's images.
 
 - One class per label: `identity_label_map`.
 - Many to one: a label such as "dog" accepts every breed among a model's classes.
@@ -41,7 +41,7 @@ def class_key(label: LabelInfo) -> tuple[str, str]:
 def find_accepted_columns(
     label_map: LabelMap, model_labels: Sequence[LabelInfo | None]
 ) -> Bool[Tensor, "label column"]:
-    """Return which logits of a model are correct for each label of a set, as a table to index by image.
+    """Return a table that is true where a logit of a model is correct for a label of a set.
 
     With `labels` and `predicted` columns of images, `accepted[labels, predicted]` is true for those that are classified
     correctly. An image counts if its label is at least 0 and `accepted[label].any()`: where a model has none of the

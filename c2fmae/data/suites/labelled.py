@@ -33,10 +33,10 @@ _NUM_SAMPLED = 64  # images that a check decodes
 
 
 class LabelledImages:
-    """CLASS/NAME.jpg in a directory or a tar, or any source of scenes with labels; one cell."""
+    """The layout CLASS/NAME.jpg in a directory or a tar, or any source of scenes with labels; one cell."""
 
     def open(self, suite: Suite, source: str | Path) -> ShiftedSet:
-        """Open a set; classes that the suite does not have are an error."""
+        """Open a set. Raise a `UserError` if it has classes that the suite does not have."""
         scenes, labels = _open_labelled_scenes(suite, source)
         identity = compute_scenes_digest(scenes, suite.name)
         cell = Cell(None, None, scenes, suite.num_images, identity)
@@ -81,7 +81,7 @@ def _open_labelled_scenes(suite: Suite, source: str | Path) -> tuple[Scenes, Set
             for entry in stored.info.labels
         )
         if not labels or (isinstance(stored, StoredScenes) and bool((stored.labels < 0).any())):
-            raise UserError(f"{source}: images without a label. Use labelled shards, or a directory for each class")
+            raise UserError(f"{source}: has images without a label. Use labelled shards, or a directory for each class")
         check_classes(suite, _collect_used_labels(stored, labels), str(source))
         return stored, labels
     tree, subdir = class_dirs
@@ -106,7 +106,7 @@ def _find_class_dirs(source: str | Path) -> tuple[FileTree, str] | None:
 
 
 def _find_only_tar(folder: Path) -> Sequence[Path]:
-    """Return the tar of a directory that holds one archive and nothing else to open."""
+    """Return the tar of a directory that contains one archive and no directories."""
     tars = [*folder.glob("*.tar")]
     has_dirs = any(path.is_dir() and not is_ignored_dir(path.name) for path in folder.iterdir())
     return tars if len(tars) == 1 and not is_shard(tars[0]) and not has_dirs else ()

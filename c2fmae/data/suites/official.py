@@ -1,4 +1,4 @@
-"""The suites of ImageNet and its shifted versions, and the one for sets of your own."""
+"""The suites of ImageNet and its shifted versions, and the suite of custom sets."""
 
 from functools import cache
 from importlib.resources import files

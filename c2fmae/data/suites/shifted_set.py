@@ -1,4 +1,4 @@
-"""Evaluation sets as they are opened: cells of labelled images, and how predictions on them count."""
+"""Opened evaluation sets: cells of labelled images, and the model classes that are correct for each label."""
 
 from dataclasses import dataclass
 
@@ -13,20 +13,20 @@ class Cell:
     corruption: str | None
     severity: int | None
     scenes: Scenes
-    """Those of a corruption set are listed on first use: listing millions of files takes minutes."""
+    """Labelled images. Those of a corruption set are listed on first use: listing millions of files takes minutes."""
     expected_images: int | None
     """Number of images in the complete cell; None if unknown."""
     identity: str = ""
-    """Changes when images of this cell are added or removed, but not with other cells: see `ShiftedSet.identity`."""
+    """A digest that changes when images of this cell are added or removed; see `ShiftedSet.identity`."""
 
     @property
     def count_sentence(self) -> str | None:
-        """How the number of images differs from the expected one; None if it does not. Lists the files on first use."""
+        """A sentence if the number of images is not the expected one, or else None. Lists the files on first use."""
         return describe_count_difference(len(self.scenes), self.expected_images)
 
 
 def describe_count_difference(count: int, expected: int | None) -> str | None:
-    """Return how a number of images differs from the expected one; None if it does not, or nothing is expected.
+    """Return a sentence if a number of images is not the expected one; None if it is, or if none is expected.
 
     >>> describe_count_difference(7123, 7500)
     '7,123 of 7,500 images: the set is incomplete'
@@ -47,20 +47,20 @@ class ShiftedSet:
     """Name of the registered suite."""
     cells: tuple[Cell, ...]
     labels: SetLabels
-    """The set's own classes, by the `label` of its scenes."""
+    """The classes of the set, by the `label` of its scenes."""
     protocol_wnids: tuple[str, ...] | None
     """WordNet ids of the classes among which a model chooses, where the protocol restricts it to a list of its own
     (the 200 classes of ImageNet-A and -R); None otherwise."""
     is_cropped: bool
-    """Whether images are stored as a model takes them, so that they are neither resized nor cropped."""
+    """Whether images are stored in the crop for evaluation, so that they are neither resized nor cropped."""
     creation_sentence: str | None
-    """How the set was created with this package; None for a released set."""
+    """A sentence about how the set was created with this package; None for a released set."""
     warnings: tuple[str, ...]
-    """What is missing or unexpected, a sentence each; for single cells see `Cell.count_sentence`."""
+    """A sentence for everything that is missing or unexpected; for single cells see `Cell.count_sentence`."""
     identity: str
-    """Changes when images are added, removed or relabelled, as far as modification times of directories and tars show
-    it, or keys and sampled images. Cached predictions depend on it. An image of a directory that is replaced under the
-    same name may leave it unchanged."""
+    """A digest for cached predictions, which changes when images are added, removed or relabelled. It is computed from
+    modification times of directories and tars, or from keys and sampled images, so replacing an image in a directory
+    under the same name may leave it unchanged."""
     label_map: LabelMap | None = None
     """Model classes that are correct for each label; None if each label accepts its own class only."""
 

@@ -1,7 +1,7 @@
 """The registry of suites: kinds of evaluation sets, by name.
 
-A suite defines which classes and how many images a set has, how its files are laid out, and which model classes count
-as correct. Another package adds one by registering it:
+A suite defines the classes, number of images and file layout of a set, and the model classes that count as correct.
+Another package adds one by registering it:
 
     SUITES.register("birds", "Birds: photographs of 20 families.")(
         Suite(name="birds", title="Birds", layout=LabelledImages(), num_images=2_000, label_map=families_to_classes)
@@ -34,12 +34,12 @@ class SuiteCheckReport:
 
 @runtime_checkable
 class Layout(Protocol):
-    """How the files of a set are arranged. `source` is a directory, a tar, or anything that `open_scenes` takes."""
+    """The file layout of a set. `source` is a directory, a tar, or anything that `open_scenes` takes."""
 
     def open(self, suite: "Suite", source: str | Path) -> ShiftedSet:
-        """Open a set; raise a `UserError` for one that cannot be evaluated, and list lesser problems as `warnings`.
+        """Open a set, with minor problems in `warnings`. Raise a `UserError` if the set cannot be evaluated.
 
-        Every scene's `label` is an index into `labels` and the label map, or None for an image that does not count.
+        Every scene's `label` is an index into `labels` and the label map, or None for an image that is excluded.
         """
 
     def check(self, suite: "Suite", source: str | Path) -> SuiteCheckReport:
@@ -51,7 +51,7 @@ class Suite:
     """A kind of evaluation set."""
 
     name: str
-    """As registered."""
+    """Registered name."""
     title: str
     """Name for messages and reports."""
     layout: Layout
@@ -62,16 +62,16 @@ class Suite:
     images_per_class: int | None = None
     """Number of images of each class, if all have the same."""
     image_size: tuple[int, int] | None = None
-    """Height and width of all images of a released set that a model takes as they are; None if it resizes and crops."""
+    """Height and width of the images of a released set that is not resized or cropped for evaluation, or else None."""
     is_restricted: bool = False
     """Whether a model chooses among the set's classes only, as on ImageNet-A and -R, or among all of its own."""
     label_map: Callable[[SetLabels], LabelMap] = identity_label_map
-    """Which model classes are correct for each label of a set. A layout in which images have several labels writes
-    `ShiftedSet.label_map` itself."""
+    """Function that returns the model classes that are correct for each label of a set. A layout in which images have
+    several labels sets `ShiftedSet.label_map` itself."""
     aliases: tuple[str, ...] = ()
     """Short names that `resolve_suite` accepts."""
     class_dirs_hint: str = "Move the images of each class into a directory of its own"
-    """How to fix a source without class directories."""
+    """Advice for a source without class directories."""
 
     @property
     def protocol_wnids(self) -> tuple[str, ...] | None:
@@ -113,7 +113,7 @@ def choose_set_name(suite: Suite, source: str | Path, info: DatasetInfo) -> str:
 
 
 def find_suites_with_classes(wnids: set[str]) -> tuple[str, ...]:
-    """Return the suites with the fewest classes among those that have all the given ones; none for no classes.
+    """Return the suites with the fewest classes among those that contain all given classes; empty without classes.
 
     >>> find_suites_with_classes({"n01443537"}), find_suites_with_classes({"n01440764", "cat"})
     (('imagenet-r',), ())

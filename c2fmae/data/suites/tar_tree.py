@@ -1,6 +1,6 @@
-"""Class directories inside a tar, as benchmarks are distributed: every image is one read away, without extraction.
+"""Class directories inside a tar, as benchmarks are distributed, with random access to images without extraction.
 
-Unlike in a shard, every image is a sample of its own, its name may contain dots, and its class is its directory. The
+Unlike in a shard, every image is a separate sample, its name may contain dots, and its class is its directory. The
 index of NAME.tar is built once and saved beside it as NAME.tar.tree.index.
 """
 
@@ -36,7 +36,7 @@ class TarTree:
         return f"{self.tar}: {subdir}" if subdir else str(self.tar)
 
     def list_dirs(self, subdir: str = "") -> tuple[str, ...]:
-        """Return the sorted names of the directories in one; those that `is_ignored_dir` are left out."""
+        """Return the sorted names of the directories in a directory, without those that `is_ignored_dir`."""
         rows, names = self._rows_below(subdir), list[str]()
         prefix_length, row = len(_with_slash(subdir)), rows.start
         while row < rows.stop:

@@ -147,8 +147,8 @@ def test_a_too_small_image_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         corrupt_image(noise(3, 40, 31), "fog", 1, 0)
     assert str(caught.value) == (
-        "an image of 31×40 pixels (expected at least 32 on each side). Resize all images with --image-size 32, or leave"
-        " it out"
+        "the image has 31×40 pixels (expected at least 32 on each side). Resize all images with --image-size 32, or"
+        " remove the image"
     )
 
 

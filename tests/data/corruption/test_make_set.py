@@ -281,8 +281,8 @@ def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
         ),
         (
             InMemory(shape=(3, 31, 50)),
-            "sample 'x/b.1': an image of 50×31 pixels (expected at least 32 on each side). Resize all images with"
-            " --image-size 32, or leave it out",
+            "sample 'x/b.1': the image has 50×31 pixels (expected at least 32 on each side). Resize all images with"
+            " --image-size 32, or remove the image",
         ),
         (
             InMemory(keys=("a/b_c", "a_b/c", "d/c"), labels=(0, 0, 0)),

@@ -446,7 +446,7 @@ GOOD = thing(5, box(0, 0, 1, 1))
         ),
         (
             {"annotations": [GOOD | {"category_id": 12}, GOOD | {"category_id": 12}]},
-            "category 12 of 2 annotations is not one of the 80 that COCO has there. Use the file of the official"
+            "category 12 of 2 annotations is not one of the 80 categories of COCO. Use the file of the official"
             " release",
         ),
         (
@@ -478,7 +478,7 @@ def test_segments_of_an_unknown_category_are_refused(tmp_path: Path) -> None:
     root = panoptic(tmp_path, (np.full((4, 6), 1), [segment(1, 26)]))
     assert_user_error(
         lambda: CocoPanoptic(root, "val"),
-        f"{root}/annotations/panoptic_val.json: category 26 of 1 segments is not one of the 133 that COCO has there."
+        f"{root}/annotations/panoptic_val.json: category 26 of 1 segments is not one of the 133 categories of COCO."
         " Use the file of the official release",
     )
 

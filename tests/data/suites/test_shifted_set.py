@@ -181,7 +181,7 @@ def test_sources_in_no_known_layout_are_refused(tmp_path: Path) -> None:
     nested = write_as_folder(tmp_path / "nested", class_files(f"{VAL[0]}/", ["more"]) | class_files("", VAL))
     assert_user_error(
         lambda: open_shifted_set("imagenet-val", nested),
-        f"{nested}: directory '{VAL[0]}/more' is none of the set's classes. Did you mean '{VAL[0]}'?",
+        f"{nested}: directory '{VAL[0]}/more' is not a class of the set. Did you mean '{VAL[0]}'?",
     )
     stray = write_as_folder(tmp_path / "stray", class_files("", VAL) | {"stray.jpg": make_jpeg("s")})
     assert_user_error(
@@ -212,7 +212,7 @@ def test_a_shard_without_labels_is_refused(tmp_path: Path) -> None:
     shard = write_as_shard(tmp_path / "s.tar", [("a", make_jpeg("a"), 0)])
     assert_user_error(
         lambda: open_shifted_set("custom", shard),
-        f"{shard}: images without a label. Use labelled shards, or a directory for each class",
+        f"{shard}: has images without a label. Use labelled shards, or a directory for each class",
     )
 
 
