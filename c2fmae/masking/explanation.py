@@ -1,4 +1,4 @@
-"""How many patches of each region a policy is to hide, and how many a mask hides."""
+"""Comparison of the numbers of patches that a policy hides on average in each region, and that a mask hides."""
 
 from typing import NamedTuple
 
@@ -20,9 +20,9 @@ class Quota(NamedTuple):
     """`class 7`, `ignore`, `objects` or `background`."""
     num_patches: int
     requested: float | None
-    """How many of them the policy hides on average, before rounding; None if it has no `mask_probabilities`."""
+    """Average number of these patches that the policy hides, before rounding; None without `mask_probabilities`."""
     num_hidden: int
-    """How many of them the mask hides."""
+    """Number of these patches that the mask hides."""
 
 
 def explain(

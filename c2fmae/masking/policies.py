@@ -1,8 +1,8 @@
 """Masking policies: masks with a name and options, for configs and plug-ins.
 
 A policy is a frozen dataclass of plain options with a method `hide`, which makes a mask from given noise. It may also
-have `required_maps`, `mask_probabilities` and `curriculum`: each is declared by a protocol below, with what is assumed
-of a policy that lacks it. Another package adds a policy by registering it in `POLICIES`.
+have `required_maps`, `mask_probabilities` and `curriculum`. The protocols below declare them, and describe the default
+for a policy without them. Another package adds a policy by registering it in `POLICIES`.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class MaskNoise(NamedTuple):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Chooses the patches to hide; a row of the batch is an image, or one granularity of an image."""
+    """A policy that chooses the patches to hide. A row of the batch is an image, or one granularity of an image."""
 
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float
@@ -95,7 +95,7 @@ class CurriculumPolicy(Policy, Protocol):
 
     @property
     def curriculum(self) -> Callable[[float], tuple[float, float]]:
-        """Maps progress to (α, β)."""
+        """The function from progress to (α, β)."""
         ...
 
 
@@ -118,7 +118,7 @@ class SemanticPolicy:
 
     required_maps: ClassVar = ("semantic",)
     weights: tuple[float, ...] | None = None
-    """By class id; None means 1 for every class."""
+    """Weights by class id; None means 1 for every class."""
 
     def __post_init__(self) -> None:
         if self.weights is not None and not all(weight >= 0 for weight in self.weights):
@@ -127,7 +127,7 @@ class SemanticPolicy:
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
     ) -> Bool[Tensor, "batch patch"]:
-        """See `semantic_mask`."""
+        """Return `semantic_mask` of the regions with the class weights."""
         weights = self._weight_tensor(patches)
         return semantic_mask(patches.regions, noise.semantic, num_masked, weights=weights, ignore=patches.ignore)
 
@@ -167,7 +167,7 @@ class InstancePolicy:
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
     ) -> Bool[Tensor, "batch patch"]:
-        """See `instance_mask`."""
+        """Return `instance_mask` of the selected objects."""
         return instance_mask(
             self._select_objects(patches),
             noise.instance,
@@ -201,7 +201,7 @@ class RandomPolicy:
     def hide(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], noise: MaskNoise, *, progress: float = 0.0
     ) -> Bool[Tensor, "batch patch"]:
-        """See `random_mask`."""
+        """Return `random_mask`, which reads no map."""
         return random_mask(noise.random, num_masked)
 
     def mask_probabilities(
@@ -260,9 +260,10 @@ class ProgressivePolicy:
     def mask_probabilities(
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float
     ) -> Float64[Tensor, "batch patch"]:
-        """Return the average of the three, weighted by α, β, 1 - α - β; for `topk`, the one with a coefficient above ½.
+        """Return the average of the three policies' probabilities, weighted by α, β and 1 - α - β.
 
-        `quota` deviates from it by a few per cent, because it takes no patch twice.
+        For `topk`, return those of the policy with a coefficient above ½, if there is one. The masks of `quota` deviate
+        from the average by a few per cent, because it takes no patch twice.
         """
         coefficients = validate_coefficients(*self.curriculum(progress), patches.regions)
         if self.blend == "topk":

@@ -86,9 +86,8 @@ def _majority_by_counting(cells: Tensor, ignore: int) -> Tensor:
     dtype = torch.int16 if is_short else torch.int32
     votes = torch.zeros(batch, grid_rows, grid_columns, 256, dtype=dtype, device=cells.device)
     two = votes.new_full((), 2).expand(batch, grid_rows, grid_columns, columns)
-    for row in range(
-        rows
-    ):  # one row of each patch at a time: the int64 index of all would take 8 × the memory of the map
+    # One row of each patch at a time: the int64 index of all rows would take 8 × the memory of the map.
+    for row in range(rows):
         votes.scatter_add_(3, cells[:, :, row].long(), two)
     if 0 <= ignore < 256:
         votes[..., ignore].clamp_(max=1)

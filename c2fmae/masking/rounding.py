@@ -1,4 +1,4 @@
-"""The rounding rule of the project, `apportion`, and the shares that budgets are rounded from."""
+"""Rounding of budgets by largest remainder (`apportion`), and sampling of the shares of granularities."""
 
 from typing import NamedTuple
 
@@ -107,14 +107,16 @@ def _find_level(weights: Tensor, total: Tensor, capacity: Tensor) -> tuple[Tenso
     total = total.long().clamp(min=0).unsqueeze(1).minimum(capacity.sum(dim=1, keepdim=True))
 
     is_weighted = weights > 0
-    held = capacity.where(is_weighted, 0).sum(dim=1, keepdim=True)
-    spills = total > held  # the weighted bins are full, and the others divide the excess
-    weights = torch.where(spills, capacity.where(~is_weighted, 0).to(weights.dtype), weights)
-    is_full = (spills & is_weighted) | _find_full_bins(weights, torch.where(spills, total - held, total), capacity)
+    weighted_capacity = capacity.where(is_weighted, 0).sum(dim=1, keepdim=True)
+    has_excess = total > weighted_capacity  # the weighted bins are full, and the others divide the excess
+    weights = torch.where(has_excess, capacity.where(~is_weighted, 0).to(weights.dtype), weights)
+    is_full = (has_excess & is_weighted) | _find_full_bins(
+        weights, torch.where(has_excess, total - weighted_capacity, total), capacity
+    )
     weights = weights.where(~is_full, 0)
     rest = total - capacity.where(is_full, 0).sum(dim=1, keepdim=True)
-    weight = weights.sum(dim=1, keepdim=True)
-    return total, _Level(is_full, weights, rest, weight.where(weight > 0, 1))
+    total_weight = weights.sum(dim=1, keepdim=True)
+    return total, _Level(is_full, weights, rest, total_weight.where(total_weight > 0, 1))
 
 
 def _find_full_bins(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
@@ -127,11 +129,11 @@ def _find_full_bins(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
     is_weighted = weights > 0
     ratio = torch.where(is_weighted, capacity.double() / weights.where(is_weighted, 1), torch.inf)
     order = ratio.argsort(dim=1)
-    weight = weights.gather(1, order)
-    held = capacity.where(is_weighted, 0).gather(1, order)
-    held_before = held.cumsum(dim=1) - held
-    weight_from_here = weight.flip(1).cumsum(dim=1).flip(1)
-    is_full = (weight > 0) & (held * weight_from_here <= (total - held_before) * weight)
+    sorted_weight = weights.gather(1, order)
+    sorted_capacity = capacity.where(is_weighted, 0).gather(1, order)
+    capacity_before = sorted_capacity.cumsum(dim=1) - sorted_capacity
+    remaining_weight = sorted_weight.flip(1).cumsum(dim=1).flip(1)
+    is_full = (sorted_weight > 0) & (sorted_capacity * remaining_weight <= (total - capacity_before) * sorted_weight)
     return torch.zeros_like(is_full).scatter(1, order, is_full)
 
 
