@@ -58,7 +58,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm cross-attention and MLP; MultiMAE has no `query_residual`: it does not add the queries to the output."""
+    """Pre-norm cross-attention and MLP. With `query_residual` (not in MultiMAE), queries are added to the output."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *, query_residual: bool = True) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ class PredictionHead(nn.Linear):
 class MultiGranularAutoencoder(nn.Module):
     """One encoder for the visible patches of all granularities, a decoder, and a head for each prediction.
 
-    Maps and masks in, predictions out: sampling masks and computing losses happen outside.
+    It takes maps and masks, and returns predictions. Masks are sampled, and losses computed, outside of the model.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ class ImageEmbedding(nn.Module):
         self.norm = patch_embed.norm
 
     def forward(
-        self, maps: Float[Tensor, "batch channels height width"], patch_idx: Int[Tensor, " place"]
-    ) -> Float[Tensor, "place dim"]:
+        self, maps: Float[Tensor, "batch channels height width"], patch_idx: Int[Tensor, " selected"]
+    ) -> Float[Tensor, "selected dim"]:
         """Return the tokens of these patches, which are indexed through the whole batch."""
         pixels = gather_patches(maps, self.patch, patch_idx).flatten(1)
         return self.norm(F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias))  # type: ignore[no-any-return]
@@ -44,8 +44,8 @@ class IdEmbedding(nn.Module):
         self.proj = nn.Linear(class_dim * self.patch**2, dim)
 
     def forward(
-        self, maps: Integer[Tensor, "batch height width"], patch_idx: Int[Tensor, " place"]
-    ) -> Float[Tensor, "place dim"]:
+        self, maps: Integer[Tensor, "batch height width"], patch_idx: Int[Tensor, " selected"]
+    ) -> Float[Tensor, "selected dim"]:
         """Return the tokens of these patches, which are indexed through the whole batch."""
         ids = gather_patches(maps, self.patch, patch_idx).flatten(1).int()
         cells = self.classes(torch.where(ids == IGNORE, self.num_classes, ids))
@@ -76,7 +76,7 @@ class Embeddings(nn.ModuleDict):
         granularity = (masks.visible_idx // num_patches).flatten()
         image = torch.arange(batch, device=granularity.device).repeat_interleave(num_visible)
         patch_idx = image * num_patches + (masks.visible_idx % num_patches).flatten()
-        # One more, which is blank: the fill value of `_member_indices` points to it.
+        # A blank patch at the end, to which the fill value of `_member_indices` points.
         patch_idx = F.pad(patch_idx, (0, 1), value=batch * num_patches)
         tokens = None
         for index, name in enumerate(masks.granularities):

@@ -81,9 +81,9 @@ class Encoder(DeviceAwareAttention):
         self, tokens: Float[Tensor, "batch token dim"], depths: Sequence[int]
     ) -> list[Float[Tensor, "batch latent dim"]]:
         """Return the outputs of these blocks, counted from 1; the norm is applied to that of the last block only."""
-        if wrong := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
+        if invalid := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
             raise UserError(
-                f"depth: expected a block from 1 to {len(self.blocks)}, got {wrong[0]}. Choose another block"
+                f"depth: expected a block from 1 to {len(self.blocks)}, got {invalid[0]}. Choose another block"
             )
         x, outputs = self._prepend_prefix(tokens), {}
         for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
@@ -106,22 +106,22 @@ def create_vit(
     norm_eps: float | None = None,
     **shape: Any,
 ) -> VisionTransformer:
-    """Return a plain ViT of timm without a head; its weights are not initialised. Other models are an error.
+    """Return a plain ViT of timm without a head; its weights are not initialised. Reject other models.
 
     `shape` overrides arguments of the named ViT: timm's patch_size, embed_dim, depth, num_heads, mlp_ratio. The last
-    norm comes before pooling, with `fc_norm=True` after it, with None where timm has it. An `image_size` of None is
-    that of the named ViT.
+    norm comes before pooling, with `fc_norm=True` after pooling, and with None where timm has it. With an `image_size`
+    of None, that of the named ViT is used.
     """
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models("vit_*"))
         raise UserError(f"encoder: timm has no model named {name!r}. {hint or 'See timm.list_models()'}")
-    size: dict[str, Any] = {"img_size": tuple(image_size)} if image_size else {}
+    vit_options: dict[str, Any] = {"img_size": tuple(image_size)} if image_size else {}
     if norm_eps:
-        size["norm_layer"] = partial(LayerNorm, eps=norm_eps)
+        vit_options["norm_layer"] = partial(LayerNorm, eps=norm_eps)
     try:
         vit = timm.create_model(
             name,
-            **size,
+            **vit_options,
             in_chans=channels,
             num_classes=0,
             drop_path_rate=drop_path,

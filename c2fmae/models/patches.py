@@ -16,7 +16,7 @@ def label_stride(patch: int) -> int:
 
 
 def compute_grid(name: str, maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> tuple[int, int]:
-    """Return the rows and columns of patches; a size that is not a multiple of the patch size is an error."""
+    """Return the rows and columns of patches. Raise a `UserError` if the size is not a multiple of the patch size."""
     height, width = maps.shape[-2:]
     if height % patch or width % patch or not height * width:
         raise UserError(
@@ -48,8 +48,8 @@ def unpatchify(
 
 
 def gather_patches(
-    maps: Shaped[Tensor, "batch *channels height width"], patch: int, patch_idx: Int[Tensor, " place"]
-) -> Shaped[Tensor, "place channels {patch} {patch}"]:
+    maps: Shaped[Tensor, "batch *channels height width"], patch: int, patch_idx: Int[Tensor, " selected"]
+) -> Shaped[Tensor, "selected channels {patch} {patch}"]:
     """Return the selected patches, which are indexed through the whole batch; id maps have one channel.
 
     An index past the last patch gives zeros.

@@ -18,11 +18,11 @@ def sincos_positions(
     quarter = torch.arange(dim // 4, dtype=torch.float64, device=device)
     frequency = 10_000 ** (-quarter / (dim // 4))
 
-    def along(cells: int) -> Tensor:
+    def encode_axis(cells: int) -> Tensor:
         angle = torch.arange(cells, dtype=torch.float64, device=device).unsqueeze(1) * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
     rows, columns = grid
-    column = along(columns).unsqueeze(0).expand(rows, -1, -1)
-    row = along(rows).unsqueeze(1).expand(-1, columns, -1)
+    column = encode_axis(columns).unsqueeze(0).expand(rows, -1, -1)
+    row = encode_axis(rows).unsqueeze(1).expand(-1, columns, -1)
     return torch.cat([column, row], dim=2).flatten(0, 1)

@@ -73,7 +73,7 @@ def backbone_from_timm_names(contents: SourceContents, allow_missing: Sequence[s
 
 
 def backbone_from_c2fmae_names(contents: SourceContents, allow_missing: Sequence[str] = ()) -> Backbone:
-    """Build a backbone from tensors under c2fmae's names (`encoder.blocks.…`); a missing last norm is added."""
+    """Build a backbone from tensors under c2fmae's names (`encoder.blocks.…`). A missing last norm is added."""
     vit = vit_from_spec(contents.spec)
     tensors, unused = _split_unused((HEAD_PREFIX,), contents)
     backbone, notes = wrap_vit(vit, contents.spec), list(contents.notes)
@@ -178,21 +178,21 @@ def _fit_positions(
     table, model_table, grid = tensors.get("pos_embed"), vit.pos_embed, vit.patch_embed.grid_size
     if table is None or model_table is None or table.ndim != 3 or table.shape[2] != model_table.shape[2]:
         return {}, False
-    prefix = model_table.shape[1] - vit.patch_embed.num_patches
-    count = table.shape[1] - prefix
-    side, patch = math.isqrt(max(count, 0)), vit.patch_embed.patch_size[0]
-    old = (side, side) if side**2 == count else grid
+    num_prefix = model_table.shape[1] - vit.patch_embed.num_patches
+    num_positions = table.shape[1] - num_prefix
+    side, patch = math.isqrt(max(num_positions, 0)), vit.patch_embed.patch_size[0]
+    old_grid = (side, side) if side**2 == num_positions else grid
     if contents.pos_embed_image_size:
-        old = (contents.pos_embed_image_size[0] // patch, contents.pos_embed_image_size[1] // patch)
-    if old[0] * old[1] != count or not count:
+        old_grid = (contents.pos_embed_image_size[0] // patch, contents.pos_embed_image_size[1] // patch)
+    if old_grid[0] * old_grid[1] != num_positions or not num_positions:
         raise UserError(
             f"{contents.source}: pos_embed has {table.shape[1]} positions, which is not a square grid of patches. "
             "Set image_size to the height and width of its images"
         )
-    prefix_positions, positions = table[0, :prefix], table[0, prefix:]
-    if is_sincos_table(positions, old) and bool((prefix_positions.abs() < _POSITION_TOLERANCE).all()):
+    prefix_positions, positions = table[0, :num_prefix], table[0, num_prefix:]
+    if is_sincos_table(positions, old_grid) and bool((prefix_positions.abs() < _POSITION_TOLERANCE).all()):
         computed = sincos_positions(grid, vit.embed_dim)
-        tensors["pos_embed"] = torch.cat([computed.new_zeros(prefix, vit.embed_dim), computed]).unsqueeze(0)
+        tensors["pos_embed"] = torch.cat([computed.new_zeros(num_prefix, vit.embed_dim), computed]).unsqueeze(0)
         return {}, True
-    tensors["pos_embed"], description = resize_positions(table, old, grid, prefix)
+    tensors["pos_embed"], description = resize_positions(table, old_grid, grid, num_prefix)
     return {"pos_embed": description} if description else {}, False

@@ -24,7 +24,7 @@ BackboneInput = Mapping[str, Shaped[Tensor, "batch *map"]] | Float[Tensor, "batc
 
 
 class Backbone(nn.Module):
-    """An encoder with the embeddings of its granularities; it masks nothing.
+    """An encoder with the embeddings of its granularities, applied to all patches without masking.
 
     For images only, `tokens` equals timm's `forward_features` with the same weights, and `pooled` equals
     `forward_head(forward_features(…), pre_logits=True)`.
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
 
     @property
     def granularities(self) -> tuple[str, ...]:
-        """The granularities that it takes, in the order of the tokens."""
+        """The input granularities, in the order of the tokens."""
         return tuple(self.embeddings)
 
     @property
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         return self.encoder.num_prefix_tokens
 
     def standardise(self, images: UInt8[Tensor, "batch channels height width"]) -> Tensor:
-        """Return images as the ViT takes them: (value / 255 - mean) / std."""
+        """Return the standardised images that the ViT takes: (value / 255 - mean) / std."""
         mean, std = (torch.tensor(values, device=images.device) for values in (self.spec.mean, self.spec.std))
         return standardise(images, mean, std)
 

@@ -77,13 +77,13 @@ def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> SourceContents
     size, depth = _read_size(folder, config, "image_size"), count_blocks(tensors, "blocks.")
     num_positions = 1 + (size[0] // patch) * (size[1] // patch)
     counts = {"blocks": depth, "positions": tensors["pos_embed"].shape[1]}
-    for what, expected_count in {
+    for item, expected_count in {
         "blocks": _read_int(folder, config, "num_hidden_layers"),
         "positions": num_positions,
     }.items():
-        if expected_count != counts[what]:
+        if expected_count != counts[item]:
             raise UserError(
-                f"{folder}: config.json describes {expected_count} {what}, but the weights have {counts[what]}. "
+                f"{folder}: config.json describes {expected_count} {item}, but the weights have {counts[item]}. "
                 "Use the config of these weights"
             )
     encoder = infer_encoder_config(
@@ -144,13 +144,13 @@ def _rename_tensors(
     source_tensors: Mapping[str, Tensor], *, with_decoder: bool
 ) -> tuple[dict[str, Tensor], Counter[str]]:
     tensors, unused = {}, Counter[str]()
-    for full, tensor in source_tensors.items():
-        name = full.removeprefix("vit.")
+    for source_name, tensor in source_tensors.items():
+        name = source_name.removeprefix("vit.")
         if name.startswith(_UNUSED_PREFIXES) and not (with_decoder and name.startswith("decoder.")):
             unused[name.rpartition(".")[0].partition(".")[0]] += 1
             continue
-        for pattern, word in _RENAMES:
-            name = re.sub(pattern, word, name)
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
         tensors[name] = tensor
     for first in [name for name in tensors if ".attn.q." in name]:
         parts = [first.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
@@ -168,8 +168,8 @@ def _read_normalisation(folder: Path, *, is_mae: bool, channels: int) -> tuple[d
         pass
     if is_mae or channels != 3:
         return default_normalisation(channels), ["mean and std of images are not stored: those of MAE are assumed"]
-    halves = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    return halves, ["mean and std of images are not stored: 0.5 and 0.5 are assumed, as in most ViTs of transformers"]
+    defaults = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return defaults, ["mean and std of images are not stored: 0.5 and 0.5 are assumed, as in most ViTs of transformers"]
 
 
 def _read_int(folder: Path, config: Mapping[str, Any], name: str) -> int:

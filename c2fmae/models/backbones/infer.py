@@ -33,9 +33,9 @@ def infer_encoder_config(
     """Return the config of an encoder of these sizes, based on timm's ViT of the same sizes or on ViT-B."""
     if width % num_heads:
         raise UserError(f"{source}: width {width} is not a multiple of {num_heads} attention heads. Set num_heads")
-    name, usual = _TIMM_VITS.get((width, depth, num_heads), ("vit_base_patch16_224", 16))
+    name, default_patch = _TIMM_VITS.get((width, depth, num_heads), ("vit_base_patch16_224", 16))
     sizes = {"patch_size": patch, "dim": width, "depth": depth, "num_heads": num_heads}
-    base = sizes | {"patch_size": usual} if (width, depth, num_heads) in _TIMM_VITS else _VIT_BASE
+    base = sizes | {"patch_size": default_patch} if (width, depth, num_heads) in _TIMM_VITS else _VIT_BASE
     changed = {key: size for key, size in sizes.items() if size != base[key]}
     ratio = {} if mlp_dim == 4 * width else {"mlp_ratio": compute_mlp_ratio(mlp_dim, width)}
     eps = {} if norm_eps is None else {"norm_eps": norm_eps}

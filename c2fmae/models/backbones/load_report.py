@@ -11,7 +11,7 @@ _MAX_NAMES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """The tensors that a model loaded from a source, and those that it did not; all names are the model's."""
+    """The tensors that a model did and did not load from a source, under the names of the model."""
 
     source: str
     loaded: Sequence[str]
@@ -43,8 +43,8 @@ def check_tensor_names(
 ) -> tuple[list[str], list[str]]:
     """Return missing and unexpected names; each must be allowed by name or pattern (`blocks.11.*`).
 
-    Unexpected tensors are an error too, because the model would compute something else without them: layer scales,
-    for example.
+    Unexpected tensors are an error too, because the source's model computes other outputs with them, for example with
+    layer scales.
     """
     problems = []
     for problem, names in (("missing", missing), ("unexpected", unexpected)):

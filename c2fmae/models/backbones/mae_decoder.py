@@ -1,4 +1,4 @@
-"""Conversion of MAE's decoder to the `joint` decoder, which computes the same."""
+"""Conversion of MAE's decoder to the `joint` decoder, which computes the same outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ _UNSUPPORTED_PREFIXES = {
     "text_model.": "is CLIP, an image and a text model. Use timm:NAME@FILE with timm's name of its ViT",
     "conv1.": "is a convolutional network, not a plain ViT",
     "stem.": "is a convolutional network, not a plain ViT",
-    "stages.": "is built in stages, as ConvNeXt and others, which a plain ViT does not have",
+    "stages.": "has stages, as ConvNeXt does, which a plain ViT does not have",
     "embeddings.": "has the names of transformers or of c2fmae. Use the directory with its config.json",
     "vit.": "has the names of transformers. Use the directory with its config.json",
 }

@@ -1,4 +1,4 @@
-"""Conversion of MultiMAE's decoders to stages of the `parallel` decoder, which compute the same."""
+"""Conversion of MultiMAE's decoders to stages of the `parallel` decoder, which compute the same outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -77,7 +77,7 @@ def convert_multimae_decoders(
 
 
 def _has_decoder(multimae_tensors: Mapping[str, Tensor], adapter: str) -> bool:
-    """Return whether an adapter is a decoder with cross-attention; adapters of fine-tuning are not."""
+    """Return whether an adapter is a decoder with cross-attention. Adapters for fine-tuning are not."""
     return f"output_adapters.{adapter}.decoder.q.weight" in multimae_tensors
 
 

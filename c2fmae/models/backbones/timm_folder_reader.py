@@ -119,7 +119,7 @@ def _build_spec(default_vit: VisionTransformer, parsed: TimmFolderConfig, source
 
 
 def _select_known_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the used keys of a config, with all of model_args: unknown arguments are errors, they change the ViT."""
+    """Return the used keys of a config, with all of model_args: unknown arguments change the ViT, and are errors."""
     known = {key: config[key] for key in TimmFolderConfig.model_fields if config.get(key) is not None}
     data = known.get("pretrained_cfg", config)  # older versions of timm have no pretrained_cfg
     if isinstance(data, Mapping):

@@ -1,4 +1,4 @@
-"""Decoders by name; `wirings.py` shows how they differ."""
+"""Decoders by name. `wirings.py` contains their classes, which differ in the connections between blocks."""
 
 from c2fmae.models.decoders.registry import DECODERS, DecoderLayout
 from c2fmae.models.decoders.wirings import CascadedDecoder, JointDecoder, ParallelDecoder, SelfAttentionDecoder, Stage

@@ -1,4 +1,4 @@
-"""Decoders by name, and how each is built for a model with its options."""
+"""The registry of decoders, and the functions that build them for a model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from c2fmae.models.decoders.wirings import (
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLayout:
-    """Encoder width, granularities and stages that a decoder is built for, whatever its options."""
+    """Encoder width, granularities and stages that a decoder is built for, independent of its options."""
 
     encoder_dim: int
     granularities: tuple[str, ...]
@@ -43,7 +43,7 @@ DECODERS: Registry[Callable[..., nn.Module]] = Registry("decoder")
 
 @DECODERS.register(
     "cascaded",
-    "Each stage reads the one before it, in any order: C2FMAE's, coarse to fine.",
+    "Each stage attends to the stage before it, in any order; coarse to fine by default (C2FMAE).",
     options=CascadedOptions,
 )
 def create_cascaded(layout: DecoderLayout, options: CascadedOptions) -> CascadedDecoder:
@@ -58,15 +58,15 @@ def create_reversed(layout: DecoderLayout, options: CascadedOptions) -> Cascaded
     return create_cascaded(replace(layout, stages=dict(reversed(list(layout.stages.items())))), options)
 
 
-@DECODERS.register("parallel", "No stage reads another: MultiMAE's.", options=ParallelOptions)
+@DECODERS.register("parallel", "No stage attends to another (MultiMAE).", options=ParallelOptions)
 def create_parallel(layout: DecoderLayout, options: ParallelOptions) -> ParallelDecoder:
-    """Create stages that share a context and nothing else."""
+    """Create stages that share only a context."""
     stages = create_stages(layout, options, lambda: create_cross_block(options))
     return ParallelDecoder(create_entries(layout, options), stages, context=options.context)
 
 
 @DECODERS.register(
-    "self_attention", "Each stage reads its own granularity alone: no cross-attention.", options=StagedOptions
+    "self_attention", "Each stage attends only to its own granularity: no cross-attention.", options=StagedOptions
 )
 def create_self_attention(layout: DecoderLayout, options: StagedOptions) -> SelfAttentionDecoder:
     """Create stages of equal depth without a context."""
@@ -74,7 +74,7 @@ def create_self_attention(layout: DecoderLayout, options: StagedOptions) -> Self
     return SelfAttentionDecoder(create_entries(layout, options), stages)
 
 
-@DECODERS.register("joint", "All tokens read each other in the same blocks: MAE's.", options=JointOptions)
+@DECODERS.register("joint", "All tokens attend to each other in the same blocks (MAE).", options=JointOptions)
 def create_joint(layout: DecoderLayout, options: JointOptions) -> JointDecoder:
     """Create one stack of blocks for all tokens."""
     norm = LayerNorm(options.dim) if options.has_norm else nn.Identity()

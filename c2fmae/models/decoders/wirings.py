@@ -1,4 +1,4 @@
-"""The decoders, side by side: the same blocks with different connections.
+"""The classes of all decoders: the same blocks with different connections.
 
 A decoder takes the encoder's latents and returns features for each *stage*, which has a name, a granularity that it
 predicts, and blocks. Prediction heads are applied to the features outside the decoder.
@@ -56,7 +56,7 @@ class _StagedDecoder(DeviceAwareAttention):
 
 
 class CascadedDecoder(_StagedDecoder):
-    """Each stage attends to the stage before it or, with `carry="all"`, to all before it, in the order of `stages`."""
+    """A decoder whose stages attend to the previous stage or, with `carry="all"`, to all previous ones."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class CascadedDecoder(_StagedDecoder):
 
 
 class ParallelDecoder(_StagedDecoder):
-    """No stage attends to another (MultiMAE)."""
+    """A decoder whose stages do not attend to each other (MultiMAE)."""
 
     def __init__(
         self, entries: Sequence[DecoderEntry], stages: Mapping[str, Stage], *, context: Context = "visible"
@@ -98,7 +98,7 @@ class ParallelDecoder(_StagedDecoder):
 
 
 class SelfAttentionDecoder(_StagedDecoder):
-    """Each stage attends only to its own granularity: the paper's ablation without cross-attention."""
+    """A decoder whose stages attend only to their own granularity: the paper's ablation without cross-attention."""
 
     def forward(self, latent: EncoderLatents, masks: Masks, grid: tuple[int, int]) -> StageFeatures:
         """Return each stage's features."""
@@ -107,7 +107,7 @@ class SelfAttentionDecoder(_StagedDecoder):
 
 
 class JointDecoder(DeviceAwareAttention):
-    """All tokens attend to each other in the same blocks (MAE)."""
+    """A decoder in which all tokens attend to each other in the same blocks (MAE)."""
 
     def __init__(
         self, entry: DecoderEntry, blocks: Sequence[nn.Module], norm: nn.Module, stages: Mapping[str, int]
