@@ -344,7 +344,7 @@ def test_data_with_other_classes_is_rejected(launcher: RunLauncher, tmp_path: Pa
     run = launcher.start(*words, "--data", str(tmp_path / "fewer"), out=out)
     assert run.wait() == [2]
     assert run.output() == (
-        "error: method.channels.semantic: expected 22, the classes of 'fewer', got 23. Leave it out\n"
+        "error: method.channels.semantic: expected 22, the classes of 'fewer', got 23. Remove the setting\n"
     )
     run = launcher.start(*WORDS, *set_args("training.steps=2"), "--data", str(tmp_path / "original"), out=out)
     assert run.wait() == [0], run.output()

@@ -1,4 +1,4 @@
-"""Maps that a method needs of its data, and settings that it takes from them."""
+"""Maps that a method requires in its data, and settings that are filled from the data."""
 
 from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
@@ -12,9 +12,9 @@ def required_granularities(config: MethodConfig) -> tuple[str, ...]:
 
 
 def fill_from_dataset(config: MethodConfig, info: DatasetInfo) -> MethodConfig:
-    """Return a method with the channels, number of classes, mean and std of the data, where it sets none.
+    """Return a method in which missing channels, numbers of classes, mean and std are those of the data.
 
-    Raise a `UserError` if it sets another number of classes or channels than the data has.
+    Raise a `UserError` if the method sets another number of classes or channels than the data has.
     """
     from_dataset = {"semantic": len(info.classes), "rgb": info.channels}
     for name in from_dataset.keys() & set(config.granularities):
@@ -22,7 +22,7 @@ def fill_from_dataset(config: MethodConfig, info: DatasetInfo) -> MethodConfig:
             unit = "classes" if name == "semantic" else "channels"
             raise UserError(
                 f"method.channels.{name}: expected {from_dataset[name]}, the {unit} of {info.name!r}, got "
-                f"{config.channels[name]}. Leave it out"
+                f"{config.channels[name]}. Remove the setting"
             )
     channels = {name: from_dataset[name] for name in config.granularities if from_dataset.get(name)} | config.channels
     statistics = {key: getattr(config, key) or getattr(info, key) for key in ("mean", "std")}

@@ -37,7 +37,7 @@ def compute_pretraining_cost(config: MethodConfig, *, counter: OperationCounter 
     # Only on a CPU does a granularity embed its own patches alone: on other devices the number of patches is fixed.
     embeddings = model.embeddings.to_empty(device="cpu")
     flops["embeddings"] = counter(embeddings, maps, masks)[""]
-    stages = getattr(model.decoder, "stages", None)  # decoders of other packages need not have stages
+    stages = getattr(model.decoder, "stages", None)  # decoders of other packages may have no stages
     stages = stages if isinstance(stages, nn.ModuleDict) else {}
     return ForwardCost(
         {name: PartCost(flops[name], count_parameters(part)) for name, part in model.named_children()},

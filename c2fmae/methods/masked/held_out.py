@@ -25,7 +25,7 @@ SCENES_PER_BATCH = 32
 
 @dataclass(frozen=True)
 class HeldOutEvaluator:
-    """Evaluates a method on up to `max_scenes` scenes, evenly spaced in the held-out set."""
+    """An evaluator of methods on up to `max_scenes` scenes, evenly spaced in the held-out set."""
 
     scenes: Scenes
     view: Transform

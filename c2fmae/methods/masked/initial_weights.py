@@ -79,5 +79,5 @@ def _num_heads(encoder: Encoder) -> int:
 
 
 def _is_added_norm(backbone: Backbone, name: str) -> bool:
-    """Return whether a tensor is of the final norm that every backbone has, where its source has none."""
+    """Return whether a tensor belongs to a final norm that was added to a backbone whose source has none."""
     return name.startswith("encoder.norm.") and not backbone.spec.encoder.has_norm

@@ -1,4 +1,4 @@
-"""Checks that scenes fit a model; errors name the map, the scene and the remedy."""
+"""Checks that scenes fit a model; errors name the map, the scene and a fix."""
 
 import torch
 from torch import Tensor

@@ -73,7 +73,7 @@ def paste_visible(
 
 
 def fill_missing_maps(config: MethodConfig, patch_size: int, scenes: SceneBatch, masks: Masks) -> SceneBatch:
-    """Add placeholders for missing maps that are hidden entirely, of which only the size matters."""
+    """Add placeholders for missing maps that are hidden entirely: the model uses only their size."""
     missing = [name for name in config.granularities if name not in scenes.maps]
     if not missing:
         return scenes

@@ -29,7 +29,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class PretrainingTask:
-    """Steps of a method; the masks of a step are drawn for the global batch, from the seed and the step."""
+    """The training task of a method. The masks of a step are drawn for the global batch, from the seed and the step."""
 
     method: MaskedAutoencoding
     seed: int
