@@ -83,31 +83,31 @@ def draw_tile_sheet(
     if len(shapes) != 1:
         raise ValueError(f"rows: expected tiles of one size, got {sorted(shapes) or 'none'}")
     tile_height, tile_width, _ = shapes.pop()
-    heads = [_Text(text, 13, tile_width) for text in column_titles]
-    sides = [_Text(text, 13, 160) for text in row_titles]
-    across = max([tile_width, *(text.width for text in heads)]) + GAP
-    down = max([tile_height, *(text.height for text in sides)]) + GAP
-    left = MARGIN + max([0, *(text.width + GAP for text in sides)])
-    width = max(left + across * max(map(len, [*rows, heads])) - GAP + MARGIN, 360)
-    header, subtitle_text, foot = (
+    column_texts = [_Text(text, 13, tile_width) for text in column_titles]
+    row_texts = [_Text(text, 13, 160) for text in row_titles]
+    column_pitch = max([tile_width, *(text.width for text in column_texts)]) + GAP
+    row_pitch = max([tile_height, *(text.height for text in row_texts)]) + GAP
+    left = MARGIN + max([0, *(text.width + GAP for text in row_texts)])
+    width = max(left + column_pitch * max(map(len, [*rows, column_texts])) - GAP + MARGIN, 360)
+    title_text, subtitle_text, footer_text = (
         _Text(t, size, width - 2 * MARGIN) for t, size in ((title, 20), (subtitle, 13), (footer, 12))
     )
-    top = MARGIN + header.height + subtitle_text.height + (GAP if title or subtitle else 0)
-    top += max([0, *(text.height + 5 for text in heads)])
-    bottom = top + down * len(rows) - GAP
-    canvas = Image.new("RGB", (width, bottom + (GAP + foot.height if footer else 0) + MARGIN), BACKGROUND_COLOUR)
+    top = MARGIN + title_text.height + subtitle_text.height + (GAP if title or subtitle else 0)
+    top += max([0, *(text.height + 5 for text in column_texts)])
+    bottom = top + row_pitch * len(rows) - GAP
+    canvas = Image.new("RGB", (width, bottom + (GAP + footer_text.height if footer else 0) + MARGIN), BACKGROUND_COLOUR)
     pen = ImageDraw.Draw(canvas)
-    header.draw(pen, MARGIN, MARGIN, TEXT_COLOUR)
-    subtitle_text.draw(pen, MARGIN, MARGIN + header.height, MUTED_COLOUR)
-    foot.draw(pen, MARGIN, bottom + GAP, MUTED_COLOUR)
-    indent = (across - GAP - tile_width) // 2
-    for j, text in enumerate(heads):
-        text.draw(pen, left + across * j + indent + tile_width // 2, top - 5 - text.height, TEXT_COLOUR, "m")
-    for i, text in enumerate(sides):
-        text.draw(pen, left - GAP, top + down * i + (tile_height - text.height) // 2, TEXT_COLOUR, "r")
+    title_text.draw(pen, MARGIN, MARGIN, TEXT_COLOUR)
+    subtitle_text.draw(pen, MARGIN, MARGIN + title_text.height, MUTED_COLOUR)
+    footer_text.draw(pen, MARGIN, bottom + GAP, MUTED_COLOUR)
+    indent = (column_pitch - GAP - tile_width) // 2
+    for j, text in enumerate(column_texts):
+        text.draw(pen, left + column_pitch * j + indent + tile_width // 2, top - 5 - text.height, TEXT_COLOUR, "m")
+    for i, text in enumerate(row_texts):
+        text.draw(pen, left - GAP, top + row_pitch * i + (tile_height - text.height) // 2, TEXT_COLOUR, "r")
     for i, row in enumerate(rows):
         for j, tile in enumerate(row):
-            x, y = left + across * j + indent, top + down * i
+            x, y = left + column_pitch * j + indent, top + row_pitch * i
             pen.rectangle((x - 1, y - 1, x + tile_width, y + tile_height), outline=GRID_COLOUR)
             canvas.paste(Image.fromarray(tile), (x, y))
     return canvas
@@ -231,7 +231,7 @@ def check_png_path(path: str | Path) -> Path:
 
 
 def save_png(image: Image.Image, path: str | Path) -> Path:
-    """Write an image as PNG in one step, with its parent directories; equal images give equal bytes."""
+    """Write an image as PNG atomically, and create its parent directories; equal images give equal bytes."""
     path, encoded = check_png_path(path), BytesIO()
     image.save(encoded, format="PNG", optimize=True)
     write_atomic(path, encoded.getvalue())

@@ -29,7 +29,7 @@ class Section(Protocol):
     """Anything that renders itself as HTML."""
 
     def to_html(self) -> str:
-        """Return HTML in which all text from outside is escaped."""
+        """Return HTML in which all text of the section is escaped."""
         ...
 
 
