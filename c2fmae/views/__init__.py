@@ -1,1 +1,1 @@
-"""Figures of what masking, backbones and pre-trained models do."""
+"""Figures of masks, of the attention and features of backbones, and of reconstructions."""

@@ -1,4 +1,4 @@
-"""What figures of several backbones share: the same scenes, image sizes, layers and titles."""
+"""Shared code of figures of several backbones: scenes, image sizes, layers and titles."""
 
 import re
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def compute_tile_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def wrap_path(path: str) -> str:
-    """Break a long path between its parts into at most three lines; of a longer one only the end is shown.
+    """Break a long path between its parts into at most three lines; the start of a longer path is left out.
 
     >>> wrap_path("timm:vit_small_patch16_224@weights/mae/vit-s.safetensors")
     'timm:vit_small_patch16_224@\\nweights/mae/vit-s.safetensors'

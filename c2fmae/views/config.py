@@ -1,4 +1,4 @@
-"""The settings of every figure; importing them needs no torch."""
+"""The settings of all figures. Importing this module does not import torch."""
 
 from typing import Annotated
 
@@ -13,12 +13,12 @@ SideLength = Annotated[int, Field(ge=1, le=4096)]
 
 
 class MaskedScenesConfig(Config):
-    """Which scenes are read, how they are cropped, and how their patches are masked."""
+    """Scenes, the size of their crop, and the masks of their patches."""
 
     data: Annotated[str, Field(min_length=1)] = "generated"
     """A shard, a folder of scenes or shards, or `generated`."""
     scenes: PositiveInt = 4
-    """The first scenes of the data."""
+    """Number of scenes, from the start of the data."""
     size: SideLength = 224
     """Height and width of the cropped scenes."""
     patch: SideLength = 16
@@ -48,7 +48,7 @@ class MasksFigureConfig(MaskedScenesConfig):
 
 
 class ScheduleFigureConfig(MaskedScenesConfig):
-    """Settings of `c2fmae view schedule`, which draws every blend whatever `masking.options.blend` is."""
+    """Settings of `c2fmae view schedule`, which draws all blends and ignores `masking.options.blend`."""
 
     scenes: PositiveInt = 64
     points: PositiveInt = 101

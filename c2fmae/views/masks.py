@@ -1,4 +1,4 @@
-"""What each mask hides in a few scenes, what a policy hides as training progresses, and saved masks."""
+"""Figures of masks in a few scenes: the base masks, those of a policy as training progresses, and saved masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def draw_masks(config: MasksFigureConfig) -> MasksFigure:
 
 
 def draw_saved_masks(config: MasksFigureConfig, path: Path) -> MasksFigure:
-    """Draw a row for each scene: image, maps, and each granularity of saved masks, over its map if the scenes have it.
+    """Draw a row for each scene: image, maps, and the saved mask of each granularity, over its map or else the image.
 
     The samples compare the masks with the configured policy at each point of training.
     """
@@ -113,10 +113,10 @@ def build_quota_table(scenes: PatchedScenes, samples: Sequence[MaskSample]) -> T
         for sample in samples
     ]
     rows = []
-    for of_region in zip(*quotas, strict=True):
-        image, granularity, group, num_patches, *_ = of_region[0]
+    for region_quotas in zip(*quotas, strict=True):
+        image, granularity, group, num_patches, *_ = region_quotas[0]
         name = _region_name(group, scenes.class_names)
-        rows.append((scenes.batch.keys[image], granularity, name, num_patches, *map(_format_quota, of_region)))
+        rows.append((scenes.batch.keys[image], granularity, name, num_patches, *map(_format_quota, region_quotas)))
     return Table(
         "Masked patches by region",
         ("scene", "mask", "region", "patches", *(sample.name for sample in samples)),

@@ -49,7 +49,7 @@ def load_patched_scenes(config: MaskedScenesConfig) -> PatchedScenes:
 
 
 def sample_masks(config: MaskedScenesConfig, policy: Policy, scenes: PatchedScenes, progress: float) -> Masks:
-    """Mask the images of scenes, always from the same noise: a blend then mixes exactly the base masks beside it."""
+    """Mask the images of scenes, always with the same noise, so that blends mix exactly the base masks of a figure."""
     num_patches = scenes.regions.shape[1]
     return mask_scenes(
         policy,

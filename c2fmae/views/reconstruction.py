@@ -37,7 +37,7 @@ MapArray = Shaped[np.ndarray, "*channels rows columns"]
 
 _MIN_TILE_SIDE = 128  # pixels
 _AMOUNT_PATTERN = re.compile(r"\d+|\d+(\.\d+)?%")
-_MAX_KEY_LENGTH = 40  # characters; of a longer key the end is shown
+_MAX_KEY_LENGTH = 40  # characters; only the end of a longer key is shown
 
 
 def select_scenes(method: MaskedAutoencoding, source_scenes: Scenes, count: int) -> SceneBatch:
@@ -106,7 +106,7 @@ def parse_visible(texts: Sequence[str]) -> dict[str, str]:
         if not is_pair or not name or not amount:
             raise UserError(f"--visible {text}: expected GRANULARITY:AMOUNT, as in rgb:all")
         if name in visible:
-            raise UserError(f"--visible {text}: {name} is given twice. Leave one out")
+            raise UserError(f"--visible {text}: {name} is given twice. Remove one")
         visible[name] = amount
     return visible
 
@@ -119,9 +119,9 @@ def draw_reconstruction(
     model_name: str = "",
     class_names: Sequence[str] = (),
 ) -> Image.Image:
-    """Draw a row for each scene: of each granularity the true map, its visible patches, and the prediction.
+    """Draw a row for each scene: the true map, its visible patches and the prediction, for each granularity.
 
-    Of granularities that the scenes lack only the prediction is drawn. `model_name` goes into the subtitle.
+    For granularities that the scenes lack, only the prediction is drawn. `model_name` is part of the subtitle.
     """
     device = next(method.model.parameters()).device
     predicted = method.predict(scenes.to(device), masks.to(device)).to("cpu")
@@ -146,9 +146,7 @@ def draw_reconstruction(
             target = method.objectives[head.name].target
             if getattr(target, "needs_true_map", False):
                 scope = "each patch" if isinstance(target, NormalizedPixelTarget) else "each map"
-                notes.append(
-                    f"{title}, predicted{_target_suffix(head)}: mean and deviation of {scope} are the true ones."
-                )
+                notes.append(f"{title}, predicted{_target_suffix(head)}: with the true mean and deviation of {scope}.")
         if GRANULARITIES.get(name).colouring == "classes":
             class_ids += [ids.flatten(1) for ids in (target_maps, *maps.values()) if ids is not None]
     if class_ids:

@@ -1,4 +1,4 @@
-"""A masking curriculum over training, and how much of each base mask the three blends hide."""
+"""Charts of a masking curriculum, and of the fraction of each base mask that the three blends hide."""
 
 from collections.abc import Sequence
 from dataclasses import replace

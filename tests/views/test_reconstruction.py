@@ -87,7 +87,7 @@ def test_an_invalid_amount_is_an_error(amounts: dict[str, str], message: str) ->
         (["rgb"], "--visible rgb: expected GRANULARITY:AMOUNT, as in rgb:all"),
         (["rgb:"], "--visible rgb:: expected GRANULARITY:AMOUNT, as in rgb:all"),
         ([":40"], "--visible :40: expected GRANULARITY:AMOUNT, as in rgb:all"),
-        (["rgb:all", "rgb:40"], "--visible rgb:40: rgb is given twice. Leave one out"),
+        (["rgb:all", "rgb:40"], "--visible rgb:40: rgb is given twice. Remove one"),
     ],
 )
 def test_invalid_visible_options_are_an_error(words: list[str], message: str) -> None:
@@ -153,7 +153,7 @@ def test_a_second_target_has_a_column_and_a_note_on_its_statistics(sheet: Record
     assert "image,\npredicted as normalized pixels" in sheet.columns
     assert sheet.texts["footer"] == (
         "Visible patches are pasted into the predictions.\n"
-        "image, predicted as normalized pixels: mean and deviation of each patch are the true ones."
+        "image, predicted as normalized pixels: with the true mean and deviation of each patch."
     )
 
 
