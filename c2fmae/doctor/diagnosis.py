@@ -7,11 +7,11 @@ HEADING_WIDTH = 16  # characters
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Findings as lines of a heading and a text, the problems among them, and the command to run next."""
+    """Findings, each a heading and a text, problems to fix, and the command to run next."""
 
     findings: list[tuple[str, str]]
     problems: list[str]
-    """Each with its fix."""
+    """Messages, each with a fix."""
     next_command: str
     table: list[str]
     """Lines of a table below the findings."""

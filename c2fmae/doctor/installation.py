@@ -28,9 +28,9 @@ def diagnose_installation() -> Diagnosis:
     except Exception as error:  # whatever a broken torch raises
         problems.append(f"torch cannot be imported: {error}. Reinstall it for this machine: https://pytorch.org")
     for extra in metadata.metadata("c2fmae").get_all("Provides-Extra") or []:
-        of_extra = [r for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})]
-        lacking = ", ".join(_describe_problems(of_extra))
-        findings.append((f"[{extra}]", f"{lacking}. Run: pip install 'c2fmae[{extra}]'" if lacking else "ready"))
+        extra_requirements = [r for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})]
+        missing = ", ".join(_describe_problems(extra_requirements))
+        findings.append((f"[{extra}]", f"{missing}. Run: pip install 'c2fmae[{extra}]'" if missing else "ready"))
     return Diagnosis(findings, problems, "c2fmae view masks", [])
 
 

@@ -82,7 +82,7 @@ def read_step_rows(run_dir: RunDir) -> list[dict[str, Any]]:
 
 
 def read_environment(run_dir: RunDir) -> dict[str, Any]:
-    """Return the environment of a run, or nothing if it cannot be read: it is shown, but a resume does not need it."""
+    """Return the environment of a run; empty if it cannot be read, since a resume does not need it."""
     try:
         return read_json(run_dir.path / "environment.json")
     except UserError:
