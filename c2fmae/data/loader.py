@@ -179,7 +179,7 @@ class _BatchDataset(Dataset[object]):
     def __getitems__(self, requests: Sequence[BatchRequest]) -> BatchResult:
         (batch_position, draws), broken = requests[0], list[str]()
         try:
-            scenes = [self._make_sample(batch_position.epoch, index, copy, broken) for index, copy in draws]
+            scenes = [self._make_sample(batch_position.epoch, index, repetition, broken) for index, repetition in draws]
             return batch_position, SceneBatch.stack(scenes), broken
         except UserError as error:  # torch would put the traceback of a worker into the message
             return error
