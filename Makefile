@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 .PHONY: help quickstart test gates test-portable test-oldest bench clean
 
 help:
-	@echo "make quickstart     pre-train on generated scenes, probe, and make a page of it, in quickstart/: minutes on a CPU"
-	@echo "make test           all tests, documentation examples, and the tests again with shape checks"
-	@echo "make gates          style, types, layers and words"
-	@echo "make test-portable  tests that compare numbers: on two older CPUs' instructions, one and two threads, a busy machine"
-	@echo "make test-oldest    the tests on the oldest supported torch and torchvision, in .venv-oldest"
-	@echo "make bench          benchmarks, as ratios beside a peer in one process"
+	@echo "make quickstart     pre-train on generated scenes, evaluate, and write a report, in quickstart/ (minutes on a CPU)"
+	@echo "make test           run all tests and documentation examples, then the tests again with shape checks"
+	@echo "make gates          check style, types, import layers and wording"
+	@echo "make test-portable  run numeric tests with older CPU instruction sets, 1 and 2 threads, and on a busy machine"
+	@echo "make test-oldest    run all tests with the oldest supported torch and torchvision, in .venv-oldest"
+	@echo "make bench          run the benchmarks, which print ratios to a baseline"
 
-# Made anew when the dependencies change, and never used half made.
+# Installed again when the dependencies change. The file exists only after a complete installation.
 $(VENV)/installed: pyproject.toml
 	@echo "Setting up $(VENV). The first time this downloads torch, a few GB, and takes some minutes."
 	@$(PYTHON) -m venv $(VENV)
@@ -26,13 +26,13 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto
-	@echo "The same tests with every shape and type checked at each call:"
+	@echo "Running the tests again, with shapes and types checked at each call:"
 	$(BIN)/python -m pytest -n auto tests --jaxtyping-packages=c2fmae,shape_checks.typechecker -m "not compile and not once and not slow"
 
 gates: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files --show-diff-on-failure
 
-# In turn, up to the first that fails. The busy process ends when the shell that started it does.
+# Runs one after another, up to the first failure. The busy process exits with the shell that started it.
 LOWEST := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 BUSY := $(BIN)/python -c "import itertools, os; shell = os.getppid(); all(os.getppid() == shell for _ in itertools.count())"

@@ -56,7 +56,7 @@ PROSE = {
 """Words of docstrings, comments, messages and pages that readers have to translate, and what to write instead."""
 
 PYTHON_PROSE = {r"photos?": "image (only pages may call a user's own files photos)"}
-"""The same, in Python files alone."""
+"""Further such words, for Python files only."""
 
 NAME_WORDS = {
     "anew": "recompute",
@@ -85,7 +85,7 @@ NAME_WORDS = {
 FULL_NAMES = frozenset(
     ("at", "each", "found", "it", "keep", "look", "made", "note", "of", "parts", "see", "share", "take", "who", "whole")
 )
-"""Words that are no name of a function, class, parameter or attribute by themselves, but may be part of one."""
+"""Words that may be part of the name of a function, class, parameter or attribute, but not the complete name."""
 
 _FULL_NAME_ADVICE = "a verb and its object (load_checkpoint), or a specific noun (num_visible)"
 _TEST_NAME_ADVICE = "the subject first (test_invalid_options_are_rejected)"
@@ -109,7 +109,7 @@ ALLOWED = [
         "a key of stored records has this name",
     ),
 ]
-"""What the rules above forbid, and some files need: patterns for the path and for the word, both matched in full."""
+"""Words that some files need despite the rules above. The patterns of path and words must match completely."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,10 @@ def _lint_name(path: str, line: int, name: str, *, is_variable: bool = False) ->
 
 
 class Source(NamedTuple):
-    """What is linted of a Python file, each with its line."""
+    """Names and text of a Python file, each with its line."""
 
     names: list[tuple[int, str]]
-    """Of functions, classes, parameters and attributes."""
+    """Names of functions, classes, parameters and attributes."""
     variables: list[tuple[int, str]]
     prose: list[tuple[int, str]]
     """Docstrings, comments, and strings of several words: a single word is a key or a registered name."""
