@@ -35,7 +35,7 @@ _RESIZE_REASON = (
 
 
 def hf_target(model: ExportableModel) -> ExportTarget:
-    """Return the export for transformers; a ViT that its models cannot express is an error."""
+    """Return the export for transformers. Raise a `UserError` for a ViT that its models cannot express."""
     transformers = _import_transformers()
     vit, backbone, is_classifier = to_timm_vit(model), get_backbone(model), isinstance(model, Classifier)
     kind = "ViTForImageClassification" if is_classifier else "ViTModel"

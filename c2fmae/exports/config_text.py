@@ -70,7 +70,7 @@ def summarise_finetuning(config: Any, granularities: Mapping[str, Any]) -> dict[
 def _summarise_training(config: Any, *rates: str) -> dict[str, str]:
     training, source = get_option(config, "training"), get_option(config, "data.train")
     sources = source if isinstance(source, list | tuple) else [source]
-    names = [one.get("name") if isinstance(one, Mapping) else one for one in sources]
+    names = [item.get("name") if isinstance(item, Mapping) else item for item in sources]
     return {
         "Data": ", ".join(strip_folders(str(name)) for name in names if name),
         "Length": list_options(training, "epochs", "batch_size"),

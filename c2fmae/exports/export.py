@@ -1,4 +1,4 @@
-"""Export of a source: write files, reload them with the library they are for, compare outputs, then publish them."""
+"""Export of a source: write files, reload them with their library, compare outputs, then rename the directory."""
 
 import hashlib
 import shutil
@@ -36,7 +36,7 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """The exported directory, and how far the reloaded model differs."""
+    """The exported directory, and the differences between the outputs of the reloaded and the original model."""
 
     folder: Path
     target: ExportTarget
@@ -94,10 +94,10 @@ def write_export(target: ExportTarget, provenance: WeightsProvenance, out: Path)
     with _atomic_folder(out) as folder:
         target.write(folder)
         comparisons = target.compare(folder)
-        if wrong := [comparison for comparison in comparisons if not comparison.is_within_tolerance]:
+        if failed := [comparison for comparison in comparisons if not comparison.is_within_tolerance]:
             raise RunError(
                 f"{out}: was not written, because {target.tool} computes other outputs: "
-                + "; ".join([*map(str, wrong), *target.notes])
+                + "; ".join([*map(str, failed), *target.notes])
             )
         with (folder / target.weights_file).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -112,7 +112,7 @@ def check_output_dir(out: Path) -> None:
         return
     if out.exists() or out.is_symlink():
         raise UserError(
-            f"{out}: already exists, and an export never overwrites. Choose another directory, or remove it"
+            f"{out}: already exists, and an export never overwrites files. Choose another directory, or remove it"
         )
 
 

@@ -11,7 +11,7 @@ def hf_unsupported_reason(vit: VisionTransformer) -> str:
     """Return the first feature of a ViT that transformers' `ViTModel` lacks; empty if it can express the ViT."""
     names = list(vit.state_dict())
     checks = {
-        "its head reads the mean of patch tokens, theirs reads the class token": vit.num_classes > 0
+        "its head takes the mean of the patch tokens instead of the class token": vit.num_classes > 0
         and vit.global_pool != "token",
         "its last norm comes after pooling": isinstance(vit.norm, nn.Identity),
         "it has no class token": vit.cls_token is None,

@@ -25,7 +25,7 @@ from c2fmae.models.backbones.timm_reader import TIMM_PREFIX
 _HELD_OUT_PREFIX = "held_out/"
 _MAX_RESULT_BYTES = 1 << 26
 _TEST_PREFIXES = {False: "test/", True: "average/"}
-"""Of the scores of a fine-tuning's weights, and of the average of its weights, in `metrics.jsonl`."""
+"""Prefixes of test scores in `metrics.jsonl`, by whether they are those of averaged weights."""
 _ABSOLUTE_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # in the middle of a sentence
 
 
@@ -50,7 +50,7 @@ class WeightsProvenance:
     name: str
     title: str = ""
     details: Mapping[str, str]
-    """What is known, by title."""
+    """Known details of the training, by title."""
     deviations: Sequence[str] = ()
     held_out_metrics: Mapping[str, float] | None = None
     """The last metrics on data that was never trained on; None if there are none."""
@@ -64,7 +64,7 @@ class WeightsProvenance:
 
 
 def read_provenance(source: str, *, step: int | None = None, use_ema: bool = False) -> WeightsProvenance:
-    """Return the provenance of a source; of anything but a run or a checkpoint, only the name is known."""
+    """Return the provenance of a source. For other sources than runs and checkpoints, only the name is known."""
     path = Path(source)
     if not source.startswith(TIMM_PREFIX) and is_run_or_checkpoint(path):
         return _read_run_provenance(path, step, use_ema)
@@ -102,7 +102,7 @@ def _read_run_provenance(path: Path, step: int | None, use_ema: bool) -> Weights
         name=option_text(config, "name") or option_text(config, "method.name") or dir_name,
         title=option_text(config, "title"),
         details={title: text for title, text in rows.items() if text},
-        deviations=[_ABSOLUTE_FOLDERS.sub("", str(each)) for each in get_option(config, "deviations") or ()],
+        deviations=[_ABSOLUTE_FOLDERS.sub("", str(deviation)) for deviation in get_option(config, "deviations") or ()],
         held_out_metrics=metrics,
         metrics_step=metrics_step,
         is_ema=use_ema and not is_finetuned,
@@ -132,7 +132,7 @@ def _read_versions(run_dir: RunDir | None) -> str:
 
 
 def _read_evaluations(run_dir: RunDir | None) -> list[EvaluationRow]:
-    """Return all evaluation results in a run directory; an unreadable file is an error, so that none goes missing."""
+    """Return all evaluation results in a run directory. Raise a `UserError` if a file is unreadable."""
     files = sorted(run_dir.path.glob("evaluations/*/results.json")) if run_dir else []
     return [row for file in files for row in _read_evaluation_rows(file)]
 

@@ -1,4 +1,4 @@
-"""The description of an export: how its files are written, reloaded by the library they are for, and compared."""
+"""The description of an export: functions that write its files, reload them with their library, and compare outputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class ExportTarget:
     usage: Callable[[str], str]
     """Return the lines of Python that load a directory of this name."""
     notes: Sequence[str] = ()
-    """What users of the export need to know."""
+    """Notes for users of the export."""
 
     @property
     def backbone(self) -> Backbone:

@@ -114,8 +114,8 @@ def test_export_to_transformers_rejects_a_head_on_mean_pooling() -> None:
     with pytest.raises(UserError) as caught:
         hf_target(make_noise_classifier(pool="mean"))
     assert str(caught.value) == (
-        "new backbone: transformers' ViTForImageClassification cannot express this ViT: its head reads the mean of "
-        "patch tokens, theirs reads the class token. Use: c2fmae export timm"
+        "new backbone: transformers' ViTForImageClassification cannot express this ViT: its head takes the mean of the "
+        "patch tokens instead of the class token. Use: c2fmae export timm"
     )
 
 

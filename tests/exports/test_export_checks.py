@@ -134,7 +134,9 @@ def test_existing_files_are_never_overwritten(tmp_path: Path) -> None:
     for place in (out, out / "notes.txt"):
         with pytest.raises(UserError) as caught:
             export("timm", source, place)
-        message = f"{place}: already exists, and an export never overwrites. Choose another directory, or remove it"
+        message = (
+            f"{place}: already exists, and an export never overwrites files. Choose another directory, or remove it"
+        )
         assert str(caught.value) == message
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     (out / "notes.txt").unlink()
