@@ -1,6 +1,6 @@
 """Named experiments: each is a function that returns a full config.
 
-No module here imports torch; validating a config, when a recipe is called, does.
+No module here imports torch. It is imported when a recipe is called, to validate the config.
 
 >>> from c2fmae.recipes import RECIPES
 >>> recipe = RECIPES.get("c2fmae-b")()

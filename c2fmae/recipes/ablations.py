@@ -22,7 +22,7 @@ class Change:
     """The replacement of one setting of a method."""
 
     override: str
-    """The same as an override, without `method.`; a test holds the two together."""
+    """The same replacement as an override, without `method.`. A test checks that both give the same config."""
     apply: Callable[[MethodConfig], MethodConfig]
 
 
@@ -34,13 +34,13 @@ class Ablation:
     description: str
     base_recipe: str
     change: Change | None
-    """Change of the base's method; None if the row *is* the base."""
+    """Change of the base recipe's method; None if the row is equal to the base."""
     top1: float
-    """The paper's figure."""
+    """Top-1 accuracy in the paper, in %."""
     deviations: Mapping[str, str] = field(default_factory=dict)
-    """Deviations of this row's own."""
+    """Deviations of this row in addition to those of the base, by setting."""
     dropped_deviations: tuple[str, ...] = ()
-    """Settings, or groups of them, whose deviations in the base have no meaning here."""
+    """Settings, or groups of settings, whose deviations in the base do not apply to this row."""
 
 
 def _granularities(*names: str) -> Change:
@@ -198,7 +198,7 @@ ABLATIONS = {
         ),
     ),
 }  # fmt: skip
-"""By the paper's table, in its order."""
+"""Ablations by table of the paper, in its order."""
 
 
 def make_ablation_config(base: Recipe, change: Change) -> PretrainConfig:

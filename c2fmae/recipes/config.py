@@ -16,18 +16,18 @@ R = TypeVar("R", bound="RecipeConfig")
 
 
 class Provenance(ConfigHeader):
-    """Where an experiment comes from, and what is known of its results."""
+    """Source of an experiment, and its reported results."""
 
     name: Annotated[str, Field(min_length=1), RESUME_SAFE]
     title: Annotated[str, RESUME_SAFE]
     source: Annotated[str, RESUME_SAFE]
     """Paper, table or code that it reproduces."""
     reported: Annotated[tuple[str, ...], RESUME_SAFE] = ()
-    """Figures that papers report. None is measured by this project."""
+    """Results that papers report. None of them is measured by this project."""
     deviations: Annotated[tuple[str, ...], RESUME_SAFE] = ()
-    """Differences from the source, and readings of what it leaves open. Most name the setting to change."""
+    """Differences from the source, and choices where it is not specific. Most name the setting to change."""
     unmeasured: Annotated[tuple[str, ...], RESUME_SAFE] = ()
-    """What this project has not measured."""
+    """Results that this project has not measured."""
 
 
 class RecipeConfig(PretrainConfig, Provenance):  # in this order YAML begins with the provenance
@@ -37,7 +37,7 @@ class RecipeConfig(PretrainConfig, Provenance):  # in this order YAML begins wit
     def from_dict(
         cls: type[R], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None
     ) -> R:
-        """Read like every config, and list overrides among the deviations: reported figures are without them."""
+        """Read a config, and add overrides to its deviations, since reported results do not apply to them."""
         overrides = list(overrides)
         recipe = super().from_dict(values, overrides, source=source)
         notes = [f"changed: {override}" for override in overrides]
@@ -75,7 +75,7 @@ def data_overrides(recipe: RecipeConfig, sources: list[str]) -> list[str]:
         options = {"size": max(recipe.method.image_size), "length": 16384}
         return [format_override("data.train", {"name": "generated", "options": options})]
     overrides = [format_override("data.train", sources), "data.held_out=null"]
-    # Generated scenes fit into memory and take long to draw; other data does neither.
+    # Only generated scenes are cached and loaded without workers: they fit into memory and are slow to generate.
     return [*overrides, "data.cache=false", "data.workers=2"] if recipe.data.cache else overrides
 
 

@@ -12,7 +12,7 @@ RECIPES: Registry[Callable[[], RecipeConfig]] = Registry("recipe")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A function that makes a config, and its provenance. Calling a recipe returns the config with both."""
+    """A function that makes a pre-training config, and its provenance. Calling a recipe returns the full config."""
 
     name: str
     title: str
@@ -20,7 +20,7 @@ class Recipe:
     source: str
     reported: tuple[str, ...] = ()
     deviations: Mapping[str, str] = field(default_factory=dict)
-    """By the setting that each is about."""
+    """Deviations by setting."""
     unmeasured: tuple[str, ...] = ()
 
     def __call__(self) -> RecipeConfig:

@@ -1,4 +1,4 @@
-"""Recipes for a laptop. They reproduce no paper: minutes of training show that everything works together."""
+"""Recipes for a laptop. They do not reproduce a paper, but check in minutes that all parts work together."""
 
 from typing import Unpack
 
@@ -15,7 +15,7 @@ from c2fmae.core.training import TrainingConfig
 from c2fmae.recipes.registry import Recipe, register_recipe
 
 _MOSTLY_RGB = {"semantic": 0.3, "instance": 0.3, "rgb": 6}
-_MOSTLY_RGB_NOTE = "most visible patches are of images, since downstream tasks have nothing else"
+_MOSTLY_RGB_NOTE = "most visible patches are of images, the only input of downstream tasks"
 _VISIBLE_CONTEXT_NOTE = (
     "visible tokens and the stage before, instead of all tokens: with all tokens, features of small models hardly "
     "separate the classes of images (k-NN 15 against 33 in a first run)"

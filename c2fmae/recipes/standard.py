@@ -1,4 +1,4 @@
-"""C2FMAE, MAE and MultiMAE at five sizes. ViT-B is the paper's; the others differ from it in the encoder alone."""
+"""C2FMAE, MAE and MultiMAE at five sizes. The paper uses ViT-B; the other recipes differ only in the encoder."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
