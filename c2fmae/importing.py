@@ -1,7 +1,7 @@
 """Import of official MAE and MultiMAE files as a run directory to continue from: a config and a checkpoint of step 0.
 
-Encoder, decoders and heads become those of the methods `mae` and `multimae`, which compute the same. Tensors that a
-file lacks are newly initialised.
+Encoder, decoders and heads are converted to those of the methods `mae` and `multimae`, which compute the same outputs.
+Tensors that a file lacks are newly initialised.
 """
 
 import logging
@@ -32,7 +32,7 @@ from c2fmae.pretrain import build_pretraining_metadata
 log = logging.getLogger(__name__)
 
 _MAE_MASK_RATIO = 0.75  # of MAE's paper: the default of a method with one granularity
-_NORM_PIX_NOTE = "whether pixel targets are normalised (norm_pix_loss) is not stored: yes is assumed"
+_NORM_PIX_NOTE = "whether pixel targets are normalised (norm_pix_loss) is not stored: they are assumed to be"
 
 P = TypeVar("P", bound=PretrainConfig)
 
@@ -181,8 +181,8 @@ def _change_channels(
         tensors[name] = tensors[name].unflatten(0, (-1, old_channels)).mean(dim=1).repeat_interleave(channels, dim=0)
     settings |= {"channels": {**settings["channels"], "rgb": channels}, "mean": None, "std": None}
     return (
-        f"images have {channels} channels instead of {old_channels}: each is embedded and predicted as "
-        "the mean of the old ones; mean and std are those of the data"
+        f"images have {channels} channels instead of {old_channels}: each new channel is embedded and "
+        "predicted as the mean of the old ones; mean and std are those of the data"
     )
 
 

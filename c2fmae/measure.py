@@ -12,13 +12,13 @@ from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.watching import peak_memory
 
 WARMUP_STEPS, MEASURED_STEPS = 2, 5
-"""Number of steps. The first ones, which compile, allocate memory and start workers, are not measured."""
+"""Numbers of steps. Compilation, memory allocation and the start of workers fall into the warm-up steps."""
 
 log = logging.getLogger(__name__)
 
 
 def measure_run(experiment: Experiment, out: Path) -> str:
-    """Run a few steps of an experiment, and return a description of what all of it would need."""
+    """Run a few steps of an experiment, and return a description of the resources that the complete run needs."""
     training = TrainingState.create(experiment.model, experiment.config.training)
     loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, experiment.world)
     steps, waits = [], []

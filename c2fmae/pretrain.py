@@ -112,7 +112,7 @@ class Pretraining(Experiment):
 
 
 def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_changes: bool = False) -> RunOutcome:
-    """Pre-train in a run directory, or with `resume` continue the run in it."""
+    """Pre-train in a run directory. With `resume`, continue the run that the directory contains."""
     with init_distributed(config.training.device) as world, locked_run_dir(out, world) as run_dir:
         experiment = build_pretraining(config, world, is_new=is_new_run(run_dir, world))
         return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
@@ -146,9 +146,9 @@ def build_pretraining(config: PretrainConfig, world: World, *, is_new: bool = Tr
     method.model.to(world.device)
     if config.training.compile:
         method.model.compile()
-    held_out_losses = None
+    evaluator = None
     if held_out is not None:
         fill_from_dataset(config.method, held_out.info)
         view = config.data.build_held_out_view(**method.view_options)
-        held_out_losses = HeldOutEvaluator(held_out, view, config.data.held_out_samples, world)
-    return Pretraining(config, scenes, held_out_losses, plan, method, world)
+        evaluator = HeldOutEvaluator(held_out, view, config.data.held_out_samples, world)
+    return Pretraining(config, scenes, evaluator, plan, method, world)

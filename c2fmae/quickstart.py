@@ -27,7 +27,7 @@ from c2fmae.views.reconstruction import draw_reconstruction, sample_requested_ma
 log = logging.getLogger(__name__)
 
 NUM_PROBE_TRAIN, NUM_PROBE_TEST = 2048, 1024
-"""Number of scenes to fit and to test the probes on, which are not in any training set of a run."""
+"""Numbers of scenes to fit and to test the probes. They are not in the training set of the run."""
 
 NUM_NEIGHBOURS = 20
 

@@ -31,7 +31,7 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
     experiment = build_pretraining(config, single_process(config.training.device))
     if not 1 <= step <= experiment.plan.steps:
         raise UserError(
-            f"--replay: expected a step from 1 to {experiment.plan.steps}, got {step}. Choose one of the run"
+            f"--replay: expected a step from 1 to {experiment.plan.steps}, got {step}. Choose a step of the run"
         )
     checkpoint_step = load_weights_before_step(experiment, RunDir(run_dir), step)
     with experiment.open_batches(step - 1) as batches:

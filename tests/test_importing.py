@@ -84,7 +84,7 @@ def test_an_imported_mae_makes_the_predictions_of_the_original(tmp_path: Path) -
     _, predictions = losses_of(method, masks)
     torch.testing.assert_close(predictions["rgb"], expected, atol=1e-5, rtol=1e-5)
     assert notes == [
-        "whether pixel targets are normalised (norm_pix_loss) is not stored: yes is assumed "
+        "whether pixel targets are normalised (norm_pix_loss) is not stored: they are assumed to be "
         "(method.targets.rgb=[pixels] otherwise)",
         "its decoder's number of attention heads is not stored: 2 are assumed, as in MAE at width 64",
         "60 of 60 tensors were imported; newly initialised: none",
@@ -204,8 +204,8 @@ def test_changed_channels_are_embedded_and_predicted_as_the_mean_of_the_old_ones
     (tmp_path / "out").rename(tmp_path / "before")
     after, notes = imported(tmp_path, weights, method=method, channels=channels)
     assert notes[-2] == (
-        f"images have {channels} channels instead of 3: each is embedded and predicted as the mean of the old ones; "
-        "mean and std are those of the data"
+        f"images have {channels} channels instead of 3: each new channel is embedded and predicted as the mean of the "
+        "old ones; mean and std are those of the data"
     )
     grey, masks = torch.randn(BATCH, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)), masks_of(("rgb",), 4)
     with torch.no_grad():

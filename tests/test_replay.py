@@ -79,7 +79,7 @@ def test_the_first_module_with_an_output_that_is_not_finite_is_found() -> None:
 def test_a_step_outside_the_run_is_rejected(run: Path) -> None:
     with pytest.raises(UserError) as caught:
         replay_step(load_recipe(str(run)), run, 4)
-    assert str(caught.value) == "--replay: expected a step from 1 to 3, got 4. Choose one of the run"
+    assert str(caught.value) == "--replay: expected a step from 1 to 3, got 4. Choose a step of the run"
 
 
 def test_the_config_of_a_run_is_a_recipe(run: Path) -> None:
