@@ -60,6 +60,10 @@ IMPORTS = {
 """Summary and default split of each data set that `c2fmae data import` reads."""
 
 
+_SUITE_OPTIONS = ("imagenet-val", "imagenet-a", "imagenet-r", "sketch", "imagenet-c")
+"""Suites with an option of `eval robustness`."""
+
+
 @data.command()
 def check(
     source: DatasetArgument,
@@ -311,8 +315,13 @@ def _check_suite(source: str, name: str) -> None:
     print(report.summary)
     print(format_count(len(report.findings), "problem", "problems"))
     suite = resolve_suite(name)
-    option = f"--custom NAME={quote(source)}" if suite == CUSTOM else f"--{suite} {quote(source)}"
-    print(f"next: c2fmae eval robustness MODEL {option}")
+    if suite == CUSTOM:
+        options = f"--custom NAME={quote(source)}"
+    elif suite in _SUITE_OPTIONS:
+        options = f"--{suite} {quote(source)}"
+    else:  # a plug-in
+        options = f"--set {quote(f'sets=[{{suite: {suite}, source: {source}}}]')}"
+    print(f"next: c2fmae eval robustness MODEL {options}")
     if report.findings:
         raise typer.Exit(1)
 

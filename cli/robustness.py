@@ -56,12 +56,12 @@ def robustness(
     sets = [{"suite": suite, "source": source} for suite, source in official.items() if source is not None]
     sets += [{"name": name, "source": source} for name, source in map(_parse_named_dir, custom or [])]
     clean_set = _resolve_clean_set(imagenet_val, clean)
-    if not sets and clean_set is None:
+    config = RobustnessEvaluation.from_dict({"sets": sets, "clean": clean_set}, set_ or [], source="eval robustness")
+    if not config.sets and config.clean is None:
         raise UserError(
             "eval robustness: no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c "
             "and --custom NAME=DIR"
         )
-    config = RobustnessEvaluation.from_dict({"sets": sets, "clean": clean_set}, set_ or [], source="eval robustness")
     sources = list(dict.fromkeys(models))
     open_sources = partial(open_models, sources, out=out, is_nested=True, step=step, use_ema=use_ema)
     results, comparison = run_and_print("robustness", config, open_sources, out=out, recompute=recompute)
