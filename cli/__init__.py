@@ -26,7 +26,7 @@ from c2fmae.core.log import configure_logging
 
 app = typer.Typer(
     name="c2fmae",
-    help="Coarse-to-fine masked autoencoders: pre-train a ViT on images and on what is in them.",
+    help="Coarse-to-fine masked autoencoders: pre-train a ViT on images and on maps of their content.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

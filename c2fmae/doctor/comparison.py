@@ -11,7 +11,7 @@ from c2fmae.core.environment import describe_environment_changes
 from c2fmae.core.metric_rows import CurveComparison, compare_metrics
 from c2fmae.core.run_info import read_run_info
 from c2fmae.doctor.diagnosis import Diagnosis
-from c2fmae.doctor.run import find_run, read_environment, read_step_rows
+from c2fmae.doctor.run import find_run, read_step_rows
 from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.recipes.config import RecipeConfig
 from c2fmae.report import Table, table_to_lines
@@ -23,7 +23,7 @@ def compare_runs(path: Path, other: Path) -> Diagnosis:
     config_class = FinetuneConfig if read_run_info(path).kind == "finetuning" else RecipeConfig
     changes = config_differences(*(config_class.migrate(read_yaml(run_dir.config_path)) for run_dir in run_dirs))
     settings = [change for change in changes if not config_class.is_resume_safe(change.partition(":")[0])]
-    environments = [read_environment(run_dir) for run_dir in run_dirs]
+    environments = [run_dir.read_environment() for run_dir in run_dirs]
     metrics = compare_metrics(*(read_step_rows(run_dir) for run_dir in run_dirs))
     findings = [
         *(

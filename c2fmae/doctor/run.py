@@ -7,7 +7,6 @@ from typing import Any
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.environment import collect_environment, describe_environment_changes
 from c2fmae.core.errors import UserError
-from c2fmae.core.json_file import read_json
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.metric_rows import describe_row_problems, list_skipped_steps, read_rows, select_step_rows
 from c2fmae.core.run_dir import RunDir
@@ -67,7 +66,7 @@ def next_command(run_dir: RunDir, *, is_finished: bool) -> str:
         return f"c2fmae eval robustness {quote(str(run_dir.path))} --custom NAME=DIR"
     if is_finished:
         return f"c2fmae view reconstruct {quote(str(run_dir.path))}"
-    num_processes = read_environment(run_dir).get("world_size", 1)
+    num_processes = run_dir.read_environment().get("world_size", 1)
     program = f"torchrun --nproc-per-node {num_processes} -m c2fmae_cli" if num_processes > 1 else "c2fmae"
     command = "eval finetune" if is_finetuning else "pretrain"
     return f"{program} {command} {quote(str(run_dir.path))} --resume"
@@ -79,14 +78,6 @@ def read_step_rows(run_dir: RunDir) -> list[dict[str, Any]]:
     if not all(isinstance(row.get("step"), int) for row in rows):
         raise UserError(f"{run_dir.metrics}: has rows without a step, so it is not the metrics of a run. Restore it")
     return rows
-
-
-def read_environment(run_dir: RunDir) -> dict[str, Any]:
-    """Return the environment of a run; empty if it cannot be read, since a resume does not need it."""
-    try:
-        return read_json(run_dir.path / "environment.json")
-    except UserError:
-        return {}
 
 
 def _is_locked(path: Path) -> bool:
@@ -131,7 +122,7 @@ def _describe_resume(newest_checkpoint: int, last_step: int) -> str:
 
 
 def _describe_environment_changes(run_dir: RunDir) -> list[str]:
-    old = read_environment(run_dir)
+    old = run_dir.read_environment()
     return describe_environment_changes(old, {**old, **collect_environment()}) if old else []
 
 

@@ -37,9 +37,7 @@ def open_set(
 ) -> OpenedSet:
     """Open the training or the test set."""
     if source is None:
-        raise UserError(
-            f"{split}: no data is given. Use --data with a folder of {TRAIN_NAMES[0]} and {TEST_NAMES[0]} sets"
-        )
+        raise UserError(f"{split}: is required. Use --data with a folder of {TRAIN_NAMES[0]} and {TEST_NAMES[0]} sets")
     options: dict[str, Any] = {}
     if isinstance(source, DatasetConfig):
         if source.name == "generated":

@@ -53,7 +53,7 @@ def test_errors_about_misspelt_names_suggest_the_nearest(run: Path) -> None:
         (("lineer", str(run)), "no evaluation named 'lineer'. Did you mean 'linear'?"),
         (("knn", str(run), "--data", "generated", "--set", "kss=[1]"), "kss: no such setting. Did you mean 'ks'?"),
         (("knn", str(run), "--data", "genrated"), "Did you mean 'generated'?"),
-        (("knn", str(run)), "train: no data is given. Use --data"),
+        (("knn", str(run)), "train: is required. Use --data"),
         (("cost", "c2fmae-tinyy"), "no recipe named 'c2fmae-tinyy'. Did you mean 'c2fmae-tiny'?"),
         (("attention", str(run), "--test", "there"), "--test: is not an option of this evaluation"),
     ):

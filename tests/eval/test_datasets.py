@@ -84,7 +84,7 @@ def test_generated_sets_differ_and_have_the_backbones_image_size() -> None:
 
 
 def test_missing_sets_are_named_in_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^test: no data is given. Use --data with a folder of train and val sets$"):
+    with pytest.raises(UserError, match=r"^test: is required. Use --data with a folder of train and val sets$"):
         open_set("test", None, (16, 16), ("rgb",))
     with pytest.raises(UserError, match=rf"^train: {tmp_path}/none: does not exist"):
         open_set("train", str(tmp_path / "none"), (16, 16), ("rgb",))

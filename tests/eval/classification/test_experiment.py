@@ -274,7 +274,7 @@ def test_the_protocol_warns_of_maps_made_with_labels(
             "data.granularities: no granularity of {source} named 'semantic'. Known: rgb",
         ),
         (["train_blocks=4"], "train_blocks: expected at most 3, the backbone's blocks, got 4"),
-        (["data.test=null"], "test: no data is given. Use --data with a folder of train and val sets"),
+        (["data.test=null"], "test: is required. Use --data with a folder of train and val sets"),
     ],
 )
 def test_invalid_settings_are_rejected_before_training(
