@@ -240,13 +240,15 @@ def test_maps_that_only_some_samples_have_are_refused(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys, time
+import sys
 from c2fmae.data.loader import SceneLoader
 from c2fmae.data.sampler import Sampler
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import RandomView
 
 if __name__ == "__main__":
+    discarded = []  # Python discards an interrupt that is raised in a finalizer, such as those of shared tensors
+    sys.unraisablehook = lambda unraisable: discarded.append(unraisable.exc_type)
     scenes = open_scenes(sys.argv[1])
     sampler = Sampler(num_samples=len(scenes), batch_size=2)
     loader = SceneLoader(scenes=scenes, transform=RandomView(size=(8, 8)), sampler=sampler, workers=3)
@@ -254,6 +256,8 @@ if __name__ == "__main__":
     for number, _ in enumerate(stream):
         if number == 5:
             print("running", flush=True)
+        if KeyboardInterrupt in discarded:
+            raise KeyboardInterrupt
 """
 
 
