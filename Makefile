@@ -32,9 +32,10 @@ test: $(VENV)/installed
 gates: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files --show-diff-on-failure
 
-# Runs one after another, up to the first failure. The busy process exits with the shell that started it.
-LOWEST := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
-AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+# Runs one after another, up to the first failure. The busy process exits with the shell that started it. The cache of
+# compiled code is separate for each instruction set, since its keys do not contain it.
+LOWEST := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/compiled-lowest
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/compiled-avx2
 BUSY := $(BIN)/python -c "import itertools, os; shell = os.getppid(); all(os.getppid() == shell for _ in itertools.count())"
 NUMERIC := $(BIN)/python -m pytest -n auto tests -m "numeric and not slow"
 test-portable: $(VENV)/installed
