@@ -240,13 +240,14 @@ def test_maps_that_only_some_samples_have_are_refused(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys
+import signal, sys
 from c2fmae.data.loader import SceneLoader
 from c2fmae.data.sampler import Sampler
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.transforms import RandomView
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start without
     discarded = []  # Python discards an interrupt that is raised in a finalizer, such as those of shared tensors
     sys.unraisablehook = lambda unraisable: discarded.append(unraisable.exc_type)
     scenes = open_scenes(sys.argv[1])
