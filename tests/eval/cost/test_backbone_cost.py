@@ -7,6 +7,7 @@ import torch
 from c2fmae.core.errors import UserError
 from c2fmae.core.operation_count import count_with_fvcore
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
+from c2fmae.core.text import format_count
 from c2fmae.eval.cost import backbone_cost
 from c2fmae.eval.cost.backbone_cost import compute_backbone_cost, measure_backbones
 from c2fmae.eval.cost.config import CostEvaluation
@@ -178,7 +179,7 @@ def test_evaluation_yields_every_metric_and_describes_its_protocol(tmp_path: Pat
     assert protocol.startswith("For one image of 32×48. ")
     assert "median of 6 forward passes of 2 images each" in protocol
     assert evaluation.identify_inputs(model)["machine"] in protocol
-    assert "1 thread of" in protocol
+    assert format_count(torch.get_num_threads(), "thread", "threads") + " of" in protocol
 
 
 def test_backbones_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
