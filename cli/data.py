@@ -60,10 +60,6 @@ IMPORTS = {
 """Summary and default split of each data set that `c2fmae data import` reads."""
 
 
-_SUITE_OPTIONS = ("imagenet-val", "imagenet-a", "imagenet-r", "sketch", "imagenet-c")
-"""Suites with an option of `eval robustness`."""
-
-
 @data.command()
 def check(
     source: DatasetArgument,
@@ -306,6 +302,8 @@ def _print_stats(report: "CheckReport") -> None:
 
 
 def _check_suite(source: str, name: str) -> None:
+    from c2fmae_cli.robustness import SUITE_OPTIONS
+
     from c2fmae.core.text import format_count
     from c2fmae.data.suites import CUSTOM, check_suite, resolve_suite
 
@@ -317,7 +315,7 @@ def _check_suite(source: str, name: str) -> None:
     suite = resolve_suite(name)
     if suite == CUSTOM:
         options = f"--custom NAME={quote(source)}"
-    elif suite in _SUITE_OPTIONS:
+    elif suite in SUITE_OPTIONS:
         options = f"--{suite} {quote(source)}"
     else:  # a plug-in
         options = f"--set {quote(f'sets=[{{suite: {suite}, source: {source}}}]')}"

@@ -78,8 +78,8 @@ def run_and_print(
     print("\n".join([*config.format_results(results), *format_protocols(results)]))
     for result in results:
         path = result.result_dir / "results.json"
-        reused = "" if not config.reuses_results else " with these settings; --recompute ignores it"
-        print(f"wrote {path}" if result.is_new else f"{path} exists{reused}")
+        hint = " with these settings; --recompute ignores it" if config.reuses_results else ""
+        print(f"wrote {path}" if result.is_new else f"{path} exists{hint}")
     comparison = config.write_comparison(results, out)
     for path in comparison:
         print(f"wrote {path}")
@@ -111,8 +111,9 @@ def choose_results_dir(source: str, out: Path | None) -> Path:
     """Return the directory for the results of a source: `out` if given; inside the run directory for a run."""
     if out is not None:
         return out
-    is_run = (Path(source) / "config.yaml").is_file()
-    return Path(source) / "evaluations" if is_run else Path("evaluations") / slugify(source)
+    from c2fmae.core.run_dir import RunDir
+
+    return Path(source) / "evaluations" if RunDir(Path(source)).is_started else Path("evaluations") / slugify(source)
 
 
 def slugify(*texts: str) -> str:

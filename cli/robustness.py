@@ -18,6 +18,9 @@ from c2fmae_cli.eval_run import (
 
 from c2fmae.core.errors import UserError
 
+SUITE_OPTIONS = ("imagenet-a", "imagenet-r", "sketch", "imagenet-c", "imagenet-val")
+"""Suites that have an option. Sets of others, such as those of plug-ins, are given by `--set sets=[…]`."""
+
 OfficialSetOption = Annotated[str | None, typer.Option(metavar="DIR", help="A folder, or the official tar.")]
 
 

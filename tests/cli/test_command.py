@@ -29,6 +29,27 @@ def test_help_is_shown_without_slow_imports() -> None:
     assert done.stdout.endswith("\nslow: []\n")
 
 
+def test_help_of_every_command_is_shown_without_torch() -> None:
+    script = (
+        "import sys; from c2fmae_cli import app; from typer.main import get_command\n"
+        "from typer.testing import CliRunner\n"
+        "def walk(command, words):\n"
+        "    if hasattr(command, 'list_commands'):\n"
+        "        for name in command.list_commands(None):\n"
+        "            yield from walk(command.get_command(None, name), [*words, name])\n"
+        "    yield words\n"
+        "for words in walk(get_command(app), []):\n"
+        "    result = CliRunner().invoke(app, [*words, '--help'])\n"
+        "    assert result.exit_code == 0, (words, result.output)\n"
+        "    slow = {'torch', 'timm', 'torchvision'} & set(sys.modules)\n"
+        "    print(f\"{' '.join(words)}: {sorted(slow)}\")\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    slow = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert {"", "doctor", "eval knn", "view masks", "data import voc", "export timm"} <= slow.keys()
+    assert set(slow.values()) == {"[]"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

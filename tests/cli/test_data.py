@@ -1,8 +1,6 @@
 """The data commands in processes of their own."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,13 @@ from c2fmae_cli.data import IMPORTS
 from c2fmae_cli.data import data as data_commands
 from PIL import Image
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from c2fmae.core.config import list_settings
 from c2fmae.data.importers import IMPORTERS
 from c2fmae.data.pack import PackConfig
+from c2fmae.data.suites import SUITES, Suite
+from c2fmae.data.suites.labelled import LabelledImages
 from tests.cli.session import run_commands
 from tests.data.suites.official_layouts import IN_BOTH, class_files, grid_files, write_as_folder, write_as_tar
 
@@ -178,15 +179,11 @@ def test_the_help_of_set_names_every_setting_without_an_option() -> None:
     assert all(f"{key}=" in set_option.help for key in without_option)
 
 
-def test_help_needs_no_torch(tmp_path: Path) -> None:
-    script = (
-        "import sys, c2fmae_cli\n"
-        "for words in (['data'], ['data', 'pack'], ['data', 'corrupt'], ['data', 'import', 'voc']):\n"
-        "    sys.argv = ['c2fmae', *words, '--help']\n"
-        "    try: c2fmae_cli.main()\n"
-        "    except SystemExit: pass\n"
-        "assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
-    for word in ("check", "pack", "preview", "stats", "generate", "import", "corrupt", "--label-stride", "--split"):
-        assert word in done.stdout
+def test_a_set_of_a_plug_in_is_evaluated_by_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for private in ("_entries", "_summaries"):
+        monkeypatch.setattr(SUITES, private, dict(getattr(SUITES, private)))
+    SUITES.register("pets", "Pets.")(Suite(name="pets", title="Pets", layout=LabelledImages()))
+    root = write_as_folder(tmp_path / "own", class_files("", ("cat", "dog")))
+    done = CliRunner().invoke(data_commands, ["check", str(root), "--as", "pets"], catch_exceptions=False)
+    hint = f"next: c2fmae eval robustness MODEL --set 'sets=[{{suite: pets, source: {root}}}]'"
+    assert done.stdout.splitlines()[-1] == hint

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import timm
 import torch
 from c2fmae_cli.eval import eval_
+from c2fmae_cli.robustness import SUITE_OPTIONS, robustness
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.corruption.names import CORRUPTIONS, SEVERITIES
+from c2fmae.data.suites import CUSTOM, SUITES
 from c2fmae.eval.robustness import evaluation, inference
 from c2fmae.eval.robustness.inference import CellRequests
 from tests.cli.commands import run_eval
@@ -164,6 +167,17 @@ def test_ctrl_c_prints_the_directory_of_cached_predictions(
     assert result.exit_code != 0
     cache_dir = tmp_path / "out" / "one" / "predictions"
     assert f"interrupted. Finished parts are in {cache_dir}; run the same command again to continue" in result.stdout
+
+
+def test_sets_can_be_given_by_settings_alone(models: list[str], images: Path, tmp_path: Path) -> None:
+    sets = f"sets=[{{suite: custom, name: night, source: {images / 'night'}}}]"
+    text = run_eval("robustness", models[0], "--out", str(tmp_path / "results"), "--set", sets, *SMALL)
+    assert "night: top-1, own classes" in text
+
+
+def test_every_option_of_a_suite_is_named_by_it() -> None:
+    options = {parameter.replace("_", "-") for parameter in signature(robustness).parameters}
+    assert set(SUITE_OPTIONS) == (set(SUITES) - {CUSTOM}) & options
 
 
 def test_invalid_options_are_rejected(models: list[str], images: Path) -> None:
