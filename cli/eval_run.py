@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from c2fmae_cli.pretrain import is_main_process
+
+from c2fmae.core.log import is_main_process
 
 if TYPE_CHECKING:
     from c2fmae.core.distributed import World

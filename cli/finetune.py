@@ -17,9 +17,11 @@ from c2fmae_cli.eval_run import (
     run_and_print,
     slugify,
 )
-from c2fmae_cli.pretrain import is_main_process, quote_yaml
+from c2fmae_cli.options import BatchSizeOption, EpochsOption, LearningRateOption, StepsOption, training_overrides
+from c2fmae_cli.pretrain import quote_yaml
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.log import is_main_process
 
 if TYPE_CHECKING:
     from c2fmae.eval.classification.evaluation import FinetuneEvaluation
@@ -53,6 +55,10 @@ def finetune(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Resume although the config has changed.")
     ] = False,
+    steps: StepsOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: LearningRateOption = None,
     step: StepOption = None,
     use_ema: EmaOption = False,
     allow_missing: AllowMissingOption = None,
@@ -73,6 +79,7 @@ def finetune(
     sets = ClassificationDataConfig.resolve_data_options(data, test)
     overrides = [f"data.{split}={quote_yaml(source)}" for split, source in sets.items()]
     overrides += [f"data.granularities=[{granularities}]"] if granularities else []
+    overrides += training_overrides(steps, epochs, batch_size, lr)
     evaluation = FinetuneEvaluation(
         recipe=recipe, overrides=(*overrides, *(set_ or [])), resume=resume, accept_changes=accept_changes
     )

@@ -35,6 +35,24 @@ DryRunOption = Annotated[
 ]
 AcceptChangesOption = Annotated[bool, typer.Option("--accept-changes", help="Resume although the config has changed.")]
 
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Length in steps.")]
+EpochsOption = Annotated[float | None, typer.Option("--epochs", help="Length in epochs, instead of steps.")]
+BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Samples per step, over all processes.")
+]
+LearningRateOption = Annotated[float | None, typer.Option("--lr", help="Peak learning rate, for any batch size.")]
+
+
+def training_overrides(steps: int | None, epochs: float | None, batch_size: int | None, lr: float | None) -> list[str]:
+    """Return the overrides that the options of a run's length, batch and learning rate stand for."""
+    from c2fmae.core.config import format_override
+    from c2fmae.core.errors import UserError
+
+    if steps is not None and epochs is not None:
+        raise UserError("--steps, --epochs: both give the length. Use one of them")
+    settings = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "lr": lr}
+    return [format_override(f"training.{key}", value) for key, value in settings.items() if value is not None]
+
 
 def command_with_settings(config: str) -> type[typer.core.TyperCommand]:
     """Return a command class whose `--help` lists the settings of a config class, `package.module:Class`.

@@ -1,12 +1,22 @@
 """`c2fmae pretrain`: pre-train a recipe in one process, under torchrun or under srun, and resume it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from c2fmae_cli.options import AcceptChangesOption, DryRunOption, SetOption
+from c2fmae_cli.options import (
+    AcceptChangesOption,
+    BatchSizeOption,
+    DryRunOption,
+    EpochsOption,
+    LearningRateOption,
+    SetOption,
+    StepsOption,
+    training_overrides,
+)
+
+from c2fmae.core.log import is_main_process
 
 
 def pretrain(
@@ -24,6 +34,10 @@ def pretrain(
         str | None,
         typer.Option(metavar="SOURCE", help="Initial weights: a run, timm:NAME@FILE, or any other source of a ViT."),
     ] = None,
+    steps: StepsOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: LearningRateOption = None,
     dry_run: DryRunOption = False,
     set_: SetOption = None,
 ) -> None:
@@ -37,7 +51,7 @@ def pretrain(
     from c2fmae.pretrain import pretrain as run
     from c2fmae.recipes.config import data_overrides, init_overrides, load_recipe
 
-    overrides = list(set_ or [])
+    overrides = [*training_overrides(steps, epochs, batch_size, lr), *(set_ or [])]
     if data:
         overrides = [*data_overrides(load_recipe(recipe), data), *overrides]
     if init:
@@ -60,11 +74,6 @@ def pretrain(
         print(f"{outcome.status} at step {outcome.step}: {run_dir}")
         print(f"next: {next_command(RunDir(run_dir), is_finished=outcome.status == 'finished')}")
     raise typer.Exit(outcome.exit_code)
-
-
-def is_main_process() -> bool:
-    """Return whether this is the process that prints."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def quote_yaml(text: str) -> str:

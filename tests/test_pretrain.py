@@ -26,6 +26,7 @@ WORDS = (
     "c2fmae-debug",
     *set_args(
         "training.steps=8",
+        "training.warmup_steps=2",
         "training.precision=fp32",
         "method.encoder.depth=2",
         "method.decoder.options.depth=1",

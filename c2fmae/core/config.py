@@ -6,7 +6,7 @@ known one.
 
 import json
 import types
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -45,7 +45,11 @@ class Config(BaseModel):
         """
         heading = source or cls.__name__
         try:
-            tree, problems = _apply_overrides(cls.migrate(dict(values)), overrides)
+            values = cls.migrate(dict(values))
+            overrides = list(overrides)
+            tree, problems = _apply_overrides(dict(values), overrides)
+            keys = {override.partition("=")[0].strip() for override in overrides}
+            tree, _ = _apply_overrides(tree, cls.derive_overrides(values, tree, keys))
         except UserError as error:  # of the migration
             raise UserError(f"{heading}: {error}") from error
         try:
@@ -68,6 +72,17 @@ class Config(BaseModel):
     def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return values in the current format. Subclasses whose files have changed override this."""
         return values
+
+    @classmethod
+    def derive_overrides(
+        cls, values: Mapping[str, Any], overridden: Mapping[str, Any], keys: Collection[str]
+    ) -> list[str]:
+        """Return further overrides that follow from those of `keys`, such as clearing the alternative to a setting.
+
+        `values` and `overridden` are the values without and with the overrides, neither of them validated.
+        """
+        del values, overridden, keys
+        return []
 
     @classmethod
     def resume_safe_keys(cls) -> list[str]:

@@ -1,14 +1,18 @@
 """Settings that every experiment has: training, checkpoints and logging."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer
 
-from c2fmae.core.config import RESUME_SAFE, Config, PositiveInt
+from c2fmae.core.config import RESUME_SAFE, Config, PositiveInt, format_override
+from c2fmae.core.log import is_main_process
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.trackers import TrackerName
-from c2fmae.core.training import TrainingConfig
+from c2fmae.core.training import ALTERNATIVES, TrainingConfig, derive_training_settings
+
+log = logging.getLogger(__name__)
 
 RunKind = Literal["pretraining", "finetuning"]
 
@@ -61,6 +65,30 @@ class ExperimentConfig(ConfigHeader):
     watching: Annotated[WatchingConfig, RESUME_SAFE] = WatchingConfig()
     backbone: Annotated[BackboneSpec | None, RESUME_SAFE] = None
     """Spec of the trained backbone, recorded when the run starts. It follows from the other settings and the data."""
+
+    @classmethod
+    def derive_overrides(
+        cls, values: Mapping[str, Any], overridden: Mapping[str, Any], keys: Collection[str]
+    ) -> list[str]:
+        """Return the overrides of training settings that follow from others, and log them."""
+        field = cls.model_fields["training"]
+        stored, changed = values.get("training", field.default), overridden.get("training")
+        if isinstance(stored, TrainingConfig):
+            stored = stored.model_dump()
+        if not isinstance(stored, Mapping) or not isinstance(changed, Mapping) or field.annotation is None:
+            return []
+        defaults = {name: info.default for name, info in field.annotation.model_fields.items()}
+        given = {name: value for name, value in changed.items() if f"training.{name}" in keys}
+        derived = derive_training_settings({**defaults, **stored}, given)
+        overrides = [format_override(f"training.{name}", value) for name, value in derived.items()]
+        if overrides and is_main_process():
+            causes = [name for pair in ALTERNATIVES for name in pair if given.get(name) is not None]
+            log.info(
+                "note: %s also sets %s",
+                ", ".join(format_override(f"training.{name}", given[name]) for name in causes),
+                ", ".join(overrides),
+            )
+        return overrides
 
     @model_serializer(mode="wrap")
     def _omit_missing_backbone(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ command prints plain lines on stderr: stdout is for results.
 """
 
 import logging
+import os
 import sys
 
 
@@ -17,3 +18,8 @@ def configure_logging(level: str = "INFO") -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process that prints: the only one, or rank 0 of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,7 +1,9 @@
 """Training settings, and the plan that follows from them for a number of samples and processes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from math import inf
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +12,9 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+
+ALTERNATIVES = (("epochs", "steps"), ("base_lr", "lr"), ("warmup_epochs", "warmup_steps"))
+"""Pairs of settings of which at most one is set."""
 
 
 class TrainingConfig(Config):
@@ -54,7 +59,7 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
-        for one, other in (("epochs", "steps"), ("base_lr", "lr")):
+        for one, other in ALTERNATIVES[:2]:
             if (getattr(self, one) is None) == (getattr(self, other) is None):
                 raise UserError(f"expected either {one} or {other}. Set the other to null")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
@@ -62,6 +67,47 @@ class TrainingConfig(Config):
         if self.sharded and self.compile:
             raise UserError("sharded and compile cannot be combined. Set one of them to false")
         return self
+
+
+def derive_training_settings(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that follow from overrides of `settings`, where the overrides do not set them.
+
+    Setting one of two alternatives clears the other. A new length keeps the fraction of the run that is warm-up, except
+    that a run that becomes longer keeps its warm-up.
+
+    >>> derive_training_settings({"epochs": 400, "base_lr": 1e-4, "warmup_epochs": 40}, {"steps": 1000, "lr": 1e-3})
+    {'epochs': None, 'base_lr': None, 'warmup_epochs': None, 'warmup_steps': 100}
+    """
+    derived: dict[str, Any] = {}
+    for pair in ALTERNATIVES:
+        for key, other in (pair, pair[::-1]):
+            is_cleared = overrides.get(key) is not None and other not in overrides
+            if is_cleared and settings.get(other) is not None:
+                derived[other] = None
+    return derived | _scale_warmup(settings, overrides)
+
+
+def _scale_warmup(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the warm-up for a new length; nothing if it stays, or is set too."""
+    unit, old_unit = (
+        next((name for name in ("steps", "epochs") if _is_positive(values.get(name))), None)
+        for values in (overrides, settings)
+    )
+    old_warmup = settings.get(f"warmup_{old_unit}")
+    is_set = "warmup_steps" in overrides or "warmup_epochs" in overrides
+    if unit is None or old_unit is None or is_set or not _is_positive(old_warmup):
+        return {}
+    ratio = overrides[unit] / settings[old_unit]
+    if unit == old_unit:
+        ratio = min(ratio, 1)
+    warmup = round(old_warmup * ratio) if unit == "steps" else float(f"{old_warmup * ratio:.6g}")
+    if unit != old_unit:
+        return {f"warmup_{old_unit}": None, f"warmup_{unit}": warmup}
+    return {f"warmup_{unit}": warmup} if warmup != old_warmup else {}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,24 @@ def test_dry_runs_write_nothing(source: Path, data: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_a_short_run_needs_no_settings_but_its_length_batch_and_learning_rate(
+    source: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = ("finetune", str(source), "--data", str(data), "--out", str(tmp_path / "run"), "--dry-run")
+    caplog.set_level(logging.INFO, "c2fmae")
+    settings = ("--set", "data.workers=0", "--set", "data.crop=1")
+    lines = run_eval(*args, *settings, "--steps", "6", "--batch-size", "8", "--lr", "1e-3").splitlines()
+    assert lines[1] == "6 steps (2 epochs of 3), 1 of warm-up; batch 8 = 1 process × 8; learning rate up to 0.001"
+    assert (
+        "note: training.steps=6, training.lr=0.001 also sets training.epochs=null, training.warmup_epochs=null, "
+        "training.warmup_steps=1" in caplog.messages
+    )
+    lines = run_eval(*args, *settings, "--epochs", "3", "--batch-size", "8").splitlines()
+    assert lines[1] == "9 steps (3 epochs of 3), 1 of warm-up; batch 8 = 1 process × 8; learning rate up to 0.001"
+    with pytest.raises(UserError, match=r"^--steps, --epochs: both give the length. Use one of them$"):
+        run_eval(*args, "--steps", "6", "--epochs", "1")
+
+
 def test_other_commands_accept_or_reject_fine_tuned_runs(
     source: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

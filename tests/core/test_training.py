@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.training import TrainingConfig, TrainingPlan, plan_training
+from c2fmae.core.training import TrainingConfig, TrainingPlan, derive_training_settings, plan_training
 
 
 def config(**settings: Any) -> TrainingConfig:
@@ -150,3 +150,35 @@ def test_a_plan_is_printed_in_one_line() -> None:
         "1900 steps (100 epochs of 19), 95 of warm-up; batch 512 = 4 processes × 128 in 4 micro-batches; "
         "learning rate up to 0.0002"
     )
+
+
+PAPER = {"epochs": 400, "base_lr": 1e-4, "warmup_epochs": 40}
+SHORT = {"steps": 1500, "lr": 1e-3, "warmup_steps": 75}
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides", "derived"),
+    [
+        (PAPER, {"steps": 1000}, {"epochs": None, "warmup_epochs": None, "warmup_steps": 100}),
+        (PAPER, {"epochs": 10}, {"warmup_epochs": 1.0}),
+        (PAPER, {"epochs": 1600}, {}),  # longer, with the warm-up of the shorter run
+        (PAPER, {"lr": 1e-3}, {"base_lr": None}),
+        (PAPER, {"batch_size": 64}, {}),
+        (SHORT, {"steps": 5}, {"warmup_steps": 0}),
+        (SHORT, {"steps": 3000}, {}),
+        (SHORT, {"epochs": 2}, {"steps": None, "warmup_steps": None, "warmup_epochs": 0.1}),
+        (SHORT, {"base_lr": 1e-4}, {"lr": None}),
+        (SHORT, {"steps": None, "epochs": 2}, {"warmup_steps": None, "warmup_epochs": 0.1}),
+        # a warm-up that is set too
+        (PAPER, {"steps": 1000, "warmup_steps": 7}, {"epochs": None, "warmup_epochs": None}),
+        (SHORT, {"steps": 5, "warmup_steps": 2}, {}),
+        (PAPER, {"epochs": None, "steps": 1000, "warmup_epochs": None}, {}),
+        # values that validation rejects
+        (SHORT, {"steps": "many"}, {}),
+        ({"steps": 0, "warmup_steps": 1}, {"steps": 5}, {}),
+    ],
+)
+def test_a_new_length_or_learning_rate_replaces_its_alternative(
+    settings: dict[str, Any], overrides: dict[str, Any], derived: dict[str, Any]
+) -> None:
+    assert derive_training_settings(settings, overrides) == derived
