@@ -133,12 +133,20 @@ def list_checkpoints(checkpoint_dir: Path) -> list[Path]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def load_newest_checkpoint(checkpoint_dir: Path, *, with_tensors: bool = True) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest intact checkpoint, or None, and an error message for each newer, damaged one."""
+def load_newest_checkpoint(
+    checkpoint_dir: Path, *, with_tensors: bool = True, check: Callable[[Path, Checkpoint], None] | None = None
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest intact checkpoint, or None, and an error message for each newer, damaged one.
+
+    `check` raises a `UserError` for a checkpoint that is intact, but cannot be used either.
+    """
     errors: list[str] = []
     for path in reversed(list_checkpoints(checkpoint_dir)):
         try:
-            return load_checkpoint(path, with_tensors=with_tensors), errors
+            checkpoint = load_checkpoint(path, with_tensors=with_tensors)
+            if check is not None:
+                check(path, checkpoint)
+            return checkpoint, errors
         except UserError as error:
             errors.append(str(error))
     return None, errors

@@ -19,7 +19,7 @@ from c2fmae.core.json_file import write_json
 from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState
 from c2fmae.core.progress import NO_LABELS
 from c2fmae.core.resume import start_or_resume
-from c2fmae.core.run_dir import RunDir, open_run_dir
+from c2fmae.core.run_dir import RUN_ID_KEY, RunDir, open_run_dir
 from c2fmae.core.saving import Saver
 from c2fmae.core.signals import StopRequest, catch_signals
 from c2fmae.core.trackers import import_tracker
@@ -131,6 +131,8 @@ def run_experiment(
         accept_changes=accept_changes,
     )
     if is_finished:
+        if world.is_main and not run_dir.report.exists():  # the run may have been killed just before its page
+            write_report(experiment, run_dir)
         return RunOutcome("finished", training.step)
     if world.is_main:
         log.info("%s", experiment.plan)
@@ -145,26 +147,32 @@ def run_experiment(
         raise
     if world.is_main:
         run_dir.write_state(outcome.status, step=outcome.step)
-        try:
-            experiment.write_report(run_dir)
-        except Exception as error:  # the run itself is complete without the page
-            log.warning("%s: could not be written: %s", run_dir.report, error)
+        write_report(experiment, run_dir)
     return outcome
+
+
+def write_report(experiment: Experiment, run_dir: RunDir) -> None:
+    """Write the page about a run, or warn: the run itself is complete without it."""
+    try:
+        experiment.write_report(run_dir)
+    except Exception as error:
+        log.warning("%s: could not be written: %s", run_dir.report, error)
 
 
 def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop: StopRequest) -> RunOutcome:
     """Train to the end of the plan, or until a stop is requested."""
-    config, plan, world = experiment.config, experiment.plan, experiment.world
+    config, plan, world, start_step = experiment.config, experiment.plan, experiment.world, training.step
+    metadata = {**experiment.metadata(), RUN_ID_KEY: run_dir.read_run_id()}
     loop = TrainingLoop(experiment.task, config.training, plan, world)
     with ExitStack() as stack:
         batches = stack.enter_context(experiment.open_batches(training.step))
-        saver = stack.enter_context(Saver(run_dir.checkpoints, config.saving, world, experiment.metadata()))
+        saver = stack.enter_context(Saver(run_dir.checkpoints, config.saving, world, metadata))
         logger = stack.enter_context(
             RunLogger(
                 run_dir,
                 config.watching,
                 plan,
-                start_step=training.step,
+                start_step=start_step,
                 experiment_config=config.model_dump(mode="json"),
                 value_labels=experiment.value_labels,
                 is_quiet=not world.is_main,
@@ -174,7 +182,7 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
         def read_flags() -> dict[str, int]:
             return {"stop": bool(stop), "save": saver.is_overdue, "broken": len(batches.skip_reasons)}
 
-        if training.step:  # the run may have stopped before the evaluation of this step
+        if start_step:  # the run may have stopped before the evaluation of this step
             experiment.evaluate(training, run_dir, logger, is_resuming=True)
         for report in loop.run(training, logger.time_batches(batches), read_flags):
             logger.log_step(report)
@@ -184,11 +192,21 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
             is_requested = report.flags["stop"] or report.flags["save"]
             if is_requested or config.saving.is_save_step(training.step, plan.steps):
                 logger.fsync_metrics()
-                saver.save(training)
+                is_saved = saver.save(training)
+                if not is_saved and (report.flags["stop"] or training.step == plan.steps):
+                    raise _unsaved_error(training.step, last_saved_step=saver.saved_step or start_step)
             if report.flags["stop"]:
                 return RunOutcome("saved-on-signal", training.step, stop.exit_code)
             experiment.evaluate(training, run_dir, logger)
     return RunOutcome("finished", training.step)
+
+
+def _unsaved_error(step: int, *, last_saved_step: int) -> RunError:
+    last = f"The last checkpoint is {step_name(last_saved_step)}" if last_saved_step else "There is no checkpoint"
+    return RunError(
+        f"the weights are not finite after step {step}, so they were not saved. {last}. Resume with --accept-changes "
+        "and a lower learning rate, training.clip=1 or training.precision=fp32"
+    )
 
 
 def record_skipped_step(

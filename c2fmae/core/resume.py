@@ -1,7 +1,9 @@
 """Start of a new run in a run directory, or continuation of the run that it contains."""
 
 import logging
+import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest_checkpoint, step_name
@@ -14,7 +16,8 @@ from c2fmae.core.files import check_disk_space
 from c2fmae.core.json_file import write_json
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import truncate_rows
-from c2fmae.core.run_dir import RunDir
+from c2fmae.core.run_dir import RUN_ID_KEY, RunDir
+from c2fmae.core.sharding import compute_total_norm
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +37,9 @@ def start_or_resume(
 ) -> bool:
     """Write the config and environment of a new run, or restore the training state from the newest intact checkpoint.
 
-    Raises a `UserError` if the config differs from the stored one, unless `accept_changes`. `checkpoint_bytes` is the
-    disk space that all checkpoints will need. Returns whether nothing is left to do: the run is finished and the
-    checkpoint of its last step is intact.
+    Raises a `UserError` if the checkpoint is of another run, or if the config differs from the stored one, unless
+    `accept_changes`. `checkpoint_bytes` is the disk space that all checkpoints will need. Returns whether nothing is
+    left to do: the run is finished and the checkpoint of its last step is intact.
     """
     is_finished: bool = world.broadcast_object((run_dir.read_state() or {}).get("status") == "finished")
     if world.is_main and not is_finished:
@@ -48,19 +51,17 @@ def start_or_resume(
         if list_checkpoints(run_dir.checkpoints):
             raise UserError(f"{run_dir.path}: has checkpoints but no config.yaml. Restore it, or choose another --out")
         if world.is_main:
-            write_json(run_dir.environment_path, environment)
+            write_json(run_dir.environment_path, {RUN_ID_KEY: secrets.token_hex(8), **environment})
             run_dir.write_text(run_dir.config_path.name, config.to_yaml())  # last: it marks the run as started
             run_dir.write_state("running", step=0)
         return False
     if not resume:
         raise UserError(f"{run_dir.path}: contains a run. Use --resume to continue it, or choose another --out")
-    changes = [
-        change
-        for change in config_differences(_load_current_config(run_dir, config), config.model_dump(mode="json"))
-        if not config.is_resume_safe(change.partition(":")[0])
-    ]
+    saved_environment = world.broadcast_object(run_dir.read_environment())
+    changes = _list_changes(read_yaml(run_dir.config_path), config, source=str(run_dir.config_path))
     checkpoint = load_resume_checkpoint(run_dir, world)
     if checkpoint is not None:
+        changes += _check_same_run(run_dir, checkpoint, config, saved_environment, known_changes=changes)
         _check_classes(run_dir, checkpoint.metadata, metadata)
         if (saved_samples := checkpoint.metadata.get("samples")) != metadata["samples"]:
             changes.append(f"samples of the data: {saved_samples} → {metadata['samples']}")
@@ -82,7 +83,9 @@ def start_or_resume(
     if is_finished and world.is_main:
         log.info("%s: all %d steps are done", run_dir.path, total_steps)
     elif world.is_main:
-        _record_resume(run_dir, training.step, config, environment, changes)
+        run_id = saved_environment.get(RUN_ID_KEY) or (checkpoint and checkpoint.metadata.get(RUN_ID_KEY))
+        saved_environment = {RUN_ID_KEY: run_id or secrets.token_hex(8), **saved_environment}
+        _record_resume(run_dir, training.step, config, saved_environment, environment, changes)
         for path in (run_dir.metrics, run_dir.timing):
             truncate_rows(path, after_step=training.step)
     return is_finished
@@ -91,9 +94,12 @@ def start_or_resume(
 def load_resume_checkpoint(run_dir: RunDir, world: World) -> Checkpoint | None:
     """Return the newest intact checkpoint, the same on all ranks; None if there are no checkpoints.
 
-    Damaged ones are skipped with a warning. Raises a `UserError` if all are damaged.
+    Damaged ones, and those whose weights are not finite, are skipped with a warning. Raises a `UserError` if none is
+    left.
     """
-    checkpoint, errors = load_newest_checkpoint(run_dir.checkpoints) if world.is_main else (None, [])
+    checkpoint, errors = (
+        load_newest_checkpoint(run_dir.checkpoints, check=_check_finite) if world.is_main else (None, [])
+    )
     for text in errors:
         log.warning("%s", text)
     if errors and checkpoint is None:
@@ -104,10 +110,62 @@ def load_resume_checkpoint(run_dir: RunDir, world: World) -> Checkpoint | None:
     return checkpoint
 
 
-def _load_current_config(run_dir: RunDir, config: Config) -> dict[str, Any]:
-    """Return the config of a run, with defaults for settings that later versions added."""
-    values = read_yaml(run_dir.config_path)
-    return type(config).from_dict(values, source=str(run_dir.config_path)).model_dump(mode="json")
+def _check_finite(path: Path, checkpoint: Checkpoint) -> None:
+    if not compute_total_norm(checkpoint.tensors_of("model").values()).isfinite():
+        raise UserError(f"{path}: its weights are not finite, so training cannot continue from it. Remove it")
+
+
+def _list_changes(values: Mapping[str, Any], config: Config, *, source: str) -> list[str]:
+    """Return the differences of a config from a stored one that may change results.
+
+    Settings that later versions added have their defaults in the stored one.
+    """
+    stored = type(config).from_dict(values, source=source).model_dump(mode="json")
+    changes = config_differences(stored, config.model_dump(mode="json"))
+    return [change for change in changes if not config.is_resume_safe(_changed_key(change))]
+
+
+def _changed_key(change: str) -> str:
+    return change.partition(":")[0]
+
+
+def _check_same_run(
+    run_dir: RunDir,
+    checkpoint: Checkpoint,
+    config: Config,
+    environment: Mapping[str, Any],
+    *,
+    known_changes: Sequence[str],
+) -> list[str]:
+    """Raise a `UserError` if a checkpoint has the id of another run. Return further changes of the config since it.
+
+    Changes that were accepted before are not returned. A checkpoint of another run that has no id has at least the same
+    config.
+    """
+    path = run_dir.checkpoints / step_name(checkpoint.step)
+    run_id, checkpoint_id = environment.get(RUN_ID_KEY), checkpoint.metadata.get(RUN_ID_KEY)
+    if run_id and checkpoint_id and run_id != checkpoint_id:
+        raise UserError(
+            f"{path}: is a checkpoint of another run (its run_id is {checkpoint_id}, that of this run {run_id}). Move "
+            "it to another directory to resume without it, or use it as initial weights of a new run"
+        )
+    known = {_changed_key(change) for change in (*known_changes, *_accepted_changes(environment))}
+    changes = _list_changes(checkpoint.metadata["config"], config, source=str(path))
+    return [
+        f"{change} (since {path.name}, which may be of another run)"
+        for change in changes
+        if _changed_key(change) not in known
+    ]
+
+
+def _list_resumes(environment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of all resumes of a run."""
+    resumes: list[dict[str, Any]] = environment.get("resumed", [])
+    return resumes
+
+
+def _accepted_changes(environment: Mapping[str, Any]) -> list[str]:
+    return [change for resume in _list_resumes(environment) for change in resume.get("changes", [])]
 
 
 def _check_classes(run_dir: RunDir, old_metadata: Mapping[str, Any], new_metadata: Mapping[str, Any]) -> None:
@@ -124,16 +182,20 @@ def _abbreviate_names(names: Sequence[str]) -> str:
 
 
 def _record_resume(
-    run_dir: RunDir, step: int, config: Config, environment: Mapping[str, Any], changes: Sequence[str]
+    run_dir: RunDir,
+    step: int,
+    config: Config,
+    saved_environment: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    changes: Sequence[str],
 ) -> None:
-    saved_environment = run_dir.read_environment()
     environment_changes = describe_environment_changes(saved_environment, environment)
     log.info("resuming at step %d", step)
     for change in (*changes, *environment_changes):
         log.info("  changed: %s", change)
     if environment_changes:
         log.info("  data and masks stay the same, but results may differ in their last bits")
-    resumed = [*saved_environment.get("resumed", []), {"step": step, "changes": [*changes, *environment_changes]}]
+    resumed = [*_list_resumes(saved_environment), {"step": step, "changes": [*changes, *environment_changes]}]
     write_json(run_dir.environment_path, {**saved_environment, "resumed": resumed})
     run_dir.write_text(run_dir.config_path.name, config.to_yaml())
     run_dir.write_state("running", step=step)

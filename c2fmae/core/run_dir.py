@@ -15,6 +15,9 @@ from c2fmae.core.json_file import read_json, write_json
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.metric_rows import JsonScalar
 
+RUN_ID_KEY = "run_id"
+"""Key of the id of a run, in environment.json and in the metadata of checkpoints."""
+
 RunStatus = Literal["running", "saved-on-signal", "finished", "failed"]
 
 
@@ -81,6 +84,11 @@ class RunDir:
         """Return the last status with its details and time; None if there is none yet."""
         path = self.path / "state.json"
         return read_json(path, fix="Remove it") if path.exists() else None
+
+    def read_run_id(self) -> str | None:
+        """Return the id of the run, which its checkpoints have too; None if version 0.1 wrote it."""
+        run_id = self.read_environment().get(RUN_ID_KEY)
+        return run_id if isinstance(run_id, str) else None
 
     def read_environment(self) -> dict[str, Any]:
         """Return the recorded environment of the run; an empty one if its file is missing or damaged."""

@@ -30,7 +30,9 @@ class Saver:
         self._writer = None
         if world.is_main:
             self._writer = CheckpointWriter(checkpoint_dir, keep_last=config.keep_last, keep_every=config.keep_every)
-        self._saved_step, self._saved_at = -1, time.monotonic()
+        self.saved_step: int | None = None
+        """Step of the last save; None before the first."""
+        self._saved_at = time.monotonic()
 
     def __enter__(self) -> "Saver":
         if self._writer:  # a killed run may have left checkpoints that its next save would have removed
@@ -56,17 +58,20 @@ class Saver:
         minutes = self._config.minutes
         return bool(self._writer and minutes) and time.monotonic() - self._saved_at > 60 * (minutes or 0)
 
-    def save(self, training: TrainingState) -> None:
-        """Save a checkpoint, unless this step is saved already or weights are not finite.
+    def save(self, training: TrainingState) -> bool:
+        """Save a checkpoint, unless this step is saved already. Return whether it is saved.
 
-        The newest checkpoint is thus always usable.
+        Weights that are not finite are not saved, so the newest checkpoint is always usable.
         """
-        if training.step == self._saved_step or not has_finite_weights(training.model):
-            return
+        if training.step == self.saved_step:
+            return True
+        if not has_finite_weights(training.model):
+            return False
         tensors = training.gather_tensors()
         if self._writer:
             self._writer.save(Checkpoint(training.step, tensors, {**self._metadata, "bad_steps": training.bad_steps}))
-        self._saved_step, self._saved_at = training.step, time.monotonic()
+        self.saved_step, self._saved_at = training.step, time.monotonic()
+        return True
 
 
 def has_finite_weights(model: nn.Module) -> bool:
