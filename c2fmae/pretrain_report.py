@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.core.files import read_text
 from c2fmae.core.metric_rows import MetricRow, read_rows
 from c2fmae.core.run_dir import RunDir
+from c2fmae.core.yaml_file import parse_yaml
 from c2fmae.eval.results import make_result_sections
 from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, Text, render_page
 from c2fmae.report.charts import chart_metrics, metric_points
@@ -46,7 +46,7 @@ def write_pretraining_report(run_dir: RunDir, extra_sections: Sequence[Section] 
     """Write the report page of a run from the files in its directory."""
     page = build_pretrain_page(
         read_rows(run_dir.metrics),
-        run_dir.config_path.read_text(encoding="utf-8"),
+        read_text(run_dir.config_path),
         run_dir.read_environment(),
         run_dir.list_figures(),
         extra_sections,
@@ -64,7 +64,7 @@ def build_pretrain_page(
     evaluation_sections: Sequence[Section] = (),
 ) -> Page:
     """Return the report page of a run; `extra_sections` come first, and only the first and last figure are shown."""
-    config = PretrainConfig.migrate(yaml.safe_load(config_yaml))
+    config = PretrainConfig.migrate(parse_yaml(config_yaml, "config.yaml"))
     sections: list[Section] = [KeyValues(_outcome_values(rows)), *extra_sections]
     if figures:
         sections.append(Text(_RECONSTRUCTIONS_TEXT, title="Reconstruction of hidden patches"))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from c2fmae.core.checkpoint_migrations import add_kind_and_backbone
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import fsync
+from c2fmae.core.files import fsync, open_file, read_file
 from c2fmae.core.json_file import parse_json_object
 from c2fmae.core.tensor_file import read_tensors, write_tensors
 
@@ -233,10 +233,9 @@ def _read_metadata_file(path: Path) -> Metadata:
     if not path.exists() or not file.exists():
         raise _checkpoint_error(file if path.exists() else path, "is missing")
     _reject_pickle(file)
-    if file.stat().st_size > _MAX_METADATA_BYTES:
-        raise _checkpoint_error(file, f"is damaged: it has more than {_MAX_METADATA_BYTES:,} bytes")
+    data = read_file(file, max_bytes=_MAX_METADATA_BYTES, content="JSON", fix=_FIX)
     try:
-        text = file.read_bytes().decode()
+        text = data.decode()
         document = parse_json_object(text)
     except ValueError as error:
         raise _checkpoint_error(file, str(error)) from error
@@ -272,7 +271,7 @@ def _read_tensors(file: Path, document: Metadata) -> Tensors:
 
 def _reject_pickle(file: Path) -> None:
     """Reject files of `torch.save` and `pickle.dump`: a zip archive, or the first byte of a binary pickle."""
-    with file.open("rb") as stream:
+    with open_file(file, fix=_FIX) as stream:
         head = stream.read(9)
     if head.startswith(b"PK\x03\x04") or (head.startswith(b"\x80") and head[8:] != b"{"):
         raise UserError(f"{file}: is a pickle, which could run code, so it is not read. Use another checkpoint")
@@ -285,8 +284,8 @@ def _checkpoint_error(file: Path, problem: str) -> UserError:
 def _is_intact(path: Path) -> bool:
     try:
         expected = _read_metadata_file(path)["tensors"]["sha256"]
-        with (path / TENSORS_FILE).open("rb") as file:
-            return bool(hashlib.file_digest(file, "sha256").hexdigest() == expected)
+        with open_file(path / TENSORS_FILE) as file:
+            return bool(hashlib.file_digest(file, "sha256").hexdigest() == expected)  # type: ignore[arg-type]
     except (UserError, OSError):
         return False
 

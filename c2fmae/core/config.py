@@ -6,7 +6,7 @@ known one.
 
 import json
 import types
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from c2fmae.core.errors import UserError, did_you_mean
+from c2fmae.core.yaml_file import describe_type, parse_yaml, read_yaml
 
 PositiveInt = Annotated[int, Field(ge=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -131,39 +132,6 @@ def replace(config: C, make: Callable[P, C], *args: P.args, **changes: P.kwargs)
     return type(config).model_validate({**given, **changes})
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping. A key that occurs twice is an error, since one of its values would be lost."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader too
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{path}: {position}{error.problem}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected `key: value` lines, got {_describe_type(values)}")
-    return values
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):
-                if key in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key!r} is set twice", problem_mark=key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     problems = []
     for override in overrides:
@@ -173,8 +141,8 @@ def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[di
             problems.append(f"{override!r}: expected key=value")
             continue
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text, "--set")
+        except UserError:
             value = text
         node = tree
         for depth, key in enumerate(keys[:-1], start=1):
@@ -184,7 +152,7 @@ def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[di
                 child = {"name": child}  # a plain name is short for a choice
             if not isinstance(child, dict):
                 problems.append(
-                    f"{path}: {'.'.join(keys[:depth])} is {_describe_type(child)}, which has no nested settings"
+                    f"{path}: {'.'.join(keys[:depth])} is {describe_type(child)}, which has no nested settings"
                 )
                 break
             node[key] = child = dict(child)  # do not write to the caller's mapping
@@ -264,9 +232,3 @@ def _unwrap(annotation: Any) -> list[type]:
     if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
         return [kind for inner in get_args(annotation) for kind in _unwrap(inner)]
     return [annotation] if isinstance(annotation, type) else []
-
-
-def _describe_type(value: object) -> str:
-    return {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}.get(
-        type(value), type(value).__name__
-    )

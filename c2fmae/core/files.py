@@ -1,7 +1,9 @@
-"""Atomic writes of files, which are complete even after a power failure, and a check of free disk space."""
+"""Reading of regular files, atomic writes, which are complete even after a power failure, and a check of disk space."""
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,73 @@ from c2fmae.core.errors import UserError
 
 PARTIAL_SUFFIX = ".part"
 """Suffix of temporary files, whose names start with a dot. A killed process may leave one, which can be removed."""
+
+
+MAX_BYTES = 1 << 30
+"""Default limit of the size of a file that is read at once."""
+
+_RESTORE = "Check the path, or restore the file"
+_REPLACE = "Replace it with one, or remove it"
+
+
+def open_descriptor(path: str | Path, *, fix: str | None = None) -> int:
+    """Open a regular file for reading and return its descriptor, which the caller closes.
+
+    Pipes, devices and directories are errors: their content may have no end, or never come. Errors end with `fix`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+    except OSError as error:
+        raise read_error(path, error, fix) from error
+    except ValueError as error:  # a NUL character, or half of a surrogate pair
+        raise UserError(f"{str(path)!r}: cannot be the name of a file ({error}). {fix or _RESTORE}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise read_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)), fix)
+        raise UserError(f"{path}: is not a regular file. {fix or _REPLACE}")
+    return descriptor
+
+
+@contextmanager
+def open_file(path: str | Path, *, fix: str | None = None, buffering: int = -1) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; an `OSError` in the block is raised as a `UserError` that names it."""
+    try:
+        with open(open_descriptor(path, fix=fix), "rb", buffering) as file:
+            yield file
+    except OSError as error:
+        raise read_error(path, error, fix) from error
+
+
+def check_regular_file(path: str | Path, *, fix: str | None = None) -> None:
+    """Raise a `UserError` if a path is not that of a regular file, for libraries that open it themselves."""
+    os.close(open_descriptor(path, fix=fix))
+
+
+def read_file(
+    path: str | Path, *, max_bytes: int = MAX_BYTES, content: str = "a file", fix: str | None = None
+) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`; `content` describes it in the error."""
+    with open_file(path, fix=fix) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            problem = f"has {size:,} bytes, expected {content} of at most {max_bytes:,}"
+            raise UserError(f"{path}: {problem}. {fix or _REPLACE}")
+        return file.read(size)  # not more: files of /proc, which have the size 0, may have no end
+
+
+def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES, content: str = "text", fix: str | None = None) -> str:
+    """Return the content of a regular file of UTF-8 text."""
+    try:
+        return read_file(path, max_bytes=max_bytes, content=content, fix=fix).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error}). {fix or _REPLACE}") from error
+
+
+def read_error(path: str | Path, error: OSError, fix: str | None = None) -> UserError:
+    """Return the error for a file that cannot be read."""
+    return UserError(f"{path}: cannot be read: {error.strerror or error}. {fix or _RESTORE}")
 
 
 def fsync(path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_atomic
+from c2fmae.core.files import read_file, write_atomic
 
 MAX_BYTES = 1 << 20
 """Default limit of a JSON file's size in bytes."""
@@ -19,20 +19,14 @@ def read_json(
 ) -> dict[str, Any]:
     """Return the object in a JSON file.
 
-    Raises a `UserError` that names the file and ends with `fix` if the file is missing, too large, too deeply nested,
-    not JSON or not an object.
+    Raises a `UserError` that names the file and ends with `fix` if the file is missing, not a regular file, too large,
+    too deeply nested, not JSON or not an object.
     """
-    try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= max_bytes else b""
-    except OSError as error:
-        raise _read_error(path, f"cannot be read: {error.strerror}", fix) from error
-    if size > max_bytes:
-        raise _read_error(path, f"has {size:,} bytes, expected JSON of at most {max_bytes:,}", fix)
+    data = read_file(path, max_bytes=max_bytes, content="JSON", fix=fix)
     try:
         return parse_json_object(data, max_depth=max_depth)
     except ValueError as error:
-        raise _read_error(path, str(error), fix) from error
+        raise UserError(f"{path}: {error}. {fix}") from error
 
 
 def parse_json_object(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
@@ -70,7 +64,3 @@ _TYPE_NAMES = {list: "a list", str: "a string", bool: "a boolean", type(None): "
 def _list_containers(node: Any) -> list[Any]:
     children = node.values() if isinstance(node, dict) else node
     return [child for child in children if isinstance(child, dict | list)]
-
-
-def _read_error(path: Path, problem: str, fix: str) -> UserError:
-    return UserError(f"{path}: {problem}. {fix}")

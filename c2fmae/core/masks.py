@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from c2fmae.core.errors import UserError, unknown_name_error
-from c2fmae.core.files import write_atomic
+from c2fmae.core.files import check_regular_file, write_atomic
 
 _FORMAT = "c2fmae-masks-1"
 
@@ -91,6 +91,7 @@ class Masks:
         """Read masks from a file that `save` wrote. Raise a `UserError` if its content is inconsistent."""
         from safetensors import SafetensorError, safe_open
 
+        check_regular_file(path)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_atomic
+from c2fmae.core.files import read_file, write_atomic
 from c2fmae.core.json_file import parse_json_object
 
+_MAX_BYTES = 1 << 36  # tens of millions of steps
 JsonScalar = float | int | str | bool | None
 MetricRow = Mapping[str, Any]
 
@@ -145,10 +146,7 @@ def compare_metrics(a: Iterable[MetricRow], b: Iterable[MetricRow]) -> RunCompar
 
 def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Return the lines of a file with their rows."""
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}. Restore it") from error
+    lines = read_file(path, max_bytes=_MAX_BYTES, fix="Restore it").splitlines(keepends=True)
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

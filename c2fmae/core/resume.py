@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest_checkpoint, step_name
-from c2fmae.core.config import Config, read_yaml
+from c2fmae.core.config import Config
 from c2fmae.core.config_diff import config_differences
 from c2fmae.core.distributed import World
 from c2fmae.core.environment import collect_environment, describe_environment_changes
@@ -18,6 +18,7 @@ from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import truncate_rows
 from c2fmae.core.run_dir import RUN_ID_KEY, RunDir
 from c2fmae.core.sharding import compute_total_norm
+from c2fmae.core.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
 

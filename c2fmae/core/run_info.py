@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from c2fmae.core.checkpoint import METADATA_FILE, Checkpoint, list_checkpoints
-from c2fmae.core.config import read_yaml
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import RunKind
 from c2fmae.core.run_dir import RunDir, find_checkpoint
 from c2fmae.core.specs import BackboneSpec, ClassifierSpec
+from c2fmae.core.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ meanwhile, which would slow down the training that continues during a save. The 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import open_file
 
 _DTYPE_TO_NAME = {
     torch.float64: "F64",
@@ -66,8 +68,8 @@ def read_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
     """Read a file. Raise a `UserError` if its checksum differs, or if its header does not match its data."""
     digest, header_error = hashlib.sha256(), ""
     tensors: dict[str, Tensor] = {}
-    size = path.stat().st_size
-    with path.open("rb", buffering=0) as file:
+    with open_file(path, buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(_read(file, 8, digest), "little")
         try:
             header = _read(file, min(length, size), digest)

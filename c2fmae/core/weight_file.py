@@ -6,6 +6,7 @@ The format is recognised by the first bytes. In files of `torch.save`, only tens
 
 import argparse
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import open_file
 from c2fmae.core.json_file import read_json
 
 _CONTAINER_KEYS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
@@ -67,18 +69,14 @@ def read_weight_file(path: str | Path) -> WeightFile:
 
 
 def _read_file(path: Path) -> Any:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(64)
+    with open_file(path, fix="Check the path") as file:  # what is below opens the file by itself
+        size, head = os.fstat(file.fileno()).st_size, file.read(64)
         if head.startswith(b"PK\x03\x04"):
             _check_zip(path, size)
             return _load_torch(path, mmap=True)  # unused tensors, such as optimiser state, are never read
         if head[8:9] == b"{":
             _check_header(path, size)
             return _load_safetensors(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}. Check the path") from error
     if head.startswith(b"\x80"):
         return _load_torch(path, mmap=False)
     problem = f"is {'neither safetensors nor a file of torch.save' if head else 'empty'}. Use a file of weights"

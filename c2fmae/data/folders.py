@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from c2fmae.core.errors import UserError, did_you_mean
+from c2fmae.core.files import read_file
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.labels import LabelInfo
 from c2fmae.data.class_dirs import map_dirs_to_labels
-from c2fmae.data.files import read_file
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem

@@ -10,8 +10,7 @@ from jaxtyping import Int64, Integer, UInt8
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_atomic
-from c2fmae.data.files import read_file
+from c2fmae.core.files import read_file, write_atomic
 
 _NEWLINE = 10
 

@@ -14,8 +14,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import open_descriptor, read_error
 from c2fmae.core.granularity import GRANULARITIES
-from c2fmae.data.files import open_descriptor, read_error
 from c2fmae.data.info import PACK_PLAN_FILE, DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.problems import Problem

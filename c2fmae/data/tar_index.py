@@ -19,9 +19,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_atomic
+from c2fmae.core.files import open_file, read_error, read_file, write_atomic
 from c2fmae.core.json_file import parse_json_object
-from c2fmae.data.files import open_file, read_error, read_file
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
-from c2fmae.core.config import read_yaml
 from c2fmae.core.config_diff import config_differences
 from c2fmae.core.environment import describe_environment_changes
 from c2fmae.core.metric_rows import CurveComparison, compare_metrics
 from c2fmae.core.run_info import read_run_info
+from c2fmae.core.yaml_file import read_yaml
 from c2fmae.doctor.diagnosis import Diagnosis
 from c2fmae.doctor.run import find_run, read_step_rows
 from c2fmae.eval.classification.config import FinetuneConfig

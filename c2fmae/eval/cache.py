@@ -12,10 +12,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import write_atomic
+from c2fmae.core.files import check_regular_file, write_atomic
 from c2fmae.core.specs import spec_identity
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
+
+_FIX = "Delete it; the next evaluation computes it again"
 
 
 def compute_json_digest(document: object, *, length: int) -> str:
@@ -50,6 +52,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 def open_tensors(path: Path) -> Any:
     """Open a file of tensors; read them with `get_tensor(name)` or `get_slice(name)`."""
+    check_regular_file(path, fix=_FIX)
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
@@ -67,4 +70,4 @@ def load_tensors(path: Path, names: Sequence[str]) -> list[Tensor]:
 
 def _unreadable_error(path: Path, error: Exception) -> UserError:
     reason = f"cannot be read: {error}" if isinstance(error, OSError) else "is corrupted"
-    return UserError(f"{path}: {reason}. Delete it; the next evaluation computes it again")
+    return UserError(f"{path}: {reason}. {_FIX}")

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import read_file
 from c2fmae.report.charts import BarChart, LineChart
 from c2fmae.report.style import STYLE
 
@@ -180,7 +181,7 @@ def _read_png(image: Path | Image.Image) -> tuple[bytes, tuple[int, int]]:
         image.save(encoded, format="PNG", optimize=True)
         return encoded.getvalue(), image.size
     try:
-        data = image.read_bytes()
+        data = read_file(image, fix="Write the image again")
         with Image.open(BytesIO(data), formats=["PNG"]) as opened:
             opened.load()
             return data, opened.size

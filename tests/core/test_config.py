@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError, field_validator
 
-from c2fmae.core.config import RESUME_SAFE, Config, read_yaml, replace
+from c2fmae.core.config import RESUME_SAFE, Config, replace
 from c2fmae.core.errors import UserError, unknown_name_error
+from c2fmae.core.yaml_file import read_yaml
 
 
 class Optimiser(Config):
@@ -129,9 +130,12 @@ def test_missing_and_binary_files_are_rejected(tmp_path: Path) -> None:
     missing = tmp_path / "missing.yaml"
     with pytest.raises(UserError) as caught:
         read_yaml(missing)
-    assert str(caught.value) == f"{missing}: cannot be read: No such file or directory"
+    assert (
+        str(caught.value)
+        == f"{missing}: cannot be read: No such file or directory. Check the path, or use another file"
+    )
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(UserError, match="binary.yaml: cannot be read: "):
+    with pytest.raises(UserError, match="binary.yaml: is not UTF-8 text "):
         read_yaml(tmp_path / "binary.yaml")
 
 

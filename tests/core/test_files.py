@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -8,9 +9,86 @@ import pytest
 
 from c2fmae.core import files
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import atomic_writer, check_disk_space, write_atomic
+from c2fmae.core.files import (
+    atomic_writer,
+    check_disk_space,
+    open_descriptor,
+    open_file,
+    read_file,
+    read_text,
+    write_atomic,
+)
+from tests.data.dataset_files import assert_user_error
 
 DISK_IS_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_content_of_a_file_or_of_a_link_to_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("a")
+    assert read_file(tmp_path / "a") == read_file(str(tmp_path / "link")) == b"content"
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # to read from it would wait for ever
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "endless"):
+        message = f"{path}: is not a regular file. Replace it with one, or remove it"
+        assert_user_error(partial(read_file, path), message)
+        assert_user_error(partial(read_file, path, fix="Restore it"), f"{path}: is not a regular file. Restore it")
+    message = f"{tmp_path}: cannot be read: Is a directory. Check the path, or restore the file"
+    assert_user_error(lambda: read_file(tmp_path), message)
+    missing = tmp_path / "missing"
+    message = f"{missing}: cannot be read: No such file or directory. Check the path, or restore the file"
+    assert_user_error(lambda: read_file(missing), message)
+    assert_user_error(lambda: open_descriptor(missing), message)
+
+
+def test_an_error_while_reading_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=f"^{path}: cannot be read: Input/output error"), open_file(path):
+        raise OSError(5, "Input/output error")
+
+
+def test_a_larger_file_than_expected_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_file(tmp_path / "a", max_bytes=5) == b"12345"
+    message = f"{tmp_path / 'a'}: has 5 bytes, expected YAML of at most 4. Replace it with one, or remove it"
+    assert_user_error(lambda: read_file(tmp_path / "a", max_bytes=4, content="YAML"), message)
+    os.truncate(tmp_path / "a", 1 << 40)  # a sparse file
+    with pytest.raises(UserError, match=r"has 1,099,511,627,776 bytes, expected a file of at most 1,073,741,824\."):
+        read_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a\0b", "'a\\x00b': cannot be the name of a file (embedded null byte)."),
+        ("x" * 5000, f"{'x' * 5000}: cannot be read: File name too long."),
+        ("\ud800", "'\\ud800': cannot be the name of a file ('utf-8' codec can't encode"),
+    ],
+)
+def test_an_impossible_name_is_reported(name: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_file(name)
+    assert str(caught.value).startswith(problem)
+
+
+def test_a_link_to_itself_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.symlink_to("link")
+    message = f"{path}: cannot be read: Too many levels of symbolic links. Check the path, or restore the file"
+    assert_user_error(lambda: read_file(path), message)
+
+
+def test_text_of_another_encoding_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes("ä".encode())
+    assert read_text(path) == "ä"
+    path.write_bytes(b"\xe4")
+    with pytest.raises(UserError, match=f"^{path}: is not UTF-8 text "):
+        read_text(path)
 
 
 def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from c2fmae.core.config import read_yaml
 from c2fmae.core.errors import UserError
+from c2fmae.core.yaml_file import read_yaml
 from c2fmae.data.process_pool import choose_num_workers, run_in_processes
 
 

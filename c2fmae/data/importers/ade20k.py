@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import read_file
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.data.decode import decode_ids
-from c2fmae.data.files import read_file
 from c2fmae.data.importers.common import (
     IdMap,
     ImportedScenes,

@@ -12,10 +12,10 @@ from jaxtyping import Int32, Integer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError, unknown_name_error
+from c2fmae.core.files import read_file
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data.decode import decode_image
-from c2fmae.data.files import read_file
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import check_index
 

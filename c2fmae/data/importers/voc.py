@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import read_file
 from c2fmae.data.decode import decode_ids
-from c2fmae.data.files import read_file
 from c2fmae.data.importers.common import IdMap, ImportedScenes, check_dir_exists, check_split_exists
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import VOC

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import open_file
 from c2fmae.core.labels import is_wnid
-from c2fmae.data.files import open_file
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.suites.dir_tree import DirTree
 from c2fmae.data.suites.tar_tree import open_tar_tree

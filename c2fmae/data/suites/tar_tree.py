@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.files import open_file
 from c2fmae.core.labels import LabelInfo
-from c2fmae.data.files import open_file
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem, raise_first_problem

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from c2fmae.core.config import read_yaml, replace
+from c2fmae.core.config import replace
 from c2fmae.core.registry import Registry
 from c2fmae.core.specs import BackboneSpec
+from c2fmae.core.yaml_file import read_yaml
 from c2fmae.eval.classification.config import (
     ClassificationDataConfig,
     FinetuneConfig,

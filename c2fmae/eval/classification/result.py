@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from c2fmae.core.environment import collect_environment
-from c2fmae.core.files import write_atomic
+from c2fmae.core.errors import UserError
+from c2fmae.core.files import read_text, write_atomic
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
@@ -193,8 +194,8 @@ def write_finetune_report(run_dir: RunDir) -> None:
         chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
         *make_result_sections(run_dir.path),
         *_per_class_sections(locate_result_dir(run_dir.path) / PER_CLASS_FILE),
-        Details("All settings", run_dir.config_path.read_text(encoding="utf-8").strip()),
-        Details("Environment", (run_dir.path / "environment.json").read_text(encoding="utf-8").strip()),
+        Details("All settings", read_text(run_dir.config_path).strip()),
+        Details("Environment", read_text(run_dir.environment_path).strip()),
         Text(_FINETUNE_NEXT_STEPS, title="Next commands"),
     ]
     page = Page("A fine-tuned classifier", f"Initial weights: {_describe_init(config)}.", sections)
@@ -211,8 +212,8 @@ _FINETUNE_NEXT_STEPS = """\
 def _per_class_sections(path: Path) -> list[Section]:
     """Return a table of the classes with the lowest and the highest accuracy."""
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    except OSError:
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+    except UserError:
         return []
     ranked = sorted((row for row in rows if row["accuracy"]), key=lambda row: float(row["accuracy"]))
     is_short = len(ranked) <= 2 * _NUM_CLASSES_SHOWN
