@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple
 
 TagValue = str | int | float
@@ -9,50 +10,56 @@ MetricIdentity = tuple[str, tuple[tuple[str, TagValue], ...]]
 
 
 class MetricInfo(NamedTuple):
-    """The display name and unit of a metric."""
+    """The display name and unit of a metric, and the range that its intervals are clipped to."""
 
     display_name: str
     unit: str = ""
+    limits: tuple[float, float] = (-inf, inf)
+
+
+def _percentage(display_name: str) -> MetricInfo:
+    """Return the info of a part of a whole, in percent."""
+    return MetricInfo(display_name, "%", (0.0, 100.0))
 
 
 METRIC_INFO: dict[str, MetricInfo] = {
     "accuracy_drop": MetricInfo("drop from clean images", "points"),
     "activation_bytes": MetricInfo("activations stored for the backward pass, per image", "bytes"),
-    "attention_distance": MetricInfo("attention distance in patches", "patches"),
-    "attention_distance_pixels": MetricInfo("attention distance in pixels", "pixels"),
-    "attention_mutual_information": MetricInfo("mutual information of query and key", "%"),
-    "attention_on_objects": MetricInfo("attention on objects", "%"),
-    "attention_on_objects_chance": MetricInfo("attention on objects by chance", "%"),
-    "attention_on_objects_ratio": MetricInfo("attention on objects, relative to chance"),
-    "best_top1": MetricInfo("best top-1", "%"),
-    "calibration_error": MetricInfo("calibration error", "%"),
-    "cell_accuracy": MetricInfo("accuracy over cells", "%"),
-    "clean_top1": MetricInfo("top-1 on clean images of the same classes", "%"),
+    "attention_distance": MetricInfo("attention distance in patches", "patches", (0.0, inf)),
+    "attention_distance_pixels": MetricInfo("attention distance in pixels", "pixels", (0.0, inf)),
+    "attention_mutual_information": _percentage("mutual information of query and key"),
+    "attention_on_objects": _percentage("attention on objects"),
+    "attention_on_objects_chance": _percentage("attention on objects by chance"),
+    "attention_on_objects_ratio": MetricInfo("attention on objects, relative to chance", limits=(0.0, inf)),
+    "best_top1": _percentage("best top-1"),
+    "calibration_error": _percentage("calibration error"),
+    "cell_accuracy": _percentage("accuracy over cells"),
+    "clean_top1": _percentage("top-1 on clean images of the same classes"),
     "flops": MetricInfo("operations per image", "FLOP"),
     "forward_bytes": MetricInfo("peak memory of a forward pass", "bytes"),
     "image_rank": MetricInfo("effective rank of pooled features"),
-    "image_top_variance": MetricInfo("variance along the first direction, pooled features", "%"),
+    "image_top_variance": _percentage("variance along the first direction, pooled features"),
     "images_left_out": MetricInfo("images left out"),
     "images_per_second": MetricInfo("speed", "images/s"),
-    "iou": MetricInfo("IoU", "%"),
+    "iou": _percentage("IoU"),
     "loss": MetricInfo("loss"),
-    "mce": MetricInfo("mCE (AlexNet)", "%"),
-    "mce_vs_reference": MetricInfo("mCE", "%"),
-    "mean_accuracy": MetricInfo("mean accuracy", "%"),
-    "mean_calibration_error": MetricInfo("mean calibration error", "%"),
-    "mean_error": MetricInfo("mean error", "%"),
-    "mean_error_extra": MetricInfo("mean error of extra corruptions", "%"),
-    "mean_iou": MetricInfo("mIoU", "%"),
+    "mce": MetricInfo("mCE (AlexNet)", "%", (0.0, inf)),
+    "mce_vs_reference": MetricInfo("mCE", "%", (0.0, inf)),
+    "mean_accuracy": _percentage("mean accuracy"),
+    "mean_calibration_error": _percentage("mean calibration error"),
+    "mean_error": _percentage("mean error"),
+    "mean_error_extra": _percentage("mean error of extra corruptions"),
+    "mean_iou": _percentage("mIoU"),
     "parameters": MetricInfo("parameters"),
-    "patch_rank": MetricInfo("effective rank of patches"),
-    "patch_top_variance": MetricInfo("variance along the first direction, patches", "%"),
+    "patch_rank": MetricInfo("effective rank of patches", limits=(1.0, inf)),
+    "patch_top_variance": _percentage("variance along the first direction, patches"),
     "relative_mce_vs_reference": MetricInfo("relative mCE", "%"),
     "robustness_score": MetricInfo("Score"),
-    "top1": MetricInfo("top-1", "%"),
+    "top1": _percentage("top-1"),
     "top1_std": MetricInfo("top-1, standard deviation over seeds", "points"),
-    "top5": MetricInfo("top-5", "%"),
+    "top5": _percentage("top-5"),
     "top5_std": MetricInfo("top-5, standard deviation over seeds", "points"),
-    "train_test_overlap": MetricInfo("train/test overlap", "%"),
+    "train_test_overlap": _percentage("train/test overlap"),
 }
 """The metrics of this package; another package may add its own."""
 
@@ -82,7 +89,7 @@ class Metric:
     count: int
     """The number of images, or of other samples that the protocol names, that it is computed over."""
     interval: tuple[float, float] | None = None
-    """The 95 % confidence interval."""
+    """The 95 % confidence interval, within the limits of `METRIC_INFO`."""
     unit: str = ""
     """By default, that of `METRIC_INFO`."""
     tags: Mapping[str, TagValue] = field(default_factory=dict)
@@ -91,8 +98,12 @@ class Metric:
     """Remarks for readers, such as the settings that were chosen."""
 
     def __post_init__(self) -> None:
-        if not self.unit and self.key in METRIC_INFO:
-            object.__setattr__(self, "unit", METRIC_INFO[self.key].unit)
+        info = METRIC_INFO.get(self.key, MetricInfo(self.key))
+        if not self.unit:
+            object.__setattr__(self, "unit", info.unit)
+        if self.interval is not None:  # a normal interval may end outside the possible values
+            low, high = info.limits
+            object.__setattr__(self, "interval", (max(self.interval[0], low), min(self.interval[1], high)))
 
     @property
     def identity(self) -> MetricIdentity:

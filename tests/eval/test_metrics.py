@@ -34,3 +34,22 @@ def test_metrics_are_found_by_their_key_and_all_their_tags() -> None:
     assert find_metric(metrics, "top1", votes="plain", k=5) == metrics[1]
     assert find_metric(metrics, "top1", k=5) is None
     assert find_metric(metrics, "top5", votes="plain", k=5) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "interval", "expected"),
+    [
+        ("mean_error", (73.97, 106.59), (73.97, 100)),
+        ("mean_accuracy", (-6.59, 26.03), (0, 26.03)),
+        ("mce", (-1, 120), (0, 120)),
+        ("attention_distance", (-0.1, 0.3), (0, 0.3)),
+        ("loss", (-1, 120), (-1, 120)),
+        ("of_another_package", (-1, 120), (-1, 120)),
+    ],
+)
+def test_intervals_end_at_the_limits_of_the_metric(
+    key: str, interval: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    assert Metric(key, 0, 10, interval).interval == expected
+    stored = {"key": key, "value": 0, "count": 10, "interval": list(interval), "unit": "", "tags": {}, "notes": []}
+    assert Metric.from_json(stored).interval == expected  # results of earlier versions
