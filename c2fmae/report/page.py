@@ -20,6 +20,8 @@ from c2fmae.report.style import STYLE
 
 TableCell = str | int | float | None
 
+_MAX_UNWRAPPED_LENGTH = 24  # characters: a value with its interval is shorter, the name of a class may be longer
+
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser loads nothing but this file
 )
@@ -69,11 +71,16 @@ class Table:
     footnote: str = ""
 
     def to_html(self) -> str:
-        """Return a table that scrolls horizontally where the window is too narrow."""
-        head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
-        columns = [_format_column(column) for column in zip(*self.rows, strict=True)]
+        """Return a table that scrolls horizontally where the window is too narrow; columns with long texts wrap."""
+        cells = list(zip(self.columns, *self.rows, strict=True))
+        classes = [' class="text"' if _has_long_texts(column) else "" for column in cells]
+        head = "".join(
+            f'<th scope="col"{kind}>{escape(column)}</th>' for kind, column in zip(classes, self.columns, strict=True)
+        )
+        columns = [_format_column(column) for _, *column in cells]
         body = "".join(
-            f'<tr><th scope="row">{name}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>'
+            f'<tr><th scope="row">{name}</th>'
+            f"{''.join(f'<td{kind}>{value}</td>' for kind, value in zip(classes[1:], values, strict=True))}</tr>"
             for name, *values in zip(*columns, strict=True)
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -172,6 +179,10 @@ def _format_column(column: Sequence[TableCell]) -> list[str]:
         "–" if cell is None else f"{cell:{number_format}}" if isinstance(cell, float) else escape(str(cell))
         for cell in column
     ]
+
+
+def _has_long_texts(column: Sequence[TableCell]) -> bool:
+    return any(isinstance(cell, str) and len(cell) > _MAX_UNWRAPPED_LENGTH for cell in column)
 
 
 def _read_png(image: Path | Image.Image) -> tuple[bytes, tuple[int, int]]:

@@ -45,6 +45,7 @@ table { border-collapse: collapse; font-size: 0.95rem; line-height: 1.4; font-va
 th, td { padding: 0.45rem 0 0.45rem 2.2rem; text-align: right; white-space: nowrap; }
 th, td { border-bottom: 1px solid var(--rule); font-weight: 400; }
 th:first-child { padding-left: 0; text-align: left; white-space: normal; min-width: 9rem; }
+th.text, td.text { min-width: 9rem; max-width: 24rem; white-space: normal; overflow-wrap: anywhere; }
 thead th { color: var(--muted); font-size: 0.85rem; vertical-align: bottom; border-bottom-color: var(--muted); }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr)); gap: 2rem 3rem; }
 .charts figure { margin: 0; max-width: 34rem; }

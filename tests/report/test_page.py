@@ -22,6 +22,7 @@ from c2fmae.report import (
     Text,
     render_page,
 )
+from c2fmae.report.style import STYLE
 from tests.report.parsed_page import ParsedPage, gradient_image, write_images
 
 NASTY = '<script>alert("&")</script>'
@@ -71,6 +72,14 @@ def test_text_from_outside_is_escaped(section: Section) -> None:
     page = ParsedPage(render_page(Page(NASTY, NASTY, [section])))
     assert page.all("script") == []
     assert page.text.count(NASTY) >= 3
+
+
+def test_columns_with_long_texts_wrap() -> None:
+    names = "Cardigan Welsh corgi, a breed of herding dog"
+    page = parse_page(Table("Classes", ("", "accuracy", "mistaken for"), [("dog", "58.00 (54.90-61.00)", names)]))
+    assert [cell.get("class") for cell in page.all("th")] == [None, None, "text", None]
+    assert [cell.get("class") for cell in page.all("td")] == [None, "text"]
+    assert re.search(r"td\.text \{[^}]*white-space: normal", STYLE)
 
 
 def test_indented_paragraphs_and_backticks_are_code() -> None:

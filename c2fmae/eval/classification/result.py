@@ -25,7 +25,8 @@ from c2fmae.report.charts import chart_metrics
 
 FINETUNE_EVALUATION = "finetune"
 PER_CLASS_FILE = "classes.csv"
-_NUM_CLASSES_SHOWN = 10  # the worst and the best on the page
+_NUM_CLASSES_SHOWN = 10  # in each table of the page
+_CLASS_COLUMNS = ("", "accuracy, %", "images", "most often mistaken for")
 
 
 def locate_result_dir(run_dir: Path) -> Path:
@@ -193,7 +194,7 @@ def write_finetune_report(run_dir: RunDir) -> None:
         chart_metrics(rows, "Loss", losses),
         chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
         *make_result_sections(run_dir.path),
-        *_per_class_sections(locate_result_dir(run_dir.path) / PER_CLASS_FILE),
+        *make_class_sections(locate_result_dir(run_dir.path) / PER_CLASS_FILE),
         Details("All settings", read_text(run_dir.config_path).strip()),
         Details("Environment", read_text(run_dir.environment_path).strip()),
         Text(_FINETUNE_NEXT_STEPS, title="Next commands"),
@@ -209,21 +210,30 @@ _FINETUNE_NEXT_STEPS = """\
     c2fmae export timm RUN OUT"""
 
 
-def _per_class_sections(path: Path) -> list[Section]:
-    """Return a table of the classes with the lowest and the highest accuracy."""
+def make_class_sections(path: Path) -> list[Section]:
+    """Return tables of the classes with the lowest and the highest accuracy; no class is in both."""
     try:
-        rows = list(csv.DictReader(read_text(path).splitlines()))
+        rows = list(csv.DictReader(io.StringIO(read_text(path))))
     except UserError:
         return []
     ranked = sorted((row for row in rows if row["accuracy"]), key=lambda row: float(row["accuracy"]))
-    is_short = len(ranked) <= 2 * _NUM_CLASSES_SHOWN
-    shown = ranked if is_short else [*ranked[:_NUM_CLASSES_SHOWN], *ranked[-_NUM_CLASSES_SHOWN:]]
-    columns = ("name", "accuracy", "images", "mistaken for", "times")
-    note = "" if is_short else f"All classes are in {path.parent.name}/{path.name}."
-    table = Table(
-        "Accuracy by class, worst first", columns, [tuple(row[column] for column in columns) for row in shown], note
-    )
-    return [Text("", title="Classes"), table]
+    num_worst = min(_NUM_CLASSES_SHOWN, (len(ranked) + 1) // 2)
+    best = ranked[max(num_worst, len(ranked) - _NUM_CLASSES_SHOWN) :][::-1]
+    note = f"All classes are in {path.parent.name}/{path.name}." if num_worst + len(best) < len(ranked) else ""
+    tables = {"Classes with the lowest accuracy": ranked[:num_worst], "Classes with the highest accuracy": best}
+    return [
+        Text("", title="Classes"),
+        *(
+            Table(caption, _CLASS_COLUMNS, [_class_row(row) for row in members], note)
+            for caption, members in tables.items()
+            if members
+        ),
+    ]
+
+
+def _class_row(row: Mapping[str, str]) -> tuple[str, ...]:
+    confusion = f"{row['mistaken for']} ({row['times']})" if row["mistaken for"] else ""
+    return (row["name"] or f"label {row['label']}", row["accuracy"], row["images"], confusion)
 
 
 def read_finetune_result(run_dir: Path) -> EvaluationResult:

@@ -119,7 +119,10 @@ def test_metrics_best_checkpoint_and_result_files_are_written(source: Path, data
     ]
     assert sum(int(row["right"]) for row in classes) == round(metrics["top-1"].value * 18 / 100)
     page = (tmp_path / "report.html").read_text()
-    assert "Accuracy by class, worst first" in page
+    captions = ("Classes with the lowest accuracy", "Classes with the highest accuracy")
+    assert [caption in page for caption in captions] == [True, True]
+    section = page.split(captions[0])[1].split("<details>")[0]
+    assert [section.count(f'<th scope="row">class-{i}</th>') for i in range(3)] == [1, 1, 1]
     assert "the last weights are the result" in page
     protocol = json.loads((tmp_path / "evaluations/finetune/results.json").read_text())["protocol"]
     assert "Mixup 0.8, CutMix 1, smoothing 0.1" in protocol
