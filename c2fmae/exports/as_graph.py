@@ -98,6 +98,7 @@ def onnx_target(model: ExportableModel) -> ExportTarget:
                 f=str(folder / _ONNX_FILE),
                 input_names=[_INPUT_NAME],
                 output_names=_output_names(model),
+                dynamic_shapes={_INPUT_NAME: {0: torch.export.Dim("batch")}},  # names the axis, also of the outputs
                 external_data=num_bytes > _MAX_SINGLE_FILE_BYTES,
                 verbose=False,
             )

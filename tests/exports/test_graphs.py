@@ -38,6 +38,8 @@ def test_onnx_runtime_takes_any_batch_size(tmp_path: Path) -> None:
     assert done.max_difference < 1e-4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "README.md"}
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    axes = [array.shape[0] for array in (*session.get_inputs(), *session.get_outputs())]
+    assert axes == ["batch", "batch", "batch"]
     for batch in (1, 5):
         images = backbone.standardise(draw_noise_images((48, 32), batch=batch))
         tokens, pooled = session.run(None, {"photos": images.numpy()})
