@@ -10,16 +10,19 @@ MetricIdentity = tuple[str, tuple[tuple[str, TagValue], ...]]
 
 
 class MetricInfo(NamedTuple):
-    """The display name and unit of a metric, and the range that its intervals are clipped to."""
+    """How a metric is shown."""
 
     display_name: str
     unit: str = ""
     limits: tuple[float, float] = (-inf, inf)
+    """The range of possible values, to which intervals are clipped."""
+    is_headline: bool = False
+    """Whether it is quoted where there is no room for all metrics."""
 
 
-def _percentage(display_name: str) -> MetricInfo:
+def _percentage(display_name: str, *, is_headline: bool = False) -> MetricInfo:
     """Return the info of a part of a whole, in percent."""
-    return MetricInfo(display_name, "%", (0.0, 100.0))
+    return MetricInfo(display_name, "%", (0.0, 100.0), is_headline)
 
 
 METRIC_INFO: dict[str, MetricInfo] = {
@@ -43,19 +46,19 @@ METRIC_INFO: dict[str, MetricInfo] = {
     "images_per_second": MetricInfo("speed", "images/s"),
     "iou": _percentage("IoU"),
     "loss": MetricInfo("loss"),
-    "mce": MetricInfo("mCE (AlexNet)", "%", (0.0, inf)),
+    "mce": MetricInfo("mCE (AlexNet)", "%", (0.0, inf), is_headline=True),
     "mce_vs_reference": MetricInfo("mCE", "%", (0.0, inf)),
-    "mean_accuracy": _percentage("mean accuracy"),
+    "mean_accuracy": _percentage("mean accuracy", is_headline=True),
     "mean_calibration_error": _percentage("mean calibration error"),
     "mean_error": _percentage("mean error"),
     "mean_error_extra": _percentage("mean error of extra corruptions"),
-    "mean_iou": _percentage("mIoU"),
+    "mean_iou": _percentage("mIoU", is_headline=True),
     "parameters": MetricInfo("parameters"),
     "patch_rank": MetricInfo("effective rank of patches", limits=(1.0, inf)),
     "patch_top_variance": _percentage("variance along the first direction, patches"),
     "relative_mce_vs_reference": MetricInfo("relative mCE", "%"),
-    "robustness_score": MetricInfo("Score"),
-    "top1": _percentage("top-1"),
+    "robustness_score": MetricInfo("Score", is_headline=True),
+    "top1": _percentage("top-1", is_headline=True),
     "top1_std": MetricInfo("top-1, standard deviation over seeds", "points"),
     "top5": _percentage("top-5"),
     "top5_std": MetricInfo("top-5, standard deviation over seeds", "points"),
@@ -63,6 +66,10 @@ METRIC_INFO: dict[str, MetricInfo] = {
 }
 """The metrics of this package; another package may add its own."""
 
+_HEADLINE_TAGS: Mapping[str, TagValue] = {"votes": "weighted", "k": 20}
+"""The usual settings, where a headline is measured with several; of several layers, it is that of the last."""
+_HEADLINE_GROUPS = ("set", "label_fraction", "input", "weights", "cells")
+"""Tags that make a headline another one, rather than the same with another setting."""
 _PREFIX_TAGS = ("set", "layer")  # shown before the metric's name: they group rows
 _TAG_FORMATS = {
     "cells": "{} cells",
@@ -156,6 +163,28 @@ def build_accuracy_metric(
 
     interval = wilson_interval(accuracy, count, scale=100)
     return Metric(key, 100 * accuracy, count, interval, tags=tags or {}, notes=notes)
+
+
+def select_headlines(metrics: Iterable[Metric]) -> list[Metric]:
+    """Return the metrics to quote: one of each headline for each set; if there is none, the first of another package.
+
+    >>> metrics = [Metric("top1", k, 10, tags={"k": k, "votes": "weighted"}) for k in (1, 20, 50)]
+    >>> [metric.value for metric in select_headlines([*metrics, Metric("loss", 0, 10)])]
+    [20]
+    """
+    metrics = list(metrics)
+    groups: dict[Any, list[Metric]] = {}
+    for metric in metrics:
+        if metric.key in METRIC_INFO and METRIC_INFO[metric.key].is_headline:
+            group = (metric.key, *(metric.tags.get(tag) for tag in _HEADLINE_GROUPS))
+            groups.setdefault(group, []).append(metric)
+    headlines = [max(group, key=_headline_rank) for group in groups.values()]
+    return headlines or [metric for metric in metrics if metric.key not in METRIC_INFO][:1]
+
+
+def _headline_rank(metric: Metric) -> tuple[int, float]:
+    num_usual = sum(metric.tags.get(tag) == value for tag, value in _HEADLINE_TAGS.items())
+    return num_usual, float(metric.tags.get("layer", 0))
 
 
 def find_metric(metrics: Iterable[Metric], key: str, **tags: TagValue) -> Metric | None:

@@ -12,7 +12,7 @@ from c2fmae.core.json_file import read_json
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir, find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
-from c2fmae.eval.metrics import Metric
+from c2fmae.eval.metrics import Metric, select_headlines
 from c2fmae.exports.config_text import (
     get_option,
     option_text,
@@ -31,7 +31,7 @@ _ABSOLUTE_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/,]+/)+")  # in the middle o
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRow:
-    """One metric of an evaluation in the run directory."""
+    """One headline of an evaluation in the run directory."""
 
     evaluation: str
     source: str
@@ -150,7 +150,7 @@ def _read_evaluation_rows(file: Path) -> list[EvaluationRow]:
                 weights=str(results["weights"]),
                 protocol=_ABSOLUTE_FOLDERS.sub("", " ".join(str(results.get("protocol", "")).split())),
             )
-            for metric in map(Metric.from_json, results["metrics"])
+            for metric in select_headlines(map(Metric.from_json, results["metrics"]))
         ]
     except UserError:
         raise

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from c2fmae.eval.metrics import METRIC_INFO, Metric, build_accuracy_metric, find_metric
+from c2fmae.eval.metrics import METRIC_INFO, Metric, build_accuracy_metric, find_metric, select_headlines
 
 
 def test_a_metric_is_read_back_from_json() -> None:
@@ -53,3 +53,19 @@ def test_intervals_end_at_the_limits_of_the_metric(
     assert Metric(key, 0, 10, interval).interval == expected
     stored = {"key": key, "value": 0, "count": 10, "interval": list(interval), "unit": "", "tags": {}, "notes": []}
     assert Metric.from_json(stored).interval == expected  # results of earlier versions
+
+
+def test_headlines_are_those_of_the_last_layer_for_each_set() -> None:
+    metrics = [
+        *(build_accuracy_metric("top1", layer / 10, 10, tags={"layer": layer, "pooling": "mean"}) for layer in (4, 8)),
+        *(Metric("top1", 5, 10, tags={"set": "sketch", "classes": name}) for name in ("own classes", "all classes")),
+        Metric("top1_std", 1, 10, tags={"set": "sketch"}),
+        Metric("loss", 1, 10),
+    ]
+    assert select_headlines(metrics) == [metrics[1], metrics[2]]
+
+
+def test_the_headline_of_metrics_of_another_package_is_the_first() -> None:
+    metrics = [Metric("train_test_overlap", 0, 10), Metric("of_another_package", 1, 10), Metric("a_second", 2, 10)]
+    assert select_headlines(metrics) == [metrics[1]]
+    assert select_headlines(metrics[:1]) == []

@@ -24,8 +24,18 @@ RESULT = {
     "source": "/home/somebody/runs/tiny",
     "protocol": "k-NN of 10 on\nfrozen | features.",
     "metrics": [
-        {"name": "accuracy", "value": 0.51234, "count": 1000, "interval": [0.48, 0.54]},  # format 1
-        Metric("top1", 51.25, 2000, (49.0, 53.5), tags={"k": 5, "votes": "plain"}, notes=("k is chosen",)).to_json(),
+        Metric("train_test_overlap", 7.25, 2000).to_json(),
+        *(
+            Metric("top1", value, 2000, (49.0, 53.5), tags={"k": k, "votes": votes}, notes=("exact",)).to_json()
+            for value, k, votes in ((50.25, 5, "plain"), (51.25, 20, "weighted"), (52.25, 50, "weighted"))
+        ),
+    ],
+}
+FORMAT_1_RESULT = RESULT | {
+    "evaluation": "linear",
+    "metrics": [
+        {"name": "accuracy", "value": 0.51234, "count": 1000, "interval": [0.48, 0.54]},
+        {"name": "accuracy of layer 3", "value": 0.4, "count": 1000, "interval": None},
     ],
 }
 
@@ -36,12 +46,14 @@ def measured(run: Path) -> Path:
         rows.write({"step": 20, "held_out/loss": 2.0, "held_out/rgb": 0.5})
         rows.write({"step": 20, "loss": 1.0})
         rows.write({"step": 30, "held_out/loss": 1.0, "held_out/rgb": 0.25})  # after the checkpoint
-    for name, weights in (
-        ("knn-1", compute_weights_digest(load_backbone(run))),
-        ("knn-1-untrained", "those of another"),
+    digest = compute_weights_digest(load_backbone(run))
+    for name, weights, result in (
+        ("knn-1", digest, RESULT),
+        ("knn-1-untrained", "those of another", RESULT),
+        ("linear-1", digest, FORMAT_1_RESULT),
     ):
         (run / "evaluations" / name).mkdir(parents=True)
-        result = RESULT | {"weights": weights, "source": f"/home/somebody/runs/{name}"}
+        result = result | {"weights": weights, "source": f"/home/somebody/runs/{name}"}
         (run / "evaluations" / name / "results.json").write_text(json.dumps(result))
     (run / "environment.json").write_text(json.dumps({"c2fmae": "0.1.0", "torch": {"version": "2.14"}}))
     return run
@@ -65,8 +77,8 @@ def test_a_card_describes_a_run(tmp_path: Path) -> None:
         "- changed: data.train=voc-{000..012}.tar",
         "| loss | 2 |",
         "| rgb | 0.5 |",
-        "| knn | knn-1 | accuracy | 0.5123 (0.48 to 0.54) | 1,000 |",
-        "| knn | knn-1 | top-1, k = 5, plain votes (k is chosen) | 51.25 (49 to 53.5) | 2,000 |",
+        "| knn | knn-1 | top-1, k = 20, weighted votes (exact) | 51.25 (49 to 53.5) | 2,000 |",
+        "| linear | linear-1 | accuracy | 0.5123 (0.48 to 0.54) | 1,000 |",
         "- knn: k-NN of 10 on frozen \\| features.",
         "- it was trained without a norm after the last block: a new one with weight 1 and bias 0 was added",
         f"SHA-256 of `model.safetensors`: `{done.sha256}`",
@@ -76,6 +88,7 @@ def test_a_card_describes_a_run(tmp_path: Path) -> None:
     assert f"| {done.max_difference:.1e} |" in card.text
     assert 'timm.create_model("local-dir:out", pretrained=True)' in card.text
     assert "knn-1-untrained" not in card.text  # those are numbers of other weights
+    assert [number for number in ("50.25", "52.25", "7.25", "layer 3") if number in card.text] == []  # no headlines
     assert "Unknown" not in card.text
     assert "/home/somebody" not in card.text
     assert str(tmp_path) not in card.text
