@@ -19,11 +19,12 @@ from c2fmae_cli.eval_run import (
     choose_results_dir,
     open_models,
     run_and_print,
-    slugify,
     update_run_reports,
 )
 from c2fmae_cli.finetune import finetune
 from c2fmae_cli.robustness import robustness
+
+from c2fmae.core.text import slugify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -1,6 +1,5 @@
 """Options and functions of all `c2fmae eval` commands: open models, run an evaluation, print its results."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2fmae.core.log import is_main_process
+from c2fmae.core.text import slugify
 
 if TYPE_CHECKING:
     from c2fmae.core.distributed import World
@@ -115,12 +115,6 @@ def choose_results_dir(source: str, out: Path | None) -> Path:
     from c2fmae.core.run_dir import RunDir
 
     return Path(source) / "evaluations" if RunDir(Path(source)).is_started else Path("evaluations") / slugify(source)
-
-
-def slugify(*texts: str) -> str:
-    """Return texts joined into the name of a directory."""
-    parts = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(text).name if "/" in text else text).strip("-.") for text in texts]
-    return "-".join(part for part in parts if part)
 
 
 def is_finetuned_run(source: str) -> bool:

@@ -15,13 +15,13 @@ from c2fmae_cli.eval_run import (
     StepOption,
     is_finetuned_run,
     run_and_print,
-    slugify,
 )
 from c2fmae_cli.options import BatchSizeOption, EpochsOption, LearningRateOption, StepsOption, training_overrides
 from c2fmae_cli.pretrain import quote_yaml
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.log import is_main_process
+from c2fmae.core.text import slugify
 
 if TYPE_CHECKING:
     from c2fmae.eval.classification.evaluation import FinetuneEvaluation

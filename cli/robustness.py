@@ -17,6 +17,7 @@ from c2fmae_cli.eval_run import (
 )
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.text import slugify
 
 SUITE_OPTIONS = ("imagenet-a", "imagenet-r", "sketch", "imagenet-c", "imagenet-val")
 """Suites that have an option. Sets of others, such as those of plug-ins, are given by `--set sets=[…]`."""
@@ -67,7 +68,8 @@ def robustness(
         )
     sources = list(dict.fromkeys(models))
     open_sources = partial(open_models, sources, out=out, is_nested=True, step=step, use_ema=use_ema)
-    results, comparison = run_and_print("robustness", config, open_sources, out=out, recompute=recompute)
+    label = slugify("robustness", *config.set_labels())
+    results, comparison = run_and_print("robustness", config, open_sources, out=out, label=label, recompute=recompute)
     if not results:
         return
     if out is None:

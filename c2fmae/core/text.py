@@ -1,4 +1,7 @@
-"""Text for messages and reports."""
+"""Text for messages, reports and the names of directories."""
+
+import re
+from collections.abc import Sequence
 
 
 def format_count(count: int, singular: str, plural: str) -> str:
@@ -8,3 +11,31 @@ def format_count(count: int, singular: str, plural: str) -> str:
     ('1 class', '1,000 classes')
     """
     return f"{count:,} {singular if count == 1 else plural}"
+
+
+_MAX_SLUG_LENGTH = 60  # characters for each text: a file system allows 255 bytes for all
+_SPLIT_NAME = re.compile(r"(train|training|val|valid|validation|test)(?![A-Za-z])")
+
+
+def slugify(*texts: str) -> str:
+    """Return texts joined into the name of a directory; of a path or URL, only the last component is used.
+
+    If that is the name of a split, the component before it is used too.
+
+    >>> slugify("knn", "/data/voc/train-*.tar"), slugify("timm:vit_tiny@weights/vit.pth")
+    ('knn-voc-train.tar', 'timm-vit-tiny-vit.pth')
+    """
+    return "-".join(filter(None, map(_slugify_text, texts)))
+
+
+def name_few(names: Sequence[str], plural: str, *, most: int = 3) -> list[str]:
+    """Return names to be parts of a name: up to `most` themselves, more as their number, such as "7-models"."""
+    return list(names) if len(names) <= most else [f"{len(names)}-{plural}"]
+
+
+def _slugify_text(text: str) -> str:
+    model, _, path = text.rpartition("@")  # timm:NAME@FILE
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    num_parts = 2 if parts and _SPLIT_NAME.match(parts[-1]) else 1
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([model, *parts[-num_parts:]]))
+    return re.sub(r"-+(?=\.)", "", slug)[:_MAX_SLUG_LENGTH].strip("-.")

@@ -7,6 +7,7 @@ from typing import Any
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.files import write_atomic
 from c2fmae.core.json_file import write_json
+from c2fmae.core.text import name_few, slugify
 from c2fmae.eval.cache import compute_json_digest
 from c2fmae.eval.results import (
     PAGE_FILE,
@@ -50,7 +51,8 @@ def write_comparison(
     if output_dir is None:
         weights = sorted(result.classifier.digest for result in details)
         digest = compute_json_digest([weights, identities, config.identity_settings()], length=6)
-        output_dir = Path("evaluations") / f"robustness-{digest}"
+        models = name_few([result.classifier.source for result in details], "models")
+        output_dir = Path("evaluations") / slugify("robustness", *models, "on", *config.set_labels(), digest)
     document = {
         "format": RESULT_FORMAT,
         "sets": {

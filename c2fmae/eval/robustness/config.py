@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
+from c2fmae.core.text import name_few
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, ModelKind, ModelUnderTest, Outcome, Precision
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class RobustnessEvaluation(Evaluation):
         if duplicate := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"sets: two sets are named {duplicate!r}. Give one of them another name")
         return self
+
+    def set_labels(self) -> list[str]:
+        """Return the names of the sets, for the names of directories of results; of many, their number."""
+        sets = self.sets or tuple(filter(None, [self.clean]))
+        return name_few([config.name or config.suite for config in sets], "sets")
 
     def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
         """Yield the metrics of each model, with a `RobustnessResult` as details."""
