@@ -9,6 +9,7 @@ from time import perf_counter
 
 from c2fmae.core.experiment import Experiment, checkpoint_bytes
 from c2fmae.core.loop import TrainingLoop, TrainingState
+from c2fmae.core.text import format_count
 from c2fmae.core.watching import peak_memory
 
 WARMUP_STEPS, MEASURED_STEPS = 2, 5
@@ -53,7 +54,7 @@ def describe_measurement(
     if wait_fraction > 0.1:
         lines.append("steps wait for data: increase data.workers, or pack the data, which is the fastest to read")
     if plan.steps_per_epoch < 50:
-        count = f"{plan.steps_per_epoch} step{'s' * (plan.steps_per_epoch > 1)}"
+        count = format_count(plan.steps_per_epoch, "step")
         lines.append(f"an epoch has only {count}: for so little data, use a smaller training.batch_size")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.files import read_text
 from c2fmae.core.metric_rows import MetricRow, read_rows
 from c2fmae.core.run_dir import RunDir
+from c2fmae.core.text import format_count
 from c2fmae.core.yaml_file import parse_yaml
 from c2fmae.eval.results import make_result_sections
 from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, Text, render_page
@@ -127,7 +128,7 @@ def _schedule_charts(rows: Sequence[MetricRow]) -> list[LineChart]:
 
 def _figure_caption(path: Path) -> str:
     step = re.fullmatch(r"step-(\d+)", path.stem)
-    return f"After {int(step[1]):,} steps" if step else path.stem
+    return f"After {format_count(int(step[1]), 'step')}" if step else path.stem
 
 
 def _config_value(config: Any, key_path: str) -> Any:

@@ -14,6 +14,7 @@ from c2fmae.core.distributed import single_process
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import autocast
 from c2fmae.core.run_dir import RunDir
+from c2fmae.core.text import format_count
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.task import MicroBatch
 from c2fmae.pretrain import Pretraining, build_pretraining
@@ -44,7 +45,7 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
         progress=progress,
         world=experiment.world,
     )
-    lines = [f"step {step}: {len(batch)} samples, with the weights after step {checkpoint_step}"]
+    lines = [f"step {step}: {format_count(len(batch), 'sample')}, with the weights after step {checkpoint_step}"]
     lines += ["  (not those of the step itself, which were not saved)"] * (checkpoint_step < step - 1)
     losses, non_finite_modules = compute_sample_losses(experiment, micro_batches)
     totals = {name: values.mean().item() for name, values in losses.items()}

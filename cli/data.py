@@ -92,7 +92,8 @@ def check(
         print(f"problem: {problem.text}")
     _print_stats(report)
     if report.absent_classes:
-        print(f"note: {len(report.absent_classes)} classes are in no map: {', '.join(report.absent_classes)}")
+        absent = format_count(len(report.absent_classes), "class is", "classes are")
+        print(f"note: {absent} in no map: {', '.join(report.absent_classes)}")
     counts = format_count(len(report.problems), "problem", "problems"), len(report.valid_keys)
     print(f"{counts[0]}, {format_count(counts[1], 'valid sample', 'valid samples')}")
     if good_keys is not None:

@@ -4,13 +4,14 @@ import re
 from collections.abc import Sequence
 
 
-def format_count(count: int, singular: str, plural: str) -> str:
-    """Return a count with its noun in the right number.
+def format_count(count: float, singular: str, plural: str = "") -> str:
+    """Return a count with its noun in the right number; the plural is by default the singular with an s.
 
-    >>> format_count(1, "class", "classes"), format_count(1000, "class", "classes")
-    ('1 class', '1,000 classes')
+    >>> format_count(1, "class", "classes"), format_count(1000, "class", "classes"), format_count(0.25, "epoch")
+    ('1 class', '1,000 classes', '0.25 epochs')
     """
-    return f"{count:,} {singular if count == 1 else plural}"
+    number = f"{count:,}" if isinstance(count, int) else f"{count:.4g}"
+    return f"{number} {singular if count == 1 else plural or singular + 's'}"
 
 
 _MAX_SLUG_LENGTH = 60  # characters for each text: a file system allows 255 bytes for all
@@ -38,4 +39,4 @@ def _slugify_text(text: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     num_parts = 2 if parts and _SPLIT_NAME.match(parts[-1]) else 1
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([model, *parts[-num_parts:]]))
-    return re.sub(r"-+(?=\.)", "", slug)[:_MAX_SLUG_LENGTH].strip("-.")
+    return re.sub(r"-+(?=\.)", "", slug).strip("-.")[:_MAX_SLUG_LENGTH]

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from c2fmae.core.config import Config, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine
+from c2fmae.core.text import format_count
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -141,9 +142,10 @@ class TrainingPlan:
         processes = self.batch_size // self.batch_size_per_rank
         epochs = self.steps / self.steps_per_epoch
         return (
-            f"{self.steps} steps ({epochs:.4g} {'epoch' if epochs == 1 else 'epochs'} of {self.steps_per_epoch}), "
-            f"{self.warmup_steps} of warm-up; batch {self.batch_size} = {processes} process{'es' * (processes > 1)} × "
-            f"{self.batch_size_per_rank}{parts}; learning rate up to {self.peak_lr:.4g}"
+            f"{format_count(self.steps, 'step')} ({format_count(epochs, 'epoch')} of {self.steps_per_epoch}), "
+            f"{self.warmup_steps:,} of warm-up; batch {self.batch_size:,} = "
+            f"{format_count(processes, 'process', 'processes')} × {self.batch_size_per_rank:,}{parts}; "
+            f"learning rate up to {self.peak_lr:.4g}"
         )
 
 
@@ -167,7 +169,7 @@ def plan_training(config: TrainingConfig, *, num_samples: int, world_size: int) 
     warmup = config.warmup_steps or round((config.warmup_epochs or 0) * per_epoch)
     if steps < 1:
         raise UserError(
-            f"training.epochs: {config.epochs} epochs of {per_epoch} steps are less than one step. Set it higher"
+            f"training.epochs: {config.epochs} × {format_count(per_epoch, 'step')} is less than one step. Set it higher"
         )
     if warmup > steps:
         key = "warmup_steps" if config.warmup_steps else "warmup_epochs"

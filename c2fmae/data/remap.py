@@ -5,6 +5,7 @@ from jaxtyping import Integer, UInt8
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
+from c2fmae.core.text import format_count
 
 IdTable = Integer[np.ndarray, " values"]
 
@@ -47,7 +48,7 @@ def remap_ids(
     if is_outside.any():
         values, counts = np.unique(ids[is_outside], return_counts=True)
         worst = int(counts.argmax())
-        others = f" (and {len(values) - 1} more ids)" if len(values) > 1 else ""
+        others = f" (and {format_count(len(values) - 1, 'more id')})" if len(values) > 1 else ""
         num_classes = int(table[table != IGNORE].max(initial=_OUTSIDE)) + 1
         raise UserError(
             f"{location}: id {values[worst]} on {counts[worst]} pixels{others} is outside the {num_classes} classes"

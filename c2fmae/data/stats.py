@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from c2fmae.core.granularity import IGNORE
+from c2fmae.core.text import format_count
 from c2fmae.data.check import AREA_FRACTION_EDGES, CheckReport
 from c2fmae.report.drawing import draw_bar_chart, stack_images
 
@@ -52,7 +53,7 @@ def describe_stats(report: CheckReport) -> str:
         (width, height), images = max(report.image_size_counts.items(), key=lambda pair: pair[1])
         shorter = sorted(min(size) for size in report.image_size_counts)
         lines.append(
-            f"images   {len(report.image_size_counts)} sizes, most often {width}×{height} ({images}),"
+            f"images   {format_count(len(report.image_size_counts), 'size')}, most often {width}×{height} ({images}),"
             f" shorter side {shorter[0]} to {shorter[-1]} pixels"
         )
     if report.object_counts:
@@ -80,7 +81,7 @@ def _largest_bars(bars: Mapping[str, float]) -> dict[str, float]:
         return ordered
     names = list(ordered)[: _MAX_BARS - 1]
     others = list(ordered.values())[len(names) :]
-    return {name: ordered[name] for name in names} | {f"{len(others)} others, each at most": others[0]}
+    return {name: ordered[name] for name in names} | {f"{format_count(len(others), 'other')}, each at most": others[0]}
 
 
 def _object_size_bars(report: CheckReport) -> dict[str, float]:

@@ -9,6 +9,7 @@ from c2fmae.core.config_diff import config_differences
 from c2fmae.core.environment import describe_environment_changes
 from c2fmae.core.metric_rows import CurveComparison, compare_metrics
 from c2fmae.core.run_info import read_run_info
+from c2fmae.core.text import format_count
 from c2fmae.core.yaml_file import read_yaml
 from c2fmae.doctor.diagnosis import Diagnosis
 from c2fmae.doctor.run import find_run, read_step_rows
@@ -27,7 +28,7 @@ def compare_runs(path: Path, other: Path) -> Diagnosis:
     metrics = compare_metrics(*(read_step_rows(run_dir) for run_dir in run_dirs))
     findings = [
         *(
-            ("run", f"{run_dir.path}: {steps:,} steps")
+            ("run", f"{run_dir.path}: {format_count(steps, 'step')}")
             for run_dir, steps in zip(run_dirs, metrics.num_steps, strict=True)
         ),
         *(("settings", setting) for setting in settings or ["equal"]),

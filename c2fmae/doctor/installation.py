@@ -5,6 +5,7 @@ import platform
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from c2fmae.core.text import format_count
 from c2fmae.doctor.diagnosis import Diagnosis
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def _installed_version(name: str) -> str | None:
 def _describe_devices() -> list[tuple[str, str]]:
     import torch
 
-    devices = [("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")]
+    devices = [
+        ("cpu", f"{format_count(os.cpu_count() or 1, 'core')}, {format_count(torch.get_num_threads(), 'torch thread')}")
+    ]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         devices.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))

@@ -12,6 +12,7 @@ from c2fmae.core.metric_rows import describe_row_problems, list_skipped_steps, r
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
 from c2fmae.core.spikes import SpikeDetector
+from c2fmae.core.text import format_count
 from c2fmae.doctor.diagnosis import Diagnosis
 
 
@@ -43,7 +44,7 @@ def diagnose_run(path: Path) -> Diagnosis:
         ("run", str(path)),
         ("state", _describe_state(state, is_locked, last_step)),
         *(("checkpoint", f"step {step}, intact") for step in intact_steps),
-        ("metrics", f"{last_step:,} steps, {_describe_skipped(list_skipped_steps(rows))}"),
+        ("metrics", f"{format_count(last_step, 'step')}, {_describe_skipped(list_skipped_steps(rows))}"),
         *(("spike", spike) for spike in SpikeDetector().add_rows(rows)),
     ]
     is_finished = state.get("status") == "finished"

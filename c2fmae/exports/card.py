@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import yaml
 
 from c2fmae import __version__
+from c2fmae.core.text import format_count
 from c2fmae.exports.provenance import WeightsProvenance
 from c2fmae.exports.target import ExportableModel, ExportComparison, ExportTarget, get_backbone
 from c2fmae.models.backbones import Backbone
@@ -57,8 +58,8 @@ def _input_notes(backbone: Backbone) -> list[str]:
     notes = []
     if "rgb" in spec.channels:
         notes.append(
-            f"Images: {spec.channels['rgb']} channels, values in [0, 1], standardised by channel with mean "
-            f"{_format_numbers(spec.mean)} and standard deviation {_format_numbers(spec.std)}."
+            f"Images: {format_count(spec.channels['rgb'], 'channel')}, values in [0, 1], standardised by "
+            f"channel with mean {_format_numbers(spec.mean)} and standard deviation {_format_numbers(spec.std)}."
         )
     height, width = spec.image_size
     return [
@@ -128,7 +129,7 @@ def _model_section(model: ExportableModel) -> str:
     count = sum(parameter.numel() for parameter in backbone.parameters())
     text = (
         f"## Architecture\n\nA plain ViT, timm's `{spec.encoder.name}`: patch size {backbone.patch}, width "
-        f"{backbone.dim}, {backbone.depth} blocks, {count:,} parameters including the embeddings of "
+        f"{backbone.dim}, {format_count(backbone.depth, 'block')}, {count:,} parameters including the embeddings of "
         f"{', '.join(backbone.granularities)}. Prefix tokens: {backbone.num_prefix_tokens}. Position embeddings: "
         f"{'a table' if spec.encoder.keep_positions else 'sines and cosines, computed for any size'}.{head}"
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
+from c2fmae.core.text import format_count
 from c2fmae.models.backbones import Backbone
 from c2fmae.views.config import BackboneFigureConfig
 from c2fmae.views.scenes import load_evenly_spaced, open_figure_scenes
@@ -39,7 +40,8 @@ def resolve_layer(config: BackboneFigureConfig, name: str, backbone: Backbone) -
     """Return the block whose output is drawn, counted from 1."""
     if config.layer is not None and config.layer > backbone.depth:
         raise UserError(
-            f"layer: {name} has {backbone.depth} blocks, got {config.layer}. Set layer={backbone.depth} or less"
+            f"layer: {name} has {format_count(backbone.depth, 'block')}, got {config.layer}. "
+            f"Set layer={backbone.depth} or less"
         )
     return config.layer or backbone.depth
 

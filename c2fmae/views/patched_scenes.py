@@ -11,6 +11,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
+from c2fmae.core.text import format_count
 from c2fmae.masking import Policy, mask_scenes, patch_regions
 from c2fmae.views.config import MaskedScenesConfig
 from c2fmae.views.scenes import crop_scenes, mask_generator, open_figure_scenes
@@ -34,7 +35,8 @@ def load_patched_scenes(config: MaskedScenesConfig) -> PatchedScenes:
     source = open_figure_scenes(config.data, size=config.size, seed=config.seed, granularities=COARSE_TO_FINE)
     if len(source) < config.scenes:
         raise UserError(
-            f"scenes: {config.data} has {len(source)} scenes, got {config.scenes}. Set scenes={len(source)} or less"
+            f"scenes: {config.data} has {format_count(len(source), 'scene')}, got {config.scenes}. "
+            f"Set scenes={len(source)} or less"
         )
     batch = crop_scenes([source[index] for index in range(config.scenes)], (config.size, config.size))
     semantic, weights = batch.maps["semantic"], getattr(config.masking.options, "weights", None)

@@ -80,7 +80,7 @@ def test_learning_rate_and_progress_depend_on_the_step_alone(warmup: int, final:
         (
             {"steps": None, "epochs": 0.01},
             {"num_samples": 100},
-            "training.epochs: 0.01 epochs of 12 steps are less than one step. Set it higher",
+            "training.epochs: 0.01 × 12 steps is less than one step. Set it higher",
         ),
         (
             {"warmup_steps": 11},
@@ -147,7 +147,7 @@ def test_a_plan_is_printed_in_one_line() -> None:
         warmup_epochs=5,
     )
     assert str(large) == (
-        "1900 steps (100 epochs of 19), 95 of warm-up; batch 512 = 4 processes × 128 in 4 micro-batches; "
+        "1,900 steps (100 epochs of 19), 95 of warm-up; batch 512 = 4 processes × 128 in 4 micro-batches; "
         "learning rate up to 0.0002"
     )
 

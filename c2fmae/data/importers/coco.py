@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int, Integer
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.json_file import read_json
+from c2fmae.core.text import format_count
 from c2fmae.data.importers.coco_rle import outline_to_rle, paint_outlines
 from c2fmae.data.importers.common import (
     IdMap,
@@ -131,7 +132,7 @@ def _segment_owners(stored: SegmentMap, ids: SegmentIds, png: str, listing: str)
     if is_unknown.any():
         values, counts = np.unique(stored[is_unknown], return_counts=True)
         worst = int(counts.argmax())
-        others = f" (and {len(values) - 1} more ids)" if len(values) > 1 else ""
+        others = f" (and {format_count(len(values) - 1, 'more id')})" if len(values) > 1 else ""
         raise UserError(
             f"{png}: id {values[worst]} on {counts[worst]} pixels{others} is not in the `segments_info` of {listing}."
             " Extract both from the same release"

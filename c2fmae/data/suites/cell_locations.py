@@ -41,15 +41,19 @@ def find_cells(source: Path) -> tuple[tuple[CellLocation, ...], tuple[str, ...]]
 
 
 def describe_missing_cells(cells: Collection[CellLocation]) -> tuple[str, ...]:
-    """Return a sentence about the missing ones of the 15 corruptions, and one for each with missing severities."""
+    """Return a sentence about the missing ones of the 15 corruptions, and sentences about missing severities."""
     present = {name: {cell.severity for cell in cells if cell.corruption == name} for name in _ALL_CORRUPTIONS}
     missing = [name for name in CORRUPTIONS if not present[name]]
     sentences = (
         [f"{len(missing)} of the {len(CORRUPTIONS)} corruptions missing: {', '.join(missing)}"] if missing else []
     )
+    corruptions_by_rest: dict[str, list[str]] = {}
     for name, severities in present.items():
-        if severities and (rest := [str(severity) for severity in SEVERITIES if severity not in severities]):
-            sentences.append(f"{name}: severity {', '.join(rest)} missing")
+        rest = ", ".join(str(severity) for severity in SEVERITIES if severity not in severities)
+        if severities and rest:
+            corruptions_by_rest.setdefault(rest, []).append(name)
+    for rest, names in corruptions_by_rest.items():
+        sentences.append(f"{', '.join(names)}: {'severities' if ',' in rest else 'severity'} {rest} missing")
     return tuple(sentences)
 
 

@@ -13,6 +13,7 @@ from c2fmae.core.files import read_text, write_atomic
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
+from c2fmae.core.text import format_count
 from c2fmae.core.training import TrainingPlan
 from c2fmae.data import DatasetInfo
 from c2fmae.eval.classification.accuracy import ClassificationScores
@@ -80,7 +81,7 @@ def build_finetune_metrics(
 
 
 def _scores_to_metrics(scores: ClassificationScores, **tags: str) -> list[Metric]:
-    count, notes = scores.num_images, (f"{scores.num_tokens} patch tokens per image",)
+    count, notes = scores.num_images, (f"{format_count(scores.num_tokens, 'patch token')} per image",)
     return [
         build_accuracy_metric("top1", scores.top1, count, tags=tags, notes=notes),
         *([build_accuracy_metric("top5", scores.top5, count, tags=tags)] if len(scores.confusion) > 5 else []),
@@ -100,10 +101,11 @@ def describe_finetune_protocol(
     """Return a description of training and test, so that readers can compare results with others."""
     data, mixing, training = config.data, config.mixing, config.training
     clauses = [
-        f"Fine-tuned for {plan.steps / plan.steps_per_epoch:.4g} epochs on {train_name} at "
+        f"Fine-tuned for {format_count(plan.steps / plan.steps_per_epoch, 'epoch')} on {train_name} at "
         f"{image_size[0]}×{image_size[1]}",
         f"from {_describe_init(config)}",
-        f"batch {plan.batch_size}, AdamW, peak learning rate {plan.peak_lr:.3g}, {plan.warmup_steps} steps of warm-up, "
+        f"batch {plan.batch_size}, AdamW, peak learning rate {plan.peak_lr:.3g}, "
+        f"{format_count(plan.warmup_steps, 'step')} of warm-up, "
         "a cosine schedule",
         f"weight decay {training.weight_decay:g}, layer decay {training.layer_decay:g}, drop path {config.drop_path:g}",
         f"crops of {data.scale[0]:g} to {data.scale[1]:g} of an image, {data.rand_augment or 'no RandAugment'}",
@@ -115,7 +117,7 @@ def describe_finetune_protocol(
         "mean pooling followed by a norm" if config.pool == "mean" else "class token pooling",
     ]
     if config.train_blocks is not None:
-        clauses.append(f"only the last {config.train_blocks} blocks trained")
+        clauses.append(f"only the last {format_count(config.train_blocks, 'block')} trained")
     if data.fraction != 1:
         clauses.append(f"with {100 * data.fraction:g} % of each class's labels")
     if config.granularity_dropout:

@@ -21,6 +21,7 @@ from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.operation_count import ForwardCost
 from c2fmae.core.scene import SceneBatch
+from c2fmae.core.text import format_count
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.eval.cost.speed_and_memory import (
     WARMUP_ROUNDS,
@@ -113,7 +114,7 @@ def measure_epoch_costs(
                 mae_cost=compute_pretraining_cost(configs["mae"]),
                 step_seconds=tuple(seconds["method"]),
                 mae_step_seconds=tuple(seconds["mae"]),
-                machine=f"{describe_machine(device)}, {precision}, {batch_size} images a step",
+                machine=f"{describe_machine(device)}, {precision}, {format_count(batch_size, 'image')} a step",
             )
             del steps
     return costs

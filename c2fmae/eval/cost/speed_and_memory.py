@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from c2fmae.core.environment import collect_environment
+from c2fmae.core.text import format_count
 
 K = TypeVar("K")
 Clock = Callable[[], float]
@@ -107,7 +108,7 @@ def describe_machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {version}"
     threads = info["torch"]["threads"]
-    return f"{threads} thread{'s' * (threads > 1)} of {info['cpu']}, torch {version}"
+    return f"{format_count(threads, 'thread')} of {info['cpu']}, torch {version}"
 
 
 def _storage_address(tensor: Tensor) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from c2fmae.config.method import MethodConfig
+from c2fmae.core.text import format_count
 from c2fmae.eval.cost.epoch_cost import EpochCost
 from c2fmae.eval.metrics import Metric, TagValue, find_metric
 from c2fmae.eval.results import EvaluationResult
@@ -72,7 +73,7 @@ def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
         decoder, (height, width) = epoch_cost.mae.decoder.options, epoch_cost.mae.image_size
         notes.append(
             f"{name}: compared with MAE of {epoch_cost.mae.encoder.name}, images of {height}×{width}, and a decoder of "
-            f"{decoder.depth} blocks of width {decoder.dim}"
+            f"{format_count(decoder.depth, 'block')} of width {decoder.dim}"
         )
     return "\n".join(
         [

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from c2fmae.core.config import Fraction, PositiveInt
 from c2fmae.core.errors import UserError
 from c2fmae.core.specs import Pooling
+from c2fmae.core.text import format_count
 from c2fmae.eval.data_config import TrainTestConfig
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, ModelUnderTest, Precision
 from c2fmae.eval.metrics import Metric
@@ -138,7 +139,7 @@ class LabelProbeConfig(ProbeConfig):
         """Return the part of the protocol about the metrics."""
         draws = ""
         if self.fractions != (1.0,):
-            seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)}"
+            seeds = format_count(self.seeds, "seed")
             draws = f"Fractions of the labels are of each class, rounded up, drawn with {seeds}. "
         return (
             f"{draws}Accuracy over all test images, in percent, with Wilson's 95 % interval; of several draws, the "
@@ -165,7 +166,7 @@ class SweepConfig(ProbeConfig):
     def describe_fit(self) -> str:
         """Return the part of the protocol about fitting."""
         length = (
-            f"{self.epochs} epochs"
+            format_count(self.epochs, "epoch")
             if self.epochs
             else f"{_MIN_STEPS:,} steps or {_MIN_EPOCHS} epochs, whichever is more,"
         )
@@ -239,8 +240,9 @@ class LinearProbeEvaluation(SweepConfig, LabelProbeConfig):
         number = len(self.lrs) * len(self.weight_decays) * len(self.feature_columns(model.backbone))
         return (
             f"{self.describe_setup(model)} A linear classifier of standardised features, {self.describe_fit()}. "
-            f"Of {number} settings (learning rate × weight decay × features, fitted in one pass) the best on a fifth "
-            "of the training images is fitted again to all of them; test images have no part in the choice. "
+            f"Of {format_count(number, 'setting')} (learning rate × weight decay × features, fitted in one pass) "
+            "the best on a fifth of the training images is fitted again to all of them; test images have no part in "
+            "the choice. "
             f"{self.describe_scores()}"
         )
 
@@ -282,7 +284,7 @@ class AttentiveProbeEvaluation(LabelProbeConfig):
             "patches, which are their own keys; each reads its group of a linear map of them, and a linear classifier "
             "predicts the label after batch norm without scale and shift. AdamW, learning rate "
             f"{self.lr:g} after a tenth of the steps, then a cosine schedule, weight decay {self.weight_decay:g}, "
-            f"{self.epochs} epochs in batches of at most {self.head_batch_size}; nothing is chosen. "
+            f"{format_count(self.epochs, 'epoch')} in batches of at most {self.head_batch_size}; nothing is chosen. "
             f"{self.describe_scores()}"
         )
 
@@ -325,9 +327,10 @@ class DenseProbeEvaluation(SweepConfig):
         return (
             f"{self.describe_setup(model)} A linear classifier of standardised features of patches, "
             f"{self.describe_fit()}; the target of a patch is the fraction of each class among its cells of "
-            f"{stride}×{stride} pixels. Up to {self.max_patches:,} training patches. Of {number} settings (learning "
-            "rate × weight decay × layer, fitted in one pass) the best on a fifth of the training images is fitted "
-            "again to all of them; test images have no part in the choice. Its scores are interpolated bilinearly to "
+            f"{stride}×{stride} pixels. Up to {self.max_patches:,} training patches. Of "
+            f"{format_count(number, 'setting')} (learning rate × weight decay × layer, fitted in one pass) the best on "
+            "a fifth of the training images is fitted again to all of them; test images have no part in the choice. "
+            "Its scores are interpolated bilinearly to "
             "the cells, and all labelled cells of all test images are counted together: mIoU is the mean over classes "
             f"that occur or are predicted. Intervals: {NUM_REPLICATES} bootstrap samples of the test images."
         )

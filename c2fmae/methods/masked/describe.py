@@ -8,6 +8,7 @@ from c2fmae.config.method import MethodConfig
 from c2fmae.core.decoder_options import CascadedOptions, JointOptions, ParallelOptions
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.operation_count import ForwardCost, PartCost
+from c2fmae.core.text import format_count
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 from c2fmae.models import Encoder, label_stride
@@ -49,7 +50,7 @@ def describe_architecture(config: MethodConfig) -> list[ArchitectureRow]:
         ),
         ArchitectureRow(
             "encoder",
-            f"{config.encoder.name}, {len(encoder.blocks)} blocks{norm}",
+            f"{config.encoder.name}, {format_count(len(encoder.blocks), 'block')}{norm}",
             f"{encoder.num_prefix_tokens} + {num_visible} × {encoder.dim}",
             cost.part_costs["encoder"],
         ),
@@ -74,7 +75,7 @@ def _input_row(method: MaskedAutoencoding, name: str, num_patches: int) -> Archi
         side = method.patch_size // stride
         description = f"{height // stride}×{width // stride} cells of {channels} ids, {side}×{side} per patch"
     else:
-        description = f"{height}×{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
+        description = f"{height}×{width} pixels, {format_count(channels, 'channel')}"
     return ArchitectureRow(f"  {name}", description, f"{num_patches}")
 
 
@@ -87,7 +88,7 @@ def _describe_wiring(config: MethodConfig) -> str:
             return f"cascaded, {' → '.join(reversed(order.split(' → ')))}"
         case "joint":
             norm = ", norm" if isinstance(options, JointOptions) and options.has_norm else ""
-            return f"joint, {options.depth} blocks{norm}"
+            return f"joint, {format_count(options.depth, 'block')}{norm}"
         case other:
             return other
 

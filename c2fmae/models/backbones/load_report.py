@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.text import format_count
 
 _MAX_NAMES = 6
 
@@ -27,7 +28,7 @@ class LoadReport:
     """Further remarks, for example on values that are not stored and were assumed."""
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
+        lines = [f"{self.source}: {format_count(len(self.loaded), 'tensor')} loaded"]
         missing, unexpected = _format_names(self.missing), _format_names(self.unexpected)
         lines += [f"  missing, newly initialised: {missing}"] if missing else []
         lines += [f"  unexpected, ignored: {unexpected}"] if unexpected else []
@@ -49,7 +50,7 @@ def check_tensor_names(
     problems = []
     for problem, names in (("missing", missing), ("unexpected", unexpected)):
         if not_allowed := [name for name in names if not any(fnmatchcase(name, pattern) for pattern in allowed)]:
-            problems.append(f"{len(not_allowed)} {problem} tensors ({_format_names(not_allowed)})")
+            problems.append(f"{format_count(len(not_allowed), f'{problem} tensor')} ({_format_names(not_allowed)})")
     if problems:
         raise UserError(
             f"{source}: {' and '.join(problems)}. Use a file that matches, or allow them by name or pattern "

@@ -268,7 +268,7 @@ def test_missing_and_unexpected_corruptions_are_warnings_and_extra_ones_come_las
     missing = [name for name in CORRUPTIONS if name not in ("fog", "snow")]
     assert opened.warnings == (
         f"13 of the 15 corruptions missing: {', '.join(missing)}",
-        "snow: severity 2, 4, 5 missing",
+        "snow: severities 2, 4, 5 missing",
         f"{tmp_path}/gausian_noise: not a corruption of ImageNet-C. Did you mean 'gaussian_noise'?",
         f"{tmp_path}/snow/6: not a severity (expected 1 to 5)",
         "3 of 1,000 classes: the set is incomplete",
@@ -381,7 +381,8 @@ def test_a_set_with_a_creation_record_is_described_by_it(
     )
     assert opened.name == ("pets-c" if kind == "custom" else "imagenet-c")
     assert [entry and entry.name for entry in opened.labels] == ["fox", "goldfish", "no image of it"]
-    assert opened.warnings[3:] == (("2 of 1,000 classes: the set is incomplete",) if kind == "imagenet-c" else ())
+    assert opened.warnings[1] == "snow, fog: severities 3, 4, 5 missing"
+    assert opened.warnings[2:] == (("2 of 1,000 classes: the set is incomplete",) if kind == "imagenet-c" else ())
     assert [wnid for _, wnid, _ in list_images(opened.cells[0], opened)] == [VAL[1], VAL[2]]
     assert opened.cells[0].expected_images == (None if kind == "custom" else 50_000)
 
