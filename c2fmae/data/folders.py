@@ -13,6 +13,7 @@ from c2fmae.core.files import read_file
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.labels import LabelInfo
 from c2fmae.data.class_dirs import map_dirs_to_labels
+from c2fmae.data.dir_walk import walk_dirs
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem
@@ -109,7 +110,10 @@ def _find_images(folder: Path, problems: list[Problem]) -> dict[str, str]:
     def report_unlisted(error: OSError) -> None:  # os.walk by itself skips directories that it may not read
         problems.append(Problem(None, f"{error.filename}: cannot be listed: {error.strerror}. Fix its permissions"))
 
-    for path, folders, files in os.walk(folder, onerror=report_unlisted, followlinks=True):
+    def report_repeat(path: str, first: str) -> None:
+        problems.append(Problem(None, f"{path}: is the same directory as {first}. Remove the link"))
+
+    for path, folders, files in walk_dirs(folder, report_error=report_unlisted, report_repeat=report_repeat):
         prefix = os.path.relpath(path, folder)
         prefix = "" if prefix == "." else f"{Path(prefix).as_posix()}/"
         folders[:] = sorted(name for name in folders if not name.startswith("."))

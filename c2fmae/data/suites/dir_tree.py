@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
+from c2fmae.data.dir_walk import walk_dirs
 from c2fmae.data.folders import open_folder_tree
 from c2fmae.data.problems import raise_first_problem
 from c2fmae.data.scenes import Scenes
@@ -33,7 +34,7 @@ class DirTree:
     def list_files(self, subdir: str = "") -> list[str]:
         """Return the sorted relative paths of all files below a directory."""
         top, paths = self.describe_location(subdir), list[str]()
-        for folder, _, names in os.walk(top, followlinks=True):
+        for folder, _, names in walk_dirs(top):
             below = os.path.relpath(folder, top)
             prefix = "" if below == "." else f"{Path(below).as_posix()}/"
             paths += [prefix + name for name in names]
