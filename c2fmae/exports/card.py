@@ -1,11 +1,12 @@
 """The model card of an export, README.md: usage, training, evaluation results and the verification of the export."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import yaml
 
 from c2fmae import __version__
-from c2fmae.core.text import format_count
+from c2fmae.core.text import escape_controls, format_count
 from c2fmae.exports.provenance import WeightsProvenance
 from c2fmae.exports.target import ExportableModel, ExportComparison, ExportTarget, get_backbone
 from c2fmae.models.backbones import Backbone
@@ -40,8 +41,8 @@ def render_card(
     )
     parts = [
         f"---\n{head}{_LICENCE_COMMENT}\n---",
-        f"# {_escape_cell(provenance.name)}",
-        provenance.title and _escape_cell(provenance.title),
+        f"# {_escape_markdown(provenance.name)}",
+        provenance.title and _escape_markdown(provenance.title),
         f"## Usage\n\n```python\n{target.usage(folder)}\n```",
         "\n".join(f"- {note}" for note in [*_input_notes(backbone), *_class_notes(target.model), *target.notes]),
         _training_section(provenance),
@@ -72,7 +73,7 @@ def _input_notes(backbone: Backbone) -> list[str]:
 def _class_notes(model: ExportableModel) -> list[str]:
     if not isinstance(model, Classifier):
         return []
-    names = [_escape_cell(label.name) for label in model.spec.labels if label]
+    names = [_escape_markdown(label.name) for label in model.spec.labels if label]
     first = ", ".join(f"“{name}”" for name in names[:_MAX_CLASS_NAMES]) + (
         ", …" if len(names) > _MAX_CLASS_NAMES else ""
     )
@@ -87,7 +88,7 @@ def _class_notes(model: ExportableModel) -> list[str]:
 def _training_section(provenance: WeightsProvenance) -> str:
     rows = _markdown_table(("Detail", "Value"), provenance.details.items())
     unknown = f"\n\nUnknown: {', '.join(provenance.missing_details)}." if provenance.missing_details else ""
-    items = "".join(f"\n- {_escape_cell(deviation)}" for deviation in provenance.deviations)
+    items = "".join(f"\n- {_escape_markdown(deviation)}" for deviation in provenance.deviations)
     deviations = f"\n\nDeviations of its recipe from the recipe's source:\n{items}" if items else ""
     return f"## Training\n\n{rows}{unknown}{deviations}"
 
@@ -116,7 +117,10 @@ def _metrics_section(provenance: WeightsProvenance) -> str:
             header, [(e.evaluation, e.source, e.metric, e.value, e.count) for e in provenance.evaluations]
         )
         protocols = dict.fromkeys((e.evaluation, e.protocol) for e in provenance.evaluations if e.protocol)
-        parts += [rows, "\n".join(f"- {_escape_cell(name)}: {_escape_cell(protocol)}" for name, protocol in protocols)]
+        parts += [
+            rows,
+            "\n".join(f"- {_escape_markdown(name)}: {_escape_markdown(protocol)}" for name, protocol in protocols),
+        ]
     else:
         parts.append("No evaluation results of these weights were found in the run directory.")
     return "\n\n".join(part for part in parts if part)
@@ -130,10 +134,10 @@ def _model_section(model: ExportableModel) -> str:
     text = (
         f"## Architecture\n\nA plain ViT, timm's `{spec.encoder.name}`: patch size {backbone.patch}, width "
         f"{backbone.dim}, {format_count(backbone.depth, 'block')}, {count:,} parameters including the embeddings of "
-        f"{', '.join(backbone.granularities)}. Prefix tokens: {backbone.num_prefix_tokens}. Position embeddings: "
-        f"{'a table' if spec.encoder.keep_positions else 'sines and cosines, computed for any size'}.{head}"
+        f"{_escape_markdown(', '.join(backbone.granularities))}. Prefix tokens: {backbone.num_prefix_tokens}. Position "
+        f"embeddings: {'a table' if spec.encoder.keep_positions else 'sines and cosines, computed for any size'}.{head}"
     )
-    return "\n".join([text, "", *(f"- {_escape_cell(note)}" for note in model.load_report.notes)]).rstrip()
+    return "\n".join([text, "", *(f"- {_escape_markdown(note)}" for note in model.load_report.notes)]).rstrip()
 
 
 def _verification_section(target: ExportTarget, comparisons: Sequence[ExportComparison], sha256: str) -> str:
@@ -153,13 +157,20 @@ def _verification_section(target: ExportTarget, comparisons: Sequence[ExportComp
 
 
 def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_escape_cell(cell) for cell in line) + " |" for line in lines)
+    lines = [[_escape_markdown(cell) for cell in line] for line in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _escape_cell(text: str) -> str:
-    """Return text on one line, with the separators of table cells escaped."""
-    return " ".join(text.split()).replace("|", "\\|")
+def _escape_markdown(text: str) -> str:
+    """Return text on one line that Markdown shows literally: names in it are neither markup nor HTML.
+
+    Underscores inside words, which are no markup, stay as they are.
+    """
+    line = escape_controls(" ".join(text.split()))
+    line = re.sub(r"[\\`*~\[\]<>|]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
+    line = re.sub(r"^(?=[#+=-]+( |$))", r"\\", line)  # a heading, list or rule
+    return re.sub(r"^(\d+)(?=[.)]( |$))", r"\1\\", line)
 
 
 def _format_numbers(values: Iterable[float]) -> str:

@@ -5,19 +5,24 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import LabelInfo
 from c2fmae.core.metric_rows import RowWriter
 from c2fmae.core.run_dir import RunDir
+from c2fmae.core.text import escape_controls
 from c2fmae.eval.cache import compute_weights_digest
 from c2fmae.eval.metrics import Metric
 from c2fmae.exports import export
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.export import write_export
-from c2fmae.exports.provenance import read_provenance
+from c2fmae.exports.provenance import EvaluationRow, WeightsProvenance, read_provenance
 from c2fmae.models.backbones import load_backbone
 from tests.exports.noise_sources import make_noise_backbone, write_noise_run
+from tests.models.classifiers.noise_classifiers import make_noise_classifier
+from tests.report.parsed_page import ParsedPage
 
 RESULT = {
     "evaluation": "knn",
@@ -126,6 +131,37 @@ def test_a_card_of_averaged_weights_states_that_its_losses_are_not_theirs(tmp_pa
     write_export(timm_target(make_noise_backbone()), origin, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "These are losses of the trained weights; the exported weights are their average (training.ema)." in text
+
+
+HOSTILE_NAMES = (
+    '<img src="x" onerror="alert(1)">',
+    "[free](javascript:alert(1)) **bold** _em_ __dunder__ ~~gone~~",
+    "![pixel](https://example.org/pixel.png)",
+    "`code` | another cell &lt;script&gt;",
+    "two\nlines\r\n# and a heading",
+    "\x1b[31mred \u202egnp.exe",
+    "# heading",
+    "- item",
+    "1. item",
+    "---",
+    "snake_case_name-12.5",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_names_are_shown_literally_by_a_card(name: str, tmp_path: Path) -> None:
+    row = EvaluationRow(evaluation=name, source=name, metric=name, value="1", count="1", weights="", protocol=name)
+    origin = WeightsProvenance(name=name, title=name, details={name: name}, deviations=[name], evaluations=[row])
+    model = make_noise_classifier(labels=[LabelInfo(name=name), LabelInfo(name="other")])
+    write_export(timm_target(model), origin, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md").text
+    assert "\x1b" not in card
+    assert "\u202e" not in card
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(card)
+    page = ParsedPage(html)
+    tags = [tag for tag, _ in page.elements]
+    assert {"img", "a", "em", "strong", "s", "hr", "ol", "script"}.isdisjoint(tags)
+    assert page.text.count(escape_controls(" ".join(name.split()))) == 11
 
 
 @pytest.mark.parametrize(
