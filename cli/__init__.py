@@ -3,7 +3,6 @@
 Slow packages such as torch are imported inside the command that needs them, so that `--help` is fast.
 """
 
-import io
 import sys
 from typing import Annotated
 
@@ -18,11 +17,13 @@ from c2fmae_cli.plugins import plugins
 from c2fmae_cli.pretrain import pretrain
 from c2fmae_cli.quickstart import quickstart
 from c2fmae_cli.recipes import recipes
+from c2fmae_cli.streams import protect_streams
 from c2fmae_cli.view import view
 
 from c2fmae import __version__
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.log import configure_logging
+from c2fmae.core.text import indent_message
 
 app = typer.Typer(
     name="c2fmae",
@@ -62,14 +63,12 @@ def global_options(
 
 def main() -> None:
     """Run the command: a user error is printed and exits with code 2, a failed run with code 1."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # so that a terminal without α does not fail
+    protect_streams()
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {indent_message(str(error))}", file=sys.stderr)
         sys.exit(2)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {indent_message(str(error))}", file=sys.stderr)
         sys.exit(1)

@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 
+from c2fmae.core.text import indent_message
+
 
 def configure_logging(level: str = "INFO") -> None:
     """Print the log of the library on stderr. A second call changes the level."""
@@ -15,9 +17,14 @@ def configure_logging(level: str = "INFO") -> None:
     log.setLevel(level)
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_MessageFormatter())
         log.addHandler(handler)
         log.propagate = False
+
+
+class _MessageFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return indent_message(super().format(record))
 
 
 def is_main_process() -> bool:

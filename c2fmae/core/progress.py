@@ -12,6 +12,8 @@ from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from c2fmae.core.text import escape_controls
+
 if TYPE_CHECKING:
     import rich.console
     import rich.live
@@ -119,7 +121,7 @@ class ProgressDisplay:
         """Print a line of text, above the bar if there is one."""
         if not self.is_quiet:
             with suppress(OSError):
-                self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+                self._console.print(escape_controls(text), markup=False, highlight=False, soft_wrap=True)
 
     def _count(
         self, step: int, values: Mapping[str, Any], seconds: float, wait_fraction: float | None, now: float

@@ -14,8 +14,32 @@ def format_count(count: float, singular: str, plural: str = "") -> str:
     return f"{number} {singular if count == 1 else plural or singular + 's'}"
 
 
+_CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+"""Characters that move the cursor, ring, recolour or reorder text, except for the line break and the tab."""
 _MAX_SLUG_LENGTH = 60  # characters for each text: a file system allows 255 bytes for all
 _SPLIT_NAME = re.compile(r"(train|training|val|valid|validation|test)(?![A-Za-z])")
+
+
+def escape_controls(text: str) -> str:
+    """Return text in which control characters are visible, so that names in it cannot command a terminal.
+
+    >>> escape_controls("red \x1b[31m, reversed \u202e")
+    'red \\\\x1b[31m, reversed \\\\u202e'
+    """
+    return re.sub(f"[{_CONTROLS}]", lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def escape_lines(text: str) -> str:
+    """Return text on one line: line breaks and tabs are visible like other control characters."""
+    return re.sub(r"[\n\t]", lambda match: match[0].encode("unicode_escape").decode(), escape_controls(text))
+
+
+def indent_message(text: str) -> str:
+    """Return a message with control characters escaped and all lines but the first indented.
+
+    So a name with a line break in it does not look like another message.
+    """
+    return re.sub(r"\n(?! )", "\n  ", escape_controls(text))
 
 
 def slugify(*texts: str) -> str:

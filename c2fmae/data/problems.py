@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.text import escape_lines
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,10 @@ class Problem:
     key: str | None
     """The sample that cannot be used; None if it concerns more than one."""
     text: str
-    """The complete message."""
+    """The complete message, on one line."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", escape_lines(self.text))  # names of samples are part of it
 
 
 def raise_first_problem(problems: Sequence[Problem]) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_file
+from c2fmae.core.text import escape_lines
 from c2fmae.report.charts import BarChart, LineChart
 from c2fmae.report.style import STYLE
 
@@ -158,7 +159,7 @@ def render_page(page: Page) -> str:
 
 def table_to_lines(table: Table) -> list[str]:
     """Return the lines of a table in plain text, columns aligned."""
-    rows = [tuple(map(str, row)) for row in (table.columns, *table.rows)]
+    rows = [tuple(escape_lines(str(cell)) for cell in row) for row in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

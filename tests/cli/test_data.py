@@ -57,7 +57,7 @@ def test_a_folder_with_a_broken_file_is_checked_packed_and_drawn(tmp_path: Path)
         "next: c2fmae data check 'my tree' --fix-list good.txt  # lists the valid samples, for data pack",
     ]
     assert packed_broken.exit_code == 2
-    assert f"error: {problem}\nTo pack the others, list the valid samples with `c2fmae data check SOURCE" in errors
+    assert f"error: {problem}\n  To pack the others, list the valid samples with `c2fmae data check SOURCE" in errors
     assert listed.lines[-2:] == [
         "wrote lists/good.txt",
         "next: c2fmae data pack 'my tree' OUT --keys lists/good.txt  # packs the valid samples",
