@@ -94,6 +94,9 @@ def check(
     if report.absent_classes:
         absent = format_count(len(report.absent_classes), "class is", "classes are")
         print(f"note: {absent} in no map: {', '.join(report.absent_classes)}")
+    if report.num_losing_bits:
+        images = format_count(report.num_losing_bits, "image has", "images have")
+        print(f"note: {images} 16 bits, of which the upper 8 are read; `c2fmae data measure` chooses others")
     counts = format_count(len(report.problems), "problem", "problems"), len(report.valid_keys)
     print(f"{counts[0]}, {format_count(counts[1], 'valid sample', 'valid samples')}")
     if good_keys is not None:
@@ -147,6 +150,49 @@ def preview(
     opened = _open_scenes(source, granularities, None)
     print(f"wrote {save_png(draw_preview(opened, scenes, title=opened.info.name or source), out)}")
     print(f"next: c2fmae data stats {quote(source)}")
+
+
+@data.command()
+def measure(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Folders of images. The first is measured, such as that for training; dataset.json is written to all.",
+        ),
+    ],
+    limit: Annotated[int, typer.Option(min=1, help="At most this many images, evenly spaced over the data.")] = 1000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other values in dataset.json.")] = False,
+) -> None:
+    """Measure channels, range of values, mean and deviation of images, and write them into dataset.json.
+
+    For images other than 8-bit colour: infrared, 16 bits, arrays or TIFFs of any number of channels.
+    """
+    from c2fmae.core.errors import UserError
+    from c2fmae.core.text import format_count
+    from c2fmae.data.image_statistics import RANGE_PERCENTILES, measure_images, write_image_statistics
+    from c2fmae.data.sources import open_scenes
+    from c2fmae.data.stored import StoredScenes
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is not a folder. Give a folder of images")
+    scenes = open_scenes(folders[0], granularities=("rgb",))
+    if not isinstance(scenes, StoredScenes):
+        raise UserError(f"{folders[0]}: is not a folder of images or shards. Give one")
+    statistics = measure_images(scenes, limit)
+    written = write_image_statistics(folders, statistics, overwrite=overwrite)
+    print(f"measured {statistics.num_images} of {format_count(len(scenes), 'image', 'images')}")
+    print(f"channels     {statistics.channels}")
+    if statistics.value_range is not None:
+        low, high = RANGE_PERCENTILES
+        ranges = ", ".join(f"{a:g} to {b:g}" for a, b in statistics.value_range)
+        print(f"value range  {ranges} (percentiles {low:g} and {high:g}): read as 0 to 255; edit it in dataset.json")
+    for name, values in (("mean", statistics.mean), ("std", statistics.std)):
+        print(f"{name:12s} {', '.join(f'{value:g}' for value in values)}")
+    for path in written:
+        print(f"wrote {path}")
+    print(f"next: c2fmae data check {quote(str(folders[0]))}")
 
 
 @data.command()

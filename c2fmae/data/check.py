@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
+from c2fmae.data.decode import loses_bits
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.problems import Problem
@@ -52,6 +53,8 @@ class CheckReport:
     """Number of images by label."""
     image_size_counts: Mapping[tuple[int, int], int]
     """Number of images by (width, height)."""
+    num_losing_bits: int = 0
+    """Number of images of 16 bits of which only the upper eight are read, since the data has no range of values."""
 
     @property
     def absent_classes(self) -> tuple[str, ...]:
@@ -78,6 +81,7 @@ def check_dataset(
         np.zeros(n, np.int64) for n in (256, 256, len(AREA_FRACTION_EDGES) - 1)
     )
     object_counts, labels, sizes = Counter[int](), Counter[int](), Counter[tuple[int, int]]()
+    num_losing_bits = 0
     with closing(_check_all_scenes(scenes, workers)) as results:
         for index, outcome in results:
             progress(1)
@@ -93,6 +97,7 @@ def check_dataset(
             if outcome.label is not None:
                 labels[outcome.label] += 1
             sizes[outcome.size] += 1
+            num_losing_bits += outcome.loses_bits
     # Results arrive in any order; the report does not depend on it.
     all_problems = (
         *problems,
@@ -111,6 +116,7 @@ def check_dataset(
         object_area_counts=object_area_counts,
         label_counts=dict(sorted(labels.items())),
         image_size_counts=dict(sorted(sizes.items())),
+        num_losing_bits=num_losing_bits,
     )
 
 
@@ -138,6 +144,7 @@ class _SceneStats:
     class_pixels: Int[np.ndarray, " ids"]
     object_area_fractions: Float[np.ndarray, " objects"] | None
     """None without an instance map."""
+    loses_bits: bool
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,9 @@ class _SceneChecker:
         for index in chunk:
             try:
                 scene = self.scenes[index]
-                yield index, _scene_stats(scene, self._read_image_bytes(index, scene))
+                image_bytes = self._read_image_bytes(index, scene)
+                is_deep = self.scenes.info.value_range is None and image_bytes is not None and loses_bits(image_bytes)
+                yield index, _scene_stats(scene, image_bytes, loses_bits=is_deep)
             except UserError as error:
                 yield index, str(error)
 
@@ -167,7 +176,7 @@ def _check_all_scenes(scenes: Scenes | None, workers: int) -> Generator[tuple[in
             yield from results
 
 
-def _scene_stats(scene: Scene, image_bytes: bytes | None) -> _SceneStats:
+def _scene_stats(scene: Scene, image_bytes: bytes | None, *, loses_bits: bool) -> _SceneStats:
     height, width = scene_size(scene)
     area_fractions = None
     if "instance" in scene.maps:
@@ -176,7 +185,8 @@ def _scene_stats(scene: Scene, image_bytes: bytes | None) -> _SceneStats:
         area_fractions = areas[(ids != 0) & (ids != IGNORE)] / instance.size
     semantic = scene.maps["semantic"].numpy().ravel() if "semantic" in scene.maps else np.zeros(0, np.uint8)
     digest = hashlib.blake2b(image_bytes, digest_size=16).digest() if image_bytes is not None else None
-    return _SceneStats(digest, (width, height), scene.label, np.bincount(semantic, minlength=256), area_fractions)
+    class_pixels = np.bincount(semantic, minlength=256)
+    return _SceneStats(digest, (width, height), scene.label, class_pixels, area_fractions, loses_bits)
 
 
 def _duplicate_problems(keys: Sequence[str], digests: Mapping[int, bytes | None]) -> Iterator[Problem]:

@@ -84,7 +84,7 @@ class ConcatScenes:
 
 def _check_compatible(first: DatasetInfo, second: DatasetInfo) -> None:
     names = [repr(info.name) for info in (first, second)]
-    for key in ("classes", "labels", "granularities", "channels", "mean", "std"):
+    for key in ("classes", "labels", "granularities", "channels", "value_range", "mean", "std"):
         values = [getattr(info, key) for info in (first, second)]
         if values[0] != values[1]:
             numbers = [len(value) if isinstance(value, tuple) else value for value in values]

@@ -1,7 +1,7 @@
 """Decoding of images and id maps by the fastest exact decoder. Errors name the file that is broken.
 
 JPEGs are decoded by libjpeg-turbo in strict mode: damaged data, of which other readers return half an image in grey, is
-an error (except in CMYK). All other formats (CMYK, 16 bits, PNG images, …) are decoded by Pillow.
+an error (except in CMYK). All other formats (CMYK, 16 bits, PNG images, …) are decoded by Pillow, or as `arrays`.
 """
 
 import io
@@ -9,16 +9,27 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import numpy as np
 import simplejpeg
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.data.arrays import (
+    ValueRanges,
+    is_npy,
+    is_tiff,
+    move_channels_last,
+    read_npy,
+    read_tiff,
+    silenced,
+    values_to_bytes,
+)
 
 T = TypeVar("T")
 
@@ -41,12 +52,23 @@ _EXIF_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY, _PALETTE = 0, 3
+_TIFF_LOGGER = "PIL.TiffImagePlugin"
+_PLAIN_MODES = {"L", "RGB", "RGBA", "I", "I;16", "I;16B", "F"}
+_DEEP_COLOUR = {(16, 2), (16, 4), (16, 6)}  # bits and colour type of PNGs that Pillow reads at 8 bits
 # Bits and colour type of maps that Pillow returns as stored; it would scale fewer bits of grey to 8.
 _ID_LAYOUTS = {(8, _GREY), (16, _GREY), (1, _PALETTE), (2, _PALETTE), (4, _PALETTE), (8, _PALETTE)}
 
 
-def decode_image(data: bytes, location: str, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
-    """Decode an image and rotate it by its EXIF orientation; `location` names the file in messages."""
+def decode_image(
+    data: bytes, location: str, channels: int = 3, value_range: ValueRanges | None = None
+) -> UInt8[Tensor, "channels height width"]:
+    """Decode an image and rotate it by its EXIF orientation; `location` names the file in messages.
+
+    `value_range` is the pair of stored values that become 0 and 255, or one for each channel.
+    """
+    if value_range is not None or is_npy(data) or (is_tiff(data) and not _is_plain_tiff(data, channels)):
+        array = move_channels_last(read_stored_image(data, location), channels, location)
+        return torch.from_numpy(values_to_bytes(array, value_range, location).transpose(2, 0, 1).copy())
     if channels not in _PILLOW_MODES:
         raise UserError(f"{location}: expected 1, 3 or 4 channels, got {channels}. Correct `channels` in dataset.json")
     if data.startswith(_JPEG) and channels != 4:
@@ -54,6 +76,23 @@ def decode_image(data: bytes, location: str, channels: int = 3) -> UInt8[Tensor,
     else:
         pixels = _decode_or_raise(location, lambda: _decode_with_pillow(data, channels))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_stored_image(data: bytes, location: str) -> Num[np.ndarray, "*shape"]:
+    """Return the values of an image in the number type of the file: [height, width], with channels first or last."""
+    if is_npy(data):
+        return _decode_or_raise(location, lambda: read_npy(data, MAX_PIXELS))
+    return _decode_or_raise(location, lambda: _read_stored_with_pillow(data))
+
+
+def loses_bits(data: bytes) -> bool:
+    """Return whether an image has 16 bits, of which only the upper eight are read if there is no range of values."""
+    if data.startswith(_PNG):
+        return data[24:25] == b"\x10"
+    try:
+        return (is_npy(data) or is_tiff(data)) and read_stored_image(data, "").dtype == np.uint16
+    except UserError:  # reported when it is decoded
+        return False
 
 
 def decode_ids(data: bytes, location: str) -> Integer[np.ndarray, "height width"]:
@@ -107,12 +146,36 @@ def _open_image(data: bytes) -> Image.Image:
 
 
 def _decode_with_pillow(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    with _open_image(data) as stored:
+    with silenced(_TIFF_LOGGER) if is_tiff(data) else nullcontext(), _open_image(data) as stored:
         image = ImageOps.exif_transpose(stored)
         if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         pixels = np.array(image.convert(_PILLOW_MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _read_stored_with_pillow(data: bytes) -> Num[np.ndarray, "*shape"]:
+    """Return the values of a file that Pillow reads without loss, and of any other TIFF."""
+    if data.startswith(_PNG) and tuple(data[24:26]) in _DEEP_COLOUR:
+        raise ValueError("PNGs of 16 bits and several channels would lose eight bits; save it as .npy or TIFF")
+    try:
+        with silenced(_TIFF_LOGGER), _open_image(data) as stored:
+            if getattr(stored, "n_frames", 1) == 1 or not is_tiff(data):
+                image = ImageOps.exif_transpose(stored)
+                return np.array(image if image.mode in _PLAIN_MODES else image.convert("RGB"))
+    except ValueError:  # Pillow has no mode for many TIFFs
+        if not is_tiff(data):
+            raise
+    return read_tiff(data, MAX_PIXELS)
+
+
+def _is_plain_tiff(data: bytes, channels: int) -> bool:
+    """Return whether Pillow converts a TIFF like other images: one page of colours or 16 bits of grey."""
+    try:
+        with silenced(_TIFF_LOGGER), _open_image(data) as image:
+            return channels in _PILLOW_MODES and image.mode != "F" and getattr(image, "n_frames", 1) == 1
+    except Exception:  # reported when it is read
+        return False
 
 
 def _decode_ids_with_pillow(data: bytes) -> Integer[np.ndarray, "height width"]:

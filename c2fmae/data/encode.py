@@ -17,6 +17,7 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
+from c2fmae.data.arrays import is_npy, is_tiff
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -61,16 +62,24 @@ def encode_image(image: UInt8[Tensor, "channels height width"]) -> bytes:
     return stream.getvalue()
 
 
-def is_packable_image(image_bytes: bytes) -> bool:
-    """Return whether an encoded image can be packed unchanged: it is JPEG or PNG."""
-    return image_bytes.startswith((_JPEG, _PNG))
+def image_suffix(image_bytes: bytes) -> str | None:
+    """Return the suffix of an encoded image that can be packed unchanged; None if it cannot.
+
+    >>> image_suffix(_PNG), image_suffix(b"GIF89a")
+    ('png', None)
+    """
+    if is_npy(image_bytes):
+        return "npy"
+    if is_tiff(image_bytes):
+        return "tif"
+    return "png" if image_bytes.startswith(_PNG) else "jpg" if image_bytes.startswith(_JPEG) else None
 
 
 def encode_sample(
     key: str, image_bytes: bytes, maps: Mapping[str, Integer[np.ndarray, "_ _"]], label: int | None
 ) -> Iterator[tuple[str, bytes]]:
     """Yield name and bytes of each member of a sample: the image, the maps in the order given, the label."""
-    yield f"{key}.{'png' if image_bytes.startswith(_PNG) else 'jpg'}", image_bytes
+    yield f"{key}.{image_suffix(image_bytes) or 'jpg'}", image_bytes
     for name, ids in maps.items():
         yield f"{key}.{GRANULARITIES.get(name).suffix}", encode_ids(ids)
     if label is not None:

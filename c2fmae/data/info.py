@@ -4,9 +4,9 @@ import json
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
@@ -22,6 +22,21 @@ DATASET_FORMAT = 1
 _MAX_FILE_BYTES = 1 << 26  # tens of thousands of classes with names
 
 NonEmptyStr = Annotated[str, Field(min_length=1)]
+
+
+def _check_range(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] < pair[1]:
+        raise UserError(f"expected the lower value first, got {list(pair)}")
+    return pair
+
+
+def _list_ranges(value: Any) -> Any:
+    """Return a list of ranges; a single pair may be written without the outer list."""
+    is_pair = isinstance(value, list | tuple) and not any(isinstance(item, list | tuple) for item in value)
+    return [value] if is_pair else value
+
+
+ValueRange = Annotated[tuple[float, float], AfterValidator(_check_range)]
 UInt8Value = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -57,7 +72,10 @@ class DatasetInfo(Config):
     """Semantic id of pixels without a class; in 16-bit maps 65535 means the same."""
     label_stride: Annotated[int, Field(ge=1, le=64)] = 1
     """Cell (i, j) of a map is the pixel at (s·i + s//2, s·j + s//2), clamped to the image."""
-    channels: Literal[1, 3, 4] = 3
+    channels: Annotated[int, Field(ge=1, le=1024)] = 3
+    value_range: Annotated[tuple[ValueRange, ...], BeforeValidator(_list_ranges)] | None = None
+    """Stored values that become 0 and 255 in memory: one pair, or one for each channel. By default, 0 and 255 of bytes,
+    0 and 65535 of 16-bit images."""
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
@@ -75,6 +93,11 @@ class DatasetInfo(Config):
             values = getattr(self, key)
             if values is not None and len(values) != self.channels:
                 raise UserError(f"{key}: expected {self.channels} numbers, one per channel, got {len(values)}")
+        if self.value_range is not None and len(self.value_range) not in (1, self.channels):
+            raise UserError(
+                f"value_range: expected one pair [low, high] or {self.channels}, one per channel, "
+                f"got {len(self.value_range)}"
+            )
         return self
 
     @property

@@ -30,7 +30,7 @@ from c2fmae.data.encode import (
     encode_image,
     encode_sample,
     encode_tar_member,
-    is_packable_image,
+    image_suffix,
     keys_to_member_keys,
     make_output_dir,
 )
@@ -150,7 +150,7 @@ class _ShardWriter:
                 if name in scene.maps and name != "rgb"
             }
             image_bytes = (
-                image_bytes if image_bytes and is_packable_image(image_bytes) else encode_image(resized.maps["rgb"])
+                image_bytes if image_bytes and image_suffix(image_bytes) else encode_image(resized.maps["rgb"])
             )
             return list(encode_sample(self.packed_keys[index], image_bytes, maps, scene.label))
         except UserError as error:
@@ -176,6 +176,11 @@ def _check_settings(info: DatasetInfo, config: PackConfig) -> None:
     for name in info.granularities:
         if name != "rgb" and GRANULARITIES.get(name).kind != "ids":
             raise UserError(f"{name}: only images and id maps can be packed. Leave it out of the granularities")
+    if info.value_range is not None and config.short_side is not None:
+        raise UserError(
+            "short_side: resized images are stored as JPEG, which has no value_range. Leave it unset: images are then"
+            " stored unchanged"
+        )
     stored = info.label_stride
     if stored != 1 and _has_maps(info) and config.label_stride != stored:
         raise UserError(

@@ -18,6 +18,7 @@ from c2fmae.report.drawing import (
     colour_instances,
     draw_legend,
     draw_tile_sheet,
+    image_to_tile,
     list_class_fractions,
 )
 
@@ -59,7 +60,7 @@ def _fit_size(height: int, width: int) -> tuple[int, int]:
 def _draw_map(scene: Scene, name: str, size: tuple[int, int]) -> Tile:
     pixels = scene.maps[name].numpy()
     if name == "rgb":
-        image = Image.fromarray(np.broadcast_to(pixels[:3], (3, *pixels.shape[1:])).transpose(1, 2, 0).copy())
+        image = Image.fromarray(image_to_tile(pixels))
         return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))
     height, width = scene_size(scene)
     # The centre of a pixel of the tile is in a pixel of the image, which is in a cell of the map.

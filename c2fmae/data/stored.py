@@ -1,6 +1,6 @@
 """Scenes on disk: listed once, decoded on access.
 
-    ROOT/{rgb,semantic,instance}/[class/]KEY.{jpg,jpeg,png}
+    ROOT/{rgb,semantic,instance}/[class/]KEY.{jpg,jpeg,png,npy,tif,tiff}
     SHARD.tar: KEY.jpg, KEY.semantic.png, KEY.instance.png and, for labelled data, KEY.cls
 
 `dataset.json`, in the root or beside the shard, describes the ids and how maps are stored. Maps are PNGs of one channel
@@ -18,6 +18,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.core.scene import Scene
+from c2fmae.data.arrays import ARRAY_SUFFIXES
 from c2fmae.data.decode import decode_ids, decode_image
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
@@ -25,7 +26,7 @@ from c2fmae.data.problems import Problem
 from c2fmae.data.remap import build_id_table, is_within_label_space, remap_ids
 from c2fmae.data.scenes import check_index
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", *ARRAY_SUFFIXES)
 DOTTED_IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 _WIDE_IGNORE = 65535
 
@@ -65,7 +66,7 @@ class StoredScenes(ABC):
     def _decode_map(self, data: bytes, name: str, index: int) -> Tensor:
         location = self.describe_location(index, name)
         if GRANULARITIES.get(name).kind == "image":
-            return decode_image(data, location, self.info.channels)
+            return decode_image(data, location, self.info.channels, self.info.value_range)
         ids = decode_ids(data, location)
         if GRANULARITIES.get(name).kind == "continuous":
             return torch.from_numpy(ids.astype(np.int32))

@@ -36,6 +36,12 @@ _ASCII_SPELLINGS = dict(
 )
 
 
+def image_to_tile(image: UInt8[np.ndarray, "channels height width"]) -> Tile:
+    """Return an image in the colours of its first three channels; one channel is grey, two are red and cyan."""
+    channels = ([0, 0, 0], [0, 1, 1], [0, 1, 2])[min(len(image), 3) - 1]
+    return np.ascontiguousarray(image[channels].transpose(1, 2, 0))
+
+
 def colour_classes(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Return the colours of a class map [H, W]: muted, 0 is slate, low ids differ most, unlabelled pixels hatched."""
     return _apply_palette(ids, _palette((58, 67, 82), (0.48, 0.05), (0.84, 0.15)))

@@ -13,7 +13,15 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.eval.analysis.attention import compute_attention_on_instances, compute_image_attention, has_global_token
 from c2fmae.models.backbones import Backbone
-from c2fmae.report.drawing import BACKGROUND_COLOUR, MUTED_COLOUR, TEXT_COLOUR, Tile, colour_instances, draw_tile_sheet
+from c2fmae.report.drawing import (
+    BACKGROUND_COLOUR,
+    MUTED_COLOUR,
+    TEXT_COLOUR,
+    Tile,
+    colour_instances,
+    draw_tile_sheet,
+    image_to_tile,
+)
 from c2fmae.views.backbone_figures import (
     NamedBackbones,
     column_title,
@@ -45,9 +53,9 @@ def draw_attention(config: BackboneFigureConfig, backbones: NamedBackbones) -> I
     scenes = load_scenes(config, backbones)
     size = compute_tile_size(resolve_size(config, backbones[0][1]))
     cropped = crop_scenes(scenes, size)
-    images = cropped.maps["rgb"].permute(0, 2, 3, 1).numpy()
+    images = [image_to_tile(image) for image in cropped.maps["rgb"].numpy()]
     has_instances = "instance" in cropped.maps
-    instances = cropped.maps["instance"].numpy() if has_instances else np.zeros(images.shape[:3], np.uint8)
+    instances = cropped.maps["instance"].numpy() if has_instances else np.zeros((len(images), *size), np.uint8)
     edges = [find_instance_edges(ids) for ids in instances]
     titles, columns = ["image"], [[_overlay_instances(*row) for row in zip(images, instances, edges, strict=True)]]
     captions = [[_describe_coverage(ids) if has_instances else () for ids in instances]]

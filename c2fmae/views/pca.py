@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from PIL import Image
 from torch import Tensor
 
-from c2fmae.report.drawing import Tile, draw_tile_sheet
+from c2fmae.report.drawing import Tile, draw_tile_sheet, image_to_tile
 from c2fmae.views.backbone_figures import (
     NamedBackbones,
     column_title,
@@ -36,7 +36,7 @@ def draw_pca(config: BackboneFigureConfig, backbones: NamedBackbones) -> Image.I
     """Draw a row for each scene: the image, and each backbone's patches, with similar colours for similar features."""
     scenes = load_scenes(config, backbones)
     size = compute_tile_size(resolve_size(config, backbones[0][1]))
-    titles, columns = ["image"], [list(crop_scenes(scenes, size).maps["rgb"].permute(0, 2, 3, 1).numpy())]
+    titles, columns = ["image"], [[image_to_tile(image) for image in crop_scenes(scenes, size).maps["rgb"].numpy()]]
     for name, backbone in backbones:
         images = crop_scenes(scenes, resolve_size(config, backbone)).maps["rgb"]
         layer = resolve_layer(config, name, backbone)

@@ -29,6 +29,7 @@ from c2fmae.report.drawing import (
     draw_legend,
     draw_tile_sheet,
     hide_patches,
+    image_to_tile,
     list_class_fractions,
 )
 from c2fmae.views.scenes import load_evenly_spaced, mask_generator
@@ -199,7 +200,7 @@ def _colour_map(name: str, values: MapArray, value_range_map: MapArray) -> Tile:
             grey = (255 * (values - low) / max(high - low, 1e-6)).clip(0, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
         case "image":
-            return np.broadcast_to(values[:3], (3, *values.shape[1:])).transpose(1, 2, 0)
+            return image_to_tile(values)
 
 
 def _class_colours(ids: Shaped[np.ndarray, " cell"], names: Sequence[str]) -> dict[str, Colour]:

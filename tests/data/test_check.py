@@ -184,6 +184,16 @@ def test_maps_without_images_can_be_checked(tmp_path: Path) -> None:
     assert (report.problems, report.valid_keys, dict(report.image_size_counts)) == ((), ("a", "b"), {(30, 20): 2})
 
 
+def test_images_of_16_bits_without_a_range_of_values_are_counted(tmp_path: Path) -> None:
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    np.save(tmp_path / "b.npy", values + 1)
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "c.png")
+    assert check(tmp_path).num_losing_bits == 2
+    (tmp_path / "dataset.json").write_text('{"value_range": [0, 600]}')
+    assert check(tmp_path).num_losing_bits == 0
+
+
 def test_a_source_that_cannot_be_opened_is_reported() -> None:
     problem = Problem(None, "a.tar: not a complete tar")
     report = check_dataset(None, [problem])

@@ -33,6 +33,12 @@ def test_classes_and_labels_have_names() -> None:
         ('{"lable_stride": 4}', "lable_stride: no such setting. Did you mean 'label_stride'?"),
         ('{"granularities": ["x"]}', "no granularity named 'x'. Known: depth, instance, rgb, semantic"),
         ('{"mean": [0.5]}', "mean: expected 3 numbers, one per channel, got 1"),
+        ('{"channels": 0}', "channels: input should be greater than or equal to 1, got 0"),
+        ('{"value_range": [9, 1]}', "value_range.0: expected the lower value first, got [9.0, 1.0]"),
+        (
+            '{"value_range": [[0, 1], [0, 2]]}',
+            "value_range: expected one pair [low, high] or 3, one per channel, got 2",
+        ),
         ('{"format": 2}', "format: input should be less than or equal to 1, got 2"),
     ],
 )
@@ -54,3 +60,8 @@ def test_more_than_255_classes_are_refused() -> None:
     classes = [{"name": f"class {i}"} for i in range(256)]
     message = "dataset.json: classes: expected at most 255, got 256"
     assert_user_error(lambda: DatasetInfo.from_dict({"classes": classes}, source="dataset.json"), message)
+
+
+def test_a_value_range_is_one_pair_or_one_for_each_channel() -> None:
+    assert DatasetInfo.from_dict({"value_range": [0, 4095]}).value_range == ((0, 4095),)
+    assert DatasetInfo.from_dict({"channels": 2, "value_range": [[0, 1], [-5, 5]]}).value_range == ((0, 1), (-5, 5))

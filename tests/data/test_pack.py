@@ -425,3 +425,19 @@ def test_an_interrupted_and_killed_pack_ends_with_the_same_bytes(tmp_path: Path)
     assert 0 < finished[-1] < 45
     pack_scenes(source, out, config, workers=2)
     assert contents(out) == contents(complete)
+
+
+def test_arrays_are_packed_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/dataset.json").write_text('{"channels": 5, "value_range": [-1, 1]}')
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        np.save(tmp_path / f"own/{index}.npy", rng.uniform(-1, 1, size=(5, 20, 30)).astype(np.float32))
+    before = open_scenes(tmp_path / "own")
+    pack_scenes(before, tmp_path / "packed", PackConfig())
+    after = open_scenes(tmp_path / "packed")
+    for index in range(3):
+        assert after.read_image_bytes(index) == (tmp_path / f"own/{index}.npy").read_bytes()
+        assert torch.equal(after[index].maps["rgb"], before[index].maps["rgb"])
+    with pytest.raises(UserError, match=r"^short_side: resized images are stored as JPEG, which has no value_range"):
+        pack_scenes(before, tmp_path / "small", PackConfig(short_side=10))

@@ -17,6 +17,7 @@ from c2fmae.report.drawing import (
     draw_line_chart,
     draw_tile_sheet,
     hide_patches,
+    image_to_tile,
     save_png,
     stack_images,
 )
@@ -264,3 +265,15 @@ def test_a_file_at_the_path_of_the_directory_is_an_error(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^.*a\.png: cannot be written: (File exists|Not a directory)\. Free space"):
         save_png(Image.new("RGB", (4, 4)), tmp_path / "file" / "a.png")
+
+
+def test_images_of_any_number_of_channels_have_colours() -> None:
+    image = np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3)
+    first, second, third, *_ = image
+    for channels, colours in (
+        (1, (first, first, first)),
+        (2, (first, second, second)),
+        (3, (first, second, third)),
+        (5, (first, second, third)),
+    ):
+        assert np.array_equal(image_to_tile(image[:channels]), np.stack(colours, axis=2))
