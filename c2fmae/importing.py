@@ -22,6 +22,7 @@ from c2fmae.data import DatasetInfo
 from c2fmae.methods import METHODS, build_method
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import backbone_from_c2fmae_names, backbone_from_timm_names
+from c2fmae.models.backbones.channels import change_image_channels
 from c2fmae.models.backbones.hugging_face_reader import read_hugging_face, read_hugging_face_config
 from c2fmae.models.backbones.mae_decoder import SourceDecoders, convert_mae_decoder
 from c2fmae.models.backbones.mae_reader import read_mae
@@ -168,22 +169,14 @@ def _change_channels(
     imported: ImportedModel, tensors: dict[str, Tensor], settings: dict[str, Any], channels: int
 ) -> str:
     """Convert embedding and heads of rgb to another number of channels, in place; return a note for the user."""
-    old_channels = imported.backbone.spec.channels.get("rgb")
-    if old_channels is None:
+    if "rgb" not in imported.backbone.spec.channels:
         raise UserError(
             f"{imported.backbone.load_report.source}: has no rgb embedding, so its channels cannot be changed. "
             "Omit --channels"
         )
-    mean = tensors["embeddings.rgb.proj.weight"].mean(dim=1, keepdim=True)
-    # A grey image gets the same tokens as before.
-    tensors["embeddings.rgb.proj.weight"] = (mean * old_channels / channels).repeat(1, channels, 1, 1)
-    for name in [name for name in tensors if name.startswith("heads.rgb")]:
-        tensors[name] = tensors[name].unflatten(0, (-1, old_channels)).mean(dim=1).repeat_interleave(channels, dim=0)
+    note = change_image_channels(tensors, channels)
     settings |= {"channels": {**settings["channels"], "rgb": channels}, "mean": None, "std": None}
-    return (
-        f"images have {channels} channels instead of {old_channels}: each new channel is embedded and "
-        "predicted as the mean of the old ones; mean and std are those of the data"
-    )
+    return f"{note}; mean and std are those of the data"
 
 
 def _build_checkpoint(config: PretrainConfig, weights: Mapping[str, Tensor]) -> Checkpoint:

@@ -188,3 +188,42 @@ def test_stored_positions_are_sines_and_cosines_before_weights_are_loaded() -> N
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(stored_positions.encode(images), computed_positions.encode(images))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_weights_of_three_channels_are_converted_to_any_number(vit: nn.Module, tmp_path: Path, channels: int) -> None:
+    source = write_timm_file(vit, tmp_path / "vit.safetensors")
+    colour, own = (
+        build_tiny_method("mae", KEEP_POSITIONS),
+        build_tiny_method("mae", KEEP_POSITIONS, f"channels={{rgb: {channels}}}"),
+    )
+    load_initial_weights(colour, source)
+    initial = load_initial_weights(own, source)
+    assert str(initial).endswith(
+        f"\n{source}: images have {channels} channels instead of 3: each new channel is embedded as the mean of the old"
+        " ones"
+    )
+    assert "embeddings" not in str(initial).partition("newly initialised")[2].partition("\n")[0]
+    grey = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        colour_tokens, own_tokens = [
+            method.model.eval().encode(grey.expand(-1, count, -1, -1))  # type: ignore[operator]
+            for method, count in ((colour, 3), (own, channels))
+        ]
+    assert torch.allclose(colour_tokens, own_tokens, atol=1e-5)
+
+
+def test_the_heads_of_a_run_are_converted_with_its_embedding(tmp_path: Path) -> None:
+    colour, own = build_tiny_method("mae"), build_tiny_method("mae", "channels={rgb: 1}")
+    tensors = {f"model/{name}": tensor for name, tensor in colour.model.state_dict().items()}
+    metadata = {
+        "kind": "pretraining",
+        "backbone": colour.config.backbone_spec(()).model_dump(mode="json"),
+        "config": {"method": colour.config.model_dump(mode="json")},
+    }
+    checkpoint = save_checkpoint(tmp_path / "checkpoints", Checkpoint(1, tensors, metadata))
+    initial = load_initial_weights(own, str(checkpoint))
+    assert initial.initialised == ()
+    name = next(name for name in own.model.state_dict() if name.startswith("heads.rgb") and name.endswith("weight"))
+    expected = colour.model.state_dict()[name].unflatten(0, (-1, 3)).mean(dim=1)
+    assert torch.equal(own.model.state_dict()[name], expected)

@@ -84,20 +84,26 @@ class FinetuneEvaluation(Evaluation):
             choose_recipe,
             read_pretrain_epochs,
             without_layer_decay,
+            without_rand_augment,
         )
         from c2fmae.models.backbones.load import read_source
 
         options, name = model.load_options, self.recipe
+        _, contents = read_source(
+            model.source, step=options.step, use_ema=options.use_ema, image_size=None, num_heads=None
+        )
         if name is None:
-            _, contents = read_source(
-                model.source, step=options.step, use_ema=options.use_ema, image_size=None, num_heads=None
-            )
             name = choose_recipe(contents.spec, read_pretrain_epochs(model.source))
         recipe = FINETUNE_RECIPES.get(name)
         if model.world.is_main:
             log.info("%s: recipe %s, from %s. Choose another with --recipe", model.name, name, recipe.reference)
         config = recipe.make(model.source)
         config = without_layer_decay(config) if model.is_untrained else config
+        channels = contents.spec.channels.get("rgb", 3)
+        if channels != 3 and config.data.rand_augment is not None:
+            config = without_rand_augment(config)
+            if model.world.is_main:
+                log.info("%s: without RandAugment, which is for 3 channels and not for %d", model.name, channels)
         values = {
             **config.model_dump(),
             "from_scratch": model.is_untrained,

@@ -115,6 +115,11 @@ def without_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
     return config.model_copy(update={"training": training})
 
 
+def without_rand_augment(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the config without RandAugment, for images of other than 3 channels."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"rand_augment": None})})
+
+
 def choose_recipe(spec: BackboneSpec, pretrain_epochs: float | None) -> str:
     """Return the name of the recipe for a ViT by its size and epochs of pre-training (None if unknown)."""
     import torch

@@ -12,6 +12,7 @@ from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone, load_backbone
+from c2fmae.models.backbones.channels import RGB_EMBEDDING, change_image_channels
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX
 from c2fmae.models.encoder import Encoder
 
@@ -24,17 +25,20 @@ class InitialWeights:
     loaded: tuple[str, ...]
     initialised: tuple[str, ...]
     """Tensors with the random weights of a new model."""
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         modules = sorted({".".join(name.split(".")[:2]) for name in self.initialised})
         count = f"{len(self.loaded)} of {len(self.loaded) + len(self.initialised)} tensors loaded"
-        return f"{self.source}: {count}; newly initialised: {', '.join(modules) or 'none'}"
+        notes = "".join(f"\n{self.source}: {note}" for note in self.notes)
+        return f"{self.source}: {count}; newly initialised: {', '.join(modules) or 'none'}{notes}"
 
 
 def load_initial_weights(method: MaskedAutoencoding, source: str) -> InitialWeights:
     """Load weights into the model of a method, from a run, a checkpoint, or any source that `load_backbone` reads.
 
     The encoder must be complete. From a run or checkpoint, all other tensors of the same name and shape are loaded too.
+    Weights for images of another number of channels are converted.
     """
     try:
         checkpoint = find_checkpoint(Path(source)) if is_run_or_checkpoint(Path(source)) else None
@@ -42,7 +46,11 @@ def load_initial_weights(method: MaskedAutoencoding, source: str) -> InitialWeig
         weights = checkpoint.tensors_of("model") if checkpoint and is_autoencoder else _backbone_tensors(method, source)
     except UserError as error:
         raise UserError(f"init: {error}") from error
-    ours = method.model.state_dict()
+    ours, weights, notes = method.model.state_dict(), dict(weights), list[str]()
+    if RGB_EMBEDDING in weights and RGB_EMBEDDING in ours:
+        shape, expected = weights[RGB_EMBEDDING].shape, ours[RGB_EMBEDDING].shape
+        if shape[1] != expected[1] and (shape[0], *shape[2:]) == (expected[0], *expected[2:]):
+            notes.append(change_image_channels(weights, expected[1]))
     loaded = {name: tensor for name, tensor in weights.items() if name in ours and tensor.shape == ours[name].shape}
     missing = [name for name in ours if name.startswith("encoder.") and name not in loaded]
     if missing:
@@ -51,7 +59,7 @@ def load_initial_weights(method: MaskedAutoencoding, source: str) -> InitialWeig
             f"missing or have another shape, such as {missing[0]}. Set method.encoder to that of the source"
         )
     method.model.load_state_dict({**ours, **loaded})
-    return InitialWeights(source, tuple(loaded), tuple(name for name in ours if name not in loaded))
+    return InitialWeights(source, tuple(loaded), tuple(name for name in ours if name not in loaded), tuple(notes))
 
 
 def _backbone_tensors(method: MaskedAutoencoding, source: str) -> Mapping[str, Tensor]:

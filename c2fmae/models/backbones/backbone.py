@@ -65,7 +65,18 @@ class Backbone(nn.Module):
         return self.encoder.num_prefix_tokens
 
     def standardise(self, images: UInt8[Tensor, "batch channels height width"]) -> Tensor:
-        """Return the standardised images that the ViT takes: (value / 255 - mean) / std."""
+        """Return the standardised images that the ViT takes: (value / 255 - mean) / std.
+
+        Grey images of one channel are repeated for a ViT of three.
+        """
+        channels = len(self.spec.mean)
+        if images.shape[1] == 1 and channels == 3:
+            images = images.expand(-1, 3, -1, -1)
+        if images.shape[1] != channels:
+            raise UserError(
+                f"images: expected {channels} channels, as the ViT was trained on, got {images.shape[1]}. Use images of"
+                " these channels; `c2fmae data measure` writes their number into dataset.json"
+            )
         mean, std = (torch.tensor(values, device=images.device) for values in (self.spec.mean, self.spec.std))
         return standardise(images, mean, std)
 

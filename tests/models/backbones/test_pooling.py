@@ -49,3 +49,11 @@ def test_images_of_wrong_type_or_shape_are_rejected(images: torch.Tensor, got: s
         backbone.tokens({"rgb": images})
     expected = "expected a floating-point tensor [batch, 3, height, width]"
     assert str(caught.value) == f"images: {expected}, got {got}. Use Backbone.standardise"
+
+
+def test_grey_images_are_repeated_for_three_channels_and_others_are_refused() -> None:
+    backbone = make_noise_backbone()
+    grey = draw_noise_images((32, 32))[:, :1]
+    assert torch.equal(backbone.standardise(grey), backbone.standardise(grey.expand(-1, 3, -1, -1)))
+    with pytest.raises(UserError, match=r"^images: expected 3 channels, as the ViT was trained on, got 5\. Use images"):
+        backbone.standardise(grey.expand(-1, 5, -1, -1))
