@@ -22,11 +22,12 @@ from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_ru
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
-from c2fmae.core.sharding import unsharded
+from c2fmae.core.sharding import unshard_tensors, unsharded
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, DatasetInfo, Scenes
 from c2fmae.data.loader import explain_worker_death
+from c2fmae.eval.probes.online import OnlineProbes, describe_accuracies, open_online_probes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import fill_from_dataset, required_granularities
 from c2fmae.methods.masked.held_out import HeldOutEvaluator
@@ -46,6 +47,7 @@ class Pretraining(Experiment):
     config: PretrainConfig
     scenes: Scenes
     held_out: HeldOutEvaluator | None
+    probes: OnlineProbes | None
     plan: TrainingPlan
     method: MaskedAutoencoding
     world: World
@@ -81,16 +83,20 @@ class Pretraining(Experiment):
         """Raise a `UserError` if more samples are broken than `data.max_broken` allows."""
         self.config.data.check_broken(num_broken, len(self.scenes))
 
-    def evaluate(
-        self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
-    ) -> None:
-        """Compute held-out losses and draw reconstructions, if they are due after this step."""
+    def evaluate(self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_start: bool = False) -> None:
+        """Compute held-out losses, probe the encoder and draw reconstructions, if they are due after this step."""
         step, total, watching = training.step, self.plan.steps, self.config.watching
-        if self.held_out and is_due(step, watching.held_out_every or self.plan.steps_per_epoch, total):
-            rows = read_rows(run_dir.metrics) if is_resuming and self.world.is_main else []
-            if not self.world.broadcast_object(any("held_out/loss" in row for row in rows if row["step"] == step)):
-                with unsharded(self.model):
-                    logger.log_metrics(step, self.held_out.compute_losses(self.method, self.config.training))
+        rows = read_rows(run_dir.metrics) if is_start and self.world.is_main else []
+        logged: set[str] = self.world.broadcast_object({key for row in rows if row["step"] == step for key in row})
+        is_held_out_due = is_due(step, watching.held_out_every or self.plan.steps_per_epoch, total)
+        if self.held_out and is_held_out_due and "held_out/loss" not in logged:
+            with unsharded(self.model):
+                logger.log_metrics(step, self.held_out.compute_losses(self.method, self.config.training))
+        if self.probes and self.probes.is_due(step, total) and not logged.intersection(self.probes.keys):
+            tensors = unshard_tensors(self.model.state_dict() | (training.ema or {}))
+            accuracies = self.probes.compute_accuracies(tensors)
+            logger.log_metrics(step, accuracies)
+            logger.print_line(f"step {step:,}: {describe_accuracies(accuracies)}")
         if watching.figures and is_due(step, watching.figures_every or max(total // 10, 1), total):
             with unsharded(self.model):  # a collective: all ranks enter it
                 if self.world.is_main:
@@ -151,4 +157,9 @@ def build_pretraining(config: PretrainConfig, world: World, *, is_new: bool = Tr
         fill_from_dataset(config.method, held_out.info)
         view = config.data.build_held_out_view(**method.view_options)
         evaluator = HeldOutEvaluator(held_out, view, config.data.held_out_samples, world)
-    return Pretraining(config, scenes, evaluator, plan, method, world)
+    probes = None
+    if config.watching.probes is not None:
+        probes = open_online_probes(
+            config.watching.probes, backbone, config.data.train, world, num_workers=config.data.workers
+        )
+    return Pretraining(config, scenes, evaluator, probes, plan, method, world)

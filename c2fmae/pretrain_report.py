@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from c2fmae.core.metric_rows import MetricRow, read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.text import format_count
 from c2fmae.core.yaml_file import parse_yaml
+from c2fmae.eval.probes.online import DISPLAY_NAMES
 from c2fmae.eval.results import make_result_sections
-from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, Text, render_page
+from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, Table, Text, render_page
 from c2fmae.report.charts import chart_metrics, metric_points
 
 _RECONSTRUCTIONS_TEXT = """\
@@ -23,6 +25,9 @@ prediction of the hidden patches."""
 _LOSSES_TEXT = """\
 Losses are averaged over hidden patches only. Held out: the same losses on scenes that are never trained on, with as
 many patches hidden as at the end of training."""
+_PROBES_TEXT = """\
+Accuracy on labelled images at several steps, from the encoder's frozen features of images alone: k-NN (20 neighbours)
+and a linear classifier. Step 0 is the encoder before training. `c2fmae eval` evaluates it on complete sets."""
 _NEXT_STEPS = """\
 `RUN` is the directory of this page. Reconstruct the maps from the image alone:
 
@@ -71,7 +76,7 @@ def build_pretrain_page(
         sections.append(Text(_RECONSTRUCTIONS_TEXT, title="Reconstruction of hidden patches"))
         sections += [Figure(path, _figure_caption(path)) for path in dict.fromkeys([figures[0], figures[-1]])]
     sections += [Text(_LOSSES_TEXT + _describe_skipped_steps(rows), title="Losses"), *_loss_charts(rows)]
-    sections += evaluation_sections
+    sections += [*_probe_sections(rows, config), *evaluation_sections]
     if schedule := _schedule_charts(rows):
         sections += [Text("", title="Schedule"), *schedule]
     main_settings = {name: _config_value(config, key_path) for name, key_path in _CONFIG_KEYS.items()}
@@ -112,6 +117,29 @@ def _loss_charts(rows: Sequence[MetricRow]) -> list[LineChart]:
         chart_metrics(rows, head, {"training": f"loss/{head}", "held out": f"held_out/{head}"}) for head in heads
     ]
     return charts if len(heads) > 1 else charts[:1]
+
+
+def _probe_sections(rows: Sequence[MetricRow], config: Mapping[str, Any]) -> list[Section]:
+    """Return a chart and a table of the accuracies of the probes during training, if there are any."""
+    points = {name: metric_points(rows, key) for key, name in DISPLAY_NAMES.items()}
+    finite = {name: [(step, y) for step, y in curve if y == y] for name, curve in points.items()}
+    if not any(finite.values()):
+        return []
+    text, settings = _PROBES_TEXT, _config_value(config, "watching.probes")
+    if settings is not None:  # None if they were removed when the run was resumed
+        data, num_train, num_test = (settings[key] for key in ("data", "train_samples", "test_samples"))
+        counts = f"at most {num_train:,} images to fit to and {num_test:,} others to test on"
+        text += f"\n\nData: `{_format_config_value(data)}`, {counts}."
+    table_rows = [
+        (name, *(f"{y:.1f} (step {step:,})" for step, y in (curve[0], max(curve, key=itemgetter(1)), curve[-1])))
+        for name, curve in finite.items()
+        if curve
+    ]
+    return [
+        Text(text, title="Probes during training"),
+        LineChart("Top-1 accuracy, %", {name: curve for name, curve in points.items() if curve}),
+        Table("Top-1 accuracy of frozen features, %", ("probe", "first", "highest", "last"), table_rows),
+    ]
 
 
 def _schedule_charts(rows: Sequence[MetricRow]) -> list[LineChart]:

@@ -14,7 +14,7 @@ from c2fmae.core.run_dir import RunDir
 from c2fmae.data import open_scenes
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import Metric, find_metric
-from c2fmae.eval.probes.config import DenseProbeEvaluation, KnnEvaluation, LinearProbeEvaluation
+from c2fmae.eval.probes.config import QUICK_SWEEP, DenseProbeEvaluation, KnnEvaluation, LinearProbeEvaluation
 from c2fmae.eval.probes.reference_features import ColourHistogram, RawPixels
 from c2fmae.loading import LoadedRun, load_run
 from c2fmae.models.backbones import create_untrained_backbone, load_backbone
@@ -30,11 +30,6 @@ NUM_PROBE_TRAIN, NUM_PROBE_TEST = 2048, 1024
 """Numbers of scenes to fit and to test the probes. They are not in the training set of the run."""
 
 NUM_NEIGHBOURS = 20
-
-_SWEEP: dict[str, Any] = {
-    "lrs": (0.03, 0.1, 0.3, 1.0),
-    "weight_decays": (1e-4, 1e-2),
-}  # fitted in seconds
 
 _PROBE_EXPLANATION = """\
 The encoder was frozen, and its only input was images. The probes classify images by their largest object (nearest
@@ -82,8 +77,8 @@ def probe_encoders(run: LoadedRun, out: Path, num_train: int, num_test: int) -> 
         "workers": 0,
     }
     knn = KnnEvaluation(**sets, ks=(NUM_NEIGHBOURS,))
-    linear = LinearProbeEvaluation(**sets, **_SWEEP, epochs=40)
-    dense = DenseProbeEvaluation(**sets, **_SWEEP, epochs=8)
+    linear = LinearProbeEvaluation(**sets, **QUICK_SWEEP, epochs=40)
+    dense = DenseProbeEvaluation(**sets, **QUICK_SWEEP, epochs=8)
     trained = load_backbone(out)
     encoders = {
         "trained": trained,

@@ -140,6 +140,32 @@ def test_a_run_stopped_repeatedly_by_signals_ends_in_the_same_bytes(
     assert_ends_as(uninterrupted, out)
 
 
+@pytest.mark.numeric
+def test_probes_change_no_weights_and_are_the_same_after_a_resume(
+    launcher: RunLauncher, uninterrupted: Path, tmp_path: Path
+) -> None:
+    settings = ("watching.probes.data=generated", "watching.probes.train_samples=16", "watching.probes.test_samples=8")
+    words = (*WORDS, *set_args(*settings, "watching.probes.every=2", "saving.steps=null"))
+    probed = launcher.start(*words, out=tmp_path / "probed")
+    stop = AFTER_SPLIT.format(when="step + 2 == 4", what="os.kill(os.getpid(), 15)")
+    stopped = launcher.start(*words, out=tmp_path / "stopped", setup_code=stop)
+    assert (probed.wait(), stopped.wait()) == ([0], [75]), stopped.output()
+    assert read_metric_rows(stopped.out)[-1]["step"] == 4
+    assert "probe/knn" not in read_metric_rows(stopped.out)[-1]
+    resumed = launcher.start(*words, "--resume", out=tmp_path / "stopped")
+    assert resumed.wait() == [0], resumed.output()
+    assert_ends_as(probed.out, resumed.out)
+    rows = read_metric_rows(probed.out)
+    assert [row["step"] for row in rows if {"probe/knn", "probe/linear"} < row.keys()] == [0, 2, 4, 6, 8]
+    assert [row for row in rows if "probe/knn" not in row] == read_metric_rows(uninterrupted)
+    expected, found = (
+        load_checkpoint(out / "checkpoints/step-00000008").tensors for out in (uninterrupted, probed.out)
+    )
+    assert [name for name in expected.keys() | found if not expected[name].equal(found[name])] == []
+    assert "step 4: probes: k-NN " in resumed.output()
+    assert "Probes during training" in (resumed.out / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_second_ctrl_c_exits_at_once(launcher: RunLauncher, tmp_path: Path) -> None:
     out, twice = tmp_path / "run", "for _ in range(2): os.kill(os.getpid(), 2)"
     run = launcher.start(*WORDS, out=out, setup_code=AFTER_SPLIT.format(when="step == 2", what=twice))

@@ -49,6 +49,25 @@ def test_the_page_shows_outcome_figures_curves_and_settings(tmp_path: Path) -> N
     assert page.text.index("Probes") < page.text.index("Total training")
 
 
+def test_the_page_shows_the_probes_of_the_training() -> None:
+    accuracies = [(0, 12.5, 20.0), (2, 40.0, None), (4, 35.0, 55.25)]
+    rows = [{"step": step, "probe/knn": knn, "probe/linear": linear} for step, knn, linear in accuracies]
+    probes = "watching: {probes: {data: packs/mine, train_samples: 2048, test_samples: 1024}}"
+    page = ParsedPage(render_page(build_pretrain_page([*ROWS, *rows], f"{CONFIG}{probes}", {}, [])))
+    for words in (
+        "Probes during training Accuracy on labelled images",
+        "Data: packs/mine , at most 2,048 images to fit to and 1,024 others to test on.",
+        "Top-1 accuracy, % k-NN 35 linear 55.25",
+        "probe first highest last k-NN 12.5 (step 0) 40.0 (step 2) 35.0 (step 4)",
+        "linear 20.0 (step 0) 55.2 (step 4) 55.2 (step 4)",
+    ):
+        assert words in page.text
+    removed = ParsedPage(render_page(build_pretrain_page([*ROWS, *rows], CONFIG, {}, [])))
+    assert "Probes during training" in removed.text
+    assert "Data: " not in removed.text
+    assert "Probes" not in ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {}, []))).text
+
+
 def test_a_run_without_steps_has_a_page() -> None:
     page = ParsedPage(render_page(build_pretrain_page([], "method: {name: mae}", {}, [])))
     assert "mae A pre-training run: its outcome, reconstructions, losses and settings. Steps 0 Losses" in page.text

@@ -1,10 +1,12 @@
 """Config of pre-training."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from c2fmae.config.data import DataConfig
 from c2fmae.config.method import MethodConfig
 from c2fmae.config.migrations import migrate_pretraining
+from c2fmae.config.watching import PretrainWatchingConfig
+from c2fmae.core.config import RESUME_SAFE
 from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig
 from c2fmae.core.training import TrainingConfig
 
@@ -23,6 +25,7 @@ class PretrainConfig(ExperimentConfig, PretrainInputs):  # in this order YAML be
 
     kind: Literal["pretraining"] = "pretraining"
     training: TrainingConfig = TrainingConfig(epochs=400, base_lr=1e-4, warmup_epochs=40)
+    watching: Annotated[PretrainWatchingConfig, RESUME_SAFE] = PretrainWatchingConfig()
 
     @classmethod
     def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -75,12 +75,10 @@ class Experiment(ABC):
         """Raise a `UserError` if this many broken samples, over all ranks, are more than the config allows."""
 
     @abstractmethod
-    def evaluate(
-        self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
-    ) -> None:
+    def evaluate(self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_start: bool = False) -> None:
         """Evaluate the model and draw figures, if they are due after this step.
 
-        `is_resuming` is true directly after a resume: the evaluation of this step may exist already.
+        `is_start` is true before the first step of a new or resumed run: the evaluation of this step may exist already.
         """
 
     @abstractmethod
@@ -182,8 +180,7 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
         def read_flags() -> dict[str, int]:
             return {"stop": bool(stop), "save": saver.is_overdue, "broken": len(batches.skip_reasons)}
 
-        if start_step:  # the run may have stopped before the evaluation of this step
-            experiment.evaluate(training, run_dir, logger, is_resuming=True)
+        experiment.evaluate(training, run_dir, logger, is_start=True)
         for report in loop.run(training, logger.time_batches(batches), read_flags):
             logger.log_step(report)
             experiment.check_broken(report.flags["broken"])

@@ -59,6 +59,11 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return gathered
 
 
+def unshard_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return unsharded tensors on all ranks; every rank must call it."""
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+
+
 @torch.no_grad()
 def compute_total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Return the norm of all tensors as one vector, the same on all ranks."""

@@ -144,5 +144,5 @@ def peak_memory() -> int:
 
 
 def is_due(step: int, every: int, total: int) -> bool:
-    """Return whether `step` is a multiple of `every`, or the last step."""
-    return step % every == 0 or step == total
+    """Return whether `step` is a positive multiple of `every`, or the last step."""
+    return step > 0 and (step % every == 0 or step == total)

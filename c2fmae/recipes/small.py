@@ -7,9 +7,9 @@ from c2fmae.config.data import DataConfig, DatasetConfig, GeneratedOptions
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.method import MethodConfig
 from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.config.watching import PretrainWatchingConfig
 from c2fmae.core.config import replace
 from c2fmae.core.decoder_options import BlockOptions, CascadedOptions, JointOptions, ParallelOptions
-from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.specs import EncoderConfig
 from c2fmae.core.training import TrainingConfig
 from c2fmae.recipes.registry import Recipe, register_recipe
@@ -49,7 +49,7 @@ def make_tiny_config(method: MethodConfig, options: BlockOptions) -> PretrainCon
             cache=True,
         ),
         training=TrainingConfig(steps=1500, warmup_steps=75, batch_size=64, lr=1.5e-3, clip=1.0),
-        watching=WatchingConfig(held_out_every=100, figures_every=500),
+        watching=PretrainWatchingConfig(held_out_every=100, figures_every=500),
     )
 
 

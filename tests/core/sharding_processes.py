@@ -17,7 +17,7 @@ from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
 from c2fmae.core.saving import Saver, has_finite_weights
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.sharding import to_local_tensor, unsharded
+from c2fmae.core.sharding import to_local_tensor, unshard_tensors, unsharded
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.task import MicroBatch
 from tests.core.loop_processes import NUM_STEPS, SIZE, LoopCase, draw_batches
@@ -170,6 +170,7 @@ def run_rank(rank: int, folder: Path) -> None:
         "runs": run_sharded_and_replicated(world),
         "bytes": stop_and_resume(world, folder),
         "predictions": predict_during_training(world, folder / "predicting"),
+        "unsharded": unshard_tensors(model.state_dict()),
         "is finite": check_finite_with_nan(world, folder / "nan"),
     }
     torch.save(results, folder / f"{rank}.pt")

@@ -164,6 +164,14 @@ def test_running_a_model_unsharded_on_one_rank_does_not_change_training(
 
 
 @pytest.mark.once
+def test_every_rank_can_gather_all_weights(results: list[dict[str, Any]]) -> None:
+    expected = FLOAT64_CASE.make_method().model.state_dict()
+    for each in results:
+        assert each["unsharded"].keys() == expected.keys()
+        assert [name for name, tensor in expected.items() if not tensor.equal(each["unsharded"][name])] == []
+
+
+@pytest.mark.once
 def test_weights_that_are_not_finite_on_one_rank_are_saved_by_none(folder: Path, results: list[dict[str, Any]]) -> None:
     assert [each["is finite"] for each in results] == [(True, False)] * 2
     assert not (folder / "nan").exists()

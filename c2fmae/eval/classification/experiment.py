@@ -115,13 +115,11 @@ class Finetuning(Experiment):
         """Raise an error if too many samples are broken."""
         self.config.data.check_broken(num_broken, len(self.scenes))
 
-    def evaluate(
-        self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_resuming: bool = False
-    ) -> None:
+    def evaluate(self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_start: bool = False) -> None:
         """Evaluate the classifier if this is due, save it if it is the best, and write the result of the last step."""
         step, total = training.step, self.plan.steps
         best_checkpoint = BestCheckpoint(run_dir.path / "best", self.world)
-        if is_resuming:
+        if is_start:
             best_checkpoint.discard_after(step)
         if not is_due(step, self.config.watching.held_out_every or self.plan.steps_per_epoch, total):
             return
@@ -130,7 +128,7 @@ class Finetuning(Experiment):
             model_scores = self.evaluator.evaluate(self.classifier, names)
             average = training.ema
             ema_scores = self.evaluator.evaluate(self.classifier, names, average) if average is not None else None
-        rows = read_rows(run_dir.metrics) if is_resuming and self.world.is_main else []
+        rows = read_rows(run_dir.metrics) if is_start and self.world.is_main else []
         if not self.world.broadcast_object(any("test/top-1" in row for row in rows if row["step"] == step)):
             logger.log_metrics(
                 step,

@@ -1,9 +1,10 @@
 """Probes of frozen features: settings, protocols and the features that they need."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -24,6 +25,9 @@ WeightDecay = Annotated[float, Field(ge=0)]
 
 FEATURES_DIR = "features"
 """Directory of features below a model's output directory."""
+
+QUICK_SWEEP: Mapping[str, Any] = MappingProxyType({"lrs": (0.03, 0.1, 0.3, 1.0), "weight_decays": (1e-4, 1e-2)})
+"""Settings of a linear probe to choose from when it is to be fitted in seconds."""
 
 _MIN_STEPS, _MIN_EPOCHS = 3000, 10  # of a fit
 

@@ -12,6 +12,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from c2fmae.core.files import check_disk_space, write_atomic
@@ -90,11 +91,14 @@ def _extract_chunks(
         outputs: list[dict[str, Tensor]] = []
         for _, (images, extras) in chunk:
             with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-                outputs.append(_compute_features(backbone, images.to(device, non_blocking=True), spec) | extras)
+                outputs.append(compute_features(backbone, images.to(device, non_blocking=True), spec) | extras)
         save_tensors(store.chunk_paths[number], {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]})
 
 
-def _compute_features(backbone: Backbone, images: Tensor, spec: FeatureSpec) -> dict[str, Tensor]:
+def compute_features(
+    backbone: Backbone, images: UInt8[Tensor, "batch channels height width"], spec: FeatureSpec
+) -> dict[str, Tensor]:
+    """Return the features of images on the CPU, by the name of their column, or `patches DEPTH`."""
     depths = sorted({column.depth for column in spec.columns} | set(spec.patch_depths))
     tokens = dict(zip(depths, backbone.get_intermediate_layers(backbone.standardise(images), depths), strict=True))
     features = {

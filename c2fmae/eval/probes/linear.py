@@ -15,7 +15,6 @@ from c2fmae.eval.probes.config import LinearProbeEvaluation
 from c2fmae.eval.probes.lars import fit_lars_probe
 from c2fmae.eval.probes.linear_heads import LinearProbe, choose_linear_head, list_settings
 from c2fmae.eval.probes.train_test import (
-    TrainTestFeatures,
     draw_label_subsets,
     extract_labelled_sets,
     label_fraction_tags,
@@ -43,10 +42,12 @@ def run_linear_probe(config: LinearProbeEvaluation, model: ModelUnderTest) -> It
         accuracies, descriptions = [], []
         for rows in subsets:
             fit: FittedProbe = world.broadcast_object(
-                _fit_probe(config, features, sets, rows) if world.is_main else None
+                fit_linear_probe(config, features, sets.train.labels, rows, num_labels=sets.num_labels)
+                if world.is_main
+                else None
             )
             test_features = sets.test.read_tensor(columns[fit.column])
-            accuracies.append(_top_k_accuracies(fit.probe, test_features, sets.test.labels))
+            accuracies.append(compute_top_k_accuracies(fit.probe, test_features, sets.test.labels))
             descriptions.append(fit.description)
         for key in accuracies[0]:
             yield from make_accuracy_metrics(
@@ -58,12 +59,18 @@ def run_linear_probe(config: LinearProbeEvaluation, model: ModelUnderTest) -> It
             )
 
 
-def _fit_probe(
-    config: LinearProbeEvaluation, features: Mapping[str, Tensor], sets: TrainTestFeatures, rows: Int64[Tensor, " row"]
+def fit_linear_probe(
+    config: LinearProbeEvaluation,
+    features: Mapping[str, Float[Tensor, "row _"]],
+    labels: Int64[Tensor, " row"],
+    rows: Int64[Tensor, " training_row"],
+    *,
+    num_labels: int,
 ) -> FittedProbe:
-    labels, column = sets.train.labels, next(iter(features))
+    """Return the probe of the best settings and feature column, fitted to some rows. Call it in one process."""
+    column = next(iter(features))
     if config.variant == "mae":
-        probe = fit_lars_probe(features[column], labels, rows=rows, num_labels=sets.num_labels, seed=config.seed)
+        probe = fit_lars_probe(features[column], labels, rows=rows, num_labels=num_labels, seed=config.seed)
         return FittedProbe(probe, column, column)
     training_rows, validation_rows = split_training_validation(rows, seed=config.seed)
     chosen = choose_linear_head(
@@ -72,7 +79,7 @@ def _fit_probe(
         list_settings([*features], config.lrs, config.weight_decays),
         rows=training_rows,
         validation_rows=validation_rows,
-        num_labels=sets.num_labels,
+        num_labels=num_labels,
         epochs=config.resolve_epochs(len(rows)),
         batch_size=config.head_batch_size,
         seed=derive_seed(config.seed, "heads"),
@@ -80,7 +87,7 @@ def _fit_probe(
     return FittedProbe(chosen.probe, chosen.setting.column, str(chosen.setting))
 
 
-def _top_k_accuracies(
+def compute_top_k_accuracies(
     probe: LinearProbe, features: Float[Tensor, "row dim"], truth: Int64[Tensor, " row"]
 ) -> dict[str, float]:
     """Return top-1, and top-5 if there are at least five labels, in [0, 1]."""

@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from c2fmae.config.watching import OnlineProbesConfig
 from c2fmae.core.distributed import World
 from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
 from c2fmae.eval.metrics import Metric
-from c2fmae.eval.probes import extraction, knn
+from c2fmae.eval.probes import extraction, knn, online
 from c2fmae.eval.probes.config import (
     AttentiveProbeEvaluation,
     DenseProbeEvaluation,
     KnnEvaluation,
     LinearProbeEvaluation,
 )
-from tests.eval.tiny_backbones import tiny_backbone
+from c2fmae.eval.probes.online import open_online_probes
+from tests.eval.tiny_backbones import SPEC, tiny_backbone
 
 WORLD_SIZE = 2
 
@@ -34,9 +36,16 @@ def make_probe_evaluations(folder: Path) -> Iterator[Evaluation]:
 def compute_probe_metrics(world: World, folder: Path, cache: Path) -> list[Metric]:
     """Return the metrics of all probes, with small chunks and blocks, of which each rank has another number."""
     extraction.MAX_SCENES_PER_CHUNK = 8
+    online._IMAGES_PER_CHUNK = 4
     knn.QUERIES_PER_BLOCK = 5  # type: ignore[attr-defined]
     model = ModelUnderTest.in_memory("tiny", cache, world=world, backbone=tiny_backbone())
-    return [metric for evaluation in make_probe_evaluations(folder) for metric in evaluation.run(model)]
+    config = OnlineProbesConfig(data=str(folder), train_samples=25)
+    probes = open_online_probes(config, SPEC, None, world, num_workers=0)
+    accuracies = probes.compute_accuracies(model.backbone.state_dict())
+    return [
+        *(metric for evaluation in make_probe_evaluations(folder) for metric in evaluation.run(model)),
+        *(Metric(key, accuracy, 21) for key, accuracy in accuracies.items()),
+    ]
 
 
 def run_rank(rank: int, folder: Path) -> None:
