@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from c2fmae.core.registry import list_plugin_entries
+
 _VARIABLE_PREFIXES = (
     "ATEN_",
     "CUBLAS_",
@@ -60,6 +62,7 @@ def collect_environment(**extra: Any) -> dict[str, Any]:
         **{package: version(package) for package in ("timm", "torchvision", "numpy")},
         "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "plugins": list_plugin_entries(),
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLE_PREFIXES)},
         **extra,
     }

@@ -8,6 +8,7 @@ its objects when it is imported:
 """
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,8 @@ U = TypeVar("U")
 
 _REGISTRIES: list["Registry[object]"] = []
 _PENDING_PLUGINS: list[EntryPoint] | None = None  # plug-ins not imported yet; None before the first lookup
+_PLUGIN_ENTRIES: dict[str, dict[str, list[str]]] = {}  # names by kind, by package
+_LOADING_PACKAGE: str | None = None  # the package whose plug-in is being imported
 
 
 def list_registries() -> list["Registry[object]"]:
@@ -27,18 +30,26 @@ def list_registries() -> list["Registry[object]"]:
 
 def load_plugins() -> None:
     """Import the modules that other packages list under `c2fmae.plugins`, once per process."""
-    global _PENDING_PLUGINS
+    global _PENDING_PLUGINS, _LOADING_PACKAGE
     if _PENDING_PLUGINS is None:
         _PENDING_PLUGINS = list(entry_points(group="c2fmae.plugins"))
     while _PENDING_PLUGINS:
         entry = _PENDING_PLUGINS.pop(0)  # removed first: a plug-in may look up a name while it is imported
+        package = entry.dist.name if entry.dist else "an unknown package"
+        importer, _LOADING_PACKAGE = _LOADING_PACKAGE, package
         try:
             entry.load()
         except Exception as error:
-            package = entry.dist.name if entry.dist else "an unknown package"
             raise UserError(
                 f"plug-in {entry.name!r} of {package} ({entry.value}) failed to load: {error}. Repair or uninstall it"
             ) from error
+        finally:
+            _LOADING_PACKAGE = importer
+
+
+def list_plugin_entries() -> dict[str, dict[str, list[str]]]:
+    """Return the names that each other package has registered so far, by kind: `{"my-masks": {"mask": ["rows"]}}`."""
+    return deepcopy(_PLUGIN_ENTRIES)
 
 
 class Registry(Generic[T]):
@@ -75,6 +86,8 @@ class Registry(Generic[T]):
                 raise UserError(f"{self.kind} {name!r} needs a docstring: its first line is shown in lists")
             self._entries[name] = entry  # type: ignore[assignment]  # T may be a Protocol, which the class implements
             self._summaries[name] = line
+            if _LOADING_PACKAGE and not _module_name(entry).startswith("c2fmae."):  # it may import this package
+                _PLUGIN_ENTRIES.setdefault(_LOADING_PACKAGE, {}).setdefault(self.kind, []).append(name)
             if options is not None:
                 self._option_classes[name] = options
             return entry

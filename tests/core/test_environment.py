@@ -18,7 +18,7 @@ def test_the_environment_is_json_with_the_extra_entries(monkeypatch: pytest.Monk
     assert json.loads(json.dumps(found)) == found
     assert list(found) == [
         *("c2fmae", "revision", "python", "platform", "torch", "timm", "torchvision", "numpy"),
-        *("cpu", "gpus", "variables", "world_size", "compile"),
+        *("cpu", "gpus", "plugins", "variables", "world_size", "compile"),
     ]
     assert found["torch"]["version"] == torch.__version__
     assert found["torch"]["threads"] == torch.get_num_threads()

@@ -103,10 +103,11 @@ USE = """
 import torch
 from c2fmae.masking import mask_scenes
 from c2fmae.config.masking import MaskingConfig
+from c2fmae.core.registry import list_plugin_entries
 patches = torch.zeros(2, 9, dtype=torch.long)
 policy = MaskingConfig.from_dict({"name": "stripes", "options": {"every": 3}}).build()
 masks = mask_scenes(policy, patches, patches, num_visible=14, progress=0.0, generator=torch.Generator())
-print(policy, masks.num_masked.sum(dim=1).tolist())
+print(policy, masks.num_masked.sum(dim=1).tolist(), list_plugin_entries())
 """
 
 
@@ -124,7 +125,7 @@ def outside_package(folder: Path, code: str) -> dict[str, str]:
 def test_an_outside_package_adds_a_mask_by_an_entry_point(tmp_path: Path) -> None:
     environment = outside_package(tmp_path, STRIPES)
     used = subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True, check=False)
-    assert used.stdout == "Stripes(every=3) [13, 13]\n", used.stderr
+    assert used.stdout == "Stripes(every=3) [13, 13] {'stripes': {'mask': ['stripes']}}\n", used.stderr
     command = [sys.executable, "-m", "c2fmae_cli", "plugins"]
     listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "  stripes        Hide every n-th patch first.\n" in listed.stdout
