@@ -25,7 +25,8 @@ def read_keys(path: Path) -> list[str]:
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error}). Write it with `c2fmae data check --fix-list`") from error
+        fix = "Write it with `c2fmae data check SOURCE --fix-list FILE`"
+        raise UserError(f"{path}: is not UTF-8 text ({error}). {fix}") from error
     return [key for key in text.split("\n") if key]  # unlike splitlines, keeps other line separators inside a key
 
 

@@ -1,0 +1,55 @@
+"""Commands that messages suggest, found in the source: the command line accepts each of them."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import c2fmae_cli
+import pytest
+
+import c2fmae
+from tests.cli.parsing import is_bare_command, parse_command, split_commands
+
+ROOTS = [Path(str(package.__file__)).parent for package in (c2fmae, c2fmae_cli)]
+NO_COMMANDS = ("c2fmae computes", "c2fmae on ")  # sentences about the package
+
+
+def find_texts(tree: ast.AST) -> Iterator[str]:
+    """Yield the strings of a module, docstrings excluded, with X for each inserted value."""
+    skipped = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped |= {id(part) for part in node.values}
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value
+
+
+def find_hints() -> Iterator[str]:
+    """Yield every command in the strings of the package and of the command line, up to the end of its line."""
+    for root in ROOTS:
+        for path in sorted(root.rglob("*.py")):
+            for text in find_texts(ast.parse(path.read_text())):
+                for match in re.finditer(r"(?<![\w-])c2fmae [a-z][^`\n>]*", text):
+                    if not match[0].startswith(NO_COMMANDS):
+                        yield match[0].replace("STEP", "1")
+
+
+HINTS = sorted(set(find_hints()))
+
+
+def test_hints_are_found() -> None:
+    assert len(HINTS) > 40
+    assert "c2fmae eval robustness X --custom NAME=DIR" in HINTS
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_suggested_commands_exist(hint: str) -> None:
+    (words,) = split_commands(hint)
+    if not is_bare_command(words):  # the mere name of a command, which the message is about, needs no arguments
+        parse_command(words)
