@@ -62,7 +62,7 @@ def start_or_resume(
     changes = _list_changes(read_yaml(run_dir.config_path), config, source=str(run_dir.config_path))
     checkpoint = load_resume_checkpoint(run_dir, world)
     if checkpoint is not None:
-        changes += _check_same_run(run_dir, checkpoint, config, saved_environment, known_changes=changes)
+        changes += check_same_run(run_dir, checkpoint, config, saved_environment, known_changes=changes)
         _check_classes(run_dir, checkpoint.metadata, metadata)
         if (saved_samples := checkpoint.metadata.get("samples")) != metadata["samples"]:
             changes.append(f"samples of the data: {saved_samples} → {metadata['samples']}")
@@ -99,7 +99,7 @@ def load_resume_checkpoint(run_dir: RunDir, world: World) -> Checkpoint | None:
     left.
     """
     checkpoint, errors = (
-        load_newest_checkpoint(run_dir.checkpoints, check=_check_finite) if world.is_main else (None, [])
+        load_newest_checkpoint(run_dir.checkpoints, check=check_finite) if world.is_main else (None, [])
     )
     for text in errors:
         log.warning("%s", text)
@@ -111,7 +111,8 @@ def load_resume_checkpoint(run_dir: RunDir, world: World) -> Checkpoint | None:
     return checkpoint
 
 
-def _check_finite(path: Path, checkpoint: Checkpoint) -> None:
+def check_finite(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise a `UserError` for a checkpoint whose weights are not finite."""
     if not compute_total_norm(checkpoint.tensors_of("model").values()).isfinite():
         raise UserError(f"{path}: its weights are not finite, so training cannot continue from it. Remove it")
 
@@ -130,7 +131,7 @@ def _changed_key(change: str) -> str:
     return change.partition(":")[0]
 
 
-def _check_same_run(
+def check_same_run(
     run_dir: RunDir,
     checkpoint: Checkpoint,
     config: Config,

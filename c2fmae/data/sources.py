@@ -100,14 +100,14 @@ def inspect_scenes(
         return ConcatScenes(opened_sources) if opened_sources else None, tuple(
             problem for _, problems in opened for problem in problems
         )
-    location = _resolve_source(source)
+    location = resolve_source(source)
     if isinstance(location, Path):
         return open_folder_tree(location, granularities, folders or {})
     return open_shards(location, granularities)
 
 
-def _resolve_source(source: str | Path) -> Path | list[Path]:
-    """Return the root of a directory tree, or the paths of shards."""
+def resolve_source(source: str | Path) -> Path | list[Path]:
+    """Return the root of a directory tree, or the paths of shards, without reading them; URLs are downloaded."""
     if is_remote(str(source)):
         shards = download_shards(str(source))
         return shards if _is_pattern(str(source)) else _check_single_set(str(source), shards)

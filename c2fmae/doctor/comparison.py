@@ -8,20 +8,18 @@ from shlex import quote
 from c2fmae.core.config_diff import config_differences
 from c2fmae.core.environment import describe_environment_changes
 from c2fmae.core.metric_rows import CurveComparison, compare_metrics
-from c2fmae.core.run_info import read_run_info
 from c2fmae.core.text import format_count
 from c2fmae.core.yaml_file import read_yaml
 from c2fmae.doctor.diagnosis import Diagnosis
 from c2fmae.doctor.run import find_run, read_step_rows
-from c2fmae.eval.classification.config import FinetuneConfig
-from c2fmae.recipes.config import RecipeConfig
+from c2fmae.doctor.run_config import get_config_class
 from c2fmae.report import Table, table_to_lines
 
 
 def compare_runs(path: Path, other: Path) -> Diagnosis:
     """Report how two runs differ in settings that change the result, in environment, and in each metric."""
     run_dirs = [find_run(path), find_run(other)]
-    config_class = FinetuneConfig if read_run_info(path).kind == "finetuning" else RecipeConfig
+    config_class = get_config_class(path)
     changes = config_differences(*(config_class.migrate(read_yaml(run_dir.config_path)) for run_dir in run_dirs))
     settings = [change for change in changes if not config_class.is_resume_safe(change.partition(":")[0])]
     environments = [run_dir.read_environment() for run_dir in run_dirs]

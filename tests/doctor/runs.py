@@ -11,6 +11,7 @@ from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.metric_rows import RowWriter
 from c2fmae.core.run_dir import RunDir
+from c2fmae.recipes.config import load_recipe
 
 LAST_STEP = 120
 
@@ -28,7 +29,8 @@ def make_run(
     """Create a run directory; `changed_rows` gives steps other metrics, `environment` replaces entries."""
     run_dir = RunDir(path)
     path.mkdir()
-    run_dir.write_text("config.yaml", f"name: tiny\ntraining:\n  lr: {lr}\n")
+    config = load_recipe("c2fmae-debug", [f"training.lr={lr}"])
+    run_dir.write_text("config.yaml", config.to_yaml())
     environment = {**collect_environment(world_size=1, compile=False), **environment}
     run_dir.write_text("environment.json", json.dumps(environment))
     run_dir.write_state(**(state or {"status": "running", "step": 0}))
@@ -36,8 +38,9 @@ def make_run(
         for step in range(1, last_step + 1):
             changes = (changed_rows or {}).get(step, {})
             rows.write({"step": step, "lr": 0.1, "loss": 4.0, "loss/rgb": 2.0, **changes})
+    metadata = {"kind": "pretraining", "config": config.model_dump(mode="json")}
     for step in checkpoints:
-        save_checkpoint(run_dir.checkpoints, Checkpoint(step, {"model/w": torch.ones(3)}, {"kind": "pretraining"}))
+        save_checkpoint(run_dir.checkpoints, Checkpoint(step, {"model/w": torch.ones(3)}, metadata))
     return run_dir
 
 

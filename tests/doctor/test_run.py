@@ -2,11 +2,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.errors import UserError
 from c2fmae.core.locks import lock_dir
 from c2fmae.doctor.run import diagnose_run
+from c2fmae.recipes.config import load_recipe
 from tests.doctor.runs import corrupt_checkpoint, make_run
 
 RUN = Path("run")
@@ -87,6 +90,16 @@ def test_a_run_without_an_intact_checkpoint_cannot_be_resumed() -> None:
     assert ("resume", "impossible: no checkpoint is intact") in diagnose_run(RUN).findings
 
 
+def test_a_checkpoint_that_is_not_finite_is_a_problem_and_the_previous_one_is_resumed() -> None:
+    run_dir = make_run(RUN)
+    metadata = load_checkpoint(run_dir.checkpoints / "step-00000100").metadata
+    save_checkpoint(run_dir.checkpoints, Checkpoint(110, {"model/w": torch.tensor([1, torch.nan])}, metadata))
+    diagnosis = diagnose_run(RUN)
+    (problem,) = diagnosis.problems
+    assert problem.startswith("run/checkpoints/step-00000110: its weights are not finite")
+    assert ("resume", "from step 100; steps 101 to 120 are repeated") in diagnosis.findings
+
+
 def test_a_run_without_checkpoints_starts_from_the_beginning() -> None:
     make_run(RUN, last_step=3, checkpoints=())
     diagnosis = diagnose_run(RUN)
@@ -96,7 +109,7 @@ def test_a_run_without_checkpoints_starts_from_the_beginning() -> None:
 
 def test_a_run_with_nothing_but_its_config_is_diagnosed() -> None:
     RUN.mkdir()
-    (RUN / "config.yaml").write_text("name: tiny\n")
+    (RUN / "config.yaml").write_text(load_recipe("c2fmae-debug").to_yaml())
     diagnosis = diagnose_run(RUN)
     assert diagnosis.findings[2:] == [("metrics", "0 steps, none skipped"), ("resume", "from the beginning")]
     assert diagnosis.next_command == RESUME
