@@ -8,6 +8,7 @@ from typing import Any
 
 from c2fmae.config.data import DatasetConfig
 from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, TRAIN_SEED_OFFSET, UnseenScenes
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import RunOutcome
 from c2fmae.core.run_dir import RunDir
@@ -72,8 +73,8 @@ def quickstart(
 def probe_encoders(run: LoadedRun, out: Path, num_train: int, num_test: int) -> dict[str, dict[str, Metric | None]]:
     """Return the metrics of each probe for the trained encoder and for baseline features."""
     sets: dict[str, Any] = {
-        "train": _unseen_scenes(run, num_train, 1),
-        "test": _unseen_scenes(run, num_test, 2),
+        "train": _unseen_scenes(run, num_train, TRAIN_SEED_OFFSET),
+        "test": _unseen_scenes(run, num_test, TEST_SEED_OFFSET),
         "workers": 0,
     }
     knn = KnnEvaluation(**sets, ks=(NUM_NEIGHBOURS,))
@@ -110,7 +111,7 @@ def build_probe_table(metrics: Mapping[str, Mapping[str, Metric | None]], num_tr
 
 def draw_from_rgb(run: LoadedRun, out: Path) -> Path:
     """Draw the maps that the model predicts from complete images, and return the path of the figure."""
-    scenes = select_scenes(run.method, open_scenes(_unseen_scenes(run, 64, 2)), 6)
+    scenes = select_scenes(run.method, open_scenes(_unseen_scenes(run, 64, TEST_SEED_OFFSET)), 6)
     masks = sample_requested_masks(run.method, scenes, {"rgb": "all"})
     figure = draw_reconstruction(
         run.method, scenes, masks, model_name=f"{out.name}, step {run.step}", class_names=run.class_names
@@ -121,6 +122,8 @@ def draw_from_rgb(run: LoadedRun, out: Path) -> Path:
 def _unseen_scenes(run: LoadedRun, num_scenes: int, seed_offset: int) -> DatasetConfig:
     """Return generated scenes like those of the training set, with another seed."""
     train = run.config.data.train
-    options = train.given_options() if isinstance(train, DatasetConfig) else {}
-    seed = 1000 * (1 + options.get("seed", 0)) + seed_offset
-    return DatasetConfig(name="generated", options={**options, "length": num_scenes, "seed": seed})
+    assert isinstance(train, DatasetConfig)  # as `quickstart` checks
+    options = dict(train.options)
+    unseen = UnseenScenes.of_training([options])
+    chosen = {"size": options["size"], "length": num_scenes, "seed": unseen.seed + seed_offset}
+    return DatasetConfig(name="generated", options={**unseen.options, **chosen})

@@ -102,7 +102,8 @@ def open_models(
     memo: dict[str, Any] = {}
     for index, source in enumerate(sources):
         output_dir = choose_results_dir(source, out / slugify(source) if out is not None and is_nested else out)
-        model = ModelUnderTest(source, output_dir, world, LoadOptions(**load_options), memo=memo)
+        options = LoadOptions(**load_options)
+        model = ModelUnderTest(source, output_dir, world, options, memo=memo, compared_sources=tuple(sources))
         yield model
         if include_untrained and index == 0:
             yield model.with_new_weights()

@@ -95,7 +95,9 @@ def finetune(
         models = [ModelUnderTest(sources[0], Path(sources[0]))]
     else:
         options = LoadOptions(step=step, use_ema=use_ema, allow_missing=tuple(allow_missing or ()))
-        models = [ModelUnderTest(source, Path(), load_options=options) for source in sources]
+        models = [
+            ModelUnderTest(source, Path(), load_options=options, compared_sources=tuple(sources)) for source in sources
+        ]
         models += [models[0].with_new_weights()] if untrained else []
         models = [replace(model, output_dir=_choose_run_dir(model, data, out, len(models) > 1)) for model in models]
         for index, model in enumerate(models):

@@ -116,15 +116,16 @@ def reconstruct(
     )
     from c2fmae.views.scenes import open_figure_scenes
 
-    config = ReconstructionFigureConfig.from_dict({}, set_ or [], source="view reconstruct")
+    config = ReconstructionFigureConfig.from_dict({"data": data}, set_ or [], source="view reconstruct")
     amounts = parse_visible(visible or [])
     check_png_path(out)
     loaded = load_run(run, step=step, use_ema=use_ema)
     method = loaded.method
-    if data is None:
+    if config.data is None:
         source = open_run_scenes(loaded.config)
     else:
-        source = open_figure_scenes(data, size=max(method.config.image_size), seed=config.seed)
+        size = max(method.config.image_size)
+        source = open_figure_scenes(config.data, size=size, seed=config.seed, models=[str(run)])
     scenes = select_scenes(method, source, config.scenes)
     if amounts:
         sampled = sample_requested_masks(method, scenes, amounts, seed=config.seed)

@@ -87,6 +87,18 @@ def source_name(source: DataSourceOption) -> str:
     return source.name if isinstance(source, DatasetConfig) else source
 
 
+def describe_source(source: DataSourceOption) -> str:
+    """Return the name of a data set with its options, or a path; for a list, all of them separated by commas.
+
+    >>> describe_source(DatasetConfig(name="generated", options={"difficulty": "plain", "seed": 3}))
+    'generated, seed 3, difficulty plain'
+    """
+    if isinstance(source, tuple):
+        return ", ".join(map(describe_source, source))
+    options = source.given_options() if isinstance(source, DatasetConfig) else {}
+    return f"{source_name(source)}{''.join(f', {key} {value}' for key, value in options.items())}"
+
+
 class LoadingConfig(Config):
     """Settings of training views and of the processes that load them."""
 

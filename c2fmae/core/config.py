@@ -46,10 +46,10 @@ class Config(BaseModel):
         """
         heading = source or cls.__name__
         try:
-            values = cls.migrate(dict(values))
             overrides = list(overrides)
-            tree, problems = _apply_overrides(dict(values), overrides)
             keys = {override.partition("=")[0].strip() for override in overrides}
+            values = cls._add_defaults(cls.migrate(dict(values)), keys)
+            tree, problems = _apply_overrides(dict(values), overrides)
             tree, _ = _apply_overrides(tree, cls.derive_overrides(values, tree, keys))
         except UserError as error:  # of the migration
             raise UserError(f"{heading}: {error}") from error
@@ -73,6 +73,17 @@ class Config(BaseModel):
     def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return values in the current format. Subclasses whose files have changed override this."""
         return values
+
+    @classmethod
+    def _add_defaults(cls, values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+        """Return values with the defaults of nested settings of which dotted keys change a part."""
+        defaults = {}
+        for name in {key.partition(".")[0] for key in keys if "." in key} - values.keys():
+            field = cls.model_fields.get(name)
+            default = field.get_default(call_default_factory=True) if field else None
+            if isinstance(default, Config | str):  # a choice may be written as its name
+                defaults[name] = default.model_dump() if isinstance(default, Config) else default
+        return {**values, **defaults}
 
     @classmethod
     def derive_overrides(
@@ -229,6 +240,8 @@ def _field_names(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
 
 def _unwrap(annotation: Any) -> list[type]:
     """Return the classes inside `X | None`, `tuple[X, ...]`, `dict[str, X]` and the like."""
+    if get_origin(annotation) is Annotated:
+        return _unwrap(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
         return [kind for inner in get_args(annotation) for kind in _unwrap(inner)]
     return [annotation] if isinstance(annotation, type) else []

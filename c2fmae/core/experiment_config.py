@@ -72,9 +72,7 @@ class ExperimentConfig(ConfigHeader):
     ) -> list[str]:
         """Return the overrides of training settings that follow from others, and log them."""
         field = cls.model_fields["training"]
-        stored, changed = values.get("training", field.default), overridden.get("training")
-        if isinstance(stored, TrainingConfig):
-            stored = stored.model_dump()
+        stored, changed = values.get("training"), overridden.get("training")
         if not isinstance(stored, Mapping) or not isinstance(changed, Mapping) or field.annotation is None:
             return []
         defaults = {name: info.default for name, info in field.annotation.model_fields.items()}

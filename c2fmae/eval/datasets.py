@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from c2fmae.config.data import DatasetConfig, DataSourceOption, source_name
+from c2fmae.config.data import DatasetConfig, DataSourceOption, describe_source, source_name
+from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, TRAIN_SEED_OFFSET, UnseenScenes
 from c2fmae.core.errors import UserError
 from c2fmae.data import Scenes, open_scenes
 from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.eval.data_config import TEST_NAMES, TRAIN_NAMES
 
-_GENERATED_LENGTH_AND_SEED = {"train": (2048, 1001), "test": (1024, 1002)}
-"""The default number of generated scenes, and their seed."""
+_GENERATED_LENGTH_AND_OFFSET = {"train": (2048, TRAIN_SEED_OFFSET), "test": (1024, TEST_SEED_OFFSET)}
+"""The default number of generated scenes, and the offset of their seed."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,28 @@ def open_set(
     source: DataSourceOption | None,
     size: tuple[int, int],
     granularities: tuple[str, ...],
+    unseen: UnseenScenes | None = None,
 ) -> OpenedSet:
-    """Open the training or the test set."""
+    """Open the training or the test set. `unseen` are the generated scenes that `generated` stands for."""
     if source is None:
         raise UserError(f"{split}: is required. Use --data with a folder of {TRAIN_NAMES[0]} and {TEST_NAMES[0]} sets")
-    options: dict[str, Any] = {}
-    if isinstance(source, DatasetConfig):
-        if source.name == "generated":
-            length, seed = _GENERATED_LENGTH_AND_SEED[split]
-            source = source.with_defaults(size=max(size), length=length, seed=seed)
-        options = source.given_options()
+    source = fill_generated_set(split, source, unseen, size=max(size))
     try:
         scenes = open_scenes(source, granularities=granularities)
     except UserError as error:
         raise UserError(f"{split}: {error}") from error
-    name = source_name(source)
-    described_options = "".join(f", {key} {value}" for key, value in options.items())
-    return OpenedSet(
-        scenes, f"{name}{described_options}", compute_scenes_digest(scenes, f"{name}{sorted(options.items())}")
-    )
+    options = source.given_options() if isinstance(source, DatasetConfig) else {}
+    identity = compute_scenes_digest(scenes, f"{source_name(source)}{sorted(options.items())}")
+    return OpenedSet(scenes, describe_source(source), identity)
+
+
+def fill_generated_set(
+    split: Literal["train", "test"], source: DataSourceOption, unseen: UnseenScenes | None = None, **defaults: Any
+) -> DataSourceOption:
+    """Return a source in which generated scenes have the length and seed of the training or the test set."""
+    unseen = unseen or UnseenScenes()
+    length, offset = _GENERATED_LENGTH_AND_OFFSET[split]
+    return unseen.fill(source, length=length, seed=unseen.seed + offset, **defaults)
 
 
 def check_same_names(

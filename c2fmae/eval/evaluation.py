@@ -4,12 +4,13 @@ Evaluations are registered by name in `EVALUATIONS`; other packages can register
 torch: `run` imports the modules that compute.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from c2fmae.config.data import DataSourceOption
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.core.registry import Registry
@@ -17,6 +18,7 @@ from c2fmae.eval.metrics import Metric
 
 if TYPE_CHECKING:
     import c2fmae.config.method
+    import c2fmae.config.unseen_scenes
     import c2fmae.core.distributed
     import c2fmae.eval.results
     import c2fmae.eval.robustness.image_classifier
@@ -60,6 +62,8 @@ class ModelUnderTest:
     """Whether the model has the source's architecture, but new weights."""
     memo: dict[str, Any] = field(default_factory=dict, compare=False)
     """Objects to reuse, such as opened data sets."""
+    compared_sources: tuple[str, ...] = ()
+    """Sources of all models that are evaluated on the same data. By default, only this one."""
 
     @classmethod
     def in_memory(cls, source: str, output_dir: Path, *, world: Any = None, **loaded: Any) -> "ModelUnderTest":
@@ -76,6 +80,15 @@ class ModelUnderTest:
     def with_new_weights(self) -> "ModelUnderTest":
         """Return the same architecture with new weights."""
         return replace(self, is_untrained=True, memo={})
+
+    def find_unseen_scenes(
+        self, sets: Mapping[str, DataSourceOption | None]
+    ) -> "c2fmae.config.unseen_scenes.UnseenScenes | None":
+        """Return the scenes that `generated` stands for in these sets, by their settings."""
+        from c2fmae.config.unseen_scenes import find_unseen_scenes
+
+        is_quiet = self.is_untrained or not self.world.is_main
+        return find_unseen_scenes(self.compared_sources or (self.source,), sets, is_quiet=is_quiet)
 
     @cached_property
     def backbone(self) -> "c2fmae.models.backbones.Backbone":

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float64, Integer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from c2fmae.config.data import describe_source
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.eval.analysis.attention import compute_attention_on_instances, compute_image_attention, has_global_token
@@ -28,6 +29,7 @@ from c2fmae.views.backbone_figures import (
     compute_tile_size,
     load_scenes,
     resolve_layer,
+    resolve_scenes,
     resolve_size,
 )
 from c2fmae.views.config import BackboneFigureConfig
@@ -50,6 +52,7 @@ _CAPTION_HEIGHT = 38  # pixels below a tile
 
 def draw_attention(config: BackboneFigureConfig, backbones: NamedBackbones) -> Image.Image:
     """Draw a row for each scene: the image with its instances outlined, and the attention map of each backbone."""
+    config = resolve_scenes(config, backbones)
     scenes = load_scenes(config, backbones)
     size = compute_tile_size(resolve_size(config, backbones[0][1]))
     cropped = crop_scenes(scenes, size)
@@ -80,7 +83,7 @@ def draw_attention(config: BackboneFigureConfig, backbones: NamedBackbones) -> I
         title="Attention of the global token",
         subtitle="Below each image: the percentage of attention on objects, and its ratio to the percentage of the "
         "image that objects cover (chance).",
-        footer="\n".join([*notes, str(config.data)]),
+        footer="\n".join([*notes, describe_source(config.data)]),
     )
 
 

@@ -8,7 +8,7 @@ from c2fmae.core.scene import Scene
 from c2fmae.core.text import format_count
 from c2fmae.models.backbones import Backbone
 from c2fmae.views.config import BackboneFigureConfig
-from c2fmae.views.scenes import load_evenly_spaced, open_figure_scenes
+from c2fmae.views.scenes import load_evenly_spaced, open_figure_scenes, resolve_figure_source
 
 NamedBackbones = Sequence[tuple[str, Backbone]]
 """Backbones, each with the source that it was loaded from."""
@@ -17,6 +17,13 @@ TILE_HEIGHT = 224
 """Pixels."""
 
 _MAX_LINE_LENGTH = 30  # characters of a title
+
+
+def resolve_scenes(config: BackboneFigureConfig, backbones: NamedBackbones) -> BackboneFigureConfig:
+    """Return the config with the scenes that `generated` stands for."""
+    names = [name for name, _ in backbones]
+    data = resolve_figure_source(config.data, size=TILE_HEIGHT, seed=config.seed, models=names)
+    return config.model_copy(update={"data": data})
 
 
 def load_scenes(config: BackboneFigureConfig, backbones: NamedBackbones) -> list[Scene]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from c2fmae.config.data import DataSourceOption
 from c2fmae.config.masking import MaskingConfig
 from c2fmae.core.config import Config, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
@@ -15,8 +16,9 @@ SideLength = Annotated[int, Field(ge=1, le=4096)]
 class MaskedScenesConfig(Config):
     """Scenes, the size of their crop, and the masks of their patches."""
 
-    data: Annotated[str, Field(min_length=1)] = "generated"
-    """A shard, a folder of scenes or shards, or `generated`."""
+    data: DataSourceOption = Field(default="generated")
+    """A folder, shards, a pattern of shards, or a registered data set: `{name: generated, options: {domain: photo}}`.
+    """
     scenes: PositiveInt = 4
     """Number of scenes, from the start of the data."""
     size: SideLength = 224
@@ -64,6 +66,8 @@ class ScheduleFigureConfig(MaskedScenesConfig):
 class ReconstructionFigureConfig(Config):
     """Settings of `c2fmae view reconstruct`."""
 
+    data: DataSourceOption | None = None
+    """A folder, shards, a pattern of shards, or a registered data set. By default, the held-out data of the run."""
     scenes: PositiveInt = 6
     """At most this many scenes, evenly spaced over the data."""
     seed: int = 0
@@ -73,8 +77,9 @@ class ReconstructionFigureConfig(Config):
 class BackboneFigureConfig(Config):
     """Settings of `c2fmae view attention` and `c2fmae view pca`."""
 
-    data: Annotated[str, Field(min_length=1)] = "generated"
-    """A shard, a folder of scenes or shards, or `generated`."""
+    data: DataSourceOption = Field(default="generated")
+    """A folder, shards, a pattern of shards, or a registered data set: `{name: generated, options: {domain: photo}}`.
+    """
     scenes: PositiveInt = 4
     """At most this many scenes, evenly spaced over the data."""
     size: tuple[SideLength, SideLength] | None = None

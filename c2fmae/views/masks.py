@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
+from c2fmae.config.data import describe_source
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.masking import Policy, Quota, explain
@@ -164,7 +165,7 @@ def _hide_patches_of_all(
 
 
 def _describe_scenes(config: MasksFigureConfig) -> str:
-    return f"{config.data} · {config.size} px, patch {config.patch} · seed {config.seed}"
+    return f"{describe_source(config.data)} · {config.size} px, patch {config.patch} · seed {config.seed}"
 
 
 def _region_name(group: str, class_names: Sequence[str]) -> str:

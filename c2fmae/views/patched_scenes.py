@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Integer
 from torch import Tensor
 
+from c2fmae.config.data import source_name
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.masks import Masks
@@ -31,11 +32,12 @@ class PatchedScenes:
 
 def load_patched_scenes(config: MaskedScenesConfig) -> PatchedScenes:
     """Load the first scenes of the data; raise if there are too few, or classes without a weight."""
-    log.info("reading %d scenes from %s", config.scenes, config.data)
+    name = source_name(config.data)
+    log.info("reading %d scenes from %s", config.scenes, name)
     source = open_figure_scenes(config.data, size=config.size, seed=config.seed, granularities=COARSE_TO_FINE)
     if len(source) < config.scenes:
         raise UserError(
-            f"scenes: {config.data} has {format_count(len(source), 'scene')}, got {config.scenes}. "
+            f"scenes: {name} has {format_count(len(source), 'scene')}, got {config.scenes}. "
             f"Set scenes={len(source)} or less"
         )
     batch = crop_scenes([source[index] for index in range(config.scenes)], (config.size, config.size))
@@ -43,8 +45,7 @@ def load_patched_scenes(config: MaskedScenesConfig) -> PatchedScenes:
     highest = int(semantic.masked_fill(semantic == IGNORE, 0).max())
     if weights is not None and highest >= len(weights):
         raise UserError(
-            f"masking.options.weights: expected a weight for each class up to {highest} of {config.data}, got "
-            f"{len(weights)}"
+            f"masking.options.weights: expected a weight for each class up to {highest} of {name}, got {len(weights)}"
         )
     regions, instances = (patch_regions(batch.maps[name], config.patch) for name in ("semantic", "instance"))
     return PatchedScenes(batch, source.info.class_names, regions, instances)

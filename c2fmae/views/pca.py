@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64
 from PIL import Image
 from torch import Tensor
 
+from c2fmae.config.data import describe_source
 from c2fmae.report.drawing import Tile, draw_tile_sheet, image_to_tile
 from c2fmae.views.backbone_figures import (
     NamedBackbones,
@@ -16,6 +17,7 @@ from c2fmae.views.backbone_figures import (
     compute_tile_size,
     load_scenes,
     resolve_layer,
+    resolve_scenes,
     resolve_size,
 )
 from c2fmae.views.config import BackboneFigureConfig
@@ -34,6 +36,7 @@ class PrincipalComponents(NamedTuple):
 
 def draw_pca(config: BackboneFigureConfig, backbones: NamedBackbones) -> Image.Image:
     """Draw a row for each scene: the image, and each backbone's patches, with similar colours for similar features."""
+    config = resolve_scenes(config, backbones)
     scenes = load_scenes(config, backbones)
     size = compute_tile_size(resolve_size(config, backbones[0][1]))
     titles, columns = ["image"], [[image_to_tile(image) for image in crop_scenes(scenes, size).maps["rgb"].numpy()]]
@@ -52,7 +55,8 @@ def draw_pca(config: BackboneFigureConfig, backbones: NamedBackbones) -> Image.I
         column_titles=titles,
         title="Principal components of patch features",
         subtitle="The first three components as red, green and blue.",
-        footer=f"Computed over all images of a column, so colours are comparable within it.\n{config.data}",
+        footer="Computed over all images of a column, so colours are comparable within it.\n"
+        f"{describe_source(config.data)}",
     )
 
 

@@ -1,10 +1,11 @@
 """Scenes for figures: opening, selecting and cropping them, and the generator of their masks."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from c2fmae.config.data import DataSourceOption
+from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, UnseenScenes, find_unseen_scenes
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene, SceneBatch
 from c2fmae.core.seeding import derive_seed
@@ -13,10 +14,28 @@ from c2fmae.data.loader import load_first_readable
 from c2fmae.data.spacing import evenly_spaced_indices
 
 
-def open_figure_scenes(data: str, *, size: int, seed: int, granularities: Sequence[str] | None = None) -> Scenes:
+def resolve_figure_source(data: DataSourceOption, *, size: int, seed: int, models: Sequence[str]) -> DataSourceOption:
+    """Return the data for a figure of models, with the options of generated scenes.
+
+    For runs, generated scenes are like those of their training, and `seed` counts from the first seed that they were
+    not trained on.
+    """
+    unseen = find_unseen_scenes(models, {"data": data}) if models else None
+    if unseen is not None:
+        seed += unseen.seed + TEST_SEED_OFFSET
+    return (unseen or UnseenScenes()).fill(data, size=size, seed=seed)
+
+
+def open_figure_scenes(
+    data: DataSourceOption,
+    *,
+    size: int,
+    seed: int,
+    granularities: Sequence[str] | None = None,
+    models: Sequence[str] = (),
+) -> Scenes:
     """Open data for a figure; `size` and `seed` are those of generated scenes."""
-    options: dict[str, Any] = {"size": size, "seed": seed} if data == "generated" else {}
-    return open_scenes(data, granularities=granularities, **options)
+    return open_scenes(resolve_figure_source(data, size=size, seed=seed, models=models), granularities=granularities)
 
 
 def load_evenly_spaced(scenes: Scenes, count: int) -> list[Scene]:

@@ -60,3 +60,26 @@ def test_errors_about_misspelt_names_suggest_the_nearest(run: Path) -> None:
         with pytest.raises(UserError) as caught:
             run_eval(*args)
         assert message in str(caught.value)
+
+
+def test_generated_stands_for_the_scenes_of_the_run(run: Path, tmp_path: Path) -> None:
+    text = run_eval("knn", str(run), "--data", "generated", "--untrained", "--set", "ks=[1]", *SMALL)
+    assert "Fitted to generated, size 32, length 12, seed 1001, difficulty easy (12), tested on generated, " in text
+    text = run_eval("attention", str(run), "--set", "images=4", "--set", "data.options.length=9", "--set", "workers=0")
+    assert "Images: 4 evenly spaced ones of 9 of generated, size 32, length 9, seed 1002, difficulty easy." in text
+
+    other = write_noise_run(tmp_path / "other", overrides=["data.train.options.difficulty=plain"])
+    for words, choice in (
+        (("knn", "--data", "generated", *SMALL), "--set train.options.difficulty=easy --set test.options.difficulty="),
+        (("attention", "--set", "workers=0"), "--set data.options.difficulty=easy"),
+        (("finetune", "--data", "generated"), "--set data.train.options.difficulty=easy --set data.test.options."),
+    ):
+        with pytest.raises(UserError) as caught:
+            run_eval(words[0], str(run), str(other), *words[1:])
+        assert str(caught.value).startswith(
+            f"generated: {run} and {other} were trained on different scenes, of difficulty easy and plain. Choose one "
+            f"with {choice}"
+        )
+    both = ("--set", "train.options.difficulty=hard", "--set", "test.options.difficulty=hard", "--set", "ks=[1]")
+    text = run_eval("knn", str(run), str(other), "--data", "generated", *SMALL, *both)
+    assert "Fitted to generated, size 32, length 12, seed 1001, difficulty hard (12)" in text

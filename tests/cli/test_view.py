@@ -191,9 +191,9 @@ def test_attention_and_pca_are_drawn_for_several_sources() -> None:
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
-        ("masks", "data, scenes, size, patch, seed, hidden, masking.…, progress."),
-        ("reconstruct", "scenes, seed."),
-        ("pca", "data, scenes, size, layer, seed."),
+        ("masks", "data.…, scenes, size, patch, seed, hidden, masking.…, progress."),
+        ("reconstruct", "data.…, scenes, seed."),
+        ("pca", "data.…, scenes, size, layer, seed."),
     ],
 )
 def test_help_lists_the_settings_of_the_config_class(command: str, settings: str) -> None:

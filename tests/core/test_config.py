@@ -74,6 +74,14 @@ def test_overrides_change_single_settings_at_any_depth() -> None:
     assert config == Run(steps=5, optimiser=Optimiser(lr=1e-4), warm_up=Optimiser(betas=(0, 0.5)), precision="fp32")
 
 
+def test_an_override_below_a_default_changes_a_part_of_it() -> None:
+    class Slow(Config):
+        optimiser: Optimiser = Optimiser(lr=1e-5)
+
+    assert Slow.from_dict({}, ["optimiser.betas=[0, 0.5]"]).optimiser == Optimiser(lr=1e-5, betas=(0, 0.5))
+    assert Slow.from_dict({"optimiser": {}}, ["optimiser.betas=[0, 0.5]"]).optimiser == Optimiser(betas=(0, 0.5))
+
+
 def test_an_override_below_null_settings_creates_them() -> None:
     config = Run(steps=5)
     assert config.override(["warm_up.lr=0.5"]).warm_up == Optimiser(lr=0.5)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c2fmae.models.backbones import Backbone
+from c2fmae.recipes.config import load_recipe
 from c2fmae.views import pca
 from c2fmae.views.backbone_figures import TILE_HEIGHT
 from c2fmae.views.config import BackboneFigureConfig
@@ -98,7 +101,14 @@ def test_each_backbone_has_a_column_of_its_own_components(sheet: RecordedSheet) 
     assert sheet.column_titles[0] == "image"
     assert sheet.column_titles[1].startswith("first\n32×48 px, layer 2 of 2\n")
     assert sheet.column_titles[1].endswith("% of the variance")
+    assert sheet.texts["footer"].endswith("\ngenerated, size 224, seed 0")
     assert np.array_equal(figure, np.asarray(draw_pca(SMALL, models)))
+
+
+def test_generated_scenes_are_like_those_of_the_runs_with_another_seed(sheet: RecordedSheet, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(load_recipe("c2fmae-debug").to_yaml(), encoding="utf-8")
+    draw_pca(BackboneFigureConfig(scenes=2, size=(32, 48), seed=3), [(str(tmp_path), backbone())])
+    assert sheet.texts["footer"].endswith("\ngenerated, size 224, seed 1005, difficulty easy")
 
 
 def test_components_are_those_of_the_layer_over_all_images(sheet: RecordedSheet) -> None:

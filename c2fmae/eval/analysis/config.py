@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from c2fmae.config.data import DatasetConfig, DataSourceOption, source_name
+from c2fmae.config.data import DatasetConfig, DataSourceOption, describe_source, source_name
 from c2fmae.config.migrations import migrate_source
 from c2fmae.core.config import PositiveInt
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, ModelUnderTest
@@ -43,6 +43,14 @@ class SampledEvaluation(Evaluation):
         source = f"{source_name(self.data)}{sorted(options.items())}"
         return {"data": compute_scenes_digest(open_sampled_scenes(self, model), source)}
 
+    def describe_images(self, model: ModelUnderTest) -> str:
+        """Return the part of the protocol about the images."""
+        from c2fmae.eval.analysis.sampled import open_sampled_scenes, resolve_source
+
+        total = len(open_sampled_scenes(self, model))
+        number = f"{self.images:,} evenly spaced ones of {total:,}" if self.images < total else f"all {total:,}"
+        return f"Images: {number} of {describe_source(resolve_source(self, model))}."
+
 
 @EVALUATIONS.register("attention")
 class AttentionEvaluation(SampledEvaluation):
@@ -65,7 +73,7 @@ class AttentionEvaluation(SampledEvaluation):
             "where a patch's attention is spread evenly over its pixels and unlabelled pixels are left out. By chance: "
             "the percentage of labelled pixels that belong to instances. Relative to chance: mean percentage divided "
             "by mean chance, 1 for uniform attention. Images without any instance or label are left out. Intervals: "
-            "normal, over images."
+            f"normal, over images. {self.describe_images(model)}"
         )
 
 
@@ -98,5 +106,5 @@ class RepresentationEvaluation(SampledEvaluation):
             "Variance along the first direction: its percentage of the total. Of patches: within each image, averaged "
             f"over images. Of pooled features ({model.backbone.spec.pool}): over all images, so that the rank is "
             f"{min(num_images - 1, model.backbone.dim)} at most. The last layer's features are normed. Intervals: "
-            "normal, over images."
+            f"normal, over images. {self.describe_images(model)}"
         )

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from c2fmae.config.data import DatasetConfig
+from c2fmae.config.data import DataSourceOption
+from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, UnseenScenes
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
@@ -21,11 +22,20 @@ from c2fmae.eval.metrics import Metric, TagValue
 def open_sampled_scenes(
     config: SampledEvaluation, model: ModelUnderTest, granularities: tuple[str, ...] | None = None
 ) -> Scenes:
-    """Open the data of an evaluation; the size of generated scenes defaults to that of the images."""
-    source = config.data
-    if isinstance(source, DatasetConfig) and source.name == "generated":
-        source = source.with_defaults(size=max(config.resolve_image_size(model)))
-    return open_scenes(source, granularities=granularities)
+    """Open the data of an evaluation."""
+    return open_scenes(resolve_source(config, model), granularities=granularities)
+
+
+def resolve_source(config: SampledEvaluation, model: ModelUnderTest) -> DataSourceOption:
+    """Return the data of an evaluation, with the options of generated scenes."""
+    size = max(config.resolve_image_size(model))
+    key = f"source of {size} {config.model_dump_json()}"
+    if key not in model.memo:
+        unseen = model.find_unseen_scenes({"data": config.data})
+        defaults = {"size": size, **({"seed": unseen.seed + TEST_SEED_OFFSET} if unseen else {})}
+        model.memo[key] = (unseen or UnseenScenes()).fill(config.data, **defaults)
+    source: DataSourceOption = model.memo[key]
+    return source
 
 
 def measure_images(

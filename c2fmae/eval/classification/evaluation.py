@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from c2fmae.config.unseen_scenes import UnseenScenes
 from c2fmae.core.experiment_config import ConfigHeader
-from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.classification.config import ClassificationDataConfig, FinetuneConfig
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, EvaluationStopped, ModelUnderTest, Outcome
 
 log = logging.getLogger(__name__)
@@ -111,4 +112,17 @@ class FinetuneEvaluation(Evaluation):
             "average": options.use_ema,
             "allow_missing": options.allow_missing,
         }
-        return FinetuneConfig.from_dict(values, self.overrides, source="eval finetune")
+        config = FinetuneConfig.from_dict(values, self.overrides, source="eval finetune")
+        return config.model_copy(update={"data": _fill_generated_sets(config.data, model)})
+
+
+def _fill_generated_sets(data: ClassificationDataConfig, model: ModelUnderTest) -> ClassificationDataConfig:
+    """Return the data with generated scenes like those of the source, which the run's config then describes."""
+    from c2fmae.eval.datasets import fill_generated_set
+
+    unseen = model.find_unseen_scenes({"data.train": data.train, "data.test": data.test})
+    if unseen is None or unseen == UnseenScenes():
+        return data
+    train = data.train and fill_generated_set("train", data.train, unseen)
+    test = data.test and fill_generated_set("test", data.test, unseen)
+    return data.model_copy(update={"train": train, "test": test})

@@ -50,8 +50,9 @@ def open_sets(config: ProbeConfig, model: ModelUnderTest) -> tuple[OpenedSet, Op
     size, granularities = config.resolve_image_size(model.backbone), config.required_granularities()
     key = f"sets of {size} {config.model_dump_json()}"
     if key not in model.memo:
-        train = open_set("train", config.train, size, granularities)
-        test = open_set("test", config.test, size, granularities)
+        unseen = model.find_unseen_scenes({"train": config.train, "test": config.test})
+        train = open_set("train", config.train, size, granularities, unseen)
+        test = open_set("test", config.test, size, granularities, unseen)
         config.check_sets((train, test))
         model.memo[key] = (train, test)
     opened: tuple[OpenedSet, OpenedSet] = model.memo[key]
