@@ -18,7 +18,9 @@ from c2fmae.core.weight_file import read_weight_file
 from c2fmae.data import CentralView
 from c2fmae.data.geometry import CropBox, resized_crop_image
 from c2fmae.eval.cache import compute_module_digest, compute_weights_digest
+from c2fmae.eval.robustness.timm_names import guess_timm_name
 from c2fmae.models.backbones.hugging_face_reader import read_hugging_face_config
+from c2fmae.models.backbones.mae_reader import check_plain_vit
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX, parse_timm_labels
 from c2fmae.models.classifiers import Classifier, imagenet_labels, load_classifier
 
@@ -161,7 +163,25 @@ def load_image_classifier(source: str, *, step: int | None = None, use_ema: bool
     folder = Path(source)
     if (folder / "config.json").is_file() and not (folder / "config.yaml").exists() and _is_timm_folder(folder):
         return _load_timm_classifier(source, f"{_TIMM_LOCAL_PREFIX}{folder}", folder)
-    return wrap_classifier(source, load_classifier(source, step=step, use_ema=use_ema))
+    try:
+        classifier = load_classifier(source, step=step, use_ema=use_ema)
+    except UserError as error:
+        if Path(source).is_file() and (suggestion := _suggest_timm_source(source)):
+            raise UserError(f"{str(error).rstrip('.')}. {suggestion}") from error
+        raise
+    return wrap_classifier(source, classifier)
+
+
+def _suggest_timm_source(file: str) -> str:
+    """Return a hint to load a file as a timm model; empty if it holds a plain ViT, which has other problems."""
+    tensors = read_weight_file(Path(file)).tensors
+    try:
+        check_plain_vit(file, tensors)
+    except UserError:
+        if name := guess_timm_name(tensors):
+            return f"Use timm:{name}@{file}, which has the same tensors"
+        return f"If timm has the model, use timm:NAME@{file}"
+    return ""
 
 
 def wrap_classifier(source: str, classifier: Classifier) -> ImageClassifier:

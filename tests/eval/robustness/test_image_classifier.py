@@ -138,6 +138,34 @@ def test_files_of_another_architecture_are_rejected_with_the_reason_of_timm(tmp_
         load_image_classifier(source.replace("test_convnext", "test_vit"))
 
 
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("resnet18", "Use timm:resnet18@{file}, which has the same tensors"),
+        ("convnext_atto", "Use timm:convnext_atto@{file}, which has the same tensors"),
+        ("ghostnet_050", "If timm has the model, use timm:NAME@{file}"),
+    ],
+)
+def test_the_timm_name_of_a_file_of_another_architecture_is_suggested(
+    name: str, suggestion: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.pth"
+    torch.save(timm.create_model(name).state_dict(), file)
+    with pytest.raises(UserError) as caught:
+        load_image_classifier(str(file))
+    assert str(caught.value).endswith(suggestion.format(file=file))
+    if "NAME" not in suggestion:
+        assert load_image_classifier(f"timm:{name}@{file}").image_size == (224, 224)
+
+
+def test_files_of_plain_vits_with_other_problems_have_no_suggestion(tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), file)
+    with pytest.raises(UserError) as caught:
+        load_image_classifier(str(file))
+    assert "timm:" not in str(caught.value)
+
+
 def test_fine_tuned_classifiers_crop_and_standardise_images() -> None:
     labels = [LabelInfo(name="cat"), LabelInfo(name="dog")]
     classifier = classifier_from_backbone(
