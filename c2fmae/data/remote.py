@@ -16,6 +16,16 @@ from c2fmae.data.info import DATASET_FILE, PACK_PLAN_FILE
 
 log = logging.getLogger(__name__)
 
+_PACKAGES = {
+    **dict.fromkeys(("http", "https"), "aiohttp requests"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("abfs", "abfss", "az"), "adlfs"),
+    "hf": "huggingface_hub",
+    "s3": "s3fs",
+    "sftp": "paramiko",
+}
+"""The packages that fsspec needs, by the protocol of a URL."""
+
 
 def default_cache_dir() -> Path:
     """Return the directory of copies: `C2FMAE_CACHE`, or `c2fmae` in the user's cache directory."""
@@ -60,7 +70,10 @@ def download_shards(url: str) -> list[Path]:
     except UserError:
         raise
     except ImportError as error:  # of the package for the URL's protocol
-        raise UserError(f"{url}: {error}") from error
+        protocol = url.partition("://")[0]
+        packages = _PACKAGES.get(protocol)
+        fix = f"Run: pip install {packages}" if packages else f"Install the package of fsspec for {protocol}://"
+        raise UserError(f"{url}: {str(error).rstrip('.')}. {fix}") from error
     except Exception as error:  # every file system raises its own types
         raise _copy_error(url, error) from error
 

@@ -61,6 +61,11 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
         if read_run_info(Path(source)).kind == "finetuning":
             raise UserError(f"{source}: is a fine-tuned run. Resume it with: c2fmae eval finetune {source} --resume")
         return RecipeConfig.from_yaml(config, overrides)
+    if Path(source).is_dir() and source not in RECIPES:
+        raise UserError(
+            f"{source}: is a folder, but not a run: it has no config.yaml. Give a recipe (`c2fmae recipes` lists "
+            "them), a YAML file, or the directory of a run"
+        )
     return RECIPES.get(source)().override(overrides)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,15 @@ def test_suggested_commands_exist(hint: str) -> None:
     (words,) = split_commands(hint)
     if not is_bare_command(words):  # the mere name of a command, which the message is about, needs no arguments
         parse_command(words)
+
+
+def test_extras_to_install_exist() -> None:
+    named = {
+        extra
+        for root in ROOTS
+        for path in root.rglob("*.py")
+        for text in find_texts(ast.parse(path.read_text()))
+        for extra in re.findall(r"c2fmae\[([a-z]+)\]", text)
+    }
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {"hf", "onnx"} <= named <= project["optional-dependencies"].keys()

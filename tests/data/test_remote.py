@@ -71,3 +71,20 @@ def test_missing_shards_and_unknown_protocols_are_refused() -> None:
         open_scenes("nope://x/a.tar")
     with pytest.raises(ValueError, match=r"shards of several sets: train \(2\), val \(1\)"):
         open_scenes("memory://bucket/voc")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "fix"),
+    [
+        ("https", "Run: pip install aiohttp requests"),
+        ("s3", "Run: pip install s3fs"),
+        ("webhdfs", "Install the package of fsspec for webhdfs://"),
+    ],
+)
+def test_the_packages_of_a_protocol_are_named(protocol: str, fix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str) -> None:
+        raise ImportError("needs a package.")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    url = f"{protocol}://bucket/voc/val-0.tar"
+    assert_user_error(lambda: open_scenes(url), f"{url}: needs a package. {fix}")

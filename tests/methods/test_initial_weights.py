@@ -162,10 +162,13 @@ def test_a_head_for_other_classes_is_newly_initialised(tmp_path: Path) -> None:
 def test_an_encoder_of_another_width_is_rejected(tmp_path: Path) -> None:
     path = save_as_checkpoint(build_tiny_method(), tmp_path)
     message = load_error(build_tiny_method("c2fmae", "encoder.dim=32", "encoder.num_heads=2"), str(path))
-    assert message.startswith(f"init: {path}: does not fit the encoder 'test_vit': ")
+    assert message.startswith(
+        f"init: {path}: does not fit the encoder 'test_vit': the source has width 64 and 6 blocks, the encoder "
+        "width 32 and 6 blocks; "
+    )
     assert message.endswith(
-        " tensors are missing or have another shape, such as encoder.cls_token. "
-        "Set method.encoder to that of the source"
+        " tensors are missing or of another shape, such as encoder.cls_token. "
+        "Use the recipe of the source's size, or set method.encoder to that of the source"
     )
 
 

@@ -366,3 +366,14 @@ def test_position_embeddings_of_timm_weights_are_loaded() -> None:
     assert initialised.init == "timm:vit_base_patch16_224@file: x"
     assert initialised.method.encoder.keep_positions
     assert not recipe.override(init_overrides("runs/a")).method.encoder.keep_positions
+
+
+def test_a_folder_that_is_not_a_run_is_not_taken_for_an_unknown_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("foreign").mkdir()
+    with pytest.raises(UserError, match="^foreign: is a folder, but not a run: it has no config.yaml. Give a recipe "):
+        load_recipe("foreign")
+    Path("c2fmae-b").mkdir()
+    assert load_recipe("c2fmae-b").name == "c2fmae-b"

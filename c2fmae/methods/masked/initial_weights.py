@@ -1,5 +1,6 @@
 """Initial weights: those of another run, or of any source that `load_backbone` reads."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
+from c2fmae.core.text import format_count
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.backbones.channels import RGB_EMBEDDING, change_image_channels
@@ -55,11 +57,21 @@ def load_initial_weights(method: MaskedAutoencoding, source: str) -> InitialWeig
     missing = [name for name in ours if name.startswith("encoder.") and name not in loaded]
     if missing:
         raise UserError(
-            f"init: {source}: does not fit the encoder {method.config.encoder.name!r}: {len(missing)} tensors are "
-            f"missing or have another shape, such as {missing[0]}. Set method.encoder to that of the source"
+            f"init: {source}: does not fit the encoder {method.config.encoder.name!r}: the source has "
+            f"{_describe_size(weights)}, the encoder {_describe_size(ours)}; "
+            f"{format_count(len(missing), 'tensor is', 'tensors are')} missing or of another shape, such as "
+            f"{missing[0]}. Use the recipe of the source's size, or set method.encoder to that of the source"
         )
     method.model.load_state_dict({**ours, **loaded})
     return InitialWeights(source, tuple(loaded), tuple(name for name in ours if name not in loaded), tuple(notes))
+
+
+def _describe_size(tensors: Mapping[str, Tensor]) -> str:
+    """Return the width and depth of the encoder among the tensors of a model."""
+    norms = [name for name in tensors if re.fullmatch(r"encoder\.blocks\.\d+\.norm1\.weight", name)]
+    if not norms:
+        return "no blocks"
+    return f"width {len(tensors[norms[0]])} and {format_count(len(norms), 'block')}"
 
 
 def _backbone_tensors(method: MaskedAutoencoding, source: str) -> Mapping[str, Tensor]:
