@@ -11,6 +11,7 @@ import typer.core
 from c2fmae_cli.eval_run import (
     AllowMissingOption,
     EmaOption,
+    LimitOption,
     RecomputeOption,
     ResultsDirOption,
     SetOption,
@@ -95,6 +96,7 @@ def _make_command(name: str) -> Callable[..., None]:
             ),
         ] = None,
         test: Annotated[str | None, typer.Option(help="The test set, if --data does not contain it.")] = None,
+        limit: LimitOption = None,
         out: ResultsDirOption = None,
         untrained: Annotated[
             bool, typer.Option("--untrained", help="Also evaluate the first source's ViT with new weights.")
@@ -108,7 +110,8 @@ def _make_command(name: str) -> Callable[..., None]:
         from c2fmae.eval.builtin import EVALUATIONS
 
         evaluation = EVALUATIONS.get(name)
-        config = evaluation.from_dict(evaluation.resolve_data_options(data, test), set_ or [], source=f"eval {name}")
+        values = evaluation.resolve_data_options(data, test) | evaluation.resolve_limit(limit)
+        config = evaluation.from_dict(values, set_ or [], source=f"eval {name}")
         open_sources = partial(
             open_models,
             sources,

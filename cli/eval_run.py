@@ -26,6 +26,9 @@ ResultsDirOption = Annotated[
     Path | None, typer.Option(help="Directory for results. By default, RUN/evaluations or evaluations/….")
 ]
 RecomputeOption = Annotated[bool, typer.Option("--recompute", help="Ignore stored results and predictions.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="At most this many images of each set, evenly spaced over it.")
+]
 AllowMissingOption = Annotated[
     list[str] | None,
     typer.Option(

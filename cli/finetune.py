@@ -10,6 +10,7 @@ import typer
 from c2fmae_cli.eval_run import (
     AllowMissingOption,
     EmaOption,
+    LimitOption,
     SetOption,
     SourcesArgument,
     StepOption,
@@ -38,6 +39,7 @@ def finetune(
         ),
     ] = None,
     test: Annotated[str | None, typer.Option(help="The test set, if --data does not contain it.")] = None,
+    limit: LimitOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="b-400, b-1600, s, l, small, … By default, that of the ViT's size."),
@@ -79,6 +81,7 @@ def finetune(
     sets = ClassificationDataConfig.resolve_data_options(data, test)
     overrides = [f"data.{split}={quote_yaml(source)}" for split, source in sets.items()]
     overrides += [f"data.granularities=[{granularities}]"] if granularities else []
+    overrides += [f"data.limit={limit}"] if limit is not None else []
     overrides += training_overrides(steps, epochs, batch_size, lr)
     evaluation = FinetuneEvaluation(
         recipe=recipe, overrides=(*overrides, *(set_ or [])), resume=resume, accept_changes=accept_changes

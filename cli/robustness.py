@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from c2fmae_cli.eval_run import (
     EmaOption,
+    LimitOption,
     RecomputeOption,
     ResultsDirOption,
     SetOption,
@@ -47,6 +48,7 @@ def robustness(
         list[str] | None,
         typer.Option(metavar="NAME=DIR", help="A shifted set of your own, or one made by `data corrupt`; repeatable."),
     ] = None,
+    limit: LimitOption = None,
     out: ResultsDirOption = None,
     recompute: RecomputeOption = False,
     step: StepOption = None,
@@ -60,7 +62,8 @@ def robustness(
     sets = [{"suite": suite, "source": source} for suite, source in official.items() if source is not None]
     sets += [{"name": name, "source": source} for name, source in map(_parse_named_dir, custom or [])]
     clean_set = _resolve_clean_set(imagenet_val, clean)
-    config = RobustnessEvaluation.from_dict({"sets": sets, "clean": clean_set}, set_ or [], source="eval robustness")
+    values = {"sets": sets, "clean": clean_set, **RobustnessEvaluation.resolve_limit(limit)}
+    config = RobustnessEvaluation.from_dict(values, set_ or [], source="eval robustness")
     if not config.sets and config.clean is None:
         raise UserError(
             "eval robustness: no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c "

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.scenes import Scenes, check_index
 from c2fmae.data.spacing import evenly_spaced_indices
+from c2fmae.data.stored import StoredScenes
 
 
 class SubsetScenes:
@@ -25,9 +28,9 @@ class SubsetScenes:
         rows: Int64[np.ndarray, " rows"] | None = None,
         granularities: tuple[str, ...] | None = None,
     ) -> None:
-        self._scenes = scenes
+        self.source = scenes
         rows = np.arange(len(scenes)) if rows is None else rows
-        self._rows: Int64[Tensor, " rows"] = torch.from_numpy(rows)
+        self.rows: Int64[Tensor, " rows"] = torch.from_numpy(rows)
         self.info = scenes.info.model_copy(update={"granularities": granularities or scenes.info.granularities})
         self.keys = KeyList.from_names(np.array(scenes.keys, dtype=object)[rows])
 
@@ -36,18 +39,60 @@ class SubsetScenes:
 
     def __getitem__(self, index: int) -> Scene:
         check_index(index, len(self))
-        scene = self._scenes[int(self._rows[index])]
+        scene = self.source[int(self.rows[index])]
         maps = {name: scene.maps[name] for name in self.info.granularities}
         return Scene(scene.key, maps, scene.label, scene.label_stride)
 
     def read_image_bytes(self, index: int) -> bytes | None:
         """Return the encoded image as stored."""
-        return self._scenes.read_image_bytes(int(self._rows[index]))
+        return self.source.read_image_bytes(int(self.rows[index]))
 
 
 def select_evenly(scenes: Scenes, count: int) -> Scenes:
     """Return at most `count` scenes, evenly spaced over a source."""
     return SubsetScenes(scenes, np.array(evenly_spaced_indices(len(scenes), count, centred=True), np.int64))
+
+
+@dataclass(frozen=True)
+class LimitedScenes:
+    """At most `limit` evenly spaced scenes of a source, which is listed on first use."""
+
+    scenes: Scenes
+    limit: int
+
+    @cached_property
+    def _selected(self) -> Scenes:
+        return select_evenly(self.scenes, self.limit)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Classes and labels."""
+        return self.scenes.info
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The unique name of each scene."""
+        return self._selected.keys
+
+    def __len__(self) -> int:
+        return len(self._selected)
+
+    def __getitem__(self, index: int) -> Scene:
+        return self._selected[index]
+
+    def read_image_bytes(self, index: int) -> bytes | None:
+        """Return the encoded image as stored."""
+        return self._selected.read_image_bytes(index)
+
+
+def read_stored_labels(scenes: Scenes) -> Int64[Tensor, " scene"] | None:
+    """Return the labels of stored scenes or a subset of them, -1 for none, without decoding; None for other scenes."""
+    if isinstance(scenes, StoredScenes):
+        return scenes.labels
+    if isinstance(scenes, SubsetScenes):
+        labels = read_stored_labels(scenes.source)
+        return None if labels is None else labels[scenes.rows]
+    return None
 
 
 class ConcatScenes:

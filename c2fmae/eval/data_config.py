@@ -24,6 +24,8 @@ class TrainTestConfig(Config):
     """Scenes with labels or maps to train on: a folder, shards, a pattern of shards, or `generated`."""
     test: DataSourceOption | None = None
     """Scenes to evaluate on."""
+    limit: PositiveInt | None = None
+    """Largest number of images of each set, evenly spaced over it. By default, all."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width. By default, those of the backbone's training."""
     crop: Fraction = 1.0

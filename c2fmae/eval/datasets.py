@@ -11,6 +11,7 @@ from c2fmae.config.data import DatasetConfig, DataSourceOption, describe_source,
 from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, TRAIN_SEED_OFFSET, UnseenScenes
 from c2fmae.core.errors import UserError
 from c2fmae.data import Scenes, open_scenes
+from c2fmae.data.combine import select_evenly
 from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.eval.data_config import TEST_NAMES, TRAIN_NAMES
 
@@ -36,8 +37,13 @@ def open_set(
     size: tuple[int, int],
     granularities: tuple[str, ...],
     unseen: UnseenScenes | None = None,
+    *,
+    limit: int | None = None,
 ) -> OpenedSet:
-    """Open the training or the test set. `unseen` are the generated scenes that `generated` stands for."""
+    """Open the training or the test set, or at most `limit` evenly spaced scenes of it.
+
+    `unseen` are the generated scenes that `generated` stands for.
+    """
     if source is None:
         raise UserError(f"{split}: is required. Use --data with a folder of {TRAIN_NAMES[0]} and {TEST_NAMES[0]} sets")
     source = fill_generated_set(split, source, unseen, size=max(size))
@@ -45,9 +51,13 @@ def open_set(
         scenes = open_scenes(source, granularities=granularities)
     except UserError as error:
         raise UserError(f"{split}: {error}") from error
+    name = describe_source(source)
+    if limit is not None and limit < len(scenes):
+        name = f"{name}, {limit:,} evenly spaced of {len(scenes):,}"
+        scenes = select_evenly(scenes, limit)
     options = source.given_options() if isinstance(source, DatasetConfig) else {}
     identity = compute_scenes_digest(scenes, f"{source_name(source)}{sorted(options.items())}")
-    return OpenedSet(scenes, describe_source(source), identity)
+    return OpenedSet(scenes, name, identity)
 
 
 def fill_generated_set(

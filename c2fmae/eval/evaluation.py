@@ -163,6 +163,8 @@ class Evaluation(Config):
     """Whether a stored result of the same settings, weights and data is reused."""
     neutral_fields: ClassVar[frozenset[str]] = frozenset({"workers"})
     """Fields that do not change the result, or whose effect is part of `identify_inputs`."""
+    limit_field: ClassVar[str | None] = None
+    """The setting of the number of images, which the option --limit sets."""
     cache_name: ClassVar[str | None] = None
     """Directory below `output_dir` with partial results, from which an interrupted evaluation resumes."""
     option_fields: ClassVar[frozenset[str]] = frozenset()
@@ -175,6 +177,15 @@ class Evaluation(Config):
             option = "--test" if test is not None else "--data"
             raise UserError(f"{option}: is not an option of this evaluation. Leave it out")
         return {} if data is None else {"data": data}
+
+    @classmethod
+    def resolve_limit(cls, limit: int | None) -> dict[str, Any]:
+        """Return the settings that the option --limit stands for."""
+        if limit is None:
+            return {}
+        if cls.limit_field is None:
+            raise UserError("--limit: is not an option of this evaluation. Leave it out")
+        return {cls.limit_field: limit}
 
     @classmethod
     def setting_names(cls) -> list[str]:

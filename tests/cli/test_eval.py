@@ -83,3 +83,15 @@ def test_generated_stands_for_the_scenes_of_the_run(run: Path, tmp_path: Path) -
     both = ("--set", "train.options.difficulty=hard", "--set", "test.options.difficulty=hard", "--set", "ks=[1]")
     text = run_eval("knn", str(run), str(other), "--data", "generated", *SMALL, *both)
     assert "Fitted to generated, size 32, length 12, seed 1001, difficulty hard (12)" in text
+
+
+def test_a_limit_takes_evenly_spaced_images_and_identifies_the_result(run: Path, tmp_path: Path) -> None:
+    args = ("knn", str(run), "--data", "generated", "--set", "ks=[1]", *SMALL, "--out", str(tmp_path))
+    text = run_eval(*args, "--limit", "5")
+    assert "difficulty easy, 5 evenly spaced of 12 (5), tested on " in text
+    text = run_eval(*args, "--limit", "6")
+    assert len(list(tmp_path.glob("knn-*/results.json"))) == 2
+    assert "difficulty easy (12), tested on " in run_eval(*args)
+    assert "exists with these settings" in run_eval(*args, "--limit", "12")
+    args = ("representation", str(run), "--set", "data.options.length=9", "--set", "workers=0", "--out", str(tmp_path))
+    assert "Images: 4 evenly spaced ones of 9 of generated" in run_eval(*args, "--limit", "4")

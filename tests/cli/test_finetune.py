@@ -84,6 +84,8 @@ def test_a_short_run_needs_no_settings_but_its_length_batch_and_learning_rate(
     )
     lines = run_eval(*args, *settings, "--epochs", "3", "--batch-size", "8").splitlines()
     assert lines[1] == "9 steps (3 epochs of 3), 1 of warm-up; batch 8 = 1 process × 8; learning rate up to 0.001"
+    lines = run_eval(*args, *settings, "--epochs", "2", "--batch-size", "8", "--limit", "17").splitlines()
+    assert lines[1].startswith("4 steps (2 epochs of 2), ")
     with pytest.raises(UserError, match=r"^--steps, --epochs: both give the length. Use one of them$"):
         run_eval(*args, "--steps", "6", "--epochs", "1")
 

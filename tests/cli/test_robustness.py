@@ -205,3 +205,16 @@ def test_invalid_options_are_rejected(models: list[str], images: Path) -> None:
         with pytest.raises(UserError) as caught:
             run_eval("robustness", models[0], *args)
         assert str(caught.value) == message
+
+
+def test_a_limit_takes_evenly_spaced_images_of_each_cell(
+    models: list[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ("robustness", models[0], "--custom", f"made={images / 'made'}", "--clean", str(images / "clean"), *SMALL)
+    for limit, number in ((("--limit", "2"), "2"), ((), "3")):  # cached predictions of two images are not those of all
+        text = run_eval(*args, *limit)
+        assert ("At most 2 evenly spaced images of each set and cell. " in text) == bool(limit)
+        (path,) = (line.removeprefix("wrote ") for line in text.splitlines() if line.endswith("robustness.csv"))
+        rows = list(csv.DictReader(Path(path).read_text().splitlines()))
+        assert {row["photos"] for row in rows} == {number}

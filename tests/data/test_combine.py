@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from c2fmae.data.combine import LimitedScenes, read_stored_labels, select_evenly
+from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.sources import inspect_scenes, open_scenes
+from c2fmae.data.stored import StoredScenes
 from tests.data.dataset_files import DATASET, assert_user_error, make_samples, write_tar
 
 
@@ -68,3 +71,16 @@ def test_keys_and_granularities_can_be_selected(tmp_path: Path) -> None:
     images = open_scenes("generated", granularities=("rgb",), size=48)
     assert list(images[0].maps) == ["rgb"]
     assert images.info.granularities == ("rgb",)
+
+
+def test_a_limit_selects_evenly_spaced_scenes_on_first_use(tmp_path: Path) -> None:
+    scenes = open_scenes(store(tmp_path, "abcdef"))
+    limited = pickle.loads(pickle.dumps(LimitedScenes(scenes, 3)))
+    assert (list(limited.keys), [scene.key for scene in limited]) == (["b", "d", "f"], ["b", "d", "f"])
+    assert limited.read_image_bytes(1) == scenes.read_image_bytes(3)
+    assert len(LimitedScenes(scenes, 7)) == 6
+    assert isinstance(scenes, StoredScenes)
+    labels = read_stored_labels(select_evenly(select_evenly(scenes, 4), 2))
+    assert labels is not None
+    assert labels.tolist() == scenes.labels[[2, 5]].tolist()  # of the rows 0, 2, 3 and 5
+    assert read_stored_labels(GeneratedScenes(length=3)) is None

@@ -1,7 +1,7 @@
 """Settings and protocols of the analyses of a backbone's attention and features."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ from c2fmae.eval.metrics import Metric
 
 class SampledEvaluation(Evaluation):
     """An evaluation that measures images one by one."""
+
+    limit_field: ClassVar[str | None] = "images"
 
     data: DataSourceOption = Field(default="generated")
     """A folder, shards, a pattern of shards, or a registered data set: `{name: generated, options: {length: 64}}`."""

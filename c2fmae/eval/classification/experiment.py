@@ -27,9 +27,8 @@ from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, CentralView, Scenes
 from c2fmae.data.cached import CachedScenes
-from c2fmae.data.combine import SubsetScenes
+from c2fmae.data.combine import SubsetScenes, read_stored_labels
 from c2fmae.data.loader import explain_worker_death
-from c2fmae.data.stored import StoredScenes
 from c2fmae.eval.cache import compute_tensors_digest
 from c2fmae.eval.classification.accuracy import ClassificationScores, ClassifierEvaluator
 from c2fmae.eval.classification.best_checkpoint import BestCheckpoint
@@ -297,8 +296,8 @@ def _open_labelled_set(
                 "data.granularities: "
                 f"{unknown_name_error('granularity of ' + config.init, name, backbone.granularities)}"
             )
-    opened = open_set(split, getattr(data, split), image_size, data.granularities)
-    if (known_labels := _stored_labels(opened.scenes)) is not None:
+    opened = open_set(split, getattr(data, split), image_size, data.granularities, limit=data.limit)
+    if (known_labels := read_stored_labels(opened.scenes)) is not None:
         _check_labelled(opened.scenes, known_labels)
     classes = opened.scenes.info.class_names
     if "semantic" in data.granularities and classes != backbone.spec.class_names:
@@ -319,18 +318,13 @@ def _require_label_infos(train: OpenedSet) -> tuple[LabelInfo | None, ...]:
 def _select_fraction(scenes: Scenes, fraction: float, seed: int) -> Scenes:
     if fraction == 1:
         return scenes
-    labels = _stored_labels(scenes)
+    labels = read_stored_labels(scenes)
     if labels is None:  # generated scenes
         optional_labels = (scenes[index].label for index in range(len(scenes)))
         labels = torch.tensor([-1 if label is None else label for label in optional_labels])
         _check_labelled(scenes, labels)
     rows = draw_stratified_rows(labels, fraction, derive_seed(seed, "labels", 0))
     return SubsetScenes(scenes, np.asarray(rows))
-
-
-def _stored_labels(scenes: Scenes) -> torch.Tensor | None:
-    """Return the labels of stored scenes, which need no decoding of images; None for other scenes."""
-    return scenes.labels if isinstance(scenes, StoredScenes) else None
 
 
 def _check_labelled(scenes: Scenes, labels: torch.Tensor) -> None:

@@ -61,6 +61,8 @@ class ProbeConfig(TrainTestConfig, Evaluation):
     """A probe of the frozen features of images."""
 
     cache_name: ClassVar[str | None] = FEATURES_DIR
+    neutral_fields: ClassVar[frozenset[str]] = frozenset({"workers", "limit"})
+    limit_field: ClassVar[str | None] = "limit"
 
     layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     """Blocks whose output is probed, counted from 1. By default, the last."""

@@ -51,8 +51,8 @@ def open_sets(config: ProbeConfig, model: ModelUnderTest) -> tuple[OpenedSet, Op
     key = f"sets of {size} {config.model_dump_json()}"
     if key not in model.memo:
         unseen = model.find_unseen_scenes({"train": config.train, "test": config.test})
-        train = open_set("train", config.train, size, granularities, unseen)
-        test = open_set("test", config.test, size, granularities, unseen)
+        train = open_set("train", config.train, size, granularities, unseen, limit=config.limit)
+        test = open_set("test", config.test, size, granularities, unseen, limit=config.limit)
         config.check_sets((train, test))
         model.memo[key] = (train, test)
     opened: tuple[OpenedSet, OpenedSet] = model.memo[key]

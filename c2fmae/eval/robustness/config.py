@@ -34,13 +34,16 @@ class RobustnessEvaluation(Evaluation):
     shares_work: ClassVar[bool] = True  # an image is decoded once for all models
     reuses_results: ClassVar[bool] = False  # but predictions are cached, cell by cell
     cache_name: ClassVar[str | None] = "predictions"
-    neutral_fields: ClassVar[frozenset[str]] = frozenset({"workers", "batch_size", "sets", "clean"})
+    neutral_fields: ClassVar[frozenset[str]] = frozenset({"workers", "batch_size", "sets", "clean", "limit"})
     option_fields: ClassVar[frozenset[str]] = frozenset({"sets", "clean"})
+    limit_field: ClassVar[str | None] = "limit"
 
     sets: tuple[EvaluationSetConfig, ...] = ()
     """Shifted sets and corruption sets."""
     clean: EvaluationSetConfig | None = None
     """Clean images, to compute the drop of the accuracy."""
+    limit: PositiveInt | None = None
+    """Largest number of images of each set, and of each cell of a corruption set, evenly spaced. By default, all."""
     batch_size: PositiveInt = 64
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that load images."""
@@ -83,11 +86,12 @@ class RobustnessEvaluation(Evaluation):
         clean, sets = open_evaluation_sets(self, model)
         all_sets = (*filter(None, [clean]), *sets)
         set_protocols = [describe_set_protocol(model.classifier, shifted_set) for shifted_set in all_sets]
+        limited = f"At most {self.limit:,} evenly spaced images of each set and cell. " if self.limit else ""
         return (
             "Classes are matched by WordNet id, or by name if neither side has ids, never by their order. "
-            f"{' '.join(set_protocols)} Clean images have the model's own transform or, for comparison with cropped "
-            "sets, that of ImageNet-C (the central 87.5 %), with the same logits open; only images of the same classes "
-            "count, and the drop is in points. mCE: the mean over the 15 corruptions of the sum of errors over "
+            f"{' '.join(set_protocols)} {limited}Clean images have the model's own transform or, for comparison with "
+            "cropped sets, that of ImageNet-C (the central 87.5 %), with the same logits open; only images of the same "
+            "classes count, and the drop is in points. mCE: the mean over the 15 corruptions of the sum of errors over "
             "severities divided by AlexNet's; the mean error is not divided. Calibration error: 15 bins of equal "
             "width, of the confidence among the open logits. Intervals are 95 %: Wilson's for accuracies; for means "
             "over cells, a normal interval over images with all their corruptions, since all cells have the same "

@@ -1,7 +1,7 @@
 """Robustness of classifiers: the predictions that each set needs, and the metrics computed from them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.data import CentralView
+from c2fmae.data.combine import LimitedScenes
 from c2fmae.data.corruption.names import CENTRE_CROP_RATIO
 from c2fmae.data.suites import CUSTOM, Cell, ShiftedSet, open_shifted_set
 from c2fmae.eval.engine import BatchingConfig
@@ -67,7 +68,8 @@ def open_evaluation_sets(
     """Return the clean set, if there is one, and all other sets; they are opened once per command."""
 
     def open_set(set_config: EvaluationSetConfig) -> ShiftedSet:
-        return open_shifted_set(set_config.suite, set_config.source, set_config.name)
+        opened = open_shifted_set(set_config.suite, set_config.source, set_config.name)
+        return limit_set(opened, config.limit) if config.limit is not None else opened
 
     key = f"evaluation sets {config.model_dump_json()}"
     if key not in model.memo:
@@ -75,6 +77,19 @@ def open_evaluation_sets(
         model.memo[key] = clean, tuple(map(open_set, config.sets))
     opened: tuple[ShiftedSet | None, tuple[ShiftedSet, ...]] = model.memo[key]
     return opened
+
+
+def limit_set(shifted_set: ShiftedSet, limit: int) -> ShiftedSet:
+    """Return a set with at most `limit` evenly spaced images in each cell, the same ones of each corruption."""
+    cells = tuple(
+        replace(
+            cell,
+            scenes=LimitedScenes(cell.scenes, limit),
+            identity=f"{cell.identity or shifted_set.identity} limit {limit}",
+        )
+        for cell in shifted_set.cells
+    )
+    return replace(shifted_set, cells=cells, identity=f"{shifted_set.identity} limit {limit}")
 
 
 def evaluate_robustness(
