@@ -4,6 +4,8 @@ Slow packages such as torch are imported inside the command that needs them, so 
 """
 
 import sys
+import tempfile
+import traceback
 from typing import Annotated
 
 import typer
@@ -22,6 +24,7 @@ from c2fmae_cli.view import view
 
 from c2fmae import __version__
 from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.failures import describe_failure
 from c2fmae.core.log import configure_logging
 from c2fmae.core.text import indent_message
 
@@ -62,13 +65,21 @@ def global_options(
 
 
 def main() -> None:
-    """Run the command: a user error is printed and exits with code 2, a failed run with code 1."""
+    """Run the command. It exits with code 2 after a user error, and with 1 after any other, without a traceback."""
     protect_streams()
     try:
         app()
-    except UserError as error:
-        print(f"error: {indent_message(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"error: {indent_message(str(error))}", file=sys.stderr)
-        sys.exit(1)
+    except Exception as error:
+        message, exit_code = _describe_error(error)
+        print(f"error: {indent_message(message)}", file=sys.stderr)
+        sys.exit(exit_code)
+
+
+def _describe_error(error: Exception) -> tuple[str, int]:
+    if failure := describe_failure(error):
+        return failure, 1
+    if isinstance(error, UserError | RunError):
+        return str(error), 2 if isinstance(error, UserError) else 1
+    with tempfile.NamedTemporaryFile("w", prefix="c2fmae-", suffix=".log", encoding="utf-8", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return f"{type(error).__name__}: {error}. This is a bug: please report it with the traceback in {file.name}", 1

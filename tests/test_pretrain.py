@@ -453,12 +453,56 @@ def test_the_death_of_a_data_worker_is_reported(launcher: RunLauncher, tmp_path:
     last = run.pids[-1]
     worker = Path(f"/proc/{last}/task/{last}/children").read_text().split()[0]
     os.kill(int(worker), signal.SIGKILL)
-    assert run.wait() == ([2] if processes == 1 else [1, 2])
+    assert run.wait() == [1] * processes
     why = "a worker process died, most likely because memory ran out. Run again with fewer workers"
     assert run.output(processes - 1).splitlines()[-1] == f"error: {why}"
     if processes == 2:
-        assert run.output().splitlines()[-1] == f"error: process 0 exits: process 1 failed: UserError: {why}"
+        assert run.output().splitlines()[-1] == f"error: process 0 exits: process 1 failed: RunError: {why}"
     assert "Traceback" not in run.output()
+
+
+KILLED_WORKER = """
+import os, time
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+def kill_a_worker(self, *args, **options):
+    os.kill(self._workers[0].pid, 9)
+    time.sleep(60)
+
+_MultiProcessingDataLoaderIter._reset = kill_a_worker
+"""
+FEW_FILES = """
+import os, resource
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 12, most))
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup_code", "message"),
+    [
+        (KILLED_WORKER, "a worker process died, most likely because memory ran out. Run again with fewer workers"),
+        (FEW_FILES, "more files are needed at once than the "),
+        (AFTER_SPLIT.format(when="step == 1", what="made[-1].maps['rgb'].new_empty(1 << 60)"), "memory ran out. For "),
+        (
+            AFTER_SPLIT.format(when="step == 1", what="made[len(made)]"),
+            "IndexError: list index out of range. This is a bug: ",
+        ),
+    ],
+    ids=["a worker is killed while the loader is built", "few open files", "no memory", "a bug"],
+)
+def test_failures_of_the_environment_exit_with_code_1_and_a_sentence(
+    launcher: RunLauncher, tmp_path: Path, setup_code: str, message: str
+) -> None:
+    words = (*WORDS, *set_args("data.workers=4"))
+    run = launcher.start(*words, out=tmp_path / "run", setup_code=setup_code)
+    assert run.wait() == [1], run.output()
+    assert run.output().splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in run.output()
+    if "This is a bug" in run.output():
+        log = Path(run.output().split()[-1])
+        assert "in run_step\n" in log.read_text()
+        log.unlink()
 
 
 def small_disk(folder: Path, size: str) -> None:

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.failures import convert_failure
 from c2fmae.core.sharding import shard_model
 from c2fmae.core.training import DeviceName
 
@@ -215,6 +216,7 @@ def _report_failure(error: BaseException, store: Any, rank: int) -> None:
             else "another process was killed or its machine is down"
         )
         raise RunError(f"process {rank} exits: {reason}") from None
+    error = convert_failure(error)
     with suppress(Exception):  # the rank that hosts the store may be gone too
         store.set(_FAILURE_KEY, f"{rank}:{type(error).__name__}: {error}")
     if rank == 0:

@@ -15,6 +15,7 @@ from c2fmae.core.checkpoint import list_checkpoints, step_name
 from c2fmae.core.distributed import World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.experiment_config import ExperimentConfig
+from c2fmae.core.failures import describe_failure
 from c2fmae.core.json_file import write_json
 from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState
 from c2fmae.core.progress import NO_LABELS
@@ -140,7 +141,8 @@ def run_experiment(
     except BaseException as error:
         if world.is_main:
             with suppress(UserError):  # on a full disk, the first error is the one to report
-                reason = "another process failed" if is_lost_peer_error(error) else str(error) or type(error).__name__
+                reason = describe_failure(error) or str(error) or type(error).__name__
+                reason = "another process failed" if is_lost_peer_error(error) else reason
                 run_dir.write_state("failed", step=training.step, why=reason)
         raise
     if world.is_main:

@@ -10,15 +10,18 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.failures import describe_failure
 from c2fmae.core.scene import Scene, SceneBatch
 from c2fmae.core.seeding import derive_seed
+from c2fmae.core.workers import exit_if_unguarded, loader_worker_death_error, worker_death_error
 from c2fmae.data.sampler import DataPosition, Sampler
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.transforms import Transform
@@ -31,7 +34,7 @@ _SHUTDOWN_GRACE_SECONDS = 60  # a worker runs on after SIGTERM: the parent may n
 BatchRequest = tuple[DataPosition, list[list[int]]]
 """Position of a batch, and [index, repetition] of its samples, which together with the seed determine the batch."""
 
-BatchResult = tuple[DataPosition, SceneBatch, list[str]] | UserError
+BatchResult = tuple[DataPosition, SceneBatch, list[str]] | UserError | RunError
 """A batch with the errors of the samples that were replaced in it, or the error that aborts the run."""
 
 
@@ -74,19 +77,31 @@ class SceneLoader:
 
 @contextmanager
 def explain_worker_death(*errors: type[Exception]) -> Iterator[None]:
-    """Raise a `UserError` if a worker dies: torch raises a `RuntimeError` at any point of the main thread.
+    """Raise a `RunError` if a worker dies: torch raises a `RuntimeError` at any point of the main thread.
 
     `errors` are further types that a dead worker can cause while batches are fetched.
     """
-    types_: tuple[type[Exception], ...] = (RuntimeError, *errors)
     try:
         yield
-    except types_ as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-            raise
-        raise UserError(
-            "a worker process died, most likely because memory ran out. Run again with fewer workers"
-        ) from error
+    except RuntimeError as error:
+        if death := loader_worker_death_error(error):
+            raise death from error
+        raise
+    except errors as error:
+        raise worker_death_error(None) from error
+
+
+class QuietLoader(DataLoader[Any]):
+    """A `DataLoader` that prints no error while it ends its workers because one of them could not be started."""
+
+    def _get_iterator(self) -> Any:
+        return _WorkerIterator(self) if self.num_workers else super()._get_iterator()
+
+
+class _WorkerIterator(_MultiProcessingDataLoaderIter):
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._workers_status = [True] * loader.num_workers  # torch reads it then, but sets it after the last start
+        super().__init__(loader)
 
 
 class BatchStream(Iterator[SceneBatch]):
@@ -109,10 +124,12 @@ class BatchStream(Iterator[SceneBatch]):
         self._worker_death_errors: tuple[type[Exception], ...] = (
             (ConnectionError, EOFError, FileNotFoundError) if is_parallel else ()
         )
-        with warnings.catch_warnings():  # the user may choose more workers than cores
+        exit_if_unguarded()
+        with explain_worker_death(*self._worker_death_errors), warnings.catch_warnings():
+            # The user may choose more workers than cores.
             warnings.filterwarnings("ignore", "This DataLoader will create")
             self._batches = iter(
-                DataLoader(
+                QuietLoader(
                     _BatchDataset(loader.scenes, loader.transform, sampler.seed, loader.on_broken == "skip"),
                     batch_sampler=requests,
                     num_workers=loader.workers,
@@ -140,7 +157,7 @@ class BatchStream(Iterator[SceneBatch]):
             self.close()
             raise
         self.wait_seconds += time.perf_counter() - start_time
-        if isinstance(result, UserError):
+        if isinstance(result, UserError | RunError):
             self.close()
             raise result
         batch_position, batch, broken = result
@@ -181,7 +198,7 @@ class _BatchDataset(Dataset[object]):
         try:
             scenes = [self._make_sample(batch_position.epoch, index, repetition, broken) for index, repetition in draws]
             return batch_position, SceneBatch.stack(scenes), broken
-        except UserError as error:  # torch would put the traceback of a worker into the message
+        except (UserError, RunError) as error:  # torch would put the traceback of a worker into the message
             return error
 
     def _make_sample(self, epoch: int, index: int, repetition: int, broken: list[str]) -> Scene:
@@ -207,6 +224,8 @@ def load_first_readable(scenes: Scenes, index: int, broken: list[str]) -> Scene:
         try:
             return scenes[candidate % len(scenes)]
         except UserError as error:
+            if failure := describe_failure(error):  # such as too many open files: the sample itself is not broken
+                raise RunError(failure) from error
             broken.append(str(error))
     raise UserError(f"{_MAX_CONSECUTIVE_BROKEN} consecutive samples are broken. The last one: {broken[-1]}")
 

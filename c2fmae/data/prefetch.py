@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from c2fmae.core.errors import UserError
-from c2fmae.data.loader import explain_worker_death
+from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.failures import convert_failure
+from c2fmae.core.workers import exit_if_unguarded
+from c2fmae.data.loader import QuietLoader, explain_worker_death
 
 T = TypeVar("T")
 
@@ -20,9 +22,10 @@ def prefetch(make_item: Callable[[int], T], num_items: int, *, num_workers: int,
     >>> list(prefetch(lambda number: number**2, 4, num_workers=0, pin_memory=False))
     [0, 1, 4, 9]
     """
+    exit_if_unguarded()
     if not num_items:
         return
-    loader = DataLoader(
+    loader = QuietLoader(
         _ItemDataset(make_item, num_items),
         batch_size=None,
         num_workers=min(num_workers, num_items),
@@ -31,7 +34,7 @@ def prefetch(make_item: Callable[[int], T], num_items: int, *, num_workers: int,
     )
     with explain_worker_death():
         for item in loader:
-            if isinstance(item, UserError):
+            if isinstance(item, UserError | RunError):
                 raise item
             yield item
 
@@ -44,11 +47,11 @@ class _ItemDataset(Dataset[object], Generic[T]):
     def __len__(self) -> int:
         return self.num_items
 
-    def __getitem__(self, index: int) -> T | UserError:
+    def __getitem__(self, index: int) -> T | UserError | RunError:
         try:
             return self.make_item(index)
         except UserError as error:  # torch would put the traceback of a worker into the message
-            return error
+            return convert_failure(error)
 
 
 def _identity(item: object) -> object:
