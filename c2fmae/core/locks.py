@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.workers import exit_if_unguarded
 
 _locked_descriptors: set[int] = set()
 
@@ -17,6 +18,7 @@ def lock_dir(folder: Path, *, busy_message: str | None = None) -> Iterator[None]
 
     The operating system releases the lock of a process that dies.
     """
+    exit_if_unguarded()
     descriptor = os.open(folder, os.O_RDONLY)
     _locked_descriptors.add(descriptor)
     try:

@@ -7,16 +7,46 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import RunError, UserError
+from c2fmae.core.failures import convert_failure
+from c2fmae.core.workers import exit_if_unguarded, worker_death_error
 
 _ITEMS_PER_WORKER = 2000  # for fewer, starting a process takes longer than it saves: it imports torch
+_EXIT_SECONDS = 10.0  # for a worker that has closed its connection
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A process, with the parent's end of the connection to it."""
+
+    process: BaseProcess
+    connection: Connection
+
+    def send(self, value: object) -> None:
+        try:
+            self.connection.send(value)
+        except ConnectionError as error:
+            raise self._death_error() from error
+
+    def receive(self) -> tuple[str, Any]:
+        try:
+            message: tuple[str, Any] = self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._death_error() from error
+        return message
+
+    def _death_error(self) -> UserError | RunError:
+        self.process.join(_EXIT_SECONDS)
+        return worker_death_error(self.process.exitcode)
 
 
 def run_in_processes(
@@ -31,36 +61,42 @@ def run_in_processes(
         for task in tasks:
             yield from work(task)
         return
+    exit_if_unguarded()
     context, pending = get_context("spawn"), list(reversed(tasks))
-    processes, connections = [], list[Connection]()
+    pool = list[_Worker]()
     try:
         with _sigint_ignored_in_children():
             for _ in range(min(workers, len(tasks))):
                 connection, worker_end = context.Pipe()
-                process = context.Process(target=_worker_main, args=(work, worker_end), daemon=True)
+                # `work` is not an argument: multiprocessing writes these to a pipe that a dead process does not close,
+                # so that arguments beyond its 64 KiB would block the parent for ever.
+                process = context.Process(target=_worker_main, args=(worker_end,), daemon=True)
                 process.start()
                 worker_end.close()  # so that a dead process is an end of file here
-                connection.send(pending.pop())
-                processes.append(process)
-                connections.append(connection)
-        while connections:
-            for ready in wait(connections):
+                pool.append(_Worker(process, connection))
+        for worker in pool:
+            worker.send(work)
+            worker.send(pending.pop())
+        active = {worker.connection: worker for worker in pool}
+        while active:
+            for ready in wait(list(active)):
                 assert isinstance(ready, Connection)
-                match _next_message(ready):
+                worker = active[ready]
+                match worker.receive():
                     case "ready", _ if pending:
-                        ready.send(pending.pop())
+                        worker.send(pending.pop())
                     case "ready", _:
-                        connections.remove(ready)
+                        del active[ready]
                         ready.close()
                     case "result", result:
                         yield result
                     case _, error:
                         raise error
     finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.join()
+        for worker in pool:
+            worker.process.kill()
+        for worker in pool:
+            worker.process.join()
 
 
 def choose_num_workers(requested: int | None, num_items: int) -> int:
@@ -69,34 +105,31 @@ def choose_num_workers(requested: int | None, num_items: int) -> int:
     return requested or min(num_cores, 1 + num_items // _ITEMS_PER_WORKER)
 
 
-def _next_message(connection: Connection) -> tuple[str, Any]:
-    try:
-        message: tuple[str, Any] = connection.recv()
-    except (EOFError, ConnectionError) as error:
-        raise UserError(
-            "a worker process died: memory ran out, or a script lacks `if __name__ == '__main__':`."
-            " Run again with fewer workers, or add that line"
-        ) from error
-    return message
-
-
-def _worker_main(work: Callable[[Any], Iterable[Any]], connection: Connection) -> None:
+def _worker_main(connection: Connection) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    if torch := sys.modules.get("torch"):  # imported while `work` was unpickled
-        torch.set_num_threads(1)  # there may be as many processes as cores
-    while True:
-        try:
-            task = connection.recv()
-        except EOFError:
-            return
-        try:
+    try:
+        messages = _iterate_messages(connection)
+        work: Callable[[Any], Iterable[Any]] = next(messages)
+        if torch := sys.modules.get("torch"):  # imported while `work` was unpickled
+            torch.set_num_threads(1)  # there may be as many processes as cores
+        for task in messages:
             for result in work(task):
                 connection.send(("result", result))
             connection.send(("ready", None))
-        except UserError as error:
-            connection.send(("error", error))
-        except Exception:  # other types may not pickle
-            connection.send(("error", RuntimeError(f"in a worker process:\n{traceback.format_exc()}")))
+    except Exception as error:
+        converted: Exception = convert_failure(error)
+        if not isinstance(converted, UserError | RunError):  # other types may not pickle
+            converted = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+        connection.send(("error", converted))
+
+
+def _iterate_messages(connection: Connection) -> Iterator[Any]:
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        yield message
 
 
 def _exit_with_parent() -> None:

@@ -1,5 +1,7 @@
 import functools
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing import active_children
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.yaml_file import read_yaml
 from c2fmae.data.process_pool import choose_num_workers, run_in_processes
 
@@ -36,7 +38,7 @@ def test_closing_ends_all_processes() -> None:
 @pytest.mark.parametrize(
     ("work", "task", "error_type", "message"),
     [
-        (os._exit, 1, UserError, "a worker process died: memory ran out, or a script lacks"),
+        (os._exit, 1, RunError, "a worker process died, most likely because memory ran out. Run again with fewer"),
         (read_yaml, Path("none.yaml"), UserError, "none.yaml: cannot be read: No such file or directory"),
         (iter, 5, RuntimeError, "in a worker process:\nTraceback .*TypeError: 'int' object is not iterable"),
     ],
@@ -50,6 +52,46 @@ def test_a_failing_worker_ends_all_others(
     with pytest.raises(error_type, match=f"(?s)^{message}"):
         list(run_in_processes(slow, [task, None], 2))
     assert time.monotonic() - start < 60  # does not wait for the sleeping worker
+
+
+SCRIPT = """
+import os, sys
+from multiprocessing import current_process
+from pathlib import Path
+
+from c2fmae.data import open_scenes
+from c2fmae.data.pack import PackConfig, pack_scenes
+
+{when_imported}
+scenes = open_scenes("generated", size=32, length=20_000)  # whose order is 160 kB, more than a pipe holds
+try:
+    pack_scenes(scenes, Path(sys.argv[0] + ".pack"), PackConfig(shard_size=10_000), workers=2)
+except Exception as error:
+    print(f"{{type(error).__name__}}: {{error}}")
+"""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("when_imported", "message"),
+    [
+        (
+            "if hasattr(current_process(), '_inheriting'): os._exit(1)",
+            "RunError: a worker process died, most likely because memory ran out. Run again with fewer workers",
+        ),
+        (
+            "",
+            "UserError: {script}: starts worker processes when it is imported, and each of them imports it. Put its "
+            "statements below `if __name__ == '__main__':`, or use no workers",
+        ),
+    ],
+    ids=["a worker dies while it starts", "the script has no guard"],
+)
+def test_workers_that_do_not_start_are_an_error(tmp_path: Path, when_imported: str, message: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(when_imported=when_imported))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == (message.format(script=script) + "\n", "")
 
 
 def _work_or_sleep(work: Callable[[object], Iterable[object]], task: object) -> Iterable[object]:
