@@ -1,4 +1,5 @@
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -464,3 +465,39 @@ def test_a_model_compiles_to_one_graph_with_equal_predictions_and_gradients() ->
             results.append([*predictions.values(), *torch.autograd.grad(loss, list(model.parameters()))])
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+# Alone, in the training loop of a user
+
+
+@EACH
+def test_a_decoder_alone_trains_with_latents_of_any_encoder(name: str) -> None:
+    masks = draw_masks_at_random(ALL_GRANULARITIES)
+    decoder = make_decoder(name)
+    latent = draw_latent(masks).requires_grad_()
+    features = decoder(latent, masks, GRID)
+    sum(each.square().mean() for each in features.values()).backward()
+    assert latent.grad is not None
+    assert (latent.grad.flatten(1).norm(dim=1) > 0).all()
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
+
+
+@EACH
+def test_shapes_that_do_not_fit_are_one_clear_error(name: str) -> None:
+    decoder, masks = make_decoder(name), draw_masks_at_random(ALL_GRANULARITIES)
+    latent, visible = draw_latent(masks, num_prefix=1), masks.visible_idx.shape[1]
+    batch, _, width = latent.shape
+    expected = (
+        f"latent: expected [{batch}, {visible} or more, {width}] (batch, class and visible tokens, width of the"
+        " encoder), got "
+    )
+    for wrong in (latent[:1], latent[:, 2:], latent[..., :-1]):
+        with pytest.raises(ValueError, match=f"^{re.escape(expected + str(list(wrong.shape)))}$"):
+            decoder(wrong, masks, GRID)
+    with pytest.raises(
+        ValueError, match=r"^grid: expected rows × columns = 6, the patches of the masks, got \(3, 3\)$"
+    ):
+        decoder(latent, masks, (3, 3))
+    of_two = draw_masks_at_random(ALL_GRANULARITIES[:2])
+    with pytest.raises(ValueError, match=r"^masks: expected 3 granularities, those of the decoder, got 2$"):
+        decoder(draw_latent(of_two), of_two, GRID)

@@ -48,7 +48,11 @@ class DecoderEntry(nn.Module):
         self.granularity = nn.Parameter(torch.zeros(num_granularities, 1, dim)) if num_granularities > 1 else None
 
     def forward(self, latent: Float[Tensor, "batch latent width"], masks: Masks, grid: tuple[int, int]) -> DecoderState:
-        """Scatter latents to their patches, fill up with mask tokens, and add positions and granularity embeddings."""
+        """Scatter latents to their patches, fill up with mask tokens, and add positions and granularity embeddings.
+
+        Raise a `ValueError` if latents, masks and grid do not fit.
+        """
+        self._check_shapes(latent, masks, grid)
         x = self.project(latent).to(self.mask_token.dtype)
         prefix, visible = x.split([x.shape[1] - masks.visible_idx.shape[1], masks.visible_idx.shape[1]], dim=1)
         batch, granularities, num_patches = masks.is_masked.shape
@@ -57,6 +61,22 @@ class DecoderEntry(nn.Module):
         positions = sincos_positions(grid, x.shape[2], device=x.device)
         offsets = positions if self.granularity is None else (positions + self.granularity).flatten(0, 1)
         return DecoderState(prefix, tokens + offsets, masks.visible_idx, num_patches)
+
+    def _check_shapes(self, latent: Tensor, masks: Masks, grid: tuple[int, int]) -> None:
+        num_granularities = 1 if self.granularity is None else len(self.granularity)
+        batch, num_masked, num_patches = masks.is_masked.shape
+        if num_masked != num_granularities:
+            raise ValueError(
+                f"masks: expected {num_granularities} granularities, those of the decoder, got {num_masked}"
+            )
+        if grid[0] * grid[1] != num_patches:
+            raise ValueError(f"grid: expected rows × columns = {num_patches}, the patches of the masks, got {grid}")
+        num_visible, width = masks.visible_idx.shape[1], self.project.in_features
+        if latent.ndim != 3 or latent.shape[::2] != (batch, width) or latent.shape[1] < num_visible:
+            raise ValueError(
+                f"latent: expected [{batch}, {num_visible} or more, {width}] (batch, class and visible tokens, width of"
+                f" the encoder), got {list(latent.shape)}"
+            )
 
 
 def _gather_index(visible_idx: Tensor, tokens: Tensor) -> Tensor:
