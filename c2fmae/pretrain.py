@@ -26,6 +26,7 @@ from c2fmae.core.sharding import unshard_tensors, unsharded
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, DatasetInfo, Scenes
+from c2fmae.data.combine import select_granularities
 from c2fmae.data.loader import explain_worker_death
 from c2fmae.eval.probes.online import OnlineProbes, describe_accuracies, open_online_probes
 from c2fmae.methods import MaskedAutoencoding, build_method
@@ -117,10 +118,23 @@ class Pretraining(Experiment):
         write_pretraining_report(run_dir)
 
 
-def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False, accept_changes: bool = False) -> RunOutcome:
-    """Pre-train in a run directory. With `resume`, continue the run that the directory contains."""
+def pretrain(
+    config: PretrainConfig,
+    out: Path,
+    *,
+    scenes: Scenes | None = None,
+    held_out: Scenes | None = None,
+    resume: bool = False,
+    accept_changes: bool = False,
+) -> RunOutcome:
+    """Pre-train in a run directory. With `resume`, continue the run that the directory contains.
+
+    `scenes` replaces the data of the config, such as `DatasetScenes(dataset)`, and `held_out` its held-out scenes, by
+    default by none. To resume such a run, pass the same scenes again.
+    """
     with init_distributed(config.training.device) as world, locked_run_dir(out, world) as run_dir:
-        experiment = build_pretraining(config, world, is_new=is_new_run(run_dir, world))
+        is_new = is_new_run(run_dir, world)
+        experiment = build_pretraining(config, world, is_new=is_new, scenes=scenes, held_out=held_out)
         return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
 
 
@@ -136,10 +150,26 @@ def build_pretraining_metadata(config: PretrainConfig, info: DatasetInfo, *, num
     }
 
 
-def build_pretraining(config: PretrainConfig, world: World, *, is_new: bool = True) -> Pretraining:
-    """Open the data, fill the config from it, and build the model with its initial weights."""
+def build_pretraining(
+    config: PretrainConfig,
+    world: World,
+    *,
+    is_new: bool = True,
+    scenes: Scenes | None = None,
+    held_out: Scenes | None = None,
+) -> Pretraining:
+    """Open the data, fill the config from it, and build the model with its initial weights.
+
+    `scenes` and `held_out` replace the data of the config.
+    """
     names = required_granularities(config.method)
-    scenes, held_out = config.data.open_training(names), config.data.open_held_out(names)
+    if scenes is None:
+        scenes, held_out = config.data.open_training(names), held_out or config.data.open_held_out(names)
+    else:
+        data = config.data.model_copy(update={"train": None, "held_out": None})
+        config = config.model_copy(update={"data": data})
+        scenes = data.cache_scenes(select_granularities(scenes, names))
+    held_out = held_out and select_granularities(held_out, names)
     method_config = fill_from_dataset(config.method, scenes.info)
     backbone = method_config.backbone_spec(scenes.info.class_names)
     config = config.model_copy(update={"method": method_config, "backbone": backbone})

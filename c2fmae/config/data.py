@@ -123,6 +123,12 @@ class LoadingConfig(Config):
     max_broken: UnitInterval = 0.01
     """Fraction of the samples, over all processes, that may be skipped before the run fails."""
 
+    def cache_scenes(self, scenes: "c2fmae.data.scenes.Scenes") -> "c2fmae.data.scenes.Scenes":
+        """Return the scenes, cached in memory if `cache` is set."""
+        from c2fmae.data.cached import CachedScenes
+
+        return CachedScenes(scenes) if self.cache else scenes
+
     def build_training_view(self, **view_options: Any) -> "c2fmae.data.transforms.Transform":
         """Return the transform that crops random views. `view_options` are its other arguments, such as the size."""
         from c2fmae.data.transforms import RandomView
@@ -209,10 +215,7 @@ class DataConfig(LoadingConfig, SourcesConfig):  # in this order YAML begins wit
         """Return the training scenes."""
         if self.train is None:
             raise UserError("data.train: is required. Set it with --data PATH, or use --data generated")
-        from c2fmae.data.cached import CachedScenes
-
-        scenes = _open_source("data.train", self.train, granularities)
-        return CachedScenes(scenes) if self.cache else scenes
+        return self.cache_scenes(_open_source("data.train", self.train, granularities))
 
     def open_held_out(self, granularities: tuple[str, ...]) -> "c2fmae.data.scenes.Scenes | None":
         """Return the held-out scenes, if there are any."""

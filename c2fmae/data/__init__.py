@@ -8,6 +8,7 @@
 """
 
 from c2fmae.core.pixels import standardise
+from c2fmae.data.dataset_scenes import DatasetScenes
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.loader import BatchStream, SceneLoader
@@ -22,6 +23,7 @@ __all__ = [
     "CentralView",
     "DataPosition",
     "DatasetInfo",
+    "DatasetScenes",
     "GeneratedScenes",
     "RandomView",
     "Sampler",

@@ -48,6 +48,17 @@ class SubsetScenes:
         return self.source.read_image_bytes(int(self.rows[index]))
 
 
+def select_granularities(scenes: Scenes, granularities: tuple[str, ...]) -> Scenes:
+    """Return scenes with only some of their granularities."""
+    present = scenes.info.granularities
+    if missing := next((name for name in granularities if name not in present), None):
+        raise UserError(
+            f"{missing}: the scenes have no such map (got {', '.join(present)}). Add it to the data, or use another"
+            " method, such as mae for images alone"
+        )
+    return scenes if set(present) == set(granularities) else SubsetScenes(scenes, granularities=granularities)
+
+
 def select_evenly(scenes: Scenes, count: int) -> Scenes:
     """Return at most `count` scenes, evenly spaced over a source."""
     return SubsetScenes(scenes, np.array(evenly_spaced_indices(len(scenes), count, centred=True), np.int64))
