@@ -218,7 +218,7 @@ def _load_timm_classifier(source: str, name: str, weights_path: Path | None) -> 
     data_config: dict[str, Any] = resolve_data_config(model=model)  # type: ignore[no-untyped-call]
     labels = _read_timm_labels(source, model.num_classes, config)
     digest = compute_module_digest(
-        model, f"{config.get('architecture')}{sorted(data_config.items())}{labels}{_describe_architecture(model)}"
+        model, f"{config.get('architecture')}{sorted(data_config.items())}{labels}{describe_architecture(model)}"
     )
     notes = "".join(f"\n{note}" for note in weight_file.notes) if weight_file else ""
     load_report = f"{source}: {config.get('architecture')}, all tensors loaded by timm{notes}"
@@ -229,7 +229,7 @@ def _load_timm_classifier(source: str, name: str, weights_path: Path | None) -> 
     )
 
 
-def _describe_architecture(model: nn.Module) -> str:
+def describe_architecture(model: nn.Module) -> str:
     """Return all plain attributes of each module, such as pooling, number of heads and strides, one per line."""
     plain_types = (bool, int, float, str)
     lines = []
