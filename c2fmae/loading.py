@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.core.checkpoint import check_model_tensors
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.data import Scenes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import required_granularities
+from c2fmae.models.backbones.model_size import check_model_size
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,24 @@ def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> L
     config = PretrainConfig.from_dict(
         {key: value for key, value in info.config.items() if key in PretrainConfig.model_fields}, source=str(path)
     )
+    tensors = checkpoint.tensors_of("model")
+    check_model_size(
+        str(path),
+        config.method.backbone_spec(),
+        tensors,
+        lambda _: build_method(config.method).model,
+        decoder_depth=getattr(config.method.decoder.options, "depth", 0),
+    )
     method = build_method(config.method, seed=config.training.seed)
     ema_tensors = checkpoint.tensors_of("ema") if use_ema else {}
     if use_ema and not ema_tensors:
         raise UserError(f"{path}: has no averaged weights, since it was trained without training.ema. Leave out --ema")
-    method.model.load_state_dict({**checkpoint.tensors_of("model"), **ema_tensors})
+    tensors |= ema_tensors
+    try:
+        check_model_tensors(tensors, method.model.state_dict())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    method.model.load_state_dict(tensors)
     return LoadedRun(config, method, checkpoint.step, info.backbone.class_names)
 
 

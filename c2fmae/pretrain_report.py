@@ -96,7 +96,7 @@ def build_pretrain_page(
 
 def _outcome_values(rows: Sequence[MetricRow]) -> dict[str, str]:
     """Return the number of steps, and the first and last losses."""
-    values = {"Steps": f"{max((row['step'] for row in rows), default=0):,}"}
+    values = {"Steps": f"{max((row.get('step', 0) for row in rows), default=0):,}"}
     for name, key in (("Loss", "loss"), ("Held-out loss", "held_out/loss")):
         if losses := [y for _, y in metric_points(rows, key) if y == y]:
             values[name] = f"{losses[0]:.4g} → {losses[-1]:.4g}"

@@ -65,9 +65,12 @@ def migrate_data(values: Mapping[str, Any]) -> dict[str, Any]:
 def migrate_labelled_data(values: Mapping[str, Any]) -> dict[str, Any]:
     """Migrate the training and test sets of fine-tuning and probes. In format 1, `options` applied to both."""
     tree = _rename_keys(values, keep="cache")
-    options, test_options = tree.pop("options", None), tree.pop("test_options", None)
+    options, test_options = (tree.pop(key, None) or {} for key in ("options", "test_options"))
+    for value in (options, test_options):
+        if not isinstance(value, Mapping):
+            raise UserError(f"options: expected a mapping of settings (key: value), got {value!r}")
     _nest_source_options(tree, "train", options)
-    _nest_source_options(tree, "test", {**(options or {}), **(test_options or {})})
+    _nest_source_options(tree, "test", {**options, **test_options})
     return tree
 
 
@@ -110,7 +113,9 @@ def _nest_options(values: dict[str, Any], choice: type[Choice], old_options: tup
     if not values.keys() & set(old_options) or not isinstance(given, Mapping):
         return values
     name = values.get("name", choice.model_fields["name"].default)
-    known = choice.option_class(name).model_fields if name in choice.registry() else old_options
+    known = (
+        choice.option_class(name).model_fields if isinstance(name, str) and name in choice.registry() else old_options
+    )
     options = {key: value for key, value in values.items() if key in old_options and key in known}
     others = {key: value for key, value in values.items() if key not in old_options}
     return {**others, "options": {**options, **given}}

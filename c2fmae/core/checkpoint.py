@@ -14,12 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from c2fmae.core.checkpoint_migrations import add_kind_and_backbone
+from c2fmae.core.config import Config, check_types
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import fsync, open_file, read_file
 from c2fmae.core.json_file import parse_json_object
@@ -43,6 +45,36 @@ _MAX_METADATA_BYTES = 1 << 26
 _FIX = "Restore it, or use another checkpoint"
 
 
+class _DocumentPart(Config):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _MetadataTypes(_DocumentPart):
+    """Types of the metadata that runs have. Other experiments may have none of it."""
+
+    kind: str = ""
+    run_id: str | None = None
+    config: dict[str, Any] = Field({})
+    backbone: dict[str, Any] = Field({})
+    classifier: dict[str, Any] = Field({})
+    labels: list[Any] | None = None
+    samples: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    bad_steps: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class _TensorsFile(_DocumentPart):
+    bytes: int
+    sha256: str
+
+
+class _Document(_DocumentPart):
+    """Types of the content of checkpoint.json, whose checksum may be that of a wrong content."""
+
+    step: Annotated[int, Field(ge=0, lt=2**63)]
+    metadata: _MetadataTypes
+    tensors: _TensorsFile
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The state of a run after a step."""
@@ -60,6 +92,24 @@ class Checkpoint:
             for key, tensor in self.tensors.items()
             if key.startswith(f"{component}/")
         }
+
+
+def check_model_tensors(saved: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
+    """Raise a `UserError` if saved tensors differ from those of a model in names, shapes or dtypes."""
+    old, new = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, model))
+    names = old | new
+    if differing := [name for name in names if old.get(name) != new.get(name)]:
+        first = differing[0]
+        raise UserError(
+            f"the checkpoint does not match the config: {len(differing)} of {len(names)} tensors differ in shape, for "
+            f"example {first}: {old.get(first, 'none')} → {new.get(first, 'none')}. Start a new run in another --out"
+        )
+    for name in names:
+        if saved[name].dtype != model[name].dtype:
+            raise UserError(
+                f"the checkpoint was changed after it was written: {name} has dtype {saved[name].dtype}, expected "
+                f"{model[name].dtype}. Use another checkpoint"
+            )
 
 
 def step_name(step: int) -> str:
@@ -113,7 +163,7 @@ def load_checkpoint(path: Path, *, with_tensors: bool = True) -> Checkpoint:
         tensors = _read_tensors(path / TENSORS_FILE, document) if with_tensors else {}
     except OSError as error:
         raise _checkpoint_error(Path(error.filename or path), f"cannot be read: {error.strerror}") from error
-    metadata = document["facts" if document["format"] == 1 else "metadata"]
+    metadata = document[_metadata_key(document)]
     for version in range(document["format"], FORMAT_VERSION):
         metadata, tensors = MIGRATIONS[version](metadata, tensors)
     return Checkpoint(document["step"], tensors, metadata)
@@ -251,6 +301,10 @@ def _read_metadata_file(path: Path) -> Metadata:
         raise _checkpoint_error(file, "is damaged: its checksum is not the one stored when it was written")
     if min([*MIGRATIONS, FORMAT_VERSION]) > version:
         raise _checkpoint_error(file, f"has format {version}, which this version does not support")
+    try:
+        check_types(_Document, {**document, "metadata": document.get(_metadata_key(document))}, str(file))
+    except UserError as error:
+        raise UserError(f"{error}. {_FIX}") from error
     if step_from_path(path) not in (None, document["step"]):
         raise _checkpoint_error(file, f"is of step {document['step']}, but its directory is {path.name}")
     return document
@@ -267,6 +321,10 @@ def _read_tensors(file: Path, document: Metadata) -> Tensors:
         return read_tensors(file, document["tensors"]["sha256"])
     except UserError as error:
         raise UserError(f"{error}. {_FIX}") from error
+
+
+def _metadata_key(document: Metadata) -> str:
+    return "facts" if document["format"] == 1 else "metadata"
 
 
 def _reject_pickle(file: Path) -> None:

@@ -16,13 +16,14 @@ def add_kind_and_backbone(metadata: Mapping[str, Any]) -> dict[str, Any]:
     class_names, normalisation = new.pop("classes", []), new.pop("normalisation", {})
     if "classifier" in new:
         classifier = dict(new["classifier"])
-        return {**new, "kind": "finetuning", "backbone": classifier.pop("backbone"), "classifier": classifier}
+        backbone = classifier.pop("backbone", {})  # an empty one is an error where it is read
+        return {**new, "kind": "finetuning", "backbone": backbone, "classifier": classifier}
     try:
         method = new["config"]["method"]
         channels = {
             name: method["channels"].get(name, GRANULARITIES.get(name).channels) for name in method["granularities"]
         }
         backbone = {"encoder": method["encoder"], "image_size": method["image_size"], "channels": channels}
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         return dict(metadata)
     return {**new, "kind": "pretraining", "backbone": {**backbone, **normalisation, "class_names": class_names}}

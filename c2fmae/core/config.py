@@ -26,6 +26,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 RESUME_SAFE = "resume-safe"
 """Marks a field, as in `workers: Annotated[int, RESUME_SAFE]`, which may change on resume: the result is the same."""
 
+_MAX_SHOWN = 200  # characters of a value in an error
+
 C = TypeVar("C", bound="Config")  # not Self, which beartype (in the run with shape checks) does not support
 P = ParamSpec("P")
 
@@ -45,6 +47,8 @@ class Config(BaseModel):
         `source`.
         """
         heading = source or cls.__name__
+        if not isinstance(values, Mapping):
+            raise UserError(f"{heading}: expected a mapping of settings (key: value), got {describe_type(values)}")
         try:
             overrides = list(overrides)
             keys = {override.partition("=")[0].strip() for override in overrides}
@@ -53,13 +57,15 @@ class Config(BaseModel):
             tree, _ = _apply_overrides(tree, cls.derive_overrides(values, tree, keys))
         except UserError as error:  # of the migration
             raise UserError(f"{heading}: {error}") from error
+        unusable = _list_unusable_values(tree)
+        problems += unusable
         try:
-            config = cls.model_validate(tree)
+            if not unusable:
+                config = cls.model_validate(tree)
+                if not problems:
+                    return config
         except ValidationError as error:
             problems += [describe_validation_error(cls, details) for details in error.errors()]
-        else:
-            if not problems:
-                return config
         if len(problems) == 1:
             raise UserError(f"{heading}: {problems[0]}")
         raise UserError("\n".join([f"{heading}: {len(problems)} problems", *(f"  {line}" for line in problems)]))
@@ -173,6 +179,38 @@ def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> tuple[di
     return tree, problems
 
 
+def check_types(cls: type[Config], values: object, source: str) -> None:
+    """Raise a `UserError` if values do not have the types of a config, which need not list all of them."""
+    try:
+        cls.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {describe_validation_error(cls, error.errors()[0])}") from error
+
+
+def _abbreviate(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} …"
+
+
+def _list_unusable_values(node: Any, key: str = "") -> list[str]:
+    """Return a problem for each value that is valid YAML, but that no setting can have."""
+    match node:
+        case Mapping():
+            children = [(f"{key}.{name}" if key else str(name), child) for name, child in node.items()]
+            return [problem for name, child in children for problem in _list_unusable_values(child, name)]
+        case list() | tuple():
+            return [
+                problem
+                for index, child in enumerate(node)
+                for problem in _list_unusable_values(child, f"{key}.{index}")
+            ]
+        case int() if not -(2**63) <= node < 2**63:
+            return [f"{key}: expected an integer of at most 64 bits, got one of {node.bit_length()} bits"]
+        case str() if "\0" in node:
+            return [f"{key}: contains a NUL character. Remove it"]
+    return []
+
+
 def describe_validation_error(cls: type[Config], details: ErrorDetails, prefix: tuple[int | str, ...] = ()) -> str:
     """Return a sentence for one of pydantic's errors, which begins with the dotted key."""
     path = ".".join(map(str, (*prefix, *details["loc"])))
@@ -188,17 +226,17 @@ def describe_validation_error(cls: type[Config], details: ErrorDetails, prefix: 
         case "literal_error":
             choices = details["ctx"]["expected"]
             hint = did_you_mean(str(details["input"]), [choice.strip("'") for choice in _split_choices(choices)])
-            text = f"expected {choices}, got {details['input']!r}{'. ' + hint if hint else ''}"
+            text = f"expected {choices}, got {_abbreviate(details['input'])}{'. ' + hint if hint else ''}"
         case "value_error":
             text = str(details["ctx"]["error"])
         case "string_too_short":
             text = "expected a name, got nothing"
         case "tuple_type" | "list_type":
-            text = f"expected a list, got {details['input']!r}"
+            text = f"expected a list, got {_abbreviate(details['input'])}"
         case "model_type" | "dict_type" | "mapping_type":
-            text = f"expected a mapping of settings (key: value), got {details['input']!r}"
+            text = f"expected a mapping of settings (key: value), got {_abbreviate(details['input'])}"
         case _:
-            text = f"{details['msg'][:1].lower()}{details['msg'][1:]}, got {details['input']!r}"
+            text = f"{details['msg'][:1].lower()}{details['msg'][1:]}, got {_abbreviate(details['input'])}"
     return f"{path}: {text}" if path else text
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
+from c2fmae.core.checkpoint import check_model_tensors
 from c2fmae.core.distributed import World, gradient_sync
 from c2fmae.core.ema import init_ema, update_ema
 from c2fmae.core.errors import UserError
@@ -87,13 +88,19 @@ class TrainingState:
         return gather({f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()})
 
     def restore(self, tensors: Mapping[str, Tensor], *, step: int, bad_steps: int = 0) -> None:
-        """Restore the state of a checkpoint. Averaged weights that it does not contain are copied from its weights."""
+        """Restore the state of a checkpoint. Averaged weights that it does not contain are copied from its weights.
+
+        Raises a `UserError` if its tensors are not those of the model and the optimiser.
+        """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}, "ema": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
+            if part not in parts:
+                raise UserError(f"the checkpoint has an unexpected tensor, {name!r}. Use another checkpoint")
             parts[part][rest] = tensor
         current = self.model.state_dict()
-        _check_shapes(current, parts["model"])
+        check_model_tensors(parts["model"], current)
+        check_model_tensors(parts["ema"], {name: current[name] for name in parts["ema"] if name in current})
         self.model.load_state_dict({name: shard_like(tensor, current[name]) for name, tensor in parts["model"].items()})
         load_moments(self.optimiser, parts["optimiser"])
         for name, tensor in (self.ema or {}).items():
@@ -201,17 +208,6 @@ class TrainingLoop(Generic[B, P]):
             {"keys": list(self.task.sample_keys(micro_batch)), **{name: float(loss) for name, loss in terms.items()}}
             for micro_batch, terms in zip(micro_batches, losses, strict=True)
         ]
-
-
-def _check_shapes(model: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    old, new = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, model))
-    names = old | new
-    if differing := [name for name in names if old.get(name) != new.get(name)]:
-        first = differing[0]
-        raise UserError(
-            f"the checkpoint does not match the config: {len(differing)} of {len(names)} tensors differ in shape, for "
-            f"example {first}: {old.get(first, 'none')} → {new.get(first, 'none')}. Start a new run in another --out"
-        )
 
 
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:

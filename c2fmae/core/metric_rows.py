@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,11 +154,30 @@ def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             row = parse_json_object(line)
         except ValueError:
             row = None
+        if row is not None and (problem := _find_row_problem(row)):
+            raise UserError(f"{path}: line {number}: {problem}. Fix or remove the line")
         if row is not None and line.endswith(b"\n"):
             rows.append((line, row))
         elif number < len(lines):
             raise UserError(f"{path}: line {number} is not a JSON object. Fix or remove the line")
     return rows
+
+
+def _find_row_problem(row: Mapping[str, Any]) -> str | None:
+    """Return why a row cannot be one of metrics: a value that is not plain, or no number where code expects one."""
+    for key, value in row.items():
+        if isinstance(value, dict | list):
+            return f"{key}: expected a number or text, got {type(value).__name__}"
+    if "step" in row and not (type(row["step"]) is int and 0 <= row["step"] < 2**63):
+        return "step: expected an integer of at least 0"
+    if "loss" in row and not ("step" in row and (row["loss"] is None or is_number(row["loss"]))):
+        return "loss: expected a number, in a row with a step"
+    return None
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of JSON is a number that a float can represent."""
+    return type(value) in (int, float) and not abs(value) > sys.float_info.max
 
 
 def _write_error(path: Path, error: OSError) -> UserError:
@@ -168,7 +188,7 @@ def _group_by_name(rows: Iterable[MetricRow]) -> dict[str, dict[int, float | Non
     values: dict[str, dict[int, float | None]] = {}
     for row in rows:
         for name, value in row.items():
-            if name != "step" and (value is None or isinstance(value, int | float)):
+            if name != "step" and (value is None or is_number(value)):
                 values.setdefault(name, {})[row["step"]] = value
     return values
 

@@ -69,17 +69,34 @@ def get_moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimiser: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
-    """Restore the state that `get_moments` returned, by name; parameters without saved state keep theirs."""
+    """Restore the state that `get_moments` returned, by name; parameters without saved state keep theirs.
+
+    Raises a `UserError` for tensors that the optimiser cannot have.
+    """
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in saved.items():
         name, _, state_key = key.rpartition("/")
         by_name.setdefault(name, {})[state_key] = value
-    for name, parameter in _named_group_parameters(optimiser):
+    parameters = dict(_named_group_parameters(optimiser))
+    for name, state in by_name.items():
+        _check_moments(name, state, parameters.get(name))
+    for name, parameter in parameters.items():
         if name in by_name:
             optimiser.state[parameter] = {
                 key: (shard_like(value, parameter) if value.shape == parameter.shape else value).to(parameter.device)
                 for key, value in by_name[name].items()
             }
+
+
+def _check_moments(name: str, state: dict[str, Tensor], parameter: nn.Parameter | None) -> None:
+    for key, value in state.items():
+        is_count = key == "step" and value.numel() == 1 and value.is_floating_point()
+        is_moment = key in ("exp_avg", "exp_avg_sq") and parameter is not None and value.shape == parameter.shape
+        if parameter is None or not (is_count or (is_moment and value.dtype == parameter.dtype)):
+            raise UserError(
+                f"the checkpoint has an unexpected tensor, optimiser/{name}/{key} of shape {tuple(value.shape)} and "
+                f"dtype {value.dtype}. Use another checkpoint"
+            )
 
 
 def _named_group_parameters(optimiser: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:

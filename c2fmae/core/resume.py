@@ -113,7 +113,8 @@ def load_resume_checkpoint(run_dir: RunDir, world: World) -> Checkpoint | None:
 
 def check_finite(path: Path, checkpoint: Checkpoint) -> None:
     """Raise a `UserError` for a checkpoint whose weights are not finite."""
-    if not compute_total_norm(checkpoint.tensors_of("model").values()).isfinite():
+    weights = [tensor for tensor in checkpoint.tensors_of("model").values() if tensor.is_floating_point()]
+    if not compute_total_norm(weights).isfinite():
         raise UserError(f"{path}: its weights are not finite, so training cannot continue from it. Remove it")
 
 

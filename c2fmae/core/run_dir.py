@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest_checkpoint, step_name
+from c2fmae.core.config import Config, check_types
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
 from c2fmae.core.json_file import read_json, write_json
@@ -19,6 +22,30 @@ RUN_ID_KEY = "run_id"
 """Key of the id of a run, in environment.json and in the metadata of checkpoints."""
 
 RunStatus = Literal["running", "saved-on-signal", "finished", "failed"]
+
+
+class _StateTypes(Config):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    status: str
+    step: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    why: str = ""
+    time: float = 0.0
+
+
+class _ResumeTypes(Config):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    step: int = 0
+    changes: list[str] = Field([])
+
+
+class _EnvironmentTypes(Config):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    run_id: str | None = None
+    world_size: Annotated[int, Field(ge=1, lt=2**31)] = 1
+    resumed: list[_ResumeTypes] = Field([])
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,7 @@ class RunDir:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file atomically: after an error the previous content is unchanged."""
-        write_atomic(self.path / name, text.encode())
+        write_atomic(self.path / name, text.encode(errors="backslashreplace"))  # names of files may be invalid UTF-8
 
     def write_state(self, status: RunStatus, **details: JsonScalar) -> None:
         """Write the status of the run with details, such as its step and the reason of a failure."""
@@ -83,7 +110,7 @@ class RunDir:
     def read_state(self) -> dict[str, Any] | None:
         """Return the last status with its details and time; None if there is none yet."""
         path = self.path / "state.json"
-        return read_json(path, fix="Remove it") if path.exists() else None
+        return _read_typed(path, _StateTypes, fix="Remove it") if path.exists() else None
 
     def read_run_id(self) -> str | None:
         """Return the id of the run, which its checkpoints have too; None if version 0.1 wrote it."""
@@ -93,9 +120,19 @@ class RunDir:
     def read_environment(self) -> dict[str, Any]:
         """Return the recorded environment of the run; an empty one if its file is missing or damaged."""
         try:
-            return read_json(self.environment_path)
+            return _read_typed(self.environment_path, _EnvironmentTypes, fix="Restore it")
         except UserError:  # the environment is only reported
             return {}
+
+
+def _read_typed(path: Path, types: type[Config], *, fix: str) -> dict[str, Any]:
+    """Return the object in a JSON file, or raise a `UserError` if its values do not have the types of a config."""
+    values = read_json(path, fix=fix)
+    try:
+        check_types(types, values, str(path))
+    except UserError as error:
+        raise UserError(f"{error}. {fix}") from error
+    return values
 
 
 @contextmanager

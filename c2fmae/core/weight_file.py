@@ -201,6 +201,9 @@ def _extract_tensors(path: Path, content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a state dict, got a {type(content).__name__}. Use a file of weights")
     tensors = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    for name in tensors:
+        if not isinstance(name, str):
+            raise UserError(f"{path}: names a tensor {name!r} (expected text). Use a state dict")
     if not tensors:
         found = ", ".join(sorted(map(str, content))) or "nothing"
         raise UserError(f"{path}: contains no tensors (found {found}). Use a file of weights")

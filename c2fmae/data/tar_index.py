@@ -76,7 +76,10 @@ def load_or_build_index(tar: Path, scan: Callable[[Path], ShardIndex], suffix: s
 
 
 def load_index(path: Path, fingerprint: tuple[int, int]) -> ShardIndex | None:
-    """Return the index in a file; None if it is missing, incomplete, or of a tar with another fingerprint."""
+    """Return the index in a file; None if it is missing, damaged, or of a tar with another fingerprint.
+
+    Whoever writes the file can also write its checksum, so that all entries are checked to be inside the tar.
+    """
     try:
         line, _, rest = read_file(path).partition(b"\n")
         head = parse_json_object(line)
@@ -84,13 +87,17 @@ def load_index(path: Path, fingerprint: tuple[int, int]) -> ShardIndex | None:
             return None
         suffixes, count = tuple(head["parts"]), head["samples"]
         numbers = np.frombuffer(rest, np.int64, count * (2 * len(suffixes) + 1))
-        keys = KeyList(rest[numbers.nbytes :])
-    except (ValueError, KeyError, TypeError):  # a UserError is a ValueError
+        encoded_keys = rest[numbers.nbytes :]
+        encoded_keys.decode()
+    except (ValueError, KeyError, TypeError, OverflowError):  # a UserError is a ValueError
         return None
+    keys = KeyList(encoded_keys)
     offsets, sizes, labels = np.split(numbers, np.cumsum([count * len(suffixes)] * 2))
-    shape = (count, len(suffixes))
-    if len(keys) != count:
+    is_inside = (offsets >= 0) & (sizes >= -1) & (offsets <= fingerprint[0]) & (sizes <= fingerprint[0] - offsets)
+    is_valid = is_inside.all() and (labels >= _NO_LABEL).all() and all(isinstance(suffix, str) for suffix in suffixes)
+    if len(keys) != count or not is_valid:
         return None
+    shape = (count, len(suffixes))
     return ShardIndex(fingerprint, keys, suffixes, offsets.reshape(shape), sizes.reshape(shape), labels)
 
 

@@ -68,6 +68,22 @@ def load_tensors(path: Path, names: Sequence[str]) -> list[Tensor]:
         raise _unreadable_error(path, error) from error
 
 
+def load_slice(path: Path, name: str) -> Any:
+    """Return a tensor of a file of which only the requested rows are read. It has at least one dimension."""
+    try:
+        stored = open_tensors(path).get_slice(name)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable_error(path, error) from error
+    if not stored.get_shape():
+        raise corrupted_error(path)
+    return stored
+
+
+def corrupted_error(path: Path) -> UserError:
+    """Return the error for a cached file with unexpected content."""
+    return UserError(f"{path}: is corrupted. {_FIX}")
+
+
 def _unreadable_error(path: Path, error: Exception) -> UserError:
     reason = f"cannot be read: {error}" if isinstance(error, OSError) else "is corrupted"
     return UserError(f"{path}: {reason}. {_FIX}")

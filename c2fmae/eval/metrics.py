@@ -3,7 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import ConfigDict, Field
+
+from c2fmae.core.config import Config
 
 TagValue = str | int | float
 MetricIdentity = tuple[str, tuple[tuple[str, TagValue], ...]]
@@ -148,11 +152,25 @@ class Metric:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Metric":
         """Return a metric from results.json; format 1 has a `name` instead of key and tags, and one `note`."""
-        interval = tuple(values["interval"]) if values["interval"] else None
         if "name" in values:
-            notes = (values["note"],) if values.get("note") else ()
-            return cls(values["name"], values["value"], values["count"], interval, notes=notes)
-        return cls(**{**values, "interval": interval, "notes": tuple(values["notes"])})
+            note, values = values.get("note"), {"key": values["name"], **values}
+            values = {key: values[key] for key in ("key", "value", "count", "interval")}
+            values |= {"notes": [note] if note else []}
+        return cls(**dict(_StoredMetric.from_dict(values, source="metrics")))
+
+
+class _StoredMetric(Config):
+    """The types of a metric in results.json."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=True)
+
+    key: str
+    value: int | float
+    count: int
+    interval: Annotated[tuple[int | float, int | float], Field(strict=False)] | None = None
+    unit: str = ""
+    tags: dict[str, str | int | float] = Field({})
+    notes: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 def build_accuracy_metric(

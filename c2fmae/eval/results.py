@@ -140,10 +140,17 @@ def load_result(result_dir: Path) -> EvaluationResult:
     document = read_json(path, max_bytes=_MAX_RESULT_BYTES, fix="Delete it, or evaluate again with --recompute")
     try:
         metrics = tuple(Metric.from_json(values) for values in document["metrics"])
-        name, source, protocol = (document[key] for key in ("evaluation", "source", "protocol"))
-    except (AttributeError, KeyError, TypeError) as error:
+        name, source, protocol = (_get_text(document, key) for key in ("evaluation", "source", "protocol"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is not the result of an evaluation ({error}). Delete it") from error
     return EvaluationResult(name, source, protocol, metrics, result_dir, is_new=False)
+
+
+def _get_text(document: Mapping[str, Any], key: str) -> str:
+    text = document[key]
+    if not isinstance(text, str):
+        raise TypeError(f"{key}: expected text, got {type(text).__name__}")
+    return text
 
 
 def find_stored_result(

@@ -34,10 +34,10 @@ from c2fmae.models.backbones.export_reader import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     ExportConfig,
-    check_model_size,
     read_export,
     read_export_folder,
 )
+from c2fmae.models.backbones.model_size import check_model_size
 from c2fmae.models.classifiers import Classifier
 from c2fmae.models.classifiers.load import classifier_from_source
 
@@ -173,10 +173,11 @@ def read_autoencoder(path: str | Path) -> MaskedAutoencoding:
 def _build_method(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MaskedAutoencoding:
     config = MethodConfig.from_dict({**values}, source=f"{path / CONFIG_FILE}: method")
     check_model_size(
-        path,
+        str(path / CONFIG_FILE),
         config.backbone_spec(),
         tensors,
         lambda _: build_method(config).model,
+        WEIGHTS_FILE,
         decoder_depth=getattr(config.decoder.options, "depth", 0),
     )
     method = build_method(config)

@@ -138,8 +138,8 @@ def _read_evaluations(run_dir: RunDir | None) -> list[EvaluationRow]:
 
 
 def _read_evaluation_rows(file: Path) -> list[EvaluationRow]:
+    results = read_json(file, max_bytes=_MAX_RESULT_BYTES, fix="Repeat the evaluation, or remove the file")
     try:
-        results = read_json(file, max_bytes=_MAX_RESULT_BYTES, fix="Repeat the evaluation, or remove the file")
         return [
             EvaluationRow(
                 evaluation=str(results["evaluation"]),
@@ -152,8 +152,6 @@ def _read_evaluation_rows(file: Path) -> list[EvaluationRow]:
             )
             for metric in select_headlines(map(Metric.from_json, results["metrics"]))
         ]
-    except UserError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file}: is not an evaluation result: {error}. Repeat the evaluation, or remove the file"

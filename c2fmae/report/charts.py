@@ -7,6 +7,7 @@ from itertools import groupby
 from math import ceil, floor, isfinite, log10, nan
 from typing import Any
 
+from c2fmae.core.metric_rows import is_number
 from c2fmae.report.drawing import SERIES_COLOURS, choose_ticks
 
 Points = Sequence[tuple[float, float]]
@@ -112,8 +113,15 @@ def chart_metrics(
 
 
 def metric_points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
-    """Return (step, value) of each row that has a metric; null, the stored form of a non-finite value, becomes NaN."""
-    return [(row["step"], nan if row[key] is None else row[key]) for row in rows if key in row]
+    """Return (step, value) of each row with a step that has a metric.
+
+    Null, the stored form of a non-finite value, becomes NaN, and so does text.
+    """
+    return [
+        (row["step"], row[key] if is_number(row[key]) else nan)
+        for row in rows
+        if key in row and row.get("step") is not None
+    ]
 
 
 def downsample_points(points: Points, max_points: int = 500) -> list[tuple[float, float]]:

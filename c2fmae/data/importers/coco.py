@@ -34,6 +34,7 @@ SegmentFlags = Bool[np.ndarray, " segments"]
 SegmentMap = Integer[np.ndarray, "height width"]
 
 _MAX_FILE_BYTES = 1 << 32  # instances_train2017.json has 470 MB
+_MAX_INT = 2**63 - 1
 _THINGS = [entry for entry in COCO_PANOPTIC.classes if entry.is_thing]
 _TABLE = COCO_PANOPTIC.coco_id_table()
 
@@ -174,7 +175,7 @@ def _read_column(path: Path, document: Mapping[str, Any], table: str, key: str, 
         raise UserError(f"{path}: has no list {table!r}. Use the file of the official release")
     values = [entry.get(key) if isinstance(entry, dict) else None for entry in document[table]]
     for number, value in enumerate(values):
-        if not isinstance(value, kinds):
+        if not isinstance(value, kinds) or (isinstance(value, int) and abs(value) > _MAX_INT):
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise UserError(f"{path}: {table}[{number}] has no {key!r} of type {expected}. Fix or remove it")
     return values

@@ -1,5 +1,6 @@
 """COCO's object outlines (polygons, run lengths, compressed run lengths), and maps painted from them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from c2fmae.core.errors import UserError
+from c2fmae.data.decode import MAX_PIXELS
 
 
 def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], location: str) -> bytes:
@@ -18,9 +20,13 @@ def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], l
 
     height, width = size
     try:
+        if min(size) < 1 or height * width > MAX_PIXELS:
+            raise ValueError(f"of an image of {width}×{height} pixels, expected 1 to {MAX_PIXELS} pixels")
         if isinstance(outline, list):
             if not outline or any(len(polygon) < 6 or len(polygon) % 2 for polygon in outline):
                 raise ValueError("a polygon needs x and y of at least 3 points")
+            if not all(_is_near(polygon, max(size)) for polygon in outline):  # pycocotools walks along all its sides
+                raise ValueError("a polygon has points far outside of the image")
             packed: bytes = mask.merge(mask.frPyObjects(outline, height, width))["counts"]
             return packed
         counts = outline["counts"]
@@ -34,6 +40,10 @@ def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], l
     except Exception as error:  # pycocotools raises half a dozen types
         raise UserError(f"{location}: is not an outline ({error}). Fix or remove it") from error
     return packed
+
+
+def _is_near(polygon: Sequence[float], side: int) -> bool:
+    return math.isfinite(sum(polygon)) and -side <= min(polygon) and max(polygon) <= 2 * side
 
 
 def paint_outlines(outlines: Sequence[bytes], size: tuple[int, int]) -> Int64[np.ndarray, "height width"]:

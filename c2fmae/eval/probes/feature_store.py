@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from c2fmae.eval.cache import open_tensors
+from c2fmae.eval.cache import corrupted_error, load_slice, load_tensors
 
 _MAX_BYTES_IN_MEMORY = 4 << 30  # larger features are read row by row
 
@@ -26,18 +26,22 @@ class FeatureStore:
 
     def read_chunk(self, name: object, chunk_index: int) -> Tensor:
         """Return a tensor of one chunk: a column, `patches 12`, `semantic`, `labels` or `photos` (image digests)."""
-        return self._open_chunk(chunk_index).get_tensor(str(name))  # type: ignore[no-any-return]
+        return load_tensors(self.chunk_paths[chunk_index], [str(name)])[0]
 
     def read_rows(self, name: object, rows: range) -> Tensor:
         """Return rows of a tensor that are all in one chunk."""
         chunk_index, first = divmod(rows.start, self.chunk_size)
-        stored = self._open_chunk(chunk_index).get_slice(str(name))
+        stored = load_slice(self.chunk_paths[chunk_index], str(name))
         return stored[first : first + len(rows)]  # type: ignore[no-any-return]
 
     def read_tensor(self, name: object) -> Tensor:
         """Return a whole tensor, allocated once."""
         shapes = [values.get_shape() for values in self._open_slices(name)]
         first = self.read_chunk(name, 0)
+        for chunk_index, shape in enumerate(shapes):
+            is_full = shape[0] == self.chunk_size or chunk_index == len(shapes) - 1
+            if shape[1:] != shapes[0][1:] or not (is_full and 0 < shape[0] <= self.chunk_size):
+                raise corrupted_error(self.chunk_paths[chunk_index])
         tensor = first.new_empty(sum(shape[0] for shape in shapes), *shapes[0][1:])
         for chunk_index, shape in enumerate(shapes):
             start = chunk_index * self.chunk_size
@@ -64,11 +68,11 @@ class FeatureStore:
     @cached_property
     def image_digests(self) -> np.ndarray:
         """A digest of each image file."""
-        digests = self.read_tensor("photos").numpy()
+        stored = self.read_tensor("photos")
+        if stored.ndim != 2 or stored.dtype != torch.uint8:
+            raise corrupted_error(self.chunk_paths[0])
+        digests = stored.numpy()
         return digests.view(f"V{digests.shape[1]}")[:, 0]
 
     def _open_slices(self, name: object) -> list[Any]:
-        return [self._open_chunk(chunk_index).get_slice(str(name)) for chunk_index in range(len(self.chunk_paths))]
-
-    def _open_chunk(self, chunk_index: int) -> Any:
-        return open_tensors(self.chunk_paths[chunk_index])
+        return [load_slice(path, str(name)) for path in self.chunk_paths]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from c2fmae.eval.cache import load_tensors, save_tensors
+from c2fmae.eval.cache import corrupted_error, load_tensors, save_tensors
 
 _FORMAT = 2
 _STORED_DTYPES = {"confidence": torch.float32, "probabilities": torch.float16, "is_resized": torch.uint8}
@@ -75,7 +75,12 @@ def write_predictions(path: Path, tensors: Mapping[str, Tensor], identity: str) 
 def read_predictions(path: Path) -> StoredPredictions:
     """Read the predictions of a cell."""
     names = ("predicted", "predicted_all", "confidence", "labels", "photos", "is_resized")
-    predicted, predicted_all, confidence, labels, image_digests, is_resized = load_tensors(path, names)
+    tensors = dict(zip(names, load_tensors(path, names), strict=True))
+    for name, values in tensors.items():
+        dtype = torch.int64 if name == "photos" else _STORED_DTYPES.get(name, torch.int32)
+        if values.dtype != dtype or values.ndim != 1 or len(values) != len(tensors["predicted"]):
+            raise corrupted_error(path)
+    predicted, predicted_all, confidence, labels, image_digests, is_resized = tensors.values()
     return StoredPredictions(
         predicted.long(), predicted_all.long(), confidence, labels.long(), image_digests, int(is_resized.sum())
     )

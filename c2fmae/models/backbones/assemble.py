@@ -43,6 +43,8 @@ class SourceContents:
     notes: Sequence[str] = ()
     classifier_info: Mapping[str, Any] = field(default_factory=dict)
     """`labels` and `crop` of a classifier, whose head is among the tensors."""
+    is_own_checkpoint: bool = False
+    """Whether c2fmae wrote the tensors, so that another dtype than that of the model is damage."""
     has_supported_pooling: bool = True
     """Whether the head takes pooled features as `Backbone.pool` computes them."""
 
@@ -58,7 +60,8 @@ def backbone_from_timm_names(contents: SourceContents, allow_missing: Sequence[s
     if are_computed:
         spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"keep_positions": False})})
         notes.append("its positions are sines and cosines, which are computed for any image size")
-    loaded, missing, unexpected = _load(vit, tensors, contents.source, allow_missing)
+    loaded, missing, unexpected, cast = _load(vit, tensors, contents, allow_missing)
+    notes += describe_cast(cast)
     backbone = wrap_vit(vit, spec)
     backbone.load_report = LoadReport(
         source=contents.source,
@@ -90,7 +93,8 @@ def backbone_from_c2fmae_names(contents: SourceContents, allow_missing: Sequence
             tensors["encoder.pos_embed"], old, vit.patch_embed.grid_size
         )
         resized |= {"encoder.pos_embed": description} if description else {}
-    loaded, missing, unexpected = _load(backbone, tensors, contents.source, allow_missing)
+    loaded, missing, unexpected, cast = _load(backbone, tensors, contents, allow_missing)
+    notes += describe_cast(cast)
     backbone.load_report = LoadReport(
         source=contents.source,
         loaded=[name for name in loaded if name not in norm],
@@ -138,9 +142,10 @@ def _split_unused(prefixes: tuple[str, ...], contents: SourceContents) -> tuple[
 
 
 def _load(
-    model: torch.nn.Module, tensors: Mapping[str, Tensor], source: str, allow_missing: Sequence[str]
-) -> tuple[list[str], list[str], list[str]]:
-    state_dict = model.state_dict()
+    model: torch.nn.Module, tensors: Mapping[str, Tensor], contents: SourceContents, allow_missing: Sequence[str]
+) -> tuple[list[str], list[str], list[str], list[Tensor]]:
+    """Load tensors; return the names of those that were loaded, missing and unexpected, and those of another dtype."""
+    state_dict, source = model.state_dict(), contents.source
     for name, tensor in tensors.items():
         if name in state_dict and not tensor.is_floating_point():
             raise UserError(
@@ -153,13 +158,26 @@ def _load(
                 "Use weights that match the config"
             )
     loaded = [name for name in state_dict if name in tensors]
+    other_dtype = [name for name in loaded if tensors[name].dtype != state_dict[name].dtype]
+    if other_dtype and contents.is_own_checkpoint:
+        first = other_dtype[0]
+        raise UserError(
+            f"{source}: {first} has dtype {tensors[first].dtype}, expected {state_dict[first].dtype}, so the "
+            "checkpoint was changed after it was written. Use another checkpoint"
+        )
     missing = [name for name in state_dict if name not in tensors]
     unexpected = [name for name in tensors if name not in state_dict]
     missing, unexpected = check_tensor_names(source, missing, unexpected, allow_missing)
     if missing:
         _initialise_missing(model, missing)
     model.load_state_dict({**state_dict, **{name: tensors[name].to(state_dict[name].dtype) for name in loaded}})
-    return loaded, missing, unexpected
+    return loaded, missing, unexpected, [tensors[name] for name in other_dtype]
+
+
+def describe_cast(tensors: Sequence[Tensor]) -> list[str]:
+    """Return a note on tensors that were cast to the dtype of the model, if there are any."""
+    dtypes = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+    return [f"{len(tensors)} tensors of {dtypes} were cast to the dtype of the model"] if tensors else []
 
 
 def _initialise_missing(model: torch.nn.Module, missing: Sequence[str]) -> None:
@@ -176,7 +194,7 @@ def _fit_positions(
 ) -> tuple[dict[str, str], bool]:
     """Resize a position table to the model's grid; return descriptions, and whether the table can be computed."""
     table, model_table, grid = tensors.get("pos_embed"), vit.pos_embed, vit.patch_embed.grid_size
-    if table is None or model_table is None or table.ndim != 3 or table.shape[2] != model_table.shape[2]:
+    if table is None or model_table is None or table.ndim != 3 or table.shape[::2] != model_table.shape[::2]:
         return {}, False
     num_prefix = model_table.shape[1] - vit.patch_embed.num_patches
     num_positions = table.shape[1] - num_prefix

@@ -1,12 +1,9 @@
 """Reader of exported directories: tensors under c2fmae's names, and a config that describes them."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2fmae import __version__
 from c2fmae.core.config import Config
@@ -15,14 +12,13 @@ from c2fmae.core.json_file import read_json
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.models.backbones.assemble import SourceContents, split_c2fmae_tensors
-from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
+from c2fmae.models.backbones.backbone import wrap_vit
+from c2fmae.models.backbones.model_size import check_model_size
 
 BACKBONE_FORMAT, AUTOENCODER_FORMAT, CLASSIFIER_FORMAT = "c2fmae-backbone", "c2fmae-autoencoder", "c2fmae-classifier"
 EXPORT_VERSION = 1
 """Version of the config. After a change, older versions must still be read."""
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-
-_MAX_COMPUTED_VALUES = 1 << 24  # values of the model that its file may lack: computed positions
 
 
 class ExportConfig(Config):
@@ -42,7 +38,9 @@ def read_export(path: Path) -> SourceContents:
     """Return the encoder of an exported directory, and the head of a classifier."""
     config, tensors = read_export_folder(path)
     backbone_tensors, unused = split_c2fmae_tensors(tensors)
-    check_model_size(path, config.spec, backbone_tensors, lambda vit: wrap_vit(vit, config.spec))
+    check_model_size(
+        str(path / CONFIG_FILE), config.spec, backbone_tensors, lambda vit: wrap_vit(vit, config.spec), WEIGHTS_FILE
+    )
     notes = [f"exported by {config.made_by}"]
     if not config.spec.encoder.has_norm and not config.spec.has_fc_norm and "encoder.norm.weight" in backbone_tensors:
         notes.append("it was trained without a norm after the last block: it holds one with weight 1 and bias 0")
@@ -73,29 +71,3 @@ def read_export_folder(path: Path) -> tuple[ExportConfig, dict[str, Tensor]]:
     if version != EXPORT_VERSION:
         raise UserError(f"{file}: version: expected {EXPORT_VERSION}, got {str(version)[:40]!r}. Export it again")
     return ExportConfig.from_dict(values, source=str(file)), read_weight_file(path / WEIGHTS_FILE).tensors
-
-
-def check_model_size(
-    path: Path,
-    spec: BackboneSpec,
-    tensors: Mapping[str, Tensor],
-    create_model: Callable[[VisionTransformer], nn.Module],
-    *,
-    decoder_depth: int = 0,
-) -> None:
-    """Raise if a config describes a model much larger than its file of weights, before any memory is allocated.
-
-    `create_model` builds the model from the ViT of the spec.
-    """
-    stored_count = sum(tensor.numel() for tensor in tensors.values())
-    depth = max(spec.encoder.depth or 0, decoder_depth)
-    if depth <= len(tensors):
-        with torch.device("meta"):  # shapes alone
-            vit = vit_from_spec(spec)  # counted too: it has a table of positions, which the model may not keep
-            model_count = sum(weight.numel() for weight in nn.ModuleList([vit, create_model(vit)]).parameters())
-        if model_count <= stored_count + _MAX_COMPUTED_VALUES:
-            return
-        problem = f"a model of {model_count:,} values, but {WEIGHTS_FILE} holds {stored_count:,}"
-    else:
-        problem = f"{depth:,} blocks, but {WEIGHTS_FILE} holds {len(tensors):,} tensors"
-    raise UserError(f"{path / CONFIG_FILE}: describes {problem}. Use the config of these weights")

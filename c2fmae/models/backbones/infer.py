@@ -59,7 +59,7 @@ def infer_decoder_num_heads(dim: int) -> int:
 
 def infer_patch_embed(source: str, name: str, kernel: Tensor) -> tuple[int, int, int]:
     """Return the width, channels and patch size of a patch projection's kernel."""
-    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
+    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or not kernel.numel():
         raise UserError(
             f"{source}: {name} has shape {tuple(kernel.shape)}, expected a convolution over square patches. Use a "
             "plain ViT"

@@ -49,6 +49,10 @@ def check_plain_vit(source: str, tensors: Mapping[str, Tensor]) -> None:
             f"{source}: is not a plain ViT under the names of MAE or timm ({missing[0]} is missing). "
             "If timm has the model, use timm:NAME@FILE"
         )
+    for name in ("cls_token", "pos_embed"):
+        if tensors[name].ndim != 3 or not tensors[name].numel():
+            shape = tuple(tensors[name].shape)
+            raise UserError(f"{source}: {name} has shape {shape}, expected 1 × tokens × width. Use a plain ViT")
 
 
 def read_mae(

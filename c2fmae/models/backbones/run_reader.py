@@ -6,6 +6,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo
 from c2fmae.models.backbones.assemble import SourceContents, split_c2fmae_tensors
+from c2fmae.models.backbones.backbone import wrap_vit
+from c2fmae.models.backbones.model_size import check_model_size
 
 
 def read_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> SourceContents:
@@ -22,6 +24,7 @@ def read_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> S
     tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}  # the prefix in a classifier
     backbone_tensors, unused = split_c2fmae_tensors(tensors)
     info = RunInfo.from_checkpoint(checkpoint, path)
+    check_model_size(str(path), info.backbone, backbone_tensors, lambda vit: wrap_vit(vit, info.backbone))
     return SourceContents(
         source=str(path),
         spec=info.backbone,
@@ -29,4 +32,5 @@ def read_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> S
         unused=unused,
         notes=notes,
         classifier_info=info.metadata.get("classifier", {}),
+        is_own_checkpoint=True,
     )

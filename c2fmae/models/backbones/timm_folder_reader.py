@@ -12,7 +12,8 @@ from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.models.backbones.assemble import SourceContents
-from c2fmae.models.backbones.export_reader import CONFIG_FILE, check_model_size
+from c2fmae.models.backbones.export_reader import CONFIG_FILE, WEIGHTS_FILE
+from c2fmae.models.backbones.model_size import check_model_size
 from c2fmae.models.backbones.timm_reader import (
     has_supported_pooling,
     match_norm_placement,
@@ -85,7 +86,7 @@ def read_timm_folder(folder: Path, config: Mapping[str, Any]) -> SourceContents:
     weights, spec = read_weight_file(folder), _build_spec(default_vit, parsed, source)
     if args.fc_norm is None and args.global_pool is None:
         spec = match_norm_placement(spec, weights.tensors)
-    check_model_size(folder, spec, weights.tensors, lambda vit: vit)
+    check_model_size(source, spec, weights.tensors, lambda vit: vit, WEIGHTS_FILE)
     notes = [*weights.notes, *pooling_notes(default_vit, spec)]
     default_config: Any = default_vit.pretrained_cfg
     labels = parse_timm_labels(parsed.label_names, parsed.label_descriptions)

@@ -138,6 +138,12 @@ def _load_head(
         if name.startswith(HEAD_PREFIX)
     }
     head_tensors = head.state_dict()
+    for name, tensor in source_tensors.items():
+        if name in head_tensors and tensor.shape != head_tensors[name].shape:
+            raise UserError(
+                f"{contents.source}: {HEAD_PREFIX}{name} has shape {tuple(tensor.shape)}, expected "
+                f"{tuple(head_tensors[name].shape)}. Use weights that match the config"
+            )
     nn.init.zeros_(head.bias)  # if it is missing
     missing, unexpected = check_tensor_names(
         contents.source,

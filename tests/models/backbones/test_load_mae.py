@@ -101,6 +101,7 @@ def test_a_training_checkpoint_with_prefixes_is_read_and_reported(
         "  the number of attention heads is not stored: 2 are assumed, one per 64 channels of width 128 "
         "(set num_heads)",
         "  its positions are sines and cosines, which are computed for any image size",
+        "  29 tensors of float16 were cast to the dtype of the model",
     ]
 
 
