@@ -20,7 +20,16 @@ from c2fmae_cli.eval_run import (
 from c2fmae.core.errors import UserError
 from c2fmae.core.text import slugify
 
-SUITE_OPTIONS = ("imagenet-a", "imagenet-r", "sketch", "imagenet-c", "imagenet-val")
+SUITE_OPTIONS = (
+    "imagenet-a",
+    "imagenet-r",
+    "sketch",
+    "imagenet-c",
+    "imagenet-v2",
+    "imagenet-real",
+    "imagenet-w",
+    "imagenet-val",
+)
 """Suites that have an option. Sets of others, such as those of plug-ins, are given by `--set sets=[…]`."""
 
 OfficialSetOption = Annotated[str | None, typer.Option(metavar="DIR", help="A folder, or the official tar.")]
@@ -37,6 +46,15 @@ def robustness(
     imagenet_c: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="CORRUPTION/SEVERITY/CLASS/…, or tars of it, with ImageNet's classes."),
+    ] = None,
+    imagenet_v2: OfficialSetOption = None,
+    imagenet_real: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="ImageNet's validation images, with the labels of ImageNet-ReaL."),
+    ] = None,
+    imagenet_w: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="ImageNet's validation images, to which the watermark is added."),
     ] = None,
     imagenet_val: Annotated[
         str | None, typer.Option(metavar="DIR", help="ImageNet's validation images, for clean accuracy and the drop.")
@@ -58,7 +76,15 @@ def robustness(
     """Test classifiers on shifted images, and compare them in one table."""
     from c2fmae.eval.robustness.config import RobustnessEvaluation
 
-    official = {"imagenet-a": imagenet_a, "imagenet-r": imagenet_r, "sketch": sketch, "imagenet-c": imagenet_c}
+    official = {
+        "imagenet-a": imagenet_a,
+        "imagenet-r": imagenet_r,
+        "sketch": sketch,
+        "imagenet-c": imagenet_c,
+        "imagenet-v2": imagenet_v2,
+        "imagenet-real": imagenet_real,
+        "imagenet-w": imagenet_w,
+    }
     sets = [{"suite": suite, "source": source} for suite, source in official.items() if source is not None]
     sets += [{"name": name, "source": source} for name, source in map(_parse_named_dir, custom or [])]
     clean_set = _resolve_clean_set(imagenet_val, clean)
@@ -66,8 +92,7 @@ def robustness(
     config = RobustnessEvaluation.from_dict(values, set_ or [], source="eval robustness")
     if not config.sets and config.clean is None:
         raise UserError(
-            "eval robustness: no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c "
-            "and --custom NAME=DIR"
+            f"eval robustness: no set is given. Use one or more of --{', --'.join(official)} and --custom NAME=DIR"
         )
     sources = list(dict.fromkeys(models))
     open_sources = partial(open_models, sources, out=out, is_nested=True, step=step, use_ema=use_ema)

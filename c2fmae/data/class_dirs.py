@@ -45,6 +45,6 @@ def map_dirs_to_labels(labels: Sequence[LabelInfo | None]) -> Mapping[str, int]:
     return {class_dir_name(entry): label for label, entry in entries} | exact
 
 
-def dir_names_to_labels(names: Sequence[str]) -> tuple[LabelInfo, ...]:
-    """Return one class for each directory. A name in the form of a WordNet id becomes the class's `wnid` too."""
-    return tuple(LabelInfo(name=name, wnid=name if is_wnid(name) else None) for name in names)
+def dir_name_to_label(name: str) -> LabelInfo:
+    """Return the class of a directory. A name in the form of a WordNet id becomes the class's `wnid` too."""
+    return LabelInfo(name=name, wnid=name if is_wnid(name) else None)

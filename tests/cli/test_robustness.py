@@ -185,7 +185,8 @@ def test_invalid_options_are_rejected(models: list[str], images: Path) -> None:
     for args, message in (
         (
             (),
-            "eval robustness: no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c "
+            "eval robustness: no set is given. Use one or more of --imagenet-a, --imagenet-r, --sketch, --imagenet-c, "
+            "--imagenet-v2, --imagenet-real, --imagenet-w "
             "and --custom NAME=DIR",
         ),
         (("--custom", night), f"--custom {night}: expected NAME=DIR, as in --custom night=photos/night"),

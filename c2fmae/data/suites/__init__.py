@@ -1,8 +1,8 @@
 """Evaluation sets for robustness: a registry of suites, their layouts, classes, label maps and checks.
 
 >>> from c2fmae.data.suites import SUITES
->>> list(SUITES)
-['custom', 'imagenet-a', 'imagenet-c', 'imagenet-r', 'imagenet-val', 'sketch']
+>>> print(*SUITES)
+custom imagenet-a imagenet-c imagenet-r imagenet-real imagenet-v2 imagenet-val imagenet-w sketch
 """
 
 from c2fmae.data.suites import official  # registers its suites

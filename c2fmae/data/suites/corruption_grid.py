@@ -8,7 +8,7 @@ from pathlib import Path
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.text import format_count
-from c2fmae.data.class_dirs import dir_names_to_labels, map_dirs_to_labels
+from c2fmae.data.class_dirs import map_dirs_to_labels
 from c2fmae.data.corruption.creation_record import read_creation_record
 from c2fmae.data.suites.cell_locations import CellLocation, describe_missing_cells, find_cells, list_class_dirs
 from c2fmae.data.suites.class_check import check_classes, describe_missing_classes
@@ -80,7 +80,7 @@ def _open_grid(suite: Suite, root: Path, locations: Sequence[CellLocation], unex
         raise UserError(
             f"{root}: no class directories (expected CORRUPTION/SEVERITY/CLASS/NAME.jpg). Download or create it again"
         )
-    labels: SetLabels = info.labels or dir_names_to_labels(class_dirs)
+    labels: SetLabels = info.labels or tuple(map(suite.name_to_label, class_dirs))
     label_by_dir = map_dirs_to_labels(labels)
     used = tuple(labels[label_by_dir[name]] for name in class_dirs if name in label_by_dir)
     check_classes(suite, used, str(root))

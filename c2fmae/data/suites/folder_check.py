@@ -7,7 +7,6 @@ from itertools import islice
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.text import format_count
-from c2fmae.data.class_dirs import dir_names_to_labels
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.spacing import evenly_spaced_indices
 from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES
@@ -16,6 +15,8 @@ from c2fmae.data.suites.file_tree import FileTree
 from c2fmae.data.suites.shifted_set import describe_count_difference
 from c2fmae.data.suites.suite import Suite
 
+NUM_SAMPLED = 64
+"""Number of images that a check decodes."""
 _MAX_LISTED = 5  # names in a finding
 
 
@@ -60,11 +61,13 @@ def describe_unexpected_files(suite: Suite, dir_names: Sequence[str], contents: 
     """Return a sentence for each way in which files differ from those of the complete set."""
     wnids = suite.wnids() if suite.wnids else ()
     per_class = suite.images_per_class
-    missing = [wnid for wnid in wnids if wnid not in dir_names]
+    labels = tuple(map(suite.name_to_label, dir_names))
+    present = {label.wnid for label in labels}
+    missing = [wnid for wnid in wnids if wnid not in present]
     empty = [name for name in dir_names if not contents.images[name]]
     other = [f"{name} ({count})" for name, count in sorted(contents.images.items()) if per_class not in (None, count)]
     sentences = [
-        describe_unexpected_classes(suite, dir_names_to_labels(dir_names)),
+        describe_unexpected_classes(suite, labels),
         _list_if_any(f"{len(missing)} of {len(wnids):,} class directories missing", missing),
         _list_if_any(f"{format_count(len(empty), 'class directory', 'class directories')} without images", empty),
         _list_if_any(

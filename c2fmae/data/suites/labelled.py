@@ -8,7 +8,6 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.labels import is_wnid
 from c2fmae.core.text import format_count
-from c2fmae.data.class_dirs import dir_names_to_labels
 from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import Scenes
@@ -19,6 +18,7 @@ from c2fmae.data.suites.class_dir_scenes import ClassDirScenes
 from c2fmae.data.suites.dir_tree import is_ignored_dir
 from c2fmae.data.suites.file_tree import FileTree, find_class_root, is_shard, open_file_tree
 from c2fmae.data.suites.folder_check import (
+    NUM_SAMPLED,
     check_images_below,
     check_sampled_images,
     classify_files,
@@ -28,8 +28,6 @@ from c2fmae.data.suites.folder_check import (
 from c2fmae.data.suites.label_map import SetLabels
 from c2fmae.data.suites.shifted_set import Cell, ShiftedSet, describe_count_difference
 from c2fmae.data.suites.suite import Suite, SuiteCheckReport, choose_set_name
-
-_NUM_SAMPLED = 64  # images that a check decodes
 
 
 class LabelledImages:
@@ -56,14 +54,14 @@ class LabelledImages:
 
     def check(self, suite: Suite, source: str | Path) -> SuiteCheckReport:
         """Compare a set with the complete one by names, counts and a sample of its images."""
-        class_dirs = _find_class_dirs(source)
+        class_dirs = find_class_dirs(source)
         if class_dirs is None:
             return _check_labelled_scenes(suite, source)
         tree, subdir = class_dirs
         dir_names, contents = tree.list_dirs(subdir), classify_files(tree.list_files(subdir))
         if not dir_names:
             raise _missing_class_dirs_error(suite, tree.describe_location(subdir))
-        findings, num_sampled = check_images_below(tree, subdir, _NUM_SAMPLED, suite.image_size)
+        findings, num_sampled = check_images_below(tree, subdir, NUM_SAMPLED, suite.image_size)
         return SuiteCheckReport(
             (*describe_unexpected_files(suite, dir_names, contents), *findings),
             format_summary(suite.name, contents.images.total(), len(dir_names), num_sampled),
@@ -72,7 +70,7 @@ class LabelledImages:
 
 def _open_labelled_scenes(suite: Suite, source: str | Path) -> tuple[Scenes, SetLabels]:
     """Return the images of a set, and its classes."""
-    class_dirs = _find_class_dirs(source)
+    class_dirs = find_class_dirs(source)
     labels: SetLabels
     if class_dirs is None:
         stored = open_scenes(source, granularities=("rgb",))
@@ -88,14 +86,14 @@ def _open_labelled_scenes(suite: Suite, source: str | Path) -> tuple[Scenes, Set
     names = tree.list_dirs(subdir)
     if not names:
         raise _missing_class_dirs_error(suite, tree.describe_location(subdir))
-    labels = dir_names_to_labels(names)
+    labels = tuple(map(suite.name_to_label, names))
     check_classes(suite, labels, tree.describe_location(subdir))
     scenes = ClassDirScenes(tree, subdir, labels)
     scenes.list_images()
     return scenes, labels
 
 
-def _find_class_dirs(source: str | Path) -> tuple[FileTree, str] | None:
+def find_class_dirs(source: str | Path) -> tuple[FileTree, str] | None:
     """Return the tree and the directory of class directories; None for a source whose labels `open_scenes` reads."""
     path = Path(source)
     root = next(iter(_find_only_tar(path)), path) if path.is_dir() else path
@@ -139,7 +137,7 @@ def _check_labelled_scenes(suite: Suite, source: str | Path) -> SuiteCheckReport
         others = sum(num_classes for count, num_classes in counts.items() if count != suite.images_per_class)
         classes = format_count(others, "class", "classes")
         findings.append(f"{classes} with a number of images other than {suite.images_per_class}" if others else None)
-    image_findings, num_sampled = check_sampled_images(scenes, _NUM_SAMPLED, suite.image_size)
+    image_findings, num_sampled = check_sampled_images(scenes, NUM_SAMPLED, suite.image_size)
     summary = format_summary(suite.name, len(scenes), len(used), num_sampled)
     return SuiteCheckReport((*(text for text in findings if text), *image_findings), summary)
 

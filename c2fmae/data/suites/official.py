@@ -3,9 +3,13 @@
 from functools import cache
 from importlib.resources import files
 
+from c2fmae.core.labels import LabelInfo
+from c2fmae.data.class_dirs import dir_name_to_label
 from c2fmae.data.suites.corruption_grid import CorruptionGrid, GridOrLabelledImages
 from c2fmae.data.suites.labelled import LabelledImages
+from c2fmae.data.suites.real_labels import RealLabels
 from c2fmae.data.suites.suite import CUSTOM, SUITES, Suite
+from c2fmae.data.suites.watermarked import WatermarkedImages
 
 
 @cache
@@ -24,6 +28,13 @@ def imagenet_a_wnids() -> tuple[str, ...]:
 def imagenet_r_wnids() -> tuple[str, ...]:
     """Return the WordNet ids of the 200 classes of ImageNet-R; 86 of them are classes of ImageNet-A too."""
     return _read_timm_synsets("imagenet_r")
+
+
+def _numbered_dir_to_label(name: str) -> LabelInfo:
+    """Return the class of a directory of ImageNetV2, which is named by the number of the logit."""
+    wnids = imagenet_wnids()
+    is_number = name.isascii() and name.isdecimal() and int(name) < len(wnids)
+    return LabelInfo(name=name, wnid=wnids[int(name)]) if is_number else dir_name_to_label(name)
 
 
 def _read_timm_synsets(name: str) -> tuple[str, ...]:
@@ -74,6 +85,39 @@ SUITES.register("sketch", "ImageNet-Sketch: 50,889 sketches of 1,000 classes.")(
         wnids=imagenet_wnids,
         num_images=50_889,
         aliases=("imagenet-sketch",),
+    )
+)
+SUITES.register("imagenet-v2", "ImageNetV2: 10,000 new images of 1,000 classes, collected like the validation set.")(
+    Suite(
+        name="imagenet-v2",
+        title="ImageNetV2",
+        layout=LabelledImages(),
+        wnids=imagenet_wnids,
+        num_images=10_000,
+        images_per_class=10,
+        name_to_label=_numbered_dir_to_label,
+        aliases=("v2",),
+    )
+)
+SUITES.register("imagenet-real", "ImageNet-ReaL: the validation set with several correct classes for each image.")(
+    Suite(
+        name="imagenet-real",
+        title="ImageNet-ReaL",
+        layout=RealLabels(),
+        wnids=imagenet_wnids,
+        num_images=50_000,
+        aliases=("real",),
+    )
+)
+SUITES.register("imagenet-w", "ImageNet-W: the validation set with a watermark that is drawn when images are read.")(
+    Suite(
+        name="imagenet-w",
+        title="ImageNet-W",
+        layout=WatermarkedImages(),
+        wnids=imagenet_wnids,
+        num_images=50_000,
+        images_per_class=50,
+        aliases=("w",),
     )
 )
 SUITES.register("imagenet-c", "ImageNet-C: the validation set under 15 (or 19) corruptions at 5 severities.")(

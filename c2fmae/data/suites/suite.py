@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from c2fmae.core.errors import unknown_name_error
+from c2fmae.core.labels import LabelInfo
 from c2fmae.core.registry import Registry
+from c2fmae.data.class_dirs import dir_name_to_label
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.suites.label_map import LabelMap, SetLabels, identity_label_map
 from c2fmae.data.suites.shifted_set import ShiftedSet
@@ -65,6 +67,8 @@ class Suite:
     """Height and width of the images of a released set that is not resized or cropped for evaluation, or else None."""
     is_restricted: bool = False
     """Whether a model chooses among the set's classes only, as on ImageNet-A and -R, or among all of its own."""
+    name_to_label: Callable[[str], LabelInfo] = dir_name_to_label
+    """Function that returns the class of a class directory's name."""
     label_map: Callable[[SetLabels], LabelMap] = identity_label_map
     """Function that returns the model classes that are correct for each label of a set. A layout in which images have
     several labels sets `ShiftedSet.label_map` itself."""

@@ -50,6 +50,9 @@ def test_registered_suites_have_the_official_counts() -> None:
         "imagenet-r": (30_000, None, 200),
         "sketch": (50_889, None, 1000),
         "imagenet-c": (50_000, 50, 1000),
+        "imagenet-v2": (10_000, 10, 1000),
+        "imagenet-real": (50_000, None, 1000),
+        "imagenet-w": (50_000, 50, 1000),
     }
     assert set(suites) - set(counts) == {"custom"}
 
@@ -59,9 +62,10 @@ def test_suites_are_found_by_name_and_alias_and_unknown_ones_are_refused() -> No
         "imagenet-val", "imagenet-a", "imagenet-r", "imagenet-c", "sketch", *SUITES,
     ]  # fmt: skip
     assert_user_error(
-        lambda: resolve_suite("imagenet-x"),
-        "no suite named 'imagenet-x'. Did you mean 'imagenet-r'? Known: a, c, custom, imagenet-a, imagenet-c,"
-        " imagenet-r, imagenet-sketch, imagenet-val, r, sketch, val",
+        lambda: resolve_suite("imagenet-aa"),
+        "no suite named 'imagenet-aa'. Did you mean 'imagenet-a'? Known: a, c, custom, imagenet-a, imagenet-c,"
+        " imagenet-r, imagenet-real, imagenet-sketch, imagenet-v2, imagenet-val, imagenet-w, r, real, sketch, v2, val,"
+        " w",
     )
 
 
@@ -69,5 +73,7 @@ def test_classes_are_attributed_to_the_suites_with_the_fewest_classes_that_have_
     assert find_suites_with_classes({ONLY_IN_A, *IN_BOTH}) == ("imagenet-a",)
     assert find_suites_with_classes({ONLY_IN_R, *IN_BOTH}) == ("imagenet-r",)
     assert find_suites_with_classes({*IN_BOTH}) == ("imagenet-a", "imagenet-r")
-    assert find_suites_with_classes({ONLY_IN_A, ONLY_IN_R}) == ("imagenet-c", "imagenet-val", "sketch")
+    assert find_suites_with_classes({ONLY_IN_A, ONLY_IN_R}) == (
+        "imagenet-c", "imagenet-real", "imagenet-v2", "imagenet-val", "imagenet-w", "sketch",
+    )  # fmt: skip
     assert find_suites_with_classes({ONLY_IN_A, "cat"}) == find_suites_with_classes(set()) == ()

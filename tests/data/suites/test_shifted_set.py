@@ -123,7 +123,8 @@ def test_classes_that_a_suite_does_not_have_are_refused(tmp_path: Path, make: Ma
     assert_user_error(
         lambda: open_shifted_set("imagenet-a", val),
         f"{val}: 3 of its 4 classes are not classes of ImageNet-A (for example '{VAL[0]}'); all of them are classes of"
-        " ImageNet-C, the ImageNet validation set, ImageNet-Sketch. Check that the set is given as the right suite",
+        " ImageNet-C, ImageNet-ReaL, ImageNetV2, the ImageNet validation set, ImageNet-W,"
+        " ImageNet-Sketch. Check that the set is given as the right suite",
     )
     wrong = make(tmp_path / "w.tar", class_files("", (*VAL, "n00000001")))
     assert_user_error(
