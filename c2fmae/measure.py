@@ -2,12 +2,13 @@
 
 import logging
 import shutil
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 from c2fmae.core.experiment import Experiment, checkpoint_bytes
+from c2fmae.core.loading_speed import LoadingSpeed, LoadTimes
 from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.text import format_count
 from c2fmae.core.watching import peak_memory
@@ -19,40 +20,68 @@ log = logging.getLogger(__name__)
 
 
 def measure_run(experiment: Experiment, out: Path) -> str:
-    """Run a few steps of an experiment, and return a description of the resources that the complete run needs."""
+    """Run a few steps of an experiment, and return a description of the resources that the complete run needs.
+
+    A few more steps reuse one batch, after the loader has ended: they show the speed that no loader can exceed.
+    """
     training = TrainingState.create(experiment.model, experiment.config.training)
     loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, experiment.world)
-    steps, waits = [], []
+    steps, waits, times = [], [], []
     with experiment.open_batches(0) as batches:
         before, waited = perf_counter(), 0.0
-        for _ in islice(loop.run(training, batches), WARMUP_STEPS + MEASURED_STEPS):
+        batch = next(batches)
+        for _ in islice(loop.run(training, chain([batch], batches)), WARMUP_STEPS + MEASURED_STEPS):
             now = perf_counter()
             steps.append(now - before)
             waits.append(batches.wait_seconds - waited)
+            times.append(batches.load_times)
             before, waited = now, batches.wait_seconds
-    return describe_measurement(experiment, training, steps[WARMUP_STEPS:] or steps, waits[WARMUP_STEPS:] or waits, out)
+    training.step, reused = 0, []
+    before = perf_counter()
+    for _ in loop.run(training, repeat(batch, MEASURED_STEPS)):
+        now = perf_counter()
+        reused.append(now - before)
+        before = now
+    warmup_times = times[WARMUP_STEPS - 1] if len(steps) > WARMUP_STEPS else LoadTimes()
+    steps, waits = steps[WARMUP_STEPS:] or steps, waits[WARMUP_STEPS:] or waits
+    loading = LoadingSpeed(
+        milliseconds=times[-1].minus(warmup_times).milliseconds(),
+        num_workers=batches.num_workers,
+        waited=sum(waits) / sum(steps),
+        ceiling=experiment.plan.batch_size_per_rank / median(reused),
+    )
+    return describe_measurement(experiment, training, steps, median(reused), loading, out)
 
 
 def describe_measurement(
-    experiment: Experiment, training: TrainingState, step_seconds: list[float], wait_seconds: list[float], out: Path
+    experiment: Experiment,
+    training: TrainingState,
+    step_seconds: list[float],
+    reused_seconds: float,
+    loading: LoadingSpeed,
+    out: Path,
 ) -> str:
-    """Return sentences about the duration, memory and disk space of a run with these measured steps."""
+    """Return sentences about the duration, memory and disk space of a run with these measured steps.
+
+    `reused_seconds` is the duration of a step that reuses a batch.
+    """
     plan, median_seconds = experiment.plan, median(step_seconds)
     existing_dir = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     kind = "GPU memory" if experiment.world.device.type == "cuda" else "memory"
-    wait_fraction = sum(wait_seconds) / sum(step_seconds)
     lines = [
         str(plan),
         f"a step takes {median_seconds:.3g} s ({min(step_seconds):.3g} to {max(step_seconds):.3g}), "
         f"{plan.batch_size / median_seconds:.4g} samples/s, "
-        f"{wait_fraction:.0%} of it waiting for data",
-        f"the run takes about {_format_duration(median_seconds * plan.steps)}, without held-out losses and figures",
+        f"{loading.waited:.0%} of it waiting for data",
+        f"the run takes about {_format_duration(median_seconds * plan.steps)}, without held-out losses, probes and "
+        "figures",
         f"peak {kind} of a process: {peak_memory() / 2**30:.2g} GiB",
         f"checkpoints need {checkpoint_bytes(experiment, training) / 2**30:.2g} GiB; "
         f"{shutil.disk_usage(existing_dir).free / 2**30:.3g} GiB are free in {existing_dir}",
+        f"without data, reusing one batch, a step takes {reused_seconds:.3g} s, "
+        f"{plan.batch_size / reused_seconds:.4g} samples/s",
+        loading.describe(),
     ]
-    if wait_fraction > 0.1:
-        lines.append("steps wait for data: increase data.workers, or pack the data, which is the fastest to read")
     if plan.steps_per_epoch < 50:
         count = format_count(plan.steps_per_epoch, "step")
         lines.append(f"an epoch has only {count}: for so little data, use a smaller training.batch_size")

@@ -18,6 +18,7 @@ from c2fmae.eval.probes.online import DISPLAY_NAMES
 from c2fmae.eval.results import make_result_sections
 from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, Table, Text, render_page
 from c2fmae.report.charts import chart_metrics, metric_points
+from c2fmae.report.speed import make_speed_sections
 
 _RECONSTRUCTIONS_TEXT = """\
 Held-out scenes, or training scenes if the run has no held-out data: the true maps, the visible patches, and the
@@ -57,6 +58,7 @@ def write_pretraining_report(run_dir: RunDir, extra_sections: Sequence[Section] 
         run_dir.list_figures(),
         extra_sections,
         make_result_sections(run_dir.path),
+        read_rows(run_dir.timing) if run_dir.timing.exists() else (),
     )
     run_dir.write_text(run_dir.report.name, render_page(page))
 
@@ -68,6 +70,7 @@ def build_pretrain_page(
     figures: Sequence[Path],
     extra_sections: Sequence[Section] = (),
     evaluation_sections: Sequence[Section] = (),
+    timing_rows: Sequence[MetricRow] = (),
 ) -> Page:
     """Return the report page of a run; `extra_sections` come first, and only the first and last figure are shown."""
     config = PretrainConfig.migrate(parse_yaml(config_yaml, "config.yaml"))
@@ -79,6 +82,7 @@ def build_pretrain_page(
     sections += [*_probe_sections(rows, config), *evaluation_sections]
     if schedule := _schedule_charts(rows):
         sections += [Text("", title="Schedule"), *schedule]
+    sections += make_speed_sections(timing_rows, world_size=environment.get("world_size", 1))
     main_settings = {name: _config_value(config, key_path) for name, key_path in _CONFIG_KEYS.items()}
     sections += [
         Text("", title="Settings"),

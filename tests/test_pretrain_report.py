@@ -68,6 +68,26 @@ def test_the_page_shows_the_probes_of_the_training() -> None:
     assert "Probes" not in ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {}, []))).text
 
 
+def test_the_page_shows_the_speed_and_what_limits_it() -> None:
+    stages = {"decode_ms": 3.0, "crop_ms": 0.75, "stack_ms": 0.25, "workers": 1}
+    timing = [
+        {"step": step, "seconds": seconds, "samples_per_second": 80.0, "waited": 0.5, **stages}
+        for step, seconds in ((1, 9.0), (2, 1.0), (3, 1.0))
+    ]
+    page = ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {"world_size": 2}, [], timing_rows=timing)))
+    for words in (
+        "Speed Loading limits training, which waits for data about 50% of the time.",
+        "A sample takes 4 ms to load: 75% reading and decoding, 19% cropping, 6% stacking.",
+        "Samples per second samples/s 80",
+        "Waiting for data, % of the time waiting 50",
+        "Loading of a sample, ms reading and decoding 3 cropping 0.75 stacking 0.25",
+    ):
+        assert words in page.text
+    old = [{"step": 1, "seconds": 1.0, "samples_per_second": 80.0, "waited": 0.5}]  # without times of loading
+    page = ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {}, [], timing_rows=old)))
+    assert "Speed Means since the previous point" in page.text
+
+
 def test_a_run_without_steps_has_a_page() -> None:
     page = ParsedPage(render_page(build_pretrain_page([], "method: {name: mae}", {}, [])))
     assert "mae A pre-training run: its outcome, reconstructions, losses and settings. Steps 0 Losses" in page.text

@@ -17,6 +17,7 @@ from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.failures import describe_failure
 from c2fmae.core.json_file import write_json
+from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState
 from c2fmae.core.progress import NO_LABELS
 from c2fmae.core.resume import start_or_resume
@@ -37,6 +38,10 @@ class BatchIterator(Protocol):
     """Reasons why samples were skipped and replaced, one for each."""
     wait_seconds: float
     """Total time that the consumer waited for batches."""
+    load_times: LoadTimes
+    """Time of each stage of loading up to now."""
+    num_workers: int
+    """Number of processes that load batches."""
 
     def __iter__(self) -> Iterator[Any]: ...
 

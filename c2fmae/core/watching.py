@@ -11,6 +11,7 @@ import torch
 
 from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.files import fsync
+from c2fmae.core.loading_speed import LoadTimes, TimedLoader
 from c2fmae.core.loop import StepReport
 from c2fmae.core.metric_rows import RowWriter, read_rows
 from c2fmae.core.progress import NO_LABELS, ProgressDisplay
@@ -60,6 +61,8 @@ class RunLogger(AbstractContextManager["RunLogger"]):
             self._exit_stack.callback(tracker.close)
         self._timed_step, self._seconds, self._waited = start_step, 0.0, 0.0
         self._requested_at = self._received_at = time.perf_counter()
+        self._loader: TimedLoader | None = None
+        self._load_times = LoadTimes()
 
     def __enter__(self) -> "RunLogger":
         self._exit_stack.enter_context(self._progress)
@@ -70,6 +73,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
 
     def time_batches(self, batches: Iterable[B]) -> Iterator[B]:
         """Yield batches, and measure the time that each takes to load."""
+        self._loader = batches if isinstance(batches, TimedLoader) else None
         iterator = iter(batches)
         while True:
             self._requested_at = time.perf_counter()
@@ -124,6 +128,12 @@ class RunLogger(AbstractContextManager["RunLogger"]):
 
     def _write_timing(self, step: int) -> None:
         seconds_per_step = self._seconds / (step - self._timed_step)
+        loading: dict[str, Any] = {}
+        if self._loader is not None:
+            milliseconds = self._loader.load_times.minus(self._load_times).milliseconds()
+            loading = {f"{stage}_ms": round(mean, 4) for stage, mean in milliseconds.items()}
+            loading["workers"] = self._loader.num_workers
+            self._load_times = self._loader.load_times
         self._timing.write(
             {
                 "step": step,
@@ -132,6 +142,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
                 "samples_per_second": round(self._plan.batch_size / seconds_per_step, 3),
                 "waited": round(self._waited / self._seconds, 4),
                 "memory_mib": round(peak_memory() / 2**20),
+                **loading,
             }
         )
         self._timed_step, self._seconds, self._waited = step, 0.0, 0.0

@@ -19,6 +19,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.failures import describe_failure
+from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.scene import Scene, SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.workers import exit_if_unguarded, loader_worker_death_error, worker_death_error
@@ -34,7 +35,7 @@ _SHUTDOWN_GRACE_SECONDS = 60  # a worker runs on after SIGTERM: the parent may n
 BatchRequest = tuple[DataPosition, list[list[int]]]
 """Position of a batch, and [index, repetition] of its samples, which together with the seed determine the batch."""
 
-BatchResult = tuple[DataPosition, SceneBatch, list[str]] | UserError | RunError
+BatchResult = tuple[DataPosition, SceneBatch, list[str], LoadTimes] | UserError | RunError
 """A batch with the errors of the samples that were replaced in it, or the error that aborts the run."""
 
 
@@ -112,6 +113,9 @@ class BatchStream(Iterator[SceneBatch]):
         """Position after the last batch that was returned."""
         self.wait_seconds = 0.0
         """Total time that the caller waited for batches."""
+        self.load_times = LoadTimes()
+        """Time of each stage of loading, over all batches that were returned."""
+        self.num_workers = loader.workers
         self.skip_reasons: set[str] = set()
         """Errors of the samples that were replaced."""
         self._loader = loader
@@ -160,7 +164,8 @@ class BatchStream(Iterator[SceneBatch]):
         if isinstance(result, UserError | RunError):
             self.close()
             raise result
-        batch_position, batch, broken = result
+        batch_position, batch, broken, load_times = result
+        self.load_times = self.load_times.plus(load_times)
         self._record_skipped(broken)
         self.position = self._loader.sampler.next_position(batch_position)
         return batch
@@ -195,15 +200,22 @@ class _BatchDataset(Dataset[object]):
 
     def __getitems__(self, requests: Sequence[BatchRequest]) -> BatchResult:
         (batch_position, draws), broken = requests[0], list[str]()
+        samples, decode, crop = list[Scene](), 0.0, 0.0
         try:
-            scenes = [self._make_sample(batch_position.epoch, index, repetition, broken) for index, repetition in draws]
-            return batch_position, SceneBatch.stack(scenes), broken
+            for index, repetition in draws:
+                start = time.perf_counter()
+                scene = load_first_readable(self.scenes, index, broken) if self.skip_broken else self.scenes[index]
+                decoded = time.perf_counter()
+                seed = derive_seed(self.seed, "view", batch_position.epoch, index, repetition)
+                samples.append(self.transform(scene, np.random.default_rng(seed)))
+                decode += decoded - start
+                crop += time.perf_counter() - decoded
+            start = time.perf_counter()
+            batch = SceneBatch.stack(samples)
+            times = LoadTimes(decode, crop, time.perf_counter() - start, len(samples))
+            return batch_position, batch, broken, times
         except (UserError, RunError) as error:  # torch would put the traceback of a worker into the message
             return error
-
-    def _make_sample(self, epoch: int, index: int, repetition: int, broken: list[str]) -> Scene:
-        scene = load_first_readable(self.scenes, index, broken) if self.skip_broken else self.scenes[index]
-        return self.transform(scene, np.random.default_rng(derive_seed(self.seed, "view", epoch, index, repetition)))
 
 
 def _shut_down_workers(batches: object) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from c2fmae.core import watching
 from c2fmae.core.experiment_config import WatchingConfig
+from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.loop import StepReport
 from c2fmae.core.metric_rows import RowWriter
 from c2fmae.core.run_dir import RunDir
@@ -185,6 +186,28 @@ def test_multiples_and_the_last_step_are_due() -> None:
     assert [step for step in range(1, 11) if is_due(step, 4, 10)] == [4, 8, 10]
     assert [step for step in range(1, 11) if is_due(step, 20, 10)] == [10]
     assert [step for step in range(1, 4) if is_due(step, 1, 10)] == [1, 2, 3]
+
+
+class TimedBatches:
+    """Batches of four samples whose stages take milliseconds."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.load_times, self.num_workers, self.numbers = LoadTimes(), 3, list(numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        for number in self.numbers:
+            self.load_times = self.load_times.plus(LoadTimes(0.004 * number, 0.002, 0.001, 4))
+            yield number
+
+
+def test_timing_rows_have_the_mean_time_of_each_stage_of_loading(tmp_path: Path, clock: Clock) -> None:
+    with watch(tmp_path, log_every=2) as logger:
+        for number in logger.time_batches(TimedBatches(1, 2, 3, 4)):
+            clock.now += 1
+            logger.log_step(report(number))
+    stages = ("decode_ms", "crop_ms", "stack_ms", "workers")
+    found = [[row[key] for key in stages] for row in rows(tmp_path / "timing.jsonl")]
+    assert found == [[1.5, 0.5, 0.25, 3], [3.5, 0.5, 0.25, 3]]
 
 
 def test_peak_memory_is_that_of_the_process() -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.scene import Scene, SceneBatch
 from c2fmae.data.loader import SceneLoader
 from c2fmae.data.sampler import DataPosition, Sampler
@@ -51,6 +53,27 @@ def loader(source: Path, *, batch_size: int = 4, rank: int = 0, world_size: int 
 
 def content(batches: Sequence[SceneBatch]) -> list[tuple[object, ...]]:
     return [(batch.keys, *(tensor.tolist() for tensor in batch.maps.values()), batch.labels) for batch in batches]
+
+
+class SlowTransform:
+    """A transform that takes three milliseconds."""
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        time.sleep(0.003)
+        return RandomView(size=(8, 8))(scene, rng)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_times_of_loading_are_measured_where_the_samples_are_loaded(tmp_path: Path, workers: int) -> None:
+    stream = replace(loader(shard(tmp_path), workers=workers), transform=SlowTransform()).stream_batches(1)
+    assert (stream.num_workers, stream.load_times) == (workers, LoadTimes())
+    next(stream)
+    times = stream.load_times
+    assert times.num_samples == 4
+    assert times.crop >= 4 * 0.003 > 0
+    assert min(times.decode, times.stack) > 0
+    next(stream)
+    assert stream.load_times.minus(times).num_samples == 4
 
 
 @pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (4, "fork"), (1, "spawn"), (4, "spawn")])

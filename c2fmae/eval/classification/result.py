@@ -23,6 +23,7 @@ from c2fmae.eval.metrics import Metric, build_accuracy_metric
 from c2fmae.eval.results import RESULT_FORMAT, EvaluationResult, load_result, make_result_sections, save_result
 from c2fmae.report import Details, KeyValues, Page, Section, Table, Text, render_page
 from c2fmae.report.charts import chart_metrics
+from c2fmae.report.speed import make_speed_sections
 
 FINETUNE_EVALUATION = "finetune"
 PER_CLASS_FILE = "classes.csv"
@@ -197,6 +198,10 @@ def write_finetune_report(run_dir: RunDir) -> None:
         chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
         *make_result_sections(run_dir.path),
         *make_class_sections(locate_result_dir(run_dir.path) / PER_CLASS_FILE),
+        *make_speed_sections(
+            read_rows(run_dir.timing) if run_dir.timing.exists() else (),
+            world_size=run_dir.read_environment().get("world_size", 1),
+        ),
         Details("All settings", read_text(run_dir.config_path).strip()),
         Details("Environment", read_text(run_dir.environment_path).strip()),
         Text(_FINETUNE_NEXT_STEPS, title="Next commands"),
