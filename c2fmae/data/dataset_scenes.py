@@ -1,7 +1,7 @@
 """Scenes from a map-style `torch.utils.data.Dataset`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from c2fmae.data.stored import sort_coarse_to_fine
 _ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+@runtime_checkable
 class MapStyleDataset(Protocol):
     """A data set with items by index and a length, such as those of torchvision."""
 
