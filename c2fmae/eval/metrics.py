@@ -42,6 +42,7 @@ METRIC_INFO: dict[str, MetricInfo] = {
     "calibration_error": _percentage("calibration error"),
     "cell_accuracy": _percentage("accuracy over cells"),
     "clean_top1": _percentage("top-1 on clean images of the same classes"),
+    "effective_robustness": MetricInfo("effective robustness", "points"),
     "flops": MetricInfo("operations per image", "FLOP"),
     "forward_bytes": MetricInfo("peak memory of a forward pass", "bytes"),
     "image_rank": MetricInfo("effective rank of pooled features"),

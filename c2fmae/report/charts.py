@@ -29,6 +29,8 @@ class LineChart:
     """Use a logarithmic y axis; values of 0 and below are gaps too."""
     y_range: tuple[float, float] | None = None
     """Limits of the y axis, to compare several charts; by default they follow the data."""
+    names_last_values: bool = True
+    """Whether the legend has the last value of each curve."""
 
     def to_html(self) -> str:
         """Return a figure, or a note if there is no finite value."""
@@ -70,7 +72,7 @@ class LineChart:
         """Return the name of each curve with its last finite value."""
         last = [next((y for _, y in reversed(points) if isfinite(y)), nan) for points in self.series.values()]
         return [
-            _legend_entry(number, name, f" <b>{value:.4g}</b>")
+            _legend_entry(number, name, f" <b>{value:.4g}</b>" if self.names_last_values else "")
             for number, (name, value) in enumerate(zip(self.series, last, strict=True))
         ]
 

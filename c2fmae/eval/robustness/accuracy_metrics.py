@@ -1,6 +1,6 @@
 """Metrics of a classifier's predictions on a set, each computed over all images of the set together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from c2fmae.core.text import format_count
 from c2fmae.data.suites import Cell, ShiftedSet
-from c2fmae.eval.metrics import Metric, TagValue, build_accuracy_metric
+from c2fmae.eval.metrics import Metric, TagValue, build_accuracy_metric, find_metric
 from c2fmae.eval.robustness.class_matching import ClassMatching
+from c2fmae.eval.robustness.effective_robustness import AccuracyLine, fit_accuracy_line
 from c2fmae.eval.robustness.image_classifier import ImageClassifier
 from c2fmae.eval.robustness.prediction_store import StoredPredictions
 from c2fmae.eval.robustness.scores import compute_calibration_error
@@ -86,6 +87,8 @@ class SetPredictions:
     cells: tuple[CellPredictions, ...]
     clean: CellPredictions | None = None
     """Predictions on clean images of the same classes, with the same logits open."""
+    clean_suite: str | None = None
+    """The suite of the clean images."""
 
     @property
     def is_restricted(self) -> bool:
@@ -165,6 +168,7 @@ def compute_accuracy_metrics(
             make_accuracy_metric("top1", is_correct_among_all, {**tags, "classes": ALL_CLASSES}),
         ]
     metrics += compute_clean_metrics(set_predictions, tags, metrics[0].value)
+    metrics += _compute_effective_robustness(metrics, set_predictions, tags)
     error = 100 * compute_calibration_error(confidence, is_correct)
     return [*metrics, Metric("calibration_error", error, len(is_correct), tags=tags)]
 
@@ -178,3 +182,31 @@ def compute_clean_metrics(
         return []
     clean_metric = make_accuracy_metric("clean_top1", clean.is_correct, tags)
     return [clean_metric, Metric("accuracy_drop", clean_metric.value - accuracy, clean.num_images, tags=tags)]
+
+
+def find_accuracy_line(set_predictions: SetPredictions) -> AccuracyLine | None:
+    """Return the line of the reference models, if the accuracies are by its protocol: released sets, all classes."""
+    is_comparable = (
+        set_predictions.clean is not None
+        and set_predictions.clean_suite == "imagenet-val"
+        and set_predictions.shifted_set.creation_sentence is None
+        and not set_predictions.class_matching.missing_names
+    )
+    return fit_accuracy_line(set_predictions.shifted_set.suite) if is_comparable else None
+
+
+def _compute_effective_robustness(
+    metrics: Sequence[Metric], set_predictions: SetPredictions, tags: Mapping[str, TagValue]
+) -> list[Metric]:
+    """Return the distance of an accuracy from the line of models with the same accuracy on clean images, in points."""
+    line, clean = find_accuracy_line(set_predictions), find_metric(metrics, "clean_top1", **tags)
+    if line is None or clean is None:
+        return []
+    images = " on images of matched frequency" if set_predictions.shifted_set.suite == "imagenet-v2" else ""
+    predicted, models = line.predict(clean.value), f"{line.num_models} models of timm"
+    note = (
+        f"the line of {models}{images} is at {predicted:.1f} %, and they differ from it by {line.spread:.1f} points "
+        "(standard deviation)"
+    )
+    value = metrics[0].value - predicted
+    return [Metric("effective_robustness", value, metrics[0].count, tags=tags, notes=(note,))]

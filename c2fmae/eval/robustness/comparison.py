@@ -29,6 +29,7 @@ from c2fmae.eval.robustness.tables import (
     build_cell_records,
     build_corruption_charts,
     build_corruption_table,
+    build_effective_robustness_charts,
     build_paper_table,
     build_set_bar_chart,
     results_to_csv,
@@ -81,7 +82,7 @@ def _build_page(
     sections: list[Section] = [make_metrics_table("Robustness", results)]
     if notes := collect_notes(results):
         sections.append(Text("\n\n".join(notes), title="Notes"))
-    sections += [build_set_bar_chart(details), build_paper_table(details)]
+    sections += [build_set_bar_chart(details), *build_effective_robustness_charts(details), build_paper_table(details)]
     for set_index, predictions in enumerate(details[0].set_predictions):
         if is_corruption_grid(predictions.shifted_set):
             title = f"{format_set_name(predictions.shifted_set)}: error by corruption and severity"

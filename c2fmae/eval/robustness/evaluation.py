@@ -243,6 +243,7 @@ class _SetRequests:
             plan.add(classifier, predictions_dir, shifted_set, cell, view, self.columns) for cell in shifted_set.cells
         ]
         self.clean: tuple[Cell, Path, ClassMatching] | None = None
+        self.clean_suite = clean.suite if clean is not None else None
         if clean is not None:
             cell, view = clean.cells[0], _choose_clean_view(classifier, shifted_set)
             path = plan.add(classifier, predictions_dir, clean, cell, view, self.columns)
@@ -265,7 +266,9 @@ class _SetRequests:
             present_columns = self.class_matching.accepted[labels].any(dim=0)
             is_present = (matching.accepted & present_columns).any(dim=1, keepdim=True)
             clean = CellPredictions(clean_cell, read_predictions(path), matching.accepted & is_present)
-        return SetPredictions(self.classifier, self.shifted_set, self.class_matching, self.columns, cells, clean)
+        return SetPredictions(
+            self.classifier, self.shifted_set, self.class_matching, self.columns, cells, clean, self.clean_suite
+        )
 
 
 def _choose_clean_view(classifier: ImageClassifier, shifted_set: ShiftedSet) -> ImageView:

@@ -6,8 +6,9 @@ from io import StringIO
 from math import nan
 
 from c2fmae.eval.metrics import find_metric
-from c2fmae.eval.robustness.accuracy_metrics import SetPredictions, is_corruption_grid
+from c2fmae.eval.robustness.accuracy_metrics import SetPredictions, find_accuracy_line, is_corruption_grid
 from c2fmae.eval.robustness.corruption_metrics import compute_cell_errors
+from c2fmae.eval.robustness.effective_robustness import fit_accuracy_line, list_reference_accuracies
 from c2fmae.eval.robustness.evaluation import SCORE_METRICS, RobustnessResult, format_set_name
 from c2fmae.eval.robustness.scores import ALEXNET_ERRORS, TABLE_IV, CellKey
 from c2fmae.report import BarChart, LineChart, Table
@@ -81,6 +82,39 @@ def build_set_bar_chart(results: Sequence[RobustnessResult]) -> BarChart:
         for set_index, set_predictions in enumerate(results[0].set_predictions)
     ]
     return BarChart("Accuracy by set, %", groups, [result.classifier.source for result in results])
+
+
+def build_effective_robustness_charts(results: Sequence[RobustnessResult]) -> list[LineChart]:
+    """Return a chart for each set with a line of reference models: the line, these models, and the results."""
+    charts = []
+    for set_index, set_predictions in enumerate(results[0].set_predictions):
+        lines = [find_accuracy_line(result.set_predictions[set_index]) for result in results]
+        points = {}
+        for result, line in zip(results, lines, strict=True):
+            tags = {"set": format_set_name(set_predictions.shifted_set)}
+            clean = find_metric(result.metrics, "clean_top1", **tags)
+            distance = find_metric(result.metrics, "effective_robustness", **tags)
+            if line and clean and distance:
+                points[result.classifier.source] = [(clean.value, line.predict(clean.value) + distance.value)]
+        if points:
+            charts.append(_build_line_chart(set_predictions.shifted_set.suite, points))
+    return charts
+
+
+def _build_line_chart(suite: str, points: Mapping[str, list[tuple[float, float]]]) -> LineChart:
+    references, line = sorted(list_reference_accuracies(suite)), fit_accuracy_line(suite)
+    assert line is not None
+    lowest, *_, highest = sorted(
+        x for x, _ in (*references, *(point for series in points.values() for point in series))
+    )
+    steps = [lowest + (highest - lowest) * step / 50 for step in range(51)]
+    series = {
+        "line": [(x, line.predict(x)) for x in steps],
+        "models of timm": [point for x, y in references for point in ((x, y), (x, nan))],  # gaps make dots
+        **points,
+    }
+    title = f"{suite}: accuracy against that on clean images, %"
+    return LineChart(title, series, x_label="clean images, %", y_label=f"{suite}, %", names_last_values=False)
 
 
 def results_to_csv(results: Sequence[RobustnessResult]) -> str:
