@@ -3,6 +3,7 @@
 Slow packages such as torch are imported inside the command that needs them, so that `--help` is fast.
 """
 
+import errno
 import sys
 import tempfile
 import traceback
@@ -26,7 +27,7 @@ from c2fmae import __version__
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.failures import describe_failure
 from c2fmae.core.log import configure_logging
-from c2fmae.core.text import indent_message
+from c2fmae.core.text import indent_message, shorten_words
 
 app = typer.Typer(
     name="c2fmae",
@@ -71,11 +72,13 @@ def main() -> None:
         app()
     except Exception as error:
         message, exit_code = _describe_error(error)
-        print(f"error: {indent_message(message)}", file=sys.stderr)
+        print(f"error: {indent_message(shorten_words(message))}", file=sys.stderr)
         sys.exit(exit_code)
 
 
 def _describe_error(error: Exception) -> tuple[str, int]:
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: is too long for the name of a file. Use a shorter one", 2
     if failure := describe_failure(error):
         return failure, 1
     if isinstance(error, UserError | RunError):

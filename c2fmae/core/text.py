@@ -42,6 +42,16 @@ def indent_message(text: str) -> str:
     return re.sub(r"\n(?! )", "\n  ", escape_controls(text))
 
 
+def shorten_words(text: str, limit: int = 400) -> str:
+    """Return text in which the middle of words longer than `limit` characters, such as wrong paths, is left out.
+
+    >>> shorten_words("one 0123456789012345", limit=10)
+    'one 01234…12345'
+    """
+    half = limit // 2
+    return re.sub(rf"(\S{{{half}}})\S+(\S{{{half}}})", r"\1…\2", text)
+
+
 def slugify(*texts: str) -> str:
     """Return texts joined into the name of a directory; of a path or URL, only the last component is used.
 
