@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
+from c2fmae.core.text import escape_lines
 from c2fmae.data.decode import loses_bits
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
@@ -124,7 +125,7 @@ def format_class_table(report: CheckReport) -> str:
     """Return a line for each class: id, name, fraction of the pixels, images; the last is for unlabelled pixels."""
     total = max(int(report.class_pixels.sum()), 1)
     ids = [*range(len(report.info.classes) or int(np.flatnonzero(report.class_pixels[:IGNORE]).max(initial=-1)) + 1)]
-    names = {IGNORE: "(not labelled)"} | dict(enumerate(report.info.class_names))
+    names = {IGNORE: "(not labelled)"} | dict(enumerate(map(escape_lines, report.info.class_names)))
     width = max(len(name) for name in names.values())
     lines = [f"{'id':>3s}  {'class':{width}s}  {'pixels':>7s}  {'images':>7s}"]
     for i in [*ids, IGNORE]:

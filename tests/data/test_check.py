@@ -164,6 +164,15 @@ def test_the_table_lists_every_class_and_unlabelled_pixels(tmp_path: Path) -> No
     ]
 
 
+def test_names_of_classes_stay_on_one_line_of_the_table(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", {"a": sample(0)})
+    path = tree / "dataset.json"
+    path.write_text(path.read_text().replace("sky", "sky\\u001b[2J\\nnext: rm"))
+    lines = format_class_table(check(tree)).splitlines()
+    assert len(lines) == 5
+    assert lines[1].startswith("  0  sky\\x1b[2J\\nnext: rm  ")
+
+
 def test_a_table_without_names_ends_with_the_highest_id(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {"a": sample(0, semantic=2)})
     (tree / "dataset.json").unlink()
