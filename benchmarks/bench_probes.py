@@ -1,9 +1,10 @@
-"""Probes of frozen features: `python -m benchmarks.bench_probes [neighbours] [memory] [heads] [--threads N] [--full]`.
+"""Probes of frozen features: `python -m benchmarks.bench_probes [neighbours] [memory] [heads] [online]`.
 
 Measures nearest neighbours, compared with only the matrix product (into a reused buffer) and with scikit-learn; their
-memory; and a sweep of 20 linear heads, compared with one head, with and without the extraction of features. With one
-thread, times are CPU times, which other processes hardly affect. With --full, memory is measured for 50k queries and
-500k keys, which takes minutes and 2 GB for the keys.
+memory; a sweep of 20 linear heads, compared with one head, with and without the extraction of features; and a probe
+during the training of c2fmae-tiny, on generated scenes or on the labelled set of --data. With one thread (--threads 1),
+times are CPU times, which other processes hardly affect. With --full, memory is measured for 50k queries and 500k keys,
+which takes minutes and 2 GB for the keys.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import timm
 import torch
@@ -22,9 +24,12 @@ from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 from torch import Tensor
 
 from benchmarks.tables import print_costs, print_speeds
+from c2fmae.core.distributed import World
 from c2fmae.eval.cost.speed_and_memory import time_in_turn
 from c2fmae.eval.probes.linear_heads import LinearHeadSetting, fit_linear_heads
 from c2fmae.eval.probes.nearest_neighbours import QUERIES_PER_BLOCK, find_nearest, normalise_rows, vote_labels
+from c2fmae.pretrain import build_pretraining
+from c2fmae.recipes.config import load_recipe
 
 DIM = 768
 SWEEP = [
@@ -154,9 +159,29 @@ def fit_head_settings(
     )
 
 
+def bench_online(data: str) -> None:
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    config = load_recipe("c2fmae-tiny", [f"watching.probes.data={data}", "data.held_out=null"])
+    experiment = build_pretraining(config, World())
+    assert experiment.probes
+    start = clock()
+    images = experiment.probes._images
+    print(f"loading {sum(len(part.labels) for part in images):,} images of {data}: {clock() - start:.1f} s", flush=True)
+    for names in (("knn",), ("knn", "linear")):
+        probes = replace(experiment.probes, config=experiment.probes.config.model_copy(update={"names": names}))
+        vars(probes)["_images"] = images
+        seconds = []
+        for _ in range(3):
+            start = clock()
+            probes.compute_accuracies(experiment.model.state_dict())
+            seconds.append(clock() - start)
+        print(f"a probe, {' and '.join(names)}: {min(seconds):.1f} to {max(seconds):.1f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=["neighbours", "memory", "heads"])
+    parser.add_argument("parts", nargs="*", choices=["neighbours", "memory", "heads", "online"])
+    parser.add_argument("--data", default="generated")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -175,6 +200,8 @@ def main() -> None:
         bench_neighbours(arguments.rounds)
     if "heads" in sections:
         bench_heads(arguments.rounds)
+    if "online" in sections:
+        bench_online(arguments.data)
 
 
 if __name__ == "__main__":

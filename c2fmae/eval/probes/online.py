@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from c2fmae.config.data import DatasetConfig, DataSourceOption
+from c2fmae.config.unseen_scenes import UnseenScenes, is_generated
 from c2fmae.config.watching import OnlineProbeName, OnlineProbesConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
@@ -22,6 +24,7 @@ from c2fmae.core.seeding import derive_seed
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.watching import is_due
 from c2fmae.data import CentralView
+from c2fmae.data.combine import read_stored_labels
 from c2fmae.eval.data_config import find_train_test
 from c2fmae.eval.datasets import OpenedSet, open_set
 from c2fmae.eval.engine import BatchingConfig, BatchReader, gather_rows, iterate_batches
@@ -33,13 +36,15 @@ from c2fmae.eval.probes.linear import compute_top_k_accuracies, fit_linear_probe
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.assemble import SourceContents, backbone_from_c2fmae_names, split_c2fmae_tensors
 
+Split = Literal["train", "test"]
+
 KEY_PREFIX = "probe/"
 DISPLAY_NAMES = {f"{KEY_PREFIX}knn": "k-NN", f"{KEY_PREFIX}linear": "linear"}
 """Name of each probe by the key of its metric."""
 NUM_NEIGHBOURS = 20
 _LINEAR = LinearProbeEvaluation(**QUICK_SWEEP, epochs=40)
 _IMAGES_PER_CHUNK = 64
-_SPLITS = ("train", "test")
+_SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -63,29 +68,15 @@ class OnlineProbes:
 
     @cached_property
     def _images(self) -> tuple[_Images, _Images]:
-        train, test = (
-            self._load(opened, limit)
-            for opened, limit in zip(self.sets, (self.config.train_samples, self.config.test_samples), strict=True)
-        )
-        for split, opened, images in zip(_SPLITS, self.sets, (train, test), strict=True):
-            if missing := int((images.labels < 0).sum()):
-                raise UserError(
-                    f"watching.probes: {split}: {missing} of {len(images.labels)} images of {opened.name} have no "
-                    "label. Label them, or leave them out"
-                )
-        if len(train.labels) < VALIDATION_DIVISOR or len(train.labels.unique()) < 2:
-            raise UserError(
-                f"watching.probes: train: expected at least {VALIDATION_DIVISOR} images of two labels, got "
-                f"{len(train.labels)} of {len(train.labels.unique())}. Use more images"
-            )
+        train, test = (self._load(opened, limit) for opened, limit in zip(self.sets, _limits(self.config), strict=True))
+        _check_labels(self.sets, (train.labels, test.labels))
         return train, test
 
     def _load(self, opened: OpenedSet, limit: int) -> _Images:
-        generator = torch.Generator().manual_seed(derive_seed(0, "online probes"))
-        rows = torch.randperm(len(opened.scenes), generator=generator)[:limit].sort().values.tolist()
+        rows = _draw_rows(opened, limit)
         view = CentralView(size=self.spec.image_size)
         batches = iterate_batches(
-            BatchReader(opened.scenes, view, rows),
+            BatchReader(opened.scenes, view, rows.tolist()),
             self.world.rank_chunks(len(rows), _IMAGES_PER_CHUNK),
             self.world,
             BatchingConfig(batch_size=_IMAGES_PER_CHUNK, num_workers=self.num_workers),
@@ -170,8 +161,11 @@ def open_online_probes(
     try:
         if "rgb" not in spec.channels:
             raise UserError("the probes need an encoder of images, and this one has none. Set watching.probes=null")
-        sources = find_probe_sets(config, training_data)
-        train, test = (open_set(split, sources[split], spec.image_size, ("rgb",)) for split in ("train", "test"))
+        sources, unseen = find_probe_sets(config), find_unseen_scenes(training_data)
+        train, test = (
+            open_set(split, unseen.fill(sources[split], length=limit), spec.image_size, ("rgb",), unseen)
+            for split, limit in zip(_SPLITS, _limits(config), strict=True)
+        )
         KnnEvaluation().check_sets((train, test))
         for split, opened in (("train", train), ("test", test)):
             if opened.scenes.info.channels != spec.channels["rgb"]:
@@ -181,27 +175,58 @@ def open_online_probes(
                 )
     except UserError as error:
         raise UserError(f"watching.probes: {error}") from error
+    stored = [
+        None if (labels := read_stored_labels(opened.scenes)) is None else labels[_draw_rows(opened, limit)]
+        for opened, limit in zip((train, test), _limits(config), strict=True)
+    ]
+    if stored[0] is not None and stored[1] is not None:  # others are checked when they have been loaded
+        _check_labels((train, test), (stored[0], stored[1]))
     return OnlineProbes(config, spec, (train, test), world, num_workers)
 
 
-def find_probe_sets(config: OnlineProbesConfig, training_data: DataSourceOption | None) -> dict[str, DataSourceOption]:
-    """Return the sources of the training and the test set.
-
-    `generated` stands for scenes like those of the training data, if these are generated too, with other seeds.
-    """
+def find_probe_sets(config: OnlineProbesConfig) -> dict[Split, DataSourceOption]:
+    """Return the sources of the training and the test set. Generated ones get different seeds when they are opened."""
     data, test = config.data, config.test
     if test is not None:
+        if test == data:
+            raise UserError("test: expected other scenes than those of watching.probes.data. Use another set")
         return {"train": data, "test": test}
     if isinstance(data, str):
-        return dict(find_train_test(data))
-    if not isinstance(data, DatasetConfig) or data.name != "generated":
-        raise UserError("test: is required with this data. Set watching.probes.test")
-    options = data.given_options()
-    if isinstance(training_data, DatasetConfig) and training_data.name == "generated":
-        options = training_data.given_options() | options
-    seed = 1000 * (1 + options.get("seed", 0))
-    lengths = {"train": config.train_samples, "test": config.test_samples}
-    return {
-        split: DatasetConfig(name="generated", options={**options, "length": lengths[split], "seed": seed + number})
-        for number, split in enumerate(_SPLITS, start=1)
-    }
+        found = find_train_test(data)
+        return {"train": found["train"], "test": found["test"]}
+    if isinstance(data, DatasetConfig) and is_generated(data) and "seed" not in data.given_options():
+        return {"train": data, "test": data}
+    raise UserError("test: is required with this data. Set watching.probes.test")
+
+
+def find_unseen_scenes(training_data: DataSourceOption | None) -> UnseenScenes:
+    """Return the scenes that `generated` stands for: those of the training, if it is on generated scenes."""
+    parts = training_data if isinstance(training_data, tuple) else (training_data,)
+    generated = [part.given_options() for part in parts if isinstance(part, DatasetConfig) and is_generated(part)]
+    return UnseenScenes.of_training(generated) if generated else UnseenScenes()
+
+
+def _limits(config: OnlineProbesConfig) -> tuple[int, int]:
+    return config.train_samples, config.test_samples
+
+
+def _draw_rows(opened: OpenedSet, limit: int) -> Int64[Tensor, " row"]:
+    """Return at most `limit` rows, sorted. They are drawn, since labels may alternate in a fixed order."""
+    generator = torch.Generator().manual_seed(derive_seed(0, "online probes"))
+    return torch.randperm(len(opened.scenes), generator=generator)[:limit].sort().values
+
+
+def _check_labels(sets: tuple[OpenedSet, OpenedSet], labels: tuple[Tensor, Tensor]) -> None:
+    """Raise a `UserError` if an image has no label, or the labels do not suffice for a probe."""
+    for split, opened, split_labels in zip(_SPLITS, sets, labels, strict=True):
+        if missing := int((split_labels < 0).sum()):
+            raise UserError(
+                f"watching.probes: {split}: {missing} of {len(split_labels)} images of {opened.name} have no label. "
+                "Label them, or leave them out"
+            )
+    num_images, num_labels = len(labels[0]), len(labels[0].unique())
+    if num_images < VALIDATION_DIVISOR or num_labels < 2:
+        raise UserError(
+            f"watching.probes: train: expected at least {VALIDATION_DIVISOR} images of two labels, got {num_images} of "
+            f"{num_labels}. Use more images"
+        )

@@ -124,6 +124,7 @@ def test_metrics_best_checkpoint_and_result_files_are_written(source: Path, data
     section = page.split(captions[0])[1].split("<details>")[0]
     assert [section.count(f'<th scope="row">class-{i}</th>') for i in range(3)] == [1, 1, 1]
     assert "the last weights are the result" in page
+    assert "Loading of a sample, ms" in page
     protocol = json.loads((tmp_path / "evaluations/finetune/results.json").read_text())["protocol"]
     assert "Mixup 0.8, CutMix 1, smoothing 0.1" in protocol
     assert "Inputs: rgb." in protocol

@@ -11,11 +11,19 @@ from c2fmae.config.data import DatasetConfig
 from c2fmae.config.watching import OnlineProbesConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
+from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.scene import Scene
+from c2fmae.data import open_scenes
+from c2fmae.data.combine import LimitedScenes
+from c2fmae.data.generated import GeneratedScenes
 from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.datasets import OpenedSet
 from c2fmae.eval.metrics import find_metric
 from c2fmae.eval.probes.config import QUICK_SWEEP, KnnEvaluation, LinearProbeEvaluation
-from c2fmae.eval.probes.online import OnlineProbes, find_probe_sets, open_online_probes
+from c2fmae.eval.probes.online import OnlineProbes, open_online_probes
+from c2fmae.models.backbones import load_backbone
+from c2fmae.pretrain import pretrain
+from c2fmae.recipes.config import load_recipe
 from tests.eval.tiny_backbones import (
     SPEC,
     draw_coloured_scenes,
@@ -82,20 +90,24 @@ def test_features_that_are_not_finite_have_no_accuracy(data: Path) -> None:
 
 
 def test_generated_scenes_are_unseen_ones_like_those_of_the_run() -> None:
+    run = DatasetConfig(name="generated", options={"size": 64, "difficulty": "plain", "length": 8192, "seed": 11})
+    spec = SPEC.model_copy(update={"image_size": (32, 32)})
+
+    def open_generated(config: OnlineProbesConfig, training_data: Any) -> list[Any]:
+        opened = open_online_probes(config, spec, training_data, World(), num_workers=0)
+        return [each.scenes.source for each in opened.sets]  # type: ignore[attr-defined]
+
     config = OnlineProbesConfig(data="generated", test_samples=8)
-    run = DatasetConfig(name="generated", options={"size": 32, "difficulty": "plain", "length": 8192, "seed": 11})
-    options = {"size": 32, "difficulty": "plain"}
-    assert find_probe_sets(config, run) == {
-        "train": DatasetConfig(name="generated", options={**options, "length": 2048, "seed": 12001}),
-        "test": DatasetConfig(name="generated", options={**options, "length": 8, "seed": 12002}),
-    }
-    assert find_probe_sets(config, "photos")["test"] == DatasetConfig(
-        name="generated", options={"length": 8, "seed": 1002}
-    )
+    assert open_generated(config, run) == [
+        GeneratedScenes(size=32, difficulty="plain", length=2048, seed=12001),
+        GeneratedScenes(size=32, difficulty="plain", length=8, seed=12002),
+    ]
+    assert open_generated(config, ("photos", run)) == open_generated(config, run)
+    assert open_generated(config, "photos")[1] == GeneratedScenes(size=32, length=8, seed=1002)
     harder = OnlineProbesConfig(data={"name": "generated", "options": {"difficulty": "hard"}})
-    test = find_probe_sets(harder, run)["test"]
-    assert isinstance(test, DatasetConfig)
-    assert test.given_options() == {"size": 32, "difficulty": "hard", "length": 1024, "seed": 12002}
+    assert open_generated(harder, run)[1] == GeneratedScenes(size=32, difficulty="hard", length=1024, seed=12002)
+    with pytest.raises(UserError, match=r"^watching\.probes: test: is required with this data"):
+        open_generated(OnlineProbesConfig(data={"name": "generated", "options": {"seed": 5}}), run)
 
 
 def write_pair(root: Path, train: list[Scene], test: list[Scene]) -> Path:
@@ -106,16 +118,19 @@ def write_pair(root: Path, train: list[Scene], test: list[Scene]) -> Path:
 
 def test_data_that_cannot_be_probed_is_an_error_before_training(data: Path, tmp_path: Path) -> None:
     train, test = draw_coloured_scenes(12), draw_coloured_scenes(6, seed=1)
-    unlabelled = write_pair(tmp_path / "unlabelled", [Scene(s.key, s.maps, None) for s in train], test[:0] or test)
+    unlabelled = write_pair(tmp_path / "unlabelled", [Scene(s.key, s.maps, None) for s in train], test)
+    write_scenes(unlabelled / "other", [Scene(s.key, s.maps, None) for s in test])
     renamed = write_pair(tmp_path / "renamed", train, [s for s in test if s.label])
     with pytest.raises(UserError, match=r"^watching\.probes: test: .* has other labels than "):
         open_probes(unlabelled)
     with pytest.raises(UserError, match=r"^watching\.probes: train: .* has no labels\. Use a labelled set"):
-        open_probes(unlabelled / "train", test=str(unlabelled / "train"))
+        open_probes(unlabelled / "train", test=str(unlabelled / "other"))
     with pytest.raises(UserError, match=r"^watching\.probes: test: .* has other labels than "):
         open_probes(renamed)
     with pytest.raises(UserError, match=r"^watching\.probes: nothing: is not a folder with a training and a test set"):
         open_probes("nothing")
+    with pytest.raises(UserError, match=r"^watching\.probes: test: expected other scenes than those of watching"):
+        open_probes(data / "train", test=str(data / "train"))
     with pytest.raises(UserError, match=r"^watching\.probes: test: is required with this data"):
         find_and_open_list(data)
     grey = SPEC.model_copy(update={"channels": {"rgb": 1}, "mean": (0.5,), "std": (0.2,)})
@@ -139,7 +154,7 @@ def find_and_open_list(data: Path) -> None:
         ([0, 1, 0, 1, None], r"^watching\.probes: train: 1 of 5 images of .* have no label\. Label them"),
     ],
 )
-def test_images_that_cannot_be_probed_are_an_error_at_the_first_probe(
+def test_labels_that_do_not_suffice_are_an_error_before_training(
     tmp_path: Path, labels: list[int | None], message: str
 ) -> None:
     scenes = [
@@ -148,7 +163,35 @@ def test_images_that_cannot_be_probed_are_an_error_at_the_first_probe(
     ]
     data = write_pair(tmp_path, scenes, scenes)
     with pytest.raises(UserError, match=message):
-        open_probes(data).compute_accuracies(tiny_backbone().state_dict())
+        open_probes(data)
+    sets = [LimitedScenes(open_scenes(data / split, granularities=("rgb",)), 8) for split in ("train", "test")]
+    opened = tuple(OpenedSet(each, str(data), "") for each in sets)  # labels that only loading shows
+    assert len(opened) == 2
+    with pytest.raises(UserError, match=message):
+        OnlineProbes(OnlineProbesConfig(data=str(data)), SPEC, opened, World(), 0).compute_accuracies(
+            tiny_backbone().state_dict()
+        )
+
+
+def test_the_last_accuracies_are_those_of_the_averaged_weights_in_the_checkpoint(tmp_path: Path) -> None:
+    small = ("train_samples=64", "test_samples=32", "data=generated", "names=[knn]")
+    config = load_recipe(
+        "c2fmae-debug",
+        [
+            *(f"watching.probes.{setting}" for setting in small),
+            *("training.ema=0.5", "training.steps=2", "training.warmup_steps=0", "training.precision=fp32"),
+            *("watching.figures=0", "data.held_out=null"),
+        ],
+    )
+    pretrain(config, tmp_path / "run")
+    rows = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "probe/knn" in row]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert config.watching.probes is not None
+    backbone = load_backbone(tmp_path / "run", use_ema=True)
+    probes = open_online_probes(config.watching.probes, backbone.spec, config.data.train, World(), num_workers=0)
+    assert probes.compute_accuracies(backbone.state_dict()) == {"probe/knn": rows[-1]["probe/knn"]}
+    other = load_backbone(tmp_path / "run").state_dict()
+    assert not all(tensor.equal(other[name]) for name, tensor in backbone.state_dict().items())
 
 
 def test_fine_tuning_has_no_probes() -> None:
