@@ -5,9 +5,11 @@ import re
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from c2fmae.core.errors import UserError
@@ -29,6 +31,18 @@ def encode_image(image: Image.Image, form: str = "PNG", **options: object) -> by
 
 def encode_png(pixels: np.ndarray) -> bytes:
     return encode_image(Image.fromarray(pixels))
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def encode_tiff(array: np.ndarray, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, array, photometric="minisblack", **options)
+    return stream.getvalue()
 
 
 def make_id_map(*rows: list[int], dtype: type = np.uint8) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,22 +14,10 @@ from PIL import Image
 from c2fmae.core.errors import UserError
 from c2fmae.data import open_scenes
 from c2fmae.data.decode import MAX_PIXELS, decode_image
-from tests.data.dataset_files import assert_user_error, encode_image, encode_png
+from tests.data.dataset_files import assert_user_error, encode_image, encode_npy, encode_png, encode_tiff
 
 RNG = np.random.default_rng(0)
 MEASURE = "Set channels and value_range in dataset.json, or let `c2fmae data measure FOLDER` write them"
-
-
-def encode_npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def encode_tiff(array: np.ndarray, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, array, photometric="minisblack", **options)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 12])

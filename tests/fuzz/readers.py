@@ -52,7 +52,7 @@ from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import load_model
 from c2fmae.pretrain_report import write_pretraining_report
 from c2fmae.report import Page, render_page
-from tests.data.dataset_files import encode_image, make_samples, write_tar
+from tests.data.dataset_files import encode_image, encode_npy, encode_tiff, make_samples, write_tar
 from tests.data.importers.test_coco import box, instances, panoptic, segment, thing
 from tests.data.importers.test_voc import voc
 from tests.fuzz.mutations import draw_value, encode_json, mutate_bytes, mutate_document
@@ -292,6 +292,24 @@ def images(folder: Path) -> Read:
 
     def run(rng: Random) -> object:
         return decode_image(mutate_bytes(rng.choice(encoded), rng), "FILE", rng.choice((1, 3, 4)))
+
+    return run
+
+
+@reader(40)
+def image_arrays(folder: Path) -> Read:
+    values = np.random.default_rng(0).integers(4096, size=(5, 9, 13)).astype(np.uint16)
+    encoded = [
+        encode_npy(values),
+        encode_npy(np.asfortranarray(values.astype(np.float32))),
+        encode_tiff(values),
+        encode_tiff(values, compression="zlib"),
+        encode_tiff(values, planarconfig="separate", bigtiff=True),
+        encode_tiff(values.transpose(1, 2, 0), planarconfig="contig"),
+    ]
+
+    def run(rng: Random) -> object:
+        return decode_image(mutate_bytes(rng.choice(encoded), rng), "FILE", rng.choice((1, 5)), ((0, 4095),))
 
     return run
 
