@@ -32,7 +32,8 @@ def diagnose_installation() -> Diagnosis:
         extra_requirements = [r for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})]
         missing = ", ".join(_describe_problems(extra_requirements))
         findings.append((f"[{extra}]", f"{missing}. Run: pip install 'c2fmae[{extra}]'" if missing else "ready"))
-    return Diagnosis(findings, problems, "c2fmae view masks", [])
+    command = "c2fmae doctor  # after the fixes" if problems else "c2fmae view masks"
+    return Diagnosis(findings, problems, command, [])
 
 
 def _describe_problems(requirements: "list[Requirement]") -> list[str]:

@@ -33,6 +33,7 @@ def test_an_outdated_requirement_and_a_missing_one_are_problems(
         "numpy 1.0 is installed (expected >=2). Run: pip install --upgrade c2fmae",
         "no-such-package is missing. Run: pip install --upgrade c2fmae",
     ]
+    assert diagnosis.next_command == "c2fmae doctor  # after the fixes"
     findings = dict(diagnosis.findings)
     assert findings["no-such-package"] == "missing"
     assert findings["[tb]"] == "also-missing is missing. Run: pip install 'c2fmae[tb]'"
