@@ -1,6 +1,6 @@
 """Errors with a message for the user."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -31,3 +31,19 @@ def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> UserError:
     known = sorted(known)
     parts = [f"no {kind} named {name!r}.", did_you_mean(name, known), f"Known: {', '.join(known) or 'none'}"]
     return UserError(" ".join(part for part in parts if part))
+
+
+def check_patch_multiples(size: Sequence[int], patch_size: int, origin: str) -> None:
+    """Raise an error if a side of an image is not a multiple of the patch size, which comes from `origin`.
+
+    >>> check_patch_multiples((32, 33), 8, "of this ViT")
+    Traceback (most recent call last):
+    c2fmae.core.errors.UserError: image_size: 33 is not a multiple of the patch size 8 (of this ViT). Nearest: 32 or 40
+    """
+    for side in size:
+        if side < patch_size or side % patch_size:
+            lower = side // patch_size * patch_size
+            nearest = " or ".join(str(number) for number in (lower, lower + patch_size) if number)
+            raise UserError(
+                f"image_size: {side} is not a multiple of the patch size {patch_size} ({origin}). Nearest: {nearest}"
+            )

@@ -8,7 +8,7 @@ from pydantic import model_validator
 from c2fmae.config.data import DatasetConfig, DataSourceOption
 from c2fmae.config.migrations import migrate_labelled_data
 from c2fmae.core.config import Config, Fraction, PositiveInt
-from c2fmae.core.errors import UserError, did_you_mean
+from c2fmae.core.errors import UserError, check_patch_multiples, did_you_mean
 
 if TYPE_CHECKING:
     import c2fmae.data.transforms
@@ -59,9 +59,7 @@ class TrainTestConfig(Config):
         from c2fmae.models.patches import label_stride
 
         size = self.resolve_image_size(backbone)
-        for side in size:
-            if side % backbone.patch:
-                raise UserError(f"image_size: expected multiples of the patch size, {backbone.patch}, got {side}")
+        check_patch_multiples(size, backbone.patch, "of this backbone")
         return CentralView(size=size, crop=self.crop, label_stride=label_stride(backbone.patch))
 
 

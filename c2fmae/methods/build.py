@@ -3,7 +3,7 @@
 import torch
 
 from c2fmae.config.method import MethodConfig
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import check_patch_multiples
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.seeding import derive_seed
 from c2fmae.methods.masked import MaskedAutoencoding, Objective
@@ -32,11 +32,8 @@ def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         **config.encoder.vit_kwargs(),
     )
     patch_size = vit.patch_embed.patch_size[0]
-    for side in config.image_size:
-        if side % patch_size:
-            raise UserError(
-                f"image_size: expected multiples of {patch_size}, the patch size of {config.encoder.name}, got {side}"
-            )
+    origin = "set by this recipe" if config.encoder.patch_size else f"of {config.encoder.name}"
+    check_patch_multiples(config.image_size, patch_size, origin)
     config.resolve_num_visible(config.image_size[0] // patch_size * (config.image_size[1] // patch_size))
     encoder = Encoder(
         vit,

@@ -92,6 +92,6 @@ def test_missing_sets_are_named_in_errors(tmp_path: Path) -> None:
 
 def test_image_sizes_must_be_multiples_of_the_patch_size() -> None:
     config = TrainTestConfig(image_size=(16, 20))
-    with pytest.raises(UserError, match=r"^image_size: expected multiples of the patch size, 8, got 20$"):
+    with pytest.raises(UserError, match=r"^image_size: 20 is not a multiple of the patch size 8 \(of this backbone\)"):
         config.make_view(tiny_backbone())
     assert TrainTestConfig().make_view(tiny_backbone()).size == (16, 16)

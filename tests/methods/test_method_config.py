@@ -254,8 +254,14 @@ def test_invalid_options_are_rejected(override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["image_size=[64, 72]"], "image_size: expected multiples of 16, the patch size of test_vit, got 72"),
-        (["image_size=[60, 64]"], "image_size: expected multiples of 16, the patch size of test_vit, got 60"),
+        (
+            ["image_size=[64, 72]"],
+            "image_size: 72 is not a multiple of the patch size 16 (of test_vit). Nearest: 64 or 80",
+        ),
+        (
+            ["image_size=[60, 64]"],
+            "image_size: 60 is not a multiple of the patch size 16 (of test_vit). Nearest: 48 or 64",
+        ),
         (
             ["image_size=[64, 64]", "num_visible=49"],
             "num_visible: expected at most 3 × 16 patches, got 49. Set it lower",

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, check_patch_multiples
 from c2fmae.core.operation_count import (
     ForwardCost,
     OperationCounter,
@@ -64,11 +64,7 @@ def resolve_cost_image_size(backbone: Backbone, image_size: tuple[int, int] | No
             ". Measure a backbone that was trained on images"
         )
     size = image_size or backbone.spec.image_size
-    if any(side % backbone.patch for side in size):
-        raise UserError(
-            f"image_size: {size[0]}×{size[1]} is not divisible into patches of {backbone.patch}×{backbone.patch}. "
-            f"Use multiples of {backbone.patch}"
-        )
+    check_patch_multiples(size, backbone.patch, "of this backbone")
     return size
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, check_patch_multiples
 from c2fmae.core.run_info import is_run_or_checkpoint
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.models.backbones.assemble import SourceContents, backbone_from_c2fmae_names, backbone_from_timm_names
@@ -96,11 +96,7 @@ def _check_image_size(image_size: tuple[int, int] | None, contents: SourceConten
         return
     with torch.device("meta"):
         patch = vit_from_spec(contents.spec.model_copy(update={"image_size": None})).patch_embed.patch_size[0]
-    if any(side < patch or side % patch for side in image_size):
-        raise UserError(
-            f"{contents.source}: image_size: {image_size[0]}×{image_size[1]} is not divisible into patches of "
-            f"{patch}×{patch}. Use multiples of {patch}"
-        )
+    check_patch_multiples(image_size, patch, f"of {contents.source}")
 
 
 def _with_image_size(image_size: tuple[int, int] | None, contents: SourceContents) -> SourceContents:

@@ -123,9 +123,8 @@ def test_default_image_size_is_that_of_the_backbones_training() -> None:
 
 
 def test_image_sizes_that_patches_do_not_divide_are_rejected() -> None:
-    with pytest.raises(
-        UserError, match=r"^image_size: 32×40 is not divisible into patches of 16×16\. Use multiples of 16$"
-    ):
+    message = r"^image_size: 40 is not a multiple of the patch size 16 \(of this backbone\)\. Nearest: 32 or 48$"
+    with pytest.raises(UserError, match=message):
         compute_backbone_cost(make_backbone(), (32, 40))
 
 
