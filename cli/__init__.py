@@ -16,6 +16,7 @@ from c2fmae_cli.doctor import doctor
 from c2fmae_cli.eval import eval_
 from c2fmae_cli.export import export
 from c2fmae_cli.import_ import import_
+from c2fmae_cli.options import Command
 from c2fmae_cli.plugins import plugins
 from c2fmae_cli.pretrain import pretrain
 from c2fmae_cli.quickstart import quickstart
@@ -37,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(quickstart)
-app.command()(pretrain)
+app.command(cls=Command)(pretrain)
 app.add_typer(eval_, name="eval")
 app.add_typer(export, name="export")
 app.add_typer(import_, name="import")

@@ -16,6 +16,14 @@ data = typer.Typer(help="Create, import, check, draw, pack and corrupt data sets
 import_ = typer.Typer(help="Pack a well-known data set from its official layout.", no_args_is_help=True)
 data.add_typer(import_, name="import")
 
+DatasetsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="A folder, a shard, a pattern of shards such as 'voc/train-*.tar', or `generated`. Several are one set; "
+        "of a folder with train and val, each is a set.",
+    ),
+]
 DatasetArgument = Annotated[
     str,
     typer.Argument(
@@ -62,7 +70,7 @@ IMPORTS = {
 
 @data.command()
 def check(
-    source: DatasetArgument,
+    sources: DatasetsArgument,
     good_keys: Annotated[
         Path | None, typer.Option("--fix-list", metavar="FILE", help="Write the keys of all valid samples to a file.")
     ] = None,
@@ -85,36 +93,48 @@ def check(
     if suite is not None:
         if (good_keys, granularities, workers) != (None, None, None):
             raise UserError("--as: cannot be combined with --fix-list, --granularities or --workers. Leave them out")
-        _check_suite(source, suite)
+        if len(sources) > 1:
+            raise UserError("--as: compares one set. Give one SOURCE")
+        _check_suite(sources[0], suite)
         return
-    report = _check_scenes(source, granularities, workers)
-    for problem in report.problems:
-        print(f"problem: {problem.text}")
-    _print_stats(report)
-    if report.absent_classes:
-        absent = format_count(len(report.absent_classes), "class is", "classes are")
-        print(f"note: {absent} in no map: {', '.join(map(escape_lines, report.absent_classes))}")
-    if report.num_losing_bits:
-        images = format_count(report.num_losing_bits, "image has", "images have")
-        print(f"note: {images} 16 bits, of which the upper 8 are read; `c2fmae data measure` chooses others")
-    counts = format_count(len(report.problems), "problem", "problems"), len(report.valid_keys)
-    print(f"{counts[0]}, {format_count(counts[1], 'valid sample', 'valid samples')}")
-    if good_keys is not None:
-        write_keys(good_keys, report.valid_keys)
-        print(f"wrote {good_keys}")
-    if not report.problems:
-        print(f"next: c2fmae data preview {quote(source)}")
+    broken: list[tuple[str, str]] = []  # the sets with problems: their source, and the file of their valid keys
+    for name, source in _find_sets(sources).items():
+        _print_heading(name, source)
+        report = _check_scenes(source, granularities, workers)
+        for problem in report.problems:
+            print(f"problem: {problem.text}")
+        _print_stats(report)
+        if report.absent_classes:
+            absent = format_count(len(report.absent_classes), "class is", "classes are")
+            print(f"note: {absent} in no map: {', '.join(map(escape_lines, report.absent_classes))}")
+        if report.num_losing_bits:
+            images = format_count(report.num_losing_bits, "image has", "images have")
+            print(f"note: {images} 16 bits, of which the upper 8 are read; `c2fmae data measure` chooses others")
+        counts = format_count(len(report.problems), "problem", "problems"), len(report.valid_keys)
+        print(f"{counts[0]}, {format_count(counts[1], 'valid sample', 'valid samples')}")
+        keys_path = _path_of_set(good_keys, name) if good_keys is not None else None
+        if keys_path is not None:
+            write_keys(keys_path, report.valid_keys)
+            print(f"wrote {keys_path}")
+        if report.problems:
+            broken.append((_quote_all(source), quote(str(keys_path))))
+    if not broken:
+        print(f"next: c2fmae data preview {_quote_all(sources)}")
         return
+    source_words, keys_word = broken[0]
     if good_keys is not None:
-        print(f"next: c2fmae data pack {quote(source)} OUT --keys {quote(str(good_keys))}  # packs the valid samples")
+        print(f"next: c2fmae data pack {source_words} OUT --keys {keys_word}  # packs the valid samples")
     else:
-        print(f"next: c2fmae data check {quote(source)} --fix-list good.txt  # lists the valid samples, for data pack")
+        print(
+            f"next: c2fmae data check {_quote_all(sources)} --fix-list good.txt  # lists the valid samples, for data "
+            "pack"
+        )
     raise typer.Exit(1)
 
 
 @data.command()
 def stats(
-    source: DatasetArgument,
+    sources: DatasetsArgument,
     out: FigureOption = Path("stats.png"),
     granularities: GranularitiesOption = None,
     workers: WorkersOption = None,
@@ -125,19 +145,21 @@ def stats(
     from c2fmae.report.drawing import check_png_path, save_png
 
     check_png_path(out)
-    report = _check_scenes(source, granularities, workers)
-    _print_stats(report)
-    print(f"wrote {save_png(draw_stats(report), out)}")
-    if report.problems:
-        print(f"{format_count(len(report.problems), 'sample', 'samples')} with problems were skipped")
-        print(f"next: c2fmae data check {quote(source)}")
-    else:
-        print(f"next: c2fmae data preview {quote(source)}")
+    has_problems = False
+    for name, source in _find_sets(sources).items():
+        _print_heading(name, source)
+        report = _check_scenes(source, granularities, workers)
+        _print_stats(report)
+        print(f"wrote {save_png(draw_stats(report), _path_of_set(out, name))}")
+        if report.problems:
+            has_problems = True
+            print(f"{format_count(len(report.problems), 'sample', 'samples')} with problems were skipped")
+    print(f"next: c2fmae data {'check' if has_problems else 'preview'} {_quote_all(sources)}")
 
 
 @data.command()
 def preview(
-    source: DatasetArgument,
+    sources: DatasetsArgument,
     out: FigureOption = Path("preview.png"),
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes, evenly spaced over the data.")] = 8,
     granularities: GranularitiesOption = None,
@@ -147,9 +169,13 @@ def preview(
     from c2fmae.report.drawing import check_png_path, save_png
 
     check_png_path(out)
-    opened = _open_scenes(source, granularities, None)
-    print(f"wrote {save_png(draw_preview(opened, scenes, title=opened.info.name or source), out)}")
-    print(f"next: c2fmae data stats {quote(source)}")
+    for name, source in _find_sets(sources).items():
+        _print_heading(name, source)
+        opened = _open_scenes(source, granularities, None)
+        title = opened.info.name or ", ".join([source] if isinstance(source, str) else source)
+        figure = draw_preview(opened, scenes, title=f"{title}, {name}" if name else title)
+        print(f"wrote {save_png(figure, _path_of_set(out, name))}")
+    print(f"next: c2fmae data stats {_quote_all(sources)}")
 
 
 @data.command()
@@ -319,7 +345,29 @@ for _name, (_summary, _split) in IMPORTS.items():
     import_.command(_name, help=_summary)(_make_import_command(_name, _split))
 
 
-def _open_scenes(source: str, granularities: str | None, keys: Path | None) -> "Scenes":
+def _find_sets(sources: list[str]) -> dict[str, str | list[str]]:
+    """Return the sets of a folder that holds several, by name; for anything else, one set without a name."""
+    from c2fmae.core.splits import find_splits
+
+    splits = find_splits(sources[0]) if len(sources) == 1 else {}
+    return {**splits} or {"": sources[0] if len(sources) == 1 else sources}
+
+
+def _print_heading(name: str, source: str | list[str]) -> None:
+    if name:
+        print(f"{name}: {source}")
+
+
+def _path_of_set(path: Path, name: str) -> Path:
+    """Return the file for one of several sets: preview-train.png for preview.png."""
+    return path.with_stem(f"{path.stem}-{name}") if name else path
+
+
+def _quote_all(source: str | list[str]) -> str:
+    return quote(source) if isinstance(source, str) else " ".join(map(quote, source))
+
+
+def _open_scenes(source: str | list[str], granularities: str | None, keys: Path | None) -> "Scenes":
     from c2fmae.data.key_list import read_keys
     from c2fmae.data.sources import open_scenes
 
@@ -327,7 +375,7 @@ def _open_scenes(source: str, granularities: str | None, keys: Path | None) -> "
     return open_scenes(source, granularities=names, keys=read_keys(keys) if keys is not None else None)
 
 
-def _check_scenes(source: str, granularities: str | None, workers: int | None) -> "CheckReport":
+def _check_scenes(source: str | list[str], granularities: str | None, workers: int | None) -> "CheckReport":
     from c2fmae.core.progress import ProgressDisplay
     from c2fmae.data.check import check_dataset
     from c2fmae.data.process_pool import choose_num_workers

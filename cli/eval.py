@@ -23,6 +23,7 @@ from c2fmae_cli.eval_run import (
     update_run_reports,
 )
 from c2fmae_cli.finetune import finetune
+from c2fmae_cli.options import Command
 from c2fmae_cli.robustness import robustness
 
 from c2fmae.core.text import slugify
@@ -73,9 +74,8 @@ class _EvaluationGroup(typer.core.TyperGroup):
         del ctx
         settings = ", ".join(EVALUATIONS.get(cmd_name).setting_names())
         app = typer.Typer(add_completion=False)
-        app.command(cmd_name, help=f"{EVALUATIONS.describe(cmd_name)}\n\nSettings for --set: {settings}.")(
-            _COMMANDS.get(cmd_name) or _make_command(cmd_name)
-        )
+        text = f"{EVALUATIONS.describe(cmd_name)}\n\nSettings for --set: {settings}."
+        app.command(cmd_name, cls=Command, help=text)(_COMMANDS.get(cmd_name) or _make_command(cmd_name))
         return typer.main.get_command(app)
 
 

@@ -23,7 +23,17 @@ def pretrain(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file, or a run directory.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Training data: a folder, shards, or `generated`. Repeat it to mix several."),
+        typer.Option(
+            help="Training data: a folder, shards, or `generated`; of a folder with train and val, val is held out. "
+            "Repeat it to mix several; quote patterns: 'coco/*.tar'."
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE|FRACTION",
+            help="Held-out data for losses: a source, or a fraction of the training data, such as 0.1.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; by default runs/RECIPE.")] = None,
     resume: Annotated[
@@ -52,6 +62,8 @@ def pretrain(
     from c2fmae.recipes.config import data_overrides, init_overrides, load_recipe
 
     overrides = [*training_overrides(steps, epochs, batch_size, lr), *(set_ or [])]
+    if held_out is not None:
+        overrides = [f"data.held_out={held_out if _is_number(held_out) else quote_yaml(held_out)}", *overrides]
     if data:
         overrides = [*data_overrides(load_recipe(recipe), data), *overrides]
     if init:
@@ -79,3 +91,11 @@ def pretrain(
 def quote_yaml(text: str) -> str:
     """Return a text as YAML takes it in a list."""
     return json.dumps(text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -80,6 +80,15 @@ DataSourceOption = Annotated[DatasetConfig | str | tuple[DatasetConfig | str, ..
 """A folder, a shard, a pattern of shards or a URL; a registered data set; or a list of these."""
 
 
+def parse_held_out(value: Any) -> DatasetConfig | str | tuple[DatasetConfig | str, ...] | float:
+    """Return the held-out data that a config value describes: a source, or a fraction of the training data."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 < value < 1:
+            raise UserError(f"expected a source, or a fraction between 0 and 1, got {value}")
+        return float(value)
+    return parse_source(value)
+
+
 def source_name(source: DataSourceOption) -> str:
     """Return the name of a data set, or a path; for a list, all of them separated by commas."""
     if isinstance(source, tuple):
@@ -197,8 +206,11 @@ class SourcesConfig(Config):
 
     train: DataSourceOption | None = None
     """Training scenes: a folder, shards, a pattern of shards, a registered data set, or a list of these."""
-    held_out: DataSourceOption | None = None
-    """Scenes that are never trained on, for losses during training."""
+    held_out: (
+        Annotated[DatasetConfig | str | tuple[DatasetConfig | str, ...] | float, BeforeValidator(parse_held_out)] | None
+    ) = None
+    """Scenes that are never trained on, for losses during training: a source, or a fraction of the training scenes,
+    such as 0.1. Those with the smallest SHA-256 digests of their keys are held out."""
     held_out_samples: PositiveInt = 1024
     """Largest number of held-out scenes, evenly spaced. They are stored in memory."""
 
@@ -215,11 +227,25 @@ class DataConfig(LoadingConfig, SourcesConfig):  # in this order YAML begins wit
         """Return the training scenes."""
         if self.train is None:
             raise UserError("data.train: is required. Set it with --data PATH, or use --data generated")
-        return self.cache_scenes(_open_source("data.train", self.train, granularities))
+        return self.cache_scenes(self._split_training(granularities)[0])
 
     def open_held_out(self, granularities: tuple[str, ...]) -> "c2fmae.data.scenes.Scenes | None":
         """Return the held-out scenes, if there are any."""
-        return None if self.held_out is None else _open_source("data.held_out", self.held_out, granularities)
+        if self.held_out is None:
+            return None
+        if isinstance(self.held_out, float):
+            return self._split_training(granularities)[1]
+        return _open_source("data.held_out", self.held_out, granularities)
+
+    def _split_training(
+        self, granularities: tuple[str, ...]
+    ) -> "tuple[c2fmae.data.scenes.Scenes, c2fmae.data.scenes.Scenes | None]":
+        """Return the training scenes without those that are held out, and these if `held_out` is a fraction."""
+        from c2fmae.data.held_out import split_held_out
+
+        assert self.train is not None
+        scenes = _open_source("data.train", self.train, granularities)
+        return split_held_out(scenes, self.held_out) if isinstance(self.held_out, float) else (scenes, None)
 
     def build_held_out_view(self, **view_options: Any) -> "c2fmae.data.transforms.CentralView":
         """Return the transform that crops held-out scenes."""

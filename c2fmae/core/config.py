@@ -216,8 +216,10 @@ def describe_validation_error(cls: type[Config], details: ErrorDetails, prefix: 
     path = ".".join(map(str, (*prefix, *details["loc"])))
     match details["type"]:
         case "extra_forbidden":
-            known = _field_names(cls, details["loc"][:-1])
-            hint = did_you_mean(str(details["loc"][-1]), known) or f"Known: {', '.join(known)}"
+            name, known = str(details["loc"][-1]), _field_names(cls, details["loc"][:-1])
+            nested = _find_nested(cls, name) if len(details["loc"]) == 1 else None
+            similar = f"Did you mean {nested!r}?" if nested else did_you_mean(name, known)
+            hint = similar or f"Known: {', '.join(known)}"
             text = f"no such setting. {hint}"
         case "unknown_option":
             text = details["msg"]
@@ -274,6 +276,17 @@ def _field_names(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
                 return []
             cls = inner[0]
     return list(cls.model_fields)
+
+
+def _find_nested(cls: type[BaseModel], name: str) -> str | None:
+    """Return the dotted key of a nested setting of this name."""
+    for key, field in cls.model_fields.items():
+        for inner in _unwrap(field.annotation):
+            if issubclass(inner, BaseModel):
+                nested = name if name in inner.model_fields else _find_nested(inner, name)
+                if nested is not None:
+                    return f"{key}.{nested}"
+    return None
 
 
 def _unwrap(annotation: Any) -> list[type]:

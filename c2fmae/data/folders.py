@@ -12,6 +12,7 @@ from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.files import read_file
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.labels import LabelInfo
+from c2fmae.core.splits import find_splits
 from c2fmae.data.class_dirs import map_dirs_to_labels
 from c2fmae.data.dir_walk import walk_dirs
 from c2fmae.data.info import DatasetInfo
@@ -58,6 +59,10 @@ def open_folder_tree(
         if name not in existing_dirs:
             raise UserError(f"{dirs[name]}: does not exist, but is given as the directory of {name}. Check the name")
     if not existing_dirs:
+        if splits := find_splits(root):
+            raise UserError(
+                f"{root}: contains several sets: {', '.join(splits)}. Choose one, as in {next(iter(splits.values()))}"
+            )
         existing_dirs = {"rgb": root}  # images without maps, perhaps in class directories
         log.info("%s: has no directory rgb, semantic or instance; all files with an image suffix are read as rgb", root)
     if granularities is None:

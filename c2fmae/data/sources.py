@@ -11,6 +11,7 @@ from c2fmae.core.choice import Choice
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.registry import Registry
+from c2fmae.core.text import format_count
 from c2fmae.data.combine import ConcatScenes, SubsetScenes
 from c2fmae.data.folders import open_folder_tree
 from c2fmae.data.generated import GeneratedScenes
@@ -120,6 +121,8 @@ def resolve_source(source: str | Path) -> Path | list[Path]:
         return [path]
     matches = sorted(path.parent.glob(path.name)) if _is_pattern(path.name) else []
     shards = [match for match in matches if not match.name.endswith(INDEX_SUFFIX)]
+    if not shards and _is_pattern(path.name) and path.parent.is_dir():
+        raise UserError(f"{path}: no file matches. {_describe_content(path.parent)}")
     if not shards:
         raise UserError(f"{path}: does not exist. {did_you_mean(str(source), DATASETS) or _expected_sources()}")
     for shard in shards:
@@ -134,8 +137,17 @@ def _check_single_set(folder: str | Path, shards: list[Path]) -> list[Path]:
     if len(num_shards) > 1:
         sets = ", ".join(f"{name} ({count})" for name, count in num_shards.items())
         example = next((name for name in num_shards if "train" in name), next(iter(num_shards)))
-        raise UserError(f"{folder}: contains shards of several sets: {sets}. Choose one, as in {folder}/{example}*.tar")
+        raise UserError(
+            f"{folder}: contains shards of several sets: {sets}. Choose one, as in '{folder}/{example}*.tar'"
+        )
     return shards
+
+
+def _describe_content(folder: Path) -> str:
+    """Return a sentence with the shards of a folder or, if it has none, its other content."""
+    names = sorted(path.name for path in folder.glob("*.tar")) or sorted(path.name for path in folder.iterdir())
+    more = f" and {format_count(len(names) - 5, 'other')}" if len(names) > 5 else ""
+    return f"{folder} has {', '.join(names[:5])}{more}. Change the pattern" if names else f"{folder} is empty"
 
 
 def _is_pattern(name: str) -> bool:

@@ -70,7 +70,7 @@ def list_missing_data(config: ExperimentConfig) -> dict[str, str]:
     return messages
 
 
-def _list_paths(source: DataSourceOption | None) -> Iterator[str]:
+def _list_paths(source: DataSourceOption | float | None) -> Iterator[str]:
     if isinstance(source, str) and not is_remote(source):
         yield source
     elif isinstance(source, tuple):

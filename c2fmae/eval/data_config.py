@@ -9,12 +9,11 @@ from c2fmae.config.data import DatasetConfig, DataSourceOption
 from c2fmae.config.migrations import migrate_labelled_data
 from c2fmae.core.config import Config, Fraction, PositiveInt
 from c2fmae.core.errors import UserError, check_patch_multiples, did_you_mean
+from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES, find_set
 
 if TYPE_CHECKING:
     import c2fmae.data.transforms
     import c2fmae.models.backbones.backbone
-
-TRAIN_NAMES, TEST_NAMES = ("train",), ("val", "valid", "validation", "test")
 
 
 class TrainTestConfig(Config):
@@ -73,21 +72,15 @@ def find_train_test(source: str) -> dict[str, str]:
         raise UserError(
             f"{source}: is not a folder with a training and a test set. {hint or 'Choose them with --data and --test'}"
         )
-    return {split: _find_split(root, split, names) for split, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES))}
-
-
-def _find_split(root: Path, split: str, names: tuple[str, ...]) -> str:
-    for name in names:
-        if (root / name).is_dir():
-            return str(root / name)
-        if any(root.glob(f"{name}[-_0-9]*.tar")):
-            return str(root / f"{name}[-_0-9]*.tar")
-        if (root / f"{name}.tar").exists():
-            return str(root / f"{name}.tar")
-    flag = {"train": "--data", "test": "--test"}[split]
-    raise UserError(
-        f"{root}: has no {split} set: no folder or shards named {' or '.join(names)}. Choose one with {flag}"
-    )
+    sets = {"train": find_set(root, TRAIN_NAMES), "test": find_set(root, TEST_NAMES)}
+    if missing := [split for split, path in sets.items() if path is None]:
+        expected = {"train": TRAIN_NAMES[0], "test": f"{', '.join(TEST_NAMES[:-1])} or {TEST_NAMES[-1]}"}
+        names = ", and ".join(expected[split] for split in missing)
+        what = f"{'/'.join(missing)} {'split' if len(missing) > 1 else 'set'}"
+        raise UserError(
+            f"{root}: no {what} found (expected folders or shards named {names}). Give --data TRAIN --test TEST"
+        )
+    return {split: path for split, path in sets.items() if path is not None}
 
 
 def _are_same(train: DataSourceOption, test: DataSourceOption | None) -> bool:

@@ -10,10 +10,10 @@ from torch import Tensor
 from c2fmae.config.data import DatasetConfig, DataSourceOption, describe_source, source_name
 from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, TRAIN_SEED_OFFSET, UnseenScenes
 from c2fmae.core.errors import UserError
+from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES
 from c2fmae.data import Scenes, open_scenes
 from c2fmae.data.combine import select_evenly
 from c2fmae.data.digest import compute_scenes_digest
-from c2fmae.eval.data_config import TEST_NAMES, TRAIN_NAMES
 
 _GENERATED_LENGTH_AND_OFFSET = {"train": (2048, TRAIN_SEED_OFFSET), "test": (1024, TEST_SEED_OFFSET)}
 """The default number of generated scenes, and the offset of their seed."""

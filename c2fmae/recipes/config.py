@@ -1,5 +1,6 @@
 """Configs of recipes: a pre-training config with its provenance, from a name, a YAML file or a run directory."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,6 +12,10 @@ from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import RESUME_SAFE, format_override
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ConfigHeader
+from c2fmae.core.log import is_main_process
+from c2fmae.core.splits import find_splits
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound="RecipeConfig")
 
@@ -72,14 +77,22 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
 def data_overrides(recipe: RecipeConfig, sources: list[str]) -> list[str]:
     """Return the overrides that train a recipe on other data, without its settings for its own scenes.
 
-    `["generated"]` stands for generated scenes of the method's image size, unless the recipe has scenes of its own.
+    Of a folder that holds a training set and others, the first other set, such as val, is held out. `["generated"]`
+    stands for generated scenes of the method's image size, unless the recipe has scenes of its own.
     """
     if sources == ["generated"]:
         if isinstance(recipe.data.train, DatasetConfig) and recipe.data.train.name == "generated":
             return []
         options = {"size": max(recipe.method.image_size), "length": 16384}
         return [format_override("data.train", {"name": "generated", "options": options})]
-    overrides = [format_override("data.train", sources), "data.held_out=null"]
+    splits = [[*find_splits(source).values()] or [source] for source in sources]
+    held_out = [path for paths in splits for path in paths[1:2]]
+    overrides = [
+        format_override("data.train", [paths[0] for paths in splits]),
+        format_override("data.held_out", held_out or None),
+    ]
+    if held_out and is_main_process():
+        log.info("note: %s", ", ".join(overrides))
     # Only generated scenes are cached and loaded without workers: they fit into memory and are slow to generate.
     return [*overrides, "data.cache=false", "data.workers=2"] if recipe.data.cache else overrides
 

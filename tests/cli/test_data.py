@@ -187,3 +187,32 @@ def test_a_set_of_a_plug_in_is_evaluated_by_settings(tmp_path: Path, monkeypatch
     done = CliRunner().invoke(data_commands, ["check", str(root), "--as", "pets"], catch_exceptions=False)
     hint = f"next: c2fmae eval robustness MODEL --set 'sets=[{{suite: pets, source: {root}}}]'"
     assert done.stdout.splitlines()[-1] == hint
+
+
+def test_the_sets_of_a_folder_are_reported_one_after_the_other_and_several_paths_as_one_set(tmp_path: Path) -> None:
+    write_tree(tmp_path / "all/train", 3)
+    write_tree(tmp_path / "all/val", 2)
+    (tmp_path / "all/val/semantic/1.png").write_bytes(b"")
+    outcomes, _ = run_commands(
+        "data check all --fix-list good.txt",
+        "data preview all",
+        "data stats all --out drawn/stats.png",
+        "data pack all/train packed/a --set name=a",
+        "data check packed/a/a-000000.tar all/train",
+        cwd=tmp_path,
+    )
+    checked, preview, stats, packed, combined = outcomes
+    assert checked.exit_code == 1
+    headings = [line for line in checked.lines if line.startswith(("train", "val"))]
+    assert headings == ["train: all/train", "val: all/val"]
+    assert [line for line in checked.lines if "valid sample" in line][:2] == [
+        "0 problems, 3 valid samples",
+        "1 problem, 1 valid sample",
+    ]
+    assert checked.lines[-1] == ("next: c2fmae data pack all/val OUT --keys good-val.txt  # packs the valid samples")
+    assert (tmp_path / "good-train.txt").read_text().split() == ["0", "1", "2"]
+    assert (preview.exit_code, stats.exit_code, packed.exit_code) == (2, 0, 0)  # a broken scene cannot be drawn
+    assert stats.lines[-1] == "next: c2fmae data check all"
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["stats-train.png", "stats-val.png"]
+    assert (tmp_path / "preview-train.png").is_file()
+    assert combined.exit_code == 2  # one set has no key twice

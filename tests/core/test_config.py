@@ -51,6 +51,12 @@ def test_an_unknown_key_without_a_similar_one_lists_all_keys() -> None:
     )
 
 
+def test_a_key_of_a_nested_setting_suggests_its_dotted_key() -> None:
+    assert problems({"steps": 5, "betas": [0, 1]}) == (
+        "run.yaml: betas: no such setting. Did you mean 'optimiser.betas'?"
+    )
+
+
 def test_all_problems_are_reported_at_once() -> None:
     text = problems(
         {"precision": "bf61", "optimiser": {"lr": -1}, "decoder": "cascade", "sede": 0}, "optimiser.betas=[0.9]", "oops"

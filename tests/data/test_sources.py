@@ -199,7 +199,7 @@ def test_shards_of_two_sets_in_one_directory_are_refused(tmp_path: Path) -> None
     for name in ("train-000000", "train-000001", "val-000000"):
         write_tar(tmp_path / f"{name}.tar", make_sample(name)[0])
     message = (
-        f"{tmp_path}: contains shards of several sets: train (2), val (1). Choose one, as in {tmp_path}/train*.tar"
+        f"{tmp_path}: contains shards of several sets: train (2), val (1). Choose one, as in '{tmp_path}/train*.tar'"
     )
     assert_user_error(lambda: open_scenes(tmp_path), message)
     assert len(open_scenes(tmp_path / "train*.tar")) == 2
@@ -306,9 +306,26 @@ def test_unknown_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s.zip").touch()
     assert_user_error(lambda: open_scenes(tmp_path / "s.zip"), f"{tmp_path}/s.zip: is not a tar shard. {EXPECTED}")
     assert_user_error(lambda: open_scenes(tmp_path / "none.tar"), f"{tmp_path}/none.tar: does not exist. {EXPECTED}")
-    assert_user_error(lambda: open_scenes(tmp_path / "no*.tar"), f"{tmp_path}/no*.tar: does not exist. {EXPECTED}")
+    assert_user_error(
+        lambda: open_scenes(tmp_path / "no*.tar"),
+        f"{tmp_path}/no*.tar: no file matches. {tmp_path} has s.zip. Change the pattern",
+    )
+    for index in range(7):
+        (tmp_path / f"{index}.tar").touch()
+    assert_user_error(
+        lambda: open_scenes(tmp_path / "no*.tar"),
+        f"{tmp_path}/no*.tar: no file matches. {tmp_path} has 0.tar, 1.tar, 2.tar, 3.tar, 4.tar and 2 others. Change "
+        "the pattern",
+    )
     message = f"{tmp_path}/*: matches s.zip, which is not a tar shard. {EXPECTED}"
     assert_user_error(lambda: open_scenes(tmp_path / "*"), message)
+
+
+def test_a_directory_that_holds_train_and_val_is_not_one_set(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    message = f"{tmp_path}: contains several sets: train, val. Choose one, as in {tmp_path}/train"
+    assert_user_error(lambda: open_scenes(tmp_path), message)
 
 
 def test_a_deleted_file_is_named(tmp_path: Path) -> None:

@@ -39,7 +39,15 @@ def test_a_folder_without_a_test_set_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_train_test(str(root))
     assert str(caught.value) == (
-        f"{root}: has no test set: no folder or shards named val or valid or validation or test. Choose one with --test"
+        f"{root}: no test set found (expected folders or shards named val, valid, validation or test). Give --data "
+        "TRAIN --test TEST"
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        find_train_test(str(tmp_path / "empty"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'empty'}: no train/test split found (expected folders or shards named train, and val, valid, "
+        "validation or test). Give --data TRAIN --test TEST"
     )
     with pytest.raises(UserError) as caught:
         find_train_test(str(tmp_path / "nowhere"))

@@ -298,7 +298,7 @@ def _open_labelled_set(
             )
     opened = open_set(split, getattr(data, split), image_size, data.granularities, limit=data.limit)
     if (known_labels := read_stored_labels(opened.scenes)) is not None:
-        _check_labelled(opened.scenes, known_labels)
+        _check_labelled(split, opened.scenes, known_labels)
     classes = opened.scenes.info.class_names
     if "semantic" in data.granularities and classes != backbone.spec.class_names:
         raise UserError(
@@ -322,14 +322,23 @@ def _select_fraction(scenes: Scenes, fraction: float, seed: int) -> Scenes:
     if labels is None:  # generated scenes
         optional_labels = (scenes[index].label for index in range(len(scenes)))
         labels = torch.tensor([-1 if label is None else label for label in optional_labels])
-        _check_labelled(scenes, labels)
+        _check_labelled("train", scenes, labels)
     rows = draw_stratified_rows(labels, fraction, derive_seed(seed, "labels", 0))
     return SubsetScenes(scenes, np.asarray(rows))
 
 
-def _check_labelled(scenes: Scenes, labels: torch.Tensor) -> None:
+def _check_labelled(split: str, scenes: Scenes, labels: torch.Tensor) -> None:
     if (unlabelled := (labels < 0).nonzero()).numel():
-        raise UserError(f"{scenes.keys[int(unlabelled[0])]}: has no label. Label it, or leave it out")
+        first = scenes.keys[int(unlabelled[0])]
+        if len(unlabelled) == len(labels):
+            raise UserError(
+                f"{split}: the data has no class labels (first: {first}), which fine-tuning needs. Use class folders "
+                "or labelled shards; for maps use: c2fmae eval dense"
+            )
+        raise UserError(
+            f"{split}: {len(unlabelled)} of {len(labels)} images have no class label (first: {first}). Label them, or "
+            "leave them out"
+        )
 
 
 def _cache_scenes(scenes: Scenes, is_enabled: bool) -> Scenes:

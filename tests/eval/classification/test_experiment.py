@@ -395,7 +395,24 @@ def test_an_image_without_a_label_is_named_before_training(source: Path, tmp_pat
         (tmp_path / "train" / name / "class-0" / image.name).rename(tmp_path / "train" / name / image.name)
     with pytest.raises(UserError) as caught:
         build_finetuning(make_quick_config(source, tmp_path, f"data.fraction={fraction}"), World())
-    assert str(caught.value) == f"{image.stem}: has no label. Label it, or leave it out"
+    assert str(caught.value) == (
+        f"train: 1 of 24 images have no class label (first: {image.stem}). Label them, or leave them out"
+    )
+
+
+def test_data_without_labels_is_rejected_with_an_evaluation_of_maps(source: Path, tmp_path: Path) -> None:
+    write_train_test_sets(tmp_path)
+    images = sorted((tmp_path / "train/rgb").glob("class-*/*"))
+    for image in images:
+        for name in ("rgb", "semantic"):
+            (tmp_path / "train" / name / image.parent.name / image.name).rename(tmp_path / "train" / name / image.name)
+    first = min(image.stem for image in images)
+    with pytest.raises(UserError) as caught:
+        build_finetuning(make_quick_config(source, tmp_path), World())
+    assert str(caught.value) == (
+        f"train: the data has no class labels (first: {first}), which fine-tuning needs. Use class folders or labelled "
+        "shards; for maps use: c2fmae eval dense"
+    )
 
 
 def test_settings_are_applied(source: Path, data: Path) -> None:
