@@ -136,7 +136,7 @@ def compare_metrics(a: Iterable[MetricRow], b: Iterable[MetricRow]) -> RunCompar
     matched = {curve.name for curve in curves}
     return RunComparison(
         num_steps=num_steps,
-        identical_until=min(*num_steps, *(step - 1 for step in first_differences)),
+        identical_until=max(0, min(*num_steps, *(step - 1 for step in first_differences))),
         curves=curves,
         unmatched=(
             tuple(name for name in a_values if name not in matched),

@@ -204,3 +204,9 @@ def test_skipped_steps_are_listed() -> None:
         if row["step"] in (7, 40) and "loss" in row:
             row["skipped"] = "not finite"
     assert list_skipped_steps(rows) == [7, 40]
+
+
+def test_runs_that_differ_before_the_first_step_are_identical_until_step_0() -> None:
+    result = compare_metrics(*([{"step": 0, "probe/knn": value}, {"step": 1, "loss": 2.0}] for value in (8.5, 9.5)))
+    assert (result.num_steps, result.identical_until) == ((1, 1), 0)
+    assert [curve.first_difference for curve in result.curves] == [0, None]
