@@ -204,7 +204,8 @@ def test_changed_channels_are_embedded_and_predicted_as_the_mean_of_the_old_ones
     (tmp_path / "out").rename(tmp_path / "before")
     after, notes = imported(tmp_path, weights, method=method, channels=channels)
     assert notes[-2] == (
-        f"images have {channels} channels instead of 3: each new channel is embedded and predicted as the mean of the "
+        f"images have {channels} channel{'s' * (channels > 1)} instead of 3: "
+        "each new channel is embedded and predicted as the mean of the "
         "old ones; mean and std are those of the data"
     )
     grey, masks = torch.randn(BATCH, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)), masks_of(("rgb",), 4)

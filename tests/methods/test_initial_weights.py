@@ -203,7 +203,8 @@ def test_weights_of_three_channels_are_converted_to_any_number(vit: nn.Module, t
     load_initial_weights(colour, source)
     initial = load_initial_weights(own, source)
     assert str(initial).endswith(
-        f"\n{source}: images have {channels} channels instead of 3: each new channel is embedded as the mean of the old"
+        f"\n{source}: images have {channels} channel{'s' * (channels > 1)} instead of 3:"
+        " each new channel is embedded as the mean of the old"
         " ones"
     )
     assert "embeddings" not in str(initial).partition("newly initialised")[2].partition("\n")[0]

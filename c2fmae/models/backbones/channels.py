@@ -4,6 +4,8 @@ from collections.abc import MutableMapping
 
 from torch import Tensor
 
+from c2fmae.core.text import format_count
+
 RGB_EMBEDDING = "embeddings.rgb.proj.weight"
 
 
@@ -20,6 +22,6 @@ def change_image_channels(tensors: MutableMapping[str, Tensor], channels: int) -
     for name in heads:
         tensors[name] = tensors[name].unflatten(0, (-1, old_channels)).mean(dim=1).repeat_interleave(channels, dim=0)
     return (
-        f"images have {channels} channels instead of {old_channels}: each new channel is embedded"
-        f"{' and predicted' if heads else ''} as the mean of the old ones"
+        f"images have {format_count(channels, 'channel', 'channels')} instead of {old_channels}: each new channel is"
+        f" embedded{' and predicted' if heads else ''} as the mean of the old ones"
     )
