@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 60.0  # seconds; test machines are busy
+TIMEOUT = 180.0  # seconds; test machines are busy
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,14 @@ class LaunchedRun:
                 os.killpg(self.pids[0], number)
             else:
                 os.kill(self.pids[rank], number)
+
+    def find_children(self, rank: int = 0) -> list[int]:
+        """Return the processes that a process has started and that are running."""
+        try:
+            text = Path(f"/proc/{self.pids[rank]}/task/{self.pids[rank]}/children").read_text(encoding="ascii")
+        except OSError:  # it has ended
+            return []
+        return [int(word) for word in text.split()]
 
     def output(self, rank: int = 0) -> str:
         """Return the output of a process on both streams."""
@@ -88,6 +96,7 @@ class RunLauncher:
         *args: str,
         out: Path,
         command: tuple[str, ...] = ("pretrain",),
+        out_option: tuple[str, ...] = ("--out",),
         num_processes: int = 1,
         setup_code: str = "",
         env: Mapping[str, str] | None = None,
@@ -101,7 +110,7 @@ class RunLauncher:
             self._count += 1
             logs.append(self._log_dir / f"{self._count}.log")
             request = {
-                "words": [*command, *args, "--out", str(out)],
+                "words": [*command, *args, *out_option, str(out)],
                 "environ": dict(env or {}) | (rank_env if num_processes > 1 else {}),
                 "log": str(logs[-1]),
                 "group": pids[0] if pids else 0,
