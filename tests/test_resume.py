@@ -183,6 +183,17 @@ def test_a_checkpoint_without_an_id_is_compared_by_its_config(run: Path) -> None
     pretrain(make_config("data.workers=1", "watching.log_every=3"), run, resume=True)
 
 
+@pytest.mark.parametrize("key", ["config", "backbone"])
+def test_a_checkpoint_without_the_metadata_of_a_run_is_rejected(run: Path, key: str) -> None:
+    def remove_key(checkpoint: Checkpoint) -> Checkpoint:
+        metadata = {name: value for name, value in checkpoint.metadata.items() if name != key}
+        return Checkpoint(checkpoint.step, checkpoint.tensors, metadata)
+
+    rewrite(step_path(run, 3), remove_key)
+    with pytest.raises(UserError, match=f"step-00000003: its metadata has no '{key}'"):
+        pretrain(make_config(), run, resume=True)
+
+
 def test_accepted_changes_are_not_reported_again(run: Path) -> None:
     changed = make_config("training.lr=2e-3", "training.steps=4")
     with pytest.raises(UserError, match=r"training.steps: 3 → 4\n  training.lr: 0.001 → 0.002$"):

@@ -17,6 +17,7 @@ from c2fmae.core.json_file import write_json
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import truncate_rows
 from c2fmae.core.run_dir import RUN_ID_KEY, RunDir
+from c2fmae.core.run_info import RunInfo
 from c2fmae.core.sharding import compute_total_norm
 from c2fmae.core.yaml_file import read_yaml
 
@@ -63,7 +64,8 @@ def start_or_resume(
     checkpoint = load_resume_checkpoint(run_dir, world)
     if checkpoint is not None:
         changes += check_same_run(run_dir, checkpoint, config, saved_environment, known_changes=changes)
-        _check_classes(run_dir, checkpoint.metadata, metadata)
+        backbone = RunInfo.from_checkpoint(checkpoint, run_dir.checkpoints / step_name(checkpoint.step)).backbone
+        _check_classes(run_dir, backbone.class_names, metadata["backbone"]["class_names"])
         if (saved_samples := checkpoint.metadata.get("samples")) != metadata["samples"]:
             changes.append(f"samples of the data: {saved_samples} → {metadata['samples']}")
     if changes and not accept_changes:
@@ -153,7 +155,7 @@ def check_same_run(
             "it to another directory to resume without it, or use it as initial weights of a new run"
         )
     known = {_changed_key(change) for change in (*known_changes, *_accepted_changes(environment))}
-    changes = _list_changes(checkpoint.metadata["config"], config, source=str(path))
+    changes = _list_changes(RunInfo.from_checkpoint(checkpoint, path).config, config, source=str(path))
     return [
         f"{change} (since {path.name}, which may be of another run)"
         for change in changes
@@ -171,9 +173,8 @@ def _accepted_changes(environment: Mapping[str, Any]) -> list[str]:
     return [change for resume in _list_resumes(environment) for change in resume.get("changes", [])]
 
 
-def _check_classes(run_dir: RunDir, old_metadata: Mapping[str, Any], new_metadata: Mapping[str, Any]) -> None:
-    old, new = (metadata["backbone"]["class_names"] for metadata in (old_metadata, new_metadata))
-    if old != new:
+def _check_classes(run_dir: RunDir, old: Sequence[str], new: Sequence[str]) -> None:
+    if list(old) != list(new):
         raise UserError(
             f"{run_dir.path}: was trained on {len(old)} classes ({_abbreviate_names(old)}), but the data has "
             f"{len(new)} ({_abbreviate_names(new)}). Resume with the previous data"
