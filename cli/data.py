@@ -196,13 +196,19 @@ def measure(
     """
     from c2fmae.core.errors import UserError
     from c2fmae.core.text import format_count
-    from c2fmae.data.image_statistics import RANGE_PERCENTILES, measure_images, write_image_statistics
+    from c2fmae.data.image_statistics import (
+        RANGE_PERCENTILES,
+        list_split_folders,
+        measure_images,
+        write_image_statistics,
+    )
     from c2fmae.data.sources import open_scenes
     from c2fmae.data.stored import StoredScenes
 
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: is not a folder. Give a folder of images")
+    folders = list_split_folders(folders)
     scenes = open_scenes(folders[0], granularities=("rgb",))
     if not isinstance(scenes, StoredScenes):
         raise UserError(f"{folders[0]}: is not a folder of images or shards. Give one")

@@ -12,6 +12,7 @@ from jaxtyping import Num
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
 from c2fmae.core.json_file import read_json
+from c2fmae.core.splits import find_splits
 from c2fmae.data.arrays import count_channels, move_channels_last
 from c2fmae.data.decode import decode_image, read_stored_image
 from c2fmae.data.info import DATASET_FILE
@@ -79,6 +80,16 @@ def _measure_range(values: Num[np.ndarray, "pixels channels"], location: str) ->
     low, high = np.nanpercentile(finite, RANGE_PERCENTILES, axis=0)
     high = np.maximum(high, low + 1e-6)
     return tuple((float(f"{a:.6g}"), float(f"{b:.6g}")) for a, b in zip(low, high, strict=True))
+
+
+def list_split_folders(folders: Sequence[Path]) -> list[Path]:
+    """Return folders, and for one that holds train and val its folders of these, the one for training first."""
+    splits = {folder: [Path(path) for path in find_splits(folder).values()] for folder in folders}
+    return [
+        path
+        for folder in folders
+        for path in (splits[folder] if splits[folder] and all(path.is_dir() for path in splits[folder]) else [folder])
+    ]
 
 
 def write_image_statistics(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.data import open_scenes
-from c2fmae.data.image_statistics import ImageStatistics, measure_images, write_image_statistics
+from c2fmae.data.image_statistics import ImageStatistics, list_split_folders, measure_images, write_image_statistics
 from c2fmae.data.stored import StoredScenes
 from tests.data.dataset_files import assert_user_error
 
@@ -95,3 +95,11 @@ def test_other_keys_are_kept_and_other_values_only_replaced_on_request(tmp_path:
     expected = {"channels": 1, "mean": [0.5], "std": [0.25], "value_range": [[0.0, 4095.0]]}
     assert json.loads(path.read_text()) == {"labels": [{"name": "a"}], "made_by": "me", **expected}
     assert write_image_statistics([tmp_path], statistics) == [path]  # the same values
+
+
+def test_a_folder_of_train_and_val_stands_for_both(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    for split in ("val", "train"):
+        (tmp_path / "own" / split).mkdir(parents=True)
+    expected = [tmp_path / "own/train", tmp_path / "own/val", tmp_path / "plain"]
+    assert list_split_folders([tmp_path / "own", tmp_path / "plain"]) == expected
