@@ -181,11 +181,11 @@ def _read_indexed_files(folder: Path, index: Path) -> dict[str, Tensor]:
 
 def _check_inside_folder(folder: Path, index: Path, file_names: Iterable[str]) -> None:
     """Reject files outside the directory; in the cache of the Hugging Face hub they are links to its blobs."""
-    roots = [folder.resolve()]
+    roots = [Path(os.path.realpath(folder))]  # unlike resolve, without an error for a link to itself
     if roots[0].parent.name == "snapshots":
         roots.append(roots[0].parent.parent / "blobs")
     for name in file_names:
-        if "\0" in name or (folder / name).resolve().parent not in roots:
+        if "\0" in name or Path(os.path.realpath(folder / name)).parent not in roots:
             raise UserError(f"{index}: {name!r} is outside the directory. Put all files into one directory")
 
 

@@ -78,7 +78,7 @@ def load_or_build_index(tar: Path, scan: Callable[[Path], ShardIndex], suffix: s
 def load_index(path: Path, fingerprint: tuple[int, int]) -> ShardIndex | None:
     """Return the index in a file; None if it is missing, damaged, or of a tar with another fingerprint.
 
-    Whoever writes the file can also write its checksum, so that all entries are checked to be inside the tar.
+    Its checksum may be that of wrong entries, so all are checked to be inside of the tar.
     """
     try:
         line, _, rest = read_file(path).partition(b"\n")

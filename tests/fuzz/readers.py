@@ -63,13 +63,13 @@ FORMATS = Path(__file__).parents[1] / "formats" / "v1"
 Read = Callable[[Random], object]
 """Damages a file, and reads it."""
 
-READERS: dict[str, tuple[int, Callable[[Path], Read]]] = {}
-"""By name, the number of inputs in the default suite, and a function that prepares files in a directory."""
+READERS: dict[str, tuple[int, int, Callable[[Path], Read]]] = {}
+"""By name, the number of inputs in the default suite and in the long test, and a function that prepares files."""
 
 
-def reader(num_inputs: int) -> Callable[[Callable[[Path], Read]], Callable[[Path], Read]]:
+def reader(num_inputs: int, num_inputs_of_long_test: int) -> Callable[[Callable[[Path], Read]], Callable[[Path], Read]]:
     def register(prepare: Callable[[Path], Read]) -> Callable[[Path], Read]:
-        READERS[prepare.__name__] = (num_inputs, prepare)
+        READERS[prepare.__name__] = (num_inputs, num_inputs_of_long_test, prepare)
         return prepare
 
     return register
@@ -191,7 +191,7 @@ def damage_safetensors_file(path: Path, read: Callable[[Path], object]) -> list[
 # Configs
 
 
-@reader(40)
+@reader(40, 2500)
 def yaml_files(folder: Path) -> Read:
     path = folder / "config.yaml"
     reads = []
@@ -212,7 +212,7 @@ def yaml_files(folder: Path) -> Read:
     return damage_any(*reads)
 
 
-@reader(40)
+@reader(40, 2500)
 def overrides(folder: Path) -> Read:
     config = PretrainConfig.from_dict(
         {
@@ -243,7 +243,7 @@ def list_keys(values: Any) -> list[str]:
 # Data
 
 
-@reader(40)
+@reader(40, 6000)
 def dataset_infos(folder: Path) -> Read:
     reads = []
     for name in ("pack", "photos", "corrupted"):
@@ -270,7 +270,7 @@ IMAGE_FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-@reader(60)
+@reader(60, 25_000)
 def images(folder: Path) -> Read:
     pixels = np.random.default_rng(0).integers(256, size=(9, 13, 4), dtype=np.uint8)
     rgba = Image.fromarray(pixels)
@@ -320,7 +320,7 @@ def make_exif() -> bytes:
     return exif.tobytes()
 
 
-@reader(60)
+@reader(60, 20_000)
 def id_maps(folder: Path) -> Read:
     ids = np.random.default_rng(0).integers(256, size=(9, 13), dtype=np.uint8)
     palette = Image.fromarray(ids).convert("P")
@@ -340,7 +340,7 @@ def read_tar_members(path: Path, suffix: str) -> list[bytes]:
         return [tar.extractfile(member).read() for member in tar if member.name.endswith(suffix)]  # type: ignore[union-attr]
 
 
-@reader(30)
+@reader(30, 2500)
 def shards(folder: Path) -> Read:
     path = write_tar(folder / "s.tar", make_samples("abc") | {"a.cls": b"1", "dir/d.jpg": b"no image", "b.cls": b"0"})
 
@@ -351,7 +351,7 @@ def shards(folder: Path) -> Read:
     return damage_bytes(path, read)
 
 
-@reader(40)
+@reader(40, 2000)
 def shard_indexes(folder: Path) -> Read:
     shard = write_tar(folder / "s.tar", make_samples("abc") | {"a.cls": b"1"})
     load_or_build_index(shard, scan_shard)
@@ -369,7 +369,7 @@ def shard_indexes(folder: Path) -> Read:
     return run
 
 
-@reader(20)
+@reader(20, 2000)
 def tar_trees(folder: Path) -> Read:
     samples = make_samples("ab")
     path = write_tar(folder / "s.tar", {f"n0{i}/{name}": data for i in range(2) for name, data in samples.items()})
@@ -383,13 +383,13 @@ def tar_trees(folder: Path) -> Read:
     return damage_bytes(path, read)
 
 
-@reader(20)
+@reader(20, 7000)
 def key_lists(folder: Path) -> Read:
     (folder / "keys.txt").write_text("a\nb/c\nä\n")
     return damage_bytes(folder / "keys.txt", read_keys)
 
 
-@reader(30)
+@reader(30, 3000)
 def coco_panoptic(folder: Path) -> Read:
     stored = np.array([[0, 70_000, 5, 5, 5, 5]] * 3 + [[9] * 6])
     panoptic(folder, (stored, [segment(70_000, 90), segment(9, 159), segment(5, 1)]))
@@ -402,7 +402,7 @@ def coco_panoptic(folder: Path) -> Read:
     )
 
 
-@reader(30)
+@reader(30, 5000)
 def coco_instances(folder: Path) -> Read:
     rle = {"size": [4, 6], "counts": [3, 2, 19]}
     compressed = {"size": [4, 6], "counts": outline_to_rle(box(2, 1, 3, 2), (4, 6), "").decode()}
@@ -428,7 +428,7 @@ def damage_json_without(path: Path, document: Any, rarely: str, read: Callable[[
     return run
 
 
-@reader(20)
+@reader(20, 2500)
 def voc_files(folder: Path) -> Read:
     voc(folder, "a", "b")
     names = (
@@ -442,7 +442,7 @@ def voc_files(folder: Path) -> Read:
     )
 
 
-@reader(20)
+@reader(20, 2500)
 def ade20k_files(folder: Path) -> Read:
     for name, pixels in {
         "images": np.zeros((4, 5, 3), np.uint8),
@@ -471,7 +471,7 @@ def load_any_model(path: Path) -> None:
     load_backbone(path, image_size=(64, 64))
 
 
-@reader(16)
+@reader(16, 2000)
 def weight_files(folder: Path) -> Read:
     tensors = make_vit_tensors()
     pickle, zipped, safe = folder / "old.pth", folder / "a.pth", folder / "a.safetensors"
@@ -486,7 +486,7 @@ def weight_files(folder: Path) -> Read:
     )
 
 
-@reader(40)
+@reader(40, 7000)
 def weight_file_bytes(folder: Path) -> Read:
     tensors = {"a.weight": torch.ones(3, 2), "b": torch.zeros(2, dtype=torch.int64)}
     paths = [folder / "a.pth", folder / "old.pth", folder / "a.safetensors"]
@@ -519,7 +519,7 @@ TIMM_CONFIG = {
 }
 
 
-@reader(12)
+@reader(12, 1200)
 def model_folders(folder: Path) -> Read:
     tensors = make_vit_tensors()
     hf_tensors = {key: value.contiguous() for key, value in to_hugging_face_names(tensors).items()}
@@ -567,7 +567,7 @@ def to_hugging_face_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name if name.startswith("classifier.") else f"vit.{name}": value for name, value in renamed.items()}
 
 
-@reader(40)
+@reader(40, 6000)
 def mask_files(folder: Path) -> Read:
     path = Path(shutil.copy(FORMATS / "masks.safetensors", folder))
     tensors = load_file(path)
@@ -636,13 +636,13 @@ def describe_run(run: Path) -> None:
     read_provenance(str(run))
 
 
-@reader(20)
+@reader(20, 1200)
 def checkpoint_metadata(folder: Path) -> Read:
     runs = [copy_run(name, folder) for name in ("c2fmae", "mae", "finetuned")]
     return damage_any(*(damage_checkpoint(run, describe_run) for run in runs))
 
 
-@reader(8)
+@reader(8, 800)
 def checkpoints_of_models(folder: Path) -> Read:
     reads: list[Read] = []
     for name, read in (("c2fmae", load_run), ("mae", load_run), ("finetuned", load_any_model)):
@@ -655,7 +655,7 @@ def checkpoints_of_models(folder: Path) -> Read:
     return damage_any(*reads)
 
 
-@reader(16)
+@reader(16, 2000)
 def checkpoints_to_resume(folder: Path) -> Read:
     run = copy_run("mae", folder)
     loaded = load_run(run)
@@ -669,7 +669,7 @@ def checkpoints_to_resume(folder: Path) -> Read:
     return damage_any(damage_checkpoint(run, resume), damage_checkpoint_tensors(run, resume))
 
 
-@reader(16)
+@reader(16, 1200)
 def files_of_runs(folder: Path) -> Read:
     reads: list[Read] = []
     for name, write_report in (("mae", write_pretraining_report), ("finetuned", write_finetune_report)):
@@ -713,7 +713,7 @@ def damage_yaml(path: Path, read: Callable[[Path], object]) -> Read:
     return run
 
 
-@reader(30)
+@reader(30, 4000)
 def results(folder: Path) -> Read:
     runs = [Path(shutil.copytree(FORMATS / "runs" / name, folder / name)) for name in ("mae", "finetuned")]
     reads = []
@@ -727,7 +727,7 @@ def results(folder: Path) -> Read:
     return damage_any(*reads)
 
 
-@reader(30)
+@reader(30, 6000)
 def caches(folder: Path) -> Read:
     features = FORMATS / "runs/mae/evaluations/features"
     chunk = Path(shutil.copy(next(features.rglob("chunk-00000.safetensors")), folder))
