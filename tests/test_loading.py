@@ -1,13 +1,17 @@
 """Loading of pre-training runs."""
 
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from c2fmae.core.checkpoint import load_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.loading import load_run, open_run_scenes
+from c2fmae.models.backbones import load_backbone
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 
@@ -64,3 +68,31 @@ def test_a_path_without_a_run_is_reported(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             load_run(path)
         assert str(caught.value) == f"{path}: {problem}. Use a run directory with its checkpoints"
+
+
+def change_checkpoint(run: Path, out: Path, change: Callable[[Checkpoint], Checkpoint]) -> Path:
+    """Write the last checkpoint of a run again, changed and with valid checksums."""
+    return save_checkpoint(out, change(load_checkpoint(max((run / "checkpoints").iterdir()))))
+
+
+def test_a_checkpoint_with_tensors_of_another_dtype_is_rejected(run: Path, tmp_path: Path) -> None:
+    path = change_checkpoint(
+        run, tmp_path, lambda saved: replace(saved, tensors={name: each.half() for name, each in saved.tensors.items()})
+    )
+    with pytest.raises(UserError, match=f"^{path}: the checkpoint was changed after it was written: .* torch.float16"):
+        load_run(path)
+    with pytest.raises(UserError, match=f"^{path}: .* has dtype torch.float16, expected torch.float32, so the"):
+        load_backbone(path)
+
+
+def test_a_checkpoint_that_describes_a_much_larger_model_is_rejected(run: Path, tmp_path: Path) -> None:
+    def enlarge(saved: Checkpoint) -> Checkpoint:
+        metadata = deepcopy(dict(saved.metadata))
+        for encoder in (metadata["backbone"]["encoder"], metadata["config"]["method"]["encoder"]):
+            encoder["depth"] = 10**9
+        return replace(saved, metadata=metadata)
+
+    path = change_checkpoint(run, tmp_path, enlarge)
+    for load in (load_run, load_backbone):
+        with pytest.raises(UserError, match=f"^{path}: describes 1,000,000,000 blocks, but its checkpoint holds"):
+            load(path)

@@ -677,3 +677,31 @@ def test_after_a_kill_at_any_moment_the_newest_checkpoint_is_the_last_or_the_cur
     step, inside = map(int, output.split())
     assert step > 5, "hardly anything was saved between the kills"
     assert inside >= 5, "hardly any kill came in the middle of a save"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"step": None}, "step: is required"),
+        ({"step": "4"}, "step: input should be a valid integer, got '4'"),
+        ({"step": -1}, "step: input should be greater than or equal to 0, got -1"),
+        ({"step": 2**63}, f"step: input should be less than {2**63}, got {2**63}"),
+        ({"metadata": None}, "metadata: expected a mapping of settings (key: value), got None"),
+        ({"metadata": {"config": 3}}, "metadata.config: expected a mapping of settings (key: value), got 3"),
+        ({"metadata": {"samples": "many"}}, "metadata.samples: input should be a valid integer, got 'many'"),
+        ({"metadata": {"kind": ["a"]}}, "metadata.kind: input should be a valid string, got ['a']"),
+        ({"tensors": {"bytes": 3}}, "tensors.sha256: is required"),
+        ({"tensors": []}, "tensors: expected a mapping of settings (key: value), got []"),
+    ],
+)
+def test_missing_and_mistyped_values_with_a_valid_checksum_are_reported(
+    changes: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    path = save_checkpoint(tmp_path, Checkpoint(4, TENSORS, {})) / "checkpoint.json"
+    document = json.loads(path.read_text()) | changes
+    document = {key: value for key, value in document.items() if value is not None and key != "sha256"}
+    path.write_text(module._to_json({**document, "sha256": module._checksum(document)}))
+    for with_tensors in (True, False):
+        with pytest.raises(UserError) as caught:
+            load_checkpoint(path.parent, with_tensors=with_tensors)
+        assert str(caught.value) == f"{path}: {problem}.{FIX}"

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError, field_validator
@@ -181,3 +181,33 @@ def test_resume_safe_settings_are_found_where_they_are_declared() -> None:
     assert Job.resume_safe_keys() == ["name", "data.workers", "saving"]
     keys = ["saving", "saving.lr", "data", "data.workers", "data.scale", "nam"]
     assert [key for key in keys if Job.is_resume_safe(key)] == ["saving", "saving.lr", "data.workers"]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"steps": 2**63}, "steps: expected an integer of at most 64 bits, got one of 64 bits"),
+        ({"steps": -(10**5000)}, "steps: expected an integer of at most 64 bits, got one of 16610 bits"),
+        ({"name": "a\0b"}, "name: contains a NUL character. Remove it"),
+        ({"more": [{"x": "\0"}]}, "more.0.x: contains a NUL character. Remove it"),
+        ([1], "expected a mapping of settings (key: value), got a list"),
+        (None, "expected a mapping of settings (key: value), got NoneType"),
+    ],
+)
+def test_values_that_no_setting_can_have_are_rejected(values: Any, problem: str) -> None:
+    class Settings(Config):
+        name: str = ""
+        steps: int = 0
+
+    with pytest.raises(UserError) as caught:
+        Settings.from_dict(values, source="FILE")
+    assert str(caught.value) == f"FILE: {problem}"
+
+
+def test_a_long_value_is_abbreviated_in_an_error() -> None:
+    class Settings(Config):
+        steps: int = 0
+
+    with pytest.raises(UserError) as caught:
+        Settings.from_dict({"steps": "x" * 5000})
+    assert len(str(caught.value)) < 400

@@ -432,3 +432,30 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank() -> None:
             assert again.draws == task.draws
             draws[seed, rank] = task.draws
     assert len({draw for values in draws.values() for draw in values}) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "problem"),
+    [
+        ("x", torch.ones(2), "the checkpoint has an unexpected tensor, 'x'."),
+        ("model/more", torch.ones(2), "the checkpoint does not match the config: 1 of 3 tensors differ in shape"),
+        ("model/bias", torch.ones(3).half(), "the checkpoint was changed after it was written: bias has dtype"),
+        ("ema/more", torch.ones(2), "the checkpoint does not match the config: 1 of 3 tensors differ in shape"),
+        ("optimiser/bias/exp_avg", torch.ones(4), "the checkpoint has an unexpected tensor, optimiser/bias/exp_avg of"),
+        (
+            "optimiser/bias/exp_avg",
+            torch.ones(3).long(),
+            "the checkpoint has an unexpected tensor, optimiser/bias/exp_",
+        ),
+        (
+            "optimiser/more/step",
+            torch.ones(()),
+            "the checkpoint has an unexpected tensor, optimiser/more/step of shape",
+        ),
+    ],
+)
+def test_extra_tensors_and_those_of_another_dtype_are_rejected(name: str, tensor: torch.Tensor, problem: str) -> None:
+    training = TrainingState.create(nn.Linear(2, 3), make_training_config())
+    with pytest.raises(UserError) as caught:
+        training.restore({**training.gather_tensors(), name: tensor}, step=1)
+    assert str(caught.value).startswith(problem)

@@ -210,3 +210,29 @@ def test_runs_that_differ_before_the_first_step_are_identical_until_step_0() -> 
     result = compare_metrics(*([{"step": 0, "probe/knn": value}, {"step": 1, "loss": 2.0}] for value in (8.5, 9.5)))
     assert (result.num_steps, result.identical_until) == ((1, 1), 0)
     assert [curve.first_difference for curve in result.curves] == [0, None]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ('{"step": "1"}', "step: expected an integer of at least 0"),
+        ('{"step": true}', "step: expected an integer of at least 0"),
+        ('{"step": -1}', "step: expected an integer of at least 0"),
+        ('{"step": 9223372036854775808}', "step: expected an integer of at least 0"),
+        ('{"step": 1, "loss": "low"}', "loss: expected a number, in a row with a step"),
+        ('{"loss": 1.0}', "loss: expected a number, in a row with a step"),
+        ('{"step": 1, "lr": [1]}', "lr: expected a number or text, got list"),
+        ('{"step": 1, "lr": {}}', "lr: expected a number or text, got dict"),
+    ],
+)
+def test_rows_with_values_of_other_types_are_reported(row: str, problem: str, tmp_path: Path) -> None:
+    path = lines(tmp_path / "rows.jsonl", '{"step": 1}\n', f"{row}\n")
+    for read in (read_rows, lambda path: truncate_rows(path, after_step=9)):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert str(caught.value) == f"{path}: line 2: {problem}. Fix or remove the line"
+
+
+def test_numbers_beyond_a_float_are_not_compared() -> None:
+    huge = [*run(3), {"step": 3, "size": 10**400}]
+    assert [curve.name for curve in compare_metrics(huge, huge).curves] == ["lr", "loss", "loss/rgb"]

@@ -101,6 +101,10 @@ def test_the_state_is_written_with_the_time(tmp_path: Path, monkeypatch: pytest.
     [
         ("{", "is not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
         ("3", "expected a JSON object, got a number"),
+        ("{}", "status: is required"),
+        ('{"status": 3}', "status: input should be a valid string, got 3"),
+        ('{"status": "failed", "step": "4"}', "step: input should be a valid integer, got '4'"),
+        ('{"status": "failed", "why": ["a"]}', "why: input should be a valid string, got ['a']"),
     ],
 )
 def test_a_damaged_state_is_reported(text: str, problem: str, tmp_path: Path) -> None:
@@ -114,8 +118,9 @@ def test_the_environment_is_read_where_it_is_intact(tmp_path: Path) -> None:
     assert RunDir(tmp_path).read_environment() == {}
     lines(tmp_path / "environment.json", '{"world_size": 2}')
     assert RunDir(tmp_path).read_environment() == {"world_size": 2}
-    lines(tmp_path / "environment.json", "[]")
-    assert RunDir(tmp_path).read_environment() == {}
+    for text in ("[]", '{"world_size": "2"}', '{"world_size": 0}', '{"resumed": 3}', '{"resumed": [{"changes": 1}]}'):
+        lines(tmp_path / "environment.json", text)
+        assert RunDir(tmp_path).read_environment() == {}
 
 
 def test_figures_of_this_and_the_first_version_are_listed_by_step(tmp_path: Path) -> None:

@@ -336,3 +336,17 @@ def test_arbitrary_bytes_give_a_user_error(data: bytes, tmp_path_factory: pytest
             read_weight_file(path)
         except UserError as error:
             assert "\n" not in str(error)  # noqa: PT017 - most, but not all, are refused
+
+
+@pytest.mark.parametrize("name", [1, None, (1, 2), b"a"])
+def test_names_that_are_no_text_are_refused(name: object, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"b": torch.ones(2), name: torch.ones(2)}, path)
+    assert refused(path) == f"FILE: names a tensor {name!r} (expected text). Use a state dict"
+
+
+def test_an_index_that_lists_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "loop.safetensors"}}')
+    with pytest.raises(UserError, match="loop.safetensors: cannot be read: Too many levels of symbolic links"):
+        read_weight_file(tmp_path)

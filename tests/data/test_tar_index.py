@@ -2,15 +2,18 @@ import logging
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from c2fmae.core.errors import UserError
+from c2fmae.data.key_list import KeyList
 from c2fmae.data.sources import inspect_scenes, open_scenes
-from c2fmae.data.tar_index import load_or_build_index, scan_shard
+from c2fmae.data.tar_index import load_or_build_index, save_index, scan_shard
 from tests.data.dataset_files import make_sample, make_samples, write_tar
 
 
@@ -151,3 +154,21 @@ def test_an_index_with_changed_bytes_is_rebuilt(
     index_of(shard).write_bytes(data)
     scenes = open_scenes(shard, granularities=("rgb",), keys=["a"])  # rebuilt, whatever was changed
     assert scenes[0].maps["rgb"].tolist() == make_sample("a", 0)[1]["rgb"].transpose(2, 0, 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("offsets", -1), ("offsets", 1 << 40), ("sizes", 1 << 60), ("sizes", -2), ("labels", -5)]
+)
+def test_an_index_with_entries_beyond_the_shard_is_rebuilt(tmp_path: Path, name: str, value: int) -> None:
+    shard = write_tar(tmp_path / "s.tar", make_samples("ab"))
+    index = load_or_build_index(shard, scan_shard)
+    damaged = replace(index, **{name: np.full_like(getattr(index, name), value)})
+    save_index(damaged, index_of(shard))
+    assert_same(load_or_build_index(shard, scan_shard), index)
+
+
+def test_an_index_with_keys_that_are_no_text_is_rebuilt(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "s.tar", make_samples("ab"))
+    index = load_or_build_index(shard, scan_shard)
+    save_index(replace(index, keys=KeyList(b"\xff\nb\n")), index_of(shard))
+    assert_same(load_or_build_index(shard, scan_shard), index)

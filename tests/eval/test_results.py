@@ -221,3 +221,34 @@ def test_write_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(files, "fsync", raise_disk_full)
     with pytest.raises(UserError, match=r"results.json: cannot be written: No space left on device. Free space or fix"):
         evaluate(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("value", "5", "value.int: "),
+        ("value", None, "value.int: "),
+        ("count", 2.5, "count: "),
+        ("interval", [1], "interval.1: "),
+        ("tags", {"k": []}, "tags.k."),
+        ("notes", [3], "notes.0: "),
+        ("key", ["a"], "key: "),
+        ("more", 1, "more: no such setting"),
+    ],
+)
+def test_a_metric_of_other_types_is_not_a_result(tmp_path: Path, key: str, value: object, problem: str) -> None:
+    path = evaluate(tmp_path).result_dir / "results.json"
+    document = json.loads(path.read_text())
+    document["metrics"][0][key] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError) as caught:
+        load_result(path.parent)
+    assert str(caught.value).startswith(f"{path}: is not the result of an evaluation (metrics")
+    assert problem in str(caught.value)
+
+
+def test_a_protocol_that_is_no_text_is_not_a_result(tmp_path: Path) -> None:
+    path = evaluate(tmp_path).result_dir / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": {}}))
+    with pytest.raises(UserError, match="is not the result of an evaluation \\(protocol: expected text, got dict"):
+        load_result(path.parent)

@@ -296,7 +296,7 @@ def images(folder: Path) -> Read:
     return run
 
 
-@reader(40)
+@reader(40, 5000)
 def image_arrays(folder: Path) -> Read:
     values = np.random.default_rng(0).integers(4096, size=(5, 9, 13)).astype(np.uint16)
     encoded = [

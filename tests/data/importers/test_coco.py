@@ -497,6 +497,8 @@ def test_invalid_segments_are_numbered_over_all_images(tmp_path: Path) -> None:
     [
         ([], "a polygon needs x and y of at least 3 points"),
         ([[0, 0, 1, 1]], "a polygon needs x and y of at least 3 points"),
+        ([[0, 0, 1, 1, 2, 1e9]], "a polygon has points far outside of the image"),  # would be walked along for hours
+        ([[0, 0, 1, 1, 2, float("nan")]], "a polygon has points far outside of the image"),
         ([[0, 0, 1, 1, 2, 2, 3]], "a polygon needs x and y of at least 3 points"),
         ({"counts": [3, 2]}, "its runs cover 5 pixels, expected 6×4"),
         ({"counts": []}, "its runs cover 0 pixels, expected 6×4"),

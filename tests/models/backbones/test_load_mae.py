@@ -195,3 +195,15 @@ def test_a_missing_or_unknown_source_lists_the_supported_ones(tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: is a directory of unknown format. Use a run directory, "):
         load_backbone(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "cls_token"])
+@pytest.mark.parametrize("shape", [(0, 17, 128), (1, 0, 128), (17, 128), (128,)])
+def test_positions_without_values_are_refused(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    problem = f"{name} has shape {shape}, expected 1 × tokens × width. Use a plain ViT"
+    assert refused(mae_weights() | {name: torch.zeros(shape)}, tmp_path) == problem
+
+
+def test_a_patch_projection_without_values_is_refused(tmp_path: Path) -> None:
+    problem = "patch_embed.proj.weight has shape (0, 3, 16, 16), expected a convolution over square patches."
+    assert problem in refused(mae_weights() | {"patch_embed.proj.weight": torch.zeros(0, 3, 16, 16)}, tmp_path)
