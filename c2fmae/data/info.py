@@ -2,11 +2,12 @@
 
 import json
 import os
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
@@ -78,6 +79,14 @@ class DatasetInfo(Config):
     0 and 65535 of 16-bit images."""
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _omit_missing_range(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Omit the range of data without one: digests of data, and so stored results, are those of version 0.1."""
+        tree = dump(self)
+        if self.value_range is None:
+            tree.pop("value_range", None)
+        return tree
 
     @model_validator(mode="after")
     def _check_consistency(self) -> "DatasetInfo":
