@@ -137,7 +137,7 @@ def test_evaluation_sets_are_compared_with_their_suites(tmp_path: Path) -> None:
         "data check r.tar --as r",
         "data check own --as custom",
         "data check c --as c",
-        "data check own --as imagenet-x",
+        "data check own --as imagenet-aa",
         "data check own --as custom --workers 2",
         cwd=tmp_path,
     )
@@ -163,7 +163,7 @@ def test_evaluation_sets_are_compared_with_their_suites(tmp_path: Path) -> None:
     assert corruptions.lines[0].startswith("problem: 14 of the 15 corruptions missing: gaussian_noise, shot_noise,")
     assert corruptions.lines[-1] == "next: c2fmae eval robustness MODEL --imagenet-c c"
     assert [outcome.exit_code for outcome in refused] == [2, 2]
-    assert "no suite named 'imagenet-x'. Did you mean 'imagenet-r'?" in errors
+    assert "no suite named 'imagenet-aa'. Did you mean 'imagenet-a'?" in errors
     assert "--as: cannot be combined with --fix-list, --granularities or --workers. Leave them out" in errors
 
 

@@ -88,7 +88,9 @@ def test_mask_files_that_cannot_be_used_are_errors() -> None:
     assert refuse_view("masks", "--save-masks", "a.safetensors", "--masks", "b.safetensors") == (
         "--save-masks: cannot be combined with --masks. Leave one of them out"
     )
-    assert refuse_view("masks", "--masks", "none.safetensors").startswith("none.safetensors: cannot read masks")
+    assert refuse_view("masks", "--masks", "none.safetensors") == (
+        "none.safetensors: cannot be read: No such file or directory. Check the path, or restore the file"
+    )
     Path("junk.safetensors").write_bytes(b"junk")
     assert refuse_view("masks", "--masks", "junk.safetensors").startswith("junk.safetensors: cannot read masks")
     run_view("masks", "--save-masks", "masks.safetensors", *SMALL, "--set", "progress=[0.5]")

@@ -54,7 +54,7 @@ def test_the_columns_are_base_masks_and_the_policy_in_the_course_of_training(she
 def test_more_scenes_than_the_data_has_are_an_error() -> None:
     with pytest.raises(UserError) as caught:
         load_patched_scenes(MasksFigureConfig.model_validate({"scenes": 2000, "size": 32}))
-    assert str(caught.value) == "scenes: generated has 1024 scenes, got 2000. Set scenes=1024 or less"
+    assert str(caught.value) == "scenes: generated has 1,024 scenes, got 2000. Set scenes=1024 or less"
 
 
 def test_a_class_without_a_weight_is_an_error() -> None:
