@@ -10,7 +10,7 @@ help:
 	@echo "make test           run all tests and documentation examples, then the tests again with shape checks"
 	@echo "make gates          check style, types, import layers and wording"
 	@echo "make test-portable  run numeric tests with older CPU instruction sets, 1 and 2 threads, and on a busy machine"
-	@echo "make test-oldest    run all tests with the oldest supported torch and torchvision, in .venv-oldest"
+	@echo "make test-oldest    run all tests with the oldest supported version of each dependency, in .venv-oldest"
 	@echo "make bench          run the benchmarks, which print ratios to a baseline"
 
 # Installed again when the dependencies change. The file exists only after a complete installation.
@@ -46,7 +46,7 @@ test-portable: $(VENV)/installed
 	$(BUSY) & $(NUMERIC)
 
 test-oldest:
-	$(MAKE) VENV=.venv-oldest PINS='torch==2.11.* torchvision==0.26.*' test
+	$(MAKE) VENV=.venv-oldest PINS="$$($(PYTHON) tools/oldest_versions.py)" test
 
 bench: $(VENV)/installed
 	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit; done

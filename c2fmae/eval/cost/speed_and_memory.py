@@ -88,7 +88,8 @@ def measure_peak_bytes(call: Callable[[], object], device: torch.device | None =
         call()
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # suppresses the profiler's warning that there is no GPU
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         result = call()
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
