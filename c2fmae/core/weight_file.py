@@ -185,7 +185,11 @@ def _check_inside_folder(folder: Path, index: Path, file_names: Iterable[str]) -
     if roots[0].parent.name == "snapshots":
         roots.append(roots[0].parent.parent / "blobs")
     for name in file_names:
-        if "\0" in name or Path(os.path.realpath(folder / name)).parent not in roots:
+        try:
+            parent = Path(os.path.realpath(folder / name)).parent
+        except ValueError:  # a NUL character, or half of a surrogate pair
+            parent = None
+        if parent not in roots:
             raise UserError(f"{index}: {name!r} is outside the directory. Put all files into one directory")
 
 

@@ -93,6 +93,8 @@ def _read_run_provenance(path: Path, step: int | None, use_ema: bool) -> Weights
     }
     if "score" in checkpoint.metadata:
         rows["Weights"] += ", selected by its score on the test set, so that this score is optimistic"
+    deviations = get_option(config, "deviations")
+    deviations = deviations if isinstance(deviations, list | tuple) else ()
     expected = ("Data", "Samples", *(() if is_finetuned else ("Masking",)), "Optimisation")
     metrics_step, metrics = _read_held_out_metrics(
         run_dir, checkpoint.step, _TEST_PREFIXES[use_ema] if is_finetuned else _HELD_OUT_PREFIX
@@ -102,7 +104,7 @@ def _read_run_provenance(path: Path, step: int | None, use_ema: bool) -> Weights
         name=option_text(config, "name") or option_text(config, "method.name") or dir_name,
         title=option_text(config, "title"),
         details={title: text for title, text in rows.items() if text},
-        deviations=[_ABSOLUTE_FOLDERS.sub("", str(deviation)) for deviation in get_option(config, "deviations") or ()],
+        deviations=[_ABSOLUTE_FOLDERS.sub("", str(deviation)) for deviation in deviations],
         held_out_metrics=metrics,
         metrics_step=metrics_step,
         is_ema=use_ema and not is_finetuned,

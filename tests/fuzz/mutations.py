@@ -45,7 +45,7 @@ def draw_value(rng: Random, value: Any = None) -> Any:
             lambda: rng.choice((0.0, -0.5, 1e-320, 1e308, float("nan"), float("inf"), -float("inf"))),
             lambda: rng.choice(STRINGS),
             lambda: deepcopy(rng.choice(CONTAINERS)),
-            lambda: _nest(rng.choice((3, 70, 500)), rng),
+            lambda: _nest(rng.choice((3, 70, 120)), rng),
             lambda: [value] * rng.choice((1, 2, 300)),
             lambda: {"name": value, "value": value},
             lambda: str(value),

@@ -113,6 +113,8 @@ def resize_positions(
     """Interpolate a position table for another grid; return it with a description, which is empty for the same grid."""
     if old == new:
         return table, ""
+    if not all((*old, *new)):
+        raise UserError(f"image_size: {new[0]}×{new[1]} patches, expected at least 1×1. Use larger images")
     resized = resample_abs_pos_embed(
         table.float(), new_size=list(new), old_size=list(old), num_prefix_tokens=num_prefix
     )

@@ -136,7 +136,10 @@ def _read_labels(folder: Path, config: Mapping[str, Any]) -> list[LabelInfo | No
             f"{folder / 'config.json'}: id2label: expected a name for each of 0, 1, 2, …. Fix it"
         ) from error
     return [
-        None if name == UNNAMED_LABEL.format(index) else LabelInfo(name=name) for index, name in enumerate(in_order)
+        None
+        if name == UNNAMED_LABEL.format(index)
+        else LabelInfo.from_dict({"name": name}, source=f"{folder / 'config.json'}: id2label")
+        for index, name in enumerate(in_order)
     ]
 
 

@@ -86,7 +86,8 @@ def parse_timm_labels(
 
 
 def _label_info(name: str, description: str) -> LabelInfo:
-    return LabelInfo(name=description, wnid=name if is_wnid(name) else None)
+    values = {"name": description, "wnid": name if is_wnid(name) else None}
+    return LabelInfo.from_dict(values, source=f"label {name!r}")
 
 
 def pooling_notes(vit: VisionTransformer, spec: BackboneSpec) -> list[str]:
