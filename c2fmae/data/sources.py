@@ -147,7 +147,8 @@ def _describe_content(folder: Path) -> str:
     """Return a sentence with the shards of a folder or, if it has none, its other content."""
     names = sorted(path.name for path in folder.glob("*.tar")) or sorted(path.name for path in folder.iterdir())
     more = f" and {format_count(len(names) - 5, 'other')}" if len(names) > 5 else ""
-    return f"{folder} has {', '.join(names[:5])}{more}. Change the pattern" if names else f"{folder} is empty"
+    location = "This folder" if folder == Path() else folder
+    return f"{location} has {', '.join(names[:5])}{more}. Change the pattern" if names else f"{location} is empty"
 
 
 def _is_pattern(name: str) -> bool:

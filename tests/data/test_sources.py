@@ -310,6 +310,9 @@ def test_unknown_sources_are_refused(tmp_path: Path) -> None:
         lambda: open_scenes(tmp_path / "no*.tar"),
         f"{tmp_path}/no*.tar: no file matches. {tmp_path} has s.zip. Change the pattern",
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert_user_error(lambda: open_scenes("no*"), "no*: no file matches. This folder has s.zip. Change the pattern")
     for index in range(7):
         (tmp_path / f"{index}.tar").touch()
     assert_user_error(
