@@ -23,6 +23,7 @@ RANGE_PERCENTILES = (0.1, 99.9)
 """The percentiles of stored values that become 0 and 255: a few extreme pixels should not decide."""
 
 _MAX_PIXELS_PER_IMAGE = 4096  # of which the percentiles are computed
+_MEASURED_KEYS = frozenset({"channels", "value_range", "mean", "std"})
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,16 @@ def list_split_folders(folders: Sequence[Path]) -> list[Path]:
 def write_image_statistics(
     folders: Sequence[Path], statistics: ImageStatistics, *, overwrite: bool = False
 ) -> list[Path]:
-    """Write the statistics into the `dataset.json` of each folder, whose other keys are kept."""
+    """Write the statistics into the `dataset.json` of each folder, whose other keys stay."""
     keys, documents = statistics.to_info(), dict[Path, dict[str, Any]]()
     for folder in folders:
         path = folder / DATASET_FILE
         existing: dict[str, Any] = read_json(path, fix="Fix or remove it") if path.exists() else {}
         for key, value in existing.items():
-            if key in {"channels", "value_range", "mean", "std"} and value != keys.get(key) and not overwrite:
+            if key in _MEASURED_KEYS and value != keys.get(key) and not overwrite:
                 raise UserError(f"{path}: has {key} {value} already. Add --overwrite to replace it, or remove it")
-        kept = {key: value for key, value in existing.items() if key not in {"channels", "value_range", "mean", "std"}}
-        documents[path] = {**kept, **keys}
+        others = {key: value for key, value in existing.items() if key not in _MEASURED_KEYS}
+        documents[path] = {**others, **keys}
     for path, document in documents.items():
         write_atomic(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     return list(documents)

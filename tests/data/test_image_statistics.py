@@ -84,7 +84,7 @@ def test_images_of_different_channels_are_refused_but_grey_among_colours_is_repe
     assert_user_error(lambda: measure(tmp_path), message)
 
 
-def test_other_keys_are_kept_and_other_values_only_replaced_on_request(tmp_path: Path) -> None:
+def test_other_keys_stay_and_other_values_are_only_replaced_on_request(tmp_path: Path) -> None:
     statistics = ImageStatistics(1, 1, ((0.0, 4095.0),), (0.5,), (0.25,))
     path = tmp_path / "dataset.json"
     path.write_text('{"labels": [{"name": "a"}], "made_by": "me", "channels": 3}')
