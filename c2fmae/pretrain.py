@@ -87,8 +87,10 @@ class Pretraining(Experiment):
     def evaluate(self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_start: bool = False) -> None:
         """Compute held-out losses, probe the encoder and draw reconstructions, if they are due after this step."""
         step, total, watching = training.step, self.plan.steps, self.config.watching
-        rows = read_rows(run_dir.metrics) if is_start and self.world.is_main else []
-        logged: set[str] = self.world.broadcast_object({key for row in rows if row["step"] == step for key in row})
+        logged: set[str] = set()
+        if is_start:  # the only time at which rows of this step may exist: later steps need no broadcast
+            rows = read_rows(run_dir.metrics) if self.world.is_main else []
+            logged = self.world.broadcast_object({key for row in rows if row.get("step") == step for key in row})
         is_held_out_due = is_due(step, watching.held_out_every or self.plan.steps_per_epoch, total)
         if self.held_out and is_held_out_due and "held_out/loss" not in logged:
             with unsharded(self.model):

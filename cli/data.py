@@ -122,7 +122,9 @@ def check(
         print(f"next: c2fmae data preview {_quote_all(sources)}")
         return
     source_words, keys_word = broken[0]
-    if good_keys is not None:
+    if len(sources) > 1:  # `data pack` takes one
+        print(f"next: c2fmae data check {quote(sources[0])} --fix-list good.txt  # or another, for data pack")
+    elif good_keys is not None:
         print(f"next: c2fmae data pack {source_words} OUT --keys {keys_word}  # packs the valid samples")
     else:
         print(

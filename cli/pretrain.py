@@ -56,6 +56,7 @@ def pretrain(
     SIGTERM and SIGUSR1 save a checkpoint and exit with code 75; Ctrl-C saves one too, a second Ctrl-C aborts.
     --resume continues from the newest intact checkpoint and ends in bitwise the same weights.
     """
+    from c2fmae.core.config import format_override
     from c2fmae.core.run_dir import RunDir
     from c2fmae.doctor.run import next_command
     from c2fmae.pretrain import pretrain as run
@@ -63,7 +64,8 @@ def pretrain(
 
     overrides = [*training_overrides(steps, epochs, batch_size, lr), *(set_ or [])]
     if held_out is not None:
-        overrides = [f"data.held_out={held_out if _is_number(held_out) else quote_yaml(held_out)}", *overrides]
+        source = float(held_out) if _is_number(held_out) else held_out
+        overrides = [format_override("data.held_out", source), *overrides]
     if data:
         overrides = [*data_overrides(load_recipe(recipe), data), *overrides]
     if init:

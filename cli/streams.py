@@ -14,8 +14,9 @@ class EscapedStream:
         self.rich_proxied_file = stream  # rich writes its colours to this attribute of a stream
 
     def write(self, text: str) -> int:
-        """Write text with control characters escaped."""
-        self.rich_proxied_file.write(escape_controls(text))
+        """Write text with control characters escaped; it may return to the start of the line, as progress bars do."""
+        line = text.removeprefix("\r")
+        self.rich_proxied_file.write(text[: len(text) - len(line)] + escape_controls(line))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

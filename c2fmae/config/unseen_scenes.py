@@ -110,7 +110,9 @@ def read_generated_sets(source: str) -> list[Mapping[str, Any]]:
     parts = train if isinstance(train, list | tuple) else [train]
     entries: list[Any] = [{"name": part} if isinstance(part, str) else part for part in parts]
     generated = [entry for entry in entries if isinstance(entry, Mapping) and entry.get("name") == "generated"]
-    return [entry.get("options") or {} for entry in generated]
+    # A fine-tuning without a seed was trained on the default one of training sets.
+    defaults = {} if info.kind == "pretraining" else {"seed": UnseenScenes.seed + TRAIN_SEED_OFFSET}
+    return [{**defaults, **(entry.get("options") or {})} for entry in generated]
 
 
 def _given_options(source: DataSourceOption | None) -> set[str]:

@@ -54,10 +54,11 @@ class Config(BaseModel):
             keys = {override.partition("=")[0].strip() for override in overrides}
             values = cls._add_defaults(cls.migrate(dict(values)), keys)
             tree, problems = _apply_overrides(dict(values), overrides)
-            tree, _ = _apply_overrides(tree, cls.derive_overrides(values, tree, keys))
+            unusable = _list_unusable_values(tree)
+            if not unusable:
+                tree, _ = _apply_overrides(tree, cls.derive_overrides(values, tree, keys))
         except UserError as error:  # of the migration
             raise UserError(f"{heading}: {error}") from error
-        unusable = _list_unusable_values(tree)
         problems += unusable
         try:
             if not unusable:

@@ -76,7 +76,7 @@ class ExperimentConfig(ConfigHeader):
         if not isinstance(stored, Mapping) or not isinstance(changed, Mapping) or field.annotation is None:
             return []
         defaults = {name: info.default for name, info in field.annotation.model_fields.items()}
-        given = {name: value for name, value in changed.items() if f"training.{name}" in keys}
+        given = {name: _parse_number(value) for name, value in changed.items() if f"training.{name}" in keys}
         derived = derive_training_settings({**defaults, **stored}, given)
         overrides = [format_override(f"training.{name}", value) for name, value in derived.items()]
         if overrides and is_main_process():
@@ -94,3 +94,11 @@ class ExperimentConfig(ConfigHeader):
         if self.backbone is None:
             tree.pop("backbone", None)
         return tree
+
+
+def _parse_number(value: Any) -> Any:
+    """Return the number that a text is, such as 1e2, which YAML reads as text; any other value as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

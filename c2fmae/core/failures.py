@@ -25,6 +25,7 @@ _OTHER_SHORTAGES = {
     ),
 }
 _MAX_CAUSES = 8
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 E = TypeVar("E", bound=BaseException)
 
@@ -84,4 +85,5 @@ def _describe_os_error(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.errno is None:
         return None
     path = f"{error.filename}: " if error.filename is not None else ""
-    return f"{path}{error.strerror}. Free disk space or fix permissions, then run again"
+    fix = "Free disk space or fix permissions, then run" if error.errno in _STORAGE_ERRORS else "Run"
+    return f"{path}{error.strerror}. {fix} again"

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES
+
 
 def format_count(count: float, singular: str, plural: str = "") -> str:
     """Return a count with its noun in the right number; the plural is by default the singular with an s.
@@ -17,7 +19,7 @@ def format_count(count: float, singular: str, plural: str = "") -> str:
 _CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 """Characters that move the cursor, ring, recolour or reorder text, except for the line break and the tab."""
 _MAX_SLUG_LENGTH = 60  # characters for each text: a file system allows 255 bytes for all
-_SPLIT_NAME = re.compile(r"(train|training|val|valid|validation|test)(?![A-Za-z])")
+_SPLIT_NAME = re.compile(rf"({'|'.join((*TRAIN_NAMES, *TEST_NAMES))})(?![A-Za-z])")
 
 
 def escape_controls(text: str) -> str:

@@ -123,7 +123,7 @@ def values_to_bytes(
         if values.dtype.kind == "u" and values.itemsize == 2:
             return (values >> 8).astype(np.uint8)
         raise UserError(f"{location}: its values of type {values.dtype} need a range. {_FIX}")
-    low, high = np.array(value_range, np.float32).T
-    scaled = (values.astype(np.float32) - low) * (255 / (high - low))
+    low, high = np.array(value_range).T  # in double precision: a range may be narrow and far from 0
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
     rounded: np.ndarray = np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).round().clip(0, 255)
     return rounded.astype(np.uint8)

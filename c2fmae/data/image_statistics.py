@@ -79,8 +79,13 @@ def _measure_range(values: Num[np.ndarray, "pixels channels"], location: str) ->
     if np.isnan(finite).all(axis=0).any():
         raise UserError(f"{location}: a channel has no numbers (only NaN or infinities). Remove the channel")
     low, high = np.nanpercentile(finite, RANGE_PERCENTILES, axis=0)
-    high = np.maximum(high, low + 1e-6)
-    return tuple((float(f"{a:.6g}"), float(f"{b:.6g}")) for a, b in zip(low, high, strict=True))
+    return tuple(_round_range(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _round_range(low: float, high: float) -> tuple[float, float]:
+    """Return a range with few digits; if it is too narrow for them, as it is, or widened if it is empty."""
+    rounded = float(f"{low:.6g}"), float(f"{high:.6g}")
+    return rounded if rounded[0] < rounded[1] else (low, max(high, low + 1e-6 * max(abs(low), 1)))
 
 
 def list_split_folders(folders: Sequence[Path]) -> list[Path]:

@@ -27,7 +27,7 @@ NonEmptyStr = Annotated[str, Field(min_length=1)]
 
 def _check_range(pair: tuple[float, float]) -> tuple[float, float]:
     if not pair[0] < pair[1]:
-        raise UserError(f"expected the lower value first, got {list(pair)}")
+        raise UserError(f"expected the lower value first, got {list(pair)}. Swap them")
     return pair
 
 

@@ -21,7 +21,7 @@ _MAX_BARS = 40
 def draw_stats(report: CheckReport) -> Image.Image:
     """Draw classes by pixels and by images, objects by number and size, labels, and image sizes."""
     if not report.num_scenes:
-        raise UserError(f"there is nothing to draw. {report.problems[0].text if report.problems else 'Use other data'}")
+        raise UserError(report.problems[0].text if report.problems else "the data has no scenes. Use other data")
     charts = []
     if total := int(report.class_pixels.sum()):
         names = dict(enumerate(report.info.class_names)) | {IGNORE: "(not labelled)"}

@@ -13,7 +13,7 @@ from c2fmae.core.config import RESUME_SAFE, format_override
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ConfigHeader
 from c2fmae.core.log import is_main_process
-from c2fmae.core.splits import find_splits
+from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES, find_splits
 
 log = logging.getLogger(__name__)
 
@@ -77,18 +77,18 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
 def data_overrides(recipe: RecipeConfig, sources: list[str]) -> list[str]:
     """Return the overrides that train a recipe on other data, without its settings for its own scenes.
 
-    Of a folder that holds a training set and others, the first other set, such as val, is held out. `["generated"]`
-    stands for generated scenes of the method's image size, unless the recipe has scenes of its own.
+    Of a folder that holds a training set and others, val is held out, or else test. `["generated"]` stands for
+    generated scenes of the method's image size, unless the recipe has scenes of its own.
     """
     if sources == ["generated"]:
         if isinstance(recipe.data.train, DatasetConfig) and recipe.data.train.name == "generated":
             return []
         options = {"size": max(recipe.method.image_size), "length": 16384}
         return [format_override("data.train", {"name": "generated", "options": options})]
-    splits = [[*find_splits(source).values()] or [source] for source in sources]
-    held_out = [path for paths in splits for path in paths[1:2]]
+    splits = [find_splits(source) or {TRAIN_NAMES[0]: source} for source in sources]
+    held_out = [next(sets[name] for name in TEST_NAMES if name in sets) for sets in splits if len(sets) > 1]
     overrides = [
-        format_override("data.train", [paths[0] for paths in splits]),
+        format_override("data.train", [next(iter(sets.values())) for sets in splits]),
         format_override("data.held_out", held_out or None),
     ]
     if held_out and is_main_process():

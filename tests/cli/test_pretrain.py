@@ -45,8 +45,15 @@ def test_a_setting_of_the_length_replaces_the_other_with_a_note(caplog: pytest.L
     caplog.clear()
     training = load_recipe("c2fmae-tiny", ["training.epochs=2", "training.warmup_epochs=0.5"]).training
     assert (training.steps, training.epochs, training.warmup_steps, training.warmup_epochs) == (None, 2, None, 0.5)
+    assert load_recipe("mae-s", ["training.epochs=1e1"]).training.warmup_epochs == 1  # YAML reads 1e1 as text
+    caplog.clear()
     assert load_recipe("c2fmae-b", ["training.batch_size=64"]).training.epochs == 400
-    assert len(caplog.messages) == 1
+    assert not caplog.messages
+
+
+def test_a_length_beyond_every_number_is_rejected() -> None:
+    with pytest.raises(UserError, match=r"training\.steps: "):
+        load_recipe("c2fmae-b", [f"training.steps=1{'0' * 400}"])
 
 
 def test_two_lengths_are_rejected() -> None:
@@ -73,6 +80,8 @@ def test_of_a_folder_with_train_and_val_val_is_held_out(tmp_path: Path, caplog: 
     write_images(root / "val", 3)
     data_overrides(load_recipe("mae-tiny"), [str(root)])
     assert caplog.messages == [f'note: data.train=["{root}/train"], data.held_out=["{root}/val"]']
+    write_images(root / "training", 2)
+    assert f'data.held_out=["{root}/val"]' in data_overrides(load_recipe("mae-tiny"), [str(root)])
     result = run_pretrain(*TINY, "--data", str(root), "--out", str(out))
     assert result.exit_code == 0, result.output
     data = yaml.safe_load((out / "config.yaml").read_text())["data"]
@@ -82,7 +91,7 @@ def test_of_a_folder_with_train_and_val_val_is_held_out(tmp_path: Path, caplog: 
 
 def test_a_fraction_of_the_training_data_is_held_out(tmp_path: Path) -> None:
     images, out = write_images(tmp_path / "images", 10), tmp_path / "run"
-    result = run_pretrain(*TINY, "--data", str(images), "--held-out", "0.3", "--out", str(out))
+    result = run_pretrain(*TINY, "--data", str(images), "--held-out", "3e-1", "--out", str(out))
     assert result.exit_code == 0, result.output
     config = load_recipe(str(out))
     assert config.data.held_out == 0.3

@@ -31,6 +31,8 @@ def test_printed_text_is_escaped_while_rich_writes_colours() -> None:
     stream = EscapedStream(raw)
     print(f"wrote {NAME}", file=stream)
     assert raw.getvalue() == f"wrote {SHOWN}\nnext: rm\n"
+    stream.write("\r 50%")  # as progress bars of other packages
+    assert raw.getvalue().endswith("next: rm\n\r 50%")
     assert not stream.isatty()
     console = Console(file=stream, force_terminal=True, color_system="standard")  # type: ignore[arg-type]
     console.print("bold", style="bold")

@@ -73,14 +73,17 @@ def test_a_source_that_is_no_run_has_the_default_and_a_note(tmp_path: Path, capl
 def test_sets_are_read_from_mixtures_fine_tuned_runs_and_old_configs(tmp_path: Path) -> None:
     mixture = load_recipe("c2fmae-debug", ["data.train=[images, {name: generated, options: {domain: sketch}}]"])
     data = ClassificationDataConfig(train=DatasetConfig(name="generated", options={"seed": 5}), test="images")
+    by_default = ClassificationDataConfig(train="generated", test="images")
     for name, text in (
         ("mixture", mixture.to_yaml()),
         ("fine-tuned", FinetuneConfig(init="run", data=data).to_yaml()),
+        ("fine-tuned by default", FinetuneConfig(init="timm:a", data=by_default).to_yaml()),
         ("old", "data: {train: generated, options: {difficulty: hard}}\ntraining: {}\n"),
         ("name", "format: 2\nkind: pretraining\ndata: {train: generated}\n"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(text, encoding="utf-8")
-    assert [read_generated_sets(str(tmp_path / name)) for name in ("mixture", "fine-tuned", "old", "name", "none")] == [
-        *([{"domain": "sketch"}], [{"seed": 5}], [{"difficulty": "hard"}], [{}], [])
+    names = ("mixture", "fine-tuned", "fine-tuned by default", "old", "name", "none")
+    assert [read_generated_sets(str(tmp_path / name)) for name in names] == [
+        *([{"domain": "sketch"}], [{"seed": 5}], [{"seed": 1001}], [{"difficulty": "hard"}], [{}], [])
     ]

@@ -57,12 +57,19 @@ def test_channels_are_measured_one_by_one(tmp_path: Path) -> None:
     assert np.array(statistics.value_range) == pytest.approx(np.array([[5, 6], [0, 100]]), abs=0.5)
 
 
-def test_a_constant_channel_has_a_range_and_a_deviation(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.full((20, 30), 0.25, np.float32))
+@pytest.mark.parametrize("value", [0.25, 1000, -3e7])
+def test_a_constant_channel_has_a_range_and_a_deviation(tmp_path: Path, value: float) -> None:
+    np.save(tmp_path / "a.npy", np.full((20, 30), value, np.float32))
     statistics = measure(tmp_path)
     assert statistics.std[0] > 0
     write_image_statistics([tmp_path], statistics)
     assert open_scenes(tmp_path)[0].maps["rgb"].unique().tolist() == [0]
+
+
+def test_a_narrow_range_far_from_zero_has_all_levels(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.linspace(1_000_000, 1_000_001, 600).reshape(20, 30))
+    write_image_statistics([tmp_path], measure(tmp_path))
+    assert len(open_scenes(tmp_path)[0].maps["rgb"].unique()) == 256
 
 
 def test_pixels_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ def _fill_generated_sets(data: ClassificationDataConfig, model: ModelUnderTest) 
     unseen = model.find_unseen_scenes({"data.train": data.train, "data.test": data.test})
     if unseen is None or unseen == UnseenScenes():
         return data
-    train = data.train and fill_generated_set("train", data.train, unseen)
-    test = data.test and fill_generated_set("test", data.test, unseen)
-    return data.model_copy(update={"train": train, "test": test})
+    if unseen.seed == UnseenScenes.seed:  # the default seeds are not stored, so that earlier runs resume
+        filled = data.train and unseen.fill(data.train), data.test and unseen.fill(data.test)
+    else:
+        filled = (
+            data.train and fill_generated_set("train", data.train, unseen),
+            data.test and fill_generated_set("test", data.test, unseen),
+        )
+    return data.model_copy(update={"train": filled[0], "test": filled[1]})

@@ -128,7 +128,7 @@ class Finetuning(Experiment):
             average = training.ema
             ema_scores = self.evaluator.evaluate(self.classifier, names, average) if average is not None else None
         rows = read_rows(run_dir.metrics) if is_start and self.world.is_main else []
-        if not self.world.broadcast_object(any("test/top-1" in row for row in rows if row["step"] == step)):
+        if not self.world.broadcast_object(any("test/top-1" in row for row in rows if row.get("step") == step)):
             logger.log_metrics(
                 step,
                 _scores_to_row("test", model_scores) | (_scores_to_row("average", ema_scores) if ema_scores else {}),

@@ -168,9 +168,10 @@ def open_online_probes(
         )
         KnnEvaluation().check_sets((train, test))
         for split, opened in (("train", train), ("test", test)):
-            if opened.scenes.info.channels != spec.channels["rgb"]:
+            channels = opened.scenes.info.channels
+            if channels != spec.channels["rgb"] and (channels, spec.channels["rgb"]) != (1, 3):  # grey is repeated
                 raise UserError(
-                    f"{split}: the images of {opened.name} have {opened.scenes.info.channels} channels, but the "
+                    f"{split}: the images of {opened.name} have {channels} channels, but the "
                     f"encoder takes {spec.channels['rgb']}. Use images like those of the training data"
                 )
     except UserError as error:

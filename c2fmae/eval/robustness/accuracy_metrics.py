@@ -185,9 +185,11 @@ def compute_clean_metrics(
 
 
 def find_accuracy_line(set_predictions: SetPredictions) -> AccuracyLine | None:
-    """Return the line of the reference models, if the accuracies are by its protocol: released sets, all classes."""
+    """Return the line of the reference models, if the accuracies are by its protocol: complete released sets."""
+    clean = set_predictions.clean
     is_comparable = (
-        set_predictions.clean is not None
+        clean is not None
+        and all(cell.cell.count_sentence is None for cell in (*set_predictions.cells, clean))
         and set_predictions.clean_suite == "imagenet-val"
         and set_predictions.shifted_set.creation_sentence is None
         and not set_predictions.class_matching.missing_names

@@ -4,22 +4,27 @@ import csv
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 
+from c2fmae.config.data import DatasetConfig
+from c2fmae.config.unseen_scenes import UnseenScenes
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
-from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.classification.config import ClassificationDataConfig, FinetuneConfig
+from c2fmae.eval.classification.evaluation import _fill_generated_sets
 from c2fmae.eval.classification.experiment import Finetuning, build_finetuning, finetune
 from c2fmae.eval.classification.result import read_finetune_result
+from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.methods.masked.initial_weights import load_initial_weights
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import load_classifier
@@ -498,3 +503,21 @@ def test_runs_without_an_intact_checkpoint_do_not_resume(source: Path, data: Pat
         finetune(config, tmp_path, World(), resume=True)
     expected = f"{tmp_path / 'checkpoints'}: no checkpoint is intact. Restore one, or start again in another --out"
     assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("unseen", "given"),
+    [
+        (UnseenScenes({"difficulty": "plain"}), {"difficulty": "plain"}),  # runs of version 0.1 resume: no default
+        (UnseenScenes({}, seed=4000), {"length": 2048, "seed": 4001}),
+    ],
+)
+def test_the_config_describes_generated_scenes_that_differ_from_the_default(
+    unseen: UnseenScenes, given: dict[str, Any]
+) -> None:
+    data = ClassificationDataConfig(train="generated", test="images")
+    model = cast(ModelUnderTest, SimpleNamespace(find_unseen_scenes=lambda _: unseen))
+    filled = _fill_generated_sets(data, model)
+    assert isinstance(filled.train, DatasetConfig)
+    assert filled.train.given_options() == given
+    assert filled.test == "images"
