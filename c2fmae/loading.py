@@ -5,6 +5,8 @@ from pathlib import Path
 
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.checkpoint import check_model_tensors
+from c2fmae.core.config import Config
+from c2fmae.core.decoder_options import BlockOptions
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
@@ -45,12 +47,13 @@ def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> L
         {key: value for key, value in info.config.items() if key in PretrainConfig.model_fields}, source=str(path)
     )
     tensors = checkpoint.tensors_of("model")
+    options: Config = config.method.decoder.options  # those of a plug-in may have no depth
     check_model_size(
         str(path),
         config.method.backbone_spec(),
         tensors,
         lambda _: build_method(config.method).model,
-        decoder_depth=getattr(config.method.decoder.options, "depth", 0),
+        decoder_depth=options.depth if isinstance(options, BlockOptions) else 0,
     )
     method = build_method(config.method, seed=config.training.seed)
     ema_tensors = checkpoint.tensors_of("ema") if use_ema else {}

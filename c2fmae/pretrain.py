@@ -2,7 +2,7 @@
 
 >>> from c2fmae.recipes.config import load_recipe
 >>> print(plan_training(load_recipe("c2fmae-b").training, num_samples=1_281_167, world_size=64))
-250000 steps (400 epochs of 625), 25000 of warm-up; batch 2048 = 64 processes × 32; learning rate up to 0.0008
+250,000 steps (400 epochs of 625), 25,000 of warm-up; batch 2,048 = 64 processes × 32; learning rate up to 0.0008
 """
 
 import logging

@@ -142,6 +142,7 @@ def stats(
     workers: WorkersOption = None,
 ) -> None:
     """Count classes, objects, labels and image sizes; draw the counts and print them."""
+    from c2fmae.core.errors import UserError
     from c2fmae.core.text import format_count
     from c2fmae.data.stats import draw_stats
     from c2fmae.report.drawing import check_png_path, save_png
@@ -151,6 +152,8 @@ def stats(
     for name, source in _find_sets(sources).items():
         _print_heading(name, source)
         report = _check_scenes(source, granularities, workers)
+        if not report.num_scenes:
+            raise UserError(report.problems[0].text if report.problems else f"{source}: has no scenes. Use other data")
         _print_stats(report)
         print(f"wrote {save_png(draw_stats(report), _path_of_set(out, name))}")
         if report.problems:

@@ -7,7 +7,6 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.text import format_count
 from c2fmae.data.check import AREA_FRACTION_EDGES, CheckReport
@@ -20,8 +19,6 @@ _MAX_BARS = 40
 
 def draw_stats(report: CheckReport) -> Image.Image:
     """Draw classes by pixels and by images, objects by number and size, labels, and image sizes."""
-    if not report.num_scenes:
-        raise UserError(report.problems[0].text if report.problems else "the data has no scenes. Use other data")
     charts = []
     if total := int(report.class_pixels.sum()):
         names = dict(enumerate(report.info.class_names)) | {IGNORE: "(not labelled)"}

@@ -86,7 +86,7 @@ def test_a_shown_recipe_is_a_file_that_can_be_read_and_errors_are_one_message(tm
         "error: --set: method.decoder.name: no decoder named 'paralel'. Did you mean 'parallel'? "
         "Known: cascaded, joint, parallel, reversed, self_attention",
         "error: mine.yaml: method.nmae: no such setting. Did you mean 'name'?",
-        "error: none.yaml: cannot be read: No such file or directory",
+        "error: none.yaml: cannot be read: No such file or directory. Check the path, or use another file",
     ]
 
 

@@ -34,7 +34,7 @@ def test_classes_and_labels_have_names() -> None:
         ('{"granularities": ["x"]}', "no granularity named 'x'. Known: depth, instance, rgb, semantic"),
         ('{"mean": [0.5]}', "mean: expected 3 numbers, one per channel, got 1"),
         ('{"channels": 0}', "channels: input should be greater than or equal to 1, got 0"),
-        ('{"value_range": [9, 1]}', "value_range.0: expected the lower value first, got [9.0, 1.0]"),
+        ('{"value_range": [9, 1]}', "value_range.0: expected the lower value first, got [9.0, 1.0]. Swap them"),
         (
             '{"value_range": [[0, 1], [0, 2]]}',
             "value_range: expected one pair [low, high] or 3, one per channel, got 2",

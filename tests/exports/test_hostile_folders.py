@@ -175,7 +175,7 @@ def test_a_missing_tensor_is_an_error_unless_allowed(exported: Path, tmp_path: P
     del tensors["encoder.blocks.0.attn.qkv.weight"]
     (tmp_path / "config.json").write_bytes((exported / "config.json").read_bytes())
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"1 missing tensors \(encoder.blocks.0.attn.qkv.weight\)"):
+    with pytest.raises(UserError, match=r"1 missing tensor \(encoder.blocks.0.attn.qkv.weight\)"):
         load_backbone(tmp_path)
     backbone = load_backbone(tmp_path, allow_missing=["encoder.blocks.0.attn.qkv.*"])
     assert backbone.load_report.missing == ["encoder.blocks.0.attn.qkv.weight"]

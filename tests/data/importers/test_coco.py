@@ -325,7 +325,7 @@ def test_ids_of_no_segment_are_refused(tmp_path: Path) -> None:
     root = panoptic(tmp_path, (stored, [segment(1, PERSON)]))
     assert_user_error(
         lambda: CocoPanoptic(root, "val")[0],
-        f"{root}/annotations/panoptic_val/1.png: id 70000 on 2 pixels (and 1 more ids) is not in the `segments_info`"
+        f"{root}/annotations/panoptic_val/1.png: id 70000 on 2 pixels (and 1 more id) is not in the `segments_info`"
         f" of {root}/annotations/panoptic_val.json. Extract both from the same release",
     )
 

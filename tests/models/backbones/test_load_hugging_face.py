@@ -170,7 +170,7 @@ def test_unexpected_layer_scales_are_an_error(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({**model.state_dict(), "layers.0.layer_scale1.lambda1": torch.ones(64)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"1 unexpected tensors \(blocks.0.layer_scale1.lambda1\). "):
+    with pytest.raises(UserError, match=r"1 unexpected tensor \(blocks.0.layer_scale1.lambda1\). "):
         load_backbone(tmp_path)
 
 

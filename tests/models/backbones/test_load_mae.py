@@ -166,7 +166,7 @@ def test_unexpected_tensors_are_an_error_unless_allowed(tmp_path: Path) -> None:
     weights = mae_weights()
     weights["blocks.0.ls1.gamma"] = torch.ones(128)
     assert refused(weights, tmp_path) == (
-        "1 unexpected tensors (blocks.0.ls1.gamma). Use a file that matches, or allow them by name or pattern "
+        "1 unexpected tensor (blocks.0.ls1.gamma). Use a file that matches, or allow them by name or pattern "
         "(--allow-missing NAME, allow_missing=[…])"
     )
     backbone = loaded(weights, tmp_path, allow_missing=["blocks.*.ls1.gamma"])

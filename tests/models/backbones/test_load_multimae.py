@@ -127,7 +127,7 @@ REJECTED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "no token": (lambda: without("global_tokens"), "global_tokens is missing. Use an official file of MultiMAE"),
     "extra": (
         lambda: multimae_weights() | {"encoder.0.ls1.gamma": torch.ones(128)},
-        "1 unexpected tensors (encoder.blocks.0.ls1.gamma). Use a file that matches, or allow them by name or pattern "
+        "1 unexpected tensor (encoder.blocks.0.ls1.gamma). Use a file that matches, or allow them by name or pattern "
         "(--allow-missing NAME, allow_missing=[…])",
     ),
 }

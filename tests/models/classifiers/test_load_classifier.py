@@ -254,7 +254,7 @@ def test_missing_and_unexpected_tensors_of_a_head_are_an_error_unless_allowed(tm
     del weights["head.bias"]
     weights["head.scale"] = torch.ones(1)
     torch.save({"model": weights}, file)
-    assert refused(file).startswith("1 missing tensors (head.bias) and 1 unexpected tensors (head.scale). ")
+    assert refused(file).startswith("1 missing tensor (head.bias) and 1 unexpected tensor (head.scale). ")
     classifier = load_classifier(file, allow_missing=["head.*"])
     assert classifier.head.bias.tolist() == [0] * 10
     assert (classifier.load_report.missing, classifier.load_report.unexpected) == (["head.bias"], ["head.scale"])
