@@ -38,9 +38,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
-    def from_dict(
-        cls: type[C], values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str | None = None
-    ) -> C:
+    def from_dict(cls: type[C], values: Any, overrides: Iterable[str] = (), *, source: str | None = None) -> C:
         """Build a config from plain values and `a.b=value` overrides.
 
         Values of an earlier version are migrated first. All problems are reported in one error, which begins with

@@ -585,7 +585,7 @@ def write_signed(path: Path, document: Any) -> None:
     """Write the JSON of a checkpoint with a valid checksum."""
     if isinstance(document, dict):
         document["sha256"] = checkpoint_format._checksum(document)
-    path.write_text(checkpoint_format._to_json(document))
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def copy_run(name: str, folder: Path) -> Path:

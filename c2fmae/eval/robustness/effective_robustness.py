@@ -29,7 +29,7 @@ class AccuracyLine(NamedTuple):
 
     def predict(self, clean_accuracy: float) -> float:
         """Return the accuracy on the shifted set, in percent, for an accuracy on clean images, in percent."""
-        return float(_predict(self.slope, self.intercept, np.array([clean_accuracy]))[0])
+        return float(_predict(self.slope, self.intercept, np.array([clean_accuracy], np.float64))[0])
 
 
 def list_reference_accuracies(suite: str) -> list[tuple[float, float]]:

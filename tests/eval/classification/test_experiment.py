@@ -4,8 +4,7 @@ import csv
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -513,11 +512,11 @@ def test_runs_without_an_intact_checkpoint_do_not_resume(source: Path, data: Pat
     ],
 )
 def test_the_config_describes_generated_scenes_that_differ_from_the_default(
-    unseen: UnseenScenes, given: dict[str, Any]
+    unseen: UnseenScenes, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = ClassificationDataConfig(train="generated", test="images")
-    model = cast(ModelUnderTest, SimpleNamespace(find_unseen_scenes=lambda _: unseen))
-    filled = _fill_generated_sets(data, model)
+    monkeypatch.setattr(ModelUnderTest, "find_unseen_scenes", lambda *_: unseen)
+    filled = _fill_generated_sets(data, object.__new__(ModelUnderTest))
     assert isinstance(filled.train, DatasetConfig)
     assert filled.train.given_options() == given
     assert filled.test == "images"
