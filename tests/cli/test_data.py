@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c2fmae_cli.data import IMPORTS
 from c2fmae_cli.data import data as data_commands
+from c2fmae_cli.data_create import IMPORTS
 from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
