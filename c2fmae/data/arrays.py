@@ -124,6 +124,8 @@ def values_to_bytes(
             return (values >> 8).astype(np.uint8)
         raise UserError(f"{location}: its values of type {values.dtype} need a range. {_FIX}")
     low, high = np.array(value_range).T  # in double precision: a range may be narrow and far from 0
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    rounded: np.ndarray = np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).round().clip(0, 255)
-    return rounded.astype(np.uint8)
+    scaled: np.ndarray = (values - low) * (255 / (high - low))
+    if values.dtype.kind == "f":
+        np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
+    np.rint(scaled, out=scaled)
+    return scaled.clip(0, 255, out=scaled).astype(np.uint8)
