@@ -41,6 +41,13 @@ class UnseenScenes:
         options = {key: value for key, value in sets[0].items() if key not in _OWN_OPTIONS}
         return cls(options, 1000 * (1 + max(int(training.get("seed", 0)) for training in sets)))
 
+    @classmethod
+    def of_source(cls, source: DataSourceOption | None) -> "UnseenScenes":
+        """Return the scenes for a training on a source; the default ones if it is not generated."""
+        parts = source if isinstance(source, tuple) else (source,)
+        sets = [part.given_options() for part in parts if isinstance(part, DatasetConfig) and is_generated(part)]
+        return cls.of_training(sets) if sets else cls()
+
     def fill(self, source: DataSourceOption, **defaults: Any) -> DataSourceOption:
         """Return a source in which generated scenes have these options and `defaults`, where none are given."""
         if isinstance(source, tuple):

@@ -28,6 +28,29 @@ class Scenes(Protocol):
         """Return the encoded image as stored, which packing copies unchanged; None if the source stores none."""
 
 
+class WrappedScenes:
+    """The scenes of another source. Subclasses replace some of their content."""
+
+    def __init__(self, source: Scenes) -> None:
+        self.source = source
+        self.info = source.info
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The unique name of each scene."""
+        return self.source.keys
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Scene:
+        return self.source[index]
+
+    def read_image_bytes(self, index: int) -> bytes | None:
+        """Return the encoded image as stored."""
+        return self.source.read_image_bytes(index)
+
+
 def check_index(index: int, length: int) -> None:
     """Raise an `IndexError` for an index out of range, negative ones included; iteration relies on it to end."""
     if index not in range(length):

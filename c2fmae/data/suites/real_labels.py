@@ -17,7 +17,7 @@ from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.data.info import DatasetInfo
-from c2fmae.data.scenes import Scenes
+from c2fmae.data.scenes import Scenes, WrappedScenes
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.suites.folder_check import NUM_SAMPLED, check_sampled_images, format_summary
 from c2fmae.data.suites.labelled import find_class_dirs
@@ -58,30 +58,18 @@ class RealLabels:
         )
 
 
-class _RealScenes:
+class _RealScenes(WrappedScenes):
     """Scenes whose label is the combination of classes that are correct; None if no class is."""
 
-    def __init__(self, scenes: Scenes, image_numbers: Sequence[int]) -> None:
-        self._scenes, self._image_numbers = scenes, image_numbers
+    def __init__(self, source: Scenes, image_numbers: Sequence[int]) -> None:
+        super().__init__(source)
+        self._image_numbers = image_numbers
         combinations, _ = _read_combinations()
         names = (LabelInfo(name=" or ".join(map(str, classes))) for classes in combinations)
         self.info = DatasetInfo(granularities=("rgb",), labels=tuple(names))
 
-    @property
-    def keys(self) -> Sequence[str]:
-        """The key of each image."""
-        return self._scenes.keys
-
-    def __len__(self) -> int:
-        return len(self._scenes)
-
     def __getitem__(self, index: int) -> Scene:
-        scene = self._scenes[index]
-        return replace(scene, label=_read_combinations()[1][self._image_numbers[index] - 1])
-
-    def read_image_bytes(self, index: int) -> bytes | None:
-        """Return the encoded image as stored."""
-        return self._scenes.read_image_bytes(index)
+        return replace(self.source[index], label=_read_combinations()[1][self._image_numbers[index] - 1])
 
 
 def _open_scenes(source: str | Path) -> _RealScenes:

@@ -4,7 +4,7 @@ The watermark is drawn when an image is read, by the authors' package `imagenet-
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -16,8 +16,7 @@ from PIL import Image
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
-from c2fmae.data.info import DatasetInfo
-from c2fmae.data.scenes import Scenes
+from c2fmae.data.scenes import Scenes, WrappedScenes
 from c2fmae.data.suites.labelled import LabelledImages
 from c2fmae.data.suites.shifted_set import ShiftedSet
 from c2fmae.data.suites.suite import Suite, SuiteCheckReport
@@ -46,26 +45,14 @@ class WatermarkedImages:
         return LabelledImages().check(suite, source)
 
 
-class _WatermarkedScenes:
-    def __init__(self, scenes: Scenes, draw_watermark: Callable[[Image.Image], Image.Image]) -> None:
-        self._scenes, self._draw_watermark = scenes, draw_watermark
+class _WatermarkedScenes(WrappedScenes):
+    def __init__(self, source: Scenes, draw_watermark: Callable[[Image.Image], Image.Image]) -> None:
+        super().__init__(source)
+        self._draw_watermark = draw_watermark
         self._view = CentralView(size=(_IMAGE_SIZE, _IMAGE_SIZE), crop=_CROP)
 
-    @property
-    def info(self) -> DatasetInfo:
-        """Classes and labels."""
-        return self._scenes.info
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """The key of each image."""
-        return self._scenes.keys
-
-    def __len__(self) -> int:
-        return len(self._scenes)
-
     def __getitem__(self, index: int) -> Scene:
-        scene = self._view(self._scenes[index])
+        scene = self._view(self.source[index])
         image = self._draw_watermark(tv.to_pil_image(scene.maps["rgb"]))
         return replace(scene, maps={**scene.maps, "rgb": tv.pil_to_tensor(image)})
 

@@ -161,7 +161,7 @@ def open_online_probes(
     try:
         if "rgb" not in spec.channels:
             raise UserError("the probes need an encoder of images, and this one has none. Set watching.probes=null")
-        sources, unseen = find_probe_sets(config), find_unseen_scenes(training_data)
+        sources, unseen = find_probe_sets(config), UnseenScenes.of_source(training_data)
         train, test = (
             open_set(split, unseen.fill(sources[split], length=limit), spec.image_size, ("rgb",), unseen)
             for split, limit in zip(_SPLITS, _limits(config), strict=True)
@@ -198,13 +198,6 @@ def find_probe_sets(config: OnlineProbesConfig) -> dict[Split, DataSourceOption]
     if isinstance(data, DatasetConfig) and is_generated(data) and "seed" not in data.given_options():
         return {"train": data, "test": data}
     raise UserError("test: is required with this data. Set watching.probes.test")
-
-
-def find_unseen_scenes(training_data: DataSourceOption | None) -> UnseenScenes:
-    """Return the scenes that `generated` stands for: those of the training, if it is on generated scenes."""
-    parts = training_data if isinstance(training_data, tuple) else (training_data,)
-    generated = [part.given_options() for part in parts if isinstance(part, DatasetConfig) and is_generated(part)]
-    return UnseenScenes.of_training(generated) if generated else UnseenScenes()
 
 
 def _limits(config: OnlineProbesConfig) -> tuple[int, int]:
