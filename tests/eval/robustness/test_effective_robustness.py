@@ -83,10 +83,14 @@ def test_only_models_with_more_training_data_are_far_above_the_line(
     assert distance > 4 * line.spread if is_robust else abs(distance) < 2 * line.spread
 
 
-def make_set(suite: str, num_wrong: int, labels: Any = IMAGENET_LABELS, **options: Any) -> ShiftedSet:
+def make_set(
+    suite: str, num_wrong: int, labels: Any = IMAGENET_LABELS, expected_images: int | None = None, **options: Any
+) -> ShiftedSet:
     """Return a set of ten images, the first of which are misclassified."""
     images = [(column, make_class_image((column + 1 if column < num_wrong else column) % 1000)) for column in range(10)]
-    return make_shifted_set([Cell(None, None, make_labelled_scenes(images), None)], labels, suite=suite, **options)
+    return make_shifted_set(
+        [Cell(None, None, make_labelled_scenes(images), expected_images)], labels, suite=suite, **options
+    )
 
 
 def evaluate(shifted_set: ShiftedSet, clean: ShiftedSet, folder: Path, **options: Any) -> RobustnessResult:
@@ -130,8 +134,13 @@ def test_the_line_of_imagenet_v2_is_that_of_matched_frequency(tmp_path: Path) ->
         (make_set("sketch", 4), make_set("custom", 1, name="mine"), {}),
         (make_set("sketch", 4, creation_sentence="made by hand"), make_set("imagenet-val", 1), {}),
         (make_set("sketch", 4), make_set("imagenet-val", 1), {"labels": IMAGENET_LABELS[:500]}),
+        (make_set("sketch", 4, expected_images=11), make_set("imagenet-val", 1), {}),
+        (make_set("sketch", 4), make_set("imagenet-val", 1, expected_images=11), {}),
     ],
-    ids=["a set without a line", "other clean images", "a self-made set", "a model that lacks classes"],
+    ids=[
+        *("a set without a line", "other clean images", "a self-made set", "a model that lacks classes"),
+        *("an incomplete set", "incomplete clean images"),
+    ],
 )
 def test_accuracies_by_another_protocol_have_no_distance_from_the_line(
     shifted_set: ShiftedSet, clean: ShiftedSet, options: dict[str, Any], tmp_path: Path
