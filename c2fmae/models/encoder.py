@@ -10,7 +10,7 @@ from jaxtyping import Float
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models import checkpoint_seq
+from timm.models import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -74,22 +74,26 @@ class Encoder(DeviceAwareAttention):
     def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
         """Return the latents of tokens that include their positions; class and register tokens are prepended."""
         x = self._prepend_prefix(tokens)
-        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing and self.training else self.blocks(x)
+        x = checkpoint_seq(self.blocks, x) if self._recomputes_blocks else self.blocks(x)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def get_intermediate_layers(
-        self, tokens: Float[Tensor, "batch token dim"], depths: Sequence[int]
+        self, tokens: Float[Tensor, "batch token dim"], depths: Sequence[int], *, normed: bool = True
     ) -> list[Float[Tensor, "batch latent dim"]]:
-        """Return the outputs of these blocks, counted from 1; the norm is applied to that of the last block only."""
+        """Return the outputs of these blocks, counted from 1; only that of the last block is normed, if `normed`."""
         if invalid := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
             raise UserError(
                 f"depth: expected a block from 1 to {len(self.blocks)}, got {invalid[0]}. Choose another block"
             )
         x, outputs = self._prepend_prefix(tokens), {}
         for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
-            x = block(x)
-            outputs[depth] = self.norm(x) if depth == len(self.blocks) else x
+            x = checkpoint(block, x) if self._recomputes_blocks else block(x)
+            outputs[depth] = self.norm(x) if normed and depth == len(self.blocks) else x
         return [outputs[depth] for depth in depths]
+
+    @property
+    def _recomputes_blocks(self) -> bool:
+        return self.grad_checkpointing and self.training
 
     def _prepend_prefix(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
         prefix = [t.expand(len(tokens), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]

@@ -1,5 +1,6 @@
 """Conversion between maps and patches: of all patches, or of selected ones."""
 
+import torch.nn.functional as F
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
@@ -24,6 +25,19 @@ def compute_grid(name: str, maps: Shaped[Tensor, "batch *channels height width"]
             f"{patch}"
         )
     return height // patch, width // patch
+
+
+def pad_to_patches(
+    maps: Shaped[Tensor, "batch *channels height width"], patch: int, value: float
+) -> Shaped[Tensor, "batch *channels padded_height padded_width"]:
+    """Return maps that are padded on the right and bottom to multiples of the patch size.
+
+    >>> import torch
+    >>> pad_to_patches(torch.ones(1, 3, 2), 2, value=0)[0].tolist()
+    [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
+    """
+    height, width = maps.shape[-2:]
+    return F.pad(maps, (0, -width % patch, 0, -height % patch), value=value)
 
 
 def patchify(maps: Shaped[Tensor, "batch *channels height width"], patch: int) -> Shaped[Tensor, "batch patch values"]:

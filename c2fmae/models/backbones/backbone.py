@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError, unknown_name_error
+from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.seeding import derive_seed
@@ -18,6 +19,7 @@ from c2fmae.models.backbones.load_report import LoadReport
 from c2fmae.models.embeddings import Embeddings, create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
+from c2fmae.models.patches import pad_to_patches
 
 BackboneInput = Mapping[str, Shaped[Tensor, "batch *map"]] | Float[Tensor, "batch channels height width"]
 """Standardised images and id maps by granularity, or only a tensor of images."""
@@ -113,15 +115,19 @@ class Backbone(nn.Module):
         return self.pool(self.tokens(maps), pooling)
 
     def feature_maps(
-        self, maps: BackboneInput, depths: Sequence[int], granularity: str = "rgb"
+        self, maps: BackboneInput, depths: Sequence[int], granularity: str = "rgb", *, normed: bool = True
     ) -> list[Float[Tensor, "batch dim rows columns"]]:
-        """Return the patch tokens of a granularity after these blocks, as two-dimensional maps."""
-        embedded, names, grid = self._embed(maps)
+        """Return the patch tokens of a granularity after these blocks, as two-dimensional maps.
+
+        Maps of any size are padded on the right and bottom to multiples of the patch size: images with zeros, which
+        are the mean colour, id maps as unlabelled. With `normed=False` tokens of the last block are not normed either.
+        """
+        embedded, names, grid = self._embed(maps, is_padded=True)
         if granularity not in names:
             raise unknown_name_error("granularity among the maps", granularity, names)
         size = grid[0] * grid[1]
         first = self.num_prefix_tokens + names.index(granularity) * size
-        layers = self.encoder.get_intermediate_layers(embedded, depths)
+        layers = self.encoder.get_intermediate_layers(embedded, depths, normed=normed)
         return [x[:, first : first + size].transpose(1, 2).unflatten(2, grid) for x in layers]
 
     def trunk_layers(self) -> list[list[nn.Parameter]]:
@@ -141,7 +147,9 @@ class Backbone(nn.Module):
                 "Use Backbone.standardise"
             )
 
-    def _embed(self, maps: BackboneInput) -> tuple[Tensor, tuple[str, ...], tuple[int, int]]:
+    def _embed(
+        self, maps: BackboneInput, *, is_padded: bool = False
+    ) -> tuple[Tensor, tuple[str, ...], tuple[int, int]]:
         maps = maps if isinstance(maps, Mapping) else {"rgb": maps}
         for name in maps:
             if name not in self.embeddings:
@@ -151,13 +159,18 @@ class Backbone(nn.Module):
         names = tuple(name for name in self.granularities if name in maps)
         if not names:
             raise UserError(f"maps: is empty. Pass at least one of {', '.join(self.granularities)}")
-        rows, columns = self.embeddings.common_grid({name: maps[name] for name in names})
+        maps = {name: self._pad(name, maps[name]) if is_padded else maps[name] for name in names}
+        rows, columns = self.embeddings.common_grid(maps)
         first = maps[names[0]]
         masks = Masks.from_visible_granularities(
             names, names, batch=len(first), num_patches=rows * columns, device=first.device
         )
         tokens, grid = embed_visible(self.embeddings, self.encoder, maps, masks)
         return tokens, names, grid
+
+    def _pad(self, name: str, maps: Tensor) -> Tensor:
+        fill_value = IGNORE if GRANULARITIES.get(name).kind == "ids" else 0
+        return pad_to_patches(maps, cast(int, self.embeddings[name].patch), fill_value)
 
 
 def vit_from_spec(spec: BackboneSpec) -> VisionTransformer:
