@@ -70,3 +70,27 @@ def test_a_decay_near_one_still_updates_in_single_precision() -> None:
     for _ in range(10_000):
         update_ema(average, each, 0.9999)
     assert average["weight"].item() == pytest.approx(1 - 0.9999**10_000, rel=1e-3)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+def test_running_statistics_are_averaged_and_counts_of_batches_copied(decay: float) -> None:
+    each = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False)).double()
+    average = init_ema(each)
+    assert average.keys() == each.state_dict().keys()
+    history = [init_ema(each)]
+    for seed in range(3):
+        each(torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+        update_ema(average, each, decay)
+        history.append(init_ema(each))
+    assert average["1.num_batches_tracked"] == 3
+    for name in ("1.running_mean", "1.running_var"):
+        expected = decay**3 * history[0][name]
+        for age, statistics in enumerate(reversed(history[1:])):
+            expected = expected + (1 - decay) * decay**age * statistics[name]
+        torch.testing.assert_close(average[name], expected, rtol=1e-13, atol=1e-13)
+
+
+def test_other_buffers_are_not_averaged() -> None:
+    each = nn.Linear(2, 2)
+    each.register_buffer("positions", torch.zeros(3))
+    assert list(init_ema(each)) == ["weight", "bias"]
