@@ -22,6 +22,7 @@ from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_ru
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
+from c2fmae.core.scene import SceneBatch
 from c2fmae.core.sharding import unshard_tensors, unsharded
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
@@ -65,7 +66,7 @@ class Pretraining(Experiment):
         return PretrainingTask(self.method, self.config.training.seed)
 
     @contextmanager
-    def open_batches(self, step: int) -> Iterator[BatchStream]:
+    def open_batches(self, step: int) -> Iterator[BatchStream[SceneBatch]]:
         """Open an iterator over batches that starts at a step."""
         pin_memory = self.world.device.type == "cuda"
         data, training = self.config.data, self.config.training

@@ -1,6 +1,6 @@
 """Data of an experiment: sources of scenes, random views of them, and the processes that load them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
@@ -147,18 +147,21 @@ class LoadingConfig(Config):
     def build_loader(
         self,
         scenes: "c2fmae.data.scenes.Scenes",
-        view: "c2fmae.data.transforms.Transform",
+        view: Callable[..., Any],
         sampler: "c2fmae.data.sampler.Sampler",
         *,
+        collate: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
     ) -> "c2fmae.data.loader.SceneLoader":
-        """Return a loader of views of the scenes."""
+        """Return a loader of views of the scenes; `collate` makes a batch of them, by default a `SceneBatch`."""
+        from c2fmae.core.scene import SceneBatch
         from c2fmae.data.loader import SceneLoader
 
         return SceneLoader(
             scenes=scenes,
             transform=view,
             sampler=sampler,
+            collate=collate or SceneBatch.stack,
             workers=self.workers,
             prefetch=self.prefetch,
             on_broken=self.on_broken,
@@ -169,14 +172,15 @@ class LoadingConfig(Config):
     def stream_training_batches(
         self,
         scenes: "c2fmae.data.scenes.Scenes",
-        view: "c2fmae.data.transforms.Transform",
+        view: Callable[..., Any],
         plan: TrainingPlan,
         step: int,
         *,
         seed: int,
         rank: int,
         pin_memory: bool,
-    ) -> "c2fmae.data.loader.BatchStream":
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> "c2fmae.data.loader.BatchStream[Any]":
         """Return the batches of one process, starting at a step. The batch of a step is the same for any start."""
         from c2fmae.data.sampler import DataPosition, Sampler
 
@@ -189,7 +193,7 @@ class LoadingConfig(Config):
             world_size=plan.batch_size // plan.batch_size_per_rank,
         )
         epochs = -(-plan.steps // plan.steps_per_epoch)
-        loader = self.build_loader(scenes, view, sampler, pin_memory=pin_memory)
+        loader = self.build_loader(scenes, view, sampler, collate=collate, pin_memory=pin_memory)
         return loader.stream_batches(epochs, DataPosition(*divmod(step, plan.steps_per_epoch)))
 
     def check_broken(self, count: int, total: int) -> None:

@@ -7,10 +7,10 @@ import time
 import types
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from c2fmae.core.seeding import derive_seed
 from c2fmae.core.workers import exit_if_unguarded, loader_worker_death_error, worker_death_error
 from c2fmae.data.sampler import DataPosition, Sampler
 from c2fmae.data.scenes import Scenes
-from c2fmae.data.transforms import Transform
 
 log = logging.getLogger(__name__)
+
+B = TypeVar("B")
 
 _MAX_CONSECUTIVE_BROKEN = 16
 _SHUTDOWN_GRACE_SECONDS = 60  # a worker runs on after SIGTERM: the parent may need a batch before it saves
@@ -35,7 +36,7 @@ _SHUTDOWN_GRACE_SECONDS = 60  # a worker runs on after SIGTERM: the parent may n
 BatchRequest = tuple[DataPosition, list[list[int]]]
 """Position of a batch, and [index, repetition] of its samples, which together with the seed determine the batch."""
 
-BatchResult = tuple[DataPosition, SceneBatch, list[str], LoadTimes] | UserError | RunError
+BatchResult = tuple[DataPosition, Any, list[str], LoadTimes] | UserError | RunError
 """A batch with the errors of the samples that were replaced in it, or the error that aborts the run."""
 
 
@@ -48,8 +49,11 @@ class SceneLoader:
     """
 
     scenes: Scenes
-    transform: Transform
+    transform: Callable[[Scene, np.random.Generator], Any]
+    """A function from a scene to a sample; its only source of randomness is the generator."""
     sampler: Sampler
+    collate: Callable[[list[Any]], Any] = SceneBatch.stack
+    """A function from the samples of a batch to the batch, which is pinned by its method `pin_memory`."""
     workers: int = 0
     """Number of processes; 0 loads every batch in the calling process."""
     prefetch: int = 2
@@ -71,7 +75,11 @@ class SceneLoader:
             if getattr(self, name) < minimum:
                 raise UserError(f"{name}: expected at least {minimum}, got {getattr(self, name)}")
 
-    def stream_batches(self, epochs: int, position: DataPosition = DataPosition()) -> "BatchStream":  # noqa: B008 - frozen
+    def stream_batches(
+        self,
+        epochs: int,
+        position: DataPosition = DataPosition(),  # noqa: B008 - frozen
+    ) -> "BatchStream[Any]":
         """Return an iterator over the batches from a position to the end of the last epoch."""
         return BatchStream(self, epochs, position)
 
@@ -105,7 +113,7 @@ class _WorkerIterator(_MultiProcessingDataLoaderIter):
         super().__init__(loader)
 
 
-class BatchStream(Iterator[SceneBatch]):
+class BatchStream(Iterator[B], Generic[B]):
     """An iterator over batches, with the position in the data and statistics of loading."""
 
     def __init__(self, loader: SceneLoader, epochs: int, position: DataPosition) -> None:
@@ -134,7 +142,9 @@ class BatchStream(Iterator[SceneBatch]):
             warnings.filterwarnings("ignore", "This DataLoader will create")
             self._batches = iter(
                 QuietLoader(
-                    _BatchDataset(loader.scenes, loader.transform, sampler.seed, loader.on_broken == "skip"),
+                    _BatchDataset(
+                        loader.scenes, loader.transform, loader.collate, sampler.seed, loader.on_broken == "skip"
+                    ),
                     batch_sampler=requests,
                     num_workers=loader.workers,
                     prefetch_factor=loader.prefetch if is_parallel else None,
@@ -147,10 +157,10 @@ class BatchStream(Iterator[SceneBatch]):
         # Runs when the stream is garbage-collected, at exit, or in `close`, whichever comes first.
         self._finalizer = weakref.finalize(self, _shut_down_workers, self._batches)
 
-    def __iter__(self) -> "BatchStream":
+    def __iter__(self) -> "BatchStream[B]":
         return self
 
-    def __next__(self) -> SceneBatch:
+    def __next__(self) -> B:
         if self._batches is None:
             raise StopIteration
         start_time = time.perf_counter()
@@ -164,6 +174,7 @@ class BatchStream(Iterator[SceneBatch]):
         if isinstance(result, UserError | RunError):
             self.close()
             raise result
+        batch: B
         batch_position, batch, broken, load_times = result
         self.load_times = self.load_times.plus(load_times)
         self._record_skipped(broken)
@@ -194,13 +205,14 @@ class _BatchDataset(Dataset[object]):
     """The data set of a worker, which returns a batch for each `BatchRequest`."""
 
     scenes: Scenes
-    transform: Transform
+    transform: Callable[[Scene, np.random.Generator], Any]
+    collate: Callable[[list[Any]], Any]
     seed: int
     skip_broken: bool
 
     def __getitems__(self, requests: Sequence[BatchRequest]) -> BatchResult:
         (batch_position, draws), broken = requests[0], list[str]()
-        samples, decode, crop = list[Scene](), 0.0, 0.0
+        samples, decode, crop = list[Any](), 0.0, 0.0
         try:
             for index, repetition in draws:
                 start = time.perf_counter()
@@ -211,7 +223,7 @@ class _BatchDataset(Dataset[object]):
                 decode += decoded - start
                 crop += time.perf_counter() - decoded
             start = time.perf_counter()
-            batch = SceneBatch.stack(samples)
+            batch = self.collate(samples)
             times = LoadTimes(decode, crop, time.perf_counter() - start, len(samples))
             return batch_position, batch, broken, times
         except (UserError, RunError) as error:  # torch would put the traceback of a worker into the message

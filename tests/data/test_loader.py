@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -83,6 +84,35 @@ def test_samples_do_not_depend_on_workers_or_their_start_method(tmp_path: Path, 
     assert len(expected) == 6
     with default_start_method(method):
         assert content(list(loader(source, workers=workers).stream_batches(3))) == expected
+
+
+class KeysAndSums(NamedTuple):
+    """A batch type of a user."""
+
+    keys: list[str]
+    sums: list[int]
+
+
+def make_key_and_sum(scene: Scene, rng: np.random.Generator) -> tuple[str, int]:
+    return scene.key, int(RandomView(size=(8, 8))(scene, rng).maps["rgb"].sum())
+
+
+def collate_keys_and_sums(samples: list[tuple[str, int]]) -> KeysAndSums:
+    return KeysAndSums([key for key, _ in samples], [total for _, total in samples])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_and_batches_may_be_of_any_type(tmp_path: Path, workers: int) -> None:
+    source = shard(tmp_path, broken="d")
+    scene_batches = list(loader(source, max_broken=1.0).stream_batches(2))
+    own = replace(
+        loader(source, workers=workers, max_broken=1.0), transform=make_key_and_sum, collate=collate_keys_and_sums
+    )
+    expected = [
+        KeysAndSums(list(batch.keys), batch.maps["rgb"].flatten(1).long().sum(dim=1).tolist())
+        for batch in scene_batches
+    ]
+    assert list(own.stream_batches(2)) == expected
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

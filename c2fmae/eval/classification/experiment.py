@@ -20,6 +20,7 @@ from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
+from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import gather, unsharded
 from c2fmae.core.specs import ClassifierSpec, spec_identity
@@ -84,7 +85,7 @@ class Finetuning(Experiment):
         )
 
     @contextmanager
-    def open_batches(self, step: int) -> Iterator[BatchStream]:
+    def open_batches(self, step: int) -> Iterator[BatchStream[SceneBatch]]:
         """Return the training batches from a step on."""
         pin, data = self.world.device.type == "cuda", self.config.data
         backbone = self.classifier.backbone
