@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 
 from c2fmae.core.config import Config, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
-from c2fmae.core.schedules import warmup_cosine
+from c2fmae.core.schedules import warmup_cosine, warmup_linear, warmup_multistep
 from c2fmae.core.text import format_count
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+ScheduleName = Literal["cosine", "linear", "steps"]
 
 ALTERNATIVES = (("epochs", "steps"), ("base_lr", "lr"), ("warmup_epochs", "warmup_steps"))
 """Pairs of settings of which at most one is set."""
@@ -37,8 +38,16 @@ class TrainingConfig(Config):
     """Length of the linear warm-up in epochs. Set at most one of this and `warmup_steps`."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Length of the linear warm-up in steps."""
+    warmup_start: UnitInterval | None = None
+    """Learning rate of the first step of the warm-up, as a fraction of the peak. By default, 1 / its steps."""
+    schedule: ScheduleName = "cosine"
+    """Decay of the learning rate after the warm-up: a half cosine, a straight line, or a factor at each milestone."""
     final_lr: UnitInterval = 0.0
-    """Learning rate at the end of the cosine schedule, as a fraction of the peak."""
+    """Learning rate at the end of the schedules `cosine` and `linear`, as a fraction of the peak."""
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Fractions of the run at which the schedule `steps` multiplies the learning rate by `gamma`."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of the learning rate at each milestone."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of an encoder block, as a fraction of that of the block after it."""
@@ -65,6 +74,15 @@ class TrainingConfig(Config):
                 raise UserError(f"expected either {one} or {other}. Set the other to null")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             raise UserError("expected either warmup_epochs or warmup_steps. Set the other to null")
+        if (self.schedule == "steps") != bool(self.milestones):
+            raise UserError(
+                f"milestones: are for schedule=steps, which needs them, got schedule={self.schedule} and "
+                f"{format_count(len(self.milestones), 'milestone')}. Change one of them"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise UserError(f"milestones: expected increasing fractions of the run, got {list(self.milestones)}")
+        if self.schedule == "steps" and self.final_lr:
+            raise UserError("final_lr: is for the schedules cosine and linear, got schedule=steps. Set it to 0")
         if self.sharded and self.compile:
             raise UserError("sharded and compile cannot be combined. Set one of them to false")
         return self
@@ -126,12 +144,43 @@ class TrainingPlan:
     peak_lr: float
     final_lr_ratio: float
     """Final learning rate, as a fraction of the peak."""
+    schedule: ScheduleName = "cosine"
+    milestones: tuple[int, ...] = ()
+    """Steps, counted from 0, from which on the learning rate is multiplied by `gamma` once more."""
+    gamma: float = 0.1
+    warmup_start: float | None = None
+    """Learning rate of the first step, as a fraction of the peak; None for 1 / `warmup_steps`."""
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        return self.peak_lr * warmup_cosine(
-            step, total_steps=self.steps, warmup_steps=self.warmup_steps, floor=self.final_lr_ratio
+        warmup_steps, warmup_start = self.warmup_steps, self.warmup_start
+        if self.schedule == "steps":
+            return self.peak_lr * warmup_multistep(
+                step,
+                milestones=self.milestones,
+                gamma=self.gamma,
+                warmup_steps=warmup_steps,
+                warmup_start=warmup_start,
+            )
+        decay = warmup_linear if self.schedule == "linear" else warmup_cosine
+        return self.peak_lr * decay(
+            step,
+            total_steps=self.steps,
+            warmup_steps=warmup_steps,
+            floor=self.final_lr_ratio,
+            warmup_start=warmup_start,
         )
+
+    def describe_schedule(self) -> str:
+        """Return the decay of the learning rate in words.
+
+        >>> TrainingPlan(8, 0, 4, 2, 2, 1, 0.1, 0.0, "steps", (4, 6), 0.1).describe_schedule()
+        'the learning rate multiplied by 0.1 after 4 and 6 steps'
+        """
+        if self.schedule != "steps":
+            return f"a {self.schedule} schedule"
+        steps = " and ".join(f"{milestone:,}" for milestone in self.milestones)
+        return f"the learning rate multiplied by {self.gamma:g} after {steps} steps"
 
     def progress(self, step: int) -> float:
         """Return the fraction of the run that is complete before a step, in [0, 1)."""
@@ -175,4 +224,17 @@ def plan_training(config: TrainingConfig, *, num_samples: int, world_size: int) 
         key = "warmup_steps" if config.warmup_steps else "warmup_epochs"
         raise UserError(f"training.{key}: the warm-up has {warmup} steps, but the run only {steps}. Set it lower")
     peak = config.lr if config.lr is not None else (config.base_lr or 0) * batch / 256
-    return TrainingPlan(steps, warmup, per_epoch, batch, batch_size_per_rank, num_micro_batches, peak, config.final_lr)
+    return TrainingPlan(
+        steps,
+        warmup,
+        per_epoch,
+        batch,
+        batch_size_per_rank,
+        num_micro_batches,
+        peak,
+        config.final_lr,
+        config.schedule,
+        tuple(round(milestone * steps) for milestone in config.milestones),
+        config.gamma,
+        config.warmup_start,
+    )

@@ -1,10 +1,12 @@
 import math
+from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2fmae.core.schedules import warmup_cosine
+from c2fmae.core.schedules import warmup_cosine, warmup_linear, warmup_multistep
 
 pytestmark = pytest.mark.numeric
 
@@ -53,3 +55,38 @@ def test_warm_up_can_last_for_all_steps() -> None:
         0.75,
         1.0,
     ]
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-6, 0.25, 1.0])
+def test_warm_up_from_a_value_ends_at_the_peak_like_linear_lr(start: float) -> None:
+    """`torch.optim.lr_scheduler.LinearLR` is the reference. All three schedules have the same warm-up."""
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    reference = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=max(start, 1e-9), total_iters=5)
+    for step in range(6):
+        expected = pytest.approx(optimiser.param_groups[0]["lr"], abs=1e-8)
+        assert warmup_cosine(step, total_steps=9, warmup_steps=5, warmup_start=start) == expected
+        assert warmup_linear(step, total_steps=9, warmup_steps=5, warmup_start=start) == expected
+        assert warmup_multistep(step, milestones=(8,), gamma=0.1, warmup_steps=5, warmup_start=start) == expected
+        optimiser.step()
+        reference.step()
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+@pytest.mark.parametrize("warmup", [0, 3, 7])
+def test_the_linear_schedule_loses_the_same_at_every_step(warmup: int, floor: float) -> None:
+    rates = [warmup_linear(step, total_steps=8, warmup_steps=warmup, floor=floor) for step in range(9)]
+    cosine = [warmup_cosine(step, total_steps=8, warmup_steps=warmup, floor=floor) for step in range(9)]
+    assert rates[: warmup + 1] == cosine[: warmup + 1]
+    assert rates[8] == pytest.approx(floor)
+    losses = [before - after for before, after in pairwise(rates[warmup:])]
+    assert losses == pytest.approx([(1 - floor) / (8 - warmup)] * (8 - warmup))
+
+
+def test_the_multistep_schedule_follows_multi_step_lr() -> None:
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones=[3, 5], gamma=0.1)
+    for step in range(8):
+        found = warmup_multistep(step, milestones=(3, 5), gamma=0.1, warmup_steps=0)
+        assert found == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        reference.step()

@@ -64,6 +64,24 @@ def test_learning_rate_and_progress_depend_on_the_step_alone(warmup: int, final:
     assert [training_plan.progress(step) for step in range(10)] == [step / 10 for step in range(10)]
 
 
+def test_schedules_have_milestones_at_fractions_of_the_run() -> None:
+    """The schedule of a 1× detection run: 12 epochs, a tenth of the learning rate after 9 and 11 of them."""
+    training_plan = plan(
+        24,
+        steps=None,
+        epochs=12,
+        warmup_steps=2,
+        warmup_start=0.001,
+        schedule="steps",
+        milestones=(9 / 12, 11 / 12),
+        lr=1.0,
+    )
+    assert (training_plan.steps_per_epoch, training_plan.milestones) == (3, (27, 33))
+    expected = [0.001, 0.5005, *[1.0] * 25, *[0.1] * 6, *[0.01] * 3]
+    assert [training_plan.lr(step) for step in range(36)] == pytest.approx(expected)
+    assert plan(schedule="linear", final_lr=0.2).lr(5) == pytest.approx(0.6e-3)
+
+
 @pytest.mark.parametrize(
     ("settings", "where", "expected"),
     [
@@ -117,6 +135,24 @@ def test_plans_that_do_not_fit_the_data_are_rejected(
         ({"steps": 1, "lr": 1.0, "ema": 1}, "ema: input should be less than 1, got 1"),
         ({"steps": 1, "lr": 1.0, "clip": 0}, "clip: input should be greater than 0, got 0"),
         ({"steps": 1, "lr": 1.0, "layer_decay": 0}, "layer_decay: input should be greater than 0, got 0"),
+        (
+            {"steps": 1, "lr": 1.0, "schedule": "steps"},
+            "milestones: are for schedule=steps, which needs them, got schedule=steps and 0 milestones. Change one of "
+            "them",
+        ),
+        (
+            {"steps": 1, "lr": 1.0, "milestones": [0.5]},
+            "milestones: are for schedule=steps, which needs them, got schedule=cosine and 1 milestone. Change one of "
+            "them",
+        ),
+        (
+            {"steps": 1, "lr": 1.0, "schedule": "steps", "milestones": [0.9, 0.5]},
+            "milestones: expected increasing fractions of the run, got [0.9, 0.5]",
+        ),
+        (
+            {"steps": 1, "lr": 1.0, "schedule": "steps", "milestones": [0.9], "final_lr": 0.1},
+            "final_lr: is for the schedules cosine and linear, got schedule=steps. Set it to 0",
+        ),
         ({"steps": 1, "lr": 1.0, "final_lr": 1.5}, "final_lr: input should be less than or equal to 1, got 1.5"),
         (
             {"steps": 1, "lr": 1.0, "precision": "fp16"},

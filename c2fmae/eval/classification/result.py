@@ -107,7 +107,7 @@ def describe_finetune_protocol(
         f"from {_describe_init(config)}",
         f"batch {plan.batch_size}, AdamW, peak learning rate {plan.peak_lr:.3g}, "
         f"{format_count(plan.warmup_steps, 'step')} of warm-up, "
-        "a cosine schedule",
+        f"{plan.describe_schedule()}",
         f"weight decay {training.weight_decay:g}, layer decay {training.layer_decay:g}, drop path {config.drop_path:g}",
         f"crops of {data.scale[0]:g} to {data.scale[1]:g} of an image, {data.rand_augment or 'no RandAugment'}",
         f"erasing {data.erasing:g}, Mixup {mixing.mixup:g}, CutMix {mixing.cutmix:g}, smoothing {mixing.smoothing:g}",
