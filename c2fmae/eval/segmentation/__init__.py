@@ -1,0 +1,1 @@
+"""Fine-tuning for semantic segmentation, tests of segmenters, and their results."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation: a backbone with a head that predicts the class of every pixel."""
