@@ -1,4 +1,4 @@
-"""Image labels."""
+"""Labels of images, and classes of pixels."""
 
 import re
 from typing import Annotated
@@ -16,6 +16,18 @@ class LabelInfo(Config):
     name: Annotated[str, Field(min_length=1)]
     wnid: str | None = None
     """WordNet id: the name of the class's directory in ImageNet."""
+
+
+class ClassInfo(Config):
+    """The class of one semantic id."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(min_length=1)]
+    is_thing: bool | None = None
+    """Whether its instances can be counted (a car) or not (the sky)."""
+    coco_id: int | None = None
+    """Category id of COCO, whose numbering has gaps."""
 
 
 def is_wnid(name: str) -> bool:

@@ -13,7 +13,7 @@ from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.core.json_file import read_json
-from c2fmae.core.labels import LabelInfo
+from c2fmae.core.labels import ClassInfo, LabelInfo
 
 DATASET_FILE = "dataset.json"
 PACK_PLAN_FILE = "pack.json"
@@ -21,8 +21,6 @@ PACK_PLAN_FILE = "pack.json"
 DATASET_FORMAT = 1
 
 _MAX_FILE_BYTES = 1 << 26  # tens of thousands of classes with names
-
-NonEmptyStr = Annotated[str, Field(min_length=1)]
 
 
 def _check_range(pair: tuple[float, float]) -> tuple[float, float]:
@@ -39,18 +37,6 @@ def _list_ranges(value: Any) -> Any:
 
 ValueRange = Annotated[tuple[float, float], AfterValidator(_check_range)]
 UInt8Value = Annotated[int, Field(ge=0, le=255)]
-
-
-class ClassInfo(Config):
-    """The class of one semantic id."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: NonEmptyStr
-    is_thing: bool | None = None
-    """Whether its instances can be counted (a car) or not (the sky)."""
-    coco_id: int | None = None
-    """Category id of COCO, whose numbering has gaps."""
 
 
 class DatasetInfo(Config):

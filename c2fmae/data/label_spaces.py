@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from c2fmae.core.granularity import IGNORE
-from c2fmae.data.info import ClassInfo
+from c2fmae.core.labels import ClassInfo
 from c2fmae.data.remap import IdTable
 
 

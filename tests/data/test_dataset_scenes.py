@@ -9,9 +9,8 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.labels import LabelInfo
+from c2fmae.core.labels import ClassInfo, LabelInfo
 from c2fmae.data import DatasetInfo, DatasetScenes
-from c2fmae.data.info import ClassInfo
 from c2fmae.data.scenes import Scenes
 from tests.data.dataset_files import assert_user_error
 

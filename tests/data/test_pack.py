@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.labels import LabelInfo
+from c2fmae.core.labels import ClassInfo, LabelInfo
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.scene import Scene
 from c2fmae.data.combine import ConcatScenes
 from c2fmae.data.decode import decode_ids, decode_image
 from c2fmae.data.encode import encode_ids, encode_image
-from c2fmae.data.info import ClassInfo, DatasetInfo
+from c2fmae.data.info import DatasetInfo
 from c2fmae.data.pack import PackConfig, PackReport, pack_scenes
 from c2fmae.data.sources import open_scenes
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from c2fmae.core.labels import LabelInfo
+from c2fmae.core.labels import ClassInfo, LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data import preview
 from c2fmae.data.geometry import subsample_ids
-from c2fmae.data.info import ClassInfo, DatasetInfo
+from c2fmae.data.info import DatasetInfo
 from c2fmae.data.preview import draw_preview
 from c2fmae.report.drawing import MARGIN, colour_classes, colour_instances
 

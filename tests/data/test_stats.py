@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c2fmae.core.labels import LabelInfo
+from c2fmae.core.labels import ClassInfo, LabelInfo
 from c2fmae.data import stats
 from c2fmae.data.check import AREA_FRACTION_EDGES, CheckReport
-from c2fmae.data.info import ClassInfo, DatasetInfo
+from c2fmae.data.info import DatasetInfo
 from c2fmae.data.stats import describe_stats, draw_stats
 from c2fmae.report.drawing import draw_bar_chart
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.labels import ClassInfo
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
-from c2fmae.data.info import ClassInfo, DatasetInfo
+from c2fmae.data.info import DatasetInfo
 from c2fmae.exports.provenance import WeightsProvenance
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models.backbones import Backbone

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int, Integer
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.json_file import read_json
+from c2fmae.core.labels import ClassInfo
 from c2fmae.core.text import format_count
 from c2fmae.data.importers.coco_rle import outline_to_rle, paint_outlines
 from c2fmae.data.importers.common import (
@@ -25,7 +26,7 @@ from c2fmae.data.importers.common import (
     numbers_to_instance_ids,
     read_colour_png,
 )
-from c2fmae.data.info import ClassInfo, DatasetInfo
+from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.data.remap import remap_ids
 
