@@ -10,7 +10,7 @@ from c2fmae.core.checkpoint import METADATA_FILE, Checkpoint, list_checkpoints
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import RunKind
 from c2fmae.core.run_dir import RunDir, find_checkpoint
-from c2fmae.core.specs import BackboneSpec, ClassifierSpec
+from c2fmae.core.specs import BackboneSpec, ClassifierSpec, SegmenterSpec
 from c2fmae.core.yaml_file import read_yaml
 
 
@@ -32,7 +32,7 @@ class RunInfo:
 
     @cached_property
     def kind(self) -> RunKind:
-        """Whether the run pre-trains an autoencoder or fine-tunes a classifier."""
+        """Whether the run pre-trains an autoencoder, fine-tunes a classifier or trains a segmenter."""
         kind: RunKind = self._entry("kind")
         if kind not in get_args(RunKind):
             raise UserError(
@@ -53,11 +53,19 @@ class RunInfo:
 
     @cached_property
     def classifier(self) -> ClassifierSpec | None:
-        """Spec of a fine-tuned classifier; None for a pre-training, and for a run without an intact checkpoint."""
-        if self.kind == "pretraining" or self.step is None:
+        """Spec of a fine-tuned classifier; None for another kind, and for a run without an intact checkpoint."""
+        if self.kind != "finetuning" or self.step is None:
             return None
         values = {**self._entry("classifier"), "backbone": self.backbone}
         return ClassifierSpec.from_dict(values, source=str(self.path))
+
+    @cached_property
+    def segmenter(self) -> SegmenterSpec | None:
+        """Spec of a trained segmenter; None for another kind, and for a run without an intact checkpoint."""
+        if self.kind != "segmentation" or self.step is None:
+            return None
+        values = {**self._entry("segmenter"), "backbone": self.backbone}
+        return SegmenterSpec.from_dict(values, source=str(self.path))
 
     @property
     def num_samples(self) -> int | None:

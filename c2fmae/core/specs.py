@@ -1,4 +1,4 @@
-"""Specs of encoders, backbones and classifiers: everything about a model except its weights, without torch.
+"""Specs of encoders, backbones, classifiers and segmenters: everything about a model except its weights, without torch.
 
 A spec is stored with the weights, in checkpoints and exported folders, so that the model can be built again.
 """
@@ -9,12 +9,16 @@ from pydantic import Field, model_validator
 
 from c2fmae.core.config import Config, PositiveInt
 from c2fmae.core.errors import UserError
-from c2fmae.core.granularity import GRANULARITIES
-from c2fmae.core.labels import LabelInfo
+from c2fmae.core.granularity import GRANULARITIES, IGNORE
+from c2fmae.core.labels import ClassInfo, LabelInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Pooling = Literal["mean", "cls"]
+NormKind = Literal["batch", "group", "layer"]
+"""Norms of what follows a backbone: of batches, of groups of channels, or of all channels of a pixel."""
+RelativePositions = Literal["none", "bias"]
+"""Relative positions in attention: none, or a learned bias for each offset between two patches, as in BEiT."""
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 LossAveraging = Literal["samples", "cells"]
 """Average a loss over each image's hidden cells first and then over images, or over all hidden cells at once."""
@@ -108,7 +112,36 @@ class ClassifierSpec(Config):
     """Side of the central crop for evaluation, as a fraction of the image's shorter side: 224 of 256 pixels."""
 
 
-def spec_identity(spec: BackboneSpec | ClassifierSpec) -> str:
+class HeadSpec(Config):
+    """A segmentation head by its registered name, with its options."""
+
+    name: Annotated[str, Field(min_length=1)] = "upernet"
+    options: dict[str, Any] = Field({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class SegmenterSpec(Config):
+    """Everything about a segmenter except its weights."""
+
+    backbone: BackboneSpec
+    """Its image size is that of the training crops; it has a last norm only if a map needs one."""
+    classes: Annotated[tuple[ClassInfo, ...], Field(min_length=1, max_length=IGNORE)]
+    """Classes by index of the logit, which is the semantic id."""
+    head: HeadSpec = HeadSpec()
+    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    """Blocks whose outputs the head takes, counted from 1. The encoder ends with the last of them."""
+    normed: bool = False
+    """Normalise the output of the last block."""
+    norm: NormKind = "batch"
+    """Norm of the pyramid and the head."""
+    relative: RelativePositions = "none"
+
+
+def spec_identity(spec: BackboneSpec | ClassifierSpec | SegmenterSpec) -> str:
     """Return the JSON that is part of digests of weights.
 
     Its keys are those of version 0.1, so that cached features and results of that version stay valid.

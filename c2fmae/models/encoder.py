@@ -78,16 +78,25 @@ class Encoder(DeviceAwareAttention):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def get_intermediate_layers(
-        self, tokens: Float[Tensor, "batch token dim"], depths: Sequence[int], *, normed: bool = True
+        self,
+        tokens: Float[Tensor, "batch token dim"],
+        depths: Sequence[int],
+        *,
+        normed: bool = True,
+        attn_biases: Sequence[Float[Tensor, "1 head latent latent"]] | None = None,
     ) -> list[Float[Tensor, "batch latent dim"]]:
-        """Return the outputs of these blocks, counted from 1; only that of the last block is normed, if `normed`."""
+        """Return the outputs of these blocks, counted from 1; only that of the last block is normed, if `normed`.
+
+        `attn_biases`, one for each block, are added to the products of its queries and keys.
+        """
         if invalid := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
             raise UserError(
                 f"depth: expected a block from 1 to {len(self.blocks)}, got {invalid[0]}. Choose another block"
             )
         x, outputs = self._prepend_prefix(tokens), {}
         for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
-            x = checkpoint(block, x) if self._recomputes_blocks else block(x)
+            bias = [] if attn_biases is None else [attn_biases[depth - 1]]
+            x = checkpoint(block, x, *bias) if self._recomputes_blocks else block(x, *bias)
             outputs[depth] = self.norm(x) if normed and depth == len(self.blocks) else x
         return [outputs[depth] for depth in depths]
 

@@ -115,19 +115,26 @@ class Backbone(nn.Module):
         return self.pool(self.tokens(maps), pooling)
 
     def feature_maps(
-        self, maps: BackboneInput, depths: Sequence[int], granularity: str = "rgb", *, normed: bool = True
+        self,
+        maps: BackboneInput,
+        depths: Sequence[int],
+        granularity: str = "rgb",
+        *,
+        normed: bool = True,
+        attn_biases: Sequence[Float[Tensor, "1 head token token"]] | None = None,
     ) -> list[Float[Tensor, "batch dim rows columns"]]:
         """Return the patch tokens of a granularity after these blocks, as two-dimensional maps.
 
         Maps of any size are padded on the right and bottom to multiples of the patch size: images with zeros, which
         are the mean colour, id maps as unlabelled. With `normed=False` tokens of the last block are not normed either.
+        `attn_biases`, one for each block, are added to the products of its queries and keys.
         """
         embedded, names, grid = self._embed(maps, is_padded=True)
         if granularity not in names:
             raise unknown_name_error("granularity among the maps", granularity, names)
         size = grid[0] * grid[1]
         first = self.num_prefix_tokens + names.index(granularity) * size
-        layers = self.encoder.get_intermediate_layers(embedded, depths, normed=normed)
+        layers = self.encoder.get_intermediate_layers(embedded, depths, normed=normed, attn_biases=attn_biases)
         return [x[:, first : first + size].transpose(1, 2).unflatten(2, grid) for x in layers]
 
     def trunk_layers(self) -> list[list[nn.Parameter]]:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
+from c2fmae.core.checkpoint import Checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo
@@ -13,24 +16,37 @@ from c2fmae.models.backbones.model_size import check_model_size
 def read_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> SourceContents:
     """Return the encoder of a run's newest intact checkpoint, or of the checkpoint of a step."""
     checkpoint = find_checkpoint(path, step)
-    tensors = checkpoint.tensors_of("model")
-    notes = [f"step {checkpoint.step:,}"]
-    if use_ema:
-        averaged = checkpoint.tensors_of("ema")
-        if not averaged:
-            raise UserError(f"{path}: has no averaged weights, since it was trained without training.ema. Omit use_ema")
-        tensors |= averaged
-        notes = [f"{notes[0]}, averaged weights"]
-    tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}  # the prefix in a classifier
-    backbone_tensors, unused = split_c2fmae_tensors(tensors)
+    tensors, note = read_weights(checkpoint, path, use_ema=use_ema)
     info = RunInfo.from_checkpoint(checkpoint, path)
+    if info.segmenter is not None:
+        if info.segmenter.relative != "none":
+            raise UserError(
+                f"{path}: its backbone was trained with relative positions, which only its segmenter has "
+                "(load_segmenter). Use the backbone that it was trained from"
+            )
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
+        note = f"the backbone of a segmenter, {note}"
+    # The prefix is that in classifiers and segmenters.
+    tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+    backbone_tensors, unused = split_c2fmae_tensors(tensors)
     check_model_size(str(path), info.backbone, backbone_tensors, lambda vit: wrap_vit(vit, info.backbone))
     return SourceContents(
         source=str(path),
         spec=info.backbone,
         tensors=backbone_tensors,
         unused=unused,
-        notes=notes,
+        notes=[note],
         classifier_info=info.metadata.get("classifier", {}),
         is_own_checkpoint=True,
     )
+
+
+def read_weights(checkpoint: Checkpoint, path: Path, *, use_ema: bool) -> tuple[dict[str, Tensor], str]:
+    """Return the weights of a model in a checkpoint, or their averages, and a note on which they are."""
+    tensors, note = checkpoint.tensors_of("model"), f"step {checkpoint.step:,}"
+    if not use_ema:
+        return tensors, note
+    averaged = checkpoint.tensors_of("ema")
+    if not averaged:
+        raise UserError(f"{path}: has no averaged weights, since it was trained without training.ema. Omit use_ema")
+    return tensors | averaged, f"{note}, averaged weights"

@@ -1,0 +1,59 @@
+"""Relative position bias: a learned number for each offset between two patches, added to attention, as in BEiT."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+_NUM_PREFIX_ROWS = 3  # patch to prefix, prefix to patch, prefix to prefix
+
+
+class RelativePositionBias(nn.Module):
+    """A table for each block and head, zero at the start, in BEiT's layout.
+
+    A table is for the grid of the training images; for another grid its offsets are interpolated (bilinear).
+    """
+
+    def __init__(self, grid: tuple[int, int], *, depth: int, num_heads: int, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.num_prefix_tokens = num_prefix_tokens
+        rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + (_NUM_PREFIX_ROWS if num_prefix_tokens else 0)
+        self.tables = nn.ParameterList(nn.Parameter(torch.zeros(rows, num_heads)) for _ in range(depth))
+
+    def forward(self, grid: tuple[int, int]) -> list[Float[Tensor, "1 head token token"]]:
+        """Return what each block adds to the products of queries and keys, for images of a grid of patches."""
+        index = _offset_index(grid, self.num_prefix_tokens).to(self.tables[0].device)
+        return [self._resize(table, grid)[index].permute(2, 0, 1).unsqueeze(0) for table in self.tables]
+
+    def _resize(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
+        if grid == self.grid:
+            return table
+        old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid))
+        offsets, prefix = table[: old[0] * old[1]], table[old[0] * old[1] :]
+        resized = F.interpolate(offsets.T.unflatten(1, old).unsqueeze(0), new, mode="bilinear", align_corners=False)
+        return torch.cat([resized.squeeze(0).flatten(1).T, prefix])
+
+
+@lru_cache(maxsize=8)
+def _offset_index(grid: tuple[int, int], num_prefix_tokens: int) -> Int[Tensor, "token token"]:
+    """Return the row of the table for each query and key: the offset of the query from the key, row by row.
+
+    >>> _offset_index((1, 2), 0).tolist(), _offset_index((1, 1), 1).tolist()
+    ([[1, 0], [2, 1]], [[3, 1], [2, 0]])
+    """
+    rows, columns = grid
+    row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+    row_offset = row.unsqueeze(1) - row + rows - 1
+    column_offset = column.unsqueeze(1) - column + columns - 1
+    index = row_offset * (2 * columns - 1) + column_offset
+    if not num_prefix_tokens:
+        return index
+    first = (2 * rows - 1) * (2 * columns - 1)
+    index = F.pad(index, (num_prefix_tokens, 0, num_prefix_tokens, 0))
+    index[:num_prefix_tokens] = first
+    index[:, :num_prefix_tokens] = first + 1
+    index[:num_prefix_tokens, :num_prefix_tokens] = first + 2
+    return index
