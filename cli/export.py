@@ -8,7 +8,8 @@ import typer
 from c2fmae_cli.options import AllowMissingOption, BackboneSourceArgument, CheckpointStepOption, EmaOption
 
 export = typer.Typer(
-    help="Export a ViT to timm, transformers, safetensors, ONNX or torch.export, and compare what is read back.",
+    help="Export a ViT to timm, transformers, safetensors, ONNX, torch.export, MAE, detectron2, mmdet or mmseg, and "
+    "compare what is read back.",
     no_args_is_help=True,
 )
 
@@ -33,6 +34,8 @@ EXPORT_SUMMARIES = {
     "safetensors": "Write tensors under the names of this package, with a config to rebuild the model.",
     "onnx": "Write a graph for ONNX Runtime: images in; tokens, pooled features and a classifier's logits out.",
     "torch-export": "Write a program for `torch.export.load`: inputs and outputs as of ONNX.",
+    "mae": "Write a file of weights that MAE's fine-tuning and the ViTDets of detectron2 and mmdet read.",
+    "mmseg": "Write a file of weights for the `MAE` backbone of mmseg.",
 }
 
 
@@ -77,4 +80,6 @@ def _run_export(kind: str, source: str, out: Path, *, allow_missing: list[str] |
         f"wrote {out}: {exported.target.weights_file} (SHA-256 {exported.sha256[:12]}…), and README.md, a model card "
         "to complete"
     )
+    for caution in exported.target.cautions:
+        print(caution)
     print(f"next, in Python:\n\n{exported.target.usage(str(out))}")

@@ -44,7 +44,15 @@ def render_card(
         f"# {_escape_markdown(provenance.name)}",
         provenance.title and _escape_markdown(provenance.title),
         f"## Usage\n\n```python\n{target.usage(folder)}\n```",
-        "\n".join(f"- {note}" for note in [*_input_notes(backbone), *_class_notes(target.model), *target.notes]),
+        "\n".join(
+            f"- {note}"
+            for note in [
+                *_input_notes(backbone),
+                *_class_notes(target.model),
+                *target.notes,
+                *map(_escape_markdown, target.cautions),
+            ]
+        ),
         _training_section(provenance),
         _metrics_section(provenance),
         _model_section(target.model),

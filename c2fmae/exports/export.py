@@ -13,6 +13,8 @@ from c2fmae.core.run_info import is_run_or_checkpoint
 from c2fmae.eval.cache import compute_weights_digest
 from c2fmae.exports.as_graph import onnx_target, torch_export_target
 from c2fmae.exports.as_hf import hf_target
+from c2fmae.exports.as_mae import mae_target
+from c2fmae.exports.as_mmseg import mmseg_target
 from c2fmae.exports.as_safetensors import autoencoder_target, safetensors_target
 from c2fmae.exports.as_timm import timm_target
 from c2fmae.exports.card import render_card
@@ -29,7 +31,11 @@ EXPORT_KINDS: dict[str, Callable[[ExportableModel], ExportTarget]] = {
     "safetensors": safetensors_target,
     "onnx": onnx_target,
     "torch-export": torch_export_target,
+    "mae": mae_target,
+    "mmseg": mmseg_target,
 }
+_KINDS_OF_ANY_MODEL = ("safetensors", "mae", "mmseg")
+"""Kinds whose targets take models of all granularities; the others get the part for rgb."""
 EXPORT_PARTS = ("encoder", "rgb", "autoencoder")
 CARD_FILE = "README.md"
 
@@ -62,10 +68,10 @@ def export(
 ) -> ExportResult:
     """Export any source of `load_backbone` to the directory `out`; it is written only if the export is verified.
 
-    A source with a classification head and class names, such as a fine-tuned run, is exported as a classifier. `part`
-    is for safetensors only: `encoder`, with all granularities and no head; `rgb`, the model without the other
-    granularities; or `autoencoder`, the whole model of a run. Other formats always export the `rgb` part. The
-    remaining options are those of `load_backbone`.
+    A source with a classification head and class names, such as a fine-tuned run, is exported as a classifier; `mae`
+    and `mmseg` export its backbone. `part` is for safetensors only: `encoder`, with all granularities and no head;
+    `rgb`, the model without the other granularities; or `autoencoder`, the whole model of a run. Other formats always
+    export the `rgb` part. The remaining options are those of `load_backbone`.
     """
     if kind not in EXPORT_KINDS:
         raise unknown_name_error("export", kind, EXPORT_KINDS)
@@ -81,7 +87,7 @@ def export(
     if part == "autoencoder":
         target = _load_autoencoder_target(source, model, step, use_ema)
     else:
-        target = EXPORT_KINDS[kind](model if kind == "safetensors" and part != "rgb" else restrict_to_rgb(model))
+        target = EXPORT_KINDS[kind](model if kind in _KINDS_OF_ANY_MODEL and part != "rgb" else restrict_to_rgb(model))
     provenance = read_provenance(str(source), step=step, use_ema=use_ema)
     # The run directory may hold results of other weights: of other steps, or of the untrained ViT.
     weights = {compute_weights_digest(part) for part in (model, get_backbone(model))}

@@ -61,6 +61,8 @@ class ExportTarget:
     """Return the lines of Python that load a directory of this name."""
     notes: Sequence[str] = ()
     """Notes for users of the export."""
+    cautions: Sequence[str] = ()
+    """Notes that the command prints too: what is not in the files, and what other tools report when they read them."""
 
     @property
     def backbone(self) -> Backbone:

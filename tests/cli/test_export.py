@@ -67,6 +67,13 @@ def test_positions_are_resized_for_the_image_size(run: Path, tmp_path: Path) -> 
     assert "Image size: 64×96" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_file_for_other_tools_is_written_with_what_they_report(run: Path, tmp_path: Path) -> None:
+    text = run_export("mae", run, tmp_path / "out")
+    assert "mmdet reports these tensors as missing, as it should: blocks.*.attn.rel_pos_h, blocks" in text
+    assert "pretrain_img_size=64" in text
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "mae.pth"]
+
+
 def test_a_missing_source_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: does not exist. Use "):
         run_export("hf", tmp_path / "nowhere", tmp_path / "out")
