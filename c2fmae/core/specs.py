@@ -45,6 +45,11 @@ class EncoderConfig(Config):
     """Use the position embedding of a timm ViT's weights instead of sines and cosines."""
     grad_checkpointing: bool = False
     """Recompute the blocks in the backward pass instead of storing their activations: less memory, slower."""
+    position_grid: tuple[PositiveInt, PositiveInt] | None = None
+    """Rows and columns of patches whose sines and cosines are stretched over the image. By default, those of its size.
+
+    Weights that are continued at another image size keep the grid of their training.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +63,8 @@ class EncoderConfig(Config):
     def _check(self) -> "EncoderConfig":
         if self.dim and self.num_heads and self.dim % self.num_heads:
             raise UserError(f"num_heads: {self.num_heads} heads do not divide dim={self.dim}")
+        if self.position_grid and self.keep_positions:
+            raise UserError("position_grid: is for sines and cosines. Leave it out, or set keep_positions=false")
         return self
 
     def vit_kwargs(self) -> dict[str, Any]:
@@ -144,6 +151,8 @@ class SegmenterSpec(Config):
 def spec_identity(spec: BackboneSpec | ClassifierSpec | SegmenterSpec) -> str:
     """Return the JSON that is part of digests of weights.
 
-    Its keys are those of version 0.1, so that cached features and results of that version stay valid.
+    Its keys are those of version 0.1, so that cached features and results of that version stay valid. A position grid
+    is a key only where it changes the features.
     """
-    return spec.model_dump_json().replace('"grad_checkpointing":', '"checkpoint":')
+    identity = spec.model_dump_json().replace('"grad_checkpointing":', '"checkpoint":')
+    return identity.replace(',"position_grid":null', "")

@@ -130,6 +130,13 @@ class ModelUnderTest:
 
         return compute_weights_digest(self.backbone)
 
+    def identify_positions(self, image_size: tuple[int, int]) -> dict[str, str]:
+        """Return how positions are computed, if these images have another size than those of training.
+
+        Earlier versions computed other positions for them, so their results and cached features differ.
+        """
+        return {"positions": "stretched"} if self.backbone.stretches_positions(image_size) else {}
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -35,8 +35,8 @@ _SKIP_INIT: dict[str, Any] = {
 }  # drawing weights takes timm seconds, and all are loaded afterwards
 _TIMM_NORM_EPS = 1e-6
 _RESIZE_REASON = (
-    "timm interpolates the table of position embeddings, c2fmae computes them for every size. For equal features at "
-    "this size, export with --image-size"
+    "timm interpolates the table of position embeddings, c2fmae stretches their sines and cosines. For equal features "
+    "at this size, export with --image-size"
 )
 
 

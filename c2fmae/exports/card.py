@@ -143,7 +143,7 @@ def _model_section(model: ExportableModel) -> str:
         f"## Architecture\n\nA plain ViT, timm's `{spec.encoder.name}`: patch size {backbone.patch}, width "
         f"{backbone.dim}, {format_count(backbone.depth, 'block')}, {count:,} parameters including the embeddings of "
         f"{_escape_markdown(', '.join(backbone.granularities))}. Prefix tokens: {backbone.num_prefix_tokens}. Position "
-        f"embeddings: {'a table' if spec.encoder.keep_positions else 'sines and cosines, computed for any size'}.{head}"
+        f"embeddings: {'a table' if spec.encoder.keep_positions else 'sines and cosines, stretched to any size'}.{head}"
     )
     return "\n".join([text, "", *(f"- {_escape_markdown(note)}" for note in model.load_report.notes)]).rstrip()
 

@@ -40,6 +40,7 @@ def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
         has_norm=config.encoder.has_norm,
         use_vit_positions=config.encoder.keep_positions,
         grad_checkpointing=config.encoder.grad_checkpointing,
+        position_grid=config.encoder.position_grid,
     )
     if encoder.pos_embed is not None:  # replaced by those of loaded weights; timm does not initialise them here
         device = next(vit.parameters()).device

@@ -22,9 +22,9 @@ from c2fmae.models.positions import sincos_positions
 class Encoder(DeviceAwareAttention):
     """The class and register tokens, blocks and norm of a timm ViT, under timm's names.
 
-    The ViT's patch embedding is that of the rgb granularity. Positions are sines and cosines, for any grid, or with
-    `use_vit_positions` the ViT's own table, interpolated for other grids; the table's entries for class and register
-    tokens are added to these tokens.
+    The ViT's patch embedding is that of the rgb granularity. Positions are sines and cosines, or with
+    `use_vit_positions` the ViT's own table, whose entries for class and register tokens are added to these tokens. For
+    other grids than that of training, sines and cosines are stretched and the table is interpolated.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Encoder(DeviceAwareAttention):
         has_norm: bool = True,
         use_vit_positions: bool = False,
         grad_checkpointing: bool = False,
+        position_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.dim: int = vit.embed_dim
@@ -42,13 +43,15 @@ class Encoder(DeviceAwareAttention):
         self.cls_token, self.reg_token = vit.cls_token, vit.reg_token
         self.norm_pre, self.blocks = vit.norm_pre, vit.blocks
         self.norm = vit.norm if has_norm else nn.Identity()
-        self.pos_grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.pos_grid: tuple[int, int] = position_grid or tuple(vit.patch_embed.grid_size)
+        """Rows and columns of patches that the positions were trained for."""
         self.register_buffer("pos_embed", None)
         if use_vit_positions:
             self._adopt_vit_positions(vit)
         self._choose_attention()
 
     def _adopt_vit_positions(self, vit: VisionTransformer) -> None:
+        self.pos_grid = tuple(vit.patch_embed.grid_size)
         if vit.pos_embed is None:
             self.pos_embed = torch.zeros(1, vit.patch_embed.num_patches, self.dim)
             return
@@ -67,7 +70,7 @@ class Encoder(DeviceAwareAttention):
     def positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patch dim"]:
         """Return the position embeddings of a grid's patches, row by row."""
         if self.pos_embed is None:
-            return sincos_positions(grid, self.dim, device=device)
+            return sincos_positions(grid, self.dim, trained_grid=self.pos_grid, device=device)
         table = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.pos_grid), num_prefix_tokens=0)
         return table.squeeze(0)  # type: ignore[no-any-return]
 

@@ -6,23 +6,35 @@ from torch import Tensor
 
 
 def sincos_positions(
-    grid: tuple[int, int], dim: int, *, device: torch.device | str | None = None
+    grid: tuple[int, int],
+    dim: int,
+    *,
+    trained_grid: tuple[int, int] | None = None,
+    device: torch.device | str | None = None,
 ) -> Float[Tensor, "patch {dim}"]:
     """Return the position embeddings of MAE: sines and cosines of the column, then of the row.
 
+    With `trained_grid`, the rows and columns of patches of the training images, positions are stretched from that grid:
+    a patch gets the sines and cosines of its place in the image. Without it they are those of a model that is trained
+    on this grid.
+
     >>> sincos_positions((1, 2), 4).tolist()
     [[0.0, 1.0, 0.0, 1.0], [0.8414709568023682, 0.5403022766113281, 0.0, 1.0]]
+    >>> torch.equal(sincos_positions((3, 3), 4, trained_grid=(1, 1))[4:5], sincos_positions((1, 1), 4))
+    True
     """
     if dim % 4:
         raise ValueError(f"dim: expected a multiple of 4 for sine and cosine positions, got {dim}")
     quarter = torch.arange(dim // 4, dtype=torch.float64, device=device)
     frequency = 10_000 ** (-quarter / (dim // 4))
 
-    def encode_axis(cells: int) -> Tensor:
-        angle = torch.arange(cells, dtype=torch.float64, device=device).unsqueeze(1) * frequency
+    def encode_axis(cells: int, trained_cells: int) -> Tensor:
+        # At the grid of training the centres are whole numbers, without rounding errors.
+        centre = (torch.arange(cells, dtype=torch.float64, device=device) + 0.5) * (trained_cells / cells) - 0.5
+        angle = centre.unsqueeze(1) * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
-    rows, columns = grid
-    column = encode_axis(columns).unsqueeze(0).expand(rows, -1, -1)
-    row = encode_axis(rows).unsqueeze(1).expand(-1, columns, -1)
+    (rows, columns), (trained_rows, trained_columns) = grid, trained_grid or grid
+    column = encode_axis(columns, trained_columns).unsqueeze(0).expand(rows, -1, -1)
+    row = encode_axis(rows, trained_rows).unsqueeze(1).expand(-1, columns, -1)
     return torch.cat([column, row], dim=2).flatten(0, 1)

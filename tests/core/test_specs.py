@@ -23,6 +23,15 @@ def test_digests_of_version_0_1_stay_valid() -> None:
     )
 
 
+def test_digests_include_a_position_grid_that_differs_from_the_images() -> None:
+    own, stretched = (
+        spec_identity(BackboneSpec(encoder=EncoderConfig(position_grid=grid), image_size=(32, 16)))
+        for grid in (None, (4, 4))
+    )
+    assert own == stretched.replace(',"position_grid":[4,4]', "")
+    assert own != stretched
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -45,6 +54,10 @@ def test_invalid_backbones_are_rejected(values: dict[str, object], message: str)
         ({"drop_path": -0.1}, "drop_path: input should be greater than or equal to 0, got -0.1"),
         ({"has_nrom": True}, "has_nrom: no such setting. Did you mean 'has_norm'?"),
         ({"dim": 64, "num_heads": 6}, "num_heads: 6 heads do not divide dim=64"),
+        (
+            {"position_grid": [4, 4], "keep_positions": True},
+            "position_grid: is for sines and cosines. Leave it out, or set keep_positions=false",
+        ),
     ],
 )
 def test_invalid_encoders_are_rejected(values: dict[str, object], message: str) -> None:
@@ -66,4 +79,5 @@ def test_the_default_encoder_is_a_plain_vit_base() -> None:
         "has_norm": False,
         "keep_positions": False,
         "grad_checkpointing": False,
+        "position_grid": None,
     }

@@ -34,7 +34,7 @@ def inputs_of(part: nn.Module, model: MultiGranularAutoencoder, masks: Masks, **
 def test_every_token_has_the_position_of_its_patch_whatever_its_granularity(grid: tuple[int, int]) -> None:
     num_patches = grid[0] * grid[1]
     model, masks = make_autoencoder(), draw_masks_at_random(num_patches=num_patches, num_visible=2 * num_patches)
-    where, bare = sincos_positions(grid, 64), model.embeddings(draw_input_maps(grid=grid), masks)
+    where, bare = sincos_positions(grid, 64, trained_grid=GRID), model.embeddings(draw_input_maps(grid=grid), masks)
     [tokens] = inputs_of(model.encoder, model, masks, grid=grid)
     for image in range(2):
         for slot, place in enumerate(masks.visible_idx[image].tolist()):

@@ -54,7 +54,7 @@ def create_random_vit(model: Model, **options: Any) -> VisionTransformer:
     ).eval()
 
 
-def wrap(vit: VisionTransformer, **options: bool) -> MultiGranularAutoencoder:
+def wrap(vit: VisionTransformer, **options: Any) -> MultiGranularAutoencoder:
     encoder = Encoder(vit, **options)
     return MultiGranularAutoencoder(
         Embeddings({"rgb": ImageEmbedding(vit.patch_embed)}), encoder, nn.Identity(), {}
@@ -102,7 +102,8 @@ def test_positions_without_a_table_are_sines_and_cosines() -> None:
         vit.pos_embed[0, 1:] = sincos_positions((2, 3), 64)
         images = draw_normal(2, 3, 32, 48)
         assert_same(ours.encode(images), vit.eval().forward_features(images))
-    assert torch.equal(ours.encoder.positions((5, 2), torch.device("cpu")), sincos_positions((5, 2), 64))
+    stretched = sincos_positions((5, 2), 64, trained_grid=(2, 3))
+    assert torch.equal(ours.encoder.positions((5, 2), torch.device("cpu")), stretched)
 
 
 def test_an_encoder_without_norm_returns_the_output_of_its_blocks() -> None:

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from timm.layers.pos_embed import resample_abs_pos_embed
 
 from c2fmae.models import sincos_positions
 
@@ -39,6 +41,36 @@ def test_positions_equal_those_of_vitmae_in_transformers(side: int) -> None:
     theirs.initialize_weights()  # type: ignore[no-untyped-call]  # transformers 5.23 does not call it and leaves positions at zero
     table = theirs.position_embeddings.detach()[0, 1:]
     torch.testing.assert_close(sincos_positions((side, side), 24), table, rtol=0, atol=1e-6)
+
+
+@given(grids)
+def test_positions_of_the_grid_of_training_are_exact(grid: tuple[int, int]) -> None:
+    frequency = 10_000 ** (-torch.arange(16, dtype=torch.float64) / 16)
+    axes = [torch.arange(cells, dtype=torch.float64).unsqueeze(1) * frequency for cells in grid]
+    row, column = (torch.cat([angle.sin(), angle.cos()], dim=1).float() for angle in axes)
+    table = torch.cat([column.repeat(grid[0], 1), row.repeat_interleave(grid[1], dim=0)], dim=1)
+    assert torch.equal(sincos_positions(grid, 64), table)
+    assert torch.equal(sincos_positions(grid, 64, trained_grid=grid), table)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (14, 10)])
+def test_stretched_positions_equal_an_interpolated_table(grid: tuple[int, int]) -> None:
+    finer = (2 * grid[0], 2 * grid[1])
+    table = sincos_positions(grid, 128).unsqueeze(0)
+    interpolated = resample_abs_pos_embed(table, list(finer), list(grid), num_prefix_tokens=0)[0]
+    stretched = sincos_positions(finer, 128, trained_grid=grid)
+    # Bicubic interpolation repeats the outermost patches, so it flattens two rows and columns on each side.
+    inner = (stretched - interpolated).abs().view(*finer, 128)[2:-2, 2:-2]
+    assert inner.max() < 0.05
+    assert F.cosine_similarity(stretched, interpolated, dim=1).min() > 0.998
+    assert F.cosine_similarity(sincos_positions(finer, 128), interpolated, dim=1).min() < 0.8
+
+
+@given(grids, st.integers(1, 4), st.integers(1, 4))
+def test_stretched_positions_keep_the_centre_of_an_image(grid: tuple[int, int], more: int, wider: int) -> None:
+    stretched = sincos_positions((grid[0] * (2 * more + 1), grid[1] * (2 * wider + 1)), 8, trained_grid=grid)
+    rows = stretched.view(grid[0], 2 * more + 1, grid[1], 2 * wider + 1, 8)
+    torch.testing.assert_close(rows[:, more, :, wider].flatten(0, 1), sincos_positions(grid, 8))
 
 
 @given(grids, st.integers(1, 9), st.integers(1, 9))

@@ -37,13 +37,14 @@ class SampledEvaluation(Evaluation):
         return self.image_size or model.backbone.spec.image_size
 
     def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
-        """Return a digest of the scenes."""
+        """Return a digest of the scenes, and how positions are computed for other image sizes."""
         from c2fmae.data.digest import compute_scenes_digest
         from c2fmae.eval.analysis.sampled import open_sampled_scenes
 
         options = self.data.given_options() if isinstance(self.data, DatasetConfig) else {}
         source = f"{source_name(self.data)}{sorted(options.items())}"
-        return {"data": compute_scenes_digest(open_sampled_scenes(self, model), source)}
+        digest = compute_scenes_digest(open_sampled_scenes(self, model), source)
+        return {"data": digest} | model.identify_positions(self.resolve_image_size(model))
 
     def describe_images(self, model: ModelUnderTest) -> str:
         """Return the part of the protocol about the images."""

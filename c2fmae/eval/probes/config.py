@@ -92,10 +92,12 @@ class ProbeConfig(TrainTestConfig, Evaluation):
         """Raise a `UserError` for sets that do not match, before features are computed."""
 
     def identify_inputs(self, model: ModelUnderTest) -> dict[str, str]:
-        """Return digests of the two sets."""
+        """Return digests of the two sets, and how positions are computed for other image sizes."""
         from c2fmae.eval.probes.train_test import open_sets
 
-        return {split: opened.identity for split, opened in zip(("train", "test"), open_sets(self, model), strict=True)}
+        sets = dict(zip(("train", "test"), open_sets(self, model), strict=True))
+        positions = model.identify_positions(self.resolve_image_size(model.backbone))
+        return {split: opened.identity for split, opened in sets.items()} | positions
 
     def describe_setup(self, model: ModelUnderTest) -> str:
         """Return the part of the protocol that all probes share."""

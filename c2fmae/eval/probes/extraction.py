@@ -57,6 +57,7 @@ def extract_features(
         "maps": spec.has_maps,
         "precision": spec.precision,
         "chunk": chunk_size,
+        **model.identify_positions(view.size),
     }
     feature_dir = model.output_dir / FEATURES_DIR / compute_json_digest(identity_fields, length=16)
     num_chunks = -(-len(scenes) // chunk_size)

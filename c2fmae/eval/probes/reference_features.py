@@ -45,6 +45,11 @@ class RawPixels(Backbone):
         """The number of tokens before the patches, 0."""
         return 0
 
+    def stretches_positions(self, image_size: tuple[int, int]) -> bool:
+        """Return False: there are no positions."""
+        del image_size
+        return False
+
     def get_intermediate_layers(
         self, maps: BackboneInput | UInt8[Tensor, "batch channels height width"], depths: Sequence[int]
     ) -> list[Float[Tensor, "batch patch dim"]]:

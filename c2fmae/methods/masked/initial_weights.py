@@ -89,7 +89,9 @@ def _backbone_tensors(method: MaskedAutoencoding, source: str) -> Mapping[str, T
         raise UserError(f"{source}: expected {ours} attention heads, got {heads}. Set method.encoder.num_heads={heads}")
     tensors = backbone.state_dict()
     if config.encoder.keep_positions and not backbone.spec.encoder.keep_positions:
-        tensors["encoder.pos_embed"] = encoder.pos_embed  # sines and cosines, as in the source
+        # Sines and cosines, as in the source.
+        device = next(encoder.parameters()).device
+        tensors["encoder.pos_embed"] = backbone.encoder.positions(encoder.pos_grid, device).unsqueeze(0)
     return {name: tensor for name, tensor in tensors.items() if not _is_added_norm(backbone, name)}
 
 

@@ -56,10 +56,11 @@ def backbone_from_timm_names(contents: SourceContents, allow_missing: Sequence[s
     spec = contents.spec
     vit = vit_from_spec(spec)
     del vit.attn_pool  # part of the head
-    resized, are_computed = _fit_positions(vit, tensors, contents)
-    if are_computed:
-        spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"keep_positions": False})})
-        notes.append("its positions are sines and cosines, which are computed for any image size")
+    resized, sincos_grid = _fit_positions(vit, tensors, contents)
+    if sincos_grid:
+        encoder = spec.encoder.model_copy(update={"keep_positions": False})
+        spec = _with_position_grid(spec.model_copy(update={"encoder": encoder}), sincos_grid, vit)
+        notes.append("its positions are sines and cosines, which are stretched to any image size")
     loaded, missing, unexpected, cast = _load(vit, tensors, contents, allow_missing)
     notes += describe_cast(cast)
     backbone = wrap_vit(vit, spec)
@@ -77,9 +78,13 @@ def backbone_from_timm_names(contents: SourceContents, allow_missing: Sequence[s
 
 def backbone_from_c2fmae_names(contents: SourceContents, allow_missing: Sequence[str] = ()) -> Backbone:
     """Build a backbone from tensors under c2fmae's names (`encoder.blocks.…`). A missing last norm is added."""
-    vit = vit_from_spec(contents.spec)
+    spec, vit = contents.spec, vit_from_spec(contents.spec)
+    height, width = contents.pos_embed_image_size or spec.image_size
+    old_grid = (height // vit.patch_embed.patch_size[0], width // vit.patch_embed.patch_size[0])
+    if not spec.encoder.keep_positions:
+        spec = _with_position_grid(spec, spec.encoder.position_grid or old_grid, vit)
     tensors, unused = _split_unused((HEAD_PREFIX,), contents)
-    backbone, notes = wrap_vit(vit, contents.spec), list(contents.notes)
+    backbone, notes = wrap_vit(vit, spec), list(contents.notes)
     if not contents.spec.encoder.has_norm and not contents.spec.has_fc_norm and "encoder.norm.weight" not in tensors:
         norm = {f"encoder.norm.{name}": tensor for name, tensor in backbone.encoder.norm.state_dict().items()}
         tensors |= norm
@@ -87,10 +92,9 @@ def backbone_from_c2fmae_names(contents: SourceContents, allow_missing: Sequence
     else:
         norm = {}
     resized = dict(contents.resized)
-    if contents.pos_embed_image_size and "encoder.pos_embed" in tensors:
-        old = (contents.pos_embed_image_size[0] // backbone.patch, contents.pos_embed_image_size[1] // backbone.patch)
+    if "encoder.pos_embed" in tensors:
         tensors["encoder.pos_embed"], description = resize_positions(
-            tensors["encoder.pos_embed"], old, vit.patch_embed.grid_size
+            tensors["encoder.pos_embed"], old_grid, vit.patch_embed.grid_size
         )
         resized |= {"encoder.pos_embed": description} if description else {}
     loaded, missing, unexpected, cast = _load(backbone, tensors, contents, allow_missing)
@@ -122,7 +126,7 @@ def resize_positions(
 
 
 def is_sincos_table(positions: Tensor, grid: tuple[int, int]) -> bool:
-    """Return whether a grid's positions [patch, dim] equal `sincos_positions`, which can be computed for any grid."""
+    """Return whether a grid's positions [patch, dim] equal `sincos_positions`, which can be stretched to any grid."""
     if positions.shape[1] % 4 or not positions.is_floating_point():
         return False
     tolerance = max(_POSITION_TOLERANCE, torch.finfo(positions.dtype).eps)
@@ -191,13 +195,19 @@ def _initialise_missing(model: torch.nn.Module, missing: Sequence[str]) -> None:
             model.state_dict()[name].normal_(0, _POSITION_STD, generator=generator)
 
 
+def _with_position_grid(spec: BackboneSpec, trained_grid: tuple[int, int], vit: VisionTransformer) -> BackboneSpec:
+    """Return the spec with the grid whose sines and cosines are stretched to that of its ViT, if they differ."""
+    position_grid = None if trained_grid == vit.patch_embed.grid_size else trained_grid
+    return spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"position_grid": position_grid})})
+
+
 def _fit_positions(
     vit: VisionTransformer, tensors: dict[str, Tensor], contents: SourceContents
-) -> tuple[dict[str, str], bool]:
-    """Resize a position table to the model's grid; return descriptions, and whether the table can be computed."""
+) -> tuple[dict[str, str], tuple[int, int] | None]:
+    """Resize a position table to the model's grid; return descriptions, or the grid of sines and cosines."""
     table, model_table, grid = tensors.get("pos_embed"), vit.pos_embed, vit.patch_embed.grid_size
     if table is None or model_table is None or table.ndim != 3 or table.shape[::2] != model_table.shape[::2]:
-        return {}, False
+        return {}, None
     num_prefix = model_table.shape[1] - vit.patch_embed.num_patches
     num_positions = table.shape[1] - num_prefix
     side, patch = math.isqrt(max(num_positions, 0)), vit.patch_embed.patch_size[0]
@@ -211,8 +221,8 @@ def _fit_positions(
         )
     prefix_positions, positions = table[0, :num_prefix], table[0, num_prefix:]
     if is_sincos_table(positions, old_grid) and bool((prefix_positions.abs() < _POSITION_TOLERANCE).all()):
-        computed = sincos_positions(grid, vit.embed_dim)
+        computed = sincos_positions(grid, vit.embed_dim, trained_grid=old_grid)
         tensors["pos_embed"] = torch.cat([computed.new_zeros(num_prefix, vit.embed_dim), computed]).unsqueeze(0)
-        return {}, True
+        return {}, old_grid
     tensors["pos_embed"], description = resize_positions(table, old_grid, grid, num_prefix)
-    return {"pos_embed": description} if description else {}, False
+    return {"pos_embed": description} if description else {}, None

@@ -66,6 +66,11 @@ class Backbone(nn.Module):
         """The number of tokens before the patch tokens: class token and registers."""
         return self.encoder.num_prefix_tokens
 
+    def stretches_positions(self, image_size: tuple[int, int]) -> bool:
+        """Return whether the sines and cosines of images of this height and width are stretched from another grid."""
+        grid = (image_size[0] // self.patch, image_size[1] // self.patch)
+        return self.encoder.pos_embed is None and self.encoder.pos_grid != grid
+
     def standardise(self, images: UInt8[Tensor, "batch channels height width"]) -> Tensor:
         """Return the standardised images that the ViT takes: (value / 255 - mean) / std.
 
@@ -199,6 +204,7 @@ def wrap_vit(vit: VisionTransformer, spec: BackboneSpec) -> Backbone:
         has_norm=True,  # readers of weights without a norm add one
         use_vit_positions=spec.encoder.keep_positions,
         grad_checkpointing=spec.encoder.grad_checkpointing,
+        position_grid=spec.encoder.position_grid,
     )
     patch = {"patch_size": vit.patch_embed.patch_size[0]}  # stored even where it is that of the named ViT
     spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update=patch)})

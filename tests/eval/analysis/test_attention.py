@@ -32,6 +32,7 @@ from c2fmae.eval.metrics import Metric
 from c2fmae.models.backbones import Backbone
 from tests.eval.analysis import sampled_processes
 from tests.eval.analysis.sampled_processes import backbone_from_vit
+from tests.eval.tiny_backbones import make_tiny_model_under_test, tiny_backbone
 from tests.models.tiny_models import draw_normal, make_tiny_vit, randomise_parameters
 
 pytestmark = pytest.mark.numeric
@@ -352,3 +353,7 @@ def test_registered_evaluation_identifies_its_data(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(sampled, "open_scenes", lambda *args, scenes=scenes, **kwargs: scenes)
         inputs.append(evaluation.identify_inputs(model))
     assert len({digests["data"] for digests in inputs}) == 3  # other images of the same keys, and another number
+    model = make_tiny_model_under_test(tiny_backbone(), Path("unused"))
+    own, larger = (AttentionEvaluation(image_size=size).identify_inputs(model) for size in ((16, 16), (16, 32)))
+    assert own == inputs[-1]  # as in earlier versions, so that results stay valid
+    assert larger == own | {"positions": "stretched"}

@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,10 +41,11 @@ def extract(
     scenes: InMemoryScenes,
     spec: FeatureSpec = FeatureSpec(columns=COLUMNS),  # noqa: B008 - immutable
     batching: BatchingConfig = BATCHING,
+    view: CentralView = VIEW,
 ) -> FeatureStore:
     identity = compute_scenes_digest(scenes, "drawn")
     scenes.num_reads = 0
-    return extract_features(model, scenes, VIEW, spec, identity=identity, batching=batching)
+    return extract_features(model, scenes, view, spec, identity=identity, batching=batching)
 
 
 def test_features_equal_the_backbones_in_the_order_of_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +116,16 @@ def test_other_weights_scenes_and_layers_have_other_files(tmp_path: Path) -> Non
     changed = [*scenes[:-1], Scene(scenes[-1].key, {"rgb": 255 - scenes[-1].maps["rgb"]}, 0)]
     chunk_paths.add(extract(make_tiny_model_under_test(backbone, tmp_path), InMemoryScenes(changed)).chunk_paths)
     assert len(chunk_paths) == 5
+
+
+def test_stored_features_state_positions_of_other_image_sizes(tmp_path: Path) -> None:
+    model, scenes = make_tiny_model_under_test(tiny_backbone(), tmp_path), InMemoryScenes(draw_coloured_scenes(2))
+    own, larger = (
+        json.loads(extract(model, scenes, view=view).chunk_paths[0].with_name("what.json").read_text())
+        for view in (VIEW, replace(VIEW, size=(16, 32)))
+    )
+    assert "positions" not in own  # as in earlier versions, so that features stay valid
+    assert larger["positions"] == "stretched"
 
 
 def test_each_rank_computes_whole_chunks(tmp_path: Path) -> None:

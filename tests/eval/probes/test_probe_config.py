@@ -101,6 +101,13 @@ def test_input_digests_depend_on_both_sets(tmp_path: Path) -> None:
     assert all(one.values())
 
 
+def test_input_digests_state_positions_of_other_image_sizes(tmp_path: Path) -> None:
+    sets, model = write_sets(tmp_path), make_tiny_model_under_test(tiny_backbone(), tmp_path)
+    own, larger = (KnnEvaluation(**sets, image_size=size).identify_inputs(model) for size in ((16, 16), (32, 16)))
+    assert own == KnnEvaluation(**sets).identify_inputs(model)  # as in earlier versions, so that results stay valid
+    assert larger == own | {"positions": "stretched"}
+
+
 def test_digests_of_sets_depend_on_name_keys_images_labels_and_maps() -> None:
     scenes = draw_coloured_scenes(3)
     renamed = InMemoryScenes(scenes)

@@ -45,12 +45,16 @@ class WeightDrawer:
         self.linear(f"{name}.mlp.fc2", int(dim * ratio), dim)
 
 
-def sincos_table(grid: tuple[int, int], dim: int, first_axis: str) -> Tensor:
+def sincos_table(
+    grid: tuple[int, int], dim: int, first_axis: str, trained_grid: tuple[int, int] | None = None
+) -> Tensor:
     """Sines and cosines of the `first_axis` ("row" or "column") of each patch, then of the other: [patch, dim]."""
     places = []
+    zoom = [new / old for new, old in zip(grid, trained_grid or grid, strict=True)]
     for row in range(grid[0]):
         for column in range(grid[1]):
-            axes = (row, column) if first_axis == "row" else (column, row)
+            centre = [(place + 0.5) / scale - 0.5 for place, scale in zip((row, column), zoom, strict=True)]
+            axes = centre if first_axis == "row" else centre[::-1]
             omega = [10_000 ** (-index / (dim // 4)) for index in range(dim // 4)]
             places.append(
                 [wave(axis * frequency) for axis in axes for wave in (math.sin, math.cos) for frequency in omega]

@@ -100,7 +100,7 @@ def test_a_training_checkpoint_with_prefixes_is_read_and_reported(
         "  loaded from its 'model'; it also contains args, epoch",
         "  the number of attention heads is not stored: 2 are assumed, one per 64 channels of width 128 "
         "(set num_heads)",
-        "  its positions are sines and cosines, which are computed for any image size",
+        "  its positions are sines and cosines, which are stretched to any image size",
         "  29 tensors of float16 were cast to the dtype of the model",
     ]
 
@@ -112,14 +112,16 @@ def test_the_number_of_attention_heads_can_be_set(tmp_path: Path) -> None:
     assert refused(weights, tmp_path, num_heads=7) == "width 128 is not a multiple of 7 attention heads. Set num_heads"
 
 
-def test_positions_are_computed_for_any_image_size(tmp_path: Path) -> None:
+def test_positions_are_stretched_to_any_image_size(tmp_path: Path) -> None:
     weights = mae_weights()
     seen = images(96, 32)
-    table = torch.cat([torch.zeros(1, 128), sincos_table((6, 2), 128, "column")]).unsqueeze(0)
-    for backbone in (loaded(weights, tmp_path), loaded(weights, tmp_path, image_size=(96, 32))):
+    table = torch.cat([torch.zeros(1, 128), sincos_table((6, 2), 128, "column", (4, 4))]).unsqueeze(0)
+    for size, position_grid in ((None, None), ((96, 32), (4, 4)), ((64, 64), None)):
+        backbone = loaded(weights, tmp_path, image_size=size)
         with torch.no_grad():
             same(backbone.tokens(seen), mae_tokens(weights, seen, 2, table))
         assert not backbone.load_report.resized
+        assert backbone.spec.encoder.position_grid == position_grid
 
 
 def test_a_learned_table_of_a_non_square_grid_needs_the_image_size(tmp_path: Path) -> None:

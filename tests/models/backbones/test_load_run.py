@@ -7,8 +7,12 @@ import torch
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
+from c2fmae.exports.as_safetensors import safetensors_target
+from c2fmae.exports.export import write_export
 from c2fmae.methods import MaskedAutoencoding
+from c2fmae.models import sincos_positions
 from c2fmae.models.backbones import load_backbone
+from tests.exports.noise_sources import NOISE_ORIGIN
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters
 
 pytestmark = pytest.mark.numeric
@@ -55,6 +59,24 @@ def test_stored_positions_are_resized_to_another_image_size(tmp_path: Path) -> N
     assert load_backbone(tmp_path, image_size=(64, 96)).load_report.resized == {
         "encoder.pos_embed": "2×2 → 4×6, bicubic with antialiasing, in float32"
     }
+
+
+def test_sines_and_cosines_are_stretched_to_another_image_size(tmp_path: Path) -> None:
+    saved(tmp_path)
+    trained, larger = load_backbone(tmp_path), load_backbone(tmp_path, image_size=(64, 96))
+    assert trained.spec.encoder.position_grid is None
+    assert larger.spec.encoder.position_grid == (2, 2)
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    positions = trained.encoder.positions((4, 6), torch.device("cpu"))
+    assert torch.equal(positions, sincos_positions((4, 6), 64, trained_grid=(2, 2)))
+    with torch.no_grad():
+        tokens = trained.tokens(images)
+        assert torch.equal(larger.tokens(images), tokens)
+        write_export(safetensors_target(larger), NOISE_ORIGIN, tmp_path / "export")
+        for size in ((64, 96), (32, 32), None):  # the grid of training is that of the run, whatever the last size
+            exported = load_backbone(tmp_path / "export", image_size=size)
+            assert torch.equal(exported.tokens(images), tokens)
+            assert exported.spec.encoder.position_grid == (None if size == (32, 32) else (2, 2))
 
 
 def test_yaml_tags_in_a_run_config_execute_no_code(tmp_path: Path) -> None:
