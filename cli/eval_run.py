@@ -12,6 +12,7 @@ from c2fmae.core.text import slugify
 
 if TYPE_CHECKING:
     from c2fmae.core.distributed import World
+    from c2fmae.core.experiment_config import RunKind
     from c2fmae.core.training import DeviceName
     from c2fmae.eval.evaluation import Evaluation, ModelUnderTest
     from c2fmae.eval.results import EvaluationResult
@@ -121,26 +122,29 @@ def choose_results_dir(source: str, out: Path | None) -> Path:
     return Path(source) / "evaluations" if RunDir(Path(source)).is_started else Path("evaluations") / slugify(source)
 
 
-def is_finetuned_run(source: str) -> bool:
-    """Return whether a source is the directory of a fine-tuning run."""
+def is_run_of_kind(source: str, kind: "RunKind") -> bool:
+    """Return whether a source is the directory of a run of this kind."""
     from c2fmae.core.run_dir import RunDir
     from c2fmae.core.run_info import read_run_info
 
-    return RunDir(Path(source)).is_started and read_run_info(Path(source)).kind == "finetuning"
+    return RunDir(Path(source)).is_started and read_run_info(Path(source)).kind == kind
 
 
 def update_run_reports(sources: Sequence[str]) -> None:
     """Rewrite the report pages of runs with new results."""
+
     from c2fmae import pretrain_report
     from c2fmae.core.run_dir import RunDir
-    from c2fmae.eval.classification import result
+    from c2fmae.core.run_info import read_run_info
+    from c2fmae.eval.classification.result import write_finetune_report
 
+    writers: dict[RunKind, Callable[[RunDir], None]] = {
+        "pretraining": pretrain_report.write_pretraining_report,
+        "finetuning": write_finetune_report,
+    }
     for source in sources:
         if (Path(source) / "metrics.jsonl").is_file():
-            write_page = (
-                result.write_finetune_report if is_finetuned_run(source) else pretrain_report.write_pretraining_report
-            )
-            write_page(RunDir(Path(source)))
+            writers[read_run_info(Path(source)).kind](RunDir(Path(source)))
             print(f"wrote {Path(source) / 'report.html'}: the run's page, with these results")
 
 

@@ -108,8 +108,8 @@ def describe_source(source: DataSourceOption) -> str:
     return f"{source_name(source)}{''.join(f', {key} {value}' for key, value in options.items())}"
 
 
-class LoadingConfig(Config):
-    """Settings of training views and of the processes that load them."""
+class ViewConfig(Config):
+    """Settings of random views of scenes."""
 
     scale: tuple[Fraction, Fraction] = (0.2, 1.0)
     """Area of a crop, as a fraction of the image's."""
@@ -119,6 +119,17 @@ class LoadingConfig(Config):
     """Probability of a horizontal flip."""
     overflow: InstanceOverflow = "ignore"
     """Replacement of objects whose id exceeds the model's largest: unlabelled pixels or background."""
+
+    def build_training_view(self, **view_options: Any) -> "c2fmae.data.transforms.Transform":
+        """Return the transform that crops random views. `view_options` are its other arguments, such as the size."""
+        from c2fmae.data.transforms import RandomView
+
+        return RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **view_options)
+
+
+class LoaderConfig(Config):
+    """Settings of the processes that load training samples."""
+
     repeats: PositiveInt = 1
     """Views of each scene in a batch."""
     cache: Annotated[bool, RESUME_SAFE] = False
@@ -137,12 +148,6 @@ class LoadingConfig(Config):
         from c2fmae.data.cached import CachedScenes
 
         return CachedScenes(scenes) if self.cache else scenes
-
-    def build_training_view(self, **view_options: Any) -> "c2fmae.data.transforms.Transform":
-        """Return the transform that crops random views. `view_options` are its other arguments, such as the size."""
-        from c2fmae.data.transforms import RandomView
-
-        return RandomView(scale=self.scale, ratio=self.ratio, flip=self.flip, overflow=self.overflow, **view_options)
 
     def build_loader(
         self,
@@ -203,6 +208,10 @@ class LoadingConfig(Config):
                 f"data.max_broken: {count} of {total} samples are broken, more than the {self.max_broken:.2%} that may "
                 "be skipped. List them with `c2fmae data check`"
             )
+
+
+class LoadingConfig(LoaderConfig, ViewConfig):  # in this order YAML begins with the views
+    """Settings of training views and of the processes that load them."""
 
 
 class SourcesConfig(Config):

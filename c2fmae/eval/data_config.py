@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import c2fmae.models.backbones.backbone
 
 
-class TrainTestConfig(Config):
-    """A training set, a test set, and the crop of their images."""
+class TrainTestSets(Config):
+    """A training set and a test set."""
 
     train: DataSourceOption | None = None
     """Scenes with labels or maps to train on: a folder, shards, a pattern of shards, or `generated`."""
@@ -25,10 +25,6 @@ class TrainTestConfig(Config):
     """Scenes to evaluate on."""
     limit: PositiveInt | None = None
     """Largest number of images of each set, evenly spaced over it. By default, all."""
-    image_size: tuple[PositiveInt, PositiveInt] | None = None
-    """Height and width. By default, those of the backbone's training."""
-    crop: Fraction = 1.0
-    """Side of the central crop, as a fraction of the image's shorter side. The usual 224 of 256 pixels are 0.875."""
 
     @classmethod
     def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -43,10 +39,19 @@ class TrainTestConfig(Config):
         return find_train_test(data) if test is None else {"train": data, "test": test}
 
     @model_validator(mode="after")
-    def _check(self) -> "TrainTestConfig":
+    def _check(self) -> "TrainTestSets":
         if self.train is not None and _are_same(self.train, self.test):
             raise UserError("test: expected other scenes than the training set's. Use another set")
         return self
+
+
+class TrainTestConfig(TrainTestSets):
+    """A training set, a test set, and the crop of their images."""
+
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width. By default, those of the backbone's training."""
+    crop: Fraction = 1.0
+    """Side of the central crop, as a fraction of the image's shorter side. The usual 224 of 256 pixels are 0.875."""
 
     def resolve_image_size(self, backbone: "c2fmae.models.backbones.backbone.Backbone") -> tuple[int, int]:
         """Return the height and width of images."""

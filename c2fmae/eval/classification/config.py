@@ -8,10 +8,11 @@ from c2fmae.config.data import LoadingConfig
 from c2fmae.config.migrations import migrate_finetuning
 from c2fmae.core.config import Config, Fraction, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig
+from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.specs import DropRate, Pooling
 from c2fmae.core.training import TrainingConfig
 from c2fmae.eval.data_config import TrainTestConfig
+from c2fmae.eval.training_config import BackboneInputs
 
 if TYPE_CHECKING:
     import c2fmae.data.transforms
@@ -65,24 +66,11 @@ class ClassificationDataConfig(LoadingConfig, TrainTestConfig):
         )
 
 
-class FinetuneInputs(ConfigHeader):
+class FinetuneInputs(BackboneInputs):
     """Initial weights, classifier and data."""
 
-    init: Annotated[str, Field(min_length=1)]
-    """Source of the backbone: a run, a checkpoint, or anything else that `load_backbone` reads."""
-    from_scratch: bool = False
-    """Initialise the backbone's weights instead of loading them, for comparison."""
-    step: PositiveInt | None = None
-    """Step of the source's checkpoint. By default, the newest."""
-    average: bool = False
-    """Load the source's averaged weights (EMA)."""
-    allow_missing: tuple[str, ...] = ()
-    """Tensors that the source may lack, as in `load_backbone`."""
     pool: Pooling = "mean"
     """Pooling of tokens: their mean, followed by a norm of its own (MAE), or the class token."""
-    drop_path: DropRate = 0.1
-    train_blocks: Annotated[int, Field(ge=0)] | None = None
-    """Number of last blocks to train, with the norms after them and the head. By default, everything."""
     granularity_dropout: DropRate = 0.0
     """Probability of leaving out each granularity in a step, so that the classifier works without it."""
     mixing: MixingConfig = MixingConfig()

@@ -1,38 +1,31 @@
 """Fine-tuning runs: open the data, build the classifier, train, evaluate and report."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError, unknown_name_error
-from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
+from c2fmae.core.experiment import RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.loop import TrainingState
-from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
-from c2fmae.core.run_info import read_run_info
-from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import gather, unsharded
 from c2fmae.core.specs import ClassifierSpec, spec_identity
 from c2fmae.core.training import TrainingPlan, plan_training
-from c2fmae.core.watching import RunLogger, is_due
-from c2fmae.data import BatchStream, CentralView, Scenes
+from c2fmae.data import CentralView, Scenes, Transform
 from c2fmae.data.cached import CachedScenes
 from c2fmae.data.combine import SubsetScenes, read_stored_labels
-from c2fmae.data.loader import explain_worker_death
+from c2fmae.eval.best_checkpoint import BestCheckpoint
 from c2fmae.eval.cache import compute_tensors_digest
 from c2fmae.eval.classification.accuracy import ClassificationScores, ClassifierEvaluator
-from c2fmae.eval.classification.best_checkpoint import BestCheckpoint
 from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.eval.classification.result import (
     build_finetune_metrics,
@@ -45,14 +38,15 @@ from c2fmae.eval.classification.result import (
 from c2fmae.eval.classification.task import ClassificationTask, build_view_options
 from c2fmae.eval.datasets import OpenedSet, check_same_names, draw_stratified_rows, open_set
 from c2fmae.eval.engine import BatchingConfig
-from c2fmae.models.backbones import Backbone, create_untrained_backbone, load_backbone
+from c2fmae.eval.training_experiment import ScoredExperiment, check_unchanged, freeze_blocks, read_saved_run
+from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone, classifier_from_spec
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Finetuning(Experiment):
+class Finetuning(ScoredExperiment[ClassificationScores]):
     """A fine-tuning experiment with opened data and an initialised classifier."""
 
     config: FinetuneConfig
@@ -66,6 +60,8 @@ class Finetuning(Experiment):
     load_report: str
     """The report on the initial weights."""
     world: World
+
+    row_key: ClassVar[str] = "test/top-1"
 
     @property
     def model(self) -> nn.Module:
@@ -84,19 +80,12 @@ class Finetuning(Experiment):
             num_views=config.data.repeats,
         )
 
-    @contextmanager
-    def open_batches(self, step: int) -> Iterator[BatchStream[SceneBatch]]:
-        """Return the training batches from a step on."""
-        pin, data = self.world.device.type == "cuda", self.config.data
+    def build_view(self) -> Transform:
+        """Return the augmented view."""
         backbone = self.classifier.backbone
-        view = data.build_augmented_view(
+        return self.config.data.build_augmented_view(
             backbone.spec.mean, backbone.spec.std, **build_view_options(backbone, self.image_size)
         )
-        stream = data.stream_training_batches(
-            self.scenes, view, self.plan, step, seed=self.config.training.seed, rank=self.world.rank, pin_memory=pin
-        )
-        with closing(stream), explain_worker_death():
-            yield stream
 
     def metadata(self) -> dict[str, Any]:
         """Return the metadata of checkpoints."""
@@ -111,44 +100,32 @@ class Finetuning(Experiment):
             "load_report": self.load_report,
         }
 
-    def check_broken(self, num_broken: int) -> None:
-        """Raise an error if too many samples are broken."""
-        self.config.data.check_broken(num_broken, len(self.scenes))
+    def compute_scores(
+        self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, is_last: bool
+    ) -> ClassificationScores:
+        """Return the scores with the inputs of training."""
+        del run_dir, is_last
+        return self.evaluator.evaluate(self.classifier, self.config.data.granularities, average)
 
-    def evaluate(self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_start: bool = False) -> None:
-        """Evaluate the classifier if this is due, save it if it is the best, and write the result of the last step."""
-        step, total = training.step, self.plan.steps
-        best_checkpoint = BestCheckpoint(run_dir.path / "best", self.world)
-        if is_start:
-            best_checkpoint.discard_after(step)
-        if not is_due(step, self.config.watching.held_out_every or self.plan.steps_per_epoch, total):
-            return
-        names = self.config.data.granularities
-        with unsharded(self.classifier):
-            model_scores = self.evaluator.evaluate(self.classifier, names)
-            average = training.ema
-            ema_scores = self.evaluator.evaluate(self.classifier, names, average) if average is not None else None
-        rows = read_rows(run_dir.metrics) if is_start and self.world.is_main else []
-        if not self.world.broadcast_object(any("test/top-1" in row for row in rows if row.get("step") == step)):
-            logger.log_metrics(
-                step,
-                _scores_to_row("test", model_scores) | (_scores_to_row("average", ema_scores) if ema_scores else {}),
-            )
-            ema_text = f", {100 * ema_scores.top1:.2f} % with averaged weights" if ema_scores else ""
-            logger.print_line(
-                f"step {step:,}: top-1 {100 * model_scores.top1:.2f} % on {model_scores.num_images:,} test images"
-                f"{ema_text}"
-            )
-        scores = {"model": model_scores.top1} | ({"ema": ema_scores.top1} if ema_scores else {})
-        best_checkpoint.update(training, scores, self.metadata())
-        if step == total:
-            self._write_final_result(run_dir, model_scores, ema_scores, best_checkpoint)
+    def get_score(self, scores: ClassificationScores) -> float:
+        """Return the top-1 accuracy."""
+        return scores.top1
 
-    def _write_final_result(
+    def scores_to_row(self, prefix: str, scores: ClassificationScores) -> dict[str, float]:
+        """Return accuracies in percent, and the loss."""
+        values = {"top-1": 100 * scores.top1, "top-5": 100 * scores.top5, "loss": scores.loss}
+        return {f"{prefix}/{name}": value for name, value in values.items()}
+
+    def describe_scores(self, scores: ClassificationScores, average_scores: ClassificationScores | None) -> str:
+        """Return the top-1 accuracy in words."""
+        average = f", {100 * average_scores.top1:.2f} % with averaged weights" if average_scores else ""
+        return f"top-1 {100 * scores.top1:.2f} % on {scores.num_images:,} test images{average}"
+
+    def write_final_result(
         self,
         run_dir: RunDir,
         scores: ClassificationScores,
-        ema_scores: ClassificationScores | None,
+        average_scores: ClassificationScores | None,
         best_checkpoint: BestCheckpoint,
     ) -> None:
         """Write the result of the last weights, with the accuracy of each class."""
@@ -161,7 +138,7 @@ class Finetuning(Experiment):
         if self.world.is_main:
             write_per_class_csv(run_dir, scores, self.classifier.spec.labels)
             metrics = build_finetune_metrics(
-                scores, ema_scores, scores_by_granularities, (best_checkpoint.step, best_checkpoint.score)
+                scores, average_scores, scores_by_granularities, (best_checkpoint.step, best_checkpoint.score)
             )
             digest = compute_tensors_digest(tensors, spec_identity(backbone.spec))
             write_finetune_result(
@@ -185,10 +162,14 @@ def finetune(
 def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | None = None) -> Finetuning:
     """Open the data and build the classifier, from its source or like that of an existing run."""
     data, seed = config.data, config.training.seed
-    spec, load_report = _read_saved_classifier(run_dir, world) if run_dir is not None else (None, "")
+    saved = read_saved_run(run_dir, world) if run_dir is not None else None
+    spec, load_report = (saved.classifier, saved.metadata["load_report"]) if saved is not None else (None, "")
     if spec is not None:
         _check_matches_run(config, spec)
-    backbone = _load_initial_backbone(config) if spec is None else classifier_from_spec(spec).backbone
+    if spec is None:
+        backbone = config.load_backbone(seed, image_size=data.image_size)
+    else:
+        backbone = classifier_from_spec(spec).backbone
     image_size = data.resolve_image_size(backbone)
     train, test = (_open_labelled_set(split, config, backbone, image_size) for split in ("train", "test"))
     check_same_names((train, test), "label_names")
@@ -212,7 +193,8 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
     else:
         classifier = classifier_from_spec(spec)
     config = config.model_copy(update={"backbone": classifier.backbone.spec})
-    freeze_blocks(classifier, config.train_blocks)
+    trained_modules = (classifier.backbone.encoder.norm, classifier.backbone.fc_norm, classifier.head)
+    freeze_blocks(classifier, classifier.backbone, config.train_blocks, trained_modules)
     scenes = _select_fraction(train.scenes, data.fraction, seed)
     plan = plan_training(config.training, num_samples=len(scenes), world_size=world.size)
     if config.training.sharded:
@@ -249,42 +231,7 @@ def _check_matches_run(config: FinetuneConfig, spec: ClassifierSpec) -> None:
         "data.granularities": (set(backbone.channels), set(data.granularities)),
         "data.image_size": (backbone.image_size, data.image_size or backbone.image_size),
     }
-    for name, values in settings.items():
-        if values[0] != values[1]:
-            saved, new = (", ".join(sorted(value)) if isinstance(value, set) else value for value in values)
-            raise UserError(f"{name}: expected {saved}, as at the start of this run, got {new}. Choose another --out")
-
-
-def _read_saved_classifier(run_dir: RunDir, world: World) -> tuple[ClassifierSpec, str]:
-    """Return the spec of a run's classifier, and the report on its initial weights."""
-    info = world.broadcast_object(read_run_info(run_dir.path) if world.is_main else None)
-    if info.classifier is None:
-        raise UserError(f"{run_dir.checkpoints}: no checkpoint is intact. Restore one, or start again in another --out")
-    return info.classifier, info.metadata["load_report"]
-
-
-def freeze_blocks(classifier: Classifier, train_blocks: int | None) -> None:
-    """Train only the last `train_blocks` blocks, the norms after them and the head; everything if it is None."""
-    if train_blocks is None:
-        return
-    backbone = classifier.backbone
-    if train_blocks > backbone.depth:
-        raise UserError(f"train_blocks: expected at most {backbone.depth}, the backbone's blocks, got {train_blocks}")
-    classifier.requires_grad_(False)
-    blocks = list(backbone.encoder.blocks)
-    for module in (*blocks[len(blocks) - train_blocks :], backbone.encoder.norm, backbone.fc_norm, classifier.head):
-        module.requires_grad_(True)
-
-
-def _load_initial_backbone(config: FinetuneConfig) -> Backbone:
-    source = load_backbone(
-        config.init,
-        allow_missing=config.allow_missing,
-        step=config.step,
-        use_ema=config.average,
-        image_size=config.data.image_size,
-    )
-    return create_untrained_backbone(source.spec, config.training.seed) if config.from_scratch else source
+    check_unchanged(settings)
 
 
 def _open_labelled_set(
@@ -344,7 +291,3 @@ def _check_labelled(split: str, scenes: Scenes, labels: torch.Tensor) -> None:
 
 def _cache_scenes(scenes: Scenes, is_enabled: bool) -> Scenes:
     return CachedScenes(scenes) if is_enabled else scenes
-
-
-def _scores_to_row(prefix: str, scores: ClassificationScores) -> dict[str, float]:
-    return {f"{prefix}/top-1": 100 * scores.top1, f"{prefix}/top-5": 100 * scores.top5, f"{prefix}/loss": scores.loss}

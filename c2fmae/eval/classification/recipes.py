@@ -1,11 +1,8 @@
 """Fine-tuning recipes: settings by the size of a ViT and the length of its pre-training, each with its source."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from c2fmae.core.config import replace
 from c2fmae.core.registry import Registry
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.yaml_file import read_yaml
@@ -15,15 +12,11 @@ from c2fmae.eval.classification.config import (
     FinetuneTraining,
     MixingConfig,
 )
+from c2fmae.eval.training_evaluation import TrainingRecipe
+from c2fmae.eval.vit_size import is_small_vit, read_vit_dim
 
-
-@dataclass(frozen=True)
-class FinetuneRecipe:
-    """A function from a source of initial weights to a config, and a reference."""
-
-    make: Callable[[str], FinetuneConfig]
-    reference: str
-
+FinetuneRecipe = TrainingRecipe[FinetuneConfig]
+"""A function from a source of initial weights to a config, and a reference."""
 
 FINETUNE_RECIPES: Registry[FinetuneRecipe] = Registry("fine-tuning recipe")
 
@@ -109,12 +102,6 @@ for _name, _summary, _make, _reference in (
     FINETUNE_RECIPES.register(_name, _summary)(FinetuneRecipe(_make, _reference))
 
 
-def without_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
-    """Return the config without layer decay, for training from scratch."""
-    training = replace(config.training, FinetuneTraining, layer_decay=1.0)
-    return config.model_copy(update={"training": training})
-
-
 def without_rand_augment(config: FinetuneConfig) -> FinetuneConfig:
     """Return the config without RandAugment, for images of other than 3 channels."""
     return config.model_copy(update={"data": config.data.model_copy(update={"rand_augment": None})})
@@ -122,14 +109,9 @@ def without_rand_augment(config: FinetuneConfig) -> FinetuneConfig:
 
 def choose_recipe(spec: BackboneSpec, pretrain_epochs: float | None) -> str:
     """Return the name of the recipe for a ViT by its size and epochs of pre-training (None if unknown)."""
-    import torch
-
-    from c2fmae.models.backbones.backbone import vit_from_spec
-
-    with torch.device("meta"):
-        dim = vit_from_spec(spec).embed_dim
-    if dim < 192 or min(spec.image_size) < 128:
+    if is_small_vit(spec):
         return "small"
+    dim = read_vit_dim(spec)
     if dim >= 768:
         name = "h" if dim >= 1280 else "l" if dim >= 1024 else "b"
         return name if name != "b" else "b-400" if pretrain_epochs is not None and pretrain_epochs < 1000 else "b-1600"

@@ -21,6 +21,7 @@ from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.eval.classification.evaluation import FinetuneEvaluation
 from c2fmae.eval.metrics import Metric, build_accuracy_metric
 from c2fmae.eval.results import RESULT_FORMAT, EvaluationResult, load_result, make_result_sections, save_result
+from c2fmae.eval.training_protocol import describe_clipping, describe_frozen, describe_optimisation
 from c2fmae.report import Details, KeyValues, Page, Section, Table, Text, render_page
 from c2fmae.report.charts import chart_metrics
 from c2fmae.report.speed import make_speed_sections
@@ -46,9 +47,8 @@ def write_finetune_result(
     world_size: int,
 ) -> None:
     """Write the result of the last weights; `load_report` lists what was loaded."""
-    title = f"{config.init}, from scratch" if config.from_scratch else config.init
     result = EvaluationResult(
-        FINETUNE_EVALUATION, title, protocol, tuple(metrics), locate_result_dir(run_dir.path), is_new=True
+        FINETUNE_EVALUATION, config.title, protocol, tuple(metrics), locate_result_dir(run_dir.path), is_new=True
     )
     metadata = {
         "format": RESULT_FORMAT,
@@ -102,23 +102,15 @@ def describe_finetune_protocol(
     """Return a description of training and test, so that readers can compare results with others."""
     data, mixing, training = config.data, config.mixing, config.training
     clauses = [
-        f"Fine-tuned for {format_count(plan.steps / plan.steps_per_epoch, 'epoch')} on {train_name} at "
-        f"{image_size[0]}×{image_size[1]}",
-        f"from {_describe_init(config)}",
-        f"batch {plan.batch_size}, AdamW, peak learning rate {plan.peak_lr:.3g}, "
-        f"{format_count(plan.warmup_steps, 'step')} of warm-up, "
-        f"{plan.describe_schedule()}",
-        f"weight decay {training.weight_decay:g}, layer decay {training.layer_decay:g}, drop path {config.drop_path:g}",
+        *describe_optimisation(config, training, plan, train_name, image_size),
         f"crops of {data.scale[0]:g} to {data.scale[1]:g} of an image, {data.rand_augment or 'no RandAugment'}",
         f"erasing {data.erasing:g}, Mixup {mixing.mixup:g}, CutMix {mixing.cutmix:g}, smoothing {mixing.smoothing:g}",
         *([f"images of {100 * mixing.chance:g} % of the steps mixed"] if mixing.chance != 1 else []),
         *([f"{data.repeats} views of an image in a batch"] if data.repeats != 1 else []),
-        *([f"gradients clipped to {training.clip:g}"] if training.clip else []),
-        *([f"weights averaged with decay {training.ema:g}"] if training.ema is not None else []),
+        *describe_clipping(training),
         "mean pooling followed by a norm" if config.pool == "mean" else "class token pooling",
+        *describe_frozen(config),
     ]
-    if config.train_blocks is not None:
-        clauses.append(f"only the last {format_count(config.train_blocks, 'block')} trained")
     if data.fraction != 1:
         clauses.append(f"with {100 * data.fraction:g} % of each class's labels")
     if config.granularity_dropout:
@@ -129,13 +121,6 @@ def describe_finetune_protocol(
         "weights are the result."
     )
     return f"{text} {describe_label_leak(data.granularities, info)}".strip()
-
-
-def _describe_init(config: FinetuneConfig) -> str:
-    if config.from_scratch:
-        return "scratch"
-    step = f", step {config.step:,}" if config.step else ""
-    return f"{config.init}{step}{', averaged weights' * config.average}"
 
 
 def describe_label_leak(granularities: Sequence[str], info: DatasetInfo) -> str:
@@ -206,7 +191,7 @@ def write_finetune_report(run_dir: RunDir) -> None:
         Details("Environment", read_text(run_dir.environment_path).strip()),
         Text(_FINETUNE_NEXT_STEPS, title="Next commands"),
     ]
-    page = Page("A fine-tuned classifier", f"Initial weights: {_describe_init(config)}.", sections)
+    page = Page("A fine-tuned classifier", f"Initial weights: {config.describe_init()}.", sections)
     run_dir.write_text(run_dir.report.name, render_page(page))
 
 

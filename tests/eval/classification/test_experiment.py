@@ -20,10 +20,10 @@ from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.classification.config import ClassificationDataConfig, FinetuneConfig
-from c2fmae.eval.classification.evaluation import _fill_generated_sets
 from c2fmae.eval.classification.experiment import Finetuning, build_finetuning, finetune
 from c2fmae.eval.classification.result import read_finetune_result
 from c2fmae.eval.evaluation import ModelUnderTest
+from c2fmae.eval.training_evaluation import fill_generated_sets
 from c2fmae.methods.masked.initial_weights import load_initial_weights
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import load_classifier
@@ -516,7 +516,7 @@ def test_the_config_describes_generated_scenes_that_differ_from_the_default(
 ) -> None:
     data = ClassificationDataConfig(train="generated", test="images")
     monkeypatch.setattr(ModelUnderTest, "find_unseen_scenes", lambda *_: unseen)
-    filled = _fill_generated_sets(data, object.__new__(ModelUnderTest))
+    filled = fill_generated_sets(data, object.__new__(ModelUnderTest))
     assert isinstance(filled.train, DatasetConfig)
     assert filled.train.given_options() == given
     assert filled.test == "images"

@@ -14,8 +14,8 @@ from c2fmae.eval.classification.recipes import (
     FINETUNE_RECIPES,
     choose_recipe,
     read_pretrain_epochs,
-    without_layer_decay,
 )
+from c2fmae.eval.training_evaluation import without_layer_decay
 from c2fmae.models.classifiers import classifier_from_spec
 
 GOLDEN = {

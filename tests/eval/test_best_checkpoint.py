@@ -10,7 +10,7 @@ from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.training import TrainingConfig
-from c2fmae.eval.classification.best_checkpoint import BestCheckpoint
+from c2fmae.eval.best_checkpoint import BestCheckpoint
 
 pytestmark = pytest.mark.numeric
 
