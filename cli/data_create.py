@@ -35,8 +35,10 @@ PackSetOption = Annotated[
 IMPORTS = {
     "coco-panoptic": ("COCO with panoptic maps: 80 thing and 53 stuff classes.", "train2017"),
     "coco-instances": ("COCO with the instance maps of its objects.", "train2017"),
+    "coco-stuff": ("COCO-Stuff: 80 thing and 91 stuff classes, without instance maps.", "train2017"),
     "voc": ("PASCAL VOC 2012, the images with segmentation maps.", "train"),
     "ade20k": ("ADE20K, 150 classes.", "training"),
+    "cityscapes": ("Cityscapes with fine annotations, 19 classes.", "train"),
 }
 """Summary and default split of each data set that `c2fmae data import` reads."""
 

@@ -1,7 +1,7 @@
 """Classes of public data sets by semantic id.
 
-Sources: panoptic_coco_categories.json of COCO; PASCAL VOC 2012's development kit; objectInfo150 and
-instanceInfo100 of ADE20K's challenges.
+Sources: panoptic_coco_categories.json of COCO; labels.txt of COCO-Stuff; PASCAL VOC 2012's development kit;
+objectInfo150 and instanceInfo100 of ADE20K's challenges; helpers/labels.py of Cityscapes' scripts.
 """
 
 from dataclasses import dataclass
@@ -73,6 +73,36 @@ COCO_PANOPTIC = LabelSpace(
     ),
 )
 """80 classes of things, then 53 of stuff, in the order of COCO's category ids."""
+
+COCO_STUFF = LabelSpace(
+    "coco-stuff",
+    COCO_PANOPTIC.classes[:80]
+    + _parse_coco_classes(
+        """92 banner, 93 blanket, 94 branch, 95 bridge, 96 building-other, 97 bush, 98 cabinet, 99 cage, 100 cardboard,
+        101 carpet, 102 ceiling-other, 103 ceiling-tile, 104 cloth, 105 clothes, 106 clouds, 107 counter, 108 cupboard,
+        109 curtain, 110 desk-stuff, 111 dirt, 112 door-stuff, 113 fence, 114 floor-marble, 115 floor-other,
+        116 floor-stone, 117 floor-tile, 118 floor-wood, 119 flower, 120 fog, 121 food-other, 122 fruit,
+        123 furniture-other, 124 grass, 125 gravel, 126 ground-other, 127 hill, 128 house, 129 leaves, 130 light,
+        131 mat, 132 metal, 133 mirror-stuff, 134 moss, 135 mountain, 136 mud, 137 napkin, 138 net, 139 paper,
+        140 pavement, 141 pillow, 142 plant-other, 143 plastic, 144 platform, 145 playingfield, 146 railing,
+        147 railroad, 148 river, 149 road, 150 rock, 151 roof, 152 rug, 153 salad, 154 sand, 155 sea, 156 shelf,
+        157 sky-other, 158 skyscraper, 159 snow, 160 solid-other, 161 stairs, 162 stone, 163 straw,
+        164 structural-other, 165 table, 166 tent, 167 textile-other, 168 towel, 169 tree, 170 vegetable,
+        171 wall-brick, 172 wall-concrete, 173 wall-other, 174 wall-panel, 175 wall-stone, 176 wall-tile,
+        177 wall-wood, 178 water-other, 179 waterdrops, 180 window-blind, 181 window-other, 182 wood""",
+        is_thing=False,
+    ),
+)
+"""COCO's 80 classes of things, then 91 of stuff, in the order of COCO-Stuff's label numbers."""
+
+CITYSCAPES = LabelSpace(
+    "cityscapes",
+    _parse_starred_classes(
+        """road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person*,
+        rider*, car*, truck*, bus*, train*, motorcycle*, bicycle*"""
+    ),
+)
+"""The 19 classes of the benchmark, in the order of their `trainId`; those with instances are things."""
 
 VOC = LabelSpace(
     "voc",

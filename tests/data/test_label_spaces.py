@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from c2fmae.data.label_spaces import ADE20K, COCO_PANOPTIC, VOC, LabelSpace
+from c2fmae.data.label_spaces import ADE20K, CITYSCAPES, COCO_PANOPTIC, COCO_STUFF, VOC, LabelSpace
 from c2fmae.data.remap import remap_ids
 
 # Numbers from 1 of the classes of ADE20K's instance challenge among the 150 of its parsing challenge, as published in
@@ -23,6 +23,8 @@ def names(space: LabelSpace) -> list[str]:
     ("space", "num_classes", "num_things", "ends"),
     [
         (COCO_PANOPTIC, 133, 80, ("person", "rug-merged")),
+        (COCO_STUFF, 171, 80, ("person", "wood")),
+        (CITYSCAPES, 19, 8, ("road", "bicycle")),
         (VOC, 21, 20, ("background", "tvmonitor")),
         (ADE20K, 150, 100, ("wall", "flag")),
     ],
@@ -71,6 +73,19 @@ def test_classes_of_ade20k_are_in_the_official_order() -> None:
 
 def test_things_of_ade20k_are_the_classes_of_its_instance_challenge() -> None:
     assert [class_id + 1 for class_id, entry in enumerate(ADE20K.classes) if entry.is_thing] == ADE20K_THINGS
+
+
+def test_numbers_of_coco_stuff_ascend_to_182_with_the_gaps_of_coco() -> None:
+    by_number = {entry.coco_id: entry.name for entry in COCO_STUFF.classes}
+    assert list(by_number) == [number for number in range(1, 183) if number not in COCO_GAPS | {91}]
+    known = {1: "person", 90: "toothbrush", 94: "branch", 106: "clouds", 124: "grass", 149: "road", 157: "sky-other"}
+    known |= {169: "tree", 173: "wall-other", 182: "wood"}
+    assert {number: by_number[number] for number in known} == known
+
+
+def test_classes_of_cityscapes_are_in_the_order_of_their_train_ids() -> None:
+    known = {0: "road", 2: "building", 5: "pole", 8: "vegetation", 10: "sky", 11: "person", 13: "car", 16: "train"}
+    assert {class_id: names(CITYSCAPES)[class_id] for class_id in known} == known
 
 
 def test_classes_of_voc_are_in_the_official_order() -> None:

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import read_file
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
-from c2fmae.data.decode import decode_ids
 from c2fmae.data.importers.common import (
     IdMap,
     ImportedScenes,
     check_dir_exists,
     check_same_size,
     check_split_exists,
+    load_class_map,
     numbers_to_instance_ids,
     read_colour_png,
 )
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import ADE20K
-from c2fmae.data.remap import build_id_table, remap_ids
+from c2fmae.data.remap import build_id_table
 
+_TABLE = build_id_table(len(ADE20K.classes), reduce_zero_label=True)
 _IS_THING = np.array([bool(entry.is_thing) for entry in ADE20K.classes])
 
 
@@ -49,8 +49,7 @@ class Ade20k(ImportedScenes):
 
     def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:
         path = self._classes / f"{self.keys[index]}.png"
-        table = build_id_table(len(ADE20K.classes), reduce_zero_label=True)
-        semantic = IdMap(str(path), remap_ids(decode_ids(read_file(path), str(path)), table, str(path)))
+        semantic = load_class_map(path, _TABLE)
         return {"semantic": semantic} | (
             {"instance": self._load_instance_map(index, semantic)} if self._has_objects else {}
         )

@@ -15,8 +15,9 @@ from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.files import read_file
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
-from c2fmae.data.decode import decode_image
+from c2fmae.data.decode import decode_ids, decode_image
 from c2fmae.data.info import DatasetInfo
+from c2fmae.data.remap import IdTable, remap_ids
 from c2fmae.data.scenes import check_index
 
 
@@ -66,6 +67,11 @@ class ImportedScenes(ABC):
 
     def _image_path(self, index: int) -> Path:
         return self._folder / self._names[index]
+
+
+def load_class_map(path: Path, table: IdTable) -> IdMap:
+    """Read a PNG of class numbers, and convert them by a table of semantic ids."""
+    return IdMap(str(path), remap_ids(decode_ids(read_file(path), str(path)), table, str(path)))
 
 
 def numbers_to_instance_ids(numbers: Integer[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_file
 from c2fmae.data.decode import decode_ids
-from c2fmae.data.importers.common import IdMap, ImportedScenes, check_dir_exists, check_split_exists
+from c2fmae.data.importers.common import IdMap, ImportedScenes, check_dir_exists, check_split_exists, load_class_map
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import VOC
-from c2fmae.data.remap import build_id_table, remap_ids
+from c2fmae.data.remap import build_id_table
 
+_TABLE = build_id_table(len(VOC.classes))
 _SPLIT_DIR = "ImageSets/Segmentation"
 
 
@@ -42,9 +43,6 @@ class Voc(ImportedScenes):
         classes, objects = (
             self._root / folder / f"{self.keys[index]}.png" for folder in ("SegmentationClass", "SegmentationObject")
         )
-        semantic = remap_ids(
-            decode_ids(read_file(classes), str(classes)), build_id_table(len(VOC.classes)), str(classes)
-        )
         # Object numbers, background and border have the same ids in the file and in memory.
         instance = decode_ids(read_file(objects), str(objects))
-        return {"semantic": IdMap(str(classes), semantic), "instance": IdMap(str(objects), instance)}
+        return {"semantic": load_class_map(classes, _TABLE), "instance": IdMap(str(objects), instance)}

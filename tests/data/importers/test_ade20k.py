@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+from c2fmae.data.crops.scaled_crop import ScaledCrop
 from c2fmae.data.importers import Ade20k
 from c2fmae.data.importers.common import numbers_to_instance_ids
 from c2fmae.data.label_spaces import ADE20K
+from c2fmae.data.pack import PackConfig, pack_scenes
 from c2fmae.data.scenes import Scenes
+from c2fmae.data.segmentation_batch import SegmentationBatch
+from c2fmae.data.sources import open_scenes
 from tests.data.dataset_files import assert_user_error, write_png
 
 # In the file 0 is "other", 1 the wall, 8 a bed, 150 a flag; bed and flag are things.
@@ -40,6 +44,22 @@ def test_other_is_unlabelled_and_classes_start_at_0(tmp_path: Path) -> None:
     assert torch.equal(scene.maps["rgb"], torch.from_numpy(IMAGE).permute(2, 0, 1))
     assert (scene.key, scene.label, scene.label_stride) == ("ADE_val_00000001", None, 1)
     assert scenes.read_image_bytes(0) == (tmp_path / "images/validation/ADE_val_00000001.jpg").read_bytes()
+
+
+def test_classes_are_shifted_exactly_once(tmp_path: Path) -> None:
+    """A second shift, in a reader, a pack or a crop, would give 255, 255 and 148."""
+    values = np.array([[0, 1, 150]], np.uint8).repeat(12, 1).repeat(12, 0)
+    root = ade20k(tmp_path / "ade", "a", classes=values)
+    write_png(root / "images/validation/a.jpg", np.zeros((12, 36, 3), np.uint8))
+    imported = Ade20k(root, "validation")
+    pack_scenes(imported, tmp_path / "pack", PackConfig(label_stride=1))
+    packed = open_scenes(tmp_path / "pack")
+    crop = ScaledCrop(size=(12, 36), short_side=12, scale=(1, 1), flip=0, max_class_share=1)
+    for scenes in (imported, packed):
+        sample = crop(scenes[0], np.random.default_rng(0))
+        batch = SegmentationBatch.stack([sample], (16, 40))
+        assert scenes[0].maps["semantic"][0, ::12].tolist() == [255, 0, 149]
+        assert batch.ids[0, 0].tolist() == [255] * 12 + [0] * 12 + [149] * 12 + [255] * 4
 
 
 def test_without_instance_annotations_there_is_no_instance_map(tmp_path: Path) -> None:
