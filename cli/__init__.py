@@ -18,6 +18,7 @@ from c2fmae_cli.export import export
 from c2fmae_cli.import_ import import_
 from c2fmae_cli.options import Command
 from c2fmae_cli.plugins import plugins
+from c2fmae_cli.predict import predict
 from c2fmae_cli.pretrain import pretrain
 from c2fmae_cli.quickstart import quickstart
 from c2fmae_cli.recipes import recipes
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command(cls=Command)(pretrain)
 app.add_typer(eval_, name="eval")
+app.command(cls=Command)(predict)
 app.add_typer(export, name="export")
 app.add_typer(import_, name="import")
 app.add_typer(data, name="data")

@@ -46,6 +46,7 @@ TEMPLATES = {
             "eval finetune MODEL --data data/pack --test data/photos",
             "export timm MODEL out",
             "export onnx MODEL out",
+            "predict MODEL data/photos --out out",
             "view reconstruct MODEL --out out",
             "view attention MODEL --out out",
             "pretrain mae-debug --init MODEL --out out",
@@ -66,6 +67,7 @@ TEMPLATES = {
             "eval linear runs/mae --data data/pack --test DATA",
             "eval robustness runs/finetuned --custom a=DATA",
             "view masks --data DATA --out out",
+            "predict runs/finetuned DATA --out out",
         ),
     ),
     "RECIPE": (RECIPES, ("pretrain RECIPE --out out", "describe RECIPE", "recipes show RECIPE")),
@@ -82,7 +84,12 @@ OTHERS = (
     "view schedule --set masking.options.curriculum.name=no", "recipes show", "describe", "import mae",
     "eval robustness runs/finetuned", "eval robustness runs/finetuned --custom data/photos",
     "eval robustness runs/finetuned --clean data/photos --imagenet-val data/photos",
-    "eval knn runs/mae --step 77 --data data/pack",
+    "eval knn runs/mae --step 77 --data data/pack", "predict runs/mae data/photos --out out",
+    "predict runs/finetuned data/photos --out notes.txt", "predict runs/finetuned data/photos --out runs",
+    "predict runs/finetuned data/photos --out data/photos/out",
+    "predict runs/finetuned data/photos --as-scenes --out out",
+    "predict runs/finetuned data/photos --save pictures --out out", "predict runs/finetuned data/photos",
+    "predict runs/finetuned data/photos --top-k 0 --out out", "predict runs/finetuned notes.txt --out out",
 )  # fmt: skip
 COMMANDS = [
     template.replace(key, shlex.quote(value))

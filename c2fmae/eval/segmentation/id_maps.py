@@ -1,0 +1,184 @@
+"""The files that `c2fmae predict` writes for a segmenter: id maps, overlays, and links to the images.
+
+OUT/semantic/KEY.png   ids, with a palette so that viewers show colours
+OUT/overlay/KEY.jpg    the image under the colours of the classes; legend.png names them
+OUT/rgb/KEY.*          the image, with which OUT is a data set
+OUT/dataset.json       the classes by id
+"""
+
+import io
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from c2fmae.core.errors import UserError
+from c2fmae.core.files import read_file, write_atomic
+from c2fmae.core.granularity import IGNORE
+from c2fmae.data import Scenes
+from c2fmae.data.decode import decode_ids
+from c2fmae.data.encode import encode_image
+from c2fmae.data.folders import FolderScenes
+from c2fmae.data.info import DATASET_FILE
+from c2fmae.eval.cache import compute_weights_digest
+from c2fmae.eval.segmentation.prediction import predict_ids
+from c2fmae.eval.segmentation.testing_config import TestingConfig
+from c2fmae.models.segmenters import Segmenter
+from c2fmae.report.drawing import Colour, colour_classes, draw_legend, image_to_tile, save_png
+
+LEGEND_FILE = "legend.png"
+
+_MAX_WHOLE_PIXELS = 40_000_000
+_OPACITY = 0.5  # of classes in overlays
+_LEGEND_WIDTH, _LEGEND_ROW = 320, 18
+
+
+@dataclass(frozen=True)
+class IdMapFiles:
+    """The files of images' predictions. Each is written completely or not at all, and never replaced."""
+
+    segmenter: Segmenter
+    scenes: Scenes
+    out: Path
+    testing: TestingConfig
+    has_overlays: bool
+    has_images: bool
+
+    def __post_init__(self) -> None:
+        for key in self.scenes.keys:
+            path = PurePosixPath(key)
+            if path.is_absolute() or ".." in path.parts:
+                raise UserError(f"sample {key!r}: its key points outside the output directory. Rename it")
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, which is to be moved to its device."""
+        return self.segmenter
+
+    @property
+    def view(self) -> None:
+        """Images are predicted as they are."""
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the spec and the weights."""
+        return compute_weights_digest(self.segmenter)
+
+    @property
+    def protocol(self) -> str:
+        """How images are predicted, in words."""
+        return (
+            f"{self.testing.describe(self.segmenter.spec.backbone.image_size)}; images of more than "
+            f"{_MAX_WHOLE_PIXELS // 10**6} megapixels in windows, at one scale"
+        )
+
+    def prepare(self) -> None:
+        """Write the description of the classes, and the legend of overlays."""
+        granularities = ("semantic", "rgb") if self.has_images or (self.out / "rgb").is_dir() else ("semantic",)
+        changes = {
+            "name": "predictions",
+            "granularities": granularities,
+            "classes": self.segmenter.spec.classes,
+            "ignore": IGNORE,
+            "label_stride": 1,
+            "maps_know_labels": False,  # predicted from the images alone
+        }
+        write_atomic(self.out / DATASET_FILE, self.scenes.info.model_copy(update=changes).to_json().encode())
+        if self.has_overlays:
+            names = [entry.name for entry in self.segmenter.spec.classes]
+            entries = dict(zip(names, _palette(), strict=False))
+            legend = draw_legend(entries, _LEGEND_ROW * len(entries), _LEGEND_WIDTH)
+            save_png(Image.fromarray(legend), self.out / LEGEND_FILE)
+
+    def list_pending(self) -> list[int]:
+        """Return the rows of images with a missing file."""
+        return [
+            row
+            for row in range(len(self.scenes))
+            if not (
+                self._map_path(row).exists()
+                and (not self.has_overlays or self._overlay_path(row).exists())
+                and (not self.has_images or self._image_path(row).exists())
+            )
+        ]
+
+    def write(self, rows: Sequence[int], images: Sequence[UInt8[Tensor, "channels height width"]]) -> None:
+        """Write the missing files of images; an existing map is not predicted again."""
+        for row, image in zip(rows, images, strict=True):
+            self._write_files(row, image)
+
+    def _write_files(self, row: int, image: UInt8[Tensor, "channels height width"]) -> None:
+        path = self._map_path(row)
+        if path.exists():
+            ids = decode_ids(read_file(path), str(path))
+        else:
+            ids = predict_ids(self.segmenter, image, limit_memory(self.testing, image)).cpu().numpy()
+            write_atomic(path, encode_coloured_ids(ids))
+        if self.has_overlays and not self._overlay_path(row).exists():
+            write_atomic(self._overlay_path(row), _encode_overlay(image, ids))
+        if self.has_images and not self._image_path(row).exists():
+            self._write_image(row, image)
+
+    def _map_path(self, row: int) -> Path:
+        return self.out / "semantic" / f"{self.scenes.keys[row]}.png"
+
+    def _overlay_path(self, row: int) -> Path:
+        return self.out / "overlay" / f"{self.scenes.keys[row]}.jpg"
+
+    def _image_path(self, row: int) -> Path:
+        suffix = ".png"
+        if isinstance(self.scenes, FolderScenes):
+            suffix = Path(self.scenes.describe_location(row, "rgb")).suffix
+        return self.out / "rgb" / f"{self.scenes.keys[row]}{suffix}"
+
+    def _write_image(self, row: int, image: UInt8[Tensor, "channels height width"]) -> None:
+        """Link to the image, or copy it where that is not possible: from a shard, or to a file system without links."""
+        path = self._image_path(row)
+        if isinstance(self.scenes, FolderScenes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # a link to a file that was moved
+                path.symlink_to(Path(self.scenes.describe_location(row, "rgb")).resolve())
+                return
+            write_atomic(path, self.scenes.read_image_bytes(row))
+        else:
+            pixels = image.permute(1, 2, 0).numpy()
+            write_atomic(path, _encode_png(Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)))
+
+
+def limit_memory(testing: TestingConfig, image: UInt8[Tensor, "channels height width"]) -> TestingConfig:
+    """Return the settings for an image: a very large one is predicted in windows and at one scale."""
+    if image.shape[1] * image.shape[2] <= _MAX_WHOLE_PIXELS:
+        return testing
+    return testing.model_copy(update={"mode": "slide", "scales": (1.0,), "flip": False})
+
+
+def encode_coloured_ids(ids: UInt8[np.ndarray, "height width"]) -> bytes:
+    """Encode ids as a PNG of palette indices, whose palette holds the colours of the classes."""
+    image = Image.fromarray(ids, "L")
+    image.putpalette([value for colour in _palette() for value in colour])
+    return _encode_png(image)
+
+
+def _encode_overlay(image: UInt8[Tensor, "channels height width"], ids: UInt8[np.ndarray, "height width"]) -> bytes:
+    colours = np.array(_palette(), np.uint8)[ids]
+    mixed = image_to_tile(image.numpy()) * np.float32(1 - _OPACITY) + colours * np.float32(_OPACITY)
+    return encode_image(torch.from_numpy(mixed.round().astype(np.uint8)).permute(2, 0, 1))
+
+
+def _encode_png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _palette() -> list[Colour]:
+    """Return the colours of all ids."""
+    return [(red, green, blue) for red, green, blue in colour_classes(np.arange(256)[None])[0].tolist()]

@@ -1,0 +1,105 @@
+"""`c2fmae predict …`: apply a classifier or a segmenter to images."""
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from c2fmae_cli.data_options import WorkersOption
+from c2fmae_cli.options import CheckpointStepOption, EmaOption
+
+if TYPE_CHECKING:
+    from c2fmae.predict import PredictResult
+
+_MAX_LISTED = 5
+
+
+def predict(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run of `eval finetune` or `eval segment`, or any other classifier."),
+    ],
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="A folder of images with any sub-folders, an image, or shards.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="A new directory, or one of this command, which is continued.")
+    ],
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Classes for each image, of a classifier. Default: 5.")
+    ] = None,
+    save: Annotated[
+        str, typer.Option("--save", metavar="NAME,…", help="Files of a segmenter: maps (always), overlay.")
+    ] = "maps",
+    as_scenes: Annotated[
+        bool,
+        typer.Option("--as-scenes", help="Link the images beside the maps of a segmenter, so that DIR is a data set."),
+    ] = False,
+    step: CheckpointStepOption = None,
+    use_ema: EmaOption = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images, or windows of an image, in a forward pass.")
+    ] = 16,
+    workers: WorkersOption = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of a segmenter's test, such as flip=true."),
+    ] = None,
+) -> None:
+    """Predict the classes of images, or of their pixels, and write them to a directory.
+
+    The same command continues after an interruption, and predicts new images only. The exit code is 1 if some images
+    cannot be read.
+    """
+    from c2fmae.core.distributed import init_distributed
+    from c2fmae.eval.engine import BatchingConfig
+    from c2fmae.predict import PredictOptions
+    from c2fmae.predict import predict as write_predictions
+
+    options = PredictOptions(
+        top_k=top_k,
+        save=tuple(name.strip() for name in save.split(",")),
+        as_scenes=as_scenes,
+        overrides=tuple(set_ or ()),
+    )
+    batching = BatchingConfig(batch_size=batch_size, num_workers=2 if workers is None else workers)
+    try:
+        with init_distributed() as world:
+            result = write_predictions(run, images, out, world, options, step=step, use_ema=use_ema, batching=batching)
+    except KeyboardInterrupt:
+        print(f"interrupted. Predictions so far are in {out}; run the same command again to continue", flush=True)
+        raise
+    _print_result(result, run, images, out, options.save, as_scenes)
+    if result.unreadable:
+        raise typer.Exit(1)
+
+
+def _print_result(
+    result: "PredictResult", run: str, images: str, out: Path, save: tuple[str, ...], as_scenes: bool
+) -> None:
+    from c2fmae.core.text import format_count
+    from c2fmae.predict import UNREADABLE_FILE
+
+    print(f"protocol: {result.protocol}")
+    before = result.num_images - result.num_new
+    done = f", {before:,} of them before" if before else ""
+    print(f"predicted {format_count(result.num_images, 'image', 'images')}{done}")
+    if result.unreadable:
+        print(f"{format_count(len(result.unreadable), 'problem', 'problems')}, listed in {out / UNREADABLE_FILE}:")
+        for message in result.unreadable[:_MAX_LISTED]:
+            print(f"  {message}")
+    if not result.is_segmenter:
+        print(f"wrote {out / 'predictions.csv'}")
+        print(f"next: c2fmae eval robustness {quote(run)} --custom NAME={quote(images)}  # if its folders are classes")
+        return
+    print(f"wrote {out / 'semantic'}: an id map for each image; {out / 'dataset.json'} names the classes")
+    if "overlay" in save:
+        print(f"wrote {out / 'overlay'}: the images in the colours of {out / 'legend.png'}")
+    if as_scenes:
+        print(
+            f"wrote {out / 'rgb'}: links to the images. dataset.json states maps_know_labels: false, since the maps "
+            "are predicted from images alone; set it to true if the segmenter was trained on these images"
+        )
+        print(f"next: c2fmae data preview {quote(str(out))}")
+    else:
+        print("next: the same command with --as-scenes adds the images, for pre-training on them and their maps")

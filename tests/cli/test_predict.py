@@ -1,0 +1,70 @@
+"""`c2fmae predict …`: arguments, output and exit code; tests/test_predict.py has what it writes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from c2fmae_cli import app
+from PIL import Image
+from typer.testing import CliRunner
+
+from c2fmae import predict as predict_module
+from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
+from tests.models.segmenters.noise_segmenters import make_noise_segmenter, write_segmentation_run
+
+
+def run_predict(*words: str | Path, exit_code: int = 0) -> str:
+    """Return the output of the command."""
+    words = ("predict", *words, "--workers", "1")
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == exit_code, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    root = tmp_path / "my photos"
+    root.mkdir()
+    for index in range(2):
+        noise = np.random.default_rng(index).integers(256, size=(32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(root / f"{index}.png")
+    return root
+
+
+@pytest.mark.once  # starts worker processes
+def test_the_output_says_what_was_written_and_what_to_do_next(images: Path, tmp_path: Path) -> None:
+    run = write_segmentation_run(tmp_path / "run", make_noise_segmenter("linear"))
+    out = tmp_path / "out"
+    text = run_predict(run, images, "--out", out)
+    assert "protocol: windows of 32×32 every 21×21 pixels" in text
+    assert "predicted 2 images\n" in text
+    assert f"wrote {out}/semantic: an id map for each image; {out}/dataset.json names the classes" in text
+    assert "next: the same command with --as-scenes" in text
+    (images / "2.jpg").write_bytes(b"no image")
+    text = run_predict(run, images, "--out", out, "--as-scenes", "--save", "overlay", exit_code=1)
+    assert "predicted 2 images\n" in text
+    assert f"1 problem, listed in {out}/unreadable.txt:\n  {images}/2.jpg: cannot be decoded" in text
+    assert "maps_know_labels: false" in text
+    assert f"next: c2fmae data preview {out}" in text
+    text = run_predict(run, images, "--out", out, exit_code=1)
+    assert "predicted 2 images, 2 of them before" in text
+
+
+def test_a_classifier_suggests_a_test_on_the_same_images(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[Any]()
+    write = predict_module.predict
+
+    def record(*args: Any, **options: Any) -> Any:
+        calls.append((args[4], options["batching"].batch_size, options["step"], options["use_ema"]))
+        return write(*args, **options)
+
+    monkeypatch.setattr(predict_module, "predict", record)
+    run = write_finetuned_run(tmp_path / "run", make_noise_classifier())
+    words = ("--top-k", "2", "--batch-size", "1", "--step", "20", "--ema")
+    text = run_predict(run, images, "--out", tmp_path / "out", *words)
+    assert calls == [(predict_module.PredictOptions(top_k=2), 1, 20, True)]
+    assert f"wrote {tmp_path}/out/predictions.csv" in text
+    assert f"next: c2fmae eval robustness {run} --custom NAME='{images}'" in text
