@@ -44,6 +44,7 @@ def check(
     """Decode all samples, list every problem, and count classes. The exit code is 1 if there are problems."""
     from c2fmae.core.errors import UserError
     from c2fmae.core.text import escape_lines, format_count
+    from c2fmae.data.check import describe_missing_classes
     from c2fmae.data.key_list import write_keys
 
     if suite is not None:
@@ -63,6 +64,11 @@ def check(
         if report.absent_classes:
             absent = format_count(len(report.absent_classes), "class is", "classes are")
             print(f"note: {absent} in no map: {', '.join(map(escape_lines, report.absent_classes))}")
+        if report.num_unlabelled:
+            images = format_count(report.num_unlabelled, "image has", "images have")
+            print(f"note: {images} no labelled pixel, and adds nothing to a training on the maps")
+        if description := describe_missing_classes(report):
+            print(f"note: {description}")
         if report.num_losing_bits:
             images = format_count(report.num_losing_bits, "image has", "images have")
             print(f"note: {images} 16 bits, of which the upper 8 are read; `c2fmae data measure` chooses others")

@@ -29,6 +29,7 @@ from c2fmae.data.scenes import Scenes
 AREA_FRACTION_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Bin edges of object areas, as fractions of the image; a bin includes its lower edge."""
 
+_MAX_NAMED_CLASSES = 8  # in a message
 _CHUNK_SIZE = 64  # scenes per task of a process
 
 
@@ -54,6 +55,8 @@ class CheckReport:
     """Number of images by label."""
     image_size_counts: Mapping[tuple[int, int], int]
     """Number of images by (width, height)."""
+    num_unlabelled: int = 0
+    """Number of images with a semantic map in which no pixel is labelled."""
     num_losing_bits: int = 0
     """Number of images of 16 bits of which only the upper eight are read, since the data has no range of values."""
 
@@ -82,7 +85,7 @@ def check_dataset(
         np.zeros(n, np.int64) for n in (256, 256, len(AREA_FRACTION_EDGES) - 1)
     )
     object_counts, labels, sizes = Counter[int](), Counter[int](), Counter[tuple[int, int]]()
-    num_losing_bits = 0
+    num_losing_bits = num_unlabelled = 0
     with closing(_check_all_scenes(scenes, workers)) as results:
         for index, outcome in results:
             progress(1)
@@ -92,6 +95,7 @@ def check_dataset(
             digests[index] = outcome.digest
             class_pixels += outcome.class_pixels
             class_images += outcome.class_pixels > 0
+            num_unlabelled += outcome.class_pixels[IGNORE] > 0 and not outcome.class_pixels[:IGNORE].any()
             if outcome.object_area_fractions is not None:
                 object_counts[len(outcome.object_area_fractions)] += 1
                 object_area_counts += np.histogram(outcome.object_area_fractions, AREA_FRACTION_EDGES)[0]
@@ -117,6 +121,7 @@ def check_dataset(
         object_area_counts=object_area_counts,
         label_counts=dict(sorted(labels.items())),
         image_size_counts=dict(sorted(sizes.items())),
+        num_unlabelled=num_unlabelled,
         num_losing_bits=num_losing_bits,
     )
 
@@ -132,6 +137,23 @@ def format_class_table(report: CheckReport) -> str:
         fraction = report.class_pixels[i] / total
         lines.append(f"{i:3d}  {names.get(i, ''):{width}s}  {fraction:7.2%}  {report.class_images[i]:7d}")
     return "\n".join(lines)
+
+
+def describe_missing_classes(report: CheckReport) -> str | None:
+    """Return what to write into `dataset.json` if it names no classes, although there are semantic maps."""
+    ids = np.flatnonzero(report.class_pixels[:IGNORE]).tolist()
+    if report.info.classes or not report.class_pixels.any():
+        return None
+    if ids in ([], [0]) and report.class_pixels[IGNORE]:  # 255 often is the object of masks that are black and white
+        found = "the maps hold 0 and 255 alone" if ids else "the maps hold 255 alone"
+        example = '{"classes": [{"name": "background"}, {"name": "object"}], "colours": [0, 255]}'
+        return f'{found}, which is "not labelled". If 255 is a class, write dataset.json: {example}'
+    names = ", ".join(f'{{"name": "class {i}"}}' for i in range(min(max(ids) + 1, _MAX_NAMED_CLASSES)))
+    more = ", …" if max(ids) >= _MAX_NAMED_CLASSES else ""
+    return (
+        f"dataset.json names no classes, which a segmenter needs; the maps hold ids up to {max(ids)}. Write it with"
+        f' their names: {{"classes": [{names}{more}]}}'
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.granularity import GRANULARITIES
+from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data.info import DatasetInfo
@@ -75,6 +75,8 @@ class DatasetScenes:
             raise UserError(
                 f"sample {scene.key!r}: expected {expected}, as the first item has, got {', '.join(scene.maps)}"
             )
+        if "semantic" in scene.maps and (problem := _find_outside_id(scene.maps["semantic"], len(self.info.classes))):
+            raise UserError(f"sample {scene.key!r}: semantic: {problem}")
         if "rgb" in scene.maps and len(scene.maps["rgb"]) != self.info.channels:
             raise UserError(
                 f"sample {scene.key!r}: expected {self.info.channels} channels, got {len(scene.maps['rgb'])}. Convert"
@@ -96,6 +98,18 @@ class DatasetScenes:
             ) from error
         maps, label = _split_item(key, item)
         return Scene(key, _convert_maps(key, maps), label)
+
+
+def _find_outside_id(ids: Tensor, num_classes: int) -> str | None:
+    """Describe the first id outside the label space, if there is one; without classes, any byte is inside."""
+    is_outside = (ids >= (num_classes or IGNORE)) & (ids != IGNORE)
+    if not is_outside.any():
+        return None
+    row, column = is_outside.nonzero()[0].tolist()
+    return (
+        f"id {int(ids[row, column])} at row {row}, column {column} is outside the {num_classes or IGNORE} classes."
+        f" Use ids from 0, and {IGNORE} for unlabelled pixels"
+    )
 
 
 def _complete_info(info: DatasetInfo, first: Scene, class_names: object) -> DatasetInfo:

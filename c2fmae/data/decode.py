@@ -52,6 +52,7 @@ _EXIF_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY, _PALETTE = 0, 3
+_COLOUR_TYPES = (2, 6)
 _TIFF_LOGGER = "PIL.TiffImagePlugin"
 _PLAIN_MODES = {"L", "RGB", "RGBA", "I", "I;16", "I;16B", "F"}
 _DEEP_COLOUR = {(16, 2), (16, 4), (16, 6)}  # bits and colour type of PNGs that Pillow reads at 8 bits
@@ -101,6 +102,18 @@ def decode_ids(data: bytes, location: str) -> Integer[np.ndarray, "height width"
         raise UserError(f"{location}: is not an id map. Store it as a PNG of one channel with 8 or 16 bits")
     ids = _decode_or_raise(location, lambda: _decode_unfiltered_png(data))
     return _decode_or_raise(location, lambda: _decode_ids_with_pillow(data)) if ids is None else ids
+
+
+def is_colour_png(data: bytes) -> bool:
+    """Return whether a file is a PNG with red, green and blue, rather than grey or a palette."""
+    return data.startswith(_PNG) and len(data) >= 29 and data[25] in _COLOUR_TYPES
+
+
+def decode_map_colours(data: bytes, location: str) -> UInt8[np.ndarray, "3 height width"]:
+    """Decode a map whose classes are colours, or indices of a palette of these colours."""
+    if not data.startswith(_PNG):
+        raise UserError(f"{location}: is not a PNG. Store maps as PNG: JPEG changes the colours of their pixels")
+    return decode_image(data, location).numpy()
 
 
 def _decode_or_raise(location: str, decode: Callable[[], T]) -> T:

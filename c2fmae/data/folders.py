@@ -1,4 +1,4 @@
-"""Directory trees of images: a directory for each granularity, or a single one with images but no maps."""
+"""Directory trees of images: a directory for each granularity, `images` and `masks`, or images without maps."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.files import read_file
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.labels import LabelInfo
-from c2fmae.core.splits import find_splits
+from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES, find_splits
 from c2fmae.data.class_dirs import map_dirs_to_labels
 from c2fmae.data.dir_walk import walk_dirs
 from c2fmae.data.info import DatasetInfo
@@ -21,6 +21,9 @@ from c2fmae.data.problems import Problem
 from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES, StoredScenes, missing_granularity_problem, sort_coarse_to_fine
 
 log = logging.getLogger(__name__)
+
+MASK_DIRS = {"rgb": "images", "semantic": "masks"}
+"""Directories of a common layout of segmentation data, by granularity."""
 
 
 class FolderScenes(StoredScenes):
@@ -52,7 +55,9 @@ def open_folder_tree(
     """Open the complete samples of a tree, and list the problems of the others."""
     for name in folders:
         GRANULARITIES.get(name)
-    info_on_disk = DatasetInfo.read_from_dir(root)
+    info_on_disk = _read_info(root)
+    if not folders and not any((root / name).is_dir() for name in GRANULARITIES) and _has_masks(root):
+        folders = MASK_DIRS
     dirs = {name: root / folders.get(name, name) for name in GRANULARITIES}
     existing_dirs = {name: path for name, path in dirs.items() if path.is_dir()}
     for name in folders:
@@ -95,6 +100,17 @@ def open_folder_tree(
     suffixes = {name: KeyList.from_names(suffixes_by_key[name][key] for key in complete_keys) for name in granularities}
     used_dirs = {name: existing_dirs[name] for name in granularities}
     return FolderScenes(used_dirs, info, KeyList.from_names(complete_keys), labels, suffixes), tuple(problems)
+
+
+def _has_masks(root: Path) -> bool:
+    return all((root / name).is_dir() for name in MASK_DIRS.values())
+
+
+def _read_info(root: Path) -> DatasetInfo | None:
+    """Return the description of a tree; sets such as train and val may share that of the directory around them."""
+    info = DatasetInfo.read_from_dir(root)
+    is_split = root.name in (*TRAIN_NAMES, *TEST_NAMES)
+    return DatasetInfo.read_from_dir(root.parent) if info is None and is_split else info
 
 
 def _labels_from_dirs(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +21,7 @@ PACK_PLAN_FILE = "pack.json"
 """The file that `pack` writes first; without `dataset.json`, which it writes last, the pack is unfinished."""
 DATASET_FORMAT = 1
 
+_LATER_KEYS = ("value_range", "offset", "colours")
 _MAX_FILE_BYTES = 1 << 26  # tens of thousands of classes with names
 
 
@@ -35,8 +37,14 @@ def _list_ranges(value: Any) -> Any:
     return [value] if is_pair else value
 
 
+def _repeat_grey(value: Any) -> Any:
+    """Return a colour; a single number is short for grey."""
+    return (value, value, value) if isinstance(value, int) else value
+
+
 ValueRange = Annotated[tuple[float, float], AfterValidator(_check_range)]
 UInt8Value = Annotated[int, Field(ge=0, le=255)]
+RGBColour = Annotated[tuple[UInt8Value, UInt8Value, UInt8Value], BeforeValidator(_repeat_grey)]
 
 
 class DatasetInfo(Config):
@@ -55,8 +63,13 @@ class DatasetInfo(Config):
     maps_know_labels: bool | None = None
     """Whether the maps were created from the images' labels, for example by a detector that is prompted with them, so
     that a map may reveal the label. Null if unknown."""
-    ignore: UInt8Value = IGNORE
-    """Semantic id of pixels without a class; in 16-bit maps 65535 means the same."""
+    ignore: UInt8Value | tuple[UInt8Value, UInt8Value, UInt8Value] = IGNORE
+    """Semantic id of pixels without a class, as in the files, or with `colours` their colour; in 16-bit maps 65535
+    means the same."""
+    offset: Annotated[int, Field(ge=0, le=65534)] = 0
+    """Number of the first class in the files of semantic maps."""
+    colours: tuple[RGBColour, ...] = ()
+    """Colour of each class in the files of semantic maps, if they are colour images; a number is short for grey."""
     label_stride: Annotated[int, Field(ge=1, le=64)] = 1
     """Cell (i, j) of a map is the pixel at (s·i + s//2, s·j + s//2), clamped to the image."""
     channels: Annotated[int, Field(ge=1, le=1024)] = 3
@@ -67,19 +80,21 @@ class DatasetInfo(Config):
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @model_serializer(mode="wrap")
-    def _omit_missing_range(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Omit the range of data without one: digests of data, and so stored results, are those of version 0.1."""
+    def _omit_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Omit defaults of later keys: digests of data, and so stored results, are those of version 0.1."""
         tree = dump(self)
-        if self.value_range is None:
-            tree.pop("value_range", None)
-        return tree
+        return {key: value for key, value in tree.items() if key not in _LATER_KEYS or getattr(self, key)}
 
     @model_validator(mode="after")
     def _check_consistency(self) -> "DatasetInfo":
         for name in self.granularities:
             GRANULARITIES.get(name)
         if len(self.classes) > IGNORE:
-            raise UserError(f"classes: expected at most {IGNORE}, got {len(self.classes)}")
+            raise UserError(
+                f"classes: expected at most {IGNORE}, got {len(self.classes)}: ids are bytes, and {IGNORE} is"
+                ' "not labelled". Merge classes'
+            )
+        self._check_colours()
         for extra in self.model_extra or {}:
             # Only misspelt names are errors: other keys may belong to another tool.
             if near := get_close_matches(extra, type(self).model_fields, n=1, cutoff=0.8):
@@ -94,6 +109,27 @@ class DatasetInfo(Config):
                 f"got {len(self.value_range)}"
             )
         return self
+
+    def _check_colours(self) -> None:
+        if not self.colours:
+            if not isinstance(self.ignore, int):
+                raise UserError(f"ignore: {list(self.ignore)} is a colour, but there are no `colours`. Give an id")
+            return
+        if len(self.colours) != len(self.classes):
+            raise UserError(
+                f"colours: expected one for each of the {len(self.classes)} classes, got {len(self.colours)}. Name each"
+                " class in `classes`"
+            )
+        colour, count = Counter(self.colours).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"colours: {list(colour)} is the colour of {count} classes. Give each its own")
+        if self.offset:
+            raise UserError("offset: has no meaning with `colours`. Remove it")
+
+    @property
+    def ignore_colour(self) -> tuple[int, int, int]:
+        """Colour of pixels without a class in the files of semantic maps, with `colours`."""
+        return (self.ignore, self.ignore, self.ignore) if isinstance(self.ignore, int) else self.ignore
 
     @property
     def class_names(self) -> tuple[str, ...]:

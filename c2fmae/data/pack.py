@@ -101,7 +101,10 @@ def pack_scenes(
             _remove_unfinished(out)
         info = scenes.info.model_copy(
             update={
-                "ignore": IGNORE,  # the id in written maps, which may differ from the source's
+                # Written maps have the ids in memory, which may differ from those of the source.
+                "ignore": IGNORE,
+                "offset": 0,
+                "colours": (),
                 "label_stride": config.label_stride if _has_maps(scenes.info) else 1,
             }
         )

@@ -19,11 +19,11 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data.arrays import ARRAY_SUFFIXES
-from c2fmae.data.decode import decode_ids, decode_image
+from c2fmae.data.decode import decode_ids, decode_image, decode_map_colours, is_colour_png
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.problems import Problem
-from c2fmae.data.remap import build_id_table, is_within_label_space, remap_ids
+from c2fmae.data.remap import build_id_table, colours_to_ids, is_within_label_space, remap_ids
 from c2fmae.data.scenes import check_index
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", *ARRAY_SUFFIXES)
@@ -38,9 +38,12 @@ class StoredScenes(ABC):
         self.info, self.keys = info, keys
         self.labels: Int64[Tensor, " samples"] = torch.from_numpy(labels)
         """Labels by sample; -1 for a sample without one."""
-        self._id_tables = {bits: build_id_table(len(info.classes), ignore=info.ignore, bits=bits) for bits in (8, 16)}
-        if info.ignore == IGNORE:  # at 16 bits it is 65535, and 255 is an id like others
-            self._id_tables[16] = build_id_table(len(info.classes), ignore=_WIDE_IGNORE, bits=16)
+        ignore = info.ignore if isinstance(info.ignore, int) else IGNORE
+        # At 16 bits the default is 65535, and 255 is an id like others.
+        self._id_tables = {
+            bits: build_id_table(len(info.classes), ignore=number, offset=info.offset, bits=bits)
+            for bits, number in ((8, ignore), (16, _WIDE_IGNORE if ignore == IGNORE else ignore))
+        }
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -67,13 +70,21 @@ class StoredScenes(ABC):
         location = self.describe_location(index, name)
         if GRANULARITIES.get(name).kind == "image":
             return decode_image(data, location, self.info.channels, self.info.value_range)
+        if name == "semantic" and self.info.colours:
+            pixels = decode_map_colours(data, location)
+            return torch.from_numpy(colours_to_ids(pixels, self.info.colours, self.info.ignore_colour, location))
+        if name == "semantic" and is_colour_png(data):
+            raise UserError(
+                f"{location}: is a colour image. List the `colours` of its classes in dataset.json, or store it as a"
+                " PNG of one channel with their ids"
+            )
         ids = decode_ids(data, location)
         if GRANULARITIES.get(name).kind == "continuous":
             return torch.from_numpy(ids.astype(np.int32))
         if name == "semantic":
             if (
                 ids.dtype == np.uint8
-                and self.info.ignore == IGNORE
+                and (self.info.ignore, self.info.offset) == (IGNORE, 0)
                 and is_within_label_space(ids, len(self.info.classes))
             ):
                 return torch.from_numpy(ids)

@@ -58,7 +58,9 @@ def test_text_that_is_not_json_is_refused(tmp_path: Path) -> None:
 
 def test_more_than_255_classes_are_refused() -> None:
     classes = [{"name": f"class {i}"} for i in range(256)]
-    message = "dataset.json: classes: expected at most 255, got 256"
+    message = (
+        'dataset.json: classes: expected at most 255, got 256: ids are bytes, and 255 is "not labelled". Merge classes'
+    )
     assert_user_error(lambda: DatasetInfo.from_dict({"classes": classes}, source="dataset.json"), message)
 
 

@@ -23,14 +23,15 @@ def test_ids_within_the_label_space_are_unchanged_by_remapping(ids: np.ndarray, 
     [
         ({}, [0, 2, 255], [0, 2, 255]),
         ({"ignore": 9}, [0, 9, 255], [0, 255, 255]),
-        ({"reduce_zero_label": True}, [0, 1, 3, 255], [255, 0, 2, 255]),
+        ({"offset": 1, "ignore": 0}, [0, 1, 3, 255], [255, 0, 2, 255]),
+        ({"offset": 10}, [10, 12, 255], [0, 2, 255]),
         ({"bits": 16, "ignore": 65535}, [0, 2, 65535], [0, 2, 255]),
-        ({"bits": 16, "ignore": 65535, "reduce_zero_label": True}, [0, 3, 65535], [255, 2, 255]),
+        ({"bits": 16, "ignore": 0, "offset": 1}, [0, 3, 65535], [255, 2, 255]),
     ],
 )
 def test_ids_are_converted_by_the_table(options: dict[str, int], stored: list[int], expected: list[int]) -> None:
     ids = np.array([stored], np.uint16 if "bits" in options else np.uint8)
-    assert remap_ids(ids, build_id_table(3, **options), "a").tolist() == [expected]  # type: ignore[arg-type]
+    assert remap_ids(ids, build_id_table(3, **options), "a").tolist() == [expected]
 
 
 def test_all_ids_are_accepted_without_a_label_space() -> None:

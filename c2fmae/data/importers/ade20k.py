@@ -25,7 +25,7 @@ from c2fmae.data.info import DatasetInfo
 from c2fmae.data.label_spaces import ADE20K
 from c2fmae.data.remap import build_id_table
 
-_TABLE = build_id_table(len(ADE20K.classes), reduce_zero_label=True)
+_TABLE = build_id_table(len(ADE20K.classes), offset=1, ignore=0)
 _IS_THING = np.array([bool(entry.is_thing) for entry in ADE20K.classes])
 
 
