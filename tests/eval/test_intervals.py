@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from c2fmae.eval.confusion import confusion_matrices, mean_iou
 from c2fmae.eval.intervals import percentile_interval, poisson_weights, replicate_sums, wilson_interval
-from c2fmae.eval.probes.confusion import confusion_matrices, mean_iou
 from tests.eval.probes.blobs import draw_maps
 
 pytestmark = pytest.mark.numeric

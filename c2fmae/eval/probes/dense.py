@@ -10,13 +10,13 @@ from torch import Tensor
 
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.seeding import derive_seed
+from c2fmae.eval.confusion import class_ious, confusion_matrices, mean_iou, overall_accuracy
 from c2fmae.eval.engine import BatchingConfig, iterate_batches, split_chunks, sum_outputs
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.intervals import percentile_interval, poisson_weights, replicate_sums
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.probes.batching import split_training_validation
 from c2fmae.eval.probes.config import DenseProbeEvaluation
-from c2fmae.eval.probes.confusion import class_ious, confusion_matrices, mean_iou, overall_accuracy
 from c2fmae.eval.probes.feature_store import FeatureStore
 from c2fmae.eval.probes.linear_heads import ChosenHead, LinearProbe, choose_linear_head, list_settings
 from c2fmae.eval.probes.train_test import TrainTestFeatures, extract_sets, open_sets
