@@ -26,11 +26,12 @@ _MAX_PLAIN_KEY_BYTES = 60  # a key that fits a header's 100 bytes with any suffi
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
-def encode_ids(ids: Integer[np.ndarray, "height width"]) -> bytes:
+def encode_ids(ids: Integer[np.ndarray, "height width"], *, level: int = 9) -> bytes:
     """Encode ids as a grey PNG of 8 bits, or of 16 if one of them is above 255.
 
-    At 16 bits "not labelled" is 65535, so 255 and 65535 are swapped. Every line has filter 0, which is the fastest to
-    decode; other filters are made for gradients and do not compress ids better.
+    `level` is that of zlib, from fastest (1) to smallest (9). At 16 bits "not labelled" is 65535, so 255 and 65535 are
+    swapped. Every line has filter 0, which is the fastest to decode; other filters are made for gradients and do not
+    compress ids better.
     """
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high > _MAX_UINT16:
@@ -45,7 +46,7 @@ def encode_ids(ids: Integer[np.ndarray, "height width"]) -> bytes:
     lines = np.zeros((height, 1 + width * stored.itemsize), np.uint8)
     lines[:, 1:] = np.ascontiguousarray(stored).view(np.uint8)
     header = struct.pack(">IIBBBBB", width, height, 8 * stored.itemsize, 0, 0, 0, 0)
-    chunks = {b"IHDR": header, b"IDAT": zlib.compress(lines.tobytes(), 9), b"IEND": b""}
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(lines.tobytes(), level), b"IEND": b""}
     return _PNG + b"".join(_png_chunk(kind, data) for kind, data in chunks.items())
 
 

@@ -2,34 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from c2fmae.data.geometry import CropBox, resized_crop_image
 from c2fmae.eval.segmentation.testing_config import TestingConfig
 from c2fmae.eval.segmentation.windows import padded_logits, slide
-from c2fmae.models.backbones import Backbone
+from c2fmae.models.segmenters import Segmenter
 from c2fmae.models.segmenters.upsampling import upsample_logits, upsampled_argmax
-
-
-class Segmenter(Protocol):
-    """The part of a segmenter that predicts."""
-
-    backbone: Backbone
-    spec: Any
-
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return logits."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters."""
-        ...
-
 
 _PIXELS_AT_ONCE = 1 << 16  # of probabilities that are added
 
@@ -76,7 +59,7 @@ class _Predictor:
             if self.weights is None:
                 logits: Tensor = self.segmenter(images)["main"]
             else:
-                logits = functional_call(cast(nn.Module, self.segmenter), dict(self.weights), (images,))["main"]
+                logits = functional_call(self.segmenter, dict(self.weights), (images,))["main"]
         return logits
 
     def standardise(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "channels height width"]:
