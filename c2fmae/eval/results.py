@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 RESULT_FORMAT = 2
 RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
-_MAX_RESULT_BYTES = 16 << 20
+MAX_RESULT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,11 @@ def compute_identity(name: str, config: Evaluation, model: ModelUnderTest) -> di
     }
 
 
-def save_result(result: EvaluationResult, metadata: Mapping[str, Any]) -> None:
-    """Write a result and its page; `metadata` holds its identity, the load report and the environment."""
+def save_result(result: EvaluationResult, metadata: Mapping[str, Any], sections: Sequence[Section] = ()) -> None:
+    """Write a result and its page; `metadata` holds its identity, the load report and the environment.
+
+    The page shows `sections` below the metrics.
+    """
     document = {
         **metadata,
         "source": result.source,
@@ -130,14 +133,14 @@ def save_result(result: EvaluationResult, metadata: Mapping[str, Any]) -> None:
         "metrics": [metric.to_json() for metric in result.metrics],
     }
     write_json(result.result_dir / RESULTS_FILE, document, is_shared=True)
-    page = render_page(make_result_page(result, document)).encode()
+    page = render_page(make_result_page(result, document, sections)).encode()
     write_atomic(result.result_dir / PAGE_FILE, page, is_shared=True)
 
 
 def load_result(result_dir: Path) -> EvaluationResult:
     """Return a stored result of any format."""
     path = result_dir / RESULTS_FILE
-    document = read_json(path, max_bytes=_MAX_RESULT_BYTES, fix="Delete it, or evaluate again with --recompute")
+    document = read_json(path, max_bytes=MAX_RESULT_BYTES, fix="Delete it, or evaluate again with --recompute")
     try:
         metrics = tuple(Metric.from_json(values) for values in document["metrics"])
         name, source, protocol = (_get_text(document, key) for key in ("evaluation", "source", "protocol"))
@@ -159,7 +162,7 @@ def find_stored_result(
     """Return the stored result of this identity; None if there is none."""
     for path in sorted(model.output_dir.glob(f"*/{RESULTS_FILE}")):
         try:
-            document = read_json(path, max_bytes=_MAX_RESULT_BYTES)
+            document = read_json(path, max_bytes=MAX_RESULT_BYTES)
             if _stored_identity(document, type(config), identity["inputs"]) == identity:
                 return replace(load_result(path.parent), source=model.name)
         except (UserError, AttributeError, KeyError, TypeError):  # an invalid file is not this result
@@ -254,13 +257,14 @@ def make_table_sections(results: Sequence[EvaluationResult]) -> list[Section]:
     return [replace(make_metrics_table(results[0].evaluation, results), footnote=notes)]
 
 
-def make_result_page(result: EvaluationResult, document: Mapping[str, Any]) -> Page:
-    """Return the page of a result."""
+def make_result_page(result: EvaluationResult, document: Mapping[str, Any], sections: Sequence[Section] = ()) -> Page:
+    """Return the page of a result, with further sections below the metrics."""
     return Page(
         f"{result.evaluation} of {result.source}",
         "Metrics and the protocol of their measurement.",
         [
             *make_table_sections([result]),
+            *sections,
             Text(result.protocol, title="Protocol"),
             *make_detail_sections(document["load_report"], document),
         ],

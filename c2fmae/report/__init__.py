@@ -5,13 +5,14 @@
 <p>The loss is &lt; 3.</p>
 """
 
-from c2fmae.report.charts import BarChart, LineChart
+from c2fmae.report.charts import BarChart, HeatMap, LineChart
 from c2fmae.report.page import Details, Figure, KeyValues, Page, Section, Table, Text, render_page, table_to_lines
 
 __all__ = [
     "BarChart",
     "Details",
     "Figure",
+    "HeatMap",
     "KeyValues",
     "LineChart",
     "Page",

@@ -14,6 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 450, 20, 200  # the area that curves are drawn in
 _BARS_LEFT, _BARS_RIGHT, _BAR_PITCH, _GROUP_GAP = 150, 410, 14, 12
+_HEAT_NAMES, _CELL_WIDTH, _CELL_HEIGHT = 150, 44, 26  # the space for names of a heat map, and a cell
 _FINE_FROM_POINTS = 200  # longer curves are drawn with a thinner line
 
 
@@ -91,7 +92,9 @@ class BarChart:
         elements, y = [], 0
         for name, values in self.groups:
             middle = y + _BAR_PITCH * len(values) / 2 + 4
-            elements.append(f'<text x="{_BARS_LEFT - 10}" y="{middle:.0f}" text-anchor="end">{escape(name)}</text>')
+            elements.append(
+                f'<text x="{_BARS_LEFT - 10}" y="{middle:.0f}" text-anchor="end">{escape(shorten_name(name))}</text>'
+            )
             for number, value in enumerate(values):
                 if value is not None:
                     width = (_BARS_RIGHT - _BARS_LEFT) * min(max(value, 0), 100) / 100
@@ -104,6 +107,58 @@ class BarChart:
             y += _GROUP_GAP
         legend = [_legend_entry(number, name) for number, name in enumerate(self.series_names)]
         return _chart_html(self.title, legend, elements, height=y)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix of named rows and columns, darker for higher values; None is an empty cell."""
+
+    title: str
+    row_names: Sequence[str]
+    column_names: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    note: str = ""
+
+    def to_html(self) -> str:
+        """Return a figure with the value in each cell; names of columns are slanted."""
+        highest = max([value for row in self.values for value in row if value is not None], default=0) or 1
+        left, top = _HEAT_NAMES + 10, _HEAT_NAMES
+        elements = [
+            f'<text x="{_HEAT_NAMES}" y="{top + _CELL_HEIGHT * (number + 0.5) + 4:.0f}" text-anchor="end">'
+            f"{escape(shorten_name(name))}</text>"
+            for number, name in enumerate(self.row_names)
+        ]
+        for number, name in enumerate(self.column_names):
+            x = left + _CELL_WIDTH * (number + 0.5)
+            elements.append(
+                f'<text transform="translate({x:.0f} {top - 8}) rotate(-50)">{escape(shorten_name(name))}</text>'
+            )
+        for i, row in enumerate(self.values):
+            for j, value in enumerate(row):
+                if value is not None:
+                    x, y = left + _CELL_WIDTH * j, top + _CELL_HEIGHT * i
+                    elements.append(
+                        f'<rect class="s0" fill-opacity="{0.75 * value / highest:.2f}" x="{x + 1}" y="{y + 1}" '
+                        f'width="{_CELL_WIDTH - 2}" height="{_CELL_HEIGHT - 2}"/>'
+                        f'<text class="cell" x="{x + _CELL_WIDTH // 2}" y="{y + _CELL_HEIGHT // 2 + 4}" '
+                        f'text-anchor="middle">{value:.1f}</text>'
+                    )
+        width, height = left + _CELL_WIDTH * len(self.column_names) + 60, top + _CELL_HEIGHT * len(self.row_names)
+        return (
+            f'<figure><figcaption>{escape(self.title)}</figcaption><div class="wide">'
+            f'<svg class="heat" style="width: {width / 16:.1f}rem" viewBox="0 0 {width} {height}" role="img" '
+            f'aria-label="{escape(self.title)}">{"".join(elements)}</svg></div>'
+            f'<p class="note">{escape(self.note)}</p></figure>'
+        )
+
+
+def shorten_name(name: str, length: int = 22) -> str:
+    """Return a name of at most `length` characters for an axis.
+
+    >>> shorten_name("traffic light, traffic signal"), shorten_name("sky")
+    ('traffic light, traffi…', 'sky')
+    """
+    return name if len(name) <= length else f"{name[: length - 1].rstrip()}…"
 
 
 def chart_metrics(

@@ -60,6 +60,8 @@ svg path { fill: none; stroke: var(--colour); stroke-width: 2; stroke-linejoin: 
 svg rect { fill: var(--colour); }
 svg .rule { stroke: var(--rule); stroke-width: 1; }
 svg .fine { stroke-width: 1.2; }
+svg .cell { fill: var(--ink); }
+svg.heat { max-width: none; }
 svg .dot { stroke-width: 5; }
 img { display: block; width: 100%; min-width: 46rem; height: auto; border: 1px solid var(--rule); border-radius: 4px; }
 @media screen and (prefers-color-scheme: dark) { img { filter: brightness(0.9); } }

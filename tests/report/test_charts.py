@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from c2fmae.report import BarChart, LineChart, Page, render_page
+from c2fmae.report import BarChart, HeatMap, LineChart, Page, render_page
 from c2fmae.report.charts import chart_metrics, downsample_points
 from tests.report.parsed_page import ParsedPage
 
 
-def parse_chart(chart: LineChart | BarChart) -> ParsedPage:
+def parse_chart(chart: LineChart | BarChart | HeatMap) -> ParsedPage:
     return ParsedPage(render_page(Page("A page", "A summary.", [chart])))
 
 
@@ -96,3 +96,11 @@ def test_bars_are_proportional_to_their_values_and_none_is_left_out() -> None:
         ("s1", 0.0),
     ]
     assert "Accuracy a b first 100.0 25.0 second 0.0" in page.text
+
+
+def test_cells_of_a_heat_map_are_darker_for_higher_values() -> None:
+    heat_map = HeatMap("Confusions", ["sky", "<sea>"], ["sky", "wall, brick wall, garden wall"], [[80, 20], [None, 40]])
+    page = parse_chart(heat_map)
+    assert [cell["fill-opacity"] for cell in page.all("rect")] == ["0.75", "0.19", "0.38"]
+    assert "sky <sea> sky wall, brick wall, gar… 80.0 20.0 40.0" in page.text
+    assert parse_chart(HeatMap("Nothing", ["a"], ["b"], [[0.0]])).all("rect")[0]["fill-opacity"] == "0.00"

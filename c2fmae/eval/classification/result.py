@@ -1,12 +1,11 @@
 """Results of fine-tuning: metrics, protocol, files and page."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
 
+from c2fmae.core.csv_text import format_csv, parse_csv
 from c2fmae.core.environment import collect_environment
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_text, write_atomic
@@ -20,11 +19,11 @@ from c2fmae.eval.classification.accuracy import ClassificationScores
 from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.eval.classification.evaluation import FinetuneEvaluation
 from c2fmae.eval.metrics import Metric, build_accuracy_metric
-from c2fmae.eval.results import RESULT_FORMAT, EvaluationResult, load_result, make_result_sections, save_result
+from c2fmae.eval.results import RESULT_FORMAT, EvaluationResult, load_result, save_result
 from c2fmae.eval.training_protocol import describe_clipping, describe_frozen, describe_optimisation
-from c2fmae.report import Details, KeyValues, Page, Section, Table, Text, render_page
+from c2fmae.eval.training_report import write_training_page
+from c2fmae.report import Section, Table, Text
 from c2fmae.report.charts import chart_metrics
-from c2fmae.report.speed import make_speed_sections
 
 FINETUNE_EVALUATION = "finetune"
 PER_CLASS_FILE = "classes.csv"
@@ -140,11 +139,9 @@ def describe_label_leak(granularities: Sequence[str], info: DatasetInfo) -> str:
 
 def write_per_class_csv(run_dir: RunDir, scores: ClassificationScores, labels: Sequence[LabelInfo | None]) -> None:
     """Write the accuracy of each class and its most frequent confusion."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("label", "wnid", "name", "images", "right", "accuracy", "mistaken for", "times"))
-    writer.writerows(_per_class_rows(scores, labels))
-    write_atomic(locate_result_dir(run_dir.path) / PER_CLASS_FILE, text.getvalue().encode())
+    header = ("label", "wnid", "name", "images", "right", "accuracy", "mistaken for", "times")
+    text = format_csv(header, _per_class_rows(scores, labels))
+    write_atomic(locate_result_dir(run_dir.path) / PER_CLASS_FILE, text.encode())
 
 
 def _per_class_rows(scores: ClassificationScores, labels: Sequence[LabelInfo | None]) -> list[tuple[Any, ...]]:
@@ -169,30 +166,26 @@ def write_finetune_report(run_dir: RunDir) -> None:
     """Write the page of a run from the files in its directory."""
     rows = read_rows(run_dir.metrics)
     config = FinetuneConfig.from_yaml(run_dir.config_path)
-    key_values = {"Steps": f"{max((row['step'] for row in rows), default=0):,}"}
+    key_values = {}
     evaluated = [row for row in rows if "test/top-1" in row]
     if evaluated:
-        key_values |= {"Top-1": f"{evaluated[-1]['test/top-1']:.2f} %", "Top-5": f"{evaluated[-1]['test/top-5']:.2f} %"}
+        key_values = {"Top-1": f"{evaluated[-1]['test/top-1']:.2f} %", "Top-5": f"{evaluated[-1]['test/top-5']:.2f} %"}
     accuracy = {"test": "test/top-1", "test, averaged weights": "average/top-1"}
     losses = {"training": "loss", "test": "test/loss"}
-    sections: list[Section] = [
-        KeyValues(key_values),
-        Text("Accuracy is on the test images. The training loss is on mixed and augmented images.", title="Progress"),
-        chart_metrics(rows, "Top-1, %", accuracy),
-        chart_metrics(rows, "Loss", losses),
-        chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
-        *make_result_sections(run_dir.path),
-        *make_class_sections(locate_result_dir(run_dir.path) / PER_CLASS_FILE),
-        *make_speed_sections(
-            read_rows(run_dir.timing) if run_dir.timing.exists() else (),
-            world_size=run_dir.read_environment().get("world_size", 1),
-        ),
-        Details("All settings", read_text(run_dir.config_path).strip()),
-        Details("Environment", read_text(run_dir.environment_path).strip()),
-        Text(_FINETUNE_NEXT_STEPS, title="Next commands"),
-    ]
-    page = Page("A fine-tuned classifier", f"Initial weights: {config.describe_init()}.", sections)
-    run_dir.write_text(run_dir.report.name, render_page(page))
+    write_training_page(
+        run_dir,
+        "A fine-tuned classifier",
+        f"Initial weights: {config.describe_init()}.",
+        key_values,
+        "Accuracy is on the test images. The training loss is on mixed and augmented images.",
+        [
+            chart_metrics(rows, "Top-1, %", accuracy),
+            chart_metrics(rows, "Loss", losses),
+            chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
+        ],
+        make_class_sections(locate_result_dir(run_dir.path) / PER_CLASS_FILE),
+        _FINETUNE_NEXT_STEPS,
+    )
 
 
 _FINETUNE_NEXT_STEPS = """\
@@ -205,7 +198,7 @@ _FINETUNE_NEXT_STEPS = """\
 def make_class_sections(path: Path) -> list[Section]:
     """Return tables of the classes with the lowest and the highest accuracy; no class is in both."""
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path))))
+        rows = parse_csv(read_text(path))
     except UserError:
         return []
     ranked = sorted((row for row in rows if row["accuracy"]), key=lambda row: float(row["accuracy"]))

@@ -1,10 +1,9 @@
 """Tables, charts and CSV rows of robustness."""
 
-import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from io import StringIO
 from math import nan
 
+from c2fmae.core.csv_text import format_csv
 from c2fmae.eval.metrics import find_metric
 from c2fmae.eval.robustness.accuracy_metrics import SetPredictions, find_accuracy_line, is_corruption_grid
 from c2fmae.eval.robustness.corruption_metrics import compute_cell_errors
@@ -119,13 +118,8 @@ def _build_line_chart(suite: str, points: Mapping[str, list[tuple[float, float]]
 
 def results_to_csv(results: Sequence[RobustnessResult]) -> str:
     """Return CSV with a row of counts for each model, set and cell; all accuracies can be computed from these."""
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    for result in results:
-        for set_predictions in result.set_predictions:
-            writer.writerows(_cell_rows(set_predictions))
-    return text.getvalue()
+    set_predictions = (predictions for result in results for predictions in result.set_predictions)
+    return format_csv(_CSV_COLUMNS, (row for predictions in set_predictions for row in _cell_rows(predictions)))
 
 
 def build_cell_records(set_predictions: SetPredictions) -> list[dict[str, object]]:
