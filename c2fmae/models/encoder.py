@@ -77,7 +77,8 @@ class Encoder(DeviceAwareAttention):
     def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
         """Return the latents of tokens that include their positions; class and register tokens are prepended."""
         x = self._prepend_prefix(tokens)
-        x = checkpoint_seq(self.blocks, x) if self._recomputes_blocks else self.blocks(x)
+        with self._evaluation_attention(x):
+            x = checkpoint_seq(self.blocks, x) if self._recomputes_blocks else self.blocks(x)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def get_intermediate_layers(
@@ -97,10 +98,11 @@ class Encoder(DeviceAwareAttention):
                 f"depth: expected a block from 1 to {len(self.blocks)}, got {invalid[0]}. Choose another block"
             )
         x, outputs = self._prepend_prefix(tokens), {}
-        for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
-            bias = [] if attn_biases is None else [attn_biases[depth - 1]]
-            x = checkpoint(block, x, *bias) if self._recomputes_blocks else block(x, *bias)
-            outputs[depth] = self.norm(x) if normed and depth == len(self.blocks) else x
+        with self._evaluation_attention(x):
+            for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
+                bias = [] if attn_biases is None else [attn_biases[depth - 1]]
+                x = checkpoint(block, x, *bias) if self._recomputes_blocks else block(x, *bias)
+                outputs[depth] = self.norm(x) if normed and depth == len(self.blocks) else x
         return [outputs[depth] for depth in depths]
 
     @property

@@ -68,6 +68,21 @@ def test_fused_attention_does_not_change_an_encoder() -> None:
     torch.testing.assert_close(encoder(tokens), explicit, rtol=1e-5, atol=1e-5)
 
 
+def test_many_tokens_without_gradients_use_fused_attention() -> None:
+    encoder = Encoder(make_tiny_vit(depth=1)).eval()
+    seen: list[bool] = []
+    encoder.blocks[0].register_forward_hook(lambda *_: seen.append(choices(encoder)[0]))
+    many, few = draw_normal(1, 1023, 64), draw_normal(1, 1022, 64)  # and a class token
+    with torch.no_grad():
+        fused = encoder(many)
+        encoder.get_intermediate_layers(many, [1])
+        encoder(few)
+    explicit = encoder(many)
+    assert seen == [True, True, False, False]
+    assert not any(choices(encoder))
+    torch.testing.assert_close(fused, explicit, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", list(DECODERS))
 def test_fused_attention_does_not_change_a_decoder(name: str) -> None:
     decoder, masks = make_decoder(name), draw_masks_at_random()
