@@ -25,6 +25,7 @@ from c2fmae_cli.eval_run import (
 from c2fmae_cli.finetune import finetune
 from c2fmae_cli.options import Command
 from c2fmae_cli.robustness import robustness
+from c2fmae_cli.segment import segment
 
 from c2fmae.core.text import slugify
 
@@ -53,7 +54,12 @@ def cost(
         print(f"next: c2fmae describe {next(iter(methods), 'c2fmae-b')}  # the operations of each part of a method")
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"cost": cost, "finetune": finetune, "robustness": robustness}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "cost": cost,
+    "finetune": finetune,
+    "robustness": robustness,
+    "segment": segment,
+}
 """Commands with options of their own. All other evaluations have the options of `_make_command`."""
 
 

@@ -7,21 +7,29 @@ from typing import Any
 
 from c2fmae.config.data import DataSourceOption
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment_config import ExperimentConfig
+from c2fmae.core.experiment_config import ExperimentConfig, RunKind
 from c2fmae.core.registry import list_registries
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
 from c2fmae.data.remote import is_remote
 from c2fmae.data.sources import resolve_source
 from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.segmentation.config import SegmentConfig
 from c2fmae.recipes.config import RecipeConfig
 
 _DATA_KEYS = ("train", "held_out", "test")
 
 
-def get_config_class(path: Path) -> type[RecipeConfig] | type[FinetuneConfig]:
+_CONFIG_CLASSES: dict[RunKind, type[ExperimentConfig]] = {
+    "pretraining": RecipeConfig,
+    "finetuning": FinetuneConfig,
+    "segmentation": SegmentConfig,
+}
+
+
+def get_config_class(path: Path) -> type[ExperimentConfig]:
     """Return the class of a run's config."""
-    return FinetuneConfig if read_run_info(path).kind == "finetuning" else RecipeConfig
+    return _CONFIG_CLASSES[read_run_info(path).kind]
 
 
 def read_run_config(run_dir: RunDir) -> tuple[ExperimentConfig | None, list[str]]:

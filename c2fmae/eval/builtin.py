@@ -6,5 +6,6 @@ from c2fmae.eval.cost import config as cost
 from c2fmae.eval.evaluation import EVALUATIONS
 from c2fmae.eval.probes import config as probes
 from c2fmae.eval.robustness import config as robustness
+from c2fmae.eval.segmentation import evaluation as segmentation
 
-__all__ = ["EVALUATIONS", "analysis", "classification", "cost", "probes", "robustness"]
+__all__ = ["EVALUATIONS", "analysis", "classification", "cost", "probes", "robustness", "segmentation"]

@@ -63,8 +63,9 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     if (config := Path(source) / "config.yaml").is_file():
         from c2fmae.core.run_info import read_run_info  # imports torch
 
-        if read_run_info(Path(source)).kind == "finetuning":
-            raise UserError(f"{source}: is a fine-tuned run. Resume it with: c2fmae eval finetune {source} --resume")
+        if (kind := read_run_info(Path(source)).kind) != "pretraining":
+            command = "finetune" if kind == "finetuning" else "segment"
+            raise UserError(f"{source}: is a fine-tuned run. Resume it with: c2fmae eval {command} {source} --resume")
         return RecipeConfig.from_yaml(config, overrides)
     if Path(source).is_dir() and source not in RECIPES:
         raise UserError(

@@ -44,6 +44,7 @@ TEMPLATES = {
             "eval cost MODEL",
             "eval robustness MODEL --clean data/photos",
             "eval finetune MODEL --data data/pack --test data/photos",
+            "eval segment MODEL --data data/pack --test data/photos",
             "export timm MODEL out",
             "export onnx MODEL out",
             "predict MODEL data/photos --out out",
@@ -90,6 +91,10 @@ OTHERS = (
     "predict runs/finetuned data/photos --as-scenes --out out",
     "predict runs/finetuned data/photos --save pictures --out out", "predict runs/finetuned data/photos",
     "predict runs/finetuned data/photos --top-k 0 --out out", "predict runs/finetuned notes.txt --out out",
+    "eval segment runs/mae", "eval segment runs/mae --data data/pack",
+    "eval segment runs/mae --data data/photos --test data/pack", "eval segment runs/mae --data generated --recipe papr",
+    "eval segment runs/mae --data generated --set testing.mode=windows", "eval segment runs/finetuned --resume",
+    "eval segment runs/mae --data generated --set testing.stride=0", "eval segment runs/mae --set testing.flip=true",
 )  # fmt: skip
 COMMANDS = [
     template.replace(key, shlex.quote(value))

@@ -74,7 +74,7 @@ def write_pretrained_checkpoint(root: Path, spec: BackboneSpec = RGB_SPEC) -> Pa
     tensors = {
         f"model/{name}": tensor for name, tensor in backbone.state_dict().items() if not name.startswith("fc_norm")
     }
-    saved_spec = spec.model_copy(update={"encoder": ENCODER.model_copy(update={"has_norm": True})})
+    saved_spec = spec.model_copy(update={"encoder": spec.encoder.model_copy(update={"has_norm": True})})
     metadata = {"kind": "pretraining", "backbone": saved_spec.model_dump(mode="json"), "config": {}}
     return save_checkpoint(root, Checkpoint(1, tensors, metadata))
 
