@@ -160,7 +160,7 @@ def _saturation_table() -> UInt8[np.ndarray, "65536"]:
 
 _OFFSETS = _offset_table()
 _SATURATIONS = _saturation_table()
-_VALUES = np.arange(256).repeat(256)
+_VALUES = np.arange(256, dtype=np.float32).repeat(256)
 
 
 def _depth_table(factor: float) -> np.ndarray:
