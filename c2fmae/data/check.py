@@ -95,7 +95,7 @@ def check_dataset(
             digests[index] = outcome.digest
             class_pixels += outcome.class_pixels
             class_images += outcome.class_pixels > 0
-            num_unlabelled += outcome.class_pixels[IGNORE] > 0 and not outcome.class_pixels[:IGNORE].any()
+            num_unlabelled += bool(outcome.class_pixels[IGNORE]) and not outcome.class_pixels[:IGNORE].any()
             if outcome.object_area_fractions is not None:
                 object_counts[len(outcome.object_area_fractions)] += 1
                 object_area_counts += np.histogram(outcome.object_area_fractions, AREA_FRACTION_EDGES)[0]

@@ -58,6 +58,12 @@ def open_folder_tree(
     info_on_disk = _read_info(root)
     if not folders and not any((root / name).is_dir() for name in GRANULARITIES) and _has_masks(root):
         folders = MASK_DIRS
+        if splits := find_splits(root / MASK_DIRS["rgb"]):
+            first = next(iter(splits))
+            raise UserError(
+                f"{root}: its directories images and masks contain several sets: {', '.join(splits)}. Move them to"
+                f" {first}/images, {first}/masks and so on"
+            )
     dirs = {name: root / folders.get(name, name) for name in GRANULARITIES}
     existing_dirs = {name: path for name, path in dirs.items() if path.is_dir()}
     for name in folders:

@@ -37,14 +37,30 @@ def _list_ranges(value: Any) -> Any:
     return [value] if is_pair else value
 
 
-def _repeat_grey(value: Any) -> Any:
-    """Return a colour; a single number is short for grey."""
-    return (value, value, value) if isinstance(value, int) else value
+def _is_byte(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 255
+
+
+def _parse_colour(value: Any) -> Any:
+    """Return red, green and blue; a single number is short for grey."""
+    channels = (value, value, value) if isinstance(value, int) else value
+    if not isinstance(channels, list | tuple) or len(channels) != 3 or not all(map(_is_byte, channels)):
+        raise UserError(f"expected [red, green, blue] or one number, from 0 to 255, got {value!r}")
+    return tuple(channels)
+
+
+def _parse_ignore(value: Any) -> Any:
+    """Return an id or a colour."""
+    if isinstance(value, list | tuple):
+        return _parse_colour(value)
+    if not _is_byte(value):
+        raise UserError(f"expected an id from 0 to 255, or with `colours` a colour, got {value!r}")
+    return value
 
 
 ValueRange = Annotated[tuple[float, float], AfterValidator(_check_range)]
-UInt8Value = Annotated[int, Field(ge=0, le=255)]
-RGBColour = Annotated[tuple[UInt8Value, UInt8Value, UInt8Value], BeforeValidator(_repeat_grey)]
+RGBColour = Annotated[tuple[int, int, int], BeforeValidator(_parse_colour)]
+IgnoredValue = Annotated[int | tuple[int, int, int], BeforeValidator(_parse_ignore)]
 
 
 class DatasetInfo(Config):
@@ -63,7 +79,7 @@ class DatasetInfo(Config):
     maps_know_labels: bool | None = None
     """Whether the maps were created from the images' labels, for example by a detector that is prompted with them, so
     that a map may reveal the label. Null if unknown."""
-    ignore: UInt8Value | tuple[UInt8Value, UInt8Value, UInt8Value] = IGNORE
+    ignore: IgnoredValue = IGNORE
     """Semantic id of pixels without a class, as in the files, or with `colours` their colour; in 16-bit maps 65535
     means the same."""
     offset: Annotated[int, Field(ge=0, le=65534)] = 0

@@ -65,6 +65,16 @@ def test_sets_share_the_description_of_the_folder_around_them(tmp_path: Path) ->
     assert open_scenes(tmp_path / "val").info.classes[0].name == "other"
 
 
+def test_sets_inside_of_images_and_masks_are_refused(tmp_path: Path) -> None:
+    for name in ("images/train", "images/val", "masks/train", "masks/val"):
+        (tmp_path / name).mkdir(parents=True)
+    assert_user_error(
+        lambda: open_scenes(tmp_path),
+        f"{tmp_path}: its directories images and masks contain several sets: train, val. Move them to train/images,"
+        " train/masks and so on",
+    )
+
+
 def test_a_tree_of_granularities_is_read_as_before(tmp_path: Path) -> None:
     write_set(tmp_path, {"a": IDS})
     for name in ("rgb", "semantic"):
@@ -234,6 +244,16 @@ def test_a_folder_without_class_names_gets_a_description_to_write(
             "offset: has no meaning with `colours`. Remove it",
         ),
         ({"ignore": VOID}, "ignore: [0, 0, 0] is a colour, but there are no `colours`. Give an id"),
+        (
+            {"classes": CLASSES[:1], "colours": [[1, 2]]},
+            "colours.0: expected [red, green, blue] or one number, from 0 to 255, got [1, 2]",
+        ),
+        (
+            {"classes": CLASSES[:1], "colours": [300]},
+            "colours.0: expected [red, green, blue] or one number, from 0 to 255, got 300",
+        ),
+        ({"ignore": 256}, "ignore: expected an id from 0 to 255, or with `colours` a colour, got 256"),
+        ({"ignore": "0"}, "ignore: expected an id from 0 to 255, or with `colours` a colour, got '0'"),
         ({"colors": [ROAD]}, "colors: no such setting. Did you mean 'colours'?"),
     ],
 )

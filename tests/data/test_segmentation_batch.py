@@ -6,6 +6,7 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data.crops.scaled_crop import ScaledCrop
 from c2fmae.data.segmentation_batch import SegmentationBatch, SegmentationSample
+from c2fmae.models.segmenters.losses import upsampled_cross_entropy
 
 
 def make_sample(key: str, height: int, width: int, stride: int = 1) -> SegmentationSample:
@@ -49,6 +50,17 @@ def test_the_padding_of_a_narrow_image_is_not_labelled() -> None:
     assert height < 128
     assert (batch.ids != IGNORE).sum() == height * width
     assert (batch.images != 0).sum() == 3 * height * width
+
+
+def test_padding_adds_nothing_to_the_loss() -> None:
+    sample = make_sample("a", 7, 13)
+    batch = SegmentationBatch.stack([sample], (16, 16))
+    logits = torch.randn(1, 9, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole, part = (
+        upsampled_cross_entropy(logits, batch.ids),
+        upsampled_cross_entropy(logits[..., :7, :13], sample.ids[None]),
+    )
+    assert torch.allclose(whole, part, rtol=1e-12, atol=0)
 
 
 def test_samples_of_two_label_strides_are_not_stacked() -> None:
