@@ -42,8 +42,8 @@ def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> L
     checkpoint = find_checkpoint(path, step)
     info = RunInfo.from_checkpoint(checkpoint, path)
     if info.kind != "pretraining":
-        model = "classifier" if info.kind == "finetuning" else "segmenter"
-        raise UserError(f"{path}: is a fine-tuned {model} without a decoder. Use the run it was fine-tuned from")
+        name = "fine-tuned classifier" if info.kind == "finetuning" else "segmenter"
+        raise UserError(f"{path}: is a {name} without a decoder. Use the run it was fine-tuned from")
     config = PretrainConfig.from_dict(
         {key: value for key, value in info.config.items() if key in PretrainConfig.model_fields}, source=str(path)
     )

@@ -30,7 +30,8 @@ PartOption = Annotated[
 
 EXPORT_SUMMARIES = {
     "timm": 'Write a folder for `timm.create_model("local-dir:OUT", pretrained=True)`.',
-    "hf": "Write a folder for `transformers.ViTModel`, or of a classifier for `ViTForImageClassification`.",
+    "hf": "Write a folder for `transformers.ViTModel`, of a classifier for `ViTForImageClassification`, or of a "
+    "segmenter for `UperNetForSemanticSegmentation`.",
     "safetensors": "Write tensors under the names of this package, with a config to rebuild the model.",
     "onnx": "Write a graph for ONNX Runtime: images in; tokens, pooled features and a classifier's logits out.",
     "torch-export": "Write a program for `torch.export.load`: inputs and outputs as of ONNX.",

@@ -5,7 +5,6 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from c2fmae_cli.data_options import WorkersOption
 from c2fmae_cli.options import CheckpointStepOption, EmaOption
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def predict(
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images, or windows of an image, in a forward pass.")
     ] = 16,
-    workers: WorkersOption = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that read images.")] = 2,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of a segmenter's test, such as flip=true."),
@@ -62,7 +61,7 @@ def predict(
         as_scenes=as_scenes,
         overrides=tuple(set_ or ()),
     )
-    batching = BatchingConfig(batch_size=batch_size, num_workers=2 if workers is None else workers)
+    batching = BatchingConfig(batch_size=batch_size, num_workers=workers)
     try:
         with init_distributed() as world:
             result = write_predictions(run, images, out, world, options, step=step, use_ema=use_ema, batching=batching)

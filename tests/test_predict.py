@@ -1,6 +1,7 @@
 """`predict` writes one prediction for each readable image, and continues where it ended."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,21 @@ def test_predictions_as_scenes_are_a_data_set_for_pretraining(
     ]  # fmt: skip
     outcome = pretrain(load_recipe("c2fmae-debug", overrides), tmp_path / "run")
     assert outcome.exit_code == 0
+
+
+def test_maps_of_labelled_images_are_described_as_they_are_written(
+    images: Path, segmentation_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes((images / "photo.jpg").read_bytes())
+    (tmp_path / "masks").mkdir()
+    info = {"classes": [{"name": "old"}], "offset": 1, "ignore": 0, "label_stride": 2, "value_range": [0, 128]}
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    run_predict(segmentation_run, tmp_path, tmp_path.with_name("out"), as_scenes=True)
+    written = open_scenes(tmp_path.with_name("out"))
+    assert (written.info.offset, written.info.ignore, written.info.label_stride) == (0, 255, 1)
+    assert written.info.value_range == ((0, 128),)
+    assert written[0].maps["semantic"].shape == (40, 56)
 
 
 def test_images_of_shards_are_copied(segmentation_run: Path, tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
-"""Export for transformers' `ViTModel` or `ViTForImageClassification`, for the ViTs that these can express."""
+"""Export for transformers, for the models that it can express: ViTs here, segmenters in `as_hf_segmenter`."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.exports.as_hf_segmenter import hf_segmenter_target
 from c2fmae.exports.example_inputs import compute_outputs, example_images
+from c2fmae.exports.hf_folder import BICUBIC, import_transformers, label_maps, save_model, without_progress_bars
 from c2fmae.exports.hf_support import hf_unsupported_reason
 from c2fmae.exports.target import (
     ExportableModel,
@@ -25,8 +25,8 @@ from c2fmae.exports.target import (
 from c2fmae.exports.timm_vit import to_timm_vit
 from c2fmae.models.backbones.hugging_face_reader import CROP_KEY, POOLING_KEY, UNNAMED_LABEL
 from c2fmae.models.classifiers import Classifier
+from c2fmae.models.segmenters import Segmenter
 
-_BICUBIC = 3  # Pillow's number for it
 _NO_CENTRE_CROP = "transformers' image processor resizes the whole image to that size, without a central crop."
 _RESIZE_REASON = (
     "transformers interpolates position embeddings differently. For equal features at this size, export with "
@@ -35,8 +35,10 @@ _RESIZE_REASON = (
 
 
 def hf_target(model: ExportableModel) -> ExportTarget:
-    """Return the export for transformers. Raise a `UserError` for a ViT that its models cannot express."""
-    transformers = _import_transformers()
+    """Return the export for transformers. Raise a `UserError` for a model that it cannot express."""
+    if isinstance(model, Segmenter):
+        return hf_segmenter_target(model)
+    transformers = import_transformers()
     vit, backbone, is_classifier = to_timm_vit(model), get_backbone(model), isinstance(model, Classifier)
     kind = "ViTForImageClassification" if is_classifier else "ViTModel"
     if reason := hf_unsupported_reason(vit):
@@ -86,19 +88,15 @@ def hf_target(model: ExportableModel) -> ExportTarget:
             size={"height": height, "width": width},
             image_mean=list(spec.mean),
             image_std=list(spec.std),
-            resample=_BICUBIC,
+            resample=BICUBIC,
         )
-        with _without_progress_bars(transformers):
+        with without_progress_bars(transformers):
             # Every version of transformers reads the parameter names of the first ViTs on the hub.
-            model_class.from_pretrained(
-                None, config=config, state_dict=to_hub_state_dict(vit), **options
-            ).save_pretrained(folder)
-            for file in folder.glob("*.safetensors"):  # save_pretrained makes them private to the user
-                file.chmod(0o666 & ~_get_umask())
-            processor.save_pretrained(folder)
+            written = model_class.from_pretrained(None, config=config, state_dict=to_hub_state_dict(vit), **options)
+            save_model(folder, written, processor)
 
     def compare_with_transformers(folder: Path) -> Sequence[ExportComparison]:
-        with _without_progress_bars(transformers):
+        with without_progress_bars(transformers):
             loaded = model_class.from_pretrained(folder, **options).eval()
             processor = transformers.ViTImageProcessor.from_pretrained(folder)
         sizes = [spec.image_size, *([different_size(spec.image_size, backbone.patch)] if is_square else [])]
@@ -173,36 +171,5 @@ def to_hub_state_dict(vit: VisionTransformer) -> dict[str, Tensor]:
 def _label_config(classifier: Classifier) -> dict[str, Any]:
     """Return the labels as options of transformers' config, which cannot hold WordNet ids."""
     enumerated = enumerate(classifier.spec.labels)
-    names = {index: label.name if label else UNNAMED_LABEL.format(index) for index, label in enumerated}
-    return {
-        "id2label": names,
-        "label2id": {name: index for index, name in names.items()},
-        CROP_KEY: classifier.spec.crop,
-    }
-
-
-def _import_transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError("export hf: needs the package transformers. Install it: pip install 'c2fmae[hf]'") from error
-    return transformers
-
-
-@contextmanager
-def _without_progress_bars(transformers: Any) -> Iterator[None]:
-    """Turn off transformers' progress bars."""
-    logging = transformers.utils.logging
-    was_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            logging.enable_progress_bar()
-
-
-def _get_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    names = [label.name if label else UNNAMED_LABEL.format(index) for index, label in enumerated]
+    return {**label_maps(names), CROP_KEY: classifier.spec.crop}

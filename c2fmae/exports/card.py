@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 import yaml
 
 from c2fmae import __version__
+from c2fmae.core.operation_count import count_parameters
 from c2fmae.core.text import escape_controls, format_count
 from c2fmae.exports.provenance import WeightsProvenance
 from c2fmae.exports.target import ExportableModel, ExportComparison, ExportTarget, get_backbone
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
+from c2fmae.models.segmenters import Segmenter
 
 _LICENCE_COMMENT = "# license: not chosen. Add the licence here before publishing"
 _LICENCE_TEXT = """\
@@ -30,7 +32,9 @@ def render_card(
 ) -> str:
     """Return the card as Markdown, with the YAML metadata that model hubs read."""
     backbone = target.backbone
-    task = "classification" if isinstance(target.model, Classifier) else "feature-extraction"
+    model = target.model
+    task = "segmentation" if isinstance(model, Segmenter) else "feature-extraction"
+    task = "classification" if isinstance(model, Classifier) else task
     head = yaml.safe_dump(
         {
             "library_name": target.library,
@@ -48,14 +52,14 @@ def render_card(
             f"- {note}"
             for note in [
                 *_input_notes(backbone),
-                *_class_notes(target.model),
+                *_output_notes(model),
                 *target.notes,
                 *map(_escape_markdown, target.cautions),
             ]
         ),
         _training_section(provenance),
         _metrics_section(provenance),
-        _model_section(target.model),
+        _model_section(model),
         _verification_section(target, comparisons, sha256),
         _LICENCE_TEXT,
     ]
@@ -71,26 +75,29 @@ def _input_notes(backbone: Backbone) -> list[str]:
             f"channel with mean {_format_numbers(spec.mean)} and standard deviation {_format_numbers(spec.std)}."
         )
     height, width = spec.image_size
-    return [
-        *notes,
-        f"Image size: {height}×{width} (height × width), patch size {backbone.patch}.",
-        f"Pooled features: {_POOLING_TEXT[spec.pool]}{', then a norm' if spec.has_fc_norm else ''}.",
-    ]
+    return [*notes, f"Image size: {height}×{width} (height × width), patch size {backbone.patch}."]
 
 
-def _class_notes(model: ExportableModel) -> list[str]:
+def _output_notes(model: ExportableModel) -> list[str]:
+    if isinstance(model, Segmenter):
+        return [f"Classes: {model.num_classes:,} ({_list_names([entry.name for entry in model.spec.classes])})."]
+    spec = get_backbone(model).spec
+    pooled = f"Pooled features: {_POOLING_TEXT[spec.pool]}{', then a norm' if spec.has_fc_norm else ''}."
     if not isinstance(model, Classifier):
-        return []
-    names = [_escape_markdown(label.name) for label in model.spec.labels if label]
-    first = ", ".join(f"“{name}”" for name in names[:_MAX_CLASS_NAMES]) + (
-        ", …" if len(names) > _MAX_CLASS_NAMES else ""
-    )
+        return [pooled]
+    names = [label.name for label in model.spec.labels if label]
     unnamed = model.num_labels - len(names)
-    fragments = [*([first] if names else []), *([f"{unnamed:,} without a name"] if unnamed else [])]
+    fragments = [*([_list_names(names)] if names else []), *([f"{unnamed:,} without a name"] if unnamed else [])]
     return [
+        pooled,
         f"Classes: {model.num_labels:,} ({'; '.join(fragments)}).",
         f"Evaluation crop: the central {100 * model.spec.crop:.4g} % of an image, resized to the image size (bicubic).",
     ]
+
+
+def _list_names(names: Sequence[str]) -> str:
+    first = ", ".join(f"“{_escape_markdown(name)}”" for name in names[:_MAX_CLASS_NAMES])
+    return first + (", …" if len(names) > _MAX_CLASS_NAMES else "")
 
 
 def _training_section(provenance: WeightsProvenance) -> str:
@@ -138,7 +145,12 @@ def _model_section(model: ExportableModel) -> str:
     backbone = get_backbone(model)
     spec = backbone.spec
     head = f" A linear head with {model.num_labels:,} logits follows." if isinstance(model, Classifier) else ""
-    count = sum(parameter.numel() for parameter in backbone.parameters())
+    count = count_parameters(backbone)
+    if isinstance(model, Segmenter):
+        head = (
+            f" The segmentation head `{model.spec.head.name}` follows, with {count_parameters(model) - count:,} "
+            f"parameters including its pyramid, on the outputs of blocks {', '.join(map(str, model.spec.depths))}."
+        )
     text = (
         f"## Architecture\n\nA plain ViT, timm's `{spec.encoder.name}`: patch size {backbone.patch}, width "
         f"{backbone.dim}, {format_count(backbone.depth, 'block')}, {count:,} parameters including the embeddings of "

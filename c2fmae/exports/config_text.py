@@ -67,6 +67,19 @@ def summarise_finetuning(config: Any, granularities: Mapping[str, Any]) -> dict[
     }
 
 
+def summarise_segmentation(config: Any) -> dict[str, str]:
+    """Return the rows of a card that describe the config of a segmenter's training, by title."""
+    scratch = ", from scratch" if get_option(config, "from_scratch") else ""
+    return {
+        **_summarise_training(config, "lr", "base_lr", "weight_decay", "layer_decay"),
+        "Fine-tuned from": f"{strip_folders(option_text(config, 'init'))}{scratch}",
+        "Head": choice_text(config, "head", "channels"),
+        "Maps": list_options(config, "depths", "normed", "norm", "relative"),
+        "Trained parts": list_options(config, "train_blocks"),
+        "Regularisation": list_options(config, "drop_path"),
+    }
+
+
 def _summarise_training(config: Any, *rates: str) -> dict[str, str]:
     training, source = get_option(config, "training"), get_option(config, "data.train")
     sources = source if isinstance(source, list | tuple) else [source]

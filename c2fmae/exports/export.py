@@ -9,7 +9,7 @@ from pathlib import Path
 
 from c2fmae.core.errors import RunError, UserError, unknown_name_error
 from c2fmae.core.files import fsync
-from c2fmae.core.run_info import is_run_or_checkpoint
+from c2fmae.core.run_info import is_run_or_checkpoint, read_run_info
 from c2fmae.eval.cache import compute_weights_digest
 from c2fmae.exports.as_graph import onnx_target, torch_export_target
 from c2fmae.exports.as_hf import hf_target
@@ -22,8 +22,9 @@ from c2fmae.exports.provenance import WeightsProvenance, read_provenance
 from c2fmae.exports.target import ExportableModel, ExportComparison, ExportTarget, get_backbone
 from c2fmae.exports.timm_vit import restrict_to_rgb
 from c2fmae.loading import load_run
-from c2fmae.models.backbones import load_backbone
-from c2fmae.models.classifiers import Classifier, load_model
+from c2fmae.models.backbones import Backbone, load_backbone
+from c2fmae.models.classifiers import load_model
+from c2fmae.models.segmenters import Segmenter, load_segmenter
 
 EXPORT_KINDS: dict[str, Callable[[ExportableModel], ExportTarget]] = {
     "timm": timm_target,
@@ -38,6 +39,9 @@ _KINDS_OF_ANY_MODEL = ("safetensors", "mae", "mmseg")
 """Kinds whose targets take models of all granularities; the others get the part for rgb."""
 EXPORT_PARTS = ("encoder", "rgb", "autoencoder")
 CARD_FILE = "README.md"
+_BACKBONE_CAUTION = (
+    "This is only the backbone of a segmenter, without its head and classes. For those: c2fmae export hf"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,10 @@ def export(
     """Export any source of `load_backbone` to the directory `out`; it is written only if the export is verified.
 
     A source with a classification head and class names, such as a fine-tuned run, is exported as a classifier; `mae`
-    and `mmseg` export its backbone. `part` is for safetensors only: `encoder`, with all granularities and no head;
-    `rgb`, the model without the other granularities; or `autoencoder`, the whole model of a run. Other formats always
-    export the `rgb` part. The remaining options are those of `load_backbone`.
+    and `mmseg` export its backbone. Of a segmenter, `hf` exports everything and the others its backbone. `part` is for
+    safetensors only: `encoder`, with all granularities and no head; `rgb`, the model without the other granularities;
+    or `autoencoder`, the whole model of a run. Other formats always export the `rgb` part. The remaining options are
+    those of `load_backbone`.
     """
     if kind not in EXPORT_KINDS:
         raise unknown_name_error("export", kind, EXPORT_KINDS)
@@ -82,12 +87,21 @@ def export(
     if part is not None and part not in EXPORT_PARTS:
         raise unknown_name_error("part", part, EXPORT_PARTS)
     check_output_dir(out)
-    load = load_backbone if part == "encoder" else load_model
-    model = load(source, step=step, use_ema=use_ema, allow_missing=allow_missing, image_size=image_size)
+    is_segmenter = _is_segmentation_run(source, step)
+    model: ExportableModel
+    if is_segmenter and kind == "hf":
+        if image_size is not None:
+            raise UserError(f"{source}: image_size: a segmenter takes images of any size. Omit image_size")
+        model = load_segmenter(source, step=step, use_ema=use_ema)
+    else:
+        load = load_backbone if part == "encoder" else load_model
+        model = load(source, step=step, use_ema=use_ema, allow_missing=allow_missing, image_size=image_size)
     if part == "autoencoder":
         target = _load_autoencoder_target(source, model, step, use_ema)
     else:
         target = EXPORT_KINDS[kind](model if kind in _KINDS_OF_ANY_MODEL and part != "rgb" else restrict_to_rgb(model))
+    if is_segmenter and not isinstance(model, Segmenter):
+        target = replace(target, cautions=[*target.cautions, _BACKBONE_CAUTION])
     provenance = read_provenance(str(source), step=step, use_ema=use_ema)
     # The run directory may hold results of other weights: of other steps, or of the untrained ViT.
     weights = {compute_weights_digest(part) for part in (model, get_backbone(model))}
@@ -126,11 +140,16 @@ def _load_autoencoder_target(
     source: str | Path, model: ExportableModel, step: int | None, use_ema: bool
 ) -> ExportTarget:
     path = Path(source)
-    if isinstance(model, Classifier) or not is_run_or_checkpoint(path):
+    if not isinstance(model, Backbone) or not is_run_or_checkpoint(path):
         raise UserError(
             f"{source}: has no decoder. Use --part autoencoder only with a pre-training run or one of its checkpoints"
         )
     return autoencoder_target(load_run(path, step=step, use_ema=use_ema).method, model)
+
+
+def _is_segmentation_run(source: str | Path, step: int | None) -> bool:
+    path = Path(source)
+    return is_run_or_checkpoint(path) and read_run_info(path, step).kind == "segmentation"
 
 
 @contextmanager

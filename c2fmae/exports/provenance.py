@@ -19,6 +19,7 @@ from c2fmae.exports.config_text import (
     strip_folders,
     summarise_finetuning,
     summarise_pretraining,
+    summarise_segmentation,
 )
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX
 
@@ -58,7 +59,7 @@ class WeightsProvenance:
     is_ema: bool = False
     """Whether the weights are averaged by `training.ema` while the metrics are those of the trained weights."""
     is_finetuned: bool = False
-    """Whether the weights are those of a classifier or a segmenter, and the metrics its scores."""
+    """Whether the weights are those of a classifier or segmenter, and the metrics its scores."""
     evaluations: Sequence[EvaluationRow] = ()
     missing_details: Sequence[str] = ()
 
@@ -80,10 +81,9 @@ def _read_run_provenance(path: Path, step: int | None, use_ema: bool) -> Weights
     checkpoint = find_checkpoint(path, step)
     info = RunInfo.from_checkpoint(checkpoint, path)
     is_finetuned, run_dir = info.kind != "pretraining", info.run_dir
-    config = migrate_finetuning(info.config) if is_finetuned else migrate_pretraining(info.config)
+    config, summary = _read_summary(info)
     steps = option_text(config, "training.steps")
     step_text = f"step {checkpoint.step:,}" + (f" of {steps}" if steps else "")
-    summary = summarise_finetuning(config, info.backbone.channels) if is_finetuned else summarise_pretraining(config)
     rows = {
         "Data": summary.pop("Data"),
         "Samples": f"{info.num_samples:,}" if info.num_samples is not None else "",
@@ -112,6 +112,19 @@ def _read_run_provenance(path: Path, step: int | None, use_ema: bool) -> Weights
         evaluations=_read_evaluations(run_dir),
         missing_details=[title.lower() for title in expected if not rows[title]],
     )
+
+
+def _read_summary(info: RunInfo) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Return a run's config in the current format, and the rows of a card that describe it."""
+    match info.kind:
+        case "pretraining":
+            config = migrate_pretraining(info.config)
+            return config, summarise_pretraining(config)
+        case "finetuning":
+            config = migrate_finetuning(info.config)
+            return config, summarise_finetuning(config, info.backbone.channels)
+        case "segmentation":
+            return info.config, summarise_segmentation(info.config)
 
 
 def _read_held_out_metrics(run_dir: RunDir | None, step: int, prefix: str) -> tuple[int, dict[str, float] | None]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from c2fmae.core.errors import RunError
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
+from c2fmae.models.segmenters import Segmenter
 
-ExportableModel = Backbone | Classifier
+ExportableModel = Backbone | Classifier | Segmenter
 
 TOLERANCE = 1e-4
 _TYPICAL_MAGNITUDE = 10.0
@@ -72,7 +73,7 @@ class ExportTarget:
 
 def get_backbone(model: ExportableModel) -> Backbone:
     """Return a model without its head, if it has one."""
-    return model.backbone if isinstance(model, Classifier) else model
+    return model if isinstance(model, Backbone) else model.backbone
 
 
 def compare_tensors(

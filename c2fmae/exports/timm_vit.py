@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.exports.target import ExportableModel, get_backbone
@@ -12,6 +12,7 @@ from c2fmae.models.backbones import Backbone, restrict_granularities
 from c2fmae.models.backbones.backbone import vit_from_spec
 from c2fmae.models.classifiers import Classifier
 from c2fmae.models.encoder import create_vit
+from c2fmae.models.segmenters import Segmenter
 
 _POOLING_TO_TIMM = {"cls": "token", "mean": "avg"}
 
@@ -25,6 +26,8 @@ def restrict_to_rgb(model: ExportableModel) -> ExportableModel:
             "Use: c2fmae export safetensors"
         )
     restricted_backbone = restrict_granularities(backbone, ("rgb",))
+    if isinstance(model, Segmenter):
+        return model  # it takes images only
     if not isinstance(model, Classifier):
         return restricted_backbone
     spec = model.spec.model_copy(update={"backbone": restricted_backbone.spec})
@@ -79,6 +82,9 @@ def _timm_state_dict(backbone: Backbone, vit: VisionTransformer) -> dict[str, Te
         if name.startswith(ours)
     }
     tensors.pop("pos_embed", None)
+    if not backbone.spec.encoder.has_norm and isinstance(backbone.encoder.norm, nn.Identity):
+        # A segmenter has no norm that its maps do not need; timm's ViT has one, with weight 1 and bias 0.
+        tensors |= {f"norm.{name}": tensor for name, tensor in vit.norm.state_dict().items()}
     if vit.pos_embed is not None:
         table = backbone.encoder.positions(vit.patch_embed.grid_size, torch.device("cpu")).unsqueeze(0)
         # Positions of class and register tokens are already added to these tokens.

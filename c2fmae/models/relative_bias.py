@@ -1,7 +1,5 @@
 """Relative position bias: a learned number for each offset between two patches, added to attention, as in BEiT."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -25,7 +23,7 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, grid: tuple[int, int]) -> list[Float[Tensor, "1 head token token"]]:
         """Return what each block adds to the products of queries and keys, for images of a grid of patches."""
-        index = _offset_index(grid, self.num_prefix_tokens).to(self.tables[0].device)
+        index = _offset_index(grid, self.num_prefix_tokens, self.tables[0].device)
         return [self._resize(table, grid)[index].permute(2, 0, 1).unsqueeze(0) for table in self.tables]
 
     def _resize(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -37,15 +35,17 @@ class RelativePositionBias(nn.Module):
         return torch.cat([resized.squeeze(0).flatten(1).T, prefix])
 
 
-@lru_cache(maxsize=8)
-def _offset_index(grid: tuple[int, int], num_prefix_tokens: int) -> Int[Tensor, "token token"]:
+def _offset_index(
+    grid: tuple[int, int], num_prefix_tokens: int, device: torch.device | str | None = None
+) -> Int[Tensor, "token token"]:
     """Return the row of the table for each query and key: the offset of the query from the key, row by row.
 
     >>> _offset_index((1, 2), 0).tolist(), _offset_index((1, 1), 1).tolist()
     ([[1, 0], [2, 1]], [[3, 1], [2, 0]])
     """
     rows, columns = grid
-    row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+    patch = torch.arange(rows * columns, device=device)
+    row, column = patch // columns, patch % columns
     row_offset = row.unsqueeze(1) - row + rows - 1
     column_offset = column.unsqueeze(1) - column + columns - 1
     index = row_offset * (2 * columns - 1) + column_offset

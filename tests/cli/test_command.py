@@ -1,4 +1,4 @@
-"""The command `c2fmae` in processes of its own."""
+"""The command `c2fmae` in processes of its own, which each take seconds to import torch."""
 
 import os
 import subprocess
@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from c2fmae.masking.policies import POLICIES
+from tests.cli.session import Outcome, run_commands
 
 pytestmark = pytest.mark.once
 
 
-def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "c2fmae_cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_help_is_shown_without_slow_imports() -> None:
@@ -50,39 +51,33 @@ def test_help_of_every_command_is_shown_without_torch() -> None:
     assert set(slow.values()) == {"[]"}
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--set", "sise=64"], "error: view masks: sise: no such setting. Did you mean 'size'?\n"),
-        (
-            ["--set", "masking.options.blend=topkk", "--set", "hidden=75", "--set", "patch"],
-            "error: view masks: 3 problems\n"
-            "  'patch': expected key=value\n"
-            "  hidden: input should be less than or equal to 1, got 75\n"
-            "  masking.options.blend: expected 'topk', 'sample' or 'quota', got 'topkk'. Did you mean 'topk'?\n",
-        ),
-        (["--set", "size=65"], "error: view masks: patch: expected a divisor of size=65, got 16\n"),
-        (
-            ["--set", "masking.name=semantc"],
-            "error: view masks: masking.name: no mask named 'semantc'. Did you mean 'semantic'? "
-            "Known: instance, progressive, random, semantic\n",
-        ),
-        (
-            ["--set", "masking.options.curriculum.options.order=3"],
-            "error: view masks: masking.options.curriculum.options.order: expected a list, got 3\n",
-        ),
-        (
-            ["--set", "masking.options.curriculum.options.odrer=3"],
-            "error: view masks: masking.options.curriculum.options.odrer: curriculum 'triangle' has no such option. "
-            "Did you mean 'order'?\n",
-        ),
-    ],
-)
-def test_a_user_error_is_one_message_and_exit_code_2(words: list[str], message: str, tmp_path: Path) -> None:
-    done = run("view", "masks", *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == message
-    assert done.stdout == ""
+WRONG_SETTINGS = {
+    "--set sise=64": "error: view masks: sise: no such setting. Did you mean 'size'?\n",
+    "--set masking.options.blend=topkk --set hidden=75 --set patch": (
+        "error: view masks: 3 problems\n"
+        "  'patch': expected key=value\n"
+        "  hidden: input should be less than or equal to 1, got 75\n"
+        "  masking.options.blend: expected 'topk', 'sample' or 'quota', got 'topkk'. Did you mean 'topk'?\n"
+    ),
+    "--set size=65": "error: view masks: patch: expected a divisor of size=65, got 16\n",
+    "--set masking.name=semantc": (
+        "error: view masks: masking.name: no mask named 'semantc'. Did you mean 'semantic'? "
+        "Known: instance, progressive, random, semantic\n"
+    ),
+    "--set masking.options.curriculum.options.order=3": (
+        "error: view masks: masking.options.curriculum.options.order: expected a list, got 3\n"
+    ),
+    "--set masking.options.curriculum.options.odrer=3": (
+        "error: view masks: masking.options.curriculum.options.odrer: curriculum 'triangle' has no such option. "
+        "Did you mean 'order'?\n"
+    ),
+}
+
+
+def test_a_user_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    outcomes, stderr = run_commands(*(f"view masks {words}" for words in WRONG_SETTINGS), cwd=tmp_path)
+    assert outcomes == [Outcome(2, [])] * len(WRONG_SETTINGS)
+    assert stderr == "".join(WRONG_SETTINGS.values())
     assert not list(tmp_path.iterdir())
 
 
@@ -100,19 +95,13 @@ def test_an_unknown_command_is_an_error_with_exit_code_2() -> None:
     assert "veiw" in done.stderr
 
 
-def test_doctor_reports_the_installation() -> None:
-    done = run("doctor")
-    assert done.returncode == 0
-    assert done.stderr == ""
-    headings = {line.split()[0] for line in done.stdout.splitlines()}
+def test_plugins_and_doctor_list_what_is_installed(tmp_path: Path) -> None:
+    (plugins, doctor), stderr = run_commands("plugins", "doctor", cwd=tmp_path)
+    assert (plugins.exit_code, doctor.exit_code, stderr) == (0, 0, "")
+    assert f"  semantic       {POLICIES.describe('semantic')}" in plugins.lines
+    assert {"mask", "curriculum", "granularity"} <= {*plugins.lines}
+    headings = {line.split()[0] for line in doctor.lines}
     assert {"c2fmae", "python", "torch", "timm", "cpu", "[onnx]", "[dev]"} <= headings
-
-
-def test_plugins_lists_every_registry_with_a_line_for_each_entry() -> None:
-    done = run("plugins")
-    assert done.returncode == 0
-    assert f"  semantic       {POLICIES.describe('semantic')}\n" in done.stdout
-    assert {"mask", "curriculum", "granularity"} <= set(done.stdout.splitlines())
 
 
 def test_the_version_is_printed() -> None:

@@ -1,5 +1,7 @@
 """`c2fmae predict …`: arguments, output and exit code; tests/test_predict.py has what it writes."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def run_predict(*words: str | Path, exit_code: int = 0) -> str:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    root = tmp_path / "my photos"
+    root = tmp_path / "my images"
     root.mkdir()
     for index in range(2):
         noise = np.random.default_rng(index).integers(256, size=(32, 32, 3), dtype=np.uint8)
@@ -33,7 +35,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.once  # starts worker processes
-def test_the_output_says_what_was_written_and_what_to_do_next(images: Path, tmp_path: Path) -> None:
+def test_the_output_names_what_was_written_and_what_to_do_next(images: Path, tmp_path: Path) -> None:
     run = write_segmentation_run(tmp_path / "run", make_noise_segmenter("linear"))
     out = tmp_path / "out"
     text = run_predict(run, images, "--out", out)
@@ -68,3 +70,21 @@ def test_a_classifier_suggests_a_test_on_the_same_images(
     assert calls == [(predict_module.PredictOptions(top_k=2), 1, 20, True)]
     assert f"wrote {tmp_path}/out/predictions.csv" in text
     assert f"next: c2fmae eval robustness {run} --custom NAME='{images}'" in text
+
+
+@pytest.mark.once  # starts worker processes
+@pytest.mark.parametrize("section", ["Predict", "Export"])
+def test_the_commands_of_the_page_run(
+    section: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "segmentation.md"
+    text = page.read_text(encoding="utf-8").partition(f"## {section}\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    c2fmae ((?:predict|export (?:mae|mmseg)) .*)$", text, re.MULTILINE)
+    assert len(commands) == {"Predict": 5, "Export": 2}[section]
+    write_segmentation_run(tmp_path / "runs" / "segment", make_noise_segmenter("linear"))
+    write_finetuned_run(tmp_path / "runs" / "classifier", make_noise_classifier())
+    images.rename(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        result = CliRunner().invoke(app, shlex.split(command, comments=True), catch_exceptions=False)
+        assert result.exit_code == 0, result.output

@@ -23,6 +23,7 @@ from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
 from tests.exports.noise_sources import NOISE_ORIGIN, draw_noise_images, is_close, make_noise_backbone, write_noise_run
 from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
+from tests.models.segmenters.noise_segmenters import make_noise_segmenter, write_segmentation_run
 
 pytestmark = pytest.mark.numeric
 
@@ -254,6 +255,16 @@ def test_a_fine_tuned_run_exports_its_backbone(kind: str, tmp_path: Path) -> Non
         again = load_backbone(tmp_path / "out" / MAE_FILE, num_heads=count_heads(classifier.backbone))
         images = classifier.backbone.standardise(draw_noise_images((32, 32)))
         assert torch.equal(again.pooled(images), classifier.backbone.pooled(images))
+
+
+def test_a_segmentation_run_exports_its_backbone(tmp_path: Path) -> None:
+    segmenter = make_noise_segmenter("linear", image_size=(48, 48))
+    export("mae", write_segmentation_run(tmp_path / "run", segmenter), tmp_path / "out")
+    again = load_backbone(tmp_path / "out" / MAE_FILE, num_heads=count_heads(segmenter.backbone))
+    images = segmenter.backbone.standardise(draw_noise_images((48, 48)))
+    with torch.inference_mode():
+        ours = segmenter.backbone.feature_maps(images, [1, 4], normed=False)
+        assert all(map(torch.equal, again.feature_maps(images, [1, 4], normed=False), ours))
 
 
 def test_other_norms_are_named_where_the_file_is_read() -> None:

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_file, write_atomic
-from c2fmae.core.granularity import IGNORE
-from c2fmae.data import Scenes
+from c2fmae.data import DatasetInfo, Scenes
 from c2fmae.data.decode import decode_ids
 from c2fmae.data.encode import encode_image
 from c2fmae.data.folders import FolderScenes
@@ -81,16 +80,19 @@ class IdMapFiles:
 
     def prepare(self) -> None:
         """Write the description of the classes, and the legend of overlays."""
-        granularities = ("semantic", "rgb") if self.has_images or (self.out / "rgb").is_dir() else ("semantic",)
-        changes = {
-            "name": "predictions",
-            "granularities": granularities,
-            "classes": self.segmenter.spec.classes,
-            "ignore": IGNORE,
-            "label_stride": 1,
-            "maps_know_labels": False,  # predicted from the images alone
-        }
-        write_atomic(self.out / DATASET_FILE, self.scenes.info.model_copy(update=changes).to_json().encode())
+        source = self.scenes.info
+        info = DatasetInfo(
+            name="predictions",
+            granularities=("semantic", "rgb") if self.has_images or (self.out / "rgb").is_dir() else ("semantic",),
+            classes=self.segmenter.spec.classes,
+            labels=source.labels,
+            maps_know_labels=False,  # predicted from the images alone
+            channels=source.channels,
+            value_range=source.value_range,
+            mean=source.mean,
+            std=source.std,
+        )
+        write_atomic(self.out / DATASET_FILE, info.to_json().encode())
         if self.has_overlays:
             names = [entry.name for entry in self.segmenter.spec.classes]
             entries = dict(zip(names, _palette(), strict=False))

@@ -48,8 +48,15 @@ def segmenter_from_backbone(
     check_patch_multiples(image_size, backbone.patch, f"of {source}")
     restricted = restrict_granularities(backbone, ("rgb",))
     is_truncated, has_norm = max(depths) < backbone.depth, normed and max(depths) == backbone.depth
+    grid = (image_size[0] // backbone.patch, image_size[1] // backbone.patch)
+    is_stretched = not restricted.spec.encoder.keep_positions and restricted.encoder.pos_grid != grid
     encoder = restricted.spec.encoder.model_copy(
-        update={"drop_path": drop_path, "has_norm": has_norm} | ({"depth": max(depths)} if is_truncated else {})
+        update={
+            "drop_path": drop_path,
+            "has_norm": has_norm,
+            "position_grid": restricted.encoder.pos_grid if is_stretched else None,
+            **({"depth": max(depths)} if is_truncated else {}),
+        }
     )
     backbone_spec = restricted.spec.model_copy(
         update={"encoder": encoder, "image_size": image_size, "has_fc_norm": False}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from c2fmae.core.specs import NormKind
 from c2fmae.models.segmenters.norms import create_norm
 
-FeatureMaps = Sequence[Float[Tensor, "batch channels ? ?"]]
+FeatureMaps = Sequence[Float[Tensor, "batch dim _ _"]]
 """Feature maps of the same images, each of its own size."""
 
 

@@ -39,7 +39,7 @@ class Segmenter(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
-    ) -> dict[str, Float[Tensor, "batch class ? ?"]]:
+    ) -> dict[str, Float[Tensor, "batch class _ _"]]:
         """Return logits of standardised images at the resolution of each head.
 
         `main` are those of the head; in training mode `auxiliary` are those of the auxiliary head, if there is one.

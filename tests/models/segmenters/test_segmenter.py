@@ -77,13 +77,18 @@ def test_a_norm_after_pooling_becomes_a_new_norm_of_tokens() -> None:
     assert not segmenter.spec.backbone.has_fc_norm
 
 
-def test_a_table_of_positions_is_resized_to_the_training_crops() -> None:
-    backbone = make_noise_backbone(patch_size=8, depth=4, keep_positions=True)
+@pytest.mark.parametrize("keep_positions", [False, True])
+def test_positions_are_those_of_the_backbone_resized_to_the_training_crops(keep_positions: bool) -> None:
+    backbone = make_noise_backbone(patch_size=8, depth=4, keep_positions=keep_positions)
     segmenter = make_segmenter(backbone=backbone, image_size=(48, 64))
-    assert segmenter.backbone.encoder.pos_embed.shape == (1, 6 * 8, backbone.dim)
-    size, device = (6, 8), torch.device("cpu")
-    expected = backbone.encoder.positions(size, device)
-    torch.testing.assert_close(segmenter.backbone.encoder.positions(size, device), expected)
+    rebuilt = segmenter_from_spec(segmenter.spec)
+    rebuilt.load_state_dict(segmenter.state_dict())
+    for model in (segmenter, rebuilt):
+        for grid in ((6, 8), (4, 4)) if not keep_positions else ((6, 8),):
+            expected = backbone.encoder.positions(grid, torch.device("cpu"))
+            torch.testing.assert_close(model.backbone.encoder.positions(grid, torch.device("cpu")), expected)
+    if keep_positions:
+        assert segmenter.get_buffer("backbone.encoder.pos_embed").shape == (1, 6 * 8, backbone.dim)
 
 
 def test_a_segmenter_copies_the_weights_of_the_backbone() -> None:
