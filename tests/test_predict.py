@@ -123,6 +123,17 @@ def test_a_second_run_predicts_nothing_and_retries_broken_images(
     assert (tmp_path / "out" / "legend.png").exists()
 
 
+def test_an_image_of_another_size_is_predicted_again(images: Path, segmentation_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("photo.jpg", "trips/cmyk.jpg"):
+        (tmp_path / "in" / "a.jpg").write_bytes((images / name).read_bytes())
+        run_predict(
+            segmentation_run, tmp_path / "in", tmp_path / "out", save=("overlay",), as_scenes=name != "photo.jpg"
+        )
+    with Image.open(tmp_path / "out" / "semantic" / "a.png") as stored:
+        assert stored.size == (40, 32)
+
+
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, calls: int) -> None:
     """Interrupt the process at the call after some of a function."""
     function, done = getattr(target, name), list[None]()

@@ -118,9 +118,8 @@ class IdMapFiles:
 
     def _write_files(self, row: int, image: UInt8[Tensor, "channels height width"]) -> None:
         path = self._map_path(row)
-        if path.exists():
-            ids = decode_ids(read_file(path), str(path))
-        else:
+        ids = decode_ids(read_file(path), str(path)) if path.exists() else None
+        if ids is None or ids.shape != image.shape[1:]:  # another image of the same name
             ids = predict_ids(self.segmenter, image, limit_memory(self.testing, image)).cpu().numpy()
             write_atomic(path, encode_coloured_ids(ids))
         if self.has_overlays and not self._overlay_path(row).exists():
