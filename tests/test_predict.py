@@ -20,7 +20,7 @@ from c2fmae.data.pack import PackConfig, pack_scenes
 from c2fmae.eval.engine import BatchingConfig
 from c2fmae.eval.robustness.image_classifier import load_image_classifier
 from c2fmae.eval.segmentation import id_maps
-from c2fmae.eval.segmentation.id_maps import limit_memory
+from c2fmae.eval.segmentation.id_maps import limit_size
 from c2fmae.eval.segmentation.prediction import predict_ids
 from c2fmae.eval.segmentation.testing_config import TestingConfig
 from c2fmae.models.classifiers import load_classifier
@@ -266,9 +266,11 @@ def test_images_of_shards_are_copied(segmentation_run: Path, tmp_path: Path) -> 
 
 def test_very_large_images_are_predicted_in_windows_and_at_one_scale() -> None:
     testing = TestingConfig(mode="whole", scales=(1.0, 1.5), flip=True, short_side=64)
-    small, large = (torch.empty(3, 5000, width, dtype=torch.uint8, device="meta") for width in (8000, 8001))
-    assert limit_memory(testing, small) == testing
-    assert limit_memory(testing, large) == TestingConfig(mode="slide", short_side=64)
+    assert limit_size(testing, (5000, 8000), patch=16) == testing
+    assert limit_size(testing, (5000, 8001), patch=16) == TestingConfig(mode="slide", short_side=64)
+    whole = TestingConfig(mode="whole", flip=True)
+    assert limit_size(whole, (2048, 2048), patch=16) == whole
+    assert limit_size(whole, (2048, 2049), patch=16) == TestingConfig(mode="slide", flip=True)
 
 
 def test_the_averaged_weights_of_a_step_can_be_used(images: Path, tmp_path: Path) -> None:

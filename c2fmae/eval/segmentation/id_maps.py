@@ -34,7 +34,8 @@ from c2fmae.report.drawing import Colour, colour_classes, draw_legend, image_to_
 
 LEGEND_FILE = "legend.png"
 
-_MAX_WHOLE_PIXELS = 40_000_000
+_MAX_PIXELS = 40_000_000
+_MAX_PATCHES = 16_384  # 2048² pixels in patches of 16
 _OPACITY = 0.5  # of classes in overlays
 _LEGEND_WIDTH, _LEGEND_ROW = 320, 18
 
@@ -73,9 +74,10 @@ class IdMapFiles:
     @property
     def protocol(self) -> str:
         """How images are predicted, in words."""
+        patches = f"{_MAX_PATCHES:,} patches in windows, " if self.testing.mode == "whole" else ""
         return (
-            f"{self.testing.describe(self.segmenter.spec.backbone.image_size)}; images of more than "
-            f"{_MAX_WHOLE_PIXELS // 10**6} megapixels in windows, at one scale"
+            f"{self.testing.describe(self.segmenter.spec.backbone.image_size)}; images of more than {patches}"
+            f"{_MAX_PIXELS // 10**6} megapixels in windows and at one scale"
         )
 
     def prepare(self) -> None:
@@ -120,7 +122,9 @@ class IdMapFiles:
         path = self._map_path(row)
         ids = decode_ids(read_file(path), str(path)) if path.exists() else None
         if ids is None or ids.shape != image.shape[1:]:  # another image of the same name
-            ids = predict_ids(self.segmenter, image, limit_memory(self.testing, image)).cpu().numpy()
+            size = (image.shape[1], image.shape[2])
+            testing = limit_size(self.testing, size, self.segmenter.backbone.patch)
+            ids = predict_ids(self.segmenter, image, testing).cpu().numpy()
             write_atomic(path, encode_coloured_ids(ids))
         if self.has_overlays and not self._overlay_path(row).exists():
             write_atomic(self._overlay_path(row), _encode_overlay(image, ids))
@@ -154,11 +158,18 @@ class IdMapFiles:
             write_atomic(path, _encode_png(Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)))
 
 
-def limit_memory(testing: TestingConfig, image: UInt8[Tensor, "channels height width"]) -> TestingConfig:
-    """Return the settings for an image: a very large one is predicted in windows and at one scale."""
-    if image.shape[1] * image.shape[2] <= _MAX_WHOLE_PIXELS:
-        return testing
-    return testing.model_copy(update={"mode": "slide", "scales": (1.0,), "flip": False})
+def limit_size(testing: TestingConfig, size: tuple[int, int], patch: int) -> TestingConfig:
+    """Return the settings for an image of this height and width: a very large one is predicted in windows.
+
+    The time of attention grows with the square of the number of patches; probabilities of several scales take the
+    memory of all classes at the size of the image.
+    """
+    if size[0] * size[1] > _MAX_PIXELS:
+        return testing.model_copy(update={"mode": "slide", "scales": (1.0,), "flip": False})
+    height, width = testing.resized_size(size, max(testing.scales))
+    if testing.mode == "whole" and height * width > _MAX_PATCHES * patch**2:
+        return testing.model_copy(update={"mode": "slide"})
+    return testing
 
 
 def encode_coloured_ids(ids: UInt8[np.ndarray, "height width"]) -> bytes:
