@@ -8,6 +8,7 @@ def plugins() -> None:
     import c2fmae.eval.builtin
     import c2fmae.eval.classification.recipes
     import c2fmae.methods
+    import c2fmae.models.segmenters
     import c2fmae.recipes  # noqa: F401
     from c2fmae.core.registry import list_registries
 

@@ -179,6 +179,19 @@ class ThresholdHead(nn.Module):
         return self.classifier(maps[-1]) + self.offset  # type: ignore[no-any-return]
 
 
+def test_positions_are_stretched_to_the_size_of_the_crops() -> None:
+    backbone, images = make_noise_backbone(patch_size=8, depth=4), draw_images(48, 64)
+    segmenter = make_segmenter("linear", backbone, image_size=(48, 64))
+    assert segmenter.spec.backbone.encoder.position_grid == (4, 4)
+    rebuilt = segmenter_from_spec(segmenter.spec)
+    rebuilt.load_state_dict(segmenter.state_dict())
+    with torch.no_grad():
+        expected = backbone.feature_maps(images, (1, 2, 3, 4), normed=False)
+        for each in (segmenter, rebuilt):
+            assert all(map(torch.equal, each.feature_maps(images), expected))
+    assert make_segmenter("linear", backbone).spec.backbone.encoder.position_grid is None
+
+
 def test_a_registered_head_of_another_package_trains_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def create(layout: HeadLayout, *, offset: float = 0.0) -> HeadModules:
         """A linear map plus an offset."""
