@@ -50,8 +50,7 @@ def hf_segmenter_target(segmenter: Segmenter) -> ExportTarget:
         )
 
     def write(folder: Path) -> None:
-        model = transformers.UperNetForSemanticSegmentation(_config(transformers, segmenter, vit))
-        model.load_state_dict(to_upernet_state_dict(segmenter, vit))
+        model = create_upernet(transformers, segmenter)
         processor = transformers.SegformerImageProcessor(
             size=dict(zip(("height", "width"), spec.image_size, strict=True)),
             image_mean=list(spec.mean),
@@ -99,7 +98,15 @@ def hf_segmenter_target(segmenter: Segmenter) -> ExportTarget:
     )
 
 
-def to_upernet_state_dict(segmenter: Segmenter, vit: VisionTransformer) -> dict[str, Tensor]:
+def create_upernet(transformers: Any, segmenter: Segmenter) -> Any:
+    """Return the same model of transformers."""
+    vit = to_timm_vit(segmenter.backbone)
+    model = transformers.UperNetForSemanticSegmentation(_config(transformers, segmenter, vit))
+    model.load_state_dict(_to_upernet_state_dict(segmenter, vit))
+    return model
+
+
+def _to_upernet_state_dict(segmenter: Segmenter, vit: VisionTransformer) -> dict[str, Tensor]:
     """Return a segmenter's tensors under the names of `UperNetForSemanticSegmentation`; `vit` is its backbone.
 
     BEiT has no bias of keys. It adds one number to all products of a query, so the softmax does not depend on it.

@@ -14,8 +14,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.run_info import read_run_info
 from c2fmae.core.specs import HeadSpec
 from c2fmae.exports import export
-from c2fmae.exports.as_hf_segmenter import _config, to_upernet_state_dict
-from c2fmae.exports.timm_vit import to_timm_vit
+from c2fmae.exports.as_hf_segmenter import create_upernet
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.segmenters import Segmenter
 from c2fmae.models.segmenters.upsampling import upsample_logits
@@ -23,14 +22,6 @@ from tests.exports.noise_sources import make_noise_backbone
 from tests.models.segmenters.noise_segmenters import draw_images, make_noise_segmenter, write_segmentation_run
 
 pytestmark = pytest.mark.numeric
-
-
-def to_transformers(segmenter: Segmenter) -> Any:
-    """The same model of transformers, in evaluation mode."""
-    vit = to_timm_vit(segmenter.backbone)
-    model: Any = transformers.UperNetForSemanticSegmentation(_config(transformers, segmenter, vit))
-    model.load_state_dict(to_upernet_state_dict(segmenter, vit))
-    return model.eval()
 
 
 def draw_ids(*size: int) -> Tensor:
@@ -54,7 +45,7 @@ def compute_losses(segmenter: Segmenter, images: Tensor, ids: Tensor) -> Tensor:
 def test_logits_and_loss_equal_transformers(relative: str) -> None:
     segmenter = make_noise_segmenter(relative=relative)
     assert segmenter.get_parameter("backbone.encoder.blocks.0.attn.qkv.bias").abs().max() > 0.1  # of keys too
-    model, images, ids = to_transformers(segmenter), draw_images(32, 32), draw_ids(32, 32)
+    model, images, ids = create_upernet(transformers, segmenter).eval(), draw_images(32, 32), draw_ids(32, 32)
     with torch.no_grad():
         output = model(images, labels=ids)
         logits, loss = segmenter.logits(images), compute_losses(segmenter, images, ids)
@@ -69,7 +60,7 @@ def test_logits_of_images_that_are_not_square_equal_transformers() -> None:
     table = square.get_buffer("backbone.encoder.pos_embed").unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     resized = F.interpolate(table, (4, 6), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
     wide.get_buffer("backbone.encoder.pos_embed").copy_(resized)
-    model, images, ids = to_transformers(square), draw_images(32, 48), draw_ids(32, 48)
+    model, images, ids = create_upernet(transformers, square).eval(), draw_images(32, 48), draw_ids(32, 48)
     with torch.no_grad():
         output = model(images, labels=ids)
         logits, loss = wide.logits(images), compute_losses(wide, images, ids)
