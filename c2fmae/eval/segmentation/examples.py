@@ -74,7 +74,9 @@ def draw_examples(
     )
 
 
-def _draw_row(scene: Scene, predicted: UInt8[Tensor, "height width"], class_names: Sequence[str]) -> list[Tile]:
+def _draw_row(
+    scene: Scene, predicted: UInt8[Tensor, "height width"], class_names: Sequence[str]
+) -> list[UInt8[np.ndarray, "side side 3"]]:
     height, width = predicted.shape
     size = (max(_TILE_SIDE * height // max(height, width), 1), max(_TILE_SIDE * width // max(height, width), 1))
     box = CropBox(0, 0, height, width)
@@ -101,7 +103,7 @@ def _list_colours(
     return {name: colour for name, _, colour in [*list_class_fractions(truth, class_names), *predicted]}
 
 
-def _pad_tile(tile: Tile) -> Tile:
+def _pad_tile(tile: Tile) -> UInt8[np.ndarray, "side side 3"]:
     """Return a tile centred on a square of the common size."""
     square = np.full((_TILE_SIDE, _TILE_SIDE, 3), BACKGROUND_COLOUR, np.uint8)
     top, left = (_TILE_SIDE - tile.shape[0]) // 2, (_TILE_SIDE - tile.shape[1]) // 2
