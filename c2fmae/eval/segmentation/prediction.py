@@ -62,8 +62,8 @@ class _Predictor:
                 logits = functional_call(self.segmenter, dict(self.weights), (images,))["main"]
         return logits
 
-    def standardise(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "channels height width"]:
-        """Return the standardised image on the segmenter's device."""
+    def standardise(self, image: UInt8[Tensor, "stored height width"]) -> Float[Tensor, "channels height width"]:
+        """Return the standardised image on the segmenter's device; grey images are repeated for colours."""
         device = next(self.segmenter.parameters()).device
         return self.segmenter.backbone.standardise(image[None].to(device))[0]
 

@@ -25,13 +25,22 @@ def upsampled_argmax(
     >>> upsampled_argmax(torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]]), (1, 4)).tolist()
     [[1, 1, 0, 0]]
     """
-    highest, ids = None, torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for first, part in enumerate(logits.contiguous().split(at_once)):
-        values, classes = upsample_logits(part[None], size)[0].max(dim=0)
-        if highest is None:
-            highest, ids = values, classes.to(torch.uint8)
-            continue
-        is_higher = values > highest
-        torch.where(is_higher, values, highest, out=highest)
-        torch.where(is_higher, (classes + first * at_once).to(torch.uint8), ids, out=ids)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    highest = torch.full(size, -torch.inf, dtype=dtype, device=logits.device)
+    ids = torch.zeros(size, dtype=torch.uint8, device=logits.device)
+    for part, classes in enumerate(logits.contiguous().split(at_once)):
+        _update_highest(highest, ids, classes, part * at_once)
     return ids
+
+
+def _update_highest(
+    highest: Float[Tensor, "height width"],
+    ids: UInt8[Tensor, "height width"],
+    logits: Float[Tensor, "class rows columns"],
+    first_class: int,
+) -> None:
+    """Update the highest logits and their classes in place with further classes, numbered from `first_class`."""
+    values, classes = upsample_logits(logits[None], (highest.shape[0], highest.shape[1]))[0].max(dim=0)
+    is_higher = values > highest
+    torch.where(is_higher, values, highest, out=highest)
+    torch.where(is_higher, classes.to(torch.uint8).add_(first_class), ids, out=ids)
