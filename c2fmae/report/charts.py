@@ -117,7 +117,7 @@ class HeatMap:
     row_names: Sequence[str]
     column_names: Sequence[str]
     values: Sequence[Sequence[float | None]]
-    note: str = ""
+    footnote: str = ""
 
     def to_html(self) -> str:
         """Return a figure with the value in each cell; names of columns are slanted."""
@@ -148,7 +148,7 @@ class HeatMap:
             f'<figure><figcaption>{escape(self.title)}</figcaption><div class="wide">'
             f'<svg class="heat" style="width: {width / 16:.1f}rem" viewBox="0 0 {width} {height}" role="img" '
             f'aria-label="{escape(self.title)}">{"".join(elements)}</svg></div>'
-            f'<p class="note">{escape(self.note)}</p></figure>'
+            f'<p class="note">{escape(self.footnote)}</p></figure>'
         )
 
 

@@ -89,7 +89,7 @@ OTHERS = (
     "predict runs/finetuned data/photos --out notes.txt", "predict runs/finetuned data/photos --out runs",
     "predict runs/finetuned data/photos --out data/photos/out",
     "predict runs/finetuned data/photos --as-scenes --out out",
-    "predict runs/finetuned data/photos --save pictures --out out", "predict runs/finetuned data/photos",
+    "predict runs/finetuned data/photos --save overlays --out out", "predict runs/finetuned data/photos",
     "predict runs/finetuned data/photos --top-k 0 --out out", "predict runs/finetuned notes.txt --out out",
     "eval segment runs/mae", "eval segment runs/mae --data data/pack",
     "eval segment runs/mae --data data/photos --test data/pack", "eval segment runs/mae --data generated --recipe papr",

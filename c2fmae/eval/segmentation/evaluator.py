@@ -44,7 +44,7 @@ class SegmenterEvaluator:
     ) -> SegmentationScores:
         """Return the scores of a segmenter, optionally with other `weights`.
 
-        With a `store`, predictions are kept, and images that have one are not predicted again.
+        With a `store`, predictions are written to it, and images that have one are not predicted again.
         """
         is_training = segmenter.training
         segmenter.eval()

@@ -103,11 +103,11 @@ def test_maps_at_a_label_stride_give_the_nearest_cell_at_full_size() -> None:
         assert coarse.ids.equal(full.ids)  # every cell holds the id of all its pixels
 
 
-def naive_is_accepted(ids: np.ndarray, share: float) -> bool:
+def naive_is_accepted(ids: np.ndarray, max_class_share: float) -> bool:
     """The rule of `cat_max_ratio` in mmsegmentation."""
     labels, counts = np.unique(ids, return_counts=True)
     counts = counts[labels != IGNORE]
-    return len(counts) > 1 and counts.max() / counts.sum() < share
+    return len(counts) > 1 and counts.max() / counts.sum() < max_class_share
 
 
 def test_a_crop_with_a_dominant_class_is_drawn_again_like_a_naive_rule() -> None:
