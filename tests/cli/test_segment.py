@@ -78,7 +78,7 @@ def test_dry_runs_write_nothing(source: Path, data: Path, tmp_path: Path) -> Non
 
 def test_other_commands_accept_or_reject_runs_of_segmenters(run: Path, data: Path) -> None:
     for read, message in (
-        (lambda: load_run(run), "is a fine-tuned segmenter without a decoder. Use the run it was fine-tuned from"),
+        (lambda: load_run(run), "is a segmenter without a decoder. Use the run it was fine-tuned from"),
         (
             lambda: load_recipe(str(run)),
             f"is a fine-tuned run. Resume it with: c2fmae eval segment {run} --resume",

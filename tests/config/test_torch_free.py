@@ -11,7 +11,7 @@ FILES = [
     *(ROOT / "config").glob("*.py"),
     *(ROOT / "recipes").glob("*.py"),
     *(ROOT / "eval").rglob("*config.py"),
-    ROOT / "eval" / "classification" / "recipes.py",
+    *(ROOT / "eval" / name / "recipes.py" for name in ("classification", "segmentation")),
     *(ROOT / "core" / f"{name}.py" for name in ("choice", "config", "decoder_options", "experiment_config")),
     *(ROOT / "core" / f"{name}.py" for name in ("granularity", "registry", "specs", "training")),
 ]

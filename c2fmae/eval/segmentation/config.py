@@ -61,7 +61,7 @@ class SegmentationDataConfig(LoaderConfig, TrainTestSets):
 class SegmentInputs(BackboneInputs):
     """Initial weights, segmenter, data and test."""
 
-    head: SegmentationHeadConfig = SegmentationHeadConfig(name="upernet")
+    head: SegmentationHeadConfig = Field(default_factory=SegmentationHeadConfig)
     """The head, and its options."""
     depths: tuple[PositiveInt, ...] | None = None
     """Blocks whose outputs the head takes, counted from 1. By default the last; for a head on several maps, a third, a

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from c2fmae.core.config import replace
 from c2fmae.core.errors import UserError, check_patch_multiples
 from c2fmae.core.labels import ClassInfo
-from c2fmae.core.specs import HeadSpec, NormKind, RelativePositions, SegmenterSpec
+from c2fmae.core.specs import EncoderConfig, HeadSpec, NormKind, RelativePositions, SegmenterSpec
 from c2fmae.models.backbones import Backbone, LoadReport, restrict_granularities
 from c2fmae.models.backbones.assemble import resize_positions
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
@@ -50,13 +51,13 @@ def segmenter_from_backbone(
     is_truncated, has_norm = max(depths) < backbone.depth, normed and max(depths) == backbone.depth
     grid = (image_size[0] // backbone.patch, image_size[1] // backbone.patch)
     is_stretched = not restricted.spec.encoder.keep_positions and restricted.encoder.pos_grid != grid
-    encoder = restricted.spec.encoder.model_copy(
-        update={
-            "drop_path": drop_path,
-            "has_norm": has_norm,
-            "position_grid": restricted.encoder.pos_grid if is_stretched else None,
-            **({"depth": max(depths)} if is_truncated else {}),
-        }
+    encoder = replace(
+        restricted.spec.encoder,
+        EncoderConfig,
+        depth=max(depths) if is_truncated else restricted.spec.encoder.depth,
+        drop_path=drop_path,
+        has_norm=has_norm,
+        position_grid=restricted.encoder.pos_grid if is_stretched else None,
     )
     backbone_spec = restricted.spec.model_copy(
         update={"encoder": encoder, "image_size": image_size, "has_fc_norm": False}

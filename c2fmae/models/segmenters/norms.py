@@ -52,7 +52,7 @@ def _count_groups(channels: int) -> int:
     """Return the number of groups: a power of two that divides the channels.
 
     >>> [_count_groups(channels) for channels in (8, 48, 64, 256, 768)]
-    [1, 2, 8, 32, 32]
+    [1, 4, 8, 32, 32]
     """
     groups = _MAX_GROUPS
     while groups > 1 and (channels % groups or channels // groups < _MIN_CHANNELS_PER_GROUP):

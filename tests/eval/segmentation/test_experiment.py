@@ -202,11 +202,11 @@ def test_eight_scenes_are_overfitted(source: Path, tmp_path: Path) -> None:
         "head.options.rescales=[4, 1]",
         "head.options.channels=32",
         "norm=batch",
-        "training.steps=60",
+        "training.steps=150",
         "training.warmup_steps=10",
         "training.lr=1e-2",
         "training.clip=1",
-        "watching.held_out_every=60",
+        "watching.held_out_every=150",
     )
     segment(make_quick_config(source, tmp_path, *overrides), tmp_path / "run", World())
     metrics = {metric.label: metric.value for metric in read_segmentation_result(tmp_path / "run").metrics}
