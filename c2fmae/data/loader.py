@@ -110,7 +110,14 @@ class QuietLoader(DataLoader[Any]):
 class _WorkerIterator(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._workers_status = [True] * loader.num_workers  # torch reads it then, but sets it after the last start
-        super().__init__(loader)
+        try:
+            super().__init__(loader)
+        except BaseException:
+            _shut_down_workers(self)
+            for queue in getattr(self, "_index_queues", []):  # its thread closes what the interpreter would close too
+                if queue._thread is not None:
+                    queue._thread.join(timeout=5)
+            raise
 
 
 class BatchStream(Iterator[B], Generic[B]):
