@@ -51,6 +51,7 @@ def write_segmentation_report(run_dir: RunDir, result_dir: Path, init: str) -> N
     if evaluated:
         names = {"mIoU": "mIoU", "Mean accuracy": "mAcc", "Pixel accuracy": "aAcc"}
         key_values = {name: f"{evaluated[-1][f'test/{key}']:.2f} %" for name, key in names.items()}
+    losses = {"training": "loss", "head": "loss/main", "auxiliary head": "loss/auxiliary"}
     write_training_page(
         run_dir,
         "A fine-tuned segmenter",
@@ -60,7 +61,7 @@ def write_segmentation_report(run_dir: RunDir, result_dir: Path, init: str) -> N
         [
             chart_metrics(rows, "mIoU, %", {"test": "test/mIoU", "test, averaged weights": "average/mIoU"}),
             chart_metrics(rows, "Pixel accuracy, %", {"test": "test/aAcc", "test, averaged weights": "average/aAcc"}),
-            chart_metrics(rows, "Loss", {"training": "loss", "head": "main", "auxiliary head": "auxiliary"}),
+            chart_metrics(rows, "Loss", losses),
             chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
         ],
         make_segmentation_sections(result_dir),
@@ -109,7 +110,7 @@ def _make_confusion_sections(counts: Sequence[Sequence[int]], names: Sequence[st
     columns = [*true, *(class_id for class_id in predicted if class_id not in true)]
     totals = {class_id: sum(counts[class_id]) for class_id in true}
     values = [[100 * counts[i][j] / totals[i] if counts[i][j] else None for j in columns] for i in true]
-    rows = [(names[i], names[j], f"{counts[i][j]:,}", 100 * counts[i][j] / totals[i]) for i, j in pairs]
+    rows = [(names[i], names[j], f"{counts[i][j]:,}", f"{100 * counts[i][j] / totals[i]:.1f}") for i, j in pairs]
     return [
         HeatMap(
             "Predictions of the classes that are confused most",

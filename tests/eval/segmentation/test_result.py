@@ -159,15 +159,22 @@ def test_pages_are_written_from_files(tmp_path: Path) -> None:
     assert make_segmentation_sections(tmp_path) == []
 
     run_dir = RunDir(tmp_path)
-    rows = [
-        {"step": step, "loss": 1 / step, "test/mIoU": step, "test/mAcc": step, "test/aAcc": step} for step in (1, 2)
-    ]
+    names = ("loss", "loss/main", "loss/auxiliary", "test/mIoU", "test/mAcc", "test/aAcc")
+    rows = [{"step": step, **dict.fromkeys(names, step)} for step in (1, 2)]
     run_dir.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run_dir.config_path.write_text("kind: segmentation\n")
     run_dir.environment_path.write_text("{}")
     write_segmentation_report(run_dir, result_dir, "scratch")
     page = run_dir.report.read_text()
-    for text in ("Initial weights: scratch.", "2.00 %", "mIoU, %", "IoU of classes", "Most confused pairs", "Examples"):
+    for text in (
+        "Initial weights: scratch.",
+        "2.00 %",
+        "mIoU, %",
+        "auxiliary head",
+        "IoU of classes",
+        "Most confused pairs",
+        "Examples",
+    ):
         assert text in page
     assert load_result(result_dir).protocol in page
 
