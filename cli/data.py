@@ -66,7 +66,7 @@ def check(
             print(f"note: {absent} in no map: {', '.join(map(escape_lines, report.absent_classes))}")
         if report.num_unlabelled:
             images = format_count(report.num_unlabelled, "image has", "images have")
-            print(f"note: {images} no labelled pixel, and adds nothing to a training on the maps")
+            print(f"note: {images} no labelled pixel, which adds nothing to a training on the maps")
         if description := describe_missing_classes(report):
             print(f"note: {description}")
         if report.num_losing_bits:

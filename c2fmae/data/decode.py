@@ -109,10 +109,20 @@ def is_colour_png(data: bytes) -> bool:
     return data.startswith(_PNG) and len(data) >= 29 and data[25] in _COLOUR_TYPES
 
 
+def is_one_bit_png(data: bytes) -> bool:
+    """Return whether data are a black and white PNG."""
+    return data.startswith(_PNG) and data[24:26] == b"\x01\x00"
+
+
 def decode_map_colours(data: bytes, location: str) -> UInt8[np.ndarray, "3 height width"]:
     """Decode a map whose classes are colours, or indices of a palette of these colours."""
     if not data.startswith(_PNG):
         raise UserError(f"{location}: is not a PNG. Store maps as PNG: JPEG changes the colours of their pixels")
+    if data[24:26] == b"\x10\x00":
+        raise UserError(
+            f"{location}: has 16 bits, but `colours` are bytes. Store it as a PNG of 8 bits, or remove `colours` from"
+            " dataset.json if its values are ids"
+        )
     return decode_image(data, location).numpy()
 
 

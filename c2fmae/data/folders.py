@@ -115,8 +115,9 @@ def _has_masks(root: Path) -> bool:
 def _read_info(root: Path) -> DatasetInfo | None:
     """Return the description of a tree; sets such as train and val may share that of the directory around them."""
     info = DatasetInfo.read_from_dir(root)
-    is_split = root.name in (*TRAIN_NAMES, *TEST_NAMES)
-    return DatasetInfo.read_from_dir(root.parent) if info is None and is_split else info
+    absolute = root.absolute()  # "." has neither a name nor a parent
+    is_split = absolute.name in (*TRAIN_NAMES, *TEST_NAMES)
+    return DatasetInfo.read_from_dir(absolute.parent) if info is None and is_split else info
 
 
 def _labels_from_dirs(

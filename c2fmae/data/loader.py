@@ -8,7 +8,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -109,11 +109,14 @@ class QuietLoader(DataLoader[Any]):
 
 class _WorkerIterator(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self._workers_status = [True] * loader.num_workers  # torch reads it then, but sets it after the last start
+        # torch reads these to shut down, but sets them in the course of the start.
+        self._workers_status = [True] * loader.num_workers
+        self._shutdown = True
         try:
             super().__init__(loader)
         except BaseException:
-            _shut_down_workers(self)
+            with suppress(Exception):  # the error of the start is the one to report
+                _shut_down_workers(self)
             for queue in getattr(self, "_index_queues", []):  # its thread closes what the interpreter would close too
                 if queue._thread is not None:
                     queue._thread.join(timeout=5)

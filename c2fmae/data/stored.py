@@ -19,7 +19,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data.arrays import ARRAY_SUFFIXES
-from c2fmae.data.decode import decode_ids, decode_image, decode_map_colours, is_colour_png
+from c2fmae.data.decode import decode_ids, decode_image, decode_map_colours, is_colour_png, is_one_bit_png
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.problems import Problem
@@ -78,6 +78,8 @@ class StoredScenes(ABC):
                 f"{location}: is a colour image. List the `colours` of its classes in dataset.json, or store it as a"
                 " PNG of one channel with their ids"
             )
+        if name == "semantic" and is_one_bit_png(data):
+            raise UserError(f'{location}: is black and white. Add "colours": [0, 255] to dataset.json, and two classes')
         ids = decode_ids(data, location)
         if GRANULARITIES.get(name).kind == "continuous":
             return torch.from_numpy(ids.astype(np.int32))

@@ -1,3 +1,4 @@
+import errno
 import logging
 import multiprocessing
 import os
@@ -161,6 +162,17 @@ def test_invalid_loaders_are_refused(tmp_path: Path) -> None:
     assert_user_error(lambda: loader(source, prefetch=0), "prefetch: expected at least 1, got 0")
     with pytest.raises((UserError, TypeError)):  # with shape checks it is a TypeError
         loader(source, on_broken="raise")
+
+
+def test_the_error_of_workers_that_cannot_be_started_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = shard(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(torch.multiprocessing, "Queue", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        loader(source, workers=2).stream_batches(1)
 
 
 def test_workers_end_even_while_the_error_is_referenced(tmp_path: Path) -> None:

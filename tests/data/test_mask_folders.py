@@ -55,12 +55,14 @@ def test_images_and_masks_of_the_same_stems_are_scenes(tmp_path: Path) -> None:
     assert scenes[1].label is None
 
 
-def test_sets_share_the_description_of_the_folder_around_them(tmp_path: Path) -> None:
+def test_sets_share_the_description_of_the_folder_around_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "val"):
         write_set(tmp_path / split, {"a": IDS + np.uint8(10) * (IDS != IGNORE)})
     (tmp_path / "dataset.json").write_text(json.dumps({"classes": CLASSES, "offset": 10}))
     assert read_ids(tmp_path / "train") == read_ids(tmp_path / "val") == IDS.tolist()
     assert open_scenes(tmp_path / "val").info.class_names == ("road", "car", "sky")
+    monkeypatch.chdir(tmp_path / "train")
+    assert read_ids(Path()) == IDS.tolist()
     (tmp_path / "val/dataset.json").write_text(json.dumps({"classes": [{"name": "other"}] * 13}))
     assert open_scenes(tmp_path / "val").info.classes[0].name == "other"
 
@@ -150,6 +152,20 @@ def test_black_and_white_masks_have_two_classes(tmp_path: Path) -> None:
     assert read_ids(root) == [[0, 1], [1, 0]]
     Image.fromarray(mask).convert("1").save(root / "masks/a.png")  # one bit
     assert read_ids(root) == [[0, 1], [1, 0]]
+    (root / "dataset.json").write_text(json.dumps({"classes": CLASSES[:2]}))
+    assert_user_error(
+        lambda: read_ids(root),
+        f'{root}/masks/a.png: is black and white. Add "colours": [0, 255] to dataset.json, and two classes',
+    )
+
+
+def test_colours_of_masks_of_16_bits_are_refused(tmp_path: Path) -> None:
+    root = write_set(tmp_path, {"a": np.array([[0, 1, 2]], np.uint16)}, {"classes": CLASSES, "colours": [0, 1, 2]})
+    assert_user_error(
+        lambda: read_ids(root),
+        f"{root}/masks/a.png: has 16 bits, but `colours` are bytes. Store it as a PNG of 8 bits, or remove `colours` "
+        "from dataset.json if its values are ids",
+    )
 
 
 def test_a_pack_of_masks_holds_ids(tmp_path: Path) -> None:
@@ -303,10 +319,10 @@ def test_documented_commands_run_on_a_folder_of_masks(tmp_path: Path, monkeypatc
     lines = run_data_command(check)
     assert [line for line in lines if line.startswith(("train:", "val:", "note:", "0 problems"))] == [
         "train: street/train",
-        "note: 1 image has no labelled pixel, and adds nothing to a training on the maps",
+        "note: 1 image has no labelled pixel, which adds nothing to a training on the maps",
         "0 problems, 2 valid samples",
         "val: street/val",
-        "note: 1 image has no labelled pixel, and adds nothing to a training on the maps",
+        "note: 1 image has no labelled pixel, which adds nothing to a training on the maps",
         "0 problems, 2 valid samples",
     ]
     assert [line.split() for line in lines[1:4]] == [

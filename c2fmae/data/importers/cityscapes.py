@@ -46,7 +46,8 @@ _IS_COUNTABLE = np.array([bool(entry.is_thing) for entry in CITYSCAPES.classes] 
 class Cityscapes(ImportedScenes):
     """Cityscapes with its 19 classes.
 
-    Groups of things, and pixels that are not labelled, have instance id 255.
+    Groups of things, and unlabelled pixels that belong to no object, have instance id 255. Caravans and trailers are
+    objects without a class.
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
