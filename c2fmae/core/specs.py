@@ -48,7 +48,7 @@ class EncoderConfig(Config):
     position_grid: tuple[PositiveInt, PositiveInt] | None = None
     """Rows and columns of patches whose sines and cosines are stretched over the image. By default, those of its size.
 
-    Weights that are continued at another image size keep the grid of their training.
+    Loading and fine-tuning at another image size set it; for pre-training from `init`, set it to the source's grid.
     """
 
     @model_validator(mode="before")

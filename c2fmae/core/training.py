@@ -223,6 +223,12 @@ def plan_training(config: TrainingConfig, *, num_samples: int, world_size: int) 
     if warmup > steps:
         key = "warmup_steps" if config.warmup_steps else "warmup_epochs"
         raise UserError(f"training.{key}: the warm-up has {warmup} steps, but the run only {steps}. Set it lower")
+    milestones = tuple(round(milestone * steps) for milestone in config.milestones)
+    if len({0, *milestones, steps}) < len(milestones) + 2:
+        raise UserError(
+            f"training.milestones: {list(config.milestones)} of {format_count(steps, 'step')} are not different steps "
+            "within the run. Train longer, or change them"
+        )
     peak = config.lr if config.lr is not None else (config.base_lr or 0) * batch / 256
     return TrainingPlan(
         steps,
@@ -234,7 +240,7 @@ def plan_training(config: TrainingConfig, *, num_samples: int, world_size: int) 
         peak,
         config.final_lr,
         config.schedule,
-        tuple(round(milestone * steps) for milestone in config.milestones),
+        milestones,
         config.gamma,
         config.warmup_start,
     )

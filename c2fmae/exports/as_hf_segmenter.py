@@ -188,10 +188,9 @@ def _num_convs(head_options: Mapping[str, Any]) -> int | None:
 
 
 def _config(transformers: Any, segmenter: Segmenter, vit: VisionTransformer) -> Any:
-    spec, options, first = segmenter.spec, segmenter.spec.head.options, vit.blocks[0]
+    spec, options = segmenter.spec, segmenter.spec.head.options
     auxiliary = options["auxiliary"]
-    assert not isinstance(first, Tensor)
-    block: Any = first
+    block: Any = vit.blocks[0]
     backbone = transformers.BeitConfig(
         hidden_size=vit.embed_dim,
         num_hidden_layers=len(vit.blocks),
@@ -214,7 +213,6 @@ def _config(transformers: Any, segmenter: Segmenter, vit: VisionTransformer) -> 
         pool_scales=list(options["pool_scales"]),
         use_auxiliary_head=auxiliary is not None,
         auxiliary_in_channels=vit.embed_dim,
-        **({} if auxiliary is None else {"auxiliary_channels": auxiliary["channels"]}),
-        **({} if auxiliary is None else {"auxiliary_num_convs": auxiliary["num_convs"]}),
+        **{f"auxiliary_{key}": auxiliary[key] for key in ("channels", "num_convs") if auxiliary is not None},
         **label_maps([entry.name for entry in spec.classes]),
     )

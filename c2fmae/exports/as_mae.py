@@ -50,6 +50,9 @@ def mae_target(model: ExportableModel) -> ExportTarget:
     """Return the export for MAE, detectron2 and mmdet. Raise a `UserError` for a ViT that these would misread."""
     backbone = rgb_backbone(model)
     tensors = plain_vit_tensors(backbone, "MAE, detectron2 and mmdet")
+    expected_missing = EXPECTED_MISSING
+    if backbone.spec.has_fc_norm:  # it is in the file
+        expected_missing = EXPECTED_MISSING | {"MAE's fine-tuning": ("head.*",)}
 
     def write(folder: Path) -> None:
         torch.save({"model": tensors}, folder / MAE_FILE)
@@ -67,7 +70,7 @@ def mae_target(model: ExportableModel) -> ExportTarget:
         usage=lambda folder: _usage(backbone, f"{folder}/{MAE_FILE}"),
         cautions=[
             *describe_omitted(model),
-            *describe_expected_missing(EXPECTED_MISSING),
+            *describe_expected_missing(expected_missing),
             *([_FC_NORM_CAUTION] if backbone.spec.has_fc_norm else []),
             *_describe_eps(backbone),
         ],

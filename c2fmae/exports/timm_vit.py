@@ -82,7 +82,7 @@ def _timm_state_dict(backbone: Backbone, vit: VisionTransformer) -> dict[str, Te
         if name.startswith(ours)
     }
     tensors.pop("pos_embed", None)
-    if not backbone.spec.encoder.has_norm and isinstance(backbone.encoder.norm, nn.Identity):
+    if isinstance(backbone.encoder.norm, nn.Identity):
         # A segmenter has no norm that its maps do not need; timm's ViT has one, with weight 1 and bias 0.
         tensors |= {f"norm.{name}": tensor for name, tensor in vit.norm.state_dict().items()}
     if vit.pos_embed is not None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-_NUM_PREFIX_ROWS = 3  # patch to prefix, prefix to patch, prefix to prefix
+_NUM_PREFIX_ROWS = 3  # query in prefix, key in prefix, both
 
 
 class RelativePositionBias(nn.Module):
@@ -24,7 +24,8 @@ class RelativePositionBias(nn.Module):
     def forward(self, grid: tuple[int, int]) -> list[Float[Tensor, "1 head token token"]]:
         """Return what each block adds to the products of queries and keys, for images of a grid of patches."""
         index = _offset_index(grid, self.num_prefix_tokens, self.tables[0].device)
-        return [self._resize(table, grid)[index].permute(2, 0, 1).unsqueeze(0) for table in self.tables]
+        # Contiguous in the last dimension, which fused attention on a GPU needs.
+        return [self._resize(table, grid).T[:, index].unsqueeze(0) for table in self.tables]
 
     def _resize(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:

@@ -82,6 +82,13 @@ def test_schedules_have_milestones_at_fractions_of_the_run() -> None:
     assert plan(schedule="linear", final_lr=0.2).lr(5) == pytest.approx(0.6e-3)
 
 
+@pytest.mark.parametrize("milestones", [(0.1, 0.15), (0.5, 0.6), (0.5, 0.9)])
+def test_milestones_that_are_no_different_steps_are_rejected(milestones: tuple[float, ...]) -> None:
+    config = TrainingConfig(steps=3, lr=1.0, batch_size=2, schedule="steps", milestones=milestones)
+    with pytest.raises(UserError, match="of 3 steps are not different steps within the run"):
+        plan_training(config, num_samples=8, world_size=1)
+
+
 @pytest.mark.parametrize(
     ("settings", "where", "expected"),
     [

@@ -71,7 +71,8 @@ class SegmentInputs(BackboneInputs):
     norm: NormKind = "batch"
     """Norm of the pyramid and the head: of the batch, of groups of channels, or of all channels."""
     norm_is_local: bool = False
-    """Accept batch norms whose statistics are those of a part of the batch, where a step is divided into parts."""
+    """Accept batch norms whose statistics are those of a part of the batch, where a step is divided into parts. Results
+    then depend on the division."""
     relative: RelativePositions = "none"
     """A learned bias of attention for each offset of two patches, zero at the start (BEiT, MAE)."""
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.4

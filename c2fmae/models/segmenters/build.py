@@ -62,17 +62,18 @@ def segmenter_from_backbone(
     backbone_spec = restricted.spec.model_copy(
         update={"encoder": encoder, "image_size": image_size, "has_fc_norm": False}
     )
-    segmenter = segmenter_from_spec(
-        SegmenterSpec(
-            backbone=backbone_spec,
-            classes=tuple(classes),
-            head=HeadSpec.from_dict(choose_head(head).model_dump(mode="json")),  # with all options
-            depths=tuple(depths),
-            normed=normed,
-            norm=norm,
-            relative=relative,
-        )
+    spec = SegmenterSpec(
+        backbone=backbone_spec,
+        classes=tuple(classes),
+        head=HeadSpec.from_dict(choose_head(head).model_dump(mode="json")),  # with all options
+        depths=tuple(depths),
+        normed=normed,
+        norm=norm,
+        relative=relative,
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())  # for heads of plug-ins that initialise themselves
+        segmenter = segmenter_from_spec(spec)
     notes = _copy_weights(restricted, segmenter.backbone)
     for module in (segmenter.pyramid, segmenter.head, segmenter.auxiliary):
         if module is not None:

@@ -4,13 +4,12 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from c2fmae.core.checkpoint import check_model_tensors
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.models.backbones import LoadReport
-from c2fmae.models.backbones.load_report import check_tensor_names
 from c2fmae.models.backbones.run_reader import read_weights
 from c2fmae.models.segmenters.build import segmenter_from_spec
 from c2fmae.models.segmenters.segmenter import Segmenter
@@ -24,8 +23,10 @@ def load_segmenter(source: str | Path, *, step: int | None = None, use_ema: bool
     `step` and `use_ema` select the checkpoint of a run and its averaged weights.
     """
     path = Path(source)
+    if not path.exists():
+        raise UserError(f"{source}: does not exist. Check the path")
     if not is_run_or_checkpoint(path):
-        raise _not_a_segmenter(source, "is not a run of this package" if path.exists() else "does not exist")
+        raise _not_a_segmenter(source, "is not a run of this package")
     checkpoint = find_checkpoint(path, step)
     info = RunInfo.from_checkpoint(checkpoint, path)
     if info.segmenter is None:
@@ -33,7 +34,10 @@ def load_segmenter(source: str | Path, *, step: int | None = None, use_ema: bool
     tensors, note = read_weights(checkpoint, path, use_ema=use_ema)
     with torch.device("meta"):  # of any size, until its weights are found to have the same
         segmenter = segmenter_from_spec(info.segmenter)
-    _check_tensors(str(source), segmenter.state_dict(), tensors)
+    try:
+        check_model_tensors(tensors, segmenter.state_dict())
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     segmenter = segmenter_from_spec(info.segmenter)
     segmenter.load_state_dict(tensors)
     segmenter.load_report = LoadReport(source=str(source), loaded=list(tensors), notes=[note])
@@ -43,14 +47,3 @@ def load_segmenter(source: str | Path, *, step: int | None = None, use_ema: bool
 
 def _not_a_segmenter(source: str | Path, problem: str) -> UserError:
     return UserError(f"{source}: {problem}. Make a segmenter: c2fmae eval segment {source} --data D")
-
-
-def _check_tensors(source: str, expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    missing, unexpected = set(expected) - set(tensors), set(tensors) - set(expected)
-    check_tensor_names(source, sorted(missing), sorted(unexpected), ())
-    for name, tensor in tensors.items():
-        if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
-            raise UserError(
-                f"{source}: {name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected "
-                f"{tuple(expected[name].shape)} and {expected[name].dtype}. Use another checkpoint"
-            )

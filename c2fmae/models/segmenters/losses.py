@@ -42,7 +42,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
-        return gradients * loss_gradient.to(gradients.dtype), None, None
+        return (gradients.to(loss_gradient.dtype) * loss_gradient).to(gradients.dtype), None, None
 
 
 def _image_cross_entropy(

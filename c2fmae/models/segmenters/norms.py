@@ -41,7 +41,7 @@ def check_norm(
             f"norm: batch norms would use the statistics of a part of the step's images, divided over {parts}, so that "
             "the result depends on the division. Set norm=group, or accept this with norm_is_local=true"
         )
-    if micro_batch_size * (1 if is_divided else processes) < 2:
+    if micro_batch_size * (1 if is_local else processes) < 2:
         raise UserError(
             "norm: batch norms need at least 2 images, because the head pools a map to one cell of each image (got 1). "
             "Set norm=group, or a larger training.batch_size"

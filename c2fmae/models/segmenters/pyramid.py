@@ -30,7 +30,7 @@ class FeaturePyramid(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Maximum pooling of squares of this side. Incomplete ones are left out, unless the map has no other."""
+    """Maximum pooling of squares of this side. Incomplete ones are left out, unless a side of the map is shorter."""
 
     def __init__(self, side: int) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.ema import init_ema
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.specs import HeadSpec
 from c2fmae.models.backbones import Backbone
@@ -66,7 +67,7 @@ def write_segmentation_run(path: Path, segmenter: Segmenter, *, step: int = 7, w
     """A directory of checkpoints as `eval segment` writes them; averages are the weights plus one."""
     tensors = {f"model/{name}": tensor for name, tensor in segmenter.state_dict().items()}
     if with_ema:
-        tensors |= {f"ema/{name}": parameter.detach() + 1 for name, parameter in segmenter.named_parameters()}
+        tensors |= {f"ema/{name}": tensor + 1 for name, tensor in init_ema(segmenter).items()}
     metadata = {
         "kind": "segmentation",
         "backbone": segmenter.spec.backbone.model_dump(mode="json"),

@@ -29,7 +29,7 @@ def test_averaged_weights_are_loaded_on_request(tmp_path: Path) -> None:
     averaged = load_segmenter(run, use_ema=True)
     bias, mean = "head.classifier.bias", "head.norm.running_mean"
     assert torch.equal(averaged.get_parameter(bias), segmenter.get_parameter(bias) + 1)
-    assert torch.equal(averaged.get_buffer(mean), segmenter.get_buffer(mean))
+    assert torch.equal(averaged.get_buffer(mean), segmenter.get_buffer(mean) + 1)
     with pytest.raises(UserError, match="has no averaged weights"):
         load_segmenter(write_segmentation_run(tmp_path / "plain", segmenter), use_ema=True)
 
@@ -40,11 +40,12 @@ def test_other_sources_are_refused_with_the_command_that_makes_a_segmenter(tmp_p
     for source, problem in (
         (run, "is a pretraining run without a segmenter"),
         (file, "is not a run of this package"),
-        (tmp_path / "missing", "does not exist"),
     ):
         with pytest.raises(UserError) as error:
             load_segmenter(source)
         assert str(error.value) == f"{source}: {problem}. Make a segmenter: c2fmae eval segment {source} --data D"
+    with pytest.raises(UserError, match=r"missing: does not exist\. Check the path"):
+        load_segmenter(tmp_path / "missing")
 
 
 def test_the_backbone_of_a_segmenter_is_a_backbone_like_any_other(tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ def test_arithmetic_of_short_floats_is_float32(dtype: torch.dtype) -> None:
     expected = upsampled_cross_entropy(wide, ids)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
-    assert torch.equal(compute_gradient(loss, logits), compute_gradient(expected, wide).to(dtype))
+    gradient = compute_gradient(loss, logits)
+    assert torch.equal(gradient, compute_gradient(expected, wide).to(dtype))
+    third = compute_gradient(upsampled_cross_entropy(logits, ids) / 3, logits)
+    assert torch.equal(third, (gradient.float() * torch.tensor(1 / 3)).to(dtype))
 
 
 def test_only_one_image_is_upsampled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
