@@ -1,5 +1,6 @@
 """`c2fmae eval …`: one command for each registered evaluation."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -80,8 +81,10 @@ class _EvaluationGroup(typer.core.TyperGroup):
         del ctx
         settings = ", ".join(EVALUATIONS.get(cmd_name).setting_names())
         app = typer.Typer(add_completion=False)
-        text = f"{EVALUATIONS.describe(cmd_name)}\n\nSettings for --set: {settings}."
-        app.command(cmd_name, cls=Command, help=text)(_COMMANDS.get(cmd_name) or _make_command(cmd_name))
+        command = _COMMANDS.get(cmd_name)
+        details = (inspect.getdoc(command) or "").partition("\n\n")[2]  # what follows the summary
+        text = "\n\n".join(filter(None, [EVALUATIONS.describe(cmd_name), details, f"Settings for --set: {settings}."]))
+        app.command(cmd_name, cls=Command, help=text)(command or _make_command(cmd_name))
         return typer.main.get_command(app)
 
 

@@ -130,6 +130,13 @@ def is_run_of_kind(source: str, kind: "RunKind") -> bool:
     return RunDir(Path(source)).is_started and read_run_info(Path(source)).kind == kind
 
 
+def is_finished(source: str) -> bool:
+    """Return whether a run has ended with its last step."""
+    from c2fmae.core.run_dir import RunDir
+
+    return (RunDir(Path(source)).read_state() or {}).get("status") == "finished"
+
+
 def update_run_reports(sources: Sequence[str]) -> None:
     """Rewrite the report pages of runs with new results."""
 

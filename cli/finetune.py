@@ -63,9 +63,10 @@ def finetune(
     dry_run: DryRunOption = False,
     set_: SetOption = None,
 ) -> None:
-    """Fine-tune ViTs as image classifiers. The same command works alone, under `torchrun` and under `srun`.
+    """Fine-tune ViTs as image classifiers.
 
-    `export` and `eval robustness` accept the run directory. On SIGTERM, the run saves a checkpoint and exits with 75.
+    The same command works alone, under `torchrun` and under `srun`. `export` and `eval robustness` accept the run
+    directory. On SIGTERM, the run saves a checkpoint and exits with 75.
     """
     from c2fmae.eval.classification.config import ClassificationDataConfig
     from c2fmae.eval.classification.evaluation import FinetuneEvaluation

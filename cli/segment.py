@@ -13,6 +13,7 @@ from c2fmae_cli.eval_run import (
     SetOption,
     SourcesArgument,
     StepOption,
+    is_finished,
     is_run_of_kind,
     update_run_reports,
 )
@@ -31,6 +32,7 @@ from c2fmae_cli.training_run import (
 )
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.log import is_main_process
 
 
 def segment(
@@ -63,10 +65,11 @@ def segment(
     dry_run: DryRunOption = False,
     set_: SetOption = None,
 ) -> None:
-    """Fine-tune ViTs for semantic segmentation. The same command works alone, under `torchrun` and under `srun`.
+    """Fine-tune ViTs for semantic segmentation.
 
-    With a finished run and `--set testing.…`, test the run again by another protocol, without training. On SIGTERM, a
-    run saves a checkpoint and exits with 75.
+    The same command works alone, under `torchrun` and under `srun`. With a finished run instead of a ViT, test the run
+    again, without training; `--set testing.…` changes the protocol. On SIGTERM, a run saves a checkpoint and exits
+    with 75.
     """
     from c2fmae.eval.evaluation import LoadOptions, ModelUnderTest
     from c2fmae.eval.segmentation.config import SegmentationDataConfig
@@ -86,6 +89,10 @@ def segment(
                 f"{source}: is a run of a segmenter. Test it again with --set testing.…, resume it with --resume, or "
                 "fine-tune from it with --data"
             )
+        if resume and overrides and _changes_only_the_test(overrides) and is_finished(source):
+            raise UserError(f"{source}: is finished. Test it by another protocol without --resume")
+        if is_retest and dry_run:
+            raise UserError("--dry-run: estimates a training, but this command only tests a run. Leave it out")
         unused: dict[str, object] = {"--recipe": recipe, "--untrained": untrained, "--out": out}
         unused |= {"--allow-missing": allow_missing}
         check_unused(source, unused if is_retest else {**unused, "--test": test, "--step": step, "--ema": use_ema})
@@ -110,7 +117,13 @@ def segment(
 
         print_estimates(evaluation, models, build_segmentation)
         return
-    results = train_and_print("segment", evaluation, models, recompute=recompute)
+    try:
+        results = train_and_print("segment", evaluation, models, recompute=recompute)
+    except KeyboardInterrupt:
+        if is_retest and is_main_process():
+            again = "the same command without --recompute" if recompute else "the same command again"
+            print(f"interrupted. Predictions so far are stored; run {again} to continue", flush=True)
+        raise
     if not results:
         return
     dirs = [str(model.output_dir) for model in models]
@@ -123,8 +136,8 @@ def segment(
 
 
 def _changes_only_the_test(overrides: list[str]) -> bool:
-    """Return whether there are overrides, and all of them are of the test."""
+    """Return whether all overrides are of the test."""
     keys = [override.partition("=")[0].strip() for override in overrides]
-    return bool(keys) and all(
-        key == "data.test" or key.startswith(("testing.", "data.limit", "data.test.")) for key in keys
+    return all(
+        key in ("data.test", "data.limit", "data.workers") or key.startswith(("testing.", "data.test.")) for key in keys
     )

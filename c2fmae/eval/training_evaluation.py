@@ -67,9 +67,10 @@ class TrainingEvaluation(Evaluation):
     def choose_recipe(cls, spec: BackboneSpec, source: str) -> str:
         """Return the name of the recipe for a ViT."""
 
+    @classmethod
     @abstractmethod
-    def train(self, model: ModelUnderTest) -> "c2fmae.core.experiment.RunOutcome":
-        """Train in the output directory of a model, or resume its run."""
+    def get_train_function(cls) -> "Callable[..., c2fmae.core.experiment.RunOutcome]":
+        """Return the function that trains in a run directory, or resumes its run."""
 
     @classmethod
     @abstractmethod
@@ -99,7 +100,13 @@ class TrainingEvaluation(Evaluation):
         del recompute
         for model in models:
             previous_state = RunDir(model.output_dir).read_state() or {}
-            outcome = self.train(model)
+            outcome = self.get_train_function()(
+                self.build_config(model),
+                model.output_dir,
+                model.world,
+                resume=self.resume,
+                accept_changes=self.accept_changes,
+            )
             if outcome.status != "finished":
                 message = f"{outcome.status} at step {outcome.step}: {model.output_dir}"
                 raise EvaluationStopped(message, exit_code=outcome.exit_code)

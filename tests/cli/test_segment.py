@@ -76,6 +76,17 @@ def test_dry_runs_write_nothing(source: Path, data: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_a_test_has_no_dry_run(run: Path) -> None:
+    with pytest.raises(UserError, match=r"--dry-run: estimates a training, but this command only tests a run"):
+        run_eval("segment", str(run), "--set", "testing.mode=whole", "--dry-run")
+
+
+def test_the_help_describes_tests_without_training() -> None:
+    text = " ".join(run_eval("segment", "--help").replace("│", " ").split())
+    assert "With a finished run instead of a ViT, test the run again" in text
+    assert "exits with 75" in text
+
+
 def test_other_commands_accept_or_reject_runs_of_segmenters(run: Path, data: Path) -> None:
     for read, message in (
         (lambda: load_run(run), "is a segmenter without a decoder. Use the run it was fine-tuned from"),
@@ -84,7 +95,7 @@ def test_other_commands_accept_or_reject_runs_of_segmenters(run: Path, data: Pat
             f"is a fine-tuned run. Resume it with: c2fmae eval segment {run} --resume",
         ),
         (
-            lambda: run_eval("segment", str(run)),
+            lambda: run_eval("segment", str(run), "--steps", "5"),
             "is a run of a segmenter. Test it again with --set testing.…, resume it with --resume, or fine-tune from "
             "it with --data",
         ),
@@ -92,11 +103,17 @@ def test_other_commands_accept_or_reject_runs_of_segmenters(run: Path, data: Pat
             lambda: run_eval("segment", str(run), "--set", "testing.flip=true", "--recipe", "small"),
             "a resumed run has its own config, so --recipe has no effect. Use --set to change settings",
         ),
+        (
+            lambda: run_eval("segment", str(run), "--set", "testing.flip=true", "--resume", "--accept-changes"),
+            "is finished. Test it by another protocol without --resume",
+        ),
     ):
         with pytest.raises(UserError) as caught:
             read()
         assert str(caught.value) == f"{run}: {message}"
     assert "mIoU" in run_eval("segment", str(run), "--resume")
+    stored = run / "evaluations/segment/results.json"
+    assert f"{stored} exists" in run_eval("segment", str(run), "--set", "data.workers=0")
 
 
 def test_generated_scenes_have_maps_of_their_own(source: Path, tmp_path: Path) -> None:

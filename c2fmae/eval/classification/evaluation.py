@@ -1,6 +1,7 @@
 """Fine-tuning as an evaluation: the accuracy of a classifier on a pre-trained ViT."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -43,17 +44,12 @@ class FinetuneEvaluation(TrainingEvaluation):
 
         return choose_recipe(spec, read_pretrain_epochs(source))
 
-    def train(self, model: ModelUnderTest) -> "c2fmae.core.experiment.RunOutcome":
-        """Fine-tune in the output directory of a model, or resume its run."""
+    @classmethod
+    def get_train_function(cls) -> "Callable[..., c2fmae.core.experiment.RunOutcome]":
+        """Return `finetune`."""
         from c2fmae.eval.classification.experiment import finetune
 
-        return finetune(
-            self.build_config(model),
-            model.output_dir,
-            model.world,
-            resume=self.resume,
-            accept_changes=self.accept_changes,
-        )
+        return finetune
 
     @classmethod
     def read_result(cls, run_dir: Path) -> "c2fmae.eval.results.EvaluationResult":

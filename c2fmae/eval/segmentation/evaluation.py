@@ -1,6 +1,6 @@
 """Segmentation as an evaluation: the mIoU of a segmenter on a pre-trained ViT."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -45,17 +45,12 @@ class SegmentEvaluation(TrainingEvaluation):
         del source
         return choose_recipe(spec)
 
-    def train(self, model: ModelUnderTest) -> "c2fmae.core.experiment.RunOutcome":
-        """Train in the output directory of a model, or resume its run."""
+    @classmethod
+    def get_train_function(cls) -> "Callable[..., c2fmae.core.experiment.RunOutcome]":
+        """Return `segment`."""
         from c2fmae.eval.segmentation.experiment import segment
 
-        return segment(
-            self.build_config(model),
-            model.output_dir,
-            model.world,
-            resume=self.resume,
-            accept_changes=self.accept_changes,
-        )
+        return segment
 
     @classmethod
     def read_result(cls, run_dir: Path) -> "c2fmae.eval.results.EvaluationResult":

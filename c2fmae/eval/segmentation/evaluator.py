@@ -125,7 +125,9 @@ def _read_or_predict(
     if stored is not None:
         return stored
     if predict is None:
-        raise UserError(f"{scene.key}: has no stored prediction. Test the run again: c2fmae eval segment RUN")
+        raise UserError(
+            f"{scene.key}: has no stored prediction. Test the run again: c2fmae eval segment RUN --recompute"
+        )
     ids = predict(image)
     if writer is not None:
         writer.write(scene.key, ids)

@@ -1,5 +1,6 @@
 """Trainings of segmenters: open the data, build the segmenter, train, test and report."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -186,6 +187,7 @@ def retest(
     if state.get("status") != "finished":
         raise UserError(f"{run_dir}: is not finished. Resume it first: c2fmae eval segment {run_dir} --resume")
     segmenter = load_segmenter(run_dir, step=step, use_ema=use_ema).to(world.device)
+    title = f"{run_dir}{f', step {step:,}' if step is not None else ''}{', averaged weights' if use_ema else ''}"
     spec = segmenter.spec
     test = open_segmentation_set("test", config, spec.backbone.image_size)
     check_same_classes("test", test, spec.classes)
@@ -198,6 +200,8 @@ def retest(
         return cast(EvaluationResult, stored)
     result_dir = locate_result_dir(run_dir, identity)
     store = PredictionStore(result_dir / PREDICTIONS_DIR, identify_predictions(digest, test.identity, config.testing))
+    if recompute and world.is_main:
+        shutil.rmtree(store.predictions_dir, ignore_errors=True)
     evaluator = SegmenterEvaluator(test.scenes, config.testing, world, config.data.workers, show_progress=True)
     scores = evaluator.evaluate(segmenter, store=store)
     result = None
@@ -207,8 +211,8 @@ def retest(
             config,
             scores,
             spec.classes,
-            f"The segmenter of {run_dir}. {describe_test(config, spec, test)}",
-            title=str(run_dir),
+            f"The segmenter of {title}. {describe_test(config, spec, test)}",
+            title=title,
             identity=identity,
             scenes=test.scenes,
             load_report=str(segmenter.load_report),
@@ -296,7 +300,10 @@ def open_segmentation_set(
     opened = open_set(split, getattr(data, split), image_size, ("semantic", "rgb"), limit=data.limit)
     info = opened.scenes.info
     if not info.classes:
-        raise UserError(f"{split}: {opened.name} names no classes. List them in its dataset.json")
+        raise UserError(
+            f"{split}: {opened.name} names no classes. List them in its dataset.json; `c2fmae data check` "
+            "prints one to start from"
+        )
     if len(info.classes) == 1:
         raise UserError(
             f"{split}: {opened.name} has one class, {info.classes[0].name!r}, so that every prediction is right. Add a "

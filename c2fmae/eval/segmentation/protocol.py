@@ -35,7 +35,7 @@ def describe_training(config: SegmentConfig, plan: TrainingPlan, spec: Segmenter
 def describe_test(config: SegmentConfig, spec: SegmenterSpec, test: OpenedSet) -> str:
     """Return a description of a test."""
     stride = test.scenes.info.label_stride
-    labels = f" The truth is the label of every {stride}th pixel in each direction." if stride > 1 else ""
+    labels = f" The truth is the label of one pixel in every {stride} × {stride}." if stride > 1 else ""
     return (
         f"Tested on {test}: {config.testing.describe(spec.backbone.image_size)}.{labels} IoU in percent from one "
         "confusion matrix over all labelled pixels of all images, averaged over the classes that occur or are "

@@ -125,10 +125,10 @@ def _make_confusion_sections(counts: Sequence[Sequence[int]], names: Sequence[st
 
 
 def list_confused_pairs(counts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Return all pairs of a true and another predicted class that occur, most pixels first.
+    """Return all pairs of a true and another predicted class that occur, most pixels first, then by class.
 
-    >>> list_confused_pairs([[9, 1, 0], [4, 2, 5], [0, 0, 3]])
-    [(1, 2), (1, 0), (0, 1)]
+    >>> list_confused_pairs([[9, 1, 4], [0, 9, 0], [4, 6, 9]])
+    [(2, 1), (0, 2), (2, 0), (0, 1)]
     """
     pairs = [(i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if i != j and count]
     return sorted(pairs, key=lambda pair: -counts[pair[0]][pair[1]])

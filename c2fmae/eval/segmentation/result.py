@@ -30,6 +30,7 @@ from c2fmae.eval.segmentation.report import (
     CLASSES_FILE,
     CONFUSION_FILE,
     EXAMPLES_FILE,
+    list_confused_pairs,
     make_segmentation_sections,
 )
 from c2fmae.eval.segmentation.scores import SegmentationScores
@@ -173,8 +174,9 @@ def _list_class_records(scores: SegmentationScores, names: Sequence[str]) -> lis
 def _list_class_rows(scores: SegmentationScores, names: Sequence[str]) -> list[tuple[object, ...]]:
     """Return the rows of the table of classes: empty cells where a class has no score, or no confusion."""
     mistakes: dict[int, tuple[str, int]] = {}
-    for confusion in scores.list_confusions():
-        mistakes.setdefault(confusion.true, (names[confusion.predicted], confusion.num_pixels))
+    counts = scores.confusion.tolist()
+    for true, predicted in list_confused_pairs(counts):
+        mistakes.setdefault(true, (names[predicted], counts[true][predicted]))
     return [
         (
             class_id,

@@ -17,14 +17,6 @@ from c2fmae.eval.confusion import (
 from c2fmae.eval.intervals import percentile_interval, poisson_weights, replicate_sums
 
 
-class Confusion(NamedTuple):
-    """Pixels of one class that are predicted as another."""
-
-    true: int
-    predicted: int
-    num_pixels: int
-
-
 class ScoreInterval(NamedTuple):
     """A score in [0, 1], and its 95 % interval from bootstrap samples of the images."""
 
@@ -108,12 +100,3 @@ class SegmentationScores:
             "pixel_accuracy": (self.pixel_accuracy, totals_to_overall_accuracy(replicates)),
         }
         return {name: ScoreInterval(value, percentile_interval(scores)) for name, (value, scores) in values.items()}
-
-    def list_confusions(self) -> list[Confusion]:
-        """Return all pairs of a true and another predicted class, those with most pixels first."""
-        wrong = self.confusion - torch.diag(self.confusion.diagonal())
-        true, predicted = wrong.nonzero(as_tuple=True)
-        counts = wrong[true, predicted]
-        order = counts.argsort(descending=True, stable=True)
-        rows = zip(true[order].tolist(), predicted[order].tolist(), counts[order].tolist(), strict=True)
-        return [Confusion(*row) for row in rows]

@@ -161,6 +161,9 @@ def test_a_finished_run_is_tested_again_without_training(finished_run: Path, mon
     own = retest(SegmentConfig.from_yaml(finished_run / "config.yaml"), finished_run, World())
     assert (own.is_new, own.result_dir) == (False, finished_run / "evaluations/segment")
     assert len(counted) == 6
+    again = retest(config, finished_run, World(), step=4, recompute=True)
+    assert len(counted) == 12
+    assert again.protocol.startswith(f"The segmenter of {finished_run}, step 4. ")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_tensors(finished_run).items())
 
 
@@ -279,7 +282,12 @@ def name_classes(*names: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
-        (name_classes(), (), "train: {data}/train names no classes. List them in its dataset.json"),
+        (
+            name_classes(),
+            (),
+            "train: {data}/train names no classes. List them in its dataset.json; `c2fmae data "
+            "check` prints one to start from",
+        ),
         (
             label_one_class,
             (),
@@ -334,7 +342,7 @@ def test_maps_at_a_stride_are_accepted_on_request_and_named_in_the_protocol(sour
     thin_maps(data)
     segment(make_quick_config(source, data, "data.allow_label_stride=true"), tmp_path / "run", World())
     result = read_segmentation_result(tmp_path / "run")
-    assert "The truth is the label of every 4th pixel in each direction." in result.protocol
+    assert "The truth is the label of one pixel in every 4 × 4." in result.protocol
     num_labelled = int({metric.key: metric for metric in result.metrics}["pixel_accuracy"].notes[0].split()[0])
     assert 40 <= num_labelled <= 48  # 4 × 6 in each image, without the border
 

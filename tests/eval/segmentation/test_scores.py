@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from c2fmae.eval.confusion import class_totals, confusion_matrices
-from c2fmae.eval.segmentation.scores import Confusion, SegmentationScores
+from c2fmae.eval.segmentation.scores import SegmentationScores
 from tests.eval.probes.blobs import draw_maps
 
 pytestmark = pytest.mark.numeric
@@ -61,13 +61,3 @@ def test_intervals_contain_the_score_and_shrink_with_more_images() -> None:
         low, high = bootstrap["mean_iou"].interval
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
-
-
-def test_confusions_are_ordered_by_pixels() -> None:
-    counts = torch.tensor([[[9, 1, 4], [0, 9, 0], [4, 6, 9]]])
-    assert make_scores(counts).list_confusions() == [
-        Confusion(2, 1, 6),
-        Confusion(0, 2, 4),
-        Confusion(2, 0, 4),
-        Confusion(0, 1, 1),
-    ]
