@@ -46,7 +46,7 @@ class BoxMasks:
         if not samples:
             return cls.from_masks([], torch.zeros((0, 4), dtype=torch.int32))
         starts = np.cumsum([0, *(len(masks.bits) for masks in samples)]).tolist()
-        offsets = [masks.offsets[:-1] + start for part, start in zip(samples, starts, strict=False)]
+        offsets = [masks.offsets[:-1] + start for masks, start in zip(samples, starts, strict=False)]
         return cls(
             torch.cat([masks.windows for masks in samples]),
             torch.cat([masks.bits for masks in samples]),
