@@ -1,0 +1,1 @@
+"""Fine-tuning for detection and instance segmentation, tests of detectors, and their results."""

@@ -1,0 +1,60 @@
+"""Settings of the test of a detector. It needs no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from c2fmae.core.config import Config, PositiveInt, UnitInterval
+from c2fmae.eval.evaluation import Precision
+
+Size = tuple[int, int]
+EngineChoice = Literal["auto", "pycocotools", "faster"]
+
+
+class DetectionTestingConfig(Config):
+    """How the objects of an image are predicted and compared with the truth, which is never resized."""
+
+    short_side: PositiveInt = 800
+    """Length to which the shorter side of an image is resized."""
+    max_side: PositiveInt = 1333
+    """Largest length of the longer side, which has precedence over `short_side`."""
+    canvas: PositiveInt | None = None
+    """Instead: side of a square on which every image is resized to fit, padded at the right and the bottom."""
+    score_threshold: UnitInterval = 0.05
+    """Detections with lower scores are removed."""
+    nms_threshold: UnitInterval = 0.5
+    """Of two boxes of a class with a higher IoU, the one with the lower score is removed."""
+    max_detections: PositiveInt = 100
+    """Largest number of detections of an image: those with the highest scores."""
+    precision: Precision = "fp32"
+    engine: EngineChoice = "auto"
+    """Library that computes the COCO metrics. `auto` is faster-coco-eval if it is installed, else pycocotools."""
+    confusion_score: UnitInterval = 0.3
+    """Lowest score of the detections in the confusion matrix and the counts of errors."""
+    intervals: Annotated[int, Field(ge=0)] = 100
+    """Number of bootstrap samples of the images for the confidence intervals of AP; 0 for none."""
+
+    def resized_size(self, size: Size) -> Size:
+        """Return the size to which an image of this height and width is resized, before padding.
+
+        >>> DetectionTestingConfig().resized_size((480, 640)), DetectionTestingConfig().resized_size((300, 600))
+        ((800, 1067), (667, 1333))
+        >>> DetectionTestingConfig(canvas=1024).resized_size((300, 600))
+        (512, 1024)
+        """
+        if self.canvas is not None:
+            factor = self.canvas / max(size)
+        else:
+            factor = min(self.short_side / min(size), self.max_side / max(size))
+        return max(int(size[0] * factor + 0.5), 1), max(int(size[1] * factor + 0.5), 1)
+
+    def describe(self) -> str:
+        """Return the settings in words, for a protocol."""
+        if self.canvas is not None:
+            resizing = f"images resized to fit a square of {self.canvas:,} pixels"
+        else:
+            resizing = f"shorter sides of images resized to {self.short_side:,}, longer ones at most {self.max_side:,}"
+        return (
+            f"{resizing}; at most {self.max_detections:,} detections with scores above {self.score_threshold:g}, "
+            f"NMS at an IoU of {self.nms_threshold:g}; {self.precision}"
+        )
