@@ -14,7 +14,7 @@ from c2fmae.core.training import ALTERNATIVES, TrainingConfig, derive_training_s
 
 log = logging.getLogger(__name__)
 
-RunKind = Literal["pretraining", "finetuning", "segmentation"]
+RunKind = Literal["pretraining", "finetuning", "segmentation", "detection"]
 
 
 class ConfigHeader(Config):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from c2fmae.core.checkpoint import METADATA_FILE, Checkpoint, list_checkpoints
+from c2fmae.core.detector_spec import DetectorSpec
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import RunKind
 from c2fmae.core.run_dir import RunDir, find_checkpoint
@@ -32,7 +33,7 @@ class RunInfo:
 
     @cached_property
     def kind(self) -> RunKind:
-        """Whether the run pre-trains an autoencoder, fine-tunes a classifier or trains a segmenter."""
+        """Whether the run pre-trains an autoencoder, fine-tunes a classifier, or trains a segmenter or detector."""
         kind: RunKind = self._entry("kind")
         if kind not in get_args(RunKind):
             raise UserError(
@@ -66,6 +67,14 @@ class RunInfo:
             return None
         values = {**self._entry("segmenter"), "backbone": self.backbone}
         return SegmenterSpec.from_dict(values, source=str(self.path))
+
+    @cached_property
+    def detector(self) -> DetectorSpec | None:
+        """Spec of a trained detector; None for another kind, and for a run without an intact checkpoint."""
+        if self.kind != "detection" or self.step is None:
+            return None
+        values = {**self._entry("detector"), "backbone": self.backbone}
+        return DetectorSpec.from_dict(values, source=str(self.path))
 
     @property
     def num_samples(self) -> int | None:

@@ -148,7 +148,7 @@ class SegmenterSpec(Config):
     relative: RelativePositions = "none"
 
 
-def spec_identity(spec: BackboneSpec | ClassifierSpec | SegmenterSpec) -> str:
+def spec_identity(spec: Config) -> str:
     """Return the JSON that is part of digests of weights.
 
     Its keys are those of version 0.1, so that cached features and results of that version stay valid. A position grid

@@ -69,12 +69,24 @@ def summarise_finetuning(config: Any, granularities: Mapping[str, Any]) -> dict[
 
 def summarise_segmentation(config: Any) -> dict[str, str]:
     """Return the rows of a card that describe the config of a segmenter's training, by title."""
+    return {
+        **_summarise_fine_tuning(config),
+        "Head": choice_text(config, "head", "channels"),
+        "Maps": list_options(config, "depths", "normed", "norm", "relative"),
+    }
+
+
+def summarise_detection(config: Any) -> dict[str, str]:
+    """Return the rows of a card that describe the config of a detector's training, by title."""
+    return _summarise_fine_tuning(config)
+
+
+def _summarise_fine_tuning(config: Any) -> dict[str, str]:
+    """Return the rows of trainings of a backbone with a head."""
     scratch = ", from scratch" if get_option(config, "from_scratch") else ""
     return {
         **_summarise_training(config, "lr", "base_lr", "weight_decay", "layer_decay"),
         "Fine-tuned from": f"{strip_folders(option_text(config, 'init'))}{scratch}",
-        "Head": choice_text(config, "head", "channels"),
-        "Maps": list_options(config, "depths", "normed", "norm", "relative"),
         "Trained parts": list_options(config, "train_blocks"),
         "Regularisation": list_options(config, "drop_path"),
     }

@@ -17,6 +17,7 @@ from c2fmae.exports.config_text import (
     get_option,
     option_text,
     strip_folders,
+    summarise_detection,
     summarise_finetuning,
     summarise_pretraining,
     summarise_segmentation,
@@ -59,7 +60,7 @@ class WeightsProvenance:
     is_ema: bool = False
     """Whether the weights are averaged by `training.ema` while the metrics are those of the trained weights."""
     is_finetuned: bool = False
-    """Whether the weights are those of a classifier or segmenter, and the metrics its scores."""
+    """Whether the weights are those of a classifier, segmenter or detector, and the metrics its scores."""
     evaluations: Sequence[EvaluationRow] = ()
     missing_details: Sequence[str] = ()
 
@@ -125,6 +126,8 @@ def _read_summary(info: RunInfo) -> tuple[Mapping[str, Any], dict[str, str]]:
             return config, summarise_finetuning(config, info.backbone.channels)
         case "segmentation":
             return info.config, summarise_segmentation(info.config)
+        case "detection":
+            return info.config, summarise_detection(info.config)
 
 
 def _read_held_out_metrics(run_dir: RunDir | None, step: int, prefix: str) -> tuple[int, dict[str, float] | None]:

@@ -122,9 +122,9 @@ def test_runs_and_checkpoints_are_recognised(tmp_path: Path) -> None:
 
 def test_another_kind_and_missing_entries_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        assert RunInfo(tmp_path, 1, {"kind": "detection"}).kind
+        assert RunInfo(tmp_path, 1, {"kind": "tracking"}).kind
     assert str(caught.value) == (
-        f"{tmp_path}: is a run of kind 'detection', which this version does not support. Upgrade c2fmae"
+        f"{tmp_path}: is a run of kind 'tracking', which this version does not support. Upgrade c2fmae"
     )
     with pytest.raises(UserError) as caught:
         assert RunInfo(tmp_path, 1, {}).kind

@@ -1,5 +1,6 @@
 import pytest
 
+from c2fmae.core.detector_spec import DetectorSpec
 from c2fmae.core.errors import UserError
 from c2fmae.core.specs import BackboneSpec, ClassifierSpec, EncoderConfig, spec_identity
 
@@ -81,3 +82,31 @@ def test_the_default_encoder_is_a_plain_vit_base() -> None:
         "grad_checkpointing": False,
         "position_grid": None,
     }
+
+
+def make_detector_spec(**values: object) -> DetectorSpec:
+    spec = {"backbone": {"encoder": {}, "image_size": [800, 1344]}, "classes": [{"name": "cat"}], **values}
+    return DetectorSpec.from_dict(spec, source="spec.json")
+
+
+def test_a_detector_has_an_anchor_size_for_each_map() -> None:
+    spec = make_detector_spec()
+    assert len(spec.anchors.sizes) == len(spec.pyramid.strides) == 5
+    assert spec.pyramid.roi_strides == (4, 8, 16, 32)
+    assert make_detector_spec(**spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pyramid": {"strides": [4, 8, 32]}}, "pyramid: strides: expected each to be twice the one before, as in [4,"),
+        ({"pyramid": {"strides": [4]}}, "pyramid: top_level: needs a map below it. Add a stride, or set"),
+        ({"pyramid": {"depths": [12]}}, "pyramid: depths: fpn takes a map for each stride (expected 4 blocks, got 1)"),
+        ({"pyramid": {"name": "simple"}}, "pyramid: depths: the simple pyramid takes one map (expected 1 blocks, got"),
+        ({"anchors": {"sizes": [32]}}, "anchors.sizes: expected one for each of the pyramid's 5 strides, got 1."),
+    ],
+)
+def test_detectors_that_cannot_be_built_are_rejected(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_detector_spec(**values)
+    assert str(caught.value).startswith(f"spec.json: {message}")

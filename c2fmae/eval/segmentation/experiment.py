@@ -43,8 +43,8 @@ from c2fmae.eval.segmentation.result import (
 from c2fmae.eval.segmentation.scores import SegmentationScores
 from c2fmae.eval.segmentation.task import LabelledCrop, SegmentationTask
 from c2fmae.eval.training_experiment import ScoredExperiment, check_unchanged, freeze_blocks, read_saved_run
+from c2fmae.models.norms import check_norm, synchronise_batch_norms
 from c2fmae.models.segmenters import Segmenter, load_segmenter, segmenter_from_backbone, segmenter_from_spec
-from c2fmae.models.segmenters.norms import check_norm, synchronise_batch_norms
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from c2fmae.models.segmenters.convolution import ConvModule
+from c2fmae.models.convolution import ConvModule
 
 _CLASSIFIER_STD = 0.01
 _LINEAR_STD = 0.02

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from c2fmae.core.specs import SegmenterSpec
 from c2fmae.models.backbones import Backbone, LoadReport
+from c2fmae.models.feature_pyramid import FeatureMaps
 from c2fmae.models.relative_bias import RelativePositionBias
 from c2fmae.models.segmenters.heads.registry import HeadModules
-from c2fmae.models.segmenters.pyramid import FeatureMaps
 
 
 class Segmenter(nn.Module):

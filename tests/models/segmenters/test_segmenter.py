@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.optimiser import build_parameter_groups
 from c2fmae.core.specs import HeadSpec, SegmenterSpec
+from c2fmae.models.norms import check_norm
 from c2fmae.models.segmenters import SEGMENTATION_HEADS, HeadLayout, HeadModules, segmenter_from_spec
-from c2fmae.models.segmenters.norms import check_norm
 from tests.exports.noise_sources import make_noise_backbone
 from tests.models.segmenters.noise_segmenters import draw_images, make_noise_segmenter, make_segmenter
 

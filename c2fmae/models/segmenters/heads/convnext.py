@@ -5,8 +5,8 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from c2fmae.core.segmentation_head_options import ConvNeXtOptions
+from c2fmae.models.feature_pyramid import FeatureMaps
 from c2fmae.models.segmenters.heads.registry import SEGMENTATION_HEADS, HeadLayout, HeadModules
-from c2fmae.models.segmenters.pyramid import FeatureMaps
 
 
 class ConvNeXtHead(nn.Module):

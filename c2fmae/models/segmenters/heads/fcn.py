@@ -4,9 +4,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from c2fmae.core.segmentation_head_options import FcnOptions
-from c2fmae.models.segmenters.convolution import ConvModule
+from c2fmae.models.convolution import ConvModule
+from c2fmae.models.feature_pyramid import FeatureMaps
 from c2fmae.models.segmenters.heads.registry import SEGMENTATION_HEADS, HeadLayout, HeadModules
-from c2fmae.models.segmenters.pyramid import FeatureMaps
 
 
 class FcnHead(nn.Module):

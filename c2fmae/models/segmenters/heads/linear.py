@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from c2fmae.core.segmentation_head_options import LinearOptions
+from c2fmae.models.feature_pyramid import FeatureMaps
+from c2fmae.models.norms import create_norm
 from c2fmae.models.segmenters.heads.registry import SEGMENTATION_HEADS, HeadLayout, HeadModules
-from c2fmae.models.segmenters.norms import create_norm
-from c2fmae.models.segmenters.pyramid import FeatureMaps
 
 
 class LinearHead(nn.Module):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from c2fmae.core.errors import UserError
 from c2fmae.core.segmentation_head_options import UperNetOptions
 from c2fmae.core.specs import NormKind
-from c2fmae.models.segmenters.convolution import ConvModule, resize
+from c2fmae.models.convolution import ConvModule, resize
+from c2fmae.models.feature_pyramid import FeatureMaps, FeaturePyramid
 from c2fmae.models.segmenters.heads.fcn import FcnHead
 from c2fmae.models.segmenters.heads.registry import SEGMENTATION_HEADS, HeadLayout, HeadModules
-from c2fmae.models.segmenters.pyramid import FeatureMaps, FeaturePyramid
 
 
 class UperNetHead(nn.Module):

@@ -5,16 +5,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from c2fmae.core.specs import NormKind
-from c2fmae.models.segmenters.norms import create_norm
+from c2fmae.models.norms import create_norm
 
 
 class ConvModule(nn.Module):
-    """A convolution without bias that keeps the size, a norm and ReLU: mmseg's `ConvModule`."""
+    """A convolution that keeps the size, a norm and ReLU: mmseg's `ConvModule`. It has a bias only without a norm."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: NormKind) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: NormKind | None) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.norm = create_norm(norm, out_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm is None)
+        self.norm = create_norm(norm, out_channels) if norm is not None else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch _ rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
         """Return maps of the same size."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from c2fmae.core.specs import NormKind
-from c2fmae.models.segmenters.norms import create_norm
+from c2fmae.models.norms import create_norm
 
 FeatureMaps = Sequence[Float[Tensor, "batch dim _ _"]]
 """Feature maps of the same images, each of its own size."""
