@@ -1,8 +1,10 @@
 """Training and test sets of evaluations."""
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -10,9 +12,10 @@ from torch import Tensor
 from c2fmae.config.data import DatasetConfig, DataSourceOption, describe_source, source_name
 from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, TRAIN_SEED_OFFSET, UnseenScenes
 from c2fmae.core.errors import UserError
+from c2fmae.core.seeding import derive_seed
 from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES
 from c2fmae.data import Scenes, open_scenes
-from c2fmae.data.combine import select_evenly
+from c2fmae.data.combine import SubsetScenes, select_evenly
 from c2fmae.data.digest import compute_scenes_digest
 
 _GENERATED_LENGTH_AND_OFFSET = {"train": (2048, TRAIN_SEED_OFFSET), "test": (1024, TEST_SEED_OFFSET)}
@@ -97,3 +100,20 @@ def draw_stratified_rows(labels: Int64[Tensor, " scene"], fraction: float, seed:
     rank_in_label = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
     num_rows = (fraction * counts.double() - 1e-9).ceil()  # 0.15 × 100 is 15 in spite of rounding
     return order[rank_in_label < num_rows[labels[order]]].sort().values
+
+
+def select_fraction(scenes: Scenes, fraction: float, seed: int) -> Scenes:
+    """Return a random fraction of scenes, in their order; larger fractions of a seed contain smaller ones."""
+    if fraction == 1:
+        return scenes
+    order = np.random.default_rng(derive_seed(seed, "fraction", 0)).permutation(len(scenes))
+    return SubsetScenes(scenes, np.sort(order[: count_fraction(len(scenes), fraction)]))
+
+
+def count_fraction(num_scenes: int, fraction: float) -> int:
+    """Return the number of scenes that are a fraction of all, rounded up.
+
+    >>> count_fraction(100, 0.15), count_fraction(3, 0.5)
+    (15, 2)
+    """
+    return ceil(fraction * num_scenes - 1e-9)  # 0.15 × 100 is 15 in spite of rounding

@@ -144,6 +144,35 @@ class TrainingEvaluation(Evaluation):
         return filled.model_copy(update={"data": fill_generated_sets(filled.data, model)})
 
 
+class RetestableEvaluation(TrainingEvaluation):
+    """Train a model on each backbone, or test finished runs again."""
+
+    retest: bool = False
+    """Test finished runs again, with overrides of `testing`, instead of training."""
+
+    @classmethod
+    @abstractmethod
+    def get_retest_function(cls) -> "Callable[..., c2fmae.eval.results.EvaluationResult]":
+        """Return the function that tests the model of a finished run, or returns the stored result."""
+
+    def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
+        """Train each model, or test finished runs again, and yield the result."""
+        if not self.retest:
+            yield from super().run_models(models, recompute=recompute)
+            return
+        for model in models:
+            options = model.load_options
+            result = self.get_retest_function()(
+                self.build_config(model),
+                model.output_dir,
+                model.world,
+                step=options.step,
+                use_ema=options.use_ema,
+                recompute=recompute,
+            )
+            yield Outcome(result.metrics, stored=result)
+
+
 def without_layer_decay(config: C) -> C:
     """Return the config without layer decay, for training from scratch."""
     training = config.training.model_copy(update={"layer_decay": 1.0})

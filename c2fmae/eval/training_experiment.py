@@ -14,11 +14,13 @@ from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import RunInfo, read_run_info
-from c2fmae.core.sharding import unsharded
+from c2fmae.core.sharding import gather, unsharded
+from c2fmae.core.specs import spec_identity
 from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, Scenes
 from c2fmae.data.loader import explain_worker_death
 from c2fmae.eval.best_checkpoint import BestCheckpoint
+from c2fmae.eval.cache import compute_tensors_digest
 from c2fmae.models.backbones import Backbone
 
 S = TypeVar("S")
@@ -116,6 +118,13 @@ def read_saved_run(run_dir: RunDir, world: World) -> RunInfo:
     if info.step is None:
         raise UserError(f"{run_dir.checkpoints}: no checkpoint is intact. Restore one, or start again in another --out")
     return info  # type: ignore[no-any-return]
+
+
+def compute_model_digest(model: nn.Module, world: World) -> str:
+    """Return the digest of a model with a spec, the same on all processes, which must all call this."""
+    tensors = gather(model.state_dict())  # the main process gets the tensors
+    digest = compute_tensors_digest(tensors, spec_identity(model.spec)) if world.is_main else ""  # type: ignore[arg-type]
+    return str(world.broadcast_object(digest))
 
 
 def check_unchanged(settings: Mapping[str, tuple[Any, Any]]) -> None:

@@ -1,6 +1,5 @@
 """Config of a training of a segmenter. It needs no torch."""
 
-from math import ceil
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -118,12 +117,3 @@ class SegmentConfig(ExperimentConfig, SegmentInputs):  # in this order YAML begi
         if self.training.sharded and self.training.ema is not None:
             raise UserError("training.sharded: sharded averages cannot be evaluated. Set training.ema to null")
         return self
-
-
-def count_fraction(num_scenes: int, fraction: float) -> int:
-    """Return the number of scenes that are a fraction of all, rounded up.
-
-    >>> count_fraction(100, 0.15), count_fraction(3, 0.5)
-    (15, 2)
-    """
-    return ceil(fraction * num_scenes - 1e-9)  # 0.15 × 100 is 15 in spite of rounding

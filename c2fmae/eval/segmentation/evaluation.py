@@ -1,15 +1,15 @@
 """Segmentation as an evaluation: the mIoU of a segmenter on a pre-trained ViT."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.registry import Registry
 from c2fmae.core.specs import BackboneSpec
-from c2fmae.eval.evaluation import EVALUATIONS, ModelUnderTest, Outcome
+from c2fmae.eval.evaluation import EVALUATIONS
 from c2fmae.eval.segmentation.config import SegmentConfig
-from c2fmae.eval.training_evaluation import TrainingEvaluation, TrainingRecipe
+from c2fmae.eval.training_evaluation import RetestableEvaluation, TrainingRecipe
 
 if TYPE_CHECKING:
     import c2fmae.core.experiment
@@ -17,18 +17,11 @@ if TYPE_CHECKING:
 
 
 @EVALUATIONS.register("segment")
-class SegmentEvaluation(TrainingEvaluation):
+class SegmentEvaluation(RetestableEvaluation):
     """Fine-tune ViTs for semantic segmentation, with the recipes of the papers or your own."""
 
     run_config: ClassVar[type[ExperimentConfig]] = SegmentConfig
     command: ClassVar[str] = "segment"
-
-    retest: bool = False
-    """Test finished runs again, with overrides of `testing`, instead of training."""
-
-    def build_config(self, model: ModelUnderTest) -> SegmentConfig:
-        """Return the config of a model's run."""
-        return cast(SegmentConfig, super().build_config(model))
 
     @classmethod
     def recipes(cls) -> Registry[TrainingRecipe[Any]]:
@@ -59,21 +52,9 @@ class SegmentEvaluation(TrainingEvaluation):
 
         return read_segmentation_result(run_dir)
 
-    def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
-        """Train each model, or test finished runs again, and yield the result."""
-        if not self.retest:
-            yield from super().run_models(models, recompute=recompute)
-            return
+    @classmethod
+    def get_retest_function(cls) -> "Callable[..., c2fmae.eval.results.EvaluationResult]":
+        """Return `retest`."""
         from c2fmae.eval.segmentation.experiment import retest
 
-        for model in models:
-            options = model.load_options
-            result = retest(
-                self.build_config(model),
-                model.output_dir,
-                model.world,
-                step=options.step,
-                use_ema=options.use_ema,
-                recompute=recompute,
-            )
-            yield Outcome(result.metrics, stored=result)
+        return retest

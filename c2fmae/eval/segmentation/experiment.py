@@ -5,29 +5,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import RunOutcome, is_new_run, locked_run_dir, run_experiment
-from c2fmae.core.labels import ClassInfo
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
-from c2fmae.core.sharding import gather
 from c2fmae.core.specs import SegmenterSpec, spec_identity
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.data import Scenes
-from c2fmae.data.combine import SubsetScenes
 from c2fmae.data.segmentation_batch import SegmentationBatch
 from c2fmae.eval.best_checkpoint import BestCheckpoint
-from c2fmae.eval.cache import compute_module_digest, compute_tensors_digest
-from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set
+from c2fmae.eval.cache import compute_module_digest
+from c2fmae.eval.datasets import OpenedSet, check_same_names, open_set, select_fraction
 from c2fmae.eval.results import EvaluationResult
-from c2fmae.eval.segmentation.config import SegmentConfig, count_fraction
+from c2fmae.eval.segmentation.config import SegmentConfig
 from c2fmae.eval.segmentation.evaluator import SegmenterEvaluator
 from c2fmae.eval.segmentation.prediction_store import PredictionStore
 from c2fmae.eval.segmentation.protocol import describe_test, describe_training
@@ -42,7 +38,14 @@ from c2fmae.eval.segmentation.result import (
 )
 from c2fmae.eval.segmentation.scores import SegmentationScores
 from c2fmae.eval.segmentation.task import LabelledCrop, SegmentationTask
-from c2fmae.eval.training_experiment import ScoredExperiment, check_unchanged, freeze_blocks, read_saved_run
+from c2fmae.eval.training_experiment import (
+    ScoredExperiment,
+    check_unchanged,
+    compute_model_digest,
+    freeze_blocks,
+    read_saved_run,
+)
+from c2fmae.eval.training_retest import check_finished, check_same_classes, describe_weights, find_or_test
 from c2fmae.models.norms import check_norm, synchronise_batch_norms
 from c2fmae.models.segmenters import Segmenter, load_segmenter, segmenter_from_backbone, segmenter_from_spec
 
@@ -104,15 +107,11 @@ class Segmentation(ScoredExperiment[SegmentationScores]):
         """Return the scores on the test set. Predictions of the last weights are stored: a killed test resumes."""
         store = None
         if is_last and average is None:
-            identity = identify_predictions(self.compute_digest(), self.test_identity, self.config.testing)
+            identity = identify_predictions(
+                compute_model_digest(self.segmenter, self.world), self.test_identity, self.config.testing
+            )
             store = PredictionStore(locate_result_dir(run_dir.path) / PREDICTIONS_DIR, identity)
         return self.evaluator.evaluate(self.segmenter, average, store=store)
-
-    def compute_digest(self) -> str:
-        """Return the digest of the segmenter, the same on all processes, which must all call this."""
-        tensors = gather(self.segmenter.state_dict())  # the main process gets the tensors
-        digest = compute_tensors_digest(tensors, spec_identity(self.segmenter.spec)) if self.world.is_main else ""
-        return str(self.world.broadcast_object(digest))
 
     def get_score(self, scores: SegmentationScores) -> float:
         """Return the mIoU."""
@@ -136,7 +135,7 @@ class Segmentation(ScoredExperiment[SegmentationScores]):
         best_checkpoint: BestCheckpoint,
     ) -> None:
         """Write the result of the last weights."""
-        digest = self.compute_digest()
+        digest = compute_model_digest(self.segmenter, self.world)
         if self.world.is_main:
             write_segmentation_result(
                 locate_result_dir(run_dir.path),
@@ -183,42 +182,38 @@ def retest(
     recompute: bool = False,
 ) -> EvaluationResult:
     """Test the segmenter of a finished run with the settings `testing` of a config, or return the stored result."""
-    state = RunDir(run_dir).read_state() or {}
-    if state.get("status") != "finished":
-        raise UserError(f"{run_dir}: is not finished. Resume it first: c2fmae eval segment {run_dir} --resume")
+    check_finished(run_dir, "segment")
     segmenter = load_segmenter(run_dir, step=step, use_ema=use_ema).to(world.device)
-    title = f"{run_dir}{f', step {step:,}' if step is not None else ''}{', averaged weights' if use_ema else ''}"
-    spec = segmenter.spec
-    test = open_segmentation_set("test", config, spec.backbone.image_size)
-    check_same_classes("test", test, spec.classes)
+    title, spec = describe_weights(run_dir, step, use_ema=use_ema), segmenter.spec
+    test_set = open_segmentation_set("test", config, spec.backbone.image_size)
+    check_same_classes("test", test_set.name, test_set.scenes.info.class_names, spec.classes)
     digest = compute_module_digest(segmenter, spec_identity(spec))
-    identity = identify_result(digest, test.identity, config.testing)
-    stored = world.broadcast_object(
-        find_segmentation_result(run_dir, identity) if world.is_main and not recompute else None
-    )
-    if stored is not None:
-        return cast(EvaluationResult, stored)
-    result_dir = locate_result_dir(run_dir, identity)
-    store = PredictionStore(result_dir / PREDICTIONS_DIR, identify_predictions(digest, test.identity, config.testing))
-    if recompute and world.is_main:
-        shutil.rmtree(store.predictions_dir, ignore_errors=True)
-    evaluator = SegmenterEvaluator(test.scenes, config.testing, world, config.data.workers, show_progress=True)
-    scores = evaluator.evaluate(segmenter, store=store)
-    result = None
-    if world.is_main:
-        result = write_segmentation_result(
+    identity = identify_result(digest, test_set.identity, config.testing)
+
+    def test() -> EvaluationResult | None:
+        result_dir = locate_result_dir(run_dir, identity)
+        predictions = identify_predictions(digest, test_set.identity, config.testing)
+        store = PredictionStore(result_dir / PREDICTIONS_DIR, predictions)
+        if recompute and world.is_main:
+            shutil.rmtree(store.predictions_dir, ignore_errors=True)
+        evaluator = SegmenterEvaluator(test_set.scenes, config.testing, world, config.data.workers, show_progress=True)
+        scores = evaluator.evaluate(segmenter, store=store)
+        if not world.is_main:
+            return None
+        return write_segmentation_result(
             result_dir,
             config,
             scores,
             spec.classes,
-            f"The segmenter of {title}. {describe_test(config, spec, test)}",
+            f"The segmenter of {title}. {describe_test(config, spec, test_set)}",
             title=title,
             identity=identity,
-            scenes=test.scenes,
+            scenes=test_set.scenes,
             load_report=str(segmenter.load_report),
             world_size=world.size,
         )
-    return cast(EvaluationResult, world.broadcast_object(result))
+
+    return find_or_test(world, lambda: None if recompute else find_segmentation_result(run_dir, identity), test)
 
 
 def build_segmentation(config: SegmentConfig, world: World, run_dir: RunDir | None = None) -> Segmentation:
@@ -229,7 +224,7 @@ def build_segmentation(config: SegmentConfig, world: World, run_dir: RunDir | No
         segmenter, load_report = segmenter_from_spec(saved.segmenter), saved.metadata["load_report"]
         _check_matches_run(config, saved.segmenter)
         train, test = _open_sets(config, segmenter.spec.backbone.image_size)
-        check_same_classes("train", train, segmenter.spec.classes)
+        check_same_classes("train", train.name, train.scenes.info.class_names, segmenter.spec.classes)
     else:
         backbone = config.load_backbone(seed)
         image_size = data.image_size or backbone.spec.image_size
@@ -318,14 +313,6 @@ def open_segmentation_set(
     return opened
 
 
-def select_fraction(scenes: Scenes, fraction: float, seed: int) -> Scenes:
-    """Return a random fraction of scenes, in their order; larger fractions of a seed contain smaller ones."""
-    if fraction == 1:
-        return scenes
-    order = np.random.default_rng(derive_seed(seed, "fraction", 0)).permutation(len(scenes))
-    return SubsetScenes(scenes, np.sort(order[: count_fraction(len(scenes), fraction)]))
-
-
 def _freeze_blocks(segmenter: Segmenter, train_blocks: int | None) -> None:
     """Train only the last blocks, with the norm after them if there are any, and all that follows the backbone."""
     trained: list[nn.Module | None] = [segmenter.pyramid, segmenter.head, segmenter.auxiliary]
@@ -350,11 +337,3 @@ def _check_matches_run(config: SegmentConfig, spec: SegmenterSpec) -> None:
             "data.image_size": (spec.backbone.image_size, config.data.image_size or spec.backbone.image_size),
         }
     )
-
-
-def check_same_classes(split: str, opened: OpenedSet, classes: tuple[ClassInfo, ...]) -> None:
-    """Raise a `UserError` if a set has other classes than a segmenter."""
-    if opened.scenes.info.class_names != tuple(entry.name for entry in classes):
-        raise UserError(
-            f"{split}: {opened.name} has other classes than this run was trained on. Use a set of the original classes"
-        )

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from c2fmae.core.loop import StepLoss, Task
 from c2fmae.core.scene import Scene
 from c2fmae.data.crops.scaled_crop import ScaledCrop
 from c2fmae.data.segmentation_batch import SegmentationBatch, SegmentationSample
+from c2fmae.eval.training_inputs import standardise_batch
 from c2fmae.models.segmenters import Segmenter
 from c2fmae.models.segmenters.losses import upsampled_cross_entropy
 
@@ -41,7 +41,7 @@ class SegmentationTask(Task[SegmentationBatch, SegmentationMicroBatch]):
         """Standardise the images, and split the batch into micro-batches."""
         del step, progress
         batch = batch.to(world.device)
-        images = standardise_batch(self.segmenter, batch)
+        images = standardise_batch(self.segmenter.backbone, batch.images, batch.sizes)
         size = len(batch) // num_micro_batches
         return [
             SegmentationMicroBatch(
@@ -71,15 +71,6 @@ class SegmentationTask(Task[SegmentationBatch, SegmentationMicroBatch]):
     def sample_keys(self, micro_batch: SegmentationMicroBatch) -> Sequence[str]:
         """Return the keys of the samples."""
         return micro_batch.keys
-
-
-def standardise_batch(segmenter: Segmenter, batch: SegmentationBatch) -> Float[Tensor, "batch channels height width"]:
-    """Return standardised images, in which pixels beyond a sample's size are 0, the mean colour."""
-    images = segmenter.backbone.standardise(batch.images).to(next(segmenter.parameters()).dtype)
-    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
-    heights, widths = batch.sizes[:, 0, None, None], batch.sizes[:, 1, None, None]
-    is_inside = (rows[:, None] < heights) & (columns < widths)
-    return images * is_inside.unsqueeze(1).to(images.dtype)
 
 
 @dataclass(frozen=True)
