@@ -1,0 +1,101 @@
+"""Config of a training of a detector. It needs no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from c2fmae.config.data import LoaderConfig
+from c2fmae.core.config import Fraction, PositiveInt, UnitInterval
+from c2fmae.core.detector_spec import (
+    AnchorSpec,
+    BoxHeadSpec,
+    MaskHeadSpec,
+    PyramidSpec,
+    RoiSpec,
+    RpnSpec,
+    WindowSpec,
+)
+from c2fmae.core.errors import UserError
+from c2fmae.core.experiment_config import ExperimentConfig
+from c2fmae.core.specs import DropRate, RelativePositions
+from c2fmae.core.training import ScheduleName, TrainingConfig
+from c2fmae.eval.data_config import TrainTestSets
+from c2fmae.eval.detection.testing_config import DetectionTestingConfig
+from c2fmae.eval.training_config import BackboneInputs
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class DetectionDataConfig(LoaderConfig, TrainTestSets):
+    """Images with objects for training and testing, and the crops of training."""
+
+    canvas: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width of a fixed canvas, on which images are scaled at random, cropped and padded. By default, images
+    are resized so that their shorter side is one of `sides`, and padded to the largest of a batch."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    """Range of the random scale of an image on a canvas. At 1 the image just fits."""
+    sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = tuple(range(480, 801, 32))
+    """Without a canvas: shorter sides of images, of which each sample has one."""
+    max_side: PositiveInt = 1333
+    """Without a canvas: largest longer side of an image."""
+    crops: bool = True
+    """Without a canvas: show a random part of every second image, as DETR does."""
+    flip: UnitInterval = 0.5
+    """Probability of a horizontal flip."""
+    by_aspect: bool = True
+    """Without a canvas: batches of upright images only, or of wide ones only, which need less padding."""
+    fraction: Fraction = 1.0
+    """Fraction of the training images to use. A larger fraction contains a smaller one of the same seed."""
+
+
+class DetectInputs(BackboneInputs):
+    """Initial weights, detector, data and test. The defaults are those of CAE's Mask R-CNN."""
+
+    drop_path: DropRate = 0.2
+    pyramid: PyramidSpec = PyramidSpec()
+    windows: WindowSpec | None = None
+    """Attention in windows; null for global attention in all blocks."""
+    relative: RelativePositions = "none"
+    """Learned relative positions in attention, zero at the start."""
+    anchors: AnchorSpec = AnchorSpec()
+    rpn: RpnSpec = RpnSpec()
+    rois: RoiSpec = RoiSpec()
+    box_head: BoxHeadSpec = BoxHeadSpec()
+    mask_head: MaskHeadSpec | None = MaskHeadSpec()
+    """The mask head; null for none. Data with boxes only has none."""
+    norm_is_local: bool = False
+    """Accept batch norms whose statistics are those of a part of the batch, where a step is divided into parts. Results
+    then depend on the division."""
+    select_by: Literal["box", "mask"] = "box"
+    """The best checkpoint is that with the highest AP of boxes, or of masks."""
+    data: DetectionDataConfig = DetectionDataConfig()
+    testing: DetectionTestingConfig = DetectionTestingConfig()
+
+
+class DetectTraining(TrainingConfig):
+    """Training settings with the paper's defaults for a ViT-B on COCO."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = 12
+    batch_size: PositiveInt = 16
+    lr: Annotated[float, Field(gt=0)] | None = 3e-4
+    warmup_steps: Annotated[int, Field(ge=0)] | None = 500
+    warmup_start: UnitInterval | None = 1e-3
+    schedule: ScheduleName = "steps"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (9 / 12, 11 / 12)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+
+
+class DetectConfig(ExperimentConfig, DetectInputs):  # in this order YAML begins with the inputs
+    """Everything that determines a training of a detector, how it is saved and what is logged."""
+
+    kind: Literal["detection"] = "detection"
+    training: DetectTraining = DetectTraining()
+
+    @model_validator(mode="after")
+    def _check(self) -> "DetectConfig":
+        if self.training.sharded and self.training.ema is not None:
+            raise UserError("training.sharded: sharded averages cannot be evaluated. Set training.ema to null")
+        if self.select_by == "mask" and self.mask_head is None:
+            raise UserError("select_by: there are no masks without a mask head. Set it to box")
+        return self
