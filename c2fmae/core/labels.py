@@ -19,7 +19,7 @@ class LabelInfo(Config):
 
 
 class ClassInfo(Config):
-    """The class of one semantic id."""
+    """The class of one semantic id, or of objects."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -27,7 +27,7 @@ class ClassInfo(Config):
     is_thing: bool | None = None
     """Whether its instances can be counted (a car) or not (the sky)."""
     coco_id: int | None = None
-    """Category id of COCO, whose numbering has gaps."""
+    """Category id in files of COCO's format, whose numbering may have gaps."""
 
 
 def is_wnid(name: str) -> bool:

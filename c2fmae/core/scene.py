@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.objects import Objects
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Scene:
     label: int | None = None
     label_stride: int = 1
     """Stride s of the id maps: each cell holds the id of the pixel in the middle of s × s pixels."""
+    objects: Objects | None = None
+    """The objects of the image, in pixels of it; None in data without objects."""
 
 
 @dataclass(frozen=True)

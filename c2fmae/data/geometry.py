@@ -4,26 +4,15 @@ Images are resized bicubically with antialiasing, like Pillow's (to at least 50 
 interpolated: a cell of the target gets the id of the stored cell nearest to its centre.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
+from c2fmae.core.crop_box import CropBox, nearest_cells
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.scene import Scene
-
-
-@dataclass(frozen=True)
-class CropBox:
-    """A rectangle in pixels of an image."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 def scene_size(scene: Scene) -> tuple[int, int]:
@@ -79,21 +68,10 @@ def resized_crop_ids(
     is_flipped: bool = False,
 ) -> Shaped[Tensor, "rows columns"]:
     """Crop a map stored at `stride` to a box in pixels of the image, and resize it to `cells`."""
-    rows = _nearest_cells(box.top, box.height, cells[0], ids.shape[0], stride)
-    columns = _nearest_cells(box.left, box.width, cells[1], ids.shape[1], stride)
+    rows = nearest_cells(box.top, box.height, cells[0], ids.shape[0], stride)
+    columns = nearest_cells(box.left, box.width, cells[1], ids.shape[1], stride)
     # NumPy's `take` is five times as fast as indexing a tensor with two lists.
     return torch.from_numpy(ids.numpy().take(rows, axis=0).take(columns[::-1] if is_flipped else columns, axis=1))
-
-
-def _nearest_cells(start: int, length: int, cells: int, stored: int, stride: int) -> Int[np.ndarray, " cells"]:
-    """Return the stored cells nearest to the centres of `cells` equal parts of start … start + length.
-
-    A centre is at start + (i + ½) · length / cells; stored cell c holds the pixel whose centre is at s·c + s//2 + ½. So
-    c = ⌊(centre - s//2 - ½ + s/2) / s⌋, here with everything times 2 · cells.
-    """
-    centres = np.arange(1, 2 * cells, 2) * length + (2 * start + stride - 2 * (stride // 2) - 1) * cells
-    nearest = centres // (2 * cells * stride)
-    return np.minimum(np.maximum(nearest, 0), stored - 1)  # much faster than `clip` for few numbers
 
 
 def subsample_ids(ids: Shaped[Tensor, "height width"], stride: int) -> Shaped[Tensor, "rows columns"]:

@@ -21,7 +21,7 @@ PACK_PLAN_FILE = "pack.json"
 """The file that `pack` writes first; without `dataset.json`, which it writes last, the pack is unfinished."""
 DATASET_FORMAT = 1
 
-_LATER_KEYS = ("value_range", "offset", "colours")
+_LATER_KEYS = ("value_range", "offset", "colours", "object_classes")
 _MAX_FILE_BYTES = 1 << 26  # tens of thousands of classes with names
 
 
@@ -74,6 +74,8 @@ class DatasetInfo(Config):
     """Granularities that every sample has."""
     classes: tuple[ClassInfo, ...] = ()
     """Classes by semantic id; empty if unknown."""
+    object_classes: tuple[ClassInfo, ...] = ()
+    """Classes of objects (boxes and masks) by label, with the category ids of COCO files; empty without objects."""
     labels: tuple[LabelInfo | None, ...] = ()
     """Image classes by label; null for a label that no image has."""
     maps_know_labels: bool | None = None

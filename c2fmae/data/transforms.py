@@ -7,10 +7,11 @@ from typing import Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import InstanceOverflow
 from c2fmae.core.scene import Scene
-from c2fmae.data.geometry import CropBox, central_crop_box, resized_crop, scene_size
+from c2fmae.data.geometry import central_crop_box, resized_crop, scene_size
 from c2fmae.data.instance_order import renumber_instances
 
 MAX_CROP_ATTEMPTS = 10

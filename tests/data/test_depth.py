@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.pixels import trimmed_mean_std
 from c2fmae.core.scene import Scene
 from c2fmae.data import open_scenes
-from c2fmae.data.geometry import CropBox, resized_crop
+from c2fmae.data.geometry import resized_crop
 from tests.data.dataset_files import assert_user_error, encode_png, make_sample, write_tar, write_tree
 
 pytestmark = pytest.mark.numeric

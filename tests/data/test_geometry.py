@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import (
-    CropBox,
     central_crop_box,
     resize_scene,
     resized_crop,

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data.crops.distort import PhotometricDistortion
-from c2fmae.data.geometry import CropBox, resized_crop_ids, resized_crop_image, scene_size
+from c2fmae.data.geometry import resized_crop_ids, resized_crop_image, scene_size
 from c2fmae.data.segmentation_batch import SegmentationSample
 
 _MAX_REDRAWS = 10

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.rle import decode_runs
 from c2fmae.data.decode import MAX_PIXELS
 
 
@@ -34,7 +35,7 @@ def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], l
             packed = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
         else:
             packed = counts.encode()
-        runs = _decode_rle(packed)
+        runs = decode_runs(packed)
         if runs.min(initial=0) < 0 or runs.sum() != height * width:
             raise ValueError(f"its runs cover {runs.sum()} pixels, expected {width}×{height}")
     except Exception as error:  # pycocotools raises half a dozen types
@@ -53,23 +54,8 @@ def paint_outlines(outlines: Sequence[bytes], size: tuple[int, int]) -> Int64[np
     one at a time, so the memory does not depend on their number.
     """
     height, width = size
-    runs = [_decode_rle(counts) for counts in outlines]
+    runs = [decode_runs(counts) for counts in outlines]
     owner = np.zeros(height * width, np.int64)
     for k in np.argsort([-lengths[1::2].sum() for lengths in runs], kind="stable"):
         owner[np.repeat(np.arange(len(runs[k])) % 2 == 1, runs[k])] = k + 1  # outside, inside, outside, …
     return owner.reshape(width, height).T  # runs go down the columns
-
-
-def _decode_rle(counts: bytes) -> Int64[np.ndarray, " runs"]:
-    """Decompress run lengths: 5 bits per byte, offset by 48, lowest first, as differences to the run two before."""
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(digits & 32 == 0)
-    starts = np.concatenate([[0], ends + 1])
-    if len(digits) != starts[-1] or (digits < 0).any() or (digits > 63).any():
-        raise ValueError("its compressed runs are truncated or corrupted")
-    shift = 5 * (np.arange(len(digits)) - np.repeat(starts[:-1], np.diff(starts)))
-    runs = np.bincount(np.repeat(np.arange(len(ends)), np.diff(starts)), (digits & 31) << shift).astype(np.int64)
-    runs -= (digits[ends] & 16) << (shift[ends] + 1)  # the sign is the highest bit
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
-    return runs

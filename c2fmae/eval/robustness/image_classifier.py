@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import Scene
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.data import CentralView
-from c2fmae.data.geometry import CropBox, resized_crop_image
+from c2fmae.data.geometry import resized_crop_image
 from c2fmae.eval.cache import compute_module_digest, compute_weights_digest
 from c2fmae.eval.robustness.timm_names import guess_timm_name
 from c2fmae.models.backbones.hugging_face_reader import read_hugging_face_config

@@ -7,10 +7,11 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data import Scenes
-from c2fmae.data.geometry import CropBox, resized_crop_ids, resized_crop_image
+from c2fmae.data.geometry import resized_crop_ids, resized_crop_image
 from c2fmae.eval.segmentation.prediction_store import PredictionStore
 from c2fmae.report.drawing import (
     BACKGROUND_COLOUR,

@@ -8,7 +8,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.func import functional_call
 
-from c2fmae.data.geometry import CropBox, resized_crop_image
+from c2fmae.core.crop_box import CropBox
+from c2fmae.data.geometry import resized_crop_image
 from c2fmae.eval.segmentation.testing_config import TestingConfig
 from c2fmae.eval.segmentation.windows import padded_logits, slide
 from c2fmae.models.segmenters import Segmenter

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from c2fmae.data.geometry import CropBox, resized_crop_image
+from c2fmae.core.crop_box import CropBox
+from c2fmae.data.geometry import resized_crop_image
 from c2fmae.eval.segmentation import prediction
 from c2fmae.eval.segmentation.prediction import predict_ids
 from c2fmae.eval.segmentation.testing_config import TestingConfig
