@@ -96,30 +96,30 @@ def crop_objects(
     Height comes before width in sizes. Objects without a pixel in the crop, with a box narrower than one pixel of it,
     or of which less than `min_visible` is in it are left out. Masks are sampled as id maps are: each pixel of the crop
     is the nearest one of the image. Only the columns of an object that the crop shows are decoded: 8 objects of a third
-    of the sides of a 640×480 image, resized to 1067×800, take 2 ms.
+    of the sides of a 640×480 image, resized to 1067×800, take 2 ms instead of 18.
     """
     if objects.masks is None:
         return _crop_boxes(objects.boxes, box, size, is_flipped=is_flipped, min_visible=min_visible)
     rows = nearest_cells(box.top, box.height, size[0], image_size[0])
     columns = nearest_cells(box.left, box.width, size[1], image_size[1])
     scale = size[0] * size[1] / (box.height * box.width)
-    kept, windows, visible, masks = [], [], [], []
+    indices, windows, visible, masks = [], [], [], []
     for number, counts in enumerate(objects.masks):
         cropped = _crop_mask(decode_runs(counts), image_size[0], rows, columns)
         if cropped is None:
             continue
         left, top, mask, num_pixels = cropped
-        fraction = min(float(mask.sum()) / (scale * num_pixels), 1.0)
+        fraction = min(float(np.count_nonzero(mask)) / (scale * num_pixels), 1.0)
         if fraction < min_visible:
             continue
         if is_flipped:
             left, mask = size[1] - left - mask.shape[1], mask[:, ::-1]
-        kept.append(number)
+        indices.append(number)
         windows.append((left, top, left + mask.shape[1], top + mask.shape[0]))
         visible.append(fraction)
         masks.append(mask)
     return CroppedObjects(
-        torch.tensor(kept, dtype=torch.int64),
+        torch.tensor(indices, dtype=torch.int64),
         torch.tensor(windows, dtype=torch.float32).reshape(-1, 4),
         torch.tensor(visible, dtype=torch.float32),
         tuple(masks),
@@ -134,7 +134,7 @@ def resize_objects(
     Areas shrink and grow as the number of pixels of masks or as boxes do.
     """
     cropped = crop_objects(objects, image_size, box, size, is_flipped=is_flipped)
-    kept = objects.select(cropped.rows)
+    shown = objects.select(cropped.rows)
     scale = size[0] * size[1] / (box.height * box.width)
     masks = None
     if cropped.masks is not None:
@@ -142,8 +142,8 @@ def resize_objects(
         masks = tuple(
             encode_window(mask, x0, y0, *size) for mask, (x0, y0, _, _) in zip(cropped.masks, corners, strict=True)
         )
-    areas = kept.areas * cropped.visible * scale
-    return Objects(cropped.boxes, kept.labels, kept.is_crowd, areas, kept.ids, masks)
+    areas = shown.areas * cropped.visible * scale
+    return Objects(cropped.boxes, shown.labels, shown.is_crowd, areas, shown.ids, masks)
 
 
 def tight_box(
@@ -196,7 +196,7 @@ def _crop_boxes(
     sides, whole = clipped[:, 2:] - clipped[:, :2], moved[:, 2:] - moved[:, :2]
     visible = (sides.prod(1) / whole.prod(1)).clamp(max=1)  # NaN for a box without area, which is left out
     rows = ((sides >= 1).all(1) & (visible >= min_visible)).nonzero().flatten()
-    kept = clipped[rows]
+    shown = clipped[rows]
     if is_flipped:
-        kept = torch.stack([size[1] - kept[:, 2], kept[:, 1], size[1] - kept[:, 0], kept[:, 3]], dim=1)
-    return CroppedObjects(rows, kept, visible[rows], None)
+        shown = torch.stack([size[1] - shown[:, 2], shown[:, 1], size[1] - shown[:, 0], shown[:, 3]], dim=1)
+    return CroppedObjects(rows, shown, visible[rows], None)

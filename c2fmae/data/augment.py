@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -47,7 +47,7 @@ class AugmentedView:
             image = self._apply_rand_augment(image, int(rng.integers(1 << 32)), photometric_only=has_maps)
         if rng.random() < self.erase_prob:
             image = random_erase(image, rng, mean=self.mean, std=self.std)
-        return Scene(sample.key, {**sample.maps, "rgb": image}, sample.label, sample.label_stride)
+        return replace(sample, maps={**sample.maps, "rgb": image})
 
     def _apply_rand_augment(self, image: Tensor, seed: int, *, photometric_only: bool) -> Tensor:
         if len(image) != 3:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,8 +40,7 @@ class SubsetScenes:
     def __getitem__(self, index: int) -> Scene:
         check_index(index, len(self))
         scene = self.source[int(self.rows[index])]
-        maps = {name: scene.maps[name] for name in self.info.granularities}
-        return Scene(scene.key, maps, scene.label, scene.label_stride)
+        return replace(scene, maps={name: scene.maps[name] for name in self.info.granularities})
 
     def read_image_bytes(self, index: int) -> bytes | None:
         """Return the encoded image as stored."""
@@ -140,7 +139,7 @@ class ConcatScenes:
 
 def _check_compatible(first: DatasetInfo, second: DatasetInfo) -> None:
     names = [repr(info.name) for info in (first, second)]
-    for key in ("classes", "labels", "granularities", "channels", "value_range", "mean", "std"):
+    for key in ("classes", "object_classes", "labels", "granularities", "channels", "value_range", "mean", "std"):
         values = [getattr(info, key) for info in (first, second)]
         if values[0] != values[1]:
             numbers = [len(value) if isinstance(value, tuple) else value for value in values]

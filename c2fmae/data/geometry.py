@@ -1,4 +1,4 @@
-"""Crops and resizes that keep the image and the maps of a scene aligned: pure functions, exact in integers.
+"""Crops and resizes that keep image, maps and objects of a scene aligned: pure functions, exact in integers.
 
 Images are resized bicubically with antialiasing, like Pillow's (to at least 50 dB; noise differs most). Ids are never
 interpolated: a cell of the target gets the id of the stored cell nearest to its centre.
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from c2fmae.core.crop_box import CropBox, nearest_cells
 from c2fmae.core.granularity import GRANULARITIES
+from c2fmae.core.objects import resize_objects
 from c2fmae.core.scene import Scene
 
 
@@ -27,7 +28,7 @@ def scene_size(scene: Scene) -> tuple[int, int]:
 def resized_crop(
     scene: Scene, box: CropBox, size: tuple[int, int], *, label_stride: int = 1, is_flipped: bool = False
 ) -> Scene:
-    """Crop all maps to a box and resize them to `size`, id maps to 1 / `label_stride` of it; then flip them.
+    """Crop maps and objects to a box and resize them to `size`, id maps to 1 / `label_stride` of it; then flip them.
 
     Continuous maps are not interpolated: the edge between a near and a far object is not at their mean distance.
     """
@@ -44,7 +45,10 @@ def resized_crop(
             maps[name] = resized_crop_ids(tensor, box, cells, stride=scene.label_stride, is_flipped=is_flipped)
         else:
             maps[name] = resized_crop_ids(tensor, box, size, is_flipped=is_flipped)
-    return Scene(scene.key, maps, scene.label, label_stride)
+    objects = scene.objects
+    if objects is not None:
+        objects = resize_objects(objects, scene_size(scene), box, size, is_flipped=is_flipped)
+    return Scene(scene.key, maps, scene.label, label_stride, objects)
 
 
 def resized_crop_image(

@@ -1,7 +1,7 @@
 """Transforms from a stored scene to a sample for a model: one crop for the image and all its maps."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -56,7 +56,7 @@ class _SampleFormat:
         if "instance" not in sample.maps:
             return sample
         instances = renumber_instances(sample.maps["instance"], self.max_instances, self.overflow)
-        return Scene(sample.key, {**sample.maps, "instance": instances}, sample.label, sample.label_stride)
+        return replace(sample, maps={**sample.maps, "instance": instances})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from c2fmae.core.crop_box import CropBox
+from c2fmae.core.objects import Objects
+from c2fmae.core.rle import decode_mask, encode_mask
 from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import (
     central_crop_box,
@@ -181,3 +183,19 @@ def test_a_scene_is_not_modified() -> None:
 def test_a_scene_without_image_can_be_resized() -> None:
     maps: dict[str, Tensor] = {"semantic": torch.arange(6, dtype=torch.uint8).view(2, 3)}
     assert resize_scene(Scene("key", maps), 4, 6).maps["semantic"][::2, ::2].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_objects_are_cropped_beside_the_maps(is_flipped: bool) -> None:
+    mask = torch.zeros(12, 16, dtype=torch.uint8)
+    mask[2:9, 4:7] = 1
+    numbers = torch.tensor([5])
+    objects = Objects(
+        torch.tensor([[4.0, 2, 7, 9]]), numbers, numbers < 0, numbers.float(), numbers, (encode_mask(mask.numpy()),)
+    )
+    scene = Scene("key", {"rgb": torch.zeros(3, 12, 16, dtype=torch.uint8), "instance": mask}, objects=objects)
+    cropped = resized_crop(scene, CropBox(1, 2, 10, 9), (15, 27), is_flipped=is_flipped)
+    assert cropped.objects is not None
+    assert cropped.objects.masks is not None
+    assert np.array_equal(decode_mask(cropped.objects.masks[0], 15, 27), cropped.maps["instance"].numpy())
+    assert cropped.objects.labels.tolist() == [5]
