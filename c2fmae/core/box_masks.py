@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int32, Int64, UInt8
+from jaxtyping import Int, Int32, Int64, Shaped, UInt8
 from torch import Tensor
 
 
@@ -27,14 +27,14 @@ class BoxMasks:
     @classmethod
     def from_masks(
         cls,
-        masks: Sequence[UInt8[Tensor, "_rows _columns"] | Bool[Tensor, "_rows _columns"]],
+        masks: Sequence[Shaped[Tensor, "_rows _columns"] | Shaped[np.ndarray, "_rows _columns"]],
         windows: Int[Tensor, "mask 4"],
     ) -> "BoxMasks":
         """Pack masks, each of the size of its window; any value but 0 is inside the object."""
         for mask, (x0, y0, x1, y1) in zip(masks, windows.tolist(), strict=True):
             if tuple(mask.shape) != (y1 - y0, x1 - x0):
                 raise ValueError(f"expected a mask of {y1 - y0}×{x1 - x0} pixels, got {tuple(mask.shape)}")
-        packed = [np.packbits(mask.numpy().reshape(-1)) for mask in masks]
+        packed = [np.packbits(np.asarray(mask).reshape(-1)) for mask in masks]
         offsets = np.cumsum([0, *map(len, packed)])
         bits = np.concatenate(packed) if packed else np.zeros(0, np.uint8)
         return cls(windows.int(), torch.from_numpy(bits), torch.from_numpy(offsets))
