@@ -185,8 +185,12 @@ class LoaderConfig(Config):
         rank: int,
         pin_memory: bool,
         collate: Callable[[list[Any]], Any] | None = None,
+        predict_sizes: "c2fmae.data.sampler.PredictSizes | None" = None,
     ) -> "c2fmae.data.loader.BatchStream[Any]":
-        """Return the batches of one process, starting at a step. The batch of a step is the same for any start."""
+        """Return the batches of one process, starting at a step. The batch of a step is the same for any start.
+
+        With `predict_sizes`, such as a `SizePredictor`, a batch has samples of similar sizes.
+        """
         from c2fmae.data.sampler import DataPosition, Sampler
 
         sampler = Sampler(
@@ -196,6 +200,7 @@ class LoaderConfig(Config):
             repeats=self.repeats,
             rank=rank,
             world_size=plan.batch_size // plan.batch_size_per_rank,
+            predict_sizes=predict_sizes,
         )
         epochs = -(-plan.steps // plan.steps_per_epoch)
         loader = self.build_loader(scenes, view, sampler, collate=collate, pin_memory=pin_memory)

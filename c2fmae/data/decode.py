@@ -49,6 +49,7 @@ _EXIF_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
+_EXIF_TURNS = (5, 6, 7, 8)  # those that exchange height and width
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY, _PALETTE = 0, 3
@@ -77,6 +78,18 @@ def decode_image(
     else:
         pixels = _decode_or_raise(location, lambda: _decode_with_pillow(data, channels))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_image_size(data: bytes) -> tuple[int, int] | None:
+    """Return the height and width of an upright image by its header; None if they are not known without decoding."""
+    if is_npy(data) or is_tiff(data):
+        return None
+    try:
+        with _open_image(data) as image:
+            is_turned = image.getexif().get(_EXIF_ORIENTATION_TAG, 1) in _EXIF_TURNS
+            return image.size if is_turned else (image.height, image.width)
+    except Exception:  # reported when it is decoded
+        return None
 
 
 def read_stored_image(data: bytes, location: str) -> Num[np.ndarray, "*shape"]:

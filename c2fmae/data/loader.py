@@ -21,9 +21,8 @@ from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.failures import describe_failure
 from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.scene import Scene, SceneBatch
-from c2fmae.core.seeding import derive_seed
 from c2fmae.core.workers import exit_if_unguarded, loader_worker_death_error, worker_death_error
-from c2fmae.data.sampler import DataPosition, Sampler
+from c2fmae.data.sampler import DataPosition, Sampler, sample_generator
 from c2fmae.data.scenes import Scenes
 
 log = logging.getLogger(__name__)
@@ -228,8 +227,8 @@ class _BatchDataset(Dataset[object]):
                 start = time.perf_counter()
                 scene = load_first_readable(self.scenes, index, broken) if self.skip_broken else self.scenes[index]
                 decoded = time.perf_counter()
-                seed = derive_seed(self.seed, "view", batch_position.epoch, index, repetition)
-                samples.append(self.transform(scene, np.random.default_rng(seed)))
+                rng = sample_generator(self.seed, batch_position.epoch, index, repetition)
+                samples.append(self.transform(scene, rng))
                 decode += decoded - start
                 crop += time.perf_counter() - decoded
             start = time.perf_counter()
