@@ -25,6 +25,15 @@ class WindowSpec(Config):
     pad_keys: PadKeys = "attended"
     """Patches that fill incomplete windows are zeros after the norm. Attend to them, as detectron2 does, or not."""
 
+    def choose_window(self, block: int, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the rows and columns of a block's windows, at most those of the grid; None for a global block.
+
+        >>> windows = WindowSpec(size=14, global_blocks=(2,))
+        >>> windows.choose_window(1, (12, 20)), windows.choose_window(2, (12, 20))
+        ((12, 14), None)
+        """
+        return None if block in self.global_blocks else (min(self.size, grid[0]), min(self.size, grid[1]))
+
 
 class PyramidSpec(Config):
     """The maps that heads take, from fine to coarse."""

@@ -17,8 +17,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Pooling = Literal["mean", "cls"]
 NormKind = Literal["batch", "group", "layer"]
 """Norms of what follows a backbone: of batches, of groups of channels, or of all channels of a pixel."""
-RelativePositions = Literal["none", "bias"]
-"""Relative positions in attention: none, or a learned bias for each offset between two patches, as in BEiT."""
+RelativePositions = Literal["none", "bias", "decomposed"]
+"""Relative positions in attention: none, a learned bias for each offset between two patches (`bias`, as in BEiT), or
+learned embeddings of the offsets of rows and of columns, multiplied with the queries (`decomposed`, as in detectron2).
+"""
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 LossAveraging = Literal["samples", "cells"]
 """Average a loss over each image's hidden cells first and then over images, or over all hidden cells at once."""

@@ -15,6 +15,7 @@ from c2fmae.exports.hf_folder import BILINEAR, import_transformers, label_maps, 
 from c2fmae.exports.hf_support import hf_unsupported_reason
 from c2fmae.exports.target import ExportComparison, ExportTarget, compare_tensors, different_size
 from c2fmae.exports.timm_vit import to_timm_vit
+from c2fmae.models.relative_bias import RelativePositionBias
 from c2fmae.models.segmenters import Segmenter
 from c2fmae.models.segmenters.upsampling import upsample_logits
 
@@ -133,7 +134,7 @@ def _to_upernet_state_dict(segmenter: Segmenter, vit: VisionTransformer) -> dict
             tensors[f"{layer}.attention.{name}_proj.weight"] = part
             if name != "k":
                 tensors[f"{layer}.attention.{name}_proj.bias"] = bias_part
-        if segmenter.relative is not None:
+        if isinstance(segmenter.relative, RelativePositionBias):
             table = f"{layer}.relative_position_bias.relative_position_bias_table"
             tensors[table] = segmenter.relative.tables[index]
     heads = {"pyramid.": segmenter.pyramid, "head.": segmenter.head, "auxiliary.": segmenter.auxiliary}
@@ -177,6 +178,7 @@ def _unsupported_reason(segmenter: Segmenter) -> str:
         f"its pyramid has rescales {options['rescales']}, not {_RESCALES}": [*options["rescales"]] != _RESCALES,
         f"its auxiliary head has {_num_convs(options)} convolutions, not at least one": _num_convs(options) == 0,
         "the map of its last block is normed": spec.backbone.encoder.has_norm,
+        "its relative positions are decomposed": spec.relative == "decomposed",
         f"it was trained on crops of {height}×{width}, which are not square": height != width,
     }
     return next((reason for reason, is_true in reasons.items() if is_true), "")

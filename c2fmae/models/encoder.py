@@ -14,9 +14,12 @@ from timm.models import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from c2fmae.core.detector_spec import WindowSpec
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.models.attention import DeviceAwareAttention
+from c2fmae.models.attention_bias import AttentionBias
 from c2fmae.models.positions import sincos_positions
+from c2fmae.models.windows import run_block
 
 
 class Encoder(DeviceAwareAttention):
@@ -87,21 +90,33 @@ class Encoder(DeviceAwareAttention):
         depths: Sequence[int],
         *,
         normed: bool = True,
-        attn_biases: Sequence[Float[Tensor, "1 head latent latent"]] | None = None,
+        attn_biases: Sequence[AttentionBias] | None = None,
+        windows: WindowSpec | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> list[Float[Tensor, "batch latent dim"]]:
         """Return the outputs of these blocks, counted from 1; only that of the last block is normed, if `normed`.
 
-        `attn_biases`, one for each block, are added to the products of its queries and keys.
+        `attn_biases`, one for each block, are added to the products of its queries and keys. With `windows`, which need
+        the `grid` of the tokens, patches attend within windows, and no class and register tokens are prepended.
         """
         if invalid := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
             raise UserError(
                 f"depth: expected a block from 1 to {len(self.blocks)}, got {invalid[0]}. Choose another block"
             )
-        x, outputs = self._prepend_prefix(tokens), {}
+        if windows and grid is None:
+            raise ValueError("windows: need the grid of the tokens")
+        x, outputs = self.norm_pre(tokens) if windows else self._prepend_prefix(tokens), {}
         with self._evaluation_attention(x):
             for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
-                bias = [] if attn_biases is None else [attn_biases[depth - 1]]
-                x = checkpoint(block, x, *bias) if self._recomputes_blocks else block(x, *bias)
+                run = partial(
+                    run_block,
+                    block,
+                    bias=None if attn_biases is None else attn_biases[depth - 1],
+                    grid=grid,
+                    window=windows.choose_window(depth, grid) if windows and grid else None,
+                    mask_padding=windows is not None and windows.pad_keys == "masked",
+                )
+                x = checkpoint(run, x) if self._recomputes_blocks else run(x)
                 outputs[depth] = self.norm(x) if normed and depth == len(self.blocks) else x
         return [outputs[depth] for depth in depths]
 

@@ -1,5 +1,7 @@
 """Relative position bias: a learned number for each offset between two patches, added to attention, as in BEiT."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -11,29 +13,45 @@ _NUM_PREFIX_ROWS = 3  # query in prefix, key in prefix, both
 class RelativePositionBias(nn.Module):
     """A table for each block and head, zero at the start, in BEiT's layout.
 
-    A table is for the grid of the training images; for another grid its offsets are interpolated (bilinear).
+    A table is for the grid of patches that attend to each other in training; for another grid its offsets are
+    interpolated (bilinear).
     """
 
-    def __init__(self, grid: tuple[int, int], *, depth: int, num_heads: int, num_prefix_tokens: int) -> None:
+    def __init__(self, grids: Sequence[tuple[int, int]], *, num_heads: int, num_prefix_tokens: int) -> None:
         super().__init__()
-        self.grid = grid
+        self.grids = tuple(grids)
         self.num_prefix_tokens = num_prefix_tokens
-        rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + (_NUM_PREFIX_ROWS if num_prefix_tokens else 0)
-        self.tables = nn.ParameterList(nn.Parameter(torch.zeros(rows, num_heads)) for _ in range(depth))
+        prefix_rows = _NUM_PREFIX_ROWS if num_prefix_tokens else 0
+        self.tables = nn.ParameterList(
+            nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1) + prefix_rows, num_heads))
+            for rows, columns in grids
+        )
 
-    def forward(self, grid: tuple[int, int]) -> list[Float[Tensor, "1 head token token"]]:
-        """Return what each block adds to the products of queries and keys, for images of a grid of patches."""
-        index = _offset_index(grid, self.num_prefix_tokens, self.tables[0].device)
+    def forward(self, grids: Sequence[tuple[int, int]]) -> list[Float[Tensor, "1 head _ _"]]:
+        """Return what each block adds to the products of queries and keys.
+
+        `grids` are the grids of patches that attend to each other in each block.
+        """
+        device = self.tables[0].device
+        index = {grid: _offset_index(grid, self.num_prefix_tokens, device) for grid in set(grids)}
         # Contiguous in the last dimension, which fused attention on a GPU needs.
-        return [self._resize(table, grid).T[:, index].unsqueeze(0) for table in self.tables]
+        return [
+            _resize(table, old, new).T[:, index[new]].unsqueeze(0)
+            for table, old, new in zip(self.tables, self.grids, grids, strict=True)
+        ]
 
-    def _resize(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
-        if grid == self.grid:
-            return table
-        old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid))
-        offsets, prefix = table[: old[0] * old[1]], table[old[0] * old[1] :]
-        resized = F.interpolate(offsets.T.unflatten(1, old).unsqueeze(0), new, mode="bilinear", align_corners=False)
-        return torch.cat([resized.squeeze(0).flatten(1).T, prefix])
+    def block_parameters(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of each block."""
+        return [[table] for table in self.tables]
+
+
+def _resize(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    if old_grid == new_grid:
+        return table
+    old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old_grid, new_grid))
+    offsets, prefix = table[: old[0] * old[1]], table[old[0] * old[1] :]
+    resized = F.interpolate(offsets.T.unflatten(1, old).unsqueeze(0), new, mode="bilinear", align_corners=False)
+    return torch.cat([resized.squeeze(0).flatten(1).T, prefix])
 
 
 def _offset_index(

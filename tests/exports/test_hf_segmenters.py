@@ -96,6 +96,7 @@ def test_an_exported_segmenter_is_loaded_by_transformers(relative: str, tmp_path
         ("linear", {}, "its head is linear, not upernet"),
         ("upernet", {"norm": "group"}, "its norms are group norms, not batch norms"),
         ("upernet", {"normed": True}, "the map of its last block is normed"),
+        ("upernet", {"relative": "decomposed"}, "its relative positions are decomposed"),
         ("upernet", {"depths": (2, 2, 3, 4)}, "four different blocks"),
         ("upernet", {"image_size": (32, 48)}, "crops of 32×48, which are not square"),
         (HeadSpec(options={"channels": 16, "rescales": (2, 1, 0.5, 0.25)}), {}, "its pyramid has rescales"),

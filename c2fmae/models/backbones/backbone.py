@@ -8,6 +8,7 @@ from jaxtyping import Float, Shaped, UInt8
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from c2fmae.core.detector_spec import WindowSpec
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.masks import Masks
@@ -20,6 +21,7 @@ from c2fmae.models.embeddings import Embeddings, create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
 from c2fmae.models.patches import pad_to_patches
+from c2fmae.models.relative_positions import RelativePositionModule, list_block_grids
 
 BackboneInput = Mapping[str, Shaped[Tensor, "batch *map"]] | Float[Tensor, "batch channels height width"]
 """Standardised images and id maps by granularity, or only a tensor of images."""
@@ -126,20 +128,35 @@ class Backbone(nn.Module):
         granularity: str = "rgb",
         *,
         normed: bool = True,
-        attn_biases: Sequence[Float[Tensor, "1 head token token"]] | None = None,
+        relative: RelativePositionModule | None = None,
+        windows: WindowSpec | None = None,
     ) -> list[Float[Tensor, "batch dim rows columns"]]:
         """Return the patch tokens of a granularity after these blocks, as two-dimensional maps.
 
         Maps of any size are padded on the right and bottom to multiples of the patch size: images with zeros, which
         are the mean colour, id maps as unlabelled. With `normed=False` tokens of the last block are not normed either.
-        `attn_biases`, one for each block, are added to the products of its queries and keys.
+        `relative` positions change attention. With `windows`, patches attend within windows, in most blocks, and there
+        are no class and register tokens. Both are for maps of a single granularity.
         """
         embedded, names, grid = self._embed(maps, is_padded=True)
         if granularity not in names:
             raise unknown_name_error("granularity among the maps", granularity, names)
+        if (relative or windows) and len(names) > 1:
+            raise UserError(
+                f"maps: expected a single granularity with windows or relative positions, got {', '.join(names)}. "
+                "Leave the others out"
+            )
         size = grid[0] * grid[1]
-        first = self.num_prefix_tokens + names.index(granularity) * size
-        layers = self.encoder.get_intermediate_layers(embedded, depths, normed=normed, attn_biases=attn_biases)
+        num_prefix_tokens = 0 if windows else self.num_prefix_tokens
+        first = num_prefix_tokens + names.index(granularity) * size
+        layers = self.encoder.get_intermediate_layers(
+            embedded,
+            depths,
+            normed=normed,
+            attn_biases=relative(list_block_grids(self.depth, grid, windows)) if relative else None,
+            windows=windows,
+            grid=grid,
+        )
         return [x[:, first : first + size].transpose(1, 2).unflatten(2, grid) for x in layers]
 
     def trunk_layers(self) -> list[list[nn.Parameter]]:

@@ -1,6 +1,5 @@
 """A backbone with a pyramid, an RPN, a box head and a mask head: Mask R-CNN."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from c2fmae.models.detectors.mask_targets import mask_targets
 from c2fmae.models.detectors.roi_align import pool_rois
 from c2fmae.models.detectors.rois import SampledRois, box_head_losses, mask_losses, sample_rois, select_detections
 from c2fmae.models.detectors.rpn import Rpn, propose, rpn_losses
-from c2fmae.models.relative_bias import RelativePositionBias
+from c2fmae.models.relative_positions import RelativePositionModule, add_relative_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class Detector(nn.Module):
     """
 
     def __init__(
-        self, spec: DetectorSpec, backbone: Backbone, pyramid: nn.Module, relative: RelativePositionBias | None
+        self, spec: DetectorSpec, backbone: Backbone, pyramid: nn.Module, relative: RelativePositionModule | None
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -140,23 +139,18 @@ class Detector(nn.Module):
 
     def feature_maps(self, images: Float[Tensor, "image channels height width"]) -> Sequence[Tensor]:
         """Return the maps of the pyramid, from fine to coarse."""
-        patch = self.backbone.patch
-        grid = (math.ceil(images.shape[2] / patch), math.ceil(images.shape[3] / patch))
         maps = self.backbone.feature_maps(
             images,
             self.spec.pyramid.depths,
             normed=False,
-            attn_biases=self.relative(grid) if self.relative is not None else None,
+            relative=self.relative,
+            windows=self.spec.windows,
         )
         return self.pyramid(maps)  # type: ignore[no-any-return]
 
     def trunk_layers(self) -> list[list[nn.Parameter]]:
-        """Return the layers of the backbone, with the relative position biases of each block."""
-        layers = self.backbone.trunk_layers()
-        if self.relative is not None:
-            for layer, table in zip(layers[1:], self.relative.tables, strict=True):
-                layer.append(table)
-        return layers
+        """Return the layers of the backbone, with the relative positions of each block."""
+        return add_relative_positions(self.backbone.trunk_layers(), self.relative)
 
     def sharding_units(self) -> list[nn.Module]:
         """Return the blocks of the backbone."""

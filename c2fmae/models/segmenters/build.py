@@ -1,7 +1,6 @@
 """Construction of segmenters from pre-trained backbones, for fine-tuning, and from specs."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from c2fmae.core.specs import EncoderConfig, HeadSpec, NormKind, RelativePositio
 from c2fmae.models.backbones import Backbone, LoadReport, restrict_granularities
 from c2fmae.models.backbones.assemble import resize_positions
 from c2fmae.models.backbones.backbone import vit_from_spec, wrap_vit
-from c2fmae.models.relative_bias import RelativePositionBias
+from c2fmae.models.relative_positions import create_relative_positions
 from c2fmae.models.segmenters.heads.registry import HeadLayout, choose_head
 from c2fmae.models.segmenters.initialise import initialise_head
 from c2fmae.models.segmenters.segmenter import Segmenter
@@ -95,20 +94,10 @@ def segmenter_from_spec(spec: SegmenterSpec) -> Segmenter:
         backbone.encoder.norm = nn.Identity()
     layout = HeadLayout(dim=backbone.dim, num_maps=len(spec.depths), num_classes=len(spec.classes), norm=spec.norm)
     modules = choose_head(spec.head).instantiate(layout)
-    return Segmenter(spec, backbone, modules, _create_relative_bias(spec, backbone)).eval()
-
-
-def _create_relative_bias(spec: SegmenterSpec, backbone: Backbone) -> RelativePositionBias | None:
-    if spec.relative == "none":
-        return None
     height, width = spec.backbone.image_size
-    first: Any = backbone.encoder.blocks[0]
-    return RelativePositionBias(
-        (height // backbone.patch, width // backbone.patch),
-        depth=backbone.depth,
-        num_heads=first.attn.num_heads,
-        num_prefix_tokens=backbone.num_prefix_tokens,
-    )
+    grid = (height // backbone.patch, width // backbone.patch)
+    relative = create_relative_positions(spec.relative, backbone.encoder, grid)
+    return Segmenter(spec, backbone, modules, relative).eval()
 
 
 def _copy_weights(source: Backbone, target: Backbone) -> list[str]:

@@ -1,14 +1,12 @@
 """A backbone with a segmentation head."""
 
-import math
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from c2fmae.core.specs import SegmenterSpec
 from c2fmae.models.backbones import Backbone, LoadReport
 from c2fmae.models.feature_pyramid import FeatureMaps
-from c2fmae.models.relative_bias import RelativePositionBias
+from c2fmae.models.relative_positions import RelativePositionModule, add_relative_positions
 from c2fmae.models.segmenters.heads.registry import HeadModules
 
 
@@ -20,7 +18,7 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, spec: SegmenterSpec, backbone: Backbone, modules: HeadModules, relative: RelativePositionBias | None
+        self, spec: SegmenterSpec, backbone: Backbone, modules: HeadModules, relative: RelativePositionModule | None
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -56,23 +54,12 @@ class Segmenter(nn.Module):
 
     def feature_maps(self, images: Float[Tensor, "batch channels height width"]) -> FeatureMaps:
         """Return the maps that the heads take."""
-        patch = self.backbone.patch
-        grid = (math.ceil(images.shape[2] / patch), math.ceil(images.shape[3] / patch))
-        maps = self.backbone.feature_maps(
-            images,
-            self.spec.depths,
-            normed=self.spec.normed,
-            attn_biases=self.relative(grid) if self.relative is not None else None,
-        )
+        maps = self.backbone.feature_maps(images, self.spec.depths, normed=self.spec.normed, relative=self.relative)
         return self.pyramid(maps) if self.pyramid is not None else maps
 
     def trunk_layers(self) -> list[list[nn.Parameter]]:
-        """Return the layers of the backbone, with the relative position biases of each block."""
-        layers = self.backbone.trunk_layers()
-        if self.relative is not None:
-            for layer, table in zip(layers[1:], self.relative.tables, strict=True):
-                layer.append(table)
-        return layers
+        """Return the layers of the backbone, with the relative positions of each block."""
+        return add_relative_positions(self.backbone.trunk_layers(), self.relative)
 
     def sharding_units(self) -> list[nn.Module]:
         """Return the blocks of the backbone."""

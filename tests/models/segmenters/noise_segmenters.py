@@ -53,8 +53,8 @@ def make_noise_segmenter(head: str | HeadSpec = "upernet", **options: Any) -> Se
                 module.running_mean.normal_(0, 0.1, generator=generator)
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
         if segmenter.relative is not None:
-            for table in segmenter.relative.tables:
-                table.normal_(0, 1, generator=generator)
+            for parameter in segmenter.relative.parameters():
+                parameter.normal_(0, 1, generator=generator)
     return segmenter
 
 

@@ -13,7 +13,7 @@ from tests.exports.noise_sources import write_noise_run
 from tests.models.segmenters.noise_segmenters import draw_images, make_noise_segmenter, write_segmentation_run
 
 
-@pytest.mark.parametrize("relative", ["none", "bias"])
+@pytest.mark.parametrize("relative", ["none", "bias", "decomposed"])
 def test_a_checkpoint_is_loaded_with_its_head(relative: str, tmp_path: Path) -> None:
     segmenter = make_noise_segmenter(relative=relative, normed=True)
     loaded = load_segmenter(write_segmentation_run(tmp_path / "run", segmenter))

@@ -11,6 +11,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.optimiser import build_parameter_groups
 from c2fmae.core.specs import HeadSpec, SegmenterSpec
 from c2fmae.models.norms import check_norm
+from c2fmae.models.relative_bias import RelativePositionBias
 from c2fmae.models.segmenters import SEGMENTATION_HEADS, HeadLayout, HeadModules, segmenter_from_spec
 from tests.exports.noise_sources import make_noise_backbone
 from tests.models.segmenters.noise_segmenters import draw_images, make_noise_segmenter, make_segmenter
@@ -156,7 +157,7 @@ def test_wrong_options_are_errors(options: dict[str, Any], message: str) -> None
 
 def test_layers_are_those_of_the_backbone_with_the_bias_of_each_block() -> None:
     segmenter = make_segmenter(relative="bias")
-    assert segmenter.relative is not None
+    assert isinstance(segmenter.relative, RelativePositionBias)
     layers = segmenter.trunk_layers()
     assert [len(layer) for layer in layers] == [len(segmenter.backbone.trunk_layers()[0]), *[13] * 4]
     assert all(layer[-1] is table for layer, table in zip(layers[1:], segmenter.relative.tables, strict=True))
