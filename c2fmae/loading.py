@@ -15,6 +15,8 @@ from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import required_granularities
 from c2fmae.models.backbones.model_size import check_model_size
 
+_FINE_TUNED_MODELS = {"finetuning": "fine-tuned classifier", "segmentation": "segmenter", "detection": "detector"}
+
 
 @dataclass(frozen=True)
 class LoadedRun:
@@ -42,8 +44,9 @@ def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> L
     checkpoint = find_checkpoint(path, step)
     info = RunInfo.from_checkpoint(checkpoint, path)
     if info.kind != "pretraining":
-        name = "fine-tuned classifier" if info.kind == "finetuning" else "segmenter"
-        raise UserError(f"{path}: is a {name} without a decoder. Use the run it was fine-tuned from")
+        raise UserError(
+            f"{path}: is a {_FINE_TUNED_MODELS[info.kind]} without a decoder. Use the run it was fine-tuned from"
+        )
     config = PretrainConfig.from_dict(
         {key: value for key, value in info.config.items() if key in PretrainConfig.model_fields}, source=str(path)
     )

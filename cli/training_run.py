@@ -1,12 +1,27 @@
-"""Options and functions of the commands that train a model on each backbone: `eval finetune` and `eval segment`."""
+"""Options and functions of the commands that train a model on each backbone: `eval finetune`, `segment`, `detect`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from c2fmae_cli.eval_run import run_and_print
+from c2fmae_cli.eval_run import (
+    AllowMissingOption,
+    EmaOption,
+    LimitOption,
+    RecomputeOption,
+    SetOption,
+    SourcesArgument,
+    StepOption,
+    is_finished,
+    is_run_of_kind,
+    run_and_print,
+    update_run_reports,
+)
+from c2fmae_cli.options import BatchSizeOption, EpochsOption, LearningRateOption, StepsOption, training_overrides
+from c2fmae_cli.pretrain import quote_yaml
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.log import is_main_process
@@ -16,7 +31,7 @@ if TYPE_CHECKING:
     from c2fmae.core.experiment import Experiment
     from c2fmae.eval.evaluation import ModelUnderTest
     from c2fmae.eval.results import EvaluationResult
-    from c2fmae.eval.training_evaluation import TrainingEvaluation
+    from c2fmae.eval.training_evaluation import RetestableEvaluation, TrainingEvaluation
 
 UntrainedOption = Annotated[
     bool, typer.Option("--untrained", help="Train the first source's ViT from scratch too, for comparison.")
@@ -107,3 +122,128 @@ def print_estimates(
             estimate = measure_run(build_experiment(config, world), run_dir)
             if is_main_process():
                 print(f"{run_dir}:\n{estimate}\nnext: the same command without --dry-run")
+
+
+def make_training_command(name: str, *, summary: str, data_help: str, recipes: str) -> Callable[..., None]:
+    """Return the command of an evaluation whose runs can be tested again."""
+
+    def run(
+        sources: SourcesArgument,
+        data: Annotated[str | None, typer.Option(help=data_help)] = None,
+        test: Annotated[str | None, typer.Option(help="The test set, if --data does not contain it.")] = None,
+        limit: LimitOption = None,
+        recipe: Annotated[
+            str | None, typer.Option(metavar="NAME", help=f"{recipes}. By default, that of the ViT's size.")
+        ] = None,
+        untrained: UntrainedOption = False,
+        out: RunDirOption = None,
+        resume: ResumeOption = False,
+        accept_changes: AcceptChangesOption = False,
+        steps: StepsOption = None,
+        epochs: EpochsOption = None,
+        batch_size: BatchSizeOption = None,
+        lr: LearningRateOption = None,
+        step: StepOption = None,
+        use_ema: EmaOption = False,
+        allow_missing: AllowMissingOption = None,
+        recompute: RecomputeOption = False,
+        dry_run: DryRunOption = False,
+        set_: SetOption = None,
+    ) -> None:
+        from c2fmae.eval.builtin import EVALUATIONS
+        from c2fmae.eval.evaluation import LoadOptions, ModelUnderTest
+
+        evaluation_class = cast("type[RetestableEvaluation]", EVALUATIONS.get(name))
+        overrides = [
+            f"data.{split}={quote_yaml(source)}"
+            for split, source in evaluation_class.resolve_data_options(data, test).items()
+        ]
+        overrides += [f"data.limit={limit}"] if limit is not None else []
+        overrides += training_overrides(steps, epochs, batch_size, lr)
+        overrides += set_ or []
+        is_run = data is None and len(sources) == 1 and is_run_of_kind(sources[0], evaluation_class.run_kind())
+        is_test = is_run and not resume and _changes_only_the_test(overrides)
+        if is_run:
+            _check_run(sources[0], evaluation_class, overrides, is_test=is_test, resume=resume, dry_run=dry_run)
+            unused = {"--recipe": recipe, "--untrained": untrained, "--out": out, "--allow-missing": allow_missing}
+            unused_on_resume = {"--test": test, "--step": step, "--ema": use_ema}
+            check_unused(sources[0], unused if is_test else {**unused, **unused_on_resume})
+            options = LoadOptions(step=step, use_ema=use_ema)
+            models = [ModelUnderTest(sources[0], Path(sources[0]), load_options=options)]
+        else:
+            models = list_models(
+                sources,
+                data,
+                out,
+                suffix=evaluation_class.run_kind(),
+                include_untrained=untrained,
+                step=step,
+                use_ema=use_ema,
+                allow_missing=allow_missing,
+            )
+        evaluation = evaluation_class(
+            recipe=recipe, overrides=tuple(overrides), resume=resume, accept_changes=accept_changes, retest=is_test
+        )
+        if dry_run:
+            print_estimates(evaluation, models, evaluation_class.get_build_function())
+            return
+        _train_or_test(name, evaluation, models, recompute=recompute)
+
+    run.__doc__ = f"""{summary}
+
+    The same command works alone, under `torchrun` and under `srun`. With a finished run instead of a ViT, test the run
+    again, without training; `--set testing.…` changes the protocol. On SIGTERM, a run saves a checkpoint and exits
+    with 75.
+    """
+    return run
+
+
+def _changes_only_the_test(overrides: Sequence[str]) -> bool:
+    """Return whether all overrides are of the test."""
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    return all(
+        key in ("data.test", "data.limit", "data.workers") or key.startswith(("testing.", "data.test.")) for key in keys
+    )
+
+
+def _check_run(
+    source: str,
+    evaluation_class: "type[RetestableEvaluation]",
+    overrides: Sequence[str],
+    *,
+    is_test: bool,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Raise a `UserError` if a run cannot be tested or resumed with these options."""
+    if not resume and not is_test:
+        raise UserError(
+            f"{source}: is a run of a {evaluation_class.trained_model}. Test it again with --set testing.…, resume it "
+            "with --resume, or fine-tune from it with --data"
+        )
+    if resume and overrides and _changes_only_the_test(overrides) and is_finished(source):
+        raise UserError(f"{source}: is finished. Test it by another protocol without --resume")
+    if is_test and dry_run:
+        raise UserError("--dry-run: estimates a training, but this command only tests a run. Leave it out")
+
+
+def _train_or_test(
+    name: str, evaluation: "RetestableEvaluation", models: "Sequence[ModelUnderTest]", *, recompute: bool
+) -> None:
+    """Train a model on each source, or test finished runs again, and print the results and what to do next."""
+    try:
+        results = train_and_print(name, evaluation, models, recompute=recompute)
+    except KeyboardInterrupt:
+        if evaluation.retest and is_main_process():
+            again = "the same command without --recompute" if recompute else "the same command again"
+            print(f"interrupted. Predictions so far are stored; run {again} to continue", flush=True)
+        raise
+    if not results:
+        return
+    dirs = [str(model.output_dir) for model in models]
+    if evaluation.retest:
+        update_run_reports(dirs)
+    else:
+        for path in dirs:
+            print(f"wrote {path}: report.html, evaluations/{name}/classes.csv, and the {evaluation.trained_model}")
+    print(f"next: c2fmae predict {quote(dirs[0])} IMAGES --out DIR")

@@ -11,7 +11,7 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     >>> config_differences({"training": {"lr": 0.1, "steps": 10}}, {"training": {"lr": 0.2, "steps": 10}, "seed": 1})
     ['training.lr: 0.1 → 0.2', 'seed: (not set) → 1']
     """
-    old_values, new_values = _flatten(old), _flatten(new)
+    old_values, new_values = flatten_settings(old), flatten_settings(new)
     changed = [
         key
         for key in old_values | new_values
@@ -20,11 +20,12 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     return [f"{key}: {_format_setting(old_values, key)} → {_format_setting(new_values, key)}" for key in changed]
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of nested mappings by dotted key, with lists instead of tuples."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten_settings(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = _tuples_to_lists(value)
     return flat

@@ -16,6 +16,14 @@ log = logging.getLogger(__name__)
 
 RunKind = Literal["pretraining", "finetuning", "segmentation", "detection"]
 
+RUN_COMMANDS: Mapping[RunKind, str] = {
+    "pretraining": "pretrain",
+    "finetuning": "eval finetune",
+    "segmentation": "eval segment",
+    "detection": "eval detect",
+}
+"""The command that starts and resumes runs of each kind, after `c2fmae`."""
+
 
 class ConfigHeader(Config):
     """The first keys of a config file."""

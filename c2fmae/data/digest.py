@@ -21,4 +21,8 @@ def compute_scenes_digest(scenes: Scenes, source: str) -> str:
         digest.update(str(scene.label).encode() + (scenes.read_image_bytes(index) or b"-"))
         for name, tensor in sorted(scene.maps.items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        if scene.objects is not None:
+            for name, column in sorted(vars(scene.objects).items()):
+                data = b" ".join(column or ()) if name == "masks" else column.numpy().tobytes()
+                digest.update(name.encode() + data)
     return digest.hexdigest()

@@ -155,6 +155,11 @@ class DatasetInfo(Config):
         return tuple(entry.name for entry in self.classes)
 
     @property
+    def object_class_names(self) -> tuple[str, ...]:
+        """Names of the classes of objects by label."""
+        return tuple(entry.name for entry in self.object_classes)
+
+    @property
     def label_names(self) -> tuple[str, ...]:
         """Names by label, empty for those that no image has."""
         return tuple(entry.name if entry else "" for entry in self.labels)

@@ -9,7 +9,7 @@ from typing import Any
 from c2fmae.core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from c2fmae.core.environment import collect_environment, describe_environment_changes
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment_config import RunKind
+from c2fmae.core.experiment_config import RUN_COMMANDS
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.metric_rows import describe_row_problems, list_skipped_steps, read_rows, select_step_rows
 from c2fmae.core.resume import check_finite, check_same_run
@@ -19,12 +19,6 @@ from c2fmae.core.spikes import SpikeDetector
 from c2fmae.core.text import format_count
 from c2fmae.doctor.diagnosis import Diagnosis
 from c2fmae.doctor.run_config import list_missing_data, read_run_config
-
-_RESUMED_BY: dict[RunKind, str] = {
-    "pretraining": "pretrain",
-    "finetuning": "eval finetune",
-    "segmentation": "eval segment",
-}
 
 
 def find_run(path: Path) -> RunDir:
@@ -107,14 +101,14 @@ def next_command(
     path, kind = quote(str(run_dir.path)), read_run_info(run_dir.path).kind
     if is_finished and kind == "finetuning":
         return f"c2fmae eval robustness {path} --custom NAME=DIR"
-    if is_finished and kind == "segmentation":
+    if is_finished and kind in ("segmentation", "detection"):
         return f"c2fmae predict {path} IMAGES --out DIR"
     if is_finished:
         return f"c2fmae view reconstruct {path}{' --data DATA' if moved else ''}"
     num_processes = run_dir.read_environment().get("world_size", 1)
     program = f"torchrun --nproc-per-node {num_processes} -m c2fmae_cli" if num_processes > 1 else "c2fmae"
     options = ["--resume", *["--accept-changes"] * bool(has_changes or moved), *(f"--set {key}=DATA" for key in moved)]
-    command = f"{program} {_RESUMED_BY[kind]} {path} {' '.join(options)}"
+    command = f"{program} {RUN_COMMANDS[kind]} {path} {' '.join(options)}"
     if has_lost_checkpoints and run_dir.checkpoints.exists():
         damaged = quote(f"{run_dir.checkpoints}.damaged")
         return f"mv {quote(str(run_dir.checkpoints))} {damaged} && {command}  # starts again"

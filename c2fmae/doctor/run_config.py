@@ -14,6 +14,7 @@ from c2fmae.core.run_info import read_run_info
 from c2fmae.data.remote import is_remote
 from c2fmae.data.sources import resolve_source
 from c2fmae.eval.classification.config import FinetuneConfig
+from c2fmae.eval.detection.config import DetectConfig
 from c2fmae.eval.segmentation.config import SegmentConfig
 from c2fmae.recipes.config import RecipeConfig
 
@@ -24,6 +25,7 @@ _CONFIG_CLASSES: dict[RunKind, type[ExperimentConfig]] = {
     "pretraining": RecipeConfig,
     "finetuning": FinetuneConfig,
     "segmentation": SegmentConfig,
+    "detection": DetectConfig,
 }
 
 

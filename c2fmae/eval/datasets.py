@@ -1,6 +1,8 @@
 """Training and test sets of evaluations."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES
 from c2fmae.data import Scenes, open_scenes
 from c2fmae.data.combine import SubsetScenes, select_evenly
 from c2fmae.data.digest import compute_scenes_digest
+from c2fmae.data.objects import open_objects
 
 _GENERATED_LENGTH_AND_OFFSET = {"train": (2048, TRAIN_SEED_OFFSET), "test": (1024, TEST_SEED_OFFSET)}
 """The default number of generated scenes, and the offset of their seed."""
@@ -47,11 +50,37 @@ def open_set(
 
     `unseen` are the generated scenes that `generated` stands for.
     """
+    return _open(split, source, size, partial(open_scenes, granularities=granularities), unseen, limit)
+
+
+def open_object_set(
+    split: Literal["train", "test"],
+    source: DataSourceOption | None,
+    size: tuple[int, int],
+    *,
+    masks: bool,
+    limit: int | None = None,
+) -> OpenedSet:
+    """Open the training or the test set with objects, or at most `limit` evenly spaced images of it.
+
+    `masks` of False reads boxes only. `size` is that of generated images.
+    """
+    return _open(split, source, size, partial(open_objects, masks=masks), None, limit)
+
+
+def _open(
+    split: Literal["train", "test"],
+    source: DataSourceOption | None,
+    size: tuple[int, int],
+    open_source: Callable[[DataSourceOption], Scenes],
+    unseen: UnseenScenes | None,
+    limit: int | None,
+) -> OpenedSet:
     if source is None:
         raise UserError(f"{split}: is required. Use --data with a folder of {TRAIN_NAMES[0]} and {TEST_NAMES[0]} sets")
     source = fill_generated_set(split, source, unseen, size=max(size))
     try:
-        scenes = open_scenes(source, granularities=granularities)
+        scenes = open_source(source)
     except UserError as error:
         raise UserError(f"{split}: {error}") from error
     name = describe_source(source)
@@ -73,17 +102,19 @@ def fill_generated_set(
 
 
 def check_same_names(
-    sets: tuple[OpenedSet, OpenedSet], field: Literal["label_names", "class_names"]
+    sets: tuple[OpenedSet, OpenedSet], field: Literal["label_names", "class_names", "object_class_names"]
 ) -> tuple[str, ...]:
-    """Return the names of labels or of semantic classes, which must be the same in both sets."""
+    """Return the names of labels, of semantic classes or of classes of objects, which must be the same in both sets."""
     train, test = (getattr(opened.scenes.info, field) for opened in sets)
     if train != test:
         kind = "labels" if field == "label_names" else "classes"
         unmatched = [*(name for name in test if name not in train), *(name for name in train if name not in test)]
         first_difference = next(iter(unmatched), "order")
+        is_object = field == "object_class_names"
+        fix = "Use sets with the same classes" if is_object else "Give both the same names in their dataset.json"
         raise UserError(
             f"test: {sets[1].name} has other {kind} than {sets[0].name}: {len(test)} and {len(train)}, and they "
-            f"differ in {first_difference!r}. Give both the same names in their dataset.json"
+            f"differ in {first_difference!r}. {fix}"
         )
     return tuple(train)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from c2fmae.config.unseen_scenes import UnseenScenes
-from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig
+from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig, RunKind
 from c2fmae.core.registry import Registry
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.eval.data_config import TrainTestSets
@@ -147,8 +147,29 @@ class TrainingEvaluation(Evaluation):
 class RetestableEvaluation(TrainingEvaluation):
     """Train a model on each backbone, or test finished runs again."""
 
+    trained_model: ClassVar[str]
+    """What is trained: segmenter or detector."""
+
     retest: bool = False
     """Test finished runs again, with overrides of `testing`, instead of training."""
+
+    @classmethod
+    def run_kind(cls) -> RunKind:
+        """Return the kind of the runs."""
+        kind: RunKind = cls.run_config.model_fields["kind"].default
+        return kind
+
+    @classmethod
+    def resolve_data_options(cls, data: str | None, test: str | None) -> dict[str, Any]:
+        """Return the settings of the run's data that --data and --test stand for."""
+        data_config: Any = cls.run_config.model_fields["data"].annotation
+        options: dict[str, Any] = data_config.resolve_data_options(data, test)
+        return options
+
+    @classmethod
+    @abstractmethod
+    def get_build_function(cls) -> "Callable[..., c2fmae.core.experiment.Experiment]":
+        """Return the function that opens the data and builds the model of a config."""
 
     @classmethod
     @abstractmethod

@@ -6,12 +6,19 @@ from c2fmae.eval.training_config import BackboneInputs
 
 
 def describe_optimisation(
-    config: BackboneInputs, training: TrainingConfig, plan: TrainingPlan, train_name: str, image_size: tuple[int, int]
+    config: BackboneInputs,
+    training: TrainingConfig,
+    plan: TrainingPlan,
+    train_name: str,
+    image_size: tuple[int, int] | None,
 ) -> list[str]:
-    """Return clauses on the length, the data, the start and the optimisation of a training."""
+    """Return clauses on the length, the data, the start and the optimisation of a training.
+
+    `image_size` is that of all images; None if they differ.
+    """
+    size = f" at {image_size[0]}×{image_size[1]}" if image_size is not None else ""
     return [
-        f"Fine-tuned for {format_count(plan.steps / plan.steps_per_epoch, 'epoch')} on {train_name} at "
-        f"{image_size[0]}×{image_size[1]}",
+        f"Fine-tuned for {format_count(plan.steps / plan.steps_per_epoch, 'epoch')} on {train_name}{size}",
         f"from {config.describe_init()}",
         f"batch {plan.batch_size}, AdamW, peak learning rate {plan.peak_lr:.3g}, "
         f"{format_count(plan.warmup_steps, 'step')} of warm-up, {plan.describe_schedule()}",

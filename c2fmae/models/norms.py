@@ -1,5 +1,7 @@
 """Norms of pyramids and heads."""
 
+from collections.abc import Mapping
+
 from timm.layers.norm import LayerNorm2d
 from torch import nn
 
@@ -28,23 +30,35 @@ def synchronise_batch_norms(model: nn.Module) -> nn.Module:
 def check_norm(
     norm: NormKind, *, micro_batch_size: int, micro_batches: int, processes: int, is_cuda: bool, is_local: bool
 ) -> None:
+    """Raise a `UserError` if the norm of a segmenter would not suit the division of a step, as `check_norms` does.
+
+    `micro_batch_size` is that of a process. A batch norm of a map with one cell needs two images.
+    """
+    check_norms({"norm": norm}, micro_batches=micro_batches, processes=processes, is_cuda=is_cuda, is_local=is_local)
+    if norm == "batch" and micro_batch_size * (1 if is_local else processes) < 2:
+        raise UserError(
+            "norm: batch norms need at least 2 images, because the head pools a map to one cell of each image (got 1). "
+            "Set norm=group, or a larger training.batch_size"
+        )
+
+
+def check_norms(
+    norms: Mapping[str, NormKind | None], *, micro_batches: int, processes: int, is_cuda: bool, is_local: bool
+) -> None:
     """Raise a `UserError` if the statistics of a norm would depend on how a step's images are divided.
 
-    `is_local` allows statistics of each micro-batch of a process on its own. `micro_batch_size` is that of a process.
+    `norms` are by their setting. `is_local` allows statistics of each micro-batch of a process on its own.
     """
-    if norm != "batch":
+    settings = [name for name, norm in norms.items() if norm == "batch"]
+    if not settings:
         return
     is_divided = micro_batches > 1 or (processes > 1 and not is_cuda)
     if is_divided and not is_local:
         parts = f"{micro_batches} micro-batches" if micro_batches > 1 else f"{processes} processes without CUDA"
         raise UserError(
-            f"norm: batch norms would use the statistics of a part of the step's images, divided over {parts}, so that "
-            "the result depends on the division. Set norm=group, or accept this with norm_is_local=true"
-        )
-    if micro_batch_size * (1 if is_local else processes) < 2:
-        raise UserError(
-            "norm: batch norms need at least 2 images, because the head pools a map to one cell of each image (got 1). "
-            "Set norm=group, or a larger training.batch_size"
+            f"{', '.join(settings)}: batch norms would use the statistics of a part of the step's images, divided over "
+            f"{parts}, so that the result depends on the division. Set {' and '.join(f'{s}=group' for s in settings)}, "
+            "or accept this with norm_is_local=true"
         )
 
 

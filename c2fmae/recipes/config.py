@@ -11,7 +11,7 @@ from c2fmae.config.data import DatasetConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import RESUME_SAFE, format_override
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment_config import ConfigHeader
+from c2fmae.core.experiment_config import RUN_COMMANDS, ConfigHeader
 from c2fmae.core.log import is_main_process
 from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES, find_splits
 
@@ -64,8 +64,9 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
         from c2fmae.core.run_info import read_run_info  # imports torch
 
         if (kind := read_run_info(Path(source)).kind) != "pretraining":
-            command = "finetune" if kind == "finetuning" else "segment"
-            raise UserError(f"{source}: is a fine-tuned run. Resume it with: c2fmae eval {command} {source} --resume")
+            raise UserError(
+                f"{source}: is a fine-tuned run. Resume it with: c2fmae {RUN_COMMANDS[kind]} {source} --resume"
+            )
         return RecipeConfig.from_yaml(config, overrides)
     if Path(source).is_dir() and source not in RECIPES:
         raise UserError(

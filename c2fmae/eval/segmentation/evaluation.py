@@ -22,6 +22,7 @@ class SegmentEvaluation(RetestableEvaluation):
 
     run_config: ClassVar[type[ExperimentConfig]] = SegmentConfig
     command: ClassVar[str] = "segment"
+    trained_model: ClassVar[str] = "segmenter"
 
     @classmethod
     def recipes(cls) -> Registry[TrainingRecipe[Any]]:
@@ -37,6 +38,13 @@ class SegmentEvaluation(RetestableEvaluation):
 
         del source
         return choose_recipe(spec)
+
+    @classmethod
+    def get_build_function(cls) -> "Callable[..., c2fmae.core.experiment.Experiment]":
+        """Return `build_segmentation`."""
+        from c2fmae.eval.segmentation.experiment import build_segmentation
+
+        return build_segmentation
 
     @classmethod
     def get_train_function(cls) -> "Callable[..., c2fmae.core.experiment.RunOutcome]":

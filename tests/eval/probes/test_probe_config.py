@@ -1,5 +1,6 @@
 """Settings shared by all probes: fractions of the labels, checks of the two sets, identities of results."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from c2fmae.config.data import DatasetConfig
 from c2fmae.core.errors import UserError
+from c2fmae.core.objects import Objects
 from c2fmae.core.scene import Scene
 from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.eval.datasets import draw_stratified_rows
@@ -108,17 +110,23 @@ def test_input_digests_state_positions_of_other_image_sizes(tmp_path: Path) -> N
     assert larger == own | {"positions": "stretched"}
 
 
-def test_digests_of_sets_depend_on_name_keys_images_labels_and_maps() -> None:
+def test_digests_of_sets_depend_on_name_keys_images_labels_maps_and_objects() -> None:
     scenes = draw_coloured_scenes(3)
     renamed = InMemoryScenes(scenes)
     renamed.keys = ["a", "b", "c"]
     relabelled = [Scene(s.key, s.maps, 2) for s in scenes]
     mapped = [Scene(s.key, {**s.maps, "semantic": s.maps["semantic"] + 1}, s.label) for s in scenes]
     brighter = [Scene(s.key, {**s.maps, "rgb": s.maps["rgb"] | 1}, s.label) for s in scenes]
-    variants = (renamed, *map(InMemoryScenes, (relabelled, mapped, brighter)))
+    boxes = Objects(
+        *(torch.ones(1, 4), torch.tensor([0]), torch.tensor([False]), torch.ones(1), torch.tensor([5])), (b"04",)
+    )
+    annotated, masked = (
+        [replace(s, objects=replace(boxes, masks=masks)) for s in scenes] for masks in (boxes.masks, (b"13",))
+    )
+    variants = (renamed, *map(InMemoryScenes, (relabelled, mapped, brighter, annotated, masked)))
     digests = {compute_scenes_digest(InMemoryScenes(scenes), name) for name in ("here", "there")}
     digests |= {compute_scenes_digest(variant, "here") for variant in variants}
-    assert len(digests) == 6
+    assert len(digests) == 8
 
 
 def test_the_image_size_of_the_config_overrides_the_backbones() -> None:
