@@ -78,7 +78,7 @@ class CroppedObjects:
     """In pixels of the crop: tight around the masks, or clipped to the crop in data without masks."""
     visible: Float32[Tensor, " objects"]
     """Fraction of an object's pixels, or of its box, that is in the crop."""
-    masks: tuple[UInt8[np.ndarray, "_ _"], ...] | None
+    masks: tuple[UInt8[Tensor, "_ _"], ...] | None
     """Zeros and ones inside of each box, as [y1 - y0, x1 - x0]."""
 
 
@@ -105,19 +105,17 @@ def crop_objects(
     scale = size[0] * size[1] / (box.height * box.width)
     indices, windows, visible, masks = [], [], [], []
     for number, counts in enumerate(objects.masks):
-        cropped = _crop_mask(decode_runs(counts), image_size[0], rows, columns)
+        cropped = _crop_mask(decode_runs(counts), image_size[0], rows, columns, is_flipped=is_flipped)
         if cropped is None:
             continue
         left, top, mask, num_pixels = cropped
         fraction = min(float(np.count_nonzero(mask)) / (scale * num_pixels), 1.0)
         if fraction < min_visible:
             continue
-        if is_flipped:
-            left, mask = size[1] - left - mask.shape[1], mask[:, ::-1]
         indices.append(number)
         windows.append((left, top, left + mask.shape[1], top + mask.shape[0]))
         visible.append(fraction)
-        masks.append(mask)
+        masks.append(torch.from_numpy(mask))
     return CroppedObjects(
         torch.tensor(indices, dtype=torch.int64),
         torch.tensor(windows, dtype=torch.float32).reshape(-1, 4),
@@ -140,7 +138,8 @@ def resize_objects(
     if cropped.masks is not None:
         corners = cropped.boxes.long().tolist()
         masks = tuple(
-            encode_window(mask, x0, y0, *size) for mask, (x0, y0, _, _) in zip(cropped.masks, corners, strict=True)
+            encode_window(mask.numpy(), x0, y0, *size)
+            for mask, (x0, y0, _, _) in zip(cropped.masks, corners, strict=True)
         )
     areas = shown.areas * cropped.visible * scale
     return Objects(cropped.boxes, shown.labels, shown.is_crowd, areas, shown.ids, masks)
@@ -159,7 +158,12 @@ def tight_box(
 
 
 def _crop_mask(
-    runs: Int64[np.ndarray, " runs"], height: int, rows: Int[np.ndarray, " rows"], columns: Int[np.ndarray, " columns"]
+    runs: Int64[np.ndarray, " runs"],
+    height: int,
+    rows: Int[np.ndarray, " rows"],
+    columns: Int[np.ndarray, " columns"],
+    *,
+    is_flipped: bool,
 ) -> tuple[int, int, UInt8[np.ndarray, "_ _"], int] | None:
     """Return left, top and pixels of a mask at some rows and columns, and its pixels before; None if it is empty."""
     ends = runs.cumsum()
@@ -168,17 +172,17 @@ def _crop_mask(
         return None
     x0, y0, x1, y1 = tight_box(ends[is_inside] - runs[is_inside], ends[is_inside], height)
     # Rows and columns ascend, so those that the object covers are a range.
-    left, right = np.searchsorted(columns, (x0, x1)).tolist()
+    first, last = np.searchsorted(columns, (x0, x1)).tolist()
     top, bottom = np.searchsorted(rows, (y0, y1)).tolist()
-    if left == right or top == bottom:
+    if first == last or top == bottom:
         return None
-    columns, rows = columns[left:right], rows[top:bottom]
-    first, last = int(columns[0]), int(columns[-1]) + 1
-    bounds = ends.clip(first * height, last * height)
-    lengths = np.diff(bounds, prepend=first * height)
-    pixels = np.repeat(alternate(len(runs)), lengths).reshape(last - first, height)
+    left = len(columns) - last if is_flipped else first
+    columns, rows = columns[first:last], rows[top:bottom]
+    x0, x1 = int(columns[0]), int(columns[-1]) + 1
+    lengths = np.diff(ends.clip(x0 * height, x1 * height), prepend=x0 * height)
+    pixels = np.repeat(alternate(len(runs)), lengths).reshape(x1 - x0, height)
     pixels = np.ascontiguousarray(pixels[:, rows[0] : rows[-1] + 1].T)
-    mask = pixels.take(columns - first, axis=1).take(rows - rows[0], axis=0)
+    mask = pixels.take((columns[::-1] if is_flipped else columns) - x0, axis=1).take(rows - rows[0], axis=0)
     down, across = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(down):
         return None

@@ -1,13 +1,40 @@
-"""Scores of a detector: COCO's metrics, those of each class, and what they are computed from."""
+"""Scores of a detector: COCO's metrics, those of each class, confusions and intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-COCO_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""COCO's twelve metrics, in the order of its tools."""
+from c2fmae.core.labels import ClassInfo
+from c2fmae.eval.detection.coco_format import CocoIds, ImageRecord, build_results, build_truth
+from c2fmae.eval.detection.engines import (
+    CocoDict,
+    CocoResults,
+    Kind,
+    choose_engine,
+    evaluate_coco,
+    mean_of_valid,
+)
+from c2fmae.eval.detection.matching import (
+    CORRECT,
+    ERROR_KINDS,
+    IN_CROWD,
+    WRONG_CLASS,
+    ClassMatches,
+    ImageMatches,
+    average_precision,
+    match_classes,
+    match_image,
+)
+from c2fmae.eval.detection.testing_config import DetectionTestingConfig
+from c2fmae.eval.intervals import percentile_interval, poisson_weights
+
+CURVE_IOUS = (0.5, 0.75, 0.95)
+"""IoUs of the precision-recall curves."""
+_CURVE_ROWS = (0, 5, 9)  # of COCO's IoU thresholds
 
 
 @dataclass(frozen=True)
@@ -23,7 +50,18 @@ class KindScores:
     class_ar: tuple[float | None, ...]
     """AR with 100 detections of each class."""
     curves: Float64[Tensor, "iou recall class"]
-    """Precision at the IoUs 0.5, 0.75 and 0.95 and the recalls 0, 0.01 … 1; NaN for a class without objects."""
+    """Precision at each of `CURVE_IOUS` and the recalls 0, 0.01 … 1; NaN for a class without objects."""
+    matches: tuple[ClassMatches, ...]
+    """The matches of each class, from which intervals are computed; images in the order of their ids."""
+
+    def bootstrap(self, num_images: int, num_samples: int, *, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """Return the 95 % intervals of AP, AP50 and AP75, from bootstrap samples of the images."""
+        indices = torch.arange(num_images)
+        weights = poisson_weights(indices, seed=seed, num_replicates=num_samples).numpy()
+        class_ap = torch.from_numpy(np.stack([average_precision(matches, weights) for matches in self.matches]))
+        ap = class_ap.nanmean(dim=0)
+        values = {"AP": ap.mean(dim=0), "AP50": ap[0], "AP75": ap[5]}
+        return {name: percentile_interval(replicates) for name, replicates in values.items()}
 
 
 @dataclass(frozen=True)
@@ -34,7 +72,112 @@ class DetectionScores:
     mask: KindScores | None
     """None for a detector without masks, or a test set without them."""
     num_images: int
-    num_objects: int
-    """The number of objects, without crowds."""
+    class_objects: Int64[Tensor, " class"]
+    """The number of objects of each class, without crowds."""
     confusion: Int64[Tensor, "truth predicted"]
     """Pairs of objects and detections by class; the last row counts false alarms, the last column misses."""
+    error_counts: Mapping[str, int]
+    """The number of detections of each of `ERROR_KINDS`, and of objects that are `missed`."""
+    image_quality: Float64[Tensor, " image"]
+    """The panoptic quality of the boxes of each image, by which examples are chosen; NaN for an image without any."""
+
+    @property
+    def num_objects(self) -> int:
+        """The number of objects, without crowds."""
+        return int(self.class_objects.sum())
+
+
+def compute_scores(
+    records: Sequence[ImageRecord], classes: Sequence[ClassInfo], testing: DetectionTestingConfig
+) -> DetectionScores:
+    """Return the scores of the detections in all images of a set, in the order of the set."""
+    ids = CocoIds.choose([record.key for record in records], classes)
+    truth, results = build_truth(records, ids, classes), build_results(records, ids)
+    has_masks = all(None not in (record.objects.masks, record.detections.masks) for record in records)
+    box = _score_kind(truth, results, ids, "bbox", testing)
+    mask = _score_kind(truth, results, ids, "segm", testing) if has_masks else None
+    matches = [match_record(record, testing.confusion_score) for record in records]
+    labels = torch.cat([record.objects.labels[~record.objects.is_crowd] for record in records])
+    return DetectionScores(
+        box,
+        mask,
+        len(records),
+        labels.bincount(minlength=len(classes)),
+        _count_confusions(records, matches, len(classes)),
+        _count_errors(records, matches),
+        torch.tensor(
+            [_panoptic_quality(record, match) for record, match in zip(records, matches, strict=True)],
+            dtype=torch.float64,
+        ),
+    )
+
+
+def match_record(record: ImageRecord, min_score: float) -> ImageMatches:
+    """Return what the detections of an image are, and which objects are found, at an IoU of 0.5 of boxes."""
+    objects, detections = record.objects, record.detections
+    return match_image(
+        objects.boxes.numpy(),
+        objects.labels.numpy(),
+        objects.is_crowd.numpy(),
+        detections.boxes.numpy(),
+        detections.labels.numpy(),
+        detections.scores.numpy(),
+        min_score=min_score,
+    )
+
+
+def _score_kind(
+    truth: CocoDict, results: CocoResults, ids: CocoIds, kind: Kind, testing: DetectionTestingConfig
+) -> KindScores:
+    evaluation = evaluate_coco(truth, results, kind, choose_engine(testing.engine))
+    order = np.argsort(np.argsort(ids.categories))  # the engine's position of each label
+    precision, recall = evaluation.precision[:, :, order, 0, -1], evaluation.recall[:, order, 0, -1]
+    matches = match_classes(truth, results, evaluation)
+    labels = range(len(order))
+    curves = precision[list(_CURVE_ROWS)]
+    return KindScores(
+        evaluation.compute_metrics(),
+        tuple(mean_of_valid(precision[:, :, label]) for label in labels),
+        tuple(mean_of_valid(precision[0, :, label]) for label in labels),
+        tuple(mean_of_valid(recall[:, label]) for label in labels),
+        torch.from_numpy(np.where(curves < 0, np.nan, curves)),
+        tuple(matches[position] for position in order.tolist()),
+    )
+
+
+def _count_confusions(
+    records: Sequence[ImageRecord], matches: Sequence[ImageMatches], num_classes: int
+) -> Int64[Tensor, "truth predicted"]:
+    """Count pairs by class. A detection in a crowd is no false alarm, and a crowd no miss."""
+    counts = np.zeros((num_classes + 1, num_classes + 1), np.int64)
+    for record, match in zip(records, matches, strict=True):
+        labels = record.objects.labels.numpy()
+        predicted = record.detections.labels.numpy()[match.detections]
+        is_counted = match.kinds != IN_CROWD
+        true = np.append(labels, num_classes)[match.objects]  # -1 is the last: none
+        np.add.at(counts, (true[is_counted], predicted[is_counted]), 1)
+        np.add.at(counts, (labels[find_missed(record, match)], num_classes), 1)
+    return torch.from_numpy(counts)
+
+
+def find_missed(record: ImageRecord, match: ImageMatches) -> Int64[np.ndarray, " object"]:
+    """Return the indices of the objects, without crowds, that no detection is paired with."""
+    is_missed = ~record.objects.is_crowd.numpy()
+    is_missed[match.objects[match.objects >= 0]] = False
+    return np.flatnonzero(is_missed)
+
+
+def _count_errors(records: Sequence[ImageRecord], matches: Sequence[ImageMatches]) -> dict[str, int]:
+    kinds = np.concatenate([match.kinds for match in matches])
+    counts = {name: int((kinds == number).sum()) for number, name in enumerate(ERROR_KINDS, start=1)}
+    missed = sum(len(find_missed(record, match)) for record, match in zip(records, matches, strict=True))
+    return {**counts, "missed": missed}
+
+
+def _panoptic_quality(record: ImageRecord, match: ImageMatches) -> float:
+    """Return the sum of the IoUs of correct pairs, divided by their number plus half of the errors."""
+    is_correct = match.kinds == CORRECT
+    num_errors = int((match.kinds > CORRECT).sum()) + len(find_missed(record, match))
+    num_errors += int(((match.kinds == WRONG_CLASS) & (match.objects >= 0)).sum())  # a miss as well
+    weight = int(is_correct.sum()) + num_errors / 2
+    return float(match.ious[is_correct].sum()) / weight if weight else float("nan")
