@@ -2,15 +2,19 @@
 
 import logging
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from c2fmae_cli.doctor import doctor
 
 from c2fmae.core.errors import UserError
+from c2fmae.eval.results import load_result
 from c2fmae.loading import load_run
 from c2fmae.recipes.config import load_recipe
 from tests.cli.commands import run_eval
+from tests.cli.parsing import split_commands
 from tests.eval.segmentation.tiny_segmentation import QUICK_OVERRIDES, write_halves, write_source
 
 SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
@@ -29,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(source: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    run_eval("segment", str(source), "--data", str(data), "--out", str(path), *SET)
+    run_eval("segment", str(source), "--data", str(data), "--out", str(path), *SET, "--set", "training.ema=0.5")
     return path
 
 
@@ -63,6 +67,42 @@ def test_a_finished_run_is_tested_by_another_protocol(run: Path, capsys: pytest.
     assert len(list(run.glob("evaluations/*/results.json"))) == 2
     doctor(run)
     assert capsys.readouterr().out.splitlines()[-1] == f"next: c2fmae predict {run} IMAGES --out DIR"
+
+
+@pytest.mark.once  # a dozen short runs, of which nothing new has shapes
+def test_the_commands_of_the_page_run(
+    source: Path, data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/segmentation.md").read_text(encoding="utf-8")
+    text = page.partition("## Training\n")[2].partition("## Report\n")[0].replace("\\\n", " ")
+    lines = re.findall(r"^    (.* eval segment .*)$", text, re.MULTILINE)
+    commands = [words for line in lines for words in split_commands(line)]
+    assert len(commands) == 11
+    for name in ("b", "mae", "tiny"):
+        shutil.copytree(source, tmp_path / "runs" / name)
+    shutil.copytree(run, tmp_path / "RUN")
+    shutil.copytree(data, tmp_path / "ade20k")
+    shutil.copytree(data, tmp_path / "street")
+    (tmp_path / "street/test").rename(tmp_path / "street/val")
+    monkeypatch.chdir(tmp_path)
+    quick = [*QUICK_OVERRIDES, "training.batch_size=2", "training.steps=1", "training.warmup_steps=0"]
+    for number, words in enumerate(commands):
+        settings = quick if "--data" in words else []
+        if "linear" in words:
+            settings = [setting for setting in settings if not setting.startswith("head")]
+        if "generated" in words:
+            settings = [
+                *settings,
+                "data.train.options={length: 4, size: 32}",
+                "data.test.options={length: 2, size: 32}",
+            ]
+        out = [] if "--out" in words or "--data" not in words else ["--out", f"out/{number}"]
+        assert "mIoU" in run_eval(*words[2:], *out, *(word for setting in settings for word in ("--set", setting)))
+    example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    mean_iou = load_result(Path("RUN/evaluations/segment")).metrics[0].value
+    assert 100 * names["scores"].mean_iou == pytest.approx(mean_iou, abs=1e-9)
 
 
 def test_dry_runs_write_nothing(source: Path, data: Path, tmp_path: Path) -> None:
