@@ -145,6 +145,16 @@ def resize_objects(
     return Objects(cropped.boxes, shown.labels, shown.is_crowd, areas, shown.ids, masks)
 
 
+def measure_mask(counts: bytes, height: int) -> tuple[tuple[int, int, int, int] | None, int]:
+    """Return the tight box of a mask of an image of some height, None if it is empty, and its number of pixels."""
+    runs = decode_runs(counts)
+    ends = runs.cumsum()
+    is_inside = (alternate(len(runs)) == 1) & (runs > 0)
+    if not is_inside.any():
+        return None, 0
+    return tight_box(ends[is_inside] - runs[is_inside], ends[is_inside], height), int(runs[is_inside].sum())
+
+
 def tight_box(
     starts: Int64[np.ndarray, " runs"], ends: Int64[np.ndarray, " runs"], height: int
 ) -> tuple[int, int, int, int]:

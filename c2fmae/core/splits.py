@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.granularity import GRANULARITIES
 
 TRAIN_NAMES = ("train", "training")
@@ -30,3 +31,24 @@ def find_splits(source: str | Path) -> dict[str, str]:
         return {}
     found = {name: path for name in (*TRAIN_NAMES, *TEST_NAMES) if (path := find_set(root, (name,))) is not None}
     return found if {*TRAIN_NAMES} & found.keys() and {*TEST_NAMES} & found.keys() else {}
+
+
+def find_train_test(source: str) -> dict[str, str]:
+    """Return the paths of a training and a test set in a folder: shards `train-*.tar`, or folders of these names."""
+    if source == "generated":
+        return {"train": source, "test": source}
+    root = Path(source)
+    if not root.is_dir():
+        hint = did_you_mean(source, ["generated"])
+        raise UserError(
+            f"{source}: is not a folder with a training and a test set. {hint or 'Choose them with --data and --test'}"
+        )
+    sets = {"train": find_set(root, TRAIN_NAMES), "test": find_set(root, TEST_NAMES)}
+    if missing := [split for split, path in sets.items() if path is None]:
+        expected = {"train": TRAIN_NAMES[0], "test": f"{', '.join(TEST_NAMES[:-1])} or {TEST_NAMES[-1]}"}
+        names = ", and ".join(expected[split] for split in missing)
+        what = f"{'/'.join(missing)} {'split' if len(missing) > 1 else 'set'}"
+        raise UserError(
+            f"{root}: no {what} found (expected folders or shards named {names}). Give --data TRAIN --test TEST"
+        )
+    return {split: path for split, path in sets.items() if path is not None}

@@ -82,7 +82,7 @@ def open_folder_tree(
     granularities = sort_coarse_to_fine(granularities)
     problems: list[Problem] = []
     suffixes_by_key = {
-        name: _find_images(existing_dirs[name], problems) if name in existing_dirs else {} for name in granularities
+        name: find_images(existing_dirs[name], problems) if name in existing_dirs else {} for name in granularities
     }
     if not any(suffixes_by_key.values()):
         text = f"{root}: contains no scenes (expected shards *.tar, or images in {', '.join(granularities)})"
@@ -131,7 +131,7 @@ def _labels_from_dirs(
     return np.array([label_by_dir.get(name, -1) for name in classes], np.int64)
 
 
-def _find_images(folder: Path, problems: list[Problem]) -> dict[str, str]:
+def find_images(folder: Path, problems: list[Problem]) -> dict[str, str]:
     """Return the suffix of every image below a directory, by its path without suffix."""
     suffix_by_key: dict[str, str] = {}
 

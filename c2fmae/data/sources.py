@@ -57,6 +57,13 @@ def open_scenes(
         options: options of a registered name; `generated` has size, length, seed, …
     """
     scenes, problems = inspect_scenes(source, granularities=granularities, folders=folders, **options)
+    return select_complete(source, scenes, problems, keys)
+
+
+def select_complete(
+    source: DataSource, scenes: Scenes | None, problems: Sequence[Problem], keys: Collection[str] | None
+) -> Scenes:
+    """Return all scenes of a source, or those of some keys. Raise an error for a problem of one of them."""
     if keys is None or scenes is None:
         raise_first_problem(problems)
     else:

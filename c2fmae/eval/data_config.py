@@ -1,6 +1,5 @@
 """Settings of the training and the test set of a probe or a fine-tuning run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -8,8 +7,8 @@ from pydantic import model_validator
 from c2fmae.config.data import DatasetConfig, DataSourceOption
 from c2fmae.config.migrations import migrate_labelled_data
 from c2fmae.core.config import Config, Fraction, PositiveInt
-from c2fmae.core.errors import UserError, check_patch_multiples, did_you_mean
-from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES, find_set
+from c2fmae.core.errors import UserError, check_patch_multiples
+from c2fmae.core.splits import find_train_test
 
 if TYPE_CHECKING:
     import c2fmae.data.transforms
@@ -65,27 +64,6 @@ class TrainTestConfig(TrainTestSets):
         size = self.resolve_image_size(backbone)
         check_patch_multiples(size, backbone.patch, "of this backbone")
         return CentralView(size=size, crop=self.crop, label_stride=label_stride(backbone.patch))
-
-
-def find_train_test(source: str) -> dict[str, str]:
-    """Return the paths of a training and a test set in a folder: shards `train-*.tar`, or folders of these names."""
-    if source == "generated":
-        return {"train": source, "test": source}
-    root = Path(source)
-    if not root.is_dir():
-        hint = did_you_mean(source, ["generated"])
-        raise UserError(
-            f"{source}: is not a folder with a training and a test set. {hint or 'Choose them with --data and --test'}"
-        )
-    sets = {"train": find_set(root, TRAIN_NAMES), "test": find_set(root, TEST_NAMES)}
-    if missing := [split for split, path in sets.items() if path is None]:
-        expected = {"train": TRAIN_NAMES[0], "test": f"{', '.join(TEST_NAMES[:-1])} or {TEST_NAMES[-1]}"}
-        names = ", and ".join(expected[split] for split in missing)
-        what = f"{'/'.join(missing)} {'split' if len(missing) > 1 else 'set'}"
-        raise UserError(
-            f"{root}: no {what} found (expected folders or shards named {names}). Give --data TRAIN --test TEST"
-        )
-    return {split: path for split, path in sets.items() if path is not None}
 
 
 def _are_same(train: DataSourceOption, test: DataSourceOption | None) -> bool:

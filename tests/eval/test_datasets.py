@@ -5,7 +5,8 @@ from PIL import Image
 
 from c2fmae.config.data import DatasetConfig
 from c2fmae.core.errors import UserError
-from c2fmae.eval.data_config import TrainTestConfig, find_train_test
+from c2fmae.core.splits import find_train_test
+from c2fmae.eval.data_config import TrainTestConfig
 from c2fmae.eval.datasets import open_set
 from tests.eval.tiny_backbones import tiny_backbone
 

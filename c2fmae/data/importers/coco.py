@@ -17,6 +17,7 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.json_file import read_json
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.text import format_count
+from c2fmae.data.importers.coco_json import MAX_JSON_BYTES, read_column
 from c2fmae.data.importers.coco_rle import outline_to_rle, paint_outlines
 from c2fmae.data.importers.common import (
     IdMap,
@@ -34,8 +35,6 @@ SegmentIds = Int[np.ndarray, " segments"]
 SegmentFlags = Bool[np.ndarray, " segments"]
 SegmentMap = Integer[np.ndarray, "height width"]
 
-_MAX_FILE_BYTES = 1 << 32  # instances_train2017.json has 470 MB
-_MAX_INT = 2**63 - 1
 _THINGS = [entry for entry in COCO_PANOPTIC.classes if entry.is_thing]
 _TABLE = COCO_PANOPTIC.coco_id_table()
 
@@ -53,17 +52,17 @@ class CocoPanoptic(ImportedScenes):
         self._pngs = annotations / f"panoptic_{split}"
         check_dir_exists(self._pngs, f"Extract panoptic_{split}.zip there")
         _check_categories(path, document, COCO_PANOPTIC.classes)
-        images = _read_column(path, document, "images", "id", int)
-        names = _read_column(path, document, "images", "file_name", str)
-        positions = _image_positions(path, images, _read_column(path, document, "annotations", "image_id", int))
-        infos = _read_column(path, document, "annotations", "segments_info", list)
+        images = read_column(path, document, "images", "id", int)
+        names = read_column(path, document, "images", "file_name", str)
+        positions = _image_positions(path, images, read_column(path, document, "annotations", "image_id", int))
+        infos = read_column(path, document, "annotations", "segments_info", list)
         order = np.argsort(positions, kind="stable")
         segments = {"all segments_info": [segment for row in order for segment in infos[row]]}
-        self._ids = np.array(_read_column(path, segments, "all segments_info", "id", int), np.int64)
-        self._categories = np.array(_read_column(path, segments, "all segments_info", "category_id", int), np.int64)
-        self._is_crowd = np.array(_read_column(path, segments, "all segments_info", "iscrowd", int), bool)
+        self._ids = np.array(read_column(path, segments, "all segments_info", "id", int), np.int64)
+        self._categories = np.array(read_column(path, segments, "all segments_info", "category_id", int), np.int64)
+        self._is_crowd = np.array(read_column(path, segments, "all segments_info", "iscrowd", int), bool)
         self._ends = np.cumsum([len(infos[row]) for row in order])
-        pngs = _read_column(path, document, "annotations", "file_name", str)
+        pngs = read_column(path, document, "annotations", "file_name", str)
         self._png_names = tuple(pngs[row] for row in order)
         self._json = path
         _check_category_ids(path, "segments", self._categories, COCO_PANOPTIC.classes)
@@ -91,24 +90,24 @@ class CocoInstances(ImportedScenes):
     def __init__(self, root: str | Path, split: str) -> None:
         path, document = _read_annotations(Path(root), "instances", split)
         _check_categories(path, document, _THINGS)
-        images = _read_column(path, document, "images", "id", int)
-        heights, widths = (_read_column(path, document, "images", side, int) for side in ("height", "width"))
+        images = read_column(path, document, "images", "id", int)
+        heights, widths = (read_column(path, document, "images", side, int) for side in ("height", "width"))
         self._sizes: tuple[tuple[int, int], ...] = tuple(zip(heights, widths, strict=True))
-        positions = _image_positions(path, images, _read_column(path, document, "annotations", "image_id", int))
+        positions = _image_positions(path, images, read_column(path, document, "annotations", "image_id", int))
         order = np.argsort(positions, kind="stable")
-        annotation_ids = _read_column(path, document, "annotations", "id", int)
-        outlines = _read_column(path, document, "annotations", "segmentation", list, dict)
+        annotation_ids = read_column(path, document, "annotations", "id", int)
+        outlines = read_column(path, document, "annotations", "segmentation", list, dict)
         self._outlines = tuple(
             outline_to_rle(outlines[row], self._sizes[positions[row]], f"{path}: annotation {annotation_ids[row]}")
             for row in order
         )
-        self._categories = np.array(_read_column(path, document, "annotations", "category_id", int), np.int64)[order]
-        self._is_crowd = np.array(_read_column(path, document, "annotations", "iscrowd", int), bool)[order]
+        self._categories = np.array(read_column(path, document, "annotations", "category_id", int), np.int64)[order]
+        self._is_crowd = np.array(read_column(path, document, "annotations", "iscrowd", int), bool)[order]
         self._ends = np.cumsum(np.bincount(positions, minlength=len(images)))
         self._json = path
         _check_category_ids(path, "annotations", self._categories, _THINGS)
         info = DatasetInfo(name="coco-instances", classes=COCO_PANOPTIC.classes)
-        super().__init__(info, Path(root) / split, _read_column(path, document, "images", "file_name", str), path)
+        super().__init__(info, Path(root) / split, read_column(path, document, "images", "file_name", str), path)
 
     def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:
         segments = _segment_slice(self._ends, index)
@@ -167,25 +166,13 @@ def _read_annotations(root: Path, kind: str, split: str) -> tuple[Path, dict[str
     check_split_exists(root, split, known, f"annotations/{kind}_*.json")
     check_dir_exists(root / split, f"Extract {split}.zip there")
     path = root / "annotations" / f"{kind}_{split}.json"
-    return path, read_json(path, max_bytes=_MAX_FILE_BYTES, fix="Extract it from the official release again")
-
-
-def _read_column(path: Path, document: Mapping[str, Any], table: str, key: str, *kinds: type) -> list[Any]:
-    """Return the value of a key in every entry of a list. Raise an error if one is missing or of another type."""
-    if not isinstance(document.get(table), list):
-        raise UserError(f"{path}: has no list {table!r}. Use the file of the official release")
-    values = [entry.get(key) if isinstance(entry, dict) else None for entry in document[table]]
-    for number, value in enumerate(values):
-        if not isinstance(value, kinds) or (isinstance(value, int) and abs(value) > _MAX_INT):
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise UserError(f"{path}: {table}[{number}] has no {key!r} of type {expected}. Fix or remove it")
-    return values
+    return path, read_json(path, max_bytes=MAX_JSON_BYTES, fix="Extract it from the official release again")
 
 
 def _check_categories(path: Path, document: Mapping[str, Any], classes: Sequence[ClassInfo]) -> None:
     """Raise an error for a file whose category ids differ from COCO's."""
     names = {entry.coco_id: entry.name for entry in classes}
-    ids, labels = (_read_column(path, document, "categories", *column) for column in (("id", int), ("name", str)))
+    ids, labels = (read_column(path, document, "categories", *column) for column in (("id", int), ("name", str)))
     for coco_id, name in zip(ids, labels, strict=True):
         if names.get(coco_id) != name:
             means = f"means {names[coco_id]!r} in COCO" if coco_id in names else "is not used in COCO"

@@ -32,13 +32,23 @@ class IdMap:
 class ImportedScenes(ABC):
     """Scenes of a data set in its official layout; images are files, and a subclass decodes the maps."""
 
-    def __init__(self, info: DatasetInfo, folder: Path, names: Sequence[str], location: Path) -> None:
-        """Create scenes from the names of images in `folder`; `location` is the file or directory that lists them."""
+    def __init__(
+        self,
+        info: DatasetInfo,
+        folder: Path,
+        names: Sequence[str],
+        location: Path,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        """Create scenes from the names of images in `folder`; `location` is the file or directory that lists them.
+
+        By default, keys are the stems of the names.
+        """
         check_dir_exists(folder)
         if not names:
             raise UserError(f"{location}: lists no scenes. Check that it is complete")
         self.info = info
-        self.keys = tuple(Path(name).stem for name in names)
+        self.keys = tuple(Path(name).stem for name in names) if keys is None else tuple(keys)
         self._folder, self._names = folder, tuple(names)  # 100,000 paths would take much more memory
         (key, count), *_ = Counter(self.keys).most_common(1)
         if count > 1:

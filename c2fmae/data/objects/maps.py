@@ -14,9 +14,8 @@ from c2fmae.core.rle import encode_runs
 from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
+from c2fmae.data.objects.table import IDS_PER_IMAGE
 from c2fmae.data.scenes import Scenes, WrappedScenes
-
-_IDS_PER_IMAGE = 1 << 16
 
 
 class MapObjects(WrappedScenes):
@@ -44,7 +43,7 @@ class MapObjects(WrappedScenes):
             _to_full_size(scene.maps["instance"], height, width, scene.label_stride),
             _to_full_size(scene.maps["semantic"], height, width, scene.label_stride),
             self._labels,
-            first_id=index * _IDS_PER_IMAGE,
+            first_id=index * IDS_PER_IMAGE,
             masks=self._has_masks,
         )
         return Scene(scene.key, {"rgb": scene.maps["rgb"]}, scene.label, objects=objects)

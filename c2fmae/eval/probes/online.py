@@ -22,10 +22,10 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.specs import BackboneSpec
+from c2fmae.core.splits import find_train_test
 from c2fmae.core.watching import is_due
 from c2fmae.data import CentralView
 from c2fmae.data.combine import read_stored_labels
-from c2fmae.eval.data_config import find_train_test
 from c2fmae.eval.datasets import OpenedSet, open_set
 from c2fmae.eval.engine import BatchingConfig, BatchReader, gather_rows, iterate_batches
 from c2fmae.eval.probes.batching import VALIDATION_DIVISOR

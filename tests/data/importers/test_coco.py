@@ -416,7 +416,7 @@ def test_missing_directories_and_splits_are_refused(tmp_path: Path) -> None:
             "from the official release again",
         ),
         ("[]", "expected a JSON object, got a list. Extract it from the official release again"),
-        ("{}", "has no list 'categories'. Use the file of the official release"),
+        ("{}", "has no list 'categories'. Use a file in COCO's format"),
     ],
 )
 def test_a_file_that_is_not_coco_json_is_refused(tmp_path: Path, text: str, problem: str) -> None:

@@ -1,0 +1,67 @@
+"""Scenes whose objects are read from annotations, and how many objects their images have."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from c2fmae.core.labels import ClassInfo
+from c2fmae.core.objects import Objects
+from c2fmae.core.scene import Scene
+from c2fmae.data.combine import SubsetScenes
+from c2fmae.data.geometry import scene_size
+from c2fmae.data.importers.common import IdMap, ImportedScenes
+from c2fmae.data.info import DatasetInfo
+from c2fmae.data.scenes import Scenes
+
+
+class ObjectScenes(ImportedScenes):
+    """Images with objects; a subclass reads the annotations."""
+
+    object_counts: Int64[Tensor, " images"]
+    """Number of objects of each image that are no crowds."""
+
+    def __init__(
+        self, name: str, classes: Sequence[ClassInfo], folder: Path, names: Sequence[str], location: Path
+    ) -> None:
+        info = DatasetInfo(name=name, granularities=("rgb",), object_classes=tuple(classes))
+        super().__init__(info, folder, names, location, [image_key(file) for file in names])
+
+    def __getitem__(self, index: int) -> Scene:
+        scene = super().__getitem__(index)
+        return replace(scene, objects=self.load_objects(index, scene_size(scene)))
+
+    @abstractmethod
+    def load_objects(self, index: int, image_size: tuple[int, int]) -> Objects:
+        """Return the objects of an image with a height and a width."""
+
+    def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:  # noqa: ARG002
+        return {}
+
+
+def image_key(name: str) -> str:
+    """Return the key of an image: its path in the directory of images, without suffix."""
+    return os.path.splitext(name)[0]  # noqa: PTH122 - Path has no empty names, which a list may have
+
+
+def count_objects(scenes: Scenes) -> Int64[Tensor, " scenes"] | None:
+    """Return how many objects that are no crowds each image has; None if that is not known before it is decoded."""
+    if isinstance(scenes, ObjectScenes):
+        return scenes.object_counts
+    if isinstance(scenes, SubsetScenes):
+        counts = count_objects(scenes.source)
+        return None if counts is None else counts[scenes.rows]
+    return None
+
+
+def select_with_objects(scenes: Scenes) -> Scenes:
+    """Leave out images without objects, if it is known which these are before they are decoded."""
+    counts = count_objects(scenes)
+    if counts is None or bool((counts > 0).all()):
+        return scenes
+    return SubsetScenes(scenes, torch.nonzero(counts).flatten().numpy())

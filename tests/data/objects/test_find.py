@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from c2fmae.data.objects import find_object_sets, open_objects
+from tests.data.dataset_files import assert_user_error
+from tests.data.objects.layouts import annotation, voc_object, write_coco, write_image, write_voc, write_yolo
+
+
+def test_both_sets_of_coco_are_found(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 4, 4))], split=split)
+    for name in ("captions_train2017", "person_keypoints_val2017", "interval"):
+        (tmp_path / f"annotations/{name}.json").write_text("{}")
+    sets = find_object_sets(str(tmp_path))
+    assert sets == {
+        "train": f"{tmp_path}/annotations/instances_train2017.json",
+        "test": f"{tmp_path}/annotations/instances_val2017.json",
+    }
+    assert all(len(open_objects(path)) == 2 for path in sets.values())
+    message = f"contains several sets: train, test. Choose one, as in {sets['train']}"
+    assert_user_error(lambda: open_objects(str(tmp_path)), f"{tmp_path}: {message}")
+
+
+def test_both_sets_of_coco_with_a_json_beside_the_images_are_found(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 4, 4))], split=split)
+        path.rename(tmp_path / split / "_annotations.coco.json")
+    (tmp_path / "annotations").rmdir()
+    sets = find_object_sets(str(tmp_path))
+    assert sets == {
+        name: f"{tmp_path}/{split}/_annotations.coco.json" for name, split in (("train", "train"), ("test", "valid"))
+    }
+    assert len(open_objects(sets["test"])) == 2
+
+
+@pytest.mark.parametrize("source", ["", "data.yaml"])
+def test_both_sets_of_yolo_are_found(tmp_path: Path, source: str) -> None:
+    for split in ("train", "val"):
+        write_yolo(tmp_path, {"a": "0 .5 .5 .5 .5"}, split=split)
+    sets = find_object_sets(str(tmp_path / source))
+    assert sets == {"train": f"{tmp_path}/images/train", "test": f"{tmp_path}/images/val"}
+    assert all(len(open_objects(path)) == 1 for path in sets.values())
+    with pytest.raises(ValueError, match="contains several sets: train, test"):
+        open_objects(tmp_path / source)
+
+
+def test_directories_of_yolo_may_be_relative_to_a_path_or_to_the_directory_above(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        write_image(tmp_path / f"set/{split}/images/a.jpg")
+        (tmp_path / f"set/{split}/labels").mkdir()
+        (tmp_path / f"set/{split}/labels/a.txt").write_text("0 .5 .5 .5 .5")
+    yaml = tmp_path / "set/data.yaml"
+    for text in (
+        "train: ../train/images\nval: ../valid/images",
+        "path: ../set\ntrain: train/images\nval: valid/images",
+    ):
+        yaml.write_text(f"{text}\nnames: [cat]")
+        sets = find_object_sets(str(yaml))
+        assert {name: Path(path).resolve() for name, path in sets.items()} == {
+            "train": tmp_path / "set/train/images",
+            "test": tmp_path / "set/valid/images",
+        }
+        assert all(len(open_objects(path)) == 1 for path in sets.values())
+    yaml.write_text("train: nowhere\nval: valid/images\nnames: [cat]")
+    assert_user_error(
+        lambda: find_object_sets(str(yaml)),
+        f"{yaml}: train is 'nowhere', but {tmp_path}/set/nowhere is not a directory of images. Correct it",
+    )
+    yaml.write_text("train: [a, b]\nval: valid/images\nnames: [cat]")
+    assert_user_error(
+        lambda: find_object_sets(str(yaml)), f"{yaml}: train is ['a', 'b'] (expected a directory of images). Give one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"), [(("train", "val", "test"), ("train", "val")), (("trainval", "test"),) * 2]
+)
+def test_both_sets_of_voc_are_found(tmp_path: Path, splits: tuple[str, ...], expected: tuple[str, str]) -> None:
+    for split in splits:
+        write_voc(tmp_path / "VOCdevkit/VOC2012", {f"a-{split}": voc_object("dog", (1, 1, 5, 5))}, split=split)
+    folder = tmp_path / "VOCdevkit/VOC2012/ImageSets/Main"
+    sets = find_object_sets(str(tmp_path))
+    assert sets == {name: f"{folder}/{split}.txt" for name, split in zip(("train", "test"), expected, strict=True)}
+    assert list(open_objects(sets["test"]).keys) == [f"a-{expected[1]}"]
+
+
+def test_one_set_alone_is_an_error(tmp_path: Path) -> None:
+    write_coco(tmp_path, [], split="train2017")
+    message = "no test set found (expected annotations/*train*.json and annotations/*val*.json)"
+    assert_user_error(lambda: find_object_sets(str(tmp_path)), f"{tmp_path}: {message}. Give --data TRAIN --test TEST")
+
+
+def test_sets_of_maps_are_found_as_for_other_tasks(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    assert find_object_sets(str(tmp_path)) == {"train": str(tmp_path / "train"), "test": str(tmp_path / "val")}
+    assert find_object_sets("generated") == {"train": "generated", "test": "generated"}
