@@ -1,4 +1,4 @@
-"""RoIAlign: torchvision's kernel, or on a CPU two matrix products, and its application to the maps of a pyramid."""
+"""RoIAlign: torchvision's kernel, or two matrix products in training on a CPU, and pooling from a pyramid."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.ops import roi_align as roi_align_kernel
 
-_MAX_MATMUL_CELLS = 64 * 64
-"""Largest map for which the products are faster than the kernel on a CPU."""
+_CELLS_PER_SAMPLE = 140
+"""Cells of a map for each sample of a row of bins, up to which the products are faster than the kernel (measured)."""
 
 
 def roi_align(
@@ -25,15 +25,19 @@ def roi_align(
 
     `images` are the rows of `features` that boxes belong to, in ascending order; boxes are in pixels and `stride` is
     that of the map. A bin has `sampling_ratio` samples on each side, or with 0 one for each cell that it covers.
+
+    The backward pass of torchvision's kernel is slow on a CPU. There, if a gradient is needed and the map is small for
+    the boxes, the sums are two matrix products for each image, which have fast gradients.
     """
-    if features.device.type != "cpu" or features.shape[2] * features.shape[3] > _MAX_MATMUL_CELLS:
+    cells = boxes * (1 / stride)
+    if not _is_product_faster(features, cells, size=size, sampling_ratio=sampling_ratio):
         rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
         pooled: Tensor = roi_align_kernel(features, rois, size, 1 / stride, sampling_ratio, aligned)
         return pooled
     y, x = (
         bin_weights(
-            boxes[:, axis] * (1 / stride),
-            boxes[:, axis + 2] * (1 / stride),
+            cells[:, axis],
+            cells[:, axis + 2],
             features.shape[3 - axis],
             size=size,
             sampling_ratio=sampling_ratio,
@@ -43,10 +47,25 @@ def roi_align(
     )
     counts = torch.bincount(images, minlength=len(features)).tolist()
     parts = zip(features, y.split(counts), x.split(counts), strict=True)
-    return torch.cat([_pool_image(*part) for part in parts])
+    return torch.cat([_multiply(*part) for part in parts])
 
 
-def _pool_image(
+def _is_product_faster(
+    features: Float[Tensor, "image channels rows columns"],
+    cells: Float[Tensor, "roi 4"],
+    *,
+    size: int,
+    sampling_ratio: int,
+) -> bool:
+    """Return whether products are faster: they read a whole map for each row of bins, the kernel only its samples."""
+    needs_gradient = torch.is_grad_enabled() and features.requires_grad
+    if features.device.type != "cpu" or not needs_gradient or not len(cells):
+        return False
+    adaptive = ((cells[:, 2:] - cells[:, :2]) / size).ceil().clamp(min=1).prod(dim=1).mean().item()
+    return features.shape[2] * features.shape[3] <= _CELLS_PER_SAMPLE * size * (sampling_ratio**2 or adaptive)
+
+
+def _multiply(
     features: Float[Tensor, "channels rows columns"],
     y: Float[Tensor, "roi bin rows"],
     x: Float[Tensor, "roi bin columns"],
