@@ -91,6 +91,9 @@ def open_folder_tree(
     all_keys = set[str].union(*map(set, suffixes_by_key.values())) - problem_keys
     for name in granularities:
         if not suffixes_by_key[name]:
+            if name == "semantic" and (root / MASK_DIRS["rgb"]).is_dir():
+                text = f"{root}: has a directory {MASK_DIRS['rgb']}, but none named {MASK_DIRS['semantic']}"
+                return None, (*problems, Problem(None, f"{text} (expected the semantic maps there). Rename or add it"))
             return None, (*problems, missing_granularity_problem(str(root), name, granularities))
         problems += [
             Problem(key, f"{root}: sample {key!r} has no {folders.get(name, name)}/{key}. Add it, or remove the sample")

@@ -196,6 +196,15 @@ def test_a_mask_in_jpeg_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_masks_in_a_directory_of_another_name_are_asked_for(tmp_path: Path) -> None:
+    root = write_set(tmp_path, {"a": IDS}, {"classes": CLASSES})
+    (root / "masks").rename(root / "labels")
+    assert_user_error(
+        lambda: open_scenes(root, granularities=("semantic", "rgb")),
+        f"{root}: has a directory images, but none named masks (expected the semantic maps there). Rename or add it",
+    )
+
+
 def test_missing_masks_other_sizes_and_unknown_ids_are_problems(tmp_path: Path) -> None:
     names = ("good", "lost", "small", "other")
     root = write_set(tmp_path, dict.fromkeys(names, IDS), {"classes": CLASSES})
