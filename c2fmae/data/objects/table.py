@@ -51,7 +51,7 @@ class ObjectTable:
     def from_rows(cls, rows_by_image: Sequence[Sequence[ObjectRow]], *, has_masks: bool) -> "ObjectTable":
         """Create a table from the objects of each image."""
         rows = [row for image in rows_by_image for row in image]
-        masks = [row.mask or b"" for row in rows] if has_masks else []
+        masks = [row.mask or b"" for row in rows]
         return cls(
             *_rows_to_columns(rows),
             torch.tensor([len(image) for image in rows_by_image], dtype=torch.int64).cumsum(0),
