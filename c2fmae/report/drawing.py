@@ -1,6 +1,7 @@
 """Figures drawn with Pillow and NumPy: arrays and images in, one image out."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from itertools import pairwise
@@ -73,6 +74,58 @@ def hide_patches(
     covered = image + opacity * (np.array(colour, np.float64) - image)
     covered += 0.12 * is_edge[..., None] * (255 - covered)
     return np.where(is_masked[row[:, None], column][..., None], covered.round().astype(np.uint8), image)
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnObject:
+    """An object to draw on an image."""
+
+    box: tuple[float, float, float, float]
+    """x0, y0, x1 and y1 in pixels."""
+    colour: Colour
+    caption: str = ""
+    mask: UInt8[np.ndarray, "height width"] | None = None
+    """Its pixels, with the size of the image; 0 outside of the object."""
+
+
+def draw_objects(image: Tile, objects: Sequence[DrawnObject], *, opacity: float = 0.4) -> Tile:
+    """Return an image with the masks, boxes and captions of objects; later ones cover earlier ones."""
+    height, width = image.shape[:2]
+    line, text_size = (
+        min(max(round(min(height, width) / fraction), low), high) for fraction, low, high in ((300, 1, 4), (32, 10, 24))
+    )
+    drawn = image.copy()
+    for each in objects:
+        if each.mask is not None:
+            _tint_mask(drawn, each.mask, each.colour, opacity)
+    page = Image.fromarray(drawn)
+    pen = ImageDraw.Draw(page)
+    for each in objects:
+        x0, y0, x1, y1 = (round(side) for side in each.box)
+        pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=each.colour, width=line)
+    for each in objects:
+        if each.caption:
+            text = _shorten_text(each.caption, text_size, width - 4)
+            x0 = max(min(round(each.box[0]), width - text.width - 4), 0)
+            above = round(each.box[1]) - text.height
+            y0 = above if above >= 0 else min(max(round(each.box[1]), 0), max(height - text.height, 0))
+            pen.rectangle((x0, y0, x0 + text.width + 3, y0 + text.height - 1), fill=each.colour)
+            is_light = np.dot(each.colour, (0.299, 0.587, 0.114)) > 140
+            text.draw(pen, x0 + 2, y0, TEXT_COLOUR if is_light else BACKGROUND_COLOUR)
+    return np.array(page)
+
+
+def _tint_mask(image: Tile, mask: UInt8[np.ndarray, "height width"], colour: Colour, opacity: float) -> None:
+    """Mix the colour into the pixels of a mask, and replace those at its edge."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside = np.pad(mask[window] != 0, 1)
+    core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    part, is_inside = image[window], inside[1:-1, 1:-1]
+    part[is_inside] = (part[is_inside] * (1 - opacity) + np.array(colour) * opacity).round().astype(np.uint8)
+    part[is_inside & ~core] = colour
 
 
 def draw_tile_sheet(

@@ -10,11 +10,13 @@ from PIL import Image
 from c2fmae.core.errors import UserError
 from c2fmae.report import drawing
 from c2fmae.report.drawing import (
+    DrawnObject,
     colour_classes,
     colour_instances,
     draw_bar_chart,
     draw_legend,
     draw_line_chart,
+    draw_objects,
     draw_tile_sheet,
     hide_patches,
     image_to_tile,
@@ -277,3 +279,35 @@ def test_images_of_any_number_of_channels_have_colours() -> None:
         (5, (first, second, third)),
     ):
         assert np.array_equal(image_to_tile(image[:channels]), np.stack(colours, axis=2))
+
+
+def test_objects_are_drawn_in_their_places() -> None:
+    image = np.full((60, 90, 3), 100, np.uint8)
+    mask = np.zeros((60, 90), np.uint8)
+    mask[20:40, 30:60] = 1
+    red, blue = (200, 0, 0), (0, 0, 200)
+    drawn = draw_objects(image, [DrawnObject((30, 20, 60, 40), red, mask=mask), DrawnObject((70, 50, 90, 60), blue)])
+    assert image.max() == 100  # the image itself is unchanged
+    assert tuple(drawn[30, 45]) == (140, 60, 60)  # 0.6 of the image and 0.4 of the colour
+    assert tuple(drawn[20, 45]) == tuple(drawn[30, 59]) == red
+    assert tuple(drawn[59, 80]) == tuple(drawn[55, 70]) == blue
+    assert tuple(drawn[55, 80]) == (100, 100, 100)
+    assert np.array_equal(drawn[:20], image[:20])
+
+
+@pytest.mark.parametrize("box", [(0, 0, 5, 5), (80, 50, 90, 60), (-3, -3, 200, 200), (10, 10, 10, 10)])
+def test_captions_are_inside_the_image(box: tuple[float, float, float, float]) -> None:
+    image = np.full((60, 90, 3), 100, np.uint8)
+    red = (200, 0, 0)
+    drawn = draw_objects(image, [DrawnObject(box, red, "traffic light 0.53")])
+    without = draw_objects(image, [DrawnObject(box, red)])
+    assert drawn.shape == image.shape
+    assert (drawn[..., 1] > 130).sum() > 20  # letters
+    assert (drawn != without).any(axis=2).sum() > 500
+
+
+def test_many_objects_and_tiny_images_can_be_drawn() -> None:
+    image = np.zeros((1, 3, 3), np.uint8)
+    mask = np.ones((1, 3), np.uint8)
+    objects = [DrawnObject((0, 0, 3, 1), (9, 9, 9), "γ" * 50, mask), DrawnObject((0, 0, 3, 1), (9, 9, 9), "", 0 * mask)]
+    assert draw_objects(image, objects).shape == (1, 3, 3)
