@@ -67,7 +67,7 @@ def alternate(length: int) -> UInt8[np.ndarray, " runs"]:
 def encode_window(mask: UInt8[np.ndarray, "rows columns"], left: int, top: int, height: int, width: int) -> bytes:
     """Compress a mask whose upper left corner is at (left, top) of an image of height × width, and 0 elsewhere."""
     rows, columns = mask.shape
-    whole = np.zeros((height, columns), np.uint8)
+    whole = np.zeros((columns, height), np.uint8).T  # its columns are contiguous, as runs are
     whole[top : top + rows] = mask
     runs = mask_to_runs(whole)
     before, after = left * height, (width - left - columns) * height

@@ -135,7 +135,7 @@ def pair_parameters(model: MaskRCNN, detector: Detector) -> list[tuple[nn.Parame
     """The parameters of the heads, in the same order in both."""
     heads = model.roi_heads
     theirs = [model.rpn.head, heads.box_head, heads.box_predictor, heads.mask_head, heads.mask_predictor]
-    ours = [detector.rpn, detector.box_head, detector.mask_head]
+    ours: list[nn.Module | None] = [detector.rpn, detector.box_head, detector.mask_head]
     return list(
         zip(
             (p for module in theirs for p in module.parameters()),
