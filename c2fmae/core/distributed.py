@@ -80,6 +80,14 @@ class World:
         dist.broadcast_object_list(values)  # pickles, but only between processes of this run
         return values[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order, on the main process; an empty list on the others."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)  # pickles, but only between processes of this run
+        return values or []
+
     def barrier(self) -> None:
         """Wait until all ranks reach this call."""
         if self.size > 1:

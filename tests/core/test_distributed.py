@@ -99,6 +99,7 @@ def test_collectives_of_a_single_process_return_their_input() -> None:
     assert each.all_reduce(tensor) is tensor
     assert tensor.tolist() == [1, 1]
     assert each.broadcast_object(value) is value
+    assert each.gather_objects(value) == [value]
     each.barrier()
     model = nn.Linear(1, 1)
     assert each.wrap_ddp(model) is model
@@ -146,6 +147,7 @@ from c2fmae.core.distributed import init_distributed
 failing, wait, ending = sys.argv[1:]
 with init_distributed("cpu") as world:
     assert world.broadcast_object([world.rank]) == [0]
+    assert world.gather_objects(str(world.rank)) == (["0", "1"] if world.is_main else [])
     assert world.all_reduce(torch.ones(1)).item() == 2
     print("met", flush=True)
     if str(world.rank) == failing:

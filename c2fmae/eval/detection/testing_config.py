@@ -7,7 +7,6 @@ from pydantic import Field
 from c2fmae.core.config import Config, PositiveInt, UnitInterval
 from c2fmae.eval.evaluation import Precision
 
-Size = tuple[int, int]
 EngineChoice = Literal["auto", "pycocotools", "faster"]
 
 
@@ -34,19 +33,10 @@ class DetectionTestingConfig(Config):
     intervals: Annotated[int, Field(ge=0)] = 100
     """Number of bootstrap samples of the images for the confidence intervals of AP; 0 for none."""
 
-    def resized_size(self, size: Size) -> Size:
-        """Return the size to which an image of this height and width is resized, before padding.
-
-        >>> DetectionTestingConfig().resized_size((480, 640)), DetectionTestingConfig().resized_size((300, 600))
-        ((800, 1067), (667, 1333))
-        >>> DetectionTestingConfig(canvas=1024).resized_size((300, 600))
-        (512, 1024)
-        """
-        if self.canvas is not None:
-            factor = self.canvas / max(size)
-        else:
-            factor = min(self.short_side / min(size), self.max_side / max(size))
-        return max(int(size[0] * factor + 0.5), 1), max(int(size[1] * factor + 0.5), 1)
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The largest length of the shorter and of the longer side of a resized image, of which one is reached."""
+        return (self.short_side, self.max_side) if self.canvas is None else (self.canvas, self.canvas)
 
     def describe(self) -> str:
         """Return the settings in words, for a protocol."""
@@ -54,7 +44,11 @@ class DetectionTestingConfig(Config):
             resizing = f"images resized to fit a square of {self.canvas:,} pixels"
         else:
             resizing = f"shorter sides of images resized to {self.short_side:,}, longer ones at most {self.max_side:,}"
+        from c2fmae.eval.detection.engines import describe_engine
+
         return (
             f"{resizing}; at most {self.max_detections:,} detections with scores above {self.score_threshold:g}, "
-            f"NMS at an IoU of {self.nms_threshold:g}; {self.precision}"
+            f"NMS at an IoU of {self.nms_threshold:g}; {self.precision}; COCO's metrics by "
+            f"{describe_engine(self.engine)}, with small objects of at most 32², large ones of at least 96² pixels of "
+            "the stored images"
         )

@@ -1,7 +1,6 @@
 """Predicted class ids of a set as PNG files, from which an interrupted test resumes and scores are recomputed."""
 
 import logging
-import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +17,12 @@ from torch import Tensor
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_file, write_atomic
-from c2fmae.core.json_file import read_json, write_json
 from c2fmae.data.decode import decode_ids
 from c2fmae.data.encode import encode_ids
+from c2fmae.eval.prediction_dir import open_prediction_dir
 
 log = logging.getLogger(__name__)
 
-IDENTITY_FILE = "identity.json"
 _FORMAT = 1
 _NUM_WRITERS, _MAX_PENDING = 2, 32
 _PNG_LEVEL = 4  # a tenth of the time of level 9, and a few percent more bytes
@@ -40,13 +38,7 @@ class PredictionStore:
 
     def open(self, world: World) -> None:
         """Delete predictions of another identity, and record this one. All processes must call this."""
-        if world.is_main:
-            path, document = self.predictions_dir / IDENTITY_FILE, {"format": _FORMAT, **self.identity}
-            if self.predictions_dir.exists() and _read_identity(path) != document:
-                log.info("%s: holds predictions of other weights, data or settings, which are replaced", path.parent)
-                shutil.rmtree(self.predictions_dir)
-            write_json(path, document)
-        world.barrier()
+        open_prediction_dir(self.predictions_dir, {"format": _FORMAT, **self.identity}, world)
 
     def path(self, key: str) -> Path:
         """Return the file of an image's prediction: the image's key, with `.png`."""
@@ -99,10 +91,3 @@ class PredictionWriter:
 
 def _write_ids(path: Path, ids: UInt8[np.ndarray, "height width"]) -> None:
     write_atomic(path, encode_ids(ids, level=_PNG_LEVEL))
-
-
-def _read_identity(path: Path) -> object:
-    try:
-        return read_json(path, max_bytes=1 << 20)
-    except UserError:
-        return None
