@@ -12,9 +12,9 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data import Scenes
 from c2fmae.data.geometry import resized_crop_ids, resized_crop_image
+from c2fmae.eval.examples import choose_examples, pad_tile
 from c2fmae.eval.segmentation.prediction_store import PredictionStore
 from c2fmae.report.drawing import (
-    BACKGROUND_COLOUR,
     UNLABELLED_COLOUR,
     Colour,
     Tile,
@@ -25,31 +25,13 @@ from c2fmae.report.drawing import (
     list_class_fractions,
 )
 
-_NUM_EXAMPLES, _TILE_SIDE = 4, 208
+_TILE_SIDE = 208
 _WRONG_COLOUR = (214, 48, 49)
 _MIN_LEGEND_FRACTION = 0.005  # of an image that is predicted as a class which it does not show
 _EXPLANATION = (
     "The images with the highest, the median and the lowest IoU, averaged over the classes of each image alone. Errors "
     "are red; pixels without a label, which do not count, are light grey."
 )
-
-
-def choose_examples(image_ious: Float64[Tensor, " image"], count: int = _NUM_EXAMPLES) -> dict[str, list[int]]:
-    """Return the indices of the best, the median and the worst images, at most `count` of each and none twice.
-
-    Images without a score (NaN) are not chosen. Of equal ones, the first is better.
-
-    >>> import torch
-    >>> choose_examples(torch.tensor([0.5, 0.9, torch.nan, 0.1, 0.7]).double())
-    {'best': [1], 'median': [4], 'worst': [3]}
-    """
-    ious = image_ious.tolist()
-    order = sorted((index for index, iou in enumerate(ious) if iou == iou), key=lambda index: (-ious[index], index))
-    if len(order) < 3:
-        return {"best": order[:1], "median": [], "worst": order[1:]}
-    each = min(count, len(order) // 3)
-    first = (len(order) - each) // 2
-    return {"best": order[:each], "median": order[first : first + each], "worst": order[-each:]}
 
 
 def draw_examples(
@@ -85,7 +67,10 @@ def _draw_row(
     truth = resized_crop_ids(scene.maps["semantic"], box, size, stride=scene.label_stride).numpy()
     ids = resized_crop_ids(predicted, box, size).numpy()
     tiles = [image, colour_classes(truth), colour_classes(ids), _draw_errors(image, truth, ids)]
-    return [*map(_pad_tile, tiles), draw_legend(_list_colours(truth, ids, class_names), _TILE_SIDE, _TILE_SIDE)]
+    return [
+        *(pad_tile(tile, _TILE_SIDE) for tile in tiles),
+        draw_legend(_list_colours(truth, ids, class_names), _TILE_SIDE, _TILE_SIDE),
+    ]
 
 
 def _draw_errors(image: Tile, truth: UInt8[np.ndarray, "height width"], ids: UInt8[np.ndarray, "height width"]) -> Tile:
@@ -102,11 +87,3 @@ def _list_colours(
     """Return the colours of the classes of the truth, largest first, then of those that are only predicted."""
     predicted = [entry for entry in list_class_fractions(ids, class_names) if entry[1] >= _MIN_LEGEND_FRACTION]
     return {name: colour for name, _, colour in [*list_class_fractions(truth, class_names), *predicted]}
-
-
-def _pad_tile(tile: Tile) -> UInt8[np.ndarray, "side side 3"]:
-    """Return a tile centred on a square of the common size."""
-    square = np.full((_TILE_SIDE, _TILE_SIDE, 3), BACKGROUND_COLOUR, np.uint8)
-    top, left = (_TILE_SIDE - tile.shape[0]) // 2, (_TILE_SIDE - tile.shape[1]) // 2
-    square[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return square

@@ -8,14 +8,13 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_text
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
+from c2fmae.eval.class_sections import list_absent_classes, make_class_charts, make_confusion_sections
 from c2fmae.eval.training_report import write_training_page
-from c2fmae.report import BarChart, Figure, HeatMap, Section, Table, Text
+from c2fmae.report import Figure, Section, Text
 from c2fmae.report.charts import chart_metrics
 
 CLASSES_FILE, CONFUSION_FILE, EXAMPLES_FILE = "classes.csv", "confusion.csv", "pictures/examples.png"
 
-_NUM_PAIRS = 12  # in the heat map
-_NUM_BARS = 20  # of the best classes, and of the worst
 _ClassRow = Mapping[str, str]
 
 
@@ -31,9 +30,9 @@ def make_segmentation_sections(result_dir: Path) -> list[Section]:
     location = f"All classes are in {result_dir.name}/{CLASSES_FILE}, all pairs in {result_dir.name}/{CONFUSION_FILE}."
     sections: list[Section] = [
         Text(_describe_classes(classes), title="Classes"),
-        *_make_iou_charts(classes),
+        *make_class_charts("IoU", [(row["name"], (_parse_score(row["IoU"]),)) for row in classes], ("IoU",)),
         Text(f"Pairs of classes that are confused in most pixels. {location}", title="Confusions"),
-        *_make_confusion_sections(counts, names),
+        *make_confusion_sections(counts, [sum(row) for row in counts], names, "pixels"),
     ]
     if (result_dir / EXAMPLES_FILE).exists():
         sections += [
@@ -77,58 +76,13 @@ _NEXT_STEPS = """\
     c2fmae export hf RUN OUT"""
 
 
+def _parse_score(text: str) -> float | None:
+    return float(text) if text else None
+
+
 def _describe_classes(classes: Sequence[_ClassRow]) -> str:
     absent = [row["name"] for row in classes if row["pixels"] == "0"]
-    text = "The IoU of a class is the number of pixels that are of the class and predicted as such, divided by the "
-    text += "number of pixels that are either."
-    if absent:
-        shown = ", ".join(absent[:_NUM_PAIRS])
-        more = f" and {len(absent) - _NUM_PAIRS} more" if len(absent) > _NUM_PAIRS else ""
-        text += f" Classes that do not occur in the test images: {shown}{more}."
-    return text
-
-
-def _make_iou_charts(classes: Sequence[_ClassRow]) -> list[Section]:
-    """Return charts of the IoU of all classes, or of the best and of the worst, highest first."""
-    scored = [(row["name"], float(row["IoU"])) for row in classes if row["IoU"]]
-    scored.sort(key=lambda entry: -entry[1])
-    charts = {"IoU of classes, %": scored}
-    if len(scored) > 2 * _NUM_BARS:
-        charts = {"Highest IoU, %": scored[:_NUM_BARS], "Lowest IoU, %": scored[-_NUM_BARS:]}
-    elif len(scored) > _NUM_BARS:  # in two columns
-        middle = (len(scored) + 1) // 2
-        charts = {"IoU of classes, %": scored[:middle], "IoU of classes, % (continued)": scored[middle:]}
-    return [BarChart(title, [(name, (iou,)) for name, iou in bars], ("IoU",)) for title, bars in charts.items()]
-
-
-def _make_confusion_sections(counts: Sequence[Sequence[int]], names: Sequence[str]) -> list[Section]:
-    """Return a heat map of the classes in the most confused pairs, and a table of the pairs."""
-    pairs = list_confused_pairs(counts)[:_NUM_PAIRS]
-    if not pairs:
-        return [Text("No pixel is predicted wrongly.")]
-    true, predicted = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
-    columns = [*true, *(class_id for class_id in predicted if class_id not in true)]
-    totals = {class_id: sum(counts[class_id]) for class_id in true}
-    values = [[100 * counts[i][j] / totals[i] if counts[i][j] else None for j in columns] for i in true]
-    rows = [(names[i], names[j], f"{counts[i][j]:,}", f"{100 * counts[i][j] / totals[i]:.1f}") for i, j in pairs]
-    return [
-        HeatMap(
-            "Predictions of the classes that are confused most",
-            [names[class_id] for class_id in true],
-            [names[class_id] for class_id in columns],
-            values,
-            "Each row is a true class: the percentages of its pixels by predicted class. Other predictions are left "
-            "out.",
-        ),
-        Table("Most confused pairs", ("truth", "predicted as", "pixels", "% of the true class"), rows),
-    ]
-
-
-def list_confused_pairs(counts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Return all pairs of a true and another predicted class that occur, most pixels first, then by class.
-
-    >>> list_confused_pairs([[9, 1, 4], [0, 9, 0], [4, 6, 9]])
-    [(2, 1), (0, 2), (2, 0), (0, 1)]
-    """
-    pairs = [(i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if i != j and count]
-    return sorted(pairs, key=lambda pair: -counts[pair[0]][pair[1]])
+    return (
+        "The IoU of a class is the number of pixels that are of the class and predicted as such, divided by the "
+        f"number of pixels that are either.{list_absent_classes(absent)}"
+    )

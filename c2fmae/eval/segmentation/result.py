@@ -15,6 +15,7 @@ from c2fmae.core.labels import ClassInfo
 from c2fmae.core.text import format_count
 from c2fmae.data import Scenes
 from c2fmae.eval.cache import compute_json_digest
+from c2fmae.eval.class_sections import list_confused_pairs
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.results import (
     MAX_RESULT_BYTES,
@@ -30,7 +31,6 @@ from c2fmae.eval.segmentation.report import (
     CLASSES_FILE,
     CONFUSION_FILE,
     EXAMPLES_FILE,
-    list_confused_pairs,
     make_segmentation_sections,
 )
 from c2fmae.eval.segmentation.scores import SegmentationScores

@@ -10,9 +10,10 @@ from c2fmae.core.config import Config
 from c2fmae.core.csv_text import parse_csv
 from c2fmae.core.distributed import World
 from c2fmae.core.run_dir import RunDir
+from c2fmae.eval.examples import choose_examples
 from c2fmae.eval.results import load_result
 from c2fmae.eval.segmentation.evaluator import SegmenterEvaluator
-from c2fmae.eval.segmentation.examples import choose_examples, draw_examples
+from c2fmae.eval.segmentation.examples import draw_examples
 from c2fmae.eval.segmentation.prediction_store import PredictionStore
 from c2fmae.eval.segmentation.report import make_segmentation_sections, write_segmentation_report
 from c2fmae.eval.segmentation.result import (
