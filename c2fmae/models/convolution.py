@@ -1,8 +1,12 @@
 """The convolution that pyramids and heads are made of."""
 
+import math
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from c2fmae.core.specs import NormKind
 from c2fmae.models.norms import create_norm
@@ -26,3 +30,11 @@ def resize(
 ) -> Float[Tensor, "batch channels rows columns"]:
     """Return maps resized to the size of other maps, bilinear; corners are not aligned, as everywhere here."""
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def initialise_as_torch(conv: _ConvNd, generator: torch.Generator) -> None:
+    """Initialise a convolution in place like torch's constructors, from a generator."""
+    bound = 1 / math.sqrt(conv.weight[0].numel())
+    for parameter in conv.parameters():
+        parameter.uniform_(-bound, bound, generator=generator)

@@ -120,6 +120,11 @@ class Encoder(DeviceAwareAttention):
                 outputs[depth] = self.norm(x) if normed and depth == len(self.blocks) else x
         return [outputs[depth] for depth in depths]
 
+    def remove_prefix_tokens(self) -> None:
+        """Remove the class and register tokens, which windows do not have."""
+        self.cls_token = self.reg_token = None
+        self.num_prefix_tokens = 0
+
     @property
     def _recomputes_blocks(self) -> bool:
         return self.grad_checkpointing and self.training

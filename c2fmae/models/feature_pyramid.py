@@ -22,7 +22,7 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, dim: int, rescales: Sequence[float], norm: NormKind) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(_create_level(dim, rescale, norm) for rescale in rescales)
+        self.levels = nn.ModuleList(create_level((dim, dim, dim), rescale, norm)[0] for rescale in rescales)
 
     def forward(self, maps: FeatureMaps) -> FeatureMaps:
         """Return a map of each level from the map at the same position."""
@@ -41,13 +41,24 @@ class MaxPool(nn.Module):
         return F.max_pool2d(x, self.side, ceil_mode=min(x.shape[-2:]) < self.side)
 
 
-def _create_level(dim: int, rescale: float, norm: NormKind) -> nn.Module:
+def add_top_level(maps: FeatureMaps) -> list[Float[Tensor, "batch dim _ _"]]:
+    """Return maps with one more, of every second cell of the last."""
+    return [*maps, maps[-1][:, :, ::2, ::2]]
+
+
+def create_level(widths: tuple[int, int, int], rescale: float, norm: NormKind) -> tuple[nn.Module, int]:
+    """Return what changes the size of a map by a factor, and the channels of its output.
+
+    `widths` are the channels of a map, and of the maps that are 2 and 4 times as large.
+    """
+    first, second, third = widths
     if rescale == 4:
-        return nn.Sequential(_double(dim), create_norm(norm, dim), nn.GELU(), _double(dim))
+        level = nn.Sequential(_double(first, second), create_norm(norm, second), nn.GELU(), _double(second, third))
+        return level, third
     if rescale == 2:
-        return _double(dim)
-    return nn.Identity() if rescale == 1 else MaxPool(round(1 / rescale))
+        return _double(first, second), second
+    return nn.Identity() if rescale == 1 else MaxPool(round(1 / rescale)), first
 
 
-def _double(dim: int) -> nn.Module:
-    return nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+def _double(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)

@@ -5,9 +5,11 @@ from pathlib import Path
 from torch import Tensor
 
 from c2fmae.core.checkpoint import Checkpoint
+from c2fmae.core.detector_spec import DetectorSpec
 from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo
+from c2fmae.core.specs import SegmenterSpec
 from c2fmae.models.backbones.assemble import SourceContents, split_c2fmae_tensors
 from c2fmae.models.backbones.backbone import wrap_vit
 from c2fmae.models.backbones.model_size import check_model_size
@@ -18,15 +20,12 @@ def read_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> S
     checkpoint = find_checkpoint(path, step)
     tensors, note = read_weights(checkpoint, path, use_ema=use_ema)
     info = RunInfo.from_checkpoint(checkpoint, path)
-    if info.segmenter is not None:
-        if info.segmenter.relative != "none":
-            raise UserError(
-                f"{path}: its backbone was trained with relative positions, which only its segmenter has "
-                "(load_segmenter). Use the backbone that it was trained from"
-            )
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
-        note = f"the backbone of a segmenter, {note}"
-    # The prefix is that in classifiers and segmenters.
+    for model_name, spec in (("segmenter", info.segmenter), ("detector", info.detector)):
+        if spec is not None:
+            _check_is_plain(path, model_name, spec)
+            tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
+            note = f"the backbone of a {model_name}, {note}"
+    # The prefix is that in classifiers, segmenters and detectors.
     tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     backbone_tensors, unused = split_c2fmae_tensors(tensors)
     check_model_size(str(path), info.backbone, backbone_tensors, lambda vit: wrap_vit(vit, info.backbone))
@@ -39,6 +38,17 @@ def read_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> S
         classifier_info=info.metadata.get("classifier", {}),
         is_own_checkpoint=True,
     )
+
+
+def _check_is_plain(path: Path, model_name: str, spec: SegmenterSpec | DetectorSpec) -> None:
+    """Raise a `UserError` if the backbone of a segmenter or detector computes something else without it."""
+    has_windows = isinstance(spec, DetectorSpec) and spec.windows is not None
+    feature = "windows and without a class token" if has_windows else "relative positions"
+    if has_windows or spec.relative != "none":
+        raise UserError(
+            f"{path}: its backbone was trained with {feature}, which only its {model_name} has (load_{model_name}). "
+            "Use the backbone that it was trained from"
+        )
 
 
 def read_weights(checkpoint: Checkpoint, path: Path, *, use_ema: bool) -> tuple[dict[str, Tensor], str]:

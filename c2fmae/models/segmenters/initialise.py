@@ -1,12 +1,10 @@
 """Initial weights of pyramids and heads, as in mmseg and MultiMAE."""
 
-import math
-
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from c2fmae.models.convolution import ConvModule
+from c2fmae.models.convolution import ConvModule, initialise_as_torch
 
 _CLASSIFIER_STD = 0.01
 _LINEAR_STD = 0.02
@@ -29,9 +27,7 @@ def initialise_head(module: nn.Module, generator: torch.Generator) -> None:
             elif isinstance(inner, nn.Linear):
                 _draw_normal(inner, _LINEAR_STD, generator)
             elif isinstance(inner, _ConvNd):
-                bound = 1 / math.sqrt(inner.weight[0].numel())
-                for parameter in inner.parameters():
-                    parameter.uniform_(-bound, bound, generator=generator)
+                initialise_as_torch(inner, generator)
 
 
 def _draw_normal(module: _ConvNd | nn.Linear, std: float, generator: torch.Generator) -> None:
