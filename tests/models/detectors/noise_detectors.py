@@ -95,3 +95,11 @@ def draw_inputs(
         "masks": draw_masks(boxes, seed=seed),
         "seeds": torch.randint(2**62, (len(counts),), generator=generator),
     }
+
+
+def slice_inputs(inputs: dict[str, Any], first: int, last: int) -> dict[str, Any]:
+    """The inputs of some of the images."""
+    start, end = (int(inputs["counts"][:image].sum()) for image in (first, last))
+    per_image = {name: inputs[name][first:last] for name in ("images", "sizes", "counts", "seeds")}
+    per_object = {name: inputs[name][start:end] for name in ("boxes", "labels")}
+    return per_image | per_object | {"masks": inputs["masks"].select(slice(start, end))}
