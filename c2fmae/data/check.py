@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
+from c2fmae.core.objects import Objects, crop_objects
 from c2fmae.core.scene import Scene
 from c2fmae.core.text import escape_lines
 from c2fmae.data.decode import loses_bits
@@ -34,6 +36,36 @@ _CHUNK_SIZE = 64  # scenes per task of a process
 
 
 @dataclass(frozen=True)
+class ObjectCounts:
+    """Counts of annotated objects by label."""
+
+    objects: Int[np.ndarray, " classes"]
+    images: Int[np.ndarray, " classes"]
+    crowds: Int[np.ndarray, " classes"]
+    invisible: int = 0
+    """Number of objects without area, without pixels, or outside of the image; crowds included."""
+    images_without: int = 0
+    """Number of images without an object, or with crowds only."""
+
+    @classmethod
+    def count(cls, objects: Objects, size: tuple[int, int], num_classes: int) -> "ObjectCounts":
+        """Count the objects of an image with a height and a width."""
+        single = np.bincount(objects.labels[~objects.is_crowd].numpy(), minlength=num_classes)
+        crowds = np.bincount(objects.labels[objects.is_crowd].numpy(), minlength=num_classes)
+        shown = crop_objects(objects, size, CropBox(0, 0, *size), size).rows
+        return cls(single, (single > 0).astype(np.int64), crowds, len(objects) - len(shown), int(not single.any()))
+
+    def __add__(self, other: "ObjectCounts") -> "ObjectCounts":
+        return ObjectCounts(
+            self.objects + other.objects,
+            self.images + other.images,
+            self.crowds + other.crowds,
+            self.invisible + other.invisible,
+            self.images_without + other.images_without,
+        )
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """Problems of a data set, and counts over its readable scenes."""
 
@@ -48,13 +80,15 @@ class CheckReport:
     class_images: Int[np.ndarray, " ids"]
     """Number of images that contain each semantic id."""
     object_counts: Mapping[int, int]
-    """Number of images by their number of objects."""
+    """Number of images by their number of objects; crowds are not counted."""
     object_area_counts: Int[np.ndarray, " bins"]
     """Number of objects by the fraction of the image that they cover, in bins of AREA_FRACTION_EDGES."""
     label_counts: Mapping[int, int]
     """Number of images by label."""
     image_size_counts: Mapping[tuple[int, int], int]
     """Number of images by (width, height)."""
+    object_classes: "ObjectCounts | None" = None
+    """Counts of annotated objects; None if objects are those of instance maps, or there are none."""
     num_unlabelled: int = 0
     """Number of images with a semantic map in which no pixel is labelled."""
     num_losing_bits: int = 0
@@ -64,6 +98,14 @@ class CheckReport:
     def absent_classes(self) -> tuple[str, ...]:
         """Names of classes that are in no map."""
         return tuple(name for name, count in zip(self.info.class_names, self.class_images, strict=False) if not count)
+
+    @property
+    def absent_object_classes(self) -> tuple[str, ...]:
+        """Names of classes of annotated objects that no object has."""
+        if self.object_classes is None:
+            return ()
+        counts = self.object_classes.objects.tolist()
+        return tuple(entry.name for entry, count in zip(self.info.object_classes, counts, strict=True) if not count)
 
     @property
     def num_objects(self) -> int:
@@ -86,6 +128,7 @@ def check_dataset(
     )
     object_counts, labels, sizes = Counter[int](), Counter[int](), Counter[tuple[int, int]]()
     num_losing_bits = num_unlabelled = 0
+    annotated: ObjectCounts | None = None
     with closing(_check_all_scenes(scenes, workers)) as results:
         for index, outcome in results:
             progress(1)
@@ -99,6 +142,8 @@ def check_dataset(
             if outcome.object_area_fractions is not None:
                 object_counts[len(outcome.object_area_fractions)] += 1
                 object_area_counts += np.histogram(outcome.object_area_fractions, AREA_FRACTION_EDGES)[0]
+            if outcome.annotated is not None:
+                annotated = outcome.annotated if annotated is None else annotated + outcome.annotated
             if outcome.label is not None:
                 labels[outcome.label] += 1
             sizes[outcome.size] += 1
@@ -121,6 +166,7 @@ def check_dataset(
         object_area_counts=object_area_counts,
         label_counts=dict(sorted(labels.items())),
         image_size_counts=dict(sorted(sizes.items())),
+        object_classes=annotated,
         num_unlabelled=num_unlabelled,
         num_losing_bits=num_losing_bits,
     )
@@ -136,6 +182,20 @@ def format_class_table(report: CheckReport) -> str:
     for i in [*ids, IGNORE]:
         fraction = report.class_pixels[i] / total
         lines.append(f"{i:3d}  {names.get(i, ''):{width}s}  {fraction:7.2%}  {report.class_images[i]:7d}")
+    return "\n".join(lines)
+
+
+def format_object_table(report: CheckReport) -> str:
+    """Return a line for each class of annotated objects: label, name, objects, images, crowds."""
+    counts = report.object_classes
+    if counts is None:
+        return ""
+    names = [escape_lines(entry.name) for entry in report.info.object_classes]
+    width = max(map(len, [*names, "class"]))
+    lines = [f"{'label':>5s}  {'class':{width}s}  {'objects':>8s}  {'images':>7s}  {'crowds':>7s}"]
+    columns = zip(names, counts.objects.tolist(), counts.images.tolist(), counts.crowds.tolist(), strict=True)
+    for label, (name, objects, images, crowds) in enumerate(columns):
+        lines.append(f"{label:5d}  {name:{width}s}  {objects:8d}  {images:7d}  {crowds:7d}")
     return "\n".join(lines)
 
 
@@ -166,7 +226,8 @@ class _SceneStats:
     label: int | None
     class_pixels: Int[np.ndarray, " ids"]
     object_area_fractions: Float[np.ndarray, " objects"] | None
-    """None without an instance map."""
+    """None without objects and without an instance map."""
+    annotated: ObjectCounts | None
     loses_bits: bool
 
 
@@ -182,7 +243,7 @@ class _SceneChecker:
                 scene = self.scenes[index]
                 image_bytes = self._read_image_bytes(index, scene)
                 is_deep = self.scenes.info.value_range is None and image_bytes is not None and loses_bits(image_bytes)
-                yield index, _scene_stats(scene, image_bytes, loses_bits=is_deep)
+                yield index, _scene_stats(scene, image_bytes, self.scenes.info, loses_bits=is_deep)
             except UserError as error:
                 yield index, str(error)
 
@@ -199,17 +260,21 @@ def _check_all_scenes(scenes: Scenes | None, workers: int) -> Generator[tuple[in
             yield from results
 
 
-def _scene_stats(scene: Scene, image_bytes: bytes | None, *, loses_bits: bool) -> _SceneStats:
+def _scene_stats(scene: Scene, image_bytes: bytes | None, info: DatasetInfo, *, loses_bits: bool) -> _SceneStats:
     height, width = scene_size(scene)
-    area_fractions = None
-    if "instance" in scene.maps:
+    area_fractions = annotated = None
+    if scene.objects is not None:
+        annotated = ObjectCounts.count(scene.objects, (height, width), len(info.object_classes))
+        areas = scene.objects.areas[~scene.objects.is_crowd].numpy()
+        area_fractions = (areas / (height * width)).clip(0, 1)
+    elif "instance" in scene.maps:
         instance = scene.maps["instance"].numpy()
         ids, areas = np.unique(instance, return_counts=True)
         area_fractions = areas[(ids != 0) & (ids != IGNORE)] / instance.size
     semantic = scene.maps["semantic"].numpy().ravel() if "semantic" in scene.maps else np.zeros(0, np.uint8)
     digest = hashlib.blake2b(image_bytes, digest_size=16).digest() if image_bytes is not None else None
     class_pixels = np.bincount(semantic, minlength=256)
-    return _SceneStats(digest, (width, height), scene.label, class_pixels, area_fractions, loses_bits)
+    return _SceneStats(digest, (width, height), scene.label, class_pixels, area_fractions, annotated, loses_bits)
 
 
 def _duplicate_problems(keys: Sequence[str], digests: Mapping[int, bytes | None]) -> Iterator[Problem]:

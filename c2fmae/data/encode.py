@@ -17,7 +17,9 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
+from c2fmae.core.objects import Objects
 from c2fmae.data.arrays import is_npy, is_tiff
+from c2fmae.data.object_json import OBJECTS_SUFFIX, encode_objects
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -77,12 +79,18 @@ def image_suffix(image_bytes: bytes) -> str | None:
 
 
 def encode_sample(
-    key: str, image_bytes: bytes, maps: Mapping[str, Integer[np.ndarray, "_ _"]], label: int | None
+    key: str,
+    image_bytes: bytes,
+    maps: Mapping[str, Integer[np.ndarray, "_ _"]],
+    label: int | None,
+    objects: Objects | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of each member of a sample: the image, the maps in the order given, the label."""
+    """Yield name and bytes of each member of a sample: the image, the maps in the order given, objects, the label."""
     yield f"{key}.{image_suffix(image_bytes) or 'jpg'}", image_bytes
     for name, ids in maps.items():
         yield f"{key}.{GRANULARITIES.get(name).suffix}", encode_ids(ids)
+    if objects is not None:
+        yield f"{key}.{OBJECTS_SUFFIX}", encode_objects(objects)
     if label is not None:
         yield f"{key}.cls", str(label).encode()
 

@@ -100,7 +100,9 @@ def open_folder_tree(
             for key in sorted(all_keys - suffixes_by_key[name].keys())
         ]
     complete_keys = sorted(all_keys.intersection(*suffixes_by_key.values()))
-    info = (info_on_disk or DatasetInfo()).model_copy(update={"granularities": granularities})
+    # Trees hold no objects, only packs do.
+    changes = {"granularities": granularities, "object_classes": ()}
+    info = (info_on_disk or DatasetInfo()).model_copy(update=changes)
     classes = [key.rpartition("/")[0] for key in complete_keys]
     if not info.labels:
         names = sorted({key.rpartition("/")[0] for key in all_keys} - {""})

@@ -37,6 +37,7 @@ from c2fmae.data.encode import (
 from c2fmae.data.geometry import resize_scene, scene_size, subsample_ids
 from c2fmae.data.info import DATASET_FILE, PACK_PLAN_FILE, DatasetInfo
 from c2fmae.data.key_list import KeyList
+from c2fmae.data.object_json import encode_objects
 from c2fmae.data.process_pool import run_in_processes
 from c2fmae.data.scenes import Scenes, read_scene
 
@@ -155,7 +156,7 @@ class _ShardWriter:
             image_bytes = (
                 image_bytes if image_bytes and image_suffix(image_bytes) else encode_image(resized.maps["rgb"])
             )
-            return list(encode_sample(self.packed_keys[index], image_bytes, maps, scene.label))
+            return list(encode_sample(self.packed_keys[index], image_bytes, maps, scene.label, resized.objects))
         except UserError as error:
             raise UserError(f"sample {scene.key!r}: {error}") from error
 
@@ -221,11 +222,12 @@ def _pack_plan(scenes: Scenes, config: PackConfig, names: Sequence[str], index: 
     # The stored bytes rather than pixels, if there are any: decoders of several versions may differ.
     image_bytes = scenes.read_image_bytes(index) or first.maps["rgb"].numpy().tobytes()
     maps = [first.maps[name].numpy().tobytes() for name in sorted(set(first.maps) - {"rgb"})]
+    objects = [encode_objects(first.objects)] if first.objects is not None else []
     return {
         **config.model_dump(),
         "scenes": len(names),
         "keys": _digest("\n".join(sorted(names)).encode(errors="surrogateescape")),
-        "first scene": _digest(image_bytes, *maps, str(first.label).encode()),
+        "first scene": _digest(image_bytes, *maps, *objects, str(first.label).encode()),
         "dataset": _digest(scenes.info.to_json().encode()),
     }
 

@@ -18,6 +18,7 @@ from c2fmae.core.files import open_descriptor, read_error
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.data.info import PACK_PLAN_FILE, DatasetInfo
 from c2fmae.data.key_list import KeyList
+from c2fmae.data.object_json import OBJECTS_SUFFIX
 from c2fmae.data.problems import Problem
 from c2fmae.data.stored import StoredScenes, granularity_suffixes, missing_granularity_problem, sort_coarse_to_fine
 from c2fmae.data.tar_index import ShardIndex, file_fingerprint, load_or_build_index, scan_shard
@@ -38,20 +39,31 @@ class ShardScenes(StoredScenes):
             np.stack([_find_byte_ranges(index, name) for name in info.granularities], axis=1) for index in indices
         ]
         self._byte_ranges: Int64[Tensor, "samples granularities 2"] = torch.from_numpy(np.concatenate(byte_ranges))
+        self._object_ranges: Int64[Tensor, "samples 2"] = torch.from_numpy(
+            np.concatenate([_find_member(index, OBJECTS_SUFFIX) for index in indices])
+        )
         self._open_files: dict[int, _FileHandle] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open_files": {}}  # a spawned process opens its own
 
     def describe_location(self, index: int, name: str) -> str:
-        """Return the shard and the member."""
-        return f"{self._shards[bisect_right(self._ends, index)]}: {self.keys[index]}.{GRANULARITIES.get(name).suffix}"
+        """Return the shard and the member of a granularity, or of another suffix."""
+        suffix = GRANULARITIES.get(name).suffix if name in GRANULARITIES else name
+        return f"{self._shards[bisect_right(self._ends, index)]}: {self.keys[index]}.{suffix}"
 
     def read_map_bytes(self, index: int) -> dict[str, bytes]:
         """Read the members in place; `pread` moves no file position, so that processes may share the descriptor."""
+        chunks = self._read_members(index, self._byte_ranges.numpy()[index].tolist())
+        return dict(zip(self.info.granularities, chunks, strict=True))
+
+    def read_objects_bytes(self, index: int) -> bytes:
+        """Return `KEY.objects.json`."""
+        return self._read_members(index, [self._object_ranges.numpy()[index].tolist()])[0]
+
+    def _read_members(self, index: int, byte_ranges: Sequence[Sequence[int]]) -> list[bytes]:
         shard = bisect_right(self._ends, index)
         handle = self._open_files.get(shard) or self._open_shard(shard)  # this reference keeps it open until it is read
-        byte_ranges = self._byte_ranges.numpy()[index].tolist()
         try:
             chunks = [os.pread(handle.descriptor, size, offset) for offset, size in byte_ranges]
         except OSError as error:
@@ -60,7 +72,7 @@ class ShardScenes(StoredScenes):
             if len(chunk) != size:
                 location = f"{self._shards[shard]}: {self.keys[index]}"
                 raise UserError(f"{location}: the shard was truncated while it was open. Restore it")
-        return dict(zip(self.info.granularities, chunks, strict=True))
+        return chunks
 
     def _open_shard(self, shard: int) -> "_FileHandle":
         for oldest in list(self._open_files)[: max(len(self._open_files) + 1 - _MAX_OPEN, 0)]:
@@ -97,12 +109,24 @@ def _find_byte_ranges(index: ShardIndex, name: str) -> Int64[np.ndarray, "sample
     return byte_ranges
 
 
-def _missing_problems(index: ShardIndex, granularities: Sequence[str], shard: Path) -> list[Problem]:
-    """Return a problem for each sample of a shard without one of the granularities."""
+def _find_member(index: ShardIndex, suffix: str) -> Int64[np.ndarray, "samples 2"]:
+    """Return offset and size of the member of every sample with some suffix; the size is -1 for one without it."""
+    if suffix not in index.suffixes:
+        return np.tile(np.array([0, -1], np.int64), (len(index.keys), 1))
+    column = index.suffixes.index(suffix)
+    return np.stack([index.offsets[:, column], index.sizes[:, column]], axis=1)
+
+
+def _missing_problems(
+    index: ShardIndex, granularities: Sequence[str], shard: Path, *, has_objects: bool
+) -> list[Problem]:
+    """Return a problem for each sample of a shard without one of the granularities, or without objects."""
+    byte_ranges = {GRANULARITIES.get(name).suffix: _find_byte_ranges(index, name) for name in granularities}
+    if has_objects:
+        byte_ranges[OBJECTS_SUFFIX] = _find_member(index, OBJECTS_SUFFIX)
     problems = []
-    for name in granularities:
-        rows = np.flatnonzero(_find_byte_ranges(index, name)[:, 1] < 0)
-        suffix = GRANULARITIES.get(name).suffix
+    for suffix, ranges in byte_ranges.items():
+        rows = np.flatnonzero(ranges[:, 1] < 0)
         problems += [
             Problem(key, f"{shard}: sample {key!r} has no {key}.{suffix}. Add it, or remove the sample")
             for key in index.keys.select(rows)
@@ -111,7 +135,7 @@ def _missing_problems(index: ShardIndex, granularities: Sequence[str], shard: Pa
 
 
 def open_shards(
-    shards: Sequence[Path], granularities: Sequence[str] | None
+    shards: Sequence[Path], granularities: Sequence[str] | None, *, objects: bool = False
 ) -> tuple[ShardScenes | None, tuple[Problem, ...]]:
     """Open the complete samples of the shards of one directory, and list the problems of the others."""
     folder = shards[0].parent
@@ -136,9 +160,13 @@ def open_shards(
         if not suffixes & {*granularity_suffixes(name)}:
             return None, (*problems, missing_granularity_problem(location, name, granularities))
 
+    object_classes = info_on_disk.object_classes if info_on_disk is not None and objects else ()
     seen, complete_indices = set[str](), []
     for shard, index in zip(shards, indices, strict=True):
-        problem_by_key = {problem.key: problem for problem in _missing_problems(index, granularities, shard)}
+        problem_by_key = {
+            problem.key: problem
+            for problem in _missing_problems(index, granularities, shard, has_objects=bool(object_classes))
+        }
         for key in seen.intersection(names := list(index.keys)):
             text = f"{shard}: sample {key!r} is in another shard too. Pack every sample once"
             problem_by_key[key] = Problem(key, text)
@@ -149,7 +177,8 @@ def open_shards(
             if problem_by_key
             else index
         )
-    info = (info_on_disk or DatasetInfo()).model_copy(update={"granularities": granularities})
+    changes = {"granularities": granularities, "object_classes": object_classes}
+    info = (info_on_disk or DatasetInfo()).model_copy(update=changes)
     scenes = ShardScenes(shards, complete_indices, info)
     return (scenes if len(scenes) else None), tuple(problems)
 

@@ -56,7 +56,7 @@ def open_scenes(
         folders: names of a tree's directories by granularity, where they differ from the granularity's.
         options: options of a registered name; `generated` has size, length, seed, …
     """
-    scenes, problems = inspect_scenes(source, granularities=granularities, folders=folders, **options)
+    scenes, problems = inspect_scenes(source, granularities=granularities, folders=folders, objects=False, **options)
     return select_complete(source, scenes, problems, keys)
 
 
@@ -86,9 +86,13 @@ def inspect_scenes(
     *,
     granularities: Sequence[str] | None = None,
     folders: Mapping[str, str] | None = None,
+    objects: bool = False,
     **options: object,
 ) -> tuple[Scenes | None, tuple[Problem, ...]]:
-    """Open the complete samples of a source, and list the problems of the others."""
+    """Open the complete samples of a source, and list the problems of the others.
+
+    `objects` also reads the objects of packs that have them.
+    """
     for name in granularities or ():
         GRANULARITIES.get(name)
     if isinstance(source, str) and source in DATASETS and not Path(source).exists():
@@ -103,7 +107,9 @@ def inspect_scenes(
         scenes: Scenes = source.build()
         return (SubsetScenes(scenes, granularities=tuple(granularities)) if granularities else scenes), ()
     if not isinstance(source, str | Path):
-        opened = [inspect_scenes(part, granularities=granularities, folders=folders) for part in source]
+        opened = [
+            inspect_scenes(part, granularities=granularities, folders=folders, objects=objects) for part in source
+        ]
         opened_sources = [scenes for scenes, _ in opened if scenes is not None]
         return ConcatScenes(opened_sources) if opened_sources else None, tuple(
             problem for _, problems in opened for problem in problems
@@ -111,7 +117,7 @@ def inspect_scenes(
     location = resolve_source(source)
     if isinstance(location, Path):
         return open_folder_tree(location, granularities, folders or {})
-    return open_shards(location, granularities)
+    return open_shards(location, granularities, objects=objects)
 
 
 def resolve_source(source: str | Path) -> Path | list[Path]:

@@ -32,6 +32,12 @@ def draw_stats(report: CheckReport) -> Image.Image:
                     _largest_bars(fractions), title=f"Fraction of {unit} with a class", format_value="{:.1%}".format
                 )
             )
+    if report.object_classes is not None:
+        bars = {
+            entry.name: count
+            for entry, count in zip(report.info.object_classes, report.object_classes.objects, strict=True)
+        }
+        charts.append(draw_bar_chart(_largest_bars(bars), title="Objects by class"))
     if report.object_counts:
         charts.append(
             draw_bar_chart(_bin_counts(report.object_counts, _OBJECT_EDGES), title="Images by number of objects")
@@ -62,6 +68,8 @@ def describe_stats(report: CheckReport) -> str:
             f"objects  {report.num_objects}; per image {counts.mean():.1f} on average, median {np.median(counts):g},"
             f" maximum {counts.max()}"
         )
+    if report.object_classes is not None and (num_crowds := report.object_classes.crowds.sum()):
+        lines.append(f"crowds   {num_crowds}, which are not among the objects")
     if report.label_counts:
         known = f" of {len(report.info.labels)}" if report.info.labels else ""
         fewest, most = min(report.label_counts.values()), max(report.label_counts.values())

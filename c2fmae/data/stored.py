@@ -1,7 +1,7 @@
 """Scenes on disk: listed once, decoded on access.
 
     ROOT/{rgb,semantic,instance}/[class/]KEY.{jpg,jpeg,png,npy,tif,tiff}
-    SHARD.tar: KEY.jpg, KEY.semantic.png, KEY.instance.png and, for labelled data, KEY.cls
+    SHARD.tar: KEY.jpg, KEY.semantic.png, KEY.instance.png and, for labelled data, KEY.cls, KEY.objects.json
 
 `dataset.json`, in the root or beside the shard, describes the ids and how maps are stored. Maps are PNGs of one channel
 whose values are ids. Pixels without a label are 255 in them, 65535 at 16 bits, or the `ignore` of `dataset.json`.
@@ -9,6 +9,7 @@ whose values are ids. Pixels without a label are 255 in them, 65535 at 16 bits, 
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,11 +18,14 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
+from c2fmae.core.objects import Objects
 from c2fmae.core.scene import Scene
 from c2fmae.data.arrays import ARRAY_SUFFIXES
 from c2fmae.data.decode import decode_ids, decode_image, decode_map_colours, is_colour_png, is_one_bit_png
+from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.key_list import KeyList
+from c2fmae.data.object_json import OBJECTS_SUFFIX, check_masks, decode_objects
 from c2fmae.data.problems import Problem
 from c2fmae.data.remap import build_id_table, colours_to_ids, is_within_label_space, remap_ids
 from c2fmae.data.scenes import check_index
@@ -64,7 +68,19 @@ class StoredScenes(ABC):
         check_index(index, len(self))
         maps = {name: self._decode_map(data, name, index) for name, data in self.read_map_bytes(index).items()}
         self._check_sizes(index, maps)
-        return Scene(self.keys[index], maps, self._get_label(index), self.info.label_stride)
+        scene = Scene(self.keys[index], maps, self._get_label(index), self.info.label_stride)
+        return scene if not self.info.object_classes else replace(scene, objects=self._decode_objects(index, scene))
+
+    def read_objects_bytes(self, index: int) -> bytes:
+        """Return the encoded objects of a sample, in data with classes of objects."""
+        raise NotImplementedError
+
+    def _decode_objects(self, index: int, scene: Scene) -> Objects:
+        location = self.describe_location(index, OBJECTS_SUFFIX)
+        objects = decode_objects(self.read_objects_bytes(index), len(self.info.object_classes), location)
+        if any(GRANULARITIES.get(name).kind == "image" for name in scene.maps):
+            check_masks(objects, *scene_size(scene), location)
+        return objects
 
     def _decode_map(self, data: bytes, name: str, index: int) -> Tensor:
         location = self.describe_location(index, name)
