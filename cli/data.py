@@ -18,8 +18,8 @@ DatasetsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE...",
-        help="A folder, a shard, a pattern of shards such as 'voc/train-*.tar', or `generated`. Several are one set; "
-        "of a folder with train and val, each is a set.",
+        help="A folder, a shard, a pattern of shards such as 'voc/train-*.tar', objects (a COCO json, images of YOLO, "
+        "a list of VOC), or `generated`. Several are one set; of a folder with train and val, each is a set.",
     ),
 ]
 
@@ -44,7 +44,7 @@ def check(
     """Decode all samples, list every problem, and count classes. The exit code is 1 if there are problems."""
     from c2fmae.core.errors import UserError
     from c2fmae.core.text import escape_lines, format_count
-    from c2fmae.data.check import describe_missing_classes
+    from c2fmae.data.check import describe_missing_classes, describe_object_notes
     from c2fmae.data.key_list import write_keys
 
     if suite is not None:
@@ -64,6 +64,8 @@ def check(
         if report.absent_classes:
             absent = format_count(len(report.absent_classes), "class is", "classes are")
             print(f"note: {absent} in no map: {', '.join(map(escape_lines, report.absent_classes))}")
+        for note in describe_object_notes(report):
+            print(f"note: {note}")
         if report.num_unlabelled:
             images = format_count(report.num_unlabelled, "image has", "images have")
             print(f"note: {images} no labelled pixel, which adds nothing to a training on the maps")
@@ -131,7 +133,7 @@ def preview(
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes, evenly spaced over the data.")] = 8,
     granularities: GranularitiesOption = None,
 ) -> None:
-    """Draw a few scenes: image, semantic map, instance map, label and classes."""
+    """Draw a few scenes: image, objects, semantic map, instance map, label and classes."""
     from c2fmae.data.preview import draw_preview
     from c2fmae.report.drawing import check_png_path, save_png
 
@@ -203,8 +205,9 @@ data.add_typer(import_, name="import")
 def _find_sets(sources: list[str]) -> dict[str, str | list[str]]:
     """Return the sets of a folder that holds several, by name; for anything else, one set without a name."""
     from c2fmae.core.splits import find_splits
+    from c2fmae.data.objects.find import find_annotated_sets
 
-    splits = find_splits(sources[0]) if len(sources) == 1 else {}
+    splits = (find_annotated_sets(Path(sources[0])) or find_splits(sources[0])) if len(sources) == 1 else {}
     return {**splits} or {"": sources[0] if len(sources) == 1 else sources}
 
 
@@ -225,21 +228,23 @@ def _quote_all(source: str | list[str]) -> str:
 def _check_scenes(source: str | list[str], granularities: str | None, workers: int | None) -> "CheckReport":
     from c2fmae.core.progress import ProgressDisplay
     from c2fmae.data.check import check_dataset
+    from c2fmae.data.objects import inspect_maps_and_objects
     from c2fmae.data.process_pool import choose_num_workers
-    from c2fmae.data.sources import inspect_scenes
 
-    scenes, problems = inspect_scenes(source, granularities=split_granularities(granularities))
+    scenes, problems = inspect_maps_and_objects(source, split_granularities(granularities))
     total = len(scenes) if scenes is not None else 0
     with ProgressDisplay(total_steps=total, name="checking", unit="scenes") as display:
         return check_dataset(scenes, problems, workers=choose_num_workers(workers, total), progress=display.advance)
 
 
 def _print_stats(report: "CheckReport") -> None:
-    from c2fmae.data.check import format_class_table
+    from c2fmae.data.check import format_class_table, format_object_table
     from c2fmae.data.stats import describe_stats
 
     if report.class_pixels.any():
         print(format_class_table(report))
+    if report.annotated is not None:
+        print(format_object_table(report))
     print(describe_stats(report))
 
 

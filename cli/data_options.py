@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 DatasetArgument = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="A folder, a shard, a pattern of shards such as 'voc/train-*.tar', or `generated`."
+        metavar="SOURCE",
+        help="A folder, a shard, a pattern of shards such as 'voc/train-*.tar', objects (a COCO json, images of YOLO, a"
+        " list of VOC), or `generated`.",
     ),
 ]
 GranularitiesOption = Annotated[
@@ -29,10 +31,11 @@ WorkersOption = Annotated[
 def open_chosen_scenes(source: str | list[str], granularities: str | None, keys: Path | None = None) -> "Scenes":
     """Return the scenes of a source, with the chosen granularities and the samples that a file lists."""
     from c2fmae.data.key_list import read_keys
-    from c2fmae.data.sources import open_scenes
+    from c2fmae.data.objects import inspect_maps_and_objects
+    from c2fmae.data.sources import select_complete
 
-    names = split_granularities(granularities)
-    return open_scenes(source, granularities=names, keys=read_keys(keys) if keys is not None else None)
+    opened = inspect_maps_and_objects(source, split_granularities(granularities))
+    return select_complete(source, *opened, read_keys(keys) if keys is not None else None)
 
 
 def split_granularities(granularities: str | None) -> tuple[str, ...] | None:

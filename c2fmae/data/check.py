@@ -20,7 +20,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.objects import Objects, crop_objects
 from c2fmae.core.scene import Scene
-from c2fmae.core.text import escape_lines
+from c2fmae.core.text import escape_lines, format_count
 from c2fmae.data.decode import loses_bits
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
@@ -30,6 +30,9 @@ from c2fmae.data.scenes import Scenes
 
 AREA_FRACTION_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Bin edges of object areas, as fractions of the image; a bin includes its lower edge."""
+
+COCO_SIZE_EDGES = (0, 32**2, 96**2, np.inf)
+"""Bin edges of areas in pixels: small, medium and large objects."""
 
 _MAX_NAMED_CLASSES = 8  # in a message
 _CHUNK_SIZE = 64  # scenes per task of a process
@@ -42,6 +45,8 @@ class ObjectCounts:
     objects: Int[np.ndarray, " classes"]
     images: Int[np.ndarray, " classes"]
     crowds: Int[np.ndarray, " classes"]
+    sizes: Int[np.ndarray, "3"]
+    """Number of objects that COCO calls small (below 32² pixels), medium (below 96²) and large."""
     invisible: int = 0
     """Number of objects without area, without pixels, or outside of the image; crowds included."""
     images_without: int = 0
@@ -53,13 +58,16 @@ class ObjectCounts:
         single = np.bincount(objects.labels[~objects.is_crowd].numpy(), minlength=num_classes)
         crowds = np.bincount(objects.labels[objects.is_crowd].numpy(), minlength=num_classes)
         shown = crop_objects(objects, size, CropBox(0, 0, *size), size).rows
-        return cls(single, (single > 0).astype(np.int64), crowds, len(objects) - len(shown), int(not single.any()))
+        sizes = np.histogram(objects.areas[~objects.is_crowd].numpy(), COCO_SIZE_EDGES)[0]
+        invisible = len(objects) - len(shown)
+        return cls(single, (single > 0).astype(np.int64), crowds, sizes, invisible, int(not single.any()))
 
     def __add__(self, other: "ObjectCounts") -> "ObjectCounts":
         return ObjectCounts(
             self.objects + other.objects,
             self.images + other.images,
             self.crowds + other.crowds,
+            self.sizes + other.sizes,
             self.invisible + other.invisible,
             self.images_without + other.images_without,
         )
@@ -87,7 +95,7 @@ class CheckReport:
     """Number of images by label."""
     image_size_counts: Mapping[tuple[int, int], int]
     """Number of images by (width, height)."""
-    object_classes: "ObjectCounts | None" = None
+    annotated: ObjectCounts | None = None
     """Counts of annotated objects; None if objects are those of instance maps, or there are none."""
     num_unlabelled: int = 0
     """Number of images with a semantic map in which no pixel is labelled."""
@@ -102,9 +110,9 @@ class CheckReport:
     @property
     def absent_object_classes(self) -> tuple[str, ...]:
         """Names of classes of annotated objects that no object has."""
-        if self.object_classes is None:
+        if self.annotated is None:
             return ()
-        counts = self.object_classes.objects.tolist()
+        counts = self.annotated.objects.tolist()
         return tuple(entry.name for entry, count in zip(self.info.object_classes, counts, strict=True) if not count)
 
     @property
@@ -166,7 +174,7 @@ def check_dataset(
         object_area_counts=object_area_counts,
         label_counts=dict(sorted(labels.items())),
         image_size_counts=dict(sorted(sizes.items())),
-        object_classes=annotated,
+        annotated=annotated,
         num_unlabelled=num_unlabelled,
         num_losing_bits=num_losing_bits,
     )
@@ -187,7 +195,7 @@ def format_class_table(report: CheckReport) -> str:
 
 def format_object_table(report: CheckReport) -> str:
     """Return a line for each class of annotated objects: label, name, objects, images, crowds."""
-    counts = report.object_classes
+    counts = report.annotated
     if counts is None:
         return ""
     names = [escape_lines(entry.name) for entry in report.info.object_classes]
@@ -197,6 +205,24 @@ def format_object_table(report: CheckReport) -> str:
     for label, (name, objects, images, crowds) in enumerate(columns):
         lines.append(f"{label:5d}  {name:{width}s}  {objects:8d}  {images:7d}  {crowds:7d}")
     return "\n".join(lines)
+
+
+def describe_object_notes(report: CheckReport) -> list[str]:
+    """Return what a user should know about annotated objects."""
+    counts, notes = report.annotated, list[str]()
+    if counts is None:
+        return notes
+    if absent := report.absent_object_classes:
+        names = ", ".join(map(escape_lines, absent))
+        notes.append(f"{format_count(len(absent), 'class has', 'classes have')} no object: {names}")
+    if counts.images_without:
+        notes.append(f"{format_count(counts.images_without, 'image has', 'images have')} no object that is no crowd")
+    if counts.invisible:
+        objects = format_count(counts.invisible, "object has", "objects have")
+        notes.append(
+            f"{objects} no area or no pixel in the image: a training leaves them out, an evaluation counts them"
+        )
+    return notes
 
 
 def describe_missing_classes(report: CheckReport) -> str | None:

@@ -1,10 +1,16 @@
-"""A contact sheet of a data set: images, their maps, and a legend of the classes."""
+"""A contact sheet of a data set: images, their maps and objects, and a legend of the classes."""
+
+from collections import Counter
 
 import numpy as np
+import torch
 from jaxtyping import Integer
 from PIL import Image
 
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.granularity import IGNORE
+from c2fmae.core.objects import Objects, resize_objects
+from c2fmae.core.rle import decode_mask
 from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
@@ -13,10 +19,12 @@ from c2fmae.data.spacing import evenly_spaced_indices
 from c2fmae.report.drawing import (
     BACKGROUND_COLOUR,
     Colour,
+    DrawnObject,
     Tile,
     colour_classes,
     colour_instances,
     draw_legend,
+    draw_objects,
     draw_tile_sheet,
     image_to_tile,
     list_class_fractions,
@@ -30,14 +38,21 @@ _TITLES = {"rgb": "image", "semantic": "semantic map", "instance": "instance map
 
 
 def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
-    """Draw evenly spaced scenes, a row each: image, maps, and the classes in them, largest first."""
+    """Draw evenly spaced scenes, a row each: image, maps and objects, and the classes in them, largest first."""
     shown = [scenes[index] for index in evenly_spaced_indices(len(scenes), num_scenes, centred=True)]
     sizes = [_fit_size(*scene_size(scene)) for scene in shown]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     names = [name for name in _TITLES if name in shown[0].maps]
-    rows = []
+    titles, rows = [_TITLES[name] for name in names], []
+    if has_objects := shown[0].objects is not None:
+        titles += ["objects", "classes of objects"]
+    if "semantic" in names:
+        titles.append("classes")
     for scene, size in zip(shown, sizes, strict=True):
         tiles = [_pad_tile(_draw_map(scene, name, size), height, width) for name in names]
+        if has_objects and scene.objects is not None:
+            tiles.append(_pad_tile(_draw_objects(scene, scene.objects, size), height, width))
+            tiles.append(draw_legend(_object_legend(scene.objects, scenes.info), height, width))
         if "semantic" in names:
             tiles.append(draw_legend(_class_legend(scene.maps["semantic"].numpy(), scenes.info), height, width))
         rows.append(tiles)
@@ -45,7 +60,7 @@ def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
     stored = f", maps stored at stride {stride}" if stride > 1 else ""
     return draw_tile_sheet(
         rows,
-        column_titles=[*(_TITLES[name] for name in names), *(["classes"] if "semantic" in names else [])],
+        column_titles=titles,
         row_titles=[_row_title(scene, scenes.info) for scene in shown],
         title=title,
         subtitle=f"{len(shown)} of {len(scenes)} scenes, evenly spread{stored}",
@@ -70,6 +85,33 @@ def _draw_map(scene: Scene, name: str, size: tuple[int, int]) -> Tile:
     )
     ids = pixels[rows[:, None], columns]
     return colour_classes(ids) if name == "semantic" else colour_instances(_wrap_ids(ids))
+
+
+def _draw_objects(scene: Scene, objects: Objects, size: tuple[int, int]) -> Tile:
+    """Draw the boxes and masks of objects, larger ones first so that small ones stay visible."""
+    image_size = scene_size(scene)
+    fitted = resize_objects(objects, image_size, CropBox(0, 0, *image_size), size)
+    fitted = fitted.select(torch.argsort(fitted.areas, descending=True))
+    masks = fitted.masks or ()
+    drawn = [
+        DrawnObject((x0, y0, x1, y1), _object_colour(label), mask=decode_mask(masks[row], *size) if masks else None)
+        for row, ((x0, y0, x1, y1), label) in enumerate(zip(fitted.boxes.tolist(), fitted.labels.tolist(), strict=True))
+    ]
+    return draw_objects(_draw_map(scene, "rgb", size), drawn)
+
+
+def _object_legend(objects: Objects, info: DatasetInfo) -> dict[str, Colour]:
+    """Return name, number and colour of the classes of objects, the most frequent first."""
+    pairs = Counter(zip(objects.labels.tolist(), objects.is_crowd.tolist(), strict=True))
+    return {
+        f"{info.object_classes[label].name} {f'({count} crowd)' if is_crowd else count}": _object_colour(label)
+        for (label, is_crowd), count in pairs.most_common()
+    }
+
+
+def _object_colour(label: int) -> Colour:
+    red, green, blue = colour_instances(np.array([[label % (IGNORE - 1) + 1]]))[0, 0].tolist()
+    return red, green, blue
 
 
 def _wrap_ids(ids: PreviewIds) -> PreviewIds:

@@ -32,10 +32,10 @@ def draw_stats(report: CheckReport) -> Image.Image:
                     _largest_bars(fractions), title=f"Fraction of {unit} with a class", format_value="{:.1%}".format
                 )
             )
-    if report.object_classes is not None:
+    if report.annotated is not None:
         bars = {
             entry.name: count
-            for entry, count in zip(report.info.object_classes, report.object_classes.objects, strict=True)
+            for entry, count in zip(report.info.object_classes, report.annotated.objects.tolist(), strict=True)
         }
         charts.append(draw_bar_chart(_largest_bars(bars), title="Objects by class"))
     if report.object_counts:
@@ -53,7 +53,7 @@ def draw_stats(report: CheckReport) -> Image.Image:
 
 
 def describe_stats(report: CheckReport) -> str:
-    """Return one line about scenes, one about image sizes, one about objects and one about labels."""
+    """Return one line about scenes, one about image sizes, about objects and about labels."""
     lines = [f"scenes   {report.num_scenes}"]
     if report.image_size_counts:
         (width, height), images = max(report.image_size_counts.items(), key=lambda pair: pair[1])
@@ -68,8 +68,10 @@ def describe_stats(report: CheckReport) -> str:
             f"objects  {report.num_objects}; per image {counts.mean():.1f} on average, median {np.median(counts):g},"
             f" maximum {counts.max()}"
         )
-    if report.object_classes is not None and (num_crowds := report.object_classes.crowds.sum()):
-        lines.append(f"crowds   {num_crowds}, which are not among the objects")
+    if report.annotated is not None:
+        small, medium, large = report.annotated.sizes.tolist()
+        crowds = f", and {format_count(int(report.annotated.crowds.sum()), 'crowd')}"
+        lines.append(f"sizes    {small} small (below 32² pixels), {medium} medium, {large} large (from 96²){crowds}")
     if report.label_counts:
         known = f" of {len(report.info.labels)}" if report.info.labels else ""
         fewest, most = min(report.label_counts.values()), max(report.label_counts.values())

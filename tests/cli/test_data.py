@@ -17,6 +17,7 @@ from c2fmae.data.pack import PackConfig
 from c2fmae.data.suites import SUITES, Suite
 from c2fmae.data.suites.labelled import LabelledImages
 from tests.cli.session import run_commands
+from tests.data.objects.layouts import annotation, write_coco
 from tests.data.suites.official_layouts import IN_BOTH, class_files, grid_files, write_as_folder, write_as_tar
 
 pytestmark = pytest.mark.once
@@ -216,3 +217,34 @@ def test_the_sets_of_a_folder_are_reported_one_after_the_other_and_several_paths
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["stats-train.png", "stats-val.png"]
     assert (tmp_path / "preview-train.png").is_file()
     assert combined.exit_code == 2  # one set has no key twice
+
+
+def test_objects_are_checked_packed_and_drawn(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        entries = [annotation(1, 10, 3, (2, 4, 10, 8)), annotation(2, 20, 90, (0, 0, 3, 3))]
+        write_coco(tmp_path / "coco", entries, split=split, num_images=3)
+    broken = write_coco(tmp_path / "broken", [annotation(1, 10, 4, (2, 4, 10, 8))], split="val")
+    outcomes, _ = run_commands(
+        "data check coco",
+        "data preview coco/annotations/instances_val.json --scenes 2",
+        "data stats coco",
+        "data pack coco/annotations/instances_val.json packed",
+        "data check packed",
+        "data check broken/annotations/instances_val.json --fix-list good.txt",
+        "data pack broken/annotations/instances_val.json packed2 --keys good.txt",
+        "data check coco/annotations/instances_val.json --granularities semantic",
+        cwd=tmp_path,
+    )
+    checked, _, _, _, packed_check, listed, packed2, _ = outcomes
+    assert [outcome.exit_code for outcome in outcomes] == [0, 0, 0, 0, 0, 1, 0, 2]
+    assert "train: coco/annotations/instances_train.json" in checked.lines
+    table = [line for line in packed_check.lines if line.startswith(("label", "    "))]
+    assert [line.split() for line in table] == [
+        ["label", "class", "objects", "images", "crowds"],
+        ["0", "cat", "1", "1", "0"],
+        ["1", "dog", "1", "1", "0"],
+        ["2", "cow", "0", "0", "0"],
+    ]
+    assert table == [line for line in checked.lines if line.startswith(("label", "    "))][:4]
+    assert listed.lines[0].startswith(f"problem: {broken.relative_to(tmp_path)}: annotation 1: category_id 4")
+    assert packed2.lines[0].startswith("wrote packed2: 1 scene ")
