@@ -78,7 +78,15 @@ def summarise_segmentation(config: Any) -> dict[str, str]:
 
 def summarise_detection(config: Any) -> dict[str, str]:
     """Return the rows of a card that describe the config of a detector's training, by title."""
-    return _summarise_fine_tuning(config)
+    maps = list_options(get_option(config, "pyramid"), "channels", "norm", "depths", "strides")
+    size = option_text(config, "windows.size")
+    attention = [list_options(config, "relative"), f"windows of {size} patches" if size else ""]
+    return {
+        **_summarise_fine_tuning(config),
+        "Pyramid": ", ".join(text for text in (option_text(config, "pyramid.name"), maps) if text),
+        "Attention": ", ".join(text for text in attention if text),
+        "Mask head": "" if get_option(config, "mask_head") else "none",
+    }
 
 
 def _summarise_fine_tuning(config: Any) -> dict[str, str]:

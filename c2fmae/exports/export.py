@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fmae.core.errors import RunError, UserError, unknown_name_error
+from c2fmae.core.experiment_config import RunKind
 from c2fmae.core.files import fsync
 from c2fmae.core.run_info import is_run_or_checkpoint, read_run_info
 from c2fmae.eval.cache import compute_weights_digest
@@ -39,9 +40,12 @@ _KINDS_OF_ANY_MODEL = ("safetensors", "mae", "mmseg")
 """Kinds whose targets take models of all granularities; the others get the part for rgb."""
 EXPORT_PARTS = ("encoder", "rgb", "autoencoder")
 CARD_FILE = "README.md"
-_BACKBONE_CAUTION = (
-    "This is only the backbone of a segmenter, without its head and classes. For those: c2fmae export hf"
-)
+_BACKBONE_CAUTIONS: dict[RunKind, str] = {
+    "segmentation": (
+        "This is only the backbone of a segmenter, without its head and classes. For those: c2fmae export hf"
+    ),
+    "detection": "This is only the backbone of a detector, without its pyramid, heads and classes.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +77,10 @@ def export(
     """Export any source of `load_backbone` to the directory `out`; it is written only if the export is verified.
 
     A source with a classification head and class names, such as a fine-tuned run, is exported as a classifier; `mae`
-    and `mmseg` export its backbone. Of a segmenter, `hf` exports everything and the others its backbone. `part` is for
-    safetensors only: `encoder`, with all granularities and no head; `rgb`, the model without the other granularities;
-    or `autoencoder`, the whole model of a run. Other formats always export the `rgb` part. The remaining options are
-    those of `load_backbone`.
+    and `mmseg` export its backbone. Of a segmenter, `hf` exports everything and the others its backbone; of a detector,
+    all export its backbone. `part` is for safetensors only: `encoder`, with all granularities and no head; `rgb`, the
+    model without the other granularities; or `autoencoder`, the whole model of a run. Other formats always export the
+    `rgb` part. The remaining options are those of `load_backbone`.
     """
     if kind not in EXPORT_KINDS:
         raise unknown_name_error("export", kind, EXPORT_KINDS)
@@ -87,9 +91,9 @@ def export(
     if part is not None and part not in EXPORT_PARTS:
         raise unknown_name_error("part", part, EXPORT_PARTS)
     check_output_dir(out)
-    is_segmenter = _is_segmentation_run(source, step)
+    run_kind = _read_run_kind(source, step)
     model: ExportableModel
-    if is_segmenter and kind == "hf":
+    if run_kind == "segmentation" and kind == "hf":
         if image_size is not None:
             raise UserError(f"{source}: image_size: a segmenter takes images of any size. Omit image_size")
         model = load_segmenter(source, step=step, use_ema=use_ema)
@@ -100,8 +104,8 @@ def export(
         target = _load_autoencoder_target(source, model, step, use_ema)
     else:
         target = EXPORT_KINDS[kind](model if kind in _KINDS_OF_ANY_MODEL and part != "rgb" else restrict_to_rgb(model))
-    if is_segmenter and not isinstance(model, Segmenter):
-        target = replace(target, cautions=[*target.cautions, _BACKBONE_CAUTION])
+    if run_kind in _BACKBONE_CAUTIONS and not isinstance(model, Segmenter):
+        target = replace(target, cautions=[*target.cautions, _BACKBONE_CAUTIONS[run_kind]])
     provenance = read_provenance(str(source), step=step, use_ema=use_ema)
     # The run directory may hold results of other weights: of other steps, or of the untrained ViT.
     weights = {compute_weights_digest(part) for part in (model, get_backbone(model))}
@@ -147,9 +151,9 @@ def _load_autoencoder_target(
     return autoencoder_target(load_run(path, step=step, use_ema=use_ema).method, model)
 
 
-def _is_segmentation_run(source: str | Path, step: int | None) -> bool:
+def _read_run_kind(source: str | Path, step: int | None) -> RunKind | None:
     path = Path(source)
-    return is_run_or_checkpoint(path) and read_run_info(path, step).kind == "segmentation"
+    return read_run_info(path, step).kind if is_run_or_checkpoint(path) else None
 
 
 @contextmanager
