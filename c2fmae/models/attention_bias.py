@@ -61,7 +61,9 @@ def _attend_with_offsets(
     k = torch.cat([k, indicators.expand(*k.shape[:2], -1, -1)], dim=3)
     if attn.fused_attn:
         dropout = attn.attn_drop.p if attn.training else 0.0
+        v = F.pad(v, (0, q.shape[3] - attn.head_dim))  # kernels without a matrix of all pairs need equal dimensions
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=is_key, dropout_p=dropout, scale=1.0)
+        y = y[..., : attn.head_dim]
     else:
         scores = q @ k.transpose(2, 3)
         scores = scores if is_key is None else scores.masked_fill(~is_key, -torch.inf)
