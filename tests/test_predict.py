@@ -266,11 +266,14 @@ def test_images_of_shards_are_copied(segmentation_run: Path, tmp_path: Path) -> 
 
 def test_very_large_images_are_predicted_in_windows_and_at_one_scale() -> None:
     testing = TestingConfig(mode="whole", scales=(1.0, 1.5), flip=True, short_side=64)
-    assert limit_size(testing, (5000, 8000), patch=16) == testing
-    assert limit_size(testing, (5000, 8001), patch=16) == TestingConfig(mode="slide", short_side=64)
+    assert limit_size(testing, (5000, 8000), 16, 25) == testing
+    assert limit_size(testing, (5000, 8001), 16, 24) == TestingConfig(mode="slide", short_side=64)
+    assert limit_size(testing, (5000, 8000), 16, 26) == TestingConfig(mode="slide", short_side=64)
+    one_scale = TestingConfig(mode="whole", short_side=64)
+    assert limit_size(one_scale, (5000, 8000), 16, 26) == one_scale
     whole = TestingConfig(mode="whole", flip=True)
-    assert limit_size(whole, (2048, 2048), patch=16) == whole
-    assert limit_size(whole, (2048, 2049), patch=16) == TestingConfig(mode="slide", flip=True)
+    assert limit_size(whole, (2048, 2048), 16, 3) == whole
+    assert limit_size(whole, (2048, 2049), 16, 3) == TestingConfig(mode="slide", flip=True)
 
 
 def test_the_averaged_weights_of_a_step_can_be_used(images: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from c2fmae.report.drawing import Colour, colour_classes, draw_legend, image_to_
 LEGEND_FILE = "legend.png"
 
 _MAX_PIXELS = 40_000_000
+_MAX_PROBABILITIES = 1_000_000_000  # 4 GB: 150 classes of 6.7 megapixels
 _MAX_PATCHES = 16_384  # 2048² pixels in patches of 16
 _OPACITY = 0.5  # of classes in overlays
 _LEGEND_WIDTH, _LEGEND_ROW = 320, 18
@@ -75,9 +76,10 @@ class IdMapFiles:
     def protocol(self) -> str:
         """How images are predicted, in words."""
         patches = f"{_MAX_PATCHES:,} patches in windows, " if self.testing.mode == "whole" else ""
+        max_pixels = _max_pixels(self.testing, self.segmenter.num_classes)
         return (
             f"{self.testing.describe(self.segmenter.spec.backbone.image_size)}; images of more than {patches}"
-            f"{_MAX_PIXELS // 10**6} megapixels in windows and at one scale"
+            f"{max_pixels / 10**6:.3g} megapixels in windows and at one scale"
         )
 
     def prepare(self) -> None:
@@ -123,7 +125,7 @@ class IdMapFiles:
         ids = decode_ids(read_file(path), str(path)) if path.exists() else None
         if ids is None or ids.shape != image.shape[1:]:  # another image of the same name
             size = (image.shape[1], image.shape[2])
-            testing = limit_size(self.testing, size, self.segmenter.backbone.patch)
+            testing = limit_size(self.testing, size, self.segmenter.backbone.patch, self.segmenter.num_classes)
             ids = predict_ids(self.segmenter, image, testing).cpu().numpy()
             write_atomic(path, encode_coloured_ids(ids))
         if self.has_overlays and not self._overlay_path(row).exists():
@@ -158,18 +160,23 @@ class IdMapFiles:
             write_atomic(path, _encode_png(Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)))
 
 
-def limit_size(testing: TestingConfig, size: tuple[int, int], patch: int) -> TestingConfig:
+def limit_size(testing: TestingConfig, size: tuple[int, int], patch: int, num_classes: int) -> TestingConfig:
     """Return the settings for an image of this height and width: a very large one is predicted in windows.
 
-    The time of attention grows with the square of the number of patches; probabilities of several scales take the
-    memory of all classes at the size of the image.
+    The time of attention grows with the square of the number of patches; several views take the memory of the
+    probabilities of all classes at the size of the image.
     """
-    if size[0] * size[1] > _MAX_PIXELS:
+    if size[0] * size[1] > _max_pixels(testing, num_classes):
         return testing.model_copy(update={"mode": "slide", "scales": (1.0,), "flip": False})
     height, width = testing.resized_size(size, max(testing.scales))
     if testing.mode == "whole" and height * width > _MAX_PATCHES * patch**2:
         return testing.model_copy(update={"mode": "slide"})
     return testing
+
+
+def _max_pixels(testing: TestingConfig, num_classes: int) -> int:
+    has_several_views = len(testing.scales) > 1 or testing.flip
+    return min(_MAX_PIXELS, _MAX_PROBABILITIES // num_classes) if has_several_views else _MAX_PIXELS
 
 
 def encode_coloured_ids(ids: UInt8[np.ndarray, "height width"]) -> bytes:
