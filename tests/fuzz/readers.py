@@ -22,20 +22,27 @@ from torch import Tensor
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core import checkpoint as checkpoint_format
 from c2fmae.core.checkpoint import load_checkpoint, save_checkpoint
+from c2fmae.core.crop_box import CropBox
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.masks import Masks
 from c2fmae.core.metric_rows import truncate_rows
+from c2fmae.core.objects import resize_objects
 from c2fmae.core.resume import load_resume_checkpoint
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
 from c2fmae.core.weight_file import read_weight_file
 from c2fmae.data.corruption.creation_record import read_creation_record
 from c2fmae.data.decode import decode_ids, decode_image
+from c2fmae.data.geometry import scene_size
 from c2fmae.data.importers import Ade20k, CocoInstances, CocoPanoptic, Voc
 from c2fmae.data.importers.coco_rle import outline_to_rle
 from c2fmae.data.key_list import read_keys
+from c2fmae.data.object_json import decode_objects, encode_objects
+from c2fmae.data.objects import inspect_objects, open_objects
+from c2fmae.data.pack import PackConfig, pack_scenes
+from c2fmae.data.problems import raise_first_problem
 from c2fmae.data.sources import inspect_scenes
 from c2fmae.data.suites.tar_tree import open_tar_tree
 from c2fmae.data.tar_index import load_or_build_index, scan_shard
@@ -55,6 +62,7 @@ from c2fmae.report import Page, render_page
 from tests.data.dataset_files import encode_image, encode_npy, encode_tiff, make_samples, write_tar
 from tests.data.importers.test_coco import box, instances, panoptic, segment, thing
 from tests.data.importers.test_voc import voc
+from tests.data.objects.layouts import annotation, voc_object, write_coco, write_voc, write_yolo
 from tests.fuzz.mutations import draw_value, encode_json, mutate_bytes, mutate_document
 
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
@@ -456,6 +464,61 @@ def ade20k_files(folder: Path) -> Read:
     return damage_any(
         *(restoring(path, damage_bytes(path, lambda path: Ade20k(folder, "training")[0])) for path in paths)
     )
+
+
+# Objects
+
+
+def read_objects(source: Path) -> None:
+    """Open all images without problems, crop the objects of the first, and encode them."""
+    scenes, problems = inspect_objects(source)
+    if scenes is None:
+        raise_first_problem(problems)
+        return
+    scene = scenes[0]
+    assert scene.objects is not None
+    resize_objects(scene.objects, scene_size(scene), CropBox(1, 2, 12, 17), (9, 24), is_flipped=True)
+    decode_objects(encode_objects(scene.objects), len(scenes.info.object_classes), "")
+
+
+@reader(40, 5000)
+def coco_objects(folder: Path) -> Read:
+    rle = {"size": [20, 30], "counts": [3, 200, 397]}
+    compressed = {"size": [20, 30], "counts": outline_to_rle(box(2, 1, 3, 2), (20, 30), "").decode()}
+    entries = [annotation(1, 10, 3, (1, 2, 8, 9)), annotation(2, 10, 90, (0, 0, 5, 5), segmentation=rle, iscrowd=1)]
+    entries += [annotation(3, 20, 7, (2, 1, 3, 2), segmentation=compressed)]
+    return damage_json(write_coco(folder, entries), read_objects)
+
+
+@reader(40, 5000)
+def yolo_objects(folder: Path) -> Read:
+    images = write_yolo(folder, {"a": "0 0.5 0.5 0.2 0.4\n1 0.1 0.2 0.3 0.4\n", "b": "1 .1 .1 .5 .2 .4 .7"})
+    (folder / "labels/val/b.txt").write_text("1 .1 .1 .5 .2 .4 .7\n0 0.2 0.2 0.9 0.3 0.5 0.9 0.1 0.4")
+    (folder / "labels/val/a.txt").write_text("0 0.2 0.2 0.9 0.3 0.5 0.9 0.1 0.4")
+    paths = [folder / "labels/val/a.txt", folder / "data.yaml"]
+    return damage_any(*(restoring(path, damage_bytes(path, lambda _: read_objects(images))) for path in paths))
+
+
+@reader(40, 5000)
+def voc_objects(folder: Path) -> Read:
+    listing = write_voc(folder, {"a": voc_object("dog", (1, 1, 10, 20)) + voc_object("cat", (5, 6, 5, 6), 1), "b": ""})
+    paths = [folder / "Annotations/a.xml", listing]
+    return damage_any(*(restoring(path, damage_bytes(path, lambda _: read_objects(listing))) for path in paths))
+
+
+@reader(40, 5000)
+def packed_objects(folder: Path) -> Read:
+    source = open_objects(write_coco(folder / "coco", [annotation(1, 10, 3, (1, 2, 8, 9))], num_images=1))
+    pack_scenes(source, folder / "pack", PackConfig())
+    with tarfile.open(folder / "pack/scenes-000000.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    document = json.loads(members["1.objects.json"])
+
+    def run(rng: Random) -> None:
+        changed = {"1.objects.json": encode_json(mutate_document(document, rng), rng)}
+        read_objects(write_tar(folder / "pack/scenes-000000.tar", members | changed))
+
+    return run
 
 
 # Weights

@@ -49,11 +49,13 @@ def is_voc_list(path: Path) -> bool:
 
 def is_yolo_folder(path: Path) -> bool:
     """Return whether a path is a directory of images with text files of YOLO's format."""
-    if not path.is_dir() or find_class_file(path) is None:
+    if not path.is_dir():
         return False
-    if find_label_folder(path) != path:
-        return True
-    return any(file.with_suffix(suffix).exists() for file in path.glob("*.txt") for suffix in DOTTED_IMAGE_SUFFIXES)
+    labels = find_label_folder(path)
+    if labels != path:
+        return any(labels.rglob("*.txt"))
+    files = path.glob("*.txt") if find_class_file(path) is not None else ()
+    return any(file.with_suffix(suffix).exists() for file in files for suffix in DOTTED_IMAGE_SUFFIXES)
 
 
 def _find_coco_sets(root: Path) -> dict[str, str]:

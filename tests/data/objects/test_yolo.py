@@ -96,6 +96,13 @@ def test_text_files_may_be_beside_the_images(tmp_path: Path) -> None:
     assert len(open_objects(tmp_path / "train")[0].objects or ()) == 1
 
 
+def test_missing_names_are_an_error(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path, {"a": "1 .5 .5 .5 .5"})
+    (tmp_path / "data.yaml").unlink()
+    message = f"{folder}: has no data.yaml with `names` of classes, here or above it. Add it"
+    assert_user_error(lambda: open_objects(folder), message)
+
+
 @pytest.mark.parametrize("names", [["cat", "dog"], {"0": "cat", "1": "dog"}])
 def test_names_are_a_list_or_a_mapping(tmp_path: Path, names: object) -> None:
     scenes = open_objects(write_yolo(tmp_path, {"a": "1 .5 .5 .5 .5"}, names=names))
