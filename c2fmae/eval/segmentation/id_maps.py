@@ -6,12 +6,10 @@ OUT/rgb/KEY.*          the image, with which OUT is a data set
 OUT/dataset.json       the classes by id
 """
 
-import io
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,18 +17,24 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_file, write_atomic
-from c2fmae.data import DatasetInfo, Scenes
+from c2fmae.data import Scenes
 from c2fmae.data.decode import decode_ids
 from c2fmae.data.encode import encode_image
-from c2fmae.data.folders import FolderScenes
 from c2fmae.data.info import DATASET_FILE
 from c2fmae.eval.cache import compute_weights_digest
+from c2fmae.eval.predicted_scenes import (
+    check_output_keys,
+    describe_predicted_maps,
+    encode_coloured_ids,
+    image_file_name,
+    link_image,
+    list_colours,
+)
 from c2fmae.eval.segmentation.prediction import predict_ids
 from c2fmae.eval.segmentation.testing_config import TestingConfig
 from c2fmae.models.segmenters import Segmenter
-from c2fmae.report.drawing import Colour, colour_classes, draw_legend, image_to_tile, save_png
+from c2fmae.report.drawing import colour_classes, draw_legend, image_to_tile, save_png
 
 LEGEND_FILE = "legend.png"
 
@@ -53,10 +57,7 @@ class IdMapFiles:
     has_images: bool
 
     def __post_init__(self) -> None:
-        for key in self.scenes.keys:
-            path = PurePosixPath(key)
-            if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"sample {key!r}: its key points outside the output directory. Rename it")
+        check_output_keys(self.scenes.keys)
 
     @property
     def module(self) -> nn.Module:
@@ -84,22 +85,13 @@ class IdMapFiles:
 
     def prepare(self) -> None:
         """Write the description of the classes, and the legend of overlays."""
-        source = self.scenes.info
-        info = DatasetInfo(
-            name="predictions",
-            granularities=("semantic", "rgb") if self.has_images or (self.out / "rgb").is_dir() else ("semantic",),
-            classes=self.segmenter.spec.classes,
-            labels=source.labels,
-            maps_know_labels=False,  # predicted from the images alone
-            channels=source.channels,
-            value_range=source.value_range,
-            mean=source.mean,
-            std=source.std,
-        )
+        has_images = self.has_images or (self.out / "rgb").is_dir()
+        granularities = ("semantic", "rgb") if has_images else ("semantic",)
+        info = describe_predicted_maps(self.scenes.info, granularities, self.segmenter.spec.classes)
         write_atomic(self.out / DATASET_FILE, info.to_json().encode())
         if self.has_overlays:
             names = [entry.name for entry in self.segmenter.spec.classes]
-            entries = dict(zip(names, _palette(), strict=False))
+            entries = dict(zip(names, list_colours(colour_classes), strict=False))
             legend = draw_legend(entries, _LEGEND_ROW * len(entries), _LEGEND_WIDTH)
             save_png(Image.fromarray(legend), self.out / LEGEND_FILE)
 
@@ -127,11 +119,11 @@ class IdMapFiles:
             size = (image.shape[1], image.shape[2])
             testing = limit_size(self.testing, size, self.segmenter.backbone.patch, self.segmenter.num_classes)
             ids = predict_ids(self.segmenter, image, testing).cpu().numpy()
-            write_atomic(path, encode_coloured_ids(ids))
+            write_atomic(path, encode_coloured_ids(ids, colour_classes))
         if self.has_overlays and not self._overlay_path(row).exists():
             write_atomic(self._overlay_path(row), _encode_overlay(image, ids))
         if self.has_images and not self._image_path(row).exists():
-            self._write_image(row, image)
+            link_image(self.scenes, row, image, self._image_path(row))
 
     def _map_path(self, row: int) -> Path:
         return self.out / "semantic" / f"{self.scenes.keys[row]}.png"
@@ -140,24 +132,7 @@ class IdMapFiles:
         return self.out / "overlay" / f"{self.scenes.keys[row]}.jpg"
 
     def _image_path(self, row: int) -> Path:
-        suffix = ".png"
-        if isinstance(self.scenes, FolderScenes):
-            suffix = Path(self.scenes.describe_location(row, "rgb")).suffix
-        return self.out / "rgb" / f"{self.scenes.keys[row]}{suffix}"
-
-    def _write_image(self, row: int, image: UInt8[Tensor, "channels height width"]) -> None:
-        """Link to the image, or copy it where that is not possible: from a shard, or to a file system without links."""
-        path = self._image_path(row)
-        if isinstance(self.scenes, FolderScenes):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):
-                path.unlink(missing_ok=True)  # a link to a file that was moved
-                path.symlink_to(Path(self.scenes.describe_location(row, "rgb")).resolve())
-                return
-            write_atomic(path, self.scenes.read_image_bytes(row))
-        else:
-            pixels = image.permute(1, 2, 0).numpy()
-            write_atomic(path, _encode_png(Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)))
+        return self.out / "rgb" / image_file_name(self.scenes, row)
 
 
 def limit_size(testing: TestingConfig, size: tuple[int, int], patch: int, num_classes: int) -> TestingConfig:
@@ -179,25 +154,7 @@ def _max_pixels(testing: TestingConfig, num_classes: int) -> int:
     return min(_MAX_PIXELS, _MAX_PROBABILITIES // num_classes) if has_several_views else _MAX_PIXELS
 
 
-def encode_coloured_ids(ids: UInt8[np.ndarray, "height width"]) -> bytes:
-    """Encode ids as a PNG of palette indices, whose palette holds the colours of the classes."""
-    image = Image.fromarray(ids, "L")
-    image.putpalette([value for colour in _palette() for value in colour])
-    return _encode_png(image)
-
-
 def _encode_overlay(image: UInt8[Tensor, "channels height width"], ids: UInt8[np.ndarray, "height width"]) -> bytes:
-    colours = np.array(_palette(), np.uint8)[ids]
+    colours = np.array(list_colours(colour_classes), np.uint8)[ids]
     mixed = image_to_tile(image.numpy()) * np.float32(1 - _OPACITY) + colours * np.float32(_OPACITY)
     return encode_image(torch.from_numpy(mixed.round().astype(np.uint8)).permute(2, 0, 1))
-
-
-def _encode_png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _palette() -> list[Colour]:
-    """Return the colours of all ids."""
-    return [(red, green, blue) for red, green, blue in colour_classes(np.arange(256)[None])[0].tolist()]
