@@ -1,13 +1,14 @@
-"""Predictions of a classifier or a segmenter for a folder of images.
+"""Predictions of a classifier, a segmenter or a detector for a folder of images.
 
 What is done is known from the output directory alone, so a process that was killed continues where it ended.
 `predict.json` holds what predictions depend on; predictions of other weights, settings or images are never mixed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -25,17 +26,28 @@ from c2fmae.data.folders import FolderScenes
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.sources import inspect_scenes
 from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES
+from c2fmae.eval.detection.object_files import ObjectFiles
+from c2fmae.eval.detection.testing_config import DetectionTestingConfig
 from c2fmae.eval.engine import BatchingConfig, iterate_batches
-from c2fmae.eval.robustness.image_classifier import ImageClassifier, load_image_classifier
+from c2fmae.eval.robustness.image_classifier import load_image_classifier
 from c2fmae.eval.robustness.prediction_table import PredictionTable
 from c2fmae.eval.segmentation.id_maps import IdMapFiles
 from c2fmae.eval.segmentation.testing_config import TestingConfig
-from c2fmae.models.segmenters import Segmenter, load_segmenter
+from c2fmae.models.detectors import load_detector
+from c2fmae.models.segmenters import load_segmenter
 
 IDENTITY_FILE, UNREADABLE_FILE = "predict.json", "unreadable.txt"
-SAVED_KINDS = ("maps", "overlay")
-DEFAULT_TOP_K = 5
+DEFAULT_TOP_K, DEFAULT_THRESHOLD = 5, 0.5
 _FORMAT = 1
+
+ModelKind = Literal["classifier", "segmenter", "detector"]
+
+SAVED_KINDS: Mapping[ModelKind, tuple[str, ...]] = {
+    "classifier": (),
+    "segmenter": ("maps", "overlay"),
+    "detector": ("coco", "yolo", "overlay"),
+}
+"""What can be written for each kind of model; the first is always written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +56,21 @@ class PredictOptions:
 
     top_k: int | None = None
     """Number of classes of an image in the table of a classifier; by default 5."""
-    save: tuple[str, ...] = ("maps",)
-    """What is written for a segmenter: `maps`, which always are, and `overlay`."""
+    save: tuple[str, ...] = ()
+    """What is written, of `SAVED_KINDS`."""
+    threshold: float | None = None
+    """Detections of a detector with lower scores are not written; by default 0.5."""
     as_scenes: bool = False
-    """Add the images to the id maps, so that the output directory is a data set."""
+    """Write id maps and links to the images, so that the output directory is a data set."""
     overrides: tuple[str, ...] = ()
-    """Settings of a segmenter's test that differ from those of its run, as `key=value`."""
+    """Settings of the test of a segmenter or detector that differ from those of its run, as `key=value`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult:
     """The outcome of `predict`."""
 
-    is_segmenter: bool
+    model_kind: ModelKind
     protocol: str
     """How images are predicted, in words."""
     num_images: int
@@ -78,7 +92,7 @@ def predict(
     use_ema: bool = False,
     batching: BatchingConfig,
 ) -> PredictResult:
-    """Write the predictions of a classifier or segmenter for all images that have none yet.
+    """Write the predictions of a classifier, segmenter or detector for all images that have none yet.
 
     `images` is a folder, an image, or any other source of scenes. `batching.batch_size` is the number of images of a
     classifier, or of windows of a segmenter, in a forward pass.
@@ -86,15 +100,31 @@ def predict(
     if world.size > 1:
         raise UserError("predict: runs in one process. Start it without torchrun")
     scenes, problems = _open_images(images, out)
-    model = _load_model(source, options, step=step, use_ema=use_ema)
-    writer: PredictionTable | IdMapFiles
-    if isinstance(model, ImageClassifier):
-        writer = PredictionTable(model, scenes, out, min(options.top_k or DEFAULT_TOP_K, len(model.labels)))
-        batch_size = batching.batch_size
+    model_kind = _find_model_kind(source, step)
+    _check_options(source, model_kind, options)
+    writer: PredictionTable | IdMapFiles | ObjectFiles
+    if model_kind == "classifier":
+        classifier = load_image_classifier(source, step=step, use_ema=use_ema)
+        writer = PredictionTable(classifier, scenes, out, min(options.top_k or DEFAULT_TOP_K, len(classifier.labels)))
+    elif model_kind == "segmenter":
+        segmenter = load_segmenter(source, step=step, use_ema=use_ema)
+        settings = {**_read_testing(source, step), "batch_size": batching.batch_size}
+        testing = TestingConfig.from_dict(settings, options.overrides, source="predict")
+        writer = IdMapFiles(segmenter, scenes, out, testing, "overlay" in options.save, options.as_scenes)
     else:
-        testing = _read_testing(source, step, options.overrides).model_copy(update={"batch_size": batching.batch_size})
-        writer = IdMapFiles(model, scenes, out, testing, "overlay" in options.save, options.as_scenes)
-        batch_size = 1  # images have different sizes
+        detector = load_detector(source, step=step, use_ema=use_ema)
+        threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
+        settings = {**_read_testing(source, step), "score_threshold": threshold}
+        writer = ObjectFiles(
+            detector,
+            scenes,
+            out,
+            DetectionTestingConfig.from_dict(settings, options.overrides, source="predict"),
+            has_labels="yolo" in options.save,
+            has_overlays="overlay" in options.save,
+            has_maps=options.as_scenes,
+        )
+    batch_size = batching.batch_size if model_kind == "classifier" else 1  # images have different sizes
     _claim_output_dir(out, {"weights": writer.digest, "protocol": writer.protocol, "images": _identify_images(images)})
     writer.prepare()
     writer.module.to(world.device).eval()
@@ -102,14 +132,15 @@ def predict(
     batches = [pending[first : first + batch_size] for first in range(0, len(pending), batch_size)]
     broken: list[str] = []
     reader, batching = _ImageReader(scenes, writer.view), replace(batching, batch_size=batch_size)
-    for _, loaded in iterate_batches(reader, batches, world, batching):
-        broken += loaded.problems
-        if loaded.images:
-            writer.write(loaded.rows, loaded.images)
+    with writer.open() if isinstance(writer, ObjectFiles) else nullcontext():
+        for _, loaded in iterate_batches(reader, batches, world, batching):
+            broken += loaded.problems
+            if loaded.images:
+                writer.write(loaded.rows, loaded.images)
     unreadable = (*problems, *broken)
     _write_unreadable(out / UNREADABLE_FILE, unreadable)
     return PredictResult(
-        is_segmenter=isinstance(model, Segmenter),
+        model_kind=model_kind,
         protocol=writer.protocol,
         num_images=len(scenes) - len(broken),
         num_new=len(pending) - len(broken),
@@ -148,39 +179,49 @@ class _ImageReader:
         return loaded
 
 
-def _load_model(
-    source: str, options: PredictOptions, *, step: int | None, use_ema: bool
-) -> ImageClassifier | Segmenter:
-    """Return the model of a source, after a check that the options are for its kind."""
-    for kind in options.save:
-        if kind not in SAVED_KINDS:
-            raise unknown_name_error("output", kind, SAVED_KINDS)
+def _find_model_kind(source: str, step: int | None) -> ModelKind:
+    """Return the kind of the model of a source."""
     path = Path(source)
     run_kind = read_run_info(path, step).kind if is_run_or_checkpoint(path) else None
     if run_kind == "pretraining":
         raise UserError(
             f"{source}: is a pre-training run, which predicts no classes. Make a classifier of it with `c2fmae eval "
-            f"finetune {source} --data D`, or a segmenter with `c2fmae eval segment {source} --data D`"
+            f"finetune {source} --data D`, a segmenter with `c2fmae eval segment {source} --data D`, or a detector with"
+            f" `c2fmae eval detect {source} --data D`"
         )
-    if run_kind == "segmentation":
-        if options.top_k is not None:
-            raise UserError(f"--top-k: is for classifiers, but {source} is a segmenter. Leave it out")
-        return load_segmenter(source, step=step, use_ema=use_ema)
-    classifier = load_image_classifier(source, step=step, use_ema=use_ema)
-    segmenter_options = {
-        "--save": "overlay" in options.save,
-        "--as-scenes": options.as_scenes,
-        "--set": bool(options.overrides),
-    }
-    if given := [option for option, is_given in segmenter_options.items() if is_given]:
-        raise UserError(f"{given[0]}: is for segmenters, but {source} is a classifier. Leave it out")
-    return classifier
+    kinds: dict[str | None, ModelKind] = {"segmentation": "segmenter", "detection": "detector"}
+    return kinds.get(run_kind, "classifier")
 
 
-def _read_testing(source: str, step: int | None, overrides: Iterable[str]) -> TestingConfig:
-    """Return the settings of the test of a segmentation run, with some of them changed."""
-    values = read_run_info(Path(source), step).config.get("testing", {})
-    return TestingConfig.from_dict(values, overrides, source="predict")
+def _check_options(source: str, model_kind: ModelKind, options: PredictOptions) -> None:
+    """Raise a `UserError` for an option that is for another kind of model."""
+    for name in options.save:
+        kinds = [kind for kind, names in SAVED_KINDS.items() if name in names]
+        if not kinds:
+            raise unknown_name_error("output", name, sorted({each for names in SAVED_KINDS.values() for each in names}))
+        if model_kind not in kinds:
+            raise _wrong_kind_error(f"--save {name}", kinds, source, model_kind)
+    maps: list[ModelKind] = ["segmenter", "detector"]
+    given: list[tuple[str, bool, list[ModelKind]]] = [
+        ("--top-k", options.top_k is not None, ["classifier"]),
+        ("--threshold", options.threshold is not None, ["detector"]),
+        ("--as-scenes", options.as_scenes, maps),
+        ("--set", bool(options.overrides), maps),
+    ]
+    for name, is_given, kinds in given:
+        if is_given and model_kind not in kinds:
+            raise _wrong_kind_error(name, kinds, source, model_kind)
+
+
+def _wrong_kind_error(option: str, kinds: Sequence[str], source: str, model_kind: str) -> UserError:
+    users = " and ".join(f"{kind}s" for kind in kinds)
+    return UserError(f"{option}: is for {users}, but {source} is a {model_kind}. Leave it out")
+
+
+def _read_testing(source: str, step: int | None) -> Mapping[str, object]:
+    """Return the settings of the test of a run."""
+    values: Mapping[str, object] = read_run_info(Path(source), step).config.get("testing", {})
+    return values
 
 
 def _open_images(source: str, out: Path) -> tuple[Scenes, tuple[str, ...]]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
-from c2fmae_cli.detect import detect
 from c2fmae_cli.eval_run import (
     AllowMissingOption,
     EmaOption,
@@ -58,7 +57,6 @@ def cost(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "cost": cost,
-    "detect": detect,
     "finetune": finetune,
     "robustness": robustness,
     "segment": segment,

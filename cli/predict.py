@@ -1,4 +1,4 @@
-"""`c2fmae predict …`: apply a classifier or a segmenter to images."""
+"""`c2fmae predict …`: apply a classifier, a segmenter or a detector to images."""
 
 from pathlib import Path
 from shlex import quote
@@ -16,7 +16,7 @@ _MAX_LISTED = 5
 def predict(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN", help="A run of `eval finetune` or `eval segment`, or any other classifier."),
+        typer.Argument(metavar="RUN", help="A run of `eval finetune`, `segment` or `detect`, or any other classifier."),
     ],
     images: Annotated[
         str, typer.Argument(metavar="IMAGES", help="A folder of images with any sub-folders, an image, or shards.")
@@ -28,11 +28,20 @@ def predict(
         int | None, typer.Option("--top-k", min=1, help="Classes for each image, of a classifier. Default: 5.")
     ] = None,
     save: Annotated[
-        str, typer.Option("--save", metavar="NAME,…", help="Files of a segmenter: maps (always), overlay.")
-    ] = "maps",
+        str | None,
+        typer.Option(
+            "--save",
+            metavar="NAME,…",
+            help="Files of a segmenter: maps (always), overlay. Of a detector: coco (always), yolo, overlay.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", min=0, max=1, help="Lowest score of the objects of a detector. Default: 0.5."),
+    ] = None,
     as_scenes: Annotated[
         bool,
-        typer.Option("--as-scenes", help="Link the images beside the maps of a segmenter, so that DIR is a data set."),
+        typer.Option("--as-scenes", help="Write id maps and link the images beside them, so that DIR is a data set."),
     ] = False,
     step: CheckpointStepOption = None,
     use_ema: EmaOption = False,
@@ -42,10 +51,14 @@ def predict(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that read images.")] = 2,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of a segmenter's test, such as flip=true."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of the model's test, such as short_side=600.",
+        ),
     ] = None,
 ) -> None:
-    """Predict the classes of images, or of their pixels, and write them to a directory.
+    """Predict the classes of images or of their pixels, or the objects in them, and write them to a directory.
 
     The same command continues after an interruption, and predicts new images only. The exit code is 1 if some images
     cannot be read.
@@ -57,7 +70,8 @@ def predict(
 
     options = PredictOptions(
         top_k=top_k,
-        save=tuple(name.strip() for name in save.split(",")),
+        save=tuple(name.strip() for name in save.split(",")) if save is not None else (),
+        threshold=threshold,
         as_scenes=as_scenes,
         overrides=tuple(set_ or ()),
     )
@@ -87,18 +101,30 @@ def _print_result(
         print(f"{format_count(len(result.unreadable), 'problem', 'problems')}, listed in {out / UNREADABLE_FILE}:")
         for message in result.unreadable[:_MAX_LISTED]:
             print(f"  {message}")
-    if not result.is_segmenter:
+    if result.model_kind == "classifier":
         print(f"wrote {out / 'predictions.csv'}")
         print(f"next: c2fmae eval robustness {quote(run)} --custom NAME={quote(images)}  # if its folders are classes")
         return
-    print(f"wrote {out / 'semantic'}: an id map for each image; {out / 'dataset.json'} names the classes")
-    if "overlay" in save:
-        print(f"wrote {out / 'overlay'}: the images in the colours of {out / 'legend.png'}")
-    if as_scenes:
+    if result.model_kind == "segmenter":
+        print(f"wrote {out / 'semantic'}: an id map for each image; {out / 'dataset.json'} names the classes")
+    else:
         print(
-            f"wrote {out / 'rgb'}: links to the images. dataset.json states maps_know_labels: false, since the maps "
-            "are predicted from images alone; set it to true if the segmenter was trained on these images"
+            f"wrote {out / 'predictions.json'}: results in COCO's format, whose ids are those of images.json beside it"
+        )
+    if "yolo" in save:
+        print(f"wrote {out / 'labels'}: objects in YOLO's format; {out / 'data.yaml'} names the classes")
+    if "overlay" in save:
+        legend = f"in the colours of {out / 'legend.png'}" if result.model_kind == "segmenter" else "with their objects"
+        print(f"wrote {out / 'overlay'}: the images {legend}")
+    if as_scenes:
+        maps = "" if result.model_kind == "segmenter" else f"{out / 'semantic'}, {out / 'instance'}: id maps; "
+        print(
+            f"wrote {maps}{out / 'rgb'}: links to the images. dataset.json states maps_know_labels: false, since the"
+            f" maps are predicted from images alone; set it to true if the {result.model_kind} was trained on these"
+            " images"
         )
         print(f"next: c2fmae data preview {quote(str(out))}")
-    else:
+    elif result.model_kind == "segmenter":
         print("next: the same command with --as-scenes adds the images, for pre-training on them and their maps")
+    elif "overlay" not in save:
+        print("next: the same command with --save overlay draws the objects on the images")

@@ -25,43 +25,18 @@ from c2fmae.eval.segmentation.prediction import predict_ids
 from c2fmae.eval.segmentation.testing_config import TestingConfig
 from c2fmae.models.classifiers import load_classifier
 from c2fmae.models.segmenters import load_segmenter
-from c2fmae.predict import PredictOptions, PredictResult, predict
+from c2fmae.predict import PredictOptions, predict
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 from tests.exports.noise_sources import write_noise_run
 from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
 from tests.models.segmenters.noise_segmenters import make_noise_segmenter, write_segmentation_run
-
-SIZES = {  # of upright images
-    "deep": (24, 32),
-    "photo": (40, 56),
-    "strip": (20, 300),
-    "trips/cmyk": (32, 40),
-    "trips/day 1/turned": (48, 36),
-}
+from tests.predict_images import SIZES, interrupt_after, list_files, run_predict, write_images
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with sub-folders, and images of unusual forms; one is broken."""
-    root = tmp_path_factory.mktemp("images") / "holiday"
-    (root / "trips" / "day 1").mkdir(parents=True)
-    draw_image(40, 56).save(root / "photo.jpg")
-    draw_image(20, 300).save(root / "strip.PNG")
-    draw_image(32, 40).convert("CMYK").save(root / "trips" / "cmyk.jpg")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    draw_image(36, 48).save(root / "trips" / "day 1" / "turned.jpeg", exif=exif)
-    levels = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 80
-    Image.fromarray(levels).save(root / "deep.png")
-    (root / "trips" / "broken.jpg").write_bytes((root / "photo.jpg").read_bytes()[:400])
-    (root / "notes.txt").write_text("not an image")
-    return root
-
-
-def draw_image(height: int, width: int) -> Image.Image:
-    noise = np.random.default_rng(height).integers(256, size=(height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
+    return write_images(tmp_path_factory.mktemp("images") / "holiday")
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +47,6 @@ def segmentation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finetuned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_finetuned_run(tmp_path_factory.mktemp("classifier") / "run", make_noise_classifier())
-
-
-def run_predict(run: Path, images: Path | str, out: Path, **options: Any) -> PredictResult:
-    batching = BatchingConfig(batch_size=2, num_workers=0)
-    return predict(str(run), str(images), out, World(), PredictOptions(**options), batching=batching)
-
-
-def list_files(out: Path) -> dict[str, tuple[int, bytes]]:
-    """Modification time and content of each file."""
-    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(out)): (path.lstat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def read_table(out: Path) -> list[dict[str, str]]:
@@ -132,19 +96,6 @@ def test_an_image_of_another_size_is_predicted_again(images: Path, segmentation_
         )
     with Image.open(tmp_path / "out" / "semantic" / "a.png") as stored:
         assert stored.size == (40, 32)
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, calls: int) -> None:
-    """Interrupt the process at the call after some of a function."""
-    function, done = getattr(target, name), list[None]()
-
-    def count(*args: Any, **options: Any) -> Any:
-        if len(done) == calls:
-            raise KeyboardInterrupt
-        done.append(None)
-        return function(*args, **options)
-
-    monkeypatch.setattr(target, name, count)
 
 
 def test_an_interrupted_segmenter_continues(images: Path, segmentation_run: Path, tmp_path: Path) -> None:
@@ -291,8 +242,13 @@ def test_the_averaged_weights_of_a_step_can_be_used(images: Path, tmp_path: Path
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "classifier": ({"as_scenes": True}, r"--as-scenes: is for segmenters, but .* is a classifier"),
-    "classifier with overlays": ({"save": ("maps", "overlay")}, r"--save: is for segmenters"),
+    "classifier": ({"as_scenes": True}, r"--as-scenes: is for segmenters and detectors, but .* is a classifier"),
+    "classifier with overlays": (
+        {"save": ("maps", "overlay")},
+        r"--save maps: is for segmenters, but .* is a classifier",
+    ),
+    "segmenter with a threshold": ({"threshold": 0.3}, r"--threshold: is for detectors, but .* is a segmenter"),
+    "segmenter with labels": ({"save": ("yolo",)}, r"--save yolo: is for detectors, but .* is a segmenter"),
     "segmenter": ({"top_k": 3}, r"--top-k: is for classifiers, but .* is a segmenter"),
     "unknown output": ({"save": ("maps", "overlya")}, r"no output named 'overlya'. Did you mean 'overlay'"),
     "unknown setting": ({"overrides": ("flipp=true",)}, r"predict: flipp: no such setting. Did you mean 'flip'"),
@@ -316,7 +272,8 @@ def test_a_run_without_classes_is_rejected_with_the_commands_that_add_them(image
         run_predict(run, images, tmp_path / "out")
     assert str(caught.value) == (
         f"{run}: is a pre-training run, which predicts no classes. Make a classifier of it with `c2fmae eval finetune "
-        f"{run} --data D`, or a segmenter with `c2fmae eval segment {run} --data D`"
+        f"{run} --data D`, a segmenter with `c2fmae eval segment {run} --data D`, or a detector with `c2fmae eval "
+        f"detect {run} --data D`"
     )
 
 

@@ -16,6 +16,7 @@ from c2fmae.core.files import check_regular_file, write_atomic
 from c2fmae.core.specs import spec_identity
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier
+from c2fmae.models.detectors import Detector
 from c2fmae.models.segmenters import Segmenter
 
 _FIX = "Delete it; the next evaluation computes it again"
@@ -26,7 +27,7 @@ def compute_json_digest(document: object, *, length: int) -> str:
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:length]
 
 
-def compute_weights_digest(model: Backbone | Classifier | Segmenter) -> str:
+def compute_weights_digest(model: Backbone | Classifier | Segmenter | Detector) -> str:
     """Return a digest of the spec and the weights of a model."""
     return compute_module_digest(model, spec_identity(model.spec))
 

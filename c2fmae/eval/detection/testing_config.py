@@ -38,17 +38,22 @@ class DetectionTestingConfig(Config):
         """The largest length of the shorter and of the longer side of a resized image, of which one is reached."""
         return (self.short_side, self.max_side) if self.canvas is None else (self.canvas, self.canvas)
 
-    def describe(self) -> str:
-        """Return the settings in words, for a protocol."""
+    def describe_prediction(self) -> str:
+        """Return in words how the objects of an image are predicted."""
         if self.canvas is not None:
             resizing = f"images resized to fit a square of {self.canvas:,} pixels"
         else:
             resizing = f"shorter sides of images resized to {self.short_side:,}, longer ones at most {self.max_side:,}"
+        return (
+            f"{resizing}; at most {self.max_detections:,} detections with scores above {self.score_threshold:g}, "
+            f"NMS at an IoU of {self.nms_threshold:g}; {self.precision}"
+        )
+
+    def describe(self) -> str:
+        """Return the settings in words, for a protocol."""
         from c2fmae.eval.detection.engines import describe_engine
 
         return (
-            f"{resizing}; at most {self.max_detections:,} detections with scores above {self.score_threshold:g}, "
-            f"NMS at an IoU of {self.nms_threshold:g}; {self.precision}; COCO's metrics by "
-            f"{describe_engine(self.engine)}, with small objects of at most 32², large ones of at least 96² pixels of "
-            "the stored images"
+            f"{self.describe_prediction()}; COCO's metrics by {describe_engine(self.engine)}, with small objects of at "
+            "most 32², large ones of at least 96² pixels of the stored images"
         )
