@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
+from c2fmae_cli.detect import detect
 from c2fmae_cli.eval_run import (
     AllowMissingOption,
     EmaOption,
@@ -57,6 +58,7 @@ def cost(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "cost": cost,
+    "detect": detect,
     "finetune": finetune,
     "robustness": robustness,
     "segment": segment,

@@ -144,12 +144,14 @@ def update_run_reports(sources: Sequence[str]) -> None:
     from c2fmae.core.run_dir import RunDir
     from c2fmae.core.run_info import read_run_info
     from c2fmae.eval.classification.result import write_finetune_report
+    from c2fmae.eval.detection.experiment import update_detection_report
     from c2fmae.eval.segmentation.experiment import update_segmentation_report
 
     writers: dict[RunKind, Callable[[RunDir], None]] = {
         "pretraining": pretrain_report.write_pretraining_report,
         "finetuning": write_finetune_report,
         "segmentation": update_segmentation_report,
+        "detection": update_detection_report,
     }
     for source in sources:
         if (Path(source) / "metrics.jsonl").is_file():

@@ -7,6 +7,8 @@ def plugins() -> None:
     import c2fmae.data.suites
     import c2fmae.eval.builtin
     import c2fmae.eval.classification.recipes
+    import c2fmae.eval.detection.recipes
+    import c2fmae.eval.segmentation.recipes
     import c2fmae.methods
     import c2fmae.models.segmenters
     import c2fmae.recipes  # noqa: F401

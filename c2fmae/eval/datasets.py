@@ -16,10 +16,11 @@ from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, TRAIN_SEED_OFFSET, Uns
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES
+from c2fmae.core.text import format_count
 from c2fmae.data import Scenes, open_scenes
 from c2fmae.data.combine import SubsetScenes, select_evenly
 from c2fmae.data.digest import compute_scenes_digest
-from c2fmae.data.objects import open_objects
+from c2fmae.data.objects import open_objects, select_with_objects
 
 _GENERATED_LENGTH_AND_OFFSET = {"train": (2048, TRAIN_SEED_OFFSET), "test": (1024, TEST_SEED_OFFSET)}
 """The default number of generated scenes, and the offset of their seed."""
@@ -50,7 +51,9 @@ def open_set(
 
     `unseen` are the generated scenes that `generated` stands for.
     """
-    return _open(split, source, size, partial(open_scenes, granularities=granularities), unseen, limit)
+    source = _fill_source(split, source, size, unseen)
+    scenes = _open(split, source, partial(open_scenes, granularities=granularities))
+    return _limit(scenes, describe_source(source), source, limit)
 
 
 def open_object_set(
@@ -63,27 +66,42 @@ def open_object_set(
 ) -> OpenedSet:
     """Open the training or the test set with objects, or at most `limit` evenly spaced images of it.
 
-    `masks` of False reads boxes only. `size` is that of generated images.
+    The training set has no images that are known to have no objects. `masks` of False reads boxes only. `size` is that
+    of generated images.
     """
-    return _open(split, source, size, partial(open_objects, masks=masks), None, limit)
+    source = _fill_source(split, source, size)
+    scenes, name = _open(split, source, partial(open_objects, masks=masks)), describe_source(source)
+    if split == "train":
+        total, scenes = len(scenes), select_with_objects(scenes)
+        if not len(scenes):
+            raise UserError(
+                f"{split}: none of the {total:,} images of {name} has an object. Check it: c2fmae data check"
+            )
+        if len(scenes) < total:
+            name = f"{name}, {format_count(total - len(scenes), 'image')} without objects left out"
+    return _limit(scenes, name, source, limit)
 
 
-def _open(
+def _fill_source(
     split: Literal["train", "test"],
     source: DataSourceOption | None,
     size: tuple[int, int],
-    open_source: Callable[[DataSourceOption], Scenes],
-    unseen: UnseenScenes | None,
-    limit: int | None,
-) -> OpenedSet:
+    unseen: UnseenScenes | None = None,
+) -> DataSourceOption:
     if source is None:
         raise UserError(f"{split}: is required. Use --data with a folder of {TRAIN_NAMES[0]} and {TEST_NAMES[0]} sets")
-    source = fill_generated_set(split, source, unseen, size=max(size))
+    return fill_generated_set(split, source, unseen, size=max(size))
+
+
+def _open(split: str, source: DataSourceOption, open_source: Callable[[DataSourceOption], Scenes]) -> Scenes:
     try:
-        scenes = open_source(source)
+        return open_source(source)
     except UserError as error:
         raise UserError(f"{split}: {error}") from error
-    name = describe_source(source)
+
+
+def _limit(scenes: Scenes, name: str, source: DataSourceOption, limit: int | None) -> OpenedSet:
+    """Return a set of at most `limit` evenly spaced scenes."""
     if limit is not None and limit < len(scenes):
         name = f"{name}, {limit:,} evenly spaced of {len(scenes):,}"
         scenes = select_evenly(scenes, limit)

@@ -32,12 +32,25 @@ def _percentage(display_name: str, *, is_headline: bool = False) -> MetricInfo:
 METRIC_INFO: dict[str, MetricInfo] = {
     "accuracy_drop": MetricInfo("drop from clean images", "points"),
     "activation_bytes": MetricInfo("activations stored for the backward pass, per image", "bytes"),
+    "ap": _percentage("AP", is_headline=True),
+    "ap50": _percentage("AP50"),
+    "ap75": _percentage("AP75"),
+    "ap_large": _percentage("AP, large objects"),
+    "ap_medium": _percentage("AP, medium objects"),
+    "ap_small": _percentage("AP, small objects"),
+    "ar1": _percentage("AR, 1 detection of a class"),
+    "ar10": _percentage("AR, 10 detections of a class"),
+    "ar100": _percentage("AR, 100 detections of a class"),
+    "ar_large": _percentage("AR, large objects"),
+    "ar_medium": _percentage("AR, medium objects"),
+    "ar_small": _percentage("AR, small objects"),
     "attention_distance": MetricInfo("attention distance in patches", "patches", (0.0, inf)),
     "attention_distance_pixels": MetricInfo("attention distance in pixels", "pixels", (0.0, inf)),
     "attention_mutual_information": _percentage("mutual information of query and key"),
     "attention_on_objects": _percentage("attention on objects"),
     "attention_on_objects_chance": _percentage("attention on objects by chance"),
     "attention_on_objects_ratio": MetricInfo("attention on objects, relative to chance", limits=(0.0, inf)),
+    "best_ap": _percentage("best AP"),
     "best_mean_iou": _percentage("best mIoU"),
     "best_top1": _percentage("best top-1"),
     "calibration_error": _percentage("calibration error"),
@@ -76,14 +89,15 @@ METRIC_INFO: dict[str, MetricInfo] = {
 
 _HEADLINE_TAGS: Mapping[str, TagValue] = {"votes": "weighted", "k": 20}
 """The usual settings, where a headline is measured with several; of several layers, it is that of the last."""
-_HEADLINE_GROUPS = ("set", "label_fraction", "input", "weights", "cells")
+_HEADLINE_GROUPS = ("set", "label_fraction", "input", "weights", "cells", "object_kind")
 """Tags that make a headline another one, rather than the same with another setting."""
-_PREFIX_TAGS = ("set", "layer")  # shown before the metric's name: they group rows
+_PREFIX_TAGS = ("set", "layer", "object_kind")  # shown before the metric's name: they group rows
 _TAG_FORMATS = {
     "cells": "{} cells",
     "class": "{}",
     "classes": "{}",
     "k": "k = {}",
+    "object_kind": "{}",
     "part": "{}",
     "pooling": "{}",
     "precision": "{}",

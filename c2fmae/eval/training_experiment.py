@@ -19,6 +19,7 @@ from c2fmae.core.specs import spec_identity
 from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, Scenes
 from c2fmae.data.loader import explain_worker_death
+from c2fmae.data.sampler import PredictSizes
 from c2fmae.eval.best_checkpoint import BestCheckpoint
 from c2fmae.eval.cache import compute_tensors_digest
 from c2fmae.models.backbones import Backbone
@@ -42,6 +43,10 @@ class ScoredExperiment(Experiment, Generic[S]):
     @property
     def collate(self) -> Callable[[list[Any]], Any] | None:
         """The function that makes batches of samples; None for scenes."""
+        return None
+
+    def build_size_predictor(self) -> PredictSizes | None:
+        """Return the function that predicts the sizes of samples, so that a batch has similar ones; None for none."""
         return None
 
     @abstractmethod
@@ -78,6 +83,7 @@ class ScoredExperiment(Experiment, Generic[S]):
             rank=self.world.rank,
             pin_memory=self.world.device.type == "cuda",
             collate=self.collate,
+            predict_sizes=self.build_size_predictor(),
         )
         with closing(stream), explain_worker_death():
             yield stream

@@ -1,6 +1,6 @@
 """Config of a training of a detector. It needs no torch."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,12 @@ from c2fmae.eval.data_config import TrainTestSets
 from c2fmae.eval.detection.testing_config import DetectionTestingConfig
 from c2fmae.eval.training_config import BackboneInputs
 
+if TYPE_CHECKING:
+    from c2fmae.data.crops.scale_jitter import ScaleJitter
+    from c2fmae.data.crops.short_side import ShortSideResize
+
+    DetectionCrop = ScaleJitter | ShortSideResize
+
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -42,10 +48,45 @@ class DetectionDataConfig(LoaderConfig, TrainTestSets):
     """Without a canvas: show a random part of every second image, as DETR does."""
     flip: UnitInterval = 0.5
     """Probability of a horizontal flip."""
-    by_aspect: bool = True
-    """Without a canvas: batches of upright images only, or of wide ones only, which need less padding."""
+    by_size: bool = True
+    """Without a canvas: batches of samples of similar height and width, so that little of a batch is padding."""
+    min_visible: UnitInterval = 0.01
+    """Fraction of an object that a sample must show, or the object is left out."""
     fraction: Fraction = 1.0
     """Fraction of the training images to use. A larger fraction contains a smaller one of the same seed."""
+
+    @classmethod
+    def resolve_data_options(cls, data: str | None, test: str | None) -> dict[str, Any]:
+        """Return the settings that --data and --test stand for; without --test, `data` contains both sets."""
+        if data is None or test is not None:
+            return super().resolve_data_options(data, test)
+        from c2fmae.data.objects import find_object_sets
+
+        return dict(find_object_sets(data))
+
+    @model_validator(mode="after")
+    def _check_repeats(self) -> "DetectionDataConfig":
+        if self.repeats > 1 and self.groups_by_size:
+            raise UserError(
+                "repeats: batches of similar sizes have one view of an image. Set it to 1, or by_size=false"
+            )
+        return self
+
+    @property
+    def groups_by_size(self) -> bool:
+        """Whether a batch has samples of similar sizes: all have one size on a canvas."""
+        return self.by_size and self.canvas is None
+
+    def build_crop(self) -> "DetectionCrop":
+        """Return the transform that cuts training samples."""
+        options = {"flip": self.flip, "min_visible": self.min_visible}
+        if self.canvas is not None:
+            from c2fmae.data.crops.scale_jitter import ScaleJitter
+
+            return ScaleJitter(canvas=self.canvas, scale=self.scale, **options)
+        from c2fmae.data.crops.short_side import ShortSideResize
+
+        return ShortSideResize(sides=self.sides, max_side=self.max_side, crops=self.crops, **options)
 
 
 class DetectInputs(BackboneInputs):

@@ -78,8 +78,15 @@ class DetectionScores:
     """Pairs of objects and detections by class; the last row counts false alarms, the last column misses."""
     error_counts: Mapping[str, int]
     """The number of detections of each of `ERROR_KINDS`, and of objects that are `missed`."""
+    size_objects: tuple[int, int, int]
+    """The number of small, medium and large objects, without crowds. One of exactly 32² or 96² pixels has two sizes."""
     image_quality: Float64[Tensor, " image"]
     """The panoptic quality of the boxes of each image, by which examples are chosen; NaN for an image without any."""
+
+    @property
+    def kinds(self) -> dict[str, KindScores]:
+        """The scores of boxes by `box`, and those of masks, if there are any, by `mask`."""
+        return {"box": self.box, **({"mask": self.mask} if self.mask is not None else {})}
 
     @property
     def num_objects(self) -> int:
@@ -105,6 +112,7 @@ def compute_scores(
         labels.bincount(minlength=len(classes)),
         _count_confusions(records, matches, len(classes)),
         _count_errors(records, matches),
+        _count_sizes(records),
         torch.tensor(
             [_panoptic_quality(record, match) for record, match in zip(records, matches, strict=True)],
             dtype=torch.float64,
@@ -172,6 +180,13 @@ def _count_errors(records: Sequence[ImageRecord], matches: Sequence[ImageMatches
     counts = {name: int((kinds == number).sum()) for number, name in enumerate(ERROR_KINDS, start=1)}
     missed = sum(len(find_missed(record, match)) for record, match in zip(records, matches, strict=True))
     return {**counts, "missed": missed}
+
+
+def _count_sizes(records: Sequence[ImageRecord]) -> tuple[int, int, int]:
+    areas = torch.cat([record.objects.areas[~record.objects.is_crowd] for record in records])
+    is_small, is_large = areas <= 32**2, areas >= 96**2
+    is_medium = (areas >= 32**2) & (areas <= 96**2)
+    return int(is_small.sum()), int(is_medium.sum()), int(is_large.sum())
 
 
 def _panoptic_quality(record: ImageRecord, match: ImageMatches) -> float:

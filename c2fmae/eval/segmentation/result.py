@@ -8,21 +8,18 @@ from typing import Any
 from c2fmae.core.config import Config
 from c2fmae.core.csv_text import format_csv
 from c2fmae.core.environment import collect_environment
-from c2fmae.core.errors import UserError
 from c2fmae.core.files import write_atomic
-from c2fmae.core.json_file import read_json
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.text import format_count
 from c2fmae.data import Scenes
-from c2fmae.eval.cache import compute_json_digest
 from c2fmae.eval.class_sections import list_confused_pairs
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.results import (
-    MAX_RESULT_BYTES,
     RESULT_FORMAT,
-    RESULTS_FILE,
     EvaluationResult,
+    find_training_result,
     load_result,
+    locate_training_result,
     save_result,
 )
 from c2fmae.eval.segmentation.examples import draw_examples
@@ -47,8 +44,7 @@ _CLASS_COLUMNS = ("class", "name", "pixels", "images", "IoU", "accuracy", "mista
 
 def locate_result_dir(run_dir: Path, identity: Mapping[str, Any] | None = None) -> Path:
     """Return the directory of the result of a run's own test, or of another test of its weights."""
-    suffix = f"-{compute_json_digest(identity, length=6)}" if identity is not None else ""
-    return run_dir / "evaluations" / f"{SEGMENT_EVALUATION}{suffix}"
+    return locate_training_result(run_dir, SEGMENT_EVALUATION, identity)
 
 
 def identify_predictions(weights: str, test_identity: str, testing: TestingConfig) -> dict[str, Any]:
@@ -66,14 +62,7 @@ def identify_result(weights: str, test_identity: str, testing: TestingConfig) ->
 
 def find_segmentation_result(run_dir: Path, identity: Mapping[str, Any]) -> EvaluationResult | None:
     """Return the stored result of a run with this identity; None if there is none."""
-    for path in sorted(run_dir.glob(f"evaluations/{SEGMENT_EVALUATION}*/{RESULTS_FILE}")):
-        try:
-            document = read_json(path, max_bytes=MAX_RESULT_BYTES)
-            if all(document.get(key) == value for key, value in identity.items()):
-                return load_result(path.parent)
-        except UserError:  # an invalid file is not this result
-            continue
-    return None
+    return find_training_result(run_dir, SEGMENT_EVALUATION, identity)
 
 
 def read_segmentation_result(run_dir: Path) -> EvaluationResult:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from c2fmae.core.box_masks import BoxMasks
 from c2fmae.core.distributed import World
-from c2fmae.core.loop import StepLoss
+from c2fmae.core.loop import StepLoss, TrainingLoop, TrainingState
+from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.data.detection_batch import DetectionBatch, DetectionSample
 from c2fmae.eval.detection.task import DetectionMicroBatch, DetectionTask
 from c2fmae.models.detectors import Detector
@@ -107,3 +108,27 @@ def test_pixels_beyond_an_image_are_the_mean_colour(detector: Detector) -> None:
     assert torch.equal(part.images[:, :, :20, :30], detector.backbone.standardise(sample.image[None]).double())
     assert not part.images[:, :, 20:].any()
     assert not part.images[:, :, :, 30:].any()
+
+
+def test_steps_with_no_objects_with_hundreds_and_with_tiny_ones_are_finite(detector: Detector) -> None:
+    boxes = {
+        "none": torch.zeros(0, 4),
+        "many": draw_boxes(300, SIZE),
+        "one pixel": torch.tensor([[10.0, 10, 11, 11]]),
+        "whole image": torch.tensor([[0.0, 0, SIZE[1], SIZE[0]]]),
+    }
+    samples = [
+        DetectionSample(name, draw_sample(0, seed).image, b, torch.zeros(len(b), dtype=torch.int64), draw_masks(b))
+        for seed, (name, b) in enumerate(boxes.items())
+    ]
+    config = TrainingConfig(steps=20, batch_size=4, lr=1e-3, precision="fp32", clip=1.0)
+    training = TrainingState.create(make_detector(size=SIZE), config)
+    batch = DetectionBatch.stack(samples, size=SIZE)
+    task = DetectionTask(detector, seed=0)
+    plan = plan_training(config, num_samples=4, world_size=1)
+    reports = list(TrainingLoop(task, config, plan).run(training, [batch] * 20))
+    assert [report.skip_details for report in reports] == [None] * 20
+    assert reports[-1].values["loss"] < reports[0].values["loss"]
+    trained = {name for name, _ in training.model.named_parameters()}
+    moments = {name.split("/")[1] for name in training.gather_tensors() if name.endswith("/exp_avg")}
+    assert moments == trained

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
@@ -25,8 +24,8 @@ from c2fmae.eval.segmentation.prediction import predict_ids
 from c2fmae.eval.segmentation.result import read_segmentation_result
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.segmenters import load_segmenter
-from tests.eval.segmentation import training_processes
 from tests.eval.segmentation.tiny_segmentation import make_quick_config, write_halves, write_source
+from tests.eval.training_processes import run_steps, run_steps_in_two_processes
 
 pytestmark = pytest.mark.numeric
 
@@ -180,15 +179,13 @@ def test_an_unfinished_run_is_not_tested(finished_run: Path, tmp_path: Path) -> 
 def test_two_processes_with_micro_batches_equal_one(source: Path, data: Path, tmp_path: Path) -> None:
     """The learning rate is so small that weights stay: differences are those of losses and gradients."""
     config = make_quick_config(source, data, "training.lr=1e-30", "training.warmup_steps=0")
-    one = training_processes.run_steps(config, World())
-    divided = config.override(["training.micro_batch=2"])
-    spawn(training_processes.run_rank, args=(divided.model_dump_json(), tmp_path), nprocs=2)
-    two = torch.load(tmp_path / "results.pt")
+    one = run_steps(build_segmentation, config, World())
+    two = run_steps_in_two_processes(build_segmentation, config.override(["training.micro_batch=2"]), tmp_path)
     for ours, theirs in zip(two["values"], one["values"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9)
     for name, tensor in one["tensors"].items():
         torch.testing.assert_close(two["tensors"][name], tensor, rtol=1e-6, atol=1e-12)
-    assert torch.equal(two["confusion"], one["confusion"])
+    assert torch.equal(two["scores"].confusion, one["scores"].confusion)
 
 
 def test_eight_scenes_are_overfitted(source: Path, tmp_path: Path) -> None:
