@@ -110,7 +110,7 @@ def test_pixels_beyond_an_image_are_the_mean_colour(detector: Detector) -> None:
     assert not part.images[:, :, :, 30:].any()
 
 
-def test_steps_with_no_objects_with_hundreds_and_with_tiny_ones_are_finite(detector: Detector) -> None:
+def test_steps_with_no_objects_with_hundreds_and_with_tiny_ones_are_finite() -> None:
     boxes = {
         "none": torch.zeros(0, 4),
         "many": draw_boxes(300, SIZE),
@@ -122,7 +122,8 @@ def test_steps_with_no_objects_with_hundreds_and_with_tiny_ones_are_finite(detec
         for seed, (name, b) in enumerate(boxes.items())
     ]
     config = TrainingConfig(steps=20, batch_size=4, lr=1e-3, precision="fp32", clip=1.0)
-    training = TrainingState.create(make_detector(size=SIZE), config)
+    detector = make_detector(size=SIZE)
+    training = TrainingState.create(detector, config)
     batch = DetectionBatch.stack(samples, size=SIZE)
     task = DetectionTask(detector, seed=0)
     plan = plan_training(config, num_samples=4, world_size=1)
