@@ -1,17 +1,24 @@
 """Exports of a detector are those of its backbone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from c2fmae.core.detector_spec import BoxHeadSpec, DetectorSpec, MaskHeadSpec, PyramidSpec, RpnSpec, WindowSpec
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import ClassInfo
 from c2fmae.core.run_info import read_run_info
+from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.exports import export
 from c2fmae.exports.as_mae import MAE_FILE
 from c2fmae.exports.config_text import summarise_detection
+from c2fmae.exports.detectron2_names import to_detectron2_name, to_detectron2_tensors
 from c2fmae.models.backbones import load_backbone
+from c2fmae.models.detectors import detector_from_spec
 from tests.exports.noise_sources import make_noise_backbone
+from tests.exports.test_weight_files import read_golden
 from tests.models.detectors.built_detectors import WINDOWS, build_detector, write_detection_run
 from tests.models.detectors.noise_detectors import draw_inputs
 
@@ -56,3 +63,63 @@ def test_a_card_describes_the_training_of_a_detector() -> None:
     assert rows["Attention"] == "relative decomposed, windows of 14 patches"
     assert rows["Mask head"] == "none"
     assert (rows["Data"], rows["Regularisation"]) == ("coco", "drop path 0.1")
+
+
+def make_vitdet_base() -> DetectorSpec:
+    """The spec of ViTDet's Mask R-CNN with ViT-B for COCO."""
+    return DetectorSpec(
+        backbone=BackboneSpec(encoder=EncoderConfig(patch_size=16), image_size=(1024, 1024)),
+        classes=tuple(ClassInfo(name=str(index)) for index in range(80)),
+        pyramid=PyramidSpec(name="simple", norm="layer", depths=(12,)),
+        windows=WindowSpec(),
+        relative="decomposed",
+        rpn=RpnSpec(num_convs=2),
+        box_head=BoxHeadSpec(norm="layer"),
+        mask_head=MaskHeadSpec(norm="layer"),
+    )
+
+
+def test_names_and_shapes_are_those_of_detectron2() -> None:
+    spec = make_vitdet_base()
+    with torch.device("meta"):
+        tensors = detector_from_spec(spec).state_dict()
+    ours = {to_detectron2_name(name, spec): tuple(tensor.shape) for name, tensor in tensors.items()}
+    golden = read_golden("d2_mask_rcnn_vitdet")
+    assert golden.pop("backbone.net.pos_embed") == (1, 1 + 64 * 64, 768)  # computed here
+    assert ours == golden
+    assert len(ours) == len(tensors)
+
+
+VITDET: dict[str, Any] = {
+    "pyramid": {"norm": "layer", "strides": [2, 4, 8, 16], "channels": 8},
+    "anchors": {"sizes": [4, 8, 16, 32]},
+    "windows": WINDOWS,
+    "relative": "decomposed",
+}
+
+
+def test_tensors_for_detectron2_have_a_table_of_positions() -> None:
+    detector = build_detector(**VITDET)
+    tensors = to_detectron2_tensors(detector)
+    assert len(tensors) == 1 + len(detector.state_dict())
+    positions = detector.backbone.encoder.positions((8, 8), torch.device("cpu"))
+    assert torch.equal(tensors["backbone.net.pos_embed"][0, 1:], positions)
+    assert torch.equal(
+        tensors["roi_heads.box_head.conv1.weight"], detector.get_parameter("box_head.convs.0.conv.weight")
+    )
+    assert torch.equal(tensors["proposal_generator.rpn_head.conv.bias"], detector.get_parameter("rpn.conv.0.0.bias"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"windows": None}, "its ViT has a class token"),
+        ({"relative": "bias"}, "its relative positions are a bias"),
+        ({"windows": {**WINDOWS, "pad_keys": "masked"}}, "its windows are masked"),
+        ({"size": (64, 48)}, "images of 64×48, which are not square"),
+        ({"box_head": {"norm": "group"}}, "its box head has group norms, not layer norms"),
+    ],
+)
+def test_detectors_that_detectron2_computes_differently_are_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=f"detectron2 cannot express this detector: .*{reason}"):
+        to_detectron2_tensors(build_detector(**VITDET | changes))
