@@ -108,9 +108,7 @@ def _print_result(
     if result.model_kind == "segmenter":
         print(f"wrote {out / 'semantic'}: an id map for each image; {out / 'dataset.json'} names the classes")
     else:
-        print(
-            f"wrote {out / 'predictions.json'}: results in COCO's format, whose ids are those of images.json beside it"
-        )
+        print(f"wrote {out / 'predictions.json'}: objects as COCO results; {out / 'images.json'} has the ids")
     if "yolo" in save:
         print(f"wrote {out / 'labels'}: objects in YOLO's format; {out / 'data.yaml'} names the classes")
     if "overlay" in save:

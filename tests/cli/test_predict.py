@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from c2fmae import predict as predict_module
 from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
+from tests.models.detectors.built_detectors import build_detector, write_detection_run
 from tests.models.segmenters.noise_segmenters import make_noise_segmenter, write_segmentation_run
 
 
@@ -53,6 +54,24 @@ def test_the_output_names_what_was_written_and_what_to_do_next(images: Path, tmp
     assert "predicted 2 images, 2 of them before" in text
 
 
+@pytest.mark.once  # starts worker processes
+def test_the_output_names_the_files_of_a_detector(images: Path, tmp_path: Path) -> None:
+    run = write_detection_run(tmp_path / "run", build_detector(), testing={"short_side": 48, "max_side": 64})
+    out = tmp_path / "out"
+    text = run_predict(run, images, "--out", out, "--threshold", "0.3")
+    assert "protocol: shorter sides of images resized to 48, longer ones at most 64; at most 100 detections" in text
+    assert "with scores above 0.3" in text
+    assert f"wrote {out}/predictions.json: objects as COCO results; {out}/images.json has the ids" in text
+    assert "next: the same command with --save overlay" in text
+    words = ("--threshold", "0.3", "--as-scenes", "--save", "overlay,yolo")
+    text = run_predict(run, images, "--out", out, *words)
+    assert f"wrote {out}/labels: objects in YOLO's format; {out}/data.yaml names the classes" in text
+    assert f"wrote {out}/overlay: the images with their objects" in text
+    assert f"wrote {out}/semantic, {out}/instance: id maps; {out}/rgb: links to the images" in text
+    assert "set it to true if the detector was trained on these images" in text
+    assert f"next: c2fmae data preview {out}" in text
+
+
 def test_a_classifier_suggests_a_test_on_the_same_images(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,15 +92,19 @@ def test_a_classifier_suggests_a_test_on_the_same_images(
 
 
 @pytest.mark.once  # starts worker processes
-@pytest.mark.parametrize("section", ["Predict", "Export"])
+@pytest.mark.parametrize(
+    ("page", "section", "num_commands"),
+    [("segmentation", "Predict", 5), ("segmentation", "Export", 2), ("detection", "Predict", 5)],
+)
 def test_the_commands_of_the_page_run(
-    section: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, section: str, num_commands: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = Path(__file__).parents[2] / "docs" / "segmentation.md"
-    text = page.read_text(encoding="utf-8").partition(f"## {section}\n")[2].partition("\n## ")[0]
-    commands = re.findall(r"^    c2fmae ((?:predict|export (?:mae|mmseg)) .*)$", text, re.MULTILINE)
-    assert len(commands) == {"Predict": 5, "Export": 2}[section]
+    path = Path(__file__).parents[2] / "docs" / f"{page}.md"
+    text = path.read_text(encoding="utf-8").partition(f"## {section}\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^ *c2fmae ((?:predict|export (?:mae|mmseg)) .*)$", text, re.MULTILINE)
+    assert len(commands) == num_commands
     write_segmentation_run(tmp_path / "runs" / "segment", make_noise_segmenter("linear"))
+    write_detection_run(tmp_path / "runs" / "detect", build_detector(), testing={"short_side": 48, "max_side": 64})
     write_finetuned_run(tmp_path / "runs" / "classifier", make_noise_classifier())
     images.rename(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)

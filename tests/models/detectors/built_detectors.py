@@ -30,7 +30,9 @@ def build_detector(backbone: Backbone | None = None, size: tuple[int, int] = (64
     )
 
 
-def write_detection_run(path: Path, detector: Detector, *, step: int = 7, with_ema: bool = False) -> Path:
+def write_detection_run(
+    path: Path, detector: Detector, *, step: int = 7, with_ema: bool = False, testing: dict[str, Any] | None = None
+) -> Path:
     """A directory of checkpoints as `eval detect` writes them; averages are the weights plus one."""
     tensors = {f"model/{name}": tensor for name, tensor in detector.state_dict().items()}
     if with_ema:
@@ -39,7 +41,7 @@ def write_detection_run(path: Path, detector: Detector, *, step: int = 7, with_e
         "kind": "detection",
         "backbone": detector.spec.backbone.model_dump(mode="json"),
         "detector": detector.spec.model_dump(mode="json", exclude={"backbone"}),
-        "config": {"kind": "detection"},
+        "config": {"kind": "detection", "testing": testing or {}},
         "samples": 10,
     }
     save_checkpoint(path, Checkpoint(step, tensors, metadata))
