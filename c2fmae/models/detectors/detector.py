@@ -14,7 +14,7 @@ from c2fmae.models.detectors.box_head import BoxHead
 from c2fmae.models.detectors.boxes import promote
 from c2fmae.models.detectors.initialise import initialise_heads
 from c2fmae.models.detectors.mask_head import MaskHead
-from c2fmae.models.detectors.mask_targets import mask_targets
+from c2fmae.models.detectors.mask_targets import compute_mask_targets
 from c2fmae.models.detectors.roi_align import pool_rois
 from c2fmae.models.detectors.rois import SampledRois, box_head_losses, mask_losses, sample_rois, select_detections
 from c2fmae.models.detectors.rpn import Rpn, propose, rpn_losses
@@ -167,7 +167,7 @@ class Detector(nn.Module):
         head = self.spec.mask_head
         assert head is not None
         boxes, images, objects = (values[rois.is_positive] for values in (rois.boxes, rois.images, rois.objects))
-        targets = mask_targets(
+        targets = compute_mask_targets(
             masks, objects, boxes, sizes[images], size=2 * head.roi_size, aligned=self.spec.rois.aligned
         )
         if head.binary_targets:

@@ -11,7 +11,7 @@ _MAX_PIXELS = 2**24  # of masks that are unpacked at once
 _BORDER = 1  # pixels around a window that interpolation reads
 
 
-def mask_targets(
+def compute_mask_targets(
     masks: BoxMasks,
     rows: Int64[Tensor, " roi"],
     boxes: Float[Tensor, "roi 4"],

@@ -166,7 +166,8 @@ def pool_rois(
         )
         for features, stride, rows in zip(maps, strides, sorted_rows, strict=True)
     ]
-    return torch.cat(pooled)[order.indices.argsort()]
+    sorted_pooled = torch.cat(pooled)
+    return torch.empty_like(sorted_pooled).index_copy_(0, order.indices, sorted_pooled)  # has a fast gradient
 
 
 def choose_levels(
