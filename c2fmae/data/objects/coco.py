@@ -120,7 +120,7 @@ class _AnnotationReader:
     ) -> ObjectRow:
         category = entry.get("category_id")
         if category not in self._labels:
-            raise UserError(f"{location}: category_id {category!r} is not in `categories`. Add it there, or fix it")
+            raise UserError(f"{location}: category_id {category} is not in `categories`. Add it there, or fix it")
         mask = None
         if self._has_masks and size is not None:
             if not _is_outlined(entry):
@@ -138,13 +138,17 @@ def _read_box(
 ) -> tuple[Corners, float]:
     """Return box and area of an annotation; those of the mask where it has none itself."""
     box, area = entry.get("bbox"), entry.get("area")
-    bounds, num_pixels = measure_mask(mask, size[0]) if mask is not None and size is not None else (None, None)
+    bounds = num_pixels = None
+    if mask is not None and size is not None and (not box or area is None):
+        bounds, num_pixels = measure_mask(mask, size[0])
     if box:
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-            raise UserError(f"{location}: bbox is {box!r} (expected [x, y, width, height] as finite numbers). {_FIX}")
+            raise UserError(
+                f"{location}: bbox is {repr(box)[:60]} (expected [x, y, width, height] as finite numbers). {_FIX}"
+            )
         x, y, width, height = box
         if min(width, height) < 0:
-            raise UserError(f"{location}: bbox {box} has a negative width or height. {_FIX}")
+            raise UserError(f"{location}: bbox {repr(box)[:60]} has a negative width or height. {_FIX}")
         corners: Corners = (x, y, x + width, y + height)
     elif bounds is not None:
         corners = bounds
@@ -153,7 +157,7 @@ def _read_box(
     if area is None:
         area = num_pixels if num_pixels is not None else (corners[2] - corners[0]) * (corners[3] - corners[1])
     elif not _is_finite(area) or area < 0:
-        raise UserError(f"{location}: area is {area!r} (expected a number of pixels). {_FIX}")
+        raise UserError(f"{location}: area is {repr(area)[:60]} (expected a number of pixels). {_FIX}")
     return corners, area
 
 
