@@ -109,7 +109,7 @@ class ConcatScenes:
     """Scenes of several sources with one label space, one source after the other."""
 
     def __init__(self, sources: Sequence[Scenes]) -> None:
-        self._sources = tuple(sources)
+        self.sources = tuple(sources)
         self.info: DatasetInfo = sources[0].info
         for other in sources[1:]:
             _check_compatible(self.info, other.info)
@@ -125,7 +125,7 @@ class ConcatScenes:
     def _locate_scene(self, index: int) -> tuple[Scenes, int]:
         check_index(index, len(self))
         position = int(self._ends.searchsorted(index, side="right"))
-        return self._sources[position], index - int(self._ends[position - 1] if position else 0)
+        return self.sources[position], index - int(self._ends[position - 1] if position else 0)
 
     def __getitem__(self, index: int) -> Scene:
         source, row = self._locate_scene(index)

@@ -39,7 +39,6 @@ def test_sources_with_different_label_spaces_are_refused(tmp_path: Path) -> None
     ("other", "message"),
     [
         ({"labels": [{"name": "a"}]}, "their labels differ (2 and 1)"),
-        ({"object_classes": [{"name": "a"}]}, "their object_classes differ (0 and 1)"),
         ({"channels": 1}, "their channels differ (3 and 1)"),
         ({"granularities": ["semantic", "rgb"]}, "their granularities differ (3 and 2)"),
         ({"mean": [0.5, 0.5, 0.5]}, "their mean differ (None and 3)"),

@@ -11,7 +11,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.objects import Objects, resize_objects
 from c2fmae.core.rle import encode_mask
 from c2fmae.data.object_json import check_masks, decode_objects, encode_objects
-from c2fmae.data.objects import inspect_objects, open_objects
+from c2fmae.data.objects import count_objects, inspect_objects, open_objects
 from c2fmae.data.pack import PackConfig, pack_scenes
 from c2fmae.data.sources import inspect_scenes, open_scenes
 from c2fmae.data.tar_index import INDEX_SUFFIX
@@ -94,6 +94,13 @@ def test_a_pack_has_the_objects_of_its_source(tmp_path: Path) -> None:
     for index in range(3):
         assert_same(packed[index].objects, source[index].objects)
         assert packed.read_image_bytes(index) == source.read_image_bytes(index)
+    for scenes in (packed, open_objects(tmp_path / "pack", masks=False)):
+        counts = count_objects(scenes)
+        assert counts is not None
+        assert counts.tolist() == [2, 0, 0]
+    counts = count_objects(open_objects([tmp_path / "coco/annotations/instances_val.json"]))
+    assert counts is not None
+    assert counts.tolist() == [2, 0, 0]
     pack_scenes(packed, tmp_path / "again", PackConfig())
     names = [path.name for path in (tmp_path / "pack").iterdir() if not path.name.endswith(INDEX_SUFFIX)]
     assert sorted(names) == ["dataset.json", "pack.json", "scenes-000000.tar"]
@@ -102,6 +109,17 @@ def test_a_pack_has_the_objects_of_its_source(tmp_path: Path) -> None:
     boxes_only = open_objects(tmp_path / "pack", masks=False)[0].objects
     assert boxes_only is not None
     assert boxes_only.masks is None
+
+
+def test_packs_with_different_classes_of_objects_are_not_combined(tmp_path: Path) -> None:
+    for name, categories in (
+        ("a", [{"id": 1, "name": "cat"}]),
+        ("b", [{"id": 1, "name": "dog"}, {"id": 2, "name": "cow"}]),
+    ):
+        path = write_coco(tmp_path / name, [annotation(5, 10, 1, (2, 4, 10, 8))], num_images=1, categories=categories)
+        pack_scenes(open_objects(path), tmp_path / f"pack-{name}", PackConfig())
+    with pytest.raises(UserError, match="cannot be combined: their object_classes differ .1 and 2."):
+        open_objects([tmp_path / "pack-a", tmp_path / "pack-b"])
 
 
 def test_a_pack_of_boxes_has_no_masks(tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from c2fmae.core.json_file import parse_json_object
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.objects import Objects
 from c2fmae.core.scene import Scene
-from c2fmae.data.combine import SubsetScenes
+from c2fmae.data.combine import ConcatScenes, SubsetScenes
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.importers.common import IdMap, ImportedScenes
 from c2fmae.data.info import DatasetInfo
-from c2fmae.data.scenes import Scenes
+from c2fmae.data.scenes import Scenes, WrappedScenes
+from c2fmae.data.stored import StoredScenes
 
 
 class ObjectScenes(ImportedScenes):
@@ -56,7 +58,23 @@ def count_objects(scenes: Scenes) -> Int64[Tensor, " scenes"] | None:
     if isinstance(scenes, SubsetScenes):
         counts = count_objects(scenes.source)
         return None if counts is None else counts[scenes.rows]
+    if isinstance(scenes, ConcatScenes):
+        parts = [count for count in map(count_objects, scenes.sources) if count is not None]
+        return torch.cat(parts) if len(parts) == len(scenes.sources) else None
+    if isinstance(scenes, WrappedScenes) and scenes.info.object_classes == scenes.source.info.object_classes:
+        return count_objects(scenes.source)
+    if isinstance(scenes, StoredScenes) and scenes.info.object_classes:
+        return torch.tensor([_count_stored_objects(scenes, index) for index in range(len(scenes))])
     return None
+
+
+def _count_stored_objects(scenes: StoredScenes, index: int) -> int:
+    try:
+        is_crowd = parse_json_object(scenes.read_objects_bytes(index)).get("is_crowd")
+    except ValueError:
+        is_crowd = None
+    # An invalid file counts as one with objects, so that its error is not hidden.
+    return is_crowd.count(False) if isinstance(is_crowd, list) else 1
 
 
 def select_with_objects(scenes: Scenes) -> Scenes:
