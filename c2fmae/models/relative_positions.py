@@ -1,5 +1,6 @@
 """Relative positions of a ViT's patches, by name."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -46,3 +47,10 @@ def add_relative_positions(
         return layers
     embeddings, *blocks = layers
     return [embeddings, *(a + b for a, b in zip(blocks, relative.block_parameters(), strict=True))]
+
+
+def list_called_blocks(
+    blocks: Iterable[nn.Module], relative: RelativePositionModule | None, windows: WindowSpec | None
+) -> list[nn.Module]:
+    """Return the blocks whose `forward` is called, which sharding needs: none if all of them are run in parts."""
+    return [] if windows or isinstance(relative, DecomposedPositions) else [*blocks]

@@ -120,6 +120,16 @@ def test_runs_and_checkpoints_are_recognised(tmp_path: Path) -> None:
         assert is_run_or_checkpoint(path)
 
 
+def test_a_run_of_detection_has_the_spec_of_its_detector(tmp_path: Path) -> None:
+    detector = {"classes": [{"name": "cat"}], "pyramid": {"name": "simple", "depths": [2]}}
+    metadata = {**PRETRAINING, "kind": "detection", "detector": detector, "config": {"kind": "detection"}}
+    spec = read_run_info(write_run(tmp_path / "run", metadata, 5)).detector
+    assert spec is not None
+    assert (spec.backbone, spec.pyramid.name, spec.classes[0].name) == (BACKBONE, "simple", "cat")
+    assert read_run_info(write_run(tmp_path / "new", config={"kind": "detection"})).detector is None
+    assert read_run_info(write_run(tmp_path / "other", PRETRAINING, 5)).detector is None
+
+
 def test_another_kind_and_missing_entries_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         assert RunInfo(tmp_path, 1, {"kind": "tracking"}).kind

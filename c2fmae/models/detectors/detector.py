@@ -18,7 +18,7 @@ from c2fmae.models.detectors.mask_targets import compute_mask_targets
 from c2fmae.models.detectors.roi_align import pool_rois
 from c2fmae.models.detectors.rois import SampledRois, box_head_losses, mask_losses, sample_rois, select_detections
 from c2fmae.models.detectors.rpn import Rpn, propose, rpn_losses
-from c2fmae.models.relative_positions import RelativePositionModule, add_relative_positions
+from c2fmae.models.relative_positions import RelativePositionModule, add_relative_positions, list_called_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +153,8 @@ class Detector(nn.Module):
         return add_relative_positions(self.backbone.trunk_layers(), self.relative)
 
     def sharding_units(self) -> list[nn.Module]:
-        """Return the blocks of the backbone."""
-        return self.backbone.sharding_units()
+        """Return the blocks of the backbone, if they are called as modules."""
+        return list_called_blocks(self.backbone.sharding_units(), self.relative, self.spec.windows)
 
     def _mask_losses(
         self,

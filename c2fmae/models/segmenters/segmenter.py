@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from c2fmae.core.specs import SegmenterSpec
 from c2fmae.models.backbones import Backbone, LoadReport
 from c2fmae.models.feature_pyramid import FeatureMaps
-from c2fmae.models.relative_positions import RelativePositionModule, add_relative_positions
+from c2fmae.models.relative_positions import RelativePositionModule, add_relative_positions, list_called_blocks
 from c2fmae.models.segmenters.heads.registry import HeadModules
 
 
@@ -62,5 +62,5 @@ class Segmenter(nn.Module):
         return add_relative_positions(self.backbone.trunk_layers(), self.relative)
 
     def sharding_units(self) -> list[nn.Module]:
-        """Return the blocks of the backbone."""
-        return self.backbone.sharding_units()
+        """Return the blocks of the backbone, if they are called as modules."""
+        return list_called_blocks(self.backbone.sharding_units(), self.relative, None)

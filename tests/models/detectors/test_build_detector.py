@@ -61,6 +61,27 @@ def test_only_images_of_several_granularities_are_needed() -> None:
     assert "left out: embeddings.semantic" in detector.load_report.notes[-1]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"relative": "bias"},
+        {"relative": "decomposed"},
+        {"windows": WINDOWS},
+        {"windows": {"global_blocks": [1, 2]}},
+    ],
+)
+def test_units_of_sharding_are_called_as_modules(changes: dict[str, Any]) -> None:
+    """FSDP gathers the weights of a unit when its `forward` is called, and those of the detector at its own."""
+    detector = build_detector(**changes)
+    called: list[object] = []
+    for unit in detector.sharding_units():
+        unit.register_forward_pre_hook(lambda module, _: called.append(module))
+    detector.feature_maps(draw_inputs([1])["images"])
+    assert called == detector.sharding_units()
+    assert bool(called) is ("windows" not in changes and changes.get("relative") != "decomposed")
+
+
 @pytest.mark.parametrize("windows", [None, WINDOWS])
 def test_maps_are_those_of_the_backbone(windows: dict[str, Any] | None) -> None:
     backbone = make_noise_backbone(patch_size=8, dim=16, num_heads=2)
