@@ -11,6 +11,7 @@ from c2fmae.core.experiment_config import ExperimentConfig, RunKind
 from c2fmae.core.registry import list_registries
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
+from c2fmae.data.objects.find import is_coco_json, is_voc_list
 from c2fmae.data.remote import is_remote
 from c2fmae.data.sources import resolve_source
 from c2fmae.eval.classification.config import FinetuneConfig
@@ -74,7 +75,8 @@ def list_missing_data(config: ExperimentConfig) -> dict[str, str]:
     for key in _DATA_KEYS:
         for source in _list_paths(getattr(data, key, None)):
             try:
-                resolve_source(source)
+                if not (is_coco_json(Path(source)) or is_voc_list(Path(source))):
+                    resolve_source(source)
             except UserError as error:
                 messages[f"data.{key}"] = str(error)
     return messages

@@ -10,7 +10,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.loading import load_run
 from c2fmae.recipes.config import load_recipe
 from tests.cli.commands import run_eval
-from tests.eval.detection.tiny_detection import QUICK_OVERRIDES, write_rectangles, write_source
+from tests.eval.detection.tiny_detection import QUICK_OVERRIDES, write_coco, write_rectangles, write_source
 
 SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
 
@@ -62,6 +62,22 @@ def test_a_finished_run_is_tested_by_another_protocol(run: Path, capsys: pytest.
     assert (run / "checkpoints/step-00000004/tensors.safetensors").read_bytes() == weights
     doctor(run)
     assert capsys.readouterr().out.splitlines()[-1] == f"next: c2fmae predict {run} IMAGES --out DIR"
+
+
+def test_a_folder_of_coco_and_its_files_are_the_same_data(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c2fmae.eval.detection.result.draw_examples", lambda *args, **kwargs: None)  # slow
+    coco = write_coco(tmp_path / "coco")
+    train, test = (coco / "annotations" / f"instances_{split}2017.json" for split in ("train", "val"))
+    quick = ("--limit", "4", "--steps", "1", *SET)
+    by_file = ("--data", str(train), "--test", str(test), "--out", str(tmp_path / "run"))
+    lines = run_eval("detect", str(source), *by_file, *quick).splitlines()
+    (protocol,) = (line for line in lines if line.startswith("protocol"))
+    assert f"{train}, 3 images without objects left out, 4 evenly spaced of 5 (4)" in protocol
+    assert f"Tested on {test} (4)" in protocol
+    again = run_eval("detect", str(source), "--data", str(coco), "--out", str(tmp_path / "run"), "--resume", *quick)
+    assert f"{tmp_path / 'run/evaluations/detect/results.json'} exists" in again
 
 
 def test_dry_runs_write_nothing(source: Path, data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from c2fmae.core.environment import collect_environment
 from c2fmae.core.errors import UserError
 from c2fmae.core.locks import lock_dir
 from c2fmae.doctor.run import diagnose_run
+from c2fmae.doctor.run_config import list_missing_data
+from c2fmae.eval.detection.config import DetectConfig
 from c2fmae.recipes.config import load_recipe
 from tests.doctor.runs import corrupt_checkpoint, make_run
 
@@ -162,3 +164,15 @@ def test_invalid_run_directories_are_rejected(name: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         diagnose_run(Path(name))
     assert str(caught.value).startswith(message)
+
+
+def test_annotations_of_a_detector_are_found_where_they_are() -> None:
+    voc = Path("voc/ImageSets/Main")
+    voc.mkdir(parents=True)
+    for path in (Path("coco.json"), voc / "train.txt"):
+        path.write_text("{}")
+    present = DetectConfig.from_dict({"init": "a", "data": {"train": "coco.json", "test": str(voc / "train.txt")}})
+    assert list_missing_data(present) == {}
+    moved = present.override(["data.train=moved.json"])
+    assert list(list_missing_data(moved)) == ["data.train"]
+    assert "moved.json: does not exist" in list_missing_data(moved)["data.train"]

@@ -1,12 +1,17 @@
 """Recipes of detectors: their settings, the choice for a ViT, and the learning rate of each step."""
 
 import pytest
+import torch
 
+from c2fmae.core.detector_spec import DetectorSpec
 from c2fmae.core.errors import UserError
+from c2fmae.core.labels import ClassInfo
+from c2fmae.core.optimiser import build_parameter_groups
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.core.training import plan_training
 from c2fmae.eval.detection.config import DetectConfig, DetectionDataConfig
 from c2fmae.eval.detection.recipes import DETECT_RECIPES, choose_recipe, fit_depths
+from c2fmae.models.detectors import detector_from_spec
 
 COCO = 117_266
 """Training images of COCO with objects."""
@@ -58,6 +63,33 @@ def test_the_learning_rate_of_paper_rises_for_500_steps_and_falls_after_9_and_11
     )
     rates = {0: 3e-7, 500: 3e-4, 9 * epoch - 1: 3e-4, 9 * epoch: 3e-5, 11 * epoch - 1: 3e-5, 11 * epoch: 3e-6}
     assert {step: plan.lr(step) for step in rates} == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "vitdet"])
+def test_the_learning_rate_of_each_parameter_is_that_of_beit(recipe: str) -> None:
+    """BEiT's rule: the decay to the power of 13 for the embeddings, 12 - i for block i, 0 for all that follows."""
+    config = make_config(recipe)
+    spec = DetectorSpec(
+        backbone=build_spec("vit_base_patch16_224", 256),
+        classes=(ClassInfo(name="a"),),
+        **{name: getattr(config, name) for name in ("pyramid", "windows", "relative", "rpn", "box_head", "mask_head")},
+    )
+    with torch.device("meta"):
+        detector = detector_from_spec(spec)
+    training = config.training
+    groups = build_parameter_groups(detector, weight_decay=training.weight_decay, layer_decay=training.layer_decay)
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert scales.keys() == dict(detector.named_parameters()).keys()
+    assert len(set(scales.values())) == 12 + 2
+    for name, scale in scales.items():
+        parts = name.split(".")
+        power = 13
+        if parts[0] not in ("backbone", "relative"):
+            power = 0
+        elif numbers := [int(part) for part in parts if part.isdigit()]:
+            power = 12 - numbers[0]
+        assert scale == pytest.approx(training.layer_decay**power), name
+    assert scales["backbone.encoder.blocks.11.attn.qkv.weight"] == pytest.approx(training.layer_decay)
 
 
 def test_vitdet_has_the_protocol_of_detectron2() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -91,6 +92,37 @@ def write_yolo_boxes(root: Path) -> Path:
             lines = [f"{number % 2} 0.5 0.5 0.3 0.4\n" for number in range(int(scene.maps["instance"].max()))]
             (labels / f"{scene.key}.txt").write_text("".join(lines))
     (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [red, blue]\n")
+    return root
+
+
+def write_coco(root: Path) -> Path:
+    """Write a training and a test set in COCO's layout, with category ids out of order."""
+    (root / "annotations").mkdir(parents=True)
+    for split, count, seed in (("train2017", 8, 0), ("val2017", 4, 1)):
+        (root / split).mkdir()
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for number, scene in enumerate(draw_rectangles(count, seed=seed)):
+            image = scene.maps["rgb"]
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / split / f"{scene.key}.png")
+            images.append({"id": number, "file_name": f"{scene.key}.png", "height": 28, "width": 32})
+            for box in [(4, 6, 10, 12), (15, 2, 9, 20)][: number % 3]:
+                x, y, width, height = box
+                outline = [x, y, x + width, y, x + width, y + height, x, y + height]
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": 90 if number % 2 else 3,
+                        "bbox": [*box],
+                        "area": width * height,
+                        "iscrowd": 0,
+                        "segmentation": [outline],
+                    }
+                )
+        categories = [{"id": 90, "name": "red"}, {"id": 3, "name": "blue"}]
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
     return root
 
 
