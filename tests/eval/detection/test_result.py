@@ -39,9 +39,11 @@ from tests.eval.detection.random_records import CLASSES, draw_masks, draw_record
 NAMES = [entry.name for entry in CLASSES]
 
 
-@pytest.fixture(autouse=True)
-def _given_detections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluator_module, "detect_objects", give_detections)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DetectionScores]:
+    """The directory of a run with a result, and its scores."""
+    run_dir = tmp_path_factory.mktemp("run")
+    return run_dir, write_result(run_dir, draw_records(12))
 
 
 def write_result(run_dir: Path, records: Sequence[ImageRecord], *settings: str) -> DetectionScores:
@@ -51,7 +53,9 @@ def write_result(run_dir: Path, records: Sequence[ImageRecord], *settings: str) 
     scenes = ObjectScenes(list(records))
     store = DetectionStore(result_dir / PREDICTIONS_DIR, identify_predictions("w", "t", testing))
     evaluator = DetectorEvaluator(scenes, testing, World(), num_workers=0)
-    scores = evaluator.evaluate(GivenDetector(list(records)), store=store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator_module, "detect_objects", give_detections)
+        scores = evaluator.evaluate(GivenDetector(list(records)), store=store)
     write_detection_result(
         result_dir,
         config,
@@ -69,10 +73,10 @@ def write_result(run_dir: Path, records: Sequence[ImageRecord], *settings: str) 
     return scores
 
 
-def test_results_have_the_metrics_of_coco(tmp_path: Path) -> None:
-    scores = write_result(tmp_path, draw_records(12))
+def test_results_have_the_metrics_of_coco(written: tuple[Path, DetectionScores]) -> None:
+    run_dir, scores = written
     assert scores.mask is not None
-    metrics = read_detection_result(tmp_path).metrics
+    metrics = read_detection_result(run_dir).metrics
     assert len(metrics) == 2 * 2 * 12 + 1
     first, last = metrics[0], metrics[-1]
     assert first.label == "box: AP"
@@ -88,7 +92,7 @@ def test_results_have_the_metrics_of_coco(tmp_path: Path) -> None:
     ]
     assert (last.label, last.value) == ("box: best AP", 50)
     assert [metric.label for metric in select_headlines(metrics)][:2] == ["box: AP", "mask: AP"]
-    document = json.loads((locate_result_dir(tmp_path) / "results.json").read_text())
+    document = json.loads((locate_result_dir(run_dir) / "results.json").read_text())
     assert document["coco"] == {"box": scores.box.metrics, "mask": scores.mask.metrics}
     assert document["errors"] == scores.error_counts
 
@@ -114,9 +118,9 @@ def _drop_larger_objects(record: ImageRecord) -> ImageRecord:
     return replace(record, objects=record.objects.select(record.objects.areas < 1024))
 
 
-def test_tables_hold_the_scores(tmp_path: Path) -> None:
-    scores = write_result(tmp_path, draw_records(12))
-    result_dir = locate_result_dir(tmp_path)
+def test_tables_hold_the_scores(written: tuple[Path, DetectionScores]) -> None:
+    run_dir, scores = written
+    result_dir = locate_result_dir(run_dir)
     rows = parse_csv((result_dir / "classes.csv").read_text())
     assert [row["name"] for row in rows] == NAMES
     assert [int(row["objects"]) for row in rows] == scores.class_objects.tolist()
@@ -194,9 +198,9 @@ def test_examples_have_colours_for_hits_misses_and_false_alarms(tmp_path: Path) 
     assert draw_examples(scenes, store, nothing, NAMES, min_score=0.3) is None
 
 
-def test_pages_are_written_from_files(tmp_path: Path) -> None:
-    write_result(tmp_path, draw_records(12))
-    result_dir = locate_result_dir(tmp_path)
+def test_pages_are_written_from_files(tmp_path: Path, written: tuple[Path, DetectionScores]) -> None:
+    run_dir = RunDir(written[0])
+    result_dir = locate_result_dir(run_dir.path)
     sections = make_detection_sections(result_dir)
     sizes, classes = (section for section in sections if isinstance(section, BarChart))
     assert [name for name, _ in sizes.groups] == ["small", "medium", "large", "all"]
@@ -214,7 +218,6 @@ def test_pages_are_written_from_files(tmp_path: Path) -> None:
     assert (result_dir / "report.html").read_text().count("<img") == 1
     assert make_detection_sections(tmp_path) == []
 
-    run_dir = RunDir(tmp_path)
     names = ("loss", "loss/mask", "loss/rpn_box", "test/box_AP", "test/mask_AP", "test/box_AP50", "average/box_AP")
     rows = [{"step": step, **dict.fromkeys(names, step)} for step in (1, 2)]
     run_dir.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
