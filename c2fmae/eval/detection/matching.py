@@ -4,12 +4,13 @@ COCO's tools do not return the matches in a common form. Here they are computed 
 of bootstrap samples needs no second evaluation: with a weight of 1 for every image it is the engine's.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
-from c2fmae.eval.detection.engines import NUM_IOUS, NUM_RECALLS, CocoDict, CocoEvaluation, CocoResults
+from c2fmae.eval.detection.engines import MAX_DETECTIONS, NUM_IOUS, NUM_RECALLS, CocoDict, CocoEvaluation, CocoResults
 
 IOU_THRESHOLDS: Float64[np.ndarray, " iou"] = np.linspace(0.5, 0.95, NUM_IOUS)
 _RECALLS = np.linspace(0.0, 1.0, NUM_RECALLS)
@@ -37,47 +38,52 @@ class ClassMatches(NamedTuple):
 
 def match_classes(truth: CocoDict, results: CocoResults, evaluation: CocoEvaluation) -> list[ClassMatches]:
     """Return the matches of each class, in the order of ascending category ids; images in that of their ids."""
-    image_ids = sorted(image["id"] for image in truth["images"])
-    indices = {image_id: index for index, image_id in enumerate(image_ids)}
+    image_ids = np.sort([image["id"] for image in truth["images"]])
+    category_ids = np.sort([category["id"] for category in truth["categories"]])
     crowds: dict[tuple[int, int], list[bool]] = {}
     for annotation in truth["annotations"]:
-        pair = (annotation["image_id"], annotation["category_id"])
+        pair = (annotation["category_id"], annotation["image_id"])
         crowds.setdefault(pair, []).append(bool(annotation["iscrowd"]))
-    scores: dict[tuple[int, int], list[float]] = {}
-    for result in results:
-        scores.setdefault((result["image_id"], result["category_id"]), []).append(result["score"])
-    category_ids = sorted(category["id"] for category in truth["categories"])
-    return [_match_class(category_id, indices, crowds, scores, evaluation) for category_id in category_ids]
+    pairs = np.array([(result["category_id"], result["image_id"]) for result in results], np.int64).reshape(-1, 2)
+    scores = np.array([result["score"] for result in results], np.float64)
+    order = np.lexsort((-scores, pairs[:, 1], pairs[:, 0]))
+    pairs, scores = pairs[order], scores[order]
+    first = np.flatnonzero(np.diff(pairs, axis=0, prepend=-1).any(axis=1))  # of each class in an image
+    rank = np.arange(len(pairs)) - np.repeat(first, np.diff(first, append=len(pairs)))
+    pairs, scores = pairs[rank < MAX_DETECTIONS[-1]], scores[rank < MAX_DETECTIONS[-1]]
+    is_match, is_ignored = (np.zeros((NUM_IOUS, len(pairs)), bool) for _ in range(2))
+    for start in np.flatnonzero(np.diff(pairs, axis=0, prepend=-1).any(axis=1)).tolist():
+        category_id, image_id = pairs[start].tolist()
+        is_crowd = np.array(crowds.get((category_id, image_id), []), bool)
+        if len(is_crowd):
+            ious = np.asarray(evaluation.ious[image_id, category_id], np.float64)
+            rows = slice(start, start + len(ious))
+            is_match[:, rows], is_ignored[:, rows] = match_detections(ious, is_crowd)
+    objects = [(*pair, is_crowd.count(False)) for pair, is_crowd in sorted(crowds.items())]
+    return [
+        _select_class(category_id, image_ids, pairs, scores, is_match, is_ignored, objects)
+        for category_id in category_ids.tolist()
+    ]
 
 
-def _match_class(
+def _select_class(
     category_id: int,
-    indices: dict[int, int],
-    crowds: dict[tuple[int, int], list[bool]],
-    scores: dict[tuple[int, int], list[float]],
-    evaluation: CocoEvaluation,
+    image_ids: Int64[np.ndarray, " image"],
+    pairs: Int64[np.ndarray, "detection 2"],
+    scores: Float64[np.ndarray, " detection"],
+    is_match: Bool[np.ndarray, "iou detection"],
+    is_ignored: Bool[np.ndarray, "iou detection"],
+    objects: Sequence[tuple[int, int, int]],
 ) -> ClassMatches:
-    images, sorted_scores, is_match, is_ignored = [], [], [], []
-    object_images: list[int] = []
-    for image_id, index in indices.items():
-        is_crowd = np.array(crowds.get((image_id, category_id), []), bool)
-        object_images += [index] * int((~is_crowd).sum())
-        image_scores = -np.sort(-np.array(scores.get((image_id, category_id), []), np.float64))[:100]
-        if not len(image_scores):
-            continue
-        ious = np.asarray(evaluation.ious[image_id, category_id], np.float64)
-        matched, ignored = match_detections(ious.reshape(len(image_scores), len(is_crowd)), is_crowd)
-        images.append(np.full(len(image_scores), index, np.int32))
-        sorted_scores.append(image_scores)
-        is_match.append(matched)
-        is_ignored.append(ignored)
-    empty = np.zeros((NUM_IOUS, 0), bool)
-    order = np.argsort(-np.concatenate([np.zeros(0), *sorted_scores]), kind="stable")
+    """Return the matches of a class; `objects` are category id, image id and number."""
+    rows = slice(*np.searchsorted(pairs[:, 0], (category_id, category_id + 1)).tolist())
+    order = np.argsort(-scores[rows], kind="stable")
+    images = [image_id for category, image_id, count in objects if category == category_id for _ in range(count)]
     return ClassMatches(
-        np.concatenate([np.zeros(0, np.int32), *images])[order],
-        np.concatenate([empty, *is_match], axis=1)[:, order],
-        np.concatenate([empty, *is_ignored], axis=1)[:, order],
-        np.array(object_images, np.int32),
+        np.searchsorted(image_ids, pairs[rows, 1])[order],
+        is_match[:, rows][:, order],
+        is_ignored[:, rows][:, order],
+        np.searchsorted(image_ids, np.array(images, np.int64)),
     )
 
 
