@@ -30,6 +30,8 @@ class Objects:
     """Ids of the annotations, unique in a data set."""
     masks: tuple[bytes, ...] | None = None
     """None in data with boxes only."""
+    image_id: int | None = None
+    """Id of the image in a file of COCO's format; None in other data, and after a crop."""
 
     @classmethod
     def empty(cls, *, has_masks: bool) -> "Objects":

@@ -9,6 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class CocoObjects(ObjectScenes):
         self, path: Path, classes: Sequence[ClassInfo], folder: Path, images: "_Images", table: ObjectTable
     ) -> None:
         super().__init__(path.stem, classes, folder, images.names, path)
-        self._sizes, self._table, self._json = images.sizes, table, path
+        self._ids, self._sizes, self._table, self._json = images.ids, images.sizes, table, path
         self.object_counts = table.count_objects()
 
     def load_objects(self, index: int, image_size: tuple[int, int]) -> Objects:
@@ -49,19 +50,21 @@ class CocoObjects(ObjectScenes):
                 f"{self._image_path(index)}: has {width}×{height} pixels, but {columns}×{rows} in {self._json}."
                 " Replace the one that is wrong"
             )
-        return self._table[index]
+        image_id = self._ids[index]
+        return replace(self._table[index], image_id=image_id if isinstance(image_id, int) else None)
 
 
 class _Images:
-    """Names, sizes and annotations of the images of a json."""
+    """Ids, names and sizes of the images of a json."""
 
-    def __init__(self, names: Sequence[str], sizes: Sequence[tuple[int, int]] | None) -> None:
+    def __init__(self, ids: Sequence[int | str], names: Sequence[str], sizes: Sequence[tuple[int, int]] | None) -> None:
+        self.ids = tuple(ids)
         self.names = tuple(names)
         self.sizes = None if sizes is None else tuple(sizes)
 
     def select(self, rows: Sequence[int]) -> "_Images":
         sizes = None if self.sizes is None else [self.sizes[row] for row in rows]
-        return _Images([self.names[row] for row in rows], sizes)
+        return _Images([self.ids[row] for row in rows], [self.names[row] for row in rows], sizes)
 
 
 def open_coco_objects(path: Path, *, masks: bool = True) -> tuple[CocoObjects | None, tuple[Problem, ...]]:
@@ -69,7 +72,7 @@ def open_coco_objects(path: Path, *, masks: bool = True) -> tuple[CocoObjects | 
     document = read_json(path, max_bytes=MAX_JSON_BYTES, fix="Export it again")
     classes = _read_classes(path, document)
     ids = read_column(path, document, "images", "id", int, str)
-    images = _Images(read_column(path, document, "images", "file_name", str), _read_sizes(path, document))
+    images = _Images(ids, read_column(path, document, "images", "file_name", str), _read_sizes(path, document))
     if len(set(ids)) < len(ids):
         repeated = Counter(ids).most_common(1)[0][0]
         raise UserError(f"{path}: two images have the id {repeated}. Give each its own")

@@ -32,25 +32,38 @@ class CocoIds:
     """By label."""
 
     @classmethod
-    def choose(cls, keys: Sequence[str], classes: Sequence[ClassInfo]) -> "CocoIds":
-        """Return the category ids of the data's file, and image ids from the numbers at the end of keys.
+    def choose(
+        cls, keys: Sequence[str], classes: Sequence[ClassInfo], image_ids: Sequence[int | None] = ()
+    ) -> "CocoIds":
+        """Return the category ids of the data's file, and its `image_ids` if all are known.
 
-        COCO names its images by their ids. If keys do not end with different numbers, ids count images from 1; likewise
-        those of classes.
+        Else, image ids are the numbers at the end of keys, by which COCO names its images. If keys do not end with
+        different numbers, ids count images from 1; likewise those of classes.
 
         >>> CocoIds.choose(["000000000139", "000000000285"], [ClassInfo(name="cat", coco_id=17)])
         CocoIds(images=(139, 285), categories=(17,))
         >>> CocoIds.choose(["street/1", "park/1"], [ClassInfo(name="cat")])
         CocoIds(images=(1, 2), categories=(1,))
         """
-        numbers = [re.search(r"\d{1,15}$", key, re.ASCII) for key in keys]
-        images = tuple(int(number[0]) if number else 0 for number in numbers)
-        if 0 in images or len(set(images)) < len(images):
-            images = tuple(range(1, len(keys) + 1))
-        categories = tuple(entry.coco_id or 0 for entry in classes)
-        if 0 in categories or len(set(categories)) < len(categories):
-            categories = tuple(range(1, len(classes) + 1))
-        return cls(images, categories)
+        images = _use_if_unique(image_ids) or _use_if_unique([_parse_last_number(key) for key in keys])
+        categories = _use_if_unique([entry.coco_id for entry in classes])
+        return cls(images or tuple(range(1, len(keys) + 1)), categories or tuple(range(1, len(classes) + 1)))
+
+
+def _parse_last_number(key: str) -> int | None:
+    number = re.search(r"\d{1,15}$", key, re.ASCII)
+    return int(number[0]) if number else None
+
+
+def choose_ids(records: Sequence[ImageRecord], classes: Sequence[ClassInfo]) -> CocoIds:
+    """Return the ids of all images of a set, in the order of the set, and of the classes."""
+    return CocoIds.choose([record.key for record in records], classes, [record.objects.image_id for record in records])
+
+
+def _use_if_unique(ids: Sequence[int | None]) -> tuple[int, ...] | None:
+    """Return ids if all are known and none occurs twice."""
+    known = tuple(number for number in ids if number is not None)
+    return known if len(set(known)) == len(ids) else None
 
 
 def build_truth(records: Sequence[ImageRecord], ids: CocoIds, classes: Sequence[ClassInfo]) -> dict[str, Any]:

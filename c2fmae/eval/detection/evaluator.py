@@ -14,7 +14,7 @@ from c2fmae.core.files import write_atomic
 from c2fmae.core.objects import Detections, Objects
 from c2fmae.core.scene import Scene
 from c2fmae.data import Scenes
-from c2fmae.eval.detection.coco_format import CocoIds, ImageRecord, build_results, build_truth
+from c2fmae.eval.detection.coco_format import ImageRecord, build_results, build_truth, choose_ids
 from c2fmae.eval.detection.prediction import detect_objects
 from c2fmae.eval.detection.prediction_store import DetectionStore, DetectionWriter, StoredDetections
 from c2fmae.eval.detection.scores import DetectionScores, compute_scores
@@ -105,7 +105,7 @@ class DetectorEvaluator:
 
     def _write_coco_files(self, records: list[ImageRecord], store: DetectionStore) -> None:
         classes = self.scenes.info.object_classes
-        ids = CocoIds.choose(self.scenes.keys, classes)
+        ids = choose_ids(records, classes)
         result_dir = store.predictions_dir.parent
         documents = {PREDICTIONS_FILE: build_results(records, ids), TRUTH_FILE: build_truth(records, ids, classes)}
         for name, document in documents.items():

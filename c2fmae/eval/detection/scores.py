@@ -9,7 +9,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from c2fmae.core.labels import ClassInfo
-from c2fmae.eval.detection.coco_format import CocoIds, ImageRecord, build_results, build_truth
+from c2fmae.eval.detection.coco_format import CocoIds, ImageRecord, build_results, build_truth, choose_ids
 from c2fmae.eval.detection.engines import (
     CocoDict,
     CocoResults,
@@ -98,7 +98,7 @@ def compute_scores(
     records: Sequence[ImageRecord], classes: Sequence[ClassInfo], testing: DetectionTestingConfig
 ) -> DetectionScores:
     """Return the scores of the detections in all images of a set, in the order of the set."""
-    ids = CocoIds.choose([record.key for record in records], classes)
+    ids = choose_ids(records, classes)
     truth, results = build_truth(records, ids, classes), build_results(records, ids)
     has_masks = all(None not in (record.objects.masks, record.detections.masks) for record in records)
     box = _score_kind(truth, results, ids, "bbox", testing)

@@ -7,19 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.objects import Objects
+from c2fmae.data.objects import open_objects
 from c2fmae.eval.detection import evaluator as evaluator_module
+from c2fmae.eval.detection.coco_format import CocoIds, build_truth
+from c2fmae.eval.detection.engines import Kind
 from c2fmae.eval.detection.evaluator import DetectorEvaluator
 from c2fmae.eval.detection.prediction_store import DetectionStore
-from c2fmae.eval.detection.scores import DetectionScores, compute_scores
+from c2fmae.eval.detection.scores import DetectionScores, KindScores, compute_scores
 from c2fmae.eval.detection.testing_config import DetectionTestingConfig
 from tests.eval.detection.object_scenes import GivenDetector, ObjectScenes, give_detections
-from tests.eval.detection.random_records import CLASSES, draw_records
+from tests.eval.detection.random_records import CLASSES, draw_records, rename_categories
 from tests.eval.detection.test_engines import assert_equal_metrics, run_pycocotools
 
 IDENTITY = {"weights": "0", "data": "1"}
@@ -66,6 +71,34 @@ def test_metrics_are_those_of_pycocotools_on_the_written_files(tmp_path: Path) -
     assert_equal_metrics(dict(scores.box.metrics), run_pycocotools(truth, results, "bbox"))
     assert_equal_metrics(dict(scores.mask.metrics), run_pycocotools(truth, results, "segm"))
     assert [image["file_name"] for image in json.loads(truth.read_text())["images"]] == [r.key for r in records]
+
+
+def test_metrics_are_those_of_pycocotools_on_the_file_of_the_data(tmp_path: Path) -> None:
+    records = draw_records(9, seed=8)
+    classes = rename_categories((3, 90, 7, 21))
+    truth = build_truth(records, CocoIds(tuple(range(100, 73, -3)), (3, 90, 7, 21)), classes)
+    for record, image in zip(records, truth["images"], strict=True):
+        image["file_name"] += ".png"
+        pixels = np.zeros((*record.size, 3), np.uint8)
+        pixels[0, 0] = record.row
+        Image.fromarray(pixels).save(tmp_path / image["file_name"])
+    truth["categories"] = [truth["categories"][row] for row in (1, 0, 3, 2)]
+    (tmp_path / "objects.json").write_text(json.dumps(truth))
+    scenes = open_objects(str(tmp_path / "objects.json"))
+    assert [entry.coco_id for entry in scenes.info.object_classes] == [90, 3, 21, 7]
+    order = torch.tensor([1, 0, 3, 2])
+    records = [
+        replace(record, detections=replace(record.detections, labels=order[record.detections.labels]))
+        for record in records
+    ]
+    store = DetectionStore(tmp_path / "result" / "predictions", IDENTITY)
+    scores = DetectorEvaluator(scenes, TESTING, World(), num_workers=0).evaluate(GivenDetector(records), store=store)
+    predictions = tmp_path / "result" / "predictions.json"
+    assert {entry["image_id"] for entry in json.loads(predictions.read_text())} <= set(range(76, 101, 3))
+    assert scores.mask is not None
+    kinds: tuple[tuple[Kind, KindScores], ...] = (("bbox", scores.box), ("segm", scores.mask))
+    for kind, kind_scores in kinds:
+        assert_equal_metrics(dict(kind_scores.metrics), run_pycocotools(tmp_path / "objects.json", predictions, kind))
 
 
 def test_an_interrupted_evaluation_does_not_predict_again(tmp_path: Path) -> None:
