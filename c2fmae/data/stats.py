@@ -70,7 +70,8 @@ def describe_stats(report: CheckReport) -> str:
         )
     if report.annotated is not None:
         small, medium, large = report.annotated.sizes.tolist()
-        crowds = f", and {format_count(int(report.annotated.crowds.sum()), 'crowd')}"
+        num_crowds = int(report.annotated.crowds.sum())
+        crowds = f", and {format_count(num_crowds, 'crowd')}" if num_crowds else ""
         lines.append(f"sizes    {small} small (below 32² pixels), {medium} medium, {large} large (from 96²){crowds}")
     if report.label_counts:
         known = f" of {len(report.info.labels)}" if report.info.labels else ""
