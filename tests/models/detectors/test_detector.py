@@ -157,6 +157,16 @@ def test_difficult_objects_train() -> None:
         optimiser.zero_grad()
 
 
+def test_images_that_are_not_finite_stop_neither_training_nor_tests() -> None:
+    detector, inputs = make_detector().train(), draw_inputs([2, 0])
+    inputs["images"][:] = torch.nan
+    losses = detector(**inputs)
+    assert losses["class"].tolist()[1] == 0  # there are no proposals
+    torch.stack([*losses.values()]).sum().backward()
+    assert all(p.grad is not None for p in detector.parameters())
+    assert [len(found.boxes) for found in detect(detector.eval(), inputs["images"], inputs["sizes"])] == [0, 0]
+
+
 def test_losses_fall_when_a_detector_trains_on_one_image() -> None:
     torch.manual_seed(0)
     detector, inputs = make_detector(box_head={"box_loss": {"name": "l1"}}).train(), draw_inputs([3])
