@@ -137,6 +137,10 @@ class DetectConfig(ExperimentConfig, DetectInputs):  # in this order YAML begins
     def _check(self) -> "DetectConfig":
         if self.training.sharded and self.training.ema is not None:
             raise UserError("training.sharded: sharded averages cannot be evaluated. Set training.ema to null")
+        if self.training.compile:
+            raise UserError(
+                "training.compile: is not supported for detectors, whose shapes depend on the images. Set it to false"
+            )
         if self.select_by == "mask" and self.mask_head is None:
             raise UserError("select_by: there are no masks without a mask head. Set it to box")
         return self

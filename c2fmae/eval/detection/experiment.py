@@ -278,8 +278,6 @@ def build_detection(config: DetectConfig, world: World, run_dir: RunDir | None =
     if config.training.sharded:
         world.shard_model(detector)
     detector.to(world.device)
-    if config.training.compile:
-        detector.compile()
     protocol = " ".join(
         [
             describe_training(config, plan, f"{train.name} ({len(scenes):,})"),
