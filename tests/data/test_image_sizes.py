@@ -1,11 +1,15 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from c2fmae.data.cached import CachedScenes
+from c2fmae.data.combine import SubsetScenes
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.image_sizes import read_image_sizes
+from c2fmae.data.objects import open_objects
 from c2fmae.data.sources import open_scenes
 from tests.data.dataset_files import encode_npy
 
@@ -34,3 +38,16 @@ def test_images_without_a_header_are_loaded(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(encode_npy(np.zeros((5, 7, 3), np.uint8)))
     assert read_image_sizes(open_scenes(tmp_path)).tolist() == [[5, 7]]
     assert read_image_sizes(GeneratedScenes(size=32, length=2)).tolist() == [[32, 32]] * 2
+
+
+def test_sizes_in_annotations_are_used_without_reading_the_images(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    entries = [{"id": n, "file_name": f"{name}.png", "height": 40 + n, "width": 60} for n, name in enumerate("abc")]
+    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}
+    document = {"images": entries, "annotations": [annotation], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    scenes = open_objects(str(tmp_path / "instances.json"))
+    assert read_image_sizes(scenes).tolist() == [[40, 60], [41, 60], [42, 60]]
+    subset = CachedScenes(SubsetScenes(scenes, np.array([2, 0])))
+    assert read_image_sizes(subset).tolist() == [[42, 60], [40, 60]]

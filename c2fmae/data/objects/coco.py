@@ -38,12 +38,13 @@ class CocoObjects(ObjectScenes):
         self, path: Path, classes: Sequence[ClassInfo], folder: Path, images: "_Images", table: ObjectTable
     ) -> None:
         super().__init__(path.stem, classes, folder, images.names, path)
-        self._ids, self._sizes, self._table, self._json = images.ids, images.sizes, table, path
+        self._ids, self._table, self._json = images.ids, table, path
+        self.image_sizes = images.sizes
         self.object_counts = table.count_objects()
 
     def load_objects(self, index: int, image_size: tuple[int, int]) -> Objects:
         """Return the objects of an image; raise an error if the file has another size."""
-        sizes = self._sizes
+        sizes = self.image_sizes
         if sizes is not None and sizes[index] != image_size:
             (height, width), (rows, columns) = image_size, sizes[index]
             raise UserError(

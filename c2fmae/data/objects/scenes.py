@@ -27,6 +27,8 @@ class ObjectScenes(ImportedScenes):
 
     object_counts: Int64[Tensor, " images"]
     """Number of objects of each image that are no crowds."""
+    image_sizes: tuple[tuple[int, int], ...] | None = None
+    """Height and width of each image; None if the annotations do not have them."""
 
     def __init__(
         self, name: str, classes: Sequence[ClassInfo], folder: Path, names: Sequence[str], location: Path
