@@ -77,11 +77,12 @@ def test_the_commands_of_the_page_run(
     text = page.partition("## Training\n")[2].partition("## Report\n")[0].replace("\\\n", " ")
     lines = re.findall(r"^    (.* eval segment .*)$", text, re.MULTILINE)
     commands = [words for line in lines for words in split_commands(line)]
-    assert len(commands) == 11
-    for name in ("b", "mae", "tiny"):
+    assert len(commands) == 12
+    for name in ("b", "mae", "tiny", "voc"):
         shutil.copytree(source, tmp_path / "runs" / name)
     shutil.copytree(run, tmp_path / "RUN")
     shutil.copytree(data, tmp_path / "ade20k")
+    shutil.copytree(data, tmp_path / "packs/voc")
     shutil.copytree(data, tmp_path / "street")
     (tmp_path / "street/test").rename(tmp_path / "street/val")
     monkeypatch.chdir(tmp_path)
