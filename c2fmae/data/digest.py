@@ -2,6 +2,8 @@
 
 import hashlib
 
+from torch import Tensor
+
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.spacing import evenly_spaced_indices
 
@@ -23,6 +25,6 @@ def compute_scenes_digest(scenes: Scenes, source: str) -> str:
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         if scene.objects is not None:
             for name, column in sorted(vars(scene.objects).items()):
-                data = b" ".join(column or ()) if name == "masks" else column.numpy().tobytes()
+                data = column.numpy().tobytes() if isinstance(column, Tensor) else repr(column).encode()
                 digest.update(name.encode() + data)
     return digest.hexdigest()
