@@ -87,7 +87,11 @@ class BoxMasks:
         x0, y0, x1, y1 = self.windows[rows].T[..., None, None].unbind()
         is_inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
         pixel = ((y - y0) * (x1 - x0) + x - x0) * is_inside
-        values = self.bits[self.offsets[rows][:, None, None] + (pixel >> 3)] if len(self.bits) else is_inside.byte()
+        if not len(self.bits):
+            return is_inside.to(torch.uint8)  # all windows are empty
+        # An empty window after the last byte has no pixel to read.
+        byte = (self.offsets[rows][:, None, None] + (pixel >> 3)).clamp(max=len(self.bits) - 1)
+        values = self.bits[byte]
         return (values >> (7 - (pixel & 7)).to(torch.uint8)) & is_inside.to(torch.uint8)
 
     def to(self, device: str | torch.device) -> "BoxMasks":

@@ -3,7 +3,7 @@
     {"boxes": [[x0, y0, x1, y1], …], "labels": […], "is_crowd": […], "areas": […], "ids": […], "masks": […] or null}
 
 Numbers are the shortest that give the same float32. Masks are COCO's compressed run lengths as text, at the size of the
-image; null in data with boxes only.
+image; null in data with boxes only. `"image_id"` is that of COCO, if there is one.
 """
 
 import json
@@ -24,7 +24,7 @@ _MAX_ID = 2**63
 
 def encode_objects(objects: Objects) -> bytes:
     """Return the content of a file; equal objects give equal bytes."""
-    document = {
+    document: dict[str, Any] = {
         "boxes": [list(map(_shorten, box)) for box in objects.boxes.numpy()],
         "labels": objects.labels.tolist(),
         "is_crowd": objects.is_crowd.tolist(),
@@ -32,6 +32,8 @@ def encode_objects(objects: Objects) -> bytes:
         "ids": objects.ids.tolist(),
         "masks": None if objects.masks is None else [counts.decode() for counts in objects.masks],
     }
+    if objects.image_id is not None:
+        document["image_id"] = objects.image_id
     return json.dumps(document, separators=(",", ":")).encode()
 
 
@@ -66,6 +68,9 @@ def _parse_objects(document: dict[str, Any], num_classes: int, *, masks: bool) -
     outlines = None
     if document.get("masks") is not None:
         outlines = _read_list(document, "masks", lambda value: isinstance(value, str) and value.isascii())
+    image_id = document.get("image_id")
+    if image_id is not None and (type(image_id) is not int or abs(image_id) >= _MAX_ID):
+        raise ValueError(f"image_id is {str(image_id)[:40]} (expected an integer)")
     columns = {"labels": labels, "is_crowd": is_crowd, "areas": areas, "ids": ids, "masks": outlines}
     for name, column in columns.items():
         if column is not None and len(column) != len(boxes):
@@ -77,6 +82,7 @@ def _parse_objects(document: dict[str, Any], num_classes: int, *, masks: bool) -
         torch.tensor(areas, dtype=torch.float32),
         torch.tensor(ids, dtype=torch.int64),
         tuple(text.encode() for text in outlines) if outlines is not None and masks else None,
+        image_id,
     )
 
 

@@ -85,3 +85,9 @@ def test_masks_move_with_all_their_tensors() -> None:
 def test_a_mask_of_another_size_than_its_window_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"expected a mask of 2×3 pixels, got \(3, 2\)"):
         BoxMasks.from_masks([torch.ones(3, 2, dtype=torch.uint8)], torch.tensor([[1, 1, 4, 3]]))
+
+
+def test_an_empty_window_after_the_last_byte_has_no_pixels() -> None:
+    parts = [torch.ones(2, 2, dtype=torch.uint8), torch.zeros(0, 3, dtype=torch.uint8)]
+    masks = BoxMasks.from_masks(parts, torch.tensor([[0, 0, 2, 2], [4, 4, 7, 4]], dtype=torch.int32))
+    assert not masks.unpack(torch.tensor([1]), border=1).any()

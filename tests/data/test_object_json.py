@@ -29,6 +29,7 @@ def make_objects(*, has_masks: bool = True) -> Objects:
         torch.tensor([0.1, 1e-7, 123456.789]),
         torch.tensor([1, 2**40, 0]),
         masks if has_masks else None,
+        image_id=139 if has_masks else None,
     )
 
 
@@ -37,7 +38,7 @@ def assert_same(one: Objects | None, other: Objects | None) -> None:
     assert other is not None
     for name in ("boxes", "labels", "is_crowd", "areas", "ids"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
-    assert one.masks == other.masks
+    assert (one.masks, one.image_id) == (other.masks, other.image_id)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,7 @@ def test_objects_are_stored_to_the_last_bit(objects: Objects) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"image_id": "139"}, "image_id is 139 (expected an integer)"),
         ({"boxes": 4}, "has no list 'boxes'"),
         ({"boxes": [[1, 2, 3]]}, "boxes[0] is invalid (got [1, 2, 3])"),
         ({"boxes": [[1, 2, 3, float("nan")]]}, "boxes[0] is invalid (got [1, 2, 3, nan])"),

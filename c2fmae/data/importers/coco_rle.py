@@ -30,6 +30,9 @@ def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], l
                 raise ValueError("a polygon has points far outside of the image")
             packed: bytes = mask.merge(mask.frPyObjects(outline, height, width))["counts"]
             return packed
+        stated = outline.get("size", [height, width])
+        if list(stated) != [height, width]:
+            raise ValueError(f"its size is {stated}, expected [{height}, {width}]: the image's height and width")
         counts = outline["counts"]
         if isinstance(counts, list):
             packed = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]

@@ -20,7 +20,7 @@ from c2fmae.core.objects import Objects, measure_mask
 from c2fmae.core.text import format_count
 from c2fmae.data.importers.coco_json import MAX_JSON_BYTES, read_column
 from c2fmae.data.importers.coco_rle import outline_to_rle
-from c2fmae.data.objects.scenes import ObjectScenes, image_key
+from c2fmae.data.objects.scenes import ObjectScenes, check_image_size, image_key
 from c2fmae.data.objects.table import Corners, ObjectRow, ObjectTable
 from c2fmae.data.problems import Problem
 
@@ -45,12 +45,8 @@ class CocoObjects(ObjectScenes):
     def load_objects(self, index: int, image_size: tuple[int, int]) -> Objects:
         """Return the objects of an image; raise an error if the file has another size."""
         sizes = self.image_sizes
-        if sizes is not None and sizes[index] != image_size:
-            (height, width), (rows, columns) = image_size, sizes[index]
-            raise UserError(
-                f"{self._image_path(index)}: has {width}×{height} pixels, but {columns}×{rows} in {self._json}."
-                " Replace the one that is wrong"
-            )
+        if sizes is not None:
+            check_image_size(self._image_path(index), image_size, sizes[index], self._json)
         image_id = self._ids[index]
         return replace(self._table[index], image_id=image_id if isinstance(image_id, int) else None)
 
@@ -199,9 +195,16 @@ def _group_by_image(path: Path, document: Mapping[str, Any], ids: Sequence[int |
             grouped[row_by_id[owner]].append(entry)
         else:
             unlisted[owner] += 1
+    if unlisted and unlisted.total() == len(owners):
+        raise UserError(
+            f"{path}: no annotation belongs to a listed image: image_id is {owners[0]!r}, the first id of an image"
+            f" {ids[0]!r}. Give images and annotations the same ids"
+            if ids
+            else f"{path}: lists no images. Check that it is complete"
+        )
     if unlisted:
         log.warning(
-            "%s: %s left out, since their images are not listed (for example image_id %s)",
+            "%s: %s left out, since their images are not listed (for example image_id %r)",
             path,
             format_count(unlisted.total(), "annotation is", "annotations are"),
             next(iter(unlisted)),

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES, find_train_test
 from c2fmae.core.yaml_file import read_yaml
+from c2fmae.data.info import DATASET_FILE
 from c2fmae.data.objects.yolo import find_class_file, find_label_folder
 from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES
 
@@ -22,14 +24,22 @@ def find_object_sets(source: str) -> dict[str, str]:
     `source` is a directory of COCO (`annotations/*train*.json`, or `train/_annotations.coco.json`), a data.yaml of YOLO
     or its directory, a directory of VOC (`ImageSets/Main/train.txt`), or what `find_train_test` accepts.
     """
-    return find_annotated_sets(Path(source)) or find_train_test(source)
+    sets = find_annotated_sets(Path(source))
+    if len(sets) == 1:
+        missing = "test" if "train" in sets else "train"
+        expected = " or ".join(TEST_NAMES if missing == "test" else TRAIN_NAMES)
+        raise UserError(f"{source}: no {missing} set found (expected {expected}). Give --data TRAIN --test TEST")
+    return sets or find_train_test(source)
 
 
 def find_annotated_sets(path: Path) -> dict[str, str]:
-    """Return both sets of a data.yaml or of a directory with annotations; nothing for other sources."""
+    """Return the sets of a data.yaml or of a directory with annotations; nothing for other sources.
+
+    A directory of maps or with a `dataset.json` is another source, whatever else it contains.
+    """
     if path.suffix in _YAML_SUFFIXES and path.is_file():
         return _find_yolo_sets(path)
-    if not path.is_dir():
+    if not path.is_dir() or (path / DATASET_FILE).exists() or any((path / name).is_dir() for name in GRANULARITIES):
         return {}
     if sets := _find_coco_sets(path) or _find_voc_sets(path):
         return sets
@@ -65,7 +75,7 @@ def _find_coco_sets(root: Path) -> dict[str, str]:
     names = {path.stem: path for path in files} | {
         path.parent.name: path for path in sorted(root.glob(f"*/{_ROBOFLOW_JSON}"))
     }
-    return _choose_sets(root, names, "annotations/*train*.json and annotations/*val*.json")
+    return _choose_sets(names)
 
 
 def _find_voc_sets(root: Path) -> dict[str, str]:
@@ -73,23 +83,21 @@ def _find_voc_sets(root: Path) -> dict[str, str]:
     names = {name: folder / f"{name}.txt" for name in ("train", *TEST_NAMES) if (folder / f"{name}.txt").is_file()}
     if "train" not in names and (folder / "trainval.txt").is_file():
         names["train"] = folder / "trainval.txt"
-    return _choose_sets(root, names, f"{_VOC_LISTS}/train.txt and {_VOC_LISTS}/val.txt")
+    return _choose_sets(names)
 
 
 def _find_yolo_sets(class_file: Path) -> dict[str, str]:
     values = read_yaml(class_file)
-    names = {name: values[name] for name in (*TRAIN_NAMES, *TEST_NAMES) if values.get(name)}
-    for name, value in names.items():
-        if not isinstance(value, str):
-            raise UserError(f"{class_file}: {name} is {value!r} (expected a directory of images). Give one")
-    folders = {name: _resolve_yolo_folder(class_file, values, name) for name in names}
-    return _choose_sets(class_file, folders, "train and val")
+    chosen = [next((name for name in names if values.get(name)), None) for names in (TRAIN_NAMES, TEST_NAMES)]
+    return _choose_sets({name: _resolve_yolo_folder(class_file, values, name) for name in chosen if name is not None})
 
 
 def _resolve_yolo_folder(class_file: Path, values: Mapping[str, object], name: str) -> Path:
     """Return the directory of a set; `../train/images`, as Roboflow writes, is meant from the yaml's directory too."""
     root = class_file.parent / str(values.get("path") or "")
-    value = str(values[name])
+    value = values[name]
+    if not isinstance(value, str):
+        raise UserError(f"{class_file}: {name} is {value!r} (expected a directory of images). Give one")
     candidates = [root / value, root / value.removeprefix("../"), class_file.parent / value]
     for folder in candidates:
         if folder.is_dir():
@@ -97,12 +105,9 @@ def _resolve_yolo_folder(class_file: Path, values: Mapping[str, object], name: s
     raise UserError(f"{class_file}: {name} is {value!r}, but {candidates[0]} is not a directory of images. Correct it")
 
 
-def _choose_sets(location: Path, paths: Mapping[str, Path], expected: str) -> dict[str, str]:
-    """Return the training and the test set of several by name. Raise an error if only one of them exists."""
+def _choose_sets(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return the training and the test set of several by name."""
     found = {"train": _find_named(paths, TRAIN_NAMES), "test": _find_named(paths, TEST_NAMES)}
-    missing = [name for name, path in found.items() if path is None]
-    if len(missing) == 1:
-        raise UserError(f"{location}: no {missing[0]} set found (expected {expected}). Give --data TRAIN --test TEST")
     return {name: str(path) for name, path in found.items() if path is not None}
 
 

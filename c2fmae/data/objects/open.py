@@ -77,13 +77,17 @@ def inspect_maps_and_objects(source: DataSource, granularities: Sequence[str] | 
 
 def _inspect_annotated(path: Path, *, masks: bool) -> OpenedScenes | None:
     """Open annotations of COCO's, VOC's or YOLO's format; None for other sources."""
+    path = path.absolute()  # names of directories above a relative path count, too
     if is_coco_json(path):
         return open_coco_objects(path, masks=masks)
     if is_voc_list(path):
         return open_voc_objects(path)
     if is_yolo_folder(path):
         return open_yolo_objects(path, masks=masks)
-    if sets := find_annotated_sets(path):
+    sets = find_annotated_sets(path)
+    if len(sets) == 1:
+        return _inspect_annotated(Path(*sets.values()), masks=masks)
+    if sets:
         raise UserError(f"{path}: contains several sets: {', '.join(sets)}. Choose one, as in {sets['train']}")
     return None
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.json_file import parse_json_object
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.objects import Objects
@@ -46,6 +47,17 @@ class ObjectScenes(ImportedScenes):
 
     def _load_id_maps(self, index: int) -> Mapping[str, IdMap]:  # noqa: ARG002
         return {}
+
+
+def check_image_size(image: object, size: tuple[int, int], stated: tuple[int, int], annotation: object) -> None:
+    """Raise a `UserError` for an image of another height and width than its annotation states."""
+    if size == stated:
+        return
+    (height, width), (rows, columns) = size, stated
+    fix = "Replace the one that is wrong"
+    if (columns, rows) == size:
+        fix += "; the boxes of an image that its EXIF data rotates must be those of the upright image"
+    raise UserError(f"{image}: has {width}×{height} pixels, but {columns}×{rows} in {annotation}. {fix}")
 
 
 def image_key(name: str) -> str:

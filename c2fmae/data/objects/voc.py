@@ -16,7 +16,7 @@ from c2fmae.core.objects import Objects
 from c2fmae.data.folders import find_images
 from c2fmae.data.importers.common import check_dir_exists
 from c2fmae.data.label_spaces import VOC
-from c2fmae.data.objects.scenes import ObjectScenes
+from c2fmae.data.objects.scenes import ObjectScenes, check_image_size
 from c2fmae.data.objects.table import IDS_PER_IMAGE, ObjectRow, ObjectTable
 from c2fmae.data.problems import Problem
 
@@ -30,14 +30,23 @@ class VocObjects(ObjectScenes):
     """The images of a list, with the boxes of their xml files."""
 
     def __init__(
-        self, listing: Path, classes: Sequence[ClassInfo], folder: Path, names: Sequence[str], table: ObjectTable
+        self,
+        listing: Path,
+        classes: Sequence[ClassInfo],
+        folder: Path,
+        names: Sequence[str],
+        sizes: Sequence[tuple[int, int] | None],
+        table: ObjectTable,
     ) -> None:
         super().__init__(listing.stem, classes, folder, names, listing)
-        self._table = table
+        self._sizes, self._table = tuple(sizes), table
         self.object_counts = table.count_objects()
 
-    def load_objects(self, index: int, image_size: tuple[int, int]) -> Objects:  # noqa: ARG002
-        """Return the objects of an image."""
+    def load_objects(self, index: int, image_size: tuple[int, int]) -> Objects:
+        """Return the objects of an image; raise an error if the xml states another size."""
+        stated = self._sizes[index]
+        if stated is not None:
+            check_image_size(self._image_path(index), image_size, stated, f"Annotations/{self.keys[index]}.xml")
         return self._table[index]
 
 
@@ -66,12 +75,14 @@ def open_voc_objects(listing: Path) -> tuple[VocObjects | None, tuple[Problem, .
     problems: list[Problem] = []
     suffix_by_key = find_images(folder, problems)
     boxes_by_key: dict[str, list[_VocBox]] = {}
+    sizes: list[tuple[int, int] | None] = []
     for key in keys:
         try:
-            boxes = read_voc_file(annotations / f"{key}.xml")
+            boxes, size = read_voc_file(annotations / f"{key}.xml")
             if key not in suffix_by_key:
                 raise UserError(f"{folder}/{key}.jpg: does not exist, but is listed in {listing}. Add it")
             boxes_by_key[key] = boxes
+            sizes.append(size)
         except UserError as error:
             problems.append(Problem(key, str(error)))
     if not boxes_by_key:
@@ -87,18 +98,22 @@ def open_voc_objects(listing: Path) -> tuple[VocObjects | None, tuple[Problem, .
     ]
     names = [key + suffix_by_key[key] for key in boxes_by_key]
     infos = [ClassInfo(name=name, is_thing=True) for name in classes]
-    return VocObjects(listing, infos, folder, names, ObjectTable.from_rows(rows, has_masks=False)), tuple(problems)
+    table = ObjectTable.from_rows(rows, has_masks=False)
+    return VocObjects(listing, infos, folder, names, sizes, table), tuple(problems)
 
 
-def read_voc_file(path: Path) -> list[_VocBox]:
-    """Return the objects of an xml file."""
+def read_voc_file(path: Path) -> tuple[list[_VocBox], tuple[int, int] | None]:
+    """Return the objects of an xml file, and the height and width of the image if it states them."""
     data = read_file(path, max_bytes=_MAX_BYTES, content="xml", fix=_FIX)
     try:
         root = parse_xml(data)
     except ValueError as error:
         raise UserError(f"{path}: is not an xml annotation ({error}). {_FIX}") from error
     objects = enumerate(root.iterfind("object"), start=1)
-    return [_VocBox(element, f"{path}: object {number}") for number, element in objects]
+    boxes = [_VocBox(element, f"{path}: object {number}") for number, element in objects]
+    height, width = ((root.findtext(f"size/{side}") or "").strip() for side in ("height", "width"))
+    is_stated = height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0  # 0 by some tools
+    return boxes, (int(height), int(width)) if is_stated else None
 
 
 def parse_xml(data: bytes) -> Element:
@@ -125,9 +140,9 @@ def parse_xml(data: bytes) -> Element:
 def _find_classes(annotations: Path) -> tuple[str, ...]:
     """Return the names in all xml files, so that all sets have the same labels: VOC's own, or sorted ones."""
     names = set[str]()
-    for path in annotations.glob("*.xml"):
+    for path in annotations.rglob("*.xml"):
         try:
-            names.update(box.name for box in read_voc_file(path))
+            names.update(box.name for box in read_voc_file(path)[0])
         except UserError:
             continue  # reported if it is listed
     return _OFFICIAL_NAMES if names <= {*_OFFICIAL_NAMES} else tuple(sorted(names))

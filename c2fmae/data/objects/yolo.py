@@ -99,7 +99,7 @@ def read_label_file(path: Path, num_classes: int) -> list[YoloObject]:
     """Return the objects of a text file; none if it does not exist."""
     if not path.exists():
         return []
-    text = read_text(path, max_bytes=_MAX_BYTES, fix="Export it again")
+    text = read_text(path, max_bytes=_MAX_BYTES, fix="Export it again").removeprefix("\ufeff")
     lines = enumerate(text.splitlines(), start=1)
     return [_parse_line(line, num_classes, f"{path}: line {number}") for number, line in lines if line.strip()]
 

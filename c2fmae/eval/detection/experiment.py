@@ -1,7 +1,6 @@
 """Trainings of detectors: open the data, build the detector, train, test and report."""
 
 import logging
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
+from c2fmae.core.sharding import unsharded
 from c2fmae.core.specs import BackboneSpec, spec_identity
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.data import Scenes
@@ -30,6 +30,7 @@ from c2fmae.eval.cache import compute_module_digest
 from c2fmae.eval.datasets import OpenedSet, check_same_names, open_object_set, select_fraction
 from c2fmae.eval.detection.config import DetectConfig
 from c2fmae.eval.detection.evaluator import DetectorEvaluator
+from c2fmae.eval.detection.prediction import compute_divisor
 from c2fmae.eval.detection.prediction_store import DetectionStore
 from c2fmae.eval.detection.protocol import describe_test, describe_training
 from c2fmae.eval.detection.report import write_detection_report
@@ -129,7 +130,8 @@ class Detection(ScoredExperiment[DetectionScores]):
             weights = compute_model_digest(self.detector, self.world)
             identity = identify_predictions(weights, self.test_identity, self.config.testing)
             store = DetectionStore(locate_result_dir(run_dir.path) / PREDICTIONS_DIR, identity)
-        return self.evaluator.evaluate(self.detector, average, store=store)
+        with unsharded(self.detector):  # the digest has sharded the weights again
+            return self.evaluator.evaluate(self.detector, average, store=store)
 
     def get_score(self, scores: DetectionScores) -> float:
         """Return the AP of boxes or of masks."""
@@ -295,14 +297,6 @@ def build_detection(config: DetectConfig, world: World, run_dir: RunDir | None =
         test.identity,
         world,
     )
-
-
-def compute_divisor(detector: Detector) -> int:
-    """Return the number of pixels of which the sides of a padded batch are multiples.
-
-    They are filled by patches, and by cells of the coarsest map that regions are pooled from.
-    """
-    return math.lcm(detector.backbone.patch, detector.spec.pyramid.roi_strides[-1])
 
 
 def _open_sets(config: DetectConfig, backbone: BackboneSpec) -> tuple[OpenedSet, OpenedSet]:

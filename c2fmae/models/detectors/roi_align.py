@@ -1,5 +1,6 @@
 """RoIAlign: torchvision's kernel, or two matrix products in training on a CPU, and pooling from a pyramid."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -175,6 +176,6 @@ def choose_levels(
 ) -> Int64[Tensor, " roi"]:
     """Return the map that each box is pooled from: floor(4 + log2(side / canonical_size)), as in FPN."""
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    finest = strides[0].bit_length() - 1
+    finest = round(math.log2(strides[0]))  # 3 for the stride 7 of patches of 14 pixels
     level = torch.floor(4 + torch.log2(side / canonical_size) + 1e-6)
     return level.clamp(finest, finest + len(strides) - 1).long() - finest

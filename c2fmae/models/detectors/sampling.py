@@ -32,7 +32,7 @@ def match_boxes(
 ) -> Matches:
     """Match the boxes of each image with its objects as torchvision's `Matcher` does, without waiting for the device.
 
-    With `allow_low_quality`, the best boxes of each object, including ties, are positive at any IoU.
+    With `allow_low_quality`, the best boxes of each object, including ties, are positive at any IoU above 0.
     """
     first, rows, is_positive, is_negative = 0, [], [], []
     for image_boxes, image_objects in zip(boxes, objects, strict=True):
@@ -64,7 +64,7 @@ def _match_image(
         is_better = values > best_iou
         best_iou = torch.where(is_better, values, best_iou)
         best_object = torch.where(is_better, rows + first, best_object)
-        is_best |= (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
+        is_best |= ((iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)).any(dim=0)
     return best_iou, best_object, is_best
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
+from c2fmae.core.errors import UserError
 from c2fmae.core.objects import Objects
 from c2fmae.core.rle import decode_mask
 from c2fmae.data.combine import SubsetScenes
@@ -243,10 +244,37 @@ def test_images_that_are_nowhere_are_an_error(tmp_path: Path) -> None:
 
 
 def test_images_in_subdirectories_may_share_names(tmp_path: Path) -> None:
-    path = write_coco(tmp_path, [annotation(1, 1, 3, (0, 0, 1, 1))])
+    path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1))])
     document = json.loads(path.read_text())
     for image, name in zip(document["images"], ("a/x.jpg", "b/x.jpg"), strict=True):
         write_png(tmp_path / "val" / name, np.zeros((*SIZE, 3), np.uint8))
         image["file_name"] = name
     path.write_text(json.dumps(document))
     assert list(open_objects(path).keys) == ["a/x", "b/x"]
+
+
+def test_annotations_of_no_listed_image_are_an_error(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1)) | {"image_id": "10"}])
+    message = "no annotation belongs to a listed image: image_id is '10', the first id of an image 10"
+    assert_user_error(lambda: open_objects(path), f"{path}: {message}. Give images and annotations the same ids")
+
+
+@pytest.mark.parametrize("counts", [[0, 600], "PT1"], ids=["list", "text"])
+def test_run_lengths_of_another_size_are_a_problem(tmp_path: Path, counts: object) -> None:
+    outline = {"size": [SIZE[1], SIZE[0]], "counts": counts}
+    path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1), segmentation=outline)])
+    with pytest.raises(UserError, match=r"its size is \[30, 20\], expected \[20, 30\]: the image's height and width"):
+        open_objects(path)
+
+
+def test_an_image_that_is_rotated_needs_annotations_of_the_upright_image(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1))])
+    write_png(tmp_path / "val/1.jpg", np.zeros((SIZE[1], SIZE[0], 3), np.uint8))
+    with pytest.raises(UserError, match=r"has 20×30 pixels, but 30×20 in .* must be those of the upright image"):
+        open_objects(path)[0]
+
+
+def test_a_json_is_found_from_its_own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1))])
+    monkeypatch.chdir(path.parent)
+    assert len(open_objects(path.name)) == 2

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from c2fmae.data.objects import find_object_sets, open_objects
+from c2fmae.data.objects.find import find_annotated_sets
 from tests.data.dataset_files import assert_user_error
 from tests.data.objects.layouts import annotation, voc_object, write_coco, write_image, write_voc, write_yolo
 
@@ -87,8 +88,38 @@ def test_both_sets_of_voc_are_found(tmp_path: Path, splits: tuple[str, ...], exp
 
 def test_one_set_alone_is_an_error(tmp_path: Path) -> None:
     write_coco(tmp_path, [], split="train2017")
-    message = "no test set found (expected annotations/*train*.json and annotations/*val*.json)"
+    message = "no test set found (expected val or valid or validation or test)"
     assert_user_error(lambda: find_object_sets(str(tmp_path)), f"{tmp_path}: {message}. Give --data TRAIN --test TEST")
+
+
+def test_a_directory_with_one_set_is_that_set(tmp_path: Path) -> None:
+    write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1))])
+    assert list(open_objects(tmp_path).keys) == ["1", "2"]
+
+
+def test_annotations_beside_maps_or_a_description_are_not_read(tmp_path: Path) -> None:
+    for root, name in ((tmp_path / "maps", "rgb"), (tmp_path / "described", "images")):
+        write_coco(root, [], split="train")
+        write_image(root / name / "a.png")
+    (tmp_path / "described/dataset.json").write_text("{}")
+    assert find_annotated_sets(tmp_path / "maps") == find_annotated_sets(tmp_path / "described") == {}
+
+
+def test_only_the_chosen_sets_of_a_yaml_need_to_exist(tmp_path: Path) -> None:
+    write_yolo(tmp_path, {"a": "0 .5 .5 .2 .2"}, split="train")
+    write_yolo(tmp_path, {"b": "0 .5 .5 .2 .2"})
+    text = (tmp_path / "data.yaml").read_text()
+    (tmp_path / "data.yaml").write_text(f"{text}test: ../test/images\n")
+    assert find_object_sets(str(tmp_path))["test"] == str(tmp_path / "images/val")
+
+
+def test_text_files_are_found_from_inside_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_yolo(tmp_path, {"a": "\ufeff0 .5 .5 .2 .2"})  # with the mark of some editors
+    for start, source in ((folder, "."), (folder.parent, "val")):
+        monkeypatch.chdir(start)
+        objects = open_objects(source)[0].objects
+        assert objects is not None
+        assert len(objects) == 1
 
 
 def test_sets_of_maps_are_found_as_for_other_tasks(tmp_path: Path) -> None:

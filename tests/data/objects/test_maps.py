@@ -81,6 +81,14 @@ def test_the_class_is_that_of_most_pixels_of_things() -> None:
     assert objects.areas.tolist() == [6, 1]
 
 
+def test_one_long_run_of_a_class_counts_more_than_several_short_ones() -> None:
+    semantic = np.array([[0, 2, 0, 2, 0, 2, 0, 2, 2, 2, 2, 2, 2]], np.uint8)
+    for label, ids in ((1, semantic), (0, 2 - semantic)):
+        objects = MapObjects(OneScene(ids, np.ones_like(ids)))[0].objects
+        assert objects is not None
+        assert objects.labels.tolist() == [label]
+
+
 def test_cells_of_a_label_stride_stand_for_all_their_pixels() -> None:
     info = INFO.model_copy(update={"label_stride": 4})
     objects = MapObjects(OneScene(np.zeros((3, 4), np.uint8), np.eye(3, 4, dtype=np.uint8), info))[0].objects

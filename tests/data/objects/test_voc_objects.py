@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from c2fmae.core.errors import UserError
 from c2fmae.data.objects import count_objects, inspect_objects, open_objects
 from c2fmae.data.objects.voc import parse_xml
 from tests.data.objects.layouts import voc_object, write_voc
@@ -75,3 +76,21 @@ def test_entities_are_refused_before_they_expand(encoding: str) -> None:
     document = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE x [{"".join(lines)}]><x>&i;</x>'
     with pytest.raises(ValueError, match="it declares a document type"):
         parse_xml(document.encode(encoding))
+
+
+def test_an_image_of_another_size_than_its_xml_states_is_an_error(tmp_path: Path) -> None:
+    def state_size(width: int, height: int) -> str:
+        return f"<size><width>{width}</width><height>{height}</height></size>" + voc_object("dog", (1, 1, 2, 2))
+
+    texts = {"a": state_size(30, 20), "b": state_size(0, 0), "c": state_size(60, 40)}
+    scenes = open_objects(write_voc(tmp_path, texts))
+    assert [len(scenes[row].objects or ()) for row in (0, 1)] == [1, 1]
+    with pytest.raises(UserError, match=r"c.jpg: has 30×20 pixels, but 60×40 in Annotations/c.xml. Replace the one"):
+        scenes[2]
+
+
+def test_classes_of_files_in_subdirectories_are_known(tmp_path: Path) -> None:
+    for name in ("Annotations/s", "JPEGImages/s"):
+        (tmp_path / name).mkdir(parents=True)
+    scenes = open_objects(write_voc(tmp_path, {"s/a": voc_object("zebra", (1, 1, 2, 2))}))
+    assert [entry.name for entry in scenes.info.object_classes] == ["zebra"]

@@ -39,7 +39,7 @@ def test_every_parameter_is_trained(changes: dict[str, Any]) -> None:
     assert {name for group in groups for name in group["names"]} == {name for name, _ in detector.named_parameters()}
 
 
-def test_what_maps_do_not_need_is_left_out_and_reported() -> None:
+def test_modules_without_effect_on_the_maps_are_left_out_and_reported() -> None:
     backbone = make_noise_backbone(patch_size=8, depth=3, dim=16, num_heads=2)
     detector = build_detector(backbone)
     names = {name.removeprefix("backbone.") for name, _ in detector.named_parameters()}

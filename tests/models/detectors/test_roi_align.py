@@ -96,6 +96,14 @@ def test_levels_equal_torchvisions() -> None:
     assert torch.equal(choose_levels(boxes, strides, canonical_size=224), mapper([boxes]))
 
 
+def test_levels_of_other_strides_are_the_nearest() -> None:
+    """A region of the canonical size is pooled from the stride nearest to 16; with patches of 14 pixels, from 14."""
+    sides = torch.tensor([56.0, 112, 223, 224, 447, 448])
+    boxes = torch.stack([torch.zeros(6), torch.zeros(6), sides, sides], dim=1)
+    levels = choose_levels(boxes, (7, 14, 28, 56), canonical_size=224)
+    assert [(7, 14, 28, 56)[level] for level in levels] == [7, 7, 7, 14, 14, 28]
+
+
 def test_an_empty_list_of_boxes_has_gradients() -> None:
     maps = [torch.zeros(2, 3, side, side, requires_grad=True) for side in (8, 4)]
     pooled = pool_rois(maps, (4, 8), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), **POOL)

@@ -33,6 +33,14 @@ def test_matches_equal_torchvisions(allow_low_quality: bool, max_pairs: int, mon
         assert torch.equal(matches.objects[image][is_match], expected[is_match] + first)
 
 
+def test_an_object_that_overlaps_no_box_has_no_best_one() -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4], [20, 20, 24, 24]])[None]
+    objects = [torch.tensor([[10.0, 10, 12, 12]])]
+    matches = match_boxes(boxes, objects, fg_iou=0.7, bg_iou=0.3, allow_low_quality=True)
+    assert not matches.is_positive.any()
+    assert matches.is_negative.all()
+
+
 def test_all_boxes_of_an_image_without_objects_are_negative() -> None:
     matches = match_boxes(draw_boxes(6)[None], [torch.zeros(0, 4)], fg_iou=0.7, bg_iou=0.3, allow_low_quality=True)
     assert not matches.is_positive.any()
