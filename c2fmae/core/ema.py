@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from c2fmae.core.running_statistics import running_statistics
 from c2fmae.core.sharding import to_local_tensor
 
 
@@ -26,11 +27,5 @@ def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
 
 
 def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters, and the buffers that training changes: the running statistics of batch norms."""
-    statistics = {
-        f"{prefix}.{name}" if prefix else name: buffer
-        for prefix, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase)
-        for name, buffer in module.named_buffers(recurse=False)
-    }
-    return {**dict(model.named_parameters()), **statistics}
+    """Return the parameters, and the buffers that training changes."""
+    return {**dict(model.named_parameters()), **running_statistics(model)}

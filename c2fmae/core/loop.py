@@ -20,6 +20,7 @@ from c2fmae.core.distributed import World, gradient_sync
 from c2fmae.core.ema import init_ema, update_ema
 from c2fmae.core.errors import UserError
 from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
+from c2fmae.core.running_statistics import restore_statistics, running_statistics
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import compute_total_norm, gather, shard_like
 from c2fmae.core.training import TrainingConfig, TrainingPlan
@@ -153,6 +154,8 @@ class TrainingLoop(Generic[B, P]):
         )
         counts, counts_and_flags = self._reduce_counts([task.compute_counts(part) for part in micro_batches], flags)
 
+        # The forward pass changes running statistics, also in a step that is skipped.
+        statistics = {name: buffer.clone() for name, buffer in running_statistics(training.model).items()}
         losses = []
         for index, micro_batch in enumerate(micro_batches):
             with gradient_sync(model, is_last_micro_batch=index + 1 == len(micro_batches)):
@@ -169,6 +172,8 @@ class TrainingLoop(Generic[B, P]):
         is_finite = all(map(math.isfinite, losses_and_norm.values()))
         if is_finite:
             self._update(training, lr, norm)
+        else:
+            restore_statistics(training.model, statistics)
         training.optimiser.zero_grad()
         training.step += 1
         training.bad_steps = 0 if is_finite else training.bad_steps + 1

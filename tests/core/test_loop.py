@@ -420,6 +420,22 @@ def test_a_gradient_that_is_not_finite_skips_the_step() -> None:
     assert (training.step, training.bad_steps) == (2, 2)
 
 
+def test_a_skipped_step_does_not_change_running_statistics() -> None:
+    config = TrainingConfig(steps=3, lr=0.1, batch_size=4, micro_batch=2, precision="fp32", ema=0.5)
+    model = nn.Sequential(nn.BatchNorm1d(1), nn.Softplus())
+    training = TrainingState.create(model, config)
+    loop = TrainingLoop(Roots(), config, plan_training(config, num_samples=4, world_size=1))
+    good, bad = torch.tensor([[1.0], [2.0], [3.0], [5.0]]), torch.tensor([[1.0], [2.0], [3.0], [float("inf")]])
+    tensors = []
+    for report in loop.run(training, [good, bad, good]):
+        assert (report.skip_details is None) == (report.step != 2)
+        tensors.append({name: tensor.clone() for name, tensor in training.gather_tensors().items()})
+    first, skipped, last = tensors
+    assert all(torch.equal(skipped[name], first[name]) for name in first)
+    assert last["model/0.num_batches_tracked"] == 4
+    assert all(torch.isfinite(tensor).all() for tensor in last.values())
+
+
 def test_random_numbers_of_a_step_depend_on_seed_step_and_rank() -> None:
     draws = {}
     for seed in (0, 1):
