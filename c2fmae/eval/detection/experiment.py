@@ -140,10 +140,9 @@ class Detection(ScoredExperiment[DetectionScores]):
 
     def scores_to_row(self, prefix: str, scores: DetectionScores) -> dict[str, float]:
         """Return AP at all IoUs, at 0.5 and at 0.75 of boxes and of masks, in percent."""
-        kinds = {"box": scores.box, **({"mask": scores.mask} if scores.mask is not None else {})}
         return {
             f"{prefix}/{kind}_{name}": 100 * (kind_scores.metrics[name] or 0.0)
-            for kind, kind_scores in kinds.items()
+            for kind, kind_scores in scores.kinds.items()
             for name in _ROW_METRICS
         }
 
@@ -183,8 +182,7 @@ class Detection(ScoredExperiment[DetectionScores]):
 
 
 def _describe_ap(scores: DetectionScores) -> str:
-    kinds = {"box": scores.box, **({"mask": scores.mask} if scores.mask is not None else {})}
-    return ", ".join(f"{name} AP {100 * (kind.metrics['AP'] or 0.0):.2f} %" for name, kind in kinds.items())
+    return ", ".join(f"{name} AP {100 * (kind.metrics['AP'] or 0.0):.2f} %" for name, kind in scores.kinds.items())
 
 
 def update_detection_report(run_dir: RunDir) -> None:

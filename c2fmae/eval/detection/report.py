@@ -35,14 +35,15 @@ def make_detection_sections(result_dir: Path) -> list[Section]:
     except UserError:
         return []
     kinds = [kind for kind in _KINDS if f"{kind} AP" in sizes[0]]
-    location = f"All classes are in {result_dir.name}/{CLASSES_FILE}, all pairs in {result_dir.name}/{CONFUSION_FILE}."
+    folder = f"{result_dir.parent.name}/{result_dir.name}"  # from the page of the run
+    location = f"All classes are in {folder}/{CLASSES_FILE}, all pairs in {folder}/{CONFUSION_FILE}."
     class_scores = [(row["name"], [_parse(row[f"{kind} AP"]) for kind in kinds]) for row in classes]
     sections: list[Section] = [
         Text("Small objects have at most 32², large ones at least 96² pixels of the stored images.", title="Sizes"),
         *_make_size_sections(sizes, kinds),
         Text(
             "Precision of the detections with the highest scores that find a fraction of the objects, the recall; mean "
-            f"over the classes. Those of each class are in {result_dir.name}/{CURVES_FILE}.",
+            f"over the classes. Those of each class are in {folder}/{CURVES_FILE}.",
             title="Precision and recall",
         ),
         *(_make_curve_chart(curves, kind) for kind in kinds),
@@ -139,8 +140,8 @@ def _describe_errors(lowest_score: str) -> str:
     return (
         f"Kinds of errors of the detections with scores from {lowest_score}, as in TIDE. A detection is correct "
         "if its box overlaps an object of its class with an IoU of at least 0.5, and no detection with a higher score "
-        "does. A badly placed one has an IoU of 0.1 to 0.5, one in the background less. Missed objects have no "
-        "detection of any class with an IoU of 0.5."
+        "does. A badly placed one has an IoU of 0.1 to 0.5, one in the background less. Missed objects "
+        "are paired with no detection."
     )
 
 

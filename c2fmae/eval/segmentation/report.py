@@ -27,7 +27,8 @@ def make_segmentation_sections(result_dir: Path) -> list[Section]:
         return []
     counts = [[int(count) for count in row[1:]] for row in confusion]
     names = [row["name"] for row in classes]
-    location = f"All classes are in {result_dir.name}/{CLASSES_FILE}, all pairs in {result_dir.name}/{CONFUSION_FILE}."
+    folder = f"{result_dir.parent.name}/{result_dir.name}"  # from the page of the run
+    location = f"All classes are in {folder}/{CLASSES_FILE}, all pairs in {folder}/{CONFUSION_FILE}."
     sections: list[Section] = [
         Text(_describe_classes(classes), title="Classes"),
         *make_class_charts("IoU", [(row["name"], (_parse_score(row["IoU"]),)) for row in classes], ("IoU",)),

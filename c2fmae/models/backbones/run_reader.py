@@ -58,5 +58,5 @@ def read_weights(checkpoint: Checkpoint, path: Path, *, use_ema: bool) -> tuple[
         return tensors, note
     averaged = checkpoint.tensors_of("ema")
     if not averaged:
-        raise UserError(f"{path}: has no averaged weights, since it was trained without training.ema. Omit use_ema")
+        raise UserError(f"{path}: has no averaged weights, since it was trained without training.ema. Leave out --ema")
     return tensors | averaged, f"{note}, averaged weights"
