@@ -77,7 +77,8 @@ def inspect_maps_and_objects(source: DataSource, granularities: Sequence[str] | 
 
 def _inspect_annotated(path: Path, *, masks: bool) -> OpenedScenes | None:
     """Open annotations of COCO's, VOC's or YOLO's format; None for other sources."""
-    path = path.absolute()  # names of directories above a relative path count, too
+    if len(path.parents) < 3:
+        path = path.absolute()  # the names of the directories above a short relative path count, too
     if is_coco_json(path):
         return open_coco_objects(path, masks=masks)
     if is_voc_list(path):
