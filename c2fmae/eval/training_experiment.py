@@ -50,8 +50,11 @@ class ScoredExperiment(Experiment, Generic[S]):
         return None
 
     @abstractmethod
-    def compute_scores(self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, is_last: bool) -> S:
-        """Return the scores on the test set of the model, or of its averaged weights. All processes call this."""
+    def compute_scores(self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, digest: str | None) -> S:
+        """Return the scores on the test set of the model, or of its averaged weights. All processes call this.
+
+        `digest` is that of the model's last weights, with which their predictions may be stored; None for all others.
+        """
 
     @abstractmethod
     def get_score(self, scores: S) -> float:
@@ -67,9 +70,13 @@ class ScoredExperiment(Experiment, Generic[S]):
 
     @abstractmethod
     def write_final_result(
-        self, run_dir: RunDir, scores: S, average_scores: S | None, best_checkpoint: BestCheckpoint
+        self, run_dir: RunDir, digest: str, scores: S, average_scores: S | None, best_checkpoint: BestCheckpoint
     ) -> None:
-        """Write the result of the last weights. All processes call this."""
+        """Write the result of the last weights, which have this digest. All processes call this."""
+
+    def compute_digest(self) -> str:
+        """Return the digest of the model, the same on all processes, which must all call this."""
+        return compute_model_digest(self.model, self.world)
 
     @contextmanager
     def open_batches(self, step: int) -> Iterator[BatchStream[Any]]:
@@ -100,10 +107,12 @@ class ScoredExperiment(Experiment, Generic[S]):
             best_checkpoint.discard_after(step)
         if not is_due(step, self.config.watching.held_out_every or self.plan.steps_per_epoch, total):
             return
+        # The digest comes first: reading the weights of a sharded model shards them again.
+        digest = self.compute_digest() if step == total else None
         with unsharded(self.model):
-            scores = self.compute_scores(run_dir, None, is_last=step == total)
+            scores = self.compute_scores(run_dir, None, digest=digest)
             average_scores = (
-                self.compute_scores(run_dir, training.ema, is_last=step == total) if training.ema is not None else None
+                self.compute_scores(run_dir, training.ema, digest=None) if training.ema is not None else None
             )
         rows = read_rows(run_dir.metrics) if is_start and self.world.is_main else []
         if not self.world.broadcast_object(any(self.row_key in row for row in rows if row.get("step") == step)):
@@ -114,8 +123,8 @@ class ScoredExperiment(Experiment, Generic[S]):
         if average_scores is not None:
             values["ema"] = self.get_score(average_scores)
         best_checkpoint.update(training, values, self.metadata())
-        if step == total:
-            self.write_final_result(run_dir, scores, average_scores, best_checkpoint)
+        if digest is not None:
+            self.write_final_result(run_dir, digest, scores, average_scores, best_checkpoint)
 
 
 def read_saved_run(run_dir: RunDir, world: World) -> RunInfo:

@@ -17,14 +17,13 @@ from c2fmae.core.experiment import RunOutcome, is_new_run, locked_run_dir, run_e
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
-from c2fmae.core.sharding import gather, unsharded
-from c2fmae.core.specs import ClassifierSpec, spec_identity
+from c2fmae.core.sharding import unsharded
+from c2fmae.core.specs import ClassifierSpec
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.data import CentralView, Scenes, Transform
 from c2fmae.data.cached import CachedScenes
 from c2fmae.data.combine import SubsetScenes, read_stored_labels
 from c2fmae.eval.best_checkpoint import BestCheckpoint
-from c2fmae.eval.cache import compute_tensors_digest
 from c2fmae.eval.classification.accuracy import ClassificationScores, ClassifierEvaluator
 from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.eval.classification.result import (
@@ -38,7 +37,13 @@ from c2fmae.eval.classification.result import (
 from c2fmae.eval.classification.task import ClassificationTask, build_view_options
 from c2fmae.eval.datasets import OpenedSet, check_same_names, draw_stratified_rows, open_set
 from c2fmae.eval.engine import BatchingConfig
-from c2fmae.eval.training_experiment import ScoredExperiment, check_unchanged, freeze_blocks, read_saved_run
+from c2fmae.eval.training_experiment import (
+    ScoredExperiment,
+    check_unchanged,
+    compute_model_digest,
+    freeze_blocks,
+    read_saved_run,
+)
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone, classifier_from_spec
 
@@ -101,10 +106,10 @@ class Finetuning(ScoredExperiment[ClassificationScores]):
         }
 
     def compute_scores(
-        self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, is_last: bool
+        self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, digest: str | None
     ) -> ClassificationScores:
         """Return the scores with the inputs of training."""
-        del run_dir, is_last
+        del run_dir, digest
         return self.evaluator.evaluate(self.classifier, self.config.data.granularities, average)
 
     def get_score(self, scores: ClassificationScores) -> float:
@@ -121,16 +126,19 @@ class Finetuning(ScoredExperiment[ClassificationScores]):
         average = f", {100 * average_scores.top1:.2f} % with averaged weights" if average_scores else ""
         return f"top-1 {100 * scores.top1:.2f} % on {scores.num_images:,} test images{average}"
 
+    def compute_digest(self) -> str:
+        """Return the digest of the backbone."""
+        return compute_model_digest(self.classifier.backbone, self.world)
+
     def write_final_result(
         self,
         run_dir: RunDir,
+        digest: str,
         scores: ClassificationScores,
         average_scores: ClassificationScores | None,
         best_checkpoint: BestCheckpoint,
     ) -> None:
         """Write the result of the last weights, with the accuracy of each class."""
-        backbone = self.classifier.backbone
-        tensors = gather(backbone.state_dict())  # all processes gather; the main process gets the tensors
         with unsharded(self.classifier):
             scores_by_granularities = {
                 names: self.evaluator.evaluate(self.classifier, names) for names in self.config.data.test_with
@@ -140,7 +148,6 @@ class Finetuning(ScoredExperiment[ClassificationScores]):
             metrics = build_finetune_metrics(
                 scores, average_scores, scores_by_granularities, (best_checkpoint.step, best_checkpoint.score)
             )
-            digest = compute_tensors_digest(tensors, spec_identity(backbone.spec))
             write_finetune_result(
                 run_dir, self.config, metrics, self.protocol, digest, self.load_report, self.world.size
             )

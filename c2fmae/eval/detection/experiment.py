@@ -18,7 +18,6 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
-from c2fmae.core.sharding import unsharded
 from c2fmae.core.specs import BackboneSpec, spec_identity
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.data import Scenes
@@ -48,7 +47,6 @@ from c2fmae.eval.results import EvaluationResult
 from c2fmae.eval.training_experiment import (
     ScoredExperiment,
     check_unchanged,
-    compute_model_digest,
     freeze_blocks,
     read_saved_run,
 )
@@ -122,16 +120,14 @@ class Detection(ScoredExperiment[DetectionScores]):
         }
 
     def compute_scores(
-        self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, is_last: bool
+        self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, digest: str | None
     ) -> DetectionScores:
         """Return the scores on the test set. Detections of the last weights are stored: a killed test resumes."""
         store = None
-        if is_last and average is None:
-            weights = compute_model_digest(self.detector, self.world)
-            identity = identify_predictions(weights, self.test_identity, self.config.testing)
+        if digest is not None:
+            identity = identify_predictions(digest, self.test_identity, self.config.testing)
             store = DetectionStore(locate_result_dir(run_dir.path) / PREDICTIONS_DIR, identity)
-        with unsharded(self.detector):  # the digest has sharded the weights again
-            return self.evaluator.evaluate(self.detector, average, store=store)
+        return self.evaluator.evaluate(self.detector, average, store=store)
 
     def get_score(self, scores: DetectionScores) -> float:
         """Return the AP of boxes or of masks."""
@@ -154,12 +150,12 @@ class Detection(ScoredExperiment[DetectionScores]):
     def write_final_result(
         self,
         run_dir: RunDir,
+        digest: str,
         scores: DetectionScores,
         average_scores: DetectionScores | None,
         best_checkpoint: BestCheckpoint,
     ) -> None:
         """Write the result of the last weights."""
-        digest = compute_model_digest(self.detector, self.world)
         if self.world.is_main:
             write_detection_result(
                 locate_result_dir(run_dir.path),

@@ -41,7 +41,6 @@ from c2fmae.eval.segmentation.task import LabelledCrop, SegmentationTask
 from c2fmae.eval.training_experiment import (
     ScoredExperiment,
     check_unchanged,
-    compute_model_digest,
     freeze_blocks,
     read_saved_run,
 )
@@ -102,14 +101,12 @@ class Segmentation(ScoredExperiment[SegmentationScores]):
         }
 
     def compute_scores(
-        self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, is_last: bool
+        self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, digest: str | None
     ) -> SegmentationScores:
         """Return the scores on the test set. Predictions of the last weights are stored: a killed test resumes."""
         store = None
-        if is_last and average is None:
-            identity = identify_predictions(
-                compute_model_digest(self.segmenter, self.world), self.test_identity, self.config.testing
-            )
+        if digest is not None:
+            identity = identify_predictions(digest, self.test_identity, self.config.testing)
             store = PredictionStore(locate_result_dir(run_dir.path) / PREDICTIONS_DIR, identity)
         return self.evaluator.evaluate(self.segmenter, average, store=store)
 
@@ -130,12 +127,12 @@ class Segmentation(ScoredExperiment[SegmentationScores]):
     def write_final_result(
         self,
         run_dir: RunDir,
+        digest: str,
         scores: SegmentationScores,
         average_scores: SegmentationScores | None,
         best_checkpoint: BestCheckpoint,
     ) -> None:
         """Write the result of the last weights."""
-        digest = compute_model_digest(self.segmenter, self.world)
         if self.world.is_main:
             write_segmentation_result(
                 locate_result_dir(run_dir.path),

@@ -14,10 +14,13 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.objects import Detections
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
+from c2fmae.eval.detection import evaluator as evaluator_module
 from c2fmae.eval.detection.config import DetectConfig, DetectionDataConfig
 from c2fmae.eval.detection.experiment import Detection, build_detection, detect, retest_detector
+from c2fmae.eval.detection.prediction import detect_objects
 from c2fmae.eval.detection.result import read_detection_result
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.detectors import load_detector
@@ -55,6 +58,20 @@ def finished_run(source: Path, data: Path, tmp_path_factory: pytest.TempPathFact
 
 def load_tensors(run_dir: Path, step: int = 4) -> dict[str, Tensor]:
     return dict(load_checkpoint(run_dir / "checkpoints" / f"step-{step:08d}").tensors)
+
+
+def count_predictions(monkeypatch: pytest.MonkeyPatch, *, limit: int = 1000) -> list[int]:
+    """Count the images in which objects are detected, and fail after some; the list has an item for each."""
+    counted: list[int] = []
+
+    def detect_and_count(*args: Any, **kwargs: Any) -> Detections:
+        if len(counted) == limit:
+            raise KeyboardInterrupt
+        counted.append(1)
+        return detect_objects(*args, **kwargs)
+
+    monkeypatch.setattr(evaluator_module, "detect_objects", detect_and_count)
+    return counted
 
 
 def test_a_run_writes_rows_the_best_checkpoint_and_a_result(finished_run: Path, source: Path) -> None:
@@ -108,8 +125,22 @@ def test_a_run_interrupted_at_any_step_resumes_bitwise(
     ]
 
 
-def test_a_finished_run_is_tested_again_without_training(finished_run: Path) -> None:
-    weights = load_tensors(finished_run)
+def test_a_final_test_that_was_interrupted_keeps_its_detections(
+    source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_quick_config(source, data, "watching.held_out_every=4")
+    with monkeypatch.context() as patch:
+        count_predictions(patch, limit=3)
+        with pytest.raises(KeyboardInterrupt):
+            detect(config, tmp_path, World())
+    counted = count_predictions(monkeypatch)
+    detect(config, tmp_path, World(), resume=True)
+    assert len(counted) == 1
+    assert read_detection_result(tmp_path).metrics[0].count == 4
+
+
+def test_a_finished_run_is_tested_again_without_training(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, counted = load_tensors(finished_run), count_predictions(monkeypatch)
     config = DetectConfig.from_yaml(finished_run / "config.yaml", ["testing.score_threshold=0.2"])
     result = retest_detector(config, finished_run, World())
     assert result.is_new
@@ -121,6 +152,9 @@ def test_a_finished_run_is_tested_again_without_training(finished_run: Path) -> 
     assert retest_detector(config, finished_run, World()).is_new is False
     own = retest_detector(DetectConfig.from_yaml(finished_run / "config.yaml"), finished_run, World())
     assert (own.is_new, own.result_dir) == (False, finished_run / "evaluations/detect")
+    assert len(counted) == 4
+    assert retest_detector(config, finished_run, World(), recompute=True).is_new
+    assert len(counted) == 8
     again = retest_detector(config, finished_run, World(), step=4, recompute=True)
     assert again.is_new
     assert again.protocol.startswith(f"The detector of {finished_run}, step 4. ")

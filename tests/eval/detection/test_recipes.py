@@ -41,6 +41,8 @@ def test_paper_has_the_protocol_of_caes_mask_r_cnn() -> None:
     rpn = config.rpn
     assert (rpn.num_convs, rpn.samples_per_image, rpn.positive_fraction, rpn.box_loss.name) == (1, 256, 0.5, "l1")
     assert (rpn.fg_iou, rpn.bg_iou, rpn.nms_threshold) == (0.7, 0.3, 0.7)
+    assert (config.rois.canonical_size, config.rois.sampling_ratio, config.rois.aligned) == (224, 0, True)
+    assert (training.ema, mask.binary_targets if mask else None) == (None, True)
     assert (rpn.pre_nms_top_n, rpn.post_nms_top_n) == (2000, 2000)
     assert (rpn.test_pre_nms_top_n, rpn.test_post_nms_top_n) == (1000, 1000)
     assert (box.num_convs, box.num_fcs, box.fc_dim, box.norm) == (4, 1, 1024, "batch")
@@ -100,7 +102,12 @@ def test_vitdet_has_the_protocol_of_detectron2() -> None:
     assert mask is not None
     assert (config.relative, config.drop_path, config.pyramid.name) == ("decomposed", 0.1, "simple")
     assert (config.pyramid.norm, config.box_head.norm, mask.norm) == ("layer", "layer", "layer")
-    assert (config.rpn.num_convs, config.rpn.post_nms_top_n, config.rpn.test_post_nms_top_n) == (2, 1000, 1000)
+    rpn, rois, box = config.rpn, config.rois, config.box_head
+    assert (rpn.num_convs, rpn.post_nms_top_n, rpn.test_post_nms_top_n) == (2, 1000, 1000)
+    assert (rpn.pre_nms_top_n, rpn.test_pre_nms_top_n, rpn.nms_threshold) == (2000, 1000, 0.7)
+    assert (rois.canonical_size, rois.sampling_ratio, rois.aligned) == (224, 0, True)
+    assert (box.fg_iou, box.samples_per_image, box.positive_fraction) == (0.5, 512, 0.25)
+    assert (training.clip, training.ema) == (None, None)
     assert (config.box_head.box_loss.name, config.box_head.box_loss.weight) == ("l1", 1)
     assert (data.canvas, data.scale, config.testing.canvas) == ((1024, 1024), (0.1, 2.0), 1024)
     assert (training.batch_size, training.lr, training.weight_decay, training.layer_decay) == (64, 1e-4, 0.1, 0.7)

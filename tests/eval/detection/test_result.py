@@ -97,6 +97,11 @@ def test_results_have_the_metrics_of_coco(written: tuple[Path, DetectionScores])
     assert document["errors"] == scores.error_counts
 
 
+def test_the_best_ap_is_that_of_the_objects_that_choose_the_checkpoint(tmp_path: Path) -> None:
+    write_result(tmp_path, draw_records(4), "select_by=mask", "testing.intervals=0")
+    assert read_detection_result(tmp_path).metrics[-1].label == "mask: best AP"
+
+
 def test_metrics_of_sizes_that_no_object_has_are_null_and_dashes(tmp_path: Path) -> None:
     records = [_drop_larger_objects(record) for record in draw_records(8)]
     scores = write_result(tmp_path, records, "testing.intervals=0")

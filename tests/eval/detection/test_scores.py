@@ -96,7 +96,9 @@ def test_confusions_count_every_object_and_every_detection_once() -> None:
     assert scores.confusion[4, 4] == 0
 
 
-def _record(row: int, boxes: list[list[float]], detected: list[list[float]]) -> ImageRecord:
+def _record(row: int, boxes: list[list[float]], detected: list[list[float]], last_label: int = 0) -> ImageRecord:
+    """Return an image with objects and detections of class 0; the last detection has another class."""
+
     def labels(entries: list[list[float]]) -> torch.Tensor:
         return torch.zeros(len(entries), dtype=torch.int64)
 
@@ -107,9 +109,9 @@ def _record(row: int, boxes: list[list[float]], detected: list[list[float]]) -> 
         torch.ones(len(boxes)),
         labels(boxes),
     )
-    detections = Detections(
-        torch.tensor(detected).float().reshape(-1, 4), torch.full((len(detected),), 0.9), labels(detected)
-    )
+    predicted = labels(detected)
+    predicted[-1:] = last_label
+    detections = Detections(torch.tensor(detected).float().reshape(-1, 4), torch.full((len(detected),), 0.9), predicted)
     return ImageRecord(row, f"image {row}", (50, 50), objects, detections)
 
 
@@ -119,9 +121,11 @@ def test_the_quality_of_an_image_is_its_panoptic_quality() -> None:
         _record(1, [[0, 0, 20, 10]], [[0, 0, 20, 10]]),
         _record(2, [[0, 0, 20, 10]], []),
         _record(3, [], []),
+        # One hit; the other object is found with another class, which is a miss and a false alarm.
+        _record(4, [[0, 0, 20, 10], [30, 30, 40, 40]], [[0, 0, 20, 10], [30, 30, 40, 40]], last_label=1),
     ]
     quality = compute_scores(records, CLASSES, TESTING).image_quality
-    torch.testing.assert_close(quality, torch.tensor([0.4, 1, 0, torch.nan]).double(), equal_nan=True)
+    torch.testing.assert_close(quality, torch.tensor([0.4, 1, 0, torch.nan, 0.5]).double(), equal_nan=True)
 
 
 def test_image_ids_are_the_numbers_of_keys_if_they_differ() -> None:

@@ -57,6 +57,16 @@ def test_boxes_are_single_precision_also_in_bfloat16(precision: torch.dtype) -> 
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("threshold", "count"), [(0.45, 1), (0.55, 2)])
+def test_overlapping_proposals_are_suppressed_from_the_threshold_on(threshold: float, count: int) -> None:
+    anchors = torch.tensor([[0.0, 0, 30, 10], [10, 0, 40, 10]])  # an IoU of one half
+    scores = AnchorScores(anchors, torch.tensor([[2.0, 1.0]]), torch.zeros(1, 2, 4), (2,))
+    spec = make_spec(rpn={"nms_threshold": threshold}).rpn
+    for is_training in (False, True):
+        proposals = propose(scores, torch.tensor([[50, 50]]), spec, is_training=is_training)
+        assert proposals.is_used.sum() == count
+
+
 def test_deltas_without_error_give_the_objects_of_16_pixels_on_a_large_canvas() -> None:
     generator = torch.Generator().manual_seed(0)
     side, stride, count = 1024, 16, 200
