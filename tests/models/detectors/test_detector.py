@@ -7,7 +7,7 @@ from torch import Tensor
 from c2fmae.core.box_masks import BoxMasks
 from c2fmae.core.optimiser import build_adamw, build_parameter_groups, set_lr
 from c2fmae.models.detectors import CanvasDetections, Detector
-from c2fmae.models.detectors import detector as detector_module
+from c2fmae.models.detectors.mask_targets import compute_mask_targets
 from tests.models.detectors.noise_detectors import draw_inputs, make_detector, slice_inputs
 from tests.models.tiny_models import randomise_parameters
 
@@ -47,20 +47,19 @@ def test_losses_that_need_objects_are_zero_without_any() -> None:
         assert (losses[name][1] == 0) == (name in ("rpn_box", "box", "mask"))
 
 
-def test_targets_of_masks_are_rounded_unless_they_are_soft() -> None:
-    detector, inputs = make_detector().train(), draw_inputs([3])
+def test_targets_of_masks_are_rounded_unless_they_are_soft(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, soft = make_detector().train(), make_detector(mask_head={"binary_targets": False}).train()
     assert detector.spec.mask_head is not None
     assert detector.spec.mask_head.binary_targets
-    losses = [detector(**inputs)["mask"]]
-    soft = make_detector(mask_head={"binary_targets": False}).train()
-    losses.append(soft(**inputs)["mask"])
-    with pytest.MonkeyPatch.context() as patch:  # the same targets, rounded here
-        targets = detector_module.compute_mask_targets
-        patch.setattr(
-            detector_module, "compute_mask_targets", lambda *args, **kwargs: (targets(*args, **kwargs) >= 0.5) * 1.0
-        )
-        assert torch.equal(soft(**inputs)["mask"], losses[0])
-    assert not torch.equal(losses[0], losses[1])
+    inputs = draw_inputs([3])
+    expected = detector(**inputs)["mask"]
+    assert not torch.equal(soft(**inputs)["mask"], expected)
+
+    def compute_rounded_targets(*args: Any, **kwargs: Any) -> Tensor:
+        return (compute_mask_targets(*args, **kwargs) >= 0.5).float()
+
+    monkeypatch.setattr("c2fmae.models.detectors.detector.compute_mask_targets", compute_rounded_targets)
+    assert torch.equal(soft(**inputs)["mask"], expected)
 
 
 def test_losses_of_an_image_do_not_depend_on_its_batch() -> None:
