@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -12,7 +11,7 @@ from c2fmae.core.rle import decode_runs
 from c2fmae.data.decode import MAX_PIXELS
 
 
-def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], location: str) -> bytes:
+def outline_to_rle(outline: object, size: tuple[int, int], location: str) -> bytes:
     """Convert the `segmentation` of an annotation to COCO's compressed run lengths, a fifth of a polygon's length.
 
     `size` is the image's height and width.
@@ -30,6 +29,8 @@ def outline_to_rle(outline: list[Any] | dict[str, Any], size: tuple[int, int], l
                 raise ValueError("a polygon has points far outside of the image")
             packed: bytes = mask.merge(mask.frPyObjects(outline, height, width))["counts"]
             return packed
+        if not isinstance(outline, dict):
+            raise ValueError(f"{repr(outline)[:60]}, expected a list of polygons or {{size, counts}}")
         stated = outline.get("size", [height, width])
         if list(stated) != [height, width]:
             raise ValueError(f"its size is {stated}, expected [{height}, {width}]: the image's height and width")

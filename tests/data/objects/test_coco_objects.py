@@ -166,6 +166,7 @@ def test_annotations_of_images_that_are_not_listed_are_counted(
         ({"segmentation": {"size": [20, 30], "counts": "~~"}}, "is not an outline (its compressed runs are truncated"),
         ({"segmentation": {"size": [20, 30], "counts": [5, 5]}}, "is not an outline (its runs cover 10 pixels"),
         ({"segmentation": {"size": [20, 30]}}, "is not an outline ('counts')"),
+        ({"segmentation": 1}, "is not an outline (1, expected a list of polygons or {size, counts})"),
         ({"segmentation": []}, "has no segmentation, but others have. Add it, or read boxes only, for a"),
     ],
 )  # fmt: skip
