@@ -20,7 +20,7 @@ LabelStrideOption = Annotated[
     int | None, typer.Option(help="Image pixels per map cell, along each side (default 4; 1 stores maps at full size).")
 ]
 ShortSideOption = Annotated[
-    int | None, typer.Option(help="Resize images, and their maps, to this length of the shorter side.")
+    int | None, typer.Option(help="Resize images, their maps and objects, to this length of the shorter side.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 PackSetOption = Annotated[

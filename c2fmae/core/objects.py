@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int, Int64, UInt8
 from torch import Tensor
 
 from c2fmae.core.crop_box import CropBox, nearest_cells
-from c2fmae.core.rle import alternate, decode_runs, encode_window
+from c2fmae.core.rle import alternate, decode_runs, encode_runs, encode_window
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Objects:
     masks: tuple[bytes, ...] | None = None
     """None in data with boxes only."""
     image_id: int | None = None
-    """Id of the image in a file of COCO's format; None in other data, and after a crop."""
+    """Id of the image in a file of COCO's format; None in other data, and after a crop or resize."""
 
     @classmethod
     def empty(cls, *, has_masks: bool) -> "Objects":
@@ -147,6 +147,20 @@ def resize_objects(
     return Objects(cropped.boxes, shown.labels, shown.is_crowd, areas, shown.ids, masks)
 
 
+def scale_objects(objects: Objects, image_size: tuple[int, int], size: tuple[int, int]) -> Objects:
+    """Return all objects of an image that is resized to `size`, also those that have no pixel then.
+
+    Boxes and areas are scaled as numbers, so that an evaluation of the resized image counts the same objects.
+    """
+    rows, columns = (nearest_cells(0, old, new, old) for old, new in zip(image_size, size, strict=True))
+    down, across = (new / old for old, new in zip(image_size, size, strict=True))
+    masks = None
+    if objects.masks is not None:
+        masks = tuple(_sample_mask(counts, image_size[0], rows, columns) for counts in objects.masks)
+    boxes = objects.boxes * torch.tensor([across, down, across, down])
+    return Objects(boxes, objects.labels, objects.is_crowd, objects.areas * (down * across), objects.ids, masks)
+
+
 def measure_mask(counts: bytes, height: int) -> tuple[tuple[int, int, int, int] | None, int]:
     """Return the tight box of a mask of an image of some height, None if it is empty, and its number of pixels."""
     runs = decode_runs(counts)
@@ -167,6 +181,17 @@ def tight_box(
     top = 0 if continues else int((starts - first * height).min())
     bottom = height if continues else int((ends - last * height).max())
     return int(first[0]), top, int(last[-1]) + 1, bottom
+
+
+def _sample_mask(
+    counts: bytes, height: int, rows: Int[np.ndarray, " rows"], columns: Int[np.ndarray, " columns"]
+) -> bytes:
+    """Return a mask of an image of some height at some rows and columns."""
+    cropped = _crop_mask(decode_runs(counts), height, rows, columns, is_flipped=False)
+    if cropped is None:
+        return encode_runs(np.array([len(rows) * len(columns)], np.int64))
+    left, top, mask, _ = cropped
+    return encode_window(mask, left, top, len(rows), len(columns))
 
 
 def _crop_mask(

@@ -4,6 +4,8 @@ Images are resized bicubically with antialiasing, like Pillow's (to at least 50 
 interpolated: a cell of the target gets the id of the stored cell nearest to its centre.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from c2fmae.core.crop_box import CropBox, nearest_cells
 from c2fmae.core.granularity import GRANULARITIES
-from c2fmae.core.objects import resize_objects
+from c2fmae.core.objects import resize_objects, scale_objects
 from c2fmae.core.scene import Scene
 
 
@@ -85,8 +87,11 @@ def subsample_ids(ids: Shaped[Tensor, "height width"], stride: int) -> Shaped[Te
 
 
 def resize_scene(scene: Scene, height: int, width: int) -> Scene:
-    """Resize a scene; its id maps become full-size."""
-    return resized_crop(scene, CropBox(0, 0, *scene_size(scene)), (height, width))
+    """Resize a scene with all of its objects; its id maps become full-size."""
+    size = scene_size(scene)
+    resized = resized_crop(replace(scene, objects=None), CropBox(0, 0, *size), (height, width))
+    objects = None if scene.objects is None else scale_objects(scene.objects, size, (height, width))
+    return replace(resized, objects=objects)
 
 
 def central_crop_box(height: int, width: int, aspect: float, fraction: float = 1.0) -> CropBox:

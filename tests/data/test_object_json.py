@@ -8,7 +8,7 @@ import torch
 
 from c2fmae.core.crop_box import CropBox
 from c2fmae.core.errors import UserError
-from c2fmae.core.objects import Objects, resize_objects
+from c2fmae.core.objects import Objects, measure_mask, resize_objects
 from c2fmae.core.rle import encode_mask
 from c2fmae.data.object_json import check_masks, decode_objects, encode_objects
 from c2fmae.data.objects import count_objects, inspect_objects, open_objects
@@ -133,14 +133,22 @@ def test_a_pack_of_boxes_has_no_masks(tmp_path: Path) -> None:
 
 
 def test_objects_shrink_with_the_images_of_a_pack(tmp_path: Path) -> None:
-    source = open_objects(write_coco(tmp_path / "coco", [annotation(5, 10, 90, (2, 4, 10, 8))], num_images=1))
+    boxes = [(2, 4, 10, 8), (4.2, 6.2, 1, 1), (40, 50, 6, 6), (5, 5, 4, 0)]
+    entries = [annotation(number, 10, 90, box) for number, box in enumerate(boxes)]
+    source = open_objects(write_coco(tmp_path / "coco", entries, num_images=1))
     pack_scenes(source, tmp_path / "pack", PackConfig(short_side=10))
     objects = source[0].objects
     assert objects is not None
     shrunk = open_objects(tmp_path / "pack")[0].objects
-    assert_same(shrunk, resize_objects(objects, SIZE, CropBox(0, 0, *SIZE), (10, 15)))
     assert shrunk is not None
-    assert shrunk.boxes.tolist() == [[1, 2, 6, 6]]
+    assert shrunk.ids.tolist() == [0, 1, 2, 3]  # also those without a pixel, which an evaluation counts
+    assert shrunk.boxes.tolist() == (objects.boxes / 2).tolist()
+    assert shrunk.areas.tolist() == (objects.areas / 4).tolist()
+    check_masks(shrunk, 10, 15, "x")
+    visible = resize_objects(objects, SIZE, CropBox(0, 0, *SIZE), (10, 15))
+    assert shrunk.masks is not None
+    assert visible.masks == shrunk.masks[:1]
+    assert [measure_mask(mask, 10)[1] for mask in shrunk.masks] == [20, 0, 0, 0]
 
 
 def test_packs_are_opened_without_their_objects_unless_these_are_needed(tmp_path: Path) -> None:
