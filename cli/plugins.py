@@ -9,6 +9,7 @@ def plugins() -> None:
     import c2fmae.eval.classification.recipes
     import c2fmae.eval.detection.recipes
     import c2fmae.eval.segmentation.recipes
+    import c2fmae.labelling.builtin
     import c2fmae.methods
     import c2fmae.models.segmenters
     import c2fmae.recipes  # noqa: F401

@@ -13,6 +13,7 @@ import c2fmae.data
 import c2fmae.data.suites
 import c2fmae.eval.builtin
 import c2fmae.eval.classification.recipes
+import c2fmae.labelling.builtin
 import c2fmae.masking
 import c2fmae.methods
 import c2fmae.recipes

@@ -1,0 +1,164 @@
+"""The rules that turn the masks of an image into its instance map, shared by all labellers with masks."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+from pydantic import Field
+from torch import Tensor
+
+from c2fmae.core.config import Config, PositiveInt, UnitInterval
+from c2fmae.data.painting import (
+    MapInstances,
+    count_cells,
+    keep_masks,
+    number_to_id,
+    paint_masks,
+    renumber_instances,
+    suppress_masks,
+)
+from c2fmae.labelling.protocol import LabelledObject
+
+
+class ObjectRules(Config):
+    """Which masks become objects, and how they are painted."""
+
+    min_score: UnitInterval = 0.0
+    """Masks with lower scores are removed."""
+    min_quality: UnitInterval = 0.5
+    """Masks with a lower predicted IoU are removed, where a segmenter predicts it."""
+    min_area: UnitInterval = 0.001
+    """Masks, and visible parts of masks, with a smaller fraction of the image are removed."""
+    max_pieces: PositiveInt = 30
+    """Masks in more 4-connected pieces are removed."""
+    mask_overlap: UnitInterval = 0.8
+    """Of two masks with a higher IoU, the one with the lower score is removed."""
+    order: Literal["area", "score"] = "area"
+    """Which mask is on top: the smaller one, or the one with the higher score."""
+    min_visible: UnitInterval = 0.5
+    """Masks of which a smaller fraction is visible are removed."""
+    max_objects: Annotated[int, Field(ge=1, le=65_534)] = 100
+    """Only the masks with the highest scores become objects."""
+
+
+def select_masks(
+    masks: Bool[Tensor, "mask rows columns"],
+    scores: Float[Tensor, " mask"],
+    *,
+    stride: int,
+    image_size: tuple[int, int],
+    rules: ObjectRules,
+    qualities: Float[Tensor, " mask"] | None = None,
+) -> Bool[Tensor, " mask"]:
+    """Return which masks satisfy the rules for single masks: score, predicted IoU (`qualities`), area and pieces.
+
+    `image_size` is height and width in pixels.
+    """
+    is_valid = scores.cpu() >= rules.min_score
+    if qualities is not None:
+        is_valid &= qualities.cpu() >= rules.min_quality
+    rows = is_valid.nonzero().flatten()
+    min_cells = _count_min_cells(stride, image_size, rules)
+    is_valid[rows] = keep_masks(masks.cpu()[rows], min_cells=min_cells, max_pieces=rules.max_pieces)
+    return is_valid
+
+
+def finish_objects(
+    masks: Bool[Tensor, "mask rows columns"],
+    scores: Float[Tensor, " mask"],
+    names: Sequence[str | None],
+    class_ids: Sequence[int | None],
+    thresholds: Sequence[float | None],
+    *,
+    stride: int,
+    image_size: tuple[int, int],
+    rules: ObjectRules,
+    qualities: Float[Tensor, " mask"] | None = None,
+) -> tuple[Integer[Tensor, "rows columns"], tuple[LabelledObject, ...]]:
+    """Return the instance map of masks and its objects: select, suppress, paint and number them.
+
+    Masks have the size of the map, with a cell for each `stride` × `stride` pixels of an image of `image_size` (height,
+    width).
+    """
+    is_valid = select_masks(masks, scores, stride=stride, image_size=image_size, rules=rules, qualities=qualities)
+    rows = is_valid.nonzero().flatten()
+    masks, scores = masks.cpu()[rows], scores.cpu().double()[rows]
+    selected = suppress_masks(masks, scores, max_overlap=rules.mask_overlap, max_masks=rules.max_objects)
+    masks, scores, rows = masks[selected], scores[selected], rows[selected]
+    order = _sort_for_painting(masks, scores, rules)
+    painted = paint_masks(
+        masks[order], min_visible=rules.min_visible, min_cells=_count_min_cells(stride, image_size, rules)
+    )
+    numbered, instances = renumber_instances(painted, ignore=None)
+    sources = [order[number - 1] for number in instances.ids.tolist()]
+    indices = [int(rows[source]) for source in sources]
+    return numbered, make_objects(
+        instances,
+        stride=stride,
+        image_size=image_size,
+        scores=[float(scores[source]) for source in sources],
+        names=[names[index] for index in indices],
+        class_ids=[class_ids[index] for index in indices],
+        thresholds=[thresholds[index] for index in indices],
+    )
+
+
+def make_objects(
+    instances: MapInstances,
+    *,
+    stride: int,
+    image_size: tuple[int, int],
+    scores: Sequence[float] | None = None,
+    names: Sequence[str | None] | None = None,
+    class_ids: Sequence[int | None] | None = None,
+    thresholds: Sequence[float | None] | None = None,
+) -> tuple[LabelledObject, ...]:
+    """Return the objects of a map from `renumber_instances`, in the order of their numbers.
+
+    By default, scores are 1 and objects have no class.
+    """
+    height, width = image_size
+    count = len(instances.areas)
+    corners = (instances.boxes * stride).clip(max=[width, height, width, height])
+    return tuple(
+        LabelledObject(
+            id=id_,
+            score=scores[row] if scores else 1.0,
+            class_name=names[row] if names else None,
+            class_id=class_ids[row] if class_ids else None,
+            box=(box[0], box[1], box[2], box[3]),
+            area=area * stride**2,
+            threshold=thresholds[row] if thresholds else None,
+        )
+        for row, (id_, box, area) in enumerate(
+            zip(number_to_id(np.arange(1, count + 1)).tolist(), corners.tolist(), instances.areas.tolist(), strict=True)
+        )
+    )
+
+
+def _count_min_cells(stride: int, image_size: tuple[int, int], rules: ObjectRules) -> float:
+    return rules.min_area * image_size[0] * image_size[1] / stride**2
+
+
+def _sort_for_painting(
+    masks: Bool[Tensor, "mask rows columns"], scores: Float[Tensor, " mask"], rules: ObjectRules
+) -> list[int]:
+    """Return the masks from the bottom to the top.
+
+    Equal areas are ordered by score, and equal scores by area; then by box (y0, x0, y1, x1).
+    """
+    areas = count_cells(masks).tolist()
+    boxes = [_find_box(mask) for mask in masks]
+
+    def key(index: int) -> tuple[object, ...]:
+        area, score = -areas[index], float(scores[index])
+        return (*((area, score) if rules.order == "area" else (score, area)), boxes[index])
+
+    return sorted(range(len(masks)), key=key)
+
+
+def _find_box(mask: Bool[Tensor, "rows columns"]) -> tuple[int, int, int, int]:
+    """Return first row, first column, last row and last column."""
+    rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+    return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
