@@ -76,7 +76,7 @@ def run_and_print(
             raise
     if stopped is not None:
         if is_main_process():
-            print(f"{stopped}\nnext: the same command with --resume")
+            print(stopped)
         raise typer.Exit(stopped.exit_code)
     if not is_main_process():
         return [], []

@@ -231,13 +231,7 @@ def _train_or_test(
     name: str, evaluation: "RetestableEvaluation", models: "Sequence[ModelUnderTest]", *, recompute: bool
 ) -> None:
     """Train a model on each source, or test finished runs again, and print the results and what to do next."""
-    try:
-        results = train_and_print(name, evaluation, models, recompute=recompute)
-    except KeyboardInterrupt:
-        if evaluation.retest and is_main_process():
-            again = "the same command without --recompute" if recompute else "the same command again"
-            print(f"interrupted. Predictions so far are stored; run {again} to continue", flush=True)
-        raise
+    results = train_and_print(name, evaluation, models, recompute=recompute)
     if not results:
         return
     dirs = [str(model.output_dir) for model in models]

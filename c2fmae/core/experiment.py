@@ -23,7 +23,7 @@ from c2fmae.core.progress import NO_LABELS
 from c2fmae.core.resume import start_or_resume
 from c2fmae.core.run_dir import RUN_ID_KEY, RunDir, open_run_dir
 from c2fmae.core.saving import Saver
-from c2fmae.core.signals import StopRequest, catch_signals
+from c2fmae.core.signals import StopRequest, TestStopped, catch_signals
 from c2fmae.core.trackers import import_tracker
 from c2fmae.core.training import TrainingPlan
 from c2fmae.core.watching import RunLogger
@@ -187,21 +187,29 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
         def read_flags() -> dict[str, int]:
             return {"stop": bool(stop), "save": saver.is_overdue, "broken": len(batches.skip_reasons)}
 
-        experiment.evaluate(training, run_dir, logger, is_start=True)
-        for report in loop.run(training, logger.time_batches(batches), read_flags):
-            logger.log_step(report)
-            experiment.check_broken(report.flags["broken"])
-            if report.skip_details is not None:
-                record_skipped_step(training, run_dir, report, world, max_bad_steps=config.training.max_bad_steps)
-            is_requested = report.flags["stop"] or report.flags["save"]
-            if is_requested or config.saving.is_save_step(training.step, plan.steps):
-                logger.fsync_metrics()
-                is_saved = saver.save(training)
-                if not is_saved and (report.flags["stop"] or training.step == plan.steps):
-                    raise _unsaved_error(training.step, last_saved_step=saver.saved_step or start_step)
-            if report.flags["stop"]:
-                return RunOutcome("saved-on-signal", training.step, stop.exit_code)
-            experiment.evaluate(training, run_dir, logger)
+        def save(*, is_required: bool) -> None:
+            logger.fsync_metrics()
+            is_saved = saver.save(training)
+            if not is_saved and is_required:
+                raise _unsaved_error(training.step, last_saved_step=saver.saved_step or start_step)
+
+        try:
+            experiment.evaluate(training, run_dir, logger, is_start=True)
+            for report in loop.run(training, logger.time_batches(batches), read_flags):
+                logger.log_step(report)
+                experiment.check_broken(report.flags["broken"])
+                if report.skip_details is not None:
+                    record_skipped_step(training, run_dir, report, world, max_bad_steps=config.training.max_bad_steps)
+                is_stop = bool(report.flags["stop"])
+                if is_stop or report.flags["save"] or config.saving.is_save_step(training.step, plan.steps):
+                    save(is_required=is_stop or training.step == plan.steps)
+                if is_stop:
+                    return RunOutcome("saved-on-signal", training.step, stop.exit_code)
+                experiment.evaluate(training, run_dir, logger)
+        except TestStopped:  # between two steps; a resumed run begins with this test
+            if training.step > start_step:
+                save(is_required=True)
+            return RunOutcome("saved-on-signal", training.step, stop.exit_code)
     return RunOutcome("finished", training.step)
 
 

@@ -158,7 +158,7 @@ class BatchStream(Iterator[B], Generic[B]):
                     num_workers=loader.workers,
                     prefetch_factor=loader.prefetch if is_parallel else None,
                     collate_fn=_identity_collate,
-                    worker_init_fn=_ignore_signals_in_worker,
+                    worker_init_fn=ignore_signals_in_worker,
                     pin_memory=loader.pin_memory and torch.cuda.is_available(),
                 )
             )
@@ -267,8 +267,8 @@ def _identity_collate(batch: object) -> object:
     return batch
 
 
-def _ignore_signals_in_worker(_: int) -> None:
-    """Ignore signals to the process group: the parent may need another batch before it saves."""
+def ignore_signals_in_worker(_: int) -> None:
+    """Ignore signals to the process group: the parent may need another batch before it stops."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SHUTDOWN_GRACE_SECONDS))

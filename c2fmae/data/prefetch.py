@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.failures import convert_failure
 from c2fmae.core.workers import exit_if_unguarded
-from c2fmae.data.loader import QuietLoader, explain_worker_death
+from c2fmae.data.loader import QuietLoader, explain_worker_death, ignore_signals_in_worker
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ def prefetch(make_item: Callable[[int], T], num_items: int, *, num_workers: int,
         num_workers=min(num_workers, num_items),
         pin_memory=pin_memory,
         collate_fn=_identity,
+        worker_init_fn=ignore_signals_in_worker,
     )
     with explain_worker_death():
         for item in loader:

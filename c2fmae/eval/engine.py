@@ -15,6 +15,7 @@ from torch import Tensor
 from c2fmae.core.distributed import World
 from c2fmae.core.progress import ProgressDisplay
 from c2fmae.core.scene import SceneBatch
+from c2fmae.core.signals import TestStopped, get_stop_request
 from c2fmae.data import CentralView, Scenes
 from c2fmae.data.prefetch import prefetch
 
@@ -50,7 +51,9 @@ def iterate_batches(
 ) -> Iterator[tuple[B, T]]:
     """Yield each of this rank's batches with its loaded data, prefetched by worker processes.
 
-    The main process shows the progress and the fraction of time spent waiting for data.
+    The main process shows the progress and the fraction of time spent waiting for data. In a block of `catch_signals`,
+    a signal ends the iteration after the current batch. Then all ranks raise `TestStopped`, each after its last batch:
+    they meet once, not at every batch.
     """
     loaded = prefetch(
         _BatchLoader(load, batches),
@@ -58,15 +61,20 @@ def iterate_batches(
         num_workers=batching.num_workers,
         pin_memory=world.device.type == "cuda",
     )
+    stop, is_stopped = get_stop_request(), False
     is_quiet = not (show_progress and world.is_main and batches)
     with ProgressDisplay(total_steps=len(batches), samples_per_step=batching.batch_size, is_quiet=is_quiet) as progress:
         clock = time.perf_counter()
         for step, (batch, data) in enumerate(zip(batches, loaded, strict=True), start=1):
+            if is_stopped := bool(stop):
+                break
             wait_seconds = time.perf_counter() - clock
             yield batch, data
             now = time.perf_counter()
             progress.update(step, {}, seconds=now - clock, wait_fraction=wait_seconds / (now - clock))
             clock = now
+    if stop is not None and world.all_reduce(torch.tensor(int(is_stopped), device=world.device)):
+        raise TestStopped
 
 
 def gather_rows(outputs: Iterable[tuple[range, Mapping[K, Tensor]]], num_rows: int, world: World) -> dict[K, Tensor]:

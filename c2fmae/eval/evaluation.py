@@ -150,7 +150,7 @@ class Outcome:
 
 
 class EvaluationStopped(Exception):  # noqa: N818 - not an error
-    """An evaluation was stopped by a signal, after it had saved its state."""
+    """An evaluation was stopped by a signal, after it had saved its state. The message names the next command."""
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)

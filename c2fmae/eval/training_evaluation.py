@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from c2fmae.config.unseen_scenes import UnseenScenes
 from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig, RunKind
 from c2fmae.core.registry import Registry
+from c2fmae.core.signals import TestStopped, catch_signals
 from c2fmae.core.specs import BackboneSpec
 from c2fmae.eval.data_config import TrainTestSets
 from c2fmae.eval.evaluation import Evaluation, EvaluationStopped, ModelUnderTest, Outcome
@@ -108,7 +109,9 @@ class TrainingEvaluation(Evaluation):
                 accept_changes=self.accept_changes,
             )
             if outcome.status != "finished":
-                message = f"{outcome.status} at step {outcome.step}: {model.output_dir}"
+                message = (
+                    f"{outcome.status} at step {outcome.step}: {model.output_dir}\nnext: the same command with --resume"
+                )
                 raise EvaluationStopped(message, exit_code=outcome.exit_code)
             model.world.barrier()  # until the main process has written the result
             result = self.read_result(model.output_dir)
@@ -183,14 +186,23 @@ class RetestableEvaluation(TrainingEvaluation):
             return
         for model in models:
             options = model.load_options
-            result = self.get_retest_function()(
-                self.build_config(model),
-                model.output_dir,
-                model.world,
-                step=options.step,
-                use_ema=options.use_ema,
-                recompute=recompute,
-            )
+            config = self.build_config(model)
+            with catch_signals() as stop:
+                try:
+                    result = self.get_retest_function()(
+                        config,
+                        model.output_dir,
+                        model.world,
+                        step=options.step,
+                        use_ema=options.use_ema,
+                        recompute=recompute,
+                    )
+                except TestStopped as error:
+                    message = (
+                        f"saved-on-signal: {model.output_dir}, the predictions so far\n"
+                        f"next: the same command{' without --recompute' if recompute else ''}"
+                    )
+                    raise EvaluationStopped(message, exit_code=stop.exit_code) from error
             yield Outcome(result.metrics, stored=result)
 
 

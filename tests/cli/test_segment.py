@@ -3,14 +3,17 @@
 import logging
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from c2fmae_cli.doctor import doctor
+from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.eval.results import load_result
+from c2fmae.eval.segmentation.prediction import predict_ids
 from c2fmae.loading import load_run
 from c2fmae.recipes.config import load_recipe
 from tests.cli.commands import run_eval
@@ -67,6 +70,23 @@ def test_a_finished_run_is_tested_by_another_protocol(run: Path, capsys: pytest.
     assert len(list(run.glob("evaluations/*/results.json"))) == 2
     doctor(run)
     assert capsys.readouterr().out.splitlines()[-1] == f"next: c2fmae predict {run} IMAGES --out DIR"
+
+
+def test_a_test_that_a_signal_stops_continues(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted: list[int] = []
+
+    def predict_and_signal(*args: Any, **kwargs: Any) -> Tensor:
+        predicted.append(1)
+        if len(predicted) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return predict_ids(*args, **kwargs)
+
+    monkeypatch.setattr("c2fmae.eval.segmentation.evaluator.predict_ids", predict_and_signal)
+    args = ("segment", str(run), "--set", "testing.short_side=24")
+    lines = run_eval(*args, exit_code=75).splitlines()
+    assert lines == [f"saved-on-signal: {run}, the predictions so far", "next: the same command"]
+    assert "mIoU" in run_eval(*args)
+    assert len(predicted) == 6
 
 
 @pytest.mark.once  # a dozen short runs, of which nothing new has shapes

@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
+from c2fmae.core.signals import TestStopped, catch_signals
 from c2fmae.eval.engine import BatchingConfig, gather_rows, iterate_batches, sum_outputs
 
 NUM_ROWS, BATCH_SIZE = 11, 3
@@ -65,3 +67,30 @@ def fail_at_six(rows: range) -> int:
     if 6 in rows:
         raise UserError("row 6: is corrupted")
     return len(rows)
+
+
+def test_a_signal_ends_the_iteration_after_the_current_batch() -> None:
+    batches, batching = [range(first, first + 2) for first in range(0, 8, 2)], BatchingConfig(num_workers=0)
+    with catch_signals():
+        iteration = iterate_batches(square, batches, World(), batching, show_progress=False)
+        assert [next(iteration)[0] for _ in range(2)] == batches[:2]
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(TestStopped):
+            next(iteration)
+
+
+def test_a_signal_during_the_last_batch_does_not_stop_a_complete_iteration() -> None:
+    with catch_signals() as stop:
+        for _ in iterate_batches(square, [range(2)], World(), BatchingConfig(num_workers=0), show_progress=False):
+            signal.raise_signal(signal.SIGTERM)
+    assert stop
+
+
+def test_a_rank_that_is_done_stops_with_the_others() -> None:
+    class OtherRankStopped(UnreducedRank):
+        def all_reduce(self, tensor: Tensor) -> Tensor:
+            return tensor + 1
+
+    batching = BatchingConfig(num_workers=0)
+    with catch_signals(), pytest.raises(TestStopped):
+        list(iterate_batches(square, [range(2)], OtherRankStopped(0, 2), batching, show_progress=False))
