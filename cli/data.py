@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from c2fmae_cli.data_create import corrupt, generate, import_, pack
-from c2fmae_cli.data_options import GranularitiesOption, WorkersOption, open_chosen_scenes, split_granularities
+from c2fmae_cli.data_options import (
+    BoxesOnlyOption,
+    GranularitiesOption,
+    WorkersOption,
+    open_chosen_scenes,
+    split_granularities,
+)
 from c2fmae_cli.options import FigureOption
 
 if TYPE_CHECKING:
@@ -31,6 +37,7 @@ def check(
         Path | None, typer.Option("--fix-list", metavar="FILE", help="Write the keys of all valid samples to a file.")
     ] = None,
     granularities: GranularitiesOption = None,
+    boxes_only: BoxesOnlyOption = False,
     workers: WorkersOption = None,
     suite: Annotated[
         str | None,
@@ -48,8 +55,9 @@ def check(
     from c2fmae.data.key_list import write_keys
 
     if suite is not None:
-        if (good_keys, granularities, workers) != (None, None, None):
-            raise UserError("--as: cannot be combined with --fix-list, --granularities or --workers. Leave them out")
+        if (good_keys, granularities, workers, boxes_only) != (None, None, None, False):
+            names = "--fix-list, --granularities, --boxes-only or --workers"
+            raise UserError(f"--as: cannot be combined with {names}. Leave them out")
         if len(sources) > 1:
             raise UserError("--as: compares one set. Give one SOURCE")
         _check_suite(sources[0], suite)
@@ -57,7 +65,7 @@ def check(
     broken: list[tuple[str, str]] = []  # the sets with problems: their source, and the file of their valid keys
     for name, source in _find_sets(sources).items():
         _print_heading(name, source)
-        report = _check_scenes(source, granularities, workers)
+        report = _check_scenes(source, granularities, workers, boxes_only=boxes_only)
         for problem in report.problems:
             print(f"problem: {problem.text}")
         _print_stats(report)
@@ -82,19 +90,18 @@ def check(
             print(f"wrote {keys_path}")
         if report.problems:
             broken.append((_quote_all(source), quote(str(keys_path))))
+    flag = " --boxes-only" if boxes_only else ""
     if not broken:
-        print(f"next: c2fmae data preview {_quote_all(sources)}")
+        print(f"next: c2fmae data preview {_quote_all(sources)}{flag}")
         return
     source_words, keys_word = broken[0]
     if len(sources) > 1:  # `data pack` takes one
-        print(f"next: c2fmae data check {quote(sources[0])} --fix-list good.txt  # or another, for data pack")
+        print(f"next: c2fmae data check {quote(sources[0])}{flag} --fix-list good.txt  # or another, for data pack")
     elif good_keys is not None:
-        print(f"next: c2fmae data pack {source_words} OUT --keys {keys_word}  # packs the valid samples")
+        print(f"next: c2fmae data pack {source_words} OUT{flag} --keys {keys_word}  # packs the valid samples")
     else:
-        print(
-            f"next: c2fmae data check {_quote_all(sources)} --fix-list good.txt  # lists the valid samples, for data "
-            "pack"
-        )
+        arguments = f"{_quote_all(sources)}{flag} --fix-list good.txt"
+        print(f"next: c2fmae data check {arguments}  # lists the valid samples, for data pack")
     raise typer.Exit(1)
 
 
@@ -103,6 +110,7 @@ def stats(
     sources: DatasetsArgument,
     out: FigureOption = Path("stats.png"),
     granularities: GranularitiesOption = None,
+    boxes_only: BoxesOnlyOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Count classes, objects, labels and image sizes; draw the counts and print them."""
@@ -112,10 +120,10 @@ def stats(
     from c2fmae.report.drawing import check_png_path, save_png
 
     check_png_path(out)
-    has_problems = False
+    flag, has_problems = " --boxes-only" if boxes_only else "", False
     for name, source in _find_sets(sources).items():
         _print_heading(name, source)
-        report = _check_scenes(source, granularities, workers)
+        report = _check_scenes(source, granularities, workers, boxes_only=boxes_only)
         if not report.num_scenes:
             raise UserError(report.problems[0].text if report.problems else f"{source}: has no scenes. Use other data")
         _print_stats(report)
@@ -123,7 +131,7 @@ def stats(
         if report.problems:
             has_problems = True
             print(f"{format_count(len(report.problems), 'sample', 'samples')} with problems were skipped")
-    print(f"next: c2fmae data {'check' if has_problems else 'preview'} {_quote_all(sources)}")
+    print(f"next: c2fmae data {'check' if has_problems else 'preview'} {_quote_all(sources)}{flag}")
 
 
 @data.command()
@@ -132,6 +140,7 @@ def preview(
     out: FigureOption = Path("preview.png"),
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes, evenly spaced over the data.")] = 8,
     granularities: GranularitiesOption = None,
+    boxes_only: BoxesOnlyOption = False,
 ) -> None:
     """Draw a few scenes: image, objects, semantic map, instance map, label and classes."""
     from c2fmae.data.preview import draw_preview
@@ -140,11 +149,11 @@ def preview(
     check_png_path(out)
     for name, source in _find_sets(sources).items():
         _print_heading(name, source)
-        opened = open_chosen_scenes(source, granularities)
+        opened = open_chosen_scenes(source, granularities, boxes_only=boxes_only)
         title = opened.info.name or ", ".join([source] if isinstance(source, str) else source)
         figure = draw_preview(opened, scenes, title=f"{title}, {name}" if name else title)
         print(f"wrote {save_png(figure, _path_of_set(out, name))}")
-    print(f"next: c2fmae data stats {_quote_all(sources)}")
+    print(f"next: c2fmae data stats {_quote_all(sources)}{' --boxes-only' if boxes_only else ''}")
 
 
 @data.command()
@@ -225,13 +234,15 @@ def _quote_all(source: str | list[str]) -> str:
     return quote(source) if isinstance(source, str) else " ".join(map(quote, source))
 
 
-def _check_scenes(source: str | list[str], granularities: str | None, workers: int | None) -> "CheckReport":
+def _check_scenes(
+    source: str | list[str], granularities: str | None, workers: int | None, *, boxes_only: bool
+) -> "CheckReport":
     from c2fmae.core.progress import ProgressDisplay
     from c2fmae.data.check import check_dataset
     from c2fmae.data.objects import inspect_maps_and_objects
     from c2fmae.data.process_pool import choose_num_workers
 
-    scenes, problems = inspect_maps_and_objects(source, split_granularities(granularities))
+    scenes, problems = inspect_maps_and_objects(source, split_granularities(granularities), masks=not boxes_only)
     total = len(scenes) if scenes is not None else 0
     with ProgressDisplay(total_steps=total, name="checking", unit="scenes") as display:
         return check_dataset(scenes, problems, workers=choose_num_workers(workers, total), progress=display.advance)

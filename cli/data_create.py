@@ -6,7 +6,14 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from c2fmae_cli.data_options import DatasetArgument, GranularitiesOption, KeysOption, WorkersOption, open_chosen_scenes
+from c2fmae_cli.data_options import (
+    BoxesOnlyOption,
+    DatasetArgument,
+    GranularitiesOption,
+    KeysOption,
+    WorkersOption,
+    open_chosen_scenes,
+)
 
 if TYPE_CHECKING:
     from c2fmae.data.scenes import Scenes
@@ -50,6 +57,7 @@ def pack(
     short_side: ShortSideOption = None,
     keys: KeysOption = None,
     granularities: GranularitiesOption = None,
+    boxes_only: BoxesOnlyOption = False,
     workers: WorkersOption = None,
     set_: PackSetOption = None,
 ) -> None:
@@ -57,7 +65,8 @@ def pack(
 
     Image files are copied unchanged unless --short-side resizes them. KEY.json and other extra files are left out.
     """
-    _pack_scenes(open_chosen_scenes(source, granularities, keys), out, label_stride, short_side, workers, set_)
+    scenes = open_chosen_scenes(source, granularities, keys, boxes_only=boxes_only)
+    _pack_scenes(scenes, out, label_stride, short_side, workers, set_)
 
 
 def generate(

@@ -23,18 +23,23 @@ GranularitiesOption = Annotated[
 KeysOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Read only these samples: one key per line, as --fix-list writes.")
 ]
+BoxesOnlyOption = Annotated[
+    bool, typer.Option("--boxes-only", help="Read no masks of objects, for data in which some objects have none.")
+]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Number of processes; by default up to one per core, fewer for small data.")
 ]
 
 
-def open_chosen_scenes(source: str | list[str], granularities: str | None, keys: Path | None = None) -> "Scenes":
+def open_chosen_scenes(
+    source: str | list[str], granularities: str | None, keys: Path | None = None, *, boxes_only: bool = False
+) -> "Scenes":
     """Return the scenes of a source, with the chosen granularities and the samples that a file lists."""
     from c2fmae.data.key_list import read_keys
     from c2fmae.data.objects import inspect_maps_and_objects
     from c2fmae.data.sources import select_complete
 
-    opened = inspect_maps_and_objects(source, split_granularities(granularities))
+    opened = inspect_maps_and_objects(source, split_granularities(granularities), masks=not boxes_only)
     return select_complete(source, *opened, read_keys(keys) if keys is not None else None)
 
 

@@ -17,7 +17,7 @@ from c2fmae.data.pack import PackConfig
 from c2fmae.data.suites import SUITES, Suite
 from c2fmae.data.suites.labelled import LabelledImages
 from tests.cli.session import run_commands
-from tests.data.objects.layouts import annotation, write_coco
+from tests.data.objects.layouts import annotation, write_coco, write_yolo
 from tests.data.suites.official_layouts import IN_BOTH, class_files, grid_files, write_as_folder, write_as_tar
 
 pytestmark = pytest.mark.once
@@ -224,6 +224,7 @@ def test_objects_are_checked_packed_and_drawn(tmp_path: Path) -> None:
         entries = [annotation(1, 10, 3, (2, 4, 10, 8)), annotation(2, 20, 90, (0, 0, 3, 3))]
         write_coco(tmp_path / "coco", entries, split=split, num_images=3)
     broken = write_coco(tmp_path / "broken", [annotation(1, 10, 4, (2, 4, 10, 8))], split="val")
+    write_yolo(tmp_path / "mixed", {"a": "0 .5 .5 .2 .4\n0 .1 .1 .5 .5 .9 .1"})
     outcomes, _ = run_commands(
         "data check coco",
         "data preview coco/annotations/instances_val.json --scenes 2",
@@ -233,10 +234,14 @@ def test_objects_are_checked_packed_and_drawn(tmp_path: Path) -> None:
         "data check broken/annotations/instances_val.json --fix-list good.txt",
         "data pack broken/annotations/instances_val.json packed2 --keys good.txt",
         "data check coco/annotations/instances_val.json --granularities semantic",
+        "data check mixed/images/val",
+        "data check mixed/images/val --boxes-only",
+        "data pack mixed/images/val packed3 --boxes-only",
         cwd=tmp_path,
     )
-    checked, _, _, _, packed_check, listed, packed2, _ = outcomes
-    assert [outcome.exit_code for outcome in outcomes] == [0, 0, 0, 0, 0, 1, 0, 2]
+    checked, _, _, _, packed_check, listed, packed2, _, _, boxes_only, _ = outcomes
+    assert [outcome.exit_code for outcome in outcomes] == [0, 0, 0, 0, 0, 1, 0, 2, 2, 0, 0]
+    assert boxes_only.lines[-1] == "next: c2fmae data preview mixed/images/val --boxes-only"
     assert "train: coco/annotations/instances_train.json" in checked.lines
     table = [line for line in packed_check.lines if line.startswith(("label", "    "))]
     assert [line.split() for line in table] == [

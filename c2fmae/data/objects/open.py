@@ -9,7 +9,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
 from c2fmae.data.combine import ConcatScenes, SubsetScenes
 from c2fmae.data.objects.coco import open_coco_objects
-from c2fmae.data.objects.find import find_annotated_sets, is_coco_json, is_voc_list, is_yolo_folder
+from c2fmae.data.objects.find import check_layout, find_annotated_sets, is_coco_json, is_voc_list, is_yolo_folder
 from c2fmae.data.objects.maps import MapObjects
 from c2fmae.data.objects.voc import open_voc_objects
 from c2fmae.data.objects.yolo import open_yolo_objects
@@ -61,35 +61,49 @@ def inspect_objects(source: DataSource, *, masks: bool = True, **options: object
     return (scenes if masks else BoxesOnly(scenes)), problems
 
 
-def inspect_maps_and_objects(source: DataSource, granularities: Sequence[str] | None = None) -> OpenedScenes:
+def inspect_maps_and_objects(
+    source: DataSource, granularities: Sequence[str] | None = None, *, masks: bool = True
+) -> OpenedScenes:
     """Open all that the complete samples of a source store, and list the problems of the others.
 
-    Unlike `inspect_objects`, this returns maps as they are.
+    Unlike `inspect_objects`, this returns maps as they are. Without `masks`, objects have boxes only.
     """
     if not isinstance(source, str | Path | Choice):
-        return _concatenate([inspect_maps_and_objects(part, granularities) for part in source])
-    if not isinstance(source, Choice) and (annotated := _inspect_annotated(Path(source), masks=True)) is not None:
+        return _concatenate([inspect_maps_and_objects(part, granularities, masks=masks) for part in source])
+    is_images_only = granularities is not None and {*granularities} == {"rgb"}
+    if (
+        not isinstance(source, Choice)
+        and (annotated := _inspect_annotated(Path(source), masks=masks, is_images_only=is_images_only)) is not None
+    ):
         if missing := {*(granularities or ())} - {"rgb"}:
             raise UserError(f"{source}: has boxes and images, but no {min(missing)} maps. Leave out the granularities")
         return annotated
-    return inspect_scenes(source, granularities=granularities, objects=True)
+    scenes, problems = inspect_scenes(source, granularities=granularities, objects=True)
+    if scenes is not None and scenes.info.object_classes and not masks:
+        scenes = BoxesOnly(scenes)
+    return scenes, problems
 
 
-def _inspect_annotated(path: Path, *, masks: bool) -> OpenedScenes | None:
-    """Open annotations of COCO's, VOC's or YOLO's format; None for other sources."""
+def _inspect_annotated(path: Path, *, masks: bool, is_images_only: bool = False) -> OpenedScenes | None:
+    """Open annotations of COCO's, VOC's or YOLO's format; None for other sources.
+
+    Files beside the images of a directory are not read if only images are needed.
+    """
     if len(path.parents) < 3:
         path = path.absolute()  # the names of the directories above a short relative path count, too
     if is_coco_json(path):
         return open_coco_objects(path, masks=masks)
     if is_voc_list(path):
         return open_voc_objects(path)
-    if is_yolo_folder(path):
+    if is_yolo_folder(path) and not is_images_only:
         return open_yolo_objects(path, masks=masks)
     sets = find_annotated_sets(path)
     if len(sets) == 1:
         return _inspect_annotated(Path(*sets.values()), masks=masks)
     if sets:
         raise UserError(f"{path}: contains several sets: {', '.join(sets)}. Choose one, as in {sets['train']}")
+    if not is_images_only:
+        check_layout(path)
     return None
 
 

@@ -22,6 +22,9 @@ from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import Scenes, WrappedScenes
 from c2fmae.data.stored import StoredScenes
 
+BOXES_ONLY_FIX = "read boxes only: --boxes-only of `c2fmae data`, or --set mask_head=null of `c2fmae eval detect`"
+"""How an error ends if the data has masks for some objects only."""
+
 
 class ObjectScenes(ImportedScenes):
     """Images with objects; a subclass reads the annotations."""

@@ -4,7 +4,8 @@ ROOT/ImageSets/Main/{split}.txt · Annotations/*.xml · JPEGImages/*.jpg. Boxes 
 one; a difficult object becomes a crowd, which is neither trained on nor counted as a miss.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -70,10 +71,10 @@ def open_voc_objects(listing: Path) -> tuple[VocObjects | None, tuple[Problem, .
     annotations, folder = root / "Annotations", root / "JPEGImages"
     for path in (annotations, folder):
         check_dir_exists(path)
-    lines = read_text(listing, max_bytes=_MAX_BYTES, fix="Give a list of keys").splitlines()
-    keys = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
     problems: list[Problem] = []
     suffix_by_key = find_images(folder, problems)
+    lines = read_text(listing, max_bytes=_MAX_BYTES, fix="Give a list of keys").splitlines()
+    keys = list(dict.fromkeys(_read_key(line.strip(), suffix_by_key) for line in lines if line.strip()))
     boxes_by_key: dict[str, list[_VocBox]] = {}
     sizes: list[tuple[int, int] | None] = []
     for key in keys:
@@ -100,6 +101,11 @@ def open_voc_objects(listing: Path) -> tuple[VocObjects | None, tuple[Problem, .
     infos = [ClassInfo(name=name, is_thing=True) for name in classes]
     table = ObjectTable.from_rows(rows, has_masks=False)
     return VocObjects(listing, infos, folder, names, sizes, table), tuple(problems)
+
+
+def _read_key(line: str, keys: Container[str]) -> str:
+    """Return the key of a line: without the number at the end, by which lists of a class say whether it is there."""
+    return line if line in keys else re.sub(r"\s+-?[01]$", "", line)
 
 
 def read_voc_file(path: Path) -> tuple[list[_VocBox], tuple[int, int] | None]:

@@ -7,7 +7,9 @@ A line is a class number and either a box (centre, width, height) or a polygon (
 image's width and height. Polygons become masks as pycocotools rasterises them. An image without a file has no objects.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,18 +17,19 @@ from typing import Any, NamedTuple
 import torch
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import read_text
+from c2fmae.core.files import open_file, read_text
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.objects import Objects, measure_mask
 from c2fmae.core.text import format_count
 from c2fmae.core.yaml_file import read_yaml
 from c2fmae.data.folders import find_images
 from c2fmae.data.importers.coco_rle import outline_to_rle
-from c2fmae.data.objects.scenes import ObjectScenes
+from c2fmae.data.objects.scenes import BOXES_ONLY_FIX, ObjectScenes
 from c2fmae.data.objects.table import IDS_PER_IMAGE, Corners, ObjectRow, rows_to_objects
 from c2fmae.data.problems import Problem
 
 _MAX_BYTES = 1 << 24
+_MAX_LINE_BYTES = 1 << 16
 _TOLERANCE = 0.01  # by which rounding may move a coordinate out of the image
 
 
@@ -71,6 +74,11 @@ def open_yolo_objects(folder: Path, *, masks: bool = True) -> tuple[YoloObjects 
     labels = find_label_folder(folder)
     problems: list[Problem] = []
     suffix_by_key = find_images(folder, problems)
+    problems += [
+        Problem(key, f"{path}: has objects, but {folder}/{key} is not an image. Add it, or remove the text file")
+        for key, path in find_label_files(labels)
+        if key not in suffix_by_key
+    ]
     names, counts = [], []
     num_boxes = num_polygons = 0
     for key in sorted(suffix_by_key):
@@ -90,7 +98,7 @@ def open_yolo_objects(folder: Path, *, masks: bool = True) -> tuple[YoloObjects 
     if masks and num_boxes and num_polygons:
         raise UserError(
             f"{labels}: has {format_count(num_boxes, 'box', 'boxes')} and {format_count(num_polygons, 'polygon')}."
-            " Give a polygon for every object, or read boxes only, for a detector without masks"
+            f" Give a polygon for every object, or {BOXES_ONLY_FIX}"
         )
     return YoloObjects(folder, classes, names, counts, masks=masks and num_polygons > 0), tuple(problems)
 
@@ -102,6 +110,23 @@ def read_label_file(path: Path, num_classes: int) -> list[YoloObject]:
     text = read_text(path, max_bytes=_MAX_BYTES, fix="Export it again").removeprefix("\ufeff")
     lines = enumerate(text.splitlines(), start=1)
     return [_parse_line(line, num_classes, f"{path}: line {number}") for number, line in lines if line.strip()]
+
+
+def find_label_files(labels: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the keys and the paths of text files with objects; others are lists of classes, notes or empty."""
+    for path in sorted(labels.rglob("*.txt")):
+        if has_object(path):
+            yield path.relative_to(labels).with_suffix("").as_posix(), path
+
+
+def has_object(path: Path) -> bool:
+    """Return whether the first line of a file is a class number with coordinates."""
+    try:
+        with open_file(path) as file:
+            values = [float(word) for word in file.readline(_MAX_LINE_BYTES).removeprefix(BOM_UTF8).split()]
+    except (UserError, ValueError):
+        return False
+    return len(values) > 4 and values[0].is_integer()
 
 
 def _parse_line(line: str, num_classes: int, location: str) -> YoloObject:
@@ -165,7 +190,9 @@ def read_class_names(folder: Path) -> list[ClassInfo]:
     """Return the classes of a directory of images, from the yaml above it."""
     path = find_class_file(folder)
     if path is None:
-        raise UserError(f"{folder}: has no data.yaml with `names` of classes, here or above it. Add it")
+        raise UserError(
+            f"{folder}: has no data.yaml with `names` of classes, here or above it. Add it, such as `names: [car, bus]`"
+        )
     return parse_names(path, read_yaml(path)["names"])
 
 
@@ -180,4 +207,9 @@ def parse_names(path: Path, names: Any) -> list[ClassInfo]:
         names = [names[key] for key in sorted(names, key=lambda key: int(key))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{path}: `names` has no names (expected a list, or 0: name, 1: name, …). Add them")
+    for number, name in enumerate(names):
+        if not isinstance(name, str | int | float) or isinstance(name, bool):
+            value = json.dumps(name)[:40]
+            also = ", which yes, no, on and off mean in YAML" if isinstance(name, bool) else ""
+            raise UserError(f"{path}: name {number} of `names` is {value} (expected text){also}. Write it in quotes")
     return [ClassInfo(name=str(name) or f"class {number}", is_thing=True) for number, name in enumerate(names)]

@@ -167,7 +167,7 @@ def test_annotations_of_images_that_are_not_listed_are_counted(
         ({"segmentation": {"size": [20, 30], "counts": [5, 5]}}, "is not an outline (its runs cover 10 pixels"),
         ({"segmentation": {"size": [20, 30]}}, "is not an outline ('counts')"),
         ({"segmentation": 1}, "is not an outline (1, expected a list of polygons or {size, counts})"),
-        ({"segmentation": []}, "has no segmentation, but others have. Add it, or read boxes only, for a"),
+        ({"segmentation": []}, "has no segmentation, but others have. Add it, or read boxes only: --boxes-only"),
     ],
 )  # fmt: skip
 def test_an_invalid_annotation_is_a_problem_of_its_image(tmp_path: Path, changes: Json, message: str) -> None:
@@ -238,9 +238,10 @@ def test_images_are_found_in_the_usual_directories(tmp_path: Path, folder: str) 
 
 
 def test_images_that_are_nowhere_are_an_error(tmp_path: Path) -> None:
-    path = write_coco(tmp_path, [], num_images=1)
+    path = write_coco(tmp_path, [])
     (tmp_path / "val/1.jpg").unlink()
-    with pytest.raises(ValueError, match=f"its images, such as '1.jpg', are in none of {tmp_path}/val, "):
+    (tmp_path / "val/2.jpg").unlink()
+    with pytest.raises(ValueError, match=rf"its 2 images \('1.jpg', '2.jpg'\) are in none of {tmp_path}/val, "):
         open_objects(path)
 
 
@@ -279,3 +280,69 @@ def test_a_json_is_found_from_its_own_directory(tmp_path: Path, monkeypatch: pyt
     path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1))])
     monkeypatch.chdir(path.parent)
     assert len(open_objects(path.name)) == 2
+
+
+def test_polygons_of_two_points_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    complete = rectangle(4, 2, 7, 5)
+    entries = [annotation(1, 10, 3, (4, 2, 7, 5), segmentation=[[1, 1, 2, 2], *complete, [5, 5]])]
+    path = write_coco(tmp_path, [*entries, annotation(2, 20, 3, (0, 0, 2, 2))])
+    expected = coco_mask.merge(coco_mask.frPyObjects(complete, *SIZE))["counts"]
+    assert objects_of(path).masks == (expected,)
+    assert caplog.messages == [f"{path}: 2 polygons of fewer than 3 points are left out; their objects have others"]
+
+
+def test_annotations_without_ids_are_named_by_their_position_in_the_file(tmp_path: Path) -> None:
+    entries = [annotation(0, image, 3, (0, 0, 2, 2), id=None) for image in (20, 10, 20)]
+    entries[2]["bbox"] = [1, 2, 3]
+    path = write_coco(tmp_path, entries)
+    assert only_problem(path).text.startswith(f"{path}: annotations[2]: bbox is [1, 2, 3] (expected")
+    assert open_objects(path, keys=["1"])[0].objects.ids.tolist() == [2]  # type: ignore[union-attr]
+
+
+def write_images(tmp_path: Path, **changes: object) -> Path:
+    """Write three images with an object, the second with another entry in the json."""
+    path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1))], num_images=3)
+    document = json.loads(path.read_text())
+    document["images"][1] |= changes
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_whole_heights_and_widths_may_be_written_as_floats(tmp_path: Path) -> None:
+    path = write_images(tmp_path, height=20.0, width=30.0)
+    assert len(open_objects(path)[1].objects or ()) == 0
+
+
+@pytest.mark.parametrize("height", [20.5, "20", None, 0, NAN, 10**400])
+def test_an_invalid_height_is_a_problem_of_its_image(tmp_path: Path, height: object) -> None:
+    path = write_images(tmp_path, height=height)
+    problem = only_problem(path)
+    text = f"{path}: images[1] has height {str(height)[:20]} and width 30 (expected numbers of pixels). Fix them"
+    assert (problem.key, problem.text) == ("2", text)
+    assert list(open_objects(path, keys=["1", "3"]).keys) == ["1", "3"]
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "1.png"])
+def test_a_repeated_file_name_is_a_problem_of_its_images(tmp_path: Path, name: str) -> None:
+    path = write_images(tmp_path, file_name=name)
+    (tmp_path / "val/2.jpg").rename(tmp_path / "val" / name)
+    problem = only_problem(path)
+    text = f"{path}: images[0] and images[1] have the file_name '1.jpg' (suffixes do not count). Remove one"
+    assert (problem.key, problem.text) == ("1", text)
+    assert list(open_objects(path, keys=["3"]).keys) == ["3"]
+
+
+def test_segmentations_without_sizes_of_images_are_an_error(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1))], images=[{"id": 10, "file_name": "1.jpg"}])
+    message = "has no height and width of images, which its segmentations need. Add them"
+    assert_user_error(lambda: open_objects(path), f"{path}: {message}")
+    assert len(open_objects(path, masks=False)[0].objects or ()) == 1
+
+
+def test_images_are_found_although_the_first_ones_are_missing(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [annotation(1, 200, 3, (0, 0, 1, 1))], num_images=20)
+    for number in range(1, 20):
+        (tmp_path / f"val/{number}.jpg").unlink()
+    scenes, problems = inspect_objects(path)
+    assert scenes is not None
+    assert (list(scenes.keys), len(problems)) == (["20"], 19)

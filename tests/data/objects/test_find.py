@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from c2fmae.data.objects import find_object_sets, open_objects
+from c2fmae.data.objects import find_object_sets, inspect_maps_and_objects, open_objects
 from c2fmae.data.objects.find import find_annotated_sets
 from tests.data.dataset_files import assert_user_error
 from tests.data.objects.layouts import annotation, voc_object, write_coco, write_image, write_voc, write_yolo
@@ -33,6 +33,8 @@ def test_both_sets_of_coco_with_a_json_beside_the_images_are_found(tmp_path: Pat
         name: f"{tmp_path}/{split}/_annotations.coco.json" for name, split in (("train", "train"), ("test", "valid"))
     }
     assert len(open_objects(sets["test"])) == 2
+    for split in ("train", "valid"):
+        assert list(open_objects(tmp_path / split).keys) == ["1", "2"]
 
 
 @pytest.mark.parametrize("source", ["", "data.yaml"])
@@ -127,3 +129,90 @@ def test_sets_of_maps_are_found_as_for_other_tasks(tmp_path: Path) -> None:
         (tmp_path / split).mkdir()
     assert find_object_sets(str(tmp_path)) == {"train": str(tmp_path / "train"), "test": str(tmp_path / "val")}
     assert find_object_sets("generated") == {"train": "generated", "test": "generated"}
+
+
+def write_label_folders(root: Path, *folders: str) -> None:
+    """Write an image and its text file of YOLO's format to directories, or to `images` and `labels` in them."""
+    for folder in folders:
+        images, labels = root / folder, root / folder.replace("images", "labels")
+        write_image(images / "a.jpg")
+        labels.mkdir(parents=True, exist_ok=True)
+        (labels / "a.txt").write_text("0 .5 .5 .5 .5")
+
+
+@pytest.mark.parametrize("pattern", ["images/{}", "{}/images", "{}"])
+def test_directories_of_yolo_are_found_by_their_names_without_a_yaml_that_lists_them(
+    tmp_path: Path, pattern: str
+) -> None:
+    write_label_folders(tmp_path, *map(pattern.format, ("train", "valid")))
+    sets = {"train": str(tmp_path / pattern.format("train")), "test": str(tmp_path / pattern.format("valid"))}
+    assert find_object_sets(str(tmp_path)) == sets
+    message = "has no data.yaml with `names` of classes, here or above it. Add it, such as `names: [car, bus]`"
+    assert_user_error(lambda: open_objects(sets["train"]), f"{sets['train']}: {message}")
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    assert find_object_sets(str(tmp_path)) == sets
+    assert all(len(open_objects(path)) == 1 for path in sets.values())
+
+
+def test_one_directory_of_images_with_labels_is_never_read_as_plain_images(tmp_path: Path) -> None:
+    write_label_folders(tmp_path, "images")
+    with pytest.raises(ValueError, match="images: has no data.yaml with `names` of classes"):
+        inspect_maps_and_objects(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    assert len(open_objects(tmp_path)[0].objects or ()) == 1
+
+
+def test_a_single_json_is_the_set_of_its_directory_whatever_its_name(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [annotation(1, 10, 3, (0, 0, 1, 1))], split="default")
+    assert len(open_objects(tmp_path)) == 2
+    path = path.rename(tmp_path / "result.json")
+    (tmp_path / "default").rename(tmp_path / "images")
+    (tmp_path / "notes.json").write_text("{}")
+    assert len(open_objects(tmp_path)) == 2
+    (tmp_path / "more.json").write_bytes(path.read_bytes())
+    message = f"none of {tmp_path}/more.json, {path} is named train or val. Choose one, or rename them"
+    assert_user_error(lambda: inspect_maps_and_objects(tmp_path), f"{tmp_path}: {message}")
+
+
+def test_a_single_list_of_voc_is_the_set_of_its_directory(tmp_path: Path) -> None:
+    listing = write_voc(tmp_path, {"a": voc_object("dog", (1, 1, 5, 5))}, split="default")
+    assert len(open_objects(tmp_path)) == 1
+    listing.unlink()
+    with pytest.raises(ValueError, match="ImageSets/Main/train.txt: does not exist. Write it: a line for each image"):
+        inspect_maps_and_objects(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "name"),
+    [
+        ("xml", f"<annotation>{voc_object('dog', (1, 1, 5, 5))}</annotation>", "VOC's"),
+        ("json", '{"shapes": []}', "labelme's"),
+    ],
+)
+def test_annotations_beside_images_that_are_not_read_are_an_error(
+    tmp_path: Path, suffix: str, text: str, name: str
+) -> None:
+    write_image(tmp_path / "a.jpg")
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("{}")  # of another program
+    assert inspect_maps_and_objects(tmp_path)[0] is not None
+    path.write_text(text)
+    message = (
+        f"is an annotation in {name} format beside its image, which is not read. Export the data as a json of COCO"
+    )
+    with pytest.raises(
+        ValueError, match=f"{path}: {message} or as YOLO, or read images alone with --granularities rgb"
+    ):
+        inspect_maps_and_objects(tmp_path)
+    scenes, _ = inspect_maps_and_objects(tmp_path, ["rgb"])
+    assert scenes is not None
+    assert list(scenes.keys) == ["a"]
+
+
+def test_images_alone_can_be_read_beside_text_files(tmp_path: Path) -> None:
+    write_label_folders(tmp_path, "a")
+    scenes, _ = inspect_maps_and_objects(tmp_path / "a", ["rgb"])
+    assert scenes is not None
+    assert scenes[0].objects is None
+    (tmp_path / "a/a.txt").write_text("a photo of a cat")
+    assert inspect_maps_and_objects(tmp_path / "a")[0] is not None

@@ -94,3 +94,10 @@ def test_classes_of_files_in_subdirectories_are_known(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     scenes = open_objects(write_voc(tmp_path, {"s/a": voc_object("zebra", (1, 1, 2, 2))}))
     assert [entry.name for entry in scenes.info.object_classes] == ["zebra"]
+
+
+def test_keys_may_have_spaces(tmp_path: Path) -> None:
+    listing = write_voc(tmp_path, {name: voc_object("dog", (1, 1, 2, 2)) for name in ("day 1", "day 2 b", "c")})
+    assert list(open_objects(listing).keys) == ["day 1", "day 2 b", "c"]  # each with a number after it in the list
+    listing.write_text("day 1\nday 2 b -1\nc\n")
+    assert list(open_objects(listing).keys) == ["day 1", "day 2 b", "c"]

@@ -75,7 +75,8 @@ def test_an_invalid_line_is_a_problem_of_its_image(tmp_path: Path, line: str, me
 def test_boxes_among_polygons_are_an_error_unless_only_boxes_are_read(tmp_path: Path) -> None:
     folder = write_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.4\n0 .1 .1 .5 .5 .9 .1"})
     message = (
-        "has 1 box and 1 polygon. Give a polygon for every object, or read boxes only, for a detector without masks"
+        "has 1 box and 1 polygon. Give a polygon for every object, or read boxes only: --boxes-only of `c2fmae data`,"
+        " or --set mask_head=null of `c2fmae eval detect`"
     )
     assert_user_error(lambda: open_objects(folder), f"{tmp_path}/labels/val: {message}")
     assert len(open_objects(folder, masks=False)[0].objects or ()) == 2
@@ -99,7 +100,9 @@ def test_text_files_may_be_beside_the_images(tmp_path: Path) -> None:
 def test_missing_names_are_an_error(tmp_path: Path) -> None:
     folder = write_yolo(tmp_path, {"a": "1 .5 .5 .5 .5"})
     (tmp_path / "data.yaml").unlink()
-    message = f"{folder}: has no data.yaml with `names` of classes, here or above it. Add it"
+    message = (
+        f"{folder}: has no data.yaml with `names` of classes, here or above it. Add it, such as `names: [car, bus]`"
+    )
     assert_user_error(lambda: open_objects(folder), message)
 
 
@@ -115,8 +118,33 @@ def test_names_are_a_list_or_a_mapping(tmp_path: Path, names: object) -> None:
         ({"0": "cat", "2": "dog"}, "`names` has the classes 0, 2 (expected 0, 1, …). Number them so"),
         ([], "`names` has no names (expected a list, or 0: name, 1: name, …). Add them"),
         ("cat", "`names` has no names (expected a list, or 0: name, 1: name, …). Add them"),
+        (["a", None], "name 1 of `names` is null (expected text). Write it in quotes"),
     ],
 )
 def test_unusable_names_are_an_error(tmp_path: Path, names: object, message: str) -> None:
     folder = write_yolo(tmp_path, {"a": "1 .5 .5 .5 .5"}, names=names)
     assert_user_error(lambda: open_objects(folder), f"{tmp_path}/data.yaml: {message}")
+
+
+def test_names_that_yaml_reads_as_booleans_are_an_error(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path, {"a": "1 .5 .5 .5 .5"})
+    (tmp_path / "data.yaml").write_text("names: [yes, no]")
+    message = "name 0 of `names` is true (expected text), which yes, no, on and off mean in YAML. Write it in quotes"
+    assert_user_error(lambda: open_objects(folder), f"{tmp_path}/data.yaml: {message}")
+    (tmp_path / "data.yaml").write_text("names: ['yes', 'no', 3]")
+    assert [entry.name for entry in open_objects(folder).info.object_classes] == ["yes", "no", "3"]
+
+
+def test_text_files_without_an_image_are_problems(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path, {"a": "0 .5 .5 .5 .5"})
+    for name, text in (("b", "1 .5 .5 .5 .5"), ("c/d", "1 .1 .1 .2 .2 .3 .1"), ("classes", "cat\ndog"), ("e", "")):
+        path = tmp_path / f"labels/val/{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    scenes, problems = inspect_objects(folder)
+    assert scenes is not None
+    assert list(scenes.keys) == ["a"]
+    assert [problem.key for problem in problems] == ["b", "c/d"]
+    assert problems[0].text == (
+        f"{tmp_path}/labels/val/b.txt: has objects, but {folder}/b is not an image. Add it, or remove the text file"
+    )
