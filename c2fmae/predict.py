@@ -229,6 +229,8 @@ def _open_images(source: str, out: Path) -> tuple[Scenes, tuple[str, ...]]:
     path = Path(source)
     if path.is_file() and path.name.lower().endswith(DOTTED_IMAGE_SUFFIXES):
         return _open_image_file(path), ()
+    if path.is_file() and path.suffix in (".json", ".yaml", ".yml", ".txt"):
+        raise UserError(f"{source}: has annotations, but predict reads images. Give the folder of its images")
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
         raise UserError(
             f"{out}: is inside the folder of images, so that predictions would be read as images. Choose a directory "

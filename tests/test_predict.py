@@ -291,3 +291,11 @@ def test_a_lack_of_open_files_is_not_a_broken_image(
     monkeypatch.setattr("c2fmae.data.folders.FolderScenes.read_map_bytes", fail)
     with pytest.raises(RunError, match="more files are needed at once"):
         run_predict(segmentation_run, images, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["coco.json", "data.yaml", "val.txt"])
+def test_annotations_in_place_of_images_are_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    message = f"{name}: has annotations, but predict reads images. Give the folder of its images"
+    with pytest.raises(UserError, match=message):
+        run_predict(tmp_path / "run", tmp_path / name, tmp_path / "out")
