@@ -10,6 +10,8 @@ from c2fmae.eval.builtin import EVALUATIONS
 from tests.cli.commands import run_eval
 from tests.exports.noise_sources import write_noise_run
 
+pytestmark = pytest.mark.once
+
 OPTIONS = "{size: 32, length: 12}"
 SMALL = ["--set", f"train.options={OPTIONS}", "--set", f"test.options={OPTIONS}", "--set", "workers=0"]
 

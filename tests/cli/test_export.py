@@ -14,6 +14,8 @@ from c2fmae.models.backbones import load_backbone
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 
+pytestmark = pytest.mark.once
+
 SHORT = [
     "training.steps=2",
     "training.warmup_steps=1",

@@ -17,6 +17,8 @@ from tests.eval.classification.tiny_finetuning import (
     write_train_test_sets,
 )
 
+pytestmark = pytest.mark.once
+
 SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
 
 

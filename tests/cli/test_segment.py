@@ -20,6 +20,8 @@ from tests.cli.commands import run_eval
 from tests.cli.parsing import split_commands
 from tests.eval.segmentation.tiny_segmentation import QUICK_OVERRIDES, write_halves, write_source
 
+pytestmark = pytest.mark.once
+
 SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
 
 

@@ -17,6 +17,8 @@ from c2fmae.views import reconstruction
 from tests.methods.tiny_methods import build_tiny_method
 from tests.views.sheets import RecordedSheet
 
+pytestmark = pytest.mark.once
+
 SMALL = ["--set", "scenes=2", "--set", "size=64"]
 
 

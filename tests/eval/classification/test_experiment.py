@@ -36,7 +36,7 @@ from tests.eval.classification.tiny_finetuning import (
 )
 from tests.methods.tiny_methods import build_tiny_method
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.once]
 
 PLAIN = ("mixing.mixup=0", "mixing.cutmix=0", "data.rand_augment=null", "data.erasing=0", "data.scale=[1, 1]")
 

@@ -27,7 +27,7 @@ from c2fmae.models.detectors import load_detector
 from tests.eval.detection.tiny_detection import make_quick_config, write_rectangles, write_source, write_yolo_boxes
 from tests.eval.training_processes import run_steps, run_steps_in_two_processes
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.once]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -32,6 +32,8 @@ from tests.eval.tiny_backbones import (
     write_scenes,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

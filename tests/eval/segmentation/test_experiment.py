@@ -27,7 +27,7 @@ from c2fmae.models.segmenters import load_segmenter
 from tests.eval.segmentation.tiny_segmentation import make_quick_config, write_halves, write_source
 from tests.eval.training_processes import run_steps, run_steps_in_two_processes
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.once]
 
 PREDICTIONS = Path("evaluations/segment/predictions")
 
