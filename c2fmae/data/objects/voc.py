@@ -104,7 +104,7 @@ def open_voc_objects(listing: Path) -> tuple[VocObjects | None, tuple[Problem, .
 
 
 def _read_key(line: str, keys: Container[str]) -> str:
-    """Return the key of a line: without the number at the end, by which lists of a class say whether it is there."""
+    """Return the key of a line: without the 1, 0 or -1 after each key in the list of a class."""
     return line if line in keys else re.sub(r"\s+-?[01]$", "", line)
 
 

@@ -214,5 +214,5 @@ def test_images_alone_can_be_read_beside_text_files(tmp_path: Path) -> None:
     scenes, _ = inspect_maps_and_objects(tmp_path / "a", ["rgb"])
     assert scenes is not None
     assert scenes[0].objects is None
-    (tmp_path / "a/a.txt").write_text("a photo of a cat")
+    (tmp_path / "a/a.txt").write_text("an image of a cat")
     assert inspect_maps_and_objects(tmp_path / "a")[0] is not None
