@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from c2fmae.core.checkpoint import (
     Checkpoint,
@@ -17,8 +17,25 @@ from c2fmae.core.checkpoint import (
 )
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import TrainingState
+from c2fmae.eval.metrics import Metric
 
-_SCORE_KEY = "score"
+_SCORE_KEY, _AVERAGED_KEY = "score", "averaged"
+
+
+class BestScore(NamedTuple):
+    """The highest score on the test images during a training."""
+
+    step: int
+    value: float
+    """The score, in [0, 1]."""
+    is_averaged: bool = False
+    """Whether it is that of averaged weights."""
+
+    def to_metric(self, key: str, num_images: int, **tags: str) -> Metric:
+        """Return it as a metric in percent."""
+        weights = ", averaged weights" if self.is_averaged else ""
+        note = f"step {self.step:,}{weights}: chosen on the test images, so it is biased upwards"
+        return Metric(key, 100 * self.value, num_images, tags=tags, notes=(note,))
 
 
 @dataclass(frozen=True)
@@ -42,23 +59,21 @@ class BestCheckpoint:
         with the higher score are saved.
         """
         best_name = max(scores, key=lambda name: scores[name])
-        if not self.world.broadcast_object(self.world.is_main and scores[best_name] > self.score):
+        previous = self.score.value if self.score is not None else -inf
+        if not self.world.broadcast_object(self.world.is_main and scores[best_name] > previous):
             return
         tensors = Checkpoint(training.step, training.gather_tensors(), {}).tensors_of(best_name)
         if self.world.is_main:
             weights = {f"model/{name}": tensor for name, tensor in tensors.items()}
-            best_metadata = {**metadata, _SCORE_KEY: scores[best_name], "averaged": best_name == "ema"}
+            best_metadata = {**metadata, _SCORE_KEY: scores[best_name], _AVERAGED_KEY: best_name == "ema"}
             save_checkpoint(self.checkpoint_dir, Checkpoint(training.step, weights, best_metadata))
             prune_checkpoints(self.checkpoint_dir, keep_last=1, keep_every=None)
 
     @property
-    def score(self) -> float:
-        """The highest score so far."""
+    def score(self) -> BestScore | None:
+        """The highest score so far; None before the first."""
         checkpoints = list_checkpoints(self.checkpoint_dir)
-        return float(read_metadata(checkpoints[-1])[_SCORE_KEY]) if checkpoints else -inf
-
-    @property
-    def step(self) -> int | None:
-        """The step of the saved weights."""
-        checkpoints = list_checkpoints(self.checkpoint_dir)
-        return step_from_path(checkpoints[-1]) if checkpoints else None
+        if not checkpoints:
+            return None
+        metadata, step = read_metadata(checkpoints[-1]), step_from_path(checkpoints[-1])
+        return BestScore(step or 0, float(metadata[_SCORE_KEY]), bool(metadata.get(_AVERAGED_KEY)))

@@ -26,6 +26,12 @@ def open_prediction_dir(predictions_dir: Path, identity: Mapping[str, Any], worl
     world.barrier()
 
 
+def has_identity(predictions_dir: Path, identity: Mapping[str, Any]) -> bool:
+    """Return whether stored predictions have this identity, in any format."""
+    stored = _read_identity(predictions_dir / IDENTITY_FILE)
+    return isinstance(stored, dict) and {key: value for key, value in stored.items() if key != "format"} == identity
+
+
 def _read_identity(path: Path) -> object:
     try:
         return read_json(path, max_bytes=1 << 20)

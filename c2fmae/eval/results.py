@@ -137,24 +137,6 @@ def save_result(result: EvaluationResult, metadata: Mapping[str, Any], sections:
     write_atomic(result.result_dir / PAGE_FILE, page, is_shared=True)
 
 
-def locate_training_result(run_dir: Path, evaluation: str, identity: Mapping[str, Any] | None = None) -> Path:
-    """Return the directory of the result of a training's own test, or of another test of its weights."""
-    suffix = f"-{compute_json_digest(identity, length=6)}" if identity is not None else ""
-    return run_dir / "evaluations" / f"{evaluation}{suffix}"
-
-
-def find_training_result(run_dir: Path, evaluation: str, identity: Mapping[str, Any]) -> EvaluationResult | None:
-    """Return the stored result of a test of a training's weights with this identity; None if there is none."""
-    for path in sorted(run_dir.glob(f"evaluations/{evaluation}*/{RESULTS_FILE}")):
-        try:
-            document = read_json(path, max_bytes=MAX_RESULT_BYTES)
-            if all(document.get(key) == value for key, value in identity.items()):
-                return load_result(path.parent)
-        except UserError:  # an invalid file is not this result
-            continue
-    return None
-
-
 def load_result(result_dir: Path) -> EvaluationResult:
     """Return a stored result of any format."""
     path = result_dir / RESULTS_FILE

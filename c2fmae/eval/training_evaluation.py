@@ -74,9 +74,11 @@ class TrainingEvaluation(Evaluation):
         """Return the function that trains in a run directory, or resumes its run."""
 
     @classmethod
-    @abstractmethod
     def read_result(cls, run_dir: Path) -> "c2fmae.eval.results.EvaluationResult":
         """Return the stored result of a finished run."""
+        from c2fmae.eval.results import load_result
+
+        return load_result(run_dir / "evaluations" / cls.command)
 
     def adapt_config(self, config: Any, model: ModelUnderTest, spec: BackboneSpec) -> Any:
         """Return the config of a recipe, changed for a ViT."""

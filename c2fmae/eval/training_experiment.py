@@ -3,13 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment import Experiment
+from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
@@ -53,7 +54,8 @@ class ScoredExperiment(Experiment, Generic[S]):
     def compute_scores(self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, digest: str | None) -> S:
         """Return the scores on the test set of the model, or of its averaged weights. All processes call this.
 
-        `digest` is that of the model's last weights, with which their predictions may be stored; None for all others.
+        `digest` is that of the model's last weights, whose predictions and those of their averages may be stored; None
+        before the last step.
         """
 
     @abstractmethod
@@ -112,7 +114,7 @@ class ScoredExperiment(Experiment, Generic[S]):
         with unsharded(self.model):
             scores = self.compute_scores(run_dir, None, digest=digest)
             average_scores = (
-                self.compute_scores(run_dir, training.ema, digest=None) if training.ema is not None else None
+                self.compute_scores(run_dir, training.ema, digest=digest) if training.ema is not None else None
             )
         rows = read_rows(run_dir.metrics) if is_start and self.world.is_main else []
         if not self.world.broadcast_object(any(self.row_key in row for row in rows if row.get("step") == step)):
@@ -127,6 +129,21 @@ class ScoredExperiment(Experiment, Generic[S]):
             self.write_final_result(run_dir, digest, scores, average_scores, best_checkpoint)
 
 
+def train_in_run_dir(
+    build: Callable[[Any, World, RunDir | None], Experiment],
+    config: Any,
+    output_dir: Path,
+    world: World,
+    *,
+    resume: bool = False,
+    accept_changes: bool = False,
+) -> RunOutcome:
+    """Train in a run directory, or resume its run. `build` gets the directory of a run that has checkpoints."""
+    with locked_run_dir(output_dir, world) as run_dir:
+        experiment = build(config, world, run_dir if not is_new_run(run_dir, world) else None)
+        return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
+
+
 def read_saved_run(run_dir: RunDir, world: World) -> RunInfo:
     """Return the description of a run, with its newest intact checkpoint."""
     info = world.broadcast_object(read_run_info(run_dir.path) if world.is_main else None)
@@ -135,9 +152,12 @@ def read_saved_run(run_dir: RunDir, world: World) -> RunInfo:
     return info  # type: ignore[no-any-return]
 
 
-def compute_model_digest(model: nn.Module, world: World) -> str:
-    """Return the digest of a model with a spec, the same on all processes, which must all call this."""
-    tensors = gather(model.state_dict())  # the main process gets the tensors
+def compute_model_digest(model: nn.Module, world: World, average: Mapping[str, Tensor] | None = None) -> str:
+    """Return the digest of a model with a spec, the same on all processes, which must all call this.
+
+    `average` are averaged weights, which replace its own.
+    """
+    tensors = gather({**model.state_dict(), **(average or {})})  # the main process gets the tensors
     digest = compute_tensors_digest(tensors, spec_identity(model.spec)) if world.is_main else ""  # type: ignore[arg-type]
     return str(world.broadcast_object(digest))
 

@@ -223,7 +223,9 @@ def _legend_entry(number: int, name: str, value_html: str = "") -> str:
 
 def _padded_range(low: float, high: float) -> tuple[float, float]:
     """Return the range widened at both ends, so that a single value has a range too."""
-    padding = 0.04 * (high - low) or 0.5 * abs(low) or 1.0
+    if low == high == 0:
+        return 0.0, 1.0  # such as an accuracy of 0 %, which has no values below
+    padding = 0.04 * (high - low) or 0.5 * abs(low)
     return low - padding, high + padding
 
 

@@ -10,7 +10,7 @@ from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.training import TrainingConfig
-from c2fmae.eval.best_checkpoint import BestCheckpoint
+from c2fmae.eval.best_checkpoint import BestCheckpoint, BestScore
 
 pytestmark = pytest.mark.numeric
 
@@ -30,11 +30,12 @@ def test_only_a_higher_score_replaces_the_checkpoint(training: TrainingState, tm
     assert not list_checkpoints(tmp_path)
     for step, score, saved_step in ((1, 0.0, 1), (2, 0.5, 2), (3, 0.5, 2), (4, 0.4, 2), (5, 0.6, 5)):
         update_best(best, training, step, model=score)
-        assert (best.step, [path.name for path in list_checkpoints(tmp_path)]) == (
+        assert best.score is not None
+        assert (best.score.step, [path.name for path in list_checkpoints(tmp_path)]) == (
             saved_step,
             [f"step-{saved_step:08d}"],
         )
-    assert best.score == 0.6
+    assert best.score == BestScore(5, 0.6)
     assert load_checkpoint(tmp_path / "step-00000005").metadata["about"] == 5
 
 
@@ -44,6 +45,7 @@ def test_the_weights_with_the_higher_score_are_saved_averaged_or_not(training: T
         training.ema["weight"].fill_(7)
     best = BestCheckpoint(tmp_path, World())
     update_best(best, training, 1, model=0.2, ema=0.3)
+    assert best.score == BestScore(1, 0.3, is_averaged=True)
     saved = load_checkpoint(tmp_path / "step-00000001")
     assert saved.metadata["averaged"]
     assert set(saved.tensors) == {"model/weight", "model/bias"}
@@ -58,6 +60,6 @@ def test_checkpoints_after_the_resumed_step_are_deleted(training: TrainingState,
     best = BestCheckpoint(tmp_path, World())
     update_best(best, training, 4, model=0.5)
     best.discard_after(4)
-    assert best.step == 4
+    assert best.score == BestScore(4, 0.5)
     best.discard_after(3)
-    assert best.step is None
+    assert best.score is None

@@ -52,6 +52,12 @@ def test_a_single_point_and_a_constant_curve_are_drawn(y: float, log: bool) -> N
     assert [len(text) > 0 for text in lines((3, y), (4, y), is_log=log)] == ([True, False] if is_drawn else [])
 
 
+def test_a_curve_of_zeros_has_no_axis_below_zero() -> None:
+    texts = parse_chart(LineChart("AP, %", {"test": [(1, 0.0), (2, 0.0)]})).text.split()
+    assert "0" in texts
+    assert not [text for text in texts if text.startswith(("-", "−"))]
+
+
 @pytest.mark.parametrize("points", [[], [(0, math.nan)]])
 def test_a_chart_without_values_is_a_note(points: list[tuple[float, float]]) -> None:
     assert "Loss No values yet." in parse_chart(LineChart("Loss", {"training": points})).text

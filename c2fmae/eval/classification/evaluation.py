@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from c2fmae.core.experiment_config import ExperimentConfig
@@ -50,21 +49,3 @@ class FinetuneEvaluation(TrainingEvaluation):
         from c2fmae.eval.classification.experiment import finetune
 
         return finetune
-
-    @classmethod
-    def read_result(cls, run_dir: Path) -> "c2fmae.eval.results.EvaluationResult":
-        """Return the stored result of a finished run."""
-        from c2fmae.eval.classification.result import read_finetune_result
-
-        return read_finetune_result(run_dir)
-
-    def adapt_config(self, config: Any, model: ModelUnderTest, spec: BackboneSpec) -> Any:
-        """Return the config without RandAugment for images of other than 3 channels."""
-        from c2fmae.eval.classification.recipes import without_rand_augment
-
-        channels = spec.channels.get("rgb", 3)
-        if channels == 3 or config.data.rand_augment is None:
-            return config
-        if model.world.is_main:
-            log.info("%s: without RandAugment, which is for 3 channels and not for %d", model.name, channels)
-        return without_rand_augment(config)

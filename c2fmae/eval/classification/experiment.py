@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError, unknown_name_error
-from c2fmae.core.experiment import RunOutcome, is_new_run, locked_run_dir, run_experiment
+from c2fmae.core.experiment import RunOutcome
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
@@ -43,6 +43,7 @@ from c2fmae.eval.training_experiment import (
     compute_model_digest,
     freeze_blocks,
     read_saved_run,
+    train_in_run_dir,
 )
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.classifiers import Classifier, classifier_from_backbone, classifier_from_spec
@@ -145,9 +146,7 @@ class Finetuning(ScoredExperiment[ClassificationScores]):
             }
         if self.world.is_main:
             write_per_class_csv(run_dir, scores, self.classifier.spec.labels)
-            metrics = build_finetune_metrics(
-                scores, average_scores, scores_by_granularities, (best_checkpoint.step, best_checkpoint.score)
-            )
+            metrics = build_finetune_metrics(scores, average_scores, scores_by_granularities, best_checkpoint.score)
             write_finetune_result(
                 run_dir, self.config, metrics, self.protocol, digest, self.load_report, self.world.size
             )
@@ -161,9 +160,7 @@ def finetune(
     config: FinetuneConfig, output_dir: Path, world: World, *, resume: bool = False, accept_changes: bool = False
 ) -> RunOutcome:
     """Fine-tune in a run directory, or resume its run."""
-    with locked_run_dir(output_dir, world) as run_dir:
-        experiment = build_finetuning(config, world, run_dir if not is_new_run(run_dir, world) else None)
-        return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
+    return train_in_run_dir(build_finetuning, config, output_dir, world, resume=resume, accept_changes=accept_changes)
 
 
 def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | None = None) -> Finetuning:

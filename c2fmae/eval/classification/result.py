@@ -15,6 +15,7 @@ from c2fmae.core.run_dir import RunDir
 from c2fmae.core.text import format_count
 from c2fmae.core.training import TrainingPlan
 from c2fmae.data import DatasetInfo
+from c2fmae.eval.best_checkpoint import BestScore
 from c2fmae.eval.classification.accuracy import ClassificationScores
 from c2fmae.eval.classification.config import FinetuneConfig
 from c2fmae.eval.classification.evaluation import FinetuneEvaluation
@@ -66,7 +67,7 @@ def build_finetune_metrics(
     scores: ClassificationScores,
     ema_scores: ClassificationScores | None,
     scores_by_granularities: Mapping[tuple[str, ...], ClassificationScores],
-    best: tuple[int | None, float],
+    best: BestScore | None,
 ) -> list[Metric]:
     """Return the metrics, those of the last weights first."""
     metrics = _scores_to_metrics(scores)
@@ -74,9 +75,8 @@ def build_finetune_metrics(
         metrics += _scores_to_metrics(ema_scores, weights="averaged")
     for names, input_scores in scores_by_granularities.items():
         metrics += _scores_to_metrics(input_scores, input=", ".join(names))
-    if best[0] is not None:
-        note = f"step {best[0]:,}: chosen on the test images, so it is biased upwards"
-        metrics.append(Metric("best_top1", 100 * best[1], scores.num_images, notes=(note,)))
+    if best is not None:
+        metrics.append(best.to_metric("best_top1", scores.num_images))
     return metrics
 
 

@@ -1,7 +1,6 @@
 """Detection as an evaluation: the AP of a detector on a pre-trained ViT."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from c2fmae.core.experiment_config import ExperimentConfig
@@ -62,14 +61,7 @@ class DetectEvaluation(RetestableEvaluation):
 
     @classmethod
     def get_retest_function(cls) -> "Callable[..., c2fmae.eval.results.EvaluationResult]":
-        """Return `retest_detector`."""
-        from c2fmae.eval.detection.experiment import retest_detector
+        """Return the function of `Detection`."""
+        from c2fmae.eval.detection.experiment import Detection
 
-        return retest_detector
-
-    @classmethod
-    def read_result(cls, run_dir: Path) -> "c2fmae.eval.results.EvaluationResult":
-        """Return the stored result of a finished run."""
-        from c2fmae.eval.detection.result import read_detection_result
-
-        return read_detection_result(run_dir)
+        return Detection.retest

@@ -1,7 +1,6 @@
 """Trainings of detectors: open the data, build the detector, train, test and report."""
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -9,48 +8,35 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from c2fmae.core.config_diff import flatten_settings
 from c2fmae.core.detector_spec import DetectorSpec
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment import RunOutcome, is_new_run, locked_run_dir, run_experiment
+from c2fmae.core.experiment import RunOutcome
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
-from c2fmae.core.specs import BackboneSpec, spec_identity
+from c2fmae.core.specs import BackboneSpec
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.data import Scenes
 from c2fmae.data.detection_batch import DetectionBatch, DetectionSample
 from c2fmae.data.image_sizes import read_image_sizes
 from c2fmae.data.sampler import SizePredictor
-from c2fmae.eval.best_checkpoint import BestCheckpoint
-from c2fmae.eval.cache import compute_module_digest
-from c2fmae.eval.datasets import OpenedSet, check_same_names, open_object_set, select_fraction
+from c2fmae.eval.datasets import OpenedSet, open_object_set, select_fraction
 from c2fmae.eval.detection.config import DetectConfig
 from c2fmae.eval.detection.evaluator import DetectorEvaluator
 from c2fmae.eval.detection.prediction import compute_divisor
 from c2fmae.eval.detection.prediction_store import DetectionStore
 from c2fmae.eval.detection.protocol import describe_test, describe_training
 from c2fmae.eval.detection.report import write_detection_report
-from c2fmae.eval.detection.result import (
-    PREDICTIONS_DIR,
-    find_detection_result,
-    identify_predictions,
-    identify_result,
-    locate_result_dir,
-    write_detection_result,
-)
+from c2fmae.eval.detection.result import DETECT_RESULTS, write_detection_result
 from c2fmae.eval.detection.scores import DetectionScores
 from c2fmae.eval.detection.task import DetectionTask
 from c2fmae.eval.results import EvaluationResult
-from c2fmae.eval.training_experiment import (
-    ScoredExperiment,
-    check_unchanged,
-    freeze_blocks,
-    read_saved_run,
-)
-from c2fmae.eval.training_retest import check_finished, check_same_classes, describe_weights, find_or_test
+from c2fmae.eval.retestable_experiment import RetestableExperiment
+from c2fmae.eval.training_experiment import check_unchanged, freeze_blocks, read_saved_run, train_in_run_dir
+from c2fmae.eval.training_results import TrainingResults
 from c2fmae.models.detectors import Detector, detector_from_backbone, detector_from_spec, load_detector
 from c2fmae.models.norms import check_norms, synchronise_batch_norms
 
@@ -62,7 +48,7 @@ _ROW_METRICS = ("AP", "AP50", "AP75")
 
 
 @dataclass(frozen=True)
-class Detection(ScoredExperiment[DetectionScores]):
+class Detection(RetestableExperiment[DetectionScores]):
     """A training of a detector with opened data and an initialised detector."""
 
     config: DetectConfig
@@ -73,12 +59,53 @@ class Detection(ScoredExperiment[DetectionScores]):
     detector: Detector
     protocol: str
     load_report: str
-    """The report on the initial weights."""
     test_identity: str
-    """The digest of the test set."""
     world: World
 
+    results: ClassVar[TrainingResults] = DETECT_RESULTS
+    trained_model: ClassVar[str] = "detector"
+    class_names: ClassVar[Literal["class_names", "object_class_names"]] = "object_class_names"
     row_key: ClassVar[str] = "test/box_AP"
+
+    @classmethod
+    def load_model(cls, run_dir: Path, *, step: int | None, use_ema: bool) -> Detector:
+        """Return the detector of a run."""
+        return load_detector(run_dir, step=step, use_ema=use_ema)
+
+    @classmethod
+    def open_set(cls, split: Literal["train", "test"], config: DetectConfig, backbone: BackboneSpec) -> OpenedSet:
+        """Open a set of images with objects."""
+        data = config.data
+        return open_object_set(
+            split,
+            getattr(data, split),
+            data.canvas or backbone.image_size,
+            masks=config.mask_head is not None,
+            limit=data.limit,
+        )
+
+    @classmethod
+    def build_evaluator(
+        cls, scenes: Scenes, config: DetectConfig, world: World, *, show_progress: bool = False
+    ) -> DetectorEvaluator:
+        """Return the evaluator of a test."""
+        return DetectorEvaluator(scenes, config.testing, world, config.data.workers, show_progress)
+
+    @classmethod
+    def make_store(cls, predictions_dir: Path, identity: Mapping[str, Any]) -> DetectionStore:
+        """Return the store of detections in a directory."""
+        return DetectionStore(predictions_dir, identity)
+
+    @classmethod
+    def describe_test(cls, config: DetectConfig, model: Detector, test: OpenedSet) -> str:
+        """Return a description of a test."""
+        del model
+        return describe_test(config, test)
+
+    @classmethod
+    def write_result(cls, *args: Any, **kwargs: Any) -> EvaluationResult:
+        """Write the result of a test; see `write_detection_result`."""
+        return write_detection_result(*args, **kwargs)
 
     @property
     def model(self) -> nn.Module:
@@ -107,28 +134,6 @@ class Detection(ScoredExperiment[DetectionScores]):
         sizes = read_image_sizes(self.scenes)
         return SizePredictor(data.build_crop().draw_size, sizes, self.config.training.seed)
 
-    def metadata(self) -> dict[str, Any]:
-        """Return the metadata of checkpoints."""
-        spec = self.detector.spec
-        return {
-            "kind": "detection",
-            "backbone": spec.backbone.model_dump(mode="json"),
-            "detector": spec.model_dump(mode="json", exclude={"backbone"}),
-            "config": self.config.model_dump(mode="json", exclude={"backbone"}),
-            "samples": len(self.scenes),
-            "load_report": self.load_report,
-        }
-
-    def compute_scores(
-        self, run_dir: RunDir, average: Mapping[str, Tensor] | None, *, digest: str | None
-    ) -> DetectionScores:
-        """Return the scores on the test set. Detections of the last weights are stored: a killed test resumes."""
-        store = None
-        if digest is not None:
-            identity = identify_predictions(digest, self.test_identity, self.config.testing)
-            store = DetectionStore(locate_result_dir(run_dir.path) / PREDICTIONS_DIR, identity)
-        return self.evaluator.evaluate(self.detector, average, store=store)
-
     def get_score(self, scores: DetectionScores) -> float:
         """Return the AP of boxes or of masks."""
         kind = scores.mask if self.config.select_by == "mask" and scores.mask is not None else scores.box
@@ -147,31 +152,6 @@ class Detection(ScoredExperiment[DetectionScores]):
         average = f", {_describe_ap(average_scores)} with averaged weights" if average_scores else ""
         return f"{_describe_ap(scores)} on {scores.num_images:,} test images{average}"
 
-    def write_final_result(
-        self,
-        run_dir: RunDir,
-        digest: str,
-        scores: DetectionScores,
-        average_scores: DetectionScores | None,
-        best_checkpoint: BestCheckpoint,
-    ) -> None:
-        """Write the result of the last weights."""
-        if self.world.is_main:
-            write_detection_result(
-                locate_result_dir(run_dir.path),
-                self.config,
-                scores,
-                self.detector.spec.classes,
-                self.protocol,
-                title=self.config.title,
-                identity=identify_result(digest, self.test_identity, self.config.testing),
-                scenes=self.evaluator.scenes,
-                load_report=self.load_report,
-                world_size=self.world.size,
-                average_scores=average_scores,
-                best=(best_checkpoint.step, best_checkpoint.score),
-            )
-
     def write_report(self, run_dir: RunDir) -> None:
         """Write the page about the run."""
         update_detection_report(run_dir)
@@ -184,60 +164,14 @@ def _describe_ap(scores: DetectionScores) -> str:
 def update_detection_report(run_dir: RunDir) -> None:
     """Write the page of a run from the files in its directory."""
     config = DetectConfig.from_yaml(run_dir.config_path)
-    write_detection_report(run_dir, locate_result_dir(run_dir.path), config.describe_init())
+    write_detection_report(run_dir, DETECT_RESULTS.locate_dir(run_dir.path), config.describe_init())
 
 
 def detect(
     config: DetectConfig, output_dir: Path, world: World, *, resume: bool = False, accept_changes: bool = False
 ) -> RunOutcome:
     """Train a detector in a run directory, or resume its run."""
-    with locked_run_dir(output_dir, world) as run_dir:
-        experiment = build_detection(config, world, run_dir if not is_new_run(run_dir, world) else None)
-        return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
-
-
-def retest_detector(
-    config: DetectConfig,
-    run_dir: Path,
-    world: World,
-    *,
-    step: int | None = None,
-    use_ema: bool = False,
-    recompute: bool = False,
-) -> EvaluationResult:
-    """Test the detector of a finished run with the settings `testing` of a config, or return the stored result."""
-    check_finished(run_dir, "detect")
-    detector = load_detector(run_dir, step=step, use_ema=use_ema).to(world.device)
-    title, spec = describe_weights(run_dir, step, use_ema=use_ema), detector.spec
-    test_set = open_detection_set("test", config, spec.backbone)
-    check_same_classes("test", test_set.name, test_set.scenes.info.object_class_names, spec.classes)
-    digest = compute_module_digest(detector, spec_identity(spec))
-    identity = identify_result(digest, test_set.identity, config.testing)
-
-    def test() -> EvaluationResult | None:
-        result_dir = locate_result_dir(run_dir, identity)
-        predictions = identify_predictions(digest, test_set.identity, config.testing)
-        store = DetectionStore(result_dir / PREDICTIONS_DIR, predictions)
-        if recompute and world.is_main:
-            shutil.rmtree(store.predictions_dir, ignore_errors=True)
-        evaluator = DetectorEvaluator(test_set.scenes, config.testing, world, config.data.workers, show_progress=True)
-        scores = evaluator.evaluate(detector, store=store)
-        if not world.is_main:
-            return None
-        return write_detection_result(
-            result_dir,
-            config,
-            scores,
-            spec.classes,
-            f"The detector of {title}. {describe_test(config, test_set)}",
-            title=title,
-            identity=identity,
-            scenes=test_set.scenes,
-            load_report=str(detector.load_report),
-            world_size=world.size,
-        )
-
-    return find_or_test(world, lambda: None if recompute else find_detection_result(run_dir, identity), test)
+    return train_in_run_dir(build_detection, config, output_dir, world, resume=resume, accept_changes=accept_changes)
 
 
 def build_detection(config: DetectConfig, world: World, run_dir: RunDir | None = None) -> Detection:
@@ -246,13 +180,13 @@ def build_detection(config: DetectConfig, world: World, run_dir: RunDir | None =
     saved = read_saved_run(run_dir, world) if run_dir is not None else None
     if saved is not None and saved.detector is not None:
         detector, load_report = detector_from_spec(saved.detector), saved.metadata["load_report"]
-        train, test = _open_sets(config, detector.spec.backbone)
+        train, test = Detection.open_sets(config, detector.spec.backbone)
         config = _without_missing_masks(config, train, world)
         _check_matches_run(config, saved.detector)
-        check_same_classes("train", train.name, train.scenes.info.object_class_names, detector.spec.classes)
+        Detection.check_classes("train", train, detector.spec.classes)
     else:
         backbone = config.load_backbone(seed)
-        train, test = _open_sets(config, backbone.spec)
+        train, test = Detection.open_sets(config, backbone.spec)
         config = _without_missing_masks(config, train, world)
         detector = detector_from_backbone(
             backbone,
@@ -283,32 +217,13 @@ def build_detection(config: DetectConfig, world: World, run_dir: RunDir | None =
     return Detection(
         config,
         data.cache_scenes(scenes),
-        DetectorEvaluator(data.cache_scenes(test.scenes), config.testing, world, num_workers=data.workers),
+        Detection.build_evaluator(data.cache_scenes(test.scenes), config, world),
         plan,
         detector,
         protocol,
         load_report,
         test.identity,
         world,
-    )
-
-
-def _open_sets(config: DetectConfig, backbone: BackboneSpec) -> tuple[OpenedSet, OpenedSet]:
-    """Return the training and the test set, which have the same classes."""
-    train, test = (open_detection_set(split, config, backbone) for split in ("train", "test"))
-    check_same_names((train, test), "object_class_names")
-    return train, test
-
-
-def open_detection_set(split: Literal["train", "test"], config: DetectConfig, backbone: BackboneSpec) -> OpenedSet:
-    """Open a set of images with objects."""
-    data = config.data
-    return open_object_set(
-        split,
-        getattr(data, split),
-        data.canvas or backbone.image_size,
-        masks=config.mask_head is not None,
-        limit=data.limit,
     )
 
 

@@ -55,7 +55,7 @@ def make_detection_sections(result_dir: Path) -> list[Section]:
         *_make_confusions(confusion, [row["name"] for row in classes]),
     ]
     if (result_dir / EXAMPLES_FILE).exists():
-        caption = "The images with the highest, the median and the lowest panoptic quality of boxes."
+        caption = "Images with the best detections, most misses, most false alarms, median quality, and no objects."
         sections += [Text("", title="Examples"), Figure(result_dir / EXAMPLES_FILE, caption)]
     return sections
 

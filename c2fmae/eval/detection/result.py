@@ -1,15 +1,13 @@
 """Results of tests of detectors: metrics, identity and files."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from c2fmae.core.csv_text import format_csv
-from c2fmae.core.environment import collect_environment
 from c2fmae.core.files import write_atomic
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.text import format_count
 from c2fmae.data import Scenes
+from c2fmae.eval.best_checkpoint import BestScore
 from c2fmae.eval.class_sections import list_confused_pairs
 from c2fmae.eval.detection.config import DetectConfig
 from c2fmae.eval.detection.examples import draw_examples
@@ -25,22 +23,17 @@ from c2fmae.eval.detection.report import (
     make_detection_sections,
 )
 from c2fmae.eval.detection.scores import CURVE_IOUS, DetectionScores
-from c2fmae.eval.detection.testing_config import DetectionTestingConfig
 from c2fmae.eval.metrics import Metric
-from c2fmae.eval.results import (
-    RESULT_FORMAT,
-    EvaluationResult,
-    find_training_result,
-    load_result,
-    locate_training_result,
-    save_result,
-)
+from c2fmae.eval.results import EvaluationResult
+from c2fmae.eval.training_results import TestRecord, TrainingResults
 from c2fmae.report.drawing import save_png
 
-DETECT_EVALUATION = "detect"
-PROTOCOL_VERSION = 1
-"""Increase it when the same settings give other numbers, so that stored results are recomputed."""
-PREDICTIONS_DIR = "predictions"
+DETECT_RESULTS = TrainingResults(
+    "detect",
+    protocol_version=1,
+    ignored_settings=frozenset({"engine"}),  # all engines give the same numbers
+    score_settings=frozenset({"confusion_score", "intervals"}),
+)
 
 _METRIC_KEYS = {
     "AP": "ap",
@@ -58,86 +51,42 @@ _METRIC_KEYS = {
 }
 
 
-def locate_result_dir(run_dir: Path, identity: Mapping[str, Any] | None = None) -> Path:
-    """Return the directory of the result of a run's own test, or of another test of its weights."""
-    return locate_training_result(run_dir, DETECT_EVALUATION, identity)
-
-
-def identify_predictions(weights: str, test_identity: str, testing: DetectionTestingConfig) -> dict[str, Any]:
-    """Return everything that detections depend on, from the digests of the weights and of the test set."""
-    settings = testing.model_dump(mode="json", exclude={"engine", "confusion_score", "intervals"})
-    return {"protocol_version": PROTOCOL_VERSION, "testing": settings, "weights": weights, "data": test_identity}
-
-
-def identify_result(weights: str, test_identity: str, testing: DetectionTestingConfig) -> dict[str, Any]:
-    """Return everything that a result depends on: not the engine, since all engines give the same numbers."""
-    return {
-        "format": RESULT_FORMAT,
-        "evaluation": DETECT_EVALUATION,
-        "protocol_version": PROTOCOL_VERSION,
-        "testing": testing.model_dump(mode="json", exclude={"engine"}),
-        "weights": weights,
-        "inputs": {"test": test_identity},
-    }
-
-
-def find_detection_result(run_dir: Path, identity: Mapping[str, Any]) -> EvaluationResult | None:
-    """Return the stored result of a run with this identity; None if there is none."""
-    return find_training_result(run_dir, DETECT_EVALUATION, identity)
-
-
-def read_detection_result(run_dir: Path) -> EvaluationResult:
-    """Return the stored result of a run's own test."""
-    return load_result(locate_result_dir(run_dir))
-
-
 def write_detection_result(
-    result_dir: Path,
+    record: TestRecord,
     config: DetectConfig,
     scores: DetectionScores,
     classes: Sequence[ClassInfo],
-    protocol: str,
-    *,
-    title: str,
-    identity: Mapping[str, Any],
     scenes: Scenes,
-    load_report: str,
-    world_size: int,
+    store: DetectionStore,
+    *,
     average_scores: DetectionScores | None = None,
-    best: tuple[int | None, float] = (None, 0.0),
+    best: BestScore | None = None,
 ) -> EvaluationResult:
     """Write the result of a test, its tables and examples of its detections, and its page.
 
-    `scenes` is the test set, whose detections are in the directory already; `best` is the step with the highest AP
-    during training, and this AP.
+    `scenes` is the test set, whose detections are in the `store`; `best` is the highest AP during training.
     """
+    result_dir = record.result_dir
     names, testing = [entry.name for entry in classes], config.testing
     metrics = build_detection_metrics(
         scores, average_scores, best, best_kind=config.select_by, num_samples=testing.intervals
     )
     for name, table in make_tables(scores, names, testing.confusion_score).items():
         write_atomic(result_dir / name, table.encode())
-    store = DetectionStore(result_dir / PREDICTIONS_DIR, {})
     examples = draw_examples(scenes, store, scores, names, min_score=testing.confusion_score)
     if examples is not None:
         save_png(examples, result_dir / EXAMPLES_FILE)
-    result = EvaluationResult(DETECT_EVALUATION, title, protocol, tuple(metrics), result_dir, is_new=True)
-    metadata = {
-        **identity,
-        "config": config.model_dump(mode="json"),
+    details = {
         "coco": {kind: dict(kind_scores.metrics) for kind, kind_scores in scores.kinds.items()},
         "errors": dict(scores.error_counts),
-        "load_report": load_report,
-        "environment": collect_environment(world_size=world_size),
     }
-    save_result(result, metadata, make_detection_sections(result_dir))
-    return result
+    return record.save(tuple(metrics), config, details, make_detection_sections(result_dir))
 
 
 def build_detection_metrics(
     scores: DetectionScores,
     average_scores: DetectionScores | None = None,
-    best: tuple[int | None, float] = (None, 0.0),
+    best: BestScore | None = None,
     *,
     best_kind: str = "box",
     num_samples: int = 0,
@@ -149,10 +98,8 @@ def build_detection_metrics(
     metrics = _scores_to_metrics(scores, num_samples)
     if average_scores is not None:
         metrics += _scores_to_metrics(average_scores, num_samples, weights="averaged")
-    if best[0] is not None:
-        note = f"step {best[0]:,}: chosen on the test images, so it is biased upwards"
-        tags = {"object_kind": best_kind}
-        metrics.append(Metric("best_ap", 100 * best[1], scores.num_images, tags=tags, notes=(note,)))
+    if best is not None:
+        metrics.append(best.to_metric("best_ap", scores.num_images, object_kind=best_kind))
     return metrics
 
 

@@ -22,7 +22,6 @@ from c2fmae.eval.detection.matching import (
     CORRECT,
     ERROR_KINDS,
     IN_CROWD,
-    WRONG_CLASS,
     ClassMatches,
     ImageMatches,
     average_precision,
@@ -81,7 +80,9 @@ class DetectionScores:
     size_objects: tuple[int, int, int]
     """The number of small, medium and large objects, without crowds. One of exactly 32² or 96² pixels has two sizes."""
     image_quality: Float64[Tensor, " image"]
-    """The panoptic quality of the boxes of each image, by which examples are chosen; NaN for an image without any."""
+    """The panoptic quality of the boxes of each image; NaN for an image without any."""
+    image_counts: Int64[Tensor, "image 3"]
+    """The numbers of objects that are found and missed in each image, and of false alarms."""
 
     @property
     def kinds(self) -> dict[str, KindScores]:
@@ -104,6 +105,7 @@ def compute_scores(
     box = _score_kind(truth, results, ids, "bbox", testing)
     mask = _score_kind(truth, results, ids, "segm", testing) if has_masks else None
     matches = [match_record(record, testing.confusion_score) for record in records]
+    counts = torch.tensor([_count_image(record, match) for record, match in zip(records, matches, strict=True)])
     labels = torch.cat([record.objects.labels[~record.objects.is_crowd] for record in records])
     return DetectionScores(
         box,
@@ -113,10 +115,8 @@ def compute_scores(
         _count_confusions(records, matches, len(classes)),
         _count_errors(records, matches),
         _count_sizes(records),
-        torch.tensor(
-            [_panoptic_quality(record, match) for record, match in zip(records, matches, strict=True)],
-            dtype=torch.float64,
-        ),
+        _compute_quality(counts, matches),
+        counts,
     )
 
 
@@ -189,10 +189,16 @@ def _count_sizes(records: Sequence[ImageRecord]) -> tuple[int, int, int]:
     return int(is_small.sum()), int(is_medium.sum()), int(is_large.sum())
 
 
-def _panoptic_quality(record: ImageRecord, match: ImageMatches) -> float:
-    """Return the sum of the IoUs of correct pairs, divided by their number plus half of the errors."""
-    is_correct = match.kinds == CORRECT
-    num_errors = int((match.kinds > CORRECT).sum()) + len(find_missed(record, match))
-    num_errors += int(((match.kinds == WRONG_CLASS) & (match.objects >= 0)).sum())  # a miss as well
-    weight = int(is_correct.sum()) + num_errors / 2
-    return float(match.ious[is_correct].sum()) / weight if weight else float("nan")
+def _count_image(record: ImageRecord, match: ImageMatches) -> tuple[int, int, int]:
+    """Return the numbers of objects that are found and missed, and of false alarms.
+
+    An object that is found with another class is missed, and its detection a false alarm.
+    """
+    num_found = int((match.kinds == CORRECT).sum())
+    return num_found, int((~record.objects.is_crowd).sum()) - num_found, int((match.kinds > CORRECT).sum())
+
+
+def _compute_quality(counts: Int64[Tensor, "image 3"], matches: Sequence[ImageMatches]) -> Float64[Tensor, " image"]:
+    """Return the sum of the IoUs of correct pairs of each image, divided by their number plus half of the errors."""
+    sums = [float(match.ious[match.kinds == CORRECT].sum()) for match in matches]
+    return torch.tensor(sums, dtype=torch.float64) / (counts[:, 0] + counts[:, 1:].sum(dim=1) / 2)

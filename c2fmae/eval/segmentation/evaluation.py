@@ -1,7 +1,6 @@
 """Segmentation as an evaluation: the mIoU of a segmenter on a pre-trained ViT."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from c2fmae.core.experiment_config import ExperimentConfig
@@ -54,15 +53,8 @@ class SegmentEvaluation(RetestableEvaluation):
         return segment
 
     @classmethod
-    def read_result(cls, run_dir: Path) -> "c2fmae.eval.results.EvaluationResult":
-        """Return the stored result of a finished run."""
-        from c2fmae.eval.segmentation.result import read_segmentation_result
-
-        return read_segmentation_result(run_dir)
-
-    @classmethod
     def get_retest_function(cls) -> "Callable[..., c2fmae.eval.results.EvaluationResult]":
-        """Return `retest`."""
-        from c2fmae.eval.segmentation.experiment import retest
+        """Return the function of `Segmentation`."""
+        from c2fmae.eval.segmentation.experiment import Segmentation
 
-        return retest
+        return Segmentation.retest

@@ -1,27 +1,19 @@
 """Results of tests of segmenters: metrics, identity and files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isnan
-from pathlib import Path
 from typing import Any
 
 from c2fmae.core.config import Config
 from c2fmae.core.csv_text import format_csv
-from c2fmae.core.environment import collect_environment
 from c2fmae.core.files import write_atomic
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.text import format_count
 from c2fmae.data import Scenes
+from c2fmae.eval.best_checkpoint import BestScore
 from c2fmae.eval.class_sections import list_confused_pairs
 from c2fmae.eval.metrics import Metric
-from c2fmae.eval.results import (
-    RESULT_FORMAT,
-    EvaluationResult,
-    find_training_result,
-    load_result,
-    locate_training_result,
-    save_result,
-)
+from c2fmae.eval.results import EvaluationResult
 from c2fmae.eval.segmentation.examples import draw_examples
 from c2fmae.eval.segmentation.prediction_store import PredictionStore
 from c2fmae.eval.segmentation.report import (
@@ -31,98 +23,53 @@ from c2fmae.eval.segmentation.report import (
     make_segmentation_sections,
 )
 from c2fmae.eval.segmentation.scores import SegmentationScores
-from c2fmae.eval.segmentation.testing_config import TestingConfig
+from c2fmae.eval.training_results import TestRecord, TrainingResults
 from c2fmae.report.drawing import save_png
 
-SEGMENT_EVALUATION = "segment"
-PROTOCOL_VERSION = 1
-"""Increase it when the same settings give other numbers, so that stored results are recomputed."""
-PREDICTIONS_DIR = "predictions"
+SEGMENT_RESULTS = TrainingResults("segment", protocol_version=1, ignored_settings=frozenset({"batch_size"}))
 
 _CLASS_COLUMNS = ("class", "name", "pixels", "images", "IoU", "accuracy", "mistaken for", "mistaken pixels")
 
 
-def locate_result_dir(run_dir: Path, identity: Mapping[str, Any] | None = None) -> Path:
-    """Return the directory of the result of a run's own test, or of another test of its weights."""
-    return locate_training_result(run_dir, SEGMENT_EVALUATION, identity)
-
-
-def identify_predictions(weights: str, test_identity: str, testing: TestingConfig) -> dict[str, Any]:
-    """Return everything that predictions depend on, from the digests of the weights and of the test set."""
-    settings = testing.model_dump(mode="json", exclude={"batch_size"})
-    return {"protocol_version": PROTOCOL_VERSION, "testing": settings, "weights": weights, "data": test_identity}
-
-
-def identify_result(weights: str, test_identity: str, testing: TestingConfig) -> dict[str, Any]:
-    """Return everything that a result depends on."""
-    predictions = identify_predictions(weights, test_identity, testing)
-    inputs = {"test": predictions.pop("data")}
-    return {"format": RESULT_FORMAT, "evaluation": SEGMENT_EVALUATION, **predictions, "inputs": inputs}
-
-
-def find_segmentation_result(run_dir: Path, identity: Mapping[str, Any]) -> EvaluationResult | None:
-    """Return the stored result of a run with this identity; None if there is none."""
-    return find_training_result(run_dir, SEGMENT_EVALUATION, identity)
-
-
-def read_segmentation_result(run_dir: Path) -> EvaluationResult:
-    """Return the stored result of a run's own test."""
-    return load_result(locate_result_dir(run_dir))
-
-
 def write_segmentation_result(
-    result_dir: Path,
+    record: TestRecord,
     config: Config,
     scores: SegmentationScores,
     classes: Sequence[ClassInfo],
-    protocol: str,
-    *,
-    title: str,
-    identity: Mapping[str, Any],
     scenes: Scenes,
-    load_report: str,
-    world_size: int,
+    store: PredictionStore,
+    *,
     average_scores: SegmentationScores | None = None,
-    best: tuple[int | None, float] = (None, 0.0),
+    best: BestScore | None = None,
 ) -> EvaluationResult:
     """Write the result of a test, its tables and examples of its predictions, and its page.
 
-    `scenes` is the test set, whose predictions are in the directory already; `best` is the step with the highest mIoU
-    during training, and this mIoU.
+    `scenes` is the test set, whose predictions are in the `store`; `best` is the highest mIoU during training.
     """
+    result_dir = record.result_dir
     names = [entry.name for entry in classes]
     metrics = build_segmentation_metrics(scores, average_scores, best)
     write_atomic(result_dir / CLASSES_FILE, format_csv(_CLASS_COLUMNS, _list_class_rows(scores, names)).encode())
     confusion = ([name, *row] for name, row in zip(names, scores.confusion.tolist(), strict=True))
     write_atomic(result_dir / CONFUSION_FILE, format_csv(["truth / predicted", *names], confusion).encode())
-    store = PredictionStore(result_dir / PREDICTIONS_DIR, {})
     examples = draw_examples(scenes, store, scores.image_ious(), names)
     if examples is not None:
         save_png(examples, result_dir / EXAMPLES_FILE)
-    result = EvaluationResult(SEGMENT_EVALUATION, title, protocol, tuple(metrics), result_dir, is_new=True)
-    metadata = {
-        **identity,
-        "config": config.model_dump(mode="json"),
-        "classes": _list_class_records(scores, names),
-        "load_report": load_report,
-        "environment": collect_environment(world_size=world_size),
-    }
-    save_result(result, metadata, make_segmentation_sections(result_dir))
-    return result
+    details = {"classes": _list_class_records(scores, names)}
+    return record.save(tuple(metrics), config, details, make_segmentation_sections(result_dir))
 
 
 def build_segmentation_metrics(
     scores: SegmentationScores,
     average_scores: SegmentationScores | None = None,
-    best: tuple[int | None, float] = (None, 0.0),
+    best: BestScore | None = None,
 ) -> list[Metric]:
     """Return the metrics, those of the last weights first; IoU of classes are in tables of their own."""
     metrics = _scores_to_metrics(scores)
     if average_scores is not None:
         metrics += _scores_to_metrics(average_scores, weights="averaged")
-    if best[0] is not None:
-        note = f"step {best[0]:,}: chosen on the test images, so it is biased upwards"
-        metrics.append(Metric("best_mean_iou", 100 * best[1], scores.num_images, notes=(note,)))
+    if best is not None:
+        metrics.append(best.to_metric("best_mean_iou", scores.num_images))
     return metrics
 
 

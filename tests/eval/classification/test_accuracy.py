@@ -12,6 +12,7 @@ from c2fmae.core.labels import LabelInfo
 from c2fmae.core.scene import Scene
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.data import CentralView, Scenes
+from c2fmae.eval.best_checkpoint import BestScore
 from c2fmae.eval.classification.accuracy import ClassificationScores, ClassifierEvaluator
 from c2fmae.eval.classification.result import build_finetune_metrics
 from c2fmae.eval.classification.task import build_view_options, prepare_classifier_inputs
@@ -134,8 +135,9 @@ def test_metrics_have_intervals_and_tags() -> None:
         torch.diag(torch.tensor([50, 50, 0, 0, 0, 0])), num_top5_correct=100, loss=0.5, num_tokens=4
     )
     worse = ClassificationScores(torch.ones(6, 6, dtype=torch.long), num_top5_correct=30, loss=1.5, num_tokens=8)
+    best = BestScore(7, 0.5, is_averaged=True)
     metrics = {
-        metric.label: metric for metric in build_finetune_metrics(scores, worse, {("rgb", "semantic"): worse}, (7, 0.5))
+        metric.label: metric for metric in build_finetune_metrics(scores, worse, {("rgb", "semantic"): worse}, best)
     }
     assert list(metrics) == [
         *("top-1", "top-5", "loss"),
@@ -148,7 +150,9 @@ def test_metrics_have_intervals_and_tags() -> None:
     assert first.interval == pytest.approx((96.3005, 100), abs=1e-3)
     assert metrics["top-5, averaged weights"].value == pytest.approx(100 * 30 / 36)
     assert metrics["best top-1"].value == 50
-    assert metrics["best top-1"].notes == ("step 7: chosen on the test images, so it is biased upwards",)
+    assert metrics["best top-1"].notes == (
+        "step 7, averaged weights: chosen on the test images, so it is biased upwards",
+    )
 
 
 def test_errors_name_the_image_without_a_label() -> None:

@@ -1,6 +1,7 @@
 """Trainings of detectors: results, resuming, processes, frozen backbones, tests of finished runs and errors."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
 from c2fmae.eval.detection import evaluator as evaluator_module
 from c2fmae.eval.detection.config import DetectConfig, DetectionDataConfig
-from c2fmae.eval.detection.experiment import Detection, build_detection, detect, retest_detector
+from c2fmae.eval.detection.experiment import Detection, build_detection, detect
 from c2fmae.eval.detection.prediction import detect_objects
-from c2fmae.eval.detection.result import read_detection_result
+from c2fmae.eval.detection.result import DETECT_RESULTS
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.detectors import load_detector
 from tests.eval.detection.tiny_detection import make_quick_config, write_rectangles, write_source, write_yolo_boxes
@@ -136,35 +137,71 @@ def test_a_final_test_that_was_interrupted_keeps_its_detections(
     counted = count_predictions(monkeypatch)
     detect(config, tmp_path, World(), resume=True)
     assert len(counted) == 1
-    assert read_detection_result(tmp_path).metrics[0].count == 4
+    assert DETECT_RESULTS.read(tmp_path).metrics[0].count == 4
 
 
 def test_a_finished_run_is_tested_again_without_training(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, counted = load_tensors(finished_run), count_predictions(monkeypatch)
     config = DetectConfig.from_yaml(finished_run / "config.yaml", ["testing.score_threshold=0.2"])
-    result = retest_detector(config, finished_run, World())
+    result = Detection.retest(config, finished_run, World())
     assert result.is_new
     first = json.loads((finished_run / "evaluations/detect/results.json").read_text())
     second = json.loads((result.result_dir / "results.json").read_text())
     assert first["weights"] == second["weights"]
     assert first["testing"] != second["testing"]
     assert "scores above 0.2" in result.protocol
-    assert retest_detector(config, finished_run, World()).is_new is False
-    own = retest_detector(DetectConfig.from_yaml(finished_run / "config.yaml"), finished_run, World())
+    assert Detection.retest(config, finished_run, World()).is_new is False
+    own = Detection.retest(DetectConfig.from_yaml(finished_run / "config.yaml"), finished_run, World())
     assert (own.is_new, own.result_dir) == (False, finished_run / "evaluations/detect")
     assert len(counted) == 4
-    assert retest_detector(config, finished_run, World(), recompute=True).is_new
+    assert Detection.retest(config, finished_run, World(), recompute=True).is_new
     assert len(counted) == 8
-    again = retest_detector(config, finished_run, World(), step=4, recompute=True)
+    again = Detection.retest(config, finished_run, World(), step=4, recompute=True)
     assert again.is_new
     assert again.protocol.startswith(f"The detector of {finished_run}, step 4. ")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_tensors(finished_run).items())
 
 
+def test_settings_of_the_scores_and_averaged_weights_use_stored_detections(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = count_predictions(monkeypatch)
+    own = DETECT_RESULTS.read(finished_run)
+    config = DetectConfig.from_yaml(finished_run / "config.yaml", ["testing.confusion_score=0.6"])
+    scored = Detection.retest(config, finished_run, World())
+    assert (scored.is_new, scored.result_dir != own.result_dir) == (True, True)
+    assert scored.metrics == own.metrics[: len(scored.metrics)]
+    averaged = Detection.retest(
+        DetectConfig.from_yaml(finished_run / "config.yaml"), finished_run, World(), use_ema=True
+    )
+    expected = [metric.value for metric in own.metrics if metric.tags.get("weights") == "averaged"]
+    assert [metric.value for metric in averaged.metrics] == expected
+    assert counted == []
+
+
+def test_a_recomputed_own_result_is_replaced_even_after_an_interruption(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    own, config = DETECT_RESULTS.read(tmp_path / "run"), DetectConfig.from_yaml(finished_run / "config.yaml")
+    results = sorted((tmp_path / "run").glob("evaluations/*/results.json"))
+    with monkeypatch.context() as patch:
+        count_predictions(patch, limit=3)
+        with pytest.raises(KeyboardInterrupt):
+            Detection.retest(config, tmp_path / "run", World(), recompute=True)
+    counted = count_predictions(monkeypatch)
+    again = Detection.retest(config, tmp_path / "run", World())
+    assert (len(counted), again.is_new) == (1, True)
+    assert sorted((tmp_path / "run").glob("evaluations/*/results.json")) == results
+    stored = DETECT_RESULTS.read(tmp_path / "run")
+    assert (stored.protocol, stored.source, stored.metrics) == (own.protocol, own.source, own.metrics)
+    assert Detection.retest(config, tmp_path / "run", World()).is_new is False
+
+
 def test_an_unfinished_run_is_not_tested(finished_run: Path, tmp_path: Path) -> None:
     config = DetectConfig.from_yaml(finished_run / "config.yaml")
     with pytest.raises(UserError) as caught:
-        retest_detector(config, tmp_path, World())
+        Detection.retest(config, tmp_path, World())
     assert str(caught.value) == (
         f"{tmp_path}: is not finished. Resume it first: c2fmae eval detect {tmp_path} --resume"
     )
@@ -207,7 +244,7 @@ def test_data_with_boxes_only_trains_a_detector_without_masks(source: Path, tmp_
     detector = load_detector(tmp_path / "run")
     assert detector.mask_head is None
     assert DetectConfig.from_yaml(tmp_path / "run" / "config.yaml").mask_head is None
-    protocol = read_detection_result(tmp_path / "run").protocol
+    protocol = DETECT_RESULTS.read(tmp_path / "run").protocol
     assert "; boxes only" in protocol
     assert ", 2 images without objects left out (6)" in protocol
     with pytest.raises(UserError, match="select_by: .* has boxes without masks. Set it to box"):

@@ -13,6 +13,7 @@ from PIL import Image
 from c2fmae.core.csv_text import parse_csv
 from c2fmae.core.distributed import World
 from c2fmae.core.run_dir import RunDir
+from c2fmae.eval.best_checkpoint import BestScore
 from c2fmae.eval.detection import evaluator as evaluator_module
 from c2fmae.eval.detection.coco_format import ImageRecord
 from c2fmae.eval.detection.config import DetectConfig
@@ -21,17 +22,13 @@ from c2fmae.eval.detection.examples import draw_examples
 from c2fmae.eval.detection.prediction_store import DetectionStore
 from c2fmae.eval.detection.report import make_detection_sections, write_detection_report
 from c2fmae.eval.detection.result import (
-    PREDICTIONS_DIR,
-    find_detection_result,
-    identify_predictions,
-    identify_result,
-    locate_result_dir,
-    read_detection_result,
+    DETECT_RESULTS,
     write_detection_result,
 )
 from c2fmae.eval.detection.scores import DetectionScores, compute_scores
 from c2fmae.eval.detection.testing_config import DetectionTestingConfig
 from c2fmae.eval.metrics import select_headlines
+from c2fmae.eval.training_results import PREDICTIONS_DIR, TestRecord
 from c2fmae.report import BarChart, HeatMap, LineChart, Table
 from tests.eval.detection.object_scenes import GivenDetector, ObjectScenes, give_detections
 from tests.eval.detection.random_records import CLASSES, draw_masks, draw_records
@@ -49,26 +46,23 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DetectionSc
 def write_result(run_dir: Path, records: Sequence[ImageRecord], *settings: str) -> DetectionScores:
     """Test a detector with given detections, and write its result and its page."""
     config = DetectConfig.from_dict({"init": "runs/b"}, settings)
-    testing, result_dir = config.testing, locate_result_dir(run_dir)
+    testing, result_dir = config.testing, DETECT_RESULTS.locate_dir(run_dir)
     scenes = ObjectScenes(list(records))
-    store = DetectionStore(result_dir / PREDICTIONS_DIR, identify_predictions("w", "t", testing))
+    store = DetectionStore(result_dir / PREDICTIONS_DIR, DETECT_RESULTS.identify_predictions("w", "t", testing))
     evaluator = DetectorEvaluator(scenes, testing, World(), num_workers=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluator_module, "detect_objects", give_detections)
         scores = evaluator.evaluate(GivenDetector(list(records)), store=store)
+    identity = DETECT_RESULTS.identify_result("w", "t", testing)
     write_detection_result(
-        result_dir,
+        TestRecord(result_dir, "tiny", "Tested on ellipses.", identity, "random weights", world_size=1),
         config,
         scores,
         CLASSES,
-        "Tested on ellipses.",
-        title="tiny",
-        identity=identify_result("w", "t", testing),
-        scenes=scenes,
-        load_report="random weights",
-        world_size=1,
+        scenes,
+        store,
         average_scores=scores,
-        best=(7, 0.5),
+        best=BestScore(7, 0.5),
     )
     return scores
 
@@ -76,7 +70,7 @@ def write_result(run_dir: Path, records: Sequence[ImageRecord], *settings: str) 
 def test_results_have_the_metrics_of_coco(written: tuple[Path, DetectionScores]) -> None:
     run_dir, scores = written
     assert scores.mask is not None
-    metrics = read_detection_result(run_dir).metrics
+    metrics = DETECT_RESULTS.read(run_dir).metrics
     assert len(metrics) == 2 * 2 * 12 + 1
     first, last = metrics[0], metrics[-1]
     assert first.label == "box: AP"
@@ -92,24 +86,24 @@ def test_results_have_the_metrics_of_coco(written: tuple[Path, DetectionScores])
     ]
     assert (last.label, last.value) == ("box: best AP", 50)
     assert [metric.label for metric in select_headlines(metrics)][:2] == ["box: AP", "mask: AP"]
-    document = json.loads((locate_result_dir(run_dir) / "results.json").read_text())
+    document = json.loads((DETECT_RESULTS.locate_dir(run_dir) / "results.json").read_text())
     assert document["coco"] == {"box": scores.box.metrics, "mask": scores.mask.metrics}
     assert document["errors"] == scores.error_counts
 
 
 def test_the_best_ap_is_that_of_the_objects_that_choose_the_checkpoint(tmp_path: Path) -> None:
     write_result(tmp_path, draw_records(4), "select_by=mask", "testing.intervals=0")
-    assert read_detection_result(tmp_path).metrics[-1].label == "mask: best AP"
+    assert DETECT_RESULTS.read(tmp_path).metrics[-1].label == "mask: best AP"
 
 
 def test_metrics_of_sizes_that_no_object_has_are_null_and_dashes(tmp_path: Path) -> None:
     records = [_drop_larger_objects(record) for record in draw_records(8)]
     scores = write_result(tmp_path, records, "testing.intervals=0")
-    result_dir = locate_result_dir(tmp_path)
+    result_dir = DETECT_RESULTS.locate_dir(tmp_path)
     assert scores.size_objects == (scores.num_objects, 0, 0)
     document = json.loads((result_dir / "results.json").read_text())
     assert document["coco"]["box"]["APl"] is document["coco"]["mask"]["ARm"] is None
-    metrics = read_detection_result(tmp_path).metrics
+    metrics = DETECT_RESULTS.read(tmp_path).metrics
     assert {"ap_large", "ar_medium"}.isdisjoint(metric.key for metric in metrics)
     assert not any(metric.interval for metric in metrics)
     rows = parse_csv((result_dir / "sizes.csv").read_text())
@@ -125,7 +119,7 @@ def _drop_larger_objects(record: ImageRecord) -> ImageRecord:
 
 def test_tables_hold_the_scores(written: tuple[Path, DetectionScores]) -> None:
     run_dir, scores = written
-    result_dir = locate_result_dir(run_dir)
+    result_dir = DETECT_RESULTS.locate_dir(run_dir)
     rows = parse_csv((result_dir / "classes.csv").read_text())
     assert [row["name"] for row in rows] == NAMES
     assert [int(row["objects"]) for row in rows] == scores.class_objects.tolist()
@@ -147,20 +141,24 @@ def test_tables_hold_the_scores(written: tuple[Path, DetectionScores]) -> None:
 def test_results_are_identified_by_weights_data_and_settings(tmp_path: Path) -> None:
     testing = DetectionTestingConfig(intervals=0)
     write_result(tmp_path, draw_records(3), "testing.intervals=0")
-    assert find_detection_result(tmp_path, identify_result("w", "t", testing)) is not None
+    assert DETECT_RESULTS.find(tmp_path, DETECT_RESULTS.identify_result("w", "t", testing)) is not None
     engine = testing.model_copy(update={"engine": "pycocotools"})
-    assert find_detection_result(tmp_path, identify_result("w", "t", engine)) is not None
+    assert DETECT_RESULTS.find(tmp_path, DETECT_RESULTS.identify_result("w", "t", engine)) is not None
     for changed in (
-        identify_result("v", "t", testing),
-        identify_result("w", "s", testing),
-        identify_result("w", "t", DetectionTestingConfig(confusion_score=0.5)),
-        identify_result("w", "t", DetectionTestingConfig(canvas=512)),
+        DETECT_RESULTS.identify_result("v", "t", testing),
+        DETECT_RESULTS.identify_result("w", "s", testing),
+        DETECT_RESULTS.identify_result("w", "t", DetectionTestingConfig(confusion_score=0.5)),
+        DETECT_RESULTS.identify_result("w", "t", DetectionTestingConfig(canvas=512)),
     ):
-        assert find_detection_result(tmp_path, changed) is None
-        assert locate_result_dir(tmp_path, changed) != locate_result_dir(tmp_path)
+        assert DETECT_RESULTS.find(tmp_path, changed) is None
+        assert DETECT_RESULTS.locate_dir(tmp_path, changed) != DETECT_RESULTS.locate_dir(tmp_path)
     scored_otherwise = DetectionTestingConfig(intervals=7, confusion_score=0.5, engine="faster")
-    assert identify_predictions("w", "t", scored_otherwise) == identify_predictions("w", "t", testing)
-    assert identify_predictions("w", "t", DetectionTestingConfig(canvas=512)) != identify_predictions("w", "t", testing)
+    assert DETECT_RESULTS.identify_predictions("w", "t", scored_otherwise) == DETECT_RESULTS.identify_predictions(
+        "w", "t", testing
+    )
+    assert DETECT_RESULTS.identify_predictions(
+        "w", "t", DetectionTestingConfig(canvas=512)
+    ) != DETECT_RESULTS.identify_predictions("w", "t", testing)
 
 
 def test_examples_have_colours_for_hits_misses_and_false_alarms(tmp_path: Path) -> None:
@@ -199,13 +197,15 @@ def test_examples_have_colours_for_hits_misses_and_false_alarms(tmp_path: Path) 
     ):
         columns = np.flatnonzero((pixels == colour).all(axis=2).any(axis=0))
         assert (bool((columns < middle).any()), bool((columns > middle).any())) == (in_truth, in_detections)
-    nothing = replace(scores, image_quality=torch.tensor([torch.nan]).double())
+    nothing = replace(
+        scores, image_quality=torch.tensor([torch.nan]).double(), image_counts=torch.zeros(1, 3, dtype=torch.int64)
+    )
     assert draw_examples(scenes, store, nothing, NAMES, min_score=0.3) is None
 
 
 def test_pages_are_written_from_files(tmp_path: Path, written: tuple[Path, DetectionScores]) -> None:
     run_dir = RunDir(written[0])
-    result_dir = locate_result_dir(run_dir.path)
+    result_dir = DETECT_RESULTS.locate_dir(run_dir.path)
     sections = make_detection_sections(result_dir)
     sizes, classes = (section for section in sections if isinstance(section, BarChart))
     assert [name for name, _ in sizes.groups] == ["small", "medium", "large", "all"]
@@ -250,6 +250,6 @@ def test_pages_of_detectors_without_masks_show_boxes_only(tmp_path: Path) -> Non
     records = draw_records(6, has_masks=False)
     scores = write_result(tmp_path, records, "mask_head=null")
     assert list(scores.kinds) == ["box"]
-    sections = make_detection_sections(locate_result_dir(tmp_path))
+    sections = make_detection_sections(DETECT_RESULTS.locate_dir(tmp_path))
     assert [section.title for section in sections if isinstance(section, LineChart)] == ["Precision of boxes"]
-    assert "mask" not in (locate_result_dir(tmp_path) / "classes.csv").read_text()
+    assert "mask" not in (DETECT_RESULTS.locate_dir(tmp_path) / "classes.csv").read_text()

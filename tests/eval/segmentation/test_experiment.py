@@ -19,9 +19,9 @@ from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import read_run_info
 from c2fmae.eval.segmentation.config import SegmentConfig
-from c2fmae.eval.segmentation.experiment import Segmentation, build_segmentation, retest, segment
+from c2fmae.eval.segmentation.experiment import Segmentation, build_segmentation, segment
 from c2fmae.eval.segmentation.prediction import predict_ids
-from c2fmae.eval.segmentation.result import read_segmentation_result
+from c2fmae.eval.segmentation.result import SEGMENT_RESULTS
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.segmenters import load_segmenter
 from tests.eval.segmentation.tiny_segmentation import make_quick_config, write_halves, write_source
@@ -74,7 +74,7 @@ def test_a_run_writes_rows_the_best_checkpoint_and_a_result(finished_run: Path, 
     assert [row["step"] for row in evaluated] == [2, 4]
     assert all({"test/mAcc", "test/aAcc", "average/mIoU"} <= row.keys() for row in evaluated)
     assert all({"loss/main", "loss/auxiliary"} <= row.keys() for row in rows if "loss" in row)
-    metrics = {metric.label: metric for metric in read_segmentation_result(finished_run).metrics}
+    metrics = {metric.label: metric for metric in SEGMENT_RESULTS.read(finished_run).metrics}
     assert metrics["mIoU"].value == pytest.approx(evaluated[-1]["test/mIoU"])
     assert metrics["mIoU, averaged weights"].value == pytest.approx(evaluated[-1]["average/mIoU"])
     best = max(max(row["test/mIoU"], row["average/mIoU"]) for row in evaluated)
@@ -142,25 +142,25 @@ def test_a_test_that_was_interrupted_keeps_its_predictions(
         counted = count_predictions(patch)
         segment(config, tmp_path, World(), resume=True)
     assert len(counted) == 2
-    assert read_segmentation_result(tmp_path).metrics[0].count == 6
+    assert SEGMENT_RESULTS.read(tmp_path).metrics[0].count == 6
 
 
 def test_a_finished_run_is_tested_again_without_training(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = load_tensors(finished_run)
     config = SegmentConfig.from_yaml(finished_run / "config.yaml", ["testing.flip=true"])
     counted = count_predictions(monkeypatch)
-    result = retest(config, finished_run, World())
+    result = Segmentation.retest(config, finished_run, World())
     assert (len(counted), result.is_new) == (6, True)
     first = json.loads((finished_run / "evaluations/segment/results.json").read_text())
     second = json.loads((result.result_dir / "results.json").read_text())
     assert first["weights"] == second["weights"]
     assert first["testing"] != second["testing"]
     assert "with and without a flip" in result.protocol
-    assert retest(config, finished_run, World()).is_new is False
-    own = retest(SegmentConfig.from_yaml(finished_run / "config.yaml"), finished_run, World())
+    assert Segmentation.retest(config, finished_run, World()).is_new is False
+    own = Segmentation.retest(SegmentConfig.from_yaml(finished_run / "config.yaml"), finished_run, World())
     assert (own.is_new, own.result_dir) == (False, finished_run / "evaluations/segment")
     assert len(counted) == 6
-    again = retest(config, finished_run, World(), step=4, recompute=True)
+    again = Segmentation.retest(config, finished_run, World(), step=4, recompute=True)
     assert len(counted) == 12
     assert again.protocol.startswith(f"The segmenter of {finished_run}, step 4. ")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_tensors(finished_run).items())
@@ -169,7 +169,7 @@ def test_a_finished_run_is_tested_again_without_training(finished_run: Path, mon
 def test_an_unfinished_run_is_not_tested(finished_run: Path, tmp_path: Path) -> None:
     config = SegmentConfig.from_yaml(finished_run / "config.yaml")
     with pytest.raises(UserError) as caught:
-        retest(config, tmp_path, World())
+        Segmentation.retest(config, tmp_path, World())
     assert str(caught.value) == (
         f"{tmp_path}: is not finished. Resume it first: c2fmae eval segment {tmp_path} --resume"
     )
@@ -209,7 +209,7 @@ def test_eight_scenes_are_overfitted(source: Path, tmp_path: Path) -> None:
         "watching.held_out_every=150",
     )
     segment(make_quick_config(source, tmp_path, *overrides), tmp_path / "run", World())
-    metrics = {metric.label: metric.value for metric in read_segmentation_result(tmp_path / "run").metrics}
+    metrics = {metric.label: metric.value for metric in SEGMENT_RESULTS.read(tmp_path / "run").metrics}
     assert metrics["pixel accuracy"] > 97
 
 
@@ -338,7 +338,7 @@ def test_maps_at_a_stride_are_accepted_on_request_and_named_in_the_protocol(sour
     data = write_halves(tmp_path / "data", train=8, test=2)
     thin_maps(data)
     segment(make_quick_config(source, data, "data.allow_label_stride=true"), tmp_path / "run", World())
-    result = read_segmentation_result(tmp_path / "run")
+    result = SEGMENT_RESULTS.read(tmp_path / "run")
     assert "The truth is the label of one pixel in every 4 × 4." in result.protocol
     num_labelled = int({metric.key: metric for metric in result.metrics}["pixel_accuracy"].notes[0].split()[0])
     assert 40 <= num_labelled <= 48  # 4 × 6 in each image, without the border

@@ -10,6 +10,7 @@ from c2fmae.core.config import Config
 from c2fmae.core.csv_text import parse_csv
 from c2fmae.core.distributed import World
 from c2fmae.core.run_dir import RunDir
+from c2fmae.eval.best_checkpoint import BestScore
 from c2fmae.eval.examples import choose_examples
 from c2fmae.eval.results import load_result
 from c2fmae.eval.segmentation.evaluator import SegmenterEvaluator
@@ -17,45 +18,38 @@ from c2fmae.eval.segmentation.examples import draw_examples
 from c2fmae.eval.segmentation.prediction_store import PredictionStore
 from c2fmae.eval.segmentation.report import make_segmentation_sections, write_segmentation_report
 from c2fmae.eval.segmentation.result import (
-    PREDICTIONS_DIR,
-    find_segmentation_result,
-    identify_predictions,
-    identify_result,
-    locate_result_dir,
-    read_segmentation_result,
+    SEGMENT_RESULTS,
     write_segmentation_result,
 )
 from c2fmae.eval.segmentation.scores import SegmentationScores
 from c2fmae.eval.segmentation.testing_config import TestingConfig
+from c2fmae.eval.training_results import PREDICTIONS_DIR, TestRecord
 from c2fmae.report import BarChart, HeatMap, Table
 from tests.eval.segmentation.tiny_segmenters import CLASSES, MapScenes, draw_map_scenes, tiny_segmenter
 
 
 def write_result(run_dir: Path, scenes: MapScenes, testing: TestingConfig) -> SegmentationScores:
     """Test a tiny segmenter, and write its result and its page."""
-    result_dir = locate_result_dir(run_dir)
-    store = PredictionStore(result_dir / PREDICTIONS_DIR, identify_predictions("w", "t", testing))
+    result_dir = SEGMENT_RESULTS.locate_dir(run_dir)
+    store = PredictionStore(result_dir / PREDICTIONS_DIR, SEGMENT_RESULTS.identify_predictions("w", "t", testing))
     scores = SegmenterEvaluator(scenes, testing, World(), num_workers=0).evaluate(tiny_segmenter(), store=store)
+    identity = SEGMENT_RESULTS.identify_result("w", "t", testing)
     write_segmentation_result(
-        result_dir,
+        TestRecord(result_dir, "tiny", "Tested on blobs.", identity, "random weights", world_size=1),
         Config(),
         scores,
         CLASSES,
-        "Tested on blobs.",
-        title="tiny",
-        identity=identify_result("w", "t", testing),
-        scenes=scenes,
-        load_report="random weights",
-        world_size=1,
+        scenes,
+        store,
         average_scores=scores,
-        best=(7, 0.5),
+        best=BestScore(7, 0.5),
     )
     return scores
 
 
 def test_files_hold_the_scores(tmp_path: Path) -> None:
     scores = write_result(tmp_path, draw_map_scenes(6), TestingConfig())
-    result = read_segmentation_result(tmp_path)
+    result = SEGMENT_RESULTS.read(tmp_path)
     assert [metric.label for metric in result.metrics] == [
         "mIoU",
         "mean accuracy of classes",
@@ -71,7 +65,7 @@ def test_files_hold_the_scores(tmp_path: Path) -> None:
     assert first.interval[0] < first.value < first.interval[1]
     assert first.notes == ("4 of 4 classes occur or are predicted",)
 
-    result_dir = locate_result_dir(tmp_path)
+    result_dir = SEGMENT_RESULTS.locate_dir(tmp_path)
     rows = parse_csv((result_dir / "classes.csv").read_text())
     assert [row["name"] for row in rows] == [entry.name for entry in CLASSES]
     assert [int(row["pixels"]) for row in rows] == scores.totals[1].tolist()
@@ -89,29 +83,29 @@ def test_a_class_that_does_not_occur_has_no_score(tmp_path: Path) -> None:
     for index in range(3):
         scenes[index].maps["semantic"][scenes[index].maps["semantic"] == 3] = 255
     scores = write_result(tmp_path, scenes, TestingConfig())
-    document = json.loads((locate_result_dir(tmp_path) / "results.json").read_text())
+    document = json.loads((SEGMENT_RESULTS.locate_dir(tmp_path) / "results.json").read_text())
     assert document["classes"][3]["accuracy"] is None
     assert document["classes"][3]["iou"] == (0 if scores.totals[2, 3] else None)
-    page = (locate_result_dir(tmp_path) / "report.html").read_text()
+    page = (SEGMENT_RESULTS.locate_dir(tmp_path) / "report.html").read_text()
     assert "Classes that do not occur in the test images: cat." in page
 
 
 def test_results_are_identified_by_weights_data_and_settings(tmp_path: Path) -> None:
     testing = TestingConfig()
     write_result(tmp_path, draw_map_scenes(2), testing)
-    assert find_segmentation_result(tmp_path, identify_result("w", "t", testing)) is not None
+    assert SEGMENT_RESULTS.find(tmp_path, SEGMENT_RESULTS.identify_result("w", "t", testing)) is not None
     same = TestingConfig(batch_size=1)
-    assert find_segmentation_result(tmp_path, identify_result("w", "t", same)) is not None
+    assert SEGMENT_RESULTS.find(tmp_path, SEGMENT_RESULTS.identify_result("w", "t", same)) is not None
     for changed in (
-        identify_result("v", "t", testing),
-        identify_result("w", "s", testing),
-        identify_result("w", "t", TestingConfig(flip=True)),
+        SEGMENT_RESULTS.identify_result("v", "t", testing),
+        SEGMENT_RESULTS.identify_result("w", "s", testing),
+        SEGMENT_RESULTS.identify_result("w", "t", TestingConfig(flip=True)),
     ):
-        assert find_segmentation_result(tmp_path, changed) is None
-        assert locate_result_dir(tmp_path, changed) != locate_result_dir(tmp_path)
+        assert SEGMENT_RESULTS.find(tmp_path, changed) is None
+        assert SEGMENT_RESULTS.locate_dir(tmp_path, changed) != SEGMENT_RESULTS.locate_dir(tmp_path)
     (tmp_path / "evaluations" / "segment-broken").mkdir()
     (tmp_path / "evaluations" / "segment-broken" / "results.json").write_text("[")
-    assert find_segmentation_result(tmp_path, identify_result("v", "t", testing)) is None
+    assert SEGMENT_RESULTS.find(tmp_path, SEGMENT_RESULTS.identify_result("v", "t", testing)) is None
 
 
 def test_examples_are_the_best_the_median_and_the_worst() -> None:
@@ -144,7 +138,7 @@ def test_errors_are_drawn_where_the_prediction_is_wrong(tmp_path: Path) -> None:
 
 def test_pages_are_written_from_files(tmp_path: Path) -> None:
     write_result(tmp_path, draw_map_scenes(6), TestingConfig())
-    result_dir = locate_result_dir(tmp_path)
+    result_dir = SEGMENT_RESULTS.locate_dir(tmp_path)
     sections = make_segmentation_sections(result_dir)
     (chart,) = (section for section in sections if isinstance(section, BarChart))
     values = [group[1][0] for group in chart.groups]
