@@ -3,6 +3,7 @@
 Masks have the size of the map: that of the image, or its stored cells. Areas are numbers of cells.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from c2fmae.core.granularity import IGNORE
 
-_CELLS_AT_ONCE = 1 << 16  # whose overlaps are counted: 26 MB for 100 masks
 _MAX_UINT8_OBJECTS = 254  # 255 is "not labelled"
 _NUMBER_255 = 65535  # the id of the 255th object, as in scenes
 
@@ -22,18 +22,13 @@ def keep_masks(masks: Bool[Tensor, "mask rows columns"], *, min_cells: float, ma
 
     Masks in many pieces are errors of a segmenter.
     """
-    cells = masks.cpu().numpy()
-    is_valid = count_cells(masks) >= max(min_cells, 1)
     return torch.tensor(
-        [bool(valid) and _has_few_pieces(mask, max_pieces) for mask, valid in zip(cells, is_valid, strict=True)],
+        [
+            np.count_nonzero(mask) >= max(min_cells, 1) and _has_few_pieces(mask, max_pieces)
+            for mask in masks.cpu().numpy()
+        ],
         dtype=torch.bool,
     )
-
-
-def count_cells(masks: Bool[Tensor, "mask rows columns"]) -> Int64[Tensor, " mask"]:
-    """Return the area of each mask."""
-    # Ten times as fast as a sum.
-    return torch.tensor([np.count_nonzero(mask) for mask in masks.cpu().numpy()], dtype=torch.int64)
 
 
 def suppress_boxes(
@@ -64,63 +59,82 @@ def suppress_boxes(
 
 
 def suppress_masks(
-    masks: Bool[Tensor, "mask rows columns"], scores: Float[Tensor, " mask"], *, max_overlap: float, max_masks: int
+    masks: Bool[Tensor, "mask rows columns"],
+    scores: Float[Tensor, " mask"],
+    candidates: Int64[Tensor, " candidate"],
+    *,
+    max_overlap: float,
+    max_masks: int,
 ) -> Int64[Tensor, " selected"]:
-    """Return the indices of at most `max_masks` masks that overlap little, the highest score first.
+    """Return at most `max_masks` of the candidates, indices of masks that overlap little, the highest score first.
 
     A mask whose IoU with a selected one exceeds `max_overlap` is removed. Of equal scores, the earlier mask is first.
     """
-    order = np.argsort(-scores.cpu().double().numpy(), kind="stable")
-    intersections = _count_shared_cells(masks)
-    areas = intersections.diagonal()
+    cells = masks.cpu().numpy()
+    rows = np.sort(candidates.cpu().numpy())
+    order = rows[np.argsort(-scores.cpu().double().numpy()[rows], kind="stable")]
+    areas, boxes = measure_masks(masks)
     selected: list[int] = []
     while len(order) and len(selected) < max_masks:
         first, order = order[0], order[1:]
         selected.append(int(first))
-        shared = intersections[first, order]
-        order = order[shared <= max_overlap * (areas[first] + areas[order] - shared)]
+        top_left = np.maximum(boxes[first, :2], boxes[order, :2])
+        bottom_right = np.minimum(boxes[first, 2:], boxes[order, 2:])
+        sums = areas[first] + areas[order]
+        # Counting is necessary only where the boxes and areas do not show that the masks overlap little.
+        shared = np.minimum(areas[first], areas[order])
+        shared = np.minimum(shared, (bottom_right - top_left).clip(min=0).prod(axis=1))
+        for index in np.flatnonzero(shared > max_overlap * (sums - shared)).tolist():
+            (y0, x0), (y1, x1) = top_left[index], bottom_right[index]
+            shared[index] = np.count_nonzero(cells[first, y0:y1, x0:x1] & cells[order[index], y0:y1, x0:x1])
+        order = order[shared <= max_overlap * (sums - shared)]
     return torch.tensor(selected, dtype=torch.int64)
 
 
-def _count_shared_cells(masks: Bool[Tensor, "mask rows columns"]) -> Int64[np.ndarray, "mask mask"]:
-    """Return the number of cells that each pair of masks has in common."""
-    counts = torch.zeros((len(masks), len(masks)), dtype=torch.int64)
-    for part in masks.cpu().flatten(1).split(_CELLS_AT_ONCE, dim=1):
-        values = part.float()  # counts up to 2^24 are exact
-        counts += (values @ values.T).long()
-    return counts.numpy()
+def measure_masks(
+    masks: Bool[Tensor, "mask rows columns"],
+) -> tuple[Int64[np.ndarray, " mask"], Int64[np.ndarray, "mask 4"]]:
+    """Return the area of each mask, and its box: first row, first column, and one past the last row and column."""
+    areas, boxes = np.zeros(len(masks), np.int64), np.zeros((len(masks), 4), np.int64)
+    for index, mask in enumerate(masks.cpu().numpy()):
+        areas[index] = np.count_nonzero(mask)
+        if areas[index]:
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            boxes[index] = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+    return areas, boxes
 
 
 def paint_masks(
-    masks: Bool[Tensor, "mask rows columns"], *, min_visible: float = 0.5, min_cells: float = 1
+    masks: Bool[Tensor, "mask rows columns"], order: Sequence[int], *, min_visible: float = 0.5, min_cells: float = 1
 ) -> Int[Tensor, "rows columns"]:
-    """Paint masks in their order, the last on top, and return the number of the mask at each cell: from 1, or 0.
+    """Paint masks in an order, the last on top, and return 1 + the index of the mask at each cell, or 0.
 
     Masks of which less than `min_visible` of their area or fewer than `min_cells` are visible are removed, and the
     others painted again, until there are none.
     """
     cells = masks.cpu().numpy()
-    areas = count_cells(masks).numpy()
-    remaining = np.arange(len(cells))
+    remaining = np.array(order, np.int64)
+    areas = np.array([np.count_nonzero(cells[index]) for index in order], np.int64)
     while True:
-        ids = _paint(cells, remaining)
-        visible = np.bincount(ids.reshape(-1), minlength=len(cells) + 1)[1:][remaining]
-        is_visible = (visible >= min_visible * areas[remaining]) & (visible >= max(min_cells, 1))
+        positions = _paint(cells, remaining)
+        visible = np.bincount(positions.reshape(-1), minlength=len(remaining) + 1)[1:]
+        is_visible = (visible >= min_visible * areas) & (visible >= max(min_cells, 1))
         if is_visible.all():
-            return torch.from_numpy(ids)
-        remaining = remaining[is_visible]
+            return torch.from_numpy(np.append(0, remaining + 1).astype(np.int32)[positions])
+        remaining, areas = remaining[is_visible], areas[is_visible]
 
 
 def _paint(
-    masks: Bool[np.ndarray, "mask rows columns"], remaining: Int64[np.ndarray, " remaining"]
+    masks: Bool[np.ndarray, "mask rows columns"], order: Int64[np.ndarray, " painted"]
 ) -> Int[np.ndarray, "rows columns"]:
-    """Return 1 + the last of the remaining masks that contains a cell."""
-    dtype = np.uint8 if len(masks) <= IGNORE else np.int32
-    ids = np.zeros(masks.shape[1:], dtype)
-    for index in remaining.tolist():
-        # The maximum of increasing numbers is the last; five times as fast as assignment to a mask.
-        np.maximum(ids, masks[index] * dtype(index + 1), out=ids)
-    return ids
+    """Return 1 + the last position in the order whose mask contains a cell, or 0."""
+    dtype = np.uint8 if len(order) <= IGNORE else np.int32
+    positions, layer = np.zeros(masks.shape[1:], dtype), np.empty(masks.shape[1:], dtype)
+    for position, index in enumerate(order.tolist(), start=1):
+        # The maximum of increasing numbers is the last. Faster than an assignment to the cells of a mask.
+        np.multiply(masks[index].view(np.uint8), dtype(position), out=layer)
+        np.maximum(positions, layer, out=positions)
+    return positions
 
 
 @dataclass(frozen=True)
@@ -191,9 +205,9 @@ def _list_run_neighbours(
 ) -> tuple[Int64[np.ndarray, " run"], Int64[np.ndarray, " run"]]:
     """Return, for each horizontal run of a mask, the range of runs in the row above that touch it."""
     pitch = mask.shape[1] + 1
-    padded = np.zeros((mask.shape[0], pitch), np.int8)
-    padded[:, :-1] = mask
-    changes = np.flatnonzero(np.diff(padded.reshape(-1), prepend=0))
+    padded = np.zeros(1 + mask.shape[0] * pitch, np.bool_)  # a cell after each row, and one at the start, are not set
+    padded[1:].reshape(-1, pitch)[:, :-1] = mask
+    changes = np.flatnonzero(padded[1:] != padded[:-1])
     starts, ends = changes[::2], changes[1::2]
     return np.searchsorted(ends, starts - pitch, side="right"), np.searchsorted(starts, ends - pitch, side="left")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from c2fmae.core.config import Config, PositiveInt, UnitInterval
 from c2fmae.data.painting import (
     MapInstances,
-    count_cells,
     keep_masks,
+    measure_masks,
     number_to_id,
     paint_masks,
     renumber_instances,
@@ -58,9 +58,9 @@ def select_masks(
     is_valid = scores.cpu() >= rules.min_score
     if qualities is not None:
         is_valid &= qualities.cpu() >= rules.min_quality
-    rows = is_valid.nonzero().flatten()
     min_cells = _count_min_cells(stride, image_size, rules)
-    is_valid[rows] = keep_masks(masks.cpu()[rows], min_cells=min_cells, max_pieces=rules.max_pieces)
+    for index in is_valid.nonzero().flatten().tolist():  # one by one, since selecting several would copy them
+        is_valid[index] = keep_masks(masks[index : index + 1], min_cells=min_cells, max_pieces=rules.max_pieces)[0]
     return is_valid
 
 
@@ -81,23 +81,28 @@ def finish_objects(
     Masks have the size of the map, with a cell for each `stride` × `stride` pixels of an image of `image_size` (height,
     width).
     """
+    masks, scores = masks.cpu(), scores.cpu()
     is_valid = select_masks(masks, scores, stride=stride, image_size=image_size, rules=rules, qualities=qualities)
-    rows = is_valid.nonzero().flatten()
-    masks, scores = masks.cpu()[rows], scores.cpu().double()[rows]
-    selected = suppress_masks(masks, scores, max_overlap=rules.mask_overlap, max_masks=rules.max_objects)
-    masks, scores, rows = masks[selected], scores[selected], rows[selected]
-    order = _sort_for_painting(masks, scores, rules)
+    selected = suppress_masks(
+        masks,
+        scores,
+        is_valid.nonzero().flatten(),
+        max_overlap=rules.mask_overlap,
+        max_masks=rules.max_objects,
+    )
     painted = paint_masks(
-        masks[order], min_visible=rules.min_visible, min_cells=_count_min_cells(stride, image_size, rules)
+        masks,
+        _sort_for_painting(masks, scores, selected.tolist(), rules),
+        min_visible=rules.min_visible,
+        min_cells=_count_min_cells(stride, image_size, rules),
     )
     numbered, instances = renumber_instances(painted, ignore=None)
-    sources = [order[number - 1] for number in instances.ids.tolist()]
-    indices = [int(rows[source]) for source in sources]
+    indices = (instances.ids - 1).tolist()
     return numbered, make_objects(
         instances,
         stride=stride,
         image_size=image_size,
-        scores=[float(scores[source]) for source in sources],
+        scores=[float(scores[index]) for index in indices],
         names=[names[index] for index in indices],
         class_ids=[class_ids[index] for index in indices],
         thresholds=[thresholds[index] for index in indices],
@@ -142,23 +147,19 @@ def _count_min_cells(stride: int, image_size: tuple[int, int], rules: ObjectRule
 
 
 def _sort_for_painting(
-    masks: Bool[Tensor, "mask rows columns"], scores: Float[Tensor, " mask"], rules: ObjectRules
+    masks: Bool[Tensor, "mask rows columns"],
+    scores: Float[Tensor, " mask"],
+    selected: Sequence[int],
+    rules: ObjectRules,
 ) -> list[int]:
-    """Return the masks from the bottom to the top.
+    """Return the selected masks from the bottom to the top.
 
     Equal areas are ordered by score, and equal scores by area; then by box (y0, x0, y1, x1).
     """
-    areas = count_cells(masks).tolist()
-    boxes = [_find_box(mask) for mask in masks]
+    areas, boxes = measure_masks(masks)
 
     def key(index: int) -> tuple[object, ...]:
-        area, score = -areas[index], float(scores[index])
-        return (*((area, score) if rules.order == "area" else (score, area)), boxes[index])
+        area, score = -int(areas[index]), float(scores[index])
+        return (*((area, score) if rules.order == "area" else (score, area)), boxes[index].tolist())
 
-    return sorted(range(len(masks)), key=key)
-
-
-def _find_box(mask: Bool[Tensor, "rows columns"]) -> tuple[int, int, int, int]:
-    """Return first row, first column, last row and last column."""
-    rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
-    return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
+    return sorted(selected, key=key)
