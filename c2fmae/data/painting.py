@@ -106,7 +106,7 @@ def measure_masks(
 
 def paint_masks(
     masks: Bool[Tensor, "mask rows columns"], order: Sequence[int], *, min_visible: float = 0.5, min_cells: float = 1
-) -> Int[Tensor, "rows columns"]:
+) -> Integer[Tensor, "rows columns"]:
     """Paint masks in an order, the last on top, and return 1 + the index of the mask at each cell, or 0.
 
     Masks of which less than `min_visible` of their area or fewer than `min_cells` are visible are removed, and the
@@ -126,7 +126,7 @@ def paint_masks(
 
 def _paint(
     masks: Bool[np.ndarray, "mask rows columns"], order: Int64[np.ndarray, " painted"]
-) -> Int[np.ndarray, "rows columns"]:
+) -> Integer[np.ndarray, "rows columns"]:
     """Return 1 + the last position in the order whose mask contains a cell, or 0."""
     dtype = np.uint8 if len(order) <= IGNORE else np.int32
     positions, layer = np.zeros(masks.shape[1:], dtype), np.empty(masks.shape[1:], dtype)

@@ -87,7 +87,9 @@ def test_masks_are_suppressed_as_by_a_naive_loop(masks: Tensor, data: st.DataObj
     max_overlap = data.draw(st.sampled_from([0.0, 0.3, 0.5, 0.8]))
     overlap = torch.tensor([[_iou(a, b) for b in masks] for a in masks]).view(n, n)
     order = sorted(candidates, key=lambda index: (-float(scores[index]), index))
-    selected = suppress_masks(masks, scores, torch.tensor(candidates, dtype=torch.int64), max_overlap=max_overlap, max_masks=3)
+    selected = suppress_masks(
+        masks, scores, torch.tensor(candidates, dtype=torch.int64), max_overlap=max_overlap, max_masks=3
+    )
     assert selected.tolist() == _suppress(order, overlap, max_overlap, 3)
 
 
