@@ -1,45 +1,31 @@
 """Packing of scenes into tar shards; an interrupted pack continues where it stopped.
 
-Every scene is decoded first. The bytes of a pack do not depend on the number of workers or on interruptions:
-`pack.json`, which describes the pack, is written first, shards are written atomically, and `dataset.json` is written
-last, so that a directory with it is complete.
+Every scene is decoded first. The bytes of a pack do not depend on the number of workers or on interruptions.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Integer
 from pydantic import Field
 from torch import Tensor
 
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import PARTIAL_SUFFIX, atomic_writer, write_atomic
+from c2fmae.core.files import write_atomic
 from c2fmae.core.granularity import COARSE_TO_FINE, GRANULARITIES, IGNORE
-from c2fmae.core.json_file import read_json
 from c2fmae.core.locks import lock_dir
 from c2fmae.core.scene import Scene
-from c2fmae.data.encode import (
-    TAR_END,
-    encode_image,
-    encode_sample,
-    encode_tar_member,
-    image_suffix,
-    keys_to_member_keys,
-    make_output_dir,
-)
+from c2fmae.data.encode import encode_image, encode_sample, image_suffix, make_output_dir
 from c2fmae.data.geometry import resize_scene, scene_size, subsample_ids
-from c2fmae.data.info import DATASET_FILE, PACK_PLAN_FILE, DatasetInfo
-from c2fmae.data.key_list import KeyList
+from c2fmae.data.info import DATASET_FILE, DatasetInfo
 from c2fmae.data.object_json import encode_objects
 from c2fmae.data.process_pool import run_in_processes
 from c2fmae.data.scenes import Scenes, read_scene
+from c2fmae.data.shard_writing import ShardSet, digest, remove_unfinished, start_or_continue, write_shard
 
 ProgressCallback = Callable[[int], None]
 """Called with the number of scenes that were completed since the last call."""
@@ -82,24 +68,22 @@ def pack_scenes(
     if not len(scenes):
         raise UserError("there are no scenes to pack. Check the source")
     _check_settings(scenes.info, config)
-    names = keys_to_member_keys(scenes.keys)
-    order = np.array(sorted(range(len(names)), key=names.__getitem__))
-    plan = _pack_plan(scenes, config, names, int(order[0]))
+    shards = ShardSet.from_keys(out, scenes.keys, name=config.name, shard_size=config.shard_size)
+    plan = _pack_plan(scenes, config, shards)
     make_output_dir(out)
     with lock_dir(
         out, busy_message=f"{out}: another process is packing into it. Wait for it, or choose another directory"
     ):
-        _start_or_continue(out, plan)
-        job = _ShardWriter(scenes, out, config, KeyList.from_names(names), order)
-        shards = range(-(-len(names) // config.shard_size))
-        missing = [shard for shard in shards if not job.path(shard).exists()]
-        progress(len(names) - sum(len(job.indices(shard)) for shard in missing))
+        start_or_continue(out, plan, verb="pack", noun="scenes")
+        remove_unfinished(out)
+        missing = shards.missing()
+        progress(len(scenes) - sum(len(shards.indices(shard)) for shard in missing))
         try:
-            with closing(run_in_processes(job, missing, workers)) as results:
+            with closing(run_in_processes(_ShardWriter(scenes, config, shards), missing, workers)) as results:
                 for done in results:
                     progress(done)
         finally:
-            _remove_unfinished(out)
+            remove_unfinished(out)
         info = scenes.info.model_copy(
             update={
                 # Written maps have the ids in memory, which may differ from those of the source.
@@ -110,8 +94,7 @@ def pack_scenes(
             }
         )
         write_atomic(out / DATASET_FILE, info.to_json().encode())
-        num_bytes = sum(job.path(shard).stat().st_size for shard in shards)
-        return PackReport(len(names), len(shards), len(shards) - len(missing), num_bytes)
+        return PackReport(len(scenes), len(shards), len(shards) - len(missing), shards.num_bytes())
 
 
 @dataclass(frozen=True)
@@ -119,28 +102,11 @@ class _ShardWriter:
     """The task of a worker process: write shards by number, and yield 1 after each scene."""
 
     scenes: Scenes
-    out: Path
     config: PackConfig
-    packed_keys: KeyList
-    """Keys of the packed samples, by index of the scene."""
-    order: Int[np.ndarray, " scenes"]
-
-    def path(self, shard: int) -> Path:
-        return self.out / f"{self.config.name}-{shard:06d}.tar"
-
-    def indices(self, shard: int) -> list[int]:
-        start = shard * self.config.shard_size
-        indices: list[int] = self.order[start : start + self.config.shard_size].tolist()
-        return indices
+    shards: ShardSet
 
     def __call__(self, shard: int) -> Iterator[int]:
-        # A worker that outlives a killed run by a moment must not share the temporary file of the next run.
-        with atomic_writer(self.path(shard), is_shared=True) as file:
-            for index in self.indices(shard):
-                for name, data in self.members(index):
-                    file.write(encode_tar_member(name, data))
-                yield 1
-            file.write(TAR_END)
+        return write_shard(self.shards.path(shard), map(self.members, self.shards.indices(shard)))
 
     def members(self, index: int) -> list[tuple[str, bytes]]:
         scene = read_scene(self.scenes, index, purpose="pack")
@@ -156,7 +122,7 @@ class _ShardWriter:
             image_bytes = (
                 image_bytes if image_bytes and image_suffix(image_bytes) else encode_image(resized.maps["rgb"])
             )
-            return list(encode_sample(self.packed_keys[index], image_bytes, maps, scene.label, resized.objects))
+            return list(encode_sample(self.shards.member_keys[index], image_bytes, maps, scene.label, resized.objects))
         except UserError as error:
             raise UserError(f"sample {scene.key!r}: {error}") from error
 
@@ -216,8 +182,9 @@ def _has_maps(info: DatasetInfo) -> bool:
     return set(info.granularities) != {"rgb"}
 
 
-def _pack_plan(scenes: Scenes, config: PackConfig, names: Sequence[str], index: int) -> dict[str, Any]:
+def _pack_plan(scenes: Scenes, config: PackConfig, shards: ShardSet) -> dict[str, Any]:
     """Return the values that identify a pack: settings, and digests of keys, first scene and `dataset.json`."""
+    index = int(shards.order[0])
     first = read_scene(scenes, index, purpose="pack")
     # The stored bytes rather than pixels, if there are any: decoders of several versions may differ.
     image_bytes = scenes.read_image_bytes(index) or first.maps["rgb"].numpy().tobytes()
@@ -225,42 +192,8 @@ def _pack_plan(scenes: Scenes, config: PackConfig, names: Sequence[str], index: 
     objects = [encode_objects(first.objects)] if first.objects is not None else []
     return {
         **config.model_dump(),
-        "scenes": len(names),
-        "keys": _digest("\n".join(sorted(names)).encode(errors="surrogateescape")),
-        "first scene": _digest(image_bytes, *maps, *objects, str(first.label).encode()),
-        "dataset": _digest(scenes.info.to_json().encode()),
+        "scenes": len(scenes),
+        "keys": shards.digest_keys(),
+        "first scene": digest(image_bytes, *maps, *objects, str(first.label).encode()),
+        "dataset": digest(scenes.info.to_json().encode()),
     }
-
-
-def _digest(*chunks: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _start_or_continue(out: Path, plan: dict[str, Any]) -> None:
-    """Write the plan into an empty directory, or check that the directory has the same one."""
-    path = out / PACK_PLAN_FILE
-    try:
-        names = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(PARTIAL_SUFFIX))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be listed: {error.strerror}. Choose another directory") from error
-    if names and PACK_PLAN_FILE not in names:
-        raise UserError(f"{out}: contains {names[0]!r} but no {PACK_PLAN_FILE}. Choose a new or empty directory")
-    existing = read_json(path, fix=f"Remove {out}, and pack again") if names else None
-    if existing not in (None, plan):
-        old = existing or {}
-        changes = [f"{key} {old.get(key)!r}, now {plan[key]!r}" for key in plan if old.get(key) != plan[key]]
-        raise UserError(
-            f"{path}: this pack was started with {'; '.join(changes)}. Pack the same scenes with the same settings, or"
-            " choose another directory"
-        )
-    _remove_unfinished(out)
-    if existing is None:
-        write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())
-
-
-def _remove_unfinished(out: Path) -> None:
-    for path in out.glob(f".*{PARTIAL_SUFFIX}"):
-        path.unlink(missing_ok=True)

@@ -1,3 +1,6 @@
+import errno
+import fcntl
+import logging
 import os
 import threading
 import time
@@ -6,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.locks import lock_dir
+from c2fmae.core.locks import is_file_locked, lock_dir, lock_file
 
 
 def test_a_second_process_waits_for_the_lock(tmp_path: Path) -> None:
@@ -55,3 +58,36 @@ def test_a_second_process_is_rejected_with_a_busy_message(tmp_path: Path) -> Non
         pass
     with lock_dir(tmp_path, busy_message="busy"):
         pass
+
+
+def test_a_lock_file_exists_only_while_it_is_locked(tmp_path: Path) -> None:
+    path = tmp_path / ".x.lock"
+    with lock_file(path):
+        assert is_file_locked(path)
+        with pytest.raises(UserError, match=r"^busy$"), lock_file(path, busy_message="busy"):
+            pass
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_the_lock_file_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / ".x.lock"
+    path.touch()
+    assert not is_file_locked(path)
+    with lock_file(path, busy_message="busy"):
+        assert is_file_locked(path)
+    assert not path.exists()
+
+
+def test_nothing_is_locked_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with caplog.at_level(logging.WARNING), lock_file(tmp_path / ".x.lock", busy_message="busy"):
+        pass
+    assert caplog.messages == [
+        f"{tmp_path}: this file system has no locks. Do not start the same command twice at once"
+    ]
