@@ -16,7 +16,8 @@ from c2fmae_cli.doctor import doctor
 from c2fmae_cli.eval import eval_
 from c2fmae_cli.export import export
 from c2fmae_cli.import_ import import_
-from c2fmae_cli.options import Command
+from c2fmae_cli.label import label
+from c2fmae_cli.options import Command, command_with_settings
 from c2fmae_cli.plugins import plugins
 from c2fmae_cli.predict import predict
 from c2fmae_cli.pretrain import pretrain
@@ -45,6 +46,7 @@ app.command(cls=Command)(predict)
 app.add_typer(export, name="export")
 app.add_typer(import_, name="import")
 app.add_typer(data, name="data")
+app.command(cls=command_with_settings("c2fmae.labelling.config:LabelConfig"))(label)
 app.add_typer(view, name="view")
 app.add_typer(recipes, name="recipes")
 app.command()(describe)

@@ -213,10 +213,12 @@ def describe_values(values: Mapping[str, Any], labels: Mapping[str, str] = NO_LA
 
     >>> describe_values({"loss": 2.1, "loss/rgb": None, "alpha": 0.5, "beta": 0.25}, {"alpha": "α", "beta": "β"})
     [(0, 'loss 2.100'), (1, 'rgb –'), (3, 'α 0.500 β 0.250')]
+    >>> describe_values({"failed": 1200}, {"failed": "failed"})
+    [(3, 'failed 1,200')]
     """
     items = [(0, f"loss {_format_number(values['loss'])}")] if "loss" in values else []
     items += [(1, f"{key[5:]} {_format_number(value)}") for key, value in values.items() if key.startswith("loss/")]
-    labelled = [f"{label} {_format_number(values[key])}" for key, label in labels.items() if key in values]
+    labelled = [f"{label} {_format_value(values[key])}" for key, label in labels.items() if key in values]
     items += [(3, " ".join(labelled))] if labelled else []
     if "grad_norm" in values:
         items.append((2, f"gradient {_format_number(values['grad_norm'])}"))
@@ -260,6 +262,10 @@ class _ProgressBar:
         yield Text.assemble(*bar, status, no_wrap=True, overflow="ellipsis")
         if self.value_items:
             yield Text(join_fitting(self.value_items, width), no_wrap=True, overflow="ellipsis")
+
+
+def _format_value(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else _format_number(value)
 
 
 def _format_number(value: object, digits: int = 4) -> str:

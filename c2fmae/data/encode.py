@@ -86,7 +86,19 @@ def encode_sample(
     objects: Objects | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield name and bytes of each member of a sample: the image, the maps in the order given, objects, the label."""
-    yield f"{key}.{image_suffix(image_bytes) or 'jpg'}", image_bytes
+    yield image_member(key, image_bytes)
+    yield from encode_annotations(key, maps, label, objects)
+
+
+def image_member(key: str, image_bytes: bytes) -> tuple[str, bytes]:
+    """Return name and bytes of the member with the image of a sample."""
+    return f"{key}.{image_suffix(image_bytes) or 'jpg'}", image_bytes
+
+
+def encode_annotations(
+    key: str, maps: Mapping[str, Integer[np.ndarray, "_ _"]], label: int | None, objects: Objects | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of each member of a sample but the image."""
     for name, ids in maps.items():
         yield f"{key}.{GRANULARITIES.get(name).suffix}", encode_ids(ids)
     if objects is not None:

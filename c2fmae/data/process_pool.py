@@ -101,8 +101,12 @@ def run_in_processes(
 
 def choose_num_workers(requested: int | None, num_items: int) -> int:
     """Return the requested number of processes, or by default at most one for each core and for 2000 items."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return requested or min(num_cores, 1 + num_items // _ITEMS_PER_WORKER)
+    return requested or min(count_cores(), 1 + num_items // _ITEMS_PER_WORKER)
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _worker_main(connection: Connection) -> None:

@@ -141,7 +141,10 @@ def open_shards(
     folder = shards[0].parent
     info_on_disk = DatasetInfo.read_from_dir(folder)
     if info_on_disk is None and (folder / PACK_PLAN_FILE).exists():
-        raise UserError(f"{folder}: is an unfinished pack. Run the `c2fmae data pack` command that started it again")
+        raise UserError(
+            f"{folder}: is an unfinished pack. Run the `c2fmae data pack` or `c2fmae label` command that started it"
+            " again"
+        )
     indices = [_drop_non_samples(load_or_build_index(shard, scan_shard)) for shard in shards]
     suffixes = {suffix for index in indices for suffix in index.suffixes}
     if granularities is None:

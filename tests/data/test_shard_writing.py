@@ -13,6 +13,7 @@ from c2fmae.data.encode import encode_ids
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.geometry import subsample_ids
 from c2fmae.data.pack import PackConfig, pack_scenes
+from c2fmae.data.scenes import WrappedScenes
 from c2fmae.data.shard_writing import ShardSet, start_or_continue, write_shard
 
 
@@ -29,13 +30,13 @@ def tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
 
 
 def test_a_pack_has_the_bytes_of_a_plain_tar_writer(tmp_path: Path) -> None:
-    class Stored(GeneratedScenes):
+    class Stored(WrappedScenes):
         def read_image_bytes(self, index: int) -> bytes:
             array = io.BytesIO()
             np.save(array, self[index].maps["rgb"].numpy())
             return array.getvalue()
 
-    scenes = Stored(size=32, length=5, seed=3)
+    scenes = Stored(GeneratedScenes(size=32, length=5, seed=3))
     pack_scenes(scenes, tmp_path, PackConfig(shard_size=3))
     for shard, indices in enumerate(([0, 1, 2], [3, 4])):
         expected = list[tuple[str, bytes]]()

@@ -1,0 +1,145 @@
+"""`c2fmae label`: make semantic and instance maps of images, in one process, under torchrun or under srun."""
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from c2fmae.labelling.label import LabelReport
+
+_SPEC = "NAME, NAME:PATH,PATH or package.module:Class"
+
+
+def label(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder, a shard, a pattern of shards, or a URL.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The output directory: new, empty, or begun by the same command.")
+    ],
+    instances: Annotated[
+        str | None, typer.Option(metavar="LABELLER", help=f"What makes the instance maps: {_SPEC}.")
+    ] = None,
+    semantics: Annotated[
+        str | None, typer.Option(metavar="LABELLER", help=f"What makes the semantic maps: {_SPEC}.")
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="Names for open-vocabulary detectors: things, everyday, own, own+things, labels, or a text file.",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Label part I (from 0) of N; other commands label the others."),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Label only these images: one key per line.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images, evenly spaced.")] = None,
+    label_stride: Annotated[
+        int | None,
+        typer.Option(help="Image pixels per map cell, along each side (default 4; 1: full-size maps)."),
+    ] = None,
+    images_option: Annotated[
+        Literal["keep", "leave-out"] | None,
+        typer.Option("--images", help="Store the images beside their maps (default), or only the maps."),
+    ] = None,
+    again: Annotated[
+        Literal["failed"] | None, typer.Option(help="Write the shards that have failed images again.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Threads that decode and encode; by default one per core.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Label a few images and print the estimated cost. Nothing is written.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override one setting, or instances.KEY, semantics.KEY of a labeller. Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Make semantic and instance maps of images, and write both as tar shards for training.
+
+    Run it again to continue after an interruption. The same command works in one process, under `torchrun` and under
+    `srun`; with --part, any number of commands share a directory.
+    """
+    from c2fmae.core.distributed import init_distributed
+    from c2fmae.core.errors import UserError
+    from c2fmae.data.key_list import read_keys
+    from c2fmae.data.process_pool import count_cores
+    from c2fmae.labelling.config import LabelConfig, Part
+    from c2fmae.labelling.describe import describe_labelling
+    from c2fmae.labelling.dry_run import measure_labelling
+    from c2fmae.labelling.label import TIMEOUT, label_images, make_context, open_images
+    from c2fmae.labelling.registry import build_labellers
+
+    if instances is None and semantics is None:
+        raise UserError("--instances, --semantics: give at least one labeller, such as --instances regions")
+    given = {"names": names, "label_stride": label_stride, "images": images_option, "device": device}
+    values = {key: value for key, value in given.items() if value is not None}
+    config = LabelConfig.from_dict(values, set_ or [], source="label")
+    chosen_part = Part.parse(part) if part is not None else Part()
+    num_workers = count_cores() if workers is None else workers
+    with init_distributed(config.device, timeout=TIMEOUT) as world:
+        scenes = open_images(images, keys=read_keys(keys) if keys is not None else None, limit=limit)
+        context = make_context(config, scenes.info, world)
+        labellers = build_labellers(
+            semantics,
+            instances,
+            context,
+            semantics_options=config.semantics,
+            instances_options=config.instances,
+        )
+        if world.is_main:
+            for line in describe_labelling(labellers, config, context):
+                print(line, flush=True)
+        if dry_run:
+            if world.is_main:
+                print(measure_labelling(scenes, labellers, out, config, workers=num_workers))
+                print("next: the same command without --dry-run")
+            return
+        report = label_images(
+            scenes,
+            labellers,
+            out,
+            config,
+            context,
+            world=world,
+            part=chosen_part,
+            again=again is not None,
+            workers=num_workers,
+        )
+    if world.is_main:
+        _print_report(report, out, chosen_part.count)
+
+
+def _print_report(report: "LabelReport", out: Path, num_parts: int) -> None:
+    from c2fmae.core.text import format_count
+    from c2fmae.data.info import DatasetInfo
+    from c2fmae.labelling.manifest import FAILED_FILE
+
+    if report.num_missing_shards:
+        missing = format_count(report.num_missing_shards, "shard")
+        print(f"{out}: this part is finished; {missing} of {report.num_shards:,} are missing")
+        print(f"next: the commands of the other parts (of {num_parts}); the last one to end finishes {out}")
+        return
+    counts, existing = report.counts, report.num_existing_shards
+    failed = f", {counts.failed:,} failed ({out / FAILED_FILE})" if counts.failed else ""
+    print(
+        f"wrote {out}: {format_count(counts.done + counts.empty, 'image')} in"
+        f" {format_count(report.num_shards, 'shard')}{f' ({existing:,} existed)' if existing else ''},"
+        f" {counts.empty:,} without objects{failed}, {report.num_bytes / 1e6:.1f} MB"
+    )
+    info = DatasetInfo.read_from_dir(out)
+    made = set(info.granularities) if info else set()
+    if made == {"rgb", "semantic", "instance"}:
+        print(f"next: c2fmae pretrain c2fmae-b --data {quote(str(out))}")
+    else:
+        print(f"next: c2fmae data preview {quote(str(out))}")
