@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 _ALIGNMENT = 8  # of the dimension of a head, for fused kernels in bfloat16
@@ -25,22 +25,24 @@ AttentionBias = Float[Tensor, "1 _ _ _"] | AxisOffsets
 
 
 def attend(
-    attn: Any,
-    x: Float[Tensor, "batch token dim"],
-    bias: AttentionBias | None = None,
-    is_key: Bool[Tensor, "batch 1 1 token"] | None = None,
+    attn: Any, x: Float[Tensor, "batch token dim"], bias: AttentionBias | None = None
 ) -> Float[Tensor, "batch token dim"]:
-    """Return the output of timm's attention with a bias; only tokens that are keys are attended to."""
+    """Return the output of timm's attention with a bias."""
     if isinstance(bias, AxisOffsets):
-        return _attend_with_offsets(attn, x, bias, is_key)
-    mask: Tensor | None = is_key if bias is None else bias
-    if bias is not None and is_key is not None:
-        mask = bias.masked_fill(~is_key, -torch.inf)
-    return attn(x) if mask is None else attn(x, mask)  # type: ignore[no-any-return]
+        return _attend_with_offsets(attn, x, bias)
+    return attn(x) if bias is None else attn(x, bias)  # type: ignore[no-any-return]
+
+
+def crop_bias(bias: AttentionBias, window: tuple[int, int], rows: int, columns: int) -> AttentionBias:
+    """Return the bias of the first rows and columns of patches of a window, between which offsets are the same."""
+    if isinstance(bias, AxisOffsets):
+        return AxisOffsets(bias.rows[:rows, :rows], bias.columns[:columns, :columns])
+    tiles = bias.unflatten(3, window).unflatten(2, window)
+    return tiles[:, :, :rows, :columns, :rows, :columns].flatten(4).flatten(2, 3)  # type: ignore[no-any-return]
 
 
 def _attend_with_offsets(
-    attn: Any, x: Float[Tensor, "batch token dim"], offsets: AxisOffsets, is_key: Tensor | None
+    attn: Any, x: Float[Tensor, "batch token dim"], offsets: AxisOffsets
 ) -> Float[Tensor, "batch token dim"]:
     """Return the output of attention whose queries and keys are longer by the rows and columns of the grid.
 
@@ -62,12 +64,10 @@ def _attend_with_offsets(
     if attn.fused_attn:
         dropout = attn.attn_drop.p if attn.training else 0.0
         v = F.pad(v, (0, q.shape[3] - attn.head_dim))  # kernels without a matrix of all pairs need equal dimensions
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=is_key, dropout_p=dropout, scale=1.0)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)
         y = y[..., : attn.head_dim]
     else:
-        scores = q @ k.transpose(2, 3)
-        scores = scores if is_key is None else scores.masked_fill(~is_key, -torch.inf)
-        y = attn.attn_drop(scores.softmax(dim=3)) @ v
+        y = attn.attn_drop((q @ k.transpose(2, 3)).softmax(dim=3)) @ v
     return attn.proj_drop(attn.proj(attn.norm(y.transpose(1, 2).flatten(2))))  # type: ignore[no-any-return]
 
 

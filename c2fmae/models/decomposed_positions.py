@@ -24,12 +24,14 @@ class DecomposedPositions(nn.Module):
             for axis in (0, 1)
         )
 
-    def forward(self, grids: Sequence[tuple[int, int]]) -> list[AxisOffsets]:
-        """Return the embeddings of each block, given the grid of patches that attend to each other in it."""
-        return [
-            AxisOffsets(_embed_offsets(rows, grid[0]), _embed_offsets(columns, grid[1]))
-            for rows, columns, grid in zip(self.rows, self.columns, grids, strict=True)
-        ]
+    def forward(self, depth: int, grid: tuple[int, int]) -> AxisOffsets:
+        """Return the embeddings of a block, counted from 1.
+
+        `grid` are the rows and columns of the patches that attend to each other in it.
+        """
+        return AxisOffsets(
+            _embed_offsets(self.rows[depth - 1], grid[0]), _embed_offsets(self.columns[depth - 1], grid[1])
+        )
 
     def block_parameters(self) -> list[list[nn.Parameter]]:
         """Return the parameters of each block."""

@@ -1,6 +1,6 @@
 """The encoder: the blocks of any plain ViT of timm, applied to tokens of visible patches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -90,33 +90,39 @@ class Encoder(DeviceAwareAttention):
         depths: Sequence[int],
         *,
         normed: bool = True,
-        attn_biases: Sequence[AttentionBias] | None = None,
+        attn_bias: Callable[[int, tuple[int, int]], AttentionBias] | None = None,
         windows: WindowSpec | None = None,
         grid: tuple[int, int] | None = None,
     ) -> list[Float[Tensor, "batch latent dim"]]:
         """Return the outputs of these blocks, counted from 1; only that of the last block is normed, if `normed`.
 
-        `attn_biases`, one for each block, are added to the products of its queries and keys. With `windows`, which need
-        the `grid` of the tokens, patches attend within windows, and no class and register tokens are prepended.
+        `attn_bias` returns what a block adds to the products of its queries and keys, given its number and the grid of
+        patches that attend to each other in it. It is called in the block, so that the bias of only one is in memory.
+        With `windows` patches attend within windows, and no class and register tokens are prepended. Both need the
+        `grid` of the tokens.
         """
         if invalid := [depth for depth in depths if depth not in range(1, len(self.blocks) + 1)]:
             raise UserError(
                 f"depth: expected a block from 1 to {len(self.blocks)}, got {invalid[0]}. Choose another block"
             )
-        if windows and grid is None:
-            raise ValueError("windows: need the grid of the tokens")
+        if grid is None and (windows or attn_bias):
+            raise ValueError("grid: windows and biases of attention need the grid of the tokens (got None)")
+
+        def run(depth: int, x: Tensor) -> Tensor:
+            window = windows.choose_window(depth, grid) if windows and grid else None
+            return run_block(
+                self.blocks[depth - 1],
+                x,
+                attn_bias(depth, window or grid) if attn_bias and grid else None,
+                grid=grid,
+                window=window,
+                mask_padding=windows is not None and windows.pad_keys == "masked",
+            )
+
         x, outputs = self.norm_pre(tokens) if windows else self._prepend_prefix(tokens), {}
         with self._evaluation_attention(x):
-            for depth, block in enumerate(self.blocks[: max(depths, default=0)], start=1):
-                run = partial(
-                    run_block,
-                    block,
-                    bias=None if attn_biases is None else attn_biases[depth - 1],
-                    grid=grid,
-                    window=windows.choose_window(depth, grid) if windows and grid else None,
-                    mask_padding=windows is not None and windows.pad_keys == "masked",
-                )
-                x = checkpoint(run, x) if self._recomputes_blocks else run(x)
+            for depth in range(1, max(depths, default=0) + 1):
+                x = checkpoint(partial(run, depth), x) if self._recomputes_blocks else run(depth, x)
                 outputs[depth] = self.norm(x) if normed and depth == len(self.blocks) else x
         return [outputs[depth] for depth in depths]
 

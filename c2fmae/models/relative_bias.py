@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 _NUM_PREFIX_ROWS = 3  # query in prefix, key in prefix, both
@@ -27,52 +27,47 @@ class RelativePositionBias(nn.Module):
             for rows, columns in grids
         )
 
-    def forward(self, grids: Sequence[tuple[int, int]]) -> list[Float[Tensor, "1 head _ _"]]:
-        """Return what each block adds to the products of queries and keys.
+    def forward(self, depth: int, grid: tuple[int, int]) -> Float[Tensor, "1 head token token"]:
+        """Return what a block, counted from 1, adds to the products of queries and keys.
 
-        `grids` are the grids of patches that attend to each other in each block.
+        `grid` are the rows and columns of the patches that attend to each other in it.
         """
-        device = self.tables[0].device
-        index = {grid: _offset_index(grid, self.num_prefix_tokens, device) for grid in set(grids)}
-        # Contiguous in the last dimension, which fused attention on a GPU needs.
-        return [
-            _resize(table, old, new).T[:, index[new]].unsqueeze(0)
-            for table, old, new in zip(self.tables, self.grids, grids, strict=True)
-        ]
+        table, old_grid = self.tables[depth - 1], self.grids[depth - 1]
+        num_offsets = (2 * old_grid[0] - 1) * (2 * old_grid[1] - 1)
+        offsets = table[:num_offsets].T.unflatten(1, (2 * old_grid[0] - 1, 2 * old_grid[1] - 1))
+        if grid != old_grid:
+            size = (2 * grid[0] - 1, 2 * grid[1] - 1)
+            offsets = F.interpolate(offsets.unsqueeze(0), size, mode="bilinear", align_corners=False).squeeze(0)
+        bias = expand_offsets(offsets)
+        if self.num_prefix_tokens:
+            bias = _add_prefix(bias, table[num_offsets:], self.num_prefix_tokens)
+        return bias.unsqueeze(0)
 
     def block_parameters(self) -> list[list[nn.Parameter]]:
         """Return the parameters of each block."""
         return [[table] for table in self.tables]
 
 
-def _resize(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    if old_grid == new_grid:
-        return table
-    old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old_grid, new_grid))
-    offsets, prefix = table[: old[0] * old[1]], table[old[0] * old[1] :]
-    resized = F.interpolate(offsets.T.unflatten(1, old).unsqueeze(0), new, mode="bilinear", align_corners=False)
-    return torch.cat([resized.squeeze(0).flatten(1).T, prefix])
+def expand_offsets(offsets: Float[Tensor, "head offset_rows offset_columns"]) -> Float[Tensor, "head patch patch"]:
+    """Return the number of each query and key: that of the query's offset from the key, row by row.
 
+    The numbers of a query are a part of the reversed table. So no index of all pairs is stored, for the gradient
+    neither, and sums of gradients are the same each time.
 
-def _offset_index(
-    grid: tuple[int, int], num_prefix_tokens: int, device: torch.device | str | None = None
-) -> Int[Tensor, "token token"]:
-    """Return the row of the table for each query and key: the offset of the query from the key, row by row.
-
-    >>> _offset_index((1, 2), 0).tolist(), _offset_index((1, 1), 1).tolist()
-    ([[1, 0], [2, 1]], [[3, 1], [2, 0]])
+    >>> expand_offsets(torch.arange(3.0).view(1, 1, 3)).tolist()
+    [[[1.0, 0.0], [2.0, 1.0]]]
     """
-    rows, columns = grid
-    patch = torch.arange(rows * columns, device=device)
-    row, column = patch // columns, patch % columns
-    row_offset = row.unsqueeze(1) - row + rows - 1
-    column_offset = column.unsqueeze(1) - column + columns - 1
-    index = row_offset * (2 * columns - 1) + column_offset
-    if not num_prefix_tokens:
-        return index
-    first = (2 * rows - 1) * (2 * columns - 1)
-    index = F.pad(index, (num_prefix_tokens, 0, num_prefix_tokens, 0))
-    index[:num_prefix_tokens] = first
-    index[:, :num_prefix_tokens] = first + 1
-    index[:num_prefix_tokens, :num_prefix_tokens] = first + 2
-    return index
+    rows, columns = ((length + 1) // 2 for length in offsets.shape[1:])
+    parts = offsets.flip(1, 2).unfold(1, rows, 1).unfold(2, columns, 1)  # from the last query to the first
+    return parts.flip(1, 2).flatten(3).flatten(1, 2)
+
+
+def _add_prefix(
+    bias: Float[Tensor, "head patch patch"], rows: Float[Tensor, "3 head"], num_prefix_tokens: int
+) -> Float[Tensor, "head token token"]:
+    """Return a bias with the class token and registers before the patches: `rows` are those at the table's end."""
+    num_patches = bias.shape[1]
+    query, key, both = rows[:, :, None, None].unbind()
+    first = torch.cat([both.expand(-1, -1, num_prefix_tokens), query.expand(-1, -1, num_patches)], dim=2)
+    others = torch.cat([key.expand(-1, num_patches, num_prefix_tokens), bias], dim=2)
+    return torch.cat([first.expand(-1, num_prefix_tokens, -1), others], dim=1)

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.models.attention_bias import AttentionBias, AxisOffsets, attend
+from c2fmae.models.attention_bias import AttentionBias, AxisOffsets, attend, crop_bias
 
 Window = tuple[int, int]
 """Rows and columns of patches."""
@@ -65,11 +65,46 @@ def run_block(
     if window is None or grid is None:
         y = attend(plain.attn, y, bias)
     else:
-        is_key = _find_keys(len(x), grid, window, x.device) if mask_padding else None
-        windows = attend(plain.attn, partition(y.unflatten(1, grid), window), bias, is_key)
-        y = unpartition(windows, grid, window).flatten(1, 2)
+        attend_in_windows = _attend_without_padding if mask_padding else _attend_with_padding
+        y = attend_in_windows(plain.attn, y.unflatten(1, grid), window, bias).flatten(1, 2)
     x = x + plain.drop_path1(plain.ls1(y))
     return x + plain.drop_path2(plain.ls2(plain.mlp(plain.norm2(x))))  # type: ignore[no-any-return]
+
+
+def _attend_with_padding(
+    attn: Any, x: Float[Tensor, "batch rows columns dim"], window: Window, bias: AttentionBias | None
+) -> Float[Tensor, "batch rows columns dim"]:
+    """Return the output of attention in windows; the zeros that fill incomplete ones are keys like any others."""
+    return unpartition(attend(attn, partition(x, window), bias), (x.shape[1], x.shape[2]), window)
+
+
+def _attend_without_padding(
+    attn: Any, x: Float[Tensor, "batch rows columns dim"], window: Window, bias: AttentionBias | None
+) -> Float[Tensor, "batch rows columns dim"]:
+    """Return the output of attention in windows, of which incomplete ones are smaller instead of filled.
+
+    Complete windows and those at the bottom, on the right and in the corner are attended to one after the other. So
+    there are no keys to mask, and a bias is not repeated for all windows.
+    """
+    strips = []
+    for strip in x.split(_split_complete(x.shape[1], window[0]), dim=1):
+        parts = []
+        for part in strip.split(_split_complete(x.shape[2], window[1]), dim=2):
+            rows, columns = min(window[0], part.shape[1]), min(window[1], part.shape[2])
+            part_bias = None if bias is None else crop_bias(bias, window, rows, columns)
+            parts.append(_attend_with_padding(attn, part, (rows, columns), part_bias))
+        strips.append(torch.cat(parts, dim=2))
+    return torch.cat(strips, dim=1)
+
+
+def _split_complete(length: int, side: int) -> list[int]:
+    """Return how much of a length complete windows cover, and the rest.
+
+    >>> _split_complete(10, 4), _split_complete(8, 4), _split_complete(3, 4)
+    ([8, 2], [8], [3])
+    """
+    rest = length % side
+    return [part for part in (length - rest, rest) if part]
 
 
 def check_plain_blocks(blocks: Iterable[nn.Module]) -> None:
@@ -81,12 +116,3 @@ def check_plain_blocks(blocks: Iterable[nn.Module]) -> None:
                 f"windows, relative: the ViT has blocks with {type(part).__name__}, expected timm's Block with "
                 "Attention. Use a plain ViT such as vit_base_patch16_224, or leave these settings out"
             )
-
-
-def _find_keys(
-    batch: int, grid: tuple[int, int], window: Window, device: torch.device
-) -> Bool[Tensor, "windows 1 1 {window[0]*window[1]}"] | None:
-    """Return which tokens of each window are patches; None if all are."""
-    if not (grid[0] % window[0] or grid[1] % window[1]):
-        return None
-    return partition(torch.ones(batch, *grid, 1, device=device), window).bool().transpose(1, 2).unsqueeze(1)

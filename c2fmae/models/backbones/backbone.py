@@ -21,7 +21,7 @@ from c2fmae.models.embeddings import Embeddings, create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit
 from c2fmae.models.initialise import initialise
 from c2fmae.models.patches import pad_to_patches
-from c2fmae.models.relative_positions import RelativePositionModule, list_block_grids
+from c2fmae.models.relative_positions import RelativePositionModule
 
 BackboneInput = Mapping[str, Shaped[Tensor, "batch *map"]] | Float[Tensor, "batch channels height width"]
 """Standardised images and id maps by granularity, or only a tensor of images."""
@@ -153,7 +153,7 @@ class Backbone(nn.Module):
             embedded,
             depths,
             normed=normed,
-            attn_biases=relative(list_block_grids(self.depth, grid, windows)) if relative else None,
+            attn_bias=relative,
             windows=windows,
             grid=grid,
         )
