@@ -91,14 +91,15 @@ def propose(scores: AnchorScores, sizes: Int64[Tensor, "image 2"], spec: RpnSpec
     deltas = scores.deltas.detach().gather(1, rows[:, :, None].expand(-1, -1, 4))
     boxes = clip_boxes(decode_boxes(deltas, scores.anchors[rows], _CODER), sizes)
     is_large = (boxes[:, :, 2:] - boxes[:, :, :2] >= _MIN_SIDE).all(dim=2)
-    proposals, counts = boxes.new_zeros(len(boxes), num_after, 4), []
-    for image, mask in enumerate(is_large):
-        candidates = boxes[image, mask]
-        selected = batched_nms(candidates, logits[image, mask], levels[mask], spec.nms_threshold)[:num_after]
-        proposals[image, : len(selected)] = candidates[selected]
-        counts.append(len(selected))
-    is_used = torch.arange(num_after) < torch.tensor(counts)[:, None]
-    return Proposals(proposals, is_used.to(boxes.device, non_blocking=True))
+    # Boxes that are too small, or not finite, come last and overlap with none. To filter them would wait for the device
+    # three times for each image; now only non-maximum suppression does, once.
+    boxes, logits = boxes.where(is_large[:, :, None], 0), logits.masked_fill(~is_large, -torch.inf)
+    proposals = Proposals(boxes.new_zeros(len(boxes), num_after, 4), is_large.new_zeros(len(boxes), num_after))
+    for image in range(len(boxes)):
+        selected = batched_nms(boxes[image], logits[image], levels, spec.nms_threshold)[:num_after]
+        proposals.boxes[image, : len(selected)] = boxes[image, selected]
+        proposals.is_used[image, : len(selected)] = is_large[image, selected]
+    return proposals
 
 
 def rpn_losses(

@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
@@ -85,3 +88,38 @@ def test_deltas_without_error_give_the_objects_of_16_pixels_on_a_large_canvas() 
     proposals = propose(scores, torch.tensor([[side, side]]), spec, is_training=False)
     assert proposals.is_used.all()
     assert box_iou(objects, proposals.boxes[0]).amax(dim=1).min() > 0.999
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the operations that wait for a device, because the host needs their result or its size."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        is_mask = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if is_mask or name in ("nms", "nonzero", "masked_select", "_local_scalar_dense", "_unique2"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_proposals_wait_for_the_device_once_for_each_image() -> None:
+    detector, inputs = make_detector(rpn={"pre_nms_top_n": 50}), draw_inputs([0, 0, 0])
+    with torch.no_grad():
+        scores = detector.rpn(detector.feature_maps(inputs["images"]))
+        with _Waits() as waits:
+            propose(scores, inputs["sizes"], detector.spec.rpn, is_training=True)
+    assert waits.names == ["nms"] * 3
+
+
+def test_small_boxes_and_those_that_are_not_finite_are_never_proposed() -> None:
+    anchors = torch.tensor([[4.0, 4, 4, 20], [0, 0, 30, 10], [0, 0, 30, 10], [60, 0, 80, 10], [10, 20, 40, 50]])
+    deltas = torch.zeros(1, 5, 4)
+    deltas[0, 1] = float("nan")
+    scores = AnchorScores(anchors, torch.tensor([[5.0, 4, 3, 2, 1]]), deltas, (5,))
+    proposals = propose(scores, torch.tensor([[50, 50]]), make_spec().rpn, is_training=True)
+    assert proposals.is_used[0].nonzero().flatten().tolist() == [0, 1]
+    assert torch.equal(proposals.boxes[0, :2], anchors[[2, 4]])
+    assert not proposals.boxes[0, 2:].any()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from c2fmae.core.detector_spec import DetectorSpec, MaskHeadSpec, WindowSpec
 from c2fmae.core.errors import UserError
@@ -12,6 +13,7 @@ from c2fmae.core.optimiser import build_parameter_groups
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.detectors import Detector, detector_from_spec, load_detector
+from c2fmae.models.norms import synchronise_batch_norms
 from tests.exports.noise_sources import make_noise_backbone, write_noise_run
 from tests.models.backbones.test_feature_maps import make_backbone_of_maps
 from tests.models.detectors.built_detectors import FPN, WINDOWS, build_detector, write_detection_run
@@ -80,6 +82,23 @@ def test_units_of_sharding_are_called_as_modules(changes: dict[str, Any]) -> Non
     detector.feature_maps(draw_inputs([1])["images"])
     assert called == detector.sharding_units()
     assert bool(called) is ("windows" not in changes and changes.get("relative") != "decomposed")
+
+
+def test_batch_norms_of_all_parts_are_synchronised() -> None:
+    """Names, values and evaluation stay the same."""
+    norms: dict[str, Any] = {name: {"norm": "batch"} for name in ("pyramid", "box_head", "mask_head")}
+    detector, images = build_detector(**norms), draw_inputs([1])["images"]
+    before, plain = dict(detector.state_dict()), [m for m in detector.modules() if type(m) is nn.BatchNorm2d]
+    with torch.no_grad():
+        expected = detector.feature_maps(images)
+        assert synchronise_batch_norms(detector) is detector
+        assert all(map(torch.equal, detector.feature_maps(images), expected))
+    names = {name.split(".")[0] for name, m in detector.named_modules() if isinstance(m, nn.SyncBatchNorm)}
+    assert names == norms.keys()
+    assert len(plain) == sum(isinstance(module, nn.SyncBatchNorm) for module in detector.modules())
+    assert not any(type(module) is nn.BatchNorm2d for module in detector.modules())
+    assert detector.state_dict().keys() == before.keys()
+    assert all(tensor is before[name] or torch.equal(tensor, before[name]) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize("windows", [None, WINDOWS])

@@ -47,6 +47,22 @@ def test_losses_that_need_objects_are_zero_without_any() -> None:
         assert (losses[name][1] == 0) == (name in ("rpn_box", "box", "mask"))
 
 
+@pytest.mark.parametrize(
+    "name", ["pyramid.project.weight", "rpn.cls_logits.bias", "rpn.bbox_pred.bias", "box_head.box_deltas.bias"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_give_losses_that_are_not(name: str, value: float) -> None:
+    """So that the training loop skips the step. Tests neither fail nor have boxes that are not finite."""
+    detector = make_detector(rois={"sampling_ratio": 2}).train()
+    with torch.no_grad():
+        detector.get_parameter(name).fill_(value)
+        losses = detector(**draw_inputs([3, 0]))
+        assert not torch.stack([*losses.values()]).isfinite().all()
+        images, sizes = (draw_inputs([3, 0])[name] for name in ("images", "sizes"))
+        found = detector.detect(images, sizes, score_threshold=0.0, nms_threshold=0.5, max_detections=10)
+    assert all(detections.boxes.isfinite().all() for detections in found)
+
+
 def test_targets_of_masks_are_rounded_unless_they_are_soft(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, soft = make_detector().train(), make_detector(mask_head={"binary_targets": False}).train()
     assert detector.spec.mask_head is not None
