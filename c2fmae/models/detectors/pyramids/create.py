@@ -21,7 +21,7 @@ def create_pyramid(spec: PyramidSpec, dim: int, patch: int) -> nn.Module:
     if invalid := [
         stride for stride, rescale in zip(spec.roi_strides, rescales, strict=True) if rescale not in RESCALES
     ]:
-        supported = ", ".join(f"{patch / rescale:g}" for rescale in RESCALES)
+        supported = ", ".join(f"{patch / rescale:g}" for rescale in RESCALES if patch % rescale == 0)
         raise UserError(
             f"pyramid.strides: with patches of {patch} pixels a stride is one of {supported}, got {invalid[0]}. Change "
             "the strides"
