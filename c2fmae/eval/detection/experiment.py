@@ -188,6 +188,7 @@ def build_detection(config: DetectConfig, world: World, run_dir: RunDir | None =
         backbone = config.load_backbone(seed)
         train, test = Detection.open_sets(config, backbone.spec)
         config = _without_missing_masks(config, train, world)
+        _check_relative(config)
         detector = detector_from_backbone(
             backbone,
             train.scenes.info.object_classes,
@@ -237,6 +238,15 @@ def _without_missing_masks(config: DetectConfig, train: OpenedSet, world: World)
     if world.is_main:
         log.info("%s has boxes without masks, so the detector has no mask head", train.name)
     return config.model_copy(update={"mask_head": None})
+
+
+def _check_relative(config: DetectConfig) -> None:
+    """Raise a `UserError` if there is no size of training images for the tables of relative positions."""
+    if config.relative != "none" and config.data.canvas is None:
+        raise UserError(
+            f"relative: the tables of {config.relative!r} are for the patches of training images of one size, but "
+            "images without a canvas have different sizes. Set data.canvas, as [1024,1024], or relative=none"
+        )
 
 
 def _check_norms(config: DetectConfig, plan: TrainingPlan, world: World) -> None:

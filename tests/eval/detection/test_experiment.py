@@ -262,6 +262,11 @@ def test_data_with_boxes_only_trains_a_detector_without_masks(source: Path, tmp_
         ),
         (("train_blocks=3",), "train_blocks: expected at most 2, the backbone's blocks, got 3"),
         (("data.test=null",), "test: is required. Use --data with a folder of train and val sets"),
+        (
+            ("relative=bias", "data.canvas=null"),
+            "relative: the tables of 'bias' are for the patches of training images of one size, but images without a "
+            "canvas have different sizes. Set data.canvas, as [1024,1024], or relative=none",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_rejected_before_the_first_step(
