@@ -12,6 +12,7 @@ from PIL import Image
 
 from c2fmae.core.csv_text import parse_csv
 from c2fmae.core.distributed import World
+from c2fmae.core.objects import Detections
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.best_checkpoint import BestScore
 from c2fmae.eval.detection import evaluator as evaluator_module
@@ -30,6 +31,7 @@ from c2fmae.eval.detection.testing_config import DetectionTestingConfig
 from c2fmae.eval.metrics import select_headlines
 from c2fmae.eval.training_results import PREDICTIONS_DIR, TestRecord
 from c2fmae.report import BarChart, HeatMap, LineChart, Table
+from c2fmae.report.drawing import DrawnObject, Tile
 from tests.eval.detection.object_scenes import GivenDetector, ObjectScenes, give_detections
 from tests.eval.detection.random_records import CLASSES, draw_masks, draw_records
 
@@ -201,6 +203,25 @@ def test_examples_have_colours_for_hits_misses_and_false_alarms(tmp_path: Path) 
         scores, image_quality=torch.tensor([torch.nan]).double(), image_counts=torch.zeros(1, 3, dtype=torch.int64)
     )
     assert draw_examples(scenes, store, nothing, NAMES, min_score=0.3) is None
+
+
+def test_detections_with_higher_scores_are_drawn_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (record,) = draw_records(1, extra=0)
+    boxes = torch.tensor([[10.0, 10, 90, 90], [20, 20, 80, 80], [0, 0, 60, 60], [30, 30, 40, 40]])
+    scores = torch.tensor([0.5, 0.9, 0.1, 0.7])
+    detections = Detections(boxes, scores, torch.arange(4) % 3, draw_masks(boxes.numpy()))
+    with DetectionStore(tmp_path, {}).open_writer(World()) as writer:
+        writer.write(record.key, record.size, detections)
+    drawn: list[list[str]] = []
+
+    def record_captions(pixels: Tile, objects: Sequence[DrawnObject]) -> Tile:
+        drawn.append([shown.caption for shown in objects])
+        return pixels
+
+    monkeypatch.setattr("c2fmae.eval.detection.examples.draw_objects", record_captions)
+    quality = replace(compute_scores([record], CLASSES, DetectionTestingConfig()), image_quality=torch.ones(1).double())
+    draw_examples(ObjectScenes([record]), DetectionStore(tmp_path, {}), quality, NAMES, min_score=0.3)
+    assert [caption.split()[-1] for caption in drawn[1]] == ["0.50", "0.70", "0.90"]
 
 
 def test_pages_are_written_from_files(tmp_path: Path, written: tuple[Path, DetectionScores]) -> None:
