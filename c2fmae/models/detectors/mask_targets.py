@@ -31,7 +31,8 @@ def compute_mask_targets(
     sides, first = order.values.tolist(), 0
     while first < len(sides):
         chunk = order.indices[first : first + max(_MAX_PIXELS // (sides[first] + 2 * _BORDER) ** 2, 1)]
-        pixels = masks.unpack(rows[chunk], _BORDER).to(boxes.dtype)
+        objects, inverse = rows[chunk].unique(return_inverse=True)  # many boxes have the same object
+        pixels = masks.unpack(objects, _BORDER).to(boxes.dtype)[inverse]
         y, x = (
             _window_weights(
                 boxes[chunk, axis],
