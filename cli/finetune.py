@@ -106,9 +106,7 @@ def finetune(
             allow_missing=allow_missing,
         )
     if dry_run:
-        from c2fmae.eval.classification.experiment import build_finetuning
-
-        print_estimates(evaluation, models, build_finetuning)
+        print_estimates(evaluation, models)
         return
     if train_and_print("finetune", evaluation, models):
         dirs = [str(model.output_dir) for model in models]

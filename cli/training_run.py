@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from c2fmae_cli.eval_run import (
@@ -28,7 +28,6 @@ from c2fmae.core.log import is_main_process
 from c2fmae.core.text import slugify
 
 if TYPE_CHECKING:
-    from c2fmae.core.experiment import Experiment
     from c2fmae.eval.evaluation import ModelUnderTest
     from c2fmae.eval.results import EvaluationResult
     from c2fmae.eval.training_evaluation import RetestableEvaluation, TrainingEvaluation
@@ -107,11 +106,7 @@ def train_and_print(
     return results
 
 
-def print_estimates(
-    evaluation: "TrainingEvaluation",
-    models: "Iterable[ModelUnderTest]",
-    build_experiment: "Callable[[Any, Any], Experiment]",
-) -> None:
+def print_estimates(evaluation: "TrainingEvaluation", models: "Iterable[ModelUnderTest]") -> None:
     """Take a few steps of each run, and print what the whole run needs."""
     from c2fmae.core.distributed import init_distributed
     from c2fmae.measure import measure_run
@@ -119,7 +114,7 @@ def print_estimates(
     configs = {model.output_dir: evaluation.build_config(model) for model in models}
     with init_distributed(next(iter(configs.values())).training.device) as world:
         for run_dir, config in configs.items():
-            estimate = measure_run(build_experiment(config, world), run_dir)
+            estimate = measure_run(evaluation.get_build_function()(config, world), run_dir)
             if is_main_process():
                 print(f"{run_dir}:\n{estimate}\nnext: the same command without --dry-run")
 
@@ -185,7 +180,7 @@ def make_training_command(name: str, *, summary: str, data_help: str, recipes: s
             recipe=recipe, overrides=tuple(overrides), resume=resume, accept_changes=accept_changes, retest=is_test
         )
         if dry_run:
-            print_estimates(evaluation, models, evaluation_class.get_build_function())
+            print_estimates(evaluation, models)
             return
         _train_or_test(name, evaluation, models, recompute=recompute)
 

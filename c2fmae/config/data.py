@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_serializer
 
 from c2fmae.config.migrations import migrate_data
 from c2fmae.core.choice import Choice
-from c2fmae.core.config import RESUME_SAFE, Config, Fraction, PositiveInt, UnitInterval
+from c2fmae.core.config import RESUME_SAFE, Config, Fraction, PositiveFloat, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import InstanceOverflow
 from c2fmae.core.registry import Registry
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import c2fmae.data.sampler
     import c2fmae.data.scenes
     import c2fmae.data.transforms
-
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class DatasetConfig(Choice):

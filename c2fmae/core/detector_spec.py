@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Config, PositiveInt, UnitInterval
+from c2fmae.core.config import Config, PositiveFloat, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.specs import BackboneSpec, NormKind, RelativePositions
@@ -12,7 +12,6 @@ from c2fmae.core.specs import BackboneSpec, NormKind, RelativePositions
 PyramidName = Literal["fpn", "simple"]
 PadKeys = Literal["attended", "masked"]
 BoxLossName = Literal["l1", "smooth_l1", "giou"]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class WindowSpec(Config):

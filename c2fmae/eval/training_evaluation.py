@@ -70,8 +70,8 @@ class TrainingEvaluation(Evaluation):
 
     @classmethod
     @abstractmethod
-    def get_train_function(cls) -> "Callable[..., c2fmae.core.experiment.RunOutcome]":
-        """Return the function that trains in a run directory, or resumes its run."""
+    def get_build_function(cls) -> "Callable[..., c2fmae.core.experiment.Experiment]":
+        """Return the function that opens the data and builds the model of a config."""
 
     @classmethod
     def read_result(cls, run_dir: Path) -> "c2fmae.eval.results.EvaluationResult":
@@ -99,11 +99,13 @@ class TrainingEvaluation(Evaluation):
     def run_models(self, models: Sequence[ModelUnderTest], *, recompute: bool = False) -> Iterator[Outcome]:
         """Train in the output directory of each model, and yield its stored result."""
         from c2fmae.core.run_dir import RunDir
+        from c2fmae.eval.training_experiment import train_in_run_dir
 
         del recompute
         for model in models:
             previous_state = RunDir(model.output_dir).read_state() or {}
-            outcome = self.get_train_function()(
+            outcome = train_in_run_dir(
+                self.get_build_function(),
                 self.build_config(model),
                 model.output_dir,
                 model.world,
@@ -170,11 +172,6 @@ class RetestableEvaluation(TrainingEvaluation):
         data_config: Any = cls.run_config.model_fields["data"].annotation
         options: dict[str, Any] = data_config.resolve_data_options(data, test)
         return options
-
-    @classmethod
-    @abstractmethod
-    def get_build_function(cls) -> "Callable[..., c2fmae.core.experiment.Experiment]":
-        """Return the function that opens the data and builds the model of a config."""
 
     @classmethod
     @abstractmethod

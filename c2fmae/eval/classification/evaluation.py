@@ -44,8 +44,8 @@ class FinetuneEvaluation(TrainingEvaluation):
         return choose_recipe(spec, read_pretrain_epochs(source))
 
     @classmethod
-    def get_train_function(cls) -> "Callable[..., c2fmae.core.experiment.RunOutcome]":
-        """Return `finetune`."""
-        from c2fmae.eval.classification.experiment import finetune
+    def get_build_function(cls) -> "Callable[..., c2fmae.core.experiment.Experiment]":
+        """Return `build_finetuning`."""
+        from c2fmae.eval.classification.experiment import build_finetuning
 
-        return finetune
+        return build_finetuning

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from c2fmae.config.data import LoaderConfig
-from c2fmae.core.config import Fraction, PositiveInt, UnitInterval
+from c2fmae.core.config import Fraction, PositiveFloat, PositiveInt, UnitInterval
 from c2fmae.core.detector_spec import (
     AnchorSpec,
     BoxHeadSpec,
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from c2fmae.data.crops.short_side import ShortSideResize
 
     DetectionCrop = ScaleJitter | ShortSideResize
-
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class DetectionDataConfig(LoaderConfig, TrainTestSets):

@@ -53,13 +53,6 @@ class DetectEvaluation(RetestableEvaluation):
         return build_detection
 
     @classmethod
-    def get_train_function(cls) -> "Callable[..., c2fmae.core.experiment.RunOutcome]":
-        """Return `detect`."""
-        from c2fmae.eval.detection.experiment import detect
-
-        return detect
-
-    @classmethod
     def get_retest_function(cls) -> "Callable[..., c2fmae.eval.results.EvaluationResult]":
         """Return the function of `Detection`."""
         from c2fmae.eval.detection.experiment import Detection

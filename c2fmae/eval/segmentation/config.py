@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from c2fmae.config.data import LoaderConfig
 from c2fmae.config.segmentation_head import SegmentationHeadConfig
-from c2fmae.core.config import Fraction, PositiveInt, UnitInterval
+from c2fmae.core.config import Fraction, PositiveFloat, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.specs import NormKind, RelativePositions
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import c2fmae.data.crops.scaled_crop
 
 _QUARTERS = (1 / 3, 1 / 2, 2 / 3, 1)  # of the blocks: 4, 6, 8 and 12 of 12 (BEiT, MAE, CAE)
-
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class SegmentationDataConfig(LoaderConfig, TrainTestSets):

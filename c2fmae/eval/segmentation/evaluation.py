@@ -46,13 +46,6 @@ class SegmentEvaluation(RetestableEvaluation):
         return build_segmentation
 
     @classmethod
-    def get_train_function(cls) -> "Callable[..., c2fmae.core.experiment.RunOutcome]":
-        """Return `segment`."""
-        from c2fmae.eval.segmentation.experiment import segment
-
-        return segment
-
-    @classmethod
     def get_retest_function(cls) -> "Callable[..., c2fmae.eval.results.EvaluationResult]":
         """Return the function of `Segmentation`."""
         from c2fmae.eval.segmentation.experiment import Segmentation
