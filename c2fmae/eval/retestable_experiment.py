@@ -4,7 +4,7 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
 
+@runtime_checkable
 class Evaluator(Protocol[S_co]):
     """Evaluates models of one kind on a set of scenes."""
 
