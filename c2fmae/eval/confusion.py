@@ -34,7 +34,7 @@ def confusion_matrices(
     is_invalid = torch.stack([counts[:, num_classes:].any(), counts[:, :, num_classes:].any()])
     if is_invalid.any():
         pairs = counts.sum(dim=0).nonzero()
-        raise _invalid_id_error(int(pairs.max()), num_classes)
+        raise invalid_id_error(int(pairs.max()), num_classes)
     return counts[:, :num_classes, :num_classes].contiguous()
 
 
@@ -43,11 +43,12 @@ def _to_bytes(ids: Integer[Tensor, "image position"], num_classes: int) -> UInt8
         return ids.to(torch.uint8)
     low, high = (int(end) for end in ids.aminmax())
     if low < 0 or high >= _NUM_BYTES:
-        raise _invalid_id_error(low if low < 0 else high, num_classes)
+        raise invalid_id_error(low if low < 0 else high, num_classes)
     return ids.to(torch.uint8)
 
 
-def _invalid_id_error(class_id: int, num_classes: int) -> UserError:
+def invalid_id_error(class_id: int, num_classes: int) -> UserError:
+    """Return the error of a map with an id that is not that of a class."""
     return UserError(
         f"semantic: expected ids below {num_classes}, the number of classes, got {class_id}. Fix the map, or the "
         "classes in dataset.json"

@@ -6,6 +6,8 @@ on the seed, the image and the replicate, so partial sums from any number of pro
 """
 
 import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,10 +57,33 @@ def poisson_weights(
 
 
 def replicate_sums(
-    values: Int64[Tensor, "image *value"], weights: Float64[Tensor, "image replicate"]
+    values: Int64[Tensor, "image *value"] | Float64[Tensor, "image *value"],
+    weights: Float64[Tensor, "image replicate"],
 ) -> Float64[Tensor, "replicate *value"]:
-    """Return the weighted sum of integers over images in each replicate. It is exact, so the order does not matter."""
+    """Return the weighted sum over images in each replicate. That of integers is exact in any order of the images."""
     return (weights.T @ values.flatten(1).double()).view(-1, *values.shape[1:])
+
+
+class ScoreInterval(NamedTuple):
+    """A score, and its 95 % interval from bootstrap samples of the images."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+def bootstrap_scores(
+    totals: Int64[Tensor, "image *value"] | Float64[Tensor, "image *value"],
+    compute_scores: Callable[[Tensor], Mapping[str, Tensor]],
+    *,
+    seed: int = 0,
+) -> dict[str, ScoreInterval]:
+    """Return scores of sums over images with their intervals.
+
+    `compute_scores` returns each score of the summed totals of an image set, or of each of many.
+    """
+    replicates = replicate_sums(totals, poisson_weights(torch.arange(len(totals)), seed=seed))
+    values, intervals = compute_scores(totals.sum(dim=0)), compute_scores(replicates)
+    return {name: ScoreInterval(value.item(), percentile_interval(intervals[name])) for name, value in values.items()}
 
 
 def percentile_interval(scores: Float64[Tensor, " replicate"]) -> tuple[float, float]:

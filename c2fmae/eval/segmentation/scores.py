@@ -2,26 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from c2fmae.eval.confusion import (
+    ClassTotals,
     class_totals,
     totals_to_accuracies,
     totals_to_ious,
     totals_to_overall_accuracy,
 )
-from c2fmae.eval.intervals import percentile_interval, poisson_weights, replicate_sums
-
-
-class ScoreInterval(NamedTuple):
-    """A score in [0, 1], and its 95 % interval from bootstrap samples of the images."""
-
-    value: float
-    interval: tuple[float, float]
+from c2fmae.eval.intervals import ScoreInterval, bootstrap_scores
 
 
 @dataclass(frozen=True)
@@ -92,11 +85,12 @@ class SegmentationScores:
 
     def bootstrap(self, *, seed: int = 0) -> dict[str, ScoreInterval]:
         """Return `mean_iou`, `mean_accuracy` and `pixel_accuracy` with their intervals."""
-        weights = poisson_weights(torch.arange(self.num_images), seed=seed)
-        replicates = replicate_sums(self.image_totals, weights)
-        values = {
-            "mean_iou": (self.mean_iou, totals_to_ious(replicates).nanmean(dim=1)),
-            "mean_accuracy": (self.mean_accuracy, totals_to_accuracies(replicates).nanmean(dim=1)),
-            "pixel_accuracy": (self.pixel_accuracy, totals_to_overall_accuracy(replicates)),
-        }
-        return {name: ScoreInterval(value, percentile_interval(scores)) for name, (value, scores) in values.items()}
+        return bootstrap_scores(self.image_totals, _compute_scores, seed=seed)
+
+
+def _compute_scores(totals: ClassTotals) -> dict[str, Float64[Tensor, "*batch"]]:
+    return {
+        "mean_iou": totals_to_ious(totals).nanmean(dim=-1),
+        "mean_accuracy": totals_to_accuracies(totals).nanmean(dim=-1),
+        "pixel_accuracy": totals_to_overall_accuracy(totals),
+    }
