@@ -4,6 +4,7 @@ The same scene gives the same bytes: no time, user or host name is written.
 """
 
 import io
+import re
 import struct
 import tarfile
 import zlib
@@ -25,6 +26,7 @@ TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 _MAX_UINT16 = 65535
 _MAX_PLAIN_KEY_BYTES = 60  # a key that fits a header's 100 bytes with any suffix
+_PLAIN_KEY = re.compile(r"[\w-]+(?:/[\w-]+)*", re.ASCII)
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
@@ -136,6 +138,8 @@ def keys_to_member_keys(keys: Sequence[str]) -> list[str]:
 
 
 def _key_to_member_key(key: str) -> str:
+    if len(key) <= _MAX_PLAIN_KEY_BYTES and _PLAIN_KEY.fullmatch(key):
+        return key  # without a copy: there may be millions
     path = PurePosixPath(key)
     if not path.name or path.is_absolute() or ".." in path.parts:
         raise UserError(f"sample {key!r}: its key points outside the shard. Rename it")

@@ -54,7 +54,8 @@ class KeyList(Sequence[str]):
     @classmethod
     def from_names(cls, names: Iterable[str]) -> "KeyList":
         """Create a list from names without newlines."""
-        return cls("".join(f"{name}\n" for name in names).encode())
+        texts = names if isinstance(names, list) else list(names)
+        return cls(("\n".join(texts) + "\n").encode() if texts else b"")
 
     @property
     def encoded(self) -> bytes:

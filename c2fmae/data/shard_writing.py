@@ -67,8 +67,11 @@ class ShardSet:
 
     def digest_keys(self) -> str:
         """Return a digest of the keys, whatever their order in the source."""
-        names = list(self.member_keys)
-        return digest("\n".join(names[index] for index in self.order).encode(errors="surrogateescape"))
+        state = _new_digest()
+        for shard in range(len(self)):  # not all at once: there may be millions
+            names = "\n".join(self.member_keys[index] for index in self.indices(shard))
+            state.update(("\n" + names if shard else names).encode())
+        return state.hexdigest()
 
 
 def write_shard(path: Path, samples: Iterable[Iterable[tuple[str, bytes]]]) -> Iterator[int]:
@@ -133,10 +136,14 @@ def remove_unfinished(out: Path, pattern: str = "*") -> None:
 
 def digest(*chunks: bytes) -> str:
     """Return a digest of bytes as 16 hexadecimal characters."""
-    state = hashlib.blake2b(digest_size=8)
+    state = _new_digest()
     for chunk in chunks:
         state.update(chunk)
     return state.hexdigest()
+
+
+def _new_digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=8)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

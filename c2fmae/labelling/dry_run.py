@@ -68,7 +68,7 @@ def measure_labelling(
     )
     total_bytes = num_bytes * len(scenes)
     rate = len(indices) / seconds
-    hours = len(scenes) / rate / 3600
+    duration = len(scenes) / rate
     spread = _relative_error([report.seconds / report.num_images for report in reports if report.num_images])
     times = pipeline.times
     stages = [
@@ -79,6 +79,7 @@ def measure_labelling(
         ),
         f"encode {_to_ms(times.encode, len(indices))}",
     ]
+    durations = [f"{_format_seconds(duration / count)} on {count}" for count in _DEVICES]
     rows = [sample.row for sample in labelled.values()]
     numbers = [row["instances"] for row in rows if row["instances"] is not None]
     num_failed = len(indices) - len(labelled)
@@ -89,9 +90,9 @@ def measure_labelling(
         [
             f"{format_count(len(indices), 'image')} of {len(scenes):,}, ms an image: {', '.join(stages)}",
             f"speed: {rate:.3g} images/s, ±{spread:.0%}, with {format_count(workers, 'thread')} beside the labellers",
-            f"time: {', '.join(f'{_format_hours(hours / count)} on {count}' for count in _DEVICES)} of this device",
+            f"time: {', '.join(durations)} of this device",
             f"peak memory: {peak_memory() / 2**30:.2g} GiB",
-            f"disk: {num_bytes / 1e3:.3g} KB an image, {total_bytes / 1e9:.3g} GB for all",
+            f"disk: {num_bytes / 1e3:.3g} KB an image, {_format_bytes(total_bytes)} for all",
             f"prompts an image: {prompts or 'none'}",
             f"without objects: {num_empty / len(rows):.0%}; failed: {num_failed}",
             f"objects an image: {f'{fmean(numbers):.3g}' if numbers else 'no instance maps'}",
@@ -121,5 +122,17 @@ def _to_ms(seconds: float, count: int) -> str:
     return f"{1000 * seconds / count:.3g}"
 
 
-def _format_hours(hours: float) -> str:
-    return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+def _format_seconds(seconds: float) -> str:
+    """Return a duration in a suitable unit.
+
+    >>> [_format_seconds(seconds) for seconds in (50, 500, 50_000)]
+    ['50 seconds', '8.3 minutes', '14 hours']
+    """
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+def _format_bytes(count: float) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

@@ -36,7 +36,7 @@ def test_a_dry_run_writes_nothing_and_estimates_what_is_written(tmp_path: Path) 
     assert re.fullmatch(r"without objects: \d+%; failed: [01]", lines[6])
     label_images(scenes, labellers, out, config, make_context(config, scenes.info, World()), workers=0, is_quiet=True)
     size = sum(path.stat().st_size for pattern in ("*.tar", "scenes*.jsonl") for path in out.glob(pattern))
-    match = re.fullmatch(r"disk: ([\d.]+) KB an image, .* GB for all", lines[4])
+    match = re.fullmatch(r"disk: ([\d.]+) KB an image, .* MB for all", lines[4])
     assert match
     assert float(match[1]) * 59 == pytest.approx(size / 1000, rel=0.1)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -28,6 +29,8 @@ from c2fmae.data.sources import open_scenes
 from c2fmae.labelling.config import LabelConfig, Part
 from c2fmae.labelling.label import LabelReport, label_images, make_context, open_images
 from c2fmae.labelling.protocol import LabelInput, LabelResult
+from c2fmae.pretrain import pretrain
+from c2fmae.recipes.config import load_recipe
 from tests.labelling.simple_labellers import Brightness, write_images
 
 SETTINGS = {"shard_size": 4, "batch_size": 2}
@@ -430,6 +433,24 @@ def test_files_of_killed_processes_are_removed_at_the_end(tmp_path: Path) -> Non
     label(images, out, part=Part(1, 2))
     label(images, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_images_without_objects_or_classes_can_be_trained_on(tmp_path: Path) -> None:
+    class Void(Brightness):
+        def _label_image(self, labelled: LabelInput, stride: int) -> LabelResult:
+            result = super()._label_image(labelled, stride)
+            is_void = labelled.key in ("0001", "0003")
+            return LabelResult({name: ids.fill_(255) for name, ids in result.maps.items()}) if is_void else result
+
+    images, out = write_images(tmp_path / "images", 10, dark=[0, 2, 4, 6, 8]), tmp_path / "out"
+    assert label(images, out, labellers=[Void()], settings={"shard_size": 10}).counts.empty >= 7
+    settings = ["training.steps=10", "training.batch_size=4", "training.device=cpu", "data.workers=0"]
+    recipe = load_recipe("c2fmae-debug", [*settings, f"data.train={out}", "data.held_out=null"])
+    assert pretrain(recipe, tmp_path / "run").status == "finished"
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [value for line in lines for key, value in line.items() if key.startswith("loss")]
+    assert len(lines) == 10
+    assert all(value is not None and math.isfinite(value) for value in losses)
 
 
 def test_parts_are_read_from_text() -> None:

@@ -1,0 +1,57 @@
+"""`c2fmae label`: its exit codes, first and last lines."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.session import run_commands
+from tests.labelling.simple_labellers import write_images
+
+LABELLER = """
+from tests.labelling.simple_labellers import Brightness
+
+
+class Leaking(Brightness):
+    maps_know_labels = True
+"""
+
+
+@pytest.mark.once
+def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{tmp_path}", prepend=":")
+    (tmp_path / "mine.py").write_text(LABELLER)
+    for name in ("a", "b"):
+        write_images(tmp_path / "images" / name, 6, dark=[0, 2, 4], broken=[5] if name == "b" else [])
+    both = "--instances mine:Leaking --semantics mine:Leaking --device cpu"
+    first = f"label images maps {both} --workers 1 --set shard_size=4"
+    outcomes, errors = run_commands(
+        *("label images maps", f"label images maps {both} --dry-run", f"{first} --part 1/2"),
+        *(
+            first,
+            first,
+            f"{first} --set batch_size=3",
+            f"label images other {both} --limit 2 --images leave-out",
+        ),
+        cwd=tmp_path,
+    )
+    assert [outcome.exit_code for outcome in outcomes] == [2, 0, 0, 0, 0, 2, 0]
+    without, dry_run, part, done, again, _, alone = (outcome.lines for outcome in outcomes)
+    assert not without
+    assert dry_run[0] == "instance and semantic maps: brightness: limit=128"
+    assert dry_run[2].startswith("note: the maps are made from more than the pixels of an image")
+    assert dry_run[-1] == "next: the same command without --dry-run"
+    assert part[-2:] == [
+        "maps: this part is finished; 2 shards of 3 are missing",
+        "next: the commands of the other parts (of 2); the last one to end finishes maps",
+    ]
+    assert done[-2].startswith("wrote maps: 11 images in 3 shards (1 existed), ")
+    assert ", 1 failed (maps/failed.txt), " in done[-2]
+    assert done[-1] == again[-1] == "next: c2fmae pretrain c2fmae-b --data maps"
+    assert "in 3 shards (3 existed)" in again[-2]
+    assert alone[-1] == "next: c2fmae data preview other"
+    problems = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert problems == [
+        "error: --instances, --semantics: give at least one labeller, such as --instances regions",
+        "error: maps/pack.json: this pack was started with batch_size 8, now 3. Label the same images with the same"
+        " settings, or choose another directory",
+    ]
