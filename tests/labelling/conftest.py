@@ -1,0 +1,39 @@
+"""Fixtures of all tests of labellers."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.labelling.tiny_models import BUILDERS
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from the name of a tiny model to its folder, which is written at the first call."""
+    root, folders = tmp_path_factory.mktemp("tiny_models"), dict[str, Path]()
+
+    def get_folder(name: str) -> Path:
+        if name not in folders:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                BUILDERS[name](root / name)
+            folders[name] = root / name
+        return folders[name]
+
+    return get_folder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail at every connection and every look-up of a host."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a connection was opened, or a host looked up")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)

@@ -1,0 +1,238 @@
+"""Tiny models with random weights in folders of transformers' layout, which are built once for each test session.
+
+Words of their tokenizers are letters, and the ids of `[CLS]`, `[SEP]`, `.` and `?` are those of BERT, at which
+Grounding DINO divides a prompt into phrases. With other ids, every token would be a phrase of its own.
+"""
+
+import string
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BERT_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
+"""Ids of BERT's vocabulary that Grounding DINO relies on."""
+
+_CHARACTERS = string.ascii_lowercase + string.digits + "-'&,()/:;!éèüñçöäå"
+
+
+def build_letter_tokenizer() -> Any:
+    """Return a BERT tokenizer whose tokens are single characters, with the special ids of BERT."""
+    from transformers import BertTokenizer
+
+    vocabulary = dict(BERT_IDS)
+    tokens = [*_CHARACTERS, *(f"##{character}" for character in _CHARACTERS)]
+    free_ids = (number for number in range(1030) if number not in BERT_IDS.values())
+    vocabulary |= {token: next(free_ids) for token in tokens}
+    vocabulary |= {f"[unused{number}]": number for number in free_ids}
+    return BertTokenizer(vocab=dict(sorted(vocabulary.items(), key=lambda item: item[1])), do_lower_case=True)
+
+
+def build_clip_tokenizer() -> Any:
+    """Return a CLIP tokenizer whose tokens are single characters."""
+    from transformers import CLIPTokenizer
+
+    characters = [*string.ascii_lowercase, *string.digits]
+    tokens = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
+
+
+def _detector_options(num_tokens: int) -> dict[str, Any]:
+    """Return the options that Grounding DINO and MM-Grounding-DINO share."""
+    from transformers import BertConfig
+
+    return {
+        "backbone_config": {
+            "model_type": "swin",
+            "image_size": 64,
+            "embed_dim": 16,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 2, 2, 4],
+            "window_size": 4,
+            "out_features": ["stage2", "stage3", "stage4"],
+        },
+        "text_config": BertConfig(
+            vocab_size=num_tokens,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=256,
+        ),
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "num_queries": 20,
+    }
+
+
+def build_grounding_dino(folder: Path) -> None:
+    """Write a tiny Grounding DINO."""
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
+
+    processor = _grounding_dino_processor()
+    config = GroundingDinoConfig(**_detector_options(len(processor.tokenizer)))
+    _save(folder, GroundingDinoForObjectDetection(config), processor)
+
+
+def build_mm_grounding_dino(folder: Path) -> None:
+    """Write a tiny MM-Grounding-DINO."""
+    from transformers import MMGroundingDinoConfig, MMGroundingDinoForObjectDetection
+
+    processor = _grounding_dino_processor()
+    config = MMGroundingDinoConfig(**_detector_options(len(processor.tokenizer)))
+    _save(folder, MMGroundingDinoForObjectDetection(config), processor)
+
+
+def _grounding_dino_processor() -> Any:
+    from transformers import GroundingDinoImageProcessor
+
+    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    return _make_processor("GroundingDinoProcessor", image_processor, build_letter_tokenizer())
+
+
+def build_owlv2(folder: Path) -> None:
+    """Write a tiny OWLv2."""
+    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
+
+    tokenizer = build_clip_tokenizer()
+    shared = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Owlv2Config(
+        text_config={
+            **shared,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 16,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={**shared, "image_size": 64, "patch_size": 16},
+        projection_dim=32,
+    )
+    image_processor = Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    _save(folder, Owlv2ForObjectDetection(config), _make_processor("Owlv2Processor", image_processor, tokenizer))
+
+
+_PROMPT_ENCODER = {
+    "hidden_size": 16,
+    "image_size": 64,
+    "patch_size": 8,
+    "mask_input_channels": 4,
+    "num_point_embeddings": 4,
+}
+_MASK_DECODER = {
+    "hidden_size": 16,
+    "mlp_dim": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "iou_head_hidden_dim": 16,
+}
+_SAM_ENCODER = {
+    "hidden_size": 32,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 8,
+    "global_attn_indexes": [1],
+    "window_size": 2,
+    "mlp_dim": 64,
+    "num_pos_feats": 8,
+}
+
+
+def build_sam(folder: Path) -> None:
+    """Write a tiny SAM."""
+    from transformers import SamConfig, SamModel
+
+    config = SamConfig(
+        vision_config=_SAM_ENCODER, prompt_encoder_config=_PROMPT_ENCODER, mask_decoder_config=_MASK_DECODER
+    )
+    _save(folder, SamModel(config), _make_processor("SamProcessor", _sam_image_processor()))
+
+
+def build_sam_hq(folder: Path) -> None:
+    """Write a tiny SAM-HQ."""
+    from transformers import SamHQConfig, SamHQModel
+
+    config = SamHQConfig(
+        vision_config=_SAM_ENCODER,
+        prompt_encoder_config=_PROMPT_ENCODER,
+        mask_decoder_config={**_MASK_DECODER, "vit_dim": 32},
+    )
+    _save(folder, SamHQModel(config), _make_processor("SamHQProcessor", _sam_image_processor()))
+
+
+def _sam_image_processor() -> Any:
+    from transformers import SamImageProcessor
+
+    return SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
+
+
+def build_sam2(folder: Path) -> None:
+    """Write a tiny SAM 2."""
+    from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
+
+    config = Sam2Config(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "hidden_size": 16,
+                "num_attention_heads": 1,
+                "image_size": [64, 64],
+                "blocks_per_stage": [1, 2, 2, 1],
+                "embed_dim_per_stage": [16, 32, 64, 128],
+                "num_attention_heads_per_stage": [1, 2, 4, 8],
+                "window_size_per_stage": [4, 4, 4, 2],
+                "global_attention_blocks": [4],
+                "window_positional_embedding_background_size": [4, 4],
+            },
+            "backbone_channel_list": [128, 64, 32, 16],
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            "fpn_hidden_size": 16,
+        },
+        prompt_encoder_config={**_PROMPT_ENCODER, "patch_size": 16},
+        mask_decoder_config=_MASK_DECODER,
+    )
+    processor = _make_processor("Sam2Processor", Sam2ImageProcessor(size={"height": 64, "width": 64}))
+    _save(folder, Sam2Model(config), processor)
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    "grounding-dino": build_grounding_dino,
+    "mm-grounding-dino": build_mm_grounding_dino,
+    "owlv2": build_owlv2,
+    "sam": build_sam,
+    "sam-hq": build_sam_hq,
+    "sam2": build_sam2,
+}
+"""Functions that write a tiny model into a folder, by name."""
+
+
+def _make_processor(name: str, *parts: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, name)(*parts)  # whose constructors have no annotations
+
+
+def _save(folder: Path, model: Any, processor: Any) -> None:
+    from transformers.utils import logging
+
+    with _quiet(logging):
+        model.eval().save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
