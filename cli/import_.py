@@ -1,4 +1,4 @@
-"""`c2fmae import …`: continue pre-training from official checkpoints."""
+"""`c2fmae import …`: continue pre-training from official checkpoints, and convert models of labellers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,10 @@ from c2fmae_cli.options import SetOption
 if TYPE_CHECKING:
     from c2fmae.recipes.config import RecipeConfig
 
-import_ = typer.Typer(help="Turn official checkpoints into runs that can be trained further.", no_args_is_help=True)
+import_ = typer.Typer(
+    help="Turn official checkpoints into runs that can be trained further, or into models of labellers.",
+    no_args_is_help=True,
+)
 
 ImportFileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The official checkpoint.")]
 ImportedRunArgument = Annotated[
@@ -54,6 +57,26 @@ def multimae(
     from c2fmae.importing import import_multimae
 
     _run_import(import_multimae, "multimae", source, out, channels, num_heads, set_ or [])
+
+
+@import_.command()
+def labeller(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model of transformers with pytorch_model.bin.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create.")],
+) -> None:
+    """Import the model of a labeller: the same folder with model.safetensors, read without running its pickle.
+
+    The new folder is loaded once, so that it works with `c2fmae label`.
+    """
+    from c2fmae.labelling.import_model import import_model
+
+    imported = import_model(folder, out)
+    for name in imported.unexpected:
+        print(f"  not used: {name}")
+    print(
+        f"wrote {out}: {imported.model_type} with {imported.num_parameters:,} parameters, sha256"
+        f" {imported.sha256[:12]}, {imported.licence}"
+    )
 
 
 def _run_import(

@@ -54,8 +54,11 @@ class WeightFile:
     """Sentences for a load report."""
 
 
-def read_weight_file(path: str | Path) -> WeightFile:
-    """Return the tensors, training options and notes of a file or directory."""
+def read_weight_file(path: str | Path, *, strip_prefixes: bool = True) -> WeightFile:
+    """Return the tensors, training options and notes of a file or directory.
+
+    By default, prefixes that all names have, such as `module.`, are removed.
+    """
     path = Path(path)
     content = _read_folder(path) if path.is_dir() else _read_file(path)
     notes: list[str] = []
@@ -65,7 +68,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
         others = sorted(str(other) for other in content if other != key)
         notes += [f"loaded from its {key!r}; it also contains {', '.join(others)}"] if others else []
         content = content[key]
-    return WeightFile(tensors=_extract_tensors(path, content), args=args, notes=tuple(notes))
+    return WeightFile(tensors=_extract_tensors(path, content, strip_prefixes), args=args, notes=tuple(notes))
 
 
 def _read_file(path: Path) -> Any:
@@ -155,7 +158,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     """Read a directory in the layout of Hugging Face: one file, or the parts that an index names."""
     for name in _FOLDER_FILES:
         if (folder / name).exists():
-            return read_weight_file(folder / name).tensors
+            return read_weight_file(folder / name, strip_prefixes=False).tensors
     for name in _INDEX_FILES:
         if (folder / name).exists():
             return _read_indexed_files(folder, folder / name)
@@ -201,7 +204,7 @@ def _training_args(args: object) -> dict[str, Any]:
     return dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
 
 
-def _extract_tensors(path: Path, content: object) -> dict[str, Tensor]:
+def _extract_tensors(path: Path, content: object, strip_prefixes: bool) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a state dict, got a {type(content).__name__}. Use a file of weights")
     tensors = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
@@ -215,9 +218,13 @@ def _extract_tensors(path: Path, content: object) -> dict[str, Tensor]:
         is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not is_plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise UserError(f"{path}: {name} is not a plain CPU tensor with all its elements in the file. {_FIX}")
-    while prefix := next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in tensors)), None):
+    while strip_prefixes and (prefix := _find_common_prefix(tensors)):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _find_common_prefix(names: Iterable[str]) -> str | None:
+    return next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in names)), None)
 
 
 def _one_line(error: Exception) -> str:

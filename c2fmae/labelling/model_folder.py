@@ -6,13 +6,13 @@ Everything is decided from the files before a library opens them. Nothing is fet
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.files import check_regular_file, open_file
 from c2fmae.core.json_file import read_json
+from c2fmae.labelling.families import ModelFamily
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
@@ -31,15 +31,6 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt")
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_CONFIG_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class ModelFamily:
-    """The classes of transformers that load the folders of one model type."""
-
-    model_class: str
-    processor_class: str
-    has_tokenizer: bool = False
 
 
 def resolve_model_folder(path: str, *, option: str) -> Path:
@@ -109,6 +100,12 @@ def compute_model_digest(folder: Path) -> str:
         with (folder / name).open("rb") as file:
             digest.update(f"{name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def list_other_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that describe its model, without the weights."""
+    names = ("README.md", *_LICENCE_FILES, *_DIGESTED_FILES)
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def read_licence(folder: Path) -> str:

@@ -14,8 +14,8 @@ import torch
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.failures import describe_failure
+from c2fmae.labelling.families import ModelFamily
 from c2fmae.labelling.model_folder import (
-    ModelFamily,
     check_model_folder,
     compute_model_digest,
     read_licence,
@@ -40,8 +40,13 @@ class PretrainedModel:
     """Parameters of the file that the model does not have."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what the maps depend on; the path is not part of it, so that folders can be moved."""
-        return {"model": self.model_type, "name": self.folder.resolve().name, "sha256": self.digest}
+        """Return what the maps depend on, with the licence; the path is left out, so that folders can be moved."""
+        return {
+            "name": self.folder.resolve().name,
+            "model": self.model_type,
+            "sha256": self.digest,
+            "licence": self.licence,
+        }
 
 
 def import_transformers() -> Any:

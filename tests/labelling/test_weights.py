@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from c2fmae.core.errors import UserError
-from c2fmae.labelling.model_folder import ModelFamily, compute_model_digest, read_licence
+from c2fmae.labelling.families import ModelFamily
+from c2fmae.labelling.model_folder import compute_model_digest, read_licence
 from c2fmae.labelling.weights import PretrainedModel, load_pretrained
 
 TinyModel = Callable[[str], Path]

@@ -1,0 +1,33 @@
+"""The model types that labellers read, and the classes of transformers for each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """The classes of transformers that load the folders of one model type."""
+
+    model_class: str
+    processor_class: str
+    has_tokenizer: bool = False
+
+
+GROUNDING_DINO = {
+    "grounding-dino": ModelFamily("GroundingDinoForObjectDetection", "GroundingDinoProcessor", has_tokenizer=True),
+    "mm-grounding-dino": ModelFamily("MMGroundingDinoForObjectDetection", "GroundingDinoProcessor", has_tokenizer=True),
+}
+"""Detectors that read names in prompts; LLMDet is of the second type."""
+
+OWLV2 = {"owlv2": ModelFamily("Owlv2ForObjectDetection", "Owlv2Processor", has_tokenizer=True)}
+"""Detectors that read each name on its own."""
+
+BOX_SEGMENTERS = {
+    "sam": ModelFamily("SamModel", "SamProcessor"),
+    "sam_hq": ModelFamily("SamHQModel", "SamHQProcessor"),
+    "sam2": ModelFamily("Sam2Model", "Sam2Processor"),
+    "sam2_video": ModelFamily("Sam2Model", "Sam2Processor"),  # folders of SAM 2.1, whose tracker is not read
+}
+"""Segmenters of boxes."""
+
+ALL_FAMILIES = {**GROUNDING_DINO, **OWLV2, **BOX_SEGMENTERS}
+"""Every model type that a labeller reads."""
