@@ -49,6 +49,10 @@ class ImageNames:
         own = self.by_label[label] if has_name and label is not None else None
         return self.common if own is None else (own, *(name for name in self.common if name != own))
 
+    def list_all(self) -> tuple[str, ...]:
+        """Return the names of all images, each once."""
+        return tuple(dict.fromkeys((*self.common, *(name for name in self.by_label if name is not None))))
+
     def compute_digest(self) -> str:
         """Return the SHA-256 of all names."""
         return hashlib.sha256(repr((self.common, self.by_label)).encode()).hexdigest()

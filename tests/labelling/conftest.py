@@ -26,6 +26,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return get_folder
 
 
+@pytest.fixture(scope="session")
+def tiny_owlv2(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of a tiny OWLv2."""
+    return tiny_model("owlv2")
+
+
+@pytest.fixture(scope="session")
+def tiny_sam_hq(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of a tiny SAM-HQ."""
+    return tiny_model("sam-hq")
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail at every connection and every look-up of a host."""

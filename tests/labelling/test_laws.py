@@ -54,6 +54,7 @@ CASES = [
     LawCase("regions", options={"algorithm": "watershed"}, variant="watershed"),
     LawCase("maps", paths=("map_dir",)),
     LawCase("truth", paths=("map_dir",)),
+    LawCase("grounded", paths=("tiny_owlv2", "tiny_sam_hq"), options={"thresholds": [0.5, 0.0]}, max_changed=0.01),
 ]
 
 
