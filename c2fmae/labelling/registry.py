@@ -17,9 +17,9 @@ from c2fmae.core.choice import get_option_class
 from c2fmae.core.config import Config
 from c2fmae.core.errors import UserError, did_you_mean, unknown_name_error
 from c2fmae.core.registry import Registry
-from c2fmae.labelling.context import LabellerContext
 
 if TYPE_CHECKING:
+    import c2fmae.labelling.context
     import c2fmae.labelling.protocol
 
 LABELLERS: Registry[Callable[..., Any]] = Registry("labeller")
@@ -44,7 +44,7 @@ class LabellerSpec:
         """Return whether another spec builds an equal labeller."""
         return (self.name, self.options) == (other.name, other.options)
 
-    def build(self, context: LabellerContext) -> "c2fmae.labelling.protocol.Labeller":
+    def build(self, context: "c2fmae.labelling.context.LabellerContext") -> "c2fmae.labelling.protocol.Labeller":
         """Return the labeller. Raise a `UserError` that lists the members which it lacks."""
         if isinstance(self.options, Config):
             labeller = LABELLERS.get(self.name)(self.options, context)
@@ -69,7 +69,7 @@ def parse_labeller(text: str, options: Mapping[str, Any] | None = None, *, optio
 def build_labellers(
     semantics: str | None,
     instances: str | None,
-    context: LabellerContext,
+    context: "c2fmae.labelling.context.LabellerContext",
     *,
     semantics_options: Mapping[str, Any] | None = None,
     instances_options: Mapping[str, Any] | None = None,
@@ -88,7 +88,7 @@ def build_labellers(
 
 
 def _build_restricted(
-    spec: LabellerSpec, wanted: frozenset[str], context: LabellerContext
+    spec: LabellerSpec, wanted: frozenset[str], context: "c2fmae.labelling.context.LabellerContext"
 ) -> "c2fmae.labelling.protocol.Labeller":
     """Return a labeller that makes exactly the wanted maps."""
     from c2fmae.labelling.restricted import RestrictedLabeller

@@ -12,6 +12,7 @@ FILES = [
     *(ROOT / "recipes").glob("*.py"),
     *(ROOT / "eval").rglob("*config.py"),
     *(ROOT / "eval" / name / "recipes.py" for name in ("classification", "segmentation")),
+    *(ROOT / "labelling" / f"{name}.py" for name in ("__init__", "registry")),
     *(ROOT / "core" / f"{name}.py" for name in ("choice", "config", "decoder_options", "experiment_config")),
     *(ROOT / "core" / f"{name}.py" for name in ("granularity", "registry", "specs", "training")),
 ]
