@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from c2fmae.core.crop_box import CropBox, nearest_cells
@@ -82,8 +82,17 @@ def resized_crop_ids(
 
 def subsample_ids(ids: Shaped[Tensor, "height width"], stride: int) -> Shaped[Tensor, "rows columns"]:
     """Subsample a map at full size to the ⌈H/s⌉ × ⌈W/s⌉ cells that are stored at a stride."""
-    rows, columns = ((np.arange(-(-n // stride)) * stride + stride // 2).clip(max=n - 1) for n in ids.shape)
+    rows, columns = (stored_pixels(length, stride) for length in ids.shape)
     return torch.from_numpy(ids.numpy().take(rows, axis=0).take(columns, axis=1))
+
+
+def stored_pixels(length: int, stride: int) -> Int[np.ndarray, " cells"]:
+    """Return the rows or columns of an image of which the cells of a map are stored at a stride.
+
+    >>> stored_pixels(9, 4)
+    array([2, 6, 8])
+    """
+    return (np.arange(-(-length // stride)) * stride + stride // 2).clip(max=length - 1)
 
 
 def resize_scene(scene: Scene, height: int, width: int) -> Scene:

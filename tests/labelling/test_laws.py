@@ -24,6 +24,9 @@ from c2fmae.labelling.builtin import LABELLERS
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.protocol import LabelInput, Labeller, LabelResult
 from c2fmae.labelling.registry import parse_labeller
+from tests.eval.segmentation.tiny_segmenters import tiny_segmenter
+from tests.models.detectors.built_detectors import build_detector, write_detection_run
+from tests.models.segmenters.noise_segmenters import write_segmentation_run
 
 STRIDES = (1, 4)
 SCENES = GeneratedScenes(size=64, length=4, difficulty="easy")
@@ -55,6 +58,18 @@ CASES = [
     LawCase("maps", paths=("map_dir",)),
     LawCase("truth", paths=("map_dir",)),
     LawCase("grounded", paths=("tiny_owlv2", "tiny_sam_hq"), options={"thresholds": [0.5, 0.0]}, max_changed=0.01),
+    LawCase("trained", paths=("segmentation_run",), variant="segmenter"),
+    LawCase(
+        "trained",
+        paths=("detection_run",),
+        options={
+            "min_score": 0.0,
+            "testing": {"short_side": 48, "max_side": 64, "max_detections": 20},
+            # Areas at hand, which differ with the stride, decide about nothing but numbers.
+            "rules": {"min_area": 0, "max_pieces": 1000, "mask_overlap": 1, "order": "score", "min_visible": 0},
+        },
+        variant="detector",
+    ),
 ]
 
 
@@ -87,6 +102,16 @@ def map_dir(law_scenes: list[Scene], tmp_path_factory: pytest.TempPathFactory) -
     info = {"classes": [entry.model_dump() for entry in SCENES.info.classes], "granularities": ["semantic", "instance"]}
     (root / "dataset.json").write_text(json.dumps(info))
     return root
+
+
+@pytest.fixture(scope="session")
+def segmentation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_segmentation_run(tmp_path_factory.mktemp("segmenter") / "run", tiny_segmenter())
+
+
+@pytest.fixture(scope="session")
+def detection_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_detection_run(tmp_path_factory.mktemp("detector") / "run", build_detector(num_classes=3))
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from c2fmae.core.crop_box import CropBox
-from c2fmae.data.geometry import resized_crop_image
+from c2fmae.data.geometry import resized_crop_image, stored_pixels
 from c2fmae.eval.segmentation.testing_config import TestingConfig
 from c2fmae.eval.segmentation.windows import padded_logits, slide
 from c2fmae.models.segmenters import Segmenter
-from c2fmae.models.segmenters.upsampling import upsample_logits, upsampled_argmax
+from c2fmae.models.segmenters.upsampling import upsample_at, upsample_logits, upsampled_argmax
 
 _PIXELS_AT_ONCE = 1 << 16  # of probabilities that are added
 
@@ -41,6 +41,27 @@ def predict_ids(
     else:
         ids = upsampled_argmax(predictor.compute_logits(image, views[0][0]), size)
     return ids.to(image.device)
+
+
+@torch.inference_mode()
+def predict_cells(
+    segmenter: Segmenter, image: UInt8[Tensor, "channels height width"], testing: TestingConfig, stride: int
+) -> tuple[UInt8[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
+    """Return the class of each stored cell of an image at a stride, and its probability, on the image's device.
+
+    The classes are those of `predict_ids`, but for rounding. Logits are resized and normalised at stored cells only.
+    """
+    predictor = _Predictor(segmenter, testing, None)
+    size = (image.shape[1], image.shape[2])
+    device = next(segmenter.parameters()).device
+    rows, columns = (torch.from_numpy(stored_pixels(length, stride)).to(device) for length in size)
+    views = testing.list_views(size)
+    probabilities = torch.zeros((), device=device)
+    for view_size, is_flipped in views:
+        logits = predictor.compute_logits(image, view_size, is_flipped=is_flipped)
+        probabilities = probabilities + upsample_at(logits, size, (rows, columns)).softmax(dim=0)
+    confidence, ids = (probabilities / len(views)).max(dim=0)
+    return ids.to(torch.uint8).to(image.device), confidence.to(image.device)
 
 
 @dataclass(frozen=True)

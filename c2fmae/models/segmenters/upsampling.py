@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 
@@ -13,6 +13,26 @@ def upsample_logits(
     return F.interpolate(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), size, mode="bilinear", align_corners=False
     )
+
+
+def upsample_at(
+    logits: Float[Tensor, "class rows columns"],
+    size: tuple[int, int],
+    pixels: tuple[Int64[Tensor, " cell_rows"], Int64[Tensor, " cell_columns"]],
+) -> Float[Tensor, "class cell_rows cell_columns"]:
+    """Return the logits that `upsample_logits` gives at some rows and columns of the result, without the others."""
+    sampled = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    for axis, (length, positions) in enumerate(zip(size, pixels, strict=True), start=1):
+        stored = sampled.shape[axis]
+        if stored == length:
+            sampled = sampled.index_select(axis, positions)
+            continue
+        source = ((positions.to(sampled.dtype) + 0.5) * (stored / length) - 0.5).clamp(min=0, max=stored - 1)
+        low = source.long()
+        weight = (source - low).view((-1, 1) if axis == 1 else (-1,))
+        high = (low + 1).clamp(max=stored - 1)
+        sampled = torch.lerp(sampled.index_select(axis, low), sampled.index_select(axis, high), weight)
+    return sampled
 
 
 def upsampled_argmax(
