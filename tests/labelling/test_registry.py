@@ -146,7 +146,7 @@ def test_a_class_of_another_package_is_built_from_its_options() -> None:
 
 
 INVALID: list[tuple[str, dict[str, Any], str]] = [
-    ("regoins", {}, "no labeller named 'regoins'. Did you mean 'regions'? Known: maps, pair, regions,"),
+    ("regoins", {}, "no labeller named 'regoins'. Did you mean 'regions'? Known: "),
     ("sam4:/weights", {}, "no labeller named 'sam4'."),
     ("regions:a", {}, "expected no paths, got 1. Write --instances regions"),
     ("regions", {"scal": 3}, "scal: no such setting. Did you mean 'scale'?"),
