@@ -3,7 +3,7 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -22,6 +22,7 @@ class Detections:
     """The best name of each box, by its position among the names of the image; of equals the first."""
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Finds the boxes of named objects."""
 
