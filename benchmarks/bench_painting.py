@@ -15,7 +15,7 @@ from benchmarks.tables import print_costs
 from c2fmae.core.scene import Scene
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.image_regions import find_felzenszwalb_regions
-from c2fmae.data.painting import keep_masks, paint_masks, renumber_instances, suppress_masks
+from c2fmae.data.painting import keep_masks, number_instances, paint_masks, suppress_masks
 from c2fmae.eval.cost.speed_and_memory import time_in_turn
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.objects import ObjectRules, finish_objects
@@ -61,7 +61,7 @@ def time_painting_at(stride: int) -> None:
         "paint_masks": lambda: paint_masks(masks, order, min_cells=min_cells),
         "keep_masks": lambda: keep_masks(masks, min_cells=min_cells, max_pieces=30),
         "suppress_masks": lambda: suppress_masks(masks, scores, candidates, max_overlap=0.8, max_masks=100),
-        "renumber_instances": lambda: renumber_instances(painted, ignore=None),
+        "number_instances": lambda: number_instances(painted, ignore=None),
         "finish_objects, all of these": lambda: finish_objects(
             masks, scores, nothing, nothing, nothing, stride=stride, image_size=IMAGE_SIZE, rules=rules
         ),

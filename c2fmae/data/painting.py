@@ -167,7 +167,7 @@ def list_instances(ids: Integer[Tensor, "rows columns"], ignore: int | None = IG
     return MapInstances(values[starts], lasts - starts + 1, boxes, cells[starts])
 
 
-def renumber_instances(
+def number_instances(
     ids: Integer[Tensor, "rows columns"], ignore: int | None = IGNORE
 ) -> tuple[Integer[Tensor, "rows columns"], MapInstances]:
     """Number the objects of a map 1, 2, … by area, the largest first, ties by the raster position of the first cell.

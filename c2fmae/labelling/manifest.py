@@ -19,6 +19,7 @@ FAILED_FILE, GOOD_FILE = "failed.txt", "good.txt"
 """The images that failed, with reasons, and the keys of all others. They exist if an image has failed."""
 
 _DIGITS = 4  # of floats in records
+_ID_OF_255 = 65535  # of the 255th object in memory, where 255 is "not labelled"
 _STATUS = {status: f'"status": "{status}"'.encode() for status in ("done", "empty", "failed")}
 
 
@@ -50,7 +51,7 @@ def make_record(
     others = dict(metadata)
     record: dict[str, Any] = {"size": [size[1], size[0]], "plan": plan_digest}
     if "instance" in maps:
-        record["instances"] = [asdict(each) for each in objects]
+        record["instances"] = [{**asdict(each), "id": _to_stored_id(each.id)} for each in objects]
         if "threshold" in others:
             record["threshold"] = others.pop("threshold")
     if "semantic" in maps:
@@ -58,6 +59,11 @@ def make_record(
         if "confidence" in others:
             record["semantic"]["confidence"] = others.pop("confidence")
     return {**record, "metadata": others} if others else record
+
+
+def _to_stored_id(id_: int) -> int:
+    """Return an id as in the stored map of 16 bits, where "not labelled" is 65535 instead of 255."""
+    return IGNORE if id_ == _ID_OF_255 else id_
 
 
 def make_row(key: str, record: Mapping[str, Any], maps: Mapping[str, Integer[np.ndarray, "_ _"]]) -> dict[str, Any]:

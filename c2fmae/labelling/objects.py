@@ -13,9 +13,9 @@ from c2fmae.data.painting import (
     MapInstances,
     keep_masks,
     measure_masks,
+    number_instances,
     number_to_id,
     paint_masks,
-    renumber_instances,
     suppress_masks,
 )
 from c2fmae.labelling.protocol import LabelledObject
@@ -96,7 +96,7 @@ def finish_objects(
         min_visible=rules.min_visible,
         min_cells=_count_min_cells(stride, image_size, rules),
     )
-    numbered, instances = renumber_instances(painted, ignore=None)
+    numbered, instances = number_instances(painted, ignore=None)
     indices = (instances.ids - 1).tolist()
     return numbered, make_objects(
         instances,
@@ -119,7 +119,7 @@ def make_objects(
     class_ids: Sequence[int | None] | None = None,
     thresholds: Sequence[float | None] | None = None,
 ) -> tuple[LabelledObject, ...]:
-    """Return the objects of a map from `renumber_instances`, in the order of their numbers.
+    """Return the objects of a map from `number_instances`, in the order of their numbers.
 
     By default, scores are 1 and objects have no class.
     """

@@ -15,7 +15,7 @@ from c2fmae.data.combine import select_granularities
 from c2fmae.data.digest import compute_scenes_digest
 from c2fmae.data.encode import keys_to_member_keys
 from c2fmae.data.geometry import subsample_ids
-from c2fmae.data.painting import renumber_instances
+from c2fmae.data.painting import number_instances
 from c2fmae.data.scenes import WrappedScenes
 from c2fmae.data.sources import open_scenes
 from c2fmae.labelling.context import LabellerContext
@@ -78,7 +78,7 @@ class MapLabeller:
             maps[name] = _convert_stride(ids, scene.label_stride, stride, (height, width), origin)
         objects: tuple[LabelledObject, ...] = ()
         if "instance" in maps:
-            maps["instance"], instances = renumber_instances(maps["instance"])
+            maps["instance"], instances = number_instances(maps["instance"])
             objects = make_objects(instances, stride=stride, image_size=(height, width))
         return LabelResult(maps, objects)
 

@@ -20,7 +20,7 @@ from c2fmae.data.image_regions import (
     find_watershed_regions,
     select_objects,
 )
-from c2fmae.data.painting import renumber_instances
+from c2fmae.data.painting import number_instances
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.objects import make_objects
 from c2fmae.labelling.protocol import LabelInput, LabelResult
@@ -82,7 +82,7 @@ class RegionLabeller:
         regions = torch.from_numpy(self._find_objects(image))
         box = CropBox(0, 0, *regions.shape)
         full_size = resized_crop_ids(regions, box, (height, width))
-        numbered, instances = renumber_instances(subsample_ids(full_size, stride), ignore=None)
+        numbered, instances = number_instances(subsample_ids(full_size, stride), ignore=None)
         return LabelResult({"instance": numbered}, make_objects(instances, stride=stride, image_size=(height, width)))
 
     def _find_objects(self, image: UInt8[Tensor, "3 height width"]) -> Int32[np.ndarray, "rows columns"]:

@@ -16,8 +16,8 @@ from c2fmae.data.painting import (
     keep_masks,
     list_instances,
     measure_masks,
+    number_instances,
     paint_masks,
-    renumber_instances,
     suppress_boxes,
     suppress_masks,
 )
@@ -156,7 +156,7 @@ def test_objects_are_numbered_by_area_then_by_position(ids: np.ndarray, ignore: 
     objects = sorted(
         {id_ for id_ in flat if id_ not in (0, ignore)}, key=lambda id_: (-flat.count(id_), flat.index(id_))
     )
-    numbered, instances = renumber_instances(torch.from_numpy(ids), ignore)
+    numbered, instances = number_instances(torch.from_numpy(ids), ignore)
     assert instances.ids.tolist() == objects
     assert instances.areas.tolist() == [flat.count(id_) for id_ in objects]
     table = {0: 0, **({ignore: 255} if ignore else {}), **{id_: number for number, id_ in enumerate(objects, start=1)}}
@@ -171,7 +171,7 @@ def test_300_overlapping_objects_survive_writing_and_reading() -> None:
     masks = torch.zeros(300, 20, 40, dtype=torch.bool)
     for index, (y, x) in enumerate(itertools.product(range(15), range(20))):
         masks[index, y : y + 3, 2 * x : 2 * x + 3] = True  # each hides most of the one before
-    numbered, instances = renumber_instances(paint_masks(masks, range(300), min_visible=0), ignore=None)
+    numbered, instances = number_instances(paint_masks(masks, range(300), min_visible=0), ignore=None)
     assert sorted(set(numbered.reshape(-1).tolist())) == [*range(255), *range(256, 301), 65535]  # 255: not labelled
     stored = decode_ids(encode_ids(numbered.numpy()), "map")
     assert sorted(set(stored.reshape(-1).tolist())) == list(range(301))
@@ -182,6 +182,6 @@ def test_300_overlapping_objects_survive_writing_and_reading() -> None:
 def test_maps_without_objects_have_none() -> None:
     empty = torch.zeros(2, 3, dtype=torch.uint8)
     assert len(list_instances(empty).ids) == 0
-    assert renumber_instances(empty)[0].equal(empty)
+    assert number_instances(empty)[0].equal(empty)
     assert paint_masks(torch.zeros(0, 2, 3, dtype=torch.bool), []).tolist() == empty.tolist()
     assert measure_masks(torch.zeros(1, 2, 3, dtype=torch.bool))[1].tolist() == [[0, 0, 0, 0]]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from c2fmae.core.labels import ClassInfo
 from c2fmae.data.geometry import subsample_ids
-from c2fmae.data.painting import renumber_instances
+from c2fmae.data.painting import number_instances
 from c2fmae.labelling.objects import make_objects
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 
@@ -41,7 +41,7 @@ class Brightness:
         columns = torch.arange(grey.shape[1]) * 4 // grey.shape[1] + 1
         is_bright = torch.stack([grey[:, columns == n].mean() > self.limit for n in range(1, 5)])
         regions = torch.where(is_bright[columns - 1], columns, 0).expand(grey.shape).to(torch.int32)
-        instance, found = renumber_instances(regions.contiguous(), ignore=None)
+        instance, found = number_instances(regions.contiguous(), ignore=None)
         maps = {"semantic": (grey > self.limit).to(torch.uint8), "instance": instance}
         size = (labelled.image.shape[1], labelled.image.shape[2])
         objects = make_objects(found, stride=stride, image_size=size) if "instance" in self.granularities else ()
