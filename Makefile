@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make quickstart     pre-train on generated scenes, evaluate, and write a report, in quickstart/ (minutes on a CPU)"
-	@echo "make test           run all tests and documentation examples, then the tests again with shape checks"
+	@echo "make test           run all tests and documentation examples, most tests with shapes and types checked"
 	@echo "make gates          check style, types, import layers and wording"
 	@echo "make test-portable  run numeric tests with older CPU instruction sets, 1 and 2 threads, and on a busy machine"
 	@echo "make test-oldest    run all tests with the oldest supported version of each dependency, in .venv-oldest"
@@ -26,10 +26,11 @@ $(VENV)/installed: pyproject.toml
 quickstart: $(VENV)/installed
 	$(BIN)/c2fmae quickstart
 
+# Each test runs once: with shapes and types checked at each call where possible.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto
-	@echo "Running the tests again, with shapes and types checked at each call:"
-	$(BIN)/python -m pytest -n auto tests --jaxtyping-packages=c2fmae,shape_checks.typechecker -m "not compile and not once and not slow"
+	$(BIN)/python -m pytest -n auto -m "(compile or unchecked) and not slow"
+	@echo "Running the other tests, with shapes and types checked at each call:"
+	$(BIN)/python -m pytest -n auto tests --jaxtyping-packages=c2fmae,shape_checks.typechecker -m "not compile and not unchecked and not slow"
 
 gates: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files --show-diff-on-failure

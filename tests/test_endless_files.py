@@ -84,7 +84,7 @@ def write_neighbours(path: Path) -> None:
             (path.parents[1] / "val2017").mkdir()
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_no_reader_waits_for_a_pipe_or_a_terminal(tmp_path: Path) -> None:
     program = "import sys, tests.test_endless_files as test; test.read_endless_files(test.Path(sys.argv[1]))"
     done = subprocess.run(

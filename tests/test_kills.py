@@ -23,7 +23,7 @@ from tests.eval.classification.tiny_finetuning import (
 )
 from tests.run_launcher import LaunchedRun, RunLauncher, read_last_step, set_args, wait_until
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 STEPS = 18
 SMALL = (

@@ -15,7 +15,7 @@ from c2fmae.data import open_scenes
 from tests.cli.session import run_commands
 from tests.models.backbones.official_mae import mae_weights
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 SHORT = (
     "--set training.steps=3 --set training.warmup_steps=1 --set training.batch_size=8 --set data.workers=0"

@@ -20,7 +20,7 @@ from c2fmae.core.run_dir import RunDir
 from c2fmae.data.generated import GeneratedScenes
 from tests.run_launcher import RunLauncher, find_free_port, read_last_step, read_metric_rows, set_args, wait_until
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 WORDS = (
     "c2fmae-debug",

@@ -74,7 +74,7 @@ def test_metrics_of_probes_are_shown_in_a_table() -> None:
     ]
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_a_browser_shows_the_figures(page: Path, tmp_path: Path) -> None:
     shot = tmp_path / "page.png"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.cli.session import run_commands
 from tests.data.objects.layouts import annotation, write_coco, write_yolo
 from tests.data.suites.official_layouts import IN_BOTH, class_files, grid_files, write_as_folder, write_as_tar
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 
 def write_tree(root: Path, count: int) -> None:

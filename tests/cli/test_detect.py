@@ -12,7 +12,7 @@ from c2fmae.recipes.config import load_recipe
 from tests.cli.commands import run_eval
 from tests.eval.detection.tiny_detection import QUICK_OVERRIDES, write_coco, write_rectangles, write_source
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
 

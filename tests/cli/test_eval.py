@@ -10,7 +10,7 @@ from c2fmae.eval.builtin import EVALUATIONS
 from tests.cli.commands import run_eval
 from tests.exports.noise_sources import write_noise_run
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 OPTIONS = "{size: 32, length: 12}"
 SMALL = ["--set", f"train.options={OPTIONS}", "--set", f"test.options={OPTIONS}", "--set", "workers=0"]

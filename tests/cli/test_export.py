@@ -14,7 +14,7 @@ from c2fmae.models.backbones import load_backbone
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 SHORT = [
     "training.steps=2",

@@ -17,7 +17,7 @@ from tests.eval.classification.tiny_finetuning import (
     write_train_test_sets,
 )
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
 

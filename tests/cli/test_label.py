@@ -16,7 +16,7 @@ class Leaking(Brightness):
 """
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{tmp_path}", prepend=":")
     (tmp_path / "mine.py").write_text(LABELLER)

@@ -35,7 +35,7 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.once  # starts worker processes
+@pytest.mark.unchecked  # starts worker processes
 def test_the_output_names_what_was_written_and_what_to_do_next(images: Path, tmp_path: Path) -> None:
     run = write_segmentation_run(tmp_path / "run", make_noise_segmenter("linear"))
     out = tmp_path / "out"
@@ -54,7 +54,7 @@ def test_the_output_names_what_was_written_and_what_to_do_next(images: Path, tmp
     assert "predicted 2 images, 2 of them before" in text
 
 
-@pytest.mark.once  # starts worker processes
+@pytest.mark.unchecked  # starts worker processes
 def test_the_output_names_the_files_of_a_detector(images: Path, tmp_path: Path) -> None:
     run = write_detection_run(tmp_path / "run", build_detector(), testing={"short_side": 48, "max_side": 64})
     out = tmp_path / "out"
@@ -91,7 +91,7 @@ def test_a_classifier_suggests_a_test_on_the_same_images(
     assert f"next: c2fmae eval robustness {run} --custom NAME='{images}'" in text
 
 
-@pytest.mark.once  # starts worker processes
+@pytest.mark.unchecked  # starts worker processes
 @pytest.mark.parametrize(
     ("page", "section", "num_commands"),
     [("segmentation", "Predict", 5), ("segmentation", "Export", 2), ("detection", "Predict", 5)],

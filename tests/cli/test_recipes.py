@@ -10,7 +10,7 @@ from c2fmae.recipes import RECIPES
 from c2fmae.recipes.config import RecipeConfig
 from tests.cli.session import run_commands
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 NAMES = list(RECIPES)  # before examples of the documentation register theirs
 

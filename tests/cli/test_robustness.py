@@ -22,7 +22,7 @@ from c2fmae.eval.robustness import evaluation, inference
 from c2fmae.eval.robustness.inference import CellRequests
 from tests.cli.commands import run_eval
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 NAMES = ("n01440764", "n01443537", "n01484850")
 SMALL = ("--set", "workers=0")

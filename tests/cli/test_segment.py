@@ -20,7 +20,7 @@ from tests.cli.commands import run_eval
 from tests.cli.parsing import split_commands
 from tests.eval.segmentation.tiny_segmentation import QUICK_OVERRIDES, write_halves, write_source
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 SET = [argument for setting in QUICK_OVERRIDES for argument in ("--set", setting)]
 
@@ -91,7 +91,7 @@ def test_a_test_that_a_signal_stops_continues(run: Path, monkeypatch: pytest.Mon
     assert len(predicted) == 6
 
 
-@pytest.mark.once  # a dozen short runs, of which nothing new has shapes
+@pytest.mark.unchecked  # a dozen short runs, of which nothing new has shapes
 def test_the_commands_of_the_page_run(
     source: Path, data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

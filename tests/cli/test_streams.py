@@ -18,7 +18,7 @@ NAME = "a\x1b]0;title\x07\r\u202egnp\nnext: rm"
 SHOWN = "a\\x1b]0;title\\x07\\r\\u202egnp"
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_names_in_errors_do_not_command_the_terminal() -> None:
     command = [sys.executable, "-m", "c2fmae_cli", "recipes", "show", f"{NAME}.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -17,7 +17,7 @@ from c2fmae.views import reconstruction
 from tests.methods.tiny_methods import build_tiny_method
 from tests.views.sheets import RecordedSheet
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 SMALL = ["--set", "scenes=2", "--set", "size=64"]
 

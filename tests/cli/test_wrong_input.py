@@ -128,7 +128,7 @@ def list_files(folder: Path) -> dict[str, int]:
 
 
 # The wrong commands fail before they compute: the run with shape checks would find the same.
-@pytest.mark.once
+@pytest.mark.unchecked
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:80])
 def test_a_wrong_command_prints_one_error_and_writes_nothing(
     command: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

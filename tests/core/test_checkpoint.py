@@ -460,7 +460,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_full_and_read_only_disks_are_reported(small_disk: Path) -> None:
     folder = small_disk / "checkpoints"
     writer = CheckpointWriter(folder, keep_last=3, keep_every=None)
@@ -568,7 +568,7 @@ def test_the_thread_ends_with_its_save(tmp_path: Path) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_a_program_that_exits_finishes_its_last_save(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter\n"
@@ -659,7 +659,7 @@ print(step, inside)
 """
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_after_a_kill_at_any_moment_the_newest_checkpoint_is_the_last_or_the_current_save(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", KILLS, str(tmp_path / "checkpoints"), "20"],

@@ -174,7 +174,7 @@ def pair(stack: ExitStack, failing: int, wait: str, ending: str = "boom") -> lis
     return found
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_all_ranks_exit_with_the_reason_when_one_fails() -> None:
     with ExitStack() as stack:
         processes = [*pair(stack, failing=1, wait="sleep", ending="exit"), *pair(stack, failing=0, wait="sum")]

@@ -68,7 +68,7 @@ def test_a_changed_build_and_missing_entries_are_described() -> None:
     ]
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_the_revision_is_the_commit_and_marks_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:

@@ -30,7 +30,7 @@ def test_a_second_process_waits_for_the_lock(tmp_path: Path) -> None:
     assert all(events[i][0] == events[i + 1][0] for i in (0, 2, 4))
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_a_child_that_outlives_its_parent_does_not_hold_its_lock(tmp_path: Path) -> None:
     there, here = os.pipe()
     with lock_dir(tmp_path, busy_message="busy"):

@@ -83,7 +83,7 @@ def test_accumulated_micro_batches_equal_one_batch(method: str, average: str) ->
     assert_close(case.run_steps(), run_with_one_batch(case), 1e-9)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_two_processes_equal_one_batch(processes: RankResults) -> None:
     for case in [case for case in EQUAL_CASES if case.is_float64]:
         expected = run_with_one_batch(case)
@@ -97,7 +97,7 @@ def test_accumulated_micro_batches_equal_one_batch_in_single_precision(method: s
     assert_nearly(case.run_steps(), run_with_one_batch(case))
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_two_processes_equal_one_batch_in_single_precision(processes: RankResults) -> None:
     for case in [case for case in EQUAL_CASES if not case.is_float64]:
         for actual in processes.shared[case]:
@@ -114,7 +114,7 @@ def assert_nearly(actual: StepHistory, expected: StepHistory) -> None:
             torch.testing.assert_close(10 * actual[1][0][name], 10 * tensor, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_all_ranks_have_the_same_bits(processes: RankResults) -> None:
     for (first, firsts), (second, seconds) in (*processes.shared.values(), processes.poisoned, processes.in_order):
         for one, other in zip(first, second, strict=True):
@@ -123,7 +123,7 @@ def test_all_ranks_have_the_same_bits(processes: RankResults) -> None:
         assert all(same(one, other) for one, other in zip(firsts, seconds, strict=True))
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_averaging_in_rank_order_gives_the_same_bits_for_two_processes(processes: RankResults) -> None:
     reports, tensors = processes.in_order[0]
     usual, others = processes.shared[ORDERED_CASE][0]
@@ -131,7 +131,7 @@ def test_averaging_in_rank_order_gives_the_same_bits_for_two_processes(processes
     assert all(same(*each) for each in zip(tensors, others, strict=True))
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_both(processes: RankResults) -> None:
     for rank, (reports, tensors) in enumerate(processes.poisoned):
         assert [report.skip_details is None for report in reports] == [True, True, False, True, True]

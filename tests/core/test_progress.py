@@ -313,7 +313,7 @@ def test_items_that_finish_in_groups_are_counted(clock: Clock) -> None:
     ]
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_importing_the_module_does_not_import_rich() -> None:
     script = "import sys; import c2fmae.core.progress; print('rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -122,7 +122,7 @@ def outside_package(folder: Path, code: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(folder)}
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_an_outside_package_adds_a_mask_by_an_entry_point(tmp_path: Path) -> None:
     environment = outside_package(tmp_path, STRIPES)
     used = subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True, check=False)
@@ -132,7 +132,7 @@ def test_an_outside_package_adds_a_mask_by_an_entry_point(tmp_path: Path) -> Non
     assert "  stripes        Hide every n-th patch first.\n" in listed.stdout
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_a_broken_plug_in_is_named(tmp_path: Path) -> None:
     environment = outside_package(tmp_path, "import no_such_module\n")
     command = [sys.executable, "-m", "c2fmae_cli", "plugins"]

@@ -38,7 +38,7 @@ def test_a_second_run_is_rejected_until_the_first_ends(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_a_killed_run_releases_its_directory(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from c2fmae.core.run_dir import open_run_dir\n"
@@ -73,7 +73,7 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_a_read_only_disk_is_rejected(read_only_disk: Path) -> None:
     for path in (read_only_disk, read_only_disk / "run"):
         with pytest.raises(UserError) as caught, open_run_dir(path):

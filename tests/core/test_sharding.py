@@ -65,7 +65,7 @@ def losses(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in report["values"].items() if name.startswith(("loss", "grad_norm"))}
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_sharded_ddp_and_single_process_training_agree_in_float64(results: list[dict[str, Any]]) -> None:
     reports, tensors = results[0]["runs"]["float64 sharded"]
     for others in (results[0]["runs"]["float64 ddp"], single_process("float64")):
@@ -75,7 +75,7 @@ def test_sharded_ddp_and_single_process_training_agree_in_float64(results: list[
             assert_close(tensors[step], others[1][step], 1e-9)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_losses_and_gradients_agree_in_float32(results: list[dict[str, Any]]) -> None:
     reports, tensors = results[0]["runs"]["float32 sharded"]
     for others in (results[0]["runs"]["float32 ddp"], single_process("float32")):
@@ -86,7 +86,7 @@ def test_losses_and_gradients_agree_in_float32(results: list[dict[str, Any]]) ->
                 torch.testing.assert_close(10 * tensors[1][key], 10 * tensor, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_the_first_step_in_bf16_is_equal_to_ddp(results: list[dict[str, Any]]) -> None:
     (mine, tensors), (theirs, others) = (results[0]["runs"][f"bf16 {way}"] for way in ("sharded", "ddp"))
     assert losses(mine[0])["loss"] == losses(theirs[0])["loss"]
@@ -96,7 +96,7 @@ def test_the_first_step_in_bf16_is_equal_to_ddp(results: list[dict[str, Any]]) -
     assert losses(mine[-1]) == pytest.approx(losses(theirs[-1]), rel=1e-2)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_ranks_agree_and_the_main_rank_gathers_the_tensors(results: list[dict[str, Any]]) -> None:
     for name in RUNS:
         (reports, tensors), (others, nothing) = (each["runs"][f"{name} sharded"] for each in results)
@@ -107,7 +107,7 @@ def test_ranks_agree_and_the_main_rank_gathers_the_tensors(results: list[dict[st
         assert all(type(tensor) is Tensor for step in RECORDED_STEPS for tensor in tensors[step].values())
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_a_step_that_is_not_finite_is_skipped_by_all_ranks(results: list[dict[str, Any]]) -> None:
     for each in results:
         (mine, _), (theirs, _) = (each["runs"][f"nan {way}"] for way in ("sharded", "ddp"))
@@ -119,7 +119,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_all_ranks(results: list[dict[st
     assert_close(tensors[NUM_STEPS], others[NUM_STEPS], 1e-9)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_checkpoints_move_between_ddp_sharded_and_single_process_training(folder: Path) -> None:
     paths = list_checkpoints(folder / "alternating")
     assert [load_checkpoint(path).step for path in paths] == [4, NUM_STEPS]
@@ -130,18 +130,18 @@ def test_checkpoints_move_between_ddp_sharded_and_single_process_training(folder
     assert_close(once.training.gather_tensors(), expected[-1], 1e-9)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_resumed_sharded_training_ends_bitwise_equal(folder: Path) -> None:
     assert_same(end_of(folder / "uninterrupted"), end_of(folder / "resumed"))
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_sharding_units_are_the_blocks(results: list[dict[str, Any]]) -> None:
     decoders = [f"decoder.stages.{name}.rest.0" for name in ("semantic", "instance", "rgb")]
     assert results[0]["units"] == ["", "encoder.blocks.0", *decoders]
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_each_rank_holds_half_of_weights_moments_and_ema(results: list[dict[str, Any]]) -> None:
     each = FLOAT32_CASE.make_method()
     weights = sum(parameter.numel() * 4 for parameter in each.model.parameters())
@@ -152,7 +152,7 @@ def test_each_rank_holds_half_of_weights_moments_and_ema(results: list[dict[str,
             assert all(0.45 < part / (copies * weights) < 0.55 for part in parts)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_running_a_model_unsharded_on_one_rank_does_not_change_training(
     folder: Path, results: list[dict[str, Any]]
 ) -> None:
@@ -163,7 +163,7 @@ def test_running_a_model_unsharded_on_one_rank_does_not_change_training(
     assert not torch.equal(first, last)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_every_rank_can_gather_all_weights(results: list[dict[str, Any]]) -> None:
     expected = FLOAT64_CASE.make_method().model.state_dict()
     for each in results:
@@ -171,7 +171,7 @@ def test_every_rank_can_gather_all_weights(results: list[dict[str, Any]]) -> Non
         assert [name for name, tensor in expected.items() if not tensor.equal(each["unsharded"][name])] == []
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_weights_that_are_not_finite_on_one_rank_are_saved_by_none(folder: Path, results: list[dict[str, Any]]) -> None:
     assert [each["is finite"] for each in results] == [(True, False)] * 2
     assert not (folder / "nan").exists()

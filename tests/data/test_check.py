@@ -209,7 +209,7 @@ def test_a_source_that_cannot_be_opened_is_reported() -> None:
     assert (report.problems, report.valid_keys, report.num_scenes) == ((problem,), (), 0)
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_two_processes_give_the_same_report_as_one(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", {f"{i:03d}": sample(i, instance=i) for i in range(140)} | {"x": [b""] * 3})
     progress = list[int]()

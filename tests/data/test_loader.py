@@ -327,7 +327,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

@@ -20,12 +20,12 @@ def test_one_worker_runs_in_the_calling_process() -> None:
     assert list(run_in_processes(range, [], 2)) == []
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_processes_yield_the_same_results_in_any_order() -> None:
     assert sorted(run_in_processes(range, [2, 0, 3, 1], 2)) == [0, 0, 0, 1, 1, 2]
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_closing_ends_all_processes() -> None:
     results = run_in_processes(range, [10**6, 10**6], 2)
     assert next(results) == 0
@@ -34,7 +34,7 @@ def test_closing_ends_all_processes() -> None:
     assert not active_children()
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("work", "task", "error_type", "message"),
     [
@@ -71,7 +71,7 @@ except Exception as error:
 """
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("when_imported", "message"),
     [

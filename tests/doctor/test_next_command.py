@@ -28,7 +28,7 @@ from tests.eval.classification.tiny_finetuning import (
     write_train_test_sets,
 )
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 SHORT = ("training.steps=3", "training.warmup_steps=1", "saving.steps=1", "saving.keep_last=3", "watching.figures=0")
 

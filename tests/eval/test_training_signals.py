@@ -17,7 +17,7 @@ from tests.eval.classification.tiny_finetuning import (
 from tests.eval.segmentation import tiny_segmentation
 from tests.run_launcher import RunLauncher, set_args, wait_until
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 SLOW_SAVE = """
 import time

@@ -33,7 +33,7 @@ images, found = load_file("images.safetensors")["images"], {}
 """
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_the_code_of_a_card_runs_without_c2fmae(tmp_path: Path) -> None:
     backbone = make_noise_backbone(size=(32, 48), keep_positions=True)
     images = backbone.standardise(draw_noise_images((32, 48)))

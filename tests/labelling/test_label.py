@@ -382,7 +382,7 @@ def fork(work: Callable[[], object]) -> int:
     return pid
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_killed_processes_leave_what_the_same_command_finishes_to_the_byte(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 24, broken=[9])
     started_at = time.monotonic()
@@ -403,7 +403,7 @@ def test_killed_processes_leave_what_the_same_command_finishes_to_the_byte(tmp_p
     assert finished == number + 1
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_processes_at_once_give_the_bytes_of_one(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 30, broken=[7])
     label(images, tmp_path / "plain")

@@ -154,7 +154,7 @@ print(round(peak() - before))
 """
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 @pytest.mark.slow
 @pytest.mark.parametrize(("stride", "megabytes"), [(4, 1000), (1, 2000)])
 def test_memory_of_100_masks_of_a_large_image_is_bounded(stride: int, megabytes: int) -> None:

@@ -9,7 +9,7 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.methods import METHODS, build_method
 
-pytestmark = [pytest.mark.numeric, pytest.mark.once]
+pytestmark = [pytest.mark.numeric, pytest.mark.unchecked]
 
 NUM_SCENES = 8
 

@@ -129,7 +129,7 @@ def test_consecutive_charts_are_side_by_side() -> None:
     assert len(groups) == 2
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_a_browser_shows_every_image_and_the_page_fits_a_narrow_window(tmp_path: Path) -> None:
     figures = [Figure(path, path.name) for path in write_images(tmp_path, "first.png", "second.png")]

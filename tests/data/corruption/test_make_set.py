@@ -365,7 +365,7 @@ corrupt_scenes(scenes, sys.argv[1], CorruptionConfig(), corruptions=corruptions,
 """
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_a_killed_run_is_finished_by_two_processes_with_the_same_bytes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, text=True) as process:

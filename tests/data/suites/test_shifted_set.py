@@ -336,7 +336,7 @@ def test_cells_without_some_classes_have_the_labels_of_the_set(tmp_path: Path) -
     assert [[wnid for _, wnid, _ in list_images(cell, opened)] for cell in opened.cells] == [[*VAL], [*VAL[1:]]]
 
 
-@pytest.mark.once  # shape checks read the keys of all scenes
+@pytest.mark.unchecked  # shape checks read the keys of all scenes
 def test_images_of_a_corruption_set_are_listed_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_as_folder(tmp_path, grid_files(["fog", "snow"], VAL))
     listed = list[str]()

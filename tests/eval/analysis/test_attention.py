@@ -307,7 +307,7 @@ def test_intervals_of_ratios_cover_the_true_ratio_as_often_as_their_level() -> N
     assert 0.92 < hits / 400 < 0.98
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_metrics_of_two_processes_are_bit_identical_to_those_of_one(tmp_path: Path) -> None:
     multiprocessing.set_forkserver_preload([sampled_processes.__name__])  # imported once for both processes
     start_processes(

@@ -36,7 +36,7 @@ from tests.eval.classification.tiny_finetuning import (
 )
 from tests.methods.tiny_methods import build_tiny_method
 
-pytestmark = [pytest.mark.numeric, pytest.mark.once]
+pytestmark = [pytest.mark.numeric, pytest.mark.unchecked]
 
 PLAIN = ("mixing.mixup=0", "mixing.cutmix=0", "data.rand_augment=null", "data.erasing=0", "data.scale=[1, 1]")
 
@@ -177,7 +177,7 @@ def test_runs_resume_without_their_source(
     assert finetune(config, tmp_path / "run", World(), resume=True).status == "finished"
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_two_processes_train_like_one(with_maps: Path, data: Path, tmp_path: Path) -> None:
     overrides = ("data.granularities=[semantic, rgb]", "granularity_dropout=0.4", "data.test_with=[[rgb]]")
     config = make_quick_config(with_maps, data, *overrides, "saving.keep_every=1")
@@ -449,7 +449,7 @@ def test_settings_are_applied(source: Path, data: Path) -> None:
     )
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_sharded_training_gives_the_same_metrics(source: Path, data: Path, tmp_path: Path) -> None:
     config = make_quick_config(source, data, "training.sharded=true")
     spawn(finetune_processes.run_rank, args=(config.model_dump_json(), tmp_path), nprocs=2)

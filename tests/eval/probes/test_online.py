@@ -32,7 +32,7 @@ from tests.eval.tiny_backbones import (
     write_scenes,
 )
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.unchecked
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.eval.tiny_backbones import draw_coloured_scenes, write_dataset_json, 
 pytestmark = pytest.mark.numeric
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_two_processes_compute_the_metrics_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, count, seed in (("train", 30, 0), ("test", 21, 1)):
         scenes: list[Scene] = draw_coloured_scenes(count, labels=3, noise=140, seed=seed)

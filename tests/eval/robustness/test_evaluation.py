@@ -32,7 +32,7 @@ from tests.eval.robustness.colour_classifier import (
 )
 from tests.eval.tiny_backbones import InMemoryScenes
 
-pytestmark = [pytest.mark.numeric, pytest.mark.once]
+pytestmark = [pytest.mark.numeric, pytest.mark.unchecked]
 
 CONFIG = RobustnessEvaluation(batch_size=3, workers=0)
 COLUMN = {label.wnid: column for column, label in enumerate(IMAGENET_LABELS)}

@@ -13,7 +13,7 @@ from tests.eval.robustness import robustness_processes
 pytestmark = pytest.mark.numeric
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_results_and_files_of_two_processes_equal_those_of_one(tmp_path: Path) -> None:
     alone = robustness_processes.list_metrics(robustness_processes.compute_robustness(World(), tmp_path / "alone"))
     multiprocessing.set_forkserver_preload([robustness_processes.__name__])

@@ -154,7 +154,7 @@ def test_a_set_without_labels_is_an_error() -> None:
     assert scores.image_totals[0, :2].sum() == 0
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_two_processes_compute_the_scores_of_one(tmp_path: Path) -> None:
     expected = make_evaluator(draw_map_scenes(5)).evaluate(tiny_segmenter())
     spawn(segment_processes.run_rank, args=(tmp_path,), nprocs=2)

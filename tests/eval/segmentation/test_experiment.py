@@ -27,7 +27,7 @@ from c2fmae.models.segmenters import load_segmenter
 from tests.eval.segmentation.tiny_segmentation import make_quick_config, write_halves, write_source
 from tests.eval.training_processes import run_steps, run_steps_in_two_processes
 
-pytestmark = [pytest.mark.numeric, pytest.mark.once]
+pytestmark = [pytest.mark.numeric, pytest.mark.unchecked]
 
 PREDICTIONS = Path("evaluations/segment/predictions")
 
@@ -175,7 +175,7 @@ def test_an_unfinished_run_is_not_tested(finished_run: Path, tmp_path: Path) -> 
     )
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_two_processes_with_micro_batches_equal_one(source: Path, data: Path, tmp_path: Path) -> None:
     """The learning rate is so small that weights stay: differences are those of losses and gradients."""
     config = make_quick_config(source, data, "training.lr=1e-30", "training.warmup_steps=0")

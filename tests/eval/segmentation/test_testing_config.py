@@ -69,7 +69,7 @@ def test_description_names_everything_that_changes_the_numbers() -> None:
     )
 
 
-@pytest.mark.once
+@pytest.mark.unchecked
 def test_settings_are_read_without_torch() -> None:
     code = "import sys, c2fmae.eval.segmentation.testing_config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
