@@ -165,7 +165,9 @@ def test_evaluation_sets_are_compared_with_their_suites(tmp_path: Path) -> None:
     assert corruptions.lines[-1] == "next: c2fmae eval robustness MODEL --imagenet-c c"
     assert [outcome.exit_code for outcome in refused] == [2, 2]
     assert "no suite named 'imagenet-aa'. Did you mean 'imagenet-a'?" in errors
-    assert "--as: cannot be combined with --fix-list, --granularities or --workers. Leave them out" in errors
+    assert (
+        "--as: cannot be combined with --fix-list, --granularities, --boxes-only or --workers. Leave them out" in errors
+    )
 
 
 def test_every_importer_has_a_command() -> None:

@@ -13,7 +13,6 @@ from c2fmae.eval.training_evaluation import TrainingEvaluation, TrainingRecipe
 
 if TYPE_CHECKING:
     import c2fmae.core.experiment
-    import c2fmae.eval.results
 
 log = logging.getLogger(__name__)
 
@@ -49,3 +48,14 @@ class FinetuneEvaluation(TrainingEvaluation):
         from c2fmae.eval.classification.experiment import build_finetuning
 
         return build_finetuning
+
+    def adapt_config(self, config: FinetuneConfig, model: ModelUnderTest, spec: BackboneSpec) -> FinetuneConfig:
+        """Return the config of a recipe, without RandAugment for images of other than 3 channels."""
+        from c2fmae.eval.classification.recipes import without_rand_augment
+
+        channels = spec.channels.get("rgb", 3)
+        if channels == 3 or config.data.rand_augment is None:
+            return config
+        if model.world.is_main:
+            log.info("%s: without RandAugment, which is for 3 channels and not for %d", model.name, channels)
+        return without_rand_augment(config)
