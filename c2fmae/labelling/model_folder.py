@@ -45,8 +45,7 @@ def resolve_model_folder(path: str, *, option: str) -> Path:
         local = Path(text).name
         raise UserError(
             f"{option}: {text} is not a folder, and weights are never downloaded. If it is an id of the Hugging Face"
-            f" hub, fetch it once, then use the folder:\n  hf download {text} --local-dir {local}\n"
-            f"  c2fmae label … {local} …"
+            f" hub, fetch it once, and use the folder {local} instead:\n  hf download {text} --local-dir {local}"
         )
     raise UserError(f"{option}: {text} does not exist (expected a folder with config.json and {SAFETENSORS}).")
 
