@@ -20,6 +20,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.objects import Objects
 from c2fmae.data.arrays import is_npy, is_tiff
+from c2fmae.data.instance_ids import swap_ignore_ids
 from c2fmae.data.object_json import OBJECTS_SUFFIX, encode_objects
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
@@ -42,10 +43,7 @@ def encode_ids(ids: Integer[np.ndarray, "height width"], *, level: int = 9) -> b
         raise UserError(
             f"id {low if low < 0 else high} does not fit into the 16 bits of a PNG. Number the objects of a map from 1"
         )
-    if high <= IGNORE:
-        stored = ids.astype(np.uint8)
-    else:
-        stored = np.where(ids == IGNORE, _MAX_UINT16, np.where(ids == _MAX_UINT16, IGNORE, ids)).astype(">u2")
+    stored = ids.astype(np.uint8) if high <= IGNORE else swap_ignore_ids(ids).astype(">u2")
     height, width = stored.shape
     lines = np.zeros((height, 1 + width * stored.itemsize), np.uint8)
     lines[:, 1:] = np.ascontiguousarray(stored).view(np.uint8)

@@ -12,9 +12,7 @@ from jaxtyping import Bool, Float, Int, Int64, Integer
 from torch import Tensor
 
 from c2fmae.core.granularity import IGNORE
-
-_MAX_UINT8_OBJECTS = 254  # 255 is "not labelled"
-_NUMBER_255 = 65535  # the id of the 255th object, as in scenes
+from c2fmae.data.instance_ids import numbers_to_instance_ids
 
 
 def keep_masks(masks: Bool[Tensor, "mask rows columns"], *, min_cells: float, max_pieces: int) -> Bool[Tensor, " mask"]:
@@ -177,20 +175,15 @@ def number_instances(
     """
     instances = list_instances(ids, ignore)
     order = np.lexsort((instances.first_cells, -instances.areas))
-    numbers = number_to_id(np.arange(1, len(order) + 1))
-    table = np.zeros(max(int(ids.max()), 0) + 1, np.uint8 if len(order) <= _MAX_UINT8_OBJECTS else np.int32)
-    table[instances.ids[order]] = numbers
+    new_ids = numbers_to_instance_ids(np.arange(1, len(order) + 1))
+    table = np.zeros(max(int(ids.max()), 0) + 1, new_ids.dtype)
+    table[instances.ids[order]] = new_ids
     if ignore is not None and ignore < len(table):
         table[ignore] = IGNORE
     numbered = torch.from_numpy(table[ids.cpu().numpy()])
     return numbered, MapInstances(
         instances.ids[order], instances.areas[order], instances.boxes[order], instances.first_cells[order]
     )
-
-
-def number_to_id(numbers: Int64[np.ndarray, " object"]) -> Int64[np.ndarray, " object"]:
-    """Return the ids of numbered objects: the numbers themselves, but 65535 for 255."""
-    return np.where(numbers == IGNORE, _NUMBER_255, numbers)
 
 
 def _has_few_pieces(mask: Bool[np.ndarray, "rows columns"], limit: int) -> bool:

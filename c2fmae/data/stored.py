@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
@@ -24,6 +24,7 @@ from c2fmae.data.arrays import ARRAY_SUFFIXES
 from c2fmae.data.decode import decode_ids, decode_image, decode_map_colours, is_colour_png, is_one_bit_png
 from c2fmae.data.geometry import scene_size
 from c2fmae.data.info import DatasetInfo
+from c2fmae.data.instance_ids import WIDE_IGNORE, normalise_ignore_id
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.object_json import OBJECTS_SUFFIX, check_masks, decode_objects
 from c2fmae.data.problems import Problem
@@ -32,7 +33,6 @@ from c2fmae.data.scenes import check_index
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", *ARRAY_SUFFIXES)
 DOTTED_IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-_WIDE_IGNORE = 65535
 
 
 class StoredScenes(ABC):
@@ -46,7 +46,7 @@ class StoredScenes(ABC):
         # At 16 bits the default is 65535, and 255 is an id like others.
         self._id_tables = {
             bits: build_id_table(len(info.classes), ignore=number, offset=info.offset, bits=bits)
-            for bits, number in ((8, ignore), (16, _WIDE_IGNORE if ignore == IGNORE else ignore))
+            for bits, number in ((8, ignore), (16, WIDE_IGNORE if ignore == IGNORE else ignore))
         }
 
     def __len__(self) -> int:
@@ -137,22 +137,6 @@ class StoredScenes(ABC):
         else:
             return label
         raise UserError(f"{self.describe_location(index, self.info.granularities[0])}: {problem}")
-
-
-def normalise_ignore_id(ids: Integer[np.ndarray, "height width"]) -> Integer[np.ndarray, "height width"]:
-    """Return instance ids in which 255 is "not labelled", from a map of 8 or 16 bits.
-
-    16-bit maps store 65535 for "not labelled". Their object 255, if there is one, gets the id 65535 instead.
-    """
-    if ids.dtype == np.uint8:
-        return ids
-    is_ignored = ids == _WIDE_IGNORE
-    if int(ids.max(initial=0, where=~is_ignored)) < IGNORE:
-        return np.where(is_ignored, IGNORE, ids).astype(np.uint8)
-    wide = ids.astype(np.int32)
-    wide[ids == IGNORE] = _WIDE_IGNORE
-    wide[is_ignored] = IGNORE
-    return wide
 
 
 def granularity_suffixes(name: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Integer
 
 from c2fmae.core.files import atomic_writer, read_file, write_atomic
 from c2fmae.core.granularity import IGNORE
+from c2fmae.data.instance_ids import WIDE_IGNORE
 from c2fmae.labelling.protocol import LabelledObject
 
 MANIFEST_FILE = "manifest.jsonl"
@@ -19,7 +20,6 @@ FAILED_FILE, GOOD_FILE = "failed.txt", "good.txt"
 """The images that failed, with reasons, and the keys of all others. They exist if an image has failed."""
 
 _DIGITS = 4  # of floats in records
-_ID_OF_255 = 65535  # of the 255th object in memory, where 255 is "not labelled"
 _STATUS = {status: f'"status": "{status}"'.encode() for status in ("done", "empty", "failed")}
 
 
@@ -63,7 +63,7 @@ def make_record(
 
 def _to_stored_id(id_: int) -> int:
     """Return an id as in the stored map of 16 bits, where "not labelled" is 65535 instead of 255."""
-    return IGNORE if id_ == _ID_OF_255 else id_
+    return IGNORE if id_ == WIDE_IGNORE else id_
 
 
 def make_row(key: str, record: Mapping[str, Any], maps: Mapping[str, Integer[np.ndarray, "_ _"]]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from c2fmae.core.config import Config, PositiveInt, UnitInterval
+from c2fmae.data.instance_ids import numbers_to_instance_ids
 from c2fmae.data.painting import (
     MapInstances,
     keep_masks,
     measure_masks,
     number_instances,
-    number_to_id,
     paint_masks,
     suppress_masks,
 )
@@ -124,8 +124,9 @@ def make_objects(
     By default, scores are 1 and objects have no class.
     """
     height, width = image_size
-    count = len(instances.areas)
-    corners = (instances.boxes * stride).clip(max=[width, height, width, height])
+    ids = numbers_to_instance_ids(np.arange(1, len(instances.areas) + 1)).tolist()
+    boxes = (instances.boxes * stride).clip(max=[width, height, width, height]).tolist()
+    areas = (instances.areas * stride**2).tolist()
     return tuple(
         LabelledObject(
             id=id_,
@@ -133,12 +134,10 @@ def make_objects(
             class_name=names[row] if names else None,
             class_id=class_ids[row] if class_ids else None,
             box=(box[0], box[1], box[2], box[3]),
-            area=area * stride**2,
+            area=area,
             threshold=thresholds[row] if thresholds else None,
         )
-        for row, (id_, box, area) in enumerate(
-            zip(number_to_id(np.arange(1, count + 1)).tolist(), corners.tolist(), instances.areas.tolist(), strict=True)
-        )
+        for row, (id_, box, area) in enumerate(zip(ids, boxes, areas, strict=True))
     )
 
 

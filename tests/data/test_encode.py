@@ -23,7 +23,7 @@ from c2fmae.data.encode import (
     image_suffix,
     keys_to_member_keys,
 )
-from c2fmae.data.stored import normalise_ignore_id
+from c2fmae.data.instance_ids import normalise_ignore_id
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 BYTES = arrays(np.uint8, SHAPES)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from c2fmae.data.decode import decode_ids
 from c2fmae.data.encode import encode_ids
+from c2fmae.data.instance_ids import normalise_ignore_id
 from c2fmae.data.painting import (
     keep_masks,
     list_instances,
@@ -21,7 +22,6 @@ from c2fmae.data.painting import (
     suppress_boxes,
     suppress_masks,
 )
-from c2fmae.data.stored import normalise_ignore_id
 
 few = settings(max_examples=30)
 masks_strategy = st.tuples(st.integers(0, 6), st.integers(1, 5), st.integers(1, 6)).flatmap(

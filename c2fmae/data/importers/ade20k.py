@@ -18,10 +18,10 @@ from c2fmae.data.importers.common import (
     check_same_size,
     check_split_exists,
     load_class_map,
-    numbers_to_instance_ids,
     read_colour_png,
 )
 from c2fmae.data.info import DatasetInfo
+from c2fmae.data.instance_ids import numbers_to_instance_ids
 from c2fmae.data.label_spaces import ADE20K
 from c2fmae.data.remap import build_id_table
 

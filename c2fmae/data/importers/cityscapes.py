@@ -19,9 +19,9 @@ from c2fmae.data.importers.common import (
     check_same_size,
     check_split_exists,
     load_class_map,
-    numbers_to_instance_ids,
 )
 from c2fmae.data.info import DatasetInfo
+from c2fmae.data.instance_ids import numbers_to_instance_ids
 from c2fmae.data.label_spaces import CITYSCAPES
 from c2fmae.data.remap import IdTable
 

@@ -24,10 +24,10 @@ from c2fmae.data.importers.common import (
     ImportedScenes,
     check_dir_exists,
     check_split_exists,
-    numbers_to_instance_ids,
     read_colour_png,
 )
 from c2fmae.data.info import DatasetInfo
+from c2fmae.data.instance_ids import numbers_to_instance_ids
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.data.remap import remap_ids
 

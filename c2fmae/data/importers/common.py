@@ -13,7 +13,6 @@ from torch import Tensor
 
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.files import read_file
-from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data.decode import decode_ids, decode_image
 from c2fmae.data.info import DatasetInfo
@@ -82,15 +81,6 @@ class ImportedScenes(ABC):
 def load_class_map(path: Path, table: IdTable) -> IdMap:
     """Read a PNG of class numbers, and convert them by a table of semantic ids."""
     return IdMap(str(path), remap_ids(decode_ids(read_file(path), str(path)), table, str(path)))
-
-
-def numbers_to_instance_ids(numbers: Integer[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:
-    """Return the instance ids of objects numbered 1, 2, …: object 255 gets 65535, since 255 is "not labelled".
-
-    Up to 254 objects have 8 bits, more have 32.
-    """
-    ids = np.where(numbers == IGNORE, 65535, numbers)
-    return ids.astype(np.uint8 if ids.max(initial=0) < IGNORE else np.int32)
 
 
 def read_colour_png(path: Path) -> Int32[np.ndarray, "3 height width"]:

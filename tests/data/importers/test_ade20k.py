@@ -7,7 +7,7 @@ import torch
 
 from c2fmae.data.crops.scaled_crop import ScaledCrop
 from c2fmae.data.importers import Ade20k
-from c2fmae.data.importers.common import numbers_to_instance_ids
+from c2fmae.data.instance_ids import numbers_to_instance_ids
 from c2fmae.data.label_spaces import ADE20K
 from c2fmae.data.pack import PackConfig, pack_scenes
 from c2fmae.data.scenes import Scenes
