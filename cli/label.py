@@ -105,17 +105,22 @@ def label(
                 print(measure_labelling(scenes, labellers, out, config, workers=num_workers))
                 print("next: the same command without --dry-run")
             return
-        report = label_images(
-            scenes,
-            labellers,
-            out,
-            config,
-            context,
-            world=world,
-            part=chosen_part,
-            again=again is not None,
-            workers=num_workers,
-        )
+        try:
+            report = label_images(
+                scenes,
+                labellers,
+                out,
+                config,
+                context,
+                world=world,
+                part=chosen_part,
+                again=again is not None,
+                workers=num_workers,
+            )
+        except KeyboardInterrupt:
+            if world.is_main:
+                print(f"interrupted. Finished shards are in {out}; run the same command again to continue", flush=True)
+            raise
     if world.is_main:
         _print_report(report, out, chosen_part.count)
 

@@ -54,7 +54,8 @@ def _describe_labeller(labeller: Labeller) -> str:
         f"{each.get('name', 'weights')} (sha256 {each['sha256'][:_DIGEST_LENGTH]}, {each.get('licence') or _UNSTATED})"
         for each in _find_weights(description)
     ]
-    items += [f"{key}={value}" for key, value in description.items() if _is_short(value) and key != "labeller"]
+    settings = {key: value for key, value in description.items() if key not in ("labeller", "prompts")}
+    items += [f"{key}={value}" for key, value in settings.items() if _is_short(value)]
     if prompts := count_prompts([labeller]):
         items.append(format_count(prompts, "prompt"))
     return f"{name}: {', '.join(items)}" if items else str(name)

@@ -8,20 +8,17 @@ import re
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.failures import convert_failure
-from c2fmae.core.granularity import IGNORE
 from c2fmae.core.text import format_count
 from c2fmae.data.decode import read_image_size
 from c2fmae.data.encode import encode_annotations, encode_image, image_member, image_suffix
@@ -29,13 +26,14 @@ from c2fmae.data.geometry import scene_size
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.stored import sort_coarse_to_fine
 from c2fmae.labelling.batches import plan_batches
+from c2fmae.labelling.check_result import check_result, name_labeller
+from c2fmae.labelling.executor import completed, open_executor
 from c2fmae.labelling.manifest import make_failed_row, make_record, make_row, to_json_line
 from c2fmae.labelling.protocol import LabelInput, Labeller, LabelResult
 
 log = logging.getLogger(__name__)
 
 _CPU_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_alloc")
-_WIDE_IGNORE = 65535  # as an id in memory: the 255th object
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -157,7 +155,7 @@ class LabelPipeline:
         """Label the images of shards, and pass the samples of each shard, by index, to `write` in a thread."""
         position, batch_size, reported = 0, self.batch_size, set[int]()
         writing: Future[None] | None = None
-        with _open_executor(self.num_workers) as executor:
+        with open_executor(self.num_workers) as executor:
             while position < len(shards):
                 samples: dict[int, Future[LabelledSample]] = {}
                 batches = self._plan_batches(shards[position:], indices_of, batch_size, executor)
@@ -173,7 +171,7 @@ class LabelPipeline:
                         break  # the shard begins again
                     for index, failure in failures.items():
                         row = make_failed_row(self.member_keys[index], failure.reason)
-                        samples[index] = _completed(LabelledSample(_add_batch(row, batch)))
+                        samples[index] = completed(LabelledSample(_add_batch(row, batch)))
                     for index, (image, results) in labelled.items():
                         samples[index] = executor.submit(self._encode, index, image, results, batch)
                     if batch.is_last:
@@ -290,11 +288,13 @@ class LabelPipeline:
             location = f"{'image' if len(inputs) == 1 else 'images'} {names}"
             if isinstance(error, UserError | RunError):
                 raise type(error)(f"{location}: {error}") from error
-            raise RuntimeError(f"{location}: {_name(labeller)} failed: {type(error).__name__}: {error}") from error
+            raise RuntimeError(
+                f"{location}: {name_labeller(labeller)} failed: {type(error).__name__}: {error}"
+            ) from error
         self.times.label[number] += perf_counter() - started_at
         if len(results) != len(inputs):
             raise RunError(
-                f"{_name(labeller)}: returned {format_count(len(results), 'result')} for"
+                f"{name_labeller(labeller)}: returned {format_count(len(results), 'result')} for"
                 f" {format_count(len(inputs), 'image')}. Fix the labeller"
             )
         return results
@@ -316,37 +316,6 @@ class LabelPipeline:
         row = _add_batch(make_row(key, record, maps), batch)
         self.times.encode += perf_counter() - started_at
         return LabelledSample(row, (*members, (f"{key}.json", to_json_line(record, sort_keys=True))), image)
-
-
-def check_result(result: LabelResult, labeller: Labeller, labelled: LabelInput, stride: int) -> None:
-    """Raise a `RunError` that names the image if the maps of a labeller are not what its interface promises."""
-    cells = tuple(-(-side // stride) for side in _image_size(labelled))
-    problem = ""
-    if result.maps.keys() != labeller.granularities:
-        problem = f"returned maps of {sorted(result.maps)} (expected {sorted(labeller.granularities)})"
-    for name, ids in result.maps.items():
-        if tuple(ids.shape) != cells:
-            problem = f"returned a {name} map of {tuple(ids.shape)} cells (expected {cells})"
-    if not problem and "semantic" in result.maps:
-        used = _unique_ids(result.maps["semantic"]) - {IGNORE}
-        if unknown := sorted(each for each in used if not 0 <= each < len(labeller.classes)):
-            problem = f"returned the semantic id {unknown[0]} (expected ids below {len(labeller.classes)}, or {IGNORE})"
-    if not problem and "instance" in result.maps:
-        shown = _unique_ids(result.maps["instance"]) - {0, IGNORE}
-        listed = sorted(each.id for each in result.objects)
-        if sorted(shown) != listed:
-            problem = f"returned objects with the ids {listed[:5]}…, but {sorted(shown)[:5]}… are in the instance map"
-    if problem:
-        raise RunError(f"image {labelled.key!r}: {_name(labeller)} {problem}. Fix the labeller")
-
-
-def _unique_ids(ids: Integer[Tensor, "rows columns"]) -> set[int]:
-    return set(np.unique(ids.numpy()).tolist())
-
-
-def _name(labeller: Labeller) -> str:
-    described = labeller.describe().get("labeller")
-    return f"the labeller {described if isinstance(described, str) else type(labeller).__name__}"
 
 
 def _image_size(labelled: LabelInput) -> tuple[int, int]:
@@ -393,31 +362,5 @@ def _halve_batch(batch_size: int, shard: int) -> int:
     return half
 
 
-def _completed(value: R) -> Future[R]:
-    future: Future[R] = Future()
-    future.set_result(value)
-    return future
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_CPU_MEMORY.search(str(error)))
-
-
-class _CallingThread(Executor):
-    """An executor that runs each call at once."""
-
-    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Call the function, and return its result. Exceptions are raised here."""
-        return _completed(function(*args, **kwargs))
-
-
-@contextmanager
-def _open_executor(num_workers: int) -> Iterator[Executor]:
-    if not num_workers:
-        yield _CallingThread()
-        return
-    executor = ThreadPoolExecutor(num_workers, thread_name_prefix="label")
-    try:
-        yield executor
-    finally:
-        executor.shutdown(cancel_futures=True)

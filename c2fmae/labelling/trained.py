@@ -98,7 +98,7 @@ class _SemanticMaps:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "weights": compute_weights_digest(self.segmenter),
+            "weights": {"sha256": compute_weights_digest(self.segmenter)},
             "prediction": self.testing.describe(self.segmenter.spec.backbone.image_size),
             "min_confidence": self.min_confidence,
         }
@@ -131,7 +131,7 @@ class _InstanceMaps:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "weights": compute_weights_digest(self.detector),
+            "weights": {"sha256": compute_weights_digest(self.detector)},
             "prediction": self.testing.describe_prediction(),
             "rules": self.rules.model_dump(mode="json"),
         }

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from c2fmae_cli import app
+from typer.testing import CliRunner
 
 from tests.cli.session import run_commands
 from tests.labelling.simple_labellers import write_images
@@ -55,3 +57,16 @@ def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: p
         "error: maps/pack.json: this pack was started with batch_size 8, now 3. Label the same images with the same"
         " settings, or choose another directory",
     ]
+
+
+def test_an_interrupted_command_names_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("c2fmae.labelling.label.label_images", interrupt)
+    images, out = write_images(tmp_path / "images", 1), tmp_path / "maps"
+    labeller = "tests.labelling.simple_labellers:Brightness"
+    result = CliRunner().invoke(app, ["label", str(images), str(out), "--instances", labeller, "--device", "cpu"])
+    kept = f"interrupted. Finished shards are in {out}; run the same command again to continue"
+    assert result.stdout.splitlines()[-1] == kept
+    assert result.exit_code != 0
