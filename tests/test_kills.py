@@ -142,8 +142,12 @@ def assert_stopped_without_a_traceback(
     if number == signal.SIGINT:  # Python prints a traceback if it arrives during an import or while a worker starts
         return
     for rank in range(len(codes)):
-        output = run.output(rank)  # torch reports a dead worker at any line, also where Python ignores exceptions
-        assert output.count("Traceback") == output.count("Exception ignored in"), output
+        output = run.output(rank)
+        # torch reports a dead worker at any line, also where Python ignores exceptions. A worker's thread that serves
+        # file descriptors prints one if the process that it serves is killed.
+        allowed = output.count("Exception ignored in")
+        allowed += output.count('multiprocessing/resource_sharer.py"') if number == signal.SIGKILL else 0
+        assert output.count("Traceback") == allowed, output
 
 
 def test_a_run_killed_at_its_start_in_a_step_and_in_saves_ends_in_the_same_bits(

@@ -79,6 +79,28 @@ def test_the_lock_file_of_a_killed_process_is_taken_over(tmp_path: Path) -> None
     assert not path.exists()
 
 
+def test_a_file_that_its_holder_removes_while_another_waits_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock = tmp_path / ".x.lock", fcntl.flock
+    num_locked = 0
+
+    def remove_and_lock(descriptor: int, operation: int) -> None:
+        nonlocal num_locked
+        if num_locked < 2:
+            path.unlink()
+        if num_locked == 1:
+            path.touch()  # a third process has made its own
+        num_locked += 1
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
+    with lock_file(path):
+        assert num_locked == 3
+        assert is_file_locked(path)
+    assert not path.exists()
+
+
 def test_nothing_is_locked_where_the_file_system_has_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,6 +28,7 @@ from c2fmae.data.decode import decode_ids
 from c2fmae.data.sources import open_scenes
 from c2fmae.labelling.config import LabelConfig, Part
 from c2fmae.labelling.label import LabelReport, label_images, make_context, open_images
+from c2fmae.labelling.pipeline import LabelPipeline
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
@@ -247,6 +248,12 @@ def test_other_settings_in_the_same_directory_are_refused_with_the_differences(t
     write_images(images, 6)
     with pytest.raises(UserError, match="num_images 5, now 6; keys "):
         label(images, out)
+    (images / "0005.jpg").unlink()
+    (images / "0001.jpg").rename(images / "0000.jpg")
+    write_images(tmp_path / "other", 2)
+    (tmp_path / "other" / "0001.jpg").rename(images / "0001.jpg")
+    with pytest.raises(UserError, match=r"this pack was started with first image '\w+', now '\w+'\. Label "):
+        label(images, out)
     assert contents(out) == before
 
 
@@ -354,6 +361,26 @@ def test_maps_that_break_the_interface_are_refused(tmp_path: Path, change: Calla
 
     with pytest.raises(RunError, match=f"^image '0000': the labeller brightness {message}"):
         label(write_images(tmp_path / "images", 1), tmp_path / "out", labellers=[Wrong()])
+
+
+def test_no_image_is_decoded_ahead_of_its_batch_beyond_the_limit_of_memory(tmp_path: Path) -> None:
+    class CountingPipeline(LabelPipeline):
+        def _decode(self, *args: Any) -> Any:
+            decoded.append(args)
+            return super()._decode(*args)
+
+    class Watch(Brightness):
+        def label(self, inputs: Sequence[LabelInput], stride: int) -> list[LabelResult]:
+            num_ahead.append(len(decoded) - sum(map(len, self.batches)) - len(inputs))
+            return super().label(inputs, stride)
+
+    decoded, num_ahead = list[Any](), list[int]()
+    scenes, options = open_images(write_images(tmp_path, 8)), {"stride": 4, "batch_size": 2, "num_workers": 2}
+    pipeline = CountingPipeline(scenes, scenes.keys, [Watch()], decode_bytes=1, plan_digest="", **options)
+    for _ in pipeline.run([0], lambda shard: range(len(scenes)), lambda shard, samples: None):
+        pass
+    assert len(num_ahead) >= 4
+    assert set(num_ahead) == {0}
 
 
 @pytest.mark.parametrize("workers", [1, 3])

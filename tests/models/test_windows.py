@@ -72,6 +72,18 @@ def test_masked_windows_equal_attention_under_a_block_mask(grid: tuple[int, int]
         assert torch.equal(run_block(BLOCK, x, grid=grid, window=window), output)
 
 
+@pytest.mark.parametrize("grid", [(4, 6), (3, 7), (5, 2)])
+def test_masked_windows_have_the_bias_of_their_patches(grid: tuple[int, int]) -> None:
+    window, x = (2, 3), draw_patches(grid)
+    bias = draw_normal(1, BLOCK.attn.num_heads, 6, 6).double()
+    row, column = torch.arange(grid[0]).unsqueeze(1), torch.arange(grid[1])
+    number = (row // window[0] * grid[1] + column // window[1]).flatten()
+    position = (row % window[0] * window[1] + column % window[1]).flatten()
+    between_all = bias[:, :, position][:, :, :, position].masked_fill(number.unsqueeze(1) != number, -torch.inf)
+    output = run_block(BLOCK, x, bias, grid=grid, window=window, mask_padding=True)
+    torch.testing.assert_close(output, BLOCK(x, between_all), rtol=0, atol=1e-12)
+
+
 def run_like_detectron2(block: Any, x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     """The block of ViTDet as a loop over windows: norm, zeros for incomplete windows, attention with them, cut."""
     output = torch.zeros(len(x), *grid, DIM, dtype=x.dtype)
