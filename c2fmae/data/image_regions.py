@@ -1,11 +1,57 @@
 """Regions of similar colour: classical segmentations of an image by scikit-image, which is imported when one runs."""
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Int32, UInt8
+from pydantic import Field
+from torch import Tensor
 
+from c2fmae.core.config import Config, Fraction, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
+from c2fmae.data.crops.resize import resize_to_sides
+
+
+class RegionConfig(Config):
+    """Settings of objects from regions, which are those of the labeller `regions`."""
+
+    algorithm: Literal["felzenszwalb", "slic", "watershed"] = "felzenszwalb"
+    short_side: PositiveInt = 256
+    """Images with a longer shorter side, in pixels, are segmented at this size."""
+    scale: Annotated[float, Field(gt=0)] = 300.0
+    """Of Felzenszwalb: a higher one gives larger regions."""
+    sigma: Annotated[float, Field(ge=0)] = 0.8
+    """Of Felzenszwalb: smoothing, in pixels."""
+    min_size: UnitInterval = 0.003
+    """Of Felzenszwalb: regions of a smaller fraction of the image are merged into neighbours."""
+    num_regions: PositiveInt = 60
+    """Of SLIC and the watershed, approximately."""
+    compactness: Annotated[float, Field(gt=0)] = 10.0
+    """Of SLIC: weight of position against colour."""
+    max_border: Fraction = 0.17
+    """Regions with a larger fraction of the border pixels are background."""
+    max_area: Fraction = 0.6
+    """Regions with a larger fraction of the image are background."""
+    max_objects: PositiveInt = 31
+    """Only the largest regions become objects."""
+
+
+def find_region_objects(
+    image: UInt8[Tensor, "3 height width"], config: RegionConfig
+) -> Int32[np.ndarray, "rows columns"]:
+    """Return the map of the objects of an image, at the size at which it is segmented; 0 is background."""
+    pixels = _shrink(image, config.short_side).permute(1, 2, 0).contiguous().numpy()
+    if config.algorithm == "felzenszwalb":
+        min_size = max(round(config.min_size * pixels.shape[0] * pixels.shape[1]), 1)
+        regions = find_felzenszwalb_regions(pixels, scale=config.scale, sigma=config.sigma, min_size=min_size)
+    elif config.algorithm == "slic":
+        regions = find_slic_regions(pixels, num_regions=config.num_regions, compactness=config.compactness)
+    else:
+        regions = find_watershed_regions(pixels, num_markers=config.num_regions)
+    return select_objects(
+        regions, max_border=config.max_border, max_area=config.max_area, max_objects=config.max_objects
+    )
 
 
 def find_felzenszwalb_regions(
@@ -59,6 +105,18 @@ def select_objects(
     table[order] = order * is_object[order]
     objects: Int32[np.ndarray, "height width"] = table[regions]
     return objects
+
+
+def has_scikit_image() -> bool:
+    """Return whether regions can be found: scikit-image is an optional dependency."""
+    return find_spec("skimage") is not None
+
+
+def _shrink(image: UInt8[Tensor, "3 height width"], short_side: int) -> UInt8[Tensor, "3 rows columns"]:
+    """Return an image of which the shorter side has at most `short_side` pixels."""
+    if min(image.shape[1:]) <= short_side:
+        return image
+    return resize_to_sides(image, short_side, max(image.shape[1:]))[0]
 
 
 def _import_segmentation() -> Any:

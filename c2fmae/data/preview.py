@@ -40,7 +40,7 @@ _TITLES = {"rgb": "image", "semantic": "semantic map", "instance": "instance map
 def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
     """Draw evenly spaced scenes, a row each: image, maps and objects, and the classes in them, largest first."""
     shown = [scenes[index] for index in evenly_spaced_indices(len(scenes), num_scenes, centred=True)]
-    sizes = [_fit_size(*scene_size(scene)) for scene in shown]
+    sizes = [fit_tile_size(*scene_size(scene)) for scene in shown]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     names = [name for name in _TITLES if name in shown[0].maps]
     titles, rows = [_TITLES[name] for name in names], []
@@ -49,9 +49,9 @@ def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
     if "semantic" in names:
         titles.append("classes")
     for scene, size in zip(shown, sizes, strict=True):
-        tiles = [_pad_tile(_draw_map(scene, name, size), height, width) for name in names]
+        tiles = [pad_tile(draw_map_tile(scene, name, size), height, width) for name in names]
         if has_objects and scene.objects is not None:
-            tiles.append(_pad_tile(_draw_objects(scene, scene.objects, size), height, width))
+            tiles.append(pad_tile(_draw_objects(scene, scene.objects, size), height, width))
             tiles.append(draw_legend(_object_legend(scene.objects, scenes.info), height, width))
         if "semantic" in names:
             tiles.append(draw_legend(_class_legend(scene.maps["semantic"].numpy(), scenes.info), height, width))
@@ -61,18 +61,20 @@ def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
     return draw_tile_sheet(
         rows,
         column_titles=titles,
-        row_titles=[_row_title(scene, scenes.info) for scene in shown],
+        row_titles=[make_row_title(scene, scenes.info) for scene in shown],
         title=title,
         subtitle=f"{len(shown)} of {len(scenes)} scenes, evenly spread{stored}",
     )
 
 
-def _fit_size(height: int, width: int) -> tuple[int, int]:
+def fit_tile_size(height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of an image in a tile."""
     longer = max(height, width)
     return max(height * _TILE_SIDE // longer, 1), max(width * _TILE_SIDE // longer, 1)
 
 
-def _draw_map(scene: Scene, name: str, size: tuple[int, int]) -> Tile:
+def draw_map_tile(scene: Scene, name: str, size: tuple[int, int]) -> Tile:
+    """Return the image or a map of a scene in its colours, resized."""
     pixels = scene.maps[name].numpy()
     if name == "rgb":
         image = Image.fromarray(image_to_tile(pixels))
@@ -97,7 +99,7 @@ def _draw_objects(scene: Scene, objects: Objects, size: tuple[int, int]) -> Tile
         DrawnObject((x0, y0, x1, y1), _object_colour(label), mask=decode_mask(masks[row], *size) if masks else None)
         for row, ((x0, y0, x1, y1), label) in enumerate(zip(fitted.boxes.tolist(), fitted.labels.tolist(), strict=True))
     ]
-    return draw_objects(_draw_map(scene, "rgb", size), drawn)
+    return draw_objects(draw_map_tile(scene, "rgb", size), drawn)
 
 
 def _object_legend(objects: Objects, info: DatasetInfo) -> dict[str, Colour]:
@@ -120,7 +122,8 @@ def _wrap_ids(ids: PreviewIds) -> PreviewIds:
     return folded
 
 
-def _pad_tile(tile: Tile, height: int, width: int) -> Tile:
+def pad_tile(tile: Tile, height: int, width: int) -> Tile:
+    """Return a tile in the middle of a larger one."""
     framed = np.full((height, width, 3), BACKGROUND_COLOUR, np.uint8)
     top, left = (height - tile.shape[0]) // 2, (width - tile.shape[1]) // 2
     framed[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
@@ -134,7 +137,8 @@ def _class_legend(ids: PreviewIds, info: DatasetInfo) -> dict[str, Colour]:
     }
 
 
-def _row_title(scene: Scene, info: DatasetInfo) -> str:
+def make_row_title(scene: Scene, info: DatasetInfo) -> str:
+    """Return the key and the label of a scene."""
     key = scene.key if len(scene.key) <= _MAX_KEY_LENGTH else f"... {scene.key[4 - _MAX_KEY_LENGTH :]}"
     if scene.label is None:
         return key

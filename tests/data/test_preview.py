@@ -96,5 +96,5 @@ def test_objects_with_high_ids_are_coloured_as_objects_and_not_as_unlabelled() -
 
 def test_the_name_of_a_label_is_shown_if_it_has_one() -> None:
     info = Plain().info
-    titles = [preview._row_title(Scene("k", {}, label), info) for label in (None, 0, 2)]
+    titles = [preview.make_row_title(Scene("k", {}, label), info) for label in (None, 0, 2)]
     assert titles == ["k", "k\nindoors", "k\nlabel 2"]
