@@ -1,10 +1,11 @@
-"""`c2fmae data …`: create, import, check, draw, pack and corrupt data sets."""
+"""`c2fmae data …`: create, import, check, compare, draw, pack and corrupt data sets."""
 
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from c2fmae_cli.data_compare import compare
 from c2fmae_cli.data_create import corrupt, generate, import_, pack
 from c2fmae_cli.data_options import (
     BoxesOnlyOption,
@@ -18,7 +19,7 @@ from c2fmae_cli.options import FigureOption
 if TYPE_CHECKING:
     from c2fmae.data.check import CheckReport
 
-data = typer.Typer(help="Create, import, check, draw, pack and corrupt data sets.", no_args_is_help=True)
+data = typer.Typer(help="Create, import, check, compare, draw, pack and corrupt data sets.", no_args_is_help=True)
 
 DatasetsArgument = Annotated[
     list[str],
@@ -205,6 +206,7 @@ def measure(
     print(f"next: c2fmae data check {quote(str(folders[0]))}")
 
 
+data.command()(compare)
 data.command()(pack)
 data.command()(generate)
 data.command()(corrupt)

@@ -50,12 +50,17 @@ METRIC_INFO: dict[str, MetricInfo] = {
     "attention_on_objects": _percentage("attention on objects"),
     "attention_on_objects_chance": _percentage("attention on objects by chance"),
     "attention_on_objects_ratio": MetricInfo("attention on objects, relative to chance", limits=(0.0, inf)),
+    "average_best_overlap": _percentage("average best overlap"),
     "best_ap": _percentage("best AP"),
     "best_mean_iou": _percentage("best mIoU"),
     "best_top1": _percentage("best top-1"),
+    "boundary_f": _percentage("boundary F"),
+    "boundary_precision": _percentage("boundary precision"),
+    "boundary_recall": _percentage("boundary recall"),
     "calibration_error": _percentage("calibration error"),
     "cell_accuracy": _percentage("accuracy over cells"),
     "clean_top1": _percentage("top-1 on clean images of the same classes"),
+    "covering": _percentage("covering"),
     "effective_robustness": MetricInfo("effective robustness", "points"),
     "flops": MetricInfo("operations per image", "FLOP"),
     "forward_bytes": MetricInfo("peak memory of a forward pass", "bytes"),
@@ -73,17 +78,24 @@ METRIC_INFO: dict[str, MetricInfo] = {
     "mean_error": _percentage("mean error"),
     "mean_error_extra": _percentage("mean error of extra corruptions"),
     "mean_iou": _percentage("mIoU", is_headline=True),
+    "panoptic_quality": _percentage("PQ"),
     "parameters": MetricInfo("parameters"),
     "patch_rank": MetricInfo("effective rank of patches", limits=(1.0, inf)),
     "patch_top_variance": _percentage("variance along the first direction, patches"),
     "pixel_accuracy": _percentage("pixel accuracy"),
+    "predicted_objects_per_image": MetricInfo("predicted objects per image", limits=(0.0, inf)),
+    "recall_50": _percentage("recall at IoU 0.5"),
+    "recall_75": _percentage("recall at IoU 0.75"),
+    "recognition_quality": _percentage("RQ"),
     "relative_mce_vs_reference": MetricInfo("relative mCE", "%"),
     "robustness_score": MetricInfo("Score", is_headline=True),
+    "segmentation_quality": _percentage("SQ"),
     "top1": _percentage("top-1", is_headline=True),
     "top1_std": MetricInfo("top-1, standard deviation over seeds", "points"),
     "top5": _percentage("top-5"),
     "top5_std": MetricInfo("top-5, standard deviation over seeds", "points"),
     "train_test_overlap": _percentage("train/test overlap"),
+    "true_objects_per_image": MetricInfo("true objects per image", limits=(0.0, inf)),
 }
 """The metrics of this package; another package may add its own."""
 
@@ -91,17 +103,19 @@ _HEADLINE_TAGS: Mapping[str, TagValue] = {"votes": "weighted", "k": 20}
 """The usual settings, where a headline is measured with several; of several layers, it is that of the last."""
 _HEADLINE_GROUPS = ("set", "label_fraction", "input", "weights", "cells", "object_kind")
 """Tags that make a headline another one, rather than the same with another setting."""
-_PREFIX_TAGS = ("set", "layer", "object_kind")  # shown before the metric's name: they group rows
+_PREFIX_TAGS = ("set", "layer", "object_kind", "region_kind")  # shown before the metric's name: they group rows
 _TAG_FORMATS = {
     "cells": "{} cells",
     "class": "{}",
     "classes": "{}",
+    "clusters": "clusters assigned {}",
     "k": "k = {}",
     "object_kind": "{}",
     "part": "{}",
     "pooling": "{}",
     "precision": "{}",
     "reference": "relative to {}",
+    "region_kind": "{}",
     "set": "{}",
     "votes": "{} votes",
     "weights": "{} weights",

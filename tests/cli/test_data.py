@@ -82,6 +82,30 @@ def test_a_folder_with_a_broken_file_is_checked_packed_and_drawn(tmp_path: Path)
     assert not (tmp_path / "packed3").exists()
 
 
+def test_maps_are_compared_with_true_ones(tmp_path: Path) -> None:
+    write_tree(tmp_path / "truth", 4)
+    outcomes, errors = run_commands(
+        "data pack truth maps --label-stride 4",
+        "data compare maps truth --limit 3 --out pages/quality.html",
+        "data compare maps generated",
+        "data compare maps truth --out page.png",
+        cwd=tmp_path,
+    )
+    _, compared, *refused = outcomes
+    assert compared.exit_code == 0
+    assert compared.lines[0] == "3 images with semantic and instance maps in both sets"
+    assert compared.lines[1].split() == ["unit", "count", "maps", "full", "image", "middle", "box", "regions"]
+    assert any(line.startswith("objects: average best overlap ") for line in compared.lines)
+    assert compared.lines[-2:] == [
+        "wrote pages/quality.html and pages/quality.json",
+        "next: c2fmae data preview maps",
+    ]
+    assert "Images with the lowest best overlap" in (tmp_path / "pages/quality.html").read_text()
+    assert [outcome.exit_code for outcome in refused] == [2, 2]
+    assert "the two sets have no image in common: a key of the maps is '0', one of the truth is '00000000'" in errors
+    assert "error: 'page.png': not the name of a page. Use a name that ends in .html" in errors
+
+
 def test_generated_scenes_are_packed(tmp_path: Path) -> None:
     generate = "data generate out --count 3 --size 32 --difficulty easy --seed"
     (first, repeated, *refused), errors = run_commands(

@@ -1,8 +1,10 @@
-"""Instance maps that do not depend on the image, which any labeller has to exceed."""
+"""Instance maps without learning, which any labeller has to exceed."""
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from torch import Tensor
+
+from c2fmae.data.image_regions import RegionConfig, find_region_objects
 
 
 def make_full_image_map(rows: int, columns: int) -> UInt8[Tensor, "rows columns"]:
@@ -19,3 +21,9 @@ def make_middle_box_map(rows: int, columns: int) -> UInt8[Tensor, "rows columns"
     ids = torch.zeros(rows, columns, dtype=torch.uint8)
     ids[round(rows / 6) : round(5 * rows / 6), round(columns / 6) : round(5 * columns / 6)] = 1
     return ids
+
+
+def make_region_map(image: UInt8[Tensor, "channels height width"]) -> Int32[Tensor, "rows columns"]:
+    """Return the objects that the labeller `regions` finds: Felzenszwalb's regions of similar colour."""
+    regions = find_region_objects(image.expand(3, -1, -1) if len(image) == 1 else image, RegionConfig())
+    return torch.from_numpy(regions)
