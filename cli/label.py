@@ -5,9 +5,13 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from c2fmae_cli.data_compare import write_comparison_page
 
 if TYPE_CHECKING:
     from c2fmae.labelling.label import LabelReport
+
+COMPARISON_PAGE = "comparison.html"
+"""The page in OUT that compares its maps with true ones."""
 
 _SPEC = "NAME, NAME:PATH,PATH or package.module:Class"
 
@@ -28,6 +32,12 @@ def label(
         typer.Option(
             metavar="WHICH",
             help="Names for open-vocabulary detectors: things, everyday, own, own+things, labels, or a text file.",
+        ),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCENES", help="True maps of the same images, to compare the maps with, on a page in OUT."
         ),
     ] = None,
     part: Annotated[
@@ -74,6 +84,8 @@ def label(
     from c2fmae.core.errors import UserError
     from c2fmae.data.key_list import read_keys
     from c2fmae.data.process_pool import count_cores
+    from c2fmae.data.sources import open_scenes
+    from c2fmae.eval.maps.pairs import match_keys
     from c2fmae.labelling.config import LabelConfig, Part
     from c2fmae.labelling.describe import describe_labelling
     from c2fmae.labelling.dry_run import measure_labelling
@@ -89,6 +101,8 @@ def label(
     num_workers = count_cores() if workers is None else workers
     with init_distributed(config.device, timeout=TIMEOUT) as world:
         scenes = open_images(images, keys=read_keys(keys) if keys is not None else None, limit=limit)
+        if truth is not None:
+            match_keys(scenes.keys, open_scenes(truth).keys)  # before hours of work
         context = make_context(config, scenes.info, world)
         labellers = build_labellers(
             semantics,
@@ -122,6 +136,8 @@ def label(
                 print(f"interrupted. Finished shards are in {out}; run the same command again to continue", flush=True)
             raise
     if world.is_main:
+        if truth is not None and not report.num_missing_shards:
+            write_comparison_page(str(out), truth, out / COMPARISON_PAGE, workers=workers or None)
         _print_report(report, out, chosen_part.count)
 
 

@@ -32,12 +32,14 @@ def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: p
             first,
             first,
             f"{first} --set batch_size=3",
-            f"label images other {both} --limit 2 --images leave-out",
+            f"label images other {both} --limit 2 --images leave-out --truth maps",
+            f"label images new {both} --truth maps/none",
+            f"label images new {both} --truth generated",
         ),
         cwd=tmp_path,
     )
-    assert [outcome.exit_code for outcome in outcomes] == [2, 0, 0, 0, 0, 2, 0]
-    without, dry_run, part, done, again, _, alone = (outcome.lines for outcome in outcomes)
+    assert [outcome.exit_code for outcome in outcomes] == [2, 0, 0, 0, 0, 2, 0, 2, 2]
+    without, dry_run, part, done, again, _, alone, *_ = (outcome.lines for outcome in outcomes)
     assert not without
     assert dry_run[0] == "instance and semantic maps: brightness: limit=128"
     assert dry_run[2].startswith("note: the maps are made from more than the pixels of an image")
@@ -51,15 +53,21 @@ def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: p
     assert done[-1] == again[-1] == "next: c2fmae pretrain c2fmae-b --data maps"
     assert "in 3 shards (3 existed)" in again[-2]
     assert alone[-1] == "next: c2fmae data preview other"
+    assert "wrote other/comparison.html and other/comparison.json" in alone
+    assert (tmp_path / "other/comparison.html").exists()
+    assert not (tmp_path / "new").exists()
     problems = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert problems == [
         "error: --instances, --semantics: give at least one labeller, such as --instances regions",
         "error: maps/pack.json: this pack was started with batch_size 8, now 3. Label the same images with the same"
         " settings, or choose another directory",
+        "error: maps/none: does not exist. Give a directory, a .tar shard, a pattern of shards, or one of: generated",
+        "error: the two sets have no image in common: a key of the maps is 'a/0000', one of the truth is '00000000'."
+        " Compare maps of the same images, with the same names",
     ]
 
 
-def test_an_interrupted_command_names_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_names_the_finished_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -67,6 +75,6 @@ def test_an_interrupted_command_names_what_is_kept(tmp_path: Path, monkeypatch: 
     images, out = write_images(tmp_path / "images", 1), tmp_path / "maps"
     labeller = "tests.labelling.simple_labellers:Brightness"
     result = CliRunner().invoke(app, ["label", str(images), str(out), "--instances", labeller, "--device", "cpu"])
-    kept = f"interrupted. Finished shards are in {out}; run the same command again to continue"
-    assert result.stdout.splitlines()[-1] == kept
+    message = f"interrupted. Finished shards are in {out}; run the same command again to continue"
+    assert result.stdout.splitlines()[-1] == message
     assert result.exit_code != 0
