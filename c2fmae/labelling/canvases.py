@@ -4,7 +4,9 @@ What a model computes from an image depends on the canvas on which it is padded.
 size of the image alone, and its sides are multiples of 128, so that few sizes occur.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,11 @@ def round_up_canvas(height: int, width: int) -> tuple[int, int]:
     (896, 1152)
     """
     return -(-height // CANVAS_MULTIPLE) * CANVAS_MULTIPLE, -(-width // CANVAS_MULTIPLE) * CANVAS_MULTIPLE
+
+
+def get_max_aspect(size: Any) -> float:
+    """Return the largest ratio of sides for the `size` of an image processor: above, a side has less than a pixel."""
+    return float(size.longest_edge) if size.longest_edge else math.inf
 
 
 def pad_to_canvas(

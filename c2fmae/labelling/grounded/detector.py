@@ -1,6 +1,5 @@
 """The interface of open-vocabulary detectors, and what they share."""
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -58,8 +57,3 @@ def centre_to_corners(boxes: Float[Tensor, "box 4"], height: float, width: float
     x, y, box_width, box_height = boxes.double().cpu().unbind(dim=1)
     corners = torch.stack([x - box_width / 2, y - box_height / 2, x + box_width / 2, y + box_height / 2], dim=1)
     return corners * corners.new_tensor([width, height, width, height])
-
-
-def get_max_aspect(size: Any) -> float:
-    """Return the largest ratio of sides for the `size` of an image processor."""
-    return float(size.longest_edge) if size.longest_edge else math.inf

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from c2fmae.labelling.canvases import pad_to_canvas, round_up_canvas
-from c2fmae.labelling.grounded.detector import Detections, centre_to_corners, get_max_aspect, join_detections
+from c2fmae.labelling.canvases import get_max_aspect, pad_to_canvas, round_up_canvas
+from c2fmae.labelling.grounded.detector import Detections, centre_to_corners, join_detections
 from c2fmae.labelling.prompts import Prompt, build_prompts, check_phrase_ends, score_names
 from c2fmae.labelling.weights import PretrainedModel
 

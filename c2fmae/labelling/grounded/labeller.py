@@ -1,7 +1,7 @@
 """The labeller `grounded`: objects are the masks of a segmenter in the boxes of an open-vocabulary detector."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from c2fmae.labelling.grounded.owlv2 import Owlv2Detector
 from c2fmae.labelling.grounded.segmenter import BoxSegmenter, EncodedImage
 from c2fmae.labelling.image_names import NAME_SETS, ImageNames, resolve_names
 from c2fmae.labelling.objects import ObjectRules, finish_objects, select_masks
+from c2fmae.labelling.precision import make_autocast
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import LABELLERS
 from c2fmae.labelling.thresholds import ThresholdRules, accept_candidates
@@ -63,7 +64,7 @@ class GroundedLabeller:
         self._counted_rules = config.model_copy(update={"min_area": min_area})  # of objects that are large enough
         self.names = resolve_names(context.names, context.info)
         self._context = context
-        autocast = _make_autocast(context)
+        autocast = make_autocast(context)
         self._detector = _load_detector(config, self.names, context, autocast)
         self._segmenter = _load_segmenter(config, context, autocast)
         self._max_aspect = min(self._detector.max_aspect, self._segmenter.max_aspect)
@@ -185,12 +186,6 @@ def _join_masks(
     if len(groups) == 1:
         return groups[0]  # without a copy, which may be a gigabyte
     return torch.cat([torch.zeros((0, *map_size), dtype=torch.bool), *groups])
-
-
-def _make_autocast(context: LabellerContext) -> Callable[[], AbstractContextManager[Any]]:
-    if context.precision == "fp32":
-        return nullcontext
-    return lambda: torch.autocast(torch.device(context.device).type, torch.bfloat16)
 
 
 def _load_detector(
