@@ -1,6 +1,8 @@
 """The model types that labellers read, and the classes of transformers for each."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -10,6 +12,8 @@ class ModelFamily:
     model_class: str
     processor_class: str
     has_tokenizer: bool = False
+    processor_options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the processor that replace those of the folder."""
 
 
 GROUNDING_DINO = {
@@ -29,5 +33,18 @@ BOX_SEGMENTERS = {
 }
 """Segmenters of boxes."""
 
-ALL_FAMILIES = {**GROUNDING_DINO, **OWLV2, **BOX_SEGMENTERS}
+UNIVERSAL_SEGMENTERS = {
+    "mask2former": ModelFamily("Mask2FormerForUniversalSegmentation", "Mask2FormerImageProcessor"),
+    "oneformer": ModelFamily(
+        "OneFormerForUniversalSegmentation",
+        "OneFormerProcessor",
+        has_tokenizer=True,
+        processor_options={"class_info_file": None},  # a file for its post-processing, which would be downloaded
+    ),
+    "eomt": ModelFamily("EomtForUniversalSegmentation", "EomtImageProcessor"),
+    "eomt_dinov3": ModelFamily("EomtDinov3ForUniversalSegmentation", "EomtImageProcessor"),
+}
+"""Segmenters whose queries each have a mask and a class."""
+
+ALL_FAMILIES = {**GROUNDING_DINO, **OWLV2, **BOX_SEGMENTERS, **UNIVERSAL_SEGMENTERS}
 """Every model type that a labeller reads."""

@@ -73,7 +73,7 @@ def load_pretrained(
     transformers = import_transformers()
     with quiet(transformers):
         model, unexpected = _load_model(folder, _get_class(transformers, family.model_class))
-        processor = _load_processor(folder, _get_class(transformers, family.processor_class))
+        processor = _load_processor(folder, _get_class(transformers, family.processor_class), family.processor_options)
     if family.has_tokenizer:
         _check_vocabulary(folder, model, processor)
     return PretrainedModel(
@@ -141,9 +141,9 @@ def _load_model(folder: Path, model_class: Any) -> tuple[Any, tuple[str, ...]]:
     return model, tuple(sorted(loading["unexpected_keys"]))
 
 
-def _load_processor(folder: Path, processor_class: Any) -> Any:
+def _load_processor(folder: Path, processor_class: Any, options: Mapping[str, Any]) -> Any:
     with _explained(folder, processor_class.__name__):
-        return processor_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return processor_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
 
 
 @contextmanager
@@ -162,7 +162,9 @@ def _explained(folder: Path, class_name: str) -> Iterator[None]:
 
 def _check_vocabulary(folder: Path, model: Any, processor: Any) -> None:
     """Refuse a tokenizer of another model: from missing files, transformers builds one with a handful of tokens."""
-    num_tokens, expected = len(processor.tokenizer), model.config.get_text_config().vocab_size
+    num_tokens = len(processor.tokenizer)
+    if (expected := getattr(model.config, "text_encoder_vocab_size", None)) is None:  # which OneFormer has
+        expected = model.config.get_text_config().vocab_size
     if num_tokens != expected:
         raise UserError(
             f"{folder}: its tokenizer has {num_tokens:,} tokens, but its model {expected:,}. Download the folder again"

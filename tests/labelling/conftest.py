@@ -38,6 +38,24 @@ def tiny_sam_hq(tiny_model: Callable[[str], Path]) -> Path:
     return tiny_model("sam-hq")
 
 
+@pytest.fixture(scope="session")
+def tiny_mask2former(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of a tiny Mask2Former."""
+    return tiny_model("mask2former")
+
+
+@pytest.fixture(scope="session")
+def tiny_oneformer(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of a tiny OneFormer."""
+    return tiny_model("oneformer")
+
+
+@pytest.fixture(scope="session")
+def tiny_eomt(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of a tiny EoMT."""
+    return tiny_model("eomt")
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail at every connection and every look-up of a host."""

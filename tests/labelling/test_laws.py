@@ -58,6 +58,17 @@ CASES = [
     LawCase("maps", paths=("map_dir",)),
     LawCase("truth", paths=("map_dir",)),
     LawCase("grounded", paths=("tiny_owlv2", "tiny_sam_hq"), options={"thresholds": [0.5, 0.0]}, max_changed=0.01),
+    *(
+        LawCase(
+            "universal",
+            paths=(f"tiny_{name}",),
+            # Areas at hand decide about nothing but numbers.
+            options={"min_score": 0.0, "min_visible": 0, "min_area": 0, "max_pieces": 10_000},
+            max_changed=0.02,
+            variant=name,
+        )
+        for name in ("mask2former", "oneformer", "eomt")
+    ),
     LawCase("trained", paths=("segmentation_run",), variant="segmenter"),
     LawCase(
         "trained",

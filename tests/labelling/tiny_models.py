@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from c2fmae.data.label_spaces import COCO_PANOPTIC
+
 BERT_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
 """Ids of BERT's vocabulary that Grounding DINO relies on."""
 
@@ -214,10 +216,123 @@ def build_sam2(folder: Path) -> None:
     _save(folder, _smooth_masks(Sam2Model(config)), processor)
 
 
+_SWIN: dict[str, Any] = {
+    "model_type": "swin",
+    "image_size": 64,
+    "embed_dim": 16,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 4,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+_QUERY_DECODER: dict[str, Any] = {
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_attention_heads": 2,
+    "dim_feedforward": 64,
+    "num_queries": 7,
+}
+
+
+def _coco_labels() -> dict[int, str]:
+    return {index: entry.name for index, entry in enumerate(COCO_PANOPTIC.classes)}
+
+
+def build_mask2former(folder: Path) -> None:
+    """Write a tiny Mask2Former."""
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+
+    config = Mask2FormerConfig(
+        backbone_config=_SWIN, feature_size=32, mask_feature_size=32, **_QUERY_DECODER, id2label=_coco_labels()
+    )
+    image_processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, size_divisor=32)
+    _save(folder, _sharpen_queries(Mask2FormerForUniversalSegmentation(config)), image_processor)
+
+
+def build_oneformer(folder: Path) -> None:
+    """Write a tiny OneFormer, whose image processor names a file of the hub."""
+    from transformers import OneFormerConfig, OneFormerForUniversalSegmentation, OneFormerImageProcessor
+
+    tokenizer = build_clip_tokenizer()
+    config = OneFormerConfig(
+        backbone_config=_SWIN,
+        conv_dim=32,
+        mask_dim=32,
+        **_QUERY_DECODER,
+        query_dec_layers=1,
+        text_encoder_width=32,
+        text_encoder_num_layers=1,
+        text_encoder_vocab_size=len(tokenizer),
+        id2label=_coco_labels(),
+    )
+    image_processor: Any = OneFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    image_processor.class_info_file = "coco_panoptic.json"
+    processor = _make_processor("OneFormerProcessor", image_processor, tokenizer)
+    _save(folder, _sharpen_queries(OneFormerForUniversalSegmentation(config)), processor)
+
+
+_EOMT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 16,
+    "num_blocks": 1,
+    "num_queries": 7,
+    "num_upscale_blocks": 1,
+    "num_register_tokens": 0,
+}
+
+
+def build_eomt(folder: Path) -> None:
+    """Write a tiny EoMT."""
+    from transformers import EomtConfig, EomtForUniversalSegmentation
+
+    config = EomtConfig(**_EOMT, mlp_ratio=2, id2label=_coco_labels())
+    _save(folder, _sharpen_queries(EomtForUniversalSegmentation(config)), _eomt_processor())
+
+
+def build_eomt_dinov3(folder: Path) -> None:
+    """Write a tiny EoMT-DINOv3."""
+    from transformers import EomtDinov3Config, EomtDinov3ForUniversalSegmentation
+
+    config = EomtDinov3Config(**_EOMT, intermediate_size=64, id2label=_coco_labels())
+    _save(folder, _sharpen_queries(EomtDinov3ForUniversalSegmentation(config)), _eomt_processor())
+
+
+def _eomt_processor() -> Any:
+    from transformers import EomtImageProcessor
+
+    return EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True, do_split_image=False)
+
+
+def _sharpen_queries(model: Any) -> Any:
+    """Make queries differ in their classes and in their masks, which have high contrast, as those of trained models."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim != 2:
+                continue
+            if "class_predictor" in name or "class_embed" in name:
+                parameter.copy_(torch.randn_like(parameter))
+            elif "mask_embed" in name or "mask_head" in name:
+                parameter.copy_(torch.randn_like(parameter) * 2 / parameter.shape[1] ** 0.5)
+            elif len(parameter) == model.config.num_queries:  # what distinguishes the queries
+                parameter.copy_(torch.randn_like(parameter) * 3)
+            elif "query_transformer" in name:  # of OneFormer
+                parameter.mul_(10)
+    return model
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "grounding-dino": build_grounding_dino,
     "mm-grounding-dino": build_mm_grounding_dino,
     "owlv2": build_owlv2,
+    "mask2former": build_mask2former,
+    "oneformer": build_oneformer,
+    "eomt": build_eomt,
+    "eomt-dinov3": build_eomt_dinov3,
     "sam": build_sam,
     "sam-hq": build_sam_hq,
     "sam2": build_sam2,
