@@ -41,17 +41,23 @@ def find_region_objects(
     image: UInt8[Tensor, "3 height width"], config: RegionConfig
 ) -> Int32[np.ndarray, "rows columns"]:
     """Return the map of the objects of an image, at the size at which it is segmented; 0 is background."""
+    return select_objects(
+        find_regions(image, config),
+        max_border=config.max_border,
+        max_area=config.max_area,
+        max_objects=config.max_objects,
+    )
+
+
+def find_regions(image: UInt8[Tensor, "3 height width"], config: RegionConfig) -> Int32[np.ndarray, "rows columns"]:
+    """Return all regions of an image, numbered from 1, at the size at which it is segmented."""
     pixels = _shrink(image, config.short_side).permute(1, 2, 0).contiguous().numpy()
     if config.algorithm == "felzenszwalb":
         min_size = max(round(config.min_size * pixels.shape[0] * pixels.shape[1]), 1)
-        regions = find_felzenszwalb_regions(pixels, scale=config.scale, sigma=config.sigma, min_size=min_size)
-    elif config.algorithm == "slic":
-        regions = find_slic_regions(pixels, num_regions=config.num_regions, compactness=config.compactness)
-    else:
-        regions = find_watershed_regions(pixels, num_markers=config.num_regions)
-    return select_objects(
-        regions, max_border=config.max_border, max_area=config.max_area, max_objects=config.max_objects
-    )
+        return find_felzenszwalb_regions(pixels, scale=config.scale, sigma=config.sigma, min_size=min_size)
+    if config.algorithm == "slic":
+        return find_slic_regions(pixels, num_regions=config.num_regions, compactness=config.compactness)
+    return find_watershed_regions(pixels, num_markers=config.num_regions)
 
 
 def find_felzenszwalb_regions(
@@ -110,6 +116,11 @@ def select_objects(
 def has_scikit_image() -> bool:
     """Return whether regions can be found: scikit-image is an optional dependency."""
     return find_spec("skimage") is not None
+
+
+def check_scikit_image() -> None:
+    """Raise a `UserError` if scikit-image cannot be imported."""
+    _import_segmentation()
 
 
 def _shrink(image: UInt8[Tensor, "3 height width"], short_side: int) -> UInt8[Tensor, "3 rows columns"]:

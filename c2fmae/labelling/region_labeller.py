@@ -10,7 +10,7 @@ from torch import Tensor
 from c2fmae.core.crop_box import CropBox
 from c2fmae.core.labels import ClassInfo
 from c2fmae.data.geometry import resized_crop_ids, subsample_ids
-from c2fmae.data.image_regions import RegionConfig, find_region_objects
+from c2fmae.data.image_regions import RegionConfig, check_scikit_image, find_region_objects
 from c2fmae.data.painting import number_instances
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.objects import make_objects
@@ -28,6 +28,7 @@ class RegionLabeller:
 
     def __init__(self, config: RegionConfig, context: LabellerContext) -> None:
         del context  # nothing depends on the data
+        check_scikit_image()
         self.config = config
 
     def batch_key(self, height: int, width: int) -> Hashable:

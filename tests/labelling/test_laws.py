@@ -24,6 +24,7 @@ from c2fmae.labelling.builtin import LABELLERS
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.protocol import LabelInput, Labeller, LabelResult
 from c2fmae.labelling.registry import parse_labeller
+from tests.eval.classification.tiny_finetuning import write_pretrained_checkpoint
 from tests.eval.segmentation.tiny_segmenters import tiny_segmenter
 from tests.models.detectors.built_detectors import build_detector, write_detection_run
 from tests.models.segmenters.noise_segmenters import write_segmentation_run
@@ -51,6 +52,9 @@ class LawCase:
         return f"{self.name}-{self.variant}" if self.variant else self.name
 
 
+# Areas at hand, which differ with the stride, decide about nothing but numbers.
+ANY_AREA = {"min_area": 0, "max_pieces": 1000, "mask_overlap": 1, "order": "score", "min_visible": 0}
+
 CASES = [
     LawCase("regions", options={"short_side": 48}),
     LawCase("regions", options={"algorithm": "slic"}, variant="slic"),
@@ -76,10 +80,16 @@ CASES = [
         options={
             "min_score": 0.0,
             "testing": {"short_side": 48, "max_side": 64, "max_detections": 20},
-            # Areas at hand, which differ with the stride, decide about nothing but numbers.
-            "rules": {"min_area": 0, "max_pieces": 1000, "mask_overlap": 1, "order": "score", "min_visible": 0},
+            "rules": ANY_AREA,
         },
         variant="detector",
+    ),
+    LawCase("cuts", paths=("checkpoint",), options={"grid_size": 8, "rules": ANY_AREA}),
+    LawCase(
+        "cuts",
+        paths=("checkpoint",),
+        options={"grid_size": 8, "snap": True, "regions": {"short_side": 48}, "rules": ANY_AREA},
+        variant="snapped",
     ),
 ]
 
@@ -123,6 +133,11 @@ def segmentation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def detection_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_detection_run(tmp_path_factory.mktemp("detector") / "run", build_detector(num_classes=3))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pretrained_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @dataclass(frozen=True)
