@@ -63,6 +63,10 @@ def label(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Threads that decode and encode; by default one per core.")
     ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="First find the clusters of --semantics clusters:BACKBONE,FILE, and write FILE."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Label a few images and print the estimated cost. Nothing is written.")
     ] = False,
@@ -89,11 +93,14 @@ def label(
     from c2fmae.labelling.config import LabelConfig, Part
     from c2fmae.labelling.describe import describe_labelling
     from c2fmae.labelling.dry_run import measure_labelling
+    from c2fmae.labelling.fit_clusters import fit_semantics
     from c2fmae.labelling.label import TIMEOUT, label_images, make_context, open_images
     from c2fmae.labelling.registry import build_labellers
 
     if instances is None and semantics is None:
         raise UserError("--instances, --semantics: give at least one labeller, such as --instances regions")
+    if fit and dry_run:
+        raise UserError("--fit: writes a file, which --dry-run does not. Fit with --limit 100 into other files first")
     given = {"names": names, "label_stride": label_stride, "images": images_option, "device": device}
     values = {key: value for key, value in given.items() if value is not None}
     config = LabelConfig.from_dict(values, set_ or [], source="label")
@@ -104,6 +111,10 @@ def label(
         if truth is not None:
             match_keys(scenes.keys, open_scenes(truth).keys)  # before hours of work
         context = make_context(config, scenes.info, world)
+        if fit:
+            if world.is_main:
+                fit_semantics(semantics, config.semantics, scenes, context)
+            world.barrier()
         labellers = build_labellers(
             semantics,
             instances,

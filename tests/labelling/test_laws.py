@@ -21,7 +21,9 @@ from c2fmae.core.scene import Scene
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.geometry import subsample_ids
 from c2fmae.labelling.builtin import LABELLERS
+from c2fmae.labelling.clusters import ClusterConfig
 from c2fmae.labelling.context import LabellerContext
+from c2fmae.labelling.fit_clusters import fit_clusters
 from c2fmae.labelling.protocol import LabelInput, Labeller, LabelResult
 from c2fmae.labelling.registry import parse_labeller
 from tests.eval.classification.tiny_finetuning import write_pretrained_checkpoint
@@ -91,6 +93,7 @@ CASES = [
         options={"grid_size": 8, "snap": True, "regions": {"short_side": 48}, "rules": ANY_AREA},
         variant="snapped",
     ),
+    LawCase("clusters", paths=("checkpoint", "cluster_file"), options={"grid_size": 8}),
 ]
 
 
@@ -138,6 +141,14 @@ def detection_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pretrained_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def cluster_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clusters") / "clusters.safetensors"
+    options = {"backbone": str(checkpoint), "centroids": str(path), "grid_size": 8, "fit": {"num_clusters": 5}}
+    fit_clusters(SCENES, ClusterConfig.from_dict(options), LabellerContext(), is_quiet=True)
+    return path
 
 
 @dataclass(frozen=True)

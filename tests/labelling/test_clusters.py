@@ -1,0 +1,120 @@
+"""Semantic maps of clusters: their fit, its file, and the maps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from c2fmae.core.errors import UserError
+from c2fmae.labelling.clusters import ClusterConfig
+from c2fmae.labelling.context import LabellerContext
+from c2fmae.labelling.fit_clusters import draw_features, fit_clusters, fit_semantics
+from c2fmae.labelling.patch_features import PatchFeatures
+from c2fmae.labelling.protocol import LabelInput
+from c2fmae.labelling.registry import build_labellers
+from tests.eval.classification.tiny_finetuning import write_pretrained_checkpoint
+from tests.eval.segmentation.tiny_segmenters import draw_image
+from tests.eval.tiny_backbones import InMemoryScenes, draw_coloured_scenes
+
+CONTEXT = LabellerContext()
+SCENES = InMemoryScenes(draw_coloured_scenes(10))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pretrained_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def make_config(checkpoint: Path, path: Path, **fit: Any) -> ClusterConfig:
+    options = {"backbone": str(checkpoint), "centroids": str(path), "grid_size": 5, "fit": {"num_clusters": 4, **fit}}
+    return ClusterConfig.from_dict(options)
+
+
+def test_a_fit_of_ten_images_gives_the_same_file_for_the_same_seed(checkpoint: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.safetensors" for name in ("one", "same", "other")]
+    for path, seed in zip(paths, (0, 0, 1), strict=True):
+        fit_clusters(SCENES, make_config(checkpoint, path, seed=seed), CONTEXT, is_quiet=True)
+    assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
+    tensors = load_file(paths[0])
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"centroids": (4, 64)}
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(path.name for path in paths)
+
+
+def test_the_drawn_patches_depend_on_keys_and_seed_only(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "a.safetensors", num_images=4, num_features=12)
+    features = PatchFeatures(config, CONTEXT)
+    drawn = draw_features(SCENES, features, config.fit, is_quiet=True)
+    assert drawn.shape == (12, 64)
+    reversed_scenes = InMemoryScenes([SCENES[index] for index in reversed(range(10))])
+    again = draw_features(reversed_scenes, features, config.fit, is_quiet=True)
+    assert sorted(drawn.tolist()) == sorted(again.tolist())
+    other = draw_features(SCENES, features, config.fit.model_copy(update={"seed": 1}), is_quiet=True)
+    assert sorted(drawn.tolist()) != sorted(other.tolist())
+
+
+def test_cells_have_the_nearest_centroid_of_interpolated_features(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "a.safetensors")
+    fit_clusters(SCENES, config, CONTEXT, is_quiet=True)
+    text = f"clusters:{checkpoint},{config.centroids}"
+    (labeller,) = build_labellers(text, None, CONTEXT, semantics_options={"grid_size": 5})
+    assert [entry.name for entry in labeller.classes] == ["cluster 0", "cluster 1", "cluster 2", "cluster 3"]
+    image = draw_image(20, 30)
+    (result,) = labeller.label([LabelInput("a", image)], 1)
+    features = PatchFeatures(config, CONTEXT).compute(image)
+    full_size = F.interpolate(features[None], (20, 30), mode="bilinear")[0].flatten(1).T
+    expected = torch.cdist(full_size, load_file(config.centroids)["centroids"]).argmin(dim=1).view(20, 30)
+    assert float((result.maps["semantic"] != expected).float().mean()) < 0.005  # where two centroids are as near
+    assert len(expected.unique()) > 1
+
+
+def test_an_existing_file_is_used_if_it_has_the_same_clusters(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "a.safetensors")
+    fit_clusters(SCENES, config, CONTEXT, is_quiet=True)
+    scenes = InMemoryScenes([SCENES[index] for index in range(10)])
+    fit_clusters(scenes, config, CONTEXT, is_quiet=True)
+    assert scenes.num_reads == 0
+    with pytest.raises(UserError, match=r"a.safetensors: exists and has other clusters: fit.num_clusters 4, now 5"):
+        fit_clusters(scenes, make_config(checkpoint, tmp_path / "a.safetensors", num_clusters=5), CONTEXT)
+    with pytest.raises(UserError, match="has other clusters: fit.keys"):
+        fit_clusters(InMemoryScenes(draw_coloured_scenes(9)), config, CONTEXT)
+    with pytest.raises(UserError, match="has clusters of other features: layer 3, now 2. Use the same backbone"):
+        build_labellers(
+            f"clusters:{checkpoint},{config.centroids}",
+            None,
+            CONTEXT,
+            semantics_options={"grid_size": 5, "layer": 2},
+        )
+
+
+def test_images_that_cannot_be_read_are_left_out(checkpoint: Path, tmp_path: Path) -> None:
+    class Broken(InMemoryScenes):
+        def __getitem__(self, index: int) -> Any:
+            if index != 3:
+                raise UserError("is broken")
+            return super().__getitem__(index)
+
+    config = make_config(checkpoint, tmp_path / "a.safetensors")
+    scenes = Broken([SCENES[index] for index in range(10)])
+    assert len(draw_features(scenes, PatchFeatures(config, CONTEXT), config.fit, is_quiet=True)) == 25
+    with pytest.raises(UserError, match="10 images have 25 patches .expected at least one for each of 26 clusters"):
+        fit_clusters(scenes, make_config(checkpoint, tmp_path / "a.safetensors", num_clusters=26), CONTEXT)
+
+
+def test_other_files_and_labellers_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    save_file({"centroids": torch.zeros(2, 64)}, tmp_path / "b.safetensors")
+    (tmp_path / "c.safetensors").write_text("nothing")
+    for name, message in (
+        ("a", "does not exist. Add --fit to find clusters of these images, or give"),
+        ("b", "is not a file of clusters. Give a file that the option --fit wrote"),
+        ("c", "is not a file of clusters"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_labellers(f"clusters:{checkpoint},{tmp_path / name}.safetensors", None, CONTEXT)
+    for text in (None, "maps:generated"):
+        with pytest.raises(UserError, match="--fit: finds the clusters of `clusters` only. Write --semantics"):
+            fit_semantics(text, {}, SCENES, CONTEXT)
+    with pytest.raises(UserError, match="clusters.pt: is not a name for a file of clusters"):
+        fit_semantics(f"clusters:{checkpoint},clusters.pt", {}, SCENES, CONTEXT)
