@@ -156,12 +156,14 @@ def _print_report(report: "LabelReport", out: Path, num_parts: int) -> None:
     from c2fmae.core.text import format_count
     from c2fmae.data.info import DatasetInfo
     from c2fmae.labelling.manifest import FAILED_FILE
+    from c2fmae.labelling.quality import QUALITY_PAGE
 
     if report.num_missing_shards:
         missing = format_count(report.num_missing_shards, "shard")
         print(f"{out}: this part is finished; {missing} of {report.num_shards:,} are missing")
         print(f"next: the commands of the other parts (of {num_parts}); the last one to end finishes {out}")
         return
+    print(f"counts and contact sheets: {out / QUALITY_PAGE}")
     counts, existing = report.counts, report.num_existing_shards
     failed = f", {counts.failed:,} failed ({out / FAILED_FILE})" if counts.failed else ""
     print(

@@ -1,6 +1,7 @@
 """A contact sheet of a data set: images, their maps and objects, and a legend of the classes."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from c2fmae.data.info import DatasetInfo
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.spacing import evenly_spaced_indices
 from c2fmae.report.drawing import (
-    BACKGROUND_COLOUR,
     Colour,
     DrawnObject,
     Tile,
@@ -25,9 +25,11 @@ from c2fmae.report.drawing import (
     colour_instances,
     draw_legend,
     draw_objects,
+    draw_outlines,
     draw_tile_sheet,
     image_to_tile,
     list_class_fractions,
+    pad_tile,
 )
 
 PreviewIds = Integer[np.ndarray, "rows columns"]
@@ -40,53 +42,79 @@ _TITLES = {"rgb": "image", "semantic": "semantic map", "instance": "instance map
 def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
     """Draw evenly spaced scenes, a row each: image, maps and objects, and the classes in them, largest first."""
     shown = [scenes[index] for index in evenly_spaced_indices(len(scenes), num_scenes, centred=True)]
-    sizes = [fit_tile_size(*scene_size(scene)) for scene in shown]
-    height, width = (max(sides) for sides in zip(*sizes, strict=True))
-    names = [name for name in _TITLES if name in shown[0].maps]
-    titles, rows = [_TITLES[name] for name in names], []
-    if has_objects := shown[0].objects is not None:
-        titles += ["objects", "classes of objects"]
-    if "semantic" in names:
-        titles.append("classes")
-    for scene, size in zip(shown, sizes, strict=True):
-        tiles = [pad_tile(draw_map_tile(scene, name, size), height, width) for name in names]
-        if has_objects and scene.objects is not None:
-            tiles.append(pad_tile(_draw_objects(scene, scene.objects, size), height, width))
-            tiles.append(draw_legend(_object_legend(scene.objects, scenes.info), height, width))
-        if "semantic" in names:
-            tiles.append(draw_legend(_class_legend(scene.maps["semantic"].numpy(), scenes.info), height, width))
-        rows.append(tiles)
     stride = scenes.info.label_stride
     stored = f", maps stored at stride {stride}" if stride > 1 else ""
-    return draw_tile_sheet(
-        rows,
-        column_titles=titles,
+    return draw_scenes(
+        shown,
+        scenes.info,
         row_titles=[make_row_title(scene, scenes.info) for scene in shown],
         title=title,
         subtitle=f"{len(shown)} of {len(scenes)} scenes, evenly spread{stored}",
     )
 
 
-def fit_tile_size(height: int, width: int) -> tuple[int, int]:
+def draw_scenes(
+    shown: Sequence[Scene],
+    info: DatasetInfo,
+    *,
+    row_titles: Sequence[str],
+    title: str = "",
+    subtitle: str = "",
+    tile_side: int = _TILE_SIDE,
+    has_outlines: bool = False,
+) -> Image.Image:
+    """Draw scenes, a row each: image, maps and objects, and the classes in them, largest first.
+
+    With `has_outlines`, the image is drawn once more with the outlines of the instance map.
+    """
+    sizes = [fit_tile_size(*scene_size(scene), tile_side) for scene in shown]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    names = [name for name in _TITLES if name in shown[0].maps]
+    titles, rows = [_TITLES[name] for name in names], []
+    if has_outlines := has_outlines and {"rgb", "instance"} <= {*names}:
+        titles.append("outlines")
+    if has_objects := shown[0].objects is not None:
+        titles += ["objects", "classes of objects"]
+    if "semantic" in names:
+        titles.append("classes")
+    for scene, size in zip(shown, sizes, strict=True):
+        tiles = [pad_tile(draw_map_tile(scene, name, size), height, width) for name in names]
+        if has_outlines:
+            outlined = draw_outlines(draw_map_tile(scene, "rgb", size), _tile_ids(scene, "instance", size))
+            tiles.append(pad_tile(outlined, height, width))
+        if has_objects and scene.objects is not None:
+            tiles.append(pad_tile(_draw_objects(scene, scene.objects, size), height, width))
+            tiles.append(draw_legend(_object_legend(scene.objects, info), height, width))
+        if "semantic" in names:
+            tiles.append(draw_legend(_class_legend(scene.maps["semantic"].numpy(), info), height, width))
+        rows.append(tiles)
+    return draw_tile_sheet(rows, column_titles=titles, row_titles=row_titles, title=title, subtitle=subtitle)
+
+
+def fit_tile_size(height: int, width: int, tile_side: int = _TILE_SIDE) -> tuple[int, int]:
     """Return the height and width of an image in a tile."""
     longer = max(height, width)
-    return max(height * _TILE_SIDE // longer, 1), max(width * _TILE_SIDE // longer, 1)
+    return max(height * tile_side // longer, 1), max(width * tile_side // longer, 1)
 
 
 def draw_map_tile(scene: Scene, name: str, size: tuple[int, int]) -> Tile:
     """Return the image or a map of a scene in its colours, resized."""
-    pixels = scene.maps[name].numpy()
     if name == "rgb":
-        image = Image.fromarray(image_to_tile(pixels))
+        image = Image.fromarray(image_to_tile(scene.maps["rgb"].numpy()))
         return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))
-    height, width = scene_size(scene)
+    ids = _tile_ids(scene, name, size)
+    return colour_classes(ids) if name == "semantic" else colour_instances(ids)
+
+
+def _tile_ids(scene: Scene, name: str, size: tuple[int, int]) -> PreviewIds:
+    """Return the ids of a map at the pixels of a tile; above 255 they start again, as there are as many colours."""
     # The centre of a pixel of the tile is in a pixel of the image, which is in a cell of the map.
     rows, columns = (
         (2 * np.arange(tile_side) + 1) * side // (2 * tile_side) // scene.label_stride
-        for tile_side, side in zip(size, (height, width), strict=True)
+        for tile_side, side in zip(size, scene_size(scene), strict=True)
     )
-    ids = pixels[rows[:, None], columns]
-    return colour_classes(ids) if name == "semantic" else colour_instances(_wrap_ids(ids))
+    ids: PreviewIds = scene.maps[name].numpy()[rows[:, None], columns]
+    return _wrap_ids(ids)
 
 
 def _draw_objects(scene: Scene, objects: Objects, size: tuple[int, int]) -> Tile:
@@ -120,14 +148,6 @@ def _wrap_ids(ids: PreviewIds) -> PreviewIds:
     """Wrap ids above 255, so that objects share colours if there are more objects than colours."""
     folded: PreviewIds = np.where(ids > IGNORE, ids % (IGNORE - 1) + 1, ids)
     return folded
-
-
-def pad_tile(tile: Tile, height: int, width: int) -> Tile:
-    """Return a tile in the middle of a larger one."""
-    framed = np.full((height, width, 3), BACKGROUND_COLOUR, np.uint8)
-    top, left = (height - tile.shape[0]) // 2, (width - tile.shape[1]) // 2
-    framed[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return framed
 
 
 def _class_legend(ids: PreviewIds, info: DatasetInfo) -> dict[str, Colour]:

@@ -1,10 +1,7 @@
 """Examples of a test: the images with the highest, the median and the lowest score."""
 
-import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64
 from torch import Tensor
-
-from c2fmae.report.drawing import BACKGROUND_COLOUR, Tile
 
 _NUM_EXAMPLES = 4
 
@@ -27,11 +24,3 @@ def choose_examples(scores: Float64[Tensor, " image"], count: int = _NUM_EXAMPLE
     each = min(count, len(order) // 3)
     first = (len(order) - each) // 2
     return {"best": order[:each], "median": order[first : first + each], "worst": order[-each:]}
-
-
-def pad_tile(tile: Tile, side: int) -> UInt8[np.ndarray, "side side 3"]:
-    """Return a tile in the middle of a square."""
-    square = np.full((side, side, 3), BACKGROUND_COLOUR, np.uint8)
-    top, left = (side - tile.shape[0]) // 2, (side - tile.shape[1]) // 2
-    square[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return square

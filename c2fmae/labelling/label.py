@@ -44,6 +44,7 @@ from c2fmae.labelling.plan import (
     start_work,
 )
 from c2fmae.labelling.protocol import Labeller
+from c2fmae.labelling.quality import write_quality_page
 
 TIMEOUT = timedelta(days=2)
 """Timeout of the barrier at the end: ranks label different images, so some end long before others."""
@@ -239,6 +240,7 @@ def _finish(
             remove_unfinished(out)
             remove_unused_locks(out)
             info = make_info(scenes.info, labellers, config)
+            write_quality_page(shards, info)
             if work.mixed_machines:
                 info = info.model_copy(update={MIXED_MACHINES: list(work.mixed_machines)})
             write_atomic(out / DATASET_FILE, info.to_json().encode())

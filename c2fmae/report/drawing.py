@@ -128,6 +128,26 @@ def _tint_mask(image: Tile, mask: UInt8[np.ndarray, "height width"], colour: Col
     part[is_inside & ~core] = colour
 
 
+def draw_outlines(image: Tile, ids: NDArray[np.integer]) -> Tile:
+    """Return an image with the outline of each object of an instance map [H, W], in the object's colour."""
+    differs_below, differs_right = ids[1:] != ids[:-1], ids[:, 1:] != ids[:, :-1]
+    is_outline = np.zeros(ids.shape, np.bool_)
+    is_outline[1:] |= differs_below
+    is_outline[:-1] |= differs_below
+    is_outline[:, 1:] |= differs_right
+    is_outline[:, :-1] |= differs_right
+    is_outline &= (ids != 0) & (ids != IGNORE)
+    return np.where(is_outline[..., None], colour_instances(ids), image)
+
+
+def pad_tile(tile: Tile, height: int, width: int) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Return a tile in the middle of a larger one."""
+    framed = np.full((height, width, 3), BACKGROUND_COLOUR, np.uint8)
+    top, left = (height - tile.shape[0]) // 2, (width - tile.shape[1]) // 2
+    framed[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return framed
+
+
 def draw_tile_sheet(
     rows: Sequence[Sequence[Tile]],
     *,

@@ -50,6 +50,8 @@ def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: p
     ]
     assert done[-2].startswith("wrote maps: 11 images in 3 shards (1 existed), ")
     assert ", 1 failed (maps/failed.txt), " in done[-2]
+    assert done[-3] == "counts and contact sheets: maps/quality.html"
+    assert (tmp_path / "maps/quality.html").exists()
     assert done[-1] == again[-1] == "next: c2fmae pretrain c2fmae-b --data maps"
     assert "in 3 shards (3 existed)" in again[-2]
     assert alone[-1] == "next: c2fmae data preview other"

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from c2fmae.labelling import quality
 from tests.labelling.tiny_models import BUILDERS
+
+
+@pytest.fixture(autouse=True)
+def small_quality_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw few and small images on the page of each labelling, which else takes longer than the labelling."""
+    monkeypatch.setattr(quality, "_NUM_EVEN", 2)
+    monkeypatch.setattr(quality, "_NUM_CHOSEN", 0)
+    monkeypatch.setattr(quality, "_TILE_SIDE", 16)
 
 
 @pytest.fixture(scope="session")

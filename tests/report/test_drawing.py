@@ -17,9 +17,11 @@ from c2fmae.report.drawing import (
     draw_legend,
     draw_line_chart,
     draw_objects,
+    draw_outlines,
     draw_tile_sheet,
     hide_patches,
     image_to_tile,
+    pad_tile,
     save_png,
     stack_images,
 )
@@ -311,3 +313,22 @@ def test_many_objects_and_tiny_images_can_be_drawn() -> None:
     mask = np.ones((1, 3), np.uint8)
     objects = [DrawnObject((0, 0, 3, 1), (9, 9, 9), "γ" * 50, mask), DrawnObject((0, 0, 3, 1), (9, 9, 9), "", 0 * mask)]
     assert draw_objects(image, objects).shape == (1, 3, 3)
+
+
+def test_outlines_are_the_pixels_of_objects_that_touch_another_id() -> None:
+    ids = np.zeros((6, 7), np.uint8)
+    ids[1:5, 1:5], ids[1:5, 5], ids[0, 6] = 3, 7, 255
+    image = noise(6, 7)
+    is_outline = (ids == 3) | (ids == 7)
+    is_outline[2:4, 2:4] = False  # inside of the first
+    expected = np.where(is_outline[..., None], colour_instances(ids), image)
+    assert np.array_equal(draw_outlines(image, ids), expected)
+
+
+def test_a_padded_tile_is_in_the_middle() -> None:
+    image = noise(3, 4)
+    padded = pad_tile(image, 6, 8)
+    assert padded.shape == (6, 8, 3)
+    assert np.array_equal(padded[1:4, 2:6], image)
+    padded[1:4, 2:6] = 255
+    assert (padded == 255).all()

@@ -17,8 +17,7 @@ from c2fmae.eval.detection.coco_format import ImageRecord
 from c2fmae.eval.detection.matching import CORRECT, IN_CROWD
 from c2fmae.eval.detection.prediction_store import DetectionStore
 from c2fmae.eval.detection.scores import DetectionScores, find_missed, match_record
-from c2fmae.eval.examples import pad_tile
-from c2fmae.report.drawing import Colour, DrawnObject, Tile, draw_objects, draw_tile_sheet, image_to_tile
+from c2fmae.report.drawing import Colour, DrawnObject, Tile, draw_objects, draw_tile_sheet, image_to_tile, pad_tile
 
 _TILE_SIDE = 320
 _FOUND, _MISSED, _FALSE, _NEUTRAL = (52, 143, 104), (214, 48, 49), (240, 140, 0), (140, 146, 156)
@@ -115,7 +114,7 @@ def _draw_row(
     captions = [f"{class_names[int(detections.labels[row])]} {detections.scores[row]:.2f}" for row in chosen]
     tile = _Tile(image, record.size)
     return [
-        pad_tile(tile.pixels, _TILE_SIDE),
+        pad_tile(tile.pixels, _TILE_SIDE, _TILE_SIDE),
         tile.draw(range(len(objects)), objects.boxes, objects.masks, true_colours, true_names),
         tile.draw(chosen, detections.boxes, detections.masks, colours, captions),
     ]
@@ -145,7 +144,7 @@ class _Tile:
             x0, y0, x1, y1 = boxes[row].tolist()
             box = (x0 * across, y0 * down, x1 * across, y1 * down)
             drawn.append(DrawnObject(box, colour, caption, self._shrink(masks[row]) if masks else None))
-        return pad_tile(draw_objects(self.pixels, drawn), _TILE_SIDE)
+        return pad_tile(draw_objects(self.pixels, drawn), _TILE_SIDE, _TILE_SIDE)
 
     def _shrink(self, counts: bytes) -> UInt8[np.ndarray, "rows columns"]:
         mask = torch.from_numpy(np.ascontiguousarray(decode_mask(counts, *self.size)))

@@ -13,7 +13,7 @@ from c2fmae.core.files import write_atomic
 from c2fmae.core.json_file import write_json
 from c2fmae.core.scene import Scene
 from c2fmae.core.text import format_count
-from c2fmae.data.preview import draw_map_tile, fit_tile_size, make_row_title, pad_tile
+from c2fmae.data.preview import draw_map_tile, fit_tile_size, make_row_title
 from c2fmae.data.spacing import evenly_spaced_indices
 from c2fmae.eval.class_sections import make_class_charts
 from c2fmae.eval.maps.compare import MapComparison
@@ -21,7 +21,7 @@ from c2fmae.eval.maps.pairs import MapPair, MapPairs, convert_classes, match_cla
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.results import EvaluationResult, make_metrics_table
 from c2fmae.report import Figure, KeyValues, Page, Section, Table, Text, render_page
-from c2fmae.report.drawing import Tile, draw_tile_sheet
+from c2fmae.report.drawing import Tile, draw_tile_sheet, pad_tile
 
 COMPARISON_FORMAT = 1
 NUM_EVEN, NUM_LOWEST = 12, 6
@@ -111,19 +111,25 @@ def make_comparison_page(
     """Return the page: scores beside baselines, scores of classes, and contact sheets."""
     sources = {"maps": maps, "truth": truth, "images": f"{comparison.num_images:,}"}
     notes = [Text(f"{sentence}.") for sentence in describe_comparison(pairs, comparison)]
-    scores = make_metrics_table("Scores, with 95 % intervals", list_results(metrics, path))
     return Page(
         "Maps compared with true maps",
         f"Scores of {maps} relative to {truth}, beside baselines without a model.",
         [
             KeyValues(sources),
             *notes,
-            scores,
+            _make_score_table(metrics, path),
             Text(_DEFINITIONS),
             *_make_class_sections(comparison),
             *_make_contact_sheets(pairs, comparison),
         ],
     )
+
+
+def _make_score_table(metrics: Mapping[str, tuple[Metric, ...]], path: Path) -> Table:
+    """Return the table of metrics without the number of images, which is that of the page; it would be too wide."""
+    table = make_metrics_table("Scores, with 95 % intervals", list_results(metrics, path))
+    rows = [(f"{label}, {unit}" if unit else label, *values) for label, unit, _, *values in table.rows]
+    return Table(table.caption, ("", *table.columns[3:]), rows)
 
 
 def _make_class_sections(comparison: MapComparison) -> list[Section]:

@@ -12,7 +12,7 @@ from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import Scene
 from c2fmae.data import Scenes
 from c2fmae.data.geometry import resized_crop_ids, resized_crop_image
-from c2fmae.eval.examples import choose_examples, pad_tile
+from c2fmae.eval.examples import choose_examples
 from c2fmae.eval.segmentation.prediction_store import PredictionStore
 from c2fmae.report.drawing import (
     UNLABELLED_COLOUR,
@@ -23,6 +23,7 @@ from c2fmae.report.drawing import (
     draw_tile_sheet,
     image_to_tile,
     list_class_fractions,
+    pad_tile,
 )
 
 _TILE_SIDE = 208
@@ -68,7 +69,7 @@ def _draw_row(
     ids = resized_crop_ids(predicted, box, size).numpy()
     tiles = [image, colour_classes(truth), colour_classes(ids), _draw_errors(image, truth, ids)]
     return [
-        *(pad_tile(tile, _TILE_SIDE) for tile in tiles),
+        *(pad_tile(tile, _TILE_SIDE, _TILE_SIDE) for tile in tiles),
         draw_legend(_list_colours(truth, ids, class_names), _TILE_SIDE, _TILE_SIDE),
     ]
 
