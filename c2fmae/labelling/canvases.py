@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 CANVAS_MULTIPLE = 128
+
+_MAX_BYTES = 1 << 26  # of logits at the cells of an image in float32
 
 
 def round_up_canvas(height: int, width: int) -> tuple[int, int]:
@@ -69,3 +71,15 @@ def sample_cells(
     """Return the logits at the stored cells of an image, in float32."""
     with torch.autocast(logits.device.type, enabled=False):
         return row_weights @ logits.float() @ column_weights.T
+
+
+def fill_masks(
+    masks: Bool[Tensor, "mask row column"],
+    logits: Float[Tensor, "mask logit_row logit_column"],
+    row_weights: Float[Tensor, "row logit_row"],
+    column_weights: Float[Tensor, "column logit_column"],
+) -> None:
+    """Set the stored cells of `masks` whose logits are positive, a few masks at a time."""
+    at_once = max(_MAX_BYTES // (4 * len(row_weights) * len(column_weights)), 1)
+    for part, source in zip(masks.split(at_once), logits.split(at_once), strict=True):
+        part.copy_(sample_cells(source, row_weights, column_weights) > 0)

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.files import read_text
@@ -49,6 +50,10 @@ class ImageNames:
         own = self.by_label[label] if has_name and label is not None else None
         return self.common if own is None else (own, *(name for name in self.common if name != own))
 
+    def list_some(self) -> tuple[str, ...]:
+        """Return the names of one image, for descriptions: of one with the first label if names depend on labels."""
+        return self.list_names(0 if self.know_labels else None)
+
     def list_all(self) -> tuple[str, ...]:
         """Return the names of all images, each once."""
         return tuple(dict.fromkeys((*self.common, *(name for name in self.by_label if name is not None))))
@@ -73,6 +78,15 @@ def resolve_names(names: str, info: DatasetInfo) -> ImageNames:
         case "labels":
             return ImageNames(common=tuple(name for name in _name_labels(names, info.labels) if name is not None))
     return ImageNames(common=_read_names(names))
+
+
+def describe_names(names: ImageNames, option: str) -> dict[str, Any]:
+    """Return what the maps of an image depend on, for names that an option such as `things` gave."""
+    return {
+        "names": option if option in NAME_SETS else "file",
+        "num_names": len(names.list_some()),
+        "names_sha256": names.compute_digest(),
+    }
 
 
 def clean_name(name: str) -> str:

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -13,22 +12,21 @@ from c2fmae.core.config import PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.labels import ClassInfo
 from c2fmae.data.painting import suppress_boxes
+from c2fmae.labelling.candidates import CandidateRules, label_candidates
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.families import BOX_SEGMENTERS, GROUNDING_DINO, OWLV2
 from c2fmae.labelling.grounded.detector import Detections, Detector, join_detections
 from c2fmae.labelling.grounded.grounding_dino import GroundingDinoDetector
 from c2fmae.labelling.grounded.owlv2 import Owlv2Detector
 from c2fmae.labelling.grounded.segmenter import BoxSegmenter, EncodedImage
-from c2fmae.labelling.image_names import NAME_SETS, ImageNames, resolve_names
-from c2fmae.labelling.objects import ObjectRules, finish_objects, select_masks
+from c2fmae.labelling.image_names import ImageNames, describe_names, resolve_names
 from c2fmae.labelling.precision import make_autocast
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import LABELLERS
-from c2fmae.labelling.thresholds import ThresholdRules, accept_candidates
 from c2fmae.labelling.weights import load_pretrained
 
 
-class GroundedConfig(ObjectRules, ThresholdRules):
+class GroundedConfig(CandidateRules):
     """Settings of `grounded`."""
 
     path_options: ClassVar[tuple[str, ...]] = ("detector", "segmenter")
@@ -60,8 +58,6 @@ class GroundedLabeller:
 
     def __init__(self, config: GroundedConfig, context: LabellerContext) -> None:
         self.config = config
-        min_area = max(config.min_area, config.enough_area)
-        self._counted_rules = config.model_copy(update={"min_area": min_area})  # of objects that are large enough
         self.names = resolve_names(context.names, context.info)
         self._context = context
         autocast = make_autocast(context)
@@ -96,14 +92,12 @@ class GroundedLabeller:
         from importlib.metadata import version
 
         settings = self.config.model_dump(mode="json", exclude={*self.config.path_options, "preset"})
-        some_names = self.names.list_names(0 if self.names.know_labels else None)
+        some_names = self.names.list_some()
         return {
             "labeller": "grounded",
             "detector": self._detector.describe(),
             "segmenter": self._segmenter.describe(),
-            "names": self._context.names if self._context.names in NAME_SETS else "file",
-            "num_names": len(some_names),
-            "names_sha256": self.names.compute_digest(),
+            **describe_names(self.names, self._context.names),
             "prompts": self._detector.count_prompts(some_names),
             **settings,
             "precision": self._context.precision,
@@ -125,38 +119,20 @@ class GroundedLabeller:
     def _label_image(
         self, image_size: Sequence[int], candidates: "_Candidates", encoded: EncodedImage | None, stride: int
     ) -> LabelResult:
-        height, width = image_size
-        indices, masks, qualities = list[Tensor](), list[Tensor](), list[Tensor]()
-
-        def segment(new: Int64[Tensor, " new"]) -> Bool[Tensor, " new"]:
+        def segment(new: Int64[Tensor, " new"]) -> tuple[Bool[Tensor, "new row column"], Float[Tensor, " new"]]:
             assert encoded is not None  # because there are candidates
-            new_masks, new_qualities = self._segmenter.segment(encoded, candidates.boxes[new], stride)
-            indices.append(new)
-            masks.append(new_masks)
-            qualities.append(new_qualities)
-            return select_masks(
-                new_masks,
-                candidates.scores[new],
-                stride=stride,
-                image_size=(height, width),
-                rules=self._counted_rules,
-                qualities=new_qualities,
-            )
+            return self._segmenter.segment(encoded, candidates.boxes[new], stride)
 
-        accepted = accept_candidates(candidates.scores, segment, self.config)
-        rows = torch.cat([torch.zeros(0, dtype=torch.int64), *indices])
-        ids, objects = finish_objects(
-            _join_masks(masks, (-(-height // stride), -(-width // stride))),
-            candidates.scores[rows],
-            [candidates.names[row] for row in rows.tolist()],
-            [None] * len(rows),
-            [accepted.accepted_at[row] for row in rows.tolist()],
+        height, width = image_size
+        return label_candidates(
+            candidates.scores,
+            candidates.names,
+            [None] * len(candidates.names),
+            segment,
             stride=stride,
             image_size=(height, width),
             rules=self.config,
-            qualities=torch.cat([torch.zeros(0), *qualities]),
         )
-        return LabelResult({"instance": ids}, objects, {"threshold": accepted.threshold})
 
 
 @dataclass(frozen=True)
@@ -178,14 +154,6 @@ def _select_candidates(
     boxes, scores, name_indices = boxes[is_valid], detections.scores[is_valid], detections.name_indices[is_valid]
     order = suppress_boxes(boxes, scores, name_indices, max_overlap=config.box_overlap, max_boxes=config.max_boxes)
     return _Candidates(boxes[order], scores[order], tuple(names[index] for index in name_indices[order].tolist()))
-
-
-def _join_masks(
-    groups: Sequence[Bool[Tensor, "_ row column"]], map_size: tuple[int, int]
-) -> Bool[Tensor, "mask row column"]:
-    if len(groups) == 1:
-        return groups[0]  # without a copy, which may be a gigabyte
-    return torch.cat([torch.zeros((0, *map_size), dtype=torch.bool), *groups])
 
 
 def _load_detector(

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from c2fmae.core.errors import UserError
 from c2fmae.labelling.grounded.detector import Detections, centre_to_corners
+from c2fmae.labelling.name_tokens import tokenize_names
 from c2fmae.labelling.weights import PretrainedModel
 
 NAME_TEMPLATE = "a photo of a {name}"
@@ -77,19 +77,15 @@ class Owlv2Detector:
         return Detections(centre_to_corners(boxes.float(), side, side), scores, best)
 
     def _embed_names(self, names: Sequence[str]) -> Float[Tensor, "name feature"]:
-        model, tokenizer = self._pretrained.model, self._pretrained.processor.tokenizer
-        max_tokens = model.config.text_config.max_position_embeddings
-        texts = [NAME_TEMPLATE.format(name=name) for name in names]
-        for name, tokens in zip(names, tokenizer(texts).input_ids, strict=True):
-            if len(tokens) > max_tokens:
-                raise UserError(
-                    f"names: {NAME_TEMPLATE.format(name=name)!r} has {len(tokens)} tokens (OWLv2 reads at most"
-                    f" {max_tokens}). Shorten the name"
-                )
-        inputs = tokenizer(texts, padding="max_length", max_length=max_tokens, return_tensors="pt").to(model.device)
+        model = self._pretrained.model
+        ids, mask = tokenize_names(
+            self._pretrained.processor.tokenizer,
+            [NAME_TEMPLATE.format(name=name) for name in names],
+            max_tokens=model.config.text_config.max_position_embeddings,
+        )
         with self._autocast():
             features = model.owlv2.get_text_features(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device)
             )
         embeddings: Tensor = features.pooler_output
         return embeddings.float()

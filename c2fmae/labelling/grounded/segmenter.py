@@ -5,7 +5,7 @@ boxes, in groups of boxes, whose logits are brought to the cells of the image be
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from c2fmae.labelling.canvases import compute_cell_weights, sample_cells
+from c2fmae.labelling.canvases import compute_cell_weights, fill_masks
 from c2fmae.labelling.weights import PretrainedModel
-
-_MAX_BYTES = 1 << 26  # of masks at the cells of an image in float32
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,12 @@ class BoxSegmenter:
         """
         height, width = encoded.size
         masks = torch.empty((len(boxes), -(-height // stride), -(-width // stride)), dtype=torch.bool)
-        qualities, start = [], 0
-        for group in boxes.split(self._boxes_per_pass):
+        qualities = []
+        groups = zip(boxes.split(self._boxes_per_pass), masks.split(self._boxes_per_pass), strict=True)
+        for group, group_masks in groups:
             logits, predicted = self._decode(encoded, group)
             qualities.append(predicted.float().cpu())
-            for part in self._sample(encoded, logits, stride):
-                masks[start : start + len(part)] = part
-                start += len(part)
+            fill_masks(group_masks, logits, *self._compute_weights(encoded, logits, stride))
         return masks, torch.cat(qualities)
 
     def describe(self) -> dict[str, Any]:
@@ -116,12 +113,12 @@ class BoxSegmenter:
             )
         return outputs.pred_masks[0, :, 0], outputs.iou_scores[0, :, 0]
 
-    def _sample(
+    def _compute_weights(
         self, encoded: EncodedImage, logits: Float[Tensor, "box row column"], stride: int
-    ) -> Iterator[Bool[Tensor, "part row column"]]:
-        """Yield masks at the stored cells, a few at a time."""
+    ) -> list[Float[Tensor, "cell logit"]]:
+        """Return the weights of the rows of logits, and of their columns, for the stored cells."""
         canvas = self._get_canvas()
-        weights = [
+        return [
             compute_cell_weights(
                 num_logits,
                 [(size, size)] if self._is_square else [(side, resized), (size, size)],
@@ -132,9 +129,6 @@ class BoxSegmenter:
                 logits.shape[1:], canvas, encoded.resized_size, encoded.size, strict=True
             )
         ]
-        at_once = max(_MAX_BYTES // (4 * len(weights[0]) * len(weights[1])), 1)
-        for part in logits.split(at_once):
-            yield sample_cells(part, *weights) > 0
 
     def _get_canvas(self) -> tuple[int, int]:
         """Return the size to which the encoder's images are padded."""
