@@ -33,6 +33,12 @@ BOX_SEGMENTERS = {
 }
 """Segmenters of boxes."""
 
+SAM3 = {
+    "sam3": ModelFamily("Sam3Model", "Sam3Processor", has_tokenizer=True),
+    "sam3_video": ModelFamily("Sam3Model", "Sam3Processor", has_tokenizer=True),  # whose tracker is not read
+}
+"""Segmenters of all objects of a name."""
+
 UNIVERSAL_SEGMENTERS = {
     "mask2former": ModelFamily("Mask2FormerForUniversalSegmentation", "Mask2FormerImageProcessor"),
     "oneformer": ModelFamily(
@@ -46,5 +52,5 @@ UNIVERSAL_SEGMENTERS = {
 }
 """Segmenters whose queries each have a mask and a class."""
 
-ALL_FAMILIES = {**GROUNDING_DINO, **OWLV2, **BOX_SEGMENTERS, **UNIVERSAL_SEGMENTERS}
+ALL_FAMILIES = {**GROUNDING_DINO, **OWLV2, **BOX_SEGMENTERS, **SAM3, **UNIVERSAL_SEGMENTERS}
 """Every model type that a labeller reads."""

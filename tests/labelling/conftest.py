@@ -65,6 +65,12 @@ def tiny_eomt(tiny_model: Callable[[str], Path]) -> Path:
     return tiny_model("eomt")
 
 
+@pytest.fixture(scope="session")
+def tiny_sam3(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of a tiny SAM 3."""
+    return tiny_model("sam3")
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail at every connection and every look-up of a host."""

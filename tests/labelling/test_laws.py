@@ -47,6 +47,8 @@ class LawCase:
     max_changed: float = 0.0
     """Fraction of the cells that may change with batch and stride, since two classes are almost equal there."""
     variant: str = ""
+    names: str = "things"
+    """What detectors search for."""
 
     @property
     def id(self) -> str:
@@ -64,6 +66,7 @@ CASES = [
     LawCase("maps", paths=("map_dir",)),
     LawCase("truth", paths=("map_dir",)),
     LawCase("grounded", paths=("tiny_owlv2", "tiny_sam_hq"), options={"thresholds": [0.5, 0.0]}, max_changed=0.01),
+    LawCase("sam3", paths=("tiny_sam3",), options={"thresholds": [0.0], **ANY_AREA}, max_changed=0.02, names="labels"),
     *(
         LawCase(
             "universal",
@@ -171,7 +174,7 @@ def labelled(request: pytest.FixtureRequest, law_scenes: list[Scene]) -> Labelle
     if case.id not in _RESULTS:
         paths = ",".join(str(request.getfixturevalue(name)) for name in case.paths)
         spec = parse_labeller(f"{case.name}:{paths}" if paths else case.name, case.options, option="instances")
-        labeller = spec.build(LabellerContext(info=SCENES.info, batch_size=4))
+        labeller = spec.build(LabellerContext(info=SCENES.info, names=case.names, batch_size=4))
         inputs = {scene.key: LabelInput(scene.key, scene.maps["rgb"], scene.label) for scene in law_scenes}
         alone = {s: {key: labeller.label([each], s)[0] for key, each in inputs.items()} for s in STRIDES}
         batched = {s: label_in_batches(labeller, list(inputs.values()), s) for s in STRIDES}

@@ -4,6 +4,7 @@ Words of their tokenizers are letters, and the ids of `[CLS]`, `[SEP]`, `.` and 
 Grounding DINO divides a prompt into phrases. With other ids, every token would be a phrase of its own.
 """
 
+import json
 import string
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -216,6 +217,79 @@ def build_sam2(folder: Path) -> None:
     _save(folder, _smooth_masks(Sam2Model(config)), processor)
 
 
+def build_sam3(folder: Path) -> None:
+    """Write a tiny SAM 3."""
+    from transformers import Sam3Model
+
+    _save(folder, _spread_scores(Sam3Model(_sam3_config())), _sam3_processor())
+
+
+def build_sam3_video(folder: Path) -> None:
+    """Write a tiny SAM 3 in the layout of its video model: the detector with a prefix, beside a tracker."""
+    from safetensors.torch import save_file
+    from transformers import Sam3Model
+
+    model = _spread_scores(Sam3Model(_sam3_config()))
+    _save(folder, model, _sam3_processor())
+    config = {"model_type": "sam3_video", "detector_config": model.config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {f"detector_model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file({**tensors, "tracker_model.weight": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def _sam3_config() -> Any:
+    from transformers import Sam3Config
+
+    tokenizer = build_clip_tokenizer()
+    layer = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    return Sam3Config(
+        vision_config={
+            "backbone_config": {
+                **layer,
+                "model_type": "sam3_vit_model",
+                "num_hidden_layers": 2,
+                "image_size": 56,
+                "patch_size": 14,
+                "window_size": 2,
+                "global_attn_indexes": [1],
+                "pretrain_image_size": 28,
+            },
+            "fpn_hidden_size": 32,
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        },
+        text_config={
+            **layer,
+            "vocab_size": len(tokenizer),
+            "num_hidden_layers": 2,
+            "projection_dim": 32,
+            "max_position_embeddings": 32,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        geometry_encoder_config={**layer, "num_layers": 1},
+        detr_encoder_config={**layer, "num_layers": 1},
+        detr_decoder_config={**layer, "num_layers": 2, "num_queries": 9},
+        mask_decoder_config={"hidden_size": 32, "num_upsampling_stages": 2, "num_attention_heads": 2},
+    )
+
+
+def _sam3_processor() -> Any:
+    from transformers import Sam3ImageProcessor
+
+    image_processor = Sam3ImageProcessor(size={"height": 56, "width": 56})
+    return _make_processor("Sam3Processor", image_processor, build_clip_tokenizer())
+
+
+def _spread_scores(model: Any) -> Any:
+    """Make the scores of masks differ, instead of almost equal ones."""
+    with torch.no_grad():
+        for projection in (model.dot_product_scoring.text_proj, model.dot_product_scoring.query_proj):
+            projection.weight.copy_(torch.randn_like(projection.weight) / 4)
+        model.detr_decoder.presence_head.layer3.bias.fill_(1.0)
+    return model
+
+
 _SWIN: dict[str, Any] = {
     "model_type": "swin",
     "image_size": 64,
@@ -336,6 +410,8 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "sam": build_sam,
     "sam-hq": build_sam_hq,
     "sam2": build_sam2,
+    "sam3": build_sam3,
+    "sam3-video": build_sam3_video,
 }
 """Functions that write a tiny model into a folder, by name."""
 
