@@ -25,11 +25,13 @@ from c2fmae.core.files import PARTIAL_SUFFIX
 from c2fmae.core.locks import lock_file
 from c2fmae.data.check import check_dataset
 from c2fmae.data.decode import decode_ids
+from c2fmae.data.info import DatasetInfo
 from c2fmae.data.sources import open_scenes
 from c2fmae.labelling.config import LabelConfig, Part
 from c2fmae.labelling.label import LabelReport, label_images, make_context, open_images
 from c2fmae.labelling.pipeline import LabelPipeline
 from c2fmae.labelling.protocol import LabelInput, LabelResult
+from c2fmae.labelling.registry import build_labellers
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 from tests.labelling.simple_labellers import Brightness, write_images
@@ -205,6 +207,18 @@ def test_maps_alone_can_be_written(tmp_path: Path) -> None:
     label(images, tmp_path / "out", settings={"images": "leave-out"})
     assert open_scenes(tmp_path / "out").info.granularities == ("semantic", "instance")
     assert not [name for name in members(tmp_path / "out") if name.endswith("jpg")]
+
+
+def test_maps_alone_are_joined_to_the_images_by_their_keys(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images / "v1.0", 3)  # a packed key has no such dot
+    for name, mode in (("kept", "keep"), ("alone", "leave-out")):
+        label(images, tmp_path / name, settings={"images": mode})
+    context = make_context(LabelConfig(), DatasetInfo(), World())
+    label(images, tmp_path / "joined", labellers=build_labellers(*[f"maps:{tmp_path / 'alone'}"] * 2, context))
+    kept, joined = (members(tmp_path / name) for name in ("kept", "joined"))
+    assert kept.keys() == joined.keys()
+    assert [name for name in kept if not name.endswith("json") and kept[name] != joined[name]] == []
 
 
 def test_images_that_are_not_stored_are_encoded_and_labels_stored(tmp_path: Path) -> None:
