@@ -70,6 +70,15 @@ def probe_backbone(backbone: Backbone, probe_sets: dict[str, tuple[Sequence[str]
     return {name: metric.value for name, metric in metrics.items() if metric is not None}
 
 
+def format_results(results: Sequence[dict[str, float]]) -> str:
+    """Return the mean and the range over seeds of each number."""
+    parts = []
+    for key in results[0]:
+        values = [result[key] for result in results]
+        parts.append(f"{key} {statistics.mean(values):.4g} ({min(values):.4g}-{max(values):.4g})")
+    return ", ".join(parts)
+
+
 def measure_recipes(out: Path, voc: str | None, images: str | None) -> Iterator[tuple[str, list[dict[str, float]]]]:
     probe_sets = list_probe_sets(voc, images)
     for data in ("generated", *(["voc"] if voc else [])):
@@ -94,11 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name, results in measure_recipes(arguments.out, arguments.voc, arguments.photos):
-        parts = []
-        for key in results[0]:
-            values = [result[key] for result in results]
-            parts.append(f"{key} {statistics.mean(values):.4g} ({min(values):.4g}-{max(values):.4g})")
-        print(f"{name}: " + ", ".join(parts), flush=True)
+        print(f"{name}: {format_results(results)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,8 @@ def label(
             semantics_options=config.semantics,
             instances_options=config.instances,
         )
+        if names is not None and not any("names" in labeller.describe() for labeller in labellers):
+            raise UserError(f"--names {names}: no labeller here searches for names, as grounded does. Remove it")
         if world.is_main:
             for line in describe_labelling(labellers, config, context):
                 print(line, flush=True)

@@ -35,10 +35,11 @@ def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: p
             f"label images other {both} --limit 2 --images leave-out --truth maps",
             f"label images new {both} --truth maps/none",
             f"label images new {both} --truth generated",
+            f"label images new {both} --names own",
         ),
         cwd=tmp_path,
     )
-    assert [outcome.exit_code for outcome in outcomes] == [2, 0, 0, 0, 0, 2, 0, 2, 2]
+    assert [outcome.exit_code for outcome in outcomes] == [2, 0, 0, 0, 0, 2, 0, 2, 2, 2]
     without, dry_run, part, done, again, _, alone, *_ = (outcome.lines for outcome in outcomes)
     assert not without
     assert dry_run[0] == "instance and semantic maps: brightness: limit=128"
@@ -66,6 +67,7 @@ def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: p
         "error: maps/none: does not exist. Give a directory, a .tar shard, a pattern of shards, or one of: generated",
         "error: the two sets have no image in common: a key of the maps is 'a/0000', one of the truth is '00000000'."
         " Compare maps of the same images, with the same names",
+        "error: --names own: no labeller here searches for names, as grounded does. Remove it",
     ]
 
 

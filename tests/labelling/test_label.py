@@ -215,10 +215,11 @@ def test_maps_alone_are_joined_to_the_images_by_their_keys(tmp_path: Path) -> No
     for name, mode in (("kept", "keep"), ("alone", "leave-out")):
         label(images, tmp_path / name, settings={"images": mode})
     context = make_context(LabelConfig(), DatasetInfo(), World())
-    label(images, tmp_path / "joined", labellers=build_labellers(*[f"maps:{tmp_path / 'alone'}"] * 2, context))
-    kept, joined = (members(tmp_path / name) for name in ("kept", "joined"))
-    assert kept.keys() == joined.keys()
-    assert [name for name in kept if not name.endswith("json") and kept[name] != joined[name]] == []
+    stored = f"maps:{tmp_path / 'alone'}"
+    label(images, tmp_path / "joined", labellers=build_labellers(stored, stored, context))
+    whole, joined = (members(tmp_path / name) for name in ("kept", "joined"))
+    assert whole.keys() == joined.keys()
+    assert [name for name in whole if not name.endswith("json") and whole[name] != joined[name]] == []
 
 
 def test_images_that_are_not_stored_are_encoded_and_labels_stored(tmp_path: Path) -> None:
