@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 # Many tests start processes, each of which would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test gates test-portable test-oldest bench clean
+.PHONY: help quickstart self-labelling test gates test-portable test-oldest bench clean
 
 help:
 	@echo "make quickstart     pre-train on generated scenes, evaluate, and write a report, in quickstart/ (minutes on a CPU)"
+	@echo "make self-labelling pre-train, label, pre-train on the maps, label again, compare, in self-labelling/ (IMAGES=…, TRUTH=…)"
 	@echo "make test           run all tests and documentation examples, most tests with shapes and types checked"
 	@echo "make gates          check style, types, import layers and wording"
 	@echo "make test-portable  run numeric tests with older CPU instruction sets, 1 and 2 threads, and on a busy machine"
@@ -25,6 +26,11 @@ $(VENV)/installed: pyproject.toml
 
 quickstart: $(VENV)/installed
 	$(BIN)/c2fmae quickstart
+
+IMAGES ?= generated
+TRUTH ?= generated
+self-labelling: $(VENV)/installed
+	$(BIN)/python tools/self_labelling.py '$(IMAGES)' --truth '$(TRUTH)'
 
 # Each test runs once: with shapes and types checked at each call where possible.
 test: $(VENV)/installed
@@ -55,4 +61,4 @@ bench: $(VENV)/installed
 	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit; done
 
 clean:
-	rm -rf .venv .venv-oldest quickstart build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-oldest quickstart self-labelling build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
