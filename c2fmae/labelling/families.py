@@ -39,6 +39,9 @@ SAM3 = {
 }
 """Segmenters of all objects of a name."""
 
+RF_DETR = {"rf_detr": ModelFamily("RfDetrForInstanceSegmentation", "RfDetrImageProcessor")}
+"""Detectors with masks."""
+
 UNIVERSAL_SEGMENTERS = {
     "mask2former": ModelFamily("Mask2FormerForUniversalSegmentation", "Mask2FormerImageProcessor"),
     "oneformer": ModelFamily(
@@ -52,5 +55,5 @@ UNIVERSAL_SEGMENTERS = {
 }
 """Segmenters whose queries each have a mask and a class."""
 
-ALL_FAMILIES = {**GROUNDING_DINO, **OWLV2, **BOX_SEGMENTERS, **SAM3, **UNIVERSAL_SEGMENTERS}
+ALL_FAMILIES = {**GROUNDING_DINO, **OWLV2, **BOX_SEGMENTERS, **SAM3, **RF_DETR, **UNIVERSAL_SEGMENTERS}
 """Every model type that a labeller reads."""

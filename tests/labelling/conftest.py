@@ -71,6 +71,12 @@ def tiny_sam3(tiny_model: Callable[[str], Path]) -> Path:
     return tiny_model("sam3")
 
 
+@pytest.fixture(scope="session")
+def tiny_rf_detr(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of a tiny RF-DETR."""
+    return tiny_model("rf-detr")
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail at every connection and every look-up of a host."""

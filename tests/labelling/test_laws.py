@@ -66,6 +66,12 @@ CASES = [
     LawCase("maps", paths=("map_dir",)),
     LawCase("truth", paths=("map_dir",)),
     LawCase("grounded", paths=("tiny_owlv2", "tiny_sam_hq"), options={"thresholds": [0.5, 0.0]}, max_changed=0.01),
+    LawCase(
+        "rf-detr",
+        paths=("tiny_rf_detr",),
+        options={"space": "coco", "thresholds": [0.0], **ANY_AREA},
+        max_changed=0.02,
+    ),
     LawCase("sam3", paths=("tiny_sam3",), options={"thresholds": [0.0], **ANY_AREA}, max_changed=0.02, names="labels"),
     *(
         LawCase(

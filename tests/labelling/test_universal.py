@@ -15,9 +15,9 @@ from c2fmae.core.errors import UserError
 from c2fmae.data.geometry import subsample_ids
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.labelling.context import LabellerContext
+from c2fmae.labelling.model_classes import match_classes
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import build_labellers
-from c2fmae.labelling.universal.classes import match_classes
 from c2fmae.labelling.universal.labeller import UniversalConfig, UniversalLabeller
 from c2fmae.labelling.universal.query_maps import ObjectMasks, QueryObjects, SemanticMap
 from c2fmae.labelling.universal.segmenter import QueryOutputs, UniversalSegmenter

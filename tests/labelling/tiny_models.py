@@ -290,6 +290,39 @@ def _spread_scores(model: Any) -> Any:
     return model
 
 
+def build_rf_detr(folder: Path, names: dict[int, str] | None = None) -> None:
+    """Write a tiny RF-DETR whose outputs are the category ids of COCO, by default without names."""
+    from transformers import RfDetrConfig, RfDetrForInstanceSegmentation, RfDetrImageProcessor
+
+    config = RfDetrConfig(
+        backbone_config={
+            "model_type": "rf_detr_dinov2",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "mlp_ratio": 2,
+            "image_size": 64,
+            "patch_size": 8,
+            "num_windows": 2,
+            "out_features": ["stage1", "stage2"],
+        },
+        d_model=32,
+        decoder_layers=2,
+        decoder_self_attention_heads=2,
+        decoder_cross_attention_heads=2,
+        decoder_n_points=2,
+        decoder_ffn_dim=64,
+        num_queries=9,
+        group_detr=2,
+        intermediate_size=64,
+        id2label=names or {index: f"LABEL_{index}" for index in range(91)},
+    )
+    model: Any = RfDetrForInstanceSegmentation(config)
+    with torch.no_grad():  # scores that differ
+        model.model.class_embed.weight.copy_(torch.randn_like(model.model.class_embed.weight))
+    _save(folder, model, RfDetrImageProcessor(size={"height": 64, "width": 64}))
+
+
 _SWIN: dict[str, Any] = {
     "model_type": "swin",
     "image_size": 64,
@@ -412,6 +445,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "sam2": build_sam2,
     "sam3": build_sam3,
     "sam3-video": build_sam3_video,
+    "rf-detr": build_rf_detr,
 }
 """Functions that write a tiny model into a folder, by name."""
 

@@ -12,11 +12,11 @@ from c2fmae.core.labels import ClassInfo
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.families import UNIVERSAL_SEGMENTERS
+from c2fmae.labelling.model_classes import match_classes
 from c2fmae.labelling.objects import ObjectRules, finish_objects
 from c2fmae.labelling.precision import make_autocast
 from c2fmae.labelling.protocol import LabelInput, LabelledObject, LabelResult
 from c2fmae.labelling.registry import LABELLERS
-from c2fmae.labelling.universal.classes import match_classes
 from c2fmae.labelling.universal.query_maps import ObjectMasks, SemanticMap
 from c2fmae.labelling.universal.segmenter import QueryOutputs, UniversalSegmenter
 from c2fmae.labelling.weights import load_pretrained

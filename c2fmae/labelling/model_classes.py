@@ -1,7 +1,7 @@
 """From the names of a model's classes to the ids of a label space."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from c2fmae.core.errors import UserError
@@ -21,7 +21,7 @@ def match_classes(
     must have one of the model.
     """
     names = [id2label[index] for index in range(len(id2label))]
-    if all(_UNNAMED.fullmatch(name) for name in names):
+    if is_unnamed(names):
         return _match_unnamed(len(names), space, origin, is_in_order=is_in_order)
     ids = {normalise_class_name(entry.name): index for index, entry in enumerate(space.classes)}
     if unmatched := [name for name in names if normalise_class_name(name) not in ids]:
@@ -42,6 +42,11 @@ def match_classes(
             " --instances only, or a model with all classes"
         )
     return matched
+
+
+def is_unnamed(names: Iterable[str]) -> bool:
+    """Return whether no class of a model has a name."""
+    return all(_UNNAMED.fullmatch(name) for name in names)
 
 
 def normalise_class_name(name: str) -> str:
