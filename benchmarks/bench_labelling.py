@@ -1,6 +1,7 @@
-"""Speed of a labelling relative to a pack of the same images, and of the plan of many images.
+"""Speed of a labelling relative to a pack of the same images, of a comparison, and of the plan of many images.
 
 python -m benchmarks.bench_labelling                 # images per second, the fastest of three rounds
+python -m benchmarks.bench_labelling --compare       # images per second of a core of `data compare`
 python -m benchmarks.bench_labelling --plan 1281167  # seconds and memory until a finished directory is recognised
 """
 
@@ -9,7 +10,7 @@ import resource
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -20,11 +21,13 @@ from c2fmae.core.scene import Scene
 from c2fmae.data.encode import encode_ids, encode_image
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.geometry import resize_scene
-from c2fmae.data.info import DatasetInfo
+from c2fmae.data.info import DATASET_FILE, DatasetInfo
 from c2fmae.data.key_list import KeyList
 from c2fmae.data.pack import PackConfig, pack_scenes
 from c2fmae.data.shard_writing import ShardSet
 from c2fmae.data.sources import open_scenes
+from c2fmae.eval.maps.compare import compare_maps
+from c2fmae.eval.maps.pairs import pair_scenes
 from c2fmae.labelling.config import LabelConfig, Part
 from c2fmae.labelling.label import label_images, make_context
 from c2fmae.labelling.manifest import make_failed_row, to_json_line
@@ -52,11 +55,11 @@ class StoredMaps:
         return {"labeller": "stored"}
 
 
-def write_tree(root: Path, count: int) -> None:
-    """Write images of 500×375 with full-size maps; 20 different ones, repeated."""
-    scenes = GeneratedScenes(size=375, length=20)
+def write_tree(root: Path, count: int, size: tuple[int, int] = (375, 500)) -> None:
+    """Write images of a height and a width with full-size maps; 20 different ones, repeated."""
+    scenes = GeneratedScenes(size=size[0], length=20)
     for index in range(20):
-        scene = resize_scene(scenes[index], 375, 500)
+        scene = resize_scene(scenes[index], *size)
         files = {"rgb": ("jpg", encode_image(scene.maps["rgb"]))}
         files |= {name: ("png", encode_ids(scene.maps[name].numpy())) for name in ("semantic", "instance")}
         for name, (suffix, data) in files.items():
@@ -86,6 +89,25 @@ def measure_speed(count: int, workers: int) -> None:
     for name, speed in speeds.items():
         print(f"{name}: {speed:.0f} images/s with {workers} workers")
     print(f"label / pack: {speeds['label'] / speeds['pack']:.2f}")
+
+
+def measure_comparison(count: int) -> None:
+    """Compare both maps of 256×200 at stride 4 with full-size ones, as stored; then without the image for `regions`."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_tree(root / "tree", count, size=(200, 256))
+        info = DatasetInfo(classes=GeneratedScenes().info.classes, granularities=("semantic", "instance", "rgb"))
+        (root / "tree" / DATASET_FILE).write_text(info.to_json())
+        pack_scenes(open_scenes(root / "tree"), root / "maps", PackConfig(label_stride=4))
+        pack_scenes(open_scenes(root / "tree"), root / "truth", PackConfig(label_stride=1))
+        for names, title in ((None, "with"), (("semantic", "instance"), "without")):
+            maps, truth = (open_scenes(root / name, granularities=names) for name in ("maps", "truth"))
+            seconds = []
+            for _ in range(3):
+                started_at = process_time()
+                compare_maps(pair_scenes(maps, truth))
+                seconds.append(process_time() - started_at)
+            print(f"compare {title} the baseline of regions: {count / min(seconds):.1f} images per second of a core")
 
 
 class ManyImages:
@@ -133,11 +155,14 @@ def measure_plan(count: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--plan", type=int)
+    parser.add_argument("--compare", action="store_true")
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.plan:
         measure_plan(arguments.plan)
+    elif arguments.compare:
+        measure_comparison(arguments.count)
     else:
         measure_speed(arguments.count, arguments.workers)

@@ -6,11 +6,12 @@ such as in the band around the objects of Pascal VOC, predicted boundaries are n
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import cached_property
 from math import hypot, isqrt
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Bool, Float64, Int32, Int64, Integer
 from torch import Tensor
 
 from c2fmae.core.granularity import IGNORE
@@ -30,28 +31,45 @@ BoundaryTotals = Int64[Tensor, "*batch 4"] | Float64[Tensor, "*batch 4"]
 """The numbers of true, recalled, predicted and correct boundary pixels."""
 
 
-def count_boundaries(
-    predicted: Integer[Tensor, "rows columns"],
-    truth: Integer[Tensor, "rows columns"],
-    *,
-    predicted_background: Sequence[int] = (),
-    true_background: Sequence[int] = (),
-) -> Int64[Tensor, "4"]:
-    """Return the totals of an image.
+class Boundary:
+    """The boundary of the regions of a map.
 
     The ids of the background have no boundary of their own: 0 for the boundaries of objects in an instance map, the
     classes of stuff for those of things in a semantic map.
     """
-    radius = boundary_radius(*truth.shape)
-    is_labelled = (truth != IGNORE).numpy()
-    true_boundary = find_boundary(truth, true_background)
-    predicted_boundary = find_boundary(predicted, predicted_background)
-    counted = predicted_boundary & is_labelled
+
+    def __init__(self, ids: Integer[Tensor, "rows columns"], background: Sequence[int] = ()) -> None:
+        self.is_labelled = (ids != IGNORE).numpy()
+        self.pixels = find_boundary(ids, background)
+        self.radius = boundary_radius(*ids.shape)
+
+    @cached_property
+    def _sums(self) -> Int32[np.ndarray, "_ _"]:
+        """The number of boundary pixels to the left of each column, in a larger map; computed once for many others."""
+        margin = self.radius
+        return np.pad(self.pixels, ((margin, margin), (margin + 1, margin))).cumsum(axis=1, dtype=np.int32)
+
+    def count_near(self, points: Bool[np.ndarray, "rows columns"]) -> int:
+        """Return how many of some points have a boundary pixel within the tolerance, a Euclidean distance."""
+        rows, columns = np.nonzero(points)
+        if not len(rows) or not self.pixels.any():
+            return 0
+        is_near = np.zeros(len(rows), np.bool_)
+        for offset in range(-self.radius, self.radius + 1):  # a disk is a range of columns in each row
+            reach = isqrt(self.radius**2 - offset**2)
+            row, column = rows + self.radius + offset, columns + self.radius + 1
+            is_near |= self._sums[row, column + reach] > self._sums[row, column - reach - 1]
+        return int(np.count_nonzero(is_near))
+
+
+def count_boundaries(predicted: Boundary, truth: Boundary) -> Int64[Tensor, "4"]:
+    """Return the totals of an image."""
+    counted = predicted.pixels & truth.is_labelled
     numbers = [
-        np.count_nonzero(true_boundary),
-        np.count_nonzero(_is_near(true_boundary, predicted_boundary, radius)),
+        np.count_nonzero(truth.pixels),
+        predicted.count_near(truth.pixels),
         np.count_nonzero(counted),
-        np.count_nonzero(_is_near(counted, true_boundary, radius)),
+        truth.count_near(counted),
     ]
     return torch.tensor(numbers, dtype=torch.int64)
 
@@ -92,17 +110,3 @@ def find_boundary(
     for number in (*background, IGNORE):
         is_boundary &= values != number
     return is_boundary
-
-
-def _is_near(
-    points: Bool[np.ndarray, "rows columns"], others: Bool[np.ndarray, "rows columns"], radius: int
-) -> Bool[np.ndarray, " point"]:
-    """Return which of the points have one of the others within a Euclidean distance."""
-    sums = np.pad(others, ((radius, radius), (radius + 1, radius))).cumsum(axis=1, dtype=np.int32)
-    rows, columns = np.nonzero(points)
-    is_near = np.zeros(len(rows), np.bool_)
-    for offset in range(-radius, radius + 1):  # a disk is a range of columns in each row
-        reach = isqrt(radius**2 - offset**2)
-        row, column = rows + radius + offset, columns + radius + 1
-        is_near |= sums[row, column + reach] > sums[row, column - reach - 1]
-    return is_near

@@ -19,9 +19,9 @@ from c2fmae.data.process_pool import run_in_processes
 from c2fmae.eval.confusion import ClassTotals, totals_to_ious, totals_to_overall_accuracy
 from c2fmae.eval.intervals import ScoreInterval, bootstrap_scores
 from c2fmae.eval.maps.baselines import make_full_image_map, make_middle_box_map, make_region_map
-from c2fmae.eval.maps.boundaries import count_boundaries, totals_to_boundary_scores
+from c2fmae.eval.maps.boundaries import Boundary, count_boundaries, totals_to_boundary_scores
 from c2fmae.eval.maps.objects import count_objects, totals_to_object_scores
-from c2fmae.eval.maps.overlaps import count_overlaps
+from c2fmae.eval.maps.overlaps import IndexedIds, count_overlaps, index_ids
 from c2fmae.eval.maps.pairs import MapPair, MapPairs, convert_classes, match_classes, sample_ids
 from c2fmae.eval.maps.panoptic import (
     PanopticTotals,
@@ -185,19 +185,20 @@ class _ImageCounter:
         objects, boundaries, segments = {}, {}, None
         confusion = np.zeros((2, 0), np.int64)
         if "instance" in pair.truth:
+            true_ids, true_boundary = index_ids(pair.truth["instance"]), Boundary(pair.truth["instance"], [0])
             for row, ids in self._list_instance_maps(pair):
-                objects[row] = _count_instances(ids, pair.truth["instance"])
+                objects[row] = _count_instances(ids, true_ids, true_boundary)
         if "semantic" in pair.truth:
             predicted, truth = pair.predicted["semantic"], pair.truth["semantic"]
             num_classes, num_columns = self.shape
             counts = count_classes(predicted[None], truth[None], num_classes, num_columns - 1)[0].flatten().numpy()
             positions = np.flatnonzero(counts)
             confusion = np.stack([positions, counts[positions]])
-            boundaries["classes"] = count_boundaries(predicted, truth).numpy()
+            boundaries["classes"] = count_boundaries(Boundary(predicted), Boundary(truth)).numpy()
             if self.classes is not None and self.things:
                 converted = convert_classes(predicted, torch.from_numpy(self.classes))
                 stuff = [number for number in range(num_classes) if number not in self.things]
-                edges = count_boundaries(converted, truth, predicted_background=stuff, true_background=stuff)
+                edges = count_boundaries(Boundary(converted, stuff), Boundary(truth, stuff))
                 boundaries["things"] = edges.numpy()
                 if "instance" in pair.truth:
                     segments = self._count_segments(converted, pair)
@@ -239,10 +240,10 @@ def _make_counter(pairs: MapPairs) -> _ImageCounter:
 
 
 def _count_instances(
-    predicted: Integer[Tensor, "rows columns"], truth: Integer[Tensor, "rows columns"]
+    predicted: Integer[Tensor, "rows columns"], true_ids: IndexedIds, true_boundary: Boundary
 ) -> Float64[np.ndarray, "16"]:
-    table = count_overlaps(truth, predicted)
-    edges = count_boundaries(predicted, truth, predicted_background=(0,), true_background=(0,))
+    table = count_overlaps(true_ids, predicted)
+    edges = count_boundaries(Boundary(predicted, [0]), true_boundary)
     return torch.cat([count_objects(table), count_matched_objects(table).flatten(), edges.double()]).numpy()
 
 

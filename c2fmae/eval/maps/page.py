@@ -20,8 +20,9 @@ from c2fmae.eval.maps.compare import MapComparison
 from c2fmae.eval.maps.pairs import MapPair, MapPairs, convert_classes, match_classes
 from c2fmae.eval.metrics import Metric
 from c2fmae.eval.results import EvaluationResult, make_metrics_table
-from c2fmae.report import Figure, KeyValues, Page, Section, Table, Text, render_page
+from c2fmae.report import Details, Figure, KeyValues, Page, Section, Table, Text, render_page
 from c2fmae.report.drawing import Tile, draw_tile_sheet, pad_tile
+from c2fmae.report.page import table_to_lines
 
 COMPARISON_FORMAT = 1
 NUM_EVEN, NUM_LOWEST = 12, 6
@@ -34,7 +35,8 @@ _DEFINITIONS = """Pixels whose truth is not labelled do not count. Pixels of the
 Average best overlap is the mean over true objects of the highest IoU of any object of the maps; covering is the same,
 weighted by the area of true objects; recall is the fraction of true objects with an IoU of at least 0.5 or 0.75. PQ is
 panoptic quality: of objects without classes, and of things and stuff with classes. Boundaries match within 0.75 % of
-the image diagonal. Intervals are 95 % intervals of a bootstrap over images.
+the image diagonal. Intervals are 95 % intervals of a bootstrap over images. Its samples lack rare classes, so for means
+over classes (mIoU, and PQ, SQ and RQ of classes) of a few images, the interval may not even include the score.
 
 Baselines need no model: the full image as one object, a box in the middle with two thirds of each side, and regions of
 similar colour (Felzenszwalb), which is the labeller `regions` with its defaults."""
@@ -142,9 +144,13 @@ def _make_class_sections(comparison: MapComparison) -> list[Section]:
     sections = make_class_charts("IoU", [(name, (iou,)) for name, iou in zip(names, ious, strict=True)], (way,))
     qualities = comparison.class_qualities
     if qualities is not None:
-        columns = [_to_percent(row) for row in qualities]
-        rows = [row for row in zip(names, *columns, strict=True) if row[1] is not None]
-        sections.append(Table("Panoptic quality of classes, %", ("class", "PQ", "SQ", "RQ"), rows))
+        rows = [
+            (name, *(f"{value:.1f}" for value in values))
+            for name, *values in zip(names, *(100 * qualities).tolist(), strict=True)
+            if not np.isnan(values[0])
+        ]
+        table = Table("", ("class", "PQ", "SQ", "RQ"), rows)
+        sections.append(Details("Panoptic quality of each class, %", "\n".join(table_to_lines(table))))
     return sections
 
 

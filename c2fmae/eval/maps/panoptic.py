@@ -86,7 +86,7 @@ def combine_maps(
     segments[objects] = 1 + np.arange(len(objects))[:, None]
     object_classes = table.second_ids[thing_counts[objects].argmax(axis=1)] if len(objects) else objects
     classes = np.concatenate([[NO_SEGMENT], object_classes, table.second_ids[stuff]])
-    return torch.from_numpy(segments[table.first_indices, table.second_indices]), classes
+    return torch.from_numpy(np.take(segments, table.pairs)), classes
 
 
 def match_segments(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from c2fmae.eval.maps import boundaries
-from c2fmae.eval.maps.boundaries import boundary_radius, count_boundaries, totals_to_boundary_scores
+from c2fmae.eval.maps.boundaries import Boundary, boundary_radius, count_boundaries, totals_to_boundary_scores
 from tests.eval.maps.small_maps import draw_id_maps, make_objects
 
 
@@ -40,14 +40,14 @@ def test_counts_equal_naive_loops(radius: int, background: tuple[int, ...], monk
             return sum(any(hypot(y - v, x - u) <= radius for v, u in others) for y, x in pixels)
 
         expected = [len(true), count_near(true, found), len(counted), count_near(counted, true)]
-        totals = count_boundaries(predicted, truth, predicted_background=background, true_background=background)
+        totals = count_boundaries(Boundary(predicted, background), Boundary(truth, background))
         assert totals.tolist() == expected
 
     check()
 
 
 def _score(predicted: Tensor, truth: Tensor) -> list[float]:
-    totals = count_boundaries(predicted, truth, predicted_background=(0,), true_background=(0,))
+    totals = count_boundaries(Boundary(predicted, [0]), Boundary(truth, [0]))
     return [value.item() for value in totals_to_boundary_scores(totals).values()]
 
 
