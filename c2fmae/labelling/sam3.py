@@ -149,10 +149,10 @@ class NameSegmenter:
             outputs = self._forward(vision, [row for row, _ in group], [self._rows[name] for _, name in group])
             # The score of a mask, times that of the presence of the name anywhere in the image.
             scores = (outputs.pred_logits.float().sigmoid() * outputs.presence_logits.float().sigmoid()).cpu()
-            for (_, name), mask_logits, each in zip(group, outputs.pred_masks.float(), scores, strict=True):
+            for (_, name), mask_logits, each in zip(group, outputs.pred_masks, scores, strict=True):
                 chosen = (each >= self._rules.thresholds[-1]).nonzero().flatten()
                 yield MaskCandidates(
-                    mask_logits[chosen.to(mask_logits.device)],
+                    mask_logits[chosen.to(mask_logits.device)].float(),
                     each[chosen],
                     (name,) * len(chosen),
                     (None,) * len(chosen),

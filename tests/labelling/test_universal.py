@@ -60,6 +60,7 @@ class ColourModel:
 
     def __call__(self, pixel_values: Tensor, task_inputs: Tensor | None = None) -> Any:
         self.num_forwards += 1
+        torch.rand([])  # as Mask2Former of transformers 5.17 does
         mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
         red, green, blue = F.avg_pool2d(pixel_values * std + mean, 4).unbind(dim=1)
         is_padding = (green > 0.2) | (red + blue < 0.5)
@@ -266,6 +267,13 @@ def test_both_maps_need_one_forward_of_one_model(colour_model: Callable[..., Col
     )
     assert (set(label_one(semantic).maps), set(label_one(instance).maps)) == ({"semantic"}, {"instance"})
     assert (label_one(semantic).objects, instance.classes) == ((), ())
+
+
+def test_a_model_that_draws_numbers_leaves_the_random_state_as_it_was(colour_model: Callable[..., ColourModel]) -> None:
+    colour_model()
+    state = torch.random.get_rng_state()
+    label(build(), draw_colours(60, 120))
+    assert torch.random.get_rng_state().equal(state)
 
 
 def label_one(labeller: Any) -> LabelResult:

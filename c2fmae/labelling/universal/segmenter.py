@@ -84,7 +84,8 @@ class UniversalSegmenter:
         if self._task_tokens is not None:
             options["task_inputs"] = self._task_tokens.expand(len(images), -1)
         values = self._read_images(images, canvas)
-        with self._autocast():
+        # Mask2Former of transformers 5.17 draws a number for each layer, on which nothing depends in evaluation.
+        with self._autocast(), torch.random.fork_rng(devices=[]):
             outputs = self._pretrained.model(pixel_values=values, **options)
         return [
             QueryOutputs(mask_logits, class_logits, canvas, self._get_resized_size(*size), size)
