@@ -22,7 +22,7 @@ from c2fmae.models.backbones import create_untrained_backbone, load_backbone
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 
-STEPS = 600
+STEPS = 300
 INSTANCES_ONLY = ("method.granularities=[instance, rgb]", "method.masking.name=instance")
 VARIANTS = {
     "regions": ("c2fmae-tiny", INSTANCES_ONLY),

@@ -63,6 +63,10 @@ def label(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Threads that decode and encode; by default one per core.")
     ] = None,
+    engine: Annotated[
+        Literal["ray"] | None,
+        typer.Option(help="ray: label with all nodes of a Ray cluster, or with a local one if there is none."),
+    ] = None,
     fit: Annotated[
         bool,
         typer.Option("--fit", help="First find the clusters of --semantics clusters:BACKBONE,FILE, and write FILE."),
@@ -105,9 +109,13 @@ def label(
     values = {key: value for key, value in given.items() if value is not None}
     config = LabelConfig.from_dict(values, set_ or [], source="label")
     chosen_part = Part.parse(part) if part is not None else Part()
-    num_workers = count_cores() if workers is None else workers
+    default_workers = 1 if engine == "ray" else count_cores()  # of each process, of which Ray has many
+    num_workers = default_workers if workers is None else workers
+    chosen_keys = read_keys(keys) if keys is not None else None
     with init_distributed(config.device, timeout=TIMEOUT) as world:
-        scenes = open_images(images, keys=read_keys(keys) if keys is not None else None, limit=limit)
+        if engine == "ray" and world.size > 1:
+            raise UserError("--engine ray: starts its own processes. Run one command, without torchrun or srun")
+        scenes = open_images(images, keys=chosen_keys, limit=limit)
         if truth is not None:
             match_keys(scenes.keys, open_scenes(truth).keys)  # before hours of work
         context = make_context(config, scenes.info, world)
@@ -132,6 +140,21 @@ def label(
                 print(measure_labelling(scenes, labellers, out, config, workers=num_workers))
                 print("next: the same command without --dry-run")
             return
+        run_shards = None
+        if engine == "ray":
+            from c2fmae.labelling.ray_engine import RayEngine
+
+            run_shards = RayEngine(
+                images=images,
+                keys=chosen_keys,
+                limit=limit,
+                out=out,
+                config=config,
+                semantics=semantics,
+                instances=instances,
+                device="cuda" if world.device.type == "cuda" else "cpu",
+                num_workers=num_workers,
+            )
         try:
             report = label_images(
                 scenes,
@@ -143,6 +166,7 @@ def label(
                 part=chosen_part,
                 again=again is not None,
                 workers=num_workers,
+                run_shards=run_shards,
             )
         except KeyboardInterrupt:
             if world.is_main:

@@ -3,7 +3,7 @@
 Any number of processes may work on one directory, each on its own shards. The one that finds all of them finishes it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,10 +15,9 @@ from c2fmae.core.files import write_atomic
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.progress import ProgressDisplay
 from c2fmae.data.combine import select_evenly
-from c2fmae.data.encode import image_member
 from c2fmae.data.info import DATASET_FILE, DatasetInfo
 from c2fmae.data.scenes import Scenes
-from c2fmae.data.shard_writing import ShardSet, remove_unfinished, write_shard
+from c2fmae.data.shard_writing import ShardSet, remove_unfinished
 from c2fmae.data.sources import DataSource, open_scenes
 from c2fmae.data.stored import sort_coarse_to_fine
 from c2fmae.labelling.config import LabelConfig, Part
@@ -29,10 +28,9 @@ from c2fmae.labelling.manifest import (
     ManifestCounts,
     count_rows,
     read_failed_rows,
-    to_json_line,
     write_manifest,
 )
-from c2fmae.labelling.pipeline import LabelledSample, LabelPipeline
+from c2fmae.labelling.pipeline import BatchReport
 from c2fmae.labelling.plan import (
     MIXED_MACHINES,
     LabelWork,
@@ -45,12 +43,17 @@ from c2fmae.labelling.plan import (
 )
 from c2fmae.labelling.protocol import Labeller
 from c2fmae.labelling.quality import write_quality_page
+from c2fmae.labelling.shard_labelling import ShardLabelling
 
 TIMEOUT = timedelta(days=2)
 """Timeout of the barrier at the end: ranks label different images, so some end long before others."""
 
 _MIN_IMAGES = 1000  # before their failures stop a labelling
 _NAMED_FAILURES = 3
+
+
+RunShards = Callable[[Sequence[int], str], Generator[BatchReport, None, None]]
+"""Writes shards by number, with the digest of the plan in their records, and yields a report after each batch."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def label_images(
     part: Part | None = None,
     again: bool = False,
     workers: int = 1,
+    run_shards: RunShards | None = None,
     is_quiet: bool = False,
 ) -> LabelReport:
     """Write images and their maps to shards in `out`; call it again to finish an interrupted labelling.
@@ -117,6 +121,7 @@ def label_images(
         part: label only some of the shards; other commands label the others.
         again: first remove the shards with images that failed.
         workers: number of threads that decode and encode; with 0, the calling thread does it.
+        run_shards: writes the shards in other processes, as a `ray_engine.RayEngine` does.
         is_quiet: show no progress.
     """
     world, part = world or World(), part or Part()
@@ -127,18 +132,13 @@ def label_images(
             plan = label_plan(scenes, labellers, shards, config, context)
             started = start_work(plan, shards, part, mixed_machines=config.mixed_machines, again=again)
         work: LabelWork = world.broadcast_object(started)
-        pipeline = LabelPipeline(
-            scenes,
-            shards.member_keys,
-            labellers,
-            stride=config.label_stride,
-            batch_size=config.batch_size,
-            decode_bytes=config.decode_memory * 10**6,
-            plan_digest=work.plan_digest,
-            num_workers=workers,
-        )
         own = work.missing[world.rank :: world.size]
-        _label_shards(pipeline, shards, own, config, is_quiet=is_quiet or not world.is_main)
+        if run_shards is None:
+            reports = ShardLabelling(scenes, labellers, shards, config, work.plan_digest, workers).run(own)
+        else:
+            reports = run_shards(own, work.plan_digest)
+        num_images = sum(len(shards.indices(shard)) for shard in own)
+        _show_progress(reports, num_images, config, is_quiet=is_quiet or not world.is_main)
         world.barrier()
         report = _finish(scenes, labellers, shards, config, work) if world.is_main else None
     result: LabelReport = world.broadcast_object(report)
@@ -163,22 +163,11 @@ def make_info(source: DatasetInfo, labellers: Sequence[Labeller], config: LabelC
     )
 
 
-def _label_shards(
-    pipeline: LabelPipeline, shards: ShardSet, missing: Sequence[int], config: LabelConfig, *, is_quiet: bool
+def _show_progress(
+    reports: Generator[BatchReport, None, None], num_images: int, config: LabelConfig, *, is_quiet: bool
 ) -> None:
-    def write(shard: int, samples: Mapping[int, LabelledSample]) -> None:
-        labelled = {index: samples[index] for index in shards.indices(shard)}
-        rows = b"".join(to_json_line(sample.row) for sample in labelled.values())
-        write_atomic(rows_path(shards, shard), rows, is_shared=True)  # before the shard, which then has rows
-        members = (
-            _list_members(pipeline.scenes, index, shards.member_keys[index], sample, config)
-            for index, sample in labelled.items()
-            if not sample.is_failed
-        )
-        for _ in write_shard(shards.path(shard), members):
-            pass
-
-    num_images, done, reasons = sum(len(shards.indices(shard)) for shard in missing), 0, list[str]()
+    """Label, with a progress bar, until too many images fail."""
+    done, reasons = 0, list[str]()
     display = ProgressDisplay(
         total_steps=num_images,
         name="labelling",
@@ -186,7 +175,7 @@ def _label_shards(
         value_labels={"failed": "failed"},
         is_quiet=is_quiet or not num_images,
     )
-    with display, closing(pipeline.run(missing, shards.indices, write)) as reports:
+    with display, closing(reports):
         for report in reports:
             done += report.num_images
             reasons += report.failures
@@ -203,18 +192,6 @@ def _check_failures(reasons: Sequence[str], num_images: int, config: LabelConfig
             f"{len(reasons):,} of {num_images:,} images cannot be read, more than the fraction max_failed ="
             f" {config.max_failed:g}: {named}. Check the images, or set a higher max_failed"
         )
-
-
-def _list_members(
-    scenes: Scenes, index: int, key: str, sample: LabelledSample, config: LabelConfig
-) -> list[tuple[str, bytes]]:
-    if config.images == "leave-out":
-        return list(sample.members)
-    if sample.image is not None:
-        return [sample.image, *sample.members]
-    data = scenes.read_image_bytes(index)
-    assert data is not None  # it was read for the size of the image
-    return [image_member(key, data), *sample.members]
 
 
 def _finish(
