@@ -11,8 +11,18 @@ _UNNAMED = re.compile(r"LABEL_\d+")  # which transformers writes for a class wit
 _MAX_LISTED = 10
 
 
+def list_class_names(id2label: Mapping[int, str], origin: Any) -> list[str]:
+    """Return the names of the outputs of a model."""
+    if sorted(id2label) != list(range(len(id2label))):
+        raise UserError(
+            f"{origin}: the keys of id2label in config.json are not the outputs of the model, 0 to {len(id2label) - 1}."
+            " Use the config.json that belongs to the weights"
+        )
+    return [id2label[index] for index in range(len(id2label))]
+
+
 def match_classes(
-    id2label: Mapping[int, str], space: LabelSpace, *, origin: Any, is_in_order: bool, needs_all: bool
+    names: Sequence[str], space: LabelSpace, *, origin: Any, is_in_order: bool, needs_all: bool
 ) -> tuple[int, ...]:
     """Return the id in the label space of each class of a model, or raise a `UserError` that lists the problems.
 
@@ -20,7 +30,6 @@ def match_classes(
     classes without names (`LABEL_0`) are those of the space in its order. With `needs_all`, every class of the space
     must have one of the model.
     """
-    names = [id2label[index] for index in range(len(id2label))]
     if is_unnamed(names):
         return _match_unnamed(len(names), space, origin, is_in_order=is_in_order)
     ids = {normalise_class_name(entry.name): index for index, entry in enumerate(space.classes)}

@@ -17,7 +17,7 @@ from c2fmae.labelling.candidates import (
 )
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.families import RF_DETR
-from c2fmae.labelling.model_classes import is_unnamed, match_classes
+from c2fmae.labelling.model_classes import is_unnamed, list_class_names, match_classes
 from c2fmae.labelling.precision import make_autocast
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import LABELLERS
@@ -108,10 +108,10 @@ def match_outputs(
     Models that are trained on COCO's category ids have outputs for the gaps between them, which are named `N/A`. Those
     without any names need `are_coco_ids`.
     """
-    names = {index: name for index, name in id2label.items() if name != "N/A"}
+    names = {index: name for index, name in enumerate(list_class_names(id2label, origin)) if name != "N/A"}
     if is_unnamed(names.values()):
         names = _name_coco_ids(len(names), origin, are_coco_ids=are_coco_ids)
-    ids = match_classes(dict(enumerate(names.values())), COCO_THINGS, origin=origin, is_in_order=False, needs_all=False)
+    ids = match_classes(list(names.values()), COCO_THINGS, origin=origin, is_in_order=False, needs_all=False)
     return tuple(names), ids
 
 

@@ -15,7 +15,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.data.geometry import subsample_ids
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.labelling.context import LabellerContext
-from c2fmae.labelling.model_classes import match_classes
+from c2fmae.labelling.model_classes import list_class_names, match_classes
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import build_labellers
 from c2fmae.labelling.universal.labeller import UniversalConfig, UniversalLabeller
@@ -207,7 +207,7 @@ def test_no_query_above_the_score_gives_no_object() -> None:
 
 def match(names: Sequence[str], **options: bool) -> tuple[int, ...]:
     settings = {"is_in_order": False, "needs_all": True, **options}
-    return match_classes(dict(enumerate(names)), COCO_PANOPTIC, origin="folder", **settings)
+    return match_classes(names, COCO_PANOPTIC, origin="folder", **settings)
 
 
 def test_classes_have_the_ids_of_the_label_space(colour_model: Callable[..., ColourModel]) -> None:
@@ -248,6 +248,12 @@ def test_classes_have_the_ids_of_the_label_space(colour_model: Callable[..., Col
 def test_classes_that_do_not_match_are_refused(names: list[str], options: dict[str, bool], message: str) -> None:
     with pytest.raises(UserError, match=message):
         match(names, **options)
+
+
+def test_names_that_are_not_those_of_the_outputs_are_refused() -> None:
+    assert list_class_names({1: "dog", 0: "cat"}, "folder") == ["cat", "dog"]
+    with pytest.raises(UserError, match=r"^folder: the keys of id2label .* are not the outputs of the model, 0 to 1\."):
+        list_class_names({1: "cat", 2: "dog"}, "folder")
 
 
 def test_unnamed_classes_are_those_of_a_stated_space() -> None:

@@ -12,7 +12,7 @@ from c2fmae.core.labels import ClassInfo
 from c2fmae.data.label_spaces import COCO_PANOPTIC
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.families import UNIVERSAL_SEGMENTERS
-from c2fmae.labelling.model_classes import match_classes
+from c2fmae.labelling.model_classes import list_class_names, match_classes
 from c2fmae.labelling.objects import ObjectRules, finish_objects
 from c2fmae.labelling.precision import make_autocast
 from c2fmae.labelling.protocol import LabelInput, LabelledObject, LabelResult
@@ -63,7 +63,7 @@ class UniversalLabeller:
             config.model, UNIVERSAL_SEGMENTERS, option="universal.model", device=context.device
         )
         ids = match_classes(
-            pretrained.model.config.id2label,
+            list_class_names(pretrained.model.config.id2label, pretrained.folder),
             COCO_PANOPTIC,
             origin=pretrained.folder,
             is_in_order=config.space is not None,
