@@ -1,7 +1,7 @@
 """A contact sheet of a data set: images, their maps and objects, and a legend of the classes."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -41,23 +41,22 @@ _TITLES = {"rgb": "image", "semantic": "semantic map", "instance": "instance map
 
 def draw_preview(scenes: Scenes, num_scenes: int, *, title: str) -> Image.Image:
     """Draw evenly spaced scenes, a row each: image, maps and objects, and the classes in them, largest first."""
-    shown = [scenes[index] for index in evenly_spaced_indices(len(scenes), num_scenes, centred=True)]
+    indices = evenly_spaced_indices(len(scenes), num_scenes, centred=True)
     stride = scenes.info.label_stride
     stored = f", maps stored at stride {stride}" if stride > 1 else ""
     return draw_scenes(
-        shown,
+        (scenes[index] for index in indices),
         scenes.info,
-        row_titles=[make_row_title(scene, scenes.info) for scene in shown],
         title=title,
-        subtitle=f"{len(shown)} of {len(scenes)} scenes, evenly spread{stored}",
+        subtitle=f"{len(indices)} of {len(scenes)} scenes, evenly spread{stored}",
     )
 
 
 def draw_scenes(
-    shown: Sequence[Scene],
+    scenes: Iterable[Scene],
     info: DatasetInfo,
     *,
-    row_titles: Sequence[str],
+    notes: Sequence[str] = (),
     title: str = "",
     subtitle: str = "",
     tile_side: int = _TILE_SIDE,
@@ -65,30 +64,46 @@ def draw_scenes(
 ) -> Image.Image:
     """Draw scenes, a row each: image, maps and objects, and the classes in them, largest first.
 
-    With `has_outlines`, the image is drawn once more with the outlines of the instance map.
+    Scenes are drawn one after the other, so large images are not in memory together. `notes` are lines below the titles
+    of the rows. With `has_outlines`, the image is drawn once more with the outlines of the instance map.
     """
-    sizes = [fit_tile_size(*scene_size(scene), tile_side) for scene in shown]
-    height, width = (max(sides) for sides in zip(*sizes, strict=True))
-    names = [name for name in _TITLES if name in shown[0].maps]
-    titles, rows = [_TITLES[name] for name in names], []
-    if has_outlines := has_outlines and {"rgb", "instance"} <= {*names}:
-        titles.append("outlines")
-    if has_objects := shown[0].objects is not None:
-        titles += ["objects", "classes of objects"]
-    if "semantic" in names:
-        titles.append("classes")
-    for scene, size in zip(shown, sizes, strict=True):
-        tiles = [pad_tile(draw_map_tile(scene, name, size), height, width) for name in names]
-        if has_outlines:
-            outlined = draw_outlines(draw_map_tile(scene, "rgb", size), _tile_ids(scene, "instance", size))
-            tiles.append(pad_tile(outlined, height, width))
-        if has_objects and scene.objects is not None:
-            tiles.append(pad_tile(_draw_objects(scene, scene.objects, size), height, width))
-            tiles.append(draw_legend(_object_legend(scene.objects, info), height, width))
-        if "semantic" in names:
-            tiles.append(draw_legend(_class_legend(scene.maps["semantic"].numpy(), info), height, width))
-        rows.append(tiles)
-    return draw_tile_sheet(rows, column_titles=titles, row_titles=row_titles, title=title, subtitle=subtitle)
+    rows = [_draw_row(scene, info, tile_side, has_outlines=has_outlines) for scene in scenes]
+    tiles = [tile for _, row in rows for tile in row.values() if isinstance(tile, np.ndarray)]
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
+    row_titles = [row_title for row_title, _ in rows]
+    if notes:
+        row_titles = [f"{row_title}\n{note}".rstrip() for row_title, note in zip(row_titles, notes, strict=True)]
+    return draw_tile_sheet(
+        [
+            [
+                pad_tile(tile, height, width) if isinstance(tile, np.ndarray) else draw_legend(tile, height, width)
+                for tile in row.values()
+            ]
+            for _, row in rows
+        ],
+        column_titles=[*rows[0][1]],
+        row_titles=row_titles,
+        title=title,
+        subtitle=subtitle,
+    )
+
+
+def _draw_row(
+    scene: Scene, info: DatasetInfo, tile_side: int, *, has_outlines: bool
+) -> tuple[str, dict[str, Tile | dict[str, Colour]]]:
+    """Return the title of a scene's row, and its tiles and legends by the titles of their columns."""
+    size = fit_tile_size(*scene_size(scene), tile_side)
+    row: dict[str, Tile | dict[str, Colour]] = {
+        title: draw_map_tile(scene, name, size) for name, title in _TITLES.items() if name in scene.maps
+    }
+    if has_outlines and {"rgb", "instance"} <= scene.maps.keys():
+        row["outlines"] = draw_outlines(draw_map_tile(scene, "rgb", size), _tile_ids(scene, "instance", size))
+    if scene.objects is not None:
+        row["objects"] = _draw_objects(scene, scene.objects, size)
+        row["classes of objects"] = _object_legend(scene.objects, info)
+    if "semantic" in scene.maps:
+        row["classes"] = _class_legend(scene.maps["semantic"].numpy(), info)
+    return make_row_title(scene, info), row
 
 
 def fit_tile_size(height: int, width: int, tile_side: int = _TILE_SIDE) -> tuple[int, int]:

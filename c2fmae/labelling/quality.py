@@ -22,7 +22,7 @@ from c2fmae.core.text import format_count
 from c2fmae.data.check import AREA_FRACTION_EDGES, check_dataset, format_class_table
 from c2fmae.data.combine import SubsetScenes
 from c2fmae.data.info import DatasetInfo
-from c2fmae.data.preview import draw_scenes, make_row_title
+from c2fmae.data.preview import draw_scenes
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.shard_writing import ShardSet
 from c2fmae.data.shards import ShardScenes
@@ -263,12 +263,13 @@ def _count_things(scene: Scene, is_thing: Bool[np.ndarray, " ids"]) -> tuple[int
 
 def _draw_sheet(scenes: Scenes, images: Int64[np.ndarray, " images"], numbers: Mapping[str, _Numbers]) -> Image.Image:
     """Draw images with their maps, a row each, beside their numbers."""
-    shown = [scenes[index] for index in range(len(scenes))]
-    titles = [
-        "\n".join([make_row_title(scene, scenes.info), *_describe_image(image, numbers)])
-        for scene, image in zip(shown, images.tolist(), strict=True)
-    ]
-    return draw_scenes(shown, scenes.info, row_titles=titles, tile_side=_TILE_SIDE, has_outlines=True)
+    return draw_scenes(
+        (scenes[index] for index in range(len(scenes))),
+        scenes.info,
+        notes=["\n".join(_describe_image(image, numbers)) for image in images.tolist()],
+        tile_side=_TILE_SIDE,
+        has_outlines=True,
+    )
 
 
 def _describe_image(image: int, numbers: Mapping[str, _Numbers]) -> list[str]:

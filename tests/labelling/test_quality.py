@@ -53,9 +53,10 @@ def test_the_page_shows_counts_and_contact_sheets(tmp_path: Path, monkeypatch: p
     drawn: list[tuple[list[str], list[str]]] = []
     draw = preview.draw_scenes
 
-    def spy(shown: Any, info: Any, *, row_titles: Any, **options: Any) -> Any:
-        drawn.append(([scene.key for scene in shown], row_titles))
-        return draw(shown, info, row_titles=row_titles, **options)
+    def spy(scenes: Any, info: Any, *, notes: Any, **options: Any) -> Any:
+        shown = [*scenes]
+        drawn.append(([scene.key for scene in shown], notes))
+        return draw(shown, info, notes=notes, **options)
 
     monkeypatch.setattr(quality, "_NUM_EVEN", 3)
     monkeypatch.setattr(quality, "_NUM_CHOSEN", 2)
@@ -63,7 +64,7 @@ def test_the_page_shows_counts_and_contact_sheets(tmp_path: Path, monkeypatch: p
     out, page = label(tmp_path, 12, dark=[0, 2, 9], broken=[5])
     even, unsure, crowded, empty = drawn
     assert even[0] == ["0001", "0006", "0010"]  # of eleven: without 0005
-    assert unsure == (["0011", "0010"], [f"{key}\n{count_objects(out, key)}\n{rest}" for key, rest in UNSURE])
+    assert unsure == (["0011", "0010"], [f"{count_objects(out, key)}\n{rest}" for key, rest in UNSURE])
     counts = read_manifest(out / "manifest.jsonl").numbers["instances"]
     assert [counts[int(key)] for key in crowded[0]] == sorted(counts[~np.isnan(counts)], reverse=True)[:2]
     assert empty[0] == ["0000", "0002"]
