@@ -11,7 +11,7 @@ from math import hypot, isqrt
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int32, Int64, Integer
+from jaxtyping import Float64, Int32, Int64, Integer
 from torch import Tensor
 
 from c2fmae.core.granularity import IGNORE
@@ -39,36 +39,46 @@ class Boundary:
     """
 
     def __init__(self, ids: Integer[Tensor, "rows columns"], background: Sequence[int] = ()) -> None:
-        self.is_labelled = (ids != IGNORE).numpy()
-        self.pixels = find_boundary(ids, background)
-        self.radius = boundary_radius(*ids.shape)
+        self.shape = (ids.shape[0], ids.shape[1])
+        self.is_labelled = (ids != IGNORE).numpy().reshape(-1)
+        self.positions = find_boundary(ids, background)
+        self.radius = boundary_radius(*self.shape)
 
     @cached_property
     def _sums(self) -> Int32[np.ndarray, "_ _"]:
         """The number of boundary pixels to the left of each column, in a larger map; computed once for many others."""
-        margin = self.radius
-        return np.pad(self.pixels, ((margin, margin), (margin + 1, margin))).cumsum(axis=1, dtype=np.int32)
+        rows, columns = self.shape
+        is_boundary = np.zeros((rows + 2 * self.radius, columns + 2 * self.radius + 1), np.bool_)
+        is_boundary.reshape(-1)[self._place(self.positions) + self.radius * is_boundary.shape[1] + self.radius + 1] = (
+            True
+        )
+        return is_boundary.cumsum(axis=1, dtype=np.int32)
 
-    def count_near(self, points: Bool[np.ndarray, "rows columns"]) -> int:
-        """Return how many of some points have a boundary pixel within the tolerance, a Euclidean distance."""
-        rows, columns = np.nonzero(points)
-        if not len(rows) or not self.pixels.any():
+    def count_near(self, positions: Int64[np.ndarray, " points"]) -> int:
+        """Return how many of some pixels have a boundary pixel within the tolerance, a Euclidean distance."""
+        if not len(positions) or not len(self.positions):
             return 0
-        is_near = np.zeros(len(rows), np.bool_)
-        for offset in range(-self.radius, self.radius + 1):  # a disk is a range of columns in each row
-            reach = isqrt(self.radius**2 - offset**2)
-            row, column = rows + self.radius + offset, columns + self.radius + 1
-            is_near |= self._sums[row, column + reach] > self._sums[row, column - reach - 1]
+        places, width = self._place(positions), self._sums.shape[1]
+        is_near = np.zeros(len(positions), np.bool_)
+        for offset in range(2 * self.radius + 1):  # a disk is a range of columns in each row
+            reach = isqrt(self.radius**2 - (offset - self.radius) ** 2)
+            row = places + (offset * width + self.radius)
+            is_near |= np.take(self._sums, row + (1 + reach)) > np.take(self._sums, row - reach)
         return int(np.count_nonzero(is_near))
+
+    def _place(self, positions: Int64[np.ndarray, " points"]) -> Int64[np.ndarray, " points"]:
+        """Return the positions of pixels in a map that is as wide as that of the sums."""
+        places: Int64[np.ndarray, " points"] = positions + positions // self.shape[1] * (2 * self.radius + 1)
+        return places
 
 
 def count_boundaries(predicted: Boundary, truth: Boundary) -> Int64[Tensor, "4"]:
     """Return the totals of an image."""
-    counted = predicted.pixels & truth.is_labelled
+    counted = predicted.positions[truth.is_labelled[predicted.positions]]
     numbers = [
-        np.count_nonzero(truth.pixels),
-        predicted.count_near(truth.pixels),
-        np.count_nonzero(counted),
+        len(truth.positions),
+        predicted.count_near(truth.positions),
+        len(counted),
         truth.count_near(counted),
     ]
     return torch.tensor(numbers, dtype=torch.int64)
@@ -98,8 +108,11 @@ def boundary_radius(rows: int, columns: int) -> int:
 
 def find_boundary(
     ids: Integer[Tensor, "rows columns"], background: Sequence[int] = ()
-) -> Bool[np.ndarray, "rows columns"]:
-    """Return the pixels of regions that have a 4-neighbour with another id; regions are all ids but some and 255."""
+) -> Int64[np.ndarray, " boundary"]:
+    """Return the positions in the flattened map of pixels of regions that have a 4-neighbour with another id.
+
+    Regions are all ids but some, and 255.
+    """
     values = ids.numpy()
     differs_below, differs_right = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
     is_boundary = np.zeros(values.shape, np.bool_)
@@ -107,6 +120,6 @@ def find_boundary(
     is_boundary[:-1] |= differs_below
     is_boundary[:, 1:] |= differs_right
     is_boundary[:, :-1] |= differs_right
-    for number in (*background, IGNORE):
-        is_boundary &= values != number
-    return is_boundary
+    positions = np.flatnonzero(is_boundary)
+    found: Int64[np.ndarray, " boundary"] = positions[~np.isin(np.take(values, positions), [*background, IGNORE])]
+    return found

@@ -110,7 +110,9 @@ def _shift(ids: Tensor) -> Tensor:
 
 
 def _erode(ids: Tensor) -> Tensor:
-    return ids.where(torch.from_numpy(~find_boundary(ids)), 0)
+    eroded = ids.flatten().clone()
+    eroded[torch.from_numpy(find_boundary(ids))] = 0
+    return eroded.view_as(ids)
 
 
 def _merge(ids: Tensor) -> Tensor:
