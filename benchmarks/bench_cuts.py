@@ -62,4 +62,4 @@ def time_cuts(side: int, rounds: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     time_cuts(28, rounds=9)
-    time_cuts(60, rounds=1)
+    time_cuts(60, rounds=2)
