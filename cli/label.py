@@ -93,7 +93,8 @@ def label(
     from c2fmae.data.key_list import read_keys
     from c2fmae.data.process_pool import count_cores
     from c2fmae.data.sources import open_scenes
-    from c2fmae.eval.maps.pairs import match_keys
+    from c2fmae.eval.maps.page import check_page_path
+    from c2fmae.eval.maps.pairs import find_common_maps, match_keys
     from c2fmae.labelling.config import LabelConfig, Part
     from c2fmae.labelling.describe import describe_labelling
     from c2fmae.labelling.dry_run import measure_labelling
@@ -116,30 +117,15 @@ def label(
         if engine == "ray" and world.size > 1:
             raise UserError("--engine ray: starts its own processes. Run one command, without torchrun or srun")
         scenes = open_images(images, keys=chosen_keys, limit=limit)
-        if truth is not None:
-            match_keys(scenes.keys, open_scenes(truth).keys)  # before hours of work
+        true_scenes = open_scenes(truth) if truth is not None else None
+        if true_scenes is not None:  # an error before hours of work
+            match_keys(scenes.keys, true_scenes.keys)
+            check_page_path(out / COMPARISON_PAGE)
         context = make_context(config, scenes.info, world)
         if fit:
             if world.is_main:
                 fit_semantics(semantics, config.semantics, scenes, context)
             world.barrier()
-        labellers = build_labellers(
-            semantics,
-            instances,
-            context,
-            semantics_options=config.semantics,
-            instances_options=config.instances,
-        )
-        if names is not None and not any("names" in labeller.describe() for labeller in labellers):
-            raise UserError(f"--names {names}: no labeller here searches for names, as grounded does. Remove it")
-        if world.is_main:
-            for line in describe_labelling(labellers, config, context):
-                print(line, flush=True)
-        if dry_run:
-            if world.is_main:
-                print(measure_labelling(scenes, labellers, out, config, workers=num_workers))
-                print("next: the same command without --dry-run")
-            return
         run_shards = None
         if engine == "ray":
             from c2fmae.labelling.ray_engine import RayEngine
@@ -155,6 +141,26 @@ def label(
                 device="cuda" if world.device.type == "cuda" else "cpu",
                 num_workers=num_workers,
             )
+        labellers = build_labellers(
+            semantics,
+            instances,
+            context,
+            semantics_options=config.semantics,
+            instances_options=config.instances,
+        )
+        if names is not None and not any("names" in labeller.describe() for labeller in labellers):
+            raise UserError(f"--names {names}: no labeller here searches for names, as grounded does. Remove it")
+        made = {name for labeller in labellers for name in labeller.granularities}
+        if true_scenes is not None:
+            find_common_maps(made, true_scenes.info.granularities)
+        if world.is_main:
+            for line in describe_labelling(labellers, config, context):
+                print(line, flush=True)
+        if dry_run:
+            if world.is_main:
+                print(measure_labelling(scenes, labellers, out, config, workers=num_workers))
+                print("next: the same command without --dry-run")
+            return
         try:
             report = label_images(
                 scenes,
@@ -173,21 +179,24 @@ def label(
                 print(f"interrupted. Finished shards are in {out}; run the same command again to continue", flush=True)
             raise
     if world.is_main:
-        if truth is not None and not report.num_missing_shards:
+        _print_report(report, out, "objects" if "instance" in made else "classes")
+        if report.num_missing_shards:
+            print(f"next: the commands of the other parts (of {chosen_part.count}); the last one to end finishes {out}")
+            return
+        if truth is not None:
             write_comparison_page(str(out), truth, out / COMPARISON_PAGE, workers=workers or None)
-        _print_report(report, out, chosen_part.count)
+        can_train = made == {"semantic", "instance"} and config.images == "keep"
+        print(f"next: c2fmae {'pretrain c2fmae-b --data' if can_train else 'data preview'} {quote(str(out))}")
 
 
-def _print_report(report: "LabelReport", out: Path, num_parts: int) -> None:
+def _print_report(report: "LabelReport", out: Path, content: str) -> None:
     from c2fmae.core.text import format_count
-    from c2fmae.data.info import DatasetInfo
     from c2fmae.labelling.manifest import FAILED_FILE
     from c2fmae.labelling.quality import QUALITY_PAGE
 
     if report.num_missing_shards:
-        missing = format_count(report.num_missing_shards, "shard")
-        print(f"{out}: this part is finished; {missing} of {report.num_shards:,} are missing")
-        print(f"next: the commands of the other parts (of {num_parts}); the last one to end finishes {out}")
+        missing = f"{report.num_missing_shards:,} of {format_count(report.num_shards, 'shard')}"
+        print(f"{out}: this part is finished; {missing} {'is' if report.num_missing_shards == 1 else 'are'} missing")
         return
     print(f"counts and contact sheets: {out / QUALITY_PAGE}")
     counts, existing = report.counts, report.num_existing_shards
@@ -195,11 +204,5 @@ def _print_report(report: "LabelReport", out: Path, num_parts: int) -> None:
     print(
         f"wrote {out}: {format_count(counts.done + counts.empty, 'image')} in"
         f" {format_count(report.num_shards, 'shard')}{f' ({existing:,} existed)' if existing else ''},"
-        f" {counts.empty:,} without objects{failed}, {report.num_bytes / 1e6:.1f} MB"
+        f" {counts.empty:,} without {content}{failed}, {report.num_bytes / 1e6:.1f} MB"
     )
-    info = DatasetInfo.read_from_dir(out)
-    made = set(info.granularities) if info else set()
-    if made == {"rgb", "semantic", "instance"}:
-        print(f"next: c2fmae pretrain c2fmae-b --data {quote(str(out))}")
-    else:
-        print(f"next: c2fmae data preview {quote(str(out))}")

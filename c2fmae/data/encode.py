@@ -126,7 +126,7 @@ def keys_to_member_keys(keys: Sequence[str]) -> list[str]:
     """
     key_by_member: dict[str, str] = {}
     for key in keys:
-        member = _key_to_member_key(key)
+        member = key_to_member_key(key)
         if member in key_by_member:
             raise UserError(
                 f"samples {key_by_member[member]!r} and {key!r} would both be packed as {member!r}. Rename one"
@@ -135,7 +135,8 @@ def keys_to_member_keys(keys: Sequence[str]) -> list[str]:
     return list(key_by_member)
 
 
-def _key_to_member_key(key: str) -> str:
+def key_to_member_key(key: str) -> str:
+    """Return the key under which a sample is packed."""
     if len(key) <= _MAX_PLAIN_KEY_BYTES and _PLAIN_KEY.fullmatch(key):
         return key  # without a copy: there may be millions
     path = PurePosixPath(key)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.registry import Registry
 from c2fmae.core.text import format_count
 from c2fmae.data.combine import ConcatScenes, SubsetScenes
+from c2fmae.data.encode import key_to_member_key
 from c2fmae.data.folders import open_folder_tree
 from c2fmae.data.generated import GeneratedScenes
 from c2fmae.data.problems import Problem, raise_first_problem
@@ -68,17 +69,23 @@ def select_complete(
         raise_first_problem(problems)
     else:
         row_by_key = {key: row for row, key in enumerate(scenes.keys)}
-        missing = sorted(set(keys) - row_by_key.keys())
+        chosen = {_find_stored_key(key, row_by_key) for key in keys}
+        missing = sorted(chosen - row_by_key.keys())
         if missing:
             hint = did_you_mean(missing[0], row_by_key) if len(row_by_key) <= _MAX_NAMES_TO_SUGGEST_FROM else ""
             raise UserError(
-                f"{_format_source(source)}: {len(missing)} of the {len(set(keys))} selected keys have no complete"
+                f"{_format_source(source)}: {len(missing)} of the {len(chosen)} selected keys have no complete"
                 f" sample (for example {missing[0]!r}). {hint or 'Remove them from the list'}"
             )
-        scenes = SubsetScenes(scenes, np.array(sorted(row_by_key[key] for key in set(keys)), np.int64))
+        scenes = SubsetScenes(scenes, np.array(sorted(row_by_key[key] for key in chosen), np.int64))
     if scenes is None or not len(scenes):
         raise UserError(f"{_format_source(source)}: contains no scenes. Check the source")
     return scenes
+
+
+def _find_stored_key(key: str, stored: Container[str]) -> str:
+    """Return a key of a list as the source has it: the list may be older than a pack, whose keys have no dots."""
+    return key if key in stored or (packed := key_to_member_key(key)) not in stored else packed
 
 
 def inspect_scenes(

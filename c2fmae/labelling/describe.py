@@ -55,7 +55,7 @@ def _describe_labeller(labeller: Labeller) -> str:
         for each in _find_weights(description)
     ]
     settings = {key: value for key, value in description.items() if key not in ("labeller", "prompts")}
-    items += [f"{key}={value}" for key, value in settings.items() if _is_short(value)]
+    items += [f"{key}={value}" for key, value in _list_settings(settings) if _is_short(value)]
     if prompts := count_prompts([labeller]):
         items.append(format_count(prompts, "prompt"))
     return f"{name}: {', '.join(items)}" if items else str(name)
@@ -68,6 +68,15 @@ def _find_weights(description: Any) -> Iterator[Mapping[str, Any]]:
             yield description
         for value in description.values():
             yield from _find_weights(value)
+
+
+def _list_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings and those in them, but for the descriptions of weights."""
+    for key, value in tree.items():
+        if not isinstance(value, Mapping):
+            yield f"{prefix}{key}", value
+        elif "sha256" not in value:
+            yield from _list_settings(value, f"{prefix}{key}.")
 
 
 def _is_short(value: object) -> bool:

@@ -23,6 +23,8 @@ NUM_IMAGES = 32
 """Number of images that are labelled, evenly spaced over the data."""
 
 _DEVICES = (1, 8, 64)
+_T_QUANTILES = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's distribution with 1, 2, … degrees of freedom; the last is used for all above."""
 
 
 def measure_labelling(
@@ -70,6 +72,7 @@ def measure_labelling(
     rate = len(indices) / seconds
     duration = len(scenes) / rate
     spread = _relative_error([report.seconds / report.num_images for report in reports if report.num_images])
+    interval = "" if spread is None else f" ±{spread:.0%}"
     times = pipeline.times
     stages = [
         f"read and decode {_to_ms(times.read, len(indices))}",
@@ -89,7 +92,7 @@ def measure_labelling(
     text = "\n".join(
         [
             f"{format_count(len(indices), 'image')} of {len(scenes):,}, ms an image: {', '.join(stages)}",
-            f"speed: {rate:.3g} images/s, ±{spread:.0%}, with {format_count(workers, 'thread')} beside the labellers",
+            f"speed: {rate:.3g} images/s{interval}, with {format_count(workers, 'thread')} beside the labellers",
             f"time: {', '.join(durations)} of this device",
             f"peak memory: {peak_memory() / 2**30:.2g} GiB",
             f"disk: {num_bytes / 1e3:.3g} KB an image, {_format_bytes(total_bytes)} for all",
@@ -113,9 +116,16 @@ def _count_bytes(scenes: Scenes, index: int, key: str, sample: LabelledSample, c
     return sum(len(encode_tar_member(name, data)) for name, data in members) + len(to_json_line(sample.row))
 
 
-def _relative_error(values: Sequence[float]) -> float:
-    """Return half of a 95 % interval of the mean, relative to it."""
-    return 1.96 * stdev(values) / sqrt(len(values)) / fmean(values) if len(values) > 1 else 0.0
+def _relative_error(values: Sequence[float]) -> float | None:
+    """Return half of a 95 % interval of the mean, relative to it; None for a single value.
+
+    >>> _relative_error([1.0, 3.0]), _relative_error([2.0])
+    (6.355, None)
+    """
+    if len(values) == 1:
+        return None
+    quantile = _T_QUANTILES[min(len(values) - 1, len(_T_QUANTILES)) - 1]
+    return quantile * stdev(values) / sqrt(len(values)) / fmean(values)
 
 
 def _to_ms(seconds: float, count: int) -> str:

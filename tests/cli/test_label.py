@@ -36,17 +36,18 @@ def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: p
             f"label images new {both} --truth maps/none",
             f"label images new {both} --truth generated",
             f"label images new {both} --names own",
+            f"label images new {both} --truth images",
         ),
         cwd=tmp_path,
     )
-    assert [outcome.exit_code for outcome in outcomes] == [2, 0, 0, 0, 0, 2, 0, 2, 2, 2]
+    assert [outcome.exit_code for outcome in outcomes] == [2, 0, 0, 0, 0, 2, 0, 2, 2, 2, 2]
     without, dry_run, part, done, again, _, alone, *_ = (outcome.lines for outcome in outcomes)
     assert not without
     assert dry_run[0] == "instance and semantic maps: brightness: limit=128"
     assert dry_run[2].startswith("note: the maps are made from more than the pixels of an image")
     assert dry_run[-1] == "next: the same command without --dry-run"
     assert part[-2:] == [
-        "maps: this part is finished; 2 shards of 3 are missing",
+        "maps: this part is finished; 2 of 3 shards are missing",
         "next: the commands of the other parts (of 2); the last one to end finishes maps",
     ]
     assert done[-2].startswith("wrote maps: 11 images in 3 shards (1 existed), ")
@@ -68,6 +69,7 @@ def test_the_command_labels_continues_and_refuses(tmp_path: Path, monkeypatch: p
         "error: the two sets have no image in common: a key of the maps is 'a/0000', one of the truth is '00000000'."
         " Compare maps of the same images, with the same names",
         "error: --names own: no labeller here searches for names, as grounded does. Remove it",
+        "error: the two sets have no map in common (got instance, semantic and none). Compare sets that both have one",
     ]
 
 

@@ -214,6 +214,13 @@ def test_only_selected_keys_are_read_and_problems_of_others_are_ignored(tmp_path
     assert_user_error(lambda: open_scenes(shard, keys=["a", "b"]), message)
 
 
+def test_keys_of_a_source_select_samples_of_its_pack(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "s.tar", make_sample("v1_0")[0] | make_sample("v1_1", 1)[0])
+    assert list(open_scenes(shard, keys=["v1.1"]).keys) == ["v1_1"]
+    message = f"{shard}: 1 of the 1 selected keys have no complete sample (for example 'v1.2'). Did you mean 'v1_1'?"
+    assert_user_error(lambda: open_scenes(shard, keys=["v1.2"]), message)
+
+
 def test_a_pattern_ignores_index_files(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", make_samples("ab"))
     for _ in range(2):

@@ -17,7 +17,7 @@ from tests.labelling.simple_labellers import Brightness, write_images
 class Licensed(Brightness):
     def describe(self) -> dict[str, object]:
         weights = {"name": "tiny", "sha256": "0123456789abcdef", "licence": "MIT"}
-        return {"labeller": "licensed", "detector": weights, "prompts": ["a.", "b."], "limit": self.limit}
+        return {"labeller": "licensed", "detector": weights, "prompts": ["a.", "b."], "rules": {"limit": self.limit}}
 
 
 def test_a_dry_run_writes_nothing_and_estimates_what_is_written(tmp_path: Path) -> None:
@@ -31,6 +31,7 @@ def test_a_dry_run_writes_nothing_and_estimates_what_is_written(tmp_path: Path) 
         *("without objects", "objects an image", "maps know labels", "licences"),
     ]
     assert re.fullmatch(r".*: read and decode [\d.]+, instance\+semantic maps [\d.]+, encode [\d.]+", lines[0])
+    assert re.fullmatch(r"speed: [\d.e+]+ images/s ±\d+%, with 2 threads beside the labellers", lines[1])
     assert re.fullmatch(r"time: .* on 1, .* on 8, .* on 64 of this device", lines[2])
     assert (lines[5], lines[8], lines[9]) == ("prompts an image: 2", "maps know labels: no", "licences: tiny: MIT")
     assert re.fullmatch(r"without objects: \d+%; failed: [01]", lines[6])
@@ -56,6 +57,6 @@ def test_the_first_lines_name_weights_and_whether_maps_know_labels(
     labeller.maps_know_labels = knows
     context = make_context(config, open_images(write_images(tmp_path, 1)).info, World())
     lines = describe_labelling([labeller], config, context)
-    assert lines[0] == ("instance and semantic maps: licensed: tiny (sha256 01234567, MIT), limit=128, 2 prompts")
+    assert lines[0] == ("instance and semantic maps: licensed: tiny (sha256 01234567, MIT), rules.limit=128, 2 prompts")
     assert lines[1] == f"device cpu, fp32, batches of 8, maps at stride 4; maps know labels: {text}"
     assert len(lines) == num_lines

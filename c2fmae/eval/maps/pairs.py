@@ -1,6 +1,6 @@
 """Maps of images beside the true maps of the same images, brought to one size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,11 +81,7 @@ class MapPairs:
 
 def pair_scenes(maps: Scenes, truth: Scenes, *, limit: int | None = None) -> MapPairs:
     """Return the images that have maps and true maps, by their keys, or `limit` of them, evenly spaced."""
-    names = [{*scenes.info.granularities} & {*COMPARED} for scenes in (maps, truth)]
-    compared = tuple(name for name in COMPARED if name in names[0] & names[1])
-    if not compared:
-        got = " and ".join(", ".join(sorted(some)) or "none" for some in names)
-        raise UserError(f"the two sets have no map in common (got {got}). Compare sets that both have one")
+    compared = find_common_maps(maps.info.granularities, truth.info.granularities)
     map_rows, rows = match_keys(maps.keys, truth.keys)
     num_only_maps, num_only_truth = len(maps) - len(rows), len(truth) - len(rows)
     if limit:
@@ -99,6 +95,16 @@ def pair_scenes(maps: Scenes, truth: Scenes, *, limit: int | None = None) -> Map
         num_only_maps,
         num_only_truth,
     )
+
+
+def find_common_maps(maps: Collection[str], truth: Collection[str]) -> tuple[str, ...]:
+    """Return the maps that two sets have, by their granularities."""
+    names = [{*granularities} & {*COMPARED} for granularities in (maps, truth)]
+    common = tuple(name for name in COMPARED if name in names[0] & names[1])
+    if not common:
+        got = " and ".join(", ".join(sorted(some)) or "none" for some in names)
+        raise UserError(f"the two sets have no map in common (got {got}). Compare sets that both have one")
+    return common
 
 
 def match_keys(maps: Sequence[str], truth: Sequence[str]) -> tuple[list[int], list[int]]:
