@@ -57,7 +57,8 @@ def measure(stride: int) -> None:
     boxes = torch.arange(NUM_BOXES)[:, None].expand(-1, 4)
     encoded = EncodedImage((HEIGHT, WIDTH), (CANVAS * HEIGHT // WIDTH, CANVAS), {})
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
-    masks, qualities = segmenter.segment(encoded, boxes, stride)
+    masks = torch.empty((NUM_BOXES, -(-HEIGHT // stride), -(-WIDTH // stride)), dtype=torch.bool)
+    qualities = segmenter.segment(encoded, boxes, stride, masks)
     sampled, segmented = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _, objects = finish_objects(
         masks,

@@ -14,8 +14,8 @@ from c2fmae.labelling.objects import ObjectRules, finish_objects, select_masks
 from c2fmae.labelling.protocol import LabelResult
 from c2fmae.labelling.thresholds import ThresholdRules, accept_candidates
 
-SegmentCandidates = Callable[[Int64[Tensor, " new"]], tuple[Bool[Tensor, "new row column"], Float[Tensor, " new"]]]
-"""Returns the masks of candidates at the stored cells, and their predicted IoU."""
+SegmentCandidates = Callable[[Int64[Tensor, " new"], Bool[Tensor, "new row column"]], Float[Tensor, " new"]]
+"""Writes the masks of candidates at the stored cells into its second argument, and returns their predicted IoU."""
 
 
 class CandidateRules(ObjectRules, ThresholdRules):
@@ -45,12 +45,16 @@ def label_candidates(
     """
     min_area = max(rules.min_area, rules.enough_area)
     counted_rules = rules.model_copy(update={"min_area": min_area})  # of objects that are large enough
-    indices, masks, qualities = list[Tensor](), list[Tensor](), list[Tensor]()
+    indices, qualities = list[Tensor](), list[Tensor]()
+    # One tensor for the masks of all thresholds, which may be a gigabyte: joining them would double it. The system
+    # gives memory only to masks that are written.
+    masks = torch.empty((len(scores), *(-(-side // stride) for side in image_size)), dtype=torch.bool)
 
     def count_large(new: Int64[Tensor, " new"]) -> Bool[Tensor, " new"]:
-        new_masks, new_qualities = segment(new)
+        start = sum(map(len, indices))
+        new_masks = masks[start : start + len(new)]
+        new_qualities = segment(new, new_masks)
         indices.append(new)
-        masks.append(new_masks)
         qualities.append(new_qualities)
         return select_masks(
             new_masks,
@@ -64,7 +68,7 @@ def label_candidates(
     accepted = accept_candidates(scores, count_large, rules)
     rows = torch.cat([torch.zeros(0, dtype=torch.int64), *indices])
     ids, objects = finish_objects(
-        _join_masks(masks, (-(-image_size[0] // stride), -(-image_size[1] // stride))),
+        masks[: len(rows)],
         scores[rows],
         [names[row] for row in rows.tolist()],
         [class_ids[row] for row in rows.tolist()],
@@ -131,10 +135,9 @@ def label_mask_candidates(
         for num_logits, size in zip(candidates.logits.shape[1:], image_size, strict=True)
     ]
 
-    def segment(new: Int64[Tensor, " new"]) -> tuple[Bool[Tensor, "new row column"], Float[Tensor, " new"]]:
-        masks = torch.empty((len(new), *(len(each) for each in weights)), dtype=torch.bool)
+    def segment(new: Int64[Tensor, " new"], masks: Bool[Tensor, "new row column"]) -> Float[Tensor, " new"]:
         fill_masks(masks, candidates.logits[new.to(candidates.logits.device)], *weights)
-        return masks, torch.ones(len(new))  # since these models predict no IoU
+        return torch.ones(len(new))  # since these models predict no IoU
 
     return label_candidates(
         candidates.scores,
@@ -145,11 +148,3 @@ def label_mask_candidates(
         image_size=image_size,
         rules=rules,
     )
-
-
-def _join_masks(
-    groups: Sequence[Bool[Tensor, "_ row column"]], map_size: tuple[int, int]
-) -> Bool[Tensor, "mask row column"]:
-    if len(groups) == 1:
-        return groups[0]  # without a copy, which may be a gigabyte
-    return torch.cat([torch.zeros((0, *map_size), dtype=torch.bool), *groups])

@@ -135,21 +135,22 @@ def test_areas_are_counted_in_pixels_at_any_stride() -> None:
 
 
 MEMORY = """
-import resource, torch
-from c2fmae.labelling.objects import ObjectRules, finish_objects
+import resource, sys, torch
+from c2fmae.labelling.candidates import MaskCandidateRules, MaskCandidates, label_mask_candidates
 torch.set_num_threads(1)
-n, (height, width), stride = 100, (3000, 4000), int(__import__("sys").argv[1])
-rows, columns = -(-height // stride), -(-width // stride)
+n, size, stride = 100, (3000, 4000), int(sys.argv[1])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+logits = torch.full((n, 72, 96), -1.0)
+for index, mask in enumerate(logits):
+    top, left = 6 * (index // 10), 8 * (index % 10)
+    mask[top : top + 12, left : left + 16] = 1
+candidates = MaskCandidates(logits, 0.2 + torch.arange(n) % 7 / 10, ("name",) * n, (None,) * n)
+rules = MaskCandidateRules(thresholds=(0.5, 0.1), enough=1000, min_visible=0)
+label_mask_candidates(candidates, stride=100, image_size=size, rules=rules)
 before = peak()
-masks = torch.zeros(n, rows, columns, dtype=torch.bool)
-for index, mask in enumerate(masks):
-    top, left = rows * (index // 10) // 12, columns * (index % 10) // 12
-    mask[top : top + rows // 6, left : left + columns // 6] = True
-none = [None] * n
-rules, size, scores = ObjectRules(min_visible=0), (height, width), torch.arange(n) % 7 / 7
-_, objects = finish_objects(masks, scores, none, none, none, stride=stride, image_size=size, rules=rules)
-assert len(objects) > 30
+result = label_mask_candidates(candidates, stride=stride, image_size=size, rules=rules)
+assert len(result.objects) > 30
+assert {each.threshold for each in result.objects} == {0.5, 0.1}
 print(round(peak() - before))
 """
 

@@ -119,9 +119,9 @@ class GroundedLabeller:
     def _label_image(
         self, image_size: Sequence[int], candidates: "_Candidates", encoded: EncodedImage | None, stride: int
     ) -> LabelResult:
-        def segment(new: Int64[Tensor, " new"]) -> tuple[Bool[Tensor, "new row column"], Float[Tensor, " new"]]:
+        def segment(new: Int64[Tensor, " new"], masks: Bool[Tensor, "new row column"]) -> Float[Tensor, " new"]:
             assert encoded is not None  # because there are candidates
-            return self._segmenter.segment(encoded, candidates.boxes[new], stride)
+            return self._segmenter.segment(encoded, candidates.boxes[new], stride, masks)
 
         height, width = image_size
         return label_candidates(

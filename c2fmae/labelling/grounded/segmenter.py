@@ -66,21 +66,19 @@ class BoxSegmenter:
 
     @torch.inference_mode()
     def segment(
-        self, encoded: EncodedImage, boxes: Float[Tensor, "box 4"], stride: int
-    ) -> tuple[Bool[Tensor, "box row column"], Float[Tensor, " box"]]:
-        """Return the masks of boxes at the stored cells, and their predicted IoU, on the CPU.
+        self, encoded: EncodedImage, boxes: Float[Tensor, "box 4"], stride: int, masks: Bool[Tensor, "box row column"]
+    ) -> Float[Tensor, " box"]:
+        """Write the masks of boxes at the stored cells into `masks`, and return their predicted IoU, on the CPU.
 
         Boxes are x0, y0, x1 and y1 in pixels of the image. At least one is required.
         """
-        height, width = encoded.size
-        masks = torch.empty((len(boxes), -(-height // stride), -(-width // stride)), dtype=torch.bool)
         qualities = []
         groups = zip(boxes.split(self._boxes_per_pass), masks.split(self._boxes_per_pass), strict=True)
         for group, group_masks in groups:
             logits, predicted = self._decode(encoded, group)
             qualities.append(predicted.float().cpu())
             fill_masks(group_masks, logits, *self._compute_weights(encoded, logits, stride))
-        return masks, torch.cat(qualities)
+        return torch.cat(qualities)
 
     def describe(self) -> dict[str, Any]:
         """Return the model and its options."""
