@@ -14,14 +14,17 @@ from torch import Tensor
 from c2fmae.core.errors import UserError
 from c2fmae.data.geometry import subsample_ids
 from c2fmae.data.label_spaces import COCO_PANOPTIC
+from c2fmae.labelling.canvases import pad_to_canvas
 from c2fmae.labelling.context import LabellerContext
+from c2fmae.labelling.families import UNIVERSAL_SEGMENTERS
 from c2fmae.labelling.model_classes import list_class_names, match_classes
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import build_labellers
 from c2fmae.labelling.universal.labeller import UniversalConfig, UniversalLabeller
 from c2fmae.labelling.universal.query_maps import ObjectMasks, QueryObjects, SemanticMap
 from c2fmae.labelling.universal.segmenter import QueryOutputs, UniversalSegmenter
-from c2fmae.labelling.weights import PretrainedModel
+from c2fmae.labelling.weights import PretrainedModel, load_pretrained
+from tests.labelling.test_grounded import draw_image
 
 TinyModel = Callable[[str], Path]
 NAMES = [entry.name for entry in COCO_PANOPTIC.classes]
@@ -307,6 +310,32 @@ def test_each_model_labels_images(tiny_model: TinyModel, name: str) -> None:
     description = labeller.describe()
     assert description["segmenter"]["sha256"]
     assert description["min_score"] == (0.8 if "eomt" in name else 0.5)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("size", [(48, 80), (100, 37), (500, 375)])
+@pytest.mark.parametrize("name", ["mask2former", "oneformer", "eomt", "eomt-dinov3"])
+def test_models_read_images_and_tasks_as_transformers_does(
+    tiny_model: TinyModel, name: str, size: tuple[int, int]
+) -> None:
+    """The sizes are no multiples of 32 after resizing, to which Mask2Former stretches images."""
+    pretrained = load_pretrained(str(tiny_model(name)), UNIVERSAL_SEGMENTERS, option="semantics.model")
+    image, is_eomt = draw_image(*size), name.startswith("eomt")
+    options = {"task_inputs": ["panoptic"]} if name == "oneformer" else {}
+    inputs = pretrained.processor(images=[image], return_tensors="pt", **options)
+
+    (outputs,) = UniversalSegmenter(pretrained, autocast=nullcontext).predict([image])
+
+    resized = pretrained.processor(images=[image], do_pad=False, return_tensors="pt") if is_eomt else inputs
+    assert outputs.resized_size == tuple(resized["pixel_values"].shape[2:])
+    assert outputs.size == size
+    with torch.inference_mode():
+        expected = pretrained.model(
+            pixel_values=pad_to_canvas(list(inputs["pixel_values"]), outputs.canvas)[0],
+            **({"task_inputs": inputs["task_inputs"]} if name == "oneformer" else {}),
+        )
+    torch.testing.assert_close(outputs.mask_logits, expected.masks_queries_logits[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(outputs.class_logits, expected.class_queries_logits[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
