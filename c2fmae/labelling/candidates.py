@@ -103,6 +103,13 @@ def join_candidates(groups: Sequence[MaskCandidates]) -> MaskCandidates:
     )
 
 
+def keep_best(candidates: MaskCandidates, max_masks: int) -> MaskCandidates:
+    """Return the candidates with the highest scores in their order; of equal scores, the first."""
+    if len(candidates.names) <= max_masks:
+        return candidates
+    return _select_rows(candidates, candidates.scores.argsort(descending=True, stable=True)[:max_masks].sort().values)
+
+
 def select_candidates(candidates: MaskCandidates, rules: MaskCandidateRules) -> MaskCandidates:
     """Return the candidates above the lowest threshold that overlap little, the highest score first.
 
@@ -117,13 +124,7 @@ def select_candidates(candidates: MaskCandidates, rules: MaskCandidateRules) -> 
         max_overlap=rules.mask_overlap,
         max_masks=rules.max_masks,
     )
-    rows = rows[order]
-    return MaskCandidates(
-        candidates.logits[rows.to(candidates.logits.device)],
-        candidates.scores[rows],
-        tuple(candidates.names[row] for row in rows.tolist()),
-        tuple(candidates.class_ids[row] for row in rows.tolist()),
-    )
+    return _select_rows(candidates, rows[order])
 
 
 def label_mask_candidates(
@@ -147,4 +148,13 @@ def label_mask_candidates(
         stride=stride,
         image_size=image_size,
         rules=rules,
+    )
+
+
+def _select_rows(candidates: MaskCandidates, rows: Int64[Tensor, " taken"]) -> MaskCandidates:
+    return MaskCandidates(
+        candidates.logits[rows.to(candidates.logits.device)],
+        candidates.scores[rows],
+        tuple(candidates.names[row] for row in rows.tolist()),
+        tuple(candidates.class_ids[row] for row in rows.tolist()),
     )

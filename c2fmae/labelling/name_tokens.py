@@ -1,12 +1,32 @@
 """The tokens of names, for models that read each name on its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxtyping import Int64
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+
+_NAMES_AT_ONCE = 64
+
+
+def embed_names(
+    tokenizer: Any,
+    texts: Sequence[str],
+    embed: Callable[[Int64[Tensor, "part token"], Int64[Tensor, "part token"]], Float[Tensor, "part ..."]],
+    *,
+    max_tokens: int,
+    device: torch.device,
+) -> tuple[Float[Tensor, "name ..."], Int64[Tensor, "name token"]]:
+    """Return the features that `embed` computes from the tokens of names and their masks, and the masks.
+
+    All names are embedded at once, in their order: later calls with some of them would differ in the last bits.
+    """
+    ids, mask = (each.to(device) for each in tokenize_names(tokenizer, texts, max_tokens=max_tokens))
+    parts = zip(ids.split(_NAMES_AT_ONCE), mask.split(_NAMES_AT_ONCE), strict=True)
+    return torch.cat([embed(*part) for part in parts]), mask
 
 
 def tokenize_names(

@@ -14,19 +14,20 @@ from c2fmae.labelling.candidates import (
     MaskCandidateRules,
     MaskCandidates,
     join_candidates,
+    keep_best,
     label_mask_candidates,
     select_candidates,
 )
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.families import SAM3
 from c2fmae.labelling.image_names import describe_names, resolve_names
-from c2fmae.labelling.name_tokens import tokenize_names
+from c2fmae.labelling.name_tokens import embed_names
 from c2fmae.labelling.precision import make_autocast
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import LABELLERS
 from c2fmae.labelling.weights import PretrainedModel, load_pretrained
 
-_NAMES_AT_ONCE = 64
+_MAX_FOUND = 1000  # masks of an image above the lowest threshold, before those that overlap are removed
 
 
 class Sam3Config(MaskCandidateRules):
@@ -104,22 +105,21 @@ class NameSegmenter:
     ) -> None:
         self._pretrained, self._rules, self._autocast = pretrained, rules, autocast
         self._rows = {name: row for row, name in enumerate(names)}
-        ids, mask = tokenize_names(
-            pretrained.processor.tokenizer,
-            names,
-            max_tokens=pretrained.model.config.text_config.max_position_embeddings,
-        )
-        self._mask = mask.to(pretrained.model.device)
         with torch.inference_mode():
-            parts = zip(ids.to(self._mask.device).split(_NAMES_AT_ONCE), self._mask.split(_NAMES_AT_ONCE), strict=True)
-            self._features = torch.cat([self._embed_names(*part) for part in parts])
+            self._features, self._mask = embed_names(
+                pretrained.processor.tokenizer,
+                names,
+                self._embed_names,
+                max_tokens=pretrained.model.config.text_config.max_position_embeddings,
+                device=pretrained.model.device,
+            )
 
     @torch.inference_mode()
     def find(self, images: Sequence[UInt8[Tensor, "3 _ _"]], names: Sequence[tuple[str, ...]]) -> list[MaskCandidates]:
         """Return the masks of the names of each image, selected by the rules.
 
-        Masks are selected after every `pairs_per_pass` names of an image, so that few are in memory. The selection
-        therefore does not depend on the batch.
+        Masks are selected from those of all names at once, so the selection depends neither on the batch nor on
+        `pairs_per_pass`. Until then, an image keeps its 1,000 masks with the highest scores.
         """
         device, at_once = self._pretrained.model.device, self._rules.pairs_per_pass
         found = [MaskCandidates(torch.zeros((0, 1, 1), device=device), torch.zeros(0), (), ())] * len(images)
@@ -135,8 +135,8 @@ class NameSegmenter:
             for (row, _), candidates in zip(pairs, self._search_pairs(vision, pairs), strict=True):
                 parts[row].append(candidates)
             for row, each in parts.items():
-                found[row] = select_candidates(join_candidates(each), self._rules)
-        return found
+                found[row] = keep_best(join_candidates(each), max(_MAX_FOUND, self._rules.max_masks))
+        return [select_candidates(each, self._rules) if each.names else each for each in found]
 
     def describe(self) -> dict[str, Any]:
         """Return the model."""
@@ -162,9 +162,11 @@ class NameSegmenter:
         """Return the outputs for pairs of images and names, by their rows."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        images = type(vision)(
-            fpn_hidden_states=tuple(each[list(image_rows)] for each in vision.fpn_hidden_states),
-            fpn_position_encoding=tuple(each[list(image_rows)] for each in vision.fpn_position_encoding),
+        levels = (vision.fpn_hidden_states[:-1], vision.fpn_position_encoding[:-1])
+        states, encodings = (tuple(each[list(image_rows)] for each in level) for level in levels)
+        images = type(vision)(  # the model removes the last level, so it is not repeated for each name
+            fpn_hidden_states=(*states, vision.fpn_hidden_states[-1]),
+            fpn_position_encoding=(*encodings, vision.fpn_position_encoding[-1]),
         )
         texts = BaseModelOutputWithPooling(pooler_output=self._features[list(name_rows)])
         with self._autocast():

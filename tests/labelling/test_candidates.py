@@ -7,6 +7,7 @@ from c2fmae.labelling.candidates import (
     MaskCandidateRules,
     MaskCandidates,
     join_candidates,
+    keep_best,
     label_mask_candidates,
     select_candidates,
 )
@@ -38,6 +39,13 @@ def test_candidates_above_the_lowest_threshold_that_overlap_little_are_selected(
     assert selected.logits.equal(candidates.logits[[1, 3]])
     assert select_candidates(candidates, rules.model_copy(update={"max_masks": 1})).class_ids == (1,)
     assert select_candidates(candidates, rules.model_copy(update={"mask_overlap": 1.0})).class_ids == (1, 3, 0)
+
+
+def test_the_best_candidates_keep_their_order() -> None:
+    candidates = propose(*((score, TOP, ALL) for score in (0.2, 0.5, 0.9, 0.5, 0.5)))
+    assert keep_best(candidates, 3).class_ids == (1, 2, 3)
+    assert keep_best(candidates, 3).logits.equal(candidates.logits[1:4])
+    assert keep_best(candidates, 5) is candidates
 
 
 def test_groups_are_joined_in_their_order() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,44 @@ def test_the_masks_of_an_image_do_not_depend_on_the_names_of_others(tiny_model: 
     for one, other in zip(alone, together, strict=True):
         assert one.names == other.names
         torch.testing.assert_close(one.scores, other.scores, atol=1e-6, rtol=0)
+
+
+def give_masks(segmenter: NameSegmenter, monkeypatch: pytest.MonkeyPatch, *masks: tuple[float, int, int]) -> None:
+    """Let each name have one mask, with a score and columns from, to; pairs are those of `names` in order."""
+    logits = torch.full((len(masks), 1, 4, 10), -5.0)
+    for mask, (_, left, right) in zip(logits, masks, strict=True):
+        mask[..., left:right] = 5
+
+    def forward(vision: object, image_rows: Sequence[int], name_rows: Sequence[int]) -> Any:
+        scores = torch.tensor([[masks[row][0]] for row in name_rows]).logit()
+        presence = torch.full((len(name_rows), 1), 50.0)
+        return SimpleNamespace(pred_logits=scores, presence_logits=presence, pred_masks=logits[list(name_rows)])
+
+    monkeypatch.setattr(segmenter, "_forward", forward)
+
+
+@pytest.mark.parametrize("pairs_per_pass", [1, 2, 16])
+def test_masks_are_selected_from_those_of_all_names(
+    tiny_model: TinyModel, pairs_per_pass: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dog overlaps the cat's mask, which overlaps the hydrant's; dog and hydrant overlap little."""
+    folder, images = tiny_model("sam3"), [draw_image(48, 80)]
+    segmenter = make_segmenter(folder, pairs_per_pass=pairs_per_pass, mask_overlap=0.5)
+    give_masks(segmenter, monkeypatch, (0.8, 0, 6), (0.7, 1, 7), (0.9, 0, 4))
+    assert segmenter.find(images, [NAMES])[0].names == ("dog", "fire hydrant")
+    monkeypatch.setattr("c2fmae.labelling.sam3._MAX_FOUND", 2)  # without the hydrant
+    segmenter = make_segmenter(folder, pairs_per_pass=pairs_per_pass, mask_overlap=0.5, max_masks=2)
+    give_masks(segmenter, monkeypatch, (0.8, 0, 6), (0.7, 1, 7), (0.9, 0, 4))
+    assert segmenter.find(images, [NAMES])[0].names == ("dog",)
+
+
+def test_masks_above_the_lowest_threshold_are_candidates(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make_segmenter(tiny_model("sam3"), thresholds=(0.9, 0.2))
+    give_masks(segmenter, monkeypatch, (0.5, 0, 4), (0.95, 5, 8), (0.1, 8, 10))
+    (found,) = segmenter.find([draw_image(48, 80)], [NAMES])
+    assert found.names == ("fire hydrant", "cat")
 
 
 def test_a_folder_of_the_video_model_is_the_same_model(tiny_model: TinyModel) -> None:

@@ -6,17 +6,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from c2fmae.labelling.grounded.detector import Detections, centre_to_corners
-from c2fmae.labelling.name_tokens import tokenize_names
+from c2fmae.labelling.name_tokens import embed_names
 from c2fmae.labelling.weights import PretrainedModel
 
 NAME_TEMPLATE = "a photo of a {name}"
 """The text of a name, as in the training of OWLv2."""
-
-_NAMES_AT_ONCE = 64
 
 
 class Owlv2Detector:
@@ -34,9 +32,13 @@ class Owlv2Detector:
         self._pretrained, self._autocast = pretrained, autocast
         self._rows = {name: row for row, name in enumerate(names)}
         with torch.inference_mode():
-            # All names at once, in their order: later calls with some of them would differ in the last bits.
-            parts = [names[start : start + _NAMES_AT_ONCE] for start in range(0, len(names), _NAMES_AT_ONCE)]
-            self._features = torch.cat([self._embed_names(part) for part in parts])
+            self._features, _ = embed_names(
+                pretrained.processor.tokenizer,
+                [NAME_TEMPLATE.format(name=name) for name in names],
+                self._embed_names,
+                max_tokens=pretrained.model.config.text_config.max_position_embeddings,
+                device=pretrained.model.device,
+            )
 
     def batch_key(self, height: int, width: int) -> Hashable:
         """Return one value, because all images have the same canvas."""
@@ -76,16 +78,10 @@ class Owlv2Detector:
         scores, best = logits[0].float().sigmoid().cpu().max(dim=1)
         return Detections(centre_to_corners(boxes.float(), side, side), scores, best)
 
-    def _embed_names(self, names: Sequence[str]) -> Float[Tensor, "name feature"]:
-        model = self._pretrained.model
-        ids, mask = tokenize_names(
-            self._pretrained.processor.tokenizer,
-            [NAME_TEMPLATE.format(name=name) for name in names],
-            max_tokens=model.config.text_config.max_position_embeddings,
-        )
+    def _embed_names(
+        self, ids: Int64[Tensor, "name token"], mask: Int64[Tensor, "name token"]
+    ) -> Float[Tensor, "name feature"]:
         with self._autocast():
-            features = model.owlv2.get_text_features(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device)
-            )
+            features = self._pretrained.model.owlv2.get_text_features(input_ids=ids, attention_mask=mask)
         embeddings: Tensor = features.pooler_output
         return embeddings.float()
