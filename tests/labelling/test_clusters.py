@@ -1,5 +1,6 @@
 """Semantic maps of clusters: their fit, its file, and the maps."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.scene import Scene
 from c2fmae.labelling.clusters import ClusterConfig
 from c2fmae.labelling.context import LabellerContext
-from c2fmae.labelling.fit_clusters import draw_features, fit_clusters, fit_semantics
+from c2fmae.labelling.fit_clusters import draw_patches, fit_clusters, fit_semantics
 from c2fmae.labelling.patch_features import PatchFeatures
 from c2fmae.labelling.protocol import LabelInput
 from c2fmae.labelling.registry import build_labellers
@@ -46,12 +48,12 @@ def test_a_fit_of_ten_images_gives_the_same_file_for_the_same_seed(checkpoint: P
 def test_the_drawn_patches_depend_on_keys_and_seed_only(checkpoint: Path, tmp_path: Path) -> None:
     config = make_config(checkpoint, tmp_path / "a.safetensors", num_images=4, num_features=12)
     features = PatchFeatures(config, CONTEXT)
-    drawn = draw_features(SCENES, features, config.fit, is_quiet=True)
+    drawn = draw_patches(SCENES, features, config.fit, is_quiet=True).features
     assert drawn.shape == (12, 64)
     reversed_scenes = InMemoryScenes([SCENES[index] for index in reversed(range(10))])
-    again = draw_features(reversed_scenes, features, config.fit, is_quiet=True)
+    again = draw_patches(reversed_scenes, features, config.fit, is_quiet=True).features
     assert sorted(drawn.tolist()) == sorted(again.tolist())
-    other = draw_features(SCENES, features, config.fit.model_copy(update={"seed": 1}), is_quiet=True)
+    other = draw_patches(SCENES, features, config.fit.model_copy(update={"seed": 1}), is_quiet=True).features
     assert sorted(drawn.tolist()) != sorted(other.tolist())
 
 
@@ -89,18 +91,41 @@ def test_an_existing_file_is_used_if_it_has_the_same_clusters(checkpoint: Path, 
         )
 
 
-def test_images_that_cannot_be_read_are_left_out(checkpoint: Path, tmp_path: Path) -> None:
-    class Broken(InMemoryScenes):
-        def __getitem__(self, index: int) -> Any:
-            if index != 3:
-                raise UserError("is broken")
-            return super().__getitem__(index)
+class BrokenScenes(InMemoryScenes):
+    """Scenes some of which cannot be read."""
 
+    def __init__(self, broken: Collection[int]) -> None:
+        super().__init__([SCENES[index] for index in range(10)])
+        self.broken = broken
+
+    def __getitem__(self, index: int) -> Scene:
+        if index in self.broken:
+            raise UserError("is broken")
+        return super().__getitem__(index)
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = make_config(checkpoint, tmp_path / "a.safetensors")
-    scenes = Broken([SCENES[index] for index in range(10)])
-    assert len(draw_features(scenes, PatchFeatures(config, CONTEXT), config.fit, is_quiet=True)) == 25
-    with pytest.raises(UserError, match="10 images have 25 patches .expected at least one for each of 26 clusters"):
-        fit_clusters(scenes, make_config(checkpoint, tmp_path / "a.safetensors", num_clusters=26), CONTEXT)
+    fit_clusters(BrokenScenes({3}), config, CONTEXT)
+    assert "1 image could not be read: '0-0003'\nwrote " in capsys.readouterr().out
+    fit_clusters(BrokenScenes({0, 1, 3, 4}), make_config(checkpoint, tmp_path / "b.safetensors"), CONTEXT)
+    assert "4 images could not be read: '0-0000', '0-0001', '0-0003' and others\n" in capsys.readouterr().out
+    scenes = BrokenScenes(set(range(10)) - {3})
+    with pytest.raises(UserError, match="25 patches of 1 image cannot form 26 clusters .expected at least one patch"):
+        fit_clusters(scenes, make_config(checkpoint, tmp_path / "c.safetensors", num_clusters=26), CONTEXT)
+
+
+def test_clusters_found_without_an_image_are_refused_once_it_can_be_read(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "a.safetensors")
+    fit_clusters(BrokenScenes({3}), config, CONTEXT, is_quiet=True)
+    scenes = BrokenScenes({3})
+    fit_clusters(scenes, config, CONTEXT)  # as after an interruption
+    assert scenes.num_reads == 0
+    message = r"other clusters, found without 1 image that can be read now: '0-0003'. Use them without --fit"
+    with pytest.raises(UserError, match=message):
+        fit_clusters(BrokenScenes(()), config, CONTEXT)
 
 
 def test_other_files_and_labellers_are_refused(checkpoint: Path, tmp_path: Path) -> None:
