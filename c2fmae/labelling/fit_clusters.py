@@ -94,8 +94,8 @@ def draw_patches(scenes: Scenes, features: PatchFeatures, fit: ClusterFitConfig,
     Images that cannot be read are left out.
     """
     ranks = sorted((derive_seed(fit.seed, f"cluster images/{key}"), index) for index, key in enumerate(scenes.keys))
-    chosen = sorted(index for _, index in ranks[: fit.num_images])
-    per_image, drawn, failed_keys = max(fit.num_features // len(chosen), 1), list[Tensor](), list[str]()
+    chosen = sorted(index for _, index in ranks[: min(fit.num_images, fit.num_features)])  # one patch of each, or more
+    per_image, drawn, failed_keys = fit.num_features // len(chosen), list[Tensor](), list[str]()
     display = ProgressDisplay(
         total_steps=len(chosen), name="clusters", unit="images", value_labels={"failed": "failed"}, is_quiet=is_quiet
     )
@@ -112,7 +112,7 @@ def draw_patches(scenes: Scenes, features: PatchFeatures, fit: ClusterFitConfig,
             display.update(number, {"failed": len(failed_keys)}, seconds=seconds, wait_fraction=0.0)
     if not drawn:
         raise UserError("no image can be read. Check the images")
-    return DrawnPatches(torch.cat(drawn)[: fit.num_features], len(drawn), failed_keys)
+    return DrawnPatches(torch.cat(drawn), len(drawn), failed_keys)
 
 
 def _check_existing(path: Path, metadata: Mapping[str, Any], scenes: Scenes) -> None:

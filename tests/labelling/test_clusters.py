@@ -91,6 +91,20 @@ def test_an_existing_file_is_used_if_it_has_the_same_clusters(checkpoint: Path, 
         )
 
 
+def test_every_image_may_be_drawn_where_images_outnumber_patches(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "a.safetensors", num_features=4)
+    features, drawn = PatchFeatures(config, CONTEXT), set[int]()
+    patches_by_image = [features.compute(scene.maps["rgb"]).flatten(1).T for scene in draw_coloured_scenes(10)]
+    for seed in range(20):
+        fit = config.fit.model_copy(update={"seed": seed})
+        patches = draw_patches(SCENES, features, fit, is_quiet=True)
+        assert (len(patches.features), patches.num_images) == (4, 4)
+        drawn.update(
+            index for row in patches.features for index, own in enumerate(patches_by_image) if (own == row).all(1).any()
+        )
+    assert drawn == set(range(10))
+
+
 class BrokenScenes(InMemoryScenes):
     """Scenes some of which cannot be read."""
 
