@@ -93,14 +93,23 @@ def _build_restricted(
     """Return a labeller that makes exactly the wanted maps."""
     from c2fmae.labelling.restricted import RestrictedLabeller
 
+    if isinstance(spec.options, Config):
+        makes = getattr(LABELLERS.get(spec.name), "granularities", None)
+        if isinstance(makes, frozenset):  # that of others depends on their options
+            _check_granularities(spec, wanted, makes)  # before weights are read
     labeller = spec.build(replace(context, granularities=wanted))
-    if missing := sorted(wanted - labeller.granularities):
+    _check_granularities(spec, wanted, labeller.granularities)
+    return labeller if labeller.granularities == wanted else RestrictedLabeller(labeller, wanted)
+
+
+def _check_granularities(spec: LabellerSpec, wanted: frozenset[str], makes: frozenset[str]) -> None:
+    """Raise a `UserError` if a labeller does not make a wanted map."""
+    if missing := sorted(wanted - makes):
         option = next(option for option, name in GRANULARITY_BY_OPTION.items() if name in missing)
-        made = " and ".join(sorted(labeller.granularities)) or "no"
+        made = " and ".join(sorted(makes)) or "no"
         raise UserError(
             f"--{option} {spec.name}: makes {made} maps only (expected {missing[0]} maps). Choose another labeller"
         )
-    return labeller if labeller.granularities == wanted else RestrictedLabeller(labeller, wanted)
 
 
 def _parse_options(name: str, paths: str, options: Mapping[str, Any], option: str) -> Config:

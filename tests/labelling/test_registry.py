@@ -189,6 +189,12 @@ def test_invalid_choices_are_explained(text: str, options: dict[str, Any], messa
 def test_a_labeller_without_the_map_is_rejected() -> None:
     with pytest.raises(UserError, match="--semantics regions: makes instance maps only .expected semantic maps."):
         build_labellers("regions", "regions", CONTEXT)
+    for semantics, instances, message in (
+        (None, "clusters:no-backbone,no-file", "--instances clusters: makes semantic maps only .expected instance"),
+        ("cuts:no-backbone", None, "--semantics cuts: makes instance maps only .expected semantic"),
+    ):  # before anything is loaded
+        with pytest.raises(UserError, match=message):
+            build_labellers(semantics, instances, CONTEXT)
     with pytest.raises(UserError, match="no labeller is chosen. Add --instances"):
         build_labellers(None, None, CONTEXT)
 
