@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.parsing import parse_command
-from tools.self_labelling import SCORES, Score, describe_results, is_better, list_commands
+from tools.self_labelling import SCORES, Score, describe_results, is_better, list_commands, read_score
 
 
 def test_its_commands_exist() -> None:
@@ -43,3 +43,8 @@ def test_the_second_maps_are_compared_with_the_first_and_with_baselines() -> Non
     ]
     assert lines[3] == "mIoU, clusters assigned one to one, %: first maps 10.0 (9.0-11.0), second maps 20.0 (19.0-21.0)"
     assert len(lines) == 7
+
+
+def test_a_score_without_an_interval_is_left_out() -> None:
+    metric = {"key": "mean_iou", "tags": {}, "value": 10.0, "interval": None}
+    assert read_score({"metrics": {"maps": [metric]}}, "maps", "mean_iou", {}) is None

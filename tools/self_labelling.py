@@ -73,9 +73,9 @@ def list_commands(images: str, truth: str, out: Path, steps: int) -> Iterator[li
 
 
 def read_score(comparison: Mapping[str, Any], column: str, key: str, tags: Mapping[str, str]) -> Score | None:
-    """Return a score of the maps or a baseline in `comparison.json`, None if there is no such score."""
+    """Return a score of the maps or a baseline in `comparison.json`, None if there is none with an interval."""
     for metric in comparison["metrics"].get(column, []):
-        if metric["key"] == key and metric["tags"] == tags and metric["value"] is not None:
+        if metric["key"] == key and metric["tags"] == tags and None not in (metric["value"], metric["interval"]):
             return Score(metric["value"], *metric["interval"])
     return None
 
