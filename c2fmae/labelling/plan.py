@@ -24,7 +24,7 @@ from c2fmae.labelling.registry import GRANULARITY_BY_OPTION
 MIXED_MACHINES = "mixed_machines"
 """Key of `pack.json` and `dataset.json` that records further kinds of devices and versions of packages."""
 
-_PACKAGES = ("scikit-image", "scipy", "timm", "transformers")  # whose versions labellers describe
+_PACKAGES = ("scikit-image", "timm", "transformers")  # whose versions labellers describe
 _MACHINE_KEYS = ("device", "versions", *(f"{option}.{name}" for option in GRANULARITY_BY_OPTION for name in _PACKAGES))
 
 
