@@ -53,7 +53,7 @@ def find_objects(
     """Return at most `max_objects` objects, each found among the patches that the ones before leave.
 
     Patches are similar if the cosine of their features, relative to the mean of the image, exceeds `min_cosine`. The
-    search ends at an object of less than `min_area` of the patches, or at one that is found again.
+    search ends at an object of less than `min_area` of the patches, or if the object before is found again.
     """
     grid = (features.shape[1], features.shape[2])
     affinity = compute_affinity(features.flatten(1).T, min_cosine=min_cosine)

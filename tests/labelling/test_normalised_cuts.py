@@ -95,6 +95,7 @@ def test_objects_are_found_one_after_another() -> None:
     )
     assert found_boxes == sorted(boxes)
     assert len(find_objects(draw_features(*boxes), max_objects=1)) == 1
+    assert len(find_objects(draw_features((3, 3, 9, 9)))) == 1  # not found again
     assert find_objects(draw_features((3, 3, 4, 4)), min_area=0.02) == []  # one patch of 144
     assert find_objects(torch.ones(4, 12, 12)) == []
 
