@@ -18,7 +18,7 @@ from c2fmae.eval.cache import compute_tensors_digest
 from c2fmae.labelling.cluster_file import describe_cluster_changes, read_clusters
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.kmeans import score_clusters
-from c2fmae.labelling.patch_features import PatchFeatureConfig, PatchFeatures
+from c2fmae.labelling.patch_features import PatchFeatureConfig, open_patch_features
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import LABELLERS
 from c2fmae.models.segmenters.upsampling import upsample_at
@@ -65,7 +65,7 @@ class ClusterLabeller:
             raise UserError(
                 f"{path}: does not exist. Add --fit to find clusters of these images, or give a file of earlier ones"
             )
-        self._features = PatchFeatures(config, context)
+        self._features = open_patch_features(config, context)
         centroids, metadata = read_clusters(path)
         if changes := describe_cluster_changes(metadata["features"], self._features.describe()):
             raise UserError(f"{path}: has clusters of other features: {changes}. Use the same backbone and settings")

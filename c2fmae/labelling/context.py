@@ -1,7 +1,8 @@
 """What a labeller gets from the command besides its own options."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from c2fmae.data.info import DatasetInfo
 
@@ -20,3 +21,5 @@ class LabellerContext:
     """Number of images in a batch, at most."""
     granularities: frozenset[str] = frozenset({"semantic", "instance"})
     """The maps that are wanted. A labeller that can make others too leaves them out."""
+    shared: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What labellers of one command share, such as a backbone, by its settings."""

@@ -18,7 +18,7 @@ from c2fmae.data.image_regions import RegionConfig, check_scikit_image, find_reg
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.normalised_cuts import PatchObject, find_objects
 from c2fmae.labelling.objects import ObjectRules, finish_objects
-from c2fmae.labelling.patch_features import PatchFeatureConfig, PatchFeatures
+from c2fmae.labelling.patch_features import PatchFeatureConfig, open_patch_features
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import LABELLERS
 from c2fmae.models.segmenters.upsampling import upsample_at
@@ -52,7 +52,7 @@ class CutLabeller:
     def __init__(self, config: CutConfig, context: LabellerContext) -> None:
         if config.snap:
             check_scikit_image()
-        self._config, self._features = config, PatchFeatures(config, context)
+        self._config, self._features = config, open_patch_features(config, context)
 
     def batch_key(self, height: int, width: int) -> Hashable:
         """Return one value: images are labelled one by one."""

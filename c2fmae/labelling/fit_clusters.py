@@ -22,7 +22,7 @@ from c2fmae.labelling.cluster_file import describe_cluster_changes, read_cluster
 from c2fmae.labelling.clusters import ClusterConfig, ClusterFitConfig
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.kmeans import fit_kmeans
-from c2fmae.labelling.patch_features import PatchFeatures
+from c2fmae.labelling.patch_features import PatchFeatures, open_patch_features
 from c2fmae.labelling.registry import parse_labeller
 
 _FAILED = "failed_keys"
@@ -61,7 +61,7 @@ def fit_clusters(scenes: Scenes, config: ClusterConfig, context: LabellerContext
     path = Path(config.centroids)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: is not a name for a file of clusters (expected *.safetensors). Rename it")
-    features = PatchFeatures(config, context)
+    features = open_patch_features(config, context)
     fit = {**config.fit.model_dump(), "keys": digest(*(key.encode() + b"\n" for key in scenes.keys))}
     metadata = {"features": dict(features.describe()), "fit": fit}
     make_output_dir(path.parent)

@@ -1,6 +1,6 @@
 """Semantic maps of clusters: their fit, its file, and the maps."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.scene import Scene
+from c2fmae.labelling import patch_features
 from c2fmae.labelling.clusters import ClusterConfig
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.fit_clusters import draw_patches, fit_clusters, fit_semantics
 from c2fmae.labelling.patch_features import PatchFeatures
 from c2fmae.labelling.protocol import LabelInput
 from c2fmae.labelling.registry import build_labellers
+from c2fmae.models.backbones import Backbone, load_backbone
 from tests.eval.classification.tiny_finetuning import write_pretrained_checkpoint
 from tests.eval.segmentation.tiny_segmenters import draw_image
 from tests.eval.tiny_backbones import InMemoryScenes, draw_coloured_scenes
@@ -157,3 +160,37 @@ def test_other_files_and_labellers_are_refused(checkpoint: Path, tmp_path: Path)
             fit_semantics(text, {}, SCENES, CONTEXT)
     with pytest.raises(UserError, match="clusters.pt: is not a name for a file of clusters"):
         fit_semantics(f"clusters:{checkpoint},clusters.pt", {}, SCENES, CONTEXT)
+
+
+def test_cuts_and_clusters_share_a_backbone_and_its_passes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, passes = list[str](), list[int]()
+
+    def load(source: str, **options: Any) -> Backbone:
+        loaded.append(source)
+        backbone = load_backbone(source, **options)
+        compute = backbone.feature_maps
+
+        def count_passes(images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+            passes.append(len(images))
+            return compute(images, layers)
+
+        monkeypatch.setattr(backbone, "feature_maps", count_passes)
+        return backbone
+
+    monkeypatch.setattr(patch_features, "load_backbone", load)
+    config, context = make_config(checkpoint, tmp_path / "a.safetensors"), LabellerContext(batch_size=3)
+    fit_clusters(SCENES, config, context, is_quiet=True)
+    passes.clear()
+    semantics, instances = f"clusters:{checkpoint},{config.centroids}", f"cuts:{checkpoint}"
+    options = {"semantics_options": {"grid_size": 5}, "instances_options": {"grid_size": 5}}
+    labellers = build_labellers(semantics, instances, context, **options)
+    inputs = [LabelInput(str(number), draw_image(20, 30)) for number in range(3)]
+    results = [labeller.label(inputs, 1) for labeller in labellers]
+    assert (len(loaded), passes) == (1, [1, 1, 1])
+    alone = build_labellers(None, instances, LabellerContext(), instances_options={"grid_size": 5})[0]
+    for shared, own in zip(results[1], alone.label(inputs, 1), strict=True):
+        assert shared.maps["instance"].equal(own.maps["instance"])
+    build_labellers(None, instances, context, instances_options={"grid_size": 5, "layer": 2})
+    assert len(loaded) == 3  # of other settings
