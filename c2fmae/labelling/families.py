@@ -14,6 +14,8 @@ class ModelFamily:
     has_tokenizer: bool = False
     processor_options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the processor that replace those of the folder."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Classes of the same model type (`architectures` in config.json) without what labellers need, and the reason."""
 
 
 GROUNDING_DINO = {
@@ -39,7 +41,13 @@ SAM3 = {
 }
 """Segmenters of all objects of a name."""
 
-RF_DETR = {"rf_detr": ModelFamily("RfDetrForInstanceSegmentation", "RfDetrImageProcessor")}
+RF_DETR = {
+    "rf_detr": ModelFamily(
+        "RfDetrForInstanceSegmentation",
+        "RfDetrImageProcessor",
+        refused={"RfDetrForObjectDetection": "an RF-DETR without masks. Use a folder of RF-DETR-Seg"},
+    )
+}
 """Detectors with masks."""
 
 UNIVERSAL_SEGMENTERS = {

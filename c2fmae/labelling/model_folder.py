@@ -40,19 +40,26 @@ def resolve_model_folder(path: str, *, option: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"{option}: {text} is a file (expected a folder with config.json and {SAFETENSORS}).")
+        raise UserError(
+            f"{option}: {text} is a file (expected a folder with config.json and {SAFETENSORS}). Use its folder"
+        )
     if _HUB_ID.fullmatch(text) and not text.startswith((".", "~")):
         local = Path(text).name
         raise UserError(
             f"{option}: {text} is not a folder, and weights are never downloaded. If it is an id of the Hugging Face"
             f" hub, fetch it once, and use the folder {local} instead:\n  hf download {text} --local-dir {local}"
         )
-    raise UserError(f"{option}: {text} does not exist (expected a folder with config.json and {SAFETENSORS}).")
+    raise UserError(
+        f"{option}: {text} does not exist (expected a folder with config.json and {SAFETENSORS}). Check the path"
+    )
 
 
 def check_model_folder(folder: Path, families: Mapping[str, ModelFamily]) -> str:
     """Return the model type of a folder whose weights can be loaded safely, or raise a `UserError` with the reason."""
     model_type = read_model_type(folder, families)
+    for name in _read_config(folder / "config.json").get("architectures") or ():
+        if reason := families[model_type].refused.get(name):
+            raise UserError(f"{folder}: is {reason}")
     if not any((folder / name).is_file() for name in (SAFETENSORS, f"{SAFETENSORS}.index.json")):
         if any((folder / name).is_file() for name in (PICKLE, f"{PICKLE}.index.json")):
             raise UserError(

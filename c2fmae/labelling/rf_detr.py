@@ -17,11 +17,12 @@ from c2fmae.labelling.candidates import (
 )
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.families import RF_DETR
+from c2fmae.labelling.image_processors import check_fixed_size
 from c2fmae.labelling.model_classes import is_unnamed, list_class_names, match_classes
 from c2fmae.labelling.precision import make_autocast
 from c2fmae.labelling.protocol import LabelInput, LabelResult
 from c2fmae.labelling.registry import LABELLERS
-from c2fmae.labelling.weights import PretrainedModel, load_pretrained
+from c2fmae.labelling.weights import load_pretrained
 
 COCO_THINGS = LabelSpace("coco", tuple(entry for entry in COCO_PANOPTIC.classes if entry.is_thing))
 """The classes of objects; their ids are those of the same classes in `COCO_PANOPTIC`."""
@@ -49,7 +50,12 @@ class RfDetrLabeller:
     def __init__(self, config: RfDetrLabellerConfig, context: LabellerContext) -> None:
         self._config, self._context = config, context
         self._pretrained = load_pretrained(config.model, RF_DETR, option="instances.model", device=context.device)
-        _check_size(self._pretrained)
+        backbone = self._pretrained.model.config.backbone_config
+        check_fixed_size(
+            self._pretrained.folder,
+            self._pretrained.processor,
+            multiple=backbone.patch_size * backbone.num_windows,
+        )
         self._outputs, self._ids = match_outputs(
             self._pretrained.model.config.id2label,
             origin=self._pretrained.folder,
@@ -105,22 +111,28 @@ def match_outputs(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the outputs of a model that are classes, and their ids in `COCO_THINGS`.
 
-    Models that are trained on COCO's category ids have outputs for the gaps between them, which are named `N/A`. Those
-    without any names need `are_coco_ids`.
+    Models that are trained on COCO's category ids have outputs for the gaps between them, which are named `N/A`,
+    `background` or not at all. Those without any names need `are_coco_ids`.
     """
-    names = {index: name for index, name in enumerate(list_class_names(id2label, origin)) if name != "N/A"}
+    all_names = list_class_names(id2label, origin)
+    names = {index: name for index, name in enumerate(all_names) if not _is_gap(index, name)}
     if is_unnamed(names.values()):
-        names = _name_coco_ids(len(names), origin, are_coco_ids=are_coco_ids)
+        names = _name_coco_ids(len(all_names), origin, are_coco_ids=are_coco_ids)
     ids = match_classes(list(names.values()), COCO_THINGS, origin=origin, is_in_order=False, needs_all=False)
     return tuple(names), ids
+
+
+def _is_gap(index: int, name: str) -> bool:
+    is_coco_id = any(entry.coco_id == index for entry in COCO_THINGS.classes)
+    return name == "N/A" or (not is_coco_id and (is_unnamed([name]) or name.lower() == "background"))
 
 
 def _name_coco_ids(num_outputs: int, origin: Any, *, are_coco_ids: bool) -> dict[int, str]:
     names = {entry.coco_id: entry.name for entry in COCO_THINGS.classes if entry.coco_id is not None}
     if not are_coco_ids:
         raise UserError(
-            f"{origin}: config.json has no names of classes (LABEL_0, …). If its outputs are the category ids of COCO,"
-            " as in the published models, add --set instances.space=coco"
+            f"{origin}: config.json has no names of classes (LABEL_0, … or N/A). If its outputs are the category ids of"
+            " COCO, as in the published models, add --set instances.space=coco"
         )
     if num_outputs != max(names) + 1:
         raise UserError(
@@ -128,13 +140,3 @@ def _name_coco_ids(num_outputs: int, origin: Any, *, are_coco_ids: bool) -> dict
             " Use a config.json with id2label"
         )
     return names
-
-
-def _check_size(pretrained: PretrainedModel) -> None:
-    """Refuse image processors that keep the aspect ratio: these models read images of one size."""
-    size = pretrained.processor.size
-    if not (size.height and size.width):
-        raise UserError(
-            f"{pretrained.folder}: its image processor has no fixed size (expected `size` with height and width in"
-            " preprocessor_config.json). Use the processor that belongs to the weights"
-        )

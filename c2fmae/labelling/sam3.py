@@ -21,6 +21,7 @@ from c2fmae.labelling.candidates import (
 from c2fmae.labelling.context import LabellerContext
 from c2fmae.labelling.families import SAM3
 from c2fmae.labelling.image_names import describe_names, resolve_names
+from c2fmae.labelling.image_processors import check_fixed_size
 from c2fmae.labelling.name_tokens import embed_names
 from c2fmae.labelling.precision import make_autocast
 from c2fmae.labelling.protocol import LabelInput, LabelResult
@@ -104,6 +105,11 @@ class NameSegmenter:
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self._pretrained, self._rules, self._autocast = pretrained, rules, autocast
+        check_fixed_size(
+            pretrained.folder,
+            pretrained.processor.image_processor,
+            expected=pretrained.model.config.vision_config.backbone_config.image_size,
+        )
         self._rows = {name: row for row, name in enumerate(names)}
         with torch.inference_mode():
             self._features, self._mask = embed_names(

@@ -4,6 +4,7 @@ transformers fills parameters that a file lacks with random numbers, and takes a
 Here, every missing or differing parameter is an error.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ import torch
 from c2fmae.core.errors import UserError
 from c2fmae.core.failures import describe_failure
 from c2fmae.labelling.families import ModelFamily
+from c2fmae.labelling.image_processors import check_resizes
 from c2fmae.labelling.model_folder import (
     check_model_folder,
     compute_model_digest,
     read_licence,
     resolve_model_folder,
 )
+
+log = logging.getLogger(__name__)
 
 _MAX_LISTED = 5  # parameters in an error
 
@@ -74,8 +78,17 @@ def load_pretrained(
     with quiet(transformers):
         model, unexpected = _load_model(folder, _get_class(transformers, family.model_class))
         processor = _load_processor(folder, _get_class(transformers, family.processor_class), family.processor_options)
+    check_resizes(folder, getattr(processor, "image_processor", processor))
     if family.has_tokenizer:
         _check_vocabulary(folder, model, processor)
+    if unexpected:  # transformers lists no parameters of larger models, such as trackers
+        log.warning(
+            "%s: %d of its parameters are not in %s and are not used: %s",
+            folder,
+            len(unexpected),
+            family.model_class,
+            _list_names(unexpected[:1]) + (", …" if len(unexpected) > 1 else ""),
+        )
     return PretrainedModel(
         folder=folder,
         model_type=model_type,
@@ -90,16 +103,16 @@ def load_pretrained(
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
     """Turn off transformers' messages and progress bars; errors are raised, not logged."""
-    logging = transformers.utils.logging
-    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    settings = transformers.utils.logging
+    verbosity, shows_bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        settings.set_verbosity(verbosity)
         if shows_bars:
-            logging.enable_progress_bar()
+            settings.enable_progress_bar()
 
 
 def _get_class(transformers: Any, name: str) -> Any:

@@ -85,6 +85,9 @@ def test_outputs_are_matched_by_name_or_by_category_id() -> None:
     expected = (tuple(COCO_IDS), tuple(range(80)))
     assert match_outputs(UNNAMED, origin="folder", are_coco_ids=True) == expected
     assert match_outputs(WITH_GAPS, origin="folder", are_coco_ids=False) == expected
+    others = {index: f"LABEL_{index}" if name == "N/A" else name for index, name in WITH_GAPS.items()}
+    assert match_outputs({**others, 0: "background"}, origin="folder", are_coco_ids=False) == expected
+    assert match_outputs(dict.fromkeys(range(91), "N/A"), origin="folder", are_coco_ids=True) == expected
     assert match_outputs(dict(enumerate(NAMES[::-1])), origin="folder", are_coco_ids=False) == (
         tuple(range(80)),
         tuple(range(79, -1, -1)),
@@ -96,6 +99,8 @@ def test_outputs_are_matched_by_name_or_by_category_id() -> None:
     ("id2label", "are_coco_ids", "message"),
     [
         (UNNAMED, False, "no names of classes .*as in the published models, add --set instances.space=coco$"),
+        (dict.fromkeys(range(91), "N/A"), False, "no names of classes .LABEL_0, … or N/A."),
+        ({**WITH_GAPS, 17: "LABEL_17"}, False, "1 of its 80 classes are not in coco: LABEL_17"),
         ({0: "LABEL_0", 1: "LABEL_1"}, True, "has 2 outputs without names .expected 91"),
         ({0: "cat", 1: "unicorn"}, False, "1 of its 2 classes are not in coco: unicorn"),
     ],

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from c2fmae.core.errors import UserError
-from c2fmae.labelling.families import ModelFamily
+from c2fmae.labelling.families import SAM3, ModelFamily
 from c2fmae.labelling.model_folder import compute_model_digest, read_licence
 from c2fmae.labelling.weights import PretrainedModel, load_pretrained
 
@@ -164,8 +164,8 @@ def test_a_defective_folder_is_refused_with_the_reason(detector: Path, defect: s
     [
         ("facebook/sam3", r"never downloaded.*the folder sam3 instead:\n  hf download facebook/sam3 --local-dir sam3$"),
         ("hf:facebook/sam3", r"hf download facebook/sam3"),
-        ("./nowhere/at/all", r"\./nowhere/at/all does not exist"),
-        (__file__, r"is a file"),
+        ("./nowhere/at/all", r"\./nowhere/at/all does not exist .*\. Check the path$"),
+        (__file__, r"is a file .*\. Use its folder$"),
     ],
 )
 def test_a_path_that_is_no_folder_is_never_fetched(path: str, reason: str) -> None:
@@ -173,10 +173,20 @@ def test_a_path_that_is_no_folder_is_never_fetched(path: str, reason: str) -> No
         load(path)
 
 
-def test_unexpected_parameters_are_reported(detector: Path) -> None:
-    change_weights(detector, lambda tensors: tensors.update({"extra.weight": torch.zeros(1)}))
+def test_unexpected_parameters_are_reported(detector: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change_weights(detector, lambda tensors: tensors.update({"extra.weight": torch.zeros(1), "more": torch.zeros(1)}))
 
-    assert load(detector).unexpected == ("extra.weight",)
+    assert load(detector).unexpected == ("extra.weight", "more")
+    (message,) = caplog.messages
+    assert message == (
+        f"{detector}: 2 of its parameters are not in GroundingDinoForObjectDetection and are not used: extra.weight, …"
+    )
+
+
+def test_the_tracker_of_a_video_model_is_not_reported(tiny_model: TinyModel, caplog: pytest.LogCaptureFixture) -> None:
+    load_pretrained(str(tiny_model("sam3-video")), SAM3, option="instances.model")
+
+    assert caplog.messages == []
 
 
 def test_the_digest_depends_on_what_the_maps_depend_on(detector: Path) -> None:

@@ -59,9 +59,8 @@ class UniversalLabeller:
         self._config, self._context = config, context
         self.granularities = context.granularities
         self.classes: tuple[ClassInfo, ...] = COCO_PANOPTIC.classes if "semantic" in self.granularities else ()
-        pretrained = load_pretrained(
-            config.model, UNIVERSAL_SEGMENTERS, option="universal.model", device=context.device
-        )
+        option = "semantics.model" if "semantic" in self.granularities else "instances.model"
+        pretrained = load_pretrained(config.model, UNIVERSAL_SEGMENTERS, option=option, device=context.device)
         ids = match_classes(
             list_class_names(pretrained.model.config.id2label, pretrained.folder),
             COCO_PANOPTIC,

@@ -22,6 +22,7 @@ from c2fmae.labelling.canvases import (
     round_up_canvas,
     sample_cells,
 )
+from c2fmae.labelling.image_processors import check_free_size
 from c2fmae.labelling.weights import PretrainedModel
 
 _TASK = "the task is panoptic"  # of OneFormer, which has one for each kind of map; this one has the queries of both
@@ -71,6 +72,8 @@ class UniversalSegmenter:
         self._get_resized_size = lru_cache(maxsize=1 << 16)(self._get_resized_size_once)
         if self._has_fixed_canvas:
             self._check_canvas()
+        else:
+            check_free_size(pretrained.folder, self._image_processor)
 
     def batch_key(self, height: int, width: int) -> Hashable:
         """Return the canvas."""
