@@ -58,7 +58,7 @@ class RayEngine:
                 _ShardActor
             )
             actors = [actor.remote(self, plan_digest, Path.cwd()) for _ in range(min(num_actors, len(numbers)))]
-            for reports in ActorPool(actors).map_unordered(lambda each, number: each.label.remote(number), numbers):
+            for reports in ActorPool(actors).map_unordered(lambda idle, number: idle.label.remote(number), numbers):
                 yield from reports
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
