@@ -57,6 +57,8 @@ def _narrow_ids(labels: Tensor) -> Tensor:
 def _lowest_majority_id(ids: Tensor, votes: Tensor, dim: int) -> Tensor:
     """Return the lowest id among those with the most votes."""
     is_most = votes == votes.amax(dim, keepdim=True)
+    if ids.dtype == torch.uint8:  # the same as `where` below, in arithmetic that a CPU does on vectors of bytes
+        return (ids | (is_most.view(torch.uint8) - 1)).amin(dim)
     return torch.where(is_most, ids, torch.iinfo(ids.dtype).max).amin(dim)
 
 
@@ -68,12 +70,14 @@ def _majority_by_comparing(cells: Tensor, ignore: int) -> Tensor:
     ring = torch.cat([ids, ids])  # makes the pixels `step` further on a plain slice
     votes = torch.ones_like(ids, dtype=torch.uint8)
     for step in range(1, pixels // 2 + 1):
-        same = (ids == ring[step : step + pixels]).byte()
+        same = (ids == ring[step : step + pixels]).view(torch.uint8)
         votes += same
         if 2 * step < pixels:  # the other pixel of each pair
             votes[step:] += same[:-step]
             votes[:step] += same[-step:]
-    votes.masked_fill_(ids == ignore, 0)
+    if torch.iinfo(ids.dtype).min <= ignore <= torch.iinfo(ids.dtype).max:
+        # On bytes, a CPU compares with a row 10 times as fast as with a number, and multiplies faster than it fills.
+        votes *= (ids != torch.full_like(ids[:1], ignore)).view(torch.uint8)
     return _lowest_majority_id(ids, votes, 0).view(batch, grid_rows, grid_columns)
 
 

@@ -50,6 +50,13 @@ def test_ids_that_do_not_fit_a_byte_are_counted(patch: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("patch", [2, 16])
+def test_an_ignore_id_that_does_not_fit_a_byte_ignores_nothing(patch: int) -> None:
+    labels = torch.full((1, patch, patch), 255, dtype=torch.uint8)
+    labels[0, 0, 0] = 7
+    assert patch_regions(labels, patch, ignore=-1).tolist() == [[255]]
+
+
 def test_unsigned_16_bit_maps_are_supported() -> None:
     labels = torch.tensor([[[65535, 65535], [65535, 300]]], dtype=torch.int32).to(torch.uint16)
     assert patch_regions(labels, 2, ignore=65535).int().tolist() == [[300]]
