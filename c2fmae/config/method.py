@@ -49,6 +49,9 @@ class MethodConfig(Config):
     """Visible patches per image, over all granularities. By default, a sixth of them, or a quarter of a single one."""
     concentration: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     """Concentration of the Dirichlet distribution that divides the visible patches, by granularity, 1 by default."""
+    mask_noise: Literal["rows", "batch"] = "rows"
+    """The random numbers that a process draws for the masks of a step: those of its own samples, or those of the global
+    batch, as version 0.1 did. The two give different masks of the same distribution."""
     initialisation: Literal["split", "fused"] = "split"
     """Xavier initialisation of queries, keys and values as three matrices (MultiMAE) or as one (MAE)."""
     mean: tuple[float, ...] | None = None

@@ -29,8 +29,14 @@ _OLD_MASKING_OPTIONS = ("curriculum", "blend", "object_share", "max_objects", "w
 
 
 def migrate_pretraining(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Migrate the config of a pre-training run or a recipe."""
-    return _migrate_experiment(values, method=migrate_method, data=migrate_data, watching=_migrate_watching)
+    """Migrate the config of a pre-training run or a recipe.
+
+    Files without `mask_noise` were written before there was a choice; their runs keep their masks.
+    """
+    tree = _migrate_experiment(values, method=migrate_method, data=migrate_data, watching=_migrate_watching)
+    if isinstance(method := tree.get("method"), Mapping):
+        tree["method"] = {**method, "mask_noise": method.get("mask_noise", "batch")}
+    return tree
 
 
 def migrate_finetuning(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pure functions that choose the patches that a masked autoencoder hides, and the policies that configs select by name.
 
 Noise and generators are arguments, inputs are never modified, the images of a batch do not influence each other, and
-only torch and jaxtyping are required.
+only torch, NumPy and jaxtyping are required.
 
 >>> import torch
 >>> from c2fmae.masking import patch_regions, semantic_mask
@@ -18,6 +18,7 @@ from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
 from c2fmae.masking.curricula import CURRICULA
 from c2fmae.masking.explanation import Quota, explain
 from c2fmae.masking.guided import instance_mask, semantic_mask
+from c2fmae.masking.noise import RowGenerator
 from c2fmae.masking.objects import select_instances
 from c2fmae.masking.policies import POLICIES, ExplainablePolicy, MaskNoise, PatchMaps, Policy
 from c2fmae.masking.regions import patch_regions
@@ -33,6 +34,7 @@ __all__ = [
     "PatchMaps",
     "Policy",
     "Quota",
+    "RowGenerator",
     "apportion",
     "blend_scores",
     "compute_quotas",

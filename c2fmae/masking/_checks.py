@@ -47,6 +47,14 @@ def check_floating_point(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
 
 
+def check_concentration(concentration: Tensor) -> None:
+    """Raise a ValueError unless there is one finite number above 0 per granularity."""
+    if concentration.ndim != 1:
+        raise ValueError(f"concentration: expected one number per granularity, got shape {list(concentration.shape)}")
+    if can_read_values(concentration) and not bool(((concentration > 0) & concentration.isfinite()).all()):
+        raise ValueError(f"concentration: expected finite numbers above 0, got {concentration.tolist()}")
+
+
 def check_noise(noise: Tensor, shape: tuple[int, int]) -> None:
     """Raise a ValueError unless noise is floating-point and has the shape of the patches."""
     check_shape("noise", noise, shape)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Integer, Real
 from torch import Tensor
 
-from c2fmae.masking._checks import can_read_values, check_ids, check_shape
+from c2fmae.masking._checks import can_read_values, check_concentration, check_ids, check_shape
 
 _TIE_TOLERANCE = 1e-9
 """Real remainders that differ by less count as equal."""
@@ -71,10 +71,7 @@ def sample_shares(
     batch: int, concentration: Float[Tensor, " granularity"], *, generator: torch.Generator
 ) -> Float64[Tensor, "batch granularity"]:
     """Draw the shares of each image from a Dirichlet distribution; equal and high concentrations give even shares."""
-    if concentration.ndim != 1:
-        raise ValueError(f"concentration: expected one number per granularity, got shape {list(concentration.shape)}")
-    if can_read_values(concentration) and not bool(((concentration > 0) & concentration.isfinite()).all()):
-        raise ValueError(f"concentration: expected finite numbers above 0, got {concentration.tolist()}")
+    check_concentration(concentration)
     rates = concentration.to(generator.device, torch.float64, non_blocking=True).expand(batch, -1)
     # Tiny concentrations can underflow to 0 in all granularities of an image.
     gamma = torch._standard_gamma(rates, generator=generator).clamp(min=_TINY)

@@ -1,17 +1,17 @@
 """Masks for all granularities of a batch: budgets, hidden patches and the indices of visible ones."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 from torch import Tensor
 
 from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
 from c2fmae.masking._checks import check_batch_by_patch, check_ids, check_shape
-from c2fmae.masking.policies import POLICIES, MaskNoise, PatchMaps, Policy
-from c2fmae.masking.rounding import apportion, sample_shares
+from c2fmae.masking.noise import MaskGenerator, draw_noise
+from c2fmae.masking.policies import POLICIES, PatchMaps, Policy
+from c2fmae.masking.rounding import apportion
 
 
 def mask_scenes(
@@ -21,7 +21,7 @@ def mask_scenes(
     *,
     num_visible: int,
     progress: float,
-    generator: torch.Generator,
+    generator: MaskGenerator,
     granularities: Sequence[str] = COARSE_TO_FINE,
     concentration: Sequence[float] | None = None,
     ignore: int = 255,
@@ -35,7 +35,8 @@ def mask_scenes(
     `instances` hold the semantic class and the object of each patch, see `patch_regions`. `grid` is (rows, columns) of
     patches, by default a square, for policies that depend on positions. `global_batch = (first, total)` means that
     the images are number first, first + 1, … of a global batch of `total` images: every rank and micro-batch then
-    gets its rows of the same draw.
+    gets its rows of the same draw. `generator` is one of torch, which draws the complete global batch, or a
+    `RowGenerator`, which draws only these images.
 
     >>> patches = torch.zeros(2, 196, dtype=torch.long)
     >>> masks = mask_scenes("random", patches, patches, num_visible=98, progress=0, generator=torch.Generator())
@@ -64,39 +65,18 @@ def mask_scenes(
         raise ValueError(
             f"concentration: expected one number for each of {', '.join(granularities)}, got {len(concentration)}"
         )
-    draw = draw_noise(total, patches, torch.tensor(concentration, dtype=torch.float64), generator)
-    local_draw = _MaskDraw(*(tensor[offset : offset + batch].to(regions.device, non_blocking=True) for tensor in draw))
+    rates = torch.tensor(concentration, dtype=torch.float64)
+    draw = draw_noise(generator, range(offset, offset + batch), total, patches, rates).to(regions.device)
 
     capacity = torch.full((batch, count), patches, device=regions.device)
-    num_masked = patches - apportion(local_draw.shares, capacity.new_full((batch,), num_visible), capacity)
-    semantic, instance, random, tie = local_draw.noise.flatten(0, 1).unbind(1)
+    num_masked = patches - apportion(draw.shares, capacity.new_full((batch,), num_visible), capacity)
     is_masked = policy.hide(
         PatchMaps(repeat_per_granularity(regions, count), repeat_per_granularity(instances, count), ignore, grid),
         num_masked.flatten(),
-        MaskNoise(semantic, instance, random, tie, local_draw.image.repeat_interleave(count)),
+        draw.noise,
         progress=progress,
     )
     return Masks.from_mask(is_masked.view(batch, count, patches), granularities, num_visible=num_visible)
-
-
-class _MaskDraw(NamedTuple):
-    """All random numbers for the masks of a batch."""
-
-    shares: Float[Tensor, "batch granularity"]
-    noise: Float[Tensor, "batch granularity 4 patch"]
-    image: Float[Tensor, " batch"]
-
-
-def draw_noise(
-    batch: int, patches: int, concentration: Float[Tensor, " granularity"], generator: torch.Generator
-) -> _MaskDraw:
-    """Draw all random numbers for the masks of a global batch."""
-    device = generator.device
-    return _MaskDraw(
-        sample_shares(batch, concentration, generator=generator),
-        torch.rand(batch, len(concentration), 4, patches, generator=generator, device=device),
-        torch.rand(batch, generator=generator, device=device),
-    )
 
 
 def repeat_per_granularity(

@@ -47,10 +47,20 @@ def read_old(**method: Any) -> MethodConfig:
 
 
 def test_a_recipe_of_version_0_1_equals_the_current_one() -> None:
-    old, today = RecipeConfig.from_yaml(FORMATS / "recipe.yaml"), RECIPES.get("multimae-tiny")()
+    old = RecipeConfig.from_yaml(FORMATS / "recipe.yaml")
+    today = RECIPES.get("multimae-tiny")().override(["method.mask_noise=batch"])
     assert {name: value for name, value in old if name not in ("title", "source", "deviations", "unmeasured")} == {
         name: value for name, value in today if name not in ("title", "source", "deviations", "unmeasured")
     }
+
+
+def test_files_of_all_formats_keep_their_masks() -> None:
+    tree = RECIPES.get("c2fmae-b")().model_dump(mode="json")
+    assert tree["method"].pop("mask_noise") == "rows"  # of new runs
+    for format_keys in ({}, {"format": 2}):
+        recipe = {key: value for key, value in tree.items() if key != "format"} | format_keys
+        assert RecipeConfig.from_dict(recipe).method.mask_noise == "batch"
+        assert RecipeConfig.from_dict(recipe, ["method.mask_noise=rows"]).method.mask_noise == "rows"
 
 
 def test_a_fine_tuning_config_of_version_0_1_is_read() -> None:

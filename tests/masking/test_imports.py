@@ -1,4 +1,4 @@
-"""`import c2fmae.masking` requires only torch and jaxtyping."""
+"""`import c2fmae.masking` requires only torch, NumPy and jaxtyping."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ print(masks.visible_idx.shape, CURRICULA.get("triangle")(0.25))
 """
 
 
-def test_masking_imports_only_torch_and_jaxtyping() -> None:
+def test_masking_imports_only_torch_numpy_and_jaxtyping() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torch.Size([2, 5]) (0.5, 0.5)"

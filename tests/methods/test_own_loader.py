@@ -11,7 +11,7 @@ from c2fmae.core.distributed import World
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.data import CentralView, open_scenes
-from c2fmae.masking import mask_scenes, patch_regions
+from c2fmae.masking import RowGenerator, mask_scenes, patch_regions
 from c2fmae.methods.masked.task import PretrainingTask
 from tests.methods.tiny_methods import build_tiny_method
 
@@ -37,7 +37,7 @@ def test_masks_of_a_loader_of_ones_own_are_those_of_pretraining() -> None:
         patch_regions(batch["instance"], patch),
         num_visible=method.config.resolve_num_visible((side // method.patch_size) ** 2),
         progress=PROGRESS,
-        generator=torch.Generator().manual_seed(derive_seed(SEED, "masks", STEP)),
+        generator=RowGenerator(derive_seed(SEED, "masks", STEP)),
     )
     (part,) = PretrainingTask(method, SEED).split(
         SceneBatch.stack(scenes), num_micro_batches=1, step=STEP, progress=PROGRESS, world=World()
@@ -49,6 +49,6 @@ def test_masks_of_a_loader_of_ones_own_are_those_of_pretraining() -> None:
     from_batch = method.sample_masks(
         SceneBatch(keys, batch),
         progress=PROGRESS,
-        generator=torch.Generator().manual_seed(derive_seed(SEED, "masks", STEP)),
+        generator=RowGenerator(derive_seed(SEED, "masks", STEP)),
     )
     assert torch.equal(from_batch.is_masked, masks.is_masked)

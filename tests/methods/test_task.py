@@ -10,7 +10,7 @@ from c2fmae.core.loop import Task
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
-from c2fmae.masking import CURRICULA
+from c2fmae.masking import CURRICULA, RowGenerator
 from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
 
@@ -55,8 +55,8 @@ def sum_counts(counts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([count[name] for count in counts]).sum() for name in counts[0]}
 
 
-def step_generator() -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(3, "masks", 5))
+def step_generator() -> RowGenerator:
+    return RowGenerator(derive_seed(3, "masks", 5))
 
 
 def test_the_task_implements_the_interface_of_the_loop() -> None:

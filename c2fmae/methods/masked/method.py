@@ -9,15 +9,13 @@ from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from c2fmae.config.method import MethodConfig
-from c2fmae.core.errors import UserError
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
-from c2fmae.masking import Policy, mask_scenes, patch_regions
-from c2fmae.masking.policies import GUIDE_MAPS, get_required_maps
-from c2fmae.methods.masked.map_checks import check_guide
+from c2fmae.masking import Policy
+from c2fmae.masking.noise import MaskGenerator
+from c2fmae.methods.masked.mask_sampler import MaskSampler
 from c2fmae.methods.masked.model_inputs import (
-    compute_patch_grid,
     denormalise_map,
     fill_missing_maps,
     paste_visible,
@@ -54,6 +52,11 @@ class MaskedAutoencoding:
     patch_size: int
 
     @property
+    def masking(self) -> MaskSampler:
+        """The masking of the method, without its model."""
+        return MaskSampler(self.config, self.policy, self.patch_size)
+
+    @property
     def view_options(self) -> dict[str, Any]:
         """Arguments of the `RandomView` or `CentralView` that crops scenes for this method."""
         return {
@@ -62,7 +65,7 @@ class MaskedAutoencoding:
             "max_instances": self.config.num_channels("instance"),
         }
 
-    def compute_step_loss(self, scenes: SceneBatch, *, progress: float, generator: torch.Generator) -> StepLoss:
+    def compute_step_loss(self, scenes: SceneBatch, *, progress: float, generator: MaskGenerator) -> StepLoss:
         """Draw masks from the generator, predict the hidden patches and return the loss."""
         maps = self.prepare_inputs(scenes)
         masks = self.sample_masks(scenes, progress=progress, generator=generator)
@@ -109,25 +112,11 @@ class MaskedAutoencoding:
         scenes: SceneBatch,
         *,
         progress: float,
-        generator: torch.Generator,
+        generator: MaskGenerator,
         global_rows: tuple[int, int] | None = None,
     ) -> Masks:
         """Draw masks; `global_rows = (first, total)` is the number of the first scene in a global batch of `total`."""
-        config = self.config
-        grid = compute_patch_grid(config, self.patch_size, scenes)
-        guides = {name: self._guide_regions(scenes, name, grid) for name in GUIDE_MAPS}
-        return mask_scenes(
-            self.policy,
-            guides["semantic"],
-            guides["instance"],
-            num_visible=config.resolve_num_visible(grid[0] * grid[1]),
-            progress=progress,
-            generator=generator,
-            granularities=config.granularities,
-            concentration=[config.concentration.get(name, 1.0) for name in config.granularities],
-            grid=grid,
-            global_batch=global_rows,
-        )
+        return self.masking.sample(scenes, progress=progress, generator=generator, global_rows=global_rows)
 
     def loss_counts(self, maps: InputMaps, masks: Masks) -> dict[str, Tensor]:
         """Return the count that each loss is divided by; the counts of ranks and micro-batches add up."""
@@ -164,16 +153,3 @@ class MaskedAutoencoding:
             (name, objective, masks_by_granularity[objective.granularity])
             for name, objective in self.objectives.items()
         ]
-
-    def _guide_regions(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
-        """Return the region of each patch in a map, or a single region if the policy does not use the map."""
-        if name in get_required_maps(self.policy):
-            if name not in scenes.maps:
-                raise UserError(
-                    f"masking: {self.config.masking.name!r} needs {name} maps, but the scenes have none. "
-                    f"Use masking.name=random, or data with {name} maps"
-                )
-            check_guide(name, scenes.maps[name], len(scenes), grid)
-            return patch_regions(scenes.maps[name], scenes.maps[name].shape[1] // grid[0])
-        device = next(iter(scenes.maps.values())).device
-        return torch.zeros(len(scenes), grid[0] * grid[1], dtype=torch.uint8, device=device)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
@@ -12,7 +11,6 @@ from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.seeding import derive_seed
 from c2fmae.masking.policies import CurriculumPolicy
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.patches import patchify
@@ -37,12 +35,9 @@ class PretrainingTask:
     def split(
         self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
     ) -> list[MicroBatch]:
-        """Draw masks, and split inputs and masks into micro-batches.
-
-        The noise is drawn on the CPU, so that masks are the same on every device.
-        """
+        """Draw masks, and split inputs and masks into micro-batches."""
         scenes, micro_batch_size = batch.to(world.device), len(batch) // num_micro_batches
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "masks", step))
+        generator = self.method.masking.seed_step(self.seed, step)
         rows = (world.rank * len(batch), world.size * len(batch))
         masks = self.method.sample_masks(scenes, progress=progress, generator=generator, global_rows=rows)
         maps = self.method.prepare_inputs(scenes)
