@@ -9,7 +9,7 @@ from time import perf_counter
 
 from c2fmae.core.experiment import Experiment, checkpoint_bytes
 from c2fmae.core.loading_speed import LoadingSpeed, LoadTimes
-from c2fmae.core.loop import TrainingLoop, TrainingState
+from c2fmae.core.loop import TrainingLoop, TrainingState, choose_delay
 from c2fmae.core.text import format_count
 from c2fmae.core.watching import peak_memory
 
@@ -25,7 +25,8 @@ def measure_run(experiment: Experiment, out: Path) -> str:
     A few more steps reuse one batch, after the loader has ended: they show the speed that no loader can exceed.
     """
     training = TrainingState.create(experiment.model, experiment.config.training)
-    loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, experiment.world)
+    world = experiment.world
+    loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, world, choose_delay(world.device))
     steps, waits, times = [], [], []
     with experiment.open_batches(0) as batches:
         before, waited = perf_counter(), 0.0

@@ -85,23 +85,37 @@ class Pretraining(Experiment):
         """Raise a `UserError` if more samples are broken than `data.max_broken` allows."""
         self.config.data.check_broken(num_broken, len(self.scenes))
 
+    def _is_held_out_due(self, step: int) -> bool:
+        every = self.config.watching.held_out_every or self.plan.steps_per_epoch
+        return self.held_out is not None and is_due(step, every, self.plan.steps)
+
+    def _are_probes_due(self, step: int) -> bool:
+        return self.probes is not None and self.probes.is_due(step, self.plan.steps)
+
+    def _is_figure_due(self, step: int) -> bool:
+        watching, total = self.config.watching, self.plan.steps
+        return watching.figures > 0 and is_due(step, watching.figures_every or max(total // 10, 1), total)
+
+    def is_evaluation_due(self, step: int) -> bool:
+        """Return whether held-out losses, probes or a figure are due after a step."""
+        return self._is_held_out_due(step) or self._are_probes_due(step) or self._is_figure_due(step)
+
     def evaluate(self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_start: bool = False) -> None:
         """Compute held-out losses, probe the encoder and draw reconstructions, if they are due after this step."""
-        step, total, watching = training.step, self.plan.steps, self.config.watching
+        step = training.step
         logged: set[str] = set()
         if is_start:  # the only time at which rows of this step may exist: later steps need no broadcast
             rows = read_rows(run_dir.metrics) if self.world.is_main else []
             logged = self.world.broadcast_object({key for row in rows if row.get("step") == step for key in row})
-        is_held_out_due = is_due(step, watching.held_out_every or self.plan.steps_per_epoch, total)
-        if self.held_out and is_held_out_due and "held_out/loss" not in logged:
+        if self.held_out and self._is_held_out_due(step) and "held_out/loss" not in logged:
             with unsharded(self.model):
                 logger.log_metrics(step, self.held_out.compute_losses(self.method, self.config.training))
-        if self.probes and self.probes.is_due(step, total) and not logged.intersection(self.probes.keys):
+        if self.probes and self._are_probes_due(step) and not logged.intersection(self.probes.keys):
             tensors = unshard_tensors(self.model.state_dict() | (training.ema or {}))
             accuracies = self.probes.compute_accuracies(tensors)
             logger.log_metrics(step, accuracies)
             logger.print_line(f"step {step:,}: {describe_accuracies(accuracies)}")
-        if watching.figures and is_due(step, watching.figures_every or max(total // 10, 1), total):
+        if self._is_figure_due(step):
             with unsharded(self.model):  # a collective: all ranks enter it
                 if self.world.is_main:
                     self.draw_reconstructions(run_dir, logger, step)

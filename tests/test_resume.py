@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,8 +88,8 @@ def poison_weights_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make the weights NaN in the update of a step."""
     update = TrainingLoop._update
 
-    def spoil(self: TrainingLoop[object, object], training: TrainingState, lr: float, norm: torch.Tensor) -> None:
-        update(self, training, lr, norm)
+    def spoil(self: TrainingLoop[object, object], training: TrainingState, *values: Any) -> None:
+        update(self, training, *values)
         if training.step + 1 == step:
             with torch.no_grad():
                 next(training.model.parameters()).fill_(torch.nan)

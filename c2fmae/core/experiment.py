@@ -18,7 +18,7 @@ from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.failures import describe_failure
 from c2fmae.core.json_file import write_json
 from c2fmae.core.loading_speed import LoadTimes
-from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState
+from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState, choose_delay
 from c2fmae.core.progress import NO_LABELS
 from c2fmae.core.resume import start_or_resume
 from c2fmae.core.run_dir import RUN_ID_KEY, RunDir, open_run_dir
@@ -79,6 +79,10 @@ class Experiment(ABC):
     @abstractmethod
     def check_broken(self, num_broken: int) -> None:
         """Raise a `UserError` if this many broken samples, over all ranks, are more than the config allows."""
+
+    @abstractmethod
+    def is_evaluation_due(self, step: int) -> bool:
+        """Return whether to evaluate the model or to draw figures after a step."""
 
     @abstractmethod
     def evaluate(self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_start: bool = False) -> None:
@@ -168,7 +172,8 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
     """Train to the end of the plan, or until a stop is requested."""
     config, plan, world, start_step = experiment.config, experiment.plan, experiment.world, training.step
     metadata = {**experiment.metadata(), RUN_ID_KEY: run_dir.read_run_id()}
-    loop = TrainingLoop(experiment.task, config.training, plan, world)
+    loop = TrainingLoop(experiment.task, config.training, plan, world, choose_delay(world.device))
+    requests: set[str] = set()  # in reports since the last boundary
     with ExitStack() as stack:
         batches = stack.enter_context(experiment.open_batches(training.step))
         saver = stack.enter_context(Saver(run_dir.checkpoints, config.saving, world, metadata))
@@ -187,6 +192,10 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
         def read_flags() -> dict[str, int]:
             return {"stop": bool(stop), "save": saver.is_overdue, "broken": len(batches.skip_reasons)}
 
+        def is_boundary(step: int) -> bool:
+            is_save_step = config.saving.is_save_step(step, plan.steps)
+            return bool(requests) or is_save_step or experiment.is_evaluation_due(step)
+
         def save(*, is_required: bool) -> None:
             logger.fsync_metrics()
             is_saved = saver.save(training)
@@ -195,17 +204,21 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
 
         try:
             experiment.evaluate(training, run_dir, logger, is_start=True)
-            for report in loop.run(training, logger.time_batches(batches), read_flags):
+            for report in loop.run(training, logger.time_batches(batches), read_flags, is_boundary):
                 logger.log_step(report)
                 experiment.check_broken(report.flags["broken"])
                 if report.skip_details is not None:
                     record_skipped_step(training, run_dir, report, world, max_bad_steps=config.training.max_bad_steps)
-                is_stop = bool(report.flags["stop"])
-                if is_stop or report.flags["save"] or config.saving.is_save_step(training.step, plan.steps):
-                    save(is_required=is_stop or training.step == plan.steps)
-                if is_stop:
+                requests |= {name for name in ("stop", "save") if report.flags[name]}
+                if report.step < training.step:  # the state is that of a later step
+                    continue
+                if requests or config.saving.is_save_step(training.step, plan.steps):
+                    save(is_required="stop" in requests or training.step == plan.steps)
+                if "stop" in requests:
                     return RunOutcome("saved-on-signal", training.step, stop.exit_code)
-                experiment.evaluate(training, run_dir, logger)
+                requests.clear()
+                if experiment.is_evaluation_due(training.step):
+                    experiment.evaluate(training, run_dir, logger)
         except TestStopped:  # between two steps; a resumed run begins with this test
             if training.step > start_step:
                 save(is_required=True)

@@ -5,8 +5,10 @@ division, so accumulated micro-batches give the gradient of the global batch. Al
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -17,10 +19,11 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from c2fmae.core.checkpoint import check_model_tensors
 from c2fmae.core.distributed import World, gradient_sync
-from c2fmae.core.ema import init_ema, update_ema
+from c2fmae.core.ema import averaged_tensors, init_ema, update_ema
 from c2fmae.core.errors import UserError
-from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
-from c2fmae.core.running_statistics import restore_statistics, running_statistics
+from c2fmae.core.host_copy import HostCopy
+from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr, step_if
+from c2fmae.core.running_statistics import restore_statistics_unless, running_statistics
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import compute_total_norm, gather, shard_like
 from c2fmae.core.training import TrainingConfig, TrainingPlan
@@ -74,7 +77,7 @@ class TrainingState:
     step: int = 0
     """Number of steps done."""
     bad_steps: int = 0
-    """Number of skipped steps in a row up to now."""
+    """Number of skipped steps in a row, up to the last report."""
 
     @classmethod
     def create(cls, model: nn.Module, config: TrainingConfig) -> "TrainingState":
@@ -82,6 +85,21 @@ class TrainingState:
         groups = build_parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
         average = init_ema(model) if config.ema is not None else None
         return cls(model, build_adamw(groups, betas=config.betas), average)
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of the model."""
+        return [*self.model.parameters()]
+
+    @cached_property
+    def statistics(self) -> dict[str, Tensor]:
+        """The running statistics of the model, by name."""
+        return running_statistics(self.model)
+
+    @cached_property
+    def averaged(self) -> dict[str, Tensor]:
+        """The tensors of the model whose averages are `ema`, by name."""
+        return averaged_tensors(self.model)
 
     def gather_tensors(self) -> dict[str, Tensor]:
         """Return all tensors as `model/…`, `optimiser/…` and `ema/…`; if they are sharded, on the main process only."""
@@ -124,6 +142,23 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class PendingStep:
+    """A step that is enqueued, and whose results are on their way to the host."""
+
+    step: int
+    """Number of steps done, including this one."""
+    position: dict[str, float]
+    """Epoch, progress and learning rate."""
+    loss_names: list[str]
+    count_names: list[str]
+    flag_names: list[str]
+    keys: list[Sequence[str]]
+    """Sample keys of each micro-batch of this rank."""
+    results: HostCopy
+    """Losses, gradient norm, counts and flags over all ranks, and the losses of each micro-batch of this rank."""
+
+
+@dataclass(frozen=True)
 class TrainingLoop(Generic[B, P]):
     """The training steps of a task, as many and at the learning rates that a plan defines."""
 
@@ -131,21 +166,38 @@ class TrainingLoop(Generic[B, P]):
     config: TrainingConfig
     plan: TrainingPlan
     world: World = World()  # noqa: RUF009 - frozen
+    delay: int = 0
+    """Number of further steps that are enqueued before the report of a step is read."""
 
     def run(
-        self, training: TrainingState, batches: Iterable[B], read_flags: Callable[[], Mapping[str, int]] = dict
+        self,
+        training: TrainingState,
+        batches: Iterable[B],
+        read_flags: Callable[[], Mapping[str, int]] = dict,
+        is_boundary: Callable[[int], bool] = lambda _: False,
     ) -> Iterator[StepReport]:
         """Run a step for each batch, up to the end of the plan, and yield its report.
 
         `read_flags` returns this rank's requests, such as to stop or to save, as numbers, which are summed over ranks.
+
+        With a `delay`, `training` is ahead of the reports. But after the last step, and after a step for which
+        `is_boundary` is true, all reports are yielded before the next step. It is asked again after each report.
         """
         training.model.train()
         model = self.world.wrap_ddp(training.model)
+        pending: deque[PendingStep] = deque()
         for batch in islice(batches, max(self.plan.steps - training.step, 0)):
-            yield self.run_step(training, model, batch, read_flags())
+            pending.append(self.run_step(training, model, batch, read_flags()))
+            while pending and (len(pending) > self.delay or is_boundary(training.step)):
+                yield self._read_report(training, pending.popleft())
+        for step in pending:
+            yield self._read_report(training, step)
 
-    def run_step(self, training: TrainingState, model: nn.Module, batch: B, flags: Mapping[str, int]) -> StepReport:
-        """Run one step. It is skipped, but counted, if the loss or the gradient norm is not finite."""
+    def run_step(self, training: TrainingState, model: nn.Module, batch: B, flags: Mapping[str, int]) -> PendingStep:
+        """Enqueue one step. It is skipped, but counted, if the loss or the gradient norm is not finite.
+
+        The device alone decides this, so that it never waits for the host.
+        """
         step, plan, task = training.step, self.plan, self.task
         lr, progress = plan.lr(step), plan.progress(step)
         torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))  # for drop path
@@ -155,7 +207,7 @@ class TrainingLoop(Generic[B, P]):
         counts, counts_and_flags = self._reduce_counts([task.compute_counts(part) for part in micro_batches], flags)
 
         # The forward pass changes running statistics, also in a step that is skipped.
-        statistics = {name: buffer.clone() for name, buffer in running_statistics(training.model).items()}
+        saved_statistics = {name: buffer.clone() for name, buffer in training.statistics.items()}
         losses = []
         for index, micro_batch in enumerate(micro_batches):
             with gradient_sync(model, is_last_micro_batch=index + 1 == len(micro_batches)):
@@ -163,27 +215,24 @@ class TrainingLoop(Generic[B, P]):
                     loss = task.compute_losses(model, micro_batch, counts)
                 (loss.total * self.world.size).backward()  # gradients are averaged over ranks
             losses.append({"loss": loss.total.detach(), **{f"loss/{k}": term for k, term in loss.terms.items()}})
-        norm = compute_total_norm(p.grad for p in training.model.parameters() if p.grad is not None)
+        norm = compute_total_norm(p.grad for p in training.parameters if p.grad is not None)
 
-        loss_sums = torch.stack([torch.stack(list(terms.values())) for terms in losses]).double().sum(dim=0)
-        results = torch.cat([self.world.all_reduce(loss_sums), norm.double().view(1), counts_and_flags])
-        sums = results.tolist()  # the only synchronisation with a GPU
-        losses_and_norm = dict(zip([*losses[0], "grad_norm"], sums, strict=False))
-        is_finite = all(map(math.isfinite, losses_and_norm.values()))
-        if is_finite:
-            self._update(training, lr, norm)
-        else:
-            restore_statistics(training.model, statistics)
+        rank_losses = torch.stack([torch.stack(list(terms.values())) for terms in losses]).double()
+        loss_sums = self.world.all_reduce(rank_losses.sum(dim=0))
+        losses_and_norm = torch.cat([loss_sums, norm.double().view(1)])
+        is_finite = losses_and_norm.isfinite().all()
+        restore_statistics_unless(is_finite, training.statistics, saved_statistics)
+        self._update(training, lr, norm, is_finite)
         training.optimiser.zero_grad()
         training.step += 1
-        training.bad_steps = 0 if is_finite else training.bad_steps + 1
-        integers = {k: int(v) for k, v in zip([*counts, *flags], sums[len(losses_and_norm) :], strict=True)}
-        position = {"epoch": training.step / plan.steps_per_epoch, "progress": progress, "lr": lr}
-        return StepReport(
+        return PendingStep(
             step=training.step,
-            values={**position, **losses_and_norm, **task.summarise_counts(integers, progress)},
-            flags={name: integers[name] for name in flags},
-            skip_details=None if is_finite else self._describe_skip(micro_batches, losses),
+            position={"epoch": training.step / plan.steps_per_epoch, "progress": progress, "lr": lr},
+            loss_names=list(losses[0]),
+            count_names=list(counts),
+            flag_names=list(flags),
+            keys=[task.sample_keys(micro_batch) for micro_batch in micro_batches],
+            results=HostCopy(torch.cat([losses_and_norm, counts_and_flags.double(), rank_losses.flatten()])),
         )
 
     def _reduce_counts(
@@ -196,23 +245,43 @@ class TrainingLoop(Generic[B, P]):
             local_counts.device, non_blocking=True
         )
         sums = self.world.all_reduce(torch.cat([local_counts, flag_tensor]))
-        return dict(zip(names, sums, strict=False)), sums.double()
+        return dict(zip(names, sums, strict=False)), sums
 
-    def _update(self, training: TrainingState, lr: float, norm: Tensor) -> None:
+    def _update(self, training: TrainingState, lr: float, norm: Tensor, is_finite: Tensor) -> None:
+        """Update weights, moments and averages if the step is finite."""
         if self.config.clip is not None:
-            clip_grads_with_norm_(training.model.parameters(), self.config.clip, norm)
+            clip_grads_with_norm_(training.parameters, self.config.clip, norm)
         set_lr(training.optimiser, lr)
-        training.optimiser.step()
+        step_if(training.optimiser, is_finite)
         if training.ema is not None and self.config.ema is not None:
-            update_ema(training.ema, training.model, self.config.ema)
+            update_ema(training.ema, training.averaged, self.config.ema, is_finite)
 
-    def _describe_skip(
-        self, micro_batches: Sequence[P], losses: Sequence[Mapping[str, Tensor]]
-    ) -> list[dict[str, Any]]:
-        return [
-            {"keys": list(self.task.sample_keys(micro_batch)), **{name: float(loss) for name, loss in terms.items()}}
-            for micro_batch, terms in zip(micro_batches, losses, strict=True)
+    def _read_report(self, training: TrainingState, pending: PendingStep) -> StepReport:
+        """Wait for the results of a step, count it if it was skipped, and return its report."""
+        numbers = iter(pending.results.tolist())
+        losses_and_norm = dict(zip([*pending.loss_names, "grad_norm"], numbers, strict=False))
+        counts = {name: int(number) for name, number in zip(pending.count_names, numbers, strict=False)}
+        flags = {name: int(number) for name, number in zip(pending.flag_names, numbers, strict=False)}
+        micro_batches = [
+            {"keys": list(keys), **dict(zip(pending.loss_names, numbers, strict=False))} for keys in pending.keys
         ]
+        is_finite = all(map(math.isfinite, losses_and_norm.values()))
+        training.bad_steps = 0 if is_finite else training.bad_steps + 1
+        return StepReport(
+            step=pending.step,
+            values={
+                **pending.position,
+                **losses_and_norm,
+                **self.task.summarise_counts(counts, pending.position["progress"]),
+            },
+            flags=flags,
+            skip_details=None if is_finite else micro_batches,
+        )
+
+
+def choose_delay(device: torch.device) -> int:
+    """Return 1 for a GPU, which then always has a step to compute, and 0 for a CPU, which computes at once."""
+    return int(device.type == "cuda")
 
 
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
@@ -57,6 +58,16 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """Set each group's learning rate to `lr` times its `lr_scale`."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def step_if(optimiser: torch.optim.AdamW, condition: Bool[Tensor, ""]) -> None:
+    """Take a step if the condition holds, which only the device reads. Otherwise weights and state stay as they are.
+
+    Fused optimisers skip a step by `found_inf`, which `torch.amp.GradScaler` sets in the same way.
+    """
+    optimiser.found_inf = (~condition).float()  # type: ignore[attr-defined]
+    optimiser.step()
+    del optimiser.found_inf  # type: ignore[attr-defined]
 
 
 def get_moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

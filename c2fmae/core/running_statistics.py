@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 
@@ -17,7 +18,9 @@ def running_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_statistics(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Set running statistics to those of a copy."""
-    for name, buffer in running_statistics(model).items():
-        buffer.copy_(saved[name])
+def restore_statistics_unless(
+    condition: Bool[Tensor, ""], statistics: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> None:
+    """Set running statistics to those of a copy, unless the condition holds, which only the device reads."""
+    for name, buffer in statistics.items():
+        torch.where(condition, buffer, saved[name], out=buffer)

@@ -60,7 +60,8 @@ class RunLogger(AbstractContextManager["RunLogger"]):
         for tracker in self._trackers:
             self._exit_stack.callback(tracker.close)
         self._timed_step, self._seconds, self._waited = start_step, 0.0, 0.0
-        self._requested_at = self._received_at = time.perf_counter()
+        self._measured_until = time.perf_counter()
+        self._is_between_steps, self._batch_wait = True, 0.0
         self._loader: TimedLoader | None = None
         self._load_times = LoadTimes()
 
@@ -76,18 +77,22 @@ class RunLogger(AbstractContextManager["RunLogger"]):
         self._loader = batches if isinstance(batches, TimedLoader) else None
         iterator = iter(batches)
         while True:
-            self._requested_at = time.perf_counter()
+            requested_at = time.perf_counter()
+            if self._is_between_steps:  # what happened since the last step, such as an evaluation, does not count
+                self._measured_until, self._is_between_steps = requested_at, False
             batch = next(iterator, None)
-            self._received_at = time.perf_counter()
+            self._batch_wait += time.perf_counter() - requested_at
             if batch is None:
                 return
             yield batch
 
     def log_step(self, report: StepReport) -> None:
-        """Log a step."""
+        """Log a step. Its time is that since the last one was logged, or since its batch was requested."""
         if self._is_quiet:
             return
-        seconds, waited = time.perf_counter() - self._requested_at, self._received_at - self._requested_at
+        now = time.perf_counter()
+        seconds, waited = now - self._measured_until, self._batch_wait
+        self._measured_until, self._is_between_steps, self._batch_wait = now, True, 0.0
         row: dict[str, Any] = {"step": report.step, **report.values}
         if report.skip_details is not None:
             row["skipped"] = "not finite"

@@ -101,13 +101,17 @@ class ScoredExperiment(Experiment, Generic[S]):
         """Raise an error if too many samples are broken."""
         self.config.data.check_broken(num_broken, len(self.scenes))
 
+    def is_evaluation_due(self, step: int) -> bool:
+        """Return whether the model is tested after a step: after each epoch by default, and after the last step."""
+        return is_due(step, self.config.watching.held_out_every or self.plan.steps_per_epoch, self.plan.steps)
+
     def evaluate(self, training: TrainingState, run_dir: RunDir, logger: RunLogger, *, is_start: bool = False) -> None:
         """Evaluate the model if this is due, save it if it is the best, and write the result of the last step."""
         step, total = training.step, self.plan.steps
         best_checkpoint = BestCheckpoint(run_dir.path / "best", self.world)
         if is_start:
             best_checkpoint.discard_after(step)
-        if not is_due(step, self.config.watching.held_out_every or self.plan.steps_per_epoch, total):
+        if not self.is_evaluation_due(step):
             return
         # The digest comes first: reading the weights of a sharded model shards them again.
         digest = self.compute_digest() if step == total else None

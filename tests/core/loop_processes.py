@@ -51,6 +51,8 @@ class LoopCase:
     nan_at: tuple[int, int] | None = None
     """A step, and the scene of its batch whose image is NaN."""
     overrides: tuple[str, ...] = ()
+    delay: int = 0
+    """Steps that are enqueued before a report is read."""
 
     def make_method(self) -> MaskedAutoencoding:
         """Return a method whose weights all affect the loss."""
@@ -72,10 +74,11 @@ class LoopCase:
         config = make_training_config(micro_batch=BATCH_SIZE // world.size // self.num_micro_batches, **settings)
         plan = plan_training(config, num_samples=2 * BATCH_SIZE, world_size=world.size)
         assert plan.num_micro_batches == self.num_micro_batches
-        return TrainingLoop(FaultyTask(method, config.seed, self.is_float64, self.nan_at), config, plan, world)
+        task = FaultyTask(method, config.seed, self.is_float64, self.nan_at)
+        return TrainingLoop(task, config, plan, world, self.delay)
 
     def run_steps(self, world: World = SINGLE_PROCESS, **settings: Any) -> StepHistory:
-        """Run all steps; return the report of each, and all tensors after it."""
+        """Run all steps; return the report of each, and all tensors when it is yielded."""
         method = self.make_method()
         training = self.start_training(method, **settings)
         loop, reports, tensors = (
@@ -164,6 +167,7 @@ def run_rank(rank: int, folder: Path) -> None:
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timeout)
     found = [case.run_steps(World(rank, WORLD_SIZE)) for case in (*EQUAL_CASES, NAN_CASE)]
+    found.append(replace(NAN_CASE, delay=1).run_steps(World(rank, WORLD_SIZE)))
     found.append(ORDERED_CASE.run_steps(OrderedReductionWorld(rank, WORLD_SIZE)))
     torch.save([([vars(report) for report in reports], tensors) for reports, tensors in found], folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.multiprocessing.spawn import spawn
 
 from c2fmae.core.distributed import World
@@ -61,6 +62,7 @@ class RankResults:
 
     shared: dict[LoopCase, list[StepHistory]]
     poisoned: list[StepHistory]
+    poisoned_late: list[StepHistory]
     in_order: list[StepHistory]
 
 
@@ -73,7 +75,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> RankResults:
         [([StepReport(**report) for report in reports], tensors) for reports, tensors in each]
         for each in zip(*both, strict=True)
     ]
-    return RankResults(dict(zip(EQUAL_CASES, runs[:-2], strict=True)), *runs[-2:])
+    return RankResults(dict(zip(EQUAL_CASES, runs[:-3], strict=True)), *runs[-3:])
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -145,6 +147,14 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_both(processes: Ran
         assert [each["loss"] == each["loss"] for each in trouble] == finite
         assert [each["loss/rgb"] == each["loss/rgb"] for each in trouble] == finite
         assert [report.step for report in reports] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.unchecked
+def test_late_reports_of_several_ranks_equal_those_of_every_step(processes: RankResults) -> None:
+    for (late, late_tensors), (reports, tensors) in zip(processes.poisoned_late, processes.poisoned, strict=True):
+        assert repr(late) == repr(reports)
+        expected = [*tensors[1:], tensors[-1]]  # those of the next step, and of the last
+        assert all(same(*each) for each in zip(late_tensors, expected, strict=True))
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -280,6 +290,41 @@ def test_a_step_that_is_not_finite_changes_only_the_step_number(num_micro_batche
     assert same(training.gather_tensors(), tensors[3])
 
 
+@pytest.mark.parametrize("nan_at", [None, (0, 1), (2, 5), (NUM_STEPS - 1, 0)])
+def test_late_reports_equal_those_of_every_step(nan_at: tuple[int, int] | None) -> None:
+    case = LoopCase("mae", num_micro_batches=2, is_float64=False, nan_at=nan_at)
+    reports, tensors = case.run_steps()
+    late, late_tensors = dataclasses.replace(case, delay=1).run_steps()
+    assert repr(late) == repr(reports)
+    expected = [*tensors[1:], tensors[-1]]  # those of the next step, and of the last
+    assert all(same(*each) for each in zip(late_tensors, expected, strict=True))
+
+
+def test_reports_are_late_except_at_boundaries_and_after_the_last_step() -> None:
+    case = LoopCase("mae", delay=1, nan_at=(2, 5))
+    requested = set[int]()  # steps whose report makes the next one a boundary
+
+    def read_steps(boundaries: set[int], requests: set[int]) -> list[tuple[int, int, int]]:
+        method = case.make_method()
+        training, found = case.start_training(method), list[tuple[int, int, int]]()
+        requested.clear()
+        stream = case.make_loop(method).run(
+            training, draw_batches(), is_boundary=lambda step: step in boundaries or bool(requested)
+        )
+        for report in stream:
+            found.append((report.step, training.step, training.bad_steps))
+            if report.step == training.step:
+                requested.clear()
+            elif report.step in requests:
+                requested.add(report.step)
+        return found
+
+    assert read_steps(set(), set()) == [(1, 2, 0), (2, 3, 0), (3, 4, 1), (4, 5, 0), (5, 5, 0)]
+    assert read_steps({2}, set()) == [(1, 2, 0), (2, 2, 0), (3, 4, 1), (4, 5, 0), (5, 5, 0)]
+    assert read_steps({1, 3}, set()) == [(1, 1, 0), (2, 3, 0), (3, 3, 1), (4, 5, 0), (5, 5, 0)]
+    assert read_steps(set(), {2}) == [(1, 2, 0), (2, 3, 0), (3, 3, 1), (4, 5, 0), (5, 5, 0)]
+
+
 def test_bad_steps_are_counted_in_a_row() -> None:
     case = LoopCase("mae", is_float64=False, nan_at=(2, 5))
     method = case.make_method()
@@ -296,8 +341,8 @@ def test_no_step_is_taken_from_weights_that_are_not_finite() -> None:
     before = {name: tensor.clone() for name, tensor in training.gather_tensors().items()}
     assert [training.bad_steps for _ in case.make_loop(method).run(training, draw_batches())] == [1, 2, 3, 4, 5]
     after = training.gather_tensors()
-    assert after.keys() == before.keys()  # no moments have come into being
     assert all(torch.equal(after[name].nan_to_num(7.0), before[name].nan_to_num(7.0)) for name in before)
+    assert not any(after[name].any() for name in after.keys() - before.keys())  # moments are those of no step
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
@@ -351,13 +396,13 @@ class Roots:
     """A task whose loss is the mean of √(weight · number): 0 has a finite loss and no gradient."""
 
     def __init__(self) -> None:
-        self.draws: list[float] = []
+        self.draws: list[Tensor] = []
         self.modes: list[bool] = []
 
     def split(
         self, batch: Tensor, *, num_micro_batches: int, step: int, progress: float, world: World
     ) -> Sequence[Tensor]:
-        self.draws.append(torch.rand(()).item())
+        self.draws.append(torch.rand(()))
         return batch.chunk(num_micro_batches)
 
     def compute_counts(self, micro_batch: Tensor) -> Mapping[str, Tensor]:
@@ -436,6 +481,24 @@ def test_a_skipped_step_does_not_change_running_statistics() -> None:
     assert all(torch.isfinite(tensor).all() for tensor in last.values())
 
 
+class NamelessRoots(Roots):
+    """The same, with keys that do not depend on the data."""
+
+    def sample_keys(self, micro_batch: Tensor) -> Sequence[str]:
+        return ["a"] * len(micro_batch)
+
+
+def test_a_step_reads_nothing_back_from_the_device() -> None:
+    config = TrainingConfig(steps=4, lr=0.1, batch_size=4, micro_batch=2, precision="fp32", ema=0.5, clip=1.0)
+    plan = plan_training(config, num_samples=4, world_size=1)
+    with FakeTensorMode():  # tensors without data, which cannot be read
+        training = TrainingState.create(nn.Sequential(nn.BatchNorm1d(1), nn.Softplus()), config)
+        reports = TrainingLoop(NamelessRoots(), config, plan, delay=2).run(training, [torch.ones(4, 1)] * 4)
+        with pytest.raises(DataDependentOutputException):  # the report of the first step
+            next(reports)
+    assert training.step == 3
+
+
 def test_random_numbers_of_a_step_depend_on_seed_step_and_rank() -> None:
     draws = {}
     for seed in (0, 1):
@@ -446,7 +509,7 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank() -> None:
             torch.rand(rank + seed + 1)
             roots(again, [torch.ones(2, 1)] * 3, IsolatedWorld(rank, 2), seed=seed)
             assert again.draws == task.draws
-            draws[seed, rank] = task.draws
+            draws[seed, rank] = [draw.item() for draw in task.draws]
     assert len({draw for values in draws.values() for draw in values}) == 12
 
 

@@ -8,7 +8,7 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr
+from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr, step_if
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.models.backbones.backbone import wrap_vit
 from tests.methods.tiny_methods import build_tiny_method
@@ -179,6 +179,32 @@ def test_a_step_equals_the_formulas_of_the_adamw_paper() -> None:
         take_step(model, optimiser, step)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-12, atol=1e-12)
+
+
+def test_a_condition_decides_about_a_step_and_changes_no_bit_of_it() -> None:
+    (model, optimiser), (other, gated) = linear(), linear()
+    for step in range(4):
+        for each in (model, other):
+            (each(torch.full((1, 2), 1.0 + step, dtype=torch.float64)) ** 2).sum().backward()
+        gradients = [parameter.grad.clone() for parameter in other.parameters() if parameter.grad is not None]
+        before = {name: tensor.clone() for name, tensor in (other.state_dict() | get_moments(gated)).items()}
+        for optim in (optimiser, gated):
+            set_lr(optim, 0.01)
+        for parameter in other.parameters():
+            parameter.grad = torch.full_like(parameter, torch.nan)
+        step_if(gated, torch.tensor(False))
+        after = other.state_dict() | get_moments(gated)
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert not any(after[name].any() for name in after.keys() - before.keys())  # moments of no step
+        for parameter, gradient in zip(other.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        step_if(gated, torch.tensor(True))
+        optimiser.step()
+        expected, found = (m.state_dict() | get_moments(o) for m, o in ((model, optimiser), (other, gated)))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        optimiser.zero_grad()
+        gated.zero_grad()
 
 
 def test_restored_moments_continue_exactly() -> None:

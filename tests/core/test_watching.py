@@ -68,15 +68,16 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def slow_batches(clock: Clock, *numbers: int) -> Iterator[int]:
+    """Yield numbers, each after half a second."""
+    for number in numbers:
+        clock.now += 0.5
+        yield number
+
+
 def steps(logger: RunLogger, clock: Clock, *numbers: int) -> None:
     """Log steps of 2 seconds, including half a second of waiting."""
-
-    def batches() -> Iterator[int]:
-        for number in numbers:
-            clock.now += 0.5
-            yield number
-
-    for number in logger.time_batches(batches()):
+    for number in logger.time_batches(slow_batches(clock, *numbers)):
         clock.now += 1.5
         logger.log_step(report(number))
         clock.now += 10.0  # saving a checkpoint, for example, is not part of a step
@@ -136,6 +137,23 @@ def test_timing_of_a_resumed_run_counts_its_own_steps(tmp_path: Path, clock: Clo
     with watch(tmp_path, done=4) as logger:
         steps(logger, clock, 5, 6, 7)
     assert [(row["step"], row["seconds"]) for row in rows(tmp_path / "timing.jsonl")] == [(6, 2.0), (7, 2.0)]
+
+
+def test_the_time_of_late_steps_is_counted_once(tmp_path: Path, clock: Clock) -> None:
+    with watch(tmp_path, log_every=2) as logger:
+        batches = logger.time_batches(slow_batches(clock, 1, 2, 3, 4))
+        for last in (2, 4):
+            for _ in range(2):  # the second batch is requested before the first step is logged
+                next(batches)
+                clock.now += 1.0
+            for step in (last - 1, last):
+                logger.log_step(report(step))
+                clock.now += 0.5
+            clock.now += 10.0  # an evaluation
+    found = rows(tmp_path / "timing.jsonl")
+    assert [(row["step"], row["seconds"], row["waited"]) for row in found] == [
+        (step, 1.75, round(2 / 7, 4)) for step in (2, 4)
+    ]
 
 
 def test_batches_are_yielded_unchanged(tmp_path: Path) -> None:
