@@ -21,6 +21,7 @@ from c2fmae.core.distributed import World, init_distributed
 from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.model_preparation import prepare_model
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.sharding import unshard_tensors, unsharded
@@ -63,7 +64,9 @@ class Pretraining(Experiment):
     @cached_property
     def task(self) -> PretrainingTask:
         """Reconstruction of hidden patches."""
-        return PretrainingTask(self.method, self.config.training.seed)
+        training = self.config.training
+        compiled_parts = training.choose_compiled_parts(self.world.device.type)
+        return PretrainingTask(self.method, training.seed, compiled_parts=compiled_parts)
 
     @contextmanager
     def open_batches(self, step: int) -> Iterator[BatchStream[SceneBatch]]:
@@ -194,11 +197,7 @@ def build_pretraining(
     method = build_method(config.method, seed=config.training.seed)
     if config.init and is_new:
         log.log(logging.INFO if world.is_main else logging.DEBUG, "%s", load_initial_weights(method, config.init))
-    if config.training.sharded:
-        world.shard_model(method.model)
-    method.model.to(world.device)
-    if config.training.compile:
-        method.model.compile()
+    prepare_model(method.model, config.training, world)
     evaluator = None
     if held_out is not None:
         fill_from_dataset(config.method, held_out.info)

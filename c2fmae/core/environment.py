@@ -76,9 +76,9 @@ def describe_environment_changes(old: Mapping[str, Any], new: Mapping[str, Any])
     """
     changes = {}
     for keys, name in _EXACT_RESUME_KEYS.items():
-        before, after = _get_nested(old, keys), _get_nested(new, keys)
+        before, after = (_format_value(_get_nested(environment, keys)) for environment in (old, new))
         if before != after and not (name == "torch's build" and "torch" in changes):
-            changes[name] = f"{name} {_format_value(before)} → {_format_value(after)}"
+            changes[name] = f"{name} {before} → {after}"
     return list(changes.values())
 
 
@@ -92,7 +92,7 @@ def _format_value(value: Any) -> str:
     match value:
         case None:
             return "unknown"
-        case bool():
+        case bool():  # earlier versions recorded whether the model was compiled
             return "on" if value else "off"
         case list():
             return ", ".join(map(str, value)) or "none"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from torch import nn
 
 from c2fmae.core.checkpoint import list_checkpoints, step_name
+from c2fmae.core.compilation import run_eagerly
 from c2fmae.core.distributed import World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.experiment_config import ExperimentConfig
@@ -134,7 +135,7 @@ def run_experiment(
         experiment.metadata(),
         total_steps=experiment.plan.steps,
         checkpoint_bytes=checkpoint_bytes(experiment, training),
-        is_compiled=config.training.compile,
+        compiled_parts=config.training.choose_compiled_parts(world.device.type),
         resume=resume,
         accept_changes=accept_changes,
     )
@@ -202,8 +203,12 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
             if not is_saved and is_required:
                 raise _unsaved_error(training.step, last_saved_step=saver.saved_step or start_step)
 
+        def evaluate(*, is_start: bool = False) -> None:
+            with run_eagerly():  # other batch sizes than in training would be compiled too
+                experiment.evaluate(training, run_dir, logger, is_start=is_start)
+
         try:
-            experiment.evaluate(training, run_dir, logger, is_start=True)
+            evaluate(is_start=True)
             for report in loop.run(training, logger.time_batches(batches), read_flags, is_boundary):
                 logger.log_step(report)
                 experiment.check_broken(report.flags["broken"])
@@ -218,7 +223,7 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
                     return RunOutcome("saved-on-signal", training.step, stop.exit_code)
                 requests.clear()
                 if experiment.is_evaluation_due(training.step):
-                    experiment.evaluate(training, run_dir, logger)
+                    evaluate()
         except TestStopped:  # between two steps; a resumed run begins with this test
             if training.step > start_step:
                 save(is_required=True)

@@ -1,4 +1,4 @@
-"""Reading of regular files, atomic writes, which are complete even after a power failure, and a check of disk space."""
+"""Reading of regular files, atomic writes, which are complete even after a power failure, disk space and caches."""
 
 import errno
 import os
@@ -141,3 +141,9 @@ def check_disk_space(
 
 def _format_bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def default_cache_dir() -> Path:
+    """Return the directory of caches: `C2FMAE_CACHE`, or `c2fmae` in the user's cache directory."""
+    chosen = os.environ.get("C2FMAE_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "c2fmae"

@@ -1,4 +1,4 @@
-"""Protocol by which a model declares its layers, for layer-wise learning rates and for sharding."""
+"""Protocol by which a model declares its layers: for layer-wise learning rates, sharding and compilation."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -18,5 +18,13 @@ class LayeredModel(Protocol):
         ...
 
     def sharding_units(self) -> Sequence[nn.Module]:
-        """Return the modules that FSDP gathers one at a time, in the order in which they run: the blocks."""
+        """Return the modules that FSDP gathers one at a time, in the order in which they run: the blocks.
+
+        With `training.compile=blocks` each of them is compiled for itself.
+        """
         ...
+
+
+def list_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the `sharding_units` of a model; an empty list for a model that declares none."""
+    return [*model.sharding_units()] if isinstance(model, LayeredModel) else []

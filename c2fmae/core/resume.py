@@ -19,6 +19,7 @@ from c2fmae.core.metric_rows import truncate_rows
 from c2fmae.core.run_dir import RUN_ID_KEY, RunDir
 from c2fmae.core.run_info import RunInfo
 from c2fmae.core.sharding import compute_total_norm
+from c2fmae.core.training import CompiledParts
 from c2fmae.core.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def start_or_resume(
     *,
     total_steps: int,
     checkpoint_bytes: int,
-    is_compiled: bool,
+    compiled_parts: CompiledParts,
     resume: bool,
     accept_changes: bool,
 ) -> bool:
@@ -48,7 +49,7 @@ def start_or_resume(
         files = (file for path in list_checkpoints(run_dir.checkpoints) for file in path.rglob("*") if file.is_file())
         bytes_used = sum(file.stat().st_size for file in files)
         check_disk_space(run_dir.path, num_bytes=checkpoint_bytes - bytes_used)
-    environment = collect_environment(world_size=world.size, compile=is_compiled)
+    environment = collect_environment(world_size=world.size, compile=compiled_parts)
     if not world.broadcast_object(run_dir.is_started):
         if list_checkpoints(run_dir.checkpoints):
             raise UserError(f"{run_dir.path}: has checkpoints but no config.yaml. Restore it, or choose another --out")

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
-from c2fmae.core.layers import LayeredModel
+from c2fmae.core.layers import list_blocks
 
 
 def shard_model(model: nn.Module, device: torch.device, world_size: int) -> None:
@@ -25,7 +25,7 @@ def shard_model(model: nn.Module, device: torch.device, world_size: int) -> None
     gathered as a whole.
     """
     mesh = init_device_mesh(device.type, (world_size,))
-    for block in model.sharding_units() if isinstance(model, LayeredModel) else ():
+    for block in list_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

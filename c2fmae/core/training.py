@@ -5,15 +5,25 @@ from dataclasses import dataclass
 from math import inf
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from c2fmae.core.config import Config, PositiveInt, UnitInterval
+from c2fmae.core.config import RESUME_SAFE, Config, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.schedules import warmup_cosine, warmup_linear, warmup_multistep
 from c2fmae.core.text import format_count
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 ScheduleName = Literal["cosine", "linear", "steps"]
+CompiledParts = Literal["off", "blocks", "model"]
+"""What is compiled: nothing, each block and the losses, or the model and the losses as one graph."""
+
+
+def _name_compiled_parts(value: object) -> object:
+    """Return the name of a boolean: earlier versions wrote booleans, and YAML reads the word off as one."""
+    return {True: "model", False: "off"}[value] if isinstance(value, bool) else value
+
+
+CompileSetting = Annotated[CompiledParts | Literal["auto"], BeforeValidator(_name_compiled_parts), RESUME_SAFE]
 
 ALTERNATIVES = (("epochs", "steps"), ("base_lr", "lr"), ("warmup_epochs", "warmup_steps"))
 """Pairs of settings of which at most one is set."""
@@ -57,8 +67,10 @@ class TrainingConfig(Config):
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, which is saved in checkpoints too."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    compile: bool = False
-    """Compile the model: a minute or more before the first step, then faster steps."""
+    compile: CompileSetting = "auto"
+    """What torch.compile compiles: nothing (`off`), each block and the losses (`blocks`), or the model and the losses
+    as one graph (`model`). `auto` is `blocks` on a GPU and `off` on a CPU. A change on resume is reported as a change
+    of the environment."""
     sharded: bool = False
     """Shard weights, gradients and optimiser state over the processes (FSDP2), for models too large for one GPU."""
     max_bad_steps: PositiveInt = 10
@@ -83,9 +95,18 @@ class TrainingConfig(Config):
             raise UserError(f"milestones: expected increasing fractions of the run, got {list(self.milestones)}")
         if self.schedule == "steps" and self.final_lr:
             raise UserError("final_lr: is for the schedules cosine and linear, got schedule=steps. Set it to 0")
-        if self.sharded and self.compile:
-            raise UserError("sharded and compile cannot be combined. Set one of them to false")
+        if self.sharded and self.compile == "model":
+            raise UserError(
+                "compile: a sharded model cannot be one graph, because weights are gathered between blocks (expected "
+                "blocks or off, got model). Set it to blocks"
+            )
         return self
+
+    def choose_compiled_parts(self, device_type: str) -> CompiledParts:
+        """Return what is compiled on a type of device, such as `cuda`."""
+        if self.compile == "auto":
+            return "blocks" if device_type == "cuda" else "off"
+        return self.compile
 
 
 def derive_training_settings(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,11 @@ Training reads samples in random order, and every shard in every epoch, which wo
 
 import hashlib
 import logging
-import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import atomic_writer, read_file, write_atomic
+from c2fmae.core.files import atomic_writer, default_cache_dir, read_file, write_atomic
 from c2fmae.core.locks import lock_dir
 from c2fmae.data.info import DATASET_FILE, PACK_PLAN_FILE
 
@@ -28,12 +27,6 @@ _PACKAGES = {
     "sftp": "paramiko",
 }
 """The packages that fsspec needs, by the protocol of a URL."""
-
-
-def default_cache_dir() -> Path:
-    """Return the directory of copies: `C2FMAE_CACHE`, or `c2fmae` in the user's cache directory."""
-    chosen = os.environ.get("C2FMAE_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "c2fmae"
 
 
 def is_remote(source: str) -> bool:

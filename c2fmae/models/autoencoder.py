@@ -1,6 +1,7 @@
 """The pre-training model: embeddings, encoder, decoder and prediction heads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from c2fmae.core.masks import Masks
 from c2fmae.models.embeddings import Embeddings
 from c2fmae.models.encoder import Encoder
+
+Predictions = dict[str, Float[Tensor, "batch patch value"]]
+T = TypeVar("T")
 
 
 class PredictionHead(nn.Linear):
@@ -21,7 +25,7 @@ class PredictionHead(nn.Linear):
 class MultiGranularAutoencoder(nn.Module):
     """One encoder for the visible patches of all granularities, a decoder, and a head for each prediction.
 
-    It takes maps and masks, and returns predictions. Masks are sampled, and losses computed, outside of the model.
+    It takes maps and masks, and returns predictions. Masks are sampled, and losses defined, outside of the model.
     """
 
     def __init__(
@@ -34,15 +38,23 @@ class MultiGranularAutoencoder(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(
-        self, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
-    ) -> dict[str, Float[Tensor, "batch patch value"]]:
-        """Return each head's predictions for all patches, given standardised images and id maps."""
+        self,
+        maps: Mapping[str, Shaped[Tensor, "batch *map"]],
+        masks: Masks,
+        compute_loss: Callable[[Predictions], T] | None = None,
+    ) -> Predictions | T:
+        """Return each head's predictions for all patches, given standardised images and id maps.
+
+        With `compute_loss`, return its result for the predictions. So the loss is a part of the model's call: of its
+        graph if the model is compiled, and of the pass of DDP or FSDP.
+        """
         if masks.granularities != tuple(self.embeddings):
             expected = ", ".join(self.embeddings)
             raise ValueError(f"masks: expected granularities {expected}, got {', '.join(masks.granularities)}")
         latent, grid = encode_visible(self.embeddings, self.encoder, maps, masks)
         features = self.decoder(latent, masks, grid)
-        return {name: head(features[head.stage]) for name, head in self.heads.items()}
+        predictions = {name: head(features[head.stage]) for name, head in self.heads.items()}
+        return predictions if compute_loss is None else compute_loss(predictions)
 
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent dim"]:
         """Return the latents of images with all patches visible, as timm's `forward_features` does."""

@@ -3,24 +3,27 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.distributed.fsdp import FSDPModule
 
 from c2fmae.core.checkpoint import load_checkpoint
 from c2fmae.core.distributed import World
 from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
+from c2fmae.core.model_preparation import prepare_model
 from c2fmae.core.saving import Saver, has_finite_weights
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.sharding import to_local_tensor, unshard_tensors, unsharded
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.task import MicroBatch
-from tests.core.loop_processes import NUM_STEPS, SIZE, LoopCase, draw_batches
+from tests.core.loop_processes import NUM_STEPS, SIZE, LoopCase, draw_batches, make_training_config
 from tests.methods.tiny_methods import draw_noise_scenes
 
 WORLD_SIZE = 2
@@ -50,8 +53,7 @@ class ShardedRun:
     def create(cls, case: LoopCase, world: World, *, is_sharded: bool = True, **settings: Any) -> "ShardedRun":
         """Return a training before its first step."""
         method = case.make_method()
-        if is_sharded:
-            world.shard_model(method.model)
+        prepare_model(method.model, make_training_config(sharded=is_sharded, **settings), world)
         return cls(method, case.start_training(method, **settings), case.make_loop(method, world, **settings))
 
     def iter_steps(self, last: int = NUM_STEPS) -> Iterator[StepReport]:
@@ -94,19 +96,31 @@ class ShardedRun:
 
 def run_sharded_and_replicated(world: World) -> dict[str, Any]:
     """Train every case with sharded and with replicated weights (DDP)."""
-    results: dict[str, Any] = {}
-    for name, (case, settings) in RUNS.items():
-        for way in ("sharded", "ddp"):
-            run = ShardedRun.create(case, world, is_sharded=way == "sharded", **settings)
-            reports, tensors = list[dict[str, Any]](), dict[int, dict[str, Tensor]]()
-            for report in run.iter_steps():
-                reports.append(vars(report))
-                if report.step in RECORDED_STEPS:
-                    tensors[report.step] = {
-                        name: tensor.clone() for name, tensor in run.training.gather_tensors().items()
-                    }
-            results[f"{name} {way}"] = reports, tensors
-    return results
+    return {
+        f"{name} {way}": train_and_record(case, world, is_sharded=way == "sharded", **settings)
+        for name, (case, settings) in RUNS.items()
+        for way in ("sharded", "ddp")
+    }
+
+
+def run_compiled(world: World) -> dict[str, Any]:
+    """Train with sharded weights and compiled blocks, and count the graphs."""
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    run = train_and_record(FLOAT32_CASE, world, compile="blocks")
+    return {"run": run, "graphs": counters["stats"]["unique_graphs"]}
+
+
+def train_and_record(
+    case: LoopCase, world: World, **settings: Any
+) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
+    """Train, and return the reports and the tensors after some steps."""
+    run = ShardedRun.create(case, world, **settings)
+    reports, tensors = list[dict[str, Any]](), dict[int, dict[str, Tensor]]()
+    for report in run.iter_steps():
+        reports.append(vars(report))
+        if report.step in RECORDED_STEPS:
+            tensors[report.step] = {name: tensor.clone() for name, tensor in run.training.gather_tensors().items()}
+    return reports, tensors
 
 
 def alternate_sharding(world: World, folder: Path) -> None:
@@ -172,6 +186,7 @@ def run_rank(rank: int, folder: Path) -> None:
         "predictions": predict_during_training(world, folder / "predicting"),
         "unsharded": unshard_tensors(model.state_dict()),
         "is finite": check_finite_with_nan(world, folder / "nan"),
+        "compiled": run_compiled(world),
     }
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -14,7 +14,7 @@ def test_the_environment_is_json_with_the_extra_entries(monkeypatch: pytest.Monk
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     monkeypatch.setenv("MY_PASSWORD", "secret")
-    found = collect_environment(world_size=2, compile=False)
+    found = collect_environment(world_size=2, compile="off")
     assert json.loads(json.dumps(found)) == found
     assert list(found) == [
         *("c2fmae", "revision", "python", "platform", "torch", "timm", "torchvision", "numpy"),
@@ -22,10 +22,10 @@ def test_the_environment_is_json_with_the_extra_entries(monkeypatch: pytest.Monk
     ]
     assert found["torch"]["version"] == torch.__version__
     assert found["torch"]["threads"] == torch.get_num_threads()
-    assert (found["world_size"], found["compile"]) == (2, False)
+    assert (found["world_size"], found["compile"]) == (2, "off")
     assert found["variables"].items() >= {"OMP_NUM_THREADS": "1", "NVIDIA_TF32_OVERRIDE": "0"}.items()
     assert "secret" not in json.dumps(found)
-    assert describe_environment_changes(found, collect_environment(world_size=2, compile=False)) == []
+    assert describe_environment_changes(found, collect_environment(world_size=2, compile="off")) == []
 
 
 def test_changes_that_prevent_an_exact_resume_are_described() -> None:
@@ -35,7 +35,7 @@ def test_changes_that_prevent_an_exact_resume_are_described() -> None:
         "cpu": "One, AVX2",
         "gpus": [],
         "world_size": 2,
-        "compile": True,
+        "compile": "model",
         "numpy": "2.0",
     }
     new = {
@@ -44,19 +44,24 @@ def test_changes_that_prevent_an_exact_resume_are_described() -> None:
         "cpu": "One, AVX512",
         "gpus": ["H200", "H200"],
         "world_size": 1,
-        "compile": False,
+        "compile": "off",
         "numpy": "2.1",
     }
     assert describe_environment_changes(old, new) == [
         "torch 2.11.0 → 2.15.0",
         "threads 2 → 1",
         "processes 2 → 1",
-        "compile on → off",
+        "compile model → off",
         "timm 1.0.20 → 1.0.31",
         "CPU One, AVX2 → One, AVX512",
         "GPUs none → H200, H200",
     ]
     assert describe_environment_changes(new, new) == []
+
+
+@pytest.mark.parametrize(("recorded", "changes"), [(False, []), (True, ["compile on → off"])])
+def test_earlier_versions_recorded_whether_the_model_was_compiled(recorded: bool, changes: list[str]) -> None:
+    assert describe_environment_changes({"compile": recorded}, {"compile": "off"}) == changes
 
 
 def test_a_changed_build_and_missing_entries_are_described() -> None:

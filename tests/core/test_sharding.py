@@ -137,7 +137,8 @@ def test_resumed_sharded_training_ends_bitwise_equal(folder: Path) -> None:
 
 @pytest.mark.unchecked
 def test_sharding_units_are_the_blocks(results: list[dict[str, Any]]) -> None:
-    decoders = [f"decoder.stages.{name}.rest.0" for name in ("semantic", "instance", "rgb")]
+    names = ("semantic", "instance", "rgb")
+    decoders = [f"decoder.stages.{name}.{block}" for name in names for block in ("first", "rest.0")]
     assert results[0]["units"] == ["", "encoder.blocks.0", *decoders]
 
 
@@ -189,7 +190,21 @@ def test_plain_tensors_and_models_pass_unchanged() -> None:
         assert all(one is other for one, other in zip(before, model.parameters(), strict=True))
 
 
-def test_sharding_with_compilation_is_rejected() -> None:
+def test_sharding_with_compilation_as_one_graph_is_rejected() -> None:
     with pytest.raises(UserError) as caught:
-        TrainingConfig.from_dict({"steps": 1, "lr": 1.0, "sharded": True, "compile": True}, source="training")
-    assert str(caught.value) == "training: sharded and compile cannot be combined. Set one of them to false"
+        TrainingConfig.from_dict({"steps": 1, "lr": 1.0, "sharded": True, "compile": "model"}, source="training")
+    assert str(caught.value) == (
+        "training: compile: a sharded model cannot be one graph, because weights are gathered between blocks (expected "
+        "blocks or off, got model). Set it to blocks"
+    )
+
+
+@pytest.mark.unchecked
+def test_compiled_blocks_do_not_change_sharded_training(results: list[dict[str, Any]]) -> None:
+    for each in results:
+        (reports, tensors), (others, expected) = each["compiled"]["run"], each["runs"]["float32 sharded"]
+        assert [report["values"] for report in reports] == [report["values"] for report in others]
+        for step in RECORDED_STEPS:
+            assert tensors[step].keys() == expected[step].keys()
+            assert all(torch.equal(tensor, tensors[step][name]) for name, tensor in expected[step].items())
+        assert each["compiled"]["graphs"] == 2  # blocks of the encoder and of the decoder

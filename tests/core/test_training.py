@@ -225,3 +225,14 @@ def test_a_new_length_or_learning_rate_replaces_its_alternative(
     settings: dict[str, Any], overrides: dict[str, Any], derived: dict[str, Any]
 ) -> None:
     assert derive_training_settings(settings, overrides) == derived
+
+
+def test_blocks_are_compiled_on_a_gpu_by_default() -> None:
+    assert [config().choose_compiled_parts(device) for device in ("cpu", "cuda")] == ["off", "blocks"]
+    for parts in ("off", "blocks", "model"):
+        assert config(compile=parts).choose_compiled_parts("cuda") == parts
+
+
+@pytest.mark.parametrize(("written", "expected"), [(False, "off"), (True, "model")])
+def test_a_boolean_is_read_as_the_name_of_what_is_compiled(written: bool, expected: str) -> None:
+    assert config(compile=written).compile == expected

@@ -31,7 +31,7 @@ def make_run(
     path.mkdir()
     config = load_recipe("c2fmae-debug", [f"training.lr={lr}"])
     run_dir.write_text("config.yaml", config.to_yaml())
-    environment = {**collect_environment(world_size=1, compile=False), **environment}
+    environment = {**collect_environment(world_size=1, compile="off"), **environment}
     run_dir.write_text("environment.json", json.dumps(environment))
     run_dir.write_state(**(state or {"status": "running", "step": 0}))
     with RowWriter(run_dir.metrics) as rows:

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from c2fmae.core.layers import LayeredModel
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.models import DECODERS, MultiGranularAutoencoder
+from c2fmae.models.attention import CrossBlock
 from c2fmae.models.backbones import create_untrained_backbone
 from c2fmae.models.classifiers import classifier_from_backbone
 from tests.models.tiny_models import make_autoencoder
@@ -51,9 +53,9 @@ def test_the_layers_of_a_backbone_and_its_classifier_are_embeddings_and_tokens_t
 def test_an_autoencoder_declares_the_layers_of_its_encoder_and_the_blocks_of_all_its_parts(decoder: str) -> None:
     model = make_autoencoder(decoder, depth=2)
     assert layer_names(model) == expected_layer_names(model)[:2]  # its encoder has one block
-    stacks = [module for module in model.modules() if isinstance(module, nn.Sequential)]
-    assert len(stacks) > 1
-    assert model.sharding_units() == [block for stack in stacks for block in stack]
+    blocks = [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
+    assert len(blocks) > 2
+    assert model.sharding_units() == blocks
 
 
 def test_a_decoder_that_declares_no_blocks_has_no_sharding_units() -> None:

@@ -15,6 +15,7 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.experiment import RunOutcome
 from c2fmae.core.labels import LabelInfo
+from c2fmae.core.model_preparation import prepare_model
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import unsharded
@@ -201,11 +202,7 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
     freeze_blocks(classifier, classifier.backbone, config.train_blocks, trained_modules)
     scenes = _select_fraction(train.scenes, data.fraction, seed)
     plan = plan_training(config.training, num_samples=len(scenes), world_size=world.size)
-    if config.training.sharded:
-        world.shard_model(classifier)
-    classifier.to(world.device)
-    if config.training.compile:
-        classifier.compile()
+    prepare_model(classifier, config.training, world)
     view = CentralView(crop=data.crop, overflow=data.overflow, **build_view_options(classifier.backbone, image_size))
     precision = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     evaluator = ClassifierEvaluator(

@@ -18,7 +18,7 @@ from c2fmae.core.detector_spec import (
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.specs import DropRate, RelativePositions
-from c2fmae.core.training import ScheduleName, TrainingConfig
+from c2fmae.core.training import CompileSetting, ScheduleName, TrainingConfig
 from c2fmae.eval.data_config import TrainTestSets
 from c2fmae.eval.detection.testing_config import DetectionTestingConfig
 from c2fmae.eval.training_config import BackboneInputs
@@ -123,6 +123,7 @@ class DetectTraining(TrainingConfig):
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (9 / 12, 11 / 12)
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    compile: CompileSetting = "off"
 
 
 class DetectConfig(ExperimentConfig, DetectInputs):  # in this order YAML begins with the inputs
@@ -135,9 +136,10 @@ class DetectConfig(ExperimentConfig, DetectInputs):  # in this order YAML begins
     def _check(self) -> "DetectConfig":
         if self.training.sharded and self.training.ema is not None:
             raise UserError("training.sharded: sharded averages cannot be evaluated. Set training.ema to null")
-        if self.training.compile:
+        if self.training.compile != "off":
             raise UserError(
-                "training.compile: is not supported for detectors, whose shapes depend on the images. Set it to false"
+                "training.compile: is not supported for detectors, whose shapes depend on images (expected off, got "
+                f"{self.training.compile}). Set it to off"
             )
         if self.select_by == "mask" and self.mask_head is None:
             raise UserError("select_by: there are no masks without a mask head. Set it to box")

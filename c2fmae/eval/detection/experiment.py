@@ -15,6 +15,7 @@ from c2fmae.core.detector_spec import DetectorSpec
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import RunOutcome
+from c2fmae.core.model_preparation import prepare_model
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.specs import BackboneSpec
@@ -206,9 +207,7 @@ def build_detection(config: DetectConfig, world: World, run_dir: RunDir | None =
     _check_norms(config, plan, world)
     if world.size > 1 and world.device.type == "cuda" and not config.norm_is_local:
         synchronise_batch_norms(detector)
-    if config.training.sharded:
-        world.shard_model(detector)
-    detector.to(world.device)
+    prepare_model(detector, config.training, world)
     protocol = " ".join(
         [
             describe_training(config, plan, f"{train.name} ({len(scenes):,})"),

@@ -19,7 +19,6 @@ from c2fmae.eval.segmentation.prediction import predict_ids
 from c2fmae.eval.segmentation.prediction_store import PredictionStore, PredictionWriter
 from c2fmae.eval.segmentation.scores import SegmentationScores
 from c2fmae.eval.segmentation.testing_config import TestingConfig
-from c2fmae.models.compilation import uncompiled
 from c2fmae.models.segmenters import Segmenter
 
 
@@ -50,12 +49,11 @@ class SegmenterEvaluator:
         is_training = segmenter.training
         segmenter.eval()
         try:
-            with uncompiled(segmenter):
-                return self._score(
-                    segmenter.num_classes,
-                    lambda image: predict_ids(segmenter, image, self.testing, weights=weights),
-                    store,
-                )
+            return self._score(
+                segmenter.num_classes,
+                lambda image: predict_ids(segmenter, image, self.testing, weights=weights),
+                store,
+            )
         finally:
             segmenter.train(is_training)
 

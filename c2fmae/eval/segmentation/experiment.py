@@ -12,6 +12,7 @@ from torch import nn
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment import RunOutcome
+from c2fmae.core.model_preparation import prepare_model
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.specs import BackboneSpec, SegmenterSpec
@@ -179,11 +180,7 @@ def build_segmentation(config: SegmentConfig, world: World, run_dir: RunDir | No
     )
     if world.size > 1 and world.device.type == "cuda" and not config.norm_is_local:
         synchronise_batch_norms(segmenter)
-    if config.training.sharded:
-        world.shard_model(segmenter)
-    segmenter.to(world.device)
-    if config.training.compile:
-        segmenter.compile()
+    prepare_model(segmenter, config.training, world)
     protocol = " ".join(
         [
             describe_training(config, plan, segmenter.spec, f"{train.name} ({len(scenes):,})"),

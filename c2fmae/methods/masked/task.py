@@ -1,16 +1,19 @@
 """The interface of masked autoencoding to the training loop."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 from torch import Tensor, nn
 
+from c2fmae.core.compilation import compile_function
 from c2fmae.core.distributed import World
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
+from c2fmae.core.training import CompiledParts
 from c2fmae.masking.policies import CurriculumPolicy
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.models.patches import patchify
@@ -31,6 +34,7 @@ class PretrainingTask:
 
     method: MaskedAutoencoding
     seed: int
+    compiled_parts: CompiledParts = field(default="off", kw_only=True)
 
     def split(
         self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
@@ -76,9 +80,15 @@ class PretrainingTask:
 
     def compute_losses(self, model: nn.Module, micro_batch: MicroBatch, counts: Mapping[str, Tensor]) -> StepLoss:
         """Predict hidden patches and return the loss; the losses of micro-batches add up to that of the batch."""
-        return self.method.compute_loss(
-            model(micro_batch.maps, micro_batch.masks), micro_batch.maps, micro_batch.masks, counts
-        )
+        maps, masks = micro_batch.maps, micro_batch.masks
+        compute_loss = partial(self.loss_function, maps=maps, masks=masks, counts=counts)
+        return model(maps, masks, compute_loss)  # type: ignore[no-any-return]
+
+    @cached_property
+    def loss_function(self) -> Callable[..., StepLoss]:
+        """The losses of the method, compiled if blocks are. In a compiled model they are a part of its graph."""
+        compute_loss = self.method.compute_loss
+        return compile_function(compute_loss) if self.compiled_parts == "blocks" else compute_loss
 
     def sample_keys(self, micro_batch: MicroBatch) -> Sequence[str]:
         """Return the keys of the scenes."""

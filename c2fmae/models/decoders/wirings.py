@@ -46,8 +46,8 @@ class _StagedDecoder(DeviceAwareAttention):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The self-attention blocks of all stages, for sharding."""
-        return [block for stage in self.stages.values() for block in cast(Stage, stage).rest]
+        """The blocks of all stages, for sharding and compilation."""
+        return [block for stage in cast(list[Stage], self.stages.values()) for block in (stage.first, *stage.rest)]
 
     def create_states(self, latent: EncoderLatents, masks: Masks, grid: tuple[int, int]) -> list[DecoderState]:
         """Return the input state of each stage."""

@@ -163,7 +163,7 @@ def test_a_quarter_of_the_blocks_attend_globally_in_a_vit_of_any_depth() -> None
     [
         (["data.repeats=2"], "data: repeats: batches of similar sizes have one view of an image. Set it to 1, or"),
         (["mask_head=null", "select_by=mask"], "select_by: there are no masks without a mask head. Set it to box"),
-        (["training.compile=true"], "training.compile: is not supported for detectors"),
+        (["training.compile=blocks"], "training.compile: is not supported for detectors"),
         (["training.sharded=true", "training.ema=0.9"], "training.sharded: sharded averages cannot be evaluated."),
     ],
 )

@@ -1,6 +1,5 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
@@ -74,17 +73,6 @@ def test_other_weights_are_evaluated() -> None:
     averaged = evaluator.evaluate(tiny_segmenter(), dict(other.named_parameters()))
     assert are_equal(averaged, evaluator.evaluate(other))
     assert not are_equal(averaged, evaluator.evaluate(tiny_segmenter()))
-
-
-def test_images_of_many_sizes_are_predicted_without_compilation() -> None:
-    def fail(*_: object) -> NoReturn:
-        raise AssertionError("compiled")
-
-    evaluator, segmenter = make_evaluator(draw_map_scenes(2)), tiny_segmenter()
-    expected = evaluator.evaluate(segmenter)
-    segmenter.compile(backend=fail)
-    for weights in (None, dict(segmenter.named_parameters())):
-        assert are_equal(evaluator.evaluate(segmenter, weights), expected)
 
 
 def test_an_interrupted_evaluation_does_not_predict_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

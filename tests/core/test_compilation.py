@@ -1,0 +1,140 @@
+"""Compiled models: equal gradients, one graph for each kind of block, static shapes, and evaluations without graphs."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from c2fmae.core.compilation import KERNEL_CACHE_VARIABLE, compile_function, compile_model, run_eagerly
+from c2fmae.core.distributed import World
+from c2fmae.core.loop import autocast
+from c2fmae.core.model_preparation import prepare_model
+from c2fmae.core.training import CompiledParts, TrainingConfig
+from c2fmae.methods.masked.task import PretrainingTask
+from tests.core.loop_processes import SMALL_OVERRIDES
+from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters
+
+BATCH_SIZE, SIZE = 4, (16, 16)
+
+
+@pytest.fixture(autouse=True)
+def isolation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Start without graphs, and restore what compilation sets for the whole process."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setenv("C2FMAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(KERNEL_CACHE_VARIABLE, "")
+    monkeypatch.delenv(KERNEL_CACHE_VARIABLE)
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        yield
+
+
+def use_backend(monkeypatch: pytest.MonkeyPatch, backend: str | Callable[..., Any]) -> None:
+    """Compile with this backend, as `Module.compile` does too."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+
+
+def fail(*_: object) -> NoReturn:
+    raise AssertionError("compiled")
+
+
+def learn(compiled_parts: CompiledParts, precision: str, *overrides: str) -> tuple[list[Tensor], list[int]]:
+    """Return losses and gradients of three steps in two micro-batches, and the number of graphs after each step."""
+    config = TrainingConfig.from_dict({"steps": 3, "lr": 1.0, "precision": precision, "compile": compiled_parts})
+    method = build_tiny_method("c2fmae", *SMALL_OVERRIDES, "encoder.depth=2", *overrides, size=SIZE)
+    perturb_parameters(method.model)
+    names = list(method.model.state_dict())
+    prepare_model(method.model, config, World())
+    assert list(method.model.state_dict()) == names
+    task, results, graphs = PretrainingTask(method, 0, compiled_parts=compiled_parts), list[Tensor](), list[int]()
+    for step in range(3):
+        torch.manual_seed(step)  # for drop path
+        micro_batches = task.split(
+            draw_noise_scenes(BATCH_SIZE, SIZE, seed=step),
+            num_micro_batches=2,
+            step=step,
+            progress=step / 3,
+            world=World(),
+        )
+        for micro_batch in micro_batches:
+            with autocast(config, torch.device("cpu")):
+                loss = task.compute_losses(method.model, micro_batch, task.compute_counts(micro_batch))
+            loss.total.backward()
+            results += [loss.total.detach(), *loss.terms.values()]
+        results += [parameter.grad.clone() for parameter in method.model.parameters() if parameter.grad is not None]
+        graphs.append(counters["stats"]["unique_graphs"])
+    return results, graphs
+
+
+@pytest.mark.compile
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch reads it, and hides the warning
+@pytest.mark.parametrize(
+    ("compiled_parts", "precision", "overrides", "num_graphs"),
+    [
+        ("blocks", "fp32", ["encoder.grad_checkpointing=true"], 4),  # encoder, decoder, cross-attention, losses
+        ("blocks", "bf16", ["encoder.drop_path=0.5"], 5),  # blocks with different rates are different graphs
+        ("model", "fp32", ["encoder.grad_checkpointing=true"], 1),
+        ("model", "bf16", [], 1),
+    ],
+)
+def test_compiled_parts_give_the_same_bits_without_recompilation(
+    monkeypatch: pytest.MonkeyPatch,
+    compiled_parts: CompiledParts,
+    precision: str,
+    overrides: list[str],
+    num_graphs: int,
+) -> None:
+    use_backend(monkeypatch, "aot_eager")
+    found, graphs = learn(compiled_parts, precision, *overrides)
+    assert graphs == [num_graphs] * 3
+    if compiled_parts == "model":  # whose graph has lists of visible patches with a fixed length
+        monkeypatch.setattr("c2fmae.models.embeddings.torch.compiler.is_compiling", lambda: True)
+    expected, _ = learn("off", precision, *overrides)
+    assert len(found) == len(expected) > 0
+    assert [index for index, each in enumerate(expected) if not torch.equal(each, found[index])] == []
+
+
+def test_nothing_is_compiled_unless_asked() -> None:
+    model = nn.Linear(2, 2)
+    compile_model(model, "off")
+    assert model._compiled_call_impl is None
+    assert KERNEL_CACHE_VARIABLE not in os.environ
+
+
+@pytest.mark.compile
+def test_compiled_models_and_functions_run_eagerly_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(monkeypatch, fail)
+    model, double = nn.Sequential(nn.Linear(2, 2)), compile_function(lambda x: 2 * x)
+    expected, x = model(torch.ones(3, 2)), torch.ones(3, 2)
+    compile_model(model, "model")
+    with run_eagerly():
+        assert torch.equal(double(model(x)), 2 * expected)
+    with pytest.raises(Exception, match="compiled"):
+        model(x)
+
+
+def test_kernels_are_cached_in_the_directory_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compile_model(nn.Linear(2, 2), "model")
+    assert os.environ[KERNEL_CACHE_VARIABLE] == str(tmp_path / "cache" / "inductor")
+    assert (tmp_path / "cache" / "inductor").is_dir()
+    monkeypatch.setenv(KERNEL_CACHE_VARIABLE, str(tmp_path / "chosen"))
+    compile_model(nn.Linear(2, 2), "model")
+    assert os.environ[KERNEL_CACHE_VARIABLE] == str(tmp_path / "chosen")
+
+
+def test_without_a_writable_cache_directory_kernels_go_to_the_directory_of_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("C2FMAE_CACHE", str(tmp_path / "file"))
+    compile_model(nn.Linear(2, 2), "model")
+    monkeypatch.setenv("C2FMAE_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    compile_model(nn.Linear(2, 2), "model")
+    assert str(tmp_path) not in os.environ.get(KERNEL_CACHE_VARIABLE, "")
