@@ -58,7 +58,7 @@ def _lowest_majority_id(ids: Tensor, votes: Tensor, dim: int) -> Tensor:
     """Return the lowest id among those with the most votes."""
     is_most = votes == votes.amax(dim, keepdim=True)
     if ids.dtype == torch.uint8:  # the same as `where` below, in arithmetic that a CPU does on vectors of bytes
-        return (ids | (is_most.view(torch.uint8) - 1)).amin(dim)
+        return (ids | (~is_most).view(torch.uint8) * 255).amin(dim)
     return torch.where(is_most, ids, torch.iinfo(ids.dtype).max).amin(dim)
 
 
