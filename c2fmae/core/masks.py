@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -35,13 +36,16 @@ class Masks:
     ) -> "Masks":
         """Make masks from a tensor in which every image has exactly `num_visible` visible patches."""
         is_visible = ~is_masked.flatten(1)
-        if is_masked.device.type == "cpu" and (counts := is_visible.sum(dim=1)).ne(num_visible).any():
-            raise ValueError(
-                f"is_masked: expected {num_visible} visible patches in every image, got {sorted(set(counts.tolist()))}"
-            )
-        # The size is known, so that no value is read on the host and no shape in a compiled graph depends on data.
-        token_idx = is_visible.nonzero_static(size=len(is_visible) * num_visible)[:, 1]
-        return cls(tuple(granularities), is_masked, token_idx.view(len(is_visible), num_visible))
+        batch, tokens = is_visible.shape
+        if is_masked.device.type == "cpu":
+            if (counts := is_visible.sum(dim=1)).ne(num_visible).any():
+                numbers = sorted(set(counts.tolist()))
+                raise ValueError(f"is_masked: expected {num_visible} visible patches in every image, got {numbers}")
+            token_idx = torch.from_numpy(np.flatnonzero(is_visible.numpy()))  # 5 times as fast as torch
+        else:  # the size is known, so that no value is read on the host
+            token_idx = is_visible.flatten().nonzero_static(size=batch * num_visible)
+        first_token = torch.arange(0, batch * tokens, tokens, device=is_masked.device)
+        return cls(tuple(granularities), is_masked, token_idx.view(batch, num_visible) - first_token.unsqueeze(1))
 
     @classmethod
     def from_visible_granularities(

@@ -17,7 +17,7 @@ from c2fmae.masking._checks import (
     validate_coefficients,
 )
 from c2fmae.masking.rounding import apportion
-from c2fmae.masking.selection import argsort_by_group, descending_key, hide_first
+from c2fmae.masking.selection import descending_key, hide_lowest, key_by_group
 
 Mask = Bool[Tensor, "batch patch"]
 Coefficient = float | Float[Tensor, " batch"]
@@ -36,8 +36,9 @@ def blend_scores(
     # and would be lost in float32, so it is raised to 1e-6.
     coefficients = torch.where(coefficients > 0.5, coefficients.clamp(min=0.5 + 1e-6), coefficients)
     first, second, rest = coefficients.split(1, dim=1)
-    scores: Tensor = first * semantic + second * instance + rest * random
-    return scores.float()
+    hidden_by = torch.arange(8, device=semantic.device)  # a bit for each mask
+    scores: Tensor = first * (hidden_by & 1) + second * (hidden_by >> 1 & 1) + rest * (hidden_by >> 2)
+    return scores.float().gather(1, (semantic + 2 * instance.byte() + 4 * random.byte()).long())
 
 
 def sample_mask(
@@ -48,8 +49,8 @@ def sample_mask(
     check_shape("u", u, (len(semantic),))
     check_floating_point("u", u)
     borders = validate_coefficients(alpha, beta, semantic).cumsum(dim=1)
-    is_semantic, is_guided = (u.unsqueeze(1) < borders[:, :2]).split(1, dim=1)
-    return torch.where(is_semantic, semantic, torch.where(is_guided, instance, random))
+    choice = (u.unsqueeze(1) >= borders[:, :2]).sum(dim=1)
+    return torch.stack([semantic, instance, random], dim=1)[torch.arange(len(u), device=u.device), choice]
 
 
 def quota_mask(
@@ -75,7 +76,7 @@ def quota_mask(
     is_masked = torch.zeros_like(semantic)
     for mask, quota in zip((semantic, instance, random), quotas.split(1, dim=1), strict=True):
         is_available = mask & ~is_masked
-        is_masked = is_masked | hide_first(argsort_by_group((~is_available).long(), sort_key), quota)
+        is_masked = is_masked | hide_lowest(key_by_group(~is_available, sort_key), quota)
         # In the same order, the patches that remain of this mask would come last in the next.
         sort_key = _permute_keys(sort_key)
     return is_masked

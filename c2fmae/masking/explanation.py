@@ -6,7 +6,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from c2fmae.core.masks import Masks
-from c2fmae.masking.guided import instances_to_sides
+from c2fmae.masking.guided import find_background
 from c2fmae.masking.policies import ExplainablePolicy, PatchMaps, Policy
 from c2fmae.masking.scenes import repeat_per_granularity
 
@@ -46,14 +46,14 @@ def explain(
         maps = PatchMaps(repeat_per_granularity(regions, count), repeat_per_granularity(instances, count), ignore, grid)
         num_masked = masks.num_masked.flatten()
         probabilities = policy.mask_probabilities(maps, num_masked, progress=progress).view(batch, count, patches)
-    side = instances_to_sides(instances, ignore)
+    is_background = find_background(instances, ignore)
     quotas = []
     for image in range(batch):
         groups = {
             "ignore" if region == ignore else f"class {region}": regions[image] == region
             for region in regions[image].unique().tolist()
         }
-        groups |= {"objects": side[image] == 0, "background": side[image] == 1}
+        groups |= {"objects": ~is_background[image], "background": is_background[image]}
         for index, granularity in enumerate(masks.granularities):
             for group, is_in in groups.items():
                 requested = None if probabilities is None else float(probabilities[image, index, is_in].sum())

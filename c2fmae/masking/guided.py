@@ -14,7 +14,8 @@ from c2fmae.masking._checks import (
     validate_fraction,
 )
 from c2fmae.masking.rounding import apportion, apportion_evenly
-from c2fmae.masking.selection import argsort_by_group, descending_key, scatter_to_patches, sort_by_group
+from c2fmae.masking.selection import append_index, descending_key, key_by_group, sort_by_group, take_last
+from c2fmae.masking.sorting import sort_rows
 
 
 def semantic_mask(
@@ -81,28 +82,27 @@ def instance_mask(
     check_ids("instances", instances)
     check_noise(noise, rows)
     budget = validate_budget(num_masked, rows)
-    side = instances_to_sides(instances, ignore)
-    weights, total, capacity = build_side_bins(side, object_share, budget)
+    is_background = find_background(instances, ignore)
+    weights, total, capacity = build_side_bins(is_background, object_share, budget)
     on_objects, on_background = apportion(weights, total, capacity).split(1, dim=1)
-    position, num_object_patches = torch.arange(side.shape[1], device=side.device), capacity[:, :1]
-    is_masked = (position < on_objects) | (
-        (position >= num_object_patches) & (position < num_object_patches + on_background)
-    )
-    return scatter_to_patches(is_masked, argsort_by_group(side, descending_key(noise)))
+    key = append_index(key_by_group(is_background, descending_key(noise)))
+    ordered = sort_rows(key)  # objects first
+    last_object, last = take_last(ordered, on_objects), take_last(ordered, capacity[:, :1] + on_background)
+    return (key <= last_object) | ((key <= last) & is_background)
 
 
-def instances_to_sides(instances: Integer[Tensor, "batch patch"], ignore: int) -> Integer[Tensor, "batch patch"]:
-    """Return 0 for patches of objects and 1 for patches of background."""
-    return ((instances == 0) | (instances == ignore)).long()
+def find_background(instances: Integer[Tensor, "batch patch"], ignore: int) -> Bool[Tensor, "batch patch"]:
+    """Return whether each patch is on no object."""
+    return (instances == 0) | (instances == ignore)
 
 
 def build_side_bins(
-    side: Integer[Tensor, "batch patch"],
+    is_background: Bool[Tensor, "batch patch"],
     object_share: float | Float[Tensor, " batch"],
     budget: Integer[Tensor, "batch 1"],
 ) -> tuple[Float[Tensor, "batch 2"], Integer[Tensor, " batch"], Integer[Tensor, "batch 2"]]:
     """Return the arguments of `apportion` for the two sides, objects first: weights, total and capacity."""
-    on_objects = validate_fraction("object_share", object_share, side)
-    background = side.sum(dim=1, keepdim=True)
-    capacity = torch.cat([side.shape[1] - background, background], dim=1)
+    on_objects = validate_fraction("object_share", object_share, is_background)
+    background = is_background.sum(dim=1, keepdim=True)
+    capacity = torch.cat([is_background.shape[1] - background, background], dim=1)
     return torch.cat([on_objects, 1 - on_objects], dim=1), budget.squeeze(1), capacity

@@ -7,7 +7,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from c2fmae.masking._checks import check_batch_by_patch, check_int32_ids
-from c2fmae.masking.selection import scatter_to_patches, sort_by_group
+from c2fmae.masking.selection import hide_lowest, sort_by_group
 
 
 def select_instances(
@@ -30,15 +30,12 @@ def select_instances(
     if max_objects < 0:
         raise ValueError(f"max_objects: expected at least 0, got {max_objects}")
     runs = sort_by_group(instances, torch.zeros(batch, patches, device=instances.device))
-    centrality = (
-        _patch_centrality(grid or _square_grid(patches), instances.device).expand_as(runs.order).gather(1, runs.order)
-    )
-    weight = torch.zeros_like(runs.start).scatter_add_(1, runs.start, centrality)
+    centrality = _patch_centrality(grid or _square_grid(patches), instances.device).take(runs.order)
+    weight = torch.zeros_like(runs.size).scatter_add_(1, runs.run, centrality)
     weight = weight.masked_fill((runs.group == 0) | (runs.group == ignore), 0)
-    heaviest = weight.argsort(dim=1, descending=True, stable=True)
-    is_selected_run = torch.arange(patches, device=instances.device).expand_as(heaviest) < max_objects
-    is_selected = scatter_to_patches(is_selected_run, heaviest) & (weight > 0)
-    is_selected = scatter_to_patches(is_selected.gather(1, runs.start), runs.order)
+    num_selected = torch.full((batch, 1), max_objects, device=instances.device).clamp(max=weight.shape[1])
+    is_selected_run = hide_lowest(-weight, num_selected) & (weight > 0)
+    is_selected = runs.to_patches(is_selected_run.gather(1, runs.run))
     return instances.where(is_selected | (instances == ignore), 0)
 
 

@@ -19,9 +19,9 @@ from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
 from c2fmae.masking.curricula import triangle
 from c2fmae.masking.guided import (
     build_side_bins,
+    find_background,
     gather_class_weights,
     instance_mask,
-    instances_to_sides,
     semantic_mask,
 )
 from c2fmae.masking.objects import select_instances
@@ -139,8 +139,8 @@ class SemanticPolicy:
         weighted, weights = runs.size, self._weight_tensor(patches)
         if weights is not None:
             weighted = weighted * gather_class_weights(runs.group, weights, patches.ignore)
-        probabilities = (compute_quotas(weighted, num_masked, runs.size) / runs.size.clamp(min=1)).gather(1, runs.start)
-        return torch.zeros_like(probabilities).scatter(1, runs.order, probabilities)
+        probabilities = compute_quotas(weighted, num_masked, runs.size) / runs.size.clamp(min=1)
+        return runs.to_patches(probabilities.gather(1, runs.run))
 
     def _weight_tensor(self, patches: PatchMaps) -> Tensor | None:
         if self.weights is None:
@@ -180,10 +180,10 @@ class InstancePolicy:
         self, patches: PatchMaps, num_masked: Integer[Tensor, " batch"], *, progress: float = 0.0
     ) -> Float64[Tensor, "batch patch"]:
         """Return the quota of objects and of background, each divided by its number of patches."""
-        side = instances_to_sides(self._select_objects(patches), patches.ignore)
-        budget = validate_budget(num_masked, (side.shape[0], side.shape[1]))
-        weights, total, capacity = build_side_bins(side, self.object_share, budget)
-        return (compute_quotas(weights, total, capacity) / capacity.clamp(min=1)).gather(1, side)
+        is_background = find_background(self._select_objects(patches), patches.ignore)
+        budget = validate_budget(num_masked, (is_background.shape[0], is_background.shape[1]))
+        weights, total, capacity = build_side_bins(is_background, self.object_share, budget)
+        return (compute_quotas(weights, total, capacity) / capacity.clamp(min=1)).gather(1, is_background.long())
 
     def _select_objects(self, patches: PatchMaps) -> Integer[Tensor, "batch patch"]:
         if self.max_objects is None:

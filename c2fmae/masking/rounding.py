@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Float64, Int, Integer, Real
 from torch import Tensor
 
 from c2fmae.masking._checks import can_read_values, check_concentration, check_ids, check_shape
+from c2fmae.masking.sorting import sort_rows_with_order
 
 _TIE_TOLERANCE = 1e-9
 """Real remainders that differ by less count as equal."""
@@ -137,7 +138,7 @@ def _find_full_bins(weights: Tensor, total: Tensor, capacity: Tensor) -> Tensor:
 def _add_remainder_(shares: Tensor, total: Tensor, remainder: Tensor) -> Tensor:
     """Add the rest of the total to the bins of highest remainder, one each; modifies `shares` in place."""
     rest = total - shares.sum(dim=1, keepdim=True)
-    order = remainder.argsort(dim=1, descending=True, stable=True)
+    _, order = sort_rows_with_order(-remainder)
     return shares.scatter_add_(1, order, (torch.arange(order.shape[1], device=order.device) < rest).long())
 
 

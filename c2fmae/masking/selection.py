@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Int64, Integer, Shaped
 from torch import Tensor
 
-from c2fmae.masking._checks import check_batch_by_patch, check_noise, validate_budget
+from c2fmae.masking._checks import can_read_values, check_batch_by_patch, check_noise, validate_budget
+from c2fmae.masking.sorting import sort_rows, sort_rows_with_order
 
 
 def random_mask(
@@ -20,7 +21,7 @@ def random_mask(
     rows = check_batch_by_patch("noise", noise)
     check_noise(noise, rows)
     budget = validate_budget(num_masked, rows)
-    return hide_first(descending_key(noise).argsort(dim=1, stable=True), budget)
+    return hide_lowest(descending_key(noise), budget)
 
 
 def top_k_mask(
@@ -30,7 +31,11 @@ def top_k_mask(
     rows = check_batch_by_patch("scores", scores)
     check_noise(noise, rows)
     budget = validate_budget(num_masked, rows)
-    return hide_first(argsort_by_group(descending_key(scores), descending_key(noise)), budget)
+    score = descending_key(scores)
+    last = take_last(sort_rows(score), budget)
+    # Group 0 is hidden completely, group 1 in part, group 2 not at all.
+    group = (score >= last).view(torch.uint8) + (score > last).view(torch.uint8)
+    return hide_lowest(key_by_group(group, descending_key(noise)), budget)
 
 
 class SortedGroups(NamedTuple):
@@ -38,53 +43,61 @@ class SortedGroups(NamedTuple):
 
     order: Int[Tensor, "batch patch"]
     """The patch at each position."""
-    group: Int[Tensor, "batch patch"]
-    """The group of that patch."""
-    start: Int[Tensor, "batch patch"]
-    """The position at which the run of that group starts."""
-    size: Int[Tensor, "batch patch"]
-    """At the first position of a run, its length; 0 elsewhere."""
+    run: Int[Tensor, "batch patch"]
+    """The run at each position: 0, 1, …"""
+    start: Int[Tensor, "batch run"]
+    """The position at which each run starts."""
+    size: Int[Tensor, "batch run"]
+    """The length of each run; 0 for the last ones of a row that has fewer runs."""
+    group: Int[Tensor, "batch run"]
+    """The group of each run; any group of the row if the size is 0."""
 
-    def hide(self, quota: Int[Tensor, "batch patch"]) -> Bool[Tensor, "batch patch"]:
-        """Hide the first patches of each run, as many as `quota` at its first position."""
-        end = quota.gather(1, self.start).add_(self.start)
-        return scatter_to_patches(torch.arange(end.shape[1], device=end.device) < end, self.order)
+    def hide(self, quota: Int[Tensor, "batch run"]) -> Bool[Tensor, "batch patch"]:
+        """Hide the first patches of each run, as many as its quota."""
+        end = (self.start + quota).gather(1, self.run)
+        return self.to_patches(torch.arange(end.shape[1], device=end.device) < end)
+
+    def to_patches(self, values: Shaped[Tensor, "batch patch"]) -> Shaped[Tensor, "batch patch"]:
+        """Return values by patch, given values by position."""
+        return torch.empty_like(values).scatter_(1, self.order, values)
 
 
 def sort_by_group(group: Integer[Tensor, "batch patch"], noise: Float[Tensor, "batch patch"]) -> SortedGroups:
     """Sort the patches of each row by group and by descending noise within a group."""
-    key, order = _group_sort_key(group, descending_key(noise)).sort(dim=1, stable=True)
-    group = key >> 32
-    is_first = torch.nn.functional.pad(group[:, 1:] != group[:, :-1], (1, 0), value=True)
-    count = torch.arange(1, group.shape[1] + 1, dtype=torch.int32, device=group.device)
-    start = (is_first * count).cummax(dim=1).indices  # the start of the latest run so far
-    size = torch.zeros_like(start).scatter_add_(1, start, start.new_ones(()).expand_as(start))
-    return SortedGroups(order, group, start, size)
-
-
-def argsort_by_group(
-    group: Integer[Tensor, "batch patch"], sort_key: Integer[Tensor, "batch patch"]
-) -> Int[Tensor, "batch patch"]:
-    """Return the order of patches by group, then by sort key, then by index.
-
-    Groups and keys are 32-bit integers, so one sort of 64-bit integers is enough.
-    """
-    return _group_sort_key(group, sort_key).argsort(dim=1, stable=True)
-
-
-def _group_sort_key(group: Tensor, sort_key: Tensor) -> Tensor:
     # Adding 2^31 makes the low half unsigned, so that the high half is the group again.
-    return torch.add(sort_key, group.long(), alpha=1 << 32).add_(1 << 31)
+    key, order = sort_rows_with_order(key_by_group(group, descending_key(noise)).add_(1 << 31))
+    group = key >> 32
+    run = torch.nn.functional.pad(group[:, 1:] != group[:, :-1], (1, 0)).cumsum(dim=1)
+    # There are far fewer runs than patches; where their number cannot be read, columns of size 0 make up for it.
+    num_runs = int(run[:, -1].max()) + 1 if can_read_values(run) and run.numel() else run.shape[1]
+    size = run.new_zeros(len(run), num_runs).scatter_add_(1, run, torch.ones_like(run))
+    start = size.cumsum(dim=1) - size
+    return SortedGroups(order, run, start, size, group.gather(1, start.clamp(max=group.shape[1] - 1)))
 
 
-def hide_first(order: Int[Tensor, "batch patch"], budget: Int[Tensor, "batch 1"]) -> Bool[Tensor, "batch patch"]:
-    """Hide the first `budget` patches of an order."""
-    return scatter_to_patches(torch.arange(order.shape[1], device=order.device) < budget, order)
+def hide_lowest(key: Int[Tensor, "batch patch"], budget: Int[Tensor, "batch 1"]) -> Bool[Tensor, "batch patch"]:
+    """Hide the `budget` patches of lowest key, the lower index first among equals."""
+    distinct = append_index(key)
+    return distinct <= take_last(sort_rows(distinct), budget)
 
 
-def scatter_to_patches(is_masked: Tensor, order: Tensor) -> Tensor:
-    """Return values by patch, given values by position in an order that contains every patch."""
-    return torch.empty_like(is_masked).scatter_(1, order, is_masked)
+def key_by_group(
+    group: Integer[Tensor, "batch patch"] | Bool[Tensor, "batch patch"], sort_key: Integer[Tensor, "batch patch"]
+) -> Int64[Tensor, "batch patch"]:
+    """Return integers in the order of the group, then of the sort key, two integers of 32 bits."""
+    return torch.add(sort_key, group.long(), alpha=1 << 32)
+
+
+def append_index(key: Integer[Tensor, "batch patch"]) -> Int64[Tensor, "batch patch"]:
+    """Return distinct integers in the order of the key, then of the index; the key may have about 40 bits."""
+    patches = key.shape[1]
+    return torch.add(torch.arange(patches, device=key.device), key.long(), alpha=patches)
+
+
+def take_last(ordered: Integer[Tensor, "batch patch"], count: Int[Tensor, "batch 1"]) -> Integer[Tensor, "batch 1"]:
+    """Return the last of the first `count` keys of each row; less than any key if `count` is 0."""
+    last = ordered.gather(1, (count - 1).clamp(min=0))
+    return last.where(count > 0, torch.iinfo(last.dtype).min)
 
 
 def descending_key(values: Float[Tensor, "batch patch"]) -> Int[Tensor, "batch patch"]:
