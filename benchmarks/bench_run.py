@@ -194,6 +194,15 @@ def bench_resume() -> None:
             print(f"{'resumed' if number else 'started'} at step {done}: {seconds:.1f} s to the first step", flush=True)
 
 
+WAITING = {
+    "default": {},
+    "as the command waits": {"GOMP_SPINCOUNT": "1000"},
+    "passive": {"OMP_WAIT_POLICY": "passive"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+"""Settings of the threads of OpenMP by name."""
+
+
 def bench_wait(steps: int = 40) -> None:
     code = (
         "import torch, time; from benchmarks.bench_run import *; e, b = make_experiment('c2fmae-tiny', "
@@ -203,22 +212,19 @@ def bench_wait(steps: int = 40) -> None:
         "[s() for _ in range(5)]; "
         f"print(min(time_call(s) for _ in range({steps})), median([time_call(s) for _ in range({steps})]))"
     )
-    for num_busy in (0, 2):
+    for num_busy in (0, 1, 2):
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_busy)]
         try:
-            for policy in ("active", "passive"):
+            for name, variables in WAITING.items():
                 out = subprocess.run(
                     [sys.executable, "-c", code],
-                    env={**os.environ, "OMP_WAIT_POLICY": policy},
+                    env={**os.environ, **variables},
                     capture_output=True,
                     text=True,
                     check=True,
                 ).stdout.split()
                 best, usual = (round(1e3 * float(seconds)) for seconds in out)
-                print(
-                    f"{num_busy} busy processes, OpenMP threads {policy}: minimum {best} ms, median {usual} ms",
-                    flush=True,
-                )
+                print(f"{num_busy} busy processes, {name}: minimum {best} ms, median {usual} ms", flush=True)
         finally:
             for process in busy:
                 process.kill()

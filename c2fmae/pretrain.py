@@ -18,7 +18,14 @@ from torch import nn
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.checkpoint import step_name
 from c2fmae.core.distributed import World, init_distributed
-from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
+from c2fmae.core.experiment import (
+    Experiment,
+    RunOutcome,
+    is_new_run,
+    locked_run_dir,
+    resolve_precision,
+    run_experiment,
+)
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.model_preparation import prepare_model
@@ -154,6 +161,7 @@ def pretrain(
     """
     with init_distributed(config.training.device) as world, locked_run_dir(out, world) as run_dir:
         is_new = is_new_run(run_dir, world)
+        config = resolve_precision(config, run_dir, world)
         experiment = build_pretraining(config, world, is_new=is_new, scenes=scenes, held_out=held_out)
         return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
 

@@ -4,6 +4,7 @@ Slow packages such as torch are imported inside the command that needs them, so 
 """
 
 import errno
+import os
 import sys
 import tempfile
 import traceback
@@ -73,12 +74,23 @@ def global_options(
 def main() -> None:
     """Run the command. It exits with code 2 after a user error, and with 1 after any other, without a traceback."""
     protect_streams()
+    _limit_spinning()
     try:
         app()
     except Exception as error:
         message, exit_code = _describe_error(error)
         print(f"error: {indent_message(shorten_words(message))}", file=sys.stderr)
         sys.exit(exit_code)
+
+
+def _limit_spinning() -> None:
+    """Let threads of OpenMP that wait for others give up their core soon; torch reads the variables on its import.
+
+    By default they wait in a loop for milliseconds. If another process has the core of the thread that they wait for,
+    steps take several times as long, and most of it is waiting.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _describe_error(error: Exception) -> tuple[str, int]:

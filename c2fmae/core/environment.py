@@ -17,6 +17,7 @@ _VARIABLE_PREFIXES = (
     "CUBLAS_",
     "CUDNN_",
     "DNNL_",
+    "GOMP_",
     "KMP_",
     "MKL_",
     "NVIDIA_TF32",

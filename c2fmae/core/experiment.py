@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 from torch import nn
 
 from c2fmae.core.checkpoint import list_checkpoints, step_name
 from c2fmae.core.compilation import run_eagerly
+from c2fmae.core.cores import set_torch_threads
 from c2fmae.core.distributed import World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.experiment_config import ExperimentConfig
@@ -20,6 +21,7 @@ from c2fmae.core.failures import describe_failure
 from c2fmae.core.json_file import write_json
 from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.loop import StepReport, Task, TrainingLoop, TrainingState, choose_delay
+from c2fmae.core.precision import Precision, choose_precision
 from c2fmae.core.progress import NO_LABELS
 from c2fmae.core.resume import start_or_resume
 from c2fmae.core.run_dir import RUN_ID_KEY, RunDir, open_run_dir
@@ -28,8 +30,11 @@ from c2fmae.core.signals import StopRequest, TestStopped, catch_signals
 from c2fmae.core.trackers import import_tracker
 from c2fmae.core.training import TrainingPlan
 from c2fmae.core.watching import RunLogger
+from c2fmae.core.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=ExperimentConfig)
 
 
 class BatchIterator(Protocol):
@@ -119,11 +124,31 @@ def is_new_run(run_dir: RunDir, world: World) -> bool:
     return not world.broadcast_object(bool(list_checkpoints(run_dir.checkpoints)))
 
 
+def resolve_precision(config: C, run_dir: RunDir, world: World) -> C:
+    """Return a config in which `training.precision` is that of the run in the directory, or fits this machine.
+
+    A run keeps the precision that it started with, also on another machine.
+    """
+    if config.training.precision != "auto":
+        return config
+    precision = None
+    if world.is_main:
+        stored = read_yaml(run_dir.config_path).get("training") if run_dir.is_started else None
+        precision = stored.get("precision") if isinstance(stored, Mapping) else None
+        precision = precision if precision in get_args(Precision) else choose_precision("auto", world.device.type)
+    training = config.training.model_copy(update={"precision": world.broadcast_object(precision)})
+    return config.model_copy(update={"training": training})
+
+
 def run_experiment(
     experiment: Experiment, run_dir: RunDir, *, resume: bool = False, accept_changes: bool = False
 ) -> RunOutcome:
     """Run an experiment in a run directory. With `resume`, continue the run that the directory contains."""
     config, world = experiment.config, experiment.world
+    if world.device.type == "cpu" and world.size == 1:
+        recorded = run_dir.read_environment().get("torch", {}).get("threads") if resume else None
+        if line := set_torch_threads(recorded):
+            log.info("%s", line)
     training = TrainingState.create(experiment.model, config.training)
     for name in config.watching.trackers if world.is_main else ():
         import_tracker(name)

@@ -23,6 +23,7 @@ from c2fmae.core.ema import averaged_tensors, init_ema, update_ema
 from c2fmae.core.errors import UserError
 from c2fmae.core.host_copy import HostCopy
 from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr, step_if
+from c2fmae.core.precision import choose_precision
 from c2fmae.core.running_statistics import restore_statistics_unless, running_statistics
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import compute_total_norm, gather, shard_like
@@ -286,4 +287,5 @@ def choose_delay(device: torch.device) -> int:
 
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
     """Return the autocast context of a config's precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    precision = choose_precision(config.precision, device.type)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -40,10 +40,17 @@ class _ResumeTypes(Config):
     changes: list[str] = Field([])
 
 
+class _TorchTypes(Config):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    threads: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+
+
 class _EnvironmentTypes(Config):
     model_config = ConfigDict(extra="allow", strict=True)
 
     run_id: str | None = None
+    torch: _TorchTypes = _TorchTypes()
     world_size: Annotated[int, Field(ge=1, lt=2**31)] = 1
     resumed: list[_ResumeTypes] = Field([])
 

@@ -24,6 +24,7 @@ def _name_compiled_parts(value: object) -> object:
 
 
 CompileSetting = Annotated[CompiledParts | Literal["auto"], BeforeValidator(_name_compiled_parts), RESUME_SAFE]
+PrecisionSetting = Literal["auto", "bf16", "fp32"]
 
 ALTERNATIVES = (("epochs", "steps"), ("base_lr", "lr"), ("warmup_epochs", "warmup_steps"))
 """Pairs of settings of which at most one is set."""
@@ -66,11 +67,13 @@ class TrainingConfig(Config):
     """Largest gradient norm; larger gradients are scaled down to it."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, which is saved in checkpoints too."""
-    precision: Literal["bf16", "fp32"] = "bf16"
     compile: CompileSetting = "auto"
     """What torch.compile compiles: nothing (`off`), each block and the losses (`blocks`), or the model and the losses
     as one graph (`model`). `auto` is `blocks` on a GPU and `off` on a CPU. A change on resume is reported as a change
     of the environment."""
+    precision: PrecisionSetting = "auto"
+    """`bf16` (autocast) or `fp32`. A run with `auto` gets bf16 on a GPU and on CPUs that have instructions for it, and
+    fp32 on others, where bf16 is emulated; the config of the run contains the result."""
     sharded: bool = False
     """Shard weights, gradients and optimiser state over the processes (FSDP2), for models too large for one GPU."""
     max_bad_steps: PositiveInt = 10

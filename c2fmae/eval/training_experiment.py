@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.experiment import Experiment, RunOutcome, is_new_run, locked_run_dir, run_experiment
+from c2fmae.core.experiment import (
+    Experiment,
+    RunOutcome,
+    is_new_run,
+    locked_run_dir,
+    resolve_precision,
+    run_experiment,
+)
 from c2fmae.core.loop import TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
@@ -144,6 +151,7 @@ def train_in_run_dir(
 ) -> RunOutcome:
     """Train in a run directory, or resume its run. `build` gets the directory of a run that has checkpoints."""
     with locked_run_dir(output_dir, world) as run_dir:
+        config = resolve_precision(config, run_dir, world)
         experiment = build(config, world, run_dir if not is_new_run(run_dir, world) else None)
         return run_experiment(experiment, run_dir, resume=resume, accept_changes=accept_changes)
 

@@ -18,6 +18,19 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+def test_threads_of_openmp_wait_for_a_short_time_unless_their_policy_is_set() -> None:
+    script = (
+        "import os; from c2fmae_cli import main; import atexit, sys; sys.argv = ['c2fmae', '--version']\n"
+        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')))\n"
+        "main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    for given, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        command, variables = [sys.executable, "-c", script], environment | given
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+        assert done.stdout.splitlines()[-1] == expected
+
+
 def test_help_is_shown_without_slow_imports() -> None:
     heavy = "{'torch', 'timm', 'torchvision', 'numpy', 'PIL', 'pydantic'}"
     script = (

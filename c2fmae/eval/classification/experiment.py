@@ -16,6 +16,7 @@ from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.experiment import RunOutcome
 from c2fmae.core.labels import LabelInfo
 from c2fmae.core.model_preparation import prepare_model
+from c2fmae.core.precision import choose_precision
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import unsharded
@@ -204,13 +205,13 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
     plan = plan_training(config.training, num_samples=len(scenes), world_size=world.size)
     prepare_model(classifier, config.training, world)
     view = CentralView(crop=data.crop, overflow=data.overflow, **build_view_options(classifier.backbone, image_size))
-    precision = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    precision = choose_precision(config.training.precision, world.device.type)
     evaluator = ClassifierEvaluator(
         _cache_scenes(test.scenes, data.cache),
         view,
         world,
         BatchingConfig(batch_size=data.test_batch_size, num_workers=data.workers),
-        precision,
+        torch.bfloat16 if precision == "bf16" else torch.float32,
     )
     names = {"train_name": f"{train.name} ({len(scenes):,})", "test_name": str(test)}
     info = train.scenes.info

@@ -1,0 +1,93 @@
+"""Cores of the machine, and threads of torch."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fmae.core import cores
+from c2fmae.core.cores import count_cores, count_idle_cores, set_torch_threads
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Four cores without a quota, as many threads of torch, and nothing that sets them explicitly."""
+    threads = torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(cores, "_CPU_QUOTA", Path("missing"))
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_idle_ticks(path: Path, ticks_by_core: dict[int, int]) -> None:
+    """Write a file like /proc/stat."""
+    rows = [f"cpu{core} 10 0 10 {ticks} 0 0 0 0 0 0" for core, ticks in ticks_by_core.items()]
+    path.write_text("\n".join(["cpu  40 0 40 400 0 0 0 0 0 0", *rows, "intr 1 2 3"]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("idle_fractions", "expected"), [((1, 1, 1, 1), 4), ((1, 0.9, 0.2, 0), 2), ((0, 0, 0, 0.1), 1)]
+)
+@pytest.mark.usefixtures("four_cores")
+def test_idle_cores_are_those_that_other_processes_do_not_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, idle_fractions: tuple[float, ...], expected: int
+) -> None:
+    stat, per_sample = tmp_path / "stat", 0.2 * os.sysconf("SC_CLK_TCK")
+    write_idle_ticks(stat, dict.fromkeys(range(6), 100))
+    monkeypatch.setattr(cores, "_CPU_TIMES", stat)
+
+    def sleep(_: float) -> None:  # cores 4 and 5, which this process may not use, are idle
+        fractions = (*idle_fractions, 1, 1)
+        write_idle_ticks(stat, {core: 100 + round(part * per_sample) for core, part in enumerate(fractions)})
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert count_idle_cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 4), ("150000 100000", 2), ("50000 100000", 1), ("?", 4)]
+)
+@pytest.mark.usefixtures("four_cores")
+def test_a_container_has_no_more_cores_than_its_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int
+) -> None:
+    path = tmp_path / "cpu.max"
+    path.write_text(f"{quota}\n")
+    monkeypatch.setattr(cores, "_CPU_QUOTA", path)
+    assert count_cores() == expected
+    monkeypatch.setattr(cores, "_CPU_TIMES", tmp_path / "missing")
+    assert count_idle_cores() == expected
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_a_new_run_computes_on_idle_cores_and_a_resumed_one_as_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "count_idle_cores", lambda: 3)
+    assert set_torch_threads(None) == (
+        "computing on 3 of 4 cores: others are in use. Set OMP_NUM_THREADS to use another number"
+    )
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(4)
+    assert "2 of 4 cores: as at the start of the run" in (set_torch_threads(2) or "")
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(4)
+    assert set_torch_threads(4) is None
+    assert torch.get_num_threads() == 4
+    assert "3 of 4" in (set_torch_threads(64) or "")  # the run started on a larger machine
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_an_explicit_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "count_idle_cores", lambda: 1)
+    torch.set_num_threads(3)
+    assert set_torch_threads(2) is None
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert set_torch_threads(None) is None
+    assert torch.get_num_threads() == 4

@@ -1,0 +1,42 @@
+"""The precision of a run."""
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fmae.core import precision
+from c2fmae.core.distributed import World
+from c2fmae.core.experiment import resolve_precision
+from c2fmae.core.precision import choose_precision, has_bfloat16_instructions
+from c2fmae.core.run_dir import RunDir
+from c2fmae.recipes.config import load_recipe
+
+
+@pytest.mark.parametrize(("has_instructions", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, has_instructions: bool, expected: str) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16_instructions", lambda: has_instructions)
+    assert choose_precision("auto", "cpu") == expected
+    assert choose_precision("auto", "cuda") == "bf16"
+    assert choose_precision("bf16", "cpu") == "bf16"
+
+
+def test_cpus_without_the_instructions_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert not has_bfloat16_instructions()
+
+
+def test_a_run_keeps_the_precision_that_it_started_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config, run_dir = load_recipe("c2fmae-tiny"), RunDir(tmp_path)
+    assert config.training.precision == "auto"
+    monkeypatch.setattr(precision, "has_bfloat16_instructions", lambda: False)
+    started = resolve_precision(config, run_dir, World())
+    assert started.training.precision == "fp32"
+    run_dir.write_text("config.yaml", started.to_yaml())
+    monkeypatch.setattr(precision, "has_bfloat16_instructions", lambda: True)  # on another machine
+    assert resolve_precision(config, run_dir, World()) == started
+    explicit = load_recipe("c2fmae-tiny", ["training.precision=bf16"])
+    assert resolve_precision(explicit, run_dir, World()) == explicit
