@@ -12,7 +12,6 @@ from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import StepLoss, StepReport, TrainingLoop, TrainingState, autocast
 from c2fmae.core.optimiser import build_parameter_groups
-from c2fmae.core.seeding import derive_seed
 from c2fmae.core.training import TrainingConfig, plan_training
 from tests.core import loop_processes
 from tests.core.loop_processes import (
@@ -170,7 +169,7 @@ def test_steps_equal_a_loop_written_by_hand(method: str, average: str) -> None:
     for step, batch in enumerate(draw_batches()):
         rate = reports[step].values["lr"]
         maps = to_float64(built.prepare_inputs(batch))
-        noise = torch.Generator().manual_seed(derive_seed(config.seed, "masks", step))
+        noise = built.masking.seed_step(config.seed, step)
         masks = built.sample_masks(batch, progress=step / NUM_STEPS, generator=noise)
         loss = built.compute_loss(model(maps, masks), maps, masks)
         optimiser.zero_grad()
