@@ -29,10 +29,10 @@ from c2fmae.core.optimiser import set_lr
 from c2fmae.core.progress import ProgressDisplay
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.saving import Saver
-from c2fmae.core.scene import SceneBatch
-from c2fmae.core.seeding import derive_seed
 from c2fmae.core.watching import RunLogger
 from c2fmae.eval.cost.speed_and_memory import time_in_turn
+from c2fmae.methods.masked.batch_masker import MaskedScenes
+from c2fmae.methods.masked.model_inputs import standardise_inputs
 from c2fmae.pretrain import Pretraining, build_pretraining
 from c2fmae.recipes.config import load_recipe
 
@@ -48,24 +48,25 @@ GENERATED_OVERRIDES = [
 ]
 
 
-def make_experiment(recipe: str, *overrides: str) -> tuple[Pretraining, list[SceneBatch]]:
+def make_experiment(recipe: str, *overrides: str) -> tuple[Pretraining, list[list[MaskedScenes]]]:
     """Return an experiment and some of its batches, prepared in advance so that data loading is not measured."""
     experiment = build_pretraining(load_recipe(recipe, [*GENERATED_OVERRIDES, *overrides]), World())
     with experiment.open_batches(0) as stream:
         return experiment, [next(stream) for _ in range(4)]
 
 
-def make_bare_step(experiment: Pretraining, training: TrainingState, batches: list[SceneBatch]) -> Callable[[], object]:
+def make_bare_step(
+    experiment: Pretraining, training: TrainingState, batches: list[list[MaskedScenes]]
+) -> Callable[[], object]:
     """Return a step of a plain loop, without reduced counts, reports and metric rows."""
     stream, numbers = cycle(batches), iter(range(10**9))
 
     def step() -> object:
-        scenes, index = next(stream), next(numbers)
-        generator = torch.Generator().manual_seed(derive_seed(0, "masks", index))
+        (masked,), index = next(stream), next(numbers)
+        maps = standardise_inputs(experiment.method.config, masked.scenes)
         with autocast(experiment.config.training, experiment.world.device):
-            loss = experiment.method.compute_step_loss(
-                scenes, progress=experiment.plan.progress(index), generator=generator
-            ).total
+            predictions = experiment.method.model(maps, masked.masks)
+            loss = experiment.method.compute_loss(predictions, maps, masked.masks).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
         set_lr(training.optimiser, experiment.plan.lr(index))
@@ -77,7 +78,7 @@ def make_bare_step(experiment: Pretraining, training: TrainingState, batches: li
 
 
 def make_loop_step(
-    experiment: Pretraining, training: TrainingState, batches: list[SceneBatch], watch: RunLogger
+    experiment: Pretraining, training: TrainingState, batches: list[list[MaskedScenes]], watch: RunLogger
 ) -> Callable[[], StepReport]:
     """Return a step of the training loop, followed by the logging of a run."""
     loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, experiment.world)

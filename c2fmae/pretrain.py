@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,9 +37,11 @@ from c2fmae.core.watching import RunLogger, is_due
 from c2fmae.data import BatchStream, DatasetInfo, Scenes
 from c2fmae.data.combine import select_granularities
 from c2fmae.data.loader import explain_worker_death
+from c2fmae.data.sampler import DataPosition
 from c2fmae.eval.probes.online import OnlineProbes, describe_accuracies, open_online_probes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import fill_from_dataset, required_granularities
+from c2fmae.methods.masked.batch_masker import BatchMasker, MaskedScenes
 from c2fmae.methods.masked.held_out import HeldOutEvaluator
 from c2fmae.methods.masked.initial_weights import load_initial_weights
 from c2fmae.methods.masked.task import PretrainingTask
@@ -76,13 +78,20 @@ class Pretraining(Experiment):
         return PretrainingTask(self.method, training.seed, compiled_parts=compiled_parts)
 
     @contextmanager
-    def open_batches(self, step: int) -> Iterator[BatchStream[SceneBatch]]:
-        """Open an iterator over batches that starts at a step."""
+    def open_batches(self, step: int) -> Iterator[BatchStream[list[MaskedScenes]]]:
+        """Open an iterator over batches that starts at a step. They are masked where they are loaded."""
         pin_memory = self.world.device.type == "cuda"
         data, training = self.config.data, self.config.training
         view = data.build_training_view(**self.method.view_options)
         stream = data.stream_training_batches(
-            self.scenes, view, self.plan, step, seed=training.seed, rank=self.world.rank, pin_memory=pin_memory
+            self.scenes,
+            view,
+            self.plan,
+            step,
+            seed=training.seed,
+            rank=self.world.rank,
+            finish=partial(mask_batch, self.task.masker, self.plan, self.world),
+            pin_memory=pin_memory,
         )
         with closing(stream), explain_worker_death():
             yield stream
@@ -143,6 +152,16 @@ class Pretraining(Experiment):
     def write_report(self, run_dir: RunDir) -> None:
         """Write the HTML page about the run."""
         write_pretraining_report(run_dir)
+
+
+def mask_batch(
+    masker: BatchMasker, plan: TrainingPlan, world: World, position: DataPosition, scenes: SceneBatch
+) -> list[MaskedScenes]:
+    """Return the batch at a position in micro-batches with masks and counts."""
+    step = position.epoch * plan.steps_per_epoch + position.batches_done
+    return masker.mask(
+        scenes, num_micro_batches=plan.num_micro_batches, step=step, progress=plan.progress(step), world=world
+    )
 
 
 def pretrain(

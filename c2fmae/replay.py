@@ -45,7 +45,8 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
         progress=progress,
         world=experiment.world,
     )
-    lines = [f"step {step}: {format_count(len(batch), 'sample')}, with the weights after step {checkpoint_step}"]
+    keys = [key for micro_batch in micro_batches for key in micro_batch.keys]
+    lines = [f"step {step}: {format_count(len(keys), 'sample')}, with the weights after step {checkpoint_step}"]
     lines += ["  (not those of the step itself, which were not saved)"] * (checkpoint_step < step - 1)
     losses, non_finite_modules = compute_sample_losses(experiment, micro_batches)
     totals = {name: values.mean().item() for name, values in losses.items()}
@@ -59,7 +60,7 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
     )
     for row in worst.tolist():
         sample_losses = ", ".join(f"{name} {values[row].item():.4g}" for name, values in losses.items())
-        lines.append(f"  {batch.keys[row]}: {sample_losses}")
+        lines.append(f"  {keys[row]}: {sample_losses}")
     if all(map(isfinite, totals.values())):
         lines.append("all losses are finite here: the gradients, or the weights of a later step, may not be")
     return "\n".join(lines)

@@ -154,9 +154,14 @@ class LoaderConfig(Config):
         sampler: "c2fmae.data.sampler.Sampler",
         *,
         collate: Callable[[list[Any]], Any] | None = None,
+        finish: "Callable[[c2fmae.data.sampler.DataPosition, Any], Any] | None" = None,
         pin_memory: bool = False,
     ) -> "c2fmae.data.loader.SceneLoader":
-        """Return a loader of views of the scenes; `collate` makes a batch of them, by default a `SceneBatch`."""
+        """Return a loader of views of the scenes.
+
+        `collate` makes a batch of them, by default a `SceneBatch`, and `finish` works on the batch in the process that
+        loads it.
+        """
         from c2fmae.core.scene import SceneBatch
         from c2fmae.data.loader import SceneLoader
 
@@ -165,6 +170,7 @@ class LoaderConfig(Config):
             transform=view,
             sampler=sampler,
             collate=collate or SceneBatch.stack,
+            finish=finish,
             workers=self.workers,
             prefetch=self.prefetch,
             on_broken=self.on_broken,
@@ -183,6 +189,7 @@ class LoaderConfig(Config):
         rank: int,
         pin_memory: bool,
         collate: Callable[[list[Any]], Any] | None = None,
+        finish: "Callable[[c2fmae.data.sampler.DataPosition, Any], Any] | None" = None,
         predict_sizes: "c2fmae.data.sampler.PredictSizes | None" = None,
     ) -> "c2fmae.data.loader.BatchStream[Any]":
         """Return the batches of one process, starting at a step. The batch of a step is the same for any start.
@@ -201,7 +208,7 @@ class LoaderConfig(Config):
             predict_sizes=predict_sizes,
         )
         epochs = -(-plan.steps // plan.steps_per_epoch)
-        loader = self.build_loader(scenes, view, sampler, collate=collate, pin_memory=pin_memory)
+        loader = self.build_loader(scenes, view, sampler, collate=collate, finish=finish, pin_memory=pin_memory)
         return loader.stream_batches(epochs, DataPosition(*divmod(step, plan.steps_per_epoch)))
 
     def check_broken(self, count: int, total: int) -> None:

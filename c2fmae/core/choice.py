@@ -72,6 +72,10 @@ class Choice(Config):
         """Return the options that were given, without defaults."""
         return {name: value for name, value in self.options if name in self.options.model_fields_set}
 
+    def __reduce__(self) -> Any:
+        """Return how to restore a pickled choice: the class of its options may be one that no module contains."""
+        return _make_choice, (type(self), self.name, self.given_options())
+
     def keyword_options(self) -> dict[str, Any]:
         """Return all options as keyword arguments of the entry. Options that are choices are built."""
         return {name: value.build() if isinstance(value, Choice) else value for name, value in self.options}
@@ -90,6 +94,10 @@ class Choice(Config):
         if self.registry().option_class(self.name) is not None:
             return entry(*arguments, self.options)
         return entry(*arguments, **self.keyword_options())
+
+
+def _make_choice(cls: type[Choice], name: str, options: Mapping[str, Any]) -> Choice:
+    return cls(name=name, options=options)
 
 
 def get_option_class(

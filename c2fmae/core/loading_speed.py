@@ -7,8 +7,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from c2fmae.core.text import format_count
 
-STAGES: Mapping[str, str] = {"decode": "reading and decoding", "crop": "cropping", "stack": "stacking"}
-"""Stages of loading, with their display names. Generated scenes are drawn instead of decoded."""
+STAGES: Mapping[str, str] = {
+    "decode": "reading and decoding",
+    "crop": "cropping",
+    "stack": "stacking",
+    "mask": "masking",
+}
+"""Stages of loading, with their display names. Generated scenes are drawn instead of decoded, and only pre-training
+masks."""
 
 _LIMITING_WAIT = 0.1
 """Loading limits training that waits for data for a larger fraction of the time."""
@@ -23,6 +29,8 @@ class LoadTimes(NamedTuple):
     """The transform: cropping, resizing, flipping and any augmentation."""
     stack: float = 0.0
     """Stacking samples to a batch."""
+    mask: float = 0.0
+    """Masks and counts of a batch."""
     num_samples: int = 0
 
     def plus(self, other: "LoadTimes") -> "LoadTimes":
@@ -31,12 +39,13 @@ class LoadTimes(NamedTuple):
             self.decode + other.decode,
             self.crop + other.crop,
             self.stack + other.stack,
+            self.mask + other.mask,
             self.num_samples + other.num_samples,
         )
 
     def minus(self, other: "LoadTimes") -> "LoadTimes":
         """Return the times of the samples that are not in `other`."""
-        return self.plus(LoadTimes(-other.decode, -other.crop, -other.stack, -other.num_samples))
+        return self.plus(LoadTimes(-other.decode, -other.crop, -other.stack, -other.mask, -other.num_samples))
 
     def milliseconds(self) -> dict[str, float]:
         """Return the mean time of a sample in each stage, in milliseconds; NaN without samples."""
@@ -90,7 +99,11 @@ class LoadingSpeed:
     def describe(self) -> str:
         """Return sentences about what limits training."""
         total = sum(self.milliseconds.values())
-        shares = ", ".join(f"{self.milliseconds[stage] / total:.0%} {name}" for stage, name in STAGES.items())
+        shares = ", ".join(
+            f"{milliseconds / total:.0%} {STAGES[stage]}"
+            for stage, milliseconds in self.milliseconds.items()
+            if milliseconds or stage != "mask"
+        )
         cost = f"A sample takes {total:.2g} ms to load: {shares}."
         wait = f"which waits for data about {self.expected_wait:.0%} of the time"
         if self.expected_wait <= _LIMITING_WAIT:
@@ -116,12 +129,12 @@ def summarise_loading(rows: Sequence[Mapping[str, Any]], *, world_size: int) -> 
 
     The first row, in which processes start, counts only if there is no other.
     """
-    timed = [row for row in rows if all(isinstance(row.get(f"{stage}_ms"), int | float) for stage in STAGES)]
+    timed = [row for row in rows if "decode_ms" in row and None not in (row.get(f"{stage}_ms", 0) for stage in STAGES)]
     timed = timed[1:] or timed
     if not timed:
         return None
     means = {
-        key: math.fsum(row[key] for row in timed) / len(timed)
+        key: math.fsum(row.get(key, 0) for row in timed) / len(timed)  # earlier versions did not time masks
         for key in ("seconds", "waited", *(f"{stage}_ms" for stage in STAGES))
     }
     samples = math.fsum(row["samples_per_second"] * row["seconds"] for row in timed) / len(timed) / world_size

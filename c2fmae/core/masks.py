@@ -1,9 +1,10 @@
 """The masks of a batch: hidden patches of all granularities."""
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,15 @@ from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.files import check_regular_file, write_atomic
 
 _FORMAT = "c2fmae-masks-1"
+
+
+class GranularityMembers(NamedTuple):
+    """The visible patches of one granularity in all images of a batch."""
+
+    slots: Int[Tensor, " member"]
+    """Indices into the visible patches of the batch: `visible_idx`, flattened."""
+    patches: Int[Tensor, " member"]
+    """Indices into the patches of the granularity's maps, through the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class Masks:
     """True where the patch is hidden from the encoder."""
     visible_idx: Int[Tensor, "batch visible"]
     """Indices of the visible patches in the flattened granularity × patch tokens of the image, ascending."""
+    members: tuple[GranularityMembers, ...] | None = None
+    """The visible patches of each granularity, if `with_members` has listed them."""
 
     @classmethod
     def from_mask(
@@ -76,12 +88,47 @@ class Masks:
         return self.is_masked.sum(dim=2)
 
     def slice_images(self, start: int, stop: int) -> "Masks":
-        """Return the masks of images `start` to `stop` - 1."""
+        """Return the masks of images `start` to `stop` - 1, without `members`, which count through the batch."""
         return Masks(self.granularities, self.is_masked[start:stop], self.visible_idx[start:stop])
 
-    def to(self, device: str | torch.device) -> "Masks":
+    def list_members(self, *, is_exact: bool) -> tuple[GranularityMembers, ...]:
+        """List the visible patches of each granularity.
+
+        Without `is_exact`, lists have the fixed length of all visible patches, which avoids synchronisation with a
+        GPU, and shapes that depend on data in compiled graphs. Surplus entries are one past the last slot and patch.
+        """
+        batch, num_visible = self.visible_idx.shape
+        num_patches = self.is_masked.shape[2]
+        granularity = (self.visible_idx // num_patches).flatten()
+        image = torch.arange(batch, device=granularity.device).repeat_interleave(num_visible)
+        patch_idx = image * num_patches + (self.visible_idx % num_patches).flatten()
+        if not is_exact:
+            patch_idx = torch.nn.functional.pad(patch_idx, (0, 1), value=batch * num_patches)
+        lists = []
+        for index in range(len(self.granularities)):
+            is_member = granularity == index
+            if is_exact:
+                slots = is_member.nonzero()[:, 0]
+            else:
+                slots = is_member.nonzero_static(size=len(is_member), fill_value=len(is_member))[:, 0]
+            lists.append(GranularityMembers(slots, patch_idx[slots]))
+        return tuple(lists)
+
+    def with_members(self) -> "Masks":
+        """Return the masks with exact lists of the visible patches of each granularity."""
+        return replace(self, members=self.list_members(is_exact=True))
+
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> "Masks":
         """Return the masks on the device."""
-        return Masks(self.granularities, self.is_masked.to(device), self.visible_idx.to(device))
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Masks":
+        """Return the masks in page-locked memory."""
+        return self._map_tensors(torch.Tensor.pin_memory)
+
+    def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Masks":
+        members = self.members and tuple(GranularityMembers(*map(function, each)) for each in self.members)
+        return Masks(self.granularities, function(self.is_masked), function(self.visible_idx), members)
 
     def save(self, path: str | Path) -> None:
         """Write the masks to a safetensors file, which `load` reads."""

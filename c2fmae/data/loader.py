@@ -53,6 +53,8 @@ class SceneLoader:
     sampler: Sampler
     collate: Callable[[list[Any]], Any] = SceneBatch.stack
     """A function from the samples of a batch to the batch, which is pinned by its method `pin_memory`."""
+    finish: Callable[[DataPosition, Any], Any] | None = None
+    """A function from the position of a batch and the batch to what is returned, called where the batch is loaded."""
     workers: int = 0
     """Number of processes; 0 loads every batch in the calling process."""
     prefetch: int = 2
@@ -152,7 +154,12 @@ class BatchStream(Iterator[B], Generic[B]):
             self._batches = iter(
                 QuietLoader(
                     _BatchDataset(
-                        loader.scenes, loader.transform, loader.collate, sampler.seed, loader.on_broken == "skip"
+                        loader.scenes,
+                        loader.transform,
+                        loader.collate,
+                        loader.finish,
+                        sampler.seed,
+                        loader.on_broken == "skip",
                     ),
                     batch_sampler=requests,
                     num_workers=loader.workers,
@@ -216,6 +223,7 @@ class _BatchDataset(Dataset[object]):
     scenes: Scenes
     transform: Callable[[Scene, np.random.Generator], Any]
     collate: Callable[[list[Any]], Any]
+    finish: Callable[[DataPosition, Any], Any] | None
     seed: int
     skip_broken: bool
 
@@ -233,7 +241,12 @@ class _BatchDataset(Dataset[object]):
                 crop += time.perf_counter() - decoded
             start = time.perf_counter()
             batch = self.collate(samples)
-            times = LoadTimes(decode, crop, time.perf_counter() - start, len(samples))
+            stacked = time.perf_counter()
+            if self.finish is not None:
+                batch = self.finish(batch_position, batch)
+            times = LoadTimes(
+                decode, crop, stack=stacked - start, mask=time.perf_counter() - stacked, num_samples=len(samples)
+            )
             return batch_position, batch, broken, times
         except (UserError, RunError) as error:  # torch would put the traceback of a worker into the message
             return error

@@ -5,14 +5,14 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Integer, Shaped
+from jaxtyping import Float, Int, Integer, Shaped
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
-from c2fmae.core.masks import Masks
+from c2fmae.core.masks import GranularityMembers, Masks
 from c2fmae.models.patches import compute_grid, gather_patches, label_stride
 
 
@@ -72,18 +72,12 @@ class Embeddings(nn.ModuleDict):
     ) -> Float[Tensor, "batch visible dim"]:
         """Return a token for each visible patch, in the order of `masks.visible_idx`, without positions."""
         batch, num_visible = masks.visible_idx.shape
-        num_patches = masks.is_masked.shape[2]
-        granularity = (masks.visible_idx // num_patches).flatten()
-        image = torch.arange(batch, device=granularity.device).repeat_interleave(num_visible)
-        patch_idx = image * num_patches + (masks.visible_idx % num_patches).flatten()
-        # A blank patch at the end, to which the fill value of `_member_indices` points.
-        patch_idx = F.pad(patch_idx, (0, 1), value=batch * num_patches)
         tokens = None
-        for index, name in enumerate(masks.granularities):
-            members = _member_indices(granularity == index)
-            projected = self[name](maps[name], patch_idx[members])
-            tokens = projected.new_zeros(len(patch_idx), projected.shape[1]) if tokens is None else tokens
-            tokens = tokens.index_copy(0, members, projected.to(tokens.dtype))
+        for name, members in zip(masks.granularities, _list_members(masks), strict=True):
+            projected = self[name](maps[name], members.patches)
+            if tokens is None:  # with a token at the end that surplus entries write
+                tokens = projected.new_zeros(batch * num_visible + 1, projected.shape[1])
+            tokens = tokens.index_copy(0, members.slots, projected.to(tokens.dtype))
         assert tokens is not None
         return tokens[:-1].view(batch, num_visible, tokens.shape[1])  # type: ignore[no-any-return]
 
@@ -102,12 +96,8 @@ def create_embeddings(vit: VisionTransformer, channels: Mapping[str, int]) -> Em
     return Embeddings({name: embedding(name) for name in channels})
 
 
-def _member_indices(is_member: Bool[Tensor, " slot"]) -> Int[Tensor, " member"]:
-    """Return the indices of the members.
-
-    Except in eager mode on a CPU, the result has the fixed length `len(is_member)`, which avoids host synchronisation
-    and dynamic shapes in compiled graphs; surplus entries are `len(is_member)`, one past the last slot.
-    """
-    if is_member.device.type == "cpu" and not torch.compiler.is_compiling():
-        return is_member.nonzero()[:, 0]
-    return is_member.nonzero_static(size=len(is_member), fill_value=len(is_member))[:, 0]
+def _list_members(masks: Masks) -> tuple[GranularityMembers, ...]:
+    """Return the visible patches of each granularity, in exact lists where these neither synchronise nor recompile."""
+    if torch.compiler.is_compiling():
+        return masks.list_members(is_exact=False)
+    return masks.members or masks.list_members(is_exact=masks.visible_idx.device.type == "cpu")

@@ -1,7 +1,7 @@
 """A tiny training with the same result for any number of micro-batches and ranks, and one rank of two."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.methods import MaskedAutoencoding
+from c2fmae.methods.masked.batch_masker import MaskedScenes
 from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
 from tests.methods.tiny_methods import (
     build_tiny_method,
@@ -113,7 +114,13 @@ class FaultyTask(PretrainingTask):
     nan_at: tuple[int, int] | None = None
 
     def split(
-        self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
+        self,
+        batch: SceneBatch | Sequence[MaskedScenes],
+        *,
+        num_micro_batches: int,
+        step: int,
+        progress: float,
+        world: World,
     ) -> list[MicroBatch]:
         """Split as usual, then change the images."""
         micro_batches = super().split(

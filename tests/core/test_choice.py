@@ -1,5 +1,6 @@
 """Choices, `{name, options}`: what is read, what is written, and which options are refused."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -142,3 +143,14 @@ def test_all_problems_are_reported_with_their_keys() -> None:
 )
 def test_invalid_choices_are_rejected(value: object, message: str) -> None:
     assert problems({"shape": value}).startswith(f"drawing: {message}")
+
+
+def test_choices_are_pickled_with_the_options_that_were_given() -> None:
+    """So that they can be sent to processes that data is loaded in."""
+    for options in ({}, {"radius": 2.0}, {"pen": {"name": "ink", "options": {"width": 5}}}):
+        drawing = Drawing.from_dict({"shape": {"name": "disc", "options": options}})
+        again = pickle.loads(pickle.dumps(drawing))
+        assert again == drawing
+        assert again.shape.given_options() == drawing.shape.given_options()
+    box = Drawing.from_dict({"shape": {"name": "box", "options": {"depth": 4}}})
+    assert pickle.loads(pickle.dumps(box)).shape.given_options() == {"depth": 4}

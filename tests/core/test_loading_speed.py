@@ -5,7 +5,7 @@ import pytest
 
 from c2fmae.core.loading_speed import LoadingSpeed, LoadTimes, summarise_loading
 
-MILLISECONDS = {"decode": 1.5, "crop": 0.25, "stack": 0.25}
+MILLISECONDS = {"decode": 1.5, "crop": 0.25, "stack": 0.25, "mask": 0.0}
 COST = "A sample takes 2 ms to load: 75% reading and decoding, 12% cropping, 12% stacking."
 SMALLER = (
     " Images and maps that are stored smaller decode faster (c2fmae data pack with --short-side and --label-stride); "
@@ -19,10 +19,10 @@ def speed(**values: Any) -> LoadingSpeed:
 
 
 def test_times_of_samples_add_up() -> None:
-    first, second = LoadTimes(0.5, 0.25, 0.125, 4), LoadTimes(1.5, 0.25, 0.125, 4)
-    assert first.plus(second) == LoadTimes(2.0, 0.5, 0.25, 8)
+    first, second = LoadTimes(0.5, 0.25, 0.125, 0.5, num_samples=4), LoadTimes(1.5, 0.25, 0.125, num_samples=4)
+    assert first.plus(second) == LoadTimes(2.0, 0.5, 0.25, 0.5, num_samples=8)
     assert first.plus(second).minus(first) == second
-    assert first.plus(second).milliseconds() == {"decode": 250.0, "crop": 62.5, "stack": 31.25}
+    assert first.plus(second).milliseconds() == {"decode": 250.0, "crop": 62.5, "stack": 31.25, "mask": 62.5}
     assert all(map(math.isnan, LoadTimes().milliseconds().values()))
 
 
@@ -55,7 +55,12 @@ def test_the_description_names_what_limits(values: dict[str, Any], text: str) ->
 
 def test_advice_on_decoding_is_only_given_where_it_is_most_of_the_work() -> None:
     assert "decode faster" in speed().describe()
-    assert "decode faster" not in speed(milliseconds={"decode": 0.5, "crop": 1.5, "stack": 0.25}).describe()
+    assert "decode faster" not in speed(milliseconds=MILLISECONDS | {"decode": 0.5, "crop": 1.5}).describe()
+
+
+def test_masking_is_listed_where_it_takes_time() -> None:
+    assert speed(milliseconds=MILLISECONDS | {"mask": 0.5}).describe().count("10% stacking, 20% masking.") == 1
+    assert "masking" not in speed().describe()
 
 
 def test_prefetched_batches_do_not_hide_that_workers_are_too_slow() -> None:
@@ -68,7 +73,7 @@ def test_rows_are_averaged_without_the_first() -> None:
     first = {"step": 1, "seconds": 60.0, "samples_per_second": 1.0, "waited": 0.9, **stages, "decode_ms": 50.0}
     rows = [{"step": step, "seconds": 0.5, "samples_per_second": 128.0, "waited": 0.2, **stages} for step in (2, 3)]
     expected = LoadingSpeed(
-        milliseconds={"decode": 2.0, "crop": 1.0, "stack": 0.5}, num_workers=2, waited=0.2, ceiling=80.0
+        milliseconds={"decode": 2.0, "crop": 1.0, "stack": 0.5, "mask": 0.0}, num_workers=2, waited=0.2, ceiling=80.0
     )
     assert summarise_loading([first, *rows], world_size=2) == expected
     assert (
@@ -76,3 +81,6 @@ def test_rows_are_averaged_without_the_first() -> None:
     )
     assert summarise_loading([{**first, "crop_ms": None}, *rows], world_size=2) is not None
     assert summarise_loading([first], world_size=1) is not None
+    masked = summarise_loading([{**row, "mask_ms": 0.25} for row in rows], world_size=2)
+    assert masked is not None
+    assert masked.milliseconds == {**expected.milliseconds, "mask": 0.25}

@@ -214,7 +214,7 @@ class TimedBatches:
 
     def __iter__(self) -> Iterator[int]:
         for number in self.numbers:
-            self.load_times = self.load_times.plus(LoadTimes(0.004 * number, 0.002, 0.001, 4))
+            self.load_times = self.load_times.plus(LoadTimes(0.004 * number, 0.002, 0.001, 0.003, num_samples=4))
             yield number
 
 
@@ -223,9 +223,9 @@ def test_timing_rows_have_the_mean_time_of_each_stage_of_loading(tmp_path: Path,
         for number in logger.time_batches(TimedBatches(1, 2, 3, 4)):
             clock.now += 1
             logger.log_step(report(number))
-    stages = ("decode_ms", "crop_ms", "stack_ms", "workers")
+    stages = ("decode_ms", "crop_ms", "stack_ms", "mask_ms", "workers")
     found = [[row[key] for key in stages] for row in rows(tmp_path / "timing.jsonl")]
-    assert found == [[1.5, 0.5, 0.25, 3], [3.5, 0.5, 0.25, 3]]
+    assert found == [[1.5, 0.5, 0.25, 0.75, 3], [3.5, 0.5, 0.25, 0.75, 3]]
 
 
 def test_peak_memory_is_that_of_the_process() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from c2fmae.config.method import MethodConfig
@@ -21,21 +21,11 @@ from c2fmae.methods.masked.model_inputs import (
     paste_visible,
     prepare_inputs,
 )
-from c2fmae.models.losses import count_hidden, sum_hidden_error
+from c2fmae.methods.masked.objectives import InputMaps, Objective, count_losses, pair_with_masks
+from c2fmae.models.losses import sum_hidden_error
 from c2fmae.models.patches import label_stride
-from c2fmae.models.targets import PredictionTarget
 
-InputMaps = Mapping[str, Shaped[Tensor, "batch *map"]]
 LossCounts = Mapping[str, Int[Tensor, ""]]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The target that one head is trained to predict, and the weight of its loss."""
-
-    granularity: str
-    target: PredictionTarget
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ class MaskedAutoencoding:
             for module, is_training in modes:
                 module.training = is_training
         completed_maps = {}
-        for name, objective, is_masked in self._objectives_with_masks(masks):
+        for name, objective, is_masked in pair_with_masks(self.objectives, masks):
             if getattr(objective.target, "needs_true_map", False) and objective.granularity not in given:
                 continue
             original = scenes.maps[objective.granularity]
@@ -120,12 +110,7 @@ class MaskedAutoencoding:
 
     def loss_counts(self, maps: InputMaps, masks: Masks) -> dict[str, Tensor]:
         """Return the count that each loss is divided by; the counts of ranks and micro-batches add up."""
-        return {
-            name: count_hidden(
-                objective.target.count_valid(maps[objective.granularity]), is_masked, self.config.loss_average
-            )
-            for name, objective, is_masked in self._objectives_with_masks(masks)
-        }
+        return count_losses(self.objectives, maps, masks, self.config.loss_average)
 
     def compute_loss(
         self, predictions: Mapping[str, Tensor], maps: InputMaps, masks: Masks, counts: LossCounts | None = None
@@ -136,7 +121,7 @@ class MaskedAutoencoding:
         """
         counts = self.loss_counts(maps, masks) if counts is None else counts
         total, terms = predictions[next(iter(predictions))].new_zeros((), dtype=torch.float32), {}
-        for name, objective, is_masked in self._objectives_with_masks(masks):
+        for name, objective, is_masked in pair_with_masks(self.objectives, masks):
             target_maps = maps[objective.granularity]
             error = objective.target.error(predictions[name], target_maps)
             term = sum_hidden_error(
@@ -146,10 +131,3 @@ class MaskedAutoencoding:
             terms[name] = term.detach()
             total = total + objective.weight * term
         return StepLoss(total, terms)
-
-    def _objectives_with_masks(self, masks: Masks) -> list[tuple[str, Objective, Tensor]]:
-        masks_by_granularity = {name: masks.is_masked[:, index] for index, name in enumerate(masks.granularities)}
-        return [
-            (name, objective, masks_by_granularity[objective.granularity])
-            for name, objective in self.objectives.items()
-        ]

@@ -1,6 +1,7 @@
 """Conversion of scenes to model inputs, and of predictions back to scenes, by the kind of each map."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -20,8 +21,18 @@ MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 def prepare_inputs(config: MethodConfig, patch_size: int, scenes: SceneBatch) -> dict[str, Tensor]:
     """Return the inputs of the method's model."""
-    channels = {name: config.num_channels(name) for name in config.granularities}
-    return prepare_input_maps(scenes, channels, patch_size, config.mean_and_std)
+    check_inputs(config, patch_size, scenes)
+    return standardise_inputs(config, scenes)
+
+
+def check_inputs(config: MethodConfig, patch_size: int, scenes: SceneBatch) -> None:
+    """Raise a UserError if the scenes do not fit the method's model."""
+    check_input_maps(scenes, {name: config.num_channels(name) for name in config.granularities}, patch_size)
+
+
+def standardise_inputs(config: MethodConfig, scenes: SceneBatch) -> dict[str, Tensor]:
+    """Return the inputs of the method's model from scenes that `check_inputs` has checked."""
+    return standardise_maps({name: scenes.maps[name] for name in config.granularities}, config.mean_and_std)
 
 
 def prepare_input_maps(
@@ -32,20 +43,35 @@ def prepare_input_maps(
     `num_channels` maps the name of each input to its channels or classes; `mean_and_std` returns the mean and
     standard deviation of an image granularity. Raise a UserError if the scenes do not fit.
     """
-    maps = {}
+    check_input_maps(scenes, num_channels, patch_size)
+    return standardise_maps({name: scenes.maps[name] for name in num_channels}, mean_and_std)
+
+
+def check_input_maps(scenes: SceneBatch, num_channels: Mapping[str, int], patch_size: int) -> None:
+    """Raise a UserError if the scenes do not fit a model with these inputs."""
     for name, count in num_channels.items():
         kind, values = GRANULARITIES.get(name).kind, require_map(scenes, name)
         if kind == "ids":
             check_id_map(name, scenes, count, patch_size=patch_size)
-            maps[name] = values
         elif kind == "image":
             check_images(name, values, count)
-            maps[name] = standardise(values, *_mean_std_tensors(mean_and_std(name), values.device))
         else:
             check_continuous_map(name, scenes)
-            mean, std = trimmed_mean_std(values)
-            maps[name] = ((values - mean) / std).unsqueeze(1)
-    return maps
+
+
+def standardise_maps(maps: Mapping[str, Tensor], mean_and_std: Callable[[str], MeanStd]) -> dict[str, Tensor]:
+    """Return images and continuous maps standardised, and id maps as they are."""
+    inputs = {}
+    for name, values in maps.items():
+        match GRANULARITIES.get(name).kind:
+            case "image":
+                inputs[name] = standardise(values, *_mean_std_tensors(mean_and_std(name), values.device))
+            case "continuous":
+                mean, std = trimmed_mean_std(values)
+                inputs[name] = ((values - mean) / std).unsqueeze(1)
+            case _:
+                inputs[name] = values
+    return inputs
 
 
 def denormalise_map(config: MethodConfig, name: str, prediction: Tensor, original: Tensor) -> Tensor:
@@ -100,6 +126,8 @@ def compute_patch_grid(config: MethodConfig, patch_size: int, scenes: SceneBatch
     return compute_grid(name, require_map(scenes, name), patch_size // stride)
 
 
+@lru_cache(maxsize=64)
 def _mean_std_tensors(normalisation: MeanStd, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation on a device; cached, since a copy to a GPU waits for its queue."""
     mean, std = (torch.tensor(values).to(device, non_blocking=True) for values in normalisation)
     return mean, std

@@ -1,6 +1,5 @@
 """The interface of masked autoencoding to the training loop."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -9,23 +8,24 @@ from torch import Tensor, nn
 
 from c2fmae.core.compilation import compile_function
 from c2fmae.core.distributed import World
-from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import CompiledParts
 from c2fmae.masking.policies import CurriculumPolicy
 from c2fmae.methods.masked import MaskedAutoencoding
-from c2fmae.models.patches import patchify
+from c2fmae.methods.masked.batch_masker import BatchMasker, MaskedScenes
+from c2fmae.methods.masked.model_inputs import standardise_inputs
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Inputs of the model for a part of a batch."""
+    """Inputs of the model for a part of a batch, and its counts."""
 
     keys: tuple[str, ...]
     maps: Mapping[str, Tensor]
     masks: Masks
+    counts: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,35 +36,38 @@ class PretrainingTask:
     seed: int
     compiled_parts: CompiledParts = field(default="off", kw_only=True)
 
-    def split(
-        self, batch: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
-    ) -> list[MicroBatch]:
-        """Draw masks, and split inputs and masks into micro-batches."""
-        scenes, micro_batch_size = batch.to(world.device), len(batch) // num_micro_batches
-        generator = self.method.masking.seed_step(self.seed, step)
-        rows = (world.rank * len(batch), world.size * len(batch))
-        masks = self.method.sample_masks(scenes, progress=progress, generator=generator, global_rows=rows)
-        maps = self.method.prepare_inputs(scenes)
-        return [
-            MicroBatch(
-                batch.keys[first : first + micro_batch_size],
-                {name: tensor[first : first + micro_batch_size] for name, tensor in maps.items()},
-                masks.slice_images(first, first + micro_batch_size),
-            )
-            for first in range(0, len(batch), micro_batch_size)
-        ]
+    @property
+    def masker(self) -> BatchMasker:
+        """The part of the task that data workers do: masks and counts."""
+        return BatchMasker(self.method.masking, self.method.objectives, self.seed)
 
-    def compute_counts(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
+    def split(
+        self,
+        batch: SceneBatch | Sequence[MaskedScenes],
+        *,
+        num_micro_batches: int,
+        step: int,
+        progress: float,
+        world: World,
+    ) -> list[MicroBatch]:
+        """Move the micro-batches to the device, and standardise images there.
+
+        Scenes that no data worker has masked, such as those of another loader, are masked first.
+        """
+        if isinstance(batch, SceneBatch):
+            batch = self.masker.mask(
+                batch, num_micro_batches=num_micro_batches, step=step, progress=progress, world=world
+            )
+        return [self._prepare(masked.to(world.device)) for masked in batch]
+
+    def _prepare(self, masked: MaskedScenes) -> MicroBatch:
+        counts = dict(zip(masked.count_names, masked.counts.unbind(), strict=True))
+        maps = standardise_inputs(self.method.config, masked.scenes)
+        return MicroBatch(masked.scenes.keys, maps, masked.masks, counts)
+
+    def compute_counts(self, micro_batch: MicroBatch) -> Mapping[str, Tensor]:
         """Return the count that each loss is divided by, and the numbers of hidden and of labelled cells of id maps."""
-        counts = self.method.loss_counts(micro_batch.maps, micro_batch.masks)
-        for index, name in enumerate(micro_batch.masks.granularities):
-            if GRANULARITIES.get(name).kind == "ids":
-                is_masked, ids = micro_batch.masks.is_masked[:, index], micro_batch.maps[name]
-                cells = ids[0].numel() // is_masked.shape[1]
-                labelled = patchify(ids.unsqueeze(1), math.isqrt(cells)) != IGNORE
-                counts[f"hidden/{name}"] = is_masked.sum() * cells
-                counts[f"valid/{name}"] = (labelled.sum(dim=2) * is_masked).sum()
-        return counts
+        return micro_batch.counts
 
     def summarise_counts(self, counts: Mapping[str, int], progress: float) -> dict[str, float]:
         """Return the labelled fraction of the hidden cells of id maps, and α and β if the policy has a curriculum."""
