@@ -27,7 +27,7 @@ from c2fmae.core.experiment import (
     run_experiment,
 )
 from c2fmae.core.loop import TrainingState
-from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.metric_rows import read_rows_of_step
 from c2fmae.core.model_preparation import prepare_model
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.scene import SceneBatch
@@ -124,8 +124,8 @@ class Pretraining(Experiment):
         step = training.step
         logged: set[str] = set()
         if is_start:  # the only time at which rows of this step may exist: later steps need no broadcast
-            rows = read_rows(run_dir.metrics) if self.world.is_main else []
-            logged = self.world.broadcast_object({key for row in rows if row.get("step") == step for key in row})
+            rows = read_rows_of_step(run_dir.metrics, step) if self.world.is_main else []
+            logged = self.world.broadcast_object({key for row in rows for key in row})
         if self.held_out and self._is_held_out_due(step) and "held_out/loss" not in logged:
             with unsharded(self.model):
                 logger.log_metrics(step, self.held_out.compute_losses(self.method, self.config.training))

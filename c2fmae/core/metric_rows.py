@@ -2,18 +2,23 @@
 
 import json
 import math
+import os
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import read_file, write_atomic
-from c2fmae.core.json_file import parse_json_object
+from c2fmae.core.files import open_file
+from c2fmae.core.json_file import pause_gc
 
-_MAX_BYTES = 1 << 36  # tens of millions of steps
+_BYTES_PER_READ = 1 << 16
+_LINE = re.compile(rb"[^\n]*\n|[^\n]+")
+_CONTAINERS = frozenset((dict, list))
 JsonScalar = float | int | str | bool | None
 MetricRow = Mapping[str, Any]
 
@@ -55,15 +60,51 @@ class RowWriter:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file, without an incomplete last one."""
-    return [row for _, row in _read_lines(path)]
+    with pause_gc():
+        return list(iterate_rows(path))
+
+
+def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file, without an incomplete last one. Raise a `UserError` for any other invalid line."""
+    with open_file(path, fix="Restore it") as file:
+        for number, line in enumerate(file, start=1):
+            row = _parse_row(line)
+            if row is None and not file.read(1):
+                return
+            if problem := _find_line_problem(row):
+                raise UserError(f"{path}: line {number}{problem}. Fix or remove the line")
+            if row is not None and line.endswith(b"\n"):
+                yield row
+
+
+def iterate_rows_from_end(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file from the last to the first, without an incomplete last one.
+
+    Of a long file, only the end is read and checked that is consumed.
+    """
+    return (row for _, row in _iterate_from_end(path))
+
+
+def read_rows_of_step(path: Path, step: int) -> list[dict[str, Any]]:
+    """Return the rows of one of the last steps. The steps of the rows must be in order, as a run writes them."""
+    recent = takewhile(lambda row: row.get("step", -1) >= step, iterate_rows_from_end(path))
+    return [row for row in recent if row["step"] == step][::-1]
 
 
 def truncate_rows(path: Path, *, after_step: int) -> None:
-    """Remove the rows of steps after `after_step`, and an incomplete last one. Other rows keep their bytes."""
-    if path.exists():
-        remaining = b"".join(line for line, row in _read_lines(path) if row.get("step", after_step) <= after_step)
-        if len(remaining) != path.stat().st_size:
-            write_atomic(path, remaining)
+    """Remove the rows of steps after `after_step`, and an incomplete last one.
+
+    The steps of the rows must be in order, as a run writes them: the end of the file is read up to a row that remains.
+    """
+    if not path.exists():
+        return
+    rows = _iterate_from_end(path)
+    remaining_bytes = next((end for end, row in rows if row.get("step", after_step) <= after_step), 0)
+    if remaining_bytes != path.stat().st_size:
+        try:
+            os.truncate(path, remaining_bytes)
+        except OSError as error:
+            raise _write_error(path, error) from error
 
 
 def select_step_rows(rows: Iterable[MetricRow]) -> list[MetricRow]:
@@ -145,29 +186,58 @@ def compare_metrics(a: Iterable[MetricRow], b: Iterable[MetricRow]) -> RunCompar
     )
 
 
-def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Return the lines of a file with their rows."""
-    lines = read_file(path, max_bytes=_MAX_BYTES, fix="Restore it").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = parse_json_object(line)
-        except ValueError:
-            row = None
-        if row is not None and (problem := _find_row_problem(row)):
-            raise UserError(f"{path}: line {number}: {problem}. Fix or remove the line")
-        if row is not None and line.endswith(b"\n"):
-            rows.append((line, row))
-        elif number < len(lines):
-            raise UserError(f"{path}: line {number} is not a JSON object. Fix or remove the line")
-    return rows
+def _iterate_from_end(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a file from the last to the first, each with the position of its end."""
+    with open_file(path, fix="Restore it") as file:
+        size = file.seek(0, os.SEEK_END)
+        for end, line in _iterate_lines_from_end(file):
+            row = _parse_row(line)
+            if row is None and end == size:
+                continue
+            if problem := _find_line_problem(row):
+                file.seek(0)
+                number = 1 + file.read(end - len(line)).count(b"\n")
+                raise UserError(f"{path}: line {number}{problem}. Fix or remove the line")
+            if row is not None and line.endswith(b"\n"):
+                yield end, row
+
+
+def _iterate_lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file from the last to the first, each with the position of its end."""
+    start = end = file.seek(0, os.SEEK_END)
+    first = b""  # the line of which only the end has been read
+    while start:
+        previous_start, start = start, max(start - _BYTES_PER_READ, 0)
+        file.seek(start)
+        lines = _LINE.findall(file.read(previous_start - start) + first)
+        first = lines.pop(0) if start else b""
+        for line in reversed(lines):
+            yield end, line
+            end -= len(line)
+
+
+def _parse_row(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in a line; None if it is not one."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _find_line_problem(row: MetricRow | None) -> str | None:
+    """Return the end of a sentence about a line that is not a row of metrics; `row` is None without a JSON object."""
+    if row is None:
+        return " is not a JSON object"
+    problem = _find_row_problem(row)
+    return f": {problem}" if problem else None
 
 
 def _find_row_problem(row: Mapping[str, Any]) -> str | None:
     """Return why a row cannot be one of metrics: a value that is not plain, or no number where code expects one."""
-    for key, value in row.items():
-        if isinstance(value, dict | list):
-            return f"{key}: expected a number or text, got {type(value).__name__}"
+    if not _CONTAINERS.isdisjoint(map(type, row.values())):
+        key, value = next((key, value) for key, value in row.items() if type(value) in _CONTAINERS)
+        return f"{key}: expected a number or text, got {type(value).__name__}"
     if "step" in row and not (type(row["step"]) is int and 0 <= row["step"] < 2**63):
         return "step: expected an integer of at least 0"
     if "loss" in row and not ("step" in row and (row["loss"] is None or is_number(row["loss"]))):

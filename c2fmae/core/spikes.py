@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -23,7 +24,7 @@ RELATIVE_THRESHOLD = 0.1
 class SpikeDetector:
     """A detector to which the loss of every step is added.
 
-    Its state depends only on these losses. After a resume, add the rows of the run so far.
+    Its state depends only on the last `WINDOW_SIZE` + 1 of them. After a resume, restore it from the rows of the run.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,11 @@ class SpikeDetector:
         """Add the rows of metrics of a run, and return the warnings."""
         steps = [row for row in rows if "loss" in row and "skipped" not in row]
         return [warning for row in steps if (warning := self.add_loss(row["step"], row["loss"]))]
+
+    def restore(self, rows_from_end: Iterable[Mapping[str, Any]]) -> None:
+        """Restore the state after the rows of a run, which are given from the last to the first."""
+        has_loss = (row for row in rows_from_end if row.get("loss") is not None and "skipped" not in row)
+        self.add_rows(reversed(list(islice(has_loss, WINDOW_SIZE + 1))))
 
     def _is_spike(self, loss: float) -> bool:
         if len(self._sorted) < MIN_LOSSES:

@@ -13,7 +13,7 @@ from c2fmae.core.experiment_config import WatchingConfig
 from c2fmae.core.files import fsync
 from c2fmae.core.loading_speed import LoadTimes, TimedLoader
 from c2fmae.core.loop import StepReport
-from c2fmae.core.metric_rows import RowWriter, read_rows
+from c2fmae.core.metric_rows import RowWriter, iterate_rows_from_end
 from c2fmae.core.progress import NO_LABELS, ProgressDisplay
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.spikes import SpikeDetector
@@ -40,7 +40,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
         self._run_dir, self._config, self._plan, self._is_quiet = run_dir, config, plan, is_quiet
         self._spikes = SpikeDetector()
         if start_step and not is_quiet:
-            self._spikes.add_rows(read_rows(run_dir.metrics))
+            self._spikes.restore(iterate_rows_from_end(run_dir.metrics))
         self._trackers: list[Tracker] = []
         self._exit_stack = ExitStack()
         self._progress = ProgressDisplay(

@@ -19,7 +19,7 @@ from c2fmae.core.experiment import (
     run_experiment,
 )
 from c2fmae.core.loop import TrainingState
-from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.metric_rows import read_rows_of_step
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.run_info import RunInfo, read_run_info
 from c2fmae.core.sharding import gather, unsharded
@@ -127,8 +127,8 @@ class ScoredExperiment(Experiment, Generic[S]):
             average_scores = (
                 self.compute_scores(run_dir, training.ema, digest=digest) if training.ema is not None else None
             )
-        rows = read_rows(run_dir.metrics) if is_start and self.world.is_main else []
-        if not self.world.broadcast_object(any(self.row_key in row for row in rows if row.get("step") == step)):
+        rows = read_rows_of_step(run_dir.metrics, step) if is_start and self.world.is_main else []
+        if not self.world.broadcast_object(any(self.row_key in row for row in rows)):
             average_row = self.scores_to_row("average", average_scores) if average_scores is not None else {}
             logger.log_metrics(step, self.scores_to_row("test", scores) | average_row)
             logger.print_line(f"step {step:,}: {self.describe_scores(scores, average_scores)}")

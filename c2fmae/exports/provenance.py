@@ -9,7 +9,7 @@ from typing import Any
 from c2fmae.config.migrations import migrate_finetuning, migrate_pretraining
 from c2fmae.core.errors import UserError
 from c2fmae.core.json_file import read_json
-from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.metric_rows import iterate_rows_from_end
 from c2fmae.core.run_dir import RunDir, find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.eval.metrics import Metric, select_headlines
@@ -135,7 +135,7 @@ def _read_held_out_metrics(run_dir: RunDir | None, step: int, prefix: str) -> tu
     file = run_dir.metrics if run_dir else None
     if not file or not file.exists():
         return 0, None
-    for row in reversed(read_rows(file)):
+    for row in iterate_rows_from_end(file):
         metrics = {key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)}
         if metrics and isinstance(row.get("step"), int) and row["step"] <= step:
             return row["step"], {name: value for name, value in metrics.items() if isinstance(value, float)}

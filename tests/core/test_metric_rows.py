@@ -1,4 +1,5 @@
 import math
+from itertools import islice
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c2fmae.core import metric_rows
 from c2fmae.core.errors import UserError
 from c2fmae.core.metric_rows import (
     CurveComparison,
     RowWriter,
     compare_metrics,
     describe_row_problems,
+    iterate_rows_from_end,
     list_skipped_steps,
     read_rows,
+    read_rows_of_step,
     select_step_rows,
     truncate_rows,
 )
@@ -69,12 +73,12 @@ def test_truncation_removes_later_and_incomplete_rows_and_keeps_the_bytes_of_oth
     tmp_path_factory: pytest.TempPathFactory, steps: list[int], after: int, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.jsonl"
-    rows = [f'{{"step":{step} , "loss": 1.0}}\n' for step in steps]
+    rows = [f'{{"step":{step} , "loss": 1.0}}\n' for step in sorted(steps)]
     incomplete = '{"step": 0, "loss": 1.0}'[: data.draw(st.integers(0, 24))]
     lines(path, *rows, incomplete)
-    assert read_rows(path) == [{"step": step, "loss": 1.0} for step in steps]
+    assert read_rows(path) == [{"step": step, "loss": 1.0} for step in sorted(steps)]
     truncate_rows(path, after_step=after)
-    assert path.read_text() == "".join(row for row, step in zip(rows, steps, strict=True) if step <= after)
+    assert path.read_text() == "".join(row for row, step in zip(rows, sorted(steps), strict=True) if step <= after)
 
 
 def test_truncation_keeps_rows_without_a_step_and_ignores_a_missing_file(tmp_path: Path) -> None:
@@ -88,12 +92,44 @@ def test_truncation_keeps_rows_without_a_step_and_ignores_a_missing_file(tmp_pat
 @pytest.mark.parametrize("bad", ['{"step": \n', "[1]\n", "\n", '{"a": 1} {"b": 1}\n', "\0\0\0\n"])
 def test_an_invalid_line_is_reported_with_its_number(bad: str, tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", '{"step": 1}\n', bad, '{"step": 2}\n')
-    for read in (read_rows, lambda path: truncate_rows(path, after_step=9)):
+    for read in (read_rows, lambda path: truncate_rows(path, after_step=0)):
         with pytest.raises(UserError) as caught:
             read(path)
         assert str(caught.value) == f"{path}: line 2 is not a JSON object. Fix or remove the line"
     lines(path, '{"step": 1}\n', bad)
     assert read_rows(path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("bytes_per_read", [1, 7, 64, 1 << 16])
+@given(
+    texts=st.lists(st.sampled_from(['{"step": 1}\n', '{"note": "é"}\n', "{}\n"]), max_size=9), extra=st.integers(0, 11)
+)
+def test_rows_from_the_end_are_the_rows_in_reverse(
+    bytes_per_read: int, texts: list[str], extra: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = lines(tmp_path_factory.getbasetemp() / "reverse.jsonl", *texts, '{"step": 2}'[:extra])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric_rows, "_BYTES_PER_READ", bytes_per_read)
+        assert list(iterate_rows_from_end(path)) == read_rows(path)[::-1]
+
+
+def test_a_resume_reads_only_the_end_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_rows, "_BYTES_PER_READ", 64)
+    rows = [f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 40)]
+    path = lines(tmp_path / "rows.jsonl", "damaged\n", *rows)
+    assert [row["step"] for row in islice(iterate_rows_from_end(path), 3)] == [39, 38, 37]
+    assert read_rows_of_step(path, 37) == [{"step": 37, "loss": 1.0}]
+    truncate_rows(path, after_step=36)
+    assert path.read_text() == "".join(["damaged\n", *rows[:36]])
+    with pytest.raises(UserError, match="line 1 is not a JSON object"):
+        read_rows(path)
+
+
+def test_rows_of_a_step_are_in_their_order(tmp_path: Path) -> None:
+    path = lines(tmp_path / "rows.jsonl", *(f'{{"step": {step}, "a": {a}}}\n' for step in (1, 2, 3) for a in (1, 2)))
+    for step in (1, 2, 3):
+        assert read_rows_of_step(path, step) == [{"step": step, "a": 1}, {"step": step, "a": 2}]
+    assert read_rows_of_step(path, 0) == read_rows_of_step(path, 4) == []
 
 
 def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:

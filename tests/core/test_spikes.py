@@ -100,3 +100,19 @@ def test_skipped_steps_and_other_rows_are_ignored() -> None:
 def test_only_recent_losses_count() -> None:
     losses = [5.0] * 1000 + [1.0] * WINDOW_SIZE
     assert len(warnings([*losses, 5.0])) == 1
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 30, 101, 102, 350])
+def test_a_detector_restored_from_the_last_rows_goes_on_as_one_that_saw_all(num_rows: int) -> None:
+    losses: list[float | None] = [*falling(400)]
+    for step in (100, 101, 102, 349, 350):
+        losses[step - 1] = 20.0
+    losses[120], losses[340] = None, None
+    rows: list[dict[str, Any]] = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+    rows[200]["skipped"] = "not finite"
+    rows.insert(345, {"step": 345, "held_out/loss": 3.0})
+    complete, restored = SpikeDetector(), SpikeDetector()
+    complete.add_rows(rows[:num_rows])
+    restored.restore(reversed(rows[:num_rows]))
+    assert restored.add_rows(rows[num_rows:]) == complete.add_rows(rows[num_rows:])
+    assert vars(restored) == vars(complete)
