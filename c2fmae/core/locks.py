@@ -45,7 +45,8 @@ def lock_file(path: Path, *, busy_message: str | None = None) -> Iterator[None]:
     """Create a file, lock it, and remove it at the end of the block.
 
     If it is locked, wait, or with `busy_message` raise a `UserError` with that message. Unlike directories, files can
-    be locked on NFS. Where a file system has no locks, as Lustre by default, nothing is locked.
+    be locked on NFS. Where a file system has no locks, as Lustre by default, nothing is locked; this is a warning if
+    work by two processes would be an error.
     """
     exit_if_unguarded()
     descriptor = _open_locked(path, busy_message)
@@ -84,7 +85,10 @@ def _open_locked(path: Path, busy_message: str | None) -> int:
             if error.errno not in _UNSUPPORTED:
                 os.close(descriptor)
                 raise
-            log.warning("%s: this file system has no locks. Do not start the same command twice at once", path.parent)
+            if busy_message:
+                log.warning(
+                    "%s: this file system has no locks. Do not start the same command twice at once", path.parent
+                )
             return descriptor
 
 

@@ -21,6 +21,7 @@ from c2fmae.core.locks import LOCK_SUFFIX
 from c2fmae.data.encode import TAR_END, encode_tar_member, keys_to_member_keys
 from c2fmae.data.info import PACK_PLAN_FILE
 from c2fmae.data.key_list import KeyList
+from c2fmae.data.tar_index import index_new_shard
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class ShardSet:
 
 
 def write_shard(path: Path, samples: Iterable[Iterable[tuple[str, bytes]]]) -> Iterator[int]:
-    """Write samples, each of which is names and contents of its members, and yield 1 after each."""
+    """Write samples, each of which is names and contents of its members, and then their index; yield 1 after each."""
     # A worker that outlives a killed run by a moment must not share the temporary file of the next run.
     with atomic_writer(path, is_shared=True) as file:
         for members in samples:
@@ -83,6 +84,7 @@ def write_shard(path: Path, samples: Iterable[Iterable[tuple[str, bytes]]]) -> I
                 file.write(encode_tar_member(name, data))
             yield 1
         file.write(TAR_END)
+    index_new_shard(path)
 
 
 def start_or_continue(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
@@ -35,13 +35,9 @@ class ShardScenes(StoredScenes):
         self._shards = tuple(shards)
         self._fingerprints = tuple(index.fingerprint for index in indices)
         self._ends = list(accumulate(len(index.keys) for index in indices))
-        byte_ranges = [
-            np.stack([_find_byte_ranges(index, name) for name in info.granularities], axis=1) for index in indices
-        ]
-        self._byte_ranges: Int64[Tensor, "samples granularities 2"] = torch.from_numpy(np.concatenate(byte_ranges))
-        self._object_ranges: Int64[Tensor, "samples 2"] = torch.from_numpy(
-            np.concatenate([_find_member(index, OBJECTS_SUFFIX) for index in indices])
-        )
+        members = [granularity_suffixes(name) for name in info.granularities]
+        self._byte_ranges = _collect_byte_ranges(indices, members)
+        self._object_ranges = _collect_byte_ranges(indices, [(OBJECTS_SUFFIX,)] if info.object_classes else [])
         self._open_files: dict[int, _FileHandle] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -59,7 +55,7 @@ class ShardScenes(StoredScenes):
 
     def read_objects_bytes(self, index: int) -> bytes:
         """Return `KEY.objects.json`."""
-        return self._read_members(index, [self._object_ranges.numpy()[index].tolist()])[0]
+        return self._read_members(index, self._object_ranges.numpy()[index].tolist())[0]
 
     def _read_members(self, index: int, byte_ranges: Sequence[Sequence[int]]) -> list[bytes]:
         shard = bisect_right(self._ends, index)
@@ -95,43 +91,67 @@ class _FileHandle:
             os.close(self.descriptor)
 
 
-def _find_byte_ranges(index: ShardIndex, name: str) -> Int64[np.ndarray, "samples 2"]:
-    """Return offset and size of a granularity of every sample; the size is -1 for a sample without it.
+def _collect_byte_ranges(
+    indices: Sequence[ShardIndex], members: Sequence[Sequence[str]]
+) -> Int64[Tensor, "samples members 2"]:
+    """Return offset and size of some members of every sample; the size is -1 for a missing one.
 
-    If an image has several files, the one whose suffix comes first in `IMAGE_SUFFIXES` is used.
+    Each member is given by its possible suffixes. If a sample has several of them, the first is used.
     """
-    byte_ranges = np.tile(np.array([0, -1], np.int64), (len(index.keys), 1))
-    for suffix in reversed(granularity_suffixes(name)):
-        if suffix in index.suffixes:
-            column = index.suffixes.index(suffix)
-            is_present = index.sizes[:, column] >= 0
-            byte_ranges[is_present] = np.stack([index.offsets, index.sizes], axis=2)[is_present, column]
-    return byte_ranges
+    byte_ranges = np.full((sum(len(index.keys) for index in indices), len(members), 2), (0, -1), np.int64)
+    start = 0
+    for index in indices:
+        rows = byte_ranges[start : start + len(index.keys)]
+        for member, suffixes in enumerate(members):
+            for column in reversed(_find_columns(index, suffixes)):
+                is_present = index.sizes[:, column] >= 0
+                for entry, values in enumerate((index.offsets, index.sizes)):
+                    np.copyto(rows[:, member, entry], values[:, column], where=is_present)
+        start += len(index.keys)
+    return torch.from_numpy(byte_ranges)
 
 
-def _find_member(index: ShardIndex, suffix: str) -> Int64[np.ndarray, "samples 2"]:
-    """Return offset and size of the member of every sample with some suffix; the size is -1 for one without it."""
-    if suffix not in index.suffixes:
-        return np.tile(np.array([0, -1], np.int64), (len(index.keys), 1))
-    column = index.suffixes.index(suffix)
-    return np.stack([index.offsets[:, column], index.sizes[:, column]], axis=1)
+def _find_columns(index: ShardIndex, suffixes: Sequence[str]) -> list[int]:
+    return [index.suffixes.index(suffix) for suffix in suffixes if suffix in index.suffixes]
+
+
+def _has_member(index: ShardIndex, suffixes: Sequence[str]) -> Bool[np.ndarray, " samples"]:
+    """Return whether each sample has a member with one of some suffixes."""
+    is_present = index.sizes[:, _find_columns(index, suffixes)] >= 0
+    return np.asarray(is_present.any(axis=1))
 
 
 def _missing_problems(
     index: ShardIndex, granularities: Sequence[str], shard: Path, *, has_objects: bool
-) -> list[Problem]:
-    """Return a problem for each sample of a shard without one of the granularities, or without objects."""
-    byte_ranges = {GRANULARITIES.get(name).suffix: _find_byte_ranges(index, name) for name in granularities}
+) -> dict[int, Problem]:
+    """Return a problem for each row of a shard without one of the granularities, or without objects."""
+    members = {GRANULARITIES.get(name).suffix: granularity_suffixes(name) for name in granularities}
     if has_objects:
-        byte_ranges[OBJECTS_SUFFIX] = _find_member(index, OBJECTS_SUFFIX)
-    problems = []
-    for suffix, ranges in byte_ranges.items():
-        rows = np.flatnonzero(ranges[:, 1] < 0)
-        problems += [
-            Problem(key, f"{shard}: sample {key!r} has no {key}.{suffix}. Add it, or remove the sample")
-            for key in index.keys.select(rows)
-        ]
+        members[OBJECTS_SUFFIX] = (OBJECTS_SUFFIX,)
+    problems = {}
+    for suffix, suffixes in members.items():
+        rows = np.flatnonzero(~_has_member(index, suffixes))
+        for row, key in zip(rows.tolist(), index.keys.select(rows), strict=True):
+            text = f"{shard}: sample {key!r} has no {key}.{suffix}. Add it, or remove the sample"
+            problems[row] = Problem(key, text)
     return problems
+
+
+def _find_repeated_keys(indices: Sequence[ShardIndex]) -> list[Int64[np.ndarray, " rows"]]:
+    """Return the rows of each shard whose keys are in an earlier shard too.
+
+    A set of a million names would take 150 MB. Hashes of 64 bits take 8, and only equal ones are compared by name.
+    """
+    hashes = [np.fromiter(map(hash, index.keys), np.int64, len(index.keys)) for index in indices]
+    ordered = np.sort(np.concatenate(hashes))
+    equal = ordered[1:][ordered[1:] == ordered[:-1]]
+    seen, repeated = set[str](), []
+    for index, key_hashes in zip(indices, hashes, strict=True):
+        rows = np.flatnonzero(np.isin(key_hashes, equal)) if len(equal) else np.empty(0, np.int64)
+        names = list(index.keys.select(rows))
+        repeated.append(rows[[name in seen for name in names]])
+        seen.update(names)
+    return repeated
 
 
 def open_shards(
@@ -164,20 +184,16 @@ def open_shards(
             return None, (*problems, missing_granularity_problem(location, name, granularities))
 
     object_classes = info_on_disk.object_classes if info_on_disk is not None and objects else ()
-    seen, complete_indices = set[str](), []
-    for shard, index in zip(shards, indices, strict=True):
-        problem_by_key = {
-            problem.key: problem
-            for problem in _missing_problems(index, granularities, shard, has_objects=bool(object_classes))
-        }
-        for key in seen.intersection(names := list(index.keys)):
+    complete_indices = []
+    for shard, index, repeated_rows in zip(shards, indices, _find_repeated_keys(indices), strict=True):
+        problem_by_row = _missing_problems(index, granularities, shard, has_objects=bool(object_classes))
+        for row, key in zip(repeated_rows.tolist(), index.keys.select(repeated_rows), strict=True):
             text = f"{shard}: sample {key!r} is in another shard too. Pack every sample once"
-            problem_by_key[key] = Problem(key, text)
-        seen.update(names)
-        problems += problem_by_key.values()
+            problem_by_row[row] = Problem(key, text)
+        problems += problem_by_row.values()
         complete_indices.append(
-            _select_rows(index, [row for row, key in enumerate(names) if key not in problem_by_key])
-            if problem_by_key
+            _select_rows(index, np.delete(np.arange(len(index.keys)), list(problem_by_row)))
+            if problem_by_row
             else index
         )
     changes = {"granularities": granularities, "object_classes": object_classes}
@@ -188,12 +204,10 @@ def open_shards(
 
 def _drop_non_samples(index: ShardIndex) -> ShardIndex:
     """Remove members without any granularity, such as a README."""
-    is_present = [_find_byte_ranges(index, name)[:, 1] >= 0 for name in GRANULARITIES]
-    is_sample = np.any(is_present, axis=0)
+    is_sample = _has_member(index, [suffix for name in GRANULARITIES for suffix in granularity_suffixes(name)])
     return index if is_sample.all() else _select_rows(index, np.flatnonzero(is_sample))
 
 
-def _select_rows(index: ShardIndex, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> ShardIndex:
-    row_ids = np.asarray(rows, np.int64)
-    keys, labels = index.keys.select(row_ids), index.labels[row_ids]
-    return replace(index, keys=keys, offsets=index.offsets[row_ids], sizes=index.sizes[row_ids], labels=labels)
+def _select_rows(index: ShardIndex, rows: Int64[np.ndarray, " rows"]) -> ShardIndex:
+    keys, labels = index.keys.select(rows), index.labels[rows]
+    return replace(index, keys=keys, offsets=index.offsets[rows], sizes=index.sizes[rows], labels=labels)

@@ -1,34 +1,36 @@
 """Indexes of tar shards: the byte ranges of all samples, for random access.
 
-The index of SHARD.tar is built once and saved beside it as SHARD.tar.index, with the shard's size and modification
-time; if those differ, it is built again. It is a line of JSON followed by plain arrays: a thousand indexes are read in
-a second.
+The index of SHARD.tar is built once and saved beside it as SHARD.tar.index, or in the user's cache if the directory is
+not writable, with the shard's size and modification time; if those differ, it is built again. It is a line of JSON
+followed by plain arrays: a thousand indexes are read in a second.
 """
 
+import hashlib
 import json
 import logging
 import os
-import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int64
 
 from c2fmae.core.errors import UserError
-from c2fmae.core.files import open_file, read_error, read_file, write_atomic
+from c2fmae.core.files import default_cache_dir, open_file, read_error, read_file, write_atomic
 from c2fmae.core.json_file import parse_json_object
+from c2fmae.core.locks import LOCK_SUFFIX, lock_file
 from c2fmae.data.key_list import KeyList, is_utf8
 from c2fmae.data.problems import Problem
+from c2fmae.data.tar_members import list_tar_members, split_member_name
 
 log = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index"
 _FORMAT = "c2fmae-index-1"
-_BLOCK = 512  # bytes; a tar consists of blocks and ends with two of zeros
 _NO_LABEL, _BAD_LABEL = -1, -2
 
 
@@ -56,23 +58,60 @@ def file_fingerprint(file: Path | int) -> tuple[int, int]:
 
 
 def load_or_build_index(tar: Path, scan: Callable[[Path], ShardIndex], suffix: str = INDEX_SUFFIX) -> ShardIndex:
-    """Return the index saved beside a tar, or build and save it if it is missing or outdated.
+    """Return the saved index of a tar, or build and save it if it is missing or outdated.
 
-    `scan` builds it (`scan_shard` for a shard); `suffix` is added to the name of the tar. An index with problems is not
-    saved, so that they are reported each time.
+    `scan` builds it (`scan_shard` for a shard); `suffix` is added to the name of the tar. One process builds it and
+    others wait for it. An index with problems is not saved, so that they are reported each time.
     """
     try:
         fingerprint = file_fingerprint(tar)
     except OSError as error:
         raise read_error(tar, error) from error
-    path = tar.with_name(f"{tar.name}{suffix}")
-    index = load_index(path, fingerprint)
-    if index is None:
-        log.info("indexing %s", tar)
-        index = scan(tar)
-        if not index.problems:
-            save_index(index, path)
+    paths = _index_paths(tar, suffix)
+    if (index := _load_first(paths, fingerprint)) is not None:
+        return index
+    with _lock_index(paths[-1]):
+        index = _load_first(paths, fingerprint)  # another process may have built it meanwhile
+        if index is None:
+            log.info("indexing %s", tar)
+            index = _build_index(tar, scan, paths[-1])
     return index
+
+
+def index_new_shard(shard: Path) -> None:
+    """Save the index of a shard that this process has written: its headers are still in memory."""
+    _build_index(shard, scan_shard, shard.with_name(f"{shard.name}{INDEX_SUFFIX}"))
+
+
+def _build_index(tar: Path, scan: Callable[[Path], ShardIndex], path: Path) -> ShardIndex:
+    index = scan(tar)
+    if not index.problems:
+        save_index(index, path)
+    return index
+
+
+def _index_paths(tar: Path, suffix: str) -> list[Path]:
+    """Return where the index of a tar may be saved; the last is writable if any is."""
+    beside = tar.with_name(f"{tar.name}{suffix}")
+    if os.access(tar.parent, os.W_OK):
+        return [beside]
+    folder = tar.parent.resolve()
+    digest = hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()
+    return [beside, default_cache_dir() / f"{folder.name}-{digest}" / beside.name]
+
+
+def _load_first(paths: Iterable[Path], fingerprint: tuple[int, int]) -> ShardIndex | None:
+    return next((index for path in paths if (index := load_index(path, fingerprint)) is not None), None)
+
+
+@contextmanager
+def _lock_index(path: Path) -> Iterator[None]:
+    """Lock an index, and wait while another process has locked it; do nothing where no file can be created."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_file(path.with_name(f".{path.name}{LOCK_SUFFIX}")))
+        yield
 
 
 def load_index(path: Path, fingerprint: tuple[int, int]) -> ShardIndex | None:
@@ -102,7 +141,7 @@ def load_index(path: Path, fingerprint: tuple[int, int]) -> ShardIndex | None:
 
 
 def save_index(index: ShardIndex, path: Path) -> None:
-    """Save an index if its directory is writable; otherwise it is built again at each start."""
+    """Save an index. One that cannot be saved is built again at each start."""
     rest = b"".join(array.tobytes() for array in (index.offsets, index.sizes, index.labels)) + index.keys.encoded
     head = {"format": _FORMAT, "stamp": index.fingerprint, "crc": zlib.crc32(rest)}
     head |= {"parts": index.suffixes, "samples": len(index.keys)}
@@ -119,13 +158,12 @@ def scan_shard(shard: Path) -> ShardIndex:
     labels: dict[str, int] = {}
     with open_file(shard) as file:
         fingerprint = file_fingerprint(file.fileno())
-        for name, offset, size in list_tar_members(shard, file, fingerprint[0], problems):
-            stem, _, suffix = name.name.partition(".")
-            key = str(name.with_name(stem)) if stem else ""
-            if not suffix or not stem:
+        for name, _, offset, size in list_tar_members(shard, file, fingerprint[0], problems):
+            key, suffix = split_member_name(name)
+            if not suffix or not key:
                 continue  # README, .hidden and the like
             if not is_utf8(key) or "\n" in key:
-                text = f"{shard}: member {str(name)!r} is not a UTF-8 name without line breaks. Rename it"
+                text = f"{shard}: member {name!r} is not a UTF-8 name without line breaks. Rename it"
                 problems.append(Problem(None, text))
                 continue
             if suffix in members.setdefault(key, {}):
@@ -147,53 +185,6 @@ def scan_shard(shard: Path) -> ShardIndex:
     label_array = np.array([labels.get(key, _NO_LABEL) for key in keys], np.int64)
     offsets, sizes = (np.ascontiguousarray(table[..., i]) for i in (0, 1))
     return ShardIndex(fingerprint, KeyList.from_names(keys), suffixes, offsets, sizes, label_array, tuple(problems))
-
-
-def list_tar_members(
-    tar_path: Path, file: BinaryIO, file_size: int, problems: list[Problem]
-) -> list[tuple[PurePosixPath, int, int]]:
-    """Return name, offset and size of the regular files in a tar that are complete and whose names stay inside it."""
-    if file.read(2) == b"\x1f\x8b":
-        command = (
-            f"gunzip {tar_path}" if tar_path.suffix == ".gz" else f"mv {tar_path} {tar_path}.gz && gunzip {tar_path}.gz"
-        )
-        text = f"{tar_path}: compressed with gzip, so that samples cannot be read one by one. Decompress it: {command}"
-        problems.append(Problem(None, text))
-        return []
-    file.seek(0)
-    members: list[tuple[PurePosixPath, int, int]] = []
-    end = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK * member.isreg()
-                if end > file_size and not member.issparse():
-                    text = f"{tar_path}: truncated inside '{name}'. Copy or pack it again"
-                    problems.append(Problem(_member_to_key(name), text))
-                    return members
-                if name.is_absolute() or ".." in name.parts:
-                    text = f"{tar_path}: member '{name}' points outside the tar. Pack it with relative names"
-                    problems.append(Problem(_member_to_key(name), text))
-                elif member.isreg() and not member.issparse():
-                    members.append((name, member.offset_data, member.size))
-                elif not member.isdir():
-                    text = f"{tar_path}: member '{name}' is a link or a special file. Pack regular files"
-                    problems.append(Problem(_member_to_key(name), text))
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        problems.append(Problem(None, f"{tar_path}: not a complete tar ({error}). Copy or pack it again"))
-        return members
-    # tarfile takes a cut between two members, or a broken header, for the end of the file.
-    file.seek(end)
-    if file.read(_BLOCK) != bytes(_BLOCK):
-        text = f"{tar_path}: not a complete tar (its end marker is missing). Copy or pack it again"
-        problems.append(Problem(None, text))
-    return members
-
-
-def _member_to_key(name: PurePosixPath) -> str | None:
-    stem = name.name.partition(".")[0]
-    return str(name.with_name(stem)) if stem else None
 
 
 def _read_label(file: BinaryIO, offset: int, size: int) -> int:

@@ -27,7 +27,7 @@ from c2fmae.data.scenes import Scenes
 from c2fmae.data.shard_writing import ShardSet
 from c2fmae.data.shards import ShardScenes
 from c2fmae.data.spacing import evenly_spaced_indices
-from c2fmae.data.tar_index import scan_shard
+from c2fmae.data.tar_index import load_or_build_index, scan_shard
 from c2fmae.labelling.manifest import FAILED_FILE, MANIFEST_FILE
 from c2fmae.report import BarChart, Details, Figure, KeyValues, Page, Section, Table, render_page
 
@@ -136,10 +136,7 @@ def make_quality_sections(
 
 
 class _OpenedShards:
-    """Some shards of a directory that is not finished; images are numbered over all shards, without those that failed.
-
-    Their indexes are not stored: they would be files that depend on the time of writing.
-    """
+    """Some shards of an unfinished directory; images are numbered over all shards, without those that failed."""
 
     def __init__(
         self,
@@ -149,7 +146,7 @@ class _OpenedShards:
         info: DatasetInfo,
     ) -> None:
         self.paths = [shards.path(number) for number in chosen.tolist()]
-        self.indices = [scan_shard(path) for path in self.paths]
+        self.indices = [load_or_build_index(path, scan_shard) for path in self.paths]
         self.info = info
         in_chosen = np.isin(shard_numbers, chosen)
         self.row_of_image = np.where(in_chosen, np.cumsum(in_chosen) - 1, -1)

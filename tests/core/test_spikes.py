@@ -103,7 +103,7 @@ def test_only_recent_losses_count() -> None:
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 30, 101, 102, 350])
-def test_a_detector_restored_from_the_last_rows_goes_on_as_one_that_saw_all(num_rows: int) -> None:
+def test_a_detector_restored_from_the_last_rows_equals_one_with_all_losses(num_rows: int) -> None:
     losses: list[float | None] = [*falling(400)]
     for step in (100, 101, 102, 349, 350):
         losses[step - 1] = 20.0

@@ -1,4 +1,5 @@
 import io
+import logging
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from c2fmae.data.encode import encode_ids, encode_image
 from c2fmae.data.info import DatasetInfo
 from c2fmae.data.pack import PackConfig, PackReport, pack_scenes
 from c2fmae.data.sources import open_scenes
+from c2fmae.data.tar_index import INDEX_SUFFIX
 
 INFO = DatasetInfo(
     name="few",
@@ -104,7 +106,8 @@ def members(out: Path) -> dict[str, bytes]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    """Return the files that do not depend on the time of writing."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != INDEX_SUFFIX}
 
 
 def write_tree(root: Path, count: int) -> Path:
@@ -130,7 +133,8 @@ def test_a_pack_is_sorted_by_key_and_holds_images_byte_for_byte(tmp_path: Path) 
         *("c/a_1.jpg", "c/a_1.semantic.png", "c/a_1.instance.png", "c/a_1.cls"),
     ]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("dataset.json", "pack.json", "scenes-000000.tar", "scenes-000001.tar"),
+        *("dataset.json", "pack.json"),
+        *("scenes-000000.tar", "scenes-000000.tar.index", "scenes-000001.tar", "scenes-000001.tar.index"),
     ]
     assert (packed["a.cls"], packed["c/a_1.cls"]) == (b"0", b"1")
     for index, key in enumerate(("b", "c/a_1", "a")):
@@ -247,6 +251,14 @@ def test_a_second_run_writes_only_what_is_missing(tmp_path: Path) -> None:
     assert (report.num_shards, report.num_existing_shards) == (3, 2)
 
 
+def test_a_pack_is_opened_without_being_indexed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pack_scenes(StoredInMemory(), tmp_path / "out", PackConfig(shard_size=1))
+    (tmp_path / "out/scenes-000002.tar.index").unlink()  # as if the pack was killed before it was written
+    with caplog.at_level(logging.INFO):
+        assert list(open_scenes(tmp_path / "out").keys) == ["a", "b", "c/a_1"]
+    assert caplog.messages == [f"indexing {tmp_path / 'out/scenes-000002.tar'}"]
+
+
 def test_an_unfinished_pack_has_no_dataset_json(tmp_path: Path) -> None:
     scenes = StoredInMemory(broken="c/a.1")
     with pytest.raises(UserError) as caught:
@@ -353,7 +365,7 @@ def test_a_full_disk_is_one_error_and_the_pack_can_be_continued(
 
     def run_out(file: int) -> None:
         calls.append(file)
-        if len(calls) == 5:  # twice for each of plan and first shard, then the second
+        if len(calls) == 7:  # twice for each of plan, first shard and its index, then the second shard
             raise OSError(28, "No space left on device")
         real(file)
 

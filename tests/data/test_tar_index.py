@@ -3,9 +3,11 @@ import logging
 import os
 import shutil
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from c2fmae.core.errors import UserError
 from c2fmae.data.sources import inspect_scenes, open_scenes
-from c2fmae.data.tar_index import load_or_build_index, save_index, scan_shard
+from c2fmae.data.tar_index import ShardIndex, load_or_build_index, save_index, scan_shard
 from tests.data.dataset_files import make_sample, make_samples, write_tar
 
 
@@ -175,3 +177,61 @@ def test_an_index_with_keys_that_are_no_text_is_rebuilt(tmp_path: Path) -> None:
     rest = rest.replace(b"a\nb\n", b"\xff\nb\n")
     index_of(shard).write_bytes(json.dumps(json.loads(head) | {"crc": zlib.crc32(rest)}).encode() + b"\n" + rest)
     assert_same(load_or_build_index(shard, scan_shard), index)
+
+
+def never_scan(shard: Path) -> ShardIndex:
+    raise AssertionError(f"{shard} was indexed again")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a shard whose directory is not writable, with a cache directory beside it."""
+    monkeypatch.setenv("C2FMAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    (tmp_path / "pack").mkdir()
+    return write_tar(tmp_path / "pack/s.tar", make_samples("ab"))
+
+
+def test_the_index_of_a_read_only_shard_is_saved_in_the_cache(read_only: Path, tmp_path: Path) -> None:
+    index = load_or_build_index(read_only, scan_shard)
+    assert_same(load_or_build_index(read_only, never_scan), index)
+    assert [path.name for path in read_only.parent.iterdir()] == ["s.tar"]
+    assert [path.name for path in (tmp_path / "cache").rglob("*.*")] == ["s.tar.index"]
+    (tmp_path / "other/pack").mkdir(parents=True)
+    other = write_tar(tmp_path / "other/pack/s.tar", make_samples("abc"))
+    assert len(load_or_build_index(other, scan_shard).keys) == 3
+    assert_same(load_or_build_index(read_only, never_scan), index)
+
+
+def test_an_index_beside_a_read_only_shard_is_used(read_only: Path, tmp_path: Path) -> None:
+    index = scan_shard(read_only)
+    save_index(index, index_of(read_only))
+    assert_same(load_or_build_index(read_only, never_scan), index)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_a_writable_directory_the_index_is_built_each_time(
+    read_only: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("C2FMAE_CACHE", "/proc/none")
+    with caplog.at_level(logging.INFO):
+        assert list(load_or_build_index(read_only, scan_shard).keys) == ["a", "b"]
+    assert caplog.messages[0] == f"indexing {read_only}"
+    assert caplog.messages[1].startswith("index not saved: /proc/none/pack-")
+
+
+def test_one_process_indexes_and_the_others_wait(tmp_path: Path) -> None:
+    shard, is_scanning, may_end = write_tar(tmp_path / "s.tar", make_samples("ab")), Event(), Event()
+
+    def scan_slowly(path: Path) -> ShardIndex:
+        is_scanning.set()
+        assert may_end.wait(60)
+        return scan_shard(path)
+
+    with ThreadPoolExecutor() as pool:  # the locks of two threads exclude each other like those of two processes
+        first = pool.submit(load_or_build_index, shard, scan_slowly)
+        assert is_scanning.wait(60)
+        second = pool.submit(load_or_build_index, shard, never_scan)
+        may_end.set()
+        assert_same(first.result(), second.result())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.tar", "s.tar.index"]

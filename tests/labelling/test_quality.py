@@ -12,7 +12,7 @@ from c2fmae.core.distributed import World
 from c2fmae.core.labels import ClassInfo
 from c2fmae.core.scene import Scene
 from c2fmae.data import preview
-from c2fmae.data.tar_index import scan_shard
+from c2fmae.data.tar_index import load_or_build_index
 from c2fmae.labelling import quality
 from c2fmae.labelling.config import LabelConfig
 from c2fmae.labelling.label import label_images, make_context, open_images
@@ -116,16 +116,15 @@ def test_the_page_shows_the_maps_that_exist(
 def test_of_many_shards_only_a_few_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
 
-    def spy(path: Path) -> Any:
+    def spy(path: Path, scan: Any) -> Any:
         opened.append(path)
-        return scan_shard(path)
+        return load_or_build_index(path, scan)
 
-    monkeypatch.setattr(quality, "scan_shard", spy)
+    monkeypatch.setattr(quality, "load_or_build_index", spy)
     monkeypatch.setattr(quality, "_NUM_COUNTED", 5)
-    out, page = label(tmp_path, 30, labeller=Things(granularities=("instance",)))
+    _, page = label(tmp_path, 30, labeller=Things(granularities=("instance",)))
     assert [path.name for path in opened] == ["scenes-000001.tar", "scenes-000005.tar"]  # of images 7 and 22
     assert "Part of the image that an object covers, in 5 images" in page
-    assert not list(out.glob("*.index"))
 
 
 def test_things_and_objects_are_compared_where_both_maps_are_known() -> None:

@@ -19,7 +19,8 @@ from c2fmae.data.problems import Problem, raise_first_problem
 from c2fmae.data.shards import ShardScenes
 from c2fmae.data.stored import DOTTED_IMAGE_SUFFIXES, IMAGE_SUFFIXES
 from c2fmae.data.suites.dir_tree import is_ignored_dir
-from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, file_fingerprint, list_tar_members, load_or_build_index
+from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, file_fingerprint, load_or_build_index
+from c2fmae.data.tar_members import list_tar_members
 
 TREE_SUFFIX = f".tree{INDEX_SUFFIX}"
 _AFTER_SLASH = chr(ord("/") + 1)
@@ -116,8 +117,7 @@ def _scan_tar(tar: Path) -> ShardIndex:
     members: dict[str, tuple[int, int]] = {}
     with open_file(tar) as file:
         fingerprint = file_fingerprint(file.fileno())
-        for path, offset, size in list_tar_members(tar, file, fingerprint[0], problems):
-            name = str(path)
+        for name, _, offset, size in list_tar_members(tar, file, fingerprint[0], problems):
             if not is_utf8(name) or "\n" in name:
                 text = f"{tar}: member {name!r} is not a UTF-8 name without line breaks. Rename it"
                 problems.append(Problem(None, text))
