@@ -2,22 +2,22 @@
 
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.files import read_text
-from c2fmae.core.metric_rows import MetricRow, read_rows
+from c2fmae.core.metric_columns import MetricColumns
+from c2fmae.core.metric_rows import MetricRow, iterate_rows, read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.text import format_count
 from c2fmae.core.yaml_file import parse_yaml
 from c2fmae.eval.probes.online import DISPLAY_NAMES
 from c2fmae.eval.results import make_result_sections
 from c2fmae.report import Details, Figure, KeyValues, LineChart, Page, Section, Table, Text, render_page
-from c2fmae.report.charts import chart_metrics, metric_points
+from c2fmae.report.charts import chart_metrics
 from c2fmae.report.speed import make_speed_sections
 
 _RECONSTRUCTIONS_TEXT = """\
@@ -52,7 +52,7 @@ _CONFIG_KEYS = {
 def write_pretraining_report(run_dir: RunDir, extra_sections: Sequence[Section] = ()) -> None:
     """Write the report page of a run from the files in its directory."""
     page = build_pretrain_page(
-        read_rows(run_dir.metrics),
+        iterate_rows(run_dir.metrics),
         read_text(run_dir.config_path),
         run_dir.read_environment(),
         run_dir.list_figures(),
@@ -64,7 +64,7 @@ def write_pretraining_report(run_dir: RunDir, extra_sections: Sequence[Section] 
 
 
 def build_pretrain_page(
-    rows: Sequence[MetricRow],
+    rows: Iterable[MetricRow],
     config_yaml: str,
     environment: Mapping[str, Any],
     figures: Sequence[Path],
@@ -73,14 +73,14 @@ def build_pretrain_page(
     timing_rows: Sequence[MetricRow] = (),
 ) -> Page:
     """Return the report page of a run; `extra_sections` come first, and only the first and last figure are shown."""
-    config = PretrainConfig.migrate(parse_yaml(config_yaml, "config.yaml"))
-    sections: list[Section] = [KeyValues(_outcome_values(rows)), *extra_sections]
+    config, metrics = PretrainConfig.migrate(parse_yaml(config_yaml, "config.yaml")), MetricColumns(rows)
+    sections: list[Section] = [KeyValues(_outcome_values(metrics)), *extra_sections]
     if figures:
         sections.append(Text(_RECONSTRUCTIONS_TEXT, title="Reconstruction of hidden patches"))
         sections += [Figure(path, _figure_caption(path)) for path in dict.fromkeys([figures[0], figures[-1]])]
-    sections += [Text(_LOSSES_TEXT + _describe_skipped_steps(rows), title="Losses"), *_loss_charts(rows)]
-    sections += [*_probe_sections(rows, config), *evaluation_sections]
-    if schedule := _schedule_charts(rows):
+    sections += [Text(_LOSSES_TEXT + _describe_skipped_steps(metrics), title="Losses"), *_loss_charts(metrics)]
+    sections += [*_probe_sections(metrics, config), *evaluation_sections]
+    if schedule := _schedule_charts(metrics):
         sections += [Text("", title="Schedule"), *schedule]
     sections += make_speed_sections(timing_rows, world_size=environment.get("world_size", 1))
     main_settings = {name: _config_value(config, key_path) for name, key_path in _CONFIG_KEYS.items()}
@@ -98,35 +98,34 @@ def build_pretrain_page(
     return Page(config.get("name") or main_settings["Method"] or "Pre-training", summary, sections)
 
 
-def _outcome_values(rows: Sequence[MetricRow]) -> dict[str, str]:
+def _outcome_values(metrics: MetricColumns) -> dict[str, str]:
     """Return the number of steps, and the first and last losses."""
-    values = {"Steps": f"{max((row.get('step', 0) for row in rows), default=0):,}"}
+    values = {"Steps": f"{metrics.last_step:,}"}
     for name, key in (("Loss", "loss"), ("Held-out loss", "held_out/loss")):
-        if losses := [y for _, y in metric_points(rows, key) if y == y]:
-            values[name] = f"{losses[0]:.4g} → {losses[-1]:.4g}"
+        if losses := metrics.finite_points(key):
+            values[name] = f"{losses[0][1]:.4g} → {losses[-1][1]:.4g}"
     return values
 
 
-def _describe_skipped_steps(rows: Sequence[MetricRow]) -> str:
-    reasons = Counter(str(row["skipped"]) for row in rows if "skipped" in row)
+def _describe_skipped_steps(metrics: MetricColumns) -> str:
+    reasons = metrics.count_texts("skipped")
     counts = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
     return f"\n\nSkipped steps, shown as gaps in the curves: {counts}." if reasons else ""
 
 
-def _loss_charts(rows: Sequence[MetricRow]) -> list[LineChart]:
+def _loss_charts(metrics: MetricColumns) -> list[LineChart]:
     """Return a chart of the total loss, and if there are several heads one of each head's loss."""
-    heads = dict.fromkeys(key.removeprefix("loss/") for row in rows for key in row if key.startswith("loss/"))
-    charts = [chart_metrics(rows, "Total", {"training": "loss", "held out": "held_out/loss"})]
+    heads = [key.removeprefix("loss/") for key in metrics.find_keys("loss/")]
+    charts = [chart_metrics(metrics, "Total", {"training": "loss", "held out": "held_out/loss"})]
     charts += [
-        chart_metrics(rows, head, {"training": f"loss/{head}", "held out": f"held_out/{head}"}) for head in heads
+        chart_metrics(metrics, head, {"training": f"loss/{head}", "held out": f"held_out/{head}"}) for head in heads
     ]
     return charts if len(heads) > 1 else charts[:1]
 
 
-def _probe_sections(rows: Sequence[MetricRow], config: Mapping[str, Any]) -> list[Section]:
+def _probe_sections(metrics: MetricColumns, config: Mapping[str, Any]) -> list[Section]:
     """Return a chart and a table of the accuracies of the probes during training, if there are any."""
-    points = {name: metric_points(rows, key) for key, name in DISPLAY_NAMES.items()}
-    finite = {name: [(step, y) for step, y in curve if y == y] for name, curve in points.items()}
+    finite = {name: metrics.finite_points(key) for key, name in DISPLAY_NAMES.items()}
     if not any(finite.values()):
         return []
     text, settings = _PROBES_TEXT, _config_value(config, "watching.probes")
@@ -141,19 +140,19 @@ def _probe_sections(rows: Sequence[MetricRow], config: Mapping[str, Any]) -> lis
     ]
     return [
         Text(text, title="Probes during training"),
-        LineChart("Top-1 accuracy, %", {name: curve for name, curve in points.items() if curve}),
+        chart_metrics(metrics, "Top-1 accuracy, %", {name: key for key, name in DISPLAY_NAMES.items()}),
         Table("Top-1 accuracy of frozen features, %", ("probe", "first", "highest", "last"), table_rows),
     ]
 
 
-def _schedule_charts(rows: Sequence[MetricRow]) -> list[LineChart]:
+def _schedule_charts(metrics: MetricColumns) -> list[LineChart]:
     """Return charts of the learning rate, the gradient norm, the curriculum and the labelled fraction of each head."""
-    valid = {key.removeprefix("valid/"): key for row in rows for key in row if key.startswith("valid/")}
+    valid = {key.removeprefix("valid/"): key for key in metrics.find_keys("valid/")}
     charts = [
-        chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
-        chart_metrics(rows, "Gradient norm", {"norm": "grad_norm"}, is_log=True),
-        chart_metrics(rows, "Masking curriculum", {"semantic, α": "alpha", "instance, β": "beta"}),
-        chart_metrics(rows, "Labelled fraction of the hidden cells", valid),
+        chart_metrics(metrics, "Learning rate", {"learning rate": "lr"}),
+        chart_metrics(metrics, "Gradient norm", {"norm": "grad_norm"}, is_log=True),
+        chart_metrics(metrics, "Masking curriculum", {"semantic, α": "alpha", "instance, β": "beta"}),
+        chart_metrics(metrics, "Labelled fraction of the hidden cells", valid),
     ]
     return [chart for chart in charts if chart.series]
 

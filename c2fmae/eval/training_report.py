@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from c2fmae.core.files import read_text
-from c2fmae.core.metric_rows import read_rows
+from c2fmae.core.metric_rows import iterate_rows_from_end, read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.results import make_result_sections
 from c2fmae.report import Details, KeyValues, Page, Section, Text, render_page
@@ -24,7 +24,7 @@ def write_training_page(
 
     `result_sections` follow the tables of all results of the run.
     """
-    num_steps = max((row["step"] for row in read_rows(run_dir.metrics)), default=0)
+    num_steps = next((row["step"] for row in iterate_rows_from_end(run_dir.metrics)), 0)
     sections: list[Section] = [
         KeyValues({"Steps": f"{num_steps:,}", **key_values}),
         Text(progress, title="Progress"),

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
-from math import ceil, floor, isfinite, log10, nan
-from typing import Any
+from math import ceil, floor, inf, isfinite, log10, nan
 
-from c2fmae.core.metric_rows import is_number
+import numpy as np
+from jaxtyping import Float64
+
+from c2fmae.core.metric_columns import MetricColumns
 from c2fmae.report.drawing import SERIES_COLOURS, choose_ticks
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[float, float]] | Float64[np.ndarray, "points 2"]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 450, 20, 200  # the area that curves are drawn in
 _BARS_LEFT, _BARS_RIGHT, _BAR_PITCH, _GROUP_GAP = 150, 410, 14, 12
@@ -35,12 +37,13 @@ class LineChart:
 
     def to_html(self) -> str:
         """Return a figure, or a note if there is no finite value."""
-        curves = [[(x, self._scale_y(y)) for x, y in points] for points in self.series.values()]
-        finite = [(x, y) for points in curves for x, y in points if isfinite(y)]
-        if not finite:
+        curves = [_to_array(points, is_log=self.is_log) for points in self.series.values()]
+        finite = np.concatenate([np.empty((0, 2)), *(points[np.isfinite(points[:, 1])] for points in curves)])
+        if not len(finite):
             return f'<figure><h3>{escape(self.title)}</h3><p class="note">No values yet.</p></figure>'
-        (x0, x1), (y0, y1) = (_padded_range(min(values), max(values)) for values in zip(*finite, strict=True))
-        y0, y1 = self.y_range or (y0, y1)
+        (x0, low), (x1, high) = finite.min(axis=0).tolist(), finite.max(axis=0).tolist()
+        x0, x1 = _padded_range(x0, x1)
+        y0, y1 = self.y_range or _padded_range(self._scale_y(low), self._scale_y(high))
         per_x, per_y = (_RIGHT - _LEFT) / (x1 - x0), (_BOTTOM - _TOP) / (y1 - y0)
         elements = [f'<text y="10">{escape(self.y_label)}</text>']
         for tick in self._y_ticks(y0, y1):
@@ -52,7 +55,10 @@ class LineChart:
             elements.append(f'<text x="{x:.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{format_tick(tick)}</text>')
         elements.append(f'<text x="{_RIGHT}" y="{_BOTTOM + 36}" text-anchor="end">{escape(self.x_label)}</text>')
         for number, points in enumerate(curves):
-            pixels = [(_LEFT + (x - x0) * per_x, _BOTTOM - (y - y0) * per_y) for x, y in downsample_points(points)]
+            pixels = [
+                (_LEFT + (x - x0) * per_x, _BOTTOM - (self._scale_y(y) - y0) * per_y)
+                for x, y in downsample_points(points)
+            ]
             elements.append(f'<g class="s{number % len(SERIES_COLOURS)}">{_svg_paths(pixels)}</g>')
         return _chart_html(self.title, self._legend_entries(), elements, height=242)
 
@@ -71,10 +77,11 @@ class LineChart:
 
     def _legend_entries(self) -> list[str]:
         """Return the name of each curve with its last finite value."""
-        last = [next((y for _, y in reversed(points) if isfinite(y)), nan) for points in self.series.values()]
+        values = [_to_array(points)[:, 1] for points in self.series.values()]
+        last = [curve[np.isfinite(curve)][-1:].tolist() or [nan] for curve in values]
         return [
             _legend_entry(number, name, f" <b>{value:.4g}</b>" if self.names_last_values else "")
-            for number, (name, value) in enumerate(zip(self.series, last, strict=True))
+            for number, (name, [value]) in enumerate(zip(self.series, last, strict=True))
         ]
 
 
@@ -161,41 +168,39 @@ def shorten_name(name: str, length: int = 22) -> str:
     return name if len(name) <= length else f"{name[: length - 1].rstrip()}…"
 
 
-def chart_metrics(
-    rows: Sequence[Mapping[str, Any]], title: str, keys: Mapping[str, str], *, is_log: bool = False
-) -> LineChart:
+def chart_metrics(columns: MetricColumns, title: str, keys: Mapping[str, str], *, is_log: bool = False) -> LineChart:
     """Return a chart of metrics over steps; `keys` maps the name of each curve to its key, absent ones are left out."""
-    series = {name: metric_points(rows, key) for name, key in keys.items()}
-    return LineChart(title, {name: points for name, points in series.items() if points}, is_log=is_log)
-
-
-def metric_points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
-    """Return (step, value) of each row with a step that has a metric.
-
-    Null, the stored form of a non-finite value, becomes NaN, and so does text.
-    """
-    return [
-        (row["step"], row[key] if is_number(row[key]) else nan)
-        for row in rows
-        if key in row and row.get("step") is not None
-    ]
+    series = {name: columns.points(key) for name, key in keys.items()}
+    return LineChart(title, {name: points for name, points in series.items() if len(points)}, is_log=is_log)
 
 
 def downsample_points(points: Points, max_points: int = 500) -> list[tuple[float, float]]:
     """Return at most `max_points` points: the minimum, the maximum and one gap of each stretch of the curve.
 
     >>> downsample_points([(x, x % 7) for x in range(100)], max_points=6)
-    [(0, 0), (6, 6), (55, 6), (56, 0)]
+    [(0.0, 0.0), (6.0, 6.0), (55.0, 6.0), (56.0, 0.0)]
     """
-    if len(points) <= max_points:
-        return list(points)
-    indices, stretch = set[int](), ceil(len(points) / (max_points // 3))
-    for start in range(0, len(points), stretch):
-        window = range(start, min(start + stretch, len(points)))
-        finite = [index for index in window if isfinite(points[index][1])]
-        indices.update([index for index in window if not isfinite(points[index][1])][:1])
-        indices.update(pick(finite, key=lambda index: points[index][1]) for pick in (min, max) if finite)
-    return [points[index] for index in sorted(indices)]
+    curve = _to_array(points)
+    if len(curve) > max_points:
+        indices, stretch = set[int](), ceil(len(curve) / (max_points // 3))
+        for start in range(0, len(curve), stretch):
+            values = curve[start : start + stretch, 1]
+            is_finite = np.isfinite(values)
+            if not is_finite.all():
+                indices.add(start + int(is_finite.argmin()))
+            if is_finite.any():
+                indices.add(start + int(np.where(is_finite, values, inf).argmin()))
+                indices.add(start + int(np.where(is_finite, values, -inf).argmax()))
+        curve = curve[sorted(indices)]
+    return [(x, y) for x, y in curve.tolist()]
+
+
+def _to_array(points: Points, *, is_log: bool = False) -> Float64[np.ndarray, "points 2"]:
+    """Return points as an array; with `is_log`, values that have no logarithm become NaN."""
+    array = np.asarray(points, np.float64).reshape(-1, 2)
+    if is_log:
+        array = np.stack([array[:, 0], np.where(array[:, 1] > 0, array[:, 1], nan)], axis=1)
+    return array
 
 
 def format_tick(number: float) -> str:

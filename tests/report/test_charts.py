@@ -2,8 +2,10 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
+from c2fmae.core.metric_columns import MetricColumns
 from c2fmae.report import BarChart, HeatMap, LineChart, Page, render_page
 from c2fmae.report.charts import chart_metrics, downsample_points
 from tests.report.parsed_page import ParsedPage
@@ -76,6 +78,15 @@ def test_downsampling_preserves_extremes_and_gaps() -> None:
     assert max(b[0] - a[0] for a, b in pairwise(shown)) < 1300
 
 
+@pytest.mark.parametrize("is_log", [False, True])
+def test_a_chart_of_an_array_equals_that_of_its_points(is_log: bool) -> None:
+    values = np.random.default_rng(0).normal(1, 1, 2000)
+    values[[3, 700, 701, 1999]] = math.nan
+    points = np.stack([np.arange(2000), values], axis=1)
+    charts = [LineChart("Loss", {"a": curve}, is_log=is_log).to_html() for curve in (points, points.tolist())]
+    assert charts[0] == charts[1]
+
+
 def test_a_short_curve_is_not_downsampled() -> None:
     points = [(step, float(step % 3)) for step in range(500)]
     assert downsample_points(points) == points
@@ -87,11 +98,11 @@ def test_metrics_become_curves_with_gaps_where_they_are_null() -> None:
         {"step": 2, "loss": None, "rate": 0.1},
         {"step": 3, "loss": 1.0},
     ]
-    chart = chart_metrics(rows, "Both", {"training": "loss", "rate": "rate", "absent": "nothing"})
+    chart = chart_metrics(MetricColumns(rows), "Both", {"training": "loss", "rate": "rate", "absent": "nothing"})
     assert list(chart.series) == ["training", "rate"]
     assert [x for x, _ in chart.series["training"]] == [1, 2, 3]
     assert math.isnan(chart.series["training"][1][1])
-    assert chart.series["rate"] == [(2, 0.1)]
+    assert [*map(tuple, chart.series["rate"])] == [(2, 0.1)]
 
 
 def test_bars_are_proportional_to_their_values_and_none_is_left_out() -> None:

@@ -10,6 +10,7 @@ from c2fmae.core.environment import collect_environment
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_text, write_atomic
 from c2fmae.core.labels import LabelInfo
+from c2fmae.core.metric_columns import MetricColumns
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.text import format_count
@@ -165,6 +166,7 @@ def _per_class_rows(scores: ClassificationScores, labels: Sequence[LabelInfo | N
 def write_finetune_report(run_dir: RunDir) -> None:
     """Write the page of a run from the files in its directory."""
     rows = read_rows(run_dir.metrics)
+    metrics = MetricColumns(rows)
     config = FinetuneConfig.from_yaml(run_dir.config_path)
     key_values = {}
     evaluated = [row for row in rows if "test/top-1" in row]
@@ -179,9 +181,9 @@ def write_finetune_report(run_dir: RunDir) -> None:
         key_values,
         "Accuracy is on the test images. The training loss is on mixed and augmented images.",
         [
-            chart_metrics(rows, "Top-1, %", accuracy),
-            chart_metrics(rows, "Loss", losses),
-            chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
+            chart_metrics(metrics, "Top-1, %", accuracy),
+            chart_metrics(metrics, "Loss", losses),
+            chart_metrics(metrics, "Learning rate", {"learning rate": "lr"}),
         ],
         make_class_sections(locate_result_dir(run_dir.path) / PER_CLASS_FILE),
         _FINETUNE_NEXT_STEPS,

@@ -7,6 +7,7 @@ from pathlib import Path
 from c2fmae.core.csv_text import parse_csv
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_text
+from c2fmae.core.metric_columns import MetricColumns
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.class_sections import list_absent_classes, make_class_charts, make_confusion_sections
@@ -63,6 +64,7 @@ def make_detection_sections(result_dir: Path) -> list[Section]:
 def write_detection_report(run_dir: RunDir, result_dir: Path, init: str) -> None:
     """Write the page of a run from the files in its directory. `init` describes the initial weights."""
     rows = read_rows(run_dir.metrics)
+    metrics = MetricColumns(rows)
     evaluated = [row for row in rows if "test/box_AP" in row]
     key_values = {}
     if evaluated:
@@ -78,7 +80,7 @@ def write_detection_report(run_dir: RunDir, result_dir: Path, init: str) -> None
         [
             *(
                 chart_metrics(
-                    rows,
+                    metrics,
                     f"{name} of {_KINDS[kind]}, %",
                     {"test": f"test/{kind}_{name}", "test, averaged weights": f"average/{kind}_{name}"},
                 )
@@ -86,9 +88,9 @@ def write_detection_report(run_dir: RunDir, result_dir: Path, init: str) -> None
                 for kind in _KINDS
                 if evaluated and f"test/{kind}_{name}" in evaluated[-1]
             ),
-            chart_metrics(rows, "Loss", {"training": "loss"}),
-            chart_metrics(rows, "Losses", {name.replace("_", " "): f"loss/{name}" for name in _LOSSES}),
-            chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
+            chart_metrics(metrics, "Loss", {"training": "loss"}),
+            chart_metrics(metrics, "Losses", {name.replace("_", " "): f"loss/{name}" for name in _LOSSES}),
+            chart_metrics(metrics, "Learning rate", {"learning rate": "lr"}),
         ],
         make_detection_sections(result_dir),
         _NEXT_STEPS,

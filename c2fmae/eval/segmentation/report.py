@@ -6,6 +6,7 @@ from pathlib import Path
 from c2fmae.core.csv_text import parse_csv
 from c2fmae.core.errors import UserError
 from c2fmae.core.files import read_text
+from c2fmae.core.metric_columns import MetricColumns
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.eval.class_sections import list_absent_classes, make_class_charts, make_confusion_sections
@@ -46,6 +47,7 @@ def make_segmentation_sections(result_dir: Path) -> list[Section]:
 def write_segmentation_report(run_dir: RunDir, result_dir: Path, init: str) -> None:
     """Write the page of a run from the files in its directory. `init` describes the initial weights."""
     rows = read_rows(run_dir.metrics)
+    metrics = MetricColumns(rows)
     evaluated = [row for row in rows if "test/mIoU" in row]
     key_values = {}
     if evaluated:
@@ -59,10 +61,12 @@ def write_segmentation_report(run_dir: RunDir, result_dir: Path, init: str) -> N
         key_values,
         "mIoU is that of the test images. The training loss is that of random crops.",
         [
-            chart_metrics(rows, "mIoU, %", {"test": "test/mIoU", "test, averaged weights": "average/mIoU"}),
-            chart_metrics(rows, "Pixel accuracy, %", {"test": "test/aAcc", "test, averaged weights": "average/aAcc"}),
-            chart_metrics(rows, "Loss", losses),
-            chart_metrics(rows, "Learning rate", {"learning rate": "lr"}),
+            chart_metrics(metrics, "mIoU, %", {"test": "test/mIoU", "test, averaged weights": "average/mIoU"}),
+            chart_metrics(
+                metrics, "Pixel accuracy, %", {"test": "test/aAcc", "test, averaged weights": "average/aAcc"}
+            ),
+            chart_metrics(metrics, "Loss", losses),
+            chart_metrics(metrics, "Learning rate", {"learning rate": "lr"}),
         ],
         make_segmentation_sections(result_dir),
         _NEXT_STEPS,
