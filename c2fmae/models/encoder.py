@@ -18,7 +18,7 @@ from c2fmae.core.detector_spec import WindowSpec
 from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.models.attention import DeviceAwareAttention
 from c2fmae.models.attention_bias import AttentionBias
-from c2fmae.models.positions import sincos_positions
+from c2fmae.models.positions import cached_sincos_positions
 from c2fmae.models.windows import run_block
 
 
@@ -73,7 +73,7 @@ class Encoder(DeviceAwareAttention):
     def positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patch dim"]:
         """Return the position embeddings of a grid's patches, row by row."""
         if self.pos_embed is None:
-            return sincos_positions(grid, self.dim, trained_grid=self.pos_grid, device=device)
+            return cached_sincos_positions(grid, self.dim, trained_grid=self.pos_grid, device=device)
         table = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.pos_grid), num_prefix_tokens=0)
         return table.squeeze(0)  # type: ignore[no-any-return]
 

@@ -1,5 +1,7 @@
 """Position embeddings, which are added to tokens."""
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,3 +40,21 @@ def sincos_positions(
     column = encode_axis(columns, trained_columns).unsqueeze(0).expand(rows, -1, -1)
     row = encode_axis(rows, trained_rows).unsqueeze(1).expand(-1, columns, -1)
     return torch.cat([column, row], dim=2).flatten(0, 1)
+
+
+def cached_sincos_positions(
+    grid: tuple[int, int], dim: int, *, trained_grid: tuple[int, int] | None = None, device: torch.device
+) -> Float[Tensor, "patch {dim}"]:
+    """Return `sincos_positions`, which are computed once for a grid and device. Do not change them in place.
+
+    A table that is made while tensors are traced, or in inference mode, is not stored: training cannot use it.
+    """
+    if torch.compiler.is_compiling():
+        return sincos_positions(grid, dim, trained_grid=trained_grid, device=device)
+    probe = torch.empty(0, device=device)  # shows what tensors are now
+    is_plain = type(probe) is Tensor and not probe.is_inference()
+    compute = _stored_positions if is_plain else sincos_positions
+    return compute(grid, dim, trained_grid=trained_grid, device=probe.device)
+
+
+_stored_positions = lru_cache(maxsize=8)(sincos_positions)

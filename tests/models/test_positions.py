@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from timm.layers.pos_embed import resample_abs_pos_embed
+from torch._subclasses import FakeTensorMode
 
 from c2fmae.models import sincos_positions
+from c2fmae.models.positions import _stored_positions, cached_sincos_positions
 
 pytestmark = pytest.mark.numeric
 
@@ -87,3 +89,27 @@ def test_a_width_that_is_not_a_multiple_of_four_is_rejected(dim: int) -> None:
 
 def test_positions_are_created_on_the_requested_device() -> None:
     assert sincos_positions((2, 3), 8, device="meta").device.type == "meta"
+
+
+def test_positions_are_computed_once_for_a_grid_and_device() -> None:
+    _stored_positions.cache_clear()
+    device = torch.device("cpu")
+    table = cached_sincos_positions((3, 5), 8, trained_grid=(2, 2), device=device)
+    assert torch.equal(table, sincos_positions((3, 5), 8, trained_grid=(2, 2)))
+    assert cached_sincos_positions((3, 5), 8, trained_grid=(2, 2), device=device) is table
+    assert not torch.equal(cached_sincos_positions((3, 5), 8, device=device), table)
+
+
+def test_tables_of_inference_and_of_tracing_are_not_used_for_training() -> None:
+    _stored_positions.cache_clear()
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        cached_sincos_positions((2, 3), 8, device=device)
+    with FakeTensorMode():
+        cached_sincos_positions((2, 3), 8, device=device)
+    weight = torch.ones(8, requires_grad=True)
+    table = cached_sincos_positions((2, 3), 8, device=device)
+    (weight * table).sum().backward()  # saves the table, which inference tensors do not allow
+    assert torch.equal(weight.grad, sincos_positions((2, 3), 8).sum(dim=0))  # type: ignore[arg-type]
+    with FakeTensorMode():
+        assert type(cached_sincos_positions((2, 3), 8, device=device)) is not torch.Tensor

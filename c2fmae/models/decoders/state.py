@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from c2fmae.core.masks import Masks
-from c2fmae.models.positions import sincos_positions
+from c2fmae.models.positions import cached_sincos_positions
 
 
 class DecoderState(NamedTuple):
@@ -58,7 +58,7 @@ class DecoderEntry(nn.Module):
         batch, granularities, num_patches = masks.is_masked.shape
         tokens = self.mask_token.expand(batch, granularities * num_patches, -1)
         tokens = tokens.scatter(1, _gather_index(masks.visible_idx, visible), visible)
-        positions = sincos_positions(grid, x.shape[2], device=x.device)
+        positions = cached_sincos_positions(grid, x.shape[2], device=x.device)
         offsets = positions if self.granularity is None else (positions + self.granularity).flatten(0, 1)
         return DecoderState(prefix, tokens + offsets, masks.visible_idx, num_patches)
 
