@@ -45,6 +45,7 @@ from c2fmae.methods.masked.batch_masker import BatchMasker, MaskedScenes
 from c2fmae.methods.masked.held_out import HeldOutEvaluator
 from c2fmae.methods.masked.initial_weights import load_initial_weights
 from c2fmae.methods.masked.task import PretrainingTask
+from c2fmae.models.residual_stream import narrow_streams
 from c2fmae.pretrain_report import write_pretraining_report
 from c2fmae.report.drawing import save_png
 from c2fmae.views.reconstruction import draw_reconstruction, sample_training_masks, select_scenes
@@ -224,6 +225,8 @@ def build_pretraining(
     method = build_method(config.method, seed=config.training.seed)
     if config.init and is_new:
         log.log(logging.INFO if world.is_main else logging.DEBUG, "%s", load_initial_weights(method, config.init))
+    if config.training.precision == "bf16-stream":
+        narrow_streams(method.model)
     prepare_model(method.model, config.training, world)
     evaluator = None
     if held_out is not None:

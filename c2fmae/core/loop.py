@@ -288,4 +288,4 @@ def choose_delay(device: torch.device) -> int:
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
     """Return the autocast context of a config's precision."""
     precision = choose_precision(config.precision, device.type)
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")

@@ -5,12 +5,12 @@ from typing import Literal
 
 import torch
 
-from c2fmae.core.training import PrecisionSetting
+from c2fmae.core.training import StreamPrecisionSetting
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "bf16-stream", "fp32"]
 
 
-def choose_precision(setting: PrecisionSetting, device_type: str) -> Precision:
+def choose_precision(setting: StreamPrecisionSetting, device_type: str) -> Precision:
     """Return a precision, or for `auto` the fastest of the device.
 
     >>> choose_precision("auto", "cuda"), choose_precision("fp32", "cuda")

@@ -23,8 +23,11 @@ def _name_compiled_parts(value: object) -> object:
     return {True: "model", False: "off"}[value] if isinstance(value, bool) else value
 
 
-CompileSetting = Annotated[CompiledParts | Literal["auto"], BeforeValidator(_name_compiled_parts), RESUME_SAFE]
+CompileSetting = Annotated[
+    Literal["auto", "off", "blocks", "model"], BeforeValidator(_name_compiled_parts), RESUME_SAFE
+]
 PrecisionSetting = Literal["auto", "bf16", "fp32"]
+StreamPrecisionSetting = Literal["auto", "bf16", "bf16-stream", "fp32"]
 
 ALTERNATIVES = (("epochs", "steps"), ("base_lr", "lr"), ("warmup_epochs", "warmup_steps"))
 """Pairs of settings of which at most one is set."""
@@ -71,9 +74,10 @@ class TrainingConfig(Config):
     """What torch.compile compiles: nothing (`off`), each block and the losses (`blocks`), or the model and the losses
     as one graph (`model`). `auto` is `blocks` on a GPU and `off` on a CPU. A change on resume is reported as a change
     of the environment."""
-    precision: PrecisionSetting = "auto"
-    """`bf16` (autocast) or `fp32`. A run with `auto` gets bf16 on a GPU and on CPUs that have instructions for it, and
-    fp32 on others, where bf16 is emulated; the config of the run contains the result."""
+    precision: StreamPrecisionSetting = "auto"
+    """`bf16` (autocast), `bf16-stream` (autocast, with residual streams in bfloat16) or `fp32`. A run with `auto` gets
+    bf16 on a GPU and on CPUs that have instructions for it, and fp32 on others, where bf16 is emulated; the config of
+    the run contains the result."""
     sharded: bool = False
     """Shard weights, gradients and optimiser state over the processes (FSDP2), for models too large for one GPU."""
     max_bad_steps: PositiveInt = 10

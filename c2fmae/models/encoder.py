@@ -19,10 +19,11 @@ from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.models.attention import DeviceAwareAttention
 from c2fmae.models.attention_bias import AttentionBias
 from c2fmae.models.positions import cached_sincos_positions
+from c2fmae.models.residual_stream import ResidualStream
 from c2fmae.models.windows import run_block
 
 
-class Encoder(DeviceAwareAttention):
+class Encoder(DeviceAwareAttention, ResidualStream):
     """The class and register tokens, blocks and norm of a timm ViT, under timm's names.
 
     The ViT's patch embedding is that of the rgb granularity. Positions are sines and cosines, or with
@@ -137,7 +138,7 @@ class Encoder(DeviceAwareAttention):
 
     def _prepend_prefix(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch latent dim"]:
         prefix = [t.expand(len(tokens), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
-        return self.norm_pre(torch.cat([*prefix, tokens], dim=1))  # type: ignore[no-any-return]
+        return self.begin_stream(self.norm_pre(torch.cat([*prefix, tokens], dim=1)))
 
 
 def create_vit(

@@ -163,7 +163,7 @@ def test_plans_that_do_not_fit_the_data_are_rejected(
         ({"steps": 1, "lr": 1.0, "final_lr": 1.5}, "final_lr: input should be less than or equal to 1, got 1.5"),
         (
             {"steps": 1, "lr": 1.0, "precision": "fp16"},
-            "precision: expected 'auto', 'bf16' or 'fp32', got 'fp16'. Did you mean 'bf16'?",
+            "precision: expected 'auto', 'bf16', 'bf16-stream' or 'fp32', got 'fp16'. Did you mean 'bf16'?",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from c2fmae.core.config import Config, Fraction, PositiveInt, UnitInterval
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.specs import DropRate, Pooling
-from c2fmae.core.training import CompileSetting, TrainingConfig
+from c2fmae.core.training import CompileSetting, PrecisionSetting, TrainingConfig
 from c2fmae.eval.data_config import TrainTestConfig
 from c2fmae.eval.training_config import BackboneInputs
 
@@ -85,6 +85,7 @@ class FinetuneTraining(TrainingConfig):
     warmup_epochs: Annotated[float, Field(ge=0)] | None = 5
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    precision: PrecisionSetting = "auto"
     compile: CompileSetting = "off"
 
 

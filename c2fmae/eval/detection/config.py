@@ -18,7 +18,7 @@ from c2fmae.core.detector_spec import (
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.specs import DropRate, RelativePositions
-from c2fmae.core.training import CompileSetting, ScheduleName, TrainingConfig
+from c2fmae.core.training import CompileSetting, PrecisionSetting, ScheduleName, TrainingConfig
 from c2fmae.eval.data_config import TrainTestSets
 from c2fmae.eval.detection.testing_config import DetectionTestingConfig
 from c2fmae.eval.training_config import BackboneInputs
@@ -123,6 +123,7 @@ class DetectTraining(TrainingConfig):
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (9 / 12, 11 / 12)
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    precision: PrecisionSetting = "auto"
     compile: CompileSetting = "off"
 
 

@@ -10,7 +10,7 @@ from c2fmae.core.config import Fraction, PositiveFloat, PositiveInt, UnitInterva
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.specs import NormKind, RelativePositions
-from c2fmae.core.training import CompileSetting, ScheduleName, TrainingConfig
+from c2fmae.core.training import CompileSetting, PrecisionSetting, ScheduleName, TrainingConfig
 from c2fmae.eval.data_config import TrainTestSets
 from c2fmae.eval.segmentation.testing_config import TestingConfig
 from c2fmae.eval.training_config import BackboneInputs
@@ -102,6 +102,7 @@ class SegmentTraining(TrainingConfig):
     schedule: ScheduleName = "linear"
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    precision: PrecisionSetting = "auto"
     compile: CompileSetting = "off"
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from c2fmae.core.masks import Masks
 from c2fmae.models.positions import cached_sincos_positions
+from c2fmae.models.residual_stream import ResidualStream
 
 
 class DecoderState(NamedTuple):
@@ -37,7 +38,7 @@ class DecoderState(NamedTuple):
         return self.tokens + F.pad(features, (0, 0, before, after))
 
 
-class DecoderEntry(nn.Module):
+class DecoderEntry(ResidualStream):
     """Projection of the encoder's latents to a decoder's tokens, with mask tokens for hidden patches."""
 
     def __init__(self, encoder_dim: int, dim: int, num_granularities: int) -> None:
@@ -53,14 +54,15 @@ class DecoderEntry(nn.Module):
         Raise a `ValueError` if latents, masks and grid do not fit.
         """
         self._check_shapes(latent, masks, grid)
-        x = self.project(latent).to(self.mask_token.dtype)
+        mask_token = self.begin_stream(self.mask_token)
+        x = self.project(latent).to(mask_token.dtype)
         prefix, visible = x.split([x.shape[1] - masks.visible_idx.shape[1], masks.visible_idx.shape[1]], dim=1)
         batch, granularities, num_patches = masks.is_masked.shape
-        tokens = self.mask_token.expand(batch, granularities * num_patches, -1)
+        tokens = mask_token.expand(batch, granularities * num_patches, -1)
         tokens = tokens.scatter(1, _gather_index(masks.visible_idx, visible), visible)
         positions = cached_sincos_positions(grid, x.shape[2], device=x.device)
         offsets = positions if self.granularity is None else (positions + self.granularity).flatten(0, 1)
-        return DecoderState(prefix, tokens + offsets, masks.visible_idx, num_patches)
+        return DecoderState(prefix, tokens + offsets.to(x.dtype), masks.visible_idx, num_patches)
 
     def _check_shapes(self, latent: Tensor, masks: Masks, grid: tuple[int, int]) -> None:
         num_granularities = 1 if self.granularity is None else len(self.granularity)
