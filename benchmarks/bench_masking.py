@@ -2,11 +2,13 @@
 
 MultiMAE draws shares from a Dirichlet distribution, rounds them, sorts noise per modality, and shuffles all tokens by
 two argsorts and a gather. It masks at random, without exact budgets. Both sides include shares, budgets, noise and
-indices of visible patches.
+indices of visible patches, and ours includes the regions of the maps that a policy reads.
 """
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,18 @@ from benchmarks.tables import print_speeds
 from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
 from c2fmae.eval.cost.speed_and_memory import measure_peak_bytes, time_in_turn
-from c2fmae.masking import apportion, mask_scenes, patch_regions, sample_shares, semantic_mask
+from c2fmae.masking import Policy, RowGenerator, apportion, mask_scenes, patch_regions, sample_shares, semantic_mask
 from c2fmae.masking.curricula import constant
-from c2fmae.masking.policies import Blend, ProgressivePolicy
+from c2fmae.masking.noise import MaskGenerator, draw_noise
+from c2fmae.masking.policies import (
+    GUIDE_MAPS,
+    Blend,
+    InstancePolicy,
+    ProgressivePolicy,
+    RandomPolicy,
+    SemanticPolicy,
+    get_required_maps,
+)
 from c2fmae.masking.scenes import repeat_per_granularity
 
 BATCH, NUM_PATCHES, NUM_VISIBLE = 256, 196, 98
@@ -83,40 +94,71 @@ def majority_by_mode(labels: Tensor, patch: int) -> Tensor:
     return cells.reshape(BATCH, -1, patch * patch).mode(dim=2).values
 
 
-def main() -> None:
-    torch.set_num_threads(2)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, 3 × {NUM_PATCHES} tokens")
-    full, quarter = draw_voc_like_maps(224), draw_voc_like_maps(56)
-    regions = patch_regions(quarter, 4)
-    instances = torch.where(regions == 255, 0, regions)
-    generator = torch.Generator().manual_seed(0)
-
-    def mask_call(progress: float, blend: Blend = "topk", is_mixed: bool = False) -> Callable[[], Masks]:
-        curriculum = functools.partial(constant, alpha=0.4, beta=0.3)
-        policy = ProgressivePolicy(blend=blend, curriculum=curriculum) if is_mixed else ProgressivePolicy(blend=blend)
-        return lambda: mask_scenes(
-            policy, regions, instances, num_visible=NUM_VISIBLE, progress=progress, generator=generator
-        )
-
-    variants: dict[str, Callable[[], object]] = {
-        "MultiMAE": lambda: multimae_masks(BATCH, NUM_PATCHES, NUM_VISIBLE),
-        "semantic_mask × 3": lambda: semantic_masks_batched(regions, generator),
-        "mask_scenes semantic": mask_call(0.1),
-        "mask_scenes instance": mask_call(0.5),
-        "mask_scenes random": mask_call(0.9),
-        "mask_scenes at t = ¼": mask_call(0.25),
-        "mask_scenes topk .4 .3 .3": mask_call(0.5, is_mixed=True),
-        "mask_scenes sample .4 .3 .3": mask_call(0.5, "sample", is_mixed=True),
-        "mask_scenes quota .4 .3 .3": mask_call(0.5, "quota", is_mixed=True),
-    }
-    print_speeds(
-        "Masks of a batch, with visible indices", time_in_turn(variants, rounds=25), peer="MultiMAE", samples=BATCH
+def mask_maps(policy: Policy, maps: Mapping[str, Tensor], *, progress: float) -> Masks:
+    """Return the masks of a step from maps at label stride 4; each call draws the same noise."""
+    required = get_required_maps(policy)
+    single_region = torch.zeros(BATCH, NUM_PATCHES, dtype=torch.uint8)
+    regions, instances = (patch_regions(maps[name], 4) if name in required else single_region for name in GUIDE_MAPS)
+    return mask_scenes(
+        policy, regions, instances, num_visible=NUM_VISIBLE, progress=progress, generator=RowGenerator(0)
     )
-    for kind, patch_ids in (("voc-like", regions), ("coco-like", patch_regions(draw_coco_like_maps(56), 4))):
-        classes = sum(len(row.unique()) for row in patch_ids) / BATCH
+
+
+def list_steps(maps: Mapping[str, Tensor]) -> dict[str, Callable[[], object]]:
+    """Return MultiMAE's masking, and ours by each policy; with the name of the mask where it decides alone."""
+    blends: dict[Blend, ProgressivePolicy] = {
+        blend: ProgressivePolicy(blend=blend, curriculum=functools.partial(constant, alpha=0.4, beta=0.3))
+        for blend in get_args(Blend)
+    }
+    default = ProgressivePolicy()
+    cases: dict[str, tuple[Policy, float]] = {
+        "random": (RandomPolicy(), 0.0),
+        "semantic": (SemanticPolicy(), 0.0),
+        "instance": (InstancePolicy(), 0.0),
+        "topk at t = 0.1 (semantic)": (default, 0.1),
+        "topk at t = 0.25 (two masks)": (default, 0.25),
+        "topk at t = 0.4 (instance)": (default, 0.4),
+        "topk at t = 0.9 (random)": (default, 0.9),
+        **{f"{blend} .4 .3 .3": (policy, 0.0) for blend, policy in blends.items()},
+    }
+    ours = {
+        name: functools.partial(mask_maps, policy, maps, progress=progress)
+        for name, (policy, progress) in cases.items()
+    }
+    return {"MultiMAE": lambda: multimae_masks(BATCH, NUM_PATCHES, NUM_VISIBLE), **ours}
+
+
+def list_parts(maps: Mapping[str, Tensor]) -> dict[str, Callable[[], object]]:
+    """Return parts of our masking."""
+    rates = torch.ones(3, dtype=torch.float64)
+    generators: dict[str, MaskGenerator] = {"rows": RowGenerator(0), "torch": torch.Generator().manual_seed(0)}
+    return {
+        "regions of both maps": lambda: [patch_regions(labels, 4) for labels in maps.values()],
+        **{
+            f"noise by {name}": functools.partial(draw_noise, generator, range(BATCH), BATCH, NUM_PATCHES, rates)
+            for name, generator in generators.items()
+        },
+    }
+
+
+def main() -> None:
+    full, quarter = draw_voc_like_maps(224), draw_voc_like_maps(56)
+    maps = {"semantic": draw_coco_like_maps(56), "instance": quarter}
+    steps, parts = list_steps(maps), list_parts(maps)
+    for threads, clock in ((1, time.thread_time), (2, time.perf_counter)):  # one thread: whatever else the CPU does
+        torch.set_num_threads(threads)
+        print(f"\ntorch {torch.__version__}, threads: {threads}, batch {BATCH}, 3 × {NUM_PATCHES} tokens")
+        title = "Maps of a batch to masks with visible indices, and parts of it"
+        seconds = time_in_turn({**steps, **parts}, rounds=25, clock=clock)
+        print_speeds(title, seconds, peer="MultiMAE", samples=BATCH)
+
+    generator = torch.Generator().manual_seed(0)
+    for kind, labels in (("voc-like", quarter), ("coco-like", maps["semantic"])):
+        regions = patch_regions(labels, 4)
+        classes = sum(len(row.unique()) for row in regions) / BATCH
         loop: dict[str, Callable[[], object]] = {
-            "Python loop": functools.partial(semantic_masks_by_loop, patch_ids, generator),
-            "semantic_mask × 3": functools.partial(semantic_masks_batched, patch_ids, generator),
+            "Python loop": functools.partial(semantic_masks_by_loop, regions, generator),
+            "semantic_mask × 3": functools.partial(semantic_masks_batched, regions, generator),
         }
         title = f"Semantic masks by a loop, {kind} maps ({classes:.1f} classes per image)"
         print_speeds(title, time_in_turn(loop, rounds=9), peer="Python loop", samples=BATCH)
@@ -130,7 +172,7 @@ def main() -> None:
     print_speeds("Majority id per patch", time_in_turn(majority, rounds=11), peer="torch.mode, 224²", samples=BATCH)
 
     print("\nPeak memory of one call, MiB")
-    for name, function in {**variants, **majority}.items():
+    for name, function in {**steps, **majority}.items():
         print(f"{name:34s}{measure_peak_bytes(function) / 2**20:10.1f}")
 
 

@@ -72,19 +72,21 @@ def quota_mask(
     if can_read_values(random) and not all(torch.equal(mask.sum(dim=1), num_masked) for mask in (semantic, instance)):
         raise ValueError("semantic, instance, random: expected masks that hide the same number of patches in each row")
     quotas = apportion(validate_coefficients(alpha, beta, semantic), num_masked, num_masked.unsqueeze(1).expand(-1, 3))
-    sort_key = descending_key(noise).long()
+    first = descending_key(noise).long()
+    # In the order of the first mask, the patches that remain of it would come last in the second, and so on.
+    second = _permute_keys(first)
+    third = _permute_keys(second)
     is_masked = torch.zeros_like(semantic)
-    for mask, quota in zip((semantic, instance, random), quotas.split(1, dim=1), strict=True):
+    quota_by_mask = quotas.split(1, dim=1)
+    for mask, quota, key in zip((semantic, instance, random), quota_by_mask, (first, second, third), strict=True):
         is_available = mask & ~is_masked
-        is_masked = is_masked | hide_lowest(key_by_group(~is_available, sort_key), quota)
-        # In the same order, the patches that remain of this mask would come last in the next.
-        sort_key = _permute_keys(sort_key)
+        is_masked = is_masked | hide_lowest(key_by_group(~is_available, key), quota)
     return is_masked
 
 
-def _permute_keys(sort_key: Tensor) -> Tensor:
+def _permute_keys(keys: Tensor) -> Tensor:
     """Return keys for another order of the patches: multiplication by an odd number permutes the 32-bit integers."""
-    return ((sort_key * 0x2545F491) & 0xFFFFFFFF) - (1 << 31)
+    return (keys * 0x2545F491).bitwise_and_(0xFFFFFFFF).sub_(1 << 31)
 
 
 def _check_masks(semantic: Tensor, instance: Tensor, random: Tensor) -> None:
