@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
@@ -215,10 +215,13 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
         self._buffers: Tensors = {}
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Copy a checkpoint and start writing it. Waits for the previous save first, and raises its error."""
+    def save(self, step: int, tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, Any]) -> None:
+        """Copy a checkpoint and start writing it. Waits for the previous save first, and raises its error.
+
+        `tensors` are the items of a mapping. A tensor may be freed as soon as the next one is requested.
+        """
         self.wait()
-        copy = Checkpoint(checkpoint.step, self._copy(checkpoint.tensors), deepcopy(dict(checkpoint.metadata)))
+        copy = Checkpoint(step, self._copy(tensors), deepcopy(dict(metadata)))
         thread = ThreadPoolExecutor(max_workers=1)
         self._pending = thread.submit(self._save_and_prune, copy)
         thread.shutdown(wait=False)  # ends with this save: workers forked between saves must not copy a thread
@@ -230,18 +233,23 @@ class CheckpointWriter:
             saving, self._pending = self._pending, None
             saving.result()
 
-    def _copy(self, tensors: Mapping[str, Tensor]) -> Tensors:
-        """Copy tensors to buffers that all saves share: allocating memory takes longer than copying."""
-        for name in self._buffers.keys() - tensors.keys():
-            del self._buffers[name]
-        for name, tensor in tensors.items():
+    def _copy(self, tensors: Iterable[tuple[str, Tensor]]) -> Tensors:
+        """Copy tensors to buffers that all saves share: allocating memory takes longer than copying.
+
+        Copies from GPUs go to pinned memory, all of them before the only wait.
+        """
+        buffers, devices = Tensors(), set[torch.device]()
+        for name, tensor in tensors:
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
                 buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[name] = buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            buffers[name] = buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            if tensor.is_cuda:
+                devices.add(tensor.device)
+        for device in devices:
             torch.cuda.synchronize(device)
-        return {name: self._buffers[name] for name in tensors}
+        self._buffers = buffers
+        return buffers
 
     def _save_and_prune(self, checkpoint: Checkpoint) -> None:
         path = save_checkpoint(self._checkpoint_dir, checkpoint)

@@ -102,10 +102,14 @@ class TrainingState:
         """The tensors of the model whose averages are `ema`, by name."""
         return averaged_tensors(self.model)
 
-    def gather_tensors(self) -> dict[str, Tensor]:
-        """Return all tensors as `model/…`, `optimiser/…` and `ema/…`; if they are sharded, on the main process only."""
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Return all tensors as `model/…`, `optimiser/…` and `ema/…`, sharded as they are."""
         parts = {"model": self.model.state_dict(), "optimiser": get_moments(self.optimiser), "ema": self.ema or {}}
-        return gather({f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()})
+        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def gather_tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by the same names; if they are sharded, on the main process only."""
+        return gather(self.named_tensors())
 
     def restore(self, tensors: Mapping[str, Tensor], *, step: int, bad_steps: int = 0) -> None:
         """Restore the state of a checkpoint. Averaged weights that it does not contain are copied from its weights.

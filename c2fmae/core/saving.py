@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter, prune_checkpoints
+from c2fmae.core.checkpoint import CheckpointWriter, prune_checkpoints
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import TrainingState
-from c2fmae.core.sharding import compute_total_norm
+from c2fmae.core.sharding import compute_total_norm, iter_unsharded
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,11 @@ class Saver:
             return True
         if not has_finite_weights(training.model):
             return False
-        tensors = training.gather_tensors()
+        tensors = iter_unsharded(training.named_tensors())
         if self._writer:
-            self._writer.save(Checkpoint(training.step, tensors, {**self._metadata, "bad_steps": training.bad_steps}))
+            self._writer.save(training.step, tensors, {**self._metadata, "bad_steps": training.bad_steps})
+        for _ in tensors:  # on other ranks, which take part in gathering them
+            pass
         self.saved_step, self._saved_at = training.step, time.monotonic()
         return True
 

@@ -44,6 +44,12 @@ def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
     )
 
 
+def iter_unsharded(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield unsharded tensors by name, one at a time, so that a device never holds two; every rank must exhaust it."""
+    for name, tensor in tensors.items():
+        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return unsharded tensors on the main rank and nothing on the others; every rank must call it.
 
@@ -51,17 +57,14 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         return dict(tensors)
-    gathered = {}
-    for name, tensor in tensors.items():  # one at a time: the device never holds two unsharded tensors
-        full_tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if dist.get_rank() == 0:
-            gathered[name] = full_tensor.cpu()
-    return gathered
+    is_main = dist.get_rank() == 0
+    copies = ((name, tensor.cpu() if is_main else None) for name, tensor in iter_unsharded(tensors))
+    return {name: copy for name, copy in copies if copy is not None}
 
 
 def unshard_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return unsharded tensors on all ranks; every rank must call it."""
-    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+    return dict(iter_unsharded(tensors))
 
 
 @torch.no_grad()

@@ -464,9 +464,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_and_read_only_disks_are_reported(small_disk: Path) -> None:
     folder = small_disk / "checkpoints"
     writer = CheckpointWriter(folder, keep_last=3, keep_every=None)
-    writer.save(Checkpoint(40, {"model/weight": torch.ones(1 << 17)}, {}))
+    writer.save(40, {"model/weight": torch.ones(1 << 17)}.items(), {})
     writer.wait()
-    writer.save(Checkpoint(50, {"model/weight": torch.ones(1 << 19)}, {}))
+    writer.save(50, {"model/weight": torch.ones(1 << 19)}.items(), {})
     with pytest.raises(UserError) as caught:
         writer.wait()
     assert str(caught.value) == (
@@ -474,11 +474,11 @@ def test_full_and_read_only_disks_are_reported(small_disk: Path) -> None:
         " is intact. Free disk space and run again with --resume"
     )
     assert [path.name for path in folder.iterdir()] == ["step-00000040"]
-    writer.save(Checkpoint(50, {"model/weight": torch.ones(1 << 17)}, {}))
+    writer.save(50, {"model/weight": torch.ones(1 << 17)}.items(), {})
     writer.wait()
     assert steps_in(folder) == [40, 50]
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    writer.save(Checkpoint(60, TENSORS, {}))
+    writer.save(60, TENSORS.items(), {})
     with pytest.raises(UserError) as caught:
         writer.wait()
     assert str(caught.value) == (
@@ -508,7 +508,7 @@ class Gate:
 def test_the_writer_returns_before_the_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
     weight, metadata = torch.ones(3), {"epoch": [1]}
-    writer.save(Checkpoint(1, {"weight": weight}, metadata))
+    writer.save(1, {"weight": weight}.items(), metadata)
     assert list(tmp_path.iterdir()) == []
     weight += 1
     metadata["epoch"].append(2)
@@ -529,7 +529,7 @@ def test_saves_wait_for_each_other_and_share_buffers(tmp_path: Path, monkeypatch
         {"a": torch.full((4,), 4.0), "b": torch.nn.Parameter(torch.full((3, 2), 4.0))},
     ]
     for step, state in enumerate(states):
-        writer.save(Checkpoint(step, state, {}))
+        writer.save(step, state.items(), {})
     writer.wait()
     for step, state in enumerate(states):
         assert same(load_checkpoint(tmp_path / f"step-{step:08d}").tensors, state)
@@ -538,7 +538,7 @@ def test_saves_wait_for_each_other_and_share_buffers(tmp_path: Path, monkeypatch
 
 def test_an_interrupted_wait_does_not_disturb_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
-    writer.save(Checkpoint(1, {"weight": torch.ones(3)}, {}))
+    writer.save(1, {"weight": torch.ones(3)}.items(), {})
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
 
@@ -553,14 +553,14 @@ def test_an_interrupted_wait_does_not_disturb_the_save(tmp_path: Path, monkeypat
         timer.join()
         signal.signal(signal.SIGINT, before)
     threading.Timer(0.1, gate.opened.set).start()
-    writer.save(Checkpoint(2, {"weight": torch.zeros(3)}, {}))
+    writer.save(2, {"weight": torch.zeros(3)}.items(), {})
     writer.wait()
     assert [load_checkpoint(path).tensors["weight"].sum().item() for path in list_checkpoints(tmp_path)] == [3, 0]
 
 
 def test_the_thread_ends_with_its_save(tmp_path: Path) -> None:
     threads, writer = threading.active_count(), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
-    writer.save(Checkpoint(1, TENSORS, {}))
+    writer.save(1, TENSORS.items(), {})
     writer.wait()
     end = time.monotonic() + 60
     while threading.active_count() > threads:
@@ -571,9 +571,9 @@ def test_the_thread_ends_with_its_save(tmp_path: Path) -> None:
 @pytest.mark.unchecked
 def test_a_program_that_exits_finishes_its_last_save(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from pathlib import Path; from c2fmae.core.checkpoint import Checkpoint, CheckpointWriter\n"
+        "import sys, torch; from pathlib import Path; from c2fmae.core.checkpoint import CheckpointWriter\n"
         "writer = CheckpointWriter(Path(sys.argv[1]), keep_last=1, keep_every=None)\n"
-        "writer.save(Checkpoint(1, {'weight': torch.ones(1 << 20)}, {}))\n"
+        "writer.save(1, {'weight': torch.ones(1 << 20)}.items(), {})\n"
         "raise SystemExit(3)"
     )
     process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
@@ -583,7 +583,7 @@ def test_a_program_that_exits_finishes_its_last_save(tmp_path: Path) -> None:
 def test_the_writer_prunes(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, keep_last=2, keep_every=4)
     for step in range(1, 10):
-        writer.save(Checkpoint(step, TENSORS, {}))
+        writer.save(step, TENSORS.items(), {})
     writer.wait()
     assert steps_in(tmp_path) == [4, 8, 9]
 
@@ -592,14 +592,14 @@ def test_an_error_of_the_writer_is_raised_once_and_it_can_be_used_again(tmp_path
     folder = tmp_path / "file"
     folder.touch()
     writer = CheckpointWriter(folder, keep_last=2, keep_every=None)
-    for complain in (writer.wait, lambda: writer.save(Checkpoint(2, TENSORS, {}))):
-        writer.save(Checkpoint(1, TENSORS, {}))
+    for complain in (writer.wait, lambda: writer.save(2, TENSORS.items(), {})):
+        writer.save(1, TENSORS.items(), {})
         with pytest.raises(UserError) as caught:
             complain()
         problem = "the checkpoint of step 1 could not be written: File exists. No earlier one is intact."
         assert str(caught.value) == f"{folder}: {problem} Fix the cause and run again"
     folder.unlink()
-    writer.save(Checkpoint(3, TENSORS, {}))
+    writer.save(3, TENSORS.items(), {})
     writer.wait()
     assert steps_in(folder) == [3]
 
