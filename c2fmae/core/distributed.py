@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,7 +35,7 @@ _LOST_PEER_MESSAGES = (
 )
 _POLL_SECONDS = 1.0  # seconds between two checks for a failure reason
 TIMEOUT = timedelta(minutes=30)
-"""Timeout of collectives: long enough to load a slow first batch. The exit of a rank is detected at once."""
+"""Timeout of collectives: long enough for a slow first batch, compilation, and what the main process does alone."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,18 @@ class World:
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place, and return it."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        return self.start_all_reduce(tensor)()
+
+    def start_all_reduce(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Start to sum a tensor over all ranks, in place. Return a function that waits for the sum and returns it."""
+        work = dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
+
+        def wait() -> Tensor:
+            if work is not None:
+                work.wait()
+            return tensor
+
+        return wait
 
     def shard_model(self, model: nn.Module) -> None:
         """Shard the parameters of a model over all ranks, in place. Call it before creating the optimiser."""

@@ -21,13 +21,14 @@ from c2fmae.core.checkpoint import check_model_tensors
 from c2fmae.core.distributed import World, gradient_sync
 from c2fmae.core.ema import averaged_tensors, init_ema, update_ema
 from c2fmae.core.errors import UserError
-from c2fmae.core.host_copy import HostCopy
 from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr, step_if
 from c2fmae.core.precision import choose_precision
+from c2fmae.core.reduced_counts import ReducedCounts
 from c2fmae.core.running_statistics import restore_statistics_unless, running_statistics
 from c2fmae.core.seeding import derive_seed
 from c2fmae.core.sharding import compute_total_norm, gather, shard_like
 from c2fmae.core.training import TrainingConfig, TrainingPlan
+from c2fmae.core.transfer import HostCopy
 
 B = TypeVar("B", contravariant=True)
 P = TypeVar("P")
@@ -60,7 +61,10 @@ class Task(Protocol[B, P]):
         return {}
 
     def compute_losses(self, model: nn.Module, micro_batch: P, counts: Mapping[str, Tensor]) -> StepLoss:
-        """Return the loss of a micro-batch, divided by the counts of the global batch."""
+        """Return the loss of a micro-batch, divided by the counts of the global batch.
+
+        Reading a count waits for all ranks to start this step, so read them after the forward pass.
+        """
         ...
 
     def sample_keys(self, micro_batch: P) -> Sequence[str]:
@@ -160,7 +164,7 @@ class PendingStep:
     keys: list[Sequence[str]]
     """Sample keys of each micro-batch of this rank."""
     results: HostCopy
-    """Losses, gradient norm, counts and flags over all ranks, and the losses of each micro-batch of this rank."""
+    """Losses, gradient norm, counts and flags of all ranks, and the losses of each micro-batch of this rank."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ class TrainingLoop(Generic[B, P]):
         micro_batches = task.split(
             batch, num_micro_batches=plan.num_micro_batches, step=step, progress=progress, world=self.world
         )
-        counts, counts_and_flags = self._reduce_counts([task.compute_counts(part) for part in micro_batches], flags)
+        counts = ReducedCounts([task.compute_counts(part) for part in micro_batches], flags, self.world)
 
         # The forward pass changes running statistics, also in a step that is skipped.
         saved_statistics = {name: buffer.clone() for name, buffer in training.statistics.items()}
@@ -237,20 +241,8 @@ class TrainingLoop(Generic[B, P]):
             count_names=list(counts),
             flag_names=list(flags),
             keys=[task.sample_keys(micro_batch) for micro_batch in micro_batches],
-            results=HostCopy(torch.cat([losses_and_norm, counts_and_flags.double(), rank_losses.flatten()])),
+            results=HostCopy(torch.cat([losses_and_norm, counts.sums.double(), rank_losses.flatten()])),
         )
-
-    def _reduce_counts(
-        self, counts: Sequence[Mapping[str, Tensor]], flags: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Sum counts and flags over micro-batches and ranks, in one collective, before the backward pass."""
-        names = list(counts[0])
-        local_counts = torch.stack([torch.stack([by_name[name] for name in names]) for by_name in counts]).sum(dim=0)
-        flag_tensor = torch.tensor(list(flags.values()), dtype=local_counts.dtype).to(
-            local_counts.device, non_blocking=True
-        )
-        sums = self.world.all_reduce(torch.cat([local_counts, flag_tensor]))
-        return dict(zip(names, sums, strict=False)), sums
 
     def _update(self, training: TrainingState, lr: float, norm: Tensor, is_finite: Tensor) -> None:
         """Update weights, moments and averages if the step is finite."""
@@ -265,8 +257,10 @@ class TrainingLoop(Generic[B, P]):
         """Wait for the results of a step, count it if it was skipped, and return its report."""
         numbers = iter(pending.results.tolist())
         losses_and_norm = dict(zip([*pending.loss_names, "grad_norm"], numbers, strict=False))
-        counts = {name: int(number) for name, number in zip(pending.count_names, numbers, strict=False)}
-        flags = {name: int(number) for name, number in zip(pending.flag_names, numbers, strict=False)}
+        counts, flags = (
+            {name: int(number) for name, number in zip(names, numbers, strict=False)}
+            for names in (pending.count_names, pending.flag_names)
+        )
         micro_batches = [
             {"keys": list(keys), **dict(zip(pending.loss_names, numbers, strict=False))} for keys in pending.keys
         ]

@@ -16,7 +16,7 @@ from c2fmae.core.distributed import World, _average_in_rank_order
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState
 from c2fmae.core.scene import SceneBatch
-from c2fmae.core.training import TrainingConfig, plan_training
+from c2fmae.core.training import CompiledParts, TrainingConfig, plan_training
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.batch_masker import MaskedScenes
 from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
@@ -54,6 +54,8 @@ class LoopCase:
     overrides: tuple[str, ...] = ()
     delay: int = 0
     """Steps that are enqueued before a report is read."""
+    compiled_parts: CompiledParts = "off"
+    """What the caller compiles."""
 
     def make_method(self) -> MaskedAutoencoding:
         """Return a method whose weights all affect the loss."""
@@ -75,7 +77,7 @@ class LoopCase:
         config = make_training_config(micro_batch=BATCH_SIZE // world.size // self.num_micro_batches, **settings)
         plan = plan_training(config, num_samples=2 * BATCH_SIZE, world_size=world.size)
         assert plan.num_micro_batches == self.num_micro_batches
-        task = FaultyTask(method, config.seed, self.is_float64, self.nan_at)
+        task = FaultyTask(method, config.seed, self.is_float64, self.nan_at, compiled_parts=self.compiled_parts)
         return TrainingLoop(task, config, plan, world, self.delay)
 
     def run_steps(self, world: World = SINGLE_PROCESS, **settings: Any) -> StepHistory:

@@ -15,6 +15,7 @@ from c2fmae.core.compilation import KERNEL_CACHE_VARIABLE, compile_function, com
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import autocast
 from c2fmae.core.model_preparation import prepare_model
+from c2fmae.core.reduced_counts import ReducedCounts
 from c2fmae.core.training import CompiledParts, TrainingConfig
 from c2fmae.methods.masked.task import PretrainingTask
 from tests.core.loop_processes import SMALL_OVERRIDES
@@ -63,8 +64,9 @@ def learn(compiled_parts: CompiledParts, precision: str, *overrides: str) -> tup
             world=World(),
         )
         for micro_batch in micro_batches:
+            counts = ReducedCounts([task.compute_counts(micro_batch)], {}, World())
             with autocast(config, torch.device("cpu")):
-                loss = task.compute_losses(method.model, micro_batch, task.compute_counts(micro_batch))
+                loss = task.compute_losses(method.model, micro_batch, counts)
             loss.total.backward()
             results += [loss.total.detach(), *loss.terms.values()]
         results += [parameter.grad.clone() for parameter in method.model.parameters() if parameter.grad is not None]

@@ -84,14 +84,24 @@ class PretrainingTask:
     def compute_losses(self, model: nn.Module, micro_batch: MicroBatch, counts: Mapping[str, Tensor]) -> StepLoss:
         """Predict hidden patches and return the loss; the losses of micro-batches add up to that of the batch."""
         maps, masks = micro_batch.maps, micro_batch.masks
+        if self.compiled_parts == "model":
+            counts = dict(counts)  # before the forward pass, since a graph cannot wait for them
         compute_loss = partial(self.loss_function, maps=maps, masks=masks, counts=counts)
         return model(maps, masks, compute_loss)  # type: ignore[no-any-return]
 
     @cached_property
     def loss_function(self) -> Callable[..., StepLoss]:
         """The losses of the method, compiled if blocks are. In a compiled model they are a part of its graph."""
-        compute_loss = self.method.compute_loss
-        return compile_function(compute_loss) if self.compiled_parts == "blocks" else compute_loss
+        if self.compiled_parts != "blocks":
+            return self.method.compute_loss
+        compute_loss = compile_function(self.method.compute_loss)
+
+        def read_counts_first(
+            predictions: Mapping[str, Tensor], maps: Mapping[str, Tensor], masks: Masks, counts: Mapping[str, Tensor]
+        ) -> StepLoss:
+            return compute_loss(predictions, maps, masks, dict(counts))
+
+        return read_counts_first
 
     def sample_keys(self, micro_batch: MicroBatch) -> Sequence[str]:
         """Return the keys of the scenes."""

@@ -1,7 +1,14 @@
-"""Copies of small tensors on the host that do not make it wait for the device."""
+"""Transfers of small tensors between host and GPU for which neither waits."""
 
 import torch
 from torch import Tensor
+
+
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device. The host continues while it is copied."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class HostCopy:
