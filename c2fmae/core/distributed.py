@@ -36,6 +36,8 @@ _LOST_PEER_MESSAGES = (
 _POLL_SECONDS = 1.0  # seconds between two checks for a failure reason
 TIMEOUT = timedelta(minutes=30)
 """Timeout of collectives: long enough for a slow first batch, compilation, and what the main process does alone."""
+STEP_TIMEOUT = timedelta(minutes=10)
+"""Timeout of collectives of GPUs within steps: a rank waits for others only until they have a batch."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class World:
             return tensor
 
         return wait
+
+    def set_gpu_timeout(self, timeout: timedelta) -> None:
+        """Set the timeout of all later collectives of GPUs. Those of CPUs, which carry objects, keep theirs."""
+        if self.size > 1 and self.device.type == "cuda":
+            backend: Any = dist.distributed_c10d._get_default_group()._get_backend(self.device)
+            backend._set_default_timeout(timeout)
 
     def shard_model(self, model: nn.Module) -> None:
         """Shard the parameters of a model over all ranks, in place. Call it before creating the optimiser."""

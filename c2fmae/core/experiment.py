@@ -14,7 +14,7 @@ from torch import nn
 from c2fmae.core.checkpoint import list_checkpoints, step_name
 from c2fmae.core.compilation import run_eagerly
 from c2fmae.core.cores import set_torch_threads
-from c2fmae.core.distributed import World, is_lost_peer_error
+from c2fmae.core.distributed import STEP_TIMEOUT, TIMEOUT, World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.experiment_config import ExperimentConfig
 from c2fmae.core.failures import describe_failure
@@ -235,13 +235,15 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
         try:
             evaluate(is_start=True)
             for report in loop.run(training, logger.time_batches(batches), read_flags, is_boundary):
+                world.set_gpu_timeout(STEP_TIMEOUT)
                 logger.log_step(report)
                 experiment.check_broken(report.flags["broken"])
                 if report.skip_details is not None:
                     record_skipped_step(training, run_dir, report, world, max_bad_steps=config.training.max_bad_steps)
                 requests |= {name for name in ("stop", "save") if report.flags[name]}
-                if report.step < training.step:  # the state is that of a later step
+                if report.step < training.step or not is_boundary(training.step):
                     continue
+                world.set_gpu_timeout(TIMEOUT)  # the other ranks may wait in the next step for the main process
                 if requests or config.saving.is_save_step(training.step, plan.steps):
                     save(is_required="stop" in requests or training.step == plan.steps)
                 if "stop" in requests:

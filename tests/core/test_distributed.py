@@ -3,14 +3,19 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, nullcontext
+from datetime import timedelta
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from c2fmae.core import distributed as world
 from c2fmae.core.distributed import (
+    STEP_TIMEOUT,
     World,
     first_host,
     gradient_sync,
@@ -248,3 +253,19 @@ def test_the_loss_of_a_rank_is_reported_without_torchs_message(store: Store, exp
     with pytest.raises(RunError) as caught:
         world._report_failure(LOST, store, 1)
     assert str(caught.value) == expected
+
+
+def test_only_the_timeout_of_gpus_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts = dict[str, timedelta]()
+
+    def get_backend(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(_set_default_timeout=partial(timeouts.__setitem__, device.type))
+
+    group = SimpleNamespace(_get_backend=get_backend)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_group", lambda: group)
+    for each in (World(), World(0, 2), World(device=torch.device("cuda"))):
+        each.set_gpu_timeout(STEP_TIMEOUT)
+    assert timeouts == {}
+    World(1, 2, torch.device("cuda", 1)).set_gpu_timeout(STEP_TIMEOUT)
+    assert timeouts == {"cuda": STEP_TIMEOUT}
+    assert not dist.is_nccl_available() or hasattr(dist.ProcessGroupNCCL, "_set_default_timeout")

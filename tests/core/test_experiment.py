@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from c2fmae.core import experiment as experiment_module
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
-from c2fmae.core.distributed import World
+from c2fmae.core.distributed import STEP_TIMEOUT, TIMEOUT, World
 from c2fmae.core.errors import RunError
 from c2fmae.core.experiment import BatchIterator, Experiment, RunOutcome, locked_run_dir, run_experiment
 from c2fmae.core.experiment_config import ExperimentConfig, SavingConfig, WatchingConfig
@@ -20,6 +21,7 @@ from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.loop import StepLoss, TrainingState
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
+from c2fmae.core.saving import Saver
 from c2fmae.core.specs import BackboneSpec, EncoderConfig
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.core.watching import RunLogger, is_due
@@ -183,6 +185,32 @@ def test_late_reports_do_not_change_the_files_of_a_run(expected: dict[str, Any],
     assert [expected[f"step-0000000{step}"][0] for step in (4, 8, 9)] == [0, 0, 0]
     assert run(tmp_path / "late", delay=1) == RunOutcome("finished", NUM_STEPS)
     assert read_results(tmp_path / "late") == expected
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_the_timeout_of_gpus_is_short_in_steps_and_long_from_a_boundary_to_the_next_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay: int
+) -> None:
+    timeouts, seen = [TIMEOUT], list[timedelta]()
+    monkeypatch.setattr(World, "set_gpu_timeout", lambda _, timeout: timeouts.append(timeout))
+    evaluate, save = SquaresExperiment.evaluate, Saver.save
+
+    def record_and_evaluate(*args: Any, **options: Any) -> None:
+        seen.append(timeouts[-1])
+        evaluate(*args, **options)
+
+    def record_and_save(*args: Any) -> bool:
+        seen.append(timeouts[-1])
+        return save(*args)
+
+    monkeypatch.setattr(SquaresExperiment, "evaluate", record_and_evaluate)
+    monkeypatch.setattr(Saver, "save", record_and_save)
+    steps = list[timedelta]()
+    run(tmp_path / "run", delay=delay, before_step=lambda _: steps.append(timeouts[-1]))
+    assert set(seen) == {TIMEOUT}
+    boundaries = {0, 3, 4, 6, 8}  # an evaluation each 3 and a save each 4 steps
+    late = {step + later for step in boundaries for later in range(delay + 1)}
+    assert steps == [TIMEOUT if step in late else STEP_TIMEOUT for step in range(NUM_STEPS)]
 
 
 @pytest.mark.parametrize("step", range(NUM_STEPS))

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,27 +11,32 @@ from c2fmae.core.reduced_counts import ReducedCounts
 pytestmark = pytest.mark.numeric
 
 
-class SlowWorld(World):
-    """A rank of two whose sums are there when they are waited for."""
+class RecordingWorld(World):
+    """A rank of two with equal numbers, which records when sums are started and awaited."""
+
+    events: ClassVar[list[object]] = []
 
     def start_all_reduce(self, tensor: Tensor) -> Callable[[], Tensor]:
-        started.append(tensor.clone())
-        return lambda: tensor.mul_(2)
+        self.events.append(tensor.tolist())
+
+        def wait() -> Tensor:
+            self.events.append("awaited")
+            return 2 * tensor
+
+        return wait
 
 
-started: list[Tensor] = []
-
-
-def test_counts_are_summed_at_once_and_awaited_when_they_are_read() -> None:
-    started.clear()
+def test_counts_and_flags_are_summed_at_once_and_awaited_when_one_is_read() -> None:
+    events = RecordingWorld.events
+    events.clear()
     by_micro_batch = [{"cells": torch.tensor(3), "samples": torch.tensor(2)} for _ in range(2)]
-    counts = ReducedCounts(by_micro_batch, {"stop": 1}, SlowWorld(0, 2))
-    assert [tensor.tolist() for tensor in started] == [[6, 4, 1]]
+    counts = ReducedCounts(by_micro_batch, {"stop": 1}, RecordingWorld(0, 2))
     assert list(counts) == ["cells", "samples"]
     assert len(counts) == 2
+    assert events == [[6, 4, 1]]
     assert {name: int(count) for name, count in counts.items()} == {"cells": 12, "samples": 8}
     assert counts.sums.tolist() == [12, 8, 2]
-    assert len(started) == 1
+    assert events == [[6, 4, 1], "awaited"]
 
 
 def test_counts_of_a_single_process_are_sums_over_micro_batches() -> None:
