@@ -1,13 +1,12 @@
 """Time and memory of a pre-training step, compared with other implementations: `python -m benchmarks.bench_step`.
 
 ViT-B/16 at 224 px: standardisation, masks, forward, backward and AdamW, for all variants. Each section runs in
-a process of its own, in which variants take turns; with a GPU there is one more section.
+a process of its own, in which variants take turns. `benchmarks.gpu_run` measures a GPU.
 """
 
 import argparse
 import dataclasses
 import functools
-import itertools
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,6 @@ from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.eval.cost.speed_and_memory import measure_peak_bytes, time_in_turn
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
-from c2fmae.methods.masked.cost import compute_pretraining_cost
 
 BATCH, SIZE, PROGRESS = 8, 224, 0.5
 BASELINE, DENSE_BASELINE, VITMAE = "MultiMAE", "MultiMAE, all context", "transformers' ViTMAE"
@@ -311,38 +309,6 @@ def bench_sections(rounds: int) -> None:
     print_step_sections(trainers, draw_scene_batch(BATCH), rounds=rounds)
 
 
-def bench_gpu(rounds: int) -> None:
-    """Print images/s and the fraction of the matrix product peak, for batches that double until memory is full."""
-
-    def seconds(function: Callable[[], object]) -> float:
-        def wait() -> None:
-            function()
-            torch.cuda.synchronize()
-
-        return statistics.median(time_in_turn({"": wait}, rounds=rounds)[""])
-
-    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
-    peak = 2 * 8192**3 / seconds(lambda: a @ b)
-    print(f"\n{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in bfloat16 products of 8192")
-    for name, is_compiled in itertools.product(METHOD_OVERRIDES, (False, True)):
-        timed_method, batch = build_timed_method(name, is_compiled=is_compiled), 64
-        timed_method.model.cuda()
-        trainer, flops = TimedTrainer(timed_method), 3 * compute_pretraining_cost(timed_method.method.config).flops
-        try:
-            while True:
-                scenes = draw_scene_batch(batch).to("cuda")
-                speed = batch / seconds(functools.partial(trainer.step, scenes))
-                row = f"{name + (', compiled' if is_compiled else ''):36s}{batch:6d}{speed:9.0f} images/s"
-                print(f"{row}{speed * flops / peak:7.1%} of the peak", flush=True)
-                if batch == 256 and not is_compiled:
-                    print_step_sections({name: trainer}, scenes, rounds=rounds)
-                batch *= 2
-        except torch.cuda.OutOfMemoryError:
-            print(f"{batch:42d} do not fit")
-        del timed_method, trainer
-        torch.cuda.empty_cache()
-
-
 SECTIONS: dict[str, Callable[[int], None]] = {
     "fp32": bench_fp32,
     "bf16": bench_bf16,
@@ -350,7 +316,6 @@ SECTIONS: dict[str, Callable[[int], None]] = {
     "parts": bench_sections,
     "memory": bench_step_memory,
     "scaling": bench_scaling,
-    "gpu": bench_gpu,
 }
 
 
@@ -361,9 +326,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.only is None:
         for name in SECTIONS:
-            if name != "gpu" or torch.cuda.is_available():
-                command = [sys.executable, "-m", "benchmarks.bench_step", "--only", name]
-                subprocess.run([*command, "--rounds", str(arguments.rounds)], check=True)
+            command = [sys.executable, "-m", "benchmarks.bench_step", "--only", name]
+            subprocess.run([*command, "--rounds", str(arguments.rounds)], check=True)
         return
     torch.set_num_threads(2)
     torch.manual_seed(0)
