@@ -13,13 +13,15 @@ from torch import Tensor
 from c2fmae.config.data import DataConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
+from c2fmae.core.seeding import derive_seed
 from c2fmae.core.training import TrainingConfig, TrainingPlan, plan_training
 from c2fmae.data import Scenes, open_scenes
+from c2fmae.masking import RowGenerator
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.batch_masker import MaskedScenes
 from c2fmae.methods.masked.task import PretrainingTask
 from c2fmae.pretrain import mask_batch
-from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes
+from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
 
 pytestmark = pytest.mark.numeric
 
@@ -101,6 +103,19 @@ def test_masked_batches_of_ranks_and_micro_batches_are_those_of_one_batch(repeat
         counts = [torch.stack([part.counts for part in parts]) for parts in (batch, [*of_ranks[0], *of_ranks[1]])]
         assert torch.equal(counts[0].sum(dim=0), counts[1].sum(dim=0))
     assert not torch.equal(single[0][0].masks.is_masked, single[1][0].masks.is_masked)
+
+
+@pytest.mark.parametrize("mask_noise", ["rows", "batch"])
+def test_masks_of_a_step_are_drawn_as_the_method_sets(mask_noise: str) -> None:
+    method, scenes = make_method(f"mask_noise={mask_noise}"), draw_noise_scenes(BATCH)
+    seed = derive_seed(SEED, "masks", 2)
+    generator = RowGenerator(seed) if mask_noise == "rows" else torch.Generator().manual_seed(seed)
+    expected = method.sample_masks(scenes, progress=0.1, generator=generator)
+    masker = PretrainingTask(method, SEED).masker
+    for rank in range(2):
+        half = slice_scenes(scenes, 2 * rank, 2 * rank + 2)
+        (part,) = masker.mask(half, num_micro_batches=1, step=2, progress=0.1, world=World(rank, 2))
+        assert torch.equal(part.masks.is_masked, expected.is_masked[2 * rank : 2 * rank + 2])
 
 
 def join_maps(batch: Sequence[MaskedScenes]) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ class Trace(TorchDispatchMode):
         inputs, outputs = ([each for each in tree_iter(tree) if isinstance(each, Tensor)] for tree in (args, result))
         if any(each.device.type == "cuda" for each in outputs) and not func.is_view:
             copied = [each for each in inputs if each.device.type == "cpu" and each.ndim]
+            assert not copied or kwargs["non_blocking"], "the host waits for a copy"
             self.copied += copied
             self.launches["copy" if copied else str(func)] += 1
         return result
