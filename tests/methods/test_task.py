@@ -12,7 +12,7 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
 from c2fmae.masking import CURRICULA, RowGenerator
-from c2fmae.methods.masked.objectives import count_hidden_cells, count_losses
+from c2fmae.methods.masked.objectives import count_hidden_values
 from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
 
@@ -120,8 +120,7 @@ def test_hidden_and_labelled_cells_are_counted(num_micro_batches: int) -> None:
 def test_labelled_fractions_are_zero_if_nothing_is_hidden() -> None:
     task = make_task()
     masks = Masks.from_visible_granularities(COARSE_TO_FINE, COARSE_TO_FINE, batch=BATCH, num_patches=16)
-    counts = count_losses(task.method.objectives, draw_scenes().maps, masks, "samples")
-    counts |= count_hidden_cells(draw_scenes().maps, masks)
+    counts = count_hidden_values(task.method.objectives, draw_scenes().maps, masks, "samples")
     numbers = {name: int(value) for name, value in counts.items()}
     assert set(numbers.values()) == {0}
     expected = {"valid/semantic": 0.0, "valid/instance": 0.0, "alpha": 1.0, "beta": 0.0}

@@ -12,7 +12,7 @@ from c2fmae.core.masks import GranularityMembers, Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.methods.masked.mask_sampler import MaskSampler
 from c2fmae.methods.masked.model_inputs import check_inputs
-from c2fmae.methods.masked.objectives import Objective, count_hidden_cells, count_losses
+from c2fmae.methods.masked.objectives import Objective, count_hidden_values
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class BatchMasker:
     def _make_micro_batch(self, scenes: SceneBatch, masks: Masks, first: int, last: int) -> MaskedScenes:
         config, masks = self.masking.config, masks.slice_images(first, last)
         maps = {name: scenes.maps[name][first:last] for name in config.granularities}
-        counts = count_losses(self.objectives, maps, masks, config.loss_average) | count_hidden_cells(maps, masks)
+        counts = count_hidden_values(self.objectives, maps, masks, config.loss_average)
         if masks.visible_idx.device.type == "cpu":  # elsewhere exact lists would synchronise
             masks = masks.with_members()
         micro_batch = SceneBatch(scenes.keys[first:last], maps, scenes.labels[first:last])

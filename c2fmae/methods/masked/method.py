@@ -21,7 +21,7 @@ from c2fmae.methods.masked.model_inputs import (
     paste_visible,
     prepare_inputs,
 )
-from c2fmae.methods.masked.objectives import InputMaps, Objective, count_losses, pair_with_masks
+from c2fmae.methods.masked.objectives import InputMaps, Objective, count_hidden_values, pair_with_masks
 from c2fmae.models.losses import sum_hidden_error
 from c2fmae.models.patches import label_stride
 
@@ -110,7 +110,8 @@ class MaskedAutoencoding:
 
     def loss_counts(self, maps: InputMaps, masks: Masks) -> dict[str, Tensor]:
         """Return the count that each loss is divided by; the counts of ranks and micro-batches add up."""
-        return count_losses(self.objectives, maps, masks, self.config.loss_average)
+        counts = count_hidden_values(self.objectives, maps, masks, self.config.loss_average)
+        return {name: counts[name] for name in self.objectives}
 
     def compute_loss(
         self, predictions: Mapping[str, Tensor], maps: InputMaps, masks: Masks, counts: LossCounts | None = None
