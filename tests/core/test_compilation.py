@@ -121,6 +121,60 @@ def test_compiled_models_and_functions_run_eagerly_where_asked(monkeypatch: pyte
         model(x)
 
 
+class Scale(nn.Module):
+    """A block with a rate of its own, as drop path gives to blocks."""
+
+    def __init__(self, rate: float, *, has_break: bool = False) -> None:
+        super().__init__()
+        self.rate, self.has_break = rate, has_break
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.has_break:
+            torch._dynamo.graph_break()
+        return self.rate * x
+
+
+class Stack(nn.Sequential):
+    """A model of blocks."""
+
+    def trunk_layers(self) -> list[list[nn.Parameter]]:
+        return []
+
+    def sharding_units(self) -> list[nn.Module]:
+        return [*self]
+
+
+@pytest.mark.compile
+def test_any_number_of_blocks_may_differ_and_each_shape_is_a_static_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[object, ...]] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        shapes.extend(tuple(x.shape) for x in inputs)
+        return graph.forward
+
+    use_backend(monkeypatch, record)
+    num_blocks, x = 2 * torch._dynamo.config.recompile_limit, torch.ones(3)
+    model = Stack(*(Scale(1 + index / 8) for index in range(num_blocks)))
+    expected, double = model(x), compile_function(lambda x: 2 * x)
+    compile_model(model, "blocks")
+    for _ in range(2):
+        assert torch.equal(model(x), expected)
+    assert shapes == [(3,)] * num_blocks
+    for size in (4, 5, 4, 5):
+        double(torch.ones(size))
+    assert shapes[num_blocks:] == [(4,), (5,)]
+
+
+@pytest.mark.compile
+def test_a_break_in_a_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(monkeypatch, "eager")
+    for compiled_parts in ("blocks", "model"):
+        model = Stack(Scale(2.0, has_break=True))
+        compile_model(model, compiled_parts)
+        with pytest.raises(Exception, match="graph_break"):
+            model(torch.ones(3))
+
+
 def test_kernels_are_cached_in_the_directory_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compile_model(nn.Linear(2, 2), "model")
     assert os.environ[KERNEL_CACHE_VARIABLE] == str(tmp_path / "cache" / "inductor")
