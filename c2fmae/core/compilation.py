@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir as temporary_cache_dir
 
 from c2fmae.core.files import default_cache_dir
 from c2fmae.core.layers import list_blocks
@@ -55,5 +56,6 @@ def _cache_kernels() -> None:
     with suppress(OSError, RuntimeError):  # RuntimeError: there is no home directory
         directory = default_cache_dir() / "inductor"
         directory.mkdir(parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
-            os.environ.setdefault(KERNEL_CACHE_VARIABLE, str(directory))
+        is_chosen = os.environ.get(KERNEL_CACHE_VARIABLE) not in (None, temporary_cache_dir())  # torch sets its default
+        if os.access(directory, os.W_OK) and not is_chosen:
+            os.environ[KERNEL_CACHE_VARIABLE] = str(directory)
