@@ -83,7 +83,10 @@ def test_a_chart_of_an_array_equals_that_of_its_points(is_log: bool) -> None:
     values = np.random.default_rng(0).normal(1, 1, 2000)
     values[[3, 700, 701, 1999]] = math.nan
     points = np.stack([np.arange(2000), values], axis=1)
-    charts = [LineChart("Loss", {"a": curve}, is_log=is_log).to_html() for curve in (points, points.tolist())]
+    charts = [
+        LineChart("Loss", {"a": curve}, is_log=is_log).to_html()
+        for curve in (points, [(x, y) for x, y in points.tolist()])
+    ]
     assert charts[0] == charts[1]
 
 
