@@ -1,10 +1,16 @@
 """Training samples per second on one core, compared with Pillow, three loose files and float pixels.
 
 The data is generated: images of 500×375 pixels (noise with the spectrum of photographs, about the bytes of ImageNet's)
-with two label PNGs of the same size. Also measured: shard records without decoding, and opening a thousand shards.
+with two label PNGs of the same size. Also measured: shard records without decoding, opening a thousand shards, indexing
+a shard beside `tarfile`, opening 1.28 million samples, and stacking in a worker.
+
+    python -m benchmarks.bench_data [samples records indexing opening stacking]
 """
 
 import random
+import resource
+import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,10 +29,12 @@ from c2fmae.core.scene import Scene
 from c2fmae.core.seeding import derive_seed
 from c2fmae.data.encode import TAR_END, encode_tar_member
 from c2fmae.data.info import DatasetInfo
+from c2fmae.data.key_list import KeyList
 from c2fmae.data.pack import PackConfig, pack_scenes
 from c2fmae.data.scenes import Scenes
 from c2fmae.data.sources import open_scenes
 from c2fmae.data.stored import StoredScenes
+from c2fmae.data.tar_index import INDEX_SUFFIX, ShardIndex, file_fingerprint, save_index, scan_shard
 from c2fmae.data.transforms import RandomView
 from c2fmae.eval.cost.speed_and_memory import time_in_turn
 
@@ -143,12 +151,72 @@ def bench_records(folder: Path) -> None:
         )
 
 
+def list_with_tarfile(path: Path) -> int:
+    with tarfile.open(path, "r:") as tar:
+        return len(tar.getmembers())
+
+
+def bench_indexing(folder: Path, samples: int = 50_000) -> None:
+    """Measure the index of a shard of small members, whose headers are read from the page cache."""
+    write_shards(folder / "indexing", 1, samples, 1_000)
+    shard = folder / "indexing/s-000000.tar"
+    variants: dict[str, Callable[[], object]] = {
+        "tarfile, only listed": lambda: list_with_tarfile(shard),
+        "c2fmae, indexed": lambda: scan_shard(shard),
+    }
+    print_speeds("members", time_in_turn(variants, rounds=3), peer="tarfile, only listed", samples=3 * samples)
+
+
+def bench_opening(folder: Path, shards: int = 128, samples: int = 10_009) -> None:
+    """Measure opening as many samples as ImageNet has, in sparse files with real indexes."""
+    folder = folder / "opening"
+    folder.mkdir()
+    sizes = np.tile(np.array([3, 1500, 30_000, 2000]), (samples, 1))
+    blocks = 512 + -(-sizes // 512) * 512
+    offsets = np.cumsum(blocks.ravel()).reshape(blocks.shape) - blocks + 512
+    for number in range(shards):
+        shard = folder / f"s-{number:06d}.tar"
+        with shard.open("wb") as file:
+            file.truncate(int(blocks.sum()) + len(TAR_END))
+        keys = KeyList.from_names(f"n{number:08d}_{sample:08d}" for sample in range(samples))
+        suffixes = ("cls", "instance.png", "jpg", "semantic.png")
+        index = ShardIndex(file_fingerprint(shard), keys, suffixes, offsets, sizes, np.full(samples, number))
+        save_index(index, shard.with_name(f"{shard.name}{INDEX_SUFFIX}"))
+    for _ in range(3):
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        count = len(open_scenes(folder))
+        seconds, after = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"{count:,} samples opened in {seconds:.2f} s of CPU, {(after - before) / 1024:.0f} MiB more at the peak")
+
+
+def bench_stacking(_: Path, samples: int = 256) -> None:
+    """Measure stacking as a worker does, with the transfer to shared memory, beside a stack that is copied there."""
+    images = [torch.zeros(3, SIZE, SIZE, dtype=torch.uint8) for _ in range(samples)]
+
+    def stack_shared() -> torch.Tensor:
+        storage = images[0]._typed_storage()._new_shared(samples * images[0].numel(), device="cpu")
+        return torch.stack(images, out=images[0].new(storage).resize_(samples, *images[0].shape))
+
+    variants = {"stacked, then copied": lambda: torch.stack(images).share_memory_(), "stacked there": stack_shared}
+    seconds = time_in_turn(variants, rounds=NUM_ROUNDS)
+    print_speeds("stacks in shared memory", seconds, peer="stacked, then copied", samples=samples)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        bench_samples(Path(folder))
-        print()
-        bench_records(Path(folder))
+        for section in sys.argv[1:] or SECTIONS:
+            SECTIONS[section](Path(folder))
+            print()
+
+
+SECTIONS: dict[str, Callable[[Path], None]] = {
+    "samples": bench_samples,
+    "records": bench_records,
+    "indexing": bench_indexing,
+    "opening": bench_opening,
+    "stacking": bench_stacking,
+}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Overhead of a run apart from its steps: `python -m benchmarks.bench_run [quick overhead stall resume wait]`.
+"""Overhead of a run apart from its steps: `python -m benchmarks.bench_run [quick overhead stall resume rows wait]`.
 
 `quick`: `--help`, a step of the smallest recipe, and an update of the progress display. `overhead`: a step of the
 training loop with logging, compared with the same arithmetic in a plain loop. `stall`: the time that saving adds to the
-steps around it. `resume`: from the start of the process to the first step. `wait`: small steps beside busy processes,
-with OpenMP threads that spin or sleep.
+steps around it. `resume`: from the start of the process to the first step. `rows`: the metrics of 250,000 steps, as a
+resume and as a report reads them. `wait`: small steps beside busy processes, with OpenMP threads that spin or sleep.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -25,10 +26,13 @@ from benchmarks.tables import print_costs
 from c2fmae.core.distributed import World
 from c2fmae.core.experiment_config import SavingConfig
 from c2fmae.core.loop import StepReport, TrainingLoop, TrainingState, autocast
+from c2fmae.core.metric_columns import MetricColumns
+from c2fmae.core.metric_rows import iterate_rows, iterate_rows_from_end, read_rows
 from c2fmae.core.optimiser import set_lr
 from c2fmae.core.progress import ProgressDisplay
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.saving import Saver
+from c2fmae.core.spikes import SpikeDetector
 from c2fmae.core.watching import RunLogger
 from c2fmae.eval.cost.speed_and_memory import time_in_turn
 from c2fmae.methods.masked.batch_masker import MaskedScenes
@@ -204,6 +208,21 @@ WAITING = {
 """Settings of the threads of OpenMP by name."""
 
 
+def bench_rows(steps: int = 250_000) -> None:
+    names = ("loss", "loss/semantic", "loss/instance", "loss/rgb", "grad_norm", "lr", "alpha", "beta", "valid/semantic")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        with path.open("w") as file:
+            for step in range(1, steps + 1):
+                file.write(json.dumps({"step": step, **dict.fromkeys(names, 1 / (step + 0.1))}) + "\n")
+        variants: dict[str, Callable[[], object]] = {
+            "all rows": lambda: read_rows(path),
+            "columns, for the report": lambda: MetricColumns(iterate_rows(path)),
+            "the end, for a resume": lambda: SpikeDetector().restore(iterate_rows_from_end(path)),
+        }
+        print_costs(f"Rows of {steps:,} steps", time_in_turn(variants, rounds=3), peers=["all rows"], samples=steps)
+
+
 def bench_wait(steps: int = 40) -> None:
     code = (
         "import torch, time; from benchmarks.bench_run import *; e, b = make_experiment('c2fmae-tiny', "
@@ -243,8 +262,9 @@ if __name__ == "__main__":
         "overhead": bench_overhead,
         "stall": bench_stall,
         "resume": bench_resume,
+        "rows": bench_rows,
         "wait": bench_wait,
     }
     for name, section in sections.items():
-        if name in (sys.argv[1:] or ["quick", "overhead", "stall", "resume"]):
+        if name in (sys.argv[1:] or ["quick", "overhead", "stall", "resume", "rows"]):
             section()

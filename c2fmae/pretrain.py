@@ -236,6 +236,6 @@ def build_pretraining(
     probes = None
     if config.watching.probes is not None:
         probes = open_online_probes(
-            config.watching.probes, backbone, config.data.train, world, num_workers=config.data.workers
+            config.watching.probes, backbone, config.data.train, world, num_workers=config.data.num_workers
         )
     return Pretraining(config, scenes, evaluator, probes, plan, method, world)

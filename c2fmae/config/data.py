@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_serializer
 
 from c2fmae.config.migrations import migrate_data
 from c2fmae.core.choice import Choice
-from c2fmae.core.config import RESUME_SAFE, Config, Fraction, PositiveFloat, PositiveInt, UnitInterval
+from c2fmae.core.config import RESUME_SAFE, Config, Fraction, PositiveFloat, PositiveInt, UnitInterval, WorkerCount
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import InstanceOverflow
 from c2fmae.core.registry import Registry
@@ -132,14 +132,22 @@ class LoaderConfig(Config):
     """Views of each scene in a batch."""
     cache: Annotated[bool, RESUME_SAFE] = False
     """Store scenes in memory after their first use: for small sets that are slow to generate or decode."""
-    workers: Annotated[int, Field(ge=0), RESUME_SAFE] = 8
-    """Loader processes for each training process. With 0, the training process loads batches itself, between steps."""
+    workers: Annotated[WorkerCount, RESUME_SAFE] = None
+    """Loader processes for each training process; by default, one for each of its cores, up to 16. With 0, the training
+    process loads batches itself, between steps."""
     prefetch: Annotated[int, Field(ge=1), RESUME_SAFE] = 2
     """Batches that each worker prepares in advance."""
     on_broken: Literal["skip", "error"] = "skip"
     """Skip samples that cannot be read, or raise an error."""
     max_broken: UnitInterval = 0.01
     """Fraction of the samples, over all processes, that may be skipped before the run fails."""
+
+    @property
+    def num_workers(self) -> int:
+        """The number of loader processes for this training process."""
+        from c2fmae.core.cores import resolve_num_workers
+
+        return resolve_num_workers(self.workers)
 
     def cache_scenes(self, scenes: "c2fmae.data.scenes.Scenes") -> "c2fmae.data.scenes.Scenes":
         """Return the scenes, cached in memory if `cache` is set."""
@@ -171,7 +179,7 @@ class LoaderConfig(Config):
             sampler=sampler,
             collate=collate or SceneBatch.stack,
             finish=finish,
-            workers=self.workers,
+            workers=self.num_workers,
             prefetch=self.prefetch,
             on_broken=self.on_broken,
             max_broken=self.max_broken,

@@ -18,6 +18,8 @@ from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.yaml_file import describe_type, parse_yaml, read_yaml
 
 PositiveInt = Annotated[int, Field(ge=1)]
+WorkerCount = Annotated[int, Field(ge=0)] | None
+"""A number of loader processes; None follows from the cores (`resolve_num_workers`)."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""

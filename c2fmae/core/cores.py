@@ -15,6 +15,7 @@ import torch
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CPU_TIMES = Path("/proc/stat")
 _SAMPLE_SECONDS = 0.2
+_MAX_WORKERS = 16  # a GPU needs 6 to 9 cores
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -25,6 +26,16 @@ def count_cores() -> int:
     True
     """
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _read_cpu_quota())))
+
+
+def resolve_num_workers(workers: int | None) -> int:
+    """Return a number of loader processes: by default, one for each core of this process, at least 1 and at most 16.
+
+    The processes that torchrun starts on a machine divide its cores.
+    """
+    if workers is not None:
+        return workers
+    return min(max(count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), _MAX_WORKERS)
 
 
 def count_idle_cores() -> int:

@@ -241,7 +241,7 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
                 if report.skip_details is not None:
                     record_skipped_step(training, run_dir, report, world, max_bad_steps=config.training.max_bad_steps)
                 requests |= {name for name in ("stop", "save") if report.flags[name]}
-                if report.step < training.step or not is_boundary(training.step):
+                if report.step < training.step:  # a later step is enqueued: this one is no boundary
                     continue
                 world.set_gpu_timeout(TIMEOUT)  # the other ranks may wait in the next step for the main process
                 if requests or config.saving.is_save_step(training.step, plan.steps):
@@ -249,8 +249,7 @@ def train(experiment: Experiment, training: TrainingState, run_dir: RunDir, stop
                 if "stop" in requests:
                     return RunOutcome("saved-on-signal", training.step, stop.exit_code)
                 requests.clear()
-                if experiment.is_evaluation_due(training.step):
-                    evaluate()
+                evaluate()
         except TestStopped:  # between two steps; a resumed run begins with this test
             if training.step > start_step:
                 save(is_required=True)

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from c2fmae.core.errors import RunError, UserError
-from c2fmae.core.workers import SHARED_MEMORY_RAN_OUT, loader_worker_death_error
+from c2fmae.core.workers import describe_shared_memory_shortage, loader_worker_death_error
 
 _GPU_MEMORY = r"(?:CUDA|HIP|MPS backend|XPU) out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 _OPEN_FILES = r"Too many open files|received 0 items of ancdata"
+_SHARED_MEMORY = r"torch_\S+>? .*(?:No space left|Cannot allocate)"
 _OTHER_SHORTAGES = {
-    r"torch_\S+>? .*(?:No space left|Cannot allocate)": SHARED_MEMORY_RAN_OUT,
     r"MemoryError|can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc": (
         "memory ran out. For training, lower training.micro_batch, data.workers or data.prefetch; for an evaluation, "
         "lower batch_size or workers"
@@ -72,6 +72,8 @@ def _describe_shortage(error: BaseException) -> str | None:
             f"more files are needed at once than the {limit} that a process may open. Raise the limit with `ulimit -n "
             "4096`, or use fewer workers"
         )
+    if re.search(_SHARED_MEMORY, text):
+        return describe_shared_memory_shortage()
     if re.search(_GPU_MEMORY, text):
         size = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
         return (

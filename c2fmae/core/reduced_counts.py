@@ -14,8 +14,8 @@ from c2fmae.core.transfer import copy_to_device
 class ReducedCounts(Mapping[str, Tensor]):
     """Counts by name, summed over micro-batches and ranks in one collective, which also sums flags of the ranks.
 
-    It starts at once, and the first access waits for it. So a rank that is late with its batch stops the others only
-    when they need the counts, after their forward pass.
+    It starts at once, and the first access waits for it. So its duration is hidden by the forward pass, and a rank that
+    is late with its batch meets others that have already done theirs.
     """
 
     def __init__(self, counts: Sequence[Mapping[str, Tensor]], flags: Mapping[str, int], world: World) -> None:

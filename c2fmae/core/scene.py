@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.objects import Objects
@@ -42,7 +43,8 @@ class SceneBatch:
                     raise UserError(
                         f"{scene.key}: {name} has shape {shapes[1]}, but {shapes[0]} in {first.key}. Crop both alike"
                     )
-        maps = {name: torch.stack([scene.maps[name] for scene in scenes]) for name in first.maps}
+        # In a worker of a loader it stacks straight into the shared memory through which the batch is sent.
+        maps = {name: default_collate([scene.maps[name] for scene in scenes]) for name in first.maps}
         return cls(tuple(scene.key for scene in scenes), maps, tuple(scene.label for scene in scenes))
 
     def to(self, device: str | torch.device) -> "SceneBatch":

@@ -14,14 +14,19 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from c2fmae.core.errors import RunError, UserError
-from c2fmae.core.failures import describe_failure
+from c2fmae.core.failures import convert_failure, describe_failure
 from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.scene import Scene, SceneBatch
-from c2fmae.core.workers import exit_if_unguarded, loader_worker_death_error, worker_death_error
+from c2fmae.core.workers import (
+    check_shared_memory,
+    exit_if_unguarded,
+    loader_worker_death_error,
+    worker_death_error,
+)
 from c2fmae.data.sampler import DataPosition, Sampler, sample_generator
 from c2fmae.data.scenes import Scenes
 
@@ -247,9 +252,14 @@ class _BatchDataset(Dataset[object]):
             times = LoadTimes(
                 decode, crop, stack=stacked - start, mask=time.perf_counter() - stacked, num_samples=len(samples)
             )
+            if get_worker_info() is not None:
+                check_shared_memory()
             return batch_position, batch, broken, times
-        except (UserError, RunError) as error:  # torch would put the traceback of a worker into the message
-            return error
+        except (UserError, RuntimeError) as error:  # torch would put the traceback of a worker into the message
+            failure = convert_failure(error)
+            if isinstance(failure, UserError | RunError):
+                return failure
+            raise
 
 
 def _shut_down_workers(batches: object) -> None:

@@ -23,6 +23,9 @@ from c2fmae.data.problems import Problem
 from c2fmae.data.stored import StoredScenes, granularity_suffixes, missing_granularity_problem, sort_coarse_to_fine
 from c2fmae.data.tar_index import ShardIndex, file_fingerprint, load_or_build_index, scan_shard
 
+_MAX_GAP = 4096
+"""Bytes between members that are read in vain rather than with another request."""
+
 _MAX_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the rest is for other files of the process
 
 
@@ -61,7 +64,7 @@ class ShardScenes(StoredScenes):
         shard = bisect_right(self._ends, index)
         handle = self._open_files.get(shard) or self._open_shard(shard)  # this reference keeps it open until it is read
         try:
-            chunks = [os.pread(handle.descriptor, size, offset) for offset, size in byte_ranges]
+            chunks = _read_byte_ranges(handle.descriptor, byte_ranges)
         except OSError as error:
             raise read_error(self._shards[shard], error) from error
         for chunk, (_, size) in zip(chunks, byte_ranges, strict=True):
@@ -78,6 +81,16 @@ class ShardScenes(StoredScenes):
             raise UserError(f"{self._shards[shard]}: changed since it was opened. Open the data again")
         self._open_files[shard] = handle
         return handle
+
+
+def _read_byte_ranges(descriptor: int, byte_ranges: Sequence[Sequence[int]]) -> list[bytes]:
+    """Read byte ranges of a file, with one request if they are neighbours: each may be a round trip to a server."""
+    start = min(offset for offset, _ in byte_ranges)
+    span = max(offset + size for offset, size in byte_ranges) - start
+    if len(byte_ranges) == 1 or span - sum(size for _, size in byte_ranges) > len(byte_ranges) * _MAX_GAP:
+        return [os.pread(descriptor, size, offset) for offset, size in byte_ranges]
+    data = memoryview(os.pread(descriptor, span, start))
+    return [bytes(data[offset - start : offset - start + size]) for offset, size in byte_ranges]
 
 
 class _FileHandle:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from c2fmae.core import cores
-from c2fmae.core.cores import count_cores, count_idle_cores, set_torch_threads
+from c2fmae.core.cores import count_cores, count_idle_cores, resolve_num_workers, set_torch_threads
 
 
 @pytest.fixture
@@ -48,6 +48,26 @@ def test_idle_cores_are_those_that_other_processes_do_not_use(
 
     monkeypatch.setattr(time, "sleep", sleep)
     assert count_idle_cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("requested", "processes", "expected"),
+    [(None, None, 4), (None, 2, 2), (None, 3, 1), (None, 8, 1), (0, None, 0), (9, 4, 9)],
+)
+@pytest.mark.usefixtures("four_cores")
+def test_by_default_the_processes_of_a_machine_divide_its_cores_among_their_workers(
+    monkeypatch: pytest.MonkeyPatch, requested: int | None, processes: int | None, expected: int
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert resolve_num_workers(requested) == expected
+
+
+def test_there_are_at_most_16_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "count_cores", lambda: 96)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert resolve_num_workers(None) == 16
 
 
 @pytest.mark.parametrize(

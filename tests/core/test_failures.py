@@ -32,7 +32,7 @@ def open_files_error() -> OSError:
         (RuntimeError("received 0 items of ancdata"), "more files are needed at once than the "),
         (
             RuntimeError("unable to write to file </torch_7_2_0>: No space left on device (28)"),
-            "shared memory ran out. Enlarge /dev/shm",
+            "shared memory ran out: /dev/shm",
         ),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), "a worker process died, most likely"),
         (

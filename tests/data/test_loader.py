@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from c2fmae.core.errors import UserError
+from c2fmae.core import workers as core_workers
+from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.scene import Scene, SceneBatch
 from c2fmae.data.loader import SceneLoader
@@ -85,6 +86,30 @@ def test_samples_do_not_depend_on_workers_or_their_start_method(tmp_path: Path, 
     assert len(expected) == 6
     with default_start_method(method):
         assert content(list(loader(source, workers=workers).stream_batches(3))) == expected
+
+
+def are_shared(_: DataPosition, batch: SceneBatch) -> list[bool]:
+    return [tensor.is_shared() for tensor in batch.maps.values()]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_stack_straight_into_shared_memory(tmp_path: Path, workers: int) -> None:
+    stream = loader(shard(tmp_path), workers=workers, finish=are_shared).stream_batches(1)
+    assert next(stream) == [workers > 0] * 3
+
+
+def fail_to_allocate(_: DataPosition, batch: SceneBatch) -> SceneBatch:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_18152_1>: No space left on device (28)")
+
+
+@pytest.mark.parametrize("finish", [None, fail_to_allocate])
+def test_shared_memory_that_runs_out_is_named_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: Callable[[DataPosition, SceneBatch], SceneBatch] | None
+) -> None:
+    if finish is None:
+        monkeypatch.setattr(core_workers, "_MIN_SHARED_BYTES", 1 << 60)
+    with pytest.raises(RunError, match=r"^shared memory ran out: /dev/shm has [\d,]+ MiB and must hold"):
+        next(loader(shard(tmp_path), workers=1, finish=finish).stream_batches(1))
 
 
 class KeysAndSums(NamedTuple):

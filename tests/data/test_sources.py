@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from c2fmae.core.errors import UserError
+from c2fmae.data import shards
 from c2fmae.data.sources import inspect_scenes, open_scenes
 from tests.data.dataset_files import (
     DATASET,
@@ -296,6 +297,33 @@ def test_more_shards_than_open_files_are_read(tmp_path: Path, monkeypatch: pytes
     assert len(list(files.iterdir())) <= before + 8
     del scenes
     assert len(list(files.iterdir())) == before
+
+
+def test_neighbouring_members_are_read_with_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = make_samples("ab")
+    distant = {name: files[name] for name in sorted(files, key=lambda name: name.partition(".")[2])}
+    distant = {"a.jpg": distant.pop("a.jpg"), "0.txt": bytes(20_000), **distant}
+    scenes = [open_scenes(write_tar(tmp_path / f"{name}.tar", each)) for name, each in (("s", files), ("t", distant))]
+    requests, read = list[int](), os.pread
+
+    def read_and_record(descriptor: int, size: int, offset: int) -> bytes:
+        requests.append(size)
+        return read(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", read_and_record)
+    maps = [{name: tensor.tolist() for name, tensor in each[0].maps.items()} for each in scenes]
+    assert maps[0] == maps[1]
+    assert len(requests) == 1 + 3
+
+
+def test_only_equal_names_are_repeated_whatever_their_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "hash", lambda _: 7, raising=False)
+    for name, keys in (("s-0", "ab"), ("s-1", "ca"), ("s-2", "dcb")):
+        write_tar(tmp_path / f"{name}.tar", make_samples(keys))
+    scenes, problems = inspect_scenes(tmp_path)
+    assert scenes is not None
+    assert list(scenes.keys) == ["a", "b", "c", "d"]
+    assert [problem.key for problem in problems] == ["a", "c", "b"]
 
 
 @pytest.mark.parametrize("index", [1, -1])

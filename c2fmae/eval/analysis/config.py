@@ -1,13 +1,13 @@
 """Settings and protocols of the analyses of a backbone's attention and features."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from c2fmae.config.data import DatasetConfig, DataSourceOption, describe_source, source_name
 from c2fmae.config.migrations import migrate_source
-from c2fmae.core.config import PositiveInt
+from c2fmae.core.config import PositiveInt, WorkerCount
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, ModelUnderTest
 from c2fmae.eval.metrics import Metric
 
@@ -24,8 +24,8 @@ class SampledEvaluation(Evaluation):
     image_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of images. By default, those of the backbone's training."""
     batch_size: PositiveInt = 32
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that load images."""
+    workers: WorkerCount = None
+    """Processes that load images; by default, one for each core, up to 16."""
 
     @classmethod
     def migrate(cls, values: dict[str, Any]) -> dict[str, Any]:

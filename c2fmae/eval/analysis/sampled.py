@@ -9,6 +9,7 @@ from torch import Tensor
 
 from c2fmae.config.data import DataSourceOption
 from c2fmae.config.unseen_scenes import TEST_SEED_OFFSET, UnseenScenes
+from c2fmae.core.cores import resolve_num_workers
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, Scenes, open_scenes
@@ -54,7 +55,7 @@ def measure_images(
         BatchReader(scenes, view, indices.tolist()),
         world.rank_chunks(len(indices), config.batch_size),
         world,
-        BatchingConfig(batch_size=config.batch_size, num_workers=config.workers),
+        BatchingConfig(batch_size=config.batch_size, num_workers=resolve_num_workers(config.workers)),
     )
     with torch.no_grad():
         outputs = ((rows, {"values": measure_batch(batch.to(world.device)).double()}) for rows, batch in batches)

@@ -210,7 +210,7 @@ def build_finetuning(config: FinetuneConfig, world: World, run_dir: RunDir | Non
         _cache_scenes(test.scenes, data.cache),
         view,
         world,
-        BatchingConfig(batch_size=data.test_batch_size, num_workers=data.workers),
+        BatchingConfig(batch_size=data.test_batch_size, num_workers=data.num_workers),
         torch.bfloat16 if precision == "bf16" else torch.float32,
     )
     names = {"train_name": f"{train.name} ({len(scenes):,})", "test_name": str(test)}

@@ -90,7 +90,7 @@ class Detection(RetestableExperiment[DetectionScores]):
         cls, scenes: Scenes, config: DetectConfig, world: World, *, show_progress: bool = False
     ) -> DetectorEvaluator:
         """Return the evaluator of a test."""
-        return DetectorEvaluator(scenes, config.testing, world, config.data.workers, show_progress)
+        return DetectorEvaluator(scenes, config.testing, world, config.data.num_workers, show_progress)
 
     @classmethod
     def make_store(cls, predictions_dir: Path, identity: Mapping[str, Any]) -> DetectionStore:

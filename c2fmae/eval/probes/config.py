@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from c2fmae.core.config import Fraction, PositiveInt
+from c2fmae.core.config import Fraction, PositiveInt, WorkerCount
 from c2fmae.core.errors import UserError
 from c2fmae.core.specs import Pooling
 from c2fmae.core.text import format_count
@@ -69,8 +69,8 @@ class ProbeConfig(TrainTestConfig, Evaluation):
     seed: int = 0
     batch_size: PositiveInt = 64
     """Images per batch of the encoder."""
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Number of processes that load images."""
+    workers: WorkerCount = None
+    """Processes that load images; by default, one for each core, up to 16."""
     precision: Precision = "fp32"
 
     def resolve_layers(self, backbone: "c2fmae.models.backbones.Backbone") -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
+from c2fmae.core.cores import resolve_num_workers
 from c2fmae.core.errors import UserError
 from c2fmae.core.seeding import derive_seed
 from c2fmae.eval.datasets import OpenedSet, draw_stratified_rows, open_set
@@ -69,7 +70,7 @@ def extract_sets(config: ProbeConfig, model: ModelUnderTest) -> TrainTestFeature
             config.make_view(backbone),
             config.feature_spec(backbone),
             identity=opened.identity,
-            batching=BatchingConfig(batch_size=config.batch_size, num_workers=config.workers),
+            batching=BatchingConfig(batch_size=config.batch_size, num_workers=resolve_num_workers(config.workers)),
         )
         for opened in sets
     )

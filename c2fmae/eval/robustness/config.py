@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from c2fmae.core.config import Config, PositiveInt
+from c2fmae.core.config import Config, PositiveInt, WorkerCount
 from c2fmae.core.errors import UserError
 from c2fmae.core.text import name_few
 from c2fmae.eval.evaluation import EVALUATIONS, Evaluation, ModelKind, ModelUnderTest, Outcome, Precision
@@ -45,8 +45,8 @@ class RobustnessEvaluation(Evaluation):
     limit: PositiveInt | None = None
     """Largest number of images of each set, and of each cell of a corruption set, evenly spaced. By default, all."""
     batch_size: PositiveInt = 64
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that load images."""
+    workers: WorkerCount = None
+    """Processes that load images; by default, one for each core, up to 16."""
     precision: Precision = "fp32"
     """Precision of the forward passes; bf16 is autocast."""
     keep_probabilities: bool = False

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from c2fmae.core.cores import resolve_num_workers
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.data import CentralView
@@ -124,7 +125,7 @@ def evaluate_robustness(
         for classifier, directory in zip(classifiers, predictions_dirs, strict=True)
     ]
     pending = select_pending(plan.cell_requests(), world, recompute=recompute)
-    batching = BatchingConfig(batch_size=config.batch_size, num_workers=config.workers)
+    batching = BatchingConfig(batch_size=config.batch_size, num_workers=resolve_num_workers(config.workers))
     run_predictions(pending, world, batching, precision=config.precision, save_probabilities=config.keep_probabilities)
     world.barrier()
     if not world.is_main:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from c2fmae.core.distributed import World
 from c2fmae.data import Scenes
@@ -105,7 +106,7 @@ def _load_views(batch: tuple[CellRequests, range]) -> _ViewBatch:
     images = [scene.maps["rgb"] for scene in scenes]
     keys = b"".join(hashlib.blake2b(scene.key.encode(), digest_size=8).digest() for scene in scenes)
     return _ViewBatch(
-        views=tuple(torch.stack([view(image) for image in images]) for view in cell.distinct_views),
+        views=tuple(default_collate([view(image) for image in images]) for view in cell.distinct_views),
         is_resized=tuple(
             torch.tensor(
                 [isinstance(view, UncroppedImageView) and tuple(image.shape[1:]) != view.size for image in images]

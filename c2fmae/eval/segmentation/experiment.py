@@ -71,7 +71,7 @@ class Segmentation(RetestableExperiment[SegmentationScores]):
         cls, scenes: Scenes, config: SegmentConfig, world: World, *, show_progress: bool = False
     ) -> SegmenterEvaluator:
         """Return the evaluator of a test."""
-        return SegmenterEvaluator(scenes, config.testing, world, config.data.workers, show_progress)
+        return SegmenterEvaluator(scenes, config.testing, world, config.data.num_workers, show_progress)
 
     @classmethod
     def make_store(cls, predictions_dir: Path, identity: Mapping[str, Any]) -> PredictionStore:
