@@ -1,4 +1,4 @@
-"""Keep the output of a benchmark: `python -m benchmarks.record NAME -- COMMAND…`.
+"""Store the output of a benchmark: `python -m benchmarks.record NAME -- COMMAND…`.
 
 Writes records/DATE-NAME/, with the output of the command in log.txt, and the command, the commit and the machine in
 record.json.
@@ -17,10 +17,19 @@ RECORDS = Path(__file__).parent / "records"
 
 
 def record_command(name: str, command: list[str], records: Path = RECORDS) -> int:
-    """Run a command, print and keep its output, and return its exit code."""
-    start = datetime.now(UTC)
+    """Run a command, print and store its output, and return its exit code."""
+    start, environment = datetime.now(UTC), collect_environment()
     folder = records / f"{start:%Y-%m-%d}-{name}"
+    if folder.exists():
+        sys.exit(f"{folder}: exists already. Choose another name")
     folder.mkdir(parents=True)
+    values = {
+        "command": command,
+        "started": f"{start:%Y-%m-%dT%H:%M:%SZ}",
+        "cores": len(os.sched_getaffinity(0)),
+        **{key: environment[key] for key in ("c2fmae", "revision", "python", "torch", "cpu", "gpus", "variables")},
+    }
+    write_json(folder / "record.json", values)
     with (
         (folder / "log.txt").open("w", encoding="utf-8") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
@@ -29,17 +38,12 @@ def record_command(name: str, command: list[str], records: Path = RECORDS) -> in
         for line in process.stdout:
             print(line, end="", flush=True)
             log.write(line)
-    environment = collect_environment()
-    values = {
-        "command": command,
+    end = {
         "exit_code": process.returncode,
-        "started": f"{start:%Y-%m-%dT%H:%M:%SZ}",
         "seconds": round((datetime.now(UTC) - start).total_seconds(), 1),
-        "cores": len(os.sched_getaffinity(0)),
         "load_at_end": [round(load, 2) for load in os.getloadavg()],
-        **{key: environment[key] for key in ("c2fmae", "revision", "python", "torch", "cpu", "gpus", "variables")},
     }
-    write_json(folder / "record.json", values)
+    write_json(folder / "record.json", values | end)
     return process.returncode
 
 

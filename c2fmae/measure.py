@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from c2fmae.core.cores import fitting_threads
 from c2fmae.core.experiment import Experiment, checkpoint_bytes
 from c2fmae.core.loading_speed import LoadingSpeed, LoadTimes
 from c2fmae.core.loop import TrainingLoop, TrainingState, choose_delay
@@ -24,6 +25,11 @@ def measure_run(experiment: Experiment, out: Path) -> str:
 
     A few more steps reuse one batch, after the loader has ended: they show the speed that no loader can exceed.
     """
+    with fitting_threads(experiment.world):
+        return _measure_steps(experiment, out)
+
+
+def _measure_steps(experiment: Experiment, out: Path) -> str:
     training = TrainingState.create(experiment.model, experiment.config.training)
     world = experiment.world
     loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, world, choose_delay(world.device))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint, step_from_path
+from c2fmae.core.compilation import run_eagerly
 from c2fmae.core.distributed import single_process
 from c2fmae.core.errors import UserError
 from c2fmae.core.loop import autocast
@@ -84,6 +85,7 @@ def compute_sample_losses(
     sample_losses: list[dict[str, Tensor]] = []
     with (
         torch.no_grad(),
+        run_eagerly(),  # hooks that read values cannot be compiled
         collect_non_finite_modules(experiment.method.model) as module_names,
         autocast(experiment.config.training, experiment.world.device),
     ):

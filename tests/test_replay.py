@@ -1,6 +1,7 @@
 """Replay of a step of a run."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_the_first_module_with_an_output_that_is_not_finite_is_found() -> None:
     assert losses["instance"].isnan().all()
     assert losses["rgb"].isfinite().all()
     assert losses["rgb"].shape == (8,)
+
+
+@pytest.mark.compile
+def test_a_step_of_a_compiled_run_is_replayed_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    training = CONFIG.training.model_copy(update={"compile": "blocks"})
+    experiment = build_pretraining(CONFIG.model_copy(update={"training": training}), World())
+    with experiment.open_batches(0) as batches:
+        parts = experiment.task.split(next(batches), num_micro_batches=1, step=0, progress=0.0, world=experiment.world)
+    losses, culprits = compute_sample_losses(experiment, [*parts])
+    assert not culprits
+    assert losses["rgb"].isfinite().all()
 
 
 def test_a_step_outside_the_run_is_rejected(run: Path) -> None:

@@ -32,6 +32,8 @@ def compile_model(model: nn.Module, compiled_parts: CompiledParts) -> None:
         return
     _cache_kernels()
     modules = list_blocks(model) if compiled_parts == "blocks" else [model]
+    if compiled_parts == "blocks":  # DDP would split their graphs at its buckets, but blocks are small already
+        torch._dynamo.config.optimize_ddp = False
     # Blocks of equal structure share a graph, but with drop path each has a rate of its own, and so a graph of its own.
     torch._dynamo.config.recompile_limit += len(modules)
     for module in modules:

@@ -4,19 +4,26 @@ Threads of OpenMP wait for each other after every operation. Beside other proces
 the others wait, by default in a loop that occupies theirs: a step can then take many times as long as with one thread.
 """
 
+import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from c2fmae.core.distributed import World
+from c2fmae.core.text import format_count
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CPU_TIMES = Path("/proc/stat")
 _SAMPLE_SECONDS = 0.2
 _MAX_WORKERS = 16  # a GPU needs 6 to 9 cores
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_DEFAULT_THREADS = torch.get_num_threads()  # cores, without their second threads
+log = logging.getLogger(__name__)
 
 
 def count_cores() -> int:
@@ -48,23 +55,30 @@ def count_idle_cores() -> int:
     return max(1, min(count_cores(), round(idle_ticks / (_SAMPLE_SECONDS * os.sysconf("SC_CLK_TCK")))))
 
 
-def set_torch_threads(recorded: int | None) -> str | None:
-    """Set the number of torch's threads on a CPU, and return a sentence about it if it is not torch's default.
+@contextmanager
+def fitting_threads(world: World, recorded: int | None = None) -> Iterator[None]:
+    """Compute with a number of torch's threads that fits this machine, within a context; log it if it is not torch's.
 
     It is the number that was `recorded` when the run started, since sums of another number have other last bits; for a
-    new run, the number of idle cores. A number that is set explicitly, by `OMP_NUM_THREADS` or
-    `torch.set_num_threads`, stays.
+    new run, the number of idle cores, up to torch's default. A number that is set explicitly, by `OMP_NUM_THREADS` or
+    `torch.set_num_threads`, stays, and so does that of several processes and of a process with a GPU.
     """
-    cores, default = count_cores(), len(os.sched_getaffinity(0))
-    if any(name in os.environ for name in _THREAD_VARIABLES) or torch.get_num_threads() != default:
-        return None
-    is_usable = recorded is not None and recorded <= cores
-    threads = recorded if recorded is not None and is_usable else count_idle_cores()
-    if threads == default:
-        return None
+    is_alone_on_cpu = world.size == 1 and world.device.type == "cpu"
+    is_explicit = any(name in os.environ for name in _THREAD_VARIABLES) or torch.get_num_threads() != _DEFAULT_THREADS
+    if is_explicit or not is_alone_on_cpu:
+        yield
+        return
+    if recorded is not None and recorded <= count_cores():
+        threads, reason = recorded, "as at the start of the run"
+    else:
+        threads, reason = min(_DEFAULT_THREADS, count_idle_cores()), "no more cores are idle"
+    if threads != _DEFAULT_THREADS:
+        log.info("%s: %s. OMP_NUM_THREADS sets another number", format_count(threads, "thread"), reason)
     torch.set_num_threads(threads)
-    reason = "as at the start of the run" if is_usable else "others are in use"
-    return f"computing on {threads} of {default} cores: {reason}. Set OMP_NUM_THREADS to use another number"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_DEFAULT_THREADS)
 
 
 def _read_cpu_quota() -> float:

@@ -36,6 +36,7 @@ _EXACT_RESUME_KEYS = {
     ("world_size",): "processes",
     ("compile",): "compile",
     ("timm",): "timm",
+    ("numpy",): "numpy",
     ("cpu",): "CPU",
     ("gpus",): "GPUs",
 }

@@ -13,7 +13,7 @@ from torch import nn
 
 from c2fmae.core.checkpoint import list_checkpoints, step_name
 from c2fmae.core.compilation import run_eagerly
-from c2fmae.core.cores import set_torch_threads
+from c2fmae.core.cores import fitting_threads
 from c2fmae.core.distributed import STEP_TIMEOUT, TIMEOUT, World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.experiment_config import ExperimentConfig
@@ -144,11 +144,13 @@ def run_experiment(
     experiment: Experiment, run_dir: RunDir, *, resume: bool = False, accept_changes: bool = False
 ) -> RunOutcome:
     """Run an experiment in a run directory. With `resume`, continue the run that the directory contains."""
+    recorded = run_dir.read_environment().get("torch", {}).get("threads") if resume else None
+    with fitting_threads(experiment.world, recorded):
+        return _start_and_train(experiment, run_dir, resume=resume, accept_changes=accept_changes)
+
+
+def _start_and_train(experiment: Experiment, run_dir: RunDir, *, resume: bool, accept_changes: bool) -> RunOutcome:
     config, world = experiment.config, experiment.world
-    if world.device.type == "cpu" and world.size == 1:
-        recorded = run_dir.read_environment().get("torch", {}).get("threads") if resume else None
-        if line := set_torch_threads(recorded):
-            log.info("%s", line)
     training = TrainingState.create(experiment.model, config.training)
     for name in config.watching.trackers if world.is_main else ():
         import_tracker(name)

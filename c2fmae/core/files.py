@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -146,4 +147,9 @@ def _format_bytes(count: int) -> str:
 def default_cache_dir() -> Path:
     """Return the directory of caches: `C2FMAE_CACHE`, or `c2fmae` in the user's cache directory."""
     chosen = os.environ.get("C2FMAE_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "c2fmae"
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "c2fmae"
+    except RuntimeError:  # the user has no home directory
+        return Path(tempfile.gettempdir()) / f"c2fmae-{os.getuid()}"

@@ -247,11 +247,11 @@ class _BatchDataset(Dataset[object]):
             start = time.perf_counter()
             batch = self.collate(samples)
             stacked = time.perf_counter()
+            mask_seconds = 0.0
             if self.finish is not None:
                 batch = self.finish(batch_position, batch)
-            times = LoadTimes(
-                decode, crop, stack=stacked - start, mask=time.perf_counter() - stacked, num_samples=len(samples)
-            )
+                mask_seconds = time.perf_counter() - stacked
+            times = LoadTimes(decode, crop, stack=stacked - start, mask=mask_seconds, num_samples=len(samples))
             if get_worker_info() is not None:
                 check_shared_memory()
             return batch_position, batch, broken, times

@@ -68,7 +68,7 @@ def list_tar_members(tar_path: Path, file: BinaryIO, file_size: int, problems: l
             elif kind != "directory":
                 text = f"{tar_path}: member '{name}' is a link or a special file. Pack regular files"
                 problems.append(Problem(member_to_key(name), text))
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         problems.append(Problem(None, f"{tar_path}: not a complete tar ({error}). Copy or pack it again"))
         return members
     # tarfile takes a cut between two members, or a broken header, for the end of the file.

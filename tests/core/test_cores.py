@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from c2fmae.core import cores
-from c2fmae.core.cores import count_cores, count_idle_cores, resolve_num_workers, set_torch_threads
+from c2fmae.core.cores import count_cores, count_idle_cores, fitting_threads, resolve_num_workers
+from c2fmae.core.distributed import World
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(cores, "_CPU_QUOTA", Path("missing"))
+    monkeypatch.setattr(cores, "_DEFAULT_THREADS", 4)
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(threads)
@@ -86,28 +88,45 @@ def test_a_container_has_no_more_cores_than_its_quota(
 
 
 @pytest.mark.usefixtures("four_cores")
-def test_a_new_run_computes_on_idle_cores_and_a_resumed_one_as_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_run_computes_on_idle_cores_and_a_resumed_one_as_at_its_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger=cores.__name__)
     monkeypatch.setattr(cores, "count_idle_cores", lambda: 3)
-    assert set_torch_threads(None) == (
-        "computing on 3 of 4 cores: others are in use. Set OMP_NUM_THREADS to use another number"
-    )
-    assert torch.get_num_threads() == 3
-    torch.set_num_threads(4)
-    assert "2 of 4 cores: as at the start of the run" in (set_torch_threads(2) or "")
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(4)
-    assert set_torch_threads(4) is None
-    assert torch.get_num_threads() == 4
-    assert "3 of 4" in (set_torch_threads(64) or "")  # the run started on a larger machine
+    for recorded, expected, message in (
+        (None, 3, "3 threads: no more cores are idle. OMP_NUM_THREADS sets another number"),
+        (2, 2, "2 threads: as at the start of the run. OMP_NUM_THREADS sets another number"),
+        (64, 3, "3 threads: no more cores are idle. OMP_NUM_THREADS sets another number"),  # started on another machine
+        (4, 4, None),
+    ):
+        caplog.clear()
+        with fitting_threads(World(), recorded):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 4
+        assert caplog.messages == ([message] if message else [])
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_idle_second_threads_of_cores_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "_DEFAULT_THREADS", 2)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(cores, "count_idle_cores", lambda: 4)
+    with fitting_threads(World()):
+        assert torch.get_num_threads() == 2
+    monkeypatch.setattr(cores, "count_idle_cores", lambda: 1)
+    with fitting_threads(World()):
+        assert torch.get_num_threads() == 1
 
 
 @pytest.mark.usefixtures("four_cores")
 def test_an_explicit_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "count_idle_cores", lambda: 1)
     torch.set_num_threads(3)
-    assert set_torch_threads(2) is None
-    assert torch.get_num_threads() == 3
+    with fitting_threads(World(), 2):
+        assert torch.get_num_threads() == 3
     torch.set_num_threads(4)
+    with fitting_threads(World(rank=0, size=2)):
+        assert torch.get_num_threads() == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert set_torch_threads(None) is None
-    assert torch.get_num_threads() == 4
+    with fitting_threads(World()):
+        assert torch.get_num_threads() == 4

@@ -53,6 +53,7 @@ def test_changes_that_prevent_an_exact_resume_are_described() -> None:
         "processes 2 → 1",
         "compile model → off",
         "timm 1.0.20 → 1.0.31",
+        "numpy 2.0 → 2.1",
         "CPU One, AVX2 → One, AVX512",
         "GPUs none → H200, H200",
     ]
