@@ -536,6 +536,16 @@ def test_saves_wait_for_each_other_and_share_buffers(tmp_path: Path, monkeypatch
     assert gate.most == 1
 
 
+def test_later_saves_allocate_no_memory(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
+    writer.save(1, TENSORS.items(), {})
+    first = dict(writer._buffers)
+    writer.save(2, TENSORS.items(), {})
+    writer.wait()
+    assert first.keys() == TENSORS.keys()
+    assert all(writer._buffers[name] is buffer for name, buffer in first.items())
+
+
 def test_an_interrupted_wait_does_not_disturb_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, writer = Gate(monkeypatch), CheckpointWriter(tmp_path, keep_last=3, keep_every=None)
     writer.save(1, {"weight": torch.ones(3)}.items(), {})

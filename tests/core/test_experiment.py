@@ -82,7 +82,15 @@ class SquaresTask:
 class SquaresExperiment(Experiment):
     """An experiment with everything that steps can change: weights, averages, statistics and random numbers."""
 
-    def __init__(self, bad_steps: Sequence[int], before_step: Callable[[int], object], **settings: Any) -> None:
+    def __init__(
+        self,
+        bad_steps: Sequence[int],
+        before_step: Callable[[int], object],
+        *,
+        save_every: int = 4,
+        evaluate_every: int = 3,
+        **settings: Any,
+    ) -> None:
         training = TrainingConfig(
             steps=NUM_STEPS,
             lr=0.1,
@@ -96,8 +104,8 @@ class SquaresExperiment(Experiment):
         self.config = ExperimentConfig(
             kind="pretraining",
             training=training,
-            saving=SavingConfig(steps=4, keep_last=99),
-            watching=WatchingConfig(held_out_every=3),
+            saving=SavingConfig(steps=save_every, keep_last=99),
+            watching=WatchingConfig(held_out_every=evaluate_every),
         )
         self.plan, self.world = plan_training(training, num_samples=2 * BATCH_SIZE, world_size=1), World()
         torch.manual_seed(0)
@@ -228,6 +236,27 @@ def test_a_run_with_late_reports_saves_on_a_signal_and_resumes_exactly(
     assert saved.metadata["bad_steps"] == {2: 1, 3: 2, 7: 1}.get(saved.step, 0)
     assert run(tmp_path / "run", delay=1, resume=True).status == "finished"
     assert read_results(tmp_path / "run") == expected
+
+
+def test_late_requests_are_met_once_and_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = list[int]()
+    rare: dict[str, Any] = {"save_every": NUM_STEPS, "evaluate_every": NUM_STEPS}
+    is_overdue = property(lambda self: self.saved_step is None and max(steps, default=0) >= 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "is_overdue", is_overdue)
+        run(tmp_path / "saved", delay=1, before_step=steps.append, **rare)
+    # Requested with the fourth step, whose report is read when the fifth is enqueued.
+    assert [path.name for path in list_checkpoints(tmp_path / "saved/checkpoints")] == [
+        "step-00000005",
+        "step-00000009",
+    ]
+
+    def stop(current: int) -> None:
+        if current == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    outcome = run(tmp_path / "stopped", delay=1, before_step=stop, **rare)
+    assert outcome == RunOutcome("saved-on-signal", 5, 75)
 
 
 @pytest.mark.parametrize("step", range(1, NUM_STEPS))
