@@ -116,3 +116,12 @@ def test_a_detector_restored_from_the_last_rows_equals_one_with_all_losses(num_r
     restored.restore(reversed(rows[:num_rows]))
     assert restored.add_rows(rows[num_rows:]) == complete.add_rows(rows[num_rows:])
     assert vars(restored) == vars(complete)
+
+
+def test_a_detector_is_restored_from_one_loss_more_than_its_window() -> None:
+    losses = [2.0, *[1.0] * (WINDOW_SIZE // 2), *[2.0] * (WINDOW_SIZE // 2 - 1), 1.2]  # the oldest decides the median
+    rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+    complete, restored = SpikeDetector(), SpikeDetector()
+    complete.add_rows(rows)
+    restored.restore(reversed(rows))
+    assert vars(restored) == vars(complete)

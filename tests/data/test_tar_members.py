@@ -122,6 +122,7 @@ HEADERS: dict[str, tuple[bool, Callable[[bytes], bytes]]] = {
     "a checksum with spaces": (True, lambda header: with_checksum(header, "%06o \0")),
     "a prefix": (True, edited(345, b"a/b")),
     "a prefix of two folders and a slash": (True, edited(345, b"./a//")),
+    "a name with a point as a folder": (True, edited(0, b"x/./b.jpg\0")),
     "a name with bytes after its end": (True, edited(20, b"more")),
     "a name that is not UTF-8": (True, edited(0, b"\xff\xfe.jpg\0")),
     "no name": (True, edited(0, bytes(100))),

@@ -68,6 +68,7 @@ def test_a_chart_without_values_is_a_note(points: list[tuple[float, float]]) -> 
 def test_downsampling_preserves_extremes_and_gaps() -> None:
     points = [(step, math.sin(step / 900)) for step in range(100_000)]
     points[4321], points[5555] = (4321, 7.0), (5555, -7.0)
+    points[4322], points[5556] = (4322, math.nan), (5556, math.nan)
     points[30_000:31_000] = [(step, math.nan) for step in range(30_000, 31_000)]
     shown = downsample_points(points)
     assert len(shown) <= 500
