@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from c2fmae.core.cores import fitting_threads
 from c2fmae.core.experiment import Experiment, checkpoint_bytes
 from c2fmae.core.loading_speed import LoadingSpeed, LoadTimes
 from c2fmae.core.loop import TrainingLoop, TrainingState, choose_delay
 from c2fmae.core.text import format_count
+from c2fmae.core.threads import fitting_threads
 from c2fmae.core.watching import peak_memory
 
 WARMUP_STEPS, MEASURED_STEPS = 2, 5

@@ -88,10 +88,10 @@ def label(
     Run it again to continue after an interruption. The same command works in one process, under `torchrun` and under
     `srun`; with --part, any number of commands share a directory.
     """
+    from c2fmae.core.cores import count_cores
     from c2fmae.core.distributed import init_distributed
     from c2fmae.core.errors import UserError
     from c2fmae.data.key_list import read_keys
-    from c2fmae.data.process_pool import count_cores
     from c2fmae.data.sources import open_scenes
     from c2fmae.eval.maps.page import check_page_path
     from c2fmae.eval.maps.pairs import find_common_maps, match_keys

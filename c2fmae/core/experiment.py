@@ -13,7 +13,6 @@ from torch import nn
 
 from c2fmae.core.checkpoint import list_checkpoints, step_name
 from c2fmae.core.compilation import run_eagerly
-from c2fmae.core.cores import fitting_threads
 from c2fmae.core.distributed import STEP_TIMEOUT, TIMEOUT, World, is_lost_peer_error
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.experiment_config import ExperimentConfig
@@ -27,6 +26,7 @@ from c2fmae.core.resume import start_or_resume
 from c2fmae.core.run_dir import RUN_ID_KEY, RunDir, open_run_dir
 from c2fmae.core.saving import Saver
 from c2fmae.core.signals import StopRequest, TestStopped, catch_signals
+from c2fmae.core.threads import fitting_threads
 from c2fmae.core.trackers import import_tracker
 from c2fmae.core.training import TrainingPlan
 from c2fmae.core.watching import RunLogger

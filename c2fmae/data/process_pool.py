@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from c2fmae.core.cores import count_cores
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.failures import convert_failure
 from c2fmae.core.workers import exit_if_unguarded, worker_death_error
@@ -102,11 +103,6 @@ def run_in_processes(
 def choose_num_workers(requested: int | None, num_items: int) -> int:
     """Return the requested number of processes, or by default at most one for each core and for 2000 items."""
     return requested or min(count_cores(), 1 + num_items // _ITEMS_PER_WORKER)
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _worker_main(connection: Connection) -> None:

@@ -43,7 +43,7 @@ def test_the_recorded_backbone_is_read_back() -> None:
 
 def test_settings_that_may_change_on_resume() -> None:
     assert PretrainConfig.resume_safe_keys() == [
-        *("data.cache", "data.workers", "data.prefetch", "saving", "watching", "backbone"),
+        *("data.cache", "data.workers", "data.prefetch", "training.compile", "saving", "watching", "backbone"),
     ]
     assert set(FinetuneConfig.resume_safe_keys()) == set(PretrainConfig.resume_safe_keys())
     provenance = {"name", "title", "source", "reported", "deviations", "unmeasured"}

@@ -1,30 +1,20 @@
-"""Cores of the machine, and threads of torch."""
+"""Cores of the machine."""
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from c2fmae.core import cores
-from c2fmae.core.cores import count_cores, count_idle_cores, fitting_threads, resolve_num_workers
-from c2fmae.core.distributed import World
+from c2fmae.core.cores import count_cores, count_idle_cores, resolve_num_workers
 
 
 @pytest.fixture
-def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Four cores without a quota, as many threads of torch, and nothing that sets them explicitly."""
-    threads = torch.get_num_threads()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four cores without a quota."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(cores, "_CPU_QUOTA", Path("missing"))
-    monkeypatch.setattr(cores, "_DEFAULT_THREADS", 4)
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_idle_ticks(path: Path, ticks_by_core: dict[int, int]) -> None:
@@ -85,48 +75,3 @@ def test_a_container_has_no_more_cores_than_its_quota(
     assert count_cores() == expected
     monkeypatch.setattr(cores, "_CPU_TIMES", tmp_path / "missing")
     assert count_idle_cores() == expected
-
-
-@pytest.mark.usefixtures("four_cores")
-def test_a_new_run_computes_on_idle_cores_and_a_resumed_one_as_at_its_start(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", logger=cores.__name__)
-    monkeypatch.setattr(cores, "count_idle_cores", lambda: 3)
-    for recorded, expected, message in (
-        (None, 3, "3 threads: no more cores are idle. OMP_NUM_THREADS sets another number"),
-        (2, 2, "2 threads: as at the start of the run. OMP_NUM_THREADS sets another number"),
-        (64, 3, "3 threads: no more cores are idle. OMP_NUM_THREADS sets another number"),  # started on another machine
-        (4, 4, None),
-    ):
-        caplog.clear()
-        with fitting_threads(World(), recorded):
-            assert torch.get_num_threads() == expected
-        assert torch.get_num_threads() == 4
-        assert caplog.messages == ([message] if message else [])
-
-
-@pytest.mark.usefixtures("four_cores")
-def test_idle_second_threads_of_cores_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "_DEFAULT_THREADS", 2)
-    torch.set_num_threads(2)
-    monkeypatch.setattr(cores, "count_idle_cores", lambda: 4)
-    with fitting_threads(World()):
-        assert torch.get_num_threads() == 2
-    monkeypatch.setattr(cores, "count_idle_cores", lambda: 1)
-    with fitting_threads(World()):
-        assert torch.get_num_threads() == 1
-
-
-@pytest.mark.usefixtures("four_cores")
-def test_an_explicit_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "count_idle_cores", lambda: 1)
-    torch.set_num_threads(3)
-    with fitting_threads(World(), 2):
-        assert torch.get_num_threads() == 3
-    torch.set_num_threads(4)
-    with fitting_threads(World(rank=0, size=2)):
-        assert torch.get_num_threads() == 4
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    with fitting_threads(World()):
-        assert torch.get_num_threads() == 4
