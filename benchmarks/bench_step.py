@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.multimae_baseline import MultiMaeBaseline
 from benchmarks.tables import print_costs
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch
@@ -56,7 +56,7 @@ class StagedModel(TimedModel, Protocol):
 
 
 class TimedMethod:
-    def __init__(self, config: MethodConfig, *, is_compiled: bool = False) -> None:
+    def __init__(self, config: MaskedConfig, *, is_compiled: bool = False) -> None:
         method = build_method(config)
         self.model = method.model
         compiled = cast(nn.Module, torch.compile(method.model, fullgraph=True)) if is_compiled else method.model

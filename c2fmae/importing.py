@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
@@ -119,7 +119,7 @@ def _write_run_dir(
     if channels is not None and channels != imported.backbone.spec.channels.get("rgb"):
         notes.append(_change_channels(imported, tensors, settings, channels))
     checkpoint_dir = out.resolve() / "checkpoints" / "step-00000000"
-    method = MethodConfig.from_dict(settings, source=imported.backbone.load_report.source)
+    method = MaskedConfig.from_dict(settings, source=imported.backbone.load_report.source)
     config = recipe.model_copy(update={"method": method, "init": str(checkpoint_dir)}).override(overrides)
     initial_state = build_method(config.method, seed=config.training.seed).model.state_dict()
     loaded_tensors = {

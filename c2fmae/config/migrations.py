@@ -34,7 +34,7 @@ def migrate_pretraining(values: Mapping[str, Any]) -> dict[str, Any]:
     Files without `mask_noise` were written before there was a choice; their runs keep their masks.
     """
     tree = _migrate_experiment(values, method=migrate_method, data=migrate_data, watching=_migrate_watching)
-    if isinstance(method := tree.get("method"), Mapping):
+    if isinstance(method := tree.get("method"), Mapping) and method.get("kind", "masked") == "masked":
         tree["method"] = {**method, "mask_noise": method.get("mask_noise", "batch")}
     return tree
 

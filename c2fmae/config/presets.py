@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.masking import MaskingConfig
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.config.target import TargetConfig
 from c2fmae.core.decoder_options import JointOptions, ParallelOptions
 from c2fmae.core.registry import Registry
 from c2fmae.core.specs import EncoderConfig
 
-METHODS: Registry[Callable[[], MethodConfig]] = Registry("method")
+METHODS: Registry[Callable[[], MaskedConfig]] = Registry("method")
 
 
 MAE_DECODER = JointOptions(dim=512, num_heads=16, depth=8, has_norm=True)
@@ -18,15 +18,15 @@ MULTIMAE_DECODER = ParallelOptions(context="visible", query_residual=False, entr
 
 
 @METHODS.register("c2fmae")
-def c2fmae() -> MethodConfig:
+def c2fmae() -> MaskedConfig:
     """C2FMAE: semantic map, instance map and image, each stage reading the one before it."""
-    return MethodConfig(name="c2fmae")
+    return MaskedConfig(name="c2fmae")
 
 
 @METHODS.register("mae")
-def mae() -> MethodConfig:
+def mae() -> MaskedConfig:
     """MAE: images alone, three quarters of each hidden at random, a deep joint decoder (He et al., 2022)."""
-    return MethodConfig(
+    return MaskedConfig(
         name="mae",
         granularities=("rgb",),
         encoder=EncoderConfig(has_norm=True),
@@ -38,9 +38,9 @@ def mae() -> MethodConfig:
 
 
 @METHODS.register("multimae")
-def multimae() -> MethodConfig:
+def multimae() -> MaskedConfig:
     """MultiMAE: a decoder for each prediction, which reads visible tokens alone (Bachmann et al., 2022)."""
-    return MethodConfig(
+    return MaskedConfig(
         name="multimae",
         decoder=DecoderConfig(name="parallel", options=MULTIMAE_DECODER),
         targets={"rgb": (TargetConfig(name="pixels"), TargetConfig(name="normalized_pixels"))},

@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
+from c2fmae.config.any_method import AnyMethodConfig
 from c2fmae.config.data import DataConfig
-from c2fmae.config.method import MethodConfig
 from c2fmae.config.migrations import migrate_pretraining
 from c2fmae.config.watching import PretrainWatchingConfig
 from c2fmae.core.config import RESUME_SAFE
@@ -14,7 +14,7 @@ from c2fmae.core.training import TrainingConfig
 class PretrainInputs(ConfigHeader):
     """Method, data and initial weights."""
 
-    method: MethodConfig
+    method: AnyMethodConfig
     data: DataConfig = DataConfig()
     init: str | None = None
     """Source of initial weights: a run, or anything else that `load_backbone` reads. By default, from scratch."""

@@ -109,9 +109,9 @@ class ModelUnderTest:
         return load_image_classifier(self.source, step=self.load_options.step, use_ema=self.load_options.use_ema)
 
     @cached_property
-    def method(self) -> "c2fmae.config.method.MethodConfig | None":
+    def method(self) -> "c2fmae.config.method.MaskedConfig | None":
         """The method of a pre-training run; None for any other source."""
-        from c2fmae.config.method import MethodConfig
+        from c2fmae.config.method import MaskedConfig
         from c2fmae.config.migrations import migrate_pretraining
         from c2fmae.core.run_dir import RunDir
         from c2fmae.core.run_info import read_run_info
@@ -121,7 +121,7 @@ class ModelUnderTest:
         info = read_run_info(Path(self.source))
         if info.kind != "pretraining":
             return None
-        return MethodConfig.from_dict(migrate_pretraining(info.config)["method"], source=self.source)
+        return MaskedConfig.from_dict(migrate_pretraining(info.config)["method"], source=self.source)
 
     @cached_property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.json_file import write_json
 from c2fmae.core.masks import Masks
@@ -171,7 +171,7 @@ def read_autoencoder(path: str | Path) -> MaskedAutoencoding:
 
 
 def _build_method(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MaskedAutoencoding:
-    config = MethodConfig.from_dict({**values}, source=f"{path / CONFIG_FILE}: method")
+    config = MaskedConfig.from_dict({**values}, source=f"{path / CONFIG_FILE}: method")
     check_model_size(
         str(path / CONFIG_FILE),
         config.backbone_spec(),

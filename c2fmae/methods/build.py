@@ -2,7 +2,7 @@
 
 import torch
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.errors import check_patch_multiples
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.seeding import derive_seed
@@ -16,14 +16,14 @@ from c2fmae.models.patches import label_stride
 from c2fmae.models.positions import sincos_positions
 
 
-def build_method(config: MethodConfig, *, seed: int = 0) -> MaskedAutoencoding:
+def build_method(config: MaskedConfig, *, seed: int = 0) -> MaskedAutoencoding:
     """Build a method. The same config and seed give the same weights; the global generator is not used."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "parts"))  # for plug-ins whose modules initialise themselves
         return _build_seeded(config, seed)
 
 
-def _build_seeded(config: MethodConfig, seed: int) -> MaskedAutoencoding:
+def _build_seeded(config: MaskedConfig, seed: int) -> MaskedAutoencoding:
     vit = create_vit(
         config.encoder.name,
         image_size=config.image_size,

@@ -10,7 +10,7 @@ from functools import partial
 
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.masking import CurriculumConfig, CurriculumOptions, MaskingConfig, MaskingOptions, Phase
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import replace
 from c2fmae.recipes.registry import Recipe, register_recipe
@@ -23,7 +23,7 @@ class Change:
 
     override: str
     """The same replacement as an override, without `method.`. A test checks that both give the same config."""
-    apply: Callable[[MethodConfig], MethodConfig]
+    apply: Callable[[MaskedConfig], MaskedConfig]
 
 
 @dataclass(frozen=True)
@@ -45,39 +45,39 @@ class Ablation:
 
 def _granularities(*names: str) -> Change:
     return Change(
-        f"granularities=[{', '.join(names)}]", lambda method: replace(method, MethodConfig, granularities=names)
+        f"granularities=[{', '.join(names)}]", lambda method: replace(method, MaskedConfig, granularities=names)
     )
 
 
 def _num_visible(number: int) -> Change:
-    return Change(f"num_visible={number}", lambda method: replace(method, MethodConfig, num_visible=number))
+    return Change(f"num_visible={number}", lambda method: replace(method, MaskedConfig, num_visible=number))
 
 
 def _policy(name: str) -> Change:
     return Change(
-        f"masking.name={name}", lambda method: replace(method, MethodConfig, masking=MaskingConfig(name=name))
+        f"masking.name={name}", lambda method: replace(method, MaskedConfig, masking=MaskingConfig(name=name))
     )
 
 
 def _phases(*order: Phase) -> Change:
-    def apply(method: MethodConfig) -> MethodConfig:
+    def apply(method: MaskedConfig) -> MaskedConfig:
         curriculum = CurriculumConfig(options=CurriculumOptions(order=order))
         masking = MaskingConfig(options=MaskingOptions(curriculum=curriculum))
-        return replace(method, MethodConfig, masking=masking)
+        return replace(method, MaskedConfig, masking=masking)
 
     return Change(f"masking.options.curriculum.options.order=[{', '.join(order)}]", apply)
 
 
 def _decoder(name: str) -> Change:
     return Change(
-        f"decoder.name={name}", lambda method: replace(method, MethodConfig, decoder=DecoderConfig(name=name))
+        f"decoder.name={name}", lambda method: replace(method, MaskedConfig, decoder=DecoderConfig(name=name))
     )
 
 
 def _loss_weight(granularity: str, weight: float) -> Change:
     return Change(
         f"loss_weights.{granularity}={weight:g}",
-        lambda method: replace(method, MethodConfig, loss_weights={granularity: weight}),
+        lambda method: replace(method, MaskedConfig, loss_weights={granularity: weight}),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Unpack
 from c2fmae.config import presets
 from c2fmae.config.data import DataConfig, DatasetConfig, GeneratedOptions
 from c2fmae.config.decoder import DecoderConfig
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.config.watching import PretrainWatchingConfig
 from c2fmae.core.config import replace
@@ -25,7 +25,7 @@ _TINY_TITLE = "{} for a laptop: images of 32 pixels, minutes on a CPU, on genera
 _TINY_UNMEASURED = ("larger images, longer runs, other data than generated scenes and Pascal VOC",)
 
 
-def make_tiny_config(method: MethodConfig, options: BlockOptions) -> PretrainConfig:
+def make_tiny_config(method: MaskedConfig, options: BlockOptions) -> PretrainConfig:
     """Return a method with a million weights, for images of 32 pixels in 16 patches, and a run of a few minutes.
 
     A step with 64 scenes takes 60 ms on two cores.
@@ -36,7 +36,7 @@ def make_tiny_config(method: MethodConfig, options: BlockOptions) -> PretrainCon
     return PretrainConfig(
         method=replace(
             method,
-            MethodConfig,
+            MaskedConfig,
             encoder=encoder,
             image_size=(32, 32),
             decoder=DecoderConfig(name=method.decoder.name, options=options),
@@ -55,13 +55,13 @@ def make_tiny_config(method: MethodConfig, options: BlockOptions) -> PretrainCon
 
 def make_c2fmae_tiny() -> PretrainConfig:
     """Return the config of c2fmae-tiny."""
-    method = replace(presets.c2fmae(), MethodConfig, num_visible=16, concentration=_MOSTLY_RGB)
+    method = replace(presets.c2fmae(), MaskedConfig, num_visible=16, concentration=_MOSTLY_RGB)
     return make_tiny_config(method, CascadedOptions(dim=64, num_heads=4, depth=1, context="visible"))
 
 
 def make_multimae_tiny() -> PretrainConfig:
     """Return the config of multimae-tiny."""
-    method = replace(presets.multimae(), MethodConfig, num_visible=16, concentration=_MOSTLY_RGB)
+    method = replace(presets.multimae(), MaskedConfig, num_visible=16, concentration=_MOSTLY_RGB)
     return make_tiny_config(method, replace(presets.MULTIMAE_DECODER, ParallelOptions, dim=64, num_heads=4, depth=1))
 
 
@@ -74,7 +74,7 @@ def make_mae_tiny() -> PretrainConfig:
 def make_c2fmae_debug() -> PretrainConfig:
     """Return the config of c2fmae-debug."""
     return PretrainConfig(
-        method=MethodConfig(
+        method=MaskedConfig(
             encoder=EncoderConfig(name="test_vit"),
             image_size=(64, 64),
             decoder=DecoderConfig(options=CascadedOptions(dim=64, num_heads=4, context="visible")),

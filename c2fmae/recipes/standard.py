@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from c2fmae.config import presets
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import replace
 from c2fmae.core.specs import EncoderConfig
@@ -33,7 +33,7 @@ _HUGE_MAPS_NOTE = "; cells of id maps are 2 pixels wide, 7×7 per patch"
 
 
 class _MethodFamily(NamedTuple):
-    method: Callable[[], MethodConfig]
+    method: Callable[[], MaskedConfig]
     title: str
     source: str
     reported: tuple[str, ...]
@@ -122,7 +122,7 @@ def make_standard_config(family: _MethodFamily, encoder: str) -> PretrainConfig:
     """Return the config of a method with another encoder."""
     method = family.method()
     encoder_config = replace(method.encoder, EncoderConfig, name=encoder)
-    return PretrainConfig(method=replace(method, MethodConfig, encoder=encoder_config), training=family.training)
+    return PretrainConfig(method=replace(method, MaskedConfig, encoder=encoder_config), training=family.training)
 
 
 def _standard_recipe(name: str, size: str) -> Recipe:

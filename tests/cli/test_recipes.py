@@ -100,7 +100,7 @@ PACKAGE = '''
 """A recipe of another package."""
 
 from c2fmae.config.decoder import DecoderConfig
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.decoder_options import CascadedOptions
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.config import RecipeConfig
@@ -109,7 +109,7 @@ from c2fmae.recipes.config import RecipeConfig
 @RECIPES.register("narrow-b")
 def narrow_b() -> RecipeConfig:
     """C2FMAE with a decoder half as wide."""
-    method = MethodConfig(decoder=DecoderConfig(options=CascadedOptions(dim=128)))
+    method = MaskedConfig(decoder=DecoderConfig(options=CascadedOptions(dim=128)))
     return RecipeConfig(name="narrow-b", title="C2FMAE with a decoder half as wide.", source="me", method=method)
 '''
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from c2fmae.config.data import DataConfig, DatasetConfig
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.config.migrations import migrate_finetuning, migrate_labelled_data, migrate_method, migrate_pretraining
 from c2fmae.config.presets import METHODS
 from c2fmae.core.errors import UserError
@@ -42,8 +42,8 @@ OLD_MASKING = {
 }
 
 
-def read_old(**method: Any) -> MethodConfig:
-    return MethodConfig.from_dict({"decoder": OLD_DECODER, "masking": OLD_MASKING, **method})
+def read_old(**method: Any) -> MaskedConfig:
+    return MaskedConfig.from_dict({"decoder": OLD_DECODER, "masking": OLD_MASKING, **method})
 
 
 def test_a_recipe_of_version_0_1_equals_the_current_one() -> None:
@@ -74,7 +74,7 @@ def test_a_fine_tuning_config_of_version_0_1_is_read() -> None:
 
 
 def test_options_that_apply_move_below_their_name_and_others_are_dropped() -> None:
-    assert read_old() == MethodConfig()
+    assert read_old() == MaskedConfig()
     joint = read_old(decoder={**OLD_DECODER, "name": "joint", "has_norm": True})
     assert joint.decoder.model_dump()["options"] == {
         "order": None,

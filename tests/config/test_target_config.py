@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.errors import UserError
 from c2fmae.methods import build_method
 from c2fmae.models.targets import TARGETS, PixelTarget
@@ -25,7 +25,7 @@ def blurred_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("blurred_pixels")
 def test_options_of_a_target_reach_it_and_survive_yaml() -> None:
     config = make_tiny_config("c2fmae", "targets.rgb=[{name: blurred_pixels, options: {radius: 3}}, pixels]")
-    config = MethodConfig.from_dict(config.model_dump(mode="json"))
+    config = MaskedConfig.from_dict(config.model_dump(mode="json"))
     objectives = build_method(config).objectives
     assert list(objectives) == ["semantic", "instance", "rgb", "rgb_pixels"]
     assert objectives["rgb"].target == TARGETS.get("blurred_pixels")(3, 16, radius=3)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.decoder_options import ParallelOptions, StagedOptions
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, count_with_fvcore, count_with_torch
@@ -18,7 +18,7 @@ VITS = {"test_vit": (64, 6, 192), "vit_base_patch16_224": (768, 12, 3072)}
 """Width, depth unless overridden by the config, and hidden width of the MLP."""
 
 
-def make_config(method: str, *overrides: str) -> MethodConfig:
+def make_config(method: str, *overrides: str) -> MaskedConfig:
     return METHODS.get(method)().override(list(overrides))
 
 
@@ -35,7 +35,7 @@ def cross_attention_flops(queries: int, keys: int, dim: int) -> int:
     return 2 * (queries * (2 + 8) + keys * 2) * dim**2 + 4 * queries * keys * dim
 
 
-def compute_expected_flops(config: MethodConfig) -> dict[str, int]:
+def compute_expected_flops(config: MaskedConfig) -> dict[str, int]:
     """Return operations by module for patches of 16, one global token, and decoder MLPs of four times its width."""
     width, depth, inside = VITS[config.encoder.name]
     depth = config.encoder.depth or depth

@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch import nn
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.decoder_options import JointOptions
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE
@@ -66,7 +66,7 @@ def test_configs_are_equal_after_a_round_trip_through_yaml(name: str) -> None:
     changes += ["num_visible=7", "concentration={rgb: 6}", "image_size=[96, 64]"]
     changed = make_tiny_config(name, *changes, granularities=["rgb"])
     for config in (METHODS.get(name)(), changed):
-        assert MethodConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+        assert MaskedConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
 
 
 def test_the_same_config_and_seed_give_the_same_weights() -> None:
@@ -82,11 +82,11 @@ def test_the_same_config_and_seed_give_the_same_weights() -> None:
 def test_default_budgets_are_a_sixth_or_a_quarter_for_one_granularity(
     granularities: tuple[str, ...], expected: int
 ) -> None:
-    assert MethodConfig(granularities=granularities).resolve_num_visible(196) == expected
+    assert MaskedConfig(granularities=granularities).resolve_num_visible(196) == expected
 
 
 def test_default_budgets_are_rounded_to_the_nearest_integer() -> None:
-    config = MethodConfig(granularities=("semantic", "rgb"))
+    config = MaskedConfig(granularities=("semantic", "rgb"))
     assert [config.resolve_num_visible(num_patches) for num_patches in (7, 8, 9)] == [2, 3, 3]
 
 

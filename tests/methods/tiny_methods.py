@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.granularity import IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
@@ -55,7 +55,7 @@ def make_tiny_config(
     *overrides: str,
     size: tuple[int, int] = (32, 32),
     granularities: Sequence[str] = (),
-) -> MethodConfig:
+) -> MaskedConfig:
     """Return a tiny config of a registered method, of its own granularities unless others are given."""
     settings = [*TINY_METHOD_OVERRIDES, f"image_size={list(size)}"]
     if granularities:

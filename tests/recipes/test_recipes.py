@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from c2fmae.config.data import DatasetConfig
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.config.presets import mae
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import replace
@@ -289,7 +289,7 @@ def test_a_recipe_is_read_by_name_or_from_a_file_with_changes(tmp_path: Path) ->
 
 def test_a_recipe_returns_its_config_with_its_provenance() -> None:
     def make() -> PretrainConfig:
-        return PretrainConfig(method=replace(mae(), MethodConfig, num_visible=20))
+        return PretrainConfig(method=replace(mae(), MaskedConfig, num_visible=20))
 
     recipe = Recipe(name="mine", title="For a test.", make=make, source="me")
     assert recipe().method == mae().override(["num_visible=20"])

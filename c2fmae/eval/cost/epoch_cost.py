@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.loop import TrainingLoop, TrainingState
@@ -43,8 +43,8 @@ K = TypeVar("K")
 class EpochCost:
     """Cost of a method, and of MAE with the same encoder and images."""
 
-    method: MethodConfig
-    mae: MethodConfig
+    method: MaskedConfig
+    mae: MaskedConfig
     cost: ForwardCost
     mae_cost: ForwardCost
     step_seconds: tuple[float, ...]
@@ -70,7 +70,7 @@ class EpochCost:
         return min(self.step_seconds) / min(self.mae_step_seconds)
 
 
-def make_matching_mae_config(config: MethodConfig) -> MethodConfig:
+def make_matching_mae_config(config: MaskedConfig) -> MaskedConfig:
     """Return a config of MAE with a method's encoder, image size, channels, mean and std.
 
     Decoder, masking and the encoder's final norm are MAE's own.
@@ -87,7 +87,7 @@ def make_matching_mae_config(config: MethodConfig) -> MethodConfig:
 
 
 def measure_epoch_costs(
-    methods: Mapping[K, MethodConfig],
+    methods: Mapping[K, MaskedConfig],
     *,
     device: torch.device | None = None,
     batch_size: int = 8,
@@ -121,7 +121,7 @@ def measure_epoch_costs(
 
 
 def _make_step(
-    config: MethodConfig, device: torch.device, batch_size: int, rounds: int, precision: Precision
+    config: MaskedConfig, device: torch.device, batch_size: int, rounds: int, precision: Precision
 ) -> Callable[[], None]:
     """Return a function that trains for one step.
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.text import format_count
 from c2fmae.eval.cost.epoch_cost import EpochCost
 from c2fmae.eval.metrics import Metric, TagValue, find_metric
@@ -87,7 +87,7 @@ def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
     )
 
 
-def _is_paper_mae(mae: MethodConfig) -> bool:
+def _is_paper_mae(mae: MaskedConfig) -> bool:
     default = METHODS.get("mae")()
     return (mae.encoder.name, mae.encoder.vit_kwargs(), mae.image_size) == (
         default.encoder.name,

@@ -13,7 +13,7 @@ backward pass, takes about three times as many.
 import torch
 from torch import Tensor, nn
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, PartCost, count_parameters, count_with_torch
@@ -22,7 +22,7 @@ from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.models import MultiGranularAutoencoder, label_stride
 
 
-def compute_pretraining_cost(config: MethodConfig, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
+def compute_pretraining_cost(config: MaskedConfig, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
     """Return the cost of a method at its image size; the model is built on the meta device and nothing is computed.
 
     The numbers of visible patches per granularity are the average ones.

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.decoder_options import CascadedOptions, JointOptions, ParallelOptions
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.operation_count import ForwardCost, PartCost
@@ -24,7 +24,7 @@ class ArchitectureRow(NamedTuple):
     cost: PartCost | None = None
 
 
-def describe_architecture(config: MethodConfig) -> list[ArchitectureRow]:
+def describe_architecture(config: MaskedConfig) -> list[ArchitectureRow]:
     """List the modules of a method from the input maps to the losses.
 
     In the descriptions of stages, T is the decoder state (all tokens) and F the output of a stage.
@@ -79,7 +79,7 @@ def _input_row(method: MaskedAutoencoding, name: str, num_patches: int) -> Archi
     return ArchitectureRow(f"  {name}", description, f"{num_patches}")
 
 
-def _describe_wiring(config: MethodConfig) -> str:
+def _describe_wiring(config: MaskedConfig) -> str:
     options, order = config.decoder.options, " → ".join(dict.fromkeys(head.stage for head in config.head_plans()))
     match config.decoder.name:
         case "cascaded":
@@ -93,7 +93,7 @@ def _describe_wiring(config: MethodConfig) -> str:
             return other
 
 
-def _stage_rows(config: MethodConfig, cost: ForwardCost, num_patches: int) -> list[ArchitectureRow]:
+def _stage_rows(config: MaskedConfig, cost: ForwardCost, num_patches: int) -> list[ArchitectureRow]:
     options, rows, earlier = config.decoder.options, [], list[str]()
     for name, part in cost.stage_costs.items():
         first = "self-attention"

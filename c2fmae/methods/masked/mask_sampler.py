@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
@@ -21,7 +21,7 @@ from c2fmae.methods.masked.model_inputs import compute_patch_grid
 class MaskSampler:
     """The masking of a method."""
 
-    config: MethodConfig
+    config: MaskedConfig
     policy: Policy
     patch_size: int
 

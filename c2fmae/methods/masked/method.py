@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
@@ -35,7 +35,7 @@ class MaskedAutoencoding:
     `dataclasses.replace(method, model=…)` computes the same steps with a compiled or distributed model.
     """
 
-    config: MethodConfig
+    config: MaskedConfig
     model: nn.Module
     objectives: Mapping[str, Objective]
     policy: Policy

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES, IGNORE
 from c2fmae.core.masks import Masks
@@ -19,18 +19,18 @@ from c2fmae.models.patches import compute_grid, label_stride, unpatchify
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def prepare_inputs(config: MethodConfig, patch_size: int, scenes: SceneBatch) -> dict[str, Tensor]:
+def prepare_inputs(config: MaskedConfig, patch_size: int, scenes: SceneBatch) -> dict[str, Tensor]:
     """Return the inputs of the method's model."""
     check_inputs(config, patch_size, scenes)
     return standardise_inputs(config, scenes)
 
 
-def check_inputs(config: MethodConfig, patch_size: int, scenes: SceneBatch) -> None:
+def check_inputs(config: MaskedConfig, patch_size: int, scenes: SceneBatch) -> None:
     """Raise a UserError if the scenes do not fit the method's model."""
     check_input_maps(scenes, {name: config.num_channels(name) for name in config.granularities}, patch_size)
 
 
-def standardise_inputs(config: MethodConfig, scenes: SceneBatch) -> dict[str, Tensor]:
+def standardise_inputs(config: MaskedConfig, scenes: SceneBatch) -> dict[str, Tensor]:
     """Return the inputs of the method's model from scenes that `check_inputs` has checked."""
     return standardise_maps({name: scenes.maps[name] for name in config.granularities}, config.mean_and_std)
 
@@ -74,7 +74,7 @@ def standardise_maps(maps: Mapping[str, Tensor], mean_and_std: Callable[[str], M
     return inputs
 
 
-def denormalise_map(config: MethodConfig, name: str, prediction: Tensor, original: Tensor) -> Tensor:
+def denormalise_map(config: MaskedConfig, name: str, prediction: Tensor, original: Tensor) -> Tensor:
     """Invert `prepare_inputs` for the prediction of a map; `original` is the map of the scenes."""
     kind = GRANULARITIES.get(name).kind
     if kind == "image":
@@ -98,7 +98,7 @@ def paste_visible(
     return torch.where(hidden if original.ndim == 3 else hidden.unsqueeze(1), prediction, original)
 
 
-def fill_missing_maps(config: MethodConfig, patch_size: int, scenes: SceneBatch, masks: Masks) -> SceneBatch:
+def fill_missing_maps(config: MaskedConfig, patch_size: int, scenes: SceneBatch, masks: Masks) -> SceneBatch:
     """Add placeholders for missing maps that are hidden entirely: the model uses only their size."""
     missing = [name for name in config.granularities if name not in scenes.maps]
     if not missing:
@@ -118,7 +118,7 @@ def fill_missing_maps(config: MethodConfig, patch_size: int, scenes: SceneBatch,
     return SceneBatch(scenes.keys, maps, scenes.labels)
 
 
-def compute_patch_grid(config: MethodConfig, patch_size: int, scenes: SceneBatch) -> tuple[int, int]:
+def compute_patch_grid(config: MaskedConfig, patch_size: int, scenes: SceneBatch) -> tuple[int, int]:
     """Return the rows and columns of patches, from the finest available map."""
     names = config.granularities
     name = next((name for name in reversed(names) if name in scenes.maps), names[-1])

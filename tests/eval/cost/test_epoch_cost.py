@@ -5,7 +5,7 @@ from statistics import median
 import pytest
 import torch
 
-from c2fmae.config.method import MethodConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.eval.cost import epoch_cost
 from c2fmae.eval.cost.epoch_cost import EpochCost, _draw_scenes, make_matching_mae_config, measure_epoch_costs
@@ -34,7 +34,7 @@ def test_matching_mae_takes_images_of_as_many_channels() -> None:
     assert build_method(mae).model.get_submodule("embeddings.rgb.proj").weight.shape[1] == 5  # type: ignore[index]
 
 
-def make_epoch_cost(method: MethodConfig, *seconds: float) -> EpochCost:
+def make_epoch_cost(method: MaskedConfig, *seconds: float) -> EpochCost:
     mae = make_matching_mae_config(method)
     return EpochCost(
         method, mae, compute_pretraining_cost(method), compute_pretraining_cost(mae), seconds, (1.0, 2.0, 4.0), "a CPU"
