@@ -1,15 +1,18 @@
 """The measurement of a GPU, rehearsed on a CPU, and records of measurements."""
 
 import json
+import math
+import subprocess
 import sys
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.gpu_run import STAGES, Bench
+from benchmarks.gpu_run import __main__ as gpu_run
+from benchmarks.gpu_run.__main__ import STAGES, main
 from benchmarks.record import record_command
 
 
@@ -17,31 +20,60 @@ from benchmarks.record import record_command
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """Directories of results and of data, which stages share."""
     torch._dynamo.reset()
+    num_threads = torch.get_num_threads()
     with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
         yield tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("work")
+    torch.set_num_threads(num_threads)
+
+
+def replace_processes(monkeypatch: pytest.MonkeyPatch, run: Callable[[list[str]], int]) -> None:
+    """Let stages run by a function of the command, which returns the exit code, instead of processes."""
+
+    def run_command(command: list[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(returncode=run(command))
+
+    replacement = SimpleNamespace(run=run_command, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(gpu_run, "subprocess", replacement)
+
+
+def run_here(command: list[str]) -> int:
+    main(command[3:])
+    return 0
 
 
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stage", ["ceilings", "parity", "eager", "loop", "pack", "run", "ddp", "data", "profile"])
+@pytest.mark.parametrize("stage", [pytest.param(name, marks=[pytest.mark.slow] * (name == "sweep")) for name in STAGES])
 def test_a_stage_of_the_gpu_measurement_runs_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, folders: tuple[Path, Path], stage: str
 ) -> None:
     out, work = folders
-    if stage in ("run", "data"):
-        STAGES["pack"].run(Bench(out, work, is_cpu=True, stage="pack"))  # nothing if it is written
     monkeypatch.setenv("C2FMAE_CACHE", str(work / "cache"))
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    STAGES[stage].run(Bench(out, work, is_cpu=True, stage=stage))
+    monkeypatch.setattr(torch, "compile", torch.compile)  # is restored after `main` has changed it
+    replace_processes(monkeypatch, run_here)
+    needed = ["pack"] if stage in ("run", "run-off", "data") else []  # which does nothing if it is written
+    main(["--cpu", "--out", str(out), "--work", str(work), "--only", *needed, stage])
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     values = {row["name"]: row["value"] for row in rows if row["stage"] == stage}
     assert values
+    assert all(map(math.isfinite, values.values()))
     if stage == "parity":
         assert values["masks that differ from the CPU's"] == 0
     if stage == "ddp":
         losses = [value for name, value in values.items() if name.endswith("loss")]
         assert len(losses) == 5
         assert losses == pytest.approx([losses[0]] * 5, rel=1e-2)  # in bfloat16
+
+
+def test_a_failed_stage_of_the_gpu_measurement_is_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_processes(monkeypatch, lambda _: 9)
+    with pytest.raises(SystemExit, match="failed: eager, blocks"):
+        main(["--cpu", "--out", str(tmp_path), "--only", "eager", "blocks"])
+    assert capsys.readouterr().out.split("\n\n")[1].split() == (
+        ["eager", "eager:", "FAILED", "nan", "9", "blocks", "blocks:", "FAILED", "nan", "9"]
+    )
 
 
 @pytest.mark.unchecked
