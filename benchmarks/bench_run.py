@@ -35,6 +35,7 @@ from c2fmae.core.saving import Saver
 from c2fmae.core.spikes import SpikeDetector
 from c2fmae.core.watching import RunLogger
 from c2fmae.eval.cost.speed_and_memory import time_in_turn
+from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.batch_masker import MaskedScenes
 from c2fmae.methods.masked.model_inputs import standardise_inputs
 from c2fmae.pretrain import Pretraining, build_pretraining
@@ -56,21 +57,21 @@ def make_experiment(recipe: str, *overrides: str) -> tuple[Pretraining, list[lis
     """Return an experiment and some of its batches, prepared in advance so that data loading is not measured."""
     experiment = build_pretraining(load_recipe(recipe, [*GENERATED_OVERRIDES, *overrides]), World())
     with experiment.open_batches(0) as stream:
-        return experiment, [next(stream) for _ in range(4)]
+        return experiment, [[*next(stream)] for _ in range(4)]
 
 
 def make_bare_step(
     experiment: Pretraining, training: TrainingState, batches: list[list[MaskedScenes]]
 ) -> Callable[[], object]:
     """Return a step of a plain loop, without reduced counts, reports and metric rows."""
-    stream, numbers = cycle(batches), iter(range(10**9))
+    stream, numbers, method = cycle(batches), iter(range(10**9)), experiment.method
+    assert isinstance(method, MaskedAutoencoding)
 
     def step() -> object:
         (masked,), index = next(stream), next(numbers)
-        maps = standardise_inputs(experiment.method.config, masked.scenes)
+        maps = standardise_inputs(method.config, masked.scenes)
         with autocast(experiment.config.training, experiment.world.device):
-            predictions = experiment.method.model(maps, masked.masks)
-            loss = experiment.method.compute_loss(predictions, maps, masked.masks).total
+            loss = method.compute_loss(method.model(maps, masked.masks), maps, masked.masks).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
         set_lr(training.optimiser, experiment.plan.lr(index))

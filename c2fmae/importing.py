@@ -121,7 +121,7 @@ def _write_run_dir(
     checkpoint_dir = out.resolve() / "checkpoints" / "step-00000000"
     method = MaskedConfig.from_dict(settings, source=imported.backbone.load_report.source)
     config = recipe.model_copy(update={"method": method, "init": str(checkpoint_dir)}).override(overrides)
-    initial_state = build_method(config.method, seed=config.training.seed).model.state_dict()
+    initial_state = build_method(config.masked_method, seed=config.training.seed).model.state_dict()
     loaded_tensors = {
         name: tensor
         for name, tensor in tensors.items()

@@ -12,7 +12,6 @@ from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.data import Scenes
 from c2fmae.methods import MaskedAutoencoding, build_method
-from c2fmae.methods.dataset_defaults import required_granularities
 from c2fmae.models.backbones.model_size import check_model_size
 
 _FINE_TUNED_MODELS = {"finetuning": "fine-tuned classifier", "segmentation": "segmenter", "detection": "detector"}
@@ -51,15 +50,15 @@ def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> L
         {key: value for key, value in info.config.items() if key in PretrainConfig.model_fields}, source=str(path)
     )
     tensors = checkpoint.tensors_of("model")
-    options: Config = config.method.decoder.options  # those of a plug-in may have no depth
+    options: Config = config.masked_method.decoder.options  # those of a plug-in may have no depth
     check_model_size(
         str(path),
         config.method.backbone_spec(),
         tensors,
-        lambda _: build_method(config.method).model,
+        lambda _: build_method(config.masked_method).model,
         decoder_depth=options.depth if isinstance(options, BlockOptions) else 0,
     )
-    method = build_method(config.method, seed=config.training.seed)
+    method = build_method(config.masked_method, seed=config.training.seed)
     ema_tensors = checkpoint.tensors_of("ema") if use_ema else {}
     if use_ema and not ema_tensors:
         raise UserError(f"{path}: has no averaged weights, since it was trained without training.ema. Leave out --ema")
@@ -74,5 +73,5 @@ def load_run(path: Path, *, step: int | None = None, use_ema: bool = False) -> L
 
 def open_run_scenes(config: PretrainConfig) -> Scenes:
     """Return the held-out scenes of a run, or its training scenes if it has none."""
-    names = required_granularities(config.method)
+    names = config.method.required_maps
     return config.data.open_held_out(names) or config.data.open_training(names)

@@ -6,7 +6,7 @@
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -40,11 +40,10 @@ from c2fmae.data.loader import explain_worker_death
 from c2fmae.data.sampler import DataPosition
 from c2fmae.eval.probes.online import OnlineProbes, describe_accuracies, open_online_probes
 from c2fmae.methods import MaskedAutoencoding, build_method
-from c2fmae.methods.dataset_defaults import fill_from_dataset, required_granularities
-from c2fmae.methods.masked.batch_masker import BatchMasker, MaskedScenes
-from c2fmae.methods.masked.held_out import HeldOutEvaluator
-from c2fmae.methods.masked.initial_weights import load_initial_weights
-from c2fmae.methods.masked.task import PretrainingTask
+from c2fmae.methods.dataset_defaults import fill_from_dataset
+from c2fmae.methods.held_out import HeldOutEvaluator
+from c2fmae.methods.initial_weights import load_initial_weights
+from c2fmae.methods.protocol import BatchPreparer, Method, MethodTask
 from c2fmae.models.residual_stream import narrow_streams
 from c2fmae.pretrain_report import write_pretraining_report
 from c2fmae.report.drawing import save_png
@@ -62,7 +61,7 @@ class Pretraining(Experiment):
     held_out: HeldOutEvaluator | None
     probes: OnlineProbes | None
     plan: TrainingPlan
-    method: MaskedAutoencoding
+    method: Method
     world: World
     value_labels: ClassVar[Mapping[str, str]] = {"alpha": "α", "beta": "β"}
 
@@ -72,18 +71,18 @@ class Pretraining(Experiment):
         return self.method.model
 
     @cached_property
-    def task(self) -> PretrainingTask:
-        """Reconstruction of hidden patches."""
+    def task(self) -> MethodTask[Any]:
+        """The training task of the method."""
         training = self.config.training
         compiled_parts = training.choose_compiled_parts(self.world.device.type)
-        return PretrainingTask(self.method, training.seed, compiled_parts=compiled_parts)
+        return self.method.build_task(self.plan, seed=training.seed, compiled_parts=compiled_parts)
 
     @contextmanager
-    def open_batches(self, step: int) -> Iterator[BatchStream[list[MaskedScenes]]]:
-        """Open an iterator over batches that starts at a step. They are masked where they are loaded."""
+    def open_batches(self, step: int) -> Iterator[BatchStream[Sequence[Any]]]:
+        """Open an iterator over batches that starts at a step. The method prepares them where they are loaded."""
         pin_memory = self.world.device.type == "cuda"
         data, training = self.config.data, self.config.training
-        view = data.build_training_view(**self.method.view_options)
+        view = self.method.training_view(data)
         stream = data.stream_training_batches(
             self.scenes,
             view,
@@ -91,7 +90,7 @@ class Pretraining(Experiment):
             step,
             seed=training.seed,
             rank=self.world.rank,
-            finish=partial(mask_batch, self.task.masker, self.plan, self.world),
+            finish=partial(prepare_batch, self.task.preparer, self.plan, self.world),
             pin_memory=pin_memory,
         )
         with closing(stream), explain_worker_death():
@@ -114,7 +113,8 @@ class Pretraining(Experiment):
 
     def _is_figure_due(self, step: int) -> bool:
         watching, total = self.config.watching, self.plan.steps
-        return watching.figures > 0 and is_due(step, watching.figures_every or max(total // 10, 1), total)
+        draws = isinstance(self.method, MaskedAutoencoding)  # others have nothing to reconstruct
+        return draws and watching.figures > 0 and is_due(step, watching.figures_every or max(total // 10, 1), total)
 
     def is_evaluation_due(self, step: int) -> bool:
         """Return whether held-out losses, probes or a figure are due after a step."""
@@ -142,6 +142,7 @@ class Pretraining(Experiment):
 
     def draw_reconstructions(self, run_dir: RunDir, logger: RunLogger, step: int) -> None:
         """Draw reconstructions of a few scenes, and save and log the figure."""
+        assert isinstance(self.method, MaskedAutoencoding)
         path = run_dir.figures / f"{step_name(step)}.png"
         source = self.held_out.scenes if self.held_out else self.scenes
         scenes = select_scenes(self.method, source, self.config.watching.figures)
@@ -155,12 +156,12 @@ class Pretraining(Experiment):
         write_pretraining_report(run_dir)
 
 
-def mask_batch(
-    masker: BatchMasker, plan: TrainingPlan, world: World, position: DataPosition, scenes: SceneBatch
-) -> list[MaskedScenes]:
-    """Return the batch at a position in micro-batches with masks and counts."""
+def prepare_batch(
+    preparer: BatchPreparer, plan: TrainingPlan, world: World, position: DataPosition, scenes: SceneBatch
+) -> Sequence[Any]:
+    """Return the batch at a position in micro-batches, with all random choices that need no model."""
     step = position.epoch * plan.steps_per_epoch + position.batches_done
-    return masker.mask(
+    return preparer.prepare(
         scenes, num_micro_batches=plan.num_micro_batches, step=step, progress=plan.progress(step), world=world
     )
 
@@ -210,7 +211,7 @@ def build_pretraining(
 
     `scenes` and `held_out` replace the data of the config.
     """
-    names = required_granularities(config.method)
+    names = config.method.required_maps
     if scenes is None:
         scenes, held_out = config.data.open_training(names), held_out or config.data.open_held_out(names)
     else:
@@ -231,8 +232,7 @@ def build_pretraining(
     evaluator = None
     if held_out is not None:
         fill_from_dataset(config.method, held_out.info)
-        view = config.data.build_held_out_view(**method.view_options)
-        evaluator = HeldOutEvaluator(held_out, view, config.data.held_out_samples, world)
+        evaluator = HeldOutEvaluator(held_out, method.held_out_view(config.data), config.data.held_out_samples, world)
     probes = None
     if config.watching.probes is not None:
         probes = open_online_probes(

@@ -1,9 +1,10 @@
 """Replay of one step of a run: its samples and masks, and the loss of each sample."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,6 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.loop import autocast
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.text import format_count
-from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.masked.task import MicroBatch
 from c2fmae.pretrain import Pretraining, build_pretraining
 
 NUM_SAMPLES_SHOWN = 5
@@ -46,13 +45,17 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
         progress=progress,
         world=experiment.world,
     )
-    keys = [key for micro_batch in micro_batches for key in micro_batch.keys]
+    keys = [key for micro_batch in micro_batches for key in experiment.task.sample_keys(micro_batch)]
     lines = [f"step {step}: {format_count(len(keys), 'sample')}, with the weights after step {checkpoint_step}"]
     lines += ["  (not those of the step itself, which were not saved)"] * (checkpoint_step < step - 1)
     losses, non_finite_modules = compute_sample_losses(experiment, micro_batches)
     totals = {name: values.mean().item() for name, values in losses.items()}
-    lines.append("losses: " + ", ".join(f"{name} {value:.4g}" for name, value in totals.items()))
+    if totals:
+        lines.append("losses: " + ", ".join(f"{name} {value:.4g}" for name, value in totals.items()))
     lines += [f"first output that is not finite: {name}" for name in non_finite_modules]
+    if not totals:
+        lines.append(f"with {experiment.config.method.kind} a sample has no loss of its own; the samples of the batch:")
+        return "\n".join([*lines, *(f"  {key}" for key in keys)])
     worst = (
         torch.stack([*losses.values()])
         .sum(dim=0)
@@ -78,35 +81,18 @@ def load_weights_before_step(experiment: Pretraining, run_dir: RunDir, step: int
     return 0
 
 
-def compute_sample_losses(
-    experiment: Pretraining, micro_batches: list[MicroBatch]
-) -> tuple[dict[str, Tensor], list[str]]:
+def compute_sample_losses(experiment: Pretraining, micro_batches: Sequence[Any]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the losses of each sample, and the name of the first module whose output is not finite, if any."""
-    sample_losses: list[dict[str, Tensor]] = []
     with (
         torch.no_grad(),
         run_eagerly(),  # hooks that read values cannot be compiled
         collect_non_finite_modules(experiment.method.model) as module_names,
         autocast(experiment.config.training, experiment.world.device),
     ):
-        for micro_batch in micro_batches:
-            predictions = experiment.method.model(micro_batch.maps, micro_batch.masks)
-            sample_losses += [
-                compute_one_sample_losses(experiment.method, micro_batch, predictions, row)
-                for row in range(len(micro_batch.keys))
-            ]
-    stacked = {name: torch.stack([losses[name] for losses in sample_losses]).cpu() for name in sample_losses[0]}
-    return stacked, module_names[:1]
-
-
-def compute_one_sample_losses(
-    method: MaskedAutoencoding, micro_batch: MicroBatch, predictions: dict[str, Tensor], row: int
-) -> dict[str, Tensor]:
-    """Return the losses of one sample of a micro-batch."""
-    rows = slice(row, row + 1)
-    maps = {name: tensor[rows] for name, tensor in micro_batch.maps.items()}
-    predicted = {name: tensor[rows] for name, tensor in predictions.items()}
-    return method.compute_loss(predicted, maps, micro_batch.masks.slice_images(row, row + 1)).terms
+        losses = [
+            experiment.task.compute_sample_losses(experiment.method.model, micro_batch) for micro_batch in micro_batches
+        ]
+    return {name: torch.cat([terms[name] for terms in losses]).cpu() for name in losses[0]}, module_names[:1]
 
 
 @contextmanager

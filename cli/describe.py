@@ -7,11 +7,14 @@ from c2fmae_cli.options import RecipeArgument, SetOption
 
 def describe(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Print the architecture of a recipe: inputs, shapes, parameters and operations of each part."""
-    from c2fmae.methods.masked.describe import describe_architecture, format_architecture
+    import torch
+
+    from c2fmae.methods import build_method
     from c2fmae.recipes.config import load_recipe
 
     config = load_recipe(recipe, set_ or [])
-    table = format_architecture(describe_architecture(config.method))
-    print(f"{config.name}  {config.title}\n\n{table}\n")
+    with torch.device("meta"):
+        method = build_method(config.method)
+    print(f"{config.name}  {config.title}\n\n{method.describe()}\n")
     words = [recipe, *(word for change in set_ or [] for word in ("--set", change))]
     print(f"next: c2fmae recipes show {' '.join(map(quote, words))}")

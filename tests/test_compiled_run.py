@@ -11,7 +11,7 @@ import torch
 
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
-from c2fmae.methods.masked.held_out import HeldOutEvaluator
+from c2fmae.methods.held_out import HeldOutEvaluator
 from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 

@@ -23,7 +23,7 @@ def compare_with_cpu(bench: Bench) -> None:
     num_different, num_compared = 0, 0
     for blend, progress in itertools.product(("topk", "sample", "quota"), (0.05, 0.3, 0.4, 0.5, 0.6, 0.95)):
         config = bench.load_config("c2fmae-b", f"method.masking.options.blend={blend}")
-        method = build_method(config.method, seed=0)
+        method = build_method(config.masked_method, seed=0)
         scenes = bench.draw_scenes(method, 64)
         ours, theirs = (
             method.sample_masks(each, progress=progress, generator=method.masking.seed_step(1, 0))
@@ -34,7 +34,7 @@ def compare_with_cpu(bench: Bench) -> None:
     bench.record("masks that differ from the CPU's", num_different, f"of {num_compared}", "must be 0")
 
     config = bench.load_config("c2fmae-b")
-    method = build_method(config.method, seed=0)
+    method = build_method(config.masked_method, seed=0)
     scenes = bench.draw_scenes(method, 4)
     exact = _compute_gradients(method, scenes, torch.device("cpu"))
     half = _compute_gradients(method, scenes, bench.device, is_half=True)
@@ -89,7 +89,7 @@ def run_distributed(bench: Bench) -> None:
         ):
             checkpointing = f"method.encoder.grad_checkpointing={str(has_checkpointing).lower()}"
             config = bench.load_config("c2fmae-b", *small, checkpointing, f"training.compile={compiled}")
-            method = build_method(config.method, seed=0)
+            method = build_method(config.masked_method, seed=0)
             prepare_model(method.model, config.training, World(device=bench.device))
             if is_sharded:
                 shard_model(method.model, bench.device, 1)

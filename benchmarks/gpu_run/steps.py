@@ -60,7 +60,7 @@ class BareStep:
 def build_bare_step(bench: Bench, recipe: str, num_scenes: int, compiled: Compile, *overrides: str) -> BareStep:
     """Return a step of a recipe on random scenes."""
     config = bench.load_config(recipe, *overrides, f"training.compile={compiled}")
-    method, world = build_method(config.method, seed=0), World(device=bench.device)
+    method, world = build_method(config.masked_method, seed=0), World(device=bench.device)
     prepare_model(method.model, config.training, world)
     training = TrainingState.create(method.model.train(), config.training)
     task = PretrainingTask(method, 0, compiled_parts=compiled)

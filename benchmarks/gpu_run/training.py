@@ -29,12 +29,12 @@ NUM_IMAGES = 1_281_167
 
 def run_loop(bench: Bench, config: PretrainConfig, *, delay: int) -> Iterator[Any]:
     """Yield the reports of the training loop, with batches as data workers return them."""
-    world, method = World(device=bench.device), build_method(config.method, seed=0)
+    world, method = World(device=bench.device), build_method(config.masked_method, seed=0)
     prepare_model(method.model, config.training, world)
     plan = plan_training(config.training, num_samples=NUM_IMAGES, world_size=1)
     task = PretrainingTask(method, 0, compiled_parts=config.training.choose_compiled_parts(bench.device.type))
     scenes = bench.draw_scenes(method, bench.batch_size)
-    masked = task.masker.mask(scenes, num_micro_batches=1, step=0, progress=0.1, world=world)
+    masked = task.preparer.prepare(scenes, num_micro_batches=1, step=0, progress=0.1, world=world)
     batch = masked if bench.is_cpu else [each.pin_memory() for each in masked]
     training = TrainingState.create(method.model, config.training)
     loop = TrainingLoop(task, config.training, plan, world, delay=delay)

@@ -27,7 +27,7 @@ class HeadPlan(NamedTuple):
 class MaskedConfig(MethodConfig):
     """A method of masked autoencoding."""
 
-    implementation: ClassVar[str] = "c2fmae.methods.masked:MaskedAutoencoding"
+    implementation: ClassVar[str] = "c2fmae.methods.masked.build:build_masked_autoencoding"
 
     kind: Literal["masked"] = "masked"
     name: Annotated[str, Field(min_length=1)] = "c2fmae"

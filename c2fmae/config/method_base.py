@@ -21,7 +21,8 @@ class MethodConfig(Config):
     """What the config of every method has. `kind` names the class in `METHOD_KINDS` that has the other settings."""
 
     implementation: ClassVar[str]
-    """The class of the method, as `module:name`. It is imported when a method is built, since configs need no torch."""
+    """The function that builds the method from a config and a `seed`, as `module:name`. It is imported when it is
+    called, since configs do not import torch."""
 
     kind: str
     name: Annotated[str, Field(min_length=1)]

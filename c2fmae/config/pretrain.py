@@ -4,9 +4,11 @@ from typing import Annotated, Any, Literal
 
 from c2fmae.config.any_method import AnyMethodConfig
 from c2fmae.config.data import DataConfig
+from c2fmae.config.method import MaskedConfig
 from c2fmae.config.migrations import migrate_pretraining
 from c2fmae.config.watching import PretrainWatchingConfig
 from c2fmae.core.config import RESUME_SAFE
+from c2fmae.core.errors import UserError
 from c2fmae.core.experiment_config import ConfigHeader, ExperimentConfig
 from c2fmae.core.training import TrainingConfig
 
@@ -18,6 +20,16 @@ class PretrainInputs(ConfigHeader):
     data: DataConfig = DataConfig()
     init: str | None = None
     """Source of initial weights: a run, or anything else that `load_backbone` reads. By default, from scratch."""
+
+    @property
+    def masked_method(self) -> MaskedConfig:
+        """The method, for what only masked autoencoders have. Raise a `UserError` if it is of another kind."""
+        if not isinstance(self.method, MaskedConfig):
+            raise UserError(
+                f"method.kind: expected masked, got {self.method.kind}, which has no decoder that predicts hidden "
+                "patches. Use a recipe or a run of a masked autoencoder"
+            )
+        return self.method
 
 
 class PretrainConfig(ExperimentConfig, PretrainInputs):  # in this order YAML begins with the method

@@ -10,5 +10,6 @@ from c2fmae.config.presets import METHODS
 from c2fmae.core.loop import StepLoss
 from c2fmae.methods.build import build_method
 from c2fmae.methods.masked import MaskedAutoencoding, Objective
+from c2fmae.methods.protocol import Method, MethodTask
 
-__all__ = ["METHODS", "MaskedAutoencoding", "Objective", "StepLoss", "build_method"]
+__all__ = ["METHODS", "MaskedAutoencoding", "Method", "MethodTask", "Objective", "StepLoss", "build_method"]

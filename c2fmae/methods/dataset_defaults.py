@@ -1,17 +1,15 @@
-"""Maps that a method requires in its data, and settings that are filled from the data."""
+"""Settings of a method that are filled from the data."""
 
-from c2fmae.config.method import MaskedConfig
+from typing import TypeVar
+
+from c2fmae.config.method_base import MethodConfig
 from c2fmae.core.errors import UserError
 from c2fmae.data import DatasetInfo
-from c2fmae.masking.policies import get_required_maps
+
+C = TypeVar("C", bound=MethodConfig)
 
 
-def required_granularities(config: MaskedConfig) -> tuple[str, ...]:
-    """Return the granularities that the data must have: those of the model, and those that guide the masks."""
-    return tuple(dict.fromkeys((*config.granularities, *get_required_maps(config.masking.build()))))
-
-
-def fill_from_dataset(config: MaskedConfig, info: DatasetInfo) -> MaskedConfig:
+def fill_from_dataset(config: C, info: DatasetInfo) -> C:
     """Return a method in which missing channels, numbers of classes, mean and std are those of the data.
 
     Raise a `UserError` if the method sets another number of classes or channels than the data has.
@@ -26,4 +24,4 @@ def fill_from_dataset(config: MaskedConfig, info: DatasetInfo) -> MaskedConfig:
             )
     channels = {name: from_dataset[name] for name in config.granularities if from_dataset.get(name)} | config.channels
     statistics = {key: getattr(config, key) or getattr(info, key) for key in ("mean", "std")}
-    return MaskedConfig.from_dict({**config.model_dump(), "channels": channels, **statistics}, source="method")
+    return type(config).from_dict({**config.model_dump(), "channels": channels, **statistics}, source="method")

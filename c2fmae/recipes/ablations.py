@@ -204,7 +204,7 @@ ABLATIONS = {
 def make_ablation_config(base: Recipe, change: Change) -> PretrainConfig:
     """Return the config of a recipe with one setting of its method replaced."""
     config = base.make()
-    return config.model_copy(update={"method": change.apply(config.method)})
+    return config.model_copy(update={"method": change.apply(config.masked_method)})
 
 
 def _ablation_recipe(table: str, row: Ablation, base: Recipe) -> Recipe:

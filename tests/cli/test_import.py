@@ -26,7 +26,7 @@ def test_an_mae_checkpoint_becomes_a_run(tmp_path: Path) -> None:
     assert (recipe.name, recipe.title) == ("a b", "Continued pre-training of mae.pth.")
     assert recipe.method.channels == {"rgb": 4}
     assert recipe.method.encoder.num_heads == 4
-    assert [target.name for target in recipe.method.targets["rgb"]] == ["pixels"]
+    assert [target.name for target in recipe.masked_method.targets["rgb"]] == ["pixels"]
     assert recipe.training.epochs == 5
     assert recipe.training.base_lr == 1.5e-4
     assert recipe.deviations == ("changed: method.targets.rgb=[pixels]", "changed: training.epochs=5")
@@ -38,7 +38,7 @@ def test_a_multimae_checkpoint_becomes_a_run(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     recipe = RecipeConfig.from_yaml(tmp_path / "out" / "config.yaml")
     assert recipe.method.granularities == ("semantic", "depth", "rgb")
-    assert recipe.method.decoder.name == "parallel"
+    assert recipe.masked_method.decoder.name == "parallel"
 
 
 def test_a_missing_checkpoint_is_a_user_error(tmp_path: Path) -> None:

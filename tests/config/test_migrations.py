@@ -60,8 +60,8 @@ def test_files_of_all_formats_keep_their_masks() -> None:
     assert tree["method"].pop("mask_noise") == "rows"  # of new runs
     for format_keys in ({}, {"format": 2}):
         recipe = {key: value for key, value in tree.items() if key != "format"} | format_keys
-        assert RecipeConfig.from_dict(recipe).method.mask_noise == "batch"
-        assert RecipeConfig.from_dict(recipe, ["method.mask_noise=rows"]).method.mask_noise == "rows"
+        assert RecipeConfig.from_dict(recipe).masked_method.mask_noise == "batch"
+        assert RecipeConfig.from_dict(recipe, ["method.mask_noise=rows"]).masked_method.mask_noise == "rows"
 
 
 def test_a_fine_tuning_config_of_version_0_1_is_read() -> None:

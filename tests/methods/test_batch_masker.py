@@ -20,7 +20,7 @@ from c2fmae.masking import RowGenerator
 from c2fmae.methods import MaskedAutoencoding
 from c2fmae.methods.masked.batch_masker import MaskedScenes
 from c2fmae.methods.masked.task import PretrainingTask
-from c2fmae.pretrain import mask_batch
+from c2fmae.pretrain import prepare_batch
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, slice_scenes
 
 pytestmark = pytest.mark.numeric
@@ -55,7 +55,7 @@ def load(
         first_step,
         seed=SEED,
         rank=world.rank,
-        finish=partial(mask_batch, PretrainingTask(method, SEED).masker, plan, world),
+        finish=partial(prepare_batch, PretrainingTask(method, SEED).preparer, plan, world),
         pin_memory=False,
     )
 
@@ -111,10 +111,10 @@ def test_masks_of_a_step_are_drawn_as_the_method_sets(mask_noise: str) -> None:
     seed = derive_seed(SEED, "masks", 2)
     generator = RowGenerator(seed) if mask_noise == "rows" else torch.Generator().manual_seed(seed)
     expected = method.sample_masks(scenes, progress=0.1, generator=generator)
-    masker = PretrainingTask(method, SEED).masker
+    masker = PretrainingTask(method, SEED).preparer
     for rank in range(2):
         half = slice_scenes(scenes, 2 * rank, 2 * rank + 2)
-        (part,) = masker.mask(half, num_micro_batches=1, step=2, progress=0.1, world=World(rank, 2))
+        (part,) = masker.prepare(half, num_micro_batches=1, step=2, progress=0.1, world=World(rank, 2))
         assert torch.equal(part.masks.is_masked, expected.is_masked[2 * rank : 2 * rank + 2])
 
 
@@ -126,7 +126,7 @@ def test_masked_scenes_are_those_of_the_task_and_keep_their_tensors_when_moved()
     method, scenes = make_method(), draw_noise_scenes(BATCH)
     task = PretrainingTask(method, SEED)
     options = {"num_micro_batches": 2, "step": 4, "progress": 0.3, "world": World()}
-    masked = task.masker.mask(scenes, **options)  # type: ignore[arg-type]
+    masked = task.preparer.prepare(scenes, **options)  # type: ignore[arg-type]
     moved = [part.to("cpu") for part in masked]
     assert_equal([moved], [masked])
     parts = task.split(masked, **options)  # type: ignore[arg-type]
@@ -141,21 +141,21 @@ def test_masked_scenes_are_those_of_the_task_and_keep_their_tensors_when_moved()
 
 def test_a_masker_is_sent_to_workers_without_the_model() -> None:
     method = make_method()
-    masker = PretrainingTask(method, SEED).masker
+    masker = PretrainingTask(method, SEED).preparer
     text = pickle.dumps(masker)
     assert len(text) < 20_000 < sum(4 * parameter.numel() for parameter in method.model.parameters())
     assert b"torch.nn" not in text
     again = pickle.loads(text)
     scenes = draw_noise_scenes(BATCH)
-    both = [each.mask(scenes, num_micro_batches=1, step=0, progress=0.0, world=World()) for each in (masker, again)]
+    both = [each.prepare(scenes, num_micro_batches=1, step=0, progress=0.0, world=World()) for each in (masker, again)]
     assert_equal([both[0]], [both[1]])
 
 
 def test_the_number_of_storages_sent_by_workers_does_not_depend_on_micro_batches() -> None:
     """Each needs an open file for as long as it is prefetched."""
-    masker, scenes = PretrainingTask(make_method(), SEED).masker, draw_noise_scenes(BATCH)
+    masker, scenes = PretrainingTask(make_method(), SEED).preparer, draw_noise_scenes(BATCH)
     for num_micro_batches in (1, 2, BATCH):
-        parts = masker.mask(scenes, num_micro_batches=num_micro_batches, step=0, progress=0.0, world=World())
+        parts = masker.prepare(scenes, num_micro_batches=num_micro_batches, step=0, progress=0.0, world=World())
         storages = {tensor.untyped_storage().data_ptr() for tensor in list_tensors([parts])}
         assert len(storages) == len(scenes.maps) + 3  # hidden and visible patches, and all lists and counts
         assert all(tensor.is_contiguous() for tensor in list_tensors([parts]))  # or a GPU would wait for the copy
@@ -163,7 +163,7 @@ def test_the_number_of_storages_sent_by_workers_does_not_depend_on_micro_batches
 
 def test_maps_that_only_guide_masks_are_not_sent_to_the_model() -> None:
     method = build_tiny_method("mae", "masking.name=semantic")
-    (part,) = PretrainingTask(method, SEED).masker.mask(
+    (part,) = PretrainingTask(method, SEED).preparer.prepare(
         draw_noise_scenes(BATCH), num_micro_batches=1, step=0, progress=0.0, world=World()
     )
     assert list(part.scenes.maps) == ["rgb"]

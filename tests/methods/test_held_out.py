@@ -14,7 +14,7 @@ from c2fmae.core.seeding import derive_seed
 from c2fmae.core.training import TrainingConfig
 from c2fmae.data import CentralView, DatasetInfo
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.masked.held_out import SCENES_PER_BATCH, HeldOutEvaluator
+from c2fmae.methods.held_out import SCENES_PER_BATCH, HeldOutEvaluator
 from tests.methods.tiny_methods import NUM_CLASSES, build_tiny_method, draw_noise_scenes
 
 pytestmark = pytest.mark.numeric

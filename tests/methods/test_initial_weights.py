@@ -12,7 +12,7 @@ from torch import nn
 from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.methods import MaskedAutoencoding
-from c2fmae.methods.masked.initial_weights import load_initial_weights
+from c2fmae.methods.initial_weights import load_initial_weights
 from tests.methods.tiny_methods import build_tiny_method, perturb_parameters, to_float64
 from tests.models.backbones.official_mae import mae_tokens, mae_weights, multimae_tokens, multimae_weights, sincos_table
 

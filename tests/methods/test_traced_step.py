@@ -78,7 +78,7 @@ def list_tensors(part: MaskedScenes) -> list[Tensor]:
 def trace_split(method: MaskedAutoencoding, mode: FakeTensorMode) -> tuple[list[MaskedScenes], list[MicroBatch], Trace]:
     """Trace what comes before the model in a later step than the first."""
     task = PretrainingTask(method, 0)
-    masked = task.masker.mask(draw_noise_scenes(4), num_micro_batches=2, step=0, progress=0.25, world=World())
+    masked = task.preparer.prepare(draw_noise_scenes(4), num_micro_batches=2, step=0, progress=0.25, world=World())
     batch = [make_fake(part, mode) for part in masked]
     with mode:
         task.split(batch, num_micro_batches=2, step=0, progress=0.25, world=GPU)
@@ -105,7 +105,7 @@ def test_masked_scenes_pin_all_tensors_that_a_step_copies(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     task = PretrainingTask(build_tiny_method(), 0)
-    (part,) = task.masker.mask(draw_noise_scenes(4), num_micro_batches=1, step=0, progress=0.0, world=World())
+    (part,) = task.preparer.prepare(draw_noise_scenes(4), num_micro_batches=1, step=0, progress=0.0, world=World())
     assert list_tensors(part.pin_memory()) == list_tensors(part)
     assert sorted(pinned) == sorted(map(id, list_tensors(part)))
 

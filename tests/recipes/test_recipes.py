@@ -85,7 +85,7 @@ ABLATION_ROWS = [row for rows in ABLATIONS.values() for row in rows]
 
 def described(recipe: RecipeConfig, method: MaskedAutoencoding) -> str:
     """Return a row of the table, read off what was built."""
-    config, model = recipe.method, method.model
+    config, model = recipe.masked_method, method.model
     assert isinstance(model, MultiGranularAutoencoder)
     encoder, decoder = model.encoder, model.decoder
     num_patches = config.image_size[0] // method.patch_size * (config.image_size[1] // method.patch_size)
@@ -162,7 +162,7 @@ def test_the_table_lists_every_recipe() -> None:
 def test_recipes_build_the_architecture_of_their_source(name: str) -> None:
     recipe = RECIPES.get(name)()
     with torch.device("meta"):
-        method = build_method(recipe.method)
+        method = build_method(recipe.masked_method)
     assert described(recipe, method) == ROWS[name]
 
 
@@ -199,7 +199,7 @@ def test_the_documentation_lists_every_ablation() -> None:
 def test_a_tiny_ablation_takes_a_step(name: str) -> None:
     few = ["method.num_visible=9"] if settings(name)["method.num_visible"] else []
     small = ["method.encoder.name=test_vit", "method.image_size=[32, 48]", "method.decoder.options.dim=32", *few]
-    method = build_method(load_recipe(name, small).method)
+    method = build_method(load_recipe(name, small).masked_method)
     noise = torch.Generator().manual_seed(0)
     maps = {
         "rgb": torch.randint(256, (2, 3, 32, 48), generator=noise, dtype=torch.uint8),
@@ -275,7 +275,7 @@ def test_overrides_are_listed_among_the_deviations() -> None:
     changes = ["method.decoder.name=parallel", "method.num_visible=147"]
     changed = recipe.override(changes)
     assert changed.deviations == (*recipe.deviations, *(f"changed: {change}" for change in changes))
-    assert (changed.method.decoder.name, changed.method.num_visible) == ("parallel", 147)
+    assert (changed.masked_method.decoder.name, changed.masked_method.num_visible) == ("parallel", 147)
     assert recipe.override([]) == recipe
 
 
@@ -283,7 +283,7 @@ def test_a_recipe_is_read_by_name_or_from_a_file_with_changes(tmp_path: Path) ->
     path = tmp_path / "mine.yml"
     path.write_text(load_recipe("mae-s", ["method.num_visible=30"]).to_yaml(), encoding="utf-8")
     recipe = load_recipe(str(path), ["method.num_visible=40"])
-    assert recipe.method.num_visible == 40
+    assert recipe.masked_method.num_visible == 40
     assert recipe.deviations[-2:] == ("changed: method.num_visible=30", "changed: method.num_visible=40")
 
 
@@ -299,7 +299,7 @@ def test_a_recipe_returns_its_config_with_its_provenance() -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_the_debug_recipe_reduces_its_loss_on_generated_scenes() -> None:
     scenes, view = open_scenes("generated", size=64, length=8), CentralView(size=(64, 64), label_stride=4)
-    method = build_method(fill_from_dataset(RECIPES.get("c2fmae-debug")().method, scenes.info))
+    method = build_method(fill_from_dataset(RECIPES.get("c2fmae-debug")().masked_method, scenes.info))
     assert method.config.concentration == {"semantic": 0.3, "instance": 0.3, "rgb": 6}
     assert len(scenes.info.classes) == method.config.num_channels("semantic")
     batch = SceneBatch.stack([view(scenes[index]) for index in range(8)])

@@ -53,7 +53,7 @@ class BatchMasker:
     objectives: Mapping[str, Objective]
     seed: int
 
-    def mask(
+    def prepare(
         self, scenes: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
     ) -> list[MaskedScenes]:
         """Return the batch of a rank in micro-batches, with masks that depend on seed, step and progress alone.

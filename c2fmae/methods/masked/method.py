@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from c2fmae.config.data import DataConfig
 from c2fmae.config.method import MaskedConfig
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
+from c2fmae.core.operation_count import ForwardCost, OperationCounter, count_with_torch
 from c2fmae.core.scene import SceneBatch
+from c2fmae.core.training import CompiledParts, TrainingPlan
+from c2fmae.data import Transform
 from c2fmae.masking import Policy
 from c2fmae.masking.noise import MaskGenerator
 from c2fmae.methods.masked.mask_sampler import MaskSampler
@@ -24,6 +28,9 @@ from c2fmae.methods.masked.model_inputs import (
 from c2fmae.methods.masked.objectives import InputMaps, Objective, count_hidden_values, pair_with_masks
 from c2fmae.models.losses import sum_hidden_error
 from c2fmae.models.patches import label_stride
+
+if TYPE_CHECKING:
+    from c2fmae.methods.masked.task import PretrainingTask
 
 LossCounts = Mapping[str, Int[Tensor, ""]]
 
@@ -42,6 +49,16 @@ class MaskedAutoencoding:
     patch_size: int
 
     @property
+    def teacher(self) -> None:
+        """None: targets are the maps themselves."""
+        return None
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss, by name."""
+        return {name: objective.weight for name, objective in self.objectives.items()}
+
+    @property
     def masking(self) -> MaskSampler:
         """The masking of the method, without its model."""
         return MaskSampler(self.config, self.policy, self.patch_size)
@@ -54,6 +71,42 @@ class MaskedAutoencoding:
             "label_stride": label_stride(self.patch_size),
             "max_instances": self.config.num_channels("instance"),
         }
+
+    def training_view(self, data: DataConfig) -> Transform:
+        """Return the transform that crops training scenes."""
+        return data.build_training_view(**self.view_options)
+
+    def held_out_view(self, data: DataConfig) -> Transform:
+        """Return the transform that crops held-out scenes."""
+        return data.build_held_out_view(**self.view_options)
+
+    def build_task(self, plan: TrainingPlan, *, seed: int, compiled_parts: CompiledParts = "off") -> "PretrainingTask":
+        """Return the training task; nothing in it depends on the plan."""
+        from c2fmae.methods.masked.task import PretrainingTask
+
+        del plan
+        return PretrainingTask(self, seed, compiled_parts=compiled_parts)
+
+    def sum_held_out_losses(self, scenes: SceneBatch, *, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the sum and the count of each loss. Masks are those of the end of training, to compare epochs."""
+        masks = self.sample_masks(scenes, progress=1.0, generator=torch.Generator().manual_seed(seed))
+        maps = self.prepare_inputs(scenes)
+        counts = self.loss_counts(maps, masks)
+        ones = {name: torch.ones_like(count) for name, count in counts.items()}
+        error_sums = self.compute_loss(self.model(maps, masks), maps, masks, ones).terms
+        return {name: (error_sums[name], counts[name]) for name in self.objectives}
+
+    def describe(self) -> str:
+        """Return the architecture as a table."""
+        from c2fmae.methods.masked.describe import describe_architecture, format_architecture
+
+        return format_architecture(describe_architecture(self.config))
+
+    def compute_cost(self, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
+        """Return the cost of the forward pass of one image."""
+        from c2fmae.methods.masked.cost import compute_pretraining_cost
+
+        return compute_pretraining_cost(self.config, counter=counter)
 
     def compute_step_loss(self, scenes: SceneBatch, *, progress: float, generator: MaskGenerator) -> StepLoss:
         """Draw masks from the generator, predict the hidden patches and return the loss."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
+import torch
 from torch import Tensor, nn
 
 from c2fmae.core.compilation import compile_function
@@ -37,7 +38,7 @@ class PretrainingTask:
     compiled_parts: CompiledParts = field(default="off", kw_only=True)
 
     @property
-    def masker(self) -> BatchMasker:
+    def preparer(self) -> BatchMasker:
         """The part of the task that data workers do: masks and counts."""
         return BatchMasker(self.method.masking, self.method.objectives, self.seed)
 
@@ -55,7 +56,7 @@ class PretrainingTask:
         Scenes that no data worker has masked, such as those of another loader, are masked first.
         """
         if isinstance(batch, SceneBatch):
-            batch = self.masker.mask(
+            batch = self.preparer.prepare(
                 batch, num_micro_batches=num_micro_batches, step=step, progress=progress, world=world
             )
         return [self._prepare(masked.to(world.device)) for masked in batch]
@@ -102,6 +103,21 @@ class PretrainingTask:
             return compute_loss(predictions, maps, masks, dict(counts))
 
         return read_counts_first
+
+    def compute_sample_losses(self, model: nn.Module, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        """Return the losses of each sample."""
+        maps, masks = micro_batch.maps, micro_batch.masks
+        predictions, losses = model(maps, masks), list[dict[str, Tensor]]()
+        for row in range(len(micro_batch.keys)):
+            of_row = slice(row, row + 1)
+            losses.append(
+                self.method.compute_loss(
+                    {name: tensor[of_row] for name, tensor in predictions.items()},
+                    {name: tensor[of_row] for name, tensor in maps.items()},
+                    masks.slice_images(row, row + 1),
+                ).terms
+            )
+        return {name: torch.stack([terms[name] for terms in losses]) for name in losses[0]}
 
     def sample_keys(self, micro_batch: MicroBatch) -> Sequence[str]:
         """Return the keys of the scenes."""

@@ -24,7 +24,7 @@ from c2fmae.eval.classification.experiment import Finetuning, build_finetuning, 
 from c2fmae.eval.classification.result import read_finetune_result
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.training_evaluation import fill_generated_sets
-from c2fmae.methods.masked.initial_weights import load_initial_weights
+from c2fmae.methods.initial_weights import load_initial_weights
 from c2fmae.models.backbones import load_backbone
 from c2fmae.models.classifiers import load_classifier
 from tests.eval.classification import finetune_processes

@@ -12,7 +12,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.run_dir import find_checkpoint
 from c2fmae.core.run_info import RunInfo, is_run_or_checkpoint
 from c2fmae.core.text import format_count
-from c2fmae.methods.masked import MaskedAutoencoding
+from c2fmae.methods.protocol import Method
 from c2fmae.models.backbones import Backbone, load_backbone
 from c2fmae.models.backbones.channels import RGB_EMBEDDING, change_image_channels
 from c2fmae.models.backbones.timm_reader import TIMM_PREFIX
@@ -36,7 +36,7 @@ class InitialWeights:
         return f"{self.source}: {count}; newly initialised: {', '.join(modules) or 'none'}{notes}"
 
 
-def load_initial_weights(method: MaskedAutoencoding, source: str) -> InitialWeights:
+def load_initial_weights(method: Method, source: str) -> InitialWeights:
     """Load weights into the model of a method, from a run, a checkpoint, or any source that `load_backbone` reads.
 
     The encoder must be complete. From a run or checkpoint, all other tensors of the same name and shape are loaded too.
@@ -74,7 +74,7 @@ def _describe_size(tensors: Mapping[str, Tensor]) -> str:
     return f"width {len(tensors[norms[0]])} and {format_count(len(norms), 'block')}"
 
 
-def _backbone_tensors(method: MaskedAutoencoding, source: str) -> Mapping[str, Tensor]:
+def _backbone_tensors(method: Method, source: str) -> Mapping[str, Tensor]:
     config, encoder = method.config, cast(Encoder, method.model.encoder)
     name = source.removeprefix(TIMM_PREFIX).partition("@")[0]
     if source.startswith(TIMM_PREFIX) and name != config.encoder.name:
