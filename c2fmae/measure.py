@@ -30,7 +30,7 @@ def measure_run(experiment: Experiment, out: Path) -> str:
 
 
 def _measure_steps(experiment: Experiment, out: Path) -> str:
-    training = TrainingState.create(experiment.model, experiment.config.training)
+    training = TrainingState.create(experiment.model, experiment.config.training, experiment.teacher)
     world = experiment.world
     loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, world, choose_delay(world.device))
     steps, waits, times = [], [], []

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from c2fmae.core.errors import RunError, UserError
 from c2fmae.core.failures import convert_failure
+from c2fmae.core.running_statistics import running_statistics
 from c2fmae.core.sharding import shard_model
 from c2fmae.core.training import DeviceName
 
@@ -85,6 +86,9 @@ class World:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        # Other buffers are the same on all ranks, and a queue would be sent in each forward pass. The argument of this
+        # name is deprecated.
+        wrapped.broadcast_buffers = bool(running_statistics(model))
         if self.size > 2 and self.device.type == "cpu":
             wrapped.register_comm_hook(self.size, _average_in_rank_order)
         return wrapped
@@ -136,6 +140,58 @@ def _average_in_rank_order(
     gathering = dist.all_gather(parts, bucket.buffer(), async_op=True)
     assert gathering is not None
     return gathering.get_future().then(lambda _: sum(parts[1:], start=parts[0]) / world_size)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def gather_rows_with_gradient(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, in the order of ranks; each rank passes as many. One process gets its own.
+
+    The gradient of a row is the sum of the gradients that all ranks have for it. So if each rank's loss is its share of
+    a sum over ranks, all gradients are those of the sum.
+    """
+    return _GatherRows.apply(rows) if _has_peers() else rows
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, as `gather_rows_with_gradient` does, but without gradient."""
+    return gather_rows_with_gradient(rows.detach())
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all ranks. Its gradient is summed over ranks too."""
+    return _SumOverRanks.apply(tensor) if _has_peers() else tensor
+
+
+def _has_peers() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gradient_sync(model: nn.Module, *, is_last_micro_batch: bool) -> AbstractContextManager[None]:

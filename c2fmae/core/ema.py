@@ -21,6 +21,25 @@ def init_ema(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def init_teacher(teacher: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """Make a teacher the average of the parts of a model that it has too. Return its averaged tensors, by name.
+
+    Now it has the model's weights. It has no gradients, and stays in evaluation mode.
+    """
+    weights = averaged_tensors(model)
+    teacher.requires_grad_(False).eval()
+    average = averaged_tensors(teacher)
+    shared_storages = {tensor.untyped_storage()._cdata for tensor in weights.values()}
+    for name, tensor in average.items():
+        if name not in weights or tensor.shape != weights[name].shape:
+            raise ValueError(f"the teacher has a parameter {name}, but the model has none of its name and shape")
+        if tensor.untyped_storage()._cdata in shared_storages:
+            raise ValueError(f"the teacher shares its parameter {name} with the model. Build it with its own")
+        tensor.copy_(weights[name])
+    return average
+
+
+@torch.no_grad()
 def update_ema(
     ema: Mapping[str, Tensor], tensors: Mapping[str, Tensor], decay: float, condition: Bool[Tensor, ""]
 ) -> None:

@@ -70,6 +70,14 @@ class Experiment(ABC):
         """The model that is trained."""
 
     @property
+    def teacher(self) -> nn.Module | None:
+        """A module whose parameters are averages of those of the model with the same names. By default there is none.
+
+        Its task then is a `TeacherTask`.
+        """
+        return None
+
+    @property
     @abstractmethod
     def task(self) -> Task[Any, Any]:
         """The task that defines its loss."""
@@ -151,7 +159,7 @@ def run_experiment(
 
 def _start_and_train(experiment: Experiment, run_dir: RunDir, *, resume: bool, accept_changes: bool) -> RunOutcome:
     config, world = experiment.config, experiment.world
-    training = TrainingState.create(experiment.model, config.training)
+    training = TrainingState.create(experiment.model, config.training, experiment.teacher)
     for name in config.watching.trackers if world.is_main else ():
         import_tracker(name)
     is_finished = start_or_resume(

@@ -4,25 +4,35 @@ A step is a function of weights, batch and step number. Counts are summed over m
 division, so accumulated micro-batches give the gradient of the global batch. All ranks make the same decisions.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from c2fmae.core.checkpoint import check_model_tensors
 from c2fmae.core.distributed import World, gradient_sync
-from c2fmae.core.ema import averaged_tensors, init_ema, update_ema
+from c2fmae.core.ema import averaged_tensors, init_ema, init_teacher, update_ema
 from c2fmae.core.errors import UserError
-from c2fmae.core.optimiser import build_adamw, build_parameter_groups, get_moments, load_moments, set_lr, step_if
+from c2fmae.core.optimiser import (
+    build_adamw,
+    build_parameter_groups,
+    clip_each_gradient,
+    get_moments,
+    load_moments,
+    set_lr,
+    set_weight_decay,
+    step_if,
+)
 from c2fmae.core.precision import choose_precision
+from c2fmae.core.ramps import Ramp, compute_value
 from c2fmae.core.reduced_counts import ReducedCounts
 from c2fmae.core.running_statistics import restore_statistics_unless, running_statistics
 from c2fmae.core.seeding import derive_seed
@@ -41,6 +51,10 @@ class StepLoss(NamedTuple):
     """The weighted loss, with its autograd graph."""
     terms: dict[str, Float[Tensor, ""]]
     """Unweighted, detached terms of the loss, by name."""
+    values: Mapping[str, Float[Tensor, ""]] = MappingProxyType({})
+    """Further values to log, by name. Like losses, those of micro-batches and ranks add up."""
+    sums: Mapping[str, Float[Tensor, "..."]] = MappingProxyType({})
+    """Tensors for `StatefulTask.update_state`, summed over micro-batches and ranks."""
 
 
 @runtime_checkable
@@ -72,6 +86,36 @@ class Task(Protocol[B, P]):
         ...
 
 
+@runtime_checkable
+class HoldingTask(Protocol):
+    """A task that holds some parameters in some steps."""
+
+    def held_parameters(self, step: int) -> Iterable[nn.Parameter]:
+        """Return the parameters that a step leaves as they are: it neither moves nor decays them."""
+        ...
+
+
+@runtime_checkable
+class StatefulTask(Protocol):
+    """A task whose model has state that changes after a step, such as a centre or a queue."""
+
+    def update_state(self, model: nn.Module, sums: Mapping[str, Tensor], condition: Bool[Tensor, ""]) -> None:
+        """Update the buffers of the model in place, if the condition holds, which only the device reads.
+
+        `sums` are the `StepLoss.sums` of the global batch.
+        """
+        ...
+
+
+@runtime_checkable
+class TeacherTask(Protocol):
+    """A task whose teacher is an average of the weights."""
+
+    def teacher_momentum(self, step: int) -> float:
+        """Return the weight of the teacher in its update after a step: teacher = m · teacher + (1 - m) · model."""
+        ...
+
+
 @dataclass
 class TrainingState:
     """Model, optimiser, averaged weights and step: everything that changes during training."""
@@ -79,17 +123,30 @@ class TrainingState:
     model: nn.Module
     optimiser: torch.optim.AdamW
     ema: dict[str, Tensor] | None = None
+    """The averages of weights, or of a part of them, by name. If there is a teacher, they are its parameters."""
     step: int = 0
     """Number of steps done."""
     bad_steps: int = 0
     """Number of skipped steps in a row, up to the last report."""
 
     @classmethod
-    def create(cls, model: nn.Module, config: TrainingConfig) -> "TrainingState":
-        """Return the state before the first step."""
+    def create(cls, model: nn.Module, config: TrainingConfig, teacher: nn.Module | None = None) -> "TrainingState":
+        """Return the state before the first step. A teacher gets the weights of the model, and then averages them.
+
+        Raises a `UserError` if the config does not allow a teacher.
+        """
         groups = build_parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
-        average = init_ema(model) if config.ema is not None else None
-        return cls(model, build_adamw(groups, betas=config.betas), average)
+        optimiser = build_adamw(groups, betas=config.betas)
+        if teacher is None:
+            return cls(model, optimiser, init_ema(model) if config.ema is not None else None)
+        if config.ema is not None:
+            raise UserError(
+                "training.ema: a method with a teacher has averaged weights, those of its teacher (expected null, got "
+                f"{config.ema:g}). Set it to null"
+            )
+        if config.sharded:
+            raise UserError("training.sharded: a method with a teacher cannot be sharded. Set it to false")
+        return cls(model, optimiser, init_teacher(teacher, model))
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -104,7 +161,8 @@ class TrainingState:
     @cached_property
     def averaged(self) -> dict[str, Tensor]:
         """The tensors of the model whose averages are `ema`, by name."""
-        return averaged_tensors(self.model)
+        tensors = averaged_tensors(self.model)
+        return {name: tensors[name] for name in self.ema or {}}
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Return all tensors as `model/…`, `optimiser/…` and `ema/…`, sharded as they are."""
@@ -159,12 +217,14 @@ class PendingStep:
     position: dict[str, float]
     """Epoch, progress and learning rate."""
     loss_names: list[str]
+    value_names: list[str]
     count_names: list[str]
     flag_names: list[str]
     keys: list[Sequence[str]]
     """Sample keys of each micro-batch of this rank."""
     results: HostCopy
-    """Losses, gradient norm, counts and flags of all ranks, and the losses of each micro-batch of this rank."""
+    """Whether the step was taken, then losses, values, gradient norm, counts and flags of all ranks, and the losses of
+    each micro-batch of this rank."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +268,7 @@ class TrainingLoop(Generic[B, P]):
         The device alone decides this, so that it never waits for the host.
         """
         step, plan, task = training.step, self.plan, self.task
-        lr, progress = plan.lr(step), plan.progress(step)
+        progress = plan.progress(step)
         torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))  # for drop path
         micro_batches = task.split(
             batch, num_micro_batches=plan.num_micro_batches, step=step, progress=progress, world=self.world
@@ -217,46 +277,71 @@ class TrainingLoop(Generic[B, P]):
 
         # The forward pass changes running statistics, also in a step that is skipped.
         saved_statistics = {name: buffer.clone() for name, buffer in training.statistics.items()}
-        losses = []
+        losses: list[StepLoss] = []
         for index, micro_batch in enumerate(micro_batches):
             with gradient_sync(model, is_last_micro_batch=index + 1 == len(micro_batches)):
                 with autocast(self.config, self.world.device):
                     loss = task.compute_losses(model, micro_batch, counts)
                 (loss.total * self.world.size).backward()  # gradients are averaged over ranks
-            losses.append({"loss": loss.total.detach(), **{f"loss/{k}": term for k, term in loss.terms.items()}})
+            losses.append(loss._replace(total=loss.total.detach()))
+        if isinstance(task, HoldingTask):
+            for parameter in task.held_parameters(step):
+                parameter.grad = None
         norm = compute_total_norm(p.grad for p in training.parameters if p.grad is not None)
 
-        rank_losses = torch.stack([torch.stack(list(terms.values())) for terms in losses]).double()
-        loss_sums = self.world.all_reduce(rank_losses.sum(dim=0))
-        losses_and_norm = torch.cat([loss_sums, norm.double().view(1)])
-        is_finite = losses_and_norm.isfinite().all()
+        shares = torch.stack([_flatten(loss) for loss in losses]).double()
+        totals = self.world.all_reduce(shares.sum(dim=0))
+        loss = losses[0]  # all have the same names
+        num_losses, num_values = 1 + len(loss.terms), len(loss.values)
+        loss_sums, value_sums, sums = totals.tensor_split([num_losses, num_losses + num_values])
+        is_finite = torch.cat([loss_sums, sums, norm.double().view(1)]).isfinite().all()
         restore_statistics_unless(is_finite, training.statistics, saved_statistics)
-        self._update(training, lr, norm, is_finite)
+        self._update(training, step, norm, is_finite)
+        if isinstance(task, StatefulTask):
+            with torch.no_grad():
+                task.update_state(training.model, _unflatten(sums, loss.sums), is_finite)
         training.optimiser.zero_grad()
         training.step += 1
+        results = (is_finite.double().view(1), loss_sums, norm.double().view(1), value_sums, counts.sums.double())
         return PendingStep(
             step=training.step,
-            position={"epoch": training.step / plan.steps_per_epoch, "progress": progress, "lr": lr},
-            loss_names=list(losses[0]),
+            position={"epoch": training.step / plan.steps_per_epoch, "progress": progress, "lr": plan.lr(step)},
+            loss_names=["loss", *(f"loss/{name}" for name in loss.terms)],
+            value_names=list(loss.values),
             count_names=list(counts),
             flag_names=list(flags),
             keys=[task.sample_keys(micro_batch) for micro_batch in micro_batches],
-            results=HostCopy(torch.cat([losses_and_norm, counts.sums.double(), rank_losses.flatten()])),
+            results=HostCopy(torch.cat([*results, shares[:, :num_losses].flatten()])),
         )
 
-    def _update(self, training: TrainingState, lr: float, norm: Tensor, is_finite: Tensor) -> None:
+    def _update(self, training: TrainingState, step: int, norm: Tensor, is_finite: Tensor) -> None:
         """Update weights, moments and averages if the step is finite."""
-        if self.config.clip is not None:
-            clip_grads_with_norm_(training.parameters, self.config.clip, norm)
-        set_lr(training.optimiser, lr)
-        step_if(training.optimiser, is_finite)
-        if training.ema is not None and self.config.ema is not None:
-            update_ema(training.ema, training.averaged, self.config.ema, is_finite)
+        config, optimiser = self.config, training.optimiser
+        if config.clip is not None:
+            clip_grads_with_norm_(training.parameters, config.clip, norm)
+        if config.clip_each is not None:
+            clip_each_gradient([p.grad for p in training.parameters if p.grad is not None], config.clip_each)
+        set_lr(optimiser, self.plan.lr(step))
+        if config.final_weight_decay is not None:
+            decay = Ramp(start=config.weight_decay, end=config.final_weight_decay)
+            set_weight_decay(optimiser, compute_value(decay, step, self.plan))
+        step_if(optimiser, is_finite)
+        if training.ema is not None:
+            update_ema(training.ema, training.averaged, self._averaging_decay(step), is_finite)
+
+    def _averaging_decay(self, step: int) -> float:
+        """Return the decay of averaged weights, or the momentum of the teacher."""
+        if self.config.ema is not None:
+            return self.config.ema
+        if isinstance(self.task, TeacherTask):
+            return self.task.teacher_momentum(step)
+        raise ValueError(f"{type(self.task).__name__} has a teacher, but no method teacher_momentum. Define it")
 
     def _read_report(self, training: TrainingState, pending: PendingStep) -> StepReport:
         """Wait for the results of a step, count it if it was skipped, and return its report."""
         numbers = iter(pending.results.tolist())
-        losses_and_norm = dict(zip([*pending.loss_names, "grad_norm"], numbers, strict=False))
+        is_finite = bool(next(numbers))
+        values = dict(zip([*pending.loss_names, "grad_norm", *pending.value_names], numbers, strict=False))
         counts, flags = (
             {name: int(number) for name, number in zip(names, numbers, strict=False)}
             for names in (pending.count_names, pending.flag_names)
@@ -264,18 +349,29 @@ class TrainingLoop(Generic[B, P]):
         micro_batches = [
             {"keys": list(keys), **dict(zip(pending.loss_names, numbers, strict=False))} for keys in pending.keys
         ]
-        is_finite = all(map(math.isfinite, losses_and_norm.values()))
         training.bad_steps = 0 if is_finite else training.bad_steps + 1
         return StepReport(
             step=pending.step,
             values={
                 **pending.position,
-                **losses_and_norm,
+                **values,
                 **self.task.summarise_counts(counts, pending.position["progress"]),
             },
             flags=flags,
             skip_details=None if is_finite else micro_batches,
         )
+
+
+def _flatten(loss: StepLoss) -> Float[Tensor, " number"]:
+    """Return all tensors of a loss in one vector: losses, values, sums."""
+    tensors = (loss.total, *loss.terms.values(), *loss.values.values(), *loss.sums.values())
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def _unflatten(flat: Float[Tensor, " number"], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors from one vector, with the names, shapes and dtypes of others."""
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    return {name: part.view_as(like[name]).to(like[name].dtype) for name, part in zip(like, parts, strict=False)}
 
 
 def choose_delay(device: torch.device) -> int:

@@ -1,6 +1,6 @@
 """AdamW, its parameter groups, and its moments by parameter name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
 from c2fmae.core.layers import LayeredModel
-from c2fmae.core.sharding import shard_like
+from c2fmae.core.sharding import compute_norms, shard_like, to_local_tensor
 
 
 def build_parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -39,6 +39,7 @@ def build_parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay
             {
                 "name": group_name,
                 "lr_scale": layer_decay ** (len(layers) - layer),
+                "is_decayed": is_decayed,
                 "weight_decay": weight_decay if is_decayed else 0.0,
                 "names": [],
                 "params": [],
@@ -58,6 +59,20 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """Set each group's learning rate to `lr` times its `lr_scale`."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def set_weight_decay(optimiser: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Set the weight decay of the groups that decay."""
+    for group in optimiser.param_groups:
+        if group["is_decayed"]:
+            group["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip_each_gradient(gradients: Sequence[Tensor], max_norm: float) -> None:
+    """Scale each gradient whose norm is larger than `max_norm` down to it, in place."""
+    factors = (max_norm / (compute_norms(gradients) + 1e-6)).clamp(max=1.0)  # as in torch's clipping of all gradients
+    torch._foreach_mul_([to_local_tensor(gradient) for gradient in gradients], [*factors.unbind()])
 
 
 def step_if(optimiser: torch.optim.AdamW, condition: Bool[Tensor, ""]) -> None:

@@ -4,11 +4,12 @@ Only this file and `core/distributed.py` depend on how tensors are distributed o
 plain tensors, and leave unsharded models, unchanged.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -71,12 +72,23 @@ def unshard_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def compute_total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Return the norm of all tensors as one vector, the same on all ranks."""
     tensors = [*tensors]
-    norm = get_total_norm([to_local_tensor(tensor) for tensor in tensors])
+    return _reduce_norms(get_total_norm([to_local_tensor(tensor) for tensor in tensors]), tensors)
+
+
+@torch.no_grad()
+def compute_norms(tensors: Iterable[Tensor]) -> Float[Tensor, " tensor"]:
+    """Return the norm of each tensor, the same on all ranks."""
+    tensors = [*tensors]
+    return _reduce_norms(torch.stack(torch._foreach_norm([to_local_tensor(tensor) for tensor in tensors])), tensors)
+
+
+def _reduce_norms(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Return the norms of tensors from those of this rank's shards."""
     if any(isinstance(tensor, DTensor) for tensor in tensors):
-        squares = norm.double().square()
+        squares = norms.double().square()
         dist.all_reduce(squares)
-        norm = squares.sqrt().to(norm.dtype)
-    return norm
+        norms = squares.sqrt().to(norms.dtype)
+    return norms
 
 
 @contextmanager

@@ -63,11 +63,15 @@ class TrainingConfig(Config):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Factor of the learning rate at each milestone."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    final_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay at the end of the run, to which `weight_decay` changes by a half cosine. By default it stays."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of an encoder block, as a fraction of that of the block after it."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm; larger gradients are scaled down to it."""
+    clip_each: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient of each parameter. Set at most one of this and `clip`."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, which is saved in checkpoints too."""
     compile: CompileSetting = "auto"
@@ -93,6 +97,8 @@ class TrainingConfig(Config):
                 raise UserError(f"expected either {one} or {other}. Set the other to null")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             raise UserError("expected either warmup_epochs or warmup_steps. Set the other to null")
+        if self.clip is not None and self.clip_each is not None:
+            raise UserError("expected either clip or clip_each. Set the other to null")
         if (self.schedule == "steps") != bool(self.milestones):
             raise UserError(
                 f"milestones: are for schedule=steps, which needs them, got schedule={self.schedule} and "

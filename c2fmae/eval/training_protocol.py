@@ -22,14 +22,21 @@ def describe_optimisation(
         f"from {config.describe_init()}",
         f"batch {plan.batch_size}, AdamW, peak learning rate {plan.peak_lr:.3g}, "
         f"{format_count(plan.warmup_steps, 'step')} of warm-up, {plan.describe_schedule()}",
-        f"weight decay {training.weight_decay:g}, layer decay {training.layer_decay:g}, drop path {config.drop_path:g}",
+        f"weight decay {_describe_weight_decay(training)}, layer decay {training.layer_decay:g}, "
+        f"drop path {config.drop_path:g}",
     ]
+
+
+def _describe_weight_decay(training: TrainingConfig) -> str:
+    final = f" to {training.final_weight_decay:g}" if training.final_weight_decay is not None else ""
+    return f"{training.weight_decay:g}{final}"
 
 
 def describe_clipping(training: TrainingConfig) -> list[str]:
     """Return clauses on the clipping of gradients and the averaging of weights, where there is any."""
     return [
         *([f"gradients clipped to {training.clip:g}"] if training.clip else []),
+        *([f"the gradient of each parameter clipped to {training.clip_each:g}"] if training.clip_each else []),
         *([f"weights averaged with decay {training.ema:g}"] if training.ema is not None else []),
     ]
 
