@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound="DeviceAwareAttention")
 
+ALL_TOKENS = slice(None)
 
 _MIN_FUSED_TOKENS = 1024
 
@@ -106,3 +108,18 @@ class CrossBlock(nn.Module):
 def create_self_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> Block:
     """Return timm's pre-norm self-attention block with the options of MAE."""
     return Block(dim, num_heads, mlp_ratio, qkv_bias=True)
+
+
+def compute_attention_weights(
+    attention: Attention,
+    tokens: Float[Tensor, "batch token dim"],
+    *,
+    queries: slice = ALL_TOKENS,
+    keys: slice = ALL_TOKENS,
+) -> Float[Tensor, "batch head query key"]:
+    """Return the weights of timm's attention, given its input; those of a query add up to 1 over the selected keys."""
+    q, k, _ = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attention.q_norm(q[:, :, queries]), attention.k_norm(k[:, :, keys])
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    logits: Tensor = q.to(dtype) * attention.scale @ k.to(dtype).transpose(2, 3)
+    return logits.softmax(dim=3)

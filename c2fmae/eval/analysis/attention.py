@@ -21,11 +21,10 @@ from c2fmae.eval.analysis.config import AttentionEvaluation
 from c2fmae.eval.analysis.sampled import make_mean_metric, make_ratio_metric, measure_images
 from c2fmae.eval.evaluation import ModelUnderTest
 from c2fmae.eval.metrics import Metric
+from c2fmae.models.attention import ALL_TOKENS, compute_attention_weights
 from c2fmae.models.backbones import Backbone
 from c2fmae.models.backbones.backbone import BackboneInput
 from c2fmae.models.patches import patchify
-
-ALL_TOKENS = slice(None)
 
 
 def iterate_attention(
@@ -42,9 +41,10 @@ def iterate_attention(
     """
     inputs = _collect_attention_inputs(backbone, maps, depths)
     for depth in depths:
-        yield _compute_attention_weights(
-            cast(Attention, backbone.encoder.blocks[depth - 1].attn), inputs[depth], queries, keys
-        )
+        attention = cast(Attention, backbone.encoder.blocks[depth - 1].attn)
+        with torch.no_grad():
+            weights = compute_attention_weights(attention, inputs[depth], queries=queries, keys=keys)
+        yield weights
 
 
 def compute_image_attention(
@@ -127,12 +127,3 @@ def _collect_attention_inputs(backbone: Backbone, maps: BackboneInput, depths: S
             hooks.enter_context(attentions[depth].register_forward_pre_hook(save_input))
         backbone.get_intermediate_layers(maps, depths)
     return inputs
-
-
-@torch.no_grad()
-def _compute_attention_weights(attention: Attention, tokens: Tensor, queries: slice, keys: slice) -> Tensor:
-    q, k, _ = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    q, k = attention.q_norm(q[:, :, queries]), attention.k_norm(k[:, :, keys])
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    logits: Tensor = q.to(dtype) * attention.scale @ k.to(dtype).transpose(2, 3)
-    return logits.softmax(dim=3)
