@@ -1,0 +1,66 @@
+"""Distillation without labels: a student predicts how a teacher distributes an image over prototypes (DINO, iBOT)."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def sharpen(
+    logits: Float[Tensor, "*batch prototype"], centre: Float[Tensor, " prototype"], temperature: float
+) -> Float[Tensor, "*batch prototype"]:
+    """Return the teacher's probabilities: of logits that are centred, so that no prototype dominates, and sharpened."""
+    return ((_to_full_precision(logits) - centre) / temperature).softmax(dim=-1)
+
+
+def distil(
+    student: Float[Tensor, "*batch prototype"], teacher: Float[Tensor, "*batch prototype"], temperature: float
+) -> Float[Tensor, "*batch"]:
+    """Return the cross-entropy between the teacher's probabilities and those of the student's logits."""
+    return -(teacher * _log_probabilities(student, temperature)).sum(dim=-1)
+
+
+def distil_views(
+    student: Float[Tensor, "view batch prototype"],
+    teacher: Float[Tensor, "teacher_view batch prototype"],
+    temperature: float,
+) -> Float[Tensor, " batch"]:
+    """Return each image's mean of `distil` over all pairs of a teacher's and another view of the student.
+
+    The first views of the student are those of the teacher. A pair of a view and itself is left out.
+    """
+    log_probabilities = _log_probabilities(student, temperature)
+    with torch.autocast(student.device.type, enabled=False):
+        pairs = -torch.einsum("tbk,vbk->btv", teacher, log_probabilities)
+    num_teacher, num_student = len(teacher), len(student)
+    is_same = torch.eye(num_teacher, num_student, dtype=torch.bool, device=student.device)
+    return pairs.masked_fill(is_same, 0).sum(dim=(1, 2)) / (num_teacher * num_student - num_teacher)
+
+
+def average_masked(
+    losses: Float[Tensor, "batch patch"], is_masked: Bool[Tensor, "batch patch"]
+) -> Float[Tensor, " batch"]:
+    """Return each image's mean over its hidden patches; 0 for an image without any."""
+    return torch.where(is_masked, losses, 0).sum(dim=1) / is_masked.sum(dim=1).clamp(min=1)
+
+
+def update_centre(
+    centre: Float[Tensor, " prototype"],
+    total: Float[Tensor, " prototype"],
+    count: Int[Tensor, ""] | int,
+    momentum: float,
+) -> Float[Tensor, " prototype"]:
+    """Return the centre after a step, given the sum of the teacher's logits in the global batch and their number."""
+    return momentum * centre + (1 - momentum) * (total / count)
+
+
+def compute_entropy(probabilities: Float[Tensor, "*batch prototype"]) -> Float[Tensor, "*batch"]:
+    """Return the entropy: 0 if one prototype has all, and the logarithm of their number if all have the same."""
+    return torch.special.entr(probabilities).sum(dim=-1)  # type: ignore[no-any-return]
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return (_to_full_precision(logits) / temperature).log_softmax(dim=-1)
+
+
+def _to_full_precision(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
