@@ -1,6 +1,8 @@
-"""Weight initialisation as in MAE and MultiMAE."""
+"""Weight initialisation as in MAE and MultiMAE, and of heads as in DINO."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,3 +38,22 @@ def _xavier(weight: Tensor, num_matrices: int, generator: torch.Generator) -> No
     fan_out, fan_in = weight.shape[0] // num_matrices, weight[0].numel()
     bound = math.sqrt(6 / (fan_in + fan_out))
     weight.uniform_(-bound, bound, generator=generator)
+
+
+def initialise_heads(heads: nn.Module, generator: torch.Generator) -> None:
+    """Initialise the linear layers of heads in place: weights normal with std 0.02, biases zero, as in DINO."""
+    with torch.no_grad():
+        for module in heads.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0, _TOKEN_STD, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+
+
+def rescale_residual_outputs(blocks: Iterable[nn.Module]) -> None:
+    """Divide the weights with which block n adds to the residual stream by √2n, in place, as in BEiT and ConMIM."""
+    with torch.no_grad():
+        for number, block in enumerate(blocks, start=1):
+            plain: Any = block
+            for linear in (plain.attn.proj, plain.mlp.fc2):
+                linear.weight.div_(math.sqrt(2 * number))

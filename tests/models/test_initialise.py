@@ -15,7 +15,8 @@ from c2fmae.models import (
     PredictionHead,
 )
 from c2fmae.models.attention import CrossAttention
-from c2fmae.models.initialise import initialise
+from c2fmae.models.heads import MLPHead, PrototypeHead
+from c2fmae.models.initialise import initialise, initialise_heads, rescale_residual_outputs
 from tests.models.tiny_models import ALL_GRANULARITIES, NUM_CLASSES, create_decoder, create_timm_vit
 
 pytestmark = pytest.mark.numeric
@@ -141,3 +142,29 @@ def test_equal_modules_get_different_weights() -> None:
 
 def test_weights_stay_trainable() -> None:
     assert all(weight.requires_grad and weight.is_leaf for weight in drawn().values())
+
+
+def test_heads_are_initialised_as_in_dino() -> None:
+    head = nn.ModuleList([PrototypeHead(64, hidden=64, bottleneck=32, prototypes=96), MLPHead(64, 64, 32, depth=2)])
+    initialise_heads(head, torch.Generator().manual_seed(0))
+    first = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
+    initialise_heads(head, torch.Generator().manual_seed(0))
+    for name, parameter in head.named_parameters():
+        weight = parameter.detach()
+        assert torch.equal(weight, first[name])
+        if name.endswith("bias"):
+            assert not weight.any()
+        elif weight.ndim == 1:  # of a norm
+            assert torch.equal(weight, torch.ones_like(weight))
+        else:
+            assert float(weight.std()) == pytest.approx(0.02, rel=0.06), name
+
+
+def test_outputs_to_the_residual_stream_are_smaller_in_deeper_blocks() -> None:
+    vit = create_timm_vit("test_vit", img_size=(32, 48), depth=3)
+    before = {name: parameter.detach().clone() for name, parameter in vit.blocks.named_parameters()}
+    rescale_residual_outputs(vit.blocks)
+    for name, parameter in vit.blocks.named_parameters():
+        is_scaled = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))
+        factor = math.sqrt(2 * (int(name[0]) + 1)) if is_scaled else 1
+        torch.testing.assert_close(parameter.detach() * factor, before[name], msg=name)
