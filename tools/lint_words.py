@@ -104,6 +104,7 @@ ALLOWED = [
     Exemption(r"(c2fmae|tests)/data/generated/.*", "behind", "objects lie behind others"),
     Exemption(r"c2fmae/exports/as_graph\.py|tests/exports/.*", "photos", "the input of exported graphs has this name"),
     Exemption(r"c2fmae/labelling/grounded/owlv2\.py", "photo", "the text with which the model was trained"),
+    Exemption(r"c2fmae/config/decoder\.py", "share", "the setting's complete name is method.decoder.share"),
     Exemption(
         r"c2fmae/data/corruption/creation_record\.py|tests/data/corruption/test_make_set\.py",
         "photo",

@@ -1,8 +1,8 @@
 """Decoder of a method."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from c2fmae.core.choice import Choice
 from c2fmae.core.decoder_options import BlockOptions
@@ -15,6 +15,9 @@ class DecoderConfig(Choice):
 
     name: str = "cascaded"
     options: BlockOptions = BlockOptions()
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the patches of each granularity that a training step decodes: hidden ones, drawn for each step. Held-out
+    losses and predictions always decode all patches."""
 
     @classmethod
     def registry(cls) -> Registry[Any]:
@@ -28,6 +31,11 @@ class DecoderConfig(Choice):
         if not hasattr(self.options, "dim"):
             raise UserError(f"decoder {self.name!r} has no option 'dim', the width of its features. Add one")
         return self
+
+    def resolve_num_decoded(self, num_patches: int) -> int | None:
+        """Return how many patches of each granularity a training step decodes, at least one; None means all."""
+        num_decoded = max(1, round(self.share * num_patches))
+        return num_decoded if num_decoded < num_patches else None
 
     # Decoders of other packages need not have all options of the built-in ones.
 

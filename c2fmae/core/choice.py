@@ -74,7 +74,8 @@ class Choice(Config):
 
     def __reduce__(self) -> Any:
         """Return how to restore a pickled choice: the class of its options may be one that no module contains."""
-        return _make_choice, (type(self), self.name, self.given_options())
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return _make_choice, (type(self), {**given, "options": self.given_options()})
 
     def keyword_options(self) -> dict[str, Any]:
         """Return all options as keyword arguments of the entry. Options that are choices are built."""
@@ -96,8 +97,8 @@ class Choice(Config):
         return entry(*arguments, **self.keyword_options())
 
 
-def _make_choice(cls: type[Choice], name: str, options: Mapping[str, Any]) -> Choice:
-    return cls(name=name, options=options)
+def _make_choice(cls: type[Choice], fields: Mapping[str, Any]) -> Choice:
+    return cls(**fields)
 
 
 def get_option_class(

@@ -41,6 +41,8 @@ class Masks:
     """Indices of the visible patches in the flattened granularity × patch tokens of the image, ascending."""
     members: tuple[GranularityMembers, ...] | None = None
     """The visible patches of each granularity, if `with_members` has listed them."""
+    decoded_idx: Int[Tensor, "batch granularity decoded"] | None = None
+    """Indices of the patches of each granularity that the decoder predicts, ascending; None means all patches."""
 
     @classmethod
     def from_mask(
@@ -87,9 +89,23 @@ class Masks:
         """The number of hidden patches of each granularity."""
         return self.is_masked.sum(dim=2)
 
+    @property
+    def is_predicted(self) -> Bool[Tensor, "batch granularity patch"]:
+        """True where the patch is hidden and decoded: these patches have a loss."""
+        if self.decoded_idx is None:
+            return self.is_masked
+        return torch.zeros_like(self.is_masked).scatter(2, self.decoded_idx, True) & self.is_masked
+
+    def decoded_idx_of(self, granularity: str) -> Int[Tensor, "batch decoded"] | None:
+        """Return the indices of the decoded patches of one granularity, or None if all are decoded."""
+        return None if self.decoded_idx is None else self.decoded_idx[:, self.granularities.index(granularity)]
+
     def slice_images(self, start: int, stop: int) -> "Masks":
         """Return the masks of images `start` to `stop` - 1, without `members`, which count through the batch."""
-        return Masks(self.granularities, self.is_masked[start:stop], self.visible_idx[start:stop])
+        decoded_idx = None if self.decoded_idx is None else self.decoded_idx[start:stop]
+        return Masks(
+            self.granularities, self.is_masked[start:stop], self.visible_idx[start:stop], decoded_idx=decoded_idx
+        )
 
     def list_members(self, *, is_exact: bool) -> tuple[GranularityMembers, ...]:
         """List the visible patches of each granularity.
@@ -128,13 +144,17 @@ class Masks:
 
     def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Masks":
         members = self.members and tuple(GranularityMembers(*map(function, each)) for each in self.members)
-        return Masks(self.granularities, function(self.is_masked), function(self.visible_idx), members)
+        decoded_idx = None if self.decoded_idx is None else function(self.decoded_idx)
+        return Masks(self.granularities, function(self.is_masked), function(self.visible_idx), members, decoded_idx)
 
     def save(self, path: str | Path) -> None:
         """Write the masks to a safetensors file, which `load` reads."""
         from safetensors.torch import save
 
-        tensors = {"is_masked": self.is_masked.cpu().contiguous(), "visible_idx": self.visible_idx.cpu().contiguous()}
+        tensors = {"is_masked": self.is_masked, "visible_idx": self.visible_idx}
+        if self.decoded_idx is not None:
+            tensors["decoded_idx"] = self.decoded_idx
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         write_atomic(Path(path), save(tensors, {"format": _FORMAT, "granularities": json.dumps(self.granularities)}))
 
     @classmethod
@@ -158,8 +178,19 @@ class Masks:
                 masks = cls.from_mask(is_masked, granularities, num_visible=visible_idx.shape[1])
                 if len(granularities) != is_masked.shape[1] or not torch.equal(masks.visible_idx, visible_idx):
                     raise ValueError("is_masked and visible_idx are inconsistent")
-                return masks
+                if "decoded_idx" not in file.keys():  # noqa: SIM118 - not a mapping
+                    return masks
+                return replace(masks, decoded_idx=_check_decoded_idx(file.get_tensor("decoded_idx"), is_masked))
         except UserError:
             raise
         except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: cannot read masks: {error}") from error
+
+
+def _check_decoded_idx(decoded_idx: Tensor, is_masked: Tensor) -> Tensor:
+    """Return indices of decoded patches if they are ascending ones of the masks' patches, or raise a ValueError."""
+    is_ascending = decoded_idx.diff(dim=-1).gt(0).all()
+    is_inside = decoded_idx.ge(0).all() and decoded_idx.lt(is_masked.shape[2]).all()
+    if decoded_idx.shape[:-1] != is_masked.shape[:-1] or not (is_ascending and is_inside):
+        raise ValueError("is_masked and decoded_idx are inconsistent")
+    return decoded_idx

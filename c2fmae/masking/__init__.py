@@ -24,7 +24,7 @@ from c2fmae.masking.policies import POLICIES, ExplainablePolicy, MaskNoise, Patc
 from c2fmae.masking.regions import patch_regions
 from c2fmae.masking.rounding import apportion, compute_quotas, sample_shares
 from c2fmae.masking.scenes import mask_scenes
-from c2fmae.masking.selection import random_mask, top_k_mask
+from c2fmae.masking.selection import random_mask, select_decoded, top_k_mask
 
 __all__ = [
     "CURRICULA",
@@ -46,6 +46,7 @@ __all__ = [
     "random_mask",
     "sample_mask",
     "sample_shares",
+    "select_decoded",
     "select_instances",
     "semantic_mask",
     "top_k_mask",

@@ -63,6 +63,18 @@ class MaskDraw(NamedTuple):
         return MaskDraw(self.shares.to(device, non_blocking=True), noise)
 
 
+def draw_decoding_noise(
+    generator: MaskGenerator, images: range, total: int, patches: int
+) -> Float[Tensor, "batch patch"]:
+    """Draw the noise that selects the patches to decode, one number per patch for all granularities of an image.
+
+    A generator of torch must have drawn the noise of the masks before, so that they do not depend on this draw.
+    """
+    if isinstance(generator, RowGenerator):
+        return generator.draw_uniform(6, images, patches)
+    return torch.rand(total, patches, generator=generator, device=generator.device)[images.start : images.stop]
+
+
 def draw_noise(
     generator: MaskGenerator, images: range, total: int, patches: int, concentration: Float[Tensor, " granularity"]
 ) -> MaskDraw:

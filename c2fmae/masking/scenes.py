@@ -1,6 +1,7 @@
 """Masks for all granularities of a batch: budgets, hidden patches and the indices of visible ones."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Integer
@@ -9,9 +10,10 @@ from torch import Tensor
 from c2fmae.core.granularity import COARSE_TO_FINE
 from c2fmae.core.masks import Masks
 from c2fmae.masking._checks import check_batch_by_patch, check_ids, check_shape
-from c2fmae.masking.noise import MaskGenerator, draw_noise
+from c2fmae.masking.noise import MaskGenerator, draw_decoding_noise, draw_noise
 from c2fmae.masking.policies import POLICIES, PatchMaps, Policy
 from c2fmae.masking.rounding import apportion
+from c2fmae.masking.selection import select_decoded
 
 
 def mask_scenes(
@@ -27,6 +29,7 @@ def mask_scenes(
     ignore: int = 255,
     grid: tuple[int, int] | None = None,
     global_batch: tuple[int, int] | None = None,
+    num_decoded: int | None = None,
 ) -> Masks:
     """Hide patches of every granularity so that each image has `num_visible` visible patches in total.
 
@@ -37,6 +40,10 @@ def mask_scenes(
     the images are number first, first + 1, … of a global batch of `total` images: every rank and micro-batch then
     gets its rows of the same draw. `generator` is one of torch, which draws the complete global batch, or a
     `RowGenerator`, which draws only these images.
+
+    With `num_decoded`, the masks also list this many patches of each granularity to decode (see `select_decoded`). One
+    noise selects those of all granularities, so a patch that is hidden in several tends to be decoded in all of these,
+    and a stage can read the previous stage's features of the same patch.
 
     >>> patches = torch.zeros(2, 196, dtype=torch.long)
     >>> masks = mask_scenes("random", patches, patches, num_visible=98, progress=0, generator=torch.Generator())
@@ -76,7 +83,12 @@ def mask_scenes(
         draw.noise,
         progress=progress,
     )
-    return Masks.from_mask(is_masked.view(batch, count, patches), granularities, num_visible=num_visible)
+    masks = Masks.from_mask(is_masked.view(batch, count, patches), granularities, num_visible=num_visible)
+    if num_decoded is None:
+        return masks
+    noise = draw_decoding_noise(generator, range(offset, offset + batch), total, patches).to(regions.device)
+    decoded_idx = select_decoded(is_masked, noise.repeat_interleave(count, dim=0), num_decoded)
+    return replace(masks, decoded_idx=decoded_idx.view(batch, count, num_decoded))
 
 
 def repeat_per_granularity(

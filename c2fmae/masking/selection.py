@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, Integer, Shaped
 from torch import Tensor
 
-from c2fmae.masking._checks import can_read_values, check_batch_by_patch, check_noise, validate_budget
+from c2fmae.masking._checks import can_read_values, check_batch_by_patch, check_mask, check_noise, validate_budget
 from c2fmae.masking.sorting import sort_rows, sort_rows_with_order
 
 
@@ -36,6 +36,27 @@ def top_k_mask(
     # Group 0 is hidden completely, group 1 in part, group 2 not at all.
     group = (score >= last).view(torch.uint8) + (score > last).view(torch.uint8)
     return hide_lowest(key_by_group(group, descending_key(noise)), budget)
+
+
+def select_decoded(
+    is_masked: Bool[Tensor, "batch patch"], noise: Float[Tensor, "batch patch"], num_decoded: int
+) -> Int64[Tensor, "batch decoded"]:
+    """Return the indices of `num_decoded` patches of each row, ascending: hidden ones of highest noise.
+
+    Only where a row has fewer hidden patches, visible ones of highest noise follow. The lower index is first among
+    equals.
+
+    >>> noise = torch.tensor([[0.3, 0.9, 0.1, 0.5]])
+    >>> [select_decoded(torch.tensor([[True, False, True, True]]), noise, count).tolist() for count in (2, 4)]
+    [[[0, 3]], [[0, 1, 2, 3]]]
+    """
+    rows = check_batch_by_patch("is_masked", is_masked)
+    check_mask("is_masked", is_masked, rows)
+    check_noise(noise, rows)
+    if not 0 <= num_decoded <= rows[1]:
+        raise ValueError(f"num_decoded: expected 0 to {rows[1]}, the number of patches, got {num_decoded}")
+    _, order = sort_rows_with_order(key_by_group(~is_masked, descending_key(noise)))
+    return sort_rows(order[:, :num_decoded])
 
 
 class SortedGroups(NamedTuple):

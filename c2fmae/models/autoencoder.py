@@ -43,7 +43,9 @@ class MultiGranularAutoencoder(nn.Module):
         masks: Masks,
         compute_loss: Callable[[Predictions], T] | None = None,
     ) -> Predictions | T:
-        """Return each head's predictions for all patches, given standardised images and id maps.
+        """Return each head's predictions, given standardised images and id maps.
+
+        They are predictions of all patches, or of those that the masks list to decode.
 
         With `compute_loss`, return its result for the predictions. So the loss is a part of the model's call: of its
         graph if the model is compiled, and of the pass of DDP or FSDP.

@@ -75,6 +75,20 @@ def gather_patches(
     return tiles[image, index // columns, index % columns].masked_fill(is_beyond, 0)
 
 
+def spread_patches(
+    values: Shaped[Tensor, "batch selected value"], patch_idx: Int[Tensor, "batch selected"] | None, num_patches: int
+) -> Shaped[Tensor, "batch patch value"]:
+    """Return the values of all patches, given those of selected ones: zeros for the others. None selects all patches.
+
+    >>> spread_patches(torch.tensor([[[5], [7]]]), torch.tensor([[0, 2]]), 4).flatten().tolist()
+    [5, 0, 7, 0]
+    """
+    if patch_idx is None:
+        return values
+    zeros = values.new_zeros(len(values), num_patches, values.shape[2])
+    return zeros.scatter(1, patch_idx.unsqueeze(2).expand_as(values), values)
+
+
 def _tiles(maps: Tensor, patch: int) -> Tensor:
     """View maps as [batch, row, column, channel, y, x]."""
     batch, *channels, height, width = maps.shape

@@ -75,6 +75,8 @@ def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
             f"{name}: compared with MAE of {epoch_cost.mae.encoder.name}, images of {height}×{width}, and a decoder of "
             f"{format_count(decoder.depth, 'block')} of width {decoder.dim}"
         )
+        if (share := epoch_cost.method.decoder.share) < 1:
+            notes.append(f"{name}: a step decodes {share:.3g} of the patches of each granularity (decoder.share)")
     return "\n".join(
         [
             _align_columns([heads, *rows]),

@@ -66,6 +66,7 @@ class BatchMasker:
             progress=progress,
             generator=self.masking.seed_step(self.seed, step),
             global_rows=(world.rank * len(scenes), world.size * len(scenes)),
+            decodes_all=False,
         )
         check_inputs(self.masking.config, self.masking.patch_size, scenes)
         size = len(scenes) // num_micro_batches

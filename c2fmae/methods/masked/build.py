@@ -3,7 +3,7 @@
 import torch
 
 from c2fmae.config.method import MaskedConfig
-from c2fmae.core.errors import check_patch_multiples
+from c2fmae.core.errors import UserError, check_patch_multiples
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.seeding import derive_seed
 from c2fmae.methods.masked.method import MaskedAutoencoding
@@ -47,6 +47,12 @@ def build_masked_autoencoding(config: MaskedConfig, *, seed: int) -> MaskedAutoe
         granularities=config.granularities,
         stages={head.stage: head.granularity for head in heads},
     )
+    decoder = config.decoder.instantiate(layout)
+    if config.decoder.share < 1 and not getattr(decoder, "supports_share", False):
+        raise UserError(
+            f"decoder.share: decoder {config.decoder.name!r} always decodes all patches (expected 1, got "
+            f"{config.decoder.share:g}). Remove the setting, or use a decoder that supports it, such as cascaded"
+        )
     objectives = {}
     for head in heads:
         spec = GRANULARITIES.get(head.granularity)
@@ -56,7 +62,7 @@ def build_masked_autoencoding(config: MaskedConfig, *, seed: int) -> MaskedAutoe
     model = MultiGranularAutoencoder(
         create_embeddings(vit, {name: config.num_channels(name) for name in config.granularities}),
         encoder,
-        config.decoder.instantiate(layout),
+        decoder,
         {
             head.name: PredictionHead(head.stage, config.decoder.options.dim, objectives[head.name].target.size)
             for head in heads

@@ -10,6 +10,8 @@ backward pass, takes about three times as many.
 {'embeddings': '0.14 GFLOP', 'encoder': '17.18 GFLOP', 'decoder': '3.71 GFLOP', 'heads': '0.34 GFLOP'}
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ from c2fmae.models import MultiGranularAutoencoder, label_stride
 def compute_pretraining_cost(config: MaskedConfig, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
     """Return the cost of a method at its image size; the model is built on the meta device and nothing is computed.
 
-    The numbers of visible patches per granularity are the average ones.
+    The numbers of visible patches per granularity are the average ones, and the decoder is that of a training step.
     """
     with torch.device("meta"):
         method = build_method(config)
@@ -64,4 +66,8 @@ def _make_mean_inputs(method: MaskedAutoencoding) -> tuple[dict[str, Tensor], Ma
             maps[name] = torch.zeros(1, height // stride, width // stride, dtype=torch.uint8)
         else:
             maps[name] = torch.zeros(1, config.num_channels(name), height, width)
-    return maps, Masks.from_mask(is_masked, names, num_visible=num_visible)
+    masks = Masks.from_mask(is_masked, names, num_visible=num_visible)
+    if (num_decoded := config.decoder.resolve_num_decoded(num_patches)) is not None:
+        decoded_idx = torch.arange(num_patches - num_decoded, num_patches)
+        masks = replace(masks, decoded_idx=decoded_idx.expand(1, len(names), -1))
+    return maps, masks

@@ -36,6 +36,7 @@ def describe_architecture(config: MaskedConfig) -> list[ArchitectureRow]:
     assert isinstance(encoder, Encoder)
     names, (rows, columns) = config.granularities, (side // method.patch_size for side in config.image_size)
     num_patches = rows * columns
+    num_decoded = config.decoder.resolve_num_decoded(num_patches) or num_patches
     num_tokens, num_visible = len(names) * num_patches, config.resolve_num_visible(num_patches)
     norm = ", norm" if config.encoder.has_norm else ""
     return [
@@ -56,13 +57,13 @@ def describe_architecture(config: MaskedConfig) -> list[ArchitectureRow]:
         ),
         ArchitectureRow(
             "decoder",
-            _describe_wiring(config),
-            f"{num_tokens} × {config.decoder.options.dim}",
+            _describe_decoder(config),
+            f"{len(names) * num_decoded} × {config.decoder.options.dim}",
             cost.part_costs["decoder"],
         ),
-        *_stage_rows(config, cost, num_patches),
+        *_stage_rows(config, cost, num_decoded),
         ArchitectureRow("heads", "losses of hidden patches only", "", cost.part_costs["heads"]),
-        *(_head_row(method, name, num_patches) for name in method.objectives),
+        *(_head_row(method, name, num_decoded) for name in method.objectives),
         ArchitectureRow("total", "forward, one image", "", PartCost(cost.flops, cost.parameters)),
     ]
 
@@ -79,6 +80,11 @@ def _input_row(method: MaskedAutoencoding, name: str, num_patches: int) -> Archi
     return ArchitectureRow(f"  {name}", description, f"{num_patches}")
 
 
+def _describe_decoder(config: MaskedConfig) -> str:
+    wiring, share = _describe_wiring(config), config.decoder.share
+    return wiring if share == 1 else f"{wiring}, for {share:.3g} of the patches"
+
+
 def _describe_wiring(config: MaskedConfig) -> str:
     options, order = config.decoder.options, " → ".join(dict.fromkeys(head.stage for head in config.head_plans()))
     match config.decoder.name:
@@ -93,7 +99,7 @@ def _describe_wiring(config: MaskedConfig) -> str:
             return other
 
 
-def _stage_rows(config: MaskedConfig, cost: ForwardCost, num_patches: int) -> list[ArchitectureRow]:
+def _stage_rows(config: MaskedConfig, cost: ForwardCost, num_decoded: int) -> list[ArchitectureRow]:
     options, rows, earlier = config.decoder.options, [], list[str]()
     for name, part in cost.stage_costs.items():
         first = "self-attention"
@@ -104,16 +110,16 @@ def _stage_rows(config: MaskedConfig, cost: ForwardCost, num_patches: int) -> li
             context = "T" if options.context == "all" else "visible T"
             first = f"cross-attention to {' + '.join([context, *(f'F {stage}' for stage in carried)])}"
         description = f"{first}; {options.depth} self-attention blocks"
-        rows.append(ArchitectureRow(f"  {name}", description, f"{num_patches} × {options.dim}", part))
+        rows.append(ArchitectureRow(f"  {name}", description, f"{num_decoded} × {options.dim}", part))
         earlier.append(name)
     return rows
 
 
-def _head_row(method: MaskedAutoencoding, name: str, num_patches: int) -> ArchitectureRow:
+def _head_row(method: MaskedAutoencoding, name: str, num_decoded: int) -> ArchitectureRow:
     objective = method.objectives[name]
     target = next(head.target.name for head in method.config.head_plans() if head.name == name)
     return ArchitectureRow(
-        f"  {name}", f"{target}, loss × {objective.weight:g}", f"{num_patches} × {objective.target.size}"
+        f"  {name}", f"{target}, loss × {objective.weight:g}", f"{num_decoded} × {objective.target.size}"
     )
 
 

@@ -32,8 +32,12 @@ class MaskSampler:
         progress: float,
         generator: MaskGenerator,
         global_rows: tuple[int, int] | None = None,
+        decodes_all: bool = True,
     ) -> Masks:
-        """Draw masks; `global_rows = (first, total)` is the number of the first scene in a global batch of `total`."""
+        """Draw masks; `global_rows = (first, total)` is the number of the first scene in a global batch of `total`.
+
+        Without `decodes_all`, they list the patches that a training step decodes, if the method decodes only a share.
+        """
         config = self.config
         grid = compute_patch_grid(config, self.patch_size, scenes)
         guides = {name: self._guide_regions(scenes, name, grid) for name in GUIDE_MAPS}
@@ -48,6 +52,7 @@ class MaskSampler:
             concentration=[config.concentration.get(name, 1.0) for name in config.granularities],
             grid=grid,
             global_batch=global_rows,
+            num_decoded=None if decodes_all else config.decoder.resolve_num_decoded(grid[0] * grid[1]),
         )
 
     def seed_step(self, seed: int, step: int) -> MaskGenerator:

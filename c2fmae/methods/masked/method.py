@@ -1,7 +1,7 @@
 """Masked autoencoding: the loss of a batch of scenes, and predictions for given masks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +27,7 @@ from c2fmae.methods.masked.model_inputs import (
 )
 from c2fmae.methods.masked.objectives import InputMaps, Objective, count_hidden_values, pair_with_masks
 from c2fmae.models.losses import sum_hidden_error
-from c2fmae.models.patches import label_stride
+from c2fmae.models.patches import label_stride, spread_patches
 
 if TYPE_CHECKING:
     from c2fmae.methods.masked.task import PretrainingTask
@@ -111,11 +111,11 @@ class MaskedAutoencoding:
     def compute_step_loss(self, scenes: SceneBatch, *, progress: float, generator: MaskGenerator) -> StepLoss:
         """Draw masks from the generator, predict the hidden patches and return the loss."""
         maps = self.prepare_inputs(scenes)
-        masks = self.sample_masks(scenes, progress=progress, generator=generator)
+        masks = self.masking.sample(scenes, progress=progress, generator=generator, decodes_all=False)
         return self.compute_loss(self.model(maps, masks), maps, masks)
 
     def predict(self, scenes: SceneBatch, masks: Masks) -> SceneBatch:
-        """Return images and maps with hidden patches predicted by the heads, and visible patches copied.
+        """Return images and maps with all hidden patches predicted by the heads, and visible patches copied.
 
         `Masks.from_visible_granularities` and `Masks.from_mask` make masks. The scenes may lack a granularity that is
         hidden entirely: images alone are enough if nothing else is visible.
@@ -123,6 +123,7 @@ class MaskedAutoencoding:
         A target relative to the true patch or map, such as `normalized_pixels`, takes mean and deviation from it; it
         is left out of the result where the true map is missing.
         """
+        masks = replace(masks, decoded_idx=None)
         given, scenes = set(scenes.maps), fill_missing_maps(self.config, self.patch_size, scenes, masks)
         maps = self.prepare_inputs(scenes)
         modes = [(module, module.training) for module in self.model.modules()]
@@ -158,7 +159,10 @@ class MaskedAutoencoding:
         generator: MaskGenerator,
         global_rows: tuple[int, int] | None = None,
     ) -> Masks:
-        """Draw masks; `global_rows = (first, total)` is the number of the first scene in a global batch of `total`."""
+        """Draw masks whose hidden patches are all decoded, as in evaluation.
+
+        `global_rows = (first, total)` is the number of the first scene in a global batch of `total`.
+        """
         return self.masking.sample(scenes, progress=progress, generator=generator, global_rows=global_rows)
 
     def loss_counts(self, maps: InputMaps, masks: Masks) -> dict[str, Tensor]:
@@ -176,8 +180,10 @@ class MaskedAutoencoding:
         counts = self.loss_counts(maps, masks) if counts is None else counts
         total, terms = predictions[next(iter(predictions))].new_zeros((), dtype=torch.float32), {}
         for name, objective, is_masked in pair_with_masks(self.objectives, masks):
-            target_maps = maps[objective.granularity]
-            error = objective.target.error(predictions[name], target_maps)
+            target_maps, decoded_idx = maps[objective.granularity], masks.decoded_idx_of(objective.granularity)
+            # A target sees all patches: its error of one may depend on others.
+            predicted = spread_patches(predictions[name], decoded_idx, is_masked.shape[1])
+            error = objective.target.error(predicted, target_maps)
             term = sum_hidden_error(
                 error, objective.target.count_valid(target_maps), is_masked, self.config.loss_average
             )

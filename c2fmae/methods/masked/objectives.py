@@ -27,9 +27,10 @@ class Objective:
 def pair_with_masks(
     objectives: Mapping[str, Objective], masks: Masks
 ) -> list[tuple[str, Objective, Bool[Tensor, "batch patch"]]]:
-    """Return the name of each objective, the objective, and the hidden patches of its granularity."""
+    """Return the name of each objective, the objective, and the patches of its granularity that have a loss."""
+    is_predicted = masks.is_predicted
     return [
-        (name, objective, masks.is_masked[:, masks.granularities.index(objective.granularity)])
+        (name, objective, is_predicted[:, masks.granularities.index(objective.granularity)])
         for name, objective in objectives.items()
     ]
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from c2fmae.core.masks import Masks
+from c2fmae.models.patches import spread_patches
 from c2fmae.models.positions import cached_sincos_positions
 from c2fmae.models.residual_stream import ResidualStream
 
@@ -20,19 +21,35 @@ class DecoderState(NamedTuple):
     tokens: Float[Tensor, "batch token dim"]
     visible_idx: Int[Tensor, "batch visible"]
     num_patches: int
+    decoded_idx: Int[Tensor, "batch granularity decoded"] | None = None
+    """Indices of the patches of each granularity that are decoded; None means all patches."""
 
     def tokens_of(self, granularity: int) -> Float[Tensor, "batch patch dim"]:
         """Return one granularity's tokens."""
         return self.tokens.narrow(1, granularity * self.num_patches, self.num_patches)
+
+    def select_decoded(
+        self, features: Float[Tensor, "batch patch dim"], granularity: int
+    ) -> Float[Tensor, "batch decoded dim"]:
+        """Return the features of those of a granularity's patches that are decoded."""
+        if self.decoded_idx is None:
+            return features
+        return features.gather(1, _gather_index(self.decoded_idx[:, granularity], features))
+
+    def decoded_tokens_of(self, granularity: int) -> Float[Tensor, "batch decoded dim"]:
+        """Return the tokens of those of a granularity's patches that are decoded."""
+        return self.select_decoded(self.tokens_of(granularity), granularity)
 
     def visible_tokens(self) -> Float[Tensor, "batch visible dim"]:
         """Return the tokens of the visible patches."""
         return self.tokens.gather(1, _gather_index(self.visible_idx, self.tokens))
 
     def add_features(
-        self, features: Float[Tensor, "batch patch dim"], granularity: int
+        self, features: Float[Tensor, "batch decoded dim"], granularity: int
     ) -> Float[Tensor, "batch token dim"]:
-        """Return the tokens with a stage's features added to those of its granularity."""
+        """Return the tokens with a stage's features added to the tokens of the same patches."""
+        decoded_idx = None if self.decoded_idx is None else self.decoded_idx[:, granularity]
+        features = spread_patches(features, decoded_idx, self.num_patches)
         before = granularity * self.num_patches
         after = self.tokens.shape[1] - before - self.num_patches
         return self.tokens + F.pad(features, (0, 0, before, after))
@@ -62,7 +79,8 @@ class DecoderEntry(ResidualStream):
         tokens = tokens.scatter(1, _gather_index(masks.visible_idx, visible), visible)
         positions = cached_sincos_positions(grid, x.shape[2], device=x.device)
         offsets = positions if self.granularity is None else (positions + self.granularity).flatten(0, 1)
-        return DecoderState(prefix, tokens + offsets.to(x.dtype), masks.visible_idx, num_patches)
+        tokens = tokens + offsets.to(x.dtype)
+        return DecoderState(prefix, tokens, masks.visible_idx, num_patches, masks.decoded_idx)
 
     def _check_shapes(self, latent: Tensor, masks: Masks, grid: tuple[int, int]) -> None:
         num_granularities = 1 if self.granularity is None else len(self.granularity)
@@ -81,5 +99,5 @@ class DecoderEntry(ResidualStream):
             )
 
 
-def _gather_index(visible_idx: Tensor, tokens: Tensor) -> Tensor:
-    return visible_idx.unsqueeze(2).expand(-1, -1, tokens.shape[2])
+def _gather_index(token_idx: Tensor, tokens: Tensor) -> Tensor:
+    return token_idx.unsqueeze(2).expand(-1, -1, tokens.shape[2])

@@ -2,10 +2,14 @@
 
 A decoder takes the encoder's latents and returns features for each *stage*, which has a name, a granularity that it
 predicts, and blocks. Prediction heads are applied to the features outside the decoder.
+
+If the masks list patches to decode (`Masks.decoded_idx`), features are those of the listed patches. What a patch can
+read stays the same: the first block of a stage, or `joint`, reads all visible tokens. The further blocks of a stage
+process the listed patches alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -29,13 +33,19 @@ class Stage(nn.Module):
         self.first = first
         self.rest = nn.Sequential(*rest)
 
-    def forward(self, state: DecoderState, *context: Tensor) -> Float[Tensor, "batch patch dim"]:
-        """Return the features of the granularity's patches."""
-        return self.rest(self.first(state.tokens_of(self.granularity), *context))  # type: ignore[no-any-return]
+    def forward(self, state: DecoderState, *context: Tensor) -> Float[Tensor, "batch decoded dim"]:
+        """Return the features of those of the granularity's patches that are decoded."""
+        if context:
+            features = self.first(state.decoded_tokens_of(self.granularity), *context)
+        else:  # self-attention can read visible tokens only if they are among its queries
+            features = state.select_decoded(self.first(state.tokens_of(self.granularity)), self.granularity)
+        return self.rest(features)  # type: ignore[no-any-return]
 
 
 class _StagedDecoder(DeviceAwareAttention):
     """A decoder of stages, which share one entry or have one each."""
+
+    supports_share: ClassVar = True
 
     def __init__(self, entries: Sequence[DecoderEntry], stages: Mapping[str, Stage]) -> None:
         super().__init__()
@@ -107,7 +117,12 @@ class SelfAttentionDecoder(_StagedDecoder):
 
 
 class JointDecoder(DeviceAwareAttention):
-    """A decoder in which all tokens attend to each other in the same blocks (MAE)."""
+    """A decoder in which all tokens attend to each other in the same blocks (MAE).
+
+    If only some patches are decoded, these tokens are the visible ones and those of the decoded patches.
+    """
+
+    supports_share: ClassVar = True
 
     def __init__(
         self, entry: DecoderEntry, blocks: Sequence[nn.Module], norm: nn.Module, stages: Mapping[str, int]
@@ -120,9 +135,14 @@ class JointDecoder(DeviceAwareAttention):
     def forward(self, latent: EncoderLatents, masks: Masks, grid: tuple[int, int]) -> StageFeatures:
         """Return each stage's features."""
         state: DecoderState = self.entry(latent, masks, grid)
-        x = self.norm(self.blocks(torch.cat([state.prefix, state.tokens], dim=1)))
-        decoded = state._replace(tokens=x[:, state.prefix.shape[1] :])
-        return {name: decoded.tokens_of(granularity) for name, granularity in self.granularity_indices.items()}
+        context = state.prefix
+        decoded = state.tokens
+        if masks.decoded_idx is not None:
+            context = torch.cat([state.prefix, state.visible_tokens()], dim=1)
+            decoded = torch.cat([state.decoded_tokens_of(index) for index in range(len(masks.granularities))], dim=1)
+        x = self.norm(self.blocks(torch.cat([context, decoded], dim=1)))
+        features = x[:, context.shape[1] :].unflatten(1, (len(masks.granularities), -1))
+        return {name: features[:, granularity] for name, granularity in self.granularity_indices.items()}
 
 
 def build_context(
@@ -133,7 +153,7 @@ def build_context(
     With `context="visible"` it is prefix tokens, visible tokens, and the tokens plus features of each carried stage.
     """
     if context == "visible":
-        stages = [state.tokens_of(granularity) + features for granularity, features in carried]
+        stages = [state.decoded_tokens_of(granularity) + features for granularity, features in carried]
         return torch.cat([state.prefix, state.visible_tokens(), *stages], dim=1)
     for granularity, features in carried:
         state = state._replace(tokens=state.add_features(features, granularity))
