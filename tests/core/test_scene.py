@@ -32,3 +32,30 @@ def test_a_scene_without_a_map_is_reported() -> None:
     with pytest.raises(UserError) as caught:
         SceneBatch.stack([scene("a"), Scene("b", {"rgb": scene("b").maps["rgb"]})])
     assert str(caught.value) == "b: semantic has shape None, but (4, 4) in a. Crop both alike"
+
+
+def scene_with_views(key: str, count: int = 2) -> Scene:
+    views = {"second": torch.full((1, 3, 2, 2), ord(key)), "local": torch.full((count, 3, 1, 1), ord(key))}
+    return Scene(key, scene(key).maps, 5, views={name: view.byte() for name, view in views.items()})
+
+
+def test_views_are_stacked_and_sliced_with_the_maps() -> None:
+    batch = SceneBatch.stack([scene_with_views(key) for key in "abca"])
+    assert {name: tuple(tensor.shape) for name, tensor in batch.views.items()} == {
+        "second": (4, 1, 3, 2, 2),
+        "local": (4, 2, 3, 1, 1),
+    }
+    part = batch.slice_scenes(1, 3)
+    assert (part.keys, part.labels) == (("b", "c"), (5, 5))
+    assert part.maps.keys() == batch.maps.keys()
+    for sliced, complete in ((part.maps, batch.maps), (part.views, batch.views)):
+        assert all(torch.equal(sliced[name], complete[name][1:3]) for name in complete)
+    assert part.views["local"][:, 1, 0, 0, 0].tolist() == [ord("b"), ord("c")]
+    moved = part.to("meta")
+    assert {tensor.device.type for tensor in [*moved.maps.values(), *moved.views.values()]} == {"meta"}
+
+
+def test_a_scene_with_another_number_of_views_is_reported() -> None:
+    with pytest.raises(UserError) as caught:
+        SceneBatch.stack([scene_with_views("a"), scene_with_views("b", count=3)])
+    assert str(caught.value) == "b: local has shape (3, 3, 1, 1), but (2, 3, 1, 1) in a. Crop both alike"

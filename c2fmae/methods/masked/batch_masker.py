@@ -76,12 +76,12 @@ class BatchMasker:
 
     def _make_micro_batch(self, scenes: SceneBatch, masks: Masks, first: int, last: int) -> MaskedScenes:
         config, masks = self.masking.config, masks.slice_images(first, last)
-        maps = {name: scenes.maps[name][first:last] for name in config.granularities}
+        scenes = scenes.slice_scenes(first, last)
+        maps = {name: scenes.maps[name] for name in config.granularities}
         counts = count_hidden_values(self.objectives, maps, masks, config.loss_average)
         if masks.visible_idx.device.type == "cpu":  # elsewhere exact lists would synchronise
             masks = masks.with_members()
-        micro_batch = SceneBatch(scenes.keys[first:last], maps, scenes.labels[first:last])
-        return MaskedScenes(micro_batch, masks, tuple(counts), torch.stack([*counts.values()]))
+        return MaskedScenes(replace(scenes, maps=maps), masks, tuple(counts), torch.stack([*counts.values()]))
 
 
 def _join_storages(micro_batches: Sequence[MaskedScenes]) -> list[MaskedScenes]:
