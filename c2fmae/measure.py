@@ -2,12 +2,14 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from c2fmae.core.experiment import Experiment, checkpoint_bytes
+from c2fmae.core.experiment import Experiment, Phase, checkpoint_bytes
 from c2fmae.core.loading_speed import LoadingSpeed, LoadTimes
 from c2fmae.core.loop import TrainingLoop, TrainingState, choose_delay
 from c2fmae.core.text import format_count
@@ -29,21 +31,51 @@ def measure_run(experiment: Experiment, out: Path) -> str:
         return _measure_steps(experiment, out)
 
 
+@dataclass(frozen=True)
+class MeasuredPhase:
+    """A phase of a run, and some measured steps of it."""
+
+    phase: Phase
+    seconds: list[float]
+    """Duration of each measured step."""
+    reused_seconds: float
+    """Duration of a step that reuses a batch."""
+    loading: LoadingSpeed
+
+    @property
+    def run_seconds(self) -> float:
+        """Duration of all steps of the phase."""
+        return len(self.phase.steps) * median(self.seconds)
+
+    @property
+    def title(self) -> str:
+        """The beginning of sentences about the phase; empty if the run has only one."""
+        steps = format_count(len(self.phase.steps), "step")
+        return f"{self.phase.description}, {steps}: " if self.phase.description else ""
+
+
 def _measure_steps(experiment: Experiment, out: Path) -> str:
     training = TrainingState.create(experiment.model, experiment.config.training, experiment.teacher)
+    phases = [_measure_phase(experiment, training, phase) for phase in experiment.phases]
+    return describe_measurement(experiment, training, phases, out)
+
+
+def _measure_phase(experiment: Experiment, training: TrainingState, phase: Phase) -> MeasuredPhase:
     world = experiment.world
     loop = TrainingLoop(experiment.task, experiment.config.training, experiment.plan, world, choose_delay(world.device))
     steps, waits, times = [], [], []
-    with experiment.open_batches(0) as batches:
+    training.step = phase.steps.start
+    with experiment.open_batches(training.step) as batches:
         before, waited = perf_counter(), 0.0
         batch = next(batches)
-        for _ in islice(loop.run(training, chain([batch], batches)), WARMUP_STEPS + MEASURED_STEPS):
+        num_measured = min(WARMUP_STEPS + MEASURED_STEPS, len(phase.steps))
+        for _ in islice(loop.run(training, chain([batch], batches)), num_measured):
             now = perf_counter()
             steps.append(now - before)
             waits.append(batches.wait_seconds - waited)
             times.append(batches.load_times)
             before, waited = now, batches.wait_seconds
-    training.step, reused = 0, []
+    training.step, reused = phase.steps.start, []
     before = perf_counter()
     for _ in loop.run(training, repeat(batch, MEASURED_STEPS)):
         now = perf_counter()
@@ -57,37 +89,35 @@ def _measure_steps(experiment: Experiment, out: Path) -> str:
         waited=sum(waits) / sum(steps),
         ceiling=experiment.plan.batch_size_per_rank / median(reused),
     )
-    return describe_measurement(experiment, training, steps, median(reused), loading, out)
+    return MeasuredPhase(phase, steps, median(reused), loading)
 
 
 def describe_measurement(
-    experiment: Experiment,
-    training: TrainingState,
-    step_seconds: list[float],
-    reused_seconds: float,
-    loading: LoadingSpeed,
-    out: Path,
+    experiment: Experiment, training: TrainingState, phases: Sequence[MeasuredPhase], out: Path
 ) -> str:
     """Return sentences about the duration, memory and disk space of a run with these measured steps.
 
-    `reused_seconds` is the duration of a step that reuses a batch.
+    Loading is described for the phase in which it limits most.
     """
-    plan, median_seconds = experiment.plan, median(step_seconds)
+    plan, run_seconds = experiment.plan, sum(phase.run_seconds for phase in phases)
+    waiting = max(phases, key=lambda phase: phase.loading.expected_wait)
     existing_dir = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     kind = "GPU memory" if experiment.world.device.type == "cuda" else "memory"
     lines = [
         str(plan),
-        f"a step takes {median_seconds:.3g} s ({min(step_seconds):.3g} to {max(step_seconds):.3g}), "
-        f"{plan.batch_size / median_seconds:.4g} samples/s, "
-        f"{loading.waited:.0%} of it waiting for data",
-        f"the run takes about {_format_duration(median_seconds * plan.steps)}, without held-out losses, probes and "
-        "figures",
+        *(
+            f"{phase.title}a step takes {median(phase.seconds):.3g} s ({min(phase.seconds):.3g} to "
+            f"{max(phase.seconds):.3g}), {plan.batch_size / median(phase.seconds):.4g} samples/s, "
+            f"{phase.loading.waited:.0%} of it waiting for data"
+            for phase in phases
+        ),
+        f"the run takes about {_format_duration(run_seconds)}, without held-out losses, probes and figures",
         f"peak {kind} of a process: {peak_memory() / 2**30:.2g} GiB",
         f"checkpoints need {checkpoint_bytes(experiment, training) / 2**30:.2g} GiB; "
         f"{shutil.disk_usage(existing_dir).free / 2**30:.3g} GiB are free in {existing_dir}",
-        f"without data, reusing one batch, a step takes {reused_seconds:.3g} s, "
-        f"{plan.batch_size / reused_seconds:.4g} samples/s",
-        loading.describe(),
+        f"{waiting.title}without data, reusing one batch, a step takes {waiting.reused_seconds:.3g} s, "
+        f"{plan.batch_size / waiting.reused_seconds:.4g} samples/s",
+        waiting.loading.describe(),
     ]
     if plan.steps_per_epoch < 50:
         count = format_count(plan.steps_per_epoch, "step")

@@ -6,6 +6,7 @@
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from c2fmae.config.method_base import ImageSize, MethodConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.checkpoint import step_name
 from c2fmae.core.distributed import World, init_distributed
 from c2fmae.core.experiment import (
     Experiment,
+    Phase,
     RunOutcome,
     is_new_run,
     locked_run_dir,
@@ -34,10 +37,11 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.core.sharding import unshard_tensors, unsharded
 from c2fmae.core.training import TrainingPlan, plan_training
 from c2fmae.core.watching import RunLogger, is_due
-from c2fmae.data import BatchStream, DatasetInfo, Scenes
+from c2fmae.data import BatchStream, DatasetInfo, Scenes, Transform
 from c2fmae.data.combine import select_granularities
 from c2fmae.data.loader import explain_worker_death
 from c2fmae.data.sampler import DataPosition
+from c2fmae.data.transforms import TransformSchedule
 from c2fmae.eval.probes.online import OnlineProbes, describe_accuracies, open_online_probes
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import fill_from_dataset
@@ -77,15 +81,29 @@ class Pretraining(Experiment):
         compiled_parts = training.choose_compiled_parts(self.world.device.type)
         return self.method.build_task(self.plan, seed=training.seed, compiled_parts=compiled_parts)
 
+    @property
+    def phases(self) -> list[Phase]:
+        """The parts of the run with one image size each."""
+        schedule, steps = self.config.method.image_size_schedule, range(self.plan.steps)
+        if len(schedule) == 1:
+            return super().phases
+        phases, start = [], 0
+        for fraction, (height, width) in schedule:
+            end = bisect_left(steps, fraction, key=self.plan.progress)
+            phases += [Phase(f"images of {height}×{width}", steps[start:end])] if start < end else []
+            start = end
+        return phases
+
     @contextmanager
     def open_batches(self, step: int) -> Iterator[BatchStream[Sequence[Any]]]:
         """Open an iterator over batches that starts at a step. The method prepares them where they are loaded."""
         pin_memory = self.world.device.type == "cuda"
         data, training = self.config.data, self.config.training
-        view = self.method.training_view(data)
+        sizes = [size for _, size in self.config.method.image_size_schedule]
+        views = {size: self.method.training_view(data, size) for size in sizes}
         stream = data.stream_training_batches(
             self.scenes,
-            view,
+            TransformSchedule(partial(choose_view, views, self.config.method, self.plan)),
             self.plan,
             step,
             seed=training.seed,
@@ -156,11 +174,23 @@ class Pretraining(Experiment):
         write_pretraining_report(run_dir)
 
 
+def find_step(plan: TrainingPlan, position: DataPosition) -> int:
+    """Return the step, counted from 0, that the batch at a position is for."""
+    return position.epoch * plan.steps_per_epoch + position.batches_done
+
+
+def choose_view(
+    views: Mapping[ImageSize, Transform], method: MethodConfig, plan: TrainingPlan, position: DataPosition
+) -> Transform:
+    """Return the view of the size that images of the batch at a position have."""
+    return views[method.choose_image_size(plan.progress(find_step(plan, position)))]
+
+
 def prepare_batch(
     preparer: BatchPreparer, plan: TrainingPlan, world: World, position: DataPosition, scenes: SceneBatch
 ) -> Sequence[Any]:
     """Return the batch at a position in micro-batches, with all random choices that need no model."""
-    step = position.epoch * plan.steps_per_epoch + position.batches_done
+    step = find_step(plan, position)
     return preparer.prepare(
         scenes, num_micro_batches=plan.num_micro_batches, step=step, progress=plan.progress(step), world=world
     )
@@ -228,7 +258,8 @@ def build_pretraining(
         log.log(logging.INFO if world.is_main else logging.DEBUG, "%s", load_initial_weights(method, config.init))
     if config.training.precision == "bf16-stream":
         narrow_streams(method.model)
-    prepare_model(method.model, config.training, world)
+    num_sizes = len({size for _, size in config.method.image_size_schedule})
+    prepare_model(method.model, config.training, world, num_shapes=num_sizes)
     evaluator = None
     if held_out is not None:
         fill_from_dataset(config.method, held_out.info)

@@ -146,11 +146,12 @@ def _probe_sections(metrics: MetricColumns, config: Mapping[str, Any]) -> list[S
 
 
 def _schedule_charts(metrics: MetricColumns) -> list[LineChart]:
-    """Return charts of the learning rate, the gradient norm, the curriculum and the labelled fraction of each head."""
+    """Return charts of what changes in the course of a run, and of the gradient norm."""
     valid = {key.removeprefix("valid/"): key for key in metrics.find_keys("valid/")}
     charts = [
         chart_metrics(metrics, "Learning rate", {"learning rate": "lr"}),
         chart_metrics(metrics, "Gradient norm", {"norm": "grad_norm"}, is_log=True),
+        chart_metrics(metrics, "Height of training images", {"pixels": "image_height"}),
         chart_metrics(metrics, "Masking curriculum", {"semantic, α": "alpha", "instance, β": "beta"}),
         chart_metrics(metrics, "Labelled fraction of the hidden cells", valid),
     ]

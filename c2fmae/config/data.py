@@ -158,7 +158,7 @@ class LoaderConfig(Config):
     def build_loader(
         self,
         scenes: "c2fmae.data.scenes.Scenes",
-        view: Callable[..., Any],
+        view: "Callable[..., Any] | c2fmae.data.transforms.TransformSchedule",
         sampler: "c2fmae.data.sampler.Sampler",
         *,
         collate: Callable[[list[Any]], Any] | None = None,
@@ -189,7 +189,7 @@ class LoaderConfig(Config):
     def stream_training_batches(
         self,
         scenes: "c2fmae.data.scenes.Scenes",
-        view: Callable[..., Any],
+        view: "Callable[..., Any] | c2fmae.data.transforms.TransformSchedule",
         plan: TrainingPlan,
         step: int,
         *,

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.masking import MaskingConfig
-from c2fmae.config.method_base import METHOD_KINDS, MethodConfig, check_granularity_keys, check_unique
+from c2fmae.config.method_base import METHOD_KINDS, ImageSize, MethodConfig, check_granularity_keys, check_unique
 from c2fmae.config.migrations import migrate_method
 from c2fmae.config.target import TargetConfig
 from c2fmae.core.errors import UserError, unknown_name_error
@@ -33,6 +33,9 @@ class MaskedConfig(MethodConfig):
     name: Annotated[str, Field(min_length=1)] = "c2fmae"
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = COARSE_TO_FINE
     """Inputs of the encoder and outputs of the decoder, coarse to fine."""
+    early_image_sizes: tuple[tuple[Annotated[float, Field(gt=0, lt=1)], ImageSize], ...] = ()
+    """Sizes of training images before `image_size`, each with the fraction of the run at which it ends, such as
+    `[[0.4, [160, 160]], [0.7, [192, 192]]]`. Steps with smaller images are faster."""
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
     targets: dict[str, tuple[TargetConfig, ...]] = Field({})
     """Prediction targets by granularity. By default, `pixels` of images and `labels` of id maps."""
@@ -43,7 +46,8 @@ class MaskedConfig(MethodConfig):
     """Average over each image's hidden cells and then over images, or over all hidden cells at once."""
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     num_visible: Annotated[int, Field(ge=0)] | None = None
-    """Visible patches per image, over all granularities. By default, a sixth of them, or a quarter of a single one."""
+    """Visible patches per image of `image_size`, over all granularities. By default, a sixth of them, or a quarter of a
+    single one. Images of other sizes have the same fraction."""
     concentration: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     """Concentration of the Dirichlet distribution that divides the visible patches, by granularity, 1 by default."""
     mask_noise: Literal["rows", "batch"] = "rows"
@@ -62,6 +66,9 @@ class MaskedConfig(MethodConfig):
         for setting in ("targets", "concentration"):
             check_granularity_keys(setting, getattr(self, setting))
         self._check_predictions()
+        ends = [end for end, _ in self.early_image_sizes]
+        if ends != sorted(set(ends)):
+            raise UserError(f"early_image_sizes: expected increasing fractions of the run, got {ends}. Sort them")
         return self
 
     def _check_predictions(self) -> None:
@@ -90,6 +97,11 @@ class MaskedConfig(MethodConfig):
 
         return tuple(dict.fromkeys((*self.granularities, *get_required_maps(self.masking.build()))))
 
+    @property
+    def image_size_schedule(self) -> tuple[tuple[float, ImageSize], ...]:
+        """The sizes of training images, each with the fraction of the run at which it ends."""
+        return (*self.early_image_sizes, *super().image_size_schedule)
+
     def head_plans(self) -> list[HeadPlan]:
         """Return all predictions, in the order of the stages."""
         from c2fmae.models.targets import DEFAULT_TARGETS
@@ -103,15 +115,18 @@ class MaskedConfig(MethodConfig):
                 plans.append(HeadPlan(name, stage, granularity, target))
         return plans
 
-    def resolve_num_visible(self, num_patches: int) -> int:
-        """Return the number of visible patches per image, given the patches of one granularity."""
-        total = len(self.granularities) * num_patches
+    def resolve_num_visible(self, num_patches: int, full_num_patches: int | None = None) -> int:
+        """Return the number of visible patches of an image, given the patches of one granularity.
+
+        `full_num_patches` are those of an image of `image_size`, by default the same.
+        """
         if self.num_visible is None:
-            return round(total / (6 if len(self.granularities) > 1 else 4))
-        if self.num_visible > total:
-            count = f"{len(self.granularities)} × {num_patches}"
+            return round(len(self.granularities) * num_patches / (6 if len(self.granularities) > 1 else 4))
+        full_num_patches = full_num_patches or num_patches
+        if self.num_visible > len(self.granularities) * full_num_patches:
+            count = f"{len(self.granularities)} × {full_num_patches}"
             raise UserError(f"num_visible: expected at most {count} patches, got {self.num_visible}. Set it lower")
-        return self.num_visible
+        return round(self.num_visible * num_patches / full_num_patches)
 
 
 def _check_kind(granularity: str, target: TargetConfig) -> None:

@@ -12,9 +12,11 @@ from c2fmae.core.registry import Registry
 from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD, BackboneSpec, EncoderConfig
 
 ImageSide = Annotated[int, Field(ge=1, le=4096)]
+ImageSize = tuple[ImageSide, ImageSide]
+"""Height and width."""
 
 METHOD_KINDS: "Registry[type[MethodConfig]]" = Registry("kind of method")
-"""Config classes of methods, by the `kind` that stands in configs."""
+"""Config classes of methods, by the `kind` in configs."""
 
 
 class MethodConfig(Config):
@@ -28,7 +30,7 @@ class MethodConfig(Config):
     name: Annotated[str, Field(min_length=1)]
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = ("rgb",)
     """Inputs of the encoder, coarse to fine."""
-    image_size: tuple[ImageSide, ImageSide] = (224, 224)
+    image_size: ImageSize = (224, 224)
     """Height and width of training images. The model accepts all multiples of its patch size."""
     channels: dict[str, PositiveInt] = Field({})
     """Channels of images and number of classes of id maps. By default, those of the data or the granularity."""
@@ -63,6 +65,15 @@ class MethodConfig(Config):
     def required_maps(self) -> tuple[str, ...]:
         """The granularities that training scenes must have."""
         return self.granularities
+
+    @property
+    def image_size_schedule(self) -> tuple[tuple[float, ImageSize], ...]:
+        """The sizes of training images, each with the fraction of the run at which it ends."""
+        return ((1.0, self.image_size),)
+
+    def choose_image_size(self, progress: float) -> ImageSize:
+        """Return the size of training images, given the fraction of the run that is complete."""
+        return next((size for end, size in self.image_size_schedule if progress < end), self.image_size)
 
     def num_channels(self, granularity: str) -> int:
         """Return the channels of images, or the number of classes of id maps."""

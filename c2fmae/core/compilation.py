@@ -1,6 +1,7 @@
 """Compilation with `torch.compile`.
 
-What is compiled has static shapes, those of a micro-batch, so each graph is compiled once. Evaluations, with their
+What is compiled has static shapes, those of a micro-batch, so each graph is compiled once for each image size of a run.
+Evaluations, with their
 other batch sizes, run eagerly.
 """
 
@@ -23,10 +24,10 @@ T = TypeVar("T")
 KERNEL_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def compile_model(model: nn.Module, compiled_parts: CompiledParts) -> None:
+def compile_model(model: nn.Module, compiled_parts: CompiledParts, *, num_shapes: int = 1) -> None:
     """Compile the blocks of a model, or all of it, in place: names in its state dict stay the same.
 
-    Nothing is compiled before the first call.
+    Nothing is compiled before the first call. `num_shapes` is the number of different shapes of micro-batches.
     """
     if compiled_parts == "off":
         return
@@ -35,7 +36,7 @@ def compile_model(model: nn.Module, compiled_parts: CompiledParts) -> None:
     if compiled_parts == "blocks":  # DDP would split their graphs at its buckets, but blocks are small already
         torch._dynamo.config.optimize_ddp = False
     # Blocks of equal structure share a graph, but with drop path each has a rate of its own, and so a graph of its own.
-    torch._dynamo.config.recompile_limit += len(modules)
+    torch._dynamo.config.recompile_limit += len(modules) * num_shapes
     for module in modules:
         module.compile(dynamic=False, fullgraph=True)
 

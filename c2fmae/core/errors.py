@@ -33,8 +33,10 @@ def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(" ".join(part for part in parts if part))
 
 
-def check_patch_multiples(size: Sequence[int], patch_size: int, origin: str) -> None:
+def check_patch_multiples(size: Sequence[int], patch_size: int, origin: str, *, key: str = "image_size") -> None:
     """Raise an error if a side of an image is not a multiple of the patch size, which comes from `origin`.
+
+    `key` is the setting that holds the size.
 
     >>> check_patch_multiples((32, 33), 8, "of this ViT")
     Traceback (most recent call last):
@@ -45,5 +47,5 @@ def check_patch_multiples(size: Sequence[int], patch_size: int, origin: str) -> 
             lower = side // patch_size * patch_size
             nearest = " or ".join(str(number) for number in (lower, lower + patch_size) if number)
             raise UserError(
-                f"image_size: {side} is not a multiple of the patch size {patch_size} ({origin}). Nearest: {nearest}"
+                f"{key}: {side} is not a multiple of the patch size {patch_size} ({origin}). Nearest: {nearest}"
             )

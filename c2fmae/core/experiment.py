@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from torch import nn
 
@@ -54,6 +54,15 @@ class BatchIterator(Protocol):
     def __next__(self) -> Any: ...
 
 
+class Phase(NamedTuple):
+    """A part of a run in which all batches have equal shapes."""
+
+    description: str
+    """What differs from other phases, such as the size of images; empty if there is only one."""
+    steps: range
+    """Its steps, counted from 0."""
+
+
 class Experiment(ABC):
     """Model, task, data and evaluation of a run."""
 
@@ -85,6 +94,11 @@ class Experiment(ABC):
     @abstractmethod
     def open_batches(self, step: int) -> AbstractContextManager[BatchIterator]:
         """Open an iterator over batches that starts at a step. The step alone determines the position in the data."""
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The parts of the run in which all batches have equal shapes, in its order."""
+        return [Phase("", range(self.plan.steps))]
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:

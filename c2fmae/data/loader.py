@@ -29,6 +29,7 @@ from c2fmae.core.workers import (
 )
 from c2fmae.data.sampler import DataPosition, Sampler, sample_generator
 from c2fmae.data.scenes import Scenes
+from c2fmae.data.transforms import TransformSchedule
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ class SceneLoader:
     """
 
     scenes: Scenes
-    transform: Callable[[Scene, np.random.Generator], Any]
-    """A function from a scene to a sample; its only source of randomness is the generator."""
+    transform: Callable[[Scene, np.random.Generator], Any] | TransformSchedule
+    """A function from a scene to a sample, whose only source of randomness is the generator; or one for each batch."""
     sampler: Sampler
     collate: Callable[[list[Any]], Any] = SceneBatch.stack
     """A function from the samples of a batch to the batch, which is pinned by its method `pin_memory`."""
@@ -226,7 +227,7 @@ class _BatchDataset(Dataset[object]):
     """The data set of a worker, which returns a batch for each `BatchRequest`."""
 
     scenes: Scenes
-    transform: Callable[[Scene, np.random.Generator], Any]
+    transform: Callable[[Scene, np.random.Generator], Any] | TransformSchedule
     collate: Callable[[list[Any]], Any]
     finish: Callable[[DataPosition, Any], Any] | None
     seed: int
@@ -234,6 +235,9 @@ class _BatchDataset(Dataset[object]):
 
     def __getitems__(self, requests: Sequence[BatchRequest]) -> BatchResult:
         (batch_position, draws), broken = requests[0], list[str]()
+        transform = self.transform
+        if isinstance(transform, TransformSchedule):
+            transform = transform.choose(batch_position)
         samples, decode, crop = list[Any](), 0.0, 0.0
         try:
             for index, repetition in draws:
@@ -241,7 +245,7 @@ class _BatchDataset(Dataset[object]):
                 scene = load_first_readable(self.scenes, index, broken) if self.skip_broken else self.scenes[index]
                 decoded = time.perf_counter()
                 rng = sample_generator(self.seed, batch_position.epoch, index, repetition)
-                samples.append(self.transform(scene, rng))
+                samples.append(transform(scene, rng))
                 decode += decoded - start
                 crop += time.perf_counter() - decoded
             start = time.perf_counter()

@@ -1,6 +1,7 @@
 """Transforms from a stored scene to a sample for a model: one crop for the image and all its maps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, get_args, runtime_checkable
 
@@ -13,6 +14,7 @@ from c2fmae.core.granularity import InstanceOverflow
 from c2fmae.core.scene import Scene
 from c2fmae.data.geometry import central_crop_box, resized_crop, scene_size
 from c2fmae.data.instance_order import renumber_instances
+from c2fmae.data.sampler import DataPosition
 
 MAX_CROP_ATTEMPTS = 10
 
@@ -23,6 +25,14 @@ class Transform(Protocol):
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         """Return a sample of the scene."""
+
+
+@dataclass(frozen=True)
+class TransformSchedule:
+    """Transforms that change in the course of a run, in place of one."""
+
+    choose: Callable[[DataPosition], Transform]
+    """A function from the position of a batch to the transform of its scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from c2fmae.config.data import DataConfig
-from c2fmae.config.method_base import MethodConfig
+from c2fmae.config.method_base import ImageSize, MethodConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import Task
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, count_with_torch
@@ -73,8 +73,8 @@ class Method(Protocol):
         """The weight of each loss, by name."""
         ...
 
-    def training_view(self, data: DataConfig) -> Transform:
-        """Return the transform that crops training scenes."""
+    def training_view(self, data: DataConfig, image_size: ImageSize) -> Transform:
+        """Return the transform that crops training scenes to a size of the config's `image_size_schedule`."""
         ...
 
     def held_out_view(self, data: DataConfig) -> Transform:

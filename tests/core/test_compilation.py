@@ -166,6 +166,18 @@ def test_any_number_of_blocks_may_differ_and_each_shape_is_a_static_graph(monkey
 
 
 @pytest.mark.compile
+def test_each_shape_of_each_block_is_a_static_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(monkeypatch, "eager")
+    num_blocks, num_shapes = torch._dynamo.config.recompile_limit, 3
+    model = Stack(*(Scale(1 + index / 8) for index in range(num_blocks)))
+    compile_model(model, "blocks", num_shapes=num_shapes)
+    for _ in range(2):
+        for size in range(num_shapes):
+            model(torch.ones(2 + size))
+    assert counters["stats"]["unique_graphs"] == num_blocks * num_shapes
+
+
+@pytest.mark.compile
 def test_a_break_in_a_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     use_backend(monkeypatch, "eager")
     for compiled_parts in ("blocks", "model"):

@@ -11,7 +11,7 @@ from c2fmae.core.decoder_options import ParallelOptions, StagedOptions
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, count_with_fvcore, count_with_torch
 from c2fmae.methods import METHODS, build_method
-from c2fmae.methods.masked.cost import compute_pretraining_cost
+from c2fmae.methods.masked.cost import compute_image_flops, compute_pretraining_cost
 
 TINY = ("encoder.name=test_vit", "encoder.depth=2", "decoder.options.depth=1", "image_size=[64, 96]")
 VITS = {"test_vit": (64, 6, 192), "vit_base_patch16_224": (768, 12, 3072)}
@@ -132,6 +132,17 @@ def test_visible_patches_are_divided_by_mean_concentration() -> None:
         compute_pretraining_cost(config).part_costs["embeddings"].flops
         == 2 * (id_patches * 1024 + rgb_patches * 768) * 64
     )
+
+
+def test_the_operations_of_a_training_step_are_the_mean_over_the_image_sizes_of_the_run() -> None:
+    early = "early_image_sizes=[[0.25, [32, 48]], [0.5, [64, 48]]]"  # 6 and 12 of 24 patches
+    config = make_config("c2fmae", *TINY, "num_visible=24", early)
+    expected = 0.0
+    for fraction, size, num_visible in ((0.25, [32, 48], 6), (0.25, [64, 48], 12), (0.5, [64, 96], 24)):
+        at_size = make_config("c2fmae", *TINY, f"image_size={size}", f"num_visible={num_visible}")
+        expected += 3 * fraction * sum(compute_expected_flops(at_size).values())
+    assert compute_image_flops(config) == pytest.approx(expected, rel=1e-12)
+    assert compute_image_flops(make_config("c2fmae", *TINY)) == 3 * cost_by_torch("c2fmae", *TINY).flops
 
 
 def test_drop_path_and_gradient_checkpointing_do_not_change_the_cost() -> None:

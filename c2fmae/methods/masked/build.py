@@ -29,6 +29,8 @@ def build_masked_autoencoding(config: MaskedConfig, *, seed: int) -> MaskedAutoe
     patch_size = vit.patch_embed.patch_size[0]
     origin = "set by this recipe" if config.encoder.patch_size else f"of {config.encoder.name}"
     check_patch_multiples(config.image_size, patch_size, origin)
+    for _, size in config.early_image_sizes:
+        check_patch_multiples(size, patch_size, origin, key="early_image_sizes")
     config.resolve_num_visible(config.image_size[0] // patch_size * (config.image_size[1] // patch_size))
     encoder = Encoder(
         vit,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from c2fmae.config.method import MaskedConfig
+from c2fmae.config.method_base import ImageSize
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, PartCost, count_parameters, count_with_torch
@@ -24,16 +25,19 @@ from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.models import MultiGranularAutoencoder, label_stride
 
 
-def compute_pretraining_cost(config: MaskedConfig, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
-    """Return the cost of a method at its image size; the model is built on the meta device and nothing is computed.
+def compute_pretraining_cost(
+    config: MaskedConfig, image_size: ImageSize | None = None, *, counter: OperationCounter = count_with_torch
+) -> ForwardCost:
+    """Return the cost of a method; the model is built on the meta device and nothing is computed.
 
-    The numbers of visible patches per granularity are the average ones, and the decoder is that of a training step.
+    `image_size` defaults to the method's. The numbers of visible patches per granularity are the average ones, and the
+    decoder is that of a training step.
     """
     with torch.device("meta"):
         method = build_method(config)
     model = method.model.eval()
     assert isinstance(model, MultiGranularAutoencoder)
-    maps, masks = _make_mean_inputs(method)
+    maps, masks = _make_mean_inputs(method, image_size or config.image_size)
     flops = dict(counter(model, {name: map_.to("meta") for name, map_ in maps.items()}, masks.to("meta")))
     flops["heads"] = sum(flops[f"heads.{name}"] for name in model.heads)
     # Only on a CPU does a granularity embed its own patches alone: on other devices the number of patches is fixed.
@@ -50,12 +54,21 @@ def compute_pretraining_cost(config: MaskedConfig, *, counter: OperationCounter 
     )
 
 
-def _make_mean_inputs(method: MaskedAutoencoding) -> tuple[dict[str, Tensor], Masks]:
+def compute_image_flops(config: MaskedConfig) -> float:
+    """Return the operations of a training step for one image, the mean over the image sizes of a run."""
+    flops, start = 0.0, 0.0
+    for end, size in config.image_size_schedule:
+        flops += 3 * (end - start) * compute_pretraining_cost(config, size).flops
+        start = end
+    return flops
+
+
+def _make_mean_inputs(method: MaskedAutoencoding, image_size: ImageSize) -> tuple[dict[str, Tensor], Masks]:
     """Return blank maps of one image, and masks with the average budgets."""
     config, patch = method.config, method.patch_size
-    height, width = config.image_size
+    height, width = image_size
     names, num_patches = config.granularities, height // patch * (width // patch)
-    num_visible = config.resolve_num_visible(num_patches)
+    num_visible = config.resolve_num_visible(num_patches, method.masking.full_num_patches)
     weights = torch.tensor([[config.concentration.get(name, 1.0) for name in names]], dtype=torch.float64)
     budgets = apportion(weights, torch.tensor([num_visible]), torch.full((1, len(names)), num_patches))
     is_masked = torch.arange(num_patches) >= budgets.unsqueeze(2)

@@ -45,7 +45,7 @@ class MaskSampler:
             self.policy,
             guides["semantic"],
             guides["instance"],
-            num_visible=config.resolve_num_visible(grid[0] * grid[1]),
+            num_visible=config.resolve_num_visible(grid[0] * grid[1], self.full_num_patches),
             progress=progress,
             generator=generator,
             granularities=config.granularities,
@@ -61,6 +61,12 @@ class MaskSampler:
         if self.config.mask_noise == "rows":
             return RowGenerator(step_seed)
         return torch.Generator().manual_seed(step_seed)
+
+    @property
+    def full_num_patches(self) -> int:
+        """The patches of one granularity of an image of the method's size."""
+        height, width = self.config.image_size
+        return height // self.patch_size * (width // self.patch_size)
 
     def _guide_regions(self, scenes: SceneBatch, name: str, grid: tuple[int, int]) -> Tensor:
         """Return the region of each patch in a map, or a single region if the policy does not use the map."""

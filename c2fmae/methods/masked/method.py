@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from c2fmae.config.data import DataConfig
 from c2fmae.config.method import MaskedConfig
+from c2fmae.config.method_base import ImageSize
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, count_with_torch
@@ -72,9 +73,9 @@ class MaskedAutoencoding:
             "max_instances": self.config.num_channels("instance"),
         }
 
-    def training_view(self, data: DataConfig) -> Transform:
-        """Return the transform that crops training scenes."""
-        return data.build_training_view(**self.view_options)
+    def training_view(self, data: DataConfig, image_size: ImageSize) -> Transform:
+        """Return the transform that crops training scenes to a size."""
+        return data.build_training_view(**{**self.view_options, "size": image_size})
 
     def held_out_view(self, data: DataConfig) -> Transform:
         """Return the transform that crops held-out scenes."""

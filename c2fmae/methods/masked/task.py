@@ -71,16 +71,21 @@ class PretrainingTask:
         return micro_batch.counts
 
     def summarise_counts(self, counts: Mapping[str, int], progress: float) -> dict[str, float]:
-        """Return the labelled fraction of the hidden cells of id maps, and α and β if the policy has a curriculum."""
+        """Return the labelled fraction of the hidden cells of id maps, and what changes in the course of the run.
+
+        That is the height of images if the method has early image sizes, and α and β if its policy has a curriculum.
+        """
+        config = self.method.config
+        schedules: dict[str, float] = {}
+        if config.early_image_sizes:
+            schedules["image_height"] = config.choose_image_size(progress)[0]
+        if isinstance(self.method.policy, CurriculumPolicy):
+            schedules["alpha"], schedules["beta"] = self.method.policy.curriculum(progress)
         names = [name.removeprefix("hidden/") for name in counts if name.startswith("hidden/")]
         valid_fractions = {
             f"valid/{name}": counts[f"valid/{name}"] / max(counts[f"hidden/{name}"], 1) for name in names
         }
-        policy = self.method.policy
-        if not isinstance(policy, CurriculumPolicy):
-            return valid_fractions
-        alpha, beta = policy.curriculum(progress)
-        return {**valid_fractions, "alpha": alpha, "beta": beta}
+        return {**valid_fractions, **schedules}
 
     def compute_losses(self, model: nn.Module, micro_batch: MicroBatch, counts: Mapping[str, Tensor]) -> StepLoss:
         """Predict hidden patches and return the loss; the losses of micro-batches add up to that of the batch."""
