@@ -14,9 +14,9 @@ from c2fmae.core.specs import EncoderConfig
 from c2fmae.core.training import TrainingConfig
 from c2fmae.recipes.registry import Recipe, register_recipe
 
-_MOSTLY_RGB = {"semantic": 0.3, "instance": 0.3, "rgb": 6}
-_MOSTLY_RGB_NOTE = "most visible patches are of images, the only input of downstream tasks"
-_VISIBLE_CONTEXT_NOTE = (
+MOSTLY_RGB = {"semantic": 0.3, "instance": 0.3, "rgb": 6}
+MOSTLY_RGB_NOTE = "most visible patches are of images, the only input of downstream tasks"
+VISIBLE_CONTEXT_NOTE = (
     "visible tokens and the stage before, instead of all tokens: with all tokens, features of small models hardly "
     "separate the classes of images (k-NN 15 against 33 in a first run)"
 )
@@ -25,7 +25,7 @@ _TINY_TITLE = "{} for a laptop: images of 32 pixels, minutes on a CPU, on genera
 _TINY_UNMEASURED = ("larger images, longer runs, other data than generated scenes and Pascal VOC",)
 
 
-def make_tiny_config(method: MaskedConfig, options: BlockOptions) -> PretrainConfig:
+def make_tiny_config(method: MaskedConfig, options: BlockOptions, *, size: int = 32) -> PretrainConfig:
     """Return a method with a million weights, for images of 32 pixels in 16 patches, and a run of a few minutes.
 
     A step with 64 scenes takes 60 ms on two cores.
@@ -38,12 +38,12 @@ def make_tiny_config(method: MaskedConfig, options: BlockOptions) -> PretrainCon
             method,
             MaskedConfig,
             encoder=encoder,
-            image_size=(32, 32),
+            image_size=(size, size),
             decoder=DecoderConfig(name=method.decoder.name, options=options),
         ),
         data=DataConfig(
-            train=_generated(size=32, difficulty="plain", length=8192),
-            held_out=_generated(size=32, difficulty="plain", length=512, seed=1),
+            train=_generated(size=size, difficulty="plain", length=8192),
+            held_out=_generated(size=size, difficulty="plain", length=512, seed=1),
             scale=(0.5, 1.0),
             workers=0,
             cache=True,
@@ -55,13 +55,13 @@ def make_tiny_config(method: MaskedConfig, options: BlockOptions) -> PretrainCon
 
 def make_c2fmae_tiny() -> PretrainConfig:
     """Return the config of c2fmae-tiny."""
-    method = replace(presets.c2fmae(), MaskedConfig, num_visible=16, concentration=_MOSTLY_RGB)
+    method = replace(presets.c2fmae(), MaskedConfig, num_visible=16, concentration=MOSTLY_RGB)
     return make_tiny_config(method, CascadedOptions(dim=64, num_heads=4, depth=1, context="visible"))
 
 
 def make_multimae_tiny() -> PretrainConfig:
     """Return the config of multimae-tiny."""
-    method = replace(presets.multimae(), MaskedConfig, num_visible=16, concentration=_MOSTLY_RGB)
+    method = replace(presets.multimae(), MaskedConfig, num_visible=16, concentration=MOSTLY_RGB)
     return make_tiny_config(method, replace(presets.MULTIMAE_DECODER, ParallelOptions, dim=64, num_heads=4, depth=1))
 
 
@@ -78,7 +78,7 @@ def make_c2fmae_debug() -> PretrainConfig:
             encoder=EncoderConfig(name="test_vit"),
             image_size=(64, 64),
             decoder=DecoderConfig(options=CascadedOptions(dim=64, num_heads=4, context="visible")),
-            concentration=_MOSTLY_RGB,
+            concentration=MOSTLY_RGB,
         ),
         data=DataConfig(
             train=_generated(size=64, length=64, difficulty="easy"),
@@ -93,7 +93,7 @@ def _generated(**options: Unpack[GeneratedOptions]) -> DatasetConfig:
     return DatasetConfig(name="generated", options=options)
 
 
-_TINY_DEVIATIONS = {"method.concentration": _MOSTLY_RGB_NOTE, "method.num_visible": "a third"}
+_TINY_DEVIATIONS = {"method.concentration": MOSTLY_RGB_NOTE, "method.num_visible": "a third"}
 
 register_recipe(
     Recipe(
@@ -101,7 +101,7 @@ register_recipe(
         title=_TINY_TITLE.format("C2FMAE"),
         make=make_c2fmae_tiny,
         source=_TINY_SOURCE,
-        deviations={"method.decoder.options.context": _VISIBLE_CONTEXT_NOTE, **_TINY_DEVIATIONS},
+        deviations={"method.decoder.options.context": VISIBLE_CONTEXT_NOTE, **_TINY_DEVIATIONS},
         unmeasured=_TINY_UNMEASURED,
     )
 )
@@ -131,8 +131,8 @@ register_recipe(
         make=make_c2fmae_debug,
         source="none; it is for tests and first tries",
         deviations={
-            "method.decoder.options.context": _VISIBLE_CONTEXT_NOTE,
-            "method.concentration": _MOSTLY_RGB_NOTE,
+            "method.decoder.options.context": VISIBLE_CONTEXT_NOTE,
+            "method.concentration": MOSTLY_RGB_NOTE,
         },
         unmeasured=("its accuracy",),
     )

@@ -17,6 +17,7 @@ from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking.policies import ProgressivePolicy
 from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.dataset_defaults import fill_from_dataset
+from c2fmae.methods.masked.cost import compute_image_flops
 from c2fmae.models import MultiGranularAutoencoder, PredictionHead
 from c2fmae.models.decoders import CascadedDecoder, JointDecoder, ParallelDecoder, SelfAttentionDecoder, Stage
 from c2fmae.recipes import RECIPES
@@ -70,6 +71,9 @@ table6f-111         768×12/16        98/588   Cascaded/all/256×3      S>I>R   
 table6f-112         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512,R768×2      SG>IG>RD
 table6f-121         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128,I512×2,R768      SG>IG>RD
 table6f-211         768×12/16        98/588   Cascaded/all/256×3      S>I>R    S2128×2,I512,R768      SG>IG>RD
+mae-b-budget        768×12/16+norm   20/196   Joint/512×1             R        R768                   RD
+c2fmae-b-budget     768×12/16        59/588   Cascaded/all/256×2      S>I>R    S2128,I512,R768        SG>IG>RD
+c2fmae-tiny-budget  128×4/8          15/147   Cascaded/visible/64×2   S>I>R    S532,I128,R192         SG>IG>RD
 c2fmae-tiny         128×4/8          16/48    Cascaded/visible/64×2   S>I>R    S532,I128,R192         SG>IG>RD
 mae-tiny            128×4/8+norm     4/16     Joint/64×2              R        R192                   RD
 multimae-tiny       128×4/8          16/48    Parallel/visible/64×2   S|I|R|N  S532,I128,R192,N192    RD
@@ -218,6 +222,24 @@ def test_a_tiny_ablation_takes_a_step(name: str) -> None:
 @pytest.mark.parametrize("family", ["c2fmae", "mae", "multimae"])
 def test_sizes_differ_in_the_encoder_alone(family: str, size: str) -> None:
     assert differing(settings(f"{family}-b"), settings(f"{family}-{size}")) == {"method.encoder.name"}
+
+
+@pytest.mark.parametrize("name", ["mae-b", "c2fmae-b"])
+def test_budget_recipes_differ_in_masks_depth_and_image_sizes_and_state_their_predicted_time(name: str) -> None:
+    recipe = RECIPES.get(f"{name}-budget")()
+    assert differing(settings(name), settings(recipe.name)) == {
+        "method.early_image_sizes",
+        "method.num_visible",
+        "method.decoder.options.depth",
+    }
+    assert isinstance(recipe.method, MaskedConfig)
+    assert recipe.method.early_image_sizes == ((0.4, (160, 160)), (0.7, (192, 192)))
+    images_per_second = 355e12 / compute_image_flops(recipe.method)
+    hours = (recipe.training.epochs or 0) * 1_281_167 / images_per_second / 3600
+    assert recipe.unmeasured[1] == (
+        f"its time: predicted {hours:.1f} hours on one GPU that computes 355 TFLOP/s, if the data keeps up with "
+        f"{round(images_per_second, -3):,.0f} images/s"
+    )
 
 
 def test_multimae_and_the_cascade_differ_in_decoder_and_fourth_loss() -> None:
