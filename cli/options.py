@@ -21,7 +21,7 @@ BackboneSourcesArgument = Annotated[list[str], typer.Argument(metavar="SOURCE…
 CheckpointStepOption = Annotated[
     int | None, typer.Option("--step", help="Load this checkpoint of a run, not the newest.")
 ]
-EmaOption = Annotated[bool, typer.Option("--ema", help="Load the averaged weights of a run (training.ema).")]
+EmaOption = Annotated[bool, typer.Option("--ema", help="Load a run's averaged weights (training.ema, a teacher).")]
 AllowMissingOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from c2fmae.core.checkpoint import list_checkpoints, step_name
 from c2fmae.core.compilation import run_eagerly
@@ -316,9 +316,11 @@ def _null_if_not_finite(value: Any) -> Any:
 def checkpoint_bytes(experiment: Experiment, training: TrainingState) -> int:
     """Return the disk space in bytes for all checkpoints of a run, and one more during a save.
 
-    A checkpoint holds the weights, two moments of the optimiser and, with `training.ema`, averaged weights.
+    A checkpoint holds the model's tensors, two moments of each parameter and, where there are any, averaged weights.
     """
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in training.model.parameters())
-    saving, copies = experiment.config.saving, 3 + (training.ema is not None)
+    model, average = training.model.state_dict(), training.ema or {}
+    tensors: list[Tensor] = [*model.values(), *training.parameters, *training.parameters, *average.values()]
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    saving = experiment.config.saving
     num_permanent = experiment.plan.steps // saving.keep_every if saving.keep_every else 0
-    return weights * copies * (saving.keep_last + 1 + num_permanent)
+    return num_bytes * (saving.keep_last + 1 + num_permanent)

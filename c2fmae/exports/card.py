@@ -121,9 +121,7 @@ def _metrics_section(provenance: WeightsProvenance) -> str:
         )
         parts.append(f"{description} at step {provenance.metrics_step:,}:\n\n{rows}")
         if provenance.is_ema:
-            parts.append(
-                "These are losses of the trained weights; the exported weights are their average (training.ema)."
-            )
+            parts.append("These are losses of the trained weights; the exported weights are their average.")
     else:
         parts.append("No losses or scores on held-out data were found.")
     if provenance.evaluations:

@@ -88,7 +88,7 @@ def _read_run_provenance(path: Path, step: int | None, use_ema: bool) -> Weights
     rows = {
         "Data": summary.pop("Data"),
         "Samples": f"{info.num_samples:,}" if info.num_samples is not None else "",
-        "Weights": f"average of the weights (training.ema) at {step_text}" if use_ema else step_text,
+        "Weights": f"average of the weights at {step_text}" if use_ema else step_text,
         **summary,
         "Made with": _read_versions(run_dir),
     }

@@ -35,6 +35,7 @@ FLOAT32_CASE = LoopCase("mae", num_micro_batches=2, is_float64=False)
 NAN_CASE = LoopCase("mae", nan_at=(2, 5), overrides=("encoder.grad_checkpointing=true",))
 RUNS: dict[str, tuple[LoopCase, dict[str, Any]]] = {
     "float64": (FLOAT64_CASE, {"layer_decay": 0.5}),
+    "float64, each gradient clipped": (LoopCase("mae"), {"clip": None, "clip_each": 0.02}),
     "float32": (FLOAT32_CASE, {}),
     "bf16": (FLOAT32_CASE, {"precision": "bf16"}),
     "nan": (NAN_CASE, {}),

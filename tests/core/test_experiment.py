@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,14 @@ from c2fmae.core import experiment as experiment_module
 from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint
 from c2fmae.core.distributed import STEP_TIMEOUT, TIMEOUT, World
 from c2fmae.core.errors import RunError
-from c2fmae.core.experiment import BatchIterator, Experiment, RunOutcome, locked_run_dir, run_experiment
+from c2fmae.core.experiment import (
+    BatchIterator,
+    Experiment,
+    RunOutcome,
+    checkpoint_bytes,
+    locked_run_dir,
+    run_experiment,
+)
 from c2fmae.core.experiment_config import ExperimentConfig, SavingConfig, WatchingConfig
 from c2fmae.core.loading_speed import LoadTimes
 from c2fmae.core.loop import StepLoss, TrainingState
@@ -151,6 +159,27 @@ class SquaresExperiment(Experiment):
         """Write nothing."""
 
 
+class TeacherTask(SquaresTask):
+    """The same task with a teacher."""
+
+    def teacher_momentum(self, step: int) -> float:
+        return 0.5 + 0.05 * step
+
+
+class TeacherExperiment(SquaresExperiment):
+    """The same experiment with a teacher of the first two layers instead of averages of all weights."""
+
+    def __init__(self, before_step: Callable[[int], object]) -> None:
+        super().__init__(BAD_STEPS, before_step)
+        training = self.config.training.model_copy(update={"ema": None})
+        self.config = self.config.model_copy(update={"training": training})
+        self._task, self._teacher = TeacherTask(BAD_STEPS, before_step), nn.Sequential(*deepcopy(self._model)[:2])
+
+    @property
+    def teacher(self) -> nn.Module:
+        return self._teacher
+
+
 def run(
     out: Path,
     *,
@@ -236,6 +265,36 @@ def test_a_run_with_late_reports_saves_on_a_signal_and_resumes_exactly(
     assert saved.metadata["bad_steps"] == {2: 1, 3: 2, 7: 1}.get(saved.step, 0)
     assert run(tmp_path / "run", delay=1, resume=True).status == "finished"
     assert read_results(tmp_path / "run") == expected
+
+
+def test_a_run_with_a_teacher_resumes_exactly(tmp_path: Path) -> None:
+    def stop(current: int) -> None:
+        if current == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    def run_with_teacher(name: str, before_step: Callable[[int], object] = id, *, resume: bool = False) -> str:
+        with locked_run_dir(tmp_path / name, World()) as run_dir:
+            return run_experiment(TeacherExperiment(before_step), run_dir, resume=resume).status
+
+    assert run_with_teacher("complete") == "finished"
+    assert run_with_teacher("stopped", stop) == "saved-on-signal"
+    assert run_with_teacher("stopped", resume=True) == "finished"
+    assert read_results(tmp_path / "stopped") == read_results(tmp_path / "complete")
+    checkpoint = load_checkpoint(list_checkpoints(tmp_path / "complete/checkpoints")[-1])
+    model, average = checkpoint.tensors_of("model"), checkpoint.tensors_of("ema")
+    assert average.keys() == {name for name in model if name[0] in "01"}
+    assert average["1.num_batches_tracked"] == model["1.num_batches_tracked"]
+    assert not torch.equal(average["0.weight"], model["0.weight"])
+
+
+def test_the_disk_space_of_checkpoints_is_that_of_their_tensors() -> None:
+    for experiment in (SquaresExperiment(BAD_STEPS, id), TeacherExperiment(id)):
+        training = TrainingState.create(experiment.model, experiment.config.training, experiment.teacher)
+        experiment.model(torch.ones(2, 3)).sum().backward()
+        training.optimiser.step()
+        tensors = training.named_tensors()
+        num_bytes = sum(tensor.nbytes for name, tensor in tensors.items() if not name.endswith("/step"))
+        assert checkpoint_bytes(experiment, training) == num_bytes * (99 + 1)
 
 
 def test_late_requests_are_met_once_and_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def test_a_number_is_its_own_value() -> None:
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
 @pytest.mark.parametrize("epochs", [None, 2, 5, 10])
-@pytest.mark.parametrize(("start", "end"), [(0.04, 0.07), (0.996, 1.0), (0.4, 0.04), (1 / 3, 1 / 3)])
+@pytest.mark.parametrize(("start", "end"), [(0.04, 0.07), (0.996, 1.0), (0.1, 0.7), (0.4, 0.04), (1 / 3, 1 / 3)])
 def test_a_ramp_leads_from_its_start_to_its_end(start: float, end: float, epochs: int | None, shape: Any) -> None:
     found = values(Ramp(start=start, end=end, shape=shape, epochs=epochs))
     assert found[0] == start

@@ -66,9 +66,10 @@ def losses(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.unchecked
-def test_sharded_ddp_and_single_process_training_agree_in_float64(results: list[dict[str, Any]]) -> None:
-    reports, tensors = results[0]["runs"]["float64 sharded"]
-    for others in (results[0]["runs"]["float64 ddp"], single_process("float64")):
+@pytest.mark.parametrize("name", ["float64", "float64, each gradient clipped"])
+def test_sharded_ddp_and_single_process_training_agree_in_float64(results: list[dict[str, Any]], name: str) -> None:
+    reports, tensors = results[0]["runs"][f"{name} sharded"]
+    for others in (results[0]["runs"][f"{name} ddp"], single_process(name)):
         for mine, theirs in zip(reports, others[0], strict=True):
             assert mine["values"] == pytest.approx(theirs["values"], rel=1e-9, abs=1e-9)
         for step in RECORDED_STEPS:

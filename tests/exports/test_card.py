@@ -127,10 +127,10 @@ def test_a_checkpoint_has_the_provenance_of_its_run_while_it_is_inside(tmp_path:
 def test_a_card_of_averaged_weights_states_that_its_losses_are_not_theirs(tmp_path: Path) -> None:
     run = measured(write_noise_run(tmp_path / "run"))
     origin = read_provenance(str(run), use_ema=True)
-    assert origin.details["Weights"] == "average of the weights (training.ema) at step 20 of 20"
+    assert origin.details["Weights"] == "average of the weights at step 20 of 20"
     write_export(timm_target(make_noise_backbone()), origin, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "These are losses of the trained weights; the exported weights are their average (training.ema)." in text
+    assert "These are losses of the trained weights; the exported weights are their average." in text
 
 
 HOSTILE_NAMES = (

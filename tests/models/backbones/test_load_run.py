@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from c2fmae.core.checkpoint import Checkpoint, save_checkpoint
+from c2fmae.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from c2fmae.core.errors import UserError
 from c2fmae.exports.as_safetensors import safetensors_target
 from c2fmae.exports.export import write_export
@@ -52,6 +52,20 @@ def test_averaged_weights_are_loaded_on_request(tmp_path: Path) -> None:
     difference = averaged.state_dict()["encoder.cls_token"] - plain.state_dict()["encoder.cls_token"]
     assert torch.allclose(difference, torch.ones(1))
     assert averaged.load_report.notes[0] == "step 10, averaged weights"
+
+
+def test_averages_of_a_part_of_the_model_replace_this_part(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "checkpoints" / "step-00000010"
+    checkpoint = load_checkpoint(path)
+    names = [name for name in checkpoint.tensors if name.startswith(("ema/decoder.", "ema/heads."))]
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in names}
+    tensors["ema/encoder.cls_token"] = tensors["ema/encoder.cls_token"] + 1
+    complete = load_backbone(tmp_path, use_ema=True).state_dict()
+    save_checkpoint(path.parent, Checkpoint(10, tensors, checkpoint.metadata))
+    averaged = load_backbone(tmp_path, use_ema=True).state_dict()
+    assert torch.equal(averaged.pop("encoder.cls_token"), complete.pop("encoder.cls_token") + 1)
+    assert all(torch.equal(tensor, complete[name]) for name, tensor in averaged.items())
 
 
 def test_stored_positions_are_resized_to_another_image_size(tmp_path: Path) -> None:
