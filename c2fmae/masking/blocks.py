@@ -24,7 +24,7 @@ def block_mask(
 
     The four numbers of a block are for its area, from `min_area` to what is left to hide, its aspect, log-uniform up to
     `max_aspect`, its row and its column. As in the official code a block is rejected if it is as long as the grid, or
-    if it hides nothing new or too much. What no block hides is then hidden at random, next to blocks if possible.
+    if it hides too much. What no block hides is then hidden at random, next to blocks if possible.
     """
     rows, columns = grid
     shape = (len(noise), rows * columns)
@@ -41,7 +41,7 @@ def block_mask(
         top, first = (row * (rows - height + 1)).floor(), (column * (columns - width + 1)).floor()
         block = _find_between(row_idx, top, height).unsqueeze(2) & _find_between(column_idx, first, width).unsqueeze(1)
         num_new = (block & ~is_masked).sum(dim=(1, 2))
-        is_accepted = (height < rows) & (width < columns) & (num_new > 0) & (num_new <= left)
+        is_accepted = (height < rows) & (width < columns) & (num_new <= left)
         is_masked |= block & is_accepted.view(-1, 1, 1)
     # Hidden patches come first, then their neighbours, then all others.
     neighbours = F.max_pool2d(is_masked.double().unsqueeze(1), 3, stride=1, padding=1).squeeze(1)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from c2fmae.masking import random_mask
@@ -24,6 +24,7 @@ def test_cmae_sees_17_of_49_units() -> None:
     assert 49 - count_masked_units(49, 0.65) == int(49 * (1 - 0.65)) == 17
 
 
+@example(100, 7)  # 100 × 0.07 is more than 7
 @given(st.integers(1, 400), st.integers(0, 100))
 def test_the_ratio_is_rounded_up_exactly(num_units: int, percent: int) -> None:
     assert count_masked_units(num_units, percent / 100) == -(-num_units * percent // 100)
