@@ -61,7 +61,8 @@ class _SampleFormat:
             size = f"{self.size[0]}×{self.size[1]}"
             raise UserError(f"label_stride: expected a divisor of the size {size}, got {self.label_stride}")
 
-    def _crop_scene(self, scene: Scene, box: CropBox, *, is_flipped: bool = False) -> Scene:
+    def crop_scene(self, scene: Scene, box: CropBox, is_flipped: bool = False) -> Scene:
+        """Return the sample of a crop."""
         sample = resized_crop(scene, box, self.size, label_stride=self.label_stride, is_flipped=is_flipped)
         if "instance" not in sample.maps:
             return sample
@@ -88,11 +89,13 @@ class RandomView(_SampleFormat):
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         """Return a random view of the scene."""
+        return self.crop_scene(scene, *self.draw_crop(scene_size(scene), rng))
+
+    def draw_crop(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[CropBox, bool]:
+        """Return the box of a random crop of an image of a height and width, and whether it is flipped."""
         noise = rng.random(4 * MAX_CROP_ATTEMPTS + 1)
-        box = random_crop_box(
-            *scene_size(scene), noise[1:].reshape(MAX_CROP_ATTEMPTS, 4), scale=self.scale, ratio=self.ratio
-        )
-        return self._crop_scene(scene, box, is_flipped=bool(noise[0] < self.flip))
+        box = random_crop_box(*size, noise[1:].reshape(MAX_CROP_ATTEMPTS, 4), scale=self.scale, ratio=self.ratio)
+        return box, bool(noise[0] < self.flip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +111,12 @@ class CentralView(_SampleFormat):
 
     def __call__(self, scene: Scene, rng: np.random.Generator | None = None) -> Scene:
         """Return the central view of the scene; `rng` is not used."""
+        return self.crop_scene(scene, *self.draw_crop(scene_size(scene), rng))
+
+    def draw_crop(self, size: tuple[int, int], rng: np.random.Generator | None = None) -> tuple[CropBox, bool]:
+        """Return the box of the central crop of an image of a height and width, and False; `rng` is not used."""
         del rng
-        aspect = self.size[1] / self.size[0]
-        return self._crop_scene(scene, central_crop_box(*scene_size(scene), aspect, self.crop))
+        return central_crop_box(*size, self.size[1] / self.size[0], self.crop), False
 
 
 def _check_option(is_valid: bool, option: str, expected: str, got: object) -> None:
