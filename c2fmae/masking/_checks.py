@@ -20,9 +20,9 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def check_batch_by_patch(name: str, tensor: Tensor) -> tuple[int, int]:
-    """Return the batch size and the number of patches of a [batch, patch] tensor."""
-    if tensor.ndim != 2:
-        raise ValueError(f"{name}: expected [batch, patch], got shape {list(tensor.shape)}")
+    """Return the batch size and the number of patches, at least 1, of a [batch, patch] tensor."""
+    if tensor.ndim != 2 or not tensor.shape[1]:
+        raise ValueError(f"{name}: expected [batch, patch] with at least 1 patch, got shape {list(tensor.shape)}")
     return tensor.shape[0], tensor.shape[1]
 
 
@@ -56,9 +56,16 @@ def check_concentration(concentration: Tensor) -> None:
 
 
 def check_noise(noise: Tensor, shape: tuple[int, int]) -> None:
-    """Raise a ValueError unless noise is floating-point and has the shape of the patches."""
+    """Raise a ValueError unless noise is floating-point, without NaN, and has the shape of the patches."""
     check_shape("noise", noise, shape)
     check_floating_point("noise", noise)
+    check_not_nan("noise", noise)
+
+
+def check_not_nan(name: str, tensor: Tensor) -> None:
+    """Raise a ValueError for NaN, which has no order, where values can be read."""
+    if tensor.numel() and can_read_values(tensor) and bool(tensor.amax().isnan()):
+        raise ValueError(f"{name}: expected numbers, got NaN")
 
 
 def check_mask(name: str, mask: Tensor, shape: tuple[int, int]) -> None:

@@ -6,7 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, Integer, Shaped
 from torch import Tensor
 
-from c2fmae.masking._checks import can_read_values, check_batch_by_patch, check_mask, check_noise, validate_budget
+from c2fmae.masking._checks import (
+    can_read_values,
+    check_batch_by_patch,
+    check_mask,
+    check_noise,
+    check_not_nan,
+    validate_budget,
+)
 from c2fmae.masking.sorting import sort_rows, sort_rows_with_order
 
 
@@ -29,6 +36,7 @@ def top_k_mask(
 ) -> Bool[Tensor, "batch patch"]:
     """Hide the `num_masked` patches of highest score (Eq. 11); ties go to the higher noise, then to the lower index."""
     rows = check_batch_by_patch("scores", scores)
+    check_not_nan("scores", scores)
     check_noise(noise, rows)
     budget = validate_budget(num_masked, rows)
     score = descending_key(scores)

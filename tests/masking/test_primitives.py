@@ -214,6 +214,24 @@ def test_budgets_out_of_range_are_rejected(mask: MaskFunction, changed: dict[str
 
 
 @EACH_MASK
+def test_a_grid_without_patches_is_rejected(mask: MaskFunction) -> None:
+    empty = (torch.zeros(2, 0, dtype=torch.long), torch.rand(2, 0), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r": expected \[batch, patch\] with at least 1 patch, got shape \[2, 0\]$"):
+        mask(*empty)
+
+
+@EACH_MASK
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_noise_that_has_no_order_is_rejected(mask: MaskFunction, dtype: torch.dtype) -> None:
+    noise = VALID_INPUTS["noise"].to(dtype, copy=True)
+    noise[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="^noise: expected numbers, got NaN$"):
+        mask(*(VALID_INPUTS | {"noise": noise}).values())
+    with pytest.raises(ValueError, match="^scores: expected numbers, got NaN$"):
+        top_k_mask(noise, VALID_INPUTS["num_masked"], VALID_INPUTS["noise"])
+
+
+@EACH_MASK
 @pytest.mark.parametrize(
     "changed",
     [
