@@ -87,19 +87,26 @@ def iterate_rows_from_end(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_rows_of_step(path: Path, step: int) -> list[dict[str, Any]]:
     """Return the rows of one of the last steps. The steps of the rows must be in order, as a run writes them."""
-    recent = takewhile(lambda row: row.get("step", -1) >= step, iterate_rows_from_end(path))
-    return [row for row in recent if row["step"] == step][::-1]
+    recent = takewhile(lambda row: row.get("step", step) >= step, iterate_rows_from_end(path))
+    return [row for row in recent if row.get("step") == step][::-1]
 
 
 def truncate_rows(path: Path, *, after_step: int) -> None:
-    """Remove the rows of steps after `after_step`, and an incomplete last one.
+    """Remove the rows of steps after `after_step`, what follows them, and an incomplete last row.
 
-    The steps of the rows must be in order, as a run writes them: the end of the file is read up to a row that remains.
+    The steps of the rows must be in order, as a run writes them: the end of the file is read up to a step that remains.
     """
     if not path.exists():
         return
-    rows = _iterate_from_end(path)
-    remaining_bytes = next((end for end, row in rows if row.get("step", after_step) <= after_step), 0)
+    remaining_bytes = 0
+    for end, row in _iterate_from_end(path):
+        step = row.get("step")
+        if step is not None and step > after_step:
+            remaining_bytes = 0
+            continue
+        remaining_bytes = remaining_bytes or end
+        if step is not None:
+            break
     if remaining_bytes != path.stat().st_size:
         try:
             os.truncate(path, remaining_bytes)
@@ -207,7 +214,8 @@ def _iterate_lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     start = end = file.seek(0, os.SEEK_END)
     first = b""  # the line of which only the end has been read
     while start:
-        previous_start, start = start, max(start - _BYTES_PER_READ, 0)
+        num_bytes = max(_BYTES_PER_READ, len(first))  # twice as much each time, so that a long line is copied rarely
+        previous_start, start = start, max(start - num_bytes, 0)
         file.seek(start)
         lines = _LINE.findall(file.read(previous_start - start) + first)
         first = lines.pop(0) if start else b""

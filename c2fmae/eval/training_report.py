@@ -24,7 +24,7 @@ def write_training_page(
 
     `result_sections` follow the tables of all results of the run.
     """
-    num_steps = next((row["step"] for row in iterate_rows_from_end(run_dir.metrics)), 0)
+    num_steps = next((row["step"] for row in iterate_rows_from_end(run_dir.metrics) if "step" in row), 0)
     sections: list[Section] = [
         KeyValues({"Steps": f"{num_steps:,}", **key_values}),
         Text(progress, title="Progress"),

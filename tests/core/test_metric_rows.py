@@ -1,4 +1,6 @@
+import json
 import math
+import re
 from itertools import islice
 from math import inf, nan
 from pathlib import Path
@@ -123,6 +125,38 @@ def test_a_resume_reads_only_the_end_of_a_file(tmp_path: Path, monkeypatch: pyte
     assert path.read_text() == "".join(["damaged\n", *rows[:36]])
     with pytest.raises(UserError, match="line 1 is not a JSON object"):
         read_rows(path)
+
+
+def test_rows_without_a_step_do_not_hide_those_before_them(tmp_path: Path) -> None:
+    note = '{"note": 1}\n'
+    steps = [f'{{"step": {step}}}\n' for step in range(4)]
+    path = lines(tmp_path / "rows.jsonl", note, steps[1], note, steps[2], note, steps[3], note)
+    assert read_rows_of_step(path, 3) == [{"step": 3}]
+    assert read_rows_of_step(path, 2) == [{"step": 2}]
+    truncate_rows(path, after_step=3)
+    assert path.read_text() == "".join([note, steps[1], note, steps[2], note, steps[3], note])
+    truncate_rows(path, after_step=1)
+    assert path.read_text() == "".join([note, steps[1], note])
+    truncate_rows(path, after_step=0)
+    assert path.read_text() == note
+
+
+def test_a_long_line_is_copied_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_rows, "_BYTES_PER_READ", 16)
+    sizes = list[int]()
+    long_line = re.compile(rb"[^\n]*\n|[^\n]+")
+
+    class Counting:
+        @staticmethod
+        def findall(text: bytes) -> list[bytes]:
+            sizes.append(len(text))
+            return long_line.findall(text)
+
+    monkeypatch.setattr(metric_rows, "_LINE", Counting)
+    row = {"step": 1, "text": "x" * 10_000}
+    path = lines(tmp_path / "rows.jsonl", json.dumps(row) + "\n")
+    assert list(iterate_rows_from_end(path)) == [row]
+    assert sum(sizes) < 4 * path.stat().st_size
 
 
 def test_rows_of_a_step_are_in_their_order(tmp_path: Path) -> None:
