@@ -70,7 +70,7 @@ def test_the_page_shows_the_probes_of_the_training() -> None:
 
 def test_the_page_shows_the_speed_and_what_limits_it() -> None:
     stages = {"decode_ms": 3.0, "crop_ms": 0.75, "stack_ms": 0.25, "workers": 1}
-    timing = [
+    timing: list[dict[str, Any]] = [
         {"step": step, "seconds": seconds, "samples_per_second": 80.0, "waited": 0.5, **stages}
         for step, seconds in ((1, 9.0), (2, 1.0), (3, 1.0))
     ]
@@ -83,6 +83,16 @@ def test_the_page_shows_the_speed_and_what_limits_it() -> None:
         "Loading of a sample, ms reading and decoding 3 cropping 0.75 stacking 0.25",
     ):
         assert words in page.text
+    for row in timing:
+        row["mask_ms"] = 0.0  # as other trainings log, which do not mask
+    timing[0] |= {"waited": "half", "crop_ms": "?"}
+    page = ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {"world_size": 2}, [], timing_rows=timing)))
+    assert "Loading of a sample, ms reading and decoding 3 cropping 0.75 stacking 0.25" in page.text
+    assert "masking 0" not in page.text
+    for row in timing:
+        row["mask_ms"] = 0.5
+    page = ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {"world_size": 2}, [], timing_rows=timing)))
+    assert "cropping 0.75 stacking 0.25 masking 0.5" in page.text
     old = [{"step": 1, "seconds": 1.0, "samples_per_second": 80.0, "waited": 0.5}]  # without times of loading
     page = ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {}, [], timing_rows=old)))
     assert "Speed Means since the previous point" in page.text

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from c2fmae.core.metric_rows import is_number
 from c2fmae.core.text import format_count
 
 STAGES: Mapping[str, str] = {
@@ -129,14 +130,14 @@ def summarise_loading(rows: Sequence[Mapping[str, Any]], *, world_size: int) -> 
 
     The first row, in which processes start, counts only if there is no other.
     """
-    timed = [row for row in rows if "decode_ms" in row and None not in (row.get(f"{stage}_ms", 0) for stage in STAGES)]
+    keys = ("seconds", "waited", "samples_per_second", *(f"{stage}_ms" for stage in STAGES))
+    defaults = {"mask_ms": 0.0}  # earlier versions did not time masks
+    timed = [{**defaults, **row} for row in rows]
+    timed = [row for row in timed if type(row.get("workers")) is int and all(is_number(row.get(key)) for key in keys)]
     timed = timed[1:] or timed
     if not timed:
         return None
-    means = {
-        key: math.fsum(row.get(key, 0) for row in timed) / len(timed)  # earlier versions did not time masks
-        for key in ("seconds", "waited", *(f"{stage}_ms" for stage in STAGES))
-    }
+    means = {key: math.fsum(row[key] for row in timed) / len(timed) for key in keys}
     samples = math.fsum(row["samples_per_second"] * row["seconds"] for row in timed) / len(timed) / world_size
     return LoadingSpeed(
         milliseconds={stage: means[f"{stage}_ms"] for stage in STAGES},

@@ -5,7 +5,7 @@ from typing import Any
 
 from c2fmae.core.loading_speed import STAGES, summarise_loading
 from c2fmae.core.metric_columns import MetricColumns
-from c2fmae.report.charts import chart_metrics
+from c2fmae.report.charts import LineChart, chart_metrics
 from c2fmae.report.page import Section, Text
 
 _EXPLANATION = """\
@@ -18,11 +18,13 @@ def make_speed_sections(timing_rows: Sequence[Mapping[str, Any]], *, world_size:
     if not timing_rows:
         return []
     loading = summarise_loading(timing_rows, world_size=world_size)
-    columns = MetricColumns({**row, "waited": 100 * row["waited"]} for row in timing_rows)
+    columns = MetricColumns(timing_rows)
+    stages = {name: f"{stage}_ms" for stage, name in STAGES.items() if columns.points(f"{stage}_ms")[:, 1].any()}
+    waiting = columns.points("waited") * (1, 100)
     charts = [
         chart_metrics(columns, "Samples per second", {"samples/s": "samples_per_second"}),
-        chart_metrics(columns, "Waiting for data, % of the time", {"waiting": "waited"}),
-        chart_metrics(columns, "Loading of a sample, ms", {name: f"{stage}_ms" for stage, name in STAGES.items()}),
+        LineChart("Waiting for data, % of the time", {"waiting": waiting} if len(waiting) else {}),
+        chart_metrics(columns, "Loading of a sample, ms", stages),
     ]
     text = "\n\n".join([*([loading.describe()] if loading else []), _EXPLANATION])
     return [Text(text, title="Speed"), *(chart for chart in charts if chart.series)]

@@ -81,6 +81,8 @@ def test_rows_are_averaged_without_the_first() -> None:
     )
     assert summarise_loading([{**first, "crop_ms": None}, *rows], world_size=2) is not None
     assert summarise_loading([first], world_size=1) is not None
+    for damaged in ({"crop_ms": "1.0"}, {"waited": "0.2"}, {"seconds": None}, {"workers": "2"}, {"mask_ms": "no"}):
+        assert summarise_loading([first, *rows, {**rows[0], **damaged}], world_size=2) == expected
     masked = summarise_loading([{**row, "mask_ms": 0.25} for row in rows], world_size=2)
     assert masked is not None
     assert masked.milliseconds == {**expected.milliseconds, "mask": 0.25}
