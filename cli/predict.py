@@ -48,7 +48,10 @@ def predict(
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images, or windows of an image, in a forward pass.")
     ] = 16,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that read images.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that read images; by default one for each core, up to 16."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,6 +66,7 @@ def predict(
     The same command continues after an interruption, and predicts new images only. The exit code is 1 if some images
     cannot be read.
     """
+    from c2fmae.core.cores import resolve_num_workers
     from c2fmae.core.distributed import init_distributed
     from c2fmae.eval.engine import BatchingConfig
     from c2fmae.predict import PredictOptions
@@ -75,9 +79,9 @@ def predict(
         as_scenes=as_scenes,
         overrides=tuple(set_ or ()),
     )
-    batching = BatchingConfig(batch_size=batch_size, num_workers=workers)
     try:
         with init_distributed() as world:
+            batching = BatchingConfig(batch_size=batch_size, num_workers=resolve_num_workers(workers))
             result = write_predictions(run, images, out, world, options, step=step, use_ema=use_ema, batching=batching)
     except KeyboardInterrupt:
         print(f"interrupted. Predictions so far are in {out}; run the same command again to continue", flush=True)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -24,11 +25,22 @@ def count_cores() -> int:
 def resolve_num_workers(workers: int | None) -> int:
     """Return a number of loader processes: by default, one for each core of this process, at least 1 and at most 16.
 
-    The processes that torchrun starts on a machine divide its cores.
+    The processes that torchrun or srun starts on a machine divide its cores.
     """
     if workers is not None:
         return workers
-    return min(max(count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), _MAX_WORKERS)
+    return min(max(_count_own_cores(), 1), _MAX_WORKERS)
+
+
+def _count_own_cores() -> int:
+    """Return the cores of this process if all processes of its job on this machine get equally many; it may be 0."""
+    cores, environ = count_cores(), os.environ
+    if "LOCAL_WORLD_SIZE" in environ:  # processes of torchrun have the CPU affinity of torchrun
+        return cores // int(environ["LOCAL_WORLD_SIZE"])
+    if "SLURM_STEP_TASKS_PER_NODE" in environ:  # for example 4(x2),3; srun may have bound each task to its own cores
+        tasks = max(map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ["SLURM_STEP_TASKS_PER_NODE"])))
+        return min(cores, int(environ.get("SLURM_CPUS_ON_NODE", cores)) // tasks)
+    return cores
 
 
 def count_idle_cores() -> int:

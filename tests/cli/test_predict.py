@@ -12,6 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from c2fmae import predict as predict_module
+from c2fmae.core import cores
+from c2fmae.eval.engine import BatchingConfig
 from tests.models.classifiers.noise_classifiers import make_noise_classifier, write_finetuned_run
 from tests.models.detectors.built_detectors import build_detector, write_detection_run
 from tests.models.segmenters.noise_segmenters import make_noise_segmenter, write_segmentation_run
@@ -111,3 +113,19 @@ def test_the_commands_of_the_page_run(
     for command in commands:
         result = CliRunner().invoke(app, shlex.split(command, comments=True), catch_exceptions=False)
         assert result.exit_code == 0, result.output
+
+
+def test_the_number_of_workers_follows_from_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    used = list[int]()
+
+    def predict(*_: object, batching: BatchingConfig, **__: object) -> None:
+        used.append(batching.num_workers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_module, "predict", predict)
+    monkeypatch.setattr(cores, "count_cores", lambda: 5)
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for words in ((), ("--workers", "3")):
+        CliRunner().invoke(app, ["predict", "run", "images", "--out", str(tmp_path / "out"), *words])
+    assert used == [5, 3]

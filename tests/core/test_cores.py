@@ -56,6 +56,30 @@ def test_by_default_the_processes_of_a_machine_divide_its_cores_among_their_work
     assert resolve_num_workers(requested) == expected
 
 
+@pytest.mark.parametrize(
+    ("tasks", "cores_of_job", "expected"),
+    [
+        ("2", "4", 2),
+        ("1(x2),2", "4", 2),  # several machines: the most tasks of one
+        ("4", "16", 4),  # each task is bound to four cores of its own
+        ("12(x3)", "4", 1),
+        ("1", None, 4),
+    ],
+)
+@pytest.mark.usefixtures("four_cores")
+def test_tasks_of_srun_divide_the_cores_of_their_job_unless_each_has_its_own(
+    monkeypatch: pytest.MonkeyPatch, tasks: str, cores_of_job: str | None, expected: int
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    if cores_of_job is not None:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", cores_of_job)
+    assert resolve_num_workers(None) == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun, started by srun
+    assert resolve_num_workers(None) == 1
+
+
 def test_there_are_at_most_16_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "count_cores", lambda: 96)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
