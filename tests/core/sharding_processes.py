@@ -1,7 +1,7 @@
 """The work of each of two ranks that train with sharded weights."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ RUNS: dict[str, tuple[LoopCase, dict[str, Any]]] = {
     "float32": (FLOAT32_CASE, {}),
     "bf16": (FLOAT32_CASE, {"precision": "bf16"}),
     "nan": (NAN_CASE, {}),
+    "nan, late": (replace(NAN_CASE, delay=1), {}),
 }
 
 

@@ -109,15 +109,17 @@ def test_ranks_agree_and_the_main_rank_gathers_the_tensors(results: list[dict[st
 
 
 @pytest.mark.unchecked
-def test_a_step_that_is_not_finite_is_skipped_by_all_ranks(results: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", ["nan", "nan, late"])
+def test_a_step_that_is_not_finite_is_skipped_by_all_ranks(results: list[dict[str, Any]], name: str) -> None:
     for each in results:
-        (mine, _), (theirs, _) = (each["runs"][f"nan {way}"] for way in ("sharded", "ddp"))
+        (mine, _), (theirs, _) = (each["runs"][f"{name} {way}"] for way in ("sharded", "ddp"))
         assert [report["skip_details"] is None for report in mine] == [True, True, False, True, True]
         trouble, expected = mine[2]["skip_details"], theirs[2]["skip_details"]
         assert [one["keys"] for one in trouble] == [one["keys"] for one in expected]
         assert trouble[0]["loss"] == pytest.approx(expected[0]["loss"], nan_ok=True)
-    tensors, others = (results[0]["runs"][f"nan {way}"][1] for way in ("sharded", "ddp"))
+    tensors, others = (results[0]["runs"][f"{name} {way}"][1] for way in ("sharded", "ddp"))
     assert_close(tensors[NUM_STEPS], others[NUM_STEPS], 1e-9)
+    assert_close(tensors[NUM_STEPS], results[0]["runs"]["nan sharded"][1][NUM_STEPS], 0)
 
 
 @pytest.mark.unchecked
