@@ -63,7 +63,8 @@ class CostEvaluation(Evaluation):
             "that a forward pass saves for the backward pass per additional image, without gradient checkpointing. "
             "Peak memory: of the forward pass of one image without a backward pass. Speed: from the "
             f"median of {self.rounds} forward passes of {self.batch_size} images each, from standardised images to "
-            f"pooled features, after {WARMUP_ROUNDS} rounds of warm-up, with models and precisions timed in turn; "
+            f"pooled features, after {WARMUP_ROUNDS} rounds of warm-up, with models and precisions timed in turn, all "
+            "of them eager, without torch.compile; "
             "bf16 is autocast, which casts the weights in every pass. "
             f"Measured on {describe_machine(model.world.device)}."
         )

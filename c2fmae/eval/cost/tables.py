@@ -83,8 +83,8 @@ def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
             *notes,
             "GFLOP: of one image's forward pass, a multiply-add counts as two; time ratio: median over rounds in which "
             "the method and MAE are timed in turn",
-            f"timed on {next(iter(costs.values())).machine}, without data loading; the paper's ratios are of training "
-            "times of a ViT-B on A100 GPUs",
+            f"timed on {next(iter(costs.values())).machine}, eager (without torch.compile) and without data loading; "
+            "the paper's ratios are of training times of a ViT-B on A100 GPUs",
         ]
     )
 
