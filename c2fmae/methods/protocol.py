@@ -17,6 +17,7 @@ from c2fmae.data import Transform
 P = TypeVar("P")
 
 
+@runtime_checkable
 class BatchPreparer(Protocol):
     """The part of a task that data workers do. It is sent to their processes, so it holds no model."""
 
