@@ -5,6 +5,7 @@ record.json.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ RECORDS = Path(__file__).parent / "records"
 
 
 def record_command(name: str, command: list[str], records: Path = RECORDS) -> int:
-    """Run a command, print and store its output, and return its exit code."""
+    """Run a command, print and store its output, and return its exit code. After Ctrl-C, nothing is stored."""
     start, environment = datetime.now(UTC), collect_environment()
     folder = records / f"{start:%Y-%m-%d}-{name}"
     if folder.exists():
@@ -35,9 +36,15 @@ def record_command(name: str, command: list[str], records: Path = RECORDS) -> in
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
     ):
         assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            log.write(line)
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                log.write(line)
+        except KeyboardInterrupt:
+            process.terminate()  # if the signal was not sent to it too
+            shutil.rmtree(folder)
+            print("interrupted. Nothing is stored", file=sys.stderr)
+            return 130
     end = {
         "exit_code": process.returncode,
         "seconds": round((datetime.now(UTC) - start).total_seconds(), 1),

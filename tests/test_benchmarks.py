@@ -80,7 +80,7 @@ def test_a_failed_stage_of_the_gpu_measurement_is_listed(
 def test_the_output_of_a_benchmark_is_stored_with_its_command_and_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [sys.executable, "-c", "print('12 ms'); raise SystemExit(3)"]
+    command = [sys.executable, "-c", "import sys; print('12 ms', file=sys.stderr); raise SystemExit(3)"]
     assert record_command("masks", command, tmp_path) == 3
     assert capsys.readouterr().out == "12 ms\n"
     (folder,) = tmp_path.iterdir()
@@ -90,3 +90,13 @@ def test_the_output_of_a_benchmark_is_stored_with_its_command_and_machine(
     assert record["command"] == command
     assert record["exit_code"] == 3
     assert {"revision", "cpu", "gpus", "torch", "cores", "load_at_end"} <= record.keys()
+    with pytest.raises(SystemExit, match="-masks: exists already. Choose another name"):
+        record_command("masks", command, tmp_path)
+
+
+@pytest.mark.unchecked
+def test_nothing_is_stored_of_an_interrupted_benchmark(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    interrupt = "import os, signal, sys; print('12 ms', file=sys.stderr); os.kill(os.getppid(), signal.SIGINT)"
+    assert record_command("masks", [sys.executable, "-c", f"{interrupt}; import time; time.sleep(1)"], tmp_path) == 130
+    assert list(tmp_path.iterdir()) == []
+    assert "interrupted. Nothing is stored\n" in capfd.readouterr().err
