@@ -19,7 +19,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_idle_ticks(path: Path, ticks_by_core: dict[int, int]) -> None:
     """Write a file like /proc/stat."""
-    rows = [f"cpu{core} 10 0 10 {ticks} 0 0 0 0 0 0" for core, ticks in ticks_by_core.items()]
+    rows = [f"cpu{core} 10 0 10 {ticks // 2} {ticks - ticks // 2} 0" for core, ticks in ticks_by_core.items()]
     path.write_text("\n".join(["cpu  40 0 40 400 0 0 0 0 0 0", *rows, "intr 1 2 3"]) + "\n")
 
 
@@ -61,7 +61,8 @@ def test_by_default_the_processes_of_a_machine_divide_its_cores_among_their_work
     [
         ("2", "4", 2),
         ("1(x2),2", "4", 2),  # several machines: the most tasks of one
-        ("4", "16", 4),  # each task is bound to four cores of its own
+        ("2", "8", 4),  # each task is bound to four cores of its own
+        ("1", "8", 4),  # and to fewer than the job has
         ("12(x3)", "4", 1),
         ("1", None, 4),
     ],
@@ -99,3 +100,7 @@ def test_a_container_has_no_more_cores_than_its_quota(
     assert count_cores() == expected
     monkeypatch.setattr(cores, "_CPU_TIMES", tmp_path / "missing")
     assert count_idle_cores() == expected
+    write_idle_ticks(tmp_path / "stat", dict.fromkeys(range(4), 0))
+    monkeypatch.setattr(cores, "_CPU_TIMES", tmp_path / "stat")
+    monkeypatch.setattr(time, "sleep", lambda _: write_idle_ticks(tmp_path / "stat", dict.fromkeys(range(4), 10_000)))
+    assert count_idle_cores() == expected  # although all cores are idle

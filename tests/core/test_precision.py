@@ -22,11 +22,26 @@ def test_auto_is_bf16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, has_inst
     assert choose_precision("bf16", "cpu") == "bf16"
 
 
-def test_cpus_without_the_instructions_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
-    assert not has_bfloat16_instructions()
+@pytest.mark.parametrize(
+    ("machine", "is_in_library", "has_avx512", "has_amx", "expected"),
+    [
+        ("x86_64", True, False, False, False),
+        ("AMD64", True, False, False, False),
+        ("x86_64", True, True, False, True),
+        ("x86_64", True, False, True, True),
+        ("x86_64", False, True, True, False),
+        ("aarch64", True, False, False, True),
+        ("aarch64", False, False, False, False),
+    ],
+)
+def test_cpus_with_the_instructions_are_recognised(
+    monkeypatch: pytest.MonkeyPatch, machine: str, is_in_library: bool, has_avx512: bool, has_amx: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_in_library)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert has_bfloat16_instructions() is expected
 
 
 def test_a_run_keeps_the_precision_that_it_started_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

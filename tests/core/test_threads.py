@@ -61,6 +61,17 @@ def test_an_explicit_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) ->
     torch.set_num_threads(4)
     with fitting_threads(World(rank=0, size=2)):
         assert torch.get_num_threads() == 4
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    with fitting_threads(World()):
+    with fitting_threads(World(device=torch.device("cuda"))):
         assert torch.get_num_threads() == 4
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "4")
+            with fitting_threads(World()):
+                assert torch.get_num_threads() == 4
+
+
+def test_the_number_of_threads_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "count_idle_cores", lambda: 1)
+    with pytest.raises(KeyError), fitting_threads(World()):
+        raise KeyError
+    assert torch.get_num_threads() == 4
